@@ -89,19 +89,6 @@ def _image_count(default: int | None, help: str, panel: Panel) -> Option:
     return Option(default, help, panel, "COUNT", minimum=1, settable="anywhere")
 
 
-def _recipes(default: Any, help: str) -> Option:
-    """Several recipes."""
-    return Option(
-        default,
-        help,
-        "Inputs",
-        "RECIPE",
-        python="Each as in merge.",
-        cli=_REPEATED,
-        flags=RECIPE.flags,
-    )
-
-
 Keep = Annotated[
     _NamedSources,
     Option(
@@ -467,7 +454,16 @@ class SweepOptions(DecisionOptions, total=False):
     progress: Receiver
     command: Command
     recipes: Annotated[
-        Sequence[Any], _recipes((), "Recipe to compare with the curve; may be repeated.")
+        Sequence[Any],
+        Option(
+            (),
+            "Recipe to compare with the curve; may be repeated.",
+            "Inputs",
+            "RECIPE",
+            python="Each as in merge.",
+            cli=_REPEATED,
+            flags=RECIPE.flags,
+        ),
     ]
     points: Annotated[
         _NamedSources,

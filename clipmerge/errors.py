@@ -110,10 +110,10 @@ def printable(text: str, *, limit: int = 10_000) -> str:
     """
     if len(text) > limit:
         text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
-    return text if text.isprintable() else "".join(map(_shown, text))
+    return text if text.isprintable() else "".join(map(_escape, text))
 
 
-def _shown(letter: str) -> str:
+def _escape(letter: str) -> str:
     if letter.isprintable() or letter in _SHOWN:
         return letter
     code = ord(letter)

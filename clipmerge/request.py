@@ -9,10 +9,10 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.config import (
     OPTIONS,
@@ -29,14 +29,12 @@ from clipmerge.images.prompts import check_templates
 from clipmerge.images.source import Columns
 from clipmerge.images.split import SHARE
 from clipmerge.planning.merge_effect import CONSEQUENCES, MAX_LOSS
-from clipmerge.planning.recipe import Recipe, load_recipe
+from clipmerge.planning.recipe import Recipe, RecipeLike
 from clipmerge.types import Json, Names, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from clipmerge.images.classes import ClassNames
 
-#: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
-RecipeLike: TypeAlias = "StrPath | Mapping[str, Any] | Recipe"
 #: Temporary folders have this prefix that hold one model in memory, in a folder of its name.
 IN_MEMORY = "clipmerge-in-memory-"
 _MAX_ALPHAS = 1000
@@ -150,10 +148,14 @@ class Calibration:
         return data
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
+@dataclass(frozen=True)
+class Request:
     """What a merge and a sweep are asked for alike."""
 
+    zeroshot: str  # source of theta_0
+    finetuned: Names  # sources of theta_1 ... theta_K
+    _: KW_ONLY
+    calibration: Calibration = Calibration()  # the images, and settings for all images
     seed: int = OPTIONS["seed"].default  # of the samples, the bootstrap and the random masks
     dtype: OutputDtype = OPTIONS["dtype"].default
     command: str = ""  # repeats the call, for the record
@@ -168,48 +170,6 @@ class Settings:
     # sources of tasks that the models were not fine-tuned for
     keep: Json = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class MergeRequest(Settings):
-    """Everything that determines a plan."""
-
-    zeroshot: str  # source of theta_0
-    finetuned: Names  # sources of theta_1 ... theta_K
-    recipe: Recipe
-    calibration: Calibration = Calibration()  # the images, for recipes that measure
-
-    @classmethod
-    def from_options(
-        cls,
-        zeroshot: str,
-        finetuned: Sequence[str],
-        recipe: RecipeLike,
-        options: Mapping[str, Any],
-        *,
-        command: str = "",
-    ) -> Self:
-        """Build the request of a merge from complete options, and check it."""
-        require_checkpoints((zeroshot, *finetuned))
-        settings = settings_from(options)
-        changes = options["set"] or ()
-        if isinstance(changes, Mapping):
-            changes = [f"{key}={value}" for key, value in changes.items()]
-        if options["alpha"] is not None:
-            _refuse_set_twice("alpha", "method.alpha", changes)
-            changes = [*changes, f"method.alpha={options['alpha']!r}"]
-        chosen = load_limited_recipe(recipe, changes, options["max_loss"])
-        if options["max_loss"] is None:
-            settings["max_loss"] = chosen.max_loss
-        request = cls(
-            zeroshot,
-            with_state_key(finetuned, options.get("state_key")),
-            chosen,
-            command=command,
-            **settings,
-        )
-        check_merge(request)
-        return request
-
     @property
     def checkpoints(self) -> Names:
         """Sources of theta_0, theta_1 ... theta_K."""
@@ -218,33 +178,31 @@ class MergeRequest(Settings):
     @property
     def files(self) -> list[Path]:
         """Local files and folders that are read in addition to the checkpoints."""
-        return _image_files(self.calibration, self.keep)
+        images = self.calibration
+        return local_files(*self.keep.values(), images.source, images.unlabelled, images.classes)
 
 
 @dataclass(frozen=True)
-class SweepRequest(Settings):
-    """Everything that determines a sweep; ``calibration`` also has the settings of all sources of
-    images.
+class MergeRequest(Request):
+    """Everything that determines a plan."""
+
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class SweepRequest(Request):
+    """Everything that determines a sweep; with several fine-tuned checkpoints the curve goes to
+    their average.
     """
 
-    zeroshot: str  # source of theta_0
-    finetuned: str  # source of theta_1
     id_sources: Json  # images like those it was fine-tuned on, by name
     ood_sources: Json  # images unlike them, by name
     recipes: tuple[Recipe, ...] = ()
     alphas: tuple[float, ...] = ALPHAS  # points of the curve, ascending
-    calibration: Calibration = Calibration()
-    # sources of theta_2 ... theta_K; the curve then goes to the average
-    further: Names = ()
     # checkpoints to show beside the curve as they are, by name
     points: dict[str, str] = field(default_factory=dict)
     limit: int | None = None  # images sampled from each source, class-balanced
     checks_overlap: bool = True  # whether sources are searched for images that they share
-
-    @property
-    def checkpoints(self) -> Names:
-        """Sources of theta_0, theta_1 ... theta_K."""
-        return (self.zeroshot, self.finetuned, *self.further)
 
     @property
     def sources(self) -> Json:
@@ -254,20 +212,18 @@ class SweepRequest(Settings):
     @property
     def files(self) -> list[Path]:
         """Local files and folders that are read in addition to the checkpoints."""
-        return [
-            *_image_files(self.calibration, self.keep),
-            *local_files(*self.sources.values()),
-        ]
+        return [*super().files, *local_files(*self.sources.values())]
 
     def merge_request(self, recipe: Recipe) -> MergeRequest:
         """The request of a merge with one of the recipes, which is not judged."""
-        settings = {each.name: getattr(self, each.name) for each in fields(Settings)}
+        settings = {each.name: getattr(self, each.name) for each in fields(Request)}
         unlabelled = self.calibration.unlabelled if recipe.learns_from_unlabelled else None
-        calibration = replace(self.calibration, unlabelled=unlabelled)
-        settings |= {"strict": False, "keep": {}}
-        return MergeRequest(
-            self.zeroshot, (self.finetuned, *self.further), recipe, calibration, **settings
-        )
+        settings |= {
+            "calibration": replace(self.calibration, unlabelled=unlabelled),
+            "strict": False,
+            "keep": {},
+        }
+        return MergeRequest(recipe=recipe, **settings)
 
 
 def allowed_checks(names: str | Sequence[str] | None) -> Names:
@@ -283,10 +239,16 @@ def allowed_checks(names: str | Sequence[str] | None) -> Names:
     return allowed
 
 
-def settings_from(options: Mapping[str, Any]) -> Json:
-    """The fields that `MergeRequest` and `SweepRequest` share, from complete options."""
+def request_fields(
+    zeroshot: str, finetuned: Sequence[str], command: str, options: Mapping[str, Any]
+) -> Json:
+    """The fields of `Request`, from complete options."""
+    require_checkpoints((zeroshot, *finetuned))
     calibration = Calibration.from_options(options)
     return {
+        "zeroshot": zeroshot,
+        "finetuned": with_state_key(finetuned, options.get("state_key")),
+        "command": command,
         "calibration": calibration if options["verdict"] else replace(calibration, held_back=0.0),
         "keep": parse_named("keep", options["keep"]),
         "max_loss": MAX_LOSS if options["max_loss"] is None else options["max_loss"],
@@ -309,22 +271,6 @@ def default_recipe(options: Mapping[str, Any]) -> str:
         f"no recipe was named, so it is {name}, because {reason} (`recipe` names another)"
     )
     return name
-
-
-def load_limited_recipe(
-    recipe: RecipeLike, changes: Mapping[str, Any] | Sequence[str] | None, max_loss: float | None
-) -> Recipe:
-    """Load a recipe whose decision keeps to the limit of the user, if there is one."""
-    if max_loss is not None:
-        _refuse_set_twice("max_loss", "measure.max_loss", changes)
-    return load_recipe(recipe, changes).with_max_loss(max_loss)
-
-
-def _refuse_set_twice(
-    option: str, key: str, changes: Mapping[str, Any] | Sequence[str] | None
-) -> None:
-    if any(text.partition("=")[0].strip() == key for text in changes or ()):
-        raise UsageError(f"`{option}` and `set={key}`: both set the same option; give one of them")
 
 
 def check_merge(request: MergeRequest) -> None:
@@ -567,12 +513,6 @@ def _class_names(
 def _as_text(data: Any) -> Any:
     """Turn a path into text; return images in memory unchanged."""
     return os.fspath(data) if isinstance(data, os.PathLike) else data
-
-
-def _image_files(calibration: Calibration, keep: Mapping[str, Any]) -> list[Path]:
-    return local_files(
-        *keep.values(), calibration.source, calibration.unlabelled, calibration.classes
-    )
 
 
 def local_files(*sources: Any) -> list[Path]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # a merge without images imports no module that reads images
 
     from clipmerge.images import ImageSet
     from clipmerge.images.image_set import CaptionedImages, LabelledImages
-    from clipmerge.request import MergeRequest, SweepRequest
+    from clipmerge.request import MergeRequest, Request
 
 
 Measured = tuple[Measurements, CalibrationRecord]
@@ -43,9 +43,7 @@ class RunCache:
     data: tuple[int, LabelledImages | CaptionedImages] | None = None
     unlabelled: LabelledImages | None = None
 
-    def open_data(
-        self, request: MergeRequest | SweepRequest, progress: Progress
-    ) -> LabelledImages | CaptionedImages:
+    def open_data(self, request: Request, progress: Progress) -> LabelledImages | CaptionedImages:
         """Open `data` once, for all images that the request takes, and tell the notes about it."""
         from clipmerge.errors import DataError, NoLabelsError
         from clipmerge.images.dataset import load_without_labels, open_images
@@ -71,9 +69,7 @@ class RunCache:
             self.data = most, images
         return self.data[1]
 
-    def open_unlabelled(
-        self, request: MergeRequest | SweepRequest, progress: Progress
-    ) -> LabelledImages:
+    def open_unlabelled(self, request: Request, progress: Progress) -> LabelledImages:
         """Open `unlabelled` once, and tell the notes about it."""
         from clipmerge.images.dataset import load_unlabelled
 

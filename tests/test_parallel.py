@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from clipmerge.api.apply import write_merge
-from clipmerge.api.plan import prepare
+from clipmerge.api.merge import prepare
 from clipmerge.errors import CheckpointError
 from clipmerge.parallel import run_in_threads
 from tests.support.raw_safetensors import edit

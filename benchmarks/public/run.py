@@ -133,7 +133,7 @@ def _read(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 def _request(pair: Pair, zeroshot: str, finetuned: str, settings: Settings) -> SweepRequest:
     return SweepRequest(
         zeroshot,
-        finetuned,
+        (finetuned,),
         {name: _named(source) for name, source in pair.id.items()},
         {name: _named(source) for name, source in pair.ood.items()},
         recipes=tuple(load_recipe(recipe) for recipe in settings.recipes),

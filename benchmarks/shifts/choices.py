@@ -27,7 +27,7 @@ from benchmarks.shifts.evaluation import unpacked
 from benchmarks.shifts.experiment import TrainedPair
 from benchmarks.shifts.experiment import make_pair as make_shift_pair
 from benchmarks.shifts.report import RESULTS
-from clipmerge.api.plan import plan
+from clipmerge.api.merge import plan
 from clipmerge.demo.pair import prepare
 from clipmerge.evaluation.conclusion import loses
 from clipmerge.files.paths import user_cache

@@ -172,7 +172,7 @@ def request_of(
     """A sweep over a pair's test pictures; recipes decide on all calibration images."""
     return SweepRequest(
         zeroshot=str(pair.zeroshot),
-        finetuned=str(pair.finetuned),
+        finetuned=(str(pair.finetuned),),
         id_sources={"test": str(pair.test)},
         ood_sources={name: str(folder) for name, folder in pair.ood.items()},
         recipes=tuple(recipes),

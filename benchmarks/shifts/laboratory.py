@@ -21,16 +21,15 @@ from benchmarks.shifts.evaluation import by_drawing
 from benchmarks.shifts.experiment import TrainedPair
 from benchmarks.shifts.standing import accuracy
 from benchmarks.shifts.standing import draws as drawn
-from clipmerge.api.plan import prepare
+from clipmerge.api.merge import prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.evaluation.points import Point
 from clipmerge.evaluation.scorer import Scorer, stack_correct
 from clipmerge.images.dataset import load_images
 from clipmerge.images.prompts import DEFAULT_TEMPLATE
 from clipmerge.models.building import build_model
-from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
-from clipmerge.planning.plan import Plan
+from clipmerge.planning.plan import LayerPlan, Plan
 from clipmerge.planning.recipe import Recipe
 from clipmerge.progress import Progress
 from clipmerge.request import Calibration, MergeRequest
@@ -82,7 +81,8 @@ class Laboratory:
         )
         sources = (str(self.trained.zeroshot), (str(finetuned or self.trained.finetuned),))
         with sdpa_kernel(SDPBackend.MATH):
-            plan = prepare(MergeRequest(*sources, recipe, calibration, seed=seed), Progress()).plan
+            request = MergeRequest(*sources, recipe, calibration=calibration, seed=seed)
+            plan = prepare(request, Progress()).plan
         assert plan is not None
         assert plan.measurements is not None  # it was asked for
         return plan.measurements

@@ -54,7 +54,7 @@ from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.learned_sparse import learned_sparse
 from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.models import model_for
-from clipmerge.models.memory import freed_memory_kept
+from clipmerge.models.memory import retain_freed_memory
 from clipmerge.progress import Pace, Progress
 from tests.support.tiny_clip import END, START, vocabulary
 
@@ -367,7 +367,7 @@ def main() -> None:
             options.folder or Path(temporary), options.size, both=options.towers == "both"
         )
         gc.collect()  # so that their memory is not kept
-        with freed_memory_kept():
+        with retain_freed_memory():
             found = compare(options, paths)
     settings = {
         key: value

@@ -23,7 +23,7 @@ from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.finding import Finding
 from clipmerge.images.split import MOST, copies_note, without_copies
 from clipmerge.images.store import Pixels
-from clipmerge.planning.tensors import named_tensors
+from clipmerge.planning.plan import named_tensors
 from clipmerge.progress import Progress, say_all
 from clipmerge.report.text import text_of, texts_of
 from clipmerge.types import Json
@@ -49,6 +49,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
     if request.calibration.source is None or not request.calibration.held_back:
         return
     from clipmerge.evaluation.verdict import measure_effect
+    from clipmerge.images.image_set import CaptionedImages
     from clipmerge.planning.measurements import takes_learned
 
     with run.timed("effect"), _warn_or_raise(run, request, "the effect of the merge"):
@@ -72,13 +73,8 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
                 f"{text_of(effect.warnings[0])}; nothing was written (`strict=True`)"
             )
         run.amend(effect=effect)
-        if effect.captions:
-            recall = Finding.of(
-                "recall",
-                source=effect.source,
-                images=effect.images,
-                captions=effect.captions,
-            )
+        if isinstance(images, CaptionedImages):
+            recall = images.recall_note(effect.source)
             run.add_warning(recall)
             run.progress.say(text_of(recall))
         for warning in effect.warnings:

@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._results import MergeResult
-from clipmerge.api.plan import check_models_once
 from clipmerge.checkpoint import Checkpoint, align_checkpoints
+from clipmerge.checks import check_models
 from clipmerge.config import ApplyOptions, complete_options, with_options
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files.paths import local_path, source_exists
 from clipmerge.methods import Task
-from clipmerge.planning.plan import Plan, tensors_path, write_plan_files
+from clipmerge.planning.plan import Plan, check_coefficients, tensors_path, write_plan_files
 from clipmerge.planning.provenance import SourceRecord
-from clipmerge.planning.tensors import check_coefficients
 from clipmerge.progress import ByteCount, Progress, say_all
 from clipmerge.report.text import record_text, text_of, texts_of
 from clipmerge.request import as_list, command_text, local_files, parse_size, refuse_duplicates
-from clipmerge.run import Run, RunCache
+from clipmerge.run import Run
 from clipmerge.types import StrPath
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def open_plan(
         _check_hashes(name, record, checkpoint, progress, hashed=hashed)
     if not decided_for_these:  # nobody was told yet what `merge` says about these checkpoints
         say_all(progress, texts_of(inputs.notes))
-        doubts = check_models_once(inputs, RunCache())
+        doubts = list(check_models(inputs))
         say_all(progress, texts_of(doubts))
         found = [*inputs.notes, *doubts]
         new = [finding for finding in found if finding not in plan.warnings]
@@ -142,7 +141,7 @@ def _open_checkpoints(
             f"{name}: is for {len(records) - 1} fine-tuned checkpoints, but {len(sources) - 1} were"
             " given"
         )
-    places = sources or [_place(name, plan, record) for record in records]
+    places = sources or [_locate(name, plan, record) for record in records]
     refuse_duplicates(places)
     models = [model or record.model for record in records]
     base = open_source(places[0], model=models[0])
@@ -166,7 +165,7 @@ def _with_sources(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Plan:
     return plan.replace(zeroshot=zeroshot, finetuned=tuple(finetuned))
 
 
-def _place(name: str, plan: Plan, record: SourceRecord) -> str:
+def _locate(name: str, plan: Plan, record: SourceRecord) -> str:
     """Current place of one of the plan's checkpoints."""
     source = record.source
     if record.revision:

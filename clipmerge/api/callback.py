@@ -13,15 +13,16 @@ from transformers import TrainerCallback
 
 from clipmerge.api._in_memory import CheckpointLike, unwrap_model
 from clipmerge.api._results import MergeResult
-from clipmerge.api.merge import merge
+from clipmerge.api.merge import merge, merge_request
 from clipmerge.api.push import check_push
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.config import CallbackOptions, complete_options, with_options
 from clipmerge.errors import UsageError
 from clipmerge.images.local_files import local_inputs
 from clipmerge.output.checks import check_output
+from clipmerge.planning.recipe import RecipeLike
 from clipmerge.report.text import answer_text, reason_text
-from clipmerge.request import MergeRequest, RecipeLike, recipe_files
+from clipmerge.request import recipe_files
 from clipmerge.types import StrPath
 
 _LOG = logging.getLogger("clipmerge")
@@ -88,7 +89,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         self._push_to = push_to
         self._options = options
         self._given = complete_options(CallbackOptions, options)
-        MergeRequest.from_options(_ZEROSHOT, [_TRAINED], recipe, self._given)
+        merge_request(_ZEROSHOT, [_TRAINED], recipe, self._given)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
@@ -105,11 +106,11 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 "RobustMergeCallback: zeroshot is the model that is trained, and will have changed"
                 " by the end; give its folder or name on the Hub, or a copy.deepcopy of it"
             )
-        name, place = _ZEROSHOT, self._place(args)
+        name, place = _ZEROSHOT, self._output_folder(args)
         if isinstance(zeroshot, (str, os.PathLike)):
             name = os.fspath(zeroshot)
             open_checkpoint(name)
-        request = MergeRequest.from_options(name, [_TRAINED], self._recipe, self._given)
+        request = merge_request(name, [_TRAINED], self._recipe, self._given)
         check_output(
             place,
             overwrite=self._given["overwrite"],
@@ -129,7 +130,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Merge, log the effect, and publish."""
-        place, progress = self._place(args), self._given["progress"]
+        place, progress = self._output_folder(args), self._given["progress"]
         # the trainer's, if it is one of images and texts: a tokenizer alone would leave out the
         # images
         processor = processing_class if hasattr(processing_class, "image_processor") else None
@@ -180,7 +181,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             f"the merged model is in {place}" + (f", and on {published.url}" if published else "")
         )
 
-    def _place(self, args: Any) -> Path:
+    def _output_folder(self, args: Any) -> Path:
         return Path(args.output_dir) / _FOLDER if self._output is None else Path(self._output)
 
 

@@ -22,7 +22,7 @@ from clipmerge.learning.steps import held_out_positions
 from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.models.building import build_model
 from clipmerge.models.captions import caption_notes
-from clipmerge.models.memory import freed_memory_kept
+from clipmerge.models.memory import retain_freed_memory
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
 from clipmerge.planning.recipe import Recipe
@@ -40,7 +40,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, CalibrationR
     assert recipe.measure is not None
     objective, state, record = objective_for(run, request)
     # the outermost autocast, of whatever device, holds what those in it cast
-    with freed_memory_kept(), torch.autocast("cpu", enabled=False), state.underway():
+    with retain_freed_memory(), torch.autocast("cpu", enabled=False), state.underway():
         measurements: Measurements = load_plugin("measures", recipe.measure["name"])(
             objective, **recipe.measure_options
         )
@@ -209,10 +209,6 @@ def _with_change(found: Measurements, objective: Objective) -> Measurements:
         name="change",
         values=values,
         title="relative change",
-        symbol=(
-            "\N{DOUBLE VERTICAL LINE}\N{GREEK SMALL LETTER TAU}_l\N{DOUBLE VERTICAL LINE} / "
-            "\N{DOUBLE VERTICAL LINE}\N{GREEK SMALL LETTER THETA}_0,l\N{DOUBLE VERTICAL LINE}"
-        ),
         about=(
             "length of the layer's task vector (fine-tuned minus zero-shot) divided by the length"
             " of its zero-shot weights."

@@ -1,25 +1,76 @@
-"""`clipmerge merge`: read, measure, decide, merge and write."""
+"""`clipmerge merge`: read, measure, decide, merge and write; `clipmerge plan` stops after deciding.
+
+Every process of ``accelerate launch`` reads and measures; only the main one hashes, decides and
+writes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Unpack
+from typing import Any, TypeVar, Unpack
 
-from clipmerge.api._in_memory import CheckpointLike
+from clipmerge.api._in_memory import CheckpointLike, as_sources, named_after_model
+from clipmerge.api._merge_effect import add_other_task_scores, add_verdict, open_tasks
 from clipmerge.api._results import MergeResult
 from clipmerge.api.apply import finish_merge
-from clipmerge.api.plan import merge_requested, prepare
 from clipmerge.api.push import check_push, push
-from clipmerge.config import MergeOptions, complete_options, with_options
+from clipmerge.checkpoint import Inputs, open_checkpoints
+from clipmerge.checkpoint.alignment import align, finetuned_dtype, refuse_mismatches
+from clipmerge.checkpoint.ancestry import unmerged_encoders
+from clipmerge.checkpoint.inputs import HEAD_WEIGHT
+from clipmerge.checks import check_images, check_limit, check_models, check_sources, settle
+from clipmerge.config import (
+    MergeOptions,
+    Missing,
+    PlanOptions,
+    complete_options,
+    with_options,
+)
+from clipmerge.errors import DataError, RecipeError
+from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
+from clipmerge.finding import NOTE, Finding
 from clipmerge.images.local_files import local_inputs
-from clipmerge.request import (
+from clipmerge.layers import match_layers
+from clipmerge.methods import Task, decide
+from clipmerge.planning.measurements import Measurements
+from clipmerge.planning.plan import (
+    LayerPlan,
+    Plan,
+    digest_of_layer,
+    named_tensors,
+    with_coefficients,
+    write_plan_files,
+)
+from clipmerge.planning.provenance import CalibrationRecord, HeadRecord
+from clipmerge.planning.recipe import (
+    Recipe,
     RecipeLike,
+    load_limited_recipe,
+    refuse_set_twice,
+)
+from clipmerge.plugins import plugin_names, takes_several_finetuned
+from clipmerge.progress import Progress, say_all
+from clipmerge.report.text import texts_of
+from clipmerge.request import (
+    MergeRequest,
+    Request,
+    as_list,
+    check_merge,
+    command_text,
+    default_recipe,
     parse_size,
     recipe_files,
+    request_fields,
 )
-from clipmerge.types import StrPath
+from clipmerge.run import Measured, Run, RunCache
+from clipmerge.types import Json, StrPath
 
 
 @with_options(MergeOptions)
@@ -73,3 +124,376 @@ def merge(
         target, given["push"], private=given["private"], license=given["license"], progress=progress
     )
     return replace(result, published=published)
+
+
+@with_options(PlanOptions)
+def plan(
+    zeroshot: CheckpointLike,
+    finetuned: CheckpointLike | Sequence[CheckpointLike],
+    recipe: RecipeLike | None = None,
+    *,
+    output: StrPath | None = None,
+    **options: Unpack[PlanOptions],
+) -> Plan:
+    """Measure and decide like `merge`, without merging.
+
+    Args:
+        zeroshot: theta_0; see `merge`.
+        finetuned: theta_1 ... theta_K; see `merge`.
+        recipe: See `merge`.
+        output: JSON file to write the plan to; `Plan.save` can write it later.
+        **options: See `PlanOptions`.
+
+    Returns:
+        The plan. In the other processes of ``accelerate launch`` it has no layers.
+
+    Raises:
+        ClipmergeError: If an argument cannot be used; one line says what, where and what to do
+            next.
+    """
+    return plan_run(zeroshot, finetuned, recipe, output, **options).light_plan
+
+
+def plan_run(
+    zeroshot: CheckpointLike,
+    finetuned: CheckpointLike | Sequence[CheckpointLike],
+    recipe: RecipeLike | None,
+    output: StrPath | None,
+    **options: Unpack[PlanOptions],
+) -> Run:
+    """Work like `plan`, with the same arguments, but return the whole run."""
+    from clipmerge.output.checks import check_output_file
+
+    given = complete_options(PlanOptions, options)
+    with merge_requested("plan", zeroshot, finetuned, recipe, output, given, options) as request:
+        if output is not None:
+            check_output_file(Path(output), overwrite=given["overwrite"])
+        run = prepare(request, given["progress"])
+        if run.is_main:
+            if output is not None:  # it may have appeared meanwhile
+                check_output_file(Path(output), overwrite=given["overwrite"])
+            write_plan(run, None if output is None else Path(output))
+    return run
+
+
+@contextmanager
+def merge_requested(
+    command: str,
+    zeroshot: CheckpointLike,
+    finetuned: CheckpointLike | Sequence[CheckpointLike],
+    recipe: RecipeLike | None,
+    output: StrPath | None,
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Iterator[MergeRequest]:
+    """The checked request of a call, from its complete options, and those that were named; models
+    in memory lie on the disk in this block.
+    """
+    if recipe is None:
+        recipe = default_recipe(given)
+    with as_sources([zeroshot, *as_list(finetuned)], given["processor"]) as (base, *others):
+        text = given.get("command") or command_text(
+            command, base, *others, options=options, recipe=recipe, output=output
+        )
+        yield merge_request(base, others, recipe, given, command=text)
+
+
+def merge_request(
+    zeroshot: str,
+    finetuned: Sequence[str],
+    recipe: RecipeLike,
+    given: Mapping[str, Any],
+    *,
+    command: str = "",
+) -> MergeRequest:
+    """Build the request of a merge from complete options, and check it."""
+    fields = request_fields(zeroshot, finetuned, command, given)
+    changes = given["set"] or ()
+    if isinstance(changes, Mapping):
+        changes = [f"{key}={value}" for key, value in changes.items()]
+    if given["alpha"] is not None:
+        refuse_set_twice("alpha", "method.alpha", changes)
+        changes = [*changes, f"method.alpha={given['alpha']!r}"]
+    chosen = load_limited_recipe(recipe, changes, given["max_loss"])
+    if given["max_loss"] is None:
+        fields["max_loss"] = chosen.max_loss
+    request = MergeRequest(recipe=chosen, **fields)
+    check_merge(request)
+    return request
+
+
+def prepare(
+    request: MergeRequest,
+    progress: Progress | None = None,
+    *,
+    cache: RunCache | None = None,
+    with_verdict: bool = True,
+) -> Run:
+    """Read, measure, decide, and measure the effect of the decision."""
+    cache = cache or RunCache()
+    run, request = _read(request, progress or Progress(), cache)
+    _early_checks(run, request.recipe)
+    _label_images(run, request)
+    tasks = open_tasks(run, request) if with_verdict else {}
+    measurements, calibration = None, None
+    if with_verdict and request.calibration.source is not None:
+        doubts = _check_images(run, request)
+        run.findings += doubts
+        say_all(run.progress, texts_of(doubts))
+    if request.recipe.measure:
+        title = f"{request.recipe.name}: {'learning' if request.recipe.learns else 'measuring'}"
+        with run.timed("measure", title):
+            measurements, calibration = _measured(run, request, cache)
+        run.learned = measurements.coefficients
+    if run.is_main:
+        with run.timed("plan", f"{request.recipe.name}: deciding"):
+            _decide(run, request, measurements, calibration)
+    if with_verdict:
+        add_verdict(run, request)
+        add_other_task_scores(run, request, tasks)
+    return run
+
+
+def _measured(run: Run, request: MergeRequest, cache: RunCache) -> Measured:
+    from clipmerge.api.measure import measure, ranks_by_gradients
+
+    key = json.dumps([request.recipe.measure, request.recipe.missing], sort_keys=True)
+    found = cache.measured.get(key)
+    if found is None or (ranks_by_gradients(request.recipe) and not found[0].gradients):
+        found = cache.measured[key] = measure(run, request)
+    return found
+
+
+def _read(request: MergeRequest, progress: Progress, cache: RunCache) -> tuple[Run, MergeRequest]:
+    progress.stage("read")
+    begin = time.perf_counter()
+    inputs, request = open_inputs(request, request.recipe.missing, cache)
+    run = Run(inputs, progress, command=request.command, hashed=request.hashed, cache=cache)
+    if lacks_zeroshot_head(inputs):
+        run.head = _head_classes(run, request)
+    if run.head:
+        mixed = request.dtype != "keep"
+        run.inputs = inputs = build_zeroshot_head(inputs, run.head, mixed_dtypes=mixed)
+    inputs.notes.extend(note for note in unmerged_encoders(inputs) if note not in inputs.notes)
+    say_all(progress, texts_of(inputs.notes))
+    run.findings += settle(
+        check_models_once(inputs, cache), allow=request.allow, strict=request.strict
+    )
+    say_all(progress, texts_of(run.findings))
+    run.seconds["read"] = round(time.perf_counter() - begin, 3)
+    return run, request
+
+
+def _head_classes(run: Run, request: MergeRequest) -> HeadRecord | None:
+    """The classes of the rows of a head; ``None`` if neither images nor class names were given."""
+    from clipmerge.images.classes import read_class_names
+    from clipmerge.images.dataset import require_labelled
+    from clipmerge.images.prompts import templates_for
+
+    calibration, inputs = request.calibration, run.inputs
+    if calibration.source is not None:
+        images = require_labelled(run.open_data(request))
+        return HeadRecord(
+            classes=images.class_names,
+            templates=templates_for(calibration.templates, images.templates),
+        )
+    if calibration.classes:
+        rows = inputs.finetuned[0].entries[inputs.finetuned_keys[0][HEAD_WEIGHT]].shape[0]
+        names = read_class_names(calibration.classes, [str(row) for row in range(rows)])
+        return HeadRecord(classes=names, templates=templates_for(calibration.templates, ()))
+    return None
+
+
+SomeRequest = TypeVar("SomeRequest", bound=Request)
+
+
+def open_inputs(
+    request: SomeRequest, missing: Missing, cache: RunCache
+) -> tuple[Inputs, SomeRequest]:
+    """Open the checkpoints once, and align them once per ``missing``.
+
+    Returns:
+        The aligned checkpoints, and the request with the fine-tuned dtype if the zero-shot weights
+        have another one and the user named none.
+    """
+    if not cache.checkpoints:
+        opened = open_checkpoints(request.checkpoints, missing=missing, model=request.model)
+        cache.checkpoints = tuple(map(named_after_model, opened))
+    is_new = missing not in cache.inputs
+    if is_new:
+        zeroshot, *finetuned = cache.checkpoints
+        cache.inputs[missing] = align(zeroshot, finetuned, missing=missing)
+    inputs = cache.inputs[missing]
+    dtype = finetuned_dtype(inputs) if request.dtype == "keep" else None
+    if dtype is not None:
+        request = replace(request, dtype=dtype)
+    if is_new:
+        refuse_mismatches(inputs, mixed_dtypes=request.dtype != "keep")
+        if dtype is not None:
+            inputs.notes.append(Finding.of("other-dtype", dtype=dtype))
+    return inputs, request
+
+
+def check_models_once(inputs: Inputs, cache: RunCache) -> list[Finding]:
+    """Check once whether the fine-tuned checkpoints started from the zero-shot one."""
+    if cache.doubts is None:
+        cache.doubts = list(check_models(inputs))
+    return cache.doubts
+
+
+def _label_images(run: Run, request: MergeRequest) -> None:
+    """Let the fine-tuned model label as many images of a source without labels as are used."""
+    if request.calibration.source is None:
+        return
+    from clipmerge.evaluation.moving_model import MovingModel
+    from clipmerge.evaluation.scorer import Scorer
+    from clipmerge.images.image_set import LabelledImages
+    from clipmerge.models.building import build_model
+
+    images = run.open_data(request)
+    if not isinstance(images, LabelledImages) or images.labelled_by is not None:
+        return
+    if len(run.inputs.finetuned) > 1:
+        raise DataError(
+            f"{images.source}: has no labels, and several fine-tuned models would give different"
+            " ones; give images with labels, or one fine-tuned model"
+        )
+    most, _ = run.cache.data or (0, None)
+    sample = images.sample(most, request.seed)
+    with run.timed("label", "labelling"):
+        scorer = Scorer(build_model(run.inputs), run.inputs, request.calibration)
+        moves = [partial(MovingModel.set_finetuned, which=0)]
+        ((outcome,),) = scorer.score(moves, {"data": sample}, run.progress).values()
+    labelled = replace(sample, labels=tuple(outcome.best.tolist()), labelled_by="finetuned")
+    run.cache.data = most, labelled
+
+
+def _check_images(run: Run, request: MergeRequest) -> list[Finding]:
+    """Check on a few images, before measuring, whether they and the class names can be right; a
+    recipe that measures nothing leaves the names to the measurement of its effect.
+    """
+    calibration = request.calibration
+    images = run.open_data(request)
+    images.require_classes()
+    with run.timed("check", "checking images and class names"):
+        found = chain(
+            check_limit(request.max_loss),
+            check_sources(
+                run.inputs,
+                {"": images},
+                calibration,
+                run.progress,
+                most=calibration.images,
+                seed=request.seed,
+            )
+            if request.recipe.measure
+            else check_images(images),
+        )
+        return settle(found, allow=request.allow, strict=request.strict)
+
+
+def _early_checks(run: Run, recipe: Recipe) -> None:
+    """Find a wrong override before measuring, which takes minutes."""
+    layers = Task(run.inputs).layers
+    for override in recipe.overrides:
+        match_layers(override.layers, layers)
+    count = len(run.inputs.finetuned)
+    if count > 1 and recipe.measure and not takes_several_finetuned(recipe.measure["name"]):
+        several = [name for name in plugin_names("measures") if takes_several_finetuned(name)]
+        raise RecipeError(
+            f"measure {recipe.measure['name']}: takes one fine-tuned checkpoint, but {count} were"
+            " given; for several use a recipe without a measure, such as 'wise-ft' or 'ties', or"
+            f" one of these measures: {', '.join(several)}"
+        )
+
+
+def _decide(
+    run: Run,
+    request: MergeRequest,
+    measurements: Measurements | None,
+    calibration: CalibrationRecord | None,
+) -> None:
+    task = Task(run.inputs, measurements, request.seed)
+    options = request.recipe.method_options
+    decision = decide(task, request.recipe.method["name"], options)
+    learned = {
+        name: c.detach().float().cpu().contiguous() for name, c in decision.coefficients.items()
+    }
+    layers = with_coefficients(decision.layers, learned, task.layers, task.shapes)
+    for name, entry in layers.items():
+        if name in run.inputs.partly_zeroshot:
+            absent, total = run.inputs.partly_zeroshot[name]
+            reason = Finding.of("partly-zeroshot", absent=absent, total=total)
+        elif entry.reason and entry.reason.kind == NOTE:
+            reason = entry.reason.replace(kind="method")
+        else:
+            continue
+        layers[name] = entry.replace(reason=reason)
+    layers = apply_overrides(layers, request.recipe)
+    # a layer whose alpha is overridden needs no coefficients
+    used = {
+        name: learned[name]
+        for layer, entry in layers.items()
+        if entry.alpha_range
+        for name in task.layers[layer]
+        if name in learned
+    }
+    notes = (*(measurements.notes if measurements else ()), *_extrapolation(run.inputs, options))
+    found = decision.finding
+    plan = Plan(
+        recipe=request.recipe.model_dump(mode="json"),
+        **run.sources(hashed=False),
+        weights=decision.weights,
+        combine=decision.combine,
+        dtype=request.dtype,
+        missing=request.recipe.missing,
+        head=run.head,
+        layers=layers,
+        stragglers=decision.stragglers,
+        straggler_statistic=decision.straggler_statistic,
+        straggler_scores=decision.straggler_scores,
+        decision=Finding.note(found) if isinstance(found, str) else found,
+        layer_digests={name: digest_of_layer(entry) for name, entry in layers.items()},
+        measurements=measurements,
+        calibration=calibration,
+        seed=request.seed,
+        warnings=(*run.inputs.notes, *run.findings, *notes),
+    )
+    run.plan = plan.checked(task.layers).with_tensors(named_tensors(decision.scores, used))
+    say_all(run.progress, texts_of(notes))
+
+
+def _extrapolation(inputs: Inputs, options: Json) -> list[Finding]:
+    """A warning of an alpha that the user set beyond the two models."""
+    alpha = options.get("alpha")
+    if len(inputs.finetuned) > 1 or not isinstance(alpha, float | int) or 0 <= alpha <= 1:
+        return []
+    return [Finding.of("extrapolation", alpha=alpha)]
+
+
+def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, LayerPlan]:
+    """Apply a recipe's overrides; later ones take precedence."""
+    changed = dict(layers)
+    for override in recipe.overrides:
+        for name in match_layers(override.layers, layers):
+            update: Json = {"reason": Finding.of("override", layers=override.layers)}
+            if override.alpha is not None:
+                update |= {"alpha": override.alpha, "alpha_range": None}
+            if override.density is not None:
+                mask = changed[name].mask or "magnitude"
+                update |= {
+                    "density": override.density,
+                    "mask": mask if override.density < 1 else None,
+                }
+            changed[name] = changed[name].replace(**update)
+    return changed
+
+
+def write_plan(run: Run, path: Path | None) -> None:
+    """Complete the plan with the hashes of its inputs, and write it, with its tensors beside it, if
+    there is a path.
+    """
+    run.hash_inputs()
+    plan = run.hashed_plan()
+    run.plan = plan if path is None else write_plan_files(path, plan)
+    run.finish()

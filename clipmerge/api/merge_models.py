@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.api._in_memory import unwrap_model
-from clipmerge.api.plan import merge_requested, prepare
+from clipmerge.api.merge import merge_requested, prepare
 from clipmerge.config import RecipeOptions, complete_options, with_options
 from clipmerge.errors import CheckpointError, UsageError, counted, shorten
 from clipmerge.families import is_buffer, is_counter, is_statistic
@@ -23,8 +23,9 @@ from clipmerge.merging.stream import plan_tensors
 from clipmerge.merging.tensor import mask_options as complete_mask_options
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.parallel import one_thread
+from clipmerge.planning.recipe import RecipeLike
 from clipmerge.plugins import requires
-from clipmerge.request import RecipeLike, as_list
+from clipmerge.request import as_list
 from clipmerge.types import Json, Tensors
 
 Model = TypeVar("Model", bound=torch.nn.Module)

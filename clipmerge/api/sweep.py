@@ -17,7 +17,7 @@ from clipmerge import __version__
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._merge_effect import broadcast_plan, load_tasks, score_other_tasks
 from clipmerge.api._results import SweepResult
-from clipmerge.api.plan import check_models_once, open_inputs, prepare
+from clipmerge.api.merge import check_models_once, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.checks import check_shifts, check_sources, settle
 from clipmerge.config import Missing, SweepOptions, complete_options, with_options
@@ -37,6 +37,7 @@ from clipmerge.images.registry import RegistryRef
 from clipmerge.images.split import held_out_count
 from clipmerge.output.record import SWEEP_FORMAT
 from clipmerge.planning.plan import Plan
+from clipmerge.planning.recipe import load_limited_recipe
 from clipmerge.progress import Progress, say_all
 from clipmerge.report.text import headline, sweep_headline, text_of, texts_of, with_texts
 from clipmerge.request import (
@@ -44,13 +45,10 @@ from clipmerge.request import (
     as_list,
     check_sweep,
     command_text,
-    load_limited_recipe,
     parse_alphas,
     parse_named,
     recipe_files,
-    require_checkpoints,
-    settings_from,
-    with_state_key,
+    request_fields,
 )
 from clipmerge.run import Run, RunCache
 from clipmerge.stats import LEVEL
@@ -96,24 +94,18 @@ def sweep(
     target, reports = None if output is None else Path(output), given["progress"]
     recipes = given["recipes"] or ()
     with as_sources([zeroshot, *as_list(finetuned)], given["processor"]) as (base, *others):
-        require_checkpoints((base, *others))
         command = given["command"] or command_text(
             "sweep", base, *others, options=options, id=id, ood=ood, output=output
         )
-        first, *further = with_state_key(others, given["state_key"])
         request = SweepRequest(
-            base,
-            first,
-            parse_named("id", id),
-            parse_named("ood", ood),
+            **request_fields(base, others, command, given),
+            id_sources=parse_named("id", id),
+            ood_sources=parse_named("ood", ood),
             recipes=tuple(
                 load_limited_recipe(recipe, given["set"], given["max_loss"]) for recipe in recipes
             ),
             alphas=parse_alphas(given["alphas"]),
-            further=tuple(further),
             points=parse_named("points", given["points"]),
-            command=command,
-            **settings_from(given),
         )
         check_sweep(request)
         if target is not None:
@@ -146,16 +138,11 @@ def run_sweep(
     progress.stage("read")
     loaded = {name: load_source(name, request, progress) for name in request.sources}
     tasks = load_tasks(request.keep, progress)
-    known = RunCache()
-    notes = overlap_notes(request, loaded, tasks, known, progress)
+    cache = RunCache()
+    notes = overlap_notes(request, loaded, tasks, cache, progress)
     compared = request.checks_overlap and all(note.kind != "not-compared" for note in notes)
     notes += [
-        Finding.of(
-            "recall",
-            source=name,
-            images=len(images),
-            captions=sum(map(len, images.captions)),
-        )
+        images.recall_note(name)
         for name, images in loaded.items()
         if isinstance(images, CaptionedImages)
     ]
@@ -164,23 +151,23 @@ def run_sweep(
     missing: Missing = next(
         (recipe.missing for recipe in request.recipes if recipe.missing != "error"), "error"
     )
-    inputs, request = open_inputs(request, missing, known)
+    inputs, request = open_inputs(request, missing, cache)
     say_all(progress, texts_of(inputs.notes))
-    doubts = settle(check_models_once(inputs, known), allow=request.allow, strict=request.strict)
+    doubts = settle(check_models_once(inputs, cache), allow=request.allow, strict=request.strict)
     say_all(progress, texts_of(doubts))
     progress.stage("check")
     found = check_sources(inputs, loaded, request.calibration, progress, seed=request.seed)
     doubted = settle(found, allow=request.allow, strict=request.strict)
     say_all(progress, texts_of(doubted))
     doubts += doubted
-    base = known.checkpoints[0]
+    base = cache.checkpoints[0]
     placed = {
         name: align_checkpoints(
             base, [open_source(source, base, model=request.model)], mixed_dtypes=True
         )
         for name, source in request.points.items()
     }
-    points, planned, runs = _plan_points(request, inputs, known, progress)
+    points, planned, runs = _plan_points(request, inputs, cache, progress)
     first = len(points)
     points += [Point(None, checkpoint=pair) for pair in placed.values()]
     planning = time.perf_counter()
@@ -360,7 +347,7 @@ def overlap_notes(
     request: SweepRequest,
     loaded: Mapping[str, ImageSet],
     tasks: Mapping[str, ImageSet],
-    known: RunCache,
+    cache: RunCache,
     progress: Progress,
 ) -> list[Finding]:
     """Notes about images that sources share; of a Hub source for recipes only the images that they
@@ -373,10 +360,10 @@ def overlap_notes(
     unlabelled = None
     if data.source is not None:
         most = data.images + held_out_count(data.images, data.held_back)
-        labelled = known.open_data(request, progress)
+        labelled = cache.open_data(request, progress)
         labelled = labelled.sample(most, seed) if labelled.revision else labelled
     if data.unlabelled is not None:
-        unlabelled = known.open_unlabelled(request, progress)
+        unlabelled = cache.open_unlabelled(request, progress)
         unlabelled = unlabelled.sample(data.images, seed) if unlabelled.revision else unlabelled
     id, ood = (
         {name: loaded[name] for name in names}
@@ -388,7 +375,7 @@ def overlap_notes(
 def _plan_points(
     request: SweepRequest,
     inputs: Inputs,
-    known: RunCache,
+    cache: RunCache,
     progress: Progress,
 ) -> tuple[list[Point], list[tuple[Plan, int]], list[Run]]:
     """The distinct points, those of the curve first; the recipes' plans with the index of their
@@ -399,7 +386,7 @@ def _plan_points(
     }  # equal weights are one point
     planned, runs = [], []
     for recipe in request.recipes:
-        run = prepare(request.merge_request(recipe), progress, known=known, judged=False)
+        run = prepare(request.merge_request(recipe), progress, cache=cache, with_verdict=False)
         runs.append(run)
         plan = broadcast_plan(run, request.calibration)
         key = weights_key(plan, inputs)

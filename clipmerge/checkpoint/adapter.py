@@ -31,6 +31,7 @@ from clipmerge.files.reading import read_json
 from clipmerge.files.safetensors import Array
 from clipmerge.finding import Finding
 from clipmerge.parallel import one_thread
+from clipmerge.types import Json, Names, Shape
 
 CONFIG = "adapter_config.json"
 #: Advice for an adapter that is not supported.
@@ -220,7 +221,7 @@ def _keys_in_base(
     in a bare tower.
     """
     needed = [name for name in changes if name not in optional] or list(changes)
-    places = _places(base, needed, changes)
+    places = _keys_by_prefix(base, needed, changes)
     fitting = {
         prefix: keys
         for prefix, keys in places.items()
@@ -247,7 +248,9 @@ def _keys_in_base(
     return next(iter(fitting.values()))
 
 
-def _places(base: Checkpoint, needed: list[str], names: Iterable[str]) -> dict[str, dict[str, str]]:
+def _keys_by_prefix(
+    base: Checkpoint, needed: list[str], names: Iterable[str]
+) -> dict[str, dict[str, str]]:
     """The base's keys by name, for each prefix of the base's keys with which all needed names are
     there, once the fewest possible leading parts of the names are left out.
     """
@@ -292,11 +295,11 @@ def _describe_mismatch(base: Checkpoint, adapter: Checkpoint, key: str, change: 
     return ""
 
 
-def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _flat(shape: Shape) -> Shape:
     return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else shape
 
 
-def _product_shape(down: tuple[int, ...], up: tuple[int, ...], embedding: bool) -> tuple[int, ...]:
+def _product_shape(down: Shape, up: Shape, embedding: bool) -> Shape:
     """Shape of B A, with kernels flattened; empty if the two cannot be multiplied."""
     if len(down) < 2 or len(up) < 2 or _flat(up)[1] != down[0]:
         return ()
@@ -342,7 +345,7 @@ class AdapterConfig:
     rank_pattern: dict[str, int]  # ranks by regular expression over module paths
     alpha_pattern: dict[str, float]  # alphas, likewise
     rslora: bool  # whether the scale is alpha / sqrt(rank) rather than alpha / rank
-    saved: tuple[str, ...]
+    saved: Names
 
     def rank_of(self, module: str) -> int:
         """Rank of a module."""
@@ -357,7 +360,7 @@ class AdapterConfig:
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
-def _matching(pattern: dict[str, Any], module: str, default: Any) -> Any:
+def _matching(pattern: Json, module: str, default: Any) -> Any:
     """Value of the first pattern that matches the module's path or the end of it, as in peft."""
     for key, value in pattern.items():
         if re.match(rf"(.*\.)?({key})$", module):
@@ -384,7 +387,7 @@ def read_adapter_config(path: Path) -> AdapterConfig:
         ) from None
 
 
-def _parsed(data: dict[str, Any], path: Path) -> AdapterConfig:
+def _parsed(data: Json, path: Path) -> AdapterConfig:
     kind = str(data.get("peft_type", "")).upper()
     if kind != "LORA":
         raise CheckpointError(

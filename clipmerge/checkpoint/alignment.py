@@ -29,6 +29,7 @@ from clipmerge.files.safetensors import DTYPES, TensorEntry
 from clipmerge.files.side_files import read_image_processor
 from clipmerge.finding import Finding
 from clipmerge.layers import HEAD
+from clipmerge.types import Json
 
 _POSITIONS = re.compile(r"positional_embedding$|position_embedding\.weight$|pos_embed$")
 _WORDS = re.compile(r"token_embedding\.weight$|word_embeddings\.weight$")
@@ -282,11 +283,11 @@ def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> Iterator[str]:
             )
 
 
-def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
+def _preprocessing(checkpoint: Checkpoint) -> Json:
     """Mean, deviation and interpolation according to the files beside a checkpoint, as far as they
     are given.
     """
-    known: dict[str, Any] = {}
+    known: Json = {}
     # loaders refuse what cannot be understood
     with contextlib.suppress(CheckpointError, LookupError, TypeError, ValueError, AttributeError):
         settings = (checkpoint.config or {}).get("preprocess_cfg")

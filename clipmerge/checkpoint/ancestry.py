@@ -26,6 +26,7 @@ from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.files.safetensors import Array
 from clipmerge.finding import Finding
 from clipmerge.layers import HEAD
+from clipmerge.types import Names
 
 #: Entries of a matrix that are read: 64 KB in float32. The verdicts in `benchmarks/ancestry` are
 #: the same with half of them.
@@ -64,7 +65,7 @@ class Ancestry:
 
     # ``related``; ``unrelated``; or ``swapped``, where theta_0 started from theta_1
     relation: Literal["related", "unrelated", "swapped"]
-    evidence: tuple[str, ...]
+    evidence: Names
     cosines: dict[str, float]  # median cosine between the two checkpoints' matrices by tower
 
 

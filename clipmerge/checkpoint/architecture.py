@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
 from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError, did_you_mean
 from clipmerge.files.paths import replace_bytes, user_cache
 from clipmerge.finding import Finding
+from clipmerge.types import Json
 
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
@@ -47,7 +47,7 @@ def _activation_note(model: str) -> Iterator[Finding]:
         yield Finding.of("activation-by-name", model=model, other=other)
 
 
-def architecture_config(model: str) -> dict[str, Any]:
+def architecture_config(model: str) -> Json:
     """The content of ``open_clip_config.json`` for a model that open_clip knows by name.
 
     Its preprocessing is that of the pretrained weights of this name, where they agree.
@@ -75,7 +75,7 @@ def architecture_config(model: str) -> dict[str, Any]:
     return {"model_cfg": open_clip.get_model_config(model), "preprocess_cfg": preprocessing}
 
 
-def _check_shapes(checkpoint: Checkpoint, model: str, config: dict[str, Any]) -> None:
+def _check_shapes(checkpoint: Checkpoint, model: str, config: Json) -> None:
     """Refuse the name of another architecture, whose configuration the output would have."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     expected: dict[str, tuple[int | None, ...]] = {

@@ -23,6 +23,7 @@ from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import Array
 from clipmerge.parallel import one_thread
+from clipmerge.types import Json
 
 _FACTOR = re.compile(r"layer_(\d+)\.(q_proj|k_proj|v_proj|proj)\.w_lora_([AB])")
 # The first matrix of a block's attention, by layout and tower.
@@ -56,7 +57,7 @@ class _Metadata(BaseModel):
     position: str
 
 
-def flat_factors(content: Any) -> dict[str, Any]:
+def flat_factors(content: Any) -> Json:
     """The factors in what ``torch.load`` read, by layer, matrix and factor; empty if it is no file
     of CLIP-LoRA.
     """

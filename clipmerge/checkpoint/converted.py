@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from clipmerge.conversion.keys import (
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import DTYPES, TensorEntry
 from clipmerge.finding import Finding
+from clipmerge.types import Json, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,9 +135,7 @@ def in_one_layout(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     return shown
 
 
-def _convert_config(
-    config: dict[str, Any], to: Layout, prefix: str, keys: Iterable[str]
-) -> dict[str, Any]:
+def _convert_config(config: Json, to: Layout, prefix: str, keys: Iterable[str]) -> Json:
     """Translate a configuration, and compare its numbers of blocks with the keys in transformers'
     layout.
     """
@@ -198,6 +197,6 @@ def _formed(
     return {names[0]: (entry, form)}
 
 
-def _entry(entry: TensorEntry, shape: tuple[int, ...]) -> TensorEntry:
+def _entry(entry: TensorEntry, shape: Shape) -> TensorEntry:
     """An entry for a tensor that is in no file; its bytes start at 0."""
     return replace(entry, shape=shape, begin=0, end=math.prod(shape) * DTYPES[entry.dtype][1])

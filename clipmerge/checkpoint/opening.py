@@ -51,6 +51,7 @@ from clipmerge.files.safetensors import (
 from clipmerge.files.side_files import lies_in, read_side_json
 from clipmerge.finding import Finding
 from clipmerge.hub.ids import HubId, parse_hub_id
+from clipmerge.types import Json
 
 if TYPE_CHECKING:
     from clipmerge.hub.download import Snapshot
@@ -59,10 +60,10 @@ ADAPTER = "adapter_model.safetensors"
 # Maximum number of a folder's entries that are searched for a name like a mistyped one.
 _MAX_ENTRIES = 1000
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
-# names of weight files before safetensors; other pickles in a folder may hold anything
 # Files beside weights, and weights that are not read.
 _OTHER_FILES = {".json", ".onnx", ".gguf", ".msgpack", ".h5", ".tflite"}
 _HUB_PAGE = re.compile(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)")
+# Names of weight files before safetensors; other pickles in a folder may hold anything.
 _PICKLES = ("pytorch_model.bin", _PICKLED_INDEX, "open_clip_pytorch_model.bin", "adapter_model.bin")
 # Folders of a pipeline of diffusers that may hold a CLIP.
 _DIFFUSERS = ("text_encoder", "text_encoder_2", "image_encoder")
@@ -432,7 +433,7 @@ def _checkpoint(
     if left_out is not None:
         notes += (Finding.of("unwrapped", file=str(files[0]), **left_out),)
 
-    def viewed(keys: dict[str, str], config: dict[str, Any] | None) -> Checkpoint:
+    def viewed(keys: dict[str, str], config: Json | None) -> Checkpoint:
         """View some tensors of the files under other names."""
         chosen = {name: entries[key] for name, key in keys.items()}
         made = {name: lazy[key] for name, key in keys.items() if key in lazy}
@@ -455,7 +456,7 @@ def _checkpoint(
 
 def _config_beside(
     source: str, folder: Path, names: Iterable[str], keys: Iterable[str], part: str | None
-) -> dict[str, Any] | None:
+) -> Json | None:
     """The configuration of the weights: the file of their layout, or a tower's section of it."""
     # folders on the Hub may hold both layouts and both configurations
     is_open_clip = layout_of(names) == "open-clip"
@@ -488,7 +489,7 @@ def _config_beside(
     )
 
 
-def refuse_quantised(source: str, keys: Iterable[str], config: dict[str, Any] | None) -> None:
+def refuse_quantised(source: str, keys: Iterable[str], config: Json | None) -> None:
     """Refuse a quantised checkpoint, because averages of codes are meaningless."""
     keys = list(keys)
     settings = (config or {}).get("quantization_config")

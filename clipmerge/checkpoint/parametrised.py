@@ -17,11 +17,11 @@ from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.safetensors import DTYPES, Array, TensorEntry
 from clipmerge.finding import Finding
 from clipmerge.parallel import one_thread
+from clipmerge.types import Names, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Shape = tuple[int, ...]
 # Parts of weights that cannot be formed here.
 _UNFORMED = re.compile(r"\.parametrizations\.|\.weight_(?:g|orig)$")
 
@@ -32,7 +32,7 @@ class _Parametrisation:
 
     name: str
     # the end of each part's key, after the module's name, with ``NAME`` for the parameter's
-    ends: tuple[str, ...]
+    ends: Names
     # whether parts of these shapes can be formed, the whole weight's shape being the first's
     fits: Callable[[tuple[Shape, ...]], bool]
     form: Callable[..., Tensor]  # of the parts in float64, in the order of ``ends``
@@ -133,7 +133,7 @@ def form_weights(checkpoint: Checkpoint) -> Checkpoint:
     return DerivedCheckpoint(**facts, original=checkpoint, lazy=lazy)
 
 
-def _find(kind: _Parametrisation, entries: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
+def _find(kind: _Parametrisation, entries: Iterable[str]) -> list[tuple[str, Names]]:
     """The weights that are stored in this way, each with the keys of its parts."""
     keys_of_file = set(entries)
     end = re.escape(kind.ends[0]).replace("NAME", r"(?P<name>\w+)")
@@ -148,9 +148,7 @@ def _find(kind: _Parametrisation, entries: Iterable[str]) -> list[tuple[str, tup
     return weights
 
 
-def _replaced(
-    entries: dict[str, TensorEntry], keys: tuple[str, ...], weight: str
-) -> dict[str, TensorEntry]:
+def _replaced(entries: dict[str, TensorEntry], keys: Names, weight: str) -> dict[str, TensorEntry]:
     """The entries with a weight in the place of its first part."""
     whole = entries[keys[0]]
     size = whole.size * DTYPES[whole.dtype][1]
@@ -164,7 +162,7 @@ def _replaced(
 
 
 @one_thread()
-def _formed(checkpoint: Checkpoint, keys: tuple[str, ...], form: Callable[..., Tensor]) -> Array:
+def _formed(checkpoint: Checkpoint, keys: Names, form: Callable[..., Tensor]) -> Array:
     """One weight in float32 (float64 if stored so), not rounded to a narrower stored dtype."""
     import torch
 

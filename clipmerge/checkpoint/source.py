@@ -18,6 +18,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.files.hashes import remembered_sha256, require_unchanged, require_whole
 from clipmerge.files.safetensors import STORED, Array, TensorEntry
 from clipmerge.finding import Finding
+from clipmerge.types import Json, Names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +42,7 @@ class Checkpoint:
     entries: dict[str, TensorEntry]  # place of each tensor, by key in the file
     # the parsed ``config.json``, or ``open_clip_config.json`` for weights in OpenCLIP's layout;
     # ``None`` for a bare file without one
-    config: dict[str, Any] | None
+    config: Json | None
     sharded: bool = False
     notes: tuple[Finding, ...] = ()  # for the user, about the origin of the weights
     # open_clip's name of the architecture, where it was named for weights without a configuration
@@ -51,7 +52,7 @@ class Checkpoint:
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False, compare=False)
     _hashes: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
-    def facts(self, **changes: Any) -> dict[str, Any]:
+    def facts(self, **changes: Any) -> Json:
         """The arguments that a view of this checkpoint shares with it, with some changed."""
         return {
             each.name: getattr(self, each.name) for each in fields(Checkpoint) if each.init
@@ -131,7 +132,7 @@ class Checkpoint:
                     ) from None
         return self._hashes
 
-    def provenance(self, *, hashed: bool = True) -> dict[str, Any]:
+    def provenance(self, *, hashed: bool = True) -> Json:
         """Describe this checkpoint for records: ``{source, revision, files: {name: sha256, or None
         if unhashed}}``.
         """
@@ -151,7 +152,7 @@ class LazyTensor:
     makes it, 1-D.
     """
 
-    keys: tuple[str, ...]
+    keys: Names
     make: Callable[[], Array]
 
 

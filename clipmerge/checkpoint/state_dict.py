@@ -30,10 +30,15 @@ from clipmerge.checkpoint.source import LazyTensor, stored
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.limits import MAX_NAME_LENGTH, MAX_PICKLE_BYTES, MAX_SHARING
 from clipmerge.files.reading import format_size, open_regular
-from clipmerge.files.safetensors import DTYPES, FLOATS, Array, TensorEntry, check_names
+from clipmerge.files.safetensors import (
+    FLOATS,
+    SAFETENSORS_NAME,
+    Array,
+    TensorEntry,
+    check_names,
+)
 from clipmerge.finding import Finding
 
-_NAMES = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
 # Keys under which training scripts store the model's weights, in order of preference.
 _INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
 # Other tensors that training saves, which are not weights.
@@ -345,7 +350,7 @@ def _other_weights(loaded: Mapping[Any, Any], taken: str) -> Iterator[str]:
 
 
 def _entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:
-    dtype = _NAMES.get(str(tensor.dtype).removeprefix("torch."))
+    dtype = SAFETENSORS_NAME.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None or tensor.layout != torch.strided or tensor.is_meta:
         kind = (
             "without content"

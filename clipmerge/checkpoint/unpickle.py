@@ -12,8 +12,6 @@ import os
 import sys
 from typing import Any, Optional
 
-from clipmerge.types import Shape
-
 
 def load(path: str) -> Any:
     """Unpickle a file written by ``pickle.dump`` or ``torch.save``."""
@@ -33,7 +31,7 @@ def load(path: str) -> Any:
             return pickle.load(file)  # noqa: S301
 
 
-def weights_of(value: Any, outer: "Shape" = ()) -> Optional[Any]:  # noqa: UP045
+def weights_of(value: Any, outer: "tuple[int, ...]" = ()) -> Optional[Any]:  # noqa: UP045
     """Keep only tensors, numpy's arrays as tensors, and dictionaries of them."""
     import torch
 

@@ -27,7 +27,7 @@ def plan_command(
     **options: Unpack[PlanOptions],
 ) -> None:
     """Measure and decide like merge, and write the plan."""
-    from clipmerge.api.plan import plan_run
+    from clipmerge.api.merge import plan_run
 
     run = plan_run(zeroshot, finetuned, recipe, output, **options)
     if not run.is_main:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from clipmerge.errors import CheckpointError
+from clipmerge.types import Json
 
 # One tower's settings that both libraries have: OpenCLIP's name and default, and transformers'.
 _BOTH: dict[str, tuple[tuple[str, int, str, int], ...]] = {
@@ -30,12 +31,12 @@ _BOTH: dict[str, tuple[tuple[str, int, str, int], ...]] = {
     ),
 }
 # Settings that have another form in the other library, with defaults.
-_OPEN_CLIP: dict[str, dict[str, Any]] = {
+_OPEN_CLIP: dict[str, Json] = {
     "vision": {"head_width": 64, "mlp_ratio": 4.0},
     "text": {"mlp_ratio": 4.0, "eos_id": 2, "pool_type": "argmax"},
 }
 _COMMON = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
-_TRANSFORMERS: dict[str, dict[str, Any]] = {
+_TRANSFORMERS: dict[str, Json] = {
     "vision": {**_COMMON, "intermediate_size": 3072, "num_attention_heads": 12, "num_channels": 3},
     "text": {**_COMMON, "intermediate_size": 2048, "eos_token_id": 49407},
 }
@@ -106,7 +107,7 @@ _TANH = ("gelu_pytorch_tanh", "gelu_new")
 _ARGMAX = 2
 
 
-def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
+def transformers_config(model_cfg: Json) -> Json:
     """Translate an OpenCLIP model's configuration to transformers' ``config.json``."""
     for name, value in model_cfg.items():
         if name not in _MODEL and value:
@@ -149,7 +150,7 @@ def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tower(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
+def _tower(model_cfg: Json, side: str) -> Json:
     """One tower's settings with OpenCLIP's defaults; settings that a plain ViT CLIP lacks are
     refused by name.
     """
@@ -165,7 +166,7 @@ def _tower(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
     return {**defaults, **settings}
 
 
-def _shared(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
+def _shared(model_cfg: Json, side: str) -> Json:
     settings = model_cfg.get(f"{side}_cfg") or {}
     activation = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
     if options := settings.get("act_kwargs"):
@@ -194,7 +195,7 @@ def _no_counterpart(what: str) -> CheckpointError:
     )
 
 
-def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
+def open_clip_config(config: Json) -> Json:
     """Translate a transformers CLIP's configuration to OpenCLIP's ``model_cfg``."""
     if config.get("model_type", "clip") != "clip":
         raise CheckpointError(
@@ -236,13 +237,13 @@ def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def transformers_section(config: dict[str, Any], side: str) -> dict[str, Any]:
+def transformers_section(config: Json, side: str) -> Json:
     """One tower's settings of a ``config.json`` with transformers' defaults."""
     defaults = {theirs: default for _, _, theirs, default in _BOTH[side]}
     return {**defaults, **_TRANSFORMERS[side], **stated_section(config, side)}
 
 
-def stated_section(config: dict[str, Any], side: str) -> dict[str, Any]:
+def stated_section(config: Json, side: str) -> Json:
     """One tower's settings as stated: as in transformers, the old ``..._config_dict`` takes
     precedence.
     """
@@ -255,7 +256,7 @@ def stated_section(config: dict[str, Any], side: str) -> dict[str, Any]:
     }
 
 
-def check_depths(config: dict[str, Any], keys: Iterable[str], file: str) -> None:
+def check_depths(config: Json, keys: Iterable[str], file: str) -> None:
     """Refuse weights with other numbers of blocks than a configuration in transformers' form says;
     ``file`` is its name in the message.
     """
@@ -271,12 +272,12 @@ def check_depths(config: dict[str, Any], keys: Iterable[str], file: str) -> None
             )
 
 
-def _mlp_and_norm(tower: dict[str, Any], side: str) -> dict[str, Any]:
+def _mlp_and_norm(tower: Json, side: str) -> Json:
     width, hidden = tower["hidden_size"], tower["intermediate_size"]
     ratio = hidden / width
     if int(width * ratio) != hidden:  # OpenCLIP rounds width * ratio down
         ratio = (hidden + 0.5) / width
-    settings: dict[str, Any] = {} if ratio == 4 else {"mlp_ratio": ratio}
+    settings: Json = {} if ratio == 4 else {"mlp_ratio": ratio}
     if tower["layer_norm_eps"] != _COMMON["layer_norm_eps"]:
         settings["norm_kwargs"] = {"eps": float(tower["layer_norm_eps"])}
     if tower["hidden_act"] in _TANH:
@@ -310,7 +311,7 @@ _RESAMPLE = {"bilinear": 2, "bicubic": 3, "random": 3}
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 
 
-def image_processor_config(preprocess_cfg: dict[str, Any], image_size: int) -> dict[str, Any]:
+def image_processor_config(preprocess_cfg: Json, image_size: int) -> Json:
     """Translate OpenCLIP's preprocessing to transformers' ``preprocessor_config.json``."""
     mode = preprocess_cfg.get("resize_mode", "shortest")
     if mode not in ("shortest", "squash"):
@@ -335,7 +336,7 @@ def image_processor_config(preprocess_cfg: dict[str, Any], image_size: int) -> d
     }
 
 
-def preprocess_cfg(processor: dict[str, Any], image_size: int) -> tuple[dict[str, Any], list[str]]:
+def preprocess_cfg(processor: Json, image_size: int) -> tuple[Json, list[str]]:
     """Translate transformers' preprocessing to OpenCLIP's ``preprocess_cfg``."""
     size = _edges(processor.get("size", image_size))
     crop = (

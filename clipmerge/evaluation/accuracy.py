@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
-from typing import Any
 
 from clipmerge.checkpoint import Checkpoint
 from clipmerge.checkpoint.converted import as_open_clip
@@ -68,7 +67,7 @@ def evaluate_sources(
     labelled = {
         name: images for name, images in sources.items() if isinstance(images, LabelledImages)
     }
-    record: dict[str, Any] = {
+    record: Json = {
         "accuracy": accuracy,
         "accuracy_intervals": {
             name: list(wilson(share, len(sources[name]))) for name, share in accuracy.items()
@@ -88,7 +87,7 @@ def evaluate_sources(
     if recall:
         record["recall"] = {name: found.model_dump(mode="json") for name, found in recall.items()}
         record["captions"] = {
-            name: sum(map(len, images.captions))
+            name: images.caption_count
             for name, images in sources.items()
             if isinstance(images, CaptionedImages)
         }

@@ -56,7 +56,7 @@ def task_facts(name: str, task: Images) -> Json:
     """Describe a task for an `OtherTaskScores` record."""
     facts = {"name": name, "source": task.source, "revision": task.revision, "images": len(task)}
     if isinstance(task, CaptionedImages):
-        return {**facts, "kind": "retrieval", "captions": sum(map(len, task.captions))}
+        return {**facts, "kind": "retrieval", "captions": task.caption_count}
     return {**facts, "kind": "accuracy", "classes": len(task.class_names)}
 
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.planning.layer_plan import LayerPlan
-from clipmerge.planning.plan import Plan
+from clipmerge.planning.plan import LayerPlan, Plan
 
 if TYPE_CHECKING:
     from clipmerge.evaluation.moving_model import MovingModel

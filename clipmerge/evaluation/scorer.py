@@ -32,7 +32,7 @@ from clipmerge.images.prompts import templates_for
 from clipmerge.models import ImageTextModel
 from clipmerge.models.captions import caption_notes
 from clipmerge.models.headed_tower import HeadedTower, grouped
-from clipmerge.models.memory import MicroBatcher, freed_memory_kept, memory
+from clipmerge.models.memory import MicroBatcher, memory, retain_freed_memory
 from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.planning.other_tasks import Recall
 from clipmerge.progress import Pace, Progress, say_all
@@ -100,7 +100,7 @@ class Scorer:
 
     @torch.no_grad()
     @device_work()
-    @freed_memory_kept()
+    @retain_freed_memory()
     def score(
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
     ) -> dict[str, list[Outcome]]:

@@ -105,7 +105,7 @@ def measure_effect(
 
     zeroshot, *finetuned, merged = [accuracy(model) for model in range(len(clean))]
     if isinstance(images, CaptionedImages):
-        captions = classes = sum(map(len, images.captions))
+        captions = classes = images.caption_count
         per_class = list[int]()
     else:
         captions, classes = 0, len(images.class_names)

@@ -61,8 +61,7 @@ def family_of(config: Json | None, keys: Iterable[str]) -> Family:
     """
     keys, settings = list(keys), config or {}
     model_type = settings.get("model_type")
-    whole = str(model_type).removesuffix("_vision_model").removesuffix("_text_model")
-    named = [family for family in families() if whole == family.model_type]
+    named = _families_of(str(model_type))
     if model_type is not None and not named:
         raise CheckpointError(
             f"is a '{model_type}' checkpoint; clipmerge merges"
@@ -83,8 +82,12 @@ def family_of(config: Json | None, keys: Iterable[str]) -> Family:
 
 def is_known(model_type: str) -> bool:
     """Whether a configuration's ``model_type`` is a family's, or one of its towers'."""
+    return bool(_families_of(model_type))
+
+
+def _families_of(model_type: str) -> list[Family]:
     whole = model_type.removesuffix("_vision_model").removesuffix("_text_model")
-    return any(whole == family.model_type for family in families())
+    return [family for family in families() if whole == family.model_type]
 
 
 def known_keys(family: Family, keys: Iterable[str]) -> int:

@@ -102,7 +102,7 @@ _TEXT_SETTINGS: Json = {
 }
 
 
-def _settings(config: Json) -> Settings:
+def _read_settings(config: Json) -> Settings:
     model = _section(config, "model_cfg") or config
     values = {}
     for side, defaults in (("vision", _VISION_SETTINGS), ("text", _TEXT_SETTINGS)):
@@ -158,7 +158,7 @@ OPEN_CLIP = Family(
             "",
         ),
     ),
-    settings=_settings,
+    settings=_read_settings,
     towers=(
         ("visual.trunk.", "vision"),
         ("visual.", "vision"),

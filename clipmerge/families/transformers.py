@@ -96,7 +96,9 @@ _BARE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "final_l
 # Settings that change the function but no shape, with the defaults of each library's class.
 
 
-def _settings(*, vision: Json, text: Json, both: Json | None = None) -> Callable[[Json], Settings]:
+def _settings_reader(
+    *, vision: Json, text: Json, both: Json | None = None
+) -> Callable[[Json], Settings]:
     """Make the function that reads settings from a transformers config, of the whole model or of
     one tower.
     """
@@ -126,7 +128,7 @@ _SIGLIP_TOWER = {
     "layer_norm_eps": 1e-6,
 }
 _ANY_TOWER = dict.fromkeys(("model_type", "hidden_act", "num_attention_heads", "layer_norm_eps"))
-_stated_by_clip = _settings(
+_read_clip_settings = _settings_reader(
     vision=_CLIP_VIT,
     text={
         "hidden_act": "quick_gelu",
@@ -140,7 +142,7 @@ _stated_by_clip = _settings(
 
 
 def _clip_settings(config: Json) -> Settings:
-    values = _stated_by_clip(config)
+    values = _read_clip_settings(config)
     words = values["text"].pop("vocab_size")
     if values["text"]["eos_token_id"] == 2 and isinstance(words, int):
         # as OpenAI's configurations say; transformers then takes the largest token, which is the
@@ -169,7 +171,7 @@ SIGLIP = Family(
     roots=(*_ROOTS, "logit_bias"),
     bare=(*_BARE, "head."),
     text_marks=("token_embedding.", "final_layer_norm."),
-    settings=_settings(
+    settings=_settings_reader(
         vision={**_SIGLIP_TOWER, "patch_size": 16, "image_size": 224}, text=_SIGLIP_TOWER
     ),
     model_class="SiglipModel",
@@ -200,7 +202,7 @@ VISION_TEXT_DUAL_ENCODER = Family(
         (r"^(vision_model\.encoder\.layer\.\d+\.attention\.)v_proj\.", r"\1attention.value."),
         (r"^(vision_model\.encoder\.layer\.\d+\.attention\.)o_proj\.", r"\1output.dense."),
     ),
-    settings=_settings(
+    settings=_settings_reader(
         vision={**_ANY_TOWER, "patch_size": None, "image_size": None},
         text=_ANY_TOWER,
         both={"projection_dim": 512},
@@ -225,7 +227,7 @@ FAMILIES = (
         SIGLIP,
         name="SigLIP 2",
         model_type="siglip2",
-        settings=_settings(
+        settings=_settings_reader(
             vision={**_SIGLIP_TOWER, "patch_size": 16, "num_patches": 256}, text=_SIGLIP_TOWER
         ),
         model_class="Siglip2Model",
@@ -243,7 +245,7 @@ FAMILIES = (
             (r"^text_model\.roberta\.encoder\.layers\.", "text_model.roberta.encoder.layer."),
             (r"^vision_model\.encoder\.layer\.", "vision_model.encoder.layers."),
         ),
-        settings=_settings(
+        settings=_settings_reader(
             vision=_CLIP_VIT,
             text={"hidden_act": "gelu", "num_attention_heads": 16, "layer_norm_eps": 1e-5},
             both={"projection_dim": 768},
@@ -257,7 +259,7 @@ FAMILIES = (
         roots=_ROOTS,
         bare=(*_BARE, "pooler."),
         text_marks=("word_embeddings.",),
-        settings=_settings(vision=_CLIP_VIT, text=_BERT, both={"projection_dim": 512}),
+        settings=_settings_reader(vision=_CLIP_VIT, text=_BERT, both={"projection_dim": 512}),
         model_class="ChineseCLIPModel",
     ),
     Family(
@@ -267,7 +269,7 @@ FAMILIES = (
         roots=("vision_model.", "text_model.", "text_projection.", "temperature"),
         bare=("embeddings.", "encoder.", "pooler."),
         text_marks=("word_embeddings.",),
-        settings=_settings(
+        settings=_settings_reader(
             vision={"hidden_act": "swish", "pooling_type": "mean", "batch_norm_eps": 0.001},
             text=_BERT,
             both={"projection_dim": 640},

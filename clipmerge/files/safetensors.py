@@ -36,6 +36,8 @@ DTYPES: dict[str, tuple[str, int]] = {
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
 }
+#: safetensors dtype by torch dtype name
+SAFETENSORS_NAME = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
 FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
 #: numpy dtype of the stored bytes by safetensors dtype; numpy has no bfloat16, so its bits are kept
 STORED: dict[str, str] = {

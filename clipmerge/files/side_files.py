@@ -172,7 +172,7 @@ def side_file_bytes(source: Path, name: str, *, kept: Container[str] = ()) -> by
         content = read_bytes(source, MAX_SIDE_FILE_BYTES)
     try:
         return (
-            _without_places(content, kept, words=name in _WORDS)
+            _without_private_fields(content, kept, words=name in _WORDS)
             if name.endswith(".json")
             else content
         )
@@ -187,7 +187,7 @@ def holds_a_secret(content: bytes) -> bool:
     return _SECRET.search(content) is not None
 
 
-def _without_places(content: bytes, kept: Container[str], *, words: bool) -> bytes:
+def _without_private_fields(content: bytes, kept: Container[str], *, words: bool) -> bytes:
     """Drop the fields with paths; a file without such fields keeps its bytes."""
     repeated = []
 
@@ -199,7 +199,7 @@ def _without_places(content: bytes, kept: Container[str], *, words: bool) -> byt
         return data
 
     data = parse_json(content.decode("utf-8-sig"), pairs=built, halves=True)
-    cleaned = without_places(data, kept, words=words)
+    cleaned = without_private_fields(data, kept, words=words)
     return (
         content
         if cleaned == data and not repeated
@@ -207,7 +207,7 @@ def _without_places(content: bytes, kept: Container[str], *, words: bool) -> byt
     )
 
 
-def without_places(data: Any, kept: Container[str] = (), *, words: bool = False) -> Any:
+def without_private_fields(data: Any, kept: Container[str] = (), *, words: bool = False) -> Any:
     """Copy a JSON value without paths on the machine that saved it, tokens of the Hub, and
     references to code.
 
@@ -220,13 +220,13 @@ def without_places(data: Any, kept: Container[str] = (), *, words: bool = False)
         }
         names = (key for key in data if key not in named_so and (words or not _is_private(key)))
         return {
-            key: without_places(data[key], kept, words=words)
+            key: without_private_fields(data[key], kept, words=words)
             for key in names
             if key in kept or key == _PROGRAM or not _is_private(data[key])
         }
     if isinstance(data, list):
         return [
-            without_places(value, kept, words=words)
+            without_private_fields(value, kept, words=words)
             for value in data
             if words or not _is_private(value)
         ]

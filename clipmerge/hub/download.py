@@ -25,6 +25,7 @@ from clipmerge.files.paths import replace_bytes
 from clipmerge.files.safetensors import PICKLE_SUFFIXES
 from clipmerge.hub.errors import explain, explained, out_of_reach, timed_out
 from clipmerge.hub.ids import FULL_SHA, HubId
+from clipmerge.types import Json, Names, Shape
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -55,7 +56,7 @@ class Snapshot:
     note: str | None = (
         None  # says that the Hub was not asked; then only files in the cache are used
     )
-    files: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    files: Names = dataclasses.field(default=(), repr=False)
 
     @property
     def revision(self) -> str:
@@ -80,7 +81,7 @@ class Snapshot:
         names = list(names)
         if self.note is None:
             connect()
-            where: dict[str, Any] = {"repo_id": self.hub_id.repo_id, "revision": self.revision}
+            where: Json = {"repo_id": self.hub_id.repo_id, "revision": self.revision}
             where |= {
                 "repo_type": self.hub_id.kind,
                 "allow_patterns": [glob.escape(name) for name in names],
@@ -199,14 +200,12 @@ def download_model(snapshot: Snapshot) -> Path:
     return snapshot.download(wanted)
 
 
-def remote_metadata(
-    pinned: HubId, weights: Sequence[str]
-) -> dict[str, tuple[str, tuple[int, ...]]]:
+def remote_metadata(pinned: HubId, weights: Sequence[str]) -> dict[str, tuple[str, Shape]]:
     """Read (safetensors dtype, shape) by name of the tensors in a model's safetensors files,
     without their content.
     """
-    where: dict[str, Any] = {"repo_id": pinned.repo_id, "revision": pinned.revision}
-    tensors: dict[str, Any] = {}
+    where: Json = {"repo_id": pinned.repo_id, "revision": pinned.revision}
+    tensors: Json = {}
     with explained(f"reading the tensor names of {pinned}"):
         for name in (name for name in weights if name.endswith(".safetensors")):
             read = partial(connect().parse_safetensors_file_metadata, **where, filename=name)
@@ -309,7 +308,7 @@ def choose_weights(names: Sequence[str], hub_id: HubId) -> list[str]:
     )
 
 
-def _first_set(root: list[str], sets: Iterable[tuple[str, ...]]) -> list[str]:
+def _first_set(root: list[str], sets: Iterable[Names]) -> list[str]:
     """The files of the first set of weights whose first file exists."""
     patterns = next((patterns for patterns in sets if patterns[0] in root), ())
     return [name for name in root if any(fnmatch(name, pattern) for pattern in patterns)]

@@ -24,7 +24,6 @@ _MAX_CLASSES = 1_000_000
 #: A class name with a number in front, such as ``001.Black_footed_Albatross`` or ``0 - zero``.
 _NUMBERED = re.compile(r"(?P<number>\d{1,18}) ?[._-]+ ?(?P<name>[^\W\d_].*)", re.ASCII | re.DOTALL)
 _DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
-_WORDNET = re.compile(r"n\d{8}")
 # a line of a numbered list or of a table
 _COUNTED = re.compile(r"(?P<number>\d{1,6})(?P<sign>[,;:.)\t ])\s*(?P<name>\D.*)")
 
@@ -61,23 +60,7 @@ def name_classes(source: Source, given: ClassNames) -> tuple[Shape, Names, Names
                 f"{source.title}: class {name!a} has a name that is not UTF-8; rename it, or pass"
                 " names with `classes`"
             )
-    notes += _shared(source.title, names)
-    looks = {
-        "the classes are WordNet ids, which CLIP does not know": map(_WORDNET.fullmatch, classes),
-        "the classes are named by bare numbers, which say little to CLIP": (
-            name.strip().isdecimal() for name in names
-        ),
-    }
-    return (
-        labels,
-        names,
-        notes
-        + tuple(
-            f"{source.title}: {look}; pass their names with `classes`"
-            for look, matches in looks.items()
-            if all(matches)
-        ),
-    )
+    return labels, names, (*notes, *_shared(source.title, names))
 
 
 def number_classes(source: Source) -> tuple[Shape, Names | None]:

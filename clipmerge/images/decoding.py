@@ -14,6 +14,7 @@ import numpy as np
 from clipmerge.errors import DataError
 from clipmerge.files.limits import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SCANS, MAX_STRETCHED
 from clipmerge.files.reading import read_bytes
+from clipmerge.types import Names
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,7 +71,7 @@ def decode(name: str, encoded: Encoded) -> Image:
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def extent(name: str, encoded: Encoded) -> tuple[int, int]:
+def image_sides(name: str, encoded: Encoded) -> tuple[int, int]:
     """The shorter and the longer side of an image, in pixels, from its header."""
     with _opened(name, encoded) as image:
         return min(image.size), max(image.size)
@@ -116,7 +117,7 @@ def _opened(name: str, encoded: Encoded) -> Iterator[Image]:
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def _formats() -> Names:
     """Those that this Pillow was built with: AVIF and JPEG 2000 may be missing."""
     from PIL import Image
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from clipmerge.errors import UsageError, counted
 from clipmerge.files.hashes import sha256_of
 from clipmerge.finding import Finding
-from clipmerge.images.decoding import extent, unreadable
+from clipmerge.images.decoding import image_sides, unreadable
 from clipmerge.images.image_set import ImageSet
 from clipmerge.images.store import Pixels, Store
 
@@ -77,15 +77,17 @@ class Fingerprints:
         return _grouped(read_file(path, Path.stat).st_size for path in self.store.paths)
 
     @cached_property
-    def by_extent(self) -> dict[Any, list[int]]:
-        """Images by shorter and longer side: only images of equal extent can have the same pixels,
+    def by_sides(self) -> dict[Any, list[int]]:
+        """Images by shorter and longer side: only images with equal sides can have the same pixels,
         rotated or not.
         """
         positions = range(len(self.store))
-        return _grouped(extent(self.store.name(at), *self.store.read([at])) for at in positions)
+        return _grouped(
+            image_sides(self.store.name(at), *self.store.read([at])) for at in positions
+        )
 
     def digests(self, key: Any, positions: Iterable[int]) -> list[tuple[str, int]]:
-        """Hashes of the images of one size or one extent, with their positions."""
+        """Hashes of the images of one size or with the same sides, with their positions."""
         if key not in self._digests:
             hashed = self._hash_pixels if isinstance(key, tuple) else self._hash_file
             self._digests[key] = [(hashed(position), position) for position in positions]
@@ -116,7 +118,7 @@ def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> list[str]:
     if ours.store.paths and theirs.store.paths:
         mine, others, what = ours.by_size, theirs.by_size, "content"
     else:
-        mine, others, what = ours.by_extent, theirs.by_extent, "pixels"
+        mine, others, what = ours.by_sides, theirs.by_sides, "pixels"
     pairs: dict[int, str] = {}
     for key in [key for key in mine if key in others]:
         names = {digest: theirs.store.name(at) for digest, at in theirs.digests(key, others[key])}

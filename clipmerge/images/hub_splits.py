@@ -88,7 +88,9 @@ def find_splits(source: str, dataset: DatasetId, card: Json, usable: list[str]) 
                 f"{source}: split '{split}' holds Parquet and tar files; give the files of one kind"
             )
     found = {
-        split: tuple(sorted(files, key=_by_number)) for split, files in splits.items() if files
+        split: tuple(sorted(files, key=_natural_sort_key))
+        for split, files in splits.items()
+        if files
     }
     if not found:
         raise DataError(f"{source}: the files that its card names are not Parquet or tar files")
@@ -127,6 +129,6 @@ def _split_in(file: str) -> str:
     return next((SPLITS[word] for word in words if word in SPLITS), "train")
 
 
-def _by_number(file: str) -> list[str | int]:
+def _natural_sort_key(file: str) -> list[str | int]:
     """Sort key that puts ``2.tar`` before ``10.tar``."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d{1,18})", file)]

@@ -12,6 +12,7 @@ import numpy as np
 from clipmerge.distributed import cores_per_process
 from clipmerge.errors import DataError, counted, shorten
 from clipmerge.files.limits import MAX_PROMPT_LENGTH
+from clipmerge.finding import Finding
 from clipmerge.images.decoding import Encoded, decode
 from clipmerge.images.sampling import balanced_sample, candidate_positions
 from clipmerge.images.store import Pixels, SomeImages, Store
@@ -117,6 +118,15 @@ class CaptionedImages(ImageSet):
     labels_are_classes: ClassVar[bool] = False
 
     captions: tuple[Names, ...]  # captions of each image, at least one
+
+    @property
+    def caption_count(self) -> int:
+        """Number of captions of all images."""
+        return sum(map(len, self.captions))
+
+    def recall_note(self, name: str) -> Finding:
+        """Say what an accuracy on these images stands for."""
+        return Finding.of("recall", source=name, images=len(self), captions=self.caption_count)
 
     def require_classes(self) -> None:
         """Refuse images with one caption, which every model would find."""

@@ -24,7 +24,8 @@ from clipmerge.learning.weights import (
     row_chunks,
     rows_of,
 )
-from clipmerge.planning.tensors import rows_shape
+from clipmerge.planning.plan import rows_shape
+from clipmerge.types import Names
 
 Granularity = Literal["layer", "parameter", "channel", "entry"]
 
@@ -238,7 +239,7 @@ class Coefficients:
         return {name: self.effective(key).detach().clone().cpu() for name, key in self._key.items()}
 
     @property
-    def sparse(self) -> tuple[str, ...]:
+    def sparse(self) -> Names:
         """Parameters and layers with dropped coefficients."""
         return tuple(self._kept_counts)
 

@@ -24,6 +24,7 @@ from clipmerge.learning.weights import InterpolatedWeights
 from clipmerge.learning.zeroshot_loss import Prompts, ZeroShotLoss
 from clipmerge.models import ImageTextModel
 from clipmerge.models.memory import MicroBatcher
+from clipmerge.types import Names
 
 #: Loss of a batch, given prompt features (prompts, projection_dim).
 Loss = Callable[[Batch, Tensor], Tensor]
@@ -139,7 +140,7 @@ class Objective:
             model, self.weights, prompts, MicroBatcher(None, self.note)
         )
 
-    def fewer_prompts(self) -> AbstractContextManager[tuple[str, ...]]:
+    def fewer_prompts(self) -> AbstractContextManager[Names]:
         """In this context, use at most `PROMPTS_A_GRADIENT` prompts, or one template per class if
         that is more.
 

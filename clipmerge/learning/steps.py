@@ -16,6 +16,7 @@ from torch import Tensor
 from clipmerge.images.batches import Batch
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.sharded_batches import ShardedBatches
+from clipmerge.types import Shape
 
 #: With fewer images than this nothing is held out: neither part would be informative.
 MIN_IMAGES = 8
@@ -81,14 +82,14 @@ class Step:
     number: int
     seed: int
     images: ShardedBatches
-    positions: tuple[int, ...]
+    positions: Shape
     classes: Tensor | None = None
     templates: Tensor | None = None
     targets: Targets | None = None
     answers: Tensor | None = None
     pixels: Tensor | None = None
     unlabelled_images: ShardedBatches | None = None
-    unlabelled: tuple[int, ...] = ()
+    unlabelled: Shape = ()
     rank: int = 0
     world_size: int = 1
 

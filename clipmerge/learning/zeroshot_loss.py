@@ -22,6 +22,7 @@ from clipmerge.models import ImageTextModel
 from clipmerge.models.kernels import run_twice
 from clipmerge.models.memory import MicroBatcher
 from clipmerge.models.zero_shot import PROMPTS_AT_ONCE, averaged, refuse_one_prompt
+from clipmerge.types import Names
 
 # Tokens whose activations are held at once, whatever the number of prompts.
 _TOKENS_AT_ONCE = 4096
@@ -161,7 +162,7 @@ class ZeroShotLoss:
         self.prompts.at_once = at_once
 
     @contextmanager
-    def fewer_prompts(self, most: int, seed: int) -> Iterator[tuple[str, ...]]:
+    def fewer_prompts(self, most: int, seed: int) -> Iterator[Names]:
         """In this context, use fewer templates if there are many prompts (`Prompts.drawn`); yields
         a note about it.
         """

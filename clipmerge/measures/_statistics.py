@@ -40,8 +40,7 @@ def statistic(
         objective: The calibration loss that the batches belong to.
         name: Name of the statistic.
         batches: One value per batch, by layer; result of `by_layer`.
-        **reading: Fields of `StatisticAbout`: ``signed``, ``additive``, ``unit``, ``title``,
-            ``symbol``, ``about``.
+        **reading: Fields of `StatisticAbout`: ``signed``, ``unit``, ``title``, ``about``.
 
     Returns:
         The statistic; the value of each layer is the mean over images.

@@ -159,7 +159,6 @@ class _Finder:
         share = Statistic(
             name="sharpness_share",
             values={layer: value / total for layer, value in values.items()},
-            additive=True,
             title="share of the sharpness",
             about="the layer's share of all layers' sharpness.",
         )

@@ -21,10 +21,8 @@ _ROUNDING = 3e-6
 _READINGS: dict[str, Json] = {
     "barrier": {
         "signed": True,
-        "additive": True,
         "unit": "nats",
         "title": "barrier share",
-        "symbol": "B_l",
         "about": (
             "the layer's part of the barrier, the loss at the midpoint minus the endpoints'"
             " average. Positive: the layer raises the loss at the midpoint above that average."
@@ -32,10 +30,8 @@ _READINGS: dict[str, Json] = {
     },
     "loss_drop": {
         "signed": True,
-        "additive": True,
         "unit": "nats",
         "title": "loss-drop share",
-        "symbol": "G_l",
         "about": (
             "the layer's part of the change in loss from zero-shot to fine-tuned. "
             "Negative: the layer lowers the loss."

@@ -14,15 +14,12 @@ from functools import partial
 from clipmerge.checkpoint import Checkpoint, Inputs, Location, TensorEntry
 from clipmerge.errors import CheckpointError
 from clipmerge.families import is_counter, is_variance
-from clipmerge.files.safetensors import DTYPES, Array
+from clipmerge.files.safetensors import SAFETENSORS_NAME, Array
 from clipmerge.files.writer import BufferProvider, OutputTensor
 from clipmerge.layers import HEAD
-from clipmerge.merging import chunks as numpy_chunks
-from clipmerge.merging.chunks import is_sparsifiable
-from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
-from clipmerge.planning.plan import Plan
-
-_SAFETENSORS_NAME = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
+from clipmerge.merging import formula
+from clipmerge.merging.formula import is_sparsifiable
+from clipmerge.planning.plan import LayerPlan, Plan
 
 
 def plan_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
@@ -78,8 +75,8 @@ def _copied(
     with torch.
     """
     own, *dtypes = (checkpoint.entries[key].dtype for checkpoint, key in (holder, *others))
-    if own == dtype and numpy_chunks.can_copy([own, *dtypes]):
-        return numpy_chunks.copied(name, holder, others, reserve)
+    if own == dtype and formula.can_copy([own, *dtypes]):
+        return formula.copied(name, holder, others, reserve)
     from clipmerge.merging import torch_chunks
 
     return torch_chunks.copied(name, holder, others, dtype)
@@ -98,10 +95,9 @@ def _merged(
     else with torch.
     """
     dtypes = {dtype, *(entry.dtype for entry in inputs.entries(name))}
-    alpha = layer.coefficient
-    is_plain = len(dtypes) == 1 and dtypes <= numpy_chunks.COMPUTED and not is_variance(name)
-    if is_plain and not is_whole and not isinstance(alpha, LearnedAlpha):
-        return numpy_chunks.merged(inputs, name, alpha, plan.weights, reserve)
+    is_plain = len(dtypes) == 1 and dtypes <= formula.COMPUTED and not is_variance(name)
+    if is_plain and not is_whole and not layer.is_learned:
+        return formula.merged(inputs, name, layer.alpha, plan.weights, reserve)
     from clipmerge.merging import torch_chunks
 
     return torch_chunks.merged(inputs, plan, name, layer, dtype)
@@ -115,7 +111,8 @@ def _unmerged(
     """
     holder, *others = inputs.holders(name)
     if is_counter(name):  # counters may differ without any effect on the model
-        if layer is not None and layer.coefficient == 1 and name in inputs.finetuned_keys[0]:
+        is_finetuned = layer is not None and layer.alpha == 1 and not layer.is_learned
+        if is_finetuned and name in inputs.finetuned_keys[0]:
             holder = (inputs.finetuned[0], inputs.finetuned_keys[0][name])
         others = []
     entry = holder[0].entries[holder[1]]
@@ -144,5 +141,5 @@ def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
 
 def _output_dtype(plan: Plan, entry: TensorEntry) -> str:
     return (
-        entry.dtype if plan.dtype == "keep" or not entry.is_float else _SAFETENSORS_NAME[plan.dtype]
+        entry.dtype if plan.dtype == "keep" or not entry.is_float else SAFETENSORS_NAME[plan.dtype]
     )

@@ -4,6 +4,7 @@ another dtype.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs, Location
+from clipmerge.checkpoint.source import stored
 from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.families import is_variance
 from clipmerge.files.finite import is_finite, require_finite
-from clipmerge.files.safetensors import DTYPES, STORED, Array
-from clipmerge.merging.chunks import (
+from clipmerge.files.safetensors import DTYPES, Array
+from clipmerge.merging.formula import (
     integers_error,
     is_sparsifiable,
     overflow_error,
@@ -31,11 +33,9 @@ from clipmerge.merging.tensor import (
     whole_change,
 )
 from clipmerge.parallel import one_thread
-from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
-from clipmerge.planning.plan import COEFFICIENTS, SCORES, Plan
-from clipmerge.planning.tensors import coefficients_of_run
+from clipmerge.planning.plan import COEFFICIENTS, SCORES, LayerPlan, Plan
 from clipmerge.plugins import requires
-from clipmerge.types import Json
+from clipmerge.types import Json, Shape
 
 
 def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str) -> Iterator[Array]:
@@ -43,13 +43,9 @@ def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str) 
     (bfloat16 as its bits).
     """
     entry = inputs.zeroshot.entries[inputs.zeroshot_keys[name]]
-    coefficient: float | Tensor
-    if isinstance(
-        layer.coefficient, LearnedAlpha
-    ):  # a parameter without coefficients of its own goes with the others
-        coefficient = plan.held_tensors.get(f"{COEFFICIENTS}{name}", layer.coefficient.mean)
-    else:
-        coefficient = layer.coefficient
+    coefficient: float | Tensor = layer.alpha
+    if layer.is_learned:  # a parameter without coefficients of its own goes with the others
+        coefficient = plan.held_tensors.get(f"{COEFFICIENTS}{name}", layer.alpha)
     sparsify = is_sparsifiable(inputs, name)
     arguments = _mask_inputs(plan, name, layer) if layer.mask and sparsify else {}
     if arguments and "score" not in arguments and requires("masks", str(layer.mask), "score"):
@@ -104,8 +100,31 @@ def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str) 
                     f"tensor {name} is a variance and becomes negative when merged; use an alpha in"
                     " [0, 1] for its layer"
                 )
-        yield _stored(result, dtype)
+        yield stored(result.flatten().contiguous())
     inputs.release(name)
+
+
+def coefficients_of_run(
+    coefficient: float | Tensor, shape: Shape, start: int, stop: int | None
+) -> float | Tensor:
+    """Select the coefficients of a run of entries in memory order; ``stop=None`` takes all,
+    unflattened.
+
+    Example:
+        >>> import torch
+        >>> coefficients_of_run(torch.tensor([[0.0], [1.0]]), (2, 3), 2, 5)
+        tensor([0., 1., 1.])
+    """
+    if isinstance(coefficient, float | int) or coefficient.numel() == 1:
+        return float(coefficient)
+    if stop is None:
+        return coefficient
+    if coefficient.shape == shape:
+        return coefficient.reshape(-1)[start:stop]
+    width = math.prod(shape[1:])
+    first, last = start // width, -(-stop // width)
+    rows = coefficient.reshape(-1)[first:last].repeat_interleave(width)
+    return rows[start - first * width : stop - first * width]
 
 
 def _whole_change(inputs: Inputs, name: str, **rule: Any) -> Tensor:
@@ -150,16 +169,11 @@ def copied(name: str, holder: Location, others: Sequence[Location], dtype: str) 
             rounded = values.to(_torch_dtype(dtype))
             if rounded.is_floating_point() and not is_finite(rounded):
                 raise overflow_error(name, DTYPES[dtype][0])
-            stored_run = _stored(rounded, dtype)
+            stored_run = stored(rounded.flatten().contiguous())
         yield stored_run
-    for stored, stored_key in (holder, *others):
-        stored.release(stored_key)
+    for each, each_key in (holder, *others):
+        each.release(each_key)
 
 
 def _torch_dtype(name: str) -> torch.dtype:
     return cast("torch.dtype", getattr(torch, DTYPES[name][0]))
-
-
-def _stored(values: Tensor, dtype: str) -> Array:
-    stored: Array = values.flatten().contiguous().view(getattr(torch, STORED[dtype])).numpy()
-    return stored

@@ -21,8 +21,8 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.errors import RecipeError
 from clipmerge.files.finite import require_finite
 from clipmerge.finding import Finding
-from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import Measurements
+from clipmerge.planning.plan import Combination, LayerPlan
 from clipmerge.plugins import load_plugin
 from clipmerge.types import Json, Layers, Names, Shape, Tensors
 

@@ -11,7 +11,7 @@ from clipmerge.finding import Finding
 from clipmerge.merging.spectral import singular_values
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import run_in_threads
-from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import LayerPlan
 from clipmerge.types import Shape
 
 #: Options of the ``spectral`` mask: ``rank``, ``high`` and ``low``.
@@ -29,9 +29,7 @@ def split_matrices(
     is taken whole.
     """
     task.need_one_finetuned()
-    shapes = {
-        name: task.inputs.entries(name)[0].shape for names in task.layers.values() for name in names
-    }
+    shapes = task.shapes
     matrices = [name for name, shape in shapes.items() if takes(shape) and 0 not in shape]
 
     def of(name: str) -> Split:

@@ -6,8 +6,8 @@ from clipmerge.errors import RecipeError
 from clipmerge.finding import Finding
 from clipmerge.layers import HEAD
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import takes_learned
+from clipmerge.planning.plan import LayerPlan
 from clipmerge.plugins import Share
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from clipmerge.finding import Finding
 from clipmerge.layers import block_of
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import LayerPlan
 from clipmerge.plugins import Alpha
 
 

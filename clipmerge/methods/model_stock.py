@@ -7,7 +7,7 @@ import torch
 from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import one_thread
-from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import LayerPlan
 from clipmerge.types import Names
 
 

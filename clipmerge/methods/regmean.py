@@ -10,7 +10,7 @@ from torch import Tensor
 from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import one_thread
-from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import LayerPlan
 from clipmerge.plugins import Share
 
 # Ridge, as a share of the mean: it keeps the system solvable, and inputs that the images hardly

@@ -5,7 +5,7 @@ from __future__ import annotations
 from clipmerge.errors import RecipeError
 from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import LayerPlan
 from clipmerge.planning.stragglers import find_stragglers
 from clipmerge.plugins import (
     Alpha,

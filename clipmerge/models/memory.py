@@ -121,7 +121,7 @@ def _limits_above(root: Path, group: str, name: str) -> Iterator[int]:
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
+def retain_freed_memory() -> Iterator[None]:
     """In this context, reuse memory that tensors have freed, instead of asking the system for new
     pages.
 

@@ -19,6 +19,7 @@ from clipmerge.files.limits import MAX_SIDE
 from clipmerge.files.side_files import PROCESSORS
 from clipmerge.models import ImageTextModel
 from clipmerge.models.loading import blaming, check_words, preparing
+from clipmerge.types import Json
 
 _KERNELS = re.compile(
     r"_implementation|^(torch_)?dtype$|^quantization_config$|^compression_config$"
@@ -35,7 +36,7 @@ _UNINITIALISED = (
 class TransformersClip(ImageTextModel):
     """A two-tower model of transformers."""
 
-    def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
+    def __init__(self, family: Family, config: Json, folder: Path) -> None:
         self.processor = _load_processor(folder)
         with blaming(f"{folder}: transformers cannot build the model of its configuration"):
             module = _without_weights(getattr(transformers, family.model_class), _plain(config))
@@ -159,7 +160,7 @@ def _plain(config: Any) -> Any:
     return {key: _plain(value) for key, value in config.items() if not _KERNELS.search(key)}
 
 
-def _without_weights(model_class: Any, config: dict[str, Any]) -> Any:
+def _without_weights(model_class: Any, config: Json) -> Any:
     """Build a model with uninitialised weights, float32, in eval mode, with correct position
     buffers.
     """

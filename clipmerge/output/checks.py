@@ -40,7 +40,7 @@ def check_output(
                 f"{output}: lies inside {path}, which this command reads as images; choose another"
                 " `output`"
             )
-    _check_place(output)
+    _require_writable_parent(output)
     refuse_existing(output, record, overwrite=overwrite)
 
 
@@ -75,7 +75,7 @@ def check_output_file(output: Path, *, overwrite: bool) -> None:
             f"{output}: a plan is a JSON file; choose another `output`, such as plan.json"
         )
     refuse_link(output)
-    _check_place(output)
+    _require_writable_parent(output)
     if output.exists() and not overwrite:
         raise OutputError(
             f"{output}: already exists; choose another `output`, or pass `overwrite=True` to"
@@ -112,7 +112,7 @@ def _holds_plan_tensors(path: Path) -> bool:
     return bool(names) and all(name.startswith((SCORES, COEFFICIENTS)) for name in names)
 
 
-def _check_place(output: Path) -> None:
+def _require_writable_parent(output: Path) -> None:
     target = output.resolve()
     existing = next((parent for parent in target.parents if os.path.exists(parent)), target)  # noqa: PTH110 - Path's raises
     if not existing.is_dir():

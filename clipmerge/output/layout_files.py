@@ -68,7 +68,7 @@ def _transformers_files(folder: Path, checkpoint: Checkpoint, config: Json, dtyp
         image_processor_config(ours.get("preprocess_cfg") or {}, size),
     )
     text = ours.get("model_cfg", ours).get("text_cfg") or {}
-    is_own = is_clips_own(checkpoint.folder)
+    is_own = has_clip_vocabulary(checkpoint.folder)
     if text.get("hf_tokenizer_name") and is_own is None:
         raise CheckpointError(
             f"its tokenizer is that of {text['hf_tokenizer_name']}; copy the tokenizer's files"
@@ -100,7 +100,7 @@ def _open_clip_files(folder: Path, checkpoint: Checkpoint, config: Json) -> list
     preprocess, preprocessing_notes = preprocess_cfg(
         processor or {}, model_cfg["vision_cfg"]["image_size"]
     )
-    is_own = is_clips_own(checkpoint.folder)
+    is_own = has_clip_vocabulary(checkpoint.folder)
     if is_own is None and model_cfg["text_cfg"]["vocab_size"] != _CLIP_WORDS:
         notes.append(
             f"{checkpoint.source}: has no tokenizer, and its vocabulary is not CLIP's; OpenCLIP"
@@ -144,7 +144,7 @@ _CLIP_VOCABULARY = "7cccc44d334555d1ff3c0ac5f0246b428fab2918383e77ee745cf30d4101
 _MERGES = 49152 - 256 - 2
 
 
-def is_clips_own(folder: Path) -> bool | None:
+def has_clip_vocabulary(folder: Path) -> bool | None:
     """Whether a folder's tokenizer has CLIP's vocabulary, for which OpenCLIP needs no files;
     ``None`` without one.
     """

@@ -21,16 +21,17 @@ from clipmerge.files.staging import RECORD
 from clipmerge.finding import Finding
 from clipmerge.frozen import FewLayers, Frozen, LittleMeasured, Plain
 from clipmerge.planning.earlier import upgrade
-from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import Check, HeldBackChoice, LossPath, StatisticAbout
 from clipmerge.planning.merge_effect import MergeEffect, ShareOfImages, finetuned_names
 from clipmerge.planning.other_tasks import OtherTaskScores
-from clipmerge.planning.plan import Plan
+from clipmerge.planning.plan import Combination, LayerPlan, Plan
 from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
-from clipmerge.planning.tensors import histograms, zeroshot_shares
+from clipmerge.types import Json, Layers, Names, Shape
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clipmerge.run import Run
 
 FORMAT = "clipmerge-record/3"
@@ -58,6 +59,8 @@ _OF_THE_PLAN = (
     "calibration",
 )
 _UNTOUCHED = LayerPlan(alpha=0.0, reason=Finding.of("not-in-plan"))
+#: Equal bins from 0 to `TOP`, twice the fine-tuned model's: no coefficient is learned beyond it.
+BINS, TOP = 40, 2.0
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -133,8 +136,8 @@ class Published(Frozen):
     created: bool
     changed: bool
     pull_request: str | None = None
-    not_published: tuple[str, ...] = ()
-    would_change: tuple[str, ...] = ()
+    not_published: Names = ()
+    would_change: Names = ()
 
 
 class DataSource(Frozen):
@@ -204,7 +207,7 @@ class MergeRecord(Frozen):
     dtype: OutputDtype = "keep"
     decision: Finding | None = None
     layers: Annotated[dict[str, LayerRecord], FewLayers] = Field(min_length=1)
-    stragglers: tuple[str, ...] = ()
+    stragglers: Names = ()
     straggler_statistic: str | None = None
     straggler_scores: dict[str, dict[str, float]] = Field(default_factory=dict)
     measurements: Annotated[dict[str, dict[str, float]], LittleMeasured] = Field(
@@ -245,7 +248,7 @@ class MergeRecord(Frozen):
         """Whether the merge looked for stragglers."""
         return self.straggler_statistic is not None or bool(self.found_stragglers)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         """Return the JSON object; fields of published records are left out of others."""
         data = self.model_dump(mode="json")
         return {
@@ -272,10 +275,10 @@ def merge_record(
     }
     sizes = {name: inputs.entries(name)[0].size for names in merged.values() for name in names}
     shares, values = (
-        zeroshot_shares(coefficients, learned, sizes),
+        _zeroshot_shares(coefficients, learned, sizes),
         measured.layers if measured else {},
     )
-    from_measure: dict[str, Any] = {}
+    from_measure: Json = {}
     if measured:
         from_measure = {
             name: getattr(measured, name) for name in ("path", "trace", "choice", "checks")
@@ -306,6 +309,51 @@ def merge_record(
         measurements=values,
         **from_measure,
     )
+
+
+def histograms(
+    coefficients: Mapping[str, Tensor],
+    layers: Layers,
+    sizes: Mapping[str, int],
+) -> dict[str, Shape]:
+    """Count a model's entries by their coefficient.
+
+    Example:
+        >>> import torch
+        >>> found = histograms({"w": torch.tensor([0.0, 1.0])}, {"vision.0.mlp": ("w",)}, {"w": 2})
+        >>> found["vision"][0], found["vision"][20]
+        (1, 1)
+    """
+    counts: dict[str, list[int]] = {}
+    for layer, names in layers.items():
+        for name in names:
+            if name in coefficients:
+                tower = counts.setdefault(layer.partition(".")[0], [0] * BINS)
+                coefficient = coefficients[name].float().clamp(0.0, TOP)
+                found = [
+                    int(count) for count in coefficient.histc(bins=BINS, min=0.0, max=TOP).tolist()
+                ]
+                repeated = sizes[name] // max(1, sum(found))
+                tower[:] = [
+                    total + repeated * count for total, count in zip(tower, found, strict=True)
+                ]
+    return {tower: tuple(values) for tower, values in counts.items()}
+
+
+def _zeroshot_shares(
+    coefficients: Mapping[str, Tensor],
+    layers: Layers,
+    sizes: Mapping[str, int],
+) -> dict[str, float]:
+    """Share of each layer's entries whose learned coefficient is 0: the zero-shot model's bytes."""
+    shares = {}
+    for layer, names in layers.items():
+        learned = [name for name in names if name in coefficients]
+        zeros = sum(
+            float((coefficients[name] == 0).double().mean()) * sizes[name] for name in learned
+        )
+        shares[layer] = zeros / max(1, sum(sizes[name] for name in learned))
+    return shares
 
 
 def parse_record(text: str, where: str) -> MergeRecord:

@@ -23,10 +23,11 @@ from clipmerge.files.side_files import (
     copy_side_file,
     inside,
     side_file_bytes,
-    without_places,
+    without_private_fields,
 )
 from clipmerge.finding import Finding
 from clipmerge.output.layout_files import dtype_of, write_layout_files
+from clipmerge.types import Names
 
 _TEXTS = (".json", ".txt", ".model", ".jinja")
 # Files left by training and by clipmerge itself, which nobody expects in the output.
@@ -112,13 +113,13 @@ def _write(folder: Path, inputs: Inputs, dtype: str) -> list[Finding]:
     return [*notes, *_not_copied(form)]
 
 
-def _lendable(inputs: Inputs) -> dict[str, tuple[str, ...]]:
+def _lendable(inputs: Inputs) -> dict[str, Names]:
     """List the parts, with their files, that the zero-shot checkpoint has for a fine-tuned one
     without them.
     """
     if isinstance(inputs.zeroshot, ConvertedCheckpoint) or inputs.library == "timm":
         return {}  # they are for another library
-    parts: dict[str, tuple[str, ...]] = {}
+    parts: dict[str, Names] = {}
     if layout_of(inputs.zeroshot.entries) != "open-clip":
         parts["processor"] = PROCESSORS
     return (
@@ -166,7 +167,7 @@ def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:
     stated = deepcopy(config)
     described = form.config or config
     if described.get("model_type") != config.get("model_type"):  # of a tower in another model
-        config = without_places(described)
+        config = without_private_fields(described)
     actual = dtype_of(form, dtype)
     if actual is None:
         return text if config == stated else json.dumps(config, indent=2) + "\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from clipmerge.finding import Finding
@@ -86,18 +86,16 @@ class StatisticAbout(Frozen):
     Attributes:
         signed: Whether values below zero are meaningful. Signed values are compared directly,
             others by their logarithms; bars of signed values have one colour per sign.
-        additive: Whether the sum over layers is meaningful.
         unit: Unit of the values, such as ``nats``; empty for a pure number.
         title: Heading of its column; empty for the name.
-        symbol: Its symbol in formulas, such as ``B_l``; empty for none.
         about: One sentence about it, without the title.
     """
 
+    model_config = ConfigDict(extra="ignore")  # records of earlier versions have other fields
+
     signed: bool = False
-    additive: bool = False
     unit: str = ""
     title: str = ""
-    symbol: str = ""
     about: str = ""
 
 

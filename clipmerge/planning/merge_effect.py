@@ -196,7 +196,7 @@ class MergeEffect(Frozen):
     agreement: Estimate
     recall: dict[str, dict[str, dict[str, ShareOfImages]]] = Field(default_factory=dict)
     examples: tuple[CaptionExample, ...] = ()
-    thumbnails: tuple[str, ...] = ()
+    thumbnails: Names = ()
     recommendation: Recommendation
     reason: Finding
     possible_loss: Finding | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,15 +26,14 @@ from clipmerge.files.staging import staged_files
 from clipmerge.finding import NOTE, Finding
 from clipmerge.frozen import FewLayers, Frozen
 from clipmerge.planning.earlier import upgrade
-from clipmerge.planning.layer_plan import Combination, LayerPlan, check_mask
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.planning.other_tasks import OtherTaskScores
 from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord, TensorsRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.table import Rows, Tabular, layer_rows
-from clipmerge.plugins import Alpha, check_options
-from clipmerge.types import Json, Layers, Names, StrPath, Tensors
+from clipmerge.plugins import Alpha, Density, check_options, plugin_names, plugin_options
+from clipmerge.types import Json, Layers, Names, Shape, StrPath, Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +43,51 @@ if TYPE_CHECKING:
 SCORES, COEFFICIENTS = "scores:", "coefficients:"
 
 _FORMAT, _EARLIER_FORMAT = "clipmerge-plan/2", "clipmerge-plan/1"
+# Tolerance for a plan's mean and range, computed in float64 from float32 numbers: only the order of
+# a sum may differ.
+_SAME = 1e-6
+
+
+class LayerPlan(Frozen):
+    """The settings of one layer.
+
+    Attributes:
+        alpha: Coefficient of the task vector: 0 = zero-shot, 1 = fine-tuned; the mean of learned
+            coefficients.
+        alpha_range: Smallest and largest learned coefficient; the merge uses the coefficients
+            themselves, beside the plan. ``None`` if the whole layer has one alpha.
+        density: Share of the task vector kept, in (0, 1].
+        mask: Rule that selects the entries to keep; ``None`` keeps all.
+        mask_options: The mask's own options.
+        parameters: Options of the mask for single parameters, by name; they override
+            ``mask_options``.
+        reason: Reason for the settings; ``None`` if the method gives none.
+    """
+
+    alpha: Alpha
+    alpha_range: tuple[Alpha, Alpha] | None = None
+    density: Density = 1.0
+    mask: str | None = None
+    mask_options: Json = Field(default_factory=dict)
+    parameters: dict[str, Json] = Field(default_factory=dict)
+    reason: Finding | None = None
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the merge uses learned coefficients beside the plan, not `alpha`."""
+        return self.alpha_range is not None
+
+
+class Combination(Frozen):
+    """A rule that replaces the weighted sum of several fine-tuned checkpoints' task vectors.
+
+    Attributes:
+        rule: Name of the method whose file holds the rule.
+        options: Its options.
+    """
+
+    rule: str
+    options: Json = Field(default_factory=dict)
 
 
 class Plan(Tabular, Frozen):
@@ -302,7 +347,7 @@ class Plan(Tabular, Frozen):
                     f" exist.{did_you_mean(name, layers)}"
                 )
             if layer.mask is not None:
-                check_mask(name, layer, layer.mask, layers[name])
+                _check_mask(name, layer, layer.mask, layers[name])
             elif layer.density != 1.0:
                 raise PlanError(
                     f"layer '{name}' has density {layer.density} and no mask; name one, such as"
@@ -318,6 +363,31 @@ class Plan(Tabular, Frozen):
         return self.replace(layers=decided)
 
 
+def _check_mask(name: str, layer: LayerPlan, mask: str, parameters: Names) -> None:
+    """Check one layer's mask rule against the available masks."""
+    masks = plugin_names("masks")
+    if mask not in masks:
+        raise PlanError(
+            f"layer '{name}' has the unknown mask '{mask}' (masks:"
+            f" {', '.join(masks)}).{did_you_mean(mask, masks)}"
+        )
+    if layer.density != 1.0 and "density" not in plugin_options("masks", mask):
+        raise PlanError(
+            f"layer '{name}' has density {layer.density}, which the mask '{mask}' does not have; "
+            "set its mask_options, or name another mask"
+        )
+    for parameter, options in {"": {}, **layer.parameters}.items():
+        if parameter and parameter not in parameters:
+            raise PlanError(
+                f"layer '{name}' names parameter '{parameter}', which it does not have."
+                f"{did_you_mean(parameter, parameters)}"
+            )
+        try:
+            check_options("masks", mask, {**layer.mask_options, **options})
+        except RecipeError as error:
+            raise PlanError(f"layer '{name}': {error}") from None
+
+
 def digest_of_layer(entry: LayerPlan) -> str:
     """Short hash of a layer's settings, which shows whether they changed after their reason."""
     return digest_of(entry.model_dump(mode="json", exclude={"reason"}))[:8]
@@ -326,6 +396,82 @@ def digest_of_layer(entry: LayerPlan) -> str:
 def digest_of(what: Any) -> str:
     """Hash of a JSON value."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def named_tensors(scores: Mapping[str, Tensor], coefficients: Mapping[str, Tensor]) -> Tensors:
+    """Scores for the masks that need them, and coefficients, by parameter, under their names in the
+    plan.
+    """
+    named = {f"{SCORES}{name}": tensor for name, tensor in scores.items()}
+    return named | {f"{COEFFICIENTS}{name}": tensor for name, tensor in coefficients.items()}
+
+
+def with_coefficients(
+    layers: Mapping[str, LayerPlan],
+    coefficients: Mapping[str, Tensor],
+    names: Layers,
+    shapes: Mapping[str, Shape],
+) -> dict[str, LayerPlan]:
+    """Store the mean and the range of its coefficients in each layer that has some."""
+    filled = dict(layers)
+    for layer, entry in layers.items():
+        learned = [
+            (coefficients[name], shapes[name]) for name in names[layer] if name in coefficients
+        ]
+        if learned:
+            mean, low, high = _summary(learned)
+            filled[layer] = entry.replace(alpha=mean, alpha_range=(low, high))
+    return filled
+
+
+def _summary(learned: list[tuple[Tensor, Shape]]) -> tuple[float, float, float]:
+    """Mean over all entries of the parameters, smallest and largest coefficient."""
+    total = sum(math.prod(shape) * float(c.double().mean()) for c, shape in learned)
+    mean = total / max(sum(math.prod(shape) for _, shape in learned), 1)
+    return mean, min(float(c.min()) for c, _ in learned), max(float(c.max()) for c, _ in learned)
+
+
+def check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -> None:
+    """Check a plan, which may have been edited, against its coefficients."""
+    coefficients = plan.coefficients
+    for name, coefficient in coefficients.items():
+        if name not in shapes:
+            raise PlanError(
+                f"the plan has coefficients for {name}, which does not exist; plan again"
+            )
+        held, shape = tuple(coefficient.shape), shapes[name]
+        if coefficient.numel() != 1 and held not in (shape, rows_shape(shape)):
+            raise PlanError(
+                f"the coefficients of {name} have shape {held}, but the parameter has {shape}:"
+                " expected one number, one per row or one per entry"
+            )
+        if not coefficient.is_floating_point() or not bool(coefficient.isfinite().all()):
+            raise PlanError(f"the coefficients of {name} are not finite numbers; plan again")
+    for layer, entry in plan.layers.items():
+        if entry.alpha_range is None:
+            continue
+        learned = [
+            (coefficients[name], shapes[name]) for name in names[layer] if name in coefficients
+        ]
+        if not learned:
+            raise PlanError(
+                f"layer '{layer}' has an alpha_range, but the plan holds no coefficients for it;"
+                " remove alpha_range to give the layer one alpha"
+            )
+        stated, actual = (entry.alpha, *entry.alpha_range), _summary(learned)
+        if max(abs(a - b) for a, b in zip(stated, actual, strict=True)) > _SAME:
+            raise PlanError(
+                f"layer '{layer}': alpha {entry.alpha:g} and alpha_range are not the mean and range"
+                f" of its coefficients (mean {actual[0]:g}); remove alpha_range to give the layer"
+                " one alpha"
+            )
+
+
+def rows_shape(shape: Shape) -> Shape:
+    """Shape of coefficients with one number per row: (rows, 1, ...); () if the parameter is a
+    scalar.
+    """
+    return tuple(length if axis == 0 else 1 for axis, length in enumerate(shape))
 
 
 def read_plan(path: Path) -> Plan:

@@ -7,13 +7,13 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import yaml
 from pydantic import Field, ValidationError
 
 from clipmerge.config import Missing
-from clipmerge.errors import RecipeError, did_you_mean, printable, shorten
+from clipmerge.errors import RecipeError, UsageError, did_you_mean, printable, shorten
 from clipmerge.files.limits import MAX_DIGITS, MAX_RECIPE_BYTES
 from clipmerge.files.paths import recipe_files
 from clipmerge.files.reading import format_size, read_text, refusing
@@ -105,6 +105,10 @@ class Recipe(Frozen):
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
 
+#: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
+RecipeLike: TypeAlias = StrPath | Mapping[str, Any] | Recipe
+
+
 def _without_name(section: Json) -> Json:
     return {str(key): value for key, value in section.items() if key != "name"}
 
@@ -120,7 +124,7 @@ def recipe_text(name: str) -> str:
 
 
 def load_recipe(
-    recipe: StrPath | Mapping[str, Any] | Recipe,
+    recipe: RecipeLike,
     set: Mapping[str, Any] | Sequence[str] | None = None,
 ) -> Recipe:
     """Load a recipe and apply overrides.
@@ -152,7 +156,24 @@ def load_recipe(
     return _validate(name, data)
 
 
-def _raw(recipe: StrPath | Mapping[str, Any] | Recipe) -> tuple[str, Json]:
+def load_limited_recipe(
+    recipe: RecipeLike, changes: Mapping[str, Any] | Sequence[str] | None, max_loss: float | None
+) -> Recipe:
+    """Load a recipe whose decision keeps to the limit of the user, if there is one."""
+    if max_loss is not None:
+        refuse_set_twice("max_loss", "measure.max_loss", changes)
+    return load_recipe(recipe, changes).with_max_loss(max_loss)
+
+
+def refuse_set_twice(
+    option: str, key: str, changes: Mapping[str, Any] | Sequence[str] | None
+) -> None:
+    """Refuse a change of the recipe that an option of its own makes too."""
+    if any(text.partition("=")[0].strip() == key for text in changes or ()):
+        raise UsageError(f"`{option}` and `set={key}`: both set the same option; give one of them")
+
+
+def _raw(recipe: RecipeLike) -> tuple[str, Json]:
     """Name of a recipe in messages, and a copy of its content, not validated."""
     if isinstance(recipe, Recipe):
         return recipe.name, recipe.model_dump(mode="json")

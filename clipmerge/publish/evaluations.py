@@ -19,6 +19,7 @@ from clipmerge.files.reading import read_json, refusing
 from clipmerge.hub.ids import dataset_repo, parse_dataset
 from clipmerge.output.record import EARLIER_SWEEP_FORMAT, SWEEP_FORMAT, DataSource, MergeRecord
 from clipmerge.planning.earlier import upgrade
+from clipmerge.types import Json
 
 _TASK = "zero-shot-image-classification"
 #: Keys of a record that hold results by name: shares in 0..1, numbers of images, and sources of the
@@ -28,7 +29,7 @@ KEYS = ("accuracy", "images", "sources")
 
 def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
     """Add measured accuracies to a merge's record."""
-    merged: dict[str, dict[str, Any]] = {key: dict(getattr(record, key) or {}) for key in KEYS}
+    merged: dict[str, Json] = {key: dict(getattr(record, key) or {}) for key in KEYS}
     for file in files:
         try:
             if None in record.files.values():
@@ -62,7 +63,7 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
     return record
 
 
-def _of_evaluation(evaluation: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
+def _of_evaluation(evaluation: Json, record: MergeRecord) -> Json:
     measured = evaluation["checkpoint"]["files"]
     other = [name for name, sha in measured.items() if record.files.get(name) != sha]
     if other or not measured:
@@ -73,7 +74,7 @@ def _of_evaluation(evaluation: dict[str, Any], record: MergeRecord) -> dict[str,
     return {key: evaluation[key] for key in KEYS}
 
 
-def _of_sweep(sweep: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
+def _of_sweep(sweep: Json, record: MergeRecord) -> Json:
     if sweep["format"] not in (SWEEP_FORMAT, EARLIER_SWEEP_FORMAT):
         raise UsageError(
             f"has the format {str(sweep['format'])[:40]!r}, but this version of clipmerge reads "
@@ -101,7 +102,7 @@ def _of_sweep(sweep: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
     return {"accuracy": rows[0]["accuracy"], "images": sweep["images"], "sources": sources}
 
 
-def _point(row: dict[str, Any]) -> Any:
+def _point(row: Json) -> Any:
     """Key that is equal for a sweep's row and a merge's record if and only if they are the same
     merge.
     """

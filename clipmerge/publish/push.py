@@ -28,6 +28,7 @@ from clipmerge.output.record import MergeRecord, Published, parse_record, read_o
 from clipmerge.publish.card import blob_id, body_of, published_texts
 from clipmerge.publish.evaluations import KEYS, add_results
 from clipmerge.report.page import EXAMPLES_PICTURE, PATH_PICTURE
+from clipmerge.types import Names
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
@@ -110,32 +111,27 @@ def push(folder: Path, repo_id: str, **settings: Any) -> Published:
     left = _not_published(job.folder, additions)
     page = f"{api.endpoint}/{job.repo_id}"
     url = page if job.revision in (None, "main") else f"{page}/tree/{job.revision}"
+    done, would_change = None, Names()
     if job.dry_run:
-        changes = _changes(target or Target(head="", files={}), additions)
-        return Published(
-            url=url,
-            repo_id=job.repo_id,
-            commit=target.head if target else "",
-            created=False,
-            changed=False,
-            pull_request=None,
-            not_published=left,
-            would_change=tuple(change.path_in_repo for change in changes),
-        )
-    with noting(
-        f"whether {repo_id} was published is not known: `{job.command}` checks that and continues"
-    ):
-        target = target or create_repository(api, job)
-        changes = _changes(target, additions)
-        done = _commit(api, job, target, changes) if changes else None
+        target = target or Target(head="", files={})
+        would_change = tuple(change.path_in_repo for change in _changes(target, additions))
+    else:
+        with noting(
+            f"whether {repo_id} was published is not known: `{job.command}` checks that and"
+            " continues"
+        ):
+            target = target or create_repository(api, job)
+            changes = _changes(target, additions)
+            done = _commit(api, job, target, changes) if changes else None
     return Published(
         url=url,
         repo_id=job.repo_id,
         commit=done.oid if done else target.head,
         created=target.created,
-        changed=bool(changes),
+        changed=done is not None,
         pull_request=done.pr_url if done else None,
         not_published=left,
+        would_change=would_change,
     )
 
 
@@ -264,7 +260,7 @@ def _published_files(folder: Path, record: MergeRecord) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if path is not None and name not in _MADE}
 
 
-def _not_published(folder: Path, additions: Iterable[CommitOperationAdd]) -> tuple[str, ...]:
+def _not_published(folder: Path, additions: Iterable[CommitOperationAdd]) -> Names:
     published = {add.path_in_repo for add in additions} | {PLAN_FOLDER}
     names = (path.name for path in folder.iterdir() if not path.name.startswith("."))
     return tuple(sorted(name for name in names if name not in published))

@@ -12,7 +12,6 @@ import warnings
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 from markupsafe import Markup
@@ -25,12 +24,12 @@ from PIL import Image
 from rich.cells import cell_len
 
 from clipmerge.errors import OutputError
-from clipmerge.output.record import MergeRecord
+from clipmerge.output.record import TOP, MergeRecord
 from clipmerge.planning.measurements import LossPath
 from clipmerge.planning.merge_effect import THUMBNAIL, MergeEffect
-from clipmerge.planning.tensors import TOP
 from clipmerge.report.sweep_table import ends_of, shortened
 from clipmerge.report.text import marks_of, teacher
+from clipmerge.types import Json
 
 CURVE, INK, MUTED, GRID = "#1f6fb2", "#1b1f24", "#59626d", "#eceff2"
 #: Colours of recipes, without the curve's blue.
@@ -329,7 +328,7 @@ def mark_styles(names: Sequence[str]) -> list[tuple[str, str]]:
     return [(MARKS[number % len(MARKS)], SHAPES[number % len(SHAPES)]) for number in numbers]
 
 
-def sweep_figure(record: dict[str, Any], *, title: str = "") -> Figure:
+def sweep_figure(record: Json, *, title: str = "") -> Figure:
     """Draw a sweep; of the record, curve, recipes, id and ood are needed."""
     figure, axes = new_figure(*_SWEEP)
     axes.set_title(title, color=INK, fontsize=11, loc="left", parse_math=False)
@@ -341,7 +340,7 @@ def sweep_figure(record: dict[str, Any], *, title: str = "") -> Figure:
     return figure
 
 
-def curve_files(record: dict[str, Any]) -> dict[str, bytes]:
+def curve_files(record: Json) -> dict[str, bytes]:
     """Draw ``curve.png``, ``curve.svg`` and ``curve.pdf``."""
     figure = sweep_figure(record)
     return {f"curve.{kind}": saved(figure, kind) for kind in _METADATA}
@@ -355,10 +354,10 @@ def _axis_label(kind: str, names: Sequence[str]) -> str:
     return f"{mean}{kind} accuracy, % ({shortened(listed, _SOURCE_CELLS)})"
 
 
-def _draw_curve(axes: Axes, curve: list[dict[str, Any]], ends: dict[float, str]) -> list[_Named]:
+def _draw_curve(axes: Axes, curve: list[Json], ends: dict[float, str]) -> list[_Named]:
     """Draw the curve: a small circle for each alpha, a large one at each end, open at zero-shot."""
     across, up = ([100 * row[axis] for row in curve] for axis in ("id", "ood"))
-    style: dict[str, Any] = {"color": CURVE, "mfc": "white", "ms": 5.0, "zorder": 2.5}
+    style: Json = {"color": CURVE, "mfc": "white", "ms": 5.0, "zorder": 2.5}
     (line,) = axes.plot(across, up, "-o", linewidth=2, **style)
     marks: list[_Named] = [("alpha curve (WiSE-FT)", line)]
     for row in curve:
@@ -370,7 +369,7 @@ def _draw_curve(axes: Axes, curve: list[dict[str, Any]], ends: dict[float, str])
     return marks
 
 
-def _draw_marks(axes: Axes, rows: list[dict[str, Any]]) -> list[_Named]:
+def _draw_marks(axes: Axes, rows: list[Json]) -> list[_Named]:
     """Draw the marks of recipes and checkpoints; one that lies below others is larger and shows
     around them.
     """
@@ -385,7 +384,7 @@ def _draw_marks(axes: Axes, rows: list[dict[str, Any]]) -> list[_Named]:
 
 
 def _draw_point(
-    axes: Axes, row: dict[str, Any], shape: str, colour: str, size: float, *, fill: str = ""
+    axes: Axes, row: Json, shape: str, colour: str, size: float, *, fill: str = ""
 ) -> Line2D:
     """Draw one point with its intervals in both directions."""
     x, y = 100 * row["id"], 100 * row["ood"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import dataclass, replace
-from typing import Any
 
 from markupsafe import Markup
 from rich.cells import cell_len, set_cell_size
@@ -20,6 +19,7 @@ from clipmerge.report.text import (
     signed_points,
     sweep_answer,
 )
+from clipmerge.types import Json
 
 _DASH = "\N{EN DASH}"
 _MEANS = ("id", "ood", "gain")
@@ -40,7 +40,7 @@ def shortened(text: str, cells: int) -> str:
     return set_cell_size(line, cells - 1 - tail) + "…" + set_cell_size(line[::-1], tail)[::-1]
 
 
-def ends_of(record: dict[str, Any]) -> dict[float, str]:
+def ends_of(record: Json) -> dict[float, str]:
     """Names of the ends of the curve, by alpha."""
     count = len(record.get("finetuned", ()))
     return {0.0: "zero-shot", 1.0: f"average of {count}" if count > 1 else "fine-tuned"}
@@ -61,7 +61,7 @@ class SweepColumn:
         return [f"{cell} {interval}".rstrip() if spread else cell for cell, interval in pairs]
 
 
-def rows_of(record: dict[str, Any]) -> list[tuple[str, bool, dict[str, Any]]]:
+def rows_of(record: Json) -> list[tuple[str, bool, Json]]:
     """Heading of each row, whether it is a recipe or a checkpoint instead of a point of the curve,
     and its numbers.
     """
@@ -72,7 +72,7 @@ def rows_of(record: dict[str, Any]) -> list[tuple[str, bool, dict[str, Any]]]:
     return rows + [(row["name"], True, row) for row in marks_of(record)]
 
 
-def sweep_columns(record: dict[str, Any]) -> list[SweepColumn]:
+def sweep_columns(record: Json) -> list[SweepColumn]:
     """Columns of the table: each source, the means, and the gain."""
     rows = [row for _, _, row in rows_of(record)]
     none = [""] * len(rows)
@@ -103,7 +103,7 @@ def sweep_columns(record: dict[str, Any]) -> list[SweepColumn]:
     return [*id_columns, *[source(name) for name in record["ood"] if has_mean], ood, gain]
 
 
-def other_tasks_section(record: dict[str, Any]) -> dict[str, Any]:
+def other_tasks_section(record: Json) -> Json:
     """Scores on tasks that the model was not fine-tuned for: one column per number, one row per
     point.
     """
@@ -120,7 +120,7 @@ def other_tasks_section(record: dict[str, Any]) -> dict[str, Any]:
     return {"other_tasks_columns": list(cells), "other_tasks_rows": rows}
 
 
-def sweep_page(record: dict[str, Any], picture: Markup) -> str:
+def sweep_page(record: Json, picture: Markup) -> str:
     """Render the page, which loads nothing from the network."""
     single = [
         column
@@ -155,7 +155,7 @@ def sweep_page(record: dict[str, Any], picture: Markup) -> str:
     )
 
 
-def sweep_csv(record: dict[str, Any]) -> str:
+def sweep_csv(record: Json) -> str:
     """The points as CSV, one row each, with shares from 0 to 1; missing numbers are empty cells."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

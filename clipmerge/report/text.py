@@ -13,11 +13,11 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import counted, shorten
 from clipmerge.finding import NOTE, Finding
 from clipmerge.output.record import LayerRecord, MergeRecord, map_text
-from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import HeldBackChoice, takes_learned
 from clipmerge.planning.merge_effect import Estimate, MergeEffect, Recommendation
 from clipmerge.planning.other_tasks import OtherTaskScores, measures_of
-from clipmerge.planning.plan import Plan
+from clipmerge.planning.plan import Combination, LayerPlan, Plan
+from clipmerge.types import Json
 
 #: The recommendation in words, the same on the terminal, the page and the card.
 ADVICE: dict[Recommendation, str] = {
@@ -82,9 +82,9 @@ def with_texts(data: Any) -> Any:
     return {key: with_texts(value) for key, value in data.items()}
 
 
-def record_json(record: MergeRecord) -> dict[str, Any]:
+def record_json(record: MergeRecord) -> Json:
     """The JSON object of a record, with all of its sentences."""
-    data: dict[str, Any] = with_texts(record.as_json())
+    data: Json = with_texts(record.as_json())
     data["decision"] = (data["decision"] or {"kind": "settings"}) | {"text": headline(record)}
     if record.effect:
         data["effect"]["text"] = answer_text(record.effect)
@@ -101,10 +101,10 @@ def record_text(record: MergeRecord) -> str:
     return json.dumps(data, indent=2) + "\n"
 
 
-def record_texts(record: MergeRecord, *, images: str = "your images") -> dict[str, Any]:
+def record_texts(record: MergeRecord, *, images: str = "your images") -> Json:
     """The sentences and tables that page and card have alike; ``images`` are the user's own."""
     effect = record.effect
-    texts: dict[str, Any] = {
+    texts: Json = {
         "headline": headline(record),
         "warnings": texts_of(record.warnings),
         "other_tasks": other_task_rows(record.other_tasks),
@@ -139,13 +139,13 @@ def headline(record: MergeRecord | Plan) -> str:
     if decision is not None and decision.kind == "earlier":
         text = text_of(decision)
     else:
-        finding = "" if decision is None else _found(decision, record).removesuffix(".")
+        finding = "" if decision is None else _decision_text(decision, record).removesuffix(".")
         settings = settings_text(record.layers, record.weights, record.combine)
         text = "; ".join(part for part in (finding, settings) if part)
     return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
 
 
-def _found(decision: Finding, record: MergeRecord | Plan) -> str:
+def _decision_text(decision: Finding, record: MergeRecord | Plan) -> str:
     """What was found before deciding; of methods that learn, with the losses and the choice."""
     if decision.kind not in ("learned", "learned-sparse"):
         return text_of(decision)
@@ -475,7 +475,7 @@ def _points(difference: Mapping[str, Any], *, lost: bool = False, unit: str = " 
     return f"{_percent(value)}{unit} [{_percent(low)}, {_percent(high)}]"
 
 
-def _places(corrupted: Any, clean: Any, *, lost: bool = False) -> str:
+def _differences(corrupted: Any, clean: Any, *, lost: bool = False) -> str:
     places = ((corrupted, "under unrelated corruptions"), (clean, "on your images"))
     return " and ".join(f"{_points(each, lost=lost)} {where}" for each, where in places if each)
 
@@ -487,13 +487,13 @@ def _price(points: float) -> str:
 def _no_worse_zeroshot(corrupted: Any = None, clean: Any = None) -> str:
     return (
         "The zero-shot model recognises as many of your images as the fine-tuned one or more, and"
-        f" the merged model loses {_places(corrupted, clean, lost=True)} against it."
+        f" the merged model loses {_differences(corrupted, clean, lost=True)} against it."
     )
 
 
 def _gains(corrupted: Any = None, clean: Any = None, price: float = 0.0) -> str:
     return (
-        f"The merged model gains {_places(corrupted, clean)} over the fine-tuned"
+        f"The merged model gains {_differences(corrupted, clean)} over the fine-tuned"
         f" model{_price(price)}."
     )
 
@@ -615,18 +615,18 @@ class SweepAnswer(NamedTuple):
     numbers: str
 
 
-def marks_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+def marks_of(record: Json) -> list[Json]:
     """The rows that are not points of the curve: recipes, then other checkpoints."""
     return [*record["recipes"], *record.get("points", [])]
 
 
-def sweep_headline(record: dict[str, Any]) -> str:
+def sweep_headline(record: Json) -> str:
     """The result of a sweep as one sentence."""
     _, label, numbers = sweep_answer(record)
     return f"{label}: {numbers}"
 
 
-def sweep_answer(record: dict[str, Any]) -> SweepAnswer:
+def sweep_answer(record: Json) -> SweepAnswer:
     """Compare the best recipe with the alpha curve, or say why that is not possible.
 
     A recipe is recommended only if it is off the curve, its gain has an interval, and it does not
@@ -650,7 +650,7 @@ def sweep_answer(record: dict[str, Any]) -> SweepAnswer:
     )
 
 
-def _compared(row: dict[str, Any]) -> SweepAnswer:
+def _compared(row: Json) -> SweepAnswer:
     low, high = row["gain_interval"]
     where = "its most accurate point" if row["gain_note"] else "equal ID accuracy"
     numbers = f"{signed_points(row['gain'])} points {interval_text(row['gain_interval'])}"
@@ -677,7 +677,7 @@ def gain_note(row: Mapping[str, Any]) -> str:
     return text_of(Finding.model_validate(note)) if note else ""
 
 
-def gain_notes(record: dict[str, Any]) -> list[str]:
+def gain_notes(record: Json) -> list[str]:
     """One line for each recipe that had unlabelled images, and for each row without a gain or an
     interval.
     """

@@ -128,7 +128,7 @@ def test_clips_own_tokenizer_is_made(with_clips_words: Path, tmp_path: Path) -> 
     )  # behind the end OpenCLIP pads with 0, transformers with the end
     for row, end in enumerate(length.tolist()):
         assert ids[row][: end + 1] == expected[row, : end + 1].tolist()
-    assert layout_files.is_clips_own(tmp_path / "out")
+    assert layout_files.has_clip_vocabulary(tmp_path / "out")
     done("convert", tmp_path / "out", tmp_path / "back", "--to", "open-clip")
     back = json.loads((tmp_path / "back" / "open_clip_config.json").read_text())
     assert "hf_tokenizer_name" not in back["model_cfg"]["text_cfg"]

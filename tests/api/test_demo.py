@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from clipmerge.api.plan import prepare
+from clipmerge.api.merge import prepare
 from tests.support.command import clipmerge, printed
 from tests.support.quick import FEW_STEPS, shorten_recipes
 

@@ -9,9 +9,9 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 import clipmerge
+from clipmerge.api.merge import merge_request
 from clipmerge.config import RecipeOptions, complete_options
 from clipmerge.errors import UsageError
-from clipmerge.request import MergeRequest
 from tests.support.tiny_clip import CLASSES, save_images, save_pair
 
 
@@ -60,7 +60,7 @@ def test_max_loss_changes_what_auto_decides(forgetting: tuple[Path, Path, Path])
 
 def requested(pair: tuple[Path, Path], recipe: str, **options: Any) -> Any:
     given = complete_options(RecipeOptions, {"data": "digits", **options})
-    return MergeRequest.from_options(str(pair[0]), [str(pair[1])], recipe, given)
+    return merge_request(str(pair[0]), [str(pair[1])], recipe, given)
 
 
 @pytest.mark.parametrize(

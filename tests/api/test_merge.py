@@ -15,8 +15,8 @@ from transformers import CLIPModel
 
 import clipmerge as api
 from clipmerge.api.apply import write_merge
+from clipmerge.api.merge import prepare
 from clipmerge.api.merge_models import _with_weights
-from clipmerge.api.plan import prepare
 from clipmerge.cli.env import _version
 from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.progress import Progress

@@ -19,7 +19,7 @@ from transformers import CLIPModel, CLIPProcessor
 import clipmerge as clipmerge_package
 from clipmerge.api._merge_effect import add_verdict, broadcast_plan
 from clipmerge.api.apply import write_merge
-from clipmerge.api.plan import prepare
+from clipmerge.api.merge import prepare
 from clipmerge.distributed import distributed_context
 from clipmerge.errors import MeasureError, UsageError, VerdictError
 from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupted
@@ -28,7 +28,7 @@ from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.split import sample_and_hold_back
 from clipmerge.learning.steps import held_out_positions
 from clipmerge.planning.measurements import HeldBackChoice, Measurements
-from clipmerge.planning.tensors import named_tensors
+from clipmerge.planning.plan import named_tensors
 from clipmerge.progress import Progress
 from clipmerge.report.text import answer_text, effect_facts, text_of, unmeasured
 from clipmerge.request import check_merge

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from clipmerge.api.plan import prepare, write_plan
+from clipmerge.api.merge import prepare, write_plan
 from clipmerge.errors import OutputError
 from clipmerge.finding import Finding
 from clipmerge.methods import Task
@@ -107,7 +107,8 @@ def check(
     recipe = load_recipe(method, sets).model_copy(update={"overrides": tuple(overrides)})
     calibration = Calibration(str(images), images=12, batch_size=12, device="cpu")
     zeroshot, *finetuned = map(str, family[:3] if method == "ties" else pair)
-    run = prepare(MergeRequest(zeroshot, tuple(finetuned), recipe, calibration), judged=judged)
+    request = MergeRequest(zeroshot, tuple(finetuned), recipe, calibration=calibration)
+    run = prepare(request, with_verdict=judged)
     write_plan(run, tmp_path / "plan.json")
     edited = edit(tmp_path / "plan.json", edits, swapped=swapped)
     layers = Task(run.inputs).layers

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPVisionModel
 
 from clipmerge.api.apply import write_merge
-from clipmerge.api.plan import prepare
+from clipmerge.api.merge import prepare
 from clipmerge.api.sweep import check_sweep, load_source, overlap_notes, run_sweep, write_sweep
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import DataError, UsageError
@@ -61,7 +61,9 @@ def written_accuracy(
 ) -> dict[str, float]:
     """Accuracies by `evaluate` of the folder written by `merge`."""
     write_merge(
-        prepare(merge_request(models, recipe, *quick(recipe), *sets, data=data), judged=False),
+        prepare(
+            merge_request(models, recipe, *quick(recipe), *sets, data=data), with_verdict=False
+        ),
         folder,
     )
     settings = Calibration(device="cpu", templates=TEMPLATE)
@@ -137,7 +139,7 @@ def test_weights_are_what_merge_writes_bit_for_bit(
     )
     for recipe, alpha in order + more:
         sets = settings.get(recipe, [f"method.alpha={alpha}"])
-        run = prepare(merge_request(pair, recipe, *sets, data=calibration), judged=False)
+        run = prepare(merge_request(pair, recipe, *sets, data=calibration), with_verdict=False)
         folder = tmp_path / f"{recipe}-{alpha}"
         write_merge(run, folder)
         written = load_file(folder / "model.safetensors")
@@ -341,8 +343,11 @@ def test_contradictions_are_refused(far: Folders, images: Path, shifted: Path) -
             "`points` lines: a recipe has this name",
         ),
         (request_for(far, images, shifted, alphas=(0.5, 0.5)), "two different values"),
-        (SweepRequest("a", "b", {"near": "x"}, {"near": "y"}), "both have a source named 'near'"),
-        (SweepRequest("a", "b", {"near": "x"}, {}), "at least one"),
+        (
+            SweepRequest("a", ("b",), {"near": "x"}, {"near": "y"}),
+            "both have a source named 'near'",
+        ),
+        (SweepRequest("a", ("b",), {"near": "x"}, {}), "at least one"),
     ):
         with pytest.raises(UsageError, match=told):
             check_sweep(request)

@@ -14,8 +14,8 @@ from clipmerge.learning.objective import Objective
 from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
+from clipmerge.planning.plan import LayerPlan
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import check_options, load_plugin, plugin_options
 from tests.benchmarks.conftest import PLUGINS

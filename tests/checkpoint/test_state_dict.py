@@ -1,6 +1,7 @@
 """PyTorch files: their tensors are read in any order and wrapping, and their code is never run."""
 
 import argparse
+import ast
 import json
 import os
 import pickle
@@ -274,6 +275,17 @@ def test_the_script_extracts_weights_or_says_why_it_cannot(
     outer: dict[str, Any] = {"model": {"a": torch.ones(1)}, "step": 1}
     outer["model"]["trainer"] = outer["self"] = outer  # a dictionary that holds itself
     assert unpickle.weights_of(outer) == {"model": {"a": torch.ones(1)}}
+
+
+def test_the_script_needs_only_torch_and_an_old_python() -> None:
+    tree = ast.parse(Path(unpickle.__file__).read_text(), feature_version=(3, 6))
+    imported = {
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (getattr(node, "module", None), *(alias.name for alias in node.names))
+    }
+    assert not {name for name in imported if str(name).startswith("clipmerge")}
 
 
 def to_pickles(folder: Path, *, sharded: bool = False) -> Path:

@@ -155,14 +155,14 @@ def test_a_blocks_number_lists_no_blocks() -> None:
 
 
 def test_a_tokenizer_that_is_not_clips(tmp_path: Path) -> None:
-    assert layout_files.is_clips_own(tmp_path) is None
+    assert layout_files.has_clip_vocabulary(tmp_path) is None
     (tmp_path / "tokenizer_config.json").write_text("{}")
-    assert layout_files.is_clips_own(tmp_path) is None
+    assert layout_files.has_clip_vocabulary(tmp_path) is None
     (tmp_path / "vocab.txt").write_text("a\nb\n")  # BERT's
-    assert layout_files.is_clips_own(tmp_path) is False
+    assert layout_files.has_clip_vocabulary(tmp_path) is False
     for text in ('{"a": Infinity}', '{"a": null}'):
         (tmp_path / "vocab.json").write_text(text)
-        assert layout_files.is_clips_own(tmp_path) is False
+        assert layout_files.has_clip_vocabulary(tmp_path) is False
 
 
 def test_another_list_of_words_is_not_written_as_clips(

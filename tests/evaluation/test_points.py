@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from clipmerge.api.apply import write_merge
-from clipmerge.api.plan import prepare
+from clipmerge.api.merge import prepare
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.points import weights_key

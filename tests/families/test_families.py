@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from clipmerge.api.apply import write_merge
-from clipmerge.api.plan import prepare
+from clipmerge.api.merge import prepare
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import families, family_of

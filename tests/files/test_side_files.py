@@ -15,7 +15,7 @@ from clipmerge.files.side_files import (
     inside,
     read_side_json,
     side_file_bytes,
-    without_places,
+    without_private_fields,
 )
 from tests.support.command import done
 
@@ -95,14 +95,14 @@ def test_places_on_the_machine_go_and_everything_else_keeps_its_bytes(tmp_path: 
         "text_config": {"vocab_size": 3}
     }
     assert (tmp_path / "added_tokens.json").read_text() == '{ "a":1}'
-    assert without_places([{"vocab_file": 1}]) == [{}]
+    assert without_private_fields([{"vocab_file": 1}]) == [{}]
     paths = ("/home/me/x", "~/x", "C:\\x", "D:/x", "\\\\server\\x", "file:///x", "~me/x/y")
-    assert [without_places({"any": [{"name": path}]}) for path in paths] == [{"any": [{}]}] * len(
-        paths
-    )
+    assert [without_private_fields({"any": [{"name": path}]}) for path in paths] == [
+        {"any": [{}]}
+    ] * len(paths)
     texts = ("/", "</s>", "https://a.b/c", "org/name/x", "{{/x/}}", "/think", float("nan"))
     kept = dict(zip("abcdefg", texts, strict=True))
-    assert without_places(kept) == kept
+    assert without_private_fields(kept) == kept
     copy_side_file(tmp_path / "vocab.json", tmp_path / "tokenizer.json")
 
 
@@ -140,7 +140,7 @@ def test_words_that_look_like_paths_stay_words(tmp_path: Path) -> None:
     )
     (tmp_path / "tokenizer.json").write_text(text)
     assert side_file_bytes(tmp_path / "tokenizer.json", "tokenizer.json").decode() == text
-    assert without_places({"chat_template": "{{ '/x/y' }} /a/b"}) == {
+    assert without_private_fields({"chat_template": "{{ '/x/y' }} /a/b"}) == {
         "chat_template": "{{ '/x/y' }} /a/b"
     }
 

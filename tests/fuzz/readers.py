@@ -48,7 +48,7 @@ from clipmerge.images.classes import read_class_names
 from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.decoding import decode
 from clipmerge.images.local_files import expand_ranges
-from clipmerge.output.layout_files import is_clips_own, write_layout_files
+from clipmerge.output.layout_files import has_clip_vocabulary, write_layout_files
 from clipmerge.output.record import parse_record, read_output
 from clipmerge.planning.plan import read_plan
 from clipmerge.planning.recipe import load_recipe
@@ -445,7 +445,7 @@ READERS = {
         ),
     ),
     "tokenizer": Reader(
-        _file("tokenizer.json", lambda path: is_clips_own(path.parent)),
+        _file("tokenizer.json", lambda path: has_clip_vocabulary(path.parent)),
         _json({"model": {"vocab": {"a": 0, "b": 1}}}),
     ),
     "side_file": Reader(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from clipmerge.errors import DataError
 from clipmerge.images.dataset import load_images
-from clipmerge.images.decoding import decode, extent
+from clipmerge.images.decoding import decode, image_sides
 from tests.support.image_files import (
     chunk,
     drawn_over,
@@ -170,7 +170,7 @@ def test_an_image_made_to_fill_time_or_memory_is_refused(name: str) -> None:
         BUSY[name][0](),
         rf"x: cannot be read as an image \(.*{BUSY[name][1]}.*\); repair or remove it, or leave",
     )
-    for read in (decode, extent) if name in ("scans", "tags") else (decode,):
+    for read in (decode, image_sides) if name in ("scans", "tags") else (decode,):
         with pytest.raises(DataError, match=told):
             read("x", content)
 
@@ -190,6 +190,6 @@ def test_images_as_people_save_them_are_decoded(kind: str, options: dict[str, ob
     content = saved(NOISE, kind, **options)
     image = decode("x", content)
     assert (image.size, image.mode) == ((300, 300), "RGB")
-    assert extent("x", content) == (300, 300)
+    assert image_sides("x", content) == (300, 300)
     if kind == "PNG" or options.get("compression") == "tiff_lzw":
         assert image.tobytes() == NOISE.tobytes()

@@ -143,8 +143,6 @@ def test_a_split_of_a_folder_is_read(tmp_path: Path) -> None:
 
 
 def test_class_folders_with_doubtful_names_are_noted(tmp_path: Path) -> None:
-    wordnet = save_folder(tmp_path / "wordnet", "n01440764/1.png", "n01443537/1.png")
-    assert "WordNet ids" in load_images(str(wordnet)).notes[0]
     folder = save_folder(tmp_path / "photos", "a b/1.png", "a_b/1.png", "bird/1.png")
     assert load_images(str(folder)).notes == (
         (

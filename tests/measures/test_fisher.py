@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clipmerge.api.apply import write_merge
-from clipmerge.api.plan import prepare
+from clipmerge.api.merge import prepare
 from clipmerge.learning.objective import Batch
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin

@@ -10,10 +10,8 @@ from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import CheckpointError, PlanError
-from clipmerge.merging.chunks import CHUNK
-from clipmerge.planning.layer_plan import LayerPlan
-from clipmerge.planning.plan import Plan
-from clipmerge.planning.tensors import named_tensors
+from clipmerge.merging.formula import CHUNK
+from clipmerge.planning.plan import LayerPlan, Plan, named_tensors
 from tests.support.raw_safetensors import edit
 from tests.support.tasks import in_chunks, inputs_of, plan_with
 from tests.support.tiny_clip import Folders, layer_of

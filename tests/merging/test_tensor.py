@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clipmerge.merging import chunks
+from clipmerge.merging import formula
 from clipmerge.merging.formula import weighted_change
 from clipmerge.merging.selection import RandomKey, keep_largest, keep_random, keep_top_k
 from clipmerge.merging.spectral import singular_values, spectral_split
 from clipmerge.merging.stream import plan_tensors
 from clipmerge.merging.tensor import merge_tensor
-from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import LayerPlan
 from tests.merging.test_dtypes_and_shards import DTYPES, cast
 from tests.support.command import python
 from tests.support.tasks import inputs_of, plan_with
@@ -303,7 +303,7 @@ def test_every_step_is_rounded_as_exact_arithmetic_says(
 def test_bytes_are_those_of_the_merge_by_torch(
     copies: Folders, monkeypatch: pytest.MonkeyPatch, dtype: str, alpha: float
 ) -> None:
-    monkeypatch.setattr(chunks, "CHUNK", 37)
+    monkeypatch.setattr(formula, "CHUNK", 37)
     zeroshot, finetuned = (cast(folder, dtype) for folder in copies)
     opened = inputs_of(copies)
     plan = plan_with(

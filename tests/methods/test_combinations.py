@@ -16,8 +16,7 @@ from torch import Tensor
 from clipmerge.errors import PlanError, RecipeError
 from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.tensor import apply_mask, combination, merge_tensor
-from clipmerge.planning.layer_plan import Combination, LayerPlan
-from clipmerge.planning.plan import read_plan
+from clipmerge.planning.plan import Combination, LayerPlan, read_plan
 from clipmerge.plugins import plugin_names
 from tests.support.command import done
 from tests.support.tasks import decide, merged, plan_with, task_of

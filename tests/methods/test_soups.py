@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel
 
-from clipmerge.api.plan import prepare
+from clipmerge.api.merge import prepare
 from clipmerge.errors import RecipeError
 from clipmerge.planning.measurements import LossPath, Measurements, Mixture
 from clipmerge.planning.recipe import load_recipe

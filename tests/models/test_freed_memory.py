@@ -9,7 +9,7 @@ import platform
 import pytest
 
 from clipmerge.models import memory as module
-from clipmerge.models.memory import freed_memory_kept
+from clipmerge.models.memory import retain_freed_memory
 from tests.support.command import python
 
 pytestmark = pytest.mark.skipif(
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 CHECKS = """
 import resource, sys
 import torch
-from clipmerge.models.memory import freed_memory_kept
+from clipmerge.models.memory import retain_freed_memory
 
 ENTRIES = 16 << 20  # 64 MB
 
@@ -33,12 +33,12 @@ def resident_mb():
     return pages * resource.getpagesize() / 1e6
 
 if sys.argv[1] == "used again inside alone":
-    with freed_memory_kept():
+    with retain_freed_memory():
         inside = new_pages()
     assert inside < new_pages() / 4, inside  # few even outside, where the system gives huge pages to all
 else:
     before = resident_mb()
-    with freed_memory_kept():
+    with retain_freed_memory():
         torch.ones(ENTRIES)
         assert resident_mb() > before + 50
     assert resident_mb() < before + 20
@@ -54,5 +54,5 @@ def test_memory_is(check: str) -> None:
 
 def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.platform, "libc_ver", lambda: ("", ""))
-    with freed_memory_kept():
+    with retain_freed_memory():
         pass

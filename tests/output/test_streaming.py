@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clipmerge.api.apply import write_merge
-from clipmerge.api.plan import prepare
+from clipmerge.api.merge import prepare
 from clipmerge.checkpoint import source
 from clipmerge.errors import OutputError
 from clipmerge.files.finite import is_finite

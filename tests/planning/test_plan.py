@@ -12,10 +12,9 @@ from clipmerge.errors import PlanError
 from clipmerge.files.limits import MAX_MEASURED
 from clipmerge.finding import Finding
 from clipmerge.frozen import LittleMeasured
-from clipmerge.planning.layer_plan import LayerPlan
-from clipmerge.planning.plan import Plan, read_plan
+from clipmerge.output.record import histograms
+from clipmerge.planning.plan import LayerPlan, Plan, read_plan
 from clipmerge.planning.provenance import SourceRecord
-from clipmerge.planning.tensors import histograms
 from tests.support.command import one_line
 from tests.support.tasks import plan_of
 

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from clipmerge import methods
 from clipmerge.api.apply import open_plan, write_merge
-from clipmerge.api.plan import prepare, write_plan
+from clipmerge.api.merge import prepare, write_plan
 from clipmerge.errors import PlanError
 from clipmerge.files.hashes import sha256_of
+from clipmerge.merging.torch_chunks import coefficients_of_run
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.layer_plan import LayerPlan
-from clipmerge.planning.plan import Plan, read_plan
-from clipmerge.planning.tensors import coefficients_of_run, rows_shape
+from clipmerge.planning.plan import LayerPlan, Plan, read_plan, rows_shape
 from clipmerge.progress import Progress
 from clipmerge.run import Run
 from tests.support.command import one_line

@@ -9,7 +9,7 @@ import pytest
 import clipmerge
 from clipmerge.finding import Finding
 from clipmerge.output.record import MergeRecord
-from clipmerge.planning.layer_plan import Combination, LayerPlan
+from clipmerge.planning.plan import Combination, LayerPlan
 from clipmerge.report.text import (
     SENTENCES,
     answer_text,

@@ -9,10 +9,9 @@ from clipmerge.evaluation.probe import RELATED, UNRELATED
 from clipmerge.output.record import MergeRecord
 from clipmerge.report import terminal
 
-SHARE = {"signed": True, "additive": True, "unit": "nats"}
+SHARE = {"signed": True, "unit": "nats"}
 CHANGE = {
     "title": "relative change",
-    "symbol": "‖τ_l‖ / ‖θ_0,l‖",
     "about": (
         "length of the layer's change by fine-tuning divided by the length of its zero-shot"
         " weights."
@@ -23,13 +22,11 @@ STATISTICS = {
     "barrier": {
         **SHARE,
         "title": "barrier share",
-        "symbol": "B_l",
         "about": "the layer's part of the barrier.",
     },
     "loss_drop": {
         **SHARE,
         "title": "loss-drop share",
-        "symbol": "G_l",
         "about": "the layer's part of the drop.",
     },
 }

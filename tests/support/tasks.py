@@ -9,17 +9,15 @@ import pytest
 from torch import Tensor
 
 from clipmerge import methods
-from clipmerge.api.plan import prepare
+from clipmerge.api.merge import prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
-from clipmerge.merging import chunks
+from clipmerge.merging import formula
 from clipmerge.merging.stream import plan_tensors
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
-from clipmerge.planning.plan import Plan
+from clipmerge.planning.plan import LayerPlan, Plan, named_tensors
 from clipmerge.planning.provenance import SourceRecord
 from clipmerge.planning.recipe import Recipe, load_recipe
-from clipmerge.planning.tensors import named_tensors
 from clipmerge.request import Calibration, MergeRequest, SweepRequest
 from tests.support.tiny_clip import Folders
 
@@ -39,7 +37,7 @@ def request_for(
     zeroshot, *finetuned = map(str, folders)
     calibration = Calibration(source=str(data) if data else None, device="cpu")
     return MergeRequest(
-        zeroshot, tuple(finetuned), load_recipe(recipe, list(sets)), calibration, **more
+        zeroshot, tuple(finetuned), load_recipe(recipe, list(sets)), calibration=calibration, **more
     )
 
 
@@ -50,7 +48,7 @@ def sweep_of(
     far from it."""
     zeroshot, finetuned = map(str, pair)
     return SweepRequest(
-        zeroshot, finetuned, {"near": str(near)}, {"far": str(far)}, recipes, **more
+        zeroshot, (finetuned,), {"near": str(near)}, {"far": str(far)}, recipes, **more
     )
 
 
@@ -82,10 +80,10 @@ def plan_with(
     )
 
 
-def in_chunks(inputs: Inputs, plan: Plan, chunk: int = chunks.CHUNK) -> dict[str, Tensor]:
+def in_chunks(inputs: Inputs, plan: Plan, chunk: int = formula.CHUNK) -> dict[str, Tensor]:
     """The tensors that a plan gives, by parameter, made in chunks of so many elements."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "CHUNK", chunk)
+        patch.setattr(formula, "CHUNK", chunk)
         return {
             tensor.name: tensor.tensor(tensor.chunks(np.empty))
             for tensor in plan_tensors(inputs, plan)
@@ -93,7 +91,7 @@ def in_chunks(inputs: Inputs, plan: Plan, chunk: int = chunks.CHUNK) -> dict[str
 
 
 def merged(
-    task: Task, decision: Decision, *, seed: int = 0, chunk: int = chunks.CHUNK
+    task: Task, decision: Decision, *, seed: int = 0, chunk: int = formula.CHUNK
 ) -> dict[str, Tensor]:
     """The tensors that a decision gives, by parameter."""
     plan = plan_with(

@@ -86,7 +86,6 @@ def _added(
         name,
         by_layer(objective, values),
         signed=True,
-        additive=True,
         unit="nats",
         title=f"barrier added {name.replace('_', ' the ')} layer",
         about=f"what this layer adds to the barrier when {moving} go to fine-tuned together.",

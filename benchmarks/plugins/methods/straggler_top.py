@@ -8,7 +8,7 @@ from clipmerge.errors import RecipeError
 from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
 from clipmerge.methods.straggler_outlier import scores_for
-from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import LayerPlan
 from clipmerge.plugins import Alpha, Count, Density, MaskName, plugin_options
 
 
