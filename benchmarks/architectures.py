@@ -72,6 +72,8 @@ OPEN_CLIP = (
     "ViT-L-14-CLIPA",
 )
 STEPS = ("measure.steps=2", "measure.batch=4", "measure.strong_aug=2")
+# what clipmerge asks for where images are patches of any aspect ratio
+UNCHANGED_IMAGES = ("measure.weak_aug=0", "measure.augmentations=[]")
 _LETTERS = [*string.ascii_lowercase, *".,"]
 
 
@@ -263,9 +265,10 @@ def plan_one(name: str, folder: Path) -> None:
     report = folder / "result.json"
     report.write_text(json.dumps(result))
     began = time.process_time()
+    settings = (*STEPS, *(UNCHANGED_IMAGES if name == "transformers:siglip-2" else ()))
     try:
         zeroshot, finetuned = pair
-        planned = clipmerge.plan(zeroshot, finetuned, "auto", data=images, set=STEPS, hash=False)
+        planned = clipmerge.plan(zeroshot, finetuned, "auto", data=images, set=settings, hash=False)
     except clipmerge.ClipmergeError as error:
         result["error"] = str(error)
     else:
@@ -301,7 +304,7 @@ def paragraph(results: dict[str, dict[str, Any]]) -> str:
         f"{_PARAGRAPH} of real size `plan --recipe auto` ran to its end, in a few steps, on"
         f" {len(ours)} architectures of OpenCLIP ({', '.join(sorted(ours))}) and"
         f" {len(theirs)} of transformers ({', '.join(sorted(theirs))}):"
-        " `python -m benchmarks.architectures`."
+        " `python -m benchmarks.architectures` (siglip-2 without augmentations)."
     )
     if badly:
         text += f" It did not end on {', '.join(sorted(badly))}."
@@ -313,7 +316,7 @@ def with_paragraph(page: str, results: dict[str, dict[str, Any]]) -> str:
     parts = page.split("\n\n")
     (place,) = (number for number, part in enumerate(parts) if part.startswith(_PARAGRAPH))
     parts[place] = paragraph(results)
-    return "\n\n".join(parts)
+    return "\n\n".join(parts).rstrip("\n") + "\n"
 
 
 def main() -> None:

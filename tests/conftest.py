@@ -208,13 +208,6 @@ def frames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(Figure, "savefig", save_frame)
 
 
-@pytest.fixture(autouse=True)
-def large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.support.quick import classify_in_two_batches
-
-    classify_in_two_batches(monkeypatch)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def ctrl_c_works() -> None:
     """A shell starts background jobs with SIGINT ignored, and their children inherit that."""

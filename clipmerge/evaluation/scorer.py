@@ -47,6 +47,9 @@ Move = Callable[[Any], None]
 _LOAD_BYTES = 2 << 30
 # On a card, the same as a share of what is free.
 _SHARE_OF_FREE = 0.25
+# Images that are classified at once though there may be only one batch: a small model takes as long
+# for a few.
+_SMALL_BATCH = 32
 # Source, position of the batch's first image in it, and the batch's pixels on the device.
 _SourceBatch = tuple[str, int, Tensor]
 
@@ -160,7 +163,10 @@ class Scorer:
     def _batches(self, sources: Mapping[str, Images]) -> Iterator[_SourceBatch]:
         share = (self._context.rank, self._context.world_size)
         for name, images in sources.items():
-            size = batch_size_for(len(images), self._settings.batch_size)
+            size = self._settings.batch_size or max(
+                batch_size_for(len(images), None),
+                min(_SMALL_BATCH, -(-len(images) // self._context.world_size)),
+            )
             batches = read_pixels(images.store, size, self._model.pixels, share)
             for number, pixels in batches:
                 yield name, number * size, to_device(pixels, self.device)

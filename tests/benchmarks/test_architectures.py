@@ -35,8 +35,15 @@ def test_the_page_lists_the_results() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.uncounted
 def test_a_model_of_real_size_is_planned(tmp_path: Path) -> None:
     """The smallest; docs/contributing names the command that tries the others."""
+    architectures.plan_one("ViT-S-32-alt", tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text())["judged"]
+
+
+@pytest.mark.nightly
+def test_the_command_tries_in_processes_of_their_own(tmp_path: Path) -> None:
     name, report = "ViT-S-32-alt", tmp_path / "tried.json"
     command = [sys.executable, "-m", "benchmarks.architectures", name, "--json", str(report)]
     subprocess.run(command, check=True)

@@ -17,13 +17,11 @@ NOTEBOOK = ROOT / "examples" / "robust_merge.ipynb"
 #: The demo learns in full; here it is the code that is tested, on few images.
 IN_THE_KERNEL = """
 import pytest
-import clipmerge.evaluation.scorer
 from clipmerge.demo import data
 from tests.support import quick
 patch = pytest.MonkeyPatch()
 no_limit = {"max_loss": 100}  # within another, so few images end at the fine-tuned model
 quick.shorten_recipes(patch, quick.FEW_STEPS | no_limit)
-quick.classify_in_two_batches(patch)
 data._SPLITS = dict(train=1697, calibration=60, test=40)
 """
 

@@ -16,7 +16,7 @@ from clipmerge.evaluation.accuracy import load_model
 from clipmerge.evaluation.recall import caption_embeddings
 from tests.support.command import clipmerge, refused
 from tests.support.raw_safetensors import edit, edit_json
-from tests.support.tiny_clip import Folders
+from tests.support.tiny_clip import Folders, vocabulary
 from tests.support.tiny_open_clip import build, model_config, save
 
 CODE = """
@@ -168,6 +168,25 @@ def test_what_open_clip_cannot_build_is_an_error_of_one_line(
 ) -> None:
     folder = open_clip_with(tmp_path / "oc", **changes)
     assert re.search(told, refused(clipmerge("evaluate", folder, "--data", f"val={images}")))
+
+
+def test_a_text_tower_whose_decoder_is_dropped_is_no_larger_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """open_clip builds all of mT5, twice, and keeps the encoder; real ones are as large."""
+    from transformers import MT5Config
+
+    layers = {"num_layers": 4, "num_decoder_layers": 4}
+    mt5 = MT5Config(vocab_size=len(vocabulary()), d_model=32, d_kv=16, d_ff=64, **layers)
+    mt5.save_pretrained(tmp_path / "text")
+    text = {"hf_model_name": str(tmp_path / "text"), "hf_model_pretrained": False}
+    configuration = model_config(
+        text=text | {"hf_proj_type": "mlp", "hf_pooler_type": "mean_pooler"}
+    )
+    folder = save(build(configuration), configuration, tmp_path / "model")
+    monkeypatch.setattr("clipmerge.models.building.MAX_SPARE_NUMBERS", 0)
+    model = load_model(open_checkpoint(str(folder)))
+    assert model.text_features(model.tokens(["a photo of a cat"])).shape == (1, 16)
 
 
 def test_nobody_is_asked_whether_code_may_run(

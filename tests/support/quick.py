@@ -1,8 +1,6 @@
-"""Less work for code in which nobody asks for less: shipped recipes with few steps, images in large
-batches."""
+"""Less work for code in which nobody asks for less: shipped recipes with few steps."""
 
 import re
-import sys
 from collections.abc import Mapping
 
 import pytest
@@ -22,14 +20,3 @@ def shorten_recipes(patch: pytest.MonkeyPatch, options: Mapping[str, int]) -> No
         return option.sub(lambda found: f"{found[1]}{found[2]}: {options[found[2]]}", shipped(name))
 
     patch.setattr(recipe, "recipe_text", shortened)
-
-
-def classify_in_two_batches(patch: pytest.MonkeyPatch) -> None:
-    """Classify images in two batches, where nobody asks for a size; users have eight.
-
-    A pass of a tiny model takes as long for thirty images as for four, and a verdict has some
-    hundred of them.
-    """
-    scorer = sys.modules.get("clipmerge.evaluation.scorer")  # not imported for this alone
-    if scorer is not None:
-        patch.setattr(scorer, "batch_size_for", lambda images, wanted: wanted or -(-images // 2))
