@@ -24,7 +24,7 @@ def run() -> None:
     import atexit  # a built-in module; functions registered first run last
     import gc  # the same
 
-    atexit.register(_over)
+    atexit.register(_ignore_signals)
     atexit.register(
         gc.freeze
     )  # else Python ends by searching all that was imported for garbage: a second
@@ -53,7 +53,7 @@ def _stop_hashing() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _over() -> None:
+def _ignore_signals() -> None:
     """Ignore signals from now on: the command is done, and Python drops its handlers before the
     process ends.
     """

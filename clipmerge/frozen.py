@@ -23,7 +23,7 @@ class Frozen(BaseModel):
         return self.model_copy(update=changes)
 
 
-def _plain(value: Any) -> Any:
+def _check_plain(value: Any) -> Any:
     """Refuse values that no recipe has and that break printing: deep nesting, numbers of many
     digits.
     """
@@ -46,13 +46,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _few_layers(value: Any) -> Any:
+def _limit_layers(value: Any) -> Any:
     if isinstance(value, dict) and len(value) > MAX_LAYERS:
         raise ValueError(f"more than {MAX_LAYERS} layers")
     return value
 
 
-def _little_measured(value: Any) -> Any:
+def _limit_measurements(value: Any) -> Any:
     rows = value.values() if isinstance(value, dict) else ()
     if sum(len(row) for row in rows if isinstance(row, dict)) > MAX_MEASURED:
         raise ValueError(f"more than {MAX_MEASURED} numbers")
@@ -60,8 +60,8 @@ def _little_measured(value: Any) -> Any:
 
 
 #: A value of any JSON type, within limits.
-Plain = Annotated[Any, AfterValidator(_plain)]
+Plain = Annotated[Any, AfterValidator(_check_plain)]
 #: Refuses more layers than any model has, before an object is made for each.
-FewLayers = BeforeValidator(_few_layers)
+FewLayers = BeforeValidator(_limit_layers)
 #: Refuses more measured numbers than any model has, because a page would draw all of them.
-LittleMeasured = BeforeValidator(_little_measured)
+LittleMeasured = BeforeValidator(_limit_measurements)

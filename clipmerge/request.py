@@ -57,7 +57,7 @@ def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
     try:
         for position, word in enumerate(words):
             if word == "...":
-                values += _steps(values[-2], values[-1], Decimal(words[position + 1]))
+                values += _continue_steps(values[-2], values[-1], Decimal(words[position + 1]))
             else:
                 values.append(Decimal(word))
         alphas = sorted({float(value) for value in values})
@@ -72,7 +72,7 @@ def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
     return tuple(alphas)
 
 
-def _steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
+def _continue_steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
     """Numbers after ``last`` up to ``end``, in steps of ``last - before``."""
     count = (end - last) / (last - before)
     if not 0 < count <= _MAX_ALPHAS:
@@ -123,7 +123,7 @@ class Calibration:
         """Take the options about images; those that a command lacks have their defaults."""
         data, template = options.get("data"), options.get("template")
         calibration = cls(
-            source=None if isinstance(data, Calibration) or data == "" else _as_text(data),
+            source=None if isinstance(data, Calibration) or data == "" else _path_as_text(data),
             classes=_class_names(options.get("classes")),
             templates=check_templates(
                 [template] if isinstance(template, str) else list(template or ())
@@ -134,7 +134,7 @@ class Calibration:
                 options.get("caption_column"),
                 skip_unreadable=options.get("skip_unreadable", False),
             ),
-            unlabelled=_as_text(options.get("unlabelled")),
+            unlabelled=_path_as_text(options.get("unlabelled")),
             state=Path(options["state"]) if options.get("state") else None,
             **{name: options[name] for name in _SAME_NAMES if name in options},
         )
@@ -438,7 +438,7 @@ def parse_named(parameter: str, sources: Mapping[str, Any] | Sequence[str] | Non
             )
     for name in sources:
         check_source_name(name)
-    return {name: _as_text(source) for name, source in sources.items()}
+    return {name: _path_as_text(source) for name, source in sources.items()}
 
 
 def parse_named_source(text: str) -> tuple[str, str]:
@@ -510,7 +510,7 @@ def _class_names(
     return class_list(name) if not Path(name).exists() and name in class_lists() else Path(name)
 
 
-def _as_text(data: Any) -> Any:
+def _path_as_text(data: Any) -> Any:
     """Turn a path into text; return images in memory unchanged."""
     return os.fspath(data) if isinstance(data, os.PathLike) else data
 

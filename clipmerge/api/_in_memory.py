@@ -104,7 +104,7 @@ def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
     if processor is not None:
         processor.save_pretrained(folder)
         return
-    origin = _origin(str(getattr(model, "name_or_path", "") or ""))
+    origin = _original_folder(str(getattr(model, "name_or_path", "") or ""))
     for file in sorted(origin.iterdir()) if origin else ():
         is_side_file = file.suffix in _SIDE_SUFFIXES and not file.name.endswith(".index.json")
         if (
@@ -115,7 +115,7 @@ def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def _origin(name: str) -> Path | None:
+def _original_folder(name: str) -> Path | None:
     """The folder that a model was loaded from: a local folder, or one in the Hub's cache."""
     if not name:
         return None

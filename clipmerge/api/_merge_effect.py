@@ -54,7 +54,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
 
     with run.timed("effect"), _warn_or_raise(run, request, "the effect of the merge"):
         measured = run.plan and run.plan.measurements
-        images = _held_back(run, request)
+        images = _effect_images(run, request)
         effect = measure_effect(
             run.inputs,
             broadcast_plan(run, request.calibration),
@@ -134,7 +134,7 @@ def _warn_or_raise(run: Run, request: MergeRequest, what: str) -> Iterator[None]
         run.progress.say(text_of(warning))
 
 
-def _held_back(run: Run, request: MergeRequest) -> LabelledImages | CaptionedImages:
+def _effect_images(run: Run, request: MergeRequest) -> LabelledImages | CaptionedImages:
     """Images that nothing was learned from; all images if the decision needed none."""
     images = run.held_back
     if request.recipe.measure:

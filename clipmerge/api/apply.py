@@ -101,7 +101,7 @@ def open_plan(
     progress.stage("read")
     begin = time.perf_counter()
     zeroshot, *finetuned = _open_checkpoints(name, plan, sources, model)
-    plan = _with_sources(plan, (zeroshot, *finetuned)) if sources else plan
+    plan = _replace_sources(plan, (zeroshot, *finetuned)) if sources else plan
     decided_for_these = plan.inputs_digest == plan.digest_of_inputs
     plan = plan.without_stale()
     inputs = align_checkpoints(
@@ -149,7 +149,7 @@ def _open_checkpoints(
     return [base, *(open_source(place, base, model=name) for place, name in others)]
 
 
-def _with_sources(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Plan:
+def _replace_sources(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Plan:
     """A plan without hashes for the checkpoints that it is applied to; hashes are compared
     instead.
     """

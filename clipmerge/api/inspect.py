@@ -56,13 +56,15 @@ def inspect(
         CheckpointError: If a checkpoint cannot be read.
     """
     with as_sources([zeroshot] if finetuned is None else [zeroshot, finetuned]) as (base, *others):
-        record = _inspection(
+        record = _describe_pair(
             base, others[0] if others else None, progress or Logged(), weights=weights
         )
     return InspectResult(record["family"], record["layers"], tuple(record["mismatches"]), record)
 
 
-def _inspection(zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool) -> Json:
+def _describe_pair(
+    zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool
+) -> Json:
     base_source = find_source(zeroshot)
     base_preview = preview_checkpoint(base_source)
     base = base_preview or open_source(base_source)
@@ -70,11 +72,11 @@ def _inspection(zeroshot: str, finetuned: str | None, progress: Progress, *, wei
         family, layers = _describe_alone(base)
         alone: Json = {
             "family": family,
-            "zeroshot": _origin(base),
+            "zeroshot": _describe_source(base),
             "finetuned": None,
             "layers": layers,
         }
-        return alone | {"mismatches": [], "ancestry": None, "total": _total(base)}
+        return alone | {"mismatches": [], "ancestry": None, "total": _describe_total(base)}
     other_source = find_source(finetuned)
     other_preview = preview_checkpoint(other_source)
     other = other_preview or open_source(other_source, base)
@@ -103,12 +105,12 @@ def _inspection(zeroshot: str, finetuned: str | None, progress: Progress, *, wei
         progress.say("the two do not match, so no weights were downloaded and no changes computed")
     return {
         "family": inputs.family.name,
-        "zeroshot": _origin(base),
-        "finetuned": _origin(other),
+        "zeroshot": _describe_source(base),
+        "finetuned": _describe_source(other),
         "layers": layers,
         "mismatches": mismatches,
         "ancestry": ancestry,
-        "total": _total(inputs.zeroshot),
+        "total": _describe_total(inputs.zeroshot),
     }
 
 
@@ -138,12 +140,12 @@ def _find_faults(inputs: Inputs, layers: dict[str, Json]) -> list[str]:
     return []
 
 
-def _origin(checkpoint: Checkpoint) -> Json:
+def _describe_source(checkpoint: Checkpoint) -> Json:
     files = [file.name for file in checkpoint.files]
     return {"source": checkpoint.source, "revision": checkpoint.revision, "files": files}
 
 
-def _total(checkpoint: Checkpoint) -> Json:
+def _describe_total(checkpoint: Checkpoint) -> Json:
     entries = checkpoint.entries.values()
     return {
         "parameters": len(entries),

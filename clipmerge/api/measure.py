@@ -48,7 +48,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, CalibrationR
     with peer_errors():
         # no process leaves while another still gathers
         objective.data.context.state.wait_for_everyone()
-    return _with_change(measurements, objective), record
+    return _add_relative_change(measurements, objective), record
 
 
 def ranks_by_gradients(recipe: Recipe) -> bool:
@@ -76,7 +76,7 @@ def objective_for(
     else:
         images, contrastive = drawn, False
         templates = templates_for(calibration.templates, images.templates)
-    choosers, names = _choosers(run, request, samples, images.labels), images.class_names
+    choosers, names = _choosing_images(run, request, samples, images.labels), images.class_names
     if isinstance(choosers, CaptionedImages):
         choosers = choosers.with_one_caption(request.seed, known=names)
         names = choosers.class_names
@@ -87,21 +87,22 @@ def objective_for(
     context = distributed_context(calibration.device)
     batch_size = batch_size_for(len(images), calibration.batch_size, context.world_size)
     model = build_model(run.inputs)
-    share = (context.rank, context.world_size)
-    data = ShardedBatches(read_batches(images, batch_size, model.pixels, share=share), context)
-    choosing = None
+
+    def read(images: LabelledImages, batch_size: int) -> ShardedBatches:
+        share = (context.rank, context.world_size)
+        return ShardedBatches(read_batches(images, batch_size, model.pixels, share=share), context)
+
+    data, choosing = read(images, batch_size), None
     if choosers is not None:
         size = batch_size_for(len(choosers), calibration.batch_size, context.world_size)
-        choosing = ShardedBatches(read_batches(choosers, size, model.pixels, share=share), context)
+        choosing = read(choosers, size)
     unlabelled, unlabelled_record = None, None
     if calibration.unlabelled is not None:
         unlabelled_images = run.cache.open_unlabelled(request, run.progress)
         unlabelled_images = unlabelled_images.sample(calibration.images, request.seed)
         for labelled in (images, *([] if run.held_back is None else [run.held_back])):
             refuse_shared(unlabelled_images, {f"`data` {labelled.source}": Fingerprints(labelled)})
-        unlabelled = ShardedBatches(
-            read_batches(unlabelled_images, batch_size, model.pixels, share=share), context
-        )
+        unlabelled = read(unlabelled_images, batch_size)
         unlabelled_record = UnlabelledRecord(
             source=unlabelled_images.source,
             revision=unlabelled_images.revision,
@@ -165,7 +166,7 @@ def objective_for(
     return objective, state, record
 
 
-def _choosers(
+def _choosing_images(
     run: Run,
     request: MergeRequest,
     samples: Samples[LabelledImages | CaptionedImages],
@@ -197,7 +198,7 @@ def _noise_device(recipe: Recipe, device: torch.device) -> str | None:
     return device.type if draws and device.type != "cpu" else None
 
 
-def _with_change(found: Measurements, objective: Objective) -> Measurements:
+def _add_relative_change(found: Measurements, objective: Objective) -> Measurements:
     """Add ``change``, ||task_vector_l|| / ||theta_0,l||, to the statistics."""
     values = {}
     for layer, names in objective.weights.layers.items():

@@ -231,8 +231,8 @@ def prepare(
 ) -> Run:
     """Read, measure, decide, and measure the effect of the decision."""
     cache = cache or RunCache()
-    run, request = _read(request, progress or Progress(), cache)
-    _early_checks(run, request.recipe)
+    run, request = _open_run(request, progress or Progress(), cache)
+    _check_recipe_fits(run, request.recipe)
     _label_images(run, request)
     tasks = open_tasks(run, request) if with_verdict else {}
     measurements, calibration = None, None
@@ -243,7 +243,7 @@ def prepare(
     if request.recipe.measure:
         title = f"{request.recipe.name}: {'learning' if request.recipe.learns else 'measuring'}"
         with run.timed("measure", title):
-            measurements, calibration = _measured(run, request, cache)
+            measurements, calibration = _measure_once(run, request, cache)
         run.learned = measurements.coefficients
     if run.is_main:
         with run.timed("plan", f"{request.recipe.name}: deciding"):
@@ -254,7 +254,7 @@ def prepare(
     return run
 
 
-def _measured(run: Run, request: MergeRequest, cache: RunCache) -> Measured:
+def _measure_once(run: Run, request: MergeRequest, cache: RunCache) -> Measured:
     from clipmerge.api.measure import measure, ranks_by_gradients
 
     key = json.dumps([request.recipe.measure, request.recipe.missing], sort_keys=True)
@@ -264,7 +264,9 @@ def _measured(run: Run, request: MergeRequest, cache: RunCache) -> Measured:
     return found
 
 
-def _read(request: MergeRequest, progress: Progress, cache: RunCache) -> tuple[Run, MergeRequest]:
+def _open_run(
+    request: MergeRequest, progress: Progress, cache: RunCache
+) -> tuple[Run, MergeRequest]:
     progress.stage("read")
     begin = time.perf_counter()
     inputs, request = open_inputs(request, request.recipe.missing, cache)
@@ -392,7 +394,7 @@ def _check_images(run: Run, request: MergeRequest) -> list[Finding]:
         return settle(found, allow=request.allow, strict=request.strict)
 
 
-def _early_checks(run: Run, recipe: Recipe) -> None:
+def _check_recipe_fits(run: Run, recipe: Recipe) -> None:
     """Find a wrong override before measuring, which takes minutes."""
     layers = Task(run.inputs).layers
     for override in recipe.overrides:
@@ -438,7 +440,10 @@ def _decide(
         for name in task.layers[layer]
         if name in learned
     }
-    notes = (*(measurements.notes if measurements else ()), *_extrapolation(run.inputs, options))
+    notes = (
+        *(measurements.notes if measurements else ()),
+        *_extrapolation_note(run.inputs, options),
+    )
     found = decision.finding
     plan = Plan(
         recipe=request.recipe.model_dump(mode="json"),
@@ -463,7 +468,7 @@ def _decide(
     say_all(run.progress, texts_of(notes))
 
 
-def _extrapolation(inputs: Inputs, options: Json) -> list[Finding]:
+def _extrapolation_note(inputs: Inputs, options: Json) -> list[Finding]:
     """A warning of an alpha that the user set beyond the two models."""
     alpha = options.get("alpha")
     if len(inputs.finetuned) > 1 or not isinstance(alpha, float | int) or 0 <= alpha <= 1:

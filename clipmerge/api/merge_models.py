@@ -85,10 +85,10 @@ def merge_models(
             }
         form = unwrap_model(zeroshot) if run.inputs.takes_zeroshot_form else models[0]
         run.finish()
-    return _with_weights(form, weights, run.plan.dtype)  # type: ignore[return-value]
+    return _copy_with_weights(form, weights, run.plan.dtype)  # type: ignore[return-value]
 
 
-def _with_weights(form: torch.nn.Module, weights: Tensors, dtype: str) -> torch.nn.Module:
+def _copy_with_weights(form: torch.nn.Module, weights: Tensors, dtype: str) -> torch.nn.Module:
     merged = copy.deepcopy(form)
     if dtype != "keep":
         merged = merged.to(getattr(torch, dtype))
@@ -150,7 +150,7 @@ def merge_state_dicts(
     with one_thread():
         return {
             name: (
-                _merged(
+                _merge_parameter(
                     name,
                     tensor.cpu(),
                     [each[name].cpu() for each in finetuned],
@@ -191,7 +191,7 @@ def _check_names(theta_0: Mapping[str, Tensor], finetuned: Sequence[Mapping[str,
                 )
 
 
-def _merged(
+def _merge_parameter(
     name: str,
     theta_0: Tensor,
     finetuned: list[Tensor],

@@ -174,7 +174,7 @@ def run_sweep(
     progress.stage("evaluate")
     correct = _score(request, inputs, points, loaded, progress)
     progress.stage("bootstrap")
-    rows = _rows(request, correct)
+    rows = _rows_of_points(request, correct)
 
     def mark(name: str, number: int, **about: Any) -> Json:
         alpha = points[number].alpha
@@ -238,7 +238,7 @@ def run_sweep(
     return record, correct
 
 
-def _rows(request: SweepRequest, correct: dict[str, Correct]) -> list[Json]:
+def _rows_of_points(request: SweepRequest, correct: dict[str, Correct]) -> list[Json]:
     """The rows of the points, in order."""
     places = compare_with_curve(
         [correct[name] for name in request.id_sources],

@@ -15,7 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from clipmerge.checkpoint.source import Checkpoint, DerivedCheckpoint, LazyTensor, stored
 from clipmerge.errors import CheckpointError, shorten
@@ -30,6 +32,7 @@ from clipmerge.files.paths import local_path
 from clipmerge.files.reading import read_json
 from clipmerge.files.safetensors import Array
 from clipmerge.finding import Finding
+from clipmerge.frozen import Frozen
 from clipmerge.parallel import one_thread
 from clipmerge.types import Json, Names, Shape
 
@@ -93,6 +96,7 @@ _FIELDS = {
 _FACTOR = re.compile(rf"(?P<module>.+)\.lora_(?P<part>{'|'.join(map(re.escape, _FIELDS))})")
 # An adapter has both factors of a parameter, perhaps with a magnitude, or none of them.
 _FACTORS = {"lora_a", "lora_b", "magnitude"}
+_Rank = Annotated[int, Field(ge=1)]
 
 
 @dataclass
@@ -118,7 +122,7 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     """Apply an adapter to its base, without reading weights."""
     path = adapter.folder / CONFIG
     config = read_adapter_config(path)
-    changes = _changes(adapter, config)
+    changes = _group_changes(adapter, config)
     trained_whole = [f".{module}." for module in config.saved]
     added = {
         name
@@ -170,14 +174,15 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     )
     lazy = {
         key: LazyTensor(
-            (key,) if key in base.entries else (), partial(_adapted, base, adapter, key, change)
+            (key,) if key in base.entries else (),
+            partial(_form_adapted, base, adapter, key, change),
         )
         for key, change in by_base_key.items()
     }
     return AdaptedCheckpoint(**facts, original=base, lazy=lazy)
 
 
-def _changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, LoraChange]:
+def _group_changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, LoraChange]:
     """Group the adapter's tensors by the parameter that they change, named as in the model it was
     trained on.
     """
@@ -284,7 +289,7 @@ def _describe_mismatch(base: Checkpoint, adapter: Checkpoint, key: str, change: 
             return f"{change.keys[part]} is {shapes[part]}, the base's {key} {entry.shape}"
     if "lora_a" in shapes:
         down, up = shapes["lora_a"], shapes["lora_b"]
-        if _product_shape(down, up, change.embedding) != _flat(entry.shape):
+        if _product_shape(down, up, change.embedding) != _flatten_kernel(entry.shape):
             return f"the LoRA of {key} is {up} by {down}, the base's {entry.shape}"
     lengths = entry.shape[1 if change.embedding else 0] if "magnitude" in shapes else 0
     if lengths and math.prod(shapes["magnitude"]) != lengths:
@@ -295,20 +300,20 @@ def _describe_mismatch(base: Checkpoint, adapter: Checkpoint, key: str, change: 
     return ""
 
 
-def _flat(shape: Shape) -> Shape:
+def _flatten_kernel(shape: Shape) -> Shape:
     return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else shape
 
 
 def _product_shape(down: Shape, up: Shape, embedding: bool) -> Shape:
     """Shape of B A, with kernels flattened; empty if the two cannot be multiplied."""
-    if len(down) < 2 or len(up) < 2 or _flat(up)[1] != down[0]:
+    if len(down) < 2 or len(up) < 2 or _flatten_kernel(up)[1] != down[0]:
         return ()
-    rows, columns = up[0], _flat(down)[1]
+    rows, columns = up[0], _flatten_kernel(down)[1]
     return (columns, rows) if embedding else (rows, columns)
 
 
 @one_thread()
-def _adapted(base: Checkpoint, adapter: Checkpoint, key: str, change: LoraChange) -> Array:
+def _form_adapted(base: Checkpoint, adapter: Checkpoint, key: str, change: LoraChange) -> Array:
     """theta_1 of one parameter, unrounded, by LoRA (arXiv:2106.09685) or DoRA
     (arXiv:2402.09353).
     """
@@ -334,33 +339,71 @@ def _adapted(base: Checkpoint, adapter: Checkpoint, key: str, change: LoraChange
     return stored(weight.flatten())
 
 
-@dataclass(frozen=True)
-class AdapterConfig:
-    """The part of ``adapter_config.json`` that the arithmetic needs."""
+class AdapterConfig(Frozen):
+    """The part of ``adapter_config.json`` that the arithmetic needs; patterns are regular
+    expressions over module paths.
+    """
 
-    base: str  # name of the model it was trained on; empty if not recorded
-    base_class: str  # class of that model, such as ``CLIPVisionModel``; empty if not recorded
-    rank: int  # rank of the modules without a pattern
-    alpha: float  # numerator of the scale, likewise
-    rank_pattern: dict[str, int]  # ranks by regular expression over module paths
-    alpha_pattern: dict[str, float]  # alphas, likewise
-    rslora: bool  # whether the scale is alpha / sqrt(rank) rather than alpha / rank
-    saved: Names
+    model_config = ConfigDict(extra="ignore")
+
+    base: str = Field("", alias="base_model_name_or_path")  # empty if not recorded
+    auto_mapping: Json = Field(default_factory=dict)
+    rank: _Rank = Field(alias="r")  # of the modules without a pattern
+    alpha: float = Field(alias="lora_alpha")  # numerator of the scale, likewise
+    rank_pattern: dict[str, _Rank] = Field(default_factory=dict)
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    # whether the scale is alpha / sqrt(rank) rather than alpha / rank
+    rslora: bool = Field(False, alias="use_rslora")
+    saved: Names = Field((), alias="modules_to_save")
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _refuse_slow_patterns(cls, values: Json) -> Json:
+        """Refuse a pattern that could take very long: peft writes little more than names of
+        modules.
+        """
+        if len(values) > MAX_PATTERNS:
+            raise ValueError(f"{len(values)} patterns, more than {MAX_PATTERNS}")
+        for pattern in values:
+            plain = re.sub(r"\\.|\[[^\]]*\]", "x", pattern)
+            if (
+                len(pattern) > MAX_PATTERN_LENGTH
+                or sum(map(plain.count, "*+?{")) > MAX_REPEATS
+                or plain.count("(") > MAX_GROUPS
+                or plain.count("|") > MAX_CHOICES
+            ):
+                raise ValueError(
+                    f"the pattern {pattern[:80]!r} is longer or more complex than names of modules"
+                    " need"
+                )
+            if re.search(r"\)[*+?{]|\(\?", plain):
+                raise ValueError(
+                    f"the pattern {pattern[:80]!r} repeats a group, or has a look-around"
+                )
+            re.compile(pattern)
+        return values
+
+    @property
+    def base_class(self) -> str:
+        """Class of the model it was trained on, such as ``CLIPVisionModel``; empty if not
+        recorded.
+        """
+        return str(self.auto_mapping.get("base_model_class") or "")
 
     def rank_of(self, module: str) -> int:
         """Rank of a module."""
-        return int(_matching(self.rank_pattern, module, self.rank))
+        return int(_match_pattern(self.rank_pattern, module, self.rank))
 
     def scale_of(self, module: str) -> float:
         """Factor of B A for a module; the square root is by Kalajdzievski 2023,
         arXiv:2312.03732.
         """
         rank = self.rank_of(module)
-        alpha = float(_matching(self.alpha_pattern, module, self.alpha))
+        alpha = float(_match_pattern(self.alpha_pattern, module, self.alpha))
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
-def _matching(pattern: Json, module: str, default: Any) -> Any:
+def _match_pattern(pattern: Json, module: str, default: Any) -> Any:
     """Value of the first pattern that matches the module's path or the end of it, as in peft."""
     for key, value in pattern.items():
         if re.match(rf"(.*\.)?({key})$", module):
@@ -372,22 +415,18 @@ def read_adapter_config(path: Path) -> AdapterConfig:
     """Read ``adapter_config.json``."""
     try:
         data = read_json(path)
-        return _parsed(data, path)
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        re.error,
-    ) as error:
-        raise CheckpointError(
-            f"{path}: not a LoRA configuration ({error!r}); save the adapter again"
-        ) from None
+        _refuse_unknown_arithmetic(data, path)
+        stated = {key: value for key, value in data.items() if value is not None}
+        return AdapterConfig.model_validate(stated)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (AttributeError, ValueError, re.error) as error:
+        reason = str(error)
+    raise CheckpointError(f"{path}: not a LoRA configuration ({reason}); save the adapter again")
 
 
-def _parsed(data: Json, path: Path) -> AdapterConfig:
+def _refuse_unknown_arithmetic(data: Json, path: Path) -> None:
     kind = str(data.get("peft_type", "")).upper()
     if kind != "LORA":
         raise CheckpointError(
@@ -403,40 +442,3 @@ def _parsed(data: Json, path: Path) -> AdapterConfig:
             f"{path}: started with init_lora_weights={start!r}, which changes the base model's"
             f" weights, so the adapter does not fit the published base. {MERGE_IT}"
         )
-    ranks = {str(key): int(value) for key, value in (data.get("rank_pattern") or {}).items()}
-    alphas = {str(key): float(value) for key, value in (data.get("alpha_pattern") or {}).items()}
-    patterns = [*ranks, *alphas]
-    if len(patterns) > MAX_PATTERNS:
-        raise ValueError(f"{len(patterns)} patterns, more than {MAX_PATTERNS}")
-    for pattern in (
-        patterns
-    ):  # refuse one that could take very long: peft writes little more than names of modules
-        plain = re.sub(r"\\.|\[[^\]]*\]", "x", pattern)
-        repeats, groups, choices = sum(map(plain.count, "*+?{")), plain.count("("), plain.count("|")
-        if (
-            len(pattern) > MAX_PATTERN_LENGTH
-            or repeats > MAX_REPEATS
-            or groups > MAX_GROUPS
-            or choices > MAX_CHOICES
-        ):
-            raise ValueError(
-                f"the pattern {pattern[:80]!r} is longer or more complex than names of modules need"
-            )
-        if re.search(r"\)[*+?{]|\(\?", plain):
-            raise ValueError(f"the pattern {pattern[:80]!r} repeats a group, or has a look-around")
-        re.compile(pattern)
-    rank = int(data["r"])
-    if min(rank, *ranks.values(), rank) < 1:
-        raise ValueError("rank below 1")
-    if not all(map(math.isfinite, (float(data["lora_alpha"]), *alphas.values()))):
-        raise ValueError("lora_alpha is not a finite number")
-    return AdapterConfig(
-        base=str(data.get("base_model_name_or_path") or ""),
-        base_class=str((data.get("auto_mapping") or {}).get("base_model_class") or ""),
-        rank=rank,
-        alpha=float(data["lora_alpha"]),
-        rank_pattern=ranks,
-        alpha_pattern=alphas,
-        rslora=bool(data.get("use_rslora")),
-        saved=tuple(str(name) for name in data.get("modules_to_save") or ()),
-    )

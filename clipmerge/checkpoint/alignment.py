@@ -68,7 +68,7 @@ def finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
     """
     dtypes, differs = set(), False
     for which in range(len(inputs.finetuned)):
-        for _, ours, theirs in _shared(inputs, which):
+        for _, ours, theirs in _shared_entries(inputs, which):
             if ours.is_float:
                 differs |= theirs.dtype != ours.dtype
                 dtypes.add(DTYPES[theirs.dtype][0])
@@ -76,7 +76,7 @@ def finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
     return cast(OutputDtype, dtype) if dtype in get_args(OutputDtype) else None
 
 
-def _shared(inputs: Inputs, which: int) -> Iterator[tuple[str, TensorEntry, TensorEntry]]:
+def _shared_entries(inputs: Inputs, which: int) -> Iterator[tuple[str, TensorEntry, TensorEntry]]:
     """Tensors that the zero-shot and a fine-tuned checkpoint have: name, and entry in each."""
     keys, entries = inputs.finetuned_keys[which], inputs.finetuned[which].entries
     for name in inputs.zeroshot_keys:
@@ -96,7 +96,7 @@ def align(
             keys.append(family.by_canonical_name(checkpoint.entries))
     with naming(zeroshot.source):
         family.layers_of(keys[0])
-    heads = _other_heads(family, checkpoints, keys)
+    heads = _drop_other_heads(family, checkpoints, keys)
     towers = {
         tower_of(family.layers_of(filter(family.has_layer, names)).values()) for names in keys[1:]
     }
@@ -112,7 +112,7 @@ def align(
     return inputs
 
 
-def _other_heads(
+def _drop_other_heads(
     family: Family, checkpoints: list[Checkpoint], keys: list[dict[str, str]]
 ) -> list[Finding]:
     """Leave out the zero-shot checkpoint's head if it has other classes than the fine-tuned one's,
@@ -169,12 +169,12 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
             " kept, not several; give one of them, or a base with a head of the same classes"
         )
     for which in range(len(inputs.finetuned)):
-        problems += _other_sizes(inputs, which)
-        problems += _other_forms(inputs, which)
+        problems += _size_mismatches(inputs, which)
+        problems += _form_mismatches(inputs, which)
     for which, checkpoint in enumerate([] if problems else inputs.finetuned):
         problems += _config_mismatches(inputs, checkpoint)
         if inputs.tower != "text":
-            ours, theirs = _preprocessing(inputs.zeroshot), _preprocessing(checkpoint)
+            ours, theirs = _preprocessing_of(inputs.zeroshot), _preprocessing_of(checkpoint)
             problems += [
                 f"images are prepared differently: {key} is {ours[key]} for zeroshot, {theirs[key]}"
                 " for finetuned; the weights would merge silently and wrongly. Use the base that"
@@ -207,11 +207,11 @@ def _kind(entry: TensorEntry) -> str:
     return "float" if entry.is_float else "integer"
 
 
-def _other_sizes(inputs: Inputs, which: int) -> Iterator[str]:
+def _size_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
     """Name a model that reads longer texts, larger images or another vocabulary, which no other key
     tells of.
     """
-    for name, entry, other in _shared(inputs, which):
+    for name, entry, other in _shared_entries(inputs, which):
         ours, theirs = entry.shape, other.shape
         if len(ours) != 2 or len(theirs) != 2 or ours[0] == theirs[0]:
             continue
@@ -232,13 +232,13 @@ def _other_sizes(inputs: Inputs, which: int) -> Iterator[str]:
         return
 
 
-def _other_forms(inputs: Inputs, which: int) -> Iterator[str]:
+def _form_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
     """Name a module whose weight has another form in the fine-tuned checkpoint: to keep either
     side's would call weights fine-tuned that are zero-shot.
     """
     keys = inputs.finetuned_keys[which]
-    ours = _by_module(name for name in inputs.zeroshot_keys if name not in keys)
-    theirs = _by_module(name for name in keys if name not in inputs.zeroshot_keys)
+    ours = _group_by_module(name for name in inputs.zeroshot_keys if name not in keys)
+    theirs = _group_by_module(name for name in keys if name not in inputs.zeroshot_keys)
     shared = [
         module
         for module, names in ours.items()
@@ -253,7 +253,7 @@ def _other_forms(inputs: Inputs, which: int) -> Iterator[str]:
         )
 
 
-def _by_module(names: Iterable[str]) -> dict[str, list[str]]:
+def _group_by_module(names: Iterable[str]) -> dict[str, list[str]]:
     """Names of parameters by the module that holds them."""
     modules: dict[str, list[str]] = {}
     for name in names:
@@ -283,7 +283,7 @@ def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> Iterator[str]:
             )
 
 
-def _preprocessing(checkpoint: Checkpoint) -> Json:
+def _preprocessing_of(checkpoint: Checkpoint) -> Json:
     """Mean, deviation and interpolation according to the files beside a checkpoint, as far as they
     are given.
     """
@@ -335,7 +335,9 @@ def _key_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
 def _field_mismatch(
     inputs: Inputs, which: int, what: str, get: Callable[[TensorEntry], Any], advice: str = ""
 ) -> Iterator[str]:
-    values = [(name, get(ours), get(theirs)) for name, ours, theirs in _shared(inputs, which)]
+    values = [
+        (name, get(ours), get(theirs)) for name, ours, theirs in _shared_entries(inputs, which)
+    ]
     if differing := [value for value in values if value[1] != value[2]]:
         of = f"of {len(values)} tensors"
         name, a, b = differing[0]
@@ -362,11 +364,11 @@ def notes_on(inputs: Inputs) -> Iterator[Finding]:
         yield Finding.of("unknown-layers", layers=len(strange), examples=shorten(strange))
     if statistics := sum(is_statistic(name) for name in inputs.zeroshot_keys):
         yield Finding.of("batch-norms", statistics=statistics)
-    yield from _left_behind(inputs)
-    yield from _what_some_lack(inputs)
+    yield from _note_left_behind(inputs)
+    yield from _note_partial_parameters(inputs)
 
 
-def _left_behind(inputs: Inputs) -> Iterator[Finding]:
+def _note_left_behind(inputs: Inputs) -> Iterator[Finding]:
     """Name the parameters of one side that have no counterpart, with their share of the numbers."""
     if inputs.missing != "keep-zeroshot":
         return
@@ -389,7 +391,7 @@ def _left_behind(inputs: Inputs) -> Iterator[Finding]:
         yield Finding.of("mixed-layers", layers=len(layers), examples=shorten(layers))
 
 
-def _what_some_lack(inputs: Inputs) -> Iterator[Finding]:
+def _note_partial_parameters(inputs: Inputs) -> Iterator[Finding]:
     """Describe the treatment of parameters that only some of several fine-tuned checkpoints
     have.
     """

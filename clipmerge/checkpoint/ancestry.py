@@ -119,7 +119,7 @@ def _merged_change(inputs: Inputs, which: int) -> float:
 
 def _squared_change(*stored: tuple[Checkpoint, str]) -> float:
     """Sum of squares of the difference of two stored tensors."""
-    before, after = (_values(checkpoint, key, sys.maxsize) for checkpoint, key in stored)
+    before, after = (_first_values(checkpoint, key, sys.maxsize) for checkpoint, key in stored)
     change = after - before
     return float(np.vdot(change, change))
 
@@ -141,7 +141,7 @@ def ancestry_of(inputs: Inputs, which: int = 0) -> Ancestry:
     if isinstance(inputs.finetuned[which], AdaptedCheckpoint):
         return Ancestry("related", (), {})
     with np.errstate(all="ignore"):  # NaN and Inf are refused where they are merged
-        matrices = list(_matrices(inputs, which))
+        matrices = list(_sample_matrices(inputs, which))
         cosines = {
             tower: median(matrix.cosine for matrix in matrices if matrix.tower == tower)
             for tower in dict.fromkeys(matrix.tower for matrix in matrices)
@@ -157,12 +157,12 @@ def ancestry_of(inputs: Inputs, which: int = 0) -> Ancestry:
                 " models trained apart; fine-tuning leaves it above 0.3"
             )
             return Ancestry("unrelated", (evidence,), cosines)
-        swapped = (*_shrunk(matrices), *_released(inputs, which))
+        swapped = (*_length_evidence(matrices), *_half_precision_evidence(inputs, which))
     return Ancestry("swapped" if swapped else "related", swapped, cosines)
 
 
-def _matrices(inputs: Inputs, which: int) -> Iterator[_Matrix]:
-    for name in _shared(inputs, which):
+def _sample_matrices(inputs: Inputs, which: int) -> Iterator[_Matrix]:
+    for name in _comparable_names(inputs, which):
         tower, _, rest = inputs.layer_of[name].partition(".")
         shape = inputs.zeroshot.entries[inputs.zeroshot_keys[name]].shape
         if not rest or len(shape) < 2 or math.prod(shape) < _LEAST:
@@ -190,7 +190,7 @@ def _dot(a: Array, b: Array) -> float:
     return float(np.einsum("i,i->", a, b))
 
 
-def _shrunk(matrices: list[_Matrix]) -> Iterator[str]:
+def _length_evidence(matrices: list[_Matrix]) -> Iterator[str]:
     """Find a change by which the matrices that moved furthest became shortest, or all grew along
     themselves.
     """
@@ -261,12 +261,12 @@ def looks_swapped(slope: float, error: float) -> bool:
     return is_sure and _SHRUNK < slope < _LARGEST
 
 
-def _released(inputs: Inputs, which: int) -> Iterator[str]:
+def _half_precision_evidence(inputs: Inputs, which: int) -> Iterator[str]:
     """Find a fine-tuned checkpoint whose values have half precision, as OpenAI's have, although
     stored in float32.
     """
     seen = 0
-    for name in _shared(inputs, which):
+    for name in _comparable_names(inputs, which):
         entries = inputs.entries(name)
         if len(entries[0].shape) < 2 or any(entry.dtype != "F32" for entry in entries):
             continue
@@ -290,7 +290,7 @@ def _is_half(values: Array) -> bool:
     return bool((values.astype(np.float16) == values).all())
 
 
-def _shared(inputs: Inputs, which: int) -> Iterator[str]:
+def _comparable_names(inputs: Inputs, which: int) -> Iterator[str]:
     """Names of the float tensors with the same shape in both checkpoints, without a head that was
     built anew.
     """
@@ -315,10 +315,10 @@ def _samples(
         (inputs.zeroshot, inputs.zeroshot_keys),
     ]
     (model, keys), (own, own_keys) = models[other], models[which]
-    return _values(model, keys[name], length), _values(own, own_keys[name], length)
+    return _first_values(model, keys[name], length), _first_values(own, own_keys[name], length)
 
 
-def _values(checkpoint: Checkpoint, key: str, length: int) -> Array:
+def _first_values(checkpoint: Checkpoint, key: str, length: int) -> Array:
     """The first elements of a tensor, 1-D: float64 unchanged, all else as float32; a view if stored
     in that dtype.
     """

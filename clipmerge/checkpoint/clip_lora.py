@@ -86,11 +86,11 @@ def with_clip_lora(base: Checkpoint, adapter: Checkpoint, content: Any) -> Check
     base that they were trained on.
     """
     metadata = _read_metadata(adapter.files[0], content)
-    blocks = _blocks(base, adapter, metadata)
+    blocks = _attention_prefixes(base, adapter, metadata)
     changes: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for name in adapter.entries:
         if (match := _FACTOR.fullmatch(name)) and match[3] == "A":
-            key, place = _target(blocks[int(match[1])], match[2])
+            key, place = _target_key(blocks[int(match[1])], match[2])
             changes[key].append((place, name))
     scale = metadata.alpha / math.sqrt(metadata.r)
     for key, factors in changes.items():
@@ -104,7 +104,7 @@ def with_clip_lora(base: Checkpoint, adapter: Checkpoint, content: Any) -> Check
         notes=adapter.notes,
     )
     lazy = {
-        key: LazyTensor((key,), partial(_changed, base, adapter, key, factors, scale))
+        key: LazyTensor((key,), partial(_form_changed, base, adapter, key, factors, scale))
         for key, factors in changes.items()
     }
     return AdaptedCheckpoint(**facts, original=base, lazy=lazy)
@@ -120,7 +120,7 @@ def _read_metadata(file: Path, content: Any) -> _Metadata:
         ) from None
 
 
-def _blocks(base: Checkpoint, adapter: Checkpoint, metadata: _Metadata) -> list[str]:
+def _attention_prefixes(base: Checkpoint, adapter: Checkpoint, metadata: _Metadata) -> list[str]:
     """The prefix of the attention in the base for each numbered layer of the file."""
     layout = layout_of(base.entries)
     found: list[str] = []
@@ -129,7 +129,7 @@ def _blocks(base: Checkpoint, adapter: Checkpoint, metadata: _Metadata) -> list[
             pattern = re.compile(_ATTENTION[layout, tower])
             matches = [match for key in base.entries if (match := pattern.fullmatch(key))]
             prefixes = {int(match[2]): match[1] for match in matches}
-            found += [prefixes[index] for index in _indices(metadata.position, len(prefixes))]
+            found += [prefixes[index] for index in _block_indices(metadata.position, len(prefixes))]
     numbers = {int(match[1]) for name in adapter.entries if (match := _FACTOR.fullmatch(name))}
     if numbers != set(range(len(found))):
         raise CheckpointError(
@@ -140,14 +140,14 @@ def _blocks(base: Checkpoint, adapter: Checkpoint, metadata: _Metadata) -> list[
     return found
 
 
-def _indices(position: str, count: int) -> range:
+def _block_indices(position: str, count: int) -> range:
     if position in _LAST:
         return range(count - _LAST[position], count)
     first, last = _SPANS.get(position, (0, 0))
     return range(round(first * count), round(last * count))
 
 
-def _target(attention: str, name: str) -> tuple[str, int]:
+def _target_key(attention: str, name: str) -> tuple[str, int]:
     """The base's key that a factor changes, and its place among matrices that are stacked."""
     if attention.endswith(".self_attn."):
         return f"{attention}{'out_proj' if name == 'proj' else name}.weight", 0
@@ -171,7 +171,7 @@ def _check_shapes(base: Checkpoint, adapter: Checkpoint, key: str, name: str, ra
 
 
 @one_thread()
-def _changed(
+def _form_changed(
     base: Checkpoint, adapter: Checkpoint, key: str, factors: list[tuple[int, str]], scale: float
 ) -> Array:
     """theta_1 of one parameter, unrounded."""

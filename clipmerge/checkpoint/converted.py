@@ -101,7 +101,7 @@ def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str =
         formed = {
             name: made
             for match in matches
-            for name, made in _formed(checkpoint, plain, match, to).items()
+            for name, made in _form_match(checkpoint, plain, match, to).items()
         }
         entries = {name: entry for name, (entry, _) in formed.items()}
         config = None
@@ -155,7 +155,7 @@ def _convert_config(config: Json, to: Layout, prefix: str, keys: Iterable[str]) 
     return converted
 
 
-def _formed(
+def _form_match(
     checkpoint: Checkpoint, plain: dict[str, str], match: Match, to: Layout
 ) -> dict[str, tuple[TensorEntry, LazyTensor]]:
     """The tensors of one match in the other layout: entries, and how their elements are formed."""
@@ -167,14 +167,14 @@ def _formed(
     if others:
         if any((other.shape, other.dtype) != (shape, first.dtype) for other in others):
             raise CheckpointError(f"{theirs[0]} and its key and value differ in shape or dtype")
-        entry = _entry(first, (parts * shape[0], *shape[1:]))
+        entry = _entry_of_shape(first, (parts * shape[0], *shape[1:]))
         form = LazyTensor(keys, lambda: np.concatenate([*map(checkpoint.array, keys)]))
     elif parts > 1:
         if not shape or shape[0] % parts:
             raise CheckpointError(
                 f"{ours[0]} has shape {shape}, which is not a stack of query, key and value"
             )
-        entry = _entry(first, (shape[0] // parts, *shape[1:]))
+        entry = _entry_of_shape(first, (shape[0] // parts, *shape[1:]))
         size = entry.size
         return {
             name: (
@@ -188,15 +188,15 @@ def _formed(
     elif match.transposed:
         if len(shape) != 2:
             raise CheckpointError(f"{keys[0]} has shape {shape}; a projection is a matrix")
-        entry = _entry(first, shape[::-1])
+        entry = _entry_of_shape(first, shape[::-1])
         form = LazyTensor(keys, lambda: checkpoint.array(keys[0]).reshape(shape).T.flatten())
     else:
         is_scalar = names[0] == "logit_scale" and first.size == 1  # with or without a dimension
-        entry = _entry(first, () if is_scalar else shape)
+        entry = _entry_of_shape(first, () if is_scalar else shape)
         form = LazyTensor(keys, partial(checkpoint.array, keys[0]))
     return {names[0]: (entry, form)}
 
 
-def _entry(entry: TensorEntry, shape: Shape) -> TensorEntry:
+def _entry_of_shape(entry: TensorEntry, shape: Shape) -> TensorEntry:
     """An entry for a tensor that is in no file; its bytes start at 0."""
     return replace(entry, shape=shape, begin=0, end=math.prod(shape) * DTYPES[entry.dtype][1])

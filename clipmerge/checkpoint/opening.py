@@ -125,7 +125,7 @@ def open_checkpoint(
         model: open_clip's name of the architecture, if no configuration lies beside the weights.
     """
     source = find_source(source) if isinstance(source, str) else source
-    opened = _open(source)
+    opened = _open_source(source)
     is_of_clip_lora = is_clip_lora(opened.entries)
     if not is_of_clip_lora and not _is_adapter(opened.files[0]):
         return opened if model is None else with_architecture(opened, model)
@@ -154,12 +154,12 @@ def open_checkpoints(
     sources = [find_source(name) for name in names]
     previews = [preview_checkpoint(source) for source in sources]
     if any(previews):
-        base, *finetuned = _opened(sources, previews, model)
+        base, *finetuned = _open_all(sources, previews, model)
         align_checkpoints(base, finetuned, missing=missing, mixed_dtypes=True)
-    return _opened(sources, [None] * len(sources), model)
+    return _open_all(sources, [None] * len(sources), model)
 
 
-def _opened(
+def _open_all(
     sources: Sequence[Source], previews: Sequence[Checkpoint | None], model: str | None
 ) -> list[Checkpoint]:
     """Open a zero-shot checkpoint and its fine-tuned ones, unless they are previewed."""
@@ -208,7 +208,7 @@ def _is_adapter(file: Path) -> bool:
     return file.stem == Path(ADAPTER).stem
 
 
-def _open(source: Source) -> Checkpoint:
+def _open_source(source: Source) -> Checkpoint:
     name, part = split_part(source.name)
     if source.snapshot is not None:
         from clipmerge.hub.download import download_model
@@ -221,7 +221,7 @@ def _open(source: Source) -> Checkpoint:
     if path.is_dir():
         return _open_folder(source.name, path, part=part)
     if path.suffix == ".distcp" and path.is_file():
-        raise _no_weights(source.name, path.parent)
+        raise _no_weights_error(source.name, path.parent)
     if path.is_file():
         if path.suffix in _OTHER_FILES and not path.name.endswith(".index.json"):
             raise CheckpointError(
@@ -273,13 +273,13 @@ def _open_folder(source: str, folder: Path, **facts: Any) -> Checkpoint:
             "remove the other, or give the file you mean"
         )
     if not present:
-        raise _no_weights(source, folder)
+        raise _no_weights_error(source, folder)
     path = folder / present[0]
     return (_open_index if path.suffix == ".json" else _open_single)(source, path, **facts)
 
 
-def _no_weights(source: str, folder: Path) -> CheckpointError:
-    if pieces := _in_pieces(folder):
+def _no_weights_error(source: str, folder: Path) -> CheckpointError:
+    if pieces := _describe_pieces(folder):
         return CheckpointError(f"{source}: {pieces}")
     if others := sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES):
         return CheckpointError(
@@ -330,7 +330,7 @@ def _inner_clip(source: str, folder: Path) -> tuple[Path | None, str]:
     return None, ""
 
 
-def _in_pieces(folder: Path) -> str | None:
+def _describe_pieces(folder: Path) -> str | None:
     """Describe a training checkpoint that lies in pieces, with the command that puts them
     together.
     """
@@ -368,8 +368,10 @@ def _open_single(source: str, file: Path, *, part: str | None = None, **facts: A
 
         lazy, entries, notes = read_state_dict(file, part)
         facts["notes"] = (*facts.get("notes", ()), *notes)
-        return _checkpoint(source, (file,), entries, lazy, part=None, sharded=False, **facts)
-    return _checkpoint(source, (file,), read_header(file), {}, part=part, sharded=False, **facts)
+        return _build_checkpoint(source, (file,), entries, lazy, part=None, sharded=False, **facts)
+    return _build_checkpoint(
+        source, (file,), read_header(file), {}, part=part, sharded=False, **facts
+    )
 
 
 def _open_index(source: str, index: Path, *, part: str | None = None, **facts: Any) -> Checkpoint:
@@ -408,10 +410,10 @@ def _open_index(source: str, index: Path, *, part: str | None = None, **facts: A
             f"{index}: {counted(len(wrong), 'key is', 'keys are')} not in the shards as it says:"
             f" {shorten(wrong)}; download or copy it again"
         )
-    return _checkpoint(source, files, entries, lazy, part=part, sharded=True, **facts)
+    return _build_checkpoint(source, files, entries, lazy, part=part, sharded=True, **facts)
 
 
-def _checkpoint(
+def _build_checkpoint(
     source: str,
     files: tuple[Path, ...],
     entries: dict[str, TensorEntry],

@@ -49,7 +49,7 @@ def _has_lengths(shapes: tuple[Shape, ...]) -> bool:
     )
 
 
-def _scaled(direction: Tensor, length: Tensor) -> Tensor:
+def _scale_to_length(direction: Tensor, length: Tensor) -> Tensor:
     """Length * direction / ||direction||, as of `torch.nn.utils.weight_norm`."""
     if length.ndim != direction.ndim:
         length = length.reshape((1,) * direction.ndim)
@@ -67,22 +67,22 @@ def _has_singular_vectors(shapes: tuple[Shape, ...]) -> bool:
     return len(weight) > 1 and left == (rows,) and right == (size,)
 
 
-def _divided(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def _divide_by_norm(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """The weight divided by its largest singular value, as of `torch.nn.utils.spectral_norm`."""
     return weight / left.dot(weight.flatten(1).mv(right))
 
 
 _PARAMETRISATIONS = (
-    _Parametrisation("weight norm", ("NAME_v", "NAME_g"), _has_lengths, _scaled),
+    _Parametrisation("weight norm", ("NAME_v", "NAME_g"), _has_lengths, _scale_to_length),
     _Parametrisation(
         "weight norm",
         ("parametrizations.NAME.original1", "parametrizations.NAME.original0"),
         _has_lengths,
-        _scaled,
+        _scale_to_length,
     ),
-    _Parametrisation("GmP", ("theta", "r"), _has_lengths, _scaled, parameter="weight"),
+    _Parametrisation("GmP", ("theta", "r"), _has_lengths, _scale_to_length, parameter="weight"),
     _Parametrisation(
-        "spectral norm", ("NAME_orig", "NAME_u", "NAME_v"), _has_singular_vectors, _divided
+        "spectral norm", ("NAME_orig", "NAME_u", "NAME_v"), _has_singular_vectors, _divide_by_norm
     ),
     _Parametrisation(
         "spectral norm",
@@ -92,7 +92,7 @@ _PARAMETRISATIONS = (
             "parametrizations.NAME.0._v",
         ),
         _has_singular_vectors,
-        _divided,
+        _divide_by_norm,
     ),
     _Parametrisation(
         "pruning",
@@ -110,12 +110,12 @@ def form_weights(checkpoint: Checkpoint) -> Checkpoint:
     entries, lazy = dict(checkpoint.entries), {}
     names: dict[str, int] = {}
     for kind in _PARAMETRISATIONS:
-        for weight, keys in _find(kind, entries):
+        for weight, keys in _find_parts(kind, entries):
             parts = [entries[key] for key in keys]
             if weight in entries or not kind.fits(tuple(part.shape for part in parts)):
                 continue
-            entries = _replaced(entries, keys, weight)
-            lazy[weight] = LazyTensor(keys, partial(_formed, checkpoint, keys, kind.form))
+            entries = _replace_entries(entries, keys, weight)
+            lazy[weight] = LazyTensor(keys, partial(_form_weight, checkpoint, keys, kind.form))
             names[kind.name] = names.get(kind.name, 0) + 1
     if unformed := [key for key in entries if _UNFORMED.search(key)]:
         raise CheckpointError(
@@ -133,7 +133,7 @@ def form_weights(checkpoint: Checkpoint) -> Checkpoint:
     return DerivedCheckpoint(**facts, original=checkpoint, lazy=lazy)
 
 
-def _find(kind: _Parametrisation, entries: Iterable[str]) -> list[tuple[str, Names]]:
+def _find_parts(kind: _Parametrisation, entries: Iterable[str]) -> list[tuple[str, Names]]:
     """The weights that are stored in this way, each with the keys of its parts."""
     keys_of_file = set(entries)
     end = re.escape(kind.ends[0]).replace("NAME", r"(?P<name>\w+)")
@@ -148,7 +148,9 @@ def _find(kind: _Parametrisation, entries: Iterable[str]) -> list[tuple[str, Nam
     return weights
 
 
-def _replaced(entries: dict[str, TensorEntry], keys: Names, weight: str) -> dict[str, TensorEntry]:
+def _replace_entries(
+    entries: dict[str, TensorEntry], keys: Names, weight: str
+) -> dict[str, TensorEntry]:
     """The entries with a weight in the place of its first part."""
     whole = entries[keys[0]]
     size = whole.size * DTYPES[whole.dtype][1]
@@ -162,7 +164,7 @@ def _replaced(entries: dict[str, TensorEntry], keys: Names, weight: str) -> dict
 
 
 @one_thread()
-def _formed(checkpoint: Checkpoint, keys: Names, form: Callable[..., Tensor]) -> Array:
+def _form_weight(checkpoint: Checkpoint, keys: Names, form: Callable[..., Tensor]) -> Array:
     """One weight in float32 (float64 if stored so), not rounded to a narrower stored dtype."""
     import torch
 

@@ -69,7 +69,7 @@ def read_state_dict(
     inside = ""
     others: list[str] = []
     if not tensors:
-        tensors, inside, others = _find(file, loaded, state_key)
+        tensors, inside, others = _find_weights(file, loaded, state_key)
     check_names(file, tensors)
     entries = {key: _entry(file, key, tensor) for key, tensor in tensors.items()}
     # refuse tensors that are views of far smaller storage, such as of one number
@@ -87,11 +87,13 @@ def read_state_dict(
         notes.append(Finding.of("weights-inside", file=str(file), inside=inside, others=others))
     if in_memory:
         notes.append(Finding.of("read-into-memory", file=str(file)))
-    lazy = {key: LazyTensor((), partial(_in_order, tensor)) for key, tensor in tensors.items()}
+    lazy = {
+        key: LazyTensor((), partial(_contiguous_array, tensor)) for key, tensor in tensors.items()
+    }
     return lazy, entries, notes
 
 
-def _in_order(tensor: Tensor) -> Array:
+def _contiguous_array(tensor: Tensor) -> Array:
     """View a tensor, or copy one in another order: one copy per run would take quadratic time."""
     return stored(tensor.detach().contiguous().flatten())
 
@@ -156,16 +158,16 @@ def load(file: Path) -> tuple[Any, bool]:
     except CheckpointError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        raise _refusal(file, error) from None
+        raise _refusal_error(file, error) from None
 
 
-def _refusal(file: Path, error: Exception) -> CheckpointError:
+def _refusal_error(file: Path, error: Exception) -> CheckpointError:
     """Explain why a file is refused; for code, give the command that extracts the weights."""
     text = " ".join(str(error).split())
     code: list[str] = []
     if "TorchScript" in text:
         what = "is a TorchScript archive, which is a program"
-    elif code := _calls(file) or re.findall(
+    elif code := _called_functions(file) or re.findall(
         r"GLOBAL (\S+) (?:was not an allowed|whose module)", text[:MAX_NAME_LENGTH]
     ):
         what = f"is a pickle that holds code ({shorten(code, 3)}), which loading would run"
@@ -188,7 +190,7 @@ def _refusal(file: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _calls(file: Path) -> list[str]:
+def _called_functions(file: Path) -> list[str]:
     """Name what the pickles in a file call, up to any damage, except what builds tensors; nothing
     is run.
     """
@@ -239,7 +241,7 @@ def _pickles(content: IO[bytes]) -> Iterator[IO[bytes]]:
         yield from [content] * 4
 
 
-def _find(
+def _find_weights(
     file: Path, loaded: Any, state_key: str | None
 ) -> tuple[dict[str, Tensor], str, list[str]]:
     """The model's own weights, the names under which they were found, and other places that hold
@@ -248,13 +250,15 @@ def _find(
     path: list[str] = []
     others: list[str] = []
     if state_key is not None:
-        loaded = _at(file, loaded, state_key)
+        loaded = _lookup(file, loaded, state_key)
         path.append(state_key)
     while isinstance(loaded, Mapping) and not _is_state_dict(loaded):
         inside = next((name for name in _INSIDE if isinstance(loaded.get(name), Mapping)), None)
         if inside is None or len(path) > _DEEPEST:  # a dictionary can hold itself
             largest = max(
-                _other_weights(loaded, ""), key=lambda name: _tensors(loaded.get(name)), default=""
+                _other_weights(loaded, ""),
+                key=lambda name: _count_tensors(loaded.get(name)),
+                default="",
             )
             average = "shadow_params" in loaded  # of torch_ema: a list, without names
             copied = "ema.copy_to(model.parameters()), then " if average else ""
@@ -283,15 +287,15 @@ def _is_state_dict(loaded: Mapping[Any, Any]) -> bool:
         for name, value in loaded.items()
         if not _TRAINING.search(str(name)) and isinstance(value, Mapping)
     ]
-    here = _direct(loaded)
-    return here > 0 and all(_tensors(value) <= here for value in inner)
+    here = _count_direct_tensors(loaded)
+    return here > 0 and all(_count_tensors(value) <= here for value in inner)
 
 
-def _direct(loaded: Mapping[Any, Any]) -> int:
+def _count_direct_tensors(loaded: Mapping[Any, Any]) -> int:
     return sum(isinstance(value, Tensor) for value in loaded.values())
 
 
-def _tensors(loaded: Any) -> int:
+def _count_tensors(loaded: Any) -> int:
     """Number of tensors in a dictionary and in those inside it, which may hold one another."""
     count, stack, seen = 0, [loaded], set[int]()
     while stack:
@@ -304,7 +308,7 @@ def _tensors(loaded: Any) -> int:
     return count
 
 
-def _at(file: Path, loaded: Any, state_key: str) -> Any:
+def _lookup(file: Path, loaded: Any, state_key: str) -> Any:
     """What lies under a name, which may itself hold dots; a state dict whose keys begin with it
     counts as well.
     """
@@ -313,7 +317,7 @@ def _at(file: Path, loaded: Any, state_key: str) -> Any:
             return loaded[state_key]
         first, _, rest = state_key.partition(".")
         if rest and isinstance(loaded.get(first), Mapping):
-            return _at(file, loaded[first], rest)
+            return _lookup(file, loaded[first], rest)
         for outer in (
             loaded,
             *(loaded[name] for name in _INSIDE if isinstance(loaded.get(name), Mapping)),
@@ -341,9 +345,11 @@ def _other_weights(loaded: Mapping[Any, Any], taken: str) -> Iterator[str]:
         if str(name) == taken or not isinstance(value, Mapping) or _TRAINING.search(str(name)):
             continue
         nested = [
-            key for key, inner in value.items() if isinstance(inner, Mapping) and _direct(inner)
+            key
+            for key, inner in value.items()
+            if isinstance(inner, Mapping) and _count_direct_tensors(inner)
         ]
-        if _direct(value):
+        if _count_direct_tensors(value):
             yield str(name)
         elif "ema" in str(name).lower() and nested:
             yield f"{name}.{nested[0]}"

@@ -136,7 +136,7 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
     plain = {name: key for name, key in plain.items() if not _NOT_WEIGHTS.fullmatch(name)}
     if lone := _lone_tower(plain):
         return lone
-    if classifier := _classifier(plain):
+    if classifier := _find_classifier(plain):
         return classifier, None
     names = list(plain)
     # prefixes of the towers, the most common first, ties in the file's order; averages and copies
@@ -171,7 +171,7 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
     ]
     if not prefixes or (len(chosen) == 1 and not copies and not outside):
         return plain, None
-    return clip, _left_out(chosen, copies, outside)
+    return clip, _describe_left_out(chosen, copies, outside)
 
 
 def _lone_tower(names: dict[str, str]) -> _Unwrapped | None:
@@ -190,11 +190,11 @@ def _lone_tower(names: dict[str, str]) -> _Unwrapped | None:
                 if name.startswith(outer)
             }
             outside = [name for name in names if not name.startswith(outer)]
-            return inside, _left_out([outer], [], outside) if outside else None
+            return inside, _describe_left_out([outer], [], outside) if outside else None
     return None
 
 
-def _classifier(names: dict[str, str]) -> dict[str, str] | None:
+def _find_classifier(names: dict[str, str]) -> dict[str, str] | None:
     """The image encoder and the head of a WiSE-FT or model-soups classifier, without the remains of
     its text tower.
     """
@@ -213,7 +213,7 @@ def _classifier(names: dict[str, str]) -> dict[str, str] | None:
     return names if heads else None
 
 
-def _left_out(chosen: list[str], copies: list[str], outside: list[str]) -> Json:
+def _describe_left_out(chosen: list[str], copies: list[str], outside: list[str]) -> Json:
     """The attributes under which the CLIP lies, those with the same parameters, and the number and
     some names of the tensors outside, averages of weights first.
     """

@@ -45,7 +45,7 @@ class Bf16Classifier:
         device.
         """
         if not self._quick:
-            return self._cosines(pixels).argmax(dim=1).cpu()
+            return self._class_cosines(pixels).argmax(dim=1).cpu()
         fresh = max(0, COMPARED - self._compared)
         given = [self._compare(pixels[:fresh])] if fresh else []
         if len(pixels) > fresh:
@@ -53,7 +53,7 @@ class Bf16Classifier:
         return torch.cat(given).cpu()
 
     def _compare(self, pixels: Tensor) -> Tensor:
-        exact, rough = self._cosines(pixels), self._cosines(pixels, quick=True)
+        exact, rough = self._class_cosines(pixels), self._class_cosines(pixels, quick=True)
         off = rough - exact
         lead = (off - off.gather(1, rough.argmax(dim=1, keepdim=True))).abs().max()
         self._error = max(float(lead), self._error)  # stays no number if it is none
@@ -61,19 +61,19 @@ class Bf16Classifier:
         return exact.argmax(dim=1)
 
     def _classify_quickly(self, pixels: Tensor) -> Tensor:
-        leaders = self._cosines(pixels, quick=True).topk(2, dim=1)
+        leaders = self._class_cosines(pixels, quick=True).topk(2, dim=1)
         best = leaders.indices[:, 0]
         trusted = (
             leaders.values[:, 0] - leaders.values[:, 1] > _SAFETY * self._error
         )  # false if it is not a number
         if not bool(trusted.all()):
-            best[~trusted] = self._cosines(pixels[~trusted]).argmax(dim=1)
+            best[~trusted] = self._class_cosines(pixels[~trusted]).argmax(dim=1)
         self._seen += len(pixels)
         self._again += int((~trusted).sum())
         self._quick = self._again <= max(COMPARED, _MOST_AGAIN * self._seen)
         return best
 
-    def _cosines(self, pixels: Tensor, *, quick: bool = False) -> Tensor:
+    def _class_cosines(self, pixels: Tensor, *, quick: bool = False) -> Tensor:
         with passes(pixels.device, "auto" if quick else "float32"):
             features = self._pieces.forward(self._model.image_features, pixels)
         return features.float() @ self._classes.T

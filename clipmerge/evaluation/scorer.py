@@ -112,8 +112,8 @@ class Scorer:
         self._texts.clear()  # the points of another call are others
         self._classifiers.clear()
         parts = [
-            (name, number, start, self._values(number, pixels, sources[name], progress))
-            for number, name, start, pixels in self._visits(moves, sources, progress)
+            (name, number, start, self._classify_or_embed(number, pixels, sources[name], progress))
+            for number, name, start, pixels in self._iter_batches(moves, sources, progress)
         ]
         if self._context.world_size > 1:
             with peer_errors():
@@ -142,7 +142,7 @@ class Scorer:
         sentence = f"classifying {images:,} images by {len(moves)} models on the CPU takes about"
         return Pace(progress, self.device, sentence)
 
-    def _visits(
+    def _iter_batches(
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
     ) -> Iterator[tuple[int, str, int, Tensor]]:
         """This process's batches at every point: the point, source, first image, pixels."""
@@ -171,7 +171,7 @@ class Scorer:
             for number, pixels in batches:
                 yield name, number * size, to_device(pixels, self.device)
 
-    def _values(
+    def _classify_or_embed(
         self, number: int, pixels: Tensor, images: Images, progress: Progress
     ) -> NDArray[Any]:
         """The best class of each image, or its features for images with captions."""
@@ -194,7 +194,7 @@ class Scorer:
             )
             key = (number, images.source, prompts)
             if key not in self._classifiers:
-                classes = self._embedded(
+                classes = self._text_embeddings(
                     number,
                     prompts,
                     lambda: class_embeddings(
@@ -211,7 +211,7 @@ class Scorer:
             found = self._classifiers[key].classify(pixels)
         return found.cpu().numpy()
 
-    def _embedded(self, number: int, texts: Hashable, embed: Callable[[], Tensor]) -> Tensor:
+    def _text_embeddings(self, number: int, texts: Hashable, embed: Callable[[], Tensor]) -> Tensor:
         """Embeddings of texts at a point, computed anew only if the text tower has moved."""
         if (number, texts) not in self._texts:
             version = self._placed.text_version
@@ -222,7 +222,7 @@ class Scorer:
 
     def _caption_embeddings(self, number: int, images: CaptionedImages) -> Tensor:
         captions = images.captions
-        return self._embedded(
+        return self._text_embeddings(
             number, captions, lambda: caption_embeddings(self._model, captions, self.device)
         )
 

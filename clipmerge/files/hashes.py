@@ -116,7 +116,7 @@ def require_unchanged(files: Iterable[Path]) -> None:
         except OSError:
             same = False
         if not same:
-            raise _changed(file)
+            raise _changed_error(file)
 
 
 def require_whole(mapped: mmap.mmap, file: Path) -> None:
@@ -124,10 +124,10 @@ def require_whole(mapped: mmap.mmap, file: Path) -> None:
     a fault.
     """
     if mapped.size() < len(mapped):
-        raise _changed(file)
+        raise _changed_error(file)
 
 
-def _changed(file: Path) -> CheckpointError:
+def _changed_error(file: Path) -> CheckpointError:
     return CheckpointError(
         f"{file}: changed while it was read, or could not be read to its end; run again when"
         " nothing writes it"

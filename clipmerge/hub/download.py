@@ -66,7 +66,7 @@ class Snapshot:
     @property
     def folder(self) -> Path:
         """The folder of the files in the cache."""
-        return _storage(self.hub_id) / "snapshots" / self.revision
+        return _cache_folder(self.hub_id) / "snapshots" / self.revision
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """Those of these files that are not in the cache."""
@@ -156,7 +156,7 @@ def resolve(hub_id: HubId) -> Snapshot:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return _cached(hub_id, "HF_HUB_OFFLINE is set")
+        return _cached_snapshot(hub_id, "HF_HUB_OFFLINE is set")
     api = connect()
     try:
         info: Any = patiently(
@@ -165,7 +165,7 @@ def resolve(hub_id: HubId) -> Snapshot:
     except Exception as error:
         sha = _cached_sha(hub_id) if out_of_reach(error) else None
         if sha is not None and hub_id.revision == sha:
-            return _cached(hub_id, "the Hub cannot be reached")
+            return _cached_snapshot(hub_id, "the Hub cannot be reached")
         hint = (
             f"Commit {sha} is cached: pass {hub_id.at(sha)}, or set HF_HUB_OFFLINE=1, to use it"
             " unchecked."
@@ -181,7 +181,7 @@ def resolve(hub_id: HubId) -> Snapshot:
             f"{hub_id}: lists {len(files)} files, more than {MAX_FILES}. Download those you need"
             " and give a folder."
         )
-    _remember(hub_id, info.sha)
+    _record_commit(hub_id, info.sha)
     return Snapshot(hub_id.at(info.sha), files=files)
 
 
@@ -213,7 +213,7 @@ def remote_metadata(pinned: HubId, weights: Sequence[str]) -> dict[str, tuple[st
     return {name: (str(info.dtype), tuple(info.shape)) for name, info in sorted(tensors.items())}
 
 
-def _storage(hub_id: HubId) -> Path:
+def _cache_folder(hub_id: HubId) -> Path:
     """Return the repository's folder in the Hub cache (layout documented by huggingface_hub)."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
@@ -229,13 +229,13 @@ def _cached_sha(hub_id: HubId) -> str | None:
     `snapshot_download(local_files_only=True)` refuses a cache that lacks files no merge needs.
     """
     sha = hub_id.revision or "main"
-    ref = _storage(hub_id) / "refs" / sha
+    ref = _cache_folder(hub_id) / "refs" / sha
     if not FULL_SHA.fullmatch(sha):
         sha = ref.read_text().strip() if ref.is_file() else ""
     return sha if sha and Snapshot(hub_id.at(sha)).folder.is_dir() else None
 
 
-def _cached(hub_id: HubId, why: str) -> Snapshot:
+def _cached_snapshot(hub_id: HubId, why: str) -> Snapshot:
     sha = _cached_sha(hub_id)
     if sha is None:
         raise HubError(
@@ -249,11 +249,11 @@ def _cached(hub_id: HubId, why: str) -> Snapshot:
     return Snapshot(hub_id.at(sha), note, files)
 
 
-def _remember(hub_id: HubId, sha: str) -> None:
+def _record_commit(hub_id: HubId, sha: str) -> None:
     """Record the revision's commit in the cache, as the client does, so that offline use finds
     it.
     """
-    ref = _storage(hub_id) / "refs" / (hub_id.revision or "main")
+    ref = _cache_folder(hub_id) / "refs" / (hub_id.revision or "main")
     if hub_id.revision == sha:
         return
     with suppress(OSError):  # a read-only cache must not stop the download
@@ -280,7 +280,7 @@ def choose_weights(names: Sequence[str], hub_id: HubId) -> list[str]:
     to PyTorch's own files. Variants such as ``model.fp16.safetensors`` are never used.
     """
     root = [name for name in names if "/" not in name]
-    if chosen := _first_set(root, _STANDARD_WEIGHTS):
+    if chosen := _choose_first_set(root, _STANDARD_WEIGHTS):
         return chosen
     if "model_index.json" in root:
         raise CheckpointError(
@@ -296,7 +296,7 @@ def choose_weights(names: Sequence[str], hub_id: HubId) -> list[str]:
             f"{hub_id}: no model.safetensors, but {shorten(others)}. Download one of them and pass"
             " that file."
         )
-    if chosen := _first_set(root, _PICKLED_WEIGHTS):
+    if chosen := _choose_first_set(root, _PICKLED_WEIGHTS):
         return chosen
     if pickles := [name for name in root if name.endswith(PICKLE_SUFFIXES)]:
         raise CheckpointError(
@@ -308,7 +308,7 @@ def choose_weights(names: Sequence[str], hub_id: HubId) -> list[str]:
     )
 
 
-def _first_set(root: list[str], sets: Iterable[Names]) -> list[str]:
+def _choose_first_set(root: list[str], sets: Iterable[Names]) -> list[str]:
     """The files of the first set of weights whose first file exists."""
     patterns = next((patterns for patterns in sets if patterns[0] in root), ())
     return [name for name in root if any(fnmatch(name, pattern) for pattern in patterns)]

@@ -100,7 +100,7 @@ def explain(error: BaseException, *, doing: str, state: str = "", again: str = "
     """Describe an exception of the Hub client in one line."""
     while type(error).__name__ in _WRAPPERS and error.__cause__ is not None:
         error = error.__cause__
-    happened, remedy = _row(error)
+    happened, remedy = _fault_and_remedy(error)
     parts = [f"{doing}: {happened}.", state, remedy, f"Go on with `{again}`." if again else ""]
     text = " ".join(part for part in parts if part)
     # drop anything shaped like a token, and the query of any URL: uploads are signed there
@@ -108,7 +108,7 @@ def explain(error: BaseException, *, doing: str, state: str = "", again: str = "
     return HubError(re.sub(r"(https?://[^\s?`]+)\?[^\s`]+", r"\1", text))
 
 
-def _row(error: BaseException) -> tuple[str, str]:
+def _fault_and_remedy(error: BaseException) -> tuple[str, str]:
     """Find the fault and its remedy."""
     names = [cls.__name__ for cls in type(error).__mro__]
     status = http_status(error)

@@ -37,7 +37,7 @@ def name_classes(source: Source, given: ClassNames) -> tuple[Shape, Names, Names
     """
     labels, classes = number_classes(source)
     if given is not None:
-        return _given_names(labels, classes, given)
+        return _assign_given_names(labels, classes, given)
     if classes is None:
         last = max(labels)
         ids = "; if they are ids, name the column of the labels with `label_column`"
@@ -60,7 +60,7 @@ def name_classes(source: Source, given: ClassNames) -> tuple[Shape, Names, Names
                 f"{source.title}: class {name!a} has a name that is not UTF-8; rename it, or pass"
                 " names with `classes`"
             )
-    return labels, names, (*notes, *_shared(source.title, names))
+    return labels, names, (*notes, *_note_shared_names(source.title, names))
 
 
 def number_classes(source: Source) -> tuple[Shape, Names | None]:
@@ -120,16 +120,16 @@ def class_order(names: Iterable[str]) -> Names:
     return tuple(ordered)
 
 
-def _given_names(
+def _assign_given_names(
     labels: Shape, classes: Names | None, given: Path | Sequence[str]
 ) -> tuple[Shape, Names, Names]:
     """Assign names that the user gave to the classes of a source."""
     title, data = _title(given), _read_names(given)
     notes: Names = ()
     if classes is not None:
-        names = _checked_names(title, data, classes, numbered=False)
+        names = _check_names(title, data, classes, numbered=False)
         if isinstance(data, list):
-            names = _matched(title, names, classes)
+            names = _sort_by_class(title, names, classes)
     else:
         numbers = list(range(max(labels) + 1))
         if isinstance(data, dict):
@@ -141,14 +141,14 @@ def _given_names(
             notes = (f"{title}: the labels are 1 to {len(data)}, so the first name is that of 1",)
         index = {number: at for at, number in enumerate(numbers)}
         labels = tuple(index[label] for label in labels)
-        names = _checked_names(title, data, list(map(str, numbers)), numbered=True)
-    return labels, names, (*notes, *_shared(title, names))
+        names = _check_names(title, data, list(map(str, numbers)), numbered=True)
+    return labels, names, (*notes, *_note_shared_names(title, names))
 
 
-def _matched(title: str, names: Names, classes: Names) -> Names:
+def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
     """Sort names by the classes that they equal, if they are the same; refuse a different order."""
-    places = {_comparable(name): at for at, name in enumerate(names)}
-    wanted = list(map(_comparable, classes))
+    places = {_normalise_name(name): at for at, name in enumerate(names)}
+    wanted = list(map(_normalise_name, classes))
     if len(places) == len(classes) and set(places) == set(wanted):
         return tuple(names[places[name]] for name in wanted)
     for at, name in enumerate(wanted):
@@ -161,7 +161,7 @@ def _matched(title: str, names: Names, classes: Names) -> Names:
     return names
 
 
-def _comparable(name: str) -> str:
+def _normalise_name(name: str) -> str:
     return _without_number(name.replace("_", " ").strip()).casefold()
 
 
@@ -170,7 +170,7 @@ def _without_number(name: str) -> str:
     return match["name"] if match else name
 
 
-def _shared(source: str, names: Iterable[str]) -> Names:
+def _note_shared_names(source: str, names: Iterable[str]) -> Names:
     """Note names that several classes share; ImageNet lists in common use have some, so it is not
     an error.
     """
@@ -198,7 +198,7 @@ def read_class_names(
     if classes is None:
         data = list(data.values()) if isinstance(data, dict) else data
         classes = list(map(str, range(len(data))))
-    return _checked_names(title, data, classes, numbered=numbered)
+    return _check_names(title, data, classes, numbered=numbered)
 
 
 def _read_names(given: Path | Sequence[str]) -> list[Any] | Json:
@@ -239,7 +239,7 @@ def plain_names(lines: list[str]) -> list[str]:
     return names if counts and is_sure else lines
 
 
-def _checked_names(
+def _check_names(
     title: str, data: list[Any] | Json, classes: Sequence[str], *, numbered: bool
 ) -> Names:
     """One name per class; where classes are numbers there may be more names than classes."""

@@ -76,14 +76,15 @@ def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> TableCo
     An image column is one of the type ``Image`` of `datasets`, a struct with ``bytes``, or binary;
     a column of classes a ``ClassLabel``.
     """
-    about = _described(schema)
+    about = _column_descriptions(schema)
     types = {name: schema.field(name).type for name in about}
-    images = [name for name in about if _content(types[name]) == "images"]
+    images = [name for name in about if _content_kind(types[name]) == "images"]
     typed = [name for name in images if about[name].get("_type") == "Image"]
     classes = {
         name: names
         for name in about
-        if _content(types[name]) == "numbers" and (names := _class_names(about[name])) is not None
+        if _content_kind(types[name]) == "numbers"
+        and (names := _class_names(about[name])) is not None
     }
     return choose_columns(where, types, wanted, typed or images, classes)
 
@@ -108,33 +109,35 @@ def choose_columns(
     if not wanted.labelled and wanted.image not in types:
         wanted = replace(wanted, image=None)
     _check_named(where, wanted, list(types))
-    image = wanted.image or _choose(where, "image", images, _IMAGE_NAMES, types)
-    if _content(types[image]) not in ("images", "any"):
+    image = wanted.image or _choose_column(where, "image", images, _IMAGE_NAMES, types)
+    if _content_kind(types[image]) not in ("images", "any"):
         raise DataError(f"{where}: column '{image}' holds {types[image]}, not images")
     if not wanted.labelled:
         return TableColumns(image)
     label, caption, unread = wanted.label, wanted.caption, None
     if wanted.captioned is None:
         usual = [name for name in LABEL_NAMES if name in types and name != image]
-        plain = [name for name in usual if _content(types[name]) in _LABELS]
+        plain = [name for name in usual if _content_kind(types[name]) in _LABELS]
         # a wrong type is refused as such, not reported as missing
         labels = list(classes) or (plain or usual)[:1]
         captions = [
-            name for name in CAPTION_NAMES if name in types and _content(types[name]) in _CAPTIONS
+            name
+            for name in CAPTION_NAMES
+            if name in types and _content_kind(types[name]) in _CAPTIONS
         ]
         first = captions[0] if captions else None
         if first is not None and not labels:
             caption = first
         else:
-            label = _choose(where, "label or caption", labels, LABEL_NAMES, types)
+            label = _choose_column(where, "label or caption", labels, LABEL_NAMES, types)
             unread = first
-    if label is not None and _content(types[label]) not in _LABELS:
+    if label is not None and _content_kind(types[label]) not in _LABELS:
         hint = "" if wanted.label else "; name another with `label_column`"
         raise DataError(
             f"{where}: column '{label}' holds {types[label]}; a label is one number or one text per"
             f" image{hint}"
         )
-    if caption is not None and _content(types[caption]) not in _CAPTIONS:
+    if caption is not None and _content_kind(types[caption]) not in _CAPTIONS:
         raise DataError(
             f"{where}: column '{caption}' holds {types[caption]}; a caption is a text, or a list of"
             " texts"
@@ -158,7 +161,7 @@ def _check_named(where: str, wanted: Columns, columns: Sequence[str]) -> None:
             )
 
 
-def _described(schema: pyarrow.Schema) -> dict[str, Json]:
+def _column_descriptions(schema: pyarrow.Schema) -> dict[str, Json]:
     """Each column's description by `datasets`, without making its types: some read files."""
     features: Any = {}
     with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -177,7 +180,7 @@ def _class_names(about: Json) -> Names | None:
     return tuple(names) if names is not None and is_list else None
 
 
-def _choose(
+def _choose_column(
     where: str, kind: str, candidates: Sequence[str], usual: Sequence[str], columns: Iterable[str]
 ) -> str:
     flags = " or ".join(f"`{name}_column`" for name in kind.split(" or "))
@@ -195,7 +198,7 @@ def _choose(
     return (preferred or candidates)[0]
 
 
-def _content(kind: pyarrow.DataType | None) -> str:
+def _content_kind(kind: pyarrow.DataType | None) -> str:
     """What a column of a type may hold: ``images``, ``numbers``, ``texts``, ``lists`` of texts,
     ``any`` of them, or nothing that is read.
     """
@@ -204,11 +207,11 @@ def _content(kind: pyarrow.DataType | None) -> str:
     from pyarrow import types
 
     if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return "images" if _content(kind.field("bytes").type) == "images" else ""
+        return "images" if _content_kind(kind.field("bytes").type) == "images" else ""
     if types.is_list(kind) or types.is_large_list(kind):
-        return "lists" if _content(kind.value_type) == "texts" else ""
+        return "lists" if _content_kind(kind.value_type) == "texts" else ""
     if types.is_dictionary(kind):
-        inner = _content(kind.value_type)
+        inner = _content_kind(kind.value_type)
         return inner if inner in ("numbers", "texts") else ""
     contents = {
         "images": (types.is_binary, types.is_large_binary),

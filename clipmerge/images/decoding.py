@@ -61,10 +61,10 @@ def decode(name: str, encoded: Encoded) -> Image:
         profile = "".join(image.info.get(_PROFILE, "").split("\n")[3:])
         _check_tags(image.info.get("exif", bytes.fromhex(profile)).removeprefix(b"Exif\0\0"))
         tags = getattr(image, "tag_v2", {})
-        white, inverted = _white(image), tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        white, inverted = _white_value(image), tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
-            return _eight_bits(name, image, white, inverted=inverted).convert("RGB")
+            return _scale_to_eight_bits(name, image, white, inverted=inverted).convert("RGB")
         # palette images with transparency go through RGBA, as Pillow recommends
         if "transparency" in image.info:
             return image.convert("RGBA").convert("RGB")
@@ -147,7 +147,7 @@ def _check_tags(data: bytes) -> None:
         raise ValueError("its tags together are larger than the file; save it again")
 
 
-def _eight_bits(name: str, image: Image, white: float | None, *, inverted: bool) -> Image:
+def _scale_to_eight_bits(name: str, image: Image, white: float | None, *, inverted: bool) -> Image:
     """Scale a grey image of more than eight bits to eight, by its value for white."""
     from PIL import Image as Pillow
 
@@ -167,7 +167,7 @@ def _eight_bits(name: str, image: Image, white: float | None, *, inverted: bool)
     return Pillow.fromarray(np.rint(shares, out=shares).astype(np.uint8))
 
 
-def _white(image: Image) -> float | None:
+def _white_value(image: Image) -> float | None:
     """Value that stands for white in a grey image of many bits; ``None`` if the file does not
     say.
     """

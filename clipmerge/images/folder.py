@@ -32,13 +32,13 @@ def load_folder(source: str, folder: Path, columns: Columns) -> Source:
     """
     if not columns.labelled:
         paths, left_out = _walk(source, folder)
-        return Source(source, image_files(paths), notes=_left_out(source, left_out))
+        return Source(source, image_files(paths), notes=_note_left_out(source, left_out))
     if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         raise DataError(
             f"{source}: was written by save_to_disk; write each split as Parquet, which is read: "
             "datasets.load_from_disk(FOLDER).to_parquet(FILE)"
         )
-    listed = _listed(source, folder, folder)
+    listed = _list_visible(source, folder, folder)
     tables = [entry for entry in listed if entry.name in ("metadata.csv", "metadata.jsonl")]
     wants_beside = columns.caption == _TEXT[1:]
     if tables and not wants_beside:
@@ -50,7 +50,7 @@ def load_folder(source: str, folder: Path, columns: Columns) -> Source:
             " or in the columns of metadata.csv or metadata.jsonl"
         )
     subfolders = [entry for entry in listed if entry.is_dir()]
-    beside = any(_is_image(entry) and _text_of(entry).is_file() for entry in listed)
+    beside = any(_is_image(entry) and _caption_file(entry).is_file() for entry in listed)
     if wants_beside or (beside and not subfolders and columns.label is None):
         return _load_captions(source, folder)
     return _load_classes(source, folder, subfolders, captions=beside)
@@ -70,16 +70,16 @@ def _load_classes(
     labels: list[str] = []
     left_out: list[os.DirEntry[str]] = []
     for subfolder in subfolders:
-        listed = _listed(source, folder, Path(subfolder))
+        listed = _list_visible(source, folder, Path(subfolder))
         files = [entry.path for entry in listed if _is_image(entry)]
         if not files:
-            raise _no_images(subfolder.path, listed)
+            raise _no_images_error(subfolder.path, listed)
         left_out += [entry for entry in listed if not _is_image(entry)]
         paths += files
         labels += [subfolder.name] * len(files)
         check_count(source, len(paths))
-    notes = _left_out(source, left_out)
-    if captions or _text_of(paths[0]).is_file():
+    notes = _note_left_out(source, left_out)
+    if captions or _caption_file(paths[0]).is_file():
         notes += (
             f"{source}: has class folders, and captions beside images; the classes are taken"
             " (captions with `caption_column` txt)",
@@ -87,7 +87,7 @@ def _load_classes(
     return Source(source, image_files(paths), labels, captioned=False, notes=notes)
 
 
-def _no_images(folder: str, listed: Iterable[os.DirEntry[str]]) -> DataError:
+def _no_images_error(folder: str, listed: Iterable[os.DirEntry[str]]) -> DataError:
     """The error about a class folder without images."""
     inner = [
         entry.name
@@ -105,7 +105,7 @@ def _no_images(folder: str, listed: Iterable[os.DirEntry[str]]) -> DataError:
 def _load_captions(source: str, folder: Path) -> Source:
     """List the images of a folder and of all inside it, and read the text beside each."""
     paths, _ = _walk(source, folder)
-    texts = list(map(_text_of, paths))
+    texts = list(map(_caption_file, paths))
     missing = [
         Path(path).name for path, text in zip(paths, texts, strict=True) if not text.is_file()
     ]
@@ -136,7 +136,7 @@ def _load_captions(source: str, folder: Path) -> Source:
     )
 
 
-def _left_out(source: str, entries: Iterable[os.DirEntry[str]]) -> Names:
+def _note_left_out(source: str, entries: Iterable[os.DirEntry[str]]) -> Names:
     """Note the files that are not read: other formats, and images in folders inside class
     folders.
     """
@@ -160,7 +160,7 @@ def _walk(source: str, folder: Path) -> tuple[list[str], list[os.DirEntry[str]]]
     paths: list[str] = []
     waiting, left_out = [folder], list[os.DirEntry[str]]()
     while waiting:
-        listed = _listed(source, folder, waiting.pop())
+        listed = _list_visible(source, folder, waiting.pop())
         # a link to a folder inside the source leads to images that are listed in that folder
         waiting += [Path(entry) for entry in listed if entry.is_dir(follow_symlinks=False)]
         paths += [entry.path for entry in listed if _is_image(entry)]
@@ -169,7 +169,7 @@ def _walk(source: str, folder: Path) -> tuple[list[str], list[os.DirEntry[str]]]
     return sorted(paths), left_out
 
 
-def _listed(source: str, root: Path, folder: Path) -> list[os.DirEntry[str]]:
+def _list_visible(source: str, root: Path, folder: Path) -> list[os.DirEntry[str]]:
     """List a folder by name, without hidden entries; a link out of the source is refused, not
     followed.
     """
@@ -183,7 +183,7 @@ def _listed(source: str, root: Path, folder: Path) -> list[os.DirEntry[str]]:
     return listed
 
 
-def _text_of(image: str | os.PathLike[str]) -> Path:
+def _caption_file(image: str | os.PathLike[str]) -> Path:
     return Path(image).with_suffix(_TEXT)
 
 

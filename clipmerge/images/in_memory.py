@@ -67,7 +67,7 @@ def _open_items(title: str, data: Any, columns: Columns) -> Source:
     count = len(data)
     if not count:
         raise DataError(f"{title}: holds no images")
-    if columns.labelled and _target(data[0], columns) is None:
+    if columns.labelled and _label_of(data[0], columns) is None:
         raise NoLabelsError(
             f"{title}: its items are not (image, label) or (image, caption) pairs, or mappings of"
             " these names"
@@ -76,15 +76,15 @@ def _open_items(title: str, data: Any, columns: Columns) -> Source:
     if columns.labelled:
         targets = getattr(data, "targets", None)  # the list that torchvision's data sets keep
         if targets is None or isinstance(targets, Mapping) or len(targets) != count:
-            targets = [_target(data[at], columns) for at in range(count)]
-    return _source(title, lambda at: _picture(data[at]), count, targets, data, columns)
+            targets = [_label_of(data[at], columns) for at in range(count)]
+    return _build_source(title, lambda at: _image_of(data[at]), count, targets, data, columns)
 
 
 def _open_loader(title: str, loader: Any, columns: Columns, most: int | None) -> Source:
     pictures: list[Any] = []
     targets: list[Any] = []
     for batch in loader:
-        images, labels = _picture(batch), _target(batch, columns)
+        images, labels = _image_of(batch), _label_of(batch, columns)
         if images is None or (columns.labelled and labels is None):
             wanted = "(images, labels) and do not hold 'pixel_values' and 'labels'"
             wanted = wanted if columns.labelled else "images and do not hold 'pixel_values'"
@@ -96,7 +96,9 @@ def _open_loader(title: str, loader: Any, columns: Columns, most: int | None) ->
             break
     pictures, targets = pictures[:most], targets[:most]
     values = targets if columns.labelled else None
-    opened = _source(title, pictures.__getitem__, len(pictures), values, loader.dataset, columns)
+    opened = _build_source(
+        title, pictures.__getitem__, len(pictures), values, loader.dataset, columns
+    )
     numbers = as_numbers(opened.values or ())
     if not numbers or has_captions(opened):
         return opened
@@ -105,14 +107,14 @@ def _open_loader(title: str, loader: Any, columns: Columns, most: int | None) ->
     return replace(opened, notes=(*opened.notes, note)) if seen < classes else opened
 
 
-def _picture(item: Any) -> Any:
+def _image_of(item: Any) -> Any:
     """The image, or the images, of an item or a batch that may also have labels."""
     if isinstance(item, Mapping):
         return next((item[name] for name in _IMAGES if name in item), None)
     return item[0] if isinstance(item, (tuple, list)) else item
 
 
-def _target(item: Any, columns: Columns) -> Any:
+def _label_of(item: Any, columns: Columns) -> Any:
     """The label or the captions of an item or a batch; ``None`` if it has neither."""
     if not isinstance(item, Mapping):
         return item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
@@ -121,7 +123,7 @@ def _target(item: Any, columns: Columns) -> Any:
     return next((item[name] for name in names if name in item), None)
 
 
-def _source(
+def _build_source(
     title: str,
     get: Callable[[int], Any],
     count: int,
@@ -148,7 +150,7 @@ def _source(
         title,
         Pixels(get, positions, title)
         if is_ready
-        else Items(lambda at: _png(f"{title}, image {at}", get(at)), positions, title),
+        else Items(lambda at: _encode_png(f"{title}, image {at}", get(at)), positions, title),
         targets,
         captioned=columns.captioned,
         class_names=tuple(names) if names and is_list else None,
@@ -156,10 +158,10 @@ def _source(
     )
     if targets is None or has_captions(opened):
         return opened
-    return replace(opened, values=[_label(title, target) for target in targets])
+    return replace(opened, values=[_parse_label(title, target) for target in targets])
 
 
-def _label(title: str, label: Any) -> int | str:
+def _parse_label(title: str, label: Any) -> int | str:
     """A class index or name; a vector of scores per class is not turned into one."""
     if isinstance(label, str):
         return label
@@ -174,7 +176,7 @@ def _label(title: str, label: Any) -> int | str:
     raise DataError(f"{title}: {label!r} is not a label; give a class index or a name")
 
 
-def _png(name: str, image: Any) -> bytes:
+def _encode_png(name: str, image: Any) -> bytes:
     """Encode an image losslessly."""
     from PIL import Image
 

@@ -96,7 +96,7 @@ class ParquetImages(Store):
         block = self.blocks[position]
         group = self._groups[block]
         if block != self._block or position < self._next:
-            self._rows, self._next = _images(self._opener, group), group.start
+            self._rows, self._next = _iter_images(self._opener, group), group.start
         self._block = -1  # after a fault the row group is opened again
         image = next(itertools.islice(self._rows, position - self._next, None))
         if image is None:  # a path instead would be a file of this machine that a stranger chose
@@ -120,7 +120,7 @@ class ParquetImages(Store):
 def load_parquet(source: str, opener: Opener, names: Sequence[str], columns: Columns) -> Source:
     """Open Parquet files as one source; schema and labels are read, images are not."""
     with ThreadPoolExecutor(max_workers=_FILES_AT_ONCE) as pool:
-        parts = list(pool.map(lambda name: _index(opener, name, columns), names))
+        parts = list(pool.map(lambda name: _read_footer(opener, name, columns), names))
     first = parts[0][0]
     groups: list[_Group] = []
     blocks: list[int] = []
@@ -139,10 +139,10 @@ def load_parquet(source: str, opener: Opener, names: Sequence[str], columns: Col
     return first.columns.opened(source, ParquetImages(opener, groups, tuple(blocks)), values)
 
 
-def _index(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]]:
+def _read_footer(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]]:
     """Read the footer and the labels of one file, and check the sizes that it declares."""
     with opener(name) as file:
-        parquet, size = _parquet(file), file.seek(0, io.SEEK_END)
+        parquet, size = _open_parquet(file), file.seek(0, io.SEEK_END)
         metadata = parquet.metadata
         check_count(name, metadata.num_rows)
         columns = find_columns(name, parquet.schema_arrow, wanted)
@@ -155,7 +155,7 @@ def _index(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]
         largest = max((group.total_byte_size for group in groups), default=0)
         if largest > max(MAX_HELD_BYTES, MAX_INFLATION * size):
             raise EOFError(f"a row group would become {format_size(largest)}")
-        values = _values(name, file, metadata, columns) if columns.texts is not None else []
+        values = _read_labels(name, file, metadata, columns) if columns.texts is not None else []
         if columns.texts is not None and len(values) != metadata.num_rows:
             raise EOFError("it has fewer labels than its footer says")
         is_struct = parquet.schema_arrow.field(columns.image).type.num_fields > 0
@@ -163,13 +163,13 @@ def _index(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]
         return _File(name, size, metadata, columns, image_path), values
 
 
-def _values(
+def _read_labels(
     where: str, file: IO[bytes], metadata: pyarrow.parquet.FileMetaData, columns: TableColumns
 ) -> list[Any]:
     """Read labels or captions; the text of a label, which many rows share, is kept once."""
     column = columns.texts
     shared = [columns.label] if columns.label is not None else []
-    parquet = _parquet(file, metadata=metadata, read_dictionary=shared)
+    parquet = _open_parquet(file, metadata=metadata, read_dictionary=shared)
     values: list[Any] = []
     texts: dict[str, str] = {}
     for batch in parquet.iter_batches(_LABELS_AT_ONCE, columns=[column], use_threads=False):
@@ -187,10 +187,10 @@ def _values(
     return values
 
 
-def _images(opener: Opener, group: _Group) -> Iterator[bytes | None]:
+def _iter_images(opener: Opener, group: _Group) -> Iterator[bytes | None]:
     """Read the images of one row group, a few rows at a time."""
     with opener(group.file.name) as file:
-        batches = _parquet(file, metadata=group.file.metadata).iter_batches(
+        batches = _open_parquet(file, metadata=group.file.metadata).iter_batches(
             _ROWS_AT_ONCE,
             row_groups=[group.number],
             columns=[group.file.image_path],
@@ -202,7 +202,7 @@ def _images(opener: Opener, group: _Group) -> Iterator[bytes | None]:
         raise EOFError("it has fewer rows than its footer says")
 
 
-def _parquet(file: IO[bytes], **options: Any) -> pyarrow.parquet.ParquetFile:
+def _open_parquet(file: IO[bytes], **options: Any) -> pyarrow.parquet.ParquetFile:
     import pyarrow.parquet
 
     limits = {

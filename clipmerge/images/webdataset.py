@@ -72,7 +72,7 @@ class TarImages(Store):
                         raise DataError(
                             f"{self.name(position)}: is larger than {format_size(MAX_IMAGE_BYTES)}"
                         )
-                    images[position] = _content(file, member)
+                    images[position] = _read_member(file, member)
         return [images[position] for position in positions]
 
     def name(self, position: int) -> str:
@@ -230,9 +230,9 @@ def _label(
                 f"{where}.{ending}: is larger than {format_size(MAX_LABEL_BYTES)}, too large for a"
                 " label"
             )
-        content = _content(file, endings[ending])
+        content = _read_member(file, endings[ending])
         if ending == "json":
-            label = _from_json(where, content.decode("utf-8", errors="replace"), key)
+            label = _label_from_json(where, content.decode("utf-8", errors="replace"), key)
         else:
             # what is not UTF-8 is told from text by the check of names or captions
             label = content.decode("utf-8", errors="surrogateescape").strip()
@@ -249,7 +249,7 @@ def _label(
     raise error(f"{where}: has no {needed} (endings: {shorten(endings)})")
 
 
-def _from_json(where: str, text: str, key: str) -> int | str | list[str] | None:
+def _label_from_json(where: str, text: str, key: str) -> int | str | list[str] | None:
     """The label in a sample's JSON, or its captions."""
     with refusing(DataError, f"{where}.json: cannot be read as JSON"):
         data = parse_json(text)
@@ -268,7 +268,7 @@ def _from_json(where: str, text: str, key: str) -> int | str | list[str] | None:
     return texts if is_list else None
 
 
-def _content(file: IO[bytes], member: Member) -> bytes:
+def _read_member(file: IO[bytes], member: Member) -> bytes:
     # no need to seek back: the walk of the archive seeks to every header itself
     file.seek(member.offset)
     content = file.read(member.size)

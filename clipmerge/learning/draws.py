@@ -16,17 +16,17 @@ def normal_like(tensor: Tensor, seed: int, place: int) -> Tensor:
     """Standard normal numbers in a tensor's shape, on its device; ``place`` tells the tensors of
     one seed apart.
     """
-    return normal_from(_key(tensor, seed, place), tensor.numel()).view(tensor.shape).to(tensor)
+    return normal_from(_seed_key(tensor, seed, place), tensor.numel()).view(tensor.shape).to(tensor)
 
 
 def signs_like(tensor: Tensor, seed: int, place: int) -> Tensor:
     """Random signs, 1 or -1, in a tensor's shape, on its device; likewise."""
     places = torch.arange(tensor.numel(), device=tensor.device)
-    hashed = _mix(_mix(places) + _key(tensor, seed, place))
+    hashed = _hash_numbers(_hash_numbers(places) + _seed_key(tensor, seed, place))
     return ((hashed & 1) * 2 - 1).view(tensor.shape).to(tensor)
 
 
-def _key(tensor: Tensor, seed: int, place: int) -> Tensor:
+def _seed_key(tensor: Tensor, seed: int, place: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
     return torch.randint(1 << 32, (1,), generator=generator).to(tensor.device)
 
@@ -39,14 +39,14 @@ def normal_from(keys: Tensor, count: int) -> Tensor:
     depends on its key alone, so that processes may share the rows.
     """
     places = torch.arange(count + count % 2, device=keys.device)
-    hashed = _mix(_mix(places) + keys[:, None])
+    hashed = _hash_numbers(_hash_numbers(places) + keys[:, None])
     first, second = hashed.tensor_split(2, dim=1)
     length = (-2 * ((first + 0.5) / (1 << 32)).log()).sqrt()
     angle = 2 * math.pi * ((second + 0.5) / (1 << 32))
     return torch.cat([length * angle.cos(), length * angle.sin()], 1)[:, :count]
 
 
-def _mix(numbers: Tensor) -> Tensor:
+def _hash_numbers(numbers: Tensor) -> Tensor:
     """Replace whole numbers by hashes of 32 bits, which change about half of their bits with each
     of the numbers'.
     """

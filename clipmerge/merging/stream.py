@@ -36,9 +36,9 @@ def plan_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
         if layer is not None and inputs.merges(name):
             masked = layer.mask is not None and is_sparsifiable(inputs, name)
             is_whole = masked or plan.combine is not None
-            chunks = partial(_merged, inputs, plan, name, layer, dtype, is_whole)
+            chunks = partial(_merge, inputs, plan, name, layer, dtype, is_whole)
         else:
-            chunks = _unmerged(inputs, name, layer, dtype)
+            chunks = _unmerged_content(inputs, name, layer, dtype)
         shape = inputs.output_shape(name, entry)
         outputs.append(OutputTensor(inputs.output_keys[name], name, dtype, shape, chunks, is_whole))
     first = inputs.finetuned[0]
@@ -49,7 +49,7 @@ def plan_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
         if is_kept and name not in inputs.zeroshot_keys:
             entry = first.entries[key]
             dtype, shape = _output_dtype(plan, entry), inputs.output_shape(name, entry)
-            chunks = partial(_copied, name, (first, key), (), dtype)
+            chunks = partial(_copy, name, (first, key), (), dtype)
             outputs.append(OutputTensor(inputs.output_keys[name], name, dtype, shape, chunks))
     return outputs
 
@@ -62,13 +62,13 @@ def copied_tensors(checkpoint: Checkpoint) -> list[OutputTensor]:
             key,
             entry.dtype,
             entry.shape,
-            partial(_copied, key, (checkpoint, key), (), entry.dtype),
+            partial(_copy, key, (checkpoint, key), (), entry.dtype),
         )
         for key, entry in checkpoint.entries.items()
     ]
 
 
-def _copied(
+def _copy(
     name: str, holder: Location, others: Sequence[Location], dtype: str, reserve: BufferProvider
 ) -> Iterator[Array]:
     """Copy a tensor of one checkpoint, and check the others': with numpy if it has the dtypes, else
@@ -82,7 +82,7 @@ def _copied(
     return torch_chunks.copied(name, holder, others, dtype)
 
 
-def _merged(
+def _merge(
     inputs: Inputs,
     plan: Plan,
     name: str,
@@ -103,7 +103,7 @@ def _merged(
     return torch_chunks.merged(inputs, plan, name, layer, dtype)
 
 
-def _unmerged(
+def _unmerged_content(
     inputs: Inputs, name: str, layer: LayerPlan | None, dtype: str
 ) -> Callable[[BufferProvider], Iterator[Array]]:
     """The content of a zero-shot tensor that is not merged: of another kind, or of a layer that the
@@ -125,7 +125,7 @@ def _unmerged(
             raise CheckpointError(
                 f"tensor {name} differs in shape: zeroshot {entry.shape}, finetuned {shape}"
             )
-    return partial(_copied, name, holder, others, dtype)
+    return partial(_copy, name, holder, others, dtype)
 
 
 def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:

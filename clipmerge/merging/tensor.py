@@ -82,7 +82,7 @@ def merge_tensor(
     copied: Tensor | None = unchanged_input(theta_0, finetuned, alpha, weights)
     if copied is not None:
         return copied.to(dtype)
-    base, *wide = _widened([theta_0, *finetuned])
+    base, *wide = _to_compute_dtype([theta_0, *finetuned])
     merged: Tensor = weighted_change(torch, base, wide, alpha=alpha, weights=weights).add_(base)
     if isinstance(alpha, Tensor):
         merged = torch.where(alpha == 0, base, merged)  # base + 0.0 would turn -0.0 into 0.0
@@ -104,7 +104,7 @@ def whole_change(
     """The change of a whole parameter under a mask or a combination, to be added with
     `apply_delta`; see `merge_tensor`.
     """
-    base, *wide = _widened([theta_0, *finetuned])
+    base, *wide = _to_compute_dtype([theta_0, *finetuned])
     if combine is None:
         change: Tensor = weighted_change(torch, base, wide, alpha=alpha, weights=weights)
     else:
@@ -128,7 +128,7 @@ def _is_masked(mask: str | None, theta_0: Tensor) -> bool:
     return mask is not None and theta_0.numel() > 1
 
 
-def _widened(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _to_compute_dtype(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Convert tensors to the dtype of the arithmetic: float64 if any is, else float32."""
     wide = (
         torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32

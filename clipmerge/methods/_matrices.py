@@ -44,12 +44,12 @@ def split_matrices(
             alpha=alpha,
             mask="spectral" if splits else None,
             parameters=splits,
-            reason=_reason(list(splits.values())),
+            reason=_splits_finding(list(splits.values())),
         )
     return Decision(layers)
 
 
-def _reason(splits: list[Split]) -> Finding:
+def _splits_finding(splits: list[Split]) -> Finding:
     if not splits:
         return Finding.of("vectors")
     ranks = [int(split["rank"]) if split["high"] else 0 for split in splits]

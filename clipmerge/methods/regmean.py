@@ -44,7 +44,7 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
     task.need_one_finetuned()
     first, second = task.need_tensors("gram", "the inputs of linear maps")
     scores = {
-        name: _factor(first[name].double(), second[name].double(), alpha, off_diagonal)
+        name: _regression_matrix(first[name].double(), second[name].double(), alpha, off_diagonal)
         for name in first
     }
     layers = {}
@@ -61,15 +61,15 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
     return Decision(layers, scores=scores)
 
 
-def _factor(g_0: Tensor, g_1: Tensor, alpha: float, off_diagonal: float) -> Tensor:
+def _regression_matrix(g_0: Tensor, g_1: Tensor, alpha: float, off_diagonal: float) -> Tensor:
     """R / alpha: the mask gets alpha times the task vector."""
     ridge = _RIDGE * float((g_0.diagonal().mean() + g_1.diagonal().mean()) / 2) or 1.0
-    ours, theirs = (_shrunk(each, off_diagonal, ridge) for each in (g_0, g_1))
+    ours, theirs = (_shrink_off_diagonal(each, off_diagonal, ridge) for each in (g_0, g_1))
     with one_thread():
         # the transpose of G_1 M^-1, M being symmetric
         solved: Tensor = torch.linalg.solve((1 - alpha) * ours + alpha * theirs, theirs)
     return solved.T.float().contiguous()
 
 
-def _shrunk(gram: Tensor, off_diagonal: float, ridge: float) -> Tensor:
+def _shrink_off_diagonal(gram: Tensor, off_diagonal: float, ridge: float) -> Tensor:
     return off_diagonal * gram + torch.diag((1 - off_diagonal) * gram.diagonal() + ridge)

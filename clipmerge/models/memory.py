@@ -85,10 +85,10 @@ def memory(device: torch.device) -> int:
         OSError,
     ):  # pragma: no cover - Windows, which has no sysconf
         return _USUAL
-    return min([total, *_limits()])
+    return min([total, *_cgroup_limits()])
 
 
-def _limits(
+def _cgroup_limits(
     own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
 ) -> Iterator[int]:
     """Limits of the control groups that this process is in, and of those around them; Linux alone
@@ -101,12 +101,12 @@ def _limits(
     for line in lines:
         _, controllers, group = [*line.split(":", 2), "", ""][:3]
         if not controllers:  # cgroups version 2
-            yield from _limits_above(mounted, group, "memory.max")
+            yield from _cgroup_limits_above(mounted, group, "memory.max")
         elif "memory" in controllers.split(","):
-            yield from _limits_above(mounted / "memory", group, "memory.limit_in_bytes")
+            yield from _cgroup_limits_above(mounted / "memory", group, "memory.limit_in_bytes")
 
 
-def _limits_above(root: Path, group: str, name: str) -> Iterator[int]:
+def _cgroup_limits_above(root: Path, group: str, name: str) -> Iterator[int]:
     """Limits from a group up to the root, which is the container's own where the group's path is
     the host's.
     """

@@ -114,7 +114,10 @@ def build_module(library: Any, model_cfg: Json) -> Any:
     kind = library.CLIP
     if settings.pop("custom_text", False) or "hf_model_name" in text:
         kind = library.CoCa if "multimodal_cfg" in settings else library.CustomTextCLIP
-    with blaming("open_clip cannot build the model of open_clip_config.json"), _unasked():
+    with (
+        blaming("open_clip cannot build the model of open_clip_config.json"),
+        _without_remote_code(),
+    ):
         # first without memory, which shows how large the model is
         with contextlib.suppress(*_CANNOT_BUILD), torch.device("meta"):
             kind(**deepcopy(settings))
@@ -122,7 +125,7 @@ def build_module(library: Any, model_cfg: Json) -> Any:
 
 
 @contextlib.contextmanager
-def _unasked() -> Iterator[None]:
+def _without_remote_code() -> Iterator[None]:
     """Make transformers refuse code named in a text tower's configuration, instead of asking
     whether to run it.
     """

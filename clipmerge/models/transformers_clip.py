@@ -39,7 +39,9 @@ class TransformersClip(ImageTextModel):
     def __init__(self, family: Family, config: Json, folder: Path) -> None:
         self.processor = _load_processor(folder)
         with blaming(f"{folder}: transformers cannot build the model of its configuration"):
-            module = _without_weights(getattr(transformers, family.model_class), _plain(config))
+            module = _build_uninitialised(
+                getattr(transformers, family.model_class), _strip_config(config)
+            )
         super().__init__(
             family, folder, module, {"vision": module.vision_model, "text": module.text_model}
         )
@@ -58,11 +60,13 @@ class TransformersClip(ImageTextModel):
         )
 
     def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess RGB images: (batch, 3, height, width), float32; for SigLIP 2 see `_pack`."""
+        """Preprocess RGB images: (batch, 3, height, width), float32; for SigLIP 2 see
+        `_pack_patches`.
+        """
         with preparing(self.folder, "images"):
             processed = self.processor.image_processor(images, return_tensors="pt")
             if "spatial_shapes" in processed:
-                return _pack(processed)
+                return _pack_patches(processed)
             return torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
 
     def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
@@ -99,7 +103,7 @@ class TransformersClip(ImageTextModel):
         inputs = (
             {"pixel_values": pixels.contiguous(memory_format=self.layout)}
             if whole
-            else _unpack(pixels)
+            else _unpack_patches(pixels)
         )
         try:
             output = self.module.get_image_features(**inputs)
@@ -129,7 +133,7 @@ def _first_token(_: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     return (inputs[0][:, :1],) if alone else inputs
 
 
-def _pack(processed: Mapping[str, Any]) -> Tensor:
+def _pack_patches(processed: Mapping[str, Any]) -> Tensor:
     """Concatenate patches, their mask and counts of patches: (batch, patches, entries + 3),
     float32.
     """
@@ -141,8 +145,8 @@ def _pack(processed: Mapping[str, Any]) -> Tensor:
     return torch.cat([patches, mask, shapes], dim=-1)
 
 
-def _unpack(pixels: Tensor) -> dict[str, Tensor]:
-    """Inverse of `_pack`: the arguments of the vision tower."""
+def _unpack_patches(pixels: Tensor) -> dict[str, Tensor]:
+    """Inverse of `_pack_patches`: the arguments of the vision tower."""
     patches, mask, shapes = torch.split(pixels, [pixels.shape[-1] - 3, 1, 2], dim=-1)
     return {
         "pixel_values": patches,
@@ -151,16 +155,16 @@ def _unpack(pixels: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _plain(config: Any) -> Any:
+def _strip_config(config: Any) -> Any:
     """Copy a configuration without the storage of weights, and without kernels, whose code would be
     fetched and run.
     """
     if not isinstance(config, dict):
         return config
-    return {key: _plain(value) for key, value in config.items() if not _KERNELS.search(key)}
+    return {key: _strip_config(value) for key, value in config.items() if not _KERNELS.search(key)}
 
 
-def _without_weights(model_class: Any, config: Json) -> Any:
+def _build_uninitialised(model_class: Any, config: Json) -> Any:
     """Build a model with uninitialised weights, float32, in eval mode, with correct position
     buffers.
     """

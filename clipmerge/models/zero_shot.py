@@ -34,7 +34,7 @@ def refuse_one_prompt(tokens: Iterable[Mapping[str, Tensor]], templates: int) ->
     """Refuse classes whose prompts all have the same tokens, because they cannot be
     distinguished.
     """
-    rows = list(_rows(tokens))
+    rows = list(_prompt_hashes(tokens))
     classes = {tuple(rows[start : start + templates]) for start in range(0, len(rows), templates)}
     if len(rows) > templates and len(classes) == 1:
         raise DataError(
@@ -44,7 +44,7 @@ def refuse_one_prompt(tokens: Iterable[Mapping[str, Tensor]], templates: int) ->
         )
 
 
-def _rows(tokens: Iterable[Mapping[str, Tensor]]) -> Iterator[bytes]:
+def _prompt_hashes(tokens: Iterable[Mapping[str, Tensor]]) -> Iterator[bytes]:
     """A hash of each prompt's token ids; without padding, because its length differs between
     pieces.
     """

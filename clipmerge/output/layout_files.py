@@ -40,9 +40,9 @@ def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str)
     try:
         notes = []
         if "model_cfg" in config:
-            notes = _open_clip_files(folder, original, config)
+            notes = _write_open_clip_files(folder, original, config)
         else:
-            _transformers_files(folder, original, config, dtype)
+            _write_transformers_files(folder, original, config, dtype)
     except CheckpointError as error:
         raise CheckpointError(f"{converted.source}: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -56,7 +56,9 @@ def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str)
     return notes
 
 
-def _transformers_files(folder: Path, checkpoint: Checkpoint, config: Json, dtype: str) -> None:
+def _write_transformers_files(
+    folder: Path, checkpoint: Checkpoint, config: Json, dtype: str
+) -> None:
     """Write ``config.json``, ``preprocessor_config.json`` and the tokenizer."""
     ours = checkpoint.config or {}
     if actual := dtype_of(checkpoint, dtype):
@@ -86,7 +88,7 @@ def _transformers_files(folder: Path, checkpoint: Checkpoint, config: Json, dtyp
     write_clip_tokenizer(folder, config["text_config"]["max_position_embeddings"])
 
 
-def _open_clip_files(folder: Path, checkpoint: Checkpoint, config: Json) -> list[str]:
+def _write_open_clip_files(folder: Path, checkpoint: Checkpoint, config: Json) -> list[str]:
     """Write ``open_clip_config.json`` and copy the tokenizer; return notes for the user."""
     model_cfg = deepcopy(config["model_cfg"])
     name = checkpoint.folder.resolve().name

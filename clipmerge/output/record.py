@@ -64,7 +64,7 @@ BINS, TOP = 40, 2.0
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-def _whole_recipe(value: Any) -> Any:
+def _complete_recipe(value: Any) -> Any:
     """Accept the recipe of a plan written by hand, which may lack the name and the method."""
     return {"name": "unnamed recipe", "method": {}, **value} if isinstance(value, dict) else value
 
@@ -199,7 +199,7 @@ class MergeRecord(Frozen):
     files: dict[str, str | None] = Field(default_factory=dict)
     family: str | None = None
     classifier: bool = False
-    recipe: Annotated[Recipe, BeforeValidator(_whole_recipe)]
+    recipe: Annotated[Recipe, BeforeValidator(_complete_recipe)]
     zeroshot: SourceRecord
     finetuned: tuple[SourceRecord, ...] = Field(min_length=1)
     weights: tuple[float, ...] = (1.0,)
@@ -290,7 +290,7 @@ def merge_record(
         files=dict(files or {}),
         family=inputs.library,
         classifier=inputs.is_classifier,
-        recipe=Recipe.model_validate(_whole_recipe(plan.recipe)),
+        recipe=Recipe.model_validate(_complete_recipe(plan.recipe)),
         layers={
             layer: LayerRecord(
                 **plan.layers.get(layer, _UNTOUCHED).model_dump(exclude={"parameters"}),

@@ -53,13 +53,13 @@ def write_side_files(
     classifier needs no tokenizer.
     """
     before = set(folder.iterdir())
-    notes = _write(folder, inputs, dtype)
+    notes = _copy_side_files(folder, inputs, dtype)
     return {
         path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path not in before
     }, notes
 
 
-def _write(folder: Path, inputs: Inputs, dtype: str) -> list[Finding]:
+def _copy_side_files(folder: Path, inputs: Inputs, dtype: str) -> list[Finding]:
     """Write the files, and return notes for the user."""
     form = inputs.written_as
     if form.config is None and inputs.library != "timm":
@@ -82,7 +82,7 @@ def _write(folder: Path, inputs: Inputs, dtype: str) -> list[Finding]:
                 " files were copied"
             )
         )
-    for part, names in _lendable(inputs).items():
+    for part, names in _parts_to_lend(inputs).items():
         if form is not inputs.zeroshot and not any(name in chosen for name in names):
             lent = {
                 name: path
@@ -113,7 +113,7 @@ def _write(folder: Path, inputs: Inputs, dtype: str) -> list[Finding]:
     return [*notes, *_not_copied(form)]
 
 
-def _lendable(inputs: Inputs) -> dict[str, Names]:
+def _parts_to_lend(inputs: Inputs) -> dict[str, Names]:
     """List the parts, with their files, that the zero-shot checkpoint has for a fine-tuned one
     without them.
     """

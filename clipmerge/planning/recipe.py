@@ -144,8 +144,8 @@ def load_recipe(
         >>> load_recipe("wise-ft", {"method.alpha": 0.3}).method["alpha"]
         0.3
     """
-    name, data = _raw(recipe)
-    for key, value in _assignments(set):
+    name, data = _read_raw(recipe)
+    for key, value in _parse_assignments(set):
         *parents, last = key.strip().split(".")
         target = data
         for parent in parents:
@@ -173,7 +173,7 @@ def refuse_set_twice(
         raise UsageError(f"`{option}` and `set={key}`: both set the same option; give one of them")
 
 
-def _raw(recipe: RecipeLike) -> tuple[str, Json]:
+def _read_raw(recipe: RecipeLike) -> tuple[str, Json]:
     """Name of a recipe in messages, and a copy of its content, not validated."""
     if isinstance(recipe, Recipe):
         return recipe.name, recipe.model_dump(mode="json")
@@ -199,7 +199,7 @@ def _raw(recipe: RecipeLike) -> tuple[str, Json]:
     return name, {"name": printable(path.stem), **data}
 
 
-def _assignments(given: Mapping[str, Any] | Sequence[str] | None) -> list[tuple[str, Any]]:
+def _parse_assignments(given: Mapping[str, Any] | Sequence[str] | None) -> list[tuple[str, Any]]:
     if isinstance(given, Mapping):
         return list(given.items())
     parsed = []

@@ -55,7 +55,7 @@ def model_card(
         "front_matter": _front_matter(shown, repo_id, license).to_yaml(),
         "title": repo_id.split("/")[-1] if repo_id else "A merged CLIP",
         "where": repo_id or ".",
-        "use": _use(shown),
+        "use": _loader_kind(shown),
         "tower": _tower_class(shown),
         "weights": next((name for name in shown.files if name.endswith(WEIGHTS)), WEIGHTS),
         "record": shown,
@@ -67,7 +67,7 @@ def model_card(
     }
     template = Path(__file__).parent / "templates" / "model_card.md.j2"
     return render(
-        template, values, html=False, cell=_cell, digest=_digest, fence=_fence, said=_said
+        template, values, html=False, cell=_cell, digest=_digest, fence=_fence, said=_reason_text
     )
 
 
@@ -89,11 +89,11 @@ def published_texts(
     return contents | drawn
 
 
-def _said(reason: Finding | None) -> str:
+def _reason_text(reason: Finding | None) -> str:
     return "" if reason is None else text_of(reason)
 
 
-def _use(record: MergeRecord) -> str:
+def _loader_kind(record: MergeRecord) -> str:
     """The form of the output, each of which is loaded in a way of its own."""
     if not record.files.keys() & {"config.json", OPEN_CLIP_CONFIG} and record.files:
         return "weights"  # of single files, which had no configuration beside them

@@ -86,8 +86,8 @@ def _of_sweep(sweep: Json, record: MergeRecord) -> Json:
         sweep["seed"],
     ]
     ours = [record.zeroshot.files, [each.files for each in record.finetuned], record.seed]
-    point = _point(record.model_dump(mode="json"))
-    rows = [row for row in sweep["recipes"] if same == ours and _point(upgrade(row)) == point]
+    point = _merge_key(record.model_dump(mode="json"))
+    rows = [row for row in sweep["recipes"] if same == ours and _merge_key(upgrade(row)) == point]
     if not rows:
         names = shorten(row["name"] for row in sweep["recipes"])
         raise UsageError(
@@ -102,7 +102,7 @@ def _of_sweep(sweep: Json, record: MergeRecord) -> Json:
     return {"accuracy": rows[0]["accuracy"], "images": sweep["images"], "sources": sources}
 
 
-def _point(row: Json) -> Any:
+def _merge_key(row: Json) -> Any:
     """Key that is equal for a sweep's row and a merge's record if and only if they are the same
     merge.
     """

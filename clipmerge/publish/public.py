@@ -36,7 +36,7 @@ def public_record(record: MergeRecord) -> MergeRecord:
     """Return a copy of a record without paths on the author's machine, tokens and pictures of
     images that are not public.
     """
-    clean = _cleaner(record)
+    clean = _make_cleaner(record)
     data = map_text(record.as_json(), lambda text: _MACHINE_PATH.sub("", clean(text).rstrip("/")))
     data["command"] = _public_command(record)
     warnings: list[Finding] = []
@@ -74,7 +74,7 @@ def last_part(path: str) -> str:
     return PureWindowsPath(name).name or name
 
 
-def _cleaner(record: MergeRecord) -> Callable[[str], str]:
+def _make_cleaner(record: MergeRecord) -> Callable[[str], str]:
     """Reduce the paths that the record's own fields hold to their last part, wherever they stand,
     and remove tokens.
     """

@@ -221,7 +221,7 @@ def pictures_of(record: MergeRecord) -> list[Picture]:
     for tower, counts in itertools.islice(spread.items(), _MOST_TOWERS):
         title = f"{_TOWERS.get(tower, tower)}: coefficients"
         caption = f"How far the {sum(counts):,} weights of this tower go."
-        pictures.append(Picture(title, as_image(_histogram(counts), title), caption))
+        pictures.append(Picture(title, as_image(_histogram_figure(counts), title), caption))
     if any(any(values) for values in record.trace.values()):
         title = "Losses while learning"
         caption = (
@@ -230,7 +230,7 @@ def pictures_of(record: MergeRecord) -> list[Picture]:
         )
         if distilled := teacher(record):
             caption += f" The distillation loss is that from {distilled}, on changed images."
-        pictures.append(Picture(title, as_image(_trace(record), title), caption))
+        pictures.append(Picture(title, as_image(_loss_figure(record), title), caption))
     path = record.path and path_picture(record.path)
     return [*pictures, path] if path else pictures
 
@@ -278,7 +278,7 @@ def path_picture(path: LossPath) -> Picture | None:
     return Picture("Loss along the path", as_image(figure, description), caption)
 
 
-def _histogram(counts: Sequence[int]) -> Figure:
+def _histogram_figure(counts: Sequence[int]) -> Figure:
     """Shares of the weights by coefficient."""
     figure, axes = new_figure(*_REPORT)
     width = TOP / len(counts)
@@ -293,7 +293,7 @@ def _histogram(counts: Sequence[int]) -> Figure:
     return figure
 
 
-def _trace(record: MergeRecord) -> Figure:
+def _loss_figure(record: MergeRecord) -> Figure:
     figure, axes = new_figure(*_REPORT)
     names = {"cross_entropy": "loss on your images", "distillation_loss": "distillation loss"}
     drawn = [(name, values) for name, values in record.trace.items() if any(values)]

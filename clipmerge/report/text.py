@@ -152,13 +152,13 @@ def _decision_text(decision: Finding, record: MergeRecord | Plan) -> str:
     measured = record.measurements if isinstance(record, Plan) else record
     trace = {} if measured is None else measured.trace
     choice = None if measured is None else measured.choice
-    parts = [text_of(decision), _losses(trace)]
+    parts = [text_of(decision), _losses_text(trace)]
     if choice:
-        parts.append(_chosen(choice))
+        parts.append(_choice_text(choice))
     return "; ".join(parts)
 
 
-def _losses(trace: Mapping[str, Sequence[float]]) -> str:
+def _losses_text(trace: Mapping[str, Sequence[float]]) -> str:
     """The change of the losses from the first tenth of learning to the last."""
     parts = []
     names = {"cross_entropy": "loss", "distillation_loss": "distillation loss"}
@@ -171,7 +171,7 @@ def _losses(trace: Mapping[str, Sequence[float]]) -> str:
     return ", ".join(parts) + " nats while learning" if parts else "nothing was learned"
 
 
-def _chosen(choice: HeldBackChoice) -> str:
+def _choice_text(choice: HeldBackChoice) -> str:
     """The choice on held-out images."""
     images = f"on {choice.images} held-out images"
     if choice.alpha is not None:
@@ -196,7 +196,7 @@ def settings_text(
 ) -> str:
     """How far the layers go, and which have a mask."""
     entries = list(layers.values())
-    parts = [_distance(entries, _target(weights, combine))]
+    parts = [_distance_text(entries, _target_text(weights, combine))]
     masked = [entry for entry in entries if entry.mask]
     if masked:
         rules = ", ".join(sorted({str(entry.mask) for entry in masked}))
@@ -216,7 +216,7 @@ def settings_text(
     return "; ".join(parts)
 
 
-def _distance(entries: Sequence[LayerPlan | LayerRecord], target: str) -> str:
+def _distance_text(entries: Sequence[LayerPlan | LayerRecord], target: str) -> str:
     ends = [end for entry in entries for end in (entry.alpha_range or (entry.alpha,))]
     low, high = min(ends, default=0.0), max(ends, default=0.0)
     way = f"of the way from zero-shot to {target}"
@@ -226,7 +226,7 @@ def _distance(entries: Sequence[LayerPlan | LayerRecord], target: str) -> str:
     return f"the {kind} {low:.4g} to {high:.4g} {way}"
 
 
-def _target(weights: Sequence[float], combine: Combination | None) -> str:
+def _target_text(weights: Sequence[float], combine: Combination | None) -> str:
     count = len(weights)
     if combine:
         return (
@@ -537,7 +537,7 @@ def reason_text(effect: MergeEffect) -> str:
 
 def _loses(who: str, where: str, accuracy: float, finetuned: float, limit: float) -> str:
     return (
-        f"{who} loses {_beyond(finetuned - accuracy, limit)} points of the fine-tuned model's"
+        f"{who} loses {_show_loss(finetuned - accuracy, limit)} points of the fine-tuned model's"
         f" {where} ({_percent(accuracy)}% against {_percent(finetuned)}%), more than the limit of"
         f" {limit:g}"
     )
@@ -545,16 +545,16 @@ def _loses(who: str, where: str, accuracy: float, finetuned: float, limit: float
 
 def _may_lose(loss: float, limit: float) -> str:
     return (
-        f"The loss on your images may be as large as {_beyond(loss, limit)} points, more than the"
-        f" limit of {limit:g}."
+        f"The loss on your images may be as large as {_show_loss(loss, limit)} points, more than"
+        f" the limit of {limit:g}."
     )
 
 
-def _beyond(loss: float, limit: float) -> str:
+def _show_loss(loss: float, limit: float) -> str:
     """Write a loss with enough digits to show that it is beyond the limit.
 
     Example:
-        >>> _beyond(0.402, 3), _beyond(0.0304, 3)
+        >>> _show_loss(0.402, 3), _show_loss(0.0304, 3)
         ('40.2', '3.04')
     """
     texts = [f"{100 * loss:.{digits}f}" for digits in range(1, 9)]
@@ -634,7 +634,7 @@ def sweep_answer(record: Json) -> SweepAnswer:
     """
     judged = [row for row in marks_of(record) if row["gain_interval"]]
     if judged:
-        return _compared(max(judged, key=lambda row: float(row["gain"])))
+        return _compare_with_curve(max(judged, key=lambda row: float(row["gain"])))
     unjudged = [row for row in marks_of(record) if row["alpha"] is None]
     best = max(unjudged or record["curve"], key=lambda row: float(row["ood"]))
     ood, id = (f"{_percent(best[mean])}%" for mean in ("ood", "id"))
@@ -650,7 +650,7 @@ def sweep_answer(record: Json) -> SweepAnswer:
     )
 
 
-def _compared(row: Json) -> SweepAnswer:
+def _compare_with_curve(row: Json) -> SweepAnswer:
     low, high = row["gain_interval"]
     where = "its most accurate point" if row["gain_note"] else "equal ID accuracy"
     numbers = f"{signed_points(row['gain'])} points {interval_text(row['gain_interval'])}"
@@ -848,7 +848,7 @@ def _equal_models(first: str, second: str, with_zeroshot: bool) -> str:
     return f"{first} and {second} are equal in all weights that can be merged, so {effect}"
 
 
-def _guesses(
+def _accuracy_text(
     model: str,
     accuracy: float,
     images: int,
@@ -881,7 +881,7 @@ def _at_chance(*, model: str = "fine-tuned", **values: Any) -> str:
             "pass the names of the classes, in English, with `classes`, or `template`, or give"
             " images of its own task"
         )
-    return f"{_guesses(model, **values)}; {advice}"
+    return f"{_accuracy_text(model, **values)}; {advice}"
 
 
 def _odd_names(look: str, example: str, **values: Any) -> str:
@@ -902,7 +902,7 @@ def _zeroshot_at_chance(**values: Any) -> str:
         if values.get("captions")
         else "it may not know these classes, or not by these names"
     )
-    return f"{_guesses('zero-shot', **values)}; {advice}"
+    return f"{_accuracy_text('zero-shot', **values)}; {advice}"
 
 
 def _blank_images(source: str, images: int, darkest: int, brightest: int) -> str:

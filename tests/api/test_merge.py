@@ -16,7 +16,7 @@ from transformers import CLIPModel
 import clipmerge as api
 from clipmerge.api.apply import write_merge
 from clipmerge.api.merge import prepare
-from clipmerge.api.merge_models import _with_weights
+from clipmerge.api.merge_models import _copy_with_weights
 from clipmerge.cli.env import _version
 from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.progress import Progress
@@ -141,13 +141,14 @@ def test_a_model_with_further_weights_is_refused(pair: Folders) -> None:
     model = CLIPModel.from_pretrained(pair[0])
     weights = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
     assert not any(
-        bool(value.any()) for value in _with_weights(model, weights, "keep").state_dict().values()
+        bool(value.any())
+        for value in _copy_with_weights(model, weights, "keep").state_dict().values()
     )
     with pytest.raises(
         CheckpointError,
         match=r"CLIPModel: its merged weights have names that the model lacks, such as x",
     ):
-        _with_weights(model, weights | {"x": torch.zeros(1)}, "keep")
+        _copy_with_weights(model, weights | {"x": torch.zeros(1)}, "keep")
 
 
 def test_a_package_that_is_not_installed_has_no_version() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
 import clipmerge
-from clipmerge.api._in_memory import _origin, as_sources
+from clipmerge.api._in_memory import _original_folder, as_sources
 from clipmerge.errors import UsageError
 from clipmerge.progress import Progress
 from clipmerge.request import with_state_key
@@ -283,9 +283,9 @@ def test_a_model_is_evaluated_like_its_files_with_classes_by_name(
 
 
 def test_a_model_from_nowhere_has_no_folder_of_origin() -> None:
-    assert [_origin(name) for name in ("", "acme/never-downloaded", "a model, made by hand")] == [
-        None
-    ] * 3
+    assert [
+        _original_folder(name) for name in ("", "acme/never-downloaded", "a model, made by hand")
+    ] == [None] * 3
 
 
 def test_a_configuration_of_open_clip_is_found_by_its_name() -> None:

@@ -505,7 +505,7 @@ def test_a_source_that_changes_while_it_is_read(tar: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"x\.tar"):
         found.image(1)
     with pytest.raises(DataError, match=r"gone: cannot be read \(No such file or directory\)"):
-        folder._listed("x", tmp_path, tmp_path / "gone")
+        folder._list_visible("x", tmp_path, tmp_path / "gone")
 
 
 def test_cards_that_are_too_large_or_refer_to_themselves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipmerge.distributed import device_work
 from clipmerge.errors import MeasureError
-from clipmerge.models.memory import MicroBatcher, _limits, memory
+from clipmerge.models.memory import MicroBatcher, _cgroup_limits, memory
 
 
 def _groups(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]:
@@ -44,8 +44,10 @@ def _groups(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]:
 def test_limits_of_containers_and_of_jobs(
     tmp_path: Path, own: str, files: dict[str, str], limits: list[int]
 ) -> None:
-    assert list(_limits(*_groups(tmp_path, own, files))) == limits
-    assert list(_limits(tmp_path / "none", tmp_path)) == []  # a system without control groups
+    assert list(_cgroup_limits(*_groups(tmp_path, own, files))) == limits
+    assert (
+        list(_cgroup_limits(tmp_path / "none", tmp_path)) == []
+    )  # a system without control groups
 
 
 def holding(most: int) -> Callable[[Tensor], Tensor]:
