@@ -390,13 +390,13 @@ def refuse_duplicates(sources: Sequence[str]) -> None:
         seen.add(path)
 
 
-def title_of(source: str) -> str | None:
+def in_memory_title(source: str) -> str | None:
     """The name of a model in memory in records and messages, from the folder that it was saved to.
 
     Example:
-        >>> title_of("/tmp/clipmerge-in-memory-x1/CLIPModel in memory")
+        >>> in_memory_title("/tmp/clipmerge-in-memory-x1/CLIPModel in memory")
         'CLIPModel in memory'
-        >>> title_of("models/CLIPModel")
+        >>> in_memory_title("models/CLIPModel")
     """
     path = Path(source)
     return path.name if path.parent.name.startswith(IN_MEMORY) else None
@@ -411,7 +411,7 @@ def with_state_key(sources: Sequence[str], state_key: str | None) -> Names:
     """
     if state_key is None:
         return tuple(sources)
-    if any(map(title_of, sources)):
+    if any(map(in_memory_title, sources)):
         raise UsageError(
             "`state_key`: a model in memory has no parts; give the model with the weights you mean"
         )
@@ -584,7 +584,7 @@ def _flag_values(value: Any) -> list[str]:
 
 
 def _flag_value(value: Any) -> str:
-    if isinstance(value, str) and (title := title_of(value)):
+    if isinstance(value, str) and (title := in_memory_title(value)):
         return f"<{title}>"
     if isinstance(value, (str, int, float, os.PathLike, Mapping, list, tuple)):
         return str(value)

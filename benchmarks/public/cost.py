@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.public.release import path_of, size_of
 from benchmarks.public.suite import Release, Suite
 from clipmerge.errors import ClipmergeError
-from clipmerge.hub.download import Snapshot, choose_files, connect, patiently, resolve
+from clipmerge.hub.download import Snapshot, choose_files, connect, resolve, with_retries
 from clipmerge.hub.errors import explained
 from clipmerge.hub.ids import HubId, parse_hub_id
 from clipmerge.images.hub_dataset import open_split
@@ -113,7 +113,7 @@ def _file_sizes(pinned: HubId) -> dict[str, int]:
     """Ask for the sizes of a repository's files."""
     which: dict[str, Any] = {"revision": pinned.revision, "repo_type": pinned.kind}
     with explained(f"reading {pinned}"):
-        info: Any = patiently(
+        info: Any = with_retries(
             lambda: connect().repo_info(pinned.repo_id, files_metadata=True, **which)
         )
     return {item.rfilename: int(item.size or 0) for item in info.siblings or ()}

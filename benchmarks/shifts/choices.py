@@ -29,7 +29,7 @@ from benchmarks.shifts.experiment import make_pair as make_shift_pair
 from benchmarks.shifts.report import RESULTS
 from clipmerge.api.merge import plan
 from clipmerge.demo.pair import prepare
-from clipmerge.evaluation.conclusion import loses
+from clipmerge.evaluation.conclusion import exceeds_max_loss
 from clipmerge.files.paths import user_cache
 from clipmerge.images.batches import read_batches
 from clipmerge.images.dataset import load_images
@@ -213,8 +213,8 @@ def simulate(records: Sequence[dict[str, Any]], images: int, rule: Rule) -> tupl
 def _is_used(gained: Differences) -> float:
     """Whether the answer's rules on unchanged images leave "use it"."""
     low, high = paired_accuracy_interval(gained)
-    is_coarse = high - low > 4 * LIMIT and loses(low, 200 * LIMIT)
-    return float(not is_coarse and not loses(float(gained.mean()), 100 * LIMIT))
+    is_coarse = high - low > 4 * LIMIT and exceeds_max_loss(low, 200 * LIMIT)
+    return float(not is_coarse and not exceeds_max_loss(float(gained.mean()), 100 * LIMIT))
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from clipmerge.checkpoint import Checkpoint, Source, open_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.errors import UsageError
-from clipmerge.request import IN_MEMORY, title_of
+from clipmerge.request import IN_MEMORY, in_memory_title
 from clipmerge.types import StrPath
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def open_source(
 
 def named_after_model(checkpoint: Checkpoint) -> Checkpoint:
     """Name a checkpoint that holds a model in memory after the model."""
-    return replace(checkpoint, source=title_of(checkpoint.source) or checkpoint.source)
+    return replace(checkpoint, source=in_memory_title(checkpoint.source) or checkpoint.source)
 
 
 @contextmanager

@@ -241,7 +241,9 @@ def add_other_task_scores(run: Run, request: MergeRequest, tasks: dict[str, Imag
             run.progress,
         )
         models = {each.name: [each.zeroshot, *each.finetuned, each.merged] for each in scores}
-        doubts = doubted_tasks(tasks, models, run.progress, request.allow, strict=request.strict)
+        doubts = check_task_scores(
+            tasks, models, run.progress, request.allow, strict=request.strict
+        )
         for finding in chain.from_iterable(doubts.values()):
             run.add_warning(finding)
         run.amend(other_tasks=scores)
@@ -257,7 +259,7 @@ def add_other_task_scores(run: Run, request: MergeRequest, tasks: dict[str, Imag
             run.amend(effect=effect.with_advice(*weighed))
 
 
-def doubted_tasks(
+def check_task_scores(
     tasks: Mapping[str, Images],
     scores: Mapping[str, Sequence[Score]],
     progress: Progress,
@@ -266,11 +268,11 @@ def doubted_tasks(
     strict: bool,
 ) -> dict[str, list[Finding]]:
     """Doubts about the names of tasks, by the scores of all models on each; they are told."""
-    from clipmerge.evaluation.other_tasks import accuracy_of
+    from clipmerge.evaluation.other_tasks import accuracy_or_recall
 
     doubts = {}
     for name, task in tasks.items():
-        accuracies = [accuracy_of(score, len(task)) for score in scores[name]]
+        accuracies = [accuracy_or_recall(score, len(task)) for score in scores[name]]
         found = settle(check_task(name, task, accuracies), allow=allow, strict=strict)
         if found := [finding for finding in found if finding.kind not in allow]:
             doubts[name] = found
@@ -278,7 +280,7 @@ def doubted_tasks(
     return doubts
 
 
-def score_other_tasks(
+def add_task_scores(
     request: SweepRequest,
     record: Json,
     inputs: Inputs,
@@ -301,7 +303,7 @@ def score_other_tasks(
         progress,
         dtype=request.dtype,
     )
-    doubts = doubted_tasks(tasks, scores, progress, request.allow, strict=request.strict)
+    doubts = check_task_scores(tasks, scores, progress, request.allow, strict=request.strict)
     record["warnings"] += [
         finding.model_dump(mode="json") for finding in chain.from_iterable(doubts.values())
     ]

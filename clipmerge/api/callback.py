@@ -100,7 +100,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 "RobustMergeCallback: with DeepSpeed or FSDP no process holds the whole model;"
                 " leave it out, and merge what was saved with `clipmerge merge`"
             )
-        trained, zeroshot = _clip_in(model), self._zeroshot
+        trained, zeroshot = _find_clip(model), self._zeroshot
         if zeroshot is model or zeroshot is trained:
             raise UsageError(
                 "RobustMergeCallback: zeroshot is the model that is trained, and will have changed"
@@ -141,7 +141,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         try:
             self.result = merge(
                 self._zeroshot,
-                _clip_in(model),
+                _find_clip(model),
                 self._recipe,
                 output=place,
                 push=self._push_to,
@@ -185,7 +185,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         return Path(args.output_dir) / _FOLDER if self._output is None else Path(self._output)
 
 
-def _clip_in(model: Module) -> Module:
+def _find_clip(model: Module) -> Module:
     """The model of transformers or open_clip that is trained: the module itself, or the first such
     part of it.
     """

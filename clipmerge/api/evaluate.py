@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources
-from clipmerge.api._merge_effect import doubted_tasks, load_tasks
+from clipmerge.api._merge_effect import check_task_scores, load_tasks
 from clipmerge.api._results import EvaluateResult
 from clipmerge.checks import check_answers, check_images, end_accuracy, settle
 from clipmerge.config import EvaluateOptions, complete_options, with_options
@@ -19,9 +19,9 @@ from clipmerge.report.text import texts_of, with_texts
 from clipmerge.request import (
     Calibration,
     allowed_checks,
+    in_memory_title,
     parse_named,
     require_checkpoints,
-    title_of,
     with_state_key,
 )
 from clipmerge.types import Json
@@ -94,7 +94,7 @@ def evaluate(
         answers = [
             end_accuracy(images, share, share, wanted.templates, model="", source=name)
             for name, images in loaded.items()
-            for share in [_accuracy_in(record, name)]
+            for share in [_accuracy_of_source(record, name)]
         ]
         guesses = [finding for ends in answers for finding in check_answers(ends)]
         doubts += settle(guesses, allow=allow, strict=strict)
@@ -105,19 +105,19 @@ def evaluate(
             scores = {
                 row["name"]: [Score.model_validate(row["score"])] for row in record["other_tasks"]
             }
-            doubted = doubted_tasks(others, scores, reports, allow, strict=strict)
+            doubted = check_task_scores(others, scores, reports, allow, strict=strict)
             doubts += chain.from_iterable(doubted.values())
         if doubts:
             record["warnings"] = with_texts([finding.model_dump(mode="json") for finding in doubts])
-        record["checkpoint"]["source"] = title_of(source) or record["checkpoint"]["source"]
+        record["checkpoint"]["source"] = in_memory_title(source) or record["checkpoint"]["source"]
     return EvaluateResult(record["accuracy"], record["images"], record)
 
 
-def _accuracy_in(record: Json, name: str) -> Estimate:
+def _accuracy_of_source(record: Json, name: str) -> Estimate:
     """The accuracy, or the recall at 1, of one source of a record."""
-    from clipmerge.evaluation.other_tasks import accuracy_of
+    from clipmerge.evaluation.other_tasks import accuracy_or_recall
     from clipmerge.evaluation.verdict import estimate
 
     if name in record["accuracy"]:
         return estimate(record["accuracy"][name], record["images"][name])
-    return accuracy_of(Score(recall=record["recall"][name]), record["images"][name])
+    return accuracy_or_recall(Score(recall=record["recall"][name]), record["images"][name])

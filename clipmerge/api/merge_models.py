@@ -20,8 +20,7 @@ from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.writer import iter_contents
 from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.stream import plan_tensors
-from clipmerge.merging.tensor import mask_options as complete_mask_options
-from clipmerge.merging.tensor import merge_tensor
+from clipmerge.merging.tensor import complete_mask_options, merge_tensor
 from clipmerge.parallel import one_thread
 from clipmerge.planning.recipe import RecipeLike
 from clipmerge.plugins import requires

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from clipmerge import __version__
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
-from clipmerge.api._merge_effect import broadcast_plan, load_tasks, score_other_tasks
+from clipmerge.api._merge_effect import add_task_scores, broadcast_plan, load_tasks
 from clipmerge.api._results import SweepResult
 from clipmerge.api.merge import check_models_once, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
@@ -23,7 +23,7 @@ from clipmerge.checks import check_shifts, check_sources, settle
 from clipmerge.config import Missing, SweepOptions, complete_options, with_options
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, VerdictError
-from clipmerge.evaluation.conclusion import loses, loss_warnings
+from clipmerge.evaluation.conclusion import exceeds_max_loss, loss_warnings
 from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, compare_with_curve
 from clipmerge.finding import Finding
@@ -32,7 +32,7 @@ from clipmerge.images.dataset import open_images, require_labelled
 from clipmerge.images.fingerprints import check_overlap
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.local_files import local_inputs
-from clipmerge.images.prompts import own_templates, templates_for
+from clipmerge.images.prompts import source_templates, templates_for
 from clipmerge.images.registry import RegistryRef
 from clipmerge.images.split import held_out_count
 from clipmerge.output.record import SWEEP_FORMAT
@@ -172,7 +172,7 @@ def run_sweep(
     points += [Point(None, checkpoint=pair) for pair in placed.values()]
     planning = time.perf_counter()
     progress.stage("evaluate")
-    correct = _score(request, inputs, points, loaded, progress)
+    correct = _score_points(request, inputs, points, loaded, progress)
     progress.stage("bootstrap")
     rows = _rows_of_points(request, correct)
 
@@ -229,7 +229,7 @@ def run_sweep(
             "evaluate": round(time.perf_counter() - planning, 3),
         },
     }
-    score_other_tasks(request, record, inputs, points, tasks, progress)
+    add_task_scores(request, record, inputs, points, tasks, progress)
     for run in runs:  # what was learned is saved until nothing more can fail
         run.finish()
     record = with_texts(record) | {"headline": sweep_headline(record)}
@@ -252,7 +252,9 @@ def _rows_of_points(request: SweepRequest, correct: dict[str, Correct]) -> list[
             "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
             **place,
             "exceeds_max_loss": (
-                None if finetuned is None else loses(place["id"] - finetuned, request.max_loss)
+                None
+                if finetuned is None
+                else exceeds_max_loss(place["id"] - finetuned, request.max_loss)
             ),
         }
         for number, place in enumerate(places)
@@ -287,7 +289,7 @@ def _describe_sweep(
         "revisions": {name: images.revision for name, images in loaded.items() if images.revision},
         "calibration_source": source,
         "templates": list(templates_for(request.calibration.templates, ())),
-        "source_templates": own_templates(
+        "source_templates": source_templates(
             request.calibration.templates,
             {name: each for name, each in loaded.items() if isinstance(each, LabelledImages)},
         ),
@@ -395,7 +397,7 @@ def _plan_points(
     return list(points.values()), planned, runs
 
 
-def _score(
+def _score_points(
     request: SweepRequest,
     inputs: Inputs,
     points: list[Point],

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from clipmerge.checkpoint.source import Checkpoint, DerivedCheckpoint, LazyTensor, stored
+from clipmerge.checkpoint.source import Checkpoint, DerivedCheckpoint, LazyTensor, stored_array
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.limits import (
     MAX_CHOICES,
@@ -118,7 +118,7 @@ class AdaptedCheckpoint(DerivedCheckpoint):
     """A base checkpoint, which has the side files, changed by an adapter."""
 
 
-def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
+def apply_adapter(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     """Apply an adapter to its base, without reading weights."""
     path = adapter.folder / CONFIG
     config = read_adapter_config(path)
@@ -322,13 +322,13 @@ def _form_adapted(base: Checkpoint, adapter: Checkpoint, key: str, change: LoraC
     parts = {part: adapter.tensor(name) for part, name in change.keys.items()}
     weight = parts.pop("replacement") if "replacement" in parts else base.tensor(key)
     if not parts:
-        return stored(weight.flatten())
+        return stored_array(weight.flatten())
     dtypes = {weight.dtype, *(tensor.dtype for tensor in parts.values())}
     wide = torch.float64 if torch.float64 in dtypes else torch.float32
     parts = {part: tensor.to(wide) for part, tensor in parts.items()}
     weight = weight.to(wide)
     if "bias" in parts:
-        return stored((weight + change.scale * parts["bias"]).flatten())
+        return stored_array((weight + change.scale * parts["bias"]).flatten())
     product = parts["lora_b"].flatten(1) @ parts["lora_a"].flatten(1)
     product = (product.T if change.embedding else product).reshape(weight.shape)
     weight = product.mul_(change.scale).add_(weight)
@@ -336,7 +336,7 @@ def _form_adapted(base: Checkpoint, adapter: Checkpoint, key: str, change: LoraC
         axes = [axis for axis in range(weight.ndim) if axis != (1 if change.embedding else 0)]
         lengths = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
         weight = weight * (parts["magnitude"].view_as(lengths) / lengths)
-    return stored(weight.flatten())
+    return stored_array(weight.flatten())
 
 
 class AdapterConfig(Frozen):

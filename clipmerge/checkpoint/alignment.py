@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import filterfalse
 from typing import Any, cast, get_args
 
-from clipmerge.checkpoint.converted import in_one_layout
+from clipmerge.checkpoint.converted import convert_to_one_layout
 from clipmerge.checkpoint.inputs import Inputs
-from clipmerge.checkpoint.source import Checkpoint, naming
+from clipmerge.checkpoint.source import Checkpoint, prefix_errors
 from clipmerge.config import Missing, OutputDtype
 from clipmerge.conversion.config import INTERPOLATIONS
 from clipmerge.errors import CheckpointError, counted, shorten
@@ -88,13 +88,13 @@ def align(
     zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing = "error"
 ) -> Inputs:
     """Match keys by canonical name, without checking for mismatches."""
-    zeroshot, *finetuned = checkpoints = in_one_layout([zeroshot, *finetuned])
+    zeroshot, *finetuned = checkpoints = convert_to_one_layout([zeroshot, *finetuned])
     family = _common_family(checkpoints)
     keys = []
     for checkpoint in checkpoints:
-        with naming(checkpoint.source):
+        with prefix_errors(checkpoint.source):
             keys.append(family.by_canonical_name(checkpoint.entries))
-    with naming(zeroshot.source):
+    with prefix_errors(zeroshot.source):
         family.layers_of(keys[0])
     heads = _drop_other_heads(family, checkpoints, keys)
     towers = {
@@ -103,7 +103,7 @@ def align(
     tower = towers.pop() if len(towers) == 1 else "full"
     inputs = Inputs(family, zeroshot, tuple(finetuned), keys[0], tuple(keys[1:]), tower, missing)
     inputs.notes.extend(note for checkpoint in checkpoints for note in checkpoint.notes)
-    inputs.notes.extend((*heads, *notes_on(inputs)))
+    inputs.notes.extend((*heads, *alignment_notes(inputs)))
     for checkpoint in checkpoints:
         if checkpoint.config is None:
             inputs.notes.append(
@@ -139,7 +139,7 @@ def _common_family(checkpoints: list[Checkpoint]) -> Family:
     """
     families = []
     for checkpoint in checkpoints:
-        with naming(checkpoint.source):
+        with prefix_errors(checkpoint.source):
             families.append(family_of(checkpoint.config, checkpoint.entries))
     pairs = list(zip(families, checkpoints, strict=True))
     first, known = next((pair for pair in pairs if pair[1].config is not None), pairs[0])
@@ -347,7 +347,7 @@ def _field_mismatch(
         )
 
 
-def notes_on(inputs: Inputs) -> Iterator[Finding]:
+def alignment_notes(inputs: Inputs) -> Iterator[Finding]:
     """Describe the parameters that are not simply merged (kept, copied or left out), one line
     each.
     """

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from clipmerge.checkpoint.adapter import AdaptedCheckpoint
-from clipmerge.checkpoint.source import Checkpoint, LazyTensor, stored
+from clipmerge.checkpoint.source import Checkpoint, LazyTensor, stored_array
 from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import Array
@@ -57,7 +57,7 @@ class _Metadata(BaseModel):
     position: str
 
 
-def flat_factors(content: Any) -> Json:
+def flatten_factors(content: Any) -> Json:
     """The factors in what ``torch.load`` read, by layer, matrix and factor; empty if it is no file
     of CLIP-LoRA.
     """
@@ -81,7 +81,7 @@ def is_clip_lora(keys: Iterable[str]) -> bool:
     return bool(keys) and all(map(_FACTOR.fullmatch, keys))
 
 
-def with_clip_lora(base: Checkpoint, adapter: Checkpoint, content: Any) -> Checkpoint:
+def apply_clip_lora(base: Checkpoint, adapter: Checkpoint, content: Any) -> Checkpoint:
     """Apply the factors of a CLIP-LoRA file, whose ``content`` is what ``torch.load`` read, to the
     base that they were trained on.
     """
@@ -184,4 +184,4 @@ def _form_changed(
         up = adapter.tensor(name[:-1] + "B").to(weight.dtype)
         rows = slice(place * len(up), (place + 1) * len(up))
         weight[rows] += scale * (up @ down)
-    return stored(weight.flatten())
+    return stored_array(weight.flatten())

@@ -17,8 +17,8 @@ from clipmerge.checkpoint.source import (
     Checkpoint,
     DerivedCheckpoint,
     LazyTensor,
-    naming,
-    stored,
+    prefix_errors,
+    stored_array,
 )
 from clipmerge.conversion.config import check_depths, open_clip_config, transformers_config
 from clipmerge.conversion.keys import (
@@ -62,7 +62,9 @@ def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor])
     """
     entries = {key: replace(like.entries[key], file=checkpoint.files[0]) for key in head}
     facts = checkpoint.facts(entries={**checkpoint.entries, **entries})
-    lazy = {key: LazyTensor((), partial(stored, values.flatten())) for key, values in head.items()}
+    lazy = {
+        key: LazyTensor((), partial(stored_array, values.flatten())) for key, values in head.items()
+    }
     return WithHead(**facts, original=checkpoint, lazy=lazy)
 
 
@@ -93,7 +95,7 @@ def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str =
     layout = layout_of(plain)
     if layout == to:
         return checkpoint
-    with naming(checkpoint.source):
+    with prefix_errors(checkpoint.source):
         prefix = (
             text_prefix if to == "open-clip" else "text." if "text.ln_final.weight" in plain else ""
         )
@@ -113,7 +115,7 @@ def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str =
     return ConvertedCheckpoint(**values, original=checkpoint, lazy=lazy)
 
 
-def in_one_layout(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+def convert_to_one_layout(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     """View all checkpoints in the layout of the second, the first fine-tuned one: OpenCLIP's or
     transformers'.
     """

@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.checkpoint.adapter import adapt
+from clipmerge.checkpoint.adapter import apply_adapter
 from clipmerge.checkpoint.alignment import align_checkpoints
 from clipmerge.checkpoint.architecture import with_architecture
-from clipmerge.checkpoint.clip_lora import is_clip_lora, with_clip_lora
+from clipmerge.checkpoint.clip_lora import apply_clip_lora, is_clip_lora
 from clipmerge.checkpoint.parametrised import form_weights
 from clipmerge.checkpoint.source import (
     INDEX,
@@ -29,14 +29,14 @@ from clipmerge.checkpoint.source import (
     Checkpoint,
     DerivedCheckpoint,
     LazyTensor,
-    naming,
+    prefix_errors,
 )
 from clipmerge.checkpoint.wrappers import text_encoders, unwrap
 from clipmerge.config import Missing
 from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError, counted, did_you_mean, shorten
 from clipmerge.families import is_known
-from clipmerge.files.hashes import watch
+from clipmerge.files.hashes import remember_state
 from clipmerge.files.paths import is_plain_name, local_path, split_part
 from clipmerge.files.reading import Unreadable, read_json, refusing
 from clipmerge.files.safetensors import (
@@ -136,11 +136,11 @@ def open_checkpoint(
             " --output DIR`"
         )
     if not is_of_clip_lora:
-        return adapt(base, opened)
-    from clipmerge.checkpoint.state_dict import load  # imports torch
+        return apply_adapter(base, opened)
+    from clipmerge.checkpoint.state_dict import load_torch_file  # imports torch
 
-    content, _ = load(opened.files[0])
-    return with_clip_lora(base, opened, content)
+    content, _ = load_torch_file(opened.files[0])
+    return apply_clip_lora(base, opened, content)
 
 
 def open_checkpoints(
@@ -362,7 +362,7 @@ def _describe_pieces(folder: Path) -> str | None:
 
 
 def _open_single(source: str, file: Path, *, part: str | None = None, **facts: Any) -> Checkpoint:
-    watch(file)
+    remember_state(file)
     if is_pickle(file):
         from clipmerge.checkpoint.state_dict import read_state_dict  # imports torch
 
@@ -393,7 +393,7 @@ def _open_index(source: str, index: Path, *, part: str | None = None, **facts: A
     entries: dict[str, TensorEntry] = {}
     lazy: dict[str, LazyTensor] = {}
     for file in files:
-        watch(file)
+        remember_state(file)
         if index.name == _PICKLED_INDEX and is_pickle(file):
             from clipmerge.checkpoint.state_dict import read_state_dict
 
@@ -430,7 +430,7 @@ def _build_checkpoint(
     if _is_adapter(files[0]):  # an adapter's own reader knows every tensor it may have
         keys, left_out = {key: key for key in entries}, None
     else:
-        with naming(files[0]):
+        with prefix_errors(files[0]):
             keys, left_out = unwrap(entries, part)
     if left_out is not None:
         notes += (Finding.of("unwrapped", file=str(files[0]), **left_out),)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from clipmerge.checkpoint.source import Checkpoint, DerivedCheckpoint, LazyTensor, stored
+from clipmerge.checkpoint.source import Checkpoint, DerivedCheckpoint, LazyTensor, stored_array
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.safetensors import DTYPES, Array, TensorEntry
 from clipmerge.finding import Finding
@@ -171,4 +171,4 @@ def _form_weight(checkpoint: Checkpoint, keys: Names, form: Callable[..., Tensor
     parts = [checkpoint.tensor(key) for key in keys]
     wide = torch.float64 if parts[0].dtype == torch.float64 else torch.float32
     weight = form(*(part.double() for part in parts))
-    return stored(weight.to(wide).flatten().contiguous())
+    return stored_array(weight.to(wide).flatten().contiguous())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipmerge.errors import CheckpointError
-from clipmerge.files.hashes import remembered_sha256, require_unchanged, require_whole
+from clipmerge.files.hashes import remembered_sha256, require_not_truncated, require_unchanged
 from clipmerge.files.safetensors import STORED, Array, TensorEntry
 from clipmerge.finding import Finding
 from clipmerge.types import Json, Names
@@ -104,7 +104,7 @@ class Checkpoint:
                 require_unchanged([file])
                 raise CheckpointError(f"{file}: cannot be read any more ({error})") from None
             require_unchanged([file])
-        require_whole(self._maps[file], file)
+        require_not_truncated(self._maps[file], file)
         return self._maps[file]
 
     @property
@@ -184,7 +184,7 @@ class DerivedCheckpoint(Checkpoint):
 
 
 @contextlib.contextmanager
-def naming(source: object) -> Iterator[None]:
+def prefix_errors(source: object) -> Iterator[None]:
     """Put the name of a checkpoint or a file before what is wrong with it."""
     try:
         yield
@@ -208,7 +208,7 @@ def _torch_for_views() -> Any:
     return torch
 
 
-def stored(values: Tensor) -> Array:
+def stored_array(values: Tensor) -> Array:
     """View a contiguous 1-D tensor in the form of `Checkpoint.array`: bfloat16 as its bits."""
     import torch
 

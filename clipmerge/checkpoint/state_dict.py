@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 import clipmerge.checkpoint.unpickle as unpickle
-from clipmerge.checkpoint.clip_lora import flat_factors
-from clipmerge.checkpoint.source import LazyTensor, stored
+from clipmerge.checkpoint.clip_lora import flatten_factors
+from clipmerge.checkpoint.source import LazyTensor, stored_array
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.limits import MAX_NAME_LENGTH, MAX_PICKLE_BYTES, MAX_SHARING
 from clipmerge.files.reading import format_size, open_regular
@@ -63,8 +63,8 @@ def read_state_dict(
     """Map the tensors of a file written by ``torch.save``: lazy and entries by key, and notes for
     the user.
     """
-    loaded, in_memory = load(file)
-    factors = flat_factors(loaded)
+    loaded, in_memory = load_torch_file(file)
+    factors = flatten_factors(loaded)
     tensors = {key: each for key, each in factors.items() if isinstance(each, Tensor)}
     inside = ""
     others: list[str] = []
@@ -95,10 +95,10 @@ def read_state_dict(
 
 def _contiguous_array(tensor: Tensor) -> Array:
     """View a tensor, or copy one in another order: one copy per run would take quadratic time."""
-    return stored(tensor.detach().contiguous().flatten())
+    return stored_array(tensor.detach().contiguous().flatten())
 
 
-def load(file: Path) -> tuple[Any, bool]:
+def load_torch_file(file: Path) -> tuple[Any, bool]:
     """Content of the file, and whether it had to be read into memory."""
     # classes beside the weights of many trainings that hold values and run no code: options,
     # numbers, paths

@@ -32,7 +32,7 @@ class SafeConsole(Console):
             yield segment if segment.control else Segment(text, segment.style)
 
 
-def plain(console: Console, renderables: Sequence[RenderableType]) -> str:
+def render_plain(console: Console, renderables: Sequence[RenderableType]) -> str:
     """Render for a file or a pipe: one line per paragraph, and no blanks at the end of a line."""
     with console.capture() as captured:
         for renderable in renderables:

@@ -202,12 +202,12 @@ class Terminal(Progress):
         """Print on stdout in the human format."""
         if self._silent or self.format is not Format.human:
             return
-        from clipmerge.cli._console import SafeConsole, plain
+        from clipmerge.cli._console import SafeConsole, render_plain
 
         console = SafeConsole()
         with printing():
             if not console.is_terminal:
-                sys.stdout.write(plain(console, renderables))
+                sys.stdout.write(render_plain(console, renderables))
                 return
             for renderable in renderables:
                 # a line of text is neither wrapped nor interpreted as markup: it may be a command
@@ -234,7 +234,7 @@ def show_merge(
     (terminal.end if timed else terminal.show)(last_line)
 
 
-def pushed(published: Json) -> str:
+def push_outcome(published: Json) -> str:
     """Describe the result of a push in one line."""
     if not published["changed"]:
         return f"{published['url']} is already up to date: no commit was made"

@@ -14,7 +14,7 @@ from clipmerge.cli._options import (
     command,
     output_flag,
 )
-from clipmerge.cli._terminal import Terminal, pushed, show_merge
+from clipmerge.cli._terminal import Terminal, push_outcome, show_merge
 from clipmerge.config import MergeOptions
 from clipmerge.errors import UsageError, noting
 
@@ -54,6 +54,6 @@ def merge_command(
         show_merge(terminal, result.record, last_line)
         return
     published = result.published.model_dump()
-    outcome = pushed(published)
+    outcome = push_outcome(published)
     with noting(outcome):
         show_merge(terminal, result.record, f"{last_line}\n{outcome}", published=published)

@@ -7,7 +7,7 @@ from typing import Annotated, Unpack
 import typer
 
 from clipmerge.cli._options import Folder, command
-from clipmerge.cli._terminal import Terminal, pushed
+from clipmerge.cli._terminal import Terminal, push_outcome
 from clipmerge.config import PushOptions
 from clipmerge.errors import noting
 from clipmerge.types import Json
@@ -32,7 +32,7 @@ def push_command(
     if options["dry_run"]:
         terminal.result(published, lambda: _dry_run(published))
         return
-    outcome = pushed(published)
+    outcome = push_outcome(published)
     with noting(outcome):
         terminal.result(published, lambda: outcome)
 

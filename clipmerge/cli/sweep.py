@@ -108,19 +108,19 @@ class SweepTable:
         from rich.text import Text
 
         from clipmerge.cli._console import table_of
-        from clipmerge.report.sweep_table import rows_of, shortened, sweep_columns
+        from clipmerge.report.sweep_table import rows_of, shorten_middle, sweep_columns
 
         *others, gain = sweep_columns(self._record)
         shown = [column for column in others if sources or not column.is_source]
         cells = [column.text(spread=spread) for column in (*shown, gain)]
         heads = (*[column.title for column in shown], "gain")
         table = table_of(
-            shortened("accuracy, %", names),
-            *(shortened(head, _TITLE) for head in heads),
+            shorten_middle("accuracy, %", names),
+            *(shorten_middle(head, _TITLE) for head in heads),
             wraps=False,
         )
         for place, (head, is_recipe, _) in enumerate(rows_of(self._record)):
-            row = [shortened(head, names), *[column[place] for column in cells]]
+            row = [shorten_middle(head, names), *[column[place] for column in cells]]
             table.add_row(*map(Text, row), style="bold" if is_recipe else None)
         return table
 

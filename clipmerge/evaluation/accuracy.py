@@ -12,7 +12,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.scorer import Scorer
 from clipmerge.families import family_of, tower_of
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
-from clipmerge.images.prompts import own_templates, templates_for
+from clipmerge.images.prompts import source_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.building import no_larger_than
 from clipmerge.progress import Pace, Progress
@@ -82,7 +82,7 @@ def evaluate_sources(
             for name, images in sources.items()
         },
         "templates": list(templates_for(settings.templates, ())),
-        "source_templates": own_templates(settings.templates, labelled),
+        "source_templates": source_templates(settings.templates, labelled),
     }
     if recall:
         record["recall"] = {name: found.model_dump(mode="json") for name, found in recall.items()}

@@ -45,13 +45,15 @@ def conclude(
     ``learned`` says whether it has learned coefficients, ``labelled`` whether images have labels;
     if not, an accuracy is agreement with the fine-tuned model, and less of it need not be a loss.
     """
-    if not labelled and loses(over_finetuned.clean.value, max_loss):
+    if not labelled and exceeds_max_loss(over_finetuned.clean.value, max_loss):
         reason = Finding.of("disagrees", clean=_numbers(over_finetuned.clean))
         return Conclusion("cannot-tell", reason, None, ())
     recommendation, reason = _recommend(over_finetuned, over_zeroshot, max_loss / 100, learned)
     low = over_finetuned.clean.interval[0]
     possible = None
-    if recommendation in ("use", "cannot-tell", "too-few-images") and loses(low, max_loss):
+    if recommendation in ("use", "cannot-tell", "too-few-images") and exceeds_max_loss(
+        low, max_loss
+    ):
         possible = Finding.of("may-lose", loss=-low, limit=max_loss)
     warnings = loss_warnings(
         {"the merged model": merged.clean.value},
@@ -76,11 +78,11 @@ def loss_warnings(
             limit=max_loss,
         )
         for who, accuracy in accuracies.items()
-        if loses(accuracy - finetuned, max_loss)
+        if exceeds_max_loss(accuracy - finetuned, max_loss)
     )
 
 
-def loses(difference: float, max_loss: float) -> bool:
+def exceeds_max_loss(difference: float, max_loss: float) -> bool:
     """Whether a difference in accuracy is a loss beyond the limit."""
     return -difference > max_loss / 100 + _ROUNDING
 
@@ -151,10 +153,10 @@ def _recommend(
         }
         return "prefer-zeroshot", Finding.of("no-worse-zeroshot", **losses)
     low, high = clean.interval
-    coarse = high - low > 4 * limit and loses(low, 200 * limit)
-    if loses(high, 100 * limit):
+    coarse = high - low > 4 * limit and exceeds_max_loss(low, 200 * limit)
+    if exceeds_max_loss(high, 100 * limit):
         return "prefer-finetuned", Finding.of("surely-loses", clean=_numbers(clean))
-    if loses(clean.value, 100 * limit) or coarse:
+    if exceeds_max_loss(clean.value, 100 * limit) or coarse:
         return "too-few-images", Finding.of("unclear-accuracy", clean=[low, high])
     if corrupted.interval[1] < 0:
         # fine-tuning makes a model robust to corruptions of its own target; real shifts often say

@@ -75,17 +75,20 @@ def score_tasks(
     settings = replace(settings, templates=())
     scorer = Scorer(build_model(inputs), inputs, settings, dtype=dtype)
     found = scorer.score(moves, tasks, scorer.pace(moves, tasks, progress))
-    return {name: [score_of(outcome) for outcome in outcomes] for name, outcomes in found.items()}
+    return {
+        name: [score_from_outcome(outcome) for outcome in outcomes]
+        for name, outcomes in found.items()
+    }
 
 
-def score_of(outcome: Outcome) -> Score:
+def score_from_outcome(outcome: Outcome) -> Score:
     """The recall, or the accuracy with its interval."""
     if outcome.recall:
         return Score(recall=outcome.recall)
     return Score(accuracy=estimate(float(outcome.correct.mean()), len(outcome.correct)))
 
 
-def accuracy_of(score: Score, images: int) -> Estimate:
+def accuracy_or_recall(score: Score, images: int) -> Estimate:
     """The accuracy, or the recall at 1, the mean of both ways, on so many images."""
     if score.recall is None:
         assert score.accuracy is not None  # a score has one of both
@@ -102,7 +105,7 @@ def evaluate_other_tasks(
     rows = []
     for name, task in tasks.items():
         progress.stage(f"evaluating {name}")
-        score = score_of(scorer.score_one(task, progress))
+        score = score_from_outcome(scorer.score_one(task, progress))
         rows.append(
             {**task_facts(name, task), "score": score.model_dump(mode="json", exclude_none=True)}
         )

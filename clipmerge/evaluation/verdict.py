@@ -104,22 +104,25 @@ def measure_effect(
         )
 
     zeroshot, *finetuned, merged = [accuracy(model) for model in range(len(clean))]
-    if isinstance(images, CaptionedImages):
-        captions = classes = images.caption_count
-        per_class = list[int]()
-    else:
-        captions, classes = 0, len(images.class_names)
-        counts = Counter(images.labels)
-        per_class = [counts[label] for label in range(classes)]
     reference = int(np.argmax(clean[1:-1].sum(axis=1)))
-    examples = list[CaptionExample]()
-    thumbnails = list[str]()
+    about: Json
     if isinstance(images, CaptionedImages):
+        labelled = True
         examples, thumbnails = _examples(
             images, cast(Any, models[1 + reference].found), cast(Any, models[-1].found)
         )
+        count = images.caption_count
+        about = {"classes": count, "captions": count}
+        about |= {"examples": tuple(examples), "thumbnails": tuple(thumbnails)}
+    else:
+        labelled = images.labelled_by == "source"
+        per_class = Counter(images.labels)
+        about = {
+            "classes": len(images.class_names),
+            "classes_without_images": len(images.class_names) - len(per_class),
+            "classes_with_one_image": list(per_class.values()).count(1),
+        }
     over_finetuned, over_zeroshot = gain(1 + reference), gain(0)
-    labelled = isinstance(images, CaptionedImages) or images.labelled_by == "source"
     conclusion = conclude(
         finetuned=finetuned[reference],
         merged=merged,
@@ -135,11 +138,7 @@ def measure_effect(
         revision=images.revision,
         images=len(images),
         choosers=choosers,
-        classes=classes,
-        captions=captions,
         labelled=labelled,
-        classes_without_images=per_class.count(0),
-        classes_with_one_image=per_class.count(1),
         corruptions_per_image=unrelated.per_image,
         related=RELATED,
         related_per_image=related.per_image,
@@ -152,12 +151,11 @@ def measure_effect(
         over_zeroshot=over_zeroshot,
         agreement=estimate(float((models[-1].best == models[0].best).mean()), len(images)),
         recall=recall,
-        examples=tuple(examples),
-        thumbnails=tuple(thumbnails),
         recommendation=conclusion.recommendation,
         reason=conclusion.reason,
         possible_loss=conclusion.possible_loss,
         warnings=conclusion.warnings,
+        **about,
     )
 
 

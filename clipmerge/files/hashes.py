@@ -65,7 +65,7 @@ def remembered_sha256(path: Path) -> str:
     are the same; the system sets the last at every write, and programs cannot set it back. A cache
     that cannot be read or written costs only time.
     """
-    before = state_of(path)
+    before = file_state(path)
     if before["size"] < REMEMBERED_BYTES:
         return sha256_of(path)
     entry = None
@@ -80,7 +80,7 @@ def remembered_sha256(path: Path) -> str:
             return str(record["sha256"])
     digest = sha256_of(path)
     settled = time.time_ns() - max(before["changed"], before["modified"]) > SETTLED_NS
-    if entry and settled and state_of(path) == before:
+    if entry and settled and file_state(path) == before:
         with contextlib.suppress(OSError):
             replace_bytes(entry, json.dumps({"state": before, "sha256": digest}).encode())
     return digest
@@ -90,13 +90,13 @@ def remembered_sha256(path: Path) -> str:
 _opened: dict[Path, dict[str, int]] = {}
 
 
-def watch(file: Path) -> None:
+def remember_state(file: Path) -> None:
     """Remember the present state of a file of weights, before it is read."""
     with contextlib.suppress(OSError):  # the reader reports it
-        _opened[file] = state_of(file)
+        _opened[file] = file_state(file)
 
 
-def state_of(file: Path) -> dict[str, int]:
+def file_state(file: Path) -> dict[str, int]:
     """All facts of which at least one differs after a file was written to or replaced."""
     status = file.stat()
     return {
@@ -109,17 +109,19 @@ def state_of(file: Path) -> dict[str, int]:
 
 
 def require_unchanged(files: Iterable[Path]) -> None:
-    """Refuse results made from files that were written to, replaced or removed after `watch`."""
+    """Refuse results made from files that were written to, replaced or removed after
+    `remember_state`.
+    """
     for file in files:
         try:
-            same = file not in _opened or _opened[file] == state_of(file)
+            same = file not in _opened or _opened[file] == file_state(file)
         except OSError:
             same = False
         if not same:
             raise _changed_error(file)
 
 
-def require_whole(mapped: mmap.mmap, file: Path) -> None:
+def require_not_truncated(mapped: mmap.mmap, file: Path) -> None:
     """Refuse to read a file that was cut short since it was mapped, which would end the process by
     a fault.
     """

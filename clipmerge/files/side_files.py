@@ -111,7 +111,7 @@ class NotJsonError(CheckpointError):
     """A file with the name of a JSON file cannot be read as JSON, so its content is unknown."""
 
 
-def inside(folder: Path, name: str) -> Path | None:
+def find_inside(folder: Path, name: str) -> Path | None:
     """Find a regular file of a folder, links resolved; ``None`` if there is none, or it is
     elsewhere.
 
@@ -149,7 +149,7 @@ def lies_in(folder: Path, path: Path) -> bool:
 
 def require_inside(folder: Path, name: str) -> Path | None:
     """Find a regular file that is needed, if there is one; a link out of the folder is an error."""
-    file, path = inside(folder, name), folder / name
+    file, path = find_inside(folder, name), folder / name
     if file is None and path.is_symlink() and path.exists():
         raise CheckpointError(
             f"{path}: is a link out of its folder, to {path.resolve()}; put the file itself there"

@@ -90,7 +90,7 @@ class Snapshot:
                 f"downloading {self.hub_id}", state="What was downloaded is kept for the next run."
             ):
                 try:
-                    patiently(lambda: huggingface_hub.snapshot_download(**where))
+                    with_retries(lambda: huggingface_hub.snapshot_download(**where))
                 except FileNotFoundError as error:
                     if error.filename is None:  # the client's own, for what the Hub does not have
                         raise
@@ -135,7 +135,7 @@ def connect() -> HfApi:
     return huggingface_hub.HfApi(library_name="clipmerge")
 
 
-def patiently(call: Callable[[], T]) -> T:
+def with_retries(call: Callable[[], T]) -> T:
     """Try a read up to three times while the Hub is out of reach; a timeout is not retried."""
     for wait in _WAITS:
         try:
@@ -159,7 +159,7 @@ def resolve(hub_id: HubId) -> Snapshot:
         return _cached_snapshot(hub_id, "HF_HUB_OFFLINE is set")
     api = connect()
     try:
-        info: Any = patiently(
+        info: Any = with_retries(
             lambda: api.repo_info(hub_id.repo_id, revision=hub_id.revision, repo_type=hub_id.kind)
         )
     except Exception as error:
@@ -209,7 +209,7 @@ def remote_metadata(pinned: HubId, weights: Sequence[str]) -> dict[str, tuple[st
     with explained(f"reading the tensor names of {pinned}"):
         for name in (name for name in weights if name.endswith(".safetensors")):
             read = partial(connect().parse_safetensors_file_metadata, **where, filename=name)
-            tensors |= patiently(read).tensors
+            tensors |= with_retries(read).tensors
     return {name: (str(info.dtype), tuple(info.shape)) for name, info in sorted(tensors.items())}
 
 

@@ -112,7 +112,7 @@ def read_pixels(
     decoding = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     with ThreadPoolExecutor(1) as reading, decoding:
         try:
-            contents = _ahead(
+            contents = _prefetch(
                 reading, 1, (partial(store.read, batch) for batch in batches.values())
             )
             jobs = (
@@ -120,7 +120,7 @@ def read_pixels(
                 for batch, content in zip(batches.values(), contents, strict=True)
                 for position, encoded in zip(batch, content, strict=True)
             )
-            images = _ahead(decoding, batch_size, jobs)
+            images = _prefetch(decoding, batch_size, jobs)
             for number, batch in batches.items():
                 yield number, torch.cat([next(images) for _ in batch])
         finally:
@@ -130,7 +130,7 @@ def read_pixels(
             torch.set_num_threads(torch.get_num_threads())
 
 
-def _ahead(pool: ThreadPoolExecutor, count: int, jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
+def _prefetch(pool: ThreadPoolExecutor, count: int, jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
     """Results in order; up to ``count`` further jobs are started before a result is asked for."""
     running: deque[Future[T]] = deque()
     for job in jobs:

@@ -124,7 +124,7 @@ def _assign_given_names(
     labels: Shape, classes: Names | None, given: Path | Sequence[str]
 ) -> tuple[Shape, Names, Names]:
     """Assign names that the user gave to the classes of a source."""
-    title, data = _title(given), _read_names(given)
+    title, data = _names_title(given), _read_names(given)
     notes: Names = ()
     if classes is not None:
         names = _check_names(title, data, classes, numbered=False)
@@ -194,7 +194,7 @@ def read_class_names(
     """Read the names of classes, in order or by class, or take those that were given; without
     ``classes`` all names, in order.
     """
-    title, data = _title(given), _read_names(given)
+    title, data = _names_title(given), _read_names(given)
     if classes is None:
         data = list(data.values()) if isinstance(data, dict) else data
         classes = list(map(str, range(len(data))))
@@ -264,5 +264,5 @@ def _check_names(
     return tuple(data)
 
 
-def _title(given: Path | Sequence[str]) -> str:
+def _names_title(given: Path | Sequence[str]) -> str:
     return str(given) if isinstance(given, Path) else "the class names given"

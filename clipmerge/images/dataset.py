@@ -14,7 +14,7 @@ from clipmerge.images.classes import ClassNames, name_classes, read_class_names
 from clipmerge.images.folder import load_folder
 from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_texts
 from clipmerge.images.in_memory import open_in_memory
-from clipmerge.images.local_files import expand, local_split, open_local
+from clipmerge.images.local_files import expand_files, local_split, open_local
 from clipmerge.images.registry import RegistryRef, find_known, known_sets
 from clipmerge.images.shard_texts import describe_folder
 from clipmerge.images.source import Columns, Source
@@ -158,11 +158,11 @@ def _open(
         from clipmerge.images.hub_dataset import load_hub_dataset
 
         return load_hub_dataset(source, columns, whole=whole, most=most, seed=seed)
-    if parquet := expand(source, ".parquet"):
+    if parquet := expand_files(source, ".parquet"):
         from clipmerge.images.parquet import load_parquet
 
         return load_parquet(source, open_local, parquet, columns)
-    if tars := expand(source, ".tar"):
+    if tars := expand_files(source, ".tar"):
         from clipmerge.images.webdataset import load_tars
 
         return load_tars(source, tars, columns, describe_folder(Path(tars[0]).parent))

@@ -77,7 +77,7 @@ def image_sides(name: str, encoded: Encoded) -> tuple[int, int]:
         return min(image.size), max(image.size)
 
 
-def unreadable(name: str, error: Exception) -> DataError:
+def unreadable_error(name: str, error: Exception) -> DataError:
     """The error that says why an image cannot be read."""
     reason = str(error).split(" <")[0] or type(error).__name__
     return DataError(
@@ -113,7 +113,7 @@ def _opened(name: str, encoded: Encoded) -> Iterator[Image]:
     except DataError:
         raise
     except Exception as error:  # a damaged file can make a decoder raise anything
-        raise unreadable(name, error) from None
+        raise unreadable_error(name, error) from None
 
 
 @cache

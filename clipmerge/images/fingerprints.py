@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from clipmerge.errors import UsageError, counted
 from clipmerge.files.hashes import sha256_of
 from clipmerge.finding import Finding
-from clipmerge.images.decoding import image_sides, unreadable
+from clipmerge.images.decoding import image_sides, unreadable_error
 from clipmerge.images.image_set import ImageSet
 from clipmerge.images.store import Pixels, Store
 
@@ -28,7 +28,7 @@ def read_file(path: str, read: Callable[[Path], T]) -> T:
     try:
         return read(Path(path))
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise unreadable_error(path, error) from None
 
 
 def digest_of(store: Store, position: int) -> str:

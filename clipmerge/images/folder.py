@@ -31,7 +31,7 @@ def load_folder(source: str, folder: Path, columns: Columns) -> Source:
     or captions of that table. Without labels it has the images at any depth, sorted by path.
     """
     if not columns.labelled:
-        paths, left_out = _walk(source, folder)
+        paths, left_out = _walk_images(source, folder)
         return Source(source, image_files(paths), notes=_note_left_out(source, left_out))
     if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         raise DataError(
@@ -104,7 +104,7 @@ def _no_images_error(folder: str, listed: Iterable[os.DirEntry[str]]) -> DataErr
 
 def _load_captions(source: str, folder: Path) -> Source:
     """List the images of a folder and of all inside it, and read the text beside each."""
-    paths, _ = _walk(source, folder)
+    paths, _ = _walk_images(source, folder)
     texts = list(map(_caption_file, paths))
     missing = [
         Path(path).name for path, text in zip(paths, texts, strict=True) if not text.is_file()
@@ -155,7 +155,7 @@ def _note_left_out(source: str, entries: Iterable[os.DirEntry[str]]) -> Names:
     return (f"{source}: left out {' and '.join(parts)}",) if parts else ()
 
 
-def _walk(source: str, folder: Path) -> tuple[list[str], list[os.DirEntry[str]]]:
+def _walk_images(source: str, folder: Path) -> tuple[list[str], list[os.DirEntry[str]]]:
     """The images of a folder and of all inside it, sorted by path, and the files left out."""
     paths: list[str] = []
     waiting, left_out = [folder], list[os.DirEntry[str]]()

@@ -21,7 +21,7 @@ from clipmerge.hub.ids import PREFIX, parse_dataset
 from clipmerge.images.captions import has_captions
 from clipmerge.images.classes import as_numbers
 from clipmerge.images.hub_splits import SHARDED, SPLITS, card_of, find_splits
-from clipmerge.images.local_files import damaged, open_local
+from clipmerge.images.local_files import damaged_error, open_local
 from clipmerge.images.parquet import load_parquet
 from clipmerge.images.sampling import holds_a_balanced_sample
 from clipmerge.images.shard_texts import (
@@ -33,7 +33,7 @@ from clipmerge.images.shard_texts import (
     read_description,
 )
 from clipmerge.images.source import Columns, Source
-from clipmerge.images.webdataset import Sample, columns_of, joined, load_tars, read_samples
+from clipmerge.images.webdataset import Sample, columns_of, join_samples, load_tars, read_samples
 from clipmerge.types import Names
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _load_some_tars(split: Split, columns: Columns, most: int, seed: int) -> Sou
         (archive,) = split.download((split.shards[number],))
         taken[number] = read_samples(archive, columns)
         samples = [sample for shard in sorted(taken) for sample in taken[shard]]
-        opened = joined(split.source, samples, columns, split.described)
+        opened = join_samples(split.source, samples, columns, split.described)
         labels: list[Any] = [label for _, label in samples]
         if has_captions(opened):
             is_enough = len(labels) >= most
@@ -193,4 +193,4 @@ def _open_on_hub(system: HfFileSystem, address: str) -> Iterator[IO[bytes]]:
             with system.open(address, "rb", cache_type="none") as file:
                 yield file
         except (pyarrow.ArrowException, EOFError) as error:
-            raise damaged(address, error) from None
+            raise damaged_error(address, error) from None

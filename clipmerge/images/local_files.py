@@ -34,10 +34,10 @@ def open_local(name: str) -> Iterator[IO[bytes]]:
     except ClipmergeError:
         raise
     except Exception as error:  # pyarrow and tarfile raise their own for damaged files
-        raise damaged(name, error) from None
+        raise damaged_error(name, error) from None
 
 
-def damaged(name: str, error: Exception) -> DataError:
+def damaged_error(name: str, error: Exception) -> DataError:
     """The error that says why a file of images cannot be read."""
     reason = " ".join(str(error).split())[:160].rstrip(".") or type(error).__name__
     kind = "a tar archive" if name.endswith(".tar") else "Parquet"
@@ -62,7 +62,7 @@ def local_split(source: str) -> tuple[Path, str | None]:
     return (path / splits[0] if splits else path), split
 
 
-def expand(source: str, suffix: str) -> list[str]:
+def expand_files(source: str, suffix: str) -> list[str]:
     """Paths of the files named by a source: one file, ``{00..11}`` ranges, or a folder of files;
     empty if none.
     """

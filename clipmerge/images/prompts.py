@@ -57,7 +57,7 @@ def templates_for(given: Sequence[str], own: Sequence[str]) -> Names:
     return tuple(given) or tuple(own) or (DEFAULT_TEMPLATE,)
 
 
-def own_templates(given: Sequence[str], sources: Mapping[str, Any]) -> dict[str, list[str]]:
+def source_templates(given: Sequence[str], sources: Mapping[str, Any]) -> dict[str, list[str]]:
     """The templates of the sources that are evaluated with their own; for records."""
     return (
         {}

@@ -90,7 +90,7 @@ def load_tars(
     for archive in archives:
         samples += read_samples(archive, columns)
         check_count(source, len(samples))
-    return joined(source, samples, columns, described)
+    return join_samples(source, samples, columns, described)
 
 
 def columns_of(source: str, columns: Columns, described: Description) -> Columns:
@@ -137,7 +137,7 @@ def _folder(key: str) -> str:
     return key.rpartition("/")[0].rpartition("/")[2]
 
 
-def joined(
+def join_samples(
     source: str, samples: Sequence[Sample], columns: Columns, described: Description
 ) -> Source:
     """Make one source of several archives and the texts beside them."""

@@ -21,7 +21,7 @@ from clipmerge.learning.weights import InterpolatedWeights
 from clipmerge.models import ImageTextModel
 from clipmerge.models.kernels import run_twice
 from clipmerge.models.memory import MicroBatcher
-from clipmerge.models.zero_shot import PROMPTS_AT_ONCE, averaged, refuse_one_prompt
+from clipmerge.models.zero_shot import PROMPTS_AT_ONCE, average_over_templates, refuse_one_prompt
 from clipmerge.types import Names
 
 # Tokens whose activations are held at once, whatever the number of prompts.
@@ -194,7 +194,9 @@ class ZeroShotLoss:
         places = self.prompts.places(classes, templates)
         anew = self._weights.text_changes and not cached
         features = self.prompts.features(places=places) if anew else self.prompt_features()[places]
-        return averaged(features, self.prompts.templates if templates is None else len(templates))
+        return average_over_templates(
+            features, self.prompts.templates if templates is None else len(templates)
+        )
 
     def embed(self, pixels: Tensor, at_once: int | None = None) -> Tensor:
         """Embed preprocessed images at the current weights: (batch, projection_dim), unit length;
@@ -233,7 +235,7 @@ class ZeroShotLoss:
         of each image, (batch,); arguments as in `loss`.
         """
         images = self.embed(batch.pixels, at_once) if image_features is None else image_features
-        classes = averaged(prompt_features, self.prompts.templates)
+        classes = average_over_templates(prompt_features, self.prompts.templates)
         return self.model.logits(images, classes), batch.labels
 
     def image_losses(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def unchanged_input(
     return None
 
 
-def runs(size: int) -> Iterator[tuple[int, int]]:
+def chunk_ranges(size: int) -> Iterator[tuple[int, int]]:
     """Divide a tensor into runs of `CHUNK` elements, each given by its start and stop."""
     for start in range(0, size, CHUNK):
         yield start, min(start + CHUNK, size)
@@ -121,7 +121,7 @@ def can_copy(dtypes: Sequence[str]) -> bool:
     return all(dtype in _COPIED for dtype in dtypes)
 
 
-def merged(
+def merge_chunks(
     inputs: Inputs, name: str, alpha: float, weights: Sequence[float], reserve: BufferProvider
 ) -> Iterator[Array]:
     """Merge, without a mask, a parameter of one dtype in `COMPUTED`: 1-D runs, in buffers from
@@ -145,7 +145,7 @@ def merged(
     inputs.release(name)
 
 
-def copied(
+def copy_chunks(
     name: str, holder: Location, others: Sequence[Location], reserve: BufferProvider
 ) -> Iterator[Array]:
     """Copy a tensor of one checkpoint in its own dtype, and check the others' tensors of that
@@ -174,7 +174,7 @@ def _buffers(size: int, dtype: str, reserve: BufferProvider) -> Iterator[tuple[i
     """Divide a tensor into runs that fit the buffers; yields the first element and the buffer of
     each.
     """
-    for begin, end in runs(size):
+    for begin, end in chunk_ranges(size):
         start = begin
         while start < end:
             out = reserve(end - start, dtype)

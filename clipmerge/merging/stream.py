@@ -76,10 +76,10 @@ def _copy(
     """
     own, *dtypes = (checkpoint.entries[key].dtype for checkpoint, key in (holder, *others))
     if own == dtype and formula.can_copy([own, *dtypes]):
-        return formula.copied(name, holder, others, reserve)
+        return formula.copy_chunks(name, holder, others, reserve)
     from clipmerge.merging import torch_chunks
 
-    return torch_chunks.copied(name, holder, others, dtype)
+    return torch_chunks.copy_chunks(name, holder, others, dtype)
 
 
 def _merge(
@@ -97,10 +97,10 @@ def _merge(
     dtypes = {dtype, *(entry.dtype for entry in inputs.entries(name))}
     is_plain = len(dtypes) == 1 and dtypes <= formula.COMPUTED and not is_variance(name)
     if is_plain and not is_whole and not layer.is_learned:
-        return formula.merged(inputs, name, layer.alpha, plan.weights, reserve)
+        return formula.merge_chunks(inputs, name, layer.alpha, plan.weights, reserve)
     from clipmerge.merging import torch_chunks
 
-    return torch_chunks.merged(inputs, plan, name, layer, dtype)
+    return torch_chunks.merge_chunks(inputs, plan, name, layer, dtype)
 
 
 def _unmerged_content(

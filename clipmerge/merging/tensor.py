@@ -42,7 +42,7 @@ def merge_tensor(
             per row, or one per entry.
         weights: Factor of each fine-tuned checkpoint.
         combine: Combines task vectors stacked along the first dimension into one, see
-            `combination`; ``None`` for their sum.
+            `bind_combination`; ``None`` for their sum.
         mask: Name of a mask, or ``None`` to keep the whole change. Scalars are never masked.
         dtype: Output dtype; ``None`` for that of theta_0.
         **mask_inputs: The mask's options, and ``score`` and ``key`` if it needs them.
@@ -147,7 +147,7 @@ def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: Json) -> Tens
     return masked
 
 
-def combination(
+def bind_combination(
     name: str,
     options: Json,
     weights: Sequence[float],
@@ -174,7 +174,7 @@ def weighted_sum(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
     return total
 
 
-def mask_options(name: str, density: float, options: Json) -> Json:
+def complete_mask_options(name: str, density: float, options: Json) -> Json:
     """Complete a mask's options: masks that have a density get it."""
     wanted = inspect.signature(load_plugin("masks", name)).parameters
     given = {"density": density, **options} if "density" in wanted else options

@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs, Location
-from clipmerge.checkpoint.source import stored
+from clipmerge.checkpoint.source import stored_array
 from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.families import is_variance
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.safetensors import DTYPES, Array
 from clipmerge.merging.formula import (
+    chunk_ranges,
     integers_error,
     is_sparsifiable,
     overflow_error,
     require_finite_inputs,
-    runs,
 )
 from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.tensor import (
     apply_delta,
-    combination,
-    mask_options,
+    bind_combination,
+    complete_mask_options,
     merge_tensor,
     whole_change,
 )
@@ -38,7 +38,9 @@ from clipmerge.plugins import requires
 from clipmerge.types import Json, Shape
 
 
-def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str) -> Iterator[Array]:
+def merge_chunks(
+    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str
+) -> Iterator[Array]:
     """Merge a parameter under a plan: runs of elements in memory order, 1-D, in stored form
     (bfloat16 as its bits).
     """
@@ -57,12 +59,12 @@ def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str) 
                 f" no scores for {name}; use 'magnitude' there, or plan again"
             )
         holder, *others = inputs.holders(name)
-        yield from copied(name, holder, others, dtype)
+        yield from copy_chunks(name, holder, others, dtype)
         return
     combine = None
     if plan.combine is not None:
         key = RandomKey(plan.seed, name)
-        combine = combination(
+        combine = bind_combination(
             plan.combine.rule, plan.combine.options, plan.weights, key, sparsify=sparsify
         )
     # masks and combinations need the whole parameter, everything else is done in chunks
@@ -72,7 +74,7 @@ def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str) 
         change = _whole_change(
             inputs, name, alpha=alpha, weights=plan.weights, combine=combine, **arguments
         )
-    for start, stop in runs(entry.size):
+    for start, stop in chunk_ranges(entry.size):
         theta_0, finetuned = inputs.theta_0(name, start, stop), []
         with one_thread():
             if (
@@ -100,7 +102,7 @@ def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str) 
                     f"tensor {name} is a variance and becomes negative when merged; use an alpha in"
                     " [0, 1] for its layer"
                 )
-        yield stored(result.flatten().contiguous())
+        yield stored_array(result.flatten().contiguous())
     inputs.release(name)
 
 
@@ -142,20 +144,22 @@ def _mask_inputs(plan: Plan, name: str, layer: LayerPlan) -> Json:
     options = {**layer.mask_options, **layer.parameters.get(name, {})}
     arguments = {
         "mask": mask,
-        **mask_options(mask, layer.density, options),
+        **complete_mask_options(mask, layer.density, options),
         "key": RandomKey(plan.seed, name),
     }
     score = plan.held_tensors.get(f"{SCORES}{name}")
     return arguments if score is None else arguments | {"score": score}
 
 
-def copied(name: str, holder: Location, others: Sequence[Location], dtype: str) -> Iterator[Array]:
+def copy_chunks(
+    name: str, holder: Location, others: Sequence[Location], dtype: str
+) -> Iterator[Array]:
     """Copy a tensor of one checkpoint, rounded to the output's dtype, and check the others' tensors
     of that name.
     """
     checkpoint, key = holder
     entry = checkpoint.entries[key]
-    for start, stop in runs(entry.size):
+    for start, stop in chunk_ranges(entry.size):
         with one_thread():
             values = checkpoint.tensor(key, start, stop)
             if entry.is_float:
@@ -169,7 +173,7 @@ def copied(name: str, holder: Location, others: Sequence[Location], dtype: str) 
             rounded = values.to(_torch_dtype(dtype))
             if rounded.is_floating_point() and not is_finite(rounded):
                 raise overflow_error(name, DTYPES[dtype][0])
-            stored_run = stored(rounded.flatten().contiguous())
+            stored_run = stored_array(rounded.flatten().contiguous())
         yield stored_run
     for each, each_key in (holder, *others):
         each.release(each_key)

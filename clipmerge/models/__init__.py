@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clipmerge.families import Family
 from clipmerge.models.kernels import freeze_batch_norms, image_layout
-from clipmerge.models.loading import fill
+from clipmerge.models.loading import load_parameters
 from clipmerge.types import Json, Tensors
 
 Tower = Literal["vision", "text"]
@@ -51,7 +51,7 @@ class ImageTextModel(ABC):
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
         """Load every weight; see `clipmerge.models.loading.fill`."""
-        fill(self.parameters, read, source)
+        load_parameters(self.parameters, read, source)
 
     @abstractmethod
     def pixels(self, images: list[Image]) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from clipmerge.checkpoint.inputs import HEAD_BIAS, HEAD_WEIGHT
 from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families import Family
-from clipmerge.models.loading import fill, preparing
+from clipmerge.models.loading import blaming_processor, load_parameters
 from clipmerge.models.open_clip import build_module, import_open_clip, transform_for
 from clipmerge.types import Json, Shape
 
@@ -49,11 +49,11 @@ class HeadedTower:
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
         """Load every weight."""
-        fill(self.parameters, read, source)
+        load_parameters(self.parameters, read, source)
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess as open_clip does: RGB images -> (batch, 3, height, width), float32."""
-        with preparing(self._folder, "images"):
+        with blaming_processor(self._folder, "images"):
             return torch.stack([self._transform(image) for image in images])
 
     def logits(self, pixels: Tensor) -> Tensor:

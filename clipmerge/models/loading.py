@@ -16,7 +16,7 @@ from clipmerge.errors import CheckpointError, ClipmergeError
 _WORDS = ("token_embedding", "word_embeddings")
 
 
-def fill(
+def load_parameters(
     parameters: dict[str, torch.nn.Parameter], read: Callable[[str], Tensor], source: str
 ) -> None:
     """Load every parameter by canonical name into a model that was built without weights."""
@@ -37,7 +37,7 @@ def fill(
 
 
 @contextmanager
-def blaming(what: str, advice: str = "correct it") -> Iterator[None]:
+def blaming_files(what: str, advice: str = "correct it") -> Iterator[None]:
     """Attribute to a checkpoint's files whatever a library raises while it works with them."""
     try:
         yield
@@ -48,12 +48,12 @@ def blaming(what: str, advice: str = "correct it") -> Iterator[None]:
         raise CheckpointError(f"{what} ({reason}); {advice}") from None
 
 
-def preparing(folder: Path, what: str) -> AbstractContextManager[None]:
+def blaming_processor(folder: Path, what: str) -> AbstractContextManager[None]:
     """Attribute failures to the files of a processor that loads, but fails when it is used; see
-    `blaming`.
+    `blaming_files`.
     """
     advice = "copy the base model's processor and tokenizer files into it"
-    return blaming(f"{folder}: its {what} cannot be prepared", advice)
+    return blaming_files(f"{folder}: its {what} cannot be prepared", advice)
 
 
 def check_words(folder: Path, ids: Tensor, module: nn.Module) -> None:

@@ -18,7 +18,7 @@ from clipmerge.errors import CheckpointError, shorten
 from clipmerge.families import Family
 from clipmerge.files.side_files import read_side_json
 from clipmerge.models import ImageTextModel
-from clipmerge.models.loading import blaming, check_words, preparing
+from clipmerge.models.loading import blaming_files, blaming_processor, check_words
 from clipmerge.types import Json, Tensors
 
 # Tokenizer options that only change how texts are read; others open files, or run code from the
@@ -56,14 +56,14 @@ class OpenClip(ImageTextModel):
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess RGB images like open_clip: (batch, 3, height, width), float32."""
-        with preparing(self.folder, "images"):
+        with blaming_processor(self.folder, "images"):
             return torch.stack([self._transform(image) for image in images])
 
     def tokens(self, prompts: list[str]) -> Tensors:
         """Tokenise prompts, padded and cut to the text tower's length: ``input_ids`` (prompts,
         length), int64.
         """
-        with preparing(self.folder, "prompts"):
+        with blaming_processor(self.folder, "prompts"):
             ids = torch.as_tensor(self._tokenize(prompts))
             check_words(self.folder, ids, self.module)
             return {"input_ids": ids}
@@ -115,7 +115,7 @@ def build_module(library: Any, model_cfg: Json) -> Any:
     if settings.pop("custom_text", False) or "hf_model_name" in text:
         kind = library.CoCa if "multimodal_cfg" in settings else library.CustomTextCLIP
     with (
-        blaming("open_clip cannot build the model of open_clip_config.json"),
+        blaming_files("open_clip cannot build the model of open_clip_config.json"),
         _without_remote_code(),
     ):
         # first without memory, which shows how large the model is
@@ -145,7 +145,7 @@ def transform_for(config: Json, folder: Path, image_size: Any) -> Callable[[Imag
 
     beside = read_side_json(folder, OPEN_CLIP_CONFIG) or {}
     stated = config.get("preprocess_cfg") or beside.get("preprocess_cfg") or {}
-    with preparing(folder, "images"):
+    with blaming_processor(folder, "images"):
         settings = merge_preprocess_dict(
             merge_preprocess_dict(PreprocessCfg(), stated), {"size": image_size}
         )
@@ -173,7 +173,7 @@ def _tokenizer(library: Any, model_cfg: Json, folder: Path) -> Any:
         f"copy the files of {text.get('hf_tokenizer_name') or 'CLIP'}'s tokenizer beside the"
         " weights"
     )
-    with blaming(f"{folder}: its tokenizer cannot be loaded", advice):
+    with blaming_files(f"{folder}: its tokenizer cannot be loaded", advice):
         if not text.get("hf_tokenizer_name"):
             tokenizer = library.SimpleTokenizer(context_length=length, **options)
         else:

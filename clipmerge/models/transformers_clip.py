@@ -18,7 +18,7 @@ from clipmerge.families import Family
 from clipmerge.files.limits import MAX_SIDE
 from clipmerge.files.side_files import PROCESSORS
 from clipmerge.models import ImageTextModel
-from clipmerge.models.loading import blaming, check_words, preparing
+from clipmerge.models.loading import blaming_files, blaming_processor, check_words
 from clipmerge.types import Json
 
 _KERNELS = re.compile(
@@ -38,7 +38,7 @@ class TransformersClip(ImageTextModel):
 
     def __init__(self, family: Family, config: Json, folder: Path) -> None:
         self.processor = _load_processor(folder)
-        with blaming(f"{folder}: transformers cannot build the model of its configuration"):
+        with blaming_files(f"{folder}: transformers cannot build the model of its configuration"):
             module = _build_uninitialised(
                 getattr(transformers, family.model_class), _strip_config(config)
             )
@@ -63,7 +63,7 @@ class TransformersClip(ImageTextModel):
         """Preprocess RGB images: (batch, 3, height, width), float32; for SigLIP 2 see
         `_pack_patches`.
         """
-        with preparing(self.folder, "images"):
+        with blaming_processor(self.folder, "images"):
             processed = self.processor.image_processor(images, return_tensors="pt")
             if "spatial_shapes" in processed:
                 return _pack_patches(processed)
@@ -73,7 +73,7 @@ class TransformersClip(ImageTextModel):
         """Tokenise prompts: (prompts, length), int64; without a mask if the family reads padding as
         text.
         """
-        with preparing(self.folder, "prompts"):
+        with blaming_processor(self.folder, "prompts"):
             encoded = self.processor.tokenizer(
                 prompts,
                 padding="max_length" if self._reads_padding else True,
@@ -183,7 +183,7 @@ def _build_uninitialised(model_class: Any, config: Json) -> Any:
 
 def _load_processor(folder: Path) -> Any:
     needed = f"{' or '.join(PROCESSORS)} and the tokenizer's files"
-    with blaming(
+    with blaming_files(
         f"{folder}: its processor cannot be loaded", f"measuring needs {needed} beside the weights"
     ):
         # False: otherwise it asks whether to run code from the folder, and a "y" on standard input

@@ -23,7 +23,7 @@ PROMPTS_AT_ONCE = 512
 _LONG = 10.0
 
 
-def averaged(features: Tensor, templates: int) -> Tensor:
+def average_over_templates(features: Tensor, templates: int) -> Tensor:
     """Average unit features (classes * templates, width) over templates, and normalise: (classes,
     width).
     """
@@ -80,4 +80,4 @@ def class_embeddings(
                 f" templates): about {format_seconds(seconds)} for each model whose text tower"
                 " differs (fewer `template` cost less)"
             )
-    return averaged(torch.cat(pieces), len(templates))
+    return average_over_templates(torch.cat(pieces), len(templates))

@@ -16,7 +16,7 @@ from clipmerge.config import OutputDtype
 from clipmerge.errors import OutputError, shorten
 from clipmerge.files.limits import MAX_RECORD_VALUES
 from clipmerge.files.reading import check_values, parse_json, read_text, refusing
-from clipmerge.files.side_files import inside
+from clipmerge.files.side_files import find_inside
 from clipmerge.files.staging import RECORD
 from clipmerge.finding import Finding
 from clipmerge.frozen import FewLayers, Frozen, LittleMeasured, Plain
@@ -387,7 +387,7 @@ def read_output(folder: Path) -> MergeRecord:
     with refusing(OutputError, f"{path}: cannot be read", ". Merge again."):
         text = read_text(path)
     record = parse_record(text, str(path))
-    missing = [name for name in record.files if inside(folder, name) is None]
+    missing = [name for name in record.files if find_inside(folder, name) is None]
     if missing or not list(folder.glob("*.safetensors")):
         raise OutputError(
             f"{folder}: {shorten(missing or ['*.safetensors'])} missing. Merge again."

@@ -21,7 +21,7 @@ from clipmerge.files.side_files import (
     VOCABULARIES,
     NotJsonError,
     copy_side_file,
-    inside,
+    find_inside,
     side_file_bytes,
     without_private_fields,
 )
@@ -132,7 +132,7 @@ def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
         return {}
     # a folder may hold both layouts; files of the other layout do not describe the output
     strange = "config.json" if layout_of(checkpoint.entries) == "open-clip" else OPEN_CLIP_CONFIG
-    files = {name: inside(checkpoint.folder, name) for name in sorted(SIDE_FILES - {strange})}
+    files = {name: find_inside(checkpoint.folder, name) for name in sorted(SIDE_FILES - {strange})}
     return {name: path for name, path in files.items() if path is not None}
 
 
@@ -148,7 +148,9 @@ def _not_copied(checkpoint: Checkpoint) -> list[Finding]:
     strange = [name for name in names if name.endswith(_TEXTS) and name not in SIDE_FILES]
     strange = [name for name in strange if not name.endswith(".index.json")]
     links = [
-        name for name in names if name in SIDE_FILES and inside(checkpoint.folder, name) is None
+        name
+        for name in names
+        if name in SIDE_FILES and find_inside(checkpoint.folder, name) is None
     ]
     return [
         Finding.of("not-copied", source=checkpoint.source, files=names, reason=reason)

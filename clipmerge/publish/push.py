@@ -19,9 +19,9 @@ from clipmerge.errors import HubError, OutputError, UsageError, noting, shorten
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.limits import MAX_TEXT_BYTES
 from clipmerge.files.reading import read_bytes, refusing
-from clipmerge.files.side_files import SIDE_FILES, holds_a_secret, inside, side_file_bytes
+from clipmerge.files.side_files import SIDE_FILES, find_inside, holds_a_secret, side_file_bytes
 from clipmerge.files.staging import PLAN_FOLDER, RECORD
-from clipmerge.hub.download import Snapshot, connect, patiently
+from clipmerge.hub.download import Snapshot, connect, with_retries
 from clipmerge.hub.errors import explain, explained, out_of_reach, quiet_client
 from clipmerge.hub.ids import HubId, parse_hub_id
 from clipmerge.output.record import MergeRecord, Published, parse_record, read_output
@@ -166,7 +166,7 @@ def _check_token(api: HfApi, job: Push) -> None:
             f" `{job.command}`."
         )
     with explained(job.doing, state=NOTHING, again=job.command):
-        me = patiently(api.whoami)
+        me = with_retries(api.whoami)
     role = me.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise HubError(
@@ -194,7 +194,9 @@ def _common_licence(api: HfApi, job: Push, record: MergeRecord) -> str | None:
                 f"{NOTHING} Its licence is needed: `license` NAME sets it without asking the Hub."
             )
             with explained(f"reading {pinned}", state=state, again=job.command):
-                info = patiently(partial(api.model_info, pinned.repo_id, revision=pinned.revision))
+                info = with_retries(
+                    partial(api.model_info, pinned.repo_id, revision=pinned.revision)
+                )
             licence = info.card_data and info.card_data.get("license")
             stated[hub_id.repo_id] = str(licence) if licence else None
     if len(set(stated.values())) > 1 or "other" in stated.values():
@@ -247,7 +249,7 @@ def _published_files(folder: Path, record: MergeRecord) -> dict[str, Path]:
     # a record may come from a stranger, and name any file in its folder
     names = SIDE_FILES | _MADE | {name for name in record.files if _is_weights(name)}
     paths = {
-        path.name: inside(folder, path.name)
+        path.name: find_inside(folder, path.name)
         for path in sorted(folder.iterdir())
         if path.name in names
     }
@@ -317,7 +319,7 @@ def find_repository(api: HfApi, job: Push) -> Target | None:
 
     with explained(job.doing, state=NOTHING, again=job.command):
         try:
-            info = patiently(lambda: api.model_info(job.repo_id))
+            info = with_retries(lambda: api.model_info(job.repo_id))
         except RepositoryNotFoundError:
             return None
         if job.private and info.private is False:
@@ -345,9 +347,11 @@ def read_target(api: HfApi, job: Push, revision: str | None) -> Target:
     """Read the head of a revision and its files."""
     from huggingface_hub import RepoFile
 
-    info = patiently(lambda: api.model_info(job.repo_id, revision=revision))
+    info = with_retries(lambda: api.model_info(job.repo_id, revision=revision))
     head = str(info.sha)
-    tree = patiently(lambda: list(api.list_repo_tree(job.repo_id, recursive=True, revision=head)))
+    tree = with_retries(
+        lambda: list(api.list_repo_tree(job.repo_id, recursive=True, revision=head))
+    )
     files = {
         item.path: (item.blob_id, item.lfs.sha256 if item.lfs else None)
         for item in tree

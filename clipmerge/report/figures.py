@@ -27,8 +27,8 @@ from clipmerge.errors import OutputError
 from clipmerge.output.record import TOP, MergeRecord
 from clipmerge.planning.measurements import LossPath
 from clipmerge.planning.merge_effect import THUMBNAIL, MergeEffect
-from clipmerge.report.sweep_table import ends_of, shortened
-from clipmerge.report.text import marks_of, teacher
+from clipmerge.report.sweep_table import curve_ends, shorten_middle
+from clipmerge.report.text import distillation_text, marked_rows
 from clipmerge.types import Json
 
 CURVE, INK, MUTED, GRID = "#1f6fb2", "#1b1f24", "#59626d", "#eceff2"
@@ -228,7 +228,7 @@ def pictures_of(record: MergeRecord) -> list[Picture]:
             "Each step sees different images with different changes, so the lines jump; thick lines"
             " are running means."
         )
-        if distilled := teacher(record):
+        if distilled := distillation_text(record):
             caption += f" The distillation loss is that from {distilled}, on changed images."
         pictures.append(Picture(title, as_image(_loss_figure(record), title), caption))
     path = record.path and path_picture(record.path)
@@ -335,8 +335,8 @@ def sweep_figure(record: Json, *, title: str = "") -> Figure:
     axes.set_xlabel(_axis_label("ID", record["id"]), parse_math=False)
     axes.set_ylabel(_axis_label("OOD", record["ood"]), parse_math=False)
     axes.margins(0.06)
-    curve = _draw_curve(axes, record["curve"], ends_of(record))
-    _add_legend(figure, [*curve, *_draw_marks(axes, marks_of(record))])
+    curve = _draw_curve(axes, record["curve"], curve_ends(record))
+    _add_legend(figure, [*curve, *_draw_marks(axes, marked_rows(record))])
     return figure
 
 
@@ -351,7 +351,7 @@ def _axis_label(kind: str, names: Sequence[str]) -> str:
     if len(names) > 1 and cell_len(listed) > _SOURCE_CELLS:
         listed = f"{len(names)} sources"
     mean = "mean " if len(names) > 1 else ""
-    return f"{mean}{kind} accuracy, % ({shortened(listed, _SOURCE_CELLS)})"
+    return f"{mean}{kind} accuracy, % ({shorten_middle(listed, _SOURCE_CELLS)})"
 
 
 def _draw_curve(axes: Axes, curve: list[Json], ends: dict[float, str]) -> list[_Named]:
@@ -379,7 +379,7 @@ def _draw_marks(axes: Axes, rows: list[Json]) -> list[_Named]:
     for number, (row, (colour, shape)) in enumerate(zip(rows, styles, strict=True)):
         above = min(points[number + 1 :].count(points[number]), _MOST_GROWN)
         mark = _draw_point(axes, row, shape, colour, _MARK + _GROWTH * above)
-        marks.append((shortened(row["name"], _NAME_CELLS), mark))
+        marks.append((shorten_middle(row["name"], _NAME_CELLS), mark))
     return marks
 
 

@@ -22,7 +22,7 @@ from clipmerge.report.text import (
     inputs_text,
     record_texts,
     text_of,
-    unmeasured,
+    unmeasured_text,
 )
 
 if TYPE_CHECKING:
@@ -53,13 +53,13 @@ _TONES = {
 def html_page(record: MergeRecord) -> str:
     """Render the whole report as one HTML page that loads nothing from the network."""
     effect = record.effect
-    columns = columns_of(record)
+    columns = layer_columns(record)
     values = record_texts(record) | {
         "record": record,
         "inputs": inputs_text(record),
         "label": advice_text(effect) if effect else "Not measured",
         "tone": _TONES.get(effect.recommendation, "open") if effect else "open",
-        "unmeasured": unmeasured(
+        "unmeasured": unmeasured_text(
             with_images=record.calibration is not None, warnings=record.warnings
         ),
         "pictures": _pictures(record),
@@ -159,7 +159,7 @@ class Column:
         return " to ".join(f"{end:.3g}" for end in ends)
 
 
-def columns_of(record: MergeRecord) -> list[Column]:
+def layer_columns(record: MergeRecord) -> list[Column]:
     """All numbers per layer: what was decided, and what was measured."""
 
     def setting(name: str, title: str, about: str) -> Column:

@@ -15,7 +15,7 @@ from clipmerge.report.text import (
     gain_note,
     gain_notes,
     interval_text,
-    marks_of,
+    marked_rows,
     signed_points,
     sweep_answer,
 )
@@ -25,12 +25,12 @@ _DASH = "\N{EN DASH}"
 _MEANS = ("id", "ood", "gain")
 
 
-def shortened(text: str, cells: int) -> str:
+def shorten_middle(text: str, cells: int) -> str:
     """Leave out the middle of a name that is too long, because names of one family often differ at
     the end.
 
     Example:
-        >>> shortened("straggler-sparse-density-0.2-alpha-0.35", 21)
+        >>> shorten_middle("straggler-sparse-density-0.2-alpha-0.35", 21)
         'straggler-…alpha-0.35'
     """
     line = " ".join(text.split())
@@ -40,7 +40,7 @@ def shortened(text: str, cells: int) -> str:
     return set_cell_size(line, cells - 1 - tail) + "…" + set_cell_size(line[::-1], tail)[::-1]
 
 
-def ends_of(record: Json) -> dict[float, str]:
+def curve_ends(record: Json) -> dict[float, str]:
     """Names of the ends of the curve, by alpha."""
     count = len(record.get("finetuned", ()))
     return {0.0: "zero-shot", 1.0: f"average of {count}" if count > 1 else "fine-tuned"}
@@ -65,11 +65,11 @@ def rows_of(record: Json) -> list[tuple[str, bool, Json]]:
     """Heading of each row, whether it is a recipe or a checkpoint instead of a point of the curve,
     and its numbers.
     """
-    rows, ends = [], ends_of(record)
+    rows, ends = [], curve_ends(record)
     for row in record["curve"]:
         end = ends.get(row["alpha"])
         rows.append((f"alpha {row['alpha']:g}" + (f" ({end})" if end else ""), False, row))
-    return rows + [(row["name"], True, row) for row in marks_of(record)]
+    return rows + [(row["name"], True, row) for row in marked_rows(record)]
 
 
 def sweep_columns(record: Json) -> list[SweepColumn]:
@@ -148,7 +148,7 @@ def sweep_page(record: Json, picture: Markup) -> str:
             ],
             "answer": sweep_answer(record),
             "gain_notes": gain_notes(record),
-            "names": [row["name"] for row in marks_of(record)],
+            "names": [row["name"] for row in marked_rows(record)],
             **other_tasks_section(record),
             "level": f"{100 * record['bootstrap']['level']:.0f}%",
         },

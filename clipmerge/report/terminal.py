@@ -21,7 +21,7 @@ from clipmerge.report.text import (
     reason_text,
     text_of,
     texts_of,
-    unmeasured,
+    unmeasured_text,
 )
 
 # stragglers that are listed
@@ -62,7 +62,9 @@ def _effect_lines(record: MergeRecord) -> list[Text]:
     if record.effect is None:
         return [
             Text(
-                unmeasured(with_images=record.calibration is not None, warnings=record.warnings),
+                unmeasured_text(
+                    with_images=record.calibration is not None, warnings=record.warnings
+                ),
                 style="dim",
             )
         ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import fmean
+from string import Formatter
 from typing import Any, Literal, NamedTuple
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
@@ -59,7 +60,7 @@ def text_of(finding: Finding) -> str:
         return str(finding)
     try:
         if isinstance(sentence, str):
-            return sentence.format(**finding.values)
+            return _FORMAT.vformat(sentence, (), finding.values)
         return sentence(**finding.values)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return str(finding)  # a record that was edited, or written by another version
@@ -246,7 +247,7 @@ def _target_text(weights: Sequence[float], combine: Combination | None) -> str:
     )
 
 
-def teacher(record: MergeRecord) -> str:
+def distillation_text(record: MergeRecord) -> str:
     """What learning distilled; empty if nothing restrained it."""
     if not any(record.trace.get("distillation_loss", ())):
         return ""
@@ -297,11 +298,6 @@ def _learned_sparse(**values: Any) -> str:
     return (
         f"{text[0].lower()}{text[1:]}; {_learned(values['coefficients'], values.get('factor', 1))}"
     )
-
-
-def _stragglers(statistic: str, layers: Sequence[str]) -> str:
-    count = counted(len(layers), "straggler layer", "straggler layers")
-    return f"{count} found by {statistic}: {shorten(layers)}"
 
 
 def _no_stragglers(
@@ -382,7 +378,7 @@ def inputs_text(record: MergeRecord) -> str:
     return ", ".join([*parts, *filter(None, [record.date])])
 
 
-def unmeasured(*, with_images: bool, warnings: Collection[Finding] = ()) -> str:
+def unmeasured_text(*, with_images: bool, warnings: Collection[Finding] = ()) -> str:
     """Why a merge has no measured effect."""
     if any(warning.kind == "stale-effect" for warning in warnings):
         return (
@@ -615,7 +611,7 @@ class SweepAnswer(NamedTuple):
     numbers: str
 
 
-def marks_of(record: Json) -> list[Json]:
+def marked_rows(record: Json) -> list[Json]:
     """The rows that are not points of the curve: recipes, then other checkpoints."""
     return [*record["recipes"], *record.get("points", [])]
 
@@ -632,10 +628,10 @@ def sweep_answer(record: Json) -> SweepAnswer:
     A recipe is recommended only if it is off the curve, its gain has an interval, and it does not
     lose too much.
     """
-    judged = [row for row in marks_of(record) if row["gain_interval"]]
+    judged = [row for row in marked_rows(record) if row["gain_interval"]]
     if judged:
         return _compare_with_curve(max(judged, key=lambda row: float(row["gain"])))
-    unjudged = [row for row in marks_of(record) if row["alpha"] is None]
+    unjudged = [row for row in marked_rows(record) if row["alpha"] is None]
     best = max(unjudged or record["curve"], key=lambda row: float(row["ood"]))
     ood, id = (f"{_percent(best[mean])}%" for mean in ("ood", "id"))
     if not unjudged:
@@ -687,7 +683,7 @@ def gain_notes(record: Json) -> list[str]:
         for row in record["recipes"]
         if (images := (row.get("calibration") or {}).get("unlabelled"))
     ]
-    for row in marks_of(record):
+    for row in marked_rows(record):
         if row["alpha"] is not None:
             notes.append(
                 f"{row['name']}: the same weights as alpha {row['alpha']:g}, a point of the curve."
@@ -761,13 +757,6 @@ def _unwrapped(
     return f"{file}: {'; '.join(parts)}"
 
 
-def _formed_weights(source: str, weights: int, kinds: Sequence[str]) -> str:
-    return (
-        f"{source}: {counted(weights, 'weight is', 'weights are')} formed from the parts that it"
-        f" holds ({', '.join(kinds)}); the output has plain weights"
-    )
-
-
 def _timm(source: str, head: bool) -> str:
     classifier = " and its head as a classifier" if head else ""
     return f"{source}: is a ViT of timm, read as a vision tower{classifier}"
@@ -776,27 +765,6 @@ def _timm(source: str, head: bool) -> str:
 def _no_config(source: str, config: str) -> str:
     named = "; a merge with `model` names it" if config == OPEN_CLIP_CONFIG else ""
     return f"{source}: no {config} beside it, so its activation could not be compared{named}"
-
-
-def _unknown_layers(layers: int, examples: str) -> str:
-    are = counted(layers, "layer that is not known is", "layers that are not known are")
-    return f"{are} named after their modules: {examples}"
-
-
-def _left_behind(source: str, tensors: int, share: float, examples: str) -> str:
-    return (
-        f"{source}: {counted(tensors, 'tensor', 'tensors')} that the zero-shot model lacks"
-        f" ({share:.1%} of its numbers) are left behind, and whatever they learned is lost:"
-        f" {examples}"
-    )
-
-
-def _mixed_layers(layers: int, examples: str) -> str:
-    return (
-        f"parameters of {counted(layers, 'layer', 'layers')} stay zero-shot, because the fine-tuned"
-        " checkpoint lacks them; what is measured as fine-tuned is a mixture of both:"
-        f" {examples}"
-    )
 
 
 def _other_encoder(
@@ -812,11 +780,6 @@ def _other_encoder(
             " of the file"
         )
     return f"{source}: its other text encoder, {encoder}, is not merged{end}"
-
-
-def _copies(source: str, images: int) -> str:
-    alike = counted(images, "image is a copy", "images are copies")
-    return f"{source}: {alike} of others in it; each counts in its accuracy"
 
 
 def _shared_images(source: str, other: str, images: int, example: str, measured: bool) -> str:
@@ -905,32 +868,21 @@ def _zeroshot_at_chance(**values: Any) -> str:
     return f"{_accuracy_text('zero-shot', **values)}; {advice}"
 
 
-def _blank_images(source: str, images: int, darkest: int, brightest: int) -> str:
-    return (
-        f"{source}: {images} images that were looked at show nothing: all of their pixels are from"
-        f" {darkest} to {brightest} (0 is black, 255 white); values from 0 to 1 that were saved as"
-        " whole numbers look so"
-    )
+class _Format(Formatter):
+    """Formats a list as names, and a number of things, or a list, by ``{images:image/images}`` as
+    what is counted.
+    """
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        one, slash, several = format_spec.partition("/")
+        if slash:
+            return counted(value if isinstance(value, int) else len(value), one, several)
+        return super().format_field(
+            shorten(value) if isinstance(value, list) else value, format_spec
+        )
 
 
-def _pixel_range(
-    source: str, images: int, least: float, most: float, low: float, high: float
-) -> str:
-    return (
-        f"{source}: the floats of {images} images go from {least:.3g} to {most:.3g}, but the"
-        f" model's own preprocessing makes {low:.3g} to {high:.3g} of black and white; give the"
-        " images without normalisation, or with the model's mean and deviation"
-    )
-
-
-def _swapped_sources(id: Sequence[str], ood: Sequence[str]) -> str:
-    return (
-        f"the fine-tuned model is surely worse than the zero-shot one on the ID images"
-        f" ({shorten(id)}) and surely better on the OOD images ({shorten(ood)}): `id` and `ood` are"
-        " probably swapped"
-    )
-
-
+_FORMAT = _Format()
 #: The sentence of each kind of finding: a format of its values, or a function of them.
 SENTENCES: dict[str, str | Callable[..., str]] = {
     NOTE: "{text}",
@@ -942,7 +894,7 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     ),
     # decisions
     "settings": "",
-    "stragglers": _stragglers,
+    "stragglers": ("{layers:straggler layer/straggler layers} found by {statistic}: {layers}"),
     "no-stragglers": _no_stragglers,
     "unstable-straggler": (
         "no straggler layers found: {layer} stands out in {statistic} (z {z:.1f}), but only in"
@@ -1051,7 +1003,10 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         "{source}: its images are preprocessed, so they were not compared with those of other"
         " sources"
     ),
-    "copies": _copies,
+    "copies": (
+        "{source}: {images:image is a copy/images are copies} of others in it; each counts in its"
+        " accuracy"
+    ),
     "shared-images": _shared_images,
     "recall": (
         "{source}: accuracy stands for recall at 1, the mean of image to text and text to image,"
@@ -1066,7 +1021,10 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "read-into-memory": (
         "{file}: is read into memory; saved again as .pt by torch 1.6 or newer, it would be mapped"
     ),
-    "formed-weights": _formed_weights,
+    "formed-weights": (
+        "{source}: {weights:weight is/weights are} formed from the parts that it holds ({kinds});"
+        " the output has plain weights"
+    ),
     "inner-folder": _inner_folder,
     "unwrapped": _unwrapped,
     "timm": _timm,
@@ -1091,13 +1049,22 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "one-tower": (
         "the fine-tuned checkpoint holds the {tower} tower only; the rest stays zero-shot"
     ),
-    "unknown-layers": _unknown_layers,
+    "unknown-layers": (
+        "{layers:layer that is not known is/layers that are not known are} named after their"
+        " modules: {examples}"
+    ),
     "batch-norms": (
         "{statistics} running means and variances of batch norms are interpolated like their"
         " layers' weights, and never masked"
     ),
-    "left-behind": _left_behind,
-    "mixed-layers": _mixed_layers,
+    "left-behind": (
+        "{source}: {tensors:tensor/tensors} that the zero-shot model lacks ({share:.1%} of its"
+        " numbers) are left behind, and whatever they learned is lost: {examples}"
+    ),
+    "mixed-layers": (
+        "parameters of {layers:layer/layers} stay zero-shot, because the fine-tuned checkpoint"
+        " lacks them; what is measured as fine-tuned is a mixture of both: {examples}"
+    ),
     "some-stay-zeroshot": (
         "parameters that some fine-tuned checkpoints lack stay zero-shot: {examples}"
     ),
@@ -1124,19 +1091,30 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         "{share:.0%} of the numbers of the merged layers stay zero-shot, because {source} lacks"
         " them: what is measured as fine-tuned is a mixture; give a checkpoint that has all"
     ),
-    "blank-images": _blank_images,
+    "blank-images": (
+        "{source}: {images} images that were looked at show nothing: all of their pixels are from"
+        " {darkest} to {brightest} (0 is black, 255 white); values from 0 to 1 that were saved as"
+        " whole numbers look so"
+    ),
     "same-images": "{source}: all of {images} images that were looked at are the same image",
-    "pixel-range": _pixel_range,
-    "swapped-sources": _swapped_sources,
+    "pixel-range": (
+        "{source}: the floats of {images} images go from {least:.3g} to {most:.3g}, but the model's"
+        " own preprocessing makes {low:.3g} to {high:.3g} of black and white; give the images"
+        " without normalisation, or with the model's mean and deviation"
+    ),
+    "swapped-sources": (
+        "the fine-tuned model is surely worse than the zero-shot one on the ID images ({id}) and"
+        " surely better on the OOD images ({ood}): `id` and `ood` are probably swapped"
+    ),
     "limit-in-fractions": (
         "`max_loss` is in points of accuracy, and {limit:g} points are less than one image in a"
         " thousand; if you meant {limit:.0%}, pass {points:g}"
     ),
     # gains of a sweep
     "below-curve": "no point of the curve has so low an ID accuracy",
-    "rarely-defined": lambda share: (
-        f"the curve has this ID accuracy in only {100 * share:.0f}% of the resamples, so there is"
-        " no interval"
+    "rarely-defined": (
+        "the curve has this ID accuracy in only {share:.0%} of the resamples, so there is no"
+        " interval"
     ),
     "beyond-curve": (
         "no alpha is as accurate on the ID images; compared with the most accurate one"

@@ -30,7 +30,7 @@ from clipmerge.learning.steps import held_out_positions
 from clipmerge.planning.measurements import HeldBackChoice, Measurements
 from clipmerge.planning.plan import named_tensors
 from clipmerge.progress import Progress
-from clipmerge.report.text import answer_text, effect_facts, text_of, unmeasured
+from clipmerge.report.text import answer_text, effect_facts, text_of, unmeasured_text
 from clipmerge.request import check_merge
 from tests.support.claims import words_of
 from tests.support.command import clipmerge, done, printed, refused
@@ -209,8 +209,8 @@ def test_without_a_verdict_the_decision_sees_every_image(
     # the report's command does the same
     said = words_of((tmp_path / "out" / "report.html").read_text())
     assert "--no-verdict" in said
-    assert unmeasured(with_images=True).replace("`", "") in said
-    assert unmeasured(with_images=False) not in said
+    assert unmeasured_text(with_images=True).replace("`", "") in said
+    assert unmeasured_text(with_images=False) not in said
 
 
 def test_a_loss_is_a_warning_everywhere(losing: Folders, photos: Path, tmp_path: Path) -> None:

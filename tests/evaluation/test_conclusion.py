@@ -8,7 +8,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from clipmerge.evaluation.conclusion import Conclusion, conclude, loses, weigh_other_tasks
+from clipmerge.evaluation.conclusion import (
+    Conclusion,
+    conclude,
+    exceeds_max_loss,
+    weigh_other_tasks,
+)
 from clipmerge.planning.merge_effect import (
     Difference,
     Estimate,
@@ -115,7 +120,11 @@ def test_a_loss_beyond_the_limit_is_a_warning_and_nothing_else_is(case: Case) ->
     right = case.right[:, 0].sum(axis=1)
     lost = 100 * (right[1] - right[2]) / case.right.shape[2]
     beyond = lost > case.max_loss + 1e-6
-    assert bool(case.conclusion.warnings) == beyond == loses(case.clean.value, case.max_loss)
+    assert (
+        bool(case.conclusion.warnings)
+        == beyond
+        == exceeds_max_loss(case.clean.value, case.max_loss)
+    )
     for warning in case.conclusion.warnings:
         values = warning.values
         assert warning.kind == "loses-accuracy"

@@ -11,7 +11,7 @@ from torch import Tensor
 from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation import recall, scorer
 from clipmerge.evaluation.accuracy import load_model
-from clipmerge.evaluation.other_tasks import score_of, score_tasks
+from clipmerge.evaluation.other_tasks import score_from_outcome, score_tasks
 from clipmerge.evaluation.recall import recall_at, retrieval_ranks
 from clipmerge.evaluation.scorer import Scorer
 from clipmerge.images.dataset import open_images
@@ -95,7 +95,7 @@ class Computed(BaseException):
 
 
 def recall_alone(model: ImageTextModel, pictures: CaptionedImages) -> Score:
-    return score_of(Scorer(model, None, SETTINGS).score_one(pictures, Progress()))
+    return score_from_outcome(Scorer(model, None, SETTINGS).score_one(pictures, Progress()))
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.files import side_files
 from clipmerge.files.side_files import (
     copy_side_file,
-    inside,
+    find_inside,
     read_side_json,
     side_file_bytes,
     without_private_fields,
@@ -36,8 +36,8 @@ def test_what_is_a_file_of_the_folder(tmp_path: Path, secret: Path) -> None:
     (folder / "vocab.txt").write_text("a")
     (folder / "merges.txt").symlink_to("vocab.txt")
     assert (
-        inside(folder, "vocab.txt")
-        == inside(folder, "merges.txt")
+        find_inside(folder, "vocab.txt")
+        == find_inside(folder, "merges.txt")
         == (folder / "vocab.txt").resolve()
     )
     (folder / "inner").symlink_to(secret.parent)
@@ -58,7 +58,7 @@ def test_what_is_a_file_of_the_folder(tmp_path: Path, secret: Path) -> None:
         "a" * 300,
         "a\0b",
     ):
-        assert inside(folder, name) is None
+        assert find_inside(folder, name) is None
 
 
 def test_a_snapshot_of_the_hubs_cache_links_to_its_own_blobs(tmp_path: Path, secret: Path) -> None:
@@ -69,17 +69,17 @@ def test_a_snapshot_of_the_hubs_cache_links_to_its_own_blobs(tmp_path: Path, sec
     (repository / "blobs" / "b1").write_text("{}")
     (snapshot / "config.json").symlink_to("../../blobs/b1")
     (snapshot / "vocab.txt").symlink_to(secret)
-    assert inside(snapshot, "config.json") == (repository / "blobs" / "b1").resolve()
-    assert inside(snapshot, "vocab.txt") is None
+    assert find_inside(snapshot, "config.json") == (repository / "blobs" / "b1").resolve()
+    assert find_inside(snapshot, "vocab.txt") is None
     (snapshot / "wds").mkdir()
     (snapshot / "wds" / "nshards.txt").symlink_to("../../../blobs/b1")
     (snapshot / "wds" / "classnames.txt").symlink_to(secret)
-    assert inside(snapshot / "wds", "nshards.txt") is not None
-    assert inside(snapshot / "wds", "classnames.txt") is None
+    assert find_inside(snapshot / "wds", "nshards.txt") is not None
+    assert find_inside(snapshot / "wds", "classnames.txt") is None
     shutil.rmtree(repository / "blobs")
     (repository / "blobs").symlink_to(secret.parent)
     (snapshot / "merges.txt").symlink_to(f"../../blobs/{secret.name}")
-    assert inside(snapshot, "merges.txt") is None
+    assert find_inside(snapshot, "merges.txt") is None
 
 
 def test_places_on_the_machine_go_and_everything_else_keeps_its_bytes(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipmerge.errors import RecipeError
 from clipmerge.merging.selection import RandomKey
-from clipmerge.merging.tensor import apply_mask, mask_options, merge_tensor
+from clipmerge.merging.tensor import apply_mask, complete_mask_options, merge_tensor
 from clipmerge.plugins import load_plugin, plugin_names, plugin_options
 
 MASKS = plugin_names("masks")
@@ -34,7 +34,10 @@ def inputs(
     if name == "right-multiply":  # its score has another shape; without one it keeps everything
         wanted.remove("score")
     filled = {"score": score, "key": key or RandomKey(0, "a")}
-    return {**mask_options(name, density, {}), **{k: v for k, v in filled.items() if k in wanted}}
+    return {
+        **complete_mask_options(name, density, {}),
+        **{k: v for k, v in filled.items() if k in wanted},
+    }
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -163,6 +166,6 @@ def test_spectral_scales_the_directions() -> None:
 def test_options_that_there_are_not_or_out_of_range_are_refused() -> None:
     for density in (0.0, -0.1, 1.1, float("nan"), "half", True):
         with pytest.raises(RecipeError, match="mask magnitude: option 'density' cannot be"):
-            mask_options("magnitude", density, {})  # type: ignore[arg-type]
+            complete_mask_options("magnitude", density, {})  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match=r"mask n-m: no option 'nn' \(options: n, m\)"):
-        mask_options("n-m", 1.0, {"nn": 3})
+        complete_mask_options("n-m", 1.0, {"nn": 3})

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clipmerge.errors import PlanError, RecipeError
 from clipmerge.merging.selection import RandomKey
-from clipmerge.merging.tensor import apply_mask, combination, merge_tensor
+from clipmerge.merging.tensor import apply_mask, bind_combination, merge_tensor
 from clipmerge.planning.plan import Combination, LayerPlan, read_plan
 from clipmerge.plugins import plugin_names
 from tests.support.command import done
@@ -38,7 +38,9 @@ def combined(
     sparsify: bool = True,
     **options: Any,
 ) -> Tensor:
-    combine = combination(rule, options, weights or (1.0,) * len(stack), KEY, sparsify=sparsify)
+    combine = bind_combination(
+        rule, options, weights or (1.0,) * len(stack), KEY, sparsify=sparsify
+    )
     return combine(stack.clone())  # it may write there
 
 
@@ -186,7 +188,7 @@ def test_breadcrumbs_entry_by_entry(density: float, outliers: float) -> None:
 def test_an_entry_that_nobody_moves_is_zero_shot_bit_for_bit() -> None:
     theta_0 = torch.full((4, 8), -0.0)
     finetuned = [theta_0 + each for each in vectors((4, 8), 2)]
-    rule = combination("ties", {"density": 0.25}, (1.0, 1.0), KEY)
+    rule = bind_combination("ties", {"density": 0.25}, (1.0, 1.0), KEY)
     merged = merge_tensor(theta_0, finetuned, alpha=0.7, weights=(1.0, 1.0), combine=rule)
     gone = merged == 0
     assert 0 < int(gone.sum()) < 32
@@ -202,7 +204,7 @@ def test_a_mask_comes_after_the_combination() -> None:
         torch.tensor([[4.0, 1, 0, 0]] * 2),
         torch.tensor([[2.0, -3, 0, 1]] * 2),
     )
-    rule = combination("ties", {"density": 1.0}, (1.0, 1.0), KEY)
+    rule = bind_combination("ties", {"density": 1.0}, (1.0, 1.0), KEY)
     given = {"weights": (1.0, 1.0), "combine": rule}
     assert merge_tensor(theta_0, finetuned, alpha=2.0, **given).tolist() == [[6, -6, 0, 2]] * 2
     masked = merge_tensor(theta_0, finetuned, alpha=2.0, mask="magnitude", density=0.25, **given)
@@ -222,7 +224,7 @@ def test_every_parameter_goes_through_the_rule_of_its_name(family: list[Path], m
     for name, value in base.items():
         stack = torch.stack([other[name] - value for other in others])
         key = RandomKey(KEY.seed, name)
-        change = combination(method, {}, (1.0,) * 3, key, sparsify=value.numel() > 1)(stack)
+        change = bind_combination(method, {}, (1.0,) * 3, key, sparsify=value.numel() > 1)(stack)
         assert torch.allclose(result[name], value + 0.7 * change, atol=1e-6), name
     assert result["logit_scale"].shape == ()
 

@@ -16,7 +16,13 @@ from rich.console import Console
 from clipmerge.cli.sweep import SweepTable
 from clipmerge.evaluation.tradeoff import compare_with_curve
 from clipmerge.report.figures import as_image, sweep_figure
-from clipmerge.report.sweep_table import rows_of, shortened, sweep_columns, sweep_csv, sweep_page
+from clipmerge.report.sweep_table import (
+    rows_of,
+    shorten_middle,
+    sweep_columns,
+    sweep_csv,
+    sweep_page,
+)
 from clipmerge.report.text import gain_notes, signed_points, sweep_headline
 from tests.support.claims import words_of
 from tests.support.read_page import Page
@@ -27,7 +33,7 @@ from tests.support.sweep_records import with_sources
 
 @given(st.text(st.sampled_from("ab \n混🚀"), max_size=40), st.integers(1, 50))
 def test_a_shortened_name_fits_and_keeps_both_ends(name: str, cells: int) -> None:
-    line, found = " ".join(name.split()), shortened(name, cells)
+    line, found = " ".join(name.split()), shorten_middle(name, cells)
     assert cell_len(found) <= cells
     if cell_len(line) <= cells:
         assert found == line
