@@ -102,7 +102,7 @@ class Coefficients:
                 _SPREAD * torch.randn(value.shape, generator=generator).to(value)
             ).clamp_min_(0)
 
-    def effective(self, key: str) -> Tensor:
+    def effective_coefficients(self, key: str) -> Tensor:
         """The coefficients used by `place` for one parameter or layer, in the shape of its
         ``values``.
         """
@@ -127,7 +127,8 @@ class Coefficients:
     def distance(self) -> float:
         """Euclidean distance of the coefficients used by `place` from the fine-tuned model's."""
         squares = [
-            (1 - self.effective(key)).square().sum(dtype=torch.float64) for key in self.values
+            (1 - self.effective_coefficients(key)).square().sum(dtype=torch.float64)
+            for key in self.values
         ]
         return math.sqrt(float(torch.stack(squares).sum()))
 
@@ -135,7 +136,9 @@ class Coefficients:
     def place(self) -> None:
         """Set the model's weights to theta_0 + c * task_vector."""
         weights = self._objective.weights
-        weights.set_coefficients(lambda name: self.effective(self._key[name]), self._key)
+        weights.set_coefficients(
+            lambda name: self.effective_coefficients(self._key[name]), self._key
+        )
         self._overwritten = False
 
     @contextmanager
@@ -236,7 +239,10 @@ class Coefficients:
 
     def by_parameter(self) -> dict[str, Tensor]:
         """The coefficients used by `place`, by parameter, float32 on the CPU."""
-        return {name: self.effective(key).detach().clone().cpu() for name, key in self._key.items()}
+        return {
+            name: self.effective_coefficients(key).detach().clone().cpu()
+            for name, key in self._key.items()
+        }
 
     @property
     def sparse(self) -> Names:

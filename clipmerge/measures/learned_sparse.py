@@ -102,73 +102,57 @@ def learn_sparse(
     Returns:
         As `learned_sparse`.
     """
-    finder = _Finder(objective, choose)
+    sharpness = Statistic(name="sharpness", values={})
+    notes: tuple[Finding, ...] = ()
+    stragglers: Names = ()
+
+    def find() -> tuple[list[str], float]:
+        """Find the stragglers where learning starts: their parameters, and the density."""
+        nonlocal sharpness, notes, stragglers
+        sharpness, notes = _measure_sharpness(objective)
+        stragglers = choose(sharpness)
+        names = [name for layer in stragglers for name in objective.weights.layers[layer]]
+        return names, options.density
+
     coefficients = Coefficients(objective, options.granularity, options.start)
-    learned = learn(
-        objective, coefficients, options.config(lambda: (finder.parameters(), options.density))
-    )
+    learned = learn(objective, coefficients, options.config(find))
     measurements = learned_measurements("learned-sparse", objective, coefficients, learned)
-    statistics, notes = (
-        (*measurements.statistics, *finder.statistics),
-        (*measurements.notes, *finder.notes),
+    values = sharpness.values
+    total = sum(values.values()) or 1.0
+    share = Statistic(
+        name="sharpness_share",
+        values={layer: value / total for layer, value in values.items()},
+        title="share of the sharpness",
+        about="the layer's share of all layers' sharpness.",
     )
-    return measurements.replace(statistics=statistics, notes=notes)
+    straggler = Statistic(
+        name="straggler",
+        values={layer: float(layer in stragglers) for layer in values},
+        title="straggler",
+        about="1 if the layer was made sparse, else 0.",
+    )
+    return measurements.replace(
+        statistics=(*measurements.statistics, sharpness, share, straggler),
+        notes=(*measurements.notes, *notes),
+    )
 
 
-class _Finder:
-    """Finds the stragglers once the starting point of learning is known, and keeps the
-    statistics.
-    """
-
-    def __init__(self, objective: Objective, choose: Callable[[Statistic], Names]) -> None:
-        self._objective, self._choose = objective, choose
-        self._sharpness = Statistic(name="sharpness", values={})
-        self._stragglers: Names = ()
-        self.notes: tuple[Finding, ...] = ()
-
-    def measure(self) -> None:
-        """Measure the sharpness of every layer at the current weights."""
-        with self._objective.fewer_prompts() as notes:
-            sharpness = layer_sharpness(self._objective)
-        self.notes = tuple(Finding.note(f"sharpness {note}") for note in notes)
-        self._sharpness = statistic(
-            self._objective,
-            "sharpness",
-            sharpness,
-            unit="nats",
-            title="sharpness",
-            about=(
-                "largest first-order rise of the loss when this layer alone moves as far as"
-                " fine-tuning moved it."
-            ),
-        )
-
-    def parameters(self) -> list[str]:
-        """Find the stragglers at the current weights, and return their parameters' names."""
-        self.measure()
-        self._stragglers = self._choose(self._sharpness)
-        return [
-            name for layer in self._stragglers for name in self._objective.weights.layers[layer]
-        ]
-
-    @property
-    def statistics(self) -> tuple[Statistic, ...]:
-        """The statistics of the search."""
-        values = self._sharpness.values
-        total = sum(values.values()) or 1.0
-        share = Statistic(
-            name="sharpness_share",
-            values={layer: value / total for layer, value in values.items()},
-            title="share of the sharpness",
-            about="the layer's share of all layers' sharpness.",
-        )
-        straggler = Statistic(
-            name="straggler",
-            values={layer: float(layer in self._stragglers) for layer in values},
-            title="straggler",
-            about="1 if the layer was made sparse, else 0.",
-        )
-        return self._sharpness, share, straggler
+def _measure_sharpness(objective: Objective) -> tuple[Statistic, tuple[Finding, ...]]:
+    """Measure the sharpness of every layer at the current weights, with notes about it."""
+    with objective.fewer_prompts() as notes:
+        sharpness = layer_sharpness(objective)
+    measured = statistic(
+        objective,
+        "sharpness",
+        sharpness,
+        unit="nats",
+        title="sharpness",
+        about=(
+            "largest first-order rise of the loss when this layer alone moves as far as"
+            " fine-tuning moved it."
+        ),
+    )
+    return measured, tuple(Finding.note(f"sharpness {note}") for note in notes)
 
 
 def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:

@@ -49,7 +49,7 @@ class TransformersClip(ImageTextModel):
             module.vision_model, transformers.CLIPVisionModel
         ):  # it pools the first token
             module.vision_model.encoder.layers[-1].layer_norm2.register_forward_pre_hook(
-                _first_token
+                _keep_first_token
             )
         self._reads_padding = family.reads_padding
         self.unknown_token = getattr(self.processor.tokenizer, "unk_token_id", None)
@@ -125,7 +125,7 @@ class TransformersClip(ImageTextModel):
 build = TransformersClip
 
 
-def _first_token(_: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+def _keep_first_token(_: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     """In bfloat16, give the last MLP the pooled token alone, and all where a gradient sums over
     them in their order.
     """
