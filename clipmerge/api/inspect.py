@@ -15,6 +15,7 @@ from clipmerge.checkpoint.alignment import align, find_mismatches, finetuned_dty
 from clipmerge.checkpoint.ancestry import ancestry_of
 from clipmerge.checkpoint.converted import as_open_clip
 from clipmerge.checkpoint.opening import preview_checkpoint
+from clipmerge.checkpoint.source import prefix_errors
 from clipmerge.checks import check_models
 from clipmerge.errors import CheckpointError
 from clipmerge.families import family_of
@@ -157,12 +158,10 @@ def _describe_total(checkpoint: Checkpoint) -> Json:
 
 def _describe_alone(checkpoint: Checkpoint) -> tuple[str, dict[str, Json]]:
     checkpoint = as_open_clip(checkpoint)
-    try:
+    with prefix_errors(checkpoint.source):
         family = family_of(checkpoint.config, checkpoint.entries)
         keys = family.by_canonical_name(checkpoint.entries)
         return family.name, _describe(checkpoint, keys, family.group(keys))
-    except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint.source}: {error}") from None
 
 
 def _describe(checkpoint: Checkpoint, keys: dict[str, str], layers: Layers) -> dict[str, Json]:

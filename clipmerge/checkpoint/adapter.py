@@ -164,14 +164,6 @@ def apply_adapter(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
                 "other-base", source=adapter.source, trained_on=config.base, base=base.source
             )
         )
-    facts = base.facts(
-        source=adapter.source,
-        revision=adapter.revision,
-        files=(*adapter.files, path),
-        _hashes={},
-        entries={**base.entries, **extra},
-        notes=tuple(notes),
-    )
     lazy = {
         key: LazyTensor(
             (key,) if key in base.entries else (),
@@ -179,7 +171,16 @@ def apply_adapter(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
         )
         for key, change in by_base_key.items()
     }
-    return AdaptedCheckpoint(**facts, original=base, lazy=lazy)
+    return AdaptedCheckpoint.of(
+        base,
+        lazy,
+        source=adapter.source,
+        revision=adapter.revision,
+        files=(*adapter.files, path),
+        _hashes={},
+        entries={**base.entries, **extra},
+        notes=tuple(notes),
+    )
 
 
 def _group_changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, LoraChange]:

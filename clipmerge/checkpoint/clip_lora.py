@@ -96,18 +96,19 @@ def apply_clip_lora(base: Checkpoint, adapter: Checkpoint, content: Any) -> Chec
     for key, factors in changes.items():
         for _, name in factors:
             _check_shapes(base, adapter, key, name, metadata.r)
-    facts = base.facts(
+    lazy = {
+        key: LazyTensor((key,), partial(_form_changed, base, adapter, key, factors, scale))
+        for key, factors in changes.items()
+    }
+    return AdaptedCheckpoint.of(
+        base,
+        lazy,
         source=adapter.source,
         revision=adapter.revision,
         files=adapter.files,
         _hashes={},
         notes=adapter.notes,
     )
-    lazy = {
-        key: LazyTensor((key,), partial(_form_changed, base, adapter, key, factors, scale))
-        for key, factors in changes.items()
-    }
-    return AdaptedCheckpoint(**facts, original=base, lazy=lazy)
 
 
 def _read_metadata(file: Path, content: Any) -> _Metadata:

@@ -61,11 +61,10 @@ def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor])
     ``like``.
     """
     entries = {key: replace(like.entries[key], file=checkpoint.files[0]) for key in head}
-    facts = checkpoint.facts(entries={**checkpoint.entries, **entries})
     lazy = {
         key: LazyTensor((), partial(stored_array, values.flatten())) for key, values in head.items()
     }
-    return WithHead(**facts, original=checkpoint, lazy=lazy)
+    return WithHead.of(checkpoint, lazy, entries={**checkpoint.entries, **entries})
 
 
 def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
@@ -82,9 +81,9 @@ def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
             entries[name], shape=sizes[-1:] if name.endswith("class_embedding") else sizes[-2:]
         )
     note = Finding.of("timm", source=checkpoint.source, head="classifier.weight" in keys)
-    values = checkpoint.facts(entries=entries, config=None, notes=(*checkpoint.notes, note))
     lazy = {name: LazyTensor((key,), partial(checkpoint.array, key)) for name, key in keys.items()}
-    return TimmTower(**values, original=checkpoint, lazy=lazy)
+    notes = (*checkpoint.notes, note)
+    return TimmTower.of(checkpoint, lazy, entries=entries, config=None, notes=notes)
 
 
 def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str = "") -> Checkpoint:
@@ -111,8 +110,7 @@ def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str =
             keys = entries if to == "transformers" else plain
             config = _convert_config(checkpoint.config, to, prefix, keys)
     lazy = {name: form for name, (_, form) in formed.items()}
-    values = checkpoint.facts(entries=entries, config=config, sharded=False)
-    return ConvertedCheckpoint(**values, original=checkpoint, lazy=lazy)
+    return ConvertedCheckpoint.of(checkpoint, lazy, entries=entries, config=config, sharded=False)
 
 
 def convert_to_one_layout(checkpoints: list[Checkpoint]) -> list[Checkpoint]:

@@ -440,9 +440,7 @@ def _build_checkpoint(
         chosen = {name: entries[key] for name, key in keys.items()}
         made = {name: lazy[key] for name, key in keys.items() if key in lazy}
         checkpoint = Checkpoint(source, revision, folder, files, chosen, config, sharded, notes)
-        if not made:
-            return checkpoint
-        return DerivedCheckpoint(**checkpoint.facts(), original=checkpoint, lazy=made)
+        return DerivedCheckpoint.of(checkpoint, made) if made else checkpoint
 
     config = _config_beside(source, folder, keys, entries, part)
     refuse_quantised(source, keys, config)

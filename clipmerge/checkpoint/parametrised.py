@@ -129,8 +129,8 @@ def form_weights(checkpoint: Checkpoint) -> Checkpoint:
     note = Finding.of(
         "formed-weights", source=checkpoint.source, weights=len(lazy), kinds=list(names)
     )
-    facts = checkpoint.facts(entries=entries, notes=(*checkpoint.notes, note))
-    return DerivedCheckpoint(**facts, original=checkpoint, lazy=lazy)
+    notes = (*checkpoint.notes, note)
+    return DerivedCheckpoint.of(checkpoint, lazy, entries=entries, notes=notes)
 
 
 def _find_parts(kind: _Parametrisation, entries: Iterable[str]) -> list[tuple[str, Names]]:

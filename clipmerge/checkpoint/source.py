@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -51,12 +51,6 @@ class Checkpoint:
     other_encoders: dict[str, Checkpoint] = field(default_factory=dict, repr=False, compare=False)
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False, compare=False)
     _hashes: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
-
-    def facts(self, **changes: Any) -> Json:
-        """The arguments that a view of this checkpoint shares with it, with some changed."""
-        return {
-            each.name: getattr(self, each.name) for each in fields(Checkpoint) if each.init
-        } | changes
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Read a run of one tensor's elements in memory order, without torch: 1-D, bfloat16 as its
@@ -165,6 +159,12 @@ class DerivedCheckpoint(Checkpoint):
     original: Checkpoint  # which has all other tensors
     lazy: dict[str, LazyTensor] = field(repr=False, compare=False)
     _latest: dict[str, Array] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, original: Checkpoint, lazy: dict[str, LazyTensor], **changes: Any) -> Self:
+        """View a checkpoint with tensors that are formed, and with other facts."""
+        facts = {each.name: getattr(original, each.name) for each in fields(Checkpoint)}
+        return cls(**facts | changes, original=original, lazy=lazy)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Take a run of one tensor's elements; see `Checkpoint.array`."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from clipmerge.checkpoint import Checkpoint
 from clipmerge.checkpoint.converted import ConvertedCheckpoint
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, prefix_errors
 from clipmerge.conversion.config import image_processor_config, preprocess_cfg
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import DTYPES
@@ -37,19 +37,16 @@ def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str)
     user.
     """
     original, config = converted.original, converted.config or {}
-    try:
-        notes = []
-        if "model_cfg" in config:
-            notes = _write_open_clip_files(folder, original, config)
-        else:
-            _write_transformers_files(folder, original, config, dtype)
-    except CheckpointError as error:
-        raise CheckpointError(f"{converted.source}: {error}") from None
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(
-            f"{converted.source}: its preprocessing cannot be understood ({reason})"
-        ) from None
+    notes = []
+    with prefix_errors(converted.source):
+        try:
+            if "model_cfg" in config:
+                notes = _write_open_clip_files(folder, original, config)
+            else:
+                _write_transformers_files(folder, original, config, dtype)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"its preprocessing cannot be understood ({reason})") from None
     _copy(
         folder, original.folder, sorted(name for name in SIDE_FILES if name.startswith("LICENSE"))
     )

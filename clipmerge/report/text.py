@@ -877,9 +877,8 @@ class _Format(Formatter):
         one, slash, several = format_spec.partition("/")
         if slash:
             return counted(value if isinstance(value, int) else len(value), one, several)
-        return super().format_field(
-            shorten(value) if isinstance(value, list) else value, format_spec
-        )
+        shown = shorten(value) if isinstance(value, list) else value
+        return str(super().format_field(shown, format_spec))
 
 
 _FORMAT = _Format()
