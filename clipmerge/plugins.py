@@ -126,11 +126,9 @@ def plugin_options(package: str, name: str) -> Json:
     }
 
 
-def requires(package: str, name: str, parameter: str) -> bool:
-    """Whether a plugin needs a parameter that the arithmetic fills in, such as a mask's
-    ``score``.
-    """
-    declared = inspect.signature(load_plugin(package, name)).parameters.get(parameter)
+def needs_score(mask: str) -> bool:
+    """Whether a mask needs the ``score`` that a measure makes, which the arithmetic fills in."""
+    declared = inspect.signature(load_plugin("masks", mask)).parameters.get("score")
     return declared is not None and declared.default is declared.empty
 
 

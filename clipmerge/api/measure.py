@@ -26,7 +26,7 @@ from clipmerge.models.memory import retain_freed_memory
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
 from clipmerge.planning.recipe import Recipe
-from clipmerge.plugins import load_plugin, plugin_options, requires
+from clipmerge.plugins import load_plugin, needs_score, plugin_options
 from clipmerge.progress import Pace
 from clipmerge.request import MergeRequest
 from clipmerge.run import Run
@@ -55,7 +55,7 @@ def ranks_by_gradients(recipe: Recipe) -> bool:
     """Whether the recipe's method has a mask that ranks entries by their gradients."""
     options = plugin_options("methods", recipe.method["name"]) | recipe.method
     mask = str(options.get("mask") or "")
-    return bool(mask) and requires("masks", mask, "score")
+    return bool(mask) and needs_score(mask)
 
 
 def objective_for(

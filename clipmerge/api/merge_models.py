@@ -23,7 +23,7 @@ from clipmerge.merging.stream import plan_tensors
 from clipmerge.merging.tensor import complete_mask_options, merge_tensor
 from clipmerge.parallel import one_thread
 from clipmerge.planning.recipe import RecipeLike
-from clipmerge.plugins import requires
+from clipmerge.plugins import needs_score
 from clipmerge.request import as_list
 from clipmerge.types import Json, Tensors
 
@@ -168,7 +168,7 @@ def _mask_arguments(mask: str | None, density: float, options: Json) -> Json:
             raise UsageError(f"density {density} needs a mask; name one, such as mask='magnitude'")
         return {}
     chosen = complete_mask_options(mask, density, options)
-    if requires("masks", mask, "score"):
+    if needs_score(mask):
         raise UsageError(
             f"mask '{mask}' needs scores of a measure; use merge or merge_models with a recipe"
         )

@@ -224,12 +224,10 @@ def printing() -> Iterator[None]:
         ) from None
 
 
-def echo(text: str, *, nl: bool = True) -> None:
-    """Print a text on standard output, with a newline unless `nl` is false; raises what `printing`
-    raises.
-    """
+def echo(text: str) -> None:
+    """Print a text on standard output; raises what `printing` raises."""
     with printing():
-        sys.stdout.write(text + "\n" * nl)
+        sys.stdout.write(text + "\n")
 
 
 def fail(message: str, code: int) -> NoReturn:

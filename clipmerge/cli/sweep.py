@@ -60,9 +60,9 @@ def sweep_command(
 class SweepTable:
     """A sweep's table on a terminal: as many columns and intervals as fit its width."""
 
-    def __init__(self, record: Json, *, page: str = "sweep.html") -> None:
+    def __init__(self, record: Json) -> None:
         """Store the record."""
-        self._record, self._page = record, page
+        self._record = record
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw the headline and the widest table that fits, and explain its numbers."""
@@ -97,7 +97,7 @@ class SweepTable:
                 " points."
             )
         if not all(shape):
-            notes.append(f"More columns in a wider window, and in {self._page}.")
+            notes.append("More columns in a wider window, and in sweep.html.")
         for note in notes:
             yield Text(note, style="dim")
         for table in _other_tasks(self._record) if self._record.get("other_tasks") else ():

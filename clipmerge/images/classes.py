@@ -188,9 +188,7 @@ def _note_shared_names(source: str, names: Iterable[str]) -> Names:
     )
 
 
-def read_class_names(
-    given: Path | Sequence[str], classes: Sequence[str] | None = None, *, numbered: bool = False
-) -> Names:
+def read_class_names(given: Path | Sequence[str], classes: Sequence[str] | None = None) -> Names:
     """Read the names of classes, in order or by class, or take those that were given; without
     ``classes`` all names, in order.
     """
@@ -198,7 +196,7 @@ def read_class_names(
     if classes is None:
         data = list(data.values()) if isinstance(data, dict) else data
         classes = list(map(str, range(len(data))))
-    return _check_names(title, data, classes, numbered=numbered)
+    return _check_names(title, data, classes, numbered=False)
 
 
 def _read_names(given: Path | Sequence[str]) -> list[Any] | Json:

@@ -34,7 +34,7 @@ from clipmerge.merging.tensor import (
 )
 from clipmerge.parallel import one_thread
 from clipmerge.planning.plan import COEFFICIENTS, SCORES, LayerPlan, Plan
-from clipmerge.plugins import requires
+from clipmerge.plugins import needs_score
 from clipmerge.types import Json, Shape
 
 
@@ -50,7 +50,7 @@ def merge_chunks(
         coefficient = plan.held_tensors.get(f"{COEFFICIENTS}{name}", layer.alpha)
     sparsify = is_sparsifiable(inputs, name)
     arguments = _mask_inputs(plan, name, layer) if layer.mask and sparsify else {}
-    if arguments and "score" not in arguments and requires("masks", str(layer.mask), "score"):
+    if arguments and "score" not in arguments and needs_score(str(layer.mask)):
         if not torch.equal(
             inputs.theta_0(name), inputs.theta_1(name)
         ):  # of what is unchanged none is needed

@@ -15,8 +15,8 @@ from clipmerge.plugins import (
     NonNegative,
     Positive,
     Share,
+    needs_score,
     plugin_options,
-    requires,
 )
 from clipmerge.types import Json, Tensors
 
@@ -73,7 +73,7 @@ def straggler_outlier(
         bootstraps=bootstraps,
         seed=task.seed,
     )
-    if mask and requires("masks", mask, "score") and not measurements.gradients:
+    if mask and needs_score(mask) and not measurements.gradients:
         raise RecipeError(
             f"the {mask} mask needs gradients, which {measurements.measure} does not keep; "
             "measure with path-barrier, or set method.mask=magnitude"
@@ -104,11 +104,7 @@ def scores_for(task: Task, layers: dict[str, LayerPlan]) -> Tensors:
     them.
     """
     gradients = task.measurements.gradients if task.measurements else {}
-    scored = [
-        layer
-        for layer, entry in layers.items()
-        if entry.mask and requires("masks", entry.mask, "score")
-    ]
+    scored = [layer for layer, entry in layers.items() if entry.mask and needs_score(entry.mask)]
     return {
         name: gradients[name]
         for layer in scored

@@ -320,7 +320,7 @@ def _first_captions(path: Path) -> object:
 def _class_names(data: bytes, folder: Path) -> object:
     path = folder / ("names.json" if data[:1] in b"[{" else "names.txt")
     path.write_bytes(data)
-    return read_class_names(path, ["0", "1"], numbered=True)
+    return read_class_names(path, ["0", "1"])
 
 
 def _texts_of_a_set(data: bytes, folder: Path) -> object:
