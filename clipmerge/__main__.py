@@ -7,7 +7,7 @@ import os
 try:
     import signal  # takes 0.01 s; nothing else is imported before `run`
 
-    from clipmerge.cli._signals import handle
+    from clipmerge.cli._signals import handle_signal
 except KeyboardInterrupt:
     os.write(2, b"error: interrupted; nothing was left behind\n")
     os._exit(130)
@@ -18,9 +18,9 @@ def run() -> None:
     if (
         signal.getsignal(signal.SIGINT) is signal.default_int_handler
     ):  # unless a shell has set it to be ignored
-        signal.signal(signal.SIGINT, handle)
+        signal.signal(signal.SIGINT, handle_signal)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, handle)
+        signal.signal(signal.SIGTERM, handle_signal)
     import atexit  # a built-in module; functions registered first run last
     import gc  # the same
 
@@ -58,7 +58,7 @@ def _ignore_signals() -> None:
     process ends.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is handle:
+        if signal.getsignal(number) is handle_signal:
             signal.signal(number, signal.SIG_IGN)
 
 

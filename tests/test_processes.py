@@ -344,7 +344,7 @@ def test_the_first_process_that_is_ended_says_so(
     said = []
 
     def say() -> None:
-        with _ending._said_once(143):
+        with _ending._print_once_per_host(143):
             said.append(signal.getsignal(signal.SIGTERM) is signal.SIG_IGN)
 
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from scipy.stats import binomtest, bootstrap
 
-from clipmerge.evaluation.tradeoff import compare_with_curve, height
+from clipmerge.evaluation.tradeoff import compare_with_curve, curve_height
 from clipmerge.stats import mean_of_sources, mean_share, paired_accuracy_interval, wilson
 
 Floats = NDArray[np.float64]
@@ -135,7 +135,9 @@ def test_a_sweeps_intervals_cover(images: int) -> None:
     gains, means = list[bool](), list[bool]()
     for trial in range(300):
         near, far = scenario(rng)
-        truth = float(far[-1] - height(near[None, :-1], far[None, :-1], near[None, -1:])[0, 0])
+        truth = float(
+            far[-1] - curve_height(near[None, :-1], far[None, :-1], near[None, -1:])[0, 0]
+        )
         right = [recognised(near, images, rng), *(recognised(far, images, rng) for _ in range(2))]
         found = compare_with_curve(
             right[:1], right[1:], range(len(ALPHAS)), seed=trial, resamples=200

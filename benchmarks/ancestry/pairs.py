@@ -21,7 +21,7 @@ from benchmarks.digits import styles, training
 from benchmarks.digits.training import Training
 from benchmarks.shifts.training import save
 from clipmerge.demo.data import TEMPLATE, shuffled_digits
-from clipmerge.images.digits import CLASS_NAMES, as_rgb
+from clipmerge.images.digits import CLASS_NAMES, digits_as_rgb
 from clipmerge.parallel import one_thread
 
 #: Seeds of the pre-trainings; nothing else differs between them.
@@ -153,7 +153,7 @@ def _finetune(base: Path, folder: Path, how: FineTuning, seed: int) -> None:
 
     def loss(_: float) -> Tensor:
         picked = torch.randint(len(ink), (64,), generator=generator)
-        pixels = training.normalised(as_rgb(ink[picked])).to(how.dtype)
+        pixels = training.normalised(digits_as_rgb(ink[picked])).to(how.dtype)
         logits = model(input_ids=tokens["input_ids"], pixel_values=pixels).logits_per_image
         return cross_entropy(logits.float(), digits[picked])
 

@@ -28,7 +28,7 @@ from benchmarks.shifts.training import logged
 from clipmerge.demo.data import TEMPLATE, ink_of, posed, shifted_pixels
 from clipmerge.demo.pair import prepare
 from clipmerge.files.paths import user_cache
-from clipmerge.images.digits import CLASS_NAMES, SIZE, as_images, as_rgb
+from clipmerge.images.digits import CLASS_NAMES, SIZE, as_images, digits_as_rgb
 from clipmerge.planning.recipe import load_recipe
 
 _DIGITS = "0123456789"
@@ -85,7 +85,7 @@ def make_pair(folder: Path, faces: str, regime: str, seed: int) -> TrainedPair:
         for role, pictures in zip(("calibration", "test"), printed, strict=True):
             _write(place / role, *pictures)
         ink, digits = ink_of("test")
-        _write(ood["handwriting"], as_rgb(ink), digits)
+        _write(ood["handwriting"], digits_as_rgb(ink), digits)
         _write(ood["noisy-handwriting"], shifted_pixels("noise", ink), digits)
         _finetune(zeroshot, *learned, REGIMES[regime], generator, finetuned)
     places = (zeroshot, finetuned, place / "calibration", place / "test", ood)
@@ -112,7 +112,7 @@ def _printed(
     moved = posed(small, degrees, zoom, offset)
     paper = 0.7 + 0.3 * torch.rand(count, 1, 1, 1, generator=generator)
     noise = 0.05 * torch.randn(count, 1, SIZE, SIZE, generator=generator)
-    return as_rgb((paper * (1 - moved) + noise).clamp(0, 1)), labels[picked]
+    return digits_as_rgb((paper * (1 - moved) + noise).clamp(0, 1)), labels[picked]
 
 
 def _write(folder: Path, pixels: Tensor, labels: Tensor) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from clipmerge.demo.data import TEMPLATE, blurred, posed
-from clipmerge.images.digits import CLASS_NAMES, SIZE, as_rgb
+from clipmerge.images.digits import CLASS_NAMES, SIZE, digits_as_rgb
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -45,7 +45,7 @@ def styled_batch(
     its styles."""
     import torch
 
-    pixels = as_rgb(ink)
+    pixels = digits_as_rgb(ink)
     chosen = torch.rand(len(ink), len(_STYLES), generator=generator) < rate
     for index, style in enumerate(_STYLES.values()):
         hit = chosen[:, index]

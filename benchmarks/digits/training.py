@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.digits import styles
 from benchmarks.digits.styles import STYLE_RATE
 from clipmerge.demo.data import TEMPLATE, shuffled_digits
-from clipmerge.images.digits import CLASS_NAMES, SIZE, as_rgb
+from clipmerge.images.digits import CLASS_NAMES, SIZE, digits_as_rgb
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -205,7 +205,7 @@ def finetune(
 
     def loss(_: float) -> Tensor:
         picked = torch.randint(len(ink), (training.finetune_batch,), generator=generator)
-        pixels = normalised(as_rgb(ink[picked]))
+        pixels = normalised(digits_as_rgb(ink[picked]))
         return cross_entropy(
             model(input_ids=tokens, pixel_values=pixels).logits_per_image, digits[picked]
         )

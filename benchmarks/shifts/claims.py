@@ -17,7 +17,7 @@ from benchmarks.shifts.experiment import TrainedPair, locked
 from benchmarks.shifts.laboratory import IMAGES, Floats, Laboratory, read_claims
 from benchmarks.shifts.ranks import kendall, partial_kendall
 from clipmerge.evaluation.points import Point
-from clipmerge.evaluation.tradeoff import height
+from clipmerge.evaluation.tradeoff import curve_height
 from clipmerge.methods import Task
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.stragglers import find_stragglers
@@ -155,7 +155,7 @@ def _edit(laboratory: Laboratory, back: list[str]) -> Point:
 
 def _gains(id_: Floats, ood: Floats) -> Floats:
     curve = slice(0, len(ALPHAS))
-    gain: Floats = ood - height(id_[:, curve], ood[:, curve], id_)
+    gain: Floats = ood - curve_height(id_[:, curve], ood[:, curve], id_)
     return gain
 
 

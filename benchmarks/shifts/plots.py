@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.shifts.experiment import About
 from benchmarks.shifts.standing import Resampled, over_pairs
-from clipmerge.report.figures import saved, sweep_figure
+from clipmerge.report.figures import figure_bytes, sweep_figure
 
 
 def regime_png(
@@ -29,7 +29,7 @@ def regime_png(
     }
     count = f"{len(pairs)} held-out pair{'s' * (len(pairs) > 1)}"
     title = f"{about.title}, {regime} fine-tuning\n{about.models}, mean of {count}, 95% intervals"
-    return saved(sweep_figure(shown, title=title), "png")
+    return figure_bytes(sweep_figure(shown, title=title), "png")
 
 
 def _recipe(name: str, pairs: Sequence[Resampled]) -> dict[str, Any]:

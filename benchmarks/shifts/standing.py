@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.shifts.evaluation import unpacked
 from benchmarks.shifts.experiment import pair_name
-from clipmerge.evaluation.tradeoff import height
+from clipmerge.evaluation.tradeoff import curve_height
 from clipmerge.stats import percentile_interval
 
 Floats = NDArray[np.float64]
@@ -61,7 +61,7 @@ class Resampled:
         """OOD accuracy above the curve's at equal ID accuracy, shape (1 + resamples,); NaN where
         the curve has none."""
         at = [self.point(recipe)]
-        found: Floats = self.ood[:, at] - height(
+        found: Floats = self.ood[:, at] - curve_height(
             self.id[:, self.curve], self.ood[:, self.curve], self.id[:, at]
         )
         return found[:, 0]

@@ -29,7 +29,7 @@ def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> 
     for name in _RECIPES:
         models[name] = folder / f"merged-{name}"
         options: Json = {"data": pair.calibration, "overwrite": True, "progress": reports}
-        command = _command(pair, name, models[name])
+        command = _demo_command(pair, name, models[name])
         merge(pair.zeroshot, pair.finetuned, name, output=models[name], command=command, **options)
     sources = {"clean": pair.clean, **pair.shifted}
     accuracy = {
@@ -42,7 +42,7 @@ def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> 
         "accuracy": accuracy,
         "headline": headline_of(accuracy),
         "report": str(models["auto"] / "report.html"),
-        "command": _command(pair, "auto", Path("merged")),
+        "command": _demo_command(pair, "auto", Path("merged")),
     }
 
 
@@ -67,7 +67,7 @@ def mean_shifted(accuracy: Mapping[str, float]) -> float:
     return fmean(value for name, value in accuracy.items() if name != "clean")
 
 
-def _command(pair: DemoPair, recipe: str, output: Path) -> str:
+def _demo_command(pair: DemoPair, recipe: str, output: Path) -> str:
     data = None if recipe == "wise-ft" else pair.calibration
     return command_text(
         "merge",

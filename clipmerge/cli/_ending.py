@@ -38,7 +38,7 @@ class Unprintable(Exception):
     """Standard output cannot be written; earlier results of the command stand."""
 
 
-def preparing(function: Callable[P, R]) -> Callable[P, R]:
+def reporting_early_errors(function: Callable[P, R]) -> Callable[P, R]:
     """Like `reporting_errors`, for a function that runs before a command: when it ends, nothing has
     been done yet.
     """
@@ -68,7 +68,7 @@ def reporting_errors(
                 return result
         except ClipmergeError as error:
             wait_for_main_process()
-            with _said_once(error.exit_code):
+            with _print_once_per_host(error.exit_code):
                 fail(str(error), error.exit_code)
         except (KeyboardInterrupt, Terminated) as error:
             _fail_stopped(error)
@@ -111,7 +111,7 @@ def _fail_stopped(error: BaseException) -> NoReturn:
         raise SystemExit(
             143
         )  # the launcher ends this process because another one failed and reported its error
-    with _said_once(128 + number):
+    with _print_once_per_host(128 + number):
         fail(
             "; ".join([HOW[number], *(_complete_outputs(error) or ["nothing was left behind"])]),
             128 + number,
@@ -119,7 +119,7 @@ def _fail_stopped(error: BaseException) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _said_once(code: int) -> Iterator[None]:
+def _print_once_per_host(code: int) -> Iterator[None]:
     """Run this block in one of the processes of a run on this machine that end together; the others
     exit silently.
 
@@ -154,9 +154,12 @@ def _said_once(code: int) -> Iterator[None]:
 
 
 def _complete_outputs(error: BaseException | None = None) -> list[str]:
-    from clipmerge.files.staging import completed
+    from clipmerge.files.staging import completed_outputs
 
-    return [*(f"{path} is complete" for path in completed()), *getattr(error, "__notes__", [])]
+    return [
+        *(f"{path} is complete" for path in completed_outputs()),
+        *getattr(error, "__notes__", []),
+    ]
 
 
 def _fail_unexpectedly(error: Exception) -> NoReturn:

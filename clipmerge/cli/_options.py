@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from clipmerge.cli._defaults import applied
-from clipmerge.cli._ending import preparing, reporting_errors
+from clipmerge.cli._ending import reporting_early_errors, reporting_errors
 from clipmerge.cli._help import complete_recipe, examples
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.config import RECIPE, VERBOSE, Option, declarations
@@ -136,7 +136,7 @@ def command_group(name: str, help: str) -> typer.Typer:
     group = typer.Typer(help=help, invoke_without_command=True, epilog=examples(name))
 
     @group.callback()
-    @preparing
+    @reporting_early_errors
     def list_by_default(
         context: typer.Context,
         fmt: FormatFlag = Format.human,

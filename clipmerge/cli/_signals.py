@@ -25,7 +25,7 @@ HOW = {
 _received: list[int] | None = None
 
 
-def handle(number: int, _frame: object) -> None:
+def handle_signal(number: int, _frame: object) -> None:
     """Raise in a command, so that it cleans up; elsewhere exit, because imports would swallow an
     exception or print its traceback.
     """
@@ -56,13 +56,13 @@ def raising_signals() -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if before[signal.SIGTERM] is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, handle)
+        signal.signal(signal.SIGTERM, handle_signal)
     _received = []
     try:
         yield
     except BaseException as error:
         before = {
-            number: signal.SIG_DFL if handler is handle else handler
+            number: signal.SIG_DFL if handler is handle_signal else handler
             for number, handler in before.items()
         }
         if _received and isinstance(error, Exception):  # compiled code made it of the signal's

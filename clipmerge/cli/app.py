@@ -24,9 +24,9 @@ from clipmerge.cli._ending import (
     echo,
     fail,
     prepare_streams,
-    preparing,
     printing,
     processes_have_joined,
+    reporting_early_errors,
     wait_for_main_process,
 )
 from clipmerge.cli._help import GroupedHelp, examples
@@ -167,7 +167,7 @@ def _root(
     _take_defaults(context)
 
 
-@preparing
+@reporting_early_errors
 def _take_defaults(context: typer.Context) -> None:
     """Give the command its defaults from the environment and from files, and remember them."""
     command = str(context.invoked_subcommand)

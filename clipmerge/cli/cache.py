@@ -77,14 +77,14 @@ def _removal(removed: dict[str, Json]) -> str:
 def _entries() -> dict[str, Json]:
     entries = {}
     for name, about in _KINDS.items():
-        files = _files(user_cache(name))
+        files = _files_in(user_cache(name))
         if files:
             size = sum(path.lstat().st_size for path in files)
             entries[name] = {"about": about, "files": len(files), "bytes": size}
     return entries
 
 
-def _files(folder: Path) -> list[Path]:
+def _files_in(folder: Path) -> list[Path]:
     return [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
 
 

@@ -69,7 +69,7 @@ def env_command(terminal: Terminal) -> None:
         "environment": variables | {name: "set" for name in _SECRETS if os.environ.get(name)},
         "defaults": _defaults(),
     }
-    terminal.result(record, lambda: _lines(record))
+    terminal.result(record, lambda: _record_lines(record))
 
 
 def _version(name: str) -> str | None:
@@ -91,7 +91,7 @@ def _defaults() -> dict[str, str]:
     }
 
 
-def _lines(record: Json) -> str:
+def _record_lines(record: Json) -> str:
     """One line per fact."""
     flat = {key: value for key, value in record.items() if not isinstance(value, dict)}
     for name, values in record.items():

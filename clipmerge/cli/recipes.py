@@ -37,7 +37,7 @@ def list_recipes(terminal: Terminal) -> None:
     from clipmerge.planning.recipe import recipe_text
 
     texts = {name: recipe_text(name) for name in (*_RECOMMENDED, *recipe_files())}
-    about = {name: _about(text) for name, text in texts.items()}
+    about = {name: _first_sentence(text) for name, text in texts.items()}
     images = {
         name: re.search(r"^measure:", text, re.MULTILINE) is not None
         for name, text in texts.items()
@@ -52,7 +52,7 @@ def list_recipes(terminal: Terminal) -> None:
     terminal.result({"recipes": about, "needs_images": images}, lambda: "\n".join(lines))
 
 
-def _about(recipe: str) -> str:
+def _first_sentence(recipe: str) -> str:
     """The first sentence of a recipe's comments, however many lines it takes."""
     comments = itertools.takewhile(lambda line: line.startswith("#"), recipe.splitlines())
     text = " ".join(itertools.takewhile(bool, (line.lstrip("# ") for line in comments)))

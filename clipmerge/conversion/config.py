@@ -111,11 +111,11 @@ def transformers_config(model_cfg: Json) -> Json:
     """Translate an OpenCLIP model's configuration to transformers' ``config.json``."""
     for name, value in model_cfg.items():
         if name not in _MODEL and value:
-            raise _no_counterpart(f"{name}={_short(value)}")
-    vision, text = (_tower(model_cfg, side) for side in ("vision", "text"))
+            raise _no_counterpart_error(f"{name}={_short(value)}")
+    vision, text = (_tower_settings(model_cfg, side) for side in ("vision", "text"))
     if isinstance(vision["layers"], (list, tuple)):
-        raise _no_counterpart(f"a ResNet as vision tower (layers {vision['layers']})")
-    vision |= {name: _square(vision[name], name) for name in ("image_size", "patch_size")}
+        raise _no_counterpart_error(f"a ResNet as vision tower (layers {vision['layers']})")
+    vision |= {name: _side_length(vision[name], name) for name in ("image_size", "patch_size")}
     heads = vision["width"] // vision["head_width"]
     _require_heads(vision["width"], heads, "open_clip_config.json: vision_cfg.head_width")
     _require_heads(text["width"], text["heads"], "open_clip_config.json: text_cfg.heads")
@@ -123,7 +123,7 @@ def transformers_config(model_cfg: Json) -> Json:
     if text["pool_type"] not in ("argmax", "eos") or (
         text["pool_type"] == "eos" and eos == _ARGMAX
     ):
-        raise _no_counterpart(
+        raise _no_counterpart_error(
             f"text_cfg.pool_type={text['pool_type']} with eos_id={text['eos_id']}"
         )
     return {
@@ -136,7 +136,7 @@ def transformers_config(model_cfg: Json) -> Json:
             "intermediate_size": int(vision["width"] * vision["mlp_ratio"]),
             "num_attention_heads": heads,
             "projection_dim": model_cfg["embed_dim"],
-            **_shared(model_cfg, "vision"),
+            **_activation_and_norm(model_cfg, "vision"),
         },
         "text_config": {
             "model_type": "clip_text_model",
@@ -145,12 +145,12 @@ def transformers_config(model_cfg: Json) -> Json:
             "projection_dim": model_cfg["embed_dim"],
             "bos_token_id": text["vocab_size"] - 2,
             "eos_token_id": eos,
-            **_shared(model_cfg, "text"),
+            **_activation_and_norm(model_cfg, "text"),
         },
     }
 
 
-def _tower(model_cfg: Json, side: str) -> Json:
+def _tower_settings(model_cfg: Json, side: str) -> Json:
     """One tower's settings with OpenCLIP's defaults; settings that a plain ViT CLIP lacks are
     refused by name.
     """
@@ -162,34 +162,34 @@ def _tower(model_cfg: Json, side: str) -> Json:
         if name in plain:
             fits = value in plain[name] or (not value and None in plain[name])
         if not fits:
-            raise _no_counterpart(f"{side}_cfg.{name}={_short(value)}")
+            raise _no_counterpart_error(f"{side}_cfg.{name}={_short(value)}")
     return {**defaults, **settings}
 
 
-def _shared(model_cfg: Json, side: str) -> Json:
+def _activation_and_norm(model_cfg: Json, side: str) -> Json:
     settings = model_cfg.get(f"{side}_cfg") or {}
     activation = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
     if options := settings.get("act_kwargs"):
         if options != {"approximate": "tanh"} or activation != "gelu":
-            raise _no_counterpart(f"{side}_cfg.act_kwargs={_short(options)}")
+            raise _no_counterpart_error(f"{side}_cfg.act_kwargs={_short(options)}")
         activation = _TANH[0]
     options = settings.get("norm_kwargs") or {}
     if options.keys() - {"eps"}:
-        raise _no_counterpart(f"{side}_cfg.norm_kwargs={_short(options)}")
+        raise _no_counterpart_error(f"{side}_cfg.norm_kwargs={_short(options)}")
     return {
         "hidden_act": activation,
         "layer_norm_eps": float(options.get("eps", _COMMON["layer_norm_eps"])),
     }
 
 
-def _square(size: Any, name: str) -> Any:
+def _side_length(size: Any, name: str) -> Any:
     sides = set(size) if isinstance(size, (list, tuple)) else {size}
     if len(sides) != 1:
-        raise _no_counterpart(f"vision_cfg.{name}={_short(size)}")
+        raise _no_counterpart_error(f"vision_cfg.{name}={_short(size)}")
     return sides.pop()
 
 
-def _no_counterpart(what: str) -> CheckpointError:
+def _no_counterpart_error(what: str) -> CheckpointError:
     return CheckpointError(
         f"the OpenCLIP model has {what}, which transformers' CLIPModel cannot compute"
     )
@@ -338,9 +338,9 @@ def image_processor_config(preprocess_cfg: Json, image_size: int) -> Json:
 
 def preprocess_cfg(processor: Json, image_size: int) -> tuple[Json, list[str]]:
     """Translate transformers' preprocessing to OpenCLIP's ``preprocess_cfg``."""
-    size = _edges(processor.get("size", image_size))
+    size = _edge_lengths(processor.get("size", image_size))
     crop = (
-        _edges(processor.get("crop_size", image_size))
+        _edge_lengths(processor.get("crop_size", image_size))
         if processor.get("do_center_crop", True)
         else None
     )
@@ -366,5 +366,5 @@ def preprocess_cfg(processor: Json, image_size: int) -> tuple[Json, list[str]]:
     }, notes
 
 
-def _edges(size: Any) -> dict[str, int]:
+def _edge_lengths(size: Any) -> dict[str, int]:
     return size if isinstance(size, dict) else {"shortest_edge": int(size)}

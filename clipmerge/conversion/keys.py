@@ -53,7 +53,7 @@ def layout_of(keys: Iterable[str]) -> Layout:
     )
 
 
-def is_made_anew(key: str) -> bool:
+def is_not_converted(key: str) -> bool:
     """Whether a key is a mask or a counter, which each library creates itself, instead of a
     parameter.
     """
@@ -62,7 +62,7 @@ def is_made_anew(key: str) -> bool:
 
 def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") -> tuple[Match, ...]:
     """Match every parameter of a plain ViT CLIP with the other layout's."""
-    names = {key for key in keys if not is_made_anew(key)}
+    names = {key for key in keys if not is_not_converted(key)}
     blocks = {"vision": 0, "text": 0}
     for key in names:
         if block := _BLOCK[layout].match(key):
@@ -76,7 +76,11 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
             " tensors"
         )
     scale = Match("logit_scale", ("logit_scale",))
-    matches = (*_vision(blocks["vision"]), *_text(blocks["text"], text_prefix), scale)
+    matches = (
+        *_vision_matches(blocks["vision"]),
+        *_text_matches(blocks["text"], text_prefix),
+        scale,
+    )
     expected = {
         name
         for match in matches
@@ -97,44 +101,44 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
     return matches
 
 
-def _vision(blocks: int) -> Iterator[Match]:
+def _vision_matches(blocks: int) -> Iterator[Match]:
     embeddings = "vision_model.embeddings"
     yield Match("visual.class_embedding", (f"{embeddings}.class_embedding",))
     yield Match("visual.conv1.weight", (f"{embeddings}.patch_embedding.weight",))
     yield Match("visual.positional_embedding", (f"{embeddings}.position_embedding.weight",))
-    yield from _pairs("visual.ln_pre", "vision_model.pre_layrnorm")
+    yield from _weight_and_bias("visual.ln_pre", "vision_model.pre_layrnorm")
     for index in range(blocks):
-        yield from _block(
+        yield from _block_matches(
             f"visual.transformer.resblocks.{index}", f"vision_model.encoder.layers.{index}"
         )
-    yield from _pairs("visual.ln_post", "vision_model.post_layernorm")
+    yield from _weight_and_bias("visual.ln_post", "vision_model.post_layernorm")
     yield Match("visual.proj", ("visual_projection.weight",), transposed=True)
 
 
-def _text(blocks: int, prefix: str) -> Iterator[Match]:
+def _text_matches(blocks: int, prefix: str) -> Iterator[Match]:
     embeddings = "text_model.embeddings"
     yield Match(f"{prefix}token_embedding.weight", (f"{embeddings}.token_embedding.weight",))
     yield Match(f"{prefix}positional_embedding", (f"{embeddings}.position_embedding.weight",))
     for index in range(blocks):
-        yield from _block(
+        yield from _block_matches(
             f"{prefix}transformer.resblocks.{index}", f"text_model.encoder.layers.{index}"
         )
-    yield from _pairs(f"{prefix}ln_final", "text_model.final_layer_norm")
+    yield from _weight_and_bias(f"{prefix}ln_final", "text_model.final_layer_norm")
     yield Match(f"{prefix}text_projection", ("text_projection.weight",), transposed=True)
 
 
-def _block(ours: str, theirs: str) -> Iterator[Match]:
-    yield from _pairs(f"{ours}.ln_1", f"{theirs}.layer_norm1")
+def _block_matches(ours: str, theirs: str) -> Iterator[Match]:
+    yield from _weight_and_bias(f"{ours}.ln_1", f"{theirs}.layer_norm1")
     for part in _PARTS:
         stacked = tuple(f"{theirs}.self_attn.{name}_proj.{part}" for name in "qkv")
         yield Match(f"{ours}.attn.in_proj_{part}", stacked)
-    yield from _pairs(f"{ours}.attn.out_proj", f"{theirs}.self_attn.out_proj")
-    yield from _pairs(f"{ours}.ln_2", f"{theirs}.layer_norm2")
-    yield from _pairs(f"{ours}.mlp.c_fc", f"{theirs}.mlp.fc1")
-    yield from _pairs(f"{ours}.mlp.c_proj", f"{theirs}.mlp.fc2")
+    yield from _weight_and_bias(f"{ours}.attn.out_proj", f"{theirs}.self_attn.out_proj")
+    yield from _weight_and_bias(f"{ours}.ln_2", f"{theirs}.layer_norm2")
+    yield from _weight_and_bias(f"{ours}.mlp.c_fc", f"{theirs}.mlp.fc1")
+    yield from _weight_and_bias(f"{ours}.mlp.c_proj", f"{theirs}.mlp.fc2")
 
 
-def _pairs(ours: str, theirs: str) -> Iterator[Match]:
+def _weight_and_bias(ours: str, theirs: str) -> Iterator[Match]:
     for part in _PARTS:
         yield Match(f"{ours}.{part}", (f"{theirs}.{part}",))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from clipmerge.images.digits import SIZE, as_rgb, read_digits
+from clipmerge.images.digits import SIZE, digits_as_rgb, read_digits
 from clipmerge.types import Names
 
 TEMPLATE: str = "a photo of a {}."
@@ -50,16 +50,16 @@ def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
     count = len(ink)
     if shift == "noise":
         noise = torch.randn(count, 3, SIZE, SIZE, generator=generator, dtype=ink.dtype)
-        return (as_rgb(ink) + 0.6 * noise).clamp(0, 1)
+        return (digits_as_rgb(ink) + 0.6 * noise).clamp(0, 1)
     if shift == "inversion":
-        return as_rgb(1 - ink)
+        return digits_as_rgb(1 - ink)
     if shift == "rotation":
         side = torch.randint(0, 2, (count,), generator=generator) * 2 - 1
         degrees = side * (20 + 20 * torch.rand(count, generator=generator, dtype=ink.dtype))
-        return as_rgb(
+        return digits_as_rgb(
             posed(ink, degrees, torch.ones_like(degrees), torch.zeros(count, 2, dtype=ink.dtype))
         )
-    return as_rgb(blurred(ink, torch.full((count,), 4.5, dtype=ink.dtype)))
+    return digits_as_rgb(blurred(ink, torch.full((count,), 4.5, dtype=ink.dtype)))
 
 
 def posed(pixels: Tensor, degrees: Tensor, zoom: Tensor, offset: Tensor) -> Tensor:

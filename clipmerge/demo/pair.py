@@ -19,7 +19,7 @@ from torch import Tensor
 from clipmerge.demo import data as demo_data
 from clipmerge.demo.data import SHIFTS
 from clipmerge.errors import OutputError
-from clipmerge.images.digits import CLASS_NAMES, as_images, as_rgb
+from clipmerge.images.digits import CLASS_NAMES, as_images, digits_as_rgb
 
 #: The weights of both models in 16 bits, and the files beside them in ``files``.
 MODELS = Path(__file__).parent / "models"
@@ -104,8 +104,8 @@ def _build(folder: Path) -> None:
         }
         save_file(weights, folder / model / "model.safetensors", metadata={"format": "pt"})
     ink, labels = demo_data.ink_of("calibration")
-    _write_classes(folder / "images" / "calibration", as_rgb(ink), labels)
-    _write_classes(folder / "images" / "clean", as_rgb(test), digits)
+    _write_classes(folder / "images" / "calibration", digits_as_rgb(ink), labels)
+    _write_classes(folder / "images" / "clean", digits_as_rgb(test), digits)
     for shift in SHIFTS:
         _write_classes(folder / "images" / shift, demo_data.shifted_pixels(shift, test), digits)
 

@@ -59,7 +59,7 @@ UNRELATED = ("jpeg", "pixelate", "posterize", "dither", "occlusion")
 RELATED = ("noise", "blur", "contrast", "brightness", "rotation")
 
 
-def corrupted(image: Image, corruption: str, seed: int) -> Image:
+def corrupt(image: Image, corruption: str, seed: int) -> Image:
     """Corrupt an RGB image at the model's input size; each corruption has its own stream of random
     numbers.
     """
@@ -167,7 +167,7 @@ def probe(scaled: ScaledImages, corruptions: Names, *, enough: int, fewest: int)
     return Probe(sources, positions, per_image)
 
 
-def side_of(model: ImageTextModel) -> int:
+def input_side(model: ImageTextModel) -> int:
     """Shorter side of the model's input, in pixels."""
     pixels = model.pixels([Pillow.new("RGB", (_USUAL_SIDE, _USUAL_SIDE))])
     return min(pixels.shape[-2:]) if pixels.ndim == 4 else _USUAL_SIDE
@@ -209,7 +209,7 @@ class _Corrupted(Store):
         encoded: list[Encoded] = []
         for at in (self.positions[position] for position in positions):
             file = io.BytesIO()
-            corrupted(self.scaled.image(at), self.corruption, at).save(file, "BMP")
+            corrupt(self.scaled.image(at), self.corruption, at).save(file, "BMP")
             encoded.append(file.getvalue())
         return encoded
 

@@ -31,7 +31,7 @@ from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import templates_for
 from clipmerge.models import ImageTextModel
 from clipmerge.models.captions import caption_notes
-from clipmerge.models.headed_tower import HeadedTower, grouped
+from clipmerge.models.headed_tower import HeadedTower, group_logits
 from clipmerge.models.memory import MicroBatcher, memory, retain_freed_memory
 from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.planning.other_tasks import Recall
@@ -185,7 +185,7 @@ class Scorer:
         elif isinstance(model, HeadedTower):
             rows = model.rows_for(images.source, len(images.class_names), images.imagenet_rows)
             found = self._micro_batcher.forward(
-                lambda piece: grouped(model.logits(piece), rows).argmax(dim=1), pixels
+                lambda piece: group_logits(model.logits(piece), rows).argmax(dim=1), pixels
             )
         else:
             prompts = (

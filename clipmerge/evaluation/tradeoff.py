@@ -40,12 +40,12 @@ _ROUNDING = 1e-12
 Correct = NDArray[np.bool_] | NDArray[np.float64]
 
 
-def height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
+def curve_height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
     """Best mean OOD accuracy of a curve (..., alphas) at given ID accuracies (..., points); NaN
     below its range.
 
     Example:
-        >>> height(np.array([0.2, 0.6]), np.array([0.5, 0.3]), np.array([0.4, 0.7, 0.1]))
+        >>> curve_height(np.array([0.2, 0.6]), np.array([0.5, 0.3]), np.array([0.4, 0.7, 0.1]))
         array([0.4, 0.3, nan])
     """
     best = np.full(at.shape, -np.inf)
@@ -111,8 +111,10 @@ def compare_with_curve(
         np.mean(drawn[: len(id_correct)], axis=0),
         np.mean(drawn[len(id_correct) :], axis=0),
     )
-    gain = ood_accuracy - height(id_accuracy[:, on_curve], ood_accuracy[:, on_curve], id_accuracy)
-    gain_drawn = ood_drawn - height(id_drawn[:, on_curve], ood_drawn[:, on_curve], id_drawn)
+    gain = ood_accuracy - curve_height(
+        id_accuracy[:, on_curve], ood_accuracy[:, on_curve], id_accuracy
+    )
+    gain_drawn = ood_drawn - curve_height(id_drawn[:, on_curve], ood_drawn[:, on_curve], id_drawn)
     beyond = id_accuracy[0] > id_accuracy[0, on_curve].max() + _ROUNDING
     fewest = min(right.shape[1] for right in (*id_correct, *ood_correct))
     # half the interval between points that recognise the same images, among which resamples know no
@@ -126,7 +128,7 @@ def compare_with_curve(
         note = (
             Finding.of("on-curve")
             if point in on_curve
-            else _note(value, gain_drawn[:, point], beyond=bool(beyond[point]))
+            else _gain_note(value, gain_drawn[:, point], beyond=bool(beyond[point]))
         )
         spread = gain_interval(value, gain_drawn[:, point], fewest, least) if reached else None
         found.append(
@@ -143,7 +145,7 @@ def compare_with_curve(
     return found
 
 
-def _note(gain: float, drawn: Floats, *, beyond: bool) -> Finding | None:
+def _gain_note(gain: float, drawn: Floats, *, beyond: bool) -> Finding | None:
     """Why a point off the curve has no gain or no interval, or what its gain is compared with."""
     if np.isnan(gain):
         return Finding.of("below-curve")

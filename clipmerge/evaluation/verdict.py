@@ -20,7 +20,7 @@ from PIL.Image import Image
 from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.conclusion import conclude
 from clipmerge.evaluation.moving_model import MovingModel
-from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, probe, side_of
+from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, input_side, probe
 from clipmerge.evaluation.scorer import Move, Scorer, stack_correct
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.models.building import build_model
@@ -66,7 +66,7 @@ def measure_effect(
     ``learned`` says whether the plan has learned coefficients.
     """
     model = build_model(inputs)
-    scaled = ScaledImages(images, side_of(model))
+    scaled = ScaledImages(images, input_side(model))
     has_captions = isinstance(images, CaptionedImages)
     # a gallery is whole under every corruption
     unrelated = probe(scaled, UNRELATED, enough=512, fewest=len(UNRELATED) if has_captions else 2)

@@ -35,7 +35,7 @@ _SECONDS_TO_LOCK = 60
 _completed: list[Path] = []
 
 
-def completed() -> tuple[Path, ...]:
+def completed_outputs() -> tuple[Path, ...]:
     """Outputs that this process has completed since `forget_completed` and that still exist."""
     return tuple(path for path in _completed if path.exists())
 
@@ -112,10 +112,10 @@ def _stage(output: Path, target: Path, move: Callable[[Path], None]) -> Iterator
     with contextlib.ExitStack() as cleanup:
         try:
             with defer_signals():
-                cleanup.enter_context(_parents(target.parent))
+                cleanup.enter_context(_create_parents(target.parent))
                 _clear_stale(target)
                 stage = Path(tempfile.mkdtemp(prefix=_stage_prefix(target), dir=target.parent))
-                cleanup.callback(_remove, stage, left)
+                cleanup.callback(_remove_stage, stage, left)
             lock = cleanup.enter_context((stage / "lock").open("wb"))
             if fcntl:  # pragma: no branch - absent on Windows
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,10 +130,10 @@ def _stage(output: Path, target: Path, move: Callable[[Path], None]) -> Iterator
         except OSError as error:
             with contextlib.suppress(OSError):  # clean up first, so that the message is true
                 cleanup.__exit__(type(error), error, error.__traceback__)
-            raise explain(output, error, left=left) from None
+            raise staging_error(output, error, left=left) from None
 
 
-def _remove(stage: Path, left: list[Path]) -> None:
+def _remove_stage(stage: Path, left: list[Path]) -> None:
     with (
         defer_signals()
     ):  # users press Ctrl-C twice, and the message promises that nothing was left behind
@@ -169,7 +169,7 @@ def defer_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _parents(folder: Path) -> Iterator[None]:
+def _create_parents(folder: Path) -> Iterator[None]:
     """Create a folder and its parents; if the block fails, remove those that were created."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -232,7 +232,7 @@ def _sync(path: Path) -> None:
             os.close(handle)
 
 
-def explain(output: Path, error: OSError, *, left: Iterable[Path] = ()) -> OutputError:
+def staging_error(output: Path, error: OSError, *, left: Iterable[Path] = ()) -> OutputError:
     """Turn a system error into one line."""
     state = ", ".join(
         [f"{path} was left behind, remove it" for path in left] or ["nothing was left behind"]

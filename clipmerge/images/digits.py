@@ -37,7 +37,7 @@ def read_digits() -> tuple[Tensor, Tensor]:
     return ink, labels
 
 
-def as_rgb(ink: Tensor) -> Tensor:
+def digits_as_rgb(ink: Tensor) -> Tensor:
     """Repeat grey (N, 1, H, W) into colour (N, 3, H, W)."""
     return ink.expand(-1, 3, -1, -1)
 
@@ -52,7 +52,7 @@ def load_digits() -> Source:
     """All digits as a source of images, light on dark."""
     ink, labels = read_digits()
     encoded = []
-    for image in as_images(as_rgb(ink)):
+    for image in as_images(digits_as_rgb(ink)):
         file = io.BytesIO()
         image.save(file, "PNG")
         encoded.append(file.getvalue())

@@ -267,13 +267,10 @@ class Objective:
         out.
         """
 
-        def pieces_of(batch: Batch, max_images: int) -> list[Batch]:
-            return [batch] if self.criterion.is_contrastive else batch.pieces(max_images)
-
         def attempt(max_images: int) -> list[float]:
+            pieces = [batch] if self.criterion.is_contrastive else batch.pieces(max_images)
             weighted = [
-                [len(piece) / len(batch) * value for value in values_of(piece)]
-                for piece in pieces_of(batch, max_images)
+                [len(piece) / len(batch) * value for value in values_of(piece)] for piece in pieces
             ]
             return [sum(column) for column in zip(*weighted, strict=True)]
 

@@ -95,11 +95,11 @@ def straggler_outlier(
         stragglers=stragglers.names,
         straggler_statistic=statistic,
         straggler_scores=stragglers.scores,
-        scores=scores_for(task, layers),
+        scores=mask_scores(task, layers),
     )
 
 
-def scores_for(task: Task, layers: dict[str, LayerPlan]) -> Tensors:
+def mask_scores(task: Task, layers: dict[str, LayerPlan]) -> Tensors:
     """The mean gradients along the path, by parameter, of the layers whose mask ranks entries by
     them.
     """

@@ -75,7 +75,7 @@ class HeadedTower:
         return [torch.tensor(places) for places in chosen]
 
 
-def grouped(logits: Tensor, rows: Sequence[Tensor]) -> Tensor:
+def group_logits(logits: Tensor, rows: Sequence[Tensor]) -> Tensor:
     """Give each class of a source the largest logit of its rows: (batch, rows of the head) ->
     (batch, classes).
     """

@@ -47,7 +47,7 @@ def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise CheckpointError(f"its preprocessing cannot be understood ({reason})") from None
-    _copy(
+    _copy_side_files(
         folder, original.folder, sorted(name for name in SIDE_FILES if name.startswith("LICENSE"))
     )
     return notes
@@ -74,7 +74,7 @@ def _write_transformers_files(
             " beside the weights first"
         )
     if is_own or text.get("hf_tokenizer_name"):
-        _copy(folder, checkpoint.folder, TOKENIZER_FILES)
+        _copy_side_files(folder, checkpoint.folder, TOKENIZER_FILES)
         return
     words = config["text_config"]["vocab_size"]
     if words != _CLIP_WORDS:
@@ -114,7 +114,7 @@ def _write_open_clip_files(folder: Path, checkpoint: Checkpoint, config: Json) -
             " ORG/NAME when you publish"
         )
     if is_own is not None:
-        _copy(folder, checkpoint.folder, TOKENIZER_FILES)
+        _copy_side_files(folder, checkpoint.folder, TOKENIZER_FILES)
     _write_json(folder / OPEN_CLIP_CONFIG, {"model_cfg": model_cfg, "preprocess_cfg": preprocess})
     return notes + preprocessing_notes
 
@@ -125,7 +125,7 @@ def dtype_of(checkpoint: Checkpoint, asked: str) -> str | None:
     return asked if asked != "keep" else floats.pop() if len(floats) == 1 else None
 
 
-def _copy(folder: Path, source: Path, names: Iterable[str]) -> None:
+def _copy_side_files(folder: Path, source: Path, names: Iterable[str]) -> None:
     for name in names:
         file = require_inside(source, name)
         if file is not None:
@@ -155,14 +155,14 @@ def has_clip_vocabulary(folder: Path) -> bool | None:
             tokenizer: Any = read_side_json(folder, "tokenizer.json")
             vocabulary = tokenizer["model"]["vocab"]
         return (
-            _digest({str(token): int(index) for token, index in vocabulary.items()})
+            _vocabulary_digest({str(token): int(index) for token, index in vocabulary.items()})
             == _CLIP_VOCABULARY
         )
     except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return False
 
 
-def _digest(vocabulary: dict[str, int]) -> str:
+def _vocabulary_digest(vocabulary: dict[str, int]) -> str:
     tokens = "\n".join(sorted(vocabulary, key=vocabulary.__getitem__))
     return hashlib.sha256(tokens.encode()).hexdigest()
 
@@ -171,7 +171,7 @@ def write_clip_tokenizer(folder: Path, context_length: int) -> None:
     """Write OpenCLIP's default tokenizer in transformers' format."""
     from transformers import CLIPTokenizer
 
-    merges = _merges()
+    merges = _read_bpe_merges()
     # a letter for each byte, printable ones first; the order determines the tokens' ids
     printable = [
         *range(ord("!"), ord("~") + 1),
@@ -181,7 +181,7 @@ def write_clip_tokenizer(folder: Path, context_length: int) -> None:
     letters = [chr(byte) for byte in (*printable, *range(256, 512 - len(printable)))]
     words = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), START, END]
     vocabulary = {word: index for index, word in enumerate(words)}
-    if _digest(vocabulary) != _CLIP_VOCABULARY:
+    if _vocabulary_digest(vocabulary) != _CLIP_VOCABULARY:
         raise CheckpointError(
             "the installed open_clip_torch has a vocabulary other than CLIP's; put the tokenizer's"
             " files beside the weights, or install another version of it"
@@ -190,7 +190,7 @@ def write_clip_tokenizer(folder: Path, context_length: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _merges() -> list[tuple[str, str]]:
+def _read_bpe_merges() -> list[tuple[str, str]]:
     """The BPE merges in the list of the installed open_clip, which is not imported because that
     takes seconds.
     """

@@ -77,7 +77,7 @@ def find_stragglers(
         return Stragglers((), {}, Finding.of("too-few-layers", layers=len(layers)))
     values = np.array([known[statistic].batches[layer] for layer in layers])
     weights = np.array(measurements.batch_sizes, dtype=float)
-    design = _design(layers, sizes)
+    design = _design_matrix(layers, sizes)
     z = _scores(values @ (weights / weights.sum()), design, signed=signed)
     rng = np.random.default_rng(seed)
     draws = (
@@ -86,7 +86,9 @@ def find_stragglers(
     )
     flagged = np.array(
         [
-            _flags(_scores(values @ (w / w.sum()), design, signed=signed), threshold, mirror)
+            _exceeds_limit(
+                _scores(values @ (w / w.sum()), design, signed=signed), threshold, mirror
+            )
             for w in draws
         ]
     )
@@ -94,7 +96,7 @@ def find_stragglers(
     scores = {
         layer: {"z": float(z[i]), "stability": float(share[i])} for i, layer in enumerate(layers)
     }
-    stands_out = _flags(z, threshold, mirror)
+    stands_out = _exceeds_limit(z, threshold, mirror)
     names = tuple(
         layer for i, layer in enumerate(layers) if stands_out[i] and share[i] >= stability
     )
@@ -116,7 +118,7 @@ def _limit(z: Array, threshold: float, mirror: float) -> float:
     return float(max(threshold, -mirror * z.min()))
 
 
-def _flags(z: Array, threshold: float, mirror: float) -> NDArray[np.bool_]:
+def _exceeds_limit(z: Array, threshold: float, mirror: float) -> NDArray[np.bool_]:
     return np.asarray(z > _limit(z, threshold, mirror))
 
 
@@ -151,7 +153,7 @@ def _explain_none(
     )
 
 
-def _design(layers: list[str], sizes: dict[str, int]) -> Array:
+def _design_matrix(layers: list[str], sizes: dict[str, int]) -> Array:
     """Covariates that explain a statistic in ordinary layers: size, depth, kind, tower; one row per
     layer.
     """

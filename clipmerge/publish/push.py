@@ -105,7 +105,7 @@ def push(folder: Path, repo_id: str, **settings: Any) -> Published:
             update={key: value for key, value in accuracies.items() if value is not None}
         )
     texts = published_texts(job.folder, record, repo_id=repo_id, license=licence)
-    additions = _additions(job, record, texts)
+    additions = _files_to_publish(job, record, texts)
     if target:
         check_card(job, target, texts[CARD])
     left = _not_published(job.folder, additions)
@@ -210,7 +210,9 @@ def _common_licence(api: HfApi, job: Push, record: MergeRecord) -> str | None:
     return next(iter(stated.values()), None)
 
 
-def _additions(job: Push, record: MergeRecord, texts: dict[str, bytes]) -> list[CommitOperationAdd]:
+def _files_to_publish(
+    job: Push, record: MergeRecord, texts: dict[str, bytes]
+) -> list[CommitOperationAdd]:
     """List all files to publish; large ones are checked against the hashes in the record."""
     from huggingface_hub import CommitOperationAdd
 

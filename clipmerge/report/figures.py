@@ -95,7 +95,7 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def saved(figure: Figure, kind: str) -> bytes:
+def figure_bytes(figure: Figure, kind: str) -> bytes:
     """A figure as PNG, SVG or PDF; equal ones give equal bytes with the same version of matplotlib
     and the same fonts.
     """
@@ -109,7 +109,7 @@ def saved(figure: Figure, kind: str) -> bytes:
 
 def as_image(figure: Figure, description: str) -> Markup:
     """A figure as an image for a page that loads nothing."""
-    content = b64encode(saved(figure, "svg")).decode()
+    content = b64encode(figure_bytes(figure, "svg")).decode()
     return Markup('<img src="data:image/svg+xml;base64,{}" alt="{}">').format(content, description)
 
 
@@ -343,7 +343,7 @@ def sweep_figure(record: Json, *, title: str = "") -> Figure:
 def curve_files(record: Json) -> dict[str, bytes]:
     """Draw ``curve.png``, ``curve.svg`` and ``curve.pdf``."""
     figure = sweep_figure(record)
-    return {f"curve.{kind}": saved(figure, kind) for kind in _METADATA}
+    return {f"curve.{kind}": figure_bytes(figure, kind) for kind in _METADATA}
 
 
 def _axis_label(kind: str, names: Sequence[str]) -> str:

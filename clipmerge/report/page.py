@@ -95,13 +95,13 @@ def card_pictures(record: MergeRecord) -> dict[str, bytes]:
     examples = record.effect and record.effect.examples
     if record.path is None and not examples:
         return {}
-    from clipmerge.report.figures import examples_figure, path_figure, saved
+    from clipmerge.report.figures import examples_figure, figure_bytes, path_figure
 
     figures = {
         PATH_PICTURE: record.path and path_figure(record.path),
         EXAMPLES_PICTURE: examples_figure(record.effect) if record.effect and examples else None,
     }
-    return {name: saved(figure, "png") for name, figure in figures.items() if figure}
+    return {name: figure_bytes(figure, "png") for name, figure in figures.items() if figure}
 
 
 def _pictures(record: MergeRecord) -> list[Picture]:

@@ -22,7 +22,7 @@ from clipmerge.api.apply import write_merge
 from clipmerge.api.merge import prepare
 from clipmerge.distributed import distributed_context
 from clipmerge.errors import MeasureError, UsageError, VerdictError
-from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupted
+from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupt
 from clipmerge.images.dataset import load_images
 from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.split import sample_and_hold_back
@@ -142,7 +142,7 @@ def test_the_numbers_are_those_of_the_models_written(
             for number, corruption in enumerate(group)
         }
         spoiled = {
-            name: [corrupted(scaled[at], name, at) for at in met] for name, met in places.items()
+            name: [corrupt(scaled[at], name, at) for at in met] for name, met in places.items()
         }
         for name, folder in models.items():
             by_image = np.zeros(len(held))

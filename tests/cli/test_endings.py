@@ -14,7 +14,7 @@ import pytest
 
 from clipmerge.cli import _ending as ending
 from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._signals import handle
+from clipmerge.cli._signals import handle_signal
 from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import HubError
 from clipmerge.files.staging import staged
@@ -286,7 +286,7 @@ def test_a_signal_that_compiled_code_turned_into_an_error_is_still_a_signal(
         error.add_note("out is complete")
         raise error
 
-    before = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.signal(each, handle_signal) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(SystemExit) as ended:
             command()

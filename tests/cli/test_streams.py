@@ -287,6 +287,6 @@ def test_of_several_processes_the_main_one_tells_of_a_signal(
     monkeypatch.setattr(os, "_exit", codes.append)
     monkeypatch.setattr(_signals, "standing", [])
     monkeypatch.setenv("RANK", rank)
-    _signals.handle(signal.SIGINT, None)
+    _signals.handle_signal(signal.SIGINT, None)
     assert codes == [130]
     assert capfd.readouterr() == ("", line)

@@ -169,7 +169,7 @@ def test_another_list_of_words_is_not_written_as_clips(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A future open_clip_torch might come with another one."""
-    monkeypatch.setattr(layout_files, "_merges", lambda: [("a", "b")])
+    monkeypatch.setattr(layout_files, "_read_bpe_merges", lambda: [("a", "b")])
     with pytest.raises(
         CheckpointError, match=r"the installed open_clip_torch has a vocabulary other than CLIP's"
     ):

@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.ImageFilter import GaussianBlur
 
 from clipmerge.evaluation import probe as probing
-from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, corrupted, probe, side_of
+from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, corrupt, input_side, probe
 from clipmerge.images.dataset import load_images
 from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.store import image_files
@@ -39,8 +39,8 @@ def test_the_verdict_rests_on_no_kind_of_change_that_is_learned_from() -> None:
 
 
 def test_posterizing_keeps_four_levels_and_dithering_eight_colours(photo: Image.Image) -> None:
-    assert len(np.unique(np.asarray(corrupted(photo, "posterize", 0))[..., 0])) <= 4
-    dithered = np.asarray(corrupted(photo, "dither", 0))
+    assert len(np.unique(np.asarray(corrupt(photo, "posterize", 0))[..., 0])) <= 4
+    dithered = np.asarray(corrupt(photo, "dither", 0))
     assert set(np.unique(dithered)) == {0, 255}
     assert dithered.mean() == pytest.approx(np.asarray(photo).mean(), abs=8)
 
@@ -48,7 +48,7 @@ def test_posterizing_keeps_four_levels_and_dithering_eight_colours(photo: Image.
 def test_an_occlusion_hides_a_quarter_by_the_mean_colour(photo: Image.Image) -> None:
     before, after = (
         np.asarray(photo, dtype=float),
-        np.asarray(corrupted(photo, "occlusion", 1), dtype=float),
+        np.asarray(corrupt(photo, "occlusion", 1), dtype=float),
     )
     hidden = (after == np.rint(before.mean(axis=(0, 1)))).all(axis=2)
     assert hidden.mean() == pytest.approx(0.25, abs=0.01)
@@ -60,18 +60,18 @@ def test_a_corruption_repeats_itself_changes_the_image_and_keeps_its_form(
 ) -> None:
     before = np.asarray(photo, dtype=float)
     for corruption in (*UNRELATED, *RELATED):
-        changed = corrupted(photo, corruption, 3)
+        changed = corrupt(photo, corruption, 3)
         assert (changed.size, changed.mode) == (photo.size, "RGB")
         assert np.abs(np.asarray(changed, dtype=float) - before).mean() > 0.5
         assert (np.asarray(photo) == before).all()
-        assert changed.tobytes() == corrupted(photo, corruption, 3).tobytes()
-        drawn = {corrupted(photo, corruption, seed).tobytes() for seed in range(8)}
+        assert changed.tobytes() == corrupt(photo, corruption, 3).tobytes()
+        drawn = {corrupt(photo, corruption, seed).tobytes() for seed in range(8)}
         assert (len(drawn) > 1) == (corruption in ("noise", "rotation", "occlusion")), corruption
 
 
 def test_noise_sets_its_share_of_entries_to_black_or_white() -> None:
     grey = Image.new("RGB", (200, 200), (100, 100, 100))
-    pixels = np.asarray(corrupted(grey, "noise", 0))
+    pixels = np.asarray(corrupt(grey, "noise", 0))
     assert set(np.unique(pixels)) == {0, 100, 255}
     assert (pixels != 100).mean() == pytest.approx(probing.NOISE, abs=0.003)
     assert (pixels == 255).mean() == pytest.approx(probing.NOISE / 2, abs=0.003)
@@ -79,21 +79,21 @@ def test_noise_sets_its_share_of_entries_to_black_or_white() -> None:
 
 def test_contrast_brightness_and_blur(photo: Image.Image) -> None:
     before = np.asarray(photo, dtype=float)
-    after = np.asarray(corrupted(photo, "contrast", 0), dtype=float)
+    after = np.asarray(corrupt(photo, "contrast", 0), dtype=float)
     assert after.mean(axis=(0, 1)) == pytest.approx(before.mean(axis=(0, 1)), abs=0.5)
     assert after.std(axis=(0, 1)) == pytest.approx(0.3 * before.std(axis=(0, 1)), rel=0.02)
     for level, expected in ((60, 136), (250, 255)):
         grey = Image.new("RGB", (4, 4), (level,) * 3)
-        assert corrupted(grey, "brightness", 0).getpixel((0, 0)) == (expected,) * 3
+        assert corrupt(grey, "brightness", 0).getpixel((0, 0)) == (expected,) * 3
     large = photo.resize((800, 640))
-    assert corrupted(large, "blur", 0).tobytes() == large.filter(GaussianBlur(10)).tobytes()
-    assert corrupted(photo, "blur", 0).tobytes() == photo.filter(GaussianBlur(1)).tobytes()
+    assert corrupt(large, "blur", 0).tobytes() == large.filter(GaussianBlur(10)).tobytes()
+    assert corrupt(photo, "blur", 0).tobytes() == photo.filter(GaussianBlur(1)).tobytes()
 
 
 def test_rotation_turns_the_centre_and_fills_the_corners_with_the_borders_colour() -> None:
     cross = Image.new("RGB", (101, 101), (10, 200, 30))
     cross.paste((255, 255, 255), (49, 10, 52, 50))  # a hand that points up
-    turned = np.asarray(corrupted(cross, "rotation", 0), dtype=int)
+    turned = np.asarray(corrupt(cross, "rotation", 0), dtype=int)
     assert abs(turned[0, 0] - [10, 200, 30]).max() <= 1
     rows, columns = np.nonzero(turned[:, :, 0] > 128)
     tip = np.hypot(rows - 50, columns - 50).argmax()
@@ -110,16 +110,16 @@ def test_rotation_fills_with_the_mean_of_all_four_sides() -> None:
         image.paste(colour, place)
     border = [image.getpixel((x, y)) for x in range(width) for y in (0, height - 1)]
     border += [image.getpixel((x, y)) for y in range(height) for x in (0, width - 1)]
-    turned = np.asarray(corrupted(image, "rotation", 0), dtype=int)
+    turned = np.asarray(corrupt(image, "rotation", 0), dtype=int)
     assert turned[0, 0] == pytest.approx(np.mean(border, axis=0), abs=1)
 
 
 def test_pixelating_leaves_few_colours_and_jpeg_what_pillow_writes(photo: Image.Image) -> None:
-    pixels = np.asarray(corrupted(photo, "pixelate", 0))
+    pixels = np.asarray(corrupt(photo, "pixelate", 0))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) <= 26 * 32
     file = io.BytesIO()
     photo.save(file, "JPEG", quality=10)
-    assert corrupted(photo, "jpeg", 0).tobytes() == Image.open(file).tobytes()
+    assert corrupt(photo, "jpeg", 0).tobytes() == Image.open(file).tobytes()
 
 
 def test_related_corruptions_are_stronger_than_what_is_learned_from() -> None:
@@ -194,11 +194,11 @@ def test_images_are_scaled_to_the_models_size_before_they_are_corrupted(
 ) -> None:
     images = load_images(str(save_images(tmp_path / "images", each=3)))  # 36 x 40
     inputs = inputs_of(pair)
-    assert side_of(build_model(inputs)) == 32  # the processor's
+    assert input_side(build_model(inputs)) == 32  # the processor's
     tested = probe(ScaledImages(images, 64), UNRELATED, enough=512, fewest=2)
     for corruption, places in tested.positions.items():
         source = tested.sources[corruption]
         for place, at in enumerate(places):
             scaled = images.image(at).resize((64, 71), Image.Resampling.BICUBIC)
-            assert source.image(place).tobytes() == corrupted(scaled, corruption, at).tobytes()
+            assert source.image(place).tobytes() == corrupt(scaled, corruption, at).tobytes()
             assert source.store.name(place) == images.store.name(at)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from clipmerge.evaluation.tradeoff import compare_with_curve, height
+from clipmerge.evaluation.tradeoff import compare_with_curve, curve_height
 from clipmerge.stats import gain_interval, paired_accuracy_interval, percentile_interval
 
 
@@ -47,7 +47,7 @@ def test_height_is_that_of_exact_fractions(
     curve: list[tuple[float, float]], at: list[float]
 ) -> None:
     curve_id, curve_ood = [list(axis) for axis in zip(*curve, strict=True)]
-    found = height(np.array(curve_id), np.array(curve_ood), np.array(at))
+    found = curve_height(np.array(curve_id), np.array(curve_ood), np.array(at))
     for x, value in zip(at, found.tolist(), strict=True):
         expected = by_hand(curve_id, curve_ood, x)
         assert np.isnan(value) if expected is None else value == pytest.approx(expected)

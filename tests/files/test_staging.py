@@ -17,7 +17,7 @@ import pytest
 from clipmerge.cli._signals import raising_signals
 from clipmerge.errors import OutputError, Terminated
 from clipmerge.files import staging
-from clipmerge.files.staging import completed, forget_completed, staged, staged_files
+from clipmerge.files.staging import completed_outputs, forget_completed, staged, staged_files
 
 IO_ERROR = OSError(errno.EIO, "Input/output error")
 REPLACED = ["out", "out/clipmerge.json"]
@@ -285,7 +285,7 @@ def test_a_signal_during_the_exchange_comes_after_it(
         write(tmp_path / "out", "new", overwrite=True)
     assert (tmp_path / "out" / "clipmerge.json").read_text() == "new"
     assert content(tmp_path) == ["out", "out/clipmerge.json"]
-    assert completed() == (tmp_path / "out",)
+    assert completed_outputs() == (tmp_path / "out",)
 
 
 def test_a_signal_between_plan_and_tensors_comes_after_both(
@@ -325,11 +325,11 @@ def test_only_an_output_in_its_place_counts_as_completed_and_signals_are_as_befo
     with contextlib.suppress(ValueError), staged(tmp_path / "out") as folder:
         with staged_files(folder / "plan" / "plan.json") as inner:
             (inner / "plan.json").write_text("1")
-        assert completed() == (folder / "plan" / "plan.json",)
+        assert completed_outputs() == (folder / "plan" / "plan.json",)
         raise ValueError
-    assert completed() == ()
+    assert completed_outputs() == ()
     write(tmp_path / "out", "1")
-    assert completed() == (tmp_path / "out",)
+    assert completed_outputs() == (tmp_path / "out",)
     forget_completed()
-    assert completed() == ()
+    assert completed_outputs() == ()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

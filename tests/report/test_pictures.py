@@ -9,10 +9,10 @@ from clipmerge.planning.measurements import LossPath
 from clipmerge.report.figures import (
     RECIPES,
     curve_files,
+    figure_bytes,
     mark_styles,
     path_figure,
     path_picture,
-    saved,
     sweep_figure,
 )
 from tests.support.sweep_records import LONG, with_recipes, with_sources
@@ -87,7 +87,7 @@ ODD: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", ODD)
 def test_odd_records_are_drawn(case: str) -> None:
-    assert len(saved(sweep_figure({**RECORD, **ODD[case]}), "png")) > 10_000
+    assert len(figure_bytes(sweep_figure({**RECORD, **ODD[case]}), "png")) > 10_000
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_odd_records_are_drawn(case: str) -> None:
 )
 def test_nothing_in_the_picture_is_cut_off_or_hidden_by_the_legend(names: list[str]) -> None:
     figure = sweep_figure(with_recipes(*names))
-    saved(figure, "png")
+    figure_bytes(figure, "png")
     (axes,), (legend,) = figure.axes, figure.legends
     width, height = figure.bbox.size
     for artist in (axes.xaxis.label, axes.yaxis.label, legend):

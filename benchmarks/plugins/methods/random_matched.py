@@ -11,7 +11,7 @@ import numpy as np
 from clipmerge.errors import RecipeError
 from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
-from clipmerge.methods.straggler_outlier import scores_for, straggler_outlier
+from clipmerge.methods.straggler_outlier import mask_scores, straggler_outlier
 from clipmerge.plugins import Count, options_of
 
 
@@ -68,4 +68,4 @@ def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
     found = decision.finding
     if edits:
         found = f"{found}; edited instead: {', '.join(edits)}"
-    return replace(decision, layers=layers, finding=found, scores=scores_for(task, layers))
+    return replace(decision, layers=layers, finding=found, scores=mask_scores(task, layers))

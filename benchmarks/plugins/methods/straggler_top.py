@@ -7,7 +7,7 @@ from typing import Any
 from clipmerge.errors import RecipeError
 from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
-from clipmerge.methods.straggler_outlier import scores_for
+from clipmerge.methods.straggler_outlier import mask_scores
 from clipmerge.planning.plan import LayerPlan
 from clipmerge.plugins import Alpha, Count, Density, MaskName, plugin_options
 
@@ -77,5 +77,5 @@ def straggler_top(
         stragglers=tuple(layer for layer in task.layers if layer in chosen),
         straggler_statistic=statistic,
         straggler_scores={layer: {statistic: value} for layer, value in values.items()},
-        scores=scores_for(task, layers),
+        scores=mask_scores(task, layers),
     )
