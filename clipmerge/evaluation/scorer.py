@@ -32,7 +32,7 @@ from clipmerge.images.prompts import templates_for
 from clipmerge.models import ImageTextModel
 from clipmerge.models.captions import caption_notes
 from clipmerge.models.headed_tower import HeadedTower, group_logits
-from clipmerge.models.memory import MicroBatcher, memory, retain_freed_memory
+from clipmerge.models.memory import MicroBatcher, retain_freed_memory, usable_memory
 from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.planning.other_tasks import Recall
 from clipmerge.progress import Pace, Progress, say_all
@@ -149,7 +149,7 @@ class Scorer:
         max_bytes = self._load_bytes
         if self.device.type != "cpu":
             # they stay there for all points, which the CPU places once for each load
-            max_bytes = int(_SHARE_OF_FREE * memory(self.device))
+            max_bytes = int(_SHARE_OF_FREE * usable_memory(self.device))
         total = len(moves) * sum(map(len, sources.values())) / self._context.world_size
         done = 0
         for load in group_by_bytes(self._batches(sources), max_bytes):

@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.weights import LARGE
-from clipmerge.models.memory import memory
+from clipmerge.models.memory import usable_memory
 from clipmerge.models.precision import Precision, passes
 
 # Share of a machine's memory that activations may take; more images go through the model in pieces.
@@ -63,10 +63,10 @@ class Activations:
                 precision,
                 device,
             )
-        self._room = _SHARE * memory(device)
+        self._room = _SHARE * usable_memory(device)
         if device.type == "cpu":
             return
-        free = memory(device)
+        free = usable_memory(device)
         if path.text_changes:
             all_prompts = objective.criterion.prompts
             per_prompt, casts = self._costs(

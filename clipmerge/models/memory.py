@@ -64,7 +64,7 @@ class MicroBatcher:
         )
 
 
-def memory(device: torch.device) -> int:
+def usable_memory(device: torch.device) -> int:
     """Bytes that this process may use: of a card what is free, else the machine's or the limit of a
     job.
     """

@@ -272,11 +272,11 @@ def learned_text(record: MergeRecord, images: int) -> list[str]:
     values = record.decision.values if record.decision else {}
     factor = values.get("factor", 1)
     times = f", and multiplied by {factor:g}" if factor != 1 else ""
-    lines = [] if "stragglers" not in values else [f"{_sparse(**values)}."]
+    lines = [] if "stragglers" not in values else [f"{_sparse_text(**values)}."]
     return [*lines, f"{sentence}{times} (-v says more)."]
 
 
-def _sparse(
+def _sparse_text(
     stragglers: int, layers: int, dropped: float, coefficients: int = 0, factor: float = 1
 ) -> str:
     if not stragglers:
@@ -288,19 +288,18 @@ def _sparse(
     )
 
 
-def _learned(coefficients: int, factor: float = 1) -> str:
+def _coefficients_text(coefficients: int, factor: float = 1) -> str:
     scaled = "" if factor == 1 else f", multiplied by {factor:g}"
     return f"{coefficients:,} coefficients{scaled}"
 
 
-def _learned_sparse(**values: Any) -> str:
-    text = _sparse(**values)
-    return (
-        f"{text[0].lower()}{text[1:]}; {_learned(values['coefficients'], values.get('factor', 1))}"
-    )
+def _learned_sparse_text(**values: Any) -> str:
+    text = _sparse_text(**values)
+    learned = _coefficients_text(values["coefficients"], values.get("factor", 1))
+    return f"{text[0].lower()}{text[1:]}; {learned}"
 
 
-def _no_stragglers(
+def _no_stragglers_text(
     statistic: str, layer: str, z: float, limit: float, mirror: float, lowest: float | None
 ) -> str:
     origin = (
@@ -314,7 +313,7 @@ def _no_stragglers(
     )
 
 
-def _best_of_path(alpha: float, points: int, criterion: str, value: float) -> str:
+def _best_of_path_text(alpha: float, points: int, criterion: str, value: float) -> str:
     score = f"{value:.1%}" if criterion == "accuracy" else f"{value:.3f}"
     return (
         f"alpha {alpha:g} was the best of {points} points on the calibration images"
@@ -322,7 +321,7 @@ def _best_of_path(alpha: float, points: int, criterion: str, value: float) -> st
     )
 
 
-def _greedy_soup(sources: Sequence[str], count: int, accuracy: float) -> str:
+def _greedy_soup_text(sources: Sequence[str], count: int, accuracy: float) -> str:
     of_all = f"of {count} fine-tuned checkpoints"
     return (
         f"{counted(len(sources), f'{of_all} is', f'{of_all} are')} in the greedy soup"
@@ -330,7 +329,7 @@ def _greedy_soup(sources: Sequence[str], count: int, accuracy: float) -> str:
     )
 
 
-def _spectral(matrices: int, ranks: Sequence[int], weak: float) -> str:
+def _spectral_text(matrices: int, ranks: Sequence[int], weak: float) -> str:
     low, high = ranks
     spread = f"{low}" if low == high else f"{low} to {high}"
     parts = (
@@ -480,14 +479,14 @@ def _price(points: float) -> str:
     return f", at the price of {_percent(points)} points on your images" if points > 0 else ""
 
 
-def _no_worse_zeroshot(corrupted: Any = None, clean: Any = None) -> str:
+def _no_worse_zeroshot_text(corrupted: Any = None, clean: Any = None) -> str:
     return (
         "The zero-shot model recognises as many of your images as the fine-tuned one or more, and"
         f" the merged model loses {_differences(corrupted, clean, lost=True)} against it."
     )
 
 
-def _gains(corrupted: Any = None, clean: Any = None, price: float = 0.0) -> str:
+def _gains_text(corrupted: Any = None, clean: Any = None, price: float = 0.0) -> str:
     return (
         f"The merged model gains {_differences(corrupted, clean)} over the fine-tuned"
         f" model{_price(price)}."
@@ -499,7 +498,7 @@ def _range(interval: Sequence[float]) -> str:
     return f"{_signed(low)} to {_signed(high)}"
 
 
-def _same_accuracy(clean: Sequence[float], corrupted: Sequence[float]) -> str:
+def _same_accuracy_text(clean: Sequence[float], corrupted: Sequence[float]) -> str:
     return (
         f"The merged model keeps the accuracy on your images ({_range(clean)} points against the"
         " fine-tuned one), and unrelated corruptions show no difference"
@@ -531,7 +530,7 @@ def reason_text(effect: MergeEffect) -> str:
     return text
 
 
-def _loses(who: str, where: str, accuracy: float, finetuned: float, limit: float) -> str:
+def _loses_text(who: str, where: str, accuracy: float, finetuned: float, limit: float) -> str:
     return (
         f"{who} loses {_show_loss(finetuned - accuracy, limit)} points of the fine-tuned model's"
         f" {where} ({_percent(accuracy)}% against {_percent(finetuned)}%), more than the limit of"
@@ -539,7 +538,7 @@ def _loses(who: str, where: str, accuracy: float, finetuned: float, limit: float
     )
 
 
-def _may_lose(loss: float, limit: float) -> str:
+def _may_lose_text(loss: float, limit: float) -> str:
     return (
         f"The loss on your images may be as large as {_show_loss(loss, limit)} points, more than"
         f" the limit of {limit:g}."
@@ -717,14 +716,14 @@ def interval_text(ends: Sequence[float] | None, *, with_sign: bool = True) -> st
     return f"[{low}, {high}]"
 
 
-def _weights_inside(file: str, inside: str, others: Sequence[str]) -> str:
+def _weights_inside_text(file: str, inside: str, others: Sequence[str]) -> str:
     beside = ""
     if others:
         beside = f"; {shorten(others)} holds weights too (`state_key` {others[0]} takes them)"
     return f"{file}: the weights are those under {inside}{beside}"
 
 
-def _inner_folder(source: str, library: str, folder: str) -> str:
+def _inner_folder_text(source: str, library: str, folder: str) -> str:
     pipeline = (
         "; its pipeline loads a merge by CLIPTextModel.from_pretrained, and measures of images with"
         " classes say nothing about the pictures that it makes"
@@ -735,7 +734,7 @@ def _inner_folder(source: str, library: str, folder: str) -> str:
     )
 
 
-def _unwrapped(
+def _unwrapped_text(
     file: str,
     inside: Sequence[str],
     copies: Sequence[str],
@@ -757,17 +756,17 @@ def _unwrapped(
     return f"{file}: {'; '.join(parts)}"
 
 
-def _timm(source: str, head: bool) -> str:
+def _timm_text(source: str, head: bool) -> str:
     classifier = " and its head as a classifier" if head else ""
     return f"{source}: is a ViT of timm, read as a vision tower{classifier}"
 
 
-def _no_config(source: str, config: str) -> str:
+def _no_config_text(source: str, config: str) -> str:
     named = "; a merge with `model` names it" if config == OPEN_CLIP_CONFIG else ""
     return f"{source}: no {config} beside it, so its activation could not be compared{named}"
 
 
-def _other_encoder(
+def _other_encoder_text(
     source: str, encoder: str, tensors: int, changed: int | None, share: float | None
 ) -> str:
     end = ""
@@ -782,13 +781,13 @@ def _other_encoder(
     return f"{source}: its other text encoder, {encoder}, is not merged{end}"
 
 
-def _shared_images(source: str, other: str, images: int, example: str, measured: bool) -> str:
+def _shared_images_text(source: str, other: str, images: int, example: str, measured: bool) -> str:
     therefore = ", which flatters recipes that measure" if measured else ""
     also = counted(images, "image is", "images are")
     return f"{source}: {also} also in {other} ({example}){therefore}"
 
 
-def _not_copied(source: str, files: Sequence[str], reason: str) -> str:
+def _not_copied_text(source: str, files: Sequence[str], reason: str) -> str:
     why = {
         "not-read": "not among the files that loaders read",
         "link": "not a file of this folder",
@@ -797,7 +796,7 @@ def _not_copied(source: str, files: Sequence[str], reason: str) -> str:
     return f"{source}: {shorten(files)} not copied: {why[reason]}"
 
 
-def _unrelated(
+def _unrelated_text(
     zeroshot: str, finetuned: str, evidence: Sequence[str], *, swapped: bool = False
 ) -> str:
     order = "the two are probably swapped: " if swapped else ""
@@ -806,7 +805,7 @@ def _unrelated(
     )
 
 
-def _equal_models(first: str, second: str, with_zeroshot: bool) -> str:
+def _equal_models_text(first: str, second: str, with_zeroshot: bool) -> str:
     effect = "merging them changes nothing" if with_zeroshot else "that model counts twice"
     return f"{first} and {second} are equal in all weights that can be merged, so {effect}"
 
@@ -831,7 +830,7 @@ def _accuracy_text(
     )
 
 
-def _at_chance(*, model: str = "fine-tuned", **values: Any) -> str:
+def _at_chance_text(*, model: str = "fine-tuned", **values: Any) -> str:
     if values.get("keep"):
         advice = "such a score tells nothing, so the advice does not count it"
     elif values.get("captions"):
@@ -847,7 +846,7 @@ def _at_chance(*, model: str = "fine-tuned", **values: Any) -> str:
     return f"{_accuracy_text(model, **values)}; {advice}"
 
 
-def _odd_names(look: str, example: str, **values: Any) -> str:
+def _odd_names_text(look: str, example: str, **values: Any) -> str:
     looks = {
         "numbers": "are bare numbers",
         "wordnet": "are WordNet ids",
@@ -856,10 +855,10 @@ def _odd_names(look: str, example: str, **values: Any) -> str:
         "pattern": "differ by a few letters or digits only",
     }
     names = "captions" if values.get("captions") else "class names"
-    return f"the {names} {looks[look]}, such as '{example}', and {_at_chance(**values)}"
+    return f"the {names} {looks[look]}, such as '{example}', and {_at_chance_text(**values)}"
 
 
-def _zeroshot_at_chance(**values: Any) -> str:
+def _zeroshot_at_chance_text(**values: Any) -> str:
     advice = (
         "it may not know what they show, or not in these words"
         if values.get("captions")
@@ -894,7 +893,7 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     # decisions
     "settings": "",
     "stragglers": ("{layers:straggler layer/straggler layers} found by {statistic}: {layers}"),
-    "no-stragglers": _no_stragglers,
+    "no-stragglers": _no_stragglers_text,
     "unstable-straggler": (
         "no straggler layers found: {layer} stands out in {statistic} (z {z:.1f}), but only in"
         " {share:.0%} of the resamples, below {stability:.0%}"
@@ -902,10 +901,10 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "too-few-layers": (
         "no layer is called a straggler: {layers} layers to compare, too few to tell outliers"
     ),
-    "best-of-path": _best_of_path,
-    "greedy-soup": _greedy_soup,
-    "learned": _learned,
-    "learned-sparse": _learned_sparse,
+    "best-of-path": _best_of_path_text,
+    "greedy-soup": _greedy_soup_text,
+    "learned": _coefficients_text,
+    "learned-sparse": _learned_sparse_text,
     # reasons of a layer's settings
     "one-alpha": "one alpha for all layers",
     "base-alpha": "base alpha",
@@ -924,14 +923,14 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "no-linear-map": "no linear map",
     "cosine": "mean cosine {cosine:.3f} between the task vectors",
     "not-moved": "no two checkpoints moved it",
-    "spectral": _spectral,
+    "spectral": _spectral_text,
     "vectors": "vectors only: taken whole",
     "override": "override '{layers}'",
     "edited": "edited by hand",
     "decided-for-others": "decided for other checkpoints",
     "not-in-plan": "not in the plan: zero-shot",
     # reasons of a recommendation
-    "no-worse-zeroshot": _no_worse_zeroshot,
+    "no-worse-zeroshot": _no_worse_zeroshot_text,
     "surely-loses": lambda clean: (
         f"The merged model loses {_points(clean, lost=True)} of accuracy on your images."
     ),
@@ -948,8 +947,8 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         " the real shifts that were tried, such a loss foretold nothing; images of your shift would"
         " tell (clipmerge sweep --ood)."
     ),
-    "gains": _gains,
-    "same-accuracy": _same_accuracy,
+    "gains": _gains_text,
+    "same-accuracy": _same_accuracy_text,
     "no-difference": (
         "The merged and the fine-tuned model differ by no more than {limit:g} points, with and"
         " without unrelated corruptions."
@@ -958,7 +957,7 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         "Whether the merged model is more robust cannot be told: under unrelated corruptions it"
         f" differs by {_range(corrupted)} points; more images would tell."
     ),
-    "may-lose": _may_lose,
+    "may-lose": _may_lose_text,
     "worse-on-other-tasks": lambda tasks: (
         "On other tasks the merged model is worse than the fine-tuned one:"
         f" {_changes(tasks, 'finetuned')}."
@@ -972,7 +971,7 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         f" zero-shot model: {_changes(tasks, 'zeroshot')}; a smaller alpha gives some of it back."
     ),
     # warnings
-    "loses-accuracy": _loses,
+    "loses-accuracy": _loses_text,
     "stale-effect": (
         "the plan was edited after it was measured, so the effect of this merge is not known"
     ),
@@ -1006,17 +1005,17 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         "{source}: {images:image is a copy/images are copies} of others in it; each counts in its"
         " accuracy"
     ),
-    "shared-images": _shared_images,
+    "shared-images": _shared_images_text,
     "recall": (
         "{source}: accuracy stands for recall at 1, the mean of image to text and text to image,"
         " among {images} images with {captions} captions"
     ),
-    "not-copied": _not_copied,
+    "not-copied": _not_copied_text,
     "files-not-copied": "some files beside the weights were not copied",
     "left-out": "a note was removed because it names files on the author's machine",
     # notes about checkpoints
     "activation-by-name": ("taken as {model} with GELU; weights trained from OpenAI's are {other}"),
-    "weights-inside": _weights_inside,
+    "weights-inside": _weights_inside_text,
     "read-into-memory": (
         "{file}: is read into memory; saved again as .pt by torch 1.6 or newer, it would be mapped"
     ),
@@ -1024,9 +1023,9 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         "{source}: {weights:weight is/weights are} formed from the parts that it holds ({kinds});"
         " the output has plain weights"
     ),
-    "inner-folder": _inner_folder,
-    "unwrapped": _unwrapped,
-    "timm": _timm,
+    "inner-folder": _inner_folder_text,
+    "unwrapped": _unwrapped_text,
+    "timm": _timm_text,
     "converted-layout": "{source}: is converted to the layout of {layout}, like {like}",
     "other-base": (
         "{source}: was trained on '{trained_on}' and is applied to {base}; make sure they are the"
@@ -1035,7 +1034,7 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "other-head": (
         "{source}: its head has {rows} rows, the fine-tuned one's {finetuned_rows}; it is left out"
     ),
-    "no-config": _no_config,
+    "no-config": _no_config_text,
     "built-head": (
         "the fine-tuned checkpoint is a classifier: the zero-shot side of its head is built from"
         " class prompts, and the output is a classifier too"
@@ -1074,18 +1073,18 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         "parameters that the zero-shot checkpoint lacks are copied from {source}, the first"
         " fine-tuned checkpoint, not averaged: {examples}"
     ),
-    "other-encoder": _other_encoder,
+    "other-encoder": _other_encoder_text,
     "other-dtype": (
         "the zero-shot and the fine-tuned weights differ in dtype; the output has the fine-tuned"
         " one, {dtype} (`dtype` names another)"
     ),
     # checks of the inputs
-    "swapped": lambda **values: _unrelated(**values, swapped=True),
-    "unrelated": _unrelated,
-    "equal-models": _equal_models,
-    "at-chance": _at_chance,
-    "odd-names": _odd_names,
-    "zeroshot-at-chance": _zeroshot_at_chance,
+    "swapped": lambda **values: _unrelated_text(**values, swapped=True),
+    "unrelated": _unrelated_text,
+    "equal-models": _equal_models_text,
+    "at-chance": _at_chance_text,
+    "odd-names": _odd_names_text,
+    "zeroshot-at-chance": _zeroshot_at_chance_text,
     "half-zeroshot": (
         "{share:.0%} of the numbers of the merged layers stay zero-shot, because {source} lacks"
         " them: what is measured as fine-tuned is a mixture; give a checkpoint that has all"

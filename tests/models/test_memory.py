@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipmerge.distributed import device_work
 from clipmerge.errors import MeasureError
-from clipmerge.models.memory import MicroBatcher, _cgroup_limits, memory
+from clipmerge.models.memory import MicroBatcher, _cgroup_limits, usable_memory
 
 
 def _groups(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]:
@@ -135,6 +135,6 @@ def test_a_card_that_cannot_say_what_is_free_says_what_it_has(
         monkeypatch.setattr(torch.xpu, name, lambda _, value=value: value)
     monkeypatch.setattr(torch.xpu, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.xpu, "mem_get_info", lambda _: (500, 1000))
-    assert memory(device) == 550
+    assert usable_memory(device) == 550
     monkeypatch.setattr(torch.xpu, "mem_get_info", unknown)
-    assert memory(device) == 900
+    assert usable_memory(device) == 900
