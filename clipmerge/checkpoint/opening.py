@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint.adapter import apply_adapter
 from clipmerge.checkpoint.alignment import align_checkpoints
@@ -210,27 +210,40 @@ def _is_adapter(file: Path) -> bool:
 
 def _open_source(source: Source) -> Checkpoint:
     name, part = split_part(source.name)
+    path, revision = local_path(name), None
+    notes: tuple[Finding, ...] = ()
     if source.snapshot is not None:
         from clipmerge.hub.download import download_model
 
-        folder, snapshot = download_model(source.snapshot), source.snapshot
-        notes = (Finding.note(snapshot.note),) if snapshot.note else ()
-        facts = {"revision": snapshot.revision, "notes": notes, "part": part}
-        return _open_folder(source.name, folder, **facts)
-    path = local_path(name)
+        path, revision = download_model(source.snapshot), source.snapshot.revision
+        notes = (Finding.note(source.snapshot.note),) if source.snapshot.note else ()
     if path.is_dir():
-        return _open_folder(source.name, path, part=part)
-    if path.suffix == ".distcp" and path.is_file():
+        path, found = _find_weights(source.name, path)
+        notes += found
+    elif not path.is_file():
+        raise CheckpointError(f"{source.name}: is neither a file nor a folder; give one of them")
+    elif path.suffix == ".distcp":
         raise _no_weights_error(source.name, path.parent)
-    if path.is_file():
-        if path.suffix in _OTHER_FILES and not path.name.endswith(".index.json"):
-            raise CheckpointError(
-                f"{source.name}: is no file of weights that is read; give its folder,"
-                f" {path.parent}, or a .safetensors or .pt file"
-            )
-        is_index = path.name.endswith((".safetensors.index.json", ".bin.index.json"))
-        return (_open_index if is_index else _open_single)(source.name, path, part=part)
-    raise CheckpointError(f"{source.name}: is neither a file nor a folder; give one of them")
+    is_index = path.name.endswith((".safetensors.index.json", ".bin.index.json"))
+    if path.suffix in _OTHER_FILES and not is_index:
+        raise CheckpointError(
+            f"{source.name}: is no file of weights that is read; give its folder, {path.parent}, or"
+            " a .safetensors or .pt file"
+        )
+    files: tuple[Path, ...] = (path,)
+    lazy: dict[str, LazyTensor] = {}
+    remember_state(path)
+    if is_index:
+        files, entries, lazy = _read_index(path)
+    elif is_pickle(path):
+        from clipmerge.checkpoint.state_dict import read_state_dict  # imports torch
+
+        lazy, entries, about = read_state_dict(path, part)
+        notes += tuple(about)
+        part = None
+    else:
+        entries = read_header(path)
+    return _build_checkpoint(source.name, files, entries, lazy, part, revision, notes, is_index)
 
 
 def hub_id_of(source: str) -> HubId:
@@ -253,7 +266,9 @@ def hub_id_of(source: str) -> HubId:
     return hub_id
 
 
-def _open_folder(source: str, folder: Path, **facts: Any) -> Checkpoint:
+def _find_weights(source: str, folder: Path) -> tuple[Path, tuple[Finding, ...]]:
+    """The file of weights in a folder, or an index of shards, with notes about where it lies."""
+
     def present_of(*names: str) -> list[str]:
         return [name for name in names if (folder / name).exists()]
 
@@ -266,7 +281,8 @@ def _open_folder(source: str, folder: Path, **facts: Any) -> Checkpoint:
     inner, kind = (None, "") if present else _inner_clip(source, folder)
     if inner is not None:
         note = Finding.of("inner-folder", source=source, library=kind, folder=inner.name)
-        return _open_folder(source, inner, **facts | {"notes": (*facts.get("notes", ()), note)})
+        path, notes = _find_weights(source, inner)
+        return path, (note, *notes)
     if len(present) > 1:
         raise CheckpointError(
             f"{source}: holds both {' and '.join(present[:2])}, and only one of them can be meant; "
@@ -274,8 +290,7 @@ def _open_folder(source: str, folder: Path, **facts: Any) -> Checkpoint:
         )
     if not present:
         raise _no_weights_error(source, folder)
-    path = folder / present[0]
-    return (_open_index if path.suffix == ".json" else _open_single)(source, path, **facts)
+    return folder / present[0], ()
 
 
 def _no_weights_error(source: str, folder: Path) -> CheckpointError:
@@ -361,20 +376,10 @@ def _describe_pieces(folder: Path) -> str | None:
     )
 
 
-def _open_single(source: str, file: Path, *, part: str | None = None, **facts: Any) -> Checkpoint:
-    remember_state(file)
-    if is_pickle(file):
-        from clipmerge.checkpoint.state_dict import read_state_dict  # imports torch
-
-        lazy, entries, notes = read_state_dict(file, part)
-        facts["notes"] = (*facts.get("notes", ()), *notes)
-        return _build_checkpoint(source, (file,), entries, lazy, part=None, sharded=False, **facts)
-    return _build_checkpoint(
-        source, (file,), read_header(file), {}, part=part, sharded=False, **facts
-    )
-
-
-def _open_index(source: str, index: Path, *, part: str | None = None, **facts: Any) -> Checkpoint:
+def _read_index(
+    index: Path,
+) -> tuple[tuple[Path, ...], dict[str, TensorEntry], dict[str, LazyTensor]]:
+    """The shards that an index names, and their tensors."""
     with refusing(CheckpointError, f"{index}: cannot be read as JSON"):
         value = read_json(index, pairs=partial(unique_keys, index))
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
@@ -410,7 +415,7 @@ def _open_index(source: str, index: Path, *, part: str | None = None, **facts: A
             f"{index}: {counted(len(wrong), 'key is', 'keys are')} not in the shards as it says:"
             f" {shorten(wrong)}; download or copy it again"
         )
-    return _build_checkpoint(source, files, entries, lazy, part=part, sharded=True, **facts)
+    return files, entries, lazy
 
 
 def _build_checkpoint(
@@ -418,11 +423,10 @@ def _build_checkpoint(
     files: tuple[Path, ...],
     entries: dict[str, TensorEntry],
     lazy: dict[str, LazyTensor],
-    *,
     part: str | None,
+    revision: str | None,
+    notes: tuple[Finding, ...],
     sharded: bool,
-    revision: str | None = None,
-    notes: tuple[Finding, ...] = (),
 ) -> Checkpoint:
     if not entries:
         raise CheckpointError(f"{files[0]}: holds no tensors")
