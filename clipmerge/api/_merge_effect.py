@@ -52,7 +52,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
     from clipmerge.images.image_set import CaptionedImages
     from clipmerge.planning.measurements import takes_learned
 
-    with run.timed("effect"), _warn_or_raise(run, request, "the effect of the merge"):
+    with run.timed("effect"), warn_or_raise(run, request, "the effect of the merge"):
         measured = run.plan and run.plan.measurements
         images = _effect_images(run, request)
         effect = measure_effect(
@@ -89,9 +89,7 @@ def _check_names(
     effect: MergeEffect,
     images: LabelledImages | CaptionedImages,
 ) -> None:
-    """Check class names or captions by the answers that both ends gave, if learning did not
-    before.
-    """
+    """Check class names or captions again, by the answers that both ends gave on more images."""
     from clipmerge.images.image_set import LabelledImages
 
     if isinstance(images, LabelledImages) and images.labelled_by != "source":
@@ -102,8 +100,6 @@ def _check_names(
         effect.finetuned[effect.reference].clean,
         request.calibration.templates,
     )
-    if not request.recipe.measure:
-        run.progress.say(ends.note())
     known = {finding.kind for finding in run.findings}
     new = [finding for finding in check_answers(ends) if finding.kind not in known]
     for finding in settle(new, allow=request.allow, strict=request.strict):
@@ -113,7 +109,7 @@ def _check_names(
 
 
 @contextmanager
-def _warn_or_raise(run: Run, request: MergeRequest, what: str) -> Iterator[None]:
+def warn_or_raise(run: Run, request: MergeRequest, what: str) -> Iterator[None]:
     """Warn that there are no images to measure on, which is an error if `strict`.
 
     Models that cannot be measured are also an error where the recipe measured nothing either:
@@ -228,7 +224,7 @@ def add_other_task_scores(run: Run, request: MergeRequest, tasks: dict[str, Imag
     from clipmerge.evaluation.other_tasks import measure_other_tasks
     from clipmerge.images.fingerprints import Fingerprints, note_shared
 
-    with run.timed("other_tasks"), _warn_or_raise(run, request, "the tasks of `keep`"):
+    with run.timed("other_tasks"), warn_or_raise(run, request, "the tasks of `keep`"):
         prints = {f"`keep` {name}": Fingerprints(task) for name, task in tasks.items()}
         for images in filter(None, (run.measured_on, run.held_back)):
             data = {f"`data` {images.source}": Fingerprints(images)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, named_after_model
-from clipmerge.api._merge_effect import add_other_task_scores, add_verdict, open_tasks
+from clipmerge.api._merge_effect import (
+    add_other_task_scores,
+    add_verdict,
+    open_tasks,
+    warn_or_raise,
+)
 from clipmerge.api._results import MergeResult
 from clipmerge.api.apply import finish_merge
 from clipmerge.api.push import check_push, push
@@ -371,27 +376,28 @@ def _label_images(run: Run, request: MergeRequest) -> None:
 
 
 def _check_images(run: Run, request: MergeRequest) -> list[Finding]:
-    """Check on a few images, before measuring, whether they and the class names can be right; a
-    recipe that measures nothing leaves the names to the measurement of its effect.
-    """
+    """Check on a few images, before measuring, whether they and the class names can be right."""
     calibration = request.calibration
     images = run.open_data(request)
     images.require_classes()
-    with run.timed("check", "checking images and class names"):
-        found = chain(
-            check_limit(request.max_loss),
-            check_sources(
-                run.inputs,
-                {"": images},
-                calibration,
-                run.progress,
-                most=calibration.images,
-                seed=request.seed,
-            )
-            if request.recipe.measure
-            else check_images(images),
+    if request.recipe.measure or calibration.held_back:
+        found = check_sources(
+            run.inputs,
+            {"": images},
+            calibration,
+            run.progress,
+            most=calibration.images,
+            seed=request.seed,
         )
-        return settle(found, allow=request.allow, strict=request.strict)
+    else:
+        found = check_images(images)
+    is_judged_only = not request.recipe.measure
+    with (
+        run.timed("check", "checking images and class names"),
+        warn_or_raise(run, request, "the effect of the merge") if is_judged_only else nullcontext(),
+    ):
+        doubts = chain(check_limit(request.max_loss), found)
+        return settle(doubts, allow=request.allow, strict=request.strict)
 
 
 def _check_recipe_fits(run: Run, recipe: Recipe) -> None:

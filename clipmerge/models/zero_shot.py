@@ -38,9 +38,9 @@ def refuse_one_prompt(tokens: Iterable[Mapping[str, Tensor]], templates: int) ->
     classes = {tuple(rows[start : start + templates]) for start in range(0, len(rows), templates)}
     if len(rows) > templates and len(classes) == 1:
         raise DataError(
-            "the prompts of all classes are the same to the model, which cuts off the end of a long"
-            " text and may not know capitals; give a shorter `template`, or other names with"
-            " `classes`"
+            "the prompts of all classes, or all captions, are the same to the model, which cuts off"
+            " the end of a long text and may not know capitals; give a shorter `template`, other"
+            " names with `classes`, or shorter captions"
         )
 
 
