@@ -37,20 +37,6 @@ def modelled(work: dict[str, float]) -> float:
     return max(work["seconds"], START * work["kernels"])
 
 
-def compiled(size: dict[str, Any]) -> dict[str, Any]:
-    """The same size with compiled blocks, in steps and teachers."""
-    blocks = size["blocks"]
-    found = dict(size)
-    for part, passes in (("step", ("forward", "backward")), ("teacher", ("forward",))):
-        work = dict(size[part])
-        for name in ("kernels", "bytes", "seconds"):
-            work[name] -= blocks * sum(
-                size[each][name] - size[f"compiled_{each}"][name] for each in passes
-            )
-        found[part] = work
-    return found
-
-
 def step_seconds(size: dict[str, Any]) -> float:
     """A step, with its teachers."""
     return modelled({name: size["step"][name] + size["teacher"][name] for name in size["step"]})
@@ -94,7 +80,7 @@ def table(file: Path) -> str:
     if not file.exists():
         return "Not counted yet.\n"
     sizes = json.loads(file.read_text("utf-8"))["sizes"]
-    plain, short = list(sizes.values()), [compiled(each) for each in sizes.values()]
+    plain = list(sizes.values())
     rows = [
         ["*counted*, a step: TFLOP", *(f"{_both(each, 'flops') / 1e12:.1f}" for each in plain)],
         ["GB moved by kernels", *(f"{_both(each, 'bytes') / 1e9:.0f}" for each in plain)],
@@ -105,22 +91,18 @@ def table(file: Path) -> str:
         ],
         ["highest memory, GB", *(f"{each['peak'] / 1e9:.1f}" for each in plain)],
     ]
-    for name, every in (("", plain), (", compiled", short)):
-        times = [
-            f"{1e3 * _both(each, 'seconds'):.0f} / {1e3 * START * _both(each, 'kernels'):.0f}"
-            for each in every
-        ]
-        rows.append([f"*modelled*{name}, a step: device / CPU, ms", *times])
-        for part in ("steps", "looks", "verdict", "all"):
-            if name and part in ("looks", "verdict"):
-                continue
-            ranges = [totals(each)[part] for each in every]
-            rows.append([f"`auto`, {IMAGES:,} images{name}: {part}, s", *map(_range, ranges)])
-        gains = [
-            f"{1e3 * shared(each):.0f} ({step_seconds(each) / shared(each):.1f} x)"
-            for each in every
-        ]
-        rows.append([f"a step on 8 cards{name}, ms (gain)", *gains])
+    times = [
+        f"{1e3 * _both(each, 'seconds'):.0f} / {1e3 * START * _both(each, 'kernels'):.0f}"
+        for each in plain
+    ]
+    rows.append(["*modelled*, a step: device / CPU, ms", *times])
+    for part in ("steps", "looks", "verdict", "all"):
+        ranges = [totals(each)[part] for each in plain]
+        rows.append([f"`auto`, {IMAGES:,} images: {part}, s", *map(_range, ranges)])
+    gains = [
+        f"{1e3 * shared(each):.0f} ({step_seconds(each) / shared(each):.1f} x)" for each in plain
+    ]
+    rows.append(["a step on 8 cards, ms (gain)", *gains])
     lines = [["", *sizes], ["---", *["---:"] * len(sizes)], *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 

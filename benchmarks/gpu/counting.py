@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.gpu.count import BYTES, FLOPS, IMAGES
-from benchmarks.gpu.fusing import compiled_block
 from clipmerge.distributed import device_work
 from clipmerge.learning.coefficients import Coefficients
 from clipmerge.learning.descent import Descent, LossScale
@@ -22,7 +21,6 @@ from clipmerge.learning.learn import LearningConfig, learn
 from clipmerge.learning.learning_loss import LossConfig, with_teacher_targets
 from clipmerge.learning.steps import lay_out
 from clipmerge.learning.weights import InterpolatedWeights
-from clipmerge.models.kernels import blocks_of
 from clipmerge.models.precision import passes
 from tests.support.pretended_device import Counts, counted, taken
 from tests.support.real_sizes import hollow_objective
@@ -45,10 +43,10 @@ _PARTS: tuple[tuple[Any, str, str], ...] = (
 )
 
 
-_OTHERS = ("taught", "else", "rest", "image", "forward", "backward")
-# Steps whose teachers see their images at once; pictures of a step; passes of a look, and the
-# pictures of each: about 400 of 205 held-out images.
-_TAUGHT, _PICTURES, _LOOKS, _LOOK = 7, 80, 10, 41
+_OTHERS = ("taught", "else", "rest", "image")
+# Steps whose teachers see their images at once; passes of a look, and the pictures of each: about
+# 400 of 205 held-out images.
+_TAUGHT, _LOOKS, _LOOK = 7, 10, 41
 _NAMES = {part for *_, part in _PARTS}
 
 
@@ -138,26 +136,13 @@ def count(size: str) -> dict[str, Any]:
             with tally.during("taught"):
                 with_teacher_targets(objective, lay_out(objective, _TAUGHT, batch=40).steps, _LOSS)
         module = objective.criterion.model.module
-        blocks = blocks_of(objective.criterion.model.towers["vision"])
-        width = module.config.vision_config.hidden_size
-        tokens = module.vision_model.embeddings.num_positions
-        device = objective.data.context.device
-        hidden = torch.empty(_PICTURES, tokens, width, device=device, requires_grad=True)
-        with passes(device, "auto"):
-            with tally.during("forward"):
-                output = blocks[0](hidden, None)
-            with tally.during("backward"):
-                (output[0] if isinstance(output, tuple) else output).sum().backward()
         pixels = objective.data.batches[0].pixels[:_LOOK]
         with tally.during("image"), torch.no_grad(), passes(pixels.device, "auto"):
             objective.criterion.embed(pixels)
         works = tally.works
         # the coefficients are placed once more at the end
         placed = _per(works["place"], 2)
-        found = {
-            "blocks": len(blocks),
-            "forward": works["forward"],
-            "backward": works["backward"],
+        return {
             "weights": sum(each.numel() for each in module.parameters()),
             "moving": sum(value.numel() for value in values.values.values()),
             "peak": counts.peak - before,
@@ -169,5 +154,3 @@ def count(size: str) -> dict[str, Any]:
             "look": {name: _LOOKS * value for name, value in works["image"].items()},
             "image": _per(works["image"], len(pixels)),
         }
-    forward, backward = compiled_block(size, _PICTURES)
-    return found | {"compiled_forward": forward, "compiled_backward": backward}

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 
@@ -22,7 +21,6 @@ from clipmerge.learning.choice import (
     validate,
 )
 from clipmerge.learning.coefficients import Coefficients
-from clipmerge.learning.compiling import Compiling, compiled, pays
 from clipmerge.learning.descent import Descent, LossScale
 from clipmerge.learning.learning_loss import (
     LossConfig,
@@ -67,7 +65,6 @@ class LearningConfig:
         max_loss: Points of accuracy on the held-out images that may be lost against the fine-tuned
             model.
         ceiling: Largest coefficient.
-        compiling: Whether the blocks of the towers are compiled; ``auto`` if it pays.
     """
 
     loss: LossConfig
@@ -78,7 +75,6 @@ class LearningConfig:
     held_back: float = 0.0
     max_loss: float = 100.0
     ceiling: float = 1.0
-    compiling: Compiling = "auto"
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,6 @@ class _Run:
             objective, config.steps, batch=config.batch, held_out_share=config.held_back
         )
         self._storage = objective.learning_state
-        self._image_nbytes = 0
         self._descent = Descent(coefficients.values, config.rate, config.steps)
         self._trace = torch.zeros(config.steps, len(fields(Losses)), dtype=torch.float64)
         self._state = {"trace": self._trace, **self._descent.state}
@@ -155,9 +150,8 @@ class _Run:
         _embed_fixed_prompts(objective)
         micro_batcher = self._make_micro_batcher(steps)
         self._sparsify(anew=begin is None)
-        with self._compiling(steps, micro_batcher):
-            for few in self._with_targets(steps):
-                self._descend(few, micro_batcher)
+        for few in self._with_targets(steps):
+            self._descend(few, micro_batcher)
         choice = self._choose(held_out) if held_out else None
         self._coefficients.place()
         return Learned([Losses(*row) for row in self._trace.tolist()], choice)
@@ -216,7 +210,6 @@ class _Run:
         activations = Activations(objective, loss.precision, prompts)
         objective.criterion.limit_prompts(activations.prompts_at_once)
         micro_batcher = objective.micro_batcher(activations.images())
-        self._image_nbytes = activations.image
         if device.type == "cpu" or not activations.image:
             return micro_batcher
         pictures = max(math.ceil(loss.picture_count(len(step)) * step.work_share) for step in steps)
@@ -227,19 +220,6 @@ class _Run:
             " once"
         )
         return micro_batcher
-
-    def _compiling(
-        self, steps: Sequence[Step], micro_batcher: MicroBatcher
-    ) -> AbstractContextManager[None]:
-        """Compile the blocks of the towers for the steps, if that is wanted or pays."""
-        compiling, loss = self._config.compiling, self._config.loss
-        if not steps or compiling == "never":
-            return nullcontext()
-        images = math.ceil(sum(loss.picture_count(len(step)) * step.work_share for step in steps))
-        if compiling == "auto" and not pays(self._objective, self._image_nbytes, images):
-            return nullcontext()
-        pictures = math.ceil(images / len(steps))
-        return compiled(self._objective, loss.precision, pictures, micro_batcher)
 
     def _with_targets(self, steps: Sequence[Step]) -> Iterator[list[Step]]:
         """Add teacher targets to the steps, on a CPU to a few at a time, whose pictures are made

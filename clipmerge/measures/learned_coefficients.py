@@ -13,7 +13,6 @@ import torch
 from clipmerge.finding import Finding
 from clipmerge.learning.augmentation import AUGMENTATIONS
 from clipmerge.learning.coefficients import Coefficients, Granularity
-from clipmerge.learning.compiling import Compiling
 from clipmerge.learning.learn import Learned, LearningConfig, learn
 from clipmerge.learning.learning_loss import DistillTarget, LossConfig
 from clipmerge.learning.objective import Objective
@@ -67,9 +66,6 @@ class LearningOptions:
         augmentations: Kinds of strong augmentation.
         precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU
             multiplies it faster, and float16 on a CUDA device without.
-        compile: Whether the blocks of the towers are compiled for learning: ``always``, ``never``,
-            or ``auto``, where fewer passes over activations are expected to save more than half a
-            minute of compiling: with large models and many images on a card. No card has tried it.
     """
 
     granularity: Granularity = "entry"
@@ -86,7 +82,6 @@ class LearningOptions:
     distill: DistillTarget = "both"
     augmentations: tuple[Augmentation, ...] = AUGMENTATIONS
     precision: Precision = "auto"
-    compile: Compiling = "never"  # nothing has been compiled on a card yet
 
     def config(
         self, sparsify: Callable[[], tuple[Sequence[str], float]] | None = None
@@ -108,7 +103,6 @@ class LearningOptions:
             held_back=self.held_back,
             max_loss=self.max_loss,
             ceiling=self.ceiling,
-            compiling=self.compile,
         )
 
 

@@ -1,8 +1,8 @@
 """The layout of images, batch norms whose statistics are parameters, and faster operations in
-bfloat16 on a CPU.
+16 bits.
 
-Attention is computed from two products of matrices instead of the fused kernel, and convolutions of
-single channels in float32: their backward pass in bfloat16 takes six times as long.
+On a CPU, attention is computed from two products of matrices instead of the fused kernel, and
+convolutions of single channels in float32: their backward pass in bfloat16 takes six times as long.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import batch_norm, conv2d, scaled_dot_product_attention
+from torch.nn.functional import (
+    batch_norm,
+    conv2d,
+    layer_norm,
+    scaled_dot_product_attention,
+    silu,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
@@ -23,6 +29,8 @@ _FEW_CHANNELS = 16
 # Maximum number of attention scores per head that are held for all images at once: those of 1024
 # tokens.
 _MOST = 1 << 20
+# QuickGELU is x * sigmoid(1.702 x).
+_STEEPNESS = 1.702
 
 
 def image_layout(model: torch.nn.Module) -> torch.memory_format:
@@ -133,6 +141,65 @@ def freeze_batch_norms(module: torch.nn.Module) -> None:
                 setattr(parent, name, FrozenBatchNorm(child))
 
 
+def keep_16_bits(module: torch.nn.Module) -> None:
+    """Under autocast on a card, let every layer norm and QuickGELU inside a module compute in 16
+    bits with fewer kernels, in place.
+
+    Autocast's own layer norms return float32, so that blocks add up float32 and cast it for every
+    product; OpenCLIP's towers add up 16 bits. QuickGELU is silu(s x) / s, whose factors the maps
+    around it take over.
+    """
+    for parent in module.modules():
+        if type(parent).__name__ == "LayerNorm":  # others permute, or normalise otherwise
+            _replace(parent, _normed)
+        children = list(parent.children())
+        kinds = [type(child).__name__ for child in children]
+        activation = [kind in ("QuickGELU", "QuickGELUActivation") for kind in kinds]
+        maps = [child for child in children if isinstance(child, torch.nn.Linear)]
+        if any(activation) and len(maps) == 2:
+            _replace(maps[0], _steep)
+            _replace(children[activation.index(True)], lambda _, inputs: silu(inputs))
+            _replace(maps[1], _flat)
+
+
+def _replace(module: torch.nn.Module, short: Callable[[Any, Tensor], Tensor]) -> None:
+    """Let a module compute otherwise under autocast on a card."""
+    module.forward = partial(_run, short, module, module.forward)
+
+
+def _run(
+    short: Callable[[Any, Tensor], Tensor],
+    module: torch.nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+) -> Tensor:
+    return short(module, inputs) if _is_short(inputs) else forward(inputs)
+
+
+def _is_short(inputs: Tensor) -> bool:
+    kind = inputs.device.type
+    return kind != "cpu" and torch.is_autocast_enabled(kind)
+
+
+def _normed(norm: torch.nn.LayerNorm, inputs: Tensor) -> Tensor:
+    kind = inputs.device.type
+    inputs, weight, bias = (
+        None if each is None else each.to(torch.get_autocast_dtype(kind))
+        for each in (inputs, norm.weight, norm.bias)
+    )
+    with torch.autocast(kind, enabled=False):  # the kernel adds up in float32
+        return layer_norm(inputs, norm.normalized_shape, weight, bias, norm.eps)
+
+
+def _steep(linear: torch.nn.Linear, inputs: Tensor) -> Tensor:
+    bias = None if linear.bias is None else _STEEPNESS * linear.bias
+    return torch.nn.functional.linear(inputs, _STEEPNESS * linear.weight, bias)
+
+
+def _flat(linear: torch.nn.Linear, inputs: Tensor) -> Tensor:
+    return torch.nn.functional.linear(inputs, linear.weight / _STEEPNESS, linear.bias)
+
+
 def run_twice(device: torch.device, function: Callable[..., Any], *args: Any) -> Any:
     """Run a function with activation checkpointing; in 16 bits only inside
     `clipmerge.models.precision.passes`.
@@ -141,9 +208,3 @@ def run_twice(device: torch.device, function: Callable[..., Any], *args: Any) ->
         checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), faster_kernels(device))
     )
     return again(function, *args)
-
-
-def blocks_of(tower: torch.nn.Module) -> list[torch.nn.Module]:
-    """The blocks of a tower: its outermost list of modules."""
-    lists = (module for module in tower.modules() if isinstance(module, torch.nn.ModuleList))
-    return list(next(lists, []))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, scaled_dot_product_attention
+from transformers.activations import QuickGELUActivation
 
 from clipmerge.models import kernels as attention
 from clipmerge.models import precision as precisions
@@ -16,6 +17,7 @@ from clipmerge.models.kernels import (
     FrozenBatchNorm,
     faster_kernels,
     image_layout,
+    keep_16_bits,
     run_twice,
 )
 from clipmerge.models.precision import casts_repeated, dtype_of, multiplies_bfloat16, passes
@@ -190,6 +192,40 @@ def test_a_frozen_batch_norm_follows_its_formula_in_all_five_arguments() -> None
     assert torch.allclose(found.grad, inputs.grad)
     for name, value in values.items():
         assert torch.allclose(getattr(norm, name).grad, value.grad), name
+
+
+def test_quick_gelu_between_two_maps_is_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients, but for rounding."""
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(5, 9), QuickGELUActivation(), nn.Linear(9, 4)).double()
+    inputs = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    tensors = [inputs, *block.parameters()]
+    found = []
+    keep_16_bits(block)
+    for is_card in (False, True):
+        monkeypatch.setattr(attention, "_is_short", lambda _, is_card=is_card: is_card)
+        spread = block(inputs)
+        found.append([spread, *torch.autograd.grad(spread.square().sum(), tensors)])
+    plain = block[2].weight @ (
+        (hidden := block[0].weight @ inputs[0] + block[0].bias) * torch.sigmoid(1.702 * hidden)
+    )
+    assert torch.allclose(found[0][0][0], plain + block[2].bias)
+    assert all(torch.allclose(*each) for each in zip(*found, strict=True))
+
+
+def test_on_a_card_blocks_add_up_16_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = objective_for(save_ends(tmp_path), make_batches((4,))).criterion.model
+    pixels, dtypes = torch.randn(4, 3, 32, 32), set[torch.dtype]()
+    expected = model.image_features(pixels)
+    for block in model.towers["vision"].encoder.layers:
+        block.register_forward_hook(lambda *given: dtypes.add(given[2].dtype))
+    for is_card in (False, True):
+        dtypes.clear()
+        monkeypatch.setattr(attention, "_is_short", lambda _, is_card=is_card: is_card)
+        with passes(pixels.device, "bfloat16"):
+            found = model.image_features(pixels)
+        assert dtypes == {torch.bfloat16 if is_card else torch.float32}
+        assert torch.allclose(found.float(), expected, atol=0.03)
 
 
 @pytest.mark.parametrize("device", ["cuda", "xpu"])

@@ -366,6 +366,8 @@ def register(kind: str) -> None:
     library = torch.library.Library("aten", "IMPL")
     library.impl("empty.memory_format", _empty, kind.upper())
     library.impl("empty_strided", _empty_strided, kind.upper())
+    # without a kernel of its own torch takes it apart before the device sees it; a card has one
+    library.impl("silu_backward", aten.silu_backward, kind.upper())
     _library.append(library)
 
     def free(_device: Any = None) -> tuple[int, int]:
