@@ -51,7 +51,7 @@ class ImageTextModel(ABC):
         }
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
-        """Load every weight; see `clipmerge.models.loading.fill`."""
+        """Load every weight; see `clipmerge.models.loading.load_parameters`."""
         load_parameters(self.parameters, read, source)
 
     @abstractmethod
