@@ -31,6 +31,7 @@ BEGIN, END = (
 _STEPS, _LOOKS, _HELD = 200, 25, 205
 _MANY = ["--classes", "1000", "--templates", "80"]
 _LEARNING = ["--only", "first-step,auto,look", "--alone", "--steps", "3"]
+_PAIRS = ["--only", "path-barrier,first-order,auto", "--batch", "8", "--steps", "4"]
 _FIRST = ["--only", "first-step", "--alone"]
 _MEMORY = ["--only", "auto", "--alone", "--precision", "float32"]
 _BFLOAT16 = [*_FIRST, "--precision", "bfloat16", "--images", "16"]
@@ -41,6 +42,9 @@ CASES = {
     "path-1000-classes": ["--only", "path-barrier", "--alone", "--nodes", "1", *_MANY],
     "auto-vision": [*_LEARNING, "--towers", "vision"],
     "auto-both": [*_LEARNING],
+    # the same images with a class, or with a caption, each of its own
+    "pairs-classes": [*_PAIRS, "--classes", "64"],
+    "pairs-captions": [*_PAIRS, "--captions"],
     "memory-vision-8": [*_MEMORY, "--towers", "vision", "--batch", "8"],
     "memory-vision-16": [*_MEMORY, "--towers", "vision", "--batch", "16"],
     "memory-both-8": [*_MEMORY, "--batch", "8"],
@@ -93,11 +97,11 @@ def _rows_of(name: str, found: dict[str, Any]) -> list[str]:
     model = (
         f"{settings['size'].upper().replace('B', 'B/').replace('L', 'L/')}, {settings['towers']}"
     )
-    prompts = (
-        settings["classes"]
-        if settings["templates"] == 1
-        else f"{settings['classes']} x {settings['templates']}"
-    )
+    prompts = settings["classes"]
+    if settings.get("captions"):
+        prompts = f"{settings['images']} captions"
+    elif settings["templates"] > 1:
+        prompts = f"{settings['classes']} x {settings['templates']}"
     lines = []
     for measure in settings["only"].split(","):
         figures = found[measure]
