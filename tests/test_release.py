@@ -101,7 +101,7 @@ def test_every_file_is_there(unpacked: Path) -> None:
     assert {file.as_posix() for file in files if not (unpacked / file).is_file()} == set()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tests_that_read_files_of_the_repository_pass_there(unpacked: Path) -> None:
     pages = (
         "tests/docs/test_pages.py",

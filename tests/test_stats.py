@@ -127,7 +127,12 @@ def recognised(accuracy: Floats, images: int, rng: np.random.Generator) -> NDArr
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize(
-    "images", [20, *(pytest.param(count, marks=pytest.mark.slow) for count in (100, 1000))]
+    "images",
+    [
+        20,
+        pytest.param(100, marks=pytest.mark.slow),
+        pytest.param(1000, marks=pytest.mark.nightly),
+    ],
 )
 def test_a_sweeps_intervals_cover(images: int) -> None:
     """The gain at equal ID accuracy, and the mean OOD accuracy of two sources."""

@@ -361,7 +361,7 @@ def main() -> None:
         return
     torch.set_num_threads(options.threads)
     if options.memory:
-        activations.memory = lambda _device: options.memory << 30  # type: ignore[assignment]
+        activations.usable_memory = lambda _device: options.memory << 30  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as temporary:
         paths = save_pair(
             options.folder or Path(temporary), options.size, both=options.towers == "both"

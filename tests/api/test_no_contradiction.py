@@ -88,7 +88,7 @@ def test_what_is_written_is_what_the_plan_says(places: Any, method: str, **drawn
 
 @pytest.mark.slow
 @pytest.mark.uncounted
-@settings(max_examples=6, suppress_health_check=SLOW)
+@settings(max_examples=3, suppress_health_check=SLOW)
 @example(method="auto", alpha=0.5, overrides=[], edits=[], judged=True, swapped=True)
 @example(method="ties", alpha=0.5, overrides=[], edits=[], judged=True, swapped=True)
 @given(method=st.sampled_from([*RECIPES]), **GIVEN)

@@ -52,7 +52,7 @@ def test_suites_are_listed_and_an_unknown_one_is_refused(capsys: Any) -> None:
     assert "Did you mean 'corrupted-cars'" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_pair_in_either_order_has_the_same_ends_and_is_evaluated_once(
     pair: Folders, images: Path, tmp_path: Path
 ) -> None:

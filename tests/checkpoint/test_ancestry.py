@@ -14,7 +14,7 @@ from transformers import CLIPModel
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.ancestry import (
     Ancestry,
-    _matrices,
+    _sample_matrices,
     ancestry_of,
     looks_swapped,
     shrinkage,
@@ -144,7 +144,7 @@ def test_weights_that_a_penalty_pulls_back_are_no_sign_of_the_wrong_order(
     tuned = CLIPModel.from_pretrained(models["base-0"])
     trained(tuned, rate=1e-3, decay=0.1, steps=40, seed=10, kind=torch.optim.Adam)
     inputs = inputs_of((models["base-0"], _save(tuned, tmp_path / "tuned")))
-    moved = [each for each in _matrices(inputs, 0) if each.block]
+    moved = [each for each in _sample_matrices(inputs, 0) if each.block]
     slope, error = shrinkage((each.block, each.moved, each.along) for each in moved) or (0.0, 1.0)
     assert slope > 0.5 + 2 * error  # they shrink, the furthest moved most
     assert ancestry_of(inputs).relation == "related"

@@ -91,7 +91,7 @@ def test_learning_takes_pieces_where_memory_is_short(
 
     def learned(memory: int) -> tuple[dict[str, Tensor], list[int]]:
         embedded.reset_mock()
-        monkeypatch.setattr(activations, "memory", lambda _device: memory)
+        monkeypatch.setattr(activations, "usable_memory", lambda _device: memory)
         found = Coefficients(objective, "entry", 0.5)
         learn(objective, found, LearningConfig(LOSS, steps=3, rate=0.02))
         return found.by_parameter(), [len(call.args[0]) for call in embedded.call_args_list]

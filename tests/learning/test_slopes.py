@@ -130,7 +130,7 @@ def test_images_whose_activations_do_not_fit_go_one_after_another(
     ends: Ends, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch, spied: Any
 ) -> None:
     objective = objective_of(ends)
-    monkeypatch.setattr(activations, "memory", lambda _device: 1)
+    monkeypatch.setattr(activations, "usable_memory", lambda _device: 1)
     found = Slopes(objective, exact=True)
     embedded = spied(objective.criterion, "embed")
     assert found.at(ALPHA)[0] == close_to(expected)
