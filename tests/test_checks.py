@@ -30,6 +30,7 @@ from clipmerge.images.dataset import open_images
 from clipmerge.images.source import Columns
 from clipmerge.planning.merge_effect import CONSEQUENCES, Estimate
 from clipmerge.progress import Progress
+from clipmerge.report.terminal import summary
 from clipmerge.report.text import ADVICE, reason_text, text_of
 from clipmerge.request import Calibration
 from clipmerge.stats import wilson
@@ -172,6 +173,9 @@ def test_folders_without_names_get_no_advice(pair: Folders, tmp_path: Path, reci
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Check the class names" in page
     assert "Use it" not in page
+    printed = "".join(map(str, summary(result.record).renderables))  # type: ignore[union-attr]
+    assert "with --classes, or --template" in printed
+    assert "`" not in printed
     with pytest.raises(DataError, match=r"a prompt was 'a photo of a class ci a\.'"):
         clipmerge.merge(*pair, recipe, set=steps, strict=True, **options | {"overwrite": True})
 

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from clipmerge.config import with_flags
 from clipmerge.errors import counted
 from clipmerge.output.record import MergeRecord
 from clipmerge.report.text import (
@@ -71,10 +72,10 @@ def _effect_lines(record: MergeRecord) -> list[Text]:
     return [
         Text(answer_text(record.effect), style="bold"),
         *(
-            Text(f"Warning: {text}", style="bold yellow")
+            Text(f"Warning: {with_flags(text)}", style="bold yellow")
             for text in texts_of(record.effect.warnings)
         ),
-        Text(reason_text(record.effect)),
+        Text(with_flags(reason_text(record.effect))),
         Text(effect_facts(record.effect), style="dim"),
     ]
 
