@@ -155,6 +155,7 @@ def test_what_follows_from_a_finding(swapped: Folders) -> None:
     assert set(CONSEQUENCES.values()) - {"error", "warning"} <= ADVICE.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["wise-ft", "auto"])
 def test_folders_without_names_get_no_advice(pair: Folders, tmp_path: Path, recipe: str) -> None:
     """Random models guess; whatever the merge gains, the names come first."""
@@ -317,6 +318,7 @@ def save_captioned(folder: Path, count: int, caption: Callable[[int], str]) -> P
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("caption", "kind"),
     [(lambda n: f"a picture of thing {n} on a table", "at-chance"), (str, "odd-names")],
@@ -380,6 +382,7 @@ def test_names_of_other_tasks_are_doubted_if_no_model_knows_them(
         assert "`keep` other: the best model recognises 16.7% of 144" in text_of(finding)
 
 
+@pytest.mark.slow
 def test_a_task_without_names_is_told_and_counts_for_nothing(
     pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,7 @@ def test_all_images_with_one_caption_measure_nothing(pair: Folders, tmp_path: Pa
         clipmerge.plan(*pair, "wise-ft", data=str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
@@ -138,6 +139,7 @@ def test_a_sweep_draws_recall_at_one(pair: Folders, pictures: Path, tmp_path: Pa
     assert sum("recall at 1" in warning for warning in result.warnings) == 2
 
 
+@pytest.mark.slow
 def test_examples_are_what_both_models_find(pair: Folders, pictures: Path, tmp_path: Path) -> None:
     """Image by image, by a sort in Python, among the images held back."""
     result = clipmerge.merge(*pair, "wise-ft", data=str(pictures), output=tmp_path / "out")

@@ -37,6 +37,7 @@ def forgetting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pa
     return zeroshot, finetuned, folder / "images"
 
 
+@pytest.mark.slow
 def test_max_loss_changes_what_auto_decides(forgetting: tuple[Path, Path, Path]) -> None:
     zeroshot, finetuned, images = forgetting
     changes = {

@@ -65,6 +65,7 @@ def test_models_of_transformers_get_the_weights_that_files_give(kind: str, tmp_p
     )
 
 
+@pytest.mark.slow
 def test_models_are_measured_on_data_in_memory_like_files(
     pair: Folders, images: Path, tmp_path: Path
 ) -> None:

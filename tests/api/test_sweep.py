@@ -199,6 +199,7 @@ def test_several_are_swept_around_the_curve_to_their_average(
     assert record["recipes"][1]["alpha"] is None
 
 
+@pytest.mark.slow
 def test_recipes_with_equal_weights_are_one_point(
     far: Folders, images: Path, shifted: Path, tmp_path: Path
 ) -> None:
@@ -219,6 +220,7 @@ def test_recipes_with_equal_weights_are_one_point(
     assert correct["near"].shape == (points, 30)
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_how_many_images_are_in_memory(
     far: Folders, images: Path, shifted: Path
 ) -> None:
@@ -236,6 +238,7 @@ def test_answers_do_not_depend_on_how_many_images_are_in_memory(
         assert all((stack_correct(found[name]) == expected[name]).all() for name in expected)
 
 
+@pytest.mark.slow
 def test_the_record_and_the_files_tell_the_same(
     far: Folders, images: Path, shifted: Path, tmp_path: Path
 ) -> None:
@@ -287,6 +290,7 @@ def test_ood_images_among_the_calibration_images_are_refused(
         run_sweep(request)
 
 
+@pytest.mark.slow
 def test_only_what_was_compared_is_called_checked(
     far: Folders, images: Path, shifted: Path, calibration: Path
 ) -> None:
@@ -305,6 +309,7 @@ def test_only_what_was_compared_is_called_checked(
         assert run_sweep(request)[0]["ood_checked"] is checked
 
 
+@pytest.mark.slow
 def test_images_used_twice_are_noted(far: Folders, images: Path, calibration: Path) -> None:
     used_twice = Calibration(source=str(calibration))
     for request, told in (
@@ -353,6 +358,7 @@ def test_contradictions_are_refused(far: Folders, images: Path, shifted: Path) -
             check_sweep(request)
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_tower_is_swept_in_its_base(
     far: Folders, images: Path, shifted: Path, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ def answers(model_folder: Path, folder: Path) -> np.ndarray:
         return model(**inputs).logits_per_image.argmax(dim=-1).numpy()
 
 
+@pytest.mark.slow
 def test_accuracy_is_agreement_with_the_finetuned_model(
     far: Folders, flat: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from benchmarks import architectures
 from tests.support.tiny_clip import tiny_config, tiny_processor
 
 
+@pytest.mark.slow
 def test_a_run_tells_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny_processor().tokenizer
     tiny = {"tiny": lambda: (CLIPModel(tiny_config()), tokenizer)}

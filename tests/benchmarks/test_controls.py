@@ -37,6 +37,7 @@ def test_every_option_stands_in_the_recipe(file: Path) -> None:
         assert data[section].keys() - {"name"} == known.keys()
 
 
+@pytest.mark.slow
 def test_the_command_line_merges_with_a_control(
     pair: Folders, images: Path, tmp_path: Path
 ) -> None:

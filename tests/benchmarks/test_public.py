@@ -166,6 +166,7 @@ def test_only_a_sample_may_be_off_by_its_sampling_error(limit: int | None, error
         assert outcome["passed"] is passed
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_named_with_its_output_and_the_others_finish(tmp_path: Path) -> None:
     works = {"good": partial((tmp_path / "done").write_text, "x"), "bad": partial(int, "x")}
     with pytest.raises(

@@ -35,6 +35,7 @@ def test_the_file_holds_each_points_bits(evaluated: tuple[TrainedPair, Path]) ->
         assert np.array_equal(unpacked(record["recipes"][0]["correct"][name])[0], curve[1])
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_or_changed_is_evaluated(
     evaluated: tuple[TrainedPair, Path], tmp_path: Path
 ) -> None:

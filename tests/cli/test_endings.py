@@ -173,6 +173,7 @@ def test_a_full_stdout_says_that_the_output_is_there(pair: Folders, tmp_path: Pa
     assert (out / "clipmerge.json").exists()
 
 
+@pytest.mark.slow
 @needs_full
 @pytest.mark.parametrize(
     ("arguments", "unbuffered"), [(("--help",), ""), (("recipes", "show", "auto"), "1")]
@@ -253,6 +254,7 @@ def test_a_signal_during_imports_is_an_error_of_one_line(
     assert (ended.stdout, ended.stderr) == ("", f"error: {how}; nothing was left behind\n")
 
 
+@pytest.mark.slow
 @STOPS
 def test_a_signal_after_the_work_names_the_output_that_is_complete(
     pair: Folders, tmp_path: Path, number: int, code: int, how: str

@@ -32,6 +32,7 @@ def test_recipes_alone_lists_them_in_the_format_asked_for() -> None:
     )
 
 
+@pytest.mark.slow
 def test_fewer_images_at_once_change_no_number(
     pair: Folders, sources: list[object], tmp_path: Path
 ) -> None:

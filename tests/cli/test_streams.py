@@ -249,6 +249,7 @@ def test_paths_that_are_not_utf8(copies: Folders, tmp_path: Path) -> None:
         assert is_plain(outcome.out + outcome.err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "told"),
     [

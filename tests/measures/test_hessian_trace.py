@@ -95,6 +95,7 @@ def hadamard(size: int) -> np.ndarray:
     return matrix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_probes_are_quadratic_forms_whose_mean_is_the_exact_trace(
     objective: Objective, exact: Exact, adaptive: bool, monkeypatch: pytest.MonkeyPatch

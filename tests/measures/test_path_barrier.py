@@ -104,6 +104,7 @@ def test_shares_add_up_to_what_the_losses_say(short_ends: Ends, found: Measureme
         assert value == pytest.approx(mean, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_bent_path_gets_more_nodes_and_rounding_does_not(
     short_ends: Ends, tmp_path: Path
 ) -> None:

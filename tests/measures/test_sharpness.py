@@ -161,6 +161,7 @@ def test_weights_stay_there_bit_for_bit(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.uncounted
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_average_case_is_the_mean_over_its_draws(

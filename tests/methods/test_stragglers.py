@@ -107,6 +107,7 @@ def rows_of(measurements: Measurements) -> dict[str, list[float]]:
     return {layer: list(row) for layer, row in statistic.batches.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signed", [False, True])
 def test_several_stragglers_do_not_hide_one_another_and_one_far_below_is_none(signed: bool) -> None:
     planted = {"vision.3.attn": 15.0, "vision.3.mlp": 14.0, "vision.9.mlp": 12.0}

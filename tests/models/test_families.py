@@ -145,6 +145,7 @@ def test_loss_and_gradients_are_those_of_the_librarys_forward(
         assert float((ours[key] - theirs[key]).abs().max()) <= 3e-4 * largest, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param("SigLIP2", marks=pytest.mark.uncounted), "CLIP classifier"]
 )

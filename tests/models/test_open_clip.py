@@ -79,6 +79,7 @@ def converted(pairs: dict[str, Folders], tmp_path_factory: pytest.TempPathFactor
     return folder / "zeroshot", folder / "finetuned"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mixed", "resnet"])
 def test_a_sweep_ends_at_both_checkpoints(
     pairs: dict[str, Folders], converted: Folders, kind: str, images: Path, tmp_path: Path

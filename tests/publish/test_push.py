@@ -51,6 +51,7 @@ def test_a_push_makes_one_commit_and_the_model_loads(hub: FakeHub, merged: Path)
     assert not any(loading.values())
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_what_a_push_would_change_and_changes_nothing(
     hub: FakeHub, merged: Path
 ) -> None:
@@ -66,6 +67,7 @@ def test_a_dry_run_lists_what_a_push_would_change_and_changes_nothing(
     assert commits(hub) == 1
 
 
+@pytest.mark.slow
 def test_a_second_push_sends_what_changed_and_nothing_of_this_machine(
     hub: FakeHub, merged: Path
 ) -> None:
@@ -102,6 +104,7 @@ def test_private_is_private(hub: FakeHub, merged: Path) -> None:
         push(merged, "alice/open", private=True)
 
 
+@pytest.mark.slow
 def test_a_branch_is_made_when_it_is_missing(hub: FakeHub, merged: Path) -> None:
     done = push(merged, "alice/robust", revision="half", message="Half way")
     assert done.url == f"{hub.url}/alice/robust/tree/half"
@@ -112,6 +115,7 @@ def test_a_branch_is_made_when_it_is_missing(hub: FakeHub, merged: Path) -> None
     assert push(merged, "alice/robust", revision="other").changed
 
 
+@pytest.mark.slow
 def test_a_pull_request_to_somebody_elses_model(hub: FakeHub, merged: Path) -> None:
     with pytest.raises(HubError, match=r"no pull request can be opened. Nothing was published"):
         push(merged, "bob/robust", create_pr=True)
@@ -125,6 +129,7 @@ def test_a_pull_request_to_somebody_elses_model(hub: FakeHub, merged: Path) -> N
     assert "NOTICE" in hub.files("bob/robust", "refs/pr/1")
 
 
+@pytest.mark.slow
 def test_a_card_edited_on_the_hub_is_not_run_over(hub: FakeHub, merged: Path) -> None:
     push(merged, "alice/robust")
     upload(hub, "alice/robust", {"README.md": b"---\nlicense: mit\n---\n# By hand\n"})
@@ -145,6 +150,7 @@ def test_a_card_edited_on_the_hub_is_not_run_over(hub: FakeHub, merged: Path) ->
     assert push(merged, "alice/robust").changed
 
 
+@pytest.mark.slow
 def test_other_content_is_left_alone_unless_told_but_for_a_card_of_front_matter(
     hub: FakeHub, merged: Path
 ) -> None:
@@ -162,6 +168,7 @@ def test_other_content_is_left_alone_unless_told_but_for_a_card_of_front_matter(
     assert hub.content("alice/blog", "post.md") == b"hello"
 
 
+@pytest.mark.slow
 def test_the_picture_of_the_path_goes_up_with_the_card_in_one_commit(
     hub: FakeHub, pair: tuple[Path, Path], images: Path, tmp_path: Path
 ) -> None:

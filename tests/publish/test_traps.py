@@ -99,6 +99,7 @@ overrides:
 """
 
 
+@pytest.mark.slow
 def test_no_byte_of_the_traps_arrives(
     hub: FakeHub,
     pair: tuple[Path, Path],
