@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.distributed import is_main_process
+from clipmerge.errors import DataError, NoLabelsError
 from clipmerge.finding import Finding
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan
@@ -45,7 +46,6 @@ class RunCache:
 
     def open_data(self, request: Request, progress: Progress) -> LabelledImages | CaptionedImages:
         """Open `data` once, for all images that the request takes, and tell the notes about it."""
-        from clipmerge.errors import DataError, NoLabelsError
         from clipmerge.images.dataset import load_without_labels, open_images
         from clipmerge.images.split import MOST, held_out_count
 

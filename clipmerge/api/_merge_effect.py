@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from clipmerge.checkpoint import Inputs
 from clipmerge.checks import (
     check_answers,
     check_images,
@@ -19,23 +20,24 @@ from clipmerge.checks import (
     headline_of,
     settle,
 )
+from clipmerge.distributed import broadcast_, distributed_context, peer_errors
 from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.finding import Finding
+from clipmerge.images.fingerprints import Fingerprints, note_shared
+from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.split import MOST, copies_note, without_copies
 from clipmerge.images.store import Pixels
-from clipmerge.planning.plan import named_tensors
+from clipmerge.planning.measurements import takes_learned
+from clipmerge.planning.merge_effect import MergeEffect
+from clipmerge.planning.other_tasks import Score
+from clipmerge.planning.plan import Plan, named_tensors
 from clipmerge.progress import Progress, say_all
 from clipmerge.report.text import text_of, texts_of
 from clipmerge.types import Json
 
 if TYPE_CHECKING:
-    from clipmerge.checkpoint import Inputs
     from clipmerge.evaluation.points import Point
     from clipmerge.evaluation.scorer import Images
-    from clipmerge.images.image_set import CaptionedImages, LabelledImages
-    from clipmerge.planning.merge_effect import MergeEffect
-    from clipmerge.planning.other_tasks import Score
-    from clipmerge.planning.plan import Plan
     from clipmerge.request import Calibration, MergeRequest, SweepRequest
     from clipmerge.run import Run
 
@@ -49,8 +51,6 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
     if request.calibration.source is None or not request.calibration.held_back:
         return
     from clipmerge.evaluation.verdict import measure_effect
-    from clipmerge.images.image_set import CaptionedImages
-    from clipmerge.planning.measurements import takes_learned
 
     with run.timed("effect"), warn_or_raise(run, request, "the effect of the merge"):
         measured = run.plan and run.plan.measurements
@@ -90,8 +90,6 @@ def _check_names(
     images: LabelledImages | CaptionedImages,
 ) -> None:
     """Check class names or captions again, by the answers that both ends gave on more images."""
-    from clipmerge.images.image_set import LabelledImages
-
     if isinstance(images, LabelledImages) and images.labelled_by != "source":
         return
     ends = end_accuracy(
@@ -160,8 +158,6 @@ def broadcast_plan(run: Run, calibration: Calibration) -> Plan:
     import torch
     from accelerate.utils import broadcast_object_list
 
-    from clipmerge.distributed import broadcast_, distributed_context, peer_errors
-
     # accelerate alone would let the processes join on a device of its own choice
     context = distributed_context(calibration.device)
     plan = run.plan and run.plan.replace(measurements=None)
@@ -222,7 +218,6 @@ def add_other_task_scores(run: Run, request: MergeRequest, tasks: dict[str, Imag
         return
     from clipmerge.evaluation.conclusion import weigh_other_tasks
     from clipmerge.evaluation.other_tasks import measure_other_tasks
-    from clipmerge.images.fingerprints import Fingerprints, note_shared
 
     with run.timed("other_tasks"), warn_or_raise(run, request, "the tasks of `keep`"):
         prints = {f"`keep` {name}": Fingerprints(task) for name, task in tasks.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._results import MergeResult
@@ -17,7 +17,9 @@ from clipmerge.config import ApplyOptions, complete_options, with_options
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files.paths import local_path, source_exists
+from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
 from clipmerge.methods import Task
+from clipmerge.output.record import MergeRecord, merge_record
 from clipmerge.planning.plan import Plan, check_coefficients, tensors_path, write_plan_files
 from clipmerge.planning.provenance import SourceRecord
 from clipmerge.progress import ByteCount, Progress, say_all
@@ -25,9 +27,6 @@ from clipmerge.report.text import record_text, text_of, texts_of
 from clipmerge.request import as_list, command_text, local_files, parse_size, refuse_duplicates
 from clipmerge.run import Run
 from clipmerge.types import StrPath
-
-if TYPE_CHECKING:
-    from clipmerge.output.record import MergeRecord
 
 # a path may hold bytes that are not valid text
 _NAMES = "backslashreplace"
@@ -215,7 +214,6 @@ def finish_merge(
     """Write a decided run in the main process, and return the result."""
     if not run.is_main:
         return MergeResult(output, run.light_plan, None)
-    from clipmerge.output.record import merge_record
 
     if output is None:
         run.hash_inputs()
@@ -231,7 +229,6 @@ def write_merge(
     run: Run, output: Path, *, overwrite: bool = False, max_shard_size: int | None = None
 ) -> MergeRecord:
     """Apply a decided plan and write the output folder."""
-    from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
     from clipmerge.output.checks import check_output
 
     inputs = run.inputs
@@ -241,7 +238,6 @@ def write_merge(
     run.hash_inputs()
     from clipmerge.merging.stream import plan_tensors
     from clipmerge.output.folder import output_layout, write_weights
-    from clipmerge.output.record import merge_record
     from clipmerge.output.side_files import write_side_files
     from clipmerge.publish.card import model_card
     from clipmerge.publish.public import public_record

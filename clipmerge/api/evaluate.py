@@ -9,6 +9,7 @@ from typing import Any, Unpack
 from clipmerge.api._in_memory import CheckpointLike, as_sources
 from clipmerge.api._merge_effect import check_task_scores, load_tasks
 from clipmerge.api._results import EvaluateResult
+from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checks import check_answers, check_images, end_accuracy, settle
 from clipmerge.config import EvaluateOptions, complete_options, with_options
 from clipmerge.errors import UsageError
@@ -62,7 +63,6 @@ def evaluate(
         raise UsageError(
             "nothing to evaluate on: give images with `data` NAME=SOURCE or `keep` NAME=SOURCE"
         )
-    from clipmerge.checkpoint import open_checkpoint
     from clipmerge.evaluation.accuracy import evaluate_sources, load_model
     from clipmerge.evaluation.other_tasks import evaluate_other_tasks
     from clipmerge.images.dataset import open_images

@@ -20,6 +20,8 @@ from clipmerge.checks import check_models
 from clipmerge.errors import CheckpointError
 from clipmerge.families import family_of
 from clipmerge.files.safetensors import DTYPES
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.provenance import SourceRecord
 from clipmerge.progress import Logged, Progress, say_all
 from clipmerge.report.text import texts_of
 from clipmerge.types import Json, Layers, Names
@@ -119,10 +121,7 @@ def _find_faults(inputs: Inputs, layers: dict[str, Json]) -> list[str]:
     """Find the first fault that a merge notices only while reading: NaN, Inf, or integers that
     differ.
     """
-    # importing a plan's records takes longer than describing one checkpoint
     from clipmerge.merging.stream import plan_tensors
-    from clipmerge.planning.plan import Plan
-    from clipmerge.planning.provenance import SourceRecord
 
     unnamed = SourceRecord(source="", files={})
     copies = Plan(recipe={}, zeroshot=unnamed, finetuned=(unnamed,), weights=(1.0,), layers={})

@@ -41,7 +41,9 @@ from clipmerge.config import (
 from clipmerge.errors import DataError, RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.finding import NOTE, Finding
+from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.local_files import local_inputs
+from clipmerge.images.prompts import templates_for
 from clipmerge.layers import match_layers
 from clipmerge.methods import Task, decide
 from clipmerge.planning.measurements import Measurements
@@ -295,7 +297,6 @@ def _head_classes(run: Run, request: MergeRequest) -> HeadRecord | None:
     """The classes of the rows of a head; ``None`` if neither images nor class names were given."""
     from clipmerge.images.classes import read_class_names
     from clipmerge.images.dataset import require_labelled
-    from clipmerge.images.prompts import templates_for
 
     calibration, inputs = request.calibration, run.inputs
     if calibration.source is not None:
@@ -354,7 +355,6 @@ def _label_images(run: Run, request: MergeRequest) -> None:
         return
     from clipmerge.evaluation.moving_model import MovingModel
     from clipmerge.evaluation.scorer import Scorer
-    from clipmerge.images.image_set import LabelledImages
     from clipmerge.models.building import build_model
 
     images = run.open_data(request)

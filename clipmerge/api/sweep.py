@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from clipmerge import __version__
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
@@ -25,7 +25,8 @@ from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, VerdictError
 from clipmerge.evaluation.conclusion import exceeds_max_loss, loss_warnings
 from clipmerge.evaluation.points import Point, weights_key
-from clipmerge.evaluation.tradeoff import RESAMPLES, compare_with_curve
+from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
+from clipmerge.files.staging import staged
 from clipmerge.finding import Finding
 from clipmerge.images import ImageSet
 from clipmerge.images.dataset import open_images, require_labelled
@@ -53,9 +54,6 @@ from clipmerge.request import (
 from clipmerge.run import Run, RunCache
 from clipmerge.stats import LEVEL
 from clipmerge.types import Json, StrPath
-
-if TYPE_CHECKING:
-    from clipmerge.evaluation.tradeoff import Correct
 
 #: The record in the output folder of a sweep, which identifies it.
 SWEEP_RECORD = "sweep.json"
@@ -304,7 +302,6 @@ def write_sweep(
 ) -> None:
     """Write the output folder."""
     from clipmerge.evaluation.scorer import write_correct
-    from clipmerge.files.staging import staged
     from clipmerge.report.figures import as_image, curve_files, sweep_figure
     from clipmerge.report.sweep_table import sweep_csv, sweep_page
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.hub.download import Snapshot, connect, resolve
+from clipmerge.hub.errors import explained
 from clipmerge.hub.ids import PREFIX, parse_dataset
 from clipmerge.images.captions import has_captions
 from clipmerge.images.classes import as_numbers
@@ -184,8 +185,6 @@ def _open_on_hub(system: HfFileSystem, address: str) -> Iterator[IO[bytes]]:
     downloaded.
     """
     import pyarrow
-
-    from clipmerge.hub.errors import explained
 
     with explained(f"reading {address}"):
         try:
