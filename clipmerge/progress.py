@@ -50,19 +50,6 @@ class Logged(Progress):
         _LOG.warning("%s", text)
 
 
-class ByteCount:
-    """Reports bytes written as progress."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        """Start at zero."""
-        self._progress, self._total, self._done = progress, total, 0
-
-    def __call__(self, count: int) -> None:
-        """Count more bytes."""
-        self._done += count
-        self._progress.advance(self._done, self._total)
-
-
 class Pace(Progress):
     """Forwards progress and notes, and states how long work takes, if long, once its first steps
     were timed.

@@ -22,7 +22,7 @@ from clipmerge.methods import Task
 from clipmerge.output.record import MergeRecord, merge_record
 from clipmerge.planning.plan import Plan, check_coefficients, tensors_path, write_plan_files
 from clipmerge.planning.provenance import SourceRecord
-from clipmerge.progress import ByteCount, Progress, say_all
+from clipmerge.progress import Progress, say_all
 from clipmerge.report.text import record_text, text_of, texts_of
 from clipmerge.request import as_list, command_text, local_files, parse_size, refuse_duplicates
 from clipmerge.run import Run
@@ -246,10 +246,9 @@ def write_merge(
     with staged(output, overwrite=overwrite) as folder:
         with run.timed("apply"):
             tensors = plan_tensors(inputs, run.plan)
-            count = ByteCount(run.progress, sum(tensor.nbytes for tensor in tensors))
             layout = output_layout(inputs, tensors, max_shard_size)
             files = write_weights(
-                folder, tensors, layout, count, single=inputs.weights_file, hashed=run.hashed
+                folder, tensors, layout, run.progress, single=inputs.weights_file, hashed=run.hashed
             )
         with run.timed("write"):
             side_files, notes = write_side_files(folder, inputs, run.plan.dtype)

@@ -23,7 +23,7 @@ from clipmerge.merging.stream import copied_tensors
 from clipmerge.output.checks import check_output
 from clipmerge.output.folder import write_weights
 from clipmerge.output.layout_files import write_layout_files
-from clipmerge.progress import ByteCount, say_all
+from clipmerge.progress import say_all
 from clipmerge.report.text import texts_of
 from clipmerge.request import command_text
 from clipmerge.types import StrPath
@@ -80,8 +80,7 @@ def convert(
         with staged(target, CONVERSION, overwrite=overwrite) as folder:
             reports.stage("write")
             single = WEIGHTS if layout == "transformers" else OPEN_CLIP_WEIGHTS[0]
-            advance = ByteCount(reports, converted.bytes)
-            files = write_weights(folder, copied_tensors(converted), None, advance, single=single)
+            files = write_weights(folder, copied_tensors(converted), None, reports, single=single)
             notes += write_layout_files(folder, converted, "keep")
             files |= {
                 path.name: sha256_of(path)

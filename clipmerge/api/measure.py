@@ -92,7 +92,8 @@ def objective_for(
         share = (context.rank, context.world_size)
         return ShardedBatches(read_batches(images, batch_size, model.pixels, share=share), context)
 
-    data, choosing = read(images, batch_size), None
+    data = read(images, batch_size)
+    choosing = None
     if choosers is not None:
         size = batch_size_for(len(choosers), calibration.batch_size, context.world_size)
         choosing = read(choosers, size)

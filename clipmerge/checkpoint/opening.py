@@ -210,7 +210,8 @@ def _is_adapter(file: Path) -> bool:
 
 def _open_source(source: Source) -> Checkpoint:
     name, part = split_part(source.name)
-    path, revision = local_path(name), None
+    path = local_path(name)
+    revision = None
     notes: tuple[Finding, ...] = ()
     if source.snapshot is not None:
         from clipmerge.hub.download import download_model

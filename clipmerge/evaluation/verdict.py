@@ -151,10 +151,7 @@ def measure_effect(
         over_zeroshot=over_zeroshot,
         agreement=estimate(float((models[-1].best == models[0].best).mean()), len(images)),
         recall=recall,
-        recommendation=conclusion.recommendation,
-        reason=conclusion.reason,
-        possible_loss=conclusion.possible_loss,
-        warnings=conclusion.warnings,
+        **vars(conclusion),
         **about,
     )
 

@@ -16,6 +16,7 @@ from clipmerge.errors import OutputError
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.safetensors import header_bytes
 from clipmerge.files.writer import OutputTensor, iter_contents, output_file
+from clipmerge.progress import Progress
 
 # The order of safetensors' own save_file: widest dtype first, then by name.
 _DTYPE_RANK = {
@@ -30,12 +31,20 @@ def write_weights(
     folder: Path,
     tensors: list[OutputTensor],
     layout: dict[str, str] | None,
-    advance: Callable[[int], None],
+    progress: Progress,
     *,
     single: str = WEIGHTS,
     hashed: bool = True,
 ) -> dict[str, str | None]:
     """Write the merged tensors as safetensors, one file or shards with their index."""
+    total = sum(tensor.nbytes for tensor in tensors)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress.advance(done, total)
+
     files: dict[str, list[OutputTensor]] = {}
     first = next(iter(layout.values())) if layout else single
     for tensor in tensors:
@@ -46,7 +55,7 @@ def write_weights(
     }
     if layout:
         index = {
-            "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
+            "metadata": {"total_size": total},
             "weight_map": {tensor.key: name for name in sorted(files) for tensor in files[name]},
         }
         (folder / INDEX).write_text(

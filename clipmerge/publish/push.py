@@ -111,7 +111,8 @@ def push(folder: Path, repo_id: str, **settings: Any) -> Published:
     left = _not_published(job.folder, additions)
     page = f"{api.endpoint}/{job.repo_id}"
     url = page if job.revision in (None, "main") else f"{page}/tree/{job.revision}"
-    done, would_change = None, Names()
+    done = None
+    would_change: Names = ()
     if job.dry_run:
         target = target or Target(head="", files={})
         would_change = tuple(change.path_in_repo for change in _changes(target, additions))
