@@ -4,7 +4,7 @@ from clipmerge.checkpoint.alignment import align_checkpoints
 from clipmerge.checkpoint.inputs import Inputs, Location
 from clipmerge.checkpoint.opening import Source, find_source, open_checkpoint, open_checkpoints
 from clipmerge.checkpoint.source import Checkpoint
-from clipmerge.files.safetensors import TensorEntry, read_header
+from clipmerge.files.safetensors import TensorEntry
 
 __all__ = [
     "Checkpoint",
@@ -16,5 +16,4 @@ __all__ = [
     "open_checkpoint",
     "open_checkpoints",
     "align_checkpoints",
-    "read_header",
 ]

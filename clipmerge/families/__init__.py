@@ -20,8 +20,6 @@ from functools import cache
 from clipmerge.errors import CheckpointError
 from clipmerge.families.family import (
     Family,
-    Rules,
-    Settings,
     is_buffer,
     is_counter,
     is_statistic,
@@ -34,8 +32,6 @@ from clipmerge.types import Json
 
 __all__ = [
     "Family",
-    "Rules",
-    "Settings",
     "families",
     "is_known",
     "family_of",

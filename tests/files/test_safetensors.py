@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from clipmerge.checkpoint import open_checkpoint, read_header
+from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
+from clipmerge.files.safetensors import read_header
 from tests.support.raw_safetensors import entry, raw_file
 
 TENSORS = {
