@@ -15,9 +15,8 @@ except KeyboardInterrupt:
 
 def run() -> None:
     """Run the command line; on failure the process exits at once."""
-    if (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):  # unless a shell has set it to be ignored
+    # unless a shell has set it to be ignored
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, handle_signal)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, handle_signal)

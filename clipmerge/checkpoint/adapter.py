@@ -191,9 +191,8 @@ def _group_changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, Lora
     for key in adapter.entries:
         name = _WRAPPERS.sub("", f".{key.removeprefix(_PREFIX)}")[1:]
         factor = _FACTOR.fullmatch(name.removesuffix(".weight") if "magnitude" in name else name)
-        if (
-            ".attn.base_layer.out_proj." in key
-        ):  # peft's forward pass and its merge_and_unload differ there
+        # peft's forward pass and its merge_and_unload differ there
+        if ".attn.base_layer.out_proj." in key:
             raise CheckpointError(
                 f"{adapter.source}: LoRA on torch's MultiheadAttention is not supported. {MERGE_IT}"
             )

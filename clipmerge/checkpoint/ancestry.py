@@ -170,9 +170,8 @@ def _sample_matrices(inputs: Inputs, which: int) -> Iterator[_Matrix]:
         theta_0, theta_1 = _samples(inputs, which, name, SAMPLE)
         tau = theta_1 - theta_0
         ours, theirs, product = _dot(theta_0, theta_0), _dot(theta_1, theta_1), _dot(tau, theta_0)
-        if not (
-            0 < ours < math.inf and 0 < theirs < math.inf
-        ):  # an empty or a broken matrix is no evidence
+        # an empty or a broken matrix is no evidence
+        if not (0 < ours < math.inf and 0 < theirs < math.inf):
             continue
         yield _Matrix(
             tower,

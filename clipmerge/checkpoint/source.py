@@ -84,9 +84,8 @@ class Checkpoint:
         entry = self.entries[key]
         begin = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE
         length = entry.end // mmap.PAGESIZE * mmap.PAGESIZE - begin
-        if (
-            length > 0 and entry.file in self._maps and hasattr(mmap, "MADV_DONTNEED")
-        ):  # absent on Windows
+        # absent on Windows
+        if length > 0 and entry.file in self._maps and hasattr(mmap, "MADV_DONTNEED"):
             self._maps[entry.file].madvise(mmap.MADV_DONTNEED, begin, length)
 
     def _map(self, file: Path) -> mmap.mmap:
@@ -116,10 +115,8 @@ class Checkpoint:
                     self._hashes.update(
                         zip(names, pool.map(remembered_sha256, self.files), strict=True)
                     )
-                except (
-                    OSError,
-                    ValueError,
-                ) as error:  # ValueError: shorter than when it was opened
+                except (OSError, ValueError) as error:
+                    # ValueError: shorter than when it was opened
                     require_unchanged(self.files)
                     raise CheckpointError(
                         f"{self.source}: cannot be read any more ({error})"

@@ -150,9 +150,8 @@ def load_torch_file(file: Path) -> tuple[Any, bool]:
                     " damaged or made to fill the memory. Download or copy it again"
                 )
             content.seek(0)
-            if (
-                is_archive and file.suffix != ".safetensors"
-            ):  # torch takes a file with this ending for safetensors
+            # torch takes a file with this ending for safetensors
+            if is_archive and file.suffix != ".safetensors":
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=True), False
             return torch.load(content, map_location="cpu", weights_only=True), True
     except CheckpointError:

@@ -218,9 +218,8 @@ def printing() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # otherwise the interpreter tries again at exit
+        # otherwise the interpreter tries again at exit
+        with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise Unprintable(
             f"standard output: cannot be written ({error.strerror or error})"

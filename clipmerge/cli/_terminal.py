@@ -97,9 +97,8 @@ class Terminal(Progress):
     def stage(self, name: str) -> None:
         """Begin a stage: its progress bar replaces the last one."""
         self.close()
-        if (
-            name != "read" and not gc.isenabled()
-        ):  # `clipmerge.__main__` has disabled it for the imports
+        # `clipmerge.__main__` has disabled it for the imports
+        if name != "read" and not gc.isenabled():
             gc.freeze()
             gc.enable()
         self._stage = _STAGES.get(name, name)

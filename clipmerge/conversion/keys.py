@@ -68,9 +68,8 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
         if block := _BLOCK[layout].match(key):
             tower = "vision" if block[1] in ("visual.", "vision") else "text"
             blocks[tower] = max(blocks[tower], int(block[2]) + 1)
-    if max(blocks.values()) > len(
-        names
-    ):  # a number in a name is arbitrary: do not list that many blocks
+    # a number in a name is arbitrary: do not list that many blocks
+    if max(blocks.values()) > len(names):
         raise CheckpointError(
             f"a block has the number {max(blocks.values()) - 1}, but there are only {len(names)}"
             " tensors"

@@ -77,9 +77,8 @@ def corrupt(image: Image, corruption: str, seed: int) -> Image:
             )
         case "posterize":
             return ImageOps.posterize(image, POSTERIZE)
-        case (
-            "dither"
-        ):  # print the image in the eight colours without or with all of red, green and blue
+        case "dither":
+            # print the image in the eight colours without or with all of red, green and blue
             palette = Pillow.new("P", (1, 1))
             palette.putpalette(
                 [255 * (colour >> channel & 1) for colour in range(8) for channel in range(3)]

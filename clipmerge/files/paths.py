@@ -55,9 +55,8 @@ def local_path(source: str) -> Path:
     path = Path(source)
     try:
         return path.expanduser()
-    except (
-        RuntimeError
-    ):  # no such user, or no home folder, as in containers that run under a numeric user
+    except RuntimeError:
+        # no such user, or no home folder, as in containers that run under a numeric user
         return path
 
 

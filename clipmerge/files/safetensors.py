@@ -111,9 +111,8 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
                 f"{path}: is not a safetensors file ({size} bytes, no valid header); download or"
                 " copy it again"
             )
-        with safe_open(
-            path, framework="numpy"
-        ):  # checks that the tensors fill the file, one after another
+        # checks that the tensors fill the file, one after another
+        with safe_open(path, framework="numpy"):
             header = parse_json(raw.decode("utf-8"), pairs=partial(unique_keys, path))
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing header: ")

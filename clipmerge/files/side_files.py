@@ -132,11 +132,8 @@ def lies_in(folder: Path, path: Path) -> bool:
     home = folder.resolve()
     try:
         target = path.resolve(strict=True)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ):  # RuntimeError: links in a circle, until Python 3.13
+    except (OSError, RuntimeError, ValueError):
+        # RuntimeError: links in a circle, until Python 3.13
         return False
     for snapshots in home.parents:  # models--ORG--NAME/snapshots/COMMIT
         if snapshots.name == "snapshots" and snapshots.parent.name.startswith(

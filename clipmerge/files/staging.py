@@ -21,9 +21,7 @@ from clipmerge.errors import OutputError
 
 try:
     import fcntl
-except (
-    ImportError
-):  # pragma: no cover - Windows, where stale stages are left for the user to delete
+except ImportError:  # pragma: no cover - Windows, where the user deletes stale stages
     fcntl = None  # type: ignore[assignment]
 
 #: The record in every output folder, which identifies it.
@@ -134,9 +132,8 @@ def _stage(output: Path, target: Path, move: Callable[[Path], None]) -> Iterator
 
 
 def _remove_stage(stage: Path, left: list[Path]) -> None:
-    with (
-        defer_signals()
-    ):  # users press Ctrl-C twice, and the message promises that nothing was left behind
+    # users press Ctrl-C twice, and the message promises that nothing was left behind
+    with defer_signals():
         shutil.rmtree(stage, ignore_errors=True)
         if stage.exists():
             left.append(stage)
@@ -147,9 +144,8 @@ def defer_signals() -> Iterator[None]:
     """Block Ctrl-C and SIGTERM during a block that must not be interrupted; the first one is sent
     again after it.
     """
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # only the main thread is interrupted
+    # only the main thread is interrupted
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     received: list[int] = []

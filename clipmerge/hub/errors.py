@@ -25,9 +25,8 @@ def quiet_client() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # httpx2 warns of the way in which the client uploads a file
+        # httpx2 warns of the way in which the client uploads a file
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)
             yield
     finally:

@@ -2,9 +2,7 @@
 `image_set` samples, `split` holds back, `batches` preprocesses.
 """
 
-from clipmerge.images.decoding import Encoded
 from clipmerge.images.image_set import ImageSet
 from clipmerge.images.source import Columns
-from clipmerge.images.store import Store
 
-__all__ = ["Columns", "Encoded", "ImageSet", "Store"]
+__all__ = ["Columns", "ImageSet"]

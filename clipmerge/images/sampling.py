@@ -22,9 +22,8 @@ def balanced_sample(labels: Shape, count: int, seed: int) -> list[int]:
     for turn in range(max((len(positions) for positions in by_class.values()), default=0)):
         classes = [label for label in sorted(by_class) if turn < len(by_class[label])]
         missing = count - len(picked)
-        if missing < len(
-            classes
-        ):  # drawn apart, so that a sample of some blocks draws the same classes
+        # drawn apart, so that a sample of some blocks draws the same classes
+        if missing < len(classes):
             drawn = np.random.default_rng([seed, count]).permutation(len(classes))[:missing]
             classes = [classes[at] for at in sorted(drawn.tolist())]
         picked += [by_class[label][turn] for label in classes]

@@ -178,9 +178,8 @@ def _members(file: IO[bytes], name: str) -> Iterator[tuple[str, str, Member]]:
                     Member(name, info.name, info.offset_data, info.size),
                 )
         file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(
-            tarfile.BLOCKSIZE
-        ):  # the walk mistakes a truncated header for the end
+        # the walk mistakes a truncated header for the end
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise EOFError("it ends before its end mark")
 
 

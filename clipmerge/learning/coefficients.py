@@ -200,9 +200,7 @@ class Coefficients:
         value = self.values[self._key[name]]
         gradient = cast(Tensor, parameter.grad)  # the hook runs after it was added
         takes_over = value.grad is None and value.shape == parameter.shape
-        if (
-            takes_over and parameter.device.type != "cpu"
-        ):  # pragma: no cover - runs in a thread of torch's own
+        if takes_over and parameter.device.type != "cpu":  # pragma: no cover - torch's thread
             self._waiting.append(name)
             if (
                 sum(self._objective.weights.parameters[each].numel() for each in self._waiting)
@@ -260,9 +258,8 @@ def _largest(scores: Tensor, count: int) -> Tensor:
     flat = scores.flatten()
     if scores.device.type == "cpu":
         limit = flat.kthvalue(flat.numel() - count + 1).values
-    elif (
-        2 * count <= flat.numel()
-    ):  # a card selects from one end with all of its units, and a single one by rank
+    elif 2 * count <= flat.numel():
+        # a card selects from one end with all of its units, and a single one by rank
         limit = flat.topk(count, sorted=False).values.amin()
     else:
         limit = flat.topk(flat.numel() - count + 1, largest=False, sorted=False).values.amax()

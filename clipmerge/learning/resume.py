@@ -94,11 +94,8 @@ class LearningState:
             problem = f"{self._path} does not fit"
         except FileNotFoundError:
             return None
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # RuntimeError: the user has no home folder
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # RuntimeError: the user has no home folder
             problem = _reason(error)
         self.say(
             f"the state saved by an earlier run cannot be used ({problem}); learning starts over"

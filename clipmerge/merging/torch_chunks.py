@@ -51,9 +51,8 @@ def merge_chunks(
     sparsify = is_sparsifiable(inputs, name)
     arguments = _mask_inputs(plan, name, layer) if layer.mask and sparsify else {}
     if arguments and "score" not in arguments and needs_score(str(layer.mask)):
-        if not torch.equal(
-            inputs.theta_0(name), inputs.theta_1(name)
-        ):  # of what is unchanged none is needed
+        # of what is unchanged none is needed
+        if not torch.equal(inputs.theta_0(name), inputs.theta_1(name)):
             raise PlanError(
                 f"layer '{inputs.layer_of[name]}' has the mask '{layer.mask}', but the plan holds"
                 f" no scores for {name}; use 'magnitude' there, or plan again"
@@ -77,19 +76,19 @@ def merge_chunks(
     for start, stop in chunk_ranges(entry.size):
         theta_0, finetuned = inputs.theta_0(name, start, stop), []
         with one_thread():
-            if (
-                change is not None
-            ):  # the change includes the fine-tuned checkpoints, which were checked
+            # the change includes the fine-tuned checkpoints, which were checked
+            if change is not None:
                 result = apply_delta(theta_0, change[start:stop], _torch_dtype(dtype))
             else:
                 finetuned = [
                     inputs.theta_1(name, start, stop, which=i) for i in range(len(inputs.finetuned))
                 ]
                 alpha = coefficients_of_run(coefficient, entry.shape, start, stop)
+                # NaN and Inf need not affect the result
                 if isinstance(alpha, Tensor) or alpha in (
                     0,
                     1,
-                ):  # NaN and Inf need not affect the result
+                ):
                     require_finite_inputs(inputs, name, theta_0, finetuned)
                 result = merge_tensor(
                     theta_0, finetuned, alpha=alpha, weights=plan.weights, dtype=_torch_dtype(dtype)

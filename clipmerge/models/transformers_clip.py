@@ -45,9 +45,8 @@ class TransformersClip(ImageTextModel):
         super().__init__(
             family, folder, module, {"vision": module.vision_model, "text": module.text_model}
         )
-        if isinstance(
-            module.vision_model, transformers.CLIPVisionModel
-        ):  # it pools the first token
+        # it pools the first token
+        if isinstance(module.vision_model, transformers.CLIPVisionModel):
             module.vision_model.encoder.layers[-1].layer_norm2.register_forward_pre_hook(
                 _keep_first_token
             )

@@ -91,9 +91,8 @@ def _make_cleaner(record: MergeRecord) -> Callable[[str], str]:
     local = {path for path in (*sources, record.output or "") if path and path != last_part(path)}
     shortened = []
     for path in sorted(local, key=len, reverse=True):
-        if PurePath(path).is_absolute() or path.startswith(
-            "~"
-        ):  # regardless of quotes and other text around it
+        # regardless of quotes and other text around it
+        if PurePath(path).is_absolute() or path.startswith("~"):
             pattern = re.compile(re.escape(path.rstrip("/")))
         else:  # it may be a word of a text
             pattern = re.compile(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])")

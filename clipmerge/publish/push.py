@@ -97,9 +97,8 @@ def push(folder: Path, repo_id: str, **settings: Any) -> Published:
     licence = job.license or _common_licence(api, job, record)
     target = find_repository(api, job)
     earlier = target.record if target and not job.evaluations else None
-    if (
-        earlier and record.files and record.files == earlier.files
-    ):  # the same weights keep their accuracies
+    # the same weights keep their accuracies
+    if earlier and record.files and record.files == earlier.files:
         accuracies = {key: getattr(earlier, key) for key in KEYS}
         record = record.model_copy(
             update={key: value for key, value in accuracies.items() if value is not None}
