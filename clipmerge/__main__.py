@@ -24,12 +24,10 @@ def run() -> None:
     import gc  # the same
 
     atexit.register(_ignore_signals)
-    atexit.register(
-        gc.freeze
-    )  # else Python ends by searching all that was imported for garbage: a second
-    os.environ.setdefault(
-        "PYDANTIC_DISABLE_PLUGINS", "__all__"
-    )  # none is used, and looking for them takes 10 ms
+    # else Python ends by searching all that was imported for garbage: a second
+    atexit.register(gc.freeze)
+    # none is used, and looking for them takes 10 ms
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # until headers are read: what is imported stays, and looking for garbage in it takes 0.1 s
     gc.disable()
     from clipmerge.cli.app import main

@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
 #: A folder, a file, ``org/name[@revision]``, or a model in memory (of transformers or open_clip).
 CheckpointLike: TypeAlias = "StrPath | Module"
-_WRAPPERS = (
-    "module",
-    "_orig_mod",
-)  # DataParallel's and DistributedDataParallel's, and torch.compile's
+# DataParallel's and DistributedDataParallel's, and torch.compile's
+_WRAPPERS = ("module", "_orig_mod")
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
@@ -139,9 +137,8 @@ def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
     for name, parameter in model.state_dict().items():
         tensor = parameter.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
-        weights[name] = (
-            tensor.clone() if storage in storages else tensor
-        )  # safetensors shares no memory
+        # safetensors shares no memory
+        weights[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     save_file(weights, folder / OPEN_CLIP_WEIGHTS[0], metadata={"format": "pt"})
     if config is None:

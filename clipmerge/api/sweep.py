@@ -380,9 +380,8 @@ def _plan_points(
     """The distinct points, those of the curve first; the recipes' plans with the index of their
     point; and new runs.
     """
-    points: dict[Any, Point] = {
-        float(alpha): Point(alpha) for alpha in request.alphas
-    }  # equal weights are one point
+    # equal weights are one point
+    points: dict[Any, Point] = {float(alpha): Point(alpha) for alpha in request.alphas}
     planned, runs = [], []
     for recipe in request.recipes:
         run = prepare(request.merge_request(recipe), progress, cache=cache, with_verdict=False)

@@ -34,9 +34,8 @@ class Inputs:
     family: Family
     zeroshot: Checkpoint  # theta_0
     finetuned: tuple[Checkpoint, ...]  # theta_1 ... theta_K; usually one
-    zeroshot_keys: dict[
-        str, str
-    ]  # keys in the zero-shot file by canonical name, in the file's order
+    # keys in the zero-shot file by canonical name, in the file's order
+    zeroshot_keys: dict[str, str]
     finetuned_keys: tuple[dict[str, str], ...]  # the same for each fine-tuned file
     tower: str  # the towers that the fine-tuned checkpoints hold: ``full``, ``vision`` or ``text``
     missing: Missing = "error"  # treatment of keys that only one side has

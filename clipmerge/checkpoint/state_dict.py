@@ -124,9 +124,8 @@ def load_torch_file(file: Path) -> tuple[Any, bool]:
             warnings.catch_warnings(),
             torch.serialization.safe_globals(harmless),
         ):
-            warnings.simplefilter(
-                "ignore"
-            )  # about TorchScript and pickle protocols, both handled below
+            # about TorchScript and pickle protocols, both handled below
+            warnings.simplefilter("ignore")
             is_archive = content.read(4) == _ZIP_START
             for member in zipfile.ZipFile(content).infolist() if is_archive else ():
                 if "/code/" in member.filename:  # of TorchScript, which torch refuses

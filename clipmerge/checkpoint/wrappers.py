@@ -39,19 +39,21 @@ _IN_A_CLIP = ("visual.", "visual.trunk.", "text.")
 # One tower's own state dict: parameters that it has together, and the attribute of the whole model
 # that it was.
 _LONE_TOWERS = (
+    # a ViT of OpenAI's or OpenCLIP's
     (
         ("conv1.weight", "class_embedding", "ln_pre.weight"),
         "visual.",
-    ),  # a ViT of OpenAI's or OpenCLIP's
+    ),
     (("conv1.weight", "bn1.weight", "attnpool.positional_embedding"), "visual."),  # a ResNet
     (("cls_token", "norm_pre.weight", "patch_embed.proj.weight"), ""),  # a ViT of timm
     (("trunk.patch_embed.proj.weight",), "visual."),  # a tower of timm inside OpenCLIP's
     (("trunk.stem.0.weight",), "visual."),
     (("trunk.conv_stem.weight",), "visual."),
+    # a text tower of transformers in OpenCLIP's
     (
         ("transformer.embeddings.word_embeddings.weight",),
         "text.",
-    ),  # a text tower of transformers in OpenCLIP's
+    ),
 )
 # Marks of files whose weights are not there or not whole, with what they are and the way out.
 _NO_WEIGHTS = (

@@ -108,9 +108,8 @@ def _fail_stopped(error: BaseException) -> NoReturn:
     """End after Ctrl-C or SIGTERM, and say which outputs exist."""
     number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
     if number == signal.SIGTERM and _repeats_main_process():
-        raise SystemExit(
-            143
-        )  # the launcher ends this process because another one failed and reported its error
+        # the launcher ends this process because another one failed and reported its error
+        raise SystemExit(143)
     with _print_once_per_host(128 + number):
         fail(
             "; ".join([HOW[number], *(_complete_outputs(error) or ["nothing was left behind"])]),

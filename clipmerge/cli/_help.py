@@ -107,9 +107,8 @@ class GroupedHelp(TyperCommand):
             name: [] for name in PANELS
         }
         for parameter in self.get_params(ctx):
-            line = cast(
-                tuple[str, str], parameter.get_help_record(ctx)
-            )  # None only where one is hidden
+            # None only where one is hidden
+            line = cast(tuple[str, str], parameter.get_help_record(ctx))
             heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
             heading = getattr(parameter, "rich_help_panel", None) or heading
             sections.setdefault(heading, []).append((not parameter.required, line))
@@ -125,9 +124,8 @@ def examples(command: str) -> str:
     """Examples as the last part of a command's help."""
     lines = ["\b", "Examples:"]
     for words, what in _EXAMPLES.get(command, ()):
-        with_values = _FLAG.sub(
-            "\\1\N{NO-BREAK SPACE}", f"clipmerge {words}"
-        )  # a flag stays with its value
+        # a flag stays with its value
+        with_values = _FLAG.sub("\\1\N{NO-BREAK SPACE}", f"clipmerge {words}")
         folded = " \\\n      ".join(_in_lines(with_values)).replace("\N{NO-BREAK SPACE}", " ")
         lines += [f"  # {what}", f"  {folded}"]
     if command in ("merge", "plan", "sweep"):

@@ -112,10 +112,11 @@ class Terminal(Progress):
         if self._silent or self.format is Format.quiet:
             return
         now = self._clock()
+        # loading and the first step are no measure
         begin, before = self._first = self._first or (
             now,
             done,
-        )  # loading and the first step are no measure
+        )
         if sys.stderr.isatty():
             if self.format is Format.human:
                 self._move_bar(done, total)
@@ -142,9 +143,8 @@ class Terminal(Progress):
                 TimeRemainingColumn,
             )
 
-            stage = TextColumn(
-                "{task.description}", markup=False
-            )  # a recipe or a source may be called "[/x]"
+            # a recipe or a source may be called "[/x]"
+            stage = TextColumn("{task.description}", markup=False)
             times = (
                 TimeElapsedColumn(),
                 TextColumn("elapsed,"),

@@ -86,9 +86,8 @@ def user_cache(name: str) -> Path:
     """Return a folder in the user's cache: on Linux ``clipmerge/NAME`` in ``$XDG_CACHE_HOME`` or
     ``~/.cache``.
     """
-    from platformdirs import (
-        user_cache_path,
-    )  # imported here because it takes 0.01 s, which ``--help`` saves
+    # imported here because it takes 0.01 s, which ``--help`` saves
+    from platformdirs import user_cache_path
 
     return user_cache_path("clipmerge", appauthor=False) / name
 

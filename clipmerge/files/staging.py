@@ -150,9 +150,8 @@ def defer_signals() -> Iterator[None]:
         return
     received: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ours = {
-        number: handler for number, handler in handlers.items() if handler is not None
-    }  # None: not Python's
+    # None: not Python's
+    ours = {number: handler for number, handler in handlers.items() if handler is not None}
     try:
         for number in ours:
             signal.signal(number, lambda number, _frame: received.append(number))

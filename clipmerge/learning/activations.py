@@ -151,9 +151,8 @@ def _saved(
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         sizes[storage.data_ptr()] = storage.nbytes()
-        return (
-            tensor.detach()
-        )  # with its graph, an operation that saves its own output would never be freed
+        # with its graph, an operation that saves its own output would never be freed
+        return tensor.detach()
 
     with saved_tensors_hooks(keep, lambda tensor: tensor), passes(device, precision):
         graph = run(count)  # kept alive until all is counted, or its memory would be reused

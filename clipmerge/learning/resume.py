@@ -143,9 +143,8 @@ class LearningState:
                 steps = f" after step {int(state['taken'])} of {len(state['trace'])}"
             if self._exists:
                 self.say(f"the learning is saved{steps}; the same command resumes there")
-                interrupted.add_note(
-                    "no output was written"
-                )  # else the last line says that nothing was left behind
+                # else the last line says that nothing was left behind
+                interrupted.add_note("no output was written")
             raise
         del self._find  # frees the model and the images that the function refers to
 

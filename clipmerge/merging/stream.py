@@ -116,10 +116,8 @@ def _unmerged_content(
             holder = (inputs.finetuned[0], inputs.finetuned_keys[0][name])
         others = []
     entry = holder[0].entries[holder[1]]
-    for (
-        checkpoint,
-        key,
-    ) in others:  # only `position_ids` may differ here, because the alignment does not compare them
+    # only `position_ids` may differ here, because the alignment does not compare them
+    for checkpoint, key in others:
         shape = checkpoint.entries[key].shape
         if shape != entry.shape:
             raise CheckpointError(

@@ -122,9 +122,8 @@ def _parts_to_lend(inputs: Inputs) -> dict[str, Names]:
     parts: dict[str, Names] = {}
     if layout_of(inputs.zeroshot.entries) != "open-clip":
         parts["processor"] = PROCESSORS
-    return (
-        parts if inputs.keeps_head else {**parts, "tokenizer": VOCABULARIES}
-    )  # a classifier needs none
+    # a classifier needs none
+    return parts if inputs.keeps_head else {**parts, "tokenizer": VOCABULARIES}
 
 
 def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:

@@ -41,9 +41,8 @@ class Stragglers:
     """The stragglers, in network order, every layer's scores, and the finding."""
 
     names: Names
-    scores: dict[
-        str, dict[str, float]
-    ]  # {"z": robust z-score, "stability": share of bootstraps that flag it}
+    # {"z": robust z-score, "stability": share of bootstraps that flag it}
+    scores: dict[str, dict[str, float]]
     finding: Finding
 
 

@@ -69,12 +69,10 @@ class Target:
     """The state of the repository before the push."""
 
     head: str  # the commit that was read
-    files: dict[str, tuple[str, str | None]] = field(
-        repr=False
-    )  # (git blob id, sha256 if large) by name
-    record: MergeRecord | None = field(
-        default=None, repr=False
-    )  # its ``clipmerge.json``, if that can be read
+    # (git blob id, sha256 if large) by name
+    files: dict[str, tuple[str, str | None]] = field(repr=False)
+    # its ``clipmerge.json``, if that can be read
+    record: MergeRecord | None = field(default=None, repr=False)
     created: bool = False  # by this push
     needs_branch: bool = (
         False  # the branch does not exist yet, and ``head`` is that of the default branch

@@ -406,9 +406,8 @@ def _add_legend(figure: Figure, marked: Sequence[_Named]) -> None:
     longest = max(map(cell_len, names))
     legend = figure.legend(
         marks,
-        [
-            str(number) for number in range(len(marks))
-        ],  # matplotlib leaves out names that begin with _
+        # matplotlib leaves out names that begin with _
+        [str(number) for number in range(len(marks))],
         loc="outside lower center",
         ncols=max(1, int(0.9 * _SWEEP[0] / (0.09 * longest + 0.6))),
         fontsize=9,

@@ -127,10 +127,11 @@ def sweep_page(record: Json, picture: Markup) -> str:
         for column in sweep_columns(record)
         if column.is_source and column.title in record["ood"]
     ]
+    # a telephone shows few
     columns = [
         *(column for column in sweep_columns(record) if column not in single),
         *single,
-    ]  # a telephone shows few
+    ]
     return render_page(
         "sweep.html.j2",
         {
@@ -175,8 +176,7 @@ def sweep_csv(record: Json) -> str:
             ]
             accuracies = [row["accuracy"][name] for name in record["sources"]]
             name = row.get("name", f"alpha {row['alpha']:g}" if kind == "curve" else "")
-            inert = (
-                f"'{name}" if name[:1] in ("=", "+", "-", "@") else name
-            )  # or a spreadsheet takes it for a formula
+            # or a spreadsheet takes it for a formula
+            inert = f"'{name}" if name[:1] in ("=", "+", "-", "@") else name
             writer.writerow([kind, inert, row["alpha"], *numbers, gain_note(row), *accuracies])
     return text.getvalue()
