@@ -617,7 +617,8 @@ def with_options(options: type) -> Callable[[Function], Function]:
     """Show the options behind ``**options`` in a function's signature and docstring."""
 
     def decorate(function: Function) -> Function:
-        signature, known = inspect.signature(function), declarations(options)
+        signature = inspect.signature(function)
+        known = declarations(options)
         own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
         shown = [
             inspect.Parameter(

@@ -27,7 +27,8 @@ def _check_plain(value: Any) -> Any:
     """Refuse values that no recipe has and that break printing: deep nesting, numbers of many
     digits.
     """
-    level, depth = [value], 0
+    level = [value]
+    depth = 0
     while level:
         if depth > _DEEPEST:
             raise ValueError("nested too deeply")
@@ -42,7 +43,8 @@ def _check_plain(value: Any) -> Any:
                 if isinstance(each, list | tuple)
                 else []
             )
-        level, depth = inner, depth + 1
+        level = inner
+        depth = depth + 1
     return value
 
 

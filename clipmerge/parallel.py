@@ -43,7 +43,9 @@ def run_in_threads(
     if threads == 1:
         yield from (job() for _, job in jobs)
         return
-    waiting, running, held = deque(jobs), deque[tuple[int, Future[T]]](), 0
+    waiting = deque(jobs)
+    running = deque[tuple[int, Future[T]]]()
+    held = 0
     with (
         one_thread(),
         ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,

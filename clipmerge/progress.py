@@ -61,7 +61,9 @@ class Pace(Progress):
         """Start before the work; the texts are said before and after the estimated time, on a CPU
         only.
         """
-        self._progress, self._before, self._after = progress, before, after
+        self._progress = progress
+        self._before = before
+        self._after = after
         self._tells = device.type == "cpu"
         self._first: tuple[float, float] | None = None
 

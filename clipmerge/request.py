@@ -121,7 +121,8 @@ class Calibration:
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Calibration:
         """Take the options about images; those that a command lacks have their defaults."""
-        data, template = options.get("data"), options.get("template")
+        data = options.get("data")
+        template = options.get("template")
         calibration = cls(
             source=None if isinstance(data, Calibration) or data == "" else _path_as_text(data),
             classes=_class_names(options.get("classes")),
@@ -276,7 +277,8 @@ def default_recipe(options: Mapping[str, Any]) -> str:
 def check_merge(request: MergeRequest) -> None:
     """Refuse contradictory options of a merge."""
     calibration = request.calibration
-    held_back, has_images = calibration.held_back, calibration.source is not None
+    held_back = calibration.held_back
+    has_images = calibration.source is not None
     if not 0 <= held_back < 1:
         raise UsageError(
             f"held_back={held_back:g}: the share of the images that the decision does not see is at"

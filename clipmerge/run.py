@@ -55,7 +55,9 @@ class RunCache:
         if recipe is not None and not recipe.measure:  # it is only judged
             most = min(MOST, calibration.images)
         if self.data is None or self.data[0] < most:
-            source, classes, columns = calibration.source, calibration.classes, calibration.columns
+            source = calibration.source
+            classes = calibration.classes
+            columns = calibration.columns
             images: LabelledImages | CaptionedImages
             try:
                 images = open_images(source, classes, columns=columns, most=most, seed=request.seed)

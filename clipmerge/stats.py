@@ -71,7 +71,8 @@ def mean_of_sources(correct: Sequence[NDArray[np.bool_] | NDArray[np.float64]]) 
     """
     shares = [float(right.mean()) for right in correct]
     ends = [wilson(share, len(right)) for share, right in zip(shares, correct, strict=True)]
-    mean, count = sum(shares) / len(shares), len(shares)
+    mean = sum(shares) / len(shares)
+    count = len(shares)
     below, above = (
         math.sqrt(sum((share - end[side]) ** 2 for share, end in zip(shares, ends, strict=True)))
         / count

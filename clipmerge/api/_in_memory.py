@@ -133,7 +133,8 @@ def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
     """Write weights and, if known, the configuration, which open_clip's models do not hold."""
     from safetensors.torch import save_file
 
-    weights, storages = {}, set()
+    weights = {}
+    storages = set()
     for name, parameter in model.state_dict().items():
         tensor = parameter.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()

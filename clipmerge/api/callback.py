@@ -106,7 +106,8 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 "RobustMergeCallback: zeroshot is the model that is trained, and will have changed"
                 " by the end; give its folder or name on the Hub, or a copy.deepcopy of it"
             )
-        name, place = _ZEROSHOT, self._output_folder(args)
+        name = _ZEROSHOT
+        place = self._output_folder(args)
         if isinstance(zeroshot, (str, os.PathLike)):
             name = os.fspath(zeroshot)
             open_checkpoint(name)
@@ -130,7 +131,8 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Merge, log the effect, and publish."""
-        place, progress = self._output_folder(args), self._given["progress"]
+        place = self._output_folder(args)
+        progress = self._given["progress"]
         # the trainer's, if it is one of images and texts: a tokenizer alone would leave out the
         # images
         processor = processing_class if hasattr(processing_class, "image_processor") else None

@@ -57,8 +57,10 @@ def convert(
         OutputError: If the folder cannot be written.
     """
     given = complete_options(ConvertOptions, options)
-    overwrite, reports = given["overwrite"], given["progress"]
-    layout, target = _layout(to), Path(output)
+    overwrite = given["overwrite"]
+    reports = given["progress"]
+    layout = _layout(to)
+    target = Path(output)
     if not is_main_process():  # only one process writes
         return ConvertResult(target, {})
     with as_sources([checkpoint], given["processor"]) as (source,):

@@ -22,7 +22,8 @@ def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> 
     """Merge the demo's two small models by each recipe, and measure all of them; returns a
     `DemoRecord`'s fields.
     """
-    folder, reports = Path(output) if output else user_cache("demo"), progress or Logged()
+    folder = Path(output) if output else user_cache("demo")
+    reports = progress or Logged()
     reports.stage("read")
     pair = prepare(folder)
     models = {"zero-shot": pair.zeroshot, "fine-tuned": pair.finetuned}

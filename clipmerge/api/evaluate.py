@@ -80,7 +80,8 @@ def evaluate(
         model = load_model(opened)
         for images in loaded.values():
             say_all(reports, images.notes)
-        allow, strict = allowed_checks(given["allow"]), given["strict"]
+        allow = allowed_checks(given["allow"])
+        strict = given["strict"]
         pixels = [
             finding
             for images in (*loaded.values(), *others.values())

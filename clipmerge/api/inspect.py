@@ -89,13 +89,15 @@ def _describe_pair(
     if weights and not mismatches and not has_weights:
         base = open_source(base_source)
         other = open_source(other_source, base)
-        inputs, has_weights = align(base, [other]), True
+        inputs = align(base, [other])
+        has_weights = True
     layers = _describe(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
     say_all(progress, texts_of(inputs.notes))
     ancestry = None
     if weights and has_weights:
         progress.stage("inspect")
-        done, total = 0, sum(layer["size"] for layer in layers.values())
+        done = 0
+        total = sum(layer["size"] for layer in layers.values())
         for layer, names in inputs.layers.items():
             layers[layer]["change"] = _relative_change(inputs, names)
             done += layers[layer]["size"]

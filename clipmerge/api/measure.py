@@ -68,15 +68,19 @@ def objective_for(
     samples = sample_and_hold_back(
         source, calibration.images, request.seed, share=calibration.held_back
     )
-    drawn, run.held_back = samples.decide, samples.held_back
+    drawn = samples.decide
+    run.held_back = samples.held_back
     if isinstance(drawn, CaptionedImages):
         # a caption is the name and the only prompt of a class of its own
-        images, contrastive = drawn.with_one_caption(request.seed), True
+        images = drawn.with_one_caption(request.seed)
+        contrastive = True
         templates = images.templates
     else:
-        images, contrastive = drawn, False
+        images = drawn
+        contrastive = False
         templates = templates_for(calibration.templates, images.templates)
-    choosers, names = _choosing_images(run, request, samples, images.labels), images.class_names
+    choosers = _choosing_images(run, request, samples, images.labels)
+    names = images.class_names
     if isinstance(choosers, CaptionedImages):
         choosers = choosers.with_one_caption(request.seed, known=names)
         names = choosers.class_names
@@ -97,7 +101,8 @@ def objective_for(
     if choosers is not None:
         size = batch_size_for(len(choosers), calibration.batch_size, context.world_size)
         choosing = read(choosers, size)
-    unlabelled, unlabelled_record = None, None
+    unlabelled = None
+    unlabelled_record = None
     if calibration.unlabelled is not None:
         unlabelled_images = run.cache.open_unlabelled(request, run.progress)
         unlabelled_images = unlabelled_images.sample(calibration.images, request.seed)

@@ -109,7 +109,8 @@ def merge(
             next.
     """
     given = complete_options(MergeOptions, options)
-    target, progress = None if output is None else Path(output), given["progress"]
+    target = None if output is None else Path(output)
+    progress = given["progress"]
     limit = parse_size(given["max_shard_size"])
     with merge_requested("merge", zeroshot, finetuned, recipe, output, given, options) as request:
         if target is not None:
@@ -242,7 +243,8 @@ def prepare(
     _check_recipe_fits(run, request.recipe)
     _label_images(run, request)
     tasks = open_tasks(run, request) if with_verdict else {}
-    measurements, calibration = None, None
+    measurements = None
+    calibration = None
     if with_verdict and request.calibration.source is not None:
         doubts = _check_images(run, request)
         run.findings += doubts
@@ -298,7 +300,8 @@ def _head_classes(run: Run, request: MergeRequest) -> HeadRecord | None:
     from clipmerge.images.classes import read_class_names
     from clipmerge.images.dataset import require_labelled
 
-    calibration, inputs = request.calibration, run.inputs
+    calibration = request.calibration
+    inputs = run.inputs
     if calibration.source is not None:
         images = require_labelled(run.open_data(request))
         return HeadRecord(

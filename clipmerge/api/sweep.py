@@ -89,7 +89,8 @@ def sweep(
         ClipmergeError: If another argument cannot be used.
     """
     given = complete_options(SweepOptions, options)
-    target, reports = None if output is None else Path(output), given["progress"]
+    target = None if output is None else Path(output)
+    reports = given["progress"]
     recipes = given["recipes"] or ()
     with as_sources([zeroshot, *as_list(finetuned)], given["processor"]) as (base, *others):
         command = given["command"] or command_text(
@@ -307,7 +308,8 @@ def write_sweep(
 
     description = "ID accuracy from left to right, mean OOD accuracy from bottom to top."
     curve = as_image(sweep_figure(record), f"{description} The table holds every number.")
-    pictures, page = curve_files(record), sweep_page(record, curve)
+    pictures = curve_files(record)
+    page = sweep_page(record, curve)
     with staged(output, SWEEP_RECORD, overwrite=overwrite) as folder:
         for name, picture in pictures.items():
             (folder / name).write_bytes(picture)
@@ -325,7 +327,9 @@ def load_source(
     name: str, request: SweepRequest, progress: Progress
 ) -> LabelledImages | CaptionedImages:
     """Load the images of one source."""
-    source, data, limit = request.sources[name], request.calibration, request.limit
+    source = request.sources[name]
+    data = request.calibration
+    limit = request.limit
     whole = limit is None
     try:
         images = open_images(
@@ -354,7 +358,8 @@ def overlap_notes(
     """
     if not request.checks_overlap:
         return []
-    data, seed = request.calibration, request.seed
+    data = request.calibration
+    seed = request.seed
     labelled: ImageSet | None = None
     unlabelled = None
     if data.source is not None:
@@ -382,7 +387,8 @@ def _plan_points(
     """
     # equal weights are one point
     points: dict[Any, Point] = {float(alpha): Point(alpha) for alpha in request.alphas}
-    planned, runs = [], []
+    planned = []
+    runs = []
     for recipe in request.recipes:
         run = prepare(request.merge_request(recipe), progress, cache=cache, with_verdict=False)
         runs.append(run)

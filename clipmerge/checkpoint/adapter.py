@@ -201,7 +201,8 @@ def _group_changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, Lora
                 raise CheckpointError(f"{adapter.source}: tensor {key} is of an unknown kind")
             changes.setdefault(name, LoraChange(name.rpartition(".")[0])).keys["replacement"] = key
             continue
-        module, part = factor["module"], factor["part"]
+        module = factor["module"]
+        part = factor["part"]
         target = f"{module}.bias" if part == "B.bias" else f"{module}.weight"
         change = changes.setdefault(target, LoraChange(module))
         change.scale = config.scale_of(module)
@@ -259,7 +260,8 @@ def _keys_by_prefix(
     """The base's keys by name, for each prefix of the base's keys with which all needed names are
     there, once the fewest possible leading parts of the names are left out.
     """
-    first, parts = needed[0], needed[0].split(".")
+    first = needed[0]
+    parts = needed[0].split(".")
     for skipped in range(len(parts) - 1):
         end = ".".join(parts[skipped:])
         outer = first[: -len(end)]

@@ -66,7 +66,8 @@ def finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
     """The one dtype of the fine-tuned weights where the zero-shot ones have another; ``None`` if
     they agree, or if the fine-tuned ones have several.
     """
-    dtypes, differs = set(), False
+    dtypes = set()
+    differs = False
     for which in range(len(inputs.finetuned)):
         for _, ours, theirs in _shared_entries(inputs, which):
             if ours.is_float:
@@ -78,7 +79,8 @@ def finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
 
 def _shared_entries(inputs: Inputs, which: int) -> Iterator[tuple[str, TensorEntry, TensorEntry]]:
     """Tensors that the zero-shot and a fine-tuned checkpoint have: name, and entry in each."""
-    keys, entries = inputs.finetuned_keys[which], inputs.finetuned[which].entries
+    keys = inputs.finetuned_keys[which]
+    entries = inputs.finetuned[which].entries
     for name in inputs.zeroshot_keys:
         if name in keys and not is_incidental(name):
             yield name, inputs.zeroshot_entry(name), entries[keys[name]]
@@ -245,7 +247,8 @@ def _form_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
         if module in theirs and inputs.layer_of.get(f"{module}.{names[0]}") != HEAD
     ]
     if shared:
-        first, modules = shared[0], counted(len(shared), "module has its", "modules have their")
+        first = shared[0]
+        modules = counted(len(shared), "module has its", "modules have their")
         yield (
             f"{inputs.finetuned[which].source}: {modules} weight in another form than in"
             f" {inputs.zeroshot.source}; first {first}: {shorten(ours[first])} for zeroshot,"
@@ -397,7 +400,8 @@ def _note_partial_parameters(inputs: Inputs) -> Iterator[Finding]:
     """
     if inputs.missing == "error" or len(inputs.finetuned) < 2:
         return
-    ours, first = inputs.zeroshot_keys, inputs.finetuned_keys[0]
+    ours = inputs.zeroshot_keys
+    first = inputs.finetuned_keys[0]
     names = dict.fromkeys(name for keys in inputs.finetuned_keys for name in keys)
     keeps_finetuned = inputs.missing == "keep-finetuned"
     drops = keeps_finetuned and not inputs.is_partial  # the output has the parameters of the first

@@ -90,7 +90,8 @@ def unmerged_encoders(inputs: Inputs) -> Iterator[Finding]:
     for which, finetuned in enumerate(inputs.finetuned):
         for name, theirs in finetuned.other_encoders.items():
             ours = inputs.zeroshot.other_encoders.get(name)
-            changed, share = None, None
+            changed = None
+            share = None
             if ours is not None and ours.entries.keys() == theirs.entries.keys():
                 changed = sum(
                     not np.array_equal(ours.array(key), theirs.array(key)) for key in ours.entries
@@ -234,10 +235,15 @@ def shrinkage(matrices: Iterable[tuple[str, float, float]]) -> tuple[float, floa
         >>> abs(slope) < 1e-12
         True
     """
-    free, squares, products, rest = -1, 0.0, 0.0, 0.0
+    free = -1
+    squares = 0.0
+    products = 0.0
+    rest = 0.0
     for _, group in groupby(matrices, key=lambda matrix: matrix[0]):
         moved, along = np.array([numbers for _, *numbers in group]).T
-        weights, x, y = 1 / moved**2, moved**2, -along
+        weights = 1 / moved**2
+        x = moved**2
+        y = -along
         x, y = (values - np.average(values, weights=weights) for values in (x, y))
         free += len(moved) - 1
         squares += float((weights * x * x).sum())

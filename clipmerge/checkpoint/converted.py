@@ -163,7 +163,8 @@ def _form_match(
     names, originals = (theirs, ours) if to == "transformers" else (ours, theirs)
     keys = tuple(plain[name] for name in originals)
     first, *others = (checkpoint.entries[key] for key in keys)
-    shape, parts = first.shape, len(theirs)
+    shape = first.shape
+    parts = len(theirs)
     if others:
         if any((other.shape, other.dtype) != (shape, first.dtype) for other in others):
             raise CheckpointError(f"{theirs[0]} and its key and value differ in shape or dtype")

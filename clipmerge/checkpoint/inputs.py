@@ -138,7 +138,8 @@ class Inputs:
 
     def output_shape(self, name: str, entry: TensorEntry) -> Shape:
         """Shape of a tensor in the output, of which ``entry`` is one input's."""
-        form, key = self.form, self.form_keys.get(name)
+        form = self.form
+        key = self.form_keys.get(name)
         return (
             form.original.entries[form.timm_key(key)].shape
             if isinstance(form, TimmTower) and key

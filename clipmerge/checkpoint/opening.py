@@ -216,7 +216,8 @@ def _open_source(source: Source) -> Checkpoint:
     if source.snapshot is not None:
         from clipmerge.hub.download import download_model
 
-        path, revision = download_model(source.snapshot), source.snapshot.revision
+        path = download_model(source.snapshot)
+        revision = source.snapshot.revision
         notes = (Finding.note(source.snapshot.note),) if source.snapshot.note else ()
     if path.is_dir():
         path, found = _find_weights(source.name, path)
@@ -356,10 +357,8 @@ def _describe_pieces(folder: Path) -> str | None:
     ]
     if is_step or any(folder.glob("global_step*/*_model_states.pt")):
         root = folder.parent if is_step else folder
-        kind, words = (
-            "DeepSpeed checkpoint",
-            ["deepspeed.utils.zero_to_fp32", str(root), f"{root}-weights"],
-        )
+        kind = "DeepSpeed checkpoint"
+        words = ["deepspeed.utils.zero_to_fp32", str(root), f"{root}-weights"]
     elif parts:
         kind = "checkpoint of torch.distributed.checkpoint (FSDP)"
         words = [
@@ -433,7 +432,8 @@ def _build_checkpoint(
         raise CheckpointError(f"{files[0]}: holds no tensors")
     folder = files[0].parent
     if _is_adapter(files[0]):  # an adapter's own reader knows every tensor it may have
-        keys, left_out = {key: key for key in entries}, None
+        keys = {key: key for key in entries}
+        left_out = None
     else:
         with prefix_errors(files[0]):
             keys, left_out = unwrap(entries, part)

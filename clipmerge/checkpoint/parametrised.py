@@ -107,7 +107,8 @@ def form_weights(checkpoint: Checkpoint) -> Checkpoint:
     """View a checkpoint with the weights that its parts stand for; without parts it is returned as
     it is.
     """
-    entries, lazy = dict(checkpoint.entries), {}
+    entries = dict(checkpoint.entries)
+    lazy = {}
     names: dict[str, int] = {}
     for kind in _PARAMETRISATIONS:
         for weight, keys in _find_parts(kind, entries):

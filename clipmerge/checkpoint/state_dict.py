@@ -218,7 +218,8 @@ def _requested_bytes(file: Path) -> int:
         for pickle in _pickles(content):
             if isinstance(pickle, io.BytesIO) and b"bytearray" not in pickle.getvalue():
                 continue
-            number, calls = 0, False
+            number = 0
+            calls = False
             for _, argument, _ in pickletools.genops(pickle):
                 calls = calls or (isinstance(argument, str) and "bytearray" in argument)
                 number = max(number, argument) if isinstance(argument, int) else number
@@ -295,7 +296,9 @@ def _count_direct_tensors(loaded: Mapping[Any, Any]) -> int:
 
 def _count_tensors(loaded: Any) -> int:
     """Number of tensors in a dictionary and in those inside it, which may hold one another."""
-    count, stack, seen = 0, [loaded], set[int]()
+    count = 0
+    stack = [loaded]
+    seen = set[int]()
     while stack:
         value = stack.pop()
         if isinstance(value, Tensor):

@@ -167,7 +167,8 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
         else:
             chosen.append(prefix)
             clip |= inside
-    clip_keys, copied = set(clip.values()), tuple(filter(None, copies))
+    clip_keys = set(clip.values())
+    copied = tuple(filter(None, copies))
     outside = [
         name for name in names if plain[name] not in clip_keys and not name.startswith(copied)
     ]

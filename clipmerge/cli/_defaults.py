@@ -87,7 +87,8 @@ def read_defaults() -> Defaults:
     more = "; the user's own file and the environment may set more"
     _add_file(found, Path(FILE), _ANYWHERE, more)
     for variable, text in os.environ.items():
-        prefix, name = variable[: len(_PREFIX)], variable[len(_PREFIX) :].lower()
+        prefix = variable[: len(_PREFIX)]
+        name = variable[len(_PREFIX) :].lower()
         if prefix != _PREFIX or name in _OTHERS:
             continue
         if name not in _SETTABLE:

@@ -81,7 +81,8 @@ def _description(record: Json) -> RenderableType:
         ("splits", ", ".join(record["splits"])),
     ]
     counts = ", ".join(f"{split} {count:,}" for split, count in record["images"].items())
-    names, templates = record["class_names"], record["templates"]
+    names = record["class_names"]
+    templates = record["templates"]
     from_repository = "read from the repository"
     if record["kind"] == "retrieval":
         facts.append(("captions", "each image has several; for recall, not for accuracy"))

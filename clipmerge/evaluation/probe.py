@@ -146,7 +146,8 @@ def probe(scaled: ScaledImages, corruptions: Names, *, enough: int, fewest: int)
     Each gets all corruptions or, if there are many images, some of them in turn: at least
     ``fewest``, and in all about ``enough`` corrupted images.
     """
-    images, kinds = scaled.images, len(corruptions)
+    images = scaled.images
+    kinds = len(corruptions)
     per_image = min(kinds, max(fewest, enough // len(images)))
     positions = {
         # image i gets corruptions i * per_image to (i + 1) * per_image - 1, modulo their number

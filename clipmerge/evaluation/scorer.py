@@ -243,12 +243,14 @@ def stack_correct(outcomes: Sequence[Outcome]) -> Correct:
 
 def group_by_bytes(batches: Iterable[_SourceBatch], most: int) -> Iterator[list[_SourceBatch]]:
     """Group batches into loads of at most so many bytes, and at least one batch."""
-    load, size = list[_SourceBatch](), 0
+    load = list[_SourceBatch]()
+    size = 0
     for part in batches:
         nbytes = part[-1].nbytes
         if load and size + nbytes > most:
             yield load
-            load, size = [], 0
+            load = []
+            size = 0
         load.append(part)
         size += nbytes
     if load:

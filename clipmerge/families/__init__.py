@@ -55,7 +55,8 @@ def family_of(config: Json | None, keys: Iterable[str]) -> Family:
     """Recognise a checkpoint's family: that of the config's ``model_type``, or the one that knows
     most of the keys.
     """
-    keys, settings = list(keys), config or {}
+    keys = list(keys)
+    settings = config or {}
     model_type = settings.get("model_type")
     named = _families_of(str(model_type))
     if model_type is not None and not named:

@@ -146,7 +146,8 @@ def lies_in(folder: Path, path: Path) -> bool:
 
 def require_inside(folder: Path, name: str) -> Path | None:
     """Find a regular file that is needed, if there is one; a link out of the folder is an error."""
-    file, path = find_inside(folder, name), folder / name
+    file = find_inside(folder, name)
+    path = folder / name
     if file is None and path.is_symlink() and path.exists():
         raise CheckpointError(
             f"{path}: is a link out of its folder, to {path.resolve()}; put the file itself there"

@@ -97,10 +97,13 @@ class OutputFile:
         self._hasher, self._writer, self._flusher = (
             threads.enter_context(ThreadPoolExecutor(1)) for _ in range(3)
         )
-        self._unflushed, self._flushing = 0, self._flusher.submit(lambda: None)
+        self._unflushed = 0
+        self._flushing = self._flusher.submit(lambda: None)
         self._free = deque(np.empty(BLOCK, np.uint8) for _ in range(BLOCKS))
         self._busy: deque[tuple[Array, list[Future[None]]]] = deque()
-        self._block, self._filled, self._offset = self._free.popleft(), 0, 0
+        self._block = self._free.popleft()
+        self._filled = 0
+        self._offset = 0
         self._lent: Array | None = None
 
     def reserve(self, count: int, dtype: str) -> Array:
@@ -135,7 +138,8 @@ class OutputFile:
             self._submit_block()
             if not self._free:
                 self._finish_oldest()
-            self._block, self._filled = self._free.popleft(), 0
+            self._block = self._free.popleft()
+            self._filled = 0
 
     def _submit_block(self) -> None:
         """Let the writer write the filled block, and the hasher hash it, in their threads."""
@@ -156,10 +160,12 @@ class OutputFile:
         self._unflushed += len(data)
         while data:
             count = os.pwrite(self._file, data, offset)
-            data, offset = data[count:], offset + count
+            data = data[count:]
+            offset = offset + count
         if self._unflushed > FLUSH and self._flushing.done():
             self._flushing.result()
-            self._unflushed, self._flushing = 0, self._flusher.submit(_flush, self._file)
+            self._unflushed = 0
+            self._flushing = self._flusher.submit(_flush, self._file)
 
     def finish(self) -> str | None:
         """Wait until everything is on disk."""

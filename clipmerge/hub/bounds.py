@@ -89,7 +89,8 @@ class _LimitedBody(httpx.SyncByteStream):  # type: ignore[misc]
     """The body of an answer, refused beyond a size."""
 
     def __init__(self, stream: Any, where: str) -> None:
-        self._stream, self._where = stream, where
+        self._stream = stream
+        self._where = where
 
     def __iter__(self) -> Iterator[bytes]:
         count = 0

@@ -45,7 +45,8 @@ def name_classes(source: Source, given: ClassNames) -> tuple[Shape, Names, Names
             f"{source.title}: its labels are the numbers 0 to {last} without names; pass a file"
             f" with the names with `classes`, one per line{ids if last >= len(labels) else ''}"
         )
-    names, notes = classes, Names()
+    names = classes
+    notes = Names()
     if not (source.verbatim and classes is source.class_names):
         names = tuple(name.replace("_", " ") for name in classes)
         if are_numbered(classes):
@@ -67,7 +68,8 @@ def number_classes(source: Source) -> tuple[Shape, Names | None]:
     """The class of each image, its number or the order of its text; and the names of the classes,
     ``None`` for bare numbers.
     """
-    where, values = source.title, source.values
+    where = source.title
+    values = source.values
     if not values:
         raise DataError(f"{where}: holds no images")
     numbers = as_numbers(values)
@@ -83,7 +85,8 @@ def number_classes(source: Source) -> tuple[Shape, Names | None]:
         classes = class_order(set(map(str, labels)))
         index = {name: number for number, name in enumerate(classes)}
         return tuple(index[str(label)] for label in labels), classes
-    largest, names = max(numbers), source.class_names
+    largest = max(numbers)
+    names = source.class_names
     if names is None and largest >= _MAX_CLASSES:
         raise DataError(
             f"{where}: a label is {largest}, but there are {len(labels)} images; are the labels"
@@ -124,7 +127,8 @@ def _assign_given_names(
     labels: Shape, classes: Names | None, given: Path | Sequence[str]
 ) -> tuple[Shape, Names, Names]:
     """Assign names that the user gave to the classes of a source."""
-    title, data = _names_title(given), _read_names(given)
+    title = _names_title(given)
+    data = _read_names(given)
     notes: Names = ()
     if classes is not None:
         names = _check_names(title, data, classes, numbered=False)
@@ -192,7 +196,8 @@ def read_class_names(given: Path | Sequence[str], classes: Sequence[str] | None 
     """Read the names of classes, in order or by class, or take those that were given; without
     ``classes`` all names, in order.
     """
-    title, data = _names_title(given), _read_names(given)
+    title = _names_title(given)
+    data = _read_names(given)
     if classes is None:
         data = list(data.values()) if isinstance(data, dict) else data
         classes = list(map(str, range(len(data))))

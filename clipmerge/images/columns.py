@@ -114,7 +114,9 @@ def choose_columns(
         raise DataError(f"{where}: column '{image}' holds {types[image]}, not images")
     if not wanted.labelled:
         return TableColumns(image)
-    label, caption, unread = wanted.label, wanted.caption, None
+    label = wanted.label
+    caption = wanted.caption
+    unread = None
     if wanted.captioned is None:
         usual = [name for name in LABEL_NAMES if name in types and name != image]
         plain = [name for name in usual if _content_kind(types[name]) in _LABELS]

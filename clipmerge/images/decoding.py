@@ -61,7 +61,8 @@ def decode(name: str, encoded: Encoded) -> Image:
         profile = "".join(image.info.get(_PROFILE, "").split("\n")[3:])
         _check_tags(image.info.get("exif", bytes.fromhex(profile)).removeprefix(b"Exif\0\0"))
         tags = getattr(image, "tag_v2", {})
-        white, inverted = _white_value(image), tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        white = _white_value(image)
+        inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             return _scale_to_eight_bits(name, image, white, inverted=inverted).convert("RGB")

@@ -116,15 +116,20 @@ def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> list[str]:
     if isinstance(ours.store, Pixels) or isinstance(theirs.store, Pixels):
         return []  # preprocessed images can be compared with nothing
     if ours.store.paths and theirs.store.paths:
-        mine, others, what = ours.by_size, theirs.by_size, "content"
+        mine = ours.by_size
+        others = theirs.by_size
+        what = "content"
     else:
-        mine, others, what = ours.by_sides, theirs.by_sides, "pixels"
+        mine = ours.by_sides
+        others = theirs.by_sides
+        what = "pixels"
     pairs: dict[int, str] = {}
     for key in [key for key in mine if key in others]:
         names = {digest: theirs.store.name(at) for digest, at in theirs.digests(key, others[key])}
         for digest, position in ours.digests(key, mine[key]):
             if digest in names:
-                name, other = ours.store.name(position), names[digest]
+                name = ours.store.name(position)
+                other = names[digest]
                 pairs[position] = (
                     f"{name} is in both" if other == name else f"{name} has the {what} of {other}"
                 )

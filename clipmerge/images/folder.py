@@ -158,7 +158,8 @@ def _note_left_out(source: str, entries: Iterable[os.DirEntry[str]]) -> Names:
 def _walk_images(source: str, folder: Path) -> tuple[list[str], list[os.DirEntry[str]]]:
     """The images of a folder and of all inside it, sorted by path, and the files left out."""
     paths: list[str] = []
-    waiting, left_out = [folder], list[os.DirEntry[str]]()
+    waiting = [folder]
+    left_out = list[os.DirEntry[str]]()
     while waiting:
         listed = _list_visible(source, folder, waiting.pop())
         # a link to a folder inside the source leads to images that are listed in that folder

@@ -84,7 +84,8 @@ def _open_loader(title: str, loader: Any, columns: Columns, most: int | None) ->
     pictures: list[Any] = []
     targets: list[Any] = []
     for batch in loader:
-        images, labels = _image_of(batch), _label_of(batch, columns)
+        images = _image_of(batch)
+        labels = _label_of(batch, columns)
         if images is None or (columns.labelled and labels is None):
             wanted = "(images, labels) and do not hold 'pixel_values' and 'labels'"
             wanted = wanted if columns.labelled else "images and do not hold 'pixel_values'"
@@ -94,7 +95,8 @@ def _open_loader(title: str, loader: Any, columns: Columns, most: int | None) ->
         targets += list(labels) if columns.labelled else []
         if most is not None and len(pictures) >= most:
             break
-    pictures, targets = pictures[:most], targets[:most]
+    pictures = pictures[:most]
+    targets = targets[:most]
     values = targets if columns.labelled else None
     opened = _build_source(
         title, pictures.__getitem__, len(pictures), values, loader.dataset, columns
@@ -102,7 +104,8 @@ def _open_loader(title: str, loader: Any, columns: Columns, most: int | None) ->
     numbers = as_numbers(opened.values or ())
     if not numbers or has_captions(opened):
         return opened
-    seen, classes = len(set(numbers)), len(opened.class_names or ()) or max(numbers) + 1
+    seen = len(set(numbers))
+    classes = len(opened.class_names or ()) or max(numbers) + 1
     note = f"{title}: its first {len(numbers)} images show {seen} of {classes} classes; shuffle it"
     return replace(opened, notes=(*opened.notes, note)) if seen < classes else opened
 

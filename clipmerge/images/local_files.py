@@ -51,10 +51,12 @@ def local_split(source: str) -> tuple[Path, str | None]:
     A folder inside DIR with the split's name is the path; so is, without a split, the only one with
     ``nshards.txt``, as in the sets of CLIP_benchmark.
     """
-    path, split = local_path(source), None
+    path = local_path(source)
+    split = None
     before, colon, after = source.rpartition(":")
     if colon and after and not path.exists() and local_path(before).is_dir():
-        path, split = local_path(before), after
+        path = local_path(before)
+        split = after
         return (path / split, None) if (path / split).is_dir() else (path, split)
     splits = sorted(file.parent.name for file in path.glob(f"*/{SHARDS}"))
     if len(splits) > 1:

@@ -68,7 +68,8 @@ class ParquetImages(Store):
 
     def __init__(self, opener: Opener, groups: list[_Group], blocks: Shape) -> None:
         self.blocks = blocks
-        self._opener, self._groups = opener, groups
+        self._opener = opener
+        self._groups = groups
         self._rows: Iterator[bytes | None] = iter(())
         self._block, self._next = -1, 0  # the open row group, and the position of its next row
 
@@ -96,7 +97,8 @@ class ParquetImages(Store):
         block = self.blocks[position]
         group = self._groups[block]
         if block != self._block or position < self._next:
-            self._rows, self._next = _iter_images(self._opener, group), group.start
+            self._rows = _iter_images(self._opener, group)
+            self._next = group.start
         self._block = -1  # after a fault the row group is opened again
         image = next(itertools.islice(self._rows, position - self._next, None))
         if image is None:  # a path instead would be a file of this machine that a stranger chose
@@ -108,7 +110,8 @@ class ParquetImages(Store):
             raise DataError(
                 f"{self.name(position)}: its image is larger than {format_size(MAX_IMAGE_BYTES)}"
             )
-        self._block, self._next = block, position + 1
+        self._block = block
+        self._next = position + 1
         return image
 
     def name(self, position: int) -> str:
@@ -142,7 +145,8 @@ def load_parquet(source: str, opener: Opener, names: Sequence[str], columns: Col
 def _read_footer(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]]:
     """Read the footer and the labels of one file, and check the sizes that it declares."""
     with opener(name) as file:
-        parquet, size = _open_parquet(file), file.seek(0, io.SEEK_END)
+        parquet = _open_parquet(file)
+        size = file.seek(0, io.SEEK_END)
         metadata = parquet.metadata
         check_count(name, metadata.num_rows)
         columns = find_columns(name, parquet.schema_arrow, wanted)

@@ -126,7 +126,8 @@ def find_known(source: str, *, on_disk: bool = True) -> RegistryRef | None:
         or (on_disk and local_path(source).exists())
     ):
         return None
-    known, split = known_sets()[match["name"]], match["split"]
+    known = known_sets()[match["name"]]
+    split = match["split"]
     if split is not None and split.rpartition("/")[2] not in known.splits:
         hint = did_you_mean(split, known.splits)
         raise DataError(

@@ -39,7 +39,8 @@ def candidate_positions(labels: Shape, blocks: Shape, count: int, seed: int) -> 
     """
     if not blocks or count >= len(labels):
         return list(range(len(labels)))
-    classes, places = np.asarray(labels), np.asarray(blocks)
+    classes = np.asarray(labels)
+    places = np.asarray(blocks)
     sizes = np.bincount(classes)
     rounds = next(
         turn for turn in range(1, len(labels) + 1) if np.minimum(sizes, turn).sum() >= count

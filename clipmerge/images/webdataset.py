@@ -124,7 +124,8 @@ def read_samples(archive: str, columns: Columns) -> list[Sample]:
                 try:
                     label = _label(where, file, endings, columns, not samples)
                 except NoLabelsError as error:
-                    missing, label = error, _folder(key)
+                    missing = error
+                    label = _folder(key)
             samples.append((image, label))
             check_count(archive, len(samples))
     if missing is not None and len({label for _, label in samples}) < 2:
@@ -187,7 +188,9 @@ class _Headers:
     """Reads the headers of a tar file, each of at most `MAX_TAR_HEADER_BYTES`."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.seek, self.tell = file, file.seek, file.tell
+        self._file = file
+        self.seek = file.seek
+        self.tell = file.tell
 
     def read(self, size: int) -> bytes:
         """Read at most as many bytes as a description may have."""

@@ -47,7 +47,8 @@ class Activations:
             precision: Precision of the passes.
             prompts: Number of prompts whose activations are held together with those of images.
         """
-        device, path = objective.data.context.device, objective.weights
+        device = objective.data.context.device
+        path = objective.weights
         self._objective = objective
         self.image = self.prompts = self.gradients = self.casts = 0
         module = objective.criterion.model.module
@@ -120,8 +121,10 @@ class Activations:
             pictures: Pictures of a step.
             at_once: Those of them whose activations are held at once.
         """
-        objective, path = self._objective, self._objective.weights
-        module, device = objective.criterion.model.module, objective.data.context.device
+        objective = self._objective
+        path = self._objective.weights
+        module = objective.criterion.model.module
+        device = objective.data.context.device
         weights = sum(path.parameters[name].numel() for name in path.task_vector)
         learned = path.endpoint_nbytes + sum(
             tensor.nbytes for tensor in state.values() if tensor.device == device

@@ -38,8 +38,10 @@ class _Draws:
 
     def __init__(self, pixels: Tensor, seed: int, count: int | None, own: slice) -> None:
         self._generator = torch.Generator().manual_seed(seed)
-        self._count, self._own = len(pixels) if count is None else count, own
-        self._device, self._dtype = pixels.device, pixels.dtype
+        self._count = len(pixels) if count is None else count
+        self._own = own
+        self._device = pixels.device
+        self._dtype = pixels.dtype
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
         """Numbers between two bounds, (images, *shape), on the images' device."""

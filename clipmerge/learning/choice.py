@@ -87,7 +87,8 @@ def validate(objective: Objective, steps: Sequence[Step], config: LossConfig) ->
         position: place
         for place, position in enumerate(sorted({p for step in steps for p in step.positions}))
     }
-    found, places = [], list[int]()
+    found = []
+    places = list[int]()
     for step in steps:
         classes = class_features(objective, step, config, cached=cached)
         found.append(terms_of(objective, config, weak_pictures(step, config), classes)[1])

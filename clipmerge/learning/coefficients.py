@@ -232,7 +232,8 @@ class Coefficients:
         self._objective.weights.copy_task_vectors(self._waiting, slopes)
         torch._foreach_mul_(slopes, [cast(Tensor, parameter.grad) for parameter in parameters])
         for name, parameter, slope in zip(self._waiting, parameters, slopes, strict=True):
-            self.values[self._key[name]].grad, parameter.grad = slope, None
+            self.values[self._key[name]].grad = slope
+            parameter.grad = None
         self._waiting.clear()
 
     def by_parameter(self) -> dict[str, Tensor]:

@@ -158,7 +158,8 @@ def make_pictures(step: Step, config: LossConfig) -> Pictures:
 
 def weak_pictures(step: Step, config: LossConfig) -> Pictures:
     """This process's weakly augmented images of a step."""
-    batch, pixels = step.batch, step.pixels
+    batch = step.batch
+    pixels = step.pixels
     if pixels is None:
         pixels = weak_augment(
             batch.pixels, step.seed + 1, config.weak_aug, len(step), step.own_rows
@@ -214,7 +215,8 @@ def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:
 
 def own_prompts(objective: Objective, steps: Sequence[Step]) -> int:
     """Count the prompts of steps, each with its own classes and templates."""
-    classes, templates = objective.criterion.prompts.classes, objective.criterion.prompts.templates
+    classes = objective.criterion.prompts.classes
+    templates = objective.criterion.prompts.templates
     return sum(
         (classes if step.classes is None else len(step.classes))
         * (templates if step.templates is None else len(step.templates))
@@ -337,7 +339,8 @@ def terms_of(
     logits = objective.criterion.model.logits(features, classes)
     weak, strong = logits.tensor_split([len(pictures.labels)])
     losses = objective.criterion.image_losses(weak, pictures.labels)
-    best, labels = weak.detach().argmax(1), pictures.labels
+    best = weak.detach().argmax(1)
+    labels = pictures.labels
     # without labels, the probability that the answer is right
     recognised = labels.gather(1, best[:, None])[:, 0] if labels.ndim == 2 else best == labels
     return (

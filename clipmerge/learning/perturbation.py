@@ -77,7 +77,8 @@ class LayerBall:
         """
         point = previous = torch.zeros_like(self._origin)
         best, best_loss, best_gradient = point, base, gradient
-        step, losses = 2 * self.radius, [base]
+        step = 2 * self.radius
+        losses = [base]
         checkpoints = _checkpoints(steps)
         last, last_step, last_best = 0, step, base
         for iteration in range(1, steps + 1):

@@ -137,7 +137,8 @@ class LearningState:
         try:
             yield
         except (KeyboardInterrupt, Terminated) as interrupted:
-            state, steps = self._whole, ""
+            state = self._whole
+            steps = ""
             if state is not None and not self._failed and self._context.is_main_process:
                 self._write(state)
                 steps = f" after step {int(state['taken'])} of {len(state['trace'])}"

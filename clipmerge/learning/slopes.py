@@ -43,7 +43,9 @@ class Slopes:
         """Decide from the model's cost how slopes are computed, and whether to add up the
         gradients.
         """
-        path, shares, prompts = objective.weights, objective.data, objective.criterion.prompts
+        path = objective.weights
+        shares = objective.data
+        prompts = objective.criterion.prompts
         alone = shares.context.world_size == 1
         self._objective = objective
         activations = Activations(objective, "float32", prompts.count if alone else 0)
@@ -66,13 +68,15 @@ class Slopes:
             else {}
         )
         self._generator = torch.Generator().manual_seed(objective.seed)
-        self.drawn, self._text_work = 0, 0.0
+        self.drawn = 0
+        self._text_work = 0.0
         if self._own_prompts:
             self.drawn = prompts.count
             work = prompts.count * (1 + GRADIENT / shares.context.world_size)
             self._text_work = _prompt_cost(objective) * work
         elif path.text_changes:
-            count, batches = prompts.count, len(shares.batch_sizes)
+            count = prompts.count
+            batches = len(shares.batch_sizes)
             cost = _prompt_cost(objective)
             # all if they cost little compared with the images
             most = int(
@@ -95,11 +99,14 @@ class Slopes:
         """Go to theta(alpha); returns its slopes in nats per unit of alpha, (batches, layers), and
         the mean loss.
         """
-        objective, shares = self._objective, self._objective.data
+        objective = self._objective
+        shares = self._objective.data
         objective.weights.set_alpha(alpha)
         kept = objective.criterion.prompts.features() if self._keeps_graph else None
         features = objective.criterion.prompt_features() if kept is None else kept
-        rows, losses, gradients_by_batch = {}, {}, {}
+        rows = {}
+        losses = {}
+        gradients_by_batch = {}
         for batch, loss, grad_prompts in objective.image_gradients(
             features, micro_batcher=self._micro_batcher
         ):
@@ -170,7 +177,8 @@ class Slopes:
         prompts. Where gradients are added up, the main process computes all of them: their rounding
         depends on which prompts are computed together, and masks rank entries by it.
         """
-        prompts, shares = self._objective.criterion.prompts, self._objective.data
+        prompts = self._objective.criterion.prompts
+        shares = self._objective.data
         total = torch.zeros(
             len(cotangents), len(self._objective.weights.layers), dtype=torch.float64
         )
@@ -201,7 +209,8 @@ def _prompt_cost(objective: Objective) -> float:
     def count(module: Any, _given: Any, output: Tensor) -> None:
         work[-1] += output.numel() * (module.weight.numel() // module.weight.shape[0])
 
-    criterion, shares = objective.criterion, objective.data
+    criterion = objective.criterion
+    shares = objective.data
     with ExitStack() as hooks:
         for module in criterion.model.module.modules():
             if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):

@@ -181,7 +181,8 @@ def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[i
     if len(labels) < MIN_IMAGES or share == 0:
         return []
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
-    images, counts = Counter(labels), Counter[int]()
+    images = Counter(labels)
+    counts = Counter[int]()
     ranked = []
     for place, position in enumerate(order):
         label = labels[position]
@@ -251,7 +252,8 @@ def _draw_prompts(
     """
     if objective.criterion.is_contrastive:
         return present, None
-    count, templates = objective.criterion.prompts.classes, objective.criterion.prompts.templates
+    count = objective.criterion.prompts.classes
+    templates = objective.criterion.prompts.templates
     if count * templates <= most:
         return None, None
     generator = torch.Generator().manual_seed(seed)

@@ -258,7 +258,8 @@ class InterpolatedWeights:
         """Set weights to theta_0 + c * task_vector, in place; c broadcasts to its parameter."""
         if next(iter(self.parameters.values())).device.type == "cpu":
             for name in names:
-                weights, factor = self.parameters[name].data, coefficients(name)
+                weights = self.parameters[name].data
+                factor = coefficients(name)
                 for rows in row_chunks(weights):
                     torch.addcmul(
                         self.theta_0.rows(name, rows),
@@ -311,13 +312,15 @@ def bucketed(items: Iterable[T], size_of: Callable[[T], int], min_size: int) -> 
         >>> list(bucketed([1, 2, 3], int, 3))
         [[1, 2], [3]]
     """
-    bucket, size = list[T](), 0
+    bucket = list[T]()
+    size = 0
     for item in items:
         bucket.append(item)
         size += size_of(item)
         if size >= min_size:
             yield bucket
-            bucket, size = [], 0
+            bucket = []
+            size = 0
     if bucket:
         yield bucket
 

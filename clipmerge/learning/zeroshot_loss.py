@@ -91,7 +91,8 @@ class Prompts:
         )
         if len(tokens["input_ids"]) <= self.at_once:
             return self._model.text_features(tokens)
-        device, run = tokens["input_ids"].device, self._model.text_features
+        device = tokens["input_ids"].device
+        run = self._model.text_features
         return torch.cat([run_twice(device, run, piece) for piece in self._pieces(tokens)])
 
     def embed(self) -> Iterator[dict[str, Tensor]]:
@@ -166,17 +167,20 @@ class ZeroShotLoss:
         """In this context, use fewer templates if there are many prompts (`Prompts.drawn`); yields
         a note about it.
         """
-        all_prompts, features = self.prompts, self._prompt_features
+        all_prompts = self.prompts
+        features = self._prompt_features
         fewer = all_prompts.drawn(most, seed)
         if fewer is all_prompts:
             yield ()
             return
-        self.prompts, self._prompt_features = fewer, None
+        self.prompts = fewer
+        self._prompt_features = None
         used = f"{fewer.templates} of {all_prompts.templates} templates"
         try:
             yield (f"measured with {used}, drawn at random, to bound the cost",)
         finally:
-            self.prompts, self._prompt_features = all_prompts, features
+            self.prompts = all_prompts
+            self._prompt_features = features
 
     def class_features(
         self,

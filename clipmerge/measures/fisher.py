@@ -49,7 +49,8 @@ def fisher(
         Fisher merging, Matena and Raffel 2022, arXiv:2111.09832; the signs are Hutchinson's trick.
     """
     objective.announce(gradient=2 * probes)
-    statistics, tensors = [], {}
+    statistics = []
+    tensors = {}
     for name, (alpha, end) in _ENDS.items():
         objective.weights.set_alpha(alpha)
         squares, batches = _sum_squares(objective, probes, labels)

@@ -67,7 +67,8 @@ def _sums(objective: Objective) -> Tensors:
     kept: list[Tensor | None] = [None]
 
     def see(name: str, _module: torch.nn.Module, positional: tuple[Tensor, ...]) -> None:
-        inputs, mask = positional[0], kept[0]
+        inputs = positional[0]
+        mask = kept[0]
         rows = (
             inputs[mask.bool()]
             if mask is not None and inputs.shape[:-1] == mask.shape

@@ -41,7 +41,8 @@ def hessian_trace(
     """
     objective.announce(hessian=probes)
     objective.weights.set_alpha(at)
-    batches, layers = objective.data.batches, objective.weights.layers
+    batches = objective.data.batches
+    layers = objective.weights.layers
     found = {batch.number: [0.0] * len(layers) for batch in batches}
     for probe in range(probes):
         vectors = _rademacher(objective, probe)

@@ -163,7 +163,8 @@ def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
     largest rise of the loss if the layer alone moves as far as fine-tuning moved it, in any
     direction.
     """
-    path, rows = objective.weights, {}
+    path = objective.weights
+    rows = {}
     radii = [_norm([path.task_vector[name] for name in names]) for names in path.layers.values()]
     for batch, _ in objective.gradients():
         gradients = [

@@ -31,7 +31,8 @@ def soup_accuracy(objective: Objective) -> Measurements:
     objective.announce(forward=2 * count - 1)
     tried = [try_mixture(objective, _average([which], count)) for which in range(count)]
     order = sorted(range(count), key=lambda which: -tried[which].accuracy)
-    soup, best = [order[0]], tried[order[0]].accuracy
+    soup = [order[0]]
+    best = tried[order[0]].accuracy
     for which in order[1:]:
         tried.append(try_mixture(objective, _average([*soup, which], count)))
         if tried[-1].accuracy >= best:

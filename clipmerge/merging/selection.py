@@ -66,7 +66,8 @@ def keep_top_k(score: Tensor, count: int) -> Tensor:
         .numpy()
     )
     threshold = _nth_largest(values, count)
-    selected, ties = np.empty(size, dtype=bool), []
+    selected = np.empty(size, dtype=bool)
+    ties = []
     for start, run in _magnitudes(values):
         np.greater_equal(run, threshold, out=selected[start : start + _RUN])
         ties.append(start + np.flatnonzero(run == threshold))
@@ -87,7 +88,8 @@ def _nth_largest(values: Array, count: int) -> Any:
     near = np.concatenate([run[(low <= run) & (run <= high)] for _, run in _magnitudes(values)])
     rank = len(near) - count + sum(np.count_nonzero(run > high) for _, run in _magnitudes(values))
     if not 0 <= rank < len(near):
-        near, rank = np.abs(values), len(values) - count
+        near = np.abs(values)
+        rank = len(values) - count
     return np.partition(near, rank)[rank]
 
 

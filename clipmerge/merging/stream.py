@@ -48,7 +48,8 @@ def plan_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
         )
         if is_kept and name not in inputs.zeroshot_keys:
             entry = first.entries[key]
-            dtype, shape = _output_dtype(plan, entry), inputs.output_shape(name, entry)
+            dtype = _output_dtype(plan, entry)
+            shape = inputs.output_shape(name, entry)
             chunks = partial(_copy, name, (first, key), (), dtype)
             outputs.append(OutputTensor(inputs.output_keys[name], name, dtype, shape, chunks))
     return outputs

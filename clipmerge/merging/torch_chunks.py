@@ -74,7 +74,8 @@ def merge_chunks(
             inputs, name, alpha=alpha, weights=plan.weights, combine=combine, **arguments
         )
     for start, stop in chunk_ranges(entry.size):
-        theta_0, finetuned = inputs.theta_0(name, start, stop), []
+        theta_0 = inputs.theta_0(name, start, stop)
+        finetuned = []
         with one_thread():
             # the change includes the fine-tuned checkpoints, which were checked
             if change is not None:

@@ -35,7 +35,8 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
         )
     decision = learned(task, alpha=alpha)
     stragglers = tuple(layer for layer in task.layers if known["straggler"].get(layer))
-    layers, shares = dict(decision.layers), known["sharpness_share"]
+    layers = dict(decision.layers)
+    shares = known["sharpness_share"]
     for layer in stragglers:
         reason = Finding.of("sharp-straggler", share=shares[layer])
         layers[layer] = layers[layer].replace(reason=reason)

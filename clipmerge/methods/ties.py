@@ -56,7 +56,8 @@ def disjoint_mean(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
     flat = task_vectors.reshape(len(task_vectors), -1)
     mean = torch.empty_like(flat[0])
     for start in range(0, len(mean), _RUN):
-        run, out = flat[:, start : start + _RUN], mean[start : start + _RUN]
+        run = flat[:, start : start + _RUN]
+        out = mean[start : start + _RUN]
         elected = torch.where(weighted_sum(run, (1.0,) * len(run)) >= 0, 1.0, -1.0)
         agrees = run.sign() == elected
         total = weighted_sum(torch.where(agrees, run, 0.0), weights)

@@ -89,7 +89,8 @@ def no_larger_than(source: str, weights: Iterable[TensorEntry]) -> Iterator[None
     A configuration of a few bytes can ask for a billion layers, which a library makes one by one.
     """
     most = MAX_TIMES_THE_WEIGHTS * sum(entry.size for entry in weights) + MAX_SPARE_NUMBERS
-    tensors, numbers = 0, 0
+    tensors = 0
+    numbers = 0
 
     def count(_module: Any, _name: str, tensor: Any) -> None:
         nonlocal tensors, numbers

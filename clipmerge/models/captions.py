@@ -28,7 +28,9 @@ def caption_notes(source: str, model: ImageTextModel, captions: Sequence[str]) -
         longer = [f"{text} x" for text in part]
         # padded to one length, and the last row ends in padding
         rows = model.tokens([*part, *longer, ""])["input_ids"]
-        ids, extended, padding = rows[: len(part)], rows[len(part) : -1], rows[-1, -1]
+        ids = rows[: len(part)]
+        extended = rows[len(part) : -1]
+        padding = rows[-1, -1]
         full = (ids == extended).all(dim=1)
         cut += int(full.sum())
         length = max(length, ids.shape[1])

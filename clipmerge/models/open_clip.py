@@ -158,7 +158,8 @@ def transform_for(config: Json, folder: Path, image_size: Any) -> Callable[[Imag
 def _tokenizer(library: Any, model_cfg: Json, folder: Path) -> Any:
     """The same tokenizer as ``open_clip.get_tokenizer``, with its files from the folder."""
     text = model_cfg.get("text_cfg") or {}
-    length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
+    length = text.get("context_length", 77)
+    options = text.get("tokenizer_kwargs") or {}
     strange = (
         sorted(set(options) - _TOKENIZER_OPTIONS)
         if isinstance(options, dict)

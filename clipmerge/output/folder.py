@@ -86,7 +86,8 @@ def output_layout(
     inputs: Inputs, tensors: list[OutputTensor], max_shard_size: int | None = None
 ) -> dict[str, str] | None:
     """Choose the shard of each tensor."""
-    form, single = inputs.form, inputs.weights_file != WEIGHTS
+    form = inputs.form
+    single = inputs.weights_file != WEIGHTS
     if max_shard_size is not None:
         from huggingface_hub import split_state_dict_into_shards_factory
 

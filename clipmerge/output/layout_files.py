@@ -36,7 +36,8 @@ def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str)
     """Write the files that the other library needs beside the weights; return notes for the
     user.
     """
-    original, config = converted.original, converted.config or {}
+    original = converted.original
+    config = converted.config or {}
     notes = []
     with prefix_errors(converted.source):
         try:

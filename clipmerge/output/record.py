@@ -264,7 +264,8 @@ def merge_record(
     files: Mapping[str, str | None] | None = None,
 ) -> MergeRecord:
     """Make the record of a merge."""
-    inputs, coefficients = run.inputs, plan.coefficients
+    inputs = run.inputs
+    coefficients = plan.coefficients
     merged = inputs.merged_layers
     plan = plan.checked(merged)
     measured = plan.measurements
@@ -274,10 +275,8 @@ def merge_record(
         if entry.alpha_range and coefficients
     }
     sizes = {name: inputs.entries(name)[0].size for names in merged.values() for name in names}
-    shares, values = (
-        _zeroshot_shares(coefficients, learned, sizes),
-        measured.layers if measured else {},
-    )
+    shares = _zeroshot_shares(coefficients, learned, sizes)
+    values = measured.layers if measured else {}
     from_measure: Json = {}
     if measured:
         from_measure = {

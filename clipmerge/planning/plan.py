@@ -439,7 +439,8 @@ def check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -
             raise PlanError(
                 f"the plan has coefficients for {name}, which does not exist; plan again"
             )
-        held, shape = tuple(coefficient.shape), shapes[name]
+        held = tuple(coefficient.shape)
+        shape = shapes[name]
         if coefficient.numel() != 1 and held not in (shape, rows_shape(shape)):
             raise PlanError(
                 f"the coefficients of {name} have shape {held}, but the parameter has {shape}:"
@@ -458,7 +459,8 @@ def check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -
                 f"layer '{layer}' has an alpha_range, but the plan holds no coefficients for it;"
                 " remove alpha_range to give the layer one alpha"
             )
-        stated, actual = (entry.alpha, *entry.alpha_range), _summary(learned)
+        stated = (entry.alpha, *entry.alpha_range)
+        actual = _summary(learned)
         if max(abs(a - b) for a, b in zip(stated, actual, strict=True)) > _SAME:
             raise PlanError(
                 f"layer '{layer}': alpha {entry.alpha:g} and alpha_range are not the mean and range"

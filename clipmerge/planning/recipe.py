@@ -272,7 +272,8 @@ def _validate(source: str, data: Json) -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where, keys = ".".join(str(part) for part in first["loc"]), list(Override.model_fields)
+        where = ".".join(str(part) for part in first["loc"])
+        keys = list(Override.model_fields)
         hint = f" (keys: {shorten(keys)}).{did_you_mean(str(first['loc'][-1]), keys)}"
         hint = hint if first["type"] == "extra_forbidden" else ""
         raise RecipeError(f"{source}: {where}: {plainly(first['msg'])}{hint}") from None

@@ -131,7 +131,8 @@ def _explain_none(
 ) -> Finding:
     """Why no layer is a straggler, by the layer that stands out most."""
     top = max(scores, key=lambda layer: scores[layer]["z"])
-    z, share = scores[top]["z"], scores[top]["stability"]
+    z = scores[top]["z"]
+    share = scores[top]["stability"]
     if z > limit:
         return Finding.of(
             "unstable-straggler",
@@ -163,7 +164,8 @@ def _design_matrix(layers: list[str], sizes: dict[str, int]) -> Array:
     }
     rows = []
     for layer in layers:
-        tower, block = layer.partition(".")[0], blocks[layer]
+        tower = layer.partition(".")[0]
+        block = blocks[layer]
         depth = block[1] / max(deepest[tower], 1) if block else float(not may_precede_blocks(layer))
         half = block[2] if block else "edge"
         rows.append(
@@ -198,10 +200,8 @@ def _huber_residuals(y: Array, design: Array) -> Array:
         scale = np.median(np.abs(residual)) / _MAD_TO_Z
         if scale == 0:
             break
-        before, weights = (
-            weights,
-            np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(residual), 1e-300)),
-        )
+        before = weights
+        weights = np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(residual), 1e-300))
         if np.abs(weights - before).max() < 1e-6:
             break
     return residual

@@ -148,7 +148,8 @@ def eval_result_files(record: MergeRecord, repo_id: str) -> dict[str, str]:
         dataset = dataset_repo(source.source)
         if dataset is None:
             continue
-        split, images = _split_of(source.source), (record.images or {}).get(name)
+        split = _split_of(source.source)
+        images = (record.images or {}).get(name)
         details = [
             "zero-shot accuracy",
             f"split {split}" if split else "",

@@ -90,7 +90,8 @@ def push(folder: Path, repo_id: str, **settings: Any) -> Published:
     """
     job = Push(folder, repo_id, **settings)
     _check_names(job)
-    record, api = add_results(read_output(job.folder), job.evaluations), connect()
+    record = add_results(read_output(job.folder), job.evaluations)
+    api = connect()
     _check_token(api, job)
     licence = job.license or _common_licence(api, job, record)
     target = find_repository(api, job)
@@ -135,7 +136,8 @@ def push(folder: Path, repo_id: str, **settings: Any) -> Published:
 
 def check_access(folder: Path, repo_id: str, *, private: bool, command: str) -> None:
     """Check a push's name, token and repository before the output exists."""
-    job, api = Push(folder, repo_id, private, command=command), connect()
+    job = Push(folder, repo_id, private, command=command)
+    api = connect()
     _check_names(job)
     _check_token(api, job)
     target = find_repository(api, job)

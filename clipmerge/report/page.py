@@ -129,7 +129,8 @@ def repeat_command(record: MergeRecord) -> str:
     for each in (images, images.unlabelled) if images else ():
         if each and each.revision and dataset_repo(each.source):
             pinned[each.source] = parse_dataset(each.source).at(each.revision)
-    repeated, words = [], iter(shlex.split(record.command))
+    repeated = []
+    words = iter(shlex.split(record.command))
     for word in words:
         flag, equals, value = word.partition("=")
         if flag == "--push" and not equals:

@@ -65,7 +65,8 @@ def rows_of(record: Json) -> list[tuple[str, bool, Json]]:
     """Heading of each row, whether it is a recipe or a checkpoint instead of a point of the curve,
     and its numbers.
     """
-    rows, ends = [], curve_ends(record)
+    rows = []
+    ends = curve_ends(record)
     for row in record["curve"]:
         end = ends.get(row["alpha"])
         rows.append((f"alpha {row['alpha']:g}" + (f" ({end})" if end else ""), False, row))
@@ -107,7 +108,8 @@ def other_tasks_section(record: Json) -> Json:
     """Scores on tasks that the model was not fine-tuned for: one column per number, one row per
     point.
     """
-    rows, cells = [], dict[str, str]()
+    rows = []
+    cells = dict[str, str]()
     for head, is_mark, row in rows_of(record):
         cells = {
             f"{task['name']}: {measure}": f"{100 * value:.1f}"

@@ -33,7 +33,8 @@ def summary(record: MergeRecord, *, verbose: bool = False) -> RenderableType:
     """Summarise a merge in a few lines; of learned coefficients only the verbose form repeats the
     whole verdict.
     """
-    images, decision = record.calibration, record.decision
+    images = record.calibration
+    decision = record.decision
     lines = [headline(record), *_stragglers(record)]
     learned = decision is not None and decision.kind in ("learned", "learned-sparse")
     if images is not None and learned and not verbose:
