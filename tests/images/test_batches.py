@@ -82,7 +82,7 @@ def test_each_process_reads_its_own_batches(photos: LabelledImages) -> None:
 
 def test_images_of_a_table_are_read_once_and_in_order(tmp_path: Path, spied: Any) -> None:
     table = load_images(str(save_hub_parquet(tmp_path / "x.parquet", [0, 1] * 20, group=8)))
-    read = spied(parquet, "_images")
+    read = spied(parquet, "_iter_images")
     found = torch.cat([batch.pixels for batch in read_batches(table, 6, first_pixel)])
     assert [call.args[1].number for call in read.call_args_list] == list(range(5))
     assert torch.equal(found, plainly(table, first_pixel))

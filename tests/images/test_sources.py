@@ -250,7 +250,7 @@ def test_columns_are_named_or_the_usable_ones(tmp_path: Path) -> None:
 def test_a_sample_reads_few_row_groups_and_each_once(tmp_path: Path, spied: Any) -> None:
     labels = np.random.default_rng(0).integers(0, 3, 400).tolist()
     path = save_hub_parquet(tmp_path / "x.parquet", labels, group=10)
-    read = spied(parquet, "_images")
+    read = spied(parquet, "_iter_images")
     found = load_images(str(path))
     assert not read.called
     sample = found.sample(24, seed=1)
