@@ -116,8 +116,8 @@ def main() -> int:
     if not options.table:
         from tests.support import pretend
 
-        if pretend.REFUSAL:
-            print(f"nothing was counted: {pretend.REFUSAL}", file=sys.stderr)
+        if refusal := pretend.refusal("cuda"):
+            print(f"nothing was counted: {refusal}", file=sys.stderr)
             return 1
         pretend.load("cuda")  # before torch
         from benchmarks.gpu.counting import count

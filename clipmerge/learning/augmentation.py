@@ -17,7 +17,7 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from clipmerge.distributed import to_device
 from clipmerge.errors import MeasureError
-from clipmerge.learning.draws import normal_from
+from clipmerge.learning.draws import draws_itself, normal_from
 from clipmerge.plugins import Augmentation
 
 #: All kinds of change.
@@ -63,8 +63,9 @@ class _Draws:
         """Standard normal numbers, (images, *shape); a card draws them itself, from a key of each
         image.
         """
-        if self._device.type == "cpu":
-            return torch.randn((self._count, *shape), generator=self._generator)[self._own]
+        if not draws_itself(self._device):
+            drawn = torch.randn((self._count, *shape), generator=self._generator)
+            return to_device(drawn[self._own], self._device)
         keys = torch.randint(1 << 32, (self._count,), generator=self._generator)[self._own]
         drawn = normal_from(to_device(keys, self._device), shape.numel())
         return drawn.view(-1, *shape).to(self._dtype)

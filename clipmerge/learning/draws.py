@@ -1,7 +1,9 @@
 """Random numbers that a device draws itself, from hashes: the same on every device.
 
 A card would wait while the CPU draws as many numbers as a model has weights, and sends them. On a
-CPU torch's own generator is several times as fast, and published numbers rest on it.
+CPU torch's own generator is several times as fast, and published numbers rest on it. Apple's GPUs
+share the CPU's memory, and shifted whole numbers wrongly in torch 2.5 and 2.6
+(https://github.com/pytorch/pytorch/issues/144190, .../147889).
 """
 
 from __future__ import annotations
@@ -10,6 +12,11 @@ import math
 
 import torch
 from torch import Tensor
+
+
+def draws_itself(device: torch.device) -> bool:
+    """Whether a device draws its random numbers, instead of the CPU."""
+    return device.type not in ("cpu", "mps")
 
 
 def normal_like(tensor: Tensor, seed: int, place: int) -> Tensor:

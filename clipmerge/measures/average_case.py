@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import torch
 
-from clipmerge.learning.draws import normal_like
+from clipmerge.learning.draws import draws_itself, normal_like
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.learning.perturbation import LayerBall, flat
 from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
@@ -77,7 +77,8 @@ def _draw_noise(
     objective: Objective, parameters: list[torch.nn.Parameter], draw: int
 ) -> list[torch.Tensor]:
     seed = objective.seed * 100_003 + draw
-    if objective.data.context.device.type != "cpu":
+    device = objective.data.context.device
+    if draws_itself(device):
         return [normal_like(each, seed, place) for place, each in enumerate(parameters)]
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(each.shape, generator=generator) for each in parameters]
+    return [torch.randn(each.shape, generator=generator).to(device) for each in parameters]

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipmerge.learning.draws import signs_like
+from clipmerge.learning.draws import draws_itself, signs_like
 from clipmerge.learning.objective import HESSIAN, Batch, Objective
 from clipmerge.measures._statistics import by_layer, sizes_of, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
@@ -79,15 +79,18 @@ def _rademacher(objective: Objective, probe: int) -> Tensors:
     parameters = {
         name: objective.weights.parameters[name] for name in objective.weights.task_vector
     }
-    if objective.data.context.device.type != "cpu":
+    device = objective.data.context.device
+    if draws_itself(device):
         return {
             name: signs_like(parameter, seed, place)
             for place, (name, parameter) in enumerate(parameters.items())
         }
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.float32) * 2 - 1
-        for name, parameter in parameters.items()
+        name: 2
+        * torch.randint(0, 2, each.shape, generator=generator, dtype=torch.float32).to(device)
+        - 1
+        for name, each in parameters.items()
     }
 
 

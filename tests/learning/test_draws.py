@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from clipmerge.learning.draws import normal_like, signs_like
+from clipmerge.learning.draws import draws_itself, normal_like, signs_like
 
 
 def test_numbers_are_standard_normal_and_those_of_their_seed_and_place() -> None:
@@ -35,3 +35,9 @@ def test_signs_are_even_and_independent() -> None:
         *((drawn * signs_like(like, 7, place)).mean() for place in (1, 2)),
     ):
         assert abs(float(product)) < 4 * error
+
+
+def test_apples_gpus_get_the_cpus_numbers() -> None:
+    """In torch 2.5 and 2.6 they shift whole numbers wrongly."""
+    devices = [torch.device(kind) for kind in ("cpu", "mps", "cuda", "xpu")]
+    assert [draws_itself(device) for device in devices] == [False, False, True, True]

@@ -19,7 +19,7 @@ from tests.support.several import several
 from tests.support.small_objective import save_ends
 
 pytestmark = pytest.mark.slow
-can_pretend = pytest.mark.skipif(bool(pretend.REFUSAL), reason=pretend.REFUSAL)
+can_pretend = pytest.mark.skipif(bool(pretend.refusal("cuda")), reason=pretend.refusal("cuda"))
 
 
 def learned(

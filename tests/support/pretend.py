@@ -1,8 +1,8 @@
 """Make torch believe in a card, before it is imported: ``python -m tests.support.pretend KIND
 MODULE ARGUMENTS`` runs a module where ``cuda`` or ``mps`` exists.
 
-A few lines of C++ are compiled once per version of torch; without a compiler, and beside a real
-card's torch, nothing can be pretended.
+A few lines of C++ are compiled once per version of torch; without a compiler nothing can be
+pretended, and ``cuda`` not beside a torch that knows it.
 """
 
 import ctypes
@@ -20,20 +20,23 @@ from pathlib import Path
 KINDS = ("cuda", "mps")
 _SOURCE = Path(__file__).with_name("pretended_card.cpp")
 _VERSION = version("torch")
-#: Why nothing can be pretended here; empty if it can.
-REFUSAL = ""
-if sys.platform != "linux" or shutil.which("g++") is None:
-    REFUSAL = "needs Linux and g++"
-elif "+cpu" not in _VERSION:
-    REFUSAL = "needs a torch without CUDA"
-elif tuple(map(int, _VERSION.split(".")[:2])) < (2, 9):
-    REFUSAL = "needs torch 2.9"
+_RELEASE = tuple(map(int, _VERSION.split(".")[:2]))
+
+
+def refusal(kind: str) -> str:
+    """Why the device cannot be pretended here; empty if it can."""
+    if sys.platform != "linux" or shutil.which("g++") is None:
+        return "needs Linux and g++"
+    if kind == "cuda" and "+cpu" not in _VERSION:
+        return "needs a torch without CUDA"
+    least = {"cuda": (2, 9), "mps": (2, 6)}[kind]
+    return "" if least <= _RELEASE else f"needs torch {least[0]}.{least[1]}"
 
 
 def load(kind: str) -> None:
     """Make the device exist in this process, which has not imported torch yet."""
-    if "torch" in sys.modules or REFUSAL:
-        raise RuntimeError(REFUSAL or "torch is imported already")
+    if "torch" in sys.modules or refusal(kind):
+        raise RuntimeError(refusal(kind) or "torch is imported already")
     ctypes.CDLL(str(_compiled(kind)), ctypes.RTLD_GLOBAL)
     from tests.support import pretended_device
 
@@ -54,6 +57,8 @@ def _compiled(kind: str) -> Path:
             made = Path(folder, target.name)
             libraries = ["-L", torch / "lib", f"-Wl,-rpath,{torch / 'lib'}", "-lc10", "-ltorch_cpu"]
             flags = ["-std=c++20", "-shared", "-fPIC", f"-DPRETEND_{kind.upper()}"]
+            # as the package index's were compiled
+            flags += ["-D_GLIBCXX_USE_CXX11_ABI=0"] if _RELEASE < (2, 7) else []
             command = ["g++", *flags, _SOURCE, "-I", torch / "include", *libraries, "-o", made]
             subprocess.run(command, check=True)
             made.rename(target)

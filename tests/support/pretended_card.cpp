@@ -19,8 +19,8 @@ struct Guard final : impl::DeviceGuardImplInterface {
   Device getDevice() const override { return Device(kind, 0); }
   void setDevice(Device) const override {}
   void uncheckedSetDevice(Device) const noexcept override {}
-  Stream getStream(Device) const override { return Stream(Stream::DEFAULT, Device(kind, 0)); }
-  Stream exchangeStream(Stream) const override { return Stream(Stream::DEFAULT, Device(kind, 0)); }
+  Stream getStream(Device) const noexcept override { return Stream(Stream::DEFAULT, Device(kind, 0)); }
+  Stream exchangeStream(Stream) const noexcept override { return Stream(Stream::DEFAULT, Device(kind, 0)); }
   DeviceIndex deviceCount() const noexcept override { return 1; }
   void record(void**, const Stream&, const DeviceIndex, const EventFlag) const override {}
   void block(void*, const Stream&) const override {}
@@ -29,28 +29,31 @@ struct Guard final : impl::DeviceGuardImplInterface {
 };
 const impl::DeviceGuardImplRegistrar registrar(kind, new Guard());
 
+// torch 2.6 lacks some of these
 #define A_DEVICE \
-  void init() const override {} \
-  bool hasPrimaryContext(DeviceIndex) const override { return true; } \
-  bool isBuilt() const override { return true; } \
-  bool isAvailable() const override { return true; } \
-  DeviceIndex deviceCount() const override { return 1; } \
-  DeviceIndex getCurrentDevice() const override { return 0; } \
-  void setCurrentDevice(DeviceIndex) const override {} \
-  DeviceIndex exchangeDevice(DeviceIndex) const override { return 0; } \
-  DeviceIndex maybeExchangeDevice(DeviceIndex) const override { return 0; }
+  void init() const {} \
+  bool hasPrimaryContext(DeviceIndex) const { return true; } \
+  bool isBuilt() const { return true; } \
+  bool isAvailable() const { return true; } \
+  DeviceIndex deviceCount() const { return 1; } \
+  DeviceIndex getCurrentDevice() const { return 0; } \
+  void setCurrentDevice(DeviceIndex) const {} \
+  DeviceIndex exchangeDevice(DeviceIndex) const { return 0; } \
+  DeviceIndex maybeExchangeDevice(DeviceIndex) const { return 0; }
 
 #ifdef PRETEND_MPS
 struct MPSHooks : at::MPSHooksInterface {
+  template <class... Any>
+  explicit MPSHooks(Any&&...) {}
   A_DEVICE
-  bool hasMPS() const override { return true; }
+  bool hasMPS() const { return true; }
 };
 #else
 struct CUDAHooks : at::CUDAHooksInterface {
   explicit CUDAHooks(at::CUDAHooksArgs) {}
   A_DEVICE
-  bool hasCUDA() const override { return true; }
-  int getNumGPUs() const override { return 1; }
+  bool hasCUDA() const { return true; }
+  int getNumGPUs() const { return 1; }
 };
 #endif
 }  // namespace
