@@ -15,7 +15,7 @@ from clipmerge.api._in_memory import unwrap_model
 from clipmerge.api.merge import merge_requested, prepare
 from clipmerge.config import RecipeOptions, complete_options, with_options
 from clipmerge.errors import CheckpointError, UsageError, counted, shorten
-from clipmerge.families import is_buffer, is_counter, is_statistic
+from clipmerge.families import is_counter, is_index_buffer, is_statistic
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.writer import iter_contents
 from clipmerge.merging.selection import RandomKey
@@ -92,7 +92,9 @@ def _copy_with_weights(form: torch.nn.Module, weights: Tensors, dtype: str) -> t
     if dtype != "keep":
         merged = merged.to(getattr(torch, dtype))
     keys = merged.load_state_dict(weights, strict=False)
-    wrong = [name for name in (*keys.missing_keys, *keys.unexpected_keys) if not is_buffer(name)]
+    wrong = [
+        name for name in (*keys.missing_keys, *keys.unexpected_keys) if not is_index_buffer(name)
+    ]
     if wrong:
         raise CheckpointError(
             f"{type(form).__name__}: its merged weights have names that the model lacks, such as"

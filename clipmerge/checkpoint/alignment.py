@@ -19,8 +19,8 @@ from clipmerge.errors import CheckpointError, counted, shorten
 from clipmerge.families import (
     Family,
     family_of,
-    is_buffer,
     is_counter,
+    is_index_buffer,
     is_statistic,
     known_keys,
     tower_of,
@@ -428,4 +428,4 @@ def is_incidental(name: str) -> bool:
     """Whether a tensor holds position ids or a counter, which may be missing from some files of the
     same model.
     """
-    return is_buffer(name) or is_counter(name)
+    return is_index_buffer(name) or is_counter(name)

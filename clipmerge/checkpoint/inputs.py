@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from clipmerge.checkpoint.converted import TimmTower, WithHead
 from clipmerge.checkpoint.source import WEIGHTS, Checkpoint
 from clipmerge.config import Missing
-from clipmerge.families import Family, is_buffer, tower_of
+from clipmerge.families import Family, is_index_buffer, tower_of
 from clipmerge.files.safetensors import Array, TensorEntry
 from clipmerge.finding import Finding
 from clipmerge.layers import HEAD
@@ -178,7 +178,7 @@ class Inputs:
         """Whether a parameter is a float that every checkpoint holds, so that it can be merged."""
         if name not in self.zeroshot_keys or not all(name in keys for keys in self.finetuned_keys):
             return False
-        return all(entry.is_float for entry in self.entries(name)) and not is_buffer(name)
+        return all(entry.is_float for entry in self.entries(name)) and not is_index_buffer(name)
 
     @cached_property
     def partly_zeroshot(self) -> dict[str, tuple[int, int]]:
@@ -188,7 +188,7 @@ class Inputs:
         partly = {}
         for layer, names in self.layers.items():
             floats = [name for name in names if self.zeroshot_entry(name).is_float]
-            wanted = [name for name in floats if not is_buffer(name) and self.expects(name)]
+            wanted = [name for name in floats if not is_index_buffer(name) and self.expects(name)]
             absent = [name for name in wanted if not self.merges(name)]
             if absent and self.missing == "keep-zeroshot":
                 partly[layer] = (len(absent), len(wanted))

@@ -20,8 +20,8 @@ from functools import cache
 from clipmerge.errors import CheckpointError
 from clipmerge.families.family import (
     Family,
-    is_buffer,
     is_counter,
+    is_index_buffer,
     is_statistic,
     is_variance,
     tower_of,
@@ -35,7 +35,7 @@ __all__ = [
     "families",
     "is_known",
     "family_of",
-    "is_buffer",
+    "is_index_buffer",
     "is_counter",
     "is_statistic",
     "is_variance",

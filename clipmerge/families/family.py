@@ -181,8 +181,8 @@ def tower_of(layers: Iterable[str]) -> str:
     return "vision" if "vision" in towers else "text"
 
 
-def is_buffer(name: str) -> bool:
-    """Whether a tensor holds position ids, which only old checkpoints have."""
+def is_index_buffer(name: str) -> bool:
+    """Whether a tensor holds indices (of positions, of token types), as only old checkpoints do."""
     return name.endswith((".position_ids", ".token_type_ids"))
 
 

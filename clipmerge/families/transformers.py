@@ -103,7 +103,7 @@ def _settings_reader(
     one tower.
     """
 
-    def settings(config: Json) -> Settings:
+    def read_settings(config: Json) -> Settings:
         values = {"": {key: config.get(key, default) for key, default in (both or {}).items()}}
         for side, defaults in (("vision", vision), ("text", text)):
             is_lone = str(config.get("model_type")).endswith(f"_{side}_model")
@@ -111,7 +111,7 @@ def _settings_reader(
             values[side] = {key: section.get(key, default) for key, default in defaults.items()}
         return values
 
-    return settings
+    return read_settings
 
 
 _CLIP_VIT: Json = {

@@ -49,12 +49,12 @@ class TableColumns:
     unread: str | None = None  # captions that are there beside labels
 
     @property
-    def texts(self) -> str | None:
+    def text_column(self) -> str | None:
         """The column of labels or captions; ``None`` if neither is read."""
         return self.label or self.caption
 
-    def opened(self, title: str, store: Store, values: Sequence[Any] | None) -> Source:
-        """The table's images with the values of `texts`."""
+    def to_source(self, title: str, store: Store, values: Sequence[Any] | None) -> Source:
+        """The table's images with the values of `text_column`."""
         note = (
             f"{title}: has classes ('{self.label}') and captions ('{self.unread}'); the classes are"
             f" taken (captions with `caption_column` {self.unread})"

@@ -56,8 +56,8 @@ def _open_table(title: str, data: Any, columns: Columns) -> Source:
             value = value.get("bytes") or value.get("path")
         return value if isinstance(value, bytes) else str(value)
 
-    values = None if chosen.texts is None else list(table[chosen.texts])
-    return chosen.opened(title, Items(encoded, tuple(range(len(table))), title), values)
+    values = None if chosen.text_column is None else list(table[chosen.text_column])
+    return chosen.to_source(title, Items(encoded, tuple(range(len(table))), title), values)
 
 
 def _open_items(title: str, data: Any, columns: Columns) -> Source:

@@ -138,8 +138,9 @@ def load_parquet(source: str, opener: Opener, names: Sequence[str], columns: Col
             groups.append(_Group(file, number, len(blocks) - begin, len(blocks)))
             blocks += [len(groups) - 1] * file.metadata.row_group(number).num_rows
         check_count(source, len(blocks))
-    values = None if first.columns.texts is None else [v for _, values in parts for v in values]
-    return first.columns.opened(source, ParquetImages(opener, groups, tuple(blocks)), values)
+    has_text = first.columns.text_column is not None
+    values = [v for _, values in parts for v in values] if has_text else None
+    return first.columns.to_source(source, ParquetImages(opener, groups, tuple(blocks)), values)
 
 
 def _read_footer(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]]:
@@ -159,8 +160,9 @@ def _read_footer(opener: Opener, name: str, wanted: Columns) -> tuple[_File, lis
         largest = max((group.total_byte_size for group in groups), default=0)
         if largest > max(MAX_HELD_BYTES, MAX_INFLATION * size):
             raise EOFError(f"a row group would become {format_size(largest)}")
-        values = _read_labels(name, file, metadata, columns) if columns.texts is not None else []
-        if columns.texts is not None and len(values) != metadata.num_rows:
+        has_text = columns.text_column is not None
+        values = _read_labels(name, file, metadata, columns) if has_text else []
+        if has_text and len(values) != metadata.num_rows:
             raise EOFError("it has fewer labels than its footer says")
         is_struct = parquet.schema_arrow.field(columns.image).type.num_fields > 0
         image_path = f"{columns.image}.bytes" if is_struct else columns.image
@@ -171,7 +173,7 @@ def _read_labels(
     where: str, file: IO[bytes], metadata: pyarrow.parquet.FileMetaData, columns: TableColumns
 ) -> list[Any]:
     """Read labels or captions; the text of a label, which many rows share, is kept once."""
-    column = columns.texts
+    column = columns.text_column
     shared = [columns.label] if columns.label is not None else []
     parquet = _open_parquet(file, metadata=metadata, read_dictionary=shared)
     values: list[Any] = []

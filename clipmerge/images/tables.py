@@ -49,15 +49,15 @@ def load_table(source: str, table: Path, columns: Columns, *, inside: Path | Non
     files = [name for name in _FILES if name in names]
     chosen = choose_columns(where, names, columns, files[:1], {})
     values: list[Any] | None = None
-    if chosen.texts is not None:
-        values = [row.get(chosen.texts) for _, row in rows]
+    if chosen.text_column is not None:
+        values = [row.get(chosen.text_column) for _, row in rows]
     if chosen.label is not None and values is not None:
         values = [None if value == "" else value for value in values]  # an empty cell of a CSV
         for (line, _), value in zip(rows, values, strict=True):
             if isinstance(value, bool) or not isinstance(value, int | str | None):
                 raise DataError(f"{where}, line {line}: a label is a number or a text")
     paths = _paths(where, table, rows, chosen.image, inside, columns)
-    return chosen.opened(source, image_files(paths), values)
+    return chosen.to_source(source, image_files(paths), values)
 
 
 def _json_rows(text: str) -> Iterator[Row]:
