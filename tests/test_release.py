@@ -113,7 +113,7 @@ def test_tests_that_read_files_of_the_repository_pass_there(unpacked: Path) -> N
         **os.environ,
         "PYTHONPATH": f"{unpacked}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
-    words = ("-q", "-p", "no:cacheprovider", "-m", "not slow", *reading)
+    words = ("-q", "-p", "no:cacheprovider", "-m", "not slow and not nightly", *reading)
     ended = python("-c", PYTEST, *words, cwd=unpacked, env={**environment, "PYTEST_ADDOPTS": ""})
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]
 
