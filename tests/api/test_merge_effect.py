@@ -304,7 +304,7 @@ def test_a_process_that_is_gone_when_the_plan_is_shared_is_named(
 
     context = distributed_context("auto")
     monkeypatch.setattr(context, "world_size", 2)
-    monkeypatch.setattr("clipmerge.distributed.distributed_context", lambda device: context)
+    monkeypatch.setattr("clipmerge.api._merge_effect.distributed_context", lambda device: context)
     monkeypatch.setattr("accelerate.utils.broadcast_object_list", lost)
     with pytest.raises(MeasureError, match="another process of this run ended"):
         prepare(request_for(pair, "wise-ft", data=photos))
@@ -322,11 +322,13 @@ def test_what_every_process_has_learned_is_not_sent(
     run.plan = run.plan.with_tensors(named_tensors({"b": scores}, {"a": learned.clone()}))
     context = distributed_context("cpu")
     monkeypatch.setattr(context, "world_size", 2)
-    monkeypatch.setattr("clipmerge.distributed.distributed_context", lambda device: context)
+    monkeypatch.setattr("clipmerge.api._merge_effect.distributed_context", lambda device: context)
     packed: list[Any] = []
     monkeypatch.setattr("accelerate.utils.broadcast_object_list", packed.extend)
     sent: list[torch.Tensor] = []
-    monkeypatch.setattr("clipmerge.distributed.broadcast_", lambda _, tensor: sent.append(tensor))
+    monkeypatch.setattr(
+        "clipmerge.api._merge_effect.broadcast_", lambda _, tensor: sent.append(tensor)
+    )
     found = broadcast_plan(run, request.calibration)
     assert not packed[0].held_tensors
     assert [each.tolist() for each in sent] == [scores.tolist()]
