@@ -145,7 +145,7 @@ def _share_that_stays(inputs: Inputs) -> float:
 def check_limit(max_loss: float) -> Iterator[Finding]:
     """Doubt a limit on lost accuracy, in points, that looks like a fraction."""
     if 0 < max_loss < _LEAST_LIMIT:
-        yield Finding.of("limit-in-fractions", limit=max_loss, points=100 * max_loss)
+        yield Finding.of("limit-in-fractions", limit=max_loss)
 
 
 def check_images(images: ImageSet, model: ImageTextModel | None = None) -> Iterator[Finding]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from clipmerge.finding import Finding
@@ -91,12 +92,19 @@ class StatisticAbout(Frozen):
         about: One sentence about it, without the title.
     """
 
-    model_config = ConfigDict(extra="ignore")  # records of earlier versions have other fields
-
     signed: bool = False
     unit: str = ""
     title: str = ""
     about: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_former_fields(cls, data: Any) -> Any:
+        """Records until November 2026 have two fields more, which nothing reads."""
+        former = {"additive", "symbol"}
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if name not in former}
 
 
 class Statistic(StatisticAbout):

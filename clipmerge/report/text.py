@@ -1104,9 +1104,9 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         "the fine-tuned model is surely worse than the zero-shot one on the ID images ({id}) and"
         " surely better on the OOD images ({ood}): `id` and `ood` are probably swapped"
     ),
-    "limit-in-fractions": (
-        "`max_loss` is in points of accuracy, and {limit:g} points are less than one image in a"
-        " thousand; if you meant {limit:.0%}, pass {points:g}"
+    "limit-in-fractions": lambda limit: (
+        f"`max_loss` is in points of accuracy, and {limit:g} points are less than one image in a"
+        f" thousand; if you meant {100 * limit:g}%, pass {100 * limit:g}"
     ),
     # gains of a sweep
     "below-curve": "no point of the curve has so low an ID accuracy",

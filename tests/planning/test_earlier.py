@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 import clipmerge
 from clipmerge.output.record import parse_record
+from clipmerge.planning.measurements import StatisticAbout
 from clipmerge.planning.plan import Plan
 from clipmerge.publish.card import model_card
 from clipmerge.report.text import headline, record_text
@@ -53,3 +55,10 @@ def test_a_plan_of_the_format_before_is_applied_to_the_same_bytes(
     first, second = (load_file(each.path / "model.safetensors") for each in (applied, merged))
     assert first.keys() == second.keys()
     assert all(first[name].equal(second[name]) for name in first)
+
+
+def test_statistics_of_earlier_records_are_read_and_no_other_unknown_fields() -> None:
+    former = {"signed": True, "unit": "nats", "additive": True, "symbol": "B_l"}
+    assert StatisticAbout.model_validate(former).unit == "nats"
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        StatisticAbout.model_validate(former | {"colour": "red"})
