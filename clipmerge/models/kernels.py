@@ -151,37 +151,37 @@ def keep_16_bits(module: torch.nn.Module) -> None:
     """
     for parent in module.modules():
         if type(parent).__name__ == "LayerNorm":  # others permute, or normalise otherwise
-            _replace(parent, _normed)
+            _replace(parent, _layer_norm_in_16_bits)
         children = list(parent.children())
         kinds = [type(child).__name__ for child in children]
         activation = [kind in ("QuickGELU", "QuickGELUActivation") for kind in kinds]
         maps = [child for child in children if isinstance(child, torch.nn.Linear)]
         if any(activation) and len(maps) == 2:
-            _replace(maps[0], _steep)
+            _replace(maps[0], _linear_into_silu)
             _replace(children[activation.index(True)], lambda _, inputs: silu(inputs))
-            _replace(maps[1], _flat)
+            _replace(maps[1], _linear_after_silu)
 
 
-def _replace(module: torch.nn.Module, short: Callable[[Any, Tensor], Tensor]) -> None:
+def _replace(module: torch.nn.Module, quick: Callable[[Any, Tensor], Tensor]) -> None:
     """Let a module compute otherwise under autocast on a card."""
-    module.forward = partial(_run, short, module, module.forward)
+    module.forward = partial(_run, quick, module, module.forward)
 
 
 def _run(
-    short: Callable[[Any, Tensor], Tensor],
+    quick: Callable[[Any, Tensor], Tensor],
     module: torch.nn.Module,
     forward: Callable[[Tensor], Tensor],
     inputs: Tensor,
 ) -> Tensor:
-    return short(module, inputs) if _is_short(inputs) else forward(inputs)
+    return quick(module, inputs) if _is_in_16_bits(inputs) else forward(inputs)
 
 
-def _is_short(inputs: Tensor) -> bool:
+def _is_in_16_bits(inputs: Tensor) -> bool:
     kind = inputs.device.type
     return kind != "cpu" and torch.is_autocast_enabled(kind)
 
 
-def _normed(norm: torch.nn.LayerNorm, inputs: Tensor) -> Tensor:
+def _layer_norm_in_16_bits(norm: torch.nn.LayerNorm, inputs: Tensor) -> Tensor:
     kind = inputs.device.type
     inputs, weight, bias = (
         None if each is None else each.to(torch.get_autocast_dtype(kind))
@@ -191,12 +191,12 @@ def _normed(norm: torch.nn.LayerNorm, inputs: Tensor) -> Tensor:
         return layer_norm(inputs, norm.normalized_shape, weight, bias, norm.eps)
 
 
-def _steep(linear: torch.nn.Linear, inputs: Tensor) -> Tensor:
+def _linear_into_silu(linear: torch.nn.Linear, inputs: Tensor) -> Tensor:
     bias = None if linear.bias is None else _STEEPNESS * linear.bias
     return torch.nn.functional.linear(inputs, _STEEPNESS * linear.weight, bias)
 
 
-def _flat(linear: torch.nn.Linear, inputs: Tensor) -> Tensor:
+def _linear_after_silu(linear: torch.nn.Linear, inputs: Tensor) -> Tensor:
     return torch.nn.functional.linear(inputs, linear.weight / _STEEPNESS, linear.bias)
 
 

@@ -203,7 +203,7 @@ def test_quick_gelu_between_two_maps_is_its_formula(monkeypatch: pytest.MonkeyPa
     found = []
     keep_16_bits(block)
     for is_card in (False, True):
-        monkeypatch.setattr(attention, "_is_short", lambda _, is_card=is_card: is_card)
+        monkeypatch.setattr(attention, "_is_in_16_bits", lambda _, is_card=is_card: is_card)
         spread = block(inputs)
         found.append([spread, *torch.autograd.grad(spread.square().sum(), tensors)])
     plain = block[2].weight @ (
@@ -221,7 +221,7 @@ def test_on_a_card_blocks_add_up_16_bits(tmp_path: Path, monkeypatch: pytest.Mon
         block.register_forward_hook(lambda *given: dtypes.add(given[2].dtype))
     for is_card in (False, True):
         dtypes.clear()
-        monkeypatch.setattr(attention, "_is_short", lambda _, is_card=is_card: is_card)
+        monkeypatch.setattr(attention, "_is_in_16_bits", lambda _, is_card=is_card: is_card)
         with passes(pixels.device, "bfloat16"):
             found = model.image_features(pixels)
         assert dtypes == {torch.bfloat16 if is_card else torch.float32}
