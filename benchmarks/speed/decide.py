@@ -27,12 +27,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from open_clip.loss import ClipLoss
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy, normalize
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from benchmarks.speed.checkpoints import clip_config
@@ -62,6 +63,7 @@ from tests.support.tiny_clip import END, START, vocabulary
 _CHANGE = 0.1
 # Number of images whose activations plain transformers hold at once.
 _AT_ONCE = {"b32": 64, "l14": 8}
+T = TypeVar("T")
 
 
 def processor() -> CLIPProcessor:
@@ -285,6 +287,9 @@ def compare(options: argparse.Namespace, paths: tuple[Path, Path]) -> dict[str, 
         if plain:
             ours["joint_pass_seconds"] = (joint[-2] + joint[-1]) / 2
             ours["joint_passes"] = ours["seconds"] / ours["joint_pass_seconds"]
+        if plain and options.floor:
+            of_pass = flops_of(plain.gradient_pass, objective.data.batches)
+            ours["floor"] = flops_of(measures(options)[name], objective) / of_pass
         found[name] = ours | {"told": told.sentences}
         print(name, json.dumps(found[name]), flush=True)
     return found
@@ -297,6 +302,13 @@ def measured(name: str, objective: Objective, options: argparse.Namespace) -> di
     if options.coefficients and objective.data.context.is_main_process:
         save_file(results[0].coefficients, options.coefficients)
     return figures
+
+
+def flops_of(function: Callable[[T], Any], argument: T) -> int:
+    """Count the operations of a function's matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        function(argument)
+    return counter.get_total_flops()
 
 
 def joint_seconds(plain: Plain | None, objective: Objective) -> float:
@@ -342,6 +354,11 @@ def main() -> None:
     parser.add_argument("--images-at-once", type=int, help="as for `merge`")
     parser.add_argument(
         "--memory", type=int, metavar="GB", help="assume that the machine has this much memory"
+    )
+    parser.add_argument(
+        "--floor",
+        action="store_true",
+        help="also count the products of each measure, in those of a joint pass",
     )
     parser.add_argument("--alone", action="store_true", help="without plain transformers")
     parser.add_argument(

@@ -32,6 +32,7 @@ _STEPS, _LOOKS, _HELD = 200, 25, 205
 _MANY = ["--classes", "1000", "--templates", "80"]
 _LEARNING = ["--only", "first-step,auto,look", "--alone", "--steps", "3"]
 _PAIRS = ["--only", "path-barrier,first-order,auto", "--batch", "8", "--steps", "4"]
+_PRODUCTS = ["--only", "auto", "--batch", "8", "--steps", "4", "--precision", "float32", "--floor"]
 _FIRST = ["--only", "first-step", "--alone"]
 _MEMORY = ["--only", "auto", "--alone", "--precision", "float32"]
 _BFLOAT16 = [*_FIRST, "--precision", "bfloat16", "--images", "16"]
@@ -45,6 +46,8 @@ CASES = {
     # the same images with a class, or with a caption, each of its own
     "pairs-classes": [*_PAIRS, "--classes", "64"],
     "pairs-captions": [*_PAIRS, "--captions"],
+    "products-classes": [*_PRODUCTS, "--classes", "64"],
+    "products-captions": [*_PRODUCTS, "--captions"],
     "memory-vision-8": [*_MEMORY, "--towers", "vision", "--batch", "8"],
     "memory-vision-16": [*_MEMORY, "--towers", "vision", "--batch", "16"],
     "memory-both-8": [*_MEMORY, "--batch", "8"],
@@ -107,6 +110,7 @@ def _rows_of(name: str, found: dict[str, Any]) -> list[str]:
         figures = found[measure]
         what = measure if measure.startswith("path") else f"{measure}, {_step(measure, settings)}"
         passes = f"{figures['joint_passes']:.2f}" if "joint_passes" in figures else ""
+        passes += f", products {figures['floor']:.2f}" if "floor" in figures else ""
         peak = f"{figures['private_mb']:.0f} ({found['weights_mb']:.0f})"
         cells = [
             f"`{name}`",
