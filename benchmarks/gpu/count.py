@@ -24,8 +24,10 @@ BYTES = 0.75 * 3.35e12
 LINK = 300e9
 #: Seconds that the CPU takes to start a kernel, with what Python does for it.
 START = 10.5e-6
-#: Seconds to place a ViT-B/32 by the CPU, which streams a decided plan (measured, two cores).
-FOLLOW = 1.24
+#: Bytes a second from ordinary memory to a card, half of what pinned memory reaches.
+HOST = 12e9
+#: Bytes that kernels move for each weight of a plan that the card merges, seven kernels of float32.
+MERGED = 70
 STEPS, IMAGES, HELD_BACK, LOOKS = 320, 1024, 256, (2, 11)
 _PROBES, _MODELS = 4, 3
 
@@ -45,12 +47,12 @@ def step_seconds(size: dict[str, Any]) -> float:
 def totals(size: dict[str, Any]) -> dict[str, tuple[float, float]]:
     """Seconds of the parts of `auto`, at the fewest and the most looks."""
     look, image = modelled(size["look"]), size["image"]["seconds"]
-    follow = FOLLOW * size["weights"] / 151e6
+    placed = size["moving"] * (4 / HOST + MERGED / BYTES)  # coefficients are sent in float32
     fewest, most = LOOKS
     parts = {
         "steps": (STEPS * step_seconds(size),) * 2,
         "looks": (fewest * look, most * look),
-        "verdict": (HELD_BACK * _PROBES * _MODELS * image + follow,) * 2,
+        "verdict": (HELD_BACK * _PROBES * _MODELS * image + placed,) * 2,
     }
     low, high = (sum(each[at] for each in parts.values()) for at in (0, 1))
     return parts | {"all": (low, high)}

@@ -16,10 +16,12 @@ from torch import Tensor
 from clipmerge.checkpoint import Inputs
 from clipmerge.config import OutputDtype
 from clipmerge.errors import CheckpointError
+from clipmerge.families import is_variance
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.writer import iter_contents
 from clipmerge.merging.stream import plan_tensors
 from clipmerge.merging.tensor import merge_tensor
+from clipmerge.merging.torch_chunks import coefficient_of, coefficients_of_run
 from clipmerge.models import ImageTextModel
 from clipmerge.models.headed_tower import HeadedTower
 from clipmerge.planning.plan import Plan
@@ -105,8 +107,12 @@ class MovingModel(PlacedModel):
 
     @torch.no_grad()
     def set_plan(self, plan: Plan) -> None:
-        """Set the weights to those of a plan, as `plan_tensors` computes them."""
-        left = set(self.model.parameters)
+        """Set the weights to those of a plan, as `plan_tensors` computes them.
+
+        A card computes the formula's parameters itself, with the same roundings, since both ends
+        are there; whatever has a mask or a combination comes from the CPU.
+        """
+        left = set(self.model.parameters) - self._set_on_device(plan)
         merged = [tensor for tensor in plan_tensors(self._pair, plan) if tensor.name in left]
         with closing(iter_contents(merged, np.empty)) as contents:
             for tensor, content in zip(merged, contents, strict=True):
@@ -117,6 +123,28 @@ class MovingModel(PlacedModel):
                 f"the merged checkpoint has no {sorted(left)[0]}, so it cannot be evaluated; see"
                 " the recipe's `missing`"
             )
+
+    def _set_on_device(self, plan: Plan) -> set[str]:
+        """Set what a card can, and return the names."""
+        done = set[str]()
+        for name, theta_0 in self._theta_0.items():
+            layer = plan.layers.get(self._pair.layer_of[name])
+            if theta_0.device.type == "cpu" or layer is None or not self._pair.merges(name):
+                continue
+            if layer.mask is not None or plan.combine is not None or is_variance(name):
+                continue
+            alpha = coefficients_of_run(coefficient_of(plan, layer, name), theta_0.shape, 0, None)
+            merged = merge_tensor(
+                theta_0,
+                [finetuned[name] for finetuned in self._finetuned],
+                alpha=alpha.to(theta_0.device) if isinstance(alpha, Tensor) else alpha,
+                weights=plan.weights,
+                dtype=None if plan.dtype == "keep" else getattr(torch, plan.dtype),
+            )
+            if is_finite(merged):  # else the CPU says what is wrong
+                self._set(name, merged)
+                done.add(name)
+        return done
 
     def _set(self, name: str, value: Tensor) -> None:
         target = self.model.parameters[name].data

@@ -45,9 +45,7 @@ def merge_chunks(
     (bfloat16 as its bits).
     """
     entry = inputs.zeroshot.entries[inputs.zeroshot_keys[name]]
-    coefficient: float | Tensor = layer.alpha
-    if layer.is_learned:  # a parameter without coefficients of its own goes with the others
-        coefficient = plan.held_tensors.get(f"{COEFFICIENTS}{name}", layer.alpha)
+    coefficient = coefficient_of(plan, layer, name)
     sparsify = is_sparsifiable(inputs, name)
     arguments = _mask_inputs(plan, name, layer) if layer.mask and sparsify else {}
     if arguments and "score" not in arguments and needs_score(str(layer.mask)):
@@ -104,6 +102,13 @@ def merge_chunks(
                 )
         yield stored_array(result.flatten().contiguous())
     inputs.release(name)
+
+
+def coefficient_of(plan: Plan, layer: LayerPlan, name: str) -> float | Tensor:
+    """A parameter's own coefficients, or its layer's."""
+    if layer.is_learned:  # a parameter without coefficients of its own goes with the others
+        return plan.held_tensors.get(f"{COEFFICIENTS}{name}", layer.alpha)
+    return layer.alpha
 
 
 def coefficients_of_run(

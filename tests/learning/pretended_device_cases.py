@@ -33,6 +33,7 @@ from clipmerge.learning.objective import Objective
 from clipmerge.measures.hessian_trace import hessian_trace
 from clipmerge.models.building import build_model
 from clipmerge.models.precision import dtype_of, passes
+from clipmerge.planning.plan import LayerPlan, named_tensors, with_coefficients
 from clipmerge.plugins import Augmentation, load_plugin, plugin_names
 from clipmerge.progress import Progress
 from clipmerge.request import Calibration
@@ -41,7 +42,7 @@ from tests.support.measure_everything import measured
 from tests.support.pretended_device import Pretended, counted
 from tests.support.real_sizes import SIZES, hollow_objective
 from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
-from tests.support.tasks import inputs_of
+from tests.support.tasks import inputs_of, plan_with, task_of
 
 
 @pytest.fixture(scope="module")
@@ -481,6 +482,35 @@ def test_points_are_classified_as_on_the_cpu(
             found = scorer.score(moves, {"a": loaded}, Progress())["a"]
             answers.append([outcome.best.tolist() for outcome in found])
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_plan_is_placed_bit_for_bit_as_on_the_cpu(tmp_path: Path, dtype: torch.dtype) -> None:
+    """One coefficient per entry, per row and per layer; a masked layer's come from the CPU."""
+    ends = save_ends(tmp_path, blocks=2, dtype=dtype, moves=("vision_model",))
+    task = task_of(ends)
+    generator = torch.Generator().manual_seed(0)
+    learned = {}
+    for name in [*task.layers["vision.0.attn"], *task.layers["vision.0.mlp"]]:
+        shape = task.shapes[name] if "mlp" in name else task.shapes[name][:1]
+        rows = torch.rand(shape, generator=generator).round(decimals=1)  # 0 and 1 among them
+        learned[name] = rows.view(*shape, *[1] * (len(task.shapes[name]) - len(shape)))
+    layers = {name: LayerPlan(alpha=0.3) for name in task.layers}
+    layers["vision.1.attn"] = LayerPlan(alpha=0.3, density=0.5, mask="magnitude")
+    layers = with_coefficients(layers, learned, task.layers, task.shapes)
+    plan = plan_with(layers).checked(task.layers).with_tensors(named_tensors({}, learned))
+    placed = []
+    for device in ("cpu", pretended_device.NAME):
+        with counted() as counts:
+            model = MovingModel(build_model(task.inputs), task.inputs, torch.device(device))
+            counts.kernels = {}
+            model.set_plan(plan)
+            placed.append(
+                {name: each.detach().cpu() for name, each in model.model.parameters.items()}
+            )
+            assert counts.kernels.get("sub", 0) >= (0 if device == "cpu" else len(learned))
+    for name, expected in placed[0].items():
+        assert torch.equal(placed[1][name].view(torch.int32), expected.view(torch.int32)), name
 
 
 def test_retrieval_is_that_of_the_cpu() -> None:
