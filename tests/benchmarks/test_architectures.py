@@ -35,8 +35,7 @@ def test_the_page_lists_the_results() -> None:
     assert "It did not end on broken." in changed
 
 
-@pytest.mark.slow
-@pytest.mark.uncounted
+@pytest.mark.nightly
 def test_a_model_of_real_size_is_planned(tmp_path: Path) -> None:
     """The smallest; docs/contributing names the command that tries the others."""
     architectures.plan_one("ViT-S-32-alt", tmp_path)
