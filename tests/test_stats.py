@@ -130,7 +130,7 @@ def recognised(accuracy: Floats, images: int, rng: np.random.Generator) -> NDArr
     "images",
     [
         20,
-        pytest.param(100, marks=pytest.mark.slow),
+        pytest.param(100, marks=pytest.mark.nightly),
         pytest.param(1000, marks=pytest.mark.nightly),
     ],
 )

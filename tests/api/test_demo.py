@@ -15,8 +15,7 @@ from tests.support.quick import FEW_STEPS, shorten_recipes
 SHIPPED = ("wise-ft", "straggler-sparse", "auto")
 
 
-@pytest.mark.slow
-@pytest.mark.uncounted
+@pytest.mark.nightly
 def test_the_printed_command_asks_for_the_merge_that_was_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

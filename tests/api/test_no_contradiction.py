@@ -86,9 +86,9 @@ def test_what_is_written_is_what_the_plan_says(places: Any, method: str, **drawn
     check(places, method, **drawn)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.uncounted
-@settings(max_examples=3, suppress_health_check=SLOW)
+@settings(max_examples=10, suppress_health_check=SLOW)
 @example(method="auto", alpha=0.5, overrides=[], edits=[], judged=True, swapped=True)
 @example(method="ties", alpha=0.5, overrides=[], edits=[], judged=True, swapped=True)
 @given(method=st.sampled_from([*RECIPES]), **GIVEN)

@@ -84,7 +84,7 @@ OTHERS = (
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize(
-    "world", [SIGNED, *(pytest.param(each, marks=pytest.mark.slow) for each in OTHERS)], ids=str
+    "world", [SIGNED, *(pytest.param(each, marks=pytest.mark.nightly) for each in OTHERS)], ids=str
 )
 def test_power_and_false_flags(world: World) -> None:
     """At least 80% of layers that lie 10 spreads out are found; at most 5% of placebo pairs have a
