@@ -48,7 +48,7 @@ def alarms(
             finding.kind
             for seed in range(DRAWS)
             for finding in check_sources(
-                inputs, {"": images}, settings, Progress(), most=size, seed=seed
+                inputs, {"": images}, settings, Progress(), max_images=size, seed=seed
             )
         )
     return {

@@ -183,17 +183,17 @@ def _check_range(
     pixels = store.batch(looked_at)
     margin = _OVERSHOOT * (high - low)
     outside = ((pixels < low - margin) | (pixels > high + margin)).float().mean()
-    least, most = float(pixels.min()), float(pixels.max())
+    lowest, highest = float(pixels.min()), float(pixels.max())
     # what mean and deviation 0.5 make of images that have some black and some white
-    is_halved = abs(least + 1) < 1e-3 and abs(most - 1) < 1e-3
+    is_halved = abs(lowest + 1) < 1e-3 and abs(highest - 1) < 1e-3
     is_other = is_halved and float(high.max()) > 1 + _OVERSHOOT
     if outside > _OUTSIDE or is_other:
         yield Finding.of(
             "pixel-range",
             source=images.source,
             images=len(looked_at),
-            least=least,
-            most=most,
+            least=lowest,
+            most=highest,
             low=float(low.min()),
             high=float(high.max()),
         )
@@ -266,7 +266,7 @@ def check_sources(
     settings: Calibration,
     progress: Progress,
     *,
-    most: int = PROBE,
+    max_images: int = PROBE,
     seed: int = 0,
 ) -> Iterator[Finding]:
     """Doubt images and class names before anything is measured: by some pixels, and by how well
@@ -281,7 +281,7 @@ def check_sources(
         yield from check_images(images, model)
         if isinstance(images, CaptionedImages) or images.labelled_by == "source":
             images.require_classes()
-            samples[name] = images.sample(min(PROBE, most), seed)
+            samples[name] = images.sample(min(PROBE, max_images), seed)
     if model is None or not samples:
         return
     for ends in _end_accuracies(inputs, model, samples, settings, progress):

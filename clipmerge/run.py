@@ -50,25 +50,29 @@ class RunCache:
         from clipmerge.images.split import MOST, held_out_count
 
         calibration = request.calibration
-        most = calibration.images + held_out_count(calibration.images, calibration.held_back)
+        max_images = calibration.images + held_out_count(calibration.images, calibration.held_back)
         recipe = getattr(request, "recipe", None)
         if recipe is not None and not recipe.measure:  # it is only judged
-            most = min(MOST, calibration.images)
-        if self.data is None or self.data[0] < most:
+            max_images = min(MOST, calibration.images)
+        if self.data is None or self.data[0] < max_images:
             source = calibration.source
             classes = calibration.classes
             columns = calibration.columns
             images: LabelledImages | CaptionedImages
             try:
-                images = open_images(source, classes, columns=columns, most=most, seed=request.seed)
+                images = open_images(
+                    source, classes, columns=columns, max_images=max_images, seed=request.seed
+                )
             except NoLabelsError as error:
                 if classes is None:
                     raise DataError(
                         f"{error}; for images without labels give the class names with `classes`"
                     ) from None
-                images = load_without_labels(source, classes, columns, most=most, seed=request.seed)
+                images = load_without_labels(
+                    source, classes, columns, max_images=max_images, seed=request.seed
+                )
             say_all(progress, images.notes)
-            self.data = most, images
+            self.data = max_images, images
         return self.data[1]
 
     def open_unlabelled(self, request: Request, progress: Progress) -> LabelledImages:
@@ -80,7 +84,7 @@ class RunCache:
             self.unlabelled = load_unlabelled(
                 calibration.unlabelled,
                 calibration.columns,
-                most=calibration.images,
+                max_images=calibration.images,
                 seed=request.seed,
             )
             say_all(progress, self.unlabelled.notes)

@@ -189,12 +189,14 @@ def broadcast_plan(run: Run, calibration: Calibration) -> Plan:
 
 
 def load_tasks(
-    named: Mapping[str, Any], progress: Progress, *, most: int | None = None, seed: int = 0
+    named: Mapping[str, Any], progress: Progress, *, max_images: int | None = None, seed: int = 0
 ) -> dict[str, Images]:
     """Find the images of tasks that the model was not fine-tuned for."""
     from clipmerge.evaluation.other_tasks import load_task
 
-    tasks = {name: load_task(source, most=most, seed=seed) for name, source in named.items()}
+    tasks = {
+        name: load_task(source, max_images=max_images, seed=seed) for name, source in named.items()
+    }
     for task in tasks.values():
         say_all(progress, task.notes)
     return tasks
@@ -205,7 +207,7 @@ def open_tasks(run: Run, request: MergeRequest) -> dict[str, Images]:
     if not request.keep:  # what follows imports torch
         return {}
     tasks = load_tasks(
-        request.keep, run.progress, most=request.calibration.images, seed=request.seed
+        request.keep, run.progress, max_images=request.calibration.images, seed=request.seed
     )
     doubts = [finding for task in tasks.values() for finding in check_images(task)]
     say_all(run.progress, texts_of(settle(doubts, allow=request.allow, strict=request.strict)))

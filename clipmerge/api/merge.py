@@ -368,14 +368,14 @@ def _label_images(run: Run, request: MergeRequest) -> None:
             f"{images.source}: has no labels, and several fine-tuned models would give different"
             " ones; give images with labels, or one fine-tuned model"
         )
-    most, _ = run.cache.data or (0, None)
-    sample = images.sample(most, request.seed)
+    count, _ = run.cache.data or (0, None)
+    sample = images.sample(count, request.seed)
     with run.timed("label", "labelling"):
         scorer = Scorer(build_model(run.inputs), run.inputs, request.calibration)
         moves = [partial(MovingModel.set_finetuned, which=0)]
         ((outcome,),) = scorer.score(moves, {"data": sample}, run.progress).values()
     labelled = replace(sample, labels=tuple(outcome.best.tolist()), labelled_by="finetuned")
-    run.cache.data = most, labelled
+    run.cache.data = count, labelled
 
 
 def _check_images(run: Run, request: MergeRequest) -> list[Finding]:
@@ -389,7 +389,7 @@ def _check_images(run: Run, request: MergeRequest) -> list[Finding]:
             {"": images},
             calibration,
             run.progress,
-            most=calibration.images,
+            max_images=calibration.images,
             seed=request.seed,
         )
     else:

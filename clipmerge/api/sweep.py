@@ -333,7 +333,12 @@ def load_source(
     whole = limit is None
     try:
         images = open_images(
-            source, data.classes, columns=data.columns, whole=whole, most=limit, seed=request.seed
+            source,
+            data.classes,
+            columns=data.columns,
+            whole=whole,
+            max_images=limit,
+            seed=request.seed,
         )
     except DataError as error:
         raise DataError(

@@ -24,14 +24,18 @@ from clipmerge.request import Calibration
 from clipmerge.types import Json
 
 
-def load_task(source: Any, *, most: int | None = None, seed: int = 0) -> Images:
+def load_task(source: Any, *, max_images: int | None = None, seed: int = 0) -> Images:
     """Load at most so many images of a task, which keep their own class names and templates:
     classes or captions.
     """
-    images = open_images(source, whole=most is None, most=most, seed=seed)
+    images = open_images(source, whole=max_images is None, max_images=max_images, seed=seed)
     if isinstance(images, LabelledImages):
         images.require_classes()
-    return images if most is None or most >= len(images) else images.sample(most, seed)
+    return (
+        images
+        if max_images is None or max_images >= len(images)
+        else images.sample(max_images, seed)
+    )
 
 
 def measure_other_tasks(

@@ -41,8 +41,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        place = torch.device(device)
-        return Batch(self.number, to_device(self.pixels, place), to_device(self.labels, place))
+        target = torch.device(device)
+        return Batch(self.number, to_device(self.pixels, target), to_device(self.labels, target))
 
     def pieces(self, size: int | None) -> list[Batch]:
         """Split the batch into pieces of at most ``size`` images; ``None`` leaves it whole."""

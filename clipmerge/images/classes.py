@@ -28,7 +28,7 @@ _DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
 _COUNTED = re.compile(r"(?P<number>\d{1,6})(?P<sign>[,;:.)\t ])\s*(?P<name>\D.*)")
 
 
-def name_classes(source: Source, given: ClassNames) -> tuple[Shape, Names, Names]:
+def name_classes(source: Source, given_names: ClassNames) -> tuple[Shape, Names, Names]:
     """Name the classes of a source: labels, one name per class, and notes for the user.
 
     Names that are given in a list belong to numbers by their order. Where the source has names of
@@ -36,8 +36,8 @@ def name_classes(source: Source, given: ClassNames) -> tuple[Shape, Names, Names
     class is refused; any other list is in the order of the source's classes.
     """
     labels, classes = number_classes(source)
-    if given is not None:
-        return _assign_given_names(labels, classes, given)
+    if given_names is not None:
+        return _assign_given_names(labels, classes, given_names)
     if classes is None:
         last = max(labels)
         ids = "; if they are ids, name the column of the labels with `label_column`"
@@ -124,11 +124,11 @@ def class_order(names: Iterable[str]) -> Names:
 
 
 def _assign_given_names(
-    labels: Shape, classes: Names | None, given: Path | Sequence[str]
+    labels: Shape, classes: Names | None, given_names: Path | Sequence[str]
 ) -> tuple[Shape, Names, Names]:
     """Assign names that the user gave to the classes of a source."""
-    title = _names_title(given)
-    data = _read_names(given)
+    title = _names_title(given_names)
+    data = _read_names(given_names)
     notes: Names = ()
     if classes is not None:
         names = _check_names(title, data, classes, numbered=False)
@@ -151,15 +151,15 @@ def _assign_given_names(
 
 def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
     """Sort names by the classes that they equal, if they are the same; refuse a different order."""
-    places = {_normalise_name(name): at for at, name in enumerate(names)}
+    index = {_normalise_name(name): at for at, name in enumerate(names)}
     wanted = list(map(_normalise_name, classes))
-    if len(places) == len(classes) and set(places) == set(wanted):
-        return tuple(names[places[name]] for name in wanted)
+    if len(index) == len(classes) and set(index) == set(wanted):
+        return tuple(names[index[name]] for name in wanted)
     for at, name in enumerate(wanted):
-        if places.get(name, at) != at:
+        if index.get(name, at) != at:
             raise DataError(
                 f"{title}: '{classes[at]}' is class {at + 1} of the images, but name"
-                f" {places[name] + 1} of {len(names)}, and other names are not names of classes;"
+                f" {index[name] + 1} of {len(names)}, and other names are not names of classes;"
                 " write the names in the order of the classes, or JSON with a name for each class"
             )
     return names
@@ -192,26 +192,28 @@ def _note_shared_names(source: str, names: Iterable[str]) -> Names:
     )
 
 
-def read_class_names(given: Path | Sequence[str], classes: Sequence[str] | None = None) -> Names:
+def read_class_names(
+    given_names: Path | Sequence[str], classes: Sequence[str] | None = None
+) -> Names:
     """Read the names of classes, in order or by class, or take those that were given; without
     ``classes`` all names, in order.
     """
-    title = _names_title(given)
-    data = _read_names(given)
+    title = _names_title(given_names)
+    data = _read_names(given_names)
     if classes is None:
         data = list(data.values()) if isinstance(data, dict) else data
         classes = list(map(str, range(len(data))))
     return _check_names(title, data, classes, numbered=False)
 
 
-def _read_names(given: Path | Sequence[str]) -> list[Any] | Json:
+def _read_names(given_names: Path | Sequence[str]) -> list[Any] | Json:
     """Names in order, or by class."""
-    if not isinstance(given, Path):
-        return list(given)
-    with refusing(DataError, f"{given}: cannot be read as class names"):
+    if not isinstance(given_names, Path):
+        return list(given_names)
+    with refusing(DataError, f"{given_names}: cannot be read as class names"):
         # editors on Windows put a byte order mark in front
-        text = read_text(given, encoding="utf-8-sig")
-        if given.suffix != ".json":
+        text = read_text(given_names, encoding="utf-8-sig")
+        if given_names.suffix != ".json":
             return plain_names([line.strip() for line in text.splitlines() if line.strip()])
         data = parse_json(text)
         return data if isinstance(data, list | dict) else []
@@ -267,5 +269,5 @@ def _check_names(
     return tuple(data)
 
 
-def _names_title(given: Path | Sequence[str]) -> str:
-    return str(given) if isinstance(given, Path) else "the class names given"
+def _names_title(given_names: Path | Sequence[str]) -> str:
+    return str(given_names) if isinstance(given_names, Path) else "the class names given"

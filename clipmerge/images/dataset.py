@@ -28,7 +28,7 @@ def open_images(
     *,
     columns: Columns | None = None,
     whole: bool = False,
-    most: int | None = None,
+    max_images: int | None = None,
     seed: int = 0,
 ) -> LabelledImages | CaptionedImages:
     """Find images with classes or with captions, without decoding them.
@@ -41,21 +41,21 @@ def open_images(
     ``columns`` names captions.
 
     ``whole`` says that all images will be read to compute an accuracy: a dataset on the Hub is then
-    kept in the cache, and a single class is refused. A sample will take at most ``most``: no more
-    are taken from a ``DataLoader``, which cannot be sampled, and of tar files on the Hub only those
-    that it needs are downloaded.
+    kept in the cache, and a single class is refused. A sample will take at most ``max_images``: no
+    more are taken from a ``DataLoader``, which cannot be sampled, and of tar files on the Hub only
+    those that it needs are downloaded.
     """
     columns = columns or Columns()
     known = source if isinstance(source, RegistryRef) else _find_known(source)
-    opened = _open(known or source, columns, whole=whole, most=most, seed=seed)
+    opened = _open(known or source, columns, whole=whole, max_images=max_images, seed=seed)
     facts: Json = {"revision": opened.revision, "notes": opened.notes}
     images: LabelledImages | CaptionedImages
     if has_captions(opened):
         captions = list_captions(opened)
         labels, _ = number_texts(texts[0] for texts in captions)
         if opened.captions_from is not None:
-            place = f", from {opened.captions_from}" if opened.captions_from else ""
-            facts["notes"] += (f"{opened.title}: images with captions{place}",)
+            origin = f", from {opened.captions_from}" if opened.captions_from else ""
+            facts["notes"] += (f"{opened.title}: images with captions{origin}",)
         images = CaptionedImages(opened.title, opened.store, labels, captions, **facts)
     else:
         opened = known.known.describe(opened) if known else opened
@@ -86,13 +86,13 @@ def require_labelled(images: LabelledImages | CaptionedImages) -> LabelledImages
 
 
 def load_unlabelled(
-    source: Any, columns: Columns | None = None, *, most: int, seed: int = 0
+    source: Any, columns: Columns | None = None, *, max_images: int, seed: int = 0
 ) -> LabelledImages:
     """Find images whose labels are neither needed nor read, in any source of `load_images`: all get
     one class.
     """
     columns = replace(columns or Columns(), label=None, caption=None, labelled=False)
-    opened = _open(_find_known(source) or source, columns, most=most, seed=seed)
+    opened = _open(_find_known(source) or source, columns, max_images=max_images, seed=seed)
     if not len(opened.store):
         raise DataError(
             f"{opened.title}: holds no images; give `unlabelled` images from where the model will"
@@ -114,13 +114,13 @@ def load_without_labels(
     classes: Path | Sequence[str],
     columns: Columns | None = None,
     *,
-    most: int,
+    max_images: int,
     seed: int = 0,
 ) -> LabelledImages:
     """Find images of these classes in a source without labels, which the fine-tuned model gives
     later.
     """
-    images = load_unlabelled(source, columns, most=most, seed=seed)
+    images = load_unlabelled(source, columns, max_images=max_images, seed=seed)
     note = (
         f"{images.source}: its images have no labels; the fine-tuned model's answers stand in for"
         " them"
@@ -139,25 +139,25 @@ def _find_known(source: Any) -> RegistryRef | None:
 
 
 def _open(
-    source: Any, columns: Columns, *, whole: bool = False, most: int | None, seed: int
+    source: Any, columns: Columns, *, whole: bool = False, max_images: int | None, seed: int
 ) -> Source:
     """Open a folder, files, a data set on the Hub, ``digits``, or images in memory."""
     source = source.address if isinstance(source, RegistryRef) else source
     if not isinstance(source, str):
-        return open_in_memory(source, columns, most)
+        return open_in_memory(source, columns, max_images)
     if not source.strip():  # as a path it would be the working directory
         raise DataError(
             f"'{source}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT"
         )
-    place = local_path(source)
-    if source == "digits" and not place.is_dir():
+    path = local_path(source)
+    if source == "digits" and not path.is_dir():
         from clipmerge.images.digits import load_digits
 
         return load_digits()
     if source.startswith("hf://"):
         from clipmerge.images.hub_dataset import load_hub_dataset
 
-        return load_hub_dataset(source, columns, whole=whole, most=most, seed=seed)
+        return load_hub_dataset(source, columns, whole=whole, max_images=max_images, seed=seed)
     if parquet := expand_files(source, ".parquet"):
         from clipmerge.images.parquet import load_parquet
 
@@ -166,10 +166,10 @@ def _open(
         from clipmerge.images.webdataset import load_tars
 
         return load_tars(source, tars, columns, describe_folder(Path(tars[0]).parent))
-    if place.suffix in (".csv", ".tsv") and not place.is_dir():
-        if not place.is_file():
+    if path.suffix in (".csv", ".tsv") and not path.is_dir():
+        if not path.is_file():
             raise DataError(f"{source}: no such file")
-        return load_table(source, place, columns)
+        return load_table(source, path, columns)
     folder, split = local_split(source)
     if split is not None:
         there = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())

@@ -128,14 +128,14 @@ def open_split(source: str) -> Split:
 
 
 def load_hub_dataset(
-    source: str, columns: Columns, *, whole: bool, most: int | None, seed: int
+    source: str, columns: Columns, *, whole: bool, max_images: int | None, seed: int
 ) -> Source:
     """Open one split of a dataset on the Hub; see `clipmerge.images.dataset.open_images` for the
     arguments.
     """
     split = open_split(source)
-    if split.is_tar and most is not None and not whole:
-        opened = _load_some_tars(split, columns, most, seed)
+    if split.is_tar and max_images is not None and not whole:
+        opened = _load_some_tars(split, columns, max_images, seed)
     elif split.is_tar:
         opened = load_tars(source, split.download(split.shards), columns, split.described)
     elif whole or split.snapshot.note:
@@ -150,7 +150,7 @@ def load_hub_dataset(
     return replace(opened, revision=split.snapshot.revision, notes=(*split.notes, *opened.notes))
 
 
-def _load_some_tars(split: Split, columns: Columns, most: int, seed: int) -> Source:
+def _load_some_tars(split: Split, columns: Columns, max_images: int, seed: int) -> Source:
     """Open as many tar files as a class-balanced sample needs, in a seeded order: few of a shuffled
     set.
     """
@@ -166,9 +166,9 @@ def _load_some_tars(split: Split, columns: Columns, most: int, seed: int) -> Sou
         opened = join_samples(split.source, samples, columns, split.described)
         labels: list[Any] = [label for _, label in samples]
         if has_captions(opened):
-            is_enough = len(labels) >= most
+            is_enough = len(labels) >= max_images
         else:
-            is_enough = holds_a_balanced_sample(as_numbers(labels) or labels, most, classes)
+            is_enough = holds_a_balanced_sample(as_numbers(labels) or labels, max_images, classes)
             if len(taken) == _PATIENCE < count and not is_enough:
                 notes = (
                     f"{split.source}: {_PATIENCE} of {count} shards hold {len(set(labels))}"

@@ -87,14 +87,14 @@ def find_splits(source: str, dataset: DatasetId, card: Json, usable: list[str]) 
             raise DataError(
                 f"{source}: split '{split}' holds Parquet and tar files; give the files of one kind"
             )
-    found = {
+    files_by_split = {
         split: tuple(sorted(files, key=_natural_sort_key))
         for split, files in splits.items()
         if files
     }
-    if not found:
+    if not files_by_split:
         raise DataError(f"{source}: the files that its card names are not Parquet or tar files")
-    return found
+    return files_by_split
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -23,13 +23,13 @@ _LABELS = ("labels", "label", "target", "targets")
 _SHOWN = 8
 
 
-def open_in_memory(data: Any, columns: Columns, most: int | None) -> Source:
+def open_in_memory(data: Any, columns: Columns, max_images: int | None) -> Source:
     """Open images in memory."""
     title = f"{type(data).__name__} in memory"
     if hasattr(data, "features") and hasattr(data, "cast_column"):
         return _open_table(title, data, columns)
     if hasattr(data, "batch_size") and hasattr(data, "dataset"):
-        return _open_loader(title, data, columns, most)
+        return _open_loader(title, data, columns, max_images)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping):
         return _open_items(title, data, columns)
     raise DataError(
@@ -80,7 +80,7 @@ def _open_items(title: str, data: Any, columns: Columns) -> Source:
     return _build_source(title, lambda at: _image_of(data[at]), count, targets, data, columns)
 
 
-def _open_loader(title: str, loader: Any, columns: Columns, most: int | None) -> Source:
+def _open_loader(title: str, loader: Any, columns: Columns, max_images: int | None) -> Source:
     pictures: list[Any] = []
     targets: list[Any] = []
     for batch in loader:
@@ -93,10 +93,10 @@ def _open_loader(title: str, loader: Any, columns: Columns, most: int | None) ->
             raise error(f"{title}: its batches are not {wanted}")
         pictures += list(images)
         targets += list(labels) if columns.labelled else []
-        if most is not None and len(pictures) >= most:
+        if max_images is not None and len(pictures) >= max_images:
             break
-    pictures = pictures[:most]
-    targets = targets[:most]
+    pictures = pictures[:max_images]
+    targets = targets[:max_images]
     values = targets if columns.labelled else None
     opened = _build_source(
         title, pictures.__getitem__, len(pictures), values, loader.dataset, columns

@@ -36,32 +36,32 @@ def template_set(name: str) -> Names:
 def check_templates(templates: Sequence[str]) -> Names:
     """Check the prompt templates that the user named, and spell out sets of templates."""
     checked: list[str] = []
-    for given in templates:
-        template = given.replace("{c}", "{}")
+    for text in templates:
+        template = text.replace("{c}", "{}")
         names = {} if "{}" in template else template_sets()
-        if not is_utf8(given):
+        if not is_utf8(text):
             raise UsageError(
-                f"`template` {given!a}: is not UTF-8, which tokenizers need; write it in UTF-8"
+                f"`template` {text!a}: is not UTF-8, which tokenizers need; write it in UTF-8"
             )
-        if "{}" not in template and given not in names:
+        if "{}" not in template and text not in names:
             raise UsageError(
-                f"`template` '{given}': has no {{}} for the class name, as in '{DEFAULT_TEMPLATE}',"
-                f" and is not a template set ({', '.join(names)}).{did_you_mean(given, names)}"
+                f"`template` '{text}': has no {{}} for the class name, as in '{DEFAULT_TEMPLATE}',"
+                f" and is not a template set ({', '.join(names)}).{did_you_mean(text, names)}"
             )
-        checked += [template] if "{}" in template else template_set(given)
+        checked += [template] if "{}" in template else template_set(text)
     return tuple(checked)
 
 
-def templates_for(given: Sequence[str], own: Sequence[str]) -> Names:
+def templates_for(from_user: Sequence[str], from_source: Sequence[str]) -> Names:
     """Choose the templates for a source."""
-    return tuple(given) or tuple(own) or (DEFAULT_TEMPLATE,)
+    return tuple(from_user) or tuple(from_source) or (DEFAULT_TEMPLATE,)
 
 
-def source_templates(given: Sequence[str], sources: Mapping[str, Any]) -> dict[str, list[str]]:
+def source_templates(from_user: Sequence[str], sources: Mapping[str, Any]) -> dict[str, list[str]]:
     """The templates of the sources that are evaluated with their own; for records."""
     return (
         {}
-        if given
+        if from_user
         else {name: list(images.templates) for name, images in sources.items() if images.templates}
     )
 

@@ -74,7 +74,7 @@ class KnownSet(BaseModel):
         """Class names, if they are known without the repository."""
         if self.classes is not None:
             return class_list(self.classes)
-        return tuple(class_list("imagenet")[places[0]] for places in self.imagenet_rows)
+        return tuple(class_list("imagenet")[rows[0]] for rows in self.imagenet_rows)
 
     @property
     def prompts(self) -> Names:

@@ -40,16 +40,20 @@ def candidate_positions(labels: Shape, blocks: Shape, count: int, seed: int) -> 
     if not blocks or count >= len(labels):
         return list(range(len(labels)))
     classes = np.asarray(labels)
-    places = np.asarray(blocks)
+    block_numbers = np.asarray(blocks)
     sizes = np.bincount(classes)
     rounds = next(
         turn for turn in range(1, len(labels) + 1) if np.minimum(sizes, turn).sum() >= count
     )
     lacking = np.minimum(sizes, rounds)
     taken = []
-    for block in np.random.default_rng([seed, len(labels)]).permutation(places[-1] + 1):
+    for block in np.random.default_rng([seed, len(labels)]).permutation(block_numbers[-1] + 1):
         here = np.bincount(
-            classes[np.searchsorted(places, block) : np.searchsorted(places, block, "right")]
+            classes[
+                np.searchsorted(block_numbers, block) : np.searchsorted(
+                    block_numbers, block, "right"
+                )
+            ]
         )
         here = np.pad(here, (0, len(sizes) - len(here)))
         if not (lacking > 0).any():
@@ -57,7 +61,7 @@ def candidate_positions(labels: Shape, blocks: Shape, count: int, seed: int) -> 
         if ((here > 0) & (lacking > 0)).any():
             lacking = lacking - here
             taken.append(block)
-    return [int(position) for position in np.flatnonzero(np.isin(places, taken))]
+    return [int(position) for position in np.flatnonzero(np.isin(block_numbers, taken))]
 
 
 def holds_a_balanced_sample(labels: Iterable[Hashable], count: int, classes: int = 0) -> bool:

@@ -84,8 +84,8 @@ def describe_folder(folder: Path) -> Description:
     """Read the texts in a folder of shards, or in its parent."""
     files: dict[str, Path] = {}
     for name in (CLASS_NAMES, TEMPLATES, KIND, SHARDS):
-        places = (folder,) if name == SHARDS else (folder, folder.parent)
-        file = next((place / name for place in places if (place / name).is_file()), None)
+        folders = (folder,) if name == SHARDS else (folder, folder.parent)
+        file = next((parent / name for parent in folders if (parent / name).is_file()), None)
         if file is not None and not lies_in(file.parent, file):
             raise DataError(
                 f"{file}: is a link out of its folder, to {file.resolve()}; put the file itself"

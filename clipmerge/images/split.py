@@ -70,8 +70,10 @@ def sample_and_hold_back(
         # classes of which the source has one image learn from it, and are not judged
         counts = Counter(images.labels)
         shared = [at for at, label in enumerate(sampled.labels) if counts[label] > 1]
-        places = held_back_positions(tuple(sampled.labels[at] for at in shared), aside, seed)
-        back = {shared[at] for at in places}
+        back_of_shared = held_back_positions(
+            tuple(sampled.labels[at] for at in shared), aside, seed
+        )
+        back = {shared[at] for at in back_of_shared}
     elif aside:
         back = held_back_groups(sampled.labels, aside, seed)
     deciding = [at for at in range(len(sampled)) if at not in back]

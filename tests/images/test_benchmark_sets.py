@@ -63,12 +63,12 @@ def test_a_split_may_be_written_like_its_folder(hub: FakeHub, tmp_path: Path) ->
 
 
 def test_a_sample_fetches_only_the_shards_that_it_needs(hub: FakeHub, repository: str) -> None:
-    sample = load_images(f"{V2}:test", most=16, seed=3).sample(16, seed=3)
+    sample = load_images(f"{V2}:test", max_images=16, seed=3).sample(16, seed=3)
     assert Counter(sample.labels) == {0: 4, 1: 4, 2: 4, 3: 4}
     assert len(fetched(hub)) == 2
-    again = load_images(f"{V2}:test", most=16, seed=3).sample(16, seed=3)
+    again = load_images(f"{V2}:test", max_images=16, seed=3).sample(16, seed=3)
     assert again.store.names == sample.store.names  # type: ignore[attr-defined]
-    other = load_images(f"{V2}:test", most=16, seed=4)
+    other = load_images(f"{V2}:test", max_images=16, seed=4)
     assert len(fetched(hub)) == len(set(fetched(hub))) > 2
     assert len(other) == 16
 
@@ -78,7 +78,7 @@ def test_shards_in_the_order_of_classes_are_read_until_the_sample_is_balanced(
 ) -> None:
     files = webdataset(tmp_path / "tars", [[number // 2] * 3 for number in range(8)], NAMES)
     upload(hub, "clip-benchmark/wds_imagenetv2", files, kind="dataset")
-    found = load_images(f"{V2}:test", most=8)
+    found = load_images(f"{V2}:test", max_images=8)
     assert Counter(found.sample(8, seed=0).labels) == {0: 2, 1: 2, 2: 2, 3: 2}
     assert len(fetched(hub)) < 8
     assert found.notes[-1].startswith(f"{V2}:test: 4 of 8 shards hold ")
@@ -147,10 +147,12 @@ def test_texts_that_cannot_be_used(
 def test_offline_the_shards_of_an_earlier_sample_are_enough(
     hub: FakeHub, repository: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = load_images(f"{V2}:test", most=16, seed=3).sample(16, seed=3)
+    before = load_images(f"{V2}:test", max_images=16, seed=3).sample(16, seed=3)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     asked = len(hub.log)
-    assert load_images(f"{V2}:test", most=16, seed=3).sample(16, seed=3).labels == before.labels
+    assert (
+        load_images(f"{V2}:test", max_images=16, seed=3).sample(16, seed=3).labels == before.labels
+    )
     with pytest.raises(
         HubError, match=r"missing from .*; go online and run again|Go online and run again"
     ):

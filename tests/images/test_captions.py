@@ -358,7 +358,7 @@ def test_a_sample_of_a_set_on_the_hub_downloads_few_tars(hub: FakeHub, tmp_path:
     upload(
         hub, "clip-benchmark/wds_flickr8k", retrieval_set(tmp_path / "tars", shards), kind="dataset"
     )
-    found = open_images(f"{FLICKR}:test", most=3, seed=1)
+    found = open_images(f"{FLICKR}:test", max_images=3, seed=1)
     assert len(hub.requests("GET", r"/resolve/.*\.tar")) == 2
     sample = found.sample(3, seed=1)
     whole = open_images(f"{FLICKR}:test")
@@ -372,7 +372,7 @@ def test_a_sample_of_a_set_on_the_hub_downloads_few_tars(hub: FakeHub, tmp_path:
 def test_parquet_on_the_hub_has_captions_too(hub: FakeHub, tmp_path: Path) -> None:
     content = Path(parquet(tmp_path)).read_bytes()
     upload(hub, "acme/products", {"train.parquet": content}, kind="dataset")
-    found = open_images("hf://datasets/acme/products:train", most=3)
+    found = open_images("hf://datasets/acme/products:train", max_images=3)
     assert isinstance(found, CaptionedImages)
     assert found.captions == tuple((text,) for text in TEXTS)
 

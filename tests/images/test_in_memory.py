@@ -125,7 +125,7 @@ def test_a_loader_gives_its_first_images_in_its_order() -> None:
         torch.arange(10) % 2,
     )
     loader: DataLoader[Any] = DataLoader(TensorDataset(pixels, labels), batch_size=3)
-    images = load_images(loader, ["a", "b"], most=5)
+    images = load_images(loader, ["a", "b"], max_images=5)
     (batch,) = read_batches(images, 5, lambda _: pytest.fail("preprocessed again"))
     assert batch.pixels[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
     assert images.notes == ()
@@ -140,7 +140,7 @@ def test_a_loader_gives_its_first_images_in_its_order() -> None:
     mapped: DataLoader[Any] = DataLoader(
         TensorDataset(pixels, labels), batch_size=3, collate_fn=as_mapping
     )
-    assert load_images(mapped, ["a", "b"], most=5).labels == images.labels
+    assert load_images(mapped, ["a", "b"], max_images=5).labels == images.labels
 
 
 def test_a_loader_of_pictures_is_preprocessed_and_told_if_it_is_not_shuffled(
@@ -152,7 +152,7 @@ def test_a_loader_of_pictures_is_preprocessed_and_told_if_it_is_not_shuffled(
     )  # type: ignore[arg-type]
     assert pixels_of(load_images(loader)) == pixels_of(folder)
     note = "DataLoader in memory: its first 6 images show 1 of 3 classes; shuffle it"
-    assert load_images(loader, most=6).notes == (note,)
+    assert load_images(loader, max_images=6).notes == (note,)
 
 
 REFUSED: dict[str, tuple[Any, str]] = {

@@ -493,7 +493,7 @@ def test_a_footer_that_tells_of_more_rows_than_there_are(table: Path) -> None:
     file = with_footer(table, GROUP, LARGER_GROUP)
     with pytest.raises(DataError, match=r"it has fewer labels than its footer says"):
         load_images(file)
-    found = load_unlabelled(file, most=99)
+    found = load_unlabelled(file, max_images=99)
     assert found.image(8).tobytes() == Image.open(io.BytesIO(png(8))).tobytes()
     with pytest.raises(DataError, match=r"it has fewer rows than its footer says"):
         found.image(9)

@@ -42,7 +42,7 @@ def nested(tmp_path: Path) -> Path:
 
 
 def colours(source: object, **asked: str) -> list[int]:
-    images = load_unlabelled(source, Columns(**asked), most=100)
+    images = load_unlabelled(source, Columns(**asked), max_images=100)
     assert set(images.labels) <= {0}
     return sorted(
         round(float(np.asarray(images.image(place)).mean()) / 20) for place in range(len(images))
@@ -52,7 +52,7 @@ def colours(source: object, **asked: str) -> list[int]:
 def test_a_folder_has_images_at_any_depth(nested: Path, tmp_path: Path) -> None:
     assert colours(str(nested)) == list(range(COUNT))
     assert colours(str(nested), image="picture", label="class") == list(range(COUNT))
-    assert load_unlabelled(str(nested), most=9).notes == (
+    assert load_unlabelled(str(nested), max_images=9).notes == (
         f"{nested}: left out files that are not images (1 .txt)",
     )
     (nested / "a" / "again").symlink_to(nested / "a")  # a circle is not followed
@@ -60,7 +60,7 @@ def test_a_folder_has_images_at_any_depth(nested: Path, tmp_path: Path) -> None:
     (tmp_path / "private.png").write_bytes(png(0))
     (nested / "a" / "b" / "out.png").symlink_to(tmp_path / "private.png")
     with pytest.raises(DataError, match=r"out\.png are links out of it"):
-        load_unlabelled(str(nested), most=100)
+        load_unlabelled(str(nested), max_images=100)
 
 
 def test_tables_and_tars_need_no_label_and_none_is_read(hub: FakeHub, tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_every_kind_of_source_without_labels_is_told_from_other_faults(
     sources = [*map(str, (flat, table, no_column, no_label, tar)), pictures, loader_of(pictures)]
     for source in sources:
         with pytest.raises(NoLabelsError):
-            open_images(source, ["cat", "dog"], most=COUNT)
-        images = load_without_labels(source, ["cat", "dog"], most=COUNT)
+            open_images(source, ["cat", "dog"], max_images=COUNT)
+        images = load_without_labels(source, ["cat", "dog"], max_images=COUNT)
         assert images.class_names == ("cat", "dog")
         assert images.labelled_by is None
         assert len(images) == COUNT
@@ -111,17 +111,17 @@ def test_every_kind_of_source_without_labels_is_told_from_other_faults(
     some = save_plain_parquet(tmp_path / "z.parquet", {"image": pixels, "label": [-1, 0] * 3})
     for source in map(str, (partly, some, tmp_path / "nowhere")):
         with pytest.raises(DataError) as raised:
-            open_images(source, ["cat", "dog"], most=COUNT)
+            open_images(source, ["cat", "dog"], max_images=COUNT)
         assert not isinstance(raised.value, NoLabelsError)
 
 
 def test_names_of_images_without_labels_come_in_any_form(nested: Path, tmp_path: Path) -> None:
     file = tmp_path / "names.json"
     file.write_text('{"a": "cat", "b": "dog"}')
-    assert load_without_labels(str(nested), file, most=9).class_names == ("cat", "dog")
+    assert load_without_labels(str(nested), file, max_images=9).class_names == ("cat", "dog")
     file.write_text('["cat", ""]')
     with pytest.raises(DataError, match='"" is not a class name'):
-        load_without_labels(str(nested), file, most=9)
+        load_without_labels(str(nested), file, max_images=9)
 
 
 def test_images_in_memory_may_come_alone_or_with_labels() -> None:
@@ -131,7 +131,7 @@ def test_images_in_memory_may_come_alone_or_with_labels() -> None:
     assert colours(Items({"image": picture} for picture in pictures)) == list(range(COUNT))
     floats = torch.randn(COUNT, 3, 8, 8)
     loader = torch.utils.data.DataLoader(floats, batch_size=4)  # type: ignore[arg-type]
-    images = load_unlabelled(loader, most=5)
+    images = load_unlabelled(loader, max_images=5)
     assert torch.equal(images.store.batch(range(5)), floats[:5])  # type: ignore[attr-defined]
     texts = torch.utils.data.DataLoader(
         Items({"text": torch.zeros(3)} for _ in range(4)), batch_size=2
@@ -139,7 +139,7 @@ def test_images_in_memory_may_come_alone_or_with_labels() -> None:
     with pytest.raises(
         DataError, match=r"its batches are not images and do not hold 'pixel_values'"
     ):
-        load_unlabelled(texts, most=10)
+        load_unlabelled(texts, max_images=10)
 
 
 def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
@@ -157,17 +157,17 @@ def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
         (" ", "' ': names no images"),
     ):
         with pytest.raises(DataError, match=said):
-            load_unlabelled(source, most=100)
+            load_unlabelled(source, max_images=100)
 
 
 def test_the_digest_is_of_content_and_order(nested: Path, tmp_path: Path) -> None:
-    images = load_unlabelled(str(nested), most=100)
+    images = load_unlabelled(str(nested), max_images=100)
     expected = sha256(
         "".join(sha256(Path(path).read_bytes()) for path in images.store.paths).encode()
     )
     assert content_digest(images) == expected
     moved = nested.rename(tmp_path / "moved")
-    images = load_unlabelled(str(moved), most=100)
+    images = load_unlabelled(str(moved), max_images=100)
     assert content_digest(images) == expected
     assert content_digest(images.subset([1, 0, 2, 3, 4, 5])) != expected
     (moved / "0.png").write_bytes(png(9))
@@ -177,4 +177,4 @@ def test_the_digest_is_of_content_and_order(nested: Path, tmp_path: Path) -> Non
         content_digest(images)
     ready = [torch.full((3, 4, 4), float(number)) for number in range(3)]
     expected = sha256("".join(sha256(image[None].numpy().tobytes()) for image in ready).encode())
-    assert content_digest(load_unlabelled(ready, most=3)) == expected
+    assert content_digest(load_unlabelled(ready, max_images=3)) == expected
