@@ -36,7 +36,7 @@ _PARTS: tuple[tuple[Any, str, str], ...] = (
     (_LEARNING, "backpropagate", "pictures"),
     (_LEARNING, "make_pictures", "pictures"),
     (Coefficients, "place", "place"),
-    (Coefficients, "_take_waiting", "weights"),
+    (Coefficients, "_move_waiting_gradients", "weights"),
     (Descent, "step", "weights"),
     (LossScale, "unscale", "weights"),
     (InterpolatedWeights, "set_alpha", "once"),

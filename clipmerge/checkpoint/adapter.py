@@ -127,7 +127,7 @@ def apply_adapter(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     added = {
         name
         for name, change in changes.items()
-        if "replacement" in change.keys and any(each in f".{name}" for each in trained_whole)
+        if "replacement" in change.keys and any(module in f".{name}" for module in trained_whole)
     }
     keys = _keys_in_base(base, adapter, config, changes, optional=added)
     by_base_key = {keys.get(name, name): change for name, change in changes.items()}
@@ -227,12 +227,12 @@ def _keys_in_base(
     in a bare tower.
     """
     needed = [name for name in changes if name not in optional] or list(changes)
-    places = _keys_by_prefix(base, needed, changes)
+    keys_by_prefix = _keys_by_prefix(base, needed, changes)
     fitting = {
         prefix: keys
-        for prefix, keys in places.items()
+        for prefix, keys in keys_by_prefix.items()
         if not any(_describe_mismatch(base, adapter, keys[name], changes[name]) for name in needed)
-    } or places
+    } or keys_by_prefix
     if len(fitting) > 1:  # the class that the adapter was trained on may name a tower
         is_image = re.search("Vision|Image", config.base_class)
         tower = "text" if "Text" in config.base_class else "vis" if is_image else "unknown"
@@ -265,7 +265,7 @@ def _keys_by_prefix(
     for skipped in range(len(parts) - 1):
         end = ".".join(parts[skipped:])
         outer = first[: -len(end)]
-        places = {}
+        keys_by_prefix = {}
         for hit in sorted(key for key in base.entries if f".{key}".endswith(f".{end}")):
             prefix = hit[: -len(end)]
             keys = {
@@ -275,9 +275,9 @@ def _keys_by_prefix(
                 and (key := prefix + name.removeprefix(outer)) in base.entries
             }
             if keys.keys() >= set(needed):
-                places[prefix] = keys
-        if places:
-            return places
+                keys_by_prefix[prefix] = keys
+        if keys_by_prefix:
+            return keys_by_prefix
     return {}
 
 
@@ -285,7 +285,7 @@ def _describe_mismatch(base: Checkpoint, adapter: Checkpoint, key: str, change: 
     """Describe a mismatch with a parameter, in shape or kind; empty if everything fits."""
     entry = base.entries[key]
     entries = {part: adapter.entries[name] for part, name in change.keys.items()}
-    shapes = {part: each.shape for part, each in entries.items()}
+    shapes = {part: part_entry.shape for part, part_entry in entries.items()}
     for part in ("replacement", "bias"):
         if shapes.get(part, entry.shape) != entry.shape:
             return f"{change.keys[part]} is {shapes[part]}, the base's {key} {entry.shape}"
@@ -297,7 +297,7 @@ def _describe_mismatch(base: Checkpoint, adapter: Checkpoint, key: str, change: 
     if lengths and math.prod(shapes["magnitude"]) != lengths:
         name = change.keys["magnitude"]
         return f"{name} is {shapes['magnitude']}, the base's {key} {entry.shape}"
-    if not all(each.is_float for each in (entry, *entries.values())):
+    if not all(part_entry.is_float for part_entry in (entry, *entries.values())):
         return f"{key} is not a float on both sides"
     return ""
 

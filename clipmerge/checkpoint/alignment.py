@@ -146,8 +146,8 @@ def _common_family(checkpoints: list[Checkpoint]) -> Family:
     pairs = list(zip(families, checkpoints, strict=True))
     first, known = next((pair for pair in pairs if pair[1].config is not None), pairs[0])
     for family, one in pairs:
-        own, shared = (known_keys(each, one.entries) for each in (family, first))
-        undecided = one.config is None and (shared >= own or 2 * own < len(one.entries))
+        matched, shared = (known_keys(candidate, one.entries) for candidate in (family, first))
+        undecided = one.config is None and (shared >= matched or 2 * matched < len(one.entries))
         if family is not first and not undecided:
             raise CheckpointError(
                 f"{one.source} is a {family.name} checkpoint and {known.source} a {first.name} one;"

@@ -319,8 +319,10 @@ def _samples(
         *zip(inputs.finetuned, inputs.finetuned_keys, strict=True),
         (inputs.zeroshot, inputs.zeroshot_keys),
     ]
-    (model, keys), (own, own_keys) = models[other], models[which]
-    return _first_values(model, keys[name], length), _first_values(own, own_keys[name], length)
+    (other_model, other_keys), (model, keys) = models[other], models[which]
+    return _first_values(other_model, other_keys[name], length), _first_values(
+        model, keys[name], length
+    )
 
 
 def _first_values(checkpoint: Checkpoint, key: str, length: int) -> Array:

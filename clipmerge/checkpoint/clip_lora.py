@@ -90,8 +90,8 @@ def apply_clip_lora(base: Checkpoint, adapter: Checkpoint, content: Any) -> Chec
     changes: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for name in adapter.entries:
         if (match := _FACTOR.fullmatch(name)) and match[3] == "A":
-            key, place = _target_key(blocks[int(match[1])], match[2])
-            changes[key].append((place, name))
+            key, index = _target_key(blocks[int(match[1])], match[2])
+            changes[key].append((index, name))
     scale = metadata.alpha / math.sqrt(metadata.r)
     for key, factors in changes.items():
         for _, name in factors:
@@ -124,21 +124,23 @@ def _read_metadata(file: Path, content: Any) -> _Metadata:
 def _attention_prefixes(base: Checkpoint, adapter: Checkpoint, metadata: _Metadata) -> list[str]:
     """The prefix of the attention in the base for each numbered layer of the file."""
     layout = layout_of(base.entries)
-    found: list[str] = []
+    blocks: list[str] = []
     for tower in ("text", "vision"):
         if metadata.encoder in (tower, "both"):
             pattern = re.compile(_ATTENTION[layout, tower])
             matches = [match for key in base.entries if (match := pattern.fullmatch(key))]
             prefixes = {int(match[2]): match[1] for match in matches}
-            found += [prefixes[index] for index in _block_indices(metadata.position, len(prefixes))]
+            blocks += [
+                prefixes[index] for index in _block_indices(metadata.position, len(prefixes))
+            ]
     numbers = {int(match[1]) for name in adapter.entries if (match := _FACTOR.fullmatch(name))}
-    if numbers != set(range(len(found))):
+    if numbers != set(range(len(blocks))):
         raise CheckpointError(
             f"{adapter.source}: changes {len(numbers)} blocks, and position"
-            f" '{metadata.position}' of {base.source} has {len(found)}; give the base that it was"
+            f" '{metadata.position}' of {base.source} has {len(blocks)}; give the base that it was"
             " trained on"
         )
-    return found
+    return blocks
 
 
 def _block_indices(position: str, count: int) -> range:
@@ -178,11 +180,11 @@ def _form_changed(
     """theta_1 of one parameter, unrounded."""
     import torch
 
-    found = base.tensor(key)  # a view of the file, which must not be written to
-    weight = found.to(torch.float64 if found.dtype.itemsize > 4 else torch.float32, copy=True)
-    for place, name in factors:
+    original = base.tensor(key)  # a view of the file, which must not be written to
+    weight = original.to(torch.float64 if original.dtype.itemsize > 4 else torch.float32, copy=True)
+    for index, name in factors:
         down = adapter.tensor(name).to(weight.dtype)
         up = adapter.tensor(name[:-1] + "B").to(weight.dtype)
-        rows = slice(place * len(up), (place + 1) * len(up))
+        rows = slice(index * len(up), (index + 1) * len(up))
         weight[rows] += scale * (up @ down)
     return stored_array(weight.flatten())

@@ -181,10 +181,10 @@ def _form_match(
             name: (
                 entry,
                 LazyTensor(
-                    keys, partial(checkpoint.array, keys[0], place * size, (place + 1) * size)
+                    keys, partial(checkpoint.array, keys[0], index * size, (index + 1) * size)
                 ),
             )
-            for place, name in enumerate(names)
+            for index, name in enumerate(names)
         }
     elif match.transposed:
         if len(shape) != 2:

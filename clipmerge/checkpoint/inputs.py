@@ -85,8 +85,8 @@ class Inputs:
         """Whether only the fine-tuned checkpoints are classifiers; the output then has their head
         and their tower.
         """
-        own = HEAD in self.layers and not self.has_built_head
-        if self.tower == "full" or self.missing == "keep-zeroshot" or own:
+        has_head = HEAD in self.layers and not self.has_built_head
+        if self.tower == "full" or self.missing == "keep-zeroshot" or has_head:
             return False
         return any(self.layer_of.get(name) == HEAD for keys in self.finetuned_keys for name in keys)
 

@@ -220,8 +220,8 @@ def _open_source(source: Source) -> Checkpoint:
         revision = source.snapshot.revision
         notes = (Finding.note(source.snapshot.note),) if source.snapshot.note else ()
     if path.is_dir():
-        path, found = _find_weights(source.name, path)
-        notes += found
+        path, about_weights = _find_weights(source.name, path)
+        notes += about_weights
     elif not path.is_file():
         raise CheckpointError(f"{source.name}: is neither a file nor a folder; give one of them")
     elif path.suffix == ".distcp":
@@ -250,14 +250,14 @@ def _open_source(source: Source) -> Checkpoint:
 
 def hub_id_of(source: str) -> HubId:
     """Read a source that is not on disk as a Hub id, or refuse it."""
-    place, _ = split_part(source)
-    hub_id = parse_hub_id(place)
+    address, _ = split_part(source)
+    hub_id = parse_hub_id(address)
     if hub_id is None:
-        path = local_path(place)
+        path = local_path(address)
         beside = itertools.islice(path.parent.glob("*"), _MAX_ENTRIES)
-        hint = did_you_mean(path.name, [each.name for each in beside])
+        hint = did_you_mean(path.name, [neighbour.name for neighbour in beside])
         hint = hint.replace("'", f"'{path.parent}/", 1) if path.parent.name else hint
-        if page := _HUB_PAGE.match(place):
+        if page := _HUB_PAGE.match(address):
             hint = f" Did you mean '{page[1]}'?"
         raise CheckpointError(
             f"{source}:"
@@ -302,8 +302,8 @@ def _no_weights_error(source: str, folder: Path) -> CheckpointError:
         return CheckpointError(
             f"{source}: has no {WEIGHTS} but {shorten(others)}; give the file you mean"
         )
-    places = (f"*/{WEIGHTS}", f"snapshots/*/{WEIGHTS}")  # the latter in the Hub's cache
-    inner = sorted(str(file.parent) for place in places for file in folder.glob(place))
+    patterns = (f"*/{WEIGHTS}", f"snapshots/*/{WEIGHTS}")  # the latter in the Hub's cache
+    inner = sorted(str(file.parent) for pattern in patterns for file in folder.glob(pattern))
     inner = inner or sorted(
         str(file) for file in folder.glob("*/*") if file.suffix in PICKLE_SUFFIXES
     )
@@ -353,7 +353,9 @@ def _describe_pieces(folder: Path) -> str | None:
     """
     is_step = any(folder.glob("*_model_states.pt"))
     parts = [
-        place for place in (folder, *sorted(folder.glob("*/"))) if (place / ".metadata").is_file()
+        parent
+        for parent in (folder, *sorted(folder.glob("*/")))
+        if (parent / ".metadata").is_file()
     ]
     if is_step or any(folder.glob("global_step*/*_model_states.pt")):
         root = folder.parent if is_step else folder

@@ -160,7 +160,9 @@ class DerivedCheckpoint(Checkpoint):
     @classmethod
     def of(cls, original: Checkpoint, lazy: dict[str, LazyTensor], **changes: Any) -> Self:
         """View a checkpoint with tensors that are formed, and with other facts."""
-        facts = {each.name: getattr(original, each.name) for each in fields(Checkpoint)}
+        facts = {
+            attribute.name: getattr(original, attribute.name) for attribute in fields(Checkpoint)
+        }
         return cls(**facts | changes, original=original, lazy=lazy)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:

@@ -65,7 +65,7 @@ def read_state_dict(
     """
     loaded, in_memory = load_torch_file(file)
     factors = flatten_factors(loaded)
-    tensors = {key: each for key, each in factors.items() if isinstance(each, Tensor)}
+    tensors = {key: value for key, value in factors.items() if isinstance(value, Tensor)}
     inside = ""
     others: list[str] = []
     if not tensors:

@@ -52,12 +52,14 @@ class Activations:
         self._objective = objective
         self.image = self.prompts = self.gradients = self.casts = 0
         module = objective.criterion.model.module
-        self._own = {each.untyped_storage().data_ptr() for each in module.parameters()}
+        self._parameter_pointers = {
+            parameter.untyped_storage().data_ptr() for parameter in module.parameters()
+        }
         self.prompts_at_once = objective.criterion.prompts.at_once
         if objective.data.batches:
             pixels = objective.data.batches[0].pixels[:1]
             # repeated, as a view of the batch would count all of its images
-            self.image, self.casts = self._costs(
+            self.image, self.casts = self._bytes_per_input(
                 lambda count: objective.criterion.embed(
                     pixels.repeat(count, *[1] * (pixels.ndim - 1))
                 ),
@@ -70,9 +72,9 @@ class Activations:
         free = usable_memory(device)
         if path.text_changes:
             all_prompts = objective.criterion.prompts
-            per_prompt, casts = self._costs(
+            per_prompt, casts = self._bytes_per_input(
                 lambda count: all_prompts.features(
-                    places=torch.zeros(count, dtype=torch.int64, device=device)
+                    positions=torch.zeros(count, dtype=torch.int64, device=device)
                 ),
                 precision,
                 device,
@@ -84,16 +86,16 @@ class Activations:
             if prompts <= self.prompts_at_once:
                 self.prompts = per_prompt * prompts
                 self.casts += casts
-        own = (
+        names_of_image_tower = (
             name
             for layer, names in path.layers.items()
             if not layer.startswith("text.")
             for name in names
         )
-        self.gradients = sum(path.parameters[name].nbytes for name in own)
+        self.gradients = sum(path.parameters[name].nbytes for name in names_of_image_tower)
         self._room = _SHARE_OF_FREE * free - self.gradients - self.prompts - self.casts
 
-    def _costs(
+    def _bytes_per_input(
         self, run: Callable[[int], Tensor], precision: Precision, device: torch.device
     ) -> tuple[int, int]:
         """Bytes kept for the backward pass of each input, and for any number of them beside the
@@ -102,8 +104,8 @@ class Activations:
         one, two = (
             sum(
                 size
-                for place, size in _saved(run, count, precision, device).items()
-                if place not in self._own
+                for pointer, size in _saved_tensor_sizes(run, count, precision, device).items()
+                if pointer not in self._parameter_pointers
             )
             for count in (1, 2)
         )
@@ -145,10 +147,10 @@ class Activations:
         )
 
 
-def _saved(
+def _saved_tensor_sizes(
     run: Callable[[int], Tensor], count: int, precision: Precision, device: torch.device
 ) -> dict[int, int]:
-    """Bytes kept for the backward pass, by their place."""
+    """Bytes of the tensors saved for the backward pass, by the address of their storage."""
     sizes: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -36,27 +36,27 @@ class _Draws:
     images.
     """
 
-    def __init__(self, pixels: Tensor, seed: int, count: int | None, own: slice) -> None:
+    def __init__(self, pixels: Tensor, seed: int, count: int | None, local_rows: slice) -> None:
         self._generator = torch.Generator().manual_seed(seed)
         self._count = len(pixels) if count is None else count
-        self._own = own
+        self._local_rows = local_rows
         self._device = pixels.device
         self._dtype = pixels.dtype
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
         """Numbers between two bounds, (images, *shape), on the images' device."""
         drawn = torch.rand((self._count, *shape), generator=self._generator) * (high - low) + low
-        return to_device(drawn[self._own].to(self._dtype), self._device)
+        return to_device(drawn[self._local_rows].to(self._dtype), self._device)
 
-    def chosen(self, share: float) -> Tensor:
+    def mask(self, share: float) -> Tensor:
         """Whether each image is among a share of all, (images, 1, 1, 1)."""
         return self.uniform(0, 1, 1, 1, 1) < share
 
-    def places(self, share: float) -> Tensor:
+    def indices(self, share: float) -> Tensor:
         """Indices of a share of the images, counted by the CPU, which would wait for a card to
         count them.
         """
-        drawn = torch.rand(self._count, generator=self._generator)[self._own]
+        drawn = torch.rand(self._count, generator=self._generator)[self._local_rows]
         return to_device((drawn < share).nonzero().flatten(), self._device)
 
     def normal(self, shape: torch.Size) -> Tensor:
@@ -65,8 +65,8 @@ class _Draws:
         """
         if not draws_itself(self._device):
             drawn = torch.randn((self._count, *shape), generator=self._generator)
-            return to_device(drawn[self._own], self._device)
-        keys = torch.randint(1 << 32, (self._count,), generator=self._generator)[self._own]
+            return to_device(drawn[self._local_rows], self._device)
+        keys = torch.randint(1 << 32, (self._count,), generator=self._generator)[self._local_rows]
         drawn = normal_from(to_device(keys, self._device), shape.numel())
         return drawn.view(-1, *shape).to(self._dtype)
 
@@ -76,16 +76,16 @@ def strong_augment(
     seed: int,
     kinds: tuple[Augmentation, ...] = AUGMENTATIONS,
     count: int | None = None,
-    own: slice = slice(None),
+    local_rows: slice = slice(None),
 ) -> Tensor:
     """Change every preprocessed image, (batch, 3, height, width).
 
-    The seed and the number of images fix how. A process that takes only its ``own`` of ``count``
-    images changes them as one that takes all.
+    The seed and the number of images fix how. A process that takes only the ``local_rows``
+    of ``count`` images changes them as one that takes all.
     """
     if kinds:
         _require_images(pixels)
-    draws = _Draws(pixels, seed, count, own)
+    draws = _Draws(pixels, seed, count, local_rows)
     for kind in AUGMENTATIONS:
         if kind in kinds:
             pixels = _CHANGES[kind](pixels, draws)
@@ -97,17 +97,17 @@ def weak_augment(
     seed: int,
     strength: float = 1.0,
     count: int | None = None,
-    own: slice = slice(None),
+    local_rows: slice = slice(None),
 ) -> Tensor:
     """Rotate, scale and shift every image slightly, so that learning cannot memorise its pixels.
 
     Strength 1 rotates by up to 6 degrees, scales by up to 8% and shifts by up to 3% of the side; 0
-    does nothing. For ``count`` and ``own`` see `augmented`.
+    does nothing. For ``count`` and ``local_rows`` see `strong_augment`.
     """
     if strength == 0:
         return pixels
     _require_images(pixels)
-    draws = _Draws(pixels, seed, count, own)
+    draws = _Draws(pixels, seed, count, local_rows)
     turn = draws.uniform(-_VIEW_TURN, _VIEW_TURN) * strength
     scale = 1 + draws.uniform(-_VIEW_SCALE, _VIEW_SCALE) * strength
     shift = draws.uniform(-_VIEW_SHIFT, _VIEW_SHIFT, 2) * strength
@@ -175,13 +175,13 @@ def _colour(pixels: Tensor, draws: _Draws) -> Tensor:
 
 def _grey(pixels: Tensor, draws: _Draws) -> Tensor:
     grey = pixels.mean(1, keepdim=True).expand_as(pixels)
-    return torch.where(draws.chosen(_GREY_SHARE), grey, pixels)
+    return torch.where(draws.mask(_GREY_SHARE), grey, pixels)
 
 
 def _blur(pixels: Tensor, draws: _Draws) -> Tensor:
     """Average over a window that grows with the image."""
     size = 2 * max(1, round(pixels.shape[-1] / 64)) + 1
-    chosen = draws.places(_BLUR_SHARE)
+    chosen = draws.indices(_BLUR_SHARE)
     if not len(chosen):
         return pixels
     # with all images' channels as the last dimension a CPU adds up many at once, to the same sums

@@ -83,21 +83,23 @@ def validate(objective: Objective, steps: Sequence[Step], config: LossConfig) ->
         Shape (images,), float64 on the CPU, over all processes and the steps that have an image.
     """
     cached = embeds_less_at_once(objective, steps)
-    place_of = {
-        position: place
-        for place, position in enumerate(sorted({p for step in steps for p in step.positions}))
+    column_of = {
+        position: column
+        for column, position in enumerate(sorted({p for step in steps for p in step.positions}))
     }
-    found = []
-    places = list[int]()
+    recognised_by_step = []
+    columns = list[int]()
     for step in steps:
         classes = class_features(objective, step, config, cached=cached)
-        found.append(terms_of(objective, config, weak_pictures(step, config), classes)[1])
+        recognised_by_step.append(
+            terms_of(objective, config, weak_pictures(step, config), classes)[1]
+        )
         objective.work.tick(FORWARD * len(step) * step.work_share)
-        places += [place_of[position] for position in step.positions[step.own_rows]]
-    recognised = torch.cat(found).float()
-    sums = torch.zeros(2, len(place_of), device=recognised.device)
+        columns += [column_of[position] for position in step.positions[step.local_rows]]
+    recognised = torch.cat(recognised_by_step).float()
+    sums = torch.zeros(2, len(column_of), device=recognised.device)
     rows = torch.stack([recognised, torch.ones_like(recognised)])
-    sums.index_add_(1, to_device(torch.tensor(places), recognised.device), rows)
+    sums.index_add_(1, to_device(torch.tensor(columns), recognised.device), rows)
     if any(step.world_size > 1 for step in steps):
         objective.data.all_reduce_(sums)
     return (sums[0] / sums[1]).cpu().double()

@@ -162,7 +162,7 @@ class Coefficients:
                 handle = parameter.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
                 hooks.callback(handle.remove)
             yield
-            self._take_waiting()
+            self._move_waiting_gradients()
 
     def all_reduce_(self, copies: int = 1) -> None:
         """Add up the gradients of the coefficients over all processes, many small ones at once.
@@ -203,10 +203,12 @@ class Coefficients:
         if takes_over and parameter.device.type != "cpu":  # pragma: no cover - torch's thread
             self._waiting.append(name)
             if (
-                sum(self._objective.weights.parameters[each].numel() for each in self._waiting)
+                sum(
+                    self._objective.weights.parameters[waiting].numel() for waiting in self._waiting
+                )
                 >= LARGE
             ):
-                self._take_waiting()
+                self._move_waiting_gradients()
             return
         parameter.grad = None
         if takes_over:
@@ -222,7 +224,7 @@ class Coefficients:
         value.grad = slope if value.grad is None else value.grad + slope
 
     @torch.no_grad()
-    def _take_waiting(self) -> None:
+    def _move_waiting_gradients(self) -> None:
         """On a card, move the gradients of many weights into the weights' memory at once."""
         if not self._waiting:
             return

@@ -95,7 +95,7 @@ class Descent:
         """
         parts = {"value": self._values, "first": self._first, "second": self._second}
         return {"taken": self.steps_taken} | {
-            f"{part}:{key}": held[key] for part, held in parts.items() for key in held
+            f"{part}:{key}": tensors[key] for part, tensors in parts.items() for key in tensors
         }
 
     @torch.no_grad()
@@ -125,9 +125,9 @@ class Descent:
             torch._foreach_norm([cast(Tensor, value.grad) for value in reached.values()])
         ).cpu()
         counts = torch.tensor([value.numel() for value in reached.values()])
-        places = torch.tensor([key in reached for key in self._values]).nonzero().flatten()
-        seconds = self._seconds[places].lerp_(norms.square() / counts, 1 - _LONG_MEMORY)
-        self._seconds[places] = seconds
+        indices = torch.tensor([key in reached for key in self._values]).nonzero().flatten()
+        seconds = self._seconds[indices].lerp_(norms.square() / counts, 1 - _LONG_MEMORY)
+        self._seconds[indices] = seconds
         scales = (seconds / (1 - _LONG_MEMORY**number)).sqrt() + _TINY
         rates = fall * torch.tensor([self._rates[key] for key in reached])
         factors = dict(

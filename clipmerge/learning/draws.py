@@ -19,34 +19,34 @@ def draws_itself(device: torch.device) -> bool:
     return device.type not in ("cpu", "mps")
 
 
-def normal_like(tensor: Tensor, seed: int, place: int) -> Tensor:
-    """Standard normal numbers in a tensor's shape, on its device; ``place`` tells the tensors of
+def normal_like(tensor: Tensor, seed: int, index: int) -> Tensor:
+    """Standard normal numbers in a tensor's shape, on its device; ``index`` tells the tensors of
     one seed apart.
     """
-    return normal_from(_seed_key(tensor, seed, place), tensor.numel()).view(tensor.shape).to(tensor)
+    return normal_from(_seed_key(tensor, seed, index), tensor.numel()).view(tensor.shape).to(tensor)
 
 
-def signs_like(tensor: Tensor, seed: int, place: int) -> Tensor:
+def signs_like(tensor: Tensor, seed: int, index: int) -> Tensor:
     """Random signs, 1 or -1, in a tensor's shape, on its device; likewise."""
-    places = torch.arange(tensor.numel(), device=tensor.device)
-    hashed = _hash_numbers(_hash_numbers(places) + _seed_key(tensor, seed, place))
+    positions = torch.arange(tensor.numel(), device=tensor.device)
+    hashed = _hash_numbers(_hash_numbers(positions) + _seed_key(tensor, seed, index))
     return ((hashed & 1) * 2 - 1).view(tensor.shape).to(tensor)
 
 
-def _seed_key(tensor: Tensor, seed: int, place: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
+def _seed_key(tensor: Tensor, seed: int, index: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
     return torch.randint(1 << 32, (1,), generator=generator).to(tensor.device)
 
 
 def normal_from(keys: Tensor, count: int) -> Tensor:
-    """Standard normal numbers from a hash of a key and a place: (keys, count), the same on every
+    """Standard normal numbers from a hash of a key and a position: (keys, count), the same on every
     device.
 
     A card draws them itself, without the time to draw them on the CPU and to send them; each row
     depends on its key alone, so that processes may share the rows.
     """
-    places = torch.arange(count + count % 2, device=keys.device)
-    hashed = _hash_numbers(_hash_numbers(places) + keys[:, None])
+    positions = torch.arange(count + count % 2, device=keys.device)
+    hashed = _hash_numbers(_hash_numbers(positions) + keys[:, None])
     first, second = hashed.tensor_split(2, dim=1)
     length = (-2 * ((first + 0.5) / (1 << 32)).log()).sqrt()
     angle = 2 * math.pi * ((second + 0.5) / (1 << 32))

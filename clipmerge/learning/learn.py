@@ -27,10 +27,10 @@ from clipmerge.learning.learning_loss import (
     Losses,
     Pictures,
     backpropagate,
+    count_prompts,
     losses_of,
     make_pictures,
-    own_prompts,
-    with_answers,
+    with_finetuned_answers,
     with_pictures,
     with_teacher_targets,
 )
@@ -183,8 +183,8 @@ class _Run:
             work += (
                 FORWARD * len(loss.teacher_alphas) * taught + GRADIENT * images
             ) * step.work_share
-        work += FORWARD * (1 + len(EXTRAPOLATIONS)) * _work_of(held_out)
-        work += 0 if loss.labelled else FORWARD * (_work_of(steps) + _work_of(held_out))
+        work += FORWARD * (1 + len(EXTRAPOLATIONS)) * _forward_work(held_out)
+        work += 0 if loss.labelled else FORWARD * (_forward_work(steps) + _forward_work(held_out))
         if self._config.sparsify:
             work += GRADIENT * sum(len(batch) for batch in self._objective.data.batches)
         self._objective.work.announce(work)
@@ -206,7 +206,7 @@ class _Run:
         if not steps:
             return objective.micro_batcher(None)
         device = objective.data.context.device
-        prompts = max(own_prompts(objective, [step]) for step in steps)
+        prompts = max(count_prompts(objective, [step]) for step in steps)
         activations = Activations(objective, loss.precision, prompts)
         objective.criterion.limit_prompts(activations.prompts_at_once)
         micro_batcher = objective.micro_batcher(activations.images())
@@ -214,9 +214,9 @@ class _Run:
             return micro_batcher
         pictures = max(math.ceil(loss.picture_count(len(step)) * step.work_share) for step in steps)
         at_once = min(micro_batcher.max_images or pictures, pictures)
-        found = activations.forecast(self._state, pictures, at_once)
+        forecast = activations.forecast(self._state, pictures, at_once)
         objective.say(
-            f"learning takes {found}; {at_once} of the {pictures} images of a step go through at"
+            f"learning takes {forecast}; {at_once} of the {pictures} images of a step go through at"
             " once"
         )
         return micro_batcher
@@ -233,13 +233,13 @@ class _Run:
         for start in range(0, len(steps), count):
             few = steps[start : start + count]
             few = with_pictures(objective, few, loss) if shares_pictures else few
-            few = with_answers(objective, few, loss)
+            few = with_finetuned_answers(objective, few, loss)
             yield with_teacher_targets(objective, few, loss)
 
     def _descend(self, steps: Sequence[Step], micro_batcher: MicroBatcher) -> None:
         objective, coefficients, loss = self._objective, self._coefficients, self._config.loss
         ahead: Pictures | None = None
-        for place, step in enumerate(steps):
+        for index, step in enumerate(steps):
             pictures = ahead or make_pictures(step, loss)
             whole = step.world_size == 1  # computed by every process
             fits = False
@@ -247,8 +247,8 @@ class _Run:
                 sums = micro_batcher.run(
                     len(pictures.pixels), partial(self._backpropagate, step, pictures)
                 )
-                if place + 1 < len(steps):  # the CPU goes on while a card computes this step
-                    ahead = make_pictures(steps[place + 1], loss)
+                if index + 1 < len(steps):  # the CPU goes on while a card computes this step
+                    ahead = make_pictures(steps[index + 1], loss)
                 losses = losses_of(objective, step, sums)
                 coefficients.all_reduce_(objective.data.context.world_size if whole else 1)
                 fits = self._scale is None or self._scale.unscale(coefficients.gradients)
@@ -280,25 +280,27 @@ class _Run:
         """Let the held-out images choose, and move the coefficients to their choice."""
         objective, coefficients, loss = self._objective, self._coefficients, self._config.loss
         held_out = with_pictures(objective, held_out, replace(loss, distill_weight=0.0))
-        held_out = with_answers(objective, held_out, loss)
-        found: dict[float, tuple[Tensor, float]] = {}
+        held_out = with_finetuned_answers(objective, held_out, loss)
+        results: dict[float, tuple[Tensor, float]] = {}
         learned = coefficients.distance() or 1.0
 
         def point_at(extrapolation: float) -> tuple[Tensor, float]:
             coefficients.extrapolate(extrapolation)
             coefficients.place()
             accuracies = validate(objective, held_out, loss)
-            found[extrapolation] = accuracies, coefficients.distance() / learned
-            return found[extrapolation]
+            results[extrapolation] = accuracies, coefficients.distance() / learned
+            return results[extrapolation]
 
         objective.weights.set_alpha(1.0)
         finetuned = validate(objective, held_out, loss)
         chosen = choose_extrapolation(point_at, finetuned, self._config.max_loss)
-        objective.work.announce(-FORWARD * (len(EXTRAPOLATIONS) - len(found)) * _work_of(held_out))
+        objective.work.announce(
+            -FORWARD * (len(EXTRAPOLATIONS) - len(results)) * _forward_work(held_out)
+        )
         objective.work.tick(0)
         if chosen is None:
             coefficients.become_finetuned()
-        accuracies, distance = (finetuned, 0.0) if chosen is None else found[chosen]
+        accuracies, distance = (finetuned, 0.0) if chosen is None else results[chosen]
         last_steps = self._trace[-max(1, len(self._trace) // 10) :]
         return HeldBackChoice(
             images=len(finetuned),
@@ -314,6 +316,6 @@ class _Run:
         )
 
 
-def _work_of(steps: Sequence[Step]) -> float:
+def _forward_work(steps: Sequence[Step]) -> float:
     """Work of one forward pass over this process's images of some steps."""
     return sum(len(step) * step.work_share for step in steps)

@@ -162,7 +162,7 @@ def weak_pictures(step: Step, config: LossConfig) -> Pictures:
     pixels = step.pixels
     if pixels is None:
         pixels = weak_augment(
-            batch.pixels, step.seed + 1, config.weak_aug, len(step), step.own_rows
+            batch.pixels, step.seed + 1, config.weak_aug, len(step), step.local_rows
         )
     labels = _labels(step, batch) if step.answers is None else step.answers
     return Pictures(pixels[: len(batch)], labels, None)
@@ -174,13 +174,13 @@ def strong_pictures(step: Step, config: LossConfig) -> Tensor:
     if step.pixels is not None:
         return step.pixels[len(batch) :]
     augmented = config.strong_count(len(step)) - len(step.unlabelled)
-    own = range(config.strong_count(len(step)))[step.own_rows]
-    count = sum(row < augmented for row in own)
+    rows = range(config.strong_count(len(step)))[step.local_rows]
+    count = sum(row < augmented for row in rows)
     pixels = batch.pixels[:count]
     if count:
-        pixels = strong_augment(pixels, step.seed, config.augmentations, augmented, step.own_rows)
-    if step.unlabelled_images is not None and count < len(own):
-        chosen = [step.unlabelled[row - augmented] for row in own[count:]]
+        pixels = strong_augment(pixels, step.seed, config.augmentations, augmented, step.local_rows)
+    if step.unlabelled_images is not None and count < len(rows):
+        chosen = [step.unlabelled[row - augmented] for row in rows[count:]]
         pixels = torch.cat([pixels, step.unlabelled_images.select(chosen).pixels])
     return pixels
 
@@ -191,12 +191,12 @@ def with_pictures(objective: Objective, steps: Sequence[Step], config: LossConfi
     A card, which has less memory and makes them faster, makes them again.
     """
     room = _PICTURE_BYTES if objective.data.context.device.type == "cpu" else 0
-    found = []
+    new_steps = []
     for step in steps:
         pixels = make_pictures(step, config).pixels if room > 0 else None
         room -= 0 if pixels is None else pixels.nbytes
-        found.append(replace(step, pixels=pixels))
-    return found
+        new_steps.append(replace(step, pixels=pixels))
+    return new_steps
 
 
 def _labels(step: Step, batch: Batch) -> Tensor:
@@ -210,10 +210,10 @@ def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:
     """Whether embedding all prompts once, with fixed weights, costs no more than the steps' own
     prompts.
     """
-    return objective.criterion.prompts.count <= own_prompts(objective, steps)
+    return objective.criterion.prompts.count <= count_prompts(objective, steps)
 
 
-def own_prompts(objective: Objective, steps: Sequence[Step]) -> int:
+def count_prompts(objective: Objective, steps: Sequence[Step]) -> int:
     """Count the prompts of steps, each with its own classes and templates."""
     classes = objective.criterion.prompts.classes
     templates = objective.criterion.prompts.templates
@@ -235,30 +235,32 @@ def with_teacher_targets(
     steps, cached = list(steps), embeds_less_at_once(objective, steps)
     for alpha in config.teacher_alphas:
         objective.weights.set_alpha(alpha)
-        for places in _taught_together(objective, steps, config):
-            pictures = [strong_pictures(steps[place], config) for place in places]
+        for indices in _group_for_teacher(objective, steps, config):
+            pictures = [strong_pictures(steps[index], config) for index in indices]
             features = _features(objective, config, torch.cat(pictures))
-            parts = torch.split(features, [len(each) for each in pictures])
-            for place, part in zip(places, parts, strict=True):
-                step = steps[place]
+            parts = torch.split(features, [len(pixels) for pixels in pictures])
+            for index, part in zip(indices, parts, strict=True):
+                step = steps[index]
                 targets = _teacher_targets(objective, step, config, part, cached=cached)
-                steps[place] = replace(step, targets=targets)
+                steps[index] = replace(step, targets=targets)
                 objective.work.tick(FORWARD * config.strong_count(len(step)) * step.work_share)
     return steps
 
 
-def _taught_together(
+def _group_for_teacher(
     objective: Objective, steps: Sequence[Step], config: LossConfig
 ) -> Iterator[list[int]]:
     """Steps whose images go through a teacher at once: on a card several, which takes fewer
     kernels.
     """
     least = 1 if objective.data.context.device.type == "cpu" else _TAUGHT_IMAGES
-    return bucketed(range(len(steps)), lambda place: config.strong_count(len(steps[place])), least)
+    return bucketed(range(len(steps)), lambda index: config.strong_count(len(steps[index])), least)
 
 
 @torch.no_grad()
-def with_answers(objective: Objective, steps: Sequence[Step], config: LossConfig) -> list[Step]:
+def with_finetuned_answers(
+    objective: Objective, steps: Sequence[Step], config: LossConfig
+) -> list[Step]:
     """Where images have no labels, add the fine-tuned model's answers to every step.
 
     Leaves the objective at the fine-tuned model.
@@ -267,14 +269,14 @@ def with_answers(objective: Objective, steps: Sequence[Step], config: LossConfig
         return list(steps)
     objective.weights.set_alpha(1.0)
     cached = embeds_less_at_once(objective, steps)
-    found = []
+    new_steps = []
     for step in steps:
         classes = class_features(objective, step, config, cached=cached)
         features = _features(objective, config, weak_pictures(step, config).pixels)
         answers = objective.criterion.model.logits(features, classes).softmax(-1)
-        found.append(replace(step, answers=answers))
+        new_steps.append(replace(step, answers=answers))
         objective.work.tick(FORWARD * len(step) * step.work_share)
-    return found
+    return new_steps
 
 
 def _teacher_targets(

@@ -212,9 +212,9 @@ class Objective:
             if shares_prompts:
                 prompts.backward(grad_prompts, retain_graph=True)  # type: ignore[no-untyped-call]
             elif grad_prompts is not None:
-                places = torch.unique(batch.labels)
-                captions = criterion.prompts.features(places=places)
-                captions.backward(grad_prompts[places])  # type: ignore[no-untyped-call]
+                positions = torch.unique(batch.labels)
+                captions = criterion.prompts.features(positions=positions)
+                captions.backward(grad_prompts[positions])  # type: ignore[no-untyped-call]
             yield batch, value
 
     def image_gradients(

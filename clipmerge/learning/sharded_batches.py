@@ -75,17 +75,17 @@ class ShardedBatches:
         """Send every batch to all processes, as tensors: pickled, the images of all would lie in
         the memory of each several times over.
         """
-        own = {batch.number: batch for batch in self.batches}
+        local_batches = {batch.number: batch for batch in self.batches}
         context = self.context
         listed = self.gather(
             [
                 (number, context.rank, tuple(batch.pixels.shape), batch.pixels.dtype)
-                for number, batch in own.items()
+                for number, batch in local_batches.items()
             ]
         )
         batches = []
         for number, rank, shape, dtype in sorted(listed, key=lambda item: item[0]):
-            batch = own.get(number)
+            batch = local_batches.get(number)
             if batch is None:
                 pixels = torch.empty(shape, dtype=dtype, device=context.device)
                 labels = torch.empty(shape[0], dtype=torch.int64, device=context.device)

@@ -79,10 +79,10 @@ class Slopes:
             batches = len(shares.batch_sizes)
             cost = _prompt_cost(objective)
             # all if they cost little compared with the images
-            most = int(
+            max_prompts = int(
                 _SHARE * GRADIENT * (shares.images + cost * count) / ((1 + 2 * batches) * cost)
             )
-            self.drawn = count if exact or batches == 1 else min(count, max(FEWEST, most))
+            self.drawn = count if exact or batches == 1 else min(count, max(FEWEST, max_prompts))
             passes = count * (not self._keeps_graph) + self.drawn * (1 + 2 * batches)
             passes += count * GRADIENT * (self.drawn < count)
             self._text_work = cost * passes / shares.context.world_size
@@ -102,8 +102,10 @@ class Slopes:
         objective = self._objective
         shares = self._objective.data
         objective.weights.set_alpha(alpha)
-        kept = objective.criterion.prompts.features() if self._keeps_graph else None
-        features = objective.criterion.prompt_features() if kept is None else kept
+        graph_features = objective.criterion.prompts.features() if self._keeps_graph else None
+        features = (
+            objective.criterion.prompt_features() if graph_features is None else graph_features
+        )
         rows = {}
         losses = {}
         gradients_by_batch = {}
@@ -113,9 +115,9 @@ class Slopes:
             weight = part * len(batch) / shares.images
             row = self._pop_slopes(weight)
             if grad_prompts is not None and self._own_prompts:
-                places = torch.unique(batch.labels)
-                embedded = objective.criterion.prompts.features(places=places)
-                embedded.backward(grad_prompts[places])  # type: ignore[no-untyped-call]
+                positions = torch.unique(batch.labels)
+                embedded = objective.criterion.prompts.features(positions=positions)
+                embedded.backward(grad_prompts[positions])  # type: ignore[no-untyped-call]
                 row += self._pop_slopes(weight)
             elif grad_prompts is not None:
                 gradients_by_batch[batch.number] = grad_prompts.cpu()
@@ -125,24 +127,24 @@ class Slopes:
         if self._own_prompts:
             objective.work.tick(self._text_work)
         elif objective.weights.text_changes:
-            each = torch.stack(shares.by_batch(gradients_by_batch)).to(features.device)
+            gradients = torch.stack(shares.by_batch(gradients_by_batch)).to(features.device)
             if self.drawn == len(features):
                 parts = [part * size / shares.images for size in shares.batch_sizes]
-                slopes += self._vjp(None, each, parts, kept)
+                slopes += self._vjp(None, gradients, parts, graph_features)
             else:
                 weights = (
-                    torch.tensor(shares.batch_sizes, device=each.device, dtype=each.dtype)
+                    torch.tensor(shares.batch_sizes, device=gradients.device, dtype=gradients.dtype)
                     / shares.images
                 )
-                mean = torch.einsum("b,bpd->pd", weights, each)
-                slopes += self._vjp(None, mean[None], [part], kept)
-                del features, kept  # with their graph
-                each -= mean
-                places, chances = _draw(
-                    each.square().sum((0, 2)).sqrt().cpu(), self.drawn, self._generator
+                mean = torch.einsum("b,bpd->pd", weights, gradients)
+                slopes += self._vjp(None, mean[None], [part], graph_features)
+                del features, graph_features  # with their graph
+                gradients -= mean
+                positions, chances = _draw(
+                    gradients.square().sum((0, 2)).sqrt().cpu(), self.drawn, self._generator
                 )
-                drawn = each[:, places] / chances.to(each)[:, None]
-                slopes += self._vjp(places, drawn, [0.0] * len(drawn))
+                drawn = gradients[:, positions] / chances.to(gradients)[:, None]
+                slopes += self._vjp(positions, drawn, [0.0] * len(drawn))
             objective.work.tick(self._text_work)
         return slopes.numpy(), shares.mean(shares.by_batch(losses))
 
@@ -154,10 +156,10 @@ class Slopes:
         """
         path = self._objective.weights
         slopes = torch.zeros(len(path.layers), device=self._objective.data.context.device)
-        for place, names in enumerate(path.layers.values()):
+        for index, names in enumerate(path.layers.values()):
             for name in names:
                 if (gradient := path.parameters[name].grad) is not None:
-                    slopes[place] += torch.dot(gradient.flatten(), self._changes[name])
+                    slopes[index] += torch.dot(gradient.flatten(), self._changes[name])
                     if self._sums and weight:
                         self._sums[name].add_(gradient, alpha=weight)
         path.clear_gradients()
@@ -165,15 +167,15 @@ class Slopes:
 
     def _vjp(
         self,
-        places: Tensor | None,
+        positions: Tensor | None,
         cotangents: Tensor,
         parts: list[float],
-        kept: Tensor | None = None,
+        graph_features: Tensor | None = None,
     ) -> Tensor:
         """Slopes of <features, cotangent>, added up over processes: (cotangents, layers), float64
         on the CPU.
 
-        ``kept`` are the features of all prompts, if their graph is kept. Processes share the
+        ``graph_features`` are those of all prompts, if their graph is there. Processes share the
         prompts. Where gradients are added up, the main process computes all of them: their rounding
         depends on which prompts are computed together, and masks rank entries by it.
         """
@@ -182,16 +184,16 @@ class Slopes:
         total = torch.zeros(
             len(cotangents), len(self._objective.weights.layers), dtype=torch.float64
         )
-        chosen = torch.arange(prompts.count) if places is None else places
+        chosen = torch.arange(prompts.count) if positions is None else positions
         rank, processes = shares.context.rank, shares.context.world_size
         mine = torch.arange(len(chosen))[slice(rank, None, processes)]
         if self._sums and any(parts):
             mine = torch.arange(len(chosen) if shares.context.is_main_process else 0)
         for piece in torch.split(mine, prompts.at_once) if len(mine) else ():
             embedded = (
-                prompts.features(places=chosen[piece].to(cotangents.device))
-                if kept is None
-                else kept
+                prompts.features(positions=chosen[piece].to(cotangents.device))
+                if graph_features is None
+                else graph_features
             )
             for row, part in enumerate(parts):
                 embedded.backward(cotangents[row][piece.to(cotangents.device)], retain_graph=True)  # type: ignore[no-untyped-call]
@@ -206,7 +208,7 @@ def _prompt_cost(objective: Objective) -> float:
     """
     work = [0.0]
 
-    def count(module: Any, _given: Any, output: Tensor) -> None:
+    def count(module: Any, _inputs: Any, output: Tensor) -> None:
         work[-1] += output.numel() * (module.weight.numel() // module.weight.shape[0])
 
     criterion = objective.criterion
@@ -219,7 +221,7 @@ def _prompt_cost(objective: Objective) -> float:
             criterion.embed(batch.pixels[:1])
         work.append(0.0)
         criterion.prompts.features(
-            places=torch.zeros(1, dtype=torch.int64, device=shares.context.device)
+            positions=torch.zeros(1, dtype=torch.int64, device=shares.context.device)
         )
     image, prompt = work
     # a process without a batch cannot measure it
@@ -227,13 +229,13 @@ def _prompt_cost(objective: Objective) -> float:
 
 
 def _draw(sizes: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw places by systematic sampling, each with a probability proportional to its size; returns
-    both, ascending.
+    """Draw positions by systematic sampling, each with a probability proportional to its size;
+    returns both, ascending.
     """
     sizes = sizes.double()
     certain = torch.zeros(len(sizes), dtype=torch.bool)
     chances = torch.zeros_like(sizes)
-    while True:  # each iteration but the last makes another place certain
+    while True:  # each iteration but the last makes another position certain
         left = sizes.where(~certain, 0.0)
         chances = (left * max(0, count - int(certain.sum())) / left.sum().clamp_min(1e-300)).where(
             ~certain, 1.0
@@ -244,7 +246,7 @@ def _draw(sizes: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor
         certain |= above
     start = torch.rand((), generator=generator, dtype=torch.float64)
     ends = chances.cumsum(0)
-    # a place is drawn where its stretch of the line holds a whole number beyond the random start
+    # a position is drawn if its stretch of the line holds a whole number beyond the random start
     drawn = (ends - start).ceil() > (ends - chances - start).ceil()
-    places = (drawn | certain).nonzero().flatten()
-    return places, chances[places]
+    positions = (drawn | certain).nonzero().flatten()
+    return positions, chances[positions]

@@ -51,8 +51,8 @@ class Targets:
         """Split the images into so many parts of about the same size."""
         nothing: list[Tensor | None] = [None] * count
         predictions, features = (
-            nothing if each is None else list(each.tensor_split(count))
-            for each in (self.predictions, self.features)
+            nothing if tensor is None else list(tensor.tensor_split(count))
+            for tensor in (self.predictions, self.features)
         )
         return list(map(Targets, predictions, features))
 
@@ -103,7 +103,7 @@ class Step:
         return 1 / self.world_size
 
     @property
-    def own_rows(self) -> slice:
+    def local_rows(self) -> slice:
         """This process's images of the step, or of their strongly augmented ones."""
         return slice(self.rank, None, self.world_size)
 
@@ -112,7 +112,7 @@ class Step:
         """This process's images, copied on every access: those of all steps together would not fit
         into memory.
         """
-        return self.images.select(self.positions[self.own_rows], self.number)
+        return self.images.select(self.positions[self.local_rows], self.number)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,9 @@ def lay_out(
     for number in range(steps):
         seed = (objective.seed * 1_000_003 + 2 * number) % _SEEDS
         positions = tuple(islice(order, size))
-        prompts = _draw_prompts(objective, _classes(images, positions), seed, PROMPTS_A_STEP)
+        prompts = _draw_prompts(
+            objective, _classes_present(images, positions), seed, PROMPTS_A_STEP
+        )
         training_steps.append(Step(number, seed, images, positions, *prompts))
     if objective.choosers is not None:
         choosers = objective.choosers
@@ -156,7 +158,7 @@ def lay_out(
         for start in range(0, len(held_out), size)
     ]
     prompts = _draw_prompts(
-        objective, _classes(choosers, held_out), _VALIDATION_SEEDS, PROMPTS_A_VALIDATION
+        objective, _classes_present(choosers, held_out), _VALIDATION_SEEDS, PROMPTS_A_VALIDATION
     )
     validation_steps = [
         Step(n, _VALIDATION_SEEDS + 2 * n, choosers, positions, *prompts)
@@ -184,10 +186,10 @@ def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[i
     images = Counter(labels)
     counts = Counter[int]()
     ranked = []
-    for place, position in enumerate(order):
+    for index, position in enumerate(order):
         label = labels[position]
         counts[label] += 1
-        ranked.append((counts[label] == images[label], counts[label], place, position))
+        ranked.append((counts[label] == images[label], counts[label], index, position))
     count = max(1, round(share * len(labels)))
     return sorted(position for *_, position in sorted(ranked)[:count])
 
@@ -234,32 +236,32 @@ def _endless(positions: Sequence[int], seed: int) -> Iterator[int]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from (
-            positions[place]
-            for place in torch.randperm(len(positions), generator=generator).tolist()
+            positions[index]
+            for index in torch.randperm(len(positions), generator=generator).tolist()
         )
 
 
-def _classes(images: ShardedBatches, positions: Sequence[int]) -> Tensor:
+def _classes_present(images: ShardedBatches, positions: Sequence[int]) -> Tensor:
     present = sorted({images.labels[position] for position in positions})
     return torch.tensor(present, dtype=torch.int64)
 
 
 def _draw_prompts(
-    objective: Objective, present: Tensor, seed: int, most: int
+    objective: Objective, present: Tensor, seed: int, max_prompts: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Draw templates, and if necessary classes, so that at most ``most`` prompts are embedded; of
-    captions, take those that are present.
+    """Draw templates, and if necessary classes, so that at most ``max_prompts`` prompts are
+    embedded; of captions, take those that are present.
     """
     if objective.criterion.is_contrastive:
         return present, None
     count = objective.criterion.prompts.classes
     templates = objective.criterion.prompts.templates
-    if count * templates <= most:
+    if count * templates <= max_prompts:
         return None, None
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(templates, generator=generator)[: max(1, most // count)]
-    if count * len(chosen) <= most:
+    chosen = torch.randperm(templates, generator=generator)[: max(1, max_prompts // count)]
+    if count * len(chosen) <= max_prompts:
         return None, chosen
     others = torch.randperm(count, generator=generator)
-    others = others[~torch.isin(others, present)][: max(0, most - len(present))]
+    others = others[~torch.isin(others, present)][: max(0, max_prompts - len(present))]
     return torch.cat([present, others]).sort().values, chosen

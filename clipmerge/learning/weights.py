@@ -213,7 +213,7 @@ class InterpolatedWeights:
         if short:
             made = [targets[name] for name in short]
             copy_each(made, [self._short[name][1] for name in short])
-            starts = [torch.empty_like(each) for each in made]
+            starts = [torch.empty_like(tensor) for tensor in made]
             copy_each(starts, [self._short[name][0] for name in short])
             torch._foreach_sub_(made, starts)
 
@@ -226,7 +226,7 @@ class InterpolatedWeights:
         if short:
             placed = [targets[name] for name in short]
             copy_each(placed, [self._short[name][0] for name in short])
-            ends = [torch.empty_like(each) for each in placed]
+            ends = [torch.empty_like(tensor) for tensor in placed]
             copy_each(ends, [self._short[name][1] for name in short])
             torch._foreach_lerp_(placed, ends, [factor_of[name] for name in short])
         if others:

@@ -19,7 +19,7 @@ from clipmerge.distributed import to_device
 from clipmerge.images.batches import Batch
 from clipmerge.learning.weights import InterpolatedWeights
 from clipmerge.models import ImageTextModel
-from clipmerge.models.kernels import run_twice
+from clipmerge.models.kernels import run_with_recomputation
 from clipmerge.models.memory import MicroBatcher
 from clipmerge.models.zero_shot import PROMPTS_AT_ONCE, average_over_templates, refuse_one_prompt
 from clipmerge.types import Names
@@ -57,22 +57,24 @@ class Prompts:
         """Number of prompts."""
         return self.templates * self.classes
 
-    def drawn(self, most: int, seed: int) -> Prompts:
-        """Draw templates, the same for all classes, so that at most ``most`` prompts remain; at
-        least one template.
+    def drawn(self, max_prompts: int, seed: int) -> Prompts:
+        """Draw templates, the same for all classes, so that at most ``max_prompts`` prompts
+        remain; at least one template.
         """
-        if self.count <= most or self.templates == 1:
+        if self.count <= max_prompts or self.templates == 1:
             return self
         generator = torch.Generator().manual_seed(seed)
         chosen = (
-            torch.randperm(self.templates, generator=generator)[: max(1, most // self.classes)]
+            torch.randperm(self.templates, generator=generator)[
+                : max(1, max_prompts // self.classes)
+            ]
             .sort()
             .values
         )
-        places = self.places(None, chosen)
+        positions = self.positions(None, chosen)
         fewer = copy(self)
         fewer.templates = len(chosen)
-        fewer.tokens = {key: value[places] for key, value in self.tokens.items()}
+        fewer.tokens = {key: value[positions] for key, value in self.tokens.items()}
         return fewer
 
     @property
@@ -80,20 +82,22 @@ class Prompts:
         """Whether there are so many prompts that they are embedded piece by piece."""
         return self.count > self.at_once
 
-    def features(self, places: Tensor | None = None) -> Tensor:
+    def features(self, positions: Tensor | None = None) -> Tensor:
         """Embed prompts: (prompts, projection_dim); of many, the graph holds one piece's
         activations at a time.
         """
         tokens = (
             self.tokens
-            if places is None
-            else {key: value[places] for key, value in self.tokens.items()}
+            if positions is None
+            else {key: value[positions] for key, value in self.tokens.items()}
         )
         if len(tokens["input_ids"]) <= self.at_once:
             return self._model.text_features(tokens)
         device = tokens["input_ids"].device
         run = self._model.text_features
-        return torch.cat([run_twice(device, run, piece) for piece in self._pieces(tokens)])
+        return torch.cat(
+            [run_with_recomputation(device, run, piece) for piece in self._pieces(tokens)]
+        )
 
     def embed(self) -> Iterator[dict[str, Tensor]]:
         """Run the text tower over all prompts, piece by piece; yields the tokens of each piece
@@ -103,7 +107,7 @@ class Prompts:
             yield tokens
             self._model.text_features(tokens)
 
-    def places(self, classes: Tensor | None, templates: Tensor | None) -> Tensor:
+    def positions(self, classes: Tensor | None, templates: Tensor | None) -> Tensor:
         """Indices of the prompts of some classes in some templates, class by class."""
         wanted = torch.arange(self.classes) if classes is None else classes
         written = torch.arange(self.templates) if templates is None else templates
@@ -163,13 +167,13 @@ class ZeroShotLoss:
         self.prompts.at_once = at_once
 
     @contextmanager
-    def fewer_prompts(self, most: int, seed: int) -> Iterator[Names]:
+    def fewer_prompts(self, max_prompts: int, seed: int) -> Iterator[Names]:
         """In this context, use fewer templates if there are many prompts (`Prompts.drawn`); yields
         a note about it.
         """
         all_prompts = self.prompts
         features = self._prompt_features
-        fewer = all_prompts.drawn(most, seed)
+        fewer = all_prompts.drawn(max_prompts, seed)
         if fewer is all_prompts:
             yield ()
             return
@@ -195,9 +199,13 @@ class ZeroShotLoss:
         ``cached`` averages `prompt_features` instead, which embeds all prompts once and has no
         graph.
         """
-        places = self.prompts.places(classes, templates)
+        positions = self.prompts.positions(classes, templates)
         anew = self._weights.text_changes and not cached
-        features = self.prompts.features(places=places) if anew else self.prompt_features()[places]
+        features = (
+            self.prompts.features(positions=positions)
+            if anew
+            else self.prompt_features()[positions]
+        )
         return average_over_templates(
             features, self.prompts.templates if templates is None else len(templates)
         )
@@ -211,7 +219,9 @@ class ZeroShotLoss:
                 return self.model.image_features(pixels)
             pieces = torch.split(pixels, at_once)
             run = self.model.image_features
-            return torch.cat([run_twice(pixels.device, run, piece) for piece in pieces])
+            return torch.cat(
+                [run_with_recomputation(pixels.device, run, piece) for piece in pieces]
+            )
         return self._micro_batcher.forward(self.model.image_features, pixels)
 
     def loss(

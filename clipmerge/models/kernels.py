@@ -200,7 +200,7 @@ def _linear_after_silu(linear: torch.nn.Linear, inputs: Tensor) -> Tensor:
     return torch.nn.functional.linear(inputs, linear.weight / _STEEPNESS, linear.bias)
 
 
-def run_twice(device: torch.device, function: Callable[..., Any], *args: Any) -> Any:
+def run_with_recomputation(device: torch.device, function: Callable[..., Any], *args: Any) -> Any:
     """Run a function with activation checkpointing; in 16 bits only inside
     `clipmerge.models.precision.passes`.
     """

@@ -8,7 +8,7 @@ from clipmerge.learning.augmentation import weak_augment
 from clipmerge.learning.choice import validate
 from clipmerge.learning.coefficients import Coefficients
 from clipmerge.learning.learn import LearningConfig, learn
-from clipmerge.learning.learning_loss import LossConfig, with_answers
+from clipmerge.learning.learning_loss import LossConfig, with_finetuned_answers
 from clipmerge.learning.steps import Step, lay_out
 from tests.support.small_objective import Ends, Reference, descend, make_batches, objective_for
 
@@ -25,7 +25,7 @@ def reference_logits(ends: Ends, alpha: float, step: Step) -> torch.Tensor:
 
 def test_the_loss_is_the_cross_entropy_of_the_finetuned_models_probabilities(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES), labelled=False)
-    (step,) = with_answers(objective, lay_out(objective, 1).steps, LOSS)
+    (step,) = with_finetuned_answers(objective, lay_out(objective, 1).steps, LOSS)
     objective.weights.set_alpha(0.4)
     losses = descend(objective, step, LOSS)
     answers = reference_logits(ends, 1.0, step).softmax(1)
@@ -38,7 +38,7 @@ def test_the_loss_is_the_cross_entropy_of_the_finetuned_models_probabilities(end
 def test_accuracy_is_what_the_finetuned_models_probabilities_expect(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES), labelled=False)
     held_out = lay_out(objective, 1, held_out_share=0.3).validation_steps
-    steps = with_answers(objective, held_out, LOSS)
+    steps = with_finetuned_answers(objective, held_out, LOSS)
     objective.weights.set_alpha(0.4)
     found = validate(objective, steps, LOSS)
     expected: dict[int, list[float]] = {}

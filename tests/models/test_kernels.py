@@ -18,7 +18,7 @@ from clipmerge.models.kernels import (
     faster_kernels,
     image_layout,
     keep_16_bits,
-    run_twice,
+    run_with_recomputation,
 )
 from clipmerge.models.precision import casts_repeated, dtype_of, multiplies_bfloat16, passes
 from tests.support.small_objective import make_batches, objective_for, save_ends
@@ -98,7 +98,7 @@ def test_what_runs_twice_runs_the_same_way() -> None:
 
     once, twice = inputs(), inputs()
     with passes(torch.device("cpu"), "bfloat16"):
-        losses = attended(*once), run_twice(torch.device("cpu"), attended, *twice)
+        losses = attended(*once), run_with_recomputation(torch.device("cpu"), attended, *twice)
     for loss in losses:
         loss.backward()
     assert losses[0] == losses[1]
