@@ -36,11 +36,11 @@ def run() -> None:
         main()
     except SystemExit as end:
         if end.code:
-            _stop_hashing()
+            _prepare_exit()
         raise
 
 
-def _stop_hashing() -> None:
+def _prepare_exit() -> None:
     """Stop hashing, which is no longer needed, and let a second Ctrl-C end the process silently."""
     import sys
 

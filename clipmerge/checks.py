@@ -2,8 +2,8 @@
 
 A check is a function that yields findings. What follows from a finding depends on its kind alone:
 an error before learning, a headline in place of an advice, or a warning. To add a
-check, yield its finding from one of the functions here (or pass it to `settle`), enter its kind in
-`clipmerge.planning.merge_effect.CONSEQUENCES`, and its sentence in `clipmerge.report.text`.
+check, yield its finding from one of the functions here (or pass it to `raise_errors`), enter its
+kind in `clipmerge.planning.merge_effect.CONSEQUENCES`, and its sentence in `clipmerge.report.text`.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def end_accuracy(
 
 def check_models(inputs: Inputs) -> Iterator[Finding]:
     """Doubt the pair, by its weights: equal, unrelated, swapped, or half missing."""
-    share = _share_that_stays(inputs)
+    share = _share_left_zeroshot(inputs)
     if share > _STAYING:
         yield Finding.of("half-zeroshot", source=inputs.finetuned[0].source, share=share)
     sources = [model.source for model in (*inputs.finetuned, inputs.zeroshot)]
@@ -127,7 +127,7 @@ def check_models(inputs: Inputs) -> Iterator[Finding]:
             )
 
 
-def _share_that_stays(inputs: Inputs) -> float:
+def _share_left_zeroshot(inputs: Inputs) -> float:
     """Share of the numbers that fine-tuning could have changed and that stay zero-shot, because
     the fine-tuned checkpoints lack them.
     """
@@ -344,7 +344,7 @@ def check_shifts(
     return ()
 
 
-def settle(
+def raise_errors(
     findings: Iterable[Finding], *, allow: Collection[str] = (), strict: bool = False
 ) -> list[Finding]:
     """Raise the first finding that is an error, and return the others.

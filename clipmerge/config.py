@@ -576,7 +576,7 @@ def with_flags(message: str) -> str:
     return _PARAMETER.sub(flag, message)
 
 
-def complete_options(options: type[Options], given: Mapping[str, Any]) -> Options:
+def complete_options(options: type[Options], keywords: Mapping[str, Any]) -> Options:
     """Check the options that are given, and add the defaults of the others.
 
     Those that a flag takes in another form, such as sources of images, are checked where they are
@@ -584,7 +584,7 @@ def complete_options(options: type[Options], given: Mapping[str, Any]) -> Option
     """
     known = declarations(options)
     values = {name: option.default for name, (_, option) in known.items()}
-    for name, value in given.items():
+    for name, value in keywords.items():
         if name not in known:  # as Python itself says
             raise TypeError(
                 f"got an unexpected keyword argument '{name}'.{did_you_mean(name, known)}"
@@ -619,14 +619,18 @@ def with_options(options: type) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
         known = declarations(options)
-        own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        own_parameters = [
+            parameter
+            for parameter in signature.parameters.values()
+            if parameter.kind is not parameter.VAR_KEYWORD
+        ]
         shown = [
             inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=kind
             )
             for name, (kind, option) in known.items()
         ]
-        function.__signature__ = signature.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
+        function.__signature__ = signature.replace(parameters=[*own_parameters, *shown])  # type: ignore[attr-defined]
         lines = [
             f"    {name}: {' '.join(filter(None, (option.help, option.python)))}"
             for name, (_, option) in known.items()

@@ -170,7 +170,7 @@ def counted(number: int, one: str, several: str) -> str:
 
 
 @contextlib.contextmanager
-def noting(text: str) -> Iterator[None]:
+def adding_note(text: str) -> Iterator[None]:
     """Add a note to any exception of this block, about the state of the outside world from here
     on.
     """

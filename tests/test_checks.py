@@ -23,7 +23,7 @@ from clipmerge.checks import (
     check_task,
     headline_of,
     odd_names,
-    settle,
+    raise_errors,
 )
 from clipmerge.errors import CheckpointError, DataError, UsageError
 from clipmerge.images.dataset import open_images
@@ -144,14 +144,14 @@ def test_names_that_do_not_look_like_names(names: list[str], look: str) -> None:
 def test_what_follows_from_a_finding(swapped: Folders) -> None:
     (finding,) = check_models(inputs_of(swapped))
     with pytest.raises(CheckpointError, match=r"\(`allow=swapped` goes on\)"):
-        settle([finding])
-    assert settle([finding], allow=["swapped"]) == [finding]
+        raise_errors([finding])
+    assert raise_errors([finding], allow=["swapped"]) == [finding]
     (guess,) = check_answers(ends(20, 2, 144, NAMES))
-    assert settle([guess]) == [guess]
+    assert raise_errors([guess]) == [guess]
     assert headline_of([guess]) == ("check-names", guess)
     assert headline_of([guess], allow=["at-chance"]) is None
     with pytest.raises(DataError, match=r"nothing was written \(`strict=True`\)"):
-        settle([guess], strict=True)
+        raise_errors([guess], strict=True)
     assert set(CONSEQUENCES.values()) - {"error", "warning"} <= ADVICE.keys()
 
 

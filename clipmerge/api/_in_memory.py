@@ -72,7 +72,7 @@ def unwrap_model(model: Module) -> Module:
     return model
 
 
-def _save_model(checkpoint: Module, place: str, processor: Any) -> str:
+def _save_model(checkpoint: Module, parent: str, processor: Any) -> str:
     """Save a model in memory in a folder of its name; the folder's path."""
     if not hasattr(checkpoint, "state_dict"):
         raise UsageError(
@@ -80,7 +80,7 @@ def _save_model(checkpoint: Module, place: str, processor: Any) -> str:
             " transformers or open_clip"
         )
     model: Any = unwrap_model(checkpoint)
-    folder = Path(place) / f"{type(model).__name__} in memory"
+    folder = Path(parent) / f"{type(model).__name__} in memory"
     folder.mkdir()
     if hasattr(model, "save_pretrained") and hasattr(model, "config"):
         _write_transformers(model, folder, processor)

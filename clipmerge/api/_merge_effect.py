@@ -18,7 +18,7 @@ from clipmerge.checks import (
     check_task,
     end_accuracy,
     headline_of,
-    settle,
+    raise_errors,
 )
 from clipmerge.distributed import broadcast_, distributed_context, peer_errors
 from clipmerge.errors import CheckpointError, VerdictError
@@ -100,7 +100,7 @@ def _check_names(
     )
     known = {finding.kind for finding in run.findings}
     new = [finding for finding in check_answers(ends) if finding.kind not in known]
-    for finding in settle(new, allow=request.allow, strict=request.strict):
+    for finding in raise_errors(new, allow=request.allow, strict=request.strict):
         run.findings.append(finding)
         run.add_warning(finding)
         run.progress.say(text_of(finding))
@@ -168,11 +168,11 @@ def broadcast_plan(run: Run, calibration: Calibration) -> Plan:
     listed = [
         (
             name,
-            tuple(each.shape),
-            each.dtype,
-            name in learned and torch.equal(each, learned[name]),
+            tuple(tensor.shape),
+            tensor.dtype,
+            name in learned and torch.equal(tensor, learned[name]),
         )
-        for name, each in tensors.items()
+        for name, tensor in tensors.items()
     ]
     sent: list[Any] = [plan and plan.with_tensors({}), listed]
     with peer_errors():
@@ -210,7 +210,9 @@ def open_tasks(run: Run, request: MergeRequest) -> dict[str, Images]:
         request.keep, run.progress, max_images=request.calibration.images, seed=request.seed
     )
     doubts = [finding for task in tasks.values() for finding in check_images(task)]
-    say_all(run.progress, texts_of(settle(doubts, allow=request.allow, strict=request.strict)))
+    say_all(
+        run.progress, texts_of(raise_errors(doubts, allow=request.allow, strict=request.strict))
+    )
     return tasks
 
 
@@ -233,7 +235,10 @@ def add_other_task_scores(run: Run, request: MergeRequest, tasks: dict[str, Imag
             request.calibration,
             run.progress,
         )
-        models = {each.name: [each.zeroshot, *each.finetuned, each.merged] for each in scores}
+        models = {
+            task_score.name: [task_score.zeroshot, *task_score.finetuned, task_score.merged]
+            for task_score in scores
+        }
         doubts = check_task_scores(
             tasks, models, run.progress, request.allow, strict=request.strict
         )
@@ -263,14 +268,14 @@ def check_task_scores(
     """Doubts about the names of tasks, by the scores of all models on each; they are told."""
     from clipmerge.evaluation.other_tasks import accuracy_or_recall
 
-    doubts = {}
+    doubts_by_task = {}
     for name, task in tasks.items():
         accuracies = [accuracy_or_recall(score, len(task)) for score in scores[name]]
-        found = settle(check_task(name, task, accuracies), allow=allow, strict=strict)
-        if found := [finding for finding in found if finding.kind not in allow]:
-            doubts[name] = found
-        say_all(progress, texts_of(found))
-    return doubts
+        findings = raise_errors(check_task(name, task, accuracies), allow=allow, strict=strict)
+        if findings := [finding for finding in findings if finding.kind not in allow]:
+            doubts_by_task[name] = findings
+        say_all(progress, texts_of(findings))
+    return doubts_by_task
 
 
 def add_task_scores(

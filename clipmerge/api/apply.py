@@ -60,11 +60,11 @@ def apply(
     """
     from clipmerge.output.checks import check_output
 
-    given = complete_options(ApplyOptions, options)
-    limit = parse_size(given["max_shard_size"])
+    settings = complete_options(ApplyOptions, options)
+    limit = parse_size(settings["max_shard_size"])
     file = None if isinstance(plan, Plan) else Path(plan)
     read = [] if file is None else local_files(file, tensors_path(file))
-    check_output(Path(output), overwrite=given["overwrite"], read=read)
+    check_output(Path(output), overwrite=settings["overwrite"], read=read)
     if (zeroshot is None) != (finetuned is None):
         raise UsageError(
             "zeroshot and finetuned: give both, or neither if they are at the places named in the"
@@ -72,19 +72,21 @@ def apply(
         )
     opened = plan if isinstance(plan, Plan) else Plan.load(plan)
     checkpoints = [] if zeroshot is None or finetuned is None else [zeroshot, *as_list(finetuned)]
-    with as_sources(checkpoints, given["processor"]) as sources:
+    with as_sources(checkpoints, settings["processor"]) as sources:
         run = open_plan(
             opened,
-            given["progress"],
+            settings["progress"],
             name=str(file or "the plan"),
-            hashed=given["hash"],
+            hashed=settings["hash"],
             sources=sources,
-            model=given["model"],
+            model=settings["model"],
         )
-        run.command = given["command"] or command_text(
+        run.command = settings["command"] or command_text(
             "apply", file or opened, options=options, output=output
         )
-        return finish_merge(run, Path(output), overwrite=given["overwrite"], max_shard_size=limit)
+        return finish_merge(
+            run, Path(output), overwrite=settings["overwrite"], max_shard_size=limit
+        )
 
 
 def open_plan(
@@ -121,8 +123,8 @@ def open_plan(
         say_all(progress, texts_of(inputs.notes))
         doubts = list(check_models(inputs))
         say_all(progress, texts_of(doubts))
-        found = [*inputs.notes, *doubts]
-        new = [finding for finding in found if finding not in plan.warnings]
+        findings = [*inputs.notes, *doubts]
+        new = [finding for finding in findings if finding not in plan.warnings]
         plan = plan.replace(warnings=(*plan.warnings, *new))
     task = Task(inputs)
     run = Run(inputs, progress, plan=plan.checked(task.layers), head=plan.head, hashed=hashed)
@@ -140,12 +142,12 @@ def _open_checkpoints(
             f"{name}: is for {len(records) - 1} fine-tuned checkpoints, but {len(sources) - 1} were"
             " given"
         )
-    places = sources or [_locate(name, plan, record) for record in records]
-    refuse_duplicates(places)
+    addresses = sources or [_locate(name, plan, record) for record in records]
+    refuse_duplicates(addresses)
     models = [model or record.model for record in records]
-    base = open_source(places[0], model=models[0])
-    others = zip(places[1:], models[1:], strict=True)
-    return [base, *(open_source(place, base, model=name) for place, name in others)]
+    base = open_source(addresses[0], model=models[0])
+    others = zip(addresses[1:], models[1:], strict=True)
+    return [base, *(open_source(address, base, model=name) for address, name in others)]
 
 
 def _replace_sources(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Plan:

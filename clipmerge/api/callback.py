@@ -88,8 +88,8 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         self._output = output
         self._push_to = push_to
         self._options = options
-        self._given = complete_options(CallbackOptions, options)
-        merge_request(_ZEROSHOT, [_TRAINED], recipe, self._given)
+        self._settings = complete_options(CallbackOptions, options)
+        merge_request(_ZEROSHOT, [_TRAINED], recipe, self._settings)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
@@ -107,19 +107,19 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 " by the end; give its folder or name on the Hub, or a copy.deepcopy of it"
             )
         name = _ZEROSHOT
-        place = self._output_folder(args)
+        folder = self._output_folder(args)
         if isinstance(zeroshot, (str, os.PathLike)):
             name = os.fspath(zeroshot)
             open_checkpoint(name)
-        request = merge_request(name, [_TRAINED], self._recipe, self._given)
+        request = merge_request(name, [_TRAINED], self._recipe, self._settings)
         check_output(
-            place,
-            overwrite=self._given["overwrite"],
+            folder,
+            overwrite=self._settings["overwrite"],
             inputs=local_inputs(*request.checkpoints),
             read=[*request.files, *recipe_files(self._recipe)],
         )
         if self._push_to is not None:
-            check_push(self._push_to, place, private=self._given["private"])
+            check_push(self._push_to, folder, private=self._settings["private"])
 
     def on_train_end(
         self,
@@ -131,29 +131,29 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Merge, log the effect, and publish."""
-        place = self._output_folder(args)
-        progress = self._given["progress"]
+        folder = self._output_folder(args)
+        progress = self._settings["progress"]
         # the trainer's, if it is one of images and texts: a tokenizer alone would leave out the
         # images
         processor = processing_class if hasattr(processing_class, "image_processor") else None
         options: CallbackOptions = {
             **self._options,
-            "processor": self._given["processor"] or processor,
+            "processor": self._settings["processor"] or processor,
         }
         try:
             self.result = merge(
                 self._zeroshot,
                 _find_clip(model),
                 self._recipe,
-                output=place,
+                output=folder,
                 push=self._push_to,
                 **options,
             )
         except Exception as error:  # whatever it is, the training must end with its result
             self.error = error
             left = (
-                f"the merge is in {place}"
-                if (place / "clipmerge.json").is_file()
+                f"the merge is in {folder}"
+                if (folder / "clipmerge.json").is_file()
                 else "training itself succeeded"
             )
             _LOG.error(
@@ -180,7 +180,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             progress.say(f"{answer_text(effect)} {reason_text(effect)}")
         published = self.result.published
         progress.say(
-            f"the merged model is in {place}" + (f", and on {published.url}" if published else "")
+            f"the merged model is in {folder}" + (f", and on {published.url}" if published else "")
         )
 
     def _output_folder(self, args: Any) -> Path:

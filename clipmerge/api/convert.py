@@ -56,14 +56,14 @@ def convert(
         CheckpointError: If it already has that layout, or a part of it has no counterpart.
         OutputError: If the folder cannot be written.
     """
-    given = complete_options(ConvertOptions, options)
-    overwrite = given["overwrite"]
-    reports = given["progress"]
+    settings = complete_options(ConvertOptions, options)
+    overwrite = settings["overwrite"]
+    reports = settings["progress"]
     layout = _layout(to)
     target = Path(output)
     if not is_main_process():  # only one process writes
         return ConvertResult(target, {})
-    with as_sources([checkpoint], given["processor"]) as (source,):
+    with as_sources([checkpoint], settings["processor"]) as (source,):
         reports.stage("read")
         opened = open_source(source)
         check_output(target, overwrite=overwrite, inputs=[opened.folder], record=CONVERSION)
@@ -96,7 +96,7 @@ def convert(
                 "to": layout,
                 "source": opened.provenance(),
                 "warnings": notes,
-                "command": given["command"]
+                "command": settings["command"]
                 or command_text("convert", source, output, options=options, to=to),
             }
             (folder / CONVERSION).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ from clipmerge.api._in_memory import CheckpointLike, as_sources
 from clipmerge.api._merge_effect import check_task_scores, load_tasks
 from clipmerge.api._results import EvaluateResult
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.checks import check_answers, check_images, end_accuracy, settle
+from clipmerge.checks import check_answers, check_images, end_accuracy, raise_errors
 from clipmerge.config import EvaluateOptions, complete_options, with_options
 from clipmerge.errors import UsageError
 from clipmerge.planning.merge_effect import Estimate
@@ -52,13 +52,13 @@ def evaluate(
         ClipmergeError: If an argument cannot be used; one line says what, where and what to do
             next.
     """
-    given = complete_options(EvaluateOptions, options)
-    wanted = Calibration.from_options(given)
+    settings = complete_options(EvaluateOptions, options)
+    wanted = Calibration.from_options(settings)
     if not isinstance(data, (Mapping, list, tuple, type(None))):
         raise UsageError('evaluate takes its images by name: data={"val": SOURCE}')
     sources = parse_named("data", data)
-    tasks = parse_named("keep", given["keep"])
-    reports = given["progress"]
+    tasks = parse_named("keep", settings["keep"])
+    reports = settings["progress"]
     if not sources and not tasks:
         raise UsageError(
             "nothing to evaluate on: give images with `data` NAME=SOURCE or `keep` NAME=SOURCE"
@@ -67,27 +67,27 @@ def evaluate(
     from clipmerge.evaluation.other_tasks import evaluate_other_tasks
     from clipmerge.images.dataset import open_images
 
-    with as_sources([checkpoint], given["processor"]) as (source,):
-        (place,) = with_state_key([source], given["state_key"])
-        require_checkpoints((str(place),))
+    with as_sources([checkpoint], settings["processor"]) as (source,):
+        (address,) = with_state_key([source], settings["state_key"])
+        require_checkpoints((str(address),))
         loaded = {
             name: open_images(images, wanted.classes, columns=wanted.columns, whole=True)
             for name, images in sources.items()
         }
         others = load_tasks(tasks, reports)
-        opened = open_checkpoint(str(place), model=given["model"])
+        opened = open_checkpoint(str(address), model=settings["model"])
         say_all(reports, texts_of(opened.notes))
         model = load_model(opened)
         for images in loaded.values():
             say_all(reports, images.notes)
-        allow = allowed_checks(given["allow"])
-        strict = given["strict"]
+        allow = allowed_checks(settings["allow"])
+        strict = settings["strict"]
         pixels = [
             finding
             for images in (*loaded.values(), *others.values())
             for finding in check_images(images, model)
         ]
-        doubts = settle(pixels, allow=allow, strict=strict)
+        doubts = raise_errors(pixels, allow=allow, strict=strict)
         record = {
             "checkpoint": opened.provenance(),
             **evaluate_sources(model, loaded, wanted, reports),
@@ -98,7 +98,7 @@ def evaluate(
             for share in [_accuracy_of_source(record, name)]
         ]
         guesses = [finding for ends in answers for finding in check_answers(ends)]
-        doubts += settle(guesses, allow=allow, strict=strict)
+        doubts += raise_errors(guesses, allow=allow, strict=strict)
         say_all(reports, [ends.note() for ends in answers])
         say_all(reports, texts_of(doubts))
         if others:

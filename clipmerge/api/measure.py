@@ -204,7 +204,7 @@ def _noise_device(recipe: Recipe, device: torch.device) -> str | None:
     return device.type if draws and device.type != "cpu" else None
 
 
-def _add_relative_change(found: Measurements, objective: Objective) -> Measurements:
+def _add_relative_change(measurements: Measurements, objective: Objective) -> Measurements:
     """Add ``change``, ||task_vector_l|| / ||theta_0,l||, to the statistics."""
     values = {}
     for layer, names in objective.weights.layers.items():
@@ -221,9 +221,9 @@ def _add_relative_change(found: Measurements, objective: Objective) -> Measureme
             " of its zero-shot weights."
         ),
     )
-    return found.replace(
-        statistics=(*found.statistics, change),
-        notes=(*found.notes, *map(Finding.note, objective.notes)),
+    return measurements.replace(
+        statistics=(*measurements.statistics, change),
+        notes=(*measurements.notes, *map(Finding.note, objective.notes)),
     )
 
 

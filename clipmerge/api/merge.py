@@ -30,7 +30,7 @@ from clipmerge.checkpoint import Inputs, open_checkpoints
 from clipmerge.checkpoint.alignment import align, finetuned_dtype, refuse_mismatches
 from clipmerge.checkpoint.ancestry import unmerged_encoders
 from clipmerge.checkpoint.inputs import HEAD_WEIGHT
-from clipmerge.checks import check_images, check_limit, check_models, check_sources, settle
+from clipmerge.checks import check_images, check_limit, check_models, check_sources, raise_errors
 from clipmerge.config import (
     MergeOptions,
     Missing,
@@ -108,28 +108,34 @@ def merge(
         ClipmergeError: If an argument cannot be used; one line says what, where and what to do
             next.
     """
-    given = complete_options(MergeOptions, options)
+    settings = complete_options(MergeOptions, options)
     target = None if output is None else Path(output)
-    progress = given["progress"]
-    limit = parse_size(given["max_shard_size"])
-    with merge_requested("merge", zeroshot, finetuned, recipe, output, given, options) as request:
+    progress = settings["progress"]
+    limit = parse_size(settings["max_shard_size"])
+    with merge_requested(
+        "merge", zeroshot, finetuned, recipe, output, settings, options
+    ) as request:
         if target is not None:
             from clipmerge.output.checks import check_output
 
             check_output(
                 target,
-                overwrite=given["overwrite"],
+                overwrite=settings["overwrite"],
                 inputs=local_inputs(*request.checkpoints),
                 read=[*request.files, *recipe_files(recipe)],
             )
-        if given["push"] is not None:
-            check_push(given["push"], target, private=given["private"])
+        if settings["push"] is not None:
+            check_push(settings["push"], target, private=settings["private"])
         run = prepare(request, progress)
-        result = finish_merge(run, target, overwrite=given["overwrite"], max_shard_size=limit)
-    if given["push"] is None or target is None or not run.is_main:
+        result = finish_merge(run, target, overwrite=settings["overwrite"], max_shard_size=limit)
+    if settings["push"] is None or target is None or not run.is_main:
         return result
     published = push(
-        target, given["push"], private=given["private"], license=given["license"], progress=progress
+        target,
+        settings["push"],
+        private=settings["private"],
+        license=settings["license"],
+        progress=progress,
     )
     return replace(result, published=published)
 
@@ -172,14 +178,14 @@ def plan_run(
     """Work like `plan`, with the same arguments, but return the whole run."""
     from clipmerge.output.checks import check_output_file
 
-    given = complete_options(PlanOptions, options)
-    with merge_requested("plan", zeroshot, finetuned, recipe, output, given, options) as request:
+    settings = complete_options(PlanOptions, options)
+    with merge_requested("plan", zeroshot, finetuned, recipe, output, settings, options) as request:
         if output is not None:
-            check_output_file(Path(output), overwrite=given["overwrite"])
-        run = prepare(request, given["progress"])
+            check_output_file(Path(output), overwrite=settings["overwrite"])
+        run = prepare(request, settings["progress"])
         if run.is_main:
             if output is not None:  # it may have appeared meanwhile
-                check_output_file(Path(output), overwrite=given["overwrite"])
+                check_output_file(Path(output), overwrite=settings["overwrite"])
             write_plan(run, None if output is None else Path(output))
     return run
 
@@ -191,39 +197,39 @@ def merge_requested(
     finetuned: CheckpointLike | Sequence[CheckpointLike],
     recipe: RecipeLike | None,
     output: StrPath | None,
-    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Iterator[MergeRequest]:
     """The checked request of a call, from its complete options, and those that were named; models
     in memory lie on the disk in this block.
     """
     if recipe is None:
-        recipe = default_recipe(given)
-    with as_sources([zeroshot, *as_list(finetuned)], given["processor"]) as (base, *others):
-        text = given.get("command") or command_text(
+        recipe = default_recipe(settings)
+    with as_sources([zeroshot, *as_list(finetuned)], settings["processor"]) as (base, *others):
+        text = settings.get("command") or command_text(
             command, base, *others, options=options, recipe=recipe, output=output
         )
-        yield merge_request(base, others, recipe, given, command=text)
+        yield merge_request(base, others, recipe, settings, command=text)
 
 
 def merge_request(
     zeroshot: str,
     finetuned: Sequence[str],
     recipe: RecipeLike,
-    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
     *,
     command: str = "",
 ) -> MergeRequest:
     """Build the request of a merge from complete options, and check it."""
-    fields = request_fields(zeroshot, finetuned, command, given)
-    changes = given["set"] or ()
+    fields = request_fields(zeroshot, finetuned, command, settings)
+    changes = settings["set"] or ()
     if isinstance(changes, Mapping):
         changes = [f"{key}={value}" for key, value in changes.items()]
-    if given["alpha"] is not None:
+    if settings["alpha"] is not None:
         refuse_set_twice("alpha", "method.alpha", changes)
-        changes = [*changes, f"method.alpha={given['alpha']!r}"]
-    chosen = load_limited_recipe(recipe, changes, given["max_loss"])
-    if given["max_loss"] is None:
+        changes = [*changes, f"method.alpha={settings['alpha']!r}"]
+    chosen = load_limited_recipe(recipe, changes, settings["max_loss"])
+    if settings["max_loss"] is None:
         fields["max_loss"] = chosen.max_loss
     request = MergeRequest(recipe=chosen, **fields)
     check_merge(request)
@@ -267,10 +273,10 @@ def _measure_once(run: Run, request: MergeRequest, cache: RunCache) -> Measured:
     from clipmerge.api.measure import measure, ranks_by_gradients
 
     key = json.dumps([request.recipe.measure, request.recipe.missing], sort_keys=True)
-    found = cache.measured.get(key)
-    if found is None or (ranks_by_gradients(request.recipe) and not found[0].gradients):
-        found = cache.measured[key] = measure(run, request)
-    return found
+    result = cache.measured.get(key)
+    if result is None or (ranks_by_gradients(request.recipe) and not result[0].gradients):
+        result = cache.measured[key] = measure(run, request)
+    return result
 
 
 def _open_run(
@@ -287,7 +293,7 @@ def _open_run(
         run.inputs = inputs = build_zeroshot_head(inputs, run.head, mixed_dtypes=mixed)
     inputs.notes.extend(note for note in unmerged_encoders(inputs) if note not in inputs.notes)
     say_all(progress, texts_of(inputs.notes))
-    run.findings += settle(
+    run.findings += raise_errors(
         check_models_once(inputs, cache), allow=request.allow, strict=request.strict
     )
     say_all(progress, texts_of(run.findings))
@@ -384,7 +390,7 @@ def _check_images(run: Run, request: MergeRequest) -> list[Finding]:
     images = run.open_data(request)
     images.require_classes()
     if request.recipe.measure or calibration.held_back:
-        found = check_sources(
+        findings = check_sources(
             run.inputs,
             {"": images},
             calibration,
@@ -393,14 +399,14 @@ def _check_images(run: Run, request: MergeRequest) -> list[Finding]:
             seed=request.seed,
         )
     else:
-        found = check_images(images)
+        findings = check_images(images)
     is_judged_only = not request.recipe.measure
     with (
         run.timed("check", "checking images and class names"),
         warn_or_raise(run, request, "the effect of the merge") if is_judged_only else nullcontext(),
     ):
-        doubts = chain(check_limit(request.max_loss), found)
-        return settle(doubts, allow=request.allow, strict=request.strict)
+        doubts = chain(check_limit(request.max_loss), findings)
+        return raise_errors(doubts, allow=request.allow, strict=request.strict)
 
 
 def _check_recipe_fits(run: Run, recipe: Recipe) -> None:
@@ -453,7 +459,7 @@ def _decide(
         *(measurements.notes if measurements else ()),
         *_extrapolation_note(run.inputs, options),
     )
-    found = decision.finding
+    finding = decision.finding
     plan = Plan(
         recipe=request.recipe.model_dump(mode="json"),
         **run.sources(hashed=False),
@@ -466,7 +472,7 @@ def _decide(
         stragglers=decision.stragglers,
         straggler_statistic=decision.straggler_statistic,
         straggler_scores=decision.straggler_scores,
-        decision=Finding.note(found) if isinstance(found, str) else found,
+        decision=Finding.note(finding) if isinstance(finding, str) else finding,
         layer_digests={name: digest_of_layer(entry) for name, entry in layers.items()},
         measurements=measurements,
         calibration=calibration,

@@ -69,9 +69,9 @@ def merge_models(
                 " merge()"
             )
     models = [unwrap_model(model) for model in as_list(finetuned)]
-    given = complete_options(RecipeOptions, options)
-    with merge_requested("merge", zeroshot, models, recipe, None, given, options) as request:
-        run = prepare(request, given["progress"])
+    settings = complete_options(RecipeOptions, options)
+    with merge_requested("merge", zeroshot, models, recipe, None, settings, options) as request:
+        run = prepare(request, settings["progress"])
         if run.plan is None:
             raise UsageError(
                 "merge_models works in one process; under `accelerate launch` use merge"
@@ -154,7 +154,7 @@ def merge_state_dicts(
                 _merge_parameter(
                     name,
                     tensor.cpu(),
-                    [each[name].cpu() for each in finetuned],
+                    [state_dict[name].cpu() for state_dict in finetuned],
                     alpha,
                     chosen,
                     seed,
@@ -201,7 +201,7 @@ def _merge_parameter(
     seed: int,
 ) -> Tensor:
     if not theta_0.is_floating_point():
-        if not is_counter(name) and any(not torch.equal(theta_0, each) for each in finetuned):
+        if not is_counter(name) and any(not torch.equal(theta_0, other) for other in finetuned):
             raise CheckpointError(f"{name}: integers differ, and integers cannot be merged")
         return theta_0.clone()
     for number, tensor in enumerate((theta_0, *finetuned)):
@@ -216,5 +216,7 @@ def _merge_parameter(
             f"{name}: overflows {theta_0.dtype} at alpha {alpha:g}; choose an alpha in [0, 1]"
         )
     return (
-        merged.clone() if merged is theta_0 or any(merged is each for each in finetuned) else merged
+        merged.clone()
+        if merged is theta_0 or any(merged is other for other in finetuned)
+        else merged
     )

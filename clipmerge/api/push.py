@@ -37,12 +37,12 @@ def push(
     """
     from clipmerge.publish import push as publishing
 
-    given: Json = {**complete_options(PushOptions, options)}
-    given["evaluations"] = tuple(map(Path, given["evaluations"] or ()))
+    settings: Json = {**complete_options(PushOptions, options)}
+    settings["evaluations"] = tuple(map(Path, settings["evaluations"] or ()))
     command = command_text("push", folder, repo_id, options=options)
-    reports = given.pop("progress")
+    reports = settings.pop("progress")
     reports.stage("publish")
-    published = publishing.push(Path(folder), repo_id, **given, command=command)
+    published = publishing.push(Path(folder), repo_id, **settings, command=command)
     if published.not_published:
         reports.say(
             f"{shorten(published.not_published)} not pushed from {folder}: not written by the merge"

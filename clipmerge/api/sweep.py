@@ -19,7 +19,7 @@ from clipmerge.api._merge_effect import add_task_scores, broadcast_plan, load_ta
 from clipmerge.api._results import SweepResult
 from clipmerge.api.merge import check_models_once, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
-from clipmerge.checks import check_shifts, check_sources, settle
+from clipmerge.checks import check_shifts, check_sources, raise_errors
 from clipmerge.config import Missing, SweepOptions, complete_options, with_options
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, VerdictError
@@ -88,23 +88,24 @@ def sweep(
             other.
         ClipmergeError: If another argument cannot be used.
     """
-    given = complete_options(SweepOptions, options)
+    settings = complete_options(SweepOptions, options)
     target = None if output is None else Path(output)
-    reports = given["progress"]
-    recipes = given["recipes"] or ()
-    with as_sources([zeroshot, *as_list(finetuned)], given["processor"]) as (base, *others):
-        command = given["command"] or command_text(
+    reports = settings["progress"]
+    recipes = settings["recipes"] or ()
+    with as_sources([zeroshot, *as_list(finetuned)], settings["processor"]) as (base, *others):
+        command = settings["command"] or command_text(
             "sweep", base, *others, options=options, id=id, ood=ood, output=output
         )
         request = SweepRequest(
-            **request_fields(base, others, command, given),
+            **request_fields(base, others, command, settings),
             id_sources=parse_named("id", id),
             ood_sources=parse_named("ood", ood),
             recipes=tuple(
-                load_limited_recipe(recipe, given["set"], given["max_loss"]) for recipe in recipes
+                load_limited_recipe(recipe, settings["set"], settings["max_loss"])
+                for recipe in recipes
             ),
-            alphas=parse_alphas(given["alphas"]),
-            points=parse_named("points", given["points"]),
+            alphas=parse_alphas(settings["alphas"]),
+            points=parse_named("points", settings["points"]),
         )
         check_sweep(request)
         if target is not None:
@@ -112,7 +113,7 @@ def sweep(
 
             check_output(
                 target,
-                overwrite=given["overwrite"],
+                overwrite=settings["overwrite"],
                 inputs=local_inputs(*request.checkpoints),
                 read=[*request.files, *recipe_files(*recipes)],
                 record=SWEEP_RECORD,
@@ -122,7 +123,7 @@ def sweep(
             record["output"] = str(target)
             if is_main_process():
                 reports.stage("draw")
-                write_sweep(record, correct, target, overwrite=given["overwrite"])
+                write_sweep(record, correct, target, overwrite=settings["overwrite"])
     return SweepResult(
         target, record, correct, tuple(warning["text"] for warning in record["warnings"])
     )
@@ -152,11 +153,13 @@ def run_sweep(
     )
     inputs, request = open_inputs(request, missing, cache)
     say_all(progress, texts_of(inputs.notes))
-    doubts = settle(check_models_once(inputs, cache), allow=request.allow, strict=request.strict)
+    doubts = raise_errors(
+        check_models_once(inputs, cache), allow=request.allow, strict=request.strict
+    )
     say_all(progress, texts_of(doubts))
     progress.stage("check")
-    found = check_sources(inputs, loaded, request.calibration, progress, seed=request.seed)
-    doubted = settle(found, allow=request.allow, strict=request.strict)
+    findings = check_sources(inputs, loaded, request.calibration, progress, seed=request.seed)
+    doubted = raise_errors(findings, allow=request.allow, strict=request.strict)
     say_all(progress, texts_of(doubted))
     doubts += doubted
     base = cache.checkpoints[0]
@@ -175,12 +178,12 @@ def run_sweep(
     progress.stage("bootstrap")
     rows = _rows_of_points(request, correct)
 
-    def mark(name: str, number: int, **about: Any) -> Json:
+    def describe_point(name: str, number: int, **about: Any) -> Json:
         alpha = points[number].alpha
         return {"name": name, "point": number, "alpha": alpha, **rows[number], **about}
 
     recipes = [
-        mark(
+        describe_point(
             plan.recipe["name"],
             number,
             decision=(plan.decision or Finding.of("settings")).model_dump(mode="json"),
@@ -190,13 +193,13 @@ def run_sweep(
         for plan, number in planned
     ]
     checkpoints = [
-        mark(name, number, checkpoint=pair.finetuned[0].provenance(hashed=request.hashed))
+        describe_point(name, number, checkpoint=pair.finetuned[0].provenance(hashed=request.hashed))
         for number, (name, pair) in enumerate(placed.items(), first)
     ]
     losing = {
         f"{kind} {row['name']}": row["id"]
-        for kind, marked in (("recipe", recipes), ("point", checkpoints))
-        for row in marked
+        for kind, rows_of_kind in (("recipe", recipes), ("point", checkpoints))
+        for row in rows_of_kind
         if row["exceeds_max_loss"]
     }
     finetuned = rows[request.alphas.index(1.0)]["id"] if losing else 0.0
@@ -239,24 +242,24 @@ def run_sweep(
 
 def _rows_of_points(request: SweepRequest, correct: dict[str, Correct]) -> list[Json]:
     """The rows of the points, in order."""
-    places = compare_with_curve(
+    comparisons = compare_with_curve(
         [correct[name] for name in request.id_sources],
         [correct[name] for name in request.ood_sources],
         range(len(request.alphas)),
         seed=request.seed,
     )
-    finetuned = places[request.alphas.index(1.0)]["id"] if 1.0 in request.alphas else None
+    finetuned = comparisons[request.alphas.index(1.0)]["id"] if 1.0 in request.alphas else None
     return [
         {
             "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
-            **place,
+            **comparison,
             "exceeds_max_loss": (
                 None
                 if finetuned is None
-                else exceeds_max_loss(place["id"] - finetuned, request.max_loss)
+                else exceeds_max_loss(comparison["id"] - finetuned, request.max_loss)
             ),
         }
-        for number, place in enumerate(places)
+        for number, comparison in enumerate(comparisons)
     ]
 
 
@@ -290,7 +293,11 @@ def _describe_sweep(
         "templates": list(templates_for(request.calibration.templates, ())),
         "source_templates": source_templates(
             request.calibration.templates,
-            {name: each for name, each in loaded.items() if isinstance(each, LabelledImages)},
+            {
+                name: image_set
+                for name, image_set in loaded.items()
+                if isinstance(image_set, LabelledImages)
+            },
         ),
         "seed": request.seed,
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
@@ -368,9 +375,9 @@ def overlap_notes(
     labelled: ImageSet | None = None
     unlabelled = None
     if data.source is not None:
-        most = data.images + held_out_count(data.images, data.held_back)
+        max_images = data.images + held_out_count(data.images, data.held_back)
         labelled = cache.open_data(request, progress)
-        labelled = labelled.sample(most, seed) if labelled.revision else labelled
+        labelled = labelled.sample(max_images, seed) if labelled.revision else labelled
     if data.unlabelled is not None:
         unlabelled = cache.open_unlabelled(request, progress)
         unlabelled = unlabelled.sample(data.images, seed) if unlabelled.revision else unlabelled
@@ -419,5 +426,5 @@ def _score_points(
         loaded = {name: require_labelled(images) for name, images in loaded.items()}
     model = build_headed(inputs) if inputs.have_heads_only else build_model(inputs)
     scorer = Scorer(model, inputs, request.calibration, dtype=request.dtype)
-    found = scorer.score(moves, loaded, scorer.pace(moves, loaded, progress))
-    return {name: stack_correct(outcomes) for name, outcomes in found.items()}
+    outcomes_by_source = scorer.score(moves, loaded, scorer.pace(moves, loaded, progress))
+    return {name: stack_correct(outcomes) for name, outcomes in outcomes_by_source.items()}

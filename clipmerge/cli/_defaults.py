@@ -47,15 +47,15 @@ class Defaults:
         self.values[name] = value
         self.origins[name] = origin
 
-    def words(self, given: Sequence[str]) -> list[str]:
+    def words(self, arguments: Sequence[str]) -> list[str]:
         """The defaults as words of a command line."""
         words = []
         for name, value in self.values.items():
             flags = OPTIONS[name].names(name)
-            if value is False or any(word.partition("=")[0] in flags for word in given):
+            if value is False or any(word.partition("=")[0] in flags for word in arguments):
                 continue
-            for each in value if isinstance(value, list) else [value]:
-                words += [flags[0]] if each is True else [flags[0], str(each)]
+            for item in value if isinstance(value, list) else [value]:
+                words += [flags[0]] if item is True else [flags[0], str(item)]
         return words
 
     @property
@@ -81,29 +81,29 @@ def read_defaults() -> Defaults:
     """
     from clipmerge.files.paths import user_config
 
-    found = Defaults()
+    defaults = Defaults()
     with contextlib.suppress(RuntimeError):
-        _add_file(found, user_config() / FILE, _SETTABLE, "")
+        _add_file(defaults, user_config() / FILE, _SETTABLE, "")
     more = "; the user's own file and the environment may set more"
-    _add_file(found, Path(FILE), _ANYWHERE, more)
+    _add_file(defaults, Path(FILE), _ANYWHERE, more)
     for variable, text in os.environ.items():
         prefix = variable[: len(_PREFIX)]
         name = variable[len(_PREFIX) :].lower()
         if prefix != _PREFIX or name in _OTHERS:
             continue
         if name not in _SETTABLE:
-            found.unknown.append(variable)
+            defaults.unknown.append(variable)
             continue
         value: Any = [text] if OPTIONS[name].is_repeated else text
         if OPTIONS[name].default is False:
             if text.lower() not in _SWITCHES:
                 raise UsageError(f"{variable}={text[:40]}: expected 0 or 1")
             value = _SWITCHES[text.lower()]
-        found.add(name, value, variable)
-    return found
+        defaults.add(name, value, variable)
+    return defaults
 
 
-def _add_file(found: Defaults, file: Path, allowed: Names, more: str) -> None:
+def _add_file(defaults: Defaults, file: Path, allowed: Names, more: str) -> None:
     if not file.is_file():
         return
     import tomllib  # only where there is a file: it takes a hundredth of a second
@@ -122,7 +122,7 @@ def _add_file(found: Defaults, file: Path, allowed: Names, more: str) -> None:
     for key, value in settings.items():
         name = key.replace("-", "_")
         if name not in allowed:
-            known = [each.replace("_", "-") for each in allowed]
+            known = [other.replace("_", "-") for other in allowed]
             raise UsageError(
                 f"{file}: '{key}' cannot be set there (it may set"
                 f" {', '.join(known)}{more}).{did_you_mean(key, known)}"
@@ -131,4 +131,4 @@ def _add_file(found: Defaults, file: Path, allowed: Names, more: str) -> None:
             value = value if isinstance(value, list) else [value]
         elif not isinstance(value, str | int | float):
             raise UsageError(f"{file}: {key}: expected one value")
-        found.add(name, value, str(file))
+        defaults.add(name, value, str(file))

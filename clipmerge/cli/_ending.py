@@ -133,7 +133,7 @@ def _print_once_per_host(code: int) -> Iterator[None]:
 
     sign = Path(tempfile.gettempdir()) / f"{_SIGN}{os.getppid()}-{os.environ.get('MASTER_PORT')}"
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm and the launcher both send it
-    place = 1
+    arrival = 1
     for old in sign.parent.glob(f"{_SIGN}*"):  # of runs of which a process was killed
         with contextlib.suppress(OSError):  # another process removes it too
             if time.time() - old.stat().st_mtime > SECONDS_OF_A_SIGN:
@@ -141,11 +141,11 @@ def _print_once_per_host(code: int) -> Iterator[None]:
     with contextlib.suppress(OSError):  # else there is no folder to leave a sign in
         with sign.open("ab", buffering=0) as file:
             file.write(b".")
-            place = file.tell()
-        if place >= processes:
+            arrival = file.tell()
+        if arrival >= processes:
             sign.unlink(missing_ok=True)
     try:
-        if place > 1:
+        if arrival > 1:
             raise SystemExit(code)
         yield
     finally:
@@ -189,12 +189,12 @@ def _describe_os_error(error: OSError) -> str:
             f"the working folder is gone or cannot be read ({reason}); go to another one and run"
             " again"
         )
-    place = (
+    subject = (
         f"{os.fsdecode(error.filename)}: "
         if isinstance(error.filename, str | bytes)
         else "the system refused: "
     )
-    return f"{place}{reason}; check that it is there and that you may read or write it"
+    return f"{subject}{reason}; check that it is there and that you may read or write it"
 
 
 def prepare_streams() -> None:

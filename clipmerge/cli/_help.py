@@ -116,7 +116,7 @@ class GroupedHelp(TyperCommand):
             if lines:
                 with formatter.section(heading):
                     formatter.write_dl(
-                        [line for _, line in sorted(lines, key=lambda each: each[0])]
+                        [line for _, line in sorted(lines, key=lambda entry: entry[0])]
                     )
 
 

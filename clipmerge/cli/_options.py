@@ -80,9 +80,9 @@ def command(
     def decorate(function: _Function) -> _Function:
         hints = get_type_hints(function, include_extras=True)
         flags: dict[str, tuple[Any, Any]] = {
-            each.name: (hints[each.name], each.default)
-            for each in inspect.signature(function).parameters.values()
-            if each.name not in ("terminal", "options")
+            parameter.name: (hints[parameter.name], parameter.default)
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.name not in ("terminal", "options")
         }
         flags["fmt"] = (FormatFlag, Format.human)
         flags["as_json"] = (JsonFlag, False)
@@ -100,12 +100,12 @@ def command(
             as_json: bool = False,
             quiet: bool = False,
             verbose: bool = False,
-            **given: Any,
+            **values: Any,
         ) -> None:
             terminal = Terminal(_format(fmt, as_json=as_json, quiet=quiet), verbose=verbose)
-            own = {"progress": terminal, "command": command_line()}
-            given |= {name: value for name, value in own.items() if name in known}
-            function(terminal, **given)
+            extra = {"progress": terminal, "command": command_line()}
+            values |= {name: value for name, value in extra.items() if name in known}
+            function(terminal, **values)
 
         parameters = [
             inspect.Parameter(

@@ -173,10 +173,10 @@ def _take_defaults(context: typer.Context) -> None:
     command = str(context.invoked_subcommand)
     if command in _DEFAULTS:
         flags = set(inspect.signature(_function(command)).parameters) - _DEFAULTS[command]
-        found = read_defaults()
-        found.values = {name: value for name, value in found.values.items() if name in flags}
-        context.default_map = {command: found.values}
-        applied.__dict__.update(found.__dict__)
+        defaults = read_defaults()
+        defaults.values = {name: value for name, value in defaults.values.items() if name in flags}
+        context.default_map = {command: defaults.values}
+        applied.__dict__.update(defaults.__dict__)
 
 
 for _name, _first_line in COMMANDS.items():

@@ -82,12 +82,12 @@ def _version(name: str) -> str | None:
 def _defaults() -> dict[str, str]:
     """The defaults of flags set by files and variables here, or the error in them."""
     try:
-        found = read_defaults()
+        defaults = read_defaults()
     except UsageError as error:
         return {"unusable": str(error)}
     return {
-        f"--{name.replace('_', '-')}": f"{value} ({found.origins[name]})"
-        for name, value in found.values.items()
+        f"--{name.replace('_', '-')}": f"{value} ({defaults.origins[name]})"
+        for name, value in defaults.values.items()
     }
 
 

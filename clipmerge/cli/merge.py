@@ -16,7 +16,7 @@ from clipmerge.cli._options import (
 )
 from clipmerge.cli._terminal import Terminal, push_outcome, show_merge
 from clipmerge.config import MergeOptions
-from clipmerge.errors import UsageError, noting
+from clipmerge.errors import UsageError, adding_note
 
 
 @command(MergeOptions)
@@ -55,5 +55,5 @@ def merge_command(
         return
     published = result.published.model_dump()
     outcome = push_outcome(published)
-    with noting(outcome):
+    with adding_note(outcome):
         show_merge(terminal, result.record, f"{last_line}\n{outcome}", published=published)

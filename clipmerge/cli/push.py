@@ -9,7 +9,7 @@ import typer
 from clipmerge.cli._options import Folder, command
 from clipmerge.cli._terminal import Terminal, push_outcome
 from clipmerge.config import PushOptions
-from clipmerge.errors import noting
+from clipmerge.errors import adding_note
 from clipmerge.types import Json
 
 
@@ -33,7 +33,7 @@ def push_command(
         terminal.result(published, lambda: _dry_run(published))
         return
     outcome = push_outcome(published)
-    with noting(outcome):
+    with adding_note(outcome):
         terminal.result(published, lambda: outcome)
 
 

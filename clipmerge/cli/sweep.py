@@ -81,7 +81,8 @@ class SweepTable:
         # single sources, and intervals, where there is room for them
         shapes = ((True, True), (False, True), (False, False))
         shape = next(
-            (each for each in shapes if width(_NAME, each) <= options.max_width), shapes[-1]
+            (candidate for candidate in shapes if width(_NAME, candidate) <= options.max_width),
+            shapes[-1],
         )
         # names get the width left by the numbers, which are never cut
         yield self._table(max(1, 1 + options.max_width - width(1, shape)), *shape)
@@ -119,8 +120,8 @@ class SweepTable:
             *(shorten_middle(head, _TITLE) for head in heads),
             wraps=False,
         )
-        for place, (head, is_recipe, _) in enumerate(rows_of(self._record)):
-            row = [shorten_middle(head, names), *[column[place] for column in cells]]
+        for index, (head, is_recipe, _) in enumerate(rows_of(self._record)):
+            row = [shorten_middle(head, names), *[column[index] for column in cells]]
             table.add_row(*map(Text, row), style="bold" if is_recipe else None)
         return table
 
@@ -139,15 +140,15 @@ def _other_tasks(record: Json) -> Iterator[Table]:
 
     section = other_tasks_section(record)
     tables: dict[str, list[tuple[int, str]]] = {}
-    for place, name in enumerate(section["other_tasks_columns"]):
+    for index, name in enumerate(section["other_tasks_columns"]):
         task, _, measure = name.rpartition(": ")
         title, head = ("other tasks", task) if measure == "accuracy" else (task, measure)
-        tables.setdefault(title, []).append((place, head))
+        tables.setdefault(title, []).append((index, head))
     for title, columns in tables.items():
         table = table_of(f"{title}, %", *(head for _, head in columns))
         table.columns[0].no_wrap = True  # the headings wrap
         for row in section["other_tasks_rows"]:
-            cells = (row["cells"][place] for place, _ in columns)
+            cells = (row["cells"][index] for index, _ in columns)
             table.add_row(
                 *map(Text, (row["head"], *cells)), style="bold" if row["is_mark"] else None
             )

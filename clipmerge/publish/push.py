@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.errors import HubError, OutputError, UsageError, noting, shorten
+from clipmerge.errors import HubError, OutputError, UsageError, adding_note, shorten
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.limits import MAX_TEXT_BYTES
 from clipmerge.files.reading import read_bytes, refusing
@@ -115,7 +115,7 @@ def push(folder: Path, repo_id: str, **settings: Any) -> Published:
         target = target or Target(head="", files={})
         would_change = tuple(change.path_in_repo for change in _changes(target, additions))
     else:
-        with noting(
+        with adding_note(
             f"whether {repo_id} was published is not known: `{job.command}` checks that and"
             " continues"
         ):
