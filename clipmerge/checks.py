@@ -46,6 +46,8 @@ _OUTSIDE, _OVERSHOOT = 0.01, 0.05
 _STAYING = 0.05
 # Points of accuracy: a limit below it is less than one image in a thousand: a fraction was meant.
 _LEAST_LIMIT = 0.1
+# Letters of a prompt that are shown.
+_SHOWN = 120
 # Findings that doubt images and class names, not checkpoints.
 _ABOUT_IMAGES = {
     "blank-images",
@@ -96,10 +98,15 @@ def end_accuracy(
     if isinstance(images, CaptionedImages):
         names = tuple(captions[0] for captions in images.captions)
         about["captions"] = True
-        return EndAccuracy(zeroshot, finetuned, len(images), names, names[0], **about)
+        return EndAccuracy(zeroshot, finetuned, len(images), names, _shown(names[0]), **about)
     names = images.class_names
     (prompt, *_) = class_prompts(names[:1], templates_for(templates, images.templates))
-    return EndAccuracy(zeroshot, finetuned, len(images), names, prompt, **about)
+    return EndAccuracy(zeroshot, finetuned, len(images), names, _shown(prompt), **about)
+
+
+def _shown(text: str) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def check_models(inputs: Inputs) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from clipmerge.checks import (
 )
 from clipmerge.distributed import broadcast_, distributed_context, peer_errors
 from clipmerge.errors import CheckpointError, VerdictError
+from clipmerge.files.finite import NotFiniteError
 from clipmerge.finding import Finding
 from clipmerge.images.fingerprints import Fingerprints, note_shared
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
@@ -115,6 +116,8 @@ def warn_or_raise(run: Run, request: MergeRequest, what: str) -> Iterator[None]:
     """
     try:
         yield
+    except NotFiniteError:
+        raise
     except (CheckpointError, _Unmeasurable) as error:
         if isinstance(error, CheckpointError) and not request.recipe.measure:
             raise CheckpointError(

@@ -12,6 +12,10 @@ import numpy as np
 from clipmerge.errors import CheckpointError
 
 
+class NotFiniteError(CheckpointError):
+    """Weights that hold NaN or Inf, which nothing can merge."""
+
+
 def is_finite(values: Any) -> bool:
     """Whether no entry is NaN or Inf; empty values are finite."""
     with np.errstate(all="ignore"):
@@ -25,6 +29,6 @@ def require_finite(values: Any, name: str, source: str) -> None:
     """Refuse a parameter that holds NaN or Inf."""
     if not is_finite(values):
         kind = "NaN" if bool((values != values).any()) else "Inf"
-        raise CheckpointError(
+        raise NotFiniteError(
             f"{source}: tensor {name} holds {kind}; the checkpoint is broken, merge an earlier one"
         )

@@ -46,11 +46,11 @@ def look_like_captions(labels: Sequence[Any]) -> bool:
 
 
 def list_captions(source: Source) -> tuple[Names, ...]:
-    """The captions of each image: of a text its lines, of a list its texts."""
+    """The captions of each image: a text, or those of a list."""
     captions: list[Names] = []
     name = source.store.name
     for position, value in enumerate(source.values or ()):
-        texts = value.splitlines() if isinstance(value, str) else value
+        texts = [value] if isinstance(value, str) else value
         texts = texts if isinstance(texts, list | tuple) else []
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{source.title}: {name(position)} has a caption that is not a text")

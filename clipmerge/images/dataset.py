@@ -56,6 +56,11 @@ def open_images(
         if opened.captions_from is not None:
             origin = f", from {opened.captions_from}" if opened.captions_from else ""
             facts["notes"] += (f"{opened.title}: images with captions{origin}",)
+        if classes is not None:
+            facts["notes"] += (
+                f"{opened.title}: the names of `classes` are not used, because its images have"
+                " captions (classes with `label_column`)",
+            )
         images = CaptionedImages(opened.title, opened.store, labels, captions, **facts)
     else:
         opened = known.known.describe(opened) if known else opened

@@ -17,6 +17,8 @@ from clipmerge.types import Names
 
 # Ending of the file with the captions of the image beside it, one per line.
 _TEXT = ".txt"
+# Names of a table of a folder's images.
+_TABLES = ("metadata.csv", "metadata.jsonl")
 _IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"}
@@ -39,7 +41,7 @@ def load_folder(source: str, folder: Path, columns: Columns) -> Source:
             "datasets.load_from_disk(FOLDER).to_parquet(FILE)"
         )
     listed = _list_visible(source, folder, folder)
-    tables = [entry for entry in listed if entry.name in ("metadata.csv", "metadata.jsonl")]
+    tables = [entry for entry in listed if entry.name in _TABLES]
     wants_beside = columns.caption == _TEXT[1:]
     if tables and not wants_beside:
         refuse_links(source, folder, map(Path, tables[:1]))
@@ -92,12 +94,13 @@ def _no_images_error(folder: str, listed: Iterable[os.DirEntry[str]]) -> DataErr
     inner = [
         entry.name
         for entry in listed
-        if entry.is_dir() or entry.name.endswith((".parquet", ".tar"))
+        if entry.is_dir() or entry.name.endswith((".parquet", ".tar")) or entry.name in _TABLES
     ]
     if inner:
         return DataError(
-            f"{folder}: holds {shorten(inner, 3)}, not images; give the folder right above the"
-            f" class folders, or that of Parquet or tar files, such as {folder}"
+            f"{folder}: is no class folder, it holds {shorten(inner, 3)}; give the folder right"
+            f" above the class folders, or that of a table or of Parquet or tar files, such as"
+            f" {folder}"
         )
     return DataError(f"{folder}: this class folder holds no images; add some or remove the folder")
 
@@ -116,10 +119,10 @@ def _load_captions(source: str, folder: Path) -> Source:
             " same name in .txt"
         )
     refuse_links(source, folder, texts)
-    captions: list[str] = []
+    captions: list[list[str]] = []
     for text in texts:
         with refusing(DataError, f"{source}: {text.name} cannot be read"):
-            captions.append(read_text(text, encoding="utf-8-sig"))
+            captions.append(read_text(text, encoding="utf-8-sig").split("\n"))
     notes: Names = ()
     if alone := sorted(
         {path.name for path in folder.glob("*.txt")} - {text.name for text in texts}

@@ -131,7 +131,10 @@ class CaptionedImages(ImageSet):
     def require_classes(self) -> None:
         """Refuse images with one caption, which every model would find."""
         if len(set(self.captions)) < 2:
-            raise DataError(f"{self.source}: all images have one caption; measuring needs several")
+            raise DataError(
+                f"{self.source}: all images have the same captions, which every model finds; give"
+                " images that differ in them"
+            )
 
     def with_one_caption(self, seed: int, known: Names = ()) -> LabelledImages:
         """Draw a caption of each image; images of one class have the same caption.

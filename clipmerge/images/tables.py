@@ -57,11 +57,18 @@ def load_table(source: str, table: Path, columns: Columns, *, inside: Path | Non
             if isinstance(value, bool) or not isinstance(value, int | str | None):
                 raise DataError(f"{where}, line {line}: a label is a number or a text")
     paths = _paths(where, table, rows, chosen.image, inside, columns)
+    if chosen.caption is not None and values is not None and len(set(paths)) < len(paths):
+        captions: dict[str, list[Any]] = {}  # of an image that has a row for each of them
+        for path, value in zip(paths, values, strict=True):
+            captions.setdefault(path, []).extend(value if isinstance(value, list) else [value])
+        paths = list(captions)
+        values = list(captions.values())
     return chosen.to_source(source, image_files(paths), values)
 
 
 def _json_rows(text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.splitlines(), 1):
+    # not by `splitlines`: JSON's texts may hold the line separators of Unicode
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             row = parse_json(line)
             if not isinstance(row, dict):
@@ -83,7 +90,10 @@ def _csv_rows(text: str) -> Iterator[Row]:
                 )
             yield reader.line_num, dict(row)
     except csv.Error as error:
-        raise Unreadable(f"line {reader.line_num}: {error}") from None
+        raise Unreadable(
+            f"line {reader.reader.line_num}: a quoted text does not end with its quote; write quotes"
+            " inside it twice"
+        ) from error
 
 
 def _paths(

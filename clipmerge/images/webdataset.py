@@ -143,18 +143,22 @@ def join_samples(
 ) -> Source:
     """Make one source of several archives and the texts beside them."""
     values = [value for _, value in samples]
+    ending = columns.caption or ("json" if any(isinstance(v, list) for v in values) else _TEXT)
     opened = Source(
         source,
         TarImages([member for member, _ in samples]),
         values if columns.labelled else None,
         captioned=columns.captioned,
         # captions that the set has by itself need no note
-        captions_from=None if described.is_retrieval else f".{columns.caption or _TEXT}",
+        captions_from=None if described.is_retrieval else f".{ending}",
         class_names=described.class_names,
         verbatim=True,
         templates=described.templates,
     )
-    classes = set(values) if not has_captions(opened) else set()
+    if has_captions(opened):
+        lines = [value.split("\n") if isinstance(value, str) else value for value in values]
+        return replace(opened, values=lines)
+    classes = set(values)
     if as_numbers(values) is None and len(classes) > max(100, _CAPTIONS * len(values)):
         note = (
             f"{source}: {len(classes)} classes for {len(values)} images; are the labels captions?"
@@ -235,6 +239,8 @@ def _label(
         content = _read_member(file, endings[ending])
         if ending == "json":
             label = _label_from_json(where, content.decode("utf-8", errors="replace"), key)
+            if columns.caption and isinstance(label, str):
+                label = [label]  # a whole text, not lines of captions
         else:
             # what is not UTF-8 is told from text by the check of names or captions
             label = content.decode("utf-8", errors="surrogateescape").strip()

@@ -88,7 +88,7 @@ def test_all_images_with_one_caption_measure_nothing(pair: Folders, tmp_path: Pa
     for number in range(3):
         Image.new("RGB", (32, 32), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
         (tmp_path / f"{number}.txt").write_text("the same caption for all")
-    with pytest.raises(DataError, match="all images have one caption"):
+    with pytest.raises(DataError, match="all images have the same captions"):
         clipmerge.plan(*pair, "wise-ft", data=str(tmp_path))
 
 

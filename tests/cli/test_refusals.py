@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.support.command import clipmerge, done, refused
 from tests.support.raw_safetensors import edit
-from tests.support.tiny_clip import Folders
+from tests.support.tiny_clip import Folders, save_images
 
 KEY = "vision_model.encoder.layers.1.mlp.fc1.weight"
 
@@ -69,6 +69,12 @@ def test_nan_is_found_in_an_end_that_the_merge_does_not_use(
 ) -> None:
     _entry(copies[which], float("nan"))
     merge_refused(copies, f"{copies[which]}: tensor .* holds NaN", "--set", f"method.alpha={alpha}")
+
+
+def test_nan_is_not_said_to_be_mergeable_without_images(copies: Folders, tmp_path: Path) -> None:
+    _entry(copies[1], float("nan"))
+    images = save_images(tmp_path / "images")
+    merge_refused(copies, "holds NaN; .* merge an earlier one$", "--data", images)
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,62 @@ def test_captions_are_found_without_flags(kind: str, tmp_path: Path) -> None:
     assert "images with captions" in note
 
 
+LINES = "a dog,\u2028asleep\nand a second line"
+
+
+def in_jsonl(at: Path) -> Any:
+    rows = [{"file_name": f"{k}.png", "text": LINES} for k in range(2)]
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (save_images(at / "x") / "metadata.jsonl").write_text(text, encoding="utf-8")
+    return str(at / "x")
+
+
+def in_csv(at: Path) -> Any:
+    save_images(at / "x")
+    with (at / "x" / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file_name", "text"), ("0.png", LINES), ("1.png", LINES)])
+    return str(at / "x")
+
+
+def in_parquet(at: Path) -> Any:
+    columns = {"image": [png(0), png(1)], "caption": [LINES] * 2}
+    return str(save_plain_parquet(at / "x.parquet", columns))
+
+
+def in_memory(_: Path) -> Any:
+    return [(pairs()[0][0], LINES), (pairs()[1][0], "a cat and a bird")]
+
+
+@pytest.mark.parametrize("make", [in_jsonl, in_csv, in_parquet, in_memory])
+def test_a_caption_of_several_lines_is_one_unless_it_is_a_text_file(
+    make: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    found = open_images(make(tmp_path))
+    assert isinstance(found, CaptionedImages)
+    assert found.captions[0] == (LINES,)
+    assert list(map(len, found.captions)) == [1, 1]
+
+
+def test_rows_of_one_image_are_its_captions(tmp_path: Path) -> None:
+    save_images(tmp_path / "x")
+    lines = ["filepath,title", "0.png,a dog", "1.png,two cats", "0.png,a brown dog"]
+    (tmp_path / "x" / "train.csv").write_text("\n".join(lines))
+    found = open_images(str(tmp_path / "x" / "train.csv"))
+    assert isinstance(found, CaptionedImages)
+    assert found.captions == (("a dog", "a brown dog"), ("two cats",))
+    assert [Path(path).name for path in found.store.paths] == ["0.png", "1.png"]
+
+
+def test_class_names_that_captions_leave_unused_are_noted(tmp_path: Path) -> None:
+    found = open_images(open_clip_csv(tmp_path), ("a", "b"))
+    assert any("the names of `classes` are not used" in note for note in found.notes)
+
+
+def test_captions_of_json_are_said_to_come_from_there(tmp_path: Path) -> None:
+    (note,) = open_images(tar_with_json(tmp_path)).notes
+    assert note.endswith("images with captions, from .json")
+
+
 def test_a_sample_is_seeded_and_keeps_images_with_their_captions(tmp_path: Path) -> None:
     found = open_images(parquet(tmp_path))
     sample = found.sample(3, seed=1)
@@ -268,6 +324,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str, Columns]] = {
     "a cell too many": (
         rewritten("metadata_csv", "1.png", "1.png,x"),
         r"metadata\.csv: cannot be read \(line 3 does not have 2 cells",
+        Columns(),
+    ),
+    "a quote inside a quoted text": (
+        rewritten("open_clip_tsv", "two cats", '"two" cats'),
+        r"line 3: a quoted text does not end with its quote; write quotes inside it twice",
         Columns(),
     ),
     "a table that is not UTF-8": (
