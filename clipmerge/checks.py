@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmerge.checkpoint.ancestry import ancestry_of, are_equal
-from clipmerge.errors import CheckpointError, DataError
+from clipmerge.errors import CheckpointError, DataError, printable
 from clipmerge.finding import Finding
 from clipmerge.images.store import Pixels
 from clipmerge.planning.merge_effect import CONSEQUENCES, Estimate, Recommendation
@@ -98,15 +98,14 @@ def end_accuracy(
     if isinstance(images, CaptionedImages):
         names = tuple(captions[0] for captions in images.captions)
         about["captions"] = True
-        return EndAccuracy(zeroshot, finetuned, len(images), names, _shown(names[0]), **about)
+        return EndAccuracy(
+            zeroshot, finetuned, len(images), names, printable(names[0], limit=_SHOWN), **about
+        )
     names = images.class_names
     (prompt, *_) = class_prompts(names[:1], templates_for(templates, images.templates))
-    return EndAccuracy(zeroshot, finetuned, len(images), names, _shown(prompt), **about)
-
-
-def _shown(text: str) -> str:
-    """The beginning of a long text."""
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return EndAccuracy(
+        zeroshot, finetuned, len(images), names, printable(prompt, limit=_SHOWN), **about
+    )
 
 
 def check_models(inputs: Inputs) -> Iterator[Finding]:

@@ -41,6 +41,7 @@ class Option(NamedTuple):
     # names of the flag, the long one first, if they are not the option's with dashes
     flags: Names = ()
     minimum: int | None = None
+    maximum: int | None = None
     # where its default may be set: in the user's own file and the environment (``personal``), or in
     # the working folder's file too, which may come from a stranger (``anywhere``)
     settable: Literal["", "personal", "anywhere"] = ""
@@ -66,8 +67,8 @@ class Option(NamedTuple):
 
 RECIPE = Option(
     None,
-    "Name of a recipe (all are listed below), or a YAML file; by default auto with --data, else"
-    " wise-ft.",
+    "Name of a recipe (all are listed below), or a YAML file; by default auto with --data and"
+    " without --alpha, else wise-ft.",
     "Inputs",
     "RECIPE",
     flags=("--recipe", "-r"),
@@ -348,6 +349,7 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
             "Decision",
             "NUMBER",
             minimum=0,
+            maximum=100,
             settable="personal",
         ),
     ]
@@ -591,13 +593,13 @@ def complete_options(options: type[Options], keywords: Mapping[str, Any]) -> Opt
             )
         kind, option = known[name]
         is_free = option.cli or not option.help
-        values[name] = value if is_free else _checked(name, value, kind, option.minimum)
+        values[name] = value if is_free else _checked(name, value, kind, option)
     if "progress" in known:
         values["progress"] = values["progress"] or Logged()
     return cast(Options, values)
 
 
-def _checked(name: str, value: Any, kind: Any, minimum: int | None) -> Any:
+def _checked(name: str, value: Any, kind: Any, option: Option) -> Any:
     """A value of the declared type, if it is one or stands for one."""
     # imported only where a function runs: `--help` needs no pydantic
     from pydantic import TypeAdapter, ValidationError
@@ -607,9 +609,13 @@ def _checked(name: str, value: Any, kind: Any, minimum: int | None) -> Any:
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Input should be ")
         raise UsageError(f"`{name}` {value}: expected {reason}") from None
+    if checked is None:
+        return None
     # `not >=` is true for NaN too
-    if minimum is not None and checked is not None and not checked >= minimum:
-        raise UsageError(f"`{name}` {value}: expected at least {minimum}")
+    if option.minimum is not None and not checked >= option.minimum:
+        raise UsageError(f"`{name}` {value}: expected at least {option.minimum}")
+    if option.maximum is not None and checked > option.maximum:
+        raise UsageError(f"`{name}` {value}: expected at most {option.maximum}")
     return checked
 
 

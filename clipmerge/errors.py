@@ -136,14 +136,17 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     Example:
         >>> did_you_mean("alhpa", ["alpha", "density"])
         " Did you mean 'alpha'?"
+        >>> did_you_mean("ALPHA", ["alpha"])
+        " Did you mean 'alpha'?"
         >>> did_you_mean("zzz", ["alpha"])
         ''
     """
     import difflib  # takes longer to import than everything else here
 
     others = [option for option in options if option != word]  # such as a link that leads nowhere
-    close = difflib.get_close_matches(word, others, n=1, cutoff=0.6)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    folded = {option.casefold(): option for option in reversed(others)}
+    close = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+    return f" Did you mean '{folded[close[0]]}'?" if close else ""
 
 
 def shorten(names: Iterable[str], limit: int = 5) -> str:

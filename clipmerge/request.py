@@ -268,6 +268,8 @@ def default_recipe(options: Mapping[str, Any]) -> str:
     name, reason = (
         ("auto", "there are images") if has_images else ("wise-ft", "there are no images")
     )
+    if options["alpha"] is not None:  # in `auto` it would scale what was learned
+        name, reason = "wise-ft", "an alpha is given"
     options["progress"].say(
         f"no recipe was named, so it is {name}, because {reason} (`recipe` names another)"
     )

@@ -40,6 +40,7 @@ def flag_of(name: str, option: Option) -> Any:
         help=option.help,
         metavar=option.metavar,
         min=option.minimum,
+        max=option.maximum,
         rich_help_panel=option.panel,
         autocompletion=complete_recipe if option.metavar == "RECIPE" else None,
     )

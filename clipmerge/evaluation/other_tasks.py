@@ -10,6 +10,7 @@ from typing import Any
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.config import OutputDtype
+from clipmerge.errors import DataError, NoLabelsError
 from clipmerge.evaluation.scorer import Images, Move, Outcome, Scorer
 from clipmerge.evaluation.verdict import estimate, moves_of
 from clipmerge.images.dataset import open_images
@@ -28,7 +29,12 @@ def load_task(source: Any, *, max_images: int | None = None, seed: int = 0) -> I
     """Load at most so many images of a task, which keep their own class names and templates:
     classes or captions.
     """
-    images = open_images(source, whole=max_images is None, max_images=max_images, seed=seed)
+    try:
+        images = open_images(source, whole=max_images is None, max_images=max_images, seed=seed)
+    except NoLabelsError as error:
+        raise DataError(
+            f"{error}; they are about `data`, so in `keep` call the column 'label' or 'caption'"
+        ) from None
     if isinstance(images, LabelledImages):
         images.require_classes()
     return (

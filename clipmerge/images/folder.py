@@ -113,10 +113,10 @@ def _load_captions(source: str, folder: Path) -> Source:
         Path(path).name for path, text in zip(paths, texts, strict=True) if not text.is_file()
     ]
     if missing:
-        beside = counted(len(missing), "image has", "images have")
+        have = counted(len(missing), "image has", "images have")
         raise DataError(
-            f"{source}: {beside} no captions beside it ({shorten(missing, 3)}); write them to the"
-            " same name in .txt"
+            f"{source}: {have} no text with captions ({shorten(missing, 3)}); write them beside the"
+            " image, to the same name in .txt"
         )
     refuse_links(source, folder, texts)
     captions: list[list[str]] = []

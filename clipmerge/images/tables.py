@@ -23,6 +23,7 @@ from clipmerge.images.store import check_count, image_files
 from clipmerge.types import Json
 
 _FILES = ("file_name", "filepath", "file", "path", "image", "image_path", "filename")
+_SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
 
 #: A row with its number in the file.
 Row = tuple[int, Json]
@@ -85,14 +86,15 @@ def _csv_rows(text: str) -> Iterator[Row]:
         for row in reader:
             if None in row or None in row.values():
                 raise Unreadable(
-                    f"line {reader.line_num} does not have {len(reader.fieldnames or ())} cells;"
-                    " quote texts that hold the separator"
+                    f"line {reader.line_num} does not have"
+                    f" {counted(len(reader.fieldnames or ()), 'cell', 'cells')} between"
+                    f" {_SEPARATORS[delimiter]}; quote texts that hold the separator"
                 )
             yield reader.line_num, dict(row)
     except csv.Error as error:
         raise Unreadable(
-            f"line {reader.reader.line_num}: a quoted text does not end with its quote; write quotes"
-            " inside it twice"
+            f"line {reader.reader.line_num}: a quoted text does not end with its quote; write"
+            " quotes inside it twice"
         ) from error
 
 

@@ -115,6 +115,9 @@ def test_tasks_are_checked(far: Folders, others: dict[str, Path], tmp_path: Path
         api.merge(*far, "wise-ft", keep=["a=x", "a=y"], **quiet)
     with pytest.raises(DataError, match="nowhere"):
         api.merge(*far, "wise-ft", keep={"a": tmp_path / "nowhere"}, **quiet)
+    (tmp_path / "odd.csv").write_text("image,name\n1.png,a\n")
+    with pytest.raises(DataError, match="so in `keep` call the column 'label' or 'caption'"):
+        api.merge(*far, "wise-ft", keep={"a": str(tmp_path / "odd.csv")}, **quiet)
     with pytest.raises(UsageError, match="nothing to evaluate on"):
         api.evaluate(far[0], **quiet)
     out = ("--output", others["classes"].parent, "--overwrite")

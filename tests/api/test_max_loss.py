@@ -86,3 +86,9 @@ def test_the_limit_of_the_recipe_holds_unless_one_is_given(
 def test_two_limits_are_refused(pair: tuple[Path, Path]) -> None:
     with pytest.raises(UsageError, match=r"`max_loss` and `set=measure.max_loss`: both set"):
         requested(pair, "auto", max_loss=1.0, set={"measure.max_loss": 2})
+
+
+@pytest.mark.parametrize(("limit", "bound"), [(300.0, "at most 100"), (-1.0, "at least 0")])
+def test_a_limit_that_no_loss_can_reach_is_refused(limit: float, bound: str) -> None:
+    with pytest.raises(UsageError, match=f"`max_loss` {limit}: expected {bound}"):
+        complete_options(RecipeOptions, {"max_loss": limit})

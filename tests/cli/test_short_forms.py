@@ -18,6 +18,9 @@ def test_without_a_recipe_images_decide_which_one_it_is(pair: Folders, images: P
     assert "no recipe was named, so it is wise-ft, because there are no images (--recipe" in (
         " ".join(plain.err.split())
     )
+    measured = done("merge", *pair, "--alpha", 0.3, "--data", images, "--dry-run", "--json")
+    assert measured.json["recipe"]["name"] == "wise-ft"
+    assert "so it is wise-ft, because an alpha is given" in " ".join(measured.err.split())
     plan = api.plan(*pair, data=images, set={"measure.steps": 1}, progress=Progress())
     assert plan.recipe["name"] == "auto"
 

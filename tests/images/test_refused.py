@@ -340,7 +340,7 @@ CASES = {
         for name, (change, told) in {
             "alone": (
                 lambda f: (f / "a.txt").unlink(),
-                r"1 image has no captions beside it .a\.png",
+                r"1 image has no text with captions .a\.png",
             ),
             "empty": (
                 write("a.txt", b" \n"),
