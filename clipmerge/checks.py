@@ -123,13 +123,13 @@ def check_models(inputs: Inputs) -> Iterator[Finding]:
                 "equal-models", first=sources[equal], second=source, with_zeroshot=equal == -1
             )
             continue
-        found = ancestry_of(inputs, which)
-        if found.relation != "related":
+        ancestry = ancestry_of(inputs, which)
+        if ancestry.relation != "related":
             yield Finding.of(
-                found.relation,
+                ancestry.relation,
                 zeroshot=inputs.zeroshot.source,
                 finetuned=source,
-                evidence=list(found.evidence),
+                evidence=list(ancestry.evidence),
             )
 
 

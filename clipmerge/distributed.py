@@ -225,12 +225,12 @@ def distributed_context(device: Device) -> DistributedContext:
         "on",
         "t",
     )
-    found = (
+    accelerator = (
         None
         if cpu_only or not torch.accelerator.is_available()
         else torch.accelerator.current_accelerator()
     )
-    return DistributedContext(found or torch.device("cpu"))
+    return DistributedContext(accelerator or torch.device("cpu"))
 
 
 def all_reduce_(context: DistributedContext, tensor: Tensor) -> None:

@@ -33,14 +33,14 @@ def _check_plain(value: Any) -> Any:
         if depth > _DEEPEST:
             raise ValueError("nested too deeply")
         inner: list[Any] = []
-        for each in level:
-            if isinstance(each, int) and abs(each) >= _LARGEST:
+        for item in level:
+            if isinstance(item, int) and abs(item) >= _LARGEST:
                 raise ValueError("a number in it is too large")
             inner += (
-                each.values()
-                if isinstance(each, dict)
-                else each
-                if isinstance(each, list | tuple)
+                item.values()
+                if isinstance(item, dict)
+                else item
+                if isinstance(item, list | tuple)
                 else []
             )
         level = inner

@@ -45,19 +45,19 @@ def run_in_threads(
         return
     waiting = deque(jobs)
     running = deque[tuple[int, Future[T]]]()
-    held = 0
+    bytes_in_use = 0
     with (
         one_thread(),
         ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         try:
             while waiting or running:
-                while waiting and (not running or held + waiting[0][0] <= held_bytes):
+                while waiting and (not running or bytes_in_use + waiting[0][0] <= held_bytes):
                     size, job = waiting.popleft()
                     running.append((size, pool.submit(job)))
-                    held += size
+                    bytes_in_use += size
                 size, future = running.popleft()
                 yield future.result()
-                held -= size  # the caller is done with it
+                bytes_in_use -= size  # the caller is done with it
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

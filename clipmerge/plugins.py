@@ -132,12 +132,12 @@ def needs_score(mask: str) -> bool:
     return declared is not None and declared.default is declared.empty
 
 
-def check_options(package: str, name: str, given: Json) -> Json:
+def check_options(package: str, name: str, options: Json) -> Json:
     """Validate options against a plugin's signature."""
     function = load_plugin(package, name)
     known = plugin_options(package, name)
     kind = package.removesuffix("s")
-    for option in given:
+    for option in options:
         if option not in known:
             listed = ", ".join(known) or "none"
             raise RecipeError(
@@ -146,7 +146,7 @@ def check_options(package: str, name: str, given: Json) -> Json:
             )
     hints = get_type_hints(function, include_extras=True)
     checked = dict(known)
-    for option, value in given.items():
+    for option, value in options.items():
         try:
             checked[option] = TypeAdapter(hints[option]).validate_python(value)
         except ValidationError as error:
@@ -186,14 +186,14 @@ def options_of(other: Callable[..., Any], *, without: Names = ()) -> Callable[[_
     """
 
     def decorate(plugin: _Plugin) -> _Plugin:
-        own = [
+        own_parameters = [
             p for p in inspect.signature(plugin).parameters.values() if p.kind is not p.VAR_KEYWORD
         ]
         offered = inspect.signature(other).parameters.values()
         taken = [p for p in offered if p.kind is p.KEYWORD_ONLY and p.name not in without]
         hints = get_type_hints(other, include_extras=True)
         plugin.__annotations__ |= {p.name: hints[p.name] for p in taken}
-        plugin.__signature__ = inspect.Signature([*own, *taken])  # type: ignore[attr-defined]
+        plugin.__signature__ = inspect.Signature([*own_parameters, *taken])  # type: ignore[attr-defined]
         return plugin
 
     return decorate

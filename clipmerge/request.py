@@ -217,7 +217,7 @@ class SweepRequest(Request):
 
     def merge_request(self, recipe: Recipe) -> MergeRequest:
         """The request of a merge with one of the recipes, which is not judged."""
-        settings = {each.name: getattr(self, each.name) for each in fields(Request)}
+        settings = {attribute.name: getattr(self, attribute.name) for attribute in fields(Request)}
         unlabelled = self.calibration.unlabelled if recipe.learns_from_unlabelled else None
         settings |= {
             "calibration": replace(self.calibration, unlabelled=unlabelled),
@@ -336,18 +336,18 @@ def _check_unlabelled(calibration: Calibration, *recipes: Recipe) -> None:
     source = calibration.unlabelled
     if source is None:
         return
-    place = f"`unlabelled` {source}" if isinstance(source, str) else "`unlabelled`"
+    subject = f"`unlabelled` {source}" if isinstance(source, str) else "`unlabelled`"
     obstacles = [_unlabelled_obstacle(recipe) for recipe in recipes] or ["no recipe is given"]
     if all(obstacles):
         raise UsageError(
-            f"{place}: {obstacles[0]}; leave out `unlabelled`, or choose a recipe that learns from"
-            " them, such as auto"
+            f"{subject}: {obstacles[0]}; leave out `unlabelled`, or choose a recipe that learns"
+            " from them, such as auto"
         )
     labelled = calibration.source
     texts = isinstance(source, str) and isinstance(labelled, str)
     if source is labelled or (texts and Path(source).resolve() == Path(labelled).resolve()):
         raise UsageError(
-            f"{place}: these are the images of `data`; give images from where the model will be"
+            f"{subject}: these are the images of `data`; give images from where the model will be"
             " used, or leave it out"
         )
 

@@ -158,8 +158,8 @@ class Run:
     def sources(self, *, hashed: bool) -> Json:
         """The inputs as fields of a plan."""
         zeroshot, *finetuned = (
-            SourceRecord(**each.provenance(hashed=hashed), model=each.architecture)
-            for each in self.inputs.checkpoints
+            SourceRecord(**checkpoint.provenance(hashed=hashed), model=checkpoint.architecture)
+            for checkpoint in self.inputs.checkpoints
         )
         return {"zeroshot": zeroshot, "finetuned": tuple(finetuned)}
 
@@ -175,7 +175,9 @@ class Run:
         if not self.hashed:
             return
         pool = ThreadPoolExecutor(max_workers=2)
-        self.hashing = [pool.submit(getattr, each, "hashes") for each in self.inputs.checkpoints]
+        self.hashing = [
+            pool.submit(getattr, checkpoint, "hashes") for checkpoint in self.inputs.checkpoints
+        ]
         pool.shutdown(wait=False)
 
     def hashed_plan(self) -> Plan:

@@ -98,11 +98,11 @@ def paired_accuracy_interval(differences: NDArray[np.float64], views: int = 1) -
         >>> [round(end, 3) for end in paired_accuracy_interval(np.zeros(50))]
         [-0.038, 0.038]
     """
-    mean, error = paired_difference(differences, 1 / views)
+    mean, error = paired_mean_and_error(differences, 1 / views)
     return max(-1.0, mean - _Z * error), min(1.0, mean + _Z * error)
 
 
-def paired_difference(
+def paired_mean_and_error(
     differences: NDArray[np.float64] | Tensor, added: float = 1.0
 ) -> tuple[float, float]:
     """Mean difference of two models on the same images (images,), and its standard error, with the
@@ -110,7 +110,7 @@ def paired_difference(
 
     Example:
         >>> import numpy as np
-        >>> [round(number, 3) for number in paired_difference(np.zeros(18))]
+        >>> [round(number, 3) for number in paired_mean_and_error(np.zeros(18))]
         [0.0, 0.05]
     """
     images = len(differences) + 2

@@ -37,7 +37,7 @@ from clipmerge.learning.learn import _Run
 from clipmerge.models.precision import passes
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Progress
-from clipmerge.stats import paired_accuracy_interval, paired_difference
+from clipmerge.stats import paired_accuracy_interval, paired_mean_and_error
 
 Differences = NDArray[np.float64]
 #: Whether a point may be taken, by what it loses on each image, its distance from fine-tuned in
@@ -152,9 +152,9 @@ def added(scale: Callable[[float], float], credit: float = 1.0) -> Rule:
     the distance; a gain counts ``credit`` times."""
 
     def rule(lost: Differences, distance: float, limit: float) -> bool:
-        return sum(paired_difference(np.where(lost < 0, credit * lost, lost), scale(distance))) <= (
-            limit
-        )
+        return sum(
+            paired_mean_and_error(np.where(lost < 0, credit * lost, lost), scale(distance))
+        ) <= (limit)
 
     return rule
 

@@ -239,7 +239,7 @@ def write_merge(
     # first, so that hashing overlaps with the import of torch, which takes a second or two
     run.hash_inputs()
     from clipmerge.merging.stream import plan_tensors
-    from clipmerge.output.folder import output_layout, write_weights
+    from clipmerge.output.folder import assign_shards, write_weights
     from clipmerge.output.side_files import write_side_files
     from clipmerge.publish.card import model_card
     from clipmerge.publish.public import public_record
@@ -248,7 +248,7 @@ def write_merge(
     with staged(output, overwrite=overwrite) as folder:
         with run.timed("apply"):
             tensors = plan_tensors(inputs, run.plan)
-            layout = output_layout(inputs, tensors, max_shard_size)
+            layout = assign_shards(inputs, tensors, max_shard_size)
             files = write_weights(
                 folder, tensors, layout, run.progress, single=inputs.weights_file, hashed=run.hashed
             )

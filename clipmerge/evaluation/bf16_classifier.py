@@ -47,10 +47,10 @@ class Bf16Classifier:
         if not self._quick:
             return self._class_cosines(pixels).argmax(dim=1).cpu()
         fresh = max(0, COMPARED - self._compared)
-        given = [self._compare(pixels[:fresh])] if fresh else []
+        parts = [self._compare(pixels[:fresh])] if fresh else []
         if len(pixels) > fresh:
-            given.append(self._classify_quickly(pixels[fresh:]))
-        return torch.cat(given).cpu()
+            parts.append(self._classify_quickly(pixels[fresh:]))
+        return torch.cat(parts).cpu()
 
     def _compare(self, pixels: Tensor) -> Tensor:
         exact, rough = self._class_cosines(pixels), self._class_cosines(pixels, quick=True)

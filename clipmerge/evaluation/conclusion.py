@@ -138,18 +138,18 @@ def _recommend(
     """Apply the rules in order; the first that applies decides."""
     clean, corrupted = over_finetuned.clean, over_finetuned.corrupted
     against = (over_zeroshot.clean, over_zeroshot.corrupted)
-    is_dominated = all(each.value <= 0 for each in against) and any(
-        each.interval[1] < 0 for each in against
+    is_dominated = all(estimate.value <= 0 for estimate in against) and any(
+        estimate.interval[1] < 0 for estimate in against
     )
     zeroshot_is_as_accurate = over_zeroshot.clean.value <= clean.value  # as the fine-tuned one
     if zeroshot_is_as_accurate and is_dominated:
         losses = {
-            name: _numbers(each)
-            for name, each in (
+            name: _numbers(estimate)
+            for name, estimate in (
                 ("corrupted", over_zeroshot.corrupted),
                 ("clean", over_zeroshot.clean),
             )
-            if each.interval[1] < 0
+            if estimate.interval[1] < 0
         }
         return "prefer-zeroshot", Finding.of("no-worse-zeroshot", **losses)
     low, high = clean.interval
@@ -164,9 +164,9 @@ def _recommend(
         return "cannot-tell", Finding.of("loses-under-corruptions", corrupted=_numbers(corrupted))
     price = max(0.0, -clean.value)
     gains = {
-        name: _numbers(each)
-        for name, each in (("corrupted", corrupted), ("clean", clean))
-        if each.interval[0] > 0
+        name: _numbers(estimate)
+        for name, estimate in (("corrupted", corrupted), ("clean", clean))
+        if estimate.interval[0] > 0
     }
     if gains:
         return "use", Finding.of("gains", price=price, **gains)

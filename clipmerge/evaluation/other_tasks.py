@@ -84,10 +84,10 @@ def score_tasks(
     """
     settings = replace(settings, templates=())
     scorer = Scorer(build_model(inputs), inputs, settings, dtype=dtype)
-    found = scorer.score(moves, tasks, scorer.pace(moves, tasks, progress))
+    outcomes_by_task = scorer.score(moves, tasks, scorer.pace(moves, tasks, progress))
     return {
         name: [score_from_outcome(outcome) for outcome in outcomes]
-        for name, outcomes in found.items()
+        for name, outcomes in outcomes_by_task.items()
     }
 
 

@@ -52,11 +52,11 @@ def retrieve(
     owners = torch.tensor([number for number, of_image in enumerate(captions) for _ in of_image])
     of_images, of_texts, best = retrieval_ranks(features, texts, owners)
     counts = torch.bincount(owners, minlength=len(captions))
-    own = torch.bincount(owners, (of_texts == 0).double(), minlength=len(captions)) / counts
-    by_image = ((of_images == 0).double() + own) / 2
+    own_share = torch.bincount(owners, (of_texts == 0).double(), minlength=len(captions)) / counts
+    by_image = ((of_images == 0).double() + own_share) / 2
     shown = texts[torch.searchsorted(owners, torch.arange(len(captions))[:EXAMPLES])] @ features.T
-    found = shown.topk(min(FOUND, len(captions))).indices
-    return best.numpy(), by_image.numpy(), recall_at(of_images, of_texts), found.numpy()
+    best_images = shown.topk(min(FOUND, len(captions))).indices
+    return best.numpy(), by_image.numpy(), recall_at(of_images, of_texts), best_images.numpy()
 
 
 def recall_at(of_images: Tensor, of_texts: Tensor, ranks: Sequence[int] = RANKS) -> Recall:
@@ -101,9 +101,9 @@ def _ranks(
     bests: list[Tensor] = []
     for start in range(0, len(rows), block):
         scores = rows[start : start + block] @ columns.T
-        own = column_owners == row_owners[start : start + block, None]
-        best = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
-        first = torch.where(own & (scores == best), positions, len(columns)).amin(
+        is_own = column_owners == row_owners[start : start + block, None]
+        best = scores.masked_fill(~is_own, -torch.inf).amax(dim=1, keepdim=True)
+        first = torch.where(is_own & (scores == best), positions, len(columns)).amin(
             dim=1, keepdim=True
         )
         ranks.append(((scores > best) | ((scores == best) & (positions < first))).sum(dim=1))

@@ -63,13 +63,13 @@ class Outcome:
         correct: For each image, (images,), whether its class is right, or the mean of two shares:
             whether its best caption is its own, and of its captions those whose best image it is.
         recall: Recall at K both ways, for images with captions.
-        found: The images found for some captions; see `retrieve`.
+        best_images: The best images for some captions; see `retrieve`.
     """
 
     best: NDArray[np.int64]
     correct: Correct
     recall: Recall | None = None
-    found: NDArray[np.int64] | None = None
+    best_images: NDArray[np.int64] | None = None
 
 
 class Scorer:
@@ -181,10 +181,10 @@ class Scorer:
                 texts = [text for of_image in images.captions for text in of_image]
                 say_all(progress, caption_notes(images.source, model, texts))
             self._caption_embeddings(number, images)
-            found = self._micro_batcher.forward(model.image_features, pixels)
+            outputs = self._micro_batcher.forward(model.image_features, pixels)
         elif isinstance(model, HeadedTower):
             rows = model.rows_for(images.source, len(images.class_names), images.imagenet_rows)
-            found = self._micro_batcher.forward(
+            outputs = self._micro_batcher.forward(
                 lambda piece: group_logits(model.logits(piece), rows).argmax(dim=1), pixels
             )
         else:
@@ -208,8 +208,8 @@ class Scorer:
                 self._classifiers[key] = Bf16Classifier(
                     model, classes, self._micro_batcher, len(images)
                 )
-            found = self._classifiers[key].classify(pixels)
-        return found.cpu().numpy()
+            outputs = self._classifiers[key].classify(pixels)
+        return outputs.cpu().numpy()
 
     def _text_embeddings(self, number: int, texts: Hashable, embed: Callable[[], Tensor]) -> Tensor:
         """Embeddings of texts at a point, computed anew only if the text tower has moved."""
@@ -241,13 +241,13 @@ def stack_correct(outcomes: Sequence[Outcome]) -> Correct:
     return np.stack(rows)
 
 
-def group_by_bytes(batches: Iterable[_SourceBatch], most: int) -> Iterator[list[_SourceBatch]]:
+def group_by_bytes(batches: Iterable[_SourceBatch], max_bytes: int) -> Iterator[list[_SourceBatch]]:
     """Group batches into loads of at most so many bytes, and at least one batch."""
     load = list[_SourceBatch]()
     size = 0
     for part in batches:
         nbytes = part[-1].nbytes
-        if load and size + nbytes > most:
+        if load and size + nbytes > max_bytes:
             yield load
             load = []
             size = 0

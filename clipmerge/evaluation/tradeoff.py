@@ -49,10 +49,10 @@ def curve_height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
         array([0.4, 0.3, nan])
     """
     best = np.full(at.shape, -np.inf)
-    for place in range(curve_id.shape[-1]):
+    for index in range(curve_id.shape[-1]):
         # at a point of the curve its own accuracy, not an interpolated one
-        tied = np.abs(at - curve_id[..., place, None]) <= _ROUNDING
-        best = np.where(tied, np.maximum(best, curve_ood[..., place, None]), best)
+        tied = np.abs(at - curve_id[..., index, None]) <= _ROUNDING
+        best = np.where(tied, np.maximum(best, curve_ood[..., index, None]), best)
     for start in range(curve_id.shape[-1] - 1):
         x_0, x_1 = curve_id[..., start, None], curve_id[..., start + 1, None]
         y_0, y_1 = curve_ood[..., start, None], curve_ood[..., start + 1, None]
@@ -74,8 +74,8 @@ def resampled_accuracy(
     (points, images).
     """
     accuracies = []
-    for place, right in enumerate(correct):
-        rng = np.random.default_rng([seed, place])
+    for index, right in enumerate(correct):
+        rng = np.random.default_rng([seed, index])
         images = right.shape[1]
         columns = right.T.astype(np.float64)
         accuracy = np.empty((resamples, right.shape[0]))
@@ -121,7 +121,7 @@ def compare_with_curve(
     # difference
     same = np.zeros(min(right.shape[1] for right in ood_correct))
     least = paired_accuracy_interval(same)[1] / math.sqrt(len(ood_correct))
-    found = []
+    comparisons = []
     for point in range(id_accuracy.shape[1]):
         value = float(gain[0, point])
         reached = not np.isnan(value) and point not in on_curve
@@ -131,7 +131,7 @@ def compare_with_curve(
             else _gain_note(value, gain_drawn[:, point], beyond=bool(beyond[point]))
         )
         spread = gain_interval(value, gain_drawn[:, point], fewest, least) if reached else None
-        found.append(
+        comparisons.append(
             {
                 "id": float(id_accuracy[0, point]),
                 "id_interval": list(mean_of_sources([right[point] for right in id_correct])),
@@ -142,7 +142,7 @@ def compare_with_curve(
                 "gain_note": note and note.model_dump(mode="json"),
             }
         )
-    return found
+    return comparisons
 
 
 def _gain_note(gain: float, drawn: Floats, *, beyond: bool) -> Finding | None:

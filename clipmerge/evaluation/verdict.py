@@ -78,7 +78,7 @@ def measure_effect(
     outcomes = scorer.score(moves_of(plan), sources, pace)
     # by source, shape (models, images): row 0 is zero-shot, then come the fine-tuned models, the
     # last row is merged
-    right = {name: stack_correct(each) for name, each in outcomes.items()}
+    right = {name: stack_correct(source_outcomes) for name, source_outcomes in outcomes.items()}
     models = outcomes[_CLEAN]
     names = ("zero-shot", *finetuned_names(len(plan.finetuned)), "merged")
     recall = {
@@ -94,7 +94,7 @@ def measure_effect(
             clean=_share_estimate(clean[model]),
             corrupted=_mean_estimate(corrupted[model]),
             related=_mean_estimate(related_right[model]),
-            corruptions={name: _share_estimate(each[model]) for name, each in right.items()},
+            corruptions={name: _share_estimate(correct[model]) for name, correct in right.items()},
         )
 
     def gain(other: int) -> Gain:
@@ -109,7 +109,7 @@ def measure_effect(
     if isinstance(images, CaptionedImages):
         labelled = True
         examples, thumbnails = _examples(
-            images, cast(Any, models[1 + reference].found), cast(Any, models[-1].found)
+            images, cast(Any, models[1 + reference].best_images), cast(Any, models[-1].best_images)
         )
         count = images.caption_count
         about = {"classes": count, "captions": count}
@@ -164,18 +164,18 @@ def _examples(
     """
     number: dict[int, int] = {}
     shown = [
-        [number.setdefault(image, len(number)) for image in (own, *found.tolist())]
-        for own, found in enumerate(np.concatenate([finetuned, merged], axis=1))
+        [number.setdefault(image, len(number)) for image in (own_image, *found_images.tolist())]
+        for own_image, found_images in enumerate(np.concatenate([finetuned, merged], axis=1))
     ]
     count = 1 + finetuned.shape[1]
     examples = [
         CaptionExample(
             caption=captions[0],
-            image=places[0],
-            finetuned=tuple(places[1:count]),
-            merged=tuple(places[count:]),
+            image=numbers[0],
+            finetuned=tuple(numbers[1:count]),
+            merged=tuple(numbers[count:]),
         )
-        for captions, places in zip(images.captions, shown, strict=False)
+        for captions, numbers in zip(images.captions, shown, strict=False)
     ]
     return examples, [_thumbnail(images.image(image)) for image in number]
 

@@ -16,7 +16,7 @@ Settings = dict[str, Json]
 
 #: Regular expressions for the start of a canonical name, each with its layer.
 Rules = tuple[tuple[str, str], ...]
-_Place = tuple[str, Shape]
+_Position = tuple[str, Shape]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,28 +105,30 @@ class Family:
 
         All of them are needed because blocks in stages are numbered consecutively.
         """
-        places = {name: self._place(name) or (self._named_by_module(name), ()) for name in names}
-        strange = next((name for name, (layer, _) in places.items() if not layer), None)
+        positions = {
+            name: self._position(name) or (self._named_by_module(name), ()) for name in names
+        }
+        strange = next((name for name, (layer, _) in positions.items() if not layer), None)
         if strange is not None:
             raise CheckpointError(
                 f"parameter '{strange}' belongs to no layer of a {self.name} model"
             )
         depths = {}
-        blocks = sorted({(_tower(layer), at) for layer, at in places.values() if at})
+        blocks = sorted({(_tower(layer), at) for layer, at in positions.values() if at})
         for tower in {tower for tower, _ in blocks}:
-            numbers = [at for each, at in blocks if each == tower]
+            numbers = [at for other, at in blocks if other == tower]
             staged = any(len(at) > 1 for at in numbers)
             depths.update(
                 {(tower, at): rank if staged else at[0] for rank, at in enumerate(numbers)}
             )
         return {
             name: layer.format(depths.get((_tower(layer), at)))
-            for name, (layer, at) in places.items()
+            for name, (layer, at) in positions.items()
         }
 
     def knows(self, name: str) -> bool:
         """Whether a rule names the layer of a canonical name."""
-        return self._place(name) is not None
+        return self._position(name) is not None
 
     def has_layer(self, name: str) -> bool:
         """Whether a canonical name has a layer, if only one named after its module."""
@@ -153,7 +155,7 @@ class Family:
     def _compiled(self) -> tuple[tuple[re.Pattern[str], str], ...]:
         return tuple((re.compile(pattern), layer) for pattern, layer in self.rules)
 
-    def _place(self, name: str) -> _Place | None:
+    def _position(self, name: str) -> _Position | None:
         for pattern, layer in self._compiled:
             if match := pattern.match(name):
                 return layer, tuple(int(group) for group in match.groups() if group is not None)

@@ -159,10 +159,10 @@ def copy_side_file(source: Path, target: Path) -> None:
     """Copy one file; JSON loses the fields with paths on the machine that saved it, unless a loader
     needs them.
     """
-    target.write_bytes(side_file_bytes(source, target.name, kept=_NEEDED))
+    target.write_bytes(side_file_bytes(source, target.name, exempt_fields=_NEEDED))
 
 
-def side_file_bytes(source: Path, name: str, *, kept: Container[str] = ()) -> bytes:
+def side_file_bytes(source: Path, name: str, *, exempt_fields: Container[str] = ()) -> bytes:
     """Read the content of one file to pass on; JSON loses the fields with paths on the machine that
     saved it.
     """
@@ -170,7 +170,7 @@ def side_file_bytes(source: Path, name: str, *, kept: Container[str] = ()) -> by
         content = read_bytes(source, MAX_SIDE_FILE_BYTES)
     try:
         return (
-            _without_private_fields(content, kept, words=name in _WORDS)
+            _without_private_fields(content, exempt_fields, words=name in _WORDS)
             if name.endswith(".json")
             else content
         )
@@ -185,7 +185,7 @@ def holds_a_secret(content: bytes) -> bool:
     return _SECRET.search(content) is not None
 
 
-def _without_private_fields(content: bytes, kept: Container[str], *, words: bool) -> bytes:
+def _without_private_fields(content: bytes, exempt_fields: Container[str], *, words: bool) -> bytes:
     """Drop the fields with paths; a file without such fields keeps its bytes."""
     repeated = []
 
@@ -197,7 +197,7 @@ def _without_private_fields(content: bytes, kept: Container[str], *, words: bool
         return data
 
     data = parse_json(content.decode("utf-8-sig"), pairs=built, halves=True)
-    cleaned = without_private_fields(data, kept, words=words)
+    cleaned = without_private_fields(data, exempt_fields, words=words)
     return (
         content
         if cleaned == data and not repeated
@@ -205,12 +205,14 @@ def _without_private_fields(content: bytes, kept: Container[str], *, words: bool
     )
 
 
-def without_private_fields(data: Any, kept: Container[str] = (), *, words: bool = False) -> Any:
+def without_private_fields(
+    data: Any, exempt_fields: Container[str] = (), *, words: bool = False
+) -> Any:
     """Copy a JSON value without paths on the machine that saved it, tokens of the Hub, and
     references to code.
 
-    Fields are recognised by their names, or by a text with an absolute path; fields in ``kept``
-    stay with any value.
+    Fields are recognised by their names, or by a text with an absolute path;
+    ``exempt_fields`` stay with any value.
     """
     if isinstance(data, dict):
         named_so = _PLACES | {
@@ -218,13 +220,13 @@ def without_private_fields(data: Any, kept: Container[str] = (), *, words: bool 
         }
         names = (key for key in data if key not in named_so and (words or not _is_private(key)))
         return {
-            key: without_private_fields(data[key], kept, words=words)
+            key: without_private_fields(data[key], exempt_fields, words=words)
             for key in names
-            if key in kept or key == _PROGRAM or not _is_private(data[key])
+            if key in exempt_fields or key == _PROGRAM or not _is_private(data[key])
         }
     if isinstance(data, list):
         return [
-            without_private_fields(value, kept, words=words)
+            without_private_fields(value, exempt_fields, words=words)
             for value in data
             if words or not _is_private(value)
         ]

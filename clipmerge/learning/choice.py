@@ -18,7 +18,7 @@ from clipmerge.learning.learning_loss import (
 )
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.learning.steps import Step
-from clipmerge.stats import paired_difference
+from clipmerge.stats import paired_mean_and_error
 
 #: Shares of the way from the learned point to the fine-tuned model that are tried, in order.
 EXTRAPOLATIONS = tuple(tenth / 10 for tenth in range(10))
@@ -46,7 +46,7 @@ class AccuracyLoss:
         added. ``distance`` is how far the point is from the fine-tuned model, in units of the
         learned point's distance: the nearer, the fewer images differ, so of the added ones too.
         """
-        return cls(*paired_difference(finetuned - accuracies, distance))
+        return cls(*paired_mean_and_error(finetuned - accuracies, distance))
 
     def is_within(self, max_loss: float) -> bool:
         """Whether the loss and its standard error together are at most ``max_loss`` points."""

@@ -68,7 +68,7 @@ def with_few_prompts(measure: Callable[..., Measurements]) -> Callable[..., Meas
     @wraps(measure)
     def bounded(objective: Objective, **options: Any) -> Measurements:
         with objective.fewer_prompts() as notes:
-            found = measure(objective, **options)
-        return found.replace(notes=(*map(Finding.note, notes), *found.notes))
+            measurements = measure(objective, **options)
+        return measurements.replace(notes=(*map(Finding.note, notes), *measurements.notes))
 
     return bounded

@@ -79,6 +79,8 @@ def _draw_noise(
     seed = objective.seed * 100_003 + draw
     device = objective.data.context.device
     if draws_itself(device):
-        return [normal_like(each, seed, place) for place, each in enumerate(parameters)]
+        return [normal_like(parameter, seed, index) for index, parameter in enumerate(parameters)]
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(each.shape, generator=generator).to(device) for each in parameters]
+    return [
+        torch.randn(parameter.shape, generator=generator).to(device) for parameter in parameters
+    ]

@@ -44,7 +44,7 @@ def first_order(
     """
     objective.announce(gradient=1)
     objective.weights.set_alpha(at)
-    found: dict[int, list[float]] = {}
+    rises_by_batch: dict[int, list[float]] = {}
     order = 2 if norm == "l2" else 1
     for batch, _ in objective.gradients():
         norms = []
@@ -53,8 +53,8 @@ def first_order(
             norms.append(
                 vector_norm(torch.stack([vector_norm(part, order) for part in parts]), order)
             )
-        found[batch.number] = (rho * torch.stack(norms)).tolist()
-    rises = by_layer(objective, found)
+        rises_by_batch[batch.number] = (rho * torch.stack(norms)).tolist()
+    rises = by_layer(objective, rises_by_batch)
     roots = {layer: size**0.5 for layer, size in sizes_of(objective).items()}
     constant = statistic(
         objective,

@@ -108,7 +108,7 @@ def _random_sign_loss(objective: Objective, probe: int, labels: Literal["model",
     """The sum of a batch's losses, each with a random sign."""
 
     def loss(batch: Batch, prompt_features: Tensor) -> Tensor:
-        logits, given = objective.criterion.batch_scores(batch, prompt_features)
+        logits, targets = objective.criterion.batch_scores(batch, prompt_features)
         # drawn on the CPU: the same numbers on every device and in every process
         generator = torch.Generator().manual_seed(
             objective.seed * 100_003 + probe * 10_007 + batch.number
@@ -116,7 +116,7 @@ def _random_sign_loss(objective: Objective, probe: int, labels: Literal["model",
         signs = torch.randint(0, 2, (len(batch),), generator=generator, dtype=torch.float32) * 2 - 1
         if labels == "model":
             chances = logits.detach().softmax(dim=-1).cpu()
-            given = torch.multinomial(chances, 1, generator=generator).flatten().to(logits.device)
-        return (signs.to(logits.device) * cross_entropy(logits, given, reduction="none")).sum()
+            targets = torch.multinomial(chances, 1, generator=generator).flatten().to(logits.device)
+        return (signs.to(logits.device) * cross_entropy(logits, targets, reduction="none")).sum()
 
     return loss

@@ -36,7 +36,7 @@ def gram(objective: Objective) -> Measurements:
     tensors = {}
     for statistic, alpha in _ENDS.items():
         objective.weights.set_alpha(alpha)
-        sums = _sums(objective)
+        sums = _gram_matrices(objective)
         tensors[statistic] = objective.data.total(sums)
     missing = [
         name
@@ -52,7 +52,7 @@ def gram(objective: Objective) -> Measurements:
 
 
 @torch.no_grad()
-def _sums(objective: Objective) -> Tensors:
+def _gram_matrices(objective: Objective) -> Tensors:
     """Gram matrices over this process's images; the first process adds the prompts."""
     names = {id(objective.weights.parameters[name]): name for name in objective.weights.task_vector}
     linear = {
@@ -64,11 +64,11 @@ def _sums(objective: Objective) -> Tensors:
         name: torch.zeros(module.in_features, module.in_features, device=module.weight.device)
         for name, module in linear.items()
     }
-    kept: list[Tensor | None] = [None]
+    attention_mask: list[Tensor | None] = [None]
 
-    def see(name: str, _module: torch.nn.Module, positional: tuple[Tensor, ...]) -> None:
+    def add_inputs(name: str, _module: torch.nn.Module, positional: tuple[Tensor, ...]) -> None:
         inputs = positional[0]
-        mask = kept[0]
+        mask = attention_mask[0]
         rows = (
             inputs[mask.bool()]
             if mask is not None and inputs.shape[:-1] == mask.shape
@@ -78,11 +78,11 @@ def _sums(objective: Objective) -> Tensors:
 
     with ExitStack() as hooks:
         for name, module in linear.items():
-            hooks.callback(module.register_forward_pre_hook(partial(see, name)).remove)
+            hooks.callback(module.register_forward_pre_hook(partial(add_inputs, name)).remove)
         for batch in objective.data.batches:
             objective.criterion.embed(batch.pixels)
             objective.work.tick(FORWARD * len(batch))
         if objective.data.context.is_main_process and objective.weights.text_changes:
             for tokens in objective.criterion.prompts.embed():
-                kept[0] = tokens.get("attention_mask")
+                attention_mask[0] = tokens.get("attention_mask")
     return sums

@@ -43,15 +43,15 @@ def hessian_trace(
     objective.weights.set_alpha(at)
     batches = objective.data.batches
     layers = objective.weights.layers
-    found = {batch.number: [0.0] * len(layers) for batch in batches}
+    traces_by_batch = {batch.number: [0.0] * len(layers) for batch in batches}
     for probe in range(probes):
         vectors = _rademacher(objective, probe)
         products = partial(_quadratic_forms, objective, vectors, adaptive)
         for batch in batches:
             for column, value in enumerate(objective.mean_of_pieces(batch, products)):
-                found[batch.number][column] += value / probes
+                traces_by_batch[batch.number][column] += value / probes
             objective.work.tick(HESSIAN * len(batch))
-    traces = by_layer(objective, found)
+    traces = by_layer(objective, traces_by_batch)
     sizes = sizes_of(objective)
     trace = statistic(
         objective,
@@ -82,15 +82,15 @@ def _rademacher(objective: Objective, probe: int) -> Tensors:
     device = objective.data.context.device
     if draws_itself(device):
         return {
-            name: signs_like(parameter, seed, place)
-            for place, (name, parameter) in enumerate(parameters.items())
+            name: signs_like(parameter, seed, index)
+            for index, (name, parameter) in enumerate(parameters.items())
         }
     generator = torch.Generator().manual_seed(seed)
     return {
         name: 2
-        * torch.randint(0, 2, each.shape, generator=generator, dtype=torch.float32).to(device)
+        * torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.float32).to(device)
         - 1
-        for name, each in parameters.items()
+        for name, parameter in parameters.items()
     }
 
 

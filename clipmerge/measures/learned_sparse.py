@@ -76,7 +76,7 @@ def learned_sparse(objective: Objective, **options: Any) -> Measurements:
 
     def choose(sharpness: Statistic) -> Names:
         if chosen.rule == "share":
-            return sharpest(in_blocks(sharpness), chosen.share)
+            return sharpest(block_sharpness(sharpness), chosen.share)
         measured = Measurements(
             measure="learned-sparse",
             statistics=(sharpness,),
@@ -176,7 +176,7 @@ def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
     return by_layer(objective, rows)
 
 
-def in_blocks(sharpness: Statistic) -> dict[str, float]:
+def block_sharpness(sharpness: Statistic) -> dict[str, float]:
     """The sharpness of the blocks' layers, among which stragglers are chosen.
 
     A step sees too few rows of an embedding table to learn its mask, and other layers are small.
@@ -195,7 +195,7 @@ def sharpest(sharpness: dict[str, float], share: float) -> Names:
     total = sum(sharpness.values())
     chosen: list[str] = []
     for layer in sorted(sharpness, key=sharpness.__getitem__, reverse=True):
-        if chosen and sum(sharpness[each] for each in chosen) >= share * total:
+        if chosen and sum(sharpness[previous] for previous in chosen) >= share * total:
             break
         chosen.append(layer)
     return tuple(layer for layer in sharpness if layer in chosen)

@@ -161,14 +161,14 @@ def _integrate_slopes(
         losses[alpha] = _require_finite(loss, alpha)
         shares["loss_drop"] += share * point
         shares["barrier"] += share * point * sign
-    found = {
+    integrals = {
         name: {
             layer: values[:, column].tolist()
             for column, layer in enumerate(objective.weights.layers)
         }
         for name, values in shares.items()
     }
-    return found, losses
+    return integrals, losses
 
 
 def _radau(nodes: int) -> tuple[list[float], list[float]]:

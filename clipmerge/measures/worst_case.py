@@ -54,10 +54,10 @@ def worst_case(
     cost = (FORWARD if steps == 1 else GRADIENT * steps) * len(weights.layers)
     objective.announce(gradient=1, forward=cost / FORWARD)
     weights.set_alpha(at)
-    found: dict[int, list[float]] = {}
+    rises_by_batch: dict[int, list[float]] = {}
     for batch, base in objective.gradients():
         gradients = {name: weights.gradient_of(name) for name in weights.task_vector}
-        found[batch.number] = []
+        rises_by_batch[batch.number] = []
         for layer, names in weights.layers.items():
             with weights.only(layer) as parameters:
                 gradient = flat(gradients[name] for name in names)
@@ -71,12 +71,12 @@ def worst_case(
                 else:
                     worst = ball.apgd(loss, gradient, base, steps)
                 ball.restore()
-                found[batch.number].append(worst - base)
+                rises_by_batch[batch.number].append(worst - base)
         objective.work.tick(cost * len(batch))
     sharpness = statistic(
         objective,
         "worst_case",
-        by_layer(objective, found),
+        by_layer(objective, rises_by_batch),
         unit="nats",
         title="worst-case sharpness",
         about="largest rise of the loss found in a ball around this layer's weights.",

@@ -83,8 +83,8 @@ def _nth_largest(values: Array, count: int) -> Any:
     Partitioning all entries takes a copy of them, and twice as long.
     """
     sample = np.sort(np.abs(values[:: max(1, len(values) // _SAMPLE)]))
-    place = len(sample) * (len(values) - count) // len(values)
-    low, high = sample[max(0, place - _MARGIN)], sample[min(place + _MARGIN, len(sample) - 1)]
+    index = len(sample) * (len(values) - count) // len(values)
+    low, high = sample[max(0, index - _MARGIN)], sample[min(index + _MARGIN, len(sample) - 1)]
     near = np.concatenate([run[(low <= run) & (run <= high)] for _, run in _magnitudes(values)])
     rank = len(near) - count + sum(np.count_nonzero(run > high) for _, run in _magnitudes(values))
     if not 0 <= rank < len(near):
@@ -98,11 +98,11 @@ def _magnitudes(values: Array) -> Iterator[tuple[int, Array]]:
     return ((start, np.abs(values[start : start + _RUN])) for start in range(0, len(values), _RUN))
 
 
-def zero_others(values: Tensor, kept: Tensor) -> Tensor:
-    """Zero in place the entries that are not kept; a product would first convert the whole
+def zero_others(values: Tensor, mask: Tensor) -> Tensor:
+    """Zero in place the entries outside the mask; a product would first convert the whole
     selection to numbers.
     """
-    return values.masked_fill_(kept.logical_not_(), 0.0)
+    return values.masked_fill_(mask.logical_not_(), 0.0)
 
 
 def keep_random(

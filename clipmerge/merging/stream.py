@@ -75,8 +75,8 @@ def _copy(
     """Copy a tensor of one checkpoint, and check the others': with numpy if it has the dtypes, else
     with torch.
     """
-    own, *dtypes = (checkpoint.entries[key].dtype for checkpoint, key in (holder, *others))
-    if own == dtype and formula.can_copy([own, *dtypes]):
+    own_dtype, *dtypes = (checkpoint.entries[key].dtype for checkpoint, key in (holder, *others))
+    if own_dtype == dtype and formula.can_copy([own_dtype, *dtypes]):
         return formula.copy_chunks(name, holder, others, reserve)
     from clipmerge.merging import torch_chunks
 

@@ -177,6 +177,6 @@ def weighted_sum(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
 def complete_mask_options(name: str, density: float, options: Json) -> Json:
     """Complete a mask's options: masks that have a density get it."""
     wanted = inspect.signature(load_plugin("masks", name)).parameters
-    given = {"density": density, **options} if "density" in wanted else options
-    checked = check_options("masks", name, given)
+    all_options = {"density": density, **options} if "density" in wanted else options
+    checked = check_options("masks", name, all_options)
     return {key: value for key, value in checked.items() if value is not inspect.Parameter.empty}

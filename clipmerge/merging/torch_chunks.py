@@ -180,8 +180,8 @@ def copy_chunks(
                 raise overflow_error(name, DTYPES[dtype][0])
             stored_run = stored_array(rounded.flatten().contiguous())
         yield stored_run
-    for each, each_key in (holder, *others):
-        each.release(each_key)
+    for source, source_key in (holder, *others):
+        source.release(source_key)
 
 
 def _torch_dtype(name: str) -> torch.dtype:

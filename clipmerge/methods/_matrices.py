@@ -36,10 +36,10 @@ def split_matrices(
         return split(singular_values(task.task_vectors(name)[0]), shapes[name])
 
     jobs = [(4 * task.inputs.entries(name)[0].size, partial(of, name)) for name in matrices]
-    found = dict(zip(matrices, run_in_threads(jobs), strict=True))
+    split_by_name = dict(zip(matrices, run_in_threads(jobs), strict=True))
     layers = {}
     for layer, names in task.layers.items():
-        splits = {name: found[name] for name in names if name in found}
+        splits = {name: split_by_name[name] for name in names if name in split_by_name}
         layers[layer] = LayerPlan(
             alpha=alpha,
             mask="spectral" if splits else None,

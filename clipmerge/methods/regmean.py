@@ -64,7 +64,7 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
 def _regression_matrix(g_0: Tensor, g_1: Tensor, alpha: float, off_diagonal: float) -> Tensor:
     """R / alpha: the mask gets alpha times the task vector."""
     ridge = _RIDGE * float((g_0.diagonal().mean() + g_1.diagonal().mean()) / 2) or 1.0
-    ours, theirs = (_shrink_off_diagonal(each, off_diagonal, ridge) for each in (g_0, g_1))
+    ours, theirs = (_shrink_off_diagonal(gram, off_diagonal, ridge) for gram in (g_0, g_1))
     with one_thread():
         # the transpose of G_1 M^-1, M being symmetric
         solved: Tensor = torch.linalg.solve((1 - alpha) * ours + alpha * theirs, theirs)

@@ -88,7 +88,7 @@ def no_larger_than(source: str, weights: Iterable[TensorEntry]) -> Iterator[None
 
     A configuration of a few bytes can ask for a billion layers, which a library makes one by one.
     """
-    most = MAX_TIMES_THE_WEIGHTS * sum(entry.size for entry in weights) + MAX_SPARE_NUMBERS
+    max_numbers = MAX_TIMES_THE_WEIGHTS * sum(entry.size for entry in weights) + MAX_SPARE_NUMBERS
     tensors = 0
     numbers = 0
 
@@ -96,7 +96,7 @@ def no_larger_than(source: str, weights: Iterable[TensorEntry]) -> Iterator[None
         nonlocal tensors, numbers
         tensors += 1
         numbers += tensor.numel() if tensor is not None else 0
-        if tensors > MAX_TENSORS or numbers > most:
+        if tensors > MAX_TENSORS or numbers > max_numbers:
             raise CheckpointError(
                 f"{source}: its configuration does not match the weights: it describes a far larger"
                 " model; correct it"

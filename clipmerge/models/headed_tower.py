@@ -66,19 +66,21 @@ class HeadedTower:
         head.
         """
         chosen = list(rows) or [(row,) for row in range(self.classes)]
-        if len(chosen) != classes or max(max(places) for places in chosen) >= self.classes:
+        if len(chosen) != classes or max(max(indices) for indices in chosen) >= self.classes:
             raise DataError(
                 f"{source}: has {classes} classes, and the model's head {self.classes}; their"
                 " correspondence is known for ImageNet and its shifts, given by their short names"
                 " (`clipmerge data list`)"
             )
-        return [torch.tensor(places) for places in chosen]
+        return [torch.tensor(indices) for indices in chosen]
 
 
 def group_logits(logits: Tensor, rows: Sequence[Tensor]) -> Tensor:
     """Give each class of a source the largest logit of its rows: (batch, rows of the head) ->
     (batch, classes).
     """
-    if all(len(places) == 1 for places in rows):
+    if all(len(indices) == 1 for indices in rows):
         return logits[:, torch.cat(list(rows)).to(logits.device)]
-    return torch.stack([logits[:, places.to(logits.device)].amax(dim=1) for places in rows], dim=1)
+    return torch.stack(
+        [logits[:, indices.to(logits.device)].amax(dim=1) for indices in rows], dim=1
+    )

@@ -72,7 +72,7 @@ class FasterKernels(TorchFunctionMode):
     ) -> Any:
         named = kwargs or {}
         if func is scaled_dot_product_attention and _is_faster(*args[:2], **named):
-            return _attended(*args, **named)
+            return _attention(*args, **named)
         # one input channel per filter, of several
         if func is conv2d and args[1].shape[1] == 1 < args[0].shape[-3]:
             with torch.autocast("cpu", enabled=False):
@@ -87,7 +87,7 @@ def _is_faster(
     return fits and query.dtype == torch.bfloat16 and not (dropout_p or enable_gqa)
 
 
-def _attended(
+def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -184,8 +184,8 @@ def _is_in_16_bits(inputs: Tensor) -> bool:
 def _layer_norm_in_16_bits(norm: torch.nn.LayerNorm, inputs: Tensor) -> Tensor:
     kind = inputs.device.type
     inputs, weight, bias = (
-        None if each is None else each.to(torch.get_autocast_dtype(kind))
-        for each in (inputs, norm.weight, norm.bias)
+        None if tensor is None else tensor.to(torch.get_autocast_dtype(kind))
+        for tensor in (inputs, norm.weight, norm.bias)
     )
     with torch.autocast(kind, enabled=False):  # the kernel adds up in float32
         return layer_norm(inputs, norm.normalized_shape, weight, bias, norm.eps)

@@ -59,9 +59,9 @@ def blaming_processor(folder: Path, what: str) -> AbstractContextManager[None]:
 def check_words(folder: Path, ids: Tensor, module: nn.Module) -> None:
     """Check that a text tower has embeddings for a tokenizer's tokens, before it looks them up."""
     tables = [
-        each
-        for name, each in module.named_modules()
-        if name.endswith(_WORDS) and isinstance(each, nn.Embedding)
+        submodule
+        for name, submodule in module.named_modules()
+        if name.endswith(_WORDS) and isinstance(submodule, nn.Embedding)
     ]
     known = min((table.num_embeddings for table in tables), default=None)
     if known is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < known:

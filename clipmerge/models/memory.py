@@ -89,13 +89,13 @@ def usable_memory(device: torch.device) -> int:
 
 
 def _cgroup_limits(
-    own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
+    membership: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
 ) -> Iterator[int]:
     """Limits of the control groups that this process is in, and of those around them; Linux alone
     has any.
     """
     try:
-        lines = own.read_text(encoding="utf-8").splitlines()
+        lines = membership.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return
     for line in lines:

@@ -28,7 +28,7 @@ def check_output(
     _require_resolvable(output)
     read = list(read)
     for path in (*inputs, *read):
-        if _holds(output, path):
+        if _contains(output, path):
             raise OutputError(
                 f"{output}: holds {path}, which this command reads; choose another `output`"
             )
@@ -58,11 +58,11 @@ def _require_resolvable(output: Path) -> None:
         ) from None
 
 
-def _holds(output: Path, path: Path) -> bool:
+def _contains(output: Path, path: Path) -> bool:
     target = output.resolve()
     # a link in the folder would be removed with it, though not its target
-    places = (path.resolve(), path.parent.resolve() / path.name)
-    return any(target == location or target in location.parents for location in places)
+    locations = (path.resolve(), path.parent.resolve() / path.name)
+    return any(target == location or target in location.parents for location in locations)
 
 
 def check_output_file(output: Path, *, overwrite: bool) -> None:

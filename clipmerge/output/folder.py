@@ -82,7 +82,7 @@ def _write_file(
         return file.finish()
 
 
-def output_layout(
+def assign_shards(
     inputs: Inputs, tensors: list[OutputTensor], max_shard_size: int | None = None
 ) -> dict[str, str] | None:
     """Choose the shard of each tensor."""

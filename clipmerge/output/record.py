@@ -20,7 +20,7 @@ from clipmerge.files.side_files import find_inside
 from clipmerge.files.staging import RECORD
 from clipmerge.finding import Finding
 from clipmerge.frozen import FewLayers, Frozen, LittleMeasured, Plain
-from clipmerge.planning.earlier import upgrade
+from clipmerge.planning.earlier import upgrade_format
 from clipmerge.planning.measurements import Check, HeldBackChoice, LossPath, StatisticAbout
 from clipmerge.planning.merge_effect import MergeEffect, ShareOfImages, finetuned_names
 from clipmerge.planning.other_tasks import OtherTaskScores
@@ -282,7 +282,9 @@ def merge_record(
         from_measure = {
             name: getattr(measured, name) for name in ("path", "trace", "choice", "checks")
         }
-        from_measure["statistics"] = {each.name: each.reading for each in measured.statistics}
+        from_measure["statistics"] = {
+            statistic.name: statistic.reading for statistic in measured.statistics
+        }
     return MergeRecord(
         clipmerge=__version__,
         output=str(output) if output else None,
@@ -319,8 +321,8 @@ def histograms(
 
     Example:
         >>> import torch
-        >>> found = histograms({"w": torch.tensor([0.0, 1.0])}, {"vision.0.mlp": ("w",)}, {"w": 2})
-        >>> found["vision"][0], found["vision"][20]
+        >>> counts = histograms({"w": torch.tensor([0.0, 1.0])}, {"vision.0.mlp": ("w",)}, {"w": 2})
+        >>> counts["vision"][0], counts["vision"][20]
         (1, 1)
     """
     counts: dict[str, list[int]] = {}
@@ -329,12 +331,12 @@ def histograms(
             if name in coefficients:
                 tower = counts.setdefault(layer.partition(".")[0], [0] * BINS)
                 coefficient = coefficients[name].float().clamp(0.0, TOP)
-                found = [
+                bin_counts = [
                     int(count) for count in coefficient.histc(bins=BINS, min=0.0, max=TOP).tolist()
                 ]
-                repeated = sizes[name] // max(1, sum(found))
+                repeated = sizes[name] // max(1, sum(bin_counts))
                 tower[:] = [
-                    total + repeated * count for total, count in zip(tower, found, strict=True)
+                    total + repeated * count for total, count in zip(tower, bin_counts, strict=True)
                 ]
     return {tower: tuple(values) for tower, values in counts.items()}
 
@@ -361,7 +363,7 @@ def parse_record(text: str, where: str) -> MergeRecord:
         check_values(text, MAX_RECORD_VALUES)
         data = parse_json(text)
         if isinstance(data, dict) and data.get("format") == _EARLIER_FORMAT:
-            data = upgrade(data) | {"format": FORMAT}
+            data = upgrade_format(data) | {"format": FORMAT}
         if isinstance(data, dict) and data.get("format") != FORMAT:
             raise OutputError(
                 f"{where}: has the format {str(data.get('format'))[:40]!r}, but this version of"

@@ -39,13 +39,13 @@ _RENAMED: tuple[tuple[Sequence[str], _Renamed], ...] = (
 )
 
 
-def upgrade(data: Json) -> Json:
+def upgrade_format(data: Json) -> Json:
     """Rename or drop fields of a plan or a record of the format before; wrong types are left to
     validation.
     """
     fields: Json = data
-    for place, names in _RENAMED:
-        fields = _rename_fields(fields, place, names)
+    for path, names in _RENAMED:
+        fields = _rename_fields(fields, path, names)
     verdict = fields.pop("verdict", "")
     is_plan = "finding" in fields or "worded" in fields
     text = fields.pop("finding", "") if is_plan else verdict
@@ -60,13 +60,13 @@ def upgrade(data: Json) -> Json:
     return fields
 
 
-def _rename_fields(value: Any, place: Sequence[str], names: _Renamed) -> Any:
+def _rename_fields(value: Any, path: Sequence[str], names: _Renamed) -> Any:
     """A copy in which the fields at a place have their new names."""
     if not isinstance(value, dict):
         return value
-    if place:
+    if path:
         return {
-            key: _rename_fields(inner, place[1:], names) if key == place[0] else inner
+            key: _rename_fields(inner, path[1:], names) if key == path[0] else inner
             for key, inner in value.items()
         }
     return {

@@ -25,7 +25,7 @@ from clipmerge.files.reading import Unreadable, check_values, parse_json, read_t
 from clipmerge.files.staging import staged_files
 from clipmerge.finding import NOTE, Finding
 from clipmerge.frozen import FewLayers, Frozen
-from clipmerge.planning.earlier import upgrade
+from clipmerge.planning.earlier import upgrade_format
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.planning.other_tasks import OtherTaskScores
@@ -186,10 +186,10 @@ class Plan(Tabular, Frozen):
     @property
     def coefficients(self) -> Tensors:
         """Learned coefficients in memory, by parameter."""
-        held = self._tensors.items()
+        items = self._tensors.items()
         return {
-            name.removeprefix(COEFFICIENTS): each
-            for name, each in held
+            name.removeprefix(COEFFICIENTS): tensor
+            for name, tensor in items
             if name.startswith(COEFFICIENTS)
         }
 
@@ -439,12 +439,12 @@ def check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -
             raise PlanError(
                 f"the plan has coefficients for {name}, which does not exist; plan again"
             )
-        held = tuple(coefficient.shape)
+        stored_shape = tuple(coefficient.shape)
         shape = shapes[name]
-        if coefficient.numel() != 1 and held not in (shape, rows_shape(shape)):
+        if coefficient.numel() != 1 and stored_shape not in (shape, rows_shape(shape)):
             raise PlanError(
-                f"the coefficients of {name} have shape {held}, but the parameter has {shape}:"
-                " expected one number, one per row or one per entry"
+                f"the coefficients of {name} have shape {stored_shape}, but the parameter has"
+                f" {shape}: expected one number, one per row or one per entry"
             )
         if not coefficient.is_floating_point() or not bool(coefficient.isfinite().all()):
             raise PlanError(f"the coefficients of {name} are not finite numbers; plan again")
@@ -483,7 +483,7 @@ def read_plan(path: Path) -> Plan:
         check_values(text, MAX_RECORD_VALUES)
         data = parse_json(text)
         if isinstance(data, dict) and data.get("format") == _EARLIER_FORMAT:
-            data = upgrade(data) | {"format": _FORMAT}
+            data = upgrade_format(data) | {"format": _FORMAT}
         plan = Plan.model_validate(data)
         # a plan written by hand need not name a recipe
         Recipe.model_validate({"name": "none", "method": {}, **plan.recipe})

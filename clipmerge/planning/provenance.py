@@ -29,8 +29,8 @@ class SourceRecord(Frozen):
         """The source at its commit, whatever revision the user named."""
         if self.revision is None:
             return self.source
-        place, part = split_part(self.source)
-        return f"{place.partition('@')[0]}@{self.revision}" + (f"#{part}" if part else "")
+        address, part = split_part(self.source)
+        return f"{address.partition('@')[0]}@{self.revision}" + (f"#{part}" if part else "")
 
     @property
     def identity(self) -> list[Any]:

@@ -199,11 +199,13 @@ def _read_raw(recipe: RecipeLike) -> tuple[str, Json]:
     return name, {"name": printable(path.stem), **data}
 
 
-def _parse_assignments(given: Mapping[str, Any] | Sequence[str] | None) -> list[tuple[str, Any]]:
-    if isinstance(given, Mapping):
-        return list(given.items())
+def _parse_assignments(
+    assignments: Mapping[str, Any] | Sequence[str] | None,
+) -> list[tuple[str, Any]]:
+    if isinstance(assignments, Mapping):
+        return list(assignments.items())
     parsed = []
-    for assignment in given or []:
+    for assignment in assignments or []:
         key, equals, raw = assignment.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"`set` {assignment}: expected KEY=VALUE, such as method.alpha=0.4")

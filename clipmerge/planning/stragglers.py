@@ -62,7 +62,9 @@ def find_stragglers(
     Source:
         Modified z-score: Iglewicz and Hoaglin 1993; the covariates are removed by Huber regression.
     """
-    known = {each.name: each for each in measurements.statistics if each.batches}
+    known = {
+        candidate.name: candidate for candidate in measurements.statistics if candidate.batches
+    }
     if statistic not in known:
         raise RecipeError(
             f"statistic '{statistic}' is not measured by {measurements.measure} "
@@ -99,7 +101,7 @@ def find_stragglers(
     names = tuple(
         layer for i, layer in enumerate(layers) if stands_out[i] and share[i] >= stability
     )
-    limit = _limit(z, threshold, mirror)
+    limit = _score_cutoff(z, threshold, mirror)
     if names:
         return Stragglers(
             names, scores, Finding.of("stragglers", statistic=statistic, layers=list(names))
@@ -110,7 +112,7 @@ def find_stragglers(
     )
 
 
-def _limit(z: Array, threshold: float, mirror: float) -> float:
+def _score_cutoff(z: Array, threshold: float, mirror: float) -> float:
     """Score that a straggler must exceed: the lower side shows how widely ordinary layers
     scatter.
     """
@@ -118,7 +120,7 @@ def _limit(z: Array, threshold: float, mirror: float) -> float:
 
 
 def _exceeds_limit(z: Array, threshold: float, mirror: float) -> NDArray[np.bool_]:
-    return np.asarray(z > _limit(z, threshold, mirror))
+    return np.asarray(z > _score_cutoff(z, threshold, mirror))
 
 
 def _explain_none(

@@ -108,7 +108,7 @@ def _loader_kind(record: MergeRecord) -> str:
 
 def _tower_class(record: MergeRecord) -> str:
     """The class of transformers that one tower has."""
-    family = next((each for each in families() if each.name == record.family), None)
+    family = next((candidate for candidate in families() if candidate.name == record.family), None)
     if family is None or not family.bare:  # a tower of any library
         return "AutoModel"
     tower = tower_of(record.layers)
@@ -142,10 +142,10 @@ def _local_names(record: MergeRecord) -> list[str]:
         checkpoint.source for _, checkpoint in record.checkpoints if checkpoint.revision is None
     ]
     images = [record.calibration, record.calibration.unlabelled] if record.calibration else []
-    sources = [each.source for each in images if each]
+    sources = [entry.source for entry in images if entry]
     return [
         *names,
-        *(each for each in sources if each != "digits" and dataset_repo(each) is None),
+        *(source for source in sources if source != "digits" and dataset_repo(source) is None),
     ]
 
 
@@ -179,7 +179,9 @@ def _front_matter(record: MergeRecord, repo_id: str | None, license: str | None)
         for _, checkpoint in record.checkpoints
         if checkpoint.revision and (parsed := parse_hub_id(checkpoint.source))
     ]
-    datasets = [dataset for each in data_sources(record) if (dataset := dataset_repo(each.source))]
+    datasets = [
+        dataset for source in data_sources(record) if (dataset := dataset_repo(source.source))
+    ]
     results = model_index(record)
     return ModelCardData(
         base_model=list(dict.fromkeys(bases)) or None,

@@ -18,7 +18,7 @@ from clipmerge.errors import UsageError, shorten
 from clipmerge.files.reading import read_json, refusing
 from clipmerge.hub.ids import dataset_repo, parse_dataset
 from clipmerge.output.record import EARLIER_SWEEP_FORMAT, SWEEP_FORMAT, DataSource, MergeRecord
-from clipmerge.planning.earlier import upgrade
+from clipmerge.planning.earlier import upgrade_format
 from clipmerge.types import Json
 
 _TASK = "zero-shot-image-classification"
@@ -82,12 +82,18 @@ def _of_sweep(sweep: Json, record: MergeRecord) -> Json:
         )
     same = [
         sweep["zeroshot"]["files"],
-        [each["files"] for each in sweep["finetuned"]],
+        [checkpoint["files"] for checkpoint in sweep["finetuned"]],
         sweep["seed"],
     ]
-    ours = [record.zeroshot.files, [each.files for each in record.finetuned], record.seed]
+    ours = [
+        record.zeroshot.files,
+        [checkpoint.files for checkpoint in record.finetuned],
+        record.seed,
+    ]
     point = _merge_key(record.model_dump(mode="json"))
-    rows = [row for row in sweep["recipes"] if same == ours and _merge_key(upgrade(row)) == point]
+    rows = [
+        row for row in sweep["recipes"] if same == ours and _merge_key(upgrade_format(row)) == point
+    ]
     if not rows:
         names = shorten(row["name"] for row in sweep["recipes"])
         raise UsageError(

@@ -59,7 +59,7 @@ def data_sources(
 ) -> list[CalibrationRecord | UnlabelledRecord | MergeEffect | OtherTaskScores | DataSource]:
     """List the sources of images: of the decision and the verdict, then of published accuracies."""
     unlabelled = record.calibration and record.calibration.unlabelled
-    measured_on = [each for each in (record.calibration, unlabelled, record.effect) if each]
+    measured_on = [entry for entry in (record.calibration, unlabelled, record.effect) if entry]
     return [*measured_on, *record.other_tasks, *(record.sources or {}).values()]
 
 
@@ -79,14 +79,14 @@ def _make_cleaner(record: MergeRecord) -> Callable[[str], str]:
     and remove tokens.
     """
     sources = [
-        each.source
-        for _, each in record.checkpoints
-        if not (each.revision and parse_hub_id(each.source))
+        entry.source
+        for _, entry in record.checkpoints
+        if not (entry.revision and parse_hub_id(entry.source))
     ]
     sources += [
-        each.source
-        for each in data_sources(record)
-        if each.source and dataset_repo(each.source) is None
+        entry.source
+        for entry in data_sources(record)
+        if entry.source and dataset_repo(entry.source) is None
     ]
     local = {path for path in (*sources, record.output or "") if path and path != last_part(path)}
     shortened = []
@@ -110,9 +110,11 @@ def _public_names(record: MergeRecord) -> set[str]:
     """Words with a slash that are not paths: ids of models and data sets on the Hub."""
     images = data_sources(record)
     checkpoints = {
-        each.source for _, each in record.checkpoints if each.revision and parse_hub_id(each.source)
+        entry.source
+        for _, entry in record.checkpoints
+        if entry.revision and parse_hub_id(entry.source)
     }
-    data = {each.source for each in images if each.source and dataset_repo(each.source)}
+    data = {entry.source for entry in images if entry.source and dataset_repo(entry.source)}
     return checkpoints | data
 
 

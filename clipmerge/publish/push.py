@@ -412,11 +412,11 @@ def state_after(job: Push, target: Target) -> str:
     return NOTHING
 
 
-def is_same(addition: CommitOperationAdd, held: tuple[str, str | None] | None) -> bool:
+def is_same(addition: CommitOperationAdd, hub_hashes: tuple[str, str | None] | None) -> bool:
     """Return whether the Hub already holds exactly this file."""
-    if held is None:
+    if hub_hashes is None:
         return False
-    if held[1] is not None:
-        return bool(addition.upload_info.sha256.hex() == held[1])
+    if hub_hashes[1] is not None:
+        return bool(addition.upload_info.sha256.hex() == hub_hashes[1])
     with addition.as_file() as file:
-        return blob_id(file.read()) == held[0]
+        return blob_id(file.read()) == hub_hashes[0]

@@ -282,10 +282,10 @@ def _histogram_figure(counts: Sequence[int]) -> Figure:
     """Shares of the weights by coefficient."""
     figure, axes = new_figure(*_REPORT)
     width = TOP / len(counts)
-    places = [(place + 0.5) * width for place in range(len(counts))]
+    centres = [(index + 0.5) * width for index in range(len(counts))]
     shares = [count / sum(counts) for count in counts]
-    axes.bar(places, shares, width=0.9 * width, color=MARKS[1])
-    used = [place + width for place, share in zip(places, shares, strict=True) if share]
+    axes.bar(centres, shares, width=0.9 * width, color=MARKS[1])
+    used = [centre + width for centre, share in zip(centres, shares, strict=True) if share]
     axes.set_xlim(0.0, max(1.0, *used))
     axes.set_xlabel("coefficient (0 = zero-shot, 1 = fine-tuned)")
     axes.set_ylabel("share of the weights")

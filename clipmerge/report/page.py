@@ -126,9 +126,9 @@ def repeat_command(record: MergeRecord) -> str:
     """The command that repeats a merge: its own, with revisions filled in and without the push."""
     pinned = {checkpoint.source: checkpoint.pinned for _, checkpoint in record.checkpoints}
     images = record.calibration
-    for each in (images, images.unlabelled) if images else ():
-        if each and each.revision and dataset_repo(each.source):
-            pinned[each.source] = parse_dataset(each.source).at(each.revision)
+    for data_record in (images, images.unlabelled) if images else ():
+        if data_record and data_record.revision and dataset_repo(data_record.source):
+            pinned[data_record.source] = parse_dataset(data_record.source).at(data_record.revision)
     repeated = []
     words = iter(shlex.split(record.command))
     for word in words:

@@ -443,7 +443,7 @@ def effect_rows(effect: MergeEffect) -> list[list[str]]:
         [
             f"{name} (compared with)" if name == compared else name,
             *map(_with_interval, (model.clean, model.corrupted, model.related)),
-            *(_percent(each.value) for each in model.corruptions.values()),
+            *(_percent(estimate.value) for estimate in model.corruptions.values()),
         ]
         for name, model in effect.models.items()
     ]
@@ -471,11 +471,13 @@ def _points(difference: Mapping[str, Any], *, lost: bool = False, unit: str = " 
 
 
 def _differences(corrupted: Any, clean: Any, *, lost: bool = False) -> str:
-    places = ((corrupted, "under unrelated corruptions"), (clean, "on your images"))
-    return " and ".join(f"{_points(each, lost=lost)} {where}" for each, where in places if each)
+    parts = ((corrupted, "under unrelated corruptions"), (clean, "on your images"))
+    return " and ".join(
+        f"{_points(estimate, lost=lost)} {where}" for estimate, where in parts if estimate
+    )
 
 
-def _price(points: float) -> str:
+def _price_clause(points: float) -> str:
     return f", at the price of {_percent(points)} points on your images" if points > 0 else ""
 
 
@@ -489,7 +491,7 @@ def _no_worse_zeroshot_text(corrupted: Any = None, clean: Any = None) -> str:
 def _gains_text(corrupted: Any = None, clean: Any = None, price: float = 0.0) -> str:
     return (
         f"The merged model gains {_differences(corrupted, clean)} over the fine-tuned"
-        f" model{_price(price)}."
+        f" model{_price_clause(price)}."
     )
 
 
@@ -507,7 +509,7 @@ def _same_accuracy_text(clean: Sequence[float], corrupted: Sequence[float]) -> s
     )
 
 
-def _changes(tasks: Sequence[Mapping[str, Any]], start: str) -> str:
+def _score_changes(tasks: Sequence[Mapping[str, Any]], start: str) -> str:
     return "; ".join(
         f"{task['task']} ({task['measure']}): {_percent(task[start])} to"
         f" {_percent(task['merged'])}%"
@@ -532,7 +534,7 @@ def reason_text(effect: MergeEffect) -> str:
 
 def _loses_text(who: str, where: str, accuracy: float, finetuned: float, limit: float) -> str:
     return (
-        f"{who} loses {_show_loss(finetuned - accuracy, limit)} points of the fine-tuned model's"
+        f"{who} loses {_format_loss(finetuned - accuracy, limit)} points of the fine-tuned model's"
         f" {where} ({_percent(accuracy)}% against {_percent(finetuned)}%), more than the limit of"
         f" {limit:g}"
     )
@@ -540,16 +542,16 @@ def _loses_text(who: str, where: str, accuracy: float, finetuned: float, limit: 
 
 def _may_lose_text(loss: float, limit: float) -> str:
     return (
-        f"The loss on your images may be as large as {_show_loss(loss, limit)} points, more than"
+        f"The loss on your images may be as large as {_format_loss(loss, limit)} points, more than"
         f" the limit of {limit:g}."
     )
 
 
-def _show_loss(loss: float, limit: float) -> str:
+def _format_loss(loss: float, limit: float) -> str:
     """Write a loss with enough digits to show that it is beyond the limit.
 
     Example:
-        >>> _show_loss(0.402, 3), _show_loss(0.0304, 3)
+        >>> _format_loss(0.402, 3), _format_loss(0.0304, 3)
         ('40.2', '3.04')
     """
     texts = [f"{100 * loss:.{digits}f}" for digits in range(1, 9)]
@@ -960,15 +962,16 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "may-lose": _may_lose_text,
     "worse-on-other-tasks": lambda tasks: (
         "On other tasks the merged model is worse than the fine-tuned one:"
-        f" {_changes(tasks, 'finetuned')}."
+        f" {_score_changes(tasks, 'finetuned')}."
     ),
     "regains-other-tasks": lambda tasks: (
         "On your images both are about equally good, and the merged model gets back what"
-        f" fine-tuning lost on other tasks: {_changes(tasks, 'finetuned')}."
+        f" fine-tuning lost on other tasks: {_score_changes(tasks, 'finetuned')}."
     ),
     "lost-on-other-tasks": lambda tasks: (
         "On your images both are about equally good, and both have lost other tasks against the"
-        f" zero-shot model: {_changes(tasks, 'zeroshot')}; a smaller alpha gives some of it back."
+        f" zero-shot model: {_score_changes(tasks, 'zeroshot')}; a smaller alpha gives some of it"
+        " back."
     ),
     # warnings
     "loses-accuracy": _loses_text,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from clipmerge.measures import Measurements, Objective, Statistic, sizes_of
-from clipmerge.measures.learned_sparse import SparseOptions, in_blocks, learn_sparse, sharpest
+from clipmerge.measures.learned_sparse import SparseOptions, block_sharpness, learn_sparse, sharpest
 from clipmerge.plugins import Count, options_of
 
 #: Whether it can also learn from unlabelled images.
@@ -40,7 +40,7 @@ def learned_sparse_control(
     sizes = sizes_of(objective)
 
     def choose(sharpness: Statistic) -> tuple[str, ...]:
-        values = in_blocks(sharpness)
+        values = block_sharpness(sharpness)
         entries = sum(sizes[layer] for layer in sharpest(values, chosen.share))
         order = sorted(values, key=values.__getitem__)
         if layers == "random":
