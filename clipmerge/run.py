@@ -47,13 +47,13 @@ class RunCache:
     def open_data(self, request: Request, progress: Progress) -> LabelledImages | CaptionedImages:
         """Open `data` once, for all images that the request takes, and tell the notes about it."""
         from clipmerge.images.dataset import load_without_labels, open_images
-        from clipmerge.images.split import MOST, held_out_count
+        from clipmerge.images.split import MAX_HELD_BACK, held_out_count
 
         calibration = request.calibration
         max_images = calibration.images + held_out_count(calibration.images, calibration.held_back)
         recipe = getattr(request, "recipe", None)
         if recipe is not None and not recipe.measure:  # it is only judged
-            max_images = min(MOST, calibration.images)
+            max_images = min(MAX_HELD_BACK, calibration.images)
         if self.data is None or self.data[0] < max_images:
             source = calibration.source
             classes = calibration.classes

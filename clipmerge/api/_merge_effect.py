@@ -26,7 +26,7 @@ from clipmerge.files.finite import NotFiniteError
 from clipmerge.finding import Finding
 from clipmerge.images.fingerprints import Fingerprints, note_shared
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
-from clipmerge.images.split import MOST, copies_note, without_copies
+from clipmerge.images.split import MAX_HELD_BACK, copies_note, without_copies
 from clipmerge.images.store import Pixels
 from clipmerge.planning.measurements import takes_learned
 from clipmerge.planning.merge_effect import MergeEffect
@@ -140,7 +140,7 @@ def _effect_images(run: Run, request: MergeRequest) -> LabelledImages | Captione
     else:
         source = run.open_data(request)
         source.require_classes()
-        sample = source.sample(min(MOST, request.calibration.images), request.seed)
+        sample = source.sample(min(MAX_HELD_BACK, request.calibration.images), request.seed)
         images = without_copies(sample)
         if len(images) < len(sample):
             run.progress.say(copies_note(source.source, len(sample) - len(images)))

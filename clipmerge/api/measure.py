@@ -14,7 +14,7 @@ from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.fingerprints import Fingerprints, content_digest, refuse_shared
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import class_prompts, templates_for
-from clipmerge.images.split import MOST, Samples, copies_note, sample_and_hold_back
+from clipmerge.images.split import MAX_HELD_BACK, Samples, copies_note, sample_and_hold_back
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.learning.sharded_batches import ShardedBatches
@@ -187,11 +187,11 @@ def _choosing_images(
     share = request.recipe.measure_options.get("held_back", 0.0)  # some learn from all images
     judges = samples.held_back_at
     held_out = held_out_positions(labels, share, request.seed)
-    if not held_out or not 0 < len(judges) < MOST:
+    if not held_out or not 0 < len(judges) < MAX_HELD_BACK:
         return None
     choosers = [*judges, *(samples.deciding[at] for at in held_out)]
     if samples.images.labels_are_classes:
-        judges = choosers[:MOST]
+        judges = choosers[:MAX_HELD_BACK]
         run.held_back = samples.images.subset(judges)
     run.choosers = len(judges)
     return samples.images.subset(choosers)

@@ -35,7 +35,7 @@ _POSITIONS = re.compile(r"positional_embedding$|position_embedding\.weight$|pos_
 _WORDS = re.compile(r"token_embedding\.weight$|word_embeddings\.weight$")
 # Share of a fine-tuned checkpoint's keys that must be in the zero-shot one to call the rest an
 # addition.
-_MOST = 0.5
+_MIN_SHARED_KEYS = 0.5
 _TOWER_WORDS = {
     "full": "both towers",
     "vision": "the vision tower only",
@@ -320,7 +320,7 @@ def _key_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
             f" {inputs.zeroshot.source}, but {shorten(only_theirs)}; give the fine-tuned model as a"
             " whole, or one of its towers"
         )
-    elif only_theirs and shared < _MOST * len(theirs):
+    elif only_theirs and shared < _MIN_SHARED_KEYS * len(theirs):
         yield (
             f"{source}: only {shared} of its {len(theirs)} keys are in {inputs.zeroshot.source},"
             f" which lacks {shorten(only_theirs)}; give the zero-shot model of this fine-tuned one"

@@ -30,7 +30,7 @@ _SWITCHES = {"0": False, "1": True, "false": False, "true": True}
 _PREFIX = "CLIPMERGE_"
 # Python's TOML reader takes time that grows with the square of the number of dots in a name, or
 # faster.
-_MOST_DOTS = 1000
+_MAX_DOTS = 1000
 
 
 class Defaults:
@@ -113,8 +113,8 @@ def _add_file(defaults: Defaults, file: Path, allowed: Names, more: str) -> None
 
     with refusing(UsageError, f"{file}: cannot be read"):
         text = read_text(file, MAX_RECIPE_BYTES)
-        if text.count(".") > _MOST_DOTS:
-            raise Unreadable(f"more than {_MOST_DOTS} dots")
+        if text.count(".") > _MAX_DOTS:
+            raise Unreadable(f"more than {_MAX_DOTS} dots")
         try:
             settings = tomllib.loads(text)
         except (ValueError, RecursionError) as error:

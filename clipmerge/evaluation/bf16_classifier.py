@@ -19,7 +19,7 @@ COMPARED = 16
 # A lead is trusted if it is this many times larger than the largest error of a lead among those.
 _SAFETY = 4.0
 # If more than this share of the images has to be classified again, 16 bits save nothing.
-_MOST_AGAIN = 0.6
+_MAX_SHARE_AGAIN = 0.6
 
 
 class Bf16Classifier:
@@ -70,7 +70,7 @@ class Bf16Classifier:
             best[~trusted] = self._class_cosines(pixels[~trusted]).argmax(dim=1)
         self._seen += len(pixels)
         self._again += int((~trusted).sum())
-        self._quick = self._again <= max(COMPARED, _MOST_AGAIN * self._seen)
+        self._quick = self._again <= max(COMPARED, _MAX_SHARE_AGAIN * self._seen)
         return best
 
     def _class_cosines(self, pixels: Tensor, *, quick: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ from clipmerge.models import ImageTextModel
 from clipmerge.planning.other_tasks import RANKS, Recall
 
 #: Captions whose images are shown, and images shown for each.
-EXAMPLES, FOUND = 4, 3
+EXAMPLES, IMAGES_PER_EXAMPLE = 4, 3
 # Scores computed at once.
 _SCORES = 1 << 24
 _TEXTS_AT_ONCE = 256
@@ -47,7 +47,8 @@ def retrieve(
     Returns:
         For each image its best caption among all captions, and the mean of two shares: whether that
         is its own, and of its captions those whose best image it is; the recall; and for the first
-        caption of each of the first images, (examples, `FOUND`), its best images, best first.
+        caption of each of the first images its best images, best first, (examples,
+        `IMAGES_PER_EXAMPLE`).
     """
     owners = torch.tensor([number for number, of_image in enumerate(captions) for _ in of_image])
     of_images, of_texts, best = retrieval_ranks(features, texts, owners)
@@ -55,7 +56,7 @@ def retrieve(
     own_share = torch.bincount(owners, (of_texts == 0).double(), minlength=len(captions)) / counts
     by_image = ((of_images == 0).double() + own_share) / 2
     shown = texts[torch.searchsorted(owners, torch.arange(len(captions))[:EXAMPLES])] @ features.T
-    best_images = shown.topk(min(FOUND, len(captions))).indices
+    best_images = shown.topk(min(IMAGES_PER_EXAMPLE, len(captions))).indices
     return best.numpy(), by_image.numpy(), recall_at(of_images, of_texts), best_images.numpy()
 
 

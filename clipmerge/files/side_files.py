@@ -75,7 +75,7 @@ _PROGRAM = "chat_template"
 _NEEDED = ("hf_model_name",)
 # Fields with paths on the machine where a model was saved, which no loader needs; and with code
 # that is not copied.
-_PLACES = frozenset(
+_PATH_FIELDS = frozenset(
     {
         "_name_or_path",
         "name_or_path",
@@ -215,7 +215,7 @@ def without_private_fields(
     ``exempt_fields`` stay with any value.
     """
     if isinstance(data, dict):
-        named_so = _PLACES | {
+        named_so = _PATH_FIELDS | {
             key for key, value in data.items() if key in _SECRETS and isinstance(value, str)
         }
         names = (key for key in data if key not in named_so and (words or not _is_private(key)))

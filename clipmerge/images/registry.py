@@ -28,7 +28,7 @@ _NAMED = re.compile(
 )
 #: Classes of ImageNet, whose indices are used in `KnownSet.rows`.
 IMAGENET_CLASSES = 1000
-_Place = Annotated[int, Field(ge=0, lt=IMAGENET_CLASSES)]
+_ImagenetIndex = Annotated[int, Field(ge=0, lt=IMAGENET_CLASSES)]
 
 
 class KnownSet(BaseModel):
@@ -64,7 +64,7 @@ class KnownSet(BaseModel):
     texts: Literal["repository", "here"] = "repository"
     classes: str | None = None
     templates: str | Names = ()
-    rows: Literal["all"] | tuple[_Place | tuple[_Place, ...], ...] = ()
+    rows: Literal["all"] | tuple[_ImagenetIndex | tuple[_ImagenetIndex, ...], ...] = ()
     note: str = ""
     zeroshot: Mapping[str, float] = {}
     recall: Mapping[str, Mapping[str, float]] = {}

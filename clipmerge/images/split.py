@@ -17,7 +17,7 @@ from clipmerge.types import Shape
 #: Share of the sampled images that is held back.
 SHARE = 0.2
 #: Maximum number of images held back: more would cost time and narrow the intervals very little.
-MOST = 256
+MAX_HELD_BACK = 256
 
 
 Images = TypeVar("Images", bound=ImageSet)
@@ -96,7 +96,7 @@ def copies_note(source: str, copies: int) -> str:
 
 def held_out_count(count: int, share: float) -> int:
     """Number of images to hold back if there are enough."""
-    return min(MOST, round(count * share / (1 - share)))
+    return min(MAX_HELD_BACK, round(count * share / (1 - share)))
 
 
 def held_back_positions(labels: Shape, count: int, seed: int) -> list[int]:

@@ -61,7 +61,7 @@ class Coefficients:
             for layer, names in objective.weights.layers.items()
             for name in names
         }
-        self._kept_counts: dict[str, int] = {}
+        self._sparse_counts: dict[str, int] = {}
         self._extrapolation = 0.0
         # whether weights have given their memory to gradients, and weights whose gradients have not
         # got it yet
@@ -77,7 +77,7 @@ class Coefficients:
 
     def become_finetuned(self) -> None:
         """Set all coefficients to 1, so that no entry is dropped."""
-        self._kept_counts.clear()
+        self._sparse_counts.clear()
         self._extrapolation = 0.0
         for values in self.values.values():
             values.fill_(1.0)
@@ -89,14 +89,14 @@ class Coefficients:
         for key in dict.fromkeys(self._key[name] for name in names):
             count = self.values[key].numel()
             if count > 1 and density < 1:
-                self._kept_counts[key] = max(1, int(density * count))
+                self._sparse_counts[key] = max(1, int(density * count))
 
     def add_noise(self, seed: int) -> None:
         """Add a little noise to the scores, which start equal, so that the order of entries does
         not matter.
         """
         generator = torch.Generator().manual_seed(seed)
-        for key in self._kept_counts:
+        for key in self._sparse_counts:
             value = self.values[key]
             value.add_(
                 _SPREAD * torch.randn(value.shape, generator=generator).to(value)
@@ -107,12 +107,12 @@ class Coefficients:
         ``values``.
         """
         value = self.values[key]
-        if key not in self._kept_counts and not self._extrapolation:
+        if key not in self._sparse_counts and not self._extrapolation:
             return value
         moved = torch.lerp(value, torch.ones_like(value), self._extrapolation)
         return (
-            moved.where(_largest(value, self._kept_counts[key]), 0.0)
-            if key in self._kept_counts
+            moved.where(_largest(value, self._sparse_counts[key]), 0.0)
+            if key in self._sparse_counts
             else moved
         )
 
@@ -248,7 +248,7 @@ class Coefficients:
     @property
     def sparse(self) -> Names:
         """Parameters and layers with dropped coefficients."""
-        return tuple(self._kept_counts)
+        return tuple(self._sparse_counts)
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:

@@ -146,8 +146,8 @@ class Pictures:
             [None] * count if self.targets is None else self.targets.tensor_split(count)
         )
         parts = (part.tensor_split(count) for part in (weak, strong, self.labels))
-        for own_weak, own_strong, labels, targets in zip(*parts, split, strict=True):
-            yield Pictures(torch.cat([own_weak, own_strong]), labels, targets)
+        for weak_part, strong_part, labels, targets in zip(*parts, split, strict=True):
+            yield Pictures(torch.cat([weak_part, strong_part]), labels, targets)
 
 
 def make_pictures(step: Step, config: LossConfig) -> Pictures:

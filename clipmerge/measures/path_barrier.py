@@ -15,7 +15,7 @@ from clipmerge.types import Json
 
 # A path along which the loss bends sharply needs more nodes; beyond this number the problem is
 # numerical, and is reported.
-_MOST_NODES = 24
+_MAX_NODES = 24
 # Relative precision of a float32 loss: totals as small as this cannot be checked.
 _ROUNDING = 3e-6
 _READINGS: dict[str, Json] = {
@@ -106,7 +106,7 @@ def path_barrier(
             if abs(check.sum_of_layers - check.measured) > rounding
         ]
         worst = max((check.relative_error for check in wrong), default=0.0)
-        if worst <= tolerance or 2 * nodes > _MOST_NODES:
+        if worst <= tolerance or 2 * nodes > _MAX_NODES:
             break
         nodes *= 2
         slopes = Slopes(objective, exact=exact, gradients=wanted)

@@ -18,8 +18,8 @@ from clipmerge.files.safetensors import Array
 DRAWS = 1 << 20
 # Magnitudes computed at once: they stay in a core's cache.
 _RUN = 1 << 17
-# Entries in the sample, and how many places of the sorted sample the search reaches to either side
-# of the expected one: four standard deviations if the entries are in random order.
+# Entries in the sample, and how many positions of the sorted sample the search reaches to either
+# side of the expected one: four standard deviations if the entries are in random order.
 _SAMPLE, _MARGIN = 1 << 14, 1 << 8
 
 

@@ -12,8 +12,8 @@ from clipmerge.models import ImageTextModel
 
 # A tokenizer takes about 0.25 tokens for a byte of its own languages, and near to one for every
 # letter or byte of others.
-_MOST_TOKENS_A_BYTE = 0.45
-_MOST_UNKNOWN = 0.1
+_MAX_TOKENS_PER_BYTE = 0.45
+_MAX_UNKNOWN_SHARE = 0.1
 _TEXTS_AT_ONCE = 1024
 
 
@@ -51,12 +51,12 @@ def caption_notes(source: str, model: ImageTextModel, captions: Sequence[str]) -
             f"{source}: {are} as long as the {length} tokens that the model reads, or longer (of"
             f" {len(texts)}); what is beyond is cut off"
         )
-    if unknown > _MOST_UNKNOWN * total:
+    if unknown > _MAX_UNKNOWN_SHARE * total:
         notes.append(
             f"{source}: {100 * unknown / max(total, 1):.0f}% of the captions' tokens are unknown to"
             " the model's tokenizer; are they in a language that the model knows?"
         )
-    elif total > _MOST_TOKENS_A_BYTE * bytes_read:
+    elif total > _MAX_TOKENS_PER_BYTE * bytes_read:
         notes.append(
             f"{source}: the model's tokenizer spells the captions nearly letter by letter"
             f" ({total / max(bytes_read, 1):.2f} tokens for a byte; about 0.25 for a known"

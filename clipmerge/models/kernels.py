@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 _FEW_CHANNELS = 16
 # Maximum number of attention scores per head that are held for all images at once: those of 1024
 # tokens.
-_MOST = 1 << 20
+_MAX_SCORES = 1 << 20
 # QuickGELU is x * sigmoid(1.702 x).
 _STEEPNESS = 1.702
 
@@ -83,7 +83,7 @@ class FasterKernels(TorchFunctionMode):
 def _is_faster(
     query: Tensor, key: Tensor, *, dropout_p: float = 0.0, enable_gqa: bool = False, **_: Any
 ) -> bool:
-    fits = query.shape[-2] * key.shape[-2] <= _MOST
+    fits = query.shape[-2] * key.shape[-2] <= _MAX_SCORES
     return fits and query.dtype == torch.bfloat16 and not (dropout_p or enable_gqa)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from clipmerge.types import Json
 
-#: New names of the fields at a place; ``None`` for those of a choice that is no longer made,
+#: New names of the fields at a path; ``None`` for those of a choice that is no longer made,
 #: between what was learned and the straight path.
 _Renamed = Mapping[str, str | None]
 _STAGES: _Renamed = {"bought": "effect", "kept": "other_tasks"}
@@ -61,7 +61,7 @@ def upgrade_format(data: Json) -> Json:
 
 
 def _rename_fields(value: Any, path: Sequence[str], names: _Renamed) -> Any:
-    """A copy in which the fields at a place have their new names."""
+    """A copy in which the fields at a path have their new names."""
     if not isinstance(value, dict):
         return value
     if path:

@@ -72,14 +72,14 @@ _METADATA = {
     "pdf": ("CreationDate", "Creator", "Producer"),
 }
 # Maximum number of histograms: a record from a stranger may name a tower for every two layers.
-_MOST_TOWERS = 8
+_MAX_TOWERS = 8
 # Characters of an example's caption.
 _LONGEST_CAPTION = 90
 # Terminal cells, half as wide as high, for the name of a recipe and of the sources; letters have
 # about that size too.
 _NAME_CELLS, _SOURCE_CELLS = 36, 40
 # Width of a mark in points, and its growth for each mark that lies on top of it, up to a number.
-_MARK, _GROWTH, _MOST_GROWN = 10.0, 5.0, 4
+_MARK, _GROWTH, _MAX_GROWTHS = 10.0, 5.0, 4
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -218,7 +218,7 @@ def pictures_of(record: MergeRecord) -> list[Picture]:
     spread = {  # a scalar has none
         tower: counts for tower, counts in record.coefficients.items() if sum(counts) > 1
     }
-    for tower, counts in itertools.islice(spread.items(), _MOST_TOWERS):
+    for tower, counts in itertools.islice(spread.items(), _MAX_TOWERS):
         title = f"{_TOWERS.get(tower, tower)}: coefficients"
         caption = f"How far the {sum(counts):,} weights of this tower go."
         pictures.append(Picture(title, as_image(_histogram_figure(counts), title), caption))
@@ -377,7 +377,7 @@ def _draw_marks(axes: Axes, rows: list[Json]) -> list[_Named]:
     styles = mark_styles([row["name"] for row in rows])
     marks: list[_Named] = []
     for number, (row, (colour, shape)) in enumerate(zip(rows, styles, strict=True)):
-        above = min(points[number + 1 :].count(points[number]), _MOST_GROWN)
+        above = min(points[number + 1 :].count(points[number]), _MAX_GROWTHS)
         mark = _draw_point(axes, row, shape, colour, _MARK + _GROWTH * above)
         marks.append((shorten_middle(row["name"], _NAME_CELLS), mark))
     return marks

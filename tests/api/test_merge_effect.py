@@ -182,7 +182,7 @@ def test_few_images_that_nothing_was_learned_from_choose_and_judge(
     """Of many, those that learning holds out choose, and the others judge."""
     quick = ("measure.steps=4", "measure.batch=2", "measure.strong_aug=2")
     for most, choosing, judging in ((256, 22, 22), (15, 22, 15), (12, 10, 12)):
-        monkeypatch.setattr("clipmerge.api.measure.MOST", most)
+        monkeypatch.setattr("clipmerge.api.measure.MAX_HELD_BACK", most)
         run = prepare(request_for(pair, "auto", *quick, data=photos, allow=("at-chance",)))
         samples = sample_and_hold_back(load_images(str(photos)), 1024, 0)
         decided, first = samples.decide, samples.held_back.store.names

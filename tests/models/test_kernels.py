@@ -88,7 +88,7 @@ def test_long_sequences_do_not_hold_their_scores(monkeypatch: pytest.MonkeyPatch
     expected = scaled_dot_product_attention(*inputs())
     with FasterKernels():
         assert not torch.equal(scaled_dot_product_attention(*inputs()), expected)
-        monkeypatch.setattr(attention, "_MOST", TOKENS * TOKENS - 1)
+        monkeypatch.setattr(attention, "_MAX_SCORES", TOKENS * TOKENS - 1)
         assert torch.equal(scaled_dot_product_attention(*inputs()), expected)
 
 
