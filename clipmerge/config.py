@@ -592,6 +592,10 @@ def complete_options(options: type[Options], keywords: Mapping[str, Any]) -> Opt
                 f"got an unexpected keyword argument '{name}'.{did_you_mean(name, known)}"
             )
         kind, option = known[name]
+        if option.is_repeated and isinstance(value, str):
+            value = [value]
+        elif name == "device":
+            value = str(value)  # of a `torch.device` too
         is_free = option.cli or not option.help
         values[name] = value if is_free else _checked(name, value, kind, option)
     if "progress" in known:

@@ -588,6 +588,8 @@ def _flag_values(value: Any) -> list[str]:
 
 
 def _flag_value(value: Any) -> str:
+    if type(value).__name__ == "device":  # torch's, without importing torch
+        return str(value)
     if isinstance(value, str) and (title := in_memory_title(value)):
         return f"<{title}>"
     if isinstance(value, (str, int, float, os.PathLike, Mapping, list, tuple)):

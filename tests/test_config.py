@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, get_type_hints
 
 import pytest
+import torch
 
 import clipmerge
 from clipmerge.config import (
@@ -113,4 +114,14 @@ def test_a_command_is_read_back_as_the_options_it_was_written_from() -> None:
     assert text.endswith(
         "--template 'a {}.' --template 'the {}.' --images-at-once 3 --set method.alpha=0.4"
         " --strict --no-hash --output out"
+    )
+
+
+def test_one_text_and_a_device_of_torch_are_taken_as_what_they_mean() -> None:
+    given = {"set": "method.alpha=0.2", "keep": "a=b", "device": torch.device("cpu")}
+    options = complete_options(MergeOptions, given)
+    assert (options["set"], options["keep"]) == (["method.alpha=0.2"], ["a=b"])
+    assert options["device"] == "cpu"
+    assert command_text("merge", "a", "b", options=given).endswith(
+        "--keep a=b --device cpu --set method.alpha=0.2"
     )
