@@ -10,7 +10,7 @@ from typing import Any
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.paths import local_path
 from clipmerge.images.captions import has_captions, list_captions
-from clipmerge.images.classes import ClassNames, name_classes, read_class_names
+from clipmerge.images.classes import ClassNames, as_numbers, name_classes, read_class_names
 from clipmerge.images.folder import load_folder
 from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_texts
 from clipmerge.images.in_memory import open_in_memory
@@ -19,7 +19,10 @@ from clipmerge.images.registry import RegistryRef, find_known, known_sets
 from clipmerge.images.shard_texts import describe_folder
 from clipmerge.images.source import Columns, Source
 from clipmerge.images.tables import load_table
-from clipmerge.types import Json
+from clipmerge.types import Json, Names
+
+# So many classes, if they are more than half of the images, may be captions.
+_MANY_CLASSES = 20
 
 
 def open_images(
@@ -65,7 +68,7 @@ def open_images(
     else:
         opened = known.known.describe(opened) if known else opened
         labels, names, notes = name_classes(opened, classes)
-        facts["notes"] += notes
+        facts["notes"] += (*_note_many_classes(opened), *notes)
         facts["imagenet_rows"] = known.known.imagenet_rows if known else ()
         images = LabelledImages(
             opened.title, opened.store, labels, names, opened.templates, **facts
@@ -73,6 +76,21 @@ def open_images(
         if whole:
             images.require_classes()
     return images.without_unreadable() if columns.skip_unreadable else images
+
+
+def _note_many_classes(source: Source) -> Names:
+    """Note names of classes that may be captions, which only their look told from each other."""
+    values = source.values or ()
+    classes = len(set(map(str, values)))
+    if source.captioned is not None or as_numbers(values) is not None:
+        return ()
+    if classes <= max(_MANY_CLASSES, len(values) / 2):
+        return ()
+    column = (source.captions_from or "caption").removeprefix(".")
+    return (
+        f"{source.title}: {classes} classes for {len(values)} images; are the labels captions? Then"
+        f" give `caption_column` {column}",
+    )
 
 
 def load_images(source: Any, classes: ClassNames = None, **options: Any) -> LabelledImages:

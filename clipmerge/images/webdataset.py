@@ -18,7 +18,6 @@ from clipmerge.errors import DataError, NoLabelsError, did_you_mean, shorten
 from clipmerge.files.limits import MAX_IMAGE_BYTES, MAX_LABEL_BYTES, MAX_TAR_HEADER_BYTES
 from clipmerge.files.reading import format_size, parse_json, refusing
 from clipmerge.images.captions import has_captions
-from clipmerge.images.classes import as_numbers
 from clipmerge.images.columns import CAPTION_NAMES, LABEL_NAMES
 from clipmerge.images.decoding import Encoded
 from clipmerge.images.local_files import open_local
@@ -30,8 +29,6 @@ _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^.]*)\.(?P<ending>[^/]+)", re.DOTAL
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jfif", "ppm", "jp2")
 _TEXT = "txt"
 _LABELS = ("cls", "json", _TEXT)
-# labels look like captions if there are more classes than this share of the images
-_CAPTIONS = 0.5
 
 
 class Member(NamedTuple):
@@ -158,13 +155,6 @@ def join_samples(
     if has_captions(opened):
         lines = [value.split("\n") if isinstance(value, str) else value for value in values]
         return replace(opened, values=lines)
-    classes = set(values)
-    if as_numbers(values) is None and len(classes) > max(100, _CAPTIONS * len(values)):
-        note = (
-            f"{source}: {len(classes)} classes for {len(values)} images; are the labels captions?"
-            f" Then give `caption_column` {_TEXT}"
-        )
-        return replace(opened, notes=(note,))
     return opened
 
 

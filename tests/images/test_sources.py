@@ -348,9 +348,12 @@ def test_named_endings_and_keys_win(tmp_path: Path) -> None:
 
 def test_labels_that_look_like_captions_are_noted(tmp_path: Path) -> None:
     path = save_tar(
-        tmp_path / "x.tar", {f"{k}.{e}": b"%d!" % k for k in range(120) for e in ("png", "txt")}
+        tmp_path / "x.tar", {f"{k}.{e}": b"%d!" % k for k in range(30) for e in ("png", "txt")}
     )
-    assert "are the labels captions?" in load_images(str(path)).notes[0]
+    said = "30 classes for 30 images; are the labels captions? Then give `caption_column`"
+    assert f"{said} txt" in load_images(str(path)).notes[0]
+    pairs = [(np.zeros((8, 8, 3), np.uint8), f"item {k}") for k in range(30)]
+    assert said in load_images(pairs).notes[0]
 
 
 def test_folders_and_links_in_a_tar_are_no_images_and_a_long_name_is_read(tmp_path: Path) -> None:
