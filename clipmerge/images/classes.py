@@ -40,10 +40,13 @@ def name_classes(source: Source, given_names: ClassNames) -> tuple[Shape, Names,
         return _assign_given_names(labels, classes, given_names)
     if classes is None:
         last = max(labels)
+        captions = source.unread_captions
+        beside = f"; or take the captions with `caption_column` {captions}" if captions else ""
         ids = "; if they are ids, name the column of the labels with `label_column`"
         raise DataError(
             f"{source.title}: its labels are the numbers 0 to {last} without names; pass a file"
             f" with the names with `classes`, one per line{ids if last >= len(labels) else ''}"
+            f"{beside}"
         )
     names = classes
     notes = Names()

@@ -31,6 +31,8 @@ CAPTION_NAMES = (
     "alt_text",
     "prompt",
 )
+#: The same of columns with names of image files.
+FILE_NAMES = ("file_name", "filepath", "file", "path", "image", "image_path", "filename")
 _LABELS = ("numbers", "texts", "any")
 _CAPTIONS = ("texts", "lists", "any")
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "webp", "picture")
@@ -66,6 +68,7 @@ class TableColumns:
             captioned=self.caption is not None,
             captions_from=f"column '{self.caption}'",
             class_names=self.names,
+            unread_captions=self.unread,
             notes=(note,) if self.unread else (),
         )
 
@@ -86,6 +89,12 @@ def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> TableCo
         if _content_kind(types[name]) == "numbers"
         and (names := _class_names(about[name])) is not None
     }
+    files = [name for name in FILE_NAMES if name in types]
+    if files and not images and wanted.image is None:
+        raise DataError(
+            f"{where}: has names of files (column '{files[0]}') and no images; write it as CSV,"
+            " whose files are read: pandas.read_parquet(FILE).to_csv('metadata.csv', index=False)"
+        )
     return choose_columns(where, types, wanted, typed or images, classes)
 
 

@@ -37,8 +37,8 @@ def open_images(
     """Find images with classes or with captions, without decoding them.
 
     The source is the short name of a public data set (`clipmerge.images.registry`); a folder
-    with one subfolder per class, with captions in texts beside the images, or with a table; a CSV
-    or TSV file; Parquet or WebDataset tar files, one, a ``{0..9}`` range or a folder of them;
+    with one subfolder per class, with captions in texts beside the images, or with a table; a CSV,
+    TSV or JSONL file; Parquet or WebDataset tar files, one, a ``{0..9}`` range or a folder of them;
     ``hf://datasets/org/name[@revision][:split]``; ``digits``, which come with clipmerge; or
     images in memory (`clipmerge.images.in_memory`). Where both are there, classes are taken unless
     ``columns`` names captions.
@@ -189,7 +189,7 @@ def _open(
         from clipmerge.images.webdataset import load_tars
 
         return load_tars(source, tars, columns, describe_folder(Path(tars[0]).parent))
-    if path.suffix in (".csv", ".tsv") and not path.is_dir():
+    if path.suffix in (".csv", ".tsv", ".jsonl") and not path.is_dir():
         if not path.is_file():
             raise DataError(f"{source}: no such file")
         return load_table(source, path, columns)
@@ -204,7 +204,8 @@ def _open(
         missing = "is not a kind of file that is read" if folder.exists() else "no such folder"
         raise DataError(
             f"{source}: {missing}; give a folder with one subfolder per class, with captions beside"
-            " the images or (without labels) with images at any depth, Parquet, tar or CSV files,"
-            f" hf://datasets/ORG/NAME:SPLIT, or 'digits'.{did_you_mean(source, known_sets())}"
+            " the images or (without labels) with images at any depth, Parquet, tar, CSV or JSONL"
+            " files, hf://datasets/ORG/NAME:SPLIT, or 'digits'."
+            f"{did_you_mean(source, known_sets())}"
         )
     return load_folder(source, folder, columns)

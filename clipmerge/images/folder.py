@@ -81,12 +81,20 @@ def _load_classes(
         labels += [subfolder.name] * len(files)
         check_count(source, len(paths))
     notes = _note_left_out(source, left_out)
-    if captions or _caption_file(paths[0]).is_file():
+    has_captions = captions or _caption_file(paths[0]).is_file()
+    if has_captions:
         notes += (
             f"{source}: has class folders, and captions beside images; the classes are taken"
             " (captions with `caption_column` txt)",
         )
-    return Source(source, image_files(paths), labels, captioned=False, notes=notes)
+    return Source(
+        source,
+        image_files(paths),
+        labels,
+        captioned=False,
+        unread_captions=_TEXT[1:] if has_captions else None,
+        notes=notes,
+    )
 
 
 def _no_images_error(folder: str, listed: Iterable[os.DirEntry[str]]) -> DataError:

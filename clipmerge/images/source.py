@@ -43,6 +43,8 @@ class Source:
     values: Sequence[Any] | None = None
     # whether the values are captions; ``None`` to tell by their look
     captioned: bool | None = None
+    # the column of captions that stand beside labels, which are taken
+    unread_captions: str | None = None
     captions_from: str | None = ""  # where captions stand, for a note; ``None`` for no note
     class_names: Names | None = None  # of labels that are numbers
     # whether the names are written as they go into prompts, underscores and all

@@ -1,7 +1,7 @@
 """Tables of image files: ``metadata.csv`` and ``metadata.jsonl`` of folders, CSV and TSV files.
 
 A folder's table is that of Hugging Face's image folders (``file_name``, ``text``), a file of its
-own that of open_clip's training (``filepath``, ``title``, between tabs or commas).
+own that of open_clip's training (``filepath``, ``title``, between tabs or commas) or JSON Lines.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from clipmerge.files.limits import MAX_HELD_BYTES
 from clipmerge.files.paths import local_path
 from clipmerge.files.reading import Unreadable, parse_json, read_text, refusing
 from clipmerge.files.side_files import lies_in
-from clipmerge.images.columns import choose_columns
+from clipmerge.images.columns import FILE_NAMES, choose_columns
 from clipmerge.images.source import Columns, Source
 from clipmerge.images.store import check_count, image_files
 from clipmerge.types import Json
 
-_FILES = ("file_name", "filepath", "file", "path", "image", "image_path", "filename")
 _SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
 
 #: A row with its number in the file.
@@ -47,7 +46,7 @@ def load_table(source: str, table: Path, columns: Columns, *, inside: Path | Non
         raise DataError(f"{where} has no rows")
     check_count(source, len(rows))
     names = dict.fromkeys(name for _, row in rows for name in row)
-    files = [name for name in _FILES if name in names]
+    files = [name for name in FILE_NAMES if name in names]
     chosen = choose_columns(where, names, columns, files[:1], {})
     values: list[Any] | None = None
     if chosen.text_column is not None:
@@ -122,8 +121,10 @@ def _paths(
         paths.append(str(path))
     if missing and not columns.skip_unreadable:
         are = counted(len(missing), "file is", "files are")
+        start = f"{table.parent}{'' if inside else ' or the working folder'}"
         raise DataError(
-            f"{where}: {are} missing (of {len(paths)}): {shorten(missing, 3)}; add them, remove"
-            " these lines, or leave them out with `skip_unreadable=True`"
+            f"{where}: {are} missing (of {len(paths)}): {shorten(missing, 3)}; names start from"
+            f" {start}. Add the files, remove these lines, or leave them out with"
+            " `skip_unreadable=True`"
         )
     return paths

@@ -74,6 +74,11 @@ def table(at: Path, name: str, header: tuple[str, str], delimiter: str = ",") ->
     return at / name
 
 
+def jsonl(at: Path) -> Any:
+    folder = Path(metadata_jsonl(at))
+    return str((folder / "metadata.jsonl").rename(folder / "pairs.jsonl"))
+
+
 def metadata_csv(at: Path) -> Any:
     table(save_images(at / "x"), "metadata.csv", ("file_name", "text"))
     return str(at / "x")
@@ -155,6 +160,7 @@ KINDS: dict[str, Callable[[Path], Any]] = {
     for made in (
         beside,
         metadata_jsonl,
+        jsonl,
         metadata_csv,
         open_clip_csv,
         open_clip_tsv,
@@ -310,10 +316,35 @@ def parquet_with(change: Any) -> Callable[[Path], Any]:
     return lambda at: str(save_plain_parquet(at / "x.parquet", columns))
 
 
+def numbered(at: Path) -> Any:
+    for number in range(2):
+        (at / "x" / f"{number:05d}").mkdir(parents=True)
+        (at / "x" / f"{number:05d}" / "0.png").write_bytes(png(number))
+        (at / "x" / f"{number:05d}" / "0.txt").write_text("a dog")
+    return str(at / "x")
+
+
 REFUSED: dict[str, tuple[Callable[[Path], Any], str, Columns]] = {
     "a file that is missing": (
         rewritten("open_clip_csv", "2.png", "7.png"),
         r"train\.csv: 1 file is missing .of 5.: line 4, 7\.png",
+        Columns(),
+    ),
+    "where names of files start": (
+        rewritten("open_clip_tsv", "2.png", "7.png"),
+        r"line 4, 7\.png; names start from .*/x or the working folder\. Add the files",
+        Columns(),
+    ),
+    "numbered folders with captions beside their images": (
+        numbered,
+        "or take the captions with `caption_column` txt",
+        Columns(),
+    ),
+    "names of files in Parquet": (
+        lambda at: str(
+            save_plain_parquet(at / "x.parquet", {"file_name": ["0.png"], "text": ["a dog"]})
+        ),
+        r"x\.parquet: has names of files \(column 'file_name'\) and no images; write it as CSV",
         Columns(),
     ),
     "a file outside": (
