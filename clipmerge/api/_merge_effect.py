@@ -144,6 +144,8 @@ def _effect_images(run: Run, request: MergeRequest) -> LabelledImages | Captione
         images = without_copies(sample)
         if len(images) < len(sample):
             run.progress.say(copies_note(source.source, len(sample) - len(images)))
+        if request.keep:
+            run.measured_on = images
     if isinstance(images.store, Pixels):
         raise _Unmeasurable(
             f"{images.source} holds preprocessed pixels, but the robustness probe needs images"

@@ -97,7 +97,7 @@ def merge(
         finetuned: theta_1, likewise; a sequence for several fine-tuned from the same zero-shot
             model.
         recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`;
-            by default ``auto`` with ``data``, else ``wise-ft``.
+            by default ``auto`` with ``data`` and without ``alpha``, else ``wise-ft``.
         output: Folder to write, completely or not at all; ``None`` to measure and decide only.
         **options: See `MergeOptions`.
 

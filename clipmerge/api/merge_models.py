@@ -48,7 +48,7 @@ def merge_models(
         finetuned: Model with theta_1's weights, of the same class; several for theta_1 ... theta_K.
             Not changed.
         recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`;
-            by default ``auto`` with ``data``, else ``wise-ft``.
+            by default ``auto`` with ``data`` and without ``alpha``, else ``wise-ft``.
         **options: See `RecipeOptions`.
 
     Returns:

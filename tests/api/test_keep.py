@@ -140,15 +140,18 @@ def test_a_plan_keeps_them_until_it_is_edited(
     assert [warning.kind for warning in edited.record.warnings] == ["stale-effect"]
 
 
-def test_images_of_a_task_that_the_merge_was_decided_on_are_reported(
-    pair: Folders, images: Path
+@pytest.mark.parametrize(
+    "recipe", [("straggler-outlier", "--set", "measure.nodes=2"), ("wise-ft",)], ids=lambda r: r[0]
+)
+def test_images_of_a_task_that_the_merge_was_decided_or_judged_on_are_reported(
+    pair: Folders, images: Path, recipe: tuple[str, ...]
 ) -> None:
-    few = ("--images", "9", "--batch-size", "9", "--set", "measure.nodes=2", "--dry-run")
+    few = ("--images", "9", "--batch-size", "9", "--dry-run")
     ended = done(
         "merge",
         *pair,
         "-r",
-        "straggler-outlier",
+        *recipe,
         "--data",
         images,
         "--keep",
