@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,14 @@ def _csv_rows(text: str) -> Iterator[Row]:
     delimiter = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
+        names = reader.fieldnames or ()
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            raise Unreadable(f"its first line names {shorten(repeated)} twice; rename one of them")
         for row in reader:
             if None in row or None in row.values():
                 raise Unreadable(
                     f"line {reader.line_num} does not have"
-                    f" {counted(len(reader.fieldnames or ()), 'cell', 'cells')} between"
+                    f" {counted(len(names), 'cell', 'cells')} between"
                     f" {_SEPARATORS[delimiter]}; quote texts that hold the separator"
                 )
             yield reader.line_num, dict(row)

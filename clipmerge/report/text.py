@@ -1011,7 +1011,7 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "shared-images": _shared_images_text,
     "recall": (
         "{source}: accuracy stands for recall at 1, the mean of image to text and text to image,"
-        " among {images} images with {captions} captions"
+        " among {images:image/images} with {captions:caption/captions}"
     ),
     "not-copied": _not_copied_text,
     "files-not-copied": "some files beside the weights were not copied",

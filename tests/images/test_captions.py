@@ -330,6 +330,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str, Columns]] = {
         r"train\.csv: 1 file is missing .of 5.: line 4, 7\.png",
         Columns(),
     ),
+    "a column twice": (
+        rewritten("metadata_csv", "file_name,text", "text,text"),
+        r"metadata\.csv: cannot be read \(its first line names text twice; rename one of them",
+        Columns(),
+    ),
     "where names of files start": (
         rewritten("open_clip_tsv", "2.png", "7.png"),
         r"line 4, 7\.png; names start from .*/x or the working folder\. Add the files",
