@@ -158,7 +158,9 @@ def ancestry_of(inputs: Inputs, which: int = 0) -> Ancestry:
                 " models trained apart; fine-tuning leaves it above 0.3"
             )
             return Ancestry("unrelated", (evidence,), cosines)
-        swapped = (*_length_evidence(matrices), *_half_precision_evidence(inputs, which))
+        swapped = tuple(_length_evidence(matrices))
+        if not _grew_as_trained(matrices):
+            swapped += tuple(_half_precision_evidence(inputs, which))
     return Ancestry("swapped" if swapped else "related", swapped, cosines)
 
 
@@ -194,8 +196,8 @@ def _length_evidence(matrices: list[_Matrix]) -> Iterator[str]:
     """Find a change by which the matrices that moved furthest became shortest, or all grew along
     themselves.
     """
-    moved = [matrix for matrix in matrices if matrix.block and matrix.moved > 0]
-    fit = shrinkage((matrix.block, matrix.moved, matrix.along) for matrix in moved)
+    moved = _moved_in_blocks(matrices)
+    fit = _fit_shrinkage(moved)
     if fit is None or median(matrix.moved for matrix in moved) < _LEAST_SHRUNK:
         return
     slope, error = fit
@@ -210,6 +212,22 @@ def _length_evidence(matrices: list[_Matrix]) -> Iterator[str]:
             "its blocks' matrices are longer along themselves, which is what weight decay looks"
             " like backwards"
         )
+
+
+def _grew_as_trained(matrices: list[_Matrix]) -> bool:
+    """Whether the matrices that moved furthest surely became no shorter, so that the order is
+    right.
+    """
+    fit = _fit_shrinkage(_moved_in_blocks(matrices))
+    return fit is not None and 0.5 - fit[0] > _SURE * fit[1]
+
+
+def _moved_in_blocks(matrices: list[_Matrix]) -> list[_Matrix]:
+    return [matrix for matrix in matrices if matrix.block and matrix.moved > 0]
+
+
+def _fit_shrinkage(moved: list[_Matrix]) -> tuple[float, float] | None:
+    return shrinkage((matrix.block, matrix.moved, matrix.along) for matrix in moved)
 
 
 def shrinkage(matrices: Iterable[tuple[str, float, float]]) -> tuple[float, float] | None:

@@ -183,6 +183,18 @@ def test_half_precision_shows_the_order(
     assert relation == "related" or "fit into float16" in found.evidence[0]
 
 
+@pytest.mark.parametrize("regime", ["far-0", "decay-0", "vision-0"])
+def test_a_fine_tuned_model_that_was_once_rounded_is_not_swapped(
+    models: Models, tmp_path: Path, regime: str
+) -> None:
+    """Saved in float16 and then in float32: its lengths tell the order."""
+    weights = load_file(models[regime] / "model.safetensors")
+    rounded = {name: value.half().float() for name, value in weights.items()}
+    tuned = _with_weights(models[regime], tmp_path / "tuned", rounded)
+    found = judged(models["base-0"], tuned)
+    assert (found.relation, found.evidence) == ("related", ())
+
+
 def test_half_precision_on_disk_is_read_as_numbers(models: Models, tmp_path: Path) -> None:
     paths = {}
     for name in ("base-0", "mild-0", "mild-1"):
