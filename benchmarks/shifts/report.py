@@ -31,6 +31,10 @@ _ABLATIONS = "ablations"
 #: Rows of README's table and picture: files of results, of pairs held out from today's rule.
 _README_ROWS = {
     "groceries and aerial pictures, mild¹": ("natural/mild-groceries-0", "natural/mild-aerial-0"),
+    "photographs and paintings, aggressive¹": (
+        "decisions/aggressive-photo-0-quarter",
+        "decisions/aggressive-art-1-quarter",
+    ),
     "printed digits": (
         "decisions/aggressive-printed-held-out-2-240",
         "decisions/mild-printed-held-out-2-240",
