@@ -158,8 +158,10 @@ def ancestry_of(inputs: Inputs, which: int = 0) -> Ancestry:
                 " models trained apart; fine-tuning leaves it above 0.3"
             )
             return Ancestry("unrelated", (evidence,), cosines)
-        swapped = tuple(_length_evidence(matrices))
-        if not _grew_as_trained(matrices):
+        moved = [matrix for matrix in matrices if matrix.block and matrix.moved > 0]
+        fit = shrinkage((matrix.block, matrix.moved, matrix.along) for matrix in moved)
+        swapped = tuple(_length_evidence(moved, fit))
+        if fit is None or not looks_right(*fit):
             swapped += tuple(_half_precision_evidence(inputs, which))
     return Ancestry("swapped" if swapped else "related", swapped, cosines)
 
@@ -192,12 +194,10 @@ def _dot(a: Array, b: Array) -> float:
     return float(np.einsum("i,i->", a, b))
 
 
-def _length_evidence(matrices: list[_Matrix]) -> Iterator[str]:
+def _length_evidence(moved: list[_Matrix], fit: tuple[float, float] | None) -> Iterator[str]:
     """Find a change by which the matrices that moved furthest became shortest, or all grew along
     themselves.
     """
-    moved = _moved_in_blocks(matrices)
-    fit = _fit_shrinkage(moved)
     if fit is None or median(matrix.moved for matrix in moved) < _LEAST_SHRUNK:
         return
     slope, error = fit
@@ -212,22 +212,6 @@ def _length_evidence(matrices: list[_Matrix]) -> Iterator[str]:
             "its blocks' matrices are longer along themselves, which is what weight decay looks"
             " like backwards"
         )
-
-
-def _grew_as_trained(matrices: list[_Matrix]) -> bool:
-    """Whether the matrices that moved furthest surely became no shorter, so that the order is
-    right.
-    """
-    fit = _fit_shrinkage(_moved_in_blocks(matrices))
-    return fit is not None and 0.5 - fit[0] > _SURE * fit[1]
-
-
-def _moved_in_blocks(matrices: list[_Matrix]) -> list[_Matrix]:
-    return [matrix for matrix in matrices if matrix.block and matrix.moved > 0]
-
-
-def _fit_shrinkage(moved: list[_Matrix]) -> tuple[float, float] | None:
-    return shrinkage((matrix.block, matrix.moved, matrix.along) for matrix in moved)
 
 
 def shrinkage(matrices: Iterable[tuple[str, float, float]]) -> tuple[float, float] | None:
@@ -282,6 +266,16 @@ def looks_swapped(slope: float, error: float) -> bool:
     """
     is_sure = slope - 0.5 > _SURE * error and slope > _FROM_ZERO * error
     return is_sure and _SHRUNK < slope < _LARGEST
+
+
+def looks_right(slope: float, error: float) -> bool:
+    """Whether a slope of `shrinkage` is surely that of a pair in the right order.
+
+    Example:
+        >>> looks_right(0.02, 0.1), looks_right(0.98, 0.1), looks_right(0.02, 0.5)
+        (True, False, False)
+    """
+    return 0.5 - slope > _SURE * error
 
 
 def _half_precision_evidence(inputs: Inputs, which: int) -> Iterator[str]:

@@ -31,7 +31,7 @@ CAPTION_NAMES = (
     "alt_text",
     "prompt",
 )
-#: The same of columns with names of image files.
+#: Names of columns with names of image files.
 FILE_NAMES = ("file_name", "filepath", "file", "path", "image", "image_path", "filename")
 _LABELS = ("numbers", "texts", "any")
 _CAPTIONS = ("texts", "lists", "any")

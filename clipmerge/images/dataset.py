@@ -21,7 +21,7 @@ from clipmerge.images.source import Columns, Source
 from clipmerge.images.tables import load_table
 from clipmerge.types import Json, Names
 
-# So many classes, if they are more than half of the images, may be captions.
+# More classes than this may be captions if they are also more than half as many as the images.
 _MANY_CLASSES = 20
 
 
@@ -79,11 +79,11 @@ def open_images(
 
 
 def _note_many_classes(source: Source) -> Names:
-    """Note names of classes that may be captions, which only their look told from each other."""
+    """Note that class names may be captions, where only their look told them apart."""
     values = source.values or ()
-    classes = len(set(map(str, values)))
     if source.captioned is not None or as_numbers(values) is not None:
         return ()
+    classes = len(set(map(str, values)))
     if classes <= max(_MANY_CLASSES, len(values) / 2):
         return ()
     column = (source.captions_from or "caption").removeprefix(".")

@@ -106,8 +106,8 @@ def _no_images_error(folder: str, listed: Iterable[os.DirEntry[str]]) -> DataErr
     ]
     if inner:
         return DataError(
-            f"{folder}: is no class folder, it holds {shorten(inner, 3)}; give the folder right"
-            f" above the class folders, or that of a table or of Parquet or tar files, such as"
+            f"{folder}: is not a class folder: it holds {shorten(inner, 3)}; give the folder right"
+            " above the class folders, or one with a table or with Parquet or tar files, such as"
             f" {folder}"
         )
     return DataError(f"{folder}: this class folder holds no images; add some or remove the folder")

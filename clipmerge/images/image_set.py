@@ -132,8 +132,8 @@ class CaptionedImages(ImageSet):
         """Refuse images with one caption, which every model would find."""
         if len(set(self.captions)) < 2:
             raise DataError(
-                f"{self.source}: all images have the same captions, which every model finds; give"
-                " images that differ in them"
+                f"{self.source}: all images have the same captions, so every model finds them;"
+                " give images that differ in them"
             )
 
     def with_one_caption(self, seed: int, known: Names = ()) -> LabelledImages:

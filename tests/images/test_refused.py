@@ -247,11 +247,12 @@ CASES = {
         "empty: this class folder holds no images; add some",
     ),
     "too high": Case(
-        photos(below=".."), r"photos: is no class folder, it holds cat, dog; give the folder right"
+        photos(below=".."),
+        r"photos: is not a class folder: it holds cat, dog; give the folder right",
     ),
     "tables in a folder": Case(
         photos(write("data/test.parquet", P)),
-        r"data: is no class folder, it holds test\.parquet; .* such as .*photos/data$",
+        r"data: is not a class folder: it holds test\.parquet; .* such as .*photos/data$",
     ),
     "saved to disk": Case(
         photos(write("state.json", b"{}")), r"save_to_disk; write .*to_parquet\(FILE\)$"
