@@ -128,7 +128,7 @@ class Family:
 
     def knows(self, name: str) -> bool:
         """Whether a rule names the layer of a canonical name."""
-        return self._position(name) is not None
+        return self._any_rule.match(name) is not None
 
     def has_layer(self, name: str) -> bool:
         """Whether a canonical name has a layer, if only one named after its module."""
@@ -154,6 +154,11 @@ class Family:
     @cached_property
     def _compiled(self) -> tuple[tuple[re.Pattern[str], str], ...]:
         return tuple((re.compile(pattern), layer) for pattern, layer in self.rules)
+
+    @cached_property
+    def _any_rule(self) -> re.Pattern[str]:
+        # One expression for `knows`, which every family is asked about every name of a checkpoint.
+        return re.compile("|".join(f"(?:{pattern})" for pattern, _ in self.rules))
 
     def _position(self, name: str) -> _Position | None:
         for pattern, layer in self._compiled:

@@ -192,9 +192,5 @@ def read(name: str, path: Path) -> str:
 def test_a_bomb_is_read_or_refused_in_little_memory_and_time(name: str, tmp_path: Path) -> None:
     apart(make, name, tmp_path / "bomb")
     wrong = apart(read, name, tmp_path / "bomb")
-    if wrong.startswith(
-        "took"
-    ):  # what runs beside it takes processor time too, where cores share their units
-        wrong = apart(read, name, tmp_path / "bomb")
     (tmp_path / "bomb").unlink()
     assert wrong == ""
