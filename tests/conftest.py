@@ -34,8 +34,8 @@ gc.set_threshold(
 )  # looking for garbage among the objects of torch and transformers took a twentieth
 
 TESTS = Path(__file__).parent
-#: Folders of tests of pictures and of pages with pictures.
-DRAWN = ("publish", "report")
+#: Folder of tests of pictures and of pages with pictures.
+DRAWN = TESTS / "report"
 
 # the same examples in every run, none kept on the disk; `--hypothesis-profile default` looks
 # further however busy the machine is: slowness is no fault
@@ -186,12 +186,12 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Stopping:
 
 @pytest.fixture(autouse=True)
 def frames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw only in tests of pictures, which lie in folders of their own or are marked.
+    """Draw only in tests of pictures, which lie in a folder of their own or are marked.
 
     The others save an empty frame of a picture's size: drawing takes half the time of a sweep.
     """
     path = request.node.path
-    drawn = not path.is_relative_to(TESTS) or path.relative_to(TESTS).parts[0] in DRAWN
+    drawn = path.is_relative_to(DRAWN) or not path.is_relative_to(TESTS)
     if not drawn and not request.node.get_closest_marker("draws"):
         from matplotlib.figure import Figure
         from PIL import Image

@@ -31,9 +31,9 @@ from clipmerge.distributed import (
     peer_errors,
 )
 from clipmerge.errors import MeasureError, Terminated, UsageError
-from tests.support.command import ROOT, clipmerge, counted, done, python, refused, start
+from tests.support.command import ROOT, clipmerge, counted, done, python, refused
 from tests.support.lose_a_process import LOST
-from tests.support.several import several
+from tests.support.several import begin, several
 from tests.support.tiny_clip import Folders
 
 LOST_PEERS = (
@@ -274,7 +274,8 @@ def test_sigterm_ends_a_process_whose_group_does_not_form(
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-    task = start(*merge(pair, images, tmp_path / "out"), env={**group, "MASTER_PORT": port})
+    environment = {**os.environ, **group, "MASTER_PORT": port}
+    task = begin(1, "clipmerge", *merge(pair, images, tmp_path / "out"), env=environment)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:  # until it listens for the other one
         with socket.socket() as probe:
@@ -282,13 +283,13 @@ def test_sigterm_ends_a_process_whose_group_does_not_form(
                 break
         time.sleep(0.5)
     time.sleep(2)
-    begin = time.monotonic()
-    task.send_signal(signal.SIGTERM)
-    _, error = task.communicate(timeout=120)
-    assert time.monotonic() - begin < 20
-    assert task.returncode == 143
-    assert error.count("error: ") == 1
-    assert "ended from outside (SIGTERM" in error
+    sent = time.monotonic()
+    os.kill(task.launcher.pid or 0, signal.SIGTERM)
+    ended = task.end()
+    assert time.monotonic() - sent < 20
+    assert ended.returncode == 143
+    assert ended.stderr.count("error: ") == 1
+    assert "ended from outside (SIGTERM" in ended.stderr
 
 
 def test_one_task_a_batch_script_and_another_launcher_are_left_alone(
@@ -501,15 +502,18 @@ def test_tasks_of_srun_write_the_bytes_of_one_process(
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_JOB_ID": str(os.getpid()),
     }
+    words = merge(pair, images, tmp_path / "2")
     tasks = [
-        start(
-            *merge(pair, images, tmp_path / "2"),
-            env={**step, "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "OMP_NUM_THREADS": "1"},
+        begin(
+            1,
+            "clipmerge",
+            *words,
+            env={**os.environ, **step, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
         )
         for rank in "01"
     ]
-    ends = [(*task.communicate(timeout=300), task.returncode) for task in tasks]
-    assert [code for *_, code in ends] == [0, 0], ends
-    assert [bool(out) for out, *_ in ends] == [True, False]
+    ends = [task.end() for task in tasks]
+    assert [end.returncode for end in ends] == [0, 0], ends
+    assert [bool(end.stdout) for end in ends] == [True, False]
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "12"]
     assert files[0] == files[1]

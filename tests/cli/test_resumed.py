@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.command import ROOT, clipmerge, done
+from tests.support.command import clipmerge, done
 from tests.support.learn_and_save import HOLDS
-from tests.support.several import several
+from tests.support.several import begin, several
 from tests.support.stopped_learning import GOES_ON, SAVED, Stopping
 from tests.support.tiny_clip import Folders, save_images, save_pair
 
@@ -207,20 +206,11 @@ def test_a_killed_run_resumes_to_equal_bytes(
 ) -> None:
     merge = [*map(str, ["merge", *pair, *flags, "--set", "measure.steps=12", "--output"])]
     assert notes(done(*merge, tmp_path / "whole").err) == []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "tests.support.learn_and_save",
-        "wait",
-        *merge,
-        str(tmp_path / "out"),
-    ]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment)
-    while process.poll() is None and saved_step(cache) < 5:
+    run = begin(1, "tests.support.learn_and_save", "wait", *merge, tmp_path / "out")
+    while run.launcher.is_alive() and saved_step(cache) < 5:
         time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    run.launcher.kill()
+    assert run.end().returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     taken = saved_step(cache)
     assert notes(done(*merge, tmp_path / "out").err) == [GOES_ON.format(taken, 12)]

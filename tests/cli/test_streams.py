@@ -1,7 +1,9 @@
 """What a command meets around it: readers, folders, terminals and launchers that have gone, and
 strange names."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +19,7 @@ from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import CheckpointError, printable
 from tests.support.command import clipmerge, counted, done, python
 from tests.support.image_files import png
+from tests.support.several import several
 from tests.support.tiny_clip import Folders
 
 
@@ -78,27 +81,16 @@ def test_other_processes_print_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
-SCRIPT = """
-import socket, sys
-def refuse(*arguments, **options):
-    sys.stderr.write("a connection was opened\\n")
-    raise SystemExit(99)
-socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-from clipmerge.__main__ import run
-sys.argv = ["clipmerge", *sys.argv[1:]]
-run()
-"""
-
-
 def offline(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return python("-c", SCRIPT, *arguments, env={**os.environ, **environment})
+    return python("-m", "tests.support.offline", *arguments, env={**os.environ, **environment})
 
 
 @pytest.mark.slow
 def test_a_local_merge_opens_no_connection(pair: Folders, images: Path, tmp_path: Path) -> None:
     merged = offline("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out")
     assert merged.returncode == 0, merged.stderr
-    measured = offline("evaluate", pair[0], "--data", images, "--format", "quiet")
+    # from a process that has imported all that takes long
+    measured = several(1, "tests.support.offline", "evaluate", pair[0], "--data", images)
     assert measured.returncode == 0, measured.stderr
 
 
@@ -118,24 +110,53 @@ AS_ANYBODY = (
 )
 
 
-@pytest.fixture
-def locked(pair: Folders, tmp_path: Path) -> Iterator[Path]:
-    shutil.copytree(pair[1], tmp_path / "folder" / "model")
-    shutil.copytree(pair[1], tmp_path / "weights")
-    (tmp_path / "record").mkdir()
-    (tmp_path / "record" / "clipmerge.json").write_text("{}")
-    (tmp_path / "images" / "cat").mkdir(parents=True)
-    (tmp_path / "images" / "cat" / "1.png").write_bytes(png(0))
-    (tmp_path / "recipe.yaml").write_text("method: {name: wise-ft}")
-    shut = [
-        tmp_path / name
-        for name in ("folder", "weights/model.safetensors", "record/clipmerge.json", "recipe.yaml")
-    ]
-    shut.append(tmp_path / "images" / "cat")
-    for path in shut:
+#: Runs commands, given as JSON, in one process; prints their exit codes and errors.
+RUN_ALL = """
+import json, sys
+from tests.support.command import clipmerge
+ended = [clipmerge(*words) for words in json.loads(sys.argv[1])]
+print(json.dumps([(outcome.code, outcome.err) for outcome in ended]))
+"""
+LOCKED = (
+    "inspect HERE/folder",
+    "inspect HERE/weights",
+    "merge ZEROSHOT HERE/weights -r wise-ft -o HERE/out",
+    "merge ZEROSHOT FINETUNED -r lines --data HERE/images -o HERE/out",
+    "merge ZEROSHOT FINETUNED -r HERE/recipe.yaml -o HERE/out",
+    "merge ZEROSHOT FINETUNED -r wise-ft -o HERE/folder/out",
+    "report HERE/record",
+)
+
+
+@pytest.fixture(scope="module")
+def refusals(
+    pair: Folders, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, tuple[int, str]]]:
+    """How commands end, and what they say, that read or write what nobody may."""
+    here = tmp_path_factory.mktemp("locked")
+    shutil.copytree(pair[1], here / "folder" / "model")
+    shutil.copytree(pair[1], here / "weights")
+    (here / "record").mkdir()
+    (here / "record" / "clipmerge.json").write_text("{}")
+    (here / "images" / "cat").mkdir(parents=True)
+    (here / "images" / "cat" / "1.png").write_bytes(png(0))
+    (here / "recipe.yaml").write_text("method: {name: wise-ft}")
+    names = ("folder", "weights/model.safetensors", "record/clipmerge.json", "recipe.yaml")
+    locked = [here / name for name in (*names, "images/cat")]
+    for path in locked:
         path.chmod(0)
-    yield tmp_path
-    for path in shut:
+    paths = {"HERE": here, "ZEROSHOT": pair[0], "FINETUNED": pair[1]}
+    commands = [
+        re.sub("HERE|ZEROSHOT|FINETUNED", lambda match: str(paths[match[0]]), line).split()
+        for line in LOCKED
+    ]
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(here / "config"), "HF_TOKEN": "hf_x"}
+    program = [*AS_ANYBODY, sys.executable, "-c", RUN_ALL, json.dumps(commands)]
+    ended = subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    assert not (here / "out").exists()
+    yield dict(zip(LOCKED, json.loads(ended.stdout), strict=True))
+    for path in locked:
         path.chmod(0o755)
 
 
@@ -143,47 +164,17 @@ def locked(pair: Folders, tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.skipif(
     bool(AS_ANYBODY) and not shutil.which("setpriv"), reason="root, and no setpriv to be less"
 )
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("inspect", "HERE/folder"),
-        ("inspect", "HERE/weights"),
-        ("merge", "ZEROSHOT", "HERE/weights", "-r", "wise-ft", "-o", "HERE/out"),
-        (
-            "merge",
-            "ZEROSHOT",
-            "FINETUNED",
-            "-r",
-            "lines",
-            "--data",
-            "HERE/images",
-            "-o",
-            "HERE/out",
-        ),
-        ("merge", "ZEROSHOT", "FINETUNED", "-r", "HERE/recipe.yaml", "-o", "HERE/out"),
-        ("merge", "ZEROSHOT", "FINETUNED", "-r", "wise-ft", "-o", "HERE/folder/out"),
-        ("report", "HERE/record"),
-    ],
-)
+@pytest.mark.parametrize("line", LOCKED)
 def test_what_may_not_be_read_is_an_error_of_one_line(
-    locked: Path, pair: Folders, arguments: tuple[str, ...]
+    refusals: dict[str, tuple[int, str]], line: str
 ) -> None:
-    filled = [
-        text.replace("HERE", str(locked))
-        .replace("ZEROSHOT", str(pair[0]))
-        .replace("FINETUNED", str(pair[1]))
-        for text in arguments
-    ]
-    command = [*AS_ANYBODY, sys.executable, "-m", "clipmerge", *filled]
-    environment = {**os.environ, "XDG_CONFIG_HOME": str(locked / "config"), "HF_TOKEN": "hf_x"}
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    errors = [line for line in run.stderr.splitlines() if not line.startswith("note: ")]
-    assert run.returncode == 1, run.stderr
-    assert len(errors) == 1, run.stderr
+    code, said = refusals[line]
+    errors = [each for each in said.splitlines() if not each.startswith("note: ")]
+    assert code == 1, said
+    assert len(errors) == 1, said
     assert "Permission denied" in errors[0] or "is not writable for you" in errors[0]
     assert "unexpectedly" not in errors[0]
     assert "not known" not in errors[0]
-    assert not (locked / "out").exists()
 
 
 EVIL = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202eevil"

@@ -5,6 +5,7 @@ import gc
 import re
 from functools import partial
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -37,6 +38,7 @@ from clipmerge.planning.plan import LayerPlan, named_tensors, with_coefficients
 from clipmerge.plugins import Augmentation, load_plugin, plugin_names
 from clipmerge.progress import Progress
 from clipmerge.request import Calibration
+from tests.learning.test_many_processes import check_processes_learn_alike
 from tests.support import pretended_device
 from tests.support.measure_everything import measured
 from tests.support.pretended_device import Pretended, counted
@@ -58,6 +60,13 @@ def objective_on(device: str, ends: Ends) -> Objective:
 
 CHANGES: tuple[Augmentation, ...] = ("geometry", "colour", "grey", "blur")
 on_cuda = pytest.mark.skipif(pretended_device.NAME != "cuda", reason="only on cuda")
+
+
+@on_cuda
+def test_processes_learn_what_one_does(tmp_path: Path) -> None:
+    """First of all cases: the processes are forked, which autograd's threads would not survive."""
+    sizes = (8, 8, 8, 8, 4)
+    check_processes_learn_alike(tmp_path, "cuda", 2, sizes, context=get_context("fork"))
 
 
 def test_the_device_refuses_what_a_card_refuses() -> None:

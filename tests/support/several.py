@@ -12,16 +12,21 @@ import runpy
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.context import ForkContext, ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from resource import RLIMIT_FSIZE, setrlimit
 from subprocess import CompletedProcess
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
 ROOT = Path(__file__).parents[2]
+STREAMS = ("stdout", "stderr")
 #: What takes long to import, and computes nothing when it is imported.
 IMPORTED = (
     "accelerate",
@@ -33,6 +38,7 @@ IMPORTED = (
     "clipmerge.api.sweep",
     "clipmerge.cli.app",
     "clipmerge.measures.learned_coefficients",
+    "clipmerge.report.figures",
     "tests.fuzz.readers",
 )
 #: Forks processes from a server with these modules. A process has one server, and it imports what
@@ -41,30 +47,48 @@ context = get_context("forkserver")
 context.set_forkserver_preload([__name__, *IMPORTED])
 
 
-def several(
+@dataclass(frozen=True)
+class Run:
+    """A module that runs in processes of its own; its output goes to files of a folder."""
+
+    launcher: BaseProcess
+    words: list[str]
+    folder: TemporaryDirectory[str]
+
+    def end(self) -> CompletedProcess[str]:
+        """Wait for its end."""
+        with self.folder:
+            self.launcher.join(900)
+            assert self.launcher.exitcode is not None, "it still runs"
+            output = [Path(self.folder.name, name).read_text() for name in STREAMS]
+            return CompletedProcess(self.words, self.launcher.exitcode, *output)
+
+
+def begin(
     count: int,
     module: str,
     *arguments: object,
     env: Mapping[str, str] = os.environ,
     largest_file: int = 0,
-) -> CompletedProcess[str]:
-    """Run ``python -m MODULE ARGUMENTS`` in so many processes, each with one thread."""
+    context: ForkContext | ForkServerContext = context,
+) -> Run:
+    """Start ``python -m MODULE ARGUMENTS`` in so many processes, each with one thread."""
     words = [module, *map(str, arguments)]
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = [str(Path(folder, name)) for name in ("stdout", "stderr")]
-        launcher = context.Process(
-            target=launch, args=(count, words, dict(env), outputs, largest_file), daemon=True
-        )
-        launcher.start()
-        launcher.join(900)
-        assert launcher.exitcode is not None, "it still runs"
-        return CompletedProcess(
-            words, launcher.exitcode, *(Path(file).read_text() for file in outputs)
-        )
+    folder = TemporaryDirectory()
+    launcher = context.Process(
+        target=launch, args=(count, words, dict(env), folder.name, largest_file), daemon=True
+    )
+    launcher.start()
+    return Run(launcher, words, folder)
+
+
+def several(count: int, module: str, *arguments: object, **options: Any) -> CompletedProcess[str]:
+    """Run a module to its end in several processes; options are those of `begin`."""
+    return begin(count, module, *arguments, **options).end()
 
 
 def launch(
-    count: int, words: list[str], env: dict[str, str], outputs: list[str], largest_file: int
+    count: int, words: list[str], env: dict[str, str], folder: str, largest_file: int
 ) -> None:
     """In a process of its own: fork, wait for all, and fail if one failed."""
     gc.freeze()  # a search for garbage would copy what was imported
@@ -73,8 +97,8 @@ def launch(
     os.environ.clear()
     os.environ.update(env)
     sys.argv = words
-    for stream, file in enumerate(outputs, 1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    for stream, name in enumerate(STREAMS, 1):
+        os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     if largest_file:
         setrlimit(RLIMIT_FSIZE, (largest_file, largest_file))
     if "COVERAGE_PROCESS_START" in env:
