@@ -66,6 +66,7 @@ def evaluate(
     from clipmerge.evaluation.accuracy import evaluate_sources, load_model
     from clipmerge.evaluation.other_tasks import evaluate_other_tasks
     from clipmerge.images.dataset import open_images
+    from clipmerge.images.fingerprints import note_copies
 
     with as_sources([checkpoint], settings["processor"]) as (source,):
         (address,) = with_state_key([source], settings["state_key"])
@@ -78,8 +79,9 @@ def evaluate(
         opened = open_checkpoint(str(address), model=settings["model"])
         say_all(reports, texts_of(opened.notes))
         model = load_model(opened)
-        for images in loaded.values():
+        for name, images in loaded.items():
             say_all(reports, images.notes)
+            say_all(reports, texts_of(note_copies(f"`data` {name}", images.store)))
         allow = allowed_checks(settings["allow"])
         strict = settings["strict"]
         pixels = [

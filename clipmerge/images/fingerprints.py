@@ -163,10 +163,7 @@ def check_overlap(
         if isinstance(store, Pixels)
     ]
     for name in id_prints | ood_prints:
-        store = stores[name]
-        copies = 0 if isinstance(store, Pixels) else len(store) - len(first_copies(store))
-        if copies:
-            notes.append(Finding.of("copies", source=name, images=copies))
+        notes += note_copies(name, stores[name])
     if calibration is not None:
         theirs = Fingerprints(calibration)
         for name, prints in ood_prints.items():
@@ -179,6 +176,12 @@ def check_overlap(
         notes += note_shared(id_prints | task_prints, {_CALIBRATION: theirs})
     notes += note_shared(ood_prints, id_prints)
     return notes + note_shared(task_prints, id_prints | ood_prints)
+
+
+def note_copies(name: str, store: Store) -> list[Finding]:
+    """Note the copies inside one source, by its name; preprocessed images are not looked at."""
+    copies = 0 if isinstance(store, Pixels) else len(store) - len(first_copies(store))
+    return [Finding.of("copies", source=name, images=copies)] if copies else []
 
 
 def refuse_shared(unlabelled: ImageSet, others: dict[str, Fingerprints]) -> None:

@@ -117,9 +117,9 @@ def recipe_text(name: str) -> str:
     """Text of a recipe that is known by name, including comments."""
     known = recipe_files()
     if name not in known:
-        raise RecipeError(
-            f"no recipe '{name}' (recipes: {', '.join(known)}).{did_you_mean(name, known)}"
-        )
+        file = f"{name}.yaml"
+        hint = f" Did you mean '{file}'?" if Path(file).is_file() else did_you_mean(name, known)
+        raise RecipeError(f"no recipe '{name}' (recipes: {', '.join(known)}).{hint}")
     return known[name].read_text(encoding="utf-8")
 
 

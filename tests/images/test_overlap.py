@@ -10,8 +10,9 @@ from clipmerge.errors import UsageError
 from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.fingerprints import Fingerprints, check_overlap, find_overlap
 from clipmerge.report.text import texts_of
-from tests.support.image_files import png, save_hub_parquet, save_tar
-from tests.support.tiny_clip import save_images
+from tests.support.command import done
+from tests.support.image_files import png, save_hub_parquet, save_plain_parquet, save_tar
+from tests.support.tiny_clip import Folders, save_images
 
 NOT_COMPARED = (
     ": its images are preprocessed, so they were not compared with those of other sources"
@@ -120,3 +121,12 @@ def test_copies_inside_a_source_are_counted(images: Path, other: Path, tmp_path:
         "`id` tar: 1 image is a copy of others in it; each counts in its accuracy",
         "`ood` far: 2 images are copies of others in it; each counts in its accuracy",
     ]
+
+
+def test_evaluate_says_that_images_repeat(pair: Folders, tmp_path: Path) -> None:
+    columns = {"image": [png(1), png(2), png(1)], "label": ["cat", "dog", "cat"]}
+    table = save_plain_parquet(tmp_path / "twice.parquet", columns)
+    assert (
+        "--data twice: 1 image is a copy of others in it; each counts in its accuracy"
+        in done("evaluate", pair[1], "--data", f"twice={table}").err
+    )
