@@ -105,7 +105,7 @@ def table(file: Path) -> str:
         f"{1e3 * shared(each):.0f} ({step_seconds(each) / shared(each):.1f} x)" for each in plain
     ]
     rows.append(["a step on 8 cards, ms (gain)", *gains])
-    lines = [["", *sizes], ["---", *["---:"] * len(sizes)], *rows]
+    lines = [["model", *sizes], ["---", *["---:"] * len(sizes)], *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
