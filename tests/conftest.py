@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 from unittest.mock import Mock, create_autospec
 
 import pytest
@@ -63,6 +63,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     end."""
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let one process run all files that fork, so that one server imports what takes long."""
+    from xdist.scheduler import LoadFileScheduling
+
+    forking = {
+        path.relative_to(config.rootpath).as_posix()
+        for path in TESTS.rglob("test_*.py")
+        if "support.several import" in (text := path.read_text()) or "apart(" in text
+    }
+
+    class OneServer(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            scope = str(super()._split_scope(nodeid))
+            return "forking" if scope in forking else scope
+
+    return OneServer(config, log)
 
 
 def pytest_collection_finish() -> None:

@@ -478,13 +478,13 @@ def test_a_disk_that_fills_ends_the_run(pair: Folders, images: Path, tmp_path: P
 def test_several_processes_write_the_bytes_of_one(
     pair: Folders, images: Path, tmp_path: Path
 ) -> None:
-    """Some of eight have no images; of three, one is slow."""
+    """One of six has no images; of three, one is slow."""
     done(*merge(pair, images, tmp_path / "1", *MASKED))
-    for processes, *module in ((3, "tests.support.lose_a_process", "1", "slow"), (8, "clipmerge")):
+    for processes, *module in ((3, "tests.support.lose_a_process", "1", "slow"), (6, "clipmerge")):
         words = merge(pair, images, tmp_path / str(processes), *MASKED)
         result, _ = run(processes, *module, *words, env=counted())
         assert result.returncode == 0, result.stderr[-3000:]
-    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "138"]
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "136"]
     assert '"density": 0.5' in (tmp_path / "1" / "clipmerge.json").read_text()
     assert [hashlib.sha256(each).hexdigest() for each in files[1:]] == [
         hashlib.sha256(files[0]).hexdigest()
