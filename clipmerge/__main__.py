@@ -24,8 +24,7 @@ def run() -> None:
     import gc  # the same
 
     atexit.register(_ignore_signals)
-    # else Python ends by searching all that was imported for garbage: a second
-    atexit.register(gc.freeze)
+    atexit.register(_skip_last_search)
     # none is used, and looking for them takes 10 ms
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # until headers are read: what is imported stays, and looking for garbage in it takes 0.1 s
@@ -38,6 +37,18 @@ def run() -> None:
         if end.code:
             _prepare_exit()
         raise
+
+
+def _skip_last_search() -> None:
+    """Let Python end without searching all that was imported for garbage, which takes a second."""
+    import gc
+    import sys
+
+    # triton, which torch for cards brings along, prints a list of what was not collected
+    if "triton" in sys.modules:
+        gc.unfreeze()
+    else:
+        gc.freeze()
 
 
 def _prepare_exit() -> None:

@@ -46,6 +46,20 @@ run()"""
     assert python("-c", code, env=counted()).stdout.split()[-2:] == ["SIG_IGN", "SIG_IGN"]
 
 
+@pytest.mark.parametrize("imported", ["json", "triton"])
+def test_what_was_imported_is_collected_only_for_a_library_that_lists_the_rest(
+    imported: str,
+) -> None:
+    """Triton's would print a list of hundreds of objects below the answer."""
+    code = f"""import atexit, gc, sys
+sys.modules[{imported!r}] = sys
+atexit.register(lambda: print(gc.get_freeze_count() > 0))
+sys.argv = ["clipmerge", "--version"]
+from clipmerge.__main__ import run
+run()"""
+    assert python("-c", code, env=counted()).stdout.split()[-1] == str(imported == "json")
+
+
 def stopping(number: int) -> Callable[..., Any]:
     def stop(*_: object, **__: object) -> None:
         signal.raise_signal(number)
