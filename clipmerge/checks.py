@@ -97,15 +97,13 @@ def end_accuracy(
 
     if isinstance(images, CaptionedImages):
         names = tuple(captions[0] for captions in images.captions)
+        prompt = names[0]
         about["captions"] = True
-        return EndAccuracy(
-            zeroshot, finetuned, len(images), names, printable(names[0], limit=_SHOWN), **about
-        )
-    names = images.class_names
-    (prompt, *_) = class_prompts(names[:1], templates_for(templates, images.templates))
-    return EndAccuracy(
-        zeroshot, finetuned, len(images), names, printable(prompt, limit=_SHOWN), **about
-    )
+    else:
+        names = images.class_names
+        (prompt, *_) = class_prompts(names[:1], templates_for(templates, images.templates))
+    shown = printable(prompt, limit=_SHOWN)
+    return EndAccuracy(zeroshot, finetuned, len(images), names, shown, **about)
 
 
 def check_models(inputs: Inputs) -> Iterator[Finding]:
