@@ -479,22 +479,28 @@ def check_source_name(name: str) -> None:
 
 
 def parse_size(size: str | int | None) -> int | None:
-    """Bytes of a shard's size, such as ``200MB``, ``5GB`` or ``1GiB``, with units in upper or lower
-    case.
+    """Bytes of a shard's size: a number of bytes, or text such as ``200MB``, ``5GB`` or ``1GiB``,
+    with units in upper or lower case.
 
     Example:
-        >>> parse_size("1.5GB"), parse_size("2KiB")
-        (1500000000, 2048)
+        >>> parse_size("1.5GB"), parse_size("2KiB"), parse_size(200_000_000)
+        (1500000000, 2048, 200000000)
     """
     if size is None:
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", str(size).upper())
-    count = 0
-    if match:
-        base = 1024 if match[3] else 1000
-        count = int(Decimal(match[1]) * base ** " KMGT".index(match[2] or " "))
+    if isinstance(size, int):
+        count = size
+    else:
+        # a number alone would be bytes, where gigabytes are meant
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?)B?|B)\s*", size.upper())
+        count = 0
+        if match:
+            base = 1024 if match[3] else 1000
+            count = int(Decimal(match[1]) * base ** " KMGT".index(match[2] or " "))
     if count < 1:
-        raise UsageError(f"`max_shard_size` {size}: expected a size, such as 200MB or 5GB")
+        raise UsageError(
+            f"`max_shard_size` {size}: expected a size with its unit, such as 200MB or 5GB"
+        )
     return count
 
 

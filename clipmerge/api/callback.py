@@ -22,7 +22,7 @@ from clipmerge.images.local_files import local_inputs
 from clipmerge.output.checks import check_output
 from clipmerge.planning.recipe import RecipeLike
 from clipmerge.report.text import answer_text, reason_text
-from clipmerge.request import recipe_files
+from clipmerge.request import default_recipe, recipe_files
 from clipmerge.types import StrPath
 
 _LOG = logging.getLogger("clipmerge")
@@ -62,7 +62,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self,
         zeroshot: CheckpointLike,
-        recipe: RecipeLike = "auto",
+        recipe: RecipeLike | None = None,
         *,
         output: StrPath | None = None,
         push_to: str | None = None,
@@ -73,7 +73,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         Args:
             zeroshot: Checkpoint that training starts from: a folder, a file,
                 ``org/name[@revision]``, or a model in memory other than the one being trained.
-            recipe: In a form that `merge` accepts.
+            recipe: In a form that `merge` accepts; by default the one that `merge` would choose.
             output: Folder to write; by default ``merged`` in the trainer's output folder.
             push_to: ``org/name`` on the Hub to publish the output to.
             **options: See `CallbackOptions`.
@@ -84,12 +84,12 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         self.result: MergeResult | None = None
         self.error: Exception | None = None
         self._zeroshot = zeroshot
-        self._recipe = recipe
         self._output = output
         self._push_to = push_to
         self._options = options
         self._settings = complete_options(CallbackOptions, options)
-        merge_request(_ZEROSHOT, [_TRAINED], recipe, self._settings)
+        self._recipe = default_recipe(self._settings) if recipe is None else recipe
+        merge_request(_ZEROSHOT, [_TRAINED], self._recipe, self._settings)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any

@@ -145,6 +145,17 @@ def test_a_clip_inside_a_model_of_ones_own_and_a_base_in_memory(
     assert CLIPModel.from_pretrained(tmp_path / "out").config.projection_dim == 16
 
 
+def test_without_a_recipe_it_is_the_one_that_merge_would_choose(
+    pair: Folders, tmp_path: Path
+) -> None:
+    callback = RobustMergeCallback(
+        pair[0], alpha=0.25, output=tmp_path / "out", progress=Progress()
+    )
+    trainer_for(CLIPModel.from_pretrained(pair[0]), tmp_path / "run", callback).train()
+    assert callback.error is None
+    assert callback.result.record.recipe.method == {"name": "wise-ft", "alpha": 0.25}
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft with this version of transformers
 def test_an_adapter_is_merged_with_its_base(pair: Folders, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
@@ -167,7 +178,7 @@ def test_what_can_be_known_is_reported_before_training(pair: Folders, tmp_path: 
     with pytest.raises(RecipeError):
         RobustMergeCallback(pair[0], "wise-fd")
     with pytest.raises(UsageError, match="recipe 'auto' measures, and needs labelled images"):
-        RobustMergeCallback(pair[0])
+        RobustMergeCallback(pair[0], "auto")
     model = CLIPModel.from_pretrained(pair[0])
     (tmp_path / "run" / "merged").mkdir(parents=True)
     (tmp_path / "run" / "merged" / "notes.txt").write_text("mine")

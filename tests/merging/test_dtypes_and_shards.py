@@ -145,12 +145,12 @@ def test_sizes() -> None:
         "5gb": 5_000_000_000,
         "1.5 KB": 1500,
         "2KiB": 2048,
-        "7": 7,
         "3B": 3,
         "1g": 10**9,
     }
     assert {text: parse_size(text) for text in sizes} == sizes
-    for text in ("", "MB", "-1GB", "0", "0.1B", "5PB", "5 G B", "1e9", "iB", "5iB", "nan"):
+    assert (parse_size(7), parse_size(None)) == (7, None)
+    for text in ("", "MB", "5", "-1GB", "0", "0.1B", "5PB", "5 G B", "1e9", "iB", "5iB", "nan"):
         with pytest.raises(UsageError, match=r"`max_shard_size` .*such as 200MB or 5GB"):
             parse_size(text)
 
