@@ -77,11 +77,11 @@ class EndAccuracy:
     model: str = "fine-tuned"  # name of the second in sentences
     source: str = ""  # name of the images, where there are several sources
 
-    def note(self) -> str:
+    def note(self) -> Finding:
         """Show an example of the texts, which tells at a glance whether the names are right."""
-        texts = "captions" if self.captions else "prompts"
-        of = f" of {self.source}" if self.source else ""
-        return f"{texts}{of} are such as '{self.prompt}'"
+        return Finding.of(
+            "example-prompt", prompt=self.prompt, source=self.source, captions=self.captions
+        )
 
 
 def end_accuracy(
@@ -289,7 +289,7 @@ def check_sources(
     if model is None or not samples:
         return
     for ends in _end_accuracies(inputs, model, samples, settings, progress):
-        progress.say(ends.note())
+        progress.say(text_of(ends.note()))
         yield from check_answers(ends)
 
 

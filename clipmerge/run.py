@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import DataError, NoLabelsError
 from clipmerge.finding import Finding
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord
-from clipmerge.progress import Progress, say_all
+from clipmerge.progress import Progress
 from clipmerge.types import Json
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
@@ -24,7 +23,6 @@ if TYPE_CHECKING:  # a merge without images imports no module that reads images
 
     from clipmerge.images import ImageSet
     from clipmerge.images.image_set import CaptionedImages, LabelledImages
-    from clipmerge.request import MergeRequest, Request
 
 
 Measured = tuple[Measurements, CalibrationRecord]
@@ -43,52 +41,6 @@ class RunCache:
     # the source of `data`, and the number of images that it was opened for
     data: tuple[int, LabelledImages | CaptionedImages] | None = None
     unlabelled: LabelledImages | None = None
-
-    def open_data(self, request: Request, progress: Progress) -> LabelledImages | CaptionedImages:
-        """Open `data` once, for all images that the request takes, and tell the notes about it."""
-        from clipmerge.images.dataset import load_without_labels, open_images
-        from clipmerge.images.split import MAX_HELD_BACK, held_out_count
-
-        calibration = request.calibration
-        max_images = calibration.images + held_out_count(calibration.images, calibration.held_back)
-        recipe = getattr(request, "recipe", None)
-        if recipe is not None and not recipe.measure:  # it is only judged
-            max_images = min(MAX_HELD_BACK, calibration.images)
-        if self.data is None or self.data[0] < max_images:
-            source = calibration.source
-            classes = calibration.classes
-            columns = calibration.columns
-            images: LabelledImages | CaptionedImages
-            try:
-                images = open_images(
-                    source, classes, columns=columns, max_images=max_images, seed=request.seed
-                )
-            except NoLabelsError as error:
-                if classes is None:
-                    raise DataError(
-                        f"{error}; for images without labels give the class names with `classes`"
-                    ) from None
-                images = load_without_labels(
-                    source, classes, columns, max_images=max_images, seed=request.seed
-                )
-            say_all(progress, images.notes)
-            self.data = max_images, images
-        return self.data[1]
-
-    def open_unlabelled(self, request: Request, progress: Progress) -> LabelledImages:
-        """Open `unlabelled` once, and tell the notes about it."""
-        from clipmerge.images.dataset import load_unlabelled
-
-        if self.unlabelled is None:
-            calibration = request.calibration
-            self.unlabelled = load_unlabelled(
-                calibration.unlabelled,
-                calibration.columns,
-                max_images=calibration.images,
-                seed=request.seed,
-            )
-            say_all(progress, self.unlabelled.notes)
-        return self.unlabelled
 
 
 @dataclass
@@ -113,10 +65,6 @@ class Run:
     # images that it saw, if other tasks are compared with them
     measured_on: ImageSet | None = None
     cache: RunCache = field(default_factory=RunCache)
-
-    def open_data(self, request: MergeRequest) -> LabelledImages | CaptionedImages:
-        """See `RunCache.open_data`."""
-        return self.cache.open_data(request, self.progress)
 
     @contextmanager
     def timed(self, stage: str, title: str = "") -> Iterator[None]:

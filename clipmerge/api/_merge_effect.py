@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from clipmerge.api._data import open_data
 from clipmerge.checkpoint import Inputs
 from clipmerge.checks import (
     check_answers,
@@ -138,12 +139,13 @@ def _effect_images(run: Run, request: MergeRequest) -> LabelledImages | Captione
         if images is None:
             raise _Unmeasurable("there are too few images to hold any back")
     else:
-        source = run.open_data(request)
+        source = open_data(request, run.cache, run.progress)
         source.require_classes()
         sample = source.sample(min(MAX_HELD_BACK, request.calibration.images), request.seed)
         images = without_copies(sample)
         if len(images) < len(sample):
-            run.progress.say(copies_note(source.source, len(sample) - len(images)))
+            note = copies_note(source.source, len(sample) - len(images))
+            run.progress.say(text_of(note))
         if request.keep:
             run.measured_on = images
     if isinstance(images.store, Pixels):
@@ -203,7 +205,7 @@ def load_tasks(
         name: load_task(source, max_images=max_images, seed=seed) for name, source in named.items()
     }
     for task in tasks.values():
-        say_all(progress, task.notes)
+        say_all(progress, texts_of(task.notes))
     return tasks
 
 

@@ -80,7 +80,7 @@ def evaluate(
         say_all(reports, texts_of(opened.notes))
         model = load_model(opened)
         for name, images in loaded.items():
-            say_all(reports, images.notes)
+            say_all(reports, texts_of(images.notes))
             say_all(reports, texts_of(note_copies(f"`data` {name}", images.store)))
         allow = allowed_checks(settings["allow"])
         strict = settings["strict"]
@@ -101,7 +101,7 @@ def evaluate(
         ]
         guesses = [finding for ends in answers for finding in check_answers(ends)]
         doubts += raise_errors(guesses, allow=allow, strict=strict)
-        say_all(reports, [ends.note() for ends in answers])
+        say_all(reports, texts_of(ends.note() for ends in answers))
         say_all(reports, texts_of(doubts))
         if others:
             record["other_tasks"] = evaluate_other_tasks(model, others, wanted, reports)

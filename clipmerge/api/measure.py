@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clipmerge.api._data import open_data, open_unlabelled
 from clipmerge.distributed import device_work, distributed_context, peer_errors
 from clipmerge.errors import counted
 from clipmerge.finding import Finding
@@ -28,6 +29,7 @@ from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.plugins import load_plugin, needs_score, plugin_options
 from clipmerge.progress import Pace
+from clipmerge.report.text import text_of
 from clipmerge.request import MergeRequest
 from clipmerge.run import Run
 from clipmerge.types import Shape
@@ -63,7 +65,7 @@ def objective_for(
 ) -> tuple[Objective, LearningState, CalibrationRecord]:
     """Move images and model to the device."""
     calibration = request.calibration
-    source = run.open_data(request)
+    source = open_data(request, run.cache, run.progress)
     source.require_classes()
     samples = sample_and_hold_back(
         source, calibration.images, request.seed, share=calibration.held_back
@@ -85,7 +87,7 @@ def objective_for(
         choosers = choosers.with_one_caption(request.seed, known=names)
         names = choosers.class_names
     if samples.copies:
-        run.progress.say(copies_note(source.source, samples.copies))
+        run.progress.say(text_of(copies_note(source.source, samples.copies)))
     if request.keep:
         run.measured_on = images
     context = distributed_context(calibration.device)
@@ -104,7 +106,7 @@ def objective_for(
     unlabelled = None
     unlabelled_record = None
     if calibration.unlabelled is not None:
-        unlabelled_images = run.cache.open_unlabelled(request, run.progress)
+        unlabelled_images = open_unlabelled(request, run.cache, run.progress)
         unlabelled_images = unlabelled_images.sample(calibration.images, request.seed)
         for labelled in (images, *([] if run.held_back is None else [run.held_back])):
             refuse_shared(unlabelled_images, {f"`data` {labelled.source}": Fingerprints(labelled)})
@@ -153,7 +155,7 @@ def objective_for(
     )
     if contrastive:
         for note in caption_notes(images.source, model, images.class_names):
-            objective.note(note)
+            objective.note(text_of(note))
     record = CalibrationRecord(
         source=images.source,
         revision=images.revision,

@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
+from clipmerge.api._data import open_data
 from clipmerge.api._in_memory import CheckpointLike, as_sources, named_after_model
 from clipmerge.api._merge_effect import (
     add_other_task_scores,
@@ -309,7 +310,7 @@ def _head_classes(run: Run, request: MergeRequest) -> HeadRecord | None:
     calibration = request.calibration
     inputs = run.inputs
     if calibration.source is not None:
-        images = require_labelled(run.open_data(request))
+        images = require_labelled(open_data(request, run.cache, run.progress))
         return HeadRecord(
             classes=images.class_names,
             templates=templates_for(calibration.templates, images.templates),
@@ -366,7 +367,7 @@ def _label_images(run: Run, request: MergeRequest) -> None:
     from clipmerge.evaluation.scorer import Scorer
     from clipmerge.models.building import build_model
 
-    images = run.open_data(request)
+    images = open_data(request, run.cache, run.progress)
     if not isinstance(images, LabelledImages) or images.labelled_by is not None:
         return
     if len(run.inputs.finetuned) > 1:
@@ -387,7 +388,7 @@ def _label_images(run: Run, request: MergeRequest) -> None:
 def _check_images(run: Run, request: MergeRequest) -> list[Finding]:
     """Check on a few images, before measuring, whether they and the class names can be right."""
     calibration = request.calibration
-    images = run.open_data(request)
+    images = open_data(request, run.cache, run.progress)
     images.require_classes()
     if request.recipe.measure or calibration.held_back:
         findings = check_sources(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from clipmerge import __version__
+from clipmerge.api._data import open_data, open_unlabelled
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._merge_effect import add_task_scores, broadcast_plan, load_tasks
 from clipmerge.api._results import SweepResult
@@ -351,7 +352,7 @@ def load_source(
         raise DataError(
             f"--{'ood' if name in request.ood_sources else 'id'} {name}: {error}"
         ) from None
-    say_all(progress, images.notes)
+    say_all(progress, texts_of(images.notes))
     if limit is None:
         return images
     images.require_classes()
@@ -376,10 +377,10 @@ def overlap_notes(
     unlabelled = None
     if data.source is not None:
         max_images = data.images + held_out_count(data.images, data.held_back)
-        labelled = cache.open_data(request, progress)
+        labelled = open_data(request, cache, progress)
         labelled = labelled.sample(max_images, seed) if labelled.revision else labelled
     if data.unlabelled is not None:
-        unlabelled = cache.open_unlabelled(request, progress)
+        unlabelled = open_unlabelled(request, cache, progress)
         unlabelled = unlabelled.sample(data.images, seed) if unlabelled.revision else unlabelled
     id, ood = (
         {name: loaded[name] for name in names}

@@ -218,7 +218,7 @@ def _open_source(source: Source) -> Checkpoint:
 
         path = download_model(source.snapshot)
         revision = source.snapshot.revision
-        notes = (Finding.note(source.snapshot.note),) if source.snapshot.note else ()
+        notes = (source.snapshot.note,) if source.snapshot.note else ()
     if path.is_dir():
         path, about_weights = _find_weights(source.name, path)
         notes += about_weights

@@ -36,6 +36,7 @@ from clipmerge.models.memory import MicroBatcher, retain_freed_memory, usable_me
 from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.planning.other_tasks import Recall
 from clipmerge.progress import Pace, Progress, say_all
+from clipmerge.report.text import texts_of
 from clipmerge.request import Calibration, check_source_name
 
 #: Images with classes, or with captions.
@@ -179,7 +180,7 @@ class Scorer:
         if isinstance(images, CaptionedImages):
             if images.captions not in self._last:
                 texts = [text for of_image in images.captions for text in of_image]
-                say_all(progress, caption_notes(images.source, model, texts))
+                say_all(progress, texts_of(caption_notes(images.source, model, texts)))
             self._caption_embeddings(number, images)
             outputs = self._micro_batcher.forward(model.image_features, pixels)
         elif isinstance(model, HeadedTower):

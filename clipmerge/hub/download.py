@@ -23,6 +23,7 @@ from clipmerge.errors import CheckpointError, HubError, shorten
 from clipmerge.files.limits import MAX_FILES
 from clipmerge.files.paths import replace_bytes
 from clipmerge.files.safetensors import PICKLE_SUFFIXES
+from clipmerge.finding import Finding
 from clipmerge.hub.errors import explain, explained, out_of_reach, timed_out
 from clipmerge.hub.ids import FULL_SHA, HubId
 from clipmerge.types import Json, Names, Shape
@@ -53,9 +54,8 @@ class Snapshot:
     """A repository at one commit, whose files lie in the Hub's cache once they are downloaded."""
 
     hub_id: HubId  # its revision is the commit
-    note: str | None = (
-        None  # says that the Hub was not asked; then only files in the cache are used
-    )
+    # says that the Hub was not asked; then only files in the cache are used
+    note: Finding | None = None
     files: Names = dataclasses.field(default=(), repr=False)
 
     @property
@@ -245,7 +245,7 @@ def _cached_snapshot(hub_id: HubId, why: str) -> Snapshot:
     files = tuple(
         sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     )
-    note = f"{why}: {hub_id} is the cached commit {sha}, not checked against the Hub"
+    note = Finding.of("cached-commit", why=why, source=str(hub_id), commit=sha)
     return Snapshot(hub_id.at(sha), note, files)
 
 

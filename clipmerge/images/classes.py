@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from clipmerge.errors import DataError, NoLabelsError, counted, is_utf8, shorten
 from clipmerge.files.reading import parse_json, read_text, refusing
+from clipmerge.finding import Finding
 from clipmerge.images.source import Source
 from clipmerge.types import Json, Names, Shape
 
@@ -28,7 +29,9 @@ _DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
 _COUNTED = re.compile(r"(?P<number>\d{1,6})(?P<sign>[,;:.)\t ])\s*(?P<name>\D.*)")
 
 
-def name_classes(source: Source, given_names: ClassNames) -> tuple[Shape, Names, Names]:
+def name_classes(
+    source: Source, given_names: ClassNames
+) -> tuple[Shape, Names, tuple[Finding, ...]]:
     """Name the classes of a source: labels, one name per class, and notes for the user.
 
     Names that are given in a list belong to numbers by their order. Where the source has names of
@@ -49,14 +52,15 @@ def name_classes(source: Source, given_names: ClassNames) -> tuple[Shape, Names,
             f"{beside}"
         )
     names = classes
-    notes = Names()
+    notes = tuple[Finding, ...]()
     if not (source.verbatim and classes is source.class_names):
         names = tuple(name.replace("_", " ") for name in classes)
         if are_numbered(classes):
             names = tuple(map(_without_number, names))
             notes = (
-                f"{source.title}: its classes are numbered, such as '{classes[0]}'; prompts have"
-                f" the name without the number, '{names[0]}'",
+                Finding.of(
+                    "numbered-classes", source=source.title, example=classes[0], name=names[0]
+                ),
             )
     for name in names:
         if not is_utf8(name):
@@ -128,11 +132,11 @@ def class_order(names: Iterable[str]) -> Names:
 
 def _assign_given_names(
     labels: Shape, classes: Names | None, given_names: Path | Sequence[str]
-) -> tuple[Shape, Names, Names]:
+) -> tuple[Shape, Names, tuple[Finding, ...]]:
     """Assign names that the user gave to the classes of a source."""
     title = _names_title(given_names)
     data = _read_names(given_names)
-    notes: Names = ()
+    notes: tuple[Finding, ...] = ()
     if classes is not None:
         names = _check_names(title, data, classes, numbered=False)
         if isinstance(data, list):
@@ -145,7 +149,7 @@ def _assign_given_names(
         elif len(data) == max(labels) and min(labels) == 1:
             # the largest number is the number of names, so they cannot be counted from 0
             numbers = numbers[1:]
-            notes = (f"{title}: the labels are 1 to {len(data)}, so the first name is that of 1",)
+            notes = (Finding.of("labels-from-one", source=title, names=len(data)),)
         index = {number: at for at, number in enumerate(numbers)}
         labels = tuple(index[label] for label in labels)
         names = _check_names(title, data, list(map(str, numbers)), numbered=True)
@@ -177,7 +181,7 @@ def _without_number(name: str) -> str:
     return match["name"] if match else name
 
 
-def _note_shared_names(source: str, names: Iterable[str]) -> Names:
+def _note_shared_names(source: str, names: Iterable[str]) -> tuple[Finding, ...]:
     """Note names that several classes share; ImageNet lists in common use have some, so it is not
     an error.
     """
@@ -189,10 +193,7 @@ def _note_shared_names(source: str, names: Iterable[str]) -> Names:
     ]
     if not shared:
         return ()
-    return (
-        f"{source}: gives several classes the same name {shorten(shared)}; a model always predicts"
-        " the first of them",
-    )
+    return (Finding.of("shared-names", source=source, examples=shorten(shared)),)
 
 
 def read_class_names(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import DataError, NoLabelsError, did_you_mean, shorten
 from clipmerge.files.reading import parse_json
+from clipmerge.finding import Finding
 from clipmerge.images.source import Columns, Source
 from clipmerge.images.store import Store
 from clipmerge.types import Json, Names
@@ -57,10 +58,7 @@ class TableColumns:
 
     def to_source(self, title: str, store: Store, values: Sequence[Any] | None) -> Source:
         """The table's images with the values of `text_column`."""
-        note = (
-            f"{title}: has classes ('{self.label}') and captions ('{self.unread}'); the classes are"
-            f" taken (captions with `caption_column` {self.unread})"
-        )
+        note = Finding.of("classes-taken", source=title, label=self.label, caption=self.unread)
         return Source(
             title,
             store,

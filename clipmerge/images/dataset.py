@@ -9,6 +9,7 @@ from typing import Any
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.paths import local_path
+from clipmerge.finding import Finding
 from clipmerge.images.captions import has_captions, list_captions
 from clipmerge.images.classes import ClassNames, as_numbers, name_classes, read_class_names
 from clipmerge.images.folder import load_folder
@@ -19,7 +20,7 @@ from clipmerge.images.registry import RegistryRef, find_known, known_sets
 from clipmerge.images.shard_texts import describe_folder
 from clipmerge.images.source import Columns, Source
 from clipmerge.images.tables import load_table
-from clipmerge.types import Json, Names
+from clipmerge.types import Json
 
 # More classes than this may be captions if they are also more than half as many as the images.
 _MANY_CLASSES = 20
@@ -57,13 +58,10 @@ def open_images(
         captions = list_captions(opened)
         labels, _ = number_texts(texts[0] for texts in captions)
         if opened.captions_from is not None:
-            origin = f", from {opened.captions_from}" if opened.captions_from else ""
-            facts["notes"] += (f"{opened.title}: images with captions{origin}",)
+            origin = opened.captions_from
+            facts["notes"] += (Finding.of("captions", source=opened.title, origin=origin),)
         if classes is not None:
-            facts["notes"] += (
-                f"{opened.title}: the names of `classes` are not used, because its images have"
-                " captions (classes with `label_column`)",
-            )
+            facts["notes"] += (Finding.of("unused-classes", source=opened.title),)
         images = CaptionedImages(opened.title, opened.store, labels, captions, **facts)
     else:
         opened = known.known.describe(opened) if known else opened
@@ -78,7 +76,7 @@ def open_images(
     return images.without_unreadable() if columns.skip_unreadable else images
 
 
-def _note_many_classes(source: Source) -> Names:
+def _note_many_classes(source: Source) -> tuple[Finding, ...]:
     """Note that class names may be captions, where only their look told them apart."""
     values = source.values or ()
     if source.captioned is not None or as_numbers(values) is not None:
@@ -87,10 +85,10 @@ def _note_many_classes(source: Source) -> Names:
     if classes <= max(_MANY_CLASSES, len(values) / 2):
         return ()
     column = (source.captions_from or "caption").removeprefix(".")
-    return (
-        f"{source.title}: {classes} classes for {len(values)} images; are the labels captions? Then"
-        f" give `caption_column` {column}",
+    note = Finding.of(
+        "many-classes", source=source.title, classes=classes, images=len(values), column=column
     )
+    return (note,)
 
 
 def load_images(source: Any, classes: ClassNames = None, **options: Any) -> LabelledImages:
@@ -144,10 +142,7 @@ def load_without_labels(
     later.
     """
     images = load_unlabelled(source, columns, max_images=max_images, seed=seed)
-    note = (
-        f"{images.source}: its images have no labels; the fine-tuned model's answers stand in for"
-        " them"
-    )
+    note = Finding.of("no-labels", source=images.source)
     return replace(
         images,
         class_names=read_class_names(classes),

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from clipmerge.errors import DataError, NoLabelsError, counted, shorten
 from clipmerge.files.reading import read_text, refusing
+from clipmerge.finding import Finding
 from clipmerge.images.local_files import refuse_links
 from clipmerge.images.source import Columns, Source
 from clipmerge.images.store import check_count, image_files
 from clipmerge.images.tables import load_table
-from clipmerge.types import Names
 
 # Ending of the file with the captions of the image beside it, one per line.
 _TEXT = ".txt"
@@ -83,10 +83,7 @@ def _load_classes(
     notes = _note_left_out(source, left_out)
     has_captions = captions or _caption_file(paths[0]).is_file()
     if has_captions:
-        notes += (
-            f"{source}: has class folders, and captions beside images; the classes are taken"
-            " (captions with `caption_column` txt)",
-        )
+        notes += (Finding.of("class-folders-taken", source=source),)
     return Source(
         source,
         image_files(paths),
@@ -131,12 +128,12 @@ def _load_captions(source: str, folder: Path) -> Source:
     for text in texts:
         with refusing(DataError, f"{source}: {text.name} cannot be read"):
             captions.append(read_text(text, encoding="utf-8-sig").split("\n"))
-    notes: Names = ()
+    notes: tuple[Finding, ...] = ()
     if alone := sorted(
         {path.name for path in folder.glob("*.txt")} - {text.name for text in texts}
     ):
-        without = counted(len(alone), "text without its image", "texts without their images")
-        notes = (f"{source}: left out {without} ({shorten(alone, 3)})",)
+        examples = shorten(alone, 3)
+        notes = (Finding.of("lone-texts", source=source, texts=len(alone), examples=examples),)
     return Source(
         source,
         image_files(paths),
@@ -147,7 +144,7 @@ def _load_captions(source: str, folder: Path) -> Source:
     )
 
 
-def _note_left_out(source: str, entries: Iterable[os.DirEntry[str]]) -> Names:
+def _note_left_out(source: str, entries: Iterable[os.DirEntry[str]]) -> tuple[Finding, ...]:
     """Note the files that are not read: other formats, and images in folders inside class
     folders.
     """
@@ -160,10 +157,10 @@ def _note_left_out(source: str, entries: Iterable[os.DirEntry[str]]) -> Names:
             )
         else:
             suffixes[Path(entry.name).suffix.lower() or entry.name] += 1
+    if not suffixes and not inside:
+        return ()
     kinds = shorten(f"{count} {suffix}" for suffix, count in suffixes.most_common())
-    parts = [f"files that are not images ({kinds})"] if kinds else []
-    parts += [f"images in folders inside class folders ({inside})"] if inside else []
-    return (f"{source}: left out {' and '.join(parts)}",) if parts else ()
+    return (Finding.of("files-left-out", source=source, kinds=kinds, inside=inside),)
 
 
 def _walk_images(source: str, folder: Path) -> tuple[list[str], list[os.DirEntry[str]]]:

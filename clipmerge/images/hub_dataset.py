@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from clipmerge.errors import DataError, did_you_mean, shorten
+from clipmerge.finding import Finding
 from clipmerge.hub.download import Snapshot, connect, resolve
 from clipmerge.hub.errors import explained
 from clipmerge.hub.ids import PREFIX, parse_dataset
@@ -53,7 +54,7 @@ class Split:
     snapshot: Snapshot
     name: str
     files: Names  # the split's Parquet or tar files
-    notes: Names
+    notes: tuple[Finding, ...]
 
     @property
     def is_tar(self) -> bool:
@@ -111,11 +112,11 @@ def open_split(source: str) -> Split:
                 f"{source}: {len(files)} of its {count} files are in the cache; go online and run"
                 " again"
             )
-    notes: Names = (snapshot.note,) if snapshot.note else ()
+    notes: tuple[Finding, ...] = (snapshot.note,) if snapshot.note else ()
     name = dataset.split or ""
     if not name and len(splits) == 1:
         (name,) = splits
-        notes += (f"{source}: reading its only split, {name}",)
+        notes += (Finding.of("only-split", source=source, split=name),)
     if name not in splits:
         name = SPLITS.get(name, name)
     if name not in splits:
@@ -156,7 +157,7 @@ def _load_some_tars(split: Split, columns: Columns, max_images: int, seed: int) 
     """
     columns = columns_of(split.source, columns, split.described)
     classes = len(split.described.class_names or ()) if columns.labelled else 0
-    notes: Names = ()
+    notes: tuple[Finding, ...] = ()
     taken: dict[int, list[Sample]] = {}
     count = len(split.shards)
     for number in np.random.default_rng([seed, count]).permutation(count).tolist():
@@ -170,10 +171,14 @@ def _load_some_tars(split: Split, columns: Columns, max_images: int, seed: int) 
         else:
             is_enough = holds_a_balanced_sample(as_numbers(labels) or labels, max_images, classes)
             if len(taken) == _PATIENCE < count and not is_enough:
-                notes = (
-                    f"{split.source}: {_PATIENCE} of {count} shards hold {len(set(labels))}"
-                    " classes, too few for a balanced sample; reading further shards",
+                note = Finding.of(
+                    "few-classes-so-far",
+                    source=split.source,
+                    read=len(taken),
+                    shards=count,
+                    classes=len(set(labels)),
                 )
+                notes = (note,)
         if is_enough:
             break
     return replace(opened, notes=(*notes, *opened.notes))

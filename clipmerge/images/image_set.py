@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 import numpy as np
 
 from clipmerge.distributed import cores_per_process
-from clipmerge.errors import DataError, counted, shorten
+from clipmerge.errors import DataError, shorten
 from clipmerge.files.limits import MAX_PROMPT_LENGTH
 from clipmerge.finding import Finding
 from clipmerge.images.decoding import Encoded, decode
@@ -39,7 +39,7 @@ class ImageSet:
     labels: Shape
     # commit of a dataset on the Hub, else ``None``
     revision: str | None = field(default=None, kw_only=True)
-    notes: Names = field(default=(), kw_only=True)
+    notes: tuple[Finding, ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,8 +80,13 @@ class ImageSet:
         bad = shorten((names[at] for at in sorted(set(range(len(self))).difference(good))), 3)
         if not good:
             raise DataError(f"{self.source}: none of its {len(self)} images can be read: {bad}")
-        images = counted(len(self) - len(good), "image", "images")
-        note = f"{self.source}: left out {images} (of {len(self)}) that cannot be read: {bad}"
+        note = Finding.of(
+            "unreadable",
+            source=self.source,
+            images=len(self) - len(good),
+            total=len(self),
+            examples=bad,
+        )
         readable_ones = self._with(SomeImages(self.store, tuple(good)), good)
         return replace(readable_ones, notes=(*self.notes, note))
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from clipmerge.errors import DataError, NoLabelsError
+from clipmerge.finding import Finding
 from clipmerge.images.captions import has_captions
 from clipmerge.images.classes import as_numbers
 from clipmerge.images.columns import CAPTION_NAMES, find_columns
@@ -106,7 +107,7 @@ def _open_loader(title: str, loader: Any, columns: Columns, max_images: int | No
         return opened
     seen = len(set(numbers))
     classes = len(opened.class_names or ()) or max(numbers) + 1
-    note = f"{title}: its first {len(numbers)} images show {seen} of {classes} classes; shuffle it"
+    note = Finding.of("not-shuffled", source=title, images=len(numbers), seen=seen, classes=classes)
     return replace(opened, notes=(*opened.notes, note)) if seen < classes else opened
 
 
@@ -143,10 +144,6 @@ def _build_source(
     is_float = bool(count) and "float" in str(getattr(get(0), "dtype", ""))
     shown = sorted({at * (count - 1) // max(1, _SHOWN - 1) for at in range(_SHOWN)})
     is_ready = is_float and not all(_within_unit_interval(np.asarray(get(at))) for at in shown)
-    note = (
-        f"{title}: its floats lie within [0, 1], as ToTensor() leaves them, so they are taken as"
-        " images and preprocessed for the model"
-    )
     names = getattr(data, "classes", None)
     is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
     opened = Source(
@@ -157,7 +154,7 @@ def _build_source(
         targets,
         captioned=columns.captioned,
         class_names=tuple(names) if names and is_list else None,
-        notes=(note,) if is_float and not is_ready else (),
+        notes=(Finding.of("unit-floats", source=title),) if is_float and not is_ready else (),
     )
     if targets is None or has_captions(opened):
         return opened

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clipmerge.finding import Finding
 from clipmerge.images.store import Store
 from clipmerge.types import Names
 
@@ -51,4 +52,4 @@ class Source:
     verbatim: bool = False
     templates: Names = ()  # the source's own prompt templates, with ``{}`` for the class
     revision: str | None = None  # commit of a dataset on the Hub
-    notes: Names = ()
+    notes: tuple[Finding, ...] = ()

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from clipmerge.errors import counted
+from clipmerge.finding import Finding
 from clipmerge.images.fingerprints import first_copies
 from clipmerge.images.image_set import ImageSet
 from clipmerge.images.sampling import balanced_sample
@@ -88,10 +88,9 @@ def without_copies(images: Images) -> Images:
     return images if len(first) == len(images) else images.subset(first)
 
 
-def copies_note(source: str, copies: int) -> str:
+def copies_note(source: str, copies: int) -> Finding:
     """Say that copies were left out."""
-    images = counted(copies, "sampled image is a copy", "sampled images are copies")
-    return f"{source}: {images} of others and left out, so that none is both seen and held back"
+    return Finding.of("sampled-copies", source=source, images=copies)
 
 
 def held_out_count(count: int, share: float) -> int:

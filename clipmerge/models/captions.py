@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipmerge.errors import counted
 from clipmerge.files.limits import MAX_PROMPT_LENGTH
+from clipmerge.finding import Finding
 from clipmerge.models import ImageTextModel
 
 # A tokenizer takes about 0.25 tokens for a byte of its own languages, and near to one for every
@@ -17,7 +17,7 @@ _MAX_UNKNOWN_SHARE = 0.1
 _TEXTS_AT_ONCE = 1024
 
 
-def caption_notes(source: str, model: ImageTextModel, captions: Sequence[str]) -> list[str]:
+def caption_notes(source: str, model: ImageTextModel, captions: Sequence[str]) -> list[Finding]:
     """Notes on captions that are cut off, and on those in a language that the tokenizer hardly
     knows.
     """
@@ -46,20 +46,12 @@ def caption_notes(source: str, model: ImageTextModel, captions: Sequence[str]) -
             unknown += int((ids == model.unknown_token).sum())
     notes = []
     if cut:
-        are = counted(cut, "caption is", "captions are")
         notes.append(
-            f"{source}: {are} as long as the {length} tokens that the model reads, or longer (of"
-            f" {len(texts)}); what is beyond is cut off"
+            Finding.of("captions-cut", source=source, captions=cut, total=len(texts), tokens=length)
         )
     if unknown > _MAX_UNKNOWN_SHARE * total:
-        notes.append(
-            f"{source}: {100 * unknown / max(total, 1):.0f}% of the captions' tokens are unknown to"
-            " the model's tokenizer; are they in a language that the model knows?"
-        )
+        notes.append(Finding.of("unknown-tokens", source=source, share=unknown / max(total, 1)))
     elif total > _MAX_TOKENS_PER_BYTE * bytes_read:
-        notes.append(
-            f"{source}: the model's tokenizer spells the captions nearly letter by letter"
-            f" ({total / max(bytes_read, 1):.2f} tokens for a byte; about 0.25 for a known"
-            " language); are they in a language that the model knows?"
-        )
+        rate = total / max(bytes_read, 1)
+        notes.append(Finding.of("spelled-captions", source=source, tokens_per_byte=rate))
     return notes

@@ -869,6 +869,12 @@ def _zeroshot_at_chance_text(**values: Any) -> str:
     return f"{_accuracy_text('zero-shot', **values)}; {advice}"
 
 
+def _files_left_out_text(source: str, kinds: str, inside: int) -> str:
+    parts = [f"files that are not images ({kinds})"] if kinds else []
+    parts += [f"images in folders inside class folders ({inside})"] if inside else []
+    return f"{source}: left out {' and '.join(parts)}"
+
+
 class _Format(Formatter):
     """Formats a list as names, and a number of things, or a list, by ``{images:image/images}`` as
     what is counted.
@@ -1016,7 +1022,80 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "not-copied": _not_copied_text,
     "files-not-copied": "some files beside the weights were not copied",
     "left-out": "a note was removed because it names files on the author's machine",
+    # notes about images
+    "captions": lambda source, origin: (
+        f"{source}: images with captions{f', from {origin}' if origin else ''}"
+    ),
+    "unused-classes": (
+        "{source}: the names of `classes` are not used, because its images have captions (classes"
+        " with `label_column`)"
+    ),
+    "many-classes": (
+        "{source}: {classes} classes for {images} images; are the labels captions? Then give"
+        " `caption_column` {column}"
+    ),
+    "no-labels": (
+        "{source}: its images have no labels; the fine-tuned model's answers stand in for them"
+    ),
+    "classes-taken": (
+        "{source}: has classes ('{label}') and captions ('{caption}'); the classes are taken"
+        " (captions with `caption_column` {caption})"
+    ),
+    "class-folders-taken": (
+        "{source}: has class folders, and captions beside images; the classes are taken (captions"
+        " with `caption_column` txt)"
+    ),
+    "lone-texts": (
+        "{source}: left out {texts:text without its image/texts without their images} ({examples})"
+    ),
+    "files-left-out": _files_left_out_text,
+    "sampled-copies": (
+        "{source}: {images:sampled image is a copy/sampled images are copies} of others and left"
+        " out, so that none is both seen and held back"
+    ),
+    "example-prompt": lambda prompt, source, captions: (
+        f"{'captions' if captions else 'prompts'}{f' of {source}' if source else ''} are such as"
+        f" '{prompt}'"
+    ),
+    "unreadable": (
+        "{source}: left out {images:image/images} (of {total}) that cannot be read: {examples}"
+    ),
+    "numbered-classes": (
+        "{source}: its classes are numbered, such as '{example}'; prompts have the name without the"
+        " number, '{name}'"
+    ),
+    "labels-from-one": "{source}: the labels are 1 to {names}, so the first name is that of 1",
+    "shared-names": (
+        "{source}: gives several classes the same name {examples}; a model always predicts the"
+        " first of them"
+    ),
+    "unit-floats": (
+        "{source}: its floats lie within [0, 1], as ToTensor() leaves them, so they are taken as"
+        " images and preprocessed for the model"
+    ),
+    "not-shuffled": (
+        "{source}: its first {images} images show {seen} of {classes} classes; shuffle it"
+    ),
+    "only-split": "{source}: reading its only split, {split}",
+    "few-classes-so-far": (
+        "{source}: {read} of {shards} shards hold {classes} classes, too few for a balanced sample;"
+        " reading further shards"
+    ),
+    "captions-cut": (
+        "{source}: {captions:caption is/captions are} as long as the {tokens} tokens that the model"
+        " reads, or longer (of {total}); what is beyond is cut off"
+    ),
+    "unknown-tokens": (
+        "{source}: {share:.0%} of the captions' tokens are unknown to the model's tokenizer; are"
+        " they in a language that the model knows?"
+    ),
+    "spelled-captions": (
+        "{source}: the model's tokenizer spells the captions nearly letter by letter"
+        " ({tokens_per_byte:.2f} tokens for a byte; about 0.25 for a known language); are they in a"
+        " language that the model knows?"
+    ),
     # notes about checkpoints
+    "cached-commit": "{why}: {source} is the cached commit {commit}, not checked against the Hub",
     "activation-by-name": ("taken as {model} with GELU; weights trained from OpenAI's are {other}"),
     "weights-inside": _weights_inside_text,
     "read-into-memory": (

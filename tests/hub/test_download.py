@@ -24,6 +24,7 @@ from clipmerge.hub.download import (
 )
 from clipmerge.hub.errors import explain
 from clipmerge.hub.ids import HubId, parse_hub_id
+from clipmerge.report.text import text_of
 from tests.support.hub_double import FakeHub, upload
 
 MODEL = HubId("alice/clip")
@@ -200,7 +201,7 @@ def test_a_hub_that_is_down_is_not_taken_for_offline(hub: FakeHub, sha: str) -> 
         fetch(MODEL)
     pinned = fetch(MODEL.at(sha))
     assert pinned.note is not None
-    assert pinned.note.startswith("the Hub cannot be reached")
+    assert text_of(pinned.note).startswith("the Hub cannot be reached")
     assert (pinned.folder / "model.safetensors").is_file()
 
 
@@ -224,7 +225,8 @@ def test_offline_on_purpose_uses_the_cache_and_says_so(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     before = len(hub.log)
     found = fetch(MODEL)
-    assert found.note == (
+    assert found.note is not None
+    assert text_of(found.note) == (
         f"HF_HUB_OFFLINE is set: alice/clip is the cached commit {sha}, not checked against the Hub"
     )
     assert len(hub.log) == before

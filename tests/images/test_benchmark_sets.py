@@ -11,6 +11,7 @@ from clipmerge.errors import DataError, HubError
 from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.local_files import local_inputs
+from clipmerge.report.text import texts_of
 from tests.support.benchmark_sets import TEMPLATES, save_files, webdataset
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import assert_images
@@ -81,7 +82,7 @@ def test_shards_in_the_order_of_classes_are_read_until_the_sample_is_balanced(
     found = load_images(f"{V2}:test", max_images=8)
     assert Counter(found.sample(8, seed=0).labels) == {0: 2, 1: 2, 2: 2, 3: 2}
     assert len(fetched(hub)) < 8
-    assert found.notes[-1].startswith(f"{V2}:test: 4 of 8 shards hold ")
+    assert texts_of(found.notes)[-1].startswith(f"{V2}:test: 4 of 8 shards hold ")
 
 
 def test_a_local_copy_reads_the_same(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from clipmerge.errors import DataError
 from clipmerge.images import Columns
 from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
+from clipmerge.report.text import texts_of
 from tests.support.benchmark_sets import retrieval_set, save_files
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import decoded, png, save_plain_parquet, save_tar
@@ -187,7 +188,7 @@ def test_captions_are_found_without_flags(kind: str, tmp_path: Path) -> None:
     assert [found.image(at).tobytes() for at in range(len(TEXTS))] == [
         decoded(png(at)) for at in range(len(TEXTS))
     ]
-    (note,) = found.notes
+    (note,) = texts_of(found.notes)
     assert "images with captions" in note
 
 
@@ -239,11 +240,11 @@ def test_rows_of_one_image_are_its_captions(tmp_path: Path) -> None:
 
 def test_class_names_that_captions_leave_unused_are_noted(tmp_path: Path) -> None:
     found = open_images(open_clip_csv(tmp_path), ("a", "b"))
-    assert any("the names of `classes` are not used" in note for note in found.notes)
+    assert any("the names of `classes` are not used" in note for note in texts_of(found.notes))
 
 
 def test_captions_of_json_are_said_to_come_from_there(tmp_path: Path) -> None:
-    (note,) = open_images(tar_with_json(tmp_path)).notes
+    (note,) = texts_of(open_images(tar_with_json(tmp_path)).notes)
     assert note.endswith("images with captions, from .json")
 
 
@@ -262,7 +263,7 @@ def test_captions_in_folders_of_folders_are_asked_for(tmp_path: Path) -> None:
     found = open_images(source)
     assert isinstance(found, LabelledImages)
     assert found.class_names == ("part-0", "part-1", "part-2")
-    assert "the classes are taken (captions with `caption_column` txt)" in found.notes[-1]
+    assert "the classes are taken (captions with `caption_column` txt)" in texts_of(found.notes)[-1]
     asked = open_images(source, columns=Columns(caption="txt"))
     assert isinstance(asked, CaptionedImages)
     assert asked.captions == tuple((text,) for text in TEXTS)
@@ -280,7 +281,7 @@ def test_labels_and_captions_in_one_table(tmp_path: Path) -> None:
     found = open_images(str(folder), ("a", "b"))
     assert isinstance(found, LabelledImages)
     assert found.labels == (0, 1, 0, 1, 0)
-    assert "the classes are taken (captions with `caption_column` text)" in found.notes[0]
+    assert "the classes are taken (captions with `caption_column` text)" in texts_of(found.notes)[0]
 
 
 def test_short_texts_of_few_kinds_are_classes(tmp_path: Path) -> None:
@@ -425,9 +426,9 @@ def test_each_line_of_a_text_is_a_caption_of_the_image_beside_it(tmp_path: Path)
     for name in "cd":
         (tmp_path / f"{name}.heic").write_bytes(b"x")
         (tmp_path / f"{name}.txt").write_text("a caption")
-    assert open_images(str(tmp_path)).notes[:-1] == (
-        f"{tmp_path}: left out 2 texts without their images (c.txt, d.txt)",
-    )
+    assert texts_of(open_images(str(tmp_path)).notes)[:-1] == [
+        f"{tmp_path}: left out 2 texts without their images (c.txt, d.txt)"
+    ]
 
 
 def test_captions_in_tars_of_a_set_for_retrieval_are_lines(hub: FakeHub, tmp_path: Path) -> None:
@@ -486,8 +487,8 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path: Path) -> None:
     assert isinstance(found, CaptionedImages)
     assert found.captions == tuple((TEXTS[at],) for at in (0, 1, 4))
     assert [found.image(at).tobytes() for at in range(3)] == [decoded(png(at)) for at in (0, 1, 4)]
-    assert "left out 2 images (of 5) that cannot be read" in found.notes[-1]
-    assert "7.png" in found.notes[-1]
+    assert "left out 2 images (of 5) that cannot be read" in texts_of(found.notes)[-1]
+    assert "7.png" in texts_of(found.notes)[-1]
     with pytest.raises(DataError, match=r"or leave them out with `skip_unreadable=True`"):
         open_images(source)
 

@@ -14,6 +14,7 @@ from clipmerge.errors import DataError
 from clipmerge.images.dataset import load_images
 from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.split import sample_and_hold_back
+from clipmerge.report.text import texts_of
 from tests.support.image_files import png, save_plain_parquet, save_tar
 
 WORDS = tuple(
@@ -50,9 +51,9 @@ def test_folders_that_count_from_one(tmp_path: Path) -> None:
     folder = save_folders(tmp_path / "x", *(f"{number:03}" for number in range(1, 13)))
     images = load_images(str(folder), WORDS)
     assert named(images) == {f"{number:03}": WORDS[number - 1] for number in range(1, 13)}
-    assert images.notes == (
-        "the class names given: the labels are 1 to 12, so the first name is that of 1",
-    )
+    assert texts_of(images.notes) == [
+        "the class names given: the labels are 1 to 12, so the first name is that of 1"
+    ]
 
 
 def test_json_names_numbers_that_do_not_count_up(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_numbers_in_front_of_names_stay_out_of_prompts_and_order_the_classes(
     ]
     images = load_images(str(save_folders(tmp_path / "x", *folders)))
     assert images.class_names == tuple(word.title() for word in WORDS)
-    assert "classes are numbered" in images.notes[0]
+    assert "classes are numbered" in texts_of(images.notes)[0]
     listed = load_images(str(tmp_path / "x"), [f"a {word}" for word in WORDS])
     assert listed.class_names == tuple(f"a {word}" for word in WORDS)
     models = save_folders(tmp_path / "cars", "3-series", "5-series", "7.62mm")

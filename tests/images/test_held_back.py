@@ -19,6 +19,7 @@ from clipmerge.images.split import (
     without_copies,
 )
 from clipmerge.images.store import ImageList, Pixels
+from clipmerge.report.text import text_of
 from tests.support.command import done
 from tests.support.tiny_clip import Folders, save_images
 
@@ -142,7 +143,7 @@ def test_copies_are_reported_and_counted(pair: Folders, tmp_path: Path) -> None:
         3,
         3,
     ]
-    assert copies_note("x", 1).startswith("x: 1 sampled image is a copy of others")
+    assert text_of(copies_note("x", 1)).startswith("x: 1 sampled image is a copy of others")
 
 
 def test_copies_are_found_where_there_are_no_files() -> None:

@@ -13,6 +13,7 @@ from clipmerge.hub.download import Snapshot
 from clipmerge.hub.ids import HubId
 from clipmerge.images import hub_splits
 from clipmerge.images.dataset import load_images
+from clipmerge.report.text import texts_of
 from tests.support.command import one_line
 from tests.support.hub_double import FakeHub, put, upload
 from tests.support.image_files import assert_images, save_hub_parquet
@@ -118,7 +119,7 @@ def test_the_card_says_which_files_are_which_split(hub: FakeHub, tmp_path: Path)
     assert load_images(f"{CARS}:small/holdout").labels == (2, 2, 2)
     found = load_images(CARS)
     assert found.labels == (0, 1, 1)
-    assert found.notes == (f"{CARS}: reading its only split, train",)
+    assert texts_of(found.notes) == [f"{CARS}: reading its only split, train"]
     alone = CARD.partition("- config_name: full")[0] + "---\n"
     upload(hub, "acme/cars", {"README.md": alone.encode(), **named}, kind="dataset")
     assert load_images(f"{CARS}:holdout").labels == (2, 2, 2)  # of the only configuration
@@ -219,7 +220,7 @@ def test_offline_a_whole_split_is_there_and_no_sample(
     found = load_images(f"{CARS}:test")
     assert_images(found, list(range(1000, 1009)))
     assert (
-        found.notes[0]
+        texts_of(found.notes)[0]
         == f"HF_HUB_OFFLINE is set: {CARS} is the cached commit {sha}, not checked against the Hub"
     )
     with pytest.raises(DataError, match=r"no split 'train' \(splits: test\)"):

@@ -15,6 +15,7 @@ from clipmerge.images.batches import read_batches
 from clipmerge.images.dataset import load_images
 from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.store import Pixels
+from clipmerge.report.text import texts_of
 from tests.support.image_files import assert_images, png
 
 
@@ -152,7 +153,7 @@ def test_a_loader_of_pictures_is_preprocessed_and_told_if_it_is_not_shuffled(
     )  # type: ignore[arg-type]
     assert pixels_of(load_images(loader)) == pixels_of(folder)
     note = "DataLoader in memory: its first 6 images show 1 of 3 classes; shuffle it"
-    assert load_images(loader, max_images=6).notes == (note,)
+    assert texts_of(load_images(loader, max_images=6).notes) == [note]
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -203,7 +204,7 @@ def test_floats_of_totensor_alone_are_images_and_normalised_ones_are_not(
     names = list(folder.class_names)
     loaded = load_images(Pairs(tensors), names)
     assert pixels_of(loaded) == pixels_of(folder)
-    assert "floats lie within [0, 1]" in loaded.notes[0]
+    assert "floats lie within [0, 1]" in texts_of(loaded.notes)[0]
     normalised = load_images(Pairs([((x - 0.45) / 0.27, label) for x, label in tensors]), names)
     assert isinstance(normalised.store, Pixels)
     assert normalised.notes == ()

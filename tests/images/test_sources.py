@@ -22,6 +22,7 @@ from clipmerge.images.dataset import load_images
 from clipmerge.images.local_files import expand_ranges, local_inputs
 from clipmerge.images.prompts import check_templates, class_prompts
 from clipmerge.images.sampling import balanced_sample, candidate_positions, holds_a_balanced_sample
+from clipmerge.report.text import texts_of
 from tests.support.command import clipmerge, done, refused
 from tests.support.image_files import (
     NAMES,
@@ -123,12 +124,10 @@ def test_files_that_are_left_out_are_counted_and_hidden_ones_are_not(tmp_path: P
         "readme.txt",
     ):
         (tmp_path / file).write_bytes(b"x")
-    assert load_images(str(tmp_path)).notes == (
-        (
-            f"{tmp_path}: left out files that are not images (2 .heic, 1 .txt) and images in"
-            " folders inside class folders (2)"
-        ),
-    )
+    assert texts_of(load_images(str(tmp_path)).notes) == [
+        f"{tmp_path}: left out files that are not images (2 .heic, 1 .txt) and images in folders"
+        " inside class folders (2)"
+    ]
 
 
 def test_a_split_of_a_folder_is_read(tmp_path: Path) -> None:
@@ -144,17 +143,15 @@ def test_a_split_of_a_folder_is_read(tmp_path: Path) -> None:
 
 def test_class_folders_with_doubtful_names_are_noted(tmp_path: Path) -> None:
     folder = save_folder(tmp_path / "photos", "a b/1.png", "a_b/1.png", "bird/1.png")
-    assert load_images(str(folder)).notes == (
-        (
-            f"{folder}: gives several classes the same name 'a b'; a model always predicts the"
-            " first of them"
-        ),
-    )
+    assert texts_of(load_images(str(folder)).notes) == [
+        f"{folder}: gives several classes the same name 'a b'; a model always predicts the first of"
+        " them"
+    ]
     (tmp_path / "same.txt").write_text("crane\ncrane\nbird\n")
-    (note,) = load_images(str(folder), tmp_path / "same.txt").notes
+    (note,) = texts_of(load_images(str(folder), tmp_path / "same.txt").notes)
     assert note.startswith(f"{tmp_path / 'same.txt'}: gives several classes the same name 'crane'")
     cases = save_folder(tmp_path / "cases", "Cat/1.png", "cat/1.png", "bird/1.png")
-    (note,) = load_images(str(cases)).notes
+    (note,) = texts_of(load_images(str(cases)).notes)
     assert "the same name 'Cat' or 'cat'; a model always predicts the first" in note
 
 
@@ -351,9 +348,9 @@ def test_labels_that_look_like_captions_are_noted(tmp_path: Path) -> None:
         tmp_path / "x.tar", {f"{k}.{e}": b"%d!" % k for k in range(30) for e in ("png", "txt")}
     )
     said = "30 classes for 30 images; are the labels captions? Then give `caption_column`"
-    assert f"{said} txt" in load_images(str(path)).notes[0]
+    assert f"{said} txt" in texts_of(load_images(str(path)).notes)[0]
     pairs = [(np.zeros((8, 8, 3), np.uint8), f"item {k}") for k in range(30)]
-    assert said in load_images(pairs).notes[0]
+    assert said in texts_of(load_images(pairs).notes)[0]
 
 
 def test_folders_and_links_in_a_tar_are_no_images_and_a_long_name_is_read(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from clipmerge.errors import DataError, NoLabelsError
 from clipmerge.images import Columns
 from clipmerge.images.dataset import load_unlabelled, load_without_labels, open_images
 from clipmerge.images.fingerprints import content_digest
+from clipmerge.report.text import texts_of
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_plain_parquet, save_tar, saved
 
@@ -52,9 +53,9 @@ def colours(source: object, **asked: str) -> list[int]:
 def test_a_folder_has_images_at_any_depth(nested: Path, tmp_path: Path) -> None:
     assert colours(str(nested)) == list(range(COUNT))
     assert colours(str(nested), image="picture", label="class") == list(range(COUNT))
-    assert load_unlabelled(str(nested), max_images=9).notes == (
-        f"{nested}: left out files that are not images (1 .txt)",
-    )
+    assert texts_of(load_unlabelled(str(nested), max_images=9).notes) == [
+        f"{nested}: left out files that are not images (1 .txt)"
+    ]
     (nested / "a" / "again").symlink_to(nested / "a")  # a circle is not followed
     assert colours(str(nested)) == list(range(COUNT))
     (tmp_path / "private.png").write_bytes(png(0))
@@ -106,7 +107,7 @@ def test_every_kind_of_source_without_labels_is_told_from_other_faults(
         assert images.class_names == ("cat", "dog")
         assert images.labelled_by is None
         assert len(images) == COUNT
-        assert "its images have no labels" in images.notes[-1]
+        assert "its images have no labels" in texts_of(images.notes)[-1]
     partly = save_tar(tmp_path / "b.tar", {"0.png": pixels[0], "0.cls": b"1", "1.png": pixels[1]})
     some = save_plain_parquet(tmp_path / "z.parquet", {"image": pixels, "label": [-1, 0] * 3})
     for source in map(str, (partly, some, tmp_path / "nowhere")):

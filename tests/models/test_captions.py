@@ -8,6 +8,7 @@ from open_clip import SimpleTokenizer
 
 from clipmerge.models import ImageTextModel
 from clipmerge.models.captions import caption_notes
+from clipmerge.report.text import texts_of
 
 ENGLISH = [
     "a red leather boot with a low heel",
@@ -45,7 +46,7 @@ class Words:
 
 
 def notes_of(model: object, captions: list[str]) -> list[str]:
-    return caption_notes("shop", cast("ImageTextModel", model), captions)
+    return texts_of(caption_notes("shop", cast("ImageTextModel", model), captions))
 
 
 def test_nothing_is_said_of_captions_that_fit() -> None:
