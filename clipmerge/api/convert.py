@@ -78,12 +78,13 @@ def convert(
                 f"{source}: has no {needed} beside it, which holds settings that the weights do not"
                 " (QuickGELU, heads); copy that of the model that it was fine-tuned from"
             )
-        notes = texts_of(converted.notes)
+        findings = list(converted.notes)
         with staged(target, CONVERSION, overwrite=overwrite) as folder:
             reports.stage("write")
             single = WEIGHTS if layout == "transformers" else OPEN_CLIP_WEIGHTS[0]
             files = write_weights(folder, copied_tensors(converted), None, reports, single=single)
-            notes += write_layout_files(folder, converted, "keep")
+            findings += write_layout_files(folder, converted, "keep")
+            notes = texts_of(findings)
             files |= {
                 path.name: sha256_of(path)
                 for path in sorted(folder.iterdir())

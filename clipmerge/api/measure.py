@@ -10,7 +10,6 @@ from torch import Tensor
 from clipmerge.api._data import open_data, open_unlabelled
 from clipmerge.distributed import device_work, distributed_context, peer_errors
 from clipmerge.errors import counted
-from clipmerge.finding import Finding
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.fingerprints import Fingerprints, content_digest, refuse_shared
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
@@ -155,7 +154,7 @@ def objective_for(
     )
     if contrastive:
         for note in caption_notes(images.source, model, images.class_names):
-            objective.note(text_of(note))
+            objective.note(note)
     record = CalibrationRecord(
         source=images.source,
         revision=images.revision,
@@ -225,7 +224,7 @@ def _add_relative_change(measurements: Measurements, objective: Objective) -> Me
     )
     return measurements.replace(
         statistics=(*measurements.statistics, change),
-        notes=(*measurements.notes, *map(Finding.note, objective.notes)),
+        notes=(*measurements.notes, *objective.notes),
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from clipmerge.errors import CheckpointError
+from clipmerge.finding import Finding
 from clipmerge.types import Json
 
 # One tower's settings that both libraries have: OpenCLIP's name and default, and transformers'.
@@ -336,7 +337,7 @@ def image_processor_config(preprocess_cfg: Json, image_size: int) -> Json:
     }
 
 
-def preprocess_cfg(processor: Json, image_size: int) -> tuple[Json, list[str]]:
+def preprocess_cfg(processor: Json, image_size: int) -> tuple[Json, list[Finding]]:
     """Translate transformers' preprocessing to OpenCLIP's ``preprocess_cfg``."""
     size = _edge_lengths(processor.get("size", image_size))
     crop = (
@@ -348,15 +349,9 @@ def preprocess_cfg(processor: Json, image_size: int) -> tuple[Json, list[str]]:
     notes = []
     if set(size.values()) != {image_size} or (crop and set(crop.values()) != {image_size}):
         edges = " x ".join(map(str, size.values()))
-        notes.append(
-            f"images are resized to {edges} there, but OpenCLIP resizes to the model's {image_size}"
-            " pixels: accuracy may differ a little"
-        )
+        notes.append(Finding.of("other-resizing", edges=edges, size=image_size))
     if resample not in INTERPOLATIONS:
-        notes.append(
-            f"images are resampled with Pillow's filter {resample} there, which OpenCLIP lacks;"
-            " bicubic was set"
-        )
+        notes.append(Finding.of("other-filter", filter=resample))
     normalises = processor.get("do_normalize", True)
     return {
         "mean": list(processor.get("image_mean", _MEAN)) if normalises else [0.0] * 3,

@@ -36,7 +36,7 @@ from clipmerge.models.memory import MicroBatcher, retain_freed_memory, usable_me
 from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.planning.other_tasks import Recall
 from clipmerge.progress import Pace, Progress, say_all
-from clipmerge.report.text import texts_of
+from clipmerge.report.text import text_of, texts_of
 from clipmerge.request import Calibration, check_source_name
 
 #: Images with classes, or with captions.
@@ -109,7 +109,9 @@ class Scorer:
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
     ) -> dict[str, list[Outcome]]:
         """Score every point on every source: by source, one outcome per point, in every process."""
-        self._micro_batcher = MicroBatcher(self._settings.images_at_once, progress.say)
+        self._micro_batcher = MicroBatcher(
+            self._settings.images_at_once, lambda note: progress.say(text_of(note))
+        )
         self._texts.clear()  # the points of another call are others
         self._classifiers.clear()
         parts = [

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import MeasureError
+from clipmerge.finding import Finding
 from clipmerge.images.batches import Batch as Batch
 from clipmerge.learning.contrastive_loss import ContrastiveLoss
 from clipmerge.learning.resume import LearningState
@@ -24,7 +25,7 @@ from clipmerge.learning.weights import InterpolatedWeights
 from clipmerge.learning.zeroshot_loss import Prompts, ZeroShotLoss
 from clipmerge.models import ImageTextModel
 from clipmerge.models.memory import MicroBatcher
-from clipmerge.types import Names
+from clipmerge.report.text import text_of
 
 #: Loss of a batch, given prompt features (prompts, projection_dim).
 Loss = Callable[[Batch, Tensor], Tensor]
@@ -129,7 +130,7 @@ class Objective:
         self.choosers: Final = choosers
         self.learning_state: Final = learning_state
         self.say: Final = say
-        self.notes: Final[list[str]] = []
+        self.notes: Final[list[Finding]] = []
         self.work: Final = Work(progress)
         self.data: Final = data
         self.weights: Final = InterpolatedWeights(model, inputs, data.context.device)
@@ -140,7 +141,7 @@ class Objective:
             model, self.weights, prompts, MicroBatcher(None, self.note)
         )
 
-    def fewer_prompts(self) -> AbstractContextManager[Names]:
+    def fewer_prompts(self) -> AbstractContextManager[tuple[Finding, ...]]:
         """In this context, use at most `PROMPTS_A_GRADIENT` prompts, or one template per class if
         that is more.
 
@@ -149,11 +150,11 @@ class Objective:
         """
         return self.criterion.fewer_prompts(PROMPTS_A_GRADIENT, self.seed)
 
-    def note(self, text: str) -> None:
+    def note(self, finding: Finding) -> None:
         """Tell the user and the record, once."""
-        if text not in self.notes:
-            self.notes.append(text)
-            self.say(text)
+        if finding not in self.notes:
+            self.notes.append(finding)
+            self.say(text_of(finding))
 
     def micro_batcher(self, max_images: int | None) -> MicroBatcher:
         """Micro-batches of as many images as the user said, or else of ``max_images``; halved where

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipmerge.distributed import to_device
+from clipmerge.finding import Finding
 from clipmerge.images.batches import Batch
 from clipmerge.learning.weights import InterpolatedWeights
 from clipmerge.models import ImageTextModel
 from clipmerge.models.kernels import run_with_recomputation
 from clipmerge.models.memory import MicroBatcher
 from clipmerge.models.zero_shot import PROMPTS_AT_ONCE, average_over_templates, refuse_one_prompt
-from clipmerge.types import Names
 
 # Tokens whose activations are held at once, whatever the number of prompts.
 _TOKENS_AT_ONCE = 4096
@@ -167,7 +167,7 @@ class ZeroShotLoss:
         self.prompts.at_once = at_once
 
     @contextmanager
-    def fewer_prompts(self, max_prompts: int, seed: int) -> Iterator[Names]:
+    def fewer_prompts(self, max_prompts: int, seed: int) -> Iterator[tuple[Finding, ...]]:
         """In this context, use fewer templates if there are many prompts (`Prompts.drawn`); yields
         a note about it.
         """
@@ -179,9 +179,9 @@ class ZeroShotLoss:
             return
         self.prompts = fewer
         self._prompt_features = None
-        used = f"{fewer.templates} of {all_prompts.templates} templates"
+        templates = all_prompts.templates
         try:
-            yield (f"measured with {used}, drawn at random, to bound the cost",)
+            yield (Finding.of("drawn-templates", used=fewer.templates, templates=templates),)
         finally:
             self.prompts = all_prompts
             self._prompt_features = features

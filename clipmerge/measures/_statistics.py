@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
-from clipmerge.finding import Finding
 from clipmerge.learning.objective import Objective
 from clipmerge.planning.measurements import Measurements, Statistic
 
@@ -69,6 +68,6 @@ def with_few_prompts(measure: Callable[..., Measurements]) -> Callable[..., Meas
     def bounded(objective: Objective, **options: Any) -> Measurements:
         with objective.fewer_prompts() as notes:
             measurements = measure(objective, **options)
-        return measurements.replace(notes=(*map(Finding.note, notes), *measurements.notes))
+        return measurements.replace(notes=(*notes, *measurements.notes))
 
     return bounded

@@ -152,7 +152,7 @@ def _measure_sharpness(objective: Objective) -> tuple[Statistic, tuple[Finding, 
             " fine-tuning moved it."
         ),
     )
-    return measured, tuple(Finding.note(f"sharpness {note}") for note in notes)
+    return measured, tuple(Finding.of(note.kind, **note.values, what="sharpness") for note in notes)
 
 
 def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:

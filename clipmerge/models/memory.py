@@ -17,6 +17,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
 from clipmerge.distributed import is_out_of_memory
+from clipmerge.finding import Finding
 
 T = TypeVar("T")
 # Assumed if the system does not report how much memory it has.
@@ -27,13 +28,13 @@ _MMAP_MAX, _NONE, _USUAL_MMAPS = -4, 0, 65536
 
 
 class MicroBatcher:
-    """Runs images through a model in micro-batches, halved whenever memory runs out; ``say`` gets a
-    note of each halving.
+    """Runs images through a model in micro-batches, halved whenever memory runs out; ``tell`` gets
+    a note of each halving.
     """
 
-    def __init__(self, max_images: int | None, say: Callable[[str], None]) -> None:
+    def __init__(self, max_images: int | None, tell: Callable[[Finding], None]) -> None:
         self.max_images = max_images  # in a micro-batch; ``None`` for all that are given
-        self._say = say
+        self._tell = tell
 
     def run(self, images: int, work: Callable[[int], T]) -> T:
         """Do work that holds the activations of at most the given number of images, of fewer and
@@ -51,10 +52,7 @@ class MicroBatcher:
                     raise
             clear_device_cache(garbage_collection=True)
             self.max_images = count // 2
-            self._say(
-                f"memory does not suffice for {count} images at once: going on with"
-                f" {self.max_images}"
-            )
+            self._tell(Finding.of("less-at-once", images=count, now=self.max_images))
 
     def forward(self, model: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         """Send images through a model without a graph, in micro-batches."""

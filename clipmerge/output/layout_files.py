@@ -26,19 +26,20 @@ from clipmerge.files.side_files import (
     read_side_json,
     require_inside,
 )
+from clipmerge.finding import Finding
 from clipmerge.types import Json
 
 # size of the vocabulary of OpenCLIP's own tokenizer
 _CLIP_WORDS = 49408
 
 
-def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str) -> list[str]:
+def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str) -> list[Finding]:
     """Write the files that the other library needs beside the weights; return notes for the
     user.
     """
     original = converted.original
     config = converted.config or {}
-    notes = []
+    notes: list[Finding] = []
     with prefix_errors(converted.source):
         try:
             if "model_cfg" in config:
@@ -86,34 +87,25 @@ def _write_transformers_files(
     write_clip_tokenizer(folder, config["text_config"]["max_position_embeddings"])
 
 
-def _write_open_clip_files(folder: Path, checkpoint: Checkpoint, config: Json) -> list[str]:
+def _write_open_clip_files(folder: Path, checkpoint: Checkpoint, config: Json) -> list[Finding]:
     """Write ``open_clip_config.json`` and copy the tokenizer; return notes for the user."""
     model_cfg = deepcopy(config["model_cfg"])
     name = checkpoint.folder.resolve().name
     processor = read_image_processor(checkpoint.folder)
     notes = []
     if processor is None:
-        notes.append(
-            f"{checkpoint.source}: has no preprocessor_config.json; OpenAI's mean and deviation"
-            " were written"
-        )
+        notes.append(Finding.of("no-preprocessing", source=checkpoint.source))
     preprocess, preprocessing_notes = preprocess_cfg(
         processor or {}, model_cfg["vision_cfg"]["image_size"]
     )
     is_own = has_clip_vocabulary(checkpoint.folder)
     if is_own is None and model_cfg["text_cfg"]["vocab_size"] != _CLIP_WORDS:
-        notes.append(
-            f"{checkpoint.source}: has no tokenizer, and its vocabulary is not CLIP's; OpenCLIP"
-            " will need one"
-        )
+        notes.append(Finding.of("no-tokenizer", source=checkpoint.source))
     if is_own is False:
         # from a folder OpenCLIP reads the files regardless of the name; on the Hub it must be the
         # repository's
         model_cfg["text_cfg"]["hf_tokenizer_name"] = name
-        notes.append(
-            f"the tokenizer is not CLIP's own: text_cfg.hf_tokenizer_name is '{name}'; make it"
-            " ORG/NAME when you publish"
-        )
+        notes.append(Finding.of("own-tokenizer", name=name))
     if is_own is not None:
         _copy_side_files(folder, checkpoint.folder, TOKENIZER_FILES)
     _write_json(folder / OPEN_CLIP_CONFIG, {"model_cfg": model_cfg, "preprocess_cfg": preprocess})

@@ -67,21 +67,14 @@ def _copy_side_files(folder: Path, inputs: Inputs, dtype: str) -> list[Finding]:
     if isinstance(form, ConvertedCheckpoint):  # the files beside it are for another library
         if form.config is None:
             return []
-        made = (
-            f"the fine-tuned checkpoint has no {inputs.family.config}; one was made from the"
-            " zero-shot one's"
-        )
-        texts = write_layout_files(folder, form, dtype)
-        return list(map(Finding.note, texts + [made] * (not inputs.takes_zeroshot_form)))
+        notes = write_layout_files(folder, form, dtype)
+        if not inputs.takes_zeroshot_form:
+            notes.append(Finding.of("config-made", config=inputs.family.config))
+        return notes
     chosen = _side_files(form)
-    notes: list[Finding] = []
+    notes = list[Finding]()
     if chosen and form is inputs.zeroshot and not inputs.takes_zeroshot_form:
-        notes.append(
-            Finding.note(
-                f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's side"
-                " files were copied"
-            )
-        )
+        notes.append(Finding.of("side-files-copied", config=inputs.family.config))
     for part, names in _parts_to_lend(inputs).items():
         if form is not inputs.zeroshot and not any(name in chosen for name in names):
             lent = {
@@ -95,11 +88,7 @@ def _copy_side_files(folder: Path, inputs: Inputs, dtype: str) -> list[Finding]:
             }
             if any(name in lent for name in names):
                 chosen |= lent
-                notes.append(
-                    Finding.note(
-                        f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied"
-                    )
-                )
+                notes.append(Finding.of("part-copied", part=part))
     for name, path in sorted(chosen.items()):
         try:
             if name == "config.json":

@@ -1094,6 +1094,37 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         " ({tokens_per_byte:.2f} tokens for a byte; about 0.25 for a known language); are they in a"
         " language that the model knows?"
     ),
+    # notes about a measurement, and about the files of an output
+    "drawn-templates": lambda used, templates, what="": (
+        f"{f'{what} ' if what else ''}measured with {used} of {templates} templates, drawn at"
+        " random, to bound the cost"
+    ),
+    "less-at-once": "memory does not suffice for {images} images at once: going on with {now}",
+    "config-made": (
+        "the fine-tuned checkpoint has no {config}; one was made from the zero-shot one's"
+    ),
+    "side-files-copied": (
+        "the fine-tuned checkpoint has no {config}; the zero-shot one's side files were copied"
+    ),
+    "part-copied": "the fine-tuned checkpoint has no {part}; the zero-shot one's was copied",
+    "no-preprocessing": (
+        "{source}: has no preprocessor_config.json; OpenAI's mean and deviation were written"
+    ),
+    "no-tokenizer": (
+        "{source}: has no tokenizer, and its vocabulary is not CLIP's; OpenCLIP will need one"
+    ),
+    "own-tokenizer": (
+        "the tokenizer is not CLIP's own: text_cfg.hf_tokenizer_name is '{name}'; make it ORG/NAME"
+        " when you publish"
+    ),
+    "other-resizing": (
+        "images are resized to {edges} there, but OpenCLIP resizes to the model's {size} pixels:"
+        " accuracy may differ a little"
+    ),
+    "other-filter": (
+        "images are resampled with Pillow's filter {filter} there, which OpenCLIP lacks; bicubic"
+        " was set"
+    ),
     # notes about checkpoints
     "cached-commit": "{why}: {source} is the cached commit {commit}, not checked against the Hub",
     "activation-by-name": ("taken as {model} with GELU; weights trained from OpenAI's are {other}"),

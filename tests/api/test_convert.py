@@ -17,6 +17,7 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 from clipmerge.conversion.config import image_processor_config, preprocess_cfg
 from clipmerge.errors import CheckpointError
 from clipmerge.output import layout_files
+from clipmerge.report.text import text_of
 from tests.conversion.test_conversion import features, same
 from tests.support import tiny_open_clip
 from tests.support.command import clipmerge, done, refused
@@ -291,4 +292,4 @@ def test_preprocessing_that_open_clip_lacks_is_reported() -> None:
         ({"resample": 0}, "Pillow's filter 0 there"),
     ):
         _, (note,) = preprocess_cfg({"size": 224, "crop_size": 224, **changes}, 224)
-        assert message in note
+        assert message in text_of(note)

@@ -37,6 +37,7 @@ from clipmerge.models.precision import dtype_of, passes
 from clipmerge.planning.plan import LayerPlan, named_tensors, with_coefficients
 from clipmerge.plugins import Augmentation, load_plugin, plugin_names
 from clipmerge.progress import Progress
+from clipmerge.report.text import texts_of
 from clipmerge.request import Calibration
 from tests.learning.test_many_processes import check_processes_learn_alike
 from tests.support import pretended_device
@@ -309,8 +310,8 @@ def test_a_step_starts_few_kernels_and_waits_at_its_end(
 
 def learned_with(
     ends: Ends, most: int | None, sizes: tuple[int, ...], changes: tuple[Augmentation, ...] = ()
-) -> tuple[Objective, dict[str, Tensor], int]:
-    """Learn on a device with so much memory: the objective, the coefficients, and the most that was
+) -> tuple[list[str], dict[str, Tensor], int]:
+    """Learn on a device with so much memory: what was said, the coefficients, and the most that was
     taken."""
     gc.collect()
     with counted(most=most) as counts:
@@ -324,8 +325,7 @@ def learned_with(
         objective.say = said.append
         values = Coefficients(objective, "entry", 0.3)
         learn(objective, values, LearningConfig(LossConfig(0.7, changes, weak_aug=1.0), 2, 0.05))
-        objective.notes += said
-        return objective, values.by_parameter(), counts.peak - before
+        return said, values.by_parameter(), counts.peak - before
 
 
 def test_memory_that_runs_out_halves_the_pieces(
@@ -334,11 +334,8 @@ def test_memory_that_runs_out_halves_the_pieces(
     ends = save_ends(tmp_path, blocks=3, width=64)
     monkeypatch.setattr(activations, "_SHARE_OF_FREE", 1e6)  # expects far more than there is
     _, expected, peak = learned_with(ends, None, (16,))
-    objective, found, _ = learned_with(ends, pretended_device.taken() + peak * 2 // 3, (16,))
-    assert any(
-        "memory does not suffice for 32 images at once: going on with 16" in note
-        for note in objective.notes
-    )
+    said, found, _ = learned_with(ends, pretended_device.taken() + peak * 2 // 3, (16,))
+    assert "memory does not suffice for 32 images at once: going on with 16" in said
     for name, value in expected.items():
         if not name.endswith("k_proj.bias"):
             assert torch.allclose(found[name], value, atol=2e-3), name
@@ -370,7 +367,9 @@ def test_products_with_the_hessian_are_tried_again(
     with counted() as counts:
         objective.say = lambda _: setattr(counts, "most", None)
         found.append(hessian_trace(objective, probes=1)["hessian_trace"].values)
-    assert objective.notes == ["memory does not suffice for 3 images at once: going on with 1"]
+    assert texts_of(objective.notes) == [
+        "memory does not suffice for 3 images at once: going on with 1"
+    ]
     assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
@@ -379,9 +378,9 @@ def test_pieces_are_as_small_as_what_is_free(tmp_path: Path) -> None:
     ends = save_ends(tmp_path, blocks=3, width=64)
     peak = learned_with(ends, None, (16,))[2]
     for share, fits in ((1.5, True), (0.6, False)):
-        notes = learned_with(ends, pretended_device.taken() + int(share * peak), (16,))[0].notes
-        assert not any("does not suffice" in note for note in notes)
-        assert ("; 32 of the 32 images" in notes[-1]) == fits, notes
+        said, _, _ = learned_with(ends, pretended_device.taken() + int(share * peak), (16,))
+        assert not any("does not suffice" in line for line in said)
+        assert ("; 32 of the 32 images" in said[-1]) == fits, said
 
 
 def test_any_accelerator_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,10 +405,10 @@ def test_the_memory_of_learning_is_foretold(
     ends = save_ends(tmp_path, blocks=3, width=64, dtype=dtype)
     if not whole:
         monkeypatch.setattr(activations.Activations, "images", lambda self: 4)
-    objective, _, peak = learned_with(ends, None, (images,), AUGMENTATIONS)
-    told = re.search(r"about ([\d.]+) MB", objective.notes[-1])
-    assert told, objective.notes
-    assert float(told[1]) * 1e6 == pytest.approx(peak, rel=0.1), objective.notes
+    said, _, peak = learned_with(ends, None, (images,), AUGMENTATIONS)
+    told = re.search(r"about ([\d.]+) MB", said[-1])
+    assert told, said
+    assert float(told[1]) * 1e6 == pytest.approx(peak, rel=0.1), said
 
 
 @on_cuda
@@ -423,7 +422,7 @@ def test_no_shape_depends_on_a_number(tmp_path: Path, monkeypatch: pytest.Monkey
         objective = hollow_objective(tmp_path, "two", images=40, classes=10, moves=moves)
         measured("first-order", objective)
         learn(objective, Coefficients(objective, "entry"), LearningConfig(loss, 1, 0.03, batch=40))
-    assert not any("does not suffice" in note for note in objective.notes)
+    assert not objective.notes  # all images went through at once
     weights = sum(each.numel() for each in objective.weights.parameters.values())
     assert counts.peak > 10 * weights  # bytes
 

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from clipmerge.errors import CheckpointError, MeasureError
+from clipmerge.finding import Finding
 from clipmerge.learning.mixtures import try_mixture
 from clipmerge.learning.objective import Objective
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.path_barrier import path_barrier
+from clipmerge.report.text import texts_of
 from tests.support.raw_safetensors import edit
 from tests.support.small_objective import (
     TEMPLATES,
@@ -152,8 +154,9 @@ def test_a_note_is_reported_once(ends: Ends) -> None:
     objective, said = objective_for(ends, make_batches((2,))), list[str]()
     objective.say = said.append
     for _ in range(2):
-        objective.note("memory does not suffice")
-    assert objective.notes == said == ["memory does not suffice"]
+        objective.note(Finding.of("less-at-once", images=8, now=4))
+    assert texts_of(objective.notes) == said
+    assert said == ["memory does not suffice for 8 images at once: going on with 4"]
 
 
 def test_equal_checkpoints_are_refused(ends: Ends) -> None:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from clipmerge.distributed import device_work
 from clipmerge.errors import MeasureError
+from clipmerge.finding import Finding
 from clipmerge.models.memory import MicroBatcher, _cgroup_limits, usable_memory
+from clipmerge.report.text import texts_of
 
 
 def _groups(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]:
@@ -64,10 +66,10 @@ def holding(most: int) -> Callable[[Tensor], Tensor]:
 
 
 def test_images_go_through_in_halves_until_memory_suffices() -> None:
-    said: list[str] = []
+    said: list[Finding] = []
     pieces, pixels = MicroBatcher(None, said.append), torch.arange(10.0)[:, None]
     assert torch.equal(pieces.forward(holding(3), pixels), pixels * 2)
-    assert said == [
+    assert texts_of(said) == [
         f"memory does not suffice for {count} images at once: going on with {count // 2}"
         for count in (10, 5)
     ]
