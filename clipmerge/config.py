@@ -598,8 +598,7 @@ def complete_options(options: type[Options], keywords: Mapping[str, Any]) -> Opt
             value = str(value)  # of a `torch.device` too
         is_free = option.cli or not option.help
         values[name] = value if is_free else _checked(name, value, kind, option)
-    if "progress" in known:
-        values["progress"] = values["progress"] or Logged()
+    values["progress"] = values["progress"] or Logged()
     return cast(Options, values)
 
 

@@ -150,7 +150,7 @@ def _end_if_blocked() -> None:
         return
     _watches.append(writer)  # open as long as the process lives
 
-    def watch() -> None:
+    def watch() -> None:  # pragma: no cover - tested, in a process that it ends
         while True:
             (number,) = reader.recv(1)
             if number == signal.SIGTERM:

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import clipmerge
+from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checks import (
     EndAccuracy,
     check_answers,
+    check_images,
     check_models,
     check_shifts,
     check_sources,
@@ -26,8 +28,10 @@ from clipmerge.checks import (
     raise_errors,
 )
 from clipmerge.errors import CheckpointError, DataError, UsageError
-from clipmerge.images.dataset import open_images
+from clipmerge.evaluation.accuracy import load_model
+from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.source import Columns
+from clipmerge.images.store import Pixels
 from clipmerge.planning.merge_effect import CONSEQUENCES, Estimate
 from clipmerge.progress import Progress
 from clipmerge.report.terminal import summary
@@ -264,6 +268,15 @@ def test_preprocessed_pixels_lie_in_the_range_of_the_model(
     if kinds:
         with pytest.raises(DataError, match=r"the floats of 12 images go from .*`allow=pixel"):
             clipmerge.evaluate(pair[1], {"val": Floats(pixels)})
+
+
+def test_pixels_of_a_model_that_takes_patches_have_no_range(
+    family_pairs: Callable[[str], Folders],
+) -> None:
+    model = load_model(open_checkpoint(str(family_pairs("SigLIP2")[0])))
+    images = load_images(Floats(lambda image: 9 * image))
+    assert isinstance(images.store, Pixels)
+    assert list(check_images(images, model)) == []
 
 
 def test_evaluate_and_sweep_doubt_class_names(pair: Folders, tmp_path: Path) -> None:

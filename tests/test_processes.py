@@ -19,6 +19,7 @@ import pytest
 import torch
 from accelerate import PartialState
 
+from clipmerge import distributed
 from clipmerge.cli import _ending
 from clipmerge.cli._signals import raising_signals
 from clipmerge.distributed import (
@@ -517,3 +518,18 @@ def test_tasks_of_srun_write_the_bytes_of_one_process(
     assert [bool(end.stdout) for end in ends] == [True, False]
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "12"]
     assert files[0] == files[1]
+
+
+def test_an_event_loop_keeps_its_own_watch_of_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_watches", [])
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno())
+    try:
+        distributed._end_if_blocked()
+        assert signal.set_wakeup_fd(before) == writer.fileno()
+        assert distributed._watches == []
+    finally:
+        signal.set_wakeup_fd(before)
+        reader.close()
+        writer.close()

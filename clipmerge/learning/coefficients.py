@@ -25,7 +25,6 @@ from clipmerge.learning.weights import (
     rows_of,
 )
 from clipmerge.planning.plan import rows_shape
-from clipmerge.types import Names
 
 Granularity = Literal["layer", "parameter", "channel", "entry"]
 
@@ -244,11 +243,6 @@ class Coefficients:
             name: self.effective_coefficients(key).detach().clone().cpu()
             for name, key in self._key.items()
         }
-
-    @property
-    def sparse(self) -> Names:
-        """Parameters and layers with dropped coefficients."""
-        return tuple(self._sparse_counts)
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:

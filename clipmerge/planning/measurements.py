@@ -102,9 +102,8 @@ class StatisticAbout(Frozen):
     def _drop_former_fields(cls, data: Any) -> Any:
         """Records until November 2026 have two fields more, which nothing reads."""
         former = {"additive", "symbol"}
-        if not isinstance(data, dict):
-            return data
-        return {name: value for name, value in data.items() if name not in former}
+        is_record = isinstance(data, dict)
+        return {k: v for k, v in data.items() if k not in former} if is_record else data
 
 
 class Statistic(StatisticAbout):

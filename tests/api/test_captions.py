@@ -193,6 +193,16 @@ def test_a_training_ends_with_a_merge_that_captions_in_memory_judge(
     assert "30 captions the merged model has a recall at 1 of" in answer_text(effect)
 
 
+def test_the_result_of_an_evaluation_shows_recalls(pair: Folders, pictures: Path) -> None:
+    result = clipmerge.evaluate(pair[0], {"shop": pictures})
+    ways = result.recall["shop"]
+    found = [100 * ways[way]["1"] for way in ("image_to_text", "text_to_image")]
+    said = f"shop R@1 {found[0]:.1f}% image to text, {found[1]:.1f}% text to image"
+    assert repr(result) == f"EvaluateResult({said})"
+    row = result.to_frame().loc["shop"]
+    assert (row["images"], row["image_to_text R@5"]) == (60, ways["image_to_text"]["5"])
+
+
 def test_recalls_are_printed_with_the_size_of_the_gallery(pair: Folders, pictures: Path) -> None:
     ended = command("evaluate", pair[0], "--data", f"shop={pictures}")
     assert ended.code == 0

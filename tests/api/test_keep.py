@@ -3,14 +3,20 @@
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import clipmerge as api
-from clipmerge.errors import DataError, UsageError
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.errors import DataError, UsageError, VerdictError
+from clipmerge.evaluation.accuracy import load_model
+from clipmerge.evaluation.scorer import Scorer
+from clipmerge.images.dataset import load_images
 from clipmerge.progress import Progress
+from clipmerge.request import Calibration
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.raw_safetensors import edit_json
 from tests.support.tiny_clip import Folders, save_images
@@ -161,3 +167,44 @@ def test_images_of_a_task_that_the_merge_was_decided_or_judged_on_are_reported(
     assert re.search(
         rf"--keep other: \d images are also in --data {images} \(.* is in both\)", ended.err
     )
+
+
+def answered(checkpoint: Path, folder: Path, seed: int) -> Path:
+    """Pictures in folders of the classes that a model takes them for: it recognises all of them."""
+    drawn = save_images(folder / "drawn", each=30, seed=seed)
+    images = load_images(str(drawn))
+    scorer = Scorer(load_model(open_checkpoint(str(checkpoint))), None, Calibration(device="cpu"))
+    best = scorer.score_one(images, Progress()).best
+    for file, answer in zip(images.store.paths, best.tolist(), strict=True):
+        target = folder / "answered" / images.class_names[answer]
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target / f"{Path(file).parent.name}-{Path(file).name}")
+    return folder / "answered"
+
+
+def test_a_merge_that_is_fine_on_the_target_is_doubted_for_what_it_lost_elsewhere(
+    far: Folders, tmp_path: Path
+) -> None:
+    target = answered(far[1], tmp_path / "target", seed=1)
+    elsewhere = answered(far[0], tmp_path / "elsewhere", seed=2)
+    result = api.merge(
+        *far, alpha=1, data=target, keep={"elsewhere": elsewhere}, progress=Progress()
+    )
+    (task,) = result.plan.other_tasks
+    assert task.zeroshot.accuracy.value == 1
+    assert task.merged.accuracy.value < 0.8
+    assert result.plan.effect.merged.clean.value == 1
+    assert result.plan.effect.recommendation == "other-tasks"
+
+
+def test_a_strict_sweep_writes_nothing_where_a_recipe_loses_too_much(
+    far: Folders, tmp_path: Path
+) -> None:
+    target = answered(far[1], tmp_path / "target", seed=1)
+    sweep = partial(api.sweep, *far, id={"target": target}, ood={"far": target}, alphas="0,1")
+    options: Any = {"recipes": "wise-ft", "set": {"method.alpha": 0.1}, "progress": Progress()}
+    options["allow"] = "zeroshot-at-chance"
+    assert "loses" in " ".join(sweep(**options).warnings)
+    with pytest.raises(VerdictError, match="nothing was written"):
+        sweep(strict=True, output=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from clipmerge.api._data import open_data, open_unlabelled
 from clipmerge.api.sweep import check_sweep, load_source, overlap_notes, sweep
 from clipmerge.errors import UsageError
+from clipmerge.finding import Finding
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Progress
@@ -18,12 +20,13 @@ from clipmerge.publish.card import model_card
 from clipmerge.publish.public import public_record
 from clipmerge.report.page import html_page
 from clipmerge.report.text import gain_notes
-from clipmerge.request import Calibration, SweepRequest
-from clipmerge.run import RunCache
+from clipmerge.request import Calibration, MergeRequest, SweepRequest
+from clipmerge.run import Run, RunCache
 from tests.support.command import clipmerge, done, refused
 from tests.support.merged_output import RECORD
-from tests.support.tasks import sweep_of
+from tests.support.tasks import inputs_of, sweep_of
 from tests.support.tiny_clip import Folders, save_images
+from tests.support.told import Told
 
 QUICK = ("--batch-size", 8, "--set", "measure.steps=3", "--set", "measure.batch=8", "--no-verdict")
 GIVEN = {"source": "/home/me/secret/camera", "revision": None, "images": 12, "sha256": "ab" * 32}
@@ -172,3 +175,31 @@ def test_a_local_source_is_published_by_its_last_part_and_one_of_the_hub_is_pinn
     card = model_card(hub, repo_id=None)
     assert "--unlabelled hf://datasets/acme/camera@" + "a" * 40 + ":train" in card
     assert "- acme/camera\n" in card
+
+
+def test_sources_are_opened_and_their_notes_told_once(
+    images: Path, camera: Path, tmp_path: Path
+) -> None:
+    labelled = shutil.copytree(images, tmp_path / "labelled")
+    for folder in (labelled / "cat", camera):
+        (folder / "notes.heic").write_bytes(b"no image")
+    request = MergeRequest(
+        "zeroshot",
+        ("finetuned",),
+        load_recipe("auto"),
+        calibration=Calibration(source=str(labelled), unlabelled=str(camera), device="cpu"),
+    )
+    cache, told = RunCache(), Told()
+    for _ in range(2):
+        assert open_data(request, cache, told) is cache.data[1]
+        assert open_unlabelled(request, cache, told) is cache.unlabelled
+    assert told.lines == [
+        f"{folder}: left out files that are not images (1 .heic)" for folder in (labelled, camera)
+    ]
+    (camera / "notes.heic").unlink()
+
+
+def test_a_process_that_does_not_decide_keeps_no_warning(pair: Folders) -> None:
+    run = Run(inputs_of(pair), Progress())
+    run.add_warning(Finding.of("left-out"))
+    assert run.light_plan.warnings == ()

@@ -64,7 +64,7 @@ def test_every_matrix_is_its_base_plus_the_product(
 def test_of_stacked_matrices_the_right_rows_change(tmp_path: Path) -> None:
     settings, file = model_config(), tmp_path / "lora.pt"
     base = save(build(settings), settings, tmp_path / "base")
-    weights = save_lora(file, 6, "kv", encoder="both", position="all")
+    weights = save_lora(file, 6, "kvo", encoder="both", position="all")
     done("merge", base, file, "-r", "wise-ft", "--alpha", "1", "-o", tmp_path / "out")
     before, after = (
         open_clip.create_model(f"local-dir:{folder}").state_dict()
@@ -77,6 +77,10 @@ def test_of_stacked_matrices_the_right_rows_change(tmp_path: Path) -> None:
         layer = weights[f"layer_{number}"]
         wanted = [torch.zeros(WIDTH, WIDTH), change(layer["k_proj"]), change(layer["v_proj"])]
         torch.testing.assert_close(moved, torch.stack(wanted), rtol=1e-5, atol=1e-5)
+        key = f"{tower}transformer.resblocks.{number % 3}.attn.out_proj.weight"
+        torch.testing.assert_close(
+            after[key] - before[key], change(layer["proj"]), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_what_does_not_fit_is_an_error_of_one_line(pair: Folders, tmp_path: Path) -> None:

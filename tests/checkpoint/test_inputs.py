@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.checkpoint.alignment import align, finetuned_dtype
 from clipmerge.errors import CheckpointError
 from clipmerge.families import known_keys
 from clipmerge.families.transformers import CLIP
@@ -284,3 +286,19 @@ def test_a_grown_vocabulary_is_reported_as_one(copies: Folders) -> None:
     size = len(words)
     edit_json(copies[1] / "config.json", text_config={"vocab_size": size + 1})
     refused(copies, f"has another vocabulary: .* has {size + 1} rows, that of .* {size}; give")
+
+
+def test_whole_numbers_say_nothing_of_the_dtype_of_the_output(copies: Folders) -> None:
+    positions = {"text_model__embeddings__position_ids": torch.arange(32)[None]}
+    edit(copies[0], **positions)
+    edit(copies[1], **positions)
+    assert dtype_of_output(copies) is None
+    weights = load_file(copies[1] / "model.safetensors")
+    edit(copies[1], **{name.replace(".", "__"): value.half() for name, value in weights.items()})
+    edit(copies[1], **positions)
+    assert dtype_of_output(copies) == "float16"
+
+
+def dtype_of_output(folders: Folders) -> str | None:
+    zeroshot, finetuned = (open_checkpoint(str(folder)) for folder in folders)
+    return finetuned_dtype(align(zeroshot, [finetuned], missing="error"))

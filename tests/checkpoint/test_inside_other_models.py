@@ -148,3 +148,14 @@ def test_a_model_that_talks_without_a_clip_has_nothing_to_merge(
         CheckpointError, match=r"is a 'qwen2_vl' model, without a tower of a CLIP or"
     ):
         open_checkpoint(str(folder))
+
+
+def test_an_encoder_that_the_base_does_not_have_is_only_named(
+    diffusion: Folders, pair: Folders, tmp_path: Path
+) -> None:
+    source = f"{diffusion[1]}#{CLIPS}"
+    ended = done(
+        "merge", pair[0], source, "-r", "wise-ft", "--allow", "half-zeroshot", "-o", tmp_path / "o"
+    )
+    assert f"its other text encoder, {OPEN_CLIPS}, is not merged" in ended.err
+    assert "of the change of both" not in ended.err

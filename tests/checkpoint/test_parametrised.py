@@ -16,6 +16,7 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
 from tests.support.command import clipmerge as run
 from tests.support.command import done, refused
+from tests.support.raw_safetensors import edit
 from tests.support.tiny_clip import Folders
 
 LAYER = "vision_model.encoder.layers.1.mlp.fc1"
@@ -160,3 +161,15 @@ def test_what_stays_zeroshot_and_what_is_lost_is_named(copies: Folders, tmp_path
     assert "parameters of 1 layer stay zero-shot, because the fine-tuned" in outcome.out
     record = (tmp_path / "out" / "clipmerge.json").read_text()
     assert '"partly-zeroshot"' in record
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("change", ["a weight beside its parts", "parts of other shapes"])
+def test_parts_that_are_not_those_of_a_weight_form_none(copies: Folders, change: str) -> None:
+    weight = with_parts(copies[1], old_weight_norm)
+    if change == "a weight beside its parts":
+        edit(copies[1], **{KEY.replace(".", "__"): weight.contiguous()})
+    else:
+        edit(copies[1], **{f"{LAYER}.weight_g".replace(".", "__"): torch.ones(3, 3)})
+    with pytest.raises(CheckpointError, match=rf"makes weights from \({LAYER}\.weight_g"):
+        open_checkpoint(str(copies[1]))

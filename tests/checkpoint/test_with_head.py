@@ -2,6 +2,7 @@
 head."""
 
 import json
+import shutil
 from pathlib import Path
 
 import open_clip
@@ -11,9 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
+import clipmerge as api
 from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families.open_clip import OPEN_CLIP
-from clipmerge.models.headed_tower import HeadedTower
+from clipmerge.images.dataset import load_images
+from clipmerge.models.headed_tower import HeadedTower, group_logits
+from clipmerge.progress import Progress
 from tests.support.command import clipmerge, done, refused
 from tests.support.tiny_clip import save_images
 from tests.support.tiny_open_clip import load, model_config, save_open_clip_pair
@@ -215,3 +219,42 @@ def test_a_head_needs_the_configuration_beside_it(base: Path, images: Path, tmp_
     )
     line = refused(clipmerge("sweep", tmp_path / "zeroshot.pt", tmp_path / "finetuned.pt", *flags))
     assert "evaluating a head needs open_clip_config.json beside the weights" in line
+
+
+def test_a_sweep_of_two_heads_is_what_open_clip_computes(base: Path, tmp_path: Path) -> None:
+    """Images as files, and preprocessed in memory."""
+    shutil.copyfile(base / "open_clip_config.json", tmp_path / "open_clip_config.json")
+    tuned = torch.load(base.parent / "classifier.pt", weights_only=True)  # noqa: TID251
+    base_weights = load_file(base / "open_clip_model.safetensors")
+    prefix = "image_encoder.model."
+    start = {n: base_weights.get(n.removeprefix(prefix), v) for n, v in tuned.items()}
+    start[WEIGHT] = tuned[WEIGHT].flip(0)
+    for name, state in (("zeroshot", start), ("finetuned", tuned)):
+        torch.save(state, tmp_path / f"{name}.pt")
+    folder = save_images(tmp_path / "images", classes=CLASSES)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{base}")
+    images = load_images(str(folder))
+    pixels = torch.stack([preprocess(images.image(at)) for at in range(len(images))])
+    swept = api.sweep(
+        tmp_path / "zeroshot.pt",
+        tmp_path / "finetuned.pt",
+        id={"files": folder},
+        ood={"memory": [*zip(pixels, map(CLASSES.__getitem__, images.labels), strict=True)]},
+        alphas="0,1",
+        progress=Progress(),
+    )
+    for row, state in zip(swept.record["curve"], (start, tuned), strict=True):
+        encoder = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        model.load_state_dict(encoder, strict=False)
+        with torch.inference_mode():
+            features = normalize(model.encode_image(pixels), dim=-1)
+        answers = (features @ state[WEIGHT].T + state[BIAS]).argmax(1)
+        accuracy = float((answers == torch.tensor(images.labels)).double().mean())
+        assert row["accuracy"] == {"files": accuracy, "memory": accuracy}
+
+
+def test_a_class_of_several_rows_has_their_largest_score() -> None:
+    logits = torch.tensor([[1.0, 5.0, 3.0], [2.0, 0.0, 1.0]])
+    rows = [torch.tensor([0, 2]), torch.tensor([1])]
+    assert group_logits(logits, rows).tolist() == [[3.0, 5.0], [2.0, 0.0]]
+    assert group_logits(logits, [rows[1], rows[1]]).tolist() == [[5.0, 5.0], [0.0, 0.0]]

@@ -1,5 +1,7 @@
 """Recall against a slow reference that sorts every row."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,3 +140,21 @@ def test_processes_share_the_images(
     share(0)
     assert recall_alone(model, pictures) == whole
     assert [start for _, _, start, _ in gathered] == [2, 0, 4]
+
+
+@torch.inference_mode()
+def test_a_process_without_images_places_the_model_for_the_captions(
+    ends: Inputs, pictures: CaptionedImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sent = load_model(ends.finetuned[0]), list[Any]()
+    whole = recall_alone(model, pictures)
+    settings = replace(SETTINGS, batch_size=len(pictures))  # all images are the first process's
+
+    def recall_of(rank: int, gather: Callable[[list[Any]], list[Any]]) -> Score:
+        context: Any = SimpleNamespace(rank=rank, world_size=2, device=torch.device("cpu"))
+        monkeypatch.setattr(scorer, "distributed_context", lambda _: context)
+        monkeypatch.setattr(scorer, "gather_object", gather)
+        return score_from_outcome(Scorer(model, None, settings).score_one(pictures, Progress()))
+
+    assert recall_of(0, lambda own: sent.extend(own) or own) == whole
+    assert recall_of(1, lambda own: [*sent, *own]) == whole

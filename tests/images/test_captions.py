@@ -317,6 +317,13 @@ def parquet_with(change: Any) -> Callable[[Path], Any]:
     return lambda at: str(save_plain_parquet(at / "x.parquet", columns))
 
 
+def _written(file: Path, text: str) -> str:
+    (file.parent / "0.png").write_bytes(png(0))
+    if file.suffix:
+        file.write_text(text)
+    return str(file)
+
+
 def numbered(at: Path) -> Any:
     for number in range(2):
         (at / "x" / f"{number:05d}").mkdir(parents=True)
@@ -372,6 +379,35 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str, Columns]] = {
         rewritten("open_clip_csv", "two cats", "zwei \xfc"),
         "not UTF-8",
         Columns(),
+    ),
+    "a line that is a list": (
+        lambda at: _written(at / "x.jsonl", '\n["0.png", "a dog"]\n'),
+        r"x\.jsonl: cannot be read \(line 2 is not an object",
+        Columns(),
+    ),
+    "no rows": (lambda at: _written(at / "x.csv", "file,text\n"), "x.csv has no rows", Columns()),
+    "no such table": (lambda at: str(at / "x.csv"), r"x\.csv: no such file", Columns()),
+    "a row without its image": (
+        lambda at: _written(at / "x.jsonl", '{"file": 1, "text": "a dog"}\n'),
+        r"x\.jsonl, line 1: names no image file",
+        Columns(),
+    ),
+    "a label that is a list": (
+        lambda at: _written(at / "x.jsonl", '{"file": "0.png", "label": ["a dog"]}\n'),
+        r"x\.jsonl, line 1: a label is a number or a text",
+        Columns(label="label"),
+    ),
+    "a caption that is a number": (
+        lambda at: _written(at / "x.jsonl", '{"file": "0.png", "text": ["a dog", 1]}\n'),
+        "has a caption that is not a text",
+        Columns(caption="text"),
+    ),
+    "a caption that is not UTF-8": (
+        lambda at: str(
+            save_tar(at / "x.tar", {"0.png": png(0), "0.txt": b"\xff a dog on a \xff bed"})
+        ),
+        "the caption of .* is not UTF-8",
+        Columns(caption="txt"),
     ),
     "an empty caption": (
         parquet_with("  "),
@@ -489,6 +525,8 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path: Path) -> None:
     assert [found.image(at).tobytes() for at in range(3)] == [decoded(png(at)) for at in (0, 1, 4)]
     assert "left out 2 images (of 5) that cannot be read" in texts_of(found.notes)[-1]
     assert "7.png" in texts_of(found.notes)[-1]
+    assert len(found.store) == 3
+    assert len(open_images(KINDS["open_clip_csv"](tmp_path / "fine"), columns=skipping())) == 5
     with pytest.raises(DataError, match=r"or leave them out with `skip_unreadable=True`"):
         open_images(source)
 
@@ -524,3 +562,12 @@ def test_nothing_but_unreadable_images_is_an_error(tmp_path: Path) -> None:
         (tmp_path / f"{number}.txt").write_text("a caption")
     with pytest.raises(DataError, match="none of its 2 images can be read"):
         open_images(str(tmp_path), columns=skipping())
+
+
+def test_a_caption_of_json_is_whole_whatever_its_lines(tmp_path: Path) -> None:
+    text = "a dog\non a bed"
+    files = {"0.png": png(0), "0.json": json.dumps({"title": text}).encode()}
+    source = str(save_tar(tmp_path / "x.tar", files))
+    found = open_images(source, columns=Columns(caption="json.title"))
+    assert isinstance(found, CaptionedImages)
+    assert found.captions == ((text,),)

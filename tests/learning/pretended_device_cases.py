@@ -18,7 +18,7 @@ from torch.nn.functional import grid_sample, normalize
 from clipmerge.api.merge_models import merge_state_dicts
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.distributed import DistributedContext, all_reduce_, device_work, distributed_context
-from clipmerge.errors import MeasureError
+from clipmerge.errors import CheckpointError, MeasureError
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.recall import recall_at, retrieval_ranks
@@ -383,6 +383,24 @@ def test_pieces_are_as_small_as_what_is_free(tmp_path: Path) -> None:
         assert ("; 32 of the 32 images" in said[-1]) == fits, said
 
 
+def test_prompts_that_do_not_fit_are_embedded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = save_ends(tmp_path, blocks=1)
+    with counted():
+        objective = objective_for(
+            ends,
+            make_batches((2,)),
+            context=DistributedContext(torch.device(pretended_device.NAME)),
+        )
+        whole = activations.Activations(objective, "float32", 3)
+        monkeypatch.setattr(activations, "_SHARE_OF_PROMPTS", 1e-12)
+        few = activations.Activations(objective, "float32", 3)
+    assert whole.prompts_at_once >= 3
+    assert few.prompts_at_once == 1
+    assert whole.prompts > few.prompts == 0
+
+
 def test_any_accelerator_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
     assert distributed_context("auto").device.type == pretended_device.NAME
@@ -519,6 +537,19 @@ def test_a_plan_is_placed_bit_for_bit_as_on_the_cpu(tmp_path: Path, dtype: torch
             assert counts.kernels.get("sub", 0) >= (0 if device == "cpu" else len(learned))
     for name, expected in placed[0].items():
         assert torch.equal(placed[1][name].view(torch.int32), expected.view(torch.int32)), name
+
+
+def test_a_weight_that_overflows_is_told_as_on_the_cpu(tmp_path: Path) -> None:
+    task = task_of(save_ends(tmp_path, blocks=1))
+    plan = plan_with({layer: LayerPlan(alpha=1e40) for layer in task.layers})
+    told = []
+    for device in ("cpu", pretended_device.NAME):
+        with counted():
+            model = MovingModel(build_model(task.inputs), task.inputs, torch.device(device))
+            with pytest.raises(CheckpointError) as refusal:
+                model.set_plan(plan)
+        told.append(str(refusal.value))
+    assert told[0] == told[1]
 
 
 def test_retrieval_is_that_of_the_cpu() -> None:

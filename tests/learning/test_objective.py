@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,15 @@ def test_a_loss_that_is_not_a_number_is_reported_with_its_place(
     batches[0].pixels.fill_(float("nan"))
     with pytest.raises(MeasureError, match=told):
         look(objective_for(ends, batches))
+
+
+def test_a_mixture_leaves_what_is_not_merged_zero_shot(ends: Ends, tmp_path: Path) -> None:
+    partial = (ends[0], Path(shutil.copytree(ends[1], tmp_path / "partial")))
+    lost = "visual_projection.weight"
+    edit(partial[1], visual_projection__weight=None)
+    objective = objective_for(partial, make_batches((2,)), missing="keep-zeroshot")
+    try_mixture(objective, (1.0,))
+    weights = objective.weights
+    assert torch.equal(weights.parameters[lost], objective.inputs.theta_0(lost))
+    moved = "text_projection.weight"
+    assert torch.equal(weights.parameters[moved], objective.inputs.theta_1(moved))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from clipmerge.distributed import distributed_context
 from clipmerge.images.dataset import load_images
+from clipmerge.learning import learn as learn_module
 from clipmerge.learning import resume as resumption
 from clipmerge.learning.coefficients import Coefficients
 from clipmerge.learning.descent import Descent
@@ -346,3 +347,20 @@ def test_other_processes_get_the_main_ones_state(
     for state in (main, other):
         for name, value in (STATE if exists else blank()).items():
             assert torch.equal(state[name], value), name
+
+
+def test_a_run_that_has_taken_all_steps_only_chooses_again(
+    ends: Ends, undisturbed: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = undisturbed(**OPTIONS["held back"])
+    stopped = Learning(ends, tmp_path / "state.safetensors", **OPTIONS["held back"])
+    with monkeypatch.context() as patched:
+        patched.setattr(learn_module, "validate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.run()
+    assert stopped.said == [SAVED.format(STEPS, STEPS)]
+    assert same(stopped.run(), whole)
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt

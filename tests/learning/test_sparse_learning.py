@@ -31,7 +31,7 @@ def test_dropped_entries_are_the_zero_shot_models_and_their_scores_move(ends: En
     objective = objective_for(ends, make_batches(SIZES))
     name = next(name for name in objective.weights.task_vector if name.endswith("0.mlp.fc1.weight"))
     coefficients = Coefficients(objective, "entry", 0.5)
-    coefficients.make_sparse([name], 0.5)
+    coefficients.make_sparse([name, "logit_scale"], 0.5)
     coefficients.add_noise(3)
     before = coefficients.values[name].clone()
     coefficients.place()
@@ -43,6 +43,7 @@ def test_dropped_entries_are_the_zero_shot_models_and_their_scores_move(ends: En
         objective.weights.parameters[name][dropped], objective.weights.theta_0[name][dropped]
     )
     assert torch.equal(placed[~dropped], before[~dropped])
+    assert float(coefficients.by_parameter()["logit_scale"]) == 0.5  # a scalar stays
     batch = objective.data.batches[0]
     objective.criterion.joint_loss(batch).backward()
     gradient = objective.weights.gradient_of(name).clone()

@@ -1,6 +1,8 @@
 """OpenCLIP's weights as a training run leaves them: one file, whose architecture the user names."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from clipmerge.checkpoint import open_checkpoint
+from clipmerge.checkpoint.architecture import architecture_config, with_architecture
 from clipmerge.errors import CheckpointError
 from tests.support.command import clipmerge, done, refused
 from tests.support.tiny_clip import Folders
@@ -96,3 +99,21 @@ def test_images_that_cannot_be_measured_name_the_flag(
     line = refused(clipmerge(*words, "-o", tmp_path / "out"))
     assert "or name the architecture with --model, such as ViT-B-32" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_describes_only_openclips_weights_without_a_configuration(
+    bare: Folders, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = open_checkpoint(str(pair[0]))
+    assert with_architecture(described, ARCHITECTURE) is described
+    other = tmp_path / "transformers.safetensors"
+    shutil.copyfile(pair[0] / "model.safetensors", other)
+    with pytest.raises(CheckpointError, match="describes weights in OpenCLIP's layout"):
+        with_architecture(open_checkpoint(str(other)), ARCHITECTURE)
+    alone = f"{ARCHITECTURE}-quickgelu"  # no other name differs from it in the activation
+    (note,) = open_checkpoint(str(bare[0]), model=ARCHITECTURE).notes
+    assert note.values["other"] == alone
+    assert not open_checkpoint(str(bare[0]), model=alone).notes
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(CheckpointError, match=r"needs open_clip_torch .*clipmerge\[open-clip\]"):
+        architecture_config(ARCHITECTURE)

@@ -13,7 +13,9 @@ from clipmerge.planning.plan import Combination, LayerPlan
 from clipmerge.report.text import (
     SENTENCES,
     answer_text,
+    distillation_text,
     headline,
+    learned_text,
     settings_text,
     text_of,
     with_texts,
@@ -223,6 +225,43 @@ def test_experience_alone_has_a_headline_of_its_own() -> None:
     reason = Finding.of("same-accuracy", clean=[-0.01, 0.02], corrupted=[-0.01, 0.03])
     on_experience = effect.model_copy(update={"reason": reason})
     assert answer_text(on_experience).startswith("Probably use it. On ")
+    assert "keeps the accuracy on your images (-1.0 to +2.0 points" in text_of(reason)
+
+
+def test_a_finding_as_a_string_is_its_kind_and_its_numbers() -> None:
+    assert str(Finding.note("as it stands")) == "as it stands"
+    assert str(Finding.of("copies", images=2, share=0.25)) == "copies (images 2, share 0.25)"
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("predictions", "the zero-shot model's predictions"),
+        ("features", "the zero-shot model's image features"),
+        ("path-features", "the image features of the zero-shot model and of the middle of the"),
+        ("both", "the zero-shot model's predictions, and the image features of the zero-shot"),
+    ],
+)
+def test_what_was_distilled_in_words(target: str, said: str) -> None:
+    record = MergeRecord.model_validate(
+        learned() | {"choice": CHOICE | {"extrapolation": 0.0, "distill_target": target}}
+    )
+    assert distillation_text(record).startswith(said)
+
+
+def test_that_no_straggler_was_found_is_said_of_a_learned_merge() -> None:
+    values = {"stragglers": 0, "layers": 9, "dropped": 0.0}
+    decision = {"kind": "learned", "values": values}
+    record = MergeRecord.model_validate(learned() | {"decision": decision})
+    assert learned_text(record, 20)[0] == "No straggler layers found."
+
+
+@pytest.mark.parametrize(
+    ("changed", "end"), [(None, "is not merged"), (0, "is not merged; it is the same in both")]
+)
+def test_another_text_encoder_may_be_unknown_or_the_same(changed: int | None, end: str) -> None:
+    values = {"source": "x", "encoder": "b", "tensors": 9, "changed": changed, "share": None}
+    assert text_of(Finding.of("other-encoder", **values)) == f"x: its other text encoder, b, {end}"
 
 
 def test_a_sentence_in_a_record_is_never_believed() -> None:
