@@ -147,6 +147,8 @@ def _end_if_blocked() -> None:
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     if before != -1:  # an event loop's, which ends by itself
         signal.set_wakeup_fd(before)
+        reader.close()
+        writer.close()
         return
     _watches.append(writer)  # open as long as the process lives
 
