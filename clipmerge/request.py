@@ -23,7 +23,7 @@ from clipmerge.config import (
 )
 from clipmerge.distributed import require_device
 from clipmerge.errors import UsageError, did_you_mean
-from clipmerge.files.paths import local_path, source_exists
+from clipmerge.files.paths import in_memory_title, local_path, source_exists
 from clipmerge.images.local_files import local_inputs
 from clipmerge.images.prompts import check_templates
 from clipmerge.images.source import Columns
@@ -35,8 +35,6 @@ from clipmerge.types import Json, Names, StrPath
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from clipmerge.images.classes import ClassNames
 
-#: Temporary folders have this prefix that hold one model in memory, in a folder of its name.
-IN_MEMORY = "clipmerge-in-memory-"
 _MAX_ALPHAS = 1000
 # Options that `Calibration` holds as they are.
 _SAME_NAMES = ("images", "batch_size", "images_at_once", "device")
@@ -392,18 +390,6 @@ def refuse_duplicates(sources: Sequence[str]) -> None:
                 f"{source}: is given twice; give each checkpoint once, the zero-shot one first"
             )
         seen.add(path)
-
-
-def in_memory_title(source: str) -> str | None:
-    """The name of a model in memory in records and messages, from the folder that it was saved to.
-
-    Example:
-        >>> in_memory_title("/tmp/clipmerge-in-memory-x1/CLIPModel in memory")
-        'CLIPModel in memory'
-        >>> in_memory_title("models/CLIPModel")
-    """
-    path = Path(source)
-    return path.name if path.parent.name.startswith(IN_MEMORY) else None
 
 
 def with_state_key(sources: Sequence[str], state_key: str | None) -> Names:

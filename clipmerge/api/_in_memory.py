@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from clipmerge.checkpoint import Checkpoint, Source, open_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.errors import UsageError
-from clipmerge.request import IN_MEMORY, in_memory_title
+from clipmerge.files.paths import IN_MEMORY, in_memory_title
 from clipmerge.types import StrPath
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checks import check_answers, check_images, end_accuracy, raise_errors
 from clipmerge.config import EvaluateOptions, complete_options, with_options
 from clipmerge.errors import UsageError
+from clipmerge.files.paths import in_memory_title
 from clipmerge.planning.merge_effect import Estimate
 from clipmerge.planning.other_tasks import Score
 from clipmerge.progress import say_all
@@ -20,7 +21,6 @@ from clipmerge.report.text import texts_of, with_texts
 from clipmerge.request import (
     Calibration,
     allowed_checks,
-    in_memory_title,
     parse_named,
     require_checkpoints,
     with_state_key,

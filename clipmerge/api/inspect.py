@@ -16,14 +16,10 @@ from clipmerge.checkpoint.ancestry import ancestry_of
 from clipmerge.checkpoint.converted import as_open_clip
 from clipmerge.checkpoint.opening import preview_checkpoint
 from clipmerge.checkpoint.source import prefix_errors
-from clipmerge.checks import check_models
 from clipmerge.errors import CheckpointError
 from clipmerge.families import family_of
 from clipmerge.files.safetensors import DTYPES
-from clipmerge.planning.plan import Plan
-from clipmerge.planning.provenance import SourceRecord
 from clipmerge.progress import Logged, Progress, say_all
-from clipmerge.report.text import texts_of
 from clipmerge.types import Json, Layers, Names
 
 if TYPE_CHECKING:
@@ -80,6 +76,10 @@ def _describe_pair(
             "layers": layers,
         }
         return alone | {"mismatches": [], "ancestry": None, "total": _describe_total(base)}
+    # for one checkpoint their import would take a quarter of the time
+    from clipmerge.checks import check_models
+    from clipmerge.report.text import texts_of
+
     other_source = find_source(finetuned)
     other_preview = preview_checkpoint(other_source)
     other = other_preview or open_source(other_source, base)
@@ -124,6 +124,8 @@ def _find_faults(inputs: Inputs, layers: dict[str, Json]) -> list[str]:
     differ.
     """
     from clipmerge.merging.stream import plan_tensors
+    from clipmerge.planning.plan import Plan
+    from clipmerge.planning.provenance import SourceRecord
 
     unnamed = SourceRecord(source="", files={})
     copies = Plan(recipe={}, zeroshot=unnamed, finetuned=(unnamed,), weights=(1.0,), layers={})

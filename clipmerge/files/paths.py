@@ -9,6 +9,8 @@ from pathlib import Path
 
 from clipmerge.errors import UsageError
 
+#: Temporary folders have this prefix that hold one model in memory, in a folder of its name.
+IN_MEMORY = "clipmerge-in-memory-"
 # maximum bytes of a file's name on every usual system
 _LONGEST_NAME = 255
 
@@ -18,6 +20,18 @@ def is_plain_name(name: object) -> bool:
     if not isinstance(name, str) or not name.isprintable() or name in ("", ".", ".."):
         return False
     return "/" not in name and "\\" not in name and len(name.encode()) <= _LONGEST_NAME
+
+
+def in_memory_title(source: str) -> str | None:
+    """The name of a model in memory in records and messages, from the folder that it was saved to.
+
+    Example:
+        >>> in_memory_title("/tmp/clipmerge-in-memory-x1/CLIPModel in memory")
+        'CLIPModel in memory'
+        >>> in_memory_title("models/CLIPModel")
+    """
+    path = Path(source)
+    return path.name if path.parent.name.startswith(IN_MEMORY) else None
 
 
 def recipes_folder() -> Path:
