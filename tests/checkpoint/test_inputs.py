@@ -289,13 +289,13 @@ def test_a_grown_vocabulary_is_reported_as_one(copies: Folders) -> None:
 
 
 def test_whole_numbers_say_nothing_of_the_dtype_of_the_output(copies: Folders) -> None:
-    positions = {"text_model__embeddings__position_ids": torch.arange(32)[None]}
-    edit(copies[0], **positions)
-    edit(copies[1], **positions)
+    kinds = {"vision_model__embeddings__kinds": torch.arange(4)}
+    edit(copies[0], **kinds)
+    edit(copies[1], **kinds)
     assert dtype_of_output(copies) is None
     weights = load_file(copies[1] / "model.safetensors")
     edit(copies[1], **{name.replace(".", "__"): value.half() for name, value in weights.items()})
-    edit(copies[1], **positions)
+    edit(copies[1], **kinds)
     assert dtype_of_output(copies) == "float16"
 
 

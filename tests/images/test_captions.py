@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -529,6 +530,8 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path: Path) -> None:
     assert len(open_images(KINDS["open_clip_csv"](tmp_path / "fine"), columns=skipping())) == 5
     with pytest.raises(DataError, match=r"or leave them out with `skip_unreadable=True`"):
         open_images(source)
+    floats = [(torch.randn(3, 4, 4), text) for text in TEXTS]
+    assert len(open_images(floats, columns=skipping())) == len(TEXTS)  # nothing to decode
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "list of mappings"])
