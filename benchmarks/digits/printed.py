@@ -45,9 +45,14 @@ FACES = {
         "test": ("eb-garamond", "raleway", "josefin-sans", "ibm-plex-mono"),
     },
 }
+#: As the held-out set, but what is merged on is drawn from the target: other pictures in the
+#: typefaces of the test.
+FACES["same-typefaces"] = FACES["held-out"] | {"calibration": FACES["held-out"]["test"]}
 #: Steps and peak learning rate by regime.
 REGIMES = {"aggressive": (200, 1e-3), "mild": (80, 3e-4)}
 _FINETUNING_IMAGES, _CALIBRATION_IMAGES, _TEST_IMAGES = 1200, 240, 600
+#: Pictures that can be merged on in the set that compares numbers of images.
+_MANY_CALIBRATION_IMAGES = 1024
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,14 +64,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--regime", choices=REGIMES, default="aggressive")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=_CALIBRATION_IMAGES, help="to decide on")
+    parser.add_argument("--no-labels", action="store_true", help="decide on images alone")
     parser.add_argument("--recipes", default="auto,straggler-sparse")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with logged():
         pair = make_pair(given.cache, given.faces, given.regime, given.seed)
         recipes = [Contestant(load_recipe(name, ())) for name in given.recipes.split(",")]
-        file = given.results / f"{pair.name}-{given.images}.json"
-        evaluate_pair(pair, recipes, file, Evaluation(images=given.images), judge=judged)
+        how = Evaluation(images=given.images, labels=not given.no_labels)
+        evaluate_pair(pair, recipes, how.file_in(given.results, pair.name), how, judge=judged)
 
 
 def make_pair(folder: Path, faces: str, regime: str, seed: int) -> TrainedPair:
@@ -77,7 +83,8 @@ def make_pair(folder: Path, faces: str, regime: str, seed: int) -> TrainedPair:
     finetuned = place / regime
     if not finetuned.is_dir():
         generator = torch.Generator().manual_seed(seed)
-        counts = (_FINETUNING_IMAGES, _CALIBRATION_IMAGES, _TEST_IMAGES)
+        calibration = _MANY_CALIBRATION_IMAGES if faces == "same-typefaces" else _CALIBRATION_IMAGES
+        counts = (_FINETUNING_IMAGES, calibration, _TEST_IMAGES)
         learned, *printed = (
             _printed(folder, names, generator, count)
             for names, count in zip(FACES[faces].values(), counts, strict=True)

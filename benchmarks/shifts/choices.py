@@ -55,8 +55,8 @@ class _Recorded(Exception):
 
 
 def pair_of(name: str, cache: Path) -> TrainedPair:
-    """Make the tuning pair of this name: ``demo``, or KIND.REGIME.SEED of ``printed`` and
-    ``third``."""
+    """Make the tuning pair of this name: ``demo``, or KIND.REGIME.SEED of ``printed`` and the small
+    emoji."""
     if name == "demo":
         made = prepare(cache / "demo")
         places = (made.zeroshot, made.finetuned, made.calibration, made.clean, made.shifted)
@@ -64,7 +64,9 @@ def pair_of(name: str, cache: Path) -> TrainedPair:
     kind, regime, seed = name.split(".")
     if kind == "printed":
         return make_pair(cache, "tuning", regime, int(seed))
-    return make_shift_pair(small_emoji(cache / "emoji"), cache / "emoji" / kind, regime, int(seed))
+    return make_shift_pair(
+        small_emoji(cache / "emoji", kind), cache / "emoji" / kind, regime, int(seed)
+    )
 
 
 def record(pair: TrainedPair, images: int, sets: Sequence[str], *, labels: bool) -> dict[str, Any]:

@@ -107,11 +107,17 @@ class Evaluation:
         alphas: Points of the curve.
         images: Calibration images.
         seed: Seed of the calibration sample, of learning and of random masks.
+        labels: Whether the calibration images have labels; only a judge that merges can do without.
     """
 
     alphas: tuple[float, ...] = ALPHAS
     images: int = 1024
     seed: int = 0
+    labels: bool = True
+
+    def file_in(self, folder: Path, pair: str) -> Path:
+        """The JSON file of a pair that is merged on a given number of images."""
+        return folder / f"{pair}-{self.images}{'' if self.labels else '-no-labels'}.json"
 
     @property
     def told(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.shifts.evaluation import Contestant, Evaluation, request_of, row_of, swept
 from benchmarks.shifts.experiment import TrainedPair
 from clipmerge.api.merge import merge
+from clipmerge.images.dataset import load_images
 from clipmerge.output.record import MergeRecord
 from clipmerge.progress import Progress
 from clipmerge.report.text import answer_text, headline, texts_of
@@ -27,7 +28,7 @@ def judged(pair: TrainedPair, contestant: Contestant, how: Evaluation) -> dict[s
             str(pair.finetuned),
             contestant.recipe,
             output=output,
-            data=str(pair.calibration),
+            **_data_of(pair, how),
             images=how.images,
             device="cpu",
             seed=how.seed,
@@ -46,6 +47,15 @@ def judged(pair: TrainedPair, contestant: Contestant, how: Evaluation) -> dict[s
         | _said(result.record)
         | {"seconds": round(seconds, 1)}
     )
+
+
+def _data_of(pair: TrainedPair, how: Evaluation) -> dict[str, Any]:
+    """The calibration images of a pair, with their labels or without."""
+    if how.labels:
+        return {"data": str(pair.calibration)}
+    images = load_images(str(pair.calibration))
+    names = [name.replace("_", " ") for name in images.class_names]
+    return {"data": [images.image(at) for at in range(len(images))], "classes": names}
 
 
 def _said(record: MergeRecord) -> dict[str, Any]:
