@@ -30,16 +30,28 @@ _BENCHMARKS = (PHOTOS, NATURAL, EMOJI, ICONS, FONTS, EMOJI_ROLES)
 _ABLATIONS = "ablations"
 #: Rows of README's table and picture: files of results, of pairs held out from today's rule.
 _README_ROWS = {
-    "groceries and aerial pictures, mild¹": ("natural/mild-groceries-0", "natural/mild-aerial-0"),
-    "photographs and paintings, aggressive¹": (
+    "groceries and aerial pictures, mild fine-tuning¹": ("natural/mild-groceries-0", "natural/mild-aerial-0"),
+    "photographs and paintings¹": (
         "decisions/aggressive-photo-0-quarter",
         "decisions/aggressive-art-1-quarter",
+        "decisions/mild-photo-0-quarter",
+        "decisions/mild-art-1-quarter",
     ),
     "printed digits": (
         "decisions/aggressive-printed-held-out-2-240",
         "decisions/mild-printed-held-out-2-240",
+        "decisions/aggressive-printed-same-typefaces-3-240",
+        "decisions/mild-printed-same-typefaces-3-240",
+        "decisions/aggressive-printed-same-typefaces-4-256",
+        "decisions/mild-printed-same-typefaces-4-256",
     ),
-    "emoji in a third style": ("decisions/third-aggressive-1-400", "decisions/third-mild-1-400"),
+    "emoji in line art": (
+        "decisions/line-art-aggressive-0-1024",
+        "decisions/line-art-mild-0-1024",
+        "decisions/line-art-aggressive-1-1024",
+        "decisions/line-art-mild-1-1024",
+    ),
+    "emoji in 3D": ("decisions/third-aggressive-1-1024", "decisions/third-mild-1-1024"),
 }
 _README = Path(__file__).parents[2] / "README.md"
 _README_TABLE = re.compile(r"(<!-- results: .* -->\n).*(?=<!-- end of the results -->)", re.DOTALL)
