@@ -30,7 +30,10 @@ _BENCHMARKS = (PHOTOS, NATURAL, EMOJI, ICONS, FONTS, EMOJI_ROLES)
 _ABLATIONS = "ablations"
 #: Rows of README's table and picture: files of results, of pairs held out from today's rule.
 _README_ROWS = {
-    "groceries and aerial pictures, mild fine-tuning¹": ("natural/mild-groceries-0", "natural/mild-aerial-0"),
+    "groceries and aerial pictures, mild fine-tuning¹": (
+        "natural/mild-groceries-0",
+        "natural/mild-aerial-0",
+    ),
     "photographs and paintings¹": (
         "decisions/aggressive-photo-0-quarter",
         "decisions/aggressive-art-1-quarter",

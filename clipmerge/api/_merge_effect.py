@@ -170,7 +170,7 @@ def broadcast_plan(run: Run, calibration: Calibration) -> Plan:
     plan = run.plan and run.plan.replace(measurements=None)
     if plan and context.world_size == 1:
         return plan
-    tensors = dict(plan.held_tensors) if plan else {}
+    tensors = dict(plan.loaded_tensors) if plan else {}
     learned = named_tensors({}, run.learned)
     listed = [
         (

@@ -152,7 +152,7 @@ class Family:
         return ""
 
     @cached_property
-    def _compiled(self) -> tuple[tuple[re.Pattern[str], str], ...]:
+    def _compiled_rules(self) -> tuple[tuple[re.Pattern[str], str], ...]:
         return tuple((re.compile(pattern), layer) for pattern, layer in self.rules)
 
     @cached_property
@@ -161,7 +161,7 @@ class Family:
         return re.compile("|".join(f"(?:{pattern})" for pattern, _ in self.rules))
 
     def _position(self, name: str) -> _Position | None:
-        for pattern, layer in self._compiled:
+        for pattern, layer in self._compiled_rules:
             if match := pattern.match(name):
                 return layer, tuple(int(group) for group in match.groups() if group is not None)
         return None

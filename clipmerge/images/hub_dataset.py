@@ -62,7 +62,7 @@ class Split:
         return self.files[0].endswith(".tar")
 
     @cached_property
-    def described(self) -> Description:
+    def description(self) -> Description:
         """The texts beside the tar files, downloaded."""
         texts = {name: name for name in (CLASS_NAMES, TEMPLATES, KIND)}
         texts[SHARDS] = str(PurePosixPath(self.files[0]).parent / SHARDS)
@@ -73,12 +73,12 @@ class Split:
     @cached_property
     def shards(self) -> Names:
         """The tar files, in order; none that is counted beside them may be missing."""
-        if self.described.shards is None:
+        if self.description.shards is None:
             return self.files
         folder = PurePosixPath(self.files[0]).parent
         # of a sample, not all are in the cache
         there = None if self.snapshot.note else {Path(file).name for file in self.files}
-        names = self.described.shard_names(self.source, folder, there)
+        names = self.description.shard_names(self.source, folder, there)
         return tuple(str(folder / name) for name in names)
 
     def download(self, files: Names) -> list[str]:
@@ -138,7 +138,7 @@ def load_hub_dataset(
     if split.is_tar and max_images is not None and not whole:
         opened = _load_some_tars(split, columns, max_images, seed)
     elif split.is_tar:
-        opened = load_tars(source, split.download(split.shards), columns, split.described)
+        opened = load_tars(source, split.download(split.shards), columns, split.description)
     elif whole or split.snapshot.note:
         opened = load_parquet(source, open_local, split.download(split.files), columns)
     else:
@@ -155,8 +155,8 @@ def _load_some_tars(split: Split, columns: Columns, max_images: int, seed: int) 
     """Open as many tar files as a class-balanced sample needs, in a seeded order: few of a shuffled
     set.
     """
-    columns = columns_of(split.source, columns, split.described)
-    classes = len(split.described.class_names or ()) if columns.labelled else 0
+    columns = columns_of(split.source, columns, split.description)
+    classes = len(split.description.class_names or ()) if columns.labelled else 0
     notes: tuple[Finding, ...] = ()
     taken: dict[int, list[Sample]] = {}
     count = len(split.shards)
@@ -164,7 +164,7 @@ def _load_some_tars(split: Split, columns: Columns, max_images: int, seed: int) 
         (archive,) = split.download((split.shards[number],))
         taken[number] = read_samples(archive, columns)
         samples = [sample for shard in sorted(taken) for sample in taken[shard]]
-        opened = join_samples(split.source, samples, columns, split.described)
+        opened = join_samples(split.source, samples, columns, split.description)
         labels: list[Any] = [label for _, label in samples]
         if has_captions(opened):
             is_enough = len(labels) >= max_images

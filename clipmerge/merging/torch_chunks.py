@@ -107,7 +107,7 @@ def merge_chunks(
 def coefficient_of(plan: Plan, layer: LayerPlan, name: str) -> float | Tensor:
     """A parameter's own coefficients, or its layer's."""
     if layer.is_learned:  # a parameter without coefficients of its own goes with the others
-        return plan.held_tensors.get(f"{COEFFICIENTS}{name}", layer.alpha)
+        return plan.loaded_tensors.get(f"{COEFFICIENTS}{name}", layer.alpha)
     return layer.alpha
 
 
@@ -152,7 +152,7 @@ def _mask_inputs(plan: Plan, name: str, layer: LayerPlan) -> Json:
         **complete_mask_options(mask, layer.density, options),
         "key": RandomKey(plan.seed, name),
     }
-    score = plan.held_tensors.get(f"{SCORES}{name}")
+    score = plan.loaded_tensors.get(f"{SCORES}{name}")
     return arguments if score is None else arguments | {"score": score}
 
 

@@ -179,7 +179,7 @@ class Plan(Tabular, Frozen):
         return self._folder
 
     @property
-    def held_tensors(self) -> Mapping[str, Tensor]:
+    def loaded_tensors(self) -> Mapping[str, Tensor]:
         """Scores and learned coefficients in memory, by their names in the file beside the plan."""
         return self._tensors
 
@@ -510,7 +510,7 @@ def tensors_path(plan: Path) -> Path:
 
 def write_plan_files(path: Path, plan: Plan) -> Plan:
     """Write a plan and its tensors beside it, both completely or not at all."""
-    tensors = plan.held_tensors
+    tensors = plan.loaded_tensors
     with staged_files(path) as folder:
         if tensors:
             from safetensors.torch import save_file

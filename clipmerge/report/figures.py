@@ -28,7 +28,7 @@ from clipmerge.output.record import TOP, MergeRecord
 from clipmerge.planning.measurements import LossPath
 from clipmerge.planning.merge_effect import THUMBNAIL, MergeEffect
 from clipmerge.report.sweep_table import curve_ends, shorten_middle
-from clipmerge.report.text import distillation_text, marked_rows
+from clipmerge.report.text import distillation_text, off_curve_rows
 from clipmerge.types import Json
 
 CURVE, INK, MUTED, GRID = "#1f6fb2", "#1b1f24", "#59626d", "#eceff2"
@@ -336,7 +336,7 @@ def sweep_figure(record: Json, *, title: str = "") -> Figure:
     axes.set_ylabel(_axis_label("OOD", record["ood"]), parse_math=False)
     axes.margins(0.06)
     curve = _draw_curve(axes, record["curve"], curve_ends(record))
-    _add_legend(figure, [*curve, *_draw_marks(axes, marked_rows(record))])
+    _add_legend(figure, [*curve, *_draw_marks(axes, off_curve_rows(record))])
     return figure
 
 

@@ -15,7 +15,7 @@ from clipmerge.report.text import (
     gain_note,
     gain_notes,
     interval_text,
-    marked_rows,
+    off_curve_rows,
     signed_points,
     sweep_answer,
 )
@@ -70,7 +70,7 @@ def rows_of(record: Json) -> list[tuple[str, bool, Json]]:
     for row in record["curve"]:
         end = ends.get(row["alpha"])
         rows.append((f"alpha {row['alpha']:g}" + (f" ({end})" if end else ""), False, row))
-    return rows + [(row["name"], True, row) for row in marked_rows(record)]
+    return rows + [(row["name"], True, row) for row in off_curve_rows(record)]
 
 
 def sweep_columns(record: Json) -> list[SweepColumn]:
@@ -151,7 +151,7 @@ def sweep_page(record: Json, picture: Markup) -> str:
             ],
             "answer": sweep_answer(record),
             "gain_notes": gain_notes(record),
-            "names": [row["name"] for row in marked_rows(record)],
+            "names": [row["name"] for row in off_curve_rows(record)],
             **other_tasks_section(record),
             "level": f"{100 * record['bootstrap']['level']:.0f}%",
         },

@@ -612,7 +612,7 @@ class SweepAnswer(NamedTuple):
     numbers: str
 
 
-def marked_rows(record: Json) -> list[Json]:
+def off_curve_rows(record: Json) -> list[Json]:
     """The rows that are not points of the curve: recipes, then other checkpoints."""
     return [*record["recipes"], *record.get("points", [])]
 
@@ -629,10 +629,10 @@ def sweep_answer(record: Json) -> SweepAnswer:
     A recipe is recommended only if it is off the curve, its gain has an interval, and it does not
     lose too much.
     """
-    judged = [row for row in marked_rows(record) if row["gain_interval"]]
+    judged = [row for row in off_curve_rows(record) if row["gain_interval"]]
     if judged:
         return _compare_with_curve(max(judged, key=lambda row: float(row["gain"])))
-    unjudged = [row for row in marked_rows(record) if row["alpha"] is None]
+    unjudged = [row for row in off_curve_rows(record) if row["alpha"] is None]
     best = max(unjudged or record["curve"], key=lambda row: float(row["ood"]))
     ood, id = (f"{_percent(best[mean])}%" for mean in ("ood", "id"))
     if not unjudged:
@@ -684,7 +684,7 @@ def gain_notes(record: Json) -> list[str]:
         for row in record["recipes"]
         if (images := (row.get("calibration") or {}).get("unlabelled"))
     ]
-    for row in marked_rows(record):
+    for row in off_curve_rows(record):
         if row["alpha"] is not None:
             notes.append(
                 f"{row['name']}: the same weights as alpha {row['alpha']:g}, a point of the curve."

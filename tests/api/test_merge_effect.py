@@ -330,9 +330,9 @@ def test_what_every_process_has_learned_is_not_sent(
         "clipmerge.api._merge_effect.broadcast_", lambda _, tensor: sent.append(tensor)
     )
     found = broadcast_plan(run, request.calibration)
-    assert not packed[0].held_tensors
+    assert not packed[0].loaded_tensors
     assert [each.tolist() for each in sent] == [scores.tolist()]
-    assert set(found.held_tensors) == set(run.plan.held_tensors)
+    assert set(found.loaded_tensors) == set(run.plan.loaded_tensors)
 
 
 def test_images_that_would_measure_nothing_are_an_error(

@@ -107,7 +107,7 @@ def test_a_plan_is_saved_and_loaded_with_its_tensors(
     written = plan.save(tmp_path / "plan.json")
     loaded = clipmerge.Plan.load(tmp_path / "plan.json")
     assert loaded == written
-    assert loaded.held_tensors.keys() == plan.held_tensors.keys()
+    assert loaded.loaded_tensors.keys() == plan.loaded_tensors.keys()
     assert loaded.folder == tmp_path
     with pytest.raises(clipmerge.OutputError, match="overwrite=True"):
         plan.save(tmp_path / "plan.json")
