@@ -76,10 +76,6 @@ def _describe_pair(
             "layers": layers,
         }
         return alone | {"mismatches": [], "ancestry": None, "total": _describe_total(base)}
-    # for one checkpoint their import would take a quarter of the time
-    from clipmerge.checks import check_models
-    from clipmerge.report.text import texts_of
-
     other_source = find_source(finetuned)
     other_preview = preview_checkpoint(other_source)
     other = other_preview or open_source(other_source, base)
@@ -92,9 +88,16 @@ def _describe_pair(
         inputs = align(base, [other])
         has_weights = True
     layers = _describe(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
-    say_all(progress, texts_of(inputs.notes))
+    if inputs.notes:
+        from clipmerge.report.text import texts_of
+
+        say_all(progress, texts_of(inputs.notes))
     ancestry = None
     if weights and has_weights:
+        # without weights its import would take a fifth of the time
+        from clipmerge.checks import check_models
+        from clipmerge.report.text import texts_of
+
         progress.stage("inspect")
         done = 0
         total = sum(layer["size"] for layer in layers.values())
