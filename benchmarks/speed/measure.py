@@ -25,7 +25,7 @@ from benchmarks.speed.processes import checkout_folder, compare_checkouts, summa
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.distributed import distributed_context
 from clipmerge.learning.objective import Batch, Objective
-from clipmerge.learning.perturbation import LayerBall
+from clipmerge.learning.perturbation import LayerBall, flat
 from clipmerge.learning.sharded_batches import ShardedBatches
 from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.measures.first_order import first_order
@@ -75,7 +75,7 @@ class Plain:
 
     def _rise(self, batch: Batch, chosen: list[torch.nn.Parameter], steps: int) -> float:
         base = self.loss(batch)
-        gradient = list(torch.autograd.grad(base, chosen))
+        gradient = flat(torch.autograd.grad(base, chosen))
         ball = LayerBall(chosen, norm="l2", radius=RHO, adaptive=True)
         if steps > 1:
             worst = ball.apgd(lambda: self.loss(batch), gradient, base.item(), steps)
