@@ -474,15 +474,13 @@ def parse_size(size: str | int | None) -> int | None:
     """
     if size is None:
         return None
-    if isinstance(size, int):
-        count = size
-    else:
-        # a number alone would be bytes, where gigabytes are meant
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?)B?|B)\s*", size.upper())
-        count = 0
-        if match:
-            base = 1024 if match[3] else 1000
-            count = int(Decimal(match[1]) * base ** " KMGT".index(match[2] or " "))
+    # text without a unit would be bytes, where gigabytes are meant
+    text = f"{size}B" if isinstance(size, int) else size.upper()
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?)B?|B)\s*", text)
+    count = 0
+    if match:
+        base = 1024 if match[3] else 1000
+        count = int(Decimal(match[1]) * base ** " KMGT".index(match[2] or " "))
     if count < 1:
         raise UsageError(
             f"`max_shard_size` {size}: expected a size with its unit, such as 200MB or 5GB"

@@ -19,17 +19,14 @@ from torch.nn.functional import cross_entropy, interpolate
 from transformers import CLIPModel, CLIPProcessor
 
 from benchmarks.digits.training import fit, normalised
-from benchmarks.shifts.evaluation import Contestant, Evaluation, evaluate_pair
 from benchmarks.shifts.experiment import TrainedPair
 from benchmarks.shifts.fonts.faces import load_drawings
-from benchmarks.shifts.photos.judging import judged
-from benchmarks.shifts.report import RESULTS
+from benchmarks.shifts.photos.judging import add_judging_options, judge_pair
 from benchmarks.shifts.training import logged
 from clipmerge.demo.data import TEMPLATE, ink_of, posed, shifted_pixels
 from clipmerge.demo.pair import prepare
 from clipmerge.files.paths import user_cache
 from clipmerge.images.digits import CLASS_NAMES, SIZE, as_images, digits_as_rgb
-from clipmerge.planning.recipe import load_recipe
 
 _DIGITS = "0123456789"
 #: Typefaces by set: the decision was chosen on the tuning set, and the held-out set looked at once.
@@ -45,8 +42,7 @@ FACES = {
         "test": ("eb-garamond", "raleway", "josefin-sans", "ibm-plex-mono"),
     },
 }
-#: As the held-out set, but what is merged on is drawn from the target: other pictures in the
-#: typefaces of the test.
+#: The held-out set, but the pictures to merge on are set in the typefaces of the test.
 FACES["same-typefaces"] = FACES["held-out"] | {"calibration": FACES["held-out"]["test"]}
 #: Steps and peak learning rate by regime.
 REGIMES = {"aggressive": (200, 1e-3), "mild": (80, 3e-4)}
@@ -59,20 +55,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=user_cache("printed"))
-    parser.add_argument("--results", type=Path, default=RESULTS / "decisions")
     parser.add_argument("--faces", choices=FACES, default="tuning")
     parser.add_argument("--regime", choices=REGIMES, default="aggressive")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=int, default=_CALIBRATION_IMAGES, help="to decide on")
-    parser.add_argument("--no-labels", action="store_true", help="decide on images alone")
-    parser.add_argument("--recipes", default="auto,straggler-sparse")
+    add_judging_options(parser, _CALIBRATION_IMAGES)
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with logged():
         pair = make_pair(given.cache, given.faces, given.regime, given.seed)
-        recipes = [Contestant(load_recipe(name, ())) for name in given.recipes.split(",")]
-        how = Evaluation(images=given.images, labels=not given.no_labels)
-        evaluate_pair(pair, recipes, how.file_in(given.results, pair.name), how, judge=judged)
+        judge_pair(pair, pair.name, given)
 
 
 def make_pair(folder: Path, faces: str, regime: str, seed: int) -> TrainedPair:

@@ -14,13 +14,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.shifts.emoji.glyphs import load_glyphs
-from benchmarks.shifts.evaluation import Contestant, Evaluation, evaluate_pair
 from benchmarks.shifts.experiment import Shift, Source, make_pair
-from benchmarks.shifts.photos.judging import judged
-from benchmarks.shifts.report import RESULTS
+from benchmarks.shifts.photos.judging import add_judging_options, judge_pair
 from benchmarks.shifts.training import Pretraining, Regime, logged
 from clipmerge.files.paths import user_cache
-from clipmerge.planning.recipe import load_recipe
 
 _CLASSES = 80
 
@@ -50,7 +47,8 @@ REGIMES = {
 
 
 def small_emoji(folder: Path, name: str = "third", images: int = 0) -> Shift:
-    """Lay out the pairs of one of the `STYLES`, with at least so many pictures to merge on."""
+    """Lay out the pairs of one of the `STYLES`, with at least ``images`` pictures to
+    merge on."""
     copies = max(6, -(-images // _CLASSES))
     styles = STYLES[name]
     names, glyphs = load_glyphs(folder, 2 * _CLASSES)
@@ -75,22 +73,15 @@ def main() -> None:
     """Merge one pair with its defaults, and write its JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=user_cache("emoji"))
-    parser.add_argument("--results", type=Path, default=RESULTS / "decisions")
     parser.add_argument("--styles", choices=STYLES, default="third")
     parser.add_argument("--regime", choices=REGIMES, default="aggressive")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=int, default=400, help="to decide on")
-    parser.add_argument("--no-labels", action="store_true", help="decide on images alone")
-    parser.add_argument("--recipes", default="auto,straggler-sparse")
+    add_judging_options(parser, images=400)
     given = parser.parse_args()
     torch.set_num_threads(1)
     with logged():
         shift = small_emoji(given.cache, given.styles, given.images)
         pair = make_pair(shift, given.cache / given.styles, given.regime, given.seed)
-        recipes = [Contestant(load_recipe(name, ())) for name in given.recipes.split(",")]
-        how = Evaluation(images=given.images, labels=not given.no_labels)
-        file = how.file_in(given.results, f"{given.styles}-{pair.name}")
-        evaluate_pair(pair, recipes, file, how, judge=judged)
+        judge_pair(pair, f"{given.styles}-{pair.name}", given)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,45 @@ pictures."""
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shifts.evaluation import Contestant, Evaluation, request_of, row_of, swept
+from benchmarks.shifts.evaluation import (
+    Contestant,
+    Evaluation,
+    evaluate_pair,
+    request_of,
+    row_of,
+    swept,
+)
 from benchmarks.shifts.experiment import TrainedPair
+from benchmarks.shifts.report import RESULTS
 from clipmerge.api.merge import merge
 from clipmerge.images.dataset import load_images
 from clipmerge.output.record import MergeRecord
+from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Progress
 from clipmerge.report.text import answer_text, headline, texts_of
+
+
+def add_judging_options(parser: argparse.ArgumentParser, images: int) -> None:
+    """Add the options of a command that judges one pair; ``images`` is the default number."""
+    parser.add_argument("--results", type=Path, default=RESULTS / "decisions")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, default=images, help="to decide on")
+    parser.add_argument("--no-labels", action="store_true", help="decide on images alone")
+    parser.add_argument("--recipes", default="auto,straggler-sparse")
+
+
+def judge_pair(pair: TrainedPair, name: str, given: argparse.Namespace) -> None:
+    """Judge a pair by the options of `add_judging_options`, into its JSON file."""
+    recipes = [Contestant(load_recipe(recipe, ())) for recipe in given.recipes.split(",")]
+    how = Evaluation(images=given.images, labels=not given.no_labels)
+    evaluate_pair(pair, recipes, how.file_in(given.results, name), how, judge=judged)
 
 
 def judged(pair: TrainedPair, contestant: Contestant, how: Evaluation) -> dict[str, Any]:
