@@ -20,6 +20,8 @@ from clipmerge.errors import MeasureError
 from clipmerge.learning.draws import draws_itself, normal_from
 from clipmerge.plugins import Augmentation
 
+#: Which images of a step, or of all, a process takes; a list in the order of its images.
+Rows = slice | list[int]
 #: All kinds of change.
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
 
@@ -36,7 +38,7 @@ class _Draws:
     images.
     """
 
-    def __init__(self, pixels: Tensor, seed: int, count: int | None, local_rows: slice) -> None:
+    def __init__(self, pixels: Tensor, seed: int, count: int | None, local_rows: Rows) -> None:
         self._generator = torch.Generator().manual_seed(seed)
         self._count = len(pixels) if count is None else count
         self._local_rows = local_rows
@@ -76,7 +78,7 @@ def strong_augment(
     seed: int,
     kinds: tuple[Augmentation, ...] = AUGMENTATIONS,
     count: int | None = None,
-    local_rows: slice = slice(None),
+    local_rows: Rows = slice(None),
 ) -> Tensor:
     """Change every preprocessed image, (batch, 3, height, width).
 
@@ -97,7 +99,7 @@ def weak_augment(
     seed: int,
     strength: float = 1.0,
     count: int | None = None,
-    local_rows: slice = slice(None),
+    local_rows: Rows = slice(None),
 ) -> Tensor:
     """Rotate, scale and shift every image slightly, so that learning cannot memorise its pixels.
 

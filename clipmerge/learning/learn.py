@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clipmerge.files.staging import defer_signals
 from clipmerge.learning.activations import Activations
+from clipmerge.learning.answers import FinetunedAnswers
 from clipmerge.learning.choice import (
     EXTRAPOLATIONS,
     AccuracyLoss,
@@ -30,7 +31,6 @@ from clipmerge.learning.learning_loss import (
     count_prompts,
     losses_of,
     make_pictures,
-    with_finetuned_answers,
     with_pictures,
     with_teacher_targets,
 )
@@ -128,6 +128,7 @@ class _Run:
         self._layout = lay_out(
             objective, config.steps, batch=config.batch, held_out_share=config.held_back
         )
+        self._answers = FinetunedAnswers(objective, loss)
         self._storage = objective.learning_state
         self._descent = Descent(coefficients.values, config.rate, config.steps)
         self._trace = torch.zeros(config.steps, len(fields(Losses)), dtype=torch.float64)
@@ -184,7 +185,7 @@ class _Run:
                 FORWARD * len(loss.teacher_alphas) * taught + GRADIENT * images
             ) * step.work_share
         work += FORWARD * (1 + len(EXTRAPOLATIONS)) * _forward_work(held_out)
-        work += 0 if loss.labelled else FORWARD * (_forward_work(steps) + _forward_work(held_out))
+        work += FORWARD * self._answers.count_pictures([*steps, *held_out])
         if self._config.sparsify:
             work += GRADIENT * sum(len(batch) for batch in self._objective.data.batches)
         self._objective.work.announce(work)
@@ -233,7 +234,7 @@ class _Run:
         for start in range(0, len(steps), count):
             few = steps[start : start + count]
             few = with_pictures(objective, few, loss) if shares_pictures else few
-            few = with_finetuned_answers(objective, few, loss)
+            few = self._answers.add_to(few)
             yield with_teacher_targets(objective, few, loss)
 
     def _descend(self, steps: Sequence[Step], micro_batcher: MicroBatcher) -> None:
@@ -280,7 +281,7 @@ class _Run:
         """Let the held-out images choose, and move the coefficients to their choice."""
         objective, coefficients, loss = self._objective, self._coefficients, self._config.loss
         held_out = with_pictures(objective, held_out, replace(loss, distill_weight=0.0))
-        held_out = with_finetuned_answers(objective, held_out, loss)
+        held_out = self._answers.add_to(held_out)
         results: dict[float, tuple[Tensor, float]] = {}
         learned = coefficients.distance() or 1.0
 

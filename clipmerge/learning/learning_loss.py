@@ -237,7 +237,7 @@ def with_teacher_targets(
         objective.weights.set_alpha(alpha)
         for indices in _group_for_teacher(objective, steps, config):
             pictures = [strong_pictures(steps[index], config) for index in indices]
-            features = _features(objective, config, torch.cat(pictures))
+            features = image_features(objective, config, torch.cat(pictures))
             parts = torch.split(features, [len(pixels) for pixels in pictures])
             for index, part in zip(indices, parts, strict=True):
                 step = steps[index]
@@ -255,28 +255,6 @@ def _group_for_teacher(
     """
     least = 1 if objective.data.context.device.type == "cpu" else _TAUGHT_IMAGES
     return bucketed(range(len(steps)), lambda index: config.strong_count(len(steps[index])), least)
-
-
-@torch.no_grad()
-def with_finetuned_answers(
-    objective: Objective, steps: Sequence[Step], config: LossConfig
-) -> list[Step]:
-    """Where images have no labels, add the fine-tuned model's answers to every step.
-
-    Leaves the objective at the fine-tuned model.
-    """
-    if config.labelled:
-        return list(steps)
-    objective.weights.set_alpha(1.0)
-    cached = embeds_less_at_once(objective, steps)
-    new_steps = []
-    for step in steps:
-        classes = class_features(objective, step, config, cached=cached)
-        features = _features(objective, config, weak_pictures(step, config).pixels)
-        answers = objective.criterion.model.logits(features, classes).softmax(-1)
-        new_steps.append(replace(step, answers=answers))
-        objective.work.tick(FORWARD * len(step) * step.work_share)
-    return new_steps
 
 
 def _teacher_targets(
@@ -298,7 +276,7 @@ def _teacher_targets(
     return Targets(predictions, mean_features)
 
 
-def _features(
+def image_features(
     objective: Objective, config: LossConfig, pixels: Tensor, at_once: int | None = None
 ) -> Tensor:
     """Embed pictures at the current weights, (pictures, projection_dim), in the loss's
@@ -337,7 +315,7 @@ def terms_of(
         recognised (without labels, how probably), and the distillation loss of every strongly
         augmented one.
     """
-    features = _features(objective, config, pictures.pixels, at_once)
+    features = image_features(objective, config, pictures.pixels, at_once)
     logits = objective.criterion.model.logits(features, classes)
     weak, strong = logits.tensor_split([len(pictures.labels)])
     losses = objective.criterion.image_losses(weak, pictures.labels)

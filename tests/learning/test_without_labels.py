@@ -1,14 +1,17 @@
 """Learning where the fine-tuned model's probabilities stand in for labels, against transformers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from clipmerge.learning.answers import FinetunedAnswers
 from clipmerge.learning.augmentation import weak_augment
 from clipmerge.learning.choice import validate
 from clipmerge.learning.coefficients import Coefficients
 from clipmerge.learning.learn import LearningConfig, learn
-from clipmerge.learning.learning_loss import LossConfig, with_finetuned_answers
+from clipmerge.learning.learning_loss import LossConfig
 from clipmerge.learning.steps import Step, lay_out
 from tests.support.small_objective import Ends, Reference, descend, make_batches, objective_for
 
@@ -16,20 +19,36 @@ SIZES = (8, 8, 7)
 LOSS = LossConfig(0.0, weak_aug=1.0, labelled=False)
 
 
-def reference_logits(ends: Ends, alpha: float, step: Step) -> torch.Tensor:
+def logits_of(ends: Ends, alpha: float, pixels: torch.Tensor) -> torch.Tensor:
     reference = Reference(ends).at(alpha)
-    pixels = weak_augment(step.batch.pixels, step.seed + 1).double()
     with torch.no_grad():
-        return reference.model(pixel_values=pixels, **reference.tokens).logits_per_image
+        logits: torch.Tensor = reference.model(
+            pixel_values=pixels.double(), **reference.tokens
+        ).logits_per_image
+    return logits
 
 
-def test_the_loss_is_the_cross_entropy_of_the_finetuned_models_probabilities(ends: Ends) -> None:
+def logits_of_step(ends: Ends, alpha: float, step: Step) -> torch.Tensor:
+    return logits_of(ends, alpha, weak_augment(step.batch.pixels, step.seed + 1))
+
+
+def mean_answers(ends: Ends, step: Step) -> torch.Tensor:
+    """The fine-tuned model's probabilities, averaged over 16 views of all images."""
+    images = torch.cat([batch.pixels for batch in make_batches(SIZES)])
+    views = [weak_augment(images, 2**42 + view) for view in range(16)]
+    answers = torch.stack([logits_of(ends, 1.0, view).softmax(1) for view in views]).mean(0)
+    return answers[list(step.positions)]
+
+
+def test_the_loss_is_the_cross_entropy_of_the_finetuned_models_mean_probabilities(
+    ends: Ends,
+) -> None:
     objective = objective_for(ends, make_batches(SIZES), labelled=False)
-    (step,) = with_finetuned_answers(objective, lay_out(objective, 1).steps, LOSS)
+    (step,) = FinetunedAnswers(objective, LOSS).add_to(lay_out(objective, 1).steps)
     objective.weights.set_alpha(0.4)
     losses = descend(objective, step, LOSS)
-    answers = reference_logits(ends, 1.0, step).softmax(1)
-    logits = reference_logits(ends, 0.4, step)
+    answers = mean_answers(ends, step)
+    logits = logits_of_step(ends, 0.4, step)
     assert losses.cross_entropy == pytest.approx(float(cross_entropy(logits, answers)), rel=1e-5)
     expected = answers.gather(1, logits.argmax(1)[:, None]).mean()
     assert losses.accuracy == pytest.approx(float(expected), rel=1e-5)
@@ -38,19 +57,29 @@ def test_the_loss_is_the_cross_entropy_of_the_finetuned_models_probabilities(end
 def test_accuracy_is_what_the_finetuned_models_probabilities_expect(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES), labelled=False)
     held_out = lay_out(objective, 1, held_out_share=0.3).validation_steps
-    steps = with_finetuned_answers(objective, held_out, LOSS)
+    steps = FinetunedAnswers(objective, LOSS).add_to(held_out)
     objective.weights.set_alpha(0.4)
     found = validate(objective, steps, LOSS)
     expected: dict[int, list[float]] = {}
     for step in steps:
-        answers = reference_logits(ends, 1.0, step).softmax(1)
-        best = reference_logits(ends, 0.4, step).argmax(1)
+        answers = mean_answers(ends, step)
+        best = logits_of_step(ends, 0.4, step).argmax(1)
         for position, share in zip(
             step.positions, answers.gather(1, best[:, None])[:, 0].tolist(), strict=True
         ):
             expected.setdefault(position, []).append(share)
     means = [sum(expected[at]) / len(expected[at]) for at in sorted(expected)]
     assert found.tolist() == pytest.approx(means, rel=1e-5)
+
+
+def test_a_process_that_shares_a_step_finds_the_same_answers(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES), labelled=False)
+    (step,) = lay_out(objective, 1).steps
+    (whole,) = FinetunedAnswers(objective, LOSS).add_to([step])
+    (shard,) = FinetunedAnswers(objective, LOSS).add_to([replace(step, rank=1, world_size=2)])
+    assert whole.answers is not None
+    assert shard.answers is not None
+    assert torch.allclose(shard.answers, whole.answers[1::2], rtol=1e-5)
 
 
 def test_no_label_is_read(ends: Ends) -> None:

@@ -1,0 +1,93 @@
+"""The fine-tuned model's answers, which stand in for labels where images have none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from clipmerge.learning.augmentation import weak_augment
+from clipmerge.learning.learning_loss import (
+    LossConfig,
+    class_features,
+    embeds_less_at_once,
+    image_features,
+)
+from clipmerge.learning.objective import FORWARD, Objective
+from clipmerge.learning.sharded_batches import ShardedBatches
+from clipmerge.learning.steps import Step
+
+# Weak augmentations of an image over which the answers are averaged: as many forward passes as one
+# answer per step would take.
+_VIEWS = 16
+# Seeds of these augmentations start here, above those of all steps.
+_SEEDS = 2**42
+
+
+class FinetunedAnswers:
+    """The fine-tuned model's probabilities for each image, averaged over weak augmentations of it.
+
+    The mean is right more often than the answer about a single view, and says better how often it
+    is right. Features of an image are computed when a step first needs them.
+    """
+
+    def __init__(self, objective: Objective, config: LossConfig) -> None:
+        """Start without features."""
+        self._objective = objective
+        self._config = config
+        self._views = _VIEWS if config.weak_aug else 1
+        # image features by image, (views, projection_dim)
+        self._features: dict[tuple[ShardedBatches, int], Tensor] = {}
+
+    def count_pictures(self, steps: Sequence[Step]) -> int:
+        """Number of pictures that this process sends through the model for some steps."""
+        if self._config.labelled:
+            return 0
+        return self._views * len({image for step in steps for image in _local_images(step)})
+
+    @torch.no_grad()
+    def add_to(self, steps: Sequence[Step]) -> list[Step]:
+        """Add `Step.answers` where images have no labels, and leave the objective at the
+        fine-tuned model.
+        """
+        objective, config = self._objective, self._config
+        if config.labelled:
+            return list(steps)
+        objective.weights.set_alpha(1.0)
+        cached = embeds_less_at_once(objective, steps)
+        answered = []
+        for step in steps:
+            classes = class_features(objective, step, config, cached=cached)
+            self._look_at(step)
+            features = torch.stack([self._features[image] for image in _local_images(step)], 1)
+            logits = objective.criterion.model.logits(features.flatten(0, 1), classes)
+            answers = logits.softmax(-1).reshape(self._views, -1, len(classes)).mean(0)
+            answered.append(replace(step, answers=answers))
+        return answered
+
+    def _look_at(self, step: Step) -> None:
+        """Compute the features of a step's images that no step before had."""
+        images = step.images
+        new = sorted({at for _, at in _local_images(step) if (images, at) not in self._features})
+        if not new:
+            return
+        pixels, count = images.select(new).pixels, len(images.labels)
+        strength = self._config.weak_aug
+        by_view = [
+            image_features(
+                self._objective,
+                self._config,
+                weak_augment(pixels, _SEEDS + view, strength, count, new),
+            )
+            for view in range(self._views)
+        ]
+        by_image = torch.stack(by_view, 1)
+        self._features |= {(images, at): rows for at, rows in zip(new, by_image, strict=True)}
+        self._objective.work.tick(FORWARD * self._views * len(new))
+
+
+def _local_images(step: Step) -> list[tuple[ShardedBatches, int]]:
+    """This process's images of a step, as keys."""
+    return [(step.images, at) for at in step.positions[step.local_rows]]
