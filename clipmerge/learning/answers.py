@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from clipmerge.learning.augmentation import weak_augment
 from clipmerge.learning.learning_loss import (
@@ -27,10 +28,17 @@ _SEEDS = 2**42
 
 
 class FinetunedAnswers:
-    """The fine-tuned model's probabilities for each image, averaged over weak augmentations of it.
+    """The fine-tuned model's answers about several weak augmentations of each image: the mean of
+    its probabilities to learn from, and the views' votes to judge by.
 
-    The mean is right more often than the answer about a single view, and says better how often it
-    is right. Features of an image are computed when a step first needs them.
+    The mean is right more often than the answer about one view. The votes say how often the model
+    is right: about as often as it answers two views of an image alike. Its probabilities do not,
+    after fine-tuning for a short time least of all. Features of an image are computed when a step
+    first needs them.
+
+    Source:
+        Jiang et al. 2022, Assessing Generalization of SGD via Disagreement, arXiv:2106.13799, for
+        two models in place of two views.
     """
 
     def __init__(self, objective: Objective, config: LossConfig) -> None:
@@ -47,11 +55,20 @@ class FinetunedAnswers:
             return 0
         return self._views * len({image for step in steps for image in _local_images(step)})
 
-    @torch.no_grad()
-    def add_to(self, steps: Sequence[Step]) -> list[Step]:
-        """Add `Step.answers` where images have no labels, and leave the objective at the
-        fine-tuned model.
+    def with_probabilities(self, steps: Sequence[Step]) -> list[Step]:
+        """Add `Step.answers` to learn from, where images have no labels: the mean of the views'
+        probabilities. Leaves the objective at the fine-tuned model.
         """
+        return self._answered(steps, lambda logits: logits.softmax(-1))
+
+    def with_votes(self, steps: Sequence[Step]) -> list[Step]:
+        """Likewise to judge by: the share of the views on which each class is the answer."""
+        return self._answered(
+            steps, lambda logits: one_hot(logits.argmax(-1), logits.shape[-1]).float()
+        )
+
+    @torch.no_grad()
+    def _answered(self, steps: Sequence[Step], answer_of: Callable[[Tensor], Tensor]) -> list[Step]:
         objective, config = self._objective, self._config
         if config.labelled:
             return list(steps)
@@ -61,10 +78,10 @@ class FinetunedAnswers:
         for step in steps:
             classes = class_features(objective, step, config, cached=cached)
             self._look_at(step)
-            features = torch.stack([self._features[image] for image in _local_images(step)], 1)
-            logits = objective.criterion.model.logits(features.flatten(0, 1), classes)
-            answers = logits.softmax(-1).reshape(self._views, -1, len(classes)).mean(0)
-            answered.append(replace(step, answers=answers))
+            features = torch.stack([self._features[image] for image in _local_images(step)])
+            answers = answer_of(objective.criterion.model.logits(features.flatten(0, 1), classes))
+            by_view = answers.reshape(*features.shape[:2], len(classes))
+            answered.append(replace(step, answers=by_view.mean(1)))
         return answered
 
     def _look_at(self, step: Step) -> None:

@@ -234,7 +234,7 @@ class _Run:
         for start in range(0, len(steps), count):
             few = steps[start : start + count]
             few = with_pictures(objective, few, loss) if shares_pictures else few
-            few = self._answers.add_to(few)
+            few = self._answers.with_probabilities(few)
             yield with_teacher_targets(objective, few, loss)
 
     def _descend(self, steps: Sequence[Step], micro_batcher: MicroBatcher) -> None:
@@ -281,7 +281,7 @@ class _Run:
         """Let the held-out images choose, and move the coefficients to their choice."""
         objective, coefficients, loss = self._objective, self._coefficients, self._config.loss
         held_out = with_pictures(objective, held_out, replace(loss, distill_weight=0.0))
-        held_out = self._answers.add_to(held_out)
+        held_out = self._answers.with_votes(held_out)
         results: dict[float, tuple[Tensor, float]] = {}
         learned = coefficients.distance() or 1.0
 

@@ -32,41 +32,39 @@ def logits_of_step(ends: Ends, alpha: float, step: Step) -> torch.Tensor:
     return logits_of(ends, alpha, weak_augment(step.batch.pixels, step.seed + 1))
 
 
-def mean_answers(ends: Ends, step: Step) -> torch.Tensor:
-    """The fine-tuned model's probabilities, averaged over 16 views of all images."""
+def logits_of_views(ends: Ends, step: Step) -> torch.Tensor:
+    """The fine-tuned model's logits for 16 views of the step's images, (16, images, classes)."""
     images = torch.cat([batch.pixels for batch in make_batches(SIZES)])
     views = [weak_augment(images, 2**42 + view) for view in range(16)]
-    answers = torch.stack([logits_of(ends, 1.0, view).softmax(1) for view in views]).mean(0)
-    return answers[list(step.positions)]
+    return torch.stack([logits_of(ends, 1.0, view) for view in views])[:, list(step.positions)]
 
 
 def test_the_loss_is_the_cross_entropy_of_the_finetuned_models_mean_probabilities(
     ends: Ends,
 ) -> None:
     objective = objective_for(ends, make_batches(SIZES), labelled=False)
-    (step,) = FinetunedAnswers(objective, LOSS).add_to(lay_out(objective, 1).steps)
+    (step,) = FinetunedAnswers(objective, LOSS).with_probabilities(lay_out(objective, 1).steps)
     objective.weights.set_alpha(0.4)
     losses = descend(objective, step, LOSS)
-    answers = mean_answers(ends, step)
+    answers = logits_of_views(ends, step).softmax(-1).mean(0)
     logits = logits_of_step(ends, 0.4, step)
     assert losses.cross_entropy == pytest.approx(float(cross_entropy(logits, answers)), rel=1e-5)
     expected = answers.gather(1, logits.argmax(1)[:, None]).mean()
     assert losses.accuracy == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_accuracy_is_what_the_finetuned_models_probabilities_expect(ends: Ends) -> None:
+def test_accuracy_is_the_share_of_the_finetuned_models_views_that_agree(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES), labelled=False)
     held_out = lay_out(objective, 1, held_out_share=0.3).validation_steps
-    steps = FinetunedAnswers(objective, LOSS).add_to(held_out)
+    steps = FinetunedAnswers(objective, LOSS).with_votes(held_out)
     objective.weights.set_alpha(0.4)
     found = validate(objective, steps, LOSS)
     expected: dict[int, list[float]] = {}
     for step in steps:
-        answers = mean_answers(ends, step)
+        votes = logits_of_views(ends, step).argmax(-1)
         best = logits_of_step(ends, 0.4, step).argmax(1)
-        for position, share in zip(
-            step.positions, answers.gather(1, best[:, None])[:, 0].tolist(), strict=True
-        ):
+        shares = (votes == best).double().mean(0)
+        for position, share in zip(step.positions, shares.tolist(), strict=True):
             expected.setdefault(position, []).append(share)
     means = [sum(expected[at]) / len(expected[at]) for at in sorted(expected)]
     assert found.tolist() == pytest.approx(means, rel=1e-5)
@@ -75,8 +73,10 @@ def test_accuracy_is_what_the_finetuned_models_probabilities_expect(ends: Ends) 
 def test_a_process_that_shares_a_step_finds_the_same_answers(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES), labelled=False)
     (step,) = lay_out(objective, 1).steps
-    (whole,) = FinetunedAnswers(objective, LOSS).add_to([step])
-    (shard,) = FinetunedAnswers(objective, LOSS).add_to([replace(step, rank=1, world_size=2)])
+    (whole,) = FinetunedAnswers(objective, LOSS).with_probabilities([step])
+    (shard,) = FinetunedAnswers(objective, LOSS).with_probabilities(
+        [replace(step, rank=1, world_size=2)]
+    )
     assert whole.answers is not None
     assert shard.answers is not None
     assert torch.allclose(shard.answers, whole.answers[1::2], rtol=1e-5)

@@ -52,9 +52,11 @@ def main(
     parser.add_argument(
         "--tested", type=int, default=0, help="test pictures of one source; all by default"
     )
+    parser.add_argument("--no-labels", action="store_true", help="decide on images alone")
     given = parser.parse_args(arguments)
+    how = replace(how or Evaluation(), labels=not given.no_labels)
     chosen = replace(settings or Settings(), tested=given.tested)
-    return status_of(lambda: _run(given, chosen, how or Evaluation()))
+    return status_of(lambda: _run(given, chosen, how))
 
 
 def _run(given: argparse.Namespace, settings: Settings, how: Evaluation) -> None:
