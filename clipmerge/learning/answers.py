@@ -20,8 +20,7 @@ from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.learning.sharded_batches import ShardedBatches
 from clipmerge.learning.steps import Step
 
-# Weak augmentations of an image over which the answers are averaged: as many forward passes as one
-# answer per step would take.
+# Weak augmentations of an image about which the fine-tuned model is asked, at most.
 _VIEWS = 16
 # Seeds of these augmentations start here, above those of all steps.
 _SEEDS = 2**42
@@ -41,11 +40,11 @@ class FinetunedAnswers:
         two models in place of two views.
     """
 
-    def __init__(self, objective: Objective, config: LossConfig) -> None:
-        """Start without features."""
+    def __init__(self, objective: Objective, config: LossConfig, views: int = _VIEWS) -> None:
+        """Start without features; without weak augmentation all views would be the same."""
         self._objective = objective
         self._config = config
-        self._views = _VIEWS if config.weak_aug else 1
+        self._views = views if config.weak_aug else 1
         # image features by image, (views, projection_dim)
         self._features: dict[tuple[ShardedBatches, int], Tensor] = {}
 
@@ -103,6 +102,12 @@ class FinetunedAnswers:
         by_image = torch.stack(by_view, 1)
         self._features |= {(images, at): rows for at, rows in zip(new, by_image, strict=True)}
         self._objective.work.tick(FORWARD * self._views * len(new))
+
+
+def affordable_views(steps: Sequence[Step]) -> int:
+    """Views per image that take no more forward passes than one answer per image and step would."""
+    images = {position for step in steps for position in step.positions}
+    return min(_VIEWS, max(1, sum(map(len, steps)) // max(1, len(images))))
 
 
 def _local_images(step: Step) -> list[tuple[ShardedBatches, int]]:

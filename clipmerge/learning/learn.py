@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clipmerge.files.staging import defer_signals
 from clipmerge.learning.activations import Activations
-from clipmerge.learning.answers import FinetunedAnswers
+from clipmerge.learning.answers import FinetunedAnswers, affordable_views
 from clipmerge.learning.choice import (
     EXTRAPOLATIONS,
     AccuracyLoss,
@@ -128,7 +128,9 @@ class _Run:
         self._layout = lay_out(
             objective, config.steps, batch=config.batch, held_out_share=config.held_back
         )
-        self._answers = FinetunedAnswers(objective, loss)
+        views = affordable_views(self._layout.steps)
+        self._answers = FinetunedAnswers(objective, loss, views)
+        self._held_out_answers = FinetunedAnswers(objective, loss)
         self._storage = objective.learning_state
         self._descent = Descent(coefficients.values, config.rate, config.steps)
         self._trace = torch.zeros(config.steps, len(fields(Losses)), dtype=torch.float64)
@@ -185,7 +187,8 @@ class _Run:
                 FORWARD * len(loss.teacher_alphas) * taught + GRADIENT * images
             ) * step.work_share
         work += FORWARD * (1 + len(EXTRAPOLATIONS)) * _forward_work(held_out)
-        work += FORWARD * self._answers.count_pictures([*steps, *held_out])
+        work += FORWARD * self._answers.count_pictures(steps)
+        work += FORWARD * self._held_out_answers.count_pictures(held_out)
         if self._config.sparsify:
             work += GRADIENT * sum(len(batch) for batch in self._objective.data.batches)
         self._objective.work.announce(work)
@@ -281,7 +284,7 @@ class _Run:
         """Let the held-out images choose, and move the coefficients to their choice."""
         objective, coefficients, loss = self._objective, self._coefficients, self._config.loss
         held_out = with_pictures(objective, held_out, replace(loss, distill_weight=0.0))
-        held_out = self._answers.with_votes(held_out)
+        held_out = self._held_out_answers.with_votes(held_out)
         results: dict[float, tuple[Tensor, float]] = {}
         learned = coefficients.distance() or 1.0
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from clipmerge.learning.answers import FinetunedAnswers
+from clipmerge.learning.answers import FinetunedAnswers, affordable_views
 from clipmerge.learning.augmentation import weak_augment
 from clipmerge.learning.choice import validate
 from clipmerge.learning.coefficients import Coefficients
@@ -68,6 +68,16 @@ def test_accuracy_is_the_share_of_the_finetuned_models_views_that_agree(ends: En
             expected.setdefault(position, []).append(share)
     means = [sum(expected[at]) / len(expected[at]) for at in sorted(expected)]
     assert found.tolist() == pytest.approx(means, rel=1e-5)
+
+
+def test_many_images_are_looked_at_no_more_often_than_steps_would(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES), labelled=False)
+    assert [affordable_views(lay_out(objective, steps).steps) for steps in (0, 3, 20, 99)] == [
+        1,
+        1,
+        160 // 23,
+        16,
+    ]
 
 
 def test_a_process_that_shares_a_step_finds_the_same_answers(ends: Ends) -> None:
