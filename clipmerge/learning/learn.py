@@ -317,6 +317,7 @@ class _Run:
             if len(last_steps)
             else None,
             distill_target=loss.distill,
+            labelled=loss.labelled,
         )
 
 

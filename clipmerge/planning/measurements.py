@@ -133,7 +133,8 @@ class HeldBackChoice(Frozen):
         images: Number of images held back.
         alpha: 1 for the fine-tuned model itself; ``None`` for a learned point.
         extrapolation: Share of the way from the learned coefficients to the fine-tuned model.
-        accuracy: Share of the held-back images' views that the chosen point recognises.
+        accuracy: Share of the held-back images' views that the chosen point recognises; without
+            labels, the share of the fine-tuned model's votes for its answers.
         finetuned_accuracy: The same for the fine-tuned model.
         loss_error: Standard error of the difference between the two, paired by image.
         train_accuracy: Share of the views of its own images that learning recognised in its last
@@ -141,6 +142,7 @@ class HeldBackChoice(Frozen):
         distill_target: What learning distils: the zero-shot model's ``predictions``, its image
             ``features``, ``path-features``, those of both the zero-shot model and the middle of the
             straight path, or ``both`` predictions and path-features.
+        labelled: Whether the images have labels of their own.
     """
 
     images: int
@@ -151,6 +153,7 @@ class HeldBackChoice(Frozen):
     loss_error: float | None = None
     train_accuracy: float | None = None
     distill_target: str = "both"
+    labelled: bool = True
 
 
 def takes_learned(trace: Mapping[str, Sequence[float]], choice: HeldBackChoice | None) -> bool:

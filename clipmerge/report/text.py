@@ -184,6 +184,11 @@ def _choice_text(choice: HeldBackChoice) -> str:
         else "the full learned merge was best"
     )
     # what is counted are slightly changed views, several of each image
+    if not choice.labelled:
+        return (
+            f"{images} {way}; its answers have {choice.accuracy:.1%} of the votes of the fine-tuned"
+            f" model's views, that model's own {choice.finetuned_accuracy:.1%}"
+        )
     return (
         f"{images} {way}; {choice.accuracy:.1%} of their views are recognised, by the fine-tuned"
         f" model {choice.finetuned_accuracy:.1%}"

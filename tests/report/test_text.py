@@ -301,6 +301,11 @@ CHOICE = {"images": 20, "alpha": None, "accuracy": 0.9, "finetuned_accuracy": 0.
             {"extrapolation": 0.3},
             "images 30% of the way from the learned merge to fine-tuned was needed to keep",
         ),
+        (
+            {"extrapolation": 0.0, "labelled": False},
+            "best; its answers have 90.0% of the votes of the fine-tuned model's views, that"
+            " model's own 95.0%",
+        ),
     ],
 )
 def test_the_choice_is_part_of_the_headline(choice: dict[str, Any], said: str) -> None:
