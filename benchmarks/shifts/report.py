@@ -34,11 +34,14 @@ _README_ROWS = {
         "natural/mild-groceries-0",
         "natural/mild-aerial-0",
     ),
-    "photographs and paintings¹": (
-        "decisions/aggressive-photo-0-quarter",
-        "decisions/aggressive-art-1-quarter",
+    "photographs, paintings, sketches¹": (
+        "decisions/aggressive-photo-0",
+        "decisions/aggressive-art-1",
         "decisions/mild-photo-0-quarter",
+        "decisions/mild-photo-1",
         "decisions/mild-art-1-quarter",
+        "decisions/both-towers-art-0",
+        "decisions/lite2-aggressive-sketch-0",
     ),
     "printed digits": (
         "decisions/aggressive-printed-held-out-2-240",
@@ -47,6 +50,8 @@ _README_ROWS = {
         "decisions/mild-printed-same-typefaces-3-240",
         "decisions/aggressive-printed-same-typefaces-4-256",
         "decisions/mild-printed-same-typefaces-4-256",
+        "decisions/aggressive-printed-same-typefaces-5-240",
+        "decisions/mild-printed-same-typefaces-5-240",
     ),
     "emoji in line art": (
         "decisions/line-art-aggressive-0-1024",
@@ -54,7 +59,12 @@ _README_ROWS = {
         "decisions/line-art-aggressive-1-1024",
         "decisions/line-art-mild-1-1024",
     ),
-    "emoji in 3D": ("decisions/third-aggressive-1-1024", "decisions/third-mild-1-1024"),
+    "emoji in 3D": (
+        "decisions/third-aggressive-1-1024",
+        "decisions/third-mild-1-1024",
+        "decisions/third-aggressive-2-400",
+        "decisions/third-mild-2-400",
+    ),
 }
 _README = Path(__file__).parents[2] / "README.md"
 _README_TABLE = re.compile(r"(<!-- results: .* -->\n).*(?=<!-- end of the results -->)", re.DOTALL)
