@@ -11,7 +11,8 @@ from benchmarks.shifts.summary import QUARTER
 
 #: Recipes whose merges are shown pair by pair.
 _RECIPES = ("auto", QUARTER, "straggler-sparse")
-_LIMIT = 0.03
+# a loss of exactly 3 points may come out a little larger, as a difference of ratios
+_LIMIT = 0.03 + 1e-9
 _ABOUT = (
     "Pair by pair, ID / OOD accuracy in %: the gain is at equal ID accuracy, the next column the"
     " OOD accuracy above that of alpha 0.5, both with their interval over pictures. The last column"

@@ -34,7 +34,7 @@ _README_ROWS = {
         "natural/mild-groceries-0",
         "natural/mild-aerial-0",
     ),
-    "photographs, paintings, sketches¹": (
+    "photographs, paintings, sketches, CIFAR-10¹": (
         "decisions/aggressive-photo-0",
         "decisions/aggressive-art-1",
         "decisions/mild-photo-0-quarter",
@@ -42,6 +42,7 @@ _README_ROWS = {
         "decisions/mild-art-1-quarter",
         "decisions/both-towers-art-0",
         "decisions/lite2-aggressive-sketch-0",
+        "decisions/lite2-aggressive-cifar10-0",
     ),
     "printed digits": (
         "decisions/aggressive-printed-held-out-2-240",
