@@ -30,9 +30,9 @@ class FinetunedAnswers:
     """The fine-tuned model's answers about several weak augmentations of each image: the mean of
     its probabilities to learn from, and the views' votes to judge by.
 
-    The mean is right more often than the answer about one view. The votes say how often the model
-    is right: about as often as it answers two views of an image alike. Its probabilities do not,
-    after fine-tuning for a short time least of all. Features of an image are computed when a step
+    The mean is right more often than the answer about one view. A model is right about as often as
+    it answers two views of an image alike, so votes tell how often that is; probabilities tell it
+    less well, above all after mild fine-tuning. The features of an image are computed when a step
     first needs them.
 
     Source:
@@ -61,7 +61,9 @@ class FinetunedAnswers:
         return self._answered(steps, lambda logits: logits.softmax(-1))
 
     def with_votes(self, steps: Sequence[Step]) -> list[Step]:
-        """Likewise to judge by: the share of the views on which each class is the answer."""
+        """Add `Step.answers` to judge by, where images have no labels: the share of the views on
+        which each class is the answer. Leaves the objective at the fine-tuned model.
+        """
         return self._answered(
             steps, lambda logits: one_hot(logits.argmax(-1), logits.shape[-1]).float()
         )

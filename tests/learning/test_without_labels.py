@@ -1,4 +1,4 @@
-"""Learning where the fine-tuned model's probabilities stand in for labels, against transformers."""
+"""Learning where the fine-tuned model's answers stand in for labels, against transformers."""
 
 from dataclasses import replace
 
