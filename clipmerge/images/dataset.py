@@ -116,8 +116,7 @@ def load_unlabelled(
     opened = _open(_find_known(source) or source, columns, max_images=max_images, seed=seed)
     if not len(opened.store):
         raise DataError(
-            f"{opened.title}: holds no images; give `unlabelled` images from where the model will"
-            " be used"
+            f"{opened.title}: holds no images; name a folder, an archive or a dataset that has some"
         )
     images = LabelledImages(
         opened.title,

@@ -53,8 +53,8 @@ class LossConfig:
         distill: Target of distillation. ``predictions``: KL divergence from the zero-shot model's
             predictions, in nats; ``features``: one minus the cosine to its image features, twice;
             ``path-features``: four times one minus the cosine to the mean of its features and those
-            of the middle of the path; ``both``: half of ``predictions`` and half of
-            ``path-features``.
+            of the middle of the path; ``both``: half of that and half of the divergence from the
+            mean of the predictions of these two.
         weak_aug: Strength of the weak augmentation of the cross-entropy's images; 0 for unchanged
             images.
         strong_aug: Maximum number of strongly augmented images per step; ``None`` for one of each.
@@ -78,7 +78,7 @@ class LossConfig:
 
     @property
     def teacher_alphas(self) -> tuple[float, ...]:
-        """Alphas of the points whose mean features, and of the first also predictions, teach."""
+        """Alphas of the points whose mean predictions and mean features teach."""
         if not self.distill_weight:
             return ()
         return (0.0, DEFAULT_ALPHA) if self.distill in ("both", "path-features") else (0.0,)
@@ -265,13 +265,16 @@ def _teacher_targets(
     """
     predictions_weight, features_weight = config.target_weights
     predictions = mean_features = None
+    teachers = len(config.teacher_alphas)
     if step.targets is not None:
         predictions, mean_features = step.targets.predictions, step.targets.features
-    if predictions_weight and predictions is None:
+    if predictions_weight:
         classes = class_features(objective, step, config, cached=cached)
-        predictions = objective.criterion.model.logits(features, classes).log_softmax(-1)
+        logits = objective.criterion.model.logits(features, classes)
+        part = logits.log_softmax(-1) - math.log(teachers)
+        predictions = part if predictions is None else torch.logaddexp(predictions, part)
     if features_weight:
-        part = features / len(config.teacher_alphas)
+        part = features / teachers
         mean_features = part if mean_features is None else mean_features + part
     return Targets(predictions, mean_features)
 

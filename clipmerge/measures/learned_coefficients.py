@@ -62,14 +62,14 @@ class LearningOptions:
         distill: Target of distillation: the zero-shot model's ``predictions`` (KL divergence), its
             ``features`` (twice one minus the cosine), ``path-features`` (four times one minus the
             cosine to the mean of its features and those of the middle of the path), or ``both``:
-            half of ``predictions`` and half of ``path-features``.
+            half of that and half of the divergence from the mean of the predictions of these two.
         augmentations: Kinds of strong augmentation.
         precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU
             multiplies it faster, and float16 on a CUDA device without.
     """
 
     granularity: Granularity = "entry"
-    distill_weight: NonNegative = 0.5
+    distill_weight: NonNegative = 0.6
     steps: Count = 320
     batch: Count = 40
     strong_aug: Count = 40

@@ -141,7 +141,7 @@ class HeldBackChoice(Frozen):
             steps.
         distill_target: What learning distils: the zero-shot model's ``predictions``, its image
             ``features``, ``path-features``, those of both the zero-shot model and the middle of the
-            straight path, or ``both`` predictions and path-features.
+            straight path, or ``both``: predictions and features of these two.
         labelled: Whether the images have labels of their own.
     """
 

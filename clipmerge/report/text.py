@@ -257,11 +257,11 @@ def distillation_text(record: MergeRecord) -> str:
     if not any(record.trace.get("distillation_loss", ())):
         return ""
     target = record.choice.distill_target if record.choice else "predictions"
-    path = "the image features of the zero-shot model and of the middle of the straight path"
+    path = "image features of the zero-shot model and of the middle of the straight path"
     if target == "both":
-        return f"the zero-shot model's predictions, and {path}"
+        return f"the predictions and {path}"
     if target == "path-features":
-        return path
+        return f"the {path}"
     return f"the zero-shot model's {'image features' if target == 'features' else 'predictions'}"
 
 

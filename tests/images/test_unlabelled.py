@@ -148,7 +148,7 @@ def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
     for source, said in (
         (
             str(tmp_path / "empty"),
-            "empty: holds no images; give `unlabelled` images from where the model will be used",
+            "empty: holds no images; name a folder, an archive or a dataset that has some",
         ),
         (
             str(tmp_path / "nowhere"),

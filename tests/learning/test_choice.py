@@ -260,13 +260,16 @@ def test_a_step_is_the_loss_of_views_and_the_divergence_of_changed_copies(
     own, old, half = (
         each.model(pixel_values=pixels, **each.tokens) for each in (reference, zeroshot, middle)
     )
+    probabilities = own.logits_per_image.softmax(-1)
     target = old.logits_per_image.softmax(-1)
-    predictions = (target * (target / own.logits_per_image.softmax(-1)).log()).sum(-1)
+    predictions = (target * (target / probabilities).log()).sum(-1)
+    of_both = (target + half.logits_per_image.softmax(-1)) / 2
+    path_predictions = (of_both * (of_both / probabilities).log()).sum(-1)
     to_old = torch.nn.functional.cosine_similarity(own.image_embeds, old.image_embeds)
     to_half = torch.nn.functional.cosine_similarity(own.image_embeds, half.image_embeds)
     path_features = 4 * (1 - (to_old + to_half) / 2)
     expected = {
-        "both": (predictions + path_features) / 2,
+        "both": (path_predictions + path_features) / 2,
         "predictions": predictions,
         "features": 2 * (1 - to_old),
         "path-features": path_features,

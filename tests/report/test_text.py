@@ -239,7 +239,10 @@ def test_a_finding_as_a_string_is_its_kind_and_its_numbers() -> None:
         ("predictions", "the zero-shot model's predictions"),
         ("features", "the zero-shot model's image features"),
         ("path-features", "the image features of the zero-shot model and of the middle of the"),
-        ("both", "the zero-shot model's predictions, and the image features of the zero-shot"),
+        (
+            "both",
+            "the predictions and image features of the zero-shot model and of the middle of the",
+        ),
     ],
 )
 def test_what_was_distilled_in_words(target: str, said: str) -> None:
