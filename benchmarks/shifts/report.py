@@ -28,45 +28,44 @@ DOCS = Path(__file__).parents[2] / "docs" / "research"
 _BENCHMARKS = (PHOTOS, NATURAL, EMOJI, ICONS, FONTS, EMOJI_ROLES)
 #: The group of contestants with a table of its own.
 _ABLATIONS = "ablations"
-#: Rows of README's table and picture: files of results, of pairs held out from today's rule.
+#: Rows of README's table and picture: results of pairs held out from today's rule, in `_TODAY`.
 _README_ROWS = {
-    "groceries and aerial pictures, mild fine-tuning¹": (
-        "natural/mild-groceries-0",
-        "natural/mild-aerial-0",
-    ),
+    "groceries and aerial pictures, mild fine-tuning¹": ("mild-groceries-0", "mild-aerial-0"),
     "photographs, paintings, sketches, CIFAR-10¹": (
-        "decisions/aggressive-photo-0",
-        "decisions/aggressive-art-1",
-        "decisions/mild-photo-0-quarter",
-        "decisions/mild-photo-1",
-        "decisions/mild-art-1-quarter",
-        "decisions/both-towers-art-0",
-        "decisions/lite2-aggressive-sketch-0",
-        "decisions/lite2-aggressive-cifar10-0",
+        "aggressive-photo-0",
+        "aggressive-photo-2",
+        "mild-photo-0",
+        "mild-photo-1",
+        "mild-photo-2",
+        "aggressive-art-1",
+        "aggressive-art-2",
+        "mild-art-1",
+        "mild-art-2",
+        "both-towers-art-0",
+        "lite2-aggressive-art-0",
+        "lite2-mild-art-0",
+        "lite2-aggressive-sketch-0",
+        "lite2-aggressive-cifar10-0",
     ),
     "printed digits": (
-        "decisions/aggressive-printed-held-out-2-240",
-        "decisions/mild-printed-held-out-2-240",
-        "decisions/aggressive-printed-same-typefaces-3-240",
-        "decisions/mild-printed-same-typefaces-3-240",
-        "decisions/aggressive-printed-same-typefaces-4-256",
-        "decisions/mild-printed-same-typefaces-4-256",
-        "decisions/aggressive-printed-same-typefaces-5-240",
-        "decisions/mild-printed-same-typefaces-5-240",
+        "aggressive-printed-held-out-8-240",
+        "mild-printed-held-out-8-240",
+        "aggressive-printed-same-typefaces-6-240",
+        "mild-printed-same-typefaces-6-240",
+        "aggressive-printed-same-typefaces-7-240",
+        "mild-printed-same-typefaces-7-240",
     ),
-    "emoji in line art": (
-        "decisions/line-art-aggressive-0-1024",
-        "decisions/line-art-mild-0-1024",
-        "decisions/line-art-aggressive-1-1024",
-        "decisions/line-art-mild-1-1024",
-    ),
-    "emoji in 3D": (
-        "decisions/third-aggressive-1-1024",
-        "decisions/third-mild-1-1024",
-        "decisions/third-aggressive-2-400",
-        "decisions/third-mild-2-400",
+    "emoji in line art": ("line-art-aggressive-3-1024", "line-art-mild-3-1024"),
+    "emoji in 3D": ("third-aggressive-3-1024", "third-mild-3-1024"),
+    "emoji of other vendors": (
+        "emoji-aggressive-1",
+        "emoji-aggressive-2",
+        "emoji-mild-1",
+        "emoji-mild-2",
     ),
 }
+#: Folder of the results of pairs held out from today's rule.
+_TODAY = "two-teachers"
 _README = Path(__file__).parents[2] / "README.md"
 _README_TABLE = re.compile(r"(<!-- results: .* -->\n).*(?=<!-- end of the results -->)", re.DOTALL)
 _ABOUT = Path(__file__).with_name("results_about.md")
@@ -105,7 +104,7 @@ def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
 def write_readme(results: Path = RESULTS, readme: Path = _README, docs: Path = DOCS) -> list[Path]:
     """Write README's table and picture from the JSON files of its rows."""
     rows = {
-        name: [_read_pair(results / f"{file}.json") for file in files]
+        name: [_read_pair(results / _TODAY / f"{file}.json") for file in files]
         for name, files in _README_ROWS.items()
     }
     picture = docs / "results" / "accuracy.png"

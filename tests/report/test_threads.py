@@ -13,7 +13,8 @@ from tests.support.tiny_clip import save_images, save_pair
 
 #: A number of a picture, as matplotlib writes it.
 PLACE = re.compile(r"-?\b\d+\.\d{5,6}\b")
-FEW = ("--set", "measure.steps=6", "--set", "measure.batch=8", "--set", "measure.strong_aug=4")
+# Few steps: where a gradient is about 0, Adam makes a whole step of its last bit.
+FEW = ("--set", "measure.steps=3", "--set", "measure.batch=8", "--set", "measure.strong_aug=4")
 
 
 def page(folder: Path) -> str:
