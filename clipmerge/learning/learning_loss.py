@@ -53,8 +53,8 @@ class LossConfig:
         distill: Target of distillation. ``predictions``: KL divergence from the zero-shot model's
             predictions, in nats; ``features``: one minus the cosine to its image features, twice;
             ``path-features``: four times one minus the cosine to the mean of its features and those
-            of the middle of the path; ``both``: half of that and half of the divergence from the
-            mean of the predictions of these two.
+            of the middle of the path; ``both``: half of ``path-features`` and half of the KL
+            divergence from the mean of these two models' probabilities.
         weak_aug: Strength of the weak augmentation of the cross-entropy's images; 0 for unchanged
             images.
         strong_aug: Maximum number of strongly augmented images per step; ``None`` for one of each.

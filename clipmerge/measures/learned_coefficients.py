@@ -62,7 +62,8 @@ class LearningOptions:
         distill: Target of distillation: the zero-shot model's ``predictions`` (KL divergence), its
             ``features`` (twice one minus the cosine), ``path-features`` (four times one minus the
             cosine to the mean of its features and those of the middle of the path), or ``both``:
-            half of that and half of the divergence from the mean of the predictions of these two.
+            half of ``path-features`` and half of the KL divergence from the mean of these two
+            models' probabilities.
         augmentations: Kinds of strong augmentation.
         precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU
             multiplies it faster, and float16 on a CUDA device without.
