@@ -306,8 +306,12 @@ CHOICE = {"images": 20, "alpha": None, "accuracy": 0.9, "finetuned_accuracy": 0.
         ),
         (
             {"extrapolation": 0.0, "labelled": False},
-            "best; its answers have 90.0% of the votes of the fine-tuned model's views, that"
-            " model's own 95.0%",
+            "best; the fine-tuned model gives the merged model's answer on 90.0% of their views, and"
+            " the fine-tuned one's on 95.0%",
+        ),
+        (
+            {"extrapolation": 0.0, "labelled": False, "labeller": 0.0},
+            "best; the zero-shot model gives the merged model's answer on 90.0% of their views,",
         ),
     ],
 )
@@ -317,6 +321,17 @@ def test_the_choice_is_part_of_the_headline(choice: dict[str, Any], said: str) -
     assert "loss from 0.882 to 0.147, distillation loss from 0.567" in headline(record)
     silent = MergeRecord.model_validate(learned() | {"choice": CHOICE | choice, "trace": {}})
     assert "nothing was learned" in headline(silent)
+
+
+def test_who_answers_in_place_of_labels_is_said_if_it_is_another_model() -> None:
+    numbers = {"information": 1.532, "finetuned": 1.459}
+    zeroshot = text_of(Finding.of("other-labeller", alpha=0.0, **numbers))
+    assert "the answers of the zero-shot model stand in for labels" in zeroshot
+    assert "(1.53 nats of mutual information between image and answer, against 1.46)" in zeroshot
+    assert zeroshot.endswith("; check that the checkpoints are not swapped")
+    middle = text_of(Finding.of("other-labeller", alpha=0.5, **numbers))
+    assert "the answers of the middle of the path stand in for labels" in middle
+    assert "swapped" not in middle
 
 
 @pytest.mark.parametrize(
