@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from clipmerge.distributed import to_device
 from clipmerge.learning.augmentation import weak_augment
 from clipmerge.learning.learning_loss import (
     LossConfig,
@@ -179,21 +180,23 @@ def _count_votes(
     cached = embeds_less_at_once(objective, steps)
     images = sorted({position for step in steps for position in step.positions})
     row_of = {position: row for row, position in enumerate(images)}
-    shape = len(images), objective.criterion.prompts.classes
-    votes = torch.zeros(shape, device=objective.data.context.device)
+    votes = torch.zeros(len(images), objective.criterion.prompts.classes)
     for step in steps:
         classes = class_features(objective, step, config, cached=cached)
         positions = list(step.positions[step.local_rows])
         pixels, count = step.batch.pixels, len(step.images.labels)
-        rows = torch.tensor([row_of[at] for at in positions], device=votes.device)
+        answers = []
         for view in range(_CHOICE_VIEWS):
             augmented = weak_augment(pixels, _SEEDS + view, config.weak_aug, count, positions)
             features = image_features(objective, config, augmented)
-            best = objective.criterion.model.logits(features, classes).argmax(-1)
-            if step.classes is not None:
-                best = step.classes.to(best.device)[best]
-            votes.index_put_((rows, best), torch.ones(len(rows), device=votes.device), True)
+            answers.append(objective.criterion.model.logits(features, classes).argmax(-1))
+        best = torch.cat(answers).cpu()
+        if step.classes is not None:
+            best = step.classes[best]
+        rows = torch.tensor([row_of[position] for position in positions]).repeat(_CHOICE_VIEWS)
+        votes.index_put_((rows, best), torch.ones(len(rows)), accumulate=True)
         objective.work.tick(FORWARD * _CHOICE_VIEWS * len(positions))
+    votes = to_device(votes, objective.data.context.device)
     objective.data.all_reduce_(votes)
     return votes.cpu().double()
 

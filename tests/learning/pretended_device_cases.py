@@ -64,10 +64,11 @@ on_cuda = pytest.mark.skipif(pretended_device.NAME != "cuda", reason="only on cu
 
 
 @on_cuda
-def test_processes_learn_what_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels", ["labels", "no-labels"])
+def test_processes_learn_what_one_does(tmp_path: Path, labels: str) -> None:
     """First of all cases: the processes are forked, which autograd's threads would not survive."""
     sizes = (8, 8, 8, 8, 4)
-    check_processes_learn_alike(tmp_path, "cuda", 2, sizes, context=get_context("fork"))
+    check_processes_learn_alike(tmp_path, "cuda", 2, sizes, labels, context=get_context("fork"))
 
 
 def test_the_device_refuses_what_a_card_refuses() -> None:

@@ -19,12 +19,17 @@ can_pretend = pytest.mark.skipif(bool(pretend.refusal("cuda")), reason=pretend.r
 
 
 def check_processes_learn_alike(
-    folder: Path, device: str, count: int, sizes: tuple[int, ...], **options: Any
+    folder: Path,
+    device: str,
+    count: int,
+    sizes: tuple[int, ...],
+    labels: str = "labels",
+    **options: Any,
 ) -> None:
     """Several processes end with equal coefficients, and with those of one to rounding."""
     save_ends(folder)
     for processes in (1, count):
-        words = (folder, device, *sizes)
+        words = (folder, device, labels, *sizes)
         run = several(processes, "tests.support.learn_shared", *words, **options)
         assert run.returncode == 0, run.stderr[-3000:]
     alone = load_file(folder / f"{device}-1-0.safetensors")
@@ -40,6 +45,10 @@ def check_processes_learn_alike(
 def test_processes_learn_what_one_does(tmp_path: Path, count: int, sizes: tuple[int, ...]) -> None:
     """Also where there are fewer batches than processes."""
     check_processes_learn_alike(tmp_path, "cpu", count, sizes)
+
+
+def test_processes_that_answer_in_place_of_labels_learn_what_one_does(tmp_path: Path) -> None:
+    check_processes_learn_alike(tmp_path, "cpu", 3, (20, 16), "no-labels")
 
 
 @can_pretend

@@ -37,7 +37,7 @@ def move(processes: Any) -> None:
     processes.state = SimpleNamespace(device=processes.device)
 
 
-def main(folder: Path, device: str, *sizes: str) -> None:
+def main(folder: Path, device: str, labels: str, *sizes: str) -> None:
     processes = DistributedContext(torch.device("cpu"))
     number, count = processes.rank, processes.world_size
     if device != "cpu":
@@ -45,7 +45,9 @@ def main(folder: Path, device: str, *sizes: str) -> None:
     ends = (folder / "zeroshot", folder / "finetuned")
     with counted():
         batches = make_batches(tuple(map(int, sizes)))
-        objective = objective_for(ends, batches[number::count], context=processes)
+        objective = objective_for(
+            ends, batches[number::count], context=processes, labelled=labels == "labels"
+        )
         values = Coefficients(objective, "entry")
         loss = LossConfig(0.7, weak_aug=1.0)
         steps = 4 if device == "cpu" else 2  # every operation there is one of Python's
