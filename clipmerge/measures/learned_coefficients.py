@@ -143,10 +143,13 @@ def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
 
 
 def _overfit(choice: HeldBackChoice | None) -> tuple[Finding, ...]:
-    """A note if the images that learning saw are recognised far more often than those held back."""
+    """A note if the images that learning saw are recognised far more often than those held back;
+    without labels, one is a probability and the other a share of votes, which do not compare.
+    """
     if (
         choice is None
         or choice.train_accuracy is None
+        or not choice.labelled
         or choice.train_accuracy - choice.accuracy < OVERFIT
     ):
         return ()

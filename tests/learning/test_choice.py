@@ -19,15 +19,16 @@ from clipmerge.learning.choice import (
     validate,
 )
 from clipmerge.learning.coefficients import Coefficients
-from clipmerge.learning.learn import LearningConfig, learn
+from clipmerge.learning.learn import Learned, LearningConfig, learn
 from clipmerge.learning.learning_loss import DistillTarget, LossConfig
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.sharded_batches import ShardedBatches
 from clipmerge.learning.steps import lay_out
-from clipmerge.measures.learned_coefficients import learned_coefficients
+from clipmerge.measures.learned_coefficients import learned_coefficients, learned_measurements
 from clipmerge.measures.learned_sparse import learned_sparse
 from clipmerge.methods import Task
 from clipmerge.methods.straggler_sparse import straggler_sparse
+from clipmerge.planning.measurements import HeldBackChoice
 from tests.support.small_objective import (
     Ends,
     Reference,
@@ -344,3 +345,24 @@ def test_coefficients_stay_between_zero_and_the_ceiling(ends: Ends, ceiling: flo
     values = torch.cat([value.flatten() for value in found.coefficients.values()])
     assert float(values.min()) == 0
     assert float(values.max()) == pytest.approx(ceiling)
+
+
+@pytest.mark.parametrize(("labelled", "notes"), [(True, ["overfitting"]), (False, [])])
+def test_without_labels_learning_by_heart_is_not_noted(
+    ends: Ends, labelled: bool, notes: list[str]
+) -> None:
+    """A mean probability while learning does not compare with a share of votes."""
+    objective = objective_for(ends, make_batches(SIZES), labelled=labelled)
+    choice = HeldBackChoice(
+        images=40,
+        alpha=None,
+        extrapolation=0.0,
+        accuracy=0.5,
+        finetuned_accuracy=0.5,
+        train_accuracy=0.9,
+        labelled=labelled,
+    )
+    found = learned_measurements(
+        "learned-coefficients", objective, Coefficients(objective, "entry"), Learned([], choice)
+    )
+    assert [note.kind for note in found.notes] == notes
