@@ -209,22 +209,16 @@ class _Run:
             self._coefficients.add_noise(self._objective.seed)
 
     def _choose_labeller(self) -> float:
-        """Choose whose answers stand in for labels, and say so if it is not the fine-tuned model;
-        returns its alpha.
+        """Choose whose answers stand in for labels, return that model's alpha, and say so if it is
+        the zero-shot model.
         """
         objective = self._objective
         alpha, information = choose_pseudo_labeller(
             objective, self._config.loss, self._shard(self._layout.steps)
         )
-        if alpha != 1.0:
-            objective.note(
-                Finding.of(
-                    "other-labeller",
-                    alpha=alpha,
-                    information=information[alpha],
-                    finetuned=information[1.0],
-                )
-            )
+        if alpha == 0:
+            zeroshot, finetuned = information[0.0], information[1.0]
+            objective.note(Finding.of("zeroshot-answers", zeroshot=zeroshot, finetuned=finetuned))
         return alpha
 
     def _make_micro_batcher(self, steps: Sequence[Step]) -> MicroBatcher:

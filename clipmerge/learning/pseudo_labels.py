@@ -21,7 +21,6 @@ from clipmerge.learning.learning_loss import (
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.learning.sharded_batches import ShardedBatches
 from clipmerge.learning.steps import Step
-from clipmerge.learning.weights import DEFAULT_ALPHA
 
 # Weak augmentations of an image about which a model is asked, at most, and of those images by whose
 # votes the model is chosen.
@@ -30,7 +29,7 @@ _CHOICE_VIEWS = 4
 _CHOICE_IMAGES = 512
 # Seeds of these augmentations start here, above those of all steps.
 _SEEDS = 2**42
-# Standard errors by which another model must tell the images apart better than the fine-tuned one.
+# Standard errors by which the zero-shot model must tell the images apart better.
 _SURE = 2.0
 
 
@@ -129,15 +128,15 @@ def _views_of(config: LossConfig, views: int) -> int:
 def choose_pseudo_labeller(
     objective: Objective, config: LossConfig, steps: Sequence[Step]
 ) -> tuple[float, dict[float, float]]:
-    """Choose whose answers stand in for labels: those of the zero-shot model, of the middle of the
-    path or of the fine-tuned model, whichever tell the images apart best.
+    """Choose whose answers stand in for labels: the zero-shot model's if it surely tells the images
+    apart better, else the fine-tuned model's.
 
     How well a model tells them apart is the mutual information of image and answer: high if it
-    answers the views of an image alike, and different images differently. On the path it rises and
-    falls with the accuracy. The fine-tuned model answers unless another is surely better.
+    answers the views of an image alike, and different images differently. The middle of the path
+    is not asked: it answers views alike more often than it is right.
 
     Args:
-        objective: Left at any point of the path.
+        objective: Left at one end of the path.
         config: Of the loss; without weak augmentation the fine-tuned model answers.
         steps: Training steps, the images of the first of which are looked at.
 
@@ -155,19 +154,16 @@ def choose_pseudo_labeller(
             looked_at.append(step)
     if not looked_at or not config.weak_aug:
         return 1.0, {}
-    alphas = (1.0, DEFAULT_ALPHA, 0.0)
     work = sum(len(step) * step.work_share for step in looked_at)
-    objective.work.announce(FORWARD * _CHOICE_VIEWS * len(alphas) * work)
+    objective.work.announce(FORWARD * _CHOICE_VIEWS * 2 * work)
     information = {
-        alpha: _information(_count_votes(objective, config, looked_at, alpha)) for alpha in alphas
+        alpha: _information(_count_votes(objective, config, looked_at, alpha))
+        for alpha in (0.0, 1.0)
     }
+    gain = information[0.0] - information[1.0]
+    is_sure = float(gain.mean()) > _SURE * float(gain.std()) / math.sqrt(len(gain))
     means = {alpha: float(by_image.mean()) for alpha, by_image in information.items()}
-    sure = [1.0]
-    for alpha, by_image in information.items():
-        gain = by_image - information[1.0]
-        if float(gain.mean()) > _SURE * float(gain.std()) / math.sqrt(len(gain)):
-            sure.append(alpha)
-    return max(sure, key=lambda alpha: means[alpha]), means
+    return 0.0 if is_sure else 1.0, means
 
 
 def _count_votes(

@@ -186,30 +186,13 @@ def _choice_text(choice: HeldBackChoice) -> str:
     # what is counted are slightly changed views, several of each image
     if not choice.labelled:
         return (
-            f"{images} {way}; {_labeller_text(choice.labeller)} gives the merged model's answer on"
-            f" {choice.accuracy:.1%} of their views, and the fine-tuned one's on"
-            f" {choice.finetuned_accuracy:.1%}"
+            f"{images} {way}; the {'zero-shot' if choice.labeller == 0 else 'fine-tuned'} model"
+            f" gives the merged model's answer on {choice.accuracy:.1%} of their views, and the"
+            f" fine-tuned one's on {choice.finetuned_accuracy:.1%}"
         )
     return (
         f"{images} {way}; {choice.accuracy:.1%} of their views are recognised, by the fine-tuned"
         f" model {choice.finetuned_accuracy:.1%}"
-    )
-
-
-def _labeller_text(alpha: float | None) -> str:
-    """The model whose answers stand in for labels."""
-    if alpha in (None, 1.0):
-        return "the fine-tuned model"
-    return "the zero-shot model" if alpha == 0 else "the middle of the path"
-
-
-def _other_labeller_text(alpha: float, information: float, finetuned: float) -> str:
-    check = "" if alpha else "; check that the checkpoints are not swapped"
-    return (
-        f"while learning, the answers of {_labeller_text(alpha)} stand in for labels, because it"
-        " tells your images apart better than the fine-tuned model does"
-        f" ({information:.2f} nats of mutual information between image and answer, against"
-        f" {finetuned:.2f}){check}"
     )
 
 
@@ -1060,7 +1043,12 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "no-labels": (
         "{source}: its images have no labels; the fine-tuned model's answers stand in for them"
     ),
-    "other-labeller": _other_labeller_text,
+    "zeroshot-answers": (
+        "while learning, the zero-shot model's answers stand in for labels, because it tells your"
+        " images apart better than the fine-tuned model ({zeroshot:.2f} nats of mutual information"
+        " between image and answer, against {finetuned:.2f}); check that the checkpoints are not"
+        " swapped"
+    ),
     "classes-taken": (
         "{source}: has classes ('{label}') and captions ('{caption}'); the classes are taken"
         " (captions with `caption_column` {caption})"

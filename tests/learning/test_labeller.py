@@ -43,7 +43,7 @@ def test_information_is_that_of_transformers(ends: Ends, classes: list[int]) -> 
     objective = objective_for(ends, make_batches(SIZES), labelled=False)
     steps = [replace(step, classes=torch.tensor(classes)) for step in lay_out(objective, 5).steps]
     _, information = choose_pseudo_labeller(objective, LOSS, steps)
-    assert sorted(information) == [0.0, 0.5, 1.0]
+    assert sorted(information) == [0.0, 1.0]
     assert max(information.values()) > 0.05
     for alpha, found in information.items():
         assert found == pytest.approx(mutual_information(ends, alpha, classes), abs=1e-9)
@@ -60,11 +60,11 @@ def test_the_model_that_tells_the_images_apart_best_answers(
     assert alpha == chosen == max(information, key=lambda alpha: information[alpha])
 
 
-def test_the_finetuned_model_answers_unless_another_is_surely_better(tmp_path: Path) -> None:
-    ends = save_ends(tmp_path, seed=7)
+def test_the_finetuned_model_answers_unless_the_other_is_surely_better(tmp_path: Path) -> None:
+    ends = save_ends(tmp_path, seed=4)
     objective = objective_for(ends, make_batches(SIZES), labelled=False)
     alpha, information = choose_pseudo_labeller(objective, LOSS, lay_out(objective, 3).steps)
-    assert information[0.5] > information[1.0]
+    assert information[0.0] > information[1.0]
     assert alpha == 1.0
 
 
