@@ -54,9 +54,21 @@ _README_ROWS = {
         "mild-printed-same-typefaces-6-240",
         "aggressive-printed-same-typefaces-7-240",
         "mild-printed-same-typefaces-7-240",
+        "aggressive-printed-same-typefaces-9-240",
+        "mild-printed-same-typefaces-9-240",
     ),
-    "emoji in line art": ("line-art-aggressive-3-1024", "line-art-mild-3-1024"),
-    "emoji in 3D": ("third-aggressive-3-1024", "third-mild-3-1024"),
+    "emoji in line art": (
+        "line-art-aggressive-3-1024",
+        "line-art-mild-3-1024",
+        "line-art-aggressive-4-400",
+        "line-art-mild-4-400",
+    ),
+    "emoji in 3D": (
+        "third-aggressive-3-1024",
+        "third-mild-3-1024",
+        "third-aggressive-4-400",
+        "third-mild-4-400",
+    ),
     "emoji of other vendors": (
         "emoji-aggressive-1",
         "emoji-aggressive-2",
