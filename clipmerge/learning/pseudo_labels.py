@@ -22,11 +22,11 @@ from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.learning.sharded_batches import ShardedBatches
 from clipmerge.learning.steps import Step
 
-# Weak augmentations of an image about which a model is asked, at most, and of those images by whose
-# votes the model is chosen.
+# Most weak augmentations of an image about which the model is asked.
 _VIEWS = 16
-_CHOICE_VIEWS = 4
+# Images that choose the model, at most about so many, and weak augmentations of each.
 _CHOICE_IMAGES = 512
+_CHOICE_VIEWS = 4
 # Seeds of these augmentations start here, above those of all steps.
 _SEEDS = 2**42
 # Standard errors by which the zero-shot model must tell the images apart better.
@@ -51,7 +51,7 @@ class PseudoLabels:
         self, objective: Objective, config: LossConfig, alpha: float, views: int = _VIEWS
     ) -> None:
         """Ask the model at ``alpha``; without weak augmentation all views would be the same."""
-        self.alpha = alpha
+        self._alpha = alpha
         self._objective = objective
         self._config = config
         self._views = _views_of(config, views)
@@ -60,13 +60,13 @@ class PseudoLabels:
 
     def with_probabilities(self, steps: Sequence[Step]) -> list[Step]:
         """Add `Step.answers` to learn from: the mean of the views' probabilities. Leaves the
-        objective at `alpha`.
+        objective at this model.
         """
         return self._answered(steps, lambda logits: logits.softmax(-1))
 
     def with_votes(self, steps: Sequence[Step]) -> list[Step]:
         """Add `Step.answers` to judge by: the share of the views on which each class is the answer.
-        Leaves the objective at `alpha`.
+        Leaves the objective at this model.
         """
         return self._answered(
             steps, lambda logits: one_hot(logits.argmax(-1), logits.shape[-1]).float()
@@ -75,7 +75,7 @@ class PseudoLabels:
     @torch.no_grad()
     def _answered(self, steps: Sequence[Step], answer_of: Callable[[Tensor], Tensor]) -> list[Step]:
         objective, config = self._objective, self._config
-        objective.weights.set_alpha(self.alpha)
+        objective.weights.set_alpha(self._alpha)
         cached = embeds_less_at_once(objective, steps)
         answered = []
         for step in steps:
