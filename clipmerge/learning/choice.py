@@ -77,7 +77,7 @@ def choose_extrapolation(
 @torch.no_grad()
 def validate(objective: Objective, steps: Sequence[Step], config: LossConfig) -> Tensor:
     """Share of each held-out image's weak augmentations that the current weights recognise; without
-    labels, the share of the labeller's votes for their answers.
+    labels, the share of the fine-tuned model's votes for their answers.
 
     Returns:
         Shape (images,), float64 on the CPU, over all processes and the steps that have an image.

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from clipmerge.files.staging import defer_signals
-from clipmerge.finding import Finding
 from clipmerge.learning.activations import Activations
+from clipmerge.learning.answers import FinetunedAnswers, affordable_views
 from clipmerge.learning.choice import (
     EXTRAPOLATIONS,
     AccuracyLoss,
@@ -35,12 +35,6 @@ from clipmerge.learning.learning_loss import (
     with_teacher_targets,
 )
 from clipmerge.learning.objective import FORWARD, GRADIENT, Objective
-from clipmerge.learning.pseudo_labels import (
-    PseudoLabels,
-    affordable_views,
-    choose_pseudo_labeller,
-    count_pictures,
-)
 from clipmerge.learning.steps import (
     PROMPTS_A_STEP,
     Step,
@@ -134,7 +128,9 @@ class _Run:
         self._layout = lay_out(
             objective, config.steps, batch=config.batch, held_out_share=config.held_back
         )
-        self._views = affordable_views(self._layout.steps)
+        views = affordable_views(self._layout.steps)
+        self._answers = FinetunedAnswers(objective, loss, views)
+        self._held_out_answers = FinetunedAnswers(objective, loss)
         self._storage = objective.learning_state
         self._descent = Descent(coefficients.values, config.rate, config.steps)
         self._trace = torch.zeros(config.steps, len(fields(Losses)), dtype=torch.float64)
@@ -157,10 +153,9 @@ class _Run:
         _embed_fixed_prompts(objective)
         micro_batcher = self._make_micro_batcher(steps)
         self._sparsify(anew=begin is None)
-        labeller = 1.0 if loss.labelled else self._choose_labeller()
-        for few in self._with_targets(steps, labeller):
+        for few in self._with_targets(steps):
             self._descend(few, micro_batcher)
-        choice = self._choose(held_out, labeller) if held_out else None
+        choice = self._choose(held_out) if held_out else None
         self._coefficients.place()
         return Learned([Losses(*row) for row in self._trace.tolist()], choice)
 
@@ -192,9 +187,8 @@ class _Run:
                 FORWARD * len(loss.teacher_alphas) * taught + GRADIENT * images
             ) * step.work_share
         work += FORWARD * (1 + len(EXTRAPOLATIONS)) * _forward_work(held_out)
-        if not loss.labelled:
-            work += FORWARD * count_pictures(steps, loss, self._views)
-            work += FORWARD * count_pictures(held_out, loss)
+        work += FORWARD * self._answers.count_pictures(steps)
+        work += FORWARD * self._held_out_answers.count_pictures(held_out)
         if self._config.sparsify:
             work += GRADIENT * sum(len(batch) for batch in self._objective.data.batches)
         self._objective.work.announce(work)
@@ -207,19 +201,6 @@ class _Run:
         self._coefficients.make_sparse(*self._config.sparsify())
         if anew:
             self._coefficients.add_noise(self._objective.seed)
-
-    def _choose_labeller(self) -> float:
-        """Choose whose answers stand in for labels, return that model's alpha, and say so if it is
-        the zero-shot model.
-        """
-        objective = self._objective
-        alpha, information = choose_pseudo_labeller(
-            objective, self._config.loss, self._shard(self._layout.steps)
-        )
-        if alpha == 0:
-            zeroshot, finetuned = information[0.0], information[1.0]
-            objective.note(Finding.of("zeroshot-answers", zeroshot=zeroshot, finetuned=finetuned))
-        return alpha
 
     def _make_micro_batcher(self, steps: Sequence[Step]) -> MicroBatcher:
         """Choose how many of a step's pictures go through the model at once; on a card, say how
@@ -244,20 +225,19 @@ class _Run:
         )
         return micro_batcher
 
-    def _with_targets(self, steps: Sequence[Step], labeller: float) -> Iterator[list[Step]]:
-        """Add teacher targets to the steps, and pseudo-labels where images have no labels; on a CPU
-        to a few at a time, whose pictures are made once.
+    def _with_targets(self, steps: Sequence[Step]) -> Iterator[list[Step]]:
+        """Add teacher targets to the steps, on a CPU to a few at a time, whose pictures are made
+        once.
         """
         objective, loss = self._objective, self._config.loss
         # many prompts take longer to embed again for every few steps than pictures to make
         many = objective.weights.text_changes and objective.criterion.prompts.count > PROMPTS_A_STEP
         shares_pictures = objective.data.context.device.type == "cpu" and not many
-        pseudo_labels = PseudoLabels(objective, loss, labeller, self._views)
         count = TARGET_CHUNK if shares_pictures else max(len(steps), 1)
         for start in range(0, len(steps), count):
             few = steps[start : start + count]
             few = with_pictures(objective, few, loss) if shares_pictures else few
-            few = few if loss.labelled else pseudo_labels.with_probabilities(few)
+            few = self._answers.with_probabilities(few)
             yield with_teacher_targets(objective, few, loss)
 
     def _descend(self, steps: Sequence[Step], micro_batcher: MicroBatcher) -> None:
@@ -300,12 +280,11 @@ class _Run:
             last=self._coefficients.collect_gradients,
         )
 
-    def _choose(self, held_out: Sequence[Step], labeller: float) -> HeldBackChoice:
+    def _choose(self, held_out: Sequence[Step]) -> HeldBackChoice:
         """Let the held-out images choose, and move the coefficients to their choice."""
         objective, coefficients, loss = self._objective, self._coefficients, self._config.loss
         held_out = with_pictures(objective, held_out, replace(loss, distill_weight=0.0))
-        if not loss.labelled:
-            held_out = PseudoLabels(objective, loss, labeller).with_votes(held_out)
+        held_out = self._held_out_answers.with_votes(held_out)
         results: dict[float, tuple[Tensor, float]] = {}
         learned = coefficients.distance() or 1.0
 
@@ -339,7 +318,6 @@ class _Run:
             else None,
             distill_target=loss.distill,
             labelled=loss.labelled,
-            labeller=None if loss.labelled else labeller,
         )
 
 

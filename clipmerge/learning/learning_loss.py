@@ -59,7 +59,8 @@ class LossConfig:
             images.
         strong_aug: Maximum number of strongly augmented images per step; ``None`` for one of each.
         precision: Precision of the forward passes.
-        labelled: Whether images have labels; if not, a model's answers stand in for them.
+        labelled: Whether images have labels; if not, the fine-tuned model's answers stand in for
+            them.
     """
 
     distill_weight: float

@@ -71,8 +71,7 @@ class Objective:
         work: Work announced and done.
         seed: Seed for measures that draw random numbers.
         wants_gradients: Whether the recipe's method ranks entries by mean gradients.
-        labelled: Whether the images have labels of their own; if not, a model's answers stand in
-            for them.
+        labelled: Whether the images have labels of their own, not the fine-tuned model's answers.
         unlabelled: Images without labels for measures that learn; ``None`` for none.
         choosers: Images that choose how far to go from what was learned; ``None`` for those of
             `data` that learning holds out.

@@ -69,8 +69,9 @@ class Step:
         classes: Class indices to distinguish, ascending; ``None`` for all.
         templates: Indices of the templates used; ``None`` for all.
         targets: The teachers' outputs for the strongly augmented images.
-        answers: Pseudo-labels of this process's images, (images, classes of the step), see
-            `PseudoLabels`; ``None`` where there are labels.
+        answers: The fine-tuned model's answers about this process's images in place of labels,
+            (images, classes of the step), see `FinetunedAnswers`; ``None`` where there are
+            labels.
         pixels: This process's weakly and strongly augmented images; ``None`` if they are made
             whenever they are needed.
         unlabelled_images: Unlabelled images; ``None`` for none.

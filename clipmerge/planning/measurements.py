@@ -134,7 +134,7 @@ class HeldBackChoice(Frozen):
         alpha: 1 for the fine-tuned model itself; ``None`` for a learned point.
         extrapolation: Share of the way from the learned coefficients to the fine-tuned model.
         accuracy: Share of the held-back images' views that the chosen point recognises; without
-            labels, the share of the labeller's votes for its answers.
+            labels, the share of the fine-tuned model's votes for its answers.
         finetuned_accuracy: The same for the fine-tuned model.
         loss_error: Standard error of the difference between the two, paired by image.
         train_accuracy: Share of the views of its own images that learning recognised in its last
@@ -143,8 +143,6 @@ class HeldBackChoice(Frozen):
             ``features``, ``path-features``, those of both the zero-shot model and the middle of the
             straight path, or ``both``: predictions and features of these two.
         labelled: Whether the images have labels of their own.
-        labeller: Alpha of the model whose answers stand in for labels: 1 for the fine-tuned one, 0
-            for the zero-shot one; ``None`` if the images have labels.
     """
 
     images: int
@@ -156,7 +154,6 @@ class HeldBackChoice(Frozen):
     train_accuracy: float | None = None
     distill_target: str = "both"
     labelled: bool = True
-    labeller: float | None = None
 
 
 def takes_learned(trace: Mapping[str, Sequence[float]], choice: HeldBackChoice | None) -> bool:

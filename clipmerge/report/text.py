@@ -186,9 +186,8 @@ def _choice_text(choice: HeldBackChoice) -> str:
     # what is counted are slightly changed views, several of each image
     if not choice.labelled:
         return (
-            f"{images} {way}; the {'zero-shot' if choice.labeller == 0 else 'fine-tuned'} model"
-            f" gives the merged model's answer on {choice.accuracy:.1%} of their views, and the"
-            f" fine-tuned one's on {choice.finetuned_accuracy:.1%}"
+            f"{images} {way}; its answers have {choice.accuracy:.1%} of the votes of the fine-tuned"
+            f" model's views, that model's own {choice.finetuned_accuracy:.1%}"
         )
     return (
         f"{images} {way}; {choice.accuracy:.1%} of their views are recognised, by the fine-tuned"
@@ -1042,12 +1041,6 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     ),
     "no-labels": (
         "{source}: its images have no labels; the fine-tuned model's answers stand in for them"
-    ),
-    "zeroshot-answers": (
-        "while learning, the zero-shot model's answers stand in for labels, because it tells your"
-        " images apart better than the fine-tuned model ({zeroshot:.2f} nats of mutual information"
-        " between image and answer, against {finetuned:.2f}); check that the checkpoints are not"
-        " swapped"
     ),
     "classes-taken": (
         "{source}: has classes ('{label}') and captions ('{caption}'); the classes are taken"

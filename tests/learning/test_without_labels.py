@@ -1,4 +1,4 @@
-"""Learning where a model's answers stand in for labels, against transformers."""
+"""Learning where the fine-tuned model's answers stand in for labels, against transformers."""
 
 from dataclasses import replace
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from clipmerge.learning.answers import FinetunedAnswers, affordable_views
 from clipmerge.learning.augmentation import weak_augment
 from clipmerge.learning.choice import validate
 from clipmerge.learning.coefficients import Coefficients
 from clipmerge.learning.learn import LearningConfig, learn
 from clipmerge.learning.learning_loss import LossConfig
-from clipmerge.learning.pseudo_labels import PseudoLabels, affordable_views
 from clipmerge.learning.steps import Step, lay_out
 from tests.support.small_objective import Ends, Reference, descend, make_batches, objective_for
 
@@ -43,7 +43,7 @@ def test_the_loss_is_the_cross_entropy_of_the_finetuned_models_mean_probabilitie
     ends: Ends,
 ) -> None:
     objective = objective_for(ends, make_batches(SIZES), labelled=False)
-    (step,) = PseudoLabels(objective, LOSS, 1.0).with_probabilities(lay_out(objective, 1).steps)
+    (step,) = FinetunedAnswers(objective, LOSS).with_probabilities(lay_out(objective, 1).steps)
     objective.weights.set_alpha(0.4)
     losses = descend(objective, step, LOSS)
     answers = logits_of_views(ends, step).softmax(-1).mean(0)
@@ -56,7 +56,7 @@ def test_the_loss_is_the_cross_entropy_of_the_finetuned_models_mean_probabilitie
 def test_accuracy_is_the_share_of_the_finetuned_models_views_that_agree(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES), labelled=False)
     held_out = lay_out(objective, 1, held_out_share=0.3).validation_steps
-    steps = PseudoLabels(objective, LOSS, 1.0).with_votes(held_out)
+    steps = FinetunedAnswers(objective, LOSS).with_votes(held_out)
     objective.weights.set_alpha(0.4)
     found = validate(objective, steps, LOSS)
     expected: dict[int, list[float]] = {}
@@ -83,8 +83,8 @@ def test_many_images_are_looked_at_no_more_often_than_steps_would(ends: Ends) ->
 def test_a_process_that_shares_a_step_finds_the_same_answers(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES), labelled=False)
     (step,) = lay_out(objective, 1).steps
-    (whole,) = PseudoLabels(objective, LOSS, 1.0).with_probabilities([step])
-    (shard,) = PseudoLabels(objective, LOSS, 1.0).with_probabilities(
+    (whole,) = FinetunedAnswers(objective, LOSS).with_probabilities([step])
+    (shard,) = FinetunedAnswers(objective, LOSS).with_probabilities(
         [replace(step, rank=1, world_size=2)]
     )
     assert whole.answers is not None
