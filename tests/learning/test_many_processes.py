@@ -47,7 +47,7 @@ def test_processes_learn_what_one_does(tmp_path: Path, count: int, sizes: tuple[
     check_processes_learn_alike(tmp_path, "cpu", count, sizes)
 
 
-def test_processes_that_answer_in_place_of_labels_learn_what_one_does(tmp_path: Path) -> None:
+def test_processes_learn_without_labels_what_one_does(tmp_path: Path) -> None:
     check_processes_learn_alike(tmp_path, "cpu", 3, (20, 16), "no-labels")
 
 
