@@ -25,6 +25,8 @@ _MAX_CLASSES = 1_000_000
 #: A class name with a number in front, such as ``001.Black_footed_Albatross`` or ``0 - zero``.
 _NUMBERED = re.compile(r"(?P<number>\d{1,18}) ?[._-]+ ?(?P<name>[^\W\d_].*)", re.ASCII | re.DOTALL)
 _DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
+# a line of ImageNet's lists, such as LOC_synset_mapping.txt: a WordNet id and its names
+_SYNSET = re.compile(r"(n\d{8})\s+([^\s,][^,]*).*", re.ASCII)
 # a line of a numbered list or of a table
 _COUNTED = re.compile(r"(?P<number>\d{1,6})(?P<sign>[,;:.)\t ])\s*(?P<name>\D.*)")
 
@@ -135,7 +137,7 @@ def _assign_given_names(
 ) -> tuple[Shape, Names, tuple[Finding, ...]]:
     """Assign names that the user gave to the classes of a source."""
     title = _names_title(given_names)
-    data = _read_names(given_names)
+    data = _read_names(given_names, classes or ())
     notes: tuple[Finding, ...] = ()
     if classes is not None:
         names = _check_names(title, data, classes, numbered=False)
@@ -203,24 +205,45 @@ def read_class_names(
     ``classes`` all names, in order.
     """
     title = _names_title(given_names)
-    data = _read_names(given_names)
+    data = _read_names(given_names, classes or ())
     if classes is None:
         data = list(data.values()) if isinstance(data, dict) else data
         classes = list(map(str, range(len(data))))
     return _check_names(title, data, classes, numbered=False)
 
 
-def _read_names(given_names: Path | Sequence[str]) -> list[Any] | Json:
-    """Names in order, or by class."""
+def _read_names(given_names: Path | Sequence[str], classes: Sequence[str]) -> list[Any] | Json:
+    """Names in order, or by class; by WordNet id where some of the classes are such ids."""
     if not isinstance(given_names, Path):
         return list(given_names)
     with refusing(DataError, f"{given_names}: cannot be read as class names"):
         # editors on Windows put a byte order mark in front
         text = read_text(given_names, encoding="utf-8-sig")
-        if given_names.suffix != ".json":
-            return plain_names([line.strip() for line in text.splitlines() if line.strip()])
-        data = parse_json(text)
+        if given_names.suffix == ".json":
+            data = parse_json(text)
+            lines = _lines_of_class_index(data)
+        else:
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            data = plain_names(lines)
+        if by_synset := _names_by_synset(lines):
+            return by_synset if set(classes) & set(by_synset) else list(by_synset.values())
         return data if isinstance(data, list | dict) else []
+
+
+def _lines_of_class_index(data: Any) -> list[str]:
+    """Lines of a WordNet id and a name from ImageNet's `imagenet_class_index.json`, which maps
+    numbers to such pairs.
+    """
+    if not isinstance(data, dict):
+        return []
+    return [" ".join(map(str, pair)) if isinstance(pair, list) else "" for pair in data.values()]
+
+
+def _names_by_synset(lines: list[str]) -> Json | None:
+    """The first name of each WordNet id, if there is an id in front of every line."""
+    matches = [_SYNSET.fullmatch(line) for line in lines]
+    names = {match[1]: match[2].rstrip().replace("_", " ") for match in matches if match}
+    return names if 0 < len(names) == len(lines) else None
 
 
 def plain_names(lines: list[str]) -> list[str]:

@@ -318,6 +318,39 @@ def test_names_are_read_from_lists_as_people_write_them(
     assert plain_names(lines) == (names or lines)
 
 
+SYNSETS = (
+    "n01440764 tench, Tinca tinca\n"
+    "n01484850 great white shark, white shark, man-eater\n"
+    "n02012849 crane\n"
+)
+CLASS_INDEX = (
+    '{"0": ["n01440764", "tench"], "1": ["n01484850", "great_white_shark"],'
+    ' "2": ["n02012849", "crane"]}'
+)
+
+
+@pytest.mark.parametrize(("file", "text"), [("map.txt", SYNSETS), ("index.json", CLASS_INDEX)])
+def test_imagenets_lists_name_folders_of_wordnet_ids(tmp_path: Path, file: str, text: str) -> None:
+    """Of the folders that there are; labels that are numbers take the names in order."""
+    (tmp_path / file).write_text(text)
+    for name in ("n02012849", "n01484850"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        (tmp_path / "val" / name / "0.png").write_bytes(png(0))
+    images = load_images(str(tmp_path / "val"), tmp_path / file)
+    assert images.class_names == ("great white shark", "crane")
+    assert images.labels == (0, 1)
+    assert read_class_names(tmp_path / file) == ("tench", "great white shark", "crane")
+    numbers = {
+        f"{k}.{end}": b for k in range(3) for end, b in (("cls", b"%d" % k), ("png", png(k)))
+    }
+    tar = save_tar(tmp_path / "x.tar", dict(sorted(numbers.items())))
+    assert load_images(str(tar), tmp_path / file).class_names == read_class_names(tmp_path / file)
+    (tmp_path / "val" / "n09999999").mkdir()
+    (tmp_path / "val" / "n09999999" / "0.png").write_bytes(png(0))
+    with pytest.raises(DataError, match="has no name for 1 class: n09999999"):
+        load_images(str(tmp_path / "val"), tmp_path / file)
+
+
 def test_a_range_and_a_folder_of_tars_are_one_source(tmp_path: Path) -> None:
     for part in range(9, 12):
         save_tar(
