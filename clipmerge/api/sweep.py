@@ -236,8 +236,9 @@ def run_sweep(
     for run in runs:  # what was learned is saved until nothing more can fail
         run.finish()
     record = with_texts(record) | {"headline": sweep_headline(record)}
-    for row, (plan, _) in zip(record["recipes"], planned, strict=True):
-        row["decision"]["text"] = headline(plan)
+    for row, (plan, _), run in zip(record["recipes"], planned, runs, strict=True):
+        # the plan that was shared among processes has no losses and no choice
+        row["decision"]["text"] = headline(run.plan or plan)
     return record, correct
 
 

@@ -25,7 +25,7 @@ from clipmerge.images.dataset import load_images, open_images
 from clipmerge.models.building import build_model
 from clipmerge.planning.recipe import load_recipe, recipe_text
 from clipmerge.progress import Progress
-from clipmerge.report.text import texts_of
+from clipmerge.report.text import headline, texts_of
 from clipmerge.request import Calibration, SweepRequest
 from clipmerge.run import RunCache
 from tests.support.command import done
@@ -218,6 +218,21 @@ def test_recipes_with_equal_weights_are_one_point(
     assert [row["alpha"] for row in record["recipes"]] == [0.3, None, None, None]
     assert record["recipes"][0]["accuracy"] == record["curve"][1]["accuracy"]
     assert correct["near"].shape == (points, 30)
+
+
+def test_a_recipe_that_learns_says_what_a_merge_would(
+    far: Folders, images: Path, shifted: Path, calibration: Path
+) -> None:
+    sets = ["measure.steps=2", "measure.batch=4", "measure.strong_aug=2"]
+    settings = Calibration(source=str(calibration), device="cpu", templates=TEMPLATE)
+    request = sweep_of(
+        far, images, shifted, load_recipe("auto", sets), alphas=(0.0, 1.0), calibration=settings
+    )
+    (row,) = run_sweep(request)[0]["recipes"]
+    run = prepare(request.merge_request(request.recipes[0]), Progress(), with_verdict=False)
+    assert run.plan is not None
+    assert row["decision"]["text"] == headline(run.plan)
+    assert "nats while learning; on " in row["decision"]["text"]
 
 
 @pytest.mark.slow
