@@ -417,10 +417,17 @@ def as_list(finetuned: Any) -> list[Any]:
     return list(finetuned)
 
 
-def parse_named(parameter: str, sources: Mapping[str, Any] | Sequence[str] | None) -> Json:
-    """Sources by name, given as a mapping or as texts ``NAME=SOURCE``."""
+def parse_named(
+    parameter: str, sources: Mapping[str, Any] | Sequence[StrPath] | StrPath | None
+) -> Json:
+    """Sources by name, given as a mapping, or as texts ``NAME=SOURCE`` or paths."""
     if not isinstance(sources, Mapping):
-        pairs = [parse_named_source(text) for text in sources or ()]
+        listed = [sources] if isinstance(sources, (str, os.PathLike)) else sources or ()
+        if not isinstance(listed, (list, tuple)) or not all(
+            isinstance(source, (str, os.PathLike)) for source in listed
+        ):
+            raise UsageError(f'`{parameter}` takes sources by name: {parameter}={{"val": SOURCE}}')
+        pairs = [parse_named_source(os.fspath(source)) for source in listed]
         sources = dict(pairs)
         if len(sources) != len(pairs):
             raise UsageError(

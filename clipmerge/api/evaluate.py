@@ -25,13 +25,13 @@ from clipmerge.request import (
     require_checkpoints,
     with_state_key,
 )
-from clipmerge.types import Json
+from clipmerge.types import Json, StrPath
 
 
 @with_options(EvaluateOptions)
 def evaluate(
     checkpoint: CheckpointLike,
-    data: Mapping[str, Any] | Sequence[str] | None = None,
+    data: Mapping[str, Any] | Sequence[StrPath] | StrPath | None = None,
     **options: Unpack[EvaluateOptions],
 ) -> EvaluateResult:
     """Measure zero-shot accuracy, the share of images whose class prompt scores highest, or recall
@@ -41,7 +41,7 @@ def evaluate(
         checkpoint: A folder, a file, ``org/name[@revision]``, or a model of transformers or
             open_clip.
         data: Images by name of their row, each in any form accepted for ``data`` of `merge`; or
-            texts ``NAME=SOURCE``.
+            texts ``NAME=SOURCE`` or paths, one or several.
         **options: See `EvaluateOptions`.
 
     Returns:
@@ -54,8 +54,6 @@ def evaluate(
     """
     settings = complete_options(EvaluateOptions, options)
     wanted = Calibration.from_options(settings)
-    if not isinstance(data, (Mapping, list, tuple, type(None))):
-        raise UsageError('evaluate takes its images by name: data={"val": SOURCE}')
     sources = parse_named("data", data)
     tasks = parse_named("keep", settings["keep"])
     reports = settings["progress"]

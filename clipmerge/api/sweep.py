@@ -65,8 +65,8 @@ def sweep(
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | Sequence[CheckpointLike],
     *,
-    id: Mapping[str, Any] | Sequence[str],
-    ood: Mapping[str, Any] | Sequence[str],
+    id: Mapping[str, Any] | Sequence[StrPath] | StrPath,
+    ood: Mapping[str, Any] | Sequence[StrPath] | StrPath,
     output: StrPath | None = None,
     **options: Unpack[SweepOptions],
 ) -> SweepResult:
@@ -76,7 +76,7 @@ def sweep(
         zeroshot: theta_0; see `merge`.
         finetuned: theta_1 ... theta_K; see `merge`. With several the curve goes to their average.
         id: Images like those of the fine-tuning, by name, each in any form accepted for ``data`` of
-            `merge`; or texts ``NAME=SOURCE``.
+            `merge`; or texts ``NAME=SOURCE`` or paths, one or several.
         ood: Images unlike those of the fine-tuning, likewise.
         output: Folder to write; ``None`` to write nothing.
         **options: See `SweepOptions`.

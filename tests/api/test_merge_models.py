@@ -260,9 +260,7 @@ def test_arguments_of_another_type_are_refused_in_one_line(pair: Folders) -> Non
         with pytest.raises(clipmerge.ClipmergeError, match=told):
             clipmerge.merge_models(zeroshot, finetuned, recipe, **QUIET)
     data: Any = 5
-    with pytest.raises(
-        UsageError, match=r'^evaluate takes its images by name: data=\{"val": SOURCE\}$'
-    ):
+    with pytest.raises(UsageError, match=r'^`data` takes sources by name: data=\{"val": SOURCE\}$'):
         clipmerge.evaluate(pair[0], data)
     assert with_state_key(["a.pt"], "ema") == ("a.pt#ema",)
     with pytest.raises(UsageError, match="`state_key`: a model in memory has no parts"):

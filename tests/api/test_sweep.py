@@ -26,7 +26,7 @@ from clipmerge.models.building import build_model
 from clipmerge.planning.recipe import load_recipe, recipe_text
 from clipmerge.progress import Progress
 from clipmerge.report.text import headline, texts_of
-from clipmerge.request import Calibration, SweepRequest
+from clipmerge.request import Calibration, SweepRequest, parse_named
 from clipmerge.run import RunCache
 from tests.support.command import done
 from tests.support.tasks import inputs_of, plan_of, sweep_of
@@ -352,6 +352,15 @@ def test_a_source_that_cannot_be_read_is_named_with_its_option(far: Folders, ima
     ):
         with pytest.raises(DataError, match=re.escape(told)):
             run_sweep(request)
+
+
+def test_sources_may_be_one_text_or_one_path(images: Path) -> None:
+    name, expected = images.name, {images.name: str(images)}
+    for given in (str(images), images, f"{name}={images}", [images], {name: images}):
+        assert parse_named("id", given) == expected
+    for wrong in (5, [(1, "cat")]):
+        with pytest.raises(UsageError, match=r'^`id` takes sources by name: id=\{"val": SOURCE\}$'):
+            parse_named("id", wrong)  # type: ignore[arg-type]
 
 
 def test_contradictions_are_refused(far: Folders, images: Path, shifted: Path) -> None:
