@@ -237,8 +237,8 @@ class DataOptions(TypedDict, total=False):
             "Images",
             "SOURCE",
             python=(
-                "Or a datasets.Dataset; a torch Dataset or DataLoader of (image, label) pairs; or a"
-                " Calibration, which replaces all options about images and the machine."
+                "Or a datasets.Dataset; a list, torch Dataset or DataLoader of (image, label)"
+                " pairs; or a Calibration, which replaces all options about images and the machine."
             ),
             cli=str | None,
             flags=("--data", "-d"),
@@ -267,13 +267,13 @@ class PromptOptions(TypedDict, total=False):
     """The labels of images, and the prompts made of them."""
 
     classes: Annotated[
-        StrPath | Sequence[str] | None,
+        StrPath | Sequence[str] | Mapping[Any, str] | None,
         Option(
             None,
             "Class names: one per line in their order, JSON, or a list's name.",
             "Images",
             "FILE",
-            python="Or the names themselves.",
+            python="Or the names themselves, in order or by number.",
             cli=Path | None,
             settable="personal",
         ),

@@ -496,13 +496,22 @@ def parse_size(size: str | int | None) -> int | None:
 
 
 def _class_names(
-    classes: StrPath | Sequence[str] | None,
+    classes: StrPath | Sequence[str] | Mapping[Any, str] | None,
 ) -> Path | Names | None:
     """A file of class names, or the names themselves; a file wins over a shipped list of its
     name.
     """
     if classes is None or classes == "":
         return None
+    if isinstance(classes, Mapping):  # such as `id2label` of a configuration of transformers
+        by_number = {str(number): name for number, name in classes.items()}
+        numbers = [str(number) for number in range(len(by_number))]
+        if set(by_number) != set(numbers):
+            raise UsageError(
+                f"`classes`: its keys are not the numbers 0 to {len(numbers) - 1}; give the names"
+                " in the order of the classes, or a JSON file from label to name"
+            )
+        return tuple(by_number[number] for number in numbers)
     if not isinstance(classes, (str, os.PathLike)):
         return tuple(classes)
     from clipmerge.images.registry import class_list, class_lists
@@ -554,7 +563,12 @@ def command_text(
         if isinstance(value, bool):
             words += [flag] if option and value is not option.default else []
         elif value is not None:
-            values = _recipe_words(value) if name in ("recipe", "recipes") else _flag_values(value)
+            if name in ("recipe", "recipes"):
+                values = _recipe_words(value)
+            elif name == "classes" and not isinstance(value, (str, os.PathLike)):
+                values = [f"<{len(value)} names>"]  # the flag takes a file
+            else:
+                values = _flag_values(value)
             for word in values:
                 words += [flag, word]
     return shlex.join(words)

@@ -22,7 +22,7 @@ from clipmerge.config import (
     with_flags,
 )
 from clipmerge.errors import UsageError
-from clipmerge.request import command_text
+from clipmerge.request import Calibration, command_text
 from tests.support.command import clipmerge as command
 
 #: Functions by the options that they take, and the command of the same name.
@@ -125,3 +125,12 @@ def test_one_text_and_a_device_of_torch_are_taken_as_what_they_mean() -> None:
     assert command_text("merge", "a", "b", options=given).endswith(
         "--keep a=b --device cpu --set method.alpha=0.2"
     )
+
+
+def test_class_names_in_memory_are_a_list_or_numbered_as_in_id2label() -> None:
+    for names in (["cat", "dog"], {1: "dog", 0: "cat"}, {"0": "cat", "1": "dog"}):
+        assert Calibration.from_options({"classes": names}).classes == ("cat", "dog")
+        text = command_text("merge", "a", "b", options={"classes": names})
+        assert text == "clipmerge merge a b --classes '<2 names>'"
+    with pytest.raises(UsageError, match="`classes`: its keys are not the numbers 0 to 1"):
+        Calibration.from_options({"classes": {"cat": 0, "dog": 1}})

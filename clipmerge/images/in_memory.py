@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -144,13 +145,13 @@ def _build_source(
     is_float = bool(count) and "float" in str(getattr(get(0), "dtype", ""))
     shown = sorted({at * (count - 1) // max(1, _SHOWN - 1) for at in range(_SHOWN)})
     is_ready = is_float and not all(_within_unit_interval(np.asarray(get(at))) for at in shown)
-    names = getattr(data, "classes", None)
+    names = _class_names_of(data)
     is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
     opened = Source(
         title,
         Pixels(get, positions, title)
         if is_ready
-        else Items(lambda at: _encode_png(f"{title}, image {at}", get(at)), positions, title),
+        else Items(lambda at: _encoded(f"{title}, image {at}", get(at)), positions, title),
         targets,
         captioned=columns.captioned,
         class_names=tuple(names) if names and is_list else None,
@@ -159,6 +160,13 @@ def _build_source(
     if targets is None or has_captions(opened):
         return opened
     return replace(opened, values=[_parse_label(title, target) for target in targets])
+
+
+def _class_names_of(data: Any) -> Any:
+    """The class names of a data set, or of the one that it is a part of, as torch's `Subset` is."""
+    while not hasattr(data, "classes") and hasattr(data, "dataset"):
+        data = data.dataset
+    return getattr(data, "classes", None)
 
 
 def _parse_label(title: str, label: Any) -> int | str:
@@ -176,9 +184,12 @@ def _parse_label(title: str, label: Any) -> int | str:
     raise DataError(f"{title}: {label!r} is not a label; give a class index or a name")
 
 
-def _encode_png(name: str, image: Any) -> bytes:
-    """Encode an image losslessly."""
+def _encoded(name: str, image: Any) -> Encoded:
+    """The path of an image file, or an image encoded losslessly."""
     from PIL import Image
+
+    if isinstance(image, (str, os.PathLike)):
+        return os.fspath(image)
 
     if not isinstance(image, Image.Image):
         values = np.asarray(image)
@@ -196,7 +207,7 @@ def _encode_png(name: str, image: Any) -> bytes:
         if values.dtype != np.uint8 or values.ndim not in (2, 3):
             raise DataError(
                 f"{name}: is {type(image).__name__} of {values.dtype}, shape {values.shape};"
-                " expected a PIL image, uint8 values, or float pixels (3, height, width)"
+                " expected a path, a PIL image, uint8 values, or float pixels (3, height, width)"
             )
         image = Image.fromarray(values)
     file = io.BytesIO()

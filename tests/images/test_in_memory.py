@@ -7,7 +7,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from PIL import Image
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from clipmerge.errors import DataError
 from clipmerge.images import Columns
@@ -102,6 +103,28 @@ def test_labels_are_those_that_a_data_set_keeps_and_need_names(folder: LabelledI
     assert load_images(Pairs(items_of(folder)), ("x", "y", "z")).class_names == ("x", "y", "z")
     named = [(image, folder.class_names[label]) for image, label in items_of(folder)]
     assert load_images(Pairs(named)).class_names == folder.class_names
+
+
+def test_a_part_of_a_data_set_has_its_class_names(folder: LabelledImages) -> None:
+    data = Pairs(items_of(folder), classes=list(folder.class_names))
+    part = Subset(Subset(data, range(1, len(data))), range(1, 5))
+    loader = DataLoader(
+        part, batch_size=2, collate_fn=lambda items: tuple(zip(*items, strict=True))
+    )
+    for source in (part, loader):
+        loaded = load_images(source)
+        assert loaded.class_names == folder.class_names
+        assert loaded.labels == folder.labels[2:6]
+
+
+def test_images_may_be_paths(images: Path, folder: LabelledImages) -> None:
+    paths = sorted(images.rglob("*.png"))
+    for pairs in ([(p, p.parent.name) for p in paths], [(str(p), p.parent.name) for p in paths]):
+        loaded = load_images(pairs)
+        assert loaded.class_names == tuple(sorted({p.parent.name for p in paths}))
+        assert pixels_of(loaded) == [Image.open(p).convert("RGB").tobytes() for p in paths]
+    with pytest.raises(DataError, match=r"image 0: cannot be read as an image \(No such file"):
+        load_images([(f"{paths[0]}x", 0)], ["a", "b"]).image(0)
 
 
 def test_preprocessed_pixels_are_taken_as_they_are() -> None:
