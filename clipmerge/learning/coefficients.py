@@ -109,17 +109,18 @@ class Coefficients:
         if key not in self._sparse_counts and not self._extrapolation:
             return value
         moved = torch.lerp(value, torch.ones_like(value), self._extrapolation)
-        return (
-            moved.where(_largest(value, self._sparse_counts[key]), 0.0)
-            if key in self._sparse_counts
-            else moved
-        )
+        if key not in self._sparse_counts:
+            return moved
+        count = self._sparse_counts[key]
+        count += int(self._extrapolation * (value.numel() - count))
+        return moved.where(_largest(value, count), 0.0)
 
     def extrapolate(self, share: float) -> None:
         """Go a share of the way from the coefficients to the fine-tuned model's.
 
-        Dropped coefficients stay dropped. Moves do not add up: each one starts from the learned
-        coefficients.
+        As large a share of the dropped coefficients is kept again, those with the highest scores:
+        the way ends at the fine-tuned model, which drops none. Moves do not add up: each one starts
+        from the learned coefficients.
         """
         self._extrapolation = share
 

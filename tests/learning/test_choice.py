@@ -119,7 +119,8 @@ def test_the_limit_binds_with_few_images(images: int, lost: float, gained: float
     assert beyond_the_limit(images, lost, gained) <= 0.1
 
 
-def test_sparse_coefficients_do_not_reach_the_finetuned_model(ends: Ends) -> None:
+def test_sparse_coefficients_go_the_whole_way_to_the_finetuned_model(ends: Ends) -> None:
+    """They drop fewer entries the nearer they are to it, and those with the lowest scores."""
     objective = objective_for(ends, make_batches(SIZES))
     coefficients = Coefficients(objective, "entry", 0.5)
     entries = sum(value.numel() for value in coefficients.values.values())
@@ -127,9 +128,17 @@ def test_sparse_coefficients_do_not_reach_the_finetuned_model(ends: Ends) -> Non
     coefficients.extrapolate(0.8)
     assert coefficients.distance() == pytest.approx(0.1 * math.sqrt(entries))
     name, value = max(coefficients.values.items(), key=lambda item: item[1].numel())
+    value.copy_(torch.linspace(0.4, 0.6, value.numel()).view_as(value))
     coefficients.make_sparse([name], 0.5)
-    dropped = value.numel() - value.numel() // 2
-    assert coefficients.distance() == pytest.approx(math.sqrt(dropped + 0.01 * (entries - dropped)))
+    half = value.numel() // 2
+    earlier = None
+    for share in (0.0, 0.3, 0.8):
+        coefficients.extrapolate(share)
+        kept = coefficients.effective_coefficients(name).flatten() > 0
+        count = half + int(share * (value.numel() - half))
+        assert kept.tolist() == [at >= value.numel() - count for at in range(value.numel())]
+        assert earlier is None or coefficients.distance() < earlier
+        earlier = coefficients.distance()
 
 
 def test_held_back_images_are_recognised_as_the_reference_recognises_them(ends: Ends) -> None:
