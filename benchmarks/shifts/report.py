@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -76,13 +76,29 @@ _README_ROWS = {
         "emoji-mild-2",
     ),
 }
+#: Further rows of the first table of the results page.
+_FURTHER_ROWS = {
+    "emoji, the vendors in other roles": (
+        "roles-aggressive-1",
+        "roles-aggressive-2",
+        "roles-mild-1",
+        "roles-mild-2",
+    ),
+    "characters in other typefaces": (
+        "fonts-aggressive-1",
+        "fonts-aggressive-2",
+        "fonts-mild-1",
+        "fonts-mild-2",
+    ),
+    "icons with captions": ("icons-aggressive-1", "icons-mild-1"),
+}
 #: Folder of the results of pairs held out from today's rule.
 _TODAY = "two-teachers"
 _README = Path(__file__).parents[2] / "README.md"
 _README_TABLE = re.compile(r"(<!-- results: .* -->\n).*(?=<!-- end of the results -->)", re.DOTALL)
 _ABOUT = Path(__file__).with_name("results_about.md")
-#: The mark in the page that the first screen replaces.
-_FIRST_SCREEN = "<!-- first screen -->"
+#: The marks in the page that its first two tables replace.
+_TODAY_MARK, _COMPARISON_MARK = "<!-- today -->", "<!-- comparison -->"
 
 
 def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
@@ -95,9 +111,11 @@ def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
     if groups:
         written.append(pictures / "summary.png")
         written[0].write_bytes(summary.summary_png(groups))
-    parts = [
-        _ABOUT.read_text(encoding="utf-8").rstrip().replace(_FIRST_SCREEN, _first_screen(groups))
-    ]
+    about_page = _ABOUT.read_text(encoding="utf-8").rstrip()
+    about_page = about_page.replace(
+        _TODAY_MARK, _today_table(results, _README_ROWS | _FURTHER_ROWS)
+    )
+    parts = [about_page.replace(_COMPARISON_MARK, _comparison(groups))]
     for about in _BENCHMARKS:
         pairs = testbeds[about.title]
         parts += [f"## {about.title}", about.note.read_text(encoding="utf-8").rstrip()]
@@ -115,21 +133,33 @@ def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
 
 def write_readme(results: Path = RESULTS, readme: Path = _README, docs: Path = DOCS) -> list[Path]:
     """Write README's table and picture from the JSON files of its rows."""
-    rows = {
-        name: [_read_pair(results / _TODAY / f"{file}.json") for file in files]
-        for name, files in _README_ROWS.items()
-    }
+    rows = _read_rows(results, _README_ROWS)
     picture = docs / "results" / "accuracy.png"
     picture.write_bytes(summary.accuracies_png(rows))
-    head = ["held-out pairs", "zero-shot", "fine-tuned", "merged (`auto`)", "gain"]
-    lines = table(head, summary.readme_rows(rows))
+    lines = _today_table(results, _README_ROWS)
     text = readme.read_text(encoding="utf-8")
     text = _README_TABLE.sub(lambda found: f"{found[1]}{lines}\n", text)
     readme.write_text(text, encoding="utf-8")
     return [readme, picture]
 
 
-def _first_screen(groups: summary.Groups) -> str:
+def _read_rows(results: Path, rows: Mapping[str, Sequence[str]]) -> dict[str, list[Resampled]]:
+    """The pairs of each row that were judged by today's rule."""
+    files = {
+        name: [results / _TODAY / f"{file}.json" for file in row] for name, row in rows.items()
+    }
+    return {name: list(map(_read_pair, row)) for name, row in files.items()}
+
+
+def _today_table(results: Path, rows: Mapping[str, Sequence[str]]) -> str:
+    """Accuracies and gains by today's rule."""
+    if not (results / _TODAY).is_dir():
+        return "No held-out pair has been judged by today's rule yet."
+    head = ["held-out pairs", "zero-shot", "fine-tuned", "merged (`auto`)", "gain"]
+    return table(head, summary.readme_rows(_read_rows(results, rows)))
+
+
+def _comparison(groups: summary.Groups) -> str:
     """One table and one figure: the main recipes on all held-out pairs."""
     if not groups:
         return "No held-out pair has been run yet."

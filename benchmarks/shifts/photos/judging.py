@@ -70,7 +70,7 @@ def judged(pair: TrainedPair, contestant: Contestant, how: Evaluation) -> dict[s
     assert result.record is not None  # one process alone
     return (
         row_of(contestant, row, right, request)
-        | _said(result.record)
+        | _said(result.record, pair)
         | {"seconds": round(seconds, 1)}
     )
 
@@ -84,10 +84,14 @@ def _data_of(pair: TrainedPair, how: Evaluation) -> dict[str, Any]:
     return {"data": [images.image(at) for at in range(len(images))], "classes": names}
 
 
-def _said(record: MergeRecord) -> dict[str, Any]:
+def _said(record: MergeRecord, pair: TrainedPair) -> dict[str, Any]:
     """What the merge itself says: its verdict, the effect that it measured, and what it chose."""
     shares = [(layer.zeroshot_share or 0.0, layer.size) for layer in record.layers.values()]
     effect = record.effect
+    # local paths must not be published
+    warnings = [
+        text.replace(f"{pair.calibration.parent}/", "") for text in texts_of(record.warnings)
+    ]
     return {
         "verdict": headline(record),
         "choice": record.choice and record.choice.model_dump(mode="json"),
@@ -95,5 +99,5 @@ def _said(record: MergeRecord) -> dict[str, Any]:
         "recommendation": effect and effect.recommendation,
         "effect": effect and answer_text(effect),
         "over_finetuned": effect and effect.over_finetuned.model_dump(mode="json"),
-        "warnings": texts_of(record.warnings),
+        "warnings": warnings,
     }
