@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from clipmerge.errors import DataError, NoLabelsError, counted, is_utf8, shorten
 from clipmerge.files.reading import parse_json, read_text, refusing
 from clipmerge.finding import Finding
+from clipmerge.images.registry import imagenet_names
 from clipmerge.images.source import Source
 from clipmerge.types import Json, Names, Shape
 
@@ -55,7 +56,12 @@ def name_classes(
         )
     names = classes
     notes = tuple[Finding, ...]()
-    if not (source.verbatim and classes is source.class_names):
+    if (of_imagenet := imagenet_names(classes)) is not None:
+        names = of_imagenet
+        notes = (
+            Finding.of("wordnet-classes", source=source.title, example=classes[0], name=names[0]),
+        )
+    elif not (source.verbatim and classes is source.class_names):
         names = tuple(name.replace("_", " ") for name in classes)
         if are_numbered(classes):
             names = tuple(map(_without_number, names))

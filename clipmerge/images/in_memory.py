@@ -146,7 +146,7 @@ def _build_source(
     shown = sorted({at * (count - 1) // max(1, _SHOWN - 1) for at in range(_SHOWN)})
     is_ready = is_float and not all(_within_unit_interval(np.asarray(get(at))) for at in shown)
     names = _class_names_of(data)
-    is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     opened = Source(
         title,
         Pixels(get, positions, title)
@@ -166,7 +166,10 @@ def _class_names_of(data: Any) -> Any:
     """The class names of a data set, or of the one that it is a part of, as torch's `Subset` is."""
     while not hasattr(data, "classes") and hasattr(data, "dataset"):
         data = data.dataset
-    return getattr(data, "classes", None)
+    names = getattr(data, "classes", None)
+    if isinstance(names, (list, tuple)):  # torchvision's ImageNet has several names of each class
+        names = [name[0] if isinstance(name, tuple) and name else name for name in names]
+    return names
 
 
 def _parse_label(title: str, label: Any) -> int | str:

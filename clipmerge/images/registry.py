@@ -165,3 +165,19 @@ def class_lists() -> Names:
 def class_list(name: str) -> Names:
     """Class names by the name of their list."""
     return tuple((_HERE / "classes" / f"{name}.txt").read_text(encoding="utf-8").splitlines())
+
+
+def imagenet_names(ids: Names) -> Names | None:
+    """ImageNet's names of its classes with these WordNet ids; ``None`` if one is not its own."""
+    rows = _imagenet_rows_by_id()
+    if not ids or not all(each in rows for each in ids):
+        return None
+    names = class_list("imagenet")
+    return tuple(names[rows[each]] for each in ids)
+
+
+@functools.cache
+def _imagenet_rows_by_id() -> Mapping[str, int]:
+    """The class of each WordNet id: the ids of the 1,000 classes are in their order."""
+    ids = (_HERE / "imagenet_ids.txt").read_text(encoding="utf-8").split()
+    return {each: row for row, each in enumerate(ids)}

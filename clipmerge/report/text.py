@@ -1069,6 +1069,10 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         "{source}: its classes are numbered, such as '{example}'; prompts have the name without the"
         " number, '{name}'"
     ),
+    "wordnet-classes": (
+        "{source}: its classes are WordNet ids, such as '{example}'; prompts have ImageNet's names,"
+        " '{name}'"
+    ),
     "labels-from-one": "{source}: the labels are 1 to {names}, so the first name is that of 1",
     "shared-names": (
         "{source}: gives several classes the same name {examples}; a model always predicts the"

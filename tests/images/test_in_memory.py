@@ -115,6 +115,8 @@ def test_a_part_of_a_data_set_has_its_class_names(folder: LabelledImages) -> Non
         loaded = load_images(source)
         assert loaded.class_names == folder.class_names
         assert loaded.labels == folder.labels[2:6]
+    several = Pairs(items_of(folder), classes=[(name, "other") for name in folder.class_names])
+    assert load_images(several).class_names == folder.class_names
 
 
 def test_images_may_be_paths(images: Path, folder: LabelledImages) -> None:

@@ -6,10 +6,17 @@ import pytest
 
 from clipmerge.errors import DataError, UsageError
 from clipmerge.hub.ids import parse_dataset
+from clipmerge.images import registry
 from clipmerge.images.classes import name_classes
 from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.prompts import check_templates, template_set, template_sets
-from clipmerge.images.registry import class_list, class_lists, find_known, known_sets
+from clipmerge.images.registry import (
+    class_list,
+    class_lists,
+    find_known,
+    imagenet_names,
+    known_sets,
+)
 from clipmerge.images.source import Source
 from clipmerge.images.store import ImageList
 from tests.support.benchmark_sets import retrieval_set, webdataset
@@ -53,6 +60,23 @@ def test_rows_of_shifts_are_those_of_their_names() -> None:
         "tandem bicycle",
     ]
     assert len(class_list("imagenet")) == 1000
+
+
+def test_wordnet_ids_have_imagenets_names() -> None:
+    ids = Path(registry.__file__).with_name("imagenet_ids.txt").read_text().split()
+    assert ids == sorted(set(ids))  # ImageNet's classes are in the order of their ids
+    assert imagenet_names(tuple(ids)) == class_list("imagenet")
+    known = {
+        "n01440764": "tench",
+        "n02123045": "tabby cat",
+        "n02504458": "African bush elephant",
+        "n04254680": "soccer ball",
+        "n07753592": "banana",
+        "n15075141": "toilet paper",
+    }
+    assert imagenet_names(tuple(known)) == tuple(known.values())
+    assert imagenet_names(("n01440764", "n02084071")) is None
+    assert imagenet_names(()) is None
 
 
 def test_a_name_stands_for_a_source_unless_a_folder_has_it(

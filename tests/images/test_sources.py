@@ -336,6 +336,11 @@ def test_imagenets_lists_name_folders_of_wordnet_ids(tmp_path: Path, file: str, 
     for name in ("n02012849", "n01484850"):
         (tmp_path / "val" / name).mkdir(parents=True)
         (tmp_path / "val" / name / "0.png").write_bytes(png(0))
+    unnamed = load_images(str(tmp_path / "val"))
+    assert unnamed.class_names == ("great white shark", "crane bird")
+    assert texts_of(unnamed.notes)[0].endswith(
+        "'n01484850'; prompts have ImageNet's names, 'great white shark'"
+    )
     images = load_images(str(tmp_path / "val"), tmp_path / file)
     assert images.class_names == ("great white shark", "crane")
     assert images.labels == (0, 1)
@@ -349,6 +354,7 @@ def test_imagenets_lists_name_folders_of_wordnet_ids(tmp_path: Path, file: str, 
     (tmp_path / "val" / "n09999999" / "0.png").write_bytes(png(0))
     with pytest.raises(DataError, match="has no name for 1 class: n09999999"):
         load_images(str(tmp_path / "val"), tmp_path / file)
+    assert load_images(str(tmp_path / "val")).class_names[0] == "n01484850"
 
 
 def test_a_range_and_a_folder_of_tars_are_one_source(tmp_path: Path) -> None:
