@@ -4,6 +4,7 @@ function.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,11 @@ def apply(
 
     settings = complete_options(ApplyOptions, options)
     limit = parse_size(settings["max_shard_size"])
+    if not isinstance(plan, (Plan, str, os.PathLike)):
+        raise UsageError(
+            f"{type(plan).__name__} is not a plan; give a Plan, or a file that `clipmerge plan`"
+            " wrote"
+        )
     file = None if isinstance(plan, Plan) else Path(plan)
     read = [] if file is None else local_files(file, tensors_path(file))
     check_output(Path(output), overwrite=settings["overwrite"], read=read)

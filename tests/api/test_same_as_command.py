@@ -202,6 +202,7 @@ def test_what_is_wrong_is_one_error_of_the_tree(
 ) -> None:
     held = api.Calibration(source=str(images))
     cases: list[tuple[type[Exception], str, Callable[[], Any]]] = [
+        (api.UsageError, "int is not a plan", lambda: api.apply(5, output="x")),  # type: ignore[arg-type]
         (api.UsageError, "measures, and needs labelled images", lambda: api.plan(*pair, "auto")),
         (
             api.UsageError,
