@@ -116,7 +116,7 @@ class Plan(Tabular, Frozen):
         inputs_digest: `digest_of_inputs` of the checkpoints that the plan was decided for.
         layer_digests: `digest_of_layer` of the settings that each layer's reason is about, by
             layer.
-        effect: The effect of the merge, measured on images that the decision did not see.
+        effect: The effect of the merge, measured on held-out images.
         other_tasks: Scores on tasks that the models were not fine-tuned for.
         measurements: The measurements behind the decision.
         calibration: The images used for measuring.

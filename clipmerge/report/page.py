@@ -21,6 +21,7 @@ from clipmerge.report.text import (
     examples_text,
     inputs_text,
     record_texts,
+    straggler_meaning,
     text_of,
     unmeasured_text,
 )
@@ -75,6 +76,7 @@ def html_page(record: MergeRecord) -> str:
             }
             for name, layer in record.layers.items()
         ],
+        "straggler_meaning": straggler_meaning(record),
         "check_titles": _CHECKS,
         "tolerance": TOLERANCE,
         "command": repeat_command(record),

@@ -304,6 +304,25 @@ def _learned_sparse_text(**values: Any) -> str:
     return f"{text[0].lower()}{text[1:]}; {learned}"
 
 
+def straggler_meaning(record: MergeRecord) -> str:
+    """What a straggler layer is in a merge."""
+    measure = record.recipe.measure or {}
+    if measure.get("rule") == "share":
+        return (
+            "one of the sharpest layers of the blocks, the fewest that together hold"
+            f" {measure['share']:.0%} of the blocks' sharpness."
+        )
+    if measure.get("rule") == "outlier" or any(
+        "z" in row for row in record.straggler_scores.values()
+    ):
+        return (
+            "a layer whose statistic stands out from the other layers by a robust outlier rule, and"
+            " does so in nearly every bootstrap resample of the calibration batches."
+        )
+    statistic = record.straggler_statistic or "statistic"
+    return f"a layer that the method singled out by its {statistic}; its reason says why."
+
+
 def _no_stragglers_text(
     statistic: str, layer: str, z: float, limit: float, mirror: float, lowest: float | None
 ) -> str:
@@ -391,8 +410,8 @@ def unmeasured_text(*, with_images: bool, warnings: Collection[Finding] = ()) ->
         )
     if with_images:
         return (
-            "The effect of this merge was not measured on images that the decision did not see, so"
-            " it is not known; `clipmerge evaluate` measures it on images of yours."
+            "The effect of this merge was not measured on held-out images, so it is not known;"
+            " `clipmerge evaluate` measures it on images of yours."
         )
     return (
         "Nothing was measured on images, so the effect of this merge is not known; give labelled"

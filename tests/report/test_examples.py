@@ -40,7 +40,7 @@ def test_the_report_shows_captions_with_the_images_found() -> None:
     assert len(re.findall(r'<figure><img src="data:image/svg\+xml;base64', page)) == 1
     assert "http" not in re.sub(r"base64,[^\"]*", "", page).replace("http://www.w3.org", "")
     assert "recall at 1" in page
-    assert "Your images: 205 with 205 captions that the decision did not see." in page
+    assert "Your images: 205 held-out images with 205 captions." in page
 
 
 def test_an_example_has_its_image_and_those_of_both_models() -> None:

@@ -83,6 +83,24 @@ def test_every_layer_has_a_row_with_its_numbers(html_of: Pages, name: str) -> No
     assert marked == [layer for layer in record["layers"] if layer in record["stragglers"]]
 
 
+def test_the_page_says_what_a_straggler_is_by_the_rule_that_found_it(html_of: Pages) -> None:
+    by_outliers = example()
+    sparse = learned(stragglers=("vision.3.mlp",))
+    scores = {name: {"share": 0.1} for name in sparse["layers"]}
+    by_rule = {}
+    for rule in ("share", "outlier"):
+        by_rule[rule] = copy.deepcopy(sparse) | {"straggler_scores": scores}
+        by_rule[rule]["recipe"]["measure"] = {"name": "learned-sparse", "rule": rule, "share": 0.15}
+    outlier = "a layer whose statistic stands out from the other layers by a robust outlier rule"
+    for record, meaning in (
+        (by_outliers, outlier),
+        (by_rule["outlier"], outlier),
+        (by_rule["share"], "the fewest that together hold 15% of the blocks' sharpness"),
+        (sparse, "a layer that the method singled out by its sharpness; its reason says why"),
+    ):
+        assert meaning in Page(html_of(record)).text
+
+
 def test_there_is_no_section_for_what_was_not_measured(html_of: Pages) -> None:
     html = html_of(data_free())
     assert "<img" not in html
