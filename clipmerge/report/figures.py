@@ -28,7 +28,7 @@ from clipmerge.output.record import TOP, MergeRecord
 from clipmerge.planning.measurements import LossPath
 from clipmerge.planning.merge_effect import THUMBNAIL, MergeEffect
 from clipmerge.report.sweep_table import curve_ends, shorten_middle
-from clipmerge.report.text import distillation_text, off_curve_rows
+from clipmerge.report.text import distillation_text, effect_title, off_curve_rows
 from clipmerge.types import Json
 
 CURVE, INK, MUTED, GRID = "#1f6fb2", "#1b1f24", "#59626d", "#eceff2"
@@ -160,10 +160,11 @@ def effect_picture(effect: MergeEffect) -> Picture:
         )
     axes.set_yticks(range(len(kinds)), list(kinds.values()))
     axes.invert_yaxis()
-    axes.set_xlabel("recall at 1, %" if effect.captions else "accuracy, %")
+    axes.set_xlabel(effect_title(effect))
     _legend_above(axes, len(effect.models))
     description = "Accuracies of the models with their intervals; the table has every number."
-    return Picture("Accuracy", as_image(figure, description), "")
+    title = "Accuracy" if effect.labelled else "Agreement"
+    return Picture(title, as_image(figure, description), "")
 
 
 def examples_figure(effect: MergeEffect) -> Figure:

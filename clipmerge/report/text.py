@@ -125,6 +125,7 @@ def record_texts(record: MergeRecord, *, images: str = "your images") -> Json:
         "reason": reason,
         "examples_text": examples,
         "effect_warnings": warnings,
+        "effect_title": effect_title(effect),
         "effect_facts": effect_facts(effect),
         "effect_rows": effect_rows(effect),
         "effect_explanation": effect_explanation(effect),
@@ -417,6 +418,13 @@ def unmeasured_text(*, with_images: bool, warnings: Collection[Finding] = ()) ->
         "Nothing was measured on images, so the effect of this merge is not known; give labelled"
         " images of your task with --data to measure it."
     )
+
+
+def effect_title(effect: MergeEffect) -> str:
+    """What the numbers of an effect are, as a heading."""
+    if not effect.labelled:
+        return "agreement with fine-tuned, %"
+    return "recall at 1, %" if effect.captions else "accuracy, %"
 
 
 def effect_facts(effect: MergeEffect) -> str:

@@ -86,6 +86,9 @@ def test_auto_learns_without_labels_and_says_so_on_all_faces(
         (tmp_path / "out" / "README.md").read_text(),
     ):
         assert UNKNOWN in " ".join(text.split())
+        assert "accuracy, %" not in text
+    for name in ("report.html", "README.md"):
+        assert "agreement with fine-tuned, %" in (tmp_path / "out" / name).read_text()
 
 
 def test_class_names_are_needed_and_several_models_would_contradict(
