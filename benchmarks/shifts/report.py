@@ -112,9 +112,10 @@ def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
         written.append(pictures / "summary.png")
         written[0].write_bytes(summary.summary_png(groups))
     about_page = _ABOUT.read_text(encoding="utf-8").rstrip()
-    about_page = about_page.replace(
-        _TODAY_MARK, _today_table(results, _README_ROWS | _FURTHER_ROWS)
-    )
+    today = "No held-out pair has been judged by today's rule yet."
+    if (results / _TODAY).is_dir():
+        today = _today_table(_read_rows(results, _README_ROWS | _FURTHER_ROWS))
+    about_page = about_page.replace(_TODAY_MARK, today)
     parts = [about_page.replace(_COMPARISON_MARK, _comparison(groups))]
     for about in _BENCHMARKS:
         pairs = testbeds[about.title]
@@ -136,7 +137,7 @@ def write_readme(results: Path = RESULTS, readme: Path = _README, docs: Path = D
     rows = _read_rows(results, _README_ROWS)
     picture = docs / "results" / "accuracy.png"
     picture.write_bytes(summary.accuracies_png(rows))
-    lines = _today_table(results, _README_ROWS)
+    lines = _today_table(rows)
     text = readme.read_text(encoding="utf-8")
     text = _README_TABLE.sub(lambda found: f"{found[1]}{lines}\n", text)
     readme.write_text(text, encoding="utf-8")
@@ -151,12 +152,10 @@ def _read_rows(results: Path, rows: Mapping[str, Sequence[str]]) -> dict[str, li
     return {name: list(map(_read_pair, row)) for name, row in files.items()}
 
 
-def _today_table(results: Path, rows: Mapping[str, Sequence[str]]) -> str:
+def _today_table(rows: Mapping[str, Sequence[Resampled]]) -> str:
     """Accuracies and gains by today's rule."""
-    if not (results / _TODAY).is_dir():
-        return "No held-out pair has been judged by today's rule yet."
     head = ["held-out pairs", "zero-shot", "fine-tuned", "merged (`auto`)", "gain"]
-    return table(head, summary.readme_rows(_read_rows(results, rows)))
+    return table(head, summary.readme_rows(rows))
 
 
 def _comparison(groups: summary.Groups) -> str:

@@ -1,5 +1,5 @@
-"""The first screen of the results page, and README's first picture: the main recipes on held-out
-pairs."""
+"""The first tables of the results page, and README's table and picture: the main recipes on
+held-out pairs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks.shifts.standing import Estimate, Resampled, over_pairs, told_accuracies
 from clipmerge.report.figures import CURVE, GRID, mark_styles
 
-#: Recipes of the first screen, with the colour and marker that they have in every picture.
+#: Recipes of the comparison on the results page, with their colour and marker in every picture.
 _SHOWN = ("auto", "straggler-sparse", "auto-first-round")
 MAIN = dict(zip(_SHOWN, mark_styles(_SHOWN), strict=True))
 #: Models of README's picture, with the names of its table.
@@ -58,7 +58,7 @@ def rows(groups: Groups) -> list[list[str]]:
 
 
 def readme_rows(named: Mapping[str, Sequence[Resampled]]) -> list[list[str]]:
-    """Rows of README's table: pairs, accuracies, and the gain of `auto`."""
+    """Rows of README's table and of the results page's first: pairs, accuracies, gain of `auto`."""
     return [
         [f"{name} ({len(pairs)})", *_accuracies(pairs), gain_of("auto", pairs).told]
         for name, pairs in named.items()

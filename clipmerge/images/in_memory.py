@@ -18,6 +18,7 @@ from clipmerge.images.columns import CAPTION_NAMES, find_columns
 from clipmerge.images.decoding import Encoded
 from clipmerge.images.source import Columns, Source
 from clipmerge.images.store import Items, Pixels
+from clipmerge.types import Names
 
 _IMAGES = ("pixel_values", "image", "images", "pixels")
 _LABELS = ("labels", "label", "target", "targets")
@@ -145,8 +146,6 @@ def _build_source(
     is_float = bool(count) and "float" in str(getattr(get(0), "dtype", ""))
     shown = sorted({at * (count - 1) // max(1, _SHOWN - 1) for at in range(_SHOWN)})
     is_ready = is_float and not all(_within_unit_interval(np.asarray(get(at))) for at in shown)
-    names = _class_names_of(data)
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     opened = Source(
         title,
         Pixels(get, positions, title)
@@ -154,7 +153,7 @@ def _build_source(
         else Items(lambda at: _encoded(f"{title}, image {at}", get(at)), positions, title),
         targets,
         captioned=columns.captioned,
-        class_names=tuple(names) if names and is_list else None,
+        class_names=_class_names_of(data),
         notes=(Finding.of("unit-floats", source=title),) if is_float and not is_ready else (),
     )
     if targets is None or has_captions(opened):
@@ -162,14 +161,16 @@ def _build_source(
     return replace(opened, values=[_parse_label(title, target) for target in targets])
 
 
-def _class_names_of(data: Any) -> Any:
+def _class_names_of(data: Any) -> Names | None:
     """The class names of a data set, or of the one that it is a part of, as torch's `Subset` is."""
     while not hasattr(data, "classes") and hasattr(data, "dataset"):
         data = data.dataset
-    names = getattr(data, "classes", None)
-    if isinstance(names, (list, tuple)):  # torchvision's ImageNet has several names of each class
-        names = [name[0] if isinstance(name, tuple) and name else name for name in names]
-    return names
+    listed = getattr(data, "classes", None)
+    if not listed or not isinstance(listed, (list, tuple)):
+        return None
+    # torchvision's ImageNet has several names of each class
+    names = tuple(name[0] if isinstance(name, tuple) and name else name for name in listed)
+    return names if all(isinstance(name, str) for name in names) else None
 
 
 def _parse_label(title: str, label: Any) -> int | str:
@@ -189,10 +190,9 @@ def _parse_label(title: str, label: Any) -> int | str:
 
 def _encoded(name: str, image: Any) -> Encoded:
     """The path of an image file, or an image encoded losslessly."""
-    from PIL import Image
-
     if isinstance(image, (str, os.PathLike)):
         return os.fspath(image)
+    from PIL import Image
 
     if not isinstance(image, Image.Image):
         values = np.asarray(image)

@@ -168,16 +168,16 @@ def class_list(name: str) -> Names:
 
 
 def imagenet_names(ids: Names) -> Names | None:
-    """ImageNet's names of its classes with these WordNet ids; ``None`` if one is not its own."""
+    """ImageNet's names for WordNet ids; ``None`` if not all of them are ids of its classes."""
     rows = _imagenet_rows_by_id()
-    if not ids or not all(each in rows for each in ids):
+    if not ids or not rows.keys() >= set(ids):
         return None
     names = class_list("imagenet")
-    return tuple(names[rows[each]] for each in ids)
+    return tuple(names[rows[wordnet_id]] for wordnet_id in ids)
 
 
 @functools.cache
 def _imagenet_rows_by_id() -> Mapping[str, int]:
-    """The class of each WordNet id: the ids of the 1,000 classes are in their order."""
+    """The index of each class by its WordNet id; the file lists the ids in the classes' order."""
     ids = (_HERE / "imagenet_ids.txt").read_text(encoding="utf-8").split()
-    return {each: row for row, each in enumerate(ids)}
+    return {wordnet_id: row for row, wordnet_id in enumerate(ids)}

@@ -118,9 +118,9 @@ class Coefficients:
     def extrapolate(self, share: float) -> None:
         """Go a share of the way from the coefficients to the fine-tuned model's.
 
-        As large a share of the dropped coefficients is kept again, those with the highest scores:
-        the way ends at the fine-tuned model, which drops none. Moves do not add up: each one starts
-        from the learned coefficients.
+        The same share of the dropped coefficients returns, those with the highest scores first, so
+        that the way ends at the fine-tuned model. Moves do not add up: each one starts from the
+        learned coefficients.
         """
         self._extrapolation = share
 

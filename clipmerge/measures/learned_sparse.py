@@ -54,8 +54,8 @@ def learned_sparse(objective: Objective, **options: Any) -> Measurements:
     Stragglers are found at the starting point of learning, among the layers of the transformer
     blocks, by their sharpness there: ||gradient|| times ||change||. Each of their parameters keeps
     the coefficients with the largest scores (straight-through). All others are zero, bit for bit
-    zero-shot, but their scores keep following their gradients, so an entry can return. As far as
-    the images held back choose to go on to fine-tuned, as large a share of the zeros returns.
+    zero-shot, but their scores keep following their gradients, so an entry can return. If the
+    held-out images choose to go on towards fine-tuned, the same share of the zeros returns.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.

@@ -187,8 +187,8 @@ def _choice_text(choice: HeldBackChoice) -> str:
     # what is counted are slightly changed views, several of each image
     if not choice.labelled:
         return (
-            f"{images} {way}; its answers have {choice.accuracy:.1%} of the votes of the fine-tuned"
-            f" model's views, that model's own {choice.finetuned_accuracy:.1%}"
+            f"{images} {way}; the fine-tuned model gives the merged model's answer on"
+            f" {choice.accuracy:.1%} of their views, and its own on {choice.finetuned_accuracy:.1%}"
         )
     return (
         f"{images} {way}; {choice.accuracy:.1%} of their views are recognised, by the fine-tuned"
@@ -306,7 +306,7 @@ def _learned_sparse_text(**values: Any) -> str:
 
 
 def straggler_meaning(record: MergeRecord) -> str:
-    """What a straggler layer is in a merge."""
+    """What the report calls a straggler, by the rule that looked for stragglers."""
     measure = record.recipe.measure or {}
     if measure.get("rule") == "share":
         return (
@@ -421,7 +421,7 @@ def unmeasured_text(*, with_images: bool, warnings: Collection[Finding] = ()) ->
 
 
 def effect_title(effect: MergeEffect) -> str:
-    """What the numbers of an effect are, as a heading."""
+    """The heading of a table of an effect's scores."""
     if not effect.labelled:
         return "agreement with fine-tuned, %"
     return "recall at 1, %" if effect.captions else "accuracy, %"

@@ -306,8 +306,8 @@ CHOICE = {"images": 20, "alpha": None, "accuracy": 0.9, "finetuned_accuracy": 0.
         ),
         (
             {"extrapolation": 0.0, "labelled": False},
-            "best; its answers have 90.0% of the votes of the fine-tuned model's views, that"
-            " model's own 95.0%",
+            "best; the fine-tuned model gives the merged model's answer on 90.0% of their views, and"
+            " its own on 95.0%",
         ),
     ],
 )
