@@ -94,6 +94,8 @@ def _opened(name: str, encoded: Encoded) -> Iterator[Image]:
     """
     from PIL import Image
 
+    if isinstance(encoded, str) and encoded not in name:
+        name = f"{name} ({encoded})"  # a data set names its images by their numbers
     try:
         content = encoded
         if isinstance(content, str):

@@ -143,14 +143,14 @@ def test_only_files_in_formats_that_run_no_program_are_decoded(
         subprocess, "Popen", lambda *_args, **_options: pytest.fail("a program was started")
     )
     with pytest.raises(
-        DataError, match=r"x.png: cannot be read as an image \(cannot identify image file\)"
+        DataError, match=r"x.png\): cannot be read as an image \(cannot identify image file\)"
     ):
-        decode("x.png", str(tmp_path / "x.png"))
+        decode("image 3", str(tmp_path / "x.png"))
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(
-        DataError, match=r"x.png: cannot be read as an image \(.*not a regular file"
+        DataError, match=r"pipe.png\): cannot be read as an image \(.*not a regular file"
     ):
-        decode("x.png", str(tmp_path / "pipe.png"))
+        decode("image 3", str(tmp_path / "pipe.png"))
 
 
 MANY = metadata(2000, 10_000)

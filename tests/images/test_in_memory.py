@@ -125,8 +125,10 @@ def test_images_may_be_paths(images: Path, folder: LabelledImages) -> None:
         loaded = load_images(pairs)
         assert loaded.class_names == tuple(sorted({p.parent.name for p in paths}))
         assert pixels_of(loaded) == [Image.open(p).convert("RGB").tobytes() for p in paths]
-    with pytest.raises(DataError, match=r"image 0: cannot be read as an image \(No such file"):
-        load_images([(f"{paths[0]}x", 0)], ["a", "b"]).image(0)
+    missing = f"{paths[0]}x"
+    with pytest.raises(DataError) as error:
+        load_images([(missing, 0)], ["a", "b"]).image(0)
+    assert f"image 0 ({missing}): cannot be read as an image (No such file" in str(error.value)
 
 
 def test_preprocessed_pixels_are_taken_as_they_are() -> None:
