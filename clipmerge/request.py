@@ -134,7 +134,7 @@ class Calibration:
                 skip_unreadable=options.get("skip_unreadable", False),
             ),
             unlabelled=_path_as_text(options.get("unlabelled")),
-            state=Path(options["state"]) if options.get("state") else None,
+            state=local_path(options["state"]) if options.get("state") else None,
             **{name: options[name] for name in _SAME_NAMES if name in options},
         )
         if not isinstance(data, Calibration):
@@ -343,7 +343,9 @@ def _check_unlabelled(calibration: Calibration, *recipes: Recipe) -> None:
         )
     labelled = calibration.source
     texts = isinstance(source, str) and isinstance(labelled, str)
-    if source is labelled or (texts and Path(source).resolve() == Path(labelled).resolve()):
+    if source is labelled or (
+        texts and local_path(source).resolve() == local_path(labelled).resolve()
+    ):
         raise UsageError(
             f"{subject}: these are the images of `data`; give images from where the model will be"
             " used, or leave it out"
@@ -384,7 +386,7 @@ def refuse_duplicates(sources: Sequence[str]) -> None:
     """Refuse a checkpoint that is given twice."""
     seen: set[str] = set()
     for source in sources:
-        path = str(Path(source).resolve()) if Path(source).exists() else source
+        path = str(local_path(source).resolve()) if local_path(source).exists() else source
         if path in seen:
             raise UsageError(
                 f"{source}: is given twice; give each checkpoint once, the zero-shot one first"
@@ -448,7 +450,7 @@ def parse_named_source(text: str) -> tuple[str, str]:
     name, equals, source = text.partition("=")
     if not (source if equals and name else text).strip():
         raise UsageError(f"'{text}': names no images; write NAME=SOURCE, such as val=data/val")
-    if equals and name:
+    if equals and name and not local_path(text).exists():
         return name, source
     path = Path(text)
     # "." and ".." are not names; use the folder's own
@@ -517,7 +519,8 @@ def _class_names(
     from clipmerge.images.registry import class_list, class_lists
 
     name = os.fspath(classes)
-    return class_list(name) if not Path(name).exists() and name in class_lists() else Path(name)
+    path = local_path(name)
+    return class_list(name) if not path.exists() and name in class_lists() else path
 
 
 def _path_as_text(data: Any) -> Any:

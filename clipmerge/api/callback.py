@@ -100,8 +100,10 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 "RobustMergeCallback: with DeepSpeed or FSDP no process holds the whole model;"
                 " leave it out, and merge what was saved with `clipmerge merge`"
             )
-        trained, zeroshot = _find_clip(model), self._zeroshot
-        if zeroshot is model or zeroshot is trained:
+        _find_clip(model)
+        zeroshot = self._zeroshot
+        # peft puts its factors into the model that it is given
+        if any(part is zeroshot for part in model.modules()):
             raise UsageError(
                 "RobustMergeCallback: zeroshot is the model that is trained, and will have changed"
                 " by the end; give its folder or name on the Hub, or a copy.deepcopy of it"
@@ -143,7 +145,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         try:
             self.result = merge(
                 self._zeroshot,
-                _find_clip(model),
+                _without_factors(_find_clip(model)),
                 self._recipe,
                 output=folder,
                 push=self._push_to,
@@ -189,12 +191,11 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
 
 def _find_clip(model: Module) -> Module:
     """The model of transformers or open_clip that is trained: the module itself, or the first such
-    part of it.
+    part of it; of peft's models the whole.
     """
     model = unwrap_model(model)
-    if hasattr(model, "merge_and_unload"):  # peft's
-        adapted: Any = copy.deepcopy(model)
-        return adapted.merge_and_unload()  # type: ignore[no-any-return]
+    if _has_factors(model):
+        return model
     for part in model.modules():
         is_transformers = hasattr(part, "save_pretrained") and hasattr(part, "config")
         if is_transformers or (hasattr(part, "visual") and hasattr(part, "encode_text")):
@@ -203,3 +204,15 @@ def _find_clip(model: Module) -> Module:
         f"RobustMergeCallback: {type(model).__name__} is not a model of transformers or open_clip,"
         " and does not contain one; save its state dict, and merge it with `clipmerge merge`"
     )
+
+
+def _has_factors(model: Module) -> bool:
+    return hasattr(model, "merge_and_unload")  # peft's
+
+
+def _without_factors(model: Module) -> Module:
+    """A copy of peft's model whose factors are part of the weights; any other model itself."""
+    if not _has_factors(model):
+        return model
+    adapted: Any = copy.deepcopy(model)
+    return adapted.merge_and_unload()  # type: ignore[no-any-return]

@@ -61,6 +61,7 @@ from clipmerge.planning.recipe import (
     Recipe,
     RecipeLike,
     load_limited_recipe,
+    parse_assignments,
     refuse_set_twice,
 )
 from clipmerge.plugins import plugin_names, takes_several_finetuned
@@ -223,12 +224,10 @@ def merge_request(
 ) -> MergeRequest:
     """Build the request of a merge from complete options, and check it."""
     fields = request_fields(zeroshot, finetuned, command, settings)
-    changes = settings["set"] or ()
-    if isinstance(changes, Mapping):
-        changes = [f"{key}={value}" for key, value in changes.items()]
+    changes = dict(parse_assignments(settings["set"]))
     if settings["alpha"] is not None:
         refuse_set_twice("alpha", "method.alpha", changes)
-        changes = [*changes, f"method.alpha={settings['alpha']!r}"]
+        changes["method.alpha"] = settings["alpha"]
     chosen = load_limited_recipe(recipe, changes, settings["max_loss"])
     if settings["max_loss"] is None:
         fields["max_loss"] = chosen.max_loss

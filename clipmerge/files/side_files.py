@@ -38,8 +38,13 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-#: Files that transformers, tokenizers and open_clip read beside weights, and files that licences
-#: require to be passed on.
+#: Files that licences require to be passed on.
+LICENCE_FILES = tuple(
+    f"{name}{suffix}"
+    for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING")
+    for suffix in ("", ".txt", ".md")
+)
+#: Files that transformers, tokenizers and open_clip read beside weights, and those of licences.
 SIDE_FILES = frozenset(
     {
         "config.json",
@@ -51,11 +56,7 @@ SIDE_FILES = frozenset(
         "tokenizer.model",
         "chat_template.jinja",
         "chat_template.json",
-        *(
-            f"{name}{suffix}"
-            for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING")
-            for suffix in ("", ".txt", ".md")
-        ),
+        *LICENCE_FILES,
     }
 )
 #: Where a path may begin in a text, and the beginnings of paths on somebody's machine; `/x` alone

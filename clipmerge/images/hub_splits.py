@@ -42,7 +42,7 @@ def card_of(snapshot: Snapshot) -> Json:
 
 def front_matter(card: str) -> Json:
     """Read the metadata in front of a card's text; empty if there are none."""
-    match = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", card, re.DOTALL | re.MULTILINE)
+    match = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", card, re.DOTALL | re.MULTILINE)
     text = match[1] if match else ""
     if len(text) > MAX_FRONT_MATTER_BYTES:
         raise Unreadable(f"its metadata are larger than {format_size(MAX_FRONT_MATTER_BYTES)}")

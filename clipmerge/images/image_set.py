@@ -73,7 +73,9 @@ class ImageSet:
         with ThreadPoolExecutor(cores_per_process()) as pool:
             for start in range(0, len(self), _AT_ONCE):
                 positions = range(len(self))[start : start + _AT_ONCE]
-                readable = pool.map(_is_readable, names[start:], self.store.read(positions))
+                readable = pool.map(
+                    _is_readable, names[start : start + _AT_ONCE], self.store.read(positions)
+                )
                 good += [at for at, is_good in zip(positions, readable, strict=True) if is_good]
         if len(good) == len(self):
             return self

@@ -73,7 +73,7 @@ def expand_files(source: str, suffix: str) -> list[str]:
         return _in_folder(source, path, suffix, split)
     if path.suffix != suffix:
         return []
-    files = expand_ranges(str(path))
+    files = [str(path)] if path.exists() else expand_ranges(str(path))
     if missing := [file for file in files if not Path(file).is_file()]:
         raise DataError(
             f"{source}: no such file" + (f": {shorten(missing)}" if len(files) > 1 else "")

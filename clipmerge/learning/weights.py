@@ -74,11 +74,13 @@ def _is_mapped(name: str, parameter: Parameter, inputs: Inputs) -> bool:
     """
     if parameter.numel() <= _MAX_COPIED or parameter.device.type != "cpu":
         return False
-    ends = (inputs.theta_0, inputs.theta_1)
-    return all(
-        end(name).data_ptr() == end(name).data_ptr() and end(name).shape == parameter.shape
-        for end in ends
-    )
+
+    def reads_in_place(end: Callable[[str], Tensor]) -> bool:
+        first = end(name)
+        inputs.release(name)  # what is formed is formed again, elsewhere, as `first` still lives
+        return end(name).data_ptr() == first.data_ptr() and first.shape == parameter.shape
+
+    return all(map(reads_in_place, (inputs.theta_0, inputs.theta_1)))
 
 
 def _are_short(name: str, parameter: Parameter, inputs: Inputs) -> bool:

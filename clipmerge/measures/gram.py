@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from clipmerge.finding import Finding
 from clipmerge.learning.objective import FORWARD, Objective
@@ -58,7 +59,10 @@ def _gram_matrices(objective: Objective) -> Tensors:
     linear = {
         names[id(module.weight)]: module
         for module in objective.criterion.model.module.modules()
-        if isinstance(module, torch.nn.Linear) and id(module.weight) in names
+        if isinstance(module, torch.nn.Linear)
+        # torch's attention multiplies by this one itself, and runs no hook of it
+        and not isinstance(module, NonDynamicallyQuantizableLinear)
+        and id(module.weight) in names
     }
     sums = {
         name: torch.zeros(module.in_features, module.in_features, device=module.weight.device)

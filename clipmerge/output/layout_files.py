@@ -18,7 +18,7 @@ from clipmerge.conversion.config import image_processor_config, preprocess_cfg
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import DTYPES
 from clipmerge.files.side_files import (
-    SIDE_FILES,
+    LICENCE_FILES,
     TOKENIZER_FILES,
     VOCABULARIES,
     copy_side_file,
@@ -49,9 +49,7 @@ def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise CheckpointError(f"its preprocessing cannot be understood ({reason})") from None
-    _copy_side_files(
-        folder, original.folder, sorted(name for name in SIDE_FILES if name.startswith("LICENSE"))
-    )
+    _copy_side_files(folder, original.folder, LICENCE_FILES)
     return notes
 
 

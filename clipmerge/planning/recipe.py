@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from clipmerge.config import Missing
 from clipmerge.errors import RecipeError, UsageError, did_you_mean, printable, shorten
 from clipmerge.files.limits import MAX_DIGITS, MAX_RECIPE_BYTES
-from clipmerge.files.paths import recipe_files
+from clipmerge.files.paths import local_path, recipe_files
 from clipmerge.files.reading import format_size, read_text, refusing
 from clipmerge.frozen import Frozen, Plain
 from clipmerge.planning.merge_effect import MAX_LOSS
@@ -145,11 +145,13 @@ def load_recipe(
         0.3
     """
     name, data = _read_raw(recipe)
-    for key, value in _parse_assignments(set):
+    for key, value in parse_assignments(set):
         *parents, last = key.strip().split(".")
         target = data
         for parent in parents:
-            target = target.setdefault(parent, {})
+            if target.get(parent) is None:  # a `Recipe` has all of its keys
+                target[parent] = {}
+            target = target[parent]
             if not isinstance(target, dict):
                 raise RecipeError(f"`set` {key}={value}: '{parent}' holds no options")
         target[last] = value
@@ -184,7 +186,7 @@ def _read_raw(recipe: RecipeLike) -> tuple[str, Json]:
             f"{type(recipe).__name__} is not a recipe; give a name, a YAML file, a dict or a Recipe"
         )
     name = os.fspath(recipe)
-    path = Path(name)
+    path = local_path(name)
     # in a stranger's folder, a file may have the name of a recipe
     if name not in recipe_files() and (path.suffix in (".yaml", ".yml") or path.is_file()):
         with refusing(RecipeError, f"{name}: cannot be read"):
@@ -199,9 +201,10 @@ def _read_raw(recipe: RecipeLike) -> tuple[str, Json]:
     return name, {"name": printable(path.stem), **data}
 
 
-def _parse_assignments(
+def parse_assignments(
     assignments: Mapping[str, Any] | Sequence[str] | None,
 ) -> list[tuple[str, Any]]:
+    """Keys and values of `load_recipe`'s ``set``."""
     if isinstance(assignments, Mapping):
         return list(assignments.items())
     parsed = []

@@ -160,10 +160,9 @@ def _design_matrix(layers: list[str], sizes: dict[str, int]) -> Array:
     layer.
     """
     blocks = {layer: block_of(layer) for layer in layers}
-    deepest = {
-        tower: max((b[1] for b in blocks.values() if b and b[0] == tower), default=0)
-        for tower in ("vision", "text")
-    }
+    deepest: dict[str, int] = {}
+    for tower, number, _ in filter(None, blocks.values()):
+        deepest[tower] = max(deepest.get(tower, 0), number)
     rows = []
     for layer in layers:
         tower = layer.partition(".")[0]

@@ -56,13 +56,16 @@ def text_of(finding: Finding) -> str:
         ('base alpha', 'unheard-of (count 2)')
     """
     sentence = SENTENCES.get(finding.kind)
-    if sentence is None:
-        return str(finding)
+    return str(finding) if sentence is None else _say(sentence, finding)
+
+
+def _say(sentence: str | Callable[..., str], finding: Finding) -> str:
+    """A sentence with the numbers of a finding; if they do not fit it, the finding as it is."""
     try:
         if isinstance(sentence, str):
             return _FORMAT.vformat(sentence, (), finding.values)
         return sentence(**finding.values)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return str(finding)  # a record that was edited, or written by another version
 
 
@@ -275,11 +278,15 @@ def learned_text(record: MergeRecord, images: int) -> list[str]:
             f"Nothing learned {where} surely keeps the fine-tuned model's accuracy, so its weights"
             " were taken"
         )
-    values = record.decision.values if record.decision else {}
-    factor = values.get("factor", 1)
-    times = f", and multiplied by {factor:g}" if factor != 1 else ""
-    lines = [] if "stragglers" not in values else [f"{_sparse_text(**values)}."]
-    return [*lines, f"{sentence}{times} (-v says more)."]
+    decision = record.decision or Finding.of("settings")
+    lines = []
+    if "stragglers" in decision.values:
+        lines.append(f"{_say(_sparse_text, decision)}.")
+    return [*lines, f"{sentence}{_say(_times_text, decision)} (-v says more)."]
+
+
+def _times_text(factor: float = 1, **_: Any) -> str:
+    return "" if factor == 1 else f", and multiplied by {factor:g}"
 
 
 def _sparse_text(
@@ -308,7 +315,7 @@ def _learned_sparse_text(**values: Any) -> str:
 def straggler_meaning(record: MergeRecord) -> str:
     """What the report calls a straggler, by the rule that looked for stragglers."""
     measure = record.recipe.measure or {}
-    if measure.get("rule") == "share":
+    if measure.get("rule") == "share" and "share" in measure:
         return (
             "one of the sharpest layers of the blocks, the fewest that together hold"
             f" {measure['share']:.0%} of the blocks' sharpness."

@@ -174,6 +174,17 @@ def test_an_adapter_is_merged_with_its_base(pair: Folders, tmp_path: Path) -> No
     assert all("q_proj" in name or "v_proj" in name for name in changed)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft with this version of transformers
+def test_the_model_that_peft_changes_in_place_is_refused(pair: Folders, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = CLIPModel.from_pretrained(pair[0])
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    callback = RobustMergeCallback(base, "wise-ft", output=tmp_path / "out", progress=Progress())
+    with pytest.raises(UsageError, match="zeroshot is the model that is trained"):
+        trainer_for(model, tmp_path / "run", callback).train()
+
+
 def test_what_can_be_known_is_reported_before_training(pair: Folders, tmp_path: Path) -> None:
     with pytest.raises(RecipeError):
         RobustMergeCallback(pair[0], "wise-fd")

@@ -49,6 +49,7 @@ LAYOUTS = {
 
 def test_open_clip_becomes_transformers(ours: Path, tmp_path: Path) -> None:
     (ours / "LICENSE").write_text("MIT")
+    (ours / "NOTICE").write_text("mine")
     converted = done("convert", ours, tmp_path / "out", "--to", "transformers", "--format", "json")
     model, info = CLIPModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
@@ -71,7 +72,7 @@ def test_open_clip_becomes_transformers(ours: Path, tmp_path: Path) -> None:
     assert record["files"] == {
         name: digest for name, digest in written.items() if name != "conversion.json"
     }
-    assert "LICENSE" in written
+    assert {"LICENSE", "NOTICE"} <= written.keys()
 
 
 def test_transformers_becomes_open_clip(theirs: Path, tmp_path: Path) -> None:

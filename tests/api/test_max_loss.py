@@ -59,6 +59,22 @@ def test_max_loss_changes_what_auto_decides(forgetting: tuple[Path, Path, Path])
     assert kept.settings_digest != lost.settings_digest
 
 
+@pytest.mark.parametrize(
+    ("recipe", "set", "value"),
+    [
+        ("straggler-outlier", {"method.mask": None}, None),
+        ("auto", {"measure.augmentations": ("grey", "blur")}, ("grey", "blur")),
+    ],
+)
+def test_values_of_a_mapping_are_taken_as_they_are(
+    pair: tuple[Path, Path], recipe: str, set: dict[str, Any], value: Any
+) -> None:
+    chosen = requested(pair, recipe, set=set).recipe
+    (key,) = set
+    section, _, option = key.partition(".")
+    assert getattr(chosen, section)[option] == value
+
+
 def requested(pair: tuple[Path, Path], recipe: str, **options: Any) -> Any:
     given = complete_options(RecipeOptions, {"data": "digits", **options})
     return merge_request(str(pair[0]), [str(pair[1])], recipe, given)

@@ -97,9 +97,10 @@ def test_what_is_no_whole_checkpoint_is_refused(
 def test_a_source_without_a_name_is_called_after_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "lr=0.1" / "dev").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "val")
     for text, name, source in (
+        ("lr=0.1/dev", "dev", "lr=0.1/dev"),
         ("data/val", "val", "data/val"),
         ("x=data/val=1", "x", "data/val=1"),
         (".", "val", "."),

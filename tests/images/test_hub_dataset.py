@@ -121,8 +121,9 @@ def test_the_card_says_which_files_are_which_split(hub: FakeHub, tmp_path: Path)
     assert found.labels == (0, 1, 1)
     assert texts_of(found.notes) == [f"{CARS}: reading its only split, train"]
     alone = CARD.partition("- config_name: full")[0] + "---\n"
-    upload(hub, "acme/cars", {"README.md": alone.encode(), **named}, kind="dataset")
-    assert load_images(f"{CARS}:holdout").labels == (2, 2, 2)  # of the only configuration
+    for card in (alone, alone.replace("\n", "\r\n")):
+        upload(hub, "acme/cars", {"README.md": card.encode(), **named}, kind="dataset")
+        assert load_images(f"{CARS}:holdout").labels == (2, 2, 2)  # of the only configuration
     upload(hub, "acme/cars", {"README.md": CARD.encode(), **named}, kind="dataset")
     with pytest.raises(DataError, match=r"no configuration 'ful' \(there are small, full\)"):
         load_images(f"{CARS}:ful/train")

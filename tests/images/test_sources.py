@@ -19,7 +19,7 @@ from clipmerge.errors import DataError, NoLabelsError, UsageError
 from clipmerge.images import Columns, parquet
 from clipmerge.images.classes import plain_names, read_class_names
 from clipmerge.images.dataset import load_images
-from clipmerge.images.local_files import expand_ranges, local_inputs
+from clipmerge.images.local_files import expand_files, expand_ranges, local_inputs
 from clipmerge.images.prompts import check_templates, class_prompts
 from clipmerge.images.sampling import balanced_sample, candidate_positions, holds_a_balanced_sample
 from clipmerge.report.text import texts_of
@@ -92,6 +92,8 @@ def test_several_ranges_are_every_combination_and_an_input_may_have_braces_in_it
     named.mkdir()
     (tmp_path / "2.tar").touch()
     assert local_inputs(named, None, tmp_path / "{1..3}.tar") == [named, tmp_path / "2.tar"]
+    (named / "x{1..2}.tar").touch()
+    assert expand_files(str(named / "x{1..2}.tar"), ".tar") == [str(named / "x{1..2}.tar")]
 
 
 def save_folder(folder: Path, *files: str) -> Path:

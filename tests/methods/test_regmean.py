@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import clipmerge
 from clipmerge.finding import Finding
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
@@ -16,6 +17,7 @@ from tests.support.command import done
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 from tests.support.tasks import decide, task_of
 from tests.support.tiny_clip import Folders
+from tests.support.tiny_open_clip import model_config, save_open_clip_pair
 
 BATCHES = make_batches((4, 3))
 VISION, TEXT = (
@@ -95,6 +97,20 @@ def test_the_merge_is_least_squares_on_the_outputs(
     assert (
         np.abs(merged - plain).max() > 20 * np.abs(merged - expected).max()
     )  # or the factor says nothing
+
+
+def test_a_map_that_torch_multiplies_by_itself_is_not_regressed(
+    images: Path, tmp_path: Path
+) -> None:
+    """Hooks of the output projection of torch's attention never run."""
+    pair = save_open_clip_pair(tmp_path, model_config())
+    plan = clipmerge.plan(*pair, "regmean", data=images, verdict=False)
+    assert any(
+        "attn.in_proj" in name for name in load_file(pair[0] / "open_clip_model.safetensors")
+    )
+    assert plan.loaded_tensors
+    for name, score in plan.loaded_tensors.items():
+        assert not torch.equal(score, torch.eye(len(score))), name
 
 
 def test_the_command_merges_and_a_plan_gives_the_same_bytes(

@@ -150,6 +150,16 @@ def test_layers_that_are_all_alike_hold_no_straggler(value: float, statistic: st
     assert found.finding == Finding.of("too-few-layers", layers=2)
 
 
+def test_the_layers_of_a_decoder_are_compared_too() -> None:
+    rows = rows_of(World(signed=True).measure(0))
+    decoder = {
+        f"decoder.{number}.{half}": 10_000 for number in range(2) for half in ("attn", "mlp")
+    }
+    rows |= dict(zip(decoder, rows.values(), strict=False))
+    found = find_stragglers(record("barrier", rows), {**sizes_of(), **decoder})
+    assert found.scores.keys() >= decoder.keys()
+
+
 def test_the_logit_scale_is_not_compared() -> None:
     rows = rows_of(World(signed=True).measure(0))
     rows["logit_scale"] = [1000.0] * BATCHES

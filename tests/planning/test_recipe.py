@@ -84,6 +84,11 @@ def test_assignments_reach_every_place() -> None:
     assert [o.layers for o in recipe.overrides] == ["text.*", "*"]
 
 
+def test_a_recipe_in_memory_takes_the_same_assignments() -> None:
+    changes = {"measure.name": "path-accuracy"}
+    assert load_recipe(load_recipe("wise-ft"), changes) == load_recipe("wise-ft", changes)
+
+
 WRONG: dict[str, tuple[str, list[str], str]] = {
     "unknown recipe": ("wise-tf", [], r"no recipe 'wise-tf' \(recipes: .*\)\. Did you mean 'wise-ft'"),
     "unknown option": ("wise-ft", ["method.alhpa=1"], r"method wise-ft: no option 'alhpa' .*Did you mean 'alpha'"),

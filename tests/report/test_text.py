@@ -211,6 +211,7 @@ def test_every_kind_that_the_package_makes_has_a_sentence() -> None:
         Finding.of("outlier", z="four"),
         Finding.of("stragglers", statistic="x", layers=None),
         Finding.of("cosine"),
+        Finding.of("at-chance", accuracy=0.1, images=3, classes=0, prompt="p"),
     ],
 )
 def test_what_another_version_wrote_is_shown_as_it_is(finding: Finding) -> None:
@@ -257,6 +258,13 @@ def test_that_no_straggler_was_found_is_said_of_a_learned_merge() -> None:
     decision = {"kind": "learned", "values": values}
     record = MergeRecord.model_validate(learned() | {"decision": decision})
     assert learned_text(record, 20)[0] == "No straggler layers found."
+
+
+@pytest.mark.parametrize("values", [{"stragglers": "x"}, {"factor": "x"}])
+def test_what_was_learned_by_another_version_is_shown_as_it_is(values: dict[str, Any]) -> None:
+    decision = {"kind": "learned", "values": values}
+    record = MergeRecord.model_validate(learned() | {"decision": decision})
+    assert str(record.decision) in " ".join(learned_text(record, 20))
 
 
 @pytest.mark.parametrize(
