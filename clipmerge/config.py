@@ -232,7 +232,7 @@ class DataOptions(TypedDict, total=False):
         Any,
         Option(
             None,
-            "Images with labels, or with `classes`: a folder, .parquet, .tar,"
+            "Labelled images, or unlabelled ones with `classes`: a folder, .parquet, .tar,"
             " hf://datasets/ORG/NAME:SPLIT, or a name from `data list`.",
             "Images",
             "SOURCE",
@@ -335,8 +335,7 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
         bool,
         Option(
             True,
-            "Hold back a fifth of the images from the decision, and measure the effect of the merge"
-            " on them.",
+            "Hold out a fifth of the images, and judge the merge on them.",
             "Decision",
         ),
     ]
@@ -344,8 +343,8 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
         float | None,
         Option(
             None,
-            "Points of accuracy that may be lost against the fine-tuned model: the recipe's limit,"
-            " and more is a warning. By default what the recipe says, or 3.",
+            "Points of accuracy that the merge may lose against the fine-tuned model; a larger loss"
+            " is a warning. By default the recipe's limit, or 3.",
             "Decision",
             "NUMBER",
             minimum=0,
@@ -443,7 +442,16 @@ class EvaluateOptions(PromptOptions, MachineOptions, total=False):
     processor: Processor
     progress: Receiver
     keep: Keep
-    strict: Strict
+    strict: Annotated[
+        bool,
+        Option(
+            False,
+            "Make a doubt about the inputs an error.",
+            "Decision",
+            python="A CheckpointError or a DataError.",
+            settable="personal",
+        ),
+    ]
     allow: Allow
     state_key: StateKey
     model: Model
@@ -555,7 +563,7 @@ OPTIONS = {
     if option.help
 } | {"recipe": RECIPE, "verbose": VERBOSE}
 # Parameters that are flags and no options: each command declares its own.
-_OTHER_FLAGS = {"output", "id", "ood", "to", "dry_run"}
+_OTHER_FLAGS = {"output", "id", "ood", "to"}
 _PARAMETER = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 
 

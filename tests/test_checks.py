@@ -369,7 +369,7 @@ def test_captions_are_checked_before_learning(pair: Folders, tmp_path: Path) -> 
     # one of each caption, or a model that always says the most common one would seem to know it
     assert 20 < finding.values["images"] == finding.values["classes"] < 60
     assert finding.values["captions"] is True
-    assert said == [f"captions are such as '{finding.values['prompt']}'"]
+    assert said == [f"captions look like '{finding.values['prompt']}'"]
 
 
 def estimates(*correct: int) -> list[Estimate]:

@@ -150,7 +150,7 @@ def _effect_images(run: Run, request: MergeRequest) -> LabelledImages | Captione
             run.measured_on = images
     if isinstance(images.store, Pixels):
         raise _Unmeasurable(
-            f"{images.source} holds preprocessed pixels, but the robustness probe needs images"
+            f"{images.source} holds preprocessed pixels, but measuring robustness needs images"
             " before preprocessing; give the data set without its transform"
         )
     return images

@@ -351,7 +351,7 @@ def load_source(
         )
     except DataError as error:
         raise DataError(
-            f"--{'ood' if name in request.ood_sources else 'id'} {name}: {error}"
+            f"`{'ood' if name in request.ood_sources else 'id'}` {name}: {error}"
         ) from None
     say_all(progress, texts_of(images.notes))
     if limit is None:

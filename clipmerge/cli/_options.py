@@ -15,7 +15,7 @@ from clipmerge.cli._defaults import applied
 from clipmerge.cli._ending import reporting_early_errors, reporting_errors
 from clipmerge.cli._help import complete_recipe, examples
 from clipmerge.cli._terminal import Format, Terminal
-from clipmerge.config import RECIPE, VERBOSE, Option, declarations
+from clipmerge.config import RECIPE, VERBOSE, Option, declarations, with_flags
 from clipmerge.errors import UsageError
 
 ZeroShot = Annotated[
@@ -37,7 +37,7 @@ def flag_of(name: str, option: Option) -> Any:
     """The flag of an option, for typer."""
     return typer.Option(
         *option.names(name),
-        help=option.help,
+        help=with_flags(option.help),
         metavar=option.metavar,
         min=option.minimum,
         max=option.maximum,

@@ -25,7 +25,9 @@ def merge_command(
     zeroshot: ZeroShot,
     finetuned: FineTuned,
     recipe: RecipeName = None,
-    output: Annotated[Path | None, output_flag("Folder to write.")] = None,
+    output: Annotated[
+        Path | None, output_flag("Folder to write; required unless --dry-run.")
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(

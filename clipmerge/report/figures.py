@@ -230,7 +230,7 @@ def pictures_of(record: MergeRecord) -> list[Picture]:
             " are running means."
         )
         if distilled := distillation_text(record):
-            caption += f" The distillation loss is that from {distilled}, on changed images."
+            caption += f" The distillation loss is the distance to {distilled}, on changed images."
         pictures.append(Picture(title, as_image(_loss_figure(record), title), caption))
     path = record.path and path_picture(record.path)
     return [*pictures, path] if path else pictures

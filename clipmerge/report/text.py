@@ -185,7 +185,7 @@ def _choice_text(choice: HeldBackChoice) -> str:
         f"{choice.extrapolation:.0%} of the way from the learned merge to fine-tuned was needed to"
         " keep the accuracy"
         if choice.extrapolation
-        else "the full learned merge was best"
+        else "all that was learned keeps the accuracy"
     )
     # what is counted are slightly changed views, several of each image
     if not choice.labelled:
@@ -194,7 +194,7 @@ def _choice_text(choice: HeldBackChoice) -> str:
             f" {choice.accuracy:.1%} of their views, and its own on {choice.finetuned_accuracy:.1%}"
         )
     return (
-        f"{images} {way}; {choice.accuracy:.1%} of their views are recognised, by the fine-tuned"
+        f"{images} {way}; the merge recognises {choice.accuracy:.1%} of their views, the fine-tuned"
         f" model {choice.finetuned_accuracy:.1%}"
     )
 
@@ -271,7 +271,7 @@ def distillation_text(record: MergeRecord) -> str:
 
 def learned_text(record: MergeRecord, images: int) -> list[str]:
     """What was learned in short."""
-    where = f"on {images:,} of your images"
+    where = f"with {images:,} of your images"  # a part of which chose how far to go
     sentence = f"How far each weight goes from zero-shot to fine-tuned was learned {where}"
     if record.choice and not takes_learned(record.trace, record.choice):
         sentence = (
@@ -441,8 +441,8 @@ def effect_facts(effect: MergeEffect) -> str:
         f" {_percent(effect.agreement.value)}% of the images ({effect.images})."
     )
     if effect.choosers:
-        also = "They" if effect.choosers == effect.images else f"{effect.choosers} of them"
-        facts += f" {also} also chose how far to go; none was learned from."
+        these = "These" if effect.choosers == effect.images else f"{effect.choosers} of these"
+        facts += f" {these} images also chose how far to go; nothing was learned from them."
     counts = (
         (effect.classes_without_images, "no image"),
         (effect.classes_with_one_image, "one image"),
@@ -466,10 +466,10 @@ def effect_explanation(effect: MergeEffect) -> str:
     """A sentence about the corruptions."""
     unrelated = ", ".join(name for name in effect.merged.corruptions if name not in effect.related)
     return (
-        f"Each image was seen under {effect.corruptions_per_image} of the generic corruptions"
+        f"Each image was seen under {effect.corruptions_per_image} of the unrelated corruptions"
         f" {unrelated}, of kinds that no recipe learns from, and under {effect.related_per_image}"
         f" of the related ones {', '.join(effect.related)}, stronger forms of changes that auto"
-        " learns from; the verdict does not rest on those."
+        " learns from; the answer does not rest on those."
     )
 
 
@@ -1093,7 +1093,7 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         " out, so that none is both seen and held back"
     ),
     "example-prompt": lambda prompt, source, captions: (
-        f"{'captions' if captions else 'prompts'}{f' of {source}' if source else ''} are such as"
+        f"{'captions' if captions else 'prompts'}{f' of {source}' if source else ''} look like"
         f" '{prompt}'"
     ),
     "unreadable": (

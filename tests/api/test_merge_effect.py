@@ -194,7 +194,7 @@ def test_few_images_that_nothing_was_learned_from_choose_and_judge(
         assert effect.images == judging
         assert run.light_plan.measurements.choice.images == choosing
         assert effect.choosers == (0 if most == 12 else judging)
-        said = "They also chose how far to go" in effect_facts(effect)
+        said = "These images also chose how far to go" in effect_facts(effect)
         assert said is (most > 12)
 
 

@@ -343,11 +343,11 @@ def test_a_source_that_cannot_be_read_is_named_with_its_option(far: Folders, ima
     for request, told in (
         (
             request_for(far, images / "x", images),
-            f"--id near: {images / 'x'}: no such folder; give a folder with one",
+            f"`id` near: {images / 'x'}: no such folder; give a folder with one",
         ),
         (
             request_for(far, images, images / "x"),
-            f"--ood far: {images / 'x'}: no such folder; give a folder with",
+            f"`ood` far: {images / 'x'}: no such folder; give a folder with",
         ),
     ):
         with pytest.raises(DataError, match=re.escape(told)):

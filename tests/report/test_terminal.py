@@ -26,7 +26,7 @@ FINETUNED = {
         (
             learned(),
             (
-                "How far each weight goes from zero-shot to fine-tuned was learned on 819 of your"
+                "How far each weight goes from zero-shot to fine-tuned was learned with 819 of your"
                 " images"
             ),
         ),
@@ -45,7 +45,7 @@ FINETUNED = {
         ),
         (
             learned() | {"choice": FINETUNED},
-            "Nothing learned on 819 of your images surely keeps the fine-tuned model's accuracy",
+            "Nothing learned with 819 of your images surely keeps the fine-tuned model's accuracy",
         ),
     ],
 )
