@@ -19,6 +19,7 @@ from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files.paths import local_path, source_exists
 from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
+from clipmerge.finding import Finding
 from clipmerge.methods import Task
 from clipmerge.output.record import MergeRecord, merge_record
 from clipmerge.planning.plan import Plan, check_coefficients, tensors_path, write_plan_files
@@ -134,6 +135,10 @@ def open_plan(
         plan = plan.replace(warnings=(*plan.warnings, *new))
     task = Task(inputs)
     run = Run(inputs, progress, plan=plan.checked(task.layers), head=plan.head, hashed=hashed)
+    if left_out := [name for name in task.layers if name not in plan.layers]:
+        note = Finding.of("layers-not-in-plan", plan=name, layers=left_out)
+        progress.say(text_of(note))
+        run.add_warning(note)
     check_coefficients(plan, task.layers, task.shapes)
     run.seconds["read"] = round(time.perf_counter() - begin, 3)
     return run

@@ -121,7 +121,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             read=[*request.files, *recipe_files(self._recipe)],
         )
         if self._push_to is not None:
-            check_push(self._push_to, folder, private=self._settings["private"])
+            check_push(self._push_to, folder, private=self._settings["private"], command="")
 
     def on_train_end(
         self,

@@ -127,7 +127,8 @@ def merge(
                 read=[*request.files, *recipe_files(recipe)],
             )
         if settings["push"] is not None:
-            check_push(settings["push"], target, private=settings["private"])
+            private, command = settings["private"], request.command
+            check_push(settings["push"], target, private=private, command=command)
         run = prepare(request, progress)
         result = finish_merge(run, target, overwrite=settings["overwrite"], max_shard_size=limit)
     if settings["push"] is None or target is None or not run.is_main:
@@ -414,6 +415,13 @@ def _check_recipe_fits(run: Run, recipe: Recipe) -> None:
     layers = Task(run.inputs).layers
     for override in recipe.overrides:
         match_layers(override.layers, layers)
+    if recipe.learns and run.inputs.keeps_head:
+        raise RecipeError(
+            f"recipe '{recipe.name}' learns by class prompts, and the output is a classifier,"
+            " which has none; use 'wise-ft' without images, and compare its alphas by your own"
+            " evaluation, or merge the tower alone into the whole zero-shot model with"
+            " `set=missing=keep-zeroshot`"
+        )
     count = len(run.inputs.finetuned)
     if count > 1 and recipe.measure and not takes_several_finetuned(recipe.measure["name"]):
         several = [name for name in plugin_names("measures") if takes_several_finetuned(name)]

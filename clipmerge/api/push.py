@@ -50,15 +50,12 @@ def push(
     return published
 
 
-def check_push(repo_id: str, output: Path | None, *, private: bool) -> None:
-    """Refuse a push that will fail, before measuring, which takes minutes."""
+def check_push(repo_id: str, output: Path | None, *, private: bool, command: str) -> None:
+    """Refuse a push that will fail, before measuring, which takes minutes; ``command`` repeats all
+    of it.
+    """
     from clipmerge.publish.push import check_access
 
     if output is None:
         raise UsageError("`push` needs `output`: a dry run writes nothing to push")
-    check_access(
-        output,
-        repo_id,
-        private=private,
-        command=command_text("push", output, repo_id, options={"private": private}),
-    )
+    check_access(output, repo_id, private=private, command=command)

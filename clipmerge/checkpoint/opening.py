@@ -34,7 +34,7 @@ from clipmerge.checkpoint.source import (
 from clipmerge.checkpoint.wrappers import text_encoders, unwrap
 from clipmerge.config import Missing
 from clipmerge.conversion.keys import layout_of
-from clipmerge.errors import CheckpointError, counted, did_you_mean, shorten
+from clipmerge.errors import CheckpointError, HubError, counted, did_you_mean, shorten
 from clipmerge.families import is_known
 from clipmerge.files.hashes import remember_state
 from clipmerge.files.paths import is_plain_name, local_path, split_part
@@ -111,7 +111,14 @@ def find_source(name: str) -> Source:
     hub_id = hub_id_of(name)
     from clipmerge.hub.download import resolve
 
-    return Source(name, resolve(hub_id))
+    try:
+        return Source(name, resolve(hub_id))
+    except HubError as error:
+        path = local_path(split_part(name)[0])
+        if not (path.parent.name and path.parent.is_dir()):
+            raise
+        here = f"The folder {path.parent} on this machine holds no '{path.name}'."
+        raise HubError(f"{error} {here}{_neighbour_hint(path)}") from None
 
 
 def open_checkpoint(
@@ -254,9 +261,7 @@ def hub_id_of(source: str) -> HubId:
     hub_id = parse_hub_id(address)
     if hub_id is None:
         path = local_path(address)
-        beside = itertools.islice(path.parent.glob("*"), _MAX_ENTRIES)
-        hint = did_you_mean(path.name, [neighbour.name for neighbour in beside])
-        hint = hint.replace("'", f"'{path.parent}/", 1) if path.parent.name else hint
+        hint = _neighbour_hint(path)
         if page := _HUB_PAGE.match(address):
             hint = f" Did you mean '{page[1]}'?"
         raise CheckpointError(
@@ -266,6 +271,13 @@ def hub_id_of(source: str) -> HubId:
             f" org/name@revision{f'.{hint}' if hint else ''}"
         )
     return hub_id
+
+
+def _neighbour_hint(path: Path) -> str:
+    """Suggest a file or folder beside a path that does not exist."""
+    beside = itertools.islice(path.parent.glob("*"), _MAX_ENTRIES)
+    hint = did_you_mean(path.name, [neighbour.name for neighbour in beside])
+    return hint.replace("'", f"'{path.parent}/", 1) if path.parent.name else hint
 
 
 def _find_weights(source: str, folder: Path) -> tuple[Path, tuple[Finding, ...]]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from clipmerge.checkpoint import Checkpoint
 from clipmerge.checkpoint.converted import as_open_clip
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.scorer import Scorer
 from clipmerge.families import family_of, tower_of
+from clipmerge.files.finite import require_finite
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import source_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
@@ -42,7 +45,13 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
         )
     with no_larger_than(checkpoint.source, checkpoint.entries.values()):
         model = model_for(family, checkpoint.config, checkpoint.folder)
-    model.load(lambda name: checkpoint.tensor(keys[name]), checkpoint.source)
+
+    def read(name: str) -> Tensor:
+        tensor = checkpoint.tensor(keys[name])
+        require_finite(tensor, name, checkpoint.source)
+        return tensor
+
+    model.load(read, checkpoint.source)
     return model
 
 

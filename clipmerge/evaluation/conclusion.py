@@ -39,12 +39,16 @@ def conclude(
     max_loss: float,
     learned: bool = False,
     labelled: bool = True,
+    is_finetuned: bool = False,
 ) -> Conclusion:
     """Recommend whether to use a merged model.
 
     ``learned`` says whether it has learned coefficients, ``labelled`` whether images have labels;
     if not, an accuracy is agreement with the fine-tuned model, and less of it need not be a loss.
+    ``is_finetuned`` says whether the merged weights are the fine-tuned model's own.
     """
+    if is_finetuned:
+        return Conclusion("either", Finding.of("same-model"), None, ())
     if not labelled and exceeds_max_loss(over_finetuned.clean.value, max_loss):
         reason = Finding.of("disagrees", clean=_numbers(over_finetuned.clean))
         return Conclusion("cannot-tell", reason, None, ())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from base64 import b64encode
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, cast
 
@@ -132,6 +133,7 @@ def measure_effect(
         max_loss=max_loss,
         learned=learned,
         labelled=labelled,
+        is_finetuned=_takes_all_of(plan, reference, inputs.layers),
     )
     return MergeEffect(
         source=images.source,
@@ -186,6 +188,19 @@ def _thumbnail(image: Image) -> str:
     file = io.BytesIO()
     image.save(file, "JPEG")
     return b64encode(file.getvalue()).decode()
+
+
+def _takes_all_of(plan: Plan, which: int, layers: Iterable[str]) -> bool:
+    """Whether the merged weights are those of one fine-tuned model."""
+    return (
+        plan.combine is None
+        and all(weight == (at == which) for at, weight in enumerate(plan.weights))
+        and all(layer in plan.layers for layer in layers)
+        and all(
+            entry.alpha == 1 and entry.mask is None and not entry.is_learned
+            for entry in plan.layers.values()
+        )
+    )
 
 
 def moves_of(plan: Plan) -> list[Move]:

@@ -299,7 +299,8 @@ def _check_names(
             raise DataError(
                 f"{title}: {json.dumps(name)[:60]} is not a class name; write a text for each class"
             )
-    return tuple(data)
+    # as in the names of folders
+    return tuple(name.replace("_", " ") for name in data)
 
 
 def _names_title(given_names: Path | Sequence[str]) -> str:

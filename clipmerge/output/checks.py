@@ -7,11 +7,20 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from clipmerge.errors import CheckpointError, OutputError
-from clipmerge.files.reading import Unreadable, read_json
+from clipmerge.errors import CheckpointError, OutputError, shorten
+from clipmerge.files.reading import Unreadable, read_json, refusing
 from clipmerge.files.safetensors import read_header
-from clipmerge.files.staging import RECORD, refuse_existing, refuse_link
+from clipmerge.files.staging import PLAN_FOLDER, RECORD, refuse_existing, refuse_link
 from clipmerge.planning.plan import COEFFICIENTS, SCORES, tensors_path
+
+# What commands write beside the files that their records list, and what others leave in a folder.
+_WRITTEN = frozenset(
+    {
+        *(PLAN_FOLDER, "README.md", "report.html", "path.png", "examples.png"),
+        *("sweep.html", "sweep.csv", "curve.png", "curve.svg", "curve.pdf", "correct.safetensors"),
+        *(".cache", ".DS_Store"),
+    }
+)
 
 
 def check_output(
@@ -42,6 +51,21 @@ def check_output(
             )
     _require_writable_parent(output)
     refuse_existing(output, record, overwrite=overwrite)
+    if output.exists():
+        _refuse_own_files(output, record)
+
+
+def _refuse_own_files(output: Path, record: str) -> None:
+    """Refuse to replace an earlier output in which the user has put files."""
+    with refusing(OutputError, f"{output / record}: cannot be read"):
+        data = read_json(output / record)
+    files = data.get("files") if isinstance(data, dict) else None
+    written = {record, *_WRITTEN, *(files if isinstance(files, dict) else ())}
+    if own := sorted({path.name for path in output.iterdir()} - written):
+        raise OutputError(
+            f"{output}: also holds {shorten(own, 3)}, which this command did not write, so"
+            " `overwrite=True` leaves it alone; move that elsewhere, or remove the folder yourself"
+        )
 
 
 def _require_resolvable(output: Path) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -513,10 +514,8 @@ def write_plan_files(path: Path, plan: Plan) -> Plan:
     tensors = plan.loaded_tensors
     with staged_files(path) as folder:
         if tensors:
-            from safetensors.torch import save_file
-
             file = folder / tensors_path(path).name
-            save_file(dict(tensors), file)
+            _save_tensors(tensors, file)
             mask = os.umask(0)
             os.umask(mask)
             file.chmod(0o666 & ~mask)  # save_file makes it readable only by its owner
@@ -524,6 +523,19 @@ def write_plan_files(path: Path, plan: Plan) -> Plan:
             plan = plan.replace(tensors=named)
         (folder / path.name).write_text(plan.to_json(), encoding="utf-8")
     return plan
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), file)
+    except SafetensorError as error:  # which says in words what the system refused
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 def _read_tensors(path: Path, record: TensorsRecord) -> Tensors:

@@ -295,6 +295,11 @@ def _option_hint(key: str, data: Json) -> str:
 
 def _plugin_section(source: str, section: str, value: Any) -> Json:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        if section == "measure" and isinstance(value, dict) and value:
+            raise RecipeError(
+                f"{source}: measures nothing, so it has no option 'measure.{next(iter(value))}'; a"
+                f" measure needs a `name:`, one of {', '.join(plugin_names('measures'))}"
+            )
         raise RecipeError(
             f"{source}: {section}: needs a `name:`, one of {', '.join(plugin_names(f'{section}s'))}"
         )

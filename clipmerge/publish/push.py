@@ -56,7 +56,12 @@ class Push:
     yes: bool = False
     dry_run: bool = False  # check everything, and change nothing
     evaluations: tuple[Path, ...] = ()
-    command: str = ""  # repeats this push
+    command: str = ""  # repeats this push; empty for a training, which has none
+
+    @property
+    def again(self) -> str:
+        """How to repeat it, in words."""
+        return f"`{self.command}`" if self.command else "start again"
 
     @property
     def doing(self) -> str:
@@ -163,7 +168,7 @@ def _check_token(api: HfApi, job: Push) -> None:
     if get_token() is None:
         raise HubError(
             f"{job.doing}: no token. {NOTHING} Log in with `hf auth login` or set HF_TOKEN, then"
-            f" `{job.command}`."
+            f" {job.again}."
         )
     with explained(job.doing, state=NOTHING, again=job.command):
         me = with_retries(api.whoami)
@@ -171,7 +176,7 @@ def _check_token(api: HfApi, job: Push) -> None:
     if role == "read":
         raise HubError(
             f"{job.doing}: the token may only read. {NOTHING} Make one that may write at "
-            f"https://huggingface.co/settings/tokens, `hf auth login`, then `{job.command}`."
+            f"https://huggingface.co/settings/tokens, `hf auth login`, then {job.again}."
         )
     mine = [me["name"], *(org["name"] for org in me.get("orgs", []))]
     namespace, name = job.repo_id.split("/")

@@ -11,6 +11,7 @@ from string import Formatter
 from typing import Any, Literal, NamedTuple
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
+from clipmerge.config import with_flags
 from clipmerge.errors import counted, shorten
 from clipmerge.finding import NOTE, Finding
 from clipmerge.output.record import LayerRecord, MergeRecord, map_text
@@ -110,7 +111,7 @@ def record_texts(record: MergeRecord, *, images: str = "your images") -> Json:
     effect = record.effect
     texts: Json = {
         "headline": headline(record),
-        "warnings": texts_of(record.warnings),
+        "warnings": list(map(with_flags, texts_of(record.warnings))),
         "other_tasks": other_task_rows(record.other_tasks),
         "other_tasks_heads": HEADS,
         "other_tasks_facts": other_task_facts(record.other_tasks),
@@ -206,7 +207,7 @@ def settings_text(
 ) -> str:
     """How far the layers go, and which have a mask."""
     entries = list(layers.values())
-    parts = [_distance_text(entries, _target_text(weights, combine))]
+    parts = [_distance_text(layers, _target_text(weights, combine))]
     masked = [entry for entry in entries if entry.mask]
     if masked:
         rules = ", ".join(sorted({str(entry.mask) for entry in masked}))
@@ -226,12 +227,16 @@ def settings_text(
     return "; ".join(parts)
 
 
-def _distance_text(entries: Sequence[LayerPlan | LayerRecord], target: str) -> str:
+def _distance_text(layers: Mapping[str, LayerPlan | LayerRecord], target: str) -> str:
+    entries = layers.values()
     ends = [end for entry in entries for end in (entry.alpha_range or (entry.alpha,))]
     low, high = min(ends, default=0.0), max(ends, default=0.0)
     way = f"of the way from zero-shot to {target}"
     if low == high:
-        return "every layer stays zero-shot" if high == 0 else f"every layer goes {high:g} {way}"
+        towers = {name.partition(".")[0] for name in layers if "." in name}
+        whose = f" of the {towers.pop()} tower" if len(towers) == 1 else ""
+        end = "stays zero-shot" if high == 0 else f"goes {high:g} {way}"
+        return f"every layer{whose} {end}"
     kind = "coefficients go" if any(entry.alpha_range for entry in entries) else "layers go"
     return f"the {kind} {low:.4g} to {high:.4g} {way}"
 
@@ -996,6 +1001,7 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     ),
     "gains": _gains_text,
     "same-accuracy": _same_accuracy_text,
+    "same-model": "The merged model is the fine-tuned model itself.",
     "no-difference": (
         "The merged and the fine-tuned model differ by no more than {limit:g} points, with and"
         " without unrelated corruptions."
@@ -1199,6 +1205,10 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         "the fine-tuned checkpoint is a classifier: its head is kept unchanged, and the output is a"
         " classifier too, without the rest of the zero-shot model (`set=missing=keep-zeroshot`"
         " writes the whole zero-shot model with the merged tower instead)"
+    ),
+    "layers-not-in-plan": lambda plan, layers: (
+        f"{plan}: names no {shorten(layers, 3)} ({len(layers)} of the layers), so these stay"
+        " zero-shot"
     ),
     "one-tower": (
         "the fine-tuned checkpoint holds the {tower} tower only; the rest stays zero-shot"

@@ -1,9 +1,11 @@
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
@@ -89,6 +91,11 @@ def test_what_is_no_whole_checkpoint_is_refused(
         (tmp_path / "tower", "holds the vision tower only, which has no zero-shot classes"),
     ):
         assert told in refused(clipmerge("evaluate", checkpoint, "--data", images))
+    shutil.copytree(pair[1], tmp_path / "broken")
+    weights = load_file(pair[1] / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = float("nan")
+    save_file(weights, tmp_path / "broken" / "model.safetensors")
+    assert "NaN" in refused(clipmerge("evaluate", tmp_path / "broken", "--data", images))
     few = save_images(tmp_path / "images", each=2, classes=("bird",))
     line = refused(clipmerge("evaluate", pair[0], "--data", few))
     assert line.endswith("images: has one class; measuring needs at least two")

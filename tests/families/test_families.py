@@ -16,7 +16,7 @@ from clipmerge.api.merge import prepare
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import families, family_of
-from tests.support.command import printed
+from tests.support.command import clipmerge, printed, refused
 from tests.support.raw_safetensors import edit_json, rename_keys
 from tests.support.tasks import inputs_of, request_for
 from tests.support.tiny_clip import Folders
@@ -106,6 +106,8 @@ def test_a_classifier_keeps_its_head_or_leaves_it_when_asked(
         assert before.keys() == after.keys()
         assert torch.equal(before["classifier.weight"], after["classifier.weight"])
     folders = family_pairs("CLIP classifier")
+    told = refused(clipmerge("merge", *folders, "--data", "digits", "--output", tmp_path / "out"))
+    assert "learns by class prompts, and the output is a classifier, which has none" in told
     merged(folders, tmp_path / "out", 1.0, "missing=keep-zeroshot")
     output = loaded("CLIP", tmp_path / "out").state_dict()
     zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in folders)

@@ -218,6 +218,18 @@ def test_a_hub_that_is_sick_or_down_does_not_give_a_stale_commit(hub: FakeHub, s
         remote_metadata(MODEL.at(sha), ["model.safetensors"])
 
 
+def test_a_mistyped_folder_is_suggested_where_the_hub_has_no_such_model(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models" / "zeroshot").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    told = r"The folder models on this machine holds no 'zeroshto'\. Did you mean 'models/zeroshot'"
+    with pytest.raises(HubError, match=told):
+        open_checkpoint("models/zeroshto")
+    with pytest.raises(HubError, match=r"^(?!.*on this machine)"):
+        open_checkpoint("elsewhere/zeroshto")
+
+
 def test_offline_on_purpose_uses_the_cache_and_says_so(
     hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,16 @@ def test_json_names_numbers_that_do_not_count_up(tmp_path: Path) -> None:
         load_images(str(folder), tmp_path / "names.json")
 
 
+def test_underscores_in_a_list_of_names_are_spaces_as_in_folders(tmp_path: Path) -> None:
+    folder = save_folders(tmp_path / "x", "red_star", "blue_ring")
+    (tmp_path / "names.txt").write_text("blue_ring\nred_star\n")
+    (tmp_path / "names.json").write_text('{"red_star": "red_star", "blue_ring": "blue_ring"}')
+    expected = load_images(str(folder)).class_names
+    assert expected == ("blue ring", "red star")
+    for names in (tmp_path / "names.txt", tmp_path / "names.json", ["blue_ring", "red_star"]):
+        assert load_images(str(folder), names).class_names == expected
+
+
 @pytest.mark.parametrize("kind", ["parquet", "datasets", "tar"])
 def test_texts_of_digits_are_the_same_labels_as_numbers(tmp_path: Path, kind: str) -> None:
     texts = [str(number) for number in range(12)]

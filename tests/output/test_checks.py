@@ -1,5 +1,6 @@
 """Outputs that would destroy something or cannot be written are refused before any work."""
 
+import json
 import os
 from pathlib import Path
 
@@ -24,6 +25,20 @@ def test_overwrite_never_touches_what_clipmerge_did_not_write(tmp_path: Path) ->
             OutputError, match=r"was not written by this command \(it holds no clipmerge\.json\)"
         ):
             check_output(tmp_path / name, overwrite=True)
+
+
+def test_overwrite_keeps_what_the_user_put_beside_an_output(tmp_path: Path) -> None:
+    record = {"files": {"model.safetensors": None}}
+    (tmp_path / "clipmerge.json").write_text(json.dumps(record))
+    for name in ("model.safetensors", "report.html", "README.md"):
+        (tmp_path / name).write_text("x")
+    check_output(tmp_path, overwrite=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"also holds notes\.txt, which this command did not"):
+        check_output(tmp_path, overwrite=True)
+    (tmp_path / "clipmerge.json").write_text("[")
+    with pytest.raises(OutputError, match=r"clipmerge\.json: cannot be read"):
+        check_output(tmp_path, overwrite=True)
 
 
 @pytest.mark.parametrize("place", ["cat/new", "../photos/new", "link"])
@@ -118,7 +133,7 @@ def test_a_plan_is_not_written_to_a_link(tmp_path: Path, dangling: bool) -> None
 
 def test_an_output_that_holds_what_is_read_is_refused(tmp_path: Path) -> None:
     output, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
-    write(output, "old")
+    write(output, json.dumps({"files": {"a": None, "x": None}}))
     elsewhere.write_text("1")
     (output / "a").mkdir()
     (output / "a" / "b.yaml").write_text("1")

@@ -92,7 +92,7 @@ def test_a_recipe_in_memory_takes_the_same_assignments() -> None:
 WRONG: dict[str, tuple[str, list[str], str]] = {
     "unknown recipe": ("wise-tf", [], r"no recipe 'wise-tf' \(recipes: .*\)\. Did you mean 'wise-ft'"),
     "unknown option": ("wise-ft", ["method.alhpa=1"], r"method wise-ft: no option 'alhpa' .*Did you mean 'alpha'"),
-    "measure without a name": ("wise-ft", ["measure.nodes=3"], "measure: needs a `name:`"),
+    "measure without a name": ("wise-ft", ["measure.nodes=3"], "measures nothing, so it has no option 'measure.nodes'; a measure needs a `name:`"),
     "text for a number": ("wise-ft", ["method.alpha=high"], "option 'alpha' cannot be 'high'"),
     "a factor that overflows": ("auto", ["measure.distill_weight=1e30"], "'distill_weight' cannot be .*less than or eq"),
     "half a count": ("straggler-outlier", ["method.bootstraps=2.5"], "option 'bootstraps' cannot be 2.5"),

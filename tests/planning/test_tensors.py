@@ -1,6 +1,7 @@
 """Learned coefficients: entry by entry in float32 scalars, kept beside the plan, and refused when
 they do not fit."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipmerge import methods
 from clipmerge.api.apply import open_plan, write_merge
 from clipmerge.api.merge import prepare, write_plan
-from clipmerge.errors import PlanError
+from clipmerge.errors import OutputError, PlanError
 from clipmerge.files.hashes import sha256_of
 from clipmerge.merging.torch_chunks import coefficients_of_run
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.plan import LayerPlan, Plan, read_plan, rows_shape
 from clipmerge.progress import Progress
+from clipmerge.report.text import texts_of
 from clipmerge.run import Run
 from tests.support.command import one_line
 from tests.support.raw_safetensors import edit_json
@@ -211,6 +214,27 @@ def test_a_hand_edit_gives_a_layer_one_alpha(planned: Path, pair: Folders, tmp_p
     write_merge(opened(planned), tmp_path / "out")
     finetuned, merged = (load_file(f / "model.safetensors") for f in (pair[1], tmp_path / "out"))
     assert torch.equal(merged[FC1], finetuned[FC1])
+
+
+def test_a_layer_that_a_plan_does_not_name_stays_zeroshot_and_is_told(planned: Path) -> None:
+    data = json.loads(planned.read_text())
+    del data["layers"]["logit_scale"]
+    planned.write_text(json.dumps(data))
+    run = opened(planned)
+    told = "names no logit_scale (1 of the layers), so these stay zero-shot"
+    assert told in " ".join(texts_of(run.plan.warnings if run.plan else ()))
+
+
+def test_a_full_disk_is_told_of_a_plans_tensors_too(
+    decided: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+
+    run = decided()
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OutputError, match="the disk is full; nothing was left behind"):
+        write_plan(run, tmp_path / "plan.json")
 
 
 @pytest.mark.parametrize(

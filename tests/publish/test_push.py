@@ -79,7 +79,7 @@ def test_a_second_push_sends_what_changed_and_nothing_of_this_machine(
     assert (second.changed, second.created, second.commit) == (False, False, first.commit)
     assert commits(hub) == 1
     # stale weights are replaced, and our own card
-    check_push("alice/robust", merged, private=False)
+    check_push("alice/robust", merged, private=False, command="")
     shard = "model-00001-of-00001.safetensors"
     (merged / "model.safetensors").rename(merged / shard)
     weight_map = {"weight_map": {"logit_scale": shard}}
@@ -140,7 +140,7 @@ def test_a_card_edited_on_the_hub_is_not_run_over(hub: FakeHub, merged: Path) ->
     with pytest.raises(UsageError, match=told):
         push(merged, "alice/robust")
     with pytest.raises(UsageError, match=told):
-        check_push("alice/robust", merged, private=False)
+        check_push("alice/robust", merged, private=False, command="")
     assert commits(hub) == 2
     assert push(merged, "alice/robust", create_pr=True).pull_request
     assert hub.content("alice/robust", "README.md").endswith(b"# By hand\n")
@@ -389,7 +389,9 @@ def test_merge_push_and_merge_again_from_the_pushed_id_in_processes_of_their_own
     once = (pair[1], "-r", "wise-ft", "-o", tmp_path / "out", "--push", "acme/robust")
     with monkeypatch.context() as patch:
         patch.setenv("HF_TOKEN", "")
-        assert "no token" in refused(clipmerge("merge", pair[0], *once))
+        told = refused(clipmerge("merge", pair[0], *once))
+        assert "no token" in told
+        assert "then `clipmerge merge " in told  # nothing is there that could be pushed
     assert not (tmp_path / "out").exists()  # it was known before anything was merged
     first = run(*merge, *once, "--format", "json")
     assert first.returncode == 0, first.stderr

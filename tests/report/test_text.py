@@ -334,9 +334,9 @@ def test_the_choice_is_part_of_the_headline(choice: dict[str, Any], said: str) -
             (0.5, 0.5),
             (1.0,),
             None,
-            "every layer goes 0.5 of the way from zero-shot to the fine-tuned model",
+            "every layer of the vision tower goes 0.5 of the way from zero-shot to the fine-tuned",
         ),
-        ((0.0, 0.0), (1.0,), None, "every layer stays zero-shot"),
+        ((0.0, 0.0), (1.0,), None, "every layer of the vision tower stays zero-shot"),
         (
             (0.5, 0.0),
             (1.0,),
@@ -355,6 +355,11 @@ def test_settings_in_words(
     entries = {f"vision.{place}.mlp": LayerPlan(alpha=alpha) for place, alpha in enumerate(layers)}
     rule = Combination(rule=combine) if combine else None
     assert re.search(sentence, settings_text(entries, weights, rule))
+
+
+def test_every_layer_is_every_layer_where_both_towers_are_merged() -> None:
+    entries = {name: LayerPlan(alpha=0.5) for name in ("vision.0.mlp", "text.0.mlp", "logit_scale")}
+    assert settings_text(entries, (1.0,), None).startswith("every layer goes 0.5 of the way")
 
 
 def test_learned_coefficients_and_masks_in_words() -> None:
