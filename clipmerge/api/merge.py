@@ -415,7 +415,9 @@ def _check_recipe_fits(run: Run, recipe: Recipe) -> None:
     layers = Task(run.inputs).layers
     for override in recipe.overrides:
         match_layers(override.layers, layers)
-    if recipe.learns and run.inputs.keeps_head:
+    inputs = run.inputs
+    # a head that was built from prompts, as WiSE-FT's, is close to them; another may be anything
+    if recipe.learns and inputs.keeps_head and not inputs.has_built_head:
         raise RecipeError(
             f"recipe '{recipe.name}' learns by class prompts, and the output is a classifier,"
             " which has none; use 'wise-ft' without images, and compare its alphas by your own"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import filterfalse
 from typing import Any, cast, get_args
 
@@ -26,7 +26,7 @@ from clipmerge.families import (
     tower_of,
 )
 from clipmerge.files.safetensors import DTYPES, TensorEntry
-from clipmerge.files.side_files import read_image_processor
+from clipmerge.files.side_files import read_image_processor, read_vocabulary
 from clipmerge.finding import Finding
 from clipmerge.layers import HEAD
 from clipmerge.types import Json
@@ -184,6 +184,8 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
                 for key in ours.keys() & theirs.keys()
                 if ours[key] != theirs[key]
             ]
+        if inputs.tower != "vision":
+            problems += _vocabulary_mismatches(inputs.zeroshot, checkpoint)
         if inputs.missing == "error":
             problems += _key_mismatches(inputs, which)
         problems += _field_mismatch(inputs, which, "shape", lambda entry: entry.shape)
@@ -304,6 +306,26 @@ def _preprocessing_of(checkpoint: Checkpoint) -> Json:
             if settings.get(key) is not None:
                 known[name] = [round(float(value), 4) for value in settings[key]]
     return known
+
+
+def _vocabulary_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[str]:
+    """Compare the tokenizers beside two checkpoints by the words that both know."""
+    ours, theirs = map(_vocabulary_of, (zeroshot, finetuned))
+    if other := [word for word in ours.keys() & theirs.keys() if ours[word] != theirs[word]]:
+        word = min(other, key=lambda word: (ours[word], word))
+        yield (
+            f"texts are read differently: the tokenizers number"
+            f" {counted(len(other), 'word', 'words')} otherwise, such as '{word}', which is"
+            f" {ours[word]} for zeroshot, {theirs[word]} for finetuned; the weights would merge"
+            " silently and wrongly. Use the base that was fine-tuned, or correct the wrong"
+            " tokenizer"
+        )
+
+
+def _vocabulary_of(checkpoint: Checkpoint) -> Mapping[str, int]:
+    """The tokenizer's words, if files beside the weights belong to them."""
+    known = None if checkpoint.config is None else read_vocabulary(checkpoint.folder)
+    return known or {}
 
 
 def _key_mismatches(inputs: Inputs, which: int) -> Iterator[str]:

@@ -250,6 +250,20 @@ def read_side_json(folder: Path, name: str) -> Json | None:
     return data
 
 
+def read_vocabulary(folder: Path) -> dict[str, int] | None:
+    """Read the numbers of the words of the tokenizer beside the weights; ``None`` if there is none,
+    or one whose words are not numbered in its file.
+    """
+    try:
+        vocabulary: Any = read_side_json(folder, "vocab.json")
+        if vocabulary is None:
+            tokenizer: Any = read_side_json(folder, "tokenizer.json")
+            vocabulary = tokenizer["model"]["vocab"]
+        return {str(token): int(index) for token, index in vocabulary.items()}
+    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return None
+
+
 def read_image_processor(folder: Path) -> Json | None:
     """Read the settings of the image processor beside the weights; ``None`` if there are none."""
     for name in PROCESSORS:

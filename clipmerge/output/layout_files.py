@@ -23,7 +23,7 @@ from clipmerge.files.side_files import (
     VOCABULARIES,
     copy_side_file,
     read_image_processor,
-    read_side_json,
+    read_vocabulary,
     require_inside,
 )
 from clipmerge.finding import Finding
@@ -140,17 +140,8 @@ def has_clip_vocabulary(folder: Path) -> bool | None:
     """
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return None
-    try:
-        vocabulary: Any = read_side_json(folder, "vocab.json")
-        if vocabulary is None:
-            tokenizer: Any = read_side_json(folder, "tokenizer.json")
-            vocabulary = tokenizer["model"]["vocab"]
-        return (
-            _vocabulary_digest({str(token): int(index) for token, index in vocabulary.items()})
-            == _CLIP_VOCABULARY
-        )
-    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        return False
+    vocabulary = read_vocabulary(folder)
+    return vocabulary is not None and _vocabulary_digest(vocabulary) == _CLIP_VOCABULARY
 
 
 def _vocabulary_digest(vocabulary: dict[str, int]) -> str:

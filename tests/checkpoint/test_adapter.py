@@ -233,7 +233,7 @@ def test_a_plan_is_bound_to_the_adapters_scale_and_its_output_never_replaces_it(
     done("apply", plan, "--output", tmp_path / "applied", "--format", "quiet")
     merged, applied = (tmp_path / name / "model.safetensors" for name in ("merged", "applied"))
     assert merged.read_bytes() == applied.read_bytes()
-    (tmp_path / "earlier" / "clipmerge.json").write_text("{}")
+    (tmp_path / "earlier" / "clipmerge.json").write_text('{"files": {"adapter": null}}')
     line = refused(clipmerge("apply", plan, "--output", tmp_path / "earlier", "--overwrite"))
     assert f"holds {adapter}, which this command reads" in line
     configure(adapter, lora_alpha=7)

@@ -146,6 +146,18 @@ def test_preprocessing_that_differs_is_refused(copies: Folders) -> None:
         inputs_of(copies)
 
 
+def test_tokenizers_that_number_words_otherwise_are_refused(copies: Folders) -> None:
+    file = copies[1] / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    words = tokenizer["model"]["vocab"]
+    first, second = list(words)[:2]
+    words |= {first: words[second], second: words[first]}
+    file.write_text(json.dumps(tokenizer))
+    refused(copies, "texts are read differently: the tokenizers number 2 words otherwise, such as")
+    file.write_text("{}")
+    inputs_of(copies)
+
+
 def test_the_measured_model_has_the_configuration_that_is_written(copies: Folders) -> None:
     configure(copies[1], vision_config={"attention_dropout": 0.25})
     assert build_model(inputs_of(copies)).module.config.vision_config.attention_dropout == 0.25
