@@ -13,6 +13,7 @@ import io
 import pickletools
 import re
 import shlex
+import textwrap
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -172,7 +173,7 @@ def _refusal_error(file: Path, error: Exception) -> CheckpointError:
     else:
         return CheckpointError(
             f"{file}: is damaged or not a PyTorch file; download or copy it again"
-            f" ({text[:80] or type(error).__name__})"
+            f" ({textwrap.shorten(text, 80, placeholder=' ...') or type(error).__name__})"
         )
     if harmful := [name for name in code if _DANGEROUS.match(name)]:
         return CheckpointError(

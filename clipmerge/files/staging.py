@@ -45,19 +45,21 @@ def forget_completed() -> None:
 
 def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> None:
     """Refuse to replace a folder without `overwrite`, or one that the same command, whose record
-    has this name, did not write.
+    has this name, did not write; an empty one is no loss.
     """
     if not (output.exists() or output.is_symlink()):
         return
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if not (output / record).is_file():
+        raise OutputError(
+            f"{output}: already exists and was not written by this command (it holds no {record});"
+            " choose another `output`, or remove it yourself"
+        )
     if not overwrite:
         raise OutputError(
             f"{output}: already exists; choose another `output`, or pass `overwrite=True` to"
             " replace it"
-        )
-    if not (output / record).is_file():
-        raise OutputError(
-            f"{output}: was not written by this command (it holds no {record}), so `overwrite=True`"
-            " leaves it alone; remove it yourself"
         )
 
 

@@ -4,6 +4,7 @@ named.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -44,7 +45,8 @@ def blaming_files(what: str, advice: str = "correct it") -> Iterator[None]:
     except (MemoryError, ClipmergeError):
         raise
     except Exception as error:  # an odd configuration can make it raise anything
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:160]
+        first = (str(error) or type(error).__name__).strip().splitlines()[0]
+        reason = textwrap.shorten(first, 160, placeholder=" ...")
         raise CheckpointError(f"{what} ({reason}); {advice}") from None
 
 

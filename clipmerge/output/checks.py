@@ -51,7 +51,7 @@ def check_output(
             )
     _require_writable_parent(output)
     refuse_existing(output, record, overwrite=overwrite)
-    if output.exists():
+    if (output / record).is_file():
         _refuse_own_files(output, record)
 
 

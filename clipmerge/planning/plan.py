@@ -485,6 +485,8 @@ def read_plan(path: Path) -> Plan:
         data = parse_json(text)
         if isinstance(data, dict) and data.get("format") == _EARLIER_FORMAT:
             data = upgrade_format(data) | {"format": _FORMAT}
+        if isinstance(data, dict) and str(data.get("format")).startswith("clipmerge-record"):
+            raise Unreadable("it is the record of a merge")
         plan = Plan.model_validate(data)
         # a plan written by hand need not name a recipe
         Recipe.model_validate({"name": "none", "method": {}, **plan.recipe})

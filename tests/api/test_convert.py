@@ -239,11 +239,13 @@ def test_settings_that_fit_no_model_are_named(
 
 def test_an_output_is_replaced_only_when_asked(ours: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
     arguments = ("convert", ours, tmp_path / "out", "--to", "transformers")
-    assert "already exists" in refused(clipmerge(*arguments))
-    assert "holds no conversion.json" in refused(clipmerge(*arguments, "--overwrite"))
-    (tmp_path / "out").rmdir()
+    for flags in ((), ("--overwrite",)):
+        assert "holds no conversion.json" in refused(clipmerge(*arguments, *flags))
+    (tmp_path / "out" / "notes.txt").unlink()
     done(*arguments)
+    assert "already exists" in refused(clipmerge(*arguments))
     done(*arguments, "--overwrite")
     assert ", which this command reads" in refused(
         clipmerge("convert", ours, ours, "--to", "transformers")

@@ -39,7 +39,7 @@ COMMANDS = {
     "`--strict` with `--no-verdict`": (
         "merge {z} {f} -r wise-ft --data {images} --strict --no-verdict -o out"
     ),
-    "an output that exists": "merge {z} {f} -r wise-ft -o {thesis}",
+    "a folder of yours as the output": "merge {z} {f} -r wise-ft -o {thesis}",
     "no output": "merge {z} {f} -r wise-ft",
     "images that are not there": "merge {z} {f} -r wise-ft --data nowhere -o out",
     "a folder without images": "merge {z} {f} -r wise-ft --data {empty} -o out",

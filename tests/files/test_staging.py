@@ -40,6 +40,13 @@ def text_of(output: Path) -> str:
     return (output / "clipmerge.json").read_text()
 
 
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out", "1")
+    assert text_of(tmp_path / "out") == "1"
+    assert content(tmp_path) == ["out", "out/clipmerge.json"]
+
+
 def test_the_folder_appears_at_the_end(tmp_path: Path) -> None:
     output = tmp_path / "a" / "b" / "out"
     with staged(output) as folder:
@@ -218,7 +225,7 @@ def test_what_came_to_the_place_after_the_check_is_left_alone(tmp_path: Path) ->
         output.mkdir()
         (output / "thesis.tex").write_text("theirs")
 
-    meanwhile(output, "out: was not written by this command", replace)
+    meanwhile(output, "out: already exists and was not written by this command", replace)
     assert (output / "thesis.tex").read_text() == "theirs"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
 

@@ -225,6 +225,12 @@ def test_a_layer_that_a_plan_does_not_name_stays_zeroshot_and_is_told(planned: P
     assert told in " ".join(texts_of(run.plan.warnings if run.plan else ()))
 
 
+def test_the_record_of_a_merge_is_told_as_that(tmp_path: Path) -> None:
+    (tmp_path / "clipmerge.json").write_text('{"format": "clipmerge-record/3"}')
+    with one_line(PlanError, "cannot be read .it is the record of a merge.; make one with"):
+        read_plan(tmp_path / "clipmerge.json")
+
+
 def test_a_full_disk_is_told_of_a_plans_tensors_too(
     decided: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
