@@ -38,7 +38,13 @@ SECONDS, TIMES = 30.0, 20
 # States and partly written states of this age are removed: nobody will resume them.
 _OLD_SECONDS, _GONE_SECONDS = 30 * 86400, 600
 # The code that determines the learned coefficients, which may change without a new version number.
-_CODE = ("learning/**/*.py", "measures/**/*.py", "models/**/*.py", "images/batches.py")
+_CODE = (
+    "learning/**/*.py",
+    "measures/**/*.py",
+    "models/**/*.py",
+    "images/batches.py",
+    "planning/stragglers.py",
+)
 _SUFFIX, _HALF = ".safetensors", ".part"
 _NAMES = {getattr(torch, name): stored for stored, (name, _) in DTYPES.items()}
 
