@@ -28,10 +28,10 @@ DOCS = Path(__file__).parents[2] / "docs" / "research"
 _BENCHMARKS = (PHOTOS, NATURAL, EMOJI, ICONS, FONTS, EMOJI_ROLES)
 #: The group of contestants with a table of its own.
 _ABLATIONS = "ablations"
-#: Rows of README's table and picture: results of pairs held out from today's rule, in `_TODAY`.
+#: Rows of README's table and picture: results of pairs held out from today's rule.
 _README_ROWS = {
-    "groceries and aerial pictures, mild fine-tuning¹": ("mild-groceries-0", "mild-aerial-0"),
-    "photographs, paintings, sketches, CIFAR-10¹": (
+    "groceries and aerial pictures, mild fine-tuning": ("mild-groceries-0", "mild-aerial-0"),
+    "photographs, paintings, sketches, CIFAR-10": (
         "aggressive-photo-0",
         "aggressive-photo-2",
         "mild-photo-0",
@@ -94,6 +94,8 @@ _FURTHER_ROWS = {
 }
 #: Folder of the results of pairs held out from today's rule.
 _TODAY = "two-teachers"
+# Of the same rule: real pictures with all of the work, where `_TODAY` has a quarter of it.
+_WHOLE = "whole-auto"
 _README = Path(__file__).parents[2] / "README.md"
 _README_TABLE = re.compile(r"(<!-- results: .* -->\n).*(?=<!-- end of the results -->)", re.DOTALL)
 _ABOUT = Path(__file__).with_name("results_about.md")
@@ -145,11 +147,15 @@ def write_readme(results: Path = RESULTS, readme: Path = _README, docs: Path = D
 
 
 def _read_rows(results: Path, rows: Mapping[str, Sequence[str]]) -> dict[str, list[Resampled]]:
-    """The pairs of each row that were judged by today's rule."""
-    files = {
-        name: [results / _TODAY / f"{file}.json" for file in row] for name, row in rows.items()
-    }
-    return {name: list(map(_read_pair, row)) for name, row in files.items()}
+    """The pairs of each row that were judged by today's rule, with all of the work if they were
+    judged so too.
+    """
+
+    def file_of(pair: str) -> Path:
+        whole = results / _WHOLE / f"{pair}.json"
+        return whole if whole.exists() else results / _TODAY / f"{pair}.json"
+
+    return {name: [_read_pair(file_of(pair)) for pair in row] for name, row in rows.items()}
 
 
 def _today_table(rows: Mapping[str, Sequence[Resampled]]) -> str:
