@@ -391,7 +391,8 @@ def check_card(job: Push, target: Target, ours: bytes = b"") -> None:
     )
     raise UsageError(
         f"{job.doing}: {CARD} there {origin}, and would be overwritten. {NOTHING} Save what you"
-        f" need of it, then `{job.command} --yes`, or open a pull request with --create-pr."
+        " need of it, then push again with `yes=True`, or with `create_pr=True`, which opens a pull"
+        " request."
     )
 
 

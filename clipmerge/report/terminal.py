@@ -64,8 +64,10 @@ def _effect_lines(record: MergeRecord) -> list[Text]:
     if record.effect is None:
         return [
             Text(
-                unmeasured_text(
-                    with_images=record.calibration is not None, warnings=record.warnings
+                with_flags(
+                    unmeasured_text(
+                        with_images=record.calibration is not None, warnings=record.warnings
+                    )
                 ),
                 style="dim",
             )

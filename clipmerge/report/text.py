@@ -122,7 +122,7 @@ def record_texts(record: MergeRecord, *, images: str = "your images") -> Json:
     sentences = [answer_text(effect), reason_text(effect), examples_text(effect)]
     sentences += texts_of(effect.warnings)
     answer, reason, examples, *warnings = (
-        text.replace("your images", images) for text in sentences
+        with_flags(text.replace("your images", images)) for text in sentences
     )
     return texts | {
         "answer": answer,
@@ -428,7 +428,7 @@ def unmeasured_text(*, with_images: bool, warnings: Collection[Finding] = ()) ->
         )
     return (
         "Nothing was measured on images, so the effect of this merge is not known; give labelled"
-        " images of your task with --data to measure it."
+        " images of your task with `data` to measure it."
     )
 
 

@@ -134,8 +134,8 @@ def test_a_card_edited_on_the_hub_is_not_run_over(hub: FakeHub, merged: Path) ->
     push(merged, "alice/robust")
     upload(hub, "alice/robust", {"README.md": b"---\nlicense: mit\n---\n# By hand\n"})
     told = (
-        r"README.md there was edited since clipmerge wrote it, .*Nothing was published.*--yes`, or"
-        r" open a pull"
+        r"README.md there was edited since clipmerge wrote it, .*Nothing was published.*`yes=True`,"
+        r" or with `create_pr=True`, which opens a pull"
     )
     with pytest.raises(UsageError, match=told):
         push(merged, "alice/robust")
