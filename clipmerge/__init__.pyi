@@ -25,6 +25,7 @@ from clipmerge.errors import OutputError as OutputError
 from clipmerge.errors import PlanError as PlanError
 from clipmerge.errors import RecipeError as RecipeError
 from clipmerge.errors import UsageError as UsageError
+from clipmerge.errors import VerdictError as VerdictError
 from clipmerge.output.record import Published as Published
 from clipmerge.planning.measurements import Measurements as Measurements
 from clipmerge.planning.plan import Plan as Plan

@@ -606,7 +606,7 @@ def complete_options(options: type[Options], keywords: Mapping[str, Any]) -> Opt
             value = str(value)  # of a `torch.device` too
         is_free = option.cli or not option.help
         values[name] = value if is_free else _checked(name, value, kind, option)
-    values["progress"] = values["progress"] or Logged()
+    values["progress"] = Logged() if values["progress"] is None else values["progress"]
     return cast(Options, values)
 
 

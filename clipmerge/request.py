@@ -122,7 +122,9 @@ class Calibration:
         data = options.get("data")
         template = options.get("template")
         calibration = cls(
-            source=None if isinstance(data, Calibration) or data == "" else _path_as_text(data),
+            source=None
+            if isinstance(data, Calibration) or _is_empty(data)
+            else _path_as_text(data),
             classes=_class_names(options.get("classes")),
             templates=check_templates(
                 [template] if isinstance(template, str) else list(template or ())
@@ -503,7 +505,7 @@ def _class_names(
     """A file of class names, or the names themselves; a file wins over a shipped list of its
     name.
     """
-    if classes is None or classes == "":
+    if classes is None or _is_empty(classes):
         return None
     if isinstance(classes, Mapping):  # such as `id2label` of a configuration of transformers
         by_number = {str(number): name for number, name in classes.items()}
@@ -521,6 +523,10 @@ def _class_names(
     name = os.fspath(classes)
     path = local_path(name)
     return class_list(name) if not path.exists() and name in class_lists() else path
+
+
+def _is_empty(text: Any) -> bool:
+    return isinstance(text, str) and not text
 
 
 def _path_as_text(data: Any) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file
 
 from clipmerge import distributed
 from clipmerge.cli import _ending
@@ -490,6 +491,17 @@ def test_several_processes_write_the_bytes_of_one(
     assert [hashlib.sha256(each).hexdigest() for each in files[1:]] == [
         hashlib.sha256(files[0]).hexdigest()
     ] * 2
+
+
+@pytest.mark.slow
+def test_several_processes_merge_models_in_memory(pair: Folders, tmp_path: Path) -> None:
+    """transformers saves in the first process alone, but each reads a copy of its own."""
+    result, _ = run(2, "tests.support.merge_in_memory", *pair, tmp_path / "out")
+    assert result.returncode == 0, result.stderr[-3000:]
+    done("merge", *pair, "--alpha", "0.25", "--output", tmp_path / "files", "--format", "quiet")
+    written = [load_file(tmp_path / name / "model.safetensors") for name in ("out", "files")]
+    assert written[0].keys() == written[1].keys()
+    assert all(torch.equal(value, written[1][name]) for name, value in written[0].items())
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ NAMES = [
     "RobustMergeCallback",
     "SweepResult",
     "UsageError",
+    "VerdictError",
     "__version__",
     "apply",
     "convert",

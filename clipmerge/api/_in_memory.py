@@ -98,7 +98,13 @@ def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
     """Write weights, configuration and the processor: the given one, or the one in the model's
     original folder.
     """
-    model.save_pretrained(folder)
+    # in a process group transformers writes in the first process alone; each reads its own copy
+    if hasattr(model, "should_save_on_this_rank"):
+        model.should_save_on_this_rank = lambda _: True
+    try:
+        model.save_pretrained(folder)
+    finally:
+        vars(model).pop("should_save_on_this_rank", None)
     if processor is not None:
         processor.save_pretrained(folder)
         return

@@ -11,7 +11,9 @@ from typing import Any, Unpack
 from torch.nn import Module
 from transformers import TrainerCallback
 
+from clipmerge.api._data import open_data, open_unlabelled
 from clipmerge.api._in_memory import CheckpointLike, unwrap_model
+from clipmerge.api._merge_effect import load_tasks
 from clipmerge.api._results import MergeResult
 from clipmerge.api.merge import merge, merge_request
 from clipmerge.api.push import check_push
@@ -21,8 +23,10 @@ from clipmerge.errors import UsageError
 from clipmerge.images.local_files import local_inputs
 from clipmerge.output.checks import check_output
 from clipmerge.planning.recipe import RecipeLike
+from clipmerge.progress import Progress
 from clipmerge.report.text import answer_text, reason_text
-from clipmerge.request import default_recipe, recipe_files
+from clipmerge.request import MergeRequest, default_recipe, recipe_files
+from clipmerge.run import RunCache
 from clipmerge.types import StrPath
 
 _LOG = logging.getLogger("clipmerge")
@@ -120,6 +124,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             inputs=local_inputs(*request.checkpoints),
             read=[*request.files, *recipe_files(self._recipe)],
         )
+        _open_images(request)
         if self._push_to is not None:
             check_push(self._push_to, folder, private=self._settings["private"], command="")
 
@@ -203,6 +208,18 @@ def _find_clip(model: Module) -> Module:
     raise UsageError(
         f"RobustMergeCallback: {type(model).__name__} is not a model of transformers or open_clip,"
         " and does not contain one; save its state dict, and merge it with `clipmerge merge`"
+    )
+
+
+def _open_images(request: MergeRequest) -> None:
+    """Open the images that lie in files, so that a wrong name costs no training."""
+    calibration, progress = request.calibration, Progress()
+    if isinstance(calibration.source, str):
+        open_data(request, RunCache(), progress)
+    if isinstance(calibration.unlabelled, str):
+        open_unlabelled(request, RunCache(), progress)
+    load_tasks(
+        {name: source for name, source in request.keep.items() if isinstance(source, str)}, progress
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -245,6 +245,21 @@ def prepare(
     with_verdict: bool = True,
 ) -> Run:
     """Read, measure, decide, and measure the effect of the decision."""
+    with ExitStack() as settings:
+        if request.recipe.measure:
+            from clipmerge.models.precision import own_settings
+
+            settings.enter_context(own_settings())
+        return _prepare(request, progress, cache=cache, with_verdict=with_verdict)
+
+
+def _prepare(
+    request: MergeRequest,
+    progress: Progress | None,
+    *,
+    cache: RunCache | None,
+    with_verdict: bool,
+) -> Run:
     cache = cache or RunCache()
     run, request = _open_run(request, progress or Progress(), cache)
     _check_recipe_fits(run, request.recipe)

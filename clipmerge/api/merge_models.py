@@ -146,9 +146,11 @@ def merge_state_dicts(
         {'w': tensor([1., 2.])}
     """
     finetuned = [theta_1] if isinstance(theta_1, Mapping) else list(theta_1)
+    if not finetuned:
+        raise UsageError("theta_1 holds no state dict; give at least one")
     chosen = _mask_arguments(mask, density, dict(mask_options or {}))
     _check_names(theta_0, finetuned)
-    with one_thread():
+    with one_thread(), torch.no_grad():
         return {
             name: (
                 _merge_parameter(

@@ -93,7 +93,10 @@ def sweep(
     target = None if output is None else Path(output)
     reports = settings["progress"]
     recipes = settings["recipes"] or ()
-    with as_sources([zeroshot, *as_list(finetuned)], settings["processor"]) as (base, *others):
+    models = [zeroshot, *as_list(finetuned)]
+    points = parse_named("points", settings["points"])
+    with as_sources([*models, *points.values()], settings["processor"]) as sources:
+        base, *others = sources[: len(models)]
         command = settings["command"] or command_text(
             "sweep", base, *others, options=options, id=id, ood=ood, output=output
         )
@@ -106,7 +109,7 @@ def sweep(
                 for recipe in recipes
             ),
             alphas=parse_alphas(settings["alphas"]),
-            points=parse_named("points", settings["points"]),
+            points=dict(zip(points, sources[len(models) :], strict=True)),
         )
         check_sweep(request)
         if target is not None:

@@ -40,17 +40,19 @@ def conclude(
     learned: bool = False,
     labelled: bool = True,
     is_finetuned: bool = False,
+    voted_loss: float | None = None,
 ) -> Conclusion:
     """Recommend whether to use a merged model.
 
     ``learned`` says whether it has learned coefficients, ``labelled`` whether images have labels;
     if not, an accuracy is agreement with the fine-tuned model, and less of it need not be a loss.
-    ``is_finetuned`` says whether the merged weights are the fine-tuned model's own.
+    ``is_finetuned`` says whether the merged weights are the fine-tuned model's own, ``voted_loss``
+    which share of accuracy the merge costs by the votes that chose it without labels.
     """
     if is_finetuned:
         return Conclusion("either", Finding.of("same-model"), None, ())
     if not labelled and exceeds_max_loss(over_finetuned.clean.value, max_loss):
-        reason = Finding.of("disagrees", clean=_numbers(over_finetuned.clean))
+        reason = Finding.of("disagrees", clean=_numbers(over_finetuned.clean), voted=voted_loss)
         return Conclusion("cannot-tell", reason, None, ())
     recommendation, reason = _recommend(over_finetuned, over_zeroshot, max_loss / 100, learned)
     low = over_finetuned.clean.interval[0]

@@ -35,7 +35,7 @@ from clipmerge.planning.merge_effect import (
     ModelAccuracy,
     finetuned_names,
 )
-from clipmerge.planning.plan import Plan
+from clipmerge.planning.plan import Plan, tells_no_change
 from clipmerge.progress import Pace, Progress
 from clipmerge.request import Calibration
 from clipmerge.stats import mean_share, paired_accuracy_interval, wilson
@@ -124,6 +124,7 @@ def measure_effect(
             "classes_with_one_image": list(per_class.values()).count(1),
         }
     over_finetuned, over_zeroshot = gain(1 + reference), gain(0)
+    choice = plan.measurements.choice if plan.measurements else None
     conclusion = conclude(
         finetuned=finetuned[reference],
         merged=merged,
@@ -134,6 +135,7 @@ def measure_effect(
         learned=learned,
         labelled=labelled,
         is_finetuned=_takes_all_of(plan, reference, inputs.layers),
+        voted_loss=None if choice is None else choice.finetuned_accuracy - choice.accuracy,
     )
     return MergeEffect(
         source=images.source,
@@ -199,6 +201,7 @@ def _takes_all_of(plan: Plan, which: int, layers: Iterable[str]) -> bool:
         and all(
             entry.alpha == 1 and entry.mask is None and not entry.is_learned
             for entry in plan.layers.values()
+            if not tells_no_change(entry.reason)
         )
     )
 

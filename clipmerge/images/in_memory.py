@@ -22,8 +22,9 @@ from clipmerge.types import Names
 
 _IMAGES = ("pixel_values", "image", "images", "pixels")
 _LABELS = ("labels", "label", "target", "targets")
-# Images that are looked at to see whether floats are normalised.
+# Images that are looked at to see whether floats are normalised, and whether labels are right.
 _SHOWN = 8
+_PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 
 
 def open_in_memory(data: Any, columns: Columns, max_images: int | None) -> Source:
@@ -77,10 +78,28 @@ def _open_items(title: str, data: Any, columns: Columns) -> Source:
         )
     targets: Sequence[Any] | None = None
     if columns.labelled:
-        targets = getattr(data, "targets", None)  # the list that torchvision's data sets keep
-        if targets is None or isinstance(targets, Mapping) or len(targets) != count:
+        targets = _own_targets(data)
+        if targets is None or not _are_labels(targets, data, columns):
             targets = [_label_of(data[at], columns) for at in range(count)]
     return _build_source(title, lambda at: _image_of(data[at]), count, targets, data, columns)
+
+
+def _own_targets(data: Any) -> Sequence[Any] | None:
+    """The list of labels that torchvision's data sets keep."""
+    targets = getattr(data, "targets", None)
+    if targets is None or isinstance(targets, Mapping) or len(targets) != len(data):
+        return None
+    return targets  # type: ignore[no-any-return]
+
+
+def _are_labels(targets: Sequence[Any], data: Any, columns: Columns) -> bool:
+    """Whether a list is that of the items' labels, which a transform may change."""
+    return all(np.array_equal(_label_of(data[at], columns), targets[at]) for at in _some(len(data)))
+
+
+def _some(count: int) -> list[int]:
+    """Numbers of a few items, from the first to the last."""
+    return sorted({at * (count - 1) // max(1, _SHOWN - 1) for at in range(_SHOWN)})
 
 
 def _open_loader(title: str, loader: Any, columns: Columns, max_images: int | None) -> Source:
@@ -144,8 +163,11 @@ def _build_source(
     """
     positions = tuple(range(count))
     is_float = bool(count) and "float" in str(getattr(get(0), "dtype", ""))
-    shown = sorted({at * (count - 1) // max(1, _SHOWN - 1) for at in range(_SHOWN)})
-    is_ready = is_float and not all(_within_unit_interval(np.asarray(get(at))) for at in shown)
+    is_ready = is_float and not all(
+        _within_unit_interval(np.asarray(get(at))) for at in _some(count)
+    )
+    own = _own_targets(data) if columns.labelled else None
+    is_relabelled = own is not None and not _are_labels(own, data, columns)
     opened = Source(
         title,
         Pixels(get, positions, title)
@@ -153,7 +175,7 @@ def _build_source(
         else Items(lambda at: _encoded(f"{title}, image {at}", get(at)), positions, title),
         targets,
         captioned=columns.captioned,
-        class_names=_class_names_of(data),
+        class_names=None if is_relabelled else _class_names_of(data),
         notes=(Finding.of("unit-floats", source=title),) if is_float and not is_ready else (),
     )
     if targets is None or has_captions(opened):
@@ -192,9 +214,15 @@ def _encoded(name: str, image: Any) -> Encoded:
     """The path of an image file, or an image encoded losslessly."""
     if isinstance(image, (str, os.PathLike)):
         return os.fspath(image)
-    from PIL import Image
+    from PIL import Image, ImageOps
 
-    if not isinstance(image, Image.Image):
+    if isinstance(image, Image.Image) and image.mode == "F":
+        image = np.asarray(image)[None]
+    if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)  # PNG would lose how a camera was held
+        if image.mode not in _PNG_MODES:
+            image = image.convert("RGB")
+    else:
         values = np.asarray(image)
         if values.dtype.kind == "f":
             if values.any() and not _within_unit_interval(values):

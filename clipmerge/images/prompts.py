@@ -37,6 +37,8 @@ def check_templates(templates: Sequence[str]) -> Names:
     """Check the prompt templates that the user named, and spell out sets of templates."""
     checked: list[str] = []
     for text in templates:
+        if not isinstance(text, str):
+            raise UsageError(f"`template` {text!r}: is not a text such as '{DEFAULT_TEMPLATE}'")
         template = text.replace("{c}", "{}")
         names = {} if "{}" in template else template_sets()
         if not is_utf8(text):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Final
 
 import torch
@@ -54,6 +55,12 @@ class Work:
         self._done += cost
         if self._report:
             self._report(self._done, self._announced)
+
+
+def _tell_once(notes: list[Finding], say: Callable[[str], None], finding: Finding) -> None:
+    if finding not in notes:
+        notes.append(finding)
+        say(text_of(finding))
 
 
 class Objective:
@@ -131,6 +138,8 @@ class Objective:
         self.learning_state: Final = learning_state
         self.say: Final = say
         self.notes: Final[list[Finding]] = []
+        # without a reference to this objective, whose tensors would wait for garbage collection
+        self._tell: Final = partial(_tell_once, self.notes, say)
         self.work: Final = Work(progress)
         self.data: Final = data
         self.weights: Final = InterpolatedWeights(model, inputs, data.context.device)
@@ -138,7 +147,7 @@ class Objective:
         self._micro_batcher: Final = self.micro_batcher(None)
         criterion = ContrastiveLoss if contrastive else ZeroShotLoss
         self.criterion: Final = criterion(
-            model, self.weights, prompts, MicroBatcher(None, self.note)
+            model, self.weights, prompts, MicroBatcher(None, self._tell)
         )
 
     def fewer_prompts(self) -> AbstractContextManager[tuple[Finding, ...]]:
@@ -152,15 +161,13 @@ class Objective:
 
     def note(self, finding: Finding) -> None:
         """Tell the user and the record, once."""
-        if finding not in self.notes:
-            self.notes.append(finding)
-            self.say(text_of(finding))
+        self._tell(finding)
 
     def micro_batcher(self, max_images: int | None) -> MicroBatcher:
         """Micro-batches of as many images as the user said, or else of ``max_images``; halved where
         memory runs out.
         """
-        return MicroBatcher(self._images_at_once or max_images, self.note)
+        return MicroBatcher(self._images_at_once or max_images, self._tell)
 
     # Passes over this process's batches, and their work
 

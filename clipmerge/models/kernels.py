@@ -7,6 +7,7 @@ convolutions of single channels in float32: their backward pass in bfloat16 take
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -164,16 +165,15 @@ def keep_16_bits(module: torch.nn.Module) -> None:
 
 def _replace(module: torch.nn.Module, quick: Callable[[Any, Tensor], Tensor]) -> None:
     """Let a module compute otherwise under autocast on a card."""
-    module.forward = partial(_run, quick, module, module.forward)
+    # a module that refers to itself would keep its weights until garbage collection
+    module.forward = partial(_run, quick, weakref.ref(module))
 
 
 def _run(
-    quick: Callable[[Any, Tensor], Tensor],
-    module: torch.nn.Module,
-    forward: Callable[[Tensor], Tensor],
-    inputs: Tensor,
+    quick: Callable[[Any, Tensor], Tensor], reference: weakref.ref[torch.nn.Module], inputs: Tensor
 ) -> Tensor:
-    return quick(module, inputs) if _is_in_16_bits(inputs) else forward(inputs)
+    module: Any = reference()
+    return quick(module, inputs) if _is_in_16_bits(inputs) else type(module).forward(module, inputs)
 
 
 def _is_in_16_bits(inputs: Tensor) -> bool:

@@ -46,6 +46,18 @@ def dtype_of(device: torch.device, precision: Precision) -> torch.dtype:
 
 
 @contextmanager
+def own_settings() -> Iterator[None]:
+    """In this context, gradients are on and numbers float32, whatever the caller has set."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+@contextmanager
 def passes(device: torch.device, precision: Precision) -> Iterator[None]:
     """In this context, compute forward passes in this precision; weights and their gradients stay
     in float32.

@@ -389,6 +389,11 @@ def _check_mask(name: str, layer: LayerPlan, mask: str, parameters: Names) -> No
             raise PlanError(f"layer '{name}': {error}") from None
 
 
+def tells_no_change(reason: Finding | None) -> bool:
+    """Whether a layer has this reason because fine-tuning did not change it."""
+    return reason is not None and reason.kind == "unchanged"
+
+
 def digest_of_layer(entry: LayerPlan) -> str:
     """Short hash of a layer's settings, which shows whether they changed after their reason."""
     return digest_of(entry.model_dump(mode="json", exclude={"reason"}))[:8]

@@ -209,6 +209,8 @@ def parse_assignments(
         return list(assignments.items())
     parsed = []
     for assignment in assignments or []:
+        if not isinstance(assignment, str):
+            raise RecipeError(f"`set` {assignment!r}: expected a text such as method.alpha=0.4")
         key, equals, raw = assignment.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"`set` {assignment}: expected KEY=VALUE, such as method.alpha=0.4")

@@ -18,7 +18,7 @@ from clipmerge.output.record import LayerRecord, MergeRecord, map_text
 from clipmerge.planning.measurements import HeldBackChoice, takes_learned
 from clipmerge.planning.merge_effect import Estimate, MergeEffect, Recommendation
 from clipmerge.planning.other_tasks import OtherTaskScores, measures_of
-from clipmerge.planning.plan import Combination, LayerPlan, Plan
+from clipmerge.planning.plan import Combination, LayerPlan, Plan, tells_no_change
 from clipmerge.types import Json
 
 #: The recommendation in words, the same on the terminal, the page and the card.
@@ -228,6 +228,8 @@ def settings_text(
 
 
 def _distance_text(layers: Mapping[str, LayerPlan | LayerRecord], target: str) -> str:
+    changed = {name: e for name, e in layers.items() if not tells_no_change(e.reason)}
+    layers = changed or layers
     entries = layers.values()
     ends = [end for entry in entries for end in (entry.alpha_range or (entry.alpha,))]
     low, high = min(ends, default=0.0), max(ends, default=0.0)
@@ -544,10 +546,24 @@ def _range(interval: Sequence[float]) -> str:
     return f"{_signed(low)} to {_signed(high)}"
 
 
+def _disagrees_text(clean: Mapping[str, Any], voted: float | None = None) -> str:
+    answers = (
+        f"The merged model answers otherwise than the fine-tuned one on"
+        f" {_points(clean, lost=True, unit='%')} of your images."
+    )
+    if voted is None:
+        return answers
+    cost = f"about {100 * voted:.1f} points of" if voted > 0 else "no"
+    return (
+        f"{answers} By the fine-tuned model's answers on changed views of the images, that costs"
+        f" {cost} accuracy; only labels could tell."
+    )
+
+
 def _same_accuracy_text(clean: Sequence[float], corrupted: Sequence[float]) -> str:
     return (
-        f"The merged model keeps the accuracy on your images ({_range(clean)} points against the"
-        " fine-tuned one), and unrelated corruptions show no difference"
+        f"No significant loss of accuracy was measured on your images ({_range(clean)} points"
+        " against the fine-tuned model), and unrelated corruptions show no difference"
         f" ({_range(corrupted)}). On the real shifts that were tried, merges by this recipe that"
         " kept the accuracy were nearly always at least as robust."
     )
@@ -986,10 +1002,7 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "surely-loses": lambda clean: (
         f"The merged model loses {_points(clean, lost=True)} of accuracy on your images."
     ),
-    "disagrees": lambda clean: (
-        f"The merged model answers otherwise than the fine-tuned one on"
-        f" {_points(clean, lost=True, unit='%')} of your images."
-    ),
+    "disagrees": _disagrees_text,
     "unclear-accuracy": lambda clean: (
         f"The accuracy may have changed by anything from {_range(clean)} points; more images would"
         " tell."

@@ -15,7 +15,13 @@ from transformers import CLIPModel, Trainer, TrainerState, TrainingArguments
 
 import clipmerge as api
 from clipmerge import RobustMergeCallback
-from clipmerge.errors import CheckpointError, OutputError, RecipeError, UsageError
+from clipmerge.errors import (
+    CheckpointError,
+    ClipmergeError,
+    OutputError,
+    RecipeError,
+    UsageError,
+)
 from clipmerge.progress import Progress
 from clipmerge.report.text import answer_text
 from tests.support.hub_double import serving
@@ -183,6 +189,19 @@ def test_the_model_that_peft_changes_in_place_is_refused(pair: Folders, tmp_path
     callback = RobustMergeCallback(base, "wise-ft", output=tmp_path / "out", progress=Progress())
     with pytest.raises(UsageError, match="zeroshot is the model that is trained"):
         trainer_for(model, tmp_path / "run", callback).train()
+
+
+@pytest.mark.parametrize("option", ["data", "keep", "unlabelled", "classes"])
+def test_images_that_are_not_there_are_reported_before_training(
+    pair: Folders, images: Path, tmp_path: Path, option: str
+) -> None:
+    wrong = tmp_path / "valll"
+    options: dict[str, Any] = {"data": images, option: {"x": wrong} if option == "keep" else wrong}
+    callback = RobustMergeCallback(
+        pair[0], "auto", output=tmp_path / "out", progress=Progress(), **options
+    )
+    with pytest.raises(ClipmergeError, match="valll"):
+        trainer_for(CLIPModel.from_pretrained(pair[0]), tmp_path / "run", callback).train()
 
 
 def test_what_can_be_known_is_reported_before_training(pair: Folders, tmp_path: Path) -> None:

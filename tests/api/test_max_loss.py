@@ -11,7 +11,7 @@ from transformers import CLIPModel, CLIPProcessor
 import clipmerge
 from clipmerge.api.merge import merge_request
 from clipmerge.config import RecipeOptions, complete_options
-from clipmerge.errors import UsageError
+from clipmerge.errors import ClipmergeError, UsageError
 from tests.support.tiny_clip import CLASSES, save_images, save_pair
 
 
@@ -73,6 +73,20 @@ def test_values_of_a_mapping_are_taken_as_they_are(
     (key,) = set
     section, _, option = key.partition(".")
     assert getattr(chosen, section)[option] == value
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"template": [str.upper]}, "is not a text such as 'a photo of a"),
+        ({"set": [("method.alpha", 0.5)]}, "expected a text such as method.alpha=0.4"),
+    ],
+)
+def test_options_of_another_kind_are_refused(
+    pair: tuple[Path, Path], options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ClipmergeError, match=told):
+        requested(pair, "wise-ft", **options)
 
 
 def requested(pair: tuple[Path, Path], recipe: str, **options: Any) -> Any:

@@ -3,6 +3,7 @@
 import copy
 import json
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,30 @@ def test_models_of_transformers_get_the_weights_that_files_give(kind: str, tmp_p
         same(model.state_dict(), old)
         for model, old in zip((zeroshot, finetuned), before, strict=True)
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["no_grad", "inference_mode", "float64"])
+def test_what_the_caller_has_set_changes_nothing(pair: Folders, images: Path, setting: str) -> None:
+    options: dict[str, Any] = {
+        "data": images,
+        "images": 12,
+        "verdict": False,
+        "set": {"measure.steps": 2},
+        "allow": ["at-chance"],
+    }
+    expected = clipmerge.plan(*pair, "auto", **options, **QUIET).loaded_tensors
+    if setting == "float64":
+        torch.set_default_dtype(torch.float64)
+    try:
+        with {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(
+            setting, nullcontext
+        )():
+            found = clipmerge.plan(*pair, "auto", **options, **QUIET).loaded_tensors
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert expected
+    assert same(dict(found), dict(expected))
 
 
 @pytest.mark.slow

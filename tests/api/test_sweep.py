@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPVisionModel
 
+import clipmerge
 from clipmerge.api.apply import write_merge
 from clipmerge.api.merge import prepare
 from clipmerge.api.sweep import check_sweep, load_source, overlap_notes, run_sweep, write_sweep
@@ -352,6 +353,21 @@ def test_a_source_that_cannot_be_read_is_named_with_its_option(far: Folders, ima
     ):
         with pytest.raises(DataError, match=re.escape(told)):
             run_sweep(request)
+
+
+def test_a_point_may_be_a_model_in_memory(far: Folders, images: Path) -> None:
+    model = CLIPModel.from_pretrained(far[1])
+    given: dict[str, Any] = {
+        "id": {"a": images},
+        "ood": {"b": images},
+        "alphas": [0.0, 1.0],
+        "images": 6,
+    }
+    swept = clipmerge.sweep(
+        *far, **given, points={"mine": model}, allow=["same-images"], progress=Progress()
+    )
+    (mine,) = swept.record["points"]
+    assert mine["accuracy"] == swept.record["curve"][-1]["accuracy"]
 
 
 def test_sources_may_be_one_text_or_one_path(images: Path) -> None:

@@ -53,10 +53,9 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
     return save_ends(tmp_path_factory.mktemp("ends"), blocks=1)
 
 
-def objective_on(device: str, ends: Ends) -> Objective:
-    return objective_for(
-        ends, make_batches((3, 2)), context=DistributedContext(torch.device(device))
-    )
+def objective_on(device: str, ends: Ends, **options: Any) -> Objective:
+    context = DistributedContext(torch.device(device))
+    return objective_for(ends, make_batches((3, 2)), context=context, **options)
 
 
 CHANGES: tuple[Augmentation, ...] = ("geometry", "colour", "grey", "blur")
@@ -317,13 +316,13 @@ def learned_with(
     gc.collect()
     with counted(most=most) as counts:
         before = pretended_device.taken()
+        said: list[str] = []
         objective = objective_for(
             ends,
             make_batches(sizes),
             context=DistributedContext(torch.device(pretended_device.NAME)),
+            say=said.append,
         )
-        said: list[str] = []
-        objective.say = said.append
         values = Coefficients(objective, "entry", 0.3)
         learn(objective, values, LearningConfig(LossConfig(0.7, changes, weak_aug=1.0), 2, 0.05))
         return said, values.by_parameter(), counts.peak - before
@@ -354,7 +353,11 @@ def test_products_with_the_hessian_are_tried_again(
 ) -> None:
     """Memory runs out in a forward pass: torch aborts if Python raises in a second derivative on a
     device."""
-    objective = objective_on(pretended_device.NAME, ends)
+
+    def enough(_: str) -> None:
+        pretended_device.counts.most = None
+
+    objective = objective_on(pretended_device.NAME, ends, say=enough)
     found = [hessian_trace(objective, probes=1)["hessian_trace"].values]
     module = import_module("clipmerge.measures.hessian_trace")
     draw = module._rademacher
@@ -365,8 +368,7 @@ def test_products_with_the_hessian_are_tried_again(
         return vectors
 
     monkeypatch.setattr(module, "_rademacher", drawn)
-    with counted() as counts:
-        objective.say = lambda _: setattr(counts, "most", None)
+    with counted():
         found.append(hessian_trace(objective, probes=1)["hessian_trace"].values)
     assert texts_of(objective.notes) == [
         "memory does not suffice for 3 images at once: going on with 1"

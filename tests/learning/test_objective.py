@@ -1,4 +1,6 @@
+import gc
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,12 +154,24 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
 
 
 def test_a_note_is_reported_once(ends: Ends) -> None:
-    objective, said = objective_for(ends, make_batches((2,))), list[str]()
-    objective.say = said.append
+    said = list[str]()
+    objective = objective_for(ends, make_batches((2,)), say=said.append)
     for _ in range(2):
         objective.note(Finding.of("less-at-once", images=8, now=4))
     assert texts_of(objective.notes) == said
     assert said == ["memory does not suffice for 8 images at once: going on with 4"]
+
+
+def test_its_tensors_do_not_wait_for_garbage_collection(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches((2,)))
+    objective.micro_batcher(None)
+    kept = [weakref.ref(part) for part in (objective, objective.weights, objective.inputs)]
+    gc.disable()
+    try:
+        del objective
+        assert [part() for part in kept] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_equal_checkpoints_are_refused(ends: Ends) -> None:

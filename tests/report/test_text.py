@@ -226,7 +226,10 @@ def test_experience_alone_has_a_headline_of_its_own() -> None:
     reason = Finding.of("same-accuracy", clean=[-0.01, 0.02], corrupted=[-0.01, 0.03])
     on_experience = effect.model_copy(update={"reason": reason})
     assert answer_text(on_experience).startswith("Probably use it. On ")
-    assert "keeps the accuracy on your images (-1.0 to +2.0 points" in text_of(reason)
+    assert (
+        "No significant loss of accuracy was measured on your images (-1.0 to +2.0 points"
+        in text_of(reason)
+    )
 
 
 def test_a_finding_as_a_string_is_its_kind_and_its_numbers() -> None:
@@ -360,6 +363,15 @@ def test_settings_in_words(
 def test_every_layer_is_every_layer_where_both_towers_are_merged() -> None:
     entries = {name: LayerPlan(alpha=0.5) for name in ("vision.0.mlp", "text.0.mlp", "logit_scale")}
     assert settings_text(entries, (1.0,), None).startswith("every layer goes 0.5 of the way")
+
+
+def test_layers_that_fine_tuning_did_not_change_are_not_counted() -> None:
+    entries = {
+        "vision.0.mlp": LayerPlan(alpha=1.0),
+        "text.0.mlp": LayerPlan(alpha=0.0, reason=Finding.of("unchanged")),
+    }
+    said = settings_text(entries, (1.0,), None)
+    assert said.startswith("every layer of the vision tower goes 1 of the way")
 
 
 def test_learned_coefficients_and_masks_in_words() -> None:
