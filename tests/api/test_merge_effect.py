@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,13 @@ from clipmerge.api.merge import prepare
 from clipmerge.distributed import distributed_context
 from clipmerge.errors import MeasureError, UsageError, VerdictError
 from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupt
+from clipmerge.evaluation.verdict import _takes_all_of
+from clipmerge.finding import Finding
 from clipmerge.images.dataset import load_images
 from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.split import sample_and_hold_back
 from clipmerge.learning.steps import held_out_positions
-from clipmerge.planning.plan import named_tensors
+from clipmerge.planning.plan import LayerPlan, named_tensors
 from clipmerge.progress import Progress
 from clipmerge.report.text import answer_text, effect_facts, text_of, unmeasured_text
 from clipmerge.request import check_merge
@@ -81,6 +84,18 @@ def test_the_finetuned_model_itself_loses_nothing(far: Folders, images: Path) ->
     effect = prepare(replace(request, allow=("at-chance",))).light_plan.effect
     assert (effect.recommendation, effect.reason.kind) == ("either", "same-model")
     assert effect.possible_loss is None
+
+
+def test_a_layer_that_did_not_change_is_the_fine_tuned_models_too() -> None:
+    same = LayerPlan(alpha=0.0, reason=Finding.of("unchanged"))
+    for alpha, other, expected in (
+        (1.0, same, True),
+        (0.9, same, False),
+        (1.0, LayerPlan(alpha=0.0), False),
+    ):
+        layers = {"vision.0.mlp": LayerPlan(alpha=alpha), "text.0.mlp": other}
+        plan: Any = SimpleNamespace(combine=None, weights=(1.0,), layers=layers)
+        assert _takes_all_of(plan, 0, layers) is expected
 
 
 @pytest.mark.parametrize("recipe", ["straggler-outlier", "wise-ft"])
