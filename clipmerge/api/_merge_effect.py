@@ -65,6 +65,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
             max_loss=request.max_loss,
             choosers=run.choosers,
             learned=bool(measured and takes_learned(measured.trace, measured.choice)),
+            choice=measured.choice if measured else None,
             progress=run.progress,
         )
         _check_names(run, request, effect, images)

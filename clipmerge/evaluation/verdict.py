@@ -25,6 +25,7 @@ from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, input_s
 from clipmerge.evaluation.scorer import Move, Scorer, stack_correct
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.models.building import build_model
+from clipmerge.planning.measurements import HeldBackChoice
 from clipmerge.planning.merge_effect import (
     THUMBNAIL,
     CaptionExample,
@@ -56,6 +57,7 @@ def measure_effect(
     max_loss: float,
     choosers: int = 0,
     learned: bool = False,
+    choice: HeldBackChoice | None = None,
     progress: Progress,
 ) -> MergeEffect:
     """Measure the effect of a plan on images that it was not learned from, which are in a random
@@ -64,7 +66,8 @@ def measure_effect(
     Of images with captions, the accuracy of an image is the mean of two shares: whether its best
     caption is its own, and of its captions those whose best image it is.
 
-    ``learned`` says whether the plan has learned coefficients.
+    ``learned`` says whether the plan has learned coefficients, ``choice`` how held-out images chose
+    how far they go.
     """
     model = build_model(inputs)
     scaled = ScaledImages(images, input_side(model))
@@ -124,7 +127,6 @@ def measure_effect(
             "classes_with_one_image": list(per_class.values()).count(1),
         }
     over_finetuned, over_zeroshot = gain(1 + reference), gain(0)
-    choice = plan.measurements.choice if plan.measurements else None
     conclusion = conclude(
         finetuned=finetuned[reference],
         merged=merged,
@@ -199,7 +201,7 @@ def _takes_all_of(plan: Plan, which: int, layers: Iterable[str]) -> bool:
         and all(weight == (at == which) for at, weight in enumerate(plan.weights))
         and all(layer in plan.layers for layer in layers)
         and all(
-            entry.alpha == 1 and entry.mask is None and not entry.is_learned
+            entry.mask is None and {entry.alpha, *(entry.alpha_range or ())} == {1}
             for entry in plan.layers.values()
             if not tells_no_change(entry.reason)
         )

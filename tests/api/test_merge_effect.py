@@ -93,7 +93,8 @@ def test_a_layer_that_did_not_change_is_the_fine_tuned_models_too() -> None:
         (0.9, same, False),
         (1.0, LayerPlan(alpha=0.0), False),
     ):
-        layers = {"vision.0.mlp": LayerPlan(alpha=alpha), "text.0.mlp": other}
+        learned = LayerPlan(alpha=alpha, alpha_range=(alpha, alpha))
+        layers = {"vision.0.mlp": learned, "text.0.mlp": other}
         plan: Any = SimpleNamespace(combine=None, weights=(1.0,), layers=layers)
         assert _takes_all_of(plan, 0, layers) is expected
 

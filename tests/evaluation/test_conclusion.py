@@ -307,8 +307,11 @@ def test_disagreement_beyond_the_limit_is_no_loss_where_nobody_knows_the_labels(
             max_loss=3.0,
             learned=True,
             labelled=False,
+            voted_loss=0.018,
         )
         assert found.recommendation == recommendation
         assert not found.warnings
+        told = "costs about 1.8 points of accuracy; only labels could tell" in text_of(found.reason)
+        assert told == (recommendation == "cannot-tell")
         if recommendation == "cannot-tell":
             assert f"on {differing}.0%" in text_of(found.reason)
