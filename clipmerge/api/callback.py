@@ -196,7 +196,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
 
 def _find_clip(model: Module) -> Module:
     """The model of transformers or open_clip that is trained: the module itself, or the first such
-    part of it; of peft's models the whole.
+    part of it; a model of peft is returned whole.
     """
     model = unwrap_model(model)
     if _has_factors(model):
@@ -213,14 +213,13 @@ def _find_clip(model: Module) -> Module:
 
 def _open_images(request: MergeRequest) -> None:
     """Open the images that lie in files, so that a wrong name costs no training."""
-    calibration, progress = request.calibration, Progress()
-    if isinstance(calibration.source, str):
-        open_data(request, RunCache(), progress)
-    if isinstance(calibration.unlabelled, str):
-        open_unlabelled(request, RunCache(), progress)
-    load_tasks(
-        {name: source for name, source in request.keep.items() if isinstance(source, str)}, progress
-    )
+    cache, progress = RunCache(), Progress()
+    if isinstance(request.calibration.source, str):
+        open_data(request, cache, progress)
+    if isinstance(request.calibration.unlabelled, str):
+        open_unlabelled(request, cache, progress)
+    in_files = {name: source for name, source in request.keep.items() if isinstance(source, str)}
+    load_tasks(in_files, progress)
 
 
 def _has_factors(model: Module) -> bool:

@@ -36,7 +36,7 @@ from clipmerge.planning.merge_effect import (
     ModelAccuracy,
     finetuned_names,
 )
-from clipmerge.planning.plan import Plan, tells_no_change
+from clipmerge.planning.plan import Plan, means_unchanged
 from clipmerge.progress import Pace, Progress
 from clipmerge.request import Calibration
 from clipmerge.stats import mean_share, paired_accuracy_interval, wilson
@@ -203,7 +203,7 @@ def _takes_all_of(plan: Plan, which: int, layers: Iterable[str]) -> bool:
         and all(
             entry.mask is None and {entry.alpha, *(entry.alpha_range or ())} == {1}
             for entry in plan.layers.values()
-            if not tells_no_change(entry.reason)
+            if not means_unchanged(entry.reason)
         )
     )
 

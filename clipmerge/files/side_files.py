@@ -9,6 +9,7 @@ it.
 
 from __future__ import annotations
 
+import filecmp
 import json
 import re
 from collections.abc import Container, Iterable
@@ -251,8 +252,8 @@ def read_side_json(folder: Path, name: str) -> Json | None:
 
 
 def read_vocabulary(folder: Path) -> dict[str, int] | None:
-    """Read the numbers of the words of the tokenizer beside the weights; ``None`` if there is none,
-    or one whose words are not numbered in its file.
+    """Read the ids of the tokens of the tokenizer beside the weights; ``None`` if there is none, or
+    if its file does not list them by id.
     """
     try:
         vocabulary: Any = read_side_json(folder, "vocab.json")
@@ -262,6 +263,12 @@ def read_vocabulary(folder: Path) -> dict[str, int] | None:
         return {str(token): int(index) for token, index in vocabulary.items()}
     except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
+
+
+def have_same_vocabulary_files(one: Path, other: Path) -> bool:
+    """Whether two folders have the same vocabularies, byte for byte."""
+    pairs = [(find_inside(one, name), find_inside(other, name)) for name in VOCABULARIES]
+    return all(a == b or (a and b and filecmp.cmp(a, b, shallow=False)) for a, b in pairs)
 
 
 def read_image_processor(folder: Path) -> Json | None:

@@ -45,7 +45,7 @@ def forget_completed() -> None:
 
 def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> None:
     """Refuse to replace a folder without `overwrite`, or one that the same command, whose record
-    has this name, did not write; an empty one is no loss.
+    has this name, did not write. An empty folder may be replaced.
     """
     if not (output.exists() or output.is_symlink()):
         return

@@ -76,29 +76,32 @@ def _open_items(title: str, data: Any, columns: Columns) -> Source:
             f"{title}: its items are not (image, label) or (image, caption) pairs, or mappings of"
             " these names"
         )
-    targets: Sequence[Any] | None = None
-    if columns.labelled:
-        targets = _own_targets(data)
-        if targets is None or not _are_labels(targets, data, columns):
-            targets = [_label_of(data[at], columns) for at in range(count)]
-    return _build_source(title, lambda at: _image_of(data[at]), count, targets, data, columns)
+    targets, names = _labels_and_names_of(data, columns)
+    if columns.labelled and targets is None:
+        targets = [_label_of(data[at], columns) for at in range(count)]
+    return _build_source(title, lambda at: _image_of(data[at]), count, targets, names, columns)
 
 
-def _own_targets(data: Any) -> Sequence[Any] | None:
-    """The list of labels that torchvision's data sets keep."""
+def _labels_and_names_of(data: Any, columns: Columns) -> tuple[Sequence[Any] | None, Names | None]:
+    """The list of labels that torchvision's data sets keep, and the class names of a data set.
+
+    A transform may change the labels of the items; then neither the list nor the names are right.
+    """
+    names = _class_names_of(data)
     targets = getattr(data, "targets", None)
-    if targets is None or isinstance(targets, Mapping) or len(targets) != len(data):
-        return None
-    return targets  # type: ignore[no-any-return]
+    if not columns.labelled or targets is None or isinstance(targets, Mapping):
+        return None, names
+    if len(targets) != len(data):
+        return None, names
+    are_right = all(
+        np.array_equal(_label_of(data[at], columns), targets[at])
+        for at in _sample_positions(len(data))
+    )
+    return (targets, names) if are_right else (None, None)
 
 
-def _are_labels(targets: Sequence[Any], data: Any, columns: Columns) -> bool:
-    """Whether a list is that of the items' labels, which a transform may change."""
-    return all(np.array_equal(_label_of(data[at], columns), targets[at]) for at in _some(len(data)))
-
-
-def _some(count: int) -> list[int]:
-    """Numbers of a few items, from the first to the last."""
+def _sample_positions(count: int) -> list[int]:
+    """Positions of a few items, evenly from the first to the last."""
     return sorted({at * (count - 1) // max(1, _SHOWN - 1) for at in range(_SHOWN)})
 
 
@@ -120,9 +123,8 @@ def _open_loader(title: str, loader: Any, columns: Columns, max_images: int | No
     pictures = pictures[:max_images]
     targets = targets[:max_images]
     values = targets if columns.labelled else None
-    opened = _build_source(
-        title, pictures.__getitem__, len(pictures), values, loader.dataset, columns
-    )
+    _, names = _labels_and_names_of(loader.dataset, columns)
+    opened = _build_source(title, pictures.__getitem__, len(pictures), values, names, columns)
     numbers = as_numbers(opened.values or ())
     if not numbers or has_captions(opened):
         return opened
@@ -153,7 +155,7 @@ def _build_source(
     get: Callable[[int], Any],
     count: int,
     targets: Sequence[Any] | None,
-    data: Any,
+    class_names: Names | None,
     columns: Columns,
 ) -> Source:
     """Images by position, with their labels or captions and the class names of a data set.
@@ -164,10 +166,8 @@ def _build_source(
     positions = tuple(range(count))
     is_float = bool(count) and "float" in str(getattr(get(0), "dtype", ""))
     is_ready = is_float and not all(
-        _within_unit_interval(np.asarray(get(at))) for at in _some(count)
+        _within_unit_interval(np.asarray(get(at))) for at in _sample_positions(count)
     )
-    own = _own_targets(data) if columns.labelled else None
-    is_relabelled = own is not None and not _are_labels(own, data, columns)
     opened = Source(
         title,
         Pixels(get, positions, title)
@@ -175,7 +175,7 @@ def _build_source(
         else Items(lambda at: _encoded(f"{title}, image {at}", get(at)), positions, title),
         targets,
         captioned=columns.captioned,
-        class_names=None if is_relabelled else _class_names_of(data),
+        class_names=class_names,
         notes=(Finding.of("unit-floats", source=title),) if is_float and not is_ready else (),
     )
     if targets is None or has_captions(opened):

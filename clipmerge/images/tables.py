@@ -96,8 +96,8 @@ def _csv_rows(text: str) -> Iterator[Row]:
             yield reader.line_num, dict(row)
     except csv.Error as error:
         raise Unreadable(
-            f"line {reader.reader.line_num}: {error}; a quoted text needs a quote at its end, and"
-            " those inside it twice"
+            f"line {reader.reader.line_num}: {error}; end a quoted text with a quote, and write"
+            " quotes inside it twice"
         ) from error
 
 

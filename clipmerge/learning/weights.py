@@ -77,7 +77,8 @@ def _is_mapped(name: str, parameter: Parameter, inputs: Inputs) -> bool:
 
     def reads_in_place(end: Callable[[str], Tensor]) -> bool:
         first = end(name)
-        inputs.release(name)  # what is formed is formed again, elsewhere, as `first` still lives
+        # a tensor that is formed, not stored, is formed again elsewhere: `first` still lives
+        inputs.release(name)
         return end(name).data_ptr() == first.data_ptr() and first.shape == parameter.shape
 
     return all(map(reads_in_place, (inputs.theta_0, inputs.theta_1)))

@@ -389,7 +389,7 @@ def _check_mask(name: str, layer: LayerPlan, mask: str, parameters: Names) -> No
             raise PlanError(f"layer '{name}': {error}") from None
 
 
-def tells_no_change(reason: Finding | None) -> bool:
+def means_unchanged(reason: Finding | None) -> bool:
     """Whether a layer has this reason because fine-tuning did not change it."""
     return reason is not None and reason.kind == "unchanged"
 

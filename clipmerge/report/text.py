@@ -18,7 +18,7 @@ from clipmerge.output.record import LayerRecord, MergeRecord, map_text
 from clipmerge.planning.measurements import HeldBackChoice, takes_learned
 from clipmerge.planning.merge_effect import Estimate, MergeEffect, Recommendation
 from clipmerge.planning.other_tasks import OtherTaskScores, measures_of
-from clipmerge.planning.plan import Combination, LayerPlan, Plan, tells_no_change
+from clipmerge.planning.plan import Combination, LayerPlan, Plan, means_unchanged
 from clipmerge.types import Json
 
 #: The recommendation in words, the same on the terminal, the page and the card.
@@ -228,7 +228,7 @@ def settings_text(
 
 
 def _distance_text(layers: Mapping[str, LayerPlan | LayerRecord], target: str) -> str:
-    changed = {name: e for name, e in layers.items() if not tells_no_change(e.reason)}
+    changed = {name: e for name, e in layers.items() if not means_unchanged(e.reason)}
     layers = changed or layers
     entries = layers.values()
     ends = [end for entry in entries for end in (entry.alpha_range or (entry.alpha,))]
@@ -555,8 +555,8 @@ def _disagrees_text(clean: Mapping[str, Any], voted: float | None = None) -> str
         return answers
     cost = f"about {100 * voted:.1f} points of" if voted > 0 else "no"
     return (
-        f"{answers} By the fine-tuned model's answers on changed views of the images, that costs"
-        f" {cost} accuracy; only labels could tell."
+        f"{answers} Judged by the fine-tuned model's answers on altered views of these images, this"
+        f" costs {cost} accuracy; only labels could tell for certain."
     )
 
 
@@ -1220,8 +1220,8 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         " writes the whole zero-shot model with the merged tower instead)"
     ),
     "layers-not-in-plan": lambda plan, layers: (
-        f"{plan}: names no {shorten(layers, 3)} ({len(layers)} of the layers), so these stay"
-        " zero-shot"
+        f"{plan}: does not name {counted(len(layers), 'layer', 'layers')}, which will stay"
+        f" zero-shot: {shorten(layers, 3)}"
     ),
     "one-tower": (
         "the fine-tuned checkpoint holds the {tower} tower only; the rest stays zero-shot"

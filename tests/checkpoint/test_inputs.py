@@ -153,7 +153,9 @@ def test_tokenizers_that_number_words_otherwise_are_refused(copies: Folders) -> 
     first, second = list(words)[:2]
     words |= {first: words[second], second: words[first]}
     file.write_text(json.dumps(tokenizer))
-    refused(copies, "texts are read differently: the tokenizers number 2 words otherwise, such as")
+    refused(
+        copies, "texts are read differently: the tokenizers give other numbers to 2 words, such as"
+    )
     file.write_text("{}")
     inputs_of(copies)
 

@@ -373,7 +373,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str, Columns]] = {
     ),
     "a quote inside a quoted text": (
         rewritten("open_clip_tsv", "two cats", '"two" cats'),
-        r"line 3: .* expected after .*; a quoted text needs a quote at its end, and those inside it",
+        r"line 3: .* expected after .*; end a quoted text with a quote, and write quotes inside it twice",
         Columns(),
     ),
     "a table that is not UTF-8": (

@@ -221,7 +221,7 @@ def test_a_layer_that_a_plan_does_not_name_stays_zeroshot_and_is_told(planned: P
     del data["layers"]["logit_scale"]
     planned.write_text(json.dumps(data))
     run = opened(planned)
-    told = "names no logit_scale (1 of the layers), so these stay zero-shot"
+    told = "does not name 1 layer, which will stay zero-shot: logit_scale"
     assert told in " ".join(texts_of(run.plan.warnings if run.plan else ()))
 
 
