@@ -173,12 +173,12 @@ def counted(number: int, one: str, several: str) -> str:
 
 
 @contextlib.contextmanager
-def adding_note(text: str) -> Iterator[None]:
-    """Add a note to any exception of this block, about the state of the outside world from here
-    on.
-    """
+def adding_note(text: str, *, unless: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """Add a note about the state of the outside world to any other exception of this block."""
     try:
         yield
+    except unless:
+        raise
     except BaseException as error:
         error.add_note(text)
         raise

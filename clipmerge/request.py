@@ -48,18 +48,9 @@ def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
         >>> parse_alphas("0,0.25,...,1")
         (0.0, 0.25, 0.5, 0.75, 1.0)
     """
-    if not isinstance(points, str):
-        return tuple(map(float, points))
-    words = [word.strip() for word in points.split(",")]
-    values: list[Decimal] = []
     try:
-        for position, word in enumerate(words):
-            if word == "...":
-                values += _continue_steps(values[-2], values[-1], Decimal(words[position + 1]))
-            else:
-                values.append(Decimal(word))
-        alphas = sorted({float(value) for value in values})
-    except (ArithmeticError, IndexError, ValueError):
+        alphas = _alphas_of(points) if isinstance(points, str) else list(map(float, points))
+    except (ArithmeticError, IndexError, TypeError, ValueError):
         alphas = []
     # 1e400 is valid as text but overflows a float
     if not alphas or not all(map(math.isfinite, alphas)):
@@ -68,6 +59,18 @@ def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
             f" 0,0.1,...,1 (where '...' stands for at most {_MAX_ALPHAS} numbers)"
         )
     return tuple(alphas)
+
+
+def _alphas_of(text: str) -> list[float]:
+    """The numbers of a text, ascending."""
+    words = [word.strip() for word in text.split(",")]
+    values: list[Decimal] = []
+    for position, word in enumerate(words):
+        if word == "...":
+            values += _continue_steps(values[-2], values[-1], Decimal(words[position + 1]))
+        else:
+            values.append(Decimal(word))
+    return sorted({float(value) for value in values})
 
 
 def _continue_steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
@@ -461,6 +464,8 @@ def parse_named_source(text: str) -> tuple[str, str]:
 
 def check_source_name(name: str) -> None:
     """Refuse a name that no tensor of a safetensors file can have, before anything is evaluated."""
+    if not isinstance(name, str):
+        raise UsageError(f"a source cannot be named {name!r}; give a text")
     # a reserved header entry: the file would be written, but no reader would open it
     if name == "__metadata__":
         raise UsageError(
@@ -486,7 +491,7 @@ def parse_size(size: str | int | None) -> int | None:
     if size is None:
         return None
     # text without a unit would be bytes, where gigabytes are meant
-    text = f"{size}B" if isinstance(size, int) else size.upper()
+    text = f"{size}B" if isinstance(size, int) else str(size).upper()
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?)B?|B)\s*", text)
     count = 0
     if match:

@@ -98,7 +98,11 @@ def paired_accuracy_interval(differences: NDArray[np.float64], views: int = 1) -
         >>> [round(end, 3) for end in paired_accuracy_interval(np.zeros(50))]
         [-0.038, 0.038]
     """
-    mean, error = paired_mean_and_error(differences, 1 / views)
+    return normal_interval(*paired_mean_and_error(differences, 1 / views))
+
+
+def normal_interval(mean: float, error: float) -> Interval:
+    """Interval, in [-1, 1], of a difference with this standard error."""
     return max(-1.0, mean - _Z * error), min(1.0, mean + _Z * error)
 
 

@@ -259,7 +259,7 @@ def add_other_task_scores(run: Run, request: MergeRequest, tasks: dict[str, Imag
             effect.recommendation,
             counted,
             request.max_loss,
-            on_experience=effect.reason.kind == "same-accuracy",
+            on_experience=effect.rests_on_experience,
         )
         if effect and weighed:
             run.amend(effect=effect.with_advice(*weighed))

@@ -32,8 +32,14 @@ def with_architecture(checkpoint: Checkpoint, model: str) -> Checkpoint:
     config = architecture_config(model)
     _check_shapes(checkpoint, model, config["model_cfg"])
     folder = user_cache("architectures") / model
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_bytes(folder / OPEN_CLIP_CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
+    try:
+        replace_bytes(folder / OPEN_CLIP_CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot be written ({error.strerror}); put open_clip_config.json beside the"
+            " weights instead of giving `model`, or set XDG_CACHE_HOME to a folder that can be"
+            " written"
+        ) from None
     notes = (*checkpoint.notes, *_activation_note(model))
     return replace(checkpoint, folder=folder, config=config, architecture=model, notes=notes)
 

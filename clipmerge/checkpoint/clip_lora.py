@@ -130,9 +130,8 @@ def _attention_prefixes(base: Checkpoint, adapter: Checkpoint, metadata: _Metada
             pattern = re.compile(_ATTENTION[layout, tower])
             matches = [match for key in base.entries if (match := pattern.fullmatch(key))]
             prefixes = {int(match[2]): match[1] for match in matches}
-            blocks += [
-                prefixes[index] for index in _block_indices(metadata.position, len(prefixes))
-            ]
+            positions = _block_indices(metadata.position, len(prefixes))
+            blocks += [prefixes[index] for index in positions if index in prefixes]
     numbers = {int(match[1]) for name in adapter.entries if (match := _FACTOR.fullmatch(name))}
     if numbers != set(range(len(blocks))):
         raise CheckpointError(

@@ -125,17 +125,11 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
             raise CheckpointError(
                 f"nothing lies under '{part}'; its keys begin with {shorten(firsts)}"
             )
-        return under, None
+        return _without_wrappers(under), None
     for mark, what, way_out in _NO_WEIGHTS:
         if marked := [key for key in file_keys if re.search(mark, key)]:
             raise CheckpointError(f"holds {what} ({shorten(marked, 2)}), {way_out}")
-    # names without wrappers of PyTorch, unless two tensors would have one name
-    weights = [key for key in file_keys if not _NOT_WEIGHTS.fullmatch(key)]
-    plain = {_WRAPPED.sub("", key): key for key in weights}
-    while plain and all(name.startswith(_PARALLEL) for name in plain):
-        plain = {name.removeprefix(_PARALLEL): key for name, key in plain.items()}
-    plain = plain if len(plain) == len(weights) else {key: key for key in weights}
-    plain = {name: key for name, key in plain.items() if not _NOT_WEIGHTS.fullmatch(name)}
+    plain = _without_wrappers({key: key for key in file_keys})
     if lone := _lone_tower(plain):
         return lone
     if classifier := _find_classifier(plain):
@@ -175,6 +169,16 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
     if not prefixes or (len(chosen) == 1 and not copies and not outside):
         return plain, None
     return clip, _describe_left_out(chosen, copies, outside)
+
+
+def _without_wrappers(keys: dict[str, str]) -> dict[str, str]:
+    """The keys of weights by names without wrappers of PyTorch, unless two would have one name."""
+    weights = {name: key for name, key in keys.items() if not _NOT_WEIGHTS.fullmatch(name)}
+    plain = {_WRAPPED.sub("", name): key for name, key in weights.items()}
+    while plain and all(name.startswith(_PARALLEL) for name in plain):
+        plain = {name.removeprefix(_PARALLEL): key for name, key in plain.items()}
+    plain = plain if len(plain) == len(weights) else weights
+    return {name: key for name, key in plain.items() if not _NOT_WEIGHTS.fullmatch(name)}
 
 
 def _lone_tower(names: dict[str, str]) -> _Unwrapped | None:

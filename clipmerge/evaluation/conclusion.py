@@ -40,21 +40,27 @@ def conclude(
     learned: bool = False,
     labelled: bool = True,
     is_finetuned: bool = False,
-    voted_loss: float | None = None,
+    voted: Difference | None = None,
 ) -> Conclusion:
     """Recommend whether to use a merged model.
 
     ``learned`` says whether it has learned coefficients, ``labelled`` whether images have labels;
     if not, an accuracy is agreement with the fine-tuned model, and less of it need not be a loss.
-    ``is_finetuned`` says whether the merged weights are the fine-tuned model's own, ``voted_loss``
-    which share of accuracy the merge costs by the votes that chose it without labels.
+    ``is_finetuned`` says whether the merged weights are the fine-tuned model's own. ``voted`` is
+    the difference in accuracy by the votes that chose the merge without labels, which then stands
+    for the measured one.
     """
     if is_finetuned:
         return Conclusion("either", Finding.of("same-model"), None, ())
-    if not labelled and exceeds_max_loss(over_finetuned.clean.value, max_loss):
-        reason = Finding.of("disagrees", clean=_numbers(over_finetuned.clean), voted=voted_loss)
+    agreement = over_finetuned.clean
+    if voted is not None:
+        over_finetuned = Gain(clean=voted, corrupted=over_finetuned.corrupted)
+    elif not labelled and exceeds_max_loss(agreement.value, max_loss):
+        reason = Finding.of("disagrees", clean=_numbers(agreement))
         return Conclusion("cannot-tell", reason, None, ())
     recommendation, reason = _recommend(over_finetuned, over_zeroshot, max_loss / 100, learned)
+    if voted is not None and recommendation == "use":
+        reason = Finding.of("votes", clean=_numbers(agreement), voted=_numbers(voted))
     low = over_finetuned.clean.interval[0]
     possible = None
     if recommendation in ("use", "cannot-tell", "too-few-images") and exceeds_max_loss(
@@ -62,7 +68,7 @@ def conclude(
     ):
         possible = Finding.of("may-lose", loss=-low, limit=max_loss)
     warnings = loss_warnings(
-        {"the merged model": merged.clean.value},
+        {"the merged model": merged.clean.value} if labelled else {},
         f"accuracy on {images} of your images",
         finetuned.clean.value,
         max_loss,

@@ -39,7 +39,7 @@ from clipmerge.planning.merge_effect import (
 from clipmerge.planning.plan import Plan, means_unchanged
 from clipmerge.progress import Pace, Progress
 from clipmerge.request import Calibration
-from clipmerge.stats import mean_share, paired_accuracy_interval, wilson
+from clipmerge.stats import mean_share, normal_interval, paired_accuracy_interval, wilson
 from clipmerge.types import Json
 
 # Bytes of preprocessed images in memory at once. Moving a model costs as much as a few images, so
@@ -137,7 +137,7 @@ def measure_effect(
         learned=learned,
         labelled=labelled,
         is_finetuned=_takes_all_of(plan, reference, inputs.layers),
-        voted_loss=None if choice is None else choice.finetuned_accuracy - choice.accuracy,
+        voted=None if labelled or choice is None else _voted(choice),
     )
     return MergeEffect(
         source=images.source,
@@ -232,6 +232,12 @@ def _share_estimate(right: NDArray[Any]) -> Estimate:
     if right.dtype == np.bool_:
         return estimate(float(right.mean()), len(right))
     return _mean_estimate(right)
+
+
+def _voted(choice: HeldBackChoice) -> Difference:
+    """What the merge costs by the votes that chose it."""
+    mean = choice.accuracy - choice.finetuned_accuracy
+    return Difference(value=mean, interval=normal_interval(mean, choice.loss_error or 0.0))
 
 
 def _mean_estimate(by_image: NDArray[np.float64]) -> Estimate:

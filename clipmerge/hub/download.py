@@ -23,6 +23,7 @@ from clipmerge.errors import CheckpointError, HubError, shorten
 from clipmerge.files.limits import MAX_FILES
 from clipmerge.files.paths import replace_bytes
 from clipmerge.files.safetensors import PICKLE_SUFFIXES
+from clipmerge.files.side_files import SIDE_FILES
 from clipmerge.finding import Finding
 from clipmerge.hub.errors import explain, explained, out_of_reach, timed_out
 from clipmerge.hub.ids import FULL_SHA, HubId
@@ -265,11 +266,7 @@ def choose_files(names: Sequence[str], hub_id: HubId) -> list[str]:
     beside it.
     """
     root = [name for name in names if "/" not in name]
-    side = [
-        name
-        for name in root
-        if name.endswith((".json", ".txt", ".model")) and not name.endswith(".index.json")
-    ]
+    side = [name for name in root if name in SIDE_FILES or name == "adapter_config.json"]
     return sorted(side + choose_weights(names, hub_id))
 
 

@@ -100,6 +100,8 @@ def _opened(name: str, encoded: Encoded) -> Iterator[Image]:
         content = encoded
         if isinstance(content, str):
             content = read_bytes(Path(content), MAX_IMAGE_BYTES)
+        if not content:
+            raise ValueError("no bytes; a path beside it is not followed")
         if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MAX_SCANS:
             raise ValueError(f"more than {MAX_SCANS} scans over its pixels; save it again")
         if content.startswith((b"II", b"MM")):

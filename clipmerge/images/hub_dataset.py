@@ -35,7 +35,14 @@ from clipmerge.images.shard_texts import (
     read_description,
 )
 from clipmerge.images.source import Columns, Source
-from clipmerge.images.webdataset import Sample, columns_of, join_samples, load_tars, read_samples
+from clipmerge.images.webdataset import (
+    Sample,
+    columns_of,
+    join_samples,
+    load_tars,
+    read_samples,
+    require_folders,
+)
 from clipmerge.types import Names
 
 if TYPE_CHECKING:
@@ -103,15 +110,6 @@ def open_split(source: str) -> Split:
             f" {PREFIX}{dataset.hub_id.repo_id}@refs/convert/parquet"
         )
     splits = find_splits(source, dataset, card_of(snapshot), usable)
-    if snapshot.note:  # the names of a split's files say how many there are
-        files = splits.get(dataset.split or "", ())
-        sharded = filter(None, map(SHARDED.fullmatch, files))
-        count = max((int(match["count"]) for match in sharded), default=0)
-        if count > len(files):
-            raise DataError(
-                f"{source}: {len(files)} of its {count} files are in the cache; go online and run"
-                " again"
-            )
     notes: tuple[Finding, ...] = (snapshot.note,) if snapshot.note else ()
     name = dataset.split or ""
     if not name and len(splits) == 1:
@@ -125,6 +123,15 @@ def open_split(source: str) -> Split:
             f"{source}: {what} (splits: {shorten(splits, 12)}); write it after a"
             f" colon.{did_you_mean(name, splits)}"
         )
+    if snapshot.note:  # the names of a split's files say how many there are
+        files = splits[name]
+        sharded = filter(None, map(SHARDED.fullmatch, files))
+        count = max((int(match["count"]) for match in sharded), default=0)
+        if count > len(files):
+            raise DataError(
+                f"{source}: {len(files)} of its {count} files are in the cache; go online and run"
+                " again"
+            )
     return Split(source, snapshot, name, splits[name], notes)
 
 
@@ -162,7 +169,7 @@ def _load_some_tars(split: Split, columns: Columns, max_images: int, seed: int) 
     count = len(split.shards)
     for number in np.random.default_rng([seed, count]).permutation(count).tolist():
         (archive,) = split.download((split.shards[number],))
-        taken[number] = read_samples(archive, columns)
+        taken[number], unlabelled = read_samples(archive, columns)
         samples = [sample for shard in sorted(taken) for sample in taken[shard]]
         opened = join_samples(split.source, samples, columns, split.description)
         labels: list[Any] = [label for _, label in samples]
@@ -181,6 +188,7 @@ def _load_some_tars(split: Split, columns: Columns, max_images: int, seed: int) 
                 notes = (note,)
         if is_enough:
             break
+    require_folders(samples, unlabelled)
     return replace(opened, notes=(*notes, *opened.notes))
 
 

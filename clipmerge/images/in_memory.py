@@ -24,6 +24,8 @@ _IMAGES = ("pixel_values", "image", "images", "pixels")
 _LABELS = ("labels", "label", "target", "targets")
 # Images that are looked at to see whether floats are normalised, and whether labels are right.
 _SHOWN = 8
+# Numbers of channels: grey, grey with alpha, RGB, RGB with alpha.
+_CHANNELS = (1, 2, 3, 4)
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 
 
@@ -34,7 +36,9 @@ def open_in_memory(data: Any, columns: Columns, max_images: int | None) -> Sourc
         return _open_table(title, data, columns)
     if hasattr(data, "batch_size") and hasattr(data, "dataset"):
         return _open_loader(title, data, columns, max_images)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping):
+    is_table = hasattr(data, "iloc")  # of pandas, whose positions are not its items
+    is_sequence = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    if is_sequence and not is_table and not isinstance(data, Mapping):
         return _open_items(title, data, columns)
     raise DataError(
         f"data: {type(data).__name__} holds no labelled images; give a path, a datasets.Dataset"
@@ -160,14 +164,17 @@ def _build_source(
 ) -> Source:
     """Images by position, with their labels or captions and the class names of a data set.
 
-    Arrays or tensors of floats are preprocessed already, unless all values of some of them are
-    within [0, 1], which no normalised photograph is; all others are encoded losslessly.
+    Arrays or tensors of floats are preprocessed already, unless all values of those that are looked
+    at are within [0, 1], which no normalised photograph is; all others are encoded losslessly.
     """
     positions = tuple(range(count))
     is_float = bool(count) and "float" in str(getattr(get(0), "dtype", ""))
-    is_ready = is_float and not all(
-        _within_unit_interval(np.asarray(get(at))) for at in _sample_positions(count)
-    )
+    is_ready = False
+    if is_float:
+        shown = [_as_array(get(at)) for at in _sample_positions(count)]
+        # zeros are black, or preprocessed and grey: they tell nothing
+        telling = [values for values in shown if values.any()]
+        is_ready = not telling or not all(map(_within_unit_interval, telling))
     opened = Source(
         title,
         Pixels(get, positions, title)
@@ -223,19 +230,20 @@ def _encoded(name: str, image: Any) -> Encoded:
         if image.mode not in _PNG_MODES:
             image = image.convert("RGB")
     else:
-        values = np.asarray(image)
+        values = _as_array(image)
         if values.dtype.kind == "f":
-            if values.any() and not _within_unit_interval(values):
+            if not _within_unit_interval(values):
                 raise DataError(
                     f"{name}: has values outside [0, 1], unlike the first images; give all images"
                     " normalised for the model, or none"
                 )
             values = np.rint(255 * values.astype(np.float32)).astype(np.uint8)
-        if values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (1, 3):
+        if values.ndim == 3 and values.shape[0] in _CHANNELS and values.shape[2] not in _CHANNELS:
             values = values.transpose(1, 2, 0)
+        is_image = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in _CHANNELS)
         if values.ndim == 3 and values.shape[2] == 1:
             values = values[:, :, 0]
-        if values.dtype != np.uint8 or values.ndim not in (2, 3):
+        if values.dtype != np.uint8 or not is_image:
             raise DataError(
                 f"{name}: is {type(image).__name__} of {values.dtype}, shape {values.shape};"
                 " expected a path, a PIL image, uint8 values, or float pixels (3, height, width)"
@@ -246,5 +254,12 @@ def _encoded(name: str, image: Any) -> Encoded:
     return file.getvalue()
 
 
+def _as_array(image: Any) -> np.ndarray[Any, Any]:
+    if hasattr(image, "detach"):  # a tensor, of any device, or of a type that numpy lacks
+        image = image.detach().cpu()
+        image = image.float() if image.is_floating_point() else image
+    return np.asarray(image)
+
+
 def _within_unit_interval(values: np.ndarray[Any, Any]) -> bool:
-    return values.ndim == 3 and bool(values.min() >= 0 and values.max() <= 1 and values.any())
+    return values.ndim == 3 and bool(values.min() >= 0 and values.max() <= 1)

@@ -71,7 +71,11 @@ def _json_rows(text: str) -> Iterator[Row]:
     # not by `splitlines`: JSON's texts may hold the line separators of Unicode
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            row = parse_json(line)
+            try:
+                row = parse_json(line)
+            except Unreadable as error:  # which counts lines from this one
+                reason = str(error).replace(": line 1 column", ": column")
+                raise Unreadable(f"line {number}: {reason}") from None
             if not isinstance(row, dict):
                 raise Unreadable(f"line {number} is not an object")
             yield number, row

@@ -84,9 +84,13 @@ def load_tars(
     """Open tar files as one source; member headers and labels are read, images are not."""
     columns = columns_of(source, columns, described)
     samples: list[Sample] = []
+    unlabelled: NoLabelsError | None = None
     for archive in archives:
-        samples += read_samples(archive, columns)
+        more, error = read_samples(archive, columns)
+        samples += more
+        unlabelled = unlabelled or error
         check_count(source, len(samples))
+    require_folders(samples, unlabelled)
     return join_samples(source, samples, columns, described)
 
 
@@ -100,9 +104,9 @@ def columns_of(source: str, columns: Columns, described: Description) -> Columns
     return columns
 
 
-def read_samples(archive: str, columns: Columns) -> list[Sample]:
-    """Read the headers and labels of one archive; without labels, images in several folders have
-    the folder's name.
+def read_samples(archive: str, columns: Columns) -> tuple[list[Sample], NoLabelsError | None]:
+    """Read the headers and labels of one archive; without labels, images have the name of their
+    folder, and an error comes with them for `require_folders`.
     """
     samples: list[Sample] = []
     missing: NoLabelsError | None = None
@@ -125,9 +129,13 @@ def read_samples(archive: str, columns: Columns) -> list[Sample]:
                     label = _folder(key)
             samples.append((image, label))
             check_count(archive, len(samples))
-    if missing is not None and len({label for _, label in samples}) < 2:
-        raise missing
-    return samples
+    return samples, missing
+
+
+def require_folders(samples: Sequence[Sample], unlabelled: NoLabelsError | None) -> None:
+    """Refuse images without labels that are not in several folders."""
+    if unlabelled is not None and len({label for _, label in samples}) < 2:
+        raise unlabelled
 
 
 def _folder(key: str) -> str:

@@ -204,6 +204,13 @@ class MergeEffect(Frozen):
     text: str = ""
     plan: str = ""
 
+    @property
+    def rests_on_experience(self) -> bool:
+        """Whether a merge is recommended for what such merges did on other pairs, not for a gain on
+        the user's own images.
+        """
+        return self.recommendation == "use" and self.reason.kind in ("same-accuracy", "votes")
+
     def with_advice(self, recommendation: Recommendation, reason: Finding) -> MergeEffect:
         """The same effect with another recommendation, which says nothing of a possible loss."""
         return self.replace(recommendation=recommendation, reason=reason, possible_loss=None)

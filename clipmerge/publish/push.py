@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.errors import HubError, OutputError, UsageError, adding_note, shorten
+from clipmerge.errors import ClipmergeError, HubError, OutputError, UsageError, adding_note, shorten
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.limits import MAX_TEXT_BYTES
 from clipmerge.files.reading import read_bytes, refusing
@@ -120,10 +120,9 @@ def push(folder: Path, repo_id: str, **settings: Any) -> Published:
         target = target or Target(head="", files={})
         would_change = tuple(change.path_in_repo for change in _changes(target, additions))
     else:
-        with adding_note(
-            f"whether {repo_id} was published is not known: `{job.command}` checks that and"
-            " continues"
-        ):
+        way_out = f": `{job.command}` checks that and continues" if job.command else ""
+        doubt = f"whether {repo_id} was published is not known{way_out}"
+        with adding_note(doubt, unless=ClipmergeError):  # whose messages say so themselves
             target = target or create_repository(api, job)
             changes = _changes(target, additions)
             done = _commit(api, job, target, changes) if changes else None

@@ -34,7 +34,7 @@ ADVICE: dict[Recommendation, str] = {
     "other-tasks": "Look at the other tasks",
 }
 
-#: In place of "Use it" where the user's own images show no difference.
+#: In place of "Use it" where the user's own images show no difference, or have no labels.
 ON_EXPERIENCE = "Probably use it"
 #: In place of "Check the class names" where there are none.
 CHECK_CAPTIONS = "Check the captions"
@@ -42,7 +42,7 @@ CHECK_CAPTIONS = "Check the captions"
 
 def advice_text(effect: MergeEffect) -> str:
     """The recommendation in words."""
-    if effect.recommendation == "use" and effect.reason.kind == "same-accuracy":
+    if effect.rests_on_experience:
         return ON_EXPERIENCE
     if effect.recommendation == "check-names" and effect.captions:
         return CHECK_CAPTIONS
@@ -504,10 +504,6 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _signed(share: float) -> str:
-    return f"{100 * share:+.1f}"
-
-
 def _points(difference: Mapping[str, Any], *, lost: bool = False, unit: str = " points") -> str:
     """A difference of accuracies, or a loss without its sign."""
     value, (low, high) = difference["value"], difference["interval"]
@@ -543,20 +539,22 @@ def _gains_text(corrupted: Any = None, clean: Any = None, price: float = 0.0) ->
 
 def _range(interval: Sequence[float]) -> str:
     low, high = interval
-    return f"{_signed(low)} to {_signed(high)}"
+    return f"{signed_points(low)} to {signed_points(high)}"
 
 
-def _disagrees_text(clean: Mapping[str, Any], voted: float | None = None) -> str:
-    answers = (
+def _disagrees_text(clean: Mapping[str, Any]) -> str:
+    return (
         f"The merged model answers otherwise than the fine-tuned one on"
         f" {_points(clean, lost=True, unit='%')} of your images."
     )
-    if voted is None:
-        return answers
-    cost = f"about {100 * voted:.1f} points of" if voted > 0 else "no"
+
+
+def _votes_text(clean: Mapping[str, Any], voted: Mapping[str, Any]) -> str:
     return (
-        f"{answers} Judged by the fine-tuned model's answers on altered views of these images, this"
-        f" costs {cost} accuracy; only labels could tell for certain."
+        f"{_disagrees_text(clean)} By the fine-tuned model's answers on altered views of these"
+        f" images, the accuracy changes by {signed_points(voted['value'])} points"
+        f" ({_range(voted['interval'])}). On the held-out pairs that were tried without labels,"
+        " such merges kept the accuracy and were at least as robust."
     )
 
 
@@ -587,7 +585,8 @@ def reason_text(effect: MergeEffect) -> str:
     if not effect.labelled:
         text += (
             " Without labels, accuracy here is agreement with the fine-tuned model's answers: how"
-            " often they are right, and which model is right where they differ, cannot be known."
+            " often they are right, which model is right where they differ, and whether the class"
+            " names are those of fine-tuning, cannot be known."
         )
     return text
 
@@ -640,8 +639,9 @@ def other_task_rows(tasks: Sequence[OtherTaskScores]) -> list[list[str]]:
         for index, (measure, zeroshot) in enumerate(measures_of(task.zeroshot).items()):
             middle = fmean(score[measure] for score in finetuned)
             values = [_percent(value) for value in (zeroshot, middle, merged[measure])]
-            changes = [_signed(change) for change in (middle - zeroshot, merged[measure] - middle)]
-            rows.append(["" if index else task.name, measure, *values, *changes])
+            changes = (middle - zeroshot, merged[measure] - middle)
+            row = ["" if index else task.name, measure, *values, *map(signed_points, changes)]
+            rows.append(row)
     return rows
 
 
@@ -761,7 +761,7 @@ def signed_points(share: float) -> str:
         >>> signed_points(0.0123), signed_points(-0.0001)
         ('+1.2', '0.0')
     """
-    text = _signed(share)
+    text = f"{100 * share:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
 
 
@@ -1003,6 +1003,7 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         f"The merged model loses {_points(clean, lost=True)} of accuracy on your images."
     ),
     "disagrees": _disagrees_text,
+    "votes": _votes_text,
     "unclear-accuracy": lambda clean: (
         f"The accuracy may have changed by anything from {_range(clean)} points; more images would"
         " tell."

@@ -17,7 +17,7 @@ from tests.support.command import clipmerge, done, refused
 from tests.support.tiny_clip import Folders, save_images
 
 NAMES = ("bird", "cat", "dog")
-UNKNOWN = "which model is right where they differ, cannot be known."
+UNKNOWN = "whether the class names are those of fine-tuning, cannot be known."
 
 
 @pytest.fixture(scope="module")

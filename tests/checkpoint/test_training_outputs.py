@@ -169,6 +169,8 @@ def test_wrapped_by_pytorch_and_saved_by_accelerate(pair: Folders, tmp_path: Pat
         assert next(iter(state)).startswith(("module.", "_orig_mod."))
         torch.save({"model_state_dict": state, "epoch": 1}, tmp_path / "x.pt")
         assert "CLIP is what lies" not in read(pair, tmp_path / "x.pt")
+        save_file(under("ema", state), tmp_path / "x.safetensors")
+        read(pair, f"{tmp_path / 'x.safetensors'}#ema")
     accelerator = Accelerator(cpu=True)
     model = accelerator.prepare(model)
     accelerator.save_model(model, tmp_path / "saved")

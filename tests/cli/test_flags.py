@@ -3,6 +3,7 @@ of a sweep."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import clipmerge as api
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.scorer import write_correct
 from clipmerge.progress import Progress
-from clipmerge.request import parse_alphas
+from clipmerge.request import parse_alphas, parse_named
 from tests.support.command import clipmerge, counted, done, printed, refused
 from tests.support.several import several
 from tests.support.tiny_clip import Folders, save_images
@@ -117,6 +118,18 @@ def test_alphas_that_are_none_are_refused(text: str) -> None:
     ):
         parse_alphas(text)
     assert len(parse_alphas("0,1,...,1001")) == 1002
+
+
+@pytest.mark.parametrize("points", [0.5, [0, "a"], [0, float("nan")], [], [[0, 1]]])
+def test_alphas_that_are_not_numbers_are_refused(points: Any) -> None:
+    with pytest.raises(UsageError, match=r"^`alphas` .*: expected finite numbers"):
+        parse_alphas(points)
+
+
+def test_a_source_is_named_by_a_text(images: Path) -> None:
+    sources: Any = {1: images}
+    with pytest.raises(UsageError, match="a source cannot be named 1; give a text"):
+        parse_named("id", sources)
 
 
 @pytest.mark.parametrize(

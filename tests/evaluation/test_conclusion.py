@@ -23,7 +23,7 @@ from clipmerge.planning.merge_effect import (
 )
 from clipmerge.planning.other_tasks import OtherTaskScores, Score
 from clipmerge.report.text import text_of
-from clipmerge.stats import paired_accuracy_interval, wilson
+from clipmerge.stats import normal_interval, paired_accuracy_interval, wilson
 
 Right = NDArray[np.float64]
 
@@ -291,27 +291,50 @@ def test_experience_does_not_outweigh_a_task_that_both_have_lost() -> None:
     assert weigh_other_tasks("use", [lost, back], 3.0, on_experience=True) is None
 
 
-def test_disagreement_beyond_the_limit_is_no_loss_where_nobody_knows_the_labels() -> None:
+#: What the merge gains by the votes, and under corruptions; how many answers differ; the advice
+#: and its reason.
+WITHOUT_LABELS = {
+    "few answers differ": (None, 0, 2, ("use", "same-accuracy")),
+    "many answers differ": (None, 0, 4, ("cannot-tell", "disagrees")),
+    "the votes see a small loss": ((-0.018, 0.01), 0, 40, ("use", "votes")),
+    "they see a large one": ((-0.04, 0.01), 0, 40, ("too-few-images", "unclear-accuracy")),
+    "they see a certain one": ((-0.08, 0.01), 0, 40, ("prefer-finetuned", "surely-loses")),
+    "they are few": ((-0.018, 0.04), 0, 40, ("too-few-images", "unclear-accuracy")),
+    "corruptions see a loss": (
+        (-0.018, 0.01),
+        20,
+        40,
+        ("cannot-tell", "loses-under-corruptions"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_LABELS)
+def test_without_labels_the_votes_judge_and_disagreement_is_no_loss(name: str) -> None:
+    votes, lost, differing, expected = WITHOUT_LABELS[name]
     finetuned = np.ones((2, 100))
-    for differing, recommendation in ((2, "use"), (4, "cannot-tell"), (40, "cannot-tell")):
-        merged = finetuned.copy()
-        merged[0, :differing] = 0
-        merged[1] = 1
-        case = Case(np.stack([0 * finetuned, finetuned, merged]), 3.0)
-        found = conclude(
-            finetuned=accuracy(*case.right[1]),
-            merged=accuracy(*case.right[2]),
-            over_finetuned=Gain(clean=case.clean, corrupted=case.corrupted),
-            over_zeroshot=case.over_zeroshot,
-            images=100,
-            max_loss=3.0,
-            learned=True,
-            labelled=False,
-            voted_loss=0.018,
-        )
-        assert found.recommendation == recommendation
-        assert not found.warnings
-        told = "costs about 1.8 points of accuracy; only labels could tell" in text_of(found.reason)
-        assert told == (recommendation == "cannot-tell")
-        if recommendation == "cannot-tell":
-            assert f"on {differing}.0%" in text_of(found.reason)
+    merged = finetuned.copy()
+    merged[0, :differing] = 0
+    merged[1, :lost] = 0
+    case = Case(np.stack([0 * finetuned, finetuned, merged]), 3.0)
+    voted = votes and Difference(value=votes[0], interval=normal_interval(*votes))
+    found = conclude(
+        finetuned=accuracy(*case.right[1]),
+        merged=accuracy(*case.right[2]),
+        over_finetuned=Gain(clean=case.clean, corrupted=case.corrupted),
+        over_zeroshot=case.over_zeroshot,
+        images=100,
+        max_loss=3.0,
+        learned=True,
+        labelled=False,
+        voted=voted,
+    )
+    assert (found.recommendation, found.reason.kind) == expected
+    assert not found.warnings
+    if expected[1] in ("votes", "disagrees"):
+        assert f"on {differing}.0%" in text_of(found.reason)
+    if expected[1] == "votes":
+        told = "the accuracy changes by -1.8 points (-3.8 to +0.2)"
+        assert told in text_of(found.reason)
+        assert found.possible_loss is not None
+        assert "as large as 3.8 points" in text_of(found.possible_loss)

@@ -126,6 +126,12 @@ def test_which_weights_are_chosen(names: list[str], weights: list[str]) -> None:
     assert choose_files(offered, MODEL) == sorted([*weights, "config.json"])
 
 
+def test_the_files_beside_weights_are_those_that_are_passed_on() -> None:
+    wanted = ["LICENSE", "NOTICE.md", "config.json", "model.safetensors", "vocab.json"]
+    others = ["README.md", "trainer_state.json", "model.onnx", "notes.txt"]
+    assert choose_files([*wanted, *others], MODEL) == sorted(wanted)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -534,6 +534,21 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path: Path) -> None:
     assert len(open_images(floats, columns=skipping())) == len(TEXTS)  # nothing to decode
 
 
+@pytest.mark.parametrize("missing", [None, b""])
+def test_rows_without_an_image_are_left_out_too(missing: bytes | None, tmp_path: Path) -> None:
+    columns = {"image": [png(0), missing, png(2)], "caption": list(TEXTS[:3])}
+    source = str(save_plain_parquet(tmp_path / "x.parquet", columns))
+    found = open_images(source, columns=skipping())
+    assert isinstance(found, CaptionedImages)
+    assert found.captions == ((TEXTS[0],), (TEXTS[2],))
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"image": "a.png", "text": "a"}\n\n{"image": "a.png" "t"}\n')
+    with pytest.raises(DataError, match=r"line 3: Expecting ',' delimiter: column 19"):
+        open_images(str(tmp_path / "x.jsonl"))
+
+
 @pytest.mark.parametrize("kind", ["tar", "parquet", "list of mappings"])
 def test_unreadable_images_of_other_sources_too(kind: str, tmp_path: Path) -> None:
     def broken(number: int) -> bytes:

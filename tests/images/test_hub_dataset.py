@@ -249,5 +249,10 @@ def test_offline_part_of_a_split_fails(
         DataError, match=r"1 of its 2 files are in the cache; go online and run again"
     ):
         load_images(f"{CARS}:train")
+    (other,) = tmp_path.rglob("snapshots/*/data/train-00000-of-00002.parquet")
+    other.rename(other.with_name("validation-00000-of-00002.parquet"))
+    for source in (CARS, f"{CARS}:val"):  # the only split, and another name of it
+        with pytest.raises(DataError, match=r"1 of its 2 files are in the cache"):
+            load_images(source)
     with pytest.raises((DataError, HubError), match=r"not in the cache"):
         load_images(f"hf://datasets/acme/bare@{bare}:test")

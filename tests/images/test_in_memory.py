@@ -248,6 +248,43 @@ def test_grey_values_with_a_channel_are_a_grey_image() -> None:
     assert len(set(pixels_of(load_images(data)))) == 1
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_transparent_images_may_have_their_channels_first(
+    channels: int, dtype: torch.dtype
+) -> None:
+    values = torch.randint(256, (channels, 8, 9), dtype=torch.uint8)
+    values[-1] = 255  # nothing is transparent
+    pixels = values if dtype == torch.uint8 else values / 255
+    found = load_images(Pairs([(pixels, 0), (pixels, 1)]), ["a", "b"])
+    expected = values[:3] if channels == 4 else values[:1].expand(3, -1, -1)
+    assert found.image(0).size == (9, 8)
+    assert np.array_equal(np.asarray(found.image(0)), expected.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "with a gradient"])
+def test_tensors_that_numpy_does_not_take_are_images(kind: str) -> None:
+    pixels = torch.rand(3, 8, 9)
+    tensor = pixels.bfloat16() if kind == "bfloat16" else pixels.clone().requires_grad_()
+    found = load_images(Pairs([(tensor, 0), (tensor, 1)]), ["a", "b"])
+    difference = np.asarray(found.image(1)).astype(float) - 255 * pixels.permute(1, 2, 0).numpy()
+    assert np.abs(difference).max() <= 1.01  # bfloat16 has eight bits
+
+
+def test_arrays_of_other_shapes_are_refused_in_one_line() -> None:
+    for shape in ((5, 8, 9), (8, 9, 5), (1, 3, 8, 9)):
+        found = load_images(Pairs([(np.zeros(shape, np.uint8), 0)] * 2), ["a", "b"])
+        with pytest.raises(DataError, match="expected a path, a PIL image, uint8 values"):
+            found.image(0)
+
+
+def test_a_table_of_pandas_is_refused_in_one_line() -> None:
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame({"image": ["a.png", "b.png"], "label": [0, 1]})
+    with pytest.raises(DataError, match="DataFrame holds no labelled images"):
+        load_images(table)
+
+
 def test_floats_of_totensor_alone_are_images_and_normalised_ones_are_not(
     folder: LabelledImages,
 ) -> None:
@@ -263,6 +300,11 @@ def test_floats_of_totensor_alone_are_images_and_normalised_ones_are_not(
     normalised = load_images(Pairs([((x - 0.45) / 0.27, label) for x, label in tensors]), names)
     assert isinstance(normalised.store, Pixels)
     assert normalised.notes == ()
+    # a black image tells nothing of the others, whichever they are
+    black = (torch.zeros_like(tensors[0][0]), 0)
+    assert not isinstance(load_images(Pairs([black, *tensors]), names).store, Pixels)
+    unlike = [black, *((2 * x - 1, label) for x, label in tensors)]
+    assert isinstance(load_images(Pairs(unlike), names).store, Pixels)
     mixed = load_images(Pairs([tensors[0], (tensors[0][0] + 2, 0), *tensors]), names)
     with pytest.raises(DataError, match=r"image 1: has values outside \[0, 1\]"):
         mixed.image(1)

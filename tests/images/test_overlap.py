@@ -94,7 +94,7 @@ def test_images_of_other_tasks_are_compared_with_all_others(
 
 def test_images_that_cannot_be_compared_are_named(images: Path, other: Path) -> None:
     """So that nothing is said to have been checked which was not."""
-    pixels = load_images([(torch.zeros(3, 32, 32), "cat"), (torch.ones(3, 32, 32), "dog")])
+    pixels = load_images([(torch.zeros(3, 32, 32), "cat"), (-torch.ones(3, 32, 32), "dog")])
     near, far = load_images(str(images)), load_images(str(other))
     assert check_overlap(near, {}, {"far": far}) == []
     assert texts_of(check_overlap(near, {}, {"far": pixels})) == [f"`ood` far{NOT_COMPARED}"]

@@ -280,7 +280,7 @@ CASES = {
     # what is not followed
     "a path beside no bytes": Case(
         rows({"bytes": P}, {"path": "/etc/hostname"}),
-        "row 1: holds no image; a path beside it is not",
+        r"row 1: cannot be read as an image \(no bytes; a path beside it is not",
         read=second,
     ),
     "a pipe": Case(pipe, "no such file"),

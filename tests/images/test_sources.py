@@ -359,6 +359,17 @@ def test_imagenets_lists_name_folders_of_wordnet_ids(tmp_path: Path, file: str, 
     assert load_images(str(tmp_path / "val")).class_names[0] == "n01484850"
 
 
+def test_tars_of_one_class_folder_each_are_one_source(tmp_path: Path) -> None:
+    """As a folder of classes is when it is packed in order."""
+    for part, name in enumerate(("cat", "dog")):
+        save_tar(tmp_path / f"t/{part}.tar", {f"{name}/{k}.png": png(2 * part + k) for k in (0, 1)})
+    found = load_images(str(tmp_path / "t"))
+    assert (found.class_names, found.labels) == (("cat", "dog"), (0, 0, 1, 1))
+    (tmp_path / "t/1.tar").unlink()
+    with pytest.raises(NoLabelsError, match=r"0\.tar, cat/0: has no \.cls"):
+        load_images(str(tmp_path / "t"))
+
+
 def test_a_range_and_a_folder_of_tars_are_one_source(tmp_path: Path) -> None:
     for part in range(9, 12):
         save_tar(

@@ -153,6 +153,9 @@ def test_sizes() -> None:
     for text in ("", "MB", "5", "-1GB", "0", "0.1B", "5PB", "5 G B", "1e9", "iB", "5iB", "nan"):
         with pytest.raises(UsageError, match=r"`max_shard_size` .*such as 200MB or 5GB"):
             parse_size(text)
+    number: Any = 5.5
+    with pytest.raises(UsageError, match=r"`max_shard_size` 5.5: expected a size with its unit"):
+        parse_size(number)
 
 
 WEIGHT = "vision_model.encoder.layers.0.mlp.fc1.weight"
