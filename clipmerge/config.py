@@ -6,6 +6,7 @@ takes time, because ``--help`` needs it.
 """
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ Missing = Literal["error", "keep-zeroshot", "keep-finetuned"]
 Panel = Literal["Inputs", "Images", "Decision", "Output", "Publishing", "Machine"]
 PANELS = get_args(Panel)
 _REPEATED = list[str] | None
+_REPEATED_FILES = list[Path] | None
 
 
 class Option(NamedTuple):
@@ -49,7 +51,7 @@ class Option(NamedTuple):
     @property
     def is_repeated(self) -> bool:
         """Whether the flag may be given several times."""
-        return bool(self.cli == _REPEATED)
+        return self.cli in (_REPEATED, _REPEATED_FILES)
 
     def names(self, name: str) -> Names:
         """The names of the flag of the option called ``name``; a switch that is on has one to turn
@@ -124,6 +126,7 @@ Seed = Annotated[
         "Decision",
         "NUMBER",
         minimum=0,
+        maximum=2**32 - 1,  # random generators take 64 bits, of which steps and layers add some
         settable="anywhere",
     ),
 ]
@@ -520,7 +523,7 @@ class PushOptions(TypedDict, total=False):
             "JSON of evaluate or sweep, whose accuracies go into the card; may be repeated.",
             "Publishing",
             "FILE",
-            cli=list[Path] | None,
+            cli=_REPEATED_FILES,
             flags=("--evaluation",),
         ),
     ]
@@ -600,7 +603,7 @@ def complete_options(options: type[Options], keywords: Mapping[str, Any]) -> Opt
                 f"got an unexpected keyword argument '{name}'.{did_you_mean(name, known)}"
             )
         kind, option = known[name]
-        if option.is_repeated and isinstance(value, str):
+        if option.is_repeated and isinstance(value, (str, os.PathLike)):
             value = [value]
         elif name == "device":
             value = str(value)  # of a `torch.device` too

@@ -157,6 +157,15 @@ def check_options(package: str, name: str, options: Json) -> Json:
     return checked
 
 
+def check_mask_options(mask: str, options: Json) -> None:
+    """Validate the options that a mask has beside its density."""
+    if "density" in options:
+        raise RecipeError(
+            f"mask {mask}: has its density beside `mask_options`, not in them; give it there"
+        )
+    check_options("masks", mask, options)
+
+
 def plainly(message: str) -> str:
     """Translate pydantic's message into the terms of YAML, which has no tuples."""
     return message.replace("a valid tuple", "a list")

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from decimal import Decimal
 from pathlib import Path
@@ -522,6 +522,8 @@ def _class_names(
             )
         return tuple(by_number[number] for number in numbers)
     if not isinstance(classes, (str, os.PathLike)):
+        if not isinstance(classes, Iterable):
+            raise UsageError(f"`classes` {classes!r}: give a file, or the names in a list")
         return tuple(classes)
     from clipmerge.images.registry import class_list, class_lists
 

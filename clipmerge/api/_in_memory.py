@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -105,10 +105,23 @@ def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
         model.save_pretrained(folder)
     finally:
         vars(model).pop("should_save_on_this_rank", None)
-    if processor is not None:
+    if hasattr(processor, "save_pretrained"):
         processor.save_pretrained(folder)
         return
-    origin = _original_folder(str(getattr(model, "name_or_path", "") or ""))
+    if isinstance(processor, (str, os.PathLike)):
+        origin = _original_folder(os.fspath(processor))
+        if origin is None:
+            raise UsageError(
+                f"processor={os.fspath(processor)!r}: is not a folder, and not in the Hub's cache;"
+                " give the processor itself"
+            )
+    elif processor is None:
+        origin = _original_folder(str(getattr(model, "name_or_path", "") or ""))
+    else:
+        raise UsageError(
+            f"processor: {type(processor).__name__} is not a processor of transformers, nor the"
+            " folder of one"
+        )
     for file in sorted(origin.iterdir()) if origin else ():
         is_side_file = file.suffix in _SIDE_SUFFIXES and not file.name.endswith(".index.json")
         if (
@@ -161,10 +174,17 @@ def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
             )
         config = named
     elif isinstance(config, (str, os.PathLike)):
+        if not Path(config).is_dir():
+            raise UsageError(f"processor={os.fspath(config)!r}: no such folder")
         for file in Path(config).iterdir():
             if file.suffix in _SIDE_SUFFIXES and file.name != "config.json":
                 shutil.copyfile(file, folder / file.name)
         return
+    if not isinstance(config, Mapping):
+        raise UsageError(
+            f"processor: {type(config).__name__} does not say what open_clip builds; give the name"
+            " of the architecture, such as 'ViT-B-32', its configuration, or the model's folder"
+        )
     preprocessing = getattr(model.visual, "preprocess_cfg", None)
     stated = {"preprocess_cfg": dict(preprocessing)} if preprocessing else {}
     stated |= config if "model_cfg" in config else {"model_cfg": dict(config)}

@@ -219,7 +219,7 @@ def _open_images(request: MergeRequest) -> None:
     if isinstance(request.calibration.unlabelled, str):
         open_unlabelled(request, cache, progress)
     in_files = {name: source for name, source in request.keep.items() if isinstance(source, str)}
-    load_tasks(in_files, progress)
+    load_tasks(in_files, progress, max_images=request.calibration.images, seed=request.seed)
 
 
 def _has_factors(model: Module) -> bool:

@@ -482,7 +482,7 @@ def _decide(
     }
     notes = (
         *(measurements.notes if measurements else ()),
-        *_extrapolation_note(run.inputs, options),
+        *_extrapolation_note(run.inputs, layers),
     )
     finding = decision.finding
     plan = Plan(
@@ -508,12 +508,13 @@ def _decide(
     say_all(run.progress, texts_of(notes))
 
 
-def _extrapolation_note(inputs: Inputs, options: Json) -> list[Finding]:
-    """A warning of an alpha that the user set beyond the two models."""
-    alpha = options.get("alpha")
-    if len(inputs.finetuned) > 1 or not isinstance(alpha, float | int) or 0 <= alpha <= 1:
+def _extrapolation_note(inputs: Inputs, layers: Mapping[str, LayerPlan]) -> list[Finding]:
+    """A warning of an alpha beyond the two models, the one that is farthest."""
+    alphas = [entry.alpha for entry in layers.values() if not entry.is_learned]
+    farthest = max(alphas, key=lambda alpha: abs(alpha - 0.5), default=0.0)
+    if len(inputs.finetuned) > 1 or 0 <= farthest <= 1:
         return []
-    return [Finding.of("extrapolation", alpha=alpha)]
+    return [Finding.of("extrapolation", alpha=farthest)]
 
 
 def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, LayerPlan]:

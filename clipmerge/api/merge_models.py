@@ -187,11 +187,28 @@ def _check_names(theta_0: Mapping[str, Tensor], finetuned: Sequence[Mapping[str,
                 f"{missing} missing in theta_0 or theta_{number}: {shorten(differing)}"
             )
         for name, tensor in tensors.items():
+            for given in (theta_0[name], tensor):
+                _require_mergeable(name, given)
+            if tensor.is_floating_point() != theta_0[name].is_floating_point():
+                raise CheckpointError(
+                    f"{name}: is {theta_0[name].dtype} in theta_0 and {tensor.dtype} in"
+                    f" theta_{number}"
+                )
             if tensor.shape != theta_0[name].shape:
                 shapes = f"{tuple(theta_0[name].shape)} and {tuple(tensor.shape)}"
                 raise CheckpointError(
                     f"{name}: shapes differ between theta_0 and theta_{number}: {shapes}"
                 )
+
+
+def _require_mergeable(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise CheckpointError(
+            f"{name}: is {type(value).__name__}, not a tensor; give the state dict itself"
+        )
+    is_small_float = value.is_floating_point() and value.element_size() == 1
+    if value.is_complex() or is_small_float:
+        raise CheckpointError(f"{name}: {value.dtype} cannot be merged; convert it first")
 
 
 def _merge_parameter(

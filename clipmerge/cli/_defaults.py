@@ -52,7 +52,11 @@ class Defaults:
         words = []
         for name, value in self.values.items():
             flags = OPTIONS[name].names(name)
-            if value is False or any(word.partition("=")[0] in flags for word in arguments):
+            short = tuple(flag for flag in flags if not flag.startswith("--"))  # -dval is -d val
+            if value is False or any(
+                word.partition("=")[0] in flags or (short and word.startswith(short))
+                for word in arguments
+            ):
                 continue
             for item in value if isinstance(value, list) else [value]:
                 words += [flags[0]] if item is True else [flags[0], str(item)]

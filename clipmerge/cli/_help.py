@@ -141,5 +141,7 @@ def _in_lines(words: str) -> list[str]:
 
 def complete_recipe(incomplete: str) -> list[str]:
     """Complete a recipe: a shipped one, or a YAML file here."""
-    files = sorted(map(str, Path(incomplete.rpartition("/")[0]).glob("*.y*ml")))
+    folder, slash, _ = incomplete.rpartition("/")
+    found = Path(folder + slash or ".").glob("*.y*ml")
+    files = sorted(f"{folder}{slash}{file.name}" for file in found)
     return [name for name in (*recipe_files(), *files) if name.startswith(incomplete)]

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -66,7 +65,8 @@ class _Commands(TyperGroup):
 
     def resolve_command(self, context: Any, words: list[str]) -> Any:
         """Import the command that the words name."""
-        if self.get_command(context, words[0]) is None and Path(words[0]).exists():
+        # `Path.exists` raises an error for a long word
+        if self.get_command(context, words[0]) is None and os.path.exists(words[0]):  # noqa: PTH110
             context.fail(f"No such command '{words[0]}'. Did you mean `clipmerge merge ...`?")
         name, command, rest = super().resolve_command(context, words)
         return name, command and _imported(str(name)), rest

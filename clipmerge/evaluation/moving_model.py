@@ -85,6 +85,11 @@ class MovingModel(PlacedModel):
                 raise CheckpointError(
                     f"tensor {name} overflows at alpha {alpha:g}; give `alphas` in [0, 1]"
                 )
+            if is_variance(name) and bool((merged < 0).any()):
+                raise CheckpointError(
+                    f"tensor {name} is a variance and becomes negative at alpha {alpha:g}; give"
+                    " `alphas` in [0, 1]"
+                )
             self._set(name, merged)
 
     @torch.no_grad()

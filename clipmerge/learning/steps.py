@@ -23,8 +23,6 @@ MIN_IMAGES = 8
 #: Maximum number of prompts embedded per step; if there are more, a step draws templates, and then
 #: classes. Validation is rare, so it embeds more.
 PROMPTS_A_STEP, PROMPTS_A_VALIDATION = 256, 1024
-# Number of different seeds.
-_SEEDS = 2**63 - 1
 # Held-out images are repeated, with fresh changes each time, up to about this number, but at most
 # `_ROUNDS` times.
 _VALIDATION_IMAGES, _ROUNDS = 400, 4
@@ -143,7 +141,7 @@ def lay_out(
     order = _endless(training, objective.seed)
     training_steps = []
     for number in range(steps):
-        seed = (objective.seed * 1_000_003 + 2 * number) % _SEEDS
+        seed = objective.seed * 1_000_003 + 2 * number
         positions = tuple(islice(order, size))
         prompts = _draw_prompts(
             objective, _classes_present(images, positions), seed, PROMPTS_A_STEP
@@ -191,7 +189,7 @@ def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[i
         label = labels[position]
         counts[label] += 1
         ranked.append((counts[label] == images[label], counts[label], index, position))
-    count = max(1, round(share * len(labels)))
+    count = min(max(1, round(share * len(labels))), len(labels) - 1)
     return sorted(position for *_, position in sorted(ranked)[:count])
 
 
@@ -209,7 +207,7 @@ def with_unlabelled(
     if objective.unlabelled is None:
         return list(steps)
     images = objective.unlabelled
-    order = _endless(range(len(images.labels)), (objective.seed + _UNLABELLED_SEEDS) % _SEEDS)
+    order = _endless(range(len(images.labels)), objective.seed + _UNLABELLED_SEEDS)
     return [
         replace(step, unlabelled_images=images, unlabelled=tuple(islice(order, count(len(step)))))
         for step in steps

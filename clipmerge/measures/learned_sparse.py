@@ -30,6 +30,7 @@ class SparseOptions(LearningOptions):
     """How `learned_sparse` learns: as `LearningOptions`, in fewer and larger steps.
 
     Attributes:
+        granularity: Unit that has its own coefficient; of one coefficient none can be dropped.
         rule: ``share`` selects the sharpest layers that together hold ``share`` of all blocks'
             sharpness, at least one; ``outlier`` selects layers whose sharpness is a robust outlier,
             possibly none.
@@ -37,6 +38,7 @@ class SparseOptions(LearningOptions):
         density: Share of a straggler parameter's coefficients that is kept.
     """
 
+    granularity: Literal["channel", "entry"] = "entry"
     rule: Literal["share", "outlier"] = "share"
     share: Share = 0.15
     density: Density = 0.5

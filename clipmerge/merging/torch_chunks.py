@@ -73,9 +73,8 @@ def merge_chunks(
         )
     for start, stop in chunk_ranges(entry.size):
         theta_0 = inputs.theta_0(name, start, stop)
-        finetuned = []
         with one_thread():
-            # the change includes the fine-tuned checkpoints, which were checked
+            # the change was made of all checkpoints, which were checked
             if change is not None:
                 result = apply_delta(theta_0, change[start:stop], _torch_dtype(dtype))
             else:
@@ -93,7 +92,8 @@ def merge_chunks(
                     theta_0, finetuned, alpha=alpha, weights=plan.weights, dtype=_torch_dtype(dtype)
                 )
             if not is_finite(result):
-                require_finite_inputs(inputs, name, theta_0, finetuned)
+                if change is None:
+                    require_finite_inputs(inputs, name, theta_0, finetuned)
                 raise overflow_error(name, DTYPES[dtype][0])
             if is_variance(name) and bool((result < 0).any()):
                 raise CheckpointError(

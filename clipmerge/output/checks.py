@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterable
@@ -76,7 +77,9 @@ def _require_resolvable(output: Path) -> None:
             output.stat()
     except (FileNotFoundError, PermissionError):  # a link to nothing, or told where it is written
         return
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ELOOP:
+            raise OutputError(f"{output}: cannot be written ({error.strerror})") from None
         raise OutputError(
             f"{output}: is a link that leads back to itself; remove it, or choose another `output`"
         ) from None

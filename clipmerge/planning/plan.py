@@ -33,7 +33,14 @@ from clipmerge.planning.other_tasks import OtherTaskScores
 from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord, TensorsRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.table import Rows, Tabular, layer_rows
-from clipmerge.plugins import Alpha, Density, check_options, plugin_names, plugin_options
+from clipmerge.plugins import (
+    Alpha,
+    Density,
+    check_mask_options,
+    check_options,
+    plugin_names,
+    plugin_options,
+)
 from clipmerge.types import Json, Layers, Names, Shape, StrPath, Tensors
 
 if TYPE_CHECKING:
@@ -384,6 +391,7 @@ def _check_mask(name: str, layer: LayerPlan, mask: str, parameters: Names) -> No
                 f"{did_you_mean(parameter, parameters)}"
             )
         try:
+            check_mask_options(mask, layer.mask_options)
             check_options("masks", mask, {**layer.mask_options, **options})
         except RecipeError as error:
             raise PlanError(f"layer '{name}': {error}") from None

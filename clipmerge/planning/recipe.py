@@ -22,6 +22,7 @@ from clipmerge.planning.merge_effect import MAX_LOSS
 from clipmerge.plugins import (
     Alpha,
     Density,
+    check_mask_options,
     check_options,
     learns_from_unlabelled,
     plainly,
@@ -206,7 +207,8 @@ def parse_assignments(
 ) -> list[tuple[str, Any]]:
     """Keys and values of `load_recipe`'s ``set``."""
     if isinstance(assignments, Mapping):
-        return list(assignments.items())
+        return [(str(key), value) for key, value in assignments.items()]
+    assignments = [assignments] if isinstance(assignments, str) else assignments
     parsed = []
     for assignment in assignments or []:
         if not isinstance(assignment, str):
@@ -289,7 +291,8 @@ def _validate(source: str, data: Json) -> Recipe:
 def _option_hint(key: str, data: Json) -> str:
     """Suggest the section of an option that was given without it."""
     for section in ("method", "measure"):
-        name = (data.get(section) or {}).get("name")
+        given = data.get(section)
+        name = given.get("name") if isinstance(given, dict) else None
         if name in plugin_names(f"{section}s") and key in plugin_options(f"{section}s", name):
             return f" Did you mean '{section}.{key}'?"
     return ""
@@ -308,7 +311,7 @@ def _plugin_section(source: str, section: str, value: Any) -> Json:
     try:
         checked = check_options(f"{section}s", value["name"], _without_name(value))
         if checked.get("mask") is not None:  # checked now, before minutes of measuring
-            check_options("masks", checked["mask"], checked.get("mask_options") or {})
+            check_mask_options(checked["mask"], checked.get("mask_options") or {})
         return {"name": value["name"], **checked}
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None

@@ -691,7 +691,7 @@ def sweep_answer(record: Json) -> SweepAnswer:
     """
     judged = [row for row in off_curve_rows(record) if row["gain_interval"]]
     if judged:
-        return _compare_with_curve(max(judged, key=lambda row: float(row["gain"])))
+        return _compare_with_curve(max(judged, key=_rank))
     unjudged = [row for row in off_curve_rows(record) if row["alpha"] is None]
     best = max(unjudged or record["curve"], key=lambda row: float(row["ood"]))
     ood, id = (f"{_percent(best[mean])}%" for mean in ("ood", "id"))
@@ -707,13 +707,18 @@ def sweep_answer(record: Json) -> SweepAnswer:
     )
 
 
+def _rank(row: Json) -> tuple[bool, float]:
+    """Rows that surely gain and keep the accuracy come before those that may gain more."""
+    return row["gain_interval"][0] > 0 and row.get("exceeds_max_loss") is False, float(row["gain"])
+
+
 def _compare_with_curve(row: Json) -> SweepAnswer:
     low, high = row["gain_interval"]
     where = "its most accurate point" if row["gain_note"] else "equal ID accuracy"
     numbers = f"{signed_points(row['gain'])} points {interval_text(row['gain_interval'])}"
     numbers = f"{numbers} of mean OOD accuracy against the alpha curve at {where}"
     name = row["name"]
-    if low > 0 and row.get("exceeds_max_loss"):
+    if low > 0 and row.get("exceeds_max_loss") is not False:  # `None`: alpha 1 was not measured
         return SweepAnswer("open", f"{name} gains", f"{numbers}.")
     if low > 0:
         return SweepAnswer("yes", f"Use {name}", f"{numbers}.")

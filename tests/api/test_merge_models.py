@@ -123,10 +123,14 @@ def test_a_model_that_was_not_loaded_needs_its_processor(pair: Folders, images: 
         model.config._name_or_path = model.name_or_path = ""
     with pytest.raises(clipmerge.CheckpointError, match="processor cannot be loaded"):
         clipmerge.merge_models(*models, "straggler-outlier", data=images, **QUIET)
-    processor = CLIPProcessor.from_pretrained(pair[0])
-    clipmerge.merge_models(
-        *models, "straggler-outlier", data=images, processor=processor, **QUICK, **QUIET
-    )
+    for processor in (CLIPProcessor.from_pretrained(pair[0]), pair[0]):
+        clipmerge.merge_models(
+            *models, "straggler-outlier", data=images, processor=processor, **QUICK, **QUIET
+        )
+    with pytest.raises(clipmerge.UsageError, match=r"'no/such': is not a folder, and not in the"):
+        clipmerge.merge_models(*models, "wise-ft", processor="no/such", **QUIET)
+    with pytest.raises(clipmerge.UsageError, match="Identity is not a processor of transformers"):
+        clipmerge.merge_models(*models, "wise-ft", processor=torch.nn.Identity(), **QUIET)
 
 
 def test_models_of_open_clip_get_the_weights_that_files_give(images: Path, tmp_path: Path) -> None:
@@ -149,6 +153,10 @@ def test_models_of_open_clip_get_the_weights_that_files_give(images: Path, tmp_p
         clipmerge.merge_models(zeroshot, finetuned, "straggler-outlier", **options)
     with pytest.raises(clipmerge.UsageError, match="no model of this name"):
         clipmerge.merge_models(zeroshot, finetuned, "wise-ft", processor="ViT-Z-32", **QUIET)
+    with pytest.raises(clipmerge.UsageError, match="no such folder"):
+        clipmerge.merge_models(zeroshot, finetuned, "wise-ft", processor=tmp_path / "no", **QUIET)
+    with pytest.raises(clipmerge.UsageError, match="Identity does not say what open_clip builds"):
+        clipmerge.merge_models(zeroshot, finetuned, processor=torch.nn.Identity(), **QUIET)
 
 
 def test_mode_device_wrappers_and_dtype(pair: Folders) -> None:
@@ -240,6 +248,10 @@ def test_what_state_dicts_may_not_be_is_refused() -> None:
         ),
         (one, {"w": torch.tensor([0.0, float("inf")])}, {}, "theta_1: tensor w holds Inf"),
         ({"n": torch.tensor(1)}, {"n": torch.tensor(2)}, {}, "n: integers differ"),
+        (one, {"w": torch.zeros(2).long()}, {}, r"w: is torch.float32 in theta_0 and torch.int64"),
+        ({"epoch": 3}, {"epoch": 3}, {}, "epoch: is int, not a tensor; give the state dict itself"),
+        ({"w": torch.zeros(2).cfloat()},) * 2 + ({}, "w: torch.complex64 cannot be merged"),
+        ({"w": torch.zeros(2).to(torch.float8_e4m3fn)},) * 2 + ({}, "float8_e4m3fn cannot be"),
         (one, one, {"density": 0.5}, "density 0.5 needs a mask"),
         (one, one, {"mask": "saliency"}, "needs scores of a measure"),
         (one, one, {"mask": "magnitude", "density": 1.5}, "density"),

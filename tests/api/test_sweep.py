@@ -310,7 +310,7 @@ def test_ood_images_among_the_calibration_images_are_refused(
 def test_only_what_was_compared_is_called_checked(
     far: Folders, images: Path, shifted: Path, calibration: Path
 ) -> None:
-    pixels = [(torch.zeros(3, 32, 32), "cat"), (torch.ones(3, 32, 32), "dog")]
+    pixels = [(torch.zeros(3, 32, 32), "cat"), (-torch.ones(3, 32, 32), "dog")]
     for source, compares, checked in (
         (str(calibration), True, True),
         (str(calibration), False, False),

@@ -50,6 +50,8 @@ def test_the_nearer_default_wins_and_a_flag(
     record = merged(pair, "--seed", 4)
     assert record["seed"] == 4
     assert "--seed 3" not in str(record["command"])
+    monkeypatch.setenv("CLIPMERGE_RECIPE", "lines")
+    assert "lines" not in str(merged(pair, "-rwise-ft")["command"])  # a short flag with its value
 
 
 def test_a_wrong_default_is_reported_with_place(

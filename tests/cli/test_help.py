@@ -48,6 +48,8 @@ def test_commands_recipes_and_flags_are_completed(
     (tmp_path / "straggler-mine.yaml").touch()
     assert complete_recipe("straggler-s") == ["straggler-sparse"]
     assert complete_recipe("straggler-m") == ["straggler-mine.yaml"]
+    assert complete_recipe("./straggler-m") == ["./straggler-mine.yaml"]
+    assert complete_recipe(f"{tmp_path}/s") == [f"{tmp_path}/straggler-mine.yaml"]
     monkeypatch.setenv("_CLIPMERGE_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "clipmerge merge --devi")
     monkeypatch.setenv("COMP_CWORD", "2")

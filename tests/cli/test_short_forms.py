@@ -82,6 +82,13 @@ def test_an_alpha_beyond_the_two_models_is_noted(pair: Folders, alpha: float, no
     assert [finding.values["alpha"] for finding in findings] == [alpha] * notes
 
 
+def test_so_is_one_of_a_layer_or_of_a_line(pair: Folders) -> None:
+    override = {"overrides": [{"layers": "vision.1.mlp", "alpha": 7.0}]}
+    for recipe, changes in (("wise-ft", override), ("lines", {"method.slope": 5})):
+        plan = api.plan(*pair, recipe, set=changes, progress=Progress())
+        assert [warning.kind for warning in plan.warnings].count("extrapolation") == 1
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux only")
 def test_an_output_that_the_system_refuses_is_refused_before_images_are_read(
     pair: Folders,

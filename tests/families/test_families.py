@@ -15,7 +15,9 @@ from clipmerge.api.apply import write_merge
 from clipmerge.api.merge import prepare
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
+from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.families import families, family_of
+from clipmerge.models.building import build_model
 from tests.support.command import clipmerge, printed, refused
 from tests.support.raw_safetensors import edit_json, rename_keys
 from tests.support.tasks import inputs_of, request_for
@@ -156,6 +158,10 @@ def test_a_variance_that_would_be_negative_is_refused(family_pairs: Pairs, tmp_p
     with pytest.raises(CheckpointError, match="is a variance and becomes negative"):
         merged(family_pairs("ALIGN"), tmp_path / "out", -40.0)
     assert not (tmp_path / "out").exists()
+    inputs = inputs_of(family_pairs("ALIGN"))
+    moving = MovingModel(build_model(inputs), inputs, torch.device("cpu"))
+    with pytest.raises(CheckpointError, match=r"becomes negative at alpha -40; give `alphas` in"):
+        moving.interpolate(-40.0)
 
 
 @pytest.mark.parametrize(

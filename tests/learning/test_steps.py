@@ -37,3 +37,7 @@ def test_nothing_is_held_back_of_few_images_or_where_nothing_is_asked_for() -> N
 def test_the_seed_decides_which_images() -> None:
     first, again, other = (held_out_positions([0, 1, 2, 3] * 20, 0.2, seed) for seed in (0, 0, 1))
     assert first == again != other
+
+
+def test_some_images_are_left_to_learn_from() -> None:
+    assert len(held_out_positions([0, 1] * 20, 0.99, seed=0)) == 39

@@ -93,6 +93,14 @@ def test_what_a_narrow_output_cannot_hold_is_reported_to_overflow(copies: Folder
             stream(inputs_of(copies), plan_for(inputs_of(copies), layers=named, dtype="float16"))
 
 
+def test_a_masked_change_that_overflows_is_told_so_too(copies: Folders) -> None:
+    for folder, value in zip(copies, (0.0, 1e30), strict=True):
+        edit(folder, **{FC1: torch.full((64, 32), value)})
+    layer = LayerPlan(alpha=1e10, mask="magnitude", density=0.5)
+    with pytest.raises(CheckpointError, match=f"tensor {FC1} overflows float32 when merged"):
+        stream(inputs_of(copies), plan_for(inputs_of(copies), layer))
+
+
 @pytest.mark.parametrize(
     ("dtype_0", "dtype_1"),
     [

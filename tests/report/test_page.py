@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from clipmerge.finding import Finding
 from clipmerge.output.record import MergeRecord
 from clipmerge.report.page import repeat_command
 from tests.support.merge_records import RECORDS, data_free, example, learned
@@ -172,6 +173,12 @@ def test_the_command_is_pinned_and_does_not_push() -> None:
 def test_page_flags_shares_that_do_not_add_up(html_of: Pages) -> None:
     record = example(1, 1, ())
     record["checks"] = {"barrier": {"sum_of_layers": 1.0, "measured": 1.02}}
-    assert "Not every sum agrees within 1%: raise measure.nodes" in Page(html_of(record)).text
-    record["checks"]["barrier"]["measured"] = 1.009
-    assert "They do, within 1%." in Page(html_of(record)).text
+    agree = "They do, within the measure's tolerance."
+    assert agree in Page(html_of(record)).text
+    wrong = Finding.of("incomplete-shares", error=0.02, nodes=256)
+    record["warnings"] = [*record["warnings"], wrong.model_dump(mode="json")]
+    text = Page(html_of(record)).text
+    assert (
+        "what the loss itself says, measured on the whole model. the layers' shares are off" in text
+    )
+    assert agree not in text

@@ -91,14 +91,23 @@ def test_the_page_answers_first_and_claims_no_more_than_the_interval() -> None:
         return f'<header class="answer {kind}">' in page and f'<p class="label">{label}</p>' in page
 
     assert first("yes", "Use monosoup")
-    record["recipes"][1]["exceeds_max_loss"] = True
-    assert first("open", "monosoup gains")
+    for unknown_or_exceeded in (None, True):
+        record["recipes"][1]["exceeds_max_loss"] = unknown_or_exceeded
+        assert first("open", "monosoup gains")
     record["recipes"][1]["gain_interval"] = [-0.01, 0.1]
     assert first("open", "No difference is shown")
     record["recipes"][1]["gain_interval"] = [-0.1, -0.01]
     assert first("no", "Keep to the alpha curve")
     record["recipes"] = []
     assert first("open", "Alpha 0.25 has the highest mean OOD accuracy of the curve")
+
+
+@pytest.mark.parametrize("other", [{"gain_interval": [-0.01, 0.2]}, {"exceeds_max_loss": True}])
+def test_a_larger_gain_that_is_not_sure_hides_none_that_is(other: dict[str, Any]) -> None:
+    record = copy.deepcopy(RECORD)
+    sure = record["recipes"][1]
+    record["recipes"].insert(0, {**sure, "name": "larger", "gain": sure["gain"] + 0.01, **other})
+    assert sweep_headline(record).startswith("Use monosoup")
 
 
 @pytest.mark.parametrize("checked", [True, False])
@@ -130,7 +139,7 @@ def test_no_headline_contradicts_the_table(
         np.array([rng.random(12) < pair[axis] for pair in accuracies]) for axis in (0, 1)
     )
     places = compare_with_curve([id_right], [ood_right], range(len(curve)), seed=seed, resamples=30)
-    rows = [{"accuracy": {}, **place} for place in places]
+    rows = [{"accuracy": {}, "exceeds_max_loss": False, **place} for place in places]
     recipes = [{**row, "name": f"r{n}", "alpha": None} for n, row in enumerate(rows[len(curve) :])]
     record = {
         "curve": [{**row, "alpha": n} for n, row in enumerate(rows[: len(curve)])],

@@ -21,6 +21,7 @@ def sweep_row(
         "gain": gain,
         "gain_interval": ends,
         "gain_note": None if ends else {"kind": "below-curve"},
+        "exceeds_max_loss": False,
         **more,
     }
 
