@@ -8,6 +8,7 @@ images.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -42,6 +43,25 @@ def wilson(share: float, images: float) -> Interval:
     centre = (share + weight / 2) / (1 + weight)
     half = math.sqrt(share * (1 - share) * weight + weight**2 / 4) / (1 + weight)
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+def are_uneven(labels: Sequence[int]) -> bool:
+    """Whether one class has more than twice the images of another."""
+    counts = Counter(labels).values()
+    return max(counts, default=0) > 2 * min(counts, default=0)
+
+
+def class_weights(labels: Sequence[int]) -> NDArray[np.float64]:
+    """Weights of images, of mean 1, by which a mean over images is the mean over classes.
+
+    Example:
+        >>> class_weights([0, 0, 0, 1]).round(3)
+        array([0.667, 0.667, 0.667, 2.   ])
+    """
+    import numpy as np
+
+    counts = Counter(labels)
+    return np.array([len(labels) / (len(counts) * counts[label]) for label in labels])
 
 
 def mean_share(by_image: NDArray[np.float64]) -> Interval:

@@ -69,15 +69,15 @@ def apply(
             f"{type(plan).__name__} is not a plan; give a Plan, or a file that `clipmerge plan`"
             " wrote"
         )
-    file = None if isinstance(plan, Plan) else Path(plan)
+    file = None if isinstance(plan, Plan) else local_path(plan)
     read = [] if file is None else local_files(file, tensors_path(file))
-    check_output(Path(output), overwrite=settings["overwrite"], read=read)
+    check_output(local_path(output), overwrite=settings["overwrite"], read=read)
     if (zeroshot is None) != (finetuned is None):
         raise UsageError(
             "zeroshot and finetuned: give both, or neither if they are at the places named in the"
             " plan"
         )
-    opened = plan if isinstance(plan, Plan) else Plan.load(plan)
+    opened = plan if isinstance(plan, Plan) else Plan.load(local_path(plan))
     checkpoints = [] if zeroshot is None or finetuned is None else [zeroshot, *as_list(finetuned)]
     with as_sources(checkpoints, settings["processor"]) as sources:
         run = open_plan(
@@ -92,7 +92,7 @@ def apply(
             "apply", file or opened, options=options, output=output
         )
         return finish_merge(
-            run, Path(output), overwrite=settings["overwrite"], max_shard_size=limit
+            run, local_path(output), overwrite=settings["overwrite"], max_shard_size=limit
         )
 
 
@@ -122,10 +122,14 @@ def open_plan(
                 " 'head'"
             )
         inputs = build_zeroshot_head(inputs, plan.head, mixed_dtypes=plan.dtype != "keep")
-    for record, checkpoint in zip(
-        (plan.zeroshot, *plan.finetuned), (zeroshot, *finetuned), strict=True
-    ):
-        _check_hashes(name, record, checkpoint, progress, hashed=hashed)
+    unchecked = [
+        finding
+        for record, checkpoint in zip(
+            (plan.zeroshot, *plan.finetuned), (zeroshot, *finetuned), strict=True
+        )
+        for finding in _check_hashes(name, record, checkpoint, hashed=hashed)
+    ]
+    say_all(progress, texts_of(unchecked))
     if not decided_for_these:  # nobody was told yet what `merge` says about these checkpoints
         say_all(progress, texts_of(inputs.notes))
         doubts = list(check_models(inputs))
@@ -135,6 +139,8 @@ def open_plan(
         plan = plan.replace(warnings=(*plan.warnings, *new))
     task = Task(inputs)
     run = Run(inputs, progress, plan=plan.checked(task.layers), head=plan.head, hashed=hashed)
+    for finding in unchecked:
+        run.add_warning(finding)
     if left_out := [name for name in task.layers if name not in plan.layers]:
         note = Finding.of("layers-not-in-plan", plan=name, layers=left_out)
         progress.say(text_of(note))
@@ -198,20 +204,14 @@ def _locate(name: str, plan: Plan, record: SourceRecord) -> str:
 
 
 def _check_hashes(
-    name: str, record: SourceRecord, checkpoint: Checkpoint, progress: Progress, *, hashed: bool
-) -> None:
+    name: str, record: SourceRecord, checkpoint: Checkpoint, *, hashed: bool
+) -> list[Finding]:
+    """Refuse another checkpoint than the plan's; a warning if that cannot be told."""
     names = checkpoint.provenance(hashed=False)["files"]
     if record.files == names:
-        progress.say(
-            f"{name} has no sha256 of {record.source} (made with `hash=False`): used unchecked"
-        )
-        return
+        return [Finding.of("no-hash", plan=name, source=record.source)]
     if not hashed and record.files.keys() == names.keys():
-        progress.say(
-            f"{record.source} was not compared with the sha256 in {name} (`hash=False`): used"
-            " unchecked"
-        )
-        return
+        return [Finding.of("unchecked", plan=name, source=record.source)]
     hashes = checkpoint.hashes if hashed else names
     if record.files != hashes:
         changed = [file for file, digest in hashes.items() if record.files.get(file) != digest]
@@ -219,6 +219,7 @@ def _check_hashes(
             f"{name}: {record.source} is not the checkpoint that the plan was made for: the sha256"
             f" of {', '.join(changed) or 'its file list'} differs; plan again with `clipmerge plan`"
         )
+    return []
 
 
 def finish_merge(

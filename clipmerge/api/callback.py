@@ -20,6 +20,7 @@ from clipmerge.api.push import check_push
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.config import CallbackOptions, complete_options, with_options
 from clipmerge.errors import UsageError
+from clipmerge.files.paths import local_path
 from clipmerge.images.local_files import local_inputs
 from clipmerge.output.checks import check_output
 from clipmerge.planning.recipe import RecipeLike
@@ -191,7 +192,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         )
 
     def _output_folder(self, args: Any) -> Path:
-        return Path(args.output_dir) / _FOLDER if self._output is None else Path(self._output)
+        return Path(args.output_dir) / _FOLDER if self._output is None else local_path(self._output)
 
 
 def _find_clip(model: Module) -> Module:

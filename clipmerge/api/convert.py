@@ -5,7 +5,6 @@ it there.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Unpack, cast, get_args
 
 from clipmerge import __version__
@@ -18,6 +17,7 @@ from clipmerge.conversion.keys import Layout
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.files.hashes import sha256_of
+from clipmerge.files.paths import local_path
 from clipmerge.files.staging import staged
 from clipmerge.merging.stream import copied_tensors
 from clipmerge.output.checks import check_output
@@ -60,7 +60,7 @@ def convert(
     overwrite = settings["overwrite"]
     reports = settings["progress"]
     layout = _layout(to)
-    target = Path(output)
+    target = local_path(output)
     if not is_main_process():  # only one process writes
         return ConvertResult(target, {})
     with as_sources([checkpoint], settings["processor"]) as (source,):

@@ -10,7 +10,7 @@ from clipmerge.api.evaluate import evaluate
 from clipmerge.api.merge import merge
 from clipmerge.demo.data import TEMPLATE
 from clipmerge.demo.pair import DemoPair, prepare
-from clipmerge.files.paths import user_cache
+from clipmerge.files.paths import local_path, user_cache
 from clipmerge.progress import Logged, Progress
 from clipmerge.request import command_text
 from clipmerge.types import Json, StrPath
@@ -22,7 +22,7 @@ def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> 
     """Merge the demo's two small models by each recipe, and measure all of them; returns a
     `DemoRecord`'s fields.
     """
-    folder = Path(output) if output else user_cache("demo")
+    folder = local_path(output) if output else user_cache("demo")
     reports = progress or Logged()
     reports.stage("read")
     pair = prepare(folder)

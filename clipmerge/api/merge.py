@@ -41,6 +41,7 @@ from clipmerge.config import (
 )
 from clipmerge.errors import DataError, RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
+from clipmerge.files.paths import local_path
 from clipmerge.finding import NOTE, Finding
 from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.local_files import local_inputs
@@ -111,7 +112,7 @@ def merge(
             next.
     """
     settings = complete_options(MergeOptions, options)
-    target = None if output is None else Path(output)
+    target = None if output is None else local_path(output)
     progress = settings["progress"]
     limit = parse_size(settings["max_shard_size"])
     with merge_requested(
@@ -189,7 +190,7 @@ def plan_run(
         if run.is_main:
             if output is not None:  # it may have appeared meanwhile
                 check_output_file(Path(output), overwrite=settings["overwrite"])
-            write_plan(run, None if output is None else Path(output))
+            write_plan(run, None if output is None else local_path(output))
     return run
 
 

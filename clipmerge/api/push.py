@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from clipmerge.config import PushOptions, complete_options, with_options
 from clipmerge.errors import UsageError, shorten
+from clipmerge.files.paths import local_path
 from clipmerge.request import command_text
 from clipmerge.types import Json, StrPath
 
@@ -38,11 +39,11 @@ def push(
     from clipmerge.publish import push as publishing
 
     settings: Json = {**complete_options(PushOptions, options)}
-    settings["evaluations"] = tuple(map(Path, settings["evaluations"] or ()))
+    settings["evaluations"] = tuple(map(local_path, settings["evaluations"] or ()))
     command = command_text("push", folder, repo_id, options=options)
     reports = settings.pop("progress")
     reports.stage("publish")
-    published = publishing.push(Path(folder), repo_id, **settings, command=command)
+    published = publishing.push(local_path(folder), repo_id, **settings, command=command)
     if published.not_published:
         reports.say(
             f"{shorten(published.not_published)} not pushed from {folder}: not written by the merge"

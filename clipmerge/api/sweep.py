@@ -23,10 +23,11 @@ from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.checks import check_shifts, check_sources, raise_errors
 from clipmerge.config import Missing, SweepOptions, complete_options, with_options
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import DataError, VerdictError
+from clipmerge.errors import CheckpointError, DataError, VerdictError
 from clipmerge.evaluation.conclusion import exceeds_max_loss, loss_warnings
 from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
+from clipmerge.files.paths import local_path
 from clipmerge.files.staging import staged
 from clipmerge.finding import Finding
 from clipmerge.images import ImageSet
@@ -90,7 +91,7 @@ def sweep(
         ClipmergeError: If another argument cannot be used.
     """
     settings = complete_options(SweepOptions, options)
-    target = None if output is None else Path(output)
+    target = None if output is None else local_path(output)
     reports = settings["progress"]
     recipes = settings["recipes"] or ()
     models = [zeroshot, *as_list(finetuned)]
@@ -156,6 +157,11 @@ def run_sweep(
         (recipe.missing for recipe in request.recipes if recipe.missing != "error"), "error"
     )
     inputs, request = open_inputs(request, missing, cache)
+    if inputs.keeps_head and not inputs.has_built_head:
+        raise CheckpointError(
+            f"{inputs.finetuned[0].source}: is a classifier with a head of its own, and a sweep"
+            " scores prompts; evaluate the merges of `clipmerge merge` where it was trained"
+        )
     say_all(progress, texts_of(inputs.notes))
     doubts = raise_errors(
         check_models_once(inputs, cache), allow=request.allow, strict=request.strict

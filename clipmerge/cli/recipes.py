@@ -17,7 +17,7 @@ from clipmerge.cli._help import complete_recipe
 from clipmerge.cli._options import command, command_group
 from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import OutputError
-from clipmerge.files.paths import recipe_files
+from clipmerge.files.paths import local_path, recipe_files
 
 recipes_app = command_group("recipes", "List, show and copy the recipes.")
 # A width that no terminal has: from there on sentences are not wrapped, so that a pipe gets one
@@ -48,7 +48,10 @@ def list_recipes(terminal: Terminal) -> None:
     for name, text in about.items():
         first = f"{name:{column}}{'needed' if images[name] else 'no':8}"
         indent = " " * len(first)
-        lines += textwrap.wrap(text, max(40, width), initial_indent=first, subsequent_indent=indent)
+        about_it = text or "(its file begins with no comment)"
+        lines += textwrap.wrap(
+            about_it, max(40, width), initial_indent=first, subsequent_indent=indent
+        )
     terminal.result({"recipes": about, "needs_images": images}, lambda: "\n".join(lines))
 
 
@@ -82,7 +85,7 @@ def copy_recipe(
     from clipmerge.planning.recipe import recipe_text
 
     text = recipe_text(name)
-    target = file or Path(f"{name}.yaml")
+    target = local_path(file or f"{name}.yaml")
     if target.exists():
         raise OutputError(f"{target}: already exists; give another file")
     try:

@@ -6,13 +6,16 @@ the same models; `python -m benchmarks.digits` trained them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -67,10 +70,12 @@ def prepare(folder: Path) -> DemoPair:
             if folder.exists():
                 folder.rename(Path(scratch) / "old")
             built.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        # the errors of several files, and of safetensors, hold the system's reason in their text
+        reason = getattr(error, "strerror", None) or str(error)
+        reason = "the disk is full" if os.strerror(errno.ENOSPC) in reason else reason
         raise OutputError(
-            f"{folder}: the demo cannot be written there ({error.strerror or error}); choose"
-            " another folder"
+            f"{folder}: the demo cannot be written there ({reason}); choose another folder"
         ) from error
     return pair
 

@@ -40,15 +40,18 @@ def conclude(
     learned: bool = False,
     labelled: bool = True,
     is_finetuned: bool = False,
+    is_zeroshot: bool = False,
+    class_means: tuple[float, float] | None = None,
     voted: Difference | None = None,
 ) -> Conclusion:
     """Recommend whether to use a merged model.
 
     ``learned`` says whether it has learned coefficients, ``labelled`` whether images have labels;
     if not, an accuracy is agreement with the fine-tuned model, and less of it need not be a loss.
-    ``is_finetuned`` says whether the merged weights are the fine-tuned model's own. ``voted`` is
-    the difference in accuracy by the votes that chose the merge without labels, which then stands
-    for the measured one.
+    ``is_finetuned`` and ``is_zeroshot`` say whether the merged weights are one model's own.
+    ``class_means`` are the accuracies of the fine-tuned and the merged model as means over classes,
+    if these are uneven. ``voted`` is the difference in accuracy by the votes that chose the merge
+    without labels, which then stands for the measured one.
     """
     if is_finetuned:
         return Conclusion("either", Finding.of("same-model"), None, ())
@@ -61,6 +64,13 @@ def conclude(
     recommendation, reason = _recommend(over_finetuned, over_zeroshot, max_loss / 100, learned)
     if voted is not None and recommendation == "use":
         reason = Finding.of("votes", clean=_numbers(agreement), voted=_numbers(voted))
+    if class_means is not None and recommendation in ("use", "either"):
+        before, after = class_means
+        if exceeds_max_loss(after - before, max_loss):
+            recommendation = "too-few-images"
+            reason = Finding.of("uneven-classes", finetuned=before, merged=after)
+    if is_zeroshot and recommendation == "use":
+        return Conclusion("prefer-zeroshot", Finding.of("is-zeroshot"), None, ())
     low = over_finetuned.clean.interval[0]
     possible = None
     if recommendation in ("use", "cannot-tell", "too-few-images") and exceeds_max_loss(

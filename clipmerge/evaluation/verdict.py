@@ -39,7 +39,14 @@ from clipmerge.planning.merge_effect import (
 from clipmerge.planning.plan import Plan, means_unchanged
 from clipmerge.progress import Pace, Progress
 from clipmerge.request import Calibration
-from clipmerge.stats import mean_share, normal_interval, paired_accuracy_interval, wilson
+from clipmerge.stats import (
+    are_uneven,
+    class_weights,
+    mean_share,
+    normal_interval,
+    paired_accuracy_interval,
+    wilson,
+)
 from clipmerge.types import Json
 
 # Bytes of preprocessed images in memory at once. Moving a model costs as much as a few images, so
@@ -137,6 +144,8 @@ def measure_effect(
         learned=learned,
         labelled=labelled,
         is_finetuned=_takes_all_of(plan, reference, inputs.layers),
+        is_zeroshot=_takes_nothing(plan),
+        class_means=_class_means(images, clean[[1 + reference, -1]]) if labelled else None,
         voted=None if labelled or choice is None else _voted(choice),
     )
     return MergeEffect(
@@ -206,6 +215,25 @@ def _takes_all_of(plan: Plan, which: int, layers: Iterable[str]) -> bool:
             if not means_unchanged(entry.reason)
         )
     )
+
+
+def _takes_nothing(plan: Plan) -> bool:
+    """Whether the merged weights are those of the zero-shot model."""
+    return all(
+        {entry.alpha, *(entry.alpha_range or ())} == {0}
+        for entry in plan.layers.values()
+        if not means_unchanged(entry.reason)
+    )
+
+
+def _class_means(
+    images: LabelledImages | CaptionedImages, right: NDArray[Any]
+) -> tuple[float, float] | None:
+    """Two models' mean accuracies over classes, from (models, images), if classes are uneven."""
+    if isinstance(images, CaptionedImages) or not are_uneven(images.labels):
+        return None
+    finetuned, merged = (right * class_weights(images.labels)).mean(axis=1)
+    return float(finetuned), float(merged)
 
 
 def moves_of(plan: Plan) -> list[Move]:

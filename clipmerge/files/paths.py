@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from clipmerge.errors import UsageError
+from clipmerge.types import StrPath
 
 #: Temporary folders have this prefix that hold one model in memory, in a folder of its name.
 IN_MEMORY = "clipmerge-in-memory-"
@@ -62,8 +63,8 @@ def recipe_files() -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
-def local_path(source: str) -> Path:
-    """The path of a source on disk, with ``~`` and ``~user`` expanded; an unknown home is left
+def local_path(source: StrPath) -> Path:
+    """A path on disk, with ``~`` and ``~user`` expanded; an unknown home is left
     unchanged.
     """
     path = Path(source)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipmerge.errors import DataError, counted, is_utf8, shorten
+from clipmerge.finding import Finding
 from clipmerge.images.source import Source
 from clipmerge.types import Names
 
@@ -45,9 +46,17 @@ def look_like_captions(labels: Sequence[Any]) -> bool:
     return words >= _WORDS_OF_A_CAPTION * len(labels) and 2 * len(set(labels)) > len(labels)
 
 
-def list_captions(source: Source) -> tuple[Names, ...]:
-    """The captions of each image: a text, or those of a list."""
+def caption_lines(text: str) -> list[str]:
+    """The captions in a text file, one per line."""
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def list_captions(source: Source) -> tuple[tuple[Names, ...], tuple[Finding, ...]]:
+    """The captions of each image, a text or those of a list, and a note if some of several are
+    empty.
+    """
     captions: list[Names] = []
+    left_out = 0
     name = source.store.name
     for position, value in enumerate(source.values or ()):
         texts = [value] if isinstance(value, str) else value
@@ -55,6 +64,7 @@ def list_captions(source: Source) -> tuple[Names, ...]:
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{source.title}: {name(position)} has a caption that is not a text")
         captions.append(tuple(text.strip() for text in texts if text.strip()))
+        left_out += len(texts) - len(captions[-1])
         if not all(map(is_utf8, captions[-1])):
             raise DataError(f"{source.title}: the caption of {name(position)} is not UTF-8")
     if not captions:
@@ -65,4 +75,5 @@ def list_captions(source: Source) -> tuple[Names, ...]:
             f"{source.title}: {have} no caption (of {len(captions)}):"
             f" {shorten(map(name, empty), 3)}; write one, or leave these images out"
         )
-    return tuple(captions)
+    note = Finding.of("empty-captions", source=source.title, captions=left_out)
+    return tuple(captions), (note,) if left_out else ()

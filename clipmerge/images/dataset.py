@@ -55,7 +55,8 @@ def open_images(
     facts: Json = {"revision": opened.revision, "notes": opened.notes}
     images: LabelledImages | CaptionedImages
     if has_captions(opened):
-        captions = list_captions(opened)
+        captions, notes = list_captions(opened)
+        facts["notes"] += notes
         labels, _ = number_texts(texts[0] for texts in captions)
         if opened.captions_from is not None:
             origin = opened.captions_from

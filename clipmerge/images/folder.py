@@ -10,6 +10,7 @@ from pathlib import Path
 from clipmerge.errors import DataError, NoLabelsError, counted, shorten
 from clipmerge.files.reading import read_text, refusing
 from clipmerge.finding import Finding
+from clipmerge.images.captions import caption_lines
 from clipmerge.images.local_files import refuse_links
 from clipmerge.images.source import Columns, Source
 from clipmerge.images.store import check_count, image_files
@@ -127,7 +128,7 @@ def _load_captions(source: str, folder: Path) -> Source:
     captions: list[list[str]] = []
     for text in texts:
         with refusing(DataError, f"{source}: {text.name} cannot be read"):
-            captions.append(read_text(text, encoding="utf-8-sig").split("\n"))
+            captions.append(caption_lines(read_text(text, encoding="utf-8-sig")))
     notes: tuple[Finding, ...] = ()
     if alone := sorted(
         {path.name for path in folder.glob("*.txt")} - {text.name for text in texts}

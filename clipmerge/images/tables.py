@@ -53,6 +53,7 @@ def load_table(source: str, table: Path, columns: Columns, *, inside: Path | Non
     if chosen.text_column is not None:
         values = [row.get(chosen.text_column) for _, row in rows]
     if chosen.label is not None and values is not None:
+        values = [value.strip() if isinstance(value, str) else value for value in values]
         values = [None if value == "" else value for value in values]  # an empty cell of a CSV
         for (line, _), value in zip(rows, values, strict=True):
             if isinstance(value, bool) or not isinstance(value, int | str | None):
@@ -85,9 +86,11 @@ def _csv_rows(text: str) -> Iterator[Row]:
     """Rows with the number of the line on which each ends."""
     first = text.partition("\n")[0]
     delimiter = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True
+    )
     try:
-        names = reader.fieldnames or ()
+        reader.fieldnames = names = [name.strip() for name in reader.fieldnames or ()]
         if repeated := [name for name, count in Counter(names).items() if count > 1]:
             raise Unreadable(f"its first line names {shorten(repeated)} twice; rename one of them")
         for row in reader:

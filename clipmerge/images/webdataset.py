@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple, TypeAlias, cast
 from clipmerge.errors import DataError, NoLabelsError, did_you_mean, shorten
 from clipmerge.files.limits import MAX_IMAGE_BYTES, MAX_LABEL_BYTES, MAX_TAR_HEADER_BYTES
 from clipmerge.files.reading import format_size, parse_json, refusing
-from clipmerge.images.captions import has_captions
+from clipmerge.images.captions import caption_lines, has_captions
 from clipmerge.images.columns import CAPTION_NAMES, LABEL_NAMES
 from clipmerge.images.decoding import Encoded
 from clipmerge.images.local_files import open_local
@@ -161,7 +161,7 @@ def join_samples(
         templates=described.templates,
     )
     if has_captions(opened):
-        lines = [value.split("\n") if isinstance(value, str) else value for value in values]
+        lines = [caption_lines(value) if isinstance(value, str) else value for value in values]
         return replace(opened, values=lines)
     return opened
 

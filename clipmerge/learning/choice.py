@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from clipmerge.learning.learning_loss import (
 )
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.learning.steps import Step
-from clipmerge.stats import paired_mean_and_error
+from clipmerge.stats import are_uneven, class_weights, paired_mean_and_error
 
 #: Shares of the way from the learned point to the fine-tuned model that are tried, in order.
 EXTRAPOLATIONS = tuple(tenth / 10 for tenth in range(10))
@@ -103,3 +104,25 @@ def validate(objective: Objective, steps: Sequence[Step], config: LossConfig) ->
     if any(step.world_size > 1 for step in steps):
         objective.data.all_reduce_(sums)
     return (sums[0] / sums[1]).cpu().double()
+
+
+def balance(objective: Objective, steps: Sequence[Step]) -> Tensor:
+    """Weights of the held-out images, in the order of `validate`: every class counts the same if
+    classes are uneven, so that none is given up for the others.
+
+    Returns:
+        Shape (images,), float64, of mean 1.
+    """
+    positions = sorted({position for step in steps for position in step.positions})
+    labels = [steps[0].images.labels[position] for position in positions]
+    has_classes = objective.labelled and not objective.criterion.is_contrastive
+    if not has_classes or not are_uneven(labels):
+        return torch.ones(len(labels), dtype=torch.float64)
+    return torch.from_numpy(class_weights(labels))
+
+
+def first_round(steps: Sequence[Step]) -> list[Step]:
+    """The first of the steps, which show every image once."""
+    images = len({position for step in steps for position in step.positions})
+    counts = list(accumulate(len(step) for step in steps))
+    return [step for step, count in zip(steps, counts, strict=True) if count <= images]

@@ -18,7 +18,9 @@ from clipmerge.learning.answers import FinetunedAnswers, affordable_views
 from clipmerge.learning.choice import (
     EXTRAPOLATIONS,
     AccuracyLoss,
+    balance,
     choose_extrapolation,
+    first_round,
     validate,
 )
 from clipmerge.learning.coefficients import Coefficients
@@ -186,7 +188,8 @@ class _Run:
             work += (
                 FORWARD * len(loss.teacher_alphas) * taught + GRADIENT * images
             ) * step.work_share
-        work += FORWARD * (1 + len(EXTRAPOLATIONS)) * _forward_work(held_out)
+        passes = _forward_work([*held_out, *first_round(held_out)])
+        work += FORWARD * (1 + len(EXTRAPOLATIONS)) * passes
         work += FORWARD * self._answers.count_pictures(steps)
         work += FORWARD * self._held_out_answers.count_pictures(held_out)
         if self._config.sparsify:
@@ -283,23 +286,38 @@ class _Run:
     def _choose(self, held_out: Sequence[Step]) -> HeldBackChoice:
         """Let the held-out images choose, and move the coefficients to their choice."""
         objective, coefficients, loss = self._objective, self._coefficients, self._config.loss
-        held_out = with_pictures(objective, held_out, replace(loss, distill_weight=0.0))
-        held_out = self._held_out_answers.with_votes(held_out)
+        # learning makes a merge tolerate altered views better than fine-tuning did, and the images
+        # as they are tell less: each stands for half of what is recognised
+        unaltered = replace(loss, weak_aug=0.0)
+        looks = [
+            (self._held_out_answers.with_votes(with_pictures(objective, steps, config)), config)
+            for steps, config in (
+                (held_out, replace(loss, distill_weight=0.0)),
+                (first_round(held_out), replace(unaltered, distill_weight=0.0)),
+            )
+        ]
+        weights = balance(objective, held_out)
         results: dict[float, tuple[Tensor, float]] = {}
         learned = coefficients.distance() or 1.0
+
+        def recognised() -> Tensor:
+            parts = [validate(objective, steps, config) for steps, config in looks]
+            return weights * torch.stack(parts).mean(0)
 
         def point_at(extrapolation: float) -> tuple[Tensor, float]:
             coefficients.extrapolate(extrapolation)
             coefficients.place()
-            accuracies = validate(objective, held_out, loss)
+            accuracies = recognised()
             results[extrapolation] = accuracies, coefficients.distance() / learned
             return results[extrapolation]
 
         objective.weights.set_alpha(1.0)
-        finetuned = validate(objective, held_out, loss)
+        finetuned = recognised()
         chosen = choose_extrapolation(point_at, finetuned, self._config.max_loss)
         objective.work.announce(
-            -FORWARD * (len(EXTRAPOLATIONS) - len(results)) * _forward_work(held_out)
+            -FORWARD
+            * (len(EXTRAPOLATIONS) - len(results))
+            * _forward_work([*held_out, *first_round(held_out)])
         )
         objective.work.tick(0)
         if chosen is None:
@@ -308,6 +326,7 @@ class _Run:
         last_steps = self._trace[-max(1, len(self._trace) // 10) :]
         return HeldBackChoice(
             images=len(finetuned),
+            training_images=self._layout.training_images,
             alpha=1.0 if chosen is None else None,
             extrapolation=1.0 if chosen is None else chosen,
             accuracy=float(accuracies.mean()),

@@ -116,9 +116,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Layout:
-    """Training steps, and validation steps on held-out images (empty if none are held out)."""
+    """Training steps, the number of images that they draw from, and validation steps on held-out
+    images (empty if none are held out).
+    """
 
     steps: tuple[Step, ...]
+    training_images: int
     validation_steps: tuple[Step, ...]
 
 
@@ -163,12 +166,12 @@ def lay_out(
         Step(n, _VALIDATION_SEEDS + 2 * n, choosers, positions, *prompts)
         for n, positions in enumerate(runs)
     ]
-    return Layout(tuple(training_steps), tuple(validation_steps))
+    return Layout(tuple(training_steps), len(training), tuple(validation_steps))
 
 
 def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[int]:
-    """Choose images to hold out, ascending: equally many per class if possible, and the last of a
-    class last.
+    """Choose images to hold out, ascending: equally many per class if possible, more than half of a
+    class only after half of all, and its last one at the very last.
 
     Fewer than `MIN_IMAGES` images are all learned from. `images.split` holds out the images of the
     verdict by another order, in proportion to the classes; this one stays as long as the published
@@ -188,7 +191,9 @@ def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[i
     for index, position in enumerate(order):
         label = labels[position]
         counts[label] += 1
-        ranked.append((counts[label] == images[label], counts[label], index, position))
+        given, all_of_class = counts[label], images[label]
+        rank = (given == all_of_class, 2 * given > all_of_class, given)
+        ranked.append((*rank, index, position))
     count = min(max(1, round(share * len(labels))), len(labels) - 1)
     return sorted(position for *_, position in sorted(ranked)[:count])
 

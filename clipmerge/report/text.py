@@ -278,7 +278,8 @@ def distillation_text(record: MergeRecord) -> str:
 
 def learned_text(record: MergeRecord, images: int) -> list[str]:
     """What was learned in short."""
-    where = f"with {images:,} of your images"  # a part of which chose how far to go
+    images = (record.choice and record.choice.training_images) or images
+    where = f"with {images:,} of your images"
     sentence = f"How far each weight goes from zero-shot to fine-tuned was learned {where}"
     if record.choice and not takes_learned(record.trace, record.choice):
         sentence = (
@@ -422,6 +423,11 @@ def unmeasured_text(*, with_images: bool, warnings: Collection[Finding] = ()) ->
         return (
             "The plan was edited after it was measured, so its effect is not known; `clipmerge"
             " evaluate` measures it again."
+        )
+    if any(warning.kind == "unchanged-head" for warning in warnings):
+        return (
+            "The effect of this merge is not known: it is a classifier with a head of its own,"
+            " which clipmerge cannot evaluate; measure it where it was trained."
         )
     if with_images:
         return (
@@ -1021,6 +1027,12 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "gains": _gains_text,
     "same-accuracy": _same_accuracy_text,
     "same-model": "The merged model is the fine-tuned model itself.",
+    "is-zeroshot": "The merged model is the zero-shot model itself.",
+    "uneven-classes": lambda finetuned, merged: (
+        "Some classes have few of your images, and the merged model may have lost them: on the mean"
+        f" over classes it is {_percent(merged)}% accurate, the fine-tuned one"
+        f" {_percent(finetuned)}%; more images of rare classes would tell."
+    ),
     "no-difference": (
         "The merged and the fine-tuned model differ by no more than {limit:g} points, with and"
         " without unrelated corruptions."
@@ -1079,9 +1091,11 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         " accuracy"
     ),
     "shared-images": _shared_images_text,
+    "empty-captions": "{source}: left out {captions:empty caption/empty captions}",
     "recall": (
-        "{source}: accuracy stands for recall at 1, the mean of image to text and text to image,"
-        " among {images:image/images} with {captions:caption/captions}"
+        "{source}: accuracy stands for recall at 1, per image the mean of image to text and of the"
+        " share of its captions that find it, among {images:image/images} with"
+        " {captions:caption/captions}"
     ),
     "not-copied": _not_copied_text,
     "files-not-copied": "some files beside the weights were not copied",
@@ -1225,6 +1239,11 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         " classifier too, without the rest of the zero-shot model (`set=missing=keep-zeroshot`"
         " writes the whole zero-shot model with the merged tower instead)"
     ),
+    "no-hash": "{plan} has no sha256 of {source} (made with `hash=False`): used unchecked",
+    "unchecked": (
+        "{source} was not compared with the sha256 in {plan} (`hash=False`): used unchecked, so"
+        " what was measured may be of other weights"
+    ),
     "layers-not-in-plan": lambda plan, layers: (
         f"{plan}: does not name {counted(len(layers), 'layer', 'layers')}, which will stay"
         f" zero-shot: {shorten(layers, 3)}"
@@ -1277,7 +1296,8 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "blank-images": (
         "{source}: {images} images that were looked at show nothing: all of their pixels are from"
         " {darkest} to {brightest} (0 is black, 255 white); values from 0 to 1 that were saved as"
-        " whole numbers look so"
+        " whole numbers look so, and numbers of 12 bits in files of 16; scale them to the full"
+        " range"
     ),
     "same-images": "{source}: all of {images} images that were looked at are the same image",
     "pixel-range": (

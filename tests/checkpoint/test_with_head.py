@@ -18,6 +18,7 @@ from clipmerge.families.open_clip import OPEN_CLIP
 from clipmerge.images.dataset import load_images
 from clipmerge.models.headed_tower import HeadedTower, group_logits
 from clipmerge.progress import Progress
+from clipmerge.report.text import unmeasured_text
 from tests.support.command import clipmerge, done, refused
 from tests.support.tiny_clip import save_images
 from tests.support.tiny_open_clip import load, model_config, save_open_clip_pair
@@ -251,6 +252,17 @@ def test_a_sweep_of_two_heads_is_what_open_clip_computes(base: Path, tmp_path: P
         answers = (features @ state[WEIGHT].T + state[BIAS]).argmax(1)
         accuracy = float((answers == torch.tensor(images.labels)).double().mean())
         assert row["accuracy"] == {"files": accuracy, "memory": accuracy}
+
+
+def test_a_head_that_no_prompts_made_is_not_swept(base: Path, images: Path) -> None:
+    sources = {"id": images, "ood": {"other": images}}
+    with pytest.raises(
+        CheckpointError, match="is a classifier with a head of its own, and a sweep"
+    ):
+        api.sweep(base, base.parent / "classifier.pt", **sources, progress=Progress())
+    plan = api.plan(base, base.parent / "classifier.pt", "wise-ft", progress=Progress())
+    text = unmeasured_text(with_images=False, warnings=plan.warnings)
+    assert "clipmerge cannot evaluate" in text
 
 
 def test_a_class_of_several_rows_has_their_largest_score() -> None:

@@ -183,6 +183,26 @@ def test_a_plan_whose_input_changed_is_refused(tmp_path: Path) -> None:
             f"{folder} is not the checkpoint that the plan was made for: the sha256 of model"
             in line
         )
+    done("apply", tmp_path / "plan.json", "--no-hash", "--output", tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
+    assert [each["kind"] for each in record["warnings"]].count("unchecked") == 2
+    assert "what was measured may be of other weights" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_home_folder_is_expanded_in_outputs(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    done("plan", *pair, "-r", "wise-ft", "--output=~/plan.json")
+    done("apply", "~/plan.json", "--output=~/out")
+    done("recipes", "copy", "wise-ft", "~/mine.yaml")
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == [
+        "mine.yaml",
+        "out",
+        "plan.json",
+    ]
+    assert not (tmp_path / "~").exists()
 
 
 @pytest.mark.parametrize(("alpha", "which"), [("0", 0), ("1", 1)])
@@ -276,6 +296,11 @@ def test_recipes_are_listed_shown_and_copied(
         [name, "needed" if record["needs_images"][name] else "no", *about.split()]
         for name, about in record["recipes"].items()
     ]
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "bare.yaml").write_text("method: {name: wise-ft}\n")
+    monkeypatch.setenv("CLIPMERGE_PLUGINS", str(tmp_path))
+    assert "bare" in [line.split()[0] for line in done("recipes", "list").out.splitlines()]
+    monkeypatch.delenv("CLIPMERGE_PLUGINS")
     shown = done("recipes", "show", "wise-ft").out
     done("recipes", "copy", "wise-ft")
     assert (tmp_path / "wise-ft.yaml").read_text() == shown

@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from clipmerge.api import demo as of_the_api
@@ -164,6 +165,24 @@ def test_stopping_leaves_nothing(
     with pytest.raises(stop):
         prepare(tmp_path / "demo")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]),
+    ],
+)
+def test_a_full_disk_is_told_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def build(_: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(demo, "_build", build)
+    with pytest.raises(OutputError, match=r"cannot be written there \(the disk is full\); choose"):
+        prepare(tmp_path / "demo")
 
 
 def test_a_folder_of_other_things_is_left_alone_and_an_empty_one_filled(

@@ -338,3 +338,32 @@ def test_without_labels_the_votes_judge_and_disagreement_is_no_loss(name: str) -
         assert told in text_of(found.reason)
         assert found.possible_loss is not None
         assert "as large as 3.8 points" in text_of(found.possible_loss)
+
+
+def judged(case: Case, **more: Any) -> Conclusion:
+    return conclude(
+        finetuned=accuracy(*case.right[1]),
+        merged=accuracy(*case.right[2]),
+        over_finetuned=Gain(clean=case.clean, corrupted=case.corrupted),
+        over_zeroshot=case.over_zeroshot,
+        images=case.right.shape[2],
+        max_loss=3.0,
+        learned=True,
+        **more,
+    )
+
+
+def test_a_rare_class_that_is_lost_is_not_hidden_by_the_others() -> None:
+    case = made(70, 97, 97, 81, 61.5, 78.3)
+    assert judged(case, class_means=(0.9, 0.871)).recommendation == "use"
+    found = judged(case, class_means=(0.9, 0.5))
+    assert (found.recommendation, found.reason.kind) == ("too-few-images", "uneven-classes")
+    assert "it is 50.0% accurate, the fine-tuned one 90.0%" in text_of(found.reason)
+
+
+def test_a_merge_that_is_the_zeroshot_model_is_not_recommended_as_a_merge() -> None:
+    case = made(97, 70, 97, 81, 61.5, 81)
+    assert judged(case).recommendation == "use"
+    found = judged(case, is_zeroshot=True)
+    assert found.recommendation == "prefer-zeroshot"
+    assert text_of(found.reason) == "The merged model is the zero-shot model itself."

@@ -543,6 +543,24 @@ def test_rows_without_an_image_are_left_out_too(missing: bytes | None, tmp_path:
     assert found.captions == ((TEXTS[0],), (TEXTS[2],))
 
 
+def test_empty_captions_among_several_are_counted(tmp_path: Path) -> None:
+    columns = {"image": [png(0), png(1)], "caption": [["a cat", " ", ""], ["a dog", "a pup"]]}
+    found = open_images(str(save_plain_parquet(tmp_path / "x.parquet", columns)))
+    assert isinstance(found, CaptionedImages)
+    assert found.captions == (("a cat",), ("a dog", "a pup"))
+    assert any("left out 2 empty captions" in note for note in texts_of(found.notes))
+
+
+def test_spaces_after_the_commas_of_a_csv_are_not_part_of_names(tmp_path: Path) -> None:
+    folder = save_images(tmp_path / "x")
+    files = sorted(path.name for path in folder.glob("*.png"))
+    rows = [f"{file}, {kind} " for file, kind in zip(files, "ababa", strict=True)]
+    (folder / "labels.csv").write_text("\n".join(["file, label ", *rows]))
+    found = open_images(str(folder / "labels.csv"))
+    assert isinstance(found, LabelledImages)
+    assert found.class_names == ("a", "b")
+
+
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"image": "a.png", "text": "a"}\n\n{"image": "a.png" "t"}\n')
     with pytest.raises(DataError, match=r"line 3: Expecting ',' delimiter: column 19"):

@@ -1,6 +1,7 @@
 """The choice of the held-back images, and what is distilled, against independent references."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from clipmerge.learning.learn import Learned, LearningConfig, learn
 from clipmerge.learning.learning_loss import DistillTarget, LossConfig
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.sharded_batches import ShardedBatches
-from clipmerge.learning.steps import lay_out
+from clipmerge.learning.steps import Step, lay_out
 from clipmerge.measures.learned_coefficients import learned_coefficients, learned_measurements
 from clipmerge.measures.learned_sparse import learned_sparse
 from clipmerge.methods import Task
@@ -194,9 +195,31 @@ def changed(objective: Objective) -> dict[str, torch.Tensor]:
     }
 
 
+@torch.no_grad()
+def recognised(
+    objective: Objective, steps: Sequence[Step], config: LossConfig, weights: Sequence[float]
+) -> torch.Tensor:
+    """What chooses: half of it the altered views, half the images as they are."""
+    classes = objective.criterion.class_features()
+    right: dict[int, bool] = {}
+    for step in steps:
+        logits = objective.criterion.model.logits(
+            objective.criterion.embed(step.batch.pixels), classes
+        )
+        right |= zip(step.positions, (logits.argmax(1) == step.batch.labels).tolist(), strict=True)
+    unaltered = torch.tensor([float(right[position]) for position in sorted(right)]).double()
+    return (validate(objective, steps, config) + unaltered) / 2 * torch.tensor(weights).double()
+
+
+@pytest.mark.parametrize("uneven", [False, True])
 @pytest.mark.parametrize("max_loss", [100.0, 20.0])
-def test_the_model_is_left_at_the_choice(ends: Ends, max_loss: float) -> None:
-    objective = objective_for(ends, make_batches(SIZES))
+def test_the_model_is_left_at_the_choice(ends: Ends, max_loss: float, uneven: bool) -> None:
+    batches = make_batches(SIZES)
+    if uneven:  # most images have one label, the others another
+        batches = [
+            replace(batch, labels=(torch.arange(len(batch)) < 1).long()) for batch in batches
+        ]
+    objective = objective_for(ends, batches)
     loss_config, coefficients = LossConfig(0.3, weak_aug=1.0), Coefficients(objective, "entry")
     config = LearningConfig(loss_config, 8, 0.1, held_back=0.3, max_loss=max_loss)
     choice = learn(objective, coefficients, config).choice
@@ -204,13 +227,24 @@ def test_the_model_is_left_at_the_choice(ends: Ends, max_loss: float) -> None:
     assert choice.alpha is None
     left = changed(objective)
     held_back = lay_out(objective, 8, held_out_share=0.3).validation_steps
+    labels = [objective.data.labels[at] for at in sorted({*held_back[0].positions})]
+    counts = [labels.count(label) for label in labels]
+    assert (max(counts) > 2 * min(counts)) == uneven
+    even = [len(labels) / count / len(set(labels)) for count in counts]
+    seen = partial(
+        recognised,
+        objective,
+        held_back,
+        loss_config,
+        weights=even if uneven else [1.0] * len(labels),
+    )
     objective.weights.set_alpha(1.0)
-    finetuned = validate(objective, held_back, loss_config)
+    finetuned = seen()
     assert choice.finetuned_accuracy == pytest.approx(float(finetuned.mean()))
     for share in EXTRAPOLATIONS:
         coefficients.extrapolate(share)
         coefficients.place()
-        lost = finetuned - validate(objective, held_back, loss_config)
+        lost = finetuned - seen()
         if bound(lost.numpy(), 1 - share) <= max_loss + 1e-7:
             break
     assert choice.extrapolation == share
