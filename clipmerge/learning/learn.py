@@ -188,8 +188,8 @@ class _Run:
             work += (
                 FORWARD * len(loss.teacher_alphas) * taught + GRADIENT * images
             ) * step.work_share
-        passes = _forward_work([*held_out, *first_round(held_out)])
-        work += FORWARD * (1 + len(EXTRAPOLATIONS)) * passes
+        unaltered = first_round(held_out) if self._objective.labelled else []
+        work += FORWARD * (1 + len(EXTRAPOLATIONS)) * _forward_work([*held_out, *unaltered])
         work += FORWARD * self._answers.count_pictures(steps)
         work += FORWARD * self._held_out_answers.count_pictures(held_out)
         if self._config.sparsify:
@@ -287,15 +287,15 @@ class _Run:
         """Let the held-out images choose, and move the coefficients to their choice."""
         objective, coefficients, loss = self._objective, self._coefficients, self._config.loss
         # learning makes a merge tolerate altered views better than fine-tuning did, and the images
-        # as they are tell less: each stands for half of what is recognised
-        unaltered = replace(loss, weak_aug=0.0)
-        looks = [
-            (self._held_out_answers.with_votes(with_pictures(objective, steps, config)), config)
-            for steps, config in (
-                (held_out, replace(loss, distill_weight=0.0)),
-                (first_round(held_out), replace(unaltered, distill_weight=0.0)),
-            )
-        ]
+        # as they are tell less: each stands for half of what is recognised. Without labels the
+        # votes are about views, and the fine-tuned model agrees with its own on the images too well
+        config = replace(loss, distill_weight=0.0)
+        looks = [(with_pictures(objective, held_out, config), config)]
+        if objective.labelled:
+            unaltered = replace(config, weak_aug=0.0)
+            looks.append((with_pictures(objective, first_round(held_out), unaltered), unaltered))
+        looks = [(self._held_out_answers.with_votes(steps), config) for steps, config in looks]
+        work = _forward_work([step for steps, _ in looks for step in steps])
         weights = balance(objective, held_out)
         results: dict[float, tuple[Tensor, float]] = {}
         learned = coefficients.distance() or 1.0
@@ -314,11 +314,7 @@ class _Run:
         objective.weights.set_alpha(1.0)
         finetuned = recognised()
         chosen = choose_extrapolation(point_at, finetuned, self._config.max_loss)
-        objective.work.announce(
-            -FORWARD
-            * (len(EXTRAPOLATIONS) - len(results))
-            * _forward_work([*held_out, *first_round(held_out)])
-        )
+        objective.work.announce(-FORWARD * (len(EXTRAPOLATIONS) - len(results)) * work)
         objective.work.tick(0)
         if chosen is None:
             coefficients.become_finetuned()
