@@ -56,7 +56,7 @@ class Bf16Classifier:
         exact, rough = self._class_cosines(pixels), self._class_cosines(pixels, quick=True)
         off = rough - exact
         lead = (off - off.gather(1, rough.argmax(dim=1, keepdim=True))).abs().max()
-        self._error = max(float(lead), self._error)  # stays no number if it is none
+        self._error = max(float(lead), self._error)
         self._compared += len(pixels)
         return exact.argmax(dim=1)
 

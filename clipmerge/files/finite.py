@@ -20,8 +20,8 @@ def is_finite(values: Any) -> bool:
     """Whether no entry is NaN or Inf; empty values are finite."""
     with np.errstate(all="ignore"):
         # NaN and Inf survive a sum, the cheapest pass there is. If the sum is not finite, entries
-        # are checked one by one, because finite ones may have overflowed: only for NaN and Inf is x
-        # - x not zero
+        # are checked one by one, because finite ones may have overflowed: a difference with itself
+        # is not zero for NaN and Inf alone
         return math.isfinite(float(values.sum())) or bool((values - values == 0).all())
 
 

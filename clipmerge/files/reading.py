@@ -59,28 +59,29 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return content
 
 
-def read_text(path: Path, limit: int = MAX_TEXT_BYTES, *, encoding: str = "utf-8") -> str:
-    """Read a regular text file of at most ``limit`` bytes."""
+def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
+    """Read a regular text file of at most ``limit`` bytes, without the mark of its byte order."""
     try:
-        return read_bytes(path, limit).decode(encoding)
+        return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Unreadable(f"not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def read_json(path: Path, *, pairs: PairsHook | None = None) -> Any:
     """Read a JSON file; see `parse_json`."""
-    return parse_json(read_text(path, MAX_JSON_BYTES, encoding="utf-8-sig"), pairs=pairs)
+    return parse_json(read_text(path, MAX_JSON_BYTES), pairs=pairs)
 
 
-def check_values(text: str, max_values: int = MAX_VALUES) -> None:
-    """Check the maximum number of values that a JSON text can hold, before it is parsed."""
+def parse_json(
+    text: str,
+    *,
+    pairs: PairsHook | None = None,
+    halves: bool = False,
+    max_values: int = MAX_VALUES,
+) -> Any:
+    """Parse JSON from outside, of at most ``max_values`` values."""
     if sum(map(text.count, ",[{")) > max_values:
         raise Unreadable(f"more than {max_values} values")
-
-
-def parse_json(text: str, *, pairs: PairsHook | None = None, halves: bool = False) -> Any:
-    """Parse JSON from outside."""
-    check_values(text)
     try:
         value = json.loads(text, object_pairs_hook=pairs, parse_int=_integer)
         if not halves and _HALF.search(text):

@@ -103,7 +103,6 @@ class OutputFile:
         self._busy: deque[tuple[Array, list[Future[None]]]] = deque()
         self._block = self._free.popleft()
         self._filled = 0
-        self._offset = 0
         self._lent: Array | None = None
 
     def reserve(self, count: int, dtype: str) -> Array:
@@ -144,11 +143,10 @@ class OutputFile:
     def _submit_block(self) -> None:
         """Let the writer write the filled block, and the hasher hash it, in their threads."""
         data = self._block[: self._filled].data
-        jobs = [self._writer.submit(self._write, data, self._offset)]
+        jobs = [self._writer.submit(self._write, data)]
         if self._digest:
             jobs.append(self._hasher.submit(self._digest.update, data))
         self._busy.append((self._block, jobs))
-        self._offset += self._filled
 
     def _finish_oldest(self) -> None:
         block, jobs = self._busy.popleft()
@@ -156,12 +154,10 @@ class OutputFile:
             job.result()
         self._free.append(block)
 
-    def _write(self, data: memoryview, offset: int) -> None:
+    def _write(self, data: memoryview) -> None:
         self._unflushed += len(data)
         while data:
-            count = os.pwrite(self._file, data, offset)
-            data = data[count:]
-            offset = offset + count
+            data = data[os.write(self._file, data) :]
         if self._unflushed > FLUSH and self._flushing.done():
             self._flushing.result()
             self._unflushed = 0
@@ -180,15 +176,10 @@ class OutputFile:
 @contextlib.contextmanager
 def output_file(path: Path, size: int, *, hashed: bool = True) -> Iterator[OutputFile]:
     """Create a file, if the disk has room for it."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    file = os.open(path, flags, 0o666)
-    try:
+    with path.open("xb", buffering=0) as file, contextlib.ExitStack() as threads:
         disk = shutil.disk_usage(path.parent)
         # fail now, not after minutes of work, if the disk cannot hold the file; some network file
         # systems report 0 of 0
         if size > disk.free and disk.total:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with contextlib.ExitStack() as threads:
-            yield OutputFile(file, threads, hashed=hashed)
-    finally:
-        os.close(file)
+        yield OutputFile(file.fileno(), threads, hashed=hashed)

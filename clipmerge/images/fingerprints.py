@@ -22,9 +22,7 @@ _CALIBRATION = "the calibration source"
 
 
 def read_file(path: str, read: Callable[[Path], T]) -> T:
-    """Read a file; one that cannot be read, such as a dead link (listed like any file), is named in
-    the error.
-    """
+    """Read a file; one that cannot be read is named in the error."""
     try:
         return read(Path(path))
     except OSError as error:

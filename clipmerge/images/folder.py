@@ -128,7 +128,7 @@ def _load_captions(source: str, folder: Path) -> Source:
     captions: list[list[str]] = []
     for text in texts:
         with refusing(DataError, f"{source}: {text.name} cannot be read"):
-            captions.append(caption_lines(read_text(text, encoding="utf-8-sig")))
+            captions.append(caption_lines(read_text(text)))
     notes: tuple[Finding, ...] = ()
     if alone := sorted(
         {path.name for path in folder.glob("*.txt")} - {text.name for text in texts}

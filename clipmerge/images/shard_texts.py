@@ -98,5 +98,5 @@ def describe_folder(folder: Path) -> Description:
 def _lines(file: Path) -> list[str]:
     """Lines without surrounding white space, and without empty lines at the end."""
     with refusing(DataError, f"{file}: cannot be read"):
-        text = read_text(file, encoding="utf-8-sig")
+        text = read_text(file)
         return [line.strip() for line in text.rstrip().splitlines()]

@@ -40,7 +40,7 @@ def load_table(source: str, table: Path, columns: Columns, *, inside: Path | Non
             to the working folder.
     """
     with refusing(DataError, f"{table}: cannot be read"):
-        text = read_text(table, MAX_HELD_BYTES, encoding="utf-8-sig")
+        text = read_text(table, MAX_HELD_BYTES)
         rows = list((_json_rows if table.suffix == ".jsonl" else _csv_rows)(text))
     where = source if inside is None else f"{source}: {table.name}"
     if not rows:

@@ -17,9 +17,10 @@ from clipmerge.models.precision import Precision, passes
 _SHARE = 0.25
 # On a card, the same of what nothing has taken; buffers of kernels need the rest.
 _SHARE_OF_FREE = 0.8
-# When a card makes pictures, it holds so many times their size; and so many buffers of weights when
-# it moves those, one more if their ends have 16 bits.
-_PICTURES, _BUFFERS = 5, 2
+# While a card makes pictures, it holds so many times their size.
+_PICTURES = 5
+# While it moves weights, it holds so many buffers of them, one more if their ends have 16 bits.
+_BUFFERS = 2
 # Share of a card's free memory that prompts may take; more go through the text tower in pieces.
 _SHARE_OF_PROMPTS = 0.2
 

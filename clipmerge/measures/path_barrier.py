@@ -78,8 +78,7 @@ def path_barrier(
 
     Source:
         Ours: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) per layer, on the
-            path of Wortsman
-        et al. 2022, arXiv:2109.01903.
+        path of Wortsman et al. 2022, arXiv:2109.01903.
     """
     wanted = objective.wants_gradients if gradients is None else gradients
     slopes = Slopes(objective, exact=exact, gradients=wanted)

@@ -15,7 +15,7 @@ from clipmerge import __version__
 from clipmerge.config import OutputDtype
 from clipmerge.errors import OutputError, shorten
 from clipmerge.files.limits import MAX_RECORD_VALUES
-from clipmerge.files.reading import check_values, parse_json, read_text, refusing
+from clipmerge.files.reading import parse_json, read_text, refusing
 from clipmerge.files.side_files import find_inside
 from clipmerge.files.staging import RECORD
 from clipmerge.finding import Finding
@@ -360,8 +360,7 @@ def _zeroshot_shares(
 def parse_record(text: str, where: str) -> MergeRecord:
     """Read a record's text."""
     try:
-        check_values(text, MAX_RECORD_VALUES)
-        data = parse_json(text)
+        data = parse_json(text, max_values=MAX_RECORD_VALUES)
         if isinstance(data, dict) and data.get("format") == _EARLIER_FORMAT:
             data = upgrade_format(data) | {"format": FORMAT}
         if isinstance(data, dict) and data.get("format") != FORMAT:

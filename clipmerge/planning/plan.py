@@ -22,7 +22,7 @@ from clipmerge.config import Missing, OutputDtype
 from clipmerge.errors import OutputError, PlanError, RecipeError, did_you_mean
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.limits import MAX_JSON_BYTES, MAX_RECORD_VALUES
-from clipmerge.files.reading import Unreadable, check_values, parse_json, read_text
+from clipmerge.files.reading import Unreadable, parse_json, read_text
 from clipmerge.files.staging import staged_files
 from clipmerge.finding import NOTE, Finding
 from clipmerge.frozen import FewLayers, Frozen
@@ -493,9 +493,7 @@ def rows_shape(shape: Shape) -> Shape:
 def read_plan(path: Path) -> Plan:
     """Read a plan written by `Plan.to_json` or by hand."""
     try:
-        text = read_text(path, MAX_JSON_BYTES)
-        check_values(text, MAX_RECORD_VALUES)
-        data = parse_json(text)
+        data = parse_json(read_text(path, MAX_JSON_BYTES), max_values=MAX_RECORD_VALUES)
         if isinstance(data, dict) and data.get("format") == _EARLIER_FORMAT:
             data = upgrade_format(data) | {"format": _FORMAT}
         if isinstance(data, dict) and str(data.get("format")).startswith("clipmerge-record"):
