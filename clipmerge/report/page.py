@@ -59,9 +59,7 @@ def html_page(record: MergeRecord) -> str:
         "inputs": inputs_text(record),
         "label": advice_text(effect) if effect else "Not measured",
         "tone": _TONES.get(effect.recommendation, "open") if effect else "open",
-        "unmeasured": unmeasured_text(
-            with_images=record.calibration is not None, warnings=record.warnings
-        ),
+        "unmeasured": unmeasured_text(record),
         "pictures": _pictures(record),
         "examples": _examples(record),
         "columns": columns,

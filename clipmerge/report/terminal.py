@@ -62,16 +62,7 @@ def _stragglers(record: MergeRecord) -> list[str]:
 def _effect_lines(record: MergeRecord) -> list[Text]:
     """The measured effect of the merge, which users look for first."""
     if record.effect is None:
-        return [
-            Text(
-                with_flags(
-                    unmeasured_text(
-                        with_images=record.calibration is not None, warnings=record.warnings
-                    )
-                ),
-                style="dim",
-            )
-        ]
+        return [Text(with_flags(unmeasured_text(record)), style="dim")]
     return [
         Text(answer_text(record.effect), style="bold"),
         *(

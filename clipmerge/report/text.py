@@ -5,7 +5,7 @@ in JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from string import Formatter
 from typing import Any, Literal, NamedTuple
@@ -417,19 +417,20 @@ def inputs_text(record: MergeRecord) -> str:
     return ", ".join([*parts, *filter(None, [record.date])])
 
 
-def unmeasured_text(*, with_images: bool, warnings: Collection[Finding] = ()) -> str:
+def unmeasured_text(record: MergeRecord) -> str:
     """Why a merge has no measured effect."""
-    if any(warning.kind == "stale-effect" for warning in warnings):
+    kinds = {warning.kind for warning in record.warnings}
+    if "stale-effect" in kinds:
         return (
             "The plan was edited after it was measured, so its effect is not known; `clipmerge"
             " evaluate` measures it again."
         )
-    if any(warning.kind == "unchanged-head" for warning in warnings):
+    if "unchanged-head" in kinds:
         return (
             "The effect of this merge is not known: it is a classifier with a head of its own,"
             " which clipmerge cannot evaluate; measure it where it was trained."
         )
-    if with_images:
+    if record.calibration is not None:
         return (
             "The effect of this merge was not measured on held-out images, so it is not known;"
             " `clipmerge evaluate` measures it on images of yours."

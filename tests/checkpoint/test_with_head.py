@@ -18,7 +18,6 @@ from clipmerge.families.open_clip import OPEN_CLIP
 from clipmerge.images.dataset import load_images
 from clipmerge.models.headed_tower import HeadedTower, group_logits
 from clipmerge.progress import Progress
-from clipmerge.report.text import unmeasured_text
 from tests.support.command import clipmerge, done, refused
 from tests.support.tiny_clip import save_images
 from tests.support.tiny_open_clip import load, model_config, save_open_clip_pair
@@ -260,9 +259,8 @@ def test_a_head_that_no_prompts_made_is_not_swept(base: Path, images: Path) -> N
         CheckpointError, match="is a classifier with a head of its own, and a sweep"
     ):
         api.sweep(base, base.parent / "classifier.pt", **sources, progress=Progress())
-    plan = api.plan(base, base.parent / "classifier.pt", "wise-ft", progress=Progress())
-    text = unmeasured_text(with_images=False, warnings=plan.warnings)
-    assert "clipmerge cannot evaluate" in text
+    ended = done("merge", base, base.parent / "classifier.pt", "-r", "wise-ft", "--dry-run")
+    assert "clipmerge cannot evaluate" in ended.out
 
 
 def test_a_class_of_several_rows_has_their_largest_score() -> None:
