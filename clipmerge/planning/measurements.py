@@ -134,9 +134,9 @@ class HeldBackChoice(Frozen):
         training_images: Number of images that were learned from; 0 in records of earlier versions.
         alpha: 1 for the fine-tuned model itself; ``None`` for a learned point.
         extrapolation: Share of the way from the learned coefficients to the fine-tuned model.
-        accuracy: Share of the held-back images' views that the chosen point recognises, if classes
-            are uneven its mean over classes; without labels, the share of the fine-tuned model's
-            votes for its answers.
+        accuracy: Share of the held-back images, half as they are and half as altered views, that
+            the chosen point recognises, if classes are uneven its mean over classes; without
+            labels, the share of the fine-tuned model's votes for its answers about views.
         finetuned_accuracy: The same for the fine-tuned model.
         loss_error: Standard error of the difference between the two, paired by image.
         train_accuracy: Share of the views of its own images that learning recognised in its last

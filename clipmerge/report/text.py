@@ -188,15 +188,16 @@ def _choice_text(choice: HeldBackChoice) -> str:
         if choice.extrapolation
         else "all that was learned keeps the accuracy"
     )
-    # what is counted are slightly changed views, several of each image
+    # what is counted are slightly altered views, several of each image, and with labels the images
+    # as they are
     if not choice.labelled:
         return (
             f"{images} {way}; the fine-tuned model gives the merged model's answer on"
             f" {choice.accuracy:.1%} of their views, and its own on {choice.finetuned_accuracy:.1%}"
         )
     return (
-        f"{images} {way}; the merge recognises {choice.accuracy:.1%} of their views, the fine-tuned"
-        f" model {choice.finetuned_accuracy:.1%}"
+        f"{images} {way}; the merge recognises {choice.accuracy:.1%} of them and their views, the"
+        f" fine-tuned model {choice.finetuned_accuracy:.1%}"
     )
 
 
@@ -1068,7 +1069,8 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "unmeasurable": "{what} could not be measured: {why}",
     "overfitting": (
         "overfitting: {train:.0%} of the views of training images are recognised, and"
-        " {held_out:.0%} of those held out; use more images or fewer steps (measure.steps)"
+        " {held_out:.0%} of held-out images and views; use more images or fewer steps"
+        " (measure.steps)"
     ),
     "bent-path": (
         "the loss bends along the path: {nodes} points on each half were needed for shares that add"

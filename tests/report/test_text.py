@@ -172,8 +172,8 @@ KINDS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "overfitting": (
         {"train": 0.97, "held_out": 0.81},
-        "overfitting: 97% of the views of training images are recognised, and 81% of those held"
-        " out; use more images or fewer steps (measure.steps)",
+        "overfitting: 97% of the views of training images are recognised, and 81% of held-out"
+        " images and views; use more images or fewer steps (measure.steps)",
     ),
     "not-copied": (
         {"source": "x", "files": ["a.txt"], "reason": "not-read"},
@@ -309,7 +309,7 @@ CHOICE = {"images": 20, "alpha": None, "accuracy": 0.9, "finetuned_accuracy": 0.
         (
             {"extrapolation": 0.0},
             "on 20 held-out images all that was learned keeps the accuracy; the merge recognises"
-            " 90.0% of their views, the fine-tuned model 95.0%",
+            " 90.0% of them and their views, the fine-tuned model 95.0%",
         ),
         (
             {"extrapolation": 0.3},
