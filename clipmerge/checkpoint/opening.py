@@ -73,6 +73,7 @@ _CONFIGS = {
     "model.safetensors": "config.json",
     "model.safetensors.index.json": "config.json",
     "open_clip_model.safetensors": "open_clip_config.json",
+    "open_clip_pytorch_model.safetensors": "open_clip_config.json",
 }
 # The patch embedding of a vision tower inside another model.
 _PATCHES = re.compile(r"(.+?\.)(?:vision_model\.)?embeddings\.patch_embedding\.weight")

@@ -39,6 +39,7 @@ _STANDARD_WEIGHTS = (
     ("model.safetensors",),
     ("model.safetensors.index.json", "model-*-of-*.safetensors"),
     ("open_clip_model.safetensors",),
+    ("open_clip_pytorch_model.safetensors",),
     ("adapter_model.safetensors",),
 )
 # only the tensors are read, and only if there is nothing better

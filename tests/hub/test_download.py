@@ -110,6 +110,10 @@ SHARDS = [
             ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"],
             ["open_clip_model.safetensors"],
         ),
+        (
+            ["open_clip_pytorch_model.safetensors", "other.safetensors"],
+            ["open_clip_pytorch_model.safetensors"],
+        ),
         (["weights.safetensors"], ["weights.safetensors"]),
         (["pytorch_model.bin", "adapter_model.bin"], ["pytorch_model.bin"]),
         (["open_clip_pytorch_model.bin", "epoch_32.pt"], ["open_clip_pytorch_model.bin"]),
