@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipmerge.errors import DataError, did_you_mean, shorten
+from clipmerge.errors import DataError, NoLabelsError, did_you_mean, shorten
 from clipmerge.finding import Finding
 from clipmerge.hub.download import Snapshot, connect, resolve
 from clipmerge.hub.errors import explained
@@ -166,10 +166,14 @@ def _load_some_tars(split: Split, columns: Columns, max_images: int, seed: int) 
     classes = len(split.description.class_names or ()) if columns.labelled else 0
     notes: tuple[Finding, ...] = ()
     taken: dict[int, list[Sample]] = {}
+    unlabelled: list[Sample] = []
+    error: NoLabelsError | None = None
     count = len(split.shards)
     for number in np.random.default_rng([seed, count]).permutation(count).tolist():
         (archive,) = split.download((split.shards[number],))
-        taken[number], unlabelled = read_samples(archive, columns)
+        taken[number], missing = read_samples(archive, columns)
+        unlabelled += taken[number] if missing else []
+        error = error or missing
         samples = [sample for shard in sorted(taken) for sample in taken[shard]]
         opened = join_samples(split.source, samples, columns, split.description)
         labels: list[Any] = [label for _, label in samples]
@@ -188,7 +192,7 @@ def _load_some_tars(split: Split, columns: Columns, max_images: int, seed: int) 
                 notes = (note,)
         if is_enough:
             break
-    require_folders(samples, unlabelled)
+    require_folders(unlabelled, error)
     return replace(opened, notes=(*notes, *opened.notes))
 
 

@@ -84,13 +84,15 @@ def load_tars(
     """Open tar files as one source; member headers and labels are read, images are not."""
     columns = columns_of(source, columns, described)
     samples: list[Sample] = []
-    unlabelled: NoLabelsError | None = None
+    unlabelled: list[Sample] = []
+    error: NoLabelsError | None = None
     for archive in archives:
-        more, error = read_samples(archive, columns)
+        more, missing = read_samples(archive, columns)
         samples += more
-        unlabelled = unlabelled or error
+        unlabelled += more if missing else []
+        error = error or missing
         check_count(source, len(samples))
-    require_folders(samples, unlabelled)
+    require_folders(unlabelled, error)
     return join_samples(source, samples, columns, described)
 
 
@@ -132,10 +134,10 @@ def read_samples(archive: str, columns: Columns) -> tuple[list[Sample], NoLabels
     return samples, missing
 
 
-def require_folders(samples: Sequence[Sample], unlabelled: NoLabelsError | None) -> None:
-    """Refuse images without labels that are not in several folders."""
-    if unlabelled is not None and len({label for _, label in samples}) < 2:
-        raise unlabelled
+def require_folders(unlabelled: Sequence[Sample], error: NoLabelsError | None) -> None:
+    """Raise the error about archives without labels, unless their images are in several folders."""
+    if error is not None and len({folder for _, folder in unlabelled}) < 2:
+        raise error
 
 
 def _folder(key: str) -> str:

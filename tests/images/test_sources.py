@@ -365,9 +365,12 @@ def test_tars_of_one_class_folder_each_are_one_source(tmp_path: Path) -> None:
         save_tar(tmp_path / f"t/{part}.tar", {f"{name}/{k}.png": png(2 * part + k) for k in (0, 1)})
     found = load_images(str(tmp_path / "t"))
     assert (found.class_names, found.labels) == (("cat", "dog"), (0, 0, 1, 1))
-    (tmp_path / "t/1.tar").unlink()
-    with pytest.raises(NoLabelsError, match=r"0\.tar, cat/0: has no \.cls"):
-        load_images(str(tmp_path / "t"))
+    # neither alone nor beside an archive with labels does one folder name a class
+    save_tar(tmp_path / "t/1.tar", {"9.png": png(9), "9.cls": b"dog"})
+    for _ in range(2):
+        with pytest.raises(NoLabelsError, match=r"0\.tar, cat/0: has no \.cls"):
+            load_images(str(tmp_path / "t"))
+        (tmp_path / "t/1.tar").unlink(missing_ok=True)
 
 
 def test_a_range_and_a_folder_of_tars_are_one_source(tmp_path: Path) -> None:
