@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from clipmerge.distributed import to_device
+from clipmerge.learning.answers import FinetunedAnswers
 from clipmerge.learning.learning_loss import (
     LossConfig,
     class_features,
     embeds_less_at_once,
     terms_of,
     weak_pictures,
+    with_pictures,
 )
 from clipmerge.learning.objective import FORWARD, Objective
+from clipmerge.learning.sharded_batches import ShardedBatches
 from clipmerge.learning.steps import Step
 from clipmerge.stats import are_uneven, class_weights, paired_mean_and_error
 
@@ -75,19 +78,47 @@ def choose_extrapolation(
     return None
 
 
+class Judges:
+    """Images that judge points, each half as it is and half as altered views.
+
+    Learning makes a merge tolerate altered views better than fine-tuning did, and images as they
+    are tell less. Without labels the votes are about views, and the fine-tuned model agrees with
+    its own on the images too well, so that views alone judge.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        steps: Sequence[Step],
+        config: LossConfig,
+        answers: FinetunedAnswers,
+    ) -> None:
+        """Make the pictures once; without labels, leave the objective at the fine-tuned model."""
+        config = replace(config, distill_weight=0.0)
+        looks = [(with_pictures(objective, steps, config), config)]
+        if objective.labelled:
+            unaltered = replace(config, weak_aug=0.0)
+            looks.append((with_pictures(objective, first_round(steps), unaltered), unaltered))
+        self._looks = [(answers.with_votes(steps), config) for steps, config in looks]
+        self._objective = objective
+        self._weights = balance(objective, steps)
+
+    def recognised(self) -> Tensor:
+        """What the current weights recognise, as `validate`, times the weights of `balance`."""
+        parts = [validate(self._objective, steps, config) for steps, config in self._looks]
+        return self._weights * torch.stack(parts).mean(0)
+
+
 @torch.no_grad()
 def validate(objective: Objective, steps: Sequence[Step], config: LossConfig) -> Tensor:
-    """Share of each held-out image's weak augmentations that the current weights recognise; without
-    labels, the share of the fine-tuned model's votes for their answers.
+    """Share of each image's weak augmentations that the current weights recognise; without labels,
+    the share of the fine-tuned model's votes for their answers.
 
     Returns:
         Shape (images,), float64 on the CPU, over all processes and the steps that have an image.
     """
     cached = embeds_less_at_once(objective, steps)
-    column_of = {
-        position: column
-        for column, position in enumerate(sorted({p for step in steps for p in step.positions}))
-    }
+    column_of = {key: column for column, key in enumerate(_distinct(steps))}
     recognised_by_step = []
     columns = list[int]()
     for step in steps:
@@ -96,7 +127,7 @@ def validate(objective: Objective, steps: Sequence[Step], config: LossConfig) ->
             terms_of(objective, config, weak_pictures(step, config), classes)[1]
         )
         objective.work.tick(FORWARD * len(step) * step.work_share)
-        columns += [column_of[position] for position in step.positions[step.local_rows]]
+        columns += [column_of[key] for key in step.keys[step.local_rows]]
     recognised = torch.cat(recognised_by_step).float()
     sums = torch.zeros(2, len(column_of), device=recognised.device)
     rows = torch.stack([recognised, torch.ones_like(recognised)])
@@ -107,14 +138,13 @@ def validate(objective: Objective, steps: Sequence[Step], config: LossConfig) ->
 
 
 def balance(objective: Objective, steps: Sequence[Step]) -> Tensor:
-    """Weights of the held-out images, in the order of `validate`: every class counts the same if
-    classes are uneven, so that none is given up for the others.
+    """Weights of the images, in the order of `validate`: every class counts the same if classes are
+    uneven, so that none is given up for the others.
 
     Returns:
         Shape (images,), float64, of mean 1.
     """
-    positions = sorted({position for step in steps for position in step.positions})
-    labels = [steps[0].images.labels[position] for position in positions]
+    labels = [images.labels[position] for images, position in _distinct(steps)]
     has_classes = objective.labelled and not objective.criterion.is_contrastive
     if not has_classes or not are_uneven(labels):
         return torch.ones(len(labels), dtype=torch.float64)
@@ -123,6 +153,11 @@ def balance(objective: Objective, steps: Sequence[Step]) -> Tensor:
 
 def first_round(steps: Sequence[Step]) -> list[Step]:
     """The first of the steps, which show every image once."""
-    images = len({position for step in steps for position in step.positions})
+    images = len(_distinct(steps))
     counts = list(accumulate(len(step) for step in steps))
     return [step for step, count in zip(steps, counts, strict=True) if count <= images]
+
+
+def _distinct(steps: Sequence[Step]) -> list[tuple[ShardedBatches, int]]:
+    """The images of some steps, in the order in which they first appear."""
+    return list(dict.fromkeys(key for step in steps for key in step.keys))

@@ -74,12 +74,12 @@ class Coefficients:
             )
             self.values[key] = torch.full(shape, start, device=task_vector.device)
 
-    def become_finetuned(self) -> None:
-        """Set all coefficients to 1, so that no entry is dropped."""
+    def fill(self, coefficient: float) -> None:
+        """Set all coefficients to one value; no entry is dropped any more."""
         self._sparse_counts.clear()
         self._extrapolation = 0.0
         for values in self.values.values():
-            values.fill_(1.0)
+            values.fill_(coefficient)
 
     def make_sparse(self, names: Iterable[str], density: float) -> None:
         """Make parameters keep only a share of their coefficients and zero the others. Scalars stay

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +19,9 @@ from clipmerge.learning.answers import FinetunedAnswers, affordable_views
 from clipmerge.learning.choice import (
     EXTRAPOLATIONS,
     AccuracyLoss,
-    balance,
+    Judges,
     choose_extrapolation,
     first_round,
-    validate,
 )
 from clipmerge.learning.coefficients import Coefficients
 from clipmerge.learning.descent import Descent, LossScale
@@ -117,6 +117,16 @@ def _embed_fixed_prompts(objective: Objective) -> None:
         objective.criterion.prompt_features()
 
 
+class _Compared(NamedTuple):
+    """Accuracies of a point and of the fine-tuned model on the same images, (images,), and the
+    point's distance from it, see `AccuracyLoss.between`.
+    """
+
+    accuracies: Tensor
+    finetuned: Tensor
+    distance: float
+
+
 class _Run:
     """One run of learning, from its layout to its choice."""
 
@@ -188,8 +198,7 @@ class _Run:
             work += (
                 FORWARD * len(loss.teacher_alphas) * taught + GRADIENT * images
             ) * step.work_share
-        unaltered = first_round(held_out) if self._objective.labelled else []
-        work += FORWARD * (1 + len(EXTRAPOLATIONS)) * _forward_work([*held_out, *unaltered])
+        work += self._choosing_work(held_out, 1 + len(EXTRAPOLATIONS))
         work += FORWARD * self._answers.count_pictures(steps)
         work += FORWARD * self._held_out_answers.count_pictures(held_out)
         if self._config.sparsify:
@@ -286,48 +295,23 @@ class _Run:
     def _choose(self, held_out: Sequence[Step]) -> HeldBackChoice:
         """Let the held-out images choose, and move the coefficients to their choice."""
         objective, coefficients, loss = self._objective, self._coefficients, self._config.loss
-        # learning makes a merge tolerate altered views better than fine-tuning did, and the images
-        # as they are tell less: each stands for half of what is recognised. Without labels the
-        # votes are about views, and the fine-tuned model agrees with its own on the images too well
-        config = replace(loss, distill_weight=0.0)
-        looks = [(with_pictures(objective, held_out, config), config)]
-        if objective.labelled:
-            unaltered = replace(config, weak_aug=0.0)
-            looks.append((with_pictures(objective, first_round(held_out), unaltered), unaltered))
-        looks = [(self._held_out_answers.with_votes(steps), config) for steps, config in looks]
-        work = _forward_work([step for steps, _ in looks for step in steps])
-        weights = balance(objective, held_out)
-        results: dict[float, tuple[Tensor, float]] = {}
         learned = coefficients.distance() or 1.0
-
-        def recognised() -> Tensor:
-            parts = [validate(objective, steps, config) for steps, config in looks]
-            return weights * torch.stack(parts).mean(0)
-
-        def point_at(extrapolation: float) -> tuple[Tensor, float]:
-            coefficients.extrapolate(extrapolation)
-            coefficients.place()
-            accuracies = recognised()
-            results[extrapolation] = accuracies, coefficients.distance() / learned
-            return results[extrapolation]
-
-        objective.weights.set_alpha(1.0)
-        finetuned = recognised()
-        chosen = choose_extrapolation(point_at, finetuned, self._config.max_loss)
-        objective.work.announce(-FORWARD * (len(EXTRAPOLATIONS) - len(results)) * work)
-        objective.work.tick(0)
+        chosen, compared = self._choose_by(held_out, learned)
+        alpha = None
         if chosen is None:
-            coefficients.become_finetuned()
-        accuracies, distance = (finetuned, 0.0) if chosen is None else results[chosen]
+            alpha = 1.0
+            if objective.labelled:  # votes see little of what the straight path loses
+                alpha, compared = self._choose_alpha(learned)
+            coefficients.fill(alpha)
         last_steps = self._trace[-max(1, len(self._trace) // 10) :]
         return HeldBackChoice(
-            images=len(finetuned),
+            images=len(compared.finetuned),
             training_images=self._layout.training_images,
-            alpha=1.0 if chosen is None else None,
+            alpha=alpha,
             extrapolation=1.0 if chosen is None else chosen,
-            accuracy=float(accuracies.mean()),
-            finetuned_accuracy=float(finetuned.mean()),
-            loss_error=AccuracyLoss.between(accuracies, finetuned, distance).error,
+            accuracy=float(compared.accuracies.mean()),
+            finetuned_accuracy=float(compared.finetuned.mean()),
+            loss_error=AccuracyLoss.between(*compared).error,
             train_accuracy=Losses(*last_steps.mean(0).tolist()).accuracy
             if len(last_steps)
             else None,
@@ -335,7 +319,49 @@ class _Run:
             labelled=loss.labelled,
         )
 
+    def _choose_alpha(self, learned: float) -> tuple[float, _Compared]:
+        """Let all images choose an alpha of the straight path: it was not learned, so those that
+        learning saw can judge it as well.
 
-def _forward_work(steps: Sequence[Step]) -> float:
-    """Work of one forward pass over this process's images of some steps."""
-    return sum(len(step) * step.work_share for step in steps)
+        Returns:
+            The alpha, and the models compared there.
+        """
+        start = self._coefficients.start
+        self._coefficients.fill(start)
+        steps = self._shard(self._layout.validation_steps_on_all)
+        self._objective.work.announce(self._choosing_work(steps, 1 + len(EXTRAPOLATIONS)))
+        chosen, compared = self._choose_by(steps, learned)
+        return (1.0 if chosen is None else start + chosen * (1 - start)), compared
+
+    def _choose_by(self, steps: Sequence[Step], learned: float) -> tuple[float | None, _Compared]:
+        """Let the images of some steps choose how far the coefficients go to the fine-tuned model.
+
+        Args:
+            steps: Show the images.
+            learned: Distance of the learned point from the fine-tuned model.
+
+        Returns:
+            The share of `choose_extrapolation`, and the models compared there.
+        """
+        objective, coefficients = self._objective, self._coefficients
+        judges = Judges(objective, steps, self._config.loss, self._held_out_answers)
+        points = list[tuple[Tensor, float]]()
+
+        def point_at(extrapolation: float) -> tuple[Tensor, float]:
+            coefficients.extrapolate(extrapolation)
+            coefficients.place()
+            points.append((judges.recognised(), coefficients.distance() / learned))
+            return points[-1]
+
+        objective.weights.set_alpha(1.0)
+        finetuned = judges.recognised()
+        chosen = choose_extrapolation(point_at, finetuned, self._config.max_loss)
+        objective.work.announce(-self._choosing_work(steps, len(EXTRAPOLATIONS) - len(points)))
+        objective.work.tick(0)
+        accuracies, distance = (finetuned, 0.0) if chosen is None else points[-1]
+        return chosen, _Compared(accuracies, finetuned, distance)
+
+    def _choosing_work(self, steps: Sequence[Step], points: int) -> float:
+        """Work of judging so many points by the images of some steps."""
+        unaltered = first_round(steps) if self._objective.labelled else []
+        return FORWARD * points * sum(len(step) * step.work_share for step in [*steps, *unaltered])

@@ -102,6 +102,11 @@ class Step:
         return 1 / self.world_size
 
     @property
+    def keys(self) -> list[tuple[ShardedBatches, int]]:
+        """The step's images, each as a key."""
+        return [(self.images, position) for position in self.positions]
+
+    @property
     def local_rows(self) -> slice:
         """This process's images of the step, or of their strongly augmented ones."""
         return slice(self.rank, None, self.world_size)
@@ -116,13 +121,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Layout:
-    """Training steps, the number of images that they draw from, and validation steps on held-out
-    images (empty if none are held out).
+    """Training steps, the number of images that they draw from, validation steps on held-out
+    images (empty if none are held out), and others on both kinds of images.
     """
 
     steps: tuple[Step, ...]
     training_images: int
     validation_steps: tuple[Step, ...]
+    validation_steps_on_all: tuple[Step, ...]
 
 
 def lay_out(
@@ -153,20 +159,34 @@ def lay_out(
     if objective.choosers is not None:
         choosers = objective.choosers
         held_out = list(range(len(choosers.labels)))
-    rounds = range(min(_ROUNDS, math.ceil(_VALIDATION_IMAGES / max(1, len(held_out)))))
-    runs = [
-        tuple(held_out[start : start + size])
-        for _ in rounds
-        for start in range(0, len(held_out), size)
-    ]
-    prompts = _draw_prompts(
-        objective, _classes_present(choosers, held_out), _VALIDATION_SEEDS, PROMPTS_A_VALIDATION
+    return Layout(
+        tuple(training_steps),
+        len(training),
+        _lay_out_validation(objective, [(choosers, held_out)], size),
+        _lay_out_validation(objective, [(choosers, held_out), (images, training)], size),
     )
-    validation_steps = [
-        Step(n, _VALIDATION_SEEDS + 2 * n, choosers, positions, *prompts)
-        for n, positions in enumerate(runs)
+
+
+def _lay_out_validation(
+    objective: Objective, parts: Sequence[tuple[ShardedBatches, Sequence[int]]], size: int
+) -> tuple[Step, ...]:
+    """Show all images at some positions in every round, with at most ``size`` of them per step."""
+    count = sum(len(positions) for _, positions in parts)
+    rounds = range(min(_ROUNDS, math.ceil(_VALIDATION_IMAGES / max(1, count))))
+    present = sorted({images.labels[at] for images, positions in parts for at in positions})
+    prompts = _draw_prompts(
+        objective, torch.tensor(present), _VALIDATION_SEEDS, PROMPTS_A_VALIDATION
+    )
+    runs = [
+        (images, tuple(positions[start : start + size]))
+        for _ in rounds
+        for images, positions in parts
+        for start in range(0, len(positions), size)
     ]
-    return Layout(tuple(training_steps), len(training), tuple(validation_steps))
+    return tuple(
+        Step(n, _VALIDATION_SEEDS + 2 * n, images, positions, *prompts)
+        for n, (images, positions) in enumerate(runs)
+    )
 
 
 def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[int]:

@@ -35,10 +35,12 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
     layers = task.everywhere(0.0, Finding.of("unchanged"))
     if HEAD in layers:  # measures classify by prompts
         layers[HEAD] = LayerPlan(alpha=alpha, reason=Finding.of("unmeasured-head"))
-    taken = takes_learned(measurements.trace, measurements.choice)
-    reason = Finding.of("learned-layer" if taken else "finetuned-layer")
+    choice = measurements.choice
+    kind = "learned-layer"
+    if not takes_learned(measurements.trace, choice):
+        kind = "finetuned-layer" if choice is None or choice.alpha in (None, 1) else "one-alpha"
     for layer in measurements["at_zero"].values:
-        layers[layer] = LayerPlan(alpha=0.0, reason=reason)
+        layers[layer] = LayerPlan(alpha=0.0, reason=Finding.of(kind))
     count = sum(value.numel() for value in coefficients.values())
     return Decision(
         layers,

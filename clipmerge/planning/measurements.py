@@ -130,11 +130,12 @@ class HeldBackChoice(Frozen):
     """How far images held back from learning chose to go from what was learned to fine-tuned.
 
     Attributes:
-        images: Number of images held back.
+        images: Number of images that chose: those held back, or all that judged ``alpha``.
         training_images: Number of images that were learned from; 0 in records of earlier versions.
-        alpha: 1 for the fine-tuned model itself; ``None`` for a learned point.
+        alpha: The one of all weights where nothing learned keeps the accuracy: 1 is the fine-tuned
+            model itself; ``None`` for a learned point.
         extrapolation: Share of the way from the learned coefficients to the fine-tuned model.
-        accuracy: Share of the held-back images, half as they are and half as altered views, that
+        accuracy: Share of these images, half as they are and half as altered views, that
             the chosen point recognises, if classes are uneven its mean over classes; without
             labels, the share of the fine-tuned model's votes for its answers about views.
         finetuned_accuracy: The same for the fine-tuned model.
@@ -160,7 +161,7 @@ class HeldBackChoice(Frozen):
 
 
 def takes_learned(trace: Mapping[str, Sequence[float]], choice: HeldBackChoice | None) -> bool:
-    """Whether a merge takes learned coefficients, not the fine-tuned model."""
+    """Whether a merge takes learned coefficients, not one alpha for all weights."""
     return any(trace.values()) and not (choice and choice.alpha is not None)
 
 

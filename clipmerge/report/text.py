@@ -180,8 +180,15 @@ def _losses_text(trace: Mapping[str, Sequence[float]]) -> str:
 def _choice_text(choice: HeldBackChoice) -> str:
     """The choice on held-out images."""
     images = f"on {choice.images} held-out images"
-    if choice.alpha is not None:
+    if choice.alpha == 1:
         return f"{images} nothing learned surely keeps the accuracy, so it is the fine-tuned model"
+    if choice.alpha is not None:
+        return (
+            "nothing learned surely keeps the accuracy on held-out images, but alpha"
+            f" {choice.alpha:.3g} for all weights does on all {choice.images}: the merge recognises"
+            f" {choice.accuracy:.1%} of them and their views, the fine-tuned model"
+            f" {choice.finetuned_accuracy:.1%}"
+        )
     way = (
         f"{choice.extrapolation:.0%} of the way from the learned merge to fine-tuned was needed to"
         " keep the accuracy"
@@ -283,9 +290,9 @@ def learned_text(record: MergeRecord, images: int) -> list[str]:
     where = f"with {images:,} of your images"
     sentence = f"How far each weight goes from zero-shot to fine-tuned was learned {where}"
     if record.choice and not takes_learned(record.trace, record.choice):
-        sentence = (
-            f"Nothing learned {where} surely keeps the fine-tuned model's accuracy, so its weights"
-            " were taken"
+        alpha = record.choice.alpha
+        sentence = f"Nothing learned {where} surely keeps the fine-tuned model's accuracy, so " + (
+            "its weights were taken" if alpha in (None, 1) else f"alpha {alpha:.3g} was taken"
         )
     decision = record.decision or Finding.of("settings")
     lines = []

@@ -201,13 +201,14 @@ def recognised(
 ) -> torch.Tensor:
     """What chooses: half of it the altered views, half the images as they are."""
     classes = objective.criterion.class_features()
-    right: dict[int, bool] = {}
+    right: dict[tuple[ShardedBatches, int], bool] = {}
     for step in steps:
         logits = objective.criterion.model.logits(
             objective.criterion.embed(step.batch.pixels), classes
         )
-        right |= zip(step.positions, (logits.argmax(1) == step.batch.labels).tolist(), strict=True)
-    unaltered = torch.tensor([float(right[position]) for position in sorted(right)]).double()
+        images = [(step.images, position) for position in step.positions]
+        right |= zip(images, (logits.argmax(1) == step.batch.labels).tolist(), strict=True)
+    unaltered = torch.tensor([float(found) for found in right.values()]).double()
     return (validate(objective, steps, config) + unaltered) / 2 * torch.tensor(weights).double()
 
 
@@ -263,6 +264,56 @@ def test_the_finetuned_model_is_left_where_nothing_keeps_the_accuracy(ends: Ends
     assert choice.accuracy == choice.finetuned_accuracy
     for name, value in changed(objective).items():
         assert torch.allclose(value, objective.weights.task_vector[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["held out", "of the answer"])
+@pytest.mark.parametrize("max_loss", [3.0, 5.0])
+def test_all_images_choose_an_alpha_where_nothing_learned_keeps_the_accuracy(
+    ends: Ends, max_loss: float, apart: bool
+) -> None:
+    """Those that learning saw too, wherever the others come from."""
+    judges = ShardedBatches(make_batches((5, 2), seed=2), distributed_context("cpu"))
+    choosers, told = judges if apart else None, list[tuple[float, float]]()
+    objective = objective_for(
+        ends,
+        make_batches(SIZES),
+        choosers=choosers,
+        progress=lambda done, announced: told.append((done, announced)),
+    )
+    loss_config = LossConfig(0.3, weak_aug=1.0)
+    coefficients, learned = (Coefficients(objective, "entry") for _ in range(2))
+    config = LearningConfig(loss_config, 8, 0.1, held_back=0.3, max_loss=max_loss)
+    learn(objective, learned, replace(config, max_loss=100))
+    choice = learn(objective, coefficients, config).choice
+    assert choice is not None
+    assert told[-1][0] == pytest.approx(told[-1][1])
+    for name, value in changed(objective).items():
+        expected = choice.alpha * objective.weights.task_vector[name]
+        assert torch.allclose(value, expected, atol=1e-6)
+
+    layout = lay_out(objective, 8, held_out_share=0.3)
+    steps = layout.validation_steps_on_all
+    shown = {
+        (step.images, at)
+        for part in (layout.steps, layout.validation_steps)
+        for step in part
+        for at in step.positions
+    }
+    assert {(step.images, at) for step in steps for at in step.positions} == shown
+    assert choice.images == len(shown) == sum(SIZES)
+    seen = partial(recognised, objective, steps, loss_config, weights=[1.0] * len(shown))
+    objective.weights.set_alpha(1.0)
+    finetuned = seen()
+    entries = sum(value.numel() for value in coefficients.values.values())
+    for alpha in np.linspace(0.5, 0.95, 10):
+        objective.weights.set_alpha(float(alpha))
+        lost = finetuned - seen()
+        distance = (1 - alpha) * math.sqrt(entries) / learned.distance()
+        if bound(lost.numpy(), distance) <= max_loss + 1e-7:
+            break
+    assert choice.alpha == pytest.approx(float(alpha))
+    assert choice.alpha < 1
+    assert choice.accuracy == pytest.approx(float((finetuned - lost).mean()))
 
 
 def test_sparse_layers_that_cost_too_much_accuracy_leave_the_finetuned_model(

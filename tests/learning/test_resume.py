@@ -19,7 +19,6 @@ from torch import Tensor
 
 from clipmerge.distributed import distributed_context
 from clipmerge.images.dataset import load_images
-from clipmerge.learning import learn as learn_module
 from clipmerge.learning import resume as resumption
 from clipmerge.learning.coefficients import Coefficients
 from clipmerge.learning.descent import Descent
@@ -355,7 +354,7 @@ def test_a_run_that_has_taken_all_steps_only_chooses_again(
     whole = undisturbed(**OPTIONS["held back"])
     stopped = Learning(ends, tmp_path / "state.safetensors", **OPTIONS["held back"])
     with monkeypatch.context() as patched:
-        patched.setattr(learn_module, "validate", interrupted)
+        patched.setattr("clipmerge.learning.choice.validate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             stopped.run()
     assert stopped.said == [SAVED.format(STEPS, STEPS)]
