@@ -288,16 +288,17 @@ def learned_text(record: MergeRecord, images: int) -> list[str]:
     """What was learned in short."""
     images = (record.choice and record.choice.training_images) or images
     where = f"with {images:,} of your images"
-    sentence = f"How far each weight goes from zero-shot to fine-tuned was learned {where}"
+    decision = record.decision or Finding.of("settings")
+    lines = []
     if record.choice and not takes_learned(record.trace, record.choice):
         alpha = record.choice.alpha
         sentence = f"Nothing learned {where} surely keeps the fine-tuned model's accuracy, so " + (
             "its weights were taken" if alpha in (None, 1) else f"alpha {alpha:.3g} was taken"
         )
-    decision = record.decision or Finding.of("settings")
-    lines = []
-    if "stragglers" in decision.values:
-        lines.append(f"{_say(_sparse_text, decision)}.")
+    else:
+        sentence = f"How far each weight goes from zero-shot to fine-tuned was learned {where}"
+        if "stragglers" in decision.values:
+            lines.append(f"{_say(_sparse_text, decision)}.")
     return [*lines, f"{sentence}{_say(_times_text, decision)} (-v says more)."]
 
 

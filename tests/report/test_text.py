@@ -263,6 +263,22 @@ def test_that_no_straggler_was_found_is_said_of_a_learned_merge() -> None:
     assert learned_text(record, 20)[0] == "No straggler layers found."
 
 
+@pytest.mark.parametrize(
+    ("alpha", "taken"), [(1.0, "its weights were taken"), (0.65, "alpha 0.65 was taken")]
+)
+def test_what_was_taken_is_said_where_nothing_learned_keeps_the_accuracy(
+    alpha: float, taken: str
+) -> None:
+    """Then no stragglers are told of, of which learning put nothing back."""
+    decision = {"kind": "learned", "values": {"stragglers": 2, "layers": 9, "dropped": 0.0}}
+    choice = CHOICE | {"alpha": alpha, "extrapolation": 1.0, "training_images": 51}
+    record = MergeRecord.model_validate(learned() | {"decision": decision, "choice": choice})
+    assert learned_text(record, 80) == [
+        "Nothing learned with 51 of your images surely keeps the fine-tuned model's accuracy, so"
+        f" {taken} (-v says more)."
+    ]
+
+
 @pytest.mark.parametrize("values", [{"stragglers": "x"}, {"factor": "x"}])
 def test_what_was_learned_by_another_version_is_shown_as_it_is(values: dict[str, Any]) -> None:
     decision = {"kind": "learned", "values": values}
