@@ -52,7 +52,7 @@ class FinetunedAnswers:
         """Number of pictures that this process sends through the model for some steps."""
         if self._config.labelled:
             return 0
-        return self._views * len({image for step in steps for image in _local_images(step)})
+        return self._views * len({image for step in steps for image in step.local_keys})
 
     def with_probabilities(self, steps: Sequence[Step]) -> list[Step]:
         """Add `Step.answers` to learn from, where images have no labels: the mean of the views'
@@ -79,7 +79,7 @@ class FinetunedAnswers:
         for step in steps:
             classes = class_features(objective, step, config, cached=cached)
             self._look_at(step)
-            features = torch.stack([self._features[image] for image in _local_images(step)])
+            features = torch.stack([self._features[image] for image in step.local_keys])
             answers = answer_of(objective.criterion.model.logits(features.flatten(0, 1), classes))
             by_view = answers.reshape(*features.shape[:2], len(classes))
             answered.append(replace(step, answers=by_view.mean(1)))
@@ -88,7 +88,7 @@ class FinetunedAnswers:
     def _look_at(self, step: Step) -> None:
         """Compute the features of a step's images that no step before had."""
         images = step.images
-        new = sorted({at for _, at in _local_images(step) if (images, at) not in self._features})
+        new = sorted({at for _, at in step.local_keys if (images, at) not in self._features})
         if not new:
             return
         pixels, count = images.select(new).pixels, len(images.labels)
@@ -110,8 +110,3 @@ def affordable_views(steps: Sequence[Step]) -> int:
     """Views per image that take no more forward passes than one answer per image and step would."""
     images = {position for step in steps for position in step.positions}
     return min(_VIEWS, max(1, sum(map(len, steps)) // max(1, len(images))))
-
-
-def _local_images(step: Step) -> list[tuple[ShardedBatches, int]]:
-    """This process's images of a step, as keys."""
-    return [(step.images, at) for at in step.positions[step.local_rows]]

@@ -127,7 +127,7 @@ def validate(objective: Objective, steps: Sequence[Step], config: LossConfig) ->
             terms_of(objective, config, weak_pictures(step, config), classes)[1]
         )
         objective.work.tick(FORWARD * len(step) * step.work_share)
-        columns += [column_of[key] for key in step.keys[step.local_rows]]
+        columns += [column_of[key] for key in step.local_keys]
     recognised = torch.cat(recognised_by_step).float()
     sums = torch.zeros(2, len(column_of), device=recognised.device)
     rows = torch.stack([recognised, torch.ones_like(recognised)])

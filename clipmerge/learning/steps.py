@@ -107,6 +107,11 @@ class Step:
         return [(self.images, position) for position in self.positions]
 
     @property
+    def local_keys(self) -> list[tuple[ShardedBatches, int]]:
+        """This process's images of the step, each as a key."""
+        return self.keys[self.local_rows]
+
+    @property
     def local_rows(self) -> slice:
         """This process's images of the step, or of their strongly augmented ones."""
         return slice(self.rank, None, self.world_size)

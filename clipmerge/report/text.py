@@ -181,7 +181,10 @@ def _choice_text(choice: HeldBackChoice) -> str:
     """The choice on held-out images."""
     images = f"on {choice.images} held-out images"
     if choice.alpha == 1:
-        return f"{images} nothing learned surely keeps the accuracy, so it is the fine-tuned model"
+        return (
+            f"on {choice.images} images nothing else surely keeps the accuracy, so it is the"
+            " fine-tuned model"
+        )
     if choice.alpha is not None:
         return (
             "nothing learned surely keeps the accuracy on held-out images, but alpha"

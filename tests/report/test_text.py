@@ -319,8 +319,7 @@ CHOICE = {"images": 20, "alpha": None, "accuracy": 0.9, "finetuned_accuracy": 0.
     [
         (
             {"alpha": 1.0, "extrapolation": 1.0},
-            "on 20 held-out images nothing learned surely keeps the accuracy, so it is the"
-            " fine-tuned model",
+            "on 20 images nothing else surely keeps the accuracy, so it is the fine-tuned model",
         ),
         (
             {"images": 83, "alpha": 0.65, "extrapolation": 1.0},
