@@ -57,6 +57,8 @@ _ABOUT_IMAGES = {
     "odd-names",
     "zeroshot-at-chance",
 }
+# A model that is right on 95% of all images is right on all of so many in one of 13 draws.
+_MANY = 50
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 _WORDNET = re.compile(r"n\d{8}")
 _NUMBERED = re.compile(r"\d+[._ -]+\D.*")
@@ -227,6 +229,15 @@ def check_answers(ends: EndAccuracy) -> Iterator[Finding]:
         yield Finding.of("at-chance", model=ends.model, **values)
     elif ends.zeroshot.interval[0] <= chance < low and ends.zeroshot.interval[1] < halfway:
         yield Finding.of("zeroshot-at-chance", **values | {"accuracy": ends.zeroshot.value})
+
+
+def check_unseen(ends: EndAccuracy) -> Iterator[Finding]:
+    """Say that fine-tuning may have seen the images: it recognises every one of many, and zero-shot
+    does not.
+    """
+    surely_better = ends.zeroshot.interval[1] < ends.finetuned.interval[0]
+    if ends.finetuned.value == 1 and ends.images >= _MANY and surely_better:
+        yield Finding.of("all-recognised", images=ends.images)
 
 
 def check_task(name: str, task: Images, accuracies: Sequence[Estimate]) -> Iterator[Finding]:

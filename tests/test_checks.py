@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from clipmerge.checks import (
     check_shifts,
     check_sources,
     check_task,
+    check_unseen,
+    end_accuracy,
     headline_of,
     odd_names,
     raise_errors,
@@ -393,6 +396,37 @@ def test_names_of_other_tasks_are_doubted_if_no_model_knows_them(
     assert [finding.kind for finding in found] == kinds
     for finding in found:
         assert "`keep` other: the best model recognises 16.7% of 144" in text_of(finding)
+
+
+@pytest.mark.parametrize(
+    ("answers", "doubted"),
+    [
+        (ends(20, 50, 50, NAMES), True),
+        (ends(20, 49, 49, NAMES), False),  # so few may all be right by chance
+        (ends(20, 143, 144, NAMES), False),
+        (ends(143, 144, 144, NAMES), False),  # easy images
+    ],
+)
+def test_images_that_are_all_recognised_may_have_been_seen(
+    answers: EndAccuracy, doubted: bool
+) -> None:
+    assert [finding.kind for finding in check_unseen(answers)] == ["all-recognised"] * doubted
+
+
+def test_a_merge_says_that_fine_tuning_may_have_seen_the_images(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "clipmerge.api._merge_effect.end_accuracy",
+        lambda *given: replace(end_accuracy(*given), finetuned=estimate(144, 144), images=144),
+    )
+    data = save_images(tmp_path / "images", each=8)
+    result = clipmerge.merge(
+        *pair, "wise-ft", data=data, output=tmp_path / "out", allow="at-chance"
+    )
+    assert any("recognises all 144" in warning for warning in result.warnings)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "recognises all 144 of these images; if it was fine-tuned on them" in page
 
 
 @pytest.mark.slow

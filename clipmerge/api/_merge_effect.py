@@ -17,6 +17,7 @@ from clipmerge.checks import (
     check_answers,
     check_images,
     check_task,
+    check_unseen,
     end_accuracy,
     headline_of,
     raise_errors,
@@ -68,7 +69,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
             choice=measured.choice if measured else None,
             progress=run.progress,
         )
-        _check_names(run, request, effect, images)
+        _check_ends(run, request, effect, images)
         if doubtful := headline_of(run.findings, request.allow):
             effect = effect.with_advice(*doubtful)
         if request.strict and effect.warnings:
@@ -86,13 +87,15 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
                 run.progress.say(text_of(warning))
 
 
-def _check_names(
+def _check_ends(
     run: Run,
     request: MergeRequest,
     effect: MergeEffect,
     images: LabelledImages | CaptionedImages,
 ) -> None:
-    """Check class names or captions again, by the answers that both ends gave on more images."""
+    """Check class names or captions again, by the answers that both ends gave on more images, and
+    whether fine-tuning may have seen these.
+    """
     if isinstance(images, LabelledImages) and images.labelled_by != "source":
         return
     ends = end_accuracy(
@@ -107,6 +110,10 @@ def _check_names(
         run.findings.append(finding)
         run.add_warning(finding)
         run.progress.say(text_of(finding))
+    if not isinstance(images, CaptionedImages):
+        for finding in check_unseen(ends):
+            run.add_warning(finding)
+            run.progress.say(text_of(finding))
 
 
 @contextmanager

@@ -1303,6 +1303,11 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "at-chance": _at_chance_text,
     "odd-names": _odd_names_text,
     "zeroshot-at-chance": _zeroshot_at_chance_text,
+    "all-recognised": (
+        "the fine-tuned model recognises all {images} of these images; if it was fine-tuned on"
+        " them, it looks better than it is, and the merge stays nearer to it than it should: give"
+        " images that it has not seen"
+    ),
     "half-zeroshot": (
         "{share:.0%} of the numbers of the merged layers stay zero-shot, because {source} lacks"
         " them: what is measured as fine-tuned is a mixture; give a checkpoint that has all"
