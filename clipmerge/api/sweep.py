@@ -20,6 +20,7 @@ from clipmerge.api._merge_effect import add_task_scores, broadcast_plan, load_ta
 from clipmerge.api._results import SweepResult
 from clipmerge.api.merge import check_models_once, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
+from clipmerge.checkpoint.converted import convert_to_one_layout
 from clipmerge.checks import check_shifts, check_sources, raise_errors
 from clipmerge.config import Missing, SweepOptions, complete_options, with_options
 from clipmerge.distributed import is_main_process
@@ -172,11 +173,8 @@ def run_sweep(
     doubted = raise_errors(findings, allow=request.allow, strict=request.strict)
     say_all(progress, texts_of(doubted))
     doubts += doubted
-    base = cache.checkpoints[0]
     placed = {
-        name: align_checkpoints(
-            base, [open_source(source, base, model=request.model)], mixed_dtypes=True
-        )
+        name: _align_point(source, inputs, cache, request)
         for name, source in request.points.items()
     }
     points, planned, runs = _plan_points(request, inputs, cache, progress)
@@ -249,6 +247,14 @@ def run_sweep(
         # the plan that was shared among processes has no losses and no choice
         row["decision"]["text"] = headline(run.plan or plan)
     return record, correct
+
+
+def _align_point(source: Any, inputs: Inputs, cache: RunCache, request: SweepRequest) -> Inputs:
+    """Align a checkpoint that is shown as it is with the zero-shot one, by the pair's names."""
+    base = cache.checkpoints[0]
+    opened = open_source(source, base, model=request.model)
+    point, _ = convert_to_one_layout([opened, inputs.zeroshot])
+    return align_checkpoints(base, [point], mixed_dtypes=True)
 
 
 def _rows_of_points(request: SweepRequest, correct: dict[str, Correct]) -> list[Json]:

@@ -112,6 +112,33 @@ def test_every_point_is_what_evaluate_says_of_the_merged_folder(
     assert list(mine["checkpoint"]["files"]) == ["model.safetensors"]
 
 
+@pytest.mark.parametrize("converted", [(False, False), (True, True), (True, False), (False, True)])
+def test_a_point_in_the_other_librarys_layout_is_shown_as_it_is(
+    far: Folders, images: Path, shifted: Path, tmp_path: Path, converted: tuple[bool, bool]
+) -> None:
+    merged = tmp_path / "merged"
+    clipmerge.merge(*far, "wise-ft", set={"method.alpha": 0.8}, output=merged)
+    other = {}
+    for source in (*far, merged):
+        other[source] = tmp_path / "other" / Path(source).name
+        clipmerge.convert(source, other[source], to="open-clip")
+    pair = tuple(
+        other[end] if swapped else end for end, swapped in zip(far, converted, strict=True)
+    )
+    result = clipmerge.sweep(
+        *pair,
+        id={"near": images},
+        ood={"far": shifted},
+        alphas=[0, 0.8, 1],
+        points={"same": merged, "converted": other[merged]},
+        allow=["same-images"],
+        processor=far[1],
+    )
+    curve = [row["accuracy"] for row in result.record["curve"]]
+    assert curve[1] not in (curve[0], curve[2])
+    assert [row["accuracy"] for row in result.record["points"]] == [curve[1]] * 2
+
+
 @pytest.mark.parametrize(
     "dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)]
 )
