@@ -29,7 +29,7 @@ from clipmerge.images.prompts import check_templates
 from clipmerge.images.source import Columns
 from clipmerge.images.split import SHARE
 from clipmerge.planning.merge_effect import CONSEQUENCES, MAX_LOSS
-from clipmerge.planning.recipe import Recipe, RecipeLike
+from clipmerge.planning.recipe import Recipe, RecipeLike, is_known, load_recipe
 from clipmerge.types import Json, Names, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
@@ -591,15 +591,14 @@ def command_text(
 
 
 def _recipe_words(recipes: Any) -> list[str]:
-    """Recipes as values of a flag; one in memory is named."""
+    """Recipes as values of a flag; one in memory only if its name alone gives it again."""
     words = []
     for recipe in recipes if isinstance(recipes, (list, tuple)) else [recipes]:
-        if isinstance(recipe, Recipe):
-            words.append(recipe.name)
-        elif isinstance(recipe, Mapping):
-            words.append(str(recipe.get("name", "recipe.yaml")))
-        else:
-            words.append(str(recipe))
+        word = str(recipe)
+        if isinstance(recipe, (Recipe, Mapping)):
+            loaded = load_recipe(recipe)
+            word = loaded.name if is_known(loaded) else f"<recipe {loaded.name}>"
+        words.append(word)
     return words
 
 

@@ -22,6 +22,7 @@ from clipmerge.config import (
     with_flags,
 )
 from clipmerge.errors import UsageError
+from clipmerge.planning.recipe import load_recipe
 from clipmerge.request import Calibration, command_text
 from tests.support.command import clipmerge as command
 
@@ -115,6 +116,23 @@ def test_a_command_is_read_back_as_the_options_it_was_written_from() -> None:
         "--template 'a {}.' --template 'the {}.' --images-at-once 3 --set method.alpha=0.4"
         " --strict --no-hash --output out"
     )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "word"),
+    [
+        (load_recipe("wise-ft"), "wise-ft"),
+        (load_recipe("wise-ft", {"method.alpha": 0.1}), "'<recipe wise-ft>'"),
+        ({"name": "mine", "method": "wise-ft"}, "'<recipe mine>'"),
+        ({"method": "wise-ft"}, "'<recipe custom>'"),
+    ],
+)
+def test_a_recipe_in_memory_is_named_only_if_its_name_gives_it_again(
+    recipe: Any, word: str
+) -> None:
+    assert command_text("merge", "a", "b", recipe=recipe) == f"clipmerge merge a b --recipe {word}"
+    swept = command_text("sweep", recipes=[recipe, "lines"])
+    assert swept == f"clipmerge sweep --recipe {word} --recipe lines"
 
 
 def test_one_text_and_a_device_of_torch_are_taken_as_what_they_mean() -> None:

@@ -159,6 +159,11 @@ def load_recipe(
     return _validate(name, data)
 
 
+def is_known(recipe: Recipe) -> bool:
+    """Whether the name of a recipe is enough to load it again."""
+    return recipe.name in recipe_files() and load_recipe(recipe.name) == recipe
+
+
 def load_limited_recipe(
     recipe: RecipeLike, changes: Mapping[str, Any] | Sequence[str] | None, max_loss: float | None
 ) -> Recipe:
