@@ -123,8 +123,8 @@ def test_a_command_is_read_back_as_the_options_it_was_written_from() -> None:
     [
         (load_recipe("wise-ft"), "wise-ft"),
         (load_recipe("wise-ft", {"method.alpha": 0.1}), "'<recipe wise-ft>'"),
-        ({"name": "mine", "method": "wise-ft"}, "'<recipe mine>'"),
-        ({"method": "wise-ft"}, "'<recipe custom>'"),
+        ({"name": "mine", "method": {"name": "wise-ft"}}, "'<recipe mine>'"),
+        ({"method": {"name": "wise-ft"}}, "'<recipe custom>'"),
     ],
 )
 def test_a_recipe_in_memory_is_named_only_if_its_name_gives_it_again(
