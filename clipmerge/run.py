@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.distributed import is_main_process
+from clipmerge.errors import Terminated
 from clipmerge.finding import Finding
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan
@@ -56,6 +57,8 @@ class Run:
     hashed: bool = True  # the weights of inputs and output
     hashing: list[Future[dict[str, str]]] = field(default_factory=list)  # of the inputs
     cleanups: list[Callable[[], None]] = field(default_factory=list)  # called by `finish`
+    # called with Ctrl-C or SIGTERM, to tell what is left
+    when_stopped: list[Callable[[BaseException], None]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)  # doubts about the inputs
     learned: dict[str, Tensor] = field(default_factory=dict)  # coefficients, in every process
     # images that the measure did not see, if it used images; or that learning did not see, and the
@@ -71,7 +74,12 @@ class Run:
         """Time a stage under its name, and show it under another."""
         self.progress.stage(title or stage)
         begin = time.perf_counter()
-        yield
+        try:
+            yield
+        except (KeyboardInterrupt, Terminated) as stopped:
+            for tell in self.when_stopped:
+                tell(stopped)
+            raise
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)
 
     def add_warning(self, warning: Finding) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmerge.planning.table import Rows, Tabular, layer_rows
+from clipmerge.planning.table import Rows, Tabular, layer_rows, source_columns
 from clipmerge.types import Json, Names
 
 if TYPE_CHECKING:
@@ -158,8 +158,14 @@ class SweepResult(Tabular):
         return _findings(self.record)
 
     def _rows(self) -> Rows:
+        means = ("id", "ood", "gain")
+        columns = source_columns(self.record, ("point", *means))
         return [
-            {"point": name, **row["accuracy"], **{key: row[key] for key in ("id", "ood", "gain")}}
+            {
+                "point": name,
+                **dict(zip(columns, map(row["accuracy"].get, self.record["sources"]), strict=True)),
+                **{key: row[key] for key in means},
+            }
             for name, row in _rows_by_point(self.record)
         ]
 

@@ -22,7 +22,13 @@ from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
 from clipmerge.finding import Finding
 from clipmerge.methods import Task
 from clipmerge.output.record import MergeRecord, merge_record
-from clipmerge.planning.plan import Plan, check_coefficients, tensors_path, write_plan_files
+from clipmerge.planning.plan import (
+    Plan,
+    check_coefficients,
+    extrapolation_notes,
+    tensors_path,
+    write_plan_files,
+)
 from clipmerge.planning.provenance import SourceRecord
 from clipmerge.progress import Progress, say_all
 from clipmerge.report.text import record_text, text_of, texts_of
@@ -138,6 +144,10 @@ def open_plan(
         new = [finding for finding in findings if finding not in plan.warnings]
         plan = plan.replace(warnings=(*plan.warnings, *new))
     task = Task(inputs)
+    beyond = extrapolation_notes(plan.layers, len(finetuned))
+    say_all(progress, texts_of(note for note in beyond if note not in plan.warnings))
+    kept = (warning for warning in plan.warnings if warning.kind != "extrapolation")
+    plan = plan.replace(warnings=(*kept, *beyond))
     run = Run(inputs, progress, plan=plan.checked(task.layers), head=plan.head, hashed=hashed)
     for finding in unchecked:
         run.add_warning(finding)

@@ -46,6 +46,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, CalibrationR
             objective, **recipe.measure_options
         )
     run.cleanups.append(state.remove)
+    run.when_stopped.append(state.tell_stopped)
     with peer_errors():
         # no process leaves while another still gathers
         objective.data.context.state.wait_for_everyone()

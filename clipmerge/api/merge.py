@@ -53,6 +53,7 @@ from clipmerge.planning.plan import (
     LayerPlan,
     Plan,
     digest_of_layer,
+    extrapolation_notes,
     named_tensors,
     with_coefficients,
     write_plan_files,
@@ -483,7 +484,7 @@ def _decide(
     }
     notes = (
         *(measurements.notes if measurements else ()),
-        *_extrapolation_note(run.inputs, layers),
+        *extrapolation_notes(layers, len(run.inputs.finetuned)),
     )
     finding = decision.finding
     plan = Plan(
@@ -507,15 +508,6 @@ def _decide(
     )
     run.plan = plan.checked(task.layers).with_tensors(named_tensors(decision.scores, used))
     say_all(run.progress, texts_of(notes))
-
-
-def _extrapolation_note(inputs: Inputs, layers: Mapping[str, LayerPlan]) -> list[Finding]:
-    """A warning of an alpha beyond the two models, the one that is farthest."""
-    alphas = [entry.alpha for entry in layers.values() if not entry.is_learned]
-    farthest = max(alphas, key=lambda alpha: abs(alpha - 0.5), default=0.0)
-    if len(inputs.finetuned) > 1 or 0 <= farthest <= 1:
-        return []
-    return [Finding.of("extrapolation", alpha=farthest)]
 
 
 def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, LayerPlan]:

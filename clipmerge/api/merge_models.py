@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import numbers
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any, TypeVar, Unpack
@@ -23,7 +25,7 @@ from clipmerge.merging.stream import plan_tensors
 from clipmerge.merging.tensor import complete_mask_options, merge_tensor
 from clipmerge.parallel import one_thread
 from clipmerge.planning.recipe import RecipeLike
-from clipmerge.plugins import needs_score
+from clipmerge.plugins import needs_score, plugin_options
 from clipmerge.request import as_list
 from clipmerge.types import Json, Tensors
 
@@ -136,7 +138,8 @@ def merge_state_dicts(
     Raises:
         CheckpointError: If names, shapes or integers differ, or a tensor holds NaN or Inf.
         RecipeError: If the mask or an option is unknown or out of its range.
-        UsageError: If a density is given without a mask, or the mask needs scores of a measure.
+        UsageError: If alpha is not a finite number, a density is given without a mask that has one,
+            or the mask needs scores of a measure.
 
     Source:
         Wortsman et al. 2022, arXiv:2109.01903.
@@ -145,6 +148,8 @@ def merge_state_dicts(
         >>> merge_state_dicts({"w": torch.zeros(2)}, {"w": torch.tensor([2.0, 4.0])}, alpha=0.5)
         {'w': tensor([1., 2.])}
     """
+    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real) or not math.isfinite(alpha):
+        raise UsageError(f"alpha {alpha!r} is not a finite number")
     finetuned = [theta_1] if isinstance(theta_1, Mapping) else list(theta_1)
     if not finetuned:
         raise UsageError("theta_1 holds no state dict; give at least one")
@@ -171,6 +176,8 @@ def _mask_arguments(mask: str | None, density: float, options: Json) -> Json:
         if density != 1.0:
             raise UsageError(f"density {density} needs a mask; name one, such as mask='magnitude'")
         return {}
+    if density != 1.0 and "density" not in plugin_options("masks", mask):
+        raise UsageError(f"mask '{mask}' has no density; set its mask_options")
     chosen = complete_mask_options(mask, density, options)
     if needs_score(mask):
         raise UsageError(

@@ -24,7 +24,7 @@ from clipmerge.checkpoint.converted import convert_to_one_layout
 from clipmerge.checks import check_shifts, check_sources, raise_errors
 from clipmerge.config import Missing, SweepOptions, complete_options, with_options
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import CheckpointError, DataError, VerdictError
+from clipmerge.errors import CheckpointError, DataError, UsageError, VerdictError
 from clipmerge.evaluation.conclusion import exceeds_max_loss, loss_warnings
 from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
@@ -113,6 +113,8 @@ def sweep(
             alphas=parse_alphas(settings["alphas"]),
             points=dict(zip(points, sources[len(models) :], strict=True)),
         )
+        if settings["set"] and not recipes:
+            raise UsageError("`set` changes recipes, and there are none; give `recipes` too")
         check_sweep(request)
         if target is not None:
             from clipmerge.output.checks import check_output

@@ -18,6 +18,7 @@ from clipmerge.cli._options import command, command_group
 from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import OutputError
 from clipmerge.files.paths import local_path, recipe_files
+from clipmerge.files.staging import staged_files
 
 recipes_app = command_group("recipes", "List, show and copy the recipes.")
 # A width that no terminal has: from there on sentences are not wrapped, so that a pipe gets one
@@ -88,10 +89,6 @@ def copy_recipe(
     target = local_path(file or f"{name}.yaml")
     if target.exists():
         raise OutputError(f"{target}: already exists; give another file")
-    try:
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"{target}: cannot be written ({error.strerror or error}); give another file"
-        ) from None
+    with staged_files(target) as folder:
+        (folder / target.name).write_text(text, encoding="utf-8")
     echo(f"Wrote {target}; run it with --recipe {target}")

@@ -54,11 +54,11 @@ def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> N
     if not (output / record).is_file():
         raise OutputError(
             f"{output}: already exists and was not written by this command (it holds no {record});"
-            " choose another `output`, or remove it yourself"
+            " choose another output, or remove it yourself"
         )
     if not overwrite:
         raise OutputError(
-            f"{output}: already exists; choose another `output`, or pass `overwrite=True` to"
+            f"{output}: already exists; choose another output, or pass `overwrite=True` to"
             " replace it"
         )
 

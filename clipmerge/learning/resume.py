@@ -148,17 +148,22 @@ class LearningState:
             if state is not None and not self._failed and self._context.is_main_process:
                 self._write(state)
                 steps = f" after step {int(state['taken'])} of {len(state['trace'])}"
-            if self._exists:
-                self.say(f"the learning is saved{steps}; the same command resumes there")
-                # else the last line says that nothing was left behind
-                interrupted.add_note("no output was written")
+            self.tell_stopped(interrupted, steps)
             raise
         del self._find  # frees the model and the images that the function refers to
+
+    def tell_stopped(self, stopped: BaseException, steps: str = "") -> None:
+        """Tell the user where the same command resumes, if the state is saved."""
+        if self._exists:
+            self.say(f"the learning is saved{steps}; the same command resumes there")
+            # else the last line says that nothing was left behind
+            stopped.add_note("no output was written")
 
     def remove(self) -> None:
         """Remove the file once its result is stored elsewhere."""
         if self._exists and self._context.is_main_process:
             self._remove()
+        self._exists = False
 
 
 def _reason(error: Exception) -> str:

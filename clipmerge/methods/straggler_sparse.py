@@ -8,6 +8,7 @@ from clipmerge.errors import RecipeError
 from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
 from clipmerge.methods.learned import learned
+from clipmerge.planning.measurements import takes_learned
 from clipmerge.plugins import Share
 
 
@@ -20,7 +21,8 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
 
     Returns:
         Coefficients of the granularity in which they were learned; those dropped in stragglers are
-        zero, which gives the zero-shot model's bytes.
+        zero, which gives the zero-shot model's bytes. No layer is named if nothing learned was
+        taken.
 
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.
@@ -34,6 +36,8 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
             "use the method straggler-outlier"
         )
     decision = learned(task, alpha=alpha)
+    if not takes_learned(measurements.trace, measurements.choice):
+        return decision  # no entry was dropped
     stragglers = tuple(layer for layer in task.layers if known["straggler"].get(layer))
     layers = dict(decision.layers)
     shares = known["sharpness_share"]

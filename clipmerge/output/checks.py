@@ -40,7 +40,7 @@ def check_output(
     for path in (*inputs, *read):
         if _contains(output, path):
             raise OutputError(
-                f"{output}: holds {path}, which this command reads; choose another `output`"
+                f"{output}: holds {path}, which this command reads; choose another output"
             )
     # a link in the folder is an entry of it, regardless of its target
     locations = (output.resolve(), output.parent.resolve() / output.name)
@@ -48,7 +48,7 @@ def check_output(
         if path.is_dir() and any(path.resolve() in location.parents for location in locations):
             raise OutputError(
                 f"{output}: lies inside {path}, which this command reads as images; choose another"
-                " `output`"
+                " output"
             )
     _require_writable_parent(output)
     refuse_existing(output, record, overwrite=overwrite)
@@ -81,7 +81,7 @@ def _require_resolvable(output: Path) -> None:
         if isinstance(error, OSError) and error.errno != errno.ELOOP:
             raise OutputError(f"{output}: cannot be written ({error.strerror})") from None
         raise OutputError(
-            f"{output}: is a link that leads back to itself; remove it, or choose another `output`"
+            f"{output}: is a link that leads back to itself; remove it, or choose another output"
         ) from None
 
 
@@ -99,25 +99,24 @@ def check_output_file(output: Path, *, overwrite: bool) -> None:
     beside = tensors_path(output)
     if output.is_dir() or output.suffix == ".safetensors":
         raise OutputError(
-            f"{output}: a plan is a JSON file; choose another `output`, such as plan.json"
+            f"{output}: a plan is a JSON file; choose another output, such as plan.json"
         )
     refuse_link(output)
     _require_writable_parent(output)
     if output.exists() and not overwrite:
         raise OutputError(
-            f"{output}: already exists; choose another `output`, or pass `overwrite=True` to"
+            f"{output}: already exists; choose another output, or pass `overwrite=True` to"
             " replace it"
         )
     if output.exists() and not _is_plan(output):
         raise OutputError(
             f"{output}: is not a plan written by clipmerge, so `overwrite=True` leaves it alone;"
-            " choose another `output`"
+            " choose another output"
         )
     replaceable = output.exists() and not beside.is_symlink() and _holds_plan_tensors(beside)
     if (beside.exists() or beside.is_symlink()) and not replaceable:
         raise OutputError(
-            f"{beside}: is in the way of the tensors that go beside the plan; choose another"
-            " `output`"
+            f"{beside}: is in the way of the tensors that go beside the plan; choose another output"
         )
 
 
@@ -144,12 +143,12 @@ def _require_writable_parent(output: Path) -> None:
     existing = next((parent for parent in target.parents if os.path.exists(parent)), target)  # noqa: PTH110 - Path's raises
     if not existing.is_dir():
         raise OutputError(
-            f"{output}: cannot be created because {existing} is a file; choose another `output`"
+            f"{output}: cannot be created because {existing} is a file; choose another output"
         )
     try:  # a folder of the system, such as /proc, claims to be writable
         Path(tempfile.mkdtemp(prefix=".clipmerge-", dir=existing)).rmdir()
     except OSError as error:
         raise OutputError(
             f"{output}: cannot be created in {existing} ({error.strerror or error}); choose another"
-            " `output`"
+            " output"
         ) from None

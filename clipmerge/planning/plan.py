@@ -154,7 +154,7 @@ class Plan(Tabular, Frozen):
     other_tasks: tuple[OtherTaskScores, ...] = ()
     measurements: Measurements | None = None
     calibration: CalibrationRecord | None = None
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     warnings: tuple[Finding, ...] = ()
 
     # set by `Plan.load` and the API; neither part of the JSON nor of the comparison of plans
@@ -319,15 +319,26 @@ class Plan(Tabular, Frozen):
                 straggler_statistic=None,
                 straggler_scores={},
             )
+        plan = self
+        if self.decision and self.decision.kind.startswith("learned") and self._edited_layers():
+            plan = plan.replace(decision=None)  # what the held-out images chose is not taken
         measured = [effect for effect in (self.effect, *self.other_tasks) if effect is not None]
         if not measured or {effect.plan for effect in measured} == {self.digest}:
-            return self
+            return plan
         stale = self.effect.warnings if self.effect else ()
         warnings = (
             *(warning for warning in self.warnings if warning not in stale),
             Finding.of("stale-effect"),
         )
-        return self.replace(effect=None, other_tasks=(), warnings=warnings)
+        return plan.replace(effect=None, other_tasks=(), warnings=warnings)
+
+    def _edited_layers(self) -> Names:
+        """The layers whose settings are not those that their reasons are about."""
+        return tuple(
+            name
+            for name, entry in self.layers.items()
+            if self.layer_digests.get(name) not in (None, digest_of_layer(entry))
+        )
 
     def checked(self, layers: Layers) -> Plan:
         """Check the plan against the existing layers, and its mask rules against the available
@@ -356,14 +367,15 @@ class Plan(Tabular, Frozen):
                 )
             if layer.mask is not None:
                 _check_mask(name, layer, layer.mask, layers[name])
-            elif layer.density != 1.0:
+            elif layer.density != 1.0 or layer.parameters:
+                what = "options of parameters" if layer.parameters else f"density {layer.density}"
                 raise PlanError(
-                    f"layer '{name}' has density {layer.density} and no mask; name one, such as"
-                    " 'magnitude'"
+                    f"layer '{name}' has {what} and no mask; name one, such as 'magnitude'"
                 )
+        edited = self._edited_layers()
         decided = {
             name: entry
-            if self.layer_digests.get(name) in (None, digest_of_layer(entry))
+            if name not in edited
             or (entry.reason and entry.reason.kind == NOTE)  # written with the edit
             else entry.replace(reason=Finding.of("edited"))
             for name, entry in self.layers.items()
@@ -395,6 +407,17 @@ def _check_mask(name: str, layer: LayerPlan, mask: str, parameters: Names) -> No
             check_options("masks", mask, {**layer.mask_options, **options})
         except RecipeError as error:
             raise PlanError(f"layer '{name}': {error}") from None
+
+
+def extrapolation_notes(layers: Mapping[str, LayerPlan], finetuned: int) -> list[Finding]:
+    """A note of an alpha beyond the two models, the one that is farthest; several fine-tuned models
+    have none.
+    """
+    alphas = [entry.alpha for entry in layers.values() if not entry.is_learned]
+    farthest = max(alphas, key=lambda alpha: abs(alpha - 0.5), default=0.0)
+    if finetuned > 1 or 0 <= farthest <= 1:
+        return []
+    return [Finding.of("extrapolation", alpha=farthest)]
 
 
 def means_unchanged(reason: Finding | None) -> bool:
@@ -496,8 +519,14 @@ def read_plan(path: Path) -> Plan:
         data = parse_json(read_text(path, MAX_JSON_BYTES), max_values=MAX_RECORD_VALUES)
         if isinstance(data, dict) and data.get("format") == _EARLIER_FORMAT:
             data = upgrade_format(data) | {"format": _FORMAT}
-        if isinstance(data, dict) and str(data.get("format")).startswith("clipmerge-record"):
+        format_ = str(data.get("format", _FORMAT)) if isinstance(data, dict) else _FORMAT
+        if format_.startswith("clipmerge-record"):
             raise Unreadable("it is the record of a merge")
+        if format_ != _FORMAT and format_.startswith("clipmerge-plan"):
+            raise PlanError(
+                f"{path}: has the format {format_[:40]!r}, but this version of clipmerge reads"
+                f" {_FORMAT!r}; update clipmerge, or plan again"
+            )
         plan = Plan.model_validate(data)
         # a plan written by hand need not name a recipe
         Recipe.model_validate({"name": "none", "method": {}, **plan.recipe})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,13 @@ def layer_rows(
         | {"reason": "" if layer.reason is None else str(layer.reason)}
         for name, layer in layers.items()
     ]
+
+
+def source_columns(sweep: Json, columns: Sequence[str]) -> list[str]:
+    """Names of the columns of a sweep's sources; one that is called like another column says what
+    it is.
+    """
+    return [f"source {name}" if name in columns else name for name in sweep["sources"]]
 
 
 class Tabular(ABC):

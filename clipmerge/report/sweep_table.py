@@ -10,6 +10,7 @@ from markupsafe import Markup
 from rich.cells import cell_len, set_cell_size
 
 from clipmerge.planning.other_tasks import Score, measures_of
+from clipmerge.planning.table import source_columns
 from clipmerge.report.prose import render_page
 from clipmerge.report.text import (
     gain_note,
@@ -163,7 +164,8 @@ def sweep_csv(record: Json) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     means = [name for kind in _MEANS for name in (kind, f"{kind}_low", f"{kind}_high")]
-    writer.writerow(["kind", "name", "alpha", *means, "gain_note", *record["sources"]])
+    columns = ["kind", "name", "alpha", *means, "gain_note"]
+    writer.writerow([*columns, *source_columns(record, columns)])
     kinds = {
         "curve": record["curve"],
         "recipe": record["recipes"],

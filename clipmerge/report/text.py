@@ -188,7 +188,7 @@ def _choice_text(choice: HeldBackChoice) -> str:
     if choice.alpha is not None:
         return (
             "nothing learned surely keeps the accuracy on held-out images, but alpha"
-            f" {choice.alpha:.3g} for all weights does on all {choice.images}: the merge recognises"
+            f" {choice.alpha:.3g} for all weights does on all {choice.images}: it recognises"
             f" {choice.accuracy:.1%} of them and their views, the fine-tuned model"
             f" {choice.finetuned_accuracy:.1%}"
         )
@@ -202,12 +202,12 @@ def _choice_text(choice: HeldBackChoice) -> str:
     # as they are
     if not choice.labelled:
         return (
-            f"{images} {way}; the fine-tuned model gives the merged model's answer on"
+            f"{images} {way}; the fine-tuned model gives the learned merge's answer on"
             f" {choice.accuracy:.1%} of their views, and its own on {choice.finetuned_accuracy:.1%}"
         )
     return (
-        f"{images} {way}; the merge recognises {choice.accuracy:.1%} of them and their views, the"
-        f" fine-tuned model {choice.finetuned_accuracy:.1%}"
+        f"{images} {way}; the learned merge recognises {choice.accuracy:.1%} of them and their"
+        f" views, the fine-tuned model {choice.finetuned_accuracy:.1%}"
     )
 
 

@@ -236,6 +236,9 @@ def test_state_dicts_get_the_weights_that_files_give(
     assert same(clipmerge.merge_state_dicts(theta_0, others, alpha=1.0), expected)
 
 
+BAD_ALPHAS = ("0.5", None, True, float("nan"), float("inf"))
+
+
 def test_what_state_dicts_may_not_be_is_refused() -> None:
     one = {"w": torch.zeros(2)}
     cases: list[tuple[Any, Any, dict[str, Any], str]] = [
@@ -253,6 +256,8 @@ def test_what_state_dicts_may_not_be_is_refused() -> None:
         ({"w": torch.zeros(2).cfloat()},) * 2 + ({}, "w: torch.complex64 cannot be merged"),
         ({"w": torch.zeros(2).to(torch.float8_e4m3fn)},) * 2 + ({}, "float8_e4m3fn cannot be"),
         (one, one, {"density": 0.5}, "density 0.5 needs a mask"),
+        (one, one, {"density": 0.5, "mask": "n-m"}, "mask 'n-m' has no density; set its mask_opt"),
+        *((one, one, {"alpha": alpha}, "alpha .* is not a finite number") for alpha in BAD_ALPHAS),
         (one, one, {"mask": "saliency"}, "needs scores of a measure"),
         (one, one, {"mask": "magnitude", "density": 1.5}, "density"),
         (

@@ -1,5 +1,6 @@
 """Sweeps: every point is what `merge` and `evaluate` say of it, and nothing is evaluated twice."""
 
+import csv
 import json
 import re
 import shutil
@@ -404,6 +405,26 @@ def test_sources_may_be_one_text_or_one_path(images: Path) -> None:
     for wrong in (5, [(1, "cat")]):
         with pytest.raises(UsageError, match=r'^`id` takes sources by name: id=\{"val": SOURCE\}$'):
             parse_named("id", wrong)  # type: ignore[arg-type]
+
+
+def test_sources_may_be_called_like_other_columns(
+    far: Folders, images: Path, shifted: Path, tmp_path: Path
+) -> None:
+    result = clipmerge.sweep(
+        *far, id={"id": images}, ood={"ood": shifted, "x": images}, alphas=[0, 1],
+        output=tmp_path / "out", allow=["same-images"],
+    )  # fmt: skip
+    frame = result.to_frame()
+    table = (tmp_path / "out" / "sweep.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(table.splitlines()))
+    for at, row in enumerate(result.record["curve"]):
+        for source in ("id", "ood"):
+            assert frame[f"source {source}"].iloc[at] == row["accuracy"][source]
+            assert float(rows[at][f"source {source}"]) == row["accuracy"][source]
+            assert frame[source].iloc[at] == row[source]
+        assert frame["x"].iloc[at] == row["accuracy"]["x"]
+    with pytest.raises(UsageError, match="`set` changes recipes, and there are none"):
+        clipmerge.sweep(*far, id=images, ood=shifted, set={"method.alpha": 0.3})
 
 
 def test_contradictions_are_refused(far: Folders, images: Path, shifted: Path) -> None:

@@ -304,8 +304,10 @@ def test_recipes_are_listed_shown_and_copied(
     shown = done("recipes", "show", "wise-ft").out
     done("recipes", "copy", "wise-ft")
     assert (tmp_path / "wise-ft.yaml").read_text() == shown
+    done("recipes", "copy", "wise-ft", tmp_path / "new" / "x.yaml")
+    (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(
-        clipmerge("recipes", "copy", "wise-ft", tmp_path / "no" / "x.yaml")
+        clipmerge("recipes", "copy", "wise-ft", tmp_path / "file" / "x.yaml")
     )
     assert "wise-ft.yaml: already exists" in refused(clipmerge("recipes", "copy", "wise-ft"))
     assert "Did you mean 'wise-ft'" in refused(clipmerge("recipes", "show", "wise-tf"))

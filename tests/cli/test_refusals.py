@@ -152,7 +152,7 @@ def test_an_output_that_is_an_input_or_exists_is_refused(copies: Folders, tmp_pa
     for flags in ((), ("--overwrite",)):
         merge_refused(copies, r"already exists and was not written by this command \(it", *flags)
     (tmp_path / "out" / "x").rename(tmp_path / "out" / "clipmerge.json")
-    merge_refused(copies, "out: already exists; choose another --output, or pass --overwrite")
+    merge_refused(copies, "out: already exists; choose another output, or pass --overwrite")
     (tmp_path / "out" / "clipmerge.json").unlink()
     (tmp_path / "out").rmdir()
     (tmp_path / "out").write_text("x")
@@ -193,7 +193,7 @@ def test_overwrite_deletes_nothing_that_is_read(
     command = [given.get(str(word), word) for word in words(output)]
     line = refused(clipmerge(*command, "-o", output, "--overwrite"))
     held = f"holds {output / name}, which this command reads"
-    assert line.startswith(f"error: {output}: {held}; choose another --output")
+    assert line.startswith(f"error: {output}: {held}; choose another output")
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 
 

@@ -89,6 +89,17 @@ def test_so_is_one_of_a_layer_or_of_a_line(pair: Folders) -> None:
         assert [warning.kind for warning in plan.warnings].count("extrapolation") == 1
 
 
+@pytest.mark.parametrize(("planned", "edited", "noted"), [(1.5, 0.5, []), (0.3, 2.5, [2.5])])
+def test_an_edited_plan_notes_the_alphas_that_it_has(
+    pair: Folders, tmp_path: Path, planned: float, edited: float, noted: list[float]
+) -> None:
+    plan = api.plan(*pair, "wise-ft", alpha=planned, progress=Progress())
+    layers = {name: entry.replace(alpha=edited) for name, entry in plan.layers.items()}
+    result = api.apply(plan.replace(layers=layers), output=tmp_path / "out")
+    found = [finding for finding in result.findings if finding.kind == "extrapolation"]
+    assert [finding.values["alpha"] for finding in found] == noted
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="Linux only")
 def test_an_output_that_the_system_refuses_is_refused_before_images_are_read(
     pair: Folders,

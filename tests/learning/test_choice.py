@@ -325,6 +325,11 @@ def test_sparse_layers_that_cost_too_much_accuracy_leave_the_finetuned_model(
     assert found.choice is not None
     assert (found.choice.alpha, found.choice.extrapolation) == (1.0, 1.0)
     assert all(bool((value == 1).all()) for value in found.coefficients.values())
+    decision = straggler_sparse(Task(inputs_of(ends), found))
+    assert decision.stragglers == ()
+    kinds = {entry.reason.kind for entry in decision.layers.values() if entry.reason}
+    assert "finetuned-layer" in kinds
+    assert "sharp-straggler" not in kinds
 
 
 def test_learning_happens_on_every_pair(ends: Ends) -> None:

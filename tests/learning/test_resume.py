@@ -26,6 +26,8 @@ from clipmerge.learning.learn import LearningConfig, learn
 from clipmerge.learning.learning_loss import LossConfig, Losses
 from clipmerge.learning.resume import LearningState
 from clipmerge.measures.learned_sparse import layer_sharpness, sharpest
+from clipmerge.progress import Progress
+from clipmerge.run import Run
 from tests.support.small_objective import Ends, make_batches, objective_for
 from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step, stop_after
 from tests.support.tasks import inputs_of
@@ -324,6 +326,26 @@ def process(file: Path, *, main: bool) -> LearningState:
     state = SimpleNamespace(device=torch.device("cpu"))
     context: Any = SimpleNamespace(world_size=2, is_main_process=main, state=state)
     return LearningState(lambda: file, context, print)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_stop_after_learning_tells_whether_the_learning_is_saved(
+    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool
+) -> None:
+    if saved:
+        save_every_step(monkeypatch)
+    said = list[str]()
+    file = tmp_path / "state.safetensors"
+    state = LearningState(lambda: file, distributed_context("cpu"), said.append)
+    state.save(STATE)
+    run = Run(inputs_of(ends), Progress(), when_stopped=[state.tell_stopped])
+    with pytest.raises(KeyboardInterrupt) as stopped, run.timed("effect"):
+        raise KeyboardInterrupt
+    assert said == ["the learning is saved; the same command resumes there"] * saved
+    assert getattr(stopped.value, "__notes__", []) == ["no output was written"] * saved
+    state.remove()
+    state.tell_stopped(KeyboardInterrupt())
+    assert len(said) == saved
 
 
 @pytest.mark.parametrize("exists", [True, False])

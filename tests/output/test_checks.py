@@ -59,7 +59,7 @@ def test_an_output_among_images_that_are_read_is_refused(tmp_path: Path, place: 
 def test_an_impossible_output_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(
-        OutputError, match=r"cannot be created because .*file is a file; choose another `output`"
+        OutputError, match=r"cannot be created because .*file is a file; choose another output"
     ):
         check_output(tmp_path / "file" / "out", overwrite=False)
     with pytest.raises(OutputError, match=r"cannot be created in /proc \("):
@@ -95,7 +95,7 @@ def test_overwrite_replaces_plans_alone_and_waits_for_no_pipe(
         output.write_text(text)
     with pytest.raises(
         OutputError,
-        match=r"config\.json: is not a plan written by clipmerge.*choose another `output`",
+        match=r"config\.json: is not a plan written by clipmerge.*choose another output",
     ):
         check_output_file(output, overwrite=True)
 
@@ -140,7 +140,7 @@ def test_an_output_that_holds_what_is_read_is_refused(tmp_path: Path) -> None:
     (output / "x").symlink_to(elsewhere)
     (tmp_path / "link").symlink_to(output / "clipmerge.json")
     for read in (output / "a" / "b.yaml", output / "x", tmp_path / "link"):
-        told = f"out: holds {read}, which this command reads; choose another `output`"
+        told = f"out: holds {read}, which this command reads; choose another output"
         with pytest.raises(OutputError, match=told):
             check_output(output, overwrite=True, read=[read])
     check_output(output, overwrite=True, read=[elsewhere])

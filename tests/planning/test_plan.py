@@ -38,7 +38,12 @@ EDITS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "alpha true": (("layers", "vision.1.mlp", "alpha"), True, r"vision\.1\.mlp\.alpha: .*true or false"),
     "density without mask": (("layers", "vision.1.mlp", "density"), 0.5, "has density 0.5 and no mask; name one"),
     "weights too many": (("weights",), [1, 2], "2 weights for 1 fine-tuned checkpoints"),
-    "another format": (("format",), "clipmerge-plan/9", "format: Input should be 'clipmerge-plan/2'"),
+    "another format": (("format",), "clipmerge-plan/9", "has the format 'clipmerge-plan/9'.*update clipmerge, or"),
+    "no format": (("format",), "x", "format: Input should be 'clipmerge-plan/2'"),
+    "parameters without mask": (
+        ("layers", "vision.1.mlp", "parameters"), {"a.weight": {}}, "has options of parameters and no mask; name one"
+    ),
+    "seed": (("seed",), -1, "seed: Input should be greater than or equal to 0"),
     "measure a number": (("recipe", "measure"), 5, r"recipe\.measure: .*dictionary"),
     "recipe without effect": (("recipe", "method", "alpha"), 0.1, "'recipe' was edited, .*edit 'layers', or plan"),
     "tensors elsewhere": (
@@ -145,6 +150,19 @@ def test_settings_that_changed_lose_their_reason(pair: tuple[Path, Path]) -> Non
     kinds = {layer: entry.reason and entry.reason.kind for layer, entry in checked.layers.items()}
     assert kinds.pop(name) == "edited"
     assert set(kinds.values()) == {"depth", "outside-blocks"}
+
+
+def test_an_edited_plan_does_not_tell_what_was_learned(pair: tuple[Path, Path]) -> None:
+    plan = plan_of(pair, "lines")
+    learned, found = Finding.of("learned", coefficients=3), Finding.of("stragglers")
+    edited = {**plan.layers, "vision.0.mlp": plan.layers["vision.0.mlp"].replace(alpha=0.9)}
+    for decision, layers, kept in (
+        (learned, plan.layers, True),
+        (learned, edited, False),
+        (found, edited, True),
+    ):
+        changed = plan.replace(decision=decision).signed().replace(layers=layers)
+        assert changed.without_stale().decision == (decision if kept else None)
 
 
 def test_a_reason_that_was_written_with_the_edit_stays(pair: tuple[Path, Path]) -> None:

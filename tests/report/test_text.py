@@ -324,12 +324,12 @@ CHOICE = {"images": 20, "alpha": None, "accuracy": 0.9, "finetuned_accuracy": 0.
         (
             {"images": 83, "alpha": 0.65, "extrapolation": 1.0},
             "nothing learned surely keeps the accuracy on held-out images, but alpha 0.65 for all"
-            " weights does on all 83: the merge recognises 90.0% of them and their views, the"
+            " weights does on all 83: it recognises 90.0% of them and their views, the"
             " fine-tuned model 95.0%",
         ),
         (
             {"extrapolation": 0.0},
-            "on 20 held-out images all that was learned keeps the accuracy; the merge recognises"
+            "on 20 held-out images all that was learned keeps the accuracy; the learned merge recognises"
             " 90.0% of them and their views, the fine-tuned model 95.0%",
         ),
         (
@@ -338,7 +338,7 @@ CHOICE = {"images": 20, "alpha": None, "accuracy": 0.9, "finetuned_accuracy": 0.
         ),
         (
             {"extrapolation": 0.0, "labelled": False},
-            "accuracy; the fine-tuned model gives the merged model's answer on 90.0% of their views, and"
+            "accuracy; the fine-tuned model gives the learned merge's answer on 90.0% of their views, and"
             " its own on 95.0%",
         ),
     ],
