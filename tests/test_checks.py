@@ -424,9 +424,9 @@ def test_a_merge_says_that_fine_tuning_may_have_seen_the_images(
     result = clipmerge.merge(
         *pair, "wise-ft", data=data, output=tmp_path / "out", allow="at-chance"
     )
-    assert any("recognises all 144" in warning for warning in result.warnings)
+    assert any("recognises all of 144" in warning for warning in result.warnings)
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "recognises all 144 of these images; if it was fine-tuned on them" in page
+    assert "recognises all of 144 images; if it was fine-tuned on them" in page
 
 
 @pytest.mark.slow

@@ -1304,9 +1304,8 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "odd-names": _odd_names_text,
     "zeroshot-at-chance": _zeroshot_at_chance_text,
     "all-recognised": (
-        "the fine-tuned model recognises all {images} of these images; if it was fine-tuned on"
-        " them, it looks better than it is, and the merge stays nearer to it than it should: give"
-        " images that it has not seen"
+        "the fine-tuned model recognises all of {images} images; if it was fine-tuned on them, it"
+        " looks better than it is, and every merge worse: give images that it has not seen"
     ),
     "half-zeroshot": (
         "{share:.0%} of the numbers of the merged layers stay zero-shot, because {source} lacks"
