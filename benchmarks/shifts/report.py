@@ -42,8 +42,6 @@ _README_ROWS = {
         "mild-art-1",
         "mild-art-2",
         "both-towers-art-0",
-        "lite2-aggressive-art-0",
-        "lite2-mild-art-0",
         "lite2-aggressive-sketch-0",
         "lite2-aggressive-cifar10-0",
     ),
@@ -93,9 +91,9 @@ _FURTHER_ROWS = {
     "icons with captions": ("icons-aggressive-1", "icons-mild-1"),
 }
 #: Folder of the results of pairs held out from today's rule.
-_TODAY = "two-teachers"
-# Of the same rule: real pictures with all of the work, where `_TODAY` has a quarter of it.
-_WHOLE = "whole-auto"
+_TODAY = "half-views"
+# In it: real pictures with all of the work, which have a quarter of it beside.
+_WHOLE = "whole"
 _README = Path(__file__).parents[2] / "README.md"
 _README_TABLE = re.compile(r"(<!-- results: .* -->\n).*(?=<!-- end of the results -->)", re.DOTALL)
 _ABOUT = Path(__file__).with_name("results_about.md")
@@ -152,7 +150,7 @@ def _read_rows(results: Path, rows: Mapping[str, Sequence[str]]) -> dict[str, li
     """
 
     def file_of(pair: str) -> Path:
-        whole = results / _WHOLE / f"{pair}.json"
+        whole = results / _TODAY / _WHOLE / f"{pair}.json"
         return whole if whole.exists() else results / _TODAY / f"{pair}.json"
 
     return {name: [_read_pair(file_of(pair)) for pair in row] for name, row in rows.items()}

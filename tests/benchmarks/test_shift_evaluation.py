@@ -155,6 +155,14 @@ def test_readmes_table_is_what_the_shipped_files_make(tmp_path: Path) -> None:
     assert readme.read_text() == shipped
 
 
+def test_no_row_of_the_readme_is_of_a_tuning_pair() -> None:
+    rows = report._read_rows(report.RESULTS, report._README_ROWS | report._FURTHER_ROWS)
+    assert len(rows) > 6
+    assert [
+        pair.record["made_of"] for row in rows.values() for pair in row if pair.record["tuning"]
+    ] == []
+
+
 def test_kendall_by_counting_pairs() -> None:
     rng = random.Random(3)
     x, y, z = ([float(rng.randint(0, 6)) for _ in range(15)] for _ in range(3))
