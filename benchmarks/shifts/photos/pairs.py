@@ -71,7 +71,7 @@ PAIRS = (
     *_specs(("both-towers",), ("sketch",), (0,), LITE0),
     *_specs(_IMAGE_TOWER, ("art", "photo"), (0, 1), LITE0),
     *_specs(("both-towers",), ("art",), (0,), LITE0),
-    *_specs(_IMAGE_TOWER, ("art", "photo"), (2,), LITE0),
+    *_specs(_IMAGE_TOWER, ("art", "photo"), (2, 3), LITE0),
     *_specs(_IMAGE_TOWER, ("sketch", "art"), (0,), LITE2),
     *_specs(("aggressive",), ("cifar10",), (0,), LITE2),
 )
