@@ -77,7 +77,8 @@ def apply(
         )
     file = None if isinstance(plan, Plan) else local_path(plan)
     read = [] if file is None else local_files(file, tensors_path(file))
-    check_output(local_path(output), overwrite=settings["overwrite"], read=read)
+    target = local_path(output)
+    check_output(target, overwrite=settings["overwrite"], read=read)
     if (zeroshot is None) != (finetuned is None):
         raise UsageError(
             "zeroshot and finetuned: give both, or neither if they are at the places named in the"
@@ -97,9 +98,7 @@ def apply(
         run.command = settings["command"] or command_text(
             "apply", file or opened, options=options, output=output
         )
-        return finish_merge(
-            run, local_path(output), overwrite=settings["overwrite"], max_shard_size=limit
-        )
+        return finish_merge(run, target, overwrite=settings["overwrite"], max_shard_size=limit)
 
 
 def open_plan(

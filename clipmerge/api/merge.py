@@ -184,14 +184,15 @@ def plan_run(
     from clipmerge.output.checks import check_output_file
 
     settings = complete_options(PlanOptions, options)
+    target = None if output is None else local_path(output)
     with merge_requested("plan", zeroshot, finetuned, recipe, output, settings, options) as request:
-        if output is not None:
-            check_output_file(Path(output), overwrite=settings["overwrite"])
+        if target is not None:
+            check_output_file(target, overwrite=settings["overwrite"])
         run = prepare(request, settings["progress"])
         if run.is_main:
-            if output is not None:  # it may have appeared meanwhile
-                check_output_file(Path(output), overwrite=settings["overwrite"])
-            write_plan(run, None if output is None else local_path(output))
+            if target is not None:  # it may have appeared meanwhile
+                check_output_file(target, overwrite=settings["overwrite"])
+            write_plan(run, target)
     return run
 
 

@@ -195,6 +195,8 @@ def test_a_home_folder_is_expanded_in_outputs(
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     done("plan", *pair, "-r", "wise-ft", "--output=~/plan.json")
+    again = clipmerge("plan", *pair, "--recipe=wise-ft", "--output=~/plan.json")
+    assert "plan.json: already exists" in refused(again)
     done("apply", "~/plan.json", "--output=~/out")
     done("recipes", "copy", "wise-ft", "~/mine.yaml")
     assert sorted(path.name for path in (tmp_path / "home").iterdir()) == [
