@@ -57,7 +57,7 @@ _ABOUT_IMAGES = {
     "odd-names",
     "zeroshot-at-chance",
 }
-# A model that is right on 95% of all images is right on all of so many in one of 13 draws.
+# A model that is right on 95% of all images is right on all of 50 in one of 13 draws.
 _MANY = 50
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 _WORDNET = re.compile(r"n\d{8}")
@@ -232,8 +232,8 @@ def check_answers(ends: EndAccuracy) -> Iterator[Finding]:
 
 
 def check_unseen(ends: EndAccuracy) -> Iterator[Finding]:
-    """Say that fine-tuning may have seen the images: it recognises every one of many, and zero-shot
-    does not.
+    """Note that fine-tuning may have seen the images, if the fine-tuned model recognises all of
+    many and the zero-shot model surely fewer.
     """
     surely_better = ends.zeroshot.interval[1] < ends.finetuned.interval[0]
     if ends.finetuned.value == 1 and ends.images >= _MANY and surely_better:

@@ -591,7 +591,9 @@ def command_text(
 
 
 def _recipe_words(recipes: Any) -> list[str]:
-    """Recipes as values of a flag; one in memory only if its name alone gives it again."""
+    """Recipes as values of a flag. A recipe in memory is written as its name only if the name is
+    enough to load it again.
+    """
     words = []
     for recipe in recipes if isinstance(recipes, (list, tuple)) else [recipes]:
         word = str(recipe)

@@ -106,14 +106,12 @@ def _check_ends(
     )
     known = {finding.kind for finding in run.findings}
     new = [finding for finding in check_answers(ends) if finding.kind not in known]
-    for finding in raise_errors(new, allow=request.allow, strict=request.strict):
-        run.findings.append(finding)
+    doubts = raise_errors(new, allow=request.allow, strict=request.strict)
+    run.findings += doubts
+    seen = [] if isinstance(images, CaptionedImages) else check_unseen(ends)
+    for finding in (*doubts, *seen):
         run.add_warning(finding)
         run.progress.say(text_of(finding))
-    if not isinstance(images, CaptionedImages):
-        for finding in check_unseen(ends):
-            run.add_warning(finding)
-            run.progress.say(text_of(finding))
 
 
 @contextmanager

@@ -64,9 +64,7 @@ def recipe_files() -> dict[str, Path]:
 
 
 def local_path(source: StrPath) -> Path:
-    """A path on disk, with ``~`` and ``~user`` expanded; an unknown home is left
-    unchanged.
-    """
+    """A path on disk, with ``~`` and ``~user`` expanded; an unknown home is left unchanged."""
     path = Path(source)
     try:
         return path.expanduser()

@@ -223,7 +223,6 @@ def _read_names(given_names: Path | Sequence[str], classes: Sequence[str]) -> li
     if not isinstance(given_names, Path):
         return list(given_names)
     with refusing(DataError, f"{given_names}: cannot be read as class names"):
-        # editors on Windows put a byte order mark in front
         text = read_text(given_names)
         if given_names.suffix == ".json":
             data = parse_json(text)

@@ -79,7 +79,7 @@ def choose_extrapolation(
 
 
 class Judges:
-    """Images that judge points, each half as it is and half as altered views.
+    """Images that judge points. Each counts half as it is and half as altered views.
 
     Learning makes a merge tolerate altered views better than fine-tuning did, and images as they
     are tell less. Without labels the votes are about views, and the fine-tuned model agrees with

@@ -127,7 +127,7 @@ class Step:
 @dataclass(frozen=True)
 class Layout:
     """Training steps, the number of images that they draw from, validation steps on held-out
-    images (empty if none are held out), and others on both kinds of images.
+    images (empty if none are held out), and validation steps on training and held-out images.
     """
 
     steps: tuple[Step, ...]
@@ -175,7 +175,7 @@ def lay_out(
 def _lay_out_validation(
     objective: Objective, parts: Sequence[tuple[ShardedBatches, Sequence[int]]], size: int
 ) -> tuple[Step, ...]:
-    """Show all images at some positions in every round, with at most ``size`` of them per step."""
+    """Steps that show all of the given images in every round, at most ``size`` per step."""
     count = sum(len(positions) for _, positions in parts)
     rounds = range(min(_ROUNDS, math.ceil(_VALIDATION_IMAGES / max(1, count))))
     present = sorted({images.labels[at] for images, positions in parts for at in positions})

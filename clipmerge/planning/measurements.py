@@ -132,8 +132,8 @@ class HeldBackChoice(Frozen):
     Attributes:
         images: Number of images that chose: those held back, or all that judged ``alpha``.
         training_images: Number of images that were learned from; 0 in records of earlier versions.
-        alpha: The one of all weights where nothing learned keeps the accuracy: 1 is the fine-tuned
-            model itself; ``None`` for a learned point.
+        alpha: The coefficient of all weights, if nothing learned keeps the accuracy; 1 is the
+            fine-tuned model itself. ``None`` for a learned point.
         extrapolation: Share of the way from the learned coefficients to the fine-tuned model.
         accuracy: Share of these images, half as they are and half as altered views, that
             the chosen point recognises, if classes are uneven its mean over classes; without

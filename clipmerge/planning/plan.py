@@ -410,8 +410,8 @@ def _check_mask(name: str, layer: LayerPlan, mask: str, parameters: Names) -> No
 
 
 def extrapolation_notes(layers: Mapping[str, LayerPlan], finetuned: int) -> list[Finding]:
-    """A note of an alpha beyond the two models, the one that is farthest; several fine-tuned models
-    have none.
+    """A note of the alpha that is farthest beyond the two models; none if several fine-tuned models
+    are merged.
     """
     alphas = [entry.alpha for entry in layers.values() if not entry.is_learned]
     farthest = max(alphas, key=lambda alpha: abs(alpha - 0.5), default=0.0)
