@@ -1,13 +1,10 @@
 """What a release needs: one version, files that others can read, and a source distribution that
 tests itself."""
 
-import json
 import os
-import runpy
 import subprocess
 import tarfile
 import tomllib
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -116,57 +113,3 @@ def test_tests_that_read_files_of_the_repository_pass_there(unpacked: Path) -> N
     words = ("-q", "-p", "no:cacheprovider", "-m", "not slow and not nightly", *reading)
     ended = python("-c", PYTEST, *words, cwd=unpacked, env={**environment, "PYTEST_ADDOPTS": ""})
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]
-
-
-DEPENDENCIES = runpy.run_path(str(ROOT / "scripts" / "dependencies.py"))
-needs_installation = pytest.mark.skipif(
-    not list(metadata.distributions(name="clipmerge")),
-    reason="clipmerge is not installed, only on the path",
-)
-
-
-@needs_installation
-def test_the_bill_names_what_is_needed_and_nothing_else() -> None:
-    run = python(ROOT / "scripts" / "dependencies.py", "sbom", check=True)
-    bill = json.loads(run.stdout)
-    names = {component["name"] for component in bill["components"]}
-    assert bill["bomFormat"] == "CycloneDX"
-    assert {"torch", "huggingface-hub", "pydantic", "pydantic-core"} <= names
-    assert not {"clipmerge", "pytest", "ruff"} & names
-    assert all(
-        metadata.version(component["name"]) == component["version"]
-        for component in bill["components"]
-    )
-
-
-@needs_installation
-def test_every_licence_is_allowed() -> None:
-    needed = DEPENDENCIES["needed"]("clipmerge", frozenset({"jobs", "open-clip"}))
-    assert DEPENDENCIES["refused"](needed) == {}
-
-
-@pytest.mark.parametrize(
-    ("text", "allowed"),
-    [
-        ("MIT", True),
-        ("ISC License (ISCL)", True),
-        ("MPL-2.0 AND MIT", True),
-        ("Apache-2.0 AND Apache-2.0 WITH LLVM-exception AND BSL-1.0", True),
-        ("GPL-3.0-only OR MIT", True),
-        ("GNU Lesser General Public License v3 (LGPLv3)", True),
-        ("LicenseRef-NVIDIA-Proprietary", True),
-        ("", False),
-        ("Commercial", False),
-        ("MIT AND GPL-3.0-only", False),
-        ("Use is not permitted", False),
-        ("Miscellaneous", False),
-        ("GNU Affero General Public License v3", False),
-        ("AGPL-3.0", False),
-        ("MIT, for non-commercial use", False),
-        ("MIT License, GNU General Public License v2 (GPLv2)", False),
-    ],
-)
-def test_a_licence_is_allowed_by_its_name_and_with_all_that_joins_it(
-    text: str, allowed: bool
-) -> None:
-    assert DEPENDENCIES["is_allowed"](text) is allowed
