@@ -49,13 +49,15 @@ def advice_text(effect: MergeEffect) -> str:
     return ADVICE[effect.recommendation]
 
 
-def text_of(finding: Finding) -> str:
+def text_of(finding: Finding | str) -> str:
     """A finding in words; one of an unknown kind, or with other numbers, as it is.
 
     Example:
         >>> text_of(Finding.of("base-alpha")), text_of(Finding.of("unheard-of", count=2))
         ('base alpha', 'unheard-of (count 2)')
     """
+    if isinstance(finding, str):
+        return finding
     sentence = SENTENCES.get(finding.kind)
     return str(finding) if sentence is None else _say(sentence, finding)
 
@@ -70,7 +72,7 @@ def _say(sentence: str | Callable[..., str], finding: Finding) -> str:
         return str(finding)  # a record that was edited, or written by another version
 
 
-def texts_of(findings: Iterable[Finding]) -> list[str]:
+def texts_of(findings: Iterable[Finding | str]) -> list[str]:
     """Several findings in words."""
     return [text_of(finding) for finding in findings]
 
