@@ -53,7 +53,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
     """Measure the effect of a decided plan, if there are images, and store it in the plan."""
     if request.calibration.source is None or not request.calibration.held_back:
         return
-    from clipmerge.evaluation.verdict import measure_effect
+    from clipmerge.evaluation.effect import measure_effect
 
     with run.timed("effect"), warn_or_raise(run, request, "the effect of the merge"):
         measured = run.plan and run.plan.measurements

@@ -116,8 +116,8 @@ def evaluate(
 
 def _accuracy_of_source(record: Json, name: str) -> Estimate:
     """The accuracy, or the recall at 1, of one source of a record."""
+    from clipmerge.evaluation.effect import estimate
     from clipmerge.evaluation.other_tasks import accuracy_or_recall
-    from clipmerge.evaluation.verdict import estimate
 
     if name in record["accuracy"]:
         return estimate(record["accuracy"][name], record["images"][name])

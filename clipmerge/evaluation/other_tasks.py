@@ -11,8 +11,8 @@ from typing import Any
 from clipmerge.checkpoint import Inputs
 from clipmerge.config import OutputDtype
 from clipmerge.errors import DataError, NoLabelsError
+from clipmerge.evaluation.effect import estimate, moves_of
 from clipmerge.evaluation.scorer import Images, Move, Outcome, Scorer
-from clipmerge.evaluation.verdict import estimate, moves_of
 from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.models import ImageTextModel

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipmerge.files.limits import MAX_PROMPT_LENGTH
 from clipmerge.models import ImageTextModel
-from clipmerge.planning.other_tasks import RANKS, Recall
+from clipmerge.planning.verdict import RANKS, Recall
 
 #: Captions whose images are shown, and images shown for each.
 EXAMPLES, IMAGES_PER_EXAMPLE = 4, 3

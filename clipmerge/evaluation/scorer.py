@@ -34,7 +34,7 @@ from clipmerge.models.captions import caption_notes
 from clipmerge.models.headed_tower import HeadedTower, group_logits
 from clipmerge.models.memory import MicroBatcher, retain_freed_memory, usable_memory
 from clipmerge.models.zero_shot import class_embeddings
-from clipmerge.planning.other_tasks import Recall
+from clipmerge.planning.verdict import Recall
 from clipmerge.progress import Pace, Progress, say_all
 from clipmerge.report.text import text_of, texts_of
 from clipmerge.request import Calibration, check_source_name

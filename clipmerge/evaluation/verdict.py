@@ -1,245 +1,257 @@
-"""Measure the effect of a merge: zero-shot, fine-tuned and merged model on the same images, unseen
-by the decision.
+"""Judge a merge: zero-shot, fine-tuned and merged model on images from which nothing was learned.
 
-The weights that the merge would write are set in place, so nothing needs to be written first.
-`docs/explanation/the-answer.md` explains the rules.
+`recommend` holds the four rules, which `docs/explanation/the-answer.md` explains. The weights that
+the merge would write are set in place, so nothing needs to be written first.
 """
 
 from __future__ import annotations
 
-import io
-from base64 import b64encode
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image
+from PIL import Image as Pillow
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.evaluation.conclusion import conclude
+from clipmerge.evaluation.corruptions import corrupted_sets
 from clipmerge.evaluation.moving_model import MovingModel
-from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, input_side, probe
-from clipmerge.evaluation.scorer import Move, Scorer, stack_correct
-from clipmerge.images.image_set import CaptionedImages, LabelledImages
+from clipmerge.evaluation.scorer import Images, Move, Outcome, Scorer, stack_correct
+from clipmerge.images.image_set import CaptionedImages
+from clipmerge.models import ImageTextModel
 from clipmerge.models.building import build_model
-from clipmerge.planning.measurements import HeldBackChoice
-from clipmerge.planning.merge_effect import (
-    THUMBNAIL,
-    CaptionExample,
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.verdict import (
+    Comparison,
     Difference,
     Estimate,
-    Gain,
-    MergeEffect,
-    ModelAccuracy,
+    Recommendation,
+    SourceComparison,
+    Verdict,
     finetuned_names,
 )
-from clipmerge.planning.plan import Plan, means_unchanged
 from clipmerge.progress import Pace, Progress
 from clipmerge.request import Calibration
-from clipmerge.stats import (
-    are_uneven,
-    class_weights,
-    mean_share,
-    normal_interval,
-    paired_accuracy_interval,
-    wilson,
-)
-from clipmerge.types import Json
+from clipmerge.stats import are_uneven, class_weights, mean_share, paired_accuracy_interval, wilson
 
-# Bytes of preprocessed images in memory at once. Moving a model costs as much as a few images, so
-# this can be small.
+#: Of merges whose distance held-out images chose, and that kept the accuracy on test images, how
+#: many were at least as accurate under the real shift: `benchmarks/advice.py` counts them.
+JUDGED = (39, 42)
+#: Fewest test images that "probably use it" rests on: the record has no merge judged on fewer.
+FEWEST_IMAGES = 25
+# Images of which a model's input size is learned.
+_USUAL_SIDE = 224
+# Bytes of preprocessed images in memory at once; moving a model costs as much as a few images.
 _LOAD_BYTES = 256 << 20
-_CLEAN = "clean"
+# Accuracies are ratios of counts; rounding errors are far below one image in a billion.
+_ROUNDING = 1e-9
+_MOST_IMAGES = 20_000
 
 
-def measure_effect(
-    inputs: Inputs,
-    plan: Plan,
-    images: LabelledImages | CaptionedImages,
-    settings: Calibration,
+class Rule(NamedTuple):
+    """What a rule says."""
+
+    recommendation: Recommendation
+    reason: str
+    sentence: str
+
+
+def recommend(
+    target: SourceComparison,
+    corrupted: Comparison,
+    ood: Sequence[SourceComparison] = (),
     *,
     max_loss: float,
-    choosers: int = 0,
-    learned: bool = False,
-    choice: HeldBackChoice | None = None,
-    progress: Progress,
-) -> MergeEffect:
-    """Measure the effect of a plan on images that it was not learned from, which are in a random
-    order; ``choosers`` of them chose how far it goes.
+    zeroshot_gain: Difference,
+    same_answers: bool = False,
+    chosen: bool = False,
+    class_gain: float = 0.0,
+) -> Rule:
+    """Apply the rules in order; the first that holds decides.
 
-    Of images with captions, the accuracy of an image is the mean of two shares: whether its best
-    caption is its own, and of its captions those whose best image it is.
-
-    ``learned`` says whether the plan has learned coefficients, ``choice`` how held-out images chose
-    how far they go.
+    Args:
+        target: The models on the target's images.
+        corrupted: The models on these under corruptions.
+        ood: The models on each ``--ood`` source.
+        max_loss: Accepted loss, in points.
+        zeroshot_gain: Zero-shot minus fine-tuned on the target's images.
+        same_answers: Whether merged and fine-tuned model give the same answer on every image.
+        chosen: Whether held-out images chose how far the merge goes.
+        class_gain: Merged minus fine-tuned as a mean over classes, if their sizes are uneven.
     """
-    model = build_model(inputs)
-    scaled = ScaledImages(images, input_side(model))
-    has_captions = isinstance(images, CaptionedImages)
-    # a gallery is whole under every corruption
-    unrelated = probe(scaled, UNRELATED, enough=512, fewest=len(UNRELATED) if has_captions else 2)
-    related = probe(scaled, RELATED, enough=256, fewest=len(RELATED) if has_captions else 1)
-    scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
-    sentence = f"measuring the effect of the merge, on {len(images)} images held back, takes about"
-    pace = Pace(progress, scorer.device, sentence, " (`verdict=False` skips it)")
-    sources: Json = {_CLEAN: images, **unrelated.sources, **related.sources}
-    outcomes = scorer.score(moves_of(plan), sources, pace)
-    # by source, shape (models, images): row 0 is zero-shot, then come the fine-tuned models, the
-    # last row is merged
-    right = {name: stack_correct(source_outcomes) for name, source_outcomes in outcomes.items()}
-    models = outcomes[_CLEAN]
-    names = ("zero-shot", *finetuned_names(len(plan.finetuned)), "merged")
-    recall = {
-        name: outcome.recall.model_dump()
-        for name, outcome in zip(names, models, strict=True)
-        if outcome.recall
-    }
-    clean = right.pop(_CLEAN)
-    corrupted, related_right = unrelated.mean_by_image(right), related.mean_by_image(right)
-
-    def accuracy(model: int) -> ModelAccuracy:
-        return ModelAccuracy(
-            clean=_share_estimate(clean[model]),
-            corrupted=_mean_estimate(corrupted[model]),
-            related=_mean_estimate(related_right[model]),
-            corruptions={name: _share_estimate(correct[model]) for name, correct in right.items()},
+    limit = max_loss / 100
+    points = f"{max_loss:g} points (`max_loss`)"
+    sources = {"your images": target, **{source.name: source for source in ood}}
+    if zeroshot_gain.interval[0] > 0:
+        return Rule(
+            "check-images",
+            "zeroshot-better",
+            "Check the images: the zero-shot model is surely better on them than the fine-tuned"
+            " one. Are they images of what it was fine-tuned for? If so, fine-tuning failed: take"
+            " the zero-shot model.",
         )
-
-    def gain(other: int) -> Gain:
-        return Gain(
-            clean=_difference(clean[-1].astype(np.float64) - clean[other]),
-            corrupted=_difference(corrupted[-1] - corrupted[other], unrelated.per_image),
+    lost = [name for name, at in sources.items() if at.gain.interval[1] < -limit - _ROUNDING]
+    if lost:
+        return Rule(
+            "keep-finetuned",
+            "loses",
+            f"Keep the fine-tuned model: the merged one surely loses more than {points} on"
+            f" {_listed(lost)}.",
         )
-
-    zeroshot, *finetuned, merged = [accuracy(model) for model in range(len(clean))]
-    reference = int(np.argmax(clean[1:-1].sum(axis=1)))
-    about: Json
-    if isinstance(images, CaptionedImages):
-        labelled = True
-        examples, thumbnails = _examples(
-            images, cast(Any, models[1 + reference].best_images), cast(Any, models[-1].best_images)
+    if same_answers:
+        return Rule(
+            "either",
+            "same-answers",
+            "Either will do: the merged model gives the fine-tuned one's answer on every image.",
         )
-        count = images.caption_count
-        about = {"classes": count, "captions": count}
-        about |= {"examples": tuple(examples), "thumbnails": tuple(thumbnails)}
-    else:
-        labelled = images.labelled_by == "source"
-        per_class = Counter(images.labels)
-        about = {
-            "classes": len(images.class_names),
-            "classes_without_images": len(images.class_names) - len(per_class),
-            "classes_with_one_image": list(per_class.values()).count(1),
-        }
-    over_finetuned, over_zeroshot = gain(1 + reference), gain(0)
-    conclusion = conclude(
-        finetuned=finetuned[reference],
-        merged=merged,
-        over_finetuned=over_finetuned,
-        over_zeroshot=over_zeroshot,
-        images=len(images),
-        max_loss=max_loss,
-        learned=learned,
-        labelled=labelled,
-        is_finetuned=_takes_all_of(plan, reference, inputs.layers),
-        is_zeroshot=_takes_nothing(plan),
-        class_means=_class_means(images, clean[[1 + reference, -1]]) if labelled else None,
-        voted=None if labelled or choice is None else _voted(choice),
+    unclear = [name for name, at in sources.items() if _loses(at, limit)]
+    if class_gain < -limit - _ROUNDING:
+        unclear = ["the rarer classes", *unclear]
+    gains = [name for name, at in sources.items() if at.gain.interval[0] > 0]
+    if corrupted.gain.interval[0] > 0:
+        gains.append("corruptions of your images")
+    if gains and not unclear:
+        return Rule(
+            "use",
+            "gains",
+            f"Use it: the merged model surely gains on {_listed(gains)}, and loses nowhere more"
+            f" than {points}.",
+        )
+    settled = _what_would_settle(target, limit, has_ood=bool(ood))
+    if unclear:
+        return Rule(
+            "too-few-images",
+            "unclear-loss",
+            f"Too few images to tell: whether the merged model loses more than {points} on"
+            f" {_listed(unclear)} is open. {settled}",
+        )
+    if target.images < FEWEST_IMAGES or not chosen:
+        why = (
+            "merges judged on so few are often worse than they look"
+            if chosen
+            else "a merge that no images chose is often worse under a shift than it looks"
+        )
+        return Rule(
+            "too-few-images",
+            "few" if chosen else "not-chosen",
+            f"Too few images to tell: no gain is sure, and {why}. {settled}",
+        )
+    right, judged = JUDGED
+    return Rule(
+        "probably-use",
+        "like-judged-merges",
+        f"Probably use it: the merged model keeps the accuracy within {points}, and in {right} of"
+        f" {judged} judged merges chosen like this it then was no worse under the real shift."
+        f" {settled}",
     )
-    return MergeEffect(
+
+
+def _loses(source: SourceComparison, limit: float) -> bool:
+    """Whether the measured loss is beyond the limit, rounded up to whole images."""
+    return source.gain.value < -max(limit, 1 / source.images) - _ROUNDING
+
+
+def _what_would_settle(target: SourceComparison, limit: float, *, has_ood: bool) -> str:
+    """How many images would tell whether the loss is beyond the limit, and what tells more."""
+    low, high = target.gain.interval
+    margin = abs(target.gain.value + limit)
+    half = (high - low) / 2
+    if half <= margin:
+        sentence = "The accuracy is settled"
+    else:
+        images = min(_MOST_IMAGES, target.images * (half / max(margin, _ROUNDING)) ** 2)
+        digits = 10 ** max(0, len(str(int(images))) - 2)
+        number = f"about {round(images / digits) * digits:,.0f}"
+        if images == _MOST_IMAGES:
+            number = f"more than {_MOST_IMAGES:,}"
+        sentence = f"The accuracy takes {number} test images to settle (here {target.images:,})"
+    if has_ood:
+        return f"{sentence}; more images of the shift would settle most."
+    return f"{sentence}; 100 labelled images of the shift, as `ood`, would settle more."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:-1]) + (" and " if names[1:] else "") + names[-1]
+
+
+def judge(
+    inputs: Inputs,
+    plan: Plan,
+    images: Images,
+    settings: Calibration,
+    *,
+    ood: Mapping[str, Images] | None = None,
+    max_loss: float,
+    chosen: bool = False,
+    progress: Progress,
+) -> Verdict:
+    """Judge a plan on the target's images, from which it was not learned, and on `ood` sources."""
+    model = build_model(inputs)
+    scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
+    sentence = f"judging the merge, on {len(images)} test images, takes about"
+    pace = Pace(progress, scorer.device, sentence, " (`verdict=False` skips it)")
+    copies = corrupted_sets(images, _input_side(model))
+    named = dict(ood or {})
+    outcomes = scorer.score(moves_of(plan), {"": images, **copies, **named}, pace)
+    names = ["zero-shot", *finetuned_names(len(plan.finetuned)), "merged"]
+    right = {name: stack_correct(of).astype(np.float64) for name, of in outcomes.items()}
+    reference = 1 + int(np.argmax(right[""][1:-1].sum(axis=1)))
+    compared = {
+        name: compare_sources(name or "target", source, outcomes[name], names, reference)
+        for name, source in {"": images, **named}.items()
+    }
+    corrupted = np.mean([right[name] for name in copies], axis=0)
+    zeroshot, finetuned, merged = (right[""][model] for model in (0, reference, -1))
+    rule_inputs: dict[str, Any] = {
+        "target": compared.pop(""),
+        "corrupted": Comparison(
+            models=_estimates(names, corrupted),
+            gain=difference(corrupted[-1] - corrupted[reference], len(copies)),
+        ),
+        "ood": tuple(compared.values()),
+    }
+    rule = recommend(
+        **rule_inputs,
+        max_loss=max_loss,
+        zeroshot_gain=difference(zeroshot - finetuned),
+        same_answers=all(
+            np.array_equal(of[-1].best, of[reference].best) for of in outcomes.values()
+        ),
+        chosen=chosen,
+        class_gain=_class_gain(images, merged - finetuned),
+    )
+    return Verdict(**rule._asdict(), max_loss=max_loss, **rule_inputs)
+
+
+def compare_sources(
+    name: str, images: Images, outcomes: Sequence[Outcome], models: Sequence[str], reference: int
+) -> SourceComparison:
+    """Compare the models, the last one being the merged one, on one source of images."""
+    right = stack_correct(outcomes)
+    counts = (
+        {"captions": images.caption_count}
+        if isinstance(images, CaptionedImages)
+        else {"classes": len(images.class_names)}
+    )
+    return SourceComparison(
+        models=_estimates(models, right),
+        gain=difference(right[-1].astype(np.float64) - right[reference]),
+        name=name,
         source=images.source,
         revision=images.revision,
         images=len(images),
-        choosers=choosers,
-        labelled=labelled,
-        corruptions_per_image=unrelated.per_image,
-        related=RELATED,
-        related_per_image=related.per_image,
-        max_loss=max_loss,
-        zeroshot=zeroshot,
-        finetuned=tuple(finetuned),
-        reference=reference,
-        merged=merged,
-        over_finetuned=over_finetuned,
-        over_zeroshot=over_zeroshot,
-        agreement=estimate(float((models[-1].best == models[0].best).mean()), len(images)),
-        recall=recall,
-        **vars(conclusion),
-        **about,
+        **counts,
+        recall={
+            model: outcome.recall
+            for model, outcome in zip(models, outcomes, strict=True)
+            if outcome.recall
+        },
     )
-
-
-def _examples(
-    images: CaptionedImages, finetuned: NDArray[np.int64], merged: NDArray[np.int64]
-) -> tuple[list[CaptionExample], list[str]]:
-    """The captions of the first images with the images found, (examples, images) for each model,
-    and thumbnails of all these images.
-    """
-    number: dict[int, int] = {}
-    shown = [
-        [number.setdefault(image, len(number)) for image in (own_image, *found_images.tolist())]
-        for own_image, found_images in enumerate(np.concatenate([finetuned, merged], axis=1))
-    ]
-    count = 1 + finetuned.shape[1]
-    examples = [
-        CaptionExample(
-            caption=captions[0],
-            image=numbers[0],
-            finetuned=tuple(numbers[1:count]),
-            merged=tuple(numbers[count:]),
-        )
-        for captions, numbers in zip(images.captions, shown, strict=False)
-    ]
-    return examples, [_thumbnail(images.image(image)) for image in number]
-
-
-def _thumbnail(image: Image) -> str:
-    """A small JPEG in base64."""
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = io.BytesIO()
-    image.save(file, "JPEG")
-    return b64encode(file.getvalue()).decode()
-
-
-def _takes_all_of(plan: Plan, which: int, layers: Iterable[str]) -> bool:
-    """Whether the merged weights are those of one fine-tuned model."""
-    return (
-        plan.combine is None
-        and all(weight == (at == which) for at, weight in enumerate(plan.weights))
-        and all(layer in plan.layers for layer in layers)
-        and all(
-            entry.mask is None and {entry.alpha, *(entry.alpha_range or ())} == {1}
-            for entry in plan.layers.values()
-            if not means_unchanged(entry.reason)
-        )
-    )
-
-
-def _takes_nothing(plan: Plan) -> bool:
-    """Whether the merged weights are those of the zero-shot model."""
-    return all(
-        {entry.alpha, *(entry.alpha_range or ())} == {0}
-        for entry in plan.layers.values()
-        if not means_unchanged(entry.reason)
-    )
-
-
-def _class_means(
-    images: LabelledImages | CaptionedImages, right: NDArray[Any]
-) -> tuple[float, float] | None:
-    """Two models' mean accuracies over classes, from (models, images), if classes are uneven."""
-    if isinstance(images, CaptionedImages) or not are_uneven(images.labels):
-        return None
-    finetuned, merged = (right * class_weights(images.labels)).mean(axis=1)
-    return float(finetuned), float(merged)
 
 
 def moves_of(plan: Plan) -> list[Move]:
-    """List the functions that move the model to each model compared: zero-shot, each fine-tuned
-    one, merged.
-    """
+    """Functions that move the model to zero-shot, each fine-tuned and the merged one."""
     finetuned = [
         partial(MovingModel.set_finetuned, which=which) for which in range(len(plan.finetuned))
     ]
@@ -250,29 +262,35 @@ def moves_of(plan: Plan) -> list[Move]:
     ]
 
 
-def estimate(share: float, images: int) -> Estimate:
-    """A share of images, with its interval."""
-    return Estimate(value=share, interval=wilson(share, images))
-
-
-def _share_estimate(right: NDArray[Any]) -> Estimate:
+def estimate(right: NDArray[Any]) -> Estimate:
     """The mean of one answer per image, right or wrong, or of one share per image."""
-    if right.dtype == np.bool_:
-        return estimate(float(right.mean()), len(right))
-    return _mean_estimate(right)
+    share = float(right.mean())
+    binary = right.dtype == np.bool_
+    return Estimate(
+        value=share, interval=wilson(share, len(right)) if binary else mean_share(right)
+    )
 
 
-def _voted(choice: HeldBackChoice) -> Difference:
-    """What the merge costs by the votes that chose it."""
-    mean = choice.accuracy - choice.finetuned_accuracy
-    return Difference(value=mean, interval=normal_interval(mean, choice.loss_error or 0.0))
-
-
-def _mean_estimate(by_image: NDArray[np.float64]) -> Estimate:
-    return Estimate(value=float(by_image.mean()), interval=mean_share(by_image))
-
-
-def _difference(by_image: NDArray[np.float64], views: int = 1) -> Difference:
+def difference(by_image: NDArray[np.float64], views: int = 1) -> Difference:
+    """The mean of one model's answers minus another's."""
     return Difference(
         value=float(by_image.mean()), interval=paired_accuracy_interval(by_image, views)
     )
+
+
+def _estimates(names: Sequence[str], right: NDArray[Any]) -> dict[str, Estimate]:
+    return {name: estimate(row) for name, row in zip(names, right, strict=True)}
+
+
+def _class_gain(images: Images, by_image: NDArray[np.float64]) -> float:
+    """The mean difference over classes if some have more than twice the images of others."""
+    if isinstance(images, CaptionedImages) or not are_uneven(images.labels):
+        return 0.0
+    return float((by_image * class_weights(images.labels)).mean())
+
+
+def _input_side(model: ImageTextModel | Any) -> int:
+    """Shorter side of the model's input, in pixels."""
+    pixels = model.pixels([Pillow.new("RGB", (_USUAL_SIDE, _USUAL_SIDE))])
+    # models that take an image as a list of patches have no fixed size
+    return min(pixels.shape[-2:]) if pixels.ndim == 4 else _USUAL_SIDE

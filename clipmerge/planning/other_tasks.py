@@ -9,23 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from clipmerge.frozen import Frozen
-from clipmerge.planning.merge_effect import Estimate, ShareOfImages
-
-#: Values of K in recall at K.
-RANKS = (1, 5, 10)
-
-
-class Recall(Frozen):
-    """Recall at K of image-text retrieval, by K as text, from 0 to 1.
-
-    Attributes:
-        image_to_text: Share of the images that have one of their own captions among the K
-            best-matching ones.
-        text_to_image: Share of the captions whose image is among the K best-matching ones.
-    """
-
-    image_to_text: dict[str, ShareOfImages]
-    text_to_image: dict[str, ShareOfImages]
+from clipmerge.planning.merge_effect import Estimate
+from clipmerge.planning.verdict import Recall
 
 
 class Score(Frozen):

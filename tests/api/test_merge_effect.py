@@ -24,7 +24,7 @@ from clipmerge.api.merge import prepare
 from clipmerge.distributed import distributed_context
 from clipmerge.errors import MeasureError, UsageError, VerdictError
 from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupt
-from clipmerge.evaluation.verdict import _takes_all_of
+from clipmerge.evaluation.effect import _takes_all_of
 from clipmerge.finding import Finding
 from clipmerge.images.dataset import load_images
 from clipmerge.images.image_set import LabelledImages

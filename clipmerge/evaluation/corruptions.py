@@ -1,0 +1,115 @@
+"""Five fixed corruptions of images, of kinds that no recipe learns from.
+
+An image is scaled to the model's input size first, so a corruption is equally strong in images of
+any size. The same image is corrupted alike in every run.
+
+Source:
+    Hendrycks and Dietterich 2019, arXiv:1903.12261: the middle severities of ImageNet-C.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image as Pillow
+from PIL import ImageOps
+from PIL.Image import Dither, Image, Resampling
+
+from clipmerge.images.decoding import Encoded
+from clipmerge.images.store import Store
+
+CORRUPTIONS = ("jpeg", "pixelate", "posterize", "dither", "occlusion")
+# JPEG quality, at most 100.
+_JPEG = 10
+# Share of the pixels along each side that pixelating keeps.
+_PIXELATE = 0.4
+# Bits of each channel that posterizing keeps.
+_POSTERIZE = 2
+# Share of each side that a rectangle hides.
+_OCCLUSION = 0.5
+# Corrupted images that are enough: every image is seen under two corruptions or more, few images
+# under all.
+_ENOUGH = 512
+_FEWEST = 2
+_SEED = 20260
+
+
+def corrupt(image: Image, corruption: str, seed: int) -> Image:
+    """Corrupt an RGB image at the model's input size."""
+    match corruption:
+        case "jpeg":
+            file = io.BytesIO()
+            image.save(file, "JPEG", quality=_JPEG)
+            return Pillow.open(file).convert("RGB")
+        case "pixelate":
+            small = (
+                max(1, round(_PIXELATE * image.width)),
+                max(1, round(_PIXELATE * image.height)),
+            )
+            return image.resize(small, Resampling.BOX).resize(image.size, Resampling.NEAREST)
+        case "posterize":
+            return ImageOps.posterize(image, _POSTERIZE)
+        case "dither":  # as if printed in the eight colours with or without red, green and blue
+            palette = Pillow.new("P", (1, 1))
+            palette.putpalette(
+                [255 * (colour >> channel & 1) for colour in range(8) for channel in range(3)]
+            )
+            return image.quantize(palette=palette, dither=Dither.FLOYDSTEINBERG).convert("RGB")
+        case _:  # hide a rectangle, at a random place, by the mean colour
+            pixels = np.array(image)
+            height, width = (max(1, round(_OCCLUSION * side)) for side in pixels.shape[:2])
+            rng = np.random.default_rng([_SEED, seed])
+            top = rng.integers(pixels.shape[0] - height + 1)
+            left = rng.integers(pixels.shape[1] - width + 1)
+            mean = np.rint(pixels.mean(axis=(0, 1)))
+            pixels[top : top + height, left : left + width] = mean
+            return Pillow.fromarray(pixels)
+
+
+def corrupted_sets(images: Any, side: int) -> dict[str, Any]:
+    """Corrupted copies of a set of images, by name; ``side`` is the shorter side of the model's
+    input in pixels.
+
+    In each copy the corruptions take turns, and an image has another in every copy.
+    """
+    copies = min(len(CORRUPTIONS), max(_FEWEST, _ENOUGH // len(images)))
+    scaled = [_scale(images.image(at), side) for at in range(len(images))]
+    return {
+        f"corrupted {copy}": replace(images, store=_Corrupted(images.store, scaled, copies, copy))
+        for copy in range(copies)
+    }
+
+
+def _scale(image: Image, side: int) -> Image:
+    scale = side / min(image.size)
+    size = (max(side, round(scale * image.width)), max(side, round(scale * image.height)))
+    return image.resize(size, Resampling.BICUBIC)
+
+
+@dataclass(frozen=True)
+class _Corrupted(Store):
+    """Images that are corrupted when they are read."""
+
+    store: Store
+    scaled: list[Image]
+    copies: int
+    copy: int
+
+    def __len__(self) -> int:
+        return len(self.scaled)
+
+    def read(self, positions: Sequence[int]) -> list[Encoded]:
+        return [self._encode(at) for at in positions]
+
+    def name(self, position: int) -> str:
+        return self.store.name(position)
+
+    def _encode(self, at: int) -> bytes:
+        corruption = CORRUPTIONS[(at * self.copies + self.copy) % len(CORRUPTIONS)]
+        file = io.BytesIO()
+        corrupt(self.scaled[at], corruption, at).save(file, "BMP")
+        return file.getvalue()
