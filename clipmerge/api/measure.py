@@ -22,7 +22,6 @@ from clipmerge.learning.steps import held_out_positions
 from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.models.building import build_model
 from clipmerge.models.captions import caption_notes
-from clipmerge.models.memory import retain_freed_memory
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
 from clipmerge.planning.recipe import Recipe
@@ -41,7 +40,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, CalibrationR
     assert recipe.measure is not None
     objective, state, record = objective_for(run, request)
     # the outermost autocast, of whatever device, holds what those in it cast
-    with retain_freed_memory(), torch.autocast("cpu", enabled=False), state.underway():
+    with torch.autocast("cpu", enabled=False), state.underway():
         measurements: Measurements = load_plugin("measures", recipe.measure["name"])(
             objective, **recipe.measure_options
         )

@@ -22,7 +22,6 @@ from torch import Tensor
 from clipmerge.checkpoint import Inputs
 from clipmerge.config import OutputDtype
 from clipmerge.distributed import device_work, distributed_context, peer_errors, to_device
-from clipmerge.evaluation.bf16_classifier import Bf16Classifier
 from clipmerge.evaluation.moving_model import MovingModel, PlacedModel
 from clipmerge.evaluation.recall import caption_embeddings, retrieve
 from clipmerge.evaluation.tradeoff import Correct
@@ -32,7 +31,7 @@ from clipmerge.images.prompts import templates_for
 from clipmerge.models import ImageTextModel
 from clipmerge.models.captions import caption_notes
 from clipmerge.models.headed_tower import HeadedTower, group_logits
-from clipmerge.models.memory import MicroBatcher, retain_freed_memory, usable_memory
+from clipmerge.models.memory import MicroBatcher, usable_memory
 from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.planning.verdict import Recall
 from clipmerge.progress import Pace, Progress, say_all
@@ -98,13 +97,11 @@ class Scorer:
         self._micro_batcher = MicroBatcher(settings.images_at_once, lambda _: None)
         # embeddings of texts by point; points with the same text tower share one tensor
         self._texts: dict[tuple[int, Hashable], Tensor] = {}
-        self._classifiers: dict[tuple[int, str, Hashable], Bf16Classifier] = {}
         # the text tower's version that texts were embedded with last, and their embeddings
         self._last: dict[Hashable, tuple[int, Tensor]] = {}
 
     @torch.no_grad()
     @device_work()
-    @retain_freed_memory()
     def score(
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
     ) -> dict[str, list[Outcome]]:
@@ -113,7 +110,6 @@ class Scorer:
             self._settings.images_at_once, lambda note: progress.say(text_of(note))
         )
         self._texts.clear()  # the points of another call are others
-        self._classifiers.clear()
         parts = [
             (name, number, start, self._classify_or_embed(number, pixels, sources[name], progress))
             for number, name, start, pixels in self._iter_batches(moves, sources, progress)
@@ -195,23 +191,19 @@ class Scorer:
                 images.class_names,
                 templates_for(self._settings.templates, images.templates),
             )
-            key = (number, images.source, prompts)
-            if key not in self._classifiers:
-                classes = self._text_embeddings(
-                    number,
-                    prompts,
-                    lambda: class_embeddings(
-                        model,
-                        *prompts,
-                        self.device,
-                        # the cost is reported once
-                        None if prompts in self._last else progress.say,
-                    ),
-                )
-                self._classifiers[key] = Bf16Classifier(
-                    model, classes, self._micro_batcher, len(images)
-                )
-            outputs = self._classifiers[key].classify(pixels)
+            classes = self._text_embeddings(
+                number,
+                prompts,
+                lambda: class_embeddings(
+                    model,
+                    *prompts,
+                    self.device,
+                    # the cost is reported once
+                    None if prompts in self._last else progress.say,
+                ),
+            )
+            features = self._micro_batcher.forward(model.image_features, pixels)
+            outputs = (features @ classes.T).argmax(dim=1)
         return outputs.cpu().numpy()
 
     def _text_embeddings(self, number: int, texts: Hashable, embed: Callable[[], Tensor]) -> Tensor:

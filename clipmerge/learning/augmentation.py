@@ -2,8 +2,7 @@
 particular shift.
 
 They act on preprocessed pixels, so that they work for any checkpoint's normalisation. Random
-numbers are drawn on the CPU, so that a seed gives the same changes on any device; only noise is
-drawn on a card by the card.
+numbers are drawn on the CPU, so that a seed gives the same changes on any device.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from clipmerge.distributed import to_device
 from clipmerge.errors import MeasureError
-from clipmerge.learning.draws import draws_itself, normal_from
 from clipmerge.plugins import Augmentation
 
 #: Which images of a step, or of all, a process takes; a list in the order of its images.
@@ -62,15 +60,9 @@ class _Draws:
         return to_device((drawn < share).nonzero().flatten(), self._device)
 
     def normal(self, shape: torch.Size) -> Tensor:
-        """Standard normal numbers, (images, *shape); a card draws them itself, from a key of each
-        image.
-        """
-        if not draws_itself(self._device):
-            drawn = torch.randn((self._count, *shape), generator=self._generator)
-            return to_device(drawn[self._local_rows], self._device)
-        keys = torch.randint(1 << 32, (self._count,), generator=self._generator)[self._local_rows]
-        drawn = normal_from(to_device(keys, self._device), shape.numel())
-        return drawn.view(-1, *shape).to(self._dtype)
+        """Standard normal numbers, (images, *shape)."""
+        drawn = torch.randn((self._count, *shape), generator=self._generator)
+        return to_device(drawn[self._local_rows], self._device)
 
 
 def strong_augment(

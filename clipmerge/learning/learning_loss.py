@@ -23,7 +23,7 @@ from clipmerge.learning.augmentation import AUGMENTATIONS, strong_augment, weak_
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.learning.steps import Step, Targets
 from clipmerge.learning.weights import DEFAULT_ALPHA, bucketed
-from clipmerge.models.precision import Precision, casts_repeated, passes
+from clipmerge.models.precision import Precision, passes
 from clipmerge.plugins import Augmentation
 
 DistillTarget = Literal["both", "predictions", "features", "path-features"]
@@ -403,26 +403,25 @@ def backpropagate(
     """
     device = objective.data.context.device
     seed = None if scale == 1 else torch.full((), scale, device=device)
-    with casts_repeated(device):
-        classes = class_features(objective, step, config)
-        leaf = classes.detach().requires_grad_(classes.requires_grad)
-        sums = torch.zeros(len(fields(Losses)), device=classes.device)
-        # a contrastive loss needs all images of a step; their activations are computed twice
-        whole = objective.criterion.is_contrastive
-        pieces = pictures.pieces(None if whole else at_once)
-        piece = next(pieces)
-        for following in pieces:
-            loss, losses = _loss_of(objective, step, config, piece, leaf)
-            loss.backward(seed)  # type: ignore[no-untyped-call]
-            sums += losses
-            piece = following
-        loss, losses = _loss_of(objective, step, config, piece, classes, at_once if whole else None)
-        # one pass for both: a weight that both towers share gets its whole gradient in it
-        roots, gradients = (
-            ([loss], [seed]) if leaf.grad is None else ([loss, classes], [seed, leaf.grad])
-        )
-        with last():
-            torch.autograd.backward(roots, gradients)
+    classes = class_features(objective, step, config)
+    leaf = classes.detach().requires_grad_(classes.requires_grad)
+    sums = torch.zeros(len(fields(Losses)), device=classes.device)
+    # a contrastive loss needs all images of a step; their activations are computed twice
+    whole = objective.criterion.is_contrastive
+    pieces = pictures.pieces(None if whole else at_once)
+    piece = next(pieces)
+    for following in pieces:
+        loss, losses = _loss_of(objective, step, config, piece, leaf)
+        loss.backward(seed)  # type: ignore[no-untyped-call]
+        sums += losses
+        piece = following
+    loss, losses = _loss_of(objective, step, config, piece, classes, at_once if whole else None)
+    # one pass for both: a weight that both towers share gets its whole gradient in it
+    roots, gradients = (
+        ([loss], [seed]) if leaf.grad is None else ([loss, classes], [seed, leaf.grad])
+    )
+    with last():
+        torch.autograd.backward(roots, gradients)
     return sums + losses
 
 

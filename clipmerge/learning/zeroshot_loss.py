@@ -14,13 +14,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from clipmerge.distributed import to_device
 from clipmerge.finding import Finding
 from clipmerge.images.batches import Batch
 from clipmerge.learning.weights import InterpolatedWeights
 from clipmerge.models import ImageTextModel
-from clipmerge.models.kernels import run_with_recomputation
 from clipmerge.models.memory import MicroBatcher
 from clipmerge.models.zero_shot import PROMPTS_AT_ONCE, average_over_templates, refuse_one_prompt
 
@@ -93,10 +93,9 @@ class Prompts:
         )
         if len(tokens["input_ids"]) <= self.at_once:
             return self._model.text_features(tokens)
-        device = tokens["input_ids"].device
         run = self._model.text_features
         return torch.cat(
-            [run_with_recomputation(device, run, piece) for piece in self._pieces(tokens)]
+            [checkpoint(run, piece, use_reentrant=False) for piece in self._pieces(tokens)]
         )
 
     def embed(self) -> Iterator[dict[str, Tensor]]:
@@ -219,9 +218,7 @@ class ZeroShotLoss:
                 return self.model.image_features(pixels)
             pieces = torch.split(pixels, at_once)
             run = self.model.image_features
-            return torch.cat(
-                [run_with_recomputation(pixels.device, run, piece) for piece in pieces]
-            )
+            return torch.cat([checkpoint(run, piece, use_reentrant=False) for piece in pieces])
         return self._micro_batcher.forward(self.model.image_features, pixels)
 
     def loss(

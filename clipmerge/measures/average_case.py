@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import torch
 
-from clipmerge.learning.draws import draws_itself, normal_like
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.learning.perturbation import LayerBall, flat
 from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
@@ -78,8 +77,6 @@ def _draw_noise(
 ) -> list[torch.Tensor]:
     seed = objective.seed * 100_003 + draw
     device = objective.data.context.device
-    if draws_itself(device):
-        return [normal_like(parameter, seed, index) for index, parameter in enumerate(parameters)]
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randn(parameter.shape, generator=generator).to(device) for parameter in parameters

@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipmerge.learning.draws import draws_itself, signs_like
 from clipmerge.learning.objective import HESSIAN, Batch, Objective
 from clipmerge.measures._statistics import by_layer, sizes_of, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
@@ -80,11 +79,6 @@ def _rademacher(objective: Objective, probe: int) -> Tensors:
         name: objective.weights.parameters[name] for name in objective.weights.task_vector
     }
     device = objective.data.context.device
-    if draws_itself(device):
-        return {
-            name: signs_like(parameter, seed, index)
-            for index, (name, parameter) in enumerate(parameters.items())
-        }
     generator = torch.Generator().manual_seed(seed)
     return {
         name: 2

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from clipmerge.families import Family
-from clipmerge.models.kernels import freeze_batch_norms, image_layout, keep_16_bits
+from clipmerge.models.batch_norm import freeze_batch_norms, image_layout
 from clipmerge.models.loading import load_parameters
 from clipmerge.types import Json, Tensors
 
@@ -42,7 +42,6 @@ class ImageTextModel(ABC):
         self, family: Family, folder: Path, module: Any, towers: dict[Tower, torch.nn.Module]
     ) -> None:
         freeze_batch_norms(module)
-        keep_16_bits(module)
         self.module, self.folder, self.towers = module, folder, towers
         self.layout = image_layout(module)
         named: dict[str, torch.nn.Parameter] = dict(module.named_parameters())

@@ -1,15 +1,11 @@
 """The memory of a device: what is free of it, images in pieces that are halved whenever it runs
-out, and its reuse.
+out.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -22,9 +18,6 @@ from clipmerge.finding import Finding
 T = TypeVar("T")
 # Assumed if the system does not report how much memory it has.
 _USUAL = 16 << 30
-# mallopt's parameters, the values that keep everything, and glibc's defaults.
-_TRIM_THRESHOLD, _NEVER, _USUAL_TRIM = -1, -1, 128 << 10
-_MMAP_MAX, _NONE, _USUAL_MMAPS = -4, 0, 65536
 
 
 class MicroBatcher:
@@ -63,8 +56,8 @@ class MicroBatcher:
 
 
 def usable_memory(device: torch.device) -> int:
-    """Bytes that this process may use: of a card what is free, else the machine's or the limit of a
-    job.
+    """Bytes that this process may use: of a card what is free and else the
+    machine's.
     """
     card: Any = getattr(torch, device.type, None)
     if hasattr(card, "mem_get_info"):
@@ -83,59 +76,4 @@ def usable_memory(device: torch.device) -> int:
         OSError,
     ):  # pragma: no cover - Windows, which has no sysconf
         return _USUAL
-    return min([total, *_cgroup_limits()])
-
-
-def _cgroup_limits(
-    membership: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
-) -> Iterator[int]:
-    """Limits of the control groups that this process is in, and of those around them; Linux alone
-    has any.
-    """
-    try:
-        lines = membership.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return
-    for line in lines:
-        _, controllers, group = [*line.split(":", 2), "", ""][:3]
-        if not controllers:  # cgroups version 2
-            yield from _cgroup_limits_above(mounted, group, "memory.max")
-        elif "memory" in controllers.split(","):
-            yield from _cgroup_limits_above(mounted / "memory", group, "memory.limit_in_bytes")
-
-
-def _cgroup_limits_above(root: Path, group: str, name: str) -> Iterator[int]:
-    """Limits from a group up to the root, which is the container's own where the group's path is
-    the host's.
-    """
-    parts = [part for part in group.split("/") if part]
-    for length in range(len(parts), -1, -1):
-        try:
-            text = root.joinpath(*parts[:length], name).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            continue
-        if text.isdecimal():  # "max" is no limit
-            yield int(text)
-
-
-@contextmanager
-def retain_freed_memory() -> Iterator[None]:
-    """In this context, reuse memory that tensors have freed, instead of asking the system for new
-    pages.
-
-    glibc's allocator asks the system for every large tensor and returns it afterwards. The system
-    then clears and maps each page again, which takes several times as long as an elementwise
-    operation on the tensor.
-    """
-    library = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-    if library is None:
-        yield
-        return
-    library.mallopt(_MMAP_MAX, _NONE)
-    library.mallopt(_TRIM_THRESHOLD, _NEVER)
-    try:
-        yield
-    finally:
-        library.mallopt(_MMAP_MAX, _USUAL_MMAPS)
-        library.mallopt(_TRIM_THRESHOLD, _USUAL_TRIM)
-        library.malloc_trim(0)
+    return total

@@ -4,21 +4,13 @@ float16 on older cards.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
-
-from clipmerge.models.kernels import faster_kernels
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-
-# Names in autograd of the views that a linear map takes of its weight, and of a weight's cast under
-# autocast.
-_VIEWS, _CAST = ("TBackward0", "TransposeBackward0"), "ToCopyBackward0"
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -57,60 +49,10 @@ def own_settings() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-@contextmanager
-def passes(device: torch.device, precision: Precision) -> Iterator[None]:
+def passes(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """In this context, compute forward passes in this precision; weights and their gradients stay
     in float32.
     """
     dtype = dtype_of(device, precision)
-    if dtype == torch.float32:
-        yield
-        return
-    # casts are held in an enclosing autocast until weights move, unless a backward pass takes the
-    # weights' memory
-    with (
-        torch.autocast(device.type, dtype, cache_enabled=not torch.is_grad_enabled()),
-        faster_kernels(device),
-    ):
-        yield
-
-
-@contextmanager
-def casts_repeated(device: torch.device) -> Iterator[None]:
-    """On a CPU, let the backward pass of this context cast weights to 16 bits again, so that no
-    cast is held until then.
-
-    The weights must not change between the forward pass and their gradients. The results are the
-    same. A card has the room, and its CPU no time for a call per tensor.
-    """
-    if device.type != "cpu":
-        yield
-        return
-    with saved_tensors_hooks(_without_cast, _repeat_cast):
-        yield
-
-
-def _without_cast(
-    tensor: Tensor,
-) -> Tensor | tuple[Tensor, torch.dtype, Sequence[int], Sequence[int]]:
-    """For a cast of a weight, the weight and how to repeat the cast; for any other tensor, it
-    without its graph.
-    """
-    node = tensor.grad_fn
-    while node is not None and node.name() in _VIEWS:
-        node = node.next_functions[0][0]
-    if node is None or node.name() != _CAST:
-        return tensor.detach()
-    weight = getattr(node.next_functions[0][0], "variable", None)
-    if weight is None or weight.numel() != tensor.numel() or not weight.is_contiguous():
-        return tensor.detach()
-    return weight, tensor.dtype, tensor.shape, tensor.stride()
-
-
-def _repeat_cast(
-    saved: Tensor | tuple[Tensor, torch.dtype, Sequence[int], Sequence[int]],
-) -> Tensor:
-    if isinstance(saved, Tensor):
-        return saved
-    weight, dtype, shape, stride = saved
-    return weight.detach().to(dtype).as_strided(shape, stride)
+    # casts are not kept: weights move between passes
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False)

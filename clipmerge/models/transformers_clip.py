@@ -45,11 +45,6 @@ class TransformersClip(ImageTextModel):
         super().__init__(
             family, folder, module, {"vision": module.vision_model, "text": module.text_model}
         )
-        # it pools the first token
-        if isinstance(module.vision_model, transformers.CLIPVisionModel):
-            module.vision_model.encoder.layers[-1].layer_norm2.register_forward_pre_hook(
-                _keep_first_token
-            )
         self._reads_padding = family.reads_padding
         self.unknown_token = getattr(self.processor.tokenizer, "unk_token_id", None)
         # its text tower pools the end of a text, which sees what comes before it alone
@@ -122,14 +117,6 @@ class TransformersClip(ImageTextModel):
 
 
 build = TransformersClip
-
-
-def _keep_first_token(_: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """In bfloat16, give the last MLP the pooled token alone, and all where a gradient sums over
-    them in their order.
-    """
-    alone = torch.is_autocast_enabled(inputs[0].device.type) and not torch.is_grad_enabled()
-    return (inputs[0][:, :1],) if alone else inputs
 
 
 def _pack_patches(processed: Mapping[str, Any]) -> Tensor:

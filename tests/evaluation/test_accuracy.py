@@ -1,20 +1,16 @@
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import UsageError
-from clipmerge.evaluation import bf16_classifier
 from clipmerge.evaluation.accuracy import evaluate_sources, load_model
 from clipmerge.images.dataset import open_images
-from clipmerge.models import precision
 from clipmerge.progress import Progress
 from clipmerge.request import Calibration, parse_named, parse_named_source
 from tests.support.command import clipmerge, refused
@@ -59,25 +55,6 @@ def test_accuracy_is_that_of_the_obvious_loop(
     )
     assert record["images"] == {"val": 30}
     assert record["accuracy"]["val"] == pytest.approx(accuracy_by_hand(pair[1], images, templates))
-
-
-def test_images_are_evaluated_in_16_bits_where_that_is_faster(
-    pair: Folders, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a card, float32 takes six times as long."""
-    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda _device: True)
-    monkeypatch.setattr(bf16_classifier, "COMPARED", 4)
-    model = load_model(open_checkpoint(str(pair[1])))
-    embed, short = model.image_features, Counter[bool]()
-
-    def counting(pixels: Tensor) -> Tensor:
-        short[torch.is_autocast_enabled("cpu")] += len(pixels)
-        return embed(pixels)
-
-    monkeypatch.setattr(model, "image_features", counting)
-    sources = {"val": open_images(str(images))}
-    evaluate_sources(model, sources, Calibration(device="cpu"), Progress())
-    assert short[True] == 30
 
 
 def test_what_is_no_whole_checkpoint_is_refused(

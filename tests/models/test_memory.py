@@ -1,7 +1,6 @@
 """Memory that a process may use, and what happens when it runs out."""
 
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,45 +10,8 @@ from torch import Tensor
 from clipmerge.distributed import device_work
 from clipmerge.errors import MeasureError
 from clipmerge.finding import Finding
-from clipmerge.models.memory import MicroBatcher, _cgroup_limits, usable_memory
+from clipmerge.models.memory import MicroBatcher, usable_memory
 from clipmerge.report.text import texts_of
-
-
-def _groups(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]:
-    listed, mounted = folder / "cgroup", folder / "mounted"
-    listed.write_text(own, encoding="utf-8")
-    for name, text in files.items():
-        (mounted / name).parent.mkdir(parents=True, exist_ok=True)
-        (mounted / name).write_text(text, encoding="utf-8")
-    return listed, mounted
-
-
-@pytest.mark.parametrize(
-    ("own", "files", "limits"),
-    [
-        ("0::/\n", {"memory.max": "17179869184\n"}, [1 << 34]),  # a container of version 2
-        # a batch job: its own group has no limit, and one around it has
-        (
-            "0::/slurm/job_7/step_0\n",
-            {"slurm/job_7/step_0/memory.max": "max\n", "slurm/job_7/memory.max": "5\n"},
-            [5],
-        ),
-        (
-            "9:name=systemd:/\n4:cpu,memory:/a\n",
-            {"memory/a/memory.limit_in_bytes": "7\n"},
-            [7],
-        ),  # version 1
-        # a container of version 1 sees the host's path, and its own group at the root
-        ("4:memory:/docker/0a\n3:cpu:/docker/0a\n", {"memory/memory.limit_in_bytes": "9\n"}, [9]),
-    ],
-)
-def test_limits_of_containers_and_of_jobs(
-    tmp_path: Path, own: str, files: dict[str, str], limits: list[int]
-) -> None:
-    assert list(_cgroup_limits(*_groups(tmp_path, own, files))) == limits
-    assert (
-        list(_cgroup_limits(tmp_path / "none", tmp_path)) == []
-    )  # a system without control groups
 
 
 def holding(most: int) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,61 @@
+"""Batch norms and the layout of images, and where 16 bits are used."""
+
+import pytest
+import torch
+from torch import nn
+
+from clipmerge.models.batch_norm import FrozenBatchNorm, image_layout
+from clipmerge.models.precision import dtype_of, multiplies_bfloat16
+
+
+def test_images_have_their_channels_last_only_where_there_are_many_convolutions() -> None:
+    convolution = nn.Conv2d(3, 3, 2)
+    assert image_layout(nn.Sequential(convolution, nn.Conv2d(3, 3, 2))) == torch.channels_last
+    assert image_layout(nn.Sequential(convolution, nn.Linear(3, 3))) == torch.contiguous_format
+
+
+def test_a_layer_that_corrupts_memory_with_channels_last_keeps_images_contiguous() -> None:
+    """As MobileCLIP's S models have; the backward pass of many channels is sound."""
+    few, many = (nn.Conv2d(channels, 64, 1, stride=2) for channels in (3, 16))
+    assert image_layout(nn.Sequential(few, nn.Conv2d(64, 3, 2))) == torch.contiguous_format
+    assert image_layout(nn.Sequential(many, nn.Conv2d(64, 3, 2))) == torch.channels_last
+
+
+def test_a_frozen_batch_norm_follows_its_formula_in_all_five_arguments() -> None:
+    generator = torch.Generator().manual_seed(0)
+    norm = FrozenBatchNorm(nn.BatchNorm2d(3))
+    inputs = torch.randn(4, 3, 5, 5, generator=generator).double().requires_grad_()
+    factors = torch.randn(4, 3, 5, 5, generator=generator).double()
+    names = ("weight", "bias", "running_mean", "running_var")
+    values = {
+        name: torch.rand(3, generator=generator).double().add(0.5).requires_grad_()
+        for name in names
+    }
+    weight, bias, mean, variance = (value[:, None, None] for value in values.values())
+    ((inputs - mean) / (variance + norm.eps).sqrt() * weight + bias).mul(factors).sum().backward()
+    found = inputs.detach().clone().requires_grad_()
+    norm.double()
+    for name, value in values.items():
+        getattr(norm, name).data.copy_(value.detach())
+    (norm(found) * factors).sum().backward()
+    assert torch.allclose(found.grad, inputs.grad)
+    for name, value in values.items():
+        assert torch.allclose(getattr(norm, name).grad, value.grad), name
+
+
+@pytest.mark.parametrize("device", ["cuda", "xpu"])
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_used_where_a_card_has_it_in_hardware(
+    monkeypatch: pytest.MonkeyPatch, device: str, native: bool
+) -> None:
+    monkeypatch.setattr(
+        getattr(torch, device),
+        "is_bf16_supported",
+        lambda including_emulation: native or including_emulation,
+    )
+    place = torch.device(device)
+    assert multiplies_bfloat16(place) == native
+    assert not multiplies_bfloat16(torch.device("mps"))
+    other = torch.float16 if device == "cuda" else torch.float32
+    assert dtype_of(place, "auto") == (torch.bfloat16 if native else other)
+    assert dtype_of(torch.device("mps"), "auto") == dtype_of(place, "float32") == torch.float32
