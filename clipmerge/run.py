@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import Terminated
 from clipmerge.finding import Finding
-from clipmerge.planning.measurements import Measurements
-from clipmerge.planning.plan import Plan
-from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord
+from clipmerge.output.record import Measured
+from clipmerge.planning.measurements import CalibrationRecord, Measurements
+from clipmerge.planning.merge_effect import MergeEffect
+from clipmerge.planning.other_tasks import OtherTaskScores
+from clipmerge.planning.plan import HeadRecord, Plan, SourceRecord
+from clipmerge.planning.recipe import Recipe
 from clipmerge.progress import Progress
 from clipmerge.types import Json
 
@@ -26,9 +29,6 @@ if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from clipmerge.images.image_set import CaptionedImages, LabelledImages
 
 
-Measured = tuple[Measurements, CalibrationRecord]
-
-
 @dataclass
 class RunCache:
     """Results shared by requests that differ only in the recipe."""
@@ -36,7 +36,8 @@ class RunCache:
     # theta_0, theta_1 ... theta_K; empty until they are opened
     checkpoints: tuple[Checkpoint, ...] = ()
     inputs: dict[str, Inputs] = field(default_factory=dict)  # aligned, by the recipe's ``missing``
-    measured: dict[str, Measured] = field(default_factory=dict)  # by measure and options
+    # by measure and options
+    measured: dict[str, tuple[Measurements, CalibrationRecord]] = field(default_factory=dict)
     # doubts about the pair; ``None`` until it is checked
     doubts: list[Finding] | None = None
     # the source of `data`, and the number of images that it was opened for
@@ -51,6 +52,13 @@ class Run:
     inputs: Inputs
     progress: Progress
     plan: Plan | None = None  # until it is decided
+    # what goes into the record beside the plan
+    measurements: Measurements | None = None
+    measured: Measured = field(default_factory=Measured)
+    calibration: CalibrationRecord | None = None
+    verdict: MergeEffect | None = None
+    other_tasks: tuple[OtherTaskScores, ...] = ()
+    warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     command: str = ""  # repeats the merge
     head: HeadRecord | None = None  # the classes of a head whose zero-shot counterpart was built
@@ -82,34 +90,20 @@ class Run:
             raise
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)
 
-    def add_warning(self, warning: Finding) -> None:
-        """Put a warning into the plan."""
-        if self.plan:
-            self.amend(warnings=(*self.plan.warnings, warning))
-
-    def amend(self, **fields: Any) -> None:
-        """Change fields of the plan, in the process that has one."""
-        self.plan = self.plan and self.plan.replace(**fields)
-
     @property
     def is_main(self) -> bool:
         """Whether this process decides and writes."""
         return is_main_process()
 
     @property
-    def light_plan(self) -> Plan:
-        """The plan with its tensors, without those of the measure; without layers in processes that
-        do not decide.
-        """
+    def decided_plan(self) -> Plan:
+        """The plan; without layers in processes that do not decide."""
         if self.plan is not None:
-            measured = self.plan.measurements
-            # tensors that a measure keeps for methods can be as large as the model
-            light = measured and measured.replace(coefficients={}, gradients={}, tensors={})
-            return self.plan.replace(measurements=light)
+            return self.plan
         count = len(self.inputs.finetuned)
-        return Plan(
-            recipe={}, **self.sources(hashed=False), weights=(1.0 / count,) * count, layers={}
-        )
+        recipe = Recipe(name="none", method={})
+        weights = (1.0 / count,) * count
+        return Plan(recipe=recipe, **self.sources(hashed=False), weights=weights, layers={})
 
     def sources(self, *, hashed: bool) -> Json:
         """The inputs as fields of a plan."""
@@ -141,4 +135,4 @@ class Run:
         assert self.plan is not None  # called only after the decision
         for future in self.hashing:
             future.result()
-        return self.plan.replace(**self.sources(hashed=self.hashed)).signed()
+        return self.plan.replace(**self.sources(hashed=self.hashed))

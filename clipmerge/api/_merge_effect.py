@@ -56,7 +56,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
     from clipmerge.evaluation.effect import measure_effect
 
     with run.timed("effect"), warn_or_raise(run, request, "the effect of the merge"):
-        measured = run.plan and run.plan.measurements
+        measured = run.measurements
         images = _effect_images(run, request)
         effect = measure_effect(
             run.inputs,
@@ -76,13 +76,13 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
             raise VerdictError(
                 f"{text_of(effect.warnings[0])}; nothing was written (`strict=True`)"
             )
-        run.amend(effect=effect)
+        run.verdict = effect
         if isinstance(images, CaptionedImages):
-            recall = images.recall_note(effect.source)
-            run.add_warning(recall)
-            run.progress.say(text_of(recall))
+            recall = text_of(images.recall_note(effect.source))
+            run.warnings.append(recall)
+            run.progress.say(recall)
         for warning in effect.warnings:
-            run.add_warning(warning)
+            run.warnings.append(text_of(warning))
             if not getattr(run.progress, "shows_verdict", False):
                 run.progress.say(text_of(warning))
 
@@ -110,7 +110,7 @@ def _check_ends(
     run.findings += doubts
     seen = [] if isinstance(images, CaptionedImages) else check_unseen(ends)
     for finding in (*doubts, *seen):
-        run.add_warning(finding)
+        run.warnings.append(text_of(finding))
         run.progress.say(text_of(finding))
 
 
@@ -134,7 +134,7 @@ def warn_or_raise(run: Run, request: MergeRequest, what: str) -> Iterator[None]:
         warning = Finding.of("unmeasurable", what=what, why=str(error))
         if request.strict:
             raise VerdictError(f"{text_of(warning)}; nothing was written (`strict=True`)") from None
-        run.add_warning(warning)
+        run.warnings.append(text_of(warning))
         run.progress.say(text_of(warning))
 
 
@@ -163,7 +163,7 @@ def _effect_images(run: Run, request: MergeRequest) -> LabelledImages | Captione
 
 
 def broadcast_plan(run: Run, calibration: Calibration) -> Plan:
-    """Give every process the main one's plan, without its measurements.
+    """Give every process the main one's plan.
 
     Its tensors, as large as the model, are those that every process has learned; others are sent
     one by one: pickled with the plan, they would lie several times in the memory of every card.
@@ -173,7 +173,7 @@ def broadcast_plan(run: Run, calibration: Calibration) -> Plan:
 
     # accelerate alone would let the processes join on a device of its own choice
     context = distributed_context(calibration.device)
-    plan = run.plan and run.plan.replace(measurements=None)
+    plan = run.plan
     if plan and context.world_size == 1:
         return plan
     tensors = dict(plan.loaded_tensors) if plan else {}
@@ -255,10 +255,9 @@ def add_other_task_scores(run: Run, request: MergeRequest, tasks: dict[str, Imag
         doubts = check_task_scores(
             tasks, models, run.progress, request.allow, strict=request.strict
         )
-        for finding in chain.from_iterable(doubts.values()):
-            run.add_warning(finding)
-        run.amend(other_tasks=scores)
-        effect = run.plan and run.plan.effect
+        run.warnings += texts_of(chain.from_iterable(doubts.values()))
+        run.other_tasks = tuple(scores)
+        effect = run.verdict
         counted = [score for score in scores if score.name not in doubts]
         weighed = effect and weigh_other_tasks(
             effect.recommendation,
@@ -267,7 +266,7 @@ def add_other_task_scores(run: Run, request: MergeRequest, tasks: dict[str, Imag
             on_experience=effect.rests_on_experience,
         )
         if effect and weighed:
-            run.amend(effect=effect.with_advice(*weighed))
+            run.verdict = effect.with_advice(*weighed)
 
 
 def check_task_scores(

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmerge.planning.table import Rows, Tabular, layer_rows, source_columns
+from clipmerge.planning.table import Rows, Tabular, source_columns
 from clipmerge.types import Json, Names
 
 if TYPE_CHECKING:
     from clipmerge.evaluation.tradeoff import Correct
     from clipmerge.finding import Finding
-    from clipmerge.output.record import MergeRecord, Published
+    from clipmerge.output.record import Published, Record
     from clipmerge.planning.merge_effect import MergeEffect, Recommendation
     from clipmerge.planning.plan import Plan
 
@@ -34,14 +34,14 @@ class MergeResult(Tabular):
 
     path: Path | None
     plan: Plan
-    record: MergeRecord | None
+    record: Record | None
     warnings: Names = ()
     published: Published | None = None
 
     @property
     def effect(self) -> MergeEffect | None:
         """The accuracies behind the answer; ``None`` if nothing was measured."""
-        return self.plan.effect
+        return self.record.verdict if self.record else None
 
     @property
     def recommendation(self) -> Recommendation | None:
@@ -56,14 +56,8 @@ class MergeResult(Tabular):
         return reason_text(self.effect) if self.effect else ""
 
     def _rows(self) -> Rows:
-        return (
-            layer_rows(self.record.layers, self.record.measurements, "size") if self.record else []
-        )
-
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        """The warnings as kinds and numbers."""
-        return self.plan.warnings
+        measured = self.record.measurements if self.record else {}
+        return [row | measured.get(row["layer"], {}) for row in self.plan._rows()]
 
     def _caption(self) -> str:
         from clipmerge.report.text import answer_text, headline
@@ -72,7 +66,7 @@ class MergeResult(Tabular):
             return f"{self.path}: {answer_text(self.effect)} {self.reason}"
         if self.record is None:
             return f"{self.path}: written by the main process"
-        return f"{self.path}: {headline(self.record)}"
+        return f"{self.path}: {headline(self.record.plan, self.record.measured)}"
 
 
 @dataclass(frozen=True, repr=False)

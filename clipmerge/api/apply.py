@@ -15,23 +15,22 @@ from clipmerge.api._results import MergeResult
 from clipmerge.checkpoint import Checkpoint, align_checkpoints
 from clipmerge.checks import check_models
 from clipmerge.config import ApplyOptions, complete_options, with_options
-from clipmerge.errors import PlanError, UsageError
+from clipmerge.errors import PlanError, UsageError, counted, shorten
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files.paths import local_path, source_exists
 from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
-from clipmerge.finding import Finding
 from clipmerge.methods import Task
-from clipmerge.output.record import MergeRecord, merge_record
+from clipmerge.output.record import Record, merge_record
 from clipmerge.planning.plan import (
     Plan,
+    SourceRecord,
     check_coefficients,
-    extrapolation_notes,
+    extrapolation_note,
     tensors_path,
     write_plan_files,
 )
-from clipmerge.planning.provenance import SourceRecord
 from clipmerge.progress import Progress, say_all
-from clipmerge.report.text import record_text, text_of, texts_of
+from clipmerge.report.text import record_text, texts_of
 from clipmerge.request import as_list, command_text, local_files, parse_size, refuse_duplicates
 from clipmerge.run import Run
 from clipmerge.types import StrPath
@@ -115,8 +114,6 @@ def open_plan(
     begin = time.perf_counter()
     zeroshot, *finetuned = _open_checkpoints(name, plan, sources, model)
     plan = _replace_sources(plan, (zeroshot, *finetuned)) if sources else plan
-    decided_for_these = plan.inputs_digest == plan.digest_of_inputs
-    plan = plan.without_stale()
     inputs = align_checkpoints(
         zeroshot, finetuned, missing=plan.missing, mixed_dtypes=plan.dtype != "keep"
     )
@@ -134,27 +131,18 @@ def open_plan(
         )
         for finding in _check_hashes(name, record, checkpoint, hashed=hashed)
     ]
-    say_all(progress, texts_of(unchecked))
-    if not decided_for_these:  # nobody was told yet what `merge` says about these checkpoints
-        say_all(progress, texts_of(inputs.notes))
-        doubts = list(check_models(inputs))
-        say_all(progress, texts_of(doubts))
-        findings = [*inputs.notes, *doubts]
-        new = [finding for finding in findings if finding not in plan.warnings]
-        plan = plan.replace(warnings=(*plan.warnings, *new))
     task = Task(inputs)
-    beyond = extrapolation_notes(plan.layers, len(finetuned))
-    say_all(progress, texts_of(note for note in beyond if note not in plan.warnings))
-    kept = (warning for warning in plan.warnings if warning.kind != "extrapolation")
-    plan = plan.replace(warnings=(*kept, *beyond))
-    run = Run(inputs, progress, plan=plan.checked(task.layers), head=plan.head, hashed=hashed)
-    for finding in unchecked:
-        run.add_warning(finding)
-    if left_out := [name for name in task.layers if name not in plan.layers]:
-        note = Finding.of("layers-not-in-plan", plan=name, layers=left_out)
-        progress.say(text_of(note))
-        run.add_warning(note)
+    plan.check(task.layers)
     check_coefficients(plan, task.layers, task.shapes)
+    warnings = [*texts_of((*inputs.notes, *check_models(inputs))), *unchecked]
+    warnings += filter(None, [extrapolation_note(plan)])
+    if left_out := [layer for layer in task.layers if layer not in plan.layers]:
+        warnings.append(
+            f"{name}: does not name {counted(len(left_out), 'layer', 'layers')}, which will stay"
+            f" zero-shot: {shorten(left_out, 3)}"
+        )
+    say_all(progress, warnings)
+    run = Run(inputs, progress, plan=plan, head=plan.head, hashed=hashed, warnings=warnings)
     run.seconds["read"] = round(time.perf_counter() - begin, 3)
     return run
 
@@ -214,13 +202,13 @@ def _locate(name: str, plan: Plan, record: SourceRecord) -> str:
 
 def _check_hashes(
     name: str, record: SourceRecord, checkpoint: Checkpoint, *, hashed: bool
-) -> list[Finding]:
+) -> list[str]:
     """Refuse another checkpoint than the plan's; a warning if that cannot be told."""
     names = checkpoint.provenance(hashed=False)["files"]
     if record.files == names:
-        return [Finding.of("no-hash", plan=name, source=record.source)]
+        return [f"{name} has no sha256 of {record.source}: used unchecked"]
     if not hashed and record.files.keys() == names.keys():
-        return [Finding.of("unchecked", plan=name, source=record.source)]
+        return [f"{record.source} was not compared with the sha256 in {name}: used unchecked"]
     hashes = checkpoint.hashes if hashed else names
     if record.files != hashes:
         changed = [file for file, digest in hashes.items() if record.files.get(file) != digest]
@@ -236,7 +224,7 @@ def finish_merge(
 ) -> MergeResult:
     """Write a decided run in the main process, and return the result."""
     if not run.is_main:
-        return MergeResult(output, run.light_plan, None)
+        return MergeResult(output, run.decided_plan, None)
 
     if output is None:
         run.hash_inputs()
@@ -245,12 +233,12 @@ def finish_merge(
         run.finish()
     else:
         record = write_merge(run, output, overwrite=overwrite, max_shard_size=max_shard_size)
-    return MergeResult(output, run.light_plan, record, tuple(texts_of(record.warnings)))
+    return MergeResult(output, run.decided_plan, record, record.warnings)
 
 
 def write_merge(
     run: Run, output: Path, *, overwrite: bool = False, max_shard_size: int | None = None
-) -> MergeRecord:
+) -> Record:
     """Apply a decided plan and write the output folder."""
     from clipmerge.output.checks import check_output
 
@@ -275,12 +263,12 @@ def write_merge(
             )
         with run.timed("write"):
             side_files, notes = write_side_files(folder, inputs, run.plan.dtype)
-            for note in notes:
-                run.add_warning(note)
-                run.progress.say(text_of(note))
+            run.warnings += texts_of(notes)
+            say_all(run.progress, texts_of(notes))
             plan = run.hashed_plan()
             if plan.coefficients:  # kept with the output, because learning them takes minutes
-                plan = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan)
+                written = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.public)
+                plan = plan.replace(tensors=written.tensors)
         run.plan = plan
         # made after the stages, so that the returned and the written record are the same
         record = merge_record(run, plan, output=output, files={**files, **side_files})

@@ -171,7 +171,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 left,
             )
             return
-        effect = self.result.plan.effect
+        effect = self.result.effect
         if not state.is_world_process_zero:
             return
         if effect is not None:

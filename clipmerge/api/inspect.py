@@ -127,11 +127,12 @@ def _find_faults(inputs: Inputs, layers: dict[str, Json]) -> list[str]:
     differ.
     """
     from clipmerge.merging.stream import plan_tensors
-    from clipmerge.planning.plan import Plan
-    from clipmerge.planning.provenance import SourceRecord
+    from clipmerge.planning.plan import Plan, SourceRecord
+    from clipmerge.planning.recipe import Recipe
 
     unnamed = SourceRecord(source="", files={})
-    copies = Plan(recipe={}, zeroshot=unnamed, finetuned=(unnamed,), weights=(1.0,), layers={})
+    recipe = Recipe(name="none", method={})
+    copies = Plan(recipe=recipe, zeroshot=unnamed, finetuned=(unnamed,), weights=(1.0,), layers={})
     sound = {  # not read again
         name
         for layer, names in inputs.layers.items()

@@ -42,23 +42,22 @@ from clipmerge.config import (
 from clipmerge.errors import DataError, RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files.paths import local_path
-from clipmerge.finding import NOTE, Finding
+from clipmerge.finding import Finding
 from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.local_files import local_inputs
 from clipmerge.images.prompts import templates_for
 from clipmerge.layers import match_layers
 from clipmerge.methods import Task, decide
-from clipmerge.planning.measurements import Measurements
+from clipmerge.output.record import Measured
+from clipmerge.planning.measurements import CalibrationRecord, Measurements
 from clipmerge.planning.plan import (
-    LayerPlan,
+    HeadRecord,
     Plan,
-    digest_of_layer,
-    extrapolation_notes,
+    extrapolation_note,
     named_tensors,
     with_coefficients,
     write_plan_files,
 )
-from clipmerge.planning.provenance import CalibrationRecord, HeadRecord
 from clipmerge.planning.recipe import (
     Recipe,
     RecipeLike,
@@ -80,8 +79,8 @@ from clipmerge.request import (
     recipe_files,
     request_fields,
 )
-from clipmerge.run import Measured, Run, RunCache
-from clipmerge.types import Json, StrPath
+from clipmerge.run import Run, RunCache
+from clipmerge.types import StrPath
 
 
 @with_options(MergeOptions)
@@ -170,7 +169,7 @@ def plan(
         ClipmergeError: If an argument cannot be used; one line says what, where and what to do
             next.
     """
-    return plan_run(zeroshot, finetuned, recipe, output, **options).light_plan
+    return plan_run(zeroshot, finetuned, recipe, output, **options).decided_plan
 
 
 def plan_run(
@@ -288,7 +287,9 @@ def _prepare(
     return run
 
 
-def _measure_once(run: Run, request: MergeRequest, cache: RunCache) -> Measured:
+def _measure_once(
+    run: Run, request: MergeRequest, cache: RunCache
+) -> tuple[Measurements, CalibrationRecord]:
     from clipmerge.api.measure import measure, ranks_by_gradients
 
     key = json.dumps([request.recipe.measure, request.recipe.missing], sort_keys=True)
@@ -465,16 +466,15 @@ def _decide(
         name: c.detach().float().cpu().contiguous() for name, c in decision.coefficients.items()
     }
     layers = with_coefficients(decision.layers, learned, task.layers, task.shapes)
-    for name, entry in layers.items():
-        if name in run.inputs.partly_zeroshot:
-            absent, total = run.inputs.partly_zeroshot[name]
-            reason = Finding.of("partly-zeroshot", absent=absent, total=total)
-        elif entry.reason and entry.reason.kind == NOTE:
-            reason = entry.reason.replace(kind="method")
-        else:
-            continue
-        layers[name] = entry.replace(reason=reason)
-    layers = apply_overrides(layers, request.recipe)
+    reasons = dict(decision.reasons)
+    for name, (absent, total) in run.inputs.partly_zeroshot.items():
+        reasons[name] = (
+            f"{absent} of {total} parameters stay zero-shot: fine-tuned ones are missing"
+        )
+    for override in request.recipe.overrides:
+        for name in match_layers(override.layers, layers):
+            layers[name] = override.apply_to(layers[name])
+            reasons[name] = f"override '{override.layers}'"
     # a layer whose alpha is overridden needs no coefficients
     used = {
         name: learned[name]
@@ -483,50 +483,37 @@ def _decide(
         for name in task.layers[layer]
         if name in learned
     }
-    notes = (
-        *(measurements.notes if measurements else ()),
-        *extrapolation_notes(layers, len(run.inputs.finetuned)),
-    )
-    finding = decision.finding
     plan = Plan(
-        recipe=request.recipe.model_dump(mode="json"),
+        recipe=request.recipe,
         **run.sources(hashed=False),
         weights=decision.weights,
         combine=decision.combine,
         dtype=request.dtype,
         missing=request.recipe.missing,
         head=run.head,
+        seed=request.seed,
         layers=layers,
         stragglers=decision.stragglers,
+    )
+    plan.check(task.layers)
+    run.plan = plan.with_tensors(named_tensors(decision.scores, used))
+    run.measured = Measured(
+        decision=decision.found,
+        reasons=reasons,
         straggler_statistic=decision.straggler_statistic,
         straggler_scores=decision.straggler_scores,
-        decision=Finding.note(finding) if isinstance(finding, str) else finding,
-        layer_digests={name: digest_of_layer(entry) for name, entry in layers.items()},
-        measurements=measurements,
-        calibration=calibration,
-        seed=request.seed,
-        warnings=(*run.inputs.notes, *run.findings, *notes),
     )
-    run.plan = plan.checked(task.layers).with_tensors(named_tensors(decision.scores, used))
-    say_all(run.progress, texts_of(notes))
-
-
-def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, LayerPlan]:
-    """Apply a recipe's overrides; later ones take precedence."""
-    changed = dict(layers)
-    for override in recipe.overrides:
-        for name in match_layers(override.layers, layers):
-            update: Json = {"reason": Finding.of("override", layers=override.layers)}
-            if override.alpha is not None:
-                update |= {"alpha": override.alpha, "alpha_range": None}
-            if override.density is not None:
-                mask = changed[name].mask or "magnitude"
-                update |= {
-                    "density": override.density,
-                    "mask": mask if override.density < 1 else None,
-                }
-            changed[name] = changed[name].replace(**update)
-    return changed
+    run.calibration = calibration
+    notes = texts_of(measurements.notes) if measurements else []
+    notes += filter(None, [extrapolation_note(plan)])
+    if measurements:
+        run.measurements = measurements
+        run.measured = run.measured.replace(
+            statistics={value.name: value.reading for value in measurements.statistics},
+            **{name: getattr(measurements, name) for name in ("path", "trace", "choice", "checks")},
+        )
+    run.warnings = [*texts_of((*run.inputs.notes, *run.findings)), *notes]
+    say_all(run.progress, notes)
 
 
 def write_plan(run: Run, path: Path | None) -> None:

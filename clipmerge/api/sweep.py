@@ -194,13 +194,13 @@ def run_sweep(
 
     recipes = [
         describe_point(
-            plan.recipe["name"],
+            plan.recipe.name,
             number,
-            decision=(plan.decision or Finding.of("settings")).model_dump(mode="json"),
-            calibration=plan.calibration and plan.calibration.model_dump(mode="json"),
-            recipe=plan.recipe,
+            decision=headline(plan, run.measured),
+            calibration=run.calibration and run.calibration.model_dump(mode="json"),
+            recipe=plan.recipe.model_dump(mode="json"),
         )
-        for plan, number in planned
+        for (plan, number), run in zip(planned, runs, strict=True)
     ]
     checkpoints = [
         describe_point(name, number, checkpoint=pair.finetuned[0].provenance(hashed=request.hashed))
@@ -245,9 +245,6 @@ def run_sweep(
     for run in runs:  # what was learned is saved until nothing more can fail
         run.finish()
     record = with_texts(record) | {"headline": sweep_headline(record)}
-    for row, (plan, _), run in zip(record["recipes"], planned, runs, strict=True):
-        # the plan that was shared among processes has no losses and no choice
-        row["decision"]["text"] = headline(run.plan or plan)
     return record, correct
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as RichProgress
 
-    from clipmerge.output.record import MergeRecord
+    from clipmerge.output.record import Record
 
 #: Seconds between two lines of progress if no bar is shown.
 LINE_SECONDS = 10.0
@@ -216,7 +216,7 @@ class Terminal(Progress):
 
 def show_merge(
     terminal: Terminal,
-    record: MergeRecord | None,
+    record: Record | None,
     last_line: str,
     *,
     published: Json | None = None,

@@ -34,6 +34,6 @@ def plan_command(
         return
     from clipmerge.output.record import merge_record
 
-    record = merge_record(run, run.light_plan, output=output)
+    record = merge_record(run, run.decided_plan, output=output)
     apply = shlex.join(["clipmerge", "apply", str(output), "--output", "DIR"])
     show_merge(terminal, record, f"Wrote {output}; apply it with: {apply}")

@@ -10,11 +10,11 @@ from __future__ import annotations
 import io
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterable
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 
@@ -36,7 +36,7 @@ from clipmerge.planning.merge_effect import (
     ModelAccuracy,
     finetuned_names,
 )
-from clipmerge.planning.plan import Plan, means_unchanged
+from clipmerge.planning.plan import Plan
 from clipmerge.progress import Pace, Progress
 from clipmerge.request import Calibration
 from clipmerge.stats import (
@@ -143,8 +143,8 @@ def measure_effect(
         max_loss=max_loss,
         learned=learned,
         labelled=labelled,
-        is_finetuned=_takes_all_of(plan, reference, inputs.layers),
-        is_zeroshot=_takes_nothing(plan),
+        is_finetuned=_takes_all_of(plan, reference, inputs),
+        is_zeroshot=_takes_nothing(plan, inputs),
         class_means=_class_means(images, clean[[1 + reference, -1]]) if labelled else None,
         voted=None if labelled or choice is None else _voted(choice),
     )
@@ -203,26 +203,36 @@ def _thumbnail(image: Image) -> str:
     return b64encode(file.getvalue()).decode()
 
 
-def _takes_all_of(plan: Plan, which: int, layers: Iterable[str]) -> bool:
+def _takes_all_of(plan: Plan, which: int, inputs: Inputs) -> bool:
     """Whether the merged weights are those of one fine-tuned model."""
     return (
         plan.combine is None
         and all(weight == (at == which) for at, weight in enumerate(plan.weights))
-        and all(layer in plan.layers for layer in layers)
-        and all(
-            entry.mask is None and {entry.alpha, *(entry.alpha_range or ())} == {1}
-            for entry in plan.layers.values()
-            if not means_unchanged(entry.reason)
-        )
+        and all(layer in plan.layers for layer in inputs.layers)
+        and all(entry.mask is None for entry in plan.layers.values())
+        and all(_is_unchanged(inputs, layer, which) for layer in _layers_without(plan, 1))
     )
 
 
-def _takes_nothing(plan: Plan) -> bool:
+def _takes_nothing(plan: Plan, inputs: Inputs) -> bool:
     """Whether the merged weights are those of the zero-shot model."""
     return all(
-        {entry.alpha, *(entry.alpha_range or ())} == {0}
-        for entry in plan.layers.values()
-        if not means_unchanged(entry.reason)
+        _is_unchanged(inputs, layer, which)
+        for layer in _layers_without(plan, 0)
+        for which in range(len(inputs.finetuned))
+    )
+
+
+def _layers_without(plan: Plan, alpha: float) -> list[str]:
+    """The layers that have a coefficient other than this one."""
+    layers = plan.layers.items()
+    return [name for name, entry in layers if {entry.alpha, *(entry.alpha_range or ())} != {alpha}]
+
+
+def _is_unchanged(inputs: Inputs, layer: str, which: int) -> bool:
+    return all(
+        torch.equal(inputs.theta_0(name), inputs.theta_1(name, which=which))
+        for name in inputs.merged_layers[layer]
     )
 
 

@@ -48,4 +48,7 @@ def weights_key(plan: Plan, inputs: Inputs) -> Any:
         and plan.missing != "keep-finetuned"
         and plan.weights == average
     )
-    return float(alphas.pop()) if is_on_curve else plan.digest
+    if is_on_curve:
+        return float(alphas.pop())
+    settings = plan.model_dump_json(exclude={"recipe", "stragglers"})
+    return (settings, *map(id, plan.loaded_tensors.values()))

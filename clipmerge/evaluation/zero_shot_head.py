@@ -13,7 +13,7 @@ from clipmerge.checkpoint.converted import with_head
 from clipmerge.checkpoint.inputs import HEAD_BIAS, HEAD_WEIGHT
 from clipmerge.errors import CheckpointError
 from clipmerge.parallel import one_thread
-from clipmerge.planning.provenance import HeadRecord
+from clipmerge.planning.plan import HeadRecord
 
 
 def lacks_zeroshot_head(inputs: Inputs) -> bool:

@@ -30,7 +30,6 @@ from clipmerge.files.paths import user_cache
 from clipmerge.files.safetensors import DTYPES, header_bytes
 from clipmerge.images.fingerprints import content_digest
 from clipmerge.images.image_set import LabelledImages
-from clipmerge.planning.provenance import model_identity
 from clipmerge.types import Tensors
 
 #: Minimum time between two saves: in seconds, and as a multiple of the duration of the last one.
@@ -233,8 +232,7 @@ def state_file(
         "versions": [__version__, torch.__version__],
         "code": [_digest(file.read_bytes()) for file in code_files()],
         "checkpoints": [
-            model_identity(checkpoint.provenance(), checkpoint.config)
-            for checkpoint in inputs.checkpoints
+            [checkpoint.provenance(), checkpoint.config] for checkpoint in inputs.checkpoints
         ],
         "images": content_digest(images),
         "labels": images.labels,

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import RecipeError
 from clipmerge.files.finite import require_finite
-from clipmerge.finding import Finding
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Combination, LayerPlan
 from clipmerge.plugins import load_plugin
@@ -67,14 +66,14 @@ class Task:
             for name in names
         }
 
-    def everywhere(self, alpha: float, reason: Finding) -> dict[str, LayerPlan]:
+    def everywhere(self, alpha: float) -> dict[str, LayerPlan]:
         """The same coefficient for every layer."""
-        return {layer: LayerPlan(alpha=alpha, reason=reason) for layer in self.layers}
+        return dict.fromkeys(self.layers, LayerPlan(alpha=alpha))
 
     def combined(self, alpha: float, rule: str, options: Json) -> Decision:
         """One coefficient for every layer, and a rule that combines the task vectors."""
         return Decision(
-            self.everywhere(alpha, Finding.of("one-alpha")),
+            self.everywhere(alpha),
             weights=(1.0,) * len(self.inputs.finetuned),
             combine=Combination(rule=rule, options=options),
         )
@@ -153,8 +152,9 @@ class Decision:
 
     Attributes:
         layers: The settings of each layer.
-        finding: What was found before deciding, without the settings, which may be edited later;
-            a plugin may give a sentence. ``None`` if the method decides without looking.
+        found: What was found before deciding, as a sentence without its full stop; empty if the
+            method decides without looking.
+        reasons: Why a layer has its settings, by layer, where there is something to say.
         weights: One factor per fine-tuned checkpoint.
         combine: The rule that replaces the weighted sum of task vectors, if any.
         stragglers: Layers found to be stragglers.
@@ -167,7 +167,8 @@ class Decision:
     """
 
     layers: dict[str, LayerPlan]
-    finding: Finding | str | None = None
+    found: str = ""
+    reasons: dict[str, str] = field(default_factory=dict)
     weights: tuple[float, ...] = (1.0,)
     combine: Combination | None = None
     stragglers: Names = ()

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from clipmerge.finding import Finding
+from clipmerge.errors import counted
 from clipmerge.merging.spectral import singular_values
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import run_in_threads
@@ -38,24 +38,27 @@ def split_matrices(
     jobs = [(4 * task.inputs.entries(name)[0].size, partial(of, name)) for name in matrices]
     split_by_name = dict(zip(matrices, run_in_threads(jobs), strict=True))
     layers = {}
+    reasons = {}
     for layer, names in task.layers.items():
         splits = {name: split_by_name[name] for name in names if name in split_by_name}
         layers[layer] = LayerPlan(
             alpha=alpha,
             mask="spectral" if splits else None,
             parameters=splits,
-            reason=_splits_finding(list(splits.values())),
         )
-    return Decision(layers)
+        reasons[layer] = _reason(list(splits.values()))
+    return Decision(layers, reasons=reasons)
 
 
-def _splits_finding(splits: list[Split]) -> Finding:
+def _reason(splits: list[Split]) -> str:
     if not splits:
-        return Finding.of("vectors")
+        return "vectors only: taken whole"
     ranks = [int(split["rank"]) if split["high"] else 0 for split in splits]
-    return Finding.of(
-        "spectral",
-        matrices=len(splits),
-        ranks=[min(ranks), max(ranks)],
-        weak=sum(split["low"] for split in splits) / len(splits),
+    spread = " to ".join(str(rank) for rank in dict.fromkeys((min(ranks), max(ranks))))
+    weak = sum(split["low"] for split in splits) / len(splits)
+    parts = (
+        f"{1 - weak:.2f} of the principal part and {weak:.2f} of the rest"
+        if weak
+        else "the rest is dropped"
     )
+    return f"{counted(len(splits), 'matrix', 'matrices')}: rank {spread}, {parts}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
 from clipmerge.plugins import NonNegative, Share
 from clipmerge.types import Tensors
@@ -47,10 +46,7 @@ def fisher(
         name: _coefficient(first[name].double(), second[name].double() * scale, alpha, floor)
         for name in first
     }
-    return Decision(
-        task.everywhere(alpha, Finding.of("fisher")),
-        coefficients=coefficients,
-    )
+    return Decision(task.everywhere(alpha), coefficients=coefficients)
 
 
 def _total(fisher: Tensors) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from clipmerge.errors import RecipeError
-from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
 from clipmerge.plugins import Alpha
 
@@ -43,9 +42,10 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
         if weight > 0
     ]
     return Decision(
-        task.everywhere(alpha, Finding.of("one-alpha")),
-        finding=Finding.of(
-            "greedy-soup", sources=chosen, count=len(soup.weights), accuracy=soup.accuracy
+        task.everywhere(alpha),
+        found=(
+            f"{len(chosen)} of {len(soup.weights)} fine-tuned checkpoints are in the greedy soup"
+            f" ({', '.join(chosen)}), with accuracy {soup.accuracy:.1%} on the calibration images"
         ),
         weights=soup.weights,
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from clipmerge.errors import RecipeError
-from clipmerge.finding import Finding
 from clipmerge.layers import HEAD
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.measurements import takes_learned
 from clipmerge.planning.plan import LayerPlan
 from clipmerge.plugins import Share
+
+#: The reason of a layer that is the same in both models.
+UNCHANGED = "fine-tuning did not change it"
 
 
 def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
@@ -32,18 +33,19 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
             f"{measurements.measure} learns no coefficients; measure with learned-coefficients"
         )
     coefficients = {name: alpha * value for name, value in measurements.coefficients.items()}
-    layers = task.everywhere(0.0, Finding.of("unchanged"))
+    layers = task.everywhere(0.0)
+    reasons = {}
     if HEAD in layers:  # measures classify by prompts
-        layers[HEAD] = LayerPlan(alpha=alpha, reason=Finding.of("unmeasured-head"))
-    choice = measurements.choice
-    kind = "learned-layer"
-    if not takes_learned(measurements.trace, choice):
-        kind = "finetuned-layer" if choice is None or choice.alpha in (None, 1) else "one-alpha"
-    for layer in measurements["at_zero"].values:
-        layers[layer] = LayerPlan(alpha=0.0, reason=Finding.of(kind))
+        layers[HEAD] = LayerPlan(alpha=alpha)
+        reasons[HEAD] = "a classifier's head takes no part in measuring"
+    changed = measurements["at_zero"].values
+    for layer in layers.keys() - changed.keys() - {HEAD}:
+        reasons[layer] = UNCHANGED
     count = sum(value.numel() for value in coefficients.values())
+    factor = "" if alpha == 1 else f", multiplied by {alpha:g}"
     return Decision(
         layers,
-        finding=Finding.of("learned", coefficients=count, factor=alpha),
+        found=f"{count:,} coefficients{factor}",
+        reasons=reasons,
         coefficients=coefficients,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from clipmerge.finding import Finding
 from clipmerge.layers import block_of
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.plan import LayerPlan
@@ -33,11 +32,9 @@ def lines(task: Task, *, alpha: Alpha = 0.5, slope: Alpha | None = None) -> Deci
         tower: max(depth for t, depth, _ in blocks.values() if t == tower)
         for tower, _, _ in blocks.values()
     }
-    layers = task.everywhere(alpha, Finding.of("outside-blocks"))
+    layers = task.everywhere(alpha)
+    reasons = dict.fromkeys(layers, "outside the blocks")
     for layer, (tower, depth, _) in blocks.items():
-        coefficient = alpha + rise * depth / max(last[tower], 1)
-        layers[layer] = LayerPlan(
-            alpha=coefficient,
-            reason=Finding.of("depth", block=depth + 1, blocks=last[tower] + 1, tower=tower),
-        )
-    return Decision(layers, weights=task.uniform_weights)
+        layers[layer] = LayerPlan(alpha=alpha + rise * depth / max(last[tower], 1))
+        reasons[layer] = f"block {depth + 1} of {last[tower] + 1}, {tower} tower"
+    return Decision(layers, reasons=reasons, weights=task.uniform_weights)

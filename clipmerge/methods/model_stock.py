@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import one_thread
 from clipmerge.planning.plan import LayerPlan
@@ -31,14 +30,16 @@ def model_stock(task: Task) -> Decision:
     """
     task.need_several_finetuned("there is no angle: use 'wise-ft' or 'monosoup'")
     count = len(task.inputs.finetuned)
-    layers = task.everywhere(0.0, Finding.of("not-moved"))
+    layers = task.everywhere(0.0)
+    reasons = dict.fromkeys(layers, "no two checkpoints moved it")
     for layer, names in task.layers.items():
         cosine = _mean_cosine(task, names)
         if cosine is not None:
             agreed = max(cosine, 0.0)
             alpha = min(count * agreed / ((count - 1) * agreed + 1), 1.0)
-            layers[layer] = LayerPlan(alpha=alpha, reason=Finding.of("cosine", cosine=cosine))
-    return Decision(layers, weights=task.uniform_weights)
+            layers[layer] = LayerPlan(alpha=alpha)
+            reasons[layer] = f"mean cosine {cosine:.3f} between the task vectors"
+    return Decision(layers, reasons=reasons, weights=task.uniform_weights)
 
 
 def _mean_cosine(task: Task, names: Names) -> float | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import one_thread
 from clipmerge.planning.plan import LayerPlan
@@ -48,17 +47,12 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
         for name in first
     }
     layers = {}
+    reasons = {}
     for layer, names in task.layers.items():
-        regressed = [name for name in names if name in scores]
-        reason = (
-            Finding.of("regression", regressed=len(regressed), parameters=len(names))
-            if regressed
-            else Finding.of("no-linear-map")
-        )
-        layers[layer] = LayerPlan(
-            alpha=alpha, mask="right-multiply" if regressed else None, reason=reason
-        )
-    return Decision(layers, scores=scores)
+        regressed = sum(name in scores for name in names)
+        layers[layer] = LayerPlan(alpha=alpha, mask="right-multiply" if regressed else None)
+        reasons[layer] = f"{regressed} of {len(names)} parameters by regression"
+    return Decision(layers, reasons=reasons, scores=scores)
 
 
 def _regression_matrix(g_0: Tensor, g_1: Tensor, alpha: float, off_diagonal: float) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from clipmerge.errors import RecipeError
-from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.plan import LayerPlan
 from clipmerge.planning.stragglers import find_stragglers
@@ -84,14 +83,18 @@ def straggler_outlier(
         mask=mask,
         mask_options=mask_options or {},
     )
-    layers = task.everywhere(alpha, Finding.of("base-alpha"))
-    for layer in stragglers.names:
-        score = stragglers.scores[layer]
-        reason = Finding.of("outlier", statistic=statistic, z=score["z"], share=score["stability"])
-        layers[layer] = straggler.replace(reason=reason)
+    layers = task.everywhere(alpha) | dict.fromkeys(stragglers.names, straggler)
+    reasons = {
+        layer: (
+            f"straggler: {statistic} z {stragglers.scores[layer]['z']:.1f}, in"
+            f" {stragglers.scores[layer]['stability']:.0%} of the resamples"
+        )
+        for layer in stragglers.names
+    }
     return Decision(
         layers,
-        finding=stragglers.finding,
+        found=stragglers.found,
+        reasons=reasons,
         stragglers=stragglers.names,
         straggler_statistic=statistic,
         straggler_scores=stragglers.scores,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clipmerge.errors import RecipeError
-from clipmerge.finding import Finding
+from clipmerge.errors import RecipeError, counted
 from clipmerge.methods import Decision, Task
 from clipmerge.methods.learned import learned
 from clipmerge.planning.measurements import takes_learned
@@ -39,25 +38,22 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
     if not takes_learned(measurements.trace, measurements.choice):
         return decision  # no entry was dropped
     stragglers = tuple(layer for layer in task.layers if known["straggler"].get(layer))
-    layers = dict(decision.layers)
     shares = known["sharpness_share"]
-    for layer in stragglers:
-        reason = Finding.of("sharp-straggler", share=shares[layer])
-        layers[layer] = layers[layer].replace(reason=reason)
+    reasons = {
+        layer: f"straggler with {shares[layer]:.0%} of the sharpness" for layer in stragglers
+    }
     entries = sum(task.sizes[layer] for layer in stragglers)
     dropped = sum(task.sizes[layer] * known["at_zero"][layer] for layer in stragglers)
-    assert isinstance(decision.finding, Finding)
-    finding = Finding.of(
-        "learned-sparse",
-        stragglers=len(stragglers),
-        layers=len(shares),
-        dropped=dropped / max(1, entries),
-        **decision.finding.values,
-    )
+    found = "no straggler layers found"
+    if stragglers:
+        found = (
+            f"{counted(len(stragglers), 'straggler', 'stragglers')} of {len(shares)} layers;"
+            f" learning put {dropped / max(1, entries):.0%} of their weights back to zero-shot"
+        )
     return replace(
         decision,
-        layers=layers,
-        finding=finding,
+        found=f"{found}; {decision.found}",
+        reasons=decision.reasons | reasons,
         stragglers=stragglers,
         straggler_statistic="sharpness",
         straggler_scores={layer: {"share": share} for layer, share in shares.items()},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
 from clipmerge.plugins import Alpha
 
@@ -24,6 +23,6 @@ def task_arithmetic(task: Task, *, alpha: Alpha = 0.3) -> Decision:
     task.need_several_finetuned("it is 'wise-ft'")
     count = len(task.inputs.finetuned)
     return Decision(
-        task.everywhere(alpha, Finding.of("one-alpha")),
+        task.everywhere(alpha),
         weights=(1.0,) * count,
     )

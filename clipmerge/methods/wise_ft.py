@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
 from clipmerge.plugins import Alpha
 
@@ -22,6 +21,6 @@ def wise_ft(task: Task, *, alpha: Alpha = 0.5) -> Decision:
         WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903.
     """
     return Decision(
-        task.everywhere(alpha, Finding.of("one-alpha")),
+        task.everywhere(alpha),
         weights=task.uniform_weights,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 from clipmerge.errors import RecipeError
-from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
 from clipmerge.plugins import Alpha
 
@@ -52,10 +51,12 @@ def wise_ft_id(
     else:
         alpha = min(considered, key=lambda alpha: (considered[alpha].loss, alpha))
         value = considered[alpha].loss
+    score = f"{value:.1%}" if criterion == "accuracy" else f"{value:.3f}"
     return Decision(
-        task.everywhere(alpha, Finding.of("best-alpha", criterion=criterion)),
-        finding=Finding.of(
-            "best-of-path", alpha=alpha, points=len(considered), criterion=criterion, value=value
+        task.everywhere(alpha),
+        found=(
+            f"alpha {alpha:g} was the best of {len(considered)} points on the calibration images"
+            f" ({criterion} {score})"
         ),
         weights=task.uniform_weights,
     )

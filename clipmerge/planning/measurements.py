@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from clipmerge.errors import counted
 from clipmerge.finding import Finding
 from clipmerge.frozen import Frozen
-from clipmerge.types import Json, Shape
+from clipmerge.types import Json, Names, Shape
 
 
 class LossPath(Frozen):
@@ -96,14 +96,6 @@ class StatisticAbout(Frozen):
     unit: str = ""
     title: str = ""
     about: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_former_fields(cls, data: Any) -> Any:
-        """Records until November 2026 have two fields more, which nothing reads."""
-        former = {"additive", "symbol"}
-        is_record = isinstance(data, dict)
-        return {k: v for k, v in data.items() if k not in former} if is_record else data
 
 
 class Statistic(StatisticAbout):
@@ -211,3 +203,59 @@ class Measurements(Frozen):
     def __getitem__(self, name: str) -> Statistic:
         """Return the statistic of this name."""
         return {statistic.name: statistic for statistic in self.statistics}[name]
+
+
+class UnlabelledRecord(Frozen):
+    """The unlabelled images that a measure learned from as well.
+
+    Attributes:
+        source: The source as the user wrote it.
+        revision: The commit that a data set of the Hub resolved to.
+        images: Number of images drawn.
+        sha256: Hash over the hashes of the images, in the order drawn.
+    """
+
+    source: str
+    revision: str | None = None
+    images: int
+    sha256: str
+
+    @property
+    def sentence(self) -> str:
+        """The fact in one sentence."""
+        images = counted(self.images, "unlabelled image", "unlabelled images")
+        return f"It also learned from {images} of {self.source}."
+
+
+class CalibrationRecord(Frozen):
+    """The images used for measuring.
+
+    Attributes:
+        source: The source as the user wrote it.
+        revision: The commit that a data set of the Hub resolved to.
+        images: Number of images drawn.
+        requested: Number of images asked for, if others were held back; ``None`` if none were.
+        duplicates: Number of drawn images that were left out because they are copies of others.
+        classes: Number of classes.
+        classes_with_images: Number of classes that have an image among those used.
+        batch_size: Images per batch.
+        templates: Prompt templates.
+        seed: Seed of the draw.
+        labelled: Whether the images had labels; if not, the fine-tuned model gave them.
+        unlabelled: Images without labels that were used as well, if any were.
+        noise: Kind of device that drew the noise of changed copies; ``None`` if the CPU did.
+    """
+
+    source: str
+    revision: str | None = None
+    images: int
+    requested: int | None = None
+    duplicates: int = 0
+    classes: int
+    classes_with_images: int = 0
+    batch_size: int
+    templates: Names
+    seed: int
+    labelled: bool = True
+    unlabelled: UnlabelledRecord | None = None
+    noise: str | None = None

@@ -1,4 +1,4 @@
-"""The plan of a merge: a frozen model, JSON both ways.
+"""The plan of a merge: its settings, as a frozen model and JSON.
 
 A plan holds numbers and rules, no binary data: it can be read, diffed, edited by hand and applied
 again. Its tensors (saliency scores, learned coefficients) are in a safetensors file beside it,
@@ -7,7 +7,6 @@ which the plan names by hash.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -16,23 +15,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from clipmerge.config import Missing, OutputDtype
 from clipmerge.errors import OutputError, PlanError, RecipeError, did_you_mean
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.limits import MAX_JSON_BYTES, MAX_RECORD_VALUES
-from clipmerge.files.reading import Unreadable, parse_json, read_text
+from clipmerge.files.paths import is_plain_name, split_part
 from clipmerge.files.staging import staged_files
-from clipmerge.finding import NOTE, Finding
-from clipmerge.frozen import FewLayers, Frozen
-from clipmerge.planning.earlier import upgrade_format
-from clipmerge.planning.measurements import Measurements
-from clipmerge.planning.merge_effect import MergeEffect
-from clipmerge.planning.other_tasks import OtherTaskScores
-from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord, TensorsRecord
+from clipmerge.frozen import Frozen
 from clipmerge.planning.recipe import Recipe
-from clipmerge.planning.table import Rows, Tabular, layer_rows
+from clipmerge.planning.table import Rows, Tabular
 from clipmerge.plugins import (
     Alpha,
     Density,
@@ -50,10 +42,65 @@ if TYPE_CHECKING:
 #: learned coefficients, float32 of shape (), (rows, 1, ...) or the parameter's.
 SCORES, COEFFICIENTS = "scores:", "coefficients:"
 
-_FORMAT, _EARLIER_FORMAT = "clipmerge-plan/2", "clipmerge-plan/1"
+_FORMAT = "clipmerge-plan/3"
 # Tolerance for a plan's mean and range, computed in float64 from float32 numbers: only the order of
 # a sum may differ.
 _SAME = 1e-6
+
+
+class SourceRecord(Frozen):
+    """One checkpoint of a merge.
+
+    Attributes:
+        source: A path or ``org/name``, as the user wrote it.
+        revision: The commit on the Hub.
+        model: The architecture that `model` named.
+        files: sha256 by name of its weight files; ``None`` until they are hashed.
+    """
+
+    source: str
+    revision: str | None = None
+    model: str | None = None
+    files: dict[str, str | None]
+
+    @property
+    def pinned(self) -> str:
+        """The source at its commit, whatever revision the user named."""
+        if self.revision is None:
+            return self.source
+        address, part = split_part(self.source)
+        return f"{address.partition('@')[0]}@{self.revision}" + (f"#{part}" if part else "")
+
+    @property
+    def public(self) -> SourceRecord:
+        """The same without the folders above a local source, which are nobody else's concern."""
+        return self if self.revision else self.replace(source=last_part(self.source))
+
+
+class HeadRecord(Frozen):
+    """The classes of a classification head whose zero-shot counterpart is built from class prompts.
+
+    Attributes:
+        classes: Class names, in the order of the rows.
+        templates: Prompt templates.
+    """
+
+    classes: Names
+    templates: Names
+
+
+class TensorsRecord(Frozen):
+    """The safetensors file beside a plan: its name and sha256."""
+
+    file: str
+    sha256: str
+
+    @field_validator("file")
+    @classmethod
+    def _is_beside_the_plan(cls, name: str) -> str:
+        if not is_plain_name(name):
+            raise ValueError("not the name of a file beside the plan")
+        return name
 
 
 class LayerPlan(Frozen):
@@ -69,7 +116,6 @@ class LayerPlan(Frozen):
         mask_options: The mask's own options.
         parameters: Options of the mask for single parameters, by name; they override
             ``mask_options``.
-        reason: Reason for the settings; ``None`` if the method gives none.
     """
 
     alpha: Alpha
@@ -78,7 +124,6 @@ class LayerPlan(Frozen):
     mask: str | None = None
     mask_options: Json = Field(default_factory=dict)
     parameters: dict[str, Json] = Field(default_factory=dict)
-    reason: Finding | None = None
 
     @property
     def is_learned(self) -> bool:
@@ -112,28 +157,14 @@ class Plan(Tabular, Frozen):
         dtype: Output dtype, or ``keep``.
         missing: Treatment of keys that only one checkpoint has.
         head: The head whose zero-shot counterpart is built, if any.
+        seed: Seed of the sample, the bootstrap and the random masks.
         layers: Settings by layer; layers that are not listed stay zero-shot.
         tensors: File with the scores that masks need and with learned coefficients.
         stragglers: Layers found to be stragglers.
-        straggler_statistic: Statistic used to look for stragglers; ``None`` if the method does not.
-        straggler_scores: ``{"z": ..., "stability": ...}`` by layer.
-        decision: What was found before deciding, which does not depend on the settings; ``None`` if
-            the method decides without looking.
-        recipe_digest: Hash of the recipe, which says how the plan was made, so that an edit of it
-            would do nothing.
-        inputs_digest: `digest_of_inputs` of the checkpoints that the plan was decided for.
-        layer_digests: `digest_of_layer` of the settings that each layer's reason is about, by
-            layer.
-        effect: The effect of the merge, measured on held-out images.
-        other_tasks: Scores on tasks that the models were not fine-tuned for.
-        measurements: The measurements behind the decision.
-        calibration: The images used for measuring.
-        seed: Seed of the sample, the bootstrap and the random masks.
-        warnings: Warnings.
     """
 
-    format: Literal["clipmerge-plan/2"] = "clipmerge-plan/2"
-    recipe: Json
+    format: Literal["clipmerge-plan/3"] = "clipmerge-plan/3"
+    recipe: Recipe
     zeroshot: SourceRecord
     finetuned: tuple[SourceRecord, ...] = Field(min_length=1)
     weights: tuple[Alpha, ...]
@@ -141,21 +172,10 @@ class Plan(Tabular, Frozen):
     dtype: OutputDtype = "keep"
     missing: Missing = "error"
     head: HeadRecord | None = None
-    layers: Annotated[dict[str, LayerPlan], FewLayers]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    layers: dict[str, LayerPlan]
     tensors: TensorsRecord | None = None
     stragglers: Names = ()
-    straggler_statistic: str | None = None
-    straggler_scores: dict[str, dict[str, float]] = Field(default_factory=dict)
-    decision: Finding | None = None
-    recipe_digest: str = ""
-    inputs_digest: str = ""
-    layer_digests: dict[str, str] = Field(default_factory=dict)
-    effect: MergeEffect | None = None
-    other_tasks: tuple[OtherTaskScores, ...] = ()
-    measurements: Measurements | None = None
-    calibration: CalibrationRecord | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    warnings: tuple[Finding, ...] = ()
 
     # set by `Plan.load` and the API; neither part of the JSON nor of the comparison of plans
     _tensors: Mapping[str, Any] = PrivateAttr(default_factory=dict)
@@ -171,13 +191,26 @@ class Plan(Tabular, Frozen):
         alphas = [layer.alpha for layer in self.layers.values()]
         spread = f", alpha {min(alphas):.3g} to {max(alphas):.3g}" if alphas else ""
         stragglers = f", {len(self.stragglers)} stragglers" if self.stragglers else ""
-        return (
-            f"recipe {self.recipe.get('name', 'none')!r}, {len(self.layers)}"
-            f" layers{spread}{stragglers}"
-        )
+        return f"recipe {self.recipe.name!r}, {len(self.layers)} layers{spread}{stragglers}"
 
     def _rows(self) -> Rows:
-        return layer_rows(self.layers, self.measurements.layers if self.measurements else {})
+        return [
+            {"layer": name, "alpha": layer.alpha, "density": layer.density, "mask": layer.mask}
+            for name, layer in self.layers.items()
+        ]
+
+    @property
+    def checkpoints(self) -> tuple[SourceRecord, ...]:
+        """All inputs, theta_0 first."""
+        return (self.zeroshot, *self.finetuned)
+
+    @property
+    def public(self) -> Plan:
+        """The same plan without the folders of its local sources, as records have it."""
+        return self.replace(
+            zeroshot=self.zeroshot.public,
+            finetuned=tuple(source.public for source in self.finetuned),
+        )
 
     @property
     def folder(self) -> Path | None:
@@ -254,101 +287,10 @@ class Plan(Tabular, Frozen):
         """Write the plan as indented JSON, always with the same order of keys."""
         return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
 
-    @property
-    def digest(self) -> str:
-        """Hash of everything that determines the merged weights: settings, inputs, scores and
-        learned coefficients.
+    def check(self, layers: Layers) -> None:
+        """Refuse a plan that does not fit the existing layers, or names a mask or an option that
+        does not exist.
         """
-        tensors = []
-        for name, tensor in sorted(self._tensors.items()):
-            import torch  # only where there are tensors
-
-            content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            tensors.append(
-                [name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(content).hexdigest()]
-            )
-        return digest_of([self.settings_digest, self.digest_of_inputs, tensors])
-
-    @property
-    def settings_digest(self) -> str:
-        """Hash of everything that determines the merged weights, given the inputs and tensors."""
-        what = self.model_dump(
-            mode="json", include={"weights", "combine", "dtype", "missing", "head", "seed"}
-        )
-        layers = {
-            name: layer.model_dump(mode="json", exclude={"reason"})
-            for name, layer in self.layers.items()
-        }
-        return digest_of([what, layers])
-
-    @property
-    def digest_of_inputs(self) -> str:
-        """Hash of the checkpoints: of their files' hashes, or of their sources where the files are
-        not hashed.
-        """
-        return digest_of([source.identity for source in (self.zeroshot, *self.finetuned)])
-
-    def signed(self) -> Plan:
-        """Return the plan with the digests of what it was decided and measured for; called before
-        it is written.
-        """
-        digest = self.digest
-        return self.replace(
-            recipe_digest=digest_of(self.recipe),
-            inputs_digest=self.digest_of_inputs,
-            effect=self.effect and self.effect.replace(plan=digest),
-            other_tasks=tuple(task.replace(plan=digest) for task in self.other_tasks),
-        )
-
-    def without_stale(self) -> Plan:
-        """Drop what was measured or found for other checkpoints or settings, if the plan was edited
-        since.
-        """
-        if self.inputs_digest and self.inputs_digest != self.digest_of_inputs:
-            reason = Finding.of("decided-for-others")
-            return self.replace(
-                layers={name: layer.replace(reason=reason) for name, layer in self.layers.items()},
-                measurements=None,
-                calibration=None,
-                effect=None,
-                other_tasks=(),
-                decision=None,
-                layer_digests={},
-                warnings=(Finding.of("other-checkpoints"),),
-                stragglers=(),
-                straggler_statistic=None,
-                straggler_scores={},
-            )
-        plan = self
-        if self.decision and self.decision.kind.startswith("learned") and self._edited_layers():
-            plan = plan.replace(decision=None)  # what the held-out images chose is not taken
-        measured = [effect for effect in (self.effect, *self.other_tasks) if effect is not None]
-        if not measured or {effect.plan for effect in measured} == {self.digest}:
-            return plan
-        stale = self.effect.warnings if self.effect else ()
-        warnings = (
-            *(warning for warning in self.warnings if warning not in stale),
-            Finding.of("stale-effect"),
-        )
-        return plan.replace(effect=None, other_tasks=(), warnings=warnings)
-
-    def _edited_layers(self) -> Names:
-        """The layers whose settings are not those that their reasons are about."""
-        return tuple(
-            name
-            for name, entry in self.layers.items()
-            if self.layer_digests.get(name) not in (None, digest_of_layer(entry))
-        )
-
-    def checked(self, layers: Layers) -> Plan:
-        """Check the plan against the existing layers, and its mask rules against the available
-        masks.
-        """
-        if self.recipe_digest and self.recipe_digest != digest_of(self.recipe):
-            raise PlanError(
-                "the plan's 'recipe' was edited, but only says how it was made; edit 'layers', or"
-                " plan again with `set`"
-            )
         if len(self.weights) != len(self.finetuned):
             raise PlanError(
                 f"the plan has {len(self.weights)} weights for {len(self.finetuned)} fine-tuned"
@@ -372,15 +314,16 @@ class Plan(Tabular, Frozen):
                 raise PlanError(
                     f"layer '{name}' has {what} and no mask; name one, such as 'magnitude'"
                 )
-        edited = self._edited_layers()
-        decided = {
-            name: entry
-            if name not in edited
-            or (entry.reason and entry.reason.kind == NOTE)  # written with the edit
-            else entry.replace(reason=Finding.of("edited"))
-            for name, entry in self.layers.items()
-        }
-        return self.replace(layers=decided)
+
+
+def last_part(path: str) -> str:
+    r"""Return the last component of a path of any operating system.
+
+    Example:
+        >>> last_part("/home/me & you/clip/"), last_part(r"C:\models\clip"), last_part("clip")
+        ('clip', 'clip', 'clip')
+    """
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
 
 
 def _check_mask(name: str, layer: LayerPlan, mask: str, parameters: Names) -> None:
@@ -409,30 +352,18 @@ def _check_mask(name: str, layer: LayerPlan, mask: str, parameters: Names) -> No
             raise PlanError(f"layer '{name}': {error}") from None
 
 
-def extrapolation_notes(layers: Mapping[str, LayerPlan], finetuned: int) -> list[Finding]:
-    """A note of the alpha that is farthest beyond the two models; none if several fine-tuned models
-    are merged.
+def extrapolation_note(plan: Plan) -> str | None:
+    """A warning of the alpha that is farthest beyond the two models; none if several fine-tuned
+    models are merged.
     """
-    alphas = [entry.alpha for entry in layers.values() if not entry.is_learned]
+    alphas = [entry.alpha for entry in plan.layers.values() if not entry.is_learned]
     farthest = max(alphas, key=lambda alpha: abs(alpha - 0.5), default=0.0)
-    if finetuned > 1 or 0 <= farthest <= 1:
-        return []
-    return [Finding.of("extrapolation", alpha=farthest)]
-
-
-def means_unchanged(reason: Finding | None) -> bool:
-    """Whether a layer has this reason because fine-tuning did not change it."""
-    return reason is not None and reason.kind == "unchanged"
-
-
-def digest_of_layer(entry: LayerPlan) -> str:
-    """Short hash of a layer's settings, which shows whether they changed after their reason."""
-    return digest_of(entry.model_dump(mode="json", exclude={"reason"}))[:8]
-
-
-def digest_of(what: Any) -> str:
-    """Hash of a JSON value."""
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    if len(plan.finetuned) > 1 or 0 <= farthest <= 1:
+        return None
+    half = "; half of the way is 0.5" if abs(farthest) > 2 else ""
+    return (
+        f"alpha {farthest:g} is outside [0, 1]: the merge extrapolates beyond the two models{half}"
+    )
 
 
 def named_tensors(scores: Mapping[str, Tensor], coefficients: Mapping[str, Tensor]) -> Tensors:
@@ -514,31 +445,26 @@ def rows_shape(shape: Shape) -> Shape:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan written by `Plan.to_json` or by hand."""
+    """Read a plan written by `Plan.to_json`, perhaps edited by hand."""
     try:
-        data = parse_json(read_text(path, MAX_JSON_BYTES), max_values=MAX_RECORD_VALUES)
-        if isinstance(data, dict) and data.get("format") == _EARLIER_FORMAT:
-            data = upgrade_format(data) | {"format": _FORMAT}
-        format_ = str(data.get("format", _FORMAT)) if isinstance(data, dict) else _FORMAT
-        if format_.startswith("clipmerge-record"):
-            raise Unreadable("it is the record of a merge")
-        if format_ != _FORMAT and format_.startswith("clipmerge-plan"):
-            raise PlanError(
-                f"{path}: has the format {format_[:40]!r}, but this version of clipmerge reads"
-                f" {_FORMAT!r}; update clipmerge, or plan again"
-            )
-        plan = Plan.model_validate(data)
-        # a plan written by hand need not name a recipe
-        Recipe.model_validate({"name": "none", "method": {}, **plan.recipe})
-        return plan
-    except Unreadable as error:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise PlanError(
-            f"{path}: cannot be read ({error}); make one with `clipmerge plan`"
+            f"{path}: cannot be read ({reason}); make one with `clipmerge plan`"
         ) from None
+    if not isinstance(data, dict) or not str(data.get("format")).startswith("clipmerge-plan/"):
+        raise PlanError(f"{path}: is not a plan; make one with `clipmerge plan`")
+    if data["format"] != _FORMAT:
+        raise PlanError(
+            f"{path}: has the format {data['format']!r}, but this version of clipmerge reads"
+            f" {_FORMAT!r}; plan again"
+        )
+    try:
+        return Plan.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        where = f"recipe.{where}" if error.title == Recipe.__name__ else where
+        where = ".".join(str(part) for part in first["loc"])
         known = LayerPlan.model_fields if "layers" in first["loc"] else Plan.model_fields
         hint = (
             did_you_mean(str(first["loc"][-1]), known) if first["type"] == "extra_forbidden" else ""

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmerge.errors import RecipeError, did_you_mean
-from clipmerge.finding import Finding
+from clipmerge.errors import RecipeError, did_you_mean, shorten
 from clipmerge.layers import block_of, may_precede_blocks
 from clipmerge.planning.measurements import Measurements
 from clipmerge.types import Names
@@ -38,12 +37,12 @@ _FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class Stragglers:
-    """The stragglers, in network order, every layer's scores, and the finding."""
+    """The stragglers, in network order, every layer's scores, and what was found in a sentence."""
 
     names: Names
     # {"z": robust z-score, "stability": share of bootstraps that flag it}
     scores: dict[str, dict[str, float]]
-    finding: Finding
+    found: str
 
 
 def find_stragglers(
@@ -75,7 +74,11 @@ def find_stragglers(
     # a layer that does not change the loss at all has no logarithm and is not a straggler
     layers = [layer for layer, mean in means.items() if signed or mean > 0]
     if len(layers) < _FEWEST_LAYERS:
-        return Stragglers((), {}, Finding.of("too-few-layers", layers=len(layers)))
+        found = (
+            f"no layer is called a straggler: {len(layers)} layers to compare, too few to tell"
+            " outliers"
+        )
+        return Stragglers((), {}, found)
     values = np.array([known[statistic].batches[layer] for layer in layers])
     weights = np.array(measurements.batch_sizes, dtype=float)
     design = _design_matrix(layers, sizes)
@@ -103,13 +106,27 @@ def find_stragglers(
     )
     limit = _score_cutoff(z, threshold, mirror)
     if names:
-        return Stragglers(
-            names, scores, Finding.of("stragglers", statistic=statistic, layers=list(names))
+        layer_or_layers = "straggler layer" if len(names) == 1 else "straggler layers"
+        found = f"{len(names)} {layer_or_layers} found by {statistic}: {shorten(names)}"
+        return Stragglers(names, scores, found)
+    top = max(scores, key=lambda layer: scores[layer]["z"])
+    z_of_top, share_of_top = scores[top]["z"], scores[top]["stability"]
+    if z_of_top > limit:
+        why = (
+            f"{top} stands out in {statistic} (z {z_of_top:.1f}), but only in {share_of_top:.0%} of"
+            f" the resamples, below {stability:.0%}"
         )
-    lowest = None if limit == threshold else float(z.min())
-    return Stragglers(
-        names, scores, _explain_none(scores, statistic, limit, lowest, mirror, stability)
-    )
+    else:
+        origin = (
+            "the threshold"
+            if limit == threshold
+            else f"{mirror:g} times as far as the lowest layer (z {z.min():.1f})"
+        )
+        why = (
+            f"{top} stands out most in {statistic}, with z {z_of_top:.1f}, and a straggler exceeds"
+            f" {limit:.1f}, {origin}"
+        )
+    return Stragglers(names, scores, f"no straggler layers found: {why}")
 
 
 def _score_cutoff(z: Array, threshold: float, mirror: float) -> float:
@@ -121,38 +138,6 @@ def _score_cutoff(z: Array, threshold: float, mirror: float) -> float:
 
 def _exceeds_limit(z: Array, threshold: float, mirror: float) -> NDArray[np.bool_]:
     return np.asarray(z > _score_cutoff(z, threshold, mirror))
-
-
-def _explain_none(
-    scores: dict[str, dict[str, float]],
-    statistic: str,
-    limit: float,
-    lowest: float | None,
-    mirror: float,
-    stability: float,
-) -> Finding:
-    """Why no layer is a straggler, by the layer that stands out most."""
-    top = max(scores, key=lambda layer: scores[layer]["z"])
-    z = scores[top]["z"]
-    share = scores[top]["stability"]
-    if z > limit:
-        return Finding.of(
-            "unstable-straggler",
-            statistic=statistic,
-            layer=top,
-            z=z,
-            share=share,
-            stability=stability,
-        )
-    return Finding.of(
-        "no-stragglers",
-        statistic=statistic,
-        layer=top,
-        z=z,
-        limit=limit,
-        mirror=mirror,
-        lowest=lowest,
-    )
 
 
 def _design_matrix(layers: list[str], sizes: dict[str, int]) -> Array:

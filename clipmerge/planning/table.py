@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -14,22 +14,6 @@ if TYPE_CHECKING:
     import pandas
 
 Rows = list[Json]
-
-
-def layer_rows(
-    layers: Mapping[str, Any], measured: Mapping[str, Mapping[str, float]], *further: str
-) -> Rows:
-    """One row per layer: its settings, with further ones by name, its statistics and the reason."""
-    columns = ("alpha", "density", "mask", *further)
-    return [
-        {
-            "layer": name,
-            **{column: getattr(layer, column) for column in columns},
-            **measured.get(name, {}),
-        }
-        | {"reason": "" if layer.reason is None else str(layer.reason)}
-        for name, layer in layers.items()
-    ]
 
 
 def source_columns(sweep: Json, columns: Sequence[str]) -> list[str]:

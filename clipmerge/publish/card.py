@@ -18,14 +18,13 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEI
 from clipmerge.errors import printable
 from clipmerge.families import families, tower_of
 from clipmerge.files.staging import RECORD
-from clipmerge.finding import Finding
 from clipmerge.hub.ids import dataset_repo, parse_hub_id
-from clipmerge.output.record import MergeRecord
+from clipmerge.output.record import Record
 from clipmerge.publish.evaluations import eval_result_files, model_index
 from clipmerge.publish.public import data_sources, public_record
 from clipmerge.report.page import card_pictures, html_page, repeat_command
 from clipmerge.report.prose import render
-from clipmerge.report.text import record_text, record_texts, text_of
+from clipmerge.report.text import record_text, record_texts
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -43,7 +42,7 @@ _MARKDOWN = re.compile(r"([\\`*\[\]|~])")
 
 
 def model_card(
-    record: MergeRecord,
+    record: Record,
     *,
     repo_id: str | None,
     license: str | None = None,
@@ -59,20 +58,18 @@ def model_card(
         "tower": _tower_class(shown),
         "weights": next((name for name in shown.files if name.endswith(WEIGHTS)), WEIGHTS),
         "record": shown,
-        "effect": shown.effect,
+        "effect": shown.verdict,
         "padded": any(family.reads_padding for family in families() if family.name == shown.family),
         "pictures": pictures,
         "local": _local_names(shown),
         "command": repeat_command(shown),
     }
     template = Path(__file__).parent / "templates" / "model_card.md.j2"
-    return render(
-        template, values, html=False, cell=_cell, digest=_digest, fence=_fence, said=_reason_text
-    )
+    return render(template, values, html=False, cell=_cell, digest=_digest, fence=_fence)
 
 
 def published_texts(
-    folder: Path, record: MergeRecord, *, repo_id: str, license: str | None = None
+    folder: Path, record: Record, *, repo_id: str, license: str | None = None
 ) -> dict[str, bytes]:
     """Make the files of an output whose published form differs from that in its folder."""
     shown = public_record(record)
@@ -89,11 +86,7 @@ def published_texts(
     return contents | drawn
 
 
-def _reason_text(reason: Finding | None) -> str:
-    return "" if reason is None else text_of(reason)
-
-
-def _loader_kind(record: MergeRecord) -> str:
+def _loader_kind(record: Record) -> str:
     """The form of the output, each of which is loaded in a way of its own."""
     if not record.files.keys() & {"config.json", OPEN_CLIP_CONFIG} and record.files:
         return "weights"  # of single files, which had no configuration beside them
@@ -103,21 +96,21 @@ def _loader_kind(record: MergeRecord) -> str:
         return "open_clip-classifier" if record.classifier else "open_clip"
     if record.classifier:
         return "classifier"
-    return "model" if tower_of(record.layers) == "full" else tower_of(record.layers)
+    return "model" if tower_of(record.plan.layers) == "full" else tower_of(record.plan.layers)
 
 
-def _tower_class(record: MergeRecord) -> str:
+def _tower_class(record: Record) -> str:
     """The class of transformers that one tower has."""
     family = next((candidate for candidate in families() if candidate.name == record.family), None)
     if family is None or not family.bare:  # a tower of any library
         return "AutoModel"
-    tower = tower_of(record.layers)
-    has_projection = f"{tower}.projection" in record.layers and not family.reads_padding
+    tower = tower_of(record.plan.layers)
+    has_projection = f"{tower}.projection" in record.plan.layers and not family.reads_padding
     ending = "WithProjection" if has_projection else ""
     return f"{family.model_class.removesuffix('Model')}{tower.title()}Model{ending}"
 
 
-def _is_open_clip(record: MergeRecord) -> bool:
+def _is_open_clip(record: Record) -> bool:
     return OPEN_CLIP_WEIGHTS[0] in record.files
 
 
@@ -136,7 +129,7 @@ def body_of(card: str) -> str:
     return re.sub(r"\A\s*---\s*\n.*?\n---\s*", "", card, flags=re.DOTALL).strip()
 
 
-def _local_names(record: MergeRecord) -> list[str]:
+def _local_names(record: Record) -> list[str]:
     """List the checkpoints and images that are not on the Hub, which a reader would need."""
     names = [
         checkpoint.source for _, checkpoint in record.checkpoints if checkpoint.revision is None
@@ -170,7 +163,7 @@ def _fence(text: str) -> str:
     return "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
 
 
-def _front_matter(record: MergeRecord, repo_id: str | None, license: str | None) -> ModelCardData:
+def _front_matter(record: Record, repo_id: str | None, license: str | None) -> ModelCardData:
     """Build the metadata that the Hub uses to index the model, without empty fields."""
     from huggingface_hub import ModelCardData
 
@@ -191,7 +184,9 @@ def _front_matter(record: MergeRecord, repo_id: str | None, license: str | None)
         else "timm"
         if record.family == "timm"
         else "transformers",
-        pipeline_tag=_PIPELINES["classifier" if record.classifier else tower_of(record.layers)],
+        pipeline_tag=_PIPELINES[
+            "classifier" if record.classifier else tower_of(record.plan.layers)
+        ],
         license=license,
         datasets=list(dict.fromkeys(datasets)) or None,
         tags=["clip", "merge", "clipmerge"],

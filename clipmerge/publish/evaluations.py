@@ -17,8 +17,7 @@ from pydantic import ValidationError
 from clipmerge.errors import UsageError, shorten
 from clipmerge.files.reading import read_json, refusing
 from clipmerge.hub.ids import dataset_repo, parse_dataset
-from clipmerge.output.record import EARLIER_SWEEP_FORMAT, SWEEP_FORMAT, DataSource, MergeRecord
-from clipmerge.planning.earlier import upgrade_format
+from clipmerge.output.record import SWEEP_FORMAT, DataSource, Record
 from clipmerge.types import Json
 
 _TASK = "zero-shot-image-classification"
@@ -27,7 +26,7 @@ _TASK = "zero-shot-image-classification"
 KEYS = ("accuracy", "images", "sources")
 
 
-def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
+def add_results(record: Record, files: Iterable[Path]) -> Record:
     """Add measured accuracies to a merge's record."""
     merged: dict[str, Json] = {key: dict(getattr(record, key) or {}) for key in KEYS}
     for file in files:
@@ -49,7 +48,7 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
             for key in KEYS:
                 merged[key] |= results[key]
             measured = {key: value for key, value in merged.items() if value}
-            record = MergeRecord.model_validate(record.as_json() | measured)
+            record = Record.model_validate(record.as_json() | measured)
         except UsageError as error:
             raise UsageError(f"`evaluations` {file}: {error}") from None
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -63,7 +62,7 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
     return record
 
 
-def _of_evaluation(evaluation: Json, record: MergeRecord) -> Json:
+def _of_evaluation(evaluation: Json, record: Record) -> Json:
     measured = evaluation["checkpoint"]["files"]
     other = [name for name, sha in measured.items() if record.files.get(name) != sha]
     if other or not measured:
@@ -74,8 +73,8 @@ def _of_evaluation(evaluation: Json, record: MergeRecord) -> Json:
     return {key: evaluation[key] for key in KEYS}
 
 
-def _of_sweep(sweep: Json, record: MergeRecord) -> Json:
-    if sweep["format"] not in (SWEEP_FORMAT, EARLIER_SWEEP_FORMAT):
+def _of_sweep(sweep: Json, record: Record) -> Json:
+    if sweep["format"] != SWEEP_FORMAT:
         raise UsageError(
             f"has the format {str(sweep['format'])[:40]!r}, but this version of clipmerge reads "
             f"{SWEEP_FORMAT!r}; update clipmerge, or sweep again"
@@ -86,14 +85,13 @@ def _of_sweep(sweep: Json, record: MergeRecord) -> Json:
         sweep["seed"],
     ]
     ours = [
-        record.zeroshot.files,
-        [checkpoint.files for checkpoint in record.finetuned],
-        record.seed,
+        record.plan.zeroshot.files,
+        [checkpoint.files for checkpoint in record.plan.finetuned],
+        record.plan.seed,
     ]
-    point = _merge_key(record.model_dump(mode="json"))
-    rows = [
-        row for row in sweep["recipes"] if same == ours and _merge_key(upgrade_format(row)) == point
-    ]
+    data = record.model_dump(mode="json")
+    point = _merge_key(data["plan"] | {"calibration": data["calibration"]})
+    rows = [row for row in sweep["recipes"] if same == ours and _merge_key(row) == point]
     if not rows:
         names = shorten(row["name"] for row in sweep["recipes"])
         raise UsageError(
@@ -118,7 +116,7 @@ def _merge_key(row: Json) -> Any:
     return [row["recipe"], calibration]
 
 
-def _results(record: MergeRecord) -> list[tuple[str, float, DataSource]]:
+def _results(record: Record) -> list[tuple[str, float, DataSource]]:
     """Name, accuracy and source of the images of each result."""
     sources = record.sources or {}
     return [
@@ -127,7 +125,7 @@ def _results(record: MergeRecord) -> list[tuple[str, float, DataSource]]:
     ]
 
 
-def model_index(record: MergeRecord) -> list[Any]:
+def model_index(record: Record) -> list[Any]:
     """Turn measured accuracies (shares in 0..1) into a card's model-index entries."""
     from huggingface_hub import EvalResult
 
@@ -145,7 +143,7 @@ def model_index(record: MergeRecord) -> list[Any]:
     ]
 
 
-def eval_result_files(record: MergeRecord, repo_id: str) -> dict[str, str]:
+def eval_result_files(record: Record, repo_id: str) -> dict[str, str]:
     """Write the Hub's ``.eval_results/*.yaml``, one file per result on a dataset of the Hub."""
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 

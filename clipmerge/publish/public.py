@@ -11,16 +11,16 @@ import itertools
 import re
 import shlex
 from collections.abc import Callable
-from pathlib import PurePath, PureWindowsPath
+from pathlib import PurePath
 
 from clipmerge.errors import printable
 from clipmerge.files.side_files import MACHINE_PATH, PATH_STARTS
-from clipmerge.finding import Finding
 from clipmerge.hub.ids import dataset_repo, parse_hub_id
-from clipmerge.output.record import DataSource, MergeRecord, map_text
+from clipmerge.output.record import DataSource, Record, map_text
+from clipmerge.planning.measurements import CalibrationRecord, UnlabelledRecord
 from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.planning.other_tasks import OtherTaskScores
-from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
+from clipmerge.planning.plan import last_part
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{4,}")
 # A path may hold blanks and quotes, so its end is unknown: everything up to the last slash is
@@ -32,49 +32,34 @@ _MACHINE_PATH = re.compile(
 _SOME_PATH = re.compile(r"[/\\][\w.\-]")
 
 
-def public_record(record: MergeRecord) -> MergeRecord:
+def public_record(record: Record) -> Record:
     """Return a copy of a record without paths on the author's machine, tokens and pictures of
     images that are not public.
     """
     clean = _make_cleaner(record)
     data = map_text(record.as_json(), lambda text: _MACHINE_PATH.sub("", clean(text).rstrip("/")))
     data["command"] = _public_command(record)
-    warnings: list[Finding] = []
-    for warning in record.warnings:
-        public = _public_warning(warning, clean, record)
-        if public not in warnings:
-            warnings.append(public)
-    data["warnings"] = warnings
+    warnings = [_public_warning(warning, clean, record) for warning in record.warnings]
+    data["warnings"] = list(dict.fromkeys(warnings))
     data["output"] = last_part(record.output) if record.output else None
-    if record.effect:
+    if record.verdict:
         # pictures of the author's own images are not published
-        is_public = dataset_repo(record.effect.source) is not None
-        data["effect"]["thumbnails"] = list(record.effect.thumbnails) if is_public else []
-        data["effect"]["examples"] = data["effect"]["examples"] if is_public else []
-    return MergeRecord.model_validate(data)
+        is_public = dataset_repo(record.verdict.source) is not None
+        data["verdict"]["thumbnails"] = list(record.verdict.thumbnails) if is_public else []
+        data["verdict"]["examples"] = data["verdict"]["examples"] if is_public else []
+    return Record.model_validate(data)
 
 
 def data_sources(
-    record: MergeRecord,
+    record: Record,
 ) -> list[CalibrationRecord | UnlabelledRecord | MergeEffect | OtherTaskScores | DataSource]:
     """List the sources of images: of the decision and the verdict, then of published accuracies."""
     unlabelled = record.calibration and record.calibration.unlabelled
-    measured_on = [entry for entry in (record.calibration, unlabelled, record.effect) if entry]
+    measured_on = [entry for entry in (record.calibration, unlabelled, record.verdict) if entry]
     return [*measured_on, *record.other_tasks, *(record.sources or {}).values()]
 
 
-def last_part(path: str) -> str:
-    r"""Return the last component of a path of any operating system.
-
-    Example:
-        >>> last_part("/home/me & you/clip/"), last_part(r"C:\models\clip"), last_part("clip")
-        ('clip', 'clip', 'clip')
-    """
-    name = PurePath(path).name or path
-    return PureWindowsPath(name).name or name
-
-
-def _make_cleaner(record: MergeRecord) -> Callable[[str], str]:
+def _make_cleaner(record: Record) -> Callable[[str], str]:
     """Reduce the paths that the record's own fields hold to their last part, wherever they stand,
     and remove tokens.
     """
@@ -106,7 +91,7 @@ def _make_cleaner(record: MergeRecord) -> Callable[[str], str]:
     return clean
 
 
-def _public_names(record: MergeRecord) -> set[str]:
+def _public_names(record: Record) -> set[str]:
     """Words with a slash that are not paths: ids of models and data sets on the Hub."""
     images = data_sources(record)
     checkpoints = {
@@ -118,7 +103,7 @@ def _public_names(record: MergeRecord) -> set[str]:
     return checkpoints | data
 
 
-def _public_command(record: MergeRecord) -> str:
+def _public_command(record: Record) -> str:
     """Rewrite the command word by word: flags, numbers and Hub ids stay, everything else becomes
     its last part.
     """
@@ -140,19 +125,15 @@ def _public_word(word: str, public: set[str]) -> str:
     return word if is_public or not ("/" in word or "\\" in word) else last_part(word)
 
 
-def _public_warning(warning: Finding, clean: Callable[[str], str], record: MergeRecord) -> Finding:
-    """A warning without names of files that nobody else should see; left out if a path remains."""
-    if warning.kind == "not-copied":
-        return Finding.of("files-not-copied")
-    values = map_text(warning.values, lambda text: printable(clean(text)))
-    texts: list[str] = []
-    map_text(values, lambda text: texts.append(text) or text)  # type: ignore[func-returns-value]
-    if any(_names_a_path(text, record) for text in texts):
-        return Finding.of("left-out")
-    return Finding(kind=warning.kind, values=values)
+def _public_warning(warning: str, clean: Callable[[str], str], record: Record) -> str:
+    """A warning without names of files that nobody else should see; replaced if a path remains."""
+    text = printable(clean(warning))
+    if _names_a_path(text, record):
+        return "a note was removed because it names files on the author's machine"
+    return text
 
 
-def _names_a_path(text: str, record: MergeRecord) -> bool:
+def _names_a_path(text: str, record: Record) -> bool:
     for name in sorted(_public_names(record), key=len, reverse=True):
         text = text.replace(name, "")
     text = re.sub(r"https?://\S+|hf://\S+", "", text)

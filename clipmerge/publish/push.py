@@ -24,7 +24,7 @@ from clipmerge.files.staging import PLAN_FOLDER, RECORD
 from clipmerge.hub.download import Snapshot, connect, with_retries
 from clipmerge.hub.errors import explain, explained, out_of_reach, quiet_client
 from clipmerge.hub.ids import HubId, parse_hub_id
-from clipmerge.output.record import MergeRecord, Published, parse_record, read_output
+from clipmerge.output.record import Published, Record, parse_record, read_output
 from clipmerge.publish.card import blob_id, body_of, published_texts
 from clipmerge.publish.evaluations import KEYS, add_results
 from clipmerge.report.page import EXAMPLES_PICTURE, PATH_PICTURE
@@ -77,7 +77,7 @@ class Target:
     # (git blob id, sha256 if large) by name
     files: dict[str, tuple[str, str | None]] = field(repr=False)
     # its ``clipmerge.json``, if that can be read
-    record: MergeRecord | None = field(default=None, repr=False)
+    record: Record | None = field(default=None, repr=False)
     created: bool = False  # by this push
     needs_branch: bool = (
         False  # the branch does not exist yet, and ``head`` is that of the default branch
@@ -186,7 +186,7 @@ def _check_token(api: HfApi, job: Push) -> None:
         )
 
 
-def _common_licence(api: HfApi, job: Push, record: MergeRecord) -> str | None:
+def _common_licence(api: HfApi, job: Push, record: Record) -> str | None:
     """Return the common licence of all sources on the Hub; local sources have none and are
     ignored.
     """
@@ -215,7 +215,7 @@ def _common_licence(api: HfApi, job: Push, record: MergeRecord) -> str | None:
 
 
 def _files_to_publish(
-    job: Push, record: MergeRecord, texts: dict[str, bytes]
+    job: Push, record: Record, texts: dict[str, bytes]
 ) -> list[CommitOperationAdd]:
     """List all files to publish; large ones are checked against the hashes in the record."""
     from huggingface_hub import CommitOperationAdd
@@ -248,7 +248,7 @@ def _files_to_publish(
     return additions
 
 
-def _published_files(folder: Path, record: MergeRecord) -> dict[str, Path]:
+def _published_files(folder: Path, record: Record) -> dict[str, Path]:
     """Find the files of an output that are published as they are: weights named in the record, and
     side files.
     """

@@ -24,7 +24,7 @@ from PIL import Image
 from rich.cells import cell_len
 
 from clipmerge.errors import OutputError
-from clipmerge.output.record import TOP, MergeRecord
+from clipmerge.output.record import TOP, Record
 from clipmerge.planning.measurements import LossPath
 from clipmerge.planning.merge_effect import THUMBNAIL, MergeEffect
 from clipmerge.report.sweep_table import curve_ends, shorten_middle
@@ -211,19 +211,19 @@ def _thumbnail(content: str) -> Image.Image:
         return image.convert("RGB")
 
 
-def pictures_of(record: MergeRecord) -> list[Picture]:
+def pictures_of(record: Record) -> list[Picture]:
     """What was learned, the coefficients by tower and the losses by step, and the loss along the
     path.
     """
     pictures = []
     spread = {  # a scalar has none
-        tower: counts for tower, counts in record.coefficients.items() if sum(counts) > 1
+        tower: counts for tower, counts in record.measured.coefficients.items() if sum(counts) > 1
     }
     for tower, counts in itertools.islice(spread.items(), _MAX_TOWERS):
         title = f"{_TOWERS.get(tower, tower)}: coefficients"
         caption = f"How far the {sum(counts):,} weights of this tower go."
         pictures.append(Picture(title, as_image(_histogram_figure(counts), title), caption))
-    if any(any(values) for values in record.trace.values()):
+    if any(any(values) for values in record.measured.trace.values()):
         title = "Losses while learning"
         caption = (
             "Each step sees different images with different changes, so the lines jump; thick lines"
@@ -232,7 +232,7 @@ def pictures_of(record: MergeRecord) -> list[Picture]:
         if distilled := distillation_text(record):
             caption += f" The distillation loss is the distance to {distilled}, on changed images."
         pictures.append(Picture(title, as_image(_loss_figure(record), title), caption))
-    path = record.path and path_picture(record.path)
+    path = record.measured.path and path_picture(record.measured.path)
     return [*pictures, path] if path else pictures
 
 
@@ -294,10 +294,10 @@ def _histogram_figure(counts: Sequence[int]) -> Figure:
     return figure
 
 
-def _loss_figure(record: MergeRecord) -> Figure:
+def _loss_figure(record: Record) -> Figure:
     figure, axes = new_figure(*_REPORT)
     names = {"cross_entropy": "loss on your images", "distillation_loss": "distillation loss"}
-    drawn = [(name, values) for name, values in record.trace.items() if any(values)]
+    drawn = [(name, values) for name, values in record.measured.trace.items() if any(values)]
     for (name, values), colour in zip(drawn, (CURVE, *MARKS), strict=False):
         half = len(values) // 20  # a mean over a tenth of the steps
         windows = [values[max(0, step - half) : step + half + 1] for step in range(len(values))]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.hub.ids import dataset_repo, parse_dataset
-from clipmerge.output.record import MergeRecord
+from clipmerge.output.record import Record
 from clipmerge.planning.measurements import StatisticAbout
 from clipmerge.report.prose import render_page
 from clipmerge.report.text import (
@@ -22,7 +22,6 @@ from clipmerge.report.text import (
     inputs_text,
     record_texts,
     straggler_meaning,
-    text_of,
     unmeasured_text,
 )
 
@@ -39,7 +38,7 @@ _CHECKS = {
     "loss_drop": "Loss drop: loss at alpha 1 minus loss at alpha 0",
 }
 # Statistics of learning, whose place the plan's own numbers take: overrides and edits come later.
-_LEARNED = {"at_zero", "at_one", "straggler"}
+_LEARNED = {"at_one", "straggler"}
 # Colour of the answer, by what is recommended.
 _TONES = {
     "use": "yes",
@@ -50,9 +49,9 @@ _TONES = {
 }
 
 
-def html_page(record: MergeRecord) -> str:
+def html_page(record: Record) -> str:
     """Render the whole report as one HTML page that loads nothing from the network."""
-    effect = record.effect
+    effect = record.verdict
     columns = layer_columns(record)
     values = record_texts(record) | {
         "record": record,
@@ -66,18 +65,16 @@ def html_page(record: MergeRecord) -> str:
         "layers": [
             {
                 "name": name,
-                "is_straggler": name in record.stragglers,
+                "is_straggler": name in record.plan.stragglers,
                 "cells": [column.cell(name) for column in columns],
                 "mask": layer.mask or "none",
-                "reason": text_of(layer.reason) if layer.reason else "",
+                "reason": record.measured.reasons.get(name, ""),
             }
-            for name, layer in record.layers.items()
+            for name, layer in record.plan.layers.items()
         ],
         "straggler_meaning": straggler_meaning(record),
         "check_titles": _CHECKS,
-        "incomplete": [
-            text_of(finding) for finding in record.warnings if finding.kind == "incomplete-shares"
-        ],
+        "incomplete": [text for text in record.warnings if "layers' shares are off" in text],
         "command": repeat_command(record),
         "hashes": [
             (role, name, files[name] or "not hashed")
@@ -91,39 +88,44 @@ def html_page(record: MergeRecord) -> str:
     return render_page("report.html.j2", values)
 
 
-def card_pictures(record: MergeRecord) -> dict[str, bytes]:
+def card_pictures(record: Record) -> dict[str, bytes]:
     """Draw the model card's pictures, as PNG by file name: the loss on the path, and examples."""
-    examples = record.effect and record.effect.examples
-    if record.path is None and not examples:
+    examples = record.verdict and record.verdict.examples
+    if record.measured.path is None and not examples:
         return {}
     from clipmerge.report.figures import examples_figure, figure_bytes, path_figure
 
     figures = {
-        PATH_PICTURE: record.path and path_figure(record.path),
-        EXAMPLES_PICTURE: examples_figure(record.effect) if record.effect and examples else None,
+        PATH_PICTURE: record.measured.path and path_figure(record.measured.path),
+        EXAMPLES_PICTURE: examples_figure(record.verdict) if record.verdict and examples else None,
     }
     return {name: figure_bytes(figure, "png") for name, figure in figures.items() if figure}
 
 
-def _pictures(record: MergeRecord) -> list[Picture]:
+def _pictures(record: Record) -> list[Picture]:
     """The pictures of a merge; importing matplotlib takes longer than a small merge."""
-    if not (record.effect or record.path or record.trace or record.coefficients):
+    if not (
+        record.verdict
+        or record.measured.path
+        or record.measured.trace
+        or record.measured.coefficients
+    ):
         return []
     from clipmerge.report.figures import effect_picture, pictures_of
 
-    effect = [effect_picture(record.effect)] if record.effect else []
+    effect = [effect_picture(record.verdict)] if record.verdict else []
     return [*effect, *pictures_of(record)]
 
 
-def _examples(record: MergeRecord) -> Markup | None:
-    if not (record.effect and record.effect.examples):
+def _examples(record: Record) -> Markup | None:
+    if not (record.verdict and record.verdict.examples):
         return None
     from clipmerge.report.figures import as_image, examples_figure
 
-    return as_image(examples_figure(record.effect), examples_text(record.effect))
+    return as_image(examples_figure(record.verdict), examples_text(record.verdict))
 
 
-def repeat_command(record: MergeRecord) -> str:
+def repeat_command(record: Record) -> str:
     """The command that repeats a merge: its own, with revisions filled in and without the push."""
     pinned = {checkpoint.source: checkpoint.pinned for _, checkpoint in record.checkpoints}
     images = record.calibration
@@ -161,25 +163,28 @@ class Column:
         return " to ".join(f"{end:.3g}" for end in ends)
 
 
-def layer_columns(record: MergeRecord) -> list[Column]:
+def layer_columns(record: Record) -> list[Column]:
     """All numbers per layer: what was decided, and what was measured."""
 
     def setting(name: str, title: str, about: str) -> Column:
         return Column(
-            title, about, {layer: getattr(entry, name) for layer, entry in record.layers.items()}
+            title,
+            about,
+            {layer: getattr(entry, name) for layer, entry in record.plan.layers.items()},
         )
 
     columns = [
         setting("alpha", "alpha", "how far the layer goes: 0 = zero-shot, 1 = fine-tuned."),
         setting("alpha_range", "alpha range", "of the layer's learned coefficients."),
-        setting("zeroshot_share", "at zero-shot", "share of the weights whose coefficient is 0."),
     ]
-    if any(layer.mask for layer in record.layers.values()):
+    if any(layer.mask for layer in record.plan.layers.values()):
         about = "share of the change that the mask keeps."
         columns.insert(1, setting("density", "density", about))
     names = dict.fromkeys(name for row in record.measurements.values() for name in row)
-    for name in (name for name in names if not record.coefficients or name not in _LEARNED):
-        reading = record.statistics.get(name, StatisticAbout())
+    for name in (
+        name for name in names if not record.measured.coefficients or name not in _LEARNED
+    ):
+        reading = record.measured.statistics.get(name, StatisticAbout())
         values = {layer: row[name] for layer, row in record.measurements.items() if name in row}
         title = reading.title or name.replace("_", " ")
         columns.append(Column(title, reading.about or "as recorded.", values, reading.unit))
@@ -187,7 +192,9 @@ def layer_columns(record: MergeRecord) -> list[Column]:
         ("z", "outlier score z", "distance from the other layers, in robust standard deviations."),
         ("stability", "stability", "share of the resamples in which the layer stands out."),
     ):
-        scores = {layer: row[key] for layer, row in record.straggler_scores.items() if key in row}
+        scores = {
+            layer: row[key] for layer, row in record.measured.straggler_scores.items() if key in row
+        }
         columns.append(Column(title, about, scores))
     return [
         column for column in columns if any(value is not None for value in column.values.values())

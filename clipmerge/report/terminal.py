@@ -10,7 +10,7 @@ from rich.text import Text
 
 from clipmerge.config import with_flags
 from clipmerge.errors import counted
-from clipmerge.output.record import MergeRecord
+from clipmerge.output.record import Record
 from clipmerge.report.text import (
     EXPLANATION,
     HEADS,
@@ -20,7 +20,6 @@ from clipmerge.report.text import (
     learned_text,
     other_task_rows,
     reason_text,
-    text_of,
     texts_of,
     unmeasured_text,
 )
@@ -29,52 +28,50 @@ from clipmerge.report.text import (
 _NAMED = 3
 
 
-def summary(record: MergeRecord, *, verbose: bool = False) -> RenderableType:
+def summary(record: Record, *, verbose: bool = False) -> RenderableType:
     """Summarise a merge in a few lines; of learned coefficients only the verbose form repeats the
     whole verdict.
     """
     images = record.calibration
-    decision = record.decision
-    lines = [headline(record), *_stragglers(record)]
-    learned = decision is not None and decision.kind in ("learned", "learned-sparse")
-    if images is not None and learned and not verbose:
+    lines = [headline(record.plan, record.measured), *_stragglers(record)]
+    if images is not None and record.measured.trace and not verbose:
         lines = learned_text(record, images.images)
     if images is not None and images.unlabelled:
         lines.append(images.unlabelled.sentence)
     return Group(*_effect_lines(record), *_other_task_lines(record), *map(Text, lines))
 
 
-def _stragglers(record: MergeRecord) -> list[str]:
+def _stragglers(record: Record) -> list[str]:
     """The first stragglers, with their settings and the reason."""
-    stragglers = record.found_stragglers
+    stragglers = record.plan.stragglers
     lines = []
     for name in stragglers[:_NAMED]:
-        layer = record.layers[name]
+        layer = record.plan.layers[name]
         mask = f", mask {layer.mask}" if layer.mask else ""
         lines.append(
-            f"{name}: alpha {layer.alpha:.3g}, density {layer.effective_density:.3g}{mask};"
-            f" {text_of(layer.reason) if layer.reason else ''}".rstrip()
+            f"{name}: alpha {layer.alpha:.3g}, density {layer.density:.3g}{mask};"
+            f" {record.measured.reasons.get(name, '')}".rstrip()
         )
     more = counted(len(stragglers) - _NAMED, "more straggler", "more stragglers")
     return [*lines, *([f"and {more}"] if len(stragglers) > _NAMED else [])]
 
 
-def _effect_lines(record: MergeRecord) -> list[Text]:
+def _effect_lines(record: Record) -> list[Text]:
     """The measured effect of the merge, which users look for first."""
-    if record.effect is None:
+    if record.verdict is None:
         return [Text(with_flags(unmeasured_text(record)), style="dim")]
     return [
-        Text(answer_text(record.effect), style="bold"),
+        Text(answer_text(record.verdict), style="bold"),
         *(
             Text(f"Warning: {with_flags(text)}", style="bold yellow")
-            for text in texts_of(record.effect.warnings)
+            for text in texts_of(record.verdict.warnings)
         ),
-        Text(with_flags(reason_text(record.effect))),
-        Text(effect_facts(record.effect), style="dim"),
+        Text(with_flags(reason_text(record.verdict))),
+        Text(effect_facts(record.verdict), style="dim"),
     ]
 
 
-def _other_task_lines(record: MergeRecord) -> list[Table | Text]:
+def _other_task_lines(record: Record) -> list[Table | Text]:
     """Tasks that the model was not fine-tuned for."""
     if not record.other_tasks:
         return []

@@ -14,11 +14,12 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.config import with_flags
 from clipmerge.errors import counted, shorten
 from clipmerge.finding import NOTE, Finding
-from clipmerge.output.record import LayerRecord, MergeRecord, map_text
+from clipmerge.methods.learned import UNCHANGED
+from clipmerge.output.record import Measured, Record, map_text
 from clipmerge.planning.measurements import HeldBackChoice, takes_learned
 from clipmerge.planning.merge_effect import Estimate, MergeEffect, Recommendation
 from clipmerge.planning.other_tasks import OtherTaskScores, measures_of
-from clipmerge.planning.plan import Combination, LayerPlan, Plan, means_unchanged
+from clipmerge.planning.plan import Combination, LayerPlan, Plan
 from clipmerge.types import Json
 
 #: The recommendation in words, the same on the terminal, the page and the card.
@@ -89,16 +90,15 @@ def with_texts(data: Any) -> Any:
     return {key: with_texts(value) for key, value in data.items()}
 
 
-def record_json(record: MergeRecord) -> Json:
+def record_json(record: Record) -> Json:
     """The JSON object of a record, with all of its sentences."""
     data: Json = with_texts(record.as_json())
-    data["decision"] = (data["decision"] or {"kind": "settings"}) | {"text": headline(record)}
-    if record.effect:
-        data["effect"]["text"] = answer_text(record.effect)
+    if record.verdict:
+        data["verdict"]["text"] = answer_text(record.verdict)
     return data
 
 
-def record_text(record: MergeRecord) -> str:
+def record_text(record: Record) -> str:
     """The text of ``clipmerge.json``; in a path that is not UTF-8, the bytes that are not are
     escaped.
     """
@@ -108,12 +108,12 @@ def record_text(record: MergeRecord) -> str:
     return json.dumps(data, indent=2) + "\n"
 
 
-def record_texts(record: MergeRecord, *, images: str = "your images") -> Json:
+def record_texts(record: Record, *, images: str = "your images") -> Json:
     """The sentences and tables that page and card have alike; ``images`` are the user's own."""
-    effect = record.effect
+    effect = record.verdict
     texts: Json = {
-        "headline": headline(record),
-        "warnings": list(map(with_flags, texts_of(record.warnings))),
+        "headline": headline(record.plan, record.measured),
+        "warnings": list(map(with_flags, record.warnings)),
         "other_tasks": other_task_rows(record.other_tasks),
         "other_tasks_heads": HEADS,
         "other_tasks_facts": other_task_facts(record.other_tasks),
@@ -141,29 +141,16 @@ def record_texts(record: MergeRecord, *, images: str = "your images") -> Json:
 # The decision, and the settings of the layers
 
 
-def headline(record: MergeRecord | Plan) -> str:
+def headline(plan: Plan, measured: Measured) -> str:
     """The decision as a sentence: what was found, and what the settings are."""
-    decision = record.decision
-    if decision is not None and decision.kind == "earlier":
-        text = text_of(decision)
-    else:
-        finding = "" if decision is None else _decision_text(decision, record).removesuffix(".")
-        settings = settings_text(record.layers, record.weights, record.combine)
-        text = "; ".join(part for part in (finding, settings) if part)
-    return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
-
-
-def _decision_text(decision: Finding, record: MergeRecord | Plan) -> str:
-    """What was found before deciding; of methods that learn, with the losses and the choice."""
-    if decision.kind not in ("learned", "learned-sparse"):
-        return text_of(decision)
-    measured = record.measurements if isinstance(record, Plan) else record
-    trace = {} if measured is None else measured.trace
-    choice = None if measured is None else measured.choice
-    parts = [text_of(decision), _losses_text(trace)]
-    if choice:
-        parts.append(_choice_text(choice))
-    return "; ".join(parts)
+    parts = [measured.decision]
+    if measured.trace:
+        parts.append(_losses_text(measured.trace))
+    if measured.choice:
+        parts.append(_choice_text(measured.choice))
+    parts.append(settings_text(plan, measured.reasons))
+    text = "; ".join(filter(None, parts))
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _losses_text(trace: Mapping[str, Sequence[float]]) -> str:
@@ -213,14 +200,11 @@ def _choice_text(choice: HeldBackChoice) -> str:
     )
 
 
-def settings_text(
-    layers: Mapping[str, LayerPlan | LayerRecord],
-    weights: Sequence[float],
-    combine: Combination | None,
-) -> str:
+def settings_text(plan: Plan, reasons: Mapping[str, str]) -> str:
     """How far the layers go, and which have a mask."""
-    entries = list(layers.values())
-    parts = [_distance_text(layers, _target_text(weights, combine))]
+    entries = list(plan.layers.values())
+    moved = {name: e for name, e in plan.layers.items() if reasons.get(name) != UNCHANGED}
+    parts = [_distance_text(moved or plan.layers, _target_text(plan.weights, plan.combine))]
     masked = [entry for entry in entries if entry.mask]
     if masked:
         rules = ", ".join(sorted({str(entry.mask) for entry in masked}))
@@ -231,18 +215,10 @@ def settings_text(
             len(masked), f"of {len(entries)} layers has", f"of {len(entries)} layers have"
         )
         parts.append(f"{layers_have} a mask ({rules}{shares})")
-    reasons = [entry.reason.kind for entry in entries if entry.reason]
-    if partly := reasons.count("partly-zeroshot"):
-        parts.append(
-            f"parameters of {counted(partly, 'layer', 'layers')} stay zero-shot, because the"
-            " fine-tuned checkpoint lacks them"
-        )
     return "; ".join(parts)
 
 
-def _distance_text(layers: Mapping[str, LayerPlan | LayerRecord], target: str) -> str:
-    changed = {name: e for name, e in layers.items() if not means_unchanged(e.reason)}
-    layers = changed or layers
+def _distance_text(layers: Mapping[str, LayerPlan], target: str) -> str:
     entries = layers.values()
     ends = [end for entry in entries for end in (entry.alpha_range or (entry.alpha,))]
     low, high = min(ends, default=0.0), max(ends, default=0.0)
@@ -276,11 +252,11 @@ def _target_text(weights: Sequence[float], combine: Combination | None) -> str:
     )
 
 
-def distillation_text(record: MergeRecord) -> str:
+def distillation_text(record: Record) -> str:
     """What learning distilled; empty if nothing restrained it."""
-    if not any(record.trace.get("distillation_loss", ())):
+    if not any(record.measured.trace.get("distillation_loss", ())):
         return ""
-    target = record.choice.distill_target if record.choice else "predictions"
+    target = record.measured.choice.distill_target if record.measured.choice else "predictions"
     path = "image features of the zero-shot model and of the middle of the straight path"
     if target == "both":
         return f"the predictions and {path}"
@@ -289,109 +265,42 @@ def distillation_text(record: MergeRecord) -> str:
     return f"the zero-shot model's {'image features' if target == 'features' else 'predictions'}"
 
 
-def learned_text(record: MergeRecord, images: int) -> list[str]:
+def learned_text(record: Record, images: int) -> list[str]:
     """What was learned in short."""
-    images = (record.choice and record.choice.training_images) or images
+    choice = record.measured.choice
+    images = (choice and choice.training_images) or images
     where = f"with {images:,} of your images"
-    decision = record.decision or Finding.of("settings")
     lines = []
-    if record.choice and not takes_learned(record.trace, record.choice):
-        alpha = record.choice.alpha
+    if choice and not takes_learned(record.measured.trace, choice):
         sentence = f"Nothing learned {where} surely keeps the fine-tuned model's accuracy, so " + (
-            "its weights were taken" if alpha in (None, 1) else f"alpha {alpha:.3g} was taken"
+            "its weights were taken"
+            if choice.alpha in (None, 1)
+            else f"alpha {choice.alpha:.3g} was taken"
         )
     else:
         sentence = f"How far each weight goes from zero-shot to fine-tuned was learned {where}"
-        if "stragglers" in decision.values:
-            lines.append(f"{_say(_sparse_text, decision)}.")
-    return [*lines, f"{sentence}{_say(_times_text, decision)} (-v says more)."]
+        found = record.measured.decision
+        lines.append(f"{found[:1].upper()}{found[1:]}.")
+    return [*lines, f"{sentence} (-v says more)."]
 
 
-def _times_text(factor: float = 1, **_: Any) -> str:
-    return "" if factor == 1 else f", and multiplied by {factor:g}"
-
-
-def _sparse_text(
-    stragglers: int, layers: int, dropped: float, coefficients: int = 0, factor: float = 1
-) -> str:
-    if not stragglers:
-        return "No straggler layers found"
-    whose = "their" if stragglers > 1 else "its"
-    return (
-        f"{counted(stragglers, 'straggler', 'stragglers')} of {layers} layers; learning put"
-        f" {dropped:.0%} of {whose} weights back to zero-shot"
-    )
-
-
-def _coefficients_text(coefficients: int, factor: float = 1) -> str:
-    scaled = "" if factor == 1 else f", multiplied by {factor:g}"
-    return f"{coefficients:,} coefficients{scaled}"
-
-
-def _learned_sparse_text(**values: Any) -> str:
-    text = _sparse_text(**values)
-    learned = _coefficients_text(values["coefficients"], values.get("factor", 1))
-    return f"{text[0].lower()}{text[1:]}; {learned}"
-
-
-def straggler_meaning(record: MergeRecord) -> str:
+def straggler_meaning(record: Record) -> str:
     """What the report calls a straggler, by the rule that looked for stragglers."""
-    measure = record.recipe.measure or {}
+    measure = record.plan.recipe.measure or {}
     if measure.get("rule") == "share" and "share" in measure:
         return (
             "one of the sharpest layers of the blocks, the fewest that together hold"
             f" {measure['share']:.0%} of the blocks' sharpness."
         )
     if measure.get("rule") == "outlier" or any(
-        "z" in row for row in record.straggler_scores.values()
+        "z" in row for row in record.measured.straggler_scores.values()
     ):
         return (
             "a layer whose statistic stands out from the other layers by a robust outlier rule, and"
             " does so in nearly every bootstrap resample of the calibration batches."
         )
-    statistic = record.straggler_statistic or "statistic"
+    statistic = record.measured.straggler_statistic or "statistic"
     return f"a layer that the method singled out by its {statistic}; its reason says why."
-
-
-def _no_stragglers_text(
-    statistic: str, layer: str, z: float, limit: float, mirror: float, lowest: float | None
-) -> str:
-    origin = (
-        "the threshold"
-        if lowest is None
-        else f"{mirror:g} times as far as the lowest layer (z {lowest:.1f})"
-    )
-    return (
-        f"no straggler layers found: {layer} stands out most in {statistic}, with z {z:.1f}, and a"
-        f" straggler exceeds {limit:.1f}, {origin}"
-    )
-
-
-def _best_of_path_text(alpha: float, points: int, criterion: str, value: float) -> str:
-    score = f"{value:.1%}" if criterion == "accuracy" else f"{value:.3f}"
-    return (
-        f"alpha {alpha:g} was the best of {points} points on the calibration images"
-        f" ({criterion} {score})"
-    )
-
-
-def _greedy_soup_text(sources: Sequence[str], count: int, accuracy: float) -> str:
-    of_all = f"of {count} fine-tuned checkpoints"
-    return (
-        f"{counted(len(sources), f'{of_all} is', f'{of_all} are')} in the greedy soup"
-        f" ({', '.join(sources)}), with accuracy {accuracy:.1%} on the calibration images"
-    )
-
-
-def _spectral_text(matrices: int, ranks: Sequence[int], weak: float) -> str:
-    low, high = ranks
-    spread = f"{low}" if low == high else f"{low} to {high}"
-    parts = (
-        f"{1 - weak:.2f} of the principal part and {weak:.2f} of the rest"
-        if weak
-        else "the rest is dropped"
-    )
-    return f"{counted(matrices, 'matrix', 'matrices')}: rank {spread}, {parts}"
 
 
 # The measured effect
@@ -421,25 +330,19 @@ def answer_text(effect: MergeEffect) -> str:
     )
 
 
-def inputs_text(record: MergeRecord) -> str:
+def inputs_text(record: Record) -> str:
     """The models, the images and the day of a merge."""
-    finetuned = " and ".join(model.source for model in record.finetuned)
-    parts = [f"{record.zeroshot.source} merged with {finetuned}"]
-    if record.effect:
-        count = counted(record.effect.images, "image", "images")
-        parts.append(f"judged on {count} of {record.effect.source}")
+    finetuned = " and ".join(model.source for model in record.plan.finetuned)
+    parts = [f"{record.plan.zeroshot.source} merged with {finetuned}"]
+    if record.verdict:
+        count = counted(record.verdict.images, "image", "images")
+        parts.append(f"judged on {count} of {record.verdict.source}")
     return ", ".join([*parts, *filter(None, [record.date])])
 
 
-def unmeasured_text(record: MergeRecord) -> str:
+def unmeasured_text(record: Record) -> str:
     """Why a merge has no measured effect."""
-    kinds = {warning.kind for warning in record.warnings}
-    if "stale-effect" in kinds:
-        return (
-            "The plan was edited after it was measured, so its effect is not known; `clipmerge"
-            " evaluate` measures it again."
-        )
-    if "unchanged-head" in kinds:
+    if record.classifier:
         return (
             "The effect of this merge is not known: it is a classifier with a head of its own,"
             " which clipmerge cannot evaluate; measure it where it was trained."
@@ -978,51 +881,8 @@ _FORMAT = _Format()
 #: The sentence of each kind of finding: a format of its values, or a function of them.
 SENTENCES: dict[str, str | Callable[..., str]] = {
     NOTE: "{text}",
-    "earlier": "{text}",
-    "method": "{text}",
-    "extrapolation": lambda alpha: (
-        f"alpha {alpha:g} is outside [0, 1]: the merge extrapolates beyond the two models"
-        f"{'; half of the way is 0.5' if abs(alpha) > 2 else ''}"
-    ),
     # decisions
-    "settings": "",
-    "stragglers": ("{layers:straggler layer/straggler layers} found by {statistic}: {layers}"),
-    "no-stragglers": _no_stragglers_text,
-    "unstable-straggler": (
-        "no straggler layers found: {layer} stands out in {statistic} (z {z:.1f}), but only in"
-        " {share:.0%} of the resamples, below {stability:.0%}"
-    ),
-    "too-few-layers": (
-        "no layer is called a straggler: {layers} layers to compare, too few to tell outliers"
-    ),
-    "best-of-path": _best_of_path_text,
-    "greedy-soup": _greedy_soup_text,
-    "learned": _coefficients_text,
-    "learned-sparse": _learned_sparse_text,
     # reasons of a layer's settings
-    "one-alpha": "one alpha for all layers",
-    "base-alpha": "base alpha",
-    "outside-blocks": "outside the blocks",
-    "depth": "block {block} of {blocks}, {tower} tower",
-    "unchanged": "fine-tuning did not change it",
-    "unmeasured-head": "a classifier's head takes no part in measuring: fine-tuned",
-    "learned-layer": "learned",
-    "finetuned-layer": "fine-tuned",
-    "sharp-straggler": "straggler with {share:.0%} of the sharpness",
-    "outlier": "straggler: {statistic} z {z:.1f}, in {share:.0%} of the resamples",
-    "best-alpha": "best {criterion} on the path",
-    "partly-zeroshot": "{absent} of {total} parameters stay zero-shot: fine-tuned ones are missing",
-    "fisher": "by the Fisher information of each entry",
-    "regression": "{regressed} of {parameters} parameters by regression",
-    "no-linear-map": "no linear map",
-    "cosine": "mean cosine {cosine:.3f} between the task vectors",
-    "not-moved": "no two checkpoints moved it",
-    "spectral": _spectral_text,
-    "vectors": "vectors only: taken whole",
-    "override": "override '{layers}'",
-    "edited": "edited by hand",
-    "decided-for-others": "decided for other checkpoints",
-    "not-in-plan": "not in the plan: zero-shot",
     # reasons of a recommendation
     "no-worse-zeroshot": _no_worse_zeroshot_text,
     "surely-loses": lambda clean: (
@@ -1072,13 +932,6 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     ),
     # warnings
     "loses-accuracy": _loses_text,
-    "stale-effect": (
-        "the plan was edited after it was measured, so the effect of this merge is not known"
-    ),
-    "other-checkpoints": (
-        "the plan was edited to other checkpoints than it was decided for; those findings are left"
-        " out"
-    ),
     "unmeasurable": "{what} could not be measured: {why}",
     "overfitting": (
         "overfitting: {train:.0%} of the views of training images are recognised, and"
@@ -1254,15 +1107,6 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         "the fine-tuned checkpoint is a classifier: its head is kept unchanged, and the output is a"
         " classifier too, without the rest of the zero-shot model (`set=missing=keep-zeroshot`"
         " writes the whole zero-shot model with the merged tower instead)"
-    ),
-    "no-hash": "{plan} has no sha256 of {source} (made with `hash=False`): used unchecked",
-    "unchecked": (
-        "{source} was not compared with the sha256 in {plan} (`hash=False`): used unchecked, so"
-        " what was measured may be of other weights"
-    ),
-    "layers-not-in-plan": lambda plan, layers: (
-        f"{plan}: does not name {counted(len(layers), 'layer', 'layers')}, which will stay"
-        f" zero-shot: {shorten(layers, 3)}"
     ),
     "one-tower": (
         "the fine-tuned checkpoint holds the {tower} tower only; the rest stays zero-shot"
