@@ -1,13 +1,11 @@
 """Types of the public names, which `__init__.py` imports when they are first used."""
 
-from clipmerge.api._results import ConvertResult as ConvertResult
 from clipmerge.api._results import EvaluateResult as EvaluateResult
 from clipmerge.api._results import InspectResult as InspectResult
 from clipmerge.api._results import MergeResult as MergeResult
 from clipmerge.api._results import SweepResult as SweepResult
 from clipmerge.api.apply import apply as apply
 from clipmerge.api.callback import RobustMergeCallback as RobustMergeCallback
-from clipmerge.api.convert import convert as convert
 from clipmerge.api.evaluate import evaluate as evaluate
 from clipmerge.api.inspect import inspect as inspect
 from clipmerge.api.merge import merge as merge

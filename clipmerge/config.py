@@ -236,7 +236,7 @@ class DataOptions(TypedDict, total=False):
         Option(
             None,
             "Labelled images, or unlabelled ones with `classes`: a folder, .parquet, .tar,"
-            " hf://datasets/ORG/NAME:SPLIT, or a name from `data list`.",
+            " hf://datasets/ORG/NAME:SPLIT, or the name of a public set.",
             "Images",
             "SOURCE",
             python=(
@@ -430,15 +430,6 @@ class ApplyOptions(TypedDict, total=False):
     overwrite: Overwrite
 
 
-class ConvertOptions(TypedDict, total=False):
-    """Options of `convert`."""
-
-    processor: Processor
-    progress: Receiver
-    command: Command
-    overwrite: Overwrite
-
-
 class EvaluateOptions(PromptOptions, MachineOptions, total=False):
     """Options of `evaluate`."""
 
@@ -574,8 +565,8 @@ def with_flags(message: str) -> str:
     """Write the parameters that a message names in backticks as flags of the command line.
 
     Example:
-        >>> with_flags("`images` 0: too few; with `hash=False` or `device=cpu`, see `env`")
-        '--images 0: too few; with --no-hash or --device cpu, see `env`'
+        >>> with_flags("`images` 0: too few; with `hash=False` or `device=cpu`")
+        '--images 0: too few; with --no-hash or --device cpu'
     """
 
     def flag(match: re.Match[str]) -> str:

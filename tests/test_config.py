@@ -11,7 +11,6 @@ import torch
 
 import clipmerge
 from clipmerge.config import (
-    ConvertOptions,
     EvaluateOptions,
     MergeOptions,
     PlanOptions,
@@ -32,7 +31,6 @@ FUNCTIONS: dict[Callable[..., Any], type] = {
     clipmerge.plan: PlanOptions,
     clipmerge.evaluate: EvaluateOptions,
     clipmerge.sweep: SweepOptions,
-    clipmerge.convert: ConvertOptions,
     clipmerge.push: PushOptions,
 }
 
@@ -88,7 +86,6 @@ def test_an_unknown_option_is_a_type_error_as_for_any_function() -> None:
         ("`points`", "--point"),
         ("`device=cpu`", "--device cpu"),
         ("`output`", "--output"),
-        ("`env`", "`env`"),
         ("`clipmerge push`", "`clipmerge push`"),
     ],
 )

@@ -4,7 +4,7 @@ DataFrame on request.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -193,18 +193,3 @@ class InspectResult(Tabular):
 
     def _caption(self) -> str:
         return f"{self.family}, {len(self.layers)} layers, {len(self.mismatches)} mismatches"
-
-
-@dataclass(frozen=True)
-class ConvertResult:
-    """Result of `convert`.
-
-    Attributes:
-        path: The folder written.
-        record: The content of ``conversion.json``.
-        warnings: Warnings, one line each.
-    """
-
-    path: Path
-    record: Json = field(repr=False)
-    warnings: Names = ()

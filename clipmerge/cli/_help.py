@@ -71,25 +71,9 @@ _EXAMPLES = {
             "and a checkpoint",
         ),
     ),
-    "data": (
-        ("data list", "data sets, class names and templates by name"),
-        ("data show imagenet-r", "where it lies, and its conventions"),
-    ),
-    "convert": (
-        (
-            "convert my-open-clip my-clip --to transformers",
-            "from one library's layout to the other's",
-        ),
-    ),
     "push": (
         ("push merged org/robust --private --evaluation accuracy.json", "publish, with accuracies"),
     ),
-    "cache": (
-        ("cache list", "what is kept, and its size"),
-        ("cache clean", "remove the states of unfinished learning"),
-    ),
-    "report": (("report merged", "the result of a merge, again"),),
-    "env": (("env", "to be pasted into a bug report"),),
     "demo": (("demo --output demo", "merge and compare two small CLIPs"),),
     "recipes": (
         ("recipes show auto", "the file, with a comment on every option"),

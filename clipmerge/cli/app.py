@@ -41,13 +41,8 @@ COMMANDS = {
     "evaluate": "Measure accuracy and retrieval recall, one row per source.",
     "demo": "Merge two small CLIPs that come with clipmerge, and compare.",
     "sweep": "Compare recipes with the alpha curve.",
-    "convert": "Convert between OpenCLIP's and transformers' layout.",
     "push": "Publish an output folder on the Hugging Face Hub.",
-    "report": "Print the summary of a merge again.",
-    "env": "Print versions, devices and settings for a bug report.",
     "recipes": "List, show and copy the recipes.",
-    "data": "Public data sets, class names and prompt templates by name.",
-    "cache": "List and remove what clipmerge keeps in the user's cache.",
 }
 # Commands whose flags may have defaults set by the user, and their flags that may not.
 _DEFAULTS: dict[str, set[str]] = {
@@ -57,7 +52,7 @@ _DEFAULTS: dict[str, set[str]] = {
     "sweep": {"recipe"},  # the recipes to be compared
 }
 # Commands that have subcommands.
-_GROUPS = ("recipes", "data", "cache")
+_GROUPS = ("recipes",)
 
 
 class _Commands(TyperGroup):
@@ -145,9 +140,13 @@ def _run() -> int:
 
 def _version(value: bool) -> None:
     if value:
+        from importlib.metadata import version
+
         from clipmerge import __version__
 
         echo(f"clipmerge {__version__}")
+        for package in ("torch", "transformers", "accelerate", "huggingface_hub", "safetensors"):
+            echo(f"{package} {version(package)}")
         raise typer.Exit
 
 
@@ -157,7 +156,10 @@ def _root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Print the versions of this and of its libraries.",
         ),
     ] = False,
 ) -> None:

@@ -151,7 +151,7 @@ def known_set(name: str) -> KnownSet:
     sets = known_sets()
     if name not in sets:
         raise UsageError(
-            f"no data set '{name}'; `clipmerge data list` has all names.{did_you_mean(name, sets)}"
+            f"no data set '{name}'; sets: {', '.join(sets)}.{did_you_mean(name, sets)}"
         )
     return sets[name]
 

@@ -70,7 +70,6 @@ class HeadedTower:
             raise DataError(
                 f"{source}: has {classes} classes, and the model's head {self.classes}; their"
                 " correspondence is known for ImageNet and its shifts, given by their short names"
-                " (`clipmerge data list`)"
             )
         return [torch.tensor(indices) for indices in chosen]
 

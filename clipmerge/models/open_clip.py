@@ -90,8 +90,7 @@ def import_open_clip() -> Any:
     except ImportError as error:
         raise CheckpointError(
             f"measuring and evaluating an OpenCLIP checkpoint needs open_clip_torch ({error});"
-            " install clipmerge[open-clip], or convert a plain ViT with `clipmerge convert IN OUT"
-            " --to transformers`"
+            " install clipmerge[open-clip]"
         ) from None
     return open_clip
 

@@ -50,8 +50,8 @@ def mark_code(text: str) -> Markup:
     """Write parameters as flags, and mark what stands between backticks as code.
 
     Example:
-        >>> mark_code("`clipmerge env` & `max_loss`")
-        Markup('<code>clipmerge env</code> &amp; --max-loss')
+        >>> mark_code("`clipmerge push` & `max_loss`")
+        Markup('<code>clipmerge push</code> &amp; --max-loss')
     """
     from markupsafe import Markup, escape
 

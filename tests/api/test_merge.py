@@ -17,7 +17,6 @@ import clipmerge as api
 from clipmerge.api.apply import write_merge
 from clipmerge.api.merge import prepare
 from clipmerge.api.merge_models import _copy_with_weights
-from clipmerge.cli.env import _version
 from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.progress import Progress
 from tests.support.command import clipmerge, done, printed, refused
@@ -149,8 +148,3 @@ def test_a_model_with_further_weights_is_refused(pair: Folders) -> None:
         match=r"CLIPModel: its merged weights have names that the model lacks, such as x",
     ):
         _copy_with_weights(model, weights | {"x": torch.zeros(1)}, "keep")
-
-
-def test_a_package_that_is_not_installed_has_no_version() -> None:
-    assert _version("no-such-package") is None
-    assert _version("torch") is not None

@@ -2,7 +2,6 @@
 card."""
 
 import hashlib
-import json
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -217,29 +216,6 @@ def test_without_a_verdict_the_decision_sees_every_image(
     record = parse_record((tmp_path / "out" / "clipmerge.json").read_text(), "record")
     assert "was not measured on held-out images" in unmeasured_text(record)
     assert unmeasured_text(record).replace("`", "") in said
-
-
-def test_a_loss_is_a_warning_everywhere(losing: Folders, photos: Path, tmp_path: Path) -> None:
-    flags = ("--recipe", "wise-ft", "--data", photos, "--allow", "at-chance")
-    ended = done("merge", *losing, *flags, "--output", tmp_path / "out")
-    record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
-    effect = record["effect"]
-    lost = effect["finetuned"][0]["clean"]["value"] - effect["merged"]["clean"]["value"]
-    assert lost > 0.03  # or this says nothing
-    (finding,) = (each for each in effect["warnings"] if each["kind"] == "loses-accuracy")
-    assert finding in record["warnings"]
-    warning = finding["text"]
-    assert f"loses {100 * lost:.1f} points" in warning
-    for text in (ended.out, ended.err):
-        assert warning in " ".join(text.split())
-    said = words_of((tmp_path / "out" / "report.html").read_text())
-    assert f"{warning[:1].upper()}{warning[1:]}." in said  # as a sentence
-    assert effect["reason"]["text"] in said
-    card = (tmp_path / "out" / "README.md").read_text().replace("\\", "")  # Markdown's escapes
-    assert warning.replace("your images", "the target images") in card
-    assert effect["text"].replace("your images", "the target images") in card
-    again = clipmerge("report", tmp_path / "out")
-    assert warning in " ".join(again.out.split())
 
 
 def test_a_warning_that_the_summary_shows_is_not_said_before_it(

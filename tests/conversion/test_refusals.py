@@ -1,6 +1,5 @@
 """Configurations and weights that one of the two layouts cannot express, each refused by name."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from clipmerge.conversion.keys import match_keys
 from clipmerge.errors import CheckpointError
 from clipmerge.output import layout_files
 from tests.support import tiny_open_clip
-from tests.support.command import done, one_line
+from tests.support.command import one_line
 from tests.support.tiny_open_clip import build, model_config
 
 
@@ -175,26 +174,3 @@ def test_another_list_of_words_is_not_written_as_clips(
     ):
         layout_files.write_clip_tokenizer(tmp_path, 77)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_is_missing_beside_the_weights_is_reported(theirs: Path, tmp_path: Path) -> None:
-    for name in (
-        "preprocessor_config.json",
-        "processor_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ):
-        (theirs / name).unlink(missing_ok=True)
-    ended = done("convert", theirs, tmp_path / "out", "--to", "open-clip")
-    told = " ".join(ended.err.split())
-    assert "has no preprocessor_config.json; OpenAI's mean and deviation were written" in told
-    assert "has no tokenizer, and its vocabulary is not CLIP's; OpenCLIP will need one" in told
-    written = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())
-    assert written["preprocess_cfg"]["mean"] == pytest.approx([0.48145466, 0.4578275, 0.40821073])
-
-
-def test_mixed_dtypes_have_no_dtype_of_the_model(ours: Path, tmp_path: Path) -> None:
-    file = ours / "open_clip_model.safetensors"
-    save_file({**load_file(file), "logit_scale": torch.zeros((), dtype=torch.float16)}, file)
-    done("convert", ours, tmp_path / "out", "--to", "transformers")
-    assert "dtype" not in json.loads((tmp_path / "out" / "config.json").read_text())

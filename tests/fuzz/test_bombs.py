@@ -163,7 +163,6 @@ SLOW: dict[str, tuple[str, Callable[[], bytes]]] = {
         "side_file",
         lambda: b'{"_name_or_path": "' + b"a" * (250 * MIB) + b'"}',
     ),
-    "report of 1000 layers": ("report", _report_of_1000_layers),
     "png of 16 bits at the limit": ("image", _blank_png),
     "png with a text of 1 GB": (
         "image",

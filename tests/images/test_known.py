@@ -9,10 +9,9 @@ from clipmerge.hub.ids import parse_dataset
 from clipmerge.images import registry
 from clipmerge.images.classes import name_classes
 from clipmerge.images.dataset import load_images, open_images
-from clipmerge.images.prompts import check_templates, template_set, template_sets
+from clipmerge.images.prompts import check_templates, template_set
 from clipmerge.images.registry import (
     class_list,
-    class_lists,
     find_known,
     imagenet_names,
     known_sets,
@@ -20,7 +19,6 @@ from clipmerge.images.registry import (
 from clipmerge.images.source import Source
 from clipmerge.images.store import ImageList
 from tests.support.benchmark_sets import retrieval_set, webdataset
-from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_hub_parquet
 
@@ -140,29 +138,6 @@ def test_template_sets() -> None:
     assert set(template_set("openai-7")) <= set(template_set("openai-80"))
     with pytest.raises(UsageError, match=r"is not a template set .*Did you mean 'openai-80'"):
         check_templates(["openai-8"])
-
-
-def test_names_on_the_command_line(pair: tuple[Path, Path], images: Path) -> None:
-    listed = clipmerge("data", "list", "--format", "json").json
-    assert (set(listed["data"]), listed["classes"]) == (known_sets().keys(), list(class_lists()))
-    told = clipmerge("data")
-    assert all(name in told.out for name in (*known_sets(), *template_sets()))
-    shown = clipmerge("data", "show", "imagenet-a", "--format", "json").json
-    assert shown["address"] == "hf://datasets/clip-benchmark/wds_imagenet-a:test"
-    assert (len(shown["class_names"]), len(shown["templates"]), shown["zeroshot"]["ViT-B-32"]) == (
-        200,
-        80,
-        31.37,
-    )
-    assert clipmerge("data", "show", "simple").out == "a photo of a {}.\n"
-    simple = clipmerge("data", "show", "simple", "--format", "json").json
-    assert simple == {"name": "simple", "templates": ["a photo of a {}."]}
-    assert "200, listed below" in clipmerge("data", "show", "imagenet-a").out
-    assert "captions" in clipmerge("data", "show", "flickr8k").out
-    assert "Did you mean 'imagenet'?" in refused(clipmerge("data", "show", "imagnet"), 2)
-    refused(clipmerge("data", "--format", "json", "list"), 2)
-    line = refused(clipmerge("evaluate", pair[0], "--data", images, "--classes", "objectnet"))
-    assert "has 113 class names" in line
 
 
 def test_a_label_without_a_name_is_refused() -> None:

@@ -13,7 +13,7 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.learning.objective import Batch
 from clipmerge.plugins import load_plugin
-from tests.support.command import clipmerge, done, printed, refused
+from tests.support.command import clipmerge, printed, refused
 from tests.support.small_objective import objective_for
 from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import ARCHITECTURES, load, model_config, save_open_clip_pair
@@ -70,21 +70,12 @@ def test_the_shares_of_all_layers_are_the_measured_barrier(
     assert objective.weights.layers.keys() == set(found.layers)
 
 
-@pytest.fixture(scope="module")
-def converted(pairs: dict[str, Folders], tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """The plain ViTs in transformers' layout."""
-    folder = tmp_path_factory.mktemp("converted")
-    for source in pairs["vit"]:
-        done("convert", source, folder / source.name, "--to", "transformers")
-    return folder / "zeroshot", folder / "finetuned"
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["mixed", "resnet"])
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_a_sweep_ends_at_both_checkpoints(
-    pairs: dict[str, Folders], converted: Folders, kind: str, images: Path, tmp_path: Path
+    pairs: dict[str, Folders], kind: str, images: Path, tmp_path: Path
 ) -> None:
-    ends = pairs["vit" if kind == "mixed" else kind]
+    ends = pairs[kind]
     sources = (
         "--id",
         f"a={images}",
@@ -95,7 +86,7 @@ def test_a_sweep_ends_at_both_checkpoints(
         "--output",
         tmp_path / "sweep",
     )
-    swept = printed("sweep", converted[0] if kind == "mixed" else ends[0], ends[1], *sources)
+    swept = printed("sweep", ends[0], ends[1], *sources)
     for point, folder in zip(swept["curve"], ends, strict=True):
         assert (
             point["accuracy"]["a"]

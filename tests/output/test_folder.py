@@ -26,7 +26,6 @@ from tests.support.command import done
 from tests.support.raw_safetensors import edit, edit_json, rename_keys, shard
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import Folders
-from tests.support.tiny_open_clip import model_config, save_open_clip_pair
 
 TOWERS: dict[str, Any] = {
     "CLIPVisionModel": (CLIPVisionModel, "vision"),
@@ -229,21 +228,3 @@ def test_a_config_that_was_replaced_meanwhile_is_read_as_strictly_as_before(
         match=r"config\.json: cannot be read \(a string with half of a surrogate pair",
     ):
         write_side_files(tmp_path / "out", inputs, "keep")
-
-
-def test_bare_files_of_both_libraries_give_a_bare_output(tmp_path: Path) -> None:
-    zeroshot, finetuned = save_open_clip_pair(tmp_path, model_config())
-    done("convert", finetuned, tmp_path / "other", "--to", "transformers")
-    (tmp_path / "bare").mkdir()
-    for name, file in {
-        "a": zeroshot / "open_clip_model",
-        "b": tmp_path / "other" / "model",
-    }.items():
-        shutil.copy(file.with_suffix(".safetensors"), tmp_path / "bare" / f"{name}.safetensors")
-    output = merge(tmp_path / "bare" / "a.safetensors", tmp_path / "bare" / "b.safetensors")
-    assert {f.name for f in output.iterdir()} == {
-        "model.safetensors",
-        "clipmerge.json",
-        "README.md",
-        "report.html",
-    }

@@ -23,8 +23,6 @@ def test_a_merge_writes_what_it_prints_and_it_reads_back(
     record = read_output(tmp_path / "out")
     assert record.as_json() == ended.json
     assert parse_record(record_text(record), "x") == record
-    report = clipmerge("report", tmp_path / "out", "--format", "json")
-    assert report.json == ended.json
 
 
 DEEP = json.loads("[" * 300 + "]" * 300)
@@ -62,7 +60,7 @@ def test_nonsense_is_refused_in_one_line(tmp_path: Path, what: str) -> None:
 
 def test_a_folder_that_no_merge_wrote_is_reported_what_to_give(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
-        for arguments in (["report", folder], ["push", folder, "alice/robust"]):
+        for arguments in (["push", folder, "alice/robust"],):
             assert "Give a folder written by `clipmerge merge --output`" in refused(
                 clipmerge(*arguments), 1
             )

@@ -33,7 +33,6 @@ IMPORTED = (
     "torch.distributed",
     "transformers.models.clip.image_processing_clip",
     "transformers.models.clip.modeling_clip",
-    "clipmerge.api.convert",
     "clipmerge.api.merge",
     "clipmerge.api.sweep",
     "clipmerge.cli.app",
