@@ -1,7 +1,6 @@
-"""Every option, once: its type and default, its flag and help, and who may set another default.
+"""Every option, once: its type and default, its flag and help.
 
-The flags of the commands, the keyword arguments of the functions, the defaults from files and the
-environment, and the commands in records all derive from the classes below. Imports nothing that
+The flags of the commands and the keyword arguments of the functions derive from the classes below. Imports nothing that
 takes time, because ``--help`` needs it.
 """
 
@@ -44,9 +43,6 @@ class Option(NamedTuple):
     flags: Names = ()
     minimum: int | None = None
     maximum: int | None = None
-    # where its default may be set: in the user's own file and the environment (``personal``), or in
-    # the working folder's file too, which may come from a stranger (``anywhere``)
-    settable: Literal["", "personal", "anywhere"] = ""
 
     @property
     def is_repeated(self) -> bool:
@@ -74,14 +70,12 @@ RECIPE = Option(
     "Inputs",
     "RECIPE",
     flags=("--recipe", "-r"),
-    settable="personal",
 )
 VERBOSE = Option(
     False,
     "Print each stage, the whole summary, and warnings of libraries.",
     "Output",
     flags=("--verbose", "-v"),
-    settable="personal",
 )
 
 _NamedSources = Mapping[str, Any] | Sequence[str] | None
@@ -89,7 +83,7 @@ _NamedSources = Mapping[str, Any] | Sequence[str] | None
 
 def _image_count(default: int | None, help: str, panel: Panel) -> Option:
     """A number of images, of which there is at least one."""
-    return Option(default, help, panel, "COUNT", minimum=1, settable="anywhere")
+    return Option(default, help, panel, "COUNT", minimum=1)
 
 
 Keep = Annotated[
@@ -114,7 +108,6 @@ Model = Annotated[
         "Architecture in OpenCLIP, such as ViT-B-32, of weights without open_clip_config.json.",
         "Inputs",
         "NAME",
-        settable="anywhere",
     ),
 ]
 Images = Annotated[int, _image_count(1024, "Images to measure on, class-balanced.", "Images")]
@@ -127,7 +120,6 @@ Seed = Annotated[
         "NUMBER",
         minimum=0,
         maximum=2**32 - 1,  # random generators take 64 bits, of which steps and layers add some
-        settable="anywhere",
     ),
 ]
 Hash = Annotated[
@@ -158,7 +150,6 @@ Strict = Annotated[
         "Make a loss beyond --max-loss, or a doubt about the inputs, an error: nothing is written.",
         "Decision",
         python="A VerdictError, a CheckpointError or a DataError.",
-        settable="personal",
     ),
 ]
 Allow = Annotated[
@@ -225,7 +216,7 @@ class MachineOptions(TypedDict, total=False):
             "Machine",
         ),
     ]
-    device: Annotated[Device, Option("auto", "Where to measure.", "Machine", settable="anywhere")]
+    device: Annotated[Device, Option("auto", "Where to measure.", "Machine")]
 
 
 class DataOptions(TypedDict, total=False):
@@ -245,7 +236,6 @@ class DataOptions(TypedDict, total=False):
             ),
             cli=str | None,
             flags=("--data", "-d"),
-            settable="personal",
         ),
     ]
     unlabelled: Annotated[
@@ -278,7 +268,6 @@ class PromptOptions(TypedDict, total=False):
             "FILE",
             python="Or the names themselves, in order or by number.",
             cli=Path | None,
-            settable="personal",
         ),
     ]
     template: Annotated[
@@ -289,7 +278,6 @@ class PromptOptions(TypedDict, total=False):
             "Images",
             "PROMPT",
             cli=_REPEATED,
-            settable="anywhere",
         ),
     ]
     image_column: Annotated[
@@ -352,7 +340,6 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
             "NUMBER",
             minimum=0,
             maximum=100,
-            settable="personal",
         ),
     ]
     strict: Strict
@@ -368,7 +355,6 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
             "Machine",
             "DIR",
             cli=Path | None,
-            settable="personal",
         ),
     ]
     hash: Hash
@@ -443,7 +429,6 @@ class EvaluateOptions(PromptOptions, MachineOptions, total=False):
             "Make a doubt about the inputs an error.",
             "Decision",
             python="A CheckpointError or a DataError.",
-            settable="personal",
         ),
     ]
     allow: Allow

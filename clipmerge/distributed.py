@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import signal
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,19 +19,6 @@ if TYPE_CHECKING:
 
 # Copies of more bytes than this are made from memory that a card can read by itself.
 _PINNED = 1 << 20
-# Variables that ``srun`` gives each task of a step.
-_SLURM = ("STEP_NUM_TASKS", "STEP_NODELIST", "PROCID", "LOCALID", "JOB_ID")
-# Variables that list the cards a process sees: of CUDA, ROCm (two) and Intel.
-_VISIBLE_CARDS = (
-    "CUDA_VISIBLE_DEVICES",
-    "ROCR_VISIBLE_DEVICES",
-    "HIP_VISIBLE_DEVICES",
-    "ZE_AFFINITY_MASK",
-)
-# Variables in which launchers give the number of processes on this machine: torchrun's and MPI's.
-_LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
-# Seconds after which SIGTERM ends a process whose main thread does not come back to Python.
-SECONDS_TO_TERMINATE = 10.0
 
 
 @contextmanager
@@ -60,63 +43,17 @@ def peer_errors() -> Iterator[None]:
         ) from None
 
 
-def adopt_slurm() -> None:
-    """If ``srun`` started this process as one of several, tell torch of it as a launcher would."""
-    slurm = {name: os.environ.get(f"SLURM_{name}", "") for name in _SLURM}
-    if "RANK" in os.environ or slurm["STEP_NUM_TASKS"] in ("", "1"):
-        return
-    # the first of node[07-09,12],other or gpu-a[1-2]n[01-04] or node[01-02]-ib
-    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", slurm["STEP_NODELIST"])
-    numbers = [slurm[name] for name in ("PROCID", "LOCALID", "STEP_NUM_TASKS", "JOB_ID")]
-    if first is None or not all(number.isdigit() for number in numbers):
-        raise UsageError(
-            "srun started several tasks, but SLURM's variables do not tell which one this is; start"
-            " with `srun --ntasks-per-node 1 torchrun ... -m clipmerge`"
-        )
-    rank, local, tasks, job = numbers
-    # with one card per task, each sees its own as the first
-    alone = any(len(os.environ.get(name, ",").split(",")) == 1 for name in _VISIBLE_CARDS)
-    # steps of one allocation may run at the same time
-    step = int(os.environ.get("SLURM_STEP_ID", "0"))
-    os.environ |= {
-        "RANK": rank,
-        "LOCAL_RANK": "0" if alone else local,
-        "WORLD_SIZE": tasks,
-        "MASTER_ADDR": re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group()),
-        "MASTER_PORT": str(20_000 + (int(job) + 1_009 * step) % 20_000),
-    }
-    if here := _tasks_on_this_node():
-        os.environ["LOCAL_WORLD_SIZE"] = str(here)
-
-
-def _tasks_on_this_node() -> int | None:
-    """Tasks of the step on this node, from lists such as ``4(x2),3``; ``None`` if unknown."""
-    listed = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
-    counts: list[int] = []
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", listed):
-        counts += [int(count)] * int(times or 1)
-    node = os.environ.get("SLURM_NODEID", "")
-    return counts[int(node)] if node.isdigit() and int(node) < len(counts) else None
-
-
 def cores_per_process() -> int:
-    """CPU cores for the threads of this process: all that it may use, divided by the processes of
-    this run on this machine, unless ``srun`` gave it cores of its own.
+    """CPU cores for the threads of this process: those that it may use, divided by the processes of
+    this run on this machine.
     """
     every = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
-    of_job = os.environ.get("SLURM_CPUS_ON_NODE", "")
-    is_task = os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
-    if is_task and allowed < (int(of_job) if of_job.isdigit() else every):
-        return allowed
-    local = next((os.environ[name] for name in _LOCAL_SIZES if name in os.environ), "1")
-    return max(1, allowed // int(local))
+    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def is_main_process() -> bool:
-    """Whether this process prints and writes: rank 0 of those that a launcher, or ``srun``,
-    started.
-    """
+    """Whether this process prints and writes: rank 0 of those that a launcher started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -131,42 +68,6 @@ def require_device(device: Device) -> None:
     }
     if not available.get(device, True):
         raise UsageError(f"`device` {device}: torch finds no such device; use `device=auto` or cpu")
-
-
-def _end_if_blocked() -> None:
-    """Let SIGTERM end this process even while its main thread waits for others in compiled code,
-    where Python's handlers do not run: in a group that does not form, or in a card's queue.
-    """
-    import socket
-
-    handled = (signal.SIG_DFL, signal.SIG_IGN, None)
-    if threading.current_thread() is not threading.main_thread() or _watches:
-        return
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    if before != -1:  # an event loop's, which ends by itself
-        signal.set_wakeup_fd(before)
-        reader.close()
-        writer.close()
-        return
-    _watches.append(writer)  # open as long as the process lives
-
-    def watch() -> None:  # pragma: no cover - tested, in a process that it ends
-        while True:
-            (number,) = reader.recv(1)
-            if number == signal.SIGTERM:
-                time.sleep(SECONDS_TO_TERMINATE)
-                if signal.getsignal(number) not in handled:  # else the handler has run
-                    if is_main_process():
-                        line = "error: ended from outside (SIGTERM) while waiting for a process\n"
-                        os.write(2, line.encode())
-                    os._exit(128 + number)
-
-    threading.Thread(target=watch, daemon=True, name="clipmerge-sigterm").start()
-
-
-_watches: list[object] = []
 
 
 class DistributedContext:
@@ -185,8 +86,6 @@ class DistributedContext:
         import torch
         from accelerate import PartialState
 
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            _end_if_blocked()
         with peer_errors():
             self.state = PartialState(cpu=device.type == "cpu", timeout=timedelta(minutes=30))
         self.device = device
@@ -200,7 +99,7 @@ class DistributedContext:
             self.device = torch.device(device.type, index)
         self.world_size: int = self.state.num_processes
         self.rank: int = self.state.process_index
-        started = os.environ.get("WORLD_SIZE", os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
+        started = os.environ.get("WORLD_SIZE", "1")
         if self.world_size == 1 and started != "1":  # each would write the output as the only one
             raise UsageError(
                 f"{started} processes were started, but those on {device.type} cannot join as they"
@@ -215,7 +114,6 @@ def distributed_context(device: Device) -> DistributedContext:
     """
     import torch  # takes a second, which commands without a model save
 
-    adopt_slurm()
     require_device(device)
     if device != "auto":
         return DistributedContext(torch.device(device))

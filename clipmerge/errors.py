@@ -38,12 +38,6 @@ class ClipmergeError(Exception):
         super().__init__(printable(str(message)))
 
 
-class Terminated(BaseException):
-    """The system or a launcher asked this process to end; not an `Exception`, so that nothing
-    handles it as a fault.
-    """
-
-
 class CheckpointError(ClipmergeError):
     """Weights that cannot be read safely, or checkpoints that do not match."""
 

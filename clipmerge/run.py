@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import Terminated
 from clipmerge.finding import Finding
 from clipmerge.output.record import Measured
 from clipmerge.planning.measurements import CalibrationRecord, Measurements
@@ -84,7 +83,7 @@ class Run:
         begin = time.perf_counter()
         try:
             yield
-        except (KeyboardInterrupt, Terminated) as stopped:
+        except KeyboardInterrupt as stopped:
             for tell in self.when_stopped:
                 tell(stopped)
             raise

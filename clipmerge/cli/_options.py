@@ -11,8 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from clipmerge.cli._defaults import applied
-from clipmerge.cli._ending import reporting_early_errors, reporting_errors
+from clipmerge.cli._ending import tell
 from clipmerge.cli._help import complete_recipe, examples
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.config import RECIPE, VERBOSE, Option, declarations, with_flags
@@ -74,8 +73,7 @@ def command(
     """Make a command of a function that takes a terminal, its own flags and, as ``**options``,
     those of a class.
 
-    It has ``--format``, unless it says otherwise ``--verbose``, and ends as `reporting_errors`
-    says.
+    It has ``--format`` and, unless it says otherwise, ``--verbose``.
     """
 
     def decorate(function: _Function) -> _Function:
@@ -106,7 +104,10 @@ def command(
             terminal = Terminal(_format(fmt, as_json=as_json, quiet=quiet), verbose=verbose)
             extra = {"progress": terminal, "command": command_line()}
             values |= {name: value for name, value in extra.items() if name in known}
-            function(terminal, **values)
+            try:
+                function(terminal, **values)
+            except KeyboardInterrupt as error:  # typer would print an empty line
+                raise typer.Exit(tell(error)) from None
 
         parameters = [
             inspect.Parameter(
@@ -116,7 +117,7 @@ def command(
         ]
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {name: kind for name, (kind, _) in flags.items()}
-        return reporting_errors(wrapper)
+        return wrapper
 
     return decorate
 
@@ -137,7 +138,6 @@ def command_group(name: str, help: str) -> typer.Typer:
     group = typer.Typer(help=help, invoke_without_command=True, epilog=examples(name))
 
     @group.callback()
-    @reporting_early_errors
     def list_by_default(
         context: typer.Context,
         fmt: FormatFlag = Format.human,
@@ -161,4 +161,4 @@ def command_line() -> str:
     """The running command line as text, to repeat it."""
     import shlex
 
-    return shlex.join(["clipmerge", *sys.argv[1:], *applied.words(sys.argv[1:])])
+    return shlex.join(["clipmerge", *sys.argv[1:]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import json
 import os
 import sys
@@ -13,8 +12,7 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.cli._defaults import applied
-from clipmerge.cli._ending import before_the_error, echo, printing
+from clipmerge.cli._ending import before_the_error
 from clipmerge.config import with_flags
 from clipmerge.distributed import is_main_process
 from clipmerge.progress import Progress, format_seconds
@@ -85,8 +83,6 @@ class Terminal(Progress):
         self._begin = self._stage_begin = self._last_line = clock()
         self._first: tuple[float, float] | None = None
         before_the_error.append(self.close)
-        if applied.note:
-            self.say(applied.note)
 
     @functools.cached_property
     def _err(self) -> Console:
@@ -97,10 +93,6 @@ class Terminal(Progress):
     def stage(self, name: str) -> None:
         """Begin a stage: its progress bar replaces the last one."""
         self.close()
-        # `clipmerge.__main__` has disabled it for the imports
-        if name != "read" and not gc.isenabled():
-            gc.freeze()
-            gc.enable()
         self._stage = _STAGES.get(name, name)
         self._stage_begin = self._last_line = self._clock()
         self._first = None
@@ -193,7 +185,7 @@ class Terminal(Progress):
         if self._silent or self.format is Format.quiet:
             return
         if self.format is Format.json:
-            echo(json.dumps(record, indent=2, allow_nan=False))
+            print(json.dumps(record, indent=2, allow_nan=False))
         else:
             self.show(human())
 
@@ -204,14 +196,13 @@ class Terminal(Progress):
         from clipmerge.cli._console import SafeConsole, render_plain
 
         console = SafeConsole()
-        with printing():
-            if not console.is_terminal:
-                sys.stdout.write(render_plain(console, renderables))
-                return
-            for renderable in renderables:
-                # a line of text is neither wrapped nor interpreted as markup: it may be a command
-                # to copy
-                console.print(renderable, soft_wrap=isinstance(renderable, str))
+        if not console.is_terminal:
+            sys.stdout.write(render_plain(console, renderables))
+            return
+        for renderable in renderables:
+            # a line of text is neither wrapped nor interpreted as markup: it may be a command
+            # to copy
+            console.print(renderable, soft_wrap=isinstance(renderable, str))
 
 
 def show_merge(

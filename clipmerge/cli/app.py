@@ -6,7 +6,6 @@ Torch and transformers are imported inside commands.
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -17,19 +16,8 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
-from clipmerge.cli._defaults import applied, read_defaults
-from clipmerge.cli._ending import (
-    Unprintable,
-    echo,
-    fail,
-    prepare_streams,
-    printing,
-    processes_have_joined,
-    reporting_early_errors,
-    wait_for_main_process,
-)
+from clipmerge.cli._ending import tell
 from clipmerge.cli._help import GroupedHelp, examples
-from clipmerge.distributed import adopt_slurm
 from clipmerge.errors import UsageError
 
 #: Every command in the order of ``--help``, with the first line of its own help.
@@ -43,13 +31,6 @@ COMMANDS = {
     "sweep": "Compare recipes with the alpha curve.",
     "push": "Publish an output folder on the Hugging Face Hub.",
     "recipes": "List, show and copy the recipes.",
-}
-# Commands whose flags may have defaults set by the user, and their flags that may not.
-_DEFAULTS: dict[str, set[str]] = {
-    "merge": set(),
-    "plan": set(),
-    "evaluate": {"data"},  # named sources, which have no single default
-    "sweep": {"recipe"},  # the recipes to be compared
 }
 # Commands that have subcommands.
 _GROUPS = ("recipes",)
@@ -94,48 +75,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     epilog=examples(""),
 )
-# base class of all errors about flags, whether or not typer vendors its own click
-_UsageException: Any = typer.BadParameter.__base__
 
 
-def main() -> None:
-    """Run the command line; errors in flags are one line too."""
-    prepare_streams()
+def main() -> int:
+    """Run the command line, and return the exit code."""
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] - paths hold any bytes
     try:
-        code = _run()
-    except SystemExit as end:  # raised by `fail`
-        code = int(end.code or 0)
-    if processes_have_joined():
-        # torch's threads can abort the interpreter's own shutdown, and an aborted worker makes the
-        # launcher end a run that had succeeded; destroying the group first does not always help
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    raise SystemExit(code)
-
-
-def _run() -> int:
-    try:
-        adopt_slurm()
-        with printing():
-            return app(prog_name="clipmerge", standalone_mode=False) or 0
-    except typer.Abort:
-        fail("interrupted; nothing was left behind", 130)
-    except UsageError as error:
-        fail(str(error), error.exit_code)
-    except Unprintable as error:
-        fail(str(error), 1)
-    except _UsageException as error:
-        wait_for_main_process()
-        where = error.ctx.command_path if error.ctx else "clipmerge"
-        message = error.format_message().replace("Value error, ", "").rstrip(".")
-        name = getattr(getattr(error, "param", None), "name", None)
-        if name and error.ctx and error.ctx.get_parameter_source(name).name == "DEFAULT_MAP":
-            message = f"{applied.origins[name]}: {message}"
-        fail(
-            f"{message}{' See' if message.endswith('?') else '; see'} `{where} --help`",
-            UsageError.exit_code,
-        )
+        return app(prog_name="clipmerge", standalone_mode=False) or 0
+    except Exception as error:
+        return tell(error)
 
 
 def _version(value: bool) -> None:
@@ -144,9 +92,9 @@ def _version(value: bool) -> None:
 
         from clipmerge import __version__
 
-        echo(f"clipmerge {__version__}")
+        print(f"clipmerge {__version__}")
         for package in ("torch", "transformers", "accelerate", "huggingface_hub", "safetensors"):
-            echo(f"{package} {version(package)}")
+            print(f"{package} {version(package)}")
         raise typer.Exit
 
 
@@ -164,21 +112,8 @@ def _root(
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        echo(context.get_help())
+        print(context.get_help())
         raise typer.Exit(UsageError.exit_code)
-    _take_defaults(context)
-
-
-@reporting_early_errors
-def _take_defaults(context: typer.Context) -> None:
-    """Give the command its defaults from the environment and from files, and remember them."""
-    command = str(context.invoked_subcommand)
-    if command in _DEFAULTS:
-        flags = set(inspect.signature(_function(command)).parameters) - _DEFAULTS[command]
-        defaults = read_defaults()
-        defaults.values = {name: value for name, value in defaults.values.items() if name in flags}
-        context.default_map = {command: defaults.values}
-        applied.__dict__.update(defaults.__dict__)
 
 
 for _name, _first_line in COMMANDS.items():

@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from clipmerge.cli._ending import echo, reporting_errors
 from clipmerge.cli._help import complete_recipe
 from clipmerge.cli._options import command, command_group
 from clipmerge.cli._terminal import Terminal
@@ -75,7 +74,6 @@ def show_recipe(terminal: Terminal, name: _Name) -> None:
 
 
 @recipes_app.command("copy")
-@reporting_errors
 def copy_recipe(
     name: _Name,
     file: Annotated[
@@ -91,4 +89,4 @@ def copy_recipe(
         raise OutputError(f"{target}: already exists; give another file")
     with staged_files(target) as folder:
         (folder / target.name).write_text(text, encoding="utf-8")
-    echo(f"Wrote {target}; run it with --recipe {target}")
+    print(f"Wrote {target}; run it with --recipe {target}")

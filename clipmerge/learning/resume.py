@@ -25,7 +25,6 @@ from torch import Tensor
 from clipmerge import __version__
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import DistributedContext, broadcast_
-from clipmerge.errors import Terminated
 from clipmerge.files.paths import user_cache
 from clipmerge.files.safetensors import DTYPES, header_bytes
 from clipmerge.images.fingerprints import content_digest
@@ -141,7 +140,7 @@ class LearningState:
         """
         try:
             yield
-        except (KeyboardInterrupt, Terminated) as interrupted:
+        except KeyboardInterrupt as interrupted:
             state = self._whole
             steps = ""
             if state is not None and not self._failed and self._context.is_main_process:
