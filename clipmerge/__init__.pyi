@@ -11,7 +11,6 @@ from clipmerge.api.inspect import inspect as inspect
 from clipmerge.api.merge import merge as merge
 from clipmerge.api.merge import plan as plan
 from clipmerge.api.merge_models import merge_models as merge_models
-from clipmerge.api.merge_models import merge_state_dicts as merge_state_dicts
 from clipmerge.api.push import push as push
 from clipmerge.api.sweep import sweep as sweep
 from clipmerge.errors import CheckpointError as CheckpointError

@@ -241,12 +241,12 @@ def check_unseen(ends: EndAccuracy) -> Iterator[Finding]:
 
 
 def check_task(name: str, task: Images, accuracies: Sequence[Estimate]) -> Iterator[Finding]:
-    """Doubt the names of a task of ``keep``, by the best of the models that were measured on it:
+    """Doubt the names of a task of ``ood``, by the best of the models that were measured on it:
     what one of them has forgotten is no fault of the names.
     """
     best = max(accuracies, key=lambda estimate: estimate.value)
     model = "best" if len(accuracies) > 1 else ""
-    about: Json = {"keep": True, "model": model, "source": f"`keep` {name}"}
+    about: Json = {"keep": True, "model": model, "source": f"`ood` {name}"}
     yield from check_answers(end_accuracy(task, best, best, **about))
 
 
@@ -287,16 +287,14 @@ def check_sources(
     """Doubt images and class names before anything is measured: by some pixels, and by how well
     the zero-shot and the first fine-tuned model classify a few images with one template.
     """
-    from clipmerge.images.image_set import CaptionedImages
     from clipmerge.models.building import build_model
 
     model = None if inputs.have_heads_only else build_model(inputs)
     samples: dict[str, Images] = {}
     for name, images in sources.items():
         yield from check_images(images, model)
-        if isinstance(images, CaptionedImages) or images.labelled_by == "source":
-            images.require_classes()
-            samples[name] = images.sample(min(PROBE, max_images), seed)
+        images.require_classes()
+        samples[name] = images.sample(min(PROBE, max_images), seed)
     if model is None or not samples:
         return
     for ends in _end_accuracies(inputs, model, samples, settings, progress):
@@ -359,12 +357,10 @@ def check_shifts(
     return ()
 
 
-def raise_errors(
-    findings: Iterable[Finding], *, allow: Collection[str] = (), strict: bool = False
-) -> list[Finding]:
+def raise_errors(findings: Iterable[Finding], *, allow: Collection[str] = ()) -> list[Finding]:
     """Raise the first finding that is an error, and return the others.
 
-    ``allow`` names kinds to go on with in spite of a check; ``strict`` makes all others errors.
+    ``allow`` names kinds to go on with in spite of a check.
     """
     settled = list(findings)
     for finding in settled:
@@ -373,8 +369,6 @@ def raise_errors(
         error = DataError if finding.kind in _ABOUT_IMAGES else CheckpointError
         if CONSEQUENCES.get(finding.kind) == "error":
             raise error(f"{text_of(finding)}; nothing was written (`allow={finding.kind}` goes on)")
-        if strict:
-            raise error(f"{text_of(finding)}; nothing was written (`strict=True`)")
     return settled
 
 

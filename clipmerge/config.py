@@ -86,11 +86,11 @@ def _image_count(default: int | None, help: str, panel: Panel) -> Option:
     return Option(default, help, panel, "COUNT", minimum=1)
 
 
-Keep = Annotated[
+Ood = Annotated[
     _NamedSources,
     Option(
         None,
-        "Images of another task, or with captions; may be repeated.",
+        "Images of a shift or of another task, judged beside the target; may be repeated.",
         "Images",
         "NAME=SOURCE",
         python="A mapping of names to sources, or texts NAME=SOURCE.",
@@ -122,14 +122,6 @@ Seed = Annotated[
         maximum=2**32 - 1,  # random generators take 64 bits, of which steps and layers add some
     ),
 ]
-Hash = Annotated[
-    bool,
-    Option(
-        True,
-        "Compare and record the sha256 of weights; --no-hash is faster if they are large.",
-        "Output",
-    ),
-]
 MaxShardSize = Annotated[
     int | str | None,
     Option(
@@ -142,15 +134,6 @@ MaxShardSize = Annotated[
 ]
 Overwrite = Annotated[
     bool, Option(False, "Replace an earlier output of the same command.", "Output")
-]
-Strict = Annotated[
-    bool,
-    Option(
-        False,
-        "Make a loss beyond --max-loss, or a doubt about the inputs, an error: nothing is written.",
-        "Decision",
-        python="A VerdictError, a CheckpointError or a DataError.",
-    ),
 ]
 Allow = Annotated[
     str | Sequence[str] | None,
@@ -191,15 +174,6 @@ Processor = Annotated[
         ),
     ),
 ]
-Command = Annotated[
-    str | None,
-    Option(
-        None,
-        "",
-        "Output",
-        python="Command that repeats the call, for the record; by default made of the arguments.",
-    ),
-]
 
 
 class MachineOptions(TypedDict, total=False):
@@ -207,14 +181,6 @@ class MachineOptions(TypedDict, total=False):
 
     batch_size: Annotated[
         int | None, _image_count(None, "Images per batch; by default at most 128.", "Machine")
-    ]
-    images_at_once: Annotated[
-        int | None,
-        _image_count(
-            None,
-            "Images computed at once; fewer need less memory and leave the batches as they are.",
-            "Machine",
-        ),
     ]
     device: Annotated[Device, Option("auto", "Where to measure.", "Machine")]
 
@@ -226,7 +192,7 @@ class DataOptions(TypedDict, total=False):
         Any,
         Option(
             None,
-            "Labelled images, or unlabelled ones with `classes`: a folder, .parquet, .tar,"
+            "Labelled images: a folder, .parquet, .tar,"
             " hf://datasets/ORG/NAME:SPLIT, or the name of a public set.",
             "Images",
             "SOURCE",
@@ -238,22 +204,6 @@ class DataOptions(TypedDict, total=False):
             flags=("--data", "-d"),
         ),
     ]
-    unlabelled: Annotated[
-        Any,
-        Option(
-            None,
-            "Images from where the model will be used, for a recipe that learns; labels are not"
-            " read.",
-            "Images",
-            "SOURCE",
-            python=(
-                "A folder with images at any depth, any other form of data, or a list of PIL"
-                " images."
-            ),
-            cli=str | None,
-        ),
-    ]
-    keep: Keep
 
 
 class PromptOptions(TypedDict, total=False):
@@ -291,14 +241,6 @@ class PromptOptions(TypedDict, total=False):
     caption_column: Annotated[
         str | None,
         Option(None, "Column (or tar ending) of captions, in place of classes.", "Images", "NAME"),
-    ]
-    skip_unreadable: Annotated[
-        bool,
-        Option(
-            False,
-            "Read all images first, and leave out those that cannot be read, with a note.",
-            "Images",
-        ),
     ]
 
 
@@ -342,27 +284,15 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
             maximum=100,
         ),
     ]
-    strict: Strict
     allow: Allow
     seed: Seed
     dtype: Annotated[OutputDtype, Option("keep", "Dtype of the merged weights.", "Output")]
-    state: Annotated[
-        StrPath | None,
-        Option(
-            None,
-            "Folder where unfinished learning is saved, to go on after an interruption; by default"
-            " the user's cache.",
-            "Machine",
-            "DIR",
-            cli=Path | None,
-        ),
-    ]
-    hash: Hash
 
 
 class RecipeOptions(DecisionOptions, total=False):
     """Options of all functions that decide by one recipe."""
 
+    ood: Ood
     processor: Processor
     progress: Receiver
     alpha: Annotated[
@@ -379,7 +309,6 @@ class RecipeOptions(DecisionOptions, total=False):
 class PlanOptions(RecipeOptions, total=False):
     """Options of `plan`."""
 
-    command: Command
     state_key: StateKey
     model: Model
     overwrite: Overwrite
@@ -409,10 +338,8 @@ class ApplyOptions(TypedDict, total=False):
 
     processor: Processor
     progress: Receiver
-    command: Command
     model: Model
     max_shard_size: MaxShardSize
-    hash: Hash
     overwrite: Overwrite
 
 
@@ -421,16 +348,6 @@ class EvaluateOptions(PromptOptions, MachineOptions, total=False):
 
     processor: Processor
     progress: Receiver
-    keep: Keep
-    strict: Annotated[
-        bool,
-        Option(
-            False,
-            "Make a doubt about the inputs an error.",
-            "Decision",
-            python="A CheckpointError or a DataError.",
-        ),
-    ]
     allow: Allow
     state_key: StateKey
     model: Model
@@ -441,7 +358,6 @@ class SweepOptions(DecisionOptions, total=False):
 
     processor: Processor
     progress: Receiver
-    command: Command
     recipes: Annotated[
         Sequence[Any],
         Option(
@@ -503,14 +419,6 @@ class PushOptions(TypedDict, total=False):
             flags=("--evaluation",),
         ),
     ]
-    dry_run: Annotated[
-        bool,
-        Option(
-            False,
-            "Check everything and list the files that would change; publish nothing.",
-            "Publishing",
-        ),
-    ]
     yes: Annotated[
         bool, Option(False, "Replace other contents, or a card edited on the Hub.", "Publishing")
     ]
@@ -550,8 +458,8 @@ def with_flags(message: str) -> str:
     """Write the parameters that a message names in backticks as flags of the command line.
 
     Example:
-        >>> with_flags("`images` 0: too few; with `hash=False` or `device=cpu`")
-        '--images 0: too few; with --no-hash or --device cpu'
+        >>> with_flags("`images` 0: too few; with `verdict=False` or `device=cpu`")
+        '--images 0: too few; with --no-verdict or --device cpu'
     """
 
     def flag(match: re.Match[str]) -> str:

@@ -175,18 +175,8 @@ def takes_several_finetuned(measure: str) -> bool:
     """Whether a measure's file says ``SEVERAL = True``: it uses all fine-tuned checkpoints, not
     just one.
     """
-    return _flag_of_measure(measure, "SEVERAL")
-
-
-def learns_from_unlabelled(measure: str) -> bool:
-    """Whether a measure's file says ``UNLABELLED = True``: it can learn from unlabelled images
-    too.
-    """
-    return _flag_of_measure(measure, "UNLABELLED")
-
-
-def _flag_of_measure(measure: str, flag: str) -> bool:
-    return bool(getattr(import_module(load_plugin("measures", measure).__module__), flag, False))
+    module = import_module(load_plugin("measures", measure).__module__)
+    return bool(getattr(module, "SEVERAL", False))
 
 
 def options_of(other: Callable[..., Any], *, without: Names = ()) -> Callable[[_Plugin], _Plugin]:

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from decimal import Decimal
@@ -29,7 +30,7 @@ from clipmerge.images.prompts import check_templates
 from clipmerge.images.source import Columns
 from clipmerge.images.split import SHARE
 from clipmerge.planning.merge_effect import CONSEQUENCES, MAX_LOSS
-from clipmerge.planning.recipe import Recipe, RecipeLike, is_known, load_recipe
+from clipmerge.planning.recipe import Recipe, RecipeLike
 from clipmerge.types import Json, Names, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
@@ -37,7 +38,7 @@ if TYPE_CHECKING:  # a merge without images imports no module that reads images
 
 _MAX_ALPHAS = 1000
 # Options that `Calibration` holds as they are.
-_SAME_NAMES = ("images", "batch_size", "images_at_once", "device")
+_SAME_NAMES = ("images", "batch_size", "device")
 
 
 def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
@@ -98,13 +99,9 @@ class Calibration:
         batch_size: Images per batch; ``None`` for at most 128 and at least eight batches.
         device: Device to measure on.
         columns: Columns of images and labels named by the user.
-        images_at_once: Images computed at once; ``None`` for a whole batch.
         held_back: Share of the images held back from the decision to measure the effect of the
             merge, see `docs/explanation/the-answer.md`; 0 to decide on all images and measure no
             effect.
-        unlabelled: Images from where the model will be used, for recipes that learn; their labels
-            are not read. A source like ``source``, or ``None``.
-        state: Folder where unfinished learning is saved; ``None`` for the user's cache.
     """
 
     source: Any = None
@@ -114,10 +111,7 @@ class Calibration:
     batch_size: int | None = None
     device: Device = OPTIONS["device"].default
     columns: Columns = field(default_factory=Columns)
-    images_at_once: int | None = None
     held_back: float = SHARE
-    unlabelled: Any = None
-    state: Path | None = None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Calibration:
@@ -136,10 +130,7 @@ class Calibration:
                 options.get("image_column"),
                 options.get("label_column"),
                 options.get("caption_column"),
-                skip_unreadable=options.get("skip_unreadable", False),
             ),
-            unlabelled=_path_as_text(options.get("unlabelled")),
-            state=local_path(options["state"]) if options.get("state") else None,
             **{name: options[name] for name in _SAME_NAMES if name in options},
         )
         if not isinstance(data, Calibration):
@@ -163,16 +154,13 @@ class Request:
     seed: int = OPTIONS["seed"].default  # of the samples, the bootstrap and the random masks
     dtype: OutputDtype = OPTIONS["dtype"].default
     command: str = ""  # repeats the call, for the record
-    hashed: bool = True  # the weights of inputs and output
     # points that may be lost against the fine-tuned model's accuracy without a warning
     max_loss: float = MAX_LOSS
-    # a greater loss, or a checkpoint that did not start from the zero-shot one, is an error
-    strict: bool = False
     allow: Names = ()  # kinds of checks that may fail
     # open_clip's name of the architecture of weights without a configuration
     model: str | None = None
-    # sources of tasks that the models were not fine-tuned for
-    keep: Json = field(default_factory=dict)
+    # sources of images that are judged beside the target
+    ood: Json = field(default_factory=dict)
 
     @property
     def checkpoints(self) -> Names:
@@ -183,7 +171,7 @@ class Request:
     def files(self) -> list[Path]:
         """Local files and folders that are read in addition to the checkpoints."""
         images = self.calibration
-        return local_files(*self.keep.values(), images.source, images.unlabelled, images.classes)
+        return local_files(*self.ood.values(), images.source, images.classes)
 
 
 @dataclass(frozen=True)
@@ -221,13 +209,7 @@ class SweepRequest(Request):
     def merge_request(self, recipe: Recipe) -> MergeRequest:
         """The request of a merge with one of the recipes, which is not judged."""
         settings = {attribute.name: getattr(self, attribute.name) for attribute in fields(Request)}
-        unlabelled = self.calibration.unlabelled if recipe.learns_from_unlabelled else None
-        settings |= {
-            "calibration": replace(self.calibration, unlabelled=unlabelled),
-            "strict": False,
-            "keep": {},
-        }
-        return MergeRequest(recipe=recipe, **settings)
+        return MergeRequest(recipe=recipe, **settings | {"ood": {}})
 
 
 def allowed_checks(names: str | Sequence[str] | None) -> Names:
@@ -254,13 +236,11 @@ def request_fields(
         "finetuned": with_state_key(finetuned, options.get("state_key")),
         "command": command,
         "calibration": calibration if options["verdict"] else replace(calibration, held_back=0.0),
-        "keep": parse_named("keep", options["keep"]),
+        "ood": parse_named("ood", options.get("ood")),
         "max_loss": MAX_LOSS if options["max_loss"] is None else options["max_loss"],
-        "strict": options["strict"],
         "allow": allowed_checks(options["allow"]),
         "seed": options["seed"],
         "dtype": options["dtype"],
-        "hashed": options["hash"],
         "model": options.get("model"),
     }
 
@@ -289,12 +269,6 @@ def check_merge(request: MergeRequest) -> None:
             f"held_back={held_back:g}: the share of the images that the decision does not see is at"
             " least 0 and less than 1, such as 0.2"
         )
-    if request.strict and has_images and held_back == 0:
-        raise UsageError(
-            "`strict=True` needs images that the decision does not see, to measure the loss of"
-            " accuracy on; leave out `verdict=False`"
-        )
-    _check_unlabelled(calibration, request.recipe)
     if calibration.device not in ("auto", "cpu"):  # otherwise torch need not be imported
         require_device(calibration.device)
     if request.recipe.measure and not has_images:
@@ -329,50 +303,8 @@ def check_sweep(request: SweepRequest) -> None:
             raise UsageError(
                 f"`points` {name}: a recipe has this name; write NAME=CHECKPOINT with another name"
             )
-    _check_unlabelled(request.calibration, *request.recipes)
     for recipe in request.recipes:
         check_merge(request.merge_request(recipe))
-
-
-def _check_unlabelled(calibration: Calibration, *recipes: Recipe) -> None:
-    """Refuse unlabelled images that no recipe can use."""
-    source = calibration.unlabelled
-    if source is None:
-        return
-    subject = f"`unlabelled` {source}" if isinstance(source, str) else "`unlabelled`"
-    obstacles = [_unlabelled_obstacle(recipe) for recipe in recipes] or ["no recipe is given"]
-    if all(obstacles):
-        raise UsageError(
-            f"{subject}: {obstacles[0]}; leave out `unlabelled`, or choose a recipe that learns"
-            " from them, such as auto"
-        )
-    labelled = calibration.source
-    texts = isinstance(source, str) and isinstance(labelled, str)
-    if source is labelled or (
-        texts and local_path(source).resolve() == local_path(labelled).resolve()
-    ):
-        raise UsageError(
-            f"{subject}: these are the images of `data`; give images from where the model will be"
-            " used, or leave it out"
-        )
-
-
-def _unlabelled_obstacle(recipe: Recipe) -> str:
-    """The reason why a recipe cannot learn from unlabelled images; empty if it can."""
-    if not recipe.learns_from_unlabelled:
-        return f"recipe '{recipe.name}' does not learn from unlabelled images"
-    options = recipe.measure_options
-    if options["distill_weight"] == 0:
-        return (
-            f"recipe '{recipe.name}' has measure.distill_weight 0, so it has no use for unlabelled"
-            " images"
-        )
-    if min(options["strong_aug"], options["batch"]) < 2:
-        return (
-            f"recipe '{recipe.name}' has one strongly augmented image per step, too few to replace"
-            " half by unlabelled images"
-        )
-    return ""
 
 
 def require_checkpoints(sources: Sequence[str]) -> None:
@@ -554,72 +486,7 @@ def recipe_files(*recipes: RecipeLike | None) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def command_text(
-    command: str, *arguments: Any, options: Mapping[str, Any] | None = None, **others: Any
-) -> str:
-    """The command that repeats a call; an object in memory is named by its type.
-
-    Args:
-        command: Name of the command.
-        *arguments: Its arguments without flags.
-        options: The options that were given; equal calls are written alike, whatever their order.
-        **others: Arguments with a flag that are no options; ``output`` comes last.
-
-    Example:
-        >>> options = {"hash": False, "set": {"method.alpha": 1}}
-        >>> command_text("merge", "zs", "ft", options=options, recipe="wise-ft", output="out")
-        'clipmerge merge zs ft --recipe wise-ft --set method.alpha=1 --no-hash --output out'
-    """
-    output = {"output": others.pop("output", None)}
-    ordered = {name: options[name] for name in OPTIONS if name in options} if options else {}
-    words = ["clipmerge", command, *map(_flag_value, arguments)]
-    for name, value in {**others, **ordered, **output}.items():
-        option = OPTIONS.get(name)
-        flag = option.flag(name) if option else f"--{name}"
-        if isinstance(value, bool):
-            words += [flag] if option and value is not option.default else []
-        elif value is not None:
-            if name in ("recipe", "recipes"):
-                values = _recipe_words(value)
-            elif name == "classes" and not isinstance(value, (str, os.PathLike)):
-                values = [f"<{len(value)} names>"]  # the flag takes a file
-            else:
-                values = _flag_values(value)
-            for word in values:
-                words += [flag, word]
-    return shlex.join(words)
-
-
-def _recipe_words(recipes: Any) -> list[str]:
-    """Recipes as values of a flag. A recipe in memory is written as its name only if the name is
-    enough to load it again.
-    """
-    words = []
-    for recipe in recipes if isinstance(recipes, (list, tuple)) else [recipes]:
-        word = str(recipe)
-        if isinstance(recipe, (Recipe, Mapping)):
-            loaded = load_recipe(recipe)
-            word = loaded.name if is_known(loaded) else f"<recipe {loaded.name}>"
-        words.append(word)
-    return words
-
-
-def _flag_values(value: Any) -> list[str]:
-    """The values of a flag that may be repeated, or the only one."""
-    if isinstance(value, Mapping):
-        return [f"{name}={_flag_value(source)}" for name, source in value.items()]
-    if not isinstance(value, (list, tuple)):
-        return [_flag_value(value)]
-    if value and all(isinstance(number, (int, float)) for number in value):
-        return [",".join(f"{number:g}" for number in value)]
-    return [_flag_value(element) for element in value]
-
-
-def _flag_value(value: Any) -> str:
-    if type(value).__name__ == "device":  # torch's, without importing torch
-        return str(value)
-    if isinstance(value, str) and (title := in_memory_title(value)):
-        return f"<{title}>"
-    if isinstance(value, (str, int, float, os.PathLike, Mapping, list, tuple)):
-        return str(value)
-    return f"<{type(value).__name__}>"
+def command_line() -> str:
+    """The running command, without the folders of its paths, which are nobody else's business."""
+    words = ["clipmerge" if "clipmerge" in sys.argv[0] else sys.argv[0], *sys.argv[1:]]
+    return shlex.join(re.sub(r"(^|=)(/|~|\.\.?/).*/", r"\1", word) for word in words)

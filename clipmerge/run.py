@@ -41,7 +41,6 @@ class RunCache:
     doubts: list[Finding] | None = None
     # the source of `data`, and the number of images that it was opened for
     data: tuple[int, LabelledImages | CaptionedImages] | None = None
-    unlabelled: LabelledImages | None = None
 
 
 @dataclass
@@ -61,7 +60,6 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     command: str = ""  # repeats the merge
     head: HeadRecord | None = None  # the classes of a head whose zero-shot counterpart was built
-    hashed: bool = True  # the weights of inputs and output
     hashing: list[Future[dict[str, str]]] = field(default_factory=list)  # of the inputs
     cleanups: list[Callable[[], None]] = field(default_factory=list)  # called by `finish`
     # called with Ctrl-C or SIGTERM, to tell what is left
@@ -118,11 +116,7 @@ class Run:
             clear()
 
     def hash_inputs(self) -> None:
-        """Start hashing the inputs in the background, if the user wants hashes; `hashed_plan` waits
-        for them.
-        """
-        if not self.hashed:
-            return
+        """Start hashing the inputs in the background; `hashed_plan` waits for them."""
         pool = ThreadPoolExecutor(max_workers=2)
         self.hashing = [
             pool.submit(getattr, checkpoint, "hashes") for checkpoint in self.inputs.checkpoints
@@ -134,4 +128,4 @@ class Run:
         assert self.plan is not None  # called only after the decision
         for future in self.hashing:
             future.result()
-        return self.plan.replace(**self.sources(hashed=self.hashed))
+        return self.plan.replace(**self.sources(hashed=True))

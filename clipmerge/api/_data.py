@@ -1,10 +1,9 @@
-"""One opening of `data` and of `unlabelled` per command, for everything that reads images."""
+"""One opening of `data` per command, for everything that reads images."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipmerge.errors import DataError, NoLabelsError
 from clipmerge.progress import Progress, say_all
 from clipmerge.report.text import texts_of
 from clipmerge.request import Request
@@ -18,7 +17,7 @@ def open_data(
     request: Request, cache: RunCache, progress: Progress
 ) -> LabelledImages | CaptionedImages:
     """Open `data` once, for all images that the request takes, and tell the notes about it."""
-    from clipmerge.images.dataset import load_without_labels, open_images
+    from clipmerge.images.dataset import open_images
     from clipmerge.images.split import MAX_HELD_BACK, held_out_count
 
     calibration = request.calibration
@@ -28,35 +27,9 @@ def open_data(
         max_images = min(MAX_HELD_BACK, calibration.images)
     if cache.data is None or cache.data[0] < max_images:
         source, classes, columns = calibration.source, calibration.classes, calibration.columns
-        images: LabelledImages | CaptionedImages
-        try:
-            images = open_images(
-                source, classes, columns=columns, max_images=max_images, seed=request.seed
-            )
-        except NoLabelsError as error:
-            if classes is None:
-                raise DataError(
-                    f"{error}; for images without labels give the class names with `classes`"
-                ) from None
-            images = load_without_labels(
-                source, classes, columns, max_images=max_images, seed=request.seed
-            )
+        images = open_images(
+            source, classes, columns=columns, max_images=max_images, seed=request.seed
+        )
         say_all(progress, texts_of(images.notes))
         cache.data = max_images, images
     return cache.data[1]
-
-
-def open_unlabelled(request: Request, cache: RunCache, progress: Progress) -> LabelledImages:
-    """Open `unlabelled` once, and tell the notes about it."""
-    from clipmerge.images.dataset import load_unlabelled
-
-    if cache.unlabelled is None:
-        calibration = request.calibration
-        cache.unlabelled = load_unlabelled(
-            calibration.unlabelled,
-            calibration.columns,
-            max_images=calibration.images,
-            seed=request.seed,
-        )
-        say_all(progress, texts_of(cache.unlabelled.notes))
-    return cache.unlabelled

@@ -88,8 +88,8 @@ def _save_model(checkpoint: Module, parent: str, processor: Any) -> str:
         _write_open_clip(model, folder, processor)
     else:
         raise UsageError(
-            f"{type(model).__name__} is not a model of transformers or open_clip; merge its state"
-            " dict with `clipmerge.merge_state_dicts`"
+            f"{type(model).__name__} is not a model of transformers or open_clip; save its state"
+            " dict to a file, and give that"
         )
     return str(folder)
 

@@ -12,7 +12,6 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.api._data import open_data
-from clipmerge.checkpoint import Inputs
 from clipmerge.checks import (
     check_answers,
     check_images,
@@ -23,7 +22,7 @@ from clipmerge.checks import (
     raise_errors,
 )
 from clipmerge.distributed import broadcast_, distributed_context, peer_errors
-from clipmerge.errors import CheckpointError, VerdictError
+from clipmerge.errors import CheckpointError
 from clipmerge.files.finite import NotFiniteError
 from clipmerge.finding import Finding
 from clipmerge.images.fingerprints import Fingerprints, note_shared
@@ -36,12 +35,10 @@ from clipmerge.planning.other_tasks import Score
 from clipmerge.planning.plan import Plan, named_tensors
 from clipmerge.progress import Progress, say_all
 from clipmerge.report.text import text_of, texts_of
-from clipmerge.types import Json
 
 if TYPE_CHECKING:
-    from clipmerge.evaluation.points import Point
     from clipmerge.evaluation.scorer import Images
-    from clipmerge.request import Calibration, MergeRequest, SweepRequest
+    from clipmerge.request import Calibration, MergeRequest
     from clipmerge.run import Run
 
 
@@ -72,11 +69,15 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
         _check_ends(run, request, effect, images)
         if doubtful := headline_of(run.findings, request.allow):
             effect = effect.with_advice(*doubtful)
+<<<<<<< HEAD
         if request.strict and effect.warnings:
             raise VerdictError(
                 f"{text_of(effect.warnings[0])}; nothing was written (`strict=True`)"
             )
         run.verdict = effect
+=======
+        run.amend(effect=effect)
+>>>>>>> 34f70d6d (Remove strict, unlabelled, state, hash, images at once, dry run, format)
         if isinstance(images, CaptionedImages):
             recall = text_of(images.recall_note(effect.source))
             run.warnings.append(recall)
@@ -96,8 +97,6 @@ def _check_ends(
     """Check class names or captions again, by the answers that both ends gave on more images, and
     whether fine-tuning may have seen these.
     """
-    if isinstance(images, LabelledImages) and images.labelled_by != "source":
-        return
     ends = end_accuracy(
         images,
         effect.zeroshot.clean,
@@ -106,7 +105,7 @@ def _check_ends(
     )
     known = {finding.kind for finding in run.findings}
     new = [finding for finding in check_answers(ends) if finding.kind not in known]
-    doubts = raise_errors(new, allow=request.allow, strict=request.strict)
+    doubts = raise_errors(new, allow=request.allow)
     run.findings += doubts
     seen = [] if isinstance(images, CaptionedImages) else check_unseen(ends)
     for finding in (*doubts, *seen):
@@ -116,7 +115,7 @@ def _check_ends(
 
 @contextmanager
 def warn_or_raise(run: Run, request: MergeRequest, what: str) -> Iterator[None]:
-    """Warn that there are no images to measure on, which is an error if `strict`.
+    """Warn that there are no images to measure on, which is a warning.
 
     Models that cannot be measured are also an error where the recipe measured nothing either:
     the images would have been given for nothing.
@@ -132,9 +131,13 @@ def warn_or_raise(run: Run, request: MergeRequest, what: str) -> Iterator[None]:
                 " to merge without measuring)"
             ) from None
         warning = Finding.of("unmeasurable", what=what, why=str(error))
+<<<<<<< HEAD
         if request.strict:
             raise VerdictError(f"{text_of(warning)}; nothing was written (`strict=True`)") from None
         run.warnings.append(text_of(warning))
+=======
+        run.add_warning(warning)
+>>>>>>> 34f70d6d (Remove strict, unlabelled, state, hash, images at once, dry run, format)
         run.progress.say(text_of(warning))
 
 
@@ -152,7 +155,7 @@ def _effect_images(run: Run, request: MergeRequest) -> LabelledImages | Captione
         if len(images) < len(sample):
             note = copies_note(source.source, len(sample) - len(images))
             run.progress.say(text_of(note))
-        if request.keep:
+        if request.ood:
             run.measured_on = images
     if isinstance(images.store, Pixels):
         raise _Unmeasurable(
@@ -217,15 +220,13 @@ def load_tasks(
 
 def open_tasks(run: Run, request: MergeRequest) -> dict[str, Images]:
     """Find the images of the other tasks, and look at some, before anything is learned."""
-    if not request.keep:  # what follows imports torch
+    if not request.ood:  # what follows imports torch
         return {}
     tasks = load_tasks(
-        request.keep, run.progress, max_images=request.calibration.images, seed=request.seed
+        request.ood, run.progress, max_images=request.calibration.images, seed=request.seed
     )
     doubts = [finding for task in tasks.values() for finding in check_images(task)]
-    say_all(
-        run.progress, texts_of(raise_errors(doubts, allow=request.allow, strict=request.strict))
-    )
+    say_all(run.progress, texts_of(raise_errors(doubts, allow=request.allow)))
     return tasks
 
 
@@ -236,8 +237,8 @@ def add_other_task_scores(run: Run, request: MergeRequest, tasks: dict[str, Imag
     from clipmerge.evaluation.conclusion import weigh_other_tasks
     from clipmerge.evaluation.other_tasks import measure_other_tasks
 
-    with run.timed("other_tasks"), warn_or_raise(run, request, "the tasks of `keep`"):
-        prints = {f"`keep` {name}": Fingerprints(task) for name, task in tasks.items()}
+    with run.timed("other_tasks"), warn_or_raise(run, request, "the tasks of `ood`"):
+        prints = {f"`ood` {name}": Fingerprints(task) for name, task in tasks.items()}
         for images in filter(None, (run.measured_on, run.held_back)):
             data = {f"`data` {images.source}": Fingerprints(images)}
             say_all(run.progress, texts_of(note_shared(prints, data)))
@@ -252,12 +253,20 @@ def add_other_task_scores(run: Run, request: MergeRequest, tasks: dict[str, Imag
             task_score.name: [task_score.zeroshot, *task_score.finetuned, task_score.merged]
             for task_score in scores
         }
+<<<<<<< HEAD
         doubts = check_task_scores(
             tasks, models, run.progress, request.allow, strict=request.strict
         )
         run.warnings += texts_of(chain.from_iterable(doubts.values()))
         run.other_tasks = tuple(scores)
         effect = run.verdict
+=======
+        doubts = check_task_scores(tasks, models, run.progress, request.allow)
+        for finding in chain.from_iterable(doubts.values()):
+            run.add_warning(finding)
+        run.amend(other_tasks=scores)
+        effect = run.plan and run.plan.effect
+>>>>>>> 34f70d6d (Remove strict, unlabelled, state, hash, images at once, dry run, format)
         counted = [score for score in scores if score.name not in doubts]
         weighed = effect and weigh_other_tasks(
             effect.recommendation,
@@ -274,8 +283,6 @@ def check_task_scores(
     scores: Mapping[str, Sequence[Score]],
     progress: Progress,
     allow: Collection[str],
-    *,
-    strict: bool,
 ) -> dict[str, list[Finding]]:
     """Doubts about the names of tasks, by the scores of all models on each; they are told."""
     from clipmerge.evaluation.other_tasks import accuracy_or_recall
@@ -283,47 +290,8 @@ def check_task_scores(
     doubts_by_task = {}
     for name, task in tasks.items():
         accuracies = [accuracy_or_recall(score, len(task)) for score in scores[name]]
-        findings = raise_errors(check_task(name, task, accuracies), allow=allow, strict=strict)
+        findings = raise_errors(check_task(name, task, accuracies), allow=allow)
         if findings := [finding for finding in findings if finding.kind not in allow]:
             doubts_by_task[name] = findings
         say_all(progress, texts_of(findings))
     return doubts_by_task
-
-
-def add_task_scores(
-    request: SweepRequest,
-    record: Json,
-    inputs: Inputs,
-    points: Sequence[Point],
-    tasks: dict[str, Images],
-    progress: Progress,
-) -> None:
-    """Score every point of a sweep on every task, and enter the scores."""
-    if not tasks:
-        return
-    from clipmerge.evaluation.other_tasks import score_tasks, task_facts
-
-    progress.stage("other_tasks")
-    moves = [point.move for point in points]
-    scores = score_tasks(
-        inputs,
-        moves,
-        tasks,
-        request.calibration,
-        progress,
-        dtype=request.dtype,
-    )
-    doubts = check_task_scores(tasks, scores, progress, request.allow, strict=request.strict)
-    record["warnings"] += [
-        finding.model_dump(mode="json") for finding in chain.from_iterable(doubts.values())
-    ]
-    record["other_tasks"] = [task_facts(name, task) for name, task in tasks.items()]
-    rows = [
-        *enumerate(record["curve"]),
-        *((row["point"], row) for row in (*record["recipes"], *record["points"])),
-    ]
-    for point, row in rows:
-        row["other_tasks"] = {
-            name: of[point].model_dump(mode="json", exclude_none=True)
-            for name, of in scores.items()
-        }

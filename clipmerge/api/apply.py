@@ -30,8 +30,13 @@ from clipmerge.planning.plan import (
     write_plan_files,
 )
 from clipmerge.progress import Progress, say_all
+<<<<<<< HEAD
 from clipmerge.report.text import record_text, texts_of
 from clipmerge.request import as_list, command_text, local_files, parse_size, refuse_duplicates
+=======
+from clipmerge.report.text import record_text, text_of, texts_of
+from clipmerge.request import as_list, command_line, local_files, parse_size, refuse_duplicates
+>>>>>>> 34f70d6d (Remove strict, unlabelled, state, hash, images at once, dry run, format)
 from clipmerge.run import Run
 from clipmerge.types import StrPath
 
@@ -90,13 +95,10 @@ def apply(
             opened,
             settings["progress"],
             name=str(file or "the plan"),
-            hashed=settings["hash"],
             sources=sources,
             model=settings["model"],
         )
-        run.command = settings["command"] or command_text(
-            "apply", file or opened, options=options, output=output
-        )
+        run.command = command_line()
         return finish_merge(run, target, overwrite=settings["overwrite"], max_shard_size=limit)
 
 
@@ -105,7 +107,6 @@ def open_plan(
     progress: Progress,
     *,
     name: str,
-    hashed: bool,
     sources: Sequence[str] = (),
     model: str | None = None,
 ) -> Run:
@@ -129,10 +130,24 @@ def open_plan(
         for record, checkpoint in zip(
             (plan.zeroshot, *plan.finetuned), (zeroshot, *finetuned), strict=True
         )
-        for finding in _check_hashes(name, record, checkpoint, hashed=hashed)
+        for finding in _check_hashes(name, record, checkpoint)
     ]
     task = Task(inputs)
+<<<<<<< HEAD
     plan.check(task.layers)
+=======
+    beyond = extrapolation_notes(plan.layers, len(finetuned))
+    say_all(progress, texts_of(note for note in beyond if note not in plan.warnings))
+    kept = (warning for warning in plan.warnings if warning.kind != "extrapolation")
+    plan = plan.replace(warnings=(*kept, *beyond))
+    run = Run(inputs, progress, plan=plan.checked(task.layers), head=plan.head)
+    for finding in unchecked:
+        run.add_warning(finding)
+    if left_out := [name for name in task.layers if name not in plan.layers]:
+        note = Finding.of("layers-not-in-plan", plan=name, layers=left_out)
+        progress.say(text_of(note))
+        run.add_warning(note)
+>>>>>>> 34f70d6d (Remove strict, unlabelled, state, hash, images at once, dry run, format)
     check_coefficients(plan, task.layers, task.shapes)
     warnings = [*texts_of((*inputs.notes, *check_models(inputs))), *unchecked]
     warnings += filter(None, [extrapolation_note(plan)])
@@ -200,6 +215,7 @@ def _locate(name: str, plan: Plan, record: SourceRecord) -> str:
     )
 
 
+<<<<<<< HEAD
 def _check_hashes(
     name: str, record: SourceRecord, checkpoint: Checkpoint, *, hashed: bool
 ) -> list[str]:
@@ -210,6 +226,14 @@ def _check_hashes(
     if not hashed and record.files.keys() == names.keys():
         return [f"{record.source} was not compared with the sha256 in {name}: used unchecked"]
     hashes = checkpoint.hashes if hashed else names
+=======
+def _check_hashes(name: str, record: SourceRecord, checkpoint: Checkpoint) -> list[Finding]:
+    """Refuse another checkpoint than the plan's; a warning if that cannot be told."""
+    names = checkpoint.provenance(hashed=False)["files"]
+    if record.files == names:
+        return [Finding.of("no-hash", plan=name, source=record.source)]
+    hashes = checkpoint.hashes
+>>>>>>> 34f70d6d (Remove strict, unlabelled, state, hash, images at once, dry run, format)
     if record.files != hashes:
         changed = [file for file, digest in hashes.items() if record.files.get(file) != digest]
         raise PlanError(
@@ -258,9 +282,7 @@ def write_merge(
         with run.timed("apply"):
             tensors = plan_tensors(inputs, run.plan)
             layout = assign_shards(inputs, tensors, max_shard_size)
-            files = write_weights(
-                folder, tensors, layout, run.progress, single=inputs.weights_file, hashed=run.hashed
-            )
+            files = write_weights(folder, tensors, layout, run.progress, single=inputs.weights_file)
         with run.timed("write"):
             side_files, notes = write_side_files(folder, inputs, run.plan.dtype)
             run.warnings += texts_of(notes)

@@ -11,7 +11,7 @@ from typing import Any, Unpack
 from torch.nn import Module
 from transformers import TrainerCallback
 
-from clipmerge.api._data import open_data, open_unlabelled
+from clipmerge.api._data import open_data
 from clipmerge.api._in_memory import CheckpointLike, unwrap_model
 from clipmerge.api._merge_effect import load_tasks
 from clipmerge.api._results import MergeResult
@@ -217,9 +217,7 @@ def _open_images(request: MergeRequest) -> None:
     cache, progress = RunCache(), Progress()
     if isinstance(request.calibration.source, str):
         open_data(request, cache, progress)
-    if isinstance(request.calibration.unlabelled, str):
-        open_unlabelled(request, cache, progress)
-    in_files = {name: source for name, source in request.keep.items() if isinstance(source, str)}
+    in_files = {name: source for name, source in request.ood.items() if isinstance(source, str)}
     load_tasks(in_files, progress, max_images=request.calibration.images, seed=request.seed)
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import fmean
 
 from clipmerge.api.evaluate import evaluate
 from clipmerge.api.merge import merge
 from clipmerge.demo.data import TEMPLATE
-from clipmerge.demo.pair import DemoPair, prepare
+from clipmerge.demo.pair import prepare
 from clipmerge.files.paths import local_path, user_cache
 from clipmerge.progress import Logged, Progress
-from clipmerge.request import command_text
 from clipmerge.types import Json, StrPath
 
 _RECIPES = ("wise-ft", "straggler-sparse", "auto")
@@ -30,8 +28,7 @@ def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> 
     for name in _RECIPES:
         models[name] = folder / f"merged-{name}"
         options: Json = {"data": pair.calibration, "overwrite": True, "progress": reports}
-        command = _demo_command(pair, name, models[name])
-        merge(pair.zeroshot, pair.finetuned, name, output=models[name], command=command, **options)
+        merge(pair.zeroshot, pair.finetuned, name, output=models[name], **options)
     sources = {"clean": pair.clean, **pair.shifted}
     accuracy = {
         name: evaluate(path, sources, template=TEMPLATE, progress=reports).accuracy
@@ -43,7 +40,6 @@ def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> 
         "accuracy": accuracy,
         "headline": headline_of(accuracy),
         "report": str(models["auto"] / "report.html"),
-        "command": _demo_command(pair, "auto", Path("merged")),
     }
 
 
@@ -66,15 +62,3 @@ def headline_of(accuracy: Mapping[str, Mapping[str, float]]) -> str:
 def mean_shifted(accuracy: Mapping[str, float]) -> float:
     """The mean accuracy of one model over the shifts."""
     return fmean(value for name, value in accuracy.items() if name != "clean")
-
-
-def _demo_command(pair: DemoPair, recipe: str, output: Path) -> str:
-    data = None if recipe == "wise-ft" else pair.calibration
-    return command_text(
-        "merge",
-        pair.zeroshot,
-        pair.finetuned,
-        options={"data": data},
-        recipe=recipe,
-        output=output,
-    )

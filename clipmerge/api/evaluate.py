@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any, Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources
-from clipmerge.api._merge_effect import check_task_scores, load_tasks
 from clipmerge.api._results import EvaluateResult
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checks import check_answers, check_images, end_accuracy, raise_errors
@@ -45,8 +43,7 @@ def evaluate(
         **options: See `EvaluateOptions`.
 
     Returns:
-        Accuracy or recall, 0 to 1, and number of images by source; scores of ``keep`` in
-        ``record["other_tasks"]``.
+        Accuracy or recall, 0 to 1, and number of images by source.
 
     Raises:
         ClipmergeError: If an argument cannot be used; one line says what, where and what to do
@@ -55,14 +52,10 @@ def evaluate(
     settings = complete_options(EvaluateOptions, options)
     wanted = Calibration.from_options(settings)
     sources = parse_named("data", data)
-    tasks = parse_named("keep", settings["keep"])
     reports = settings["progress"]
-    if not sources and not tasks:
-        raise UsageError(
-            "nothing to evaluate on: give images with `data` NAME=SOURCE or `keep` NAME=SOURCE"
-        )
+    if not sources:
+        raise UsageError("nothing to evaluate on: give images with `data` NAME=SOURCE")
     from clipmerge.evaluation.accuracy import evaluate_sources, load_model
-    from clipmerge.evaluation.other_tasks import evaluate_other_tasks
     from clipmerge.images.dataset import open_images
     from clipmerge.images.fingerprints import note_copies
 
@@ -73,7 +66,6 @@ def evaluate(
             name: open_images(images, wanted.classes, columns=wanted.columns, whole=True)
             for name, images in sources.items()
         }
-        others = load_tasks(tasks, reports)
         opened = open_checkpoint(str(address), model=settings["model"])
         say_all(reports, texts_of(opened.notes))
         model = load_model(opened)
@@ -81,13 +73,8 @@ def evaluate(
             say_all(reports, texts_of(images.notes))
             say_all(reports, texts_of(note_copies(f"`data` {name}", images.store)))
         allow = allowed_checks(settings["allow"])
-        strict = settings["strict"]
-        pixels = [
-            finding
-            for images in (*loaded.values(), *others.values())
-            for finding in check_images(images, model)
-        ]
-        doubts = raise_errors(pixels, allow=allow, strict=strict)
+        pixels = [finding for images in loaded.values() for finding in check_images(images, model)]
+        doubts = raise_errors(pixels, allow=allow)
         record = {
             "checkpoint": opened.provenance(),
             **evaluate_sources(model, loaded, wanted, reports),
@@ -98,16 +85,9 @@ def evaluate(
             for share in [_accuracy_of_source(record, name)]
         ]
         guesses = [finding for ends in answers for finding in check_answers(ends)]
-        doubts += raise_errors(guesses, allow=allow, strict=strict)
+        doubts += raise_errors(guesses, allow=allow)
         say_all(reports, texts_of(ends.note() for ends in answers))
         say_all(reports, texts_of(doubts))
-        if others:
-            record["other_tasks"] = evaluate_other_tasks(model, others, wanted, reports)
-            scores = {
-                row["name"]: [Score.model_validate(row["score"])] for row in record["other_tasks"]
-            }
-            doubted = check_task_scores(others, scores, reports, allow, strict=strict)
-            doubts += chain.from_iterable(doubted.values())
         if doubts:
             record["warnings"] = with_texts([finding.model_dump(mode="json") for finding in doubts])
         record["checkpoint"]["source"] = in_memory_title(source) or record["checkpoint"]["source"]

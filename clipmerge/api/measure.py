@@ -7,11 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clipmerge.api._data import open_data, open_unlabelled
+from clipmerge.api._data import open_data
 from clipmerge.distributed import device_work, distributed_context, peer_errors
 from clipmerge.errors import counted
 from clipmerge.images.batches import batch_size_for, read_batches
-from clipmerge.images.fingerprints import Fingerprints, content_digest, refuse_shared
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.images.split import MAX_HELD_BACK, Samples, copies_note, sample_and_hold_back
@@ -22,12 +21,17 @@ from clipmerge.learning.steps import held_out_positions
 from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.models.building import build_model
 from clipmerge.models.captions import caption_notes
+<<<<<<< HEAD
 from clipmerge.planning.measurements import (
     CalibrationRecord,
     Measurements,
     Statistic,
     UnlabelledRecord,
 )
+=======
+from clipmerge.planning.measurements import Measurements, Statistic
+from clipmerge.planning.provenance import CalibrationRecord
+>>>>>>> 34f70d6d (Remove strict, unlabelled, state, hash, images at once, dry run, format)
 from clipmerge.planning.recipe import Recipe
 from clipmerge.plugins import load_plugin, needs_score, plugin_options
 from clipmerge.progress import Pace
@@ -91,7 +95,7 @@ def objective_for(
         names = choosers.class_names
     if samples.copies:
         run.progress.say(text_of(copies_note(source.source, samples.copies)))
-    if request.keep:
+    if request.ood:
         run.measured_on = images
     context = distributed_context(calibration.device)
     batch_size = batch_size_for(len(images), calibration.batch_size, context.world_size)
@@ -106,20 +110,6 @@ def objective_for(
     if choosers is not None:
         size = batch_size_for(len(choosers), calibration.batch_size, context.world_size)
         choosing = read(choosers, size)
-    unlabelled = None
-    unlabelled_record = None
-    if calibration.unlabelled is not None:
-        unlabelled_images = open_unlabelled(request, run.cache, run.progress)
-        unlabelled_images = unlabelled_images.sample(calibration.images, request.seed)
-        for labelled in (images, *([] if run.held_back is None else [run.held_back])):
-            refuse_shared(unlabelled_images, {f"`data` {labelled.source}": Fingerprints(labelled)})
-        unlabelled = read(unlabelled_images, batch_size)
-        unlabelled_record = UnlabelledRecord(
-            source=unlabelled_images.source,
-            revision=unlabelled_images.revision,
-            images=len(unlabelled_images),
-            sha256=content_digest(unlabelled_images),
-        )
     prompts = Prompts(model, class_prompts(names, templates), len(templates), context.device)
     settings = [
         request.recipe.measure,
@@ -129,13 +119,11 @@ def objective_for(
         images.class_names,
         len(templates),
         context.device.type,
-        unlabelled_record and [unlabelled_record.images, unlabelled_record.sha256],
-        images.labelled_by,
     ]
 
     def find() -> Path:  # called in the main process, which has the first batch
         seen = [data.batches[0].pixels, *prompts.tokens.values()]
-        return state_file(run.inputs, images, seen, settings, calibration.state)
+        return state_file(run.inputs, images, seen, settings, None)
 
     state = LearningState(find, context, run.progress.say)
     steps = request.recipe.measure_options["steps"] if request.recipe.learns else None
@@ -147,10 +135,7 @@ def objective_for(
         prompts,
         seed=request.seed,
         contrastive=contrastive,
-        images_at_once=calibration.images_at_once,
         wants_gradients=ranks_by_gradients(request.recipe),
-        labelled=images.labelled_by == "source",
-        unlabelled=unlabelled,
         choosers=choosing,
         learning_state=state,
         progress=pace.advance,
@@ -170,9 +155,7 @@ def objective_for(
         batch_size=batch_size,
         templates=templates,
         seed=request.seed,
-        labelled=images.labelled_by == "source",
         noise=_noise_device(request.recipe, context.device),
-        unlabelled=unlabelled_record,
     )
     return objective, state, record
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
@@ -39,11 +38,15 @@ from clipmerge.config import (
     complete_options,
     with_options,
 )
-from clipmerge.errors import DataError, RecipeError
+from clipmerge.errors import RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files.paths import local_path
+<<<<<<< HEAD
 from clipmerge.finding import Finding
 from clipmerge.images.image_set import LabelledImages
+=======
+from clipmerge.finding import NOTE, Finding
+>>>>>>> 34f70d6d (Remove strict, unlabelled, state, hash, images at once, dry run, format)
 from clipmerge.images.local_files import local_inputs
 from clipmerge.images.prompts import templates_for
 from clipmerge.layers import match_layers
@@ -73,7 +76,7 @@ from clipmerge.request import (
     Request,
     as_list,
     check_merge,
-    command_text,
+    command_line,
     default_recipe,
     parse_size,
     recipe_files,
@@ -115,9 +118,7 @@ def merge(
     target = None if output is None else local_path(output)
     progress = settings["progress"]
     limit = parse_size(settings["max_shard_size"])
-    with merge_requested(
-        "merge", zeroshot, finetuned, recipe, output, settings, options
-    ) as request:
+    with merge_requested(zeroshot, finetuned, recipe, settings) as request:
         if target is not None:
             from clipmerge.output.checks import check_output
 
@@ -184,7 +185,7 @@ def plan_run(
 
     settings = complete_options(PlanOptions, options)
     target = None if output is None else local_path(output)
-    with merge_requested("plan", zeroshot, finetuned, recipe, output, settings, options) as request:
+    with merge_requested(zeroshot, finetuned, recipe, settings) as request:
         if target is not None:
             check_output_file(target, overwrite=settings["overwrite"])
         run = prepare(request, settings["progress"])
@@ -197,24 +198,16 @@ def plan_run(
 
 @contextmanager
 def merge_requested(
-    command: str,
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | Sequence[CheckpointLike],
     recipe: RecipeLike | None,
-    output: StrPath | None,
     settings: Mapping[str, Any],
-    options: Mapping[str, Any],
 ) -> Iterator[MergeRequest]:
-    """The checked request of a call, from its complete options, and those that were named; models
-    in memory lie on the disk in this block.
-    """
+    """The checked request of a call, from its complete options; models in memory lie on the disk in this block."""
     if recipe is None:
         recipe = default_recipe(settings)
     with as_sources([zeroshot, *as_list(finetuned)], settings["processor"]) as (base, *others):
-        text = settings.get("command") or command_text(
-            command, base, *others, options=options, recipe=recipe, output=output
-        )
-        yield merge_request(base, others, recipe, settings, command=text)
+        yield merge_request(base, others, recipe, settings, command=command_line())
 
 
 def merge_request(
@@ -265,7 +258,6 @@ def _prepare(
     cache = cache or RunCache()
     run, request = _open_run(request, progress or Progress(), cache)
     _check_recipe_fits(run, request.recipe)
-    _label_images(run, request)
     tasks = open_tasks(run, request) if with_verdict else {}
     measurements = None
     calibration = None
@@ -305,7 +297,7 @@ def _open_run(
     progress.stage("read")
     begin = time.perf_counter()
     inputs, request = open_inputs(request, request.recipe.missing, cache)
-    run = Run(inputs, progress, command=request.command, hashed=request.hashed, cache=cache)
+    run = Run(inputs, progress, command=request.command, cache=cache)
     if lacks_zeroshot_head(inputs):
         run.head = _head_classes(run, request)
     if run.head:
@@ -313,9 +305,7 @@ def _open_run(
         run.inputs = inputs = build_zeroshot_head(inputs, run.head, mixed_dtypes=mixed)
     inputs.notes.extend(note for note in unmerged_encoders(inputs) if note not in inputs.notes)
     say_all(progress, texts_of(inputs.notes))
-    run.findings += raise_errors(
-        check_models_once(inputs, cache), allow=request.allow, strict=request.strict
-    )
+    run.findings += raise_errors(check_models_once(inputs, cache), allow=request.allow)
     say_all(progress, texts_of(run.findings))
     run.seconds["read"] = round(time.perf_counter() - begin, 3)
     return run, request
@@ -378,32 +368,6 @@ def check_models_once(inputs: Inputs, cache: RunCache) -> list[Finding]:
     return cache.doubts
 
 
-def _label_images(run: Run, request: MergeRequest) -> None:
-    """Let the fine-tuned model label as many images of a source without labels as are used."""
-    if request.calibration.source is None:
-        return
-    from clipmerge.evaluation.moving_model import MovingModel
-    from clipmerge.evaluation.scorer import Scorer
-    from clipmerge.models.building import build_model
-
-    images = open_data(request, run.cache, run.progress)
-    if not isinstance(images, LabelledImages) or images.labelled_by is not None:
-        return
-    if len(run.inputs.finetuned) > 1:
-        raise DataError(
-            f"{images.source}: has no labels, and several fine-tuned models would give different"
-            " ones; give images with labels, or one fine-tuned model"
-        )
-    count, _ = run.cache.data or (0, None)
-    sample = images.sample(count, request.seed)
-    with run.timed("label", "labelling"):
-        scorer = Scorer(build_model(run.inputs), run.inputs, request.calibration)
-        moves = [partial(MovingModel.set_finetuned, which=0)]
-        ((outcome,),) = scorer.score(moves, {"data": sample}, run.progress).values()
-    labelled = replace(sample, labels=tuple(outcome.best.tolist()), labelled_by="finetuned")
-    run.cache.data = count, labelled
-
-
 def _check_images(run: Run, request: MergeRequest) -> list[Finding]:
     """Check on a few images, before measuring, whether they and the class names can be right."""
     calibration = request.calibration
@@ -426,7 +390,7 @@ def _check_images(run: Run, request: MergeRequest) -> list[Finding]:
         warn_or_raise(run, request, "the effect of the merge") if is_judged_only else nullcontext(),
     ):
         doubts = chain(check_limit(request.max_loss), findings)
-        return raise_errors(doubts, allow=request.allow, strict=request.strict)
+        return raise_errors(doubts, allow=request.allow)
 
 
 def _check_recipe_fits(run: Run, recipe: Recipe) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 from clipmerge.config import PushOptions, complete_options, with_options
 from clipmerge.errors import UsageError, shorten
 from clipmerge.files.paths import local_path
-from clipmerge.request import command_text
+from clipmerge.request import command_line
 from clipmerge.types import Json, StrPath
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def push(
 
     settings: Json = {**complete_options(PushOptions, options)}
     settings["evaluations"] = tuple(map(local_path, settings["evaluations"] or ()))
-    command = command_text("push", folder, repo_id, options=options)
+    command = command_line()
     reports = settings.pop("progress")
     reports.stage("publish")
     published = publishing.push(local_path(folder), repo_id, **settings, command=command)

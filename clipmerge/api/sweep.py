@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from clipmerge import __version__
-from clipmerge.api._data import open_data, open_unlabelled
+from clipmerge.api._data import open_data
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
-from clipmerge.api._merge_effect import add_task_scores, broadcast_plan, load_tasks
+from clipmerge.api._merge_effect import broadcast_plan
 from clipmerge.api._results import SweepResult
 from clipmerge.api.merge import check_models_once, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
@@ -24,7 +24,7 @@ from clipmerge.checkpoint.converted import convert_to_one_layout
 from clipmerge.checks import check_shifts, check_sources, raise_errors
 from clipmerge.config import Missing, SweepOptions, complete_options, with_options
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import CheckpointError, DataError, UsageError, VerdictError
+from clipmerge.errors import CheckpointError, DataError, UsageError
 from clipmerge.evaluation.conclusion import exceeds_max_loss, loss_warnings
 from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
@@ -43,12 +43,12 @@ from clipmerge.output.record import SWEEP_FORMAT
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import load_limited_recipe
 from clipmerge.progress import Progress, say_all
-from clipmerge.report.text import headline, sweep_headline, text_of, texts_of, with_texts
+from clipmerge.report.text import headline, sweep_headline, texts_of, with_texts
 from clipmerge.request import (
     SweepRequest,
     as_list,
     check_sweep,
-    command_text,
+    command_line,
     parse_alphas,
     parse_named,
     recipe_files,
@@ -99,11 +99,8 @@ def sweep(
     points = parse_named("points", settings["points"])
     with as_sources([*models, *points.values()], settings["processor"]) as sources:
         base, *others = sources[: len(models)]
-        command = settings["command"] or command_text(
-            "sweep", base, *others, options=options, id=id, ood=ood, output=output
-        )
         request = SweepRequest(
-            **request_fields(base, others, command, settings),
+            **request_fields(base, others, command_line(), settings),
             id_sources=parse_named("id", id),
             ood_sources=parse_named("ood", ood),
             recipes=tuple(
@@ -145,9 +142,8 @@ def run_sweep(
     begin = time.perf_counter()
     progress.stage("read")
     loaded = {name: load_source(name, request, progress) for name in request.sources}
-    tasks = load_tasks(request.keep, progress)
     cache = RunCache()
-    notes = overlap_notes(request, loaded, tasks, cache, progress)
+    notes = overlap_notes(request, loaded, cache, progress)
     compared = request.checks_overlap and all(note.kind != "not-compared" for note in notes)
     notes += [
         images.recall_note(name)
@@ -166,13 +162,11 @@ def run_sweep(
             " scores prompts; evaluate the merges of `clipmerge merge` where it was trained"
         )
     say_all(progress, texts_of(inputs.notes))
-    doubts = raise_errors(
-        check_models_once(inputs, cache), allow=request.allow, strict=request.strict
-    )
+    doubts = raise_errors(check_models_once(inputs, cache), allow=request.allow)
     say_all(progress, texts_of(doubts))
     progress.stage("check")
     findings = check_sources(inputs, loaded, request.calibration, progress, seed=request.seed)
-    doubted = raise_errors(findings, allow=request.allow, strict=request.strict)
+    doubted = raise_errors(findings, allow=request.allow)
     say_all(progress, texts_of(doubted))
     doubts += doubted
     placed = {
@@ -203,7 +197,7 @@ def run_sweep(
         for (plan, number), run in zip(planned, runs, strict=True)
     ]
     checkpoints = [
-        describe_point(name, number, checkpoint=pair.finetuned[0].provenance(hashed=request.hashed))
+        describe_point(name, number, checkpoint=pair.finetuned[0].provenance())
         for number, (name, pair) in enumerate(placed.items(), first)
     ]
     losing = {
@@ -222,8 +216,6 @@ def run_sweep(
             {name: gains[name] for name in request.ood_sources},
         )
     say_all(progress, texts_of(lost))
-    if lost and request.strict:
-        raise VerdictError(f"{text_of(lost[0])}; nothing was written (`strict=True`)")
     record = _describe_sweep(
         request,
         inputs,
@@ -241,7 +233,6 @@ def run_sweep(
             "evaluate": round(time.perf_counter() - planning, 3),
         },
     }
-    add_task_scores(request, record, inputs, points, tasks, progress)
     for run in runs:  # what was learned is saved until nothing more can fail
         run.finish()
     record = with_texts(record) | {"headline": sweep_headline(record)}
@@ -298,8 +289,8 @@ def _describe_sweep(
         "clipmerge": __version__,
         "output": None,
         "command": request.command,
-        "zeroshot": inputs.zeroshot.provenance(hashed=request.hashed),
-        "finetuned": [model.provenance(hashed=request.hashed) for model in inputs.finetuned],
+        "zeroshot": inputs.zeroshot.provenance(),
+        "finetuned": [model.provenance() for model in inputs.finetuned],
         "id": list(request.id_sources),
         "ood": list(request.ood_sources),
         "sources": {name: images.source for name, images in loaded.items()},
@@ -377,7 +368,6 @@ def load_source(
 def overlap_notes(
     request: SweepRequest,
     loaded: Mapping[str, ImageSet],
-    tasks: Mapping[str, ImageSet],
     cache: RunCache,
     progress: Progress,
 ) -> list[Finding]:
@@ -389,19 +379,15 @@ def overlap_notes(
     data = request.calibration
     seed = request.seed
     labelled: ImageSet | None = None
-    unlabelled = None
     if data.source is not None:
         max_images = data.images + held_out_count(data.images, data.held_back)
         labelled = open_data(request, cache, progress)
         labelled = labelled.sample(max_images, seed) if labelled.revision else labelled
-    if data.unlabelled is not None:
-        unlabelled = open_unlabelled(request, cache, progress)
-        unlabelled = unlabelled.sample(data.images, seed) if unlabelled.revision else unlabelled
     id, ood = (
         {name: loaded[name] for name in names}
         for names in (request.id_sources, request.ood_sources)
     )
-    return check_overlap(labelled, id, ood, unlabelled, tasks)
+    return check_overlap(labelled, id, ood, None, None)
 
 
 def _plan_points(

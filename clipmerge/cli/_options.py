@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -56,14 +55,14 @@ def sources_flag(name: str, help: str) -> Any:
 
 
 RecipeName = Annotated[str | None, flag_of("recipe", RECIPE)]
-FormatFlag = Annotated[
-    Format, typer.Option("--format", help="Format of standard output.", rich_help_panel="Output")
-]
 JsonFlag = Annotated[
-    bool, typer.Option("--json", help="Short for --format json.", rich_help_panel="Output")
+    bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel="Output")
 ]
 QuietFlag = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Short for --format quiet.", rich_help_panel="Output")
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Print warnings and errors alone.", rich_help_panel="Output"
+    ),
 ]
 
 
@@ -73,7 +72,7 @@ def command(
     """Make a command of a function that takes a terminal, its own flags and, as ``**options``,
     those of a class.
 
-    It has ``--format`` and, unless it says otherwise, ``--verbose``.
+    It has ``--json``, ``--quiet`` and, unless it says otherwise, ``--verbose``.
     """
 
     def decorate(function: _Function) -> _Function:
@@ -83,7 +82,6 @@ def command(
             for parameter in inspect.signature(function).parameters.values()
             if parameter.name not in ("terminal", "options")
         }
-        flags["fmt"] = (FormatFlag, Format.human)
         flags["as_json"] = (JsonFlag, False)
         flags["quiet"] = (QuietFlag, False)
         if verbose:
@@ -95,15 +93,14 @@ def command(
 
         @functools.wraps(function)
         def wrapper(
-            fmt: Format,
             as_json: bool = False,
             quiet: bool = False,
             verbose: bool = False,
             **values: Any,
         ) -> None:
-            terminal = Terminal(_format(fmt, as_json=as_json, quiet=quiet), verbose=verbose)
-            extra = {"progress": terminal, "command": command_line()}
-            values |= {name: value for name, value in extra.items() if name in known}
+            terminal = Terminal(_format(as_json=as_json, quiet=quiet), verbose=verbose)
+            if "progress" in known:
+                values["progress"] = terminal
             try:
                 function(terminal, **values)
             except KeyboardInterrupt as error:  # typer would print an empty line
@@ -122,17 +119,17 @@ def command(
     return decorate
 
 
-def _format(fmt: Format, *, as_json: bool, quiet: bool) -> Format:
+def _format(*, as_json: bool, quiet: bool) -> Format:
     """The format that a flag or its short forms ask for."""
     if as_json and quiet:
         raise UsageError("--json and --quiet: both set the format; give one of them")
     if as_json:
         return Format.json
-    return Format.quiet if quiet else fmt
+    return Format.quiet if quiet else Format.human
 
 
 def command_group(name: str, help: str) -> typer.Typer:
-    """A group of commands that runs its ``list`` if none of them was given; ``--format`` must
+    """A group of commands that runs its ``list`` if none of them was given; ``--json`` must
     follow one that was.
     """
     group = typer.Typer(help=help, invoke_without_command=True, epilog=examples(name))
@@ -140,25 +137,16 @@ def command_group(name: str, help: str) -> typer.Typer:
     @group.callback()
     def list_by_default(
         context: typer.Context,
-        fmt: FormatFlag = Format.human,
         as_json: JsonFlag = False,
         quiet: QuietFlag = False,
     ) -> None:
-        fmt = _format(fmt, as_json=as_json, quiet=quiet)
         if context.invoked_subcommand is None:
             group_command: Any = context.command
-            group_command.commands["list"].callback(fmt=fmt)
-        elif fmt is not Format.human:
+            group_command.commands["list"].callback(as_json=as_json, quiet=quiet)
+        elif as_json or quiet:
             raise UsageError(
-                f"--format goes after the command: clipmerge {name} {context.invoked_subcommand}"
-                " --format"
+                f"--json and --quiet go after the command: clipmerge {name}"
+                f" {context.invoked_subcommand} --json"
             )
 
     return group
-
-
-def command_line() -> str:
-    """The running command line as text, to repeat it."""
-    import shlex
-
-    return shlex.join(["clipmerge", *sys.argv[1:]])

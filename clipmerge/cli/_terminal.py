@@ -161,7 +161,7 @@ class Terminal(Progress):
     def say(self, text: str) -> None:
         """Print a note on stderr, once."""
         text = with_flags(text)
-        if self._silent or self.format is Format.quiet or text in self._said:
+        if self._silent or text in self._said:
             return
         self._said.add(text)
         self._err.print(f"note: {text}")

@@ -29,8 +29,6 @@ def demo_command(
     terminal.result(record, lambda: _table(record))
     terminal.show(
         f"Report of auto: {record['report']}",
-        "The merge with auto by hand:",
-        f"  {record['command']}",
         "Next, with your own pair and about a thousand labelled images:",
         "  clipmerge merge ZEROSHOT FINETUNED --recipe auto --data IMAGES --output merged",
         Text(record["headline"], "bold"),

@@ -10,7 +10,6 @@ from clipmerge.cli._options import Folder, command
 from clipmerge.cli._terminal import Terminal, push_outcome
 from clipmerge.config import PushOptions
 from clipmerge.errors import adding_note
-from clipmerge.types import Json
 
 
 @command(PushOptions, verbose=False)
@@ -29,18 +28,6 @@ def push_command(
     from clipmerge.api.push import push
 
     published = push(folder, repo_id, **options).model_dump()
-    if options["dry_run"]:
-        terminal.result(published, lambda: _dry_run(published))
-        return
     outcome = push_outcome(published)
     with adding_note(outcome):
         terminal.result(published, lambda: outcome)
-
-
-def _dry_run(published: Json) -> str:
-    """List what a push would change."""
-    if not published["would_change"]:
-        return f"{published['url']} is already up to date: a push would change nothing"
-    state = "" if published["commit"] else ", which does not exist yet,"
-    files = "".join(f"\n  {name}" for name in published["would_change"])
-    return f"Nothing was published. A push to {published['url']}{state} would change:{files}"

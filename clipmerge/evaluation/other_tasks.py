@@ -33,7 +33,7 @@ def load_task(source: Any, *, max_images: int | None = None, seed: int = 0) -> I
         images = open_images(source, whole=max_images is None, max_images=max_images, seed=seed)
     except NoLabelsError as error:
         raise DataError(
-            f"{error}; they are about `data`, so in `keep` call the column 'label' or 'caption'"
+            f"{error}; they are about `data`, so in `ood` call the column 'label' or 'caption'"
         ) from None
     if isinstance(images, LabelledImages):
         images.require_classes()

@@ -94,7 +94,7 @@ class Scorer:
         self._model: Any = model
         self._settings = settings
         self._load_bytes = load_bytes
-        self._micro_batcher = MicroBatcher(settings.images_at_once, lambda _: None)
+        self._micro_batcher = MicroBatcher(None, lambda _: None)
         # embeddings of texts by point; points with the same text tower share one tensor
         self._texts: dict[tuple[int, Hashable], Tensor] = {}
         # the text tower's version that texts were embedded with last, and their embeddings
@@ -106,9 +106,7 @@ class Scorer:
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
     ) -> dict[str, list[Outcome]]:
         """Score every point on every source: by source, one outcome per point, in every process."""
-        self._micro_batcher = MicroBatcher(
-            self._settings.images_at_once, lambda note: progress.say(text_of(note))
-        )
+        self._micro_batcher = MicroBatcher(None, lambda note: progress.say(text_of(note)))
         self._texts.clear()  # the points of another call are others
         parts = [
             (name, number, start, self._classify_or_embed(number, pixels, sources[name], progress))

@@ -148,7 +148,7 @@ def check_overlap(
     """
     id_prints = {f"`id` {name}": Fingerprints(images) for name, images in ids.items()}
     ood_prints = {f"`ood` {name}": Fingerprints(images) for name, images in oods.items()}
-    task_prints = {f"`keep` {name}": Fingerprints(images) for name, images in (tasks or {}).items()}
+    task_prints = {f"`ood` {name}": Fingerprints(images) for name, images in (tasks or {}).items()}
     evaluated = id_prints | ood_prints | task_prints
     if unlabelled is not None:
         refuse_shared(unlabelled, evaluated)

@@ -33,8 +33,6 @@ from clipmerge.plugins import (
 #: Difference in accuracy between the images that learning saw and those held back from which a note
 #: warns.
 OVERFIT = 0.1
-#: Whether it can also learn from unlabelled images.
-UNLABELLED = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,6 @@ from clipmerge.planning.stragglers import find_stragglers
 from clipmerge.plugins import Count, Density, Positive, Share, options_of
 from clipmerge.types import Names
 
-#: Whether it can also learn from unlabelled images.
-UNLABELLED = True
-
 
 @dataclass(frozen=True, kw_only=True)
 class SparseOptions(LearningOptions):

@@ -24,7 +24,6 @@ from clipmerge.plugins import (
     Density,
     check_mask_options,
     check_options,
-    learns_from_unlabelled,
     plainly,
     plugin_names,
     plugin_options,
@@ -104,11 +103,6 @@ class Recipe(Frozen):
     def learns(self) -> bool:
         """Whether the recipe's measure learns step by step, which takes a learning rate."""
         return "rate" in self.measure_options
-
-    @property
-    def learns_from_unlabelled(self) -> bool:
-        """Whether the recipe has a measure that can learn from unlabelled images too."""
-        return self.measure is not None and learns_from_unlabelled(str(self.measure["name"]))
 
     def to_yaml(self) -> str:
         """Write it as a recipe file, without empty top-level keys."""

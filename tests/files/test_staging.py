@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from clipmerge.cli._signals import raising_signals
-from clipmerge.errors import OutputError, Terminated
+from clipmerge.errors import OutputError
 from clipmerge.files import staging
-from clipmerge.files.staging import completed_outputs, forget_completed, staged, staged_files
+from clipmerge.files.staging import staged, staged_files
 
 IO_ERROR = OSError(errno.EIO, "Input/output error")
 REPLACED = ["out", "out/clipmerge.json"]
@@ -252,21 +250,6 @@ def test_a_folder_that_takes_the_place_during_the_exchange(
 # --- signals while an output is moved to its place: they wait until it is safe to stop ---
 
 
-def test_a_signal_while_the_place_is_made_takes_it_away_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(**where: Any) -> str:
-        made = mkdtemp(**where)
-        signal.raise_signal(signal.SIGINT)  # before anybody knows what was made
-        return made
-
-    mkdtemp = tempfile.mkdtemp
-    monkeypatch.setattr("tempfile.mkdtemp", interrupted)
-    with pytest.raises(KeyboardInterrupt), raising_signals(), staged(tmp_path / "a" / "out"):
-        pytest.fail("the block is not entered")
-    assert list(tmp_path.iterdir()) == []
-
-
 def interrupting(monkeypatch: pytest.MonkeyPatch, name: str, at: int) -> None:
     """Send SIGTERM as a method of `Path` returns for the ``at``-th time."""
     method, calls = getattr(Path, name), []
@@ -281,35 +264,6 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, name: str, at: int) -> None:
     monkeypatch.setattr(Path, name, interrupted)
 
 
-@pytest.mark.parametrize("at", [1, 2])
-def test_a_signal_during_the_exchange_comes_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
-    write(tmp_path / "out", "old")
-    forget_completed()
-    interrupting(monkeypatch, "rename", at)
-    with pytest.raises(Terminated), raising_signals():
-        write(tmp_path / "out", "new", overwrite=True)
-    assert (tmp_path / "out" / "clipmerge.json").read_text() == "new"
-    assert content(tmp_path) == ["out", "out/clipmerge.json"]
-    assert completed_outputs() == (tmp_path / "out",)
-
-
-def test_a_signal_between_plan_and_tensors_comes_after_both(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupting(monkeypatch, "replace", 1)
-
-    def write_both() -> None:
-        with raising_signals(), staged_files(tmp_path / "plan.json") as folder:
-            (folder / "plan.json").write_text("1")
-            (folder / "plan.tensors.safetensors").write_text("2")
-
-    with pytest.raises(Terminated):
-        write_both()
-    assert content(tmp_path) == ["plan.json", "plan.tensors.safetensors"]
-
-
 def test_a_second_ctrl_c_leaves_nothing_behind_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,21 +276,3 @@ def test_a_second_ctrl_c_leaves_nothing_behind_either(
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "a" / "out", "1", fail=KeyboardInterrupt())
     assert content(tmp_path) == []
-
-
-def test_only_an_output_in_its_place_counts_as_completed_and_signals_are_as_before(
-    tmp_path: Path,
-) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    forget_completed()
-    with contextlib.suppress(ValueError), staged(tmp_path / "out") as folder:
-        with staged_files(folder / "plan" / "plan.json") as inner:
-            (inner / "plan.json").write_text("1")
-        assert completed_outputs() == (folder / "plan" / "plan.json",)
-        raise ValueError
-    assert completed_outputs() == ()
-    write(tmp_path / "out", "1")
-    assert completed_outputs() == (tmp_path / "out",)
-    forget_completed()
-    assert completed_outputs() == ()
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from clipmerge.__main__ import run
-from tests.support.command import python, start
+from tests.support.command import start
 from tests.support.several import context
 from tests.support.tiny_clip import Folders, save_images
 
@@ -198,28 +198,6 @@ def test_a_killed_command_leaves_its_whole_output_or_none(
             "said",
             "out",
         }  # what the other left is gone
-
-
-@pytest.mark.slow
-def test_an_error_waits_for_no_hash(tmp_path: Path) -> None:
-    """Nor does a first Ctrl-C, after which people press it again."""
-    endless = tmp_path / "endless.safetensors"
-    with endless.open("wb") as file:
-        file.truncate(1 << 38)  # takes up no room, and minutes to hash
-    code = (
-        "import signal, sys\n"
-        "from concurrent.futures import ThreadPoolExecutor\n"
-        "from pathlib import Path\n"
-        "from clipmerge.__main__ import run\n"
-        "from clipmerge.files.hashes import sha256_of\n"
-        "ThreadPoolExecutor(1).submit(sha256_of, Path(sys.argv.pop()))\n"
-        "try: run()\n"
-        "finally: assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL"
-    )
-    failed = python("-c", code, "recipes", "show", "nonsense", endless, timeout=60)
-    assert failed.returncode == 1
-    assert failed.stderr.startswith("error: ")
-    assert len(failed.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow
