@@ -10,6 +10,8 @@ import sys
 def run() -> None:
     """Run the command line, and end the process with its exit code."""
     code = 130
+    # paths hold any bytes
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         from clipmerge.cli._ending import interrupt
 

@@ -1,7 +1,7 @@
 """Every option, once: its type and default, its flag and help.
 
-The flags of the commands and the keyword arguments of the functions derive from the classes below. Imports nothing that
-takes time, because ``--help`` needs it.
+The flags of the commands and the keyword arguments of the functions derive from the classes below.
+Imports nothing that takes time, because ``--help`` needs it.
 """
 
 import inspect

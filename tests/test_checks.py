@@ -20,25 +20,21 @@ from clipmerge.checks import (
     EndAccuracy,
     check_answers,
     check_images,
-    check_models,
     check_shifts,
     check_sources,
     check_task,
     check_unseen,
     end_accuracy,
-    headline_of,
     odd_names,
-    raise_errors,
 )
 from clipmerge.errors import CheckpointError, DataError, UsageError
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.source import Columns
 from clipmerge.images.store import Pixels
-from clipmerge.planning.merge_effect import CONSEQUENCES, Estimate
+from clipmerge.planning.merge_effect import Estimate
 from clipmerge.progress import Progress
-from clipmerge.report.terminal import summary
-from clipmerge.report.text import ADVICE, reason_text, text_of
+from clipmerge.report.text import text_of
 from clipmerge.request import Calibration
 from clipmerge.stats import wilson
 from tests.support.command import clipmerge as command
@@ -148,46 +144,6 @@ def test_names_that_do_not_look_like_names(names: list[str], look: str) -> None:
     assert odd_names(names) == look
 
 
-def test_what_follows_from_a_finding(swapped: Folders) -> None:
-    (finding,) = check_models(inputs_of(swapped))
-    with pytest.raises(CheckpointError, match=r"\(`allow=swapped` goes on\)"):
-        raise_errors([finding])
-    assert raise_errors([finding], allow=["swapped"]) == [finding]
-    (guess,) = check_answers(ends(20, 2, 144, NAMES))
-    assert raise_errors([guess]) == [guess]
-    assert headline_of([guess]) == ("check-names", guess)
-    assert headline_of([guess], allow=["at-chance"]) is None
-    with pytest.raises(DataError, match=r"nothing was written \(`strict=True`\)"):
-        raise_errors([guess], strict=True)
-    assert set(CONSEQUENCES.values()) - {"error", "warning"} <= ADVICE.keys()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["wise-ft", "auto"])
-def test_folders_without_names_get_no_advice(pair: Folders, tmp_path: Path, recipe: str) -> None:
-    """Random models guess; whatever the merge gains, the names come first."""
-    images = save_images(
-        tmp_path / "images", each=20, classes=tuple(f"class_ci_{n}" for n in "abcdef")
-    )
-    options: dict[str, Any] = {"data": images, "output": tmp_path / "out"}
-    steps = {"measure.steps": 2} if recipe == "auto" else {}
-    result = clipmerge.merge(*pair, recipe, set=steps, **options)
-    assert result.recommendation == result.record.effect.recommendation == "check-names"
-    assert result.reason == reason_text(result.effect)
-    assert result.reason.startswith("The class names ")
-    assert result.effect.reason in result.findings
-    assert "Check the class names. On " in repr(result)
-    assert result.record.effect.reason.kind in ("at-chance", "odd-names")
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "Check the class names" in page
-    assert "Use it" not in page
-    printed = "".join(map(str, summary(result.record).renderables))  # type: ignore[union-attr]
-    assert "with --classes, or --template" in printed
-    assert "`" not in printed
-    with pytest.raises(DataError, match=r"a prompt was 'a photo of a class ci a\.'"):
-        clipmerge.merge(*pair, recipe, set=steps, strict=True, **options | {"overwrite": True})
-
-
 def save_pictures(folder: Path, pixels: Callable[[int], Any], *, each: int = 6) -> Path:
     """Save PNGs of two classes, made of their number."""
     for number in range(2 * each):
@@ -282,24 +238,6 @@ def test_pixels_of_a_model_that_takes_patches_have_no_range(
     assert list(check_images(images, model)) == []
 
 
-def test_evaluate_and_sweep_doubt_class_names(pair: Folders, tmp_path: Path) -> None:
-    """Random models guess, and the names look like codes."""
-    images = save_images(tmp_path, each=20, classes=tuple(f"class_ci_{n}" for n in "abcdef"))
-    result = clipmerge.evaluate(pair[1], {"val": images})
-    (finding,) = result.findings
-    assert finding.kind in ("at-chance", "odd-names")
-    assert finding.values["source"] == "val"
-    assert text_of(finding) == result.record["warnings"][0]["text"]
-    with pytest.raises(DataError, match=r"the model recognises .*`strict=True`"):
-        clipmerge.evaluate(pair[1], {"val": images}, strict=True)
-    options: dict[str, Any] = {"ood": {"shift": images}, "alphas": "0,1"}
-    swept = clipmerge.sweep(*pair, id={"val": images}, **options)
-    doubts = [f for f in swept.findings if f.kind == finding.kind]
-    assert [doubt.values["source"] for doubt in doubts] == ["val", "shift"]
-    with pytest.raises(DataError, match="the fine-tuned model recognises"):
-        clipmerge.sweep(*pair, id={"val": images}, strict=True, **options)
-
-
 def test_sources_of_a_sweep_in_the_wrong_place_are_told() -> None:
     lost, gained = -np.eye(1, 40).repeat(12, 0).sum(0), np.ones(40)
     lost[:30] = -1.0
@@ -310,21 +248,6 @@ def test_sources_of_a_sweep_in_the_wrong_place_are_told() -> None:
     assert not check_shifts({"val": lost, "more": gained}, {"shift": gained})
 
 
-def test_a_model_that_stays_half_zeroshot_is_no_finetuned_one(
-    pair: Folders, images: Path, tmp_path: Path
-) -> None:
-    half = Path(shutil.copytree(pair[1], tmp_path / "half"))
-    weights = load_file(half / "model.safetensors")
-    kept = {name: value for name, value in weights.items() if ".mlp." not in name}
-    save_file(kept, half / "model.safetensors", metadata={"format": "pt"})
-    options: dict[str, Any] = {"set": {"missing": "keep-zeroshot"}, "data": images}
-    result = clipmerge.merge(pair[0], half, "wise-ft", output=tmp_path / "out", **options)
-    assert result.recommendation == "check-models"
-    assert "of the numbers of the merged layers stay zero-shot" in result.reason
-    with pytest.raises(CheckpointError, match=r"stay zero-shot.*`strict=True`"):
-        clipmerge.merge(pair[0], half, "wise-ft", output=tmp_path / "other", strict=True, **options)
-
-
 def save_captioned(folder: Path, count: int, caption: Callable[[int], str]) -> Path:
     """Save images of noise with a caption beside each."""
     folder.mkdir(parents=True)
@@ -332,30 +255,6 @@ def save_captioned(folder: Path, count: int, caption: Callable[[int], str]) -> P
         Image.fromarray(noise(number).astype(np.uint8)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(caption(number))
     return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("caption", "kind"),
-    [(lambda n: f"a picture of thing {n} on a table", "at-chance"), (str, "odd-names")],
-    ids=["captions of other images", "ids in place of captions"],
-)
-@pytest.mark.parametrize("recipe", ["wise-ft", "auto"])
-def test_captions_that_models_do_not_recognise_get_no_advice(
-    pair: Folders, tmp_path: Path, recipe: str, caption: Callable[[int], str], kind: str
-) -> None:
-    images = save_captioned(tmp_path / "images", 40, caption)
-    steps = {"measure.steps": 2} if recipe == "auto" else {}
-    options: dict[str, Any] = {"set": steps, "data": images, "caption_column": "txt"}
-    result = clipmerge.merge(*pair, recipe, output=tmp_path / "out", **options)
-    assert result.recommendation == "check-names"
-    assert result.effect.reason.kind == kind
-    assert "Check the captions. On " in repr(result)
-    assert "images by their captions (chance is" in result.reason
-    with pytest.raises(DataError, match=r"a caption was .*`strict=True`"):
-        clipmerge.merge(*pair, recipe, output=tmp_path / "other", strict=True, **options)
-    evaluated = clipmerge.evaluate(pair[1], {"val": images}, caption_column="txt")
-    assert [finding.kind for finding in evaluated.findings] == [kind]
 
 
 def test_captions_are_checked_before_learning(pair: Folders, tmp_path: Path) -> None:
@@ -427,42 +326,3 @@ def test_a_merge_says_that_fine_tuning_may_have_seen_the_images(
     assert any("recognises all of 144" in warning for warning in result.warnings)
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "recognises all of 144 images; if it was fine-tuned on them" in page
-
-
-@pytest.mark.slow
-def test_a_task_without_names_is_told_and_counts_for_nothing(
-    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    codes = tuple(f"class_ci_{n}" for n in "abcdef")
-    task = save_images(tmp_path / "codes", each=20, classes=codes)
-    weighed = list[Any]()
-    monkeypatch.setattr(
-        "clipmerge.evaluation.conclusion.weigh_other_tasks",
-        lambda *given, **_: weighed.append(given[1]),
-    )
-    images = save_images(tmp_path / "images", each=8)
-    options: dict[str, Any] = {"data": images, "keep": {"codes": task}, "allow": ["at-chance"]}
-    result = clipmerge.merge(*pair, "wise-ft", output=tmp_path / "out", **options)
-    (doubt,) = [finding for finding in result.findings if finding.values.get("keep")]
-    assert doubt.kind == "odd-names"
-    assert "the advice does not count it" in text_of(doubt)
-    options["allow"] += ["odd-names"]
-    clipmerge.merge(*pair, "wise-ft", output=tmp_path / "again", **options)
-    assert [[score.name for score in scores] for scores in weighed] == [[], ["codes"]]
-    with pytest.raises(DataError, match=r"`keep` codes: the model .*`strict=True`"):
-        clipmerge.evaluate(pair[1], keep={"codes": task}, strict=True)
-    assert clipmerge.evaluate(pair[1], keep={"codes": task}).findings[0].kind == "odd-names"
-    sources: dict[str, Any] = {"id": {"val": images}, "ood": {"shift": images}, "alphas": "0,1"}
-    swept = clipmerge.sweep(*pair, keep={"codes": task}, **sources)
-    assert [f.kind for f in swept.findings if f.values.get("keep")] == ["odd-names"]
-
-
-def test_images_of_other_tasks_are_looked_at_before_anything_is_learned(
-    pair: Folders, images: Path, broken: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("clipmerge.api.measure.measure", lambda *_: pytest.fail("it measured"))
-    options: dict[str, Any] = {"data": images, "allow": ["at-chance", "zeroshot-at-chance"]}
-    with pytest.raises(DataError, match="nowhere: no such folder"):
-        clipmerge.plan(*pair, "auto", keep={"other": "nowhere"}, **options)
-    with pytest.raises(DataError, match=r"show nothing.*allow=blank-images"):
-        clipmerge.plan(*pair, "auto", keep={"other": broken["blank-images"]}, **options)

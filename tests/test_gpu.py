@@ -62,8 +62,7 @@ def merge(pair: Folders, images: Path, output: Path, device: str, *more: str) ->
         device,
         "--output",
         output,
-        "--format",
-        "json",
+        "--json",
         *more,
     )
     return run("merge", *pair, "--recipe", "straggler-outlier", *flags)
@@ -97,7 +96,7 @@ def test_fewer_images_at_once_decide_the_same(pair: Folders, images: Path, tmp_p
 
 def test_evaluation_counts_as_on_the_cpu(pair: Folders, images: Path) -> None:
     found = [
-        run("evaluate", pair[0], "--data", f"val={images}", "--device", device, "--format", "json")
+        run("evaluate", pair[0], "--data", f"val={images}", "--device", device, "--json")
         for device in ("cuda", "cpu")
     ]
     assert found[0]["accuracy"] == pytest.approx(

@@ -38,7 +38,6 @@ NAMES = [
     "load_recipe",
     "merge",
     "merge_models",
-    "merge_state_dicts",
     "plan",
     "push",
     "sweep",

@@ -203,7 +203,9 @@ def merge_requested(
     recipe: RecipeLike | None,
     settings: Mapping[str, Any],
 ) -> Iterator[MergeRequest]:
-    """The checked request of a call, from its complete options; models in memory lie on the disk in this block."""
+    """The checked request of a call, from its complete options; models in
+    memory lie on the disk in this block.
+    """
     if recipe is None:
         recipe = default_recipe(settings)
     with as_sources([zeroshot, *as_list(finetuned)], settings["processor"]) as (base, *others):

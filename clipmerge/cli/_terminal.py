@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from clipmerge.cli._ending import before_the_error
 from clipmerge.config import with_flags
 from clipmerge.distributed import is_main_process
@@ -185,7 +187,7 @@ class Terminal(Progress):
         if self._silent or self.format is Format.quiet:
             return
         if self.format is Format.json:
-            print(json.dumps(record, indent=2, allow_nan=False))
+            typer.echo(json.dumps(record, indent=2, allow_nan=False))
         else:
             self.show(human())
 

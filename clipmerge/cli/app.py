@@ -7,7 +7,6 @@ Torch and transformers are imported inside commands.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Annotated, Any
@@ -79,7 +78,6 @@ app = typer.Typer(
 
 def main() -> int:
     """Run the command line, and return the exit code."""
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] - paths hold any bytes
     try:
         return app(prog_name="clipmerge", standalone_mode=False) or 0
     except Exception as error:
@@ -92,9 +90,9 @@ def _version(value: bool) -> None:
 
         from clipmerge import __version__
 
-        print(f"clipmerge {__version__}")
+        typer.echo(f"clipmerge {__version__}")
         for package in ("torch", "transformers", "accelerate", "huggingface_hub", "safetensors"):
-            print(f"{package} {version(package)}")
+            typer.echo(f"{package} {version(package)}")
         raise typer.Exit
 
 
@@ -112,7 +110,7 @@ def _root(
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        print(context.get_help())
+        typer.echo(context.get_help())
         raise typer.Exit(UsageError.exit_code)
 
 

@@ -89,4 +89,4 @@ def copy_recipe(
         raise OutputError(f"{target}: already exists; give another file")
     with staged_files(target) as folder:
         (folder / target.name).write_text(text, encoding="utf-8")
-    print(f"Wrote {target}; run it with --recipe {target}")
+    typer.echo(f"Wrote {target}; run it with --recipe {target}")

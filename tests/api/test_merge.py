@@ -102,7 +102,7 @@ def test_tasks_and_images_that_cannot_be_measured_are_an_error(
             pair[folder == "finetuned"] / "model.safetensors", tmp_path / f"{folder}.safetensors"
         )
     bare = [tmp_path / "zeroshot.safetensors", tmp_path / "finetuned.safetensors"]
-    for flags in (("--keep", f"other={images}"), ("--data", images)):
+    for flags in (("--ood", f"other={images}"), ("--data", images)):
         line = refused(
             clipmerge("merge", *bare, "-r", "wise-ft", *flags, "-o", tmp_path / "out"),
             CheckpointError.exit_code,

@@ -21,7 +21,7 @@ from clipmerge.api._merge_effect import broadcast_plan
 from clipmerge.api.apply import write_merge
 from clipmerge.api.merge import prepare
 from clipmerge.distributed import distributed_context
-from clipmerge.errors import MeasureError, UsageError, VerdictError
+from clipmerge.errors import MeasureError
 from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupt
 from clipmerge.evaluation.effect import _takes_all_of
 from clipmerge.finding import Finding
@@ -32,8 +32,7 @@ from clipmerge.learning.steps import held_out_positions
 from clipmerge.output.record import parse_record
 from clipmerge.planning.plan import LayerPlan, named_tensors
 from clipmerge.progress import Progress
-from clipmerge.report.text import answer_text, effect_facts, text_of, unmeasured_text
-from clipmerge.request import check_merge
+from clipmerge.report.text import effect_facts, text_of, unmeasured_text
 from tests.support.claims import words_of
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.raw_safetensors import edit_json
@@ -206,7 +205,7 @@ def test_without_a_verdict_the_decision_sees_every_image(
     pair: Folders, photos: Path, tmp_path: Path
 ) -> None:
     flags = ("--recipe", "straggler-outlier", "--set", *QUICK, "--data", photos, "--no-verdict")
-    ended = done("merge", *pair, *flags, "--output", tmp_path / "out", "--format", "json")
+    ended = done("merge", *pair, *flags, "--output", tmp_path / "out", "--json")
     assert ended.json["effect"] is None
     assert ended.json["calibration"]["images"] == 60
     assert "effect" not in ended.json["seconds"]
@@ -234,46 +233,6 @@ def test_copies_are_measured_once(far: Folders, photos: Path, tmp_path: Path) ->
         shutil.copyfile(file, file.with_stem(f"{file.stem}-again"))
     assert prepare(request_for(far, "wise-ft", data=twice), told).light_plan.effect.images == 60
     assert sum("copies" in line for line in told.lines) == 1
-
-
-def test_strict_makes_a_loss_an_error_and_writes_nothing(
-    losing: Folders, photos: Path, tmp_path: Path
-) -> None:
-    flags = ("--recipe", "wise-ft", "--data", photos, "--strict", "--allow", "at-chance")
-    line = refused(clipmerge("merge", *losing, *flags, "--output", tmp_path / "out"))
-    assert "more than the limit of 3; nothing was written (--strict)" in line
-    assert list(tmp_path.iterdir()) == []
-    done("merge", *losing, *flags, "--max-loss", 60, "--output", tmp_path / "out")
-
-
-def test_strict_needs_images_and_shares_are_shares(
-    pair: Folders, photos: Path, tmp_path: Path
-) -> None:
-    flags = ("-r", "wise-ft", "--data", photos, "--strict", "--no-verdict", "-o", tmp_path / "out")
-    assert "leave out --no-verdict" in refused(clipmerge("merge", *pair, *flags), 2)
-    done("merge", *pair, "-r", "wise-ft", "--strict", "-o", tmp_path / "out")  # checks ancestry
-    line = refused(clipmerge("merge", *pair, "-r", "wise-ft", "--max-loss", "-1", "--dry-run"), 2)
-    assert "--max-loss" in line
-    request = request_for(pair, "wise-ft", data=photos)
-    with pytest.raises(UsageError, match=r"held_back=1: .* such as 0\.2"):
-        check_merge(replace(request, calibration=replace(request.calibration, held_back=1.0)))
-
-
-def test_few_images_tell_nothing_and_two_are_not_split(pair: Folders, tmp_path: Path) -> None:
-    images = save_images(tmp_path / "few", each=5)
-    effect = plan_of(pair, "straggler-outlier", *QUICK, data=images).effect
-    assert (effect.images, effect.classes_with_one_image) == (3, 3)
-    assert effect.recommendation == "too-few-images"
-    assert answer_text(effect).startswith("Too few images to tell. On 3 held-out images")
-    images = save_images(tmp_path / "two", each=1, classes=("bird", "dog"))
-    plan = plan_of(pair, "straggler-outlier", *QUICK, data=images)
-    assert plan.effect is None
-    (warning,) = (finding for finding in plan.warnings if finding.kind == "unmeasurable")
-    assert text_of(warning) == (
-        "the effect of the merge could not be measured: there are too few images to hold any back"
-    )
-    with pytest.raises(VerdictError, match=r"nothing was written \(`strict=True`\)"):
-        prepare(request_for(pair, "straggler-outlier", *QUICK, data=images, strict=True))
 
 
 def test_a_process_that_is_gone_when_the_plan_is_shared_is_named(
@@ -367,8 +326,8 @@ def test_a_plan_of_a_wrong_pair_is_refused_as_in_merge(pair: Folders, tmp_path: 
     flags = ("-r", "wise-ft", "-o", tmp_path / "one")
     line = refused(clipmerge("merge", *reversed(folders), *flags))
     assert "probably swapped" in line
-    told = clipmerge("merge", *reversed(folders), *flags, "--allow", "swapped", "--format", "json")
-    applied = clipmerge("apply", file, "-o", tmp_path / "two", "--format", "json")
+    told = clipmerge("merge", *reversed(folders), *flags, "--allow", "swapped", "--json")
+    applied = clipmerge("apply", file, "-o", tmp_path / "two", "--json")
     assert told.json["warnings"]
     assert all(warning in applied.json["warnings"] for warning in told.json["warnings"])
     assert told.json["warnings"][0]["text"] in " ".join(applied.err.split())
@@ -413,43 +372,3 @@ def test_preprocessed_pixels_cannot_be_corrupted_and_that_is_reported(
     )
     assert plan.effect is None
     assert any("holds preprocessed pixels" in str(warning) for warning in plan.warnings)
-
-
-def test_a_sweep_warns_of_a_recipe_that_loses_id_accuracy(
-    losing: Folders, photos: Path, tmp_path: Path
-) -> None:
-    other = save_images(tmp_path / "other", each=4, seed=3)
-    flags = (
-        "--id",
-        f"val={photos}",
-        "--ood",
-        f"other={other}",
-        "--alphas",
-        "0,0.5,1",
-        "-r",
-        "wise-ft",
-    )
-    ended = done("sweep", *losing, *flags, "-o", tmp_path / "sweep", "--format", "json")
-    lost = 100 * (ended.json["curve"][-1]["id"] - ended.json["recipes"][0]["id"])
-    assert lost > 3  # or this says nothing
-    (finding,) = (each for each in ended.json["warnings"] if each["kind"] == "loses-accuracy")
-    warning = finding["text"]
-    assert warning.startswith(
-        f"recipe wise-ft loses {lost:.1f} points of the fine-tuned model's ID accuracy"
-    )
-    rows, least = (
-        [*ended.json["curve"], *ended.json["recipes"]],
-        ended.json["curve"][-1]["id"] - 0.03,
-    )
-    assert [row["exceeds_max_loss"] for row in rows] == [row["id"] < least for row in rows]
-    assert f"R{warning[1:]}." in words_of((tmp_path / "sweep" / "sweep.html").read_text())
-    assert warning in " ".join(ended.err.split())
-    allowed = clipmerge(
-        "sweep", *losing, *flags, "--max-loss", 60, "-o", tmp_path / "a", "--format", "json"
-    )
-    assert "loses-accuracy" not in [each["kind"] for each in allowed.json["warnings"]]
-    assert not any(
-        row["exceeds_max_loss"] for row in [*allowed.json["curve"], *allowed.json["recipes"]]
-    )
-    refused(clipmerge("sweep", *losing, *flags, "--strict", "-o", tmp_path / "strict"))
-    assert not (tmp_path / "strict").exists()

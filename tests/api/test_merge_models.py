@@ -219,71 +219,7 @@ def test_models_in_memory_are_merged_planned_and_applied_into_folders(
     assert clipmerge.inspect(*models, **QUIET).mismatches == ()
 
 
-def test_state_dicts_get_the_weights_that_files_give(
-    pair: Folders, family: list[Path], tmp_path: Path
-) -> None:
-    theta_0, theta_1 = (load_file(folder / "model.safetensors") for folder in pair)
-    expected = merged_by_files(pair, "wise-ft", tmp_path / "plain", set={"method.alpha": 0.3})
-    assert same(clipmerge.merge_state_dicts(theta_0, theta_1, alpha=0.3), expected)
-    overrides = {"overrides": [{"layers": "*", "alpha": 0.3, "density": 0.4}]}
-    expected = merged_by_files(pair, "wise-ft", tmp_path / "masked", set=overrides)
-    assert same(
-        clipmerge.merge_state_dicts(theta_0, theta_1, alpha=0.3, mask="magnitude", density=0.4),
-        expected,
-    )
-    theta_0, *others = (load_file(folder / "model.safetensors") for folder in family)
-    expected = merged_by_files(tuple(family), "uniform-soup", tmp_path / "averaged")
-    assert same(clipmerge.merge_state_dicts(theta_0, others, alpha=1.0), expected)
-
-
 BAD_ALPHAS = ("0.5", None, True, float("nan"), float("inf"))
-
-
-def test_what_state_dicts_may_not_be_is_refused() -> None:
-    one = {"w": torch.zeros(2)}
-    cases: list[tuple[Any, Any, dict[str, Any], str]] = [
-        (one, {"v": torch.zeros(2)}, {}, "2 names are missing in theta_0 or theta_1: v, w"),
-        (
-            one,
-            {"w": torch.zeros(3)},
-            {},
-            r"w: shapes differ between theta_0 and theta_1: \(2,\) and \(3,\)",
-        ),
-        (one, {"w": torch.tensor([0.0, float("inf")])}, {}, "theta_1: tensor w holds Inf"),
-        ({"n": torch.tensor(1)}, {"n": torch.tensor(2)}, {}, "n: integers differ"),
-        (one, {"w": torch.zeros(2).long()}, {}, r"w: is torch.float32 in theta_0 and torch.int64"),
-        ({"epoch": 3}, {"epoch": 3}, {}, "epoch: is int, not a tensor; give the state dict itself"),
-        ({"w": torch.zeros(2).cfloat()},) * 2 + ({}, "w: torch.complex64 cannot be merged"),
-        ({"w": torch.zeros(2).to(torch.float8_e4m3fn)},) * 2 + ({}, "float8_e4m3fn cannot be"),
-        (one, one, {"density": 0.5}, "density 0.5 needs a mask"),
-        (one, one, {"density": 0.5, "mask": "n-m"}, "mask 'n-m' has no density; set its mask_opt"),
-        *((one, one, {"alpha": alpha}, "alpha .* is not a finite number") for alpha in BAD_ALPHAS),
-        (one, one, {"mask": "saliency"}, "needs scores of a measure"),
-        (one, one, {"mask": "magnitude", "density": 1.5}, "density"),
-        (
-            {"w": torch.tensor([6e4]).half()},
-            {"w": torch.tensor([-6e4]).half()},
-            {"alpha": -1.0},
-            "overflows",
-        ),
-    ]
-    for theta_0, theta_1, options, message in cases:
-        with pytest.raises(clipmerge.ClipmergeError, match=message):
-            clipmerge.merge_state_dicts(theta_0, theta_1, **{"alpha": 0.5, **options})
-
-
-def test_inputs_stay_as_they_are_and_are_not_shared() -> None:
-    theta_0, theta_1 = (
-        {"w": torch.zeros(2), "n": torch.tensor(3)},
-        {"w": torch.ones(2), "n": torch.tensor(3)},
-    )
-    for alpha in (0.0, 1.0):
-        merged = clipmerge.merge_state_dicts(theta_0, theta_1, alpha=alpha)
-        merged["w"].fill_(9)
-        merged["n"].fill_(9)
-    assert theta_0["w"].tolist() == [0, 0]
-    assert theta_1["w"].tolist() == [1, 1]
-    assert theta_0["n"] == theta_1["n"] == 3
 
 
 def test_arguments_of_another_type_are_refused_in_one_line(pair: Folders) -> None:

@@ -210,7 +210,7 @@ def test_several_are_swept_around_the_curve_to_their_average(
         "0,0.3,1",
     ]
     asked = [word for name in recipes for word in ("--recipe", name)]
-    made = done("sweep", *sources, *flags, *asked, "--output", tmp_path / "out", "--format", "json")
+    made = done("sweep", *sources, *flags, *asked, "--output", tmp_path / "out", "--json")
     record = made.json
     assert [each["source"] for each in record["finetuned"]] == sources[1:]
     page = (tmp_path / "out" / "sweep.html").read_text()

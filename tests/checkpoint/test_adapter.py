@@ -135,8 +135,7 @@ def test_the_output_is_a_full_checkpoint(
             f"method.alpha={alpha}",
             "--output",
             output,
-            "--format",
-            "json",
+            "--json",
         )
         outcome = done("merge", base, adapter, *flags)
         loaded, info = CLIPModel.from_pretrained(output, output_loading_info=True)
@@ -210,7 +209,7 @@ def test_a_half_precision_base_is_rounded_once(
     adapter = save_adapter(base, tmp_path / "adapter")
     half = {key: tensor.to(dtype) for key, tensor in load_file(base / "model.safetensors").items()}
     save_file(half, base / "model.safetensors", metadata={"format": "pt"})
-    done("merge", base, adapter, "--recipe", "wise-ft", "--output", output, "--format", "quiet")
+    done("merge", base, adapter, "--recipe", "wise-ft", "--output", output, "-q")
     factors = load_file(adapter / "adapter_model.safetensors")
     a, b = (
         factors[f"base_model.model.{Q.replace('weight', f'lora_{x}.weight')}"].double()
@@ -227,10 +226,10 @@ def test_a_plan_is_bound_to_the_adapters_scale_and_its_output_never_replaces_it(
     pair: Folders, tmp_path: Path
 ) -> None:
     adapter, plan = save_adapter(pair[0], tmp_path / "earlier" / "adapter"), tmp_path / "plan.json"
-    flags = ("--recipe", "wise-ft", "--format", "quiet")
+    flags = ("--recipe", "wise-ft", "-q")
     done("merge", pair[0], adapter, *flags, "--output", tmp_path / "merged")
     done("plan", pair[0], adapter, *flags, "--output", plan)
-    done("apply", plan, "--output", tmp_path / "applied", "--format", "quiet")
+    done("apply", plan, "--output", tmp_path / "applied", "-q")
     merged, applied = (tmp_path / name / "model.safetensors" for name in ("merged", "applied"))
     assert merged.read_bytes() == applied.read_bytes()
     (tmp_path / "earlier" / "clipmerge.json").write_text('{"files": {"adapter": null}}')

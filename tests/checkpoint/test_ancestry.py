@@ -22,7 +22,6 @@ from clipmerge.checkpoint.ancestry import (
 from clipmerge.checks import check_models
 from clipmerge.demo.pair import MODELS
 from clipmerge.report.text import texts_of
-from tests.support.command import clipmerge, done, refused
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import tiny_config, tiny_processor
 
@@ -232,26 +231,6 @@ def test_equal_weights_are_named_and_unequal_ones_are_not(models: Models, tmp_pa
     (warning,) = said_of((models["base-0"], *several))
     equal = "are equal in all weights that can be merged"
     assert warning == f"{several[0]} and {several[2]} {equal}, so that model counts twice"
-
-
-def test_it_is_a_warning_everywhere_and_an_error_if_asked(models: Models, tmp_path: Path) -> None:
-    pair = (models["base-0"], models["mild-1"])
-    flags = ("--recipe", "wise-ft", "--output")
-    ended = done("merge", *pair, *flags, tmp_path / "out", "--format", "json")
-    expected = f"{pair[0]} is probably not what {pair[1]} started from"
-    assert expected in " ".join(ended.err.split())
-    assert any(warning["text"].startswith(expected) for warning in ended.json["warnings"])
-    for name in ("report.html", "README.md"):
-        assert "is probably not what" in (tmp_path / "out" / name).read_text()
-    line = refused(clipmerge("merge", *pair, *flags, tmp_path / "strict", "--strict"))
-    assert line.endswith("; nothing was written (--strict)")
-    assert expected in line
-    assert not (tmp_path / "strict").exists()
-    assert (
-        clipmerge("inspect", *pair, "--format", "json").json["ancestry"]["relation"] == "unrelated"
-    )
-    assert "The two match, but see the note: they seem not to be" in clipmerge("inspect", *pair).out
-    done("merge", models["base-0"], models["mild-0"], *flags, tmp_path / "own", "--strict")
 
 
 def drawn(

@@ -64,23 +64,22 @@ def test_a_pair_that_does_not_fit_downloads_no_weights(
 def test_inspect_needs_headers_alone_where_it_can(hub: FakeHub, pair: Folders, wide: Path) -> None:
     for name, folder in zip(("acme/base", "acme/tuned", "acme/wide"), (*pair, wide), strict=True):
         upload(hub, name, folder)
-    here = clipmerge("inspect", pair[0], "--format", "json").json
-    there = clipmerge("inspect", "acme/base", "--format", "json").json
+    here = clipmerge("inspect", pair[0], "--json").json
+    there = clipmerge("inspect", "acme/base", "--json").json
     assert (there["layers"], there["total"]) == (here["layers"], here["total"])
-    sharded = clipmerge("inspect", "acme/wide", "--format", "json").json
-    assert sharded["layers"] == clipmerge("inspect", wide, "--format", "json").json["layers"]
-    unfit = clipmerge("inspect", "acme/base", "acme/wide", "--format", "json")
+    sharded = clipmerge("inspect", "acme/wide", "--json").json
+    assert sharded["layers"] == clipmerge("inspect", wide, "--json").json["layers"]
+    unfit = clipmerge("inspect", "acme/base", "acme/wide", "--json")
     assert (
-        unfit.json["mismatches"]
-        == clipmerge("inspect", pair[0], wide, "--format", "json").json["mismatches"]
+        unfit.json["mismatches"] == clipmerge("inspect", pair[0], wide, "--json").json["mismatches"]
     )
     assert "no weights were downloaded" in unfit.err
-    quick = clipmerge("inspect", "acme/base", "acme/tuned", "--no-weights", "--format", "json")
+    quick = clipmerge("inspect", "acme/base", "acme/tuned", "--no-weights", "--json")
     assert quick.json["mismatches"] == []
     assert "change" not in quick.json["layers"]["logit_scale"]
     assert downloaded(hub) == []
-    full = clipmerge("inspect", "acme/base", "acme/tuned", "--format", "json").json
-    assert full["layers"] == clipmerge("inspect", *pair, "--format", "json").json["layers"]
+    full = clipmerge("inspect", "acme/base", "acme/tuned", "--json").json
+    assert full["layers"] == clipmerge("inspect", *pair, "--json").json["layers"]
     assert downloaded(hub) == ["model.safetensors"] * 2
 
 

@@ -317,7 +317,7 @@ def test_the_merge_is_the_same_bytes(
                 to_pickles(copies[index], sharded=sharded and index == 1)
         if sharded and (name == "plain" or 1 not in which):
             shard(copies[1])
-        flags = ("--recipe", "wise-ft", "--output", tmp_path / name, "--format", "quiet")
+        flags = ("--recipe", "wise-ft", "--output", tmp_path / name, "-q")
         done("merge", *copies, *flags)
         outputs.append({f.name: f.read_bytes() for f in (tmp_path / name).glob("model*")})
     assert outputs[0] == outputs[1]

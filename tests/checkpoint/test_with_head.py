@@ -18,7 +18,7 @@ from clipmerge.families.open_clip import OPEN_CLIP
 from clipmerge.images.dataset import load_images
 from clipmerge.models.headed_tower import HeadedTower, group_logits
 from clipmerge.progress import Progress
-from tests.support.command import clipmerge, done, refused
+from tests.support.command import anywhere, clipmerge, done, refused
 from tests.support.tiny_clip import save_images
 from tests.support.tiny_open_clip import load, model_config, save_open_clip_pair
 
@@ -52,8 +52,7 @@ def merge(base: Path, output: Path, *flags: object, alpha: float = 0.25) -> dict
         f"method.alpha={alpha}",
         "--output",
         output,
-        "--format",
-        "quiet",
+        "-q",
     )
     done("merge", *inputs, *settings, *flags)
     return load_file(output / "open_clip_model.safetensors")
@@ -134,7 +133,7 @@ def test_both_heads_are_merged(base: Path, tmp_path: Path) -> None:
         tmp_path / "soup.pt",
     )
     inputs = (tmp_path / "soup.pt", base.parent / "classifier.pt", "--recipe", "wise-ft")
-    outcome = done("merge", *inputs, "--output", tmp_path / "out", "--format", "json")
+    outcome = done("merge", *inputs, "--output", tmp_path / "out", "--json")
     merged, theta_1 = load_file(tmp_path / "out" / "open_clip_model.safetensors"), ends(base)[1]
     assert all(
         torch.equal(merged[k], theta_0[k] + 0.5 * (theta_1[k] - theta_0[k])) for k in (WEIGHT, BIAS)
@@ -178,9 +177,9 @@ def test_what_is_learned_leaves_the_head_fine_tuned(
         images,
         "--images",
         6,
-        "--dry-run",
+        *anywhere(),
     )
-    outcome = done("merge", base, base.parent / "classifier.pt", *flags, "--format", "json")
+    outcome = done("merge", base, base.parent / "classifier.pt", *flags, "--json")
     head = outcome.json["layers"]["head"]
     assert (head["alpha"], head["reason"]["kind"]) == (1, "unmeasured-head")
 
@@ -259,7 +258,7 @@ def test_a_head_that_no_prompts_made_is_not_swept(base: Path, images: Path) -> N
         CheckpointError, match="is a classifier with a head of its own, and a sweep"
     ):
         api.sweep(base, base.parent / "classifier.pt", **sources, progress=Progress())
-    ended = done("merge", base, base.parent / "classifier.pt", "-r", "wise-ft", "--dry-run")
+    ended = done("merge", base, base.parent / "classifier.pt", "-r", "wise-ft", *anywhere())
     assert "clipmerge cannot evaluate" in ended.out
 
 

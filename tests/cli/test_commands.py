@@ -170,25 +170,6 @@ def test_the_command_that_applies_a_plan_can_be_pasted(pair: Folders, tmp_path: 
     assert shlex.split(line.splitlines()[0]) == ["clipmerge", "apply", str(plan), "--output", "DIR"]
 
 
-def test_a_plan_whose_input_changed_is_refused(tmp_path: Path) -> None:
-    folders = save_pair(tmp_path)
-    done("plan", *folders, "--recipe", "wise-ft", "--output", tmp_path / "plan.json")
-    for folder in reversed(folders):
-        file = folder / "model.safetensors"
-        data = bytearray(file.read_bytes())
-        data[-1] ^= 1
-        file.write_bytes(data)
-        line = refused(clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "out"))
-        assert (
-            f"{folder} is not the checkpoint that the plan was made for: the sha256 of model"
-            in line
-        )
-    done("apply", tmp_path / "plan.json", "--no-hash", "--output", tmp_path / "out")
-    record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
-    assert [each["kind"] for each in record["warnings"]].count("unchecked") == 2
-    assert "what was measured may be of other weights" in (tmp_path / "out/report.html").read_text()
-
-
 def test_a_home_folder_is_expanded_in_outputs(
     pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,21 +210,6 @@ def test_both_ends_are_the_inputs(pair: Folders, tmp_path: Path, alpha: str, whi
         )
         for name in source
     )
-
-
-def test_a_dry_run_writes_nothing_and_a_quiet_one_prints_nothing(
-    pair: Folders, tmp_path: Path
-) -> None:
-    outcome = done(
-        "merge", *pair, "--recipe", "lines", "--dry-run", "-o", tmp_path / "out", "--format", "json"
-    )
-    assert outcome.json["output"] is None
-    assert list(tmp_path.iterdir()) == []
-    for command in ("merge", "plan"):
-        outcome = clipmerge(
-            command, *pair, "--recipe", "wise-ft", "-o", tmp_path / command, "--format", "quiet"
-        )
-        assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
 
 
 @pytest.mark.parametrize("words", [[], ["merge"]])

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipmerge import merge_state_dicts
+from clipmerge.merging.tensor import merge_tensor
 from clipmerge.plugins import load_plugin
-from tests.support.command import printed
+from tests.support.command import anywhere, printed
 from tests.support.small_objective import Ends, make_batches, objective_for
 
 PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -32,16 +32,16 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 
 
 def test_the_method_merges_one_tower(files: dict[str, Path], pair: tuple[Path, Path]) -> None:
-    record = printed("merge", *pair, "--recipe", "vision-only", "--dry-run")
+    record = printed("merge", *pair, "--recipe", "vision-only", *anywhere())
     alphas = {name: layer["alpha"] for name, layer in record["layers"].items()}
     assert {alpha for name, alpha in alphas.items() if name.startswith("vision.")} == {0.5}
     assert {alpha for name, alpha in alphas.items() if not name.startswith("vision.")} == {0.0}
 
 
 def test_the_mask_keeps_what_grows(files: dict[str, Path]) -> None:
-    ends = ({"a": torch.tensor([[1.0, 2.0, 3.0]])}, {"a": torch.tensor([[2.0, 1.0, 3.5]])})
-    merged = merge_state_dicts(*ends, alpha=1, mask="positive")
-    assert torch.equal(merged["a"], torch.tensor([[2.0, 2.0, 3.5]]))
+    theta_0, theta_1 = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[2.0, 1.0, 3.5]])
+    merged = merge_tensor(theta_0, [theta_1], alpha=1, mask="positive")
+    assert torch.equal(merged, torch.tensor([[2.0, 2.0, 3.5]]))
 
 
 def test_the_measure_is_the_slope_of_the_loss(files: dict[str, Path], ends: Ends) -> None:

@@ -23,7 +23,7 @@ COMMANDS = {
     "checkpoints in the wrong order": "merge {swapped} -r wise-ft -o out",
     "checkpoints that do not belong together": "merge {z} {other} -r wise-ft -o out",
     "one checkpoint given twice": "merge {z} {z} -r wise-ft -o out",
-    "a copy of the zero-shot model as fine-tuned": "merge {z} {copy} -r wise-ft --dry-run",
+    "a copy of the zero-shot model as fine-tuned": "merge {z} {copy} -r wise-ft -o out",
     "a folder without weights": "merge {z} {empty} -r wise-ft -o out",
     "a file that is not a checkpoint": "merge {z} {text} -r wise-ft -o out",
     "another architecture": "merge {z} {shallow} -r wise-ft -o out",
@@ -32,13 +32,10 @@ COMMANDS = {
     "an option without its section": "merge {z} {f} -r wise-ft --set alpha=0.4 -o out",
     "one option set twice": "merge {z} {f} -r wise-ft --alpha 0.4 --set method.alpha=0.5 -o out",
     "a limit on the loss as a fraction": (
-        "merge {z} {f} -r wise-ft --data {images} --max-loss 0.03 --dry-run"
+        "merge {z} {f} -r wise-ft --data {images} --max-loss 0.03 -o out"
     ),
     "an alpha that is not a number": "merge {z} {f} -r wise-ft --alpha half -o out",
     "no images for a recipe that learns": "merge {z} {f} -r auto -o out",
-    "`--strict` with `--no-verdict`": (
-        "merge {z} {f} -r wise-ft --data {images} --strict --no-verdict -o out"
-    ),
     "a folder of yours as the output": "merge {z} {f} -r wise-ft -o {thesis}",
     "no output": "merge {z} {f} -r wise-ft",
     "images that are not there": "merge {z} {f} -r wise-ft --data nowhere -o out",
@@ -46,7 +43,6 @@ COMMANDS = {
     "a single class": "merge {z} {f} -r wise-ft --data {one} -o out",
     "folders named 0, 1, 2 ...": "merge {z} {f} -r wise-ft --data {numbers} -o out",
     "folders named by codes": "merge {z} {f} -r wise-ft --data {codes} -o out",
-    "the same with `--strict`": "merge {z} {f} -r wise-ft --data {codes} --strict -o out",
     "folders of splits in place of classes": "merge {z} {f} -r wise-ft --data {splits} -o out",
     "numbers from 0 to 1 saved as whole numbers": ("merge {z} {f} -r wise-ft --data {flat} -o out"),
     "the same image again and again": "merge {z} {f} -r wise-ft --data {same} -o out",
@@ -62,24 +58,20 @@ COMMANDS = {
     "a handful of images": "merge {z} {f} -r wise-ft --data {few} -o out",
     "unreadable images": "evaluate {z} --data {broken}",
     "another task with codes for class names": (
-        "merge {z} {f} -r wise-ft --data {images} --keep codes={codes} -o out"
+        "merge {z} {f} -r wise-ft --data {images} --ood codes={codes} -o out"
     ),
     "another task that is not there": (
-        "merge {z} {f} -r auto --data {images} --keep other=nowhere -o out"
+        "merge {z} {f} -r auto --data {images} --ood other=nowhere -o out"
     ),
     "captions of other images": "merge {z} {f} -r wise-ft --data {captioned} -o out",
     "an image without a caption": "merge {z} {f} -r wise-ft --data {blank} -o out",
     "a row of a table whose file is missing": "merge {z} {f} -r wise-ft --data {table} -o out",
-    "the same with `--skip-unreadable`": (
-        "merge {z} {f} -r wise-ft --data {table} --skip-unreadable -o out"
-    ),
     "captions longer than the model reads": "merge {z} {f} -r wise-ft --data {long} -o out",
     "classes and captions in one folder": "merge {z} {f} -r wise-ft --data {both} -o out",
     "a misspelt check": "merge {z} {f} -r wise-ft --allow swaped -o out",
     "an unknown device": "merge {z} {f} -r wise-ft --data {images} --device gpu -o out",
     "a sweep without images of a shift": "sweep {z} {f} --id val={images} -o out",
     "two sources of one name": "sweep {z} {f} --id a={images} --ood a={images} -o out",
-    "a report of a folder without a merge": "report {empty}",
     "a file that is not a plan": "apply {text} -o out",
     "a plan for other weights": "apply {plan} -o out",
     "a misspelt command": "mrege {z} {f}",

@@ -114,7 +114,7 @@ def test_accuracy_is_that_of_the_package_to_the_image(checkpoints: Folders, tmp_
         )["acc1"]
         found.add(expected)
         for source in (root, f"{root}:test"):
-            ended = done("evaluate", checkpoint, "--data", f"fish={source}", "--format", "json")
+            ended = done("evaluate", checkpoint, "--data", f"fish={source}", "--json")
             assert ended.json["images"] == {"fish": 60}
             assert ended.json["accuracy"]["fish"] * 60 == pytest.approx(expected * 60, abs=1e-9)
     assert all(0 < share < 1 for share in found)
@@ -137,7 +137,7 @@ def test_the_packages_command_finds_the_same_accuracy_of_a_merge(
     words += f" --task zeroshot_classification --num_workers 0 --batch_size 16 --output {found}"
     monkeypatch.setattr("sys.argv", ["clip_benchmark", *words.split(), "--pretrained", ""])
     cli.main()
-    ended = done("evaluate", merged, "--data", f"fish={root}", "--format", "json")
+    ended = done("evaluate", merged, "--data", f"fish={root}", "--json")
     expected = json.loads(found.read_text())["metrics"]["acc1"]
     assert ended.json["accuracy"]["fish"] == pytest.approx(expected, abs=1e-9)
     assert 0 < expected < 1
@@ -159,9 +159,9 @@ def test_recall_is_that_of_the_package(checkpoints: Folders, tmp_path: Path) -> 
             "zeroshot_retrieval",
             recall_k_list=[1, 5, 10],
         )
-        ended = done("evaluate", checkpoint, "--keep", f"captions={root}", "--format", "json")
+        ended = done("evaluate", checkpoint, "--ood", f"captions={root}", "--json")
         recall = ended.json["other_tasks"][0]["score"]["recall"]
-        as_data = done("evaluate", checkpoint, "--data", f"captions={root}", "--format", "json")
+        as_data = done("evaluate", checkpoint, "--data", f"captions={root}", "--json")
         assert as_data.json["recall"] == {"captions": recall}
         for rank in ("1", "5", "10"):
             assert recall["text_to_image"][rank] == pytest.approx(

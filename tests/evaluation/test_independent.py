@@ -153,8 +153,7 @@ def test_every_image_is_answered_as_by_the_library(
         f"all={tar}",
         "--classes",
         tmp_path / "names.txt",
-        "--format",
-        "json",
+        "--json",
         "--batch-size",
         "7",
     )
@@ -175,7 +174,7 @@ def test_retrieval_finds_what_the_library_finds(
     for number, (kind, content, _) in enumerate(pictures()):
         (folder_of_images / f"{number:02}.{kind}").write_bytes(content)
         (folder_of_images / f"{number:02}.txt").write_text(captions[number])
-    told = done("evaluate", folder, "--keep", f"all={folder_of_images}", "--format", "json")
+    told = done("evaluate", folder, "--ood", f"all={folder_of_images}", "--json")
     recall = told.json["other_tasks"][0]["score"]["recall"]
     for direction, scores in (("text_to_image", logits.T), ("image_to_text", logits)):
         ranks = [int((row > row[at]).sum()) for at, row in enumerate(scores)]

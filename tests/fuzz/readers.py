@@ -36,7 +36,6 @@ from clipmerge.checkpoint.adapter import read_adapter_config
 from clipmerge.checkpoint.alignment import align, find_mismatches
 from clipmerge.checkpoint.converted import ConvertedCheckpoint, convert_checkpoint
 from clipmerge.checkpoint.state_dict import read_state_dict
-from clipmerge.cli._defaults import read_defaults
 from clipmerge.errors import ClipmergeError
 from clipmerge.families import family_of
 from clipmerge.files.reading import Unreadable
@@ -295,11 +294,6 @@ _FACTORS = {
 # --- images ---
 
 
-def _read_defaults(file: Path) -> None:
-    with contextlib.chdir(file.parent):
-        read_defaults().words(["merge"])
-
-
 def _names_of_places(data: bytes, _folder: Path) -> object:
     text = data.decode("utf-8", "surrogateescape")
     parse_hub_id(text)
@@ -522,7 +516,6 @@ READERS = {
     ),
     # that of a file that a stranger may have put into the working folder
     "defaults": Reader(
-        _file("clipmerge.toml", _read_defaults),
         lambda: [
             b'images = 64\nseed = 1\ntemplate = ["a {}"]\n',
             b'device = "cpu"\nbatch-size = 8\n',

@@ -20,7 +20,7 @@ from clipmerge.images.split import (
 )
 from clipmerge.images.store import ImageList, Pixels
 from clipmerge.report.text import text_of
-from tests.support.command import done
+from tests.support.command import anywhere, done
 from tests.support.tiny_clip import Folders, save_images
 
 
@@ -132,9 +132,8 @@ def test_copies_are_reported_and_counted(pair: Folders, tmp_path: Path) -> None:
         folder,
         "--set",
         "measure.nodes=2",
-        "--dry-run",
-        "--format",
-        "json",
+        *anywhere(),
+        "--json",
     )
     ended = done("merge", *pair, *flags)
     assert f"{folder}: 3 sampled images are" in ended.err

@@ -429,9 +429,7 @@ def test_evaluate_takes_named_columns_and_says_what_it_read(
 ) -> None:
     columns = {"image": [png(k) for k in range(6)], "kind": list(NAMES) * 2}
     path = save_plain_parquet(tmp_path / "x.parquet", columns)
-    told = done(
-        "evaluate", pair[0], "--data", f"t={path}", "--format", "json", "--label-column", "kind"
-    )
+    told = done("evaluate", pair[0], "--data", f"t={path}", "--json", "--label-column", "kind")
     assert told.json["images"] == {"t": 6}
     source = told.json["sources"]["t"]
     assert (source["source"], source["revision"]) == (str(path), None)

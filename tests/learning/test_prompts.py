@@ -11,7 +11,7 @@ from clipmerge.images.prompts import class_prompts
 from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.models import ImageTextModel, zero_shot
 from clipmerge.models.zero_shot import class_embeddings
-from tests.support.command import clipmerge, refused
+from tests.support.command import anywhere, clipmerge, refused
 from tests.support.tiny_clip import Folders, save_images
 
 LONG = "a photo of a very long line that never ends {}"  # 32 letters fill the tiny text tower
@@ -34,7 +34,7 @@ def test_one_template_that_tells_classes_apart_is_enough(model: ImageTextModel) 
 @pytest.mark.parametrize("command", ["evaluate", "merge"])
 def test_a_command_says_it_in_one_line(pair: Folders, tmp_path: Path, command: str) -> None:
     images = save_images(tmp_path / "images", each=2)
-    merge = ("merge", *pair, "-r", "straggler-outlier", "--dry-run")
+    merge = ("merge", *pair, "-r", "straggler-outlier", *anywhere())
     line = refused(
         clipmerge(
             *(merge if command == "merge" else ("evaluate", pair[0])),

@@ -53,7 +53,7 @@ def plain_loop(
 
 def merge(folders: Folders, output: Path, *flags: object) -> dict[str, Any]:
     recipe = () if "--recipe" in flags else ("--recipe", "wise-ft")
-    outcome = done("merge", *folders, *recipe, "--output", output, "--format", "json", *flags)
+    outcome = done("merge", *folders, *recipe, "--output", output, "--json", *flags)
     return dict(outcome.json)
 
 
@@ -130,7 +130,7 @@ def test_one_shard_is_one_file_and_a_plan_is_applied_in_shards(
 ) -> None:
     merge(copies, tmp_path / "cut", "--max-shard-size", "20KB")
     clipmerge("plan", *copies, "--recipe", "wise-ft", "--output", tmp_path / "plan.json")
-    flags = ("--output", tmp_path / "applied", "--max-shard-size", "20KB", "--format", "quiet")
+    flags = ("--output", tmp_path / "applied", "--max-shard-size", "20KB", "-q")
     done("apply", tmp_path / "plan.json", *flags)
     for file in sorted((tmp_path / "cut").glob("model*")):
         assert (tmp_path / "applied" / file.name).read_bytes() == file.read_bytes()

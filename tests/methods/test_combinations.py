@@ -298,7 +298,7 @@ def test_the_command_writes_the_same_bytes_each_time_and_by_way_of_a_plan(
     first, again, other, by_plan = (
         tmp_path / name for name in ("first", "again", "other", "by-plan")
     )
-    made = done("merge", *family, "--recipe", recipe, "--output", first, "--format", "json")
+    made = done("merge", *family, "--recipe", recipe, "--output", first, "--json")
     done("merge", *family, "--recipe", recipe, "--output", again)
     done("merge", *family, "--recipe", recipe, "--output", other, "--seed", 1)
     done("plan", *family, "--recipe", recipe, "--output", tmp_path / "plan.json")

@@ -117,7 +117,7 @@ def test_the_command_merges_and_a_plan_gives_the_same_bytes(
     pair: Folders, images: Path, tmp_path: Path
 ) -> None:
     given = [*pair, "--recipe", "regmean", "--data", images, "--no-verdict"]
-    made = done("merge", *given, "--output", tmp_path / "a", "--format", "json")
+    made = done("merge", *given, "--output", tmp_path / "a", "--json")
     done("plan", *given, "--output", tmp_path / "plan.json")
     done("apply", tmp_path / "plan.json", "--output", tmp_path / "b")
     written = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]

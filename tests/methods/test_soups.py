@@ -226,7 +226,7 @@ def test_the_command_merges_several_to_the_same_bytes_each_time(
 ) -> None:
     data = ["--data", str(images), "--no-verdict"] if load_recipe(recipe).measure else []
     outputs = [tmp_path / "a", tmp_path / "b"]
-    merge = ("merge", *far, "--recipe", recipe, *data, "--format", "json", "--output")
+    merge = ("merge", *far, "--recipe", recipe, *data, "--json", "--output")
     records = [clipmerge(*merge, output).json for output in outputs]
     first, second = ((output / "model.safetensors").read_bytes() for output in outputs)
     assert first == second

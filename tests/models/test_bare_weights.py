@@ -48,7 +48,7 @@ def test_one_command_merges_measures_and_writes_a_folder_that_open_clip_loads(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     output = tmp_path / "out"
     words = ("merge", *bare, "-r", "wise-ft", "--data", images, "--model", ARCHITECTURE)
-    ended = done(*words, "-o", output, "--format", "json")
+    ended = done(*words, "-o", output, "--json")
     record = ended.json
     assert record["effect"]["images"] > 0
     assert record["dtype"] == "float32"
@@ -72,7 +72,7 @@ def test_evaluate_and_sweep_take_the_architecture_too_and_plans_keep_it(
     (tmp_path / "clipmerge.toml").write_text(f'model = "{ARCHITECTURE}"\n')
     done("evaluate", bare[1], "--data", f"a={images}")
     sources = ("--id", f"a={images}", "--ood", f"b={images}", "--alphas", "0,1")
-    swept = done("sweep", *bare, *sources, "-o", "sweep", "--format", "json").json
+    swept = done("sweep", *bare, *sources, "-o", "sweep", "--json").json
     assert [row["alpha"] for row in swept["curve"]] == [0, 1]
     done("plan", *bare, "-r", "wise-ft", "-o", "plan.json")
     (tmp_path / "clipmerge.toml").unlink()

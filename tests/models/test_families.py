@@ -162,8 +162,7 @@ def test_a_recipe_that_measures_adds_up(
         "method.bootstraps=20",
         "--output",
         output,
-        "--format",
-        "json",
+        "--json",
     )
     outcome = done("merge", *family_pairs(name), "--recipe", "straggler-outlier", *flags)
     for check in outcome.json["checks"].values():

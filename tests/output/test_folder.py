@@ -36,7 +36,7 @@ TOWERS: dict[str, Any] = {
 
 def merge(*inputs: Path, flags: tuple[object, ...] = ()) -> Path:
     output = inputs[1].parent / "out" if inputs[1].is_dir() else inputs[1].parent.parent / "out"
-    done("merge", *inputs, "--recipe", "wise-ft", "--output", output, "--format", "quiet", *flags)
+    done("merge", *inputs, "--recipe", "wise-ft", "--output", output, "-q", *flags)
     return output
 
 

@@ -16,7 +16,7 @@ from tests.support.merged_output import RECORD
 def test_a_merge_writes_what_it_prints_and_it_reads_back(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    ended = done("merge", *pair, "-r", "lines", "-o", tmp_path / "out", "--format", "json")
+    ended = done("merge", *pair, "-r", "lines", "-o", tmp_path / "out", "--json")
     assert ended.json["format"] == "clipmerge-record/3"
     assert isinstance(ended.json["finetuned"], list)
     assert not set(PUBLISHED) & set(ended.json)

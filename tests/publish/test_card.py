@@ -316,7 +316,7 @@ BAD: dict[str, tuple[str, str]] = {
     "a list": ("[]", "is not a JSON object"),
     "another": (
         '{"accuracy": 1}',
-        r"not written by `clipmerge evaluate --format json` or `sweep` \(it has no 'checkpoint'\)",
+        r"not written by `clipmerge evaluate --json` or `sweep` \(it has no 'checkpoint'\)",
     ),
     "no checkpoint": (
         '{"checkpoint": 1, "accuracy": {}}',

@@ -393,13 +393,13 @@ def test_merge_push_and_merge_again_from_the_pushed_id_in_processes_of_their_own
         assert "no token" in told
         assert "then `clipmerge merge " in told  # nothing is there that could be pushed
     assert not (tmp_path / "out").exists()  # it was known before anything was merged
-    first = run(*merge, *once, "--format", "json")
+    first = run(*merge, *once, "--json")
     assert first.returncode == 0, first.stderr
     assert commits(hub) == 1
     sha = json.loads(first.stdout)["published"]["commit"]
     again = done("push", tmp_path / "out", "acme/robust")
     assert "no commit was made" in again.out
-    whole = ("-r", "wise-ft", "--set", "method.alpha=1", "-o", "out2", "--format", "json")
+    whole = ("-r", "wise-ft", "--set", "method.alpha=1", "-o", "out2", "--json")
     second = run(*merge, f"acme/robust@{sha}", *whole)
     assert second.returncode == 0, second.stderr
     assert json.loads(second.stdout)["finetuned"][0]["revision"] == sha

@@ -136,7 +136,7 @@ def test_no_byte_of_the_traps_arrives(
     assert "cannot be measured, so nothing was written" in line
     done("merge", zeroshot, finetuned, *flags, "--no-verdict", *made)
     assert arrived(hub, tmp_path, "alice/robust") == []
-    measured = done("evaluate", "out", "--data", f"mine={photos}", "--format", "json")
+    measured = done("evaluate", "out", "--data", f"mine={photos}", "--json")
     (home / "measured.json").write_text(measured.out)
     out = home / "out"
     add_traps(out, elsewhere)
