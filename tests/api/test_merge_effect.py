@@ -22,8 +22,8 @@ from clipmerge.api.apply import write_merge
 from clipmerge.api.merge import prepare
 from clipmerge.distributed import distributed_context
 from clipmerge.errors import MeasureError
-from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupt
 from clipmerge.evaluation.effect import _takes_all_of
+from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupt
 from clipmerge.finding import Finding
 from clipmerge.images.dataset import load_images
 from clipmerge.images.image_set import LabelledImages

@@ -49,9 +49,6 @@ def clipmerge(*arguments: object) -> Outcome:
             code = ended.code or 0
 =======
         code = main()
-    if code == 0 and out.getvalue() and "--json" in " ".join(argv):
-        check_schema(schema_of(argv[1:]), out.getvalue())
->>>>>>> 6446011b (Carry the removals through tests and pages)
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
