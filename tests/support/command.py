@@ -42,12 +42,6 @@ def clipmerge(*arguments: object) -> Outcome:
         contextlib.redirect_stderr(err),
         patch.object(sys, "argv", argv),
     ):
-<<<<<<< HEAD
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code or 0
-=======
         code = main()
     return Outcome(code, out.getvalue(), err.getvalue())
 
