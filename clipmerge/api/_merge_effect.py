@@ -69,15 +69,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
         _check_ends(run, request, effect, images)
         if doubtful := headline_of(run.findings, request.allow):
             effect = effect.with_advice(*doubtful)
-<<<<<<< HEAD
-        if request.strict and effect.warnings:
-            raise VerdictError(
-                f"{text_of(effect.warnings[0])}; nothing was written (`strict=True`)"
-            )
         run.verdict = effect
-=======
-        run.amend(effect=effect)
->>>>>>> 34f70d6d (Remove strict, unlabelled, state, hash, images at once, dry run, format)
         if isinstance(images, CaptionedImages):
             recall = text_of(images.recall_note(effect.source))
             run.warnings.append(recall)
@@ -131,13 +123,7 @@ def warn_or_raise(run: Run, request: MergeRequest, what: str) -> Iterator[None]:
                 " to merge without measuring)"
             ) from None
         warning = Finding.of("unmeasurable", what=what, why=str(error))
-<<<<<<< HEAD
-        if request.strict:
-            raise VerdictError(f"{text_of(warning)}; nothing was written (`strict=True`)") from None
         run.warnings.append(text_of(warning))
-=======
-        run.add_warning(warning)
->>>>>>> 34f70d6d (Remove strict, unlabelled, state, hash, images at once, dry run, format)
         run.progress.say(text_of(warning))
 
 
@@ -253,20 +239,10 @@ def add_other_task_scores(run: Run, request: MergeRequest, tasks: dict[str, Imag
             task_score.name: [task_score.zeroshot, *task_score.finetuned, task_score.merged]
             for task_score in scores
         }
-<<<<<<< HEAD
-        doubts = check_task_scores(
-            tasks, models, run.progress, request.allow, strict=request.strict
-        )
+        doubts = check_task_scores(tasks, models, run.progress, request.allow)
         run.warnings += texts_of(chain.from_iterable(doubts.values()))
         run.other_tasks = tuple(scores)
         effect = run.verdict
-=======
-        doubts = check_task_scores(tasks, models, run.progress, request.allow)
-        for finding in chain.from_iterable(doubts.values()):
-            run.add_warning(finding)
-        run.amend(other_tasks=scores)
-        effect = run.plan and run.plan.effect
->>>>>>> 34f70d6d (Remove strict, unlabelled, state, hash, images at once, dry run, format)
         counted = [score for score in scores if score.name not in doubts]
         weighed = effect and weigh_other_tasks(
             effect.recommendation,

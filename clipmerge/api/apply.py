@@ -30,13 +30,8 @@ from clipmerge.planning.plan import (
     write_plan_files,
 )
 from clipmerge.progress import Progress, say_all
-<<<<<<< HEAD
 from clipmerge.report.text import record_text, texts_of
-from clipmerge.request import as_list, command_text, local_files, parse_size, refuse_duplicates
-=======
-from clipmerge.report.text import record_text, text_of, texts_of
 from clipmerge.request import as_list, command_line, local_files, parse_size, refuse_duplicates
->>>>>>> 34f70d6d (Remove strict, unlabelled, state, hash, images at once, dry run, format)
 from clipmerge.run import Run
 from clipmerge.types import StrPath
 
@@ -133,21 +128,7 @@ def open_plan(
         for finding in _check_hashes(name, record, checkpoint)
     ]
     task = Task(inputs)
-<<<<<<< HEAD
     plan.check(task.layers)
-=======
-    beyond = extrapolation_notes(plan.layers, len(finetuned))
-    say_all(progress, texts_of(note for note in beyond if note not in plan.warnings))
-    kept = (warning for warning in plan.warnings if warning.kind != "extrapolation")
-    plan = plan.replace(warnings=(*kept, *beyond))
-    run = Run(inputs, progress, plan=plan.checked(task.layers), head=plan.head)
-    for finding in unchecked:
-        run.add_warning(finding)
-    if left_out := [name for name in task.layers if name not in plan.layers]:
-        note = Finding.of("layers-not-in-plan", plan=name, layers=left_out)
-        progress.say(text_of(note))
-        run.add_warning(note)
->>>>>>> 34f70d6d (Remove strict, unlabelled, state, hash, images at once, dry run, format)
     check_coefficients(plan, task.layers, task.shapes)
     warnings = [*texts_of((*inputs.notes, *check_models(inputs))), *unchecked]
     warnings += filter(None, [extrapolation_note(plan)])
@@ -157,7 +138,7 @@ def open_plan(
             f" zero-shot: {shorten(left_out, 3)}"
         )
     say_all(progress, warnings)
-    run = Run(inputs, progress, plan=plan, head=plan.head, hashed=hashed, warnings=warnings)
+    run = Run(inputs, progress, plan=plan, head=plan.head, warnings=warnings)
     run.seconds["read"] = round(time.perf_counter() - begin, 3)
     return run
 
@@ -215,25 +196,12 @@ def _locate(name: str, plan: Plan, record: SourceRecord) -> str:
     )
 
 
-<<<<<<< HEAD
-def _check_hashes(
-    name: str, record: SourceRecord, checkpoint: Checkpoint, *, hashed: bool
-) -> list[str]:
+def _check_hashes(name: str, record: SourceRecord, checkpoint: Checkpoint) -> list[str]:
     """Refuse another checkpoint than the plan's; a warning if that cannot be told."""
     names = checkpoint.provenance(hashed=False)["files"]
     if record.files == names:
         return [f"{name} has no sha256 of {record.source}: used unchecked"]
-    if not hashed and record.files.keys() == names.keys():
-        return [f"{record.source} was not compared with the sha256 in {name}: used unchecked"]
-    hashes = checkpoint.hashes if hashed else names
-=======
-def _check_hashes(name: str, record: SourceRecord, checkpoint: Checkpoint) -> list[Finding]:
-    """Refuse another checkpoint than the plan's; a warning if that cannot be told."""
-    names = checkpoint.provenance(hashed=False)["files"]
-    if record.files == names:
-        return [Finding.of("no-hash", plan=name, source=record.source)]
     hashes = checkpoint.hashes
->>>>>>> 34f70d6d (Remove strict, unlabelled, state, hash, images at once, dry run, format)
     if record.files != hashes:
         changed = [file for file, digest in hashes.items() if record.files.get(file) != digest]
         raise PlanError(

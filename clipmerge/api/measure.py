@@ -21,17 +21,7 @@ from clipmerge.learning.steps import held_out_positions
 from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.models.building import build_model
 from clipmerge.models.captions import caption_notes
-<<<<<<< HEAD
-from clipmerge.planning.measurements import (
-    CalibrationRecord,
-    Measurements,
-    Statistic,
-    UnlabelledRecord,
-)
-=======
-from clipmerge.planning.measurements import Measurements, Statistic
-from clipmerge.planning.provenance import CalibrationRecord
->>>>>>> 34f70d6d (Remove strict, unlabelled, state, hash, images at once, dry run, format)
+from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
 from clipmerge.planning.recipe import Recipe
 from clipmerge.plugins import load_plugin, needs_score, plugin_options
 from clipmerge.progress import Pace

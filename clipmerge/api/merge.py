@@ -41,12 +41,7 @@ from clipmerge.config import (
 from clipmerge.errors import RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files.paths import local_path
-<<<<<<< HEAD
 from clipmerge.finding import Finding
-from clipmerge.images.image_set import LabelledImages
-=======
-from clipmerge.finding import NOTE, Finding
->>>>>>> 34f70d6d (Remove strict, unlabelled, state, hash, images at once, dry run, format)
 from clipmerge.images.local_files import local_inputs
 from clipmerge.images.prompts import templates_for
 from clipmerge.layers import match_layers

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from clipmerge.planning.provenance import SourceRecord
 from huggingface_hub import ModelCard
 
 from clipmerge.errors import UsageError
 from clipmerge.hub.ids import dataset_repo
 from clipmerge.output.record import PUBLISHED, MergeRecord
 from clipmerge.planning.measurements import LossPath
-from clipmerge.planning.provenance import SourceRecord
 from clipmerge.publish import card, evaluations, public
 from clipmerge.report.page import card_pictures, html_page
 from clipmerge.report.text import texts_of
