@@ -6,7 +6,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.families import tower_of
-from clipmerge.families.transformers import CLIP
+from clipmerge.families.known import CLIP
 from clipmerge.layers import match_layers, network_order
 from tests.support.merge_records import layer_names
 from tests.support.tiny_clip import layer_of

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from clipmerge.checkpoint import Checkpoint, Source, open_checkpoint
+from clipmerge.checkpoint import Checkpoint, open_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.errors import UsageError
 from clipmerge.files.paths import IN_MEMORY, in_memory_title
@@ -31,7 +31,7 @@ _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
 def open_source(
-    source: str | Source, base: Checkpoint | None = None, *, model: str | None = None
+    source: str, base: Checkpoint | None = None, *, model: str | None = None
 ) -> Checkpoint:
     """Open a source of `as_sources`; takes and raises the same as
     `clipmerge.checkpoint.open_checkpoint`.

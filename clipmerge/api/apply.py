@@ -250,7 +250,8 @@ def write_merge(
         with run.timed("apply"):
             tensors = plan_tensors(inputs, run.plan)
             layout = assign_shards(inputs, tensors, max_shard_size)
-            files = write_weights(folder, tensors, layout, run.progress, single=inputs.weights_file)
+            single = inputs.family.weights
+            files = write_weights(folder, tensors, layout, run.progress, single=single)
         with run.timed("write"):
             side_files, notes = write_side_files(folder, inputs, run.plan.dtype)
             run.warnings += texts_of(notes)

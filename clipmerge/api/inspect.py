@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._results import InspectResult
-from clipmerge.checkpoint import Checkpoint, Inputs, find_source
+from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.alignment import align, find_mismatches, finetuned_dtype
-from clipmerge.checkpoint.ancestry import ancestry_of
-from clipmerge.checkpoint.converted import as_open_clip
-from clipmerge.checkpoint.opening import preview_checkpoint
+from clipmerge.checkpoint.ancestry import UNRELATED, cosines_of
 from clipmerge.checkpoint.source import prefix_errors
 from clipmerge.errors import CheckpointError
 from clipmerge.families import family_of
@@ -64,9 +61,7 @@ def inspect(
 def _describe_pair(
     zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool
 ) -> Json:
-    base_source = find_source(zeroshot)
-    base_preview = preview_checkpoint(base_source)
-    base = base_preview or open_source(base_source)
+    base = open_source(zeroshot)
     if finetuned is None:
         family, layers = _describe_alone(base)
         alone: Json = {
@@ -76,24 +71,16 @@ def _describe_pair(
             "layers": layers,
         }
         return alone | {"mismatches": [], "ancestry": None, "total": _describe_total(base)}
-    other_source = find_source(finetuned)
-    other_preview = preview_checkpoint(other_source)
-    other = other_preview or open_source(other_source, base)
+    other = open_source(finetuned, base)
     inputs = align(base, [other])
     mismatches = find_mismatches(inputs, mixed_dtypes=finetuned_dtype(inputs) is not None)
-    has_weights = not (base_preview or other_preview)
-    if weights and not mismatches and not has_weights:
-        base = open_source(base_source)
-        other = open_source(other_source, base)
-        inputs = align(base, [other])
-        has_weights = True
     layers = _describe(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
     if inputs.notes:
         from clipmerge.report.text import texts_of
 
         say_all(progress, texts_of(inputs.notes))
     ancestry = None
-    if weights and has_weights:
+    if weights:
         # without weights its import would take a fifth of the time
         from clipmerge.checks import check_models
         from clipmerge.report.text import texts_of
@@ -106,11 +93,10 @@ def _describe_pair(
             done += layers[layer]["size"]
             progress.advance(done, total)
         say_all(progress, texts_of(check_models(inputs)))
-        ancestry = asdict(ancestry_of(inputs))
-        ancestry["evidence"] = list(ancestry["evidence"])
+        cosines = cosines_of(inputs)
+        related = all(cosine >= UNRELATED for cosine in cosines.values())
+        ancestry = {"relation": "related" if related else "unrelated", "cosines": cosines}
         mismatches = mismatches or _find_faults(inputs, layers)
-    elif weights:
-        progress.say("the two do not match, so no weights were downloaded and no changes computed")
     return {
         "family": inputs.family.name,
         "zeroshot": _describe_source(base),
@@ -164,7 +150,6 @@ def _describe_total(checkpoint: Checkpoint) -> Json:
 
 
 def _describe_alone(checkpoint: Checkpoint) -> tuple[str, dict[str, Json]]:
-    checkpoint = as_open_clip(checkpoint)
     with prefix_errors(checkpoint.source):
         family = family_of(checkpoint.config, checkpoint.entries)
         keys = family.by_canonical_name(checkpoint.entries)

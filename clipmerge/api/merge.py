@@ -28,7 +28,6 @@ from clipmerge.api.apply import finish_merge
 from clipmerge.api.push import check_push, push
 from clipmerge.checkpoint import Inputs, open_checkpoints
 from clipmerge.checkpoint.alignment import align, finetuned_dtype, refuse_mismatches
-from clipmerge.checkpoint.ancestry import unmerged_encoders
 from clipmerge.checkpoint.inputs import HEAD_WEIGHT
 from clipmerge.checks import check_images, check_limit, check_models, check_sources, raise_errors
 from clipmerge.config import (
@@ -300,7 +299,6 @@ def _open_run(
     if run.head:
         mixed = request.dtype != "keep"
         run.inputs = inputs = build_zeroshot_head(inputs, run.head, mixed_dtypes=mixed)
-    inputs.notes.extend(note for note in unmerged_encoders(inputs) if note not in inputs.notes)
     say_all(progress, texts_of(inputs.notes))
     run.findings += raise_errors(check_models_once(inputs, cache), allow=request.allow)
     say_all(progress, texts_of(run.findings))
@@ -341,7 +339,7 @@ def open_inputs(
         have another one and the user named none.
     """
     if not cache.checkpoints:
-        opened = open_checkpoints(request.checkpoints, missing=missing, model=request.model)
+        opened = open_checkpoints(request.checkpoints, model=request.model)
         cache.checkpoints = tuple(map(named_after_model, opened))
     is_new = missing not in cache.inputs
     if is_new:
@@ -354,7 +352,10 @@ def open_inputs(
     if is_new:
         refuse_mismatches(inputs, mixed_dtypes=request.dtype != "keep")
         if dtype is not None:
-            inputs.notes.append(Finding.of("other-dtype", dtype=dtype))
+            inputs.notes.append(
+                "the zero-shot and the fine-tuned weights differ in dtype; the output has the"
+                f" fine-tuned one, {dtype} (`dtype` names another)"
+            )
     return inputs, request
 
 

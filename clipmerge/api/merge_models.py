@@ -76,7 +76,7 @@ def merge_models(
                 tensor.key: tensor.tensor(content)
                 for tensor, content in zip(tensors, contents, strict=True)
             }
-        form = unwrap_model(zeroshot) if run.inputs.takes_zeroshot_form else models[0]
+        form = unwrap_model(zeroshot) if run.inputs.takes_zeroshot_layout else models[0]
         run.finish()
     return _copy_with_weights(form, weights, run.plan.dtype)  # type: ignore[return-value]
 

@@ -20,7 +20,7 @@ from clipmerge.api._merge_effect import broadcast_plan
 from clipmerge.api._results import SweepResult
 from clipmerge.api.merge import check_models_once, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
-from clipmerge.checkpoint.converted import convert_to_one_layout
+from clipmerge.checkpoint.converted import convert_checkpoint
 from clipmerge.checks import check_shifts, check_sources, raise_errors
 from clipmerge.config import Missing, SweepOptions, complete_options, with_options
 from clipmerge.distributed import is_main_process
@@ -243,8 +243,8 @@ def _align_point(source: Any, inputs: Inputs, cache: RunCache, request: SweepReq
     """Align a checkpoint that is shown as it is with the zero-shot one, by the pair's names."""
     base = cache.checkpoints[0]
     opened = open_source(source, base, model=request.model)
-    point, _ = convert_to_one_layout([opened, inputs.zeroshot])
-    return align_checkpoints(base, [point], mixed_dtypes=True)
+    point = convert_checkpoint(opened, inputs.zeroshot)
+    return align_checkpoints(inputs.zeroshot, [point], mixed_dtypes=True)
 
 
 def _rows_of_points(request: SweepRequest, correct: dict[str, Correct]) -> list[Json]:

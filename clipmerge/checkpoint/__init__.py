@@ -2,7 +2,7 @@
 
 from clipmerge.checkpoint.alignment import align_checkpoints
 from clipmerge.checkpoint.inputs import Inputs, Location
-from clipmerge.checkpoint.opening import Source, find_source, open_checkpoint, open_checkpoints
+from clipmerge.checkpoint.opening import CheckpointRef, open_checkpoint, open_checkpoints
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.files.safetensors import TensorEntry
 
@@ -11,8 +11,7 @@ __all__ = [
     "Location",
     "Inputs",
     "TensorEntry",
-    "Source",
-    "find_source",
+    "CheckpointRef",
     "open_checkpoint",
     "open_checkpoints",
     "align_checkpoints",

@@ -5,24 +5,21 @@ not simply merged.
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import filterfalse
+from collections.abc import Callable, Iterator
 from typing import Any, cast, get_args
 
-from clipmerge.checkpoint.converted import convert_to_one_layout
+from clipmerge.checkpoint.converted import as_stored, convert_checkpoint
 from clipmerge.checkpoint.inputs import Inputs
-from clipmerge.checkpoint.source import Checkpoint, prefix_errors
+from clipmerge.checkpoint.settings import differing_settings
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, prefix_errors
 from clipmerge.config import Missing, OutputDtype
-from clipmerge.conversion.config import INTERPOLATIONS
 from clipmerge.errors import CheckpointError, counted, shorten
 from clipmerge.families import (
     Family,
     family_of,
     is_counter,
     is_index_buffer,
-    is_statistic,
-    known_keys,
+    layers_of,
     tower_of,
 )
 from clipmerge.files.safetensors import DTYPES, TensorEntry
@@ -31,20 +28,20 @@ from clipmerge.files.side_files import (
     read_image_processor,
     read_vocabulary,
 )
-from clipmerge.finding import Finding
 from clipmerge.layers import HEAD
 from clipmerge.types import Json
 
-_POSITIONS = re.compile(r"positional_embedding$|position_embedding\.weight$|pos_embed$")
-_WORDS = re.compile(r"token_embedding\.weight$|word_embeddings\.weight$")
-# Share of a fine-tuned checkpoint's keys that must be in the zero-shot one to call the rest an
-# addition.
-_MIN_SHARED_KEYS = 0.5
+# OpenCLIP's names of Pillow's filters.
+_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 _TOWER_WORDS = {
     "full": "both towers",
     "vision": "the vision tower only",
     "text": "the text tower only",
 }
+_SILENT = (
+    "the weights would merge silently and wrongly. Use the base that was fine-tuned, or correct the"
+    " wrong"
+)
 
 
 def align_checkpoints(
@@ -93,34 +90,26 @@ def _shared_entries(inputs: Inputs, which: int) -> Iterator[tuple[str, TensorEnt
 def align(
     zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing = "error"
 ) -> Inputs:
-    """Match keys by canonical name, without checking for mismatches."""
-    zeroshot, *finetuned = checkpoints = convert_to_one_layout([zeroshot, *finetuned])
+    """Match keys by canonical name, in the layout of the first fine-tuned checkpoint, without
+    checking for mismatches.
+    """
+    checkpoints = [convert_checkpoint(one, finetuned[0]) for one in (zeroshot, *finetuned)]
     family = _common_family(checkpoints)
     keys = []
     for checkpoint in checkpoints:
         with prefix_errors(checkpoint.source):
             keys.append(family.by_canonical_name(checkpoint.entries))
-    with prefix_errors(zeroshot.source):
-        family.layers_of(keys[0])
-    heads = _drop_other_heads(family, checkpoints, keys)
-    towers = {
-        tower_of(family.layers_of(filter(family.has_layer, names)).values()) for names in keys[1:]
-    }
+    notes = [note for checkpoint in checkpoints for note in checkpoint.notes]
+    notes += _drop_other_head(checkpoints, keys)
+    towers = {tower_of(layers_of(names).values()) for names in keys[1:]}
     tower = towers.pop() if len(towers) == 1 else "full"
-    inputs = Inputs(family, zeroshot, tuple(finetuned), keys[0], tuple(keys[1:]), tower, missing)
-    inputs.notes.extend(note for checkpoint in checkpoints for note in checkpoint.notes)
-    inputs.notes.extend((*heads, *alignment_notes(inputs)))
-    for checkpoint in checkpoints:
-        if checkpoint.config is None:
-            inputs.notes.append(
-                Finding.of("no-config", source=checkpoint.source, config=family.config)
-            )
+    first, *others = checkpoints
+    inputs = Inputs(family, first, tuple(others), keys[0], tuple(keys[1:]), tower, missing, notes)
+    notes.extend(_alignment_notes(inputs))
     return inputs
 
 
-def _drop_other_heads(
-    family: Family, checkpoints: list[Checkpoint], keys: list[dict[str, str]]
-) -> list[Finding]:
+def _drop_other_head(checkpoints: list[Checkpoint], keys: list[dict[str, str]]) -> Iterator[str]:
     """Leave out the zero-shot checkpoint's head if it has other classes than the fine-tuned one's,
     and say so.
     """
@@ -128,36 +117,34 @@ def _drop_other_heads(
     ours, theirs = keys[:2]
     shapes = {
         name: (zeroshot.entries[ours[name]].shape, finetuned.entries[theirs[name]].shape)
-        for name, layer in family.layers_of(ours).items()
+        for name, layer in layers_of(ours).items()
         if layer == HEAD and name in theirs
     }
-    if all(shape == other for shape, other in shapes.values()):
-        return []
-    for name in shapes:
-        del ours[name]
-    rows, other_rows = (shape[0] for shape in next(iter(shapes.values())))
-    return [Finding.of("other-head", source=zeroshot.source, rows=rows, finetuned_rows=other_rows)]
+    if any(shape != other for shape, other in shapes.values()):
+        for name in shapes:
+            del ours[name]
+        rows, other_rows = (shape[0] for shape in next(iter(shapes.values())))
+        yield (
+            f"{zeroshot.source}: its head has {rows} rows, the fine-tuned one's {other_rows}; it is"
+            " left out"
+        )
 
 
 def _common_family(checkpoints: list[Checkpoint]) -> Family:
-    """The common family; checkpoints without a config take the first one's if their keys match
-    it.
-    """
+    """The common family; checkpoints without a config take that of the others."""
+    known = [one for one in checkpoints if one.config is not None] or checkpoints[:1]
     families = []
-    for checkpoint in checkpoints:
+    for checkpoint in known:
         with prefix_errors(checkpoint.source):
             families.append(family_of(checkpoint.config, checkpoint.entries))
-    pairs = list(zip(families, checkpoints, strict=True))
-    first, known = next((pair for pair in pairs if pair[1].config is not None), pairs[0])
-    for family, one in pairs:
-        matched, shared = (known_keys(candidate, one.entries) for candidate in (family, first))
-        undecided = one.config is None and (shared >= matched or 2 * matched < len(one.entries))
-        if family is not first and not undecided:
+    for family, checkpoint in zip(families, known, strict=True):
+        if family is not families[0]:
             raise CheckpointError(
-                f"{one.source} is a {family.name} checkpoint and {known.source} a {first.name} one;"
-                " models of different families do not merge. Give the base that was fine-tuned"
+                f"{checkpoint.source} is a {family.name} checkpoint and {known[0].source} a"
+                f" {families[0].name} one; models of different families do not merge. Give the base"
+                " that was fine-tuned"
             )
-    return first
+    return families[0]
 
 
 def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
@@ -174,32 +161,20 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
             "several fine-tuned classifiers, and a zero-shot model without a head: one head can be"
             " kept, not several; give one of them, or a base with a head of the same classes"
         )
-    for which in range(len(inputs.finetuned)):
-        problems += _size_mismatches(inputs, which)
-        problems += _form_mismatches(inputs, which)
-    for which, checkpoint in enumerate([] if problems else inputs.finetuned):
+    for which, checkpoint in enumerate(inputs.finetuned):
+        problems += _mismatch(inputs, which, "shape", lambda entry: entry.shape, "")
         problems += _config_mismatches(inputs, checkpoint)
         if inputs.tower != "text":
-            ours, theirs = _preprocessing_of(inputs.zeroshot), _preprocessing_of(checkpoint)
-            problems += [
-                f"images are prepared differently: {key} is {ours[key]} for zeroshot, {theirs[key]}"
-                " for finetuned; the weights would merge silently and wrongly. Use the base that"
-                " was fine-tuned, or correct the wrong preprocessing"
-                for key in ours.keys() & theirs.keys()
-                if ours[key] != theirs[key]
-            ]
+            problems += _preprocessing_mismatches(inputs.zeroshot, checkpoint)
         if inputs.tower != "vision":
             problems += _vocabulary_mismatches(inputs.zeroshot, checkpoint)
         if inputs.missing == "error":
             problems += _key_mismatches(inputs, which)
-        problems += _field_mismatch(inputs, which, "shape", lambda entry: entry.shape)
         if mixed_dtypes:
-            problems += _field_mismatch(inputs, which, "kind", _kind)
+            problems += _mismatch(inputs, which, "kind", _kind, "")
         else:
             advice = " Or name one with `dtype`."
-            problems += _field_mismatch(
-                inputs, which, "dtype", lambda entry: DTYPES[entry.dtype][0], advice
-            )
+            problems += _mismatch(inputs, which, "dtype", lambda one: DTYPES[one.dtype][0], advice)
     # names of scales and biases are the same in many models
     if not problems and not any(
         inputs.merges(name) for name in inputs.zeroshot_keys if "." in inputs.layer_of[name]
@@ -208,6 +183,13 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
             f"{inputs.finetuned[0].source}: has no weight in common with {inputs.zeroshot.source},"
             f" so there is nothing to merge; is it a {inputs.family.name} checkpoint?"
         )
+    is_open_clip = inputs.family.config == OPEN_CLIP_CONFIG
+    if is_open_clip and all(one.config is None for one in inputs.checkpoints):
+        problems.append(
+            f"{inputs.finetuned[0].source}: no {OPEN_CLIP_CONFIG} beside either checkpoint says"
+            " which model open_clip must build, so nothing could load the merge; name the"
+            " architecture with `model`, such as ViT-B-32, or put that file beside the weights"
+        )
     return problems
 
 
@@ -215,80 +197,25 @@ def _kind(entry: TensorEntry) -> str:
     return "float" if entry.is_float else "integer"
 
 
-def _size_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
-    """Name a model that reads longer texts, larger images or another vocabulary, which no other key
-    tells of.
-    """
-    for name, entry, other in _shared_entries(inputs, which):
-        ours, theirs = entry.shape, other.shape
-        if len(ours) != 2 or len(theirs) != 2 or ours[0] == theirs[0]:
-            continue
-        if _POSITIONS.search(name):
-            is_text = inputs.layer_of[name].startswith("text")
-            length = "texts of another length (Long-CLIP has 248 tokens)"
-            what = f"reads {length if is_text else 'images of another size'}"
-            wanted = f"with {theirs[0]} positions that was fine-tuned"
-        elif _WORDS.search(name) and ours[1] == theirs[1]:
-            what = "has another vocabulary"
-            wanted = "whose vocabulary was enlarged alike (resize_token_embeddings)"
-        else:
-            continue
-        yield (
-            f"{inputs.finetuned[which].source} {what}: {name} has {theirs[0]} rows, that of"
-            f" {inputs.zeroshot.source} {ours[0]}; give the zero-shot model {wanted}"
-        )
-        return
-
-
-def _form_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
-    """Name a module whose weight has another form in the fine-tuned checkpoint: to keep either
-    side's would call weights fine-tuned that are zero-shot.
-    """
-    keys = inputs.finetuned_keys[which]
-    ours = _group_by_module(name for name in inputs.zeroshot_keys if name not in keys)
-    theirs = _group_by_module(name for name in keys if name not in inputs.zeroshot_keys)
-    shared = [
-        module
-        for module, names in ours.items()
-        if module in theirs and inputs.layer_of.get(f"{module}.{names[0]}") != HEAD
-    ]
-    if shared:
-        first = shared[0]
-        modules = counted(len(shared), "module has its", "modules have their")
-        yield (
-            f"{inputs.finetuned[which].source}: {modules} weight in another form than in"
-            f" {inputs.zeroshot.source}; first {first}: {shorten(ours[first])} for zeroshot,"
-            f" {shorten(theirs[first])} for finetuned. Save the plain weights where it was trained"
-        )
-
-
-def _group_by_module(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names of parameters by the module that holds them."""
-    modules: dict[str, list[str]] = {}
-    for name in names:
-        module, _, parameter = name.rpartition(".")
-        if module and not is_incidental(name):
-            modules.setdefault(module, []).append(parameter)
-    return modules
-
-
 def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> Iterator[str]:
-    if inputs.zeroshot.config is None or finetuned.config is None:
+    ours, theirs = as_stored(inputs.zeroshot).config, as_stored(finetuned).config
+    if ours is None or theirs is None:
         return
-    ours, theirs = map(inputs.family.settings, (inputs.zeroshot.config, finetuned.config))
-    for side in ("vision", "text", ""):
-        if inputs.tower not in ("full", side):
-            continue
-        for key, a in ours.get(side, {}).items():
-            b = theirs.get(side, {}).get(key)
-            if a == b or None in (a, b):
-                continue
-            values = f"zeroshot {a}, finetuned {b}"
+    for side, name, a, b in differing_settings(ours, theirs):
+        values = f"zeroshot {a}, finetuned {b}"
+        if not side:
+            yield f"{name} differs: {values}; these are not the same {inputs.family.name}"
+        elif inputs.tower in ("full", side):
+            yield f"the {side} towers differ in {name}: {values}; {_SILENT} config.json"
+
+
+def _preprocessing_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[str]:
+    ours, theirs = _preprocessing_of(as_stored(zeroshot)), _preprocessing_of(as_stored(finetuned))
+    for key in ours.keys() & theirs.keys():
+        if ours[key] != theirs[key]:
             yield (
-                f"the {side} towers differ in {key}: {values}; the weights would merge silently and"
-                " wrongly. Use the base that was fine-tuned, or correct the wrong config.json"
-                if side
-                else f"{key} differs: {values}; these are not the same {inputs.family.name}"
+                f"images are prepared differently: {key} is {ours[key]} for zeroshot, {theirs[key]}"
+                f" for finetuned; {_SILENT} preprocessing"
             )
 
 
@@ -303,8 +230,8 @@ def _preprocessing_of(checkpoint: Checkpoint) -> Json:
         if settings is None:
             processor = read_image_processor(checkpoint.folder) or {}
             settings = {key: processor.get(f"image_{key}") for key in ("mean", "std")}
-            settings["interpolation"] = INTERPOLATIONS.get(processor.get("resample", -1))
-        if settings.get("interpolation") in INTERPOLATIONS.values():
+            settings["interpolation"] = _INTERPOLATIONS.get(processor.get("resample", -1))
+        if settings.get("interpolation") in _INTERPOLATIONS.values():
             known["interpolation"] = settings["interpolation"]
         for key, name in (("mean", "mean"), ("std", "standard deviation")):
             if settings.get(key) is not None:
@@ -314,23 +241,20 @@ def _preprocessing_of(checkpoint: Checkpoint) -> Json:
 
 def _vocabulary_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[str]:
     """Compare the tokenizers beside two checkpoints by the words that both know."""
+    zeroshot, finetuned = as_stored(zeroshot), as_stored(finetuned)
     if have_same_vocabulary_files(zeroshot.folder, finetuned.folder):
         return  # as nearly always; to read them would take a tenth of a second
-    ours, theirs = map(_vocabulary_of, (zeroshot, finetuned))
+    ours, theirs = (
+        {} if one.config is None else read_vocabulary(one.folder) or {}
+        for one in (zeroshot, finetuned)
+    )
     if other := [word for word in ours.keys() & theirs.keys() if ours[word] != theirs[word]]:
         word = min(other, key=lambda word: (ours[word], word))
         yield (
             "texts are read differently: the tokenizers give other numbers to"
             f" {counted(len(other), 'word', 'words')}, such as '{word}', which is {ours[word]} for"
-            f" zeroshot, {theirs[word]} for finetuned; the weights would merge silently and"
-            " wrongly. Use the base that was fine-tuned, or correct the wrong tokenizer"
+            f" zeroshot, {theirs[word]} for finetuned; {_SILENT} tokenizer"
         )
-
-
-def _vocabulary_of(checkpoint: Checkpoint) -> Mapping[str, int]:
-    """The tokenizer's words, if files beside the weights belong to them."""
-    known = None if checkpoint.config is None else read_vocabulary(checkpoint.folder)
-    return known or {}
 
 
 def _key_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
@@ -339,32 +263,26 @@ def _key_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
     only_theirs = [n for n in theirs if n not in ours and not is_incidental(n)]
     if inputs.keeps_head:
         only_theirs = [n for n in only_theirs if inputs.layer_of.get(n) != HEAD]
-    shared = len(ours.keys() & theirs.keys())
-    source = inputs.finetuned[which].source
-    if not shared:
+    if not ours.keys() & theirs.keys():
         yield (
-            f"{source}: holds no parameter of the {inputs.family.name} model"
-            f" {inputs.zeroshot.source}, but {shorten(only_theirs)}; give the fine-tuned model as a"
-            " whole, or one of its towers"
+            f"{inputs.finetuned[which].source}: holds no parameter of the {inputs.family.name}"
+            f" model {inputs.zeroshot.source}, but {shorten(only_theirs)}; give the fine-tuned"
+            " model as a whole, or one of its towers"
         )
-    elif only_theirs and shared < _MIN_SHARED_KEYS * len(theirs):
-        yield (
-            f"{source}: only {shared} of its {len(theirs)} keys are in {inputs.zeroshot.source},"
-            f" which lacks {shorten(only_theirs)}; give the zero-shot model of this fine-tuned one"
-        )
-    else:
-        for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
-            if names:
-                yield (
-                    f"{counted(len(names), 'key is', 'keys are')} only in the {side} checkpoint:"
-                    f" {shorten(names)}; if that is meant, pass `set=missing=keep-zeroshot` or"
-                    " `set=missing=keep-finetuned`"
-                )
+        return
+    for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
+        if names:
+            yield (
+                f"{counted(len(names), 'key is', 'keys are')} only in the {side} checkpoint:"
+                f" {shorten(names)}; if that is meant, pass `set=missing=keep-zeroshot` or"
+                " `set=missing=keep-finetuned`"
+            )
 
 
-def _field_mismatch(
-    inputs: Inputs, which: int, what: str, get: Callable[[TensorEntry], Any], advice: str = ""
+def _mismatch(
+    inputs: Inputs, which: int, what: str, get: Callable[[TensorEntry], Any], advice: str
 ) -> Iterator[str]:
+    """Name the first of the shared tensors that differ in something."""
     values = [
         (name, get(ours), get(theirs)) for name, ours, theirs in _shared_entries(inputs, which)
     ]
@@ -377,78 +295,55 @@ def _field_mismatch(
         )
 
 
-def alignment_notes(inputs: Inputs) -> Iterator[Finding]:
+def _alignment_notes(inputs: Inputs) -> Iterator[str]:
     """Describe the parameters that are not simply merged (kept, copied or left out), one line
     each.
     """
     if inputs.has_built_head:
-        yield Finding.of("built-head")
+        yield (
+            "the fine-tuned checkpoint is a classifier: the zero-shot side of its head is built"
+            " from class prompts, and the output is a classifier too"
+        )
     elif inputs.keeps_head:
-        yield Finding.of("unchanged-head")
+        yield (
+            "the fine-tuned checkpoint is a classifier: its head is kept unchanged, and the output"
+            " is a classifier too, without the rest of the zero-shot model"
+            " (`set=missing=keep-zeroshot` writes the whole zero-shot model with the merged tower"
+            " instead)"
+        )
     elif inputs.is_partial:
-        yield Finding.of("one-tower", tower=inputs.tower)
-    strange = dict.fromkeys(
-        layer for name, layer in inputs.layer_of.items() if not inputs.family.knows(name)
-    )
-    if strange:
-        yield Finding.of("unknown-layers", layers=len(strange), examples=shorten(strange))
-    if statistics := sum(is_statistic(name) for name in inputs.zeroshot_keys):
-        yield Finding.of("batch-norms", statistics=statistics)
-    yield from _note_left_behind(inputs)
-    yield from _note_partial_parameters(inputs)
-
-
-def _note_left_behind(inputs: Inputs) -> Iterator[Finding]:
-    """Name the parameters of one side that have no counterpart, with their share of the numbers."""
-    if inputs.missing != "keep-zeroshot":
+        yield f"only the {inputs.tower} tower is merged; the rest is the zero-shot model's"
+    for checkpoint in inputs.checkpoints:
+        if checkpoint.config is None:
+            yield (
+                f"{checkpoint.source}: no {inputs.family.config} beside it, so its activation could"
+                " not be compared"
+            )
+    if inputs.missing == "error":
         return
     for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
-        lost = [name for name in keys if name not in inputs.zeroshot_keys]
+        lost = [name for name in keys if name not in inputs.output_keys]
+        if inputs.missing == "keep-zeroshot":
+            lost = [name for name in keys if name not in inputs.zeroshot_keys]
         lost = [name for name in lost if not is_incidental(name)]
-        sizes = {name: finetuned.entries[key].size for name, key in keys.items()}
         if lost:
+            sizes = {name: finetuned.entries[key].size for name, key in keys.items()}
             share = sum(sizes[name] for name in lost) / max(1, sum(sizes.values()))
-            yield Finding.of(
-                "left-behind",
-                source=finetuned.source,
-                tensors=len(lost),
-                share=share,
-                examples=shorten(lost),
+            yield (
+                f"{finetuned.source}: {counted(len(lost), 'tensor', 'tensors')} that the output"
+                f" lacks ({share:.1%} of its numbers) are left behind, and what they learned is"
+                f" lost: {shorten(lost)}"
             )
-    partly = inputs.partly_zeroshot if len(inputs.finetuned) == 1 else {}
-    if partly:
-        layers = [f"{absent} of {total} of {name}" for name, (absent, total) in partly.items()]
-        yield Finding.of("mixed-layers", layers=len(layers), examples=shorten(layers))
-
-
-def _note_partial_parameters(inputs: Inputs) -> Iterator[Finding]:
-    """Describe the treatment of parameters that only some of several fine-tuned checkpoints
-    have.
-    """
-    if inputs.missing == "error" or len(inputs.finetuned) < 2:
-        return
-    ours = inputs.zeroshot_keys
-    first = inputs.finetuned_keys[0]
-    names = dict.fromkeys(name for keys in inputs.finetuned_keys for name in keys)
-    keeps_finetuned = inputs.missing == "keep-finetuned"
-    drops = keeps_finetuned and not inputs.is_partial  # the output has the parameters of the first
-    stay: list[str] = []
-    lost: list[str] = []
-    copied: list[str] = []
-    for name in filterfalse(is_incidental, names):
-        if name in ours and not all(name in keys for keys in inputs.finetuned_keys):
-            (stay if name in first or not drops else lost).append(name)
-        elif name not in ours and keeps_finetuned:
-            (copied if name in first else lost).append(name)
-    yield from (
-        Finding.of(kind, source=inputs.finetuned[0].source, examples=shorten(names))
-        for kind, names in (
-            ("some-stay-zeroshot", stay),
-            ("some-left-out", lost),
-            ("some-copied", copied),
+    stay = [
+        name
+        for name in inputs.zeroshot_keys
+        if not is_incidental(name) and inputs.expects(name) and not inputs.merges(name)
+    ]
+    if stay:
+        yield (
+            f"{counted(len(stay), 'parameter', 'parameters')} that not every fine-tuned checkpoint"
+            f" has are not merged: {shorten(stay)}"
         )
-        if names
-    )
 
 
 def is_incidental(name: str) -> bool:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
 from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError, did_you_mean
 from clipmerge.files.paths import replace_bytes, user_cache
-from clipmerge.finding import Finding
 from clipmerge.types import Json
 
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
@@ -32,25 +30,15 @@ def with_architecture(checkpoint: Checkpoint, model: str) -> Checkpoint:
     config = architecture_config(model)
     _check_shapes(checkpoint, model, config["model_cfg"])
     folder = user_cache("architectures") / model
-    try:
-        replace_bytes(folder / OPEN_CLIP_CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder}: cannot be written ({error.strerror}); put open_clip_config.json beside the"
-            " weights instead of giving `model`, or set XDG_CACHE_HOME to a folder that can be"
-            " written"
-        ) from None
-    notes = (*checkpoint.notes, *_activation_note(model))
-    return replace(checkpoint, folder=folder, config=config, architecture=model, notes=notes)
-
-
-def _activation_note(model: str) -> Iterator[Finding]:
-    """Warn of the activation, which no weight tells of and a wrong name changes silently."""
+    replace_bytes(folder / OPEN_CLIP_CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
     import open_clip
 
+    notes = checkpoint.notes
     other = f"{model}-quickgelu"
-    if other in open_clip.list_models():
-        yield Finding.of("activation-by-name", model=model, other=other)
+    if other in open_clip.list_models():  # no weight tells of it
+        note = f"taken as {model} with GELU; weights trained from OpenAI's are {other}"
+        notes = (*notes, note)
+    return replace(checkpoint, folder=folder, config=config, architecture=model, notes=notes)
 
 
 def architecture_config(model: str) -> Json:

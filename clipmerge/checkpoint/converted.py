@@ -1,11 +1,10 @@
-"""Views of a checkpoint: in the other library's layout, as a tower, or with a head; tensors are
-formed on demand.
+"""Views of a checkpoint: in another checkpoint's layout, or with a head; tensors are formed on
+demand.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,43 +12,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipmerge.checkpoint.source import (
-    OPEN_CLIP_CONFIG,
     Checkpoint,
     DerivedCheckpoint,
     LazyTensor,
     prefix_errors,
     stored_array,
 )
-from clipmerge.conversion.config import check_depths, open_clip_config, transformers_config
-from clipmerge.conversion.keys import (
-    Layout,
-    Match,
-    is_timm_vit,
-    layout_of,
-    match_keys,
-    open_clip_name,
-)
+from clipmerge.conversion.keys import Layout, Match, layout_of, match_keys, timm_name
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import DTYPES, TensorEntry
-from clipmerge.finding import Finding
-from clipmerge.types import Json, Shape
+from clipmerge.types import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_Formed = dict[str, tuple[TensorEntry, LazyTensor]]
+
 
 class ConvertedCheckpoint(DerivedCheckpoint):
-    """A checkpoint in the other library's layout."""
-
-
-class TimmTower(DerivedCheckpoint):
-    """A ViT of timm, read as a vision tower of OpenCLIP and a head; an output of this form is
-    timm's again.
+    """A checkpoint in another one's layout, with its configuration and side files, which describe
+    the same model.
     """
-
-    def timm_key(self, key: str) -> str:
-        """The key in timm's layout."""
-        return self.lazy[key].keys[0]
 
 
 class WithHead(DerivedCheckpoint):
@@ -67,101 +50,72 @@ def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor])
     return WithHead.of(checkpoint, lazy, entries={**checkpoint.entries, **entries})
 
 
-def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
-    """View one of timm's ViTs of CLIP as a tower of OpenCLIP; every other checkpoint is returned as
-    it is.
-    """
-    if not is_timm_vit(checkpoint.entries):
-        return checkpoint
-    keys = {open_clip_name(key): key for key in checkpoint.entries}
-    entries = {name: checkpoint.entries[key] for name, key in keys.items()}
-    for name in ("visual.class_embedding", "visual.positional_embedding"):
-        sizes = entries[name].shape
-        entries[name] = replace(
-            entries[name], shape=sizes[-1:] if name.endswith("class_embedding") else sizes[-2:]
-        )
-    note = Finding.of("timm", source=checkpoint.source, head="classifier.weight" in keys)
-    lazy = {name: LazyTensor((key,), partial(checkpoint.array, key)) for name, key in keys.items()}
-    notes = (*checkpoint.notes, note)
-    return TimmTower.of(checkpoint, lazy, entries=entries, config=None, notes=notes)
+def as_stored(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with its own configuration and side files, before it was converted."""
+    while isinstance(checkpoint, (ConvertedCheckpoint, WithHead)):
+        checkpoint = checkpoint.original
+    return checkpoint
 
 
-def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str = "") -> Checkpoint:
-    """View a plain ViT CLIP in the other layout; ``text_prefix`` is ``text.`` for a
-    CustomTextCLIP.
-    """
-    plain = {key.removeprefix("module."): key for key in checkpoint.entries}
-    layout = layout_of(plain)
-    if layout == to:
+def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
+    """View a plain ViT CLIP in the layout of another checkpoint."""
+    layout, wanted = layout_of(checkpoint.entries), layout_of(like.entries)
+    if layout == wanted:
         return checkpoint
     with prefix_errors(checkpoint.source):
-        prefix = (
-            text_prefix if to == "open-clip" else "text." if "text.ln_final.weight" in plain else ""
-        )
-        matches = match_keys(plain, layout, text_prefix=prefix)
-        formed = {
-            name: made
-            for match in matches
-            for name, made in _form_match(checkpoint, plain, match, to).items()
-        }
-        entries = {name: entry for name, (entry, _) in formed.items()}
-        config = None
-        if checkpoint.config is not None:
-            keys = entries if to == "transformers" else plain
-            config = _convert_config(checkpoint.config, to, prefix, keys)
-    lazy = {name: form for name, (_, form) in formed.items()}
-    return ConvertedCheckpoint.of(checkpoint, lazy, entries=entries, config=config, sharded=False)
-
-
-def convert_to_one_layout(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    """View all checkpoints in the layout of the second, the first fine-tuned one: OpenCLIP's or
-    transformers'.
-    """
-    checkpoints = [as_open_clip(checkpoint) for checkpoint in checkpoints]
-    finetuned = checkpoints[1]
-    wanted = layout_of(finetuned.entries)
-    prefix = (
-        "text." if any(key.endswith("text.ln_final.weight") for key in finetuned.entries) else ""
-    )
-    shown = []
-    for checkpoint in checkpoints:
-        converted = convert_checkpoint(checkpoint, wanted, text_prefix=prefix)
-        if converted is not checkpoint:
-            note = Finding.of(
-                "converted-layout", source=checkpoint.source, layout=wanted, like=finetuned.source
+        if layout == "timm":
+            raise CheckpointError(
+                f"is a tower of timm, and {like.source} has another layout; give both in one"
             )
-            converted = replace(converted, notes=(*checkpoint.notes, note))
-        shown.append(converted)
-    return shown
+        prefix = "text." if "text.ln_final.weight" in {*checkpoint.entries, *like.entries} else ""
+        formed = _form_plain(checkpoint, layout, prefix) if wanted != "timm" else {}
+        if wanted == "timm":
+            formed = _form_timm(checkpoint, like, layout, prefix)
+    note = f"{checkpoint.source}: is converted to the layout of {wanted}, like {like.source}"
+    return ConvertedCheckpoint.of(
+        checkpoint,
+        {name: lazy for name, (_, lazy) in formed.items()},
+        entries={name: entry for name, (entry, _) in formed.items()},
+        config=like.config,
+        folder=like.folder,
+        sharded=False,
+        notes=(*checkpoint.notes, note),
+    )
 
 
-def _convert_config(config: Json, to: Layout, prefix: str, keys: Iterable[str]) -> Json:
-    """Translate a configuration, and compare its numbers of blocks with the keys in transformers'
-    layout.
-    """
-    file = OPEN_CLIP_CONFIG if to == "transformers" else "config.json"
-    try:
-        if to == "transformers":
-            converted = transformers_config(config.get("model_cfg", config))
-        else:
-            converted = {
-                "model_cfg": open_clip_config(config) | ({"custom_text": True} if prefix else {})
-            }
-        check_depths(converted if to == "transformers" else config, keys, file)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(
-            f"its {file} cannot be understood ({type(error).__name__}: {error})"
-        ) from None
-    return converted
+def _form_plain(checkpoint: Checkpoint, layout: Layout, prefix: str) -> _Formed:
+    """The tensors in the other one of the layouts of OpenCLIP and transformers."""
+    matches = match_keys(checkpoint.entries, layout, text_prefix=prefix)
+    formed: _Formed = {}
+    for match in matches:
+        formed |= _form_match(checkpoint, match, layout)
+    return formed
 
 
-def _form_match(
-    checkpoint: Checkpoint, plain: dict[str, str], match: Match, to: Layout
-) -> dict[str, tuple[TensorEntry, LazyTensor]]:
+def _form_timm(checkpoint: Checkpoint, like: Checkpoint, layout: Layout, prefix: str) -> _Formed:
+    """The tensors of the vision tower in timm's layout, in the shapes that they have there."""
+    formed: _Formed = (
+        _form_plain(checkpoint, layout, prefix)
+        if layout == "transformers"
+        else {
+            key: (entry, LazyTensor((key,), partial(checkpoint.array, key)))
+            for key, entry in checkpoint.entries.items()
+        }
+    )
+    renamed: _Formed = {}
+    for key, (entry, lazy) in formed.items():
+        name = timm_name(key)
+        if name is not None:
+            other = like.entries.get(name, entry)
+            same = other.size == entry.size  # but for leading dimensions of one
+            renamed[name] = (replace(entry, shape=other.shape if same else entry.shape), lazy)
+    return renamed
+
+
+def _form_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Formed:
     """The tensors of one match in the other layout: entries, and how their elements are formed."""
     ours, theirs = (match.open_clip,), match.transformers
-    names, originals = (theirs, ours) if to == "transformers" else (ours, theirs)
-    keys = tuple(plain[name] for name in originals)
+    keys, names = (ours, theirs) if layout == "open-clip" else (theirs, ours)
     first, *others = (checkpoint.entries[key] for key in keys)
     shape = first.shape
     parts = len(theirs)
@@ -176,15 +130,10 @@ def _form_match(
                 f"{ours[0]} has shape {shape}, which is not a stack of query, key and value"
             )
         entry = _entry_of_shape(first, (shape[0] // parts, *shape[1:]))
-        size = entry.size
+        runs = [(number * entry.size, (number + 1) * entry.size) for number in range(parts)]
         return {
-            name: (
-                entry,
-                LazyTensor(
-                    keys, partial(checkpoint.array, keys[0], index * size, (index + 1) * size)
-                ),
-            )
-            for index, name in enumerate(names)
+            name: (entry, LazyTensor(keys, partial(checkpoint.array, keys[0], *run)))
+            for name, run in zip(names, runs, strict=True)
         }
     elif match.transposed:
         if len(shape) != 2:

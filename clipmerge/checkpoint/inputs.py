@@ -1,4 +1,4 @@
-"""Two or more aligned checkpoints: their keys by parameter, and the form of the output."""
+"""Two or more aligned checkpoints: their keys by parameter, and the layout of the output."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmerge.checkpoint.converted import TimmTower, WithHead
-from clipmerge.checkpoint.source import WEIGHTS, Checkpoint
+from clipmerge.checkpoint.converted import WithHead
+from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.config import Missing
-from clipmerge.families import Family, is_index_buffer, tower_of
+from clipmerge.families import Family, is_index_buffer, layers_of, tower_of
 from clipmerge.files.safetensors import Array, TensorEntry
-from clipmerge.finding import Finding
 from clipmerge.layers import HEAD
-from clipmerge.types import Layers, Shape
+from clipmerge.types import Layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +38,7 @@ class Inputs:
     finetuned_keys: tuple[dict[str, str], ...]  # the same for each fine-tuned file
     tower: str  # the towers that the fine-tuned checkpoints hold: ``full``, ``vision`` or ``text``
     missing: Missing = "error"  # treatment of keys that only one side has
-    notes: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @cached_property
     def layers(self) -> Layers:
@@ -54,7 +53,7 @@ class Inputs:
         names = dict.fromkeys(
             name for keys in (self.zeroshot_keys, *self.finetuned_keys) for name in keys
         )
-        return self.family.layers_of(filter(self.family.has_layer, names))
+        return layers_of(names)
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -103,62 +102,28 @@ class Inputs:
     def is_classifier(self) -> bool:
         """Whether the output has a classification head, and no class prompts."""
         return self.tower == "vision" and any(
-            self.layer_of.get(name) == HEAD for name in self.form_keys
+            self.layer_of.get(name) == HEAD for name in self.layout_keys
         )
 
     @cached_property
-    def takes_zeroshot_form(self) -> bool:
-        """Whether the output has the zero-shot checkpoint's shape, configuration and side files."""
+    def takes_zeroshot_layout(self) -> bool:
+        """Whether the output has the zero-shot checkpoint's keys and side files."""
         return self.is_partial and not self.keeps_head
 
     @property
-    def form(self) -> Checkpoint:
-        """The checkpoint whose shape, configuration and side files the output has."""
-        return self.zeroshot if self.takes_zeroshot_form else self.finetuned[0]
+    def layout(self) -> Checkpoint:
+        """The checkpoint whose keys, configuration and side files the output has."""
+        return self.zeroshot if self.takes_zeroshot_layout else self.finetuned[0]
 
     @property
-    def form_keys(self) -> dict[str, str]:
-        """Keys in the file of `form` by canonical name."""
-        return self.zeroshot_keys if self.takes_zeroshot_form else self.finetuned_keys[0]
-
-    @property
-    def written_as(self) -> Checkpoint:
-        """`form` in its own layout, whose configuration and side files the output has."""
-        return self.form.original if isinstance(self.form, TimmTower) else self.form
-
-    @property
-    def weights_file(self) -> str:
-        """File of the output's weights, if they are in one file."""
-        return WEIGHTS if isinstance(self.form, TimmTower) else self.family.weights
-
-    @property
-    def library(self) -> str:
-        """Family of the output, or the library whose layout it has."""
-        return "timm" if isinstance(self.form, TimmTower) else self.family.name
-
-    def output_shape(self, name: str, entry: TensorEntry) -> Shape:
-        """Shape of a tensor in the output, of which ``entry`` is one input's."""
-        form = self.form
-        key = self.form_keys.get(name)
-        return (
-            form.original.entries[form.timm_key(key)].shape
-            if isinstance(form, TimmTower) and key
-            else entry.shape
-        )
+    def layout_keys(self) -> dict[str, str]:
+        """Keys in the file of `layout` by canonical name."""
+        return self.zeroshot_keys if self.takes_zeroshot_layout else self.finetuned_keys[0]
 
     @cached_property
     def output_keys(self) -> dict[str, str]:
-        """Keys in the output by canonical name: those of `form` in its own layout, without a
-        wrapper's prefix.
-        """
-        if isinstance(self.form, TimmTower):
-            return {name: self.form.timm_key(key) for name, key in self.form_keys.items()}
-        files = ((self.finetuned[0], self.finetuned_keys[0]), (self.zeroshot, self.zeroshot_keys))
-        keys: dict[str, str] = {}
-        for checkpoint, names in (*files, (self.form, self.form_keys)):
-            prefix = self.family.wrapper_prefix(checkpoint.entries)
-            keys |= {name: key.removeprefix(prefix) for name, key in names.items()}
-        return keys
+        """Keys in the output by canonical name: those of `layout` where it has the parameter."""
+        return {**self.finetuned_keys[0], **self.zeroshot_keys, **self.layout_keys}
 
     def expects(self, name: str) -> bool:
         """Whether the fine-tuned checkpoints must hold a zero-shot parameter, even if they are one

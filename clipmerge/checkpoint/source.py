@@ -17,7 +17,6 @@ import numpy as np
 from clipmerge.errors import CheckpointError
 from clipmerge.files.hashes import remembered_sha256, require_not_truncated, require_unchanged
 from clipmerge.files.safetensors import STORED, Array, TensorEntry
-from clipmerge.finding import Finding
 from clipmerge.types import Json, Names
 
 if TYPE_CHECKING:
@@ -44,11 +43,9 @@ class Checkpoint:
     # ``None`` for a bare file without one
     config: Json | None
     sharded: bool = False
-    notes: tuple[Finding, ...] = ()  # for the user, about the origin of the weights
+    notes: Names = ()  # for the user, about the origin of the weights
     # open_clip's name of the architecture, where it was named for weights without a configuration
     architecture: str | None = None
-    # other text encoders in the same file, which are not merged, by the attribute that holds them
-    other_encoders: dict[str, Checkpoint] = field(default_factory=dict, repr=False, compare=False)
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False, compare=False)
     _hashes: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 

@@ -1,3 +1,1 @@
-"""OpenCLIP's, transformers' and timm's layouts: corresponding tensors, and translated
-configurations.
-"""
+"""OpenCLIP's, transformers' and timm's layouts: corresponding tensors."""

@@ -1,21 +1,21 @@
 """The tensors of a plain ViT CLIP in OpenCLIP's layout, with their counterparts in transformers'.
 
-One list serves both directions. OpenCLIP keeps query, key and value stacked in one ``in_proj`` and
-multiplies features by its projections from the right; transformers keeps three matrices and
-multiplies from the left.
+One list serves both directions, for pairs of two layouts. OpenCLIP keeps query, key and value
+stacked in one ``in_proj`` and multiplies features by its projections from the right; transformers
+keeps three matrices and multiplies from the left.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from clipmerge.errors import CheckpointError, counted, shorten
 from clipmerge.types import Names
 
-Layout = Literal["transformers", "open-clip"]
+Layout = Literal["transformers", "open-clip", "timm"]
 
 _BLOCK = {
     "open-clip": re.compile(r"(visual\.|text\.)?transformer\.resblocks\.(\d+)\."),
@@ -39,30 +39,22 @@ class Match:
 
 
 def layout_of(keys: Iterable[str]) -> Layout:
-    """Recognise the layout of a file's keys; a wrapper's ``module.`` is ignored.
+    """Recognise the layout of a file's keys.
 
     Example:
         >>> layout_of(["visual.conv1.weight"]), layout_of(["visual_projection.weight"])
         ('open-clip', 'transformers')
     """
-    plain = (key.removeprefix("module.") for key in keys)
-    return (
-        "open-clip"
-        if any(key.startswith("visual.") or ".resblocks." in key for key in plain)
-        else "transformers"
-    )
-
-
-def is_not_converted(key: str) -> bool:
-    """Whether a key is a mask or a counter, which each library creates itself, instead of a
-    parameter.
-    """
-    return _BUFFERS.fullmatch(key) is not None
+    names = set(keys)
+    if any(name.startswith("visual.") or ".resblocks." in name for name in names):
+        return "open-clip"
+    is_timm = names >= {"cls_token", "pos_embed", "patch_embed.proj.weight"}
+    return "timm" if is_timm else "transformers"
 
 
 def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") -> tuple[Match, ...]:
     """Match every parameter of a plain ViT CLIP with the other layout's."""
-    names = {key for key in keys if not is_not_converted(key)}
+    names = {key for key in keys if not _BUFFERS.fullmatch(key)}
     blocks = {"vision": 0, "text": 0}
     for key in names:
         if block := _BLOCK[layout].match(key):
@@ -142,42 +134,31 @@ def _weight_and_bias(ours: str, theirs: str) -> Iterator[Match]:
         yield Match(f"{ours}.{part}", (f"{theirs}.{part}",))
 
 
-# timm's ViTs of CLIP (``vit_base_patch32_clip_224`` and the like): the vision tower, and a head
-# that reads features before the projection. Two tensors have leading dimensions of one.
-
-# Parameters that together are in these models alone.
-_TIMM_MARKS = {"cls_token", "pos_embed", "patch_embed.proj.weight", "norm_pre.weight"}
-_TIMM_BLOCK = r"blocks\.(\d+)\."
-_OPEN_CLIP_BLOCK = r"visual.transformer.resblocks.\1."
+# timm's ViTs of CLIP (``vit_base_patch32_clip_224`` and the like): the vision tower, under these
+# names, and a head that reads features before the projection.
 _TIMM_NAMES = (
-    (r"cls_token$", "visual.class_embedding"),
-    (r"pos_embed$", "visual.positional_embedding"),
-    (r"patch_embed\.proj\.", "visual.conv1."),
-    (r"norm_pre\.", "visual.ln_pre."),
-    (rf"{_TIMM_BLOCK}norm1\.", rf"{_OPEN_CLIP_BLOCK}ln_1."),
-    (rf"{_TIMM_BLOCK}attn\.qkv\.", rf"{_OPEN_CLIP_BLOCK}attn.in_proj_"),
-    (rf"{_TIMM_BLOCK}attn\.proj\.", rf"{_OPEN_CLIP_BLOCK}attn.out_proj."),
-    (rf"{_TIMM_BLOCK}norm2\.", rf"{_OPEN_CLIP_BLOCK}ln_2."),
-    (rf"{_TIMM_BLOCK}mlp\.fc1\.", rf"{_OPEN_CLIP_BLOCK}mlp.c_fc."),
-    (rf"{_TIMM_BLOCK}mlp\.fc2\.", rf"{_OPEN_CLIP_BLOCK}mlp.c_proj."),
-    (r"norm\.", "visual.ln_post."),
-    (r"head\.", "classifier."),
+    (r"class_embedding$", "cls_token"),
+    (r"positional_embedding$", "pos_embed"),
+    (r"conv1\.", "patch_embed.proj."),
+    (r"ln_pre\.", "norm_pre."),
+    (r"transformer\.resblocks\.(\d+)\.ln_1\.", r"blocks.\1.norm1."),
+    (r"transformer\.resblocks\.(\d+)\.attn\.in_proj_", r"blocks.\1.attn.qkv."),
+    (r"transformer\.resblocks\.(\d+)\.attn\.out_proj\.", r"blocks.\1.attn.proj."),
+    (r"transformer\.resblocks\.(\d+)\.ln_2\.", r"blocks.\1.norm2."),
+    (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.", r"blocks.\1.mlp.fc1."),
+    (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.", r"blocks.\1.mlp.fc2."),
+    (r"ln_post\.", "norm."),
 )
 
 
-def is_timm_vit(keys: Collection[str]) -> bool:
-    """Whether a file's keys are those of one of timm's ViTs of CLIP."""
-    return set(keys) >= _TIMM_MARKS
-
-
-def open_clip_name(key: str) -> str:
-    """Translate a key, or leave it under ``visual.`` if the models have no such parameter.
+def timm_name(key: str) -> str | None:
+    """The name in timm of a parameter of OpenCLIP's vision tower; ``None`` if timm's has none.
 
     Example:
-        >>> [open_clip_name(key) for key in ("head.weight", "fc_norm.weight")]
-        ['classifier.weight', 'visual.fc_norm.weight']
+        >>> timm_name("visual.ln_post.weight"), timm_name("visual.proj")
+        ('norm.weight', None)
     """
     for pattern, replacement in _TIMM_NAMES:
-        if re.match(pattern, key):
-            return re.sub(rf"^{pattern}", replacement, key)
-    return f"visual.{key}"
+        if key.startswith("visual.") and re.match(pattern, key.removeprefix("visual.")):
+            return re.sub(rf"^{pattern}", replacement, key.removeprefix("visual."))
+    return None

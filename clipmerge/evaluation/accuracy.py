@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from clipmerge.checkpoint import Checkpoint
-from clipmerge.checkpoint.converted import as_open_clip
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.scorer import Scorer
-from clipmerge.families import family_of, tower_of
+from clipmerge.families import family_of, layers_of, tower_of
 from clipmerge.files.finite import require_finite
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import source_templates, templates_for
@@ -26,11 +25,9 @@ from clipmerge.types import Json
 
 def load_model(checkpoint: Checkpoint) -> ImageTextModel:
     """Load a full CLIP with its weights, in float32."""
-    checkpoint = as_open_clip(checkpoint)
     family = family_of(checkpoint.config, checkpoint.entries)
     keys = family.by_canonical_name(checkpoint.entries)
-    layers = family.layers_of(filter(family.has_layer, keys))
-    tower = tower_of(layers.values())
+    tower = tower_of(layers_of(keys).values())
     if tower != "full":
         raise CheckpointError(
             f"{checkpoint.source}: holds the {tower} tower only, which has no zero-shot classes;"

@@ -24,7 +24,6 @@ from clipmerge.files.limits import MAX_FILES
 from clipmerge.files.paths import replace_bytes
 from clipmerge.files.safetensors import PICKLE_SUFFIXES
 from clipmerge.files.side_files import SIDE_FILES
-from clipmerge.finding import Finding
 from clipmerge.hub.errors import explain, explained, out_of_reach, timed_out
 from clipmerge.hub.ids import FULL_SHA, HubId
 from clipmerge.types import Json, Names, Shape
@@ -57,7 +56,7 @@ class Snapshot:
 
     hub_id: HubId  # its revision is the commit
     # says that the Hub was not asked; then only files in the cache are used
-    note: Finding | None = None
+    note: str | None = None
     files: Names = dataclasses.field(default=(), repr=False)
 
     @property
@@ -247,7 +246,7 @@ def _cached_snapshot(hub_id: HubId, why: str) -> Snapshot:
     files = tuple(
         sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     )
-    note = Finding.of("cached-commit", why=why, source=str(hub_id), commit=sha)
+    note = f"{why}: {hub_id} is the cached commit {sha}, not checked against the Hub"
     return Snapshot(hub_id.at(sha), note, files)
 
 

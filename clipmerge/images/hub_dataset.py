@@ -110,7 +110,7 @@ def open_split(source: str) -> Split:
             f" {PREFIX}{dataset.hub_id.repo_id}@refs/convert/parquet"
         )
     splits = find_splits(source, dataset, card_of(snapshot), usable)
-    notes: tuple[Finding, ...] = (snapshot.note,) if snapshot.note else ()
+    notes: tuple[Any, ...] = (snapshot.note,) if snapshot.note else ()
     name = dataset.split or ""
     if not name and len(splits) == 1:
         (name,) = splits

@@ -39,8 +39,8 @@ def plan_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
             chunks = partial(_merge, inputs, plan, name, layer, dtype, is_whole)
         else:
             chunks = _unmerged_content(inputs, name, layer, dtype)
-        shape = inputs.output_shape(name, entry)
-        outputs.append(OutputTensor(inputs.output_keys[name], name, dtype, shape, chunks, is_whole))
+        key = inputs.output_keys[name]
+        outputs.append(OutputTensor(key, name, dtype, entry.shape, chunks, is_whole))
     first = inputs.finetuned[0]
     for name, key in inputs.finetuned_keys[0].items():
         is_kept = plan.missing == "keep-finetuned" or (
@@ -49,9 +49,8 @@ def plan_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
         if is_kept and name not in inputs.zeroshot_keys:
             entry = first.entries[key]
             dtype = _output_dtype(plan, entry)
-            shape = inputs.output_shape(name, entry)
             chunks = partial(_copy, name, (first, key), (), dtype)
-            outputs.append(OutputTensor(inputs.output_keys[name], name, dtype, shape, chunks))
+            outputs.append(OutputTensor(inputs.output_keys[name], name, dtype, entry.shape, chunks))
     return outputs
 
 

@@ -13,7 +13,6 @@ from torch.nn.modules.module import (
 )
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.checkpoint.converted import ConvertedCheckpoint
 from clipmerge.checkpoint.inputs import HEAD_WEIGHT
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
@@ -47,12 +46,8 @@ def build_model(inputs: Inputs) -> ImageTextModel:
     ]
     chosen = (with_processor or candidates)[0]
     config = inputs.zeroshot.config
-    if isinstance(inputs.zeroshot, ConvertedCheckpoint):
-        # a translated configuration names no tokenizer; the one beside the processor describes the
-        # same model
-        config = chosen.config or config
-    elif not inputs.is_partial and not inputs.keeps_head:
-        config = inputs.form.config or config  # the one that is written
+    if not inputs.is_partial and not inputs.keeps_head:
+        config = inputs.layout.config or config  # the one that is written
     with no_larger_than(inputs.zeroshot.source, inputs.zeroshot.entries.values()):
         return model_for(inputs.family, config, chosen.folder)
 

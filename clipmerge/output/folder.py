@@ -86,8 +86,8 @@ def assign_shards(
     inputs: Inputs, tensors: list[OutputTensor], max_shard_size: int | None = None
 ) -> dict[str, str] | None:
     """Choose the shard of each tensor."""
-    form = inputs.form
-    single = inputs.weights_file != WEIGHTS
+    layout = inputs.layout
+    single = inputs.family.weights != WEIGHTS
     if max_shard_size is not None:
         from huggingface_hub import split_state_dict_into_shards_factory
 
@@ -99,14 +99,14 @@ def assign_shards(
         )
         if split.is_sharded and single:
             raise OutputError(
-                f"open_clip loads {inputs.weights_file} but no shards; leave out `max_shard_size`"
+                f"open_clip loads {inputs.family.weights} but no shards; leave out `max_shard_size`"
             )
         return split.tensor_to_filename if split.is_sharded else None
-    if single or not form.sharded:
+    if single or not layout.sharded:
         return None
     shards = {}
-    for name, key in inputs.form_keys.items():
-        file = form.entries[key].file
+    for name, key in inputs.layout_keys.items():
+        file = layout.entries[key].file
         converted = f"{file.stem.removeprefix('pytorch_')}.safetensors"
         shards[inputs.output_keys[name]] = file.name if file.suffix == ".safetensors" else converted
     return shards

@@ -200,7 +200,7 @@ def merge_record(
     return Record(
         output=output.name if output else None,
         files=dict(files or {}),
-        family=inputs.library,
+        family=inputs.family.name,
         classifier=inputs.is_classifier,
         plan=plan.public,
         measurements=run.measurements.layers if run.measurements else {},

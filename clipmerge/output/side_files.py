@@ -15,6 +15,7 @@ from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.reading import parse_json, refusing
+from clipmerge.files.safetensors import DTYPES
 from clipmerge.files.side_files import (
     PROCESSORS,
     SIDE_FILES,
@@ -26,7 +27,6 @@ from clipmerge.files.side_files import (
     without_private_fields,
 )
 from clipmerge.finding import Finding
-from clipmerge.output.layout_files import dtype_of, write_layout_files
 from clipmerge.types import Names
 
 _TEXTS = (".json", ".txt", ".model", ".jinja")
@@ -61,19 +61,12 @@ def write_side_files(
 
 def _copy_side_files(folder: Path, inputs: Inputs, dtype: str) -> list[Finding]:
     """Write the files, and return notes for the user."""
-    form = inputs.written_as
-    if form.config is None and inputs.library != "timm":
+    form = inputs.layout
+    if form.config is None:
         form = inputs.zeroshot
-    if isinstance(form, ConvertedCheckpoint):  # the files beside it are for another library
-        if form.config is None:
-            return []
-        notes = write_layout_files(folder, form, dtype)
-        if not inputs.takes_zeroshot_form:
-            notes.append(Finding.of("config-made", config=inputs.family.config))
-        return notes
     chosen = _side_files(form)
     notes = list[Finding]()
-    if chosen and form is inputs.zeroshot and not inputs.takes_zeroshot_form:
+    if chosen and form is inputs.zeroshot and not inputs.takes_zeroshot_layout:
         notes.append(Finding.of("side-files-copied", config=inputs.family.config))
     for part, names in _parts_to_lend(inputs).items():
         if form is not inputs.zeroshot and not any(name in chosen for name in names):
@@ -106,7 +99,7 @@ def _parts_to_lend(inputs: Inputs) -> dict[str, Names]:
     """List the parts, with their files, that the zero-shot checkpoint has for a fine-tuned one
     without them.
     """
-    if isinstance(inputs.zeroshot, ConvertedCheckpoint) or inputs.library == "timm":
+    if isinstance(inputs.zeroshot, ConvertedCheckpoint) or inputs.family.name == "timm":
         return {}  # they are for another library
     parts: dict[str, Names] = {}
     if layout_of(inputs.zeroshot.entries) != "open-clip":
@@ -145,6 +138,12 @@ def _not_copied(checkpoint: Checkpoint) -> list[Finding]:
         for reason, names in (("not-read", strange), ("link", links))
         if names
     ]
+
+
+def dtype_of(checkpoint: Checkpoint, asked: str) -> str | None:
+    """The dtype that a configuration states for the weights; ``None`` if they have several."""
+    floats = {DTYPES[entry.dtype][0] for entry in checkpoint.entries.values() if entry.is_float}
+    return asked if asked != "keep" else floats.pop() if len(floats) == 1 else None
 
 
 def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:

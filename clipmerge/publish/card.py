@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
 from clipmerge.errors import printable
-from clipmerge.families import families, tower_of
+from clipmerge.families import FAMILIES, tower_of
 from clipmerge.files.staging import RECORD
 from clipmerge.hub.ids import dataset_repo, parse_hub_id
 from clipmerge.output.record import Record
@@ -59,7 +59,7 @@ def model_card(
         "weights": next((name for name in shown.files if name.endswith(WEIGHTS)), WEIGHTS),
         "record": shown,
         "effect": shown.verdict,
-        "padded": any(family.reads_padding for family in families() if family.name == shown.family),
+        "padded": any(family.reads_padding for family in FAMILIES if family.name == shown.family),
         "pictures": pictures,
         "local": _local_names(shown),
         "command": repeat_command(shown),
@@ -101,8 +101,8 @@ def _loader_kind(record: Record) -> str:
 
 def _tower_class(record: Record) -> str:
     """The class of transformers that one tower has."""
-    family = next((candidate for candidate in families() if candidate.name == record.family), None)
-    if family is None or not family.bare:  # a tower of any library
+    family = next((candidate for candidate in FAMILIES if candidate.name == record.family), None)
+    if family is None or family.model_type in (None, "vision-text-dual-encoder"):
         return "AutoModel"
     tower = tower_of(record.plan.layers)
     has_projection = f"{tower}.projection" in record.plan.layers and not family.reads_padding

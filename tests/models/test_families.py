@@ -19,7 +19,7 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import distributed_context
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.moving_model import MovingModel
-from clipmerge.families.transformers import VISION_TEXT_DUAL_ENCODER
+from clipmerge.families.known import VISION_TEXT_DUAL_ENCODER
 from clipmerge.learning.objective import Batch, Objective
 from clipmerge.learning.sharded_batches import ShardedBatches
 from clipmerge.learning.zeroshot_loss import Prompts

@@ -20,7 +20,7 @@ from transformers import (
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
-from clipmerge.families.transformers import CLIP
+from clipmerge.families.known import CLIP
 from clipmerge.output.side_files import write_side_files
 from tests.support.command import done
 from tests.support.raw_safetensors import edit, edit_json, rename_keys, shard

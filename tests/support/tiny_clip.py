@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from clipmerge.families.transformers import CLIP
+from clipmerge.families.known import CLIP
 
 #: Two folders, of a zero-shot and a fine-tuned model.
 Folders = tuple[Path, Path]

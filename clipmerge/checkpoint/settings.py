@@ -1,0 +1,172 @@
+"""Compare the settings of two configurations that change the function of a model but no shape.
+
+Settings that both state are compared as they are. What only one states has its library's default in
+the other: `AutoConfig`, and open_clip's own classes, which are imported only then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from clipmerge.types import Json
+
+_SIDES = ("vision", "text")
+_TRANSFORMERS = (
+    "model_type",
+    "hidden_act",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "patch_size",
+    "image_size",
+    "num_patches",
+    "eos_token_id",
+    "pooling_type",
+    "batch_norm_eps",
+)
+_OPEN_CLIP = (
+    "quick_gelu",
+    "head_width",
+    "heads",
+    "image_size",
+    "patch_size",
+    "pool_type",
+    "eos_id",
+    "attn_pooler_heads",
+    "final_ln_after_pool",
+    "scaled_cosine_attn",
+    "no_causal_mask",
+    "act_kwargs",
+    "norm_kwargs",
+    "timm_model_name",
+    "timm_pool",
+    "hf_model_name",
+    "hf_pooler_type",
+)
+# Raised by a library for a configuration that it cannot read: then what both state is compared.
+_UNREADABLE = (ImportError, LookupError, TypeError, ValueError, AttributeError)
+
+
+def differing_settings(ours: Json, theirs: Json) -> Iterator[tuple[str, str, Any, Any]]:
+    """Side (``vision``, ``text``, or empty for the whole model), name and both values of each
+    setting in which two configurations of the same or of two libraries differ.
+    """
+    are_open_clip = [is_open_clip(config) for config in (ours, theirs)]
+    if are_open_clip[0] != are_open_clip[1]:
+        tables = [(_plain_open_clip if one else _plain_transformers) for one in are_open_clip]
+        first, second = tables[0](ours), tables[1](theirs)
+    elif are_open_clip[0]:
+        first, second = _read(ours, theirs, _open_clip_stated, _open_clip_complete)
+    else:
+        first, second = _read(ours, theirs, _transformers_stated, _transformers_complete)
+    for side in (*_SIDES, ""):
+        for name, value in first.get(side, {}).items():
+            other = second.get(side, {}).get(name)
+            if value != other and value is not None and other is not None:
+                yield side, name, value, other
+
+
+def is_open_clip(config: Json) -> bool:
+    """Whether a configuration is open_clip's."""
+    return "model_cfg" in config or "vision_cfg" in config
+
+
+def _read(
+    ours: Json, theirs: Json, stated: Callable[[Json], Json], complete: Callable[[Json], Json]
+) -> tuple[Json, Json]:
+    """The settings of both, with their library's defaults if the two do not state the same."""
+    first, second = stated(ours), stated(theirs)
+    if first != second:
+        try:
+            return complete(ours), complete(theirs)
+        except _UNREADABLE:
+            pass
+    return first, second
+
+
+def _transformers_stated(config: Json) -> Json:
+    found: Json = {"": {"projection_dim": config.get("projection_dim")}}
+    for side in _SIDES:
+        is_lone = str(config.get("model_type")).endswith(f"_{side}_model")
+        section = config if is_lone else config.get(f"{side}_config")
+        section = {**(section or {}), **(config.get(f"{side}_config_dict") or {})}
+        found[side] = {name: section.get(name) for name in _TRANSFORMERS} if section else {}
+    return found
+
+
+def _transformers_complete(config: Json) -> Json:
+    from transformers import AutoConfig
+
+    stated = {key: value for key, value in config.items() if key != "model_type"}
+    whole = AutoConfig.for_model(config["model_type"], **stated)
+    found: Json = {"": {"projection_dim": getattr(whole, "projection_dim", None)}}
+    for side in _SIDES:
+        is_lone = str(config["model_type"]).endswith(f"_{side}_model")
+        section = whole if is_lone else getattr(whole, f"{side}_config", None)
+        found[side] = {name: getattr(section, name, None) for name in _TRANSFORMERS}
+    words = getattr(getattr(whole, "text_config", whole), "vocab_size", None)
+    if found["text"]["eos_token_id"] == 2 and whole.model_type.startswith("clip") and words:
+        # as OpenAI's configurations say; transformers then takes the largest token, the last word
+        found["text"]["eos_token_id"] = words - 1
+    return found
+
+
+def _open_clip_stated(config: Json) -> Json:
+    model = config.get("model_cfg", config)
+    found: Json = {"": {"embed_dim": model.get("embed_dim")}}
+    for side in _SIDES:
+        section = {**(model.get(f"{side}_cfg") or {}), "quick_gelu": bool(model.get("quick_gelu"))}
+        if section.get("timm_model_name") or section.get("hf_model_name"):
+            section["quick_gelu"] = None  # towers of other libraries have their own activation
+        found[side] = {name: section.get(name) or None for name in _OPEN_CLIP}
+        found[side]["quick_gelu"] = section["quick_gelu"]
+    return found
+
+
+def _open_clip_complete(config: Json) -> Json:
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    found = _open_clip_stated(config)
+    for side, kind in (("vision", CLIPVisionCfg), ("text", CLIPTextCfg)):
+        defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+        for name, value in found[side].items():
+            found[side][name] = defaults.get(name) or None if value is None else value
+        if found[side]["pool_type"] != "eos":
+            found[side]["eos_id"] = None
+    return found
+
+
+def _plain_transformers(config: Json) -> Json:
+    """What a plain ViT CLIP has in both libraries, from transformers' configuration."""
+    whole = _transformers_complete(config)
+    activations = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
+    return {
+        side: {
+            "activation": activations.get(whole[side]["hidden_act"], "another"),
+            "heads": whole[side]["num_attention_heads"],
+            "image_size": whole[side]["image_size"],
+        }
+        for side in _SIDES
+    }
+
+
+def _plain_open_clip(config: Json) -> Json:
+    """The same from open_clip's."""
+    model = config.get("model_cfg", config)
+    whole = _open_clip_complete(config)
+    vision, text = (model.get(f"{side}_cfg") or {} for side in _SIDES)
+    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    towers = {
+        "vision": int(vision.get("width", 768)) // int(whole["vision"]["head_width"]),
+        "text": whole["text"]["heads"],
+    }
+    found: Json = {
+        side: {
+            "activation": "another" if section.get("act_kwargs") else activation,
+            "heads": towers[side],
+        }
+        for side, section in (("vision", vision), ("text", text))
+    }
+    found["vision"]["image_size"] = whole["vision"]["image_size"]
+    return found

@@ -1,1 +1,0 @@
-"""Readers fed with damaged and hostile files."""
