@@ -202,11 +202,11 @@ def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> Iterator[str]:
     if ours is None or theirs is None:
         return
     for side, name, a, b in differing_settings(ours, theirs):
-        values = f"zeroshot {a}, finetuned {b}"
-        if not side:
-            yield f"{name} differs: {values}; these are not the same {inputs.family.name}"
-        elif inputs.tower in ("full", side):
-            yield f"the {side} towers differ in {name}: {values}; {_SILENT} config.json"
+        if inputs.tower in ("full", side):
+            yield (
+                f"the {side} towers differ in {name}: zeroshot {a}, finetuned {b}; {_SILENT}"
+                " config.json"
+            )
 
 
 def _preprocessing_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[str]:

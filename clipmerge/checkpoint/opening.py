@@ -128,7 +128,8 @@ def _download(snapshot: Snapshot) -> Path:
     weights = _choose_weights(str(snapshot.hub_id), root)
     stem = weights.partition(".")[0]
     shards = [name for name in root if weights.endswith(_INDICES) and name.startswith(f"{stem}-")]
-    return snapshot.download([weights, *shards, *SIDE_FILES.intersection(root), CONFIG])
+    beside = {*SIDE_FILES, CONFIG}.intersection(root)
+    return snapshot.download([weights, *shards, *beside])
 
 
 def _choose_weights(source: str, names: Sequence[str]) -> str:
@@ -164,7 +165,7 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
     notes: list[str] = []
     for file in files:
         remember_state(file)
-        if is_pickle(file):
+        if file.suffix != ".safetensors" and is_pickle(file):
             from clipmerge.checkpoint.state_dict import read_state_dict  # imports torch
 
             formed, stored, part, about = read_state_dict(file, part)

@@ -49,27 +49,36 @@ _UNREADABLE = (ImportError, LookupError, TypeError, ValueError, AttributeError)
 
 
 def differing_settings(ours: Json, theirs: Json) -> Iterator[tuple[str, str, Any, Any]]:
-    """Side (``vision``, ``text``, or empty for the whole model), name and both values of each
-    setting in which two configurations of the same or of two libraries differ.
+    """Side (``vision`` or ``text``), name and both values of each setting in which two
+    configurations of the same or of two libraries differ.
     """
-    are_open_clip = [is_open_clip(config) for config in (ours, theirs)]
-    if are_open_clip[0] != are_open_clip[1]:
-        tables = [(_plain_open_clip if one else _plain_transformers) for one in are_open_clip]
-        first, second = tables[0](ours), tables[1](theirs)
-    elif are_open_clip[0]:
+    libraries = {_library_of(config) for config in (ours, theirs)}
+    if len(libraries) > 1:
+        first, second = _plain(ours), _plain(theirs)
+    elif libraries == {"open_clip"}:
         first, second = _read(ours, theirs, _open_clip_stated, _open_clip_complete)
     else:
         first, second = _read(ours, theirs, _transformers_stated, _transformers_complete)
-    for side in (*_SIDES, ""):
+    for side in _SIDES:
         for name, value in first.get(side, {}).items():
             other = second.get(side, {}).get(name)
             if value != other and value is not None and other is not None:
                 yield side, name, value, other
 
 
-def is_open_clip(config: Json) -> bool:
-    """Whether a configuration is open_clip's."""
-    return "model_cfg" in config or "vision_cfg" in config
+def _library_of(config: Json) -> str:
+    if "model_cfg" in config or "vision_cfg" in config:
+        return "open_clip"
+    return "timm" if "pretrained_cfg" in config else "transformers"
+
+
+def _plain(config: Json) -> Json:
+    """What a plain ViT CLIP has in every library."""
+    library = _library_of(config)
+    if library == "timm":
+        has_quick_gelu = "quickgelu" in str(config.get("architecture"))
+        return {"vision": {"activation": "quick_gelu" if has_quick_gelu else "gelu"}}
+    return _plain_open_clip(config) if library == "open_clip" else _plain_transformers(config)
 
 
 def _read(
@@ -86,7 +95,7 @@ def _read(
 
 
 def _transformers_stated(config: Json) -> Json:
-    found: Json = {"": {"projection_dim": config.get("projection_dim")}}
+    found: Json = {}
     for side in _SIDES:
         is_lone = str(config.get("model_type")).endswith(f"_{side}_model")
         section = config if is_lone else config.get(f"{side}_config")
@@ -100,7 +109,7 @@ def _transformers_complete(config: Json) -> Json:
 
     stated = {key: value for key, value in config.items() if key != "model_type"}
     whole = AutoConfig.for_model(config["model_type"], **stated)
-    found: Json = {"": {"projection_dim": getattr(whole, "projection_dim", None)}}
+    found: Json = {}
     for side in _SIDES:
         is_lone = str(config["model_type"]).endswith(f"_{side}_model")
         section = whole if is_lone else getattr(whole, f"{side}_config", None)
@@ -114,7 +123,7 @@ def _transformers_complete(config: Json) -> Json:
 
 def _open_clip_stated(config: Json) -> Json:
     model = config.get("model_cfg", config)
-    found: Json = {"": {"embed_dim": model.get("embed_dim")}}
+    found: Json = {}
     for side in _SIDES:
         section = {**(model.get(f"{side}_cfg") or {}), "quick_gelu": bool(model.get("quick_gelu"))}
         if section.get("timm_model_name") or section.get("hf_model_name"):
@@ -138,7 +147,6 @@ def _open_clip_complete(config: Json) -> Json:
 
 
 def _plain_transformers(config: Json) -> Json:
-    """What a plain ViT CLIP has in both libraries, from transformers' configuration."""
     whole = _transformers_complete(config)
     activations = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
     return {
@@ -152,7 +160,6 @@ def _plain_transformers(config: Json) -> Json:
 
 
 def _plain_open_clip(config: Json) -> Json:
-    """The same from open_clip's."""
     model = config.get("model_cfg", config)
     whole = _open_clip_complete(config)
     vision, text = (model.get(f"{side}_cfg") or {} for side in _SIDES)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from clipmerge.families.known import CLIP
+from clipmerge.families import layers_of
 
 #: Two folders, of a zero-shot and a fine-tuned model.
 Folders = tuple[Path, Path]
@@ -18,7 +18,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 def layer_of(name: str) -> str:
     """The layer of one of CLIP's parameters."""
-    return CLIP.layers_of([name])[name]
+    return layers_of([name])[name]
 
 
 def vocabulary() -> dict[str, int]:

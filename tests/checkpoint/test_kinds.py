@@ -1,0 +1,331 @@
+"""One row per kind of checkpoint: merged halfway, each gives the values of the plain folders."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPModel, CLIPVisionModel
+
+import clipmerge
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.conversion.keys import match_keys
+from tests.support.hub_double import FakeHub, upload
+from tests.support.raw_safetensors import rename_keys, shard
+from tests.support.tiny_clip import Folders, save_images
+from tests.support.tiny_open_clip import build, model_config, save, save_open_clip_pair
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of peft
+WEIGHTS, OPEN_CLIP_WEIGHTS = "model.safetensors", "open_clip_model.safetensors"
+Source = Any
+Rows = dict[str, Callable[[Path, Path], Source]]
+
+
+def halfway(zeroshot: Source, finetuned: Source, output: Path, **options: Any) -> dict[str, Tensor]:
+    """The weights of a merge with alpha 0.5."""
+    clipmerge.merge(zeroshot, finetuned, "wise-ft", alpha=0.5, output=output, **options)
+    tensors: dict[str, Tensor] = {}
+    for file in output.glob("*.safetensors"):
+        tensors |= load_file(file)
+    return tensors
+
+
+def mean_of(zeroshot: dict[str, Tensor], finetuned: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights halfway, by hand."""
+    return {
+        key: value + 0.5 * (finetuned[key] - value) if value.is_floating_point() else value
+        for key, value in zeroshot.items()
+    }
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor], atol: float = 1e-7) -> None:
+    """Check keys and values; the tolerance is for sums in another order."""
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key].float(), value.float(), rtol=0, atol=atol)
+
+
+def pickled(folder: Path, target: Path, **beside: Any) -> Path:
+    """A folder's weights as a file of torch.save, and other content of a training run beside
+    them."""
+    shutil.copytree(folder, target.parent, dirs_exist_ok=True)
+    name = next(file for file in target.parent.glob("*.safetensors"))
+    weights = load_file(name)
+    name.unlink()
+    torch.save(beside["inside"](weights) if beside else weights, target)
+    return target
+
+
+def of_a_training_run(weights: dict[str, Tensor]) -> dict[str, Any]:
+    moments = {number: {"exp_avg": torch.ones(2)} for number in range(3)}
+    return {
+        "epoch": 3,
+        "name": "run",
+        "state_dict": {f"module.{key}": value for key, value in weights.items()},
+        "optimizer": {"state": moments, "param_groups": []},
+        "scaler": {"scale": 65536.0},
+    }
+
+
+def bin_folder(folder: Path, work: Path) -> Path:
+    return pickled(folder, work / "pytorch_model.bin").parent
+
+
+def in_clip_attribute(folder: Path, work: Path) -> Path:
+    shutil.copytree(folder, work)
+    rename_keys(work, "clip.{}".format)
+    file = work / WEIGHTS
+    save_file({**load_file(file), "head.weight": torch.ones(3, 16)}, work / "new")
+    (work / "new").replace(file)
+    return work
+
+
+KINDS: Rows = {
+    "folder": lambda folder, _: folder,
+    "file": lambda folder, _: folder / WEIGHTS,
+    "shards": lambda folder, work: shard(Path(shutil.copytree(folder, work))),
+    "index": lambda folder, work: (
+        shard(Path(shutil.copytree(folder, work))) / "model.safetensors.index.json"
+    ),
+    "bin": bin_folder,
+    "training run": lambda folder, work: pickled(
+        folder, work / "epoch_3.pt", inside=of_a_training_run
+    ),
+    "state key": lambda folder, work: (
+        f"{pickled(folder, work / 'last.pt', inside=lambda w: {'model': {}, 'ema': w})}#ema"
+    ),
+    "inside another model": in_clip_attribute,
+    "link": lambda folder, work: (
+        work.parent.mkdir(exist_ok=True) or work.symlink_to(folder) or work
+    ),
+    "in memory": lambda folder, _: CLIPModel.from_pretrained(folder),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_gives_the_same_values(pair: Folders, tmp_path: Path, kind: str) -> None:
+    zeroshot, finetuned = (load_file(folder / WEIGHTS) for folder in pair)
+    source = KINDS[kind](pair[1], tmp_path / "source")
+    same(halfway(pair[0], source, tmp_path / "out"), mean_of(zeroshot, finetuned))
+    CLIPModel.from_pretrained(tmp_path / "out")
+
+
+def test_a_hub_id_at_a_revision(pair: Folders, tmp_path: Path, hub: FakeHub) -> None:
+    upload(hub, "acme/clip", pair[0])
+    sha = upload(hub, "acme/cars", pair[1])
+    upload(hub, "acme/cars", {"model.safetensors": (pair[0] / WEIGHTS).read_bytes()})
+    zeroshot, finetuned = (load_file(folder / WEIGHTS) for folder in pair)
+    found = halfway("acme/clip", f"acme/cars@{sha}", tmp_path / "out")
+    same(found, mean_of(zeroshot, finetuned))
+    record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
+    assert record["plan"]["finetuned"][0]["revision"] == sha
+    assert open_checkpoint("acme/cars").revision != sha
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes(pair: Folders, tmp_path: Path, dtype: torch.dtype) -> None:
+    folders = []
+    for folder in pair:
+        folders.append(Path(shutil.copytree(folder, tmp_path / folder.name)))
+        CLIPModel.from_pretrained(folder).to(dtype).save_pretrained(folders[-1])
+    zeroshot, finetuned = (
+        {key: value.double() for key, value in load_file(folder / WEIGHTS).items()}
+        for folder in folders
+    )
+    found = halfway(*folders, tmp_path / "out")
+    expected = {key: value.to(dtype) for key, value in mean_of(zeroshot, finetuned).items()}
+    assert {value.dtype for value in found.values()} == {dtype}
+    same(found, expected)
+
+
+LORAS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "ranks by module": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"fc1": 48}},
+    "modules to save": {"modules_to_save": ["text_projection"]},
+}
+
+
+def adapter_of(base: Path, folder: Path, model: Any = CLIPModel, **options: Any) -> Path:
+    """Save an adapter with all tensors moved, as if by training."""
+    torch.manual_seed(0)
+    config = LoraConfig(target_modules=["q_proj", "fc1"], r=4, lora_alpha=6, **options)
+    adapted = get_peft_model(model.from_pretrained(base), config)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", LORAS)
+def test_an_adapter_is_what_peft_makes_of_the_base(
+    pair: Folders, tmp_path: Path, kind: str
+) -> None:
+    adapter = adapter_of(pair[0], tmp_path / "adapter", **LORAS[kind])
+    base = CLIPModel.from_pretrained(pair[0])
+    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload().state_dict()
+    zeroshot = load_file(pair[0] / WEIGHTS)
+    expected = mean_of(zeroshot, {key: merged[key] for key in zeroshot})
+    same(halfway(pair[0], adapter, tmp_path / "out"), expected, atol=1e-6)
+    changed = expected["vision_model.encoder.layers.0.self_attn.q_proj.weight"]
+    assert not torch.equal(
+        changed, zeroshot["vision_model.encoder.layers.0.self_attn.q_proj.weight"]
+    )
+
+
+def test_an_adapter_of_one_tower(pair: Folders, tmp_path: Path) -> None:
+    adapter = adapter_of(pair[0], tmp_path / "adapter", CLIPVisionModel)
+    found = halfway(pair[0], adapter, tmp_path / "out")
+    zeroshot = load_file(pair[0] / WEIGHTS)
+    changed = {key for key, value in found.items() if not torch.equal(value, zeroshot[key])}
+    assert changed
+    assert all(key.startswith("vision_model.encoder.layers.") for key in changed)
+
+
+def split(folder: Path) -> dict[str, Tensor]:
+    """OpenCLIP's weights by transformers' names, by the definition of both layouts."""
+    weights = load_file(folder / OPEN_CLIP_WEIGHTS)
+    found = {}
+    for match in match_keys(weights, "open-clip"):
+        value = weights[match.open_clip]
+        if len(match.transformers) > 1:
+            found |= dict(zip(match.transformers, value.chunk(3), strict=True))
+        else:
+            found[match.transformers[0]] = value.T.contiguous() if match.transposed else value
+    return found
+
+
+@pytest.mark.parametrize("kind", ["folder", "training run", "custom text", "in memory"])
+def test_kinds_of_open_clip(tmp_path: Path, kind: str) -> None:
+    custom = {"custom_text": True} if kind == "custom text" else {}
+    folders = save_open_clip_pair(tmp_path / "pair", model_config(**custom))
+    zeroshot, finetuned = (load_file(folder / OPEN_CLIP_WEIGHTS) for folder in folders)
+    source: Source = folders[1]
+    if kind == "training run":
+        source = pickled(folders[1], tmp_path / "run" / "epoch_3.pt", inside=of_a_training_run)
+    elif kind == "in memory":
+        source = build(model_config())
+        source.load_state_dict(finetuned)
+    same(halfway(folders[0], source, tmp_path / "out"), mean_of(zeroshot, finetuned))
+
+
+@pytest.mark.parametrize("first", ["transformers", "open_clip"])
+def test_a_mixed_pair_has_the_finetuned_layout(pair: Folders, tmp_path: Path, first: str) -> None:
+    cfg = model_config(quick_gelu=True)
+    ours = [save(build(cfg, seed), cfg, tmp_path / f"oc{seed}") for seed in (0, 1)]
+    theirs = []
+    for number, folder in enumerate(ours):
+        theirs.append(Path(shutil.copytree(pair[0], tmp_path / f"hf{number}")))
+        ids = {k: v for k, v in load_file(pair[0] / WEIGHTS).items() if k.endswith("_ids")}
+        save_file({**ids, **split(folder)}, theirs[-1] / WEIGHTS, metadata={"format": "pt"})
+    zeroshot, finetuned = (theirs[0], ours[1]) if first == "transformers" else (ours[0], theirs[1])
+    found = halfway(zeroshot, finetuned, tmp_path / "out", allow=["unrelated"])
+    if first == "transformers":
+        expected = mean_of(*(load_file(folder / OPEN_CLIP_WEIGHTS) for folder in ours))
+        model, *_ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
+        assert torch.equal(model.logit_scale, found["logit_scale"])
+    else:
+        expected = mean_of(*(load_file(folder / WEIGHTS) for folder in theirs))
+        CLIPModel.from_pretrained(tmp_path / "out")
+    same(found, expected)
+
+
+def timm_of(folder: Path, target: Path) -> Path:
+    """A tower of OpenCLIP as one of timm's ViTs, with a head."""
+    weights = load_file(folder / OPEN_CLIP_WEIGHTS)
+    names = {
+        "visual.class_embedding": "cls_token",
+        "visual.positional_embedding": "pos_embed",
+        "visual.conv1.weight": "patch_embed.proj.weight",
+    }
+    words = (
+        ("visual.transformer.resblocks.", "blocks."),
+        ("ln_1.", "norm1."),
+        ("ln_2.", "norm2."),
+        ("attn.in_proj_", "attn.qkv."),
+        ("attn.out_proj.", "attn.proj."),
+        ("mlp.c_fc.", "mlp.fc1."),
+        ("mlp.c_proj.", "mlp.fc2."),
+        ("visual.ln_pre.", "norm_pre."),
+        ("visual.ln_post.", "norm."),
+    )
+    tensors = {}
+    for key, value in weights.items():
+        if not key.startswith("visual.") or key == "visual.proj":
+            continue
+        name = names.get(key, key)
+        for ours, theirs in words:
+            name = name.replace(ours, theirs)
+        shape = (1,) * (3 - value.ndim) if name in ("cls_token", "pos_embed") else ()
+        tensors[name] = value.reshape(*shape, *value.shape).contiguous()
+    target.mkdir()
+    head = {"head.weight": torch.ones(3, 32), "head.bias": torch.zeros(3)}
+    save_file({**tensors, **head}, target / WEIGHTS)
+    (target / "config.json").write_text('{"architecture": "vit", "pretrained_cfg": {}}')
+    return target
+
+
+@pytest.mark.parametrize("layout", ["timm", "wise-ft"])
+def test_a_tower_with_a_head_keeps_it(tmp_path: Path, layout: str) -> None:
+    folders = save_open_clip_pair(tmp_path / "pair", model_config())
+    weights = [load_file(folder / OPEN_CLIP_WEIGHTS) for folder in folders]
+    if layout == "timm":
+        finetuned = timm_of(folders[1], tmp_path / "timm")
+        theirs = load_file(finetuned / WEIGHTS)
+        ours = load_file(timm_of(folders[0], tmp_path / "zero") / WEIGHTS)
+        head = ("head.weight", "head.bias")
+    else:
+        # the state dict of WiSE-FT's ImageClassifier, without the text tower's blocks
+        head = ("classification_head.weight", "classification_head.bias")
+        theirs = {k: v for k, v in weights[1].items() if k.startswith("visual.")}
+        theirs |= {head[0]: torch.ones(3, 16), head[1]: torch.zeros(3)}
+        stored = {
+            k if k in head else f"image_encoder.model.{k}": v
+            for k, v in {**theirs, "token_embedding.weight": torch.ones(4, 32)}.items()
+        }
+        finetuned = tmp_path / "checkpoint_10.pt"
+        torch.save(stored, finetuned)
+        ours = weights[0]
+    found = halfway(folders[0], finetuned, tmp_path / "out")
+    same(
+        found,
+        mean_of(
+            {k: ours.get(k, v) for k, v in theirs.items()} | {k: theirs[k] for k in head}, theirs
+        ),
+    )
+
+
+def test_a_head_is_built_from_prompts(tmp_path: Path) -> None:
+    folders = save_open_clip_pair(tmp_path / "pair", model_config())
+    tower = load_file(folders[1] / OPEN_CLIP_WEIGHTS)
+    head = {"classification_head.weight": torch.ones(3, 16)}
+    stored = {f"model.{k}": v for k, v in tower.items() if k.startswith("visual.")}
+    torch.save({**stored, **head}, tmp_path / "soup.pt")
+    images = save_images(tmp_path / "images", each=2)
+    found = halfway(folders[0], tmp_path / "soup.pt", tmp_path / "out", data=images, verdict=False)
+    rows = 2 * found["classification_head.weight"] - 1  # of the zero-shot model
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folders[0]}")
+    torch.testing.assert_close(rows.norm(dim=1), model.logit_scale.exp().expand(3))
+
+
+def test_runs_of_elements_are_those_of_the_whole(pair: Folders, tmp_path: Path) -> None:
+    adapter = adapter_of(pair[0], tmp_path / "adapter")
+    base = open_checkpoint(str(pair[0]))
+    inputs = align_checkpoints(base, [open_checkpoint(str(adapter), base=base)])
+    for name in inputs.zeroshot_keys:
+        whole = inputs.theta_1(name).flatten()
+        assert torch.equal(inputs.theta_1(name, 0, len(whole) // 2), whole[: len(whole) // 2])
+        inputs.release(name)
+        assert torch.equal(
+            inputs.theta_1(name, len(whole) // 2, len(whole)), whole[len(whole) // 2 :]
+        )

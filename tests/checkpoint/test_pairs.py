@@ -1,0 +1,164 @@
+"""What the pair tells of itself: relation, dtypes, notes, what is kept and left out."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel, CLIPVisionModel
+
+from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
+from clipmerge.checkpoint.alignment import find_mismatches, finetuned_dtype
+from clipmerge.checkpoint.ancestry import UNRELATED, are_equal, cosines_of
+from clipmerge.checkpoint.settings import differing_settings
+from clipmerge.checkpoint.wrappers import unwrap
+from clipmerge.errors import CheckpointError
+from tests.support.raw_safetensors import edit, edit_json, rename_keys
+from tests.support.tiny_clip import Folders, tiny_config
+
+WEIGHTS = "model.safetensors"
+
+
+def inputs_of(*folders: Path, **options: Any) -> Inputs:
+    zeroshot, *finetuned = (open_checkpoint(str(folder)) for folder in folders)
+    return align_checkpoints(zeroshot, finetuned, **options)
+
+
+def test_cosines_tell_related_models_from_others(pair: Folders, tmp_path: Path) -> None:
+    torch.manual_seed(9)
+    CLIPModel(tiny_config()).save_pretrained(tmp_path / "other")
+    related, unrelated = inputs_of(*pair), inputs_of(pair[0], tmp_path / "other")
+    assert cosines_of(related).keys() == {"vision", "text"}
+    assert min(cosines_of(related).values()) > 0.3
+    assert max(cosines_of(unrelated).values()) < UNRELATED
+    matrix = "vision_model.encoder.layers.0.mlp.fc1.weight"
+    only = Inputs(
+        *(unrelated.family, unrelated.zeroshot, unrelated.finetuned),
+        *({matrix: matrix}, ({matrix: matrix},), "vision"),
+    )
+    a, b = only.theta_0(matrix).flatten(), only.theta_1(matrix).flatten()
+    expected = float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+    assert cosines_of(only) == {"vision": pytest.approx(expected, abs=1e-6)}
+
+
+def test_equal_models_are_found(pair: Folders, tmp_path: Path) -> None:
+    copy = shutil.copytree(pair[1], tmp_path / "copy")
+    inputs = inputs_of(pair[0], pair[1], Path(copy))
+    assert are_equal(inputs, 1, 0)
+    assert not are_equal(inputs, 0, -1)
+    last = load_file(pair[1] / WEIGHTS)["text_model.embeddings.token_embedding.weight"]
+    last[-1, -1] += 1  # beyond the sample of a larger matrix, but not equal
+    edit(Path(copy), text_model__embeddings__token_embedding__weight=last)
+    assert not are_equal(inputs_of(pair[0], pair[1], Path(copy)), 1, 0)
+
+
+def test_one_tower_leaves_the_rest_to_the_zeroshot_model(pair: Folders, tmp_path: Path) -> None:
+    CLIPVisionModel.from_pretrained(pair[1]).save_pretrained(tmp_path / "tower")
+    inputs = inputs_of(pair[0], tmp_path / "tower")
+    assert (inputs.tower, inputs.is_partial, inputs.layout) == ("vision", True, inputs.zeroshot)
+    assert any("only the vision tower is merged" in note for note in inputs.notes)
+    assert {layer.partition(".")[0] for layer in inputs.merged_layers} == {"vision"}
+
+
+def test_missing_keys_are_kept_if_the_recipe_says_so(copies: Folders) -> None:
+    edit(copies[1], text_model__extra__weight=torch.ones(4), text_projection__weight=None)
+    left = inputs_of(*copies, missing="keep-zeroshot")
+    assert not left.merges("text_projection.weight")
+    assert any("1 tensor that the output lacks" in note for note in left.notes)
+    assert any("1 parameter that not every fine-tuned" in note for note in left.notes)
+    kept = inputs_of(*copies, missing="keep-finetuned")
+    assert "text_model.extra.weight" in kept.output_keys
+
+
+def test_the_finetuned_dtype_is_found(pair: Folders, tmp_path: Path) -> None:
+    CLIPModel.from_pretrained(pair[1]).half().save_pretrained(tmp_path / "half")
+    inputs = inputs_of(pair[0], tmp_path / "half", mixed_dtypes=True)
+    assert finetuned_dtype(inputs) == "float16"
+    assert finetuned_dtype(inputs_of(*pair)) is None
+    (problem,) = find_mismatches(inputs)
+    assert "differ in dtype" in problem
+
+
+def test_stated_and_default_settings_are_the_same() -> None:
+    full = {"model_type": "clip", "vision_config": {"hidden_act": "quick_gelu"}}
+    bare: dict[str, Any] = {"model_type": "clip", "vision_config": {"hidden_size": 768}}
+    assert list(differing_settings(full, bare)) == []
+    other = {"model_type": "clip", "vision_config": {"hidden_act": "gelu"}}
+    assert list(differing_settings(other, bare)) == [("vision", "hidden_act", "gelu", "quick_gelu")]
+    # of OpenAI's configurations: transformers then takes the last word
+    openai = {"model_type": "clip", "text_config": {"eos_token_id": 2, "vocab_size": 49408}}
+    ours = {"model_type": "clip", "text_config": {"eos_token_id": 49407, "vocab_size": 49408}}
+    assert list(differing_settings(openai, ours)) == []
+    plain = {"embed_dim": 512, "vision_cfg": {"width": 768}, "text_cfg": {"heads": 8}}
+    heads = {"embed_dim": 512, "vision_cfg": {"width": 768, "head_width": 32}, "text_cfg": {}}
+    assert list(differing_settings(plain, heads)) == [("vision", "head_width", 64, 32)]
+    # of both libraries
+    assert [name for _, name, *_ in differing_settings(plain, bare)] == ["activation"] * 2
+    assert list(differing_settings({**plain, "quick_gelu": True}, bare)) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "names", "note"),
+    [
+        (["module.module.visual.proj"], ["visual.proj"], None),
+        (["_orig_mod.visual.proj", "_orig_mod.logit_scale"], ["visual.proj", "logit_scale"], None),
+        (["visual._fsdp_wrapped_module.proj"], ["visual.proj"], None),
+        (
+            ["class_embedding", "ln_pre.weight"],
+            ["visual.class_embedding", "visual.ln_pre.weight"],
+            None,
+        ),
+        (["trunk.stem.0.weight"], ["visual.trunk.stem.0.weight"], None),
+        (
+            ["visual.proj", "n_averaged", "input_resolution", "text.attn_mask"],
+            ["visual.proj"],
+            None,
+        ),
+        (["embeddings.class_embedding"], ["embeddings.class_embedding"], None),
+        (
+            ["a.vision_model.x", "b.text_model.y", "a.logit_scale"],
+            ["vision_model.x", "text_model.y", "logit_scale"],
+            None,
+        ),
+        (
+            ["model.visual.proj", "model.ln_final.bias", "classification_head.weight"],
+            ["visual.proj", "classification_head.weight"],
+            None,
+        ),
+        (
+            ["clip.visual.proj", "head.weight", "head.bias"],
+            ["visual.proj"],
+            "the CLIP is what lies under clip; 2 tensors left out: head.weight, head.bias",
+        ),
+    ],
+)
+def test_the_clip_among_the_keys(keys: list[str], names: list[str], note: str | None) -> None:
+    found, said = unwrap(keys)
+    assert (list(found), said) == (names, note)
+    assert set(found.values()) <= set(keys)
+
+
+def test_a_part_by_its_name() -> None:
+    keys = ["model.visual.proj", "ema.visual.proj"]
+    with pytest.raises(CheckpointError, match="holds 2 models, each with a 'visual'"):
+        unwrap(keys)
+    assert unwrap(keys, "ema") == ({"visual.proj": "ema.visual.proj"}, None)
+    with pytest.raises(
+        CheckpointError, match=r"holds nothing under 'swa' .* begin with model, ema"
+    ):
+        unwrap(keys, "swa")
+
+
+def test_both_classifiers_need_the_same_classes(copies: Folders) -> None:
+    for folder, rows in zip(copies, (3, 5), strict=True):
+        rename_keys(folder, str, keep=lambda key: "text" not in key and "logit" not in key)
+        tensors = {"classifier.weight": torch.ones(rows, 32), "classifier.bias": torch.ones(rows)}
+        file = folder / WEIGHTS
+        save_file({**load_file(file), **tensors}, folder / "new")
+        (folder / "new").replace(file)
+        edit_json(folder / "config.json", architectures=["CLIPForImageClassification"])
+    inputs = inputs_of(*copies)
+    assert inputs.is_classifier
+    assert any("its head has 3 rows, the fine-tuned one's 5" in note for note in inputs.notes)

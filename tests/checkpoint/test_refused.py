@@ -1,0 +1,246 @@
+"""Bad inputs: one line with what, where and what next, and nothing written."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel, SiglipConfig, SiglipModel
+
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.errors import CheckpointError
+from tests.checkpoint.test_kinds import adapter_of
+from tests.support.command import clipmerge, refused
+from tests.support.hub_double import FakeHub, upload
+from tests.support.raw_safetensors import edit, edit_json, raw_file, shard
+from tests.support.tiny_clip import Folders, tiny_config, tiny_processor
+from tests.support.tiny_open_clip import model_config, save_open_clip_pair
+
+WEIGHTS = "model.safetensors"
+Q = "vision_model__encoder__layers__0__self_attn__q_proj__weight"
+Change = Callable[[Path], object]
+
+
+class Harmful:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return print, ("harm",)
+
+
+def pickle_of(content: Any) -> Change:
+    def change(folder: Path) -> None:
+        (folder / WEIGHTS).unlink()
+        torch.save(content, folder / "pytorch_model.bin")
+
+    return change
+
+
+def shard_outside(folder: Path) -> None:
+    index = shard(folder) / "model.safetensors.index.json"
+    table = json.loads(index.read_text())
+    first = next(iter(table["weight_map"]))
+    table["weight_map"][first] = "../elsewhere.safetensors"
+    index.write_text(json.dumps(table))
+
+
+def shard_missing(folder: Path) -> None:
+    next(iter(shard(folder).glob("model-*"))).unlink()
+
+
+def other_model(**changes: Any) -> Change:
+    return lambda folder: CLIPModel(tiny_config(**changes)).save_pretrained(folder)
+
+
+def siglip(folder: Path) -> None:
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    tower["num_attention_heads"] = 2
+    config = SiglipConfig(
+        text_config={**tower, "vocab_size": 56}, vision_config={**tower, "image_size": 32}
+    )
+    SiglipModel(config).save_pretrained(folder)
+
+
+def renamed(ending: str) -> Change:
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        first = next(key for key in tensors if key.endswith("mlp.fc1.weight"))
+        tensors[first.replace("weight", ending)] = tensors.pop(first)
+        save_file(tensors, folder / WEIGHTS)
+
+    return change
+
+
+def cut(folder: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[:-100])
+
+
+def other_words(folder: Path) -> None:
+    text = json.loads((folder / "tokenizer.json").read_text())
+    words = text["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(text))
+
+
+CONFIG = "config.json"
+BAD: dict[str, tuple[Change, str]] = {
+    "truncated": (cut, r"model.safetensors: is truncated or damaged .*; download or copy it again"),
+    "a pointer of git-lfs": (
+        lambda folder: (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1"),
+        "is a Git-LFS pointer, not the weights; run `git lfs pull`",
+    ),
+    "a pickle by another name": (
+        lambda folder: torch.save({"a": torch.ones(2)}, folder / WEIGHTS),
+        "model.safetensors: is a pickle instead of safetensors",
+    ),
+    "no safetensors": (
+        lambda folder: (folder / WEIGHTS).write_bytes(b"<html>" * 9),
+        "is not a safetensors file",
+    ),
+    "empty": (
+        lambda folder: raw_file(folder / WEIGHTS, {}),
+        "holds no tensors; give a checkpoint with weights",
+    ),
+    "a pickle with code": (
+        pickle_of({"state_dict": {"a": torch.ones(2)}, "harm": Harmful()}),
+        "holds code .*print.* besides tensors, which loading would run, so it is not opened",
+    ),
+    "a damaged pickle": (
+        lambda folder: (
+            (folder / WEIGHTS).unlink()
+            or (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04 not a zip archive at all")
+        ),
+        "is damaged or not a PyTorch file .*; download or copy it again",
+    ),
+    "no weights inside": (
+        pickle_of({"loss": 1.0, "epoch": 2}),
+        "holds no weights under a known name .*, but loss, epoch; name what holds them with",
+    ),
+    "a shard outside": (shard_outside, "points outside its folder, to '../elsewhere.safetensors'"),
+    "a shard missing": (shard_missing, "lacks 1 of its 3 shards: model-0000"),
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "no weights in this folder"),
+    "two files": (
+        lambda folder: (
+            [shutil.copy(folder / WEIGHTS, folder / f"{name}.safetensors") for name in "ab"]
+            and (folder / WEIGHTS).unlink()
+        ),
+        "has no model.safetensors but a.safetensors, b.safetensors; give the file you mean",
+    ),
+    "another family": (siglip, "is a SigLIP checkpoint and .* a CLIP one; models of different"),
+    "an unknown model": (
+        lambda folder: edit_json(folder / CONFIG, model_type="llava"),
+        "is a 'llava' checkpoint; clipmerge merges ",
+    ),
+    "another size": (
+        other_model(width=48),
+        r"differ in shape; first .* zeroshot \(.*\), finetuned \(.*\)\. Compare both with",
+    ),
+    "longer texts": (
+        other_model(text_length=40),
+        r"differs in shape; first text_model.embeddings.position_embedding.weight",
+    ),
+    "fewer blocks": (other_model(blocks=2), "keys are only in the zero-shot checkpoint: "),
+    "a missing key": (
+        lambda folder: edit(folder, **{Q: None}),
+        "1 key is only in the zero-shot checkpoint: vision_model.encoder.layers.0.self_attn.q_proj"
+        ".weight; if that is meant, pass",
+    ),
+    "an extra key": (
+        lambda folder: edit(folder, vision_model__adapter__weight=torch.ones(2)),
+        "1 key is only in the fine-tuned checkpoint: vision_model.adapter.weight",
+    ),
+    "NaN": (
+        lambda folder: edit(folder, **{Q: torch.full((32, 32), torch.nan)}),
+        "self_attn.q_proj.weight holds NaN; the checkpoint is broken, merge an earlier one",
+    ),
+    "quantised": (
+        lambda folder: edit_json(folder / CONFIG, quantization_config={"quant_method": "gptq"}),
+        "is quantised .* give the checkpoint that it was made from",
+    ),
+    "codes": (renamed("qweight"), "holds quantised weights"),
+    "factors of LoRA": (renamed("lora_A.weight"), "holds factors of LoRA .*merge_and_unload"),
+    "GmP": (renamed("theta"), "holds parts of weights .*remove_parametrizations"),
+    "weight norm": (renamed("weight_g"), "holds parts of weights .*remove_parametrizations"),
+    "two models": (
+        lambda folder: save_file(
+            {f"{name}.{k}": v + 0 for k, v in load_file(folder / WEIGHTS).items() for name in "ab"},
+            folder / WEIGHTS,
+        ),
+        "holds 2 models, each with a 'text_model', under 'a', 'b'; name the one .* --state-key",
+    ),
+    "another activation": (
+        other_model(hidden_act="gelu"),
+        "the vision towers differ in hidden_act: zeroshot quick_gelu, finetuned gelu; the weights",
+    ),
+    "other heads": (
+        lambda folder: edit_json(folder / CONFIG, text_config={"num_attention_heads": 4}),
+        "the text towers differ in num_attention_heads: zeroshot 2, finetuned 4",
+    ),
+    "other preprocessing": (
+        lambda folder: edit_json(
+            folder / "processor_config.json", image_processor={"image_mean": [0.5, 0.5, 0.5]}
+        ),
+        "images are prepared differently: mean is .* finetuned; the weights would merge silently",
+    ),
+    "other words": (other_words, "texts are read differently: .* to 2 words, such as 'a'"),
+    "no settings": (
+        lambda folder: (folder / CONFIG).write_text("{"),
+        "config.json: cannot be read as JSON",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_checkpoint_is_refused_in_one_line(copies: Folders, kind: str) -> None:
+    change, message = BAD[kind]
+    change(copies[1])
+    output = copies[0].parent / "out"
+    line = refused(clipmerge("merge", *copies, "-r", "wise-ft", "-o", output))
+    assert re.search(message, line), line
+    assert not output.exists()
+
+
+def test_open_clip_without_a_configuration_needs_a_name(tmp_path: Path) -> None:
+    folders = save_open_clip_pair(tmp_path / "pair", model_config())
+    for folder in folders:
+        (folder / "open_clip_config.json").unlink()
+    line = refused(clipmerge("merge", *folders, "-r", "wise-ft", "-o", tmp_path / "out"))
+    assert "no open_clip_config.json beside either checkpoint says" in line
+    assert "name the architecture with --model" in line
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("acme/absent", "reading acme/absent: "),
+        ("acme/gated", "reading acme/gated: .*gated"),
+        ("acme/clip@nowhere", "reading acme/clip@nowhere: .*[Rr]evision"),
+        ("nowhere/at/all", "no such folder or file, and not a Hub id"),
+        ("./modle", "no such folder or file, and not a Hub id"),
+    ],
+)
+def test_a_source_that_is_not_there(
+    pair: Folders, tmp_path: Path, hub: FakeHub, source: str, message: str
+) -> None:
+    upload(hub, "acme/clip", pair[0])
+    upload(hub, "acme/gated", {"config.json": b"{}"})
+    hub.fail("GET", "acme/gated", status=403, headers={"X-Error-Code": "GatedRepo"}, times=9)
+    line = refused(clipmerge("merge", pair[0], source, "-r", "wise-ft", "-o", tmp_path / "out"))
+    assert re.search(message, line), line
+
+
+@pytest.mark.filterwarnings("ignore")  # of peft
+def test_an_adapter_alone_and_one_of_another_base(pair: Folders, tmp_path: Path) -> None:
+    adapter = adapter_of(pair[0], tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match="is an adapter, not a full model; merge it where"):
+        open_checkpoint(str(adapter))
+    CLIPModel(tiny_config(width=48)).save_pretrained(tmp_path / "wide")
+    tiny_processor().save_pretrained(tmp_path / "wide")
+    with pytest.raises(CheckpointError, match="peft cannot apply this adapter to"):
+        open_checkpoint(str(adapter), base=open_checkpoint(str(tmp_path / "wide")))
