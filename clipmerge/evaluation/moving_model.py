@@ -7,6 +7,7 @@ the model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 
 import numpy as np
@@ -19,9 +20,8 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import is_variance
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.writer import iter_contents
+from clipmerge.merging.formula import unchanged_input, weighted_change
 from clipmerge.merging.stream import plan_tensors
-from clipmerge.merging.tensor import merge_tensor
-from clipmerge.merging.torch_chunks import coefficient_of, coefficients_of_run
 from clipmerge.models import ImageTextModel
 from clipmerge.models.headed_tower import HeadedTower
 from clipmerge.planning.plan import Plan
@@ -80,7 +80,7 @@ class MovingModel(PlacedModel):
         weights = (1.0 / len(self._finetuned),) * len(self._finetuned)
         for name, theta_0 in self._theta_0.items():
             ends = [finetuned.get(name, theta_0) for finetuned in self._finetuned]
-            merged = merge_tensor(theta_0, ends, alpha=alpha, weights=weights, dtype=self._dtype)
+            merged = mixed(theta_0, ends, alpha, weights).to(self._dtype or theta_0.dtype)
             if not is_finite(merged):
                 raise CheckpointError(
                     f"tensor {name} overflows at alpha {alpha:g}; give `alphas` in [0, 1]"
@@ -112,12 +112,8 @@ class MovingModel(PlacedModel):
 
     @torch.no_grad()
     def set_plan(self, plan: Plan) -> None:
-        """Set the weights to those of a plan, as `plan_tensors` computes them.
-
-        A card computes the formula's parameters itself, with the same roundings, since both ends
-        are there; whatever has a mask or a combination comes from the CPU.
-        """
-        left = set(self.model.parameters) - self._set_on_device(plan)
+        """Set the weights to those of a plan, as `plan_tensors` computes them."""
+        left = set(self.model.parameters)
         merged = [tensor for tensor in plan_tensors(self._pair, plan) if tensor.name in left]
         with closing(iter_contents(merged, np.empty)) as contents:
             for tensor, content in zip(merged, contents, strict=True):
@@ -129,31 +125,24 @@ class MovingModel(PlacedModel):
                 " the recipe's `missing`"
             )
 
-    def _set_on_device(self, plan: Plan) -> set[str]:
-        """Set what a card can, and return the names."""
-        done = set[str]()
-        for name, theta_0 in self._theta_0.items():
-            layer = plan.layers.get(self._pair.layer_of[name])
-            if theta_0.device.type == "cpu" or layer is None or not self._pair.merges(name):
-                continue
-            if layer.mask is not None or plan.combine is not None or is_variance(name):
-                continue
-            alpha = coefficients_of_run(coefficient_of(plan, layer, name), theta_0.shape, 0, None)
-            merged = merge_tensor(
-                theta_0,
-                [finetuned[name] for finetuned in self._finetuned],
-                alpha=alpha.to(theta_0.device) if isinstance(alpha, Tensor) else alpha,
-                weights=plan.weights,
-                dtype=None if plan.dtype == "keep" else getattr(torch, plan.dtype),
-            )
-            if is_finite(merged):  # else the CPU says what is wrong
-                self._set(name, merged)
-                done.add(name)
-        return done
-
     def _set(self, name: str, value: Tensor) -> None:
         target = self.model.parameters[name].data
         value = value.to(device=target.device, dtype=target.dtype)
         if self._pair.layer_of[name].startswith("text.") and not torch.equal(target, value):
             self.text_version += 1
         target.copy_(value)
+
+
+def mixed(
+    theta_0: Tensor, finetuned: Sequence[Tensor], alpha: float, weights: Sequence[float]
+) -> Tensor:
+    """A point between the ends, as a merge computes it but not yet rounded."""
+    wide = torch.float64 if torch.float64 in {theta_0.dtype, *(t.dtype for t in finetuned)} else (
+        torch.float32
+    )
+    base, *ends = (tensor.to(wide) for tensor in (theta_0, *finetuned))
+    unchanged: Tensor | None = unchanged_input(base, ends, alpha, weights)
+    if unchanged is not None:
+        return unchanged
+    change: Tensor = weighted_change(torch, base, ends, alpha=alpha, weights=weights)
+    return change.add_(base)

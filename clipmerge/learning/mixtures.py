@@ -8,7 +8,7 @@ import torch
 
 from clipmerge.errors import MeasureError
 from clipmerge.learning.objective import FORWARD, Objective
-from clipmerge.merging.tensor import merge_tensor
+from clipmerge.evaluation.moving_model import mixed
 from clipmerge.planning.measurements import Mixture
 
 
@@ -31,9 +31,8 @@ def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
                 inputs.theta_1(name, which=which)
                 for which in range(len(objective.inputs.finetuned))
             ]
-            parameter.copy_(
-                merge_tensor(inputs.theta_0(name), finetuned, alpha=1.0, weights=tuple(weights))
-            )
+            theta_0 = inputs.theta_0(name)
+            parameter.copy_(mixed(theta_0, finetuned, 1.0, tuple(weights)).to(theta_0.dtype))
     features = objective.criterion.prompt_features()
     results = {}
     for batch in objective.data.batches:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from clipmerge.files.safetensors import Array
 from clipmerge.merging.selection import keep_largest, zero_others
 from clipmerge.plugins import Density
 
 
-def magnitude(change: Tensor, *, density: Density = 1.0) -> Tensor:
+def magnitude(change: Array, *, density: Density = 1.0) -> Array:
     """Keep the ``density`` share of the change that is largest by magnitude; ties go to the lower
     index.
 
@@ -23,8 +22,8 @@ def magnitude(change: Tensor, *, density: Density = 1.0) -> Tensor:
         Trimming as in TIES, Yadav et al. 2023, arXiv:2306.01708.
 
     Example:
-        >>> import torch
-        >>> magnitude(torch.tensor([1.0, -3.0, 2.0, 0.5]), density=0.5)
-        tensor([ 0., -3.,  2.,  0.])
+        >>> import numpy as np
+        >>> magnitude(np.array([1.0, -3.0, 2.0, 0.5]), density=0.5)
+        array([ 0., -3.,  2.,  0.])
     """
     return zero_others(change, keep_largest(change, density))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from clipmerge.files.safetensors import Array
 from clipmerge.plugins import Count
 
 
-def n_m(change: Tensor, *, n: Count = 2, m: Count = 4) -> Tensor:
+def n_m(change: Array, *, n: Count = 2, m: Count = 4) -> Array:
     """Keep the ``n`` largest by magnitude of each run of ``m`` entries along the last dimension.
 
     The merged weights stay dense, so inference is not faster; the kept change is spread evenly.
@@ -23,13 +23,14 @@ def n_m(change: Tensor, *, n: Count = 2, m: Count = 4) -> Tensor:
         The change with the other entries zero, same shape.
 
     Example:
-        >>> n_m(torch.tensor([1.0, -3.0, 2.0, 0.5]), n=1, m=2)
-        tensor([ 0., -3.,  2.,  0.])
+        >>> n_m(np.array([1.0, -3.0, 2.0, 0.5]), n=1, m=2)
+        array([ 0., -3.,  2.,  0.])
     """
     width = change.shape[-1]
-    padded = torch.nn.functional.pad(change.abs(), (0, -width % m), value=-1.0)
+    last = [(0, 0)] * (change.ndim - 1) + [(0, -width % m)]
+    padded = np.pad(np.abs(change), last, constant_values=-1.0)
     runs = padded.reshape(*padded.shape[:-1], -1, m)
-    # A stable sort ranks equal entries by index, in every build.
-    ranks = runs.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)
-    keep = (ranks < n).flatten(-2)[..., :width]
-    return change.mul(keep)
+    # A stable sort ranks equal entries by index.
+    ranks = np.argsort(np.argsort(-runs, axis=-1, kind="stable"), axis=-1)
+    keep = (ranks < n).reshape(padded.shape)[..., :width]
+    return change * keep

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from clipmerge.files.safetensors import Array
 from clipmerge.merging.selection import RandomKey, keep_random, zero_others
 from clipmerge.plugins import Density
 
 
-def random(change: Tensor, *, key: RandomKey, density: Density = 1.0) -> Tensor:
+def random(change: Array, *, key: RandomKey, density: Density = 1.0) -> Array:
     """Keep each entry with probability ``density``.
 
     In expectation it equals the smaller coefficient alpha * density: compare with that before

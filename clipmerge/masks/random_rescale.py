@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from clipmerge.files.safetensors import Array
 from clipmerge.merging.selection import RandomKey, keep_random, zero_others
 from clipmerge.plugins import Density
 
 
-def random_rescale(change: Tensor, *, key: RandomKey, density: Density = 1.0) -> Tensor:
+def random_rescale(change: Array, *, key: RandomKey, density: Density = 1.0) -> Array:
     """Keep each entry with probability ``density``, divided by ``density``, which preserves the
     mean change.
 
@@ -23,4 +22,6 @@ def random_rescale(change: Tensor, *, key: RandomKey, density: Density = 1.0) ->
     Source:
         DARE, Yu et al. 2023, arXiv:2311.03099.
     """
-    return zero_others(change, keep_random(change.shape, density, key)).div_(density)
+    change = zero_others(change, keep_random(change.shape, density, key))
+    change /= density
+    return change

@@ -4,12 +4,11 @@ inputs.
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from clipmerge.files.safetensors import Array
 from clipmerge.parallel import one_thread
 
 
-def right_multiply(change: Tensor, *, score: Tensor | None = None) -> Tensor:
+def right_multiply(change: Array, *, score: Array | None = None) -> Array:
     """Multiply the change by the score, in float64.
 
     Args:
@@ -23,11 +22,14 @@ def right_multiply(change: Tensor, *, score: Tensor | None = None) -> Tensor:
         RegMean's treatment of a linear map, Jin et al. 2022, arXiv:2212.09849.
 
     Example:
-        >>> import torch
-        >>> right_multiply(torch.tensor([[1.0, 2.0]]), score=torch.tensor([[0.5, 0.0], [0.0, 1.0]]))
-        tensor([[0.5000, 2.0000]])
+        >>> import numpy as np
+        >>> right_multiply(np.array([[1.0, 2.0]]), score=np.array([[0.5, 0.0], [0.0, 1.0]]))
+        array([[0.5, 2. ]])
     """
     if score is None:
         return change
+    import torch
+
     with one_thread():
-        return (change.double() @ score.double()).to(change.dtype)
+        product = torch.from_numpy(change).double() @ torch.from_numpy(score).double()
+    return product.numpy().astype(change.dtype)

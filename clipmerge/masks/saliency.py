@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from clipmerge.files.safetensors import Array
 from clipmerge.merging.selection import keep_largest, zero_others
 from clipmerge.plugins import Density
 
 
-def saliency(change: Tensor, *, score: Tensor, density: Density = 1.0) -> Tensor:
+def saliency(change: Array, *, score: Array, density: Density = 1.0) -> Array:
     """Keep the ``density`` share of the change with the largest |task vector| * |gradient|.
 
     The gradient is the mean along the path from zero-shot to fine-tuned, so task vector times
@@ -28,8 +27,8 @@ def saliency(change: Tensor, *, score: Tensor, density: Density = 1.0) -> Tensor
         Sundararajan et al. 2017, arXiv:1703.01365.
 
     Example:
-        >>> import torch
-        >>> saliency(torch.tensor([1.0, 3.0]), score=torch.tensor([9.0, -1.0]), density=0.5)
-        tensor([1., 0.])
+        >>> import numpy as np
+        >>> saliency(np.array([1.0, 3.0]), score=np.array([9.0, -1.0]), density=0.5)
+        array([1., 0.])
     """
     return zero_others(change, keep_largest(change * score, density))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from clipmerge.files.safetensors import Array
 from clipmerge.merging.spectral import spectral_split
 from clipmerge.plugins import Alpha, Count
 
 
-def spectral(change: Tensor, *, rank: Count = 1, high: Alpha = 1.0, low: Alpha = 1.0) -> Tensor:
+def spectral(change: Array, *, rank: Count = 1, high: Alpha = 1.0, low: Alpha = 1.0) -> Array:
     """Scale the ``rank`` largest singular directions by ``high`` and the others by ``low``.
 
     Tensors of more than two dimensions are treated as matrices with the first dimension as rows.

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from clipmerge.files.safetensors import Array
+from clipmerge.types import Shape
 
 #: Random numbers drawn at once: a draw takes 64 times the bytes of its result.
 DRAWS = 1 << 20
@@ -42,38 +41,33 @@ class RandomKey:
         return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
 
 
-def keep_largest(score: Tensor, density: float) -> Tensor:
+def keep_largest(score: Array, density: float) -> Array:
     """Select the entries largest by magnitude, ties by index, so that it is unique; boolean, of the
     same shape.
 
     Example:
-        >>> keep_largest(torch.tensor([1.0, -1.0, 0.0, 1.0]), 0.5)
-        tensor([ True,  True, False, False])
+        >>> keep_largest(np.array([1.0, -1.0, 0.0, 1.0]), 0.5)
+        array([ True,  True, False, False])
     """
-    return keep_top_k(score, max(1, round(density * score.numel())))
+    return keep_top_k(score, max(1, round(density * score.size)))
 
 
-def keep_top_k(score: Tensor, count: int) -> Tensor:
+def keep_top_k(score: Array, count: int) -> Array:
     """Select a number of entries largest by magnitude; of equal ones, those with the lower index;
     same shape.
     """
-    size = score.numel()
-    if count <= 0 or count >= size:
-        return torch.full_like(score, count > 0, dtype=torch.bool)
-    values = (
-        (score if score.dtype in (torch.float32, torch.float64) else score.float())
-        .flatten()
-        .numpy()
-    )
+    if count <= 0 or count >= score.size:
+        return np.full(score.shape, count > 0)
+    values = score.ravel()
     threshold = _nth_largest(values, count)
-    selected = np.empty(size, dtype=bool)
+    selected = np.empty(values.size, dtype=bool)
     ties = []
     for start, run in _magnitudes(values):
         np.greater_equal(run, threshold, out=selected[start : start + _RUN])
         ties.append(start + np.flatnonzero(run == threshold))
     equal = np.concatenate(ties)
     selected[equal[len(equal) + count - np.count_nonzero(selected) :]] = False
-    return torch.from_numpy(selected).view(score.shape)
+    return selected.reshape(score.shape)
 
 
 def _nth_largest(values: Array, count: int) -> Any:
@@ -98,28 +92,25 @@ def _magnitudes(values: Array) -> Iterator[tuple[int, Array]]:
     return ((start, np.abs(values[start : start + _RUN])) for start in range(0, len(values), _RUN))
 
 
-def zero_others(values: Tensor, mask: Tensor) -> Tensor:
-    """Zero in place the entries outside the mask; a product would first convert the whole
-    selection to numbers.
-    """
-    return values.masked_fill_(mask.logical_not_(), 0.0)
+def zero_others(values: Array, mask: Array) -> Array:
+    """Zero in place the entries outside the mask."""
+    np.copyto(values, 0, where=~mask)
+    return values
 
 
 def keep_random(
-    shape: torch.Size, density: float | Tensor, key: RandomKey, *, draws: int = DRAWS
-) -> Tensor:
+    shape: Shape, density: float | Array, key: RandomKey, *, draws: int = DRAWS
+) -> Array:
     """Select entries with probability ``density``, one or one per entry; the draws depend on the
     key alone.
     """
     generator = key.generator()
     # use the top 53 bits, so that the limit is exact as a float and density 1 keeps everything
-    chances = (
-        density.double().flatten().numpy() if isinstance(density, Tensor) else np.array([density])
-    )
+    chances = np.asarray(density, np.float64).ravel()
     keep = np.empty(math.prod(shape), dtype=bool)
     for start in range(0, len(keep), draws):
         part = keep[start : start + draws]
         chance = chances if len(chances) == 1 else chances[start : start + draws]
         limit = np.rint(chance * 2**53).astype(np.uint64)
         np.less(generator.random_raw(len(part)) >> np.uint64(11), limit, out=part)
-    return torch.from_numpy(keep).view(shape)
+    return keep.reshape(shape)

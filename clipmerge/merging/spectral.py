@@ -1,46 +1,65 @@
 """Singular values and directions of one matrix, exact enough, and the same for any number of
 threads.
+
+They are torch's, the only part of merging that is: numpy's linear algebra takes its own number of
+threads, which changes the last bits.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from clipmerge.files.safetensors import Array
 from clipmerge.parallel import one_thread
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Squared singular values are exact to about 1e-16 of the largest; at this share of it their
 # relative error is 1e-8.
 _TINY_SQUARE = 1e-8
 
 
-def spectral_split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def spectral_split(matrix: Array, rank: int) -> tuple[Array, Array]:
     """Split a matrix, flattened to two dimensions, into its ``rank`` largest singular directions
     and the rest.
     """
-    flat = matrix.flatten(1).double()
-    transposed = flat.shape[0] > flat.shape[1]
-    flat = flat.T if transposed else flat
+    import torch
+
+    flat, is_tall = _flatten(matrix)
     with one_thread():
         # eigenvectors of flat @ flat.T are the left singular vectors, at a fraction of an SVD's
         # cost
         basis = torch.linalg.eigh(flat @ flat.T).eigenvectors[:, -rank:]
-        principal = basis @ (basis.T @ flat)
-    principal = (principal.T if transposed else principal).reshape(matrix.shape).to(matrix.dtype)
+        split = basis @ (basis.T @ flat)
+    split = split.T if is_tall else split
+    principal = split.numpy().reshape(matrix.shape).astype(matrix.dtype)
     return principal, matrix - principal
 
 
-def singular_values(matrix: Tensor) -> Tensor:
+def singular_values(matrix: Array) -> Array:
     """Singular values of a matrix, largest first: (min(rows, columns),), float64; flattened as in
     `spectral_split`.
     """
-    flat = matrix.flatten(1).double()
-    flat = flat.T if flat.shape[0] > flat.shape[1] else flat
+    import torch
+
+    flat, _ = _flatten(matrix)
     with one_thread():
         # several times faster than an SVD, and as exact if no value is tiny
         squares = torch.linalg.eigvalsh(flat @ flat.T)
         if squares[0] >= _TINY_SQUARE * squares[-1]:
-            values: Tensor = squares.sqrt().flip(0)
+            values = squares.sqrt().flip(0)
         else:
             values = torch.linalg.svdvals(flat)
-    return values
+    return np.asarray(values)
+
+
+def _flatten(matrix: Array) -> tuple[Tensor, bool]:
+    """The matrix in float64 with no more rows than columns, and whether it was transposed."""
+    import torch
+
+    flat = torch.from_numpy(matrix.astype(np.float64).reshape(len(matrix), -1))
+    is_tall = flat.shape[0] > flat.shape[1]
+    return (flat.T if is_tall else flat), is_tall

@@ -1,25 +1,38 @@
 """Stream the tensors of a merge under a plan, with at most one tensor in memory, and usually one
 chunk.
-
-Each tensor has one source, chosen by its dtypes and the plan: copied or merged, by numpy if that is
-sufficient. Torch is imported only for a chunk that needs it, because the import alone takes longer
-than many merges.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import numpy as np
+
 from clipmerge.checkpoint import Checkpoint, Inputs, Location, TensorEntry
-from clipmerge.errors import CheckpointError
-from clipmerge.families import is_counter, is_variance
-from clipmerge.files.safetensors import SAFETENSORS_NAME, Array
+from clipmerge.errors import CheckpointError, PlanError
+from clipmerge.families import is_counter, is_statistic, is_variance
+from clipmerge.files.finite import require_finite
+from clipmerge.files.safetensors import DTYPES, SAFETENSORS_NAME, STORED, Array
 from clipmerge.files.writer import BufferProvider, OutputTensor
 from clipmerge.layers import HEAD
-from clipmerge.merging import formula
-from clipmerge.merging.formula import is_sparsifiable
-from clipmerge.planning.plan import LayerPlan, Plan
+from clipmerge.merging.floats import compute_dtype, fits, narrow, widen
+from clipmerge.merging.selection import RandomKey
+from clipmerge.merging.tensor import (
+    add_change,
+    bind_combination,
+    bind_mask,
+    merge_tensor,
+    whole_change,
+)
+from clipmerge.planning.plan import COEFFICIENTS, SCORES, LayerPlan, Plan
+from clipmerge.plugins import needs_score
+from clipmerge.types import Shape
+
+#: Elements merged at a time: inputs and result stay in a core's cache during all passes of the
+#: arithmetic.
+CHUNK = 1 << 17
 
 
 def plan_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
@@ -32,15 +45,14 @@ def plan_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
         dtype = _output_dtype(plan, entry)
         layer = plan.layers.get(inputs.layer_of[name])
         chunks: Callable[[BufferProvider], Iterator[Array]]
-        is_whole = False
+        whole = False
         if layer is not None and inputs.merges(name):
-            masked = layer.mask is not None and is_sparsifiable(inputs, name)
-            is_whole = masked or plan.combine is not None
-            chunks = partial(_merge, inputs, plan, name, layer, dtype, is_whole)
+            whole = is_whole(inputs, plan, layer, name)
+            chunks = partial(_merge, inputs, plan, name, layer, dtype)
         else:
             chunks = _unmerged_content(inputs, name, layer, dtype)
         key = inputs.output_keys[name]
-        outputs.append(OutputTensor(key, name, dtype, entry.shape, chunks, is_whole))
+        outputs.append(OutputTensor(key, name, dtype, entry.shape, chunks, whole))
     first = inputs.finetuned[0]
     for name, key in inputs.finetuned_keys[0].items():
         is_kept = plan.missing == "keep-finetuned" or (
@@ -68,39 +80,191 @@ def copied_tensors(checkpoint: Checkpoint) -> list[OutputTensor]:
     ]
 
 
+def _merge(
+    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str, reserve: BufferProvider
+) -> Iterator[Array]:
+    """Merge a parameter: runs of elements in memory order, 1-D, in stored form."""
+    entries = inputs.entries(name)
+    dtypes = [entry.dtype for entry in entries]
+    wide = compute_dtype(set(dtypes))
+    shape = entries[0].shape
+
+    def read(start: int, stop: int | None) -> tuple[Array, list[Array]]:
+        theta_0, *finetuned = (
+            widen(checkpoint.array(key, start, stop), dtype, wide)
+            for (checkpoint, key), dtype in zip(inputs.holders(name), dtypes, strict=True)
+        )
+        return theta_0, finetuned
+
+    def require_finite_inputs(theta_0: Array, finetuned: list[Array]) -> None:
+        for values, checkpoint in zip((theta_0, *finetuned), inputs.checkpoints, strict=True):
+            require_finite(values, name, checkpoint.source)
+
+    coefficient = coefficient_of(plan, layer, name)
+    change = None
+    # masks and combinations need the whole parameter, everything else is done in chunks
+    if is_whole(inputs, plan, layer, name):
+        theta_0, finetuned = read(0, None)
+        # NaN and Inf need not affect the result, and would make a decomposition fail
+        require_finite_inputs(theta_0, finetuned)
+        theta_0, finetuned = theta_0.reshape(shape), [theta.reshape(shape) for theta in finetuned]
+        change = _whole_change(inputs, plan, layer, name, theta_0, finetuned, coefficient)
+        del theta_0, finetuned
+    for start, out in _buffers(entries[0].size, STORED[dtype], reserve):
+        theta_0, finetuned = read(start, start + len(out))
+        if change is not None:
+            result = add_change(theta_0, change[start : start + len(out)])
+        else:
+            alpha = coefficients_of_run(coefficient, shape, start, start + len(out))
+            if isinstance(alpha, np.ndarray) or alpha in (0, 1):  # NaN may not affect the result
+                require_finite_inputs(theta_0, finetuned)
+            result = merge_tensor(
+                theta_0,
+                finetuned,
+                alpha=alpha,
+                weights=plan.weights,
+                out=out if out.dtype == wide else None,
+            )
+        if not fits(result, dtype):
+            require_finite_inputs(theta_0, finetuned)
+            raise _overflow_error(name, dtype)
+        if is_variance(name) and bool((result < 0).any()):
+            raise CheckpointError(
+                f"tensor {name} is a variance and becomes negative when merged; use an alpha in"
+                " [0, 1] for its layer"
+            )
+        if result is not out:
+            np.copyto(out, narrow(result, dtype))
+        yield out
+    inputs.release(name)
+
+
+def is_whole(inputs: Inputs, plan: Plan, layer: LayerPlan, name: str) -> bool:
+    """Whether a parameter is merged as a whole: under a mask or a combination."""
+    return plan.combine is not None or (layer.mask is not None and is_sparsifiable(inputs, name))
+
+
+def is_sparsifiable(inputs: Inputs, name: str) -> bool:
+    """Whether entries of a parameter may be dropped: not in a scalar or in batch norm
+    statistics.
+    """
+    return inputs.entries(name)[0].size > 1 and not is_statistic(name)
+
+
+def _whole_change(
+    inputs: Inputs,
+    plan: Plan,
+    layer: LayerPlan,
+    name: str,
+    theta_0: Array,
+    finetuned: list[Array],
+    alpha: float | Array,
+) -> Array:
+    """The change of a whole parameter, 1-D."""
+    key = RandomKey(plan.seed, name)
+    sparsify = is_sparsifiable(inputs, name)
+    combine = mask = None
+    if plan.combine is not None:
+        rule, options = plan.combine.rule, plan.combine.options
+        combine = bind_combination(rule, options, plan.weights, key, sparsify=sparsify)
+    if layer.mask is not None and sparsify:
+        filled_in = {"theta_0": theta_0, "key": key}
+        score = plan.loaded_tensors.get(f"{SCORES}{name}")
+        if score is not None:
+            filled_in["score"] = score
+        elif needs_score(layer.mask):
+            if np.array_equal(theta_0, finetuned[0]):  # nothing to rank
+                return np.zeros_like(theta_0).ravel()
+            raise PlanError(
+                f"layer '{inputs.layer_of[name]}' has the mask '{layer.mask}', but the plan holds"
+                f" no scores for {name}; use 'magnitude' there, or plan again"
+            )
+        options = {**layer.mask_options, **layer.parameters.get(name, {})}
+        mask = bind_mask(layer.mask, layer.density, options, **filled_in)
+    change = whole_change(theta_0, finetuned, alpha, plan.weights, combine, mask)
+    return np.asarray(change).ravel()
+
+
+def coefficient_of(plan: Plan, layer: LayerPlan, name: str) -> float | Array:
+    """A parameter's own coefficients, or its layer's."""
+    coefficient = plan.loaded_tensors.get(f"{COEFFICIENTS}{name}") if layer.is_learned else None
+    if coefficient is None:  # a parameter without coefficients of its own goes with the others
+        return layer.alpha
+    return float(coefficient) if coefficient.size == 1 else coefficient
+
+
+def coefficients_of_run(
+    coefficient: float | Array, shape: Shape, start: int, stop: int
+) -> float | Array:
+    """Select the coefficients of a run of entries in memory order.
+
+    Example:
+        >>> coefficients_of_run(np.array([[0.0], [1.0]]), (2, 3), 2, 5)
+        array([0., 1., 1.])
+    """
+    if not isinstance(coefficient, np.ndarray):
+        return coefficient
+    if coefficient.shape == shape:
+        return coefficient.ravel()[start:stop]
+    width = math.prod(shape[1:])
+    first, last = start // width, -(-stop // width)
+    rows = coefficient.ravel()[first:last].repeat(width)
+    return rows[start - first * width : stop - first * width]
+
+
 def _copy(
     name: str, holder: Location, others: Sequence[Location], dtype: str, reserve: BufferProvider
 ) -> Iterator[Array]:
-    """Copy a tensor of one checkpoint, and check the others': with numpy if it has the dtypes, else
-    with torch.
+    """Copy a tensor of one checkpoint, rounded to the output's dtype, and check the others' tensors
+    of that name.
     """
-    own_dtype, *dtypes = (checkpoint.entries[key].dtype for checkpoint, key in (holder, *others))
-    if own_dtype == dtype and formula.can_copy([own_dtype, *dtypes]):
-        return formula.copy_chunks(name, holder, others, reserve)
-    from clipmerge.merging import torch_chunks
+    checkpoint, key = holder
+    entry = checkpoint.entries[key]
+    for start, out in _buffers(entry.size, STORED[dtype], reserve):
+        stop = start + len(out)
+        stored = checkpoint.array(key, start, stop)
+        values = widen(stored, entry.dtype)
+        if entry.is_float:
+            require_finite(values, name, checkpoint.source)
+        for other, other_key in others:
+            other_entry = other.entries[other_key]
+            theirs = widen(other.array(other_key, start, stop), other_entry.dtype)
+            if entry.is_float and other_entry.is_float:
+                require_finite(theirs, name, other.source)
+            elif not np.array_equal(values, theirs):
+                raise CheckpointError(
+                    f"{other.source}: integer tensor {name} differs from the zero-shot one, but"
+                    " integers cannot be averaged; use the base that was fine-tuned"
+                )
+        if dtype == entry.dtype:
+            np.copyto(out, stored)
+        elif fits(values, dtype):
+            np.copyto(out, narrow(values, dtype))
+        else:
+            raise _overflow_error(name, dtype)
+        yield out
+    for source, source_key in (holder, *others):
+        source.release(source_key)
 
-    return torch_chunks.copy_chunks(name, holder, others, dtype)
 
-
-def _merge(
-    inputs: Inputs,
-    plan: Plan,
-    name: str,
-    layer: LayerPlan,
-    dtype: str,
-    is_whole: bool,
-    reserve: BufferProvider,
-) -> Iterator[Array]:
-    """Merge a parameter: with numpy if only the formula is needed and the dtype does not change,
-    else with torch.
+def _buffers(size: int, dtype: str, reserve: BufferProvider) -> Iterator[tuple[int, Array]]:
+    """Divide a tensor into runs of at most `CHUNK` elements that fit the buffers; yields the first
+    element and the buffer of each.
     """
-    dtypes = {dtype, *(entry.dtype for entry in inputs.entries(name))}
-    is_plain = len(dtypes) == 1 and dtypes <= formula.COMPUTED and not is_variance(name)
-    if is_plain and not is_whole and not layer.is_learned:
-        return formula.merge_chunks(inputs, name, layer.alpha, plan.weights, reserve)
-    from clipmerge.merging import torch_chunks
+    start = 0
+    while start < size:
+        out = reserve(min(CHUNK, size - start), dtype)
+        yield start, out
+        start += len(out)
 
-    return torch_chunks.merge_chunks(inputs, plan, name, layer, dtype)
+
+def _overflow_error(name: str, dtype: str) -> CheckpointError:
+    """The error for a merge that overflows its dtype."""
+    wider = "" if dtype in ("F32", "F64") else "use `dtype=float32`, or "
+    return CheckpointError(
+        f"tensor {name} overflows {DTYPES[dtype][0]} when merged; {wider}use an alpha in [0, 1] and"
+        " check the weights"
+    )
 
 
 def _unmerged_content(

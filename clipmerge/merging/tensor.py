@@ -9,174 +9,142 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from clipmerge.files.safetensors import Array
 from clipmerge.merging.formula import unchanged_input, weighted_change
 from clipmerge.merging.selection import RandomKey
 from clipmerge.plugins import check_options, load_plugin
 from clipmerge.types import Json
 
+#: A function of an array that returns one: a combination of task vectors, or a mask of a change.
+Rule = Callable[[Array], Array]
+
 
 def merge_tensor(
-    theta_0: Tensor,
-    theta_1: Tensor | Sequence[Tensor],
+    theta_0: Array,
+    finetuned: Sequence[Array],
     *,
-    alpha: float | Tensor,
+    alpha: float | Array,
     weights: Sequence[float] = (1.0,),
-    combine: Callable[[Tensor], Tensor] | None = None,
-    mask: str | None = None,
-    dtype: torch.dtype | None = None,
-    **mask_inputs: Any,
-) -> Tensor:
-    """Move one parameter from zero-shot towards fine-tuned.
+    combine: Rule | None = None,
+    mask: Rule | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Move one parameter, or a run of its entries, from zero-shot towards fine-tuned.
 
-    Computes theta_0 + mask(alpha * sum_i weights_i * (theta_i - theta_0)) in float32 (float64 if
-    any input is) and rounds once; a combination replaces the sum. alpha=0 gives theta_0 bit for
-    bit, and alpha=1 without mask and combination gives theta_1.
+    Computes theta_0 + mask(alpha * sum_i weights_i * (theta_i - theta_0)) in the inputs' float32 or
+    float64; a combination replaces the sum. Where the change is zero the result is theta_0 bit for
+    bit, and with alpha=1 without mask and combination it is theta_1.
 
     Args:
         theta_0: Zero-shot parameter, any shape; never written to.
-        theta_1: Fine-tuned parameter, same shape, or a sequence for several checkpoints.
-        alpha: Mixing coefficient, no unit; outside [0, 1] it extrapolates. A tensor broadcasts: one
+        finetuned: Fine-tuned parameters, same shape and dtype; never written to.
+        alpha: Mixing coefficient, no unit; outside [0, 1] it extrapolates. An array broadcasts: one
             per row, or one per entry.
         weights: Factor of each fine-tuned checkpoint.
         combine: Combines task vectors stacked along the first dimension into one, see
             `bind_combination`; ``None`` for their sum.
-        mask: Name of a mask, or ``None`` to keep the whole change. Scalars are never masked.
-        dtype: Output dtype; ``None`` for that of theta_0.
-        **mask_inputs: The mask's options, and ``score`` and ``key`` if it needs them.
+        mask: See `bind_mask`; ``None`` keeps the whole change.
+        out: Array for the result.
 
     Returns:
-        Merged parameter, shape of theta_0.
-
-    Raises:
-        ValueError: If shapes differ, or the number of weights is not that of the fine-tuned
-            parameters.
+        Merged parameter, same shape and dtype; perhaps an input itself.
 
     Source:
         Wortsman et al. 2022, arXiv:2109.01903.
 
     Example:
-        >>> merge_tensor(torch.zeros(2), torch.tensor([2.0, 4.0]), alpha=0.5)
-        tensor([1., 2.])
+        >>> merge_tensor(np.zeros(2), [np.array([2.0, 4.0])], alpha=0.5)
+        array([1., 2.])
     """
-    finetuned = [theta_1] if isinstance(theta_1, Tensor) else list(theta_1)
-    if len(weights) != len(finetuned):
-        raise ValueError(f"{len(weights)} weights for {len(finetuned)} fine-tuned parameters")
-    for tensor in finetuned:
-        if tensor.shape != theta_0.shape:
-            raise ValueError(f"shapes differ: {tuple(theta_0.shape)} and {tuple(tensor.shape)}")
-    dtype = dtype or theta_0.dtype
-    if combine is not None or _is_masked(mask, theta_0):
-        change = whole_change(
-            theta_0,
-            finetuned,
-            alpha=alpha,
-            weights=weights,
-            combine=combine,
-            mask=mask,
-            **mask_inputs,
+    if combine is not None or mask is not None:
+        return add_change(theta_0, whole_change(theta_0, finetuned, alpha, weights, combine, mask))
+    unchanged: Array | None = unchanged_input(theta_0, finetuned, alpha, weights)
+    if unchanged is not None:
+        return unchanged
+    with np.errstate(all="ignore"):
+        merged: Array = weighted_change(
+            np, theta_0, finetuned, alpha=alpha, weights=weights, out=out
         )
-        return apply_delta(theta_0, change, dtype)
-    copied: Tensor | None = unchanged_input(theta_0, finetuned, alpha, weights)
-    if copied is not None:
-        return copied.to(dtype)
-    base, *wide = _to_compute_dtype([theta_0, *finetuned])
-    merged: Tensor = weighted_change(torch, base, wide, alpha=alpha, weights=weights).add_(base)
-    if isinstance(alpha, Tensor):
-        merged = torch.where(alpha == 0, base, merged)  # base + 0.0 would turn -0.0 into 0.0
+        merged += theta_0
+    if isinstance(alpha, np.ndarray):
+        np.copyto(merged, theta_0, where=alpha == 0)  # theta_0 + 0.0 would turn -0.0 into 0.0
         if tuple(weights) == (1.0,):
-            merged = torch.where(alpha == 1, finetuned[0].to(merged.dtype), merged)
-    return merged.to(dtype)
+            np.copyto(merged, finetuned[0], where=alpha == 1)
+    return merged
 
 
 def whole_change(
-    theta_0: Tensor,
-    finetuned: Sequence[Tensor],
-    *,
-    alpha: float | Tensor,
+    theta_0: Array,
+    finetuned: Sequence[Array],
+    alpha: float | Array,
     weights: Sequence[float],
-    combine: Callable[[Tensor], Tensor] | None = None,
-    mask: str | None = None,
-    **mask_inputs: Any,
-) -> Tensor:
-    """The change of a whole parameter under a mask or a combination, to be added with
-    `apply_delta`; see `merge_tensor`.
-    """
-    base, *wide = _to_compute_dtype([theta_0, *finetuned])
-    if combine is None:
-        change: Tensor = weighted_change(torch, base, wide, alpha=alpha, weights=weights)
-    else:
-        stack = torch.empty((len(wide), *base.shape), dtype=base.dtype)
-        for which, theta_i in enumerate(wide):
-            torch.sub(theta_i, base, out=stack[which])
-        change = combine(stack) * alpha
-        del stack  # free memory for the mask
-    return apply_mask(str(mask), change, base, mask_inputs) if _is_masked(mask, theta_0) else change
+    combine: Rule | None,
+    mask: Rule | None,
+) -> Array:
+    """The change of a whole parameter under a mask or a combination; see `merge_tensor`."""
+    with np.errstate(all="ignore"):
+        if combine is None:
+            change: Array = weighted_change(np, theta_0, finetuned, alpha=alpha, weights=weights)
+        else:
+            stack = np.empty((len(finetuned), *theta_0.shape), theta_0.dtype)
+            for which, theta_i in enumerate(finetuned):
+                np.subtract(theta_i, theta_0, out=stack[which, ...])
+            change = combine(stack)
+            del stack  # free memory for the mask
+            change = change * alpha
+        return change if mask is None else mask(change)
 
 
-def apply_delta(theta_0: Tensor, change: Tensor, dtype: torch.dtype) -> Tensor:
+def add_change(theta_0: Array, change: Array) -> Array:
     """Add a change that may be zero for dropped entries, which stay zero-shot bit for bit, even
     negative zero.
     """
-    base = theta_0.to(change.dtype)
-    return torch.where(change == 0, base, base + change).to(dtype)
+    with np.errstate(all="ignore"):
+        return np.where(change == 0, theta_0, theta_0 + change)
 
 
-def _is_masked(mask: str | None, theta_0: Tensor) -> bool:
-    return mask is not None and theta_0.numel() > 1
+def bind_mask(name: str, density: float, options: Json, **filled_in: Any) -> Rule:
+    """Prepare a mask: a function of a change alone.
 
-
-def _to_compute_dtype(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Convert tensors to the dtype of the arithmetic: float64 if any is, else float32."""
-    wide = (
-        torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-    )
-    return [tensor.to(wide) for tensor in tensors]
-
-
-def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: Json) -> Tensor:
-    """Run a mask with the inputs in its signature."""
+    Args:
+        name: Name of the mask.
+        density: Share of the change to keep, by masks that have a density.
+        options: The mask's own options.
+        **filled_in: What masks may name beside their options: ``theta_0``, ``key``, ``score``.
+    """
     function = load_plugin("masks", name)
     wanted = inspect.signature(function).parameters
-    available = {"theta_0": theta_0, **inputs}
-    masked: Tensor = function(
-        change, **{key: value for key, value in available.items() if key in wanted}
-    )
-    return masked
+    given = {"density": density} if "density" in wanted else {}
+    checked = check_options("masks", name, {**given, **options})
+    return partial(function, **_wanted_by(function, {**checked, **filled_in}))
 
 
 def bind_combination(
-    name: str,
-    options: Json,
-    weights: Sequence[float],
-    key: RandomKey,
-    *,
-    sparsify: bool = True,
-) -> Callable[[Tensor], Tensor]:
+    name: str, options: Json, weights: Sequence[float], key: RandomKey, *, sparsify: bool = True
+) -> Rule:
     """Prepare a method's rule for several task vectors: a function from (checkpoints, ...) to one
     (...).
     """
     function = load_plugin("combinations", name)
-    checked = {**check_options("combinations", name, options), "key": key, "sparsify": sparsify}
+    checked = check_options("combinations", name, options)
+    wanted = _wanted_by(function, {**checked, "key": key, "sparsify": sparsify})
+    return partial(function, weights=tuple(weights), **wanted)
+
+
+def _wanted_by(function: Callable[..., Any], available: Json) -> Json:
     wanted = inspect.signature(function).parameters
-    return partial(
-        function, weights=tuple(weights), **{k: v for k, v in checked.items() if k in wanted}
-    )
+    return {
+        name: value
+        for name, value in available.items()
+        if name in wanted and value is not inspect.Parameter.empty
+    }
 
 
-def weighted_sum(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
+def weighted_sum(task_vectors: Array, weights: Sequence[float]) -> Array:
     """Add task vectors one after another, always in the same order: (checkpoints, ...) to (...)."""
-    total = task_vectors[0] * weights[0]
+    total: Array = task_vectors[0] * weights[0]
     for task_vector, weight in zip(task_vectors[1:], weights[1:], strict=True):
-        total.add_(task_vector * weight)
+        total += task_vector * weight
     return total
-
-
-def complete_mask_options(name: str, density: float, options: Json) -> Json:
-    """Complete a mask's options: masks that have a density get it."""
-    wanted = inspect.signature(load_plugin("masks", name)).parameters
-    all_options = {"density": density, **options} if "density" in wanted else options
-    checked = check_options("masks", name, all_options)
-    return {key: value for key, value in checked.items() if value is not inspect.Parameter.empty}

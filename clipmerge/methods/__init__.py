@@ -15,19 +15,17 @@ dropped: not in a scalar or in batch norm statistics).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+import numpy as np
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import RecipeError
 from clipmerge.files.finite import require_finite
+from clipmerge.files.safetensors import Array
+from clipmerge.merging.floats import widen
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Combination, LayerPlan
 from clipmerge.plugins import load_plugin
 from clipmerge.types import Json, Layers, Names, Shape, Tensors
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 @dataclass(frozen=True)
 class Task:
@@ -84,21 +82,20 @@ class Task:
         count = len(self.inputs.finetuned)
         return (1.0 / count,) * count
 
-    def task_vectors(self, name: str) -> list[Tensor]:
+    def task_vectors(self, name: str) -> list[Array]:
         """One parameter's theta_i - theta_0 for each fine-tuned checkpoint, float64, in the
         parameter's shape.
 
         Raises:
             CheckpointError: If a weight is NaN or infinite.
         """
-        theta_0 = self.inputs.theta_0(name)
-        require_finite(theta_0, name, self.inputs.zeroshot.source)
-        vectors = []
-        for which, checkpoint in enumerate(self.inputs.finetuned):
-            theta_i = self.inputs.theta_1(name, which=which)
-            require_finite(theta_i, name, checkpoint.source)
-            vectors.append(theta_i.double() - theta_0.double())
-        return vectors
+        ends = []
+        for checkpoint, key in self.inputs.holders(name):
+            entry = checkpoint.entries[key]
+            values = widen(checkpoint.array(key), entry.dtype)
+            require_finite(values, name, checkpoint.source)
+            ends.append(values.astype(np.float64).reshape(entry.shape))
+        return [theta_i - ends[0] for theta_i in ends[1:]]
 
     def need_several_finetuned(self, instead: str) -> None:
         """Refuse a single fine-tuned checkpoint if the method would then equal another one.
@@ -174,8 +171,8 @@ class Decision:
     stragglers: Names = ()
     straggler_statistic: str | None = None
     straggler_scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    scores: Tensors = field(default_factory=dict)
-    coefficients: Tensors = field(default_factory=dict)
+    scores: Tensors | dict[str, Array] = field(default_factory=dict)
+    coefficients: Tensors | dict[str, Array] = field(default_factory=dict)
 
 
 def decide(task: Task, method: str, options: Json) -> Decision:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from torch import Tensor
-
 from clipmerge.errors import counted
+from clipmerge.files.safetensors import Array
 from clipmerge.merging.spectral import singular_values
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import run_in_threads
@@ -20,7 +19,7 @@ Split = dict[str, float | int]
 
 def split_matrices(
     task: Task,
-    split: Callable[[Tensor, Shape], Split],
+    split: Callable[[Array, Shape], Split],
     *,
     alpha: float,
     takes: Callable[[Shape], bool] = lambda shape: len(shape) >= 2,

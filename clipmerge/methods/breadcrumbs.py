@@ -7,8 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
+from clipmerge.files.safetensors import Array
 from clipmerge.merging.selection import keep_top_k, zero_others
 from clipmerge.merging.tensor import weighted_sum
 from clipmerge.methods import Decision, Task
@@ -16,13 +15,13 @@ from clipmerge.plugins import Alpha, Density, Share, options_of
 
 
 def combine(
-    task_vectors: Tensor,
+    task_vectors: Array,
     weights: Sequence[float],
     *,
     sparsify: bool = True,
     density: Density = 0.15,
     outliers: Share = 0.01,
-) -> Tensor:
+) -> Array:
     """Drop the largest entries, keep the next largest, drop the rest.
 
     Args:
@@ -36,19 +35,18 @@ def combine(
         (...).
 
     Example:
-        >>> import torch
-        >>> combine(torch.tensor([[9.0, 1.0, 4.0, 2.0]]), (1.0,), density=0.5, outliers=0.25)
-        tensor([0., 0., 4., 2.])
+        >>> import numpy as np
+        >>> combine(np.array([[9.0, 1.0, 4.0, 2.0]]), (1.0,), density=0.5, outliers=0.25)
+        array([0., 0., 4., 2.])
     """
     if not sparsify:
         return weighted_sum(task_vectors, weights)
-    size = task_vectors[0].numel()
+    size = task_vectors[0].size
     dropped = min(round(outliers * size), size - 1)
     count = max(1, round(density * size))
     for task_vector in task_vectors:
         is_outlier = keep_top_k(task_vector, dropped)
-        keep = keep_top_k(task_vector, dropped + count).logical_and_(~is_outlier)
-        zero_others(task_vector, keep)
+        zero_others(task_vector, keep_top_k(task_vector, dropped + count) & ~is_outlier)
     return weighted_sum(task_vectors, weights)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
+from clipmerge.files.safetensors import Array
 from clipmerge.merging.selection import RandomKey, keep_random, zero_others
 from clipmerge.merging.tensor import weighted_sum
 from clipmerge.methods import Decision, Task
@@ -14,13 +13,13 @@ from clipmerge.plugins import Alpha, Density, options_of
 
 
 def combine(
-    task_vectors: Tensor,
+    task_vectors: Array,
     weights: Sequence[float],
     *,
     key: RandomKey,
     sparsify: bool = True,
     density: Density = 0.5,
-) -> Tensor:
+) -> Array:
     """Keep each entry with probability ``density``, divided by ``density``, with separate draws per
     checkpoint.
 
@@ -38,7 +37,8 @@ def combine(
         return weighted_sum(task_vectors, weights)
     for which, task_vector in enumerate(task_vectors):
         keep = keep_random(task_vector.shape, density, key.for_checkpoint(which))
-        zero_others(task_vector, keep).div_(density)
+        zero_others(task_vector, keep)
+        task_vector /= density
     return weighted_sum(task_vectors, weights)
 
 

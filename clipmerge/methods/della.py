@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from clipmerge.errors import RecipeError
+from clipmerge.files.safetensors import Array
 from clipmerge.merging.selection import RandomKey, keep_random, zero_others
 from clipmerge.methods import Decision, Task
 from clipmerge.methods.ties import disjoint_mean
@@ -21,14 +21,14 @@ _SORTED = 1 << 20
 
 
 def combine(
-    task_vectors: Tensor,
+    task_vectors: Array,
     weights: Sequence[float],
     *,
     key: RandomKey,
     sparsify: bool = True,
     density: Density = 0.5,
     window: Share = 0.2,
-) -> Tensor:
+) -> Array:
     """Keep entries at random, larger ones in a row more often, and divide each by its probability.
 
     The probability increases from density - window / 2 for a row's smallest entry to density +
@@ -55,7 +55,8 @@ def combine(
     for which, task_vector in enumerate(task_vectors):
         probability = _probabilities(task_vector, density, window)
         keep = keep_random(task_vector.shape, probability, key.for_checkpoint(which))
-        zero_others(task_vector, keep).div_(probability)
+        zero_others(task_vector, keep)
+        task_vector /= probability
     return disjoint_mean(task_vectors, weights)
 
 
@@ -73,18 +74,18 @@ def check_probabilities(density: float = 0.5, window: float = 0.2) -> None:
         )
 
 
-def _probabilities(task_vector: Tensor, density: float, window: float) -> Tensor:
-    rows = task_vector.flatten(1) if task_vector.ndim > 1 else task_vector.reshape(1, -1)
+def _probabilities(task_vector: Array, density: float, window: float) -> Array:
+    rows = task_vector.reshape(len(task_vector) if task_vector.ndim > 1 else 1, -1)
     width = rows.shape[1]
-    probabilities = torch.full_like(rows, density)
+    probabilities = np.full_like(rows, density)
     chunk_size = max(1, _SORTED // max(1, width))
     for start in range(0, len(rows) if width > 1 else 0, chunk_size):
-        # a stable sort ranks equal entries by index, in every build
-        order = rows[start : start + chunk_size].abs().argsort(dim=1, stable=True)
-        ranks = torch.empty_like(order).scatter_(1, order, torch.arange(width).expand_as(order))
-        share = ranks.to(task_vector.dtype) / (width - 1)
-        probabilities[start : start + chunk_size] = density + window * (share - 0.5)
-    return probabilities.view(task_vector.shape)
+        # a stable sort ranks equal entries by index
+        order = np.abs(rows[start : start + chunk_size]).argsort(axis=1, kind="stable")
+        ranks = np.empty(order.shape, task_vector.dtype)
+        np.put_along_axis(ranks, order, np.arange(width, dtype=ranks.dtype)[None], axis=1)
+        probabilities[start : start + chunk_size] = density + window * (ranks / (width - 1) - 0.5)
+    return probabilities.reshape(task_vector.shape)
 
 
 @options_of(combine, without=("key", "sparsify"))

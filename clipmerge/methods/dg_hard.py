@@ -6,8 +6,8 @@ import math
 from functools import cache
 
 import numpy as np
-from torch import Tensor
 
+from clipmerge.files.safetensors import Array
 from clipmerge.methods import Decision, Task
 from clipmerge.methods._matrices import Split, split_matrices
 from clipmerge.plugins import Alpha
@@ -44,8 +44,8 @@ def _is_large_matrix(shape: Shape) -> bool:
     return len(shape) == 2 and math.prod(shape) >= _SMALLEST
 
 
-def _split(s: Tensor, shape: Shape) -> Split:
-    threshold = _threshold(min(shape) / max(shape)) * float(s.median())
+def _split(s: Array, shape: Shape) -> Split:
+    threshold = _threshold(min(shape) / max(shape)) * float(s[len(s) // 2])
     rank = int((s > threshold).sum())
     return {"rank": max(rank, 1), "high": float(rank > 0), "low": 0.0}
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
+import numpy as np
 
 from clipmerge.methods import Decision, Task
-from clipmerge.parallel import one_thread
 from clipmerge.planning.plan import LayerPlan
 from clipmerge.types import Names
 
@@ -47,12 +46,14 @@ def _mean_cosine(task: Task, names: Names) -> float | None:
     pair.
     """
     count = len(task.inputs.finetuned)
-    products = torch.zeros(count, count, dtype=torch.float64)
-    with one_thread():
-        for name in names:
-            vectors = torch.stack([vector.flatten() for vector in task.task_vectors(name)])
-            products += vectors @ vectors.T
-    norms = products.diagonal().sqrt()
+    products = np.zeros((count, count))
+    for name in names:
+        vectors = task.task_vectors(name)
+        for i in range(count):
+            for j in range(i + 1):
+                # a matrix product would depend on the number of threads
+                products[i, j] += (vectors[i] * vectors[j]).sum()
+    norms = np.sqrt(products.diagonal())
     cosines = [
         float(products[i, j] / (norms[i] * norms[j]))
         for i in range(count)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from torch import Tensor
+import numpy as np
 
+from clipmerge.files.safetensors import Array
 from clipmerge.methods import Decision, Task
 from clipmerge.methods._matrices import Split, split_matrices
 from clipmerge.plugins import Alpha, Share
@@ -42,15 +43,15 @@ def monosoup(
     return split_matrices(task, lambda s, shape: _split(s, rank, energy), alpha=alpha)
 
 
-def _split(s: Tensor, rank: str, energy: float) -> Split:
+def _split(s: Array, rank: str, energy: float) -> Split:
     total = float((s**2).sum())
     if total == 0:
         return {"rank": 1, "high": 1.0, "low": 1.0}
     if rank == "effective":
         p = s[s > 0] / s.sum()
-        k = math.ceil(math.exp(float(-(p * p.log()).sum())) - 1e-9)
+        k = math.ceil(math.exp(float(-(p * np.log(p)).sum())) - 1e-9)
     else:
-        k = int(((s**2).cumsum(0) / total < energy - 1e-12).sum()) + 1
+        k = int(((s**2).cumsum() / total < energy - 1e-12).sum()) + 1
     k = min(k, len(s))
     share = min(1.0, float((s[:k] ** 2).sum()) / total)
     ratio = float((s[k] / s[0]) ** 2) if k < len(s) else 0.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from clipmerge.files.safetensors import Array
 from clipmerge.merging.selection import keep_largest, zero_others
 from clipmerge.merging.tensor import weighted_sum
 from clipmerge.methods import Decision, Task
@@ -18,8 +18,8 @@ _RUN = 1 << 16
 
 
 def combine(
-    task_vectors: Tensor, weights: Sequence[float], *, sparsify: bool = True, density: Density = 0.2
-) -> Tensor:
+    task_vectors: Array, weights: Sequence[float], *, sparsify: bool = True, density: Density = 0.2
+) -> Array:
     """Trim, elect sign, disjoint mean.
 
     Args:
@@ -32,8 +32,8 @@ def combine(
         (...).
 
     Example:
-        >>> combine(torch.tensor([[4.0, 1.0], [2.0, -3.0]]), (1.0, 1.0), density=1.0)
-        tensor([ 3., -3.])
+        >>> combine(np.array([[4.0, 1.0], [2.0, -3.0]]), (1.0, 1.0), density=1.0)
+        array([ 3., -3.])
     """
     if not sparsify:
         return disjoint_mean(task_vectors, weights)
@@ -42,7 +42,7 @@ def combine(
     return disjoint_mean(task_vectors, weights)
 
 
-def disjoint_mean(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
+def disjoint_mean(task_vectors: Array, weights: Sequence[float]) -> Array:
     """Average, entry by entry, the task vectors whose sign is that of their sum; zero if there are
     none.
 
@@ -54,15 +54,15 @@ def disjoint_mean(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
         (...).
     """
     flat = task_vectors.reshape(len(task_vectors), -1)
-    mean = torch.empty_like(flat[0])
+    mean = np.empty_like(flat[0])
     for start in range(0, len(mean), _RUN):
         run = flat[:, start : start + _RUN]
-        out = mean[start : start + _RUN]
-        elected = torch.where(weighted_sum(run, (1.0,) * len(run)) >= 0, 1.0, -1.0)
-        agrees = run.sign() == elected
-        total = weighted_sum(torch.where(agrees, run, 0.0), weights)
-        torch.div(total, agrees.sum(dim=0).clamp(min=1), out=out)
-    return mean.view(task_vectors.shape[1:])
+        elected = np.where(weighted_sum(run, (1.0,) * len(run)) >= 0, 1.0, -1.0)
+        agrees = np.sign(run) == elected
+        total = weighted_sum(np.where(agrees, run, 0), weights)
+        count = np.maximum(agrees.sum(axis=0), 1).astype(run.dtype)
+        np.divide(total, count, out=mean[start : start + _RUN])
+    return mean.reshape(task_vectors.shape[1:])
 
 
 @options_of(combine, without=("sparsify",))

@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, ValidationError
 
 from clipmerge import __version__
 from clipmerge.errors import OutputError, shorten
+from clipmerge.files.safetensors import Array
 from clipmerge.files.side_files import find_inside
 from clipmerge.files.staging import RECORD
 from clipmerge.frozen import Frozen
@@ -30,8 +32,6 @@ from clipmerge.planning.plan import Plan, SourceRecord
 from clipmerge.types import Json, Layers, Names, Shape
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from clipmerge.run import Run
 
 FORMAT = "clipmerge-record/4"
@@ -218,32 +218,26 @@ def merge_record(
 
 
 def histograms(
-    coefficients: Mapping[str, Tensor],
+    coefficients: Mapping[str, Array],
     layers: Layers,
     sizes: Mapping[str, int],
 ) -> dict[str, Shape]:
     """Count a model's entries by their coefficient.
 
     Example:
-        >>> import torch
-        >>> counts = histograms({"w": torch.tensor([0.0, 1.0])}, {"vision.0.mlp": ("w",)}, {"w": 2})
+        >>> counts = histograms({"w": np.array([0.0, 1.0])}, {"vision.0.mlp": ("w",)}, {"w": 2})
         >>> counts["vision"][0], counts["vision"][20]
         (1, 1)
     """
-    counts: dict[str, list[int]] = {}
+    counts: dict[str, Array] = {}
     for layer, names in layers.items():
-        for name in names:
-            if name in coefficients:
-                tower = counts.setdefault(layer.partition(".")[0], [0] * BINS)
-                coefficient = coefficients[name].float().clamp(0.0, TOP)
-                bin_counts = [
-                    int(count) for count in coefficient.histc(bins=BINS, min=0.0, max=TOP).tolist()
-                ]
-                repeated = sizes[name] // max(1, sum(bin_counts))
-                tower[:] = [
-                    total + repeated * count for total, count in zip(tower, bin_counts, strict=True)
-                ]
-    return {tower: tuple(values) for tower, values in counts.items()}
+        tower = layer.partition(".")[0]
+        for name in (name for name in names if name in coefficients):
+            values = np.clip(coefficients[name], 0, TOP)
+            found, _ = np.histogram(values, bins=BINS, range=(0, TOP))
+            repeated = sizes[name] // max(1, values.size)
+            counts[tower] = counts.get(tower, np.zeros(BINS, int)) + repeated * found
+    return {tower: tuple(map(int, values)) for tower, values in counts.items()}
 
 
 def parse_record(text: str, where: str) -> Record:

@@ -13,14 +13,16 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
 from clipmerge.config import Missing, OutputDtype
 from clipmerge.errors import OutputError, PlanError, RecipeError, did_you_mean
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.paths import is_plain_name, split_part
+from clipmerge.files.safetensors import Array
 from clipmerge.files.staging import staged_files
 from clipmerge.frozen import Frozen
 from clipmerge.planning.recipe import Recipe
@@ -33,10 +35,7 @@ from clipmerge.plugins import (
     plugin_names,
     plugin_options,
 )
-from clipmerge.types import Json, Layers, Names, Shape, StrPath, Tensors
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from clipmerge.types import Json, Layers, Names, Shape, StrPath
 
 #: Beginnings of the names of a plan's tensors, followed by the parameter: saliency for masks, and
 #: learned coefficients, float32 of shape (), (rows, 1, ...) or the parameter's.
@@ -178,7 +177,7 @@ class Plan(Tabular, Frozen):
     stragglers: Names = ()
 
     # set by `Plan.load` and the API; neither part of the JSON nor of the comparison of plans
-    _tensors: Mapping[str, Any] = PrivateAttr(default_factory=dict)
+    _tensors: Mapping[str, Array] = PrivateAttr(default_factory=dict)
     _folder: Path | None = PrivateAttr(default=None)
 
     def __eq__(self, other: object) -> bool:
@@ -220,12 +219,12 @@ class Plan(Tabular, Frozen):
         return self._folder
 
     @property
-    def loaded_tensors(self) -> Mapping[str, Tensor]:
+    def loaded_tensors(self) -> Mapping[str, Array]:
         """Scores and learned coefficients in memory, by their names in the file beside the plan."""
         return self._tensors
 
     @property
-    def coefficients(self) -> Tensors:
+    def coefficients(self) -> dict[str, Array]:
         """Learned coefficients in memory, by parameter."""
         items = self._tensors.items()
         return {
@@ -234,7 +233,7 @@ class Plan(Tabular, Frozen):
             if name.startswith(COEFFICIENTS)
         }
 
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Plan:
+    def with_tensors(self, tensors: Mapping[str, Array]) -> Plan:
         """Return the plan with its scores and learned coefficients, by their names in the file
         beside it.
         """
@@ -366,7 +365,9 @@ def extrapolation_note(plan: Plan) -> str | None:
     )
 
 
-def named_tensors(scores: Mapping[str, Tensor], coefficients: Mapping[str, Tensor]) -> Tensors:
+def named_tensors(
+    scores: Mapping[str, Array], coefficients: Mapping[str, Array]
+) -> dict[str, Array]:
     """Scores for the masks that need them, and coefficients, by parameter, under their names in the
     plan.
     """
@@ -376,7 +377,7 @@ def named_tensors(scores: Mapping[str, Tensor], coefficients: Mapping[str, Tenso
 
 def with_coefficients(
     layers: Mapping[str, LayerPlan],
-    coefficients: Mapping[str, Tensor],
+    coefficients: Mapping[str, Array],
     names: Layers,
     shapes: Mapping[str, Shape],
 ) -> dict[str, LayerPlan]:
@@ -392,9 +393,9 @@ def with_coefficients(
     return filled
 
 
-def _summary(learned: list[tuple[Tensor, Shape]]) -> tuple[float, float, float]:
+def _summary(learned: list[tuple[Array, Shape]]) -> tuple[float, float, float]:
     """Mean over all entries of the parameters, smallest and largest coefficient."""
-    total = sum(math.prod(shape) * float(c.double().mean()) for c, shape in learned)
+    total = sum(math.prod(shape) * float(c.mean(dtype=np.float64)) for c, shape in learned)
     mean = total / max(sum(math.prod(shape) for _, shape in learned), 1)
     return mean, min(float(c.min()) for c, _ in learned), max(float(c.max()) for c, _ in learned)
 
@@ -407,14 +408,13 @@ def check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -
             raise PlanError(
                 f"the plan has coefficients for {name}, which does not exist; plan again"
             )
-        stored_shape = tuple(coefficient.shape)
         shape = shapes[name]
-        if coefficient.numel() != 1 and stored_shape not in (shape, rows_shape(shape)):
+        if coefficient.size != 1 and coefficient.shape not in (shape, rows_shape(shape)):
             raise PlanError(
-                f"the coefficients of {name} have shape {stored_shape}, but the parameter has"
+                f"the coefficients of {name} have shape {coefficient.shape}, but the parameter has"
                 f" {shape}: expected one number, one per row or one per entry"
             )
-        if not coefficient.is_floating_point() or not bool(coefficient.isfinite().all()):
+        if coefficient.dtype.kind != "f" or not np.isfinite(coefficient).all():
             raise PlanError(f"the coefficients of {name} are not finite numbers; plan again")
     for layer, entry in plan.layers.items():
         if entry.alpha_range is None:
@@ -493,9 +493,9 @@ def write_plan_files(path: Path, plan: Plan) -> Plan:
     return plan
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+def _save_tensors(tensors: Mapping[str, Array], file: Path) -> None:
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.numpy import save_file
 
     try:
         save_file(dict(tensors), file)
@@ -506,9 +506,9 @@ def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
-def _read_tensors(path: Path, record: TensorsRecord) -> Tensors:
+def _read_tensors(path: Path, record: TensorsRecord) -> dict[str, Array]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.numpy import load_file
 
     file = path.parent / record.file
     if not file.is_file() or sha256_of(file) != record.sha256:

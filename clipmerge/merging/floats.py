@@ -1,0 +1,98 @@
+"""Conversions between stored floats and those of the arithmetic, by their bits.
+
+numpy has no bfloat16, and converts float16 entry by entry in software; these take a few passes
+over whole arrays instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from clipmerge.files.safetensors import STORED, Array
+
+# Bits of a float32: of its exponent in a float16 as the upper half of one, and their difference.
+_HALF_SHIFT = 13
+_HALF_BIAS = 127 - 15
+# 0.5 has the rounding unit of float16's smallest numbers, 2 ** -24.
+_HALF = np.float32(0.5)
+_SMALLEST_NORMAL = np.float32(2.0**-14)
+
+#: Values beyond which rounding to a dtype overflows.
+LIMITS = {
+    "F64": float("inf"),
+    "F32": float("inf"),
+    # the middle between the largest number and the one that would follow it
+    "BF16": float(np.uint32(0x7F7F8000).view(np.float32)),
+    "F16": 65520.0,
+}
+
+
+def compute_dtype(dtypes: set[str]) -> np.dtype[Any]:
+    """The dtype of the arithmetic for stored dtypes: float64 if any is, else float32."""
+    return np.dtype(np.float64 if "F64" in dtypes else np.float32)
+
+
+def widen(stored: Array, dtype: str, wide: np.dtype[Any] | None = None) -> Array:
+    """Stored values as float32, or another dtype of the arithmetic; a view if they are already.
+
+    Example:
+        >>> widen(np.array([0x3F80], np.uint16), "BF16"), widen(np.array([1], np.float16), "F16")
+        (array([1.], dtype=float32), array([1.], dtype=float32))
+    """
+    if dtype == "BF16":
+        bits = stored.astype(np.uint32)
+        bits <<= 16
+        values: Array = bits.view(np.float32)
+    elif dtype == "F16":
+        signed = stored.view(np.int16).astype(np.int32)
+        signed <<= _HALF_SHIFT
+        signed &= np.int32(-0x70000001)  # the sign, and what came from exponent and fraction
+        values = signed.view(np.float32)
+        values *= np.float32(2.0**_HALF_BIAS)
+        if not bool((np.abs(values) < 65536).all()):
+            values = stored.astype(np.float32)  # Inf or NaN
+    else:
+        values = stored
+    return values if wide is None else values.astype(wide, copy=False)
+
+
+def narrow(values: Array, dtype: str) -> Array:
+    """Round values to a stored dtype, halves to even; bfloat16 as its bits.
+
+    Example:
+        >>> narrow(np.array([1.0], np.float32), "BF16") == 0x3F80
+        array([ True])
+    """
+    if dtype not in ("BF16", "F16"):
+        return values.astype(STORED[dtype], copy=False)
+    values = values.astype(np.float32, copy=False)
+    if dtype == "BF16":
+        bits = values.view(np.uint32)
+        rounded = bits >> 16
+        rounded &= 1
+        rounded += bits
+        rounded += 0x7FFF
+        rounded >>= 16
+        return rounded.astype(np.uint16)
+    sign = values.view(np.uint32) >> 16
+    sign &= 0x8000
+    size = np.abs(values)
+    bits = size.view(np.uint32)
+    rounded = bits >> _HALF_SHIFT
+    rounded &= 1
+    rounded += bits
+    rounded += np.uint32((1 << 32) + 0xFFF - (_HALF_BIAS << 23))
+    rounded >>= _HALF_SHIFT
+    small = np.flatnonzero(size < _SMALLEST_NORMAL)
+    rounded[small] = (size[small] + _HALF).view(np.uint32) - _HALF.view(np.uint32)
+    rounded |= sign
+    return rounded.astype(np.uint16).view(np.float16)
+
+
+def fits(values: Array, dtype: str) -> bool:
+    """Whether all values are finite, and stay so when they are rounded to a stored dtype."""
+    limit = LIMITS[dtype]
+    # NaN survives both, and is neither smaller nor larger
+    return bool(-limit < values.min(initial=0) and values.max(initial=0) < limit)
