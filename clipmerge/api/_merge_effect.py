@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from clipmerge.api._data import open_data
 from clipmerge.checks import (
     check_answers,
@@ -166,13 +168,14 @@ def broadcast_plan(run: Run, calibration: Calibration) -> Plan:
     if plan and context.world_size == 1:
         return plan
     tensors = dict(plan.loaded_tensors) if plan else {}
-    learned = named_tensors({}, run.learned)
+    coefficients = {name: tensor.float().cpu().numpy() for name, tensor in run.learned.items()}
+    learned = named_tensors({}, coefficients)
     listed = [
         (
             name,
-            tuple(tensor.shape),
+            tensor.shape,
             tensor.dtype,
-            name in learned and torch.equal(tensor, learned[name]),
+            name in learned and np.array_equal(tensor, learned[name]),
         )
         for name, tensor in tensors.items()
     ]
@@ -184,8 +187,8 @@ def broadcast_plan(run: Run, calibration: Calibration) -> Plan:
             tensors[name] = learned[name]
             continue
         if name not in tensors:
-            tensors[name] = torch.empty(shape, dtype=dtype)
-        broadcast_(context, tensors[name])
+            tensors[name] = np.empty(shape, dtype)
+        broadcast_(context, torch.from_numpy(tensors[name]))
     decided: Plan = sent[0]
     return decided.with_tensors(tensors)
 

@@ -424,9 +424,7 @@ def _decide(
     task = Task(run.inputs, measurements, request.seed)
     options = request.recipe.method_options
     decision = decide(task, request.recipe.method["name"], options)
-    learned = {
-        name: c.detach().float().cpu().contiguous() for name, c in decision.coefficients.items()
-    }
+    learned = decision.coefficients
     layers = with_coefficients(decision.layers, learned, task.layers, task.shapes)
     reasons = dict(decision.reasons)
     for name, (absent, total) in run.inputs.partly_zeroshot.items():

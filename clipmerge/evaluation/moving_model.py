@@ -7,7 +7,6 @@ the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import closing
 
 import numpy as np
@@ -20,7 +19,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import is_variance
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.writer import iter_contents
-from clipmerge.merging.formula import unchanged_input, weighted_change
+from clipmerge.learning.mixtures import mixed
 from clipmerge.merging.stream import plan_tensors
 from clipmerge.models import ImageTextModel
 from clipmerge.models.headed_tower import HeadedTower
@@ -131,18 +130,3 @@ class MovingModel(PlacedModel):
         if self._pair.layer_of[name].startswith("text.") and not torch.equal(target, value):
             self.text_version += 1
         target.copy_(value)
-
-
-def mixed(
-    theta_0: Tensor, finetuned: Sequence[Tensor], alpha: float, weights: Sequence[float]
-) -> Tensor:
-    """A point between the ends, as a merge computes it but not yet rounded."""
-    wide = torch.float64 if torch.float64 in {theta_0.dtype, *(t.dtype for t in finetuned)} else (
-        torch.float32
-    )
-    base, *ends = (tensor.to(wide) for tensor in (theta_0, *finetuned))
-    unchanged: Tensor | None = unchanged_input(base, ends, alpha, weights)
-    if unchanged is not None:
-        return unchanged
-    change: Tensor = weighted_change(torch, base, ends, alpha=alpha, weights=weights)
-    return change.add_(base)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from clipmerge.errors import MeasureError
 from clipmerge.learning.objective import FORWARD, Objective
-from clipmerge.evaluation.moving_model import mixed
+from clipmerge.merging.formula import unchanged_input, weighted_change
 from clipmerge.planning.measurements import Mixture
 
 
@@ -48,3 +49,20 @@ def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
             f"the calibration loss at weights {listed} is {loss}; check that the checkpoints work"
         )
     return Mixture(weights=tuple(weights), loss=loss, accuracy=accuracy)
+
+
+def mixed(
+    theta_0: Tensor, finetuned: Sequence[Tensor], alpha: float, weights: Sequence[float]
+) -> Tensor:
+    """A point between the ends, as a merge computes it but not yet rounded."""
+    wide = (
+        torch.float64
+        if torch.float64 in {theta_0.dtype, *(t.dtype for t in finetuned)}
+        else (torch.float32)
+    )
+    base, *ends = (tensor.to(wide) for tensor in (theta_0, *finetuned))
+    unchanged: Tensor | None = unchanged_input(base, ends, alpha, weights)
+    if unchanged is not None:
+        return unchanged
+    change: Tensor = weighted_change(torch, base, ends, alpha=alpha, weights=weights)
+    return change.add_(base)

@@ -88,7 +88,8 @@ def narrow(values: Array, dtype: str) -> Array:
     small = np.flatnonzero(size < _SMALLEST_NORMAL)
     rounded[small] = (size[small] + _HALF).view(np.uint32) - _HALF.view(np.uint32)
     rounded |= sign
-    return rounded.astype(np.uint16).view(np.float16)
+    half: Array = rounded.astype(np.uint16).view(np.float16)
+    return half
 
 
 def fits(values: Array, dtype: str) -> bool:

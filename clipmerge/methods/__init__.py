@@ -14,7 +14,10 @@ dropped: not in a scalar or in batch norm statistics).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from clipmerge.checkpoint import Inputs
@@ -26,6 +29,10 @@ from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Combination, LayerPlan
 from clipmerge.plugins import load_plugin
 from clipmerge.types import Json, Layers, Names, Shape, Tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Task:
@@ -171,14 +178,25 @@ class Decision:
     stragglers: Names = ()
     straggler_statistic: str | None = None
     straggler_scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    scores: Tensors | dict[str, Array] = field(default_factory=dict)
-    coefficients: Tensors | dict[str, Array] = field(default_factory=dict)
+    scores: Mapping[str, Tensor | Array] = field(default_factory=dict)
+    coefficients: Mapping[str, Tensor | Array] = field(default_factory=dict)
 
 
 def decide(task: Task, method: str, options: Json) -> Decision:
-    """Run a method by its recipe name, which precedes its errors."""
+    """Run a method by its recipe name, which precedes its errors; its tensors become arrays."""
     try:
         decision: Decision = load_plugin("methods", method)(task, **options)
     except RecipeError as error:
         raise RecipeError(f"method {method}: {error}") from None
-    return decision
+    return replace(
+        decision,
+        scores={name: _as_array(score) for name, score in decision.scores.items()},
+        coefficients={name: _as_array(value) for name, value in decision.coefficients.items()},
+    )
+
+
+def _as_array(values: Tensor | Array) -> Array:
+    """Values of torch or numpy as a float32 array."""
+    if isinstance(values, np.ndarray):
+        return values.astype(np.float32, copy=False)
+    return np.ascontiguousarray(values.detach().float().cpu().numpy())

@@ -54,7 +54,7 @@ def disjoint_mean(task_vectors: Array, weights: Sequence[float]) -> Array:
         (...).
     """
     flat = task_vectors.reshape(len(task_vectors), -1)
-    mean = np.empty_like(flat[0])
+    mean: Array = np.empty_like(flat[0])
     for start in range(0, len(mean), _RUN):
         run = flat[:, start : start + _RUN]
         elected = np.where(weighted_sum(run, (1.0,) * len(run)) >= 0, 1.0, -1.0)
@@ -62,7 +62,7 @@ def disjoint_mean(task_vectors: Array, weights: Sequence[float]) -> Array:
         total = weighted_sum(np.where(agrees, run, 0), weights)
         count = np.maximum(agrees.sum(axis=0), 1).astype(run.dtype)
         np.divide(total, count, out=mean[start : start + _RUN])
-    return mean.reshape(task_vectors.shape[1:])
+    return np.asarray(mean.reshape(task_vectors.shape[1:]))
 
 
 @options_of(combine, without=("sparsify",))
