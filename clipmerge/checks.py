@@ -1,9 +1,9 @@
 """Sanity before learning: inputs that would make any answer wrong, found cheaply.
 
 A check is a function that yields findings. What follows from a finding depends on its kind alone:
-an error before learning, a headline in place of an advice, or a warning. To add a
-check, yield its finding from one of the functions here (or pass it to `raise_errors`), enter its
-kind in `clipmerge.planning.merge_effect.CONSEQUENCES`, and its sentence in `clipmerge.report.text`.
+an error before learning, or a warning. To add a check, yield its finding from one of the functions
+here (or pass it to `raise_errors`), enter its kind in `clipmerge.finding.CHECKS`, and its sentence
+in `clipmerge.report.text`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from clipmerge.checkpoint.ancestry import UNRELATED, are_equal, cosines_of
 from clipmerge.errors import CheckpointError, DataError, printable
-from clipmerge.finding import Finding
+from clipmerge.finding import CHECKS, Finding
 from clipmerge.images.store import Pixels
-from clipmerge.planning.merge_effect import CONSEQUENCES, Estimate, Recommendation
+from clipmerge.planning.verdict import Estimate
 from clipmerge.report.text import text_of
 from clipmerge.stats import paired_accuracy_interval, wilson
 from clipmerge.types import Json, Names
@@ -375,17 +375,6 @@ def raise_errors(findings: Iterable[Finding], *, allow: Collection[str] = ()) ->
         if finding.kind in allow:
             continue
         error = DataError if finding.kind in _ABOUT_IMAGES else CheckpointError
-        if CONSEQUENCES.get(finding.kind) == "error":
+        if CHECKS.get(finding.kind) == "error":
             raise error(f"{text_of(finding)}; nothing was written (`allow={finding.kind}` goes on)")
     return settled
-
-
-def headline_of(
-    findings: Iterable[Finding], allow: Collection[str] = ()
-) -> tuple[Recommendation, Finding] | None:
-    """The advice in place of another, and its reason, if a finding makes every advice doubtful."""
-    for finding in findings:
-        consequence = CONSEQUENCES.get(finding.kind, "warning")
-        if finding.kind not in allow and consequence not in ("error", "warning"):
-            return consequence, finding  # type: ignore[return-value]
-    return None

@@ -402,26 +402,7 @@ class PushOptions(TypedDict, total=False):
 
     progress: Receiver
     private: Private
-    revision: Annotated[
-        str | None, Option(None, "Branch to commit to; created if missing.", "Publishing", "BRANCH")
-    ]
-    create_pr: Annotated[bool, Option(False, "Open a pull request instead.", "Publishing")]
-    message: Annotated[str | None, Option(None, "Commit message.", "Publishing", "TEXT")]
     license: License
-    evaluations: Annotated[
-        Sequence[StrPath] | None,
-        Option(
-            None,
-            "JSON of evaluate or sweep, whose accuracies go into the card; may be repeated.",
-            "Publishing",
-            "FILE",
-            cli=_REPEATED_FILES,
-            flags=("--evaluation",),
-        ),
-    ]
-    yes: Annotated[
-        bool, Option(False, "Replace other contents, or a card edited on the Hub.", "Publishing")
-    ]
 
 
 Options = TypeVar("Options")

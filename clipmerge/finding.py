@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -11,6 +11,21 @@ from clipmerge.types import Json
 
 #: Kind of a sentence that has no numbers: a note about the inputs, or a reason written by hand.
 NOTE = "note"
+#: What follows from a failed check of the inputs, by its name: an error that `allow` waves through,
+#: or a warning.
+CHECKS: dict[str, Literal["error", "warning"]] = {
+    "swapped": "error",
+    "unrelated": "error",
+    "equal-models": "warning",
+    "half-zeroshot": "warning",
+    "blank-images": "error",
+    "same-images": "error",
+    "pixel-range": "error",
+    "at-chance": "error",
+    "odd-names": "error",
+    "zeroshot-at-chance": "warning",
+    "swapped-sources": "warning",
+}
 
 
 class Finding(Frozen):

@@ -25,12 +25,13 @@ from clipmerge.config import (
 from clipmerge.distributed import require_device
 from clipmerge.errors import UsageError, did_you_mean
 from clipmerge.files.paths import in_memory_title, local_path, source_exists
+from clipmerge.finding import CHECKS
 from clipmerge.images.local_files import local_inputs
 from clipmerge.images.prompts import check_templates
 from clipmerge.images.source import Columns
 from clipmerge.images.split import SHARE
-from clipmerge.planning.merge_effect import CONSEQUENCES, MAX_LOSS
 from clipmerge.planning.recipe import Recipe, RecipeLike
+from clipmerge.planning.verdict import MAX_LOSS
 from clipmerge.types import Json, Names, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
@@ -214,7 +215,7 @@ class SweepRequest(Request):
 
 def allowed_checks(names: str | Sequence[str] | None) -> Names:
     """Kinds of checks to go on with, each of which must exist."""
-    known = sorted(CONSEQUENCES)
+    known = sorted(CHECKS)
     allowed = (names,) if isinstance(names, str) else tuple(names or ())
     for name in allowed:
         if name not in known:

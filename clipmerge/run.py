@@ -14,10 +14,9 @@ from clipmerge.distributed import is_main_process
 from clipmerge.finding import Finding
 from clipmerge.output.record import Measured
 from clipmerge.planning.measurements import CalibrationRecord, Measurements
-from clipmerge.planning.merge_effect import MergeEffect
-from clipmerge.planning.other_tasks import OtherTaskScores
 from clipmerge.planning.plan import HeadRecord, Plan, SourceRecord
 from clipmerge.planning.recipe import Recipe
+from clipmerge.planning.verdict import Verdict
 from clipmerge.progress import Progress
 from clipmerge.types import Json
 
@@ -54,8 +53,7 @@ class Run:
     measurements: Measurements | None = None
     measured: Measured = field(default_factory=Measured)
     calibration: CalibrationRecord | None = None
-    verdict: MergeEffect | None = None
-    other_tasks: tuple[OtherTaskScores, ...] = ()
+    verdict: Verdict | None = None
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     command: str = ""  # repeats the merge

@@ -146,7 +146,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 @pytest.fixture
 def merged(pair: tuple[Path, Path], tmp_path: Path) -> Path:
     """A whole output to publish."""
-    from tests.support.merged_output import save_output
+    from tests.support.merge_records import save_output
 
     return save_output(pair[1], tmp_path / "merged")
 

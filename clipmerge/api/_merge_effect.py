@@ -6,9 +6,8 @@ Every process of ``accelerate launch`` takes part.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from clipmerge.checks import (
     check_task,
     check_unseen,
     end_accuracy,
-    headline_of,
     raise_errors,
 )
 from clipmerge.distributed import broadcast_, distributed_context, peer_errors
@@ -31,10 +29,8 @@ from clipmerge.images.fingerprints import Fingerprints, note_shared
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.split import MAX_HELD_BACK, copies_note, without_copies
 from clipmerge.images.store import Pixels
-from clipmerge.planning.measurements import takes_learned
-from clipmerge.planning.merge_effect import MergeEffect
-from clipmerge.planning.other_tasks import Score
 from clipmerge.planning.plan import Plan, named_tensors
+from clipmerge.planning.verdict import Verdict
 from clipmerge.progress import Progress, say_all
 from clipmerge.report.text import text_of, texts_of
 
@@ -48,61 +44,52 @@ class _Unmeasurable(Exception):
     """There are no images to measure on."""
 
 
-def add_verdict(run: Run, request: MergeRequest) -> None:
-    """Measure the effect of a decided plan, if there are images, and store it in the plan."""
+def add_verdict(run: Run, request: MergeRequest, ood: dict[str, Images]) -> None:
+    """Judge a decided plan, if there are images."""
     if request.calibration.source is None or not request.calibration.held_back:
         return
-    from clipmerge.evaluation.effect import measure_effect
+    from clipmerge.evaluation.verdict import judge
 
-    with run.timed("effect"), warn_or_raise(run, request, "the effect of the merge"):
-        measured = run.measurements
-        images = _effect_images(run, request)
-        effect = measure_effect(
+    with run.timed("verdict"), warn_or_raise(run, request, "the verdict"):
+        images = _test_images(run, request)
+        prints = {f"`ood` {name}": Fingerprints(source) for name, source in ood.items()}
+        for seen in filter(None, (run.measured_on, images)) if ood else ():
+            data = {f"`data` {seen.source}": Fingerprints(seen)}
+            say_all(run.progress, texts_of(note_shared(prints, data)))
+        verdict = judge(
             run.inputs,
             broadcast_plan(run, request.calibration),
             images,
             request.calibration,
+            ood=ood,
             max_loss=request.max_loss,
-            choosers=run.choosers,
-            learned=bool(measured and takes_learned(measured.trace, measured.choice)),
-            choice=measured.choice if measured else None,
+            chosen=bool(run.measurements and run.measurements.choice),
             progress=run.progress,
         )
-        _check_ends(run, request, effect, images)
-        if doubtful := headline_of(run.findings, request.allow):
-            effect = effect.with_advice(*doubtful)
-        run.verdict = effect
-        if isinstance(images, CaptionedImages):
-            recall = text_of(images.recall_note(effect.source))
-            run.warnings.append(recall)
-            run.progress.say(recall)
-        for warning in effect.warnings:
-            run.warnings.append(text_of(warning))
-            if not getattr(run.progress, "shows_verdict", False):
-                run.progress.say(text_of(warning))
+        _check_ends(run, request, verdict, images, ood)
+        run.verdict = verdict
 
 
 def _check_ends(
     run: Run,
     request: MergeRequest,
-    effect: MergeEffect,
+    verdict: Verdict,
     images: LabelledImages | CaptionedImages,
+    ood: dict[str, Images],
 ) -> None:
     """Check class names or captions again, by the answers that both ends gave on more images, and
     whether fine-tuning may have seen these.
     """
-    ends = end_accuracy(
-        images,
-        effect.zeroshot.clean,
-        effect.finetuned[effect.reference].clean,
-        request.calibration.templates,
-    )
+    zeroshot, *_ = models = list(verdict.target.models.values())
+    best = max(models[1:-1], key=lambda estimate: estimate.value)
+    ends = end_accuracy(images, zeroshot, best, request.calibration.templates)
     known = {finding.kind for finding in run.findings}
     new = [finding for finding in check_answers(ends) if finding.kind not in known]
-    doubts = raise_errors(new, allow=request.allow)
-    run.findings += doubts
-    seen = [] if isinstance(images, CaptionedImages) else check_unseen(ends)
-    for finding in (*doubts, *seen):
+    for source in verdict.ood:
+        new += check_task(source.name, ood[source.name], list(source.models.values()))
+    if not isinstance(images, CaptionedImages):
+        new += check_unseen(ends)
+    for finding in new:
         run.warnings.append(text_of(finding))
         run.progress.say(text_of(finding))
 
@@ -129,7 +116,7 @@ def warn_or_raise(run: Run, request: MergeRequest, what: str) -> Iterator[None]:
         run.progress.say(text_of(warning))
 
 
-def _effect_images(run: Run, request: MergeRequest) -> LabelledImages | CaptionedImages:
+def _test_images(run: Run, request: MergeRequest) -> LabelledImages | CaptionedImages:
     """Images that nothing was learned from; all images if the decision needed none."""
     images = run.held_back
     if request.recipe.measure:
@@ -196,19 +183,28 @@ def broadcast_plan(run: Run, calibration: Calibration) -> Plan:
 def load_tasks(
     named: Mapping[str, Any], progress: Progress, *, max_images: int | None = None, seed: int = 0
 ) -> dict[str, Images]:
-    """Find the images of tasks that the model was not fine-tuned for."""
-    from clipmerge.evaluation.other_tasks import load_task
-
+    """Find the images of `ood`, which keep their own class names and templates."""
     tasks = {
-        name: load_task(source, max_images=max_images, seed=seed) for name, source in named.items()
+        name: _load_task(source, max_images=max_images, seed=seed) for name, source in named.items()
     }
     for task in tasks.values():
         say_all(progress, texts_of(task.notes))
     return tasks
 
 
+def _load_task(source: Any, *, max_images: int | None, seed: int) -> Images:
+    from clipmerge.images.dataset import open_images
+
+    images = open_images(source, whole=max_images is None, max_images=max_images, seed=seed)
+    if isinstance(images, LabelledImages):
+        images.require_classes()
+    if max_images is None or max_images >= len(images):
+        return images
+    return images.sample(max_images, seed)
+
+
 def open_tasks(run: Run, request: MergeRequest) -> dict[str, Images]:
-    """Find the images of the other tasks, and look at some, before anything is learned."""
+    """Find the images of `ood`, and look at some, before anything is learned."""
     if not request.ood:  # what follows imports torch
         return {}
     tasks = load_tasks(
@@ -217,60 +213,3 @@ def open_tasks(run: Run, request: MergeRequest) -> dict[str, Images]:
     doubts = [finding for task in tasks.values() for finding in check_images(task)]
     say_all(run.progress, texts_of(raise_errors(doubts, allow=request.allow)))
     return tasks
-
-
-def add_other_task_scores(run: Run, request: MergeRequest, tasks: dict[str, Images]) -> None:
-    """Measure a decided plan on other tasks, and keep the scores in the plan."""
-    if not tasks:
-        return
-    from clipmerge.evaluation.conclusion import weigh_other_tasks
-    from clipmerge.evaluation.other_tasks import measure_other_tasks
-
-    with run.timed("other_tasks"), warn_or_raise(run, request, "the tasks of `ood`"):
-        prints = {f"`ood` {name}": Fingerprints(task) for name, task in tasks.items()}
-        for images in filter(None, (run.measured_on, run.held_back)):
-            data = {f"`data` {images.source}": Fingerprints(images)}
-            say_all(run.progress, texts_of(note_shared(prints, data)))
-        scores = measure_other_tasks(
-            run.inputs,
-            broadcast_plan(run, request.calibration),
-            tasks,
-            request.calibration,
-            run.progress,
-        )
-        models = {
-            task_score.name: [task_score.zeroshot, *task_score.finetuned, task_score.merged]
-            for task_score in scores
-        }
-        doubts = check_task_scores(tasks, models, run.progress, request.allow)
-        run.warnings += texts_of(chain.from_iterable(doubts.values()))
-        run.other_tasks = tuple(scores)
-        effect = run.verdict
-        counted = [score for score in scores if score.name not in doubts]
-        weighed = effect and weigh_other_tasks(
-            effect.recommendation,
-            counted,
-            request.max_loss,
-            on_experience=effect.rests_on_experience,
-        )
-        if effect and weighed:
-            run.verdict = effect.with_advice(*weighed)
-
-
-def check_task_scores(
-    tasks: Mapping[str, Images],
-    scores: Mapping[str, Sequence[Score]],
-    progress: Progress,
-    allow: Collection[str],
-) -> dict[str, list[Finding]]:
-    """Doubts about the names of tasks, by the scores of all models on each; they are told."""
-    from clipmerge.evaluation.other_tasks import accuracy_or_recall
-
-    doubts_by_task = {}
-    for name, task in tasks.items():
-        accuracies = [accuracy_or_recall(score, len(task)) for score in scores[name]]
-        findings = raise_errors(check_task(name, task, accuracies), allow=allow)
-        if findings := [finding for finding in findings if finding.kind not in allow]:
-            doubts_by_task[name] = findings
-        say_all(progress, texts_of(findings))
-    return doubts_by_task

@@ -14,9 +14,10 @@ from clipmerge.types import Json, Names
 if TYPE_CHECKING:
     from clipmerge.evaluation.tradeoff import Correct
     from clipmerge.finding import Finding
-    from clipmerge.output.record import Published, Record
-    from clipmerge.planning.merge_effect import MergeEffect, Recommendation
+    from clipmerge.output.record import Record
     from clipmerge.planning.plan import Plan
+    from clipmerge.planning.verdict import Recommendation, Verdict
+    from clipmerge.publish.push import Published
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,34 +40,26 @@ class MergeResult(Tabular):
     published: Published | None = None
 
     @property
-    def effect(self) -> MergeEffect | None:
-        """The accuracies behind the answer; ``None`` if nothing was measured."""
+    def verdict(self) -> Verdict | None:
+        """Whether to use the merge, and the accuracies behind it; ``None`` if it was not judged."""
         return self.record.verdict if self.record else None
 
     @property
     def recommendation(self) -> Recommendation | None:
-        """The answer, such as ``use`` or ``too-few-images``; ``None`` if nothing was measured."""
-        return self.effect.recommendation if self.effect else None
-
-    @property
-    def reason(self) -> str:
-        """Why, in a sentence or two; empty if nothing was measured."""
-        from clipmerge.report.text import reason_text
-
-        return reason_text(self.effect) if self.effect else ""
+        """The answer, such as ``use`` or ``too-few-images``; ``None`` if it was not judged."""
+        return self.verdict.recommendation if self.verdict else None
 
     def _rows(self) -> Rows:
         measured = self.record.measurements if self.record else {}
         return [row | measured.get(row["layer"], {}) for row in self.plan._rows()]
 
     def _caption(self) -> str:
-        from clipmerge.report.text import answer_text, headline
+        from clipmerge.report.decision import settings_sentence
 
-        if self.effect is not None:
-            return f"{self.path}: {answer_text(self.effect)} {self.reason}"
         if self.record is None:
             return f"{self.path}: written by the main process"
-        return f"{self.path}: {headline(self.record.plan, self.record.measured)}"
+        told = self.verdict.sentence if self.verdict else settings_sentence(self.plan)
+        return f"{self.path}: {told}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -4,6 +4,7 @@ function.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from clipmerge.planning.plan import (
     write_plan_files,
 )
 from clipmerge.progress import Progress, say_all
-from clipmerge.report.text import record_text, texts_of
+from clipmerge.report.text import texts_of
 from clipmerge.request import as_list, command_line, local_files, parse_size, refuse_duplicates
 from clipmerge.run import Run
 from clipmerge.types import StrPath
@@ -242,9 +243,8 @@ def write_merge(
     from clipmerge.merging.stream import plan_tensors
     from clipmerge.output.folder import assign_shards, write_weights
     from clipmerge.output.side_files import write_side_files
-    from clipmerge.publish.card import model_card
-    from clipmerge.publish.public import public_record
-    from clipmerge.report.page import card_pictures, html_page
+    from clipmerge.publish.card import CARD, model_card
+    from clipmerge.report.page import html_page
 
     with staged(output, overwrite=overwrite) as folder:
         with run.timed("apply"):
@@ -265,11 +265,8 @@ def write_merge(
         record = merge_record(run, plan, output=output, files={**files, **side_files})
         run.progress.stage("draw")
         (folder / "report.html").write_text(html_page(record), encoding="utf-8", errors=_NAMES)
-        pictures = card_pictures(public_record(record))
-        for name, content in pictures.items():
-            (folder / name).write_bytes(content)
-        card = model_card(record, repo_id=None, pictures=pictures)
-        (folder / "README.md").write_text(card, encoding="utf-8", errors=_NAMES)
-        (folder / RECORD).write_text(record_text(record), encoding="utf-8")
+        (folder / CARD).write_text(model_card(record), encoding="utf-8", errors=_NAMES)
+        text = json.dumps(record.as_json(), indent=2) + "\n"
+        (folder / RECORD).write_text(text, encoding="utf-8")
     run.finish()
     return record

@@ -25,7 +25,6 @@ from clipmerge.images.local_files import local_inputs
 from clipmerge.output.checks import check_output
 from clipmerge.planning.recipe import RecipeLike
 from clipmerge.progress import Progress
-from clipmerge.report.text import answer_text, reason_text
 from clipmerge.request import MergeRequest, default_recipe, recipe_files
 from clipmerge.run import RunCache
 from clipmerge.types import StrPath
@@ -127,7 +126,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         )
         _open_images(request)
         if self._push_to is not None:
-            check_push(self._push_to, folder, private=self._settings["private"], command="")
+            check_push(self._push_to, folder)
 
     def on_train_end(
         self,
@@ -171,21 +170,19 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 left,
             )
             return
-        effect = self.result.effect
+        verdict = self.result.verdict
         if not state.is_world_process_zero:
             return
-        if effect is not None:
-            finetuned = effect.finetuned[effect.reference]
-            models = {"zeroshot": effect.zeroshot, "finetuned": finetuned, "merged": effect.merged}
+        if verdict is not None:
             accuracies = {
-                f"clipmerge/{kind}_accuracy_{name}": getattr(model, kind).value
-                for name, model in models.items()
-                for kind in ("clean", "corrupted")
+                f"clipmerge/{source.name} {model}": accuracy.value
+                for source in verdict.sources
+                for model, accuracy in source.models.items()
             }
             state.log_history.append(
                 {**accuracies, "step": state.global_step, "epoch": state.epoch}
             )
-            progress.say(f"{answer_text(effect)} {reason_text(effect)}")
+            progress.say(verdict.sentence)
         published = self.result.published
         progress.say(
             f"the merged model is in {folder}" + (f", and on {published.url}" if published else "")

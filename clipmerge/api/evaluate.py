@@ -12,10 +12,9 @@ from clipmerge.checks import check_answers, check_images, end_accuracy, raise_er
 from clipmerge.config import EvaluateOptions, complete_options, with_options
 from clipmerge.errors import UsageError
 from clipmerge.files.paths import in_memory_title
-from clipmerge.planning.merge_effect import Estimate
-from clipmerge.planning.other_tasks import Score
+from clipmerge.planning.verdict import Estimate
 from clipmerge.progress import say_all
-from clipmerge.report.text import texts_of, with_texts
+from clipmerge.report.text import texts_of
 from clipmerge.request import (
     Calibration,
     allowed_checks,
@@ -23,6 +22,7 @@ from clipmerge.request import (
     require_checkpoints,
     with_state_key,
 )
+from clipmerge.stats import wilson
 from clipmerge.types import Json, StrPath
 
 
@@ -85,20 +85,21 @@ def evaluate(
             for share in [_accuracy_of_source(record, name)]
         ]
         guesses = [finding for ends in answers for finding in check_answers(ends)]
-        doubts += raise_errors(guesses, allow=allow)
+        doubts += guesses
         say_all(reports, texts_of(ends.note() for ends in answers))
         say_all(reports, texts_of(doubts))
         if doubts:
-            record["warnings"] = with_texts([finding.model_dump(mode="json") for finding in doubts])
+            record["warnings"] = texts_of(doubts)
         record["checkpoint"]["source"] = in_memory_title(source) or record["checkpoint"]["source"]
     return EvaluateResult(record["accuracy"], record["images"], record)
 
 
 def _accuracy_of_source(record: Json, name: str) -> Estimate:
     """The accuracy, or the recall at 1, of one source of a record."""
-    from clipmerge.evaluation.effect import estimate
-    from clipmerge.evaluation.other_tasks import accuracy_or_recall
-
+    images = record["images"][name]
     if name in record["accuracy"]:
-        return estimate(record["accuracy"][name], record["images"][name])
-    return accuracy_or_recall(Score(recall=record["recall"][name]), record["images"][name])
+        share = record["accuracy"][name]
+    else:
+        recall = record["recall"][name]
+        share = (recall["image_to_text"]["1"] + recall["text_to_image"]["1"]) / 2
+    return Estimate(value=share, interval=wilson(share, images))

@@ -18,7 +18,6 @@ from typing import Any, TypeVar, Unpack
 from clipmerge.api._data import open_data
 from clipmerge.api._in_memory import CheckpointLike, as_sources, named_after_model
 from clipmerge.api._merge_effect import (
-    add_other_task_scores,
     add_verdict,
     open_tasks,
     warn_or_raise,
@@ -123,8 +122,7 @@ def merge(
                 read=[*request.files, *recipe_files(recipe)],
             )
         if settings["push"] is not None:
-            private, command = settings["private"], request.command
-            check_push(settings["push"], target, private=private, command=command)
+            check_push(settings["push"], target)
         run = prepare(request, progress)
         result = finish_merge(run, target, overwrite=settings["overwrite"], max_shard_size=limit)
     if settings["push"] is None or target is None or not run.is_main:
@@ -270,8 +268,7 @@ def _prepare(
         with run.timed("plan", f"{request.recipe.name}: deciding"):
             _decide(run, request, measurements, calibration)
     if with_verdict:
-        add_verdict(run, request)
-        add_other_task_scores(run, request, tasks)
+        add_verdict(run, request, tasks)
     return run
 
 
@@ -385,7 +382,7 @@ def _check_images(run: Run, request: MergeRequest) -> list[Finding]:
     is_judged_only = not request.recipe.measure
     with (
         run.timed("check", "checking images and class names"),
-        warn_or_raise(run, request, "the effect of the merge") if is_judged_only else nullcontext(),
+        warn_or_raise(run, request, "the verdict") if is_judged_only else nullcontext(),
     ):
         doubts = chain(check_limit(request.max_loss), findings)
         return raise_errors(doubts, allow=request.allow)

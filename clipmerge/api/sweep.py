@@ -25,7 +25,6 @@ from clipmerge.checks import check_shifts, check_sources, raise_errors
 from clipmerge.config import Missing, SweepOptions, complete_options, with_options
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import CheckpointError, DataError, UsageError
-from clipmerge.evaluation.conclusion import exceeds_max_loss, loss_warnings
 from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
 from clipmerge.files.paths import local_path
@@ -43,7 +42,9 @@ from clipmerge.output.record import SWEEP_FORMAT
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import load_limited_recipe
 from clipmerge.progress import Progress, say_all
-from clipmerge.report.text import headline, sweep_headline, texts_of, with_texts
+from clipmerge.report.decision import decision_sentence
+from clipmerge.report.sweep import sweep_sentence
+from clipmerge.report.text import texts_of
 from clipmerge.request import (
     SweepRequest,
     as_list,
@@ -125,13 +126,11 @@ def sweep(
             )
         record, correct = run_sweep(request, reports)
         if target is not None:
-            record["output"] = str(target)
+            record["output"] = target.name
             if is_main_process():
                 reports.stage("draw")
                 write_sweep(record, correct, target, overwrite=settings["overwrite"])
-    return SweepResult(
-        target, record, correct, tuple(warning["text"] for warning in record["warnings"])
-    )
+    return SweepResult(target, record, correct, tuple(record["warnings"]))
 
 
 def run_sweep(
@@ -190,7 +189,7 @@ def run_sweep(
         describe_point(
             plan.recipe.name,
             number,
-            decision=headline(plan, run.measured),
+            decision=decision_sentence(plan, run.measured),
             calibration=run.calibration and run.calibration.model_dump(mode="json"),
             recipe=plan.recipe.model_dump(mode="json"),
         )
@@ -200,27 +199,20 @@ def run_sweep(
         describe_point(name, number, checkpoint=pair.finetuned[0].provenance())
         for number, (name, pair) in enumerate(placed.items(), first)
     ]
-    losing = {
-        f"{kind} {row['name']}": row["id"]
-        for kind, rows_of_kind in (("recipe", recipes), ("point", checkpoints))
-        for row in rows_of_kind
-        if row["exceeds_max_loss"]
-    }
-    finetuned = rows[request.alphas.index(1.0)]["id"] if losing else 0.0
-    lost = loss_warnings(losing, "ID accuracy", finetuned, request.max_loss)
+    doubtful: tuple[Finding, ...] = ()
     if {0.0, 1.0} <= set(request.alphas):
         ends = [request.alphas.index(end) for end in (0.0, 1.0)]
         gains = {name: right[ends[1]] * 1.0 - right[ends[0]] for name, right in correct.items()}
-        lost += check_shifts(
+        doubtful = check_shifts(
             {name: gains[name] for name in request.id_sources},
             {name: gains[name] for name in request.ood_sources},
         )
-    say_all(progress, texts_of(lost))
+    say_all(progress, texts_of(doubtful))
     record = _describe_sweep(
         request,
         inputs,
         loaded,
-        [*inputs.notes, *doubts, *notes, *lost],
+        [*inputs.notes, *doubts, *notes, *doubtful],
     ) | {
         "ood_checked": compared and request.calibration.source is not None,
         "curve": [
@@ -235,8 +227,7 @@ def run_sweep(
     }
     for run in runs:  # what was learned is saved until nothing more can fail
         run.finish()
-    record = with_texts(record) | {"headline": sweep_headline(record)}
-    return record, correct
+    return record | {"answer": sweep_sentence(record)}, correct
 
 
 def _align_point(source: Any, inputs: Inputs, cache: RunCache, request: SweepRequest) -> Inputs:
@@ -263,7 +254,7 @@ def _rows_of_points(request: SweepRequest, correct: dict[str, Correct]) -> list[
             "exceeds_max_loss": (
                 None
                 if finetuned is None
-                else exceeds_max_loss(comparison["id"] - finetuned, request.max_loss)
+                else 100 * (finetuned - comparison["id"]) > request.max_loss + 1e-9
             ),
         }
         for number, comparison in enumerate(comparisons)
@@ -308,7 +299,7 @@ def _describe_sweep(
         ),
         "seed": request.seed,
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
-        "warnings": [note.model_dump(mode="json") for note in notes],
+        "warnings": texts_of(notes),
     }
 
 
@@ -317,20 +308,14 @@ def write_sweep(
 ) -> None:
     """Write the output folder."""
     from clipmerge.evaluation.scorer import write_correct
-    from clipmerge.report.figures import as_image, curve_files, sweep_figure
-    from clipmerge.report.sweep_table import sweep_csv, sweep_page
+    from clipmerge.report.figures import png, sweep_figure
+    from clipmerge.report.page import sweep_page
 
-    description = "ID accuracy from left to right, mean OOD accuracy from bottom to top."
-    curve = as_image(sweep_figure(record), f"{description} The table holds every number.")
-    pictures = curve_files(record)
-    page = sweep_page(record, curve)
+    picture = png(sweep_figure(record))
+    page = sweep_page(record, picture)
     with staged(output, SWEEP_RECORD, overwrite=overwrite) as folder:
-        for name, picture in pictures.items():
-            (folder / name).write_bytes(picture)
+        (folder / "sweep.png").write_bytes(picture)
         (folder / "sweep.html").write_text(page, encoding="utf-8", errors="backslashreplace")
-        (folder / "sweep.csv").write_text(
-            sweep_csv(record), encoding="utf-8", errors="backslashreplace"
-        )
         write_correct(folder / "correct.safetensors", correct)
         (folder / SWEEP_RECORD).write_text(
             json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8"

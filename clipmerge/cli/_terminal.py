@@ -217,17 +217,14 @@ def show_merge(
 ) -> None:
     """Print the result of a merge, and how long it took if ``timed``."""
     from clipmerge.report.terminal import summary
-    from clipmerge.report.text import record_json
 
     if record is None:
         return
-    data = record_json(record) | ({"published": published} if published else {})
+    data = record.as_json() | ({"published": published} if published else {})
     terminal.result(data, lambda: summary(record, verbose=terminal.verbose))
     (terminal.end if timed else terminal.show)(last_line)
 
 
 def push_outcome(published: Json) -> str:
     """Describe the result of a push in one line."""
-    if not published["changed"]:
-        return f"{published['url']} is already up to date: no commit was made"
-    return f"Published {published['pull_request'] or published['url']} at {published['commit']}"
+    return f"Published {published['url']} at {published['commit']}"

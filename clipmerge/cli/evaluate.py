@@ -46,7 +46,6 @@ def evaluate_command(
 def _table(record: Json) -> RenderableType:
     """Format the accuracies for a terminal."""
     from clipmerge.cli._console import table_of
-    from clipmerge.planning.other_tasks import Recall, Score, measures_of
 
     heading = "recall" if not record["accuracy"] and "recall" in record else "accuracy"
     table = table_of("source", "images", heading)
@@ -55,15 +54,10 @@ def _table(record: Json) -> RenderableType:
         interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
         table.add_row(name, str(record["images"][name]), f"{value:.1%} {interval}")
     for name, recall in record.get("recall", {}).items():
-        score = Score(recall=Recall.model_validate(recall))
         gallery = _gallery(record["images"][name], record["captions"][name])
-        for measure, value in measures_of(score).items():
-            table.add_row(f"{name}, {measure}", gallery, f"{value:.1%}")
-    for task in record.get("other_tasks", []):
-        gallery = _gallery(task["images"], task.get("captions", 0))
-        for measure, value in measures_of(Score.model_validate(task["score"])).items():
-            name = task["name"] if measure == "accuracy" else f"{task['name']}, {measure}"
-            table.add_row(name, gallery, f"{value:.1%}")
+        for way, by_rank in recall.items():
+            for rank, value in by_rank.items():
+                table.add_row(f"{name}, {way.replace('_', ' ')} R@{rank}", gallery, f"{value:.1%}")
     return table
 
 

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmerge.finding import Finding
 from clipmerge.stats import (
     MIN_DEFINED,
     gain_interval,
@@ -126,7 +125,7 @@ def compare_with_curve(
         value = float(gain[0, point])
         reached = not np.isnan(value) and point not in on_curve
         note = (
-            Finding.of("on-curve")
+            "a point of the curve"
             if point in on_curve
             else _gain_note(value, gain_drawn[:, point], beyond=bool(beyond[point]))
         )
@@ -139,17 +138,17 @@ def compare_with_curve(
                 "ood_interval": list(mean_of_sources([right[point] for right in ood_correct])),
                 "gain": value if reached else None,
                 "gain_interval": spread and list(spread),
-                "gain_note": note and note.model_dump(mode="json"),
+                "gain_note": note,
             }
         )
     return comparisons
 
 
-def _gain_note(gain: float, drawn: Floats, *, beyond: bool) -> Finding | None:
+def _gain_note(gain: float, drawn: Floats, *, beyond: bool) -> str:
     """Why a point off the curve has no gain or no interval, or what its gain is compared with."""
     if np.isnan(gain):
-        return Finding.of("below-curve")
+        return "less accurate on ID images than any alpha, so it has no gain"
     share = float((~np.isnan(drawn)).mean())
     if share < MIN_DEFINED:
-        return Finding.of("rarely-defined", share=share)
-    return Finding.of("beyond-curve") if beyond else None
+        return f"the curve has its ID accuracy in {share:.0%} of the resamples only: no interval"
+    return "more accurate than any alpha, so compared with the most accurate one" if beyond else ""

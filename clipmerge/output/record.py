@@ -26,9 +26,8 @@ from clipmerge.planning.measurements import (
     LossPath,
     StatisticAbout,
 )
-from clipmerge.planning.merge_effect import MergeEffect, ShareOfImages, finetuned_names
-from clipmerge.planning.other_tasks import OtherTaskScores
 from clipmerge.planning.plan import Plan, SourceRecord
+from clipmerge.planning.verdict import Verdict, finetuned_names
 from clipmerge.types import Json, Layers, Names, Shape
 
 if TYPE_CHECKING:
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 FORMAT = "clipmerge-record/4"
 #: Format of the record of a sweep; see `docs/how-to/sweep.md`.
 SWEEP_FORMAT = "clipmerge-sweep/3"
-#: Fields of published records only, or of records with results to publish.
-PUBLISHED = ("accuracy", "images", "sources", "card")
 #: Equal bins from 0 to `TOP`, twice the fine-tuned model's: no coefficient is learned beyond it.
 BINS, TOP = 40, 2.0
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -51,41 +48,6 @@ def map_text(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
         return {change(key): map_text(item, change) for key, item in value.items()}
     return [map_text(item, change) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-class Published(Frozen):
-    """The place of a published model.
-
-    Attributes:
-        url: The repository's page.
-        repo_id: ``org/name``.
-        commit: The commit that holds the model.
-        created: Whether the repository was created.
-        changed: False if the Hub already held exactly these files.
-        pull_request: The page of the pull request, if one was made.
-        not_published: Files in the folder that were not published, because they are not part of the
-            output.
-        would_change: Files that a dry run found to differ from those on the Hub.
-    """
-
-    url: str
-    repo_id: str
-    commit: str
-    created: bool
-    changed: bool
-    pull_request: str | None = None
-    not_published: Names = ()
-    would_change: Names = ()
-
-
-class DataSource(Frozen):
-    """The source of the images of a published accuracy, as the user wrote it, its commit, and the
-    day on which the accuracy was measured, such as ``2026-11-30``.
-    """
-
-    source: str | None = None
-    revision: str | None = None
-    date: str | None = None
 
 
 class Measured(Frozen):
@@ -131,16 +93,11 @@ class Record(Frozen):
         measurements: Measured values by layer and statistic.
         measured: What else was found on the way to the plan.
         calibration: The images used for measuring, if there were any.
-        verdict: Accuracies on held-back images, if there were any, and the recommendation.
-        other_tasks: Scores on tasks that the models were not fine-tuned for, if any were named.
+        verdict: Whether to use the merge; ``None`` if there were no images to judge it by.
         warnings: Warnings, one sentence each.
         command: Command that repeats the merge.
         date: Day on which it was decided or applied, such as ``2026-11-30``.
         seconds: Wall-clock seconds by stage.
-        accuracy: Accuracy by name of the images; only in published records.
-        images: Number of images by name; only in published records.
-        sources: Sources of those images, by name; only in published records.
-        card: Git's hash of the model card; only in published records.
     """
 
     format: Literal["clipmerge-record/4"] = FORMAT  # type: ignore[assignment]
@@ -153,16 +110,11 @@ class Record(Frozen):
     measurements: dict[str, dict[str, float]] = Field(default_factory=dict)
     measured: Measured = Measured()
     calibration: CalibrationRecord | None = None
-    verdict: MergeEffect | None = None
-    other_tasks: tuple[OtherTaskScores, ...] = ()
+    verdict: Verdict | None = None
     warnings: Names = ()
     command: str = ""
     date: str | None = None
     seconds: dict[str, float] = Field(default_factory=dict)
-    accuracy: dict[str, ShareOfImages] | None = None
-    images: dict[str, _Count] | None = None
-    sources: dict[str, DataSource] | None = None
-    card: str | None = None
 
     @property
     def checkpoints(self) -> list[tuple[str, SourceRecord]]:
@@ -176,11 +128,10 @@ class Record(Frozen):
         return self.measured.straggler_statistic is not None or bool(self.plan.stragglers)
 
     def as_json(self) -> Json:
-        """Return the JSON object; fields of published records are left out of others."""
-        data = self.model_dump(mode="json")
-        return {
-            key: value for key, value in data.items() if value is not None or key not in PUBLISHED
-        }
+        """The JSON object; in names that are not UTF-8, the bytes that are not are escaped."""
+        return map_text(  # type: ignore[no-any-return]
+            self.model_dump(), lambda text: text.encode("utf-8", "backslashreplace").decode()
+        )
 
 
 def merge_record(
@@ -209,7 +160,6 @@ def merge_record(
         ),
         calibration=run.calibration,
         verdict=run.verdict,
-        other_tasks=run.other_tasks,
         warnings=tuple(dict.fromkeys(run.warnings)),
         command=run.command,
         date=datetime.date.today().isoformat(),

@@ -18,7 +18,7 @@ from clipmerge.files.limits import MAX_DIGITS, MAX_RECIPE_BYTES
 from clipmerge.files.paths import local_path, recipe_files
 from clipmerge.files.reading import format_size, read_text, refusing
 from clipmerge.frozen import Frozen, Plain
-from clipmerge.planning.merge_effect import MAX_LOSS
+from clipmerge.planning.verdict import MAX_LOSS
 from clipmerge.plugins import (
     Alpha,
     Density,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from clipmerge.frozen import Frozen
+from clipmerge.types import Names
 
 #: Loss of accuracy, in points, that is accepted unless the recipe or the user says otherwise.
 MAX_LOSS = 3.0
@@ -70,6 +71,7 @@ class SourceComparison(Comparison):
         revision: The commit, for a data set of the Hub.
         images: Number of images.
         classes: Number of classes; 0 for captions.
+        class_names: The first classes, for examples.
         captions: Number of captions; 0 for classes.
         recall: Recall at K by model, for captions.
     """
@@ -79,6 +81,7 @@ class SourceComparison(Comparison):
     revision: str | None = None
     images: Annotated[int, Field(ge=1)]
     classes: Annotated[int, Field(ge=0)] = 0
+    class_names: Names = ()
     captions: Annotated[int, Field(ge=0)] = 0
     recall: dict[str, Recall] = Field(default_factory=dict)
 

@@ -10,7 +10,10 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file
 
+from clipmerge.output.record import read_output
+from clipmerge.publish.card import model_card
 from tests.support.command import done
+from tests.support.merge_records import verdict
 from tests.support.tiny_clip import save_pair
 from tests.support.tiny_open_clip import model_config, save_open_clip_pair
 
@@ -68,7 +71,7 @@ ZERO_SHOT, IMAGES, TEXTS = (
 )
 #: Each kind of output: its inputs, the Hub's library and task, and what the code prints.
 KINDS: dict[str, tuple[Callable[[Path], tuple[Path, ...]], str, str, str]] = {
-    "CLIPModel": (save_pair, "transformers", ZERO_SHOT, "a photo of a dog"),
+    "CLIPModel": (save_pair, "transformers", ZERO_SHOT, "a photo of an eight"),
     "CLIPVisionModel": (one_tower("CLIPVisionModel"), "transformers", IMAGES, "[1, 32]"),
     "CLIPVisionModelWithProjection": (
         one_tower("CLIPVisionModelWithProjection"),
@@ -87,7 +90,7 @@ KINDS: dict[str, tuple[Callable[[Path], tuple[Path, ...]], str, str, str]] = {
         lambda folder: save_open_clip_pair(folder, model_config()),
         "open_clip",
         ZERO_SHOT,
-        "a photo of a dog",
+        "a photo of an eight",
     ),
     "OpenCLIP classifier": (wise_ft_classifier, "open_clip", "image-classification", "[0."),
     "file": (bare("model.safetensors"), "transformers", ZERO_SHOT, " tensors"),
@@ -107,7 +110,7 @@ def test_the_code_of_a_card_runs(
     make, library, task, printed = KINDS[kind]
     pair = make(tmp_path / "pair")
     done("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = model_card(read_output(tmp_path / "out").replace(verdict=verdict()))
     assert f"library_name: {library}\n" in card
     assert f"pipeline_tag: {task}\n" in card
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)

@@ -1,0 +1,69 @@
+"""Shares and differences in per cent, with as many digits as their interval deserves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clipmerge.planning.verdict import Comparison, Difference, Estimate, Verdict
+
+# Half the width of an interval, as a share, from which whole points are shown.
+_COARSE = 0.05
+
+#: A table: its headings, and its rows.
+Table = tuple[list[str], list[list[str]]]
+
+
+def share_text(estimate: Estimate) -> str:
+    """A share in per cent.
+
+    Example:
+        >>> share_text(Estimate(value=0.758, interval=(0.66, 0.83)))
+        '76'
+        >>> share_text(Estimate(value=0.758, interval=(0.72, 0.79)))
+        '75.8'
+    """
+    return f"{100 * estimate.value:.{_digits(estimate.interval)}f}"
+
+
+def gain_text(difference: Difference) -> str:
+    """A difference in points, with its interval.
+
+    Example:
+        >>> gain_text(Difference(value=0.019, interval=(-0.067, 0.104)))
+        '+2 [-7, +10]'
+    """
+    digits = _digits(difference.interval)
+    low, high = (signed(end, digits) for end in difference.interval)
+    return f"{signed(difference.value, digits)} [{low}, {high}]"
+
+
+def signed(share: float, digits: int = 1) -> str:
+    """A difference in points with its sign.
+
+    Example:
+        >>> signed(0.0123), signed(-0.0001)
+        ('+1.2', '0.0')
+    """
+    text = f"{100 * share:+.{digits}f}"
+    return text if float(text) else text[1:]
+
+
+def _digits(interval: Sequence[float]) -> int:
+    low, high = interval
+    return 0 if high - low > 2 * _COARSE else 1
+
+
+def verdict_table(verdict: Verdict) -> Table:
+    """The accuracies of the models by source, and what the merge gains over fine-tuned."""
+    target, *ood = verdict.sources
+    rows: dict[str, Comparison] = {f"{target.source}, {target.images:,} images": target}
+    rows["the same, corrupted"] = verdict.corrupted
+    rows |= {f"{source.name}, {source.images:,} images": source for source in ood}
+    title = "recall at 1, %" if target.captions else "accuracy, %"
+    return (
+        [title, *target.models, "gain"],
+        [
+            [name, *map(share_text, row.models.values()), gain_text(row.gain)]
+            for name, row in rows.items()
+        ],
+    )

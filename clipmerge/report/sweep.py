@@ -1,0 +1,87 @@
+"""The answer and the table of a sweep, from its record."""
+
+from __future__ import annotations
+
+from clipmerge.report.numbers import Table, signed
+from clipmerge.types import Json
+
+
+def points_of(record: Json) -> list[Json]:
+    """The rows that are not points of the curve: recipes, then other checkpoints."""
+    return [*record["recipes"], *record.get("points", [])]
+
+
+def curve_name(record: Json, alpha: float) -> str:
+    """The name of a point of the curve."""
+    count = len(record.get("finetuned", ()))
+    ends = {0.0: "zero-shot", 1.0: "fine-tuned" if count < 2 else f"average of {count}"}
+    return f"alpha {alpha:g}" + (f" ({ends[alpha]})" if alpha in ends else "")
+
+
+def sweep_sentence(record: Json) -> str:
+    """Compare the best recipe with the alpha curve, or say why that is not possible.
+
+    A recipe is recommended only if it surely gains, and does not lose too much on the target.
+    """
+    judged = [row for row in points_of(record) if row["gain_interval"]]
+    if not judged:
+        best = max(points_of(record) or record["curve"], key=lambda row: float(row["ood"]))
+        name = best.get("name") or curve_name(record, best["alpha"])
+        text = f"{name} has the highest OOD accuracy, {100 * best['ood']:.1f}%"
+        return f"{text}, with {100 * best['id']:.1f}% ID accuracy."
+    row = max(judged, key=_rank)
+    low, high = row["gain_interval"]
+    numbers = (
+        f"{signed(row['gain'])} points [{signed(low)}, {signed(high)}] of OOD accuracy over the"
+        " alpha curve at equal ID accuracy"
+    )
+    if low > 0 and row["exceeds_max_loss"] is False:
+        return f"Use {row['name']}: {numbers}."
+    if low > 0:
+        return f"{row['name']} gains {numbers}, at a loss of ID accuracy beyond the limit."
+    if high < 0:
+        return f"Keep to the alpha curve: {row['name']}, the best of the others, has {numbers}."
+    return f"No difference is shown: {row['name']} has {numbers}; more images would tell."
+
+
+def _rank(row: Json) -> tuple[bool, float]:
+    """Rows that surely gain and keep the accuracy come before those that may gain more."""
+    return row["gain_interval"][0] > 0 and row["exceeds_max_loss"] is False, float(row["gain"])
+
+
+def sweep_table(record: Json) -> Table:
+    """A row per point: accuracy on every source, the means, and the gain over the curve."""
+    names = [*record["id"], *record["ood"]]
+    means = [kind for kind in ("id", "ood") if len(record[kind]) > 1]
+    rows = [(curve_name(record, row["alpha"]), row) for row in record["curve"]]
+    rows += [(row["name"], row) for row in points_of(record)]
+    return (
+        ["accuracy, %", *names, *(f"mean {kind.upper()}" for kind in means), "gain"],
+        [
+            [
+                head,
+                *(f"{100 * row['accuracy'][name]:.1f}" for name in names),
+                *(f"{100 * row[kind]:.1f}" for kind in means),
+                _gain(row),
+            ]
+            for head, row in rows
+        ],
+    )
+
+
+def _gain(row: Json) -> str:
+    if row["gain"] is None:
+        return ""
+    interval = ", ".join(map(signed, row["gain_interval"] or ()))
+    return signed(row["gain"]) + (f" [{interval}]" if interval else "")
+
+
+def sweep_notes(record: Json) -> list[str]:
+    """Why a point has no gain or no interval, or that it lies on the curve."""
+    notes = []
+    for row in points_of(record):
+        if row["alpha"] is not None:
+            notes.append(f"{row['name']}: the same weights as alpha {row['alpha']:g}.")
+        elif row["gain_note"]:
+            notes.append(f"{row['name']}: {row['gain_note']}.")
+    return notes

@@ -1,0 +1,152 @@
+"""The rules of the verdict, each at its edge, and the numbers of a judged merge counted by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import clipmerge
+from clipmerge.evaluation.corruptions import CORRUPTIONS, corrupt
+from clipmerge.evaluation.verdict import FEWEST_IMAGES, recommend
+from clipmerge.planning.verdict import Comparison
+from tests.support.merge_records import gain, source
+
+NOTHING = gain(0.0, 0.05)
+CASES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "zero-shot surely better": ({"zeroshot_gain": gain(0.1, 0.09)}, "check-images", "zeroshot-"),
+    "zero-shot perhaps better": ({"zeroshot_gain": gain(0.1, 0.11)}, "probably-use", "like"),
+    "a sure loss beyond the limit": ({"target": source(-0.1, 0.06)}, "keep-finetuned", "loses"),
+    "a sure loss within the limit": ({"target": source(-0.02, 0.01)}, "probably-use", "like"),
+    "a loss beyond the limit, not sure": (
+        {"target": source(-0.05, 0.06)},
+        "too-few-images",
+        "unclear-loss",
+    ),
+    "a loss of a sure gain under corruptions": (
+        {"target": source(-0.05, 0.06), "corrupted": gain(0.1, 0.05)},
+        "too-few-images",
+        "unclear-loss",
+    ),
+    "the limit in whole images": (
+        {"target": source(-1 / 29, 0.1, images=29)},
+        "probably-use",
+        "like",
+    ),
+    "a sure gain": ({"target": source(0.1, 0.09)}, "use", "gains"),
+    "a sure gain under corruptions": ({"corrupted": gain(0.02, 0.01)}, "use", "gains"),
+    "a sure loss under corruptions": ({"corrupted": gain(-0.1, 0.01)}, "probably-use", "like"),
+    "a sure gain on a shift": ({"ood": [source(0.1, 0.09)]}, "use", "gains"),
+    "a sure loss on a shift": ({"ood": [source(-0.1, 0.06)]}, "keep-finetuned", "loses"),
+    "a perhaps lost shift": ({"ood": [source(-0.05, 0.06)]}, "too-few-images", "unclear-loss"),
+    "lost in rare classes": (
+        {"corrupted": gain(0.1, 0.01), "class_gain": -0.04},
+        "too-few-images",
+        "unclear-loss",
+    ),
+    "no prediction differs": ({"same_answers": True}, "either", "same-answers"),
+    "no images chose": ({"chosen": False}, "too-few-images", "not-chosen"),
+    "very few images": (
+        {"target": source(0.0, 0.1, images=FEWEST_IMAGES - 1)},
+        "too-few-images",
+        "few",
+    ),
+    "no difference": ({}, "probably-use", "like"),
+}
+
+
+def rule_of(**changes: Any) -> Any:
+    given = {"target": source(0.0, 0.05), "corrupted": NOTHING, "ood": [], "chosen": True}
+    given |= {"zeroshot_gain": gain(-0.2, 0.05), "max_loss": 3.0} | changes
+    given["corrupted"] = Comparison(models={}, gain=given["corrupted"])
+    return recommend(given.pop("target"), given.pop("corrupted"), given.pop("ood"), **given)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_rule_holds_where_it_should(case: str) -> None:
+    changes, recommendation, reason = CASES[case]
+    rule = rule_of(**changes)
+    assert rule.recommendation == recommendation
+    assert rule.reason.startswith(reason)
+
+
+def test_the_limit_is_the_users() -> None:
+    lost = source(-0.1, 0.06)
+    assert rule_of(target=lost, max_loss=4.1).recommendation == "too-few-images"
+    assert rule_of(target=lost, max_loss=11).recommendation == "probably-use"
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        # 100 images with half an interval of 8 points, where 5 points decide: 100 * (8 / 5) ** 2
+        (source(0.02, 0.08), "about 260 test images"),
+        (source(-0.0301, 0.08, images=5000), "more than 20,000 test images"),
+        (source(0.0, 0.01), r"^Probably [^;]*\. 100 labelled images of the shift, as `ood`, would settle it"),
+    ],
+)
+def test_it_says_how_many_images_would_settle_it(target: Any, told: str) -> None:
+    import re
+
+    assert re.search(told, rule_of(target=target).sentence)
+
+
+def test_a_merge_is_judged_by_its_own_answers(small_judged: Any) -> None:
+    result, folder = small_judged
+    (target, *ood) = result.verdict.sources
+    assert [at.name for at in ood] == ["other"]
+    written = {"zero-shot": folder / "zeroshot", "merged": result.path}
+    for name, path in written.items():
+        accuracy = clipmerge.evaluate(path, {"x": folder / "other"}).accuracy["x"]
+        assert ood[0].models[name].value == pytest.approx(accuracy)
+    assert target.gain.value == pytest.approx(
+        target.models["merged"].value - target.models["fine-tuned"].value
+    )
+
+
+def test_the_record_names_no_folder_of_this_machine(small_judged: Any) -> None:
+    result, folder = small_judged
+    for name in ("clipmerge.json", "README.md", "report.html"):
+        assert str(folder) not in (result.path / name).read_text()
+
+
+@pytest.fixture(scope="module")
+def small_judged(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A merge at alpha 0.5, judged on noise in two classes, beside other noise."""
+    folder = tmp_path_factory.mktemp("judged")
+    rng = np.random.default_rng(0)
+    for name in ("data", "other"):
+        for label in ("cat", "dog"):
+            (folder / name / label).mkdir(parents=True)
+            for number in range(12):
+                pixels = rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / name / label / f"{number}.png")
+    (folder / "zeroshot").symlink_to(pair[0])
+    result = clipmerge.merge(
+        *pair,
+        "wise-ft",
+        output=folder / "merged",
+        data=folder / "data",
+        ood={"other": folder / "other"},
+        allow=["at-chance", "odd-names", "unrelated"],
+    )
+    return result, folder
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_corruption_changes_every_image_alike_in_every_run(corruption: str) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    first, again, other = (np.asarray(corrupt(image, corruption, seed)) for seed in (3, 3, 4))
+    assert first.shape == pixels.shape
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, pixels)
+    assert np.array_equal(first, other) == (corruption != "occlusion")
+
+
+def test_occlusion_hides_a_quarter() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    changed = (np.asarray(corrupt(Image.fromarray(pixels), "occlusion", 0)) != pixels).any(axis=2)
+    rows, columns = changed.any(axis=1).sum(), changed.any(axis=0).sum()
+    assert (rows, columns) == (20, 30)

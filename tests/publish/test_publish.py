@@ -1,0 +1,114 @@
+"""The model card and the push, to a Hub in this process."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import clipmerge
+from clipmerge.errors import HubError, OutputError, UsageError
+from clipmerge.publish.card import model_card
+from clipmerge.publish.push import push
+from tests.support.hub_double import FakeHub, upload
+from tests.support.merge_records import record, source, verdict
+
+# of the client's HTTP library, about how the client hands it a file
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+def metadata_of(card: str) -> dict[str, object]:
+    return dict(yaml.safe_load(card.split("---\n")[1]))
+
+
+def test_the_cards_metadata_come_from_record_and_verdict() -> None:
+    shift = source(0.1, 0.04, name="r", source="hf://datasets/acme/shift", revision="a" * 40)
+    made = record(verdict=verdict(ood=(shift,)))
+    data = metadata_of(model_card(made, repo_id="alice/robust", license="mit"))
+    assert data["base_model"] == ["acme/base"]
+    assert data["base_model_relation"] == "merge"
+    assert data["license"] == "mit"
+    assert data["datasets"] == ["acme/shift"]
+    assert data["library_name"] == "transformers"
+    results = data["model-index"][0]["results"]  # type: ignore[index]
+    values = {row["dataset"]["name"]: row["metrics"][0]["value"] for row in results}
+    assert values == pytest.approx({"digits": 0.76, "hf://datasets/acme/shift": 0.84})
+
+
+def test_the_example_names_the_classes_that_were_judged_or_none() -> None:
+    assert "labels = ['a photo of an eight', 'a photo of a two']" in model_card(record())
+    assert "labels" not in model_card(record(verdict=None))
+
+
+def test_a_card_is_neither_markup_nor_closed_by_its_content() -> None:
+    card = model_card(record(command="clipmerge `merge` ```x"))
+    assert "sketch &lt;&amp;&gt;" in card
+    assert "````sh\nclipmerge `merge` ```x\n````" in card
+
+
+def test_a_push_publishes_the_files_of_the_merge_in_one_commit(merged: Path, hub: FakeHub) -> None:
+    (merged / "notes.txt").write_text("mine")
+    published = push(merged, "alice/robust")
+    files = hub.files("alice/robust")
+    assert {"model.safetensors", "config.json", "README.md", "report.html"} <= set(files)
+    assert "notes.txt" not in files
+    card = hub.content("alice/robust", "README.md").decode()
+    assert "# robust" in card
+    assert 'from_pretrained("alice/robust")' in card
+    assert published.url.endswith("/alice/robust")
+    assert json.loads(hub.content("alice/robust", "clipmerge.json"))["plan"]["recipe"]["name"] == "straggler-outlier"
+    again = push(merged, "alice/robust")
+    assert again.url == published.url
+
+
+def test_an_edited_card_is_published_as_it_is(merged: Path, hub: FakeHub) -> None:
+    card = (merged / "README.md").read_text().replace("# A merged CLIP", "# My own words")
+    (merged / "README.md").write_text(card)
+    push(merged, "alice/robust")
+    assert hub.content("alice/robust", "README.md").decode() == card
+
+
+def test_another_answer_than_use_is_said(merged: Path, hub: FakeHub) -> None:
+    said: list[str] = []
+    push(merged, "alice/first", say=said.append)
+    assert said == []
+    data = json.loads((merged / "clipmerge.json").read_text())
+    data["verdict"] |= {"recommendation": "keep-finetuned", "sentence": "Keep the fine-tuned."}
+    (merged / "clipmerge.json").write_text(json.dumps(data))
+    push(merged, "alice/second", say=said.append)
+    assert len(said) == 1
+    assert "Keep the fine-tuned." in said[0]
+
+
+def test_weights_that_changed_are_not_published(merged: Path, hub: FakeHub) -> None:
+    with (merged / "model.safetensors").open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(OutputError, match=r"model\.safetensors changed since the merge"):
+        push(merged, "alice/robust")
+
+
+def test_another_model_is_not_overwritten(merged: Path, hub: FakeHub, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(b"theirs")
+    upload(hub, "alice/other", other)
+    with pytest.raises(UsageError, match="exists and holds something else"):
+        push(merged, "alice/other")
+
+
+@pytest.mark.parametrize("name", ["robust", "a/b/c", "/x", "a/"])
+def test_a_name_that_is_none_is_refused(merged: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="write it as ORG/NAME"):
+        clipmerge.push(merged, name)
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(401, "hf auth login"), (403, "hf auth login"), (409, "tries again")]
+)
+def test_a_refusal_is_one_line_with_what_to_do(
+    merged: Path, hub: FakeHub, status: int, told: str
+) -> None:
+    hub.fail("POST", "/api/repos/create", status=status)
+    with pytest.raises(HubError, match=told) as caught:
+        push(merged, "alice/robust")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,165 @@
+"""Page, terminal and picture of a merge and of a sweep, from made-up records."""
+
+import io
+import struct
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from clipmerge.report.figures import merge_figure, png, sweep_figure
+from clipmerge.report.page import html_page, merge_picture, sweep_page
+from clipmerge.report.sweep import sweep_sentence, sweep_table
+from clipmerge.report.terminal import summary, sweep_summary
+from tests.support.merge_records import record, source, verdict
+
+
+def told(renderable: Any, width: int = 100) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width).print(renderable)
+    return file.getvalue()
+
+
+class Tags(HTMLParser):
+    """Checks that a page is closed properly, and lists addresses that it would load."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loaded += [str(value) for key, value in attrs if key in ("src", "href")]
+        if tag not in ("meta", "img", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_a_page_is_whole_loads_nothing_and_escapes_names() -> None:
+    tags = Tags(page := html_page(record()))
+    assert tags.open == []
+    assert [address[:22] for address in tags.loaded] == ["data:image/png;base64,"]
+    assert "sketch &lt;&amp;&gt;" in page
+    assert "straggler: z 4.1 | &lt;b&gt;" in page
+    assert page == html_page(record())
+
+
+def test_each_fact_is_said_once() -> None:
+    page, lines = html_page(record()), told(summary(record()))
+    for text in (page, lines):
+        assert text.count("Use it") == 1
+        assert text.count("+11.0 [+7.0, +15.0]") == 1  # as fine as its interval
+        assert text.count("+2 [-6, +10]") == 1
+    assert page.count("an odd tensor was left out") == 1
+    assert len(lines.splitlines()) <= 8
+
+
+def test_an_unjudged_merge_says_so_and_a_plain_one_has_no_picture() -> None:
+    unjudged = record(verdict=None)
+    assert "Not judged" in html_page(unjudged)
+    assert merge_picture(unjudged) is not None
+    layers = {"vision.0.mlp": next(iter(unjudged.plan.layers.values()))}
+    plain = unjudged.replace(plan=unjudged.plan.replace(layers=layers, stragglers=()))
+    assert merge_picture(plain) is None
+    assert Tags(html_page(plain)).loaded == []
+
+
+def test_columns_that_are_empty_are_left_out() -> None:
+    page = html_page(record(measurements={}))
+    assert "<th scope=\"col\">barrier</th>" not in page
+    assert "<th scope=\"col\">density</th>" in page
+
+
+def size_of(picture: bytes) -> tuple[int, int]:
+    return struct.unpack(">II", picture[16:24])  # type: ignore[return-value]
+
+
+def test_pictures_are_narrow_and_equal_in_every_run() -> None:
+    figure = merge_figure(record())
+    assert figure is not None
+    first = png(figure)
+    assert size_of(first)[0] == 864
+    again = merge_figure(record())
+    assert again is not None
+    assert png(again) == first
+    assert size_of(png(sweep_figure(sweep())))[0] == 864
+
+
+def test_the_picture_shows_the_verdicts_numbers() -> None:
+    many = tuple(source(0.1, 0.05, name=f"$shift_{n}$") for n in range(3))
+    figure = merge_figure(record(verdict=verdict(ood=many)))
+    assert figure is not None
+    accuracy, layers = figure.axes
+    drawn = {line.get_label(): line for line in accuracy.containers}
+    assert list(drawn) == ["zero-shot", "fine-tuned", "merged"]
+    merged = accuracy.containers[2].lines[0].get_xdata()
+    assert list(merged) == pytest.approx([76, 76, 84, 84, 84])
+    assert layers.lines[0].get_ydata()[0] == 0.5
+
+
+def sweep(**changes: Any) -> dict[str, Any]:
+    def row(id: float, ood: float, gain: float | None = None, **about: Any) -> dict[str, Any]:
+        return {
+            "accuracy": {"val": id, "sketch": ood},
+            "id": id,
+            "id_interval": [id - 0.02, id + 0.02],
+            "ood": ood,
+            "ood_interval": [ood - 0.02, ood + 0.02],
+            "gain": gain,
+            "gain_interval": None if gain is None else [gain - 0.03, gain + 0.03],
+            "gain_note": "",
+            "exceeds_max_loss": False,
+            "alpha": None,
+            **about,
+        }
+
+    return {
+        "id": ["val"],
+        "ood": ["sketch"],
+        "curve": [row(0.5, 0.6, alpha=0.0), row(0.8, 0.7, alpha=0.5), row(0.9, 0.5, alpha=1.0)],
+        "recipes": [row(0.89, 0.62, 0.1, name="auto <x>"), row(0.7, 0.6, name="$tie$", alpha=0.5)],
+        "points": [],
+        "zeroshot": {"source": "base"},
+        "finetuned": [{"source": "cars"}],
+        "sources": {"val": "val/", "sketch": "sketch/"},
+        "images": {"val": 400, "sketch": 1000},
+        "bootstrap": {"resamples": 1000, "level": 0.95},
+        "command": "clipmerge sweep base cars",
+        "clipmerge": "0.1.0",
+        "warnings": ["look at <this>"],
+    } | changes
+
+
+def test_a_sweep_has_a_page_a_table_and_an_answer() -> None:
+    page = sweep_page(sweep(), png(sweep_figure(sweep())))
+    assert Tags(page).open == []
+    assert "Use auto &lt;x&gt;: +10.0 points [+7.0, +13.0]" in page
+    assert "$tie$: the same weights as alpha 0.5." in page
+    heads, rows = sweep_table(sweep())
+    assert heads == ["accuracy, %", "val", "sketch", "gain"]
+    assert rows[2] == ["alpha 1 (fine-tuned)", "90.0", "50.0", ""]
+    assert rows[3] == ["auto <x>", "89.0", "62.0", "+10.0 [+7.0, +13.0]"]
+    assert len(told(sweep_summary(sweep())).splitlines()) == 7
+
+
+@pytest.mark.parametrize(
+    ("gain", "lost", "answer"),
+    [
+        (0.1, True, "auto <x> gains .* at a loss"),
+        (0.01, False, "No difference is shown"),
+        (-0.1, False, "Keep to the alpha curve"),
+        (None, False, "alpha 0.5 has|auto <x> has the highest OOD accuracy, 62.0%"),
+    ],
+)
+def test_the_answer_follows_the_interval(gain: float | None, lost: bool, answer: str) -> None:
+    import re
+
+    made = sweep()
+    row = made["recipes"][0]
+    row["gain"], row["exceeds_max_loss"] = gain, lost
+    row["gain_interval"] = None if gain is None else [gain - 0.03, gain + 0.03]
+    assert re.search(answer, sweep_sentence(made))
