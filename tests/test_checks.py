@@ -32,7 +32,7 @@ from clipmerge.evaluation.accuracy import load_model
 from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.source import Columns
 from clipmerge.images.store import Pixels
-from clipmerge.planning.merge_effect import Estimate
+from clipmerge.planning.verdict import Estimate
 from clipmerge.progress import Progress
 from clipmerge.report.text import text_of
 from clipmerge.request import Calibration
