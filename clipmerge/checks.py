@@ -320,10 +320,10 @@ def _end_accuracies(
     """Classify images by one prompt of each class, or by a caption of each image."""
     from functools import partial
 
-    from clipmerge.evaluation.moving_model import MovingModel
     from clipmerge.evaluation.scorer import Scorer
     from clipmerge.images.image_set import CaptionedImages
     from clipmerge.images.prompts import templates_for
+    from clipmerge.learning.interpolate import Path
 
     asked: dict[str, Images] = {}
     for name, images in samples.items():
@@ -339,8 +339,8 @@ def _end_accuracies(
     size = settings.batch_size or PROBE
     scorer = Scorer(model, inputs, replace(settings, templates=(), batch_size=size))
     moves = [
-        partial(MovingModel.interpolate, alpha=0.0),
-        partial(MovingModel.set_finetuned, which=0),
+        partial(Path.set_alpha, alpha=0.0),
+        partial(Path.set_finetuned, which=0),
     ]
     for name, outcomes in scorer.score(moves, asked, progress).items():
         zeroshot, finetuned = (

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from unittest.mock import Mock, create_autospec
@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from tests.support.hub_double import FakeHub
-    from tests.support.stopped_learning import Stopping
 
 os.environ["HF_HUB_OFFLINE"] = (
     "0"  # huggingface_hub reads it at import; a Hub double is the only Hub here
@@ -191,21 +190,6 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> Callable[[object, str], Mock]:
         return watched
 
     return spy
-
-
-@pytest.fixture
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Learning saves its state after every step."""
-    from tests.support.stopped_learning import save_every_step
-
-    save_every_step(monkeypatch)
-
-
-@pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch) -> Stopping:
-    from tests.support.stopped_learning import stop_after
-
-    return partial(stop_after, monkeypatch)
 
 
 @pytest.fixture(autouse=True)

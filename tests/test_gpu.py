@@ -31,7 +31,7 @@ def measure(name: str, ends: Folders, device: str) -> Measurements:
     objective = objective_for(
         ends, make_batches(SIZES), context=DistributedContext(torch.device(device))
     )
-    assert objective.data.context.device.type == device
+    assert objective.path.device.type == device
     return load_plugin("measures", name)(objective)
 
 

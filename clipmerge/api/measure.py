@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -14,13 +12,13 @@ from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.images.split import MAX_HELD_BACK, Samples, copies_note, sample_and_hold_back
-from clipmerge.learning.objective import Objective
+from clipmerge.learning.interpolate import Path
+from clipmerge.learning.learn import held_out_positions
+from clipmerge.learning.objective import Batch, Objective
 from clipmerge.learning.resume import LearningState, state_file
-from clipmerge.learning.sharded_batches import ShardedBatches
-from clipmerge.learning.steps import held_out_positions
-from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.models.building import build_model
 from clipmerge.models.captions import caption_notes
+from clipmerge.models.classifier import Captions, Prompts
 from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
 from clipmerge.planning.recipe import Recipe
 from clipmerge.plugins import load_plugin, needs_score, plugin_options
@@ -37,8 +35,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, CalibrationR
     recipe = request.recipe
     assert recipe.measure is not None
     objective, state, record = objective_for(run, request)
-    # the outermost autocast, of whatever device, holds what those in it cast
-    with torch.autocast("cpu", enabled=False), state.underway():
+    with state.underway():
         measurements: Measurements = load_plugin("measures", recipe.measure["name"])(
             objective, **recipe.measure_options
         )
@@ -46,7 +43,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, CalibrationR
     run.when_stopped.append(state.tell_stopped)
     with peer_errors():
         # no process leaves while another still gathers
-        objective.data.context.state.wait_for_everyone()
+        objective.context.state.wait_for_everyone()
     return _add_relative_change(measurements, objective), record
 
 
@@ -91,43 +88,38 @@ def objective_for(
     batch_size = batch_size_for(len(images), calibration.batch_size, context.world_size)
     model = build_model(run.inputs)
 
-    def read(images: LabelledImages, batch_size: int) -> ShardedBatches:
-        share = (context.rank, context.world_size)
-        return ShardedBatches(read_batches(images, batch_size, model.pixels, share=share), context)
+    def read(images: LabelledImages) -> Batch:  # every process reads all of them
+        pieces = read_batches(images, batch_size, model.pixels)
+        return Batch(0, torch.cat([piece.pixels for piece in pieces]), torch.tensor(images.labels))
 
-    data = read(images, batch_size)
-    choosing = None
-    if choosers is not None:
-        size = batch_size_for(len(choosers), calibration.batch_size, context.world_size)
-        choosing = read(choosers, size)
-    prompts = Prompts(model, class_prompts(names, templates), len(templates), context.device)
-    settings = [
+    path = Path(model, run.inputs, context.device)
+    kind = Captions if contrastive else Prompts
+    prompts = class_prompts(names, templates)
+    classifier = kind(model, prompts, len(templates), context.device, moves=path.text_changes)
+    seen = read(images)
+    asked = [
+        run.inputs.zeroshot.provenance(),
+        [checkpoint.provenance() for checkpoint in run.inputs.finetuned],
         request.recipe.measure,
-        request.recipe.missing,
         request.seed,
-        data.batch_sizes,
-        images.class_names,
-        len(templates),
+        [images.source, images.revision, images.labels, prompts],
+        float(seen.pixels.double().sum()),
+        batch_size,
         context.device.type,
     ]
-
-    def find() -> Path:  # called in the main process, which has the first batch
-        seen = [data.batches[0].pixels, *prompts.tokens.values()]
-        return state_file(run.inputs, images, seen, settings, None)
-
-    state = LearningState(find, context, run.progress.say)
+    state = LearningState(state_file(asked), context, run.progress.say)
     steps = request.recipe.measure_options["steps"] if request.recipe.learns else None
     pace = Pace(run.progress, context.device, *cost_sentence(len(images), steps))
     objective = Objective(
-        model,
-        run.inputs,
-        data,
-        prompts,
+        path,
+        classifier,
+        seen,
+        context,
+        batch_size=batch_size,
+        val=None if choosers is None else read(choosers),
         seed=request.seed,
-        contrastive=contrastive,
         wants_gradients=ranks_by_gradients(request.recipe),
-        choosers=choosing,
-        learning_state=state,
+        state=state,
         progress=pace.advance,
         say=run.progress.say,
     )
@@ -185,11 +177,10 @@ def _noise_device(recipe: Recipe, device: torch.device) -> str | None:
 def _add_relative_change(measurements: Measurements, objective: Objective) -> Measurements:
     """Add ``change``, ||task_vector_l|| / ||theta_0,l||, to the statistics."""
     values = {}
-    for layer, names in objective.weights.layers.items():
-        start = _norm([objective.weights.theta_0[name] for name in names])
-        values[layer] = _norm([objective.weights.task_vector[name] for name in names]) / max(
-            start, 1e-30
-        )
+    path = objective.path
+    for layer, names in path.layers.items():
+        start = _norm([path.theta_0(name) for name in names])
+        values[layer] = _norm([path.delta(name) for name in names]) / max(start, 1e-30)
     change = Statistic(
         name="change",
         values=values,

@@ -9,7 +9,7 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.planning.plan import LayerPlan, Plan
 
 if TYPE_CHECKING:
-    from clipmerge.evaluation.moving_model import MovingModel
+    from clipmerge.learning.interpolate import Path
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Point:
     plan: Plan | None = None
     checkpoint: Inputs | None = None
 
-    def move(self, model: MovingModel) -> None:
+    def move(self, model: Path) -> None:
         """Set a model's weights to those of this point."""
         if self.checkpoint is not None:
             model.set_checkpoint(self.checkpoint)
         elif self.plan is not None:
             model.set_plan(self.plan)
         else:
-            model.interpolate(cast(float, self.alpha))
+            model.set_alpha(cast(float, self.alpha))
 
 
 def weights_key(plan: Plan, inputs: Inputs) -> Any:

@@ -1,15 +1,14 @@
 """Score a model at many points of the path on sources of images, decoding every image once.
 
-Images with classes are classified by their class prompts, images with captions are compared with
-all captions.
+Images with classes are classified, images with captions are compared with all captions.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
@@ -22,17 +21,19 @@ from torch import Tensor
 from clipmerge.checkpoint import Inputs
 from clipmerge.config import OutputDtype
 from clipmerge.distributed import device_work, distributed_context, peer_errors, to_device
-from clipmerge.evaluation.moving_model import MovingModel, PlacedModel
-from clipmerge.evaluation.recall import caption_embeddings, retrieve
+from clipmerge.evaluation.recall import retrieve
 from clipmerge.evaluation.tradeoff import Correct
+from clipmerge.files.limits import MAX_PROMPT_LENGTH
 from clipmerge.images.batches import batch_size_for, read_pixels
-from clipmerge.images.image_set import CaptionedImages, LabelledImages
-from clipmerge.images.prompts import templates_for
+from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_texts
+from clipmerge.images.prompts import class_prompts, templates_for
+from clipmerge.learning.interpolate import Path
 from clipmerge.models import ImageTextModel
 from clipmerge.models.captions import caption_notes
-from clipmerge.models.headed_tower import HeadedTower, group_logits
-from clipmerge.models.memory import MicroBatcher, usable_memory
-from clipmerge.models.zero_shot import class_embeddings
+from clipmerge.models.classifier import Classifier, Head, Prompts
+from clipmerge.models.headed_tower import HeadedTower
+from clipmerge.models.memory import MicroBatcher
+from clipmerge.models.precision import passes
 from clipmerge.planning.verdict import Recall
 from clipmerge.progress import Pace, Progress, say_all
 from clipmerge.report.text import text_of, texts_of
@@ -41,16 +42,13 @@ from clipmerge.request import Calibration, check_source_name
 #: Images with classes, or with captions.
 Images = LabelledImages | CaptionedImages
 #: Sets the model's weights to those of one point.
-Move = Callable[[Any], None]
-# Bytes of preprocessed images in the CPU's memory at once; every point sees them before more are
-# decoded.
+Move = Callable[[Path], None]
+# Bytes of preprocessed images in memory at once; every point sees them before more are decoded.
 _LOAD_BYTES = 2 << 30
-# On a card, the same as a share of what is free.
-_SHARE_OF_FREE = 0.25
 # Images that are classified at once though there may be only one batch: a small model takes as long
 # for a few.
 _SMALL_BATCH = 32
-# Source, position of the batch's first image in it, and the batch's pixels on the device.
+# Source, position of the batch's first image in it, and the batch's pixels.
 _SourceBatch = tuple[str, int, Tensor]
 
 
@@ -59,7 +57,8 @@ class Outcome:
     """The result of one point on one source.
 
     Attributes:
-        best: For each image, (images,), the index of its best class, or caption among all captions.
+        best: For each image, (images,), the index of its best class, or caption among all different
+            captions.
         correct: For each image, (images,), whether its class is right, or the mean of two shares:
             whether its best caption is its own, and of its captions those whose best image it is.
         recall: Recall at K both ways, for images with captions.
@@ -77,7 +76,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: ImageTextModel | HeadedTower,
+        model: ImageTextModel,
         inputs: Inputs | None,
         settings: Calibration,
         *,
@@ -86,19 +85,15 @@ class Scorer:
     ) -> None:
         self._context = distributed_context(settings.device)
         self.device = self._context.device
-        self._placed = (
-            MovingModel(model, inputs, self.device, dtype=dtype)
-            if inputs
-            else PlacedModel(model, self.device)
-        )
-        self._model: Any = model
+        self._path = Path(model, inputs, self.device, dtype=dtype) if inputs else None
+        model.module.to(self.device)
+        self._model = model
         self._settings = settings
         self._load_bytes = load_bytes
         self._micro_batcher = MicroBatcher(None, lambda _: None)
-        # embeddings of texts by point; points with the same text tower share one tensor
-        self._texts: dict[tuple[int, Hashable], Tensor] = {}
-        # the text tower's version that texts were embedded with last, and their embeddings
-        self._last: dict[Hashable, tuple[int, Tensor]] = {}
+        self._classifiers: dict[str, Classifier] = {}
+        # embeddings of each source's texts, with the text tower's number of moves before
+        self._texts: dict[str, tuple[int, Tensor]] = {}
 
     @torch.no_grad()
     @device_work()
@@ -107,21 +102,32 @@ class Scorer:
     ) -> dict[str, list[Outcome]]:
         """Score every point on every source: by source, one outcome per point, in every process."""
         self._micro_batcher = MicroBatcher(None, lambda note: progress.say(text_of(note)))
-        self._texts.clear()  # the points of another call are others
-        parts = [
-            (name, number, start, self._classify_or_embed(number, pixels, sources[name], progress))
-            for number, name, start, pixels in self._iter_batches(moves, sources, progress)
-        ]
+        self._texts.clear()
+        self._classifiers = {
+            name: self._classifier_for(images, progress) for name, images in sources.items()
+        }
+        # the texts of captions that each point's images are compared with at the end
+        texts: dict[tuple[str, int], Tensor] = {}
+        parts = []
+        for number, load in self._loads(moves, sources, progress):
+            for name, start, pixels in load:
+                features = self._text_features(name)
+                if isinstance(sources[name], CaptionedImages):
+                    texts[name, number] = features.cpu()
+                parts.append((name, number, start, self._outputs(name, pixels, features, sources)))
         if self._context.world_size > 1:
             with peer_errors():
                 parts = gather_object(parts)
+                texts = {
+                    key: value for each in gather_object([texts]) for key, value in each.items()
+                }
         values = defaultdict[tuple[str, int], list[NDArray[Any]]](list)
         for name, number, _, part in sorted(parts, key=lambda part: part[2]):
             values[name, number].append(part)
         return {
             name: [
-                self._outcome(number, move, images, np.concatenate(values[name, number]))
-                for number, move in enumerate(moves)
+                _outcome(images, np.concatenate(values[name, number]), texts.get((name, number)))
+                for number in range(len(moves))
             ]
             for name, images in sources.items()
         }
@@ -139,23 +145,61 @@ class Scorer:
         sentence = f"classifying {images:,} images by {len(moves)} models on the CPU takes about"
         return Pace(progress, self.device, sentence)
 
-    def _iter_batches(
+    def _classifier_for(self, images: Images, progress: Progress) -> Classifier:
+        """What the images of a source are compared with."""
+        model = self._model
+        if isinstance(images, CaptionedImages):
+            _, texts = number_texts(text for of_image in images.captions for text in of_image)
+            say_all(progress, texts_of(caption_notes(images.source, model, texts)))
+            return Prompts(model, [text[:MAX_PROMPT_LENGTH] for text in texts], 1, self.device)
+        if isinstance(model, HeadedTower):
+            names = images.class_names
+            return Head(model, model.rows_for(images.source, len(names), images.imagenet_rows))
+        templates = templates_for(self._settings.templates, images.templates)
+        prompts = class_prompts(images.class_names, templates)
+        return Prompts(model, prompts, len(templates), self.device)
+
+    def _text_features(self, name: str) -> Tensor:
+        """Features of a source's classes or captions, computed anew only if the text tower has
+        moved.
+        """
+        moves = self._path.text_moves if self._path else 0
+        classifier = self._classifiers[name]
+        if isinstance(classifier, Head):
+            return classifier.class_features()
+        if name not in self._texts or self._texts[name][0] != moves:
+            self._texts[name] = moves, classifier.class_features()
+        return self._texts[name][1]
+
+    def _outputs(
+        self, name: str, pixels: Tensor, texts: Tensor, sources: Mapping[str, Images]
+    ) -> NDArray[Any]:
+        """The best class of each image, or its features for images with captions."""
+        # a card takes six times as long in float32
+        with passes(self.device, "float32" if self.device.type == "cpu" else "auto"):
+            features = self._micro_batcher.forward(
+                self._model.image_features, to_device(pixels, self.device)
+            )
+        features = features.float()
+        if isinstance(sources[name], CaptionedImages):
+            return features.cpu().numpy()
+        return self._classifiers[name].logits(features, texts).argmax(dim=1).cpu().numpy()
+
+    def _loads(
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
-    ) -> Iterator[tuple[int, str, int, Tensor]]:
-        """This process's batches at every point: the point, source, first image, pixels."""
-        max_bytes = self._load_bytes
-        if self.device.type != "cpu":
-            # they stay there for all points, which the CPU places once for each load
-            max_bytes = int(_SHARE_OF_FREE * usable_memory(self.device))
+    ) -> Iterator[tuple[int, list[_SourceBatch]]]:
+        """This process's batches at every point: the point's number and some batches, until all
+        points have seen all batches.
+        """
         total = len(moves) * sum(map(len, sources.values())) / self._context.world_size
         done = 0
-        for load in group_by_bytes(self._batches(sources), max_bytes):
+        for load in group_by_bytes(self._batches(sources), self._load_bytes):
             for number, move in enumerate(moves):
-                move(self._placed)
-                for name, start, pixels in load:
-                    yield number, name, start, pixels
-                    done += len(pixels)
-                    progress.advance(done, total)
+                if self._path:
+                    move(self._path)
+                yield number, load
+                done += sum(len(pixels) for *_, pixels in load)
+                progress.advance(done, total)
 
     def _batches(self, sources: Mapping[str, Images]) -> Iterator[_SourceBatch]:
         share = (self._context.rank, self._context.world_size)
@@ -164,68 +208,15 @@ class Scorer:
                 batch_size_for(len(images), None),
                 min(_SMALL_BATCH, -(-len(images) // self._context.world_size)),
             )
-            batches = read_pixels(images.store, size, self._model.pixels, share)
-            for number, pixels in batches:
-                yield name, number * size, to_device(pixels, self.device)
+            for number, pixels in read_pixels(images.store, size, self._model.pixels, share):
+                yield name, number * size, pixels
 
-    def _classify_or_embed(
-        self, number: int, pixels: Tensor, images: Images, progress: Progress
-    ) -> NDArray[Any]:
-        """The best class of each image, or its features for images with captions."""
-        model = self._model
-        if isinstance(images, CaptionedImages):
-            if images.captions not in self._last:
-                texts = [text for of_image in images.captions for text in of_image]
-                say_all(progress, texts_of(caption_notes(images.source, model, texts)))
-            self._caption_embeddings(number, images)
-            outputs = self._micro_batcher.forward(model.image_features, pixels)
-        elif isinstance(model, HeadedTower):
-            rows = model.rows_for(images.source, len(images.class_names), images.imagenet_rows)
-            outputs = self._micro_batcher.forward(
-                lambda piece: group_logits(model.logits(piece), rows).argmax(dim=1), pixels
-            )
-        else:
-            prompts = (
-                images.class_names,
-                templates_for(self._settings.templates, images.templates),
-            )
-            classes = self._text_embeddings(
-                number,
-                prompts,
-                lambda: class_embeddings(
-                    model,
-                    *prompts,
-                    self.device,
-                    # the cost is reported once
-                    None if prompts in self._last else progress.say,
-                ),
-            )
-            features = self._micro_batcher.forward(model.image_features, pixels)
-            outputs = (features @ classes.T).argmax(dim=1)
-        return outputs.cpu().numpy()
 
-    def _text_embeddings(self, number: int, texts: Hashable, embed: Callable[[], Tensor]) -> Tensor:
-        """Embeddings of texts at a point, computed anew only if the text tower has moved."""
-        if (number, texts) not in self._texts:
-            version = self._placed.text_version
-            if texts not in self._last or self._last[texts][0] != version:
-                self._last[texts] = version, embed()
-            self._texts[number, texts] = self._last[texts][1]
-        return self._texts[number, texts]
-
-    def _caption_embeddings(self, number: int, images: CaptionedImages) -> Tensor:
-        captions = images.captions
-        return self._text_embeddings(
-            number, captions, lambda: caption_embeddings(self._model, captions, self.device)
-        )
-
-    def _outcome(self, number: int, move: Move, images: Images, values: NDArray[Any]) -> Outcome:
-        if isinstance(images, LabelledImages):
-            return Outcome(values, values == np.asarray(images.labels))
-        if (number, images.captions) not in self._texts:  # a process without a batch
-            move(self._placed)
-        texts = self._caption_embeddings(number, images)
-        return Outcome(*retrieve(torch.from_numpy(values), texts, images.captions))
+def _outcome(images: Images, values: NDArray[Any], texts: Tensor | None) -> Outcome:
+    if isinstance(images, LabelledImages):
+        return Outcome(values, values == np.asarray(images.labels))
+    assert texts is not None
+    return Outcome(*retrieve(torch.from_numpy(values), texts, images.captions))
 
 
 def stack_correct(outcomes: Sequence[Outcome]) -> Correct:
@@ -250,7 +241,7 @@ def group_by_bytes(batches: Iterable[_SourceBatch], max_bytes: int) -> Iterator[
         yield load
 
 
-def write_correct(path: Path, correct: dict[str, Correct]) -> None:
+def write_correct(path: FilePath, correct: dict[str, Correct]) -> None:
     """Write whether each image was recognised as safetensors: one tensor per source, shape (points,
     images), bool.
     """

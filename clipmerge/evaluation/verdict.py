@@ -16,9 +16,9 @@ from PIL import Image as Pillow
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.corruptions import corrupted_sets
-from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.scorer import Images, Move, Outcome, Scorer, stack_correct
 from clipmerge.images.image_set import CaptionedImages
+from clipmerge.learning.interpolate import Path
 from clipmerge.models import ImageTextModel
 from clipmerge.models.building import build_model
 from clipmerge.planning.plan import Plan, last_part
@@ -255,13 +255,11 @@ def compare_sources(
 
 def moves_of(plan: Plan) -> list[Move]:
     """Functions that move the model to zero-shot, each fine-tuned and the merged one."""
-    finetuned = [
-        partial(MovingModel.set_finetuned, which=which) for which in range(len(plan.finetuned))
-    ]
+    finetuned = [partial(Path.set_finetuned, which=which) for which in range(len(plan.finetuned))]
     return [
-        partial(MovingModel.interpolate, alpha=0.0),
+        partial(Path.set_alpha, alpha=0.0),
         *finetuned,
-        partial(MovingModel.set_plan, plan=plan),
+        partial(Path.set_plan, plan=plan),
     ]
 
 

@@ -32,8 +32,9 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool)
     """
     import torch
 
+    from clipmerge.images.prompts import class_prompts
     from clipmerge.models.building import build_model
-    from clipmerge.models.zero_shot import class_embeddings
+    from clipmerge.models.classifier import Prompts
 
     finetuned = inputs.finetuned[0]
     entry = finetuned.entries[inputs.finetuned_keys[0][HEAD_WEIGHT]]
@@ -45,7 +46,9 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool)
     model = build_model(inputs)
     model.load(inputs.theta_0, inputs.zeroshot.source)
     with torch.no_grad(), one_thread():
-        embeddings = class_embeddings(model, head.classes, head.templates, torch.device("cpu"))
+        texts = class_prompts(tuple(head.classes), tuple(head.templates))
+        prompts = Prompts(model, texts, len(head.templates), torch.device("cpu"))
+        embeddings = prompts.class_features()
         scale = inputs.theta_0("logit_scale").float().exp()
     if embeddings.shape[1:] != entry.shape[1:]:
         raise CheckpointError(

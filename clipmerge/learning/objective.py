@@ -1,210 +1,202 @@
-"""The zero-shot loss as a function of the weights: the argument of every measure.
-
-`Objective` combines four parts and delegates to them: the interpolated weights, the loss at the
-current weights, the batches over all processes, and the work announced and done. Weights move in
-place on the device; there is never a second model.
-"""
+"""The loss on some images as a function of the weights: the argument of every measure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Final
+from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
-from clipmerge.checkpoint import Inputs
+from clipmerge.distributed import DistributedContext, all_reduce_, peer_errors
 from clipmerge.errors import MeasureError
 from clipmerge.finding import Finding
 from clipmerge.images.batches import Batch as Batch
-from clipmerge.learning.contrastive_loss import ContrastiveLoss
+from clipmerge.learning.interpolate import Path
 from clipmerge.learning.resume import LearningState
-from clipmerge.learning.sharded_batches import ShardedBatches
-from clipmerge.learning.weights import InterpolatedWeights
-from clipmerge.learning.zeroshot_loss import Prompts, ZeroShotLoss
-from clipmerge.models import ImageTextModel
-from clipmerge.models.memory import MicroBatcher
+from clipmerge.models.classifier import Classifier
+from clipmerge.models.memory import MicroBatcher, affordable_images
 from clipmerge.report.text import text_of
+from clipmerge.types import Tensors
 
-#: Loss of a batch, given prompt features (prompts, projection_dim).
-Loss = Callable[[Batch, Tensor], Tensor]
+#: A scalar loss of a whole batch, given its logits and the column of each image's own class.
+Loss = Callable[[Batch, Tensor, Tensor], Tensor]
 #: Number of prompts that measures backpropagate through the text tower; if there are more,
 #: templates are drawn.
 PROMPTS_A_GRADIENT = 1024
-
 # Cost of a batch in forward passes: a gradient is about three, a Hessian-vector product about six.
 FORWARD, GRADIENT, HESSIAN = 1, 3, 6
 
 
-class Work:
-    """The work of one process."""
-
-    def __init__(self, report: Callable[[float, float], None] | None = None) -> None:
-        """Start without announced work."""
-        self._report = report
-        self._done = self._announced = 0.0
-
-    def announce(self, work: float) -> None:
-        """Announce work to come, in images x forward passes."""
-        self._announced += work
-
-    def tick(self, cost: float) -> None:
-        """Report work done, in images x forward passes."""
-        self._done += cost
-        if self._report:
-            self._report(self._done, self._announced)
-
-
-def _tell_once(notes: list[Finding], say: Callable[[str], None], finding: Finding) -> None:
-    if finding not in notes:
-        notes.append(finding)
-        say(text_of(finding))
-
-
 class Objective:
-    """The loss at theta(alpha) plus any perturbation, over this process's shard of the batches.
+    """The loss at the weights of a path, over this process's share of the batches.
 
-    Constructed whole: measures set the weights in place, add notes and announce work, and nothing
-    else changes.
+    Measures move `path`, and read losses and gradients.
 
     Attributes:
-        inputs: The checkpoints.
-        weights: The interpolated weights, with `layers`, `parameters`, `theta_0` and
-            `task_vector`.
-        criterion: The loss at the current weights, with `prompts`.
-        data: The batches, with `batches`, `batch_sizes`, `images` and `context`.
-        work: Work announced and done.
+        path: The model between its ends, with `layers`, `parameters`, `theta_0` and `delta`.
+        classifier: What images are compared with.
+        images: All images, the same in every process, on the device.
+        val: Images that choose how far learning goes; ``None`` for none.
+        batches: This process's batches of `images`.
+        batch_sizes: Images in every batch of all processes.
+        context: The processes.
         seed: Seed for measures that draw random numbers.
         wants_gradients: Whether the recipe's method ranks entries by mean gradients.
-        labelled: Whether the images have labels of their own, not the fine-tuned model's answers.
-        unlabelled: Images without labels for measures that learn; ``None`` for none.
-        choosers: Images that choose how far to go from what was learned; ``None`` for those of
-            `data` that learning holds out.
-        learning_state: Saves and restores the state of measures that learn; ``None`` to save
-            nothing.
+        state: Saves and restores the state of measures that learn; ``None`` to save nothing.
         notes: What the record of the measure should say beside its own notes.
         say: Called with what the user should know.
     """
 
     def __init__(
         self,
-        model: ImageTextModel,
-        inputs: Inputs,
-        data: ShardedBatches,
-        prompts: Prompts,
+        path: Path,
+        classifier: Classifier,
+        images: Batch,
+        context: DistributedContext,
         *,
+        batch_size: int,
+        val: Batch | None = None,
         seed: int = 0,
-        contrastive: bool = False,
         images_at_once: int | None = None,
         wants_gradients: bool = False,
-        labelled: bool = True,
-        unlabelled: ShardedBatches | None = None,
-        choosers: ShardedBatches | None = None,
-        learning_state: LearningState | None = None,
+        state: LearningState | None = None,
         progress: Callable[[float, float], None] | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Load the weights of both ends, and place them on the device of the batches.
-
-        Args:
-            model: The model without weights.
-            inputs: The checkpoints; the first fine-tuned one is theta_1.
-            data: The calibration batches, on this process's device.
-            prompts: Class prompts of the model, on the same device.
-            seed: Seed for measures that draw random numbers.
-            contrastive: Whether the prompts are captions, compared with the images of a batch.
-            images_at_once: Images whose activations `gradients` holds at once, with the same
-                gradient of the batch; ``None`` for a whole batch.
-            wants_gradients: Whether the recipe's method ranks entries by mean gradients.
-            labelled: Whether the images have labels of their own.
-            unlabelled: Images without labels for measures that learn.
-            choosers: Images that choose how far to go from what was learned.
-            learning_state: Storage of the state of measures that learn.
-            progress: Called with work done and work announced, in images x forward passes.
-            say: Called with what the user should know.
+        """Deal the batches out to the processes.
 
         Raises:
-            CheckpointError: If a weight is not finite.
             MeasureError: If fine-tuning changed nothing.
         """
-        self.inputs: Final = inputs
-        self.seed: Final = seed
-        self.wants_gradients: Final = wants_gradients
-        self.labelled: Final = labelled
-        self.unlabelled: Final = unlabelled
-        self.choosers: Final = choosers
-        self.learning_state: Final = learning_state
-        self.say: Final = say
-        self.notes: Final[list[Finding]] = []
-        # without a reference to this objective, whose tensors would wait for garbage collection
-        self._tell: Final = partial(_tell_once, self.notes, say)
-        self.work: Final = Work(progress)
-        self.data: Final = data
-        self.weights: Final = InterpolatedWeights(model, inputs, data.context.device)
-        self._images_at_once: Final = images_at_once
-        self._micro_batcher: Final = self.micro_batcher(None)
-        criterion = ContrastiveLoss if contrastive else ZeroShotLoss
-        self.criterion: Final = criterion(
-            model, self.weights, prompts, MicroBatcher(None, self._tell)
-        )
-
-    def fewer_prompts(self) -> AbstractContextManager[tuple[Finding, ...]]:
-        """In this context, use at most `PROMPTS_A_GRADIENT` prompts, or one template per class if
-        that is more.
-
-        Returns:
-            A context whose value is the notes for the result.
-        """
-        return self.criterion.fewer_prompts(PROMPTS_A_GRADIENT, self.seed)
+        if not path.layers:
+            first, second = path.inputs.zeroshot, path.inputs.finetuned[0]
+            raise MeasureError(
+                f"{first.source} and {second.source} hold the same weights; there is nothing to"
+                " measure or merge"
+            )
+        self.path, self.classifier, self.context = path, classifier, context
+        self.images = images.to(path.device)
+        self.val = None if val is None else val.to(path.device)
+        pieces = self.images.pieces(batch_size)
+        self.batch_sizes = tuple(map(len, pieces))
+        self.batches = [
+            Batch(number, piece.pixels, piece.labels)
+            for number, piece in enumerate(pieces)
+            if number % context.world_size == context.rank
+        ]
+        self.seed, self.wants_gradients, self.state, self.say = seed, wants_gradients, state, say
+        self.notes: list[Finding] = []
+        self._progress = progress
+        self._done = self._announced = 0.0
+        self._images_at_once = images_at_once
+        self.micro_batcher = MicroBatcher(images_at_once, self.note)
 
     def note(self, finding: Finding) -> None:
         """Tell the user and the record, once."""
-        self._tell(finding)
+        if finding not in self.notes:
+            self.notes.append(finding)
+            self.say(text_of(finding))
 
-    def micro_batcher(self, max_images: int | None) -> MicroBatcher:
-        """Micro-batches of as many images as the user said, or else of ``max_images``; halved where
-        memory runs out.
+    @contextmanager
+    def fewer_prompts(self) -> Iterator[tuple[Finding, ...]]:
+        """In this context, use at most `PROMPTS_A_GRADIENT` prompts, or one template per class if
+        that is more; yields the notes for the result.
         """
-        return MicroBatcher(self._images_at_once or max_images, self._tell)
+        every = self.classifier
+        self.classifier = every.fewer_prompts(PROMPTS_A_GRADIENT, self.seed)
+        used, all_of = self.classifier.templates, every.templates
+        try:
+            drawn = Finding.of("drawn-templates", used=used, templates=all_of)
+            yield () if used == all_of else (drawn,)
+        finally:
+            self.classifier = every
 
-    # Passes over this process's batches, and their work
+    # Work, in images x forward passes
 
     def announce(self, *, forward: float = 0, gradient: float = 0, hessian: float = 0) -> None:
-        """Announce all passes over the data before they start, so that their progress and time can
-        be shown.
-
-        Args:
-            forward: Forward passes.
-            gradient: Gradient passes, as by `gradients`.
-            hessian: Products with the Hessian, each of all batches.
+        """Announce passes over this process's batches before they start, so that their progress and
+        time can be shown.
         """
         passes = forward * FORWARD + gradient * GRADIENT + hessian * HESSIAN
-        self.work.announce(passes * sum(len(batch) for batch in self.data.batches))
+        self.announce_work(passes * sum(map(len, self.batches)))
+
+    def announce_work(self, work: float) -> None:
+        """Announce work to come."""
+        self._announced += work
+
+    def tick(self, work: float) -> None:
+        """Report work done."""
+        self._done += work
+        if self._progress:
+            self._progress(self._done, self._announced)
+
+    # Forward passes
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Embed images without a graph, fewer at once where memory runs out: (images, width)."""
+        return self.micro_batcher.forward(self.classifier.model.image_features, pixels).float()
+
+    def scores(self, batch: Batch, image_features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits of a batch, (images, classes), and the column of each image's own class."""
+        if image_features is None:
+            image_features = self.classifier.model.image_features(batch.pixels)
+        chosen, columns = self.classifier.columns(batch.labels)
+        return self.classifier.logits(
+            image_features, self.classifier.class_features(chosen)
+        ), columns
+
+    def loss(self, batch: Batch, image_features: Tensor | None = None) -> Tensor:
+        """Mean loss of one batch at the current weights, in nats."""
+        return self.classifier.image_losses(*self.scores(batch, image_features)).mean()
 
     @torch.no_grad()
-    def losses(self) -> dict[int, float]:
-        """Loss of each of this process's batches at the current weights, by batch number; one
-        forward pass.
-        """
-        features = self.criterion.prompt_features()
+    def losses_and_accuracies(self) -> list[tuple[float, float]]:
+        """Mean loss and accuracy of every batch of all processes; one forward pass."""
         values = {}
-        for batch in self.data.batches:
-            values[batch.number] = float(self.criterion.loss(batch, features))
-            self.work.tick(FORWARD * len(batch))
-        return values
+        for batch in self.batches:
+            logits, columns = self.scores(batch, self.embed(batch.pixels))
+            loss = float(self.classifier.image_losses(logits, columns).mean())
+            values[batch.number] = (loss, float((logits.argmax(-1) == columns).float().mean()))
+            self.tick(FORWARD * len(batch))
+        return self.by_batch(values)
+
+    def layer_loss(self, batch: Batch, layer: str) -> Callable[[], Tensor]:
+        """A function that computes the loss of one batch while only this layer moves.
+
+        What comes from a tower that stays is computed once, at the point where this is called.
+        """
+        model, classifier = self.classifier.model, self.classifier
+        chosen, columns = classifier.columns(batch.labels)
+        fixed: dict[str, Tensor] = {}
+        with torch.no_grad():
+            if layer.startswith("vision."):
+                fixed["classes"] = classifier.class_features(chosen)
+            else:
+                fixed["images"] = model.image_features(batch.pixels)
+
+        def loss() -> Tensor:
+            images = fixed.get("images")
+            if images is None:
+                images = model.image_features(batch.pixels)
+            classes = fixed.get("classes")
+            if classes is None:
+                classes = classifier.class_features(chosen)
+            return classifier.image_losses(classifier.logits(images, classes), columns).mean()
+
+        return loss
+
+    # Gradients
 
     def gradients(self, loss_of: Loss | None = None) -> Iterator[tuple[Batch, float]]:
         """Iterate over the batches with each batch's own gradient in ``parameter.grad``; one
         gradient pass.
 
-        The text tower runs forward once for all batches and backward once per batch, from the
-        gradient of the prompt features: the same numbers as one joint backward pass.
-
         Args:
-            loss_of: A loss to use instead of `loss`: a scalar, given a batch and the prompt
-                features.
+            loss_of: A loss of a whole batch to use instead of the mean loss.
 
         Yields:
             The batch and its loss. Gradients are overwritten by the next batch.
@@ -212,74 +204,99 @@ class Objective:
         Raises:
             MeasureError: If a loss is not finite.
         """
-        criterion = self.criterion
-        # a batch has few of all captions, so only its own are embedded with a graph
-        shares_prompts = self.weights.text_changes and not criterion.is_contrastive
-        prompts = criterion.prompts.features() if shares_prompts else criterion.prompt_features()
-        for batch, value, grad_prompts in self.image_gradients(prompts, loss_of):
-            if shares_prompts:
-                prompts.backward(grad_prompts, retain_graph=True)  # type: ignore[no-untyped-call]
-            elif grad_prompts is not None:
-                positions = torch.unique(batch.labels)
-                captions = criterion.prompts.features(positions=positions)
-                captions.backward(grad_prompts[positions])  # type: ignore[no-untyped-call]
-            yield batch, value
-
-    def image_gradients(
-        self,
-        prompts: Tensor,
-        loss_of: Loss | None = None,
-        micro_batcher: MicroBatcher | None = None,
-    ) -> Iterator[tuple[Batch, float, Tensor | None]]:
-        """The same as `gradients` for given prompt features, without the text tower's gradient.
-
-        Yields:
-            The batch, its loss, and the loss's gradient of the prompt features; ``None`` if the
-            text tower stays.
-        """
-        for batch in self.data.batches:
-            features = prompts.detach().requires_grad_(self.weights.text_changes)
-
-            def attempt(
-                max_images: int, batch: Batch = batch, features: Tensor = features
-            ) -> float:
-                self.weights.clear_gradients()
-                features.grad = None
-                value = 0.0
-                whole = loss_of is not None or self.criterion.is_contrastive
-                for piece in [batch] if whole else batch.pieces(max_images):
-                    loss = (
-                        loss_of(piece, features)
-                        if loss_of
-                        else self.criterion.loss(piece, features, at_once=max_images)
-                    )
-                    loss = loss * (len(piece) / len(batch))
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    value += float(loss.detach())
-                return value
-
-            value = (micro_batcher or self._micro_batcher).run(len(batch), attempt)
+        whole = loss_of is not None or self.classifier.compares_images
+        if self.batches and not self.micro_batcher.max_images and not whole:
+            self.micro_batcher.max_images = self.affordable_images()
+        for batch in self.batches:
+            run = partial(self._backward, batch, loss_of)
+            value = self.micro_batcher.run(len(batch), run)
             if not value < float("inf"):
                 raise MeasureError(
                     f"the loss of calibration batch {batch.number} is {value}; check the"
                     " checkpoints"
                 )
-            yield batch, value, features.grad
-            self.work.tick(GRADIENT * len(batch))
-        self.weights.clear_gradients()
+            yield batch, value
+            self.tick(GRADIENT * len(batch))
+        self.path.clear_gradients()
 
-    def mean_of_pieces(
-        self, batch: Batch, values_of: Callable[[Batch], list[float]]
-    ) -> list[float]:
-        """Compute values that are means over a batch's images, from pieces of it where memory runs
-        out.
-        """
+    def _backward(self, batch: Batch, loss_of: Loss | None, at_once: int) -> float:
+        """Compute a batch's gradient, whatever an attempt with more images at once has left."""
+        self.path.clear_gradients()
+        classifier = self.classifier
+        chosen, columns = classifier.columns(batch.labels)
 
-        def attempt(max_images: int) -> list[float]:
-            pieces = [batch] if self.criterion.is_contrastive else batch.pieces(max_images)
-            weighted = [
-                [len(piece) / len(batch) * value for value in values_of(piece)] for piece in pieces
-            ]
-            return [sum(column) for column in zip(*weighted, strict=True)]
+        def mean_loss(rows: Tensor, classes: Tensor) -> Tensor:
+            images = classifier.model.image_features(batch.pixels[rows])
+            logits = classifier.logits(images, classes)
+            if loss_of is not None:
+                return loss_of(batch, logits, columns)
+            return classifier.image_losses(logits, columns[rows]).sum() / len(batch)
 
-        return self._micro_batcher.run(len(batch), attempt)
+        whole = loss_of is not None or classifier.compares_images
+        rows = torch.arange(len(batch), device=batch.pixels.device)
+        return sum(
+            float(loss)
+            for loss in backward_in_pieces(
+                classifier.class_features(chosen),
+                rows.split(len(batch) if whole else at_once),
+                mean_loss,
+            )
+        )
+
+    def affordable_images(self) -> int | None:
+        """How many images' activations fit into memory at once; ``None`` where it is not known."""
+        model = self.classifier.model
+        image = self.images.pixels[:1].clone()  # a view would count all images
+        return self._images_at_once or affordable_images(model.module, model.image_features, image)
+
+    # Several processes
+
+    def by_batch(self, values: dict[int, Any]) -> list[Any]:
+        """Collect one value per batch from every process, in batch order."""
+        items = list(values.items())
+        if self.context.world_size > 1:
+            with peer_errors():
+                items = gather_object(items)
+        return [value for _, value in sorted(items, key=lambda item: item[0])]
+
+    def mean(self, per_batch: Sequence[float]) -> float:
+        """Average one value per batch over images, weighting batches by size."""
+        total = sum(size * value for size, value in zip(self.batch_sizes, per_batch, strict=True))
+        return float(total / sum(self.batch_sizes))
+
+    def total(self, tensors: Tensors) -> Tensors:
+        """Sum tensors of the same names and shapes over all processes; the sums lie on the CPU."""
+        for value in tensors.values():
+            all_reduce_(self.context, value)
+        return {name: value.cpu() for name, value in tensors.items()}
+
+
+def backward_in_pieces(
+    classes: Tensor,
+    pieces: Sequence[Any],
+    loss_of: Callable[[Any, Tensor], Tensor],
+    scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+) -> list[Tensor]:
+    """Backpropagate a loss that is a sum over pieces of the images, holding the activations of one
+    piece at a time.
+
+    Class features are computed once, and backpropagated through the text tower once, at the end.
+
+    Args:
+        classes: Class features, with their graph.
+        pieces: Passed to ``loss_of`` one by one.
+        loss_of: The part of the loss of a piece, given class features.
+        scale: Scales a loss before its backward pass, as a gradient scaler does.
+
+    Returns:
+        The parts of the loss.
+    """
+    leaf = classes.detach().requires_grad_(classes.requires_grad)
+    losses = []
+    for piece in pieces:
+        loss = loss_of(piece, leaf)
+        scale(loss).backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    if leaf.grad is not None:
+        classes.backward(leaf.grad)  # type: ignore[no-untyped-call]
+    return losses

@@ -17,16 +17,16 @@ def by_layer(objective: Objective, values: dict[int, list[float]]) -> dict[str, 
 
     Args:
         objective: The calibration loss.
-        values: One value per layer, in the order of ``objective.weights.layers``, by batch number;
+        values: One value per layer, in the order of ``objective.path.layers``, by batch number;
             this process's batches.
 
     Returns:
         One value per batch, by layer, over all processes.
     """
-    rows = objective.data.by_batch(values)
+    rows = objective.by_batch(values)
     return {
         layer: tuple(row[column] for row in rows)
-        for column, layer in enumerate(objective.weights.layers)
+        for column, layer in enumerate(objective.path.layers)
     }
 
 
@@ -46,7 +46,7 @@ def statistic(
     """
     return Statistic(
         name=name,
-        values={layer: objective.data.mean(list(values)) for layer, values in batches.items()},
+        values={layer: objective.mean(values) for layer, values in batches.items()},
         batches={layer: tuple(values) for layer, values in batches.items()},
         **reading,
     )
@@ -54,10 +54,10 @@ def statistic(
 
 def sizes_of(objective: Objective) -> dict[str, int]:
     """Number of entries by layer."""
-    parameters = objective.weights.parameters
+    parameters = objective.path.parameters
     return {
         layer: sum(parameters[name].numel() for name in names)
-        for layer, names in objective.weights.layers.items()
+        for layer, names in objective.path.layers.items()
     }
 
 

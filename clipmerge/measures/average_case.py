@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 
 from clipmerge.learning.objective import FORWARD, Objective
-from clipmerge.learning.perturbation import LayerBall, flat
+from clipmerge.measures._ball import LayerBall, flat
 from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count, Positive
@@ -39,23 +39,25 @@ def average_case(
     Source:
         Andriushchenko et al. 2023, arXiv:2302.07011, section 2.
     """
-    layers = objective.weights.layers
+    path = objective.path
+    layers = path.layers
     objective.announce(forward=1 + draws * len(layers))
-    objective.weights.set_alpha(at)
-    base = objective.losses()
+    path.set_alpha(at)
     rises: dict[int, list[float]] = {}
-    for batch in objective.data.batches:
+    for batch in objective.batches:
         rises[batch.number] = []
+        with torch.no_grad():
+            base = float(objective.loss(batch))
         for column, (layer, names) in enumerate(layers.items()):
-            parameters = [objective.weights.parameters[name] for name in names]
+            parameters = [path.parameters[name] for name in names]
             ball = LayerBall(parameters, norm="l2", radius=rho, adaptive=adaptive)
-            loss = objective.criterion.layer_loss(batch, layer)
+            loss = objective.layer_loss(batch, layer)
             total = 0.0
             for draw in range(column * draws, (column + 1) * draws):
                 ball.place(rho * flat(_draw_noise(objective, parameters, draw)))
                 with torch.no_grad():
-                    total += float(loss()) - base[batch.number]
-                objective.work.tick(FORWARD * len(batch))
+                    total += float(loss()) - base
+                objective.tick(FORWARD * len(batch))
             ball.restore()
             rises[batch.number].append(total / draws)
     sharpness = statistic(
@@ -68,16 +70,15 @@ def average_case(
         about="mean rise of the loss under Gaussian noise on this layer alone.",
     )
     return Measurements(
-        measure="average-case", statistics=(sharpness,), batch_sizes=objective.data.batch_sizes
+        measure="average-case", statistics=(sharpness,), batch_sizes=objective.batch_sizes
     )
 
 
 def _draw_noise(
     objective: Objective, parameters: list[torch.nn.Parameter], draw: int
 ) -> list[torch.Tensor]:
-    seed = objective.seed * 100_003 + draw
-    device = objective.data.context.device
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(objective.seed * 100_003 + draw)
     return [
-        torch.randn(parameter.shape, generator=generator).to(device) for parameter in parameters
+        torch.randn(parameter.shape, generator=generator).to(objective.path.device)
+        for parameter in parameters
     ]

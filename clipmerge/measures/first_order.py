@@ -43,12 +43,12 @@ def first_order(
         m-sharpness and radii: Andriushchenko et al. 2023, arXiv:2302.07011.
     """
     objective.announce(gradient=1)
-    objective.weights.set_alpha(at)
+    objective.path.set_alpha(at)
     rises_by_batch: dict[int, list[float]] = {}
     order = 2 if norm == "l2" else 1
     for batch, _ in objective.gradients():
         norms = []
-        for names in objective.weights.layers.values():
+        for names in objective.path.layers.values():
             parts = [_weighted_gradient(objective, name, adaptive) for name in names]
             norms.append(
                 vector_norm(torch.stack([vector_norm(part, order) for part in parts]), order)
@@ -75,10 +75,10 @@ def first_order(
     return Measurements(
         measure="first-order",
         statistics=(constant, scaled),
-        batch_sizes=objective.data.batch_sizes,
+        batch_sizes=objective.batch_sizes,
     )
 
 
 def _weighted_gradient(objective: Objective, name: str, adaptive: bool) -> torch.Tensor:
-    gradient = objective.weights.gradient_of(name)
-    return gradient * objective.weights.parameters[name].detach().abs() if adaptive else gradient
+    gradient = objective.path.gradient(name)
+    return gradient * objective.path.parameters[name].detach().abs() if adaptive else gradient

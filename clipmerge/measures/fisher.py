@@ -52,12 +52,11 @@ def fisher(
     statistics = []
     tensors = {}
     for name, (alpha, end) in _ENDS.items():
-        objective.weights.set_alpha(alpha)
+        objective.path.set_alpha(alpha)
         squares, batches = _sum_squares(objective, probes, labels)
-        scale = 1 / (objective.data.images * probes)
+        scale = 1 / (sum(objective.batch_sizes) * probes)
         tensors[name] = {
-            parameter: value.mul_(scale)
-            for parameter, value in objective.data.total(squares).items()
+            parameter: value.mul_(scale) for parameter, value in objective.total(squares).items()
         }
         statistics.append(
             statistic(
@@ -71,7 +70,7 @@ def fisher(
     return Measurements(
         measure="fisher",
         statistics=tuple(statistics),
-        batch_sizes=objective.data.batch_sizes,
+        batch_sizes=objective.batch_sizes,
         tensors=tensors,
     )
 
@@ -83,20 +82,19 @@ def _sum_squares(
     batch's images.
     """
     squares = {
-        name: torch.zeros_like(value) for name, value in objective.weights.task_vector.items()
+        name: torch.zeros_like(objective.path.parameters[name].detach())
+        for name in objective.path.names
     }
-    values = {
-        batch.number: [0.0] * len(objective.weights.layers) for batch in objective.data.batches
-    }
+    values = {batch.number: [0.0] * len(objective.path.layers) for batch in objective.batches}
     sizes = list(sizes_of(objective).values())
     for probe in range(probes):
         for batch, _ in objective.gradients(_random_sign_loss(objective, probe, labels)):
             sums = {}
             for name, total in squares.items():
-                square = objective.weights.gradient_of(name).square()
+                square = objective.path.gradient(name).square()
                 total.add_(square)
                 sums[name] = square.sum()
-            for column, names in enumerate(objective.weights.layers.values()):
+            for column, names in enumerate(objective.path.layers.values()):
                 share = torch.stack([sums[name] for name in names]).sum() / (
                     sizes[column] * len(batch) * probes
                 )
@@ -107,8 +105,7 @@ def _sum_squares(
 def _random_sign_loss(objective: Objective, probe: int, labels: Literal["model", "data"]) -> Loss:
     """The sum of a batch's losses, each with a random sign."""
 
-    def loss(batch: Batch, prompt_features: Tensor) -> Tensor:
-        logits, targets = objective.criterion.batch_scores(batch, prompt_features)
+    def loss(batch: Batch, logits: Tensor, targets: Tensor) -> Tensor:
         # drawn on the CPU: the same numbers on every device and in every process
         generator = torch.Generator().manual_seed(
             objective.seed * 100_003 + probe * 10_007 + batch.number

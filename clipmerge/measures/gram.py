@@ -11,6 +11,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from clipmerge.finding import Finding
 from clipmerge.learning.objective import FORWARD, Objective
+from clipmerge.models.classifier import Prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.types import Tensors
 
@@ -36,17 +37,17 @@ def gram(objective: Objective) -> Measurements:
     objective.announce(forward=2)
     tensors = {}
     for statistic, alpha in _ENDS.items():
-        objective.weights.set_alpha(alpha)
+        objective.path.set_alpha(alpha)
         sums = _gram_matrices(objective)
-        tensors[statistic] = objective.data.total(sums)
+        tensors[statistic] = objective.total(sums)
     missing = [
         name
-        for name in objective.weights.task_vector
-        if objective.weights.parameters[name].ndim > 1 and name not in sums
+        for name in objective.path.names
+        if objective.path.parameters[name].ndim > 1 and name not in sums
     ]
     return Measurements(
         measure="gram",
-        batch_sizes=objective.data.batch_sizes,
+        batch_sizes=objective.batch_sizes,
         notes=(Finding.of("not-linear", weights=len(missing)),) if missing else (),
         tensors=tensors,
     )
@@ -55,10 +56,10 @@ def gram(objective: Objective) -> Measurements:
 @torch.no_grad()
 def _gram_matrices(objective: Objective) -> Tensors:
     """Gram matrices over this process's images; the first process adds the prompts."""
-    names = {id(objective.weights.parameters[name]): name for name in objective.weights.task_vector}
+    names = {id(objective.path.parameters[name]): name for name in objective.path.names}
     linear = {
         names[id(module.weight)]: module
-        for module in objective.criterion.model.module.modules()
+        for module in objective.classifier.model.module.modules()
         if isinstance(module, torch.nn.Linear)
         # torch's attention multiplies by this one itself, and runs no hook of it
         and not isinstance(module, NonDynamicallyQuantizableLinear)
@@ -83,10 +84,16 @@ def _gram_matrices(objective: Objective) -> Tensors:
     with ExitStack() as hooks:
         for name, module in linear.items():
             hooks.callback(module.register_forward_pre_hook(partial(add_inputs, name)).remove)
-        for batch in objective.data.batches:
-            objective.criterion.embed(batch.pixels)
-            objective.work.tick(FORWARD * len(batch))
-        if objective.data.context.is_main_process and objective.weights.text_changes:
-            for tokens in objective.criterion.prompts.embed():
+        for batch in objective.batches:
+            objective.embed(batch.pixels)
+            objective.tick(FORWARD * len(batch))
+        classifier = objective.classifier
+        if (
+            objective.context.is_main_process
+            and objective.path.text_changes
+            and isinstance(classifier, Prompts)
+        ):
+            for tokens in classifier.pieces():
                 attention_mask[0] = tokens.get("attention_mask")
+                classifier.model.text_features(tokens)
     return sums

@@ -39,17 +39,18 @@ def hessian_trace(
         Hutchinson 1990; Yao et al. 2020, arXiv:1912.07145 (one trace per layer).
     """
     objective.announce(hessian=probes)
-    objective.weights.set_alpha(at)
-    batches = objective.data.batches
-    layers = objective.weights.layers
+    objective.path.set_alpha(at)
+    batches = objective.batches
+    layers = objective.path.layers
     traces_by_batch = {batch.number: [0.0] * len(layers) for batch in batches}
     for probe in range(probes):
         vectors = _rademacher(objective, probe)
-        products = partial(_quadratic_forms, objective, vectors, adaptive)
         for batch in batches:
-            for column, value in enumerate(objective.mean_of_pieces(batch, products)):
+            products = partial(_products_of_pieces, objective, vectors, adaptive, batch)
+            values = objective.micro_batcher.run(len(batch), products)
+            for column, value in enumerate(values):
                 traces_by_batch[batch.number][column] += value / probes
-            objective.work.tick(HESSIAN * len(batch))
+            objective.tick(HESSIAN * len(batch))
     traces = by_layer(objective, traces_by_batch)
     sizes = sizes_of(objective)
     trace = statistic(
@@ -69,37 +70,49 @@ def hessian_trace(
         about="the trace divided by the number of the layer's entries.",
     )
     return Measurements(
-        measure="hessian-trace", statistics=(trace, mean), batch_sizes=objective.data.batch_sizes
+        measure="hessian-trace", statistics=(trace, mean), batch_sizes=objective.batch_sizes
     )
 
 
 def _rademacher(objective: Objective, probe: int) -> Tensors:
-    seed = objective.seed * 100_003 + probe
-    parameters = {
-        name: objective.weights.parameters[name] for name in objective.weights.task_vector
-    }
-    device = objective.data.context.device
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(objective.seed * 100_003 + probe)
+    path = objective.path
     return {
-        name: 2
-        * torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.float32).to(device)
-        - 1
-        for name, parameter in parameters.items()
+        name: _signs(path.parameters[name].shape, generator).to(path.device) for name in path.names
     }
+
+
+def _signs(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    return torch.randint(0, 2, shape, generator=generator, dtype=torch.float32) * 2 - 1
+
+
+def _products_of_pieces(
+    objective: Objective, vectors: Tensors, adaptive: bool, batch: Batch, at_once: int
+) -> list[float]:
+    """`_quadratic_forms` of a batch, as means over pieces of it."""
+    pieces = [batch] if objective.classifier.compares_images else batch.pieces(at_once)
+    weighted = [
+        [
+            len(piece) / len(batch) * value
+            for value in _quadratic_forms(objective, vectors, adaptive, piece)
+        ]
+        for piece in pieces
+    ]
+    return [sum(column) for column in zip(*weighted, strict=True)]
 
 
 def _quadratic_forms(
     objective: Objective, vectors: Tensors, adaptive: bool, batch: Batch
 ) -> list[float]:
     """(C v)_l . (H C v)_l of one batch for every layer."""
-    parameters = [objective.weights.parameters[name] for name in vectors]
+    parameters = [objective.path.parameters[name] for name in vectors]
     scaled = [
         v * p.detach().abs() if adaptive else v
         for v, p in zip(vectors.values(), parameters, strict=True)
     ]
     # the fused attention kernels have no second derivative
     with sdpa_kernel(SDPBackend.MATH):
-        loss = objective.criterion.joint_loss(batch)
+        loss = objective.loss(batch)
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
         pairs = zip(gradients, scaled, strict=True)
         inner = torch.stack([(g * v).sum() for g, v in pairs if g.requires_grad]).sum()
@@ -110,5 +123,5 @@ def _quadratic_forms(
     }
     return [
         float(torch.stack([dots[name] for name in names]).sum())
-        for names in objective.weights.layers.values()
+        for names in objective.path.layers.values()
     ]

@@ -4,19 +4,18 @@ predictions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
 from clipmerge.finding import Finding
-from clipmerge.learning.augmentation import AUGMENTATIONS
-from clipmerge.learning.coefficients import Coefficients, Granularity
-from clipmerge.learning.learn import Learned, LearningConfig, learn
-from clipmerge.learning.learning_loss import DistillTarget, LossConfig
+from clipmerge.learning.augment import AUGMENTATIONS
+from clipmerge.learning.interpolate import DEFAULT_ALPHA, Coefficients, Granularity
+from clipmerge.learning.learn import Learned, learn
+from clipmerge.learning.loss import DistillTarget
 from clipmerge.learning.objective import Objective
-from clipmerge.learning.weights import DEFAULT_ALPHA
+from clipmerge.learning.train import Training
 from clipmerge.models.precision import Precision
 from clipmerge.planning.measurements import HeldBackChoice, Measurements, Statistic
 from clipmerge.plugins import (
@@ -82,26 +81,17 @@ class LearningOptions:
     augmentations: tuple[Augmentation, ...] = AUGMENTATIONS
     precision: Precision = "auto"
 
-    def config(
-        self, sparsify: Callable[[], tuple[Sequence[str], float]] | None = None
-    ) -> LearningConfig:
-        """The settings of learning."""
-        return LearningConfig(
-            LossConfig(
-                self.distill_weight,
-                self.augmentations,
-                self.distill,
-                self.weak_aug,
-                self.strong_aug,
-                self.precision,
-            ),
-            self.steps,
-            self.rate,
-            sparsify=sparsify,
-            batch=self.batch,
-            held_back=self.held_back,
+    def learn(self, objective: Objective, coefficients: Coefficients, **more: Any) -> Learned:
+        """Learn as the options say; ``more`` goes to `clipmerge.learning.learn.learn`."""
+        options = {field.name: getattr(self, field.name) for field in fields(Training)}
+        return learn(
+            objective,
+            coefficients,
+            Training(**options),
+            start=self.start,
+            val_share=self.held_back,
             max_loss=self.max_loss,
-            ceiling=self.ceiling,
+            **more,
         )
 
 
@@ -114,8 +104,7 @@ def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
     from 0 to ``ceiling``. Uses Adam with a few images per step, augmented anew in every step. At
     the end, images held out of learning choose how far to go from what was learned towards
     fine-tuned: no further than needed to lose at most ``max_loss`` points. With one coefficient per
-    entry it needs six bytes per entry on a CPU, and eight more on other devices, in addition to the
-    model.
+    entry it needs ten bytes per entry in addition to the model.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.
@@ -135,21 +124,16 @@ def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
         bounded and per entry, is ours.
     """
     chosen = LearningOptions(**options)
-    coefficients = Coefficients(objective, chosen.granularity, chosen.start)
-    learned = learn(objective, coefficients, chosen.config())
+    coefficients = Coefficients(objective.path, chosen.granularity, chosen.start)
+    learned = chosen.learn(objective, coefficients)
     return learned_measurements("learned-coefficients", objective, coefficients, learned)
 
 
 def _overfit(choice: HeldBackChoice | None) -> tuple[Finding, ...]:
-    """A note if the images that learning saw are recognised far more often than those held back;
-    without labels, one is a probability and the other a share of votes, which do not compare.
-    """
-    if (
-        choice is None
-        or choice.train_accuracy is None
-        or not choice.labelled
-        or choice.train_accuracy - choice.accuracy < OVERFIT
-    ):
+    """A note if the images that learning saw are recognised far more often than those held back."""
+    if choice is None or choice.train_accuracy is None:
+        return ()
+    if choice.train_accuracy - choice.accuracy < OVERFIT:
         return ()
     return (Finding.of("overfitting", train=choice.train_accuracy, held_out=choice.accuracy),)
 
@@ -167,8 +151,8 @@ def learned_measurements(
     """
     values = coefficients.by_parameter()
     at_zero, at_one = {}, {}
-    for layer, names in objective.weights.layers.items():
-        shapes = {name: objective.weights.parameters[name].shape for name in names}
+    for layer, names in objective.path.layers.items():
+        shapes = {name: objective.path.parameters[name].shape for name in names}
         spread = torch.cat(
             [values[name].broadcast_to(shape).reshape(-1) for name, shape in shapes.items()]
         )
@@ -190,10 +174,10 @@ def learned_measurements(
                 about="share of the layer's entries whose learned coefficient is 1 or larger.",
             ),
         ),
-        batch_sizes=objective.data.batch_sizes,
+        batch_sizes=objective.batch_sizes,
         trace={
-            "cross_entropy": tuple(losses.cross_entropy for losses in learned.trace),
-            "distillation_loss": tuple(losses.distillation_loss for losses in learned.trace),
+            "cross_entropy": tuple(losses[0] for losses in learned.trace),
+            "distillation_loss": tuple(losses[2] for losses in learned.trace),
         },
         choice=learned.choice,
         notes=_overfit(learned.choice),

@@ -11,8 +11,7 @@ from torch.linalg import vector_norm
 
 from clipmerge.finding import Finding
 from clipmerge.layers import block_of
-from clipmerge.learning.coefficients import Coefficients
-from clipmerge.learning.learn import learn
+from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
 from clipmerge.measures._statistics import by_layer, sizes_of, statistic
 from clipmerge.measures.learned_coefficients import LearningOptions, learned_measurements
@@ -79,7 +78,7 @@ def learned_sparse(objective: Objective, **options: Any) -> Measurements:
         measured = Measurements(
             measure="learned-sparse",
             statistics=(sharpness,),
-            batch_sizes=objective.data.batch_sizes,
+            batch_sizes=objective.batch_sizes,
         )
         return find_stragglers(
             measured, sizes_of(objective), statistic="sharpness", seed=objective.seed
@@ -110,11 +109,11 @@ def learn_sparse(
         nonlocal sharpness, notes, stragglers
         sharpness, notes = _measure_sharpness(objective)
         stragglers = choose(sharpness)
-        names = [name for layer in stragglers for name in objective.weights.layers[layer]]
+        names = [name for layer in stragglers for name in objective.path.layers[layer]]
         return names, options.density
 
-    coefficients = Coefficients(objective, options.granularity, options.start)
-    learned = learn(objective, coefficients, options.config(find))
+    coefficients = Coefficients(objective.path, options.granularity, options.start)
+    learned = options.learn(objective, coefficients, find_sparse=find)
     measurements = learned_measurements("learned-sparse", objective, coefficients, learned)
     values = sharpness.values
     total = sum(values.values()) or 1.0
@@ -162,12 +161,12 @@ def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
     largest rise of the loss if the layer alone moves as far as fine-tuning moved it, in any
     direction.
     """
-    path = objective.weights
+    path = objective.path
     rows = {}
-    radii = [_norm([path.task_vector[name] for name in names]) for names in path.layers.values()]
+    radii = [_norm([path.delta(name) for name in names]) for names in path.layers.values()]
     for batch, _ in objective.gradients():
         gradients = [
-            _norm([path.gradient_of(name) for name in names]) for names in path.layers.values()
+            _norm([path.gradient(name) for name in names]) for names in path.layers.values()
         ]
         rows[batch.number] = [
             gradient * radius for gradient, radius in zip(gradients, radii, strict=True)

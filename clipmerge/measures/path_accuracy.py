@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from clipmerge.learning.mixtures import try_mixture
 from clipmerge.learning.objective import Objective
+from clipmerge.measures._mixtures import try_mixture
 from clipmerge.planning.measurements import LossPath, Measurements
 from clipmerge.plugins import Count
 
@@ -26,11 +26,11 @@ def path_accuracy(objective: Objective, *, steps: Count = 10) -> Measurements:
     """
     alphas = sorted({step / steps for step in range(steps + 1)} | {0.5})
     objective.announce(forward=len(alphas))
-    count = len(objective.inputs.finetuned)
+    count = len(objective.path.inputs.finetuned)
     mixtures = tuple(try_mixture(objective, (alpha / count,) * count) for alpha in alphas)
     return Measurements(
         measure="path-accuracy",
-        batch_sizes=objective.data.batch_sizes,
+        batch_sizes=objective.batch_sizes,
         path=LossPath(alphas=tuple(alphas), losses=tuple(mixture.loss for mixture in mixtures)),
         mixtures=mixtures,
     )

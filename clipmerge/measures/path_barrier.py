@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+import torch
 
 from clipmerge.errors import MeasureError
 from clipmerge.finding import Finding
-from clipmerge.learning.objective import FORWARD, Objective
-from clipmerge.learning.slopes import Slopes
-from clipmerge.measures._statistics import statistic, with_few_prompts
+from clipmerge.learning.objective import Objective
+from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
-from clipmerge.types import Json
+from clipmerge.types import Json, Tensors
 
 # A path along which the loss bends sharply needs more nodes; beyond this number the problem is
 # numerical, and is reported.
@@ -46,7 +48,6 @@ def path_barrier(
     *,
     nodes: Count = 3,
     tolerance: Positive = 0.01,
-    exact: bool = False,
     gradients: bool | None = None,
 ) -> Measurements:
     """Attribute the path's barrier and loss drop to layers, from backward passes.
@@ -63,9 +64,6 @@ def path_barrier(
         objective: Calibration loss; left at theta_1.
         nodes: Quadrature points on each half of the path; each costs one gradient pass.
         tolerance: Accepted relative error of the sums.
-        exact: Whether the text layers' values of each batch come from all prompts, whatever they
-            cost; see `clipmerge.learning.slopes`. All other values, and all means over batches,
-            always do.
         gradients: Whether to keep the mean gradient along the path, for masks that rank entries by
             it; ``None`` if the recipe's method asks for one.
 
@@ -81,93 +79,120 @@ def path_barrier(
         path of Wortsman et al. 2022, arXiv:2109.01903.
     """
     wanted = objective.wants_gradients if gradients is None else gradients
-    slopes = Slopes(objective, exact=exact, gradients=wanted)
-    middle_work = FORWARD * sum(len(batch) for batch in objective.data.batches)
-    objective.work.announce(middle_work + 2 * nodes * slopes.work)
-    objective.weights.set_alpha(0.5)
-    middle = _require_finite(objective.data.mean(objective.data.by_batch(objective.losses())), 0.5)
+    objective.announce(forward=1, gradient=2 * nodes)
+    objective.path.set_alpha(0.5)
+    middle = objective.mean([loss for loss, _ in objective.losses_and_accuracies()])
+    _require_finite(middle, 0.5)
     notes: tuple[Finding, ...] = ()
     while True:
-        shares, losses = _integrate_slopes(objective, slopes, nodes)
+        shares, losses, mean_gradients = _integrate_slopes(objective, nodes, gradients=wanted)
         losses[0.5] = middle
         measured = {
             "barrier": middle - (losses[0.0] + losses[1.0]) / 2,
             "loss_drop": losses[1.0] - losses[0.0],
         }
-        sums = {
-            name: sum(map(objective.data.mean, layers.values())) for name, layers in shares.items()
+        checks = {
+            name: Check(
+                sum_of_layers=sum(map(objective.mean, shares[name].values())),
+                measured=measured[name],
+            )
+            for name in shares
         }
-        checks = {name: Check(sum_of_layers=sums[name], measured=measured[name]) for name in sums}
-        rounding = _ROUNDING * max(losses[0.0], middle, losses[1.0])
-        wrong = [
-            check
-            for check in checks.values()
-            if abs(check.sum_of_layers - check.measured) > rounding
-        ]
-        worst = max((check.relative_error for check in wrong), default=0.0)
+        worst = _worst_error(checks, rounding=_ROUNDING * max(losses[0.0], middle, losses[1.0]))
         if worst <= tolerance or 2 * nodes > _MAX_NODES:
             break
         nodes *= 2
-        slopes = Slopes(objective, exact=exact, gradients=wanted)
-        objective.work.announce(2 * nodes * slopes.work)
+        objective.announce(gradient=2 * nodes)
         notes = (Finding.of("bent-path", nodes=nodes),)
     if worst > tolerance:
         notes = (Finding.of("incomplete-shares", error=worst, nodes=nodes),)
-    count = objective.criterion.prompts.count
-    if 0 < slopes.drawn < count:
-        notes += (Finding.of("estimated-text-layers", drawn=slopes.drawn, prompts=count),)
     path = sorted(losses.items())
     return Measurements(
         measure="path-barrier",
         statistics=tuple(
             statistic(objective, name, shares[name], **_READINGS[name]) for name in _READINGS
         ),
-        batch_sizes=objective.data.batch_sizes,
+        batch_sizes=objective.batch_sizes,
         path=LossPath(alphas=tuple(a for a, _ in path), losses=tuple(loss for _, loss in path)),
         checks=checks,
         notes=notes,
-        gradients={name: value.float() for name, value in slopes.gradients.items()},
+        gradients=mean_gradients,
     )
 
 
-def _require_finite(loss: float, alpha: float) -> float:
+def _worst_error(checks: dict[str, Check], *, rounding: float) -> float:
+    """The largest relative error of the sums that are wrong by more than rounding."""
+    errors = (
+        check.relative_error
+        for check in checks.values()
+        if abs(check.sum_of_layers - check.measured) > rounding
+    )
+    return max(errors, default=0.0)
+
+
+def _require_finite(loss: float, alpha: float) -> None:
     if not np.isfinite(loss):
         raise MeasureError(
             f"the calibration loss at alpha {alpha:g} is {loss}; check that the checkpoints work"
         )
-    return loss
 
 
 def _integrate_slopes(
-    objective: Objective, slopes: Slopes, nodes: int
-) -> tuple[dict[str, dict[str, list[float]]], dict[float, float]]:
-    """Integrate the slopes."""
-    points, weights = _radau(nodes)
+    objective: Objective, nodes: int, *, gradients: bool
+) -> tuple[dict[str, dict[str, tuple[float, ...]]], dict[float, float], Tensors]:
+    """Integrate the slopes along the path.
+
+    Returns:
+        The statistics by batch and layer, the losses at the nodes, and the mean gradient along the
+        path by parameter, if it is wanted.
+    """
+    path, layers = objective.path, len(objective.path.layers)
     shares = {
-        name: np.zeros((len(objective.data.batch_sizes), len(objective.weights.layers)))
-        for name in _READINGS
+        name: {batch.number: np.zeros(layers) for batch in objective.batches} for name in _READINGS
     }
+    changes = {name: path.delta(name).flatten() for name in path.names}
+    sums: Tensors = {}
+    if gradients:  # in float64, so that masks rank the same entries for any number of processes
+        wide = torch.float32 if path.device.type == "mps" else torch.float64
+        sums = {name: torch.zeros_like(path.parameters[name], dtype=wide) for name in path.names}
     losses = {}
-    # from both ends of the path towards its middle; theta_1 last, because the objective is left
-    # there
-    halves = [(point / 2, weight / 2, 0.5) for point, weight in zip(points, weights, strict=True)]
-    halves += [
-        (1 - point / 2, weight / 2, -0.5)
-        for point, weight in zip(points[::-1], weights[::-1], strict=True)
-    ]
-    for alpha, share, sign in halves:
-        point, loss = slopes.at(alpha, share)
-        losses[alpha] = _require_finite(loss, alpha)
-        shares["loss_drop"] += share * point
-        shares["barrier"] += share * point * sign
+    for alpha, weight, sign in _halves(nodes):
+        path.set_alpha(alpha)
+        values = {}
+        for batch, values[batch.number] in objective.gradients():
+            slopes = weight * _slopes(objective, changes)
+            shares["loss_drop"][batch.number] += slopes
+            shares["barrier"][batch.number] += sign * slopes
+            part = weight * len(batch) / sum(objective.batch_sizes)
+            for name, total in sums.items():
+                total.add_(path.gradient(name), alpha=part)
+        losses[alpha] = objective.mean(objective.by_batch(values))
+        _require_finite(losses[alpha], alpha)
     integrals = {
-        name: {
-            layer: values[:, column].tolist()
-            for column, layer in enumerate(objective.weights.layers)
-        }
-        for name, values in shares.items()
+        name: by_layer(objective, {at: row.tolist() for at, row in rows.items()})
+        for name, rows in shares.items()
     }
-    return integrals, losses
+    total = {name: value.float() for name, value in objective.total(sums).items()}
+    return integrals, losses, total
+
+
+def _halves(nodes: int) -> Iterator[tuple[float, float, float]]:
+    """Nodes from both ends of the path towards its middle, with weight and the sign in the barrier;
+    theta_1 last, because the objective is left there.
+    """
+    points = list(zip(*_radau(nodes), strict=True))
+    yield from ((point / 2, weight / 2, 0.5) for point, weight in points)
+    yield from ((1 - point / 2, weight / 2, -0.5) for point, weight in reversed(points))
+
+
+def _slopes(objective: Objective, changes: Tensors) -> np.ndarray:
+    """The slope of the current gradients along the change, by layer, (layers,), in nats."""
+    path = objective.path
+    slopes = [
+        torch.stack([torch.dot(path.gradient(n).flatten(), changes[n]) for n in names]).sum()
+        for names in path.layers.values()
+    ]
+    return torch.stack(slopes).double().cpu().numpy()
 
 
 def _radau(nodes: int) -> tuple[list[float], list[float]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from clipmerge.learning.coefficients import Coefficients
-from clipmerge.learning.learn import LearningConfig, learn
-from clipmerge.learning.learning_loss import LossConfig
+from clipmerge.learning.interpolate import Coefficients
+from clipmerge.learning.learn import learn
 from clipmerge.learning.objective import Objective
+from clipmerge.learning.train import Training
 from clipmerge.measures.learned_coefficients import learned_measurements
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count, Positive
@@ -35,12 +35,9 @@ def projection_radii(
     Source:
         TPGM, Tian et al. 2023, arXiv:2303.10720, applied once, after fine-tuning.
     """
-    coefficients = Coefficients(objective, "parameter", 0.0)
+    coefficients = Coefficients(objective.path, "parameter", 0.0)
     # Adam's steps do not depend on the gradient's scale, so a rate of rate / norm for a coefficient
     # is `rate` for a radius
-    rates = {
-        name: rate / float(objective.weights.task_vector[name].norm())
-        for name in coefficients.values
-    }
-    learned = learn(objective, coefficients, LearningConfig(LossConfig(0.0), steps, rates))
+    rates = {name: rate / float(objective.path.delta(name).norm()) for name in coefficients.values}
+    learned = learn(objective, coefficients, Training(steps=steps, rate=rates))
     return learned_measurements("projection-radii", objective, coefficients, learned)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from clipmerge.learning.mixtures import try_mixture
 from clipmerge.learning.objective import Objective
+from clipmerge.measures._mixtures import try_mixture
 from clipmerge.planning.measurements import Measurements
 
 SEVERAL = True
@@ -27,7 +27,7 @@ def soup_accuracy(objective: Objective) -> Measurements:
     Source:
         The greedy recipe of model soups, Wortsman et al. 2022, arXiv:2203.05482.
     """
-    count = len(objective.inputs.finetuned)
+    count = len(objective.path.inputs.finetuned)
     objective.announce(forward=2 * count - 1)
     tried = [try_mixture(objective, _average([which], count)) for which in range(count)]
     order = sorted(range(count), key=lambda which: -tried[which].accuracy)
@@ -39,7 +39,7 @@ def soup_accuracy(objective: Objective) -> Measurements:
             soup.append(which)
             best = tried[-1].accuracy
     return Measurements(
-        measure="soup-accuracy", batch_sizes=objective.data.batch_sizes, mixtures=tuple(tried)
+        measure="soup-accuracy", batch_sizes=objective.batch_sizes, mixtures=tuple(tried)
     )
 
 

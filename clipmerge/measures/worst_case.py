@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from clipmerge.learning.objective import FORWARD, GRADIENT, Objective
-from clipmerge.learning.perturbation import LayerBall, flat
+from clipmerge.measures._ball import LayerBall, flat
 from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count, Positive
@@ -50,20 +50,20 @@ def worst_case(
         Foret et al. 2021, arXiv:2010.01412; Kwon et al. 2021, arXiv:2102.11600; APGD: Croce and
         Hein 2020, arXiv:2003.01690; as a sharpness: Andriushchenko et al. 2023, arXiv:2302.07011.
     """
-    weights = objective.weights
-    cost = (FORWARD if steps == 1 else GRADIENT * steps) * len(weights.layers)
+    path = objective.path
+    cost = (FORWARD if steps == 1 else GRADIENT * steps) * len(path.layers)
     objective.announce(gradient=1, forward=cost / FORWARD)
-    weights.set_alpha(at)
+    path.set_alpha(at)
     rises_by_batch: dict[int, list[float]] = {}
     for batch, base in objective.gradients():
-        gradients = {name: weights.gradient_of(name) for name in weights.task_vector}
+        gradients = {name: path.gradient(name) for name in path.names}
         rises_by_batch[batch.number] = []
-        for layer, names in weights.layers.items():
-            with weights.only(layer) as parameters:
+        for layer, names in path.layers.items():
+            with path.only(layer) as parameters:
                 gradient = flat(gradients[name] for name in names)
                 radius = rho * len(gradient) ** 0.5 if scaled else rho
                 ball = LayerBall(parameters, norm=norm, radius=radius, adaptive=adaptive)
-                loss = objective.criterion.layer_loss(batch, layer)
+                loss = objective.layer_loss(batch, layer)
                 if steps == 1:
                     ball.place(ball.maximiser(gradient))
                     with torch.no_grad():
@@ -72,7 +72,7 @@ def worst_case(
                     worst = ball.apgd(loss, gradient, base, steps)
                 ball.restore()
                 rises_by_batch[batch.number].append(worst - base)
-        objective.work.tick(cost * len(batch))
+        objective.tick(cost * len(batch))
     sharpness = statistic(
         objective,
         "worst_case",
@@ -82,5 +82,5 @@ def worst_case(
         about="largest rise of the loss found in a ball around this layer's weights.",
     )
     return Measurements(
-        measure="worst-case", statistics=(sharpness,), batch_sizes=objective.data.batch_sizes
+        measure="worst-case", statistics=(sharpness,), batch_sizes=objective.batch_sizes
     )

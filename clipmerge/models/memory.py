@@ -1,4 +1,4 @@
-"""The memory of a device: what is free of it, images in pieces that are halved whenever it runs
+"""Images in pieces that fit into a device's memory: estimated on a CPU, halved wherever it runs
 out.
 """
 
@@ -6,18 +6,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from clipmerge.distributed import is_out_of_memory
 from clipmerge.finding import Finding
 
 T = TypeVar("T")
-# Assumed if the system does not report how much memory it has.
-_USUAL = 16 << 30
+# Share of a machine's memory that activations may take: the rest is weights, and others'.
+_SHARE = 0.25
 
 
 class MicroBatcher:
@@ -55,25 +56,27 @@ class MicroBatcher:
         )
 
 
-def usable_memory(device: torch.device) -> int:
-    """Bytes that this process may use: of a card what is free and else the
-    machine's.
+def affordable_images(
+    module: torch.nn.Module, embed: Callable[[Tensor], Tensor], image: Tensor
+) -> int | None:
+    """How many images' activations fit into a CPU's memory, from those of one image, (1, 3, height,
+    width); ``None`` for a card, which says when it has too little.
     """
-    card: Any = getattr(torch, device.type, None)
-    if hasattr(card, "mem_get_info"):
-        allocated = card.memory_allocated(device)
-        try:
-            return int(card.mem_get_info(device)[0] + card.memory_reserved(device) - allocated)
-        except RuntimeError:  # some of Intel's cannot say it
-            return int(card.get_device_properties(device).total_memory - allocated)
-    if device.type == "mps":  # pragma: no cover - needs Apple's GPU
-        return int(card.recommended_max_memory() - card.driver_allocated_memory())
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (
-        AttributeError,
-        ValueError,
-        OSError,
-    ):  # pragma: no cover - Windows, which has no sysconf
-        return _USUAL
-    return total
+    pages = getattr(os, "sysconf", None)
+    if image.device.type != "cpu" or pages is None:
+        return None
+    weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        graph = embed(image)  # alive until all is counted, or its memory would be used again
+    room = _SHARE * pages("SC_PAGE_SIZE") * pages("SC_PHYS_PAGES")
+    count = max(1, int(room / max(1, sum(sizes.values()))))
+    del graph
+    return count

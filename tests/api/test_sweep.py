@@ -21,7 +21,7 @@ from clipmerge.api.sweep import check_sweep, load_source, overlap_notes, run_swe
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation.accuracy import evaluate_sources, load_model
-from clipmerge.evaluation.moving_model import MovingModel
+from clipmerge.learning.interpolate import Path as Between
 from clipmerge.evaluation.scorer import Scorer, stack_correct
 from clipmerge.images.dataset import load_images, open_images
 from clipmerge.models.building import build_model
@@ -148,7 +148,7 @@ def test_weights_are_what_merge_writes_bit_for_bit(
 ) -> None:
     pair = cast(far, dtype, tmp_path)
     opened = inputs_of(pair)
-    moving = MovingModel(build_model(opened), opened, torch.device("cpu"))
+    moving = Between(build_model(opened), opened, torch.device("cpu"))
     settings = {
         "monosoup": [],
         "straggler-outlier": [*QUICK, "overrides=[{layers: vision.*, alpha: 0.6, density: 0.3}]"],
@@ -175,7 +175,7 @@ def test_weights_are_what_merge_writes_bit_for_bit(
         if alpha is None:
             moving.set_plan(run.plan)
         else:
-            moving.interpolate(alpha)
+            moving.set_alpha(alpha)
         for name, parameter in moving.model.parameters.items():
             expected = written[name].float()
             assert torch.equal(parameter.view(torch.int32), expected.view(torch.int32)), (

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from clipmerge.api.apply import write_merge
 from clipmerge.api.merge import prepare
 from clipmerge.errors import CheckpointError
-from clipmerge.evaluation.moving_model import MovingModel
+from clipmerge.learning.interpolate import Path as Between
 from clipmerge.evaluation.points import weights_key
 from clipmerge.models.building import build_model
 from clipmerge.run import Run
@@ -53,12 +53,12 @@ def test_a_recipe_that_drops_parameters_is_no_point_of_the_curve(
     assert written[0] - written[1] == {LACKING}
 
 
-def test_a_weight_that_overflows_is_named_with_its_alpha(pair: Folders) -> None:
+def test_a_weight_that_overflows_is_named(pair: Folders) -> None:
     inputs = inputs_of(pair)
-    moving = MovingModel(build_model(inputs), inputs, torch.device("cpu"), dtype="float16")
+    moving = Between(build_model(inputs), inputs, torch.device("cpu"), dtype="float16")
     with pytest.raises(
-        CheckpointError, match=r"^tensor \S+ overflows at alpha 1e\+09; give `alphas` in \[0, 1\]$"
+        CheckpointError, match=r"^tensor \S+ overflows here; give `alphas` in \[0, 1\]$"
     ):
-        moving.interpolate(1e9)
-    moving.interpolate(1.0)
+        moving.set_alpha(1e9)
+    moving.set_alpha(1.0)
     assert all(bool(parameter.isfinite().all()) for parameter in moving.model.parameters.values())

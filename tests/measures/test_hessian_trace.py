@@ -78,10 +78,10 @@ def feed(monkeypatch: pytest.MonkeyPatch, exact: Exact, probes: np.ndarray) -> N
         pieces = torch.tensor(probes[probe], dtype=torch.float32)
         vectors, start = {}, 0
         for name in exact.names:
-            parameter = objective.weights.parameters[name]
+            parameter = objective.path.parameters[name]
             vectors[name] = pieces[start : start + parameter.numel()].view(parameter.shape)
             start += parameter.numel()
-        return {name: vectors[name] for name in objective.weights.task_vector}
+        return {name: vectors[name] for name in objective.path.names}
 
     monkeypatch.setattr(
         importlib.import_module("clipmerge.measures.hessian_trace"), "_rademacher", given

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clipmerge.finding import Finding
-from clipmerge.learning.slopes import Slopes
+from clipmerge.measures import path_barrier as module
 from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.planning.measurements import Measurements
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
@@ -131,7 +131,7 @@ def test_an_attribution_that_does_not_add_up_is_reported(
     short_ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objective = objective_for(short_ends, make_batches((4,)))
-    original = Slopes._pop_slopes
-    monkeypatch.setattr(Slopes, "_pop_slopes", lambda self, part: 1.5 * original(self, part))
+    original = module._slopes
+    monkeypatch.setattr(module, "_slopes", lambda *arguments: 1.5 * original(*arguments))
     found = path_barrier(objective)
     assert (found.notes[0].kind, found.notes[0].values["nodes"]) == ("incomplete-shares", 24)

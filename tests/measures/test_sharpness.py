@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from clipmerge.learning.objective import Batch, Objective
-from clipmerge.learning.zeroshot_loss import ZeroShotLoss
 from clipmerge.measures.average_case import average_case
 from clipmerge.measures.first_order import first_order
 from clipmerge.measures.worst_case import worst_case
+from clipmerge.models.classifier import Prompts
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 from tests.support.tiny_clip import layer_of
 
@@ -136,28 +136,28 @@ def test_weights_stay_there_bit_for_bit(
     objective: Objective, measure: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a layer moves all other parameters stay, and afterwards the layer is restored."""
-    objective.weights.set_alpha(0.5)
+    objective.path.set_alpha(0.5)
     before = {
-        name: parameter.detach().clone() for name, parameter in objective.weights.parameters.items()
+        name: parameter.detach().clone() for name, parameter in objective.path.parameters.items()
     }
-    original = ZeroShotLoss.loss
+    original = Prompts.logits
     moving: set[frozenset[str]] = set()
 
-    def watched(self: ZeroShotLoss, *args: object, **options: object) -> Tensor:
+    def watched(self: Prompts, *args: object, **options: object) -> Tensor:
         changed = {
             layer_of(n)
-            for n, p in objective.weights.parameters.items()
+            for n, p in objective.path.parameters.items()
             if not torch.equal(p.detach(), before[n])
         }
         moving.add(frozenset(changed))
         return original(self, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(ZeroShotLoss, "loss", watched)
+    monkeypatch.setattr(Prompts, "logits", watched)
     measure(objective, at=0.5)  # type: ignore[operator]
-    assert moving - {frozenset()} == {frozenset({layer}) for layer in objective.weights.layers}
+    assert moving - {frozenset()} == {frozenset({layer}) for layer in objective.path.layers}
     assert all(
         torch.equal(parameter.detach(), before[n])
-        for n, parameter in objective.weights.parameters.items()
+        for n, parameter in objective.path.parameters.items()
     )
 
 
@@ -182,7 +182,7 @@ def test_average_case_is_the_mean_over_its_draws(
     found = average_case(objective, rho=0.1, draws=3, adaptive=adaptive, at=0.5)
     layers = layers_of(reference)
     for column, (layer, names) in enumerate(
-        (layer, list(names)) for layer, names in objective.weights.layers.items()
+        (layer, list(names)) for layer, names in objective.path.layers.items()
     ):
         assert sorted(names) == sorted(layers[layer])
         expected = []

@@ -18,12 +18,11 @@ from transformers import AutoProcessor
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import distributed_context
 from clipmerge.errors import CheckpointError
-from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.families.known import VISION_TEXT_DUAL_ENCODER
+from clipmerge.learning.interpolate import Path as Between
 from clipmerge.learning.objective import Batch, Objective
-from clipmerge.learning.sharded_batches import ShardedBatches
-from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.models import ImageTextModel, model_for
+from clipmerge.models.classifier import Prompts
 from clipmerge.models.open_clip import _tokenizer, build_module, transform_for
 from clipmerge.models.transformers_clip import TransformersClip
 from tests.support.command import done
@@ -92,9 +91,9 @@ LABELS = torch.tensor([0, 2, 1, 1])
 @pytest.mark.parametrize("name", MEASURED)
 def test_logits_are_those_of_the_library(name: str, family_pairs: Pairs) -> None:
     pair, model = opened(family_pairs(name))
-    moving = MovingModel(model, pair, torch.device("cpu"))
+    moving = Between(model, pair, torch.device("cpu"))
     for alpha in (0.0, 0.5, 1.0):
-        moving.interpolate(alpha)
+        moving.set_alpha(alpha)
         with torch.no_grad():
             images, classes = (
                 model.image_features(model.pixels(pictures())),
@@ -117,17 +116,15 @@ def test_loss_and_gradients_are_those_of_the_librarys_forward(
     batch = Batch(0, model.pixels(pictures()), LABELS)
     context = distributed_context("cpu")
     prompts = Prompts(model, PROMPTS, 1, context.device)
-    objective = Objective(model, pair, ShardedBatches([batch], context), prompts)
-    objective.weights.set_alpha(0.5)
+    path = Between(model, pair, context.device)
+    objective = Objective(path, prompts, batch, context, batch_size=len(LABELS))
+    objective.path.set_alpha(0.5)
     reference = Reference(name, family_pairs(name), 0.5)
     loss = reference.loss()
     loss.backward()
     for _, found in objective.gradients():
         assert found == pytest.approx(loss.item(), rel=1e-5)
-        ours = {
-            key: objective.weights.gradient_of(key).double()
-            for key in objective.weights.task_vector
-        }
+        ours = {key: objective.path.gradient(key).double() for key in objective.path.names}
     theirs = {key: p.grad for key, p in reference.model.named_parameters() if p.grad is not None}
     largest = max(float(gradient.abs().max()) for gradient in theirs.values())
     # two families spell some names otherwise in memory: there the gradients are compared as a set

@@ -67,7 +67,7 @@ def test_the_shares_of_all_layers_are_the_measured_barrier(
     found = load_plugin("measures", "path-barrier")(objective)
     for check in found.checks.values():
         assert check.sum_of_layers == pytest.approx(check.measured, rel=0.02, abs=2e-5)
-    assert objective.weights.layers.keys() == set(found.layers)
+    assert objective.path.layers.keys() == set(found.layers)
 
 
 @pytest.mark.slow

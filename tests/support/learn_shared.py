@@ -7,22 +7,25 @@ import torch
 from safetensors.torch import save_file
 
 from clipmerge.distributed import DistributedContext
-from clipmerge.learning.coefficients import Coefficients
-from clipmerge.learning.learn import LearningConfig, learn
-from clipmerge.learning.learning_loss import LossConfig
-from tests.support.small_objective import make_batches, objective_for
+from clipmerge.learning.interpolate import Coefficients
+from clipmerge.learning.learn import learn
+from clipmerge.learning.train import Training
+from tests.support.small_objective import captioned, contrastive, make_batches, objective_for
 
 
-def main(folder: Path, device: str, labels: str, *sizes: str) -> None:
+def main(folder: Path, kind: str, *sizes: str) -> None:
     processes = DistributedContext(torch.device("cpu"))
-    number, count = processes.rank, processes.world_size
     ends = (folder / "zeroshot", folder / "finetuned")
-    batches = make_batches(tuple(map(int, sizes)))
-    objective = objective_for(ends, batches[number::count], context=processes)
-    values = Coefficients(objective, "entry")
-    loss = LossConfig(0.7, weak_aug=1.0)
-    learn(objective, values, LearningConfig(loss, 4, 0.02, batch=16, held_back=0.2))
-    save_file(values.by_parameter(), folder / f"{device}-{count}-{number}.safetensors")
+    counts = tuple(map(int, sizes))
+    if kind == "captions":
+        objective = contrastive(ends, captioned(counts), context=processes)
+    else:
+        objective = objective_for(ends, make_batches(counts), context=processes)
+    values = Coefficients(objective.path, "entry")
+    options = Training(steps=4, batch=16, rate=0.02, distill_weight=0.7, weak_aug=1.0)
+    learn(objective, values, options, val_share=0.2)
+    name = f"{processes.world_size}-{processes.rank}.safetensors"
+    save_file(values.by_parameter(), folder / name)
 
 
 if __name__ == "__main__":

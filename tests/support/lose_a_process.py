@@ -10,7 +10,7 @@ from datetime import timedelta
 from clipmerge import distributed
 from clipmerge.cli.app import main
 from clipmerge.errors import DataError
-from clipmerge.learning.objective import Work
+from clipmerge.learning.objective import Objective
 
 LOST = "lost at "
 #: Seconds after which a process that hangs is given up here.
@@ -33,16 +33,16 @@ HOW = {
 
 
 def lose(rank: str, how: str) -> None:
-    tick = Work.tick
+    tick = Objective.tick
 
-    def ticked(self: Work, cost: float) -> None:
+    def ticked(self: Objective, cost: float) -> None:
         if os.environ["RANK"] == rank:
             sys.stderr.write(f"{LOST}{time.time()}\n")
             sys.stderr.flush()
             HOW[how]()
         tick(self, cost)
 
-    Work.tick = ticked  # type: ignore[method-assign]
+    Objective.tick = ticked  # type: ignore[method-assign]
     if how == "hangs":
         distributed.timedelta = lambda minutes: timedelta(seconds=LIMIT)  # type: ignore[misc,assignment]
 

@@ -35,8 +35,7 @@ def measured(name: str, objective: Objective) -> Measurements:
 
 def main(folder: Path) -> None:
     context = distributed_context("cpu")
-    mine = make_batches(SIZES)[context.rank :: context.world_size]
-    objective = objective_for((folder / "zeroshot", folder / "finetuned"), mine)
+    objective = objective_for((folder / "zeroshot", folder / "finetuned"), make_batches(SIZES))
     found = {name: measured(name, objective) for name in plugin_names("measures")}
     gradients = {
         name: value.double().norm().item()

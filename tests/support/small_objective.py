@@ -1,7 +1,7 @@
 """An `Objective` over a really small CLIP, and its loss once more through transformers' own
 forward."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self
@@ -11,22 +11,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.config import Missing
 from clipmerge.distributed import DistributedContext, distributed_context
-from clipmerge.learning.learning_loss import (
-    LossConfig,
-    Losses,
-    backpropagate,
-    losses_of,
-    make_pictures,
-    with_teacher_targets,
-)
-from clipmerge.learning.objective import Batch, Objective
-from clipmerge.learning.sharded_batches import ShardedBatches
-from clipmerge.learning.steps import Step, lay_out
-from clipmerge.learning.zeroshot_loss import Prompts
+from clipmerge.images.batches import Batch
+from clipmerge.learning.interpolate import Path as Between
+from clipmerge.learning.objective import Objective
 from clipmerge.models import model_for
-from tests.support.tasks import inputs_of
+from clipmerge.models.classifier import Captions, Prompts
 from tests.support.tiny_clip import CLASSES, tiny_config, tiny_processor
 
 # on tensors as small as these, threads only wait for each other
@@ -73,24 +65,33 @@ def make_batches(sizes: tuple[int, ...], classes: int = len(CLASSES), seed: int 
     return batches
 
 
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The images of several batches as one."""
+    pixels, labels = [batch.pixels for batch in batches], [batch.labels for batch in batches]
+    return Batch(0, torch.cat(pixels), torch.cat(labels))
+
+
 def objective_for(
     ends: Ends,
-    batches: Iterable[Batch],
+    batches: Sequence[Batch],
     *,
     templates: tuple[str, ...] = TEMPLATES[:1],
     classes: tuple[str, ...] = CLASSES,
+    kind: type[Prompts] = Prompts,
     context: DistributedContext | None = None,
     prompts_at_once: int = 512,
     missing: Missing = "error",
     **options: Any,
 ) -> Objective:
-    pair = inputs_of(ends, missing=missing)
-    model = model_for(pair.family, pair.zeroshot.config, ends[0])
+    """An objective over all of the batches, of which only the last may be smaller."""
+    zeroshot, finetuned = (open_checkpoint(str(folder)) for folder in ends)
+    pair = align_checkpoints(zeroshot, [finetuned], missing=missing)
     here = context or distributed_context("cpu")
+    path = Between(model_for(pair.family, pair.zeroshot.config, ends[0]), pair, here.device)
     texts = [template.format(name) for name in classes for template in templates]
-    prompts = Prompts(model, texts, len(templates), here.device)
+    prompts = kind(path.model, texts, len(templates), here.device, moves=path.text_changes)
     prompts.at_once = min(prompts.at_once, prompts_at_once)
-    return Objective(model, pair, ShardedBatches(batches, here), prompts, **options)
+    return Objective(path, prompts, joined(batches), here, batch_size=len(batches[0]), **options)
 
 
 def captioned(sizes: tuple[int, ...]) -> list[Batch]:
@@ -106,23 +107,11 @@ def captioned(sizes: tuple[int, ...]) -> list[Batch]:
     ]
 
 
-def contrastive(ends: Ends, batches: list[Batch], **options: Any) -> Objective:
+def contrastive(ends: Ends, batches: Sequence[Batch], **options: Any) -> Objective:
     """An objective of images with captions."""
     return objective_for(
-        ends, batches, templates=("{}",), classes=CAPTIONS, contrastive=True, **options
+        ends, batches, templates=("{}",), classes=CAPTIONS, kind=Captions, **options
     )
-
-
-def prepare(objective: Objective, loss_config: LossConfig, steps: int) -> list[Step]:
-    """Steps with the zero-shot model's targets and nothing held back; leaves the objective at its
-    weights."""
-    return with_teacher_targets(objective, lay_out(objective, steps).steps, loss_config)
-
-
-def descend(objective: Objective, step: Step, loss_config: LossConfig, **options: Any) -> Losses:
-    """Compute the gradient of a step's loss, and return its losses."""
-    sums = backpropagate(objective, step, loss_config, make_pictures(step, loss_config), **options)
-    return losses_of(objective, step, sums)
 
 
 class Reference:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from clipmerge.learning.perturbation import LayerBall, flat
+from clipmerge.measures._ball import LayerBall, flat
 
 SIZE, SPLIT = 6, 4
 Norm = Literal["l2", "linf"]

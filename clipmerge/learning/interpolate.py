@@ -1,0 +1,347 @@
+"""theta(c) = theta_0 + c * (theta_1 - theta_0): set in place in one model, and c's gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from clipmerge.checkpoint import Inputs
+from clipmerge.config import OutputDtype
+from clipmerge.errors import CheckpointError
+from clipmerge.families import is_variance
+from clipmerge.files.finite import is_finite, require_finite
+from clipmerge.files.writer import iter_contents
+from clipmerge.merging.stream import plan_tensors
+from clipmerge.models import ImageTextModel
+from clipmerge.planning.plan import Plan, rows_shape
+
+#: WiSE-FT's alpha where nothing is tuned (Wortsman et al. 2022).
+DEFAULT_ALPHA = 0.5
+Granularity = Literal["layer", "parameter", "channel", "entry"]
+# Standard deviation of the noise that breaks ties between the scores of a sparse parameter: small
+# beside a step of learning times their number.
+_SPREAD = 0.02
+
+
+class Path:
+    """A model on a device, whose weights are set in place to points between checkpoints.
+
+    With several fine-tuned checkpoints the straight path ends at their average.
+
+    Attributes:
+        model: The model.
+        inputs: The checkpoints.
+        device: Where the model is.
+        parameters: The model's parameters by canonical name; those that fine-tuning did not change
+            are frozen.
+        layers: Names of the changed parameters by layer; only layers that fine-tuning changed.
+        text_moves: Counts the moves of the text tower, so that embeddings can be used again.
+    """
+
+    def __init__(
+        self,
+        model: ImageTextModel,
+        inputs: Inputs,
+        device: torch.device,
+        *,
+        dtype: OutputDtype = "float32",
+    ) -> None:
+        """Load the zero-shot weights, and keep all ends.
+
+        Args:
+            model: The model without weights.
+            inputs: The checkpoints.
+            device: Where to compute.
+            dtype: The dtype to which weights are rounded before they are used; ``keep`` for the
+                zero-shot checkpoint's.
+        """
+        self.model, self.inputs, self.device = model, inputs, device
+        model.load(inputs.theta_0, inputs.zeroshot.source)
+        model.module.to(device)
+        self.parameters = model.parameters
+        self.text_moves = 0
+        self._dtype = None if dtype == "keep" else getattr(torch, dtype)
+        self._ends: dict[str, list[Tensor]] = {}
+        changed = set[str]()
+        for name, parameter in self.parameters.items():
+            ends = self._ends[name] = self._read_ends(name)
+            is_changed = any(not torch.equal(ends[0], end) for end in ends[1:])
+            parameter.requires_grad_(is_changed)
+            changed |= {name} if is_changed else set()
+        layers = {
+            layer: tuple(name for name in names if name in changed)
+            for layer, names in inputs.layers.items()
+        }
+        self.layers = {layer: names for layer, names in layers.items() if names}
+        # a point elsewhere may have set weights that the path does not move
+        self._is_elsewhere = False
+
+    def _read_ends(self, name: str) -> list[Tensor]:
+        """Theta_0, and theta_1 to theta_K if they are merged, as they are in their files."""
+        inputs = self.inputs
+        ends = [inputs.theta_0(name)]
+        if inputs.merges(name):
+            ends += [inputs.theta_1(name, which=at) for at in range(len(inputs.finetuned))]
+        for end, checkpoint in zip(ends, inputs.checkpoints, strict=False):
+            require_finite(end, name, checkpoint.source)
+        # Apple's devices lack float64
+        return [
+            (end.float() if end.dtype == torch.float64 else end).to(self.device) for end in ends
+        ]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the changed parameters."""
+        return [name for names in self.layers.values() for name in names]
+
+    @property
+    def text_changes(self) -> bool:
+        """Whether fine-tuning changed the text tower."""
+        return any(layer.startswith("text.") for layer in self.layers)
+
+    def theta_0(self, name: str) -> Tensor:
+        """The zero-shot value of a parameter, float32."""
+        return self._ends[name][0].float()
+
+    def delta(self, name: str) -> Tensor:
+        """The task vector of a changed parameter, float32: theta_1 - theta_0."""
+        theta_0, theta_1 = self._ends[name][:2]
+        return theta_1.float() - theta_0
+
+    # Points
+
+    def set_alpha(self, alpha: float) -> None:
+        """Go to theta_0 + alpha * (theta_1 - theta_0)."""
+        count = len(self.inputs.finetuned)
+        self.set_mixture((alpha / count,) * count)
+
+    @torch.no_grad()
+    def set_mixture(self, weights: Sequence[float]) -> None:
+        """Go to theta_0 + sum_i weights_i * (theta_i - theta_0)."""
+        names = list(self.parameters) if self._is_elsewhere else self.names
+        self._is_elsewhere = False
+        for name in names:
+            self._set(name, self._rounded(name, _mixture(self._ends[name], weights)))
+            if not all(0 <= weight <= 1 for weight in weights):
+                self._check(name)
+
+    @torch.no_grad()
+    def set_coefficients(self, coefficient_of: Callable[[str], Tensor]) -> None:
+        """Go to theta_0 + c * (theta_1 - theta_0); c broadcasts to its parameter."""
+        for name in self.names:
+            theta_0, theta_1 = self._ends[name][:2]
+            self._set(name, torch.lerp(theta_0.float(), theta_1.float(), coefficient_of(name)))
+
+    @torch.no_grad()
+    def set_plan(self, plan: Plan) -> None:
+        """Go to the weights that a merge by this plan writes."""
+        self._is_elsewhere = True
+        left = set(self.parameters)
+        merged = [tensor for tensor in plan_tensors(self.inputs, plan) if tensor.name in left]
+        with closing(iter_contents(merged, np.empty)) as contents:
+            for tensor, content in zip(merged, contents, strict=True):
+                self._set(tensor.name, tensor.tensor(content))
+                left.remove(tensor.name)
+        if left:
+            raise CheckpointError(
+                f"the merged checkpoint has no {sorted(left)[0]}, so it cannot be evaluated; see"
+                " the recipe's `missing`"
+            )
+
+    @torch.no_grad()
+    def set_checkpoint(self, other: Inputs) -> None:
+        """Go to a checkpoint that is not on the path; weights that it lacks are zero-shot's."""
+        self._is_elsewhere = True
+        for name in self.parameters:
+            value = other.theta_1(name) if other.merges(name) else self._ends[name][0]
+            require_finite(value, name, other.finetuned[0].source)
+            self._set(name, self._rounded(name, value))
+
+    def set_finetuned(self, which: int) -> None:
+        """Go to one of the fine-tuned checkpoints."""
+        self.set_mixture([float(at == which) for at in range(len(self.inputs.finetuned))])
+
+    def _rounded(self, name: str, value: Tensor) -> Tensor:
+        return value.to(self._dtype or self._ends[name][0].dtype)
+
+    def _set(self, name: str, value: Tensor) -> None:
+        self.parameters[name].data.copy_(value)
+        self.text_moves += self.inputs.layer_of[name].startswith("text.")
+
+    def _check(self, name: str) -> None:
+        """Refuse what going beyond the ends can do to a weight."""
+        value = self.parameters[name]
+        if not is_finite(value.detach()):
+            raise CheckpointError(f"tensor {name} overflows here; give `alphas` in [0, 1]")
+        if is_variance(name) and bool((value < 0).any()):
+            raise CheckpointError(
+                f"tensor {name} is a variance and becomes negative here; give `alphas` in [0, 1]"
+            )
+
+    # Gradients
+
+    @contextmanager
+    def only(self, layer: str) -> Iterator[list[Parameter]]:
+        """Let gradients flow to one layer only, so that the backward pass stops there."""
+        chosen = [self.parameters[name] for name in self.layers[layer]]
+        others = [self.parameters[name] for name in self.names]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        try:
+            yield chosen
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
+
+    def gradient(self, name: str) -> Tensor:
+        """A parameter's gradient from the last backward pass; zero if the loss does not depend on
+        it.
+        """
+        gradient = self.parameters[name].grad
+        return torch.zeros_like(self.parameters[name]) if gradient is None else gradient
+
+    def clear_gradients(self) -> None:
+        """Drop the gradients of the changed parameters."""
+        for name in self.names:
+            self.parameters[name].grad = None
+
+
+def _mixture(ends: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Theta_0 + sum_i weights_i * (theta_i - theta_0), float32, as `merging.formula` rounds it."""
+    theta_0 = ends[0].float()
+    taken = [(end, weight) for end, weight in zip(ends[1:], weights, strict=False) if weight]
+    if len(taken) == 1 and taken[0][1] == 1:
+        return taken[0][0].float()
+    changes = [(end.float() - theta_0).mul_(weight) for end, weight in taken]
+    return sum(changes[1:], changes[0]) + theta_0 if changes else theta_0
+
+
+class Coefficients:
+    """Coefficients from 0 up, one per layer, parameter, output channel or entry; dense or sparse.
+
+    A sparse parameter has a *score* for each coefficient. The largest scores are used as
+    coefficients and zero for all others, so that a dropped entry is the zero-shot model's, bit for
+    bit. Its score keeps following the gradient at the effective value (straight-through), so the
+    entry can return.
+
+    Attributes:
+        values: Coefficients (scores of sparse parameters) by parameter or layer; float32 on the
+            path's device.
+    """
+
+    def __init__(self, path: Path, granularity: Granularity, start: float = DEFAULT_ALPHA) -> None:
+        """Start with one coefficient everywhere."""
+        self._path = path
+        self._key = {
+            name: layer if granularity == "layer" else name
+            for layer, names in path.layers.items()
+            for name in names
+        }
+        self._kept: dict[str, int] = {}
+        self.values: dict[str, Tensor] = {}
+        for name, key in self._key.items():
+            shape = path.parameters[name].shape
+            own = {"entry": shape, "channel": rows_shape(shape)}.get(granularity, ())
+            self.values[key] = torch.full(own, start, device=path.device)
+
+    def fill(self, coefficient: float) -> None:
+        """Set all coefficients to one value; no entry is dropped any more."""
+        self._kept.clear()
+        for values in self.values.values():
+            values.fill_(coefficient)
+
+    def make_sparse(self, names: Iterable[str], density: float, seed: int) -> None:
+        """Let parameters keep only a share of their coefficients; scalars stay dense.
+
+        Their scores, which start equal, get a little noise, so that the order of entries does not
+        matter.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for key in dict.fromkeys(self._key[name] for name in names):
+            value = self.values[key]
+            if value.numel() > 1 and density < 1:
+                self._kept[key] = max(1, int(density * value.numel()))
+                noise = _SPREAD * torch.randn(value.shape, generator=generator)
+                value.add_(noise.to(value.device)).clamp_min_(0)
+
+    def effective(self, key: str, backoff: float = 0.0) -> Tensor:
+        """The coefficients used for one parameter or layer, a share of the way to the fine-tuned
+        model's.
+
+        The same share of the dropped coefficients returns, those with the highest scores first, so
+        that the way ends at the fine-tuned model.
+        """
+        value = self.values[key]
+        moved = torch.lerp(value, torch.ones_like(value), backoff) if backoff else value
+        if key not in self._kept:
+            return moved
+        count = self._kept[key]
+        count += int(backoff * (value.numel() - count))
+        return moved.where(_largest(value, count), 0.0)
+
+    def place(self, backoff: float = 0.0) -> None:
+        """Go to theta(c)."""
+        self._path.set_coefficients(lambda name: self.effective(self._key[name], backoff))
+
+    def take(self, backoff: float) -> None:
+        """Go a share of the way to the fine-tuned model's for good."""
+        for key in self.values:
+            self.values[key] = self.effective(key, backoff).clone()
+        self._kept.clear()
+
+    def distance(self, backoff: float = 0.0) -> float:
+        """Euclidean distance of the coefficients used from the fine-tuned model's."""
+        squares = (
+            float((1 - self.effective(key, backoff)).square().sum(dtype=torch.float64))
+            for key in self.values
+        )
+        return math.sqrt(sum(squares))
+
+    @contextmanager
+    def collect_gradients(self) -> Iterator[None]:
+        """In this context, backward passes add up the gradients of coefficients in ``value.grad``,
+        and leave none of weights: dL/dc = dL/dtheta * (theta_1 - theta_0).
+        """
+        with ExitStack() as hooks:
+            for name in self._key:
+                parameter = self._path.parameters[name]
+                add = partial(self._add_slope, name)
+                handle = parameter.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
+                hooks.callback(handle.remove)
+            yield
+
+    @torch.no_grad()
+    def _add_slope(self, name: str, parameter: Parameter) -> None:
+        value, gradient = self.values[self._key[name]], parameter.grad
+        assert gradient is not None  # the hook runs after it was added
+        parameter.grad = None
+        slope = gradient.mul_(self._path.delta(name)).sum_to_size(value.shape)
+        value.grad = slope if value.grad is None else value.grad.add_(slope)
+
+    def by_parameter(self) -> dict[str, Tensor]:
+        """The coefficients used, by parameter, float32 on the CPU."""
+        return {name: self.effective(key).detach().clone().cpu() for name, key in self._key.items()}
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    """Mark exactly ``count`` largest entries; among equal entries, the first ones.
+
+    Example:
+        >>> _largest(torch.tensor([0.5, 1.0, 0.2, 0.5]), 2)
+        tensor([ True,  True, False, False])
+    """
+    flat = scores.flatten()
+    limit = flat.topk(count, sorted=False).values.amin()
+    above = flat > limit
+    ties = flat == limit
+    return (above | (ties & (ties.cumsum(0) <= count - above.sum()))).view(scores.shape)

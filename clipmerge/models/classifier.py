@@ -1,0 +1,268 @@
+"""From image features to logits: against class prompts, the captions of a batch, or the rows of a
+head.
+
+Everything else takes a `Classifier`, and does not ask which of the three it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from copy import copy
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, logsigmoid, normalize
+from torch.utils.checkpoint import checkpoint
+
+from clipmerge.errors import DataError
+from clipmerge.models import ImageTextModel
+from clipmerge.models.headed_tower import HeadedTower, group_logits
+from clipmerge.types import Tensors
+
+# Prompts, and tokens, whose activations are held at once.
+_PROMPTS_AT_ONCE, _TOKENS_AT_ONCE = 512, 4096
+
+
+class Classifier(ABC):
+    """What a model's images are compared with, at the weights that the model has now.
+
+    Attributes:
+        model: The model.
+        classes: Number of classes.
+        templates: Number of prompts for each.
+        moves: Whether class features depend on the weights that move; if not, they are computed
+            once.
+        compares_images: Whether an image's loss depends on the other images of its batch.
+    """
+
+    compares_images: ClassVar[bool] = False
+
+    def __init__(self, model: ImageTextModel, classes: int, *, moves: bool) -> None:
+        self.model = model
+        self.classes = classes
+        self.templates = 1
+        self.moves = moves
+
+    @abstractmethod
+    def class_features(
+        self, chosen: Tensor | None = None, templates: Tensor | None = None
+    ) -> Tensor:
+        """Embed classes, (classes, width): all or the chosen ones, in all templates or some."""
+
+    def columns(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The classes that a batch of these labels is compared with, ``None`` for all, and the
+        column of each image's own, (images,).
+        """
+        return None, labels
+
+    def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Score images against classes: (images, classes)."""
+        return self.model.logits(image_features, class_features)
+
+    def image_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each image, (images,), in nats."""
+        return cross_entropy(logits, labels, reduction="none")
+
+    def fewer_prompts(self, _max_prompts: int, _seed: int) -> Classifier:
+        """The same with fewer prompts, where that is possible."""
+        return self
+
+
+class Head(Classifier):
+    """A head on the image tower; a class of the images may have several of its rows."""
+
+    def __init__(self, model: HeadedTower, rows: Sequence[Tensor]) -> None:
+        super().__init__(model, len(rows), moves=True)
+        self._rows = rows
+
+    def class_features(
+        self, chosen: Tensor | None = None, templates: Tensor | None = None
+    ) -> Tensor:
+        """Weights and biases of all rows, whatever is chosen: they cost nothing."""
+        assert isinstance(self.model, HeadedTower)
+        return self.model.head_rows()
+
+    def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Score images against classes: (images, classes)."""
+        return group_logits(self.model.logits(image_features, class_features), self._rows)
+
+
+class Prompts(Classifier):
+    """Class prompts, embedded and averaged over templates.
+
+    Attributes:
+        tokens: Result of `ImageTextModel.tokens` for all prompts, class by class, on the device.
+        at_once: Prompts whose activations are held at once.
+    """
+
+    def __init__(
+        self,
+        model: ImageTextModel,
+        texts: Sequence[str],
+        templates: int,
+        device: torch.device,
+        *,
+        moves: bool = True,
+    ) -> None:
+        """Tokenise the prompts, class by class: entry ``c * templates + t``."""
+        super().__init__(model, len(texts) // templates, moves=moves)
+        self.templates = templates
+        tokens = model.tokens(list(texts))
+        _refuse_one_prompt(tokens, self.templates)
+        self.tokens = {key: value.to(device) for key, value in tokens.items()}
+        self.at_once = max(
+            1, min(_PROMPTS_AT_ONCE, _TOKENS_AT_ONCE // self.tokens["input_ids"].shape[1])
+        )
+        self._fixed: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of prompts."""
+        return self.classes * self.templates
+
+    def fewer_prompts(self, max_prompts: int, seed: int) -> Prompts:
+        """Draw templates, the same for all classes, so that at most ``max_prompts`` prompts
+        remain; at least one template.
+        """
+        if self.count <= max_prompts or self.templates == 1:
+            return self
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(self.templates, generator=generator)
+        drawn = order[: max(1, max_prompts // self.classes)].sort().values
+        fewer = copy(self)
+        fewer.templates = len(drawn)
+        fewer.tokens = self._tokens_of(self._positions(None, drawn))
+        fewer._fixed = None
+        return fewer
+
+    def class_features(
+        self, chosen: Tensor | None = None, templates: Tensor | None = None
+    ) -> Tensor:
+        """Embed classes, (classes, width), of unit length."""
+        positions = self._positions(chosen, templates)
+        if self.moves:
+            features = self._embed(self._tokens_of(positions))
+        else:
+            features = self._fixed_features()[positions]
+        count = self.templates if templates is None else len(templates)
+        return normalize(features.view(-1, count, features.shape[-1]).mean(dim=1), dim=-1)
+
+    def pieces(self) -> Iterator[Tensors]:
+        """The tokens of all prompts, piece by piece."""
+        yield from _split(self.tokens, self.at_once)
+
+    def _positions(self, chosen: Tensor | None, templates: Tensor | None) -> Tensor:
+        wanted = torch.arange(self.classes) if chosen is None else chosen.cpu()
+        written = torch.arange(self.templates) if templates is None else templates
+        positions = (wanted[:, None] * self.templates + written).flatten()
+        return positions.to(self.tokens["input_ids"].device)
+
+    def _tokens_of(self, positions: Tensor) -> Tensors:
+        if len(positions) == self.count:
+            return self.tokens
+        return {key: value[positions] for key, value in self.tokens.items()}
+
+    def _embed(self, tokens: Tensors) -> Tensor:
+        """Embed prompts; of many, the graph holds one piece's activations at a time."""
+        run = self.model.text_features
+        if len(tokens["input_ids"]) <= self.at_once:
+            return run(tokens).float()
+        pieces = _split(tokens, self.at_once)
+        return torch.cat([checkpoint(run, piece, use_reentrant=False).float() for piece in pieces])
+
+    def _fixed_features(self) -> Tensor:
+        """Features of all prompts of a text tower that stays, in float32."""
+        if self._fixed is None:
+            device = self.tokens["input_ids"].device.type
+            with torch.no_grad(), torch.autocast(device, enabled=False):
+                self._fixed = self._embed(self.tokens)
+        return self._fixed
+
+
+class Captions(Prompts):
+    """Captions, each the one prompt of a class of its own: a batch is compared with its own.
+
+    The loss is CLIP's softmax in both directions, or SigLIP's sigmoid of every pair for models with
+    a bias of their logits.
+    """
+
+    compares_images: ClassVar[bool] = True
+
+    def columns(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The captions of a batch, and the column of each image's own."""
+        captions, columns = torch.unique(labels, return_inverse=True)
+        return captions, columns
+
+    def image_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Each image's part of the loss, (images,), in nats; for SigLIP summed over captions."""
+        is_sigmoid = getattr(self.model.module, "logit_bias", None) is not None
+        return (sigmoid_losses if is_sigmoid else softmax_losses)(logits, labels)
+
+
+def softmax_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """CLIP's loss by image: the mean of finding its caption, and of its caption finding it.
+
+    Args:
+        logits: Scores, (images, captions).
+        labels: The column of each image's caption, (images,).
+
+    Returns:
+        Shape (images,), in nats. Other images of the same caption are left out where a caption is
+        to find its image.
+
+    Source:
+        Radford et al. 2021, arXiv:2103.00020.
+    """
+    by_caption = logits[:, labels]  # column j: scores of all images with the caption of image j
+    same = labels[:, None] == labels
+    same.fill_diagonal_(False)
+    find_image = by_caption.masked_fill(same, -torch.inf).logsumexp(0) - by_caption.diagonal()
+    return (cross_entropy(logits, labels, reduction="none") + find_image) / 2
+
+
+def sigmoid_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """SigLIP's loss by image: of every caption, whether it is the image's own.
+
+    Args:
+        logits: Scores with their bias, (images, captions).
+        labels: The column of each image's caption, (images,).
+
+    Returns:
+        Shape (images,), in nats, summed over captions.
+
+    Source:
+        Zhai et al. 2023, arXiv:2303.15343.
+    """
+    signs = torch.full_like(logits, -1.0)
+    signs.scatter_(1, labels[:, None], 1.0)
+    return -logsigmoid(signs * logits).sum(1)
+
+
+def _split(tokens: Tensors, size: int) -> Iterator[Tensors]:
+    for piece in zip(*(torch.split(value, size) for value in tokens.values()), strict=True):
+        yield dict(zip(tokens, piece, strict=True))
+
+
+def _refuse_one_prompt(tokens: Tensors, templates: int) -> None:
+    """Refuse classes whose prompts all have the same tokens, because they cannot be
+    distinguished.
+    """
+    rows = list(_prompt_hashes(tokens))
+    classes = {tuple(rows[start : start + templates]) for start in range(0, len(rows), templates)}
+    if len(rows) > templates and len(classes) == 1:
+        raise DataError(
+            "the prompts of all classes, or all captions, are the same to the model, which cuts off"
+            " the end of a long text and may not know capitals; give a shorter `template`, other"
+            " names with `classes`, or shorter captions"
+        )
+
+
+def _prompt_hashes(tokens: Tensors) -> Iterator[bytes]:
+    """A hash of each prompt's token ids, without padding."""
+    masks = tokens.get("attention_mask")
+    for row, ids in enumerate(tokens["input_ids"]):
+        read = ids if masks is None else ids[masks[row].bool()]
+        yield hashlib.blake2b(read.numpy().tobytes(), digest_size=16).digest()

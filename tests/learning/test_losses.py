@@ -1,0 +1,85 @@
+"""The losses of images with captions, against open_clip's own, entry by entry, and over
+processes."""
+
+import math
+
+import pytest
+import torch
+from open_clip.loss import ClipLoss, SigLipLoss
+from torch import Tensor
+from torch.nn.functional import logsigmoid, normalize
+
+from clipmerge.images.batches import Batch
+from clipmerge.models.classifier import sigmoid_losses, softmax_losses
+from tests.support.small_objective import CAPTIONS, Ends, Reference, captioned, contrastive
+
+
+def drawn(images: int, captions: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(  # type: ignore[return-value]
+        normalize(torch.randn(count, 6, generator=generator, dtype=torch.float64), dim=1)
+        for count in (images, captions)
+    )
+
+
+def test_the_losses_are_those_of_open_clip() -> None:
+    images, texts = drawn(9, 9)
+    scale, bias = torch.tensor(7.0, dtype=torch.float64), torch.tensor(-3.0, dtype=torch.float64)
+    found = softmax_losses(scale * images @ texts.T, torch.arange(9)).mean()
+    assert abs(float(found - ClipLoss()(images, texts, scale))) < 1e-12
+    found = sigmoid_losses(scale * images @ texts.T + bias, torch.arange(9)).mean()
+    assert abs(float(found - SigLipLoss()(images, texts, scale, bias))) < 1e-12
+
+
+def test_images_with_one_caption_are_not_each_others_negatives() -> None:
+    """Entry by entry: images 0, 2 and 3 share a caption."""
+    images, texts = drawn(5, 3, seed=1)
+    scores = 4 * images @ texts.T
+    labels = [0, 1, 0, 0, 2]
+    losses = softmax_losses(scores, torch.tensor(labels))
+    pairs = sigmoid_losses(scores, torch.tensor(labels))
+    for image, caption in enumerate(labels):
+        row = [float(scores[image, other]) for other in range(3)]
+        to_text = math.log(sum(map(math.exp, row))) - row[caption]
+        column = [
+            float(scores[other, caption])
+            for other in range(5)
+            if other == image or labels[other] != caption
+        ]
+        to_image = math.log(sum(map(math.exp, column))) - float(scores[image, caption])
+        assert float(losses[image]) == pytest.approx((to_text + to_image) / 2, abs=1e-12)
+        each = [
+            -float(logsigmoid(scores[image, other] * (1 if other == caption else -1)))
+            for other in range(3)
+        ]
+        assert float(pairs[image]) == pytest.approx(sum(each), abs=1e-12)
+
+
+class CaptionReference(Reference):
+    """The same loss in float64, by transformers' forward and open_clip's loss."""
+
+    def __init__(self, ends: Ends) -> None:
+        super().__init__(ends, templates=("{}",), classes=CAPTIONS)
+
+    def loss(self, batch: Batch) -> Tensor:
+        output = self.model(pixel_values=batch.pixels.double(), **self.tokens)
+        texts = output.text_embeds[batch.labels]
+        loss: Tensor = ClipLoss()(output.image_embeds, texts, self.model.logit_scale.exp())
+        return loss
+
+
+@pytest.mark.parametrize("options", [{}, {"images_at_once": 2}, {"prompts_at_once": 3}])
+def test_gradients_are_those_of_open_clips_loss_also_in_pieces(
+    ends: Ends, options: dict[str, int]
+) -> None:
+    batches = captioned((7, 5))
+    objective, reference = contrastive(ends, batches, **options), CaptionReference(ends)
+    objective.path.set_alpha(0.3)
+    reference.at(0.3)
+    for batch, loss in objective.gradients():
+        expected_loss = float(reference.loss(batches[batch.number]).detach())
+        assert loss == pytest.approx(expected_loss, abs=1e-5)
+        expected = reference.gradient(batches[batch.number])
+        for name in objective.path.names:
+            found = objective.path.gradient(name).double()
+            assert torch.allclose(found, expected[name], rtol=2e-3, atol=2e-6), name

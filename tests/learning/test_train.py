@@ -1,0 +1,244 @@
+"""Learned coefficients against transformers' own forward in float64, autograd and an Adam written
+out."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from clipmerge.learning import train as training
+from clipmerge.learning.adam import BoxAdam
+from clipmerge.learning.augment import strong_augment, weak_augment
+from clipmerge.learning.interpolate import Coefficients
+from clipmerge.learning.loss import DistillTarget
+from clipmerge.learning.objective import Batch, Objective
+from clipmerge.learning.train import Training, backward, draw_order, draw_prompts, train
+from clipmerge.measures.projection_radii import projection_radii
+from tests.support.small_objective import (
+    CAPTIONS,
+    TEMPLATES,
+    Ends,
+    Reference,
+    captioned,
+    contrastive,
+    make_batches,
+    objective_for,
+)
+
+SIZES = (4, 4, 3)
+STILL = Training(steps=5, augmentations=(), distill="predictions", distill_weight=0.7)
+
+
+def one_step(
+    objective: Objective, options: Training, number: int = 0, at_once: int = 999, at: Any = 0.3
+) -> tuple[Coefficients, Batch, Tensor]:
+    """The gradient of a step's loss at some coefficient; also the step's images, and the means of
+    its cross-entropy, accuracy and distillation loss."""
+    coefficients = Coefficients(objective.path, "entry", at)
+    adam = BoxAdam(coefficients.values, 0.1, 1.0)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    images = objective.images
+    order = draw_order(len(images), options.steps, objective.batch_sizes[0], objective.seed)
+    pictures = training.make_pictures(objective, images, order, number, options)
+    (targets,) = training.teach(objective, [pictures], options)
+    coefficients.place()
+    with coefficients.collect_gradients():
+        sums = backward(objective, pictures, targets, options, scaler, adam, at_once)
+    shown = Batch(0, images.pixels[order[number]], images.labels[order[number]])
+    weak, strong = pictures.counts
+    return coefficients, shown, sums / torch.tensor([weak, weak, max(strong, 1)])
+
+
+class SlowLearner:
+    """The goal as a function of coefficients, by functional calls of ``CLIPModel`` in float64."""
+
+    def __init__(self, ends: Ends, objective: Objective, granularity: str) -> None:
+        self.reference = Reference(ends)
+        layers = objective.path.layers.items()
+        self.layer_of = {name: layer for layer, names in layers for name in names}
+        self.granularity = granularity
+
+    def key(self, name: str) -> str:
+        return self.layer_of[name] if self.granularity == "layer" else name
+
+    def start(self, value: float) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name in self.layer_of:
+            shape = self.reference.ends[name][0].shape
+            if self.granularity in ("layer", "parameter"):
+                shape = torch.Size([])
+            elif self.granularity == "channel" and len(shape) > 1:
+                shape = torch.Size([shape[0]] + [1] * (len(shape) - 1))
+            found[self.key(name)] = torch.full(
+                shape, value, dtype=torch.float64, requires_grad=True
+            )
+        return found
+
+    def logits(self, weights: dict[str, Tensor], batch: Batch) -> Tensor:
+        inputs = {"pixel_values": batch.pixels.double(), **self.reference.tokens}
+        output = torch.func.functional_call(self.reference.model, weights, kwargs=inputs)
+        text = output.text_embeds / output.text_embeds.norm(dim=-1, keepdim=True)
+        images = output.image_embeds / output.image_embeds.norm(dim=-1, keepdim=True)
+        return weights["logit_scale"].exp() * images @ text.T
+
+    def loss(self, coefficients: dict[str, Tensor], batch: Batch) -> Tensor:
+        ends = self.reference.ends
+        weights = {
+            name: (1 - coefficients[self.key(name)]) * zero + coefficients[self.key(name)] * fine
+            for name, (zero, fine) in ends.items()
+        }
+        with torch.no_grad():
+            old = self.logits({name: zero for name, (zero, _) in ends.items()}, batch).softmax(-1)
+        new = self.logits(weights, batch).softmax(-1)
+        loss = -new[range(len(batch)), batch.labels].log().mean()
+        return loss + 0.7 * (old * (old / new).log()).sum(-1).mean()
+
+
+@pytest.mark.parametrize("granularity", ["layer", "parameter", "channel", "entry"])
+def test_steps_are_adams_with_a_falling_rate_and_one_second_moment_per_parameter_in_the_box(
+    ends: Ends, granularity: Any
+) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    coefficients = Coefficients(objective.path, granularity, 0.9)
+    train(objective, coefficients, objective.images, replace(STILL, rate=0.2))
+    slow = SlowLearner(ends, objective, granularity)
+    values = slow.start(0.9)
+    first: dict[str, Any] = dict.fromkeys(values, 0.0)
+    second = dict.fromkeys(values, 0.0)
+    for t, positions in enumerate(draw_order(sum(SIZES), 5, SIZES[0], 0)):
+        batch = Batch(0, objective.images.pixels[positions], objective.images.labels[positions])
+        slow.loss(values, batch).backward()
+        rate = 0.2 * (1 + math.cos(math.pi * t / 5)) / 2
+        for key, value in values.items():
+            g: Any = value.grad
+            first[key] = 0.9 * first[key] + 0.1 * g
+            second[key] = 0.999 * second[key] + 0.001 * float((g * g).mean())
+            scale = math.sqrt(second[key] / (1 - 0.999 ** (t + 1))) + 1e-8
+            move = first[key] / (1 - 0.9 ** (t + 1)) / scale
+            values[key] = (value - rate * move).detach().clamp(0, 1).requires_grad_()
+    for key, value in values.items():
+        if not key.endswith("k_proj.bias"):  # a softmax does not see it: its gradient is rounding
+            assert torch.allclose(coefficients.values[key].double(), value, atol=2e-3), key
+
+
+@pytest.mark.parametrize("distill", ["both", "predictions", "features", "path-features"])
+@pytest.mark.parametrize("at_once", [999, 3, 1])
+def test_a_step_is_the_loss_of_views_and_the_distance_of_changed_copies_also_in_pieces(
+    ends: Ends, distill: DistillTarget, at_once: int
+) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    options = Training(steps=1, weak_aug=1.0, distill=distill, distill_weight=1.0, strong_aug=3)
+    coefficients, batch, seen = one_step(objective, options, at_once=at_once, at=0.9)
+    reference, zeroshot, middle = (Reference(ends).at(alpha) for alpha in (0.9, 0.0, 0.5))
+    view = replace(batch, pixels=weak_augment(batch.pixels, 1))
+    assert float(seen[0]) == pytest.approx(reference.loss(view).item(), rel=1e-4)
+    pixels = strong_augment(batch.pixels[:3], 0).double()
+    own, old, half = (
+        each.model(pixel_values=pixels, **each.tokens) for each in (reference, zeroshot, middle)
+    )
+    probabilities = own.logits_per_image.softmax(-1)
+    target = old.logits_per_image.softmax(-1)
+    of_both = (target + half.logits_per_image.softmax(-1)) / 2
+    to_old = cosine_similarity(own.image_embeds, old.image_embeds)
+    to_half = cosine_similarity(own.image_embeds, half.image_embeds)
+    path_features = 4 * (1 - (to_old + to_half) / 2)
+    path_predictions = (of_both * (of_both / probabilities).log()).sum(-1)
+    expected = {
+        "both": (path_predictions + path_features) / 2,
+        "predictions": (target * (target / probabilities).log()).sum(-1),
+        "features": 2 * (1 - to_old),
+        "path-features": path_features,
+    }[distill]
+    assert float(seen[2]) == pytest.approx(expected.mean().item(), rel=1e-3)
+    whole, *_ = one_step(objective, options, at=0.9)
+    for key, value in whole.values.items():
+        if not key.endswith("k_proj.bias"):
+            near = {"rtol": 1e-3, "atol": 1e-5 * float(value.grad.abs().max()) + 1e-9}
+            assert torch.allclose(coefficients.values[key].grad, value.grad, **near), key
+    assert all(objective.path.parameters[name].grad is None for name in objective.path.names)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_16_bits_learn_nearly_the_same(ends: Ends, precision: Any) -> None:
+    learned = []
+    for used in ("float32", precision):
+        objective = objective_for(ends, make_batches(SIZES))
+        coefficients = Coefficients(objective.path, "layer")
+        options = Training(steps=6, distill_weight=0.6, rate=0.02, precision=used)
+        trace = train(objective, coefficients, objective.images, options)
+        learned.append((torch.tensor(trace), torch.stack(list(coefficients.values.values()))))
+    assert torch.allclose(learned[0][0][:, 0], learned[1][0][:, 0], rtol=0.05)
+    assert float((learned[0][1] - learned[1][1]).abs().mean()) < 0.02
+    assert not torch.equal(learned[0][1], learned[1][1])
+
+
+@pytest.mark.parametrize("limit", [2, 3, 6, 9])
+def test_many_prompts_are_drawn_from(ends: Ends, limit: int) -> None:
+    classifier = objective_for(ends, make_batches(SIZES), templates=TEMPLATES).classifier
+    labels = torch.tensor([2, 2, 0])
+    (chosen, templates), columns = draw_prompts(classifier, labels, 0, limit)
+    classes = list(range(3)) if chosen is None else chosen.tolist()
+    written = 3 if templates is None else len(templates)
+    assert written * len(classes) <= max(limit, 2)
+    assert [classes[column] for column in columns.tolist()] == labels.tolist()
+    assert (templates is None) is (limit == 9)
+
+
+def test_a_drawn_step_is_the_loss_over_its_classes(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_PROMPTS_A_STEP", 2)
+    batch = Batch(0, make_batches((2,))[0].pixels, torch.tensor([2, 2]))
+    objective = objective_for(ends, [batch])
+    _, shown, seen = one_step(objective, Training(steps=1), at=1.0)
+    (chosen, _), _ = draw_prompts(objective.classifier, shown.labels, 0, 2)
+    assert chosen is not None
+    kept = chosen.tolist()
+    reference = Reference(ends).at(1.0)
+    output = reference.model(pixel_values=shown.pixels.double(), **reference.tokens)
+    logits = output.logits_per_image[:, kept]
+    expected = -logits.log_softmax(-1)[:, kept.index(2)].mean().item()
+    assert float(seen[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_step_of_captions_is_the_loss_of_its_images_also_in_pieces(ends: Ends) -> None:
+    objective = contrastive(ends, captioned((8,)))
+    options = Training(steps=1, augmentations=(), distill_weight=0.5, distill="predictions")
+    found = [one_step(objective, options, at_once=at_once, at=0.6) for at_once in (999, 3)]
+    from clipmerge.models.classifier import softmax_losses
+
+    reference = Reference(ends, templates=("{}",), classes=CAPTIONS).at(0.6)
+    shown = found[0][1]
+    output = reference.model(pixel_values=shown.pixels.double(), **reference.tokens)
+    captions, columns = torch.unique(shown.labels, return_inverse=True)
+    expected = softmax_losses(output.logits_per_image[:, captions], columns).mean().item()
+    for coefficients, _, seen in found:
+        assert float(seen[0]) == pytest.approx(expected, abs=1e-4)
+        for key, value in found[0][0].values.items():
+            near = {"rtol": 1e-3, "atol": 1e-6}
+            assert torch.allclose(coefficients.values[key].grad, value.grad, **near), key
+
+
+def test_every_image_is_seen_before_any_is_repeated() -> None:
+    order = draw_order(10, 7, 4, seed=1).flatten()
+    assert order[:10].sort().values.tolist() == order[10:20].sort().values.tolist() == [*range(10)]
+    assert not torch.equal(order[:10], draw_order(10, 7, 4, seed=2).flatten()[:10])
+
+
+def test_radii_step_by_the_rate_in_the_weights_unit(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    found = projection_radii(objective, steps=1, rate=0.003)
+    both = Reference(ends).ends
+    radii = []
+    for name, value in found.coefficients.items():
+        if name.endswith("k_proj.bias"):  # softmax does not see it: its gradient is rounding
+            continue
+        zero, fine = both[name]
+        radii.append(float(value) * float((fine - zero).norm()))
+        # Adam's first step is its rate, one way or the other; a radius below zero is none
+        assert radii[-1] == pytest.approx(0.003, rel=1e-3) or radii[-1] == 0, name
+    assert max(radii) > 0
