@@ -23,12 +23,11 @@ from clipmerge.errors import PlanError as PlanError
 from clipmerge.errors import RecipeError as RecipeError
 from clipmerge.errors import UsageError as UsageError
 from clipmerge.errors import VerdictError as VerdictError
-from clipmerge.output.record import Published as Published
 from clipmerge.planning.measurements import Measurements as Measurements
 from clipmerge.planning.plan import Plan as Plan
 from clipmerge.planning.recipe import Recipe as Recipe
 from clipmerge.planning.recipe import load_recipe as load_recipe
 from clipmerge.progress import Progress as Progress
-from clipmerge.request import Calibration as Calibration
+from clipmerge.publish.push import Published as Published
 
 __version__: str

@@ -13,12 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipmerge.api.apply import write_merge
-from clipmerge.api.merge import prepare
+import clipmerge
 from clipmerge.errors import CheckpointError
 from clipmerge.parallel import run_in_threads
 from tests.support.raw_safetensors import edit
-from tests.support.tasks import request_for
 from tests.support.tiny_clip import save_family
 
 
@@ -98,7 +96,7 @@ def merged(name: str, sources: list[Path], output: Path, how_many: int) -> bytes
     recipe, sets, dtype = RECIPES[name]
     with threads(how_many), warnings.catch_warnings():
         warnings.simplefilter("error")
-        write_merge(prepare(request_for(sources, recipe, *sets, dtype=dtype)), output)
+        clipmerge.merge(sources[0], sources[1:], recipe, set=sets, dtype=dtype, output=output)
     return (output / "model.safetensors").read_bytes()
 
 

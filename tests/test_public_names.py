@@ -10,7 +10,6 @@ import clipmerge
 from tests.support.command import ROOT, python
 
 NAMES = [
-    "Calibration",
     "CheckpointError",
     "ClipmergeError",
     "DataError",

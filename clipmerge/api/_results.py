@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmerge.planning.table import Rows, Tabular, source_columns
+from clipmerge.planning.table import Rows, Tabular
 from clipmerge.types import Json, Names
 
 if TYPE_CHECKING:
     from clipmerge.evaluation.tradeoff import Correct
-    from clipmerge.finding import Finding
     from clipmerge.output.record import Record
     from clipmerge.planning.plan import Plan
     from clipmerge.planning.verdict import Recommendation, Verdict
@@ -22,12 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class MergeResult(Tabular):
-    """Result of `merge` and `apply`; only the main process of ``accelerate launch`` has more than
-    ``path``.
+    """Result of `merge` and `apply`; only the main process of several has more than the plan.
 
     Attributes:
         path: The folder written; ``None`` if nothing was written.
-        plan: The settings of each layer, and the measurements behind them.
+        plan: The settings of each layer.
         record: The content of ``clipmerge.json``; ``None`` if this process wrote nothing.
         warnings: Warnings, one line each.
         published: The place that the output was pushed to, if it was.
@@ -41,12 +39,12 @@ class MergeResult(Tabular):
 
     @property
     def verdict(self) -> Verdict | None:
-        """Whether to use the merge, and the accuracies behind it; ``None`` if it was not judged."""
+        """Whether to use the merge, and the accuracies behind it; ``None`` without images."""
         return self.record.verdict if self.record else None
 
     @property
     def recommendation(self) -> Recommendation | None:
-        """The answer, such as ``use`` or ``too-few-images``; ``None`` if it was not judged."""
+        """The verdict in a word, such as ``use`` or ``too-few-images``."""
         return self.verdict.recommendation if self.verdict else None
 
     def _rows(self) -> Rows:
@@ -54,12 +52,7 @@ class MergeResult(Tabular):
         return [row | measured.get(row["layer"], {}) for row in self.plan._rows()]
 
     def _caption(self) -> str:
-        from clipmerge.report.decision import settings_sentence
-
-        if self.record is None:
-            return f"{self.path}: written by the main process"
-        told = self.verdict.sentence if self.verdict else settings_sentence(self.plan)
-        return f"{self.path}: {told}"
+        return self.verdict.sentence if self.verdict else f"{self.path}: {self.plan._caption()}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,17 +62,12 @@ class EvaluateResult(Tabular):
     Attributes:
         accuracy: Share of the images recognised, 0 to 1, by source with classes.
         images: Number of images by source.
-        record: The output of ``clipmerge evaluate --format json``.
+        record: The output of ``clipmerge evaluate --json``.
     """
 
     accuracy: dict[str, float]
     images: dict[str, int]
     record: Json
-
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        """Doubts about the images and the class names, as kinds and numbers."""
-        return _findings(self.record)
 
     @property
     def recall(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -104,22 +92,8 @@ class EvaluateResult(Tabular):
 
     def _caption(self) -> str:
         parts = [f"{name} {value:.1%}" for name, value in self.accuracy.items()]
-        for name, recall in self.recall.items():
-            ways = (recall["image_to_text"]["1"], recall["text_to_image"]["1"])
-            parts.append(f"{name} R@1 {ways[0]:.1%} image to text, {ways[1]:.1%} text to image")
+        parts += [f"{name} R@1 {of['image_to_text']['1']:.1%}" for name, of in self.recall.items()]
         return ", ".join(parts)
-
-
-def _findings(record: Json) -> tuple[Finding, ...]:
-    from clipmerge.finding import Finding
-
-    return tuple(map(Finding.model_validate, record.get("warnings", ())))
-
-
-def _rows_by_point(sweep: Json) -> list[tuple[str, Json]]:
-    """The rows of a sweep by the names of their points."""
-    curve = [(f"alpha {row['alpha']:g}", row) for row in sweep["curve"]]
-    return curve + [(row["name"], row) for row in (*sweep["recipes"], *sweep.get("points", ()))]
 
 
 @dataclass(frozen=True, repr=False)
@@ -139,25 +113,16 @@ class SweepResult(Tabular):
     correct: dict[str, Correct]
     warnings: Names = ()
 
-    @property
-    def findings(self) -> tuple[Finding, ...]:
-        """The warnings as kinds and numbers."""
-        return _findings(self.record)
-
     def _rows(self) -> Rows:
-        means = ("id", "ood", "gain")
-        columns = source_columns(self.record, ("point", *means))
+        curve = [(f"alpha {row['alpha']:g}", row) for row in self.record["curve"]]
+        others = [(row["name"], row) for row in (*self.record["recipes"], *self.record["points"])]
         return [
-            {
-                "point": name,
-                **dict(zip(columns, map(row["accuracy"].get, self.record["sources"]), strict=True)),
-                **{key: row[key] for key in means},
-            }
-            for name, row in _rows_by_point(self.record)
+            {"point": name, **row["accuracy"], **{key: row[key] for key in ("id", "ood", "gain")}}
+            for name, row in curve + others
         ]
 
     def _caption(self) -> str:
-        return f"{len(self.record['curve'])} alphas, {len(self.record['recipes'])} recipes"
+        return str(self.record["answer"])
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,7 +134,7 @@ class InspectResult(Tabular):
         layers: Number of tensors, number of entries, shapes and relative change by layer, in
             network order.
         mismatches: Obstacles to a merge, one line each; empty if the checkpoints match.
-        record: The output of ``clipmerge inspect --format json``.
+        record: The output of ``clipmerge inspect --json``.
     """
 
     family: str

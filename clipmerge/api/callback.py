@@ -6,71 +6,59 @@ import copy
 import logging
 import os
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from torch.nn import Module
 from transformers import TrainerCallback
 
-from clipmerge.api._data import open_data
 from clipmerge.api._in_memory import CheckpointLike, unwrap_model
-from clipmerge.api._merge_effect import load_tasks
 from clipmerge.api._results import MergeResult
-from clipmerge.api.merge import merge, merge_request
+from clipmerge.api._write import local_inputs
+from clipmerge.api.merge import choose_recipe, merge
 from clipmerge.api.push import check_push
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.config import CallbackOptions, complete_options, with_options
 from clipmerge.errors import UsageError
 from clipmerge.files.paths import local_path
-from clipmerge.images.local_files import local_inputs
+from clipmerge.options import MergeOptions
 from clipmerge.output.checks import check_output
 from clipmerge.planning.recipe import RecipeLike
-from clipmerge.progress import Progress
-from clipmerge.request import MergeRequest, default_recipe, recipe_files
-from clipmerge.run import RunCache
+from clipmerge.progress import Logged, Progress
 from clipmerge.types import StrPath
 
 _LOG = logging.getLogger("clipmerge")
-_FOLDER = "merged"
-# Placeholder in a request for models that are not on disk yet.
-_ZEROSHOT, _TRAINED = "in-memory/zeroshot", "in-memory/trained"
 
 
 class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
     """Merge the trained model with its zero-shot self when training ends.
 
-    Everything that can be checked is checked when training begins: the recipe, the zero-shot
-    checkpoint, the output folder, and the rights to publish. What goes wrong afterwards is logged
-    and kept in ``error``, and never raised, so that no training is lost. The model in memory is
-    merged as it is at the end, which with ``load_best_model_at_end`` is the best one, and is not
-    changed.
+    What can be checked is checked when training begins: the recipe, the zero-shot checkpoint, the
+    images, the output folder, and the rights to publish. What goes wrong afterwards is logged and
+    kept in ``error``, and never raised, so that no training is lost. The model in memory is merged
+    as it is at the end, which with ``load_best_model_at_end`` is the best one, and is not changed.
 
-    The processor is by default the trainer's, or the one beside the zero-shot checkpoint.
-
-    The accuracies before and after the merge are added to the trainer's ``log_history``, which ends
-    up in ``trainer_state.json``.
+    The accuracies of the verdict are added to the trainer's ``log_history``, which ends up in
+    ``trainer_state.json``.
 
     Attributes:
         result: The result of the merge; ``None`` until training ends.
         error: The reason why there is no merge, or why it was not published.
 
     Example:
-        >>> callback = RobustMergeCallback(
-        ...     "zeroshot", recipe="auto", data="val", push_to="acme/clip-cars"
-        ... )
+        >>> callback = RobustMergeCallback("zeroshot", recipe="auto", data="val")
         >>> trainer = Trainer(  # doctest: +SKIP
         ...     model, args, train_dataset=cars, callbacks=[callback]
         ... )
     """
 
-    @with_options(CallbackOptions)
     def __init__(
         self,
         zeroshot: CheckpointLike,
         recipe: RecipeLike | None = None,
         *,
         output: StrPath | None = None,
-        push_to: str | None = None,
-        **options: Unpack[CallbackOptions],
+        processor: Any = None,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> None:
         """Keep the settings.
 
@@ -79,8 +67,9 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 ``org/name[@revision]``, or a model in memory other than the one being trained.
             recipe: In a form that `merge` accepts; by default the one that `merge` would choose.
             output: Folder to write; by default ``merged`` in the trainer's output folder.
-            push_to: ``org/name`` on the Hub to publish the output to.
-            **options: See `CallbackOptions`.
+            processor: By default the trainer's, or the one beside the zero-shot checkpoint.
+            progress: See `merge`.
+            **options: The fields of `clipmerge.options.MergeOptions`.
 
         Raises:
             ClipmergeError: If the recipe or an option cannot be used.
@@ -89,11 +78,11 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         self.error: Exception | None = None
         self._zeroshot = zeroshot
         self._output = output
-        self._push_to = push_to
+        self._processor = processor
+        self._progress = progress or Logged()
         self._options = options
-        self._settings = complete_options(CallbackOptions, options)
-        self._recipe = default_recipe(self._settings) if recipe is None else recipe
-        merge_request(_ZEROSHOT, [_TRAINED], self._recipe, self._settings)
+        self._checked = MergeOptions.of(options)
+        self._recipe = choose_recipe(recipe, self._checked, self._progress)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
@@ -105,28 +94,28 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 " leave it out, and merge what was saved with `clipmerge merge`"
             )
         _find_clip(model)
-        zeroshot = self._zeroshot
+        zeroshot, options = self._zeroshot, self._checked
         # peft puts its factors into the model that it is given
         if any(part is zeroshot for part in model.modules()):
             raise UsageError(
                 "RobustMergeCallback: zeroshot is the model that is trained, and will have changed"
                 " by the end; give its folder or name on the Hub, or a copy.deepcopy of it"
             )
-        name = _ZEROSHOT
-        folder = self._output_folder(args)
         if isinstance(zeroshot, (str, os.PathLike)):
-            name = os.fspath(zeroshot)
-            open_checkpoint(name)
-        request = merge_request(name, [_TRAINED], self._recipe, self._settings)
+            open_checkpoint(os.fspath(zeroshot))
         check_output(
-            folder,
-            overwrite=self._settings["overwrite"],
-            inputs=local_inputs(*request.checkpoints),
-            read=[*request.files, *recipe_files(self._recipe)],
+            self._folder(args),
+            overwrite=options.overwrite,
+            inputs=local_inputs(zeroshot),
+            read=local_inputs(options.data, options.classes, *options.ood.values()),
         )
-        _open_images(request)
-        if self._push_to is not None:
-            check_push(self._push_to, folder)
+        if options.data is not None:
+            from clipmerge.api._images import open_ood_sources, open_target
+
+            open_target(self._recipe, options, Progress())
+            open_ood_sources(options, Progress())
+        if options.push is not None:
+            check_push(options.push)
 
     def on_train_end(
         self,
@@ -137,59 +126,44 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         processing_class: Any = None,
         **_: Any,
     ) -> None:
-        """Merge, log the effect, and publish."""
-        folder = self._output_folder(args)
-        progress = self._settings["progress"]
+        """Merge, and log the verdict."""
+        folder = self._folder(args)
         # the trainer's, if it is one of images and texts: a tokenizer alone would leave out the
         # images
         processor = processing_class if hasattr(processing_class, "image_processor") else None
-        options: CallbackOptions = {
-            **self._options,
-            "processor": self._settings["processor"] or processor,
-        }
         try:
             self.result = merge(
                 self._zeroshot,
                 _without_factors(_find_clip(model)),
                 self._recipe,
                 output=folder,
-                push=self._push_to,
-                **options,
+                processor=self._processor or processor,
+                progress=self._progress,
+                **{**self._options, "alpha": None, "set": (), "max_loss": None},
             )
         except Exception as error:  # whatever it is, the training must end with its result
             self.error = error
-            left = (
-                f"the merge is in {folder}"
-                if (folder / "clipmerge.json").is_file()
-                else "training itself succeeded"
-            )
-            _LOG.error(
-                "RobustMergeCallback: %s (%s; `clipmerge merge` and `clipmerge push` go on from"
-                " there)",
-                error,
-                left,
-            )
+            is_merged = (folder / "clipmerge.json").is_file()
+            left = f"the merge is in {folder}" if is_merged else "training itself succeeded"
+            _LOG.error("RobustMergeCallback: %s (%s)", error, left)
             return
         verdict = self.result.verdict
-        if not state.is_world_process_zero:
-            return
-        if verdict is not None:
+        if verdict is not None and state.is_world_process_zero:
             accuracies = {
-                f"clipmerge/{source.name} {model}": accuracy.value
+                f"clipmerge/{source.name}_accuracy_{model}": estimate.value
                 for source in verdict.sources
-                for model, accuracy in source.models.items()
+                for model, estimate in source.models.items()
             }
             state.log_history.append(
                 {**accuracies, "step": state.global_step, "epoch": state.epoch}
             )
-            progress.say(verdict.sentence)
-        published = self.result.published
-        progress.say(
-            f"the merged model is in {folder}" + (f", and on {published.url}" if published else "")
-        )
+            self._progress.say(verdict.sentence)
+        self._progress.say(f"the merged model is in {folder}")
 
-    def _output_folder(self, args: Any) -> Path:
-        return Path(args.output_dir) / _FOLDER if self._output is None else local_path(self._output)
+    def _folder(self, args: Any) -> Path:
+        return (
+            Path(args.output_dir) / "merged" if self._output is None else local_path(self._output)
+        )
 
 
 def _find_clip(model: Module) -> Module:
@@ -197,7 +171,7 @@ def _find_clip(model: Module) -> Module:
     part of it; a model of peft is returned whole.
     """
     model = unwrap_model(model)
-    if _has_factors(model):
+    if hasattr(model, "merge_and_unload"):  # peft's
         return model
     for part in model.modules():
         is_transformers = hasattr(part, "save_pretrained") and hasattr(part, "config")
@@ -209,22 +183,9 @@ def _find_clip(model: Module) -> Module:
     )
 
 
-def _open_images(request: MergeRequest) -> None:
-    """Open the images that lie in files, so that a wrong name costs no training."""
-    cache, progress = RunCache(), Progress()
-    if isinstance(request.calibration.source, str):
-        open_data(request, cache, progress)
-    in_files = {name: source for name, source in request.ood.items() if isinstance(source, str)}
-    load_tasks(in_files, progress, max_images=request.calibration.images, seed=request.seed)
-
-
-def _has_factors(model: Module) -> bool:
-    return hasattr(model, "merge_and_unload")  # peft's
-
-
 def _without_factors(model: Module) -> Module:
     """A copy of peft's model whose factors are part of the weights; any other model itself."""
-    if not _has_factors(model):
+    if not hasattr(model, "merge_and_unload"):
         return model
     adapted: Any = copy.deepcopy(model)
     return adapted.merge_and_unload()  # type: ignore[no-any-return]

@@ -10,28 +10,31 @@ from clipmerge.api.merge import merge
 from clipmerge.demo.data import TEMPLATE
 from clipmerge.demo.pair import prepare
 from clipmerge.files.paths import local_path, user_cache
-from clipmerge.progress import Logged, Progress
+from clipmerge.progress import Progress
 from clipmerge.types import Json, StrPath
 
 _RECIPES = ("wise-ft", "straggler-sparse", "auto")
 
 
 def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> Json:
-    """Merge the demo's two small models by each recipe, and measure all of them; returns a
-    `DemoRecord`'s fields.
-    """
+    """Merge the demo's two small models by each recipe, and measure all of them."""
     folder = local_path(output) if output else user_cache("demo")
-    reports = progress or Logged()
-    reports.stage("read")
     pair = prepare(folder)
     models = {"zero-shot": pair.zeroshot, "fine-tuned": pair.finetuned}
-    for name in _RECIPES:
-        models[name] = folder / f"merged-{name}"
-        options: Json = {"data": pair.calibration, "overwrite": True, "progress": reports}
-        merge(pair.zeroshot, pair.finetuned, name, output=models[name], **options)
+    for recipe in _RECIPES:
+        models[recipe] = folder / f"merged-{recipe}"
+        merge(
+            pair.zeroshot,
+            pair.finetuned,
+            recipe,
+            output=models[recipe],
+            data=pair.calibration,
+            overwrite=True,
+            progress=progress,
+        )
     sources = {"clean": pair.clean, **pair.shifted}
     accuracy = {
-        name: evaluate(path, sources, template=TEMPLATE, progress=reports).accuracy
+        name: evaluate(path, sources, template=TEMPLATE, progress=progress).accuracy
         for name, path in models.items()
     }
     return {

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any
 
-from clipmerge.api._in_memory import CheckpointLike, as_sources
+from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._results import EvaluateResult
-from clipmerge.checkpoint import open_checkpoint
-from clipmerge.checks import check_answers, check_images, end_accuracy, raise_errors
-from clipmerge.config import EvaluateOptions, complete_options, with_options
+from clipmerge.checks import check_answers, check_pixels, settle
 from clipmerge.errors import UsageError
-from clipmerge.files.paths import in_memory_title
-from clipmerge.planning.verdict import Estimate
-from clipmerge.progress import say_all
+from clipmerge.options import EvaluateOptions, named_sources
+from clipmerge.progress import Journal, Progress
 from clipmerge.report.text import texts_of
-from clipmerge.request import (
-    Calibration,
-    allowed_checks,
-    parse_named,
-    require_checkpoints,
-    with_state_key,
-)
-from clipmerge.stats import wilson
 from clipmerge.types import Json, StrPath
 
 
-@with_options(EvaluateOptions)
 def evaluate(
     checkpoint: CheckpointLike,
-    data: Mapping[str, Any] | Sequence[StrPath] | StrPath | None = None,
-    **options: Unpack[EvaluateOptions],
+    data: Mapping[str, Any] | Sequence[StrPath] | StrPath,
+    *,
+    processor: Any = None,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> EvaluateResult:
     """Measure zero-shot accuracy, the share of images whose class prompt scores highest, or recall
     for images with captions.
@@ -40,7 +31,9 @@ def evaluate(
             open_clip.
         data: Images by name of their row, each in any form accepted for ``data`` of `merge`; or
             texts ``NAME=SOURCE`` or paths, one or several.
-        **options: See `EvaluateOptions`.
+        processor: See `merge`.
+        progress: See `merge`.
+        **options: The fields of `clipmerge.options.EvaluateOptions`.
 
     Returns:
         Accuracy or recall, 0 to 1, and number of images by source.
@@ -49,57 +42,27 @@ def evaluate(
         ClipmergeError: If an argument cannot be used; one line says what, where and what to do
             next.
     """
-    settings = complete_options(EvaluateOptions, options)
-    wanted = Calibration.from_options(settings)
-    sources = parse_named("data", data)
-    reports = settings["progress"]
+    opts = EvaluateOptions.of(options)
+    journal = Journal(progress)
+    sources = named_sources("data", data)
     if not sources:
         raise UsageError("nothing to evaluate on: give images with `data` NAME=SOURCE")
     from clipmerge.evaluation.accuracy import evaluate_sources, load_model
     from clipmerge.images.dataset import open_images
-    from clipmerge.images.fingerprints import note_copies
 
-    with as_sources([checkpoint], settings["processor"]) as (source,):
-        (address,) = with_state_key([source], settings["state_key"])
-        require_checkpoints((str(address),))
+    with as_sources([checkpoint], processor) as (address,):
+        opened = open_source(address, model=opts.model)
         loaded = {
-            name: open_images(images, wanted.classes, columns=wanted.columns, whole=True)
-            for name, images in sources.items()
+            name: open_images(source, opts.classes, columns=opts.columns, whole=True)
+            for name, source in sources.items()
         }
-        opened = open_checkpoint(str(address), model=settings["model"])
-        say_all(reports, texts_of(opened.notes))
+        for note in texts_of((*opened.notes, *(n for each in loaded.values() for n in each.notes))):
+            journal.warn(note)
         model = load_model(opened)
+        for images in loaded.values():
+            settle(check_pixels(images, model), opts.allow, journal)
+        facts, outcomes = evaluate_sources(model, loaded, opts, journal)
         for name, images in loaded.items():
-            say_all(reports, texts_of(images.notes))
-            say_all(reports, texts_of(note_copies(f"`data` {name}", images.store)))
-        allow = allowed_checks(settings["allow"])
-        pixels = [finding for images in loaded.values() for finding in check_images(images, model)]
-        doubts = raise_errors(pixels, allow=allow)
-        record = {
-            "checkpoint": opened.provenance(),
-            **evaluate_sources(model, loaded, wanted, reports),
-        }
-        answers = [
-            end_accuracy(images, share, share, wanted.templates, model="", source=name)
-            for name, images in loaded.items()
-            for share in [_accuracy_of_source(record, name)]
-        ]
-        guesses = [finding for ends in answers for finding in check_answers(ends)]
-        doubts += guesses
-        say_all(reports, texts_of(ends.note() for ends in answers))
-        say_all(reports, texts_of(doubts))
-        if doubts:
-            record["warnings"] = texts_of(doubts)
-        record["checkpoint"]["source"] = in_memory_title(source) or record["checkpoint"]["source"]
+            settle(check_answers(name, images, outcomes[name].correct), opts.allow, journal)
+        record: Json = {"checkpoint": opened.provenance(), **facts, "warnings": journal.warnings}
     return EvaluateResult(record["accuracy"], record["images"], record)
-
-
-def _accuracy_of_source(record: Json, name: str) -> Estimate:
-    """The accuracy, or the recall at 1, of one source of a record."""
-    images = record["images"][name]
-    if name in record["accuracy"]:
-        share = record["accuracy"][name]
-    else:
-        recall = record["recall"][name]
-        share = (recall["image_to_text"]["1"] + recall["text_to_image"]["1"]) / 2
-    return Estimate(value=share, interval=wilson(share, images))

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._results import InspectResult
 from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.alignment import align, find_mismatches, finetuned_dtype
-from clipmerge.checkpoint.ancestry import UNRELATED, cosines_of
 from clipmerge.checkpoint.source import prefix_errors
-from clipmerge.errors import CheckpointError
 from clipmerge.families import family_of
 from clipmerge.files.safetensors import DTYPES
-from clipmerge.progress import Logged, Progress, say_all
+from clipmerge.progress import Journal, Progress
+from clipmerge.report.text import texts_of
 from clipmerge.types import Json, Layers, Names
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
+# Numbers of a parameter that are compared at once.
 _CHUNK = 1 << 20
 
 
@@ -29,117 +23,84 @@ def inspect(
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | None = None,
     *,
-    weights: bool = True,
     progress: Progress | None = None,
 ) -> InspectResult:
     """Describe a checkpoint, or compare two.
-
-    Weights are read, and downloaded, only for two checkpoints that match.
 
     Args:
         zeroshot: A folder, a file, ``org/name[@revision]``, or a model of transformers or
             open_clip.
         finetuned: The same, fine-tuned from it.
-        weights: Whether to read weights, to compute how far each layer moved.
-        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
+        progress: See `merge`.
 
     Returns:
         Layers in network order, each with its number of tensors and entries, shapes and, for two
-        checkpoints, ||theta_1 - theta_0|| / ||theta_0||; whether the second started from the first;
-        and obstacles to a merge.
+        checkpoints, ||theta_1 - theta_0|| / ||theta_0||; and obstacles to a merge.
 
     Raises:
         CheckpointError: If a checkpoint cannot be read.
     """
-    with as_sources([zeroshot] if finetuned is None else [zeroshot, finetuned]) as (base, *others):
-        record = _describe_pair(
-            base, others[0] if others else None, progress or Logged(), weights=weights
+    journal = Journal(progress)
+    with as_sources([zeroshot] if finetuned is None else [zeroshot, finetuned]) as sources:
+        base = open_source(sources[0])
+        record = (
+            _describe_alone(base)
+            if finetuned is None
+            else _compare(base, open_source(sources[1], base), journal)
         )
     return InspectResult(record["family"], record["layers"], tuple(record["mismatches"]), record)
 
 
-def _describe_pair(
-    zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool
-) -> Json:
-    base = open_source(zeroshot)
-    if finetuned is None:
-        family, layers = _describe_alone(base)
-        alone: Json = {
-            "family": family,
-            "zeroshot": _describe_source(base),
-            "finetuned": None,
-            "layers": layers,
-        }
-        return alone | {"mismatches": [], "ancestry": None, "total": _describe_total(base)}
-    other = open_source(finetuned, base)
+def _describe_alone(checkpoint: Checkpoint) -> Json:
+    with prefix_errors(checkpoint.source):
+        family = family_of(checkpoint.config, checkpoint.entries)
+        keys = family.by_canonical_name(checkpoint.entries)
+    return {
+        "family": family.name,
+        "zeroshot": _source(checkpoint),
+        "finetuned": None,
+        "layers": _layers(checkpoint, keys, family.group(keys)),
+        "mismatches": [],
+        "total": _total(checkpoint),
+    }
+
+
+def _compare(base: Checkpoint, other: Checkpoint, journal: Journal) -> Json:
+    from clipmerge.checks import check_models
+
     inputs = align(base, [other])
+    for note in texts_of(inputs.notes):
+        journal.warn(note)
     mismatches = find_mismatches(inputs, mixed_dtypes=finetuned_dtype(inputs) is not None)
-    layers = _describe(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
-    if inputs.notes:
-        from clipmerge.report.text import texts_of
-
-        say_all(progress, texts_of(inputs.notes))
-    ancestry = None
-    if weights:
-        # without weights its import would take a fifth of the time
-        from clipmerge.checks import check_models
-        from clipmerge.report.text import texts_of
-
-        progress.stage("inspect")
-        done = 0
-        total = sum(layer["size"] for layer in layers.values())
-        for layer, names in inputs.layers.items():
-            layers[layer]["change"] = _relative_change(inputs, names)
-            done += layers[layer]["size"]
-            progress.advance(done, total)
-        say_all(progress, texts_of(check_models(inputs)))
-        cosines = cosines_of(inputs)
-        related = all(cosine >= UNRELATED for cosine in cosines.values())
-        ancestry = {"relation": "related" if related else "unrelated", "cosines": cosines}
-        mismatches = mismatches or _find_faults(inputs, layers)
+    layers = _layers(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
+    journal.stage("inspect")
+    done, total = 0, sum(layer["size"] for layer in layers.values())
+    for layer, names in inputs.layers.items():
+        change = layers[layer]["change"] = _relative_change(inputs, names)
+        if change is not None and math.isnan(change):
+            layers[layer]["change"] = None
+            mismatches.append(f"{layer}: its weights hold NaN or Inf")
+        done += layers[layer]["size"]
+        journal.advance(done, total)
+    for doubt in check_models(inputs):
+        journal.warn(doubt.text)
     return {
         "family": inputs.family.name,
-        "zeroshot": _describe_source(base),
-        "finetuned": _describe_source(other),
+        "zeroshot": _source(base),
+        "finetuned": _source(other),
         "layers": layers,
         "mismatches": mismatches,
-        "ancestry": ancestry,
-        "total": _describe_total(inputs.zeroshot),
+        "total": _total(inputs.zeroshot),
+        "warnings": journal.warnings,
     }
 
 
-def _find_faults(inputs: Inputs, layers: dict[str, Json]) -> list[str]:
-    """Find the first fault that a merge notices only while reading: NaN, Inf, or integers that
-    differ.
-    """
-    from clipmerge.merging.stream import plan_tensors
-    from clipmerge.planning.plan import Plan, SourceRecord
-    from clipmerge.planning.recipe import Recipe
-
-    unnamed = SourceRecord(source="", files={})
-    recipe = Recipe(name="none", method={})
-    copies = Plan(recipe=recipe, zeroshot=unnamed, finetuned=(unnamed,), weights=(1.0,), layers={})
-    sound = {  # not read again
-        name
-        for layer, names in inputs.layers.items()
-        for name in names
-        if inputs.merges(name) and layers[layer]["change"] is not None
-    }
-    try:
-        for tensor in plan_tensors(inputs, copies):
-            for _ in tensor.chunks(np.empty) if tensor.name not in sound else ():
-                pass
-    except CheckpointError as error:
-        return [str(error)]
-    return []
-
-
-def _describe_source(checkpoint: Checkpoint) -> Json:
+def _source(checkpoint: Checkpoint) -> Json:
     files = [file.name for file in checkpoint.files]
     return {"source": checkpoint.source, "revision": checkpoint.revision, "files": files}
 
 
-def _describe_total(checkpoint: Checkpoint) -> Json:
+def _total(checkpoint: Checkpoint) -> Json:
     entries = checkpoint.entries.values()
     return {
         "parameters": len(entries),
@@ -149,14 +110,7 @@ def _describe_total(checkpoint: Checkpoint) -> Json:
     }
 
 
-def _describe_alone(checkpoint: Checkpoint) -> tuple[str, dict[str, Json]]:
-    with prefix_errors(checkpoint.source):
-        family = family_of(checkpoint.config, checkpoint.entries)
-        keys = family.by_canonical_name(checkpoint.entries)
-        return family.name, _describe(checkpoint, keys, family.group(keys))
-
-
-def _describe(checkpoint: Checkpoint, keys: dict[str, str], layers: Layers) -> dict[str, Json]:
+def _layers(checkpoint: Checkpoint, keys: dict[str, str], layers: Layers) -> dict[str, Json]:
     return {
         layer: {
             "parameters": len(names),
@@ -168,7 +122,9 @@ def _describe(checkpoint: Checkpoint, keys: dict[str, str], layers: Layers) -> d
 
 
 def _relative_change(inputs: Inputs, names: Names) -> float | None:
-    """||task_vector|| / ||theta_0|| of a layer; ``None`` if nothing can be compared."""
+    """||task_vector|| / ||theta_0|| of a layer; ``None`` if nothing can be compared, NaN if weights
+    are not finite.
+    """
     change = base = 0.0
     sizes = {
         name: inputs.entries(name)[0].size
@@ -180,12 +136,10 @@ def _relative_change(inputs: Inputs, names: Names) -> float | None:
     for name, size in sizes.items():
         for start in range(0, size, _CHUNK):
             stop = min(start + _CHUNK, size)
-            theta_0 = inputs.theta_0(name, start, stop).float()
-            change += _square_norm(inputs.theta_1(name, start, stop).float() - theta_0)
-            base += _square_norm(theta_0)
-    ratio = math.sqrt(change / base) if base else math.inf if change else 0.0
-    return ratio if math.isfinite(ratio) else None
-
-
-def _square_norm(tensor: Tensor) -> float:
-    return float(tensor.flatten().dot(tensor.flatten()))
+            theta_0 = inputs.theta_0(name, start, stop).float().flatten()
+            task_vector = inputs.theta_1(name, start, stop).float().flatten() - theta_0
+            change += float(task_vector.dot(task_vector))
+            base += float(theta_0.dot(theta_0))
+    if not math.isfinite(change + base):
+        return math.nan
+    return math.sqrt(change / base) if base else None if change else 0.0

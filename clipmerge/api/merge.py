@@ -1,53 +1,33 @@
-"""`clipmerge merge`: read, measure, decide, merge and write; `clipmerge plan` stops after deciding.
+"""`clipmerge merge`: open, measure, decide, judge and write; `clipmerge plan` stops after deciding.
 
-Every process of ``accelerate launch`` reads and measures; only the main one hashes, decides and
-writes.
+Every process of ``accelerate launch`` or ``torchrun`` does the same, up to the same plan and
+verdict; only the main one looks at the output and writes.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, cast
 
-from clipmerge.api._data import open_data
-from clipmerge.api._in_memory import CheckpointLike, as_sources, named_after_model
-from clipmerge.api._merge_effect import (
-    add_verdict,
-    open_tasks,
-    warn_or_raise,
-)
+from clipmerge.api._in_memory import CheckpointLike
+from clipmerge.api._pair import Pair, as_list, open_pair, with_zeroshot_head
 from clipmerge.api._results import MergeResult
-from clipmerge.api.apply import finish_merge
-from clipmerge.api.push import check_push, push
-from clipmerge.checkpoint import Inputs, open_checkpoints
-from clipmerge.checkpoint.alignment import align, finetuned_dtype, refuse_mismatches
-from clipmerge.checkpoint.inputs import HEAD_WEIGHT
-from clipmerge.checks import check_images, check_limit, check_models, check_sources, raise_errors
-from clipmerge.config import (
-    MergeOptions,
-    Missing,
-    PlanOptions,
-    complete_options,
-    with_options,
-)
-from clipmerge.errors import RecipeError
-from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
+from clipmerge.api._write import hashed, local_inputs, write_merged
+from clipmerge.api.push import check_push, push_output
+from clipmerge.checks import settle
+from clipmerge.distributed import is_main_process
+from clipmerge.errors import RecipeError, UsageError
 from clipmerge.files.paths import local_path
-from clipmerge.finding import Finding
-from clipmerge.images.local_files import local_inputs
-from clipmerge.images.prompts import templates_for
 from clipmerge.layers import match_layers
-from clipmerge.methods import Task, decide
+from clipmerge.methods import Task
+from clipmerge.methods import decide as decide_by_method
+from clipmerge.options import DecisionOptions, MergeOptions, PlanOptions
 from clipmerge.output.record import Measured
 from clipmerge.planning.measurements import CalibrationRecord, Measurements
 from clipmerge.planning.plan import (
-    HeadRecord,
     Plan,
     extrapolation_note,
     named_tensors,
@@ -62,31 +42,29 @@ from clipmerge.planning.recipe import (
     refuse_set_twice,
 )
 from clipmerge.plugins import plugin_names, takes_several_finetuned
-from clipmerge.progress import Progress, say_all
+from clipmerge.progress import Journal, Progress
 from clipmerge.report.text import texts_of
-from clipmerge.request import (
-    MergeRequest,
-    Request,
-    as_list,
-    check_merge,
-    command_line,
-    default_recipe,
-    parse_size,
-    recipe_files,
-    request_fields,
-)
-from clipmerge.run import Run, RunCache
 from clipmerge.types import StrPath
 
+if TYPE_CHECKING:  # a merge without images imports no module that reads images
+    from clipmerge.api._images import Images, Split
+    from clipmerge.api._measure import Measured as Measurement
+    from clipmerge.learning.resume import LearningState
+    from clipmerge.planning.verdict import Verdict
 
-@with_options(MergeOptions)
+# A limit below it, in points, is less than one image in a thousand: a fraction was meant.
+_LEAST_LIMIT = 0.1
+
+
 def merge(
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | Sequence[CheckpointLike],
     recipe: RecipeLike | None = None,
     *,
     output: StrPath | None = None,
-    **options: Unpack[MergeOptions],
+    processor: Any = None,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> MergeResult:
     """Merge a fine-tuned model with its zero-shot self, and write the result.
 
@@ -97,8 +75,12 @@ def merge(
             model.
         recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`;
             by default ``auto`` with ``data`` and without ``alpha``, else ``wise-ft``.
-        output: Folder to write, completely or not at all; ``None`` to measure and decide only.
-        **options: See `MergeOptions`.
+        output: Folder to write, completely or not at all; ``None`` to write nothing.
+        processor: For models in memory, if it does not lie in the folder that they were loaded
+            from: their processor, or its folder; for open_clip the architecture's name or
+            configuration.
+        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
+        **options: The fields of `clipmerge.options.MergeOptions`.
 
     Returns:
         The folder, the plan and the record.
@@ -107,44 +89,31 @@ def merge(
         ClipmergeError: If an argument cannot be used; one line says what, where and what to do
             next.
     """
-    settings = complete_options(MergeOptions, options)
-    target = None if output is None else local_path(output)
-    progress = settings["progress"]
-    limit = parse_size(settings["max_shard_size"])
-    with merge_requested(zeroshot, finetuned, recipe, settings) as request:
-        if target is not None:
-            from clipmerge.output.checks import check_output
-
-            check_output(
-                target,
-                overwrite=settings["overwrite"],
-                inputs=local_inputs(*request.checkpoints),
-                read=[*request.files, *recipe_files(recipe)],
-            )
-        if settings["push"] is not None:
-            check_push(settings["push"], target)
-        run = prepare(request, progress)
-        result = finish_merge(run, target, overwrite=settings["overwrite"], max_shard_size=limit)
-    if settings["push"] is None or target is None or not run.is_main:
+    opts = MergeOptions.of(options)
+    journal = Journal(progress)
+    chosen = choose_recipe(recipe, opts, journal)
+    target = _output_folder(output, opts, zeroshot, *as_list(finetuned))
+    with open_pair(
+        zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
+    ) as pair:
+        pair, split, ood = open_split(pair, chosen, opts, journal)
+        decided = decide(pair, chosen, split, opts, journal)
+        verdict = judge_plan(pair, decided, split, ood, opts, journal)
+        result = write_merged(pair, decided, verdict, target, opts, journal)
+    if opts.push is None or target is None or not is_main_process():
         return result
-    published = push(
-        target,
-        settings["push"],
-        private=settings["private"],
-        license=settings["license"],
-        progress=progress,
-    )
-    return replace(result, published=published)
+    return replace(result, published=push_output(target, opts.push, journal))
 
 
-@with_options(PlanOptions)
 def plan(
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | Sequence[CheckpointLike],
     recipe: RecipeLike | None = None,
     *,
     output: StrPath | None = None,
-    **options: Unpack[PlanOptions],
+    processor: Any = None,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Plan:
     """Measure and decide like `merge`, without merging.
 
@@ -153,247 +122,147 @@ def plan(
         finetuned: theta_1 ... theta_K; see `merge`.
         recipe: See `merge`.
         output: JSON file to write the plan to; `Plan.save` can write it later.
-        **options: See `PlanOptions`.
+        processor: See `merge`.
+        progress: See `merge`.
+        **options: The fields of `clipmerge.options.PlanOptions`.
 
     Returns:
-        The plan. In the other processes of ``accelerate launch`` it has no layers.
+        The plan.
 
     Raises:
         ClipmergeError: If an argument cannot be used; one line says what, where and what to do
             next.
     """
-    return plan_run(zeroshot, finetuned, recipe, output, **options).decided_plan
-
-
-def plan_run(
-    zeroshot: CheckpointLike,
-    finetuned: CheckpointLike | Sequence[CheckpointLike],
-    recipe: RecipeLike | None,
-    output: StrPath | None,
-    **options: Unpack[PlanOptions],
-) -> Run:
-    """Work like `plan`, with the same arguments, but return the whole run."""
-    from clipmerge.output.checks import check_output_file
-
-    settings = complete_options(PlanOptions, options)
-    target = None if output is None else local_path(output)
-    with merge_requested(zeroshot, finetuned, recipe, settings) as request:
+    opts = PlanOptions.of(options)
+    journal = Journal(progress)
+    chosen = choose_recipe(recipe, opts, journal)
+    target = _plan_file(output, opts)
+    with open_pair(
+        zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
+    ) as pair:
+        pair, split, _ = open_split(pair, chosen, opts, journal)
+        decided = decide(pair, chosen, split, opts, journal)
+        if not is_main_process():
+            return decided.plan
+        plan = hashed(decided.plan, pair)
         if target is not None:
-            check_output_file(target, overwrite=settings["overwrite"])
-        run = prepare(request, settings["progress"])
-        if run.is_main:
-            if target is not None:  # it may have appeared meanwhile
-                check_output_file(target, overwrite=settings["overwrite"])
-            write_plan(run, target)
-    return run
+            plan = write_plan_files(target, plan)
+        decided.forget()
+    return plan
 
 
-@contextmanager
-def merge_requested(
-    zeroshot: CheckpointLike,
-    finetuned: CheckpointLike | Sequence[CheckpointLike],
-    recipe: RecipeLike | None,
-    settings: Mapping[str, Any],
-) -> Iterator[MergeRequest]:
-    """The checked request of a call, from its complete options; models in
-    memory lie on the disk in this block.
+@dataclass(frozen=True)
+class Decided:
+    """A plan, and what was found on the way to it.
+
+    Attributes:
+        plan: The settings, with their tensors.
+        measured: What the report tells of the way.
+        values: Measured values by layer and statistic.
+        calibration: The images that were measured on, if there were any.
+        state: The saved state of learning, if there is one.
     """
+
+    plan: Plan
+    measured: Measured
+    values: dict[str, dict[str, float]] = field(default_factory=dict)
+    calibration: CalibrationRecord | None = None
+    state: LearningState | None = None
+
+    def forget(self) -> None:
+        """Remove the saved state of learning, because the result is stored elsewhere."""
+        if self.state is not None:
+            self.state.remove()
+
+
+def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Progress) -> Recipe:
+    """Load the recipe with the options that change it; if none is named, the one that fits."""
     if recipe is None:
-        recipe = default_recipe(settings)
-    with as_sources([zeroshot, *as_list(finetuned)], settings["processor"]) as (base, *others):
-        yield merge_request(base, others, recipe, settings, command=command_line())
-
-
-def merge_request(
-    zeroshot: str,
-    finetuned: Sequence[str],
-    recipe: RecipeLike,
-    settings: Mapping[str, Any],
-    *,
-    command: str = "",
-) -> MergeRequest:
-    """Build the request of a merge from complete options, and check it."""
-    fields = request_fields(zeroshot, finetuned, command, settings)
-    changes = dict(parse_assignments(settings["set"]))
-    if settings["alpha"] is not None:
-        refuse_set_twice("alpha", "method.alpha", changes)
-        changes["method.alpha"] = settings["alpha"]
-    chosen = load_limited_recipe(recipe, changes, settings["max_loss"])
-    if settings["max_loss"] is None:
-        fields["max_loss"] = chosen.max_loss
-    request = MergeRequest(recipe=chosen, **fields)
-    check_merge(request)
-    return request
-
-
-def prepare(
-    request: MergeRequest,
-    progress: Progress | None = None,
-    *,
-    cache: RunCache | None = None,
-    with_verdict: bool = True,
-) -> Run:
-    """Read, measure, decide, and measure the effect of the decision."""
-    with ExitStack() as settings:
-        if request.recipe.measure:
-            from clipmerge.models.precision import own_settings
-
-            settings.enter_context(own_settings())
-        return _prepare(request, progress, cache=cache, with_verdict=with_verdict)
-
-
-def _prepare(
-    request: MergeRequest,
-    progress: Progress | None,
-    *,
-    cache: RunCache | None,
-    with_verdict: bool,
-) -> Run:
-    cache = cache or RunCache()
-    run, request = _open_run(request, progress or Progress(), cache)
-    _check_recipe_fits(run, request.recipe)
-    tasks = open_tasks(run, request) if with_verdict else {}
-    measurements = None
-    calibration = None
-    if with_verdict and request.calibration.source is not None:
-        doubts = _check_images(run, request)
-        run.findings += doubts
-        say_all(run.progress, texts_of(doubts))
-    if request.recipe.measure:
-        title = f"{request.recipe.name}: {'learning' if request.recipe.learns else 'measuring'}"
-        with run.timed("measure", title):
-            measurements, calibration = _measure_once(run, request, cache)
-        run.learned = measurements.coefficients
-    if run.is_main:
-        with run.timed("plan", f"{request.recipe.name}: deciding"):
-            _decide(run, request, measurements, calibration)
-    if with_verdict:
-        add_verdict(run, request, tasks)
-    return run
-
-
-def _measure_once(
-    run: Run, request: MergeRequest, cache: RunCache
-) -> tuple[Measurements, CalibrationRecord]:
-    from clipmerge.api.measure import measure, ranks_by_gradients
-
-    key = json.dumps([request.recipe.measure, request.recipe.missing], sort_keys=True)
-    result = cache.measured.get(key)
-    if result is None or (ranks_by_gradients(request.recipe) and not result[0].gradients):
-        result = cache.measured[key] = measure(run, request)
-    return result
-
-
-def _open_run(
-    request: MergeRequest, progress: Progress, cache: RunCache
-) -> tuple[Run, MergeRequest]:
-    progress.stage("read")
-    begin = time.perf_counter()
-    inputs, request = open_inputs(request, request.recipe.missing, cache)
-    run = Run(inputs, progress, command=request.command, cache=cache)
-    if lacks_zeroshot_head(inputs):
-        run.head = _head_classes(run, request)
-    if run.head:
-        mixed = request.dtype != "keep"
-        run.inputs = inputs = build_zeroshot_head(inputs, run.head, mixed_dtypes=mixed)
-    say_all(progress, texts_of(inputs.notes))
-    run.findings += raise_errors(check_models_once(inputs, cache), allow=request.allow)
-    say_all(progress, texts_of(run.findings))
-    run.seconds["read"] = round(time.perf_counter() - begin, 3)
-    return run, request
-
-
-def _head_classes(run: Run, request: MergeRequest) -> HeadRecord | None:
-    """The classes of the rows of a head; ``None`` if neither images nor class names were given."""
-    from clipmerge.images.classes import read_class_names
-    from clipmerge.images.dataset import require_labelled
-
-    calibration = request.calibration
-    inputs = run.inputs
-    if calibration.source is not None:
-        images = require_labelled(open_data(request, run.cache, run.progress))
-        return HeadRecord(
-            classes=images.class_names,
-            templates=templates_for(calibration.templates, images.templates),
-        )
-    if calibration.classes:
-        rows = inputs.finetuned[0].entries[inputs.finetuned_keys[0][HEAD_WEIGHT]].shape[0]
-        names = read_class_names(calibration.classes, [str(row) for row in range(rows)])
-        return HeadRecord(classes=names, templates=templates_for(calibration.templates, ()))
-    return None
-
-
-SomeRequest = TypeVar("SomeRequest", bound=Request)
-
-
-def open_inputs(
-    request: SomeRequest, missing: Missing, cache: RunCache
-) -> tuple[Inputs, SomeRequest]:
-    """Open the checkpoints once, and align them once per ``missing``.
-
-    Returns:
-        The aligned checkpoints, and the request with the fine-tuned dtype if the zero-shot weights
-        have another one and the user named none.
-    """
-    if not cache.checkpoints:
-        opened = open_checkpoints(request.checkpoints, model=request.model)
-        cache.checkpoints = tuple(map(named_after_model, opened))
-    is_new = missing not in cache.inputs
-    if is_new:
-        zeroshot, *finetuned = cache.checkpoints
-        cache.inputs[missing] = align(zeroshot, finetuned, missing=missing)
-    inputs = cache.inputs[missing]
-    dtype = finetuned_dtype(inputs) if request.dtype == "keep" else None
-    if dtype is not None:
-        request = replace(request, dtype=dtype)
-    if is_new:
-        refuse_mismatches(inputs, mixed_dtypes=request.dtype != "keep")
-        if dtype is not None:
-            inputs.notes.append(
-                "the zero-shot and the fine-tuned weights differ in dtype; the output has the"
-                f" fine-tuned one, {dtype} (`dtype` names another)"
+        has_images = options.data is not None
+        recipe, reason = (
+            ("auto", "there are images")
+            if has_images
+            else (
+                "wise-ft",
+                "there are no images",
             )
-    return inputs, request
-
-
-def check_models_once(inputs: Inputs, cache: RunCache) -> list[Finding]:
-    """Check once whether the fine-tuned checkpoints started from the zero-shot one."""
-    if cache.doubts is None:
-        cache.doubts = list(check_models(inputs))
-    return cache.doubts
-
-
-def _check_images(run: Run, request: MergeRequest) -> list[Finding]:
-    """Check on a few images, before measuring, whether they and the class names can be right."""
-    calibration = request.calibration
-    images = open_data(request, run.cache, run.progress)
-    images.require_classes()
-    if request.recipe.measure or calibration.held_back:
-        findings = check_sources(
-            run.inputs,
-            {"": images},
-            calibration,
-            run.progress,
-            max_images=calibration.images,
-            seed=request.seed,
         )
-    else:
-        findings = check_images(images)
-    is_judged_only = not request.recipe.measure
-    with (
-        run.timed("check", "checking images and class names"),
-        warn_or_raise(run, request, "the verdict") if is_judged_only else nullcontext(),
-    ):
-        doubts = chain(check_limit(request.max_loss), findings)
-        return raise_errors(doubts, allow=request.allow)
+        if options.alpha is not None:  # in `auto` it would scale what was learned
+            recipe, reason = "wise-ft", "an alpha is given"
+        progress.say(
+            f"no recipe was named, so it is {recipe}, because {reason} (`recipe` names another)"
+        )
+    changes = dict(parse_assignments(options.set))
+    if options.alpha is not None:
+        refuse_set_twice("alpha", "method.alpha", changes)
+        changes["method.alpha"] = options.alpha
+    if options.ood and options.data is None:
+        raise UsageError("`ood` is judged beside `data`; give images of the target too")
+    limit = options.max_loss
+    if limit is not None and 0 < limit < _LEAST_LIMIT:
+        progress.warn(f"`max_loss` {limit:g} is in points of 100; {100 * limit:g} may be meant")
+    return load_limited_recipe(recipe, changes, limit)
 
 
-def _check_recipe_fits(run: Run, recipe: Recipe) -> None:
-    """Find a wrong override before measuring, which takes minutes."""
-    layers = Task(run.inputs).layers
+def _output_folder(
+    output: StrPath | None, options: MergeOptions, *checkpoints: CheckpointLike
+) -> Path | None:
+    """Refuse an output or a push that would fail, before anything is learned."""
+    target = None if output is None else local_path(output)
+    if target is None and options.push is not None:
+        raise UsageError("`push` needs `output`, the folder to publish")
+    if target is not None and is_main_process():
+        from clipmerge.output.checks import check_output
+
+        check_output(
+            target,
+            overwrite=options.overwrite,
+            inputs=local_inputs(*checkpoints),
+            read=local_inputs(options.data, options.classes, *options.ood.values()),
+        )
+        if options.push is not None:
+            check_push(options.push)
+    return target
+
+
+def _plan_file(output: StrPath | None, options: PlanOptions) -> Path | None:
+    if output is not None and is_main_process():
+        from clipmerge.output.checks import check_output_file
+
+        check_output_file(local_path(output), overwrite=options.overwrite)
+    return None if output is None else local_path(output)
+
+
+def open_split(
+    pair: Pair, recipe: Recipe, options: PlanOptions, journal: Journal
+) -> tuple[Pair, Split | None, dict[str, Images]]:
+    """Open the images, split them, and doubt them and the recipe before anything is learned."""
+    split, ood = None, {}
+    images = None
+    if recipe.measure or options.data is not None:
+        from clipmerge.api._images import open_ood, open_target, split_images
+
+        images = open_target(recipe, options, journal)
+    pair = with_zeroshot_head(pair, images, options)
+    check_recipe(pair, recipe)
+    if images is not None:
+        from clipmerge.checks import check_sources
+
+        split = split_images(images, recipe, options, journal, judged=options.verdict)
+        ood = open_ood(options, split, journal)
+        journal.stage("check")
+        doubts = check_sources(
+            pair.inputs, {"": images, **ood}, options, journal, seed=options.seed
+        )
+        settle(doubts, options.allow, journal)
+    return pair, split, ood
+
+
+def check_recipe(pair: Pair, recipe: Recipe) -> None:
+    """Find what a recipe cannot do with these checkpoints before measuring, which takes minutes."""
+    inputs = pair.inputs
     for override in recipe.overrides:
-        match_layers(override.layers, layers)
-    inputs = run.inputs
+        match_layers(override.layers, inputs.merged_layers)
     # a head that was built from prompts, as WiSE-FT's, is close to them; another may be anything
     if recipe.learns and inputs.keeps_head and not inputs.has_built_head:
         raise RecipeError(
@@ -402,7 +271,7 @@ def _check_recipe_fits(run: Run, recipe: Recipe) -> None:
             " evaluation, or merge the tower alone into the whole zero-shot model with"
             " `set=missing=keep-zeroshot`"
         )
-    count = len(run.inputs.finetuned)
+    count = len(inputs.finetuned)
     if count > 1 and recipe.measure and not takes_several_finetuned(recipe.measure["name"]):
         several = [name for name in plugin_names("measures") if takes_several_finetuned(name)]
         raise RecipeError(
@@ -412,23 +281,58 @@ def _check_recipe_fits(run: Run, recipe: Recipe) -> None:
         )
 
 
-def _decide(
-    run: Run,
-    request: MergeRequest,
-    measurements: Measurements | None,
-    calibration: CalibrationRecord | None,
-) -> None:
-    task = Task(run.inputs, measurements, request.seed)
-    options = request.recipe.method_options
-    decision = decide(task, request.recipe.method["name"], options)
-    learned = decision.coefficients
+def decide(
+    pair: Pair,
+    recipe: Recipe,
+    split: Split | None,
+    options: DecisionOptions,
+    journal: Journal,
+    *,
+    cache: dict[str, Measurement] | None = None,
+) -> Decided:
+    """Measure what the recipe asks for, and let its method decide.
+
+    Args:
+        pair: The checkpoints.
+        recipe: The recipe.
+        split: The images, if there are any.
+        options: The options of the command.
+        journal: Receives stages and warnings.
+        cache: Results of measures on the same images, by measure and options.
+    """
+    measurements, calibration, state = None, None, None
+    if recipe.measure and split is not None:
+        from clipmerge.api._measure import measure, ranks_by_gradients
+
+        journal.stage("learn" if recipe.learns else "measure")
+        cache = {} if cache is None else cache
+        key = json.dumps([recipe.measure, recipe.missing], sort_keys=True)
+        if key not in cache or (ranks_by_gradients(recipe) and not cache[key][0].gradients):
+            cache[key] = measure(pair.inputs, recipe, split, options, journal)
+        measurements, calibration, state = cache[key]
+        for note in texts_of(measurements.notes):
+            journal.warn(note)
+    journal.stage("decide")
+    plan, measured = _plan_of(pair, recipe, measurements, options)
+    if beyond := extrapolation_note(plan):
+        journal.warn(beyond)
+    values = measurements.layers if measurements else {}
+    return Decided(plan, measured, values, calibration, state)
+
+
+def _plan_of(
+    pair: Pair, recipe: Recipe, measurements: Measurements | None, options: DecisionOptions
+) -> tuple[Plan, Measured]:
+    task = Task(pair.inputs, measurements, options.seed)
+    decision = decide_by_method(task, recipe.method["name"], recipe.method_options)
+    learned: Any = decision.coefficients
     layers = with_coefficients(decision.layers, learned, task.layers, task.shapes)
     reasons = dict(decision.reasons)
-    for name, (absent, total) in run.inputs.partly_zeroshot.items():
+    for name, (absent, total) in pair.inputs.partly_zeroshot.items():
         reasons[name] = (
             f"{absent} of {total} parameters stay zero-shot: fine-tuned ones are missing"
         )
-    for override in request.recipe.overrides:
+    for override in recipe.overrides:
         for name in match_layers(override.layers, layers):
             layers[name] = override.apply_to(layers[name])
             reasons[name] = f"override '{override.layers}'"
@@ -441,43 +345,63 @@ def _decide(
         if name in learned
     }
     plan = Plan(
-        recipe=request.recipe,
-        **run.sources(hashed=False),
+        recipe=recipe,
+        **pair.sources(),
         weights=decision.weights,
         combine=decision.combine,
-        dtype=request.dtype,
-        missing=request.recipe.missing,
-        head=run.head,
-        seed=request.seed,
+        dtype=pair.dtype,
+        missing=recipe.missing,
+        head=pair.head,
+        seed=options.seed,
         layers=layers,
         stragglers=decision.stragglers,
     )
     plan.check(task.layers)
-    run.plan = plan.with_tensors(named_tensors(decision.scores, used))
-    run.measured = Measured(
+    measured = Measured(
         decision=decision.found,
         reasons=reasons,
         straggler_statistic=decision.straggler_statistic,
         straggler_scores=decision.straggler_scores,
     )
-    run.calibration = calibration
-    notes = texts_of(measurements.notes) if measurements else []
-    notes += filter(None, [extrapolation_note(plan)])
     if measurements:
-        run.measurements = measurements
-        run.measured = run.measured.replace(
+        measured = measured.replace(
             statistics={value.name: value.reading for value in measurements.statistics},
             **{name: getattr(measurements, name) for name in ("path", "trace", "choice", "checks")},
         )
-    run.warnings = [*texts_of((*run.inputs.notes, *run.findings)), *notes]
-    say_all(run.progress, notes)
+    return plan.with_tensors(named_tensors(cast(Any, decision.scores), used)), measured
 
 
-def write_plan(run: Run, path: Path | None) -> None:
-    """Complete the plan with the hashes of its inputs, and write it, with its tensors beside it, if
-    there is a path.
-    """
-    run.hash_inputs()
-    plan = run.hashed_plan()
-    run.plan = plan if path is None else write_plan_files(path, plan)
-    run.finish()
+def judge_plan(
+    pair: Pair,
+    decided: Decided,
+    split: Split | None,
+    ood: Mapping[str, Images],
+    options: PlanOptions,
+    journal: Journal,
+) -> Verdict | None:
+    """Judge a plan on images from which nothing was learned; ``None`` if there are none."""
+    if split is None or not options.verdict:
+        return None
+    if split.test is None or not len(split.test):
+        journal.warn("there are too few images to hold any back, so there is no verdict")
+        return None
+    if split.is_preprocessed:
+        journal.warn(
+            f"{split.test.source} holds preprocessed pixels, and a verdict needs images; give the"
+            " data set without its transform"
+        )
+        return None
+    from clipmerge.evaluation.verdict import judge
+
+    journal.stage("judge")
+    limit = decided.plan.recipe.max_loss if options.max_loss is None else options.max_loss
+    return judge(
+        pair.inputs,
+        decided.plan,
+        split.test,
+        options,
+        ood=ood,
+        max_loss=limit,
+        chosen=decided.measured.choice is not None,
+        progress=journal,
+    )

@@ -1,35 +1,38 @@
-"""Merging in memory: torch models and state dicts; no output is written."""
+"""Merging models in memory; no output is written."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from contextlib import closing
-from typing import TypeVar, Unpack
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from clipmerge.api._in_memory import unwrap_model
-from clipmerge.api.merge import merge_requested, prepare
-from clipmerge.config import RecipeOptions, complete_options, with_options
-from clipmerge.errors import CheckpointError, UsageError
+from clipmerge.api._pair import as_list, open_pair
+from clipmerge.api.merge import choose_recipe, decide, open_split
+from clipmerge.errors import CheckpointError, UsageError, shorten
 from clipmerge.families import is_index_buffer
 from clipmerge.files.writer import iter_contents
 from clipmerge.merging.stream import plan_tensors
+from clipmerge.options import PlanOptions
 from clipmerge.planning.recipe import RecipeLike
-from clipmerge.request import as_list
+from clipmerge.progress import Journal, Progress
 from clipmerge.types import Tensors
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
-@with_options(RecipeOptions)
 def merge_models(
     zeroshot: torch.nn.Module,
     finetuned: Model | Sequence[Model],
     recipe: RecipeLike | None = None,
-    **options: Unpack[RecipeOptions],
+    *,
+    processor: Any = None,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Model:
     """Merge models in memory.
 
@@ -41,9 +44,10 @@ def merge_models(
         zeroshot: Model of transformers or open_clip with theta_0's weights; it is not changed.
         finetuned: Model with theta_1's weights, of the same class; several for theta_1 ... theta_K.
             Not changed.
-        recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`;
-            by default ``auto`` with ``data`` and without ``alpha``, else ``wise-ft``.
-        **options: See `RecipeOptions`.
+        recipe: See `merge`.
+        processor: See `merge`.
+        progress: See `merge`.
+        **options: The fields of `clipmerge.options.PlanOptions`.
 
     Returns:
         A copy of the fine-tuned model with the merged weights, on the same device and in the same
@@ -62,27 +66,28 @@ def merge_models(
                 f"{type(model).__name__} is not a model; give torch modules here, and paths to"
                 " merge()"
             )
+    opts = PlanOptions.of(options)
+    journal = Journal(progress)
+    chosen = choose_recipe(recipe, opts, journal)
     models = [unwrap_model(model) for model in as_list(finetuned)]
-    settings = complete_options(RecipeOptions, options)
-    with merge_requested(zeroshot, models, recipe, settings) as request:
-        run = prepare(request, settings["progress"])
-        if run.plan is None:
-            raise UsageError(
-                "merge_models works in one process; under `accelerate launch` use merge"
-            )
-        tensors = plan_tensors(run.inputs, run.plan)
+    with open_pair(
+        zeroshot, models, opts, journal, missing=chosen.missing, processor=processor
+    ) as pair:
+        pair, split, _ = open_split(pair, chosen, opts, journal)
+        decided = decide(pair, chosen, split, opts, journal)
+        tensors = plan_tensors(pair.inputs, decided.plan)
         with closing(iter_contents(tensors, np.empty)) as contents:
             weights = {
                 tensor.key: tensor.tensor(content)
                 for tensor, content in zip(tensors, contents, strict=True)
             }
-        form = unwrap_model(zeroshot) if run.inputs.takes_zeroshot_layout else models[0]
-        run.finish()
-    return _copy_with_weights(form, weights, run.plan.dtype)  # type: ignore[return-value]
+        decided.forget()
+    layout = unwrap_model(zeroshot) if pair.inputs.takes_zeroshot_layout else models[0]
+    return _copy_with_weights(layout, weights, pair.dtype)  # type: ignore[return-value]
 
 
-def _copy_with_weights(form: torch.nn.Module, weights: Tensors, dtype: str) -> torch.nn.Module:
-    merged = copy.deepcopy(form)
+def _copy_with_weights(model: torch.nn.Module, weights: Tensors, dtype: str) -> torch.nn.Module:
+    merged = copy.deepcopy(model)
     if dtype != "keep":
         merged = merged.to(getattr(torch, dtype))
     keys = merged.load_state_dict(weights, strict=False)
@@ -91,7 +96,7 @@ def _copy_with_weights(form: torch.nn.Module, weights: Tensors, dtype: str) -> t
     ]
     if wrong:
         raise CheckpointError(
-            f"{type(form).__name__}: its merged weights have names that the model lacks, such as"
-            f" {wrong[0]}; save both models and use `clipmerge.merge`"
+            f"{type(model).__name__}: its merged weights have names that the model lacks, such as"
+            f" {shorten(wrong, 3)}; write an output with merge() instead"
         )
     return merged

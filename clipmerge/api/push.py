@@ -3,56 +3,52 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any
 
-from clipmerge.config import PushOptions, complete_options, with_options
-from clipmerge.errors import UsageError
 from clipmerge.files.paths import local_path
+from clipmerge.options import PushOptions
+from clipmerge.progress import Journal, Progress
 from clipmerge.types import StrPath
 
 if TYPE_CHECKING:
     from clipmerge.publish.push import Published
 
 
-@with_options(PushOptions)
 def push(
-    folder: StrPath,
-    repo_id: str,
-    **options: Unpack[PushOptions],
+    folder: StrPath, repo_id: str, *, progress: Progress | None = None, **options: Any
 ) -> Published:
-    """Publish an output folder on the Hugging Face Hub, in one commit.
+    """Check an output folder and publish it on the Hugging Face Hub, in one commit or none.
 
     Args:
-        folder: Folder written by `merge` or `apply`; its model card gets the repository's name.
+        folder: Folder written by `merge` or `apply`; it is not changed.
         repo_id: ``org/name``; created if it does not exist.
-        **options: See `PushOptions`.
+        progress: See `merge`.
+        **options: The fields of `clipmerge.options.PushOptions`.
 
     Returns:
         The page and the commit.
 
     Raises:
         OutputError: If the folder is not a complete output.
-        UsageError: If the name cannot be used, or is that of something else.
+        UsageError: If the name cannot be used.
         HubError: If the Hub refuses or fails.
     """
-    from clipmerge.publish import push as publishing
-
-    settings = complete_options(PushOptions, options)
-    reports = settings["progress"]
-    reports.stage("publish")
-    return publishing.push(
-        local_path(folder),
-        repo_id,
-        private=settings["private"],
-        license=settings["license"],
-        say=reports.say,
-    )
+    return push_output(local_path(folder), repo_id, Journal(progress), PushOptions.of(options))
 
 
-def check_push(repo_id: str, output: Path | None) -> None:
-    """Refuse a push that would fail, before anything is learned."""
+def push_output(
+    folder: Path, repo_id: str, journal: Journal, options: PushOptions | None = None
+) -> Published:
+    """Publish the output of this run."""
+    from clipmerge.publish.push import push
+
+    opts = options or PushOptions()
+    journal.stage("publish")
+    return push(folder, repo_id, private=opts.private, license=opts.license, say=journal.warn)
+
+
+def check_push(repo_id: str) -> None:
+    """Refuse a push that will fail, before measuring, which takes minutes."""
     from clipmerge.publish.push import check_access
 
-    if output is None:
-        raise UsageError("`push` needs `output`: without it nothing is written to push")
     check_access(repo_id)

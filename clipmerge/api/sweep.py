@@ -1,69 +1,51 @@
-"""Evaluate the alpha curve and recipes on ID and OOD images, in one run.
+"""Evaluate the alpha curve, recipes and checkpoints on ID and OOD images, in one run.
 
-Nothing is evaluated twice: equal plans are one point, every image is decoded once, and no
-checkpoint is written. Calibration never sees an OOD image: an OOD source that shares an image with
-the calibration source is refused before anything is measured.
+A loop over the parts of `merge`: nothing is evaluated twice, equal plans are one point, every image
+is decoded once, and no checkpoint is written. No recipe sees an OOD image.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 from clipmerge import __version__
-from clipmerge.api._data import open_data
+from clipmerge.api._images import Images, open_target, split_images
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
-from clipmerge.api._merge_effect import broadcast_plan
+from clipmerge.api._pair import Pair, as_list, open_pair, with_zeroshot_head
 from clipmerge.api._results import SweepResult
-from clipmerge.api.merge import check_models_once, open_inputs, prepare
+from clipmerge.api._write import command_line, local_inputs
+from clipmerge.api.merge import Decided, check_recipe, decide
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.checkpoint.converted import convert_checkpoint
-from clipmerge.checks import check_shifts, check_sources, raise_errors
-from clipmerge.config import Missing, SweepOptions, complete_options, with_options
+from clipmerge.checks import check_sources, settle
+from clipmerge.config import Missing
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import CheckpointError, DataError, UsageError
 from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
 from clipmerge.files.paths import local_path
 from clipmerge.files.staging import staged
-from clipmerge.finding import Finding
-from clipmerge.images import ImageSet
 from clipmerge.images.dataset import open_images, require_labelled
 from clipmerge.images.fingerprints import check_overlap
-from clipmerge.images.image_set import CaptionedImages, LabelledImages
-from clipmerge.images.local_files import local_inputs
-from clipmerge.images.prompts import source_templates, templates_for
-from clipmerge.images.registry import RegistryRef
-from clipmerge.images.split import held_out_count
+from clipmerge.options import SweepOptions, named_sources
 from clipmerge.output.record import SWEEP_FORMAT
-from clipmerge.planning.plan import Plan
-from clipmerge.planning.recipe import load_limited_recipe
-from clipmerge.progress import Progress, say_all
+from clipmerge.planning.recipe import Recipe, load_limited_recipe
+from clipmerge.planning.verdict import MAX_LOSS
+from clipmerge.progress import Journal, Progress
 from clipmerge.report.decision import decision_sentence
 from clipmerge.report.sweep import sweep_sentence
 from clipmerge.report.text import texts_of
-from clipmerge.request import (
-    SweepRequest,
-    as_list,
-    check_sweep,
-    command_line,
-    parse_alphas,
-    parse_named,
-    recipe_files,
-    request_fields,
-)
-from clipmerge.run import Run, RunCache
 from clipmerge.stats import LEVEL
 from clipmerge.types import Json, StrPath
 
 #: The record in the output folder of a sweep, which identifies it.
 SWEEP_RECORD = "sweep.json"
+_NAMES = "backslashreplace"
 
 
-@with_options(SweepOptions)
 def sweep(
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | Sequence[CheckpointLike],
@@ -71,7 +53,9 @@ def sweep(
     id: Mapping[str, Any] | Sequence[StrPath] | StrPath,
     ood: Mapping[str, Any] | Sequence[StrPath] | StrPath,
     output: StrPath | None = None,
-    **options: Unpack[SweepOptions],
+    processor: Any = None,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> SweepResult:
     """Evaluate the alpha curve and recipes on ID and OOD images; see `docs/how-to/sweep.md`.
 
@@ -82,7 +66,9 @@ def sweep(
             `merge`; or texts ``NAME=SOURCE`` or paths, one or several.
         ood: Images unlike those of the fine-tuning, likewise.
         output: Folder to write; ``None`` to write nothing.
-        **options: See `SweepOptions`.
+        processor: See `merge`.
+        progress: See `merge`.
+        **options: The fields of `clipmerge.options.SweepOptions`.
 
     Returns:
         The record, and the images recognised at each point.
@@ -92,222 +78,276 @@ def sweep(
             other.
         ClipmergeError: If another argument cannot be used.
     """
-    settings = complete_options(SweepOptions, options)
+    opts = SweepOptions.of(options)
+    journal = Journal(progress)
+    recipes = [load_limited_recipe(each, opts.set, opts.max_loss) for each in opts.recipes or ()]
+    ids, oods = named_sources("id", id), named_sources("ood", ood)
+    _check_names(ids, oods, recipes, opts)
     target = None if output is None else local_path(output)
-    reports = settings["progress"]
-    recipes = settings["recipes"] or ()
-    models = [zeroshot, *as_list(finetuned)]
-    points = parse_named("points", settings["points"])
-    with as_sources([*models, *points.values()], settings["processor"]) as sources:
-        base, *others = sources[: len(models)]
-        request = SweepRequest(
-            **request_fields(base, others, command_line(), settings),
-            id_sources=parse_named("id", id),
-            ood_sources=parse_named("ood", ood),
-            recipes=tuple(
-                load_limited_recipe(recipe, settings["set"], settings["max_loss"])
-                for recipe in recipes
-            ),
-            alphas=parse_alphas(settings["alphas"]),
-            points=dict(zip(points, sources[len(models) :], strict=True)),
-        )
-        if settings["set"] and not recipes:
-            raise UsageError("`set` changes recipes, and there are none; give `recipes` too")
-        check_sweep(request)
-        if target is not None:
-            from clipmerge.output.checks import check_output
+    if target is not None and is_main_process():
+        from clipmerge.output.checks import check_output
 
-            check_output(
-                target,
-                overwrite=settings["overwrite"],
-                inputs=local_inputs(*request.checkpoints),
-                read=[*request.files, *recipe_files(*recipes)],
-                record=SWEEP_RECORD,
+        check_output(
+            target,
+            overwrite=opts.overwrite,
+            inputs=local_inputs(zeroshot, *as_list(finetuned)),
+            read=local_inputs(opts.data, opts.classes, *ids.values(), *oods.values()),
+            record=SWEEP_RECORD,
+        )
+    # keys that only one checkpoint has are an error unless a recipe allows them
+    missing: Missing = next((each.missing for each in recipes if each.missing != "error"), "error")
+    with (
+        open_pair(zeroshot, finetuned, opts, journal, missing=missing, processor=processor) as pair,
+        as_sources(list(opts.points.values()), processor) as shown,
+    ):
+        sources = _open_sources(ids, oods, opts, journal)
+        data = _open_data(recipes, sources, list(ids), opts, journal)
+        pair = with_zeroshot_head(pair, data, opts)
+        if pair.inputs.keeps_head and not pair.inputs.has_built_head:
+            raise CheckpointError(
+                f"{pair.inputs.finetuned[0].source}: is a classifier with a head of its own, and a"
+                " sweep scores prompts; evaluate the merges of `clipmerge merge` where it was"
+                " trained"
             )
-        record, correct = run_sweep(request, reports)
-        if target is not None:
-            record["output"] = target.name
-            if is_main_process():
-                reports.stage("draw")
-                write_sweep(record, correct, target, overwrite=settings["overwrite"])
+        journal.stage("check")
+        checked = sources if data is None else {**sources, "": data}
+        doubts = check_sources(pair.inputs, checked, opts, journal, seed=opts.seed)
+        settle(doubts, opts.allow, journal)
+        decided = _decide_each(pair, recipes, data, opts, journal)
+        others = {
+            name: _aligned(source, pair.inputs, opts)
+            for name, source in zip(opts.points, shown, strict=True)
+        }
+        points, numbers = _points(pair, opts.alphas, decided, others)
+        journal.stage("evaluate")
+        correct = _score(pair, points, sources, opts, journal)
+    journal.stage("bootstrap")
+    record = _record(
+        pair, correct, points, numbers, decided, others, list(ids), sources, opts, journal
+    )
+    if target is not None and is_main_process():
+        journal.stage("draw")
+        record["output"] = target.name
+        _write(record, target, overwrite=opts.overwrite)
+    for each in decided:  # what was learned is saved until nothing more can fail
+        each.forget()
     return SweepResult(target, record, correct, tuple(record["warnings"]))
 
 
-def run_sweep(
-    request: SweepRequest, progress: Progress | None = None
-) -> tuple[Json, dict[str, Correct]]:
-    """Evaluate the curve and the recipes of a checked request."""
-    progress = progress or Progress()
-    begin = time.perf_counter()
-    progress.stage("read")
-    loaded = {name: load_source(name, request, progress) for name in request.sources}
-    cache = RunCache()
-    notes = overlap_notes(request, loaded, cache, progress)
-    compared = request.checks_overlap and all(note.kind != "not-compared" for note in notes)
-    notes += [
-        images.recall_note(name)
-        for name, images in loaded.items()
-        if isinstance(images, CaptionedImages)
-    ]
-    say_all(progress, texts_of(notes))
-    # keys that only one checkpoint has are an error unless a recipe allows them
-    missing: Missing = next(
-        (recipe.missing for recipe in request.recipes if recipe.missing != "error"), "error"
+def _check_names(ids: Json, oods: Json, recipes: list[Recipe], options: SweepOptions) -> None:
+    if shared := sorted(ids.keys() & oods.keys()):
+        raise UsageError(
+            f"`id` and `ood`: both have a source named '{shared[0]}'; write NAME=SOURCE, each name"
+            " once"
+        )
+    if not ids or not oods:
+        raise UsageError("a sweep needs at least one `id` and one `ood` source")
+    if options.set and not recipes:
+        raise UsageError("`set` changes recipes, and there are none; give `recipes` too")
+    names = [recipe.name for recipe in recipes]
+    for name in names:
+        if names.count(name) > 1 or name in options.points:
+            raise UsageError(
+                f"two recipes or points are named '{name}'; give a recipe another `name:` in its"
+                " file, or write NAME=CHECKPOINT with another name"
+            )
+
+
+def _open_sources(
+    ids: Json, oods: Json, options: SweepOptions, journal: Journal
+) -> dict[str, Images]:
+    """Open all images that are evaluated, by name."""
+    sources: dict[str, Images] = {}
+    for flag, named in (("id", ids), ("ood", oods)):
+        for name, source in named.items():
+            try:
+                images = open_images(source, options.classes, columns=options.columns, whole=True)
+            except DataError as error:
+                raise DataError(f"`{flag}` {name}: {error}") from None
+            for note in texts_of(images.notes):
+                journal.warn(note)
+            sources[name] = images
+    return sources
+
+
+def _open_data(
+    recipes: list[Recipe],
+    sources: dict[str, Images],
+    ids: list[str],
+    options: SweepOptions,
+    journal: Journal,
+) -> Images | None:
+    """Open the images that recipes measure on, and refuse those that a source shares with them."""
+    data = None
+    for recipe in recipes:
+        data = open_target(recipe, options, journal) if data is None else data
+    notes = check_overlap(
+        data,
+        {name: sources[name] for name in ids},
+        {name: images for name, images in sources.items() if name not in ids},
     )
-    inputs, request = open_inputs(request, missing, cache)
-    if inputs.keeps_head and not inputs.has_built_head:
-        raise CheckpointError(
-            f"{inputs.finetuned[0].source}: is a classifier with a head of its own, and a sweep"
-            " scores prompts; evaluate the merges of `clipmerge merge` where it was trained"
-        )
-    say_all(progress, texts_of(inputs.notes))
-    doubts = raise_errors(check_models_once(inputs, cache), allow=request.allow)
-    say_all(progress, texts_of(doubts))
-    progress.stage("check")
-    findings = check_sources(inputs, loaded, request.calibration, progress, seed=request.seed)
-    doubted = raise_errors(findings, allow=request.allow)
-    say_all(progress, texts_of(doubted))
-    doubts += doubted
-    placed = {
-        name: _align_point(source, inputs, cache, request)
-        for name, source in request.points.items()
-    }
-    points, planned, runs = _plan_points(request, inputs, cache, progress)
-    first = len(points)
-    points += [Point(None, checkpoint=pair) for pair in placed.values()]
-    planning = time.perf_counter()
-    progress.stage("evaluate")
-    correct = _score_points(request, inputs, points, loaded, progress)
-    progress.stage("bootstrap")
-    rows = _rows_of_points(request, correct)
-
-    def describe_point(name: str, number: int, **about: Any) -> Json:
-        alpha = points[number].alpha
-        return {"name": name, "point": number, "alpha": alpha, **rows[number], **about}
-
-    recipes = [
-        describe_point(
-            plan.recipe.name,
-            number,
-            decision=decision_sentence(plan, run.measured),
-            calibration=run.calibration and run.calibration.model_dump(mode="json"),
-            recipe=plan.recipe.model_dump(mode="json"),
-        )
-        for (plan, number), run in zip(planned, runs, strict=True)
-    ]
-    checkpoints = [
-        describe_point(name, number, checkpoint=pair.finetuned[0].provenance())
-        for number, (name, pair) in enumerate(placed.items(), first)
-    ]
-    doubtful: tuple[Finding, ...] = ()
-    if {0.0, 1.0} <= set(request.alphas):
-        ends = [request.alphas.index(end) for end in (0.0, 1.0)]
-        gains = {name: right[ends[1]] * 1.0 - right[ends[0]] for name, right in correct.items()}
-        doubtful = check_shifts(
-            {name: gains[name] for name in request.id_sources},
-            {name: gains[name] for name in request.ood_sources},
-        )
-    say_all(progress, texts_of(doubtful))
-    record = _describe_sweep(
-        request,
-        inputs,
-        loaded,
-        [*inputs.notes, *doubts, *notes, *doubtful],
-    ) | {
-        "ood_checked": compared and request.calibration.source is not None,
-        "curve": [
-            {"alpha": alpha, **row} for alpha, row in zip(request.alphas, rows, strict=False)
-        ],
-        "recipes": recipes,
-        "points": checkpoints,
-        "seconds": {
-            "plan": round(planning - begin, 3),
-            "evaluate": round(time.perf_counter() - planning, 3),
-        },
-    }
-    for run in runs:  # what was learned is saved until nothing more can fail
-        run.finish()
-    return record | {"answer": sweep_sentence(record)}, correct
+    for note in texts_of(notes):
+        journal.warn(note)
+    return data
 
 
-def _align_point(source: Any, inputs: Inputs, cache: RunCache, request: SweepRequest) -> Inputs:
-    """Align a checkpoint that is shown as it is with the zero-shot one, by the pair's names."""
-    base = cache.checkpoints[0]
-    opened = open_source(source, base, model=request.model)
+def _decide_each(
+    pair: Pair,
+    recipes: list[Recipe],
+    data: Images | None,
+    options: SweepOptions,
+    journal: Journal,
+) -> list[Decided]:
+    """Decide by each recipe; those that measure alike measure once."""
+    decided = []
+    cache: Any = {}
+    for recipe in recipes:
+        check_recipe(pair, recipe)
+        split = None
+        if recipe.measure and data is not None:
+            # the images held back are those of `merge`, so that both decide alike
+            split = split_images(data, recipe, options, journal, judged=True)
+        decided.append(decide(pair, recipe, split, options, journal, cache=cache))
+    return decided
+
+
+def _aligned(source: str, inputs: Inputs, options: SweepOptions) -> Inputs:
+    """Align a checkpoint that is shown as it is with the zero-shot one."""
+    opened = open_source(source, inputs.zeroshot, model=options.model)
     point = convert_checkpoint(opened, inputs.zeroshot)
     return align_checkpoints(inputs.zeroshot, [point], mixed_dtypes=True)
 
 
-def _rows_of_points(request: SweepRequest, correct: dict[str, Correct]) -> list[Json]:
-    """The rows of the points, in order."""
-    comparisons = compare_with_curve(
-        [correct[name] for name in request.id_sources],
-        [correct[name] for name in request.ood_sources],
-        range(len(request.alphas)),
-        seed=request.seed,
-    )
-    finetuned = comparisons[request.alphas.index(1.0)]["id"] if 1.0 in request.alphas else None
-    return [
-        {
-            "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
-            **comparison,
-            "exceeds_max_loss": (
-                None
-                if finetuned is None
-                else 100 * (finetuned - comparison["id"]) > request.max_loss + 1e-9
-            ),
-        }
-        for number, comparison in enumerate(comparisons)
-    ]
+def _points(
+    pair: Pair, alphas: Sequence[float], decided: list[Decided], others: dict[str, Inputs]
+) -> tuple[list[Point], list[int]]:
+    """The distinct points, those of the curve first, and the number of each recipe's and other
+    checkpoint's point.
+    """
+    # equal weights are one point
+    points: dict[Any, Point] = {float(alpha): Point(alpha) for alpha in alphas}
+    keys: list[Any] = []
+    for each in decided:
+        keys.append(weights_key(each.plan, pair.inputs))
+        points.setdefault(keys[-1], Point(None, each.plan))
+    for name, inputs in others.items():
+        keys.append(name)
+        points[name] = Point(None, checkpoint=inputs)
+    return list(points.values()), [list(points).index(key) for key in keys]
 
 
-def _describe_sweep(
-    request: SweepRequest,
-    inputs: Inputs,
-    loaded: dict[str, LabelledImages | CaptionedImages],
-    notes: Sequence[Finding],
+def _score(
+    pair: Pair,
+    points: list[Point],
+    sources: dict[str, Images],
+    options: SweepOptions,
+    progress: Progress,
+) -> dict[str, Correct]:
+    """Whether each image is recognised at each point, by source."""
+    from clipmerge.evaluation.scorer import Scorer, stack_correct
+    from clipmerge.models.building import build_headed, build_model
+
+    inputs = pair.inputs
+    moves = [point.move for point in points]
+    if inputs.have_heads_only:
+        sources = {name: require_labelled(images) for name, images in sources.items()}
+    model = build_headed(inputs) if inputs.have_heads_only else build_model(inputs)
+    scorer = Scorer(model, inputs, options, dtype=pair.dtype)
+    outcomes = scorer.score(moves, sources, scorer.pace(moves, sources, progress))
+    return {name: stack_correct(each) for name, each in outcomes.items()}
+
+
+def _record(
+    pair: Pair,
+    correct: dict[str, Correct],
+    points: list[Point],
+    numbers: list[int],
+    decided: list[Decided],
+    others: dict[str, Inputs],
+    ids: list[str],
+    sources: dict[str, Images],
+    options: SweepOptions,
+    journal: Journal,
 ) -> Json:
-    """The part of the record that describes the whole sweep."""
-    source = request.calibration.source
-    if source is not None and not isinstance(source, str):
-        source = (
-            source.address
-            if isinstance(source, RegistryRef)
-            else f"{type(source).__name__} in memory"
+    """What `--json` prints and ``sweep.json`` holds."""
+    rows = _rows(correct, ids, len(points), options)
+
+    def describe(name: str, number: int, **about: Any) -> Json:
+        row = {"name": name, "point": number, "alpha": points[number].alpha, **rows[number]}
+        if row["exceeds_max_loss"]:
+            journal.warn(f"{name} loses more than `max_loss` on the ID images")
+        return row | about
+
+    recipes = [
+        describe(
+            each.plan.recipe.name,
+            number,
+            decision=decision_sentence(each.plan, each.measured),
+            calibration=each.calibration and each.calibration.model_dump(mode="json"),
+            recipe=each.plan.recipe.model_dump(mode="json"),
         )
-    return {
+        for each, number in zip(decided, numbers, strict=False)
+    ]
+    shown = [
+        describe(name, number, checkpoint=inputs.finetuned[0].provenance())
+        for (name, inputs), number in zip(others.items(), numbers[len(decided) :], strict=True)
+    ]
+    journal.end_stage()
+    pinned = pair.sources(hashed=True)
+    record: Json = {
         "format": SWEEP_FORMAT,
         "clipmerge": __version__,
         "output": None,
-        "command": request.command,
-        "zeroshot": inputs.zeroshot.provenance(),
-        "finetuned": [model.provenance() for model in inputs.finetuned],
-        "id": list(request.id_sources),
-        "ood": list(request.ood_sources),
-        "sources": {name: images.source for name, images in loaded.items()},
-        "images": {name: len(images) for name, images in loaded.items()},
-        "revisions": {name: images.revision for name, images in loaded.items() if images.revision},
-        "calibration_source": source,
-        "templates": list(templates_for(request.calibration.templates, ())),
-        "source_templates": source_templates(
-            request.calibration.templates,
-            {
-                name: image_set
-                for name, image_set in loaded.items()
-                if isinstance(image_set, LabelledImages)
-            },
-        ),
-        "seed": request.seed,
+        "command": command_line(),
+        "zeroshot": pinned["zeroshot"].public.model_dump(mode="json"),
+        "finetuned": [each.public.model_dump(mode="json") for each in pinned["finetuned"]],
+        "id": ids,
+        "ood": [name for name in sources if name not in ids],
+        "sources": {name: images.source for name, images in sources.items()},
+        "images": {name: len(images) for name, images in sources.items()},
+        "revisions": {name: images.revision for name, images in sources.items()},
+        "seed": options.seed,
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
-        "warnings": texts_of(notes),
+        "curve": [
+            {"alpha": alpha, **row} for alpha, row in zip(options.alphas, rows, strict=False)
+        ],
+        "recipes": recipes,
+        "points": shown,
+        "warnings": journal.warnings,
+        "seconds": journal.seconds,
     }
+    return record | {"answer": sweep_sentence(record)}
 
 
-def write_sweep(
-    record: Json, correct: dict[str, Correct], output: Path, *, overwrite: bool = False
-) -> None:
-    """Write the output folder."""
-    from clipmerge.evaluation.scorer import write_correct
+def _rows(
+    correct: dict[str, Correct], ids: list[str], count: int, options: SweepOptions
+) -> list[Json]:
+    """Accuracies of every point, and its gain over the curve."""
+    comparisons = compare_with_curve(
+        [correct[name] for name in ids],
+        [right for name, right in correct.items() if name not in ids],
+        range(len(options.alphas)),
+        seed=options.seed,
+    )
+    limit = MAX_LOSS if options.max_loss is None else options.max_loss
+    finetuned = None
+    if 1.0 in options.alphas:
+        finetuned = comparisons[options.alphas.index(1.0)]["id"]
+    return [
+        {
+            "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
+            **comparisons[number],
+            # accuracies are ratios of counts; rounding errors are far below
+            "exceeds_max_loss": None
+            if finetuned is None
+            else 100 * (finetuned - comparisons[number]["id"]) > limit + 1e-7,
+        }
+        for number in range(count)
+    ]
+
+
+def _write(record: Json, output: Path, *, overwrite: bool) -> None:
+    """Write record, picture and page."""
     from clipmerge.report.figures import png, sweep_figure
     from clipmerge.report.page import sweep_page
 
@@ -315,103 +355,7 @@ def write_sweep(
     page = sweep_page(record, picture)
     with staged(output, SWEEP_RECORD, overwrite=overwrite) as folder:
         (folder / "sweep.png").write_bytes(picture)
-        (folder / "sweep.html").write_text(page, encoding="utf-8", errors="backslashreplace")
-        write_correct(folder / "correct.safetensors", correct)
+        (folder / "sweep.html").write_text(page, encoding="utf-8", errors=_NAMES)
         (folder / SWEEP_RECORD).write_text(
             json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8"
         )
-
-
-def load_source(
-    name: str, request: SweepRequest, progress: Progress
-) -> LabelledImages | CaptionedImages:
-    """Load the images of one source."""
-    source = request.sources[name]
-    data = request.calibration
-    limit = request.limit
-    whole = limit is None
-    try:
-        images = open_images(
-            source,
-            data.classes,
-            columns=data.columns,
-            whole=whole,
-            max_images=limit,
-            seed=request.seed,
-        )
-    except DataError as error:
-        raise DataError(
-            f"`{'ood' if name in request.ood_sources else 'id'}` {name}: {error}"
-        ) from None
-    say_all(progress, texts_of(images.notes))
-    if limit is None:
-        return images
-    images.require_classes()
-    return images.sample(limit, request.seed)
-
-
-def overlap_notes(
-    request: SweepRequest,
-    loaded: Mapping[str, ImageSet],
-    cache: RunCache,
-    progress: Progress,
-) -> list[Finding]:
-    """Notes about images that sources share; of a Hub source for recipes only the images that they
-    use count.
-    """
-    if not request.checks_overlap:
-        return []
-    data = request.calibration
-    seed = request.seed
-    labelled: ImageSet | None = None
-    if data.source is not None:
-        max_images = data.images + held_out_count(data.images, data.held_back)
-        labelled = open_data(request, cache, progress)
-        labelled = labelled.sample(max_images, seed) if labelled.revision else labelled
-    id, ood = (
-        {name: loaded[name] for name in names}
-        for names in (request.id_sources, request.ood_sources)
-    )
-    return check_overlap(labelled, id, ood, None, None)
-
-
-def _plan_points(
-    request: SweepRequest,
-    inputs: Inputs,
-    cache: RunCache,
-    progress: Progress,
-) -> tuple[list[Point], list[tuple[Plan, int]], list[Run]]:
-    """The distinct points, those of the curve first; the recipes' plans with the index of their
-    point; and new runs.
-    """
-    # equal weights are one point
-    points: dict[Any, Point] = {float(alpha): Point(alpha) for alpha in request.alphas}
-    planned = []
-    runs = []
-    for recipe in request.recipes:
-        run = prepare(request.merge_request(recipe), progress, cache=cache, with_verdict=False)
-        runs.append(run)
-        plan = broadcast_plan(run, request.calibration)
-        key = weights_key(plan, inputs)
-        points.setdefault(key, Point(None, plan))
-        planned.append((plan, list(points).index(key)))
-    return list(points.values()), planned, runs
-
-
-def _score_points(
-    request: SweepRequest,
-    inputs: Inputs,
-    points: list[Point],
-    loaded: dict[str, LabelledImages | CaptionedImages],
-    progress: Progress,
-) -> dict[str, Correct]:
-    from clipmerge.evaluation.scorer import Scorer, stack_correct
-    from clipmerge.models.building import build_headed, build_model
-
-    moves = [point.move for point in points]
-    if inputs.have_heads_only:
-        loaded = {name: require_labelled(images) for name, images in loaded.items()}
-    model = build_headed(inputs) if inputs.have_heads_only else build_model(inputs)
-    scorer = Scorer(model, inputs, request.calibration, dtype=request.dtype)
-    outcomes_by_source = scorer.score(moves, loaded, scorer.pace(moves, loaded, progress))
-    return {name: stack_correct(outcomes) for name, outcomes in outcomes_by_source.items()}

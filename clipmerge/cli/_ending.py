@@ -6,18 +6,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import typer
 
-from clipmerge.config import with_flags
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import ClipmergeError, UsageError, printable
+from clipmerge.options import with_flags
 
 DEBUG = "CLIPMERGE_DEBUG"
-#: Called before an error is printed: no progress bar may be drawn over it.
-before_the_error: list[Callable[[], None]] = []
 # A launcher ends all processes as soon as one has failed. The others wait this long for the main
 # one to tell an error that all of them find.
 SECONDS_FOR_THE_MAIN_PROCESS = 10.0
@@ -34,8 +31,6 @@ def interrupt(_number: int, _frame: object) -> None:
 
 def tell(error: BaseException) -> int:
     """Print one line about what ended a command, and return the exit code."""
-    while before_the_error:
-        before_the_error.pop()()
     if isinstance(error, BrokenPipeError):  # of `clipmerge recipes | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0

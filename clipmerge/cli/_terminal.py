@@ -1,4 +1,4 @@
-"""Output of the command line: data on stdout, everything else on stderr."""
+"""Output of the command line: results on stdout; progress, notes and warnings on stderr."""
 
 from __future__ import annotations
 
@@ -9,171 +9,125 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from clipmerge.cli._ending import before_the_error
-from clipmerge.config import with_flags
 from clipmerge.distributed import is_main_process
+from clipmerge.options import with_flags
 from clipmerge.progress import Progress, format_seconds
-from clipmerge.types import Json
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.progress import Progress as RichProgress
-
-    from clipmerge.output.record import Record
+    from rich.progress import Progress as Bar
+    from rich.table import Table
 
 #: Seconds between two lines of progress if no bar is shown.
 LINE_SECONDS = 10.0
 _STAGES = {
-    "inspect": "comparing",
     "read": "reading",
+    "check": "checking images and names",
+    "inspect": "comparing",
     "measure": "measuring",
-    "plan": "deciding",
-    "apply": "merging",
-    "write": "writing",
-    "publish": "publishing",
+    "learn": "learning",
+    "decide": "deciding",
+    "judge": "judging",
     "evaluate": "evaluating",
-    "check": "checking zero-shot accuracy",
-    "effect": "measuring the effect",
-    "other_tasks": "measuring other tasks",
     "bootstrap": "resampling images for intervals",
+    "merge": "merging",
+    "write": "writing",
     "draw": "drawing",
+    "publish": "publishing",
 }
-
-
-class Format(StrEnum):
-    """Output format of results."""
-
-    human = "human"
-    json = "json"
-    quiet = "quiet"
+# A width that no terminal has: a pipe gets one line per paragraph.
+_WIDEST = 10_000
 
 
 class Terminal(Progress):
-    """Prints results and progress in the format asked for; the pipeline's `Progress`."""
+    """Prints the result and the progress of one command, in the main process."""
 
     def __init__(
-        self, fmt: Format, *, verbose: bool = False, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        as_json: bool = False,
+        quiet: bool = False,
+        verbose: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Keep the libraries' own bars and warnings off both streams; without a terminal there is
-        no progress bar.
-        """
+        """Keep the libraries' own bars and warnings off both streams."""
         if not verbose:
             warnings.simplefilter("ignore")
         libraries = {
             "HF_HUB_DISABLE_PROGRESS_BARS": "0" if sys.stderr.isatty() else "1",
-            "TRANSFORMERS_VERBOSITY": "warning" if verbose else "error",
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+            "TRANSFORMERS_VERBOSITY": "warning" if verbose else "error",
             "TOKENIZERS_PARALLELISM": "false",
             # on a busy machine spinning threads take the processor from those that they wait for
             "OMP_WAIT_POLICY": "PASSIVE",
         }
         for name, value in libraries.items():
             os.environ.setdefault(name, value)
-        self.format = fmt
         self.verbose = verbose
+        self._as_json, self._quiet = as_json, quiet
         self._silent = not is_main_process()
-        self._bar: RichProgress | None = None
+        self._bar: Bar | None = None
         self._task: Any = None
         self._stage = ""
-        self._said: set[str] = set()
         self._clock = clock
         self._begin = self._stage_begin = self._last_line = clock()
-        self._first: tuple[float, float] | None = None
-        before_the_error.append(self.close)
 
     @functools.cached_property
     def _err(self) -> Console:
-        from clipmerge.cli._console import SafeConsole
-
-        return SafeConsole(stderr=True, soft_wrap=not sys.stderr.isatty())
+        return _console(sys.stderr.isatty(), stderr=True)
 
     def stage(self, name: str) -> None:
         """Begin a stage: its progress bar replaces the last one."""
         self.close()
-        self._stage = _STAGES.get(name, name)
+        self._stage = _STAGES[name]
         self._stage_begin = self._last_line = self._clock()
-        self._first = None
         if self.verbose and not self._silent:
             self._err.print(f"{self._stage} ...")
 
     def advance(self, done: float, total: float) -> None:
         """Move the progress bar; off a terminal, print a line every `LINE_SECONDS` seconds."""
-        if self._silent or self.format is Format.quiet:
+        if self._silent or self._quiet:
+            return
+        if sys.stderr.isatty():
+            self._move_bar(done, total)
             return
         now = self._clock()
-        # loading and the first step are no measure
-        begin, before = self._first = self._first or (
-            now,
-            done,
-        )
-        if sys.stderr.isatty():
-            if self.format is Format.human:
-                self._move_bar(done, total)
-        elif now - self._last_line >= LINE_SECONDS and 0 < done < total:
+        if now - self._last_line >= LINE_SECONDS and 0 < done < total:
             self._last_line = now
-            times = f"{format_seconds(now - self._stage_begin)} elapsed"
-            if done > before:
-                times += (
-                    f", {format_seconds((now - begin) * (total - done) / (done - before))} left"
-                )
-            self._err.print(f"{self._stage}: {100 * done / total:.0f}%, {times}")
+            spent = now - self._stage_begin
+            left = format_seconds(spent * (total - done) / done)
+            self._err.print(
+                f"{self._stage}: {done / total:.0%}, {format_seconds(spent)} elapsed, {left} left"
+            )
 
     def _move_bar(self, done: float, total: float) -> None:
-        """Draw the bar; a stage that is done has none, as something without a count may follow."""
-        if done >= total:
+        if done >= total:  # something without a count may follow
             self.close()
             return
         if self._bar is None:
-            from rich.progress import (
-                BarColumn,
-                Progress,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            # a recipe or a source may be called "[/x]"
             stage = TextColumn("{task.description}", markup=False)
-            times = (
-                TimeElapsedColumn(),
-                TextColumn("elapsed,"),
-                TimeRemainingColumn(),
-                TextColumn("left"),
-            )
             percent = TextColumn("{task.percentage:>3.0f}%")
-            self._bar = Progress(
-                stage, BarColumn(), percent, *times, console=self._err, transient=True
-            )
+            columns = (stage, BarColumn(), percent, TimeRemainingColumn(), TextColumn("left"))
+            self._bar = Progress(*columns, console=self._err, transient=True)
             self._bar.start()
             self._task = self._bar.add_task(self._stage, total=total)
         self._bar.update(self._task, completed=done, total=total)
 
-    def end(self, line: str) -> None:
-        """Print the last line of the human format, with the place of the output, and how long the
-        command took.
-        """
-        self.close()
-        self.show(line, f"Took {format_seconds(self._clock() - self._begin)}.")
-
     def say(self, text: str) -> None:
-        """Print a note on stderr, once."""
-        text = with_flags(text)
-        if self._silent or text in self._said:
-            return
-        self._said.add(text)
-        self._err.print(f"note: {text}")
+        """Print a note on stderr."""
+        if not self._silent and not self._quiet:
+            self._err.print(f"note: {with_flags(text)}")
 
-    @property
-    def shows_verdict(self) -> bool:
-        """Whether the summary of a merge, which includes the warnings of its verdict, goes to this
-        terminal.
-        """
-        return self.format is Format.human and sys.stdout.isatty()
+    def warn(self, text: str) -> None:
+        """Print a warning on stderr."""
+        if not self._silent:
+            self._err.print(f"warning: {with_flags(text)}")
 
     def close(self) -> None:
         """Remove the progress bar."""
@@ -181,50 +135,43 @@ class Terminal(Progress):
             self._bar.stop()
             self._bar = None
 
-    def result(self, record: Mapping[str, Any], human: Callable[[], RenderableType]) -> None:
-        """Print a result on stdout: as one JSON object, or in human form."""
+    def result(
+        self, record: Mapping[str, Any], human: Callable[[], RenderableType], last: str = ""
+    ) -> None:
+        """Print a result on stdout: as one JSON object, or for people, with a last line."""
         self.close()
-        if self._silent or self.format is Format.quiet:
+        if self._silent:
             return
-        if self.format is Format.json:
+        if self._as_json:
             typer.echo(json.dumps(record, indent=2, allow_nan=False))
-        else:
+        elif not self._quiet:
             self.show(human())
+            if last:
+                self.show(f"{last} Took {format_seconds(self._clock() - self._begin)}.")
 
-    def show(self, *renderables: RenderableType) -> None:
-        """Print on stdout in the human format."""
-        if self._silent or self.format is not Format.human:
-            return
-        from clipmerge.cli._console import SafeConsole, render_plain
-
-        console = SafeConsole()
-        if not console.is_terminal:
-            sys.stdout.write(render_plain(console, renderables))
-            return
-        for renderable in renderables:
-            # a line of text is neither wrapped nor interpreted as markup: it may be a command
-            # to copy
+    def show(self, renderable: RenderableType) -> None:
+        """Print for people on stdout."""
+        is_terminal = sys.stdout.isatty()
+        console = _console(is_terminal)
+        if is_terminal:
+            # a line of text may be a command to copy
             console.print(renderable, soft_wrap=isinstance(renderable, str))
+            return
+        with console.capture() as captured:
+            console.print(renderable)
+        typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def show_merge(
-    terminal: Terminal,
-    record: Record | None,
-    last_line: str,
-    *,
-    published: Json | None = None,
-    timed: bool = True,
-) -> None:
-    """Print the result of a merge, and how long it took if ``timed``."""
-    from clipmerge.report.terminal import summary
+def _console(is_terminal: bool, **options: Any) -> Console:
+    from rich.console import Console
 
-    if record is None:
-        return
-    data = record.as_json() | ({"published": published} if published else {})
-    terminal.result(data, lambda: summary(record, verbose=terminal.verbose))
-    (terminal.end if timed else terminal.show)(last_line)
+    width = None if is_terminal else _WIDEST
+    return Console(markup=False, emoji=False, highlight=False, width=width, **options)
 
 
-def push_outcome(published: Json) -> str:
-    """Describe the result of a push in one line."""
-    return f"Published {published['url']} at {published['commit']}"
+def table_of(name: str, *numbers: str) -> Table:
+    """An empty table without lines: a column of names, and columns of numbers."""
+    from rich.table import Column, Table
+
+    columns = (Column(head, justify="right", no_wrap=True) for head in numbers)
+    return Table(Column(name, overflow="fold"), *columns, box=None, pad_edge=False)

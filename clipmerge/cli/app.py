@@ -1,14 +1,12 @@
 """The command line: all commands in one program.
 
 A command's file is imported when that command is used, so `clipmerge --help` imports none of them.
-Torch and transformers are imported inside commands.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,23 +14,21 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 from clipmerge.cli._ending import tell
-from clipmerge.cli._help import GroupedHelp, examples
 from clipmerge.errors import UsageError
 
-#: Every command in the order of ``--help``, with the first line of its own help.
+#: Every command in the order of ``--help``: its file, and what it does.
 COMMANDS = {
-    "merge": "Measure, decide, merge and write.",
-    "plan": "Measure and decide like merge, and write the plan.",
-    "apply": "Apply a plan: writes the same bytes as merge.",
-    "inspect": "List layers, how far each moved, and mismatches.",
-    "evaluate": "Measure accuracy and retrieval recall, one row per source.",
-    "demo": "Merge two small CLIPs that come with clipmerge, and compare.",
-    "sweep": "Compare recipes with the alpha curve.",
-    "push": "Publish an output folder on the Hugging Face Hub.",
-    "recipes": "List, show and copy the recipes.",
+    "merge": ("merge", "Measure, decide, merge, judge and write."),
+    "plan": ("merge", "Measure and decide like merge, and write the plan."),
+    "apply": ("merge", "Apply a plan: writes the same bytes as merge."),
+    "inspect": ("evaluate", "List layers, how far each moved, and mismatches."),
+    "evaluate": ("evaluate", "Measure accuracy and retrieval recall, one row per source."),
+    "sweep": ("evaluate", "Compare recipes with the alpha curve."),
+    "push": ("push", "Publish an output folder on the Hugging Face Hub."),
+    "recipes": ("recipes", "List, show and copy the recipes."),
+    "demo": ("demo", "Merge two small CLIPs that come with clipmerge, and compare."),
 }
-# Commands that have subcommands.
-_GROUPS = ("recipes",)
+_START = """Start with: clipmerge merge zeroshot finetuned --data val --output merged"""
 
 
 class _Commands(TyperGroup):
@@ -40,8 +36,7 @@ class _Commands(TyperGroup):
 
     def resolve_command(self, context: Any, words: list[str]) -> Any:
         """Import the command that the words name."""
-        # `Path.exists` raises an error for a long word
-        if self.get_command(context, words[0]) is None and os.path.exists(words[0]):  # noqa: PTH110
+        if self.get_command(context, words[0]) is None and Path(words[0]).exists():
             context.fail(f"No such command '{words[0]}'. Did you mean `clipmerge merge ...`?")
         name, command, rest = super().resolve_command(context, words)
         return name, command and _imported(str(name)), rest
@@ -49,30 +44,25 @@ class _Commands(TyperGroup):
 
 def _imported(name: str) -> Any:
     """Make a command or a group of commands from its file with typer."""
+    file, help_line = COMMANDS[name]
+    function = getattr(import_module(f"clipmerge.cli.{file}"), f"{name}_command")
     one = typer.Typer(rich_markup_mode=None)
-    if name in _GROUPS:
-        one.add_typer(getattr(import_module(f"clipmerge.cli.{name}"), f"{name}_app"), name=name)
+    if isinstance(function, typer.Typer):
+        one.add_typer(function, name=name, help=help_line)
     else:
-        one.command(name, cls=GroupedHelp, epilog=examples(name))(_function(name))
+        one.command(name, help=help_line)(function)
     return get_group(one).commands[name]
-
-
-def _function(name: str) -> Callable[..., None]:
-    function: Callable[..., None] = getattr(
-        import_module(f"clipmerge.cli.{name}"), f"{name}_command"
-    )
-    return function
 
 
 app = typer.Typer(
     name="clipmerge",
     cls=_Commands,
     help="Make a fine-tuned CLIP robust again by merging it with its zero-shot self.",
+    epilog=_START,
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
-    epilog=examples(""),
 )
 
 
@@ -114,5 +104,5 @@ def _root(
         raise typer.Exit(UsageError.exit_code)
 
 
-for _name, _first_line in COMMANDS.items():
+for _name, (_, _first_line) in COMMANDS.items():
     app.command(_name, help=_first_line)(lambda: None)

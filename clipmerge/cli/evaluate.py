@@ -1,66 +1,125 @@
-"""`clipmerge evaluate`: flags and output."""
+"""`clipmerge inspect`, `evaluate` and `sweep`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Unpack
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipmerge.cli._options import command
-from clipmerge.cli._terminal import Terminal
-from clipmerge.config import EvaluateOptions
+from clipmerge.cli._command import FineTuned, Output, ZeroShot, command
+from clipmerge.cli._terminal import Terminal, table_of
+from clipmerge.options import EvaluateOptions, SweepOptions
 from clipmerge.types import Json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+@command()
+def inspect_command(
+    terminal: Terminal,
+    zeroshot: ZeroShot,
+    finetuned: Annotated[
+        str | None, typer.Argument(metavar="FINETUNED", help="The same, fine-tuned from ZEROSHOT.")
+    ] = None,
+) -> None:
+    """List layers, how far each moved, and mismatches."""
+    from clipmerge.api.inspect import inspect
+
+    record = inspect(zeroshot, finetuned, progress=terminal).record
+    terminal.result(record, lambda: _layers(record))
+
+
+def _layers(record: Json) -> RenderableType:
+    """A table of layers, with the mismatches below it."""
+    from rich.console import Group
+
+    paired = record["finetuned"] is not None
+    table = table_of("layer", "tensors", "entries", *["change"] * paired)
+    for layer, entry in record["layers"].items():
+        row = [layer, str(entry["parameters"]), f"{entry['size']:,}"]
+        if paired:
+            row.append("-" if entry.get("change") is None else f"{entry['change']:.2%}")
+        table.add_row(*row)
+    total = record["total"]
+    lines = [
+        f"{record['family']}: {total['parameters']} tensors, {total['size']:,} entries,"
+        f" {', '.join(total['dtypes'])}"
+    ]
+    if paired:
+        lines.append("change = ||finetuned - zeroshot|| / ||zeroshot|| of the layer")
+        lines += [f"mismatch: {problem}" for problem in record["mismatches"]]
+        if not record["mismatches"]:
+            lines.append("The two match: they can be merged.")
+    return Group(table, *lines)
+
+
 @command(EvaluateOptions)
 def evaluate_command(
     terminal: Terminal,
     checkpoint: Annotated[
-        str,
-        typer.Argument(
-            metavar="CHECKPOINT", help="Folder, .safetensors file or org/name[@revision]."
-        ),
+        str, typer.Argument(metavar="CHECKPOINT", help="Folder, file or ORG/NAME[@REVISION].")
     ],
     data: Annotated[
-        list[str] | None,
+        list[str],
         typer.Option(
             "--data",
             "-d",
             metavar="[NAME=]SOURCE",
             help="Images, named like their folder or file by default; may be repeated.",
-            rich_help_panel="Images",
         ),
-    ] = None,
-    **options: Unpack[EvaluateOptions],
+    ],
+    options: Json,
 ) -> None:
     """Measure accuracy and retrieval recall, one row per source."""
     from clipmerge.api.evaluate import evaluate
 
-    record = evaluate(checkpoint, data, **options).record
-    terminal.result(record, lambda: _table(record))
+    record = evaluate(checkpoint, data, progress=terminal, **options).record
+    terminal.result(record, lambda: _accuracies(record))
 
 
-def _table(record: Json) -> RenderableType:
-    """Format the accuracies for a terminal."""
-    from clipmerge.cli._console import table_of
-
-    heading = "recall" if not record["accuracy"] and "recall" in record else "accuracy"
-    table = table_of("source", "images", heading)
+def _accuracies(record: Json) -> RenderableType:
+    table = table_of("source", "images", "accuracy" if record["accuracy"] else "recall")
     for name, value in record["accuracy"].items():
         low, high = record["accuracy_intervals"][name]
         interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
         table.add_row(name, str(record["images"][name]), f"{value:.1%} {interval}")
     for name, recall in record.get("recall", {}).items():
-        gallery = _gallery(record["images"][name], record["captions"][name])
+        # recalls of other numbers of images and captions do not compare
+        gallery = f"{record['images'][name]}, {record['captions'][name]} captions"
         for way, by_rank in recall.items():
             for rank, value in by_rank.items():
-                table.add_row(f"{name}, {way.replace('_', ' ')} R@{rank}", gallery, f"{value:.1%}")
+                title = f"{name}, {way.replace('_', ' ')} R@{rank}"
+                table.add_row(title, gallery, f"{value:.1%}")
     return table
 
 
-def _gallery(images: int, captions: int) -> str:
-    """What is searched: recalls of other numbers of images and captions do not compare."""
-    return f"{images}, {captions} captions" if captions else str(images)
+@command(SweepOptions)
+def sweep_command(
+    terminal: Terminal,
+    zeroshot: ZeroShot,
+    finetuned: FineTuned,
+    id: Annotated[
+        list[str],
+        typer.Option(
+            "--id", metavar="NAME=SOURCE", help="Images like the training data; may be repeated."
+        ),
+    ],
+    ood: Annotated[
+        list[str],
+        typer.Option(
+            "--ood", metavar="NAME=SOURCE", help="Images unlike the training data; may be repeated."
+        ),
+    ],
+    output: Output,
+    options: Json,
+) -> None:
+    """Compare recipes with the alpha curve."""
+    from clipmerge.api.sweep import sweep
+    from clipmerge.report.terminal import sweep_summary
+
+    record = sweep(
+        zeroshot, finetuned, id=id, ood=ood, output=output, progress=terminal, **options
+    ).record
+    last = f"Wrote {output} (page: {output / 'sweep.html'}, picture: {output / 'sweep.png'})."
+    terminal.result(record, lambda: sweep_summary(record), last)

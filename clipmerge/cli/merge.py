@@ -1,20 +1,17 @@
-"""`clipmerge merge`: flags and output."""
+"""`clipmerge merge`, `plan` and `apply`."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated, Unpack
+from typing import Annotated
 
-from clipmerge.cli._options import (
-    FineTuned,
-    RecipeName,
-    ZeroShot,
-    command,
-    output_flag,
-)
-from clipmerge.cli._terminal import Terminal, push_outcome, show_merge
-from clipmerge.config import MergeOptions
-from clipmerge.errors import adding_note
+import typer
+
+from clipmerge.cli._command import FineTuned, Output, RecipeName, ZeroShot, command
+from clipmerge.cli._terminal import Terminal
+from clipmerge.options import ApplyOptions, MergeOptions, PlanOptions
+from clipmerge.types import Json
 
 
 @command(MergeOptions)
@@ -22,25 +19,61 @@ def merge_command(
     terminal: Terminal,
     zeroshot: ZeroShot,
     finetuned: FineTuned,
-    output: Annotated[Path, output_flag("Folder to write.")],
+    output: Output,
+    options: Json,
     recipe: RecipeName = None,
-    **options: Unpack[MergeOptions],
 ) -> None:
-    """Measure, decide, merge and write."""
+    """Measure, decide, merge, judge and write."""
     from clipmerge.api.merge import merge
+    from clipmerge.report.terminal import summary
 
-    result = merge(
-        zeroshot,
-        finetuned,
-        recipe,
-        output=output,
-        **options,
-    )
-    last_line = f"Wrote {output} (report: {output / 'report.html'})"
-    if result.published is None:
-        show_merge(terminal, result.record, last_line)
+    result = merge(zeroshot, finetuned, recipe, output=output, progress=terminal, **options)
+    record = result.record
+    if record is None:  # of another process
         return
-    published = result.published.model_dump()
-    outcome = push_outcome(published)
-    with adding_note(outcome):
-        show_merge(terminal, result.record, f"{last_line}\n{outcome}", published=published)
+    data, last = record.as_json(), f"Wrote {output} (report: {output / 'report.html'})."
+    if result.published is not None:
+        data["published"] = result.published.model_dump()
+        last += f" Published {result.published.url}."
+    terminal.result(data, lambda: summary(record, verbose=terminal.verbose), last)
+
+
+@command(PlanOptions)
+def plan_command(
+    terminal: Terminal,
+    zeroshot: ZeroShot,
+    finetuned: FineTuned,
+    output: Output,
+    options: Json,
+    recipe: RecipeName = None,
+) -> None:
+    """Measure and decide like merge, and write the plan."""
+    from clipmerge.api.merge import plan
+    from clipmerge.report.decision import settings_sentence
+
+    made = plan(zeroshot, finetuned, recipe, output=output, progress=terminal, **options)
+    apply = shlex.join(["clipmerge", "apply", str(output), "--output", "DIR"])
+    terminal.result(
+        made.model_dump(mode="json"),
+        lambda: settings_sentence(made),
+        f"Wrote {output}; apply it with: {apply} .",
+    )
+
+
+@command(ApplyOptions)
+def apply_command(
+    terminal: Terminal,
+    plan_file: Annotated[
+        Path, typer.Argument(metavar="PLAN", help="JSON file written by plan; may be edited.")
+    ],
+    output: Output,
+    options: Json,
+) -> None:
+    """Apply a plan: writes the same bytes as merge."""
+    from clipmerge.api.apply import apply
+    from clipmerge.report.terminal import summary
+
+    record = apply(plan_file, output=output, progress=terminal, **options).record
+    if record is not None:
+        last = f"Wrote {output} (report: {output / 'report.html'})."
+        terminal.result(record.as_json(), lambda: summary(record), last)

@@ -1,33 +1,36 @@
-"""`clipmerge push`: flags and output."""
+"""`clipmerge push`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Unpack
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from clipmerge.cli._options import Folder, command
-from clipmerge.cli._terminal import Terminal, push_outcome
-from clipmerge.config import PushOptions
-from clipmerge.errors import adding_note
+from clipmerge.cli._command import command
+from clipmerge.cli._terminal import Terminal
+from clipmerge.options import PushOptions
+from clipmerge.types import Json
 
 
-@command(PushOptions, verbose=False)
+@command(PushOptions)
 def push_command(
     terminal: Terminal,
-    folder: Folder,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder written by merge or apply.")
+    ],
     repo_id: Annotated[
         str,
         typer.Argument(
             metavar="REPO_ID", help="ORG/NAME on the Hub; created if it does not exist."
         ),
     ],
-    **options: Unpack[PushOptions],
+    options: Json,
 ) -> None:
     """Publish an output folder on the Hugging Face Hub."""
     from clipmerge.api.push import push
 
-    published = push(folder, repo_id, **options).model_dump()
-    outcome = push_outcome(published)
-    with adding_note(outcome):
-        terminal.result(published, lambda: outcome)
+    published = push(folder, repo_id, progress=terminal, **options)
+    terminal.result(
+        published.model_dump(), lambda: f"Published {published.url} at {published.commit}"
+    )

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
-import sys
-import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from clipmerge.cli._help import complete_recipe
-from clipmerge.cli._options import command, command_group
-from clipmerge.cli._terminal import Terminal
+from clipmerge.cli._command import command, complete_recipe
+from clipmerge.cli._terminal import Terminal, table_of
 from clipmerge.errors import OutputError
 from clipmerge.files.paths import local_path, recipe_files
 from clipmerge.files.staging import staged_files
 
-recipes_app = command_group("recipes", "List, show and copy the recipes.")
-# A width that no terminal has: from there on sentences are not wrapped, so that a pipe gets one
-# line per recipe.
-_WIDEST = 10_000
+recipes_command = typer.Typer(invoke_without_command=True)
 # The others follow by name.
 _RECOMMENDED = ("auto", "wise-ft", "straggler-sparse", "lines", "monosoup")
 _Name = Annotated[
@@ -30,29 +23,34 @@ _Name = Annotated[
 ]
 
 
-@recipes_app.command("list")
-@command(verbose=False)
+@recipes_command.command("list")
+@command()
 def list_recipes(terminal: Terminal) -> None:
     """List the recipes, the recommended ones first."""
     from clipmerge.planning.recipe import recipe_text
 
     texts = {name: recipe_text(name) for name in (*_RECOMMENDED, *recipe_files())}
     about = {name: _first_sentence(text) for name, text in texts.items()}
-    images = {
-        name: re.search(r"^measure:", text, re.MULTILINE) is not None
-        for name, text in texts.items()
-    }
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDEST
-    column = max(map(len, about)) + 2
-    lines = [f"{'recipe':{column}}images  what it does"]
-    for name, text in about.items():
-        first = f"{name:{column}}{'needed' if images[name] else 'no':8}"
-        indent = " " * len(first)
-        about_it = text or "(its file begins with no comment)"
-        lines += textwrap.wrap(
-            about_it, max(40, width), initial_indent=first, subsequent_indent=indent
-        )
-    terminal.result({"recipes": about, "needs_images": images}, lambda: "\n".join(lines))
+    measures = re.compile(r"^measure:", re.MULTILINE)
+    images = {name: measures.search(text) is not None for name, text in texts.items()}
+
+    def table() -> Any:
+        from rich.text import Text
+
+        table = table_of("recipe")
+        table.add_column("images")
+        table.add_column("what it does")
+        for name, text in about.items():
+            table.add_row(name, "needed" if images[name] else "no", Text(text))
+        return table
+
+    terminal.result({"recipes": about, "needs_images": images}, table)
+
+
+@recipes_command.callback()
+def _list_by_default(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_recipes(as_json=False, quiet=False, verbose=False)
 
 
 def _first_sentence(recipe: str) -> str:
@@ -63,8 +61,8 @@ def _first_sentence(recipe: str) -> str:
     return text[: end.end()] if end else text
 
 
-@recipes_app.command("show")
-@command(verbose=False)
+@recipes_command.command("show")
+@command()
 def show_recipe(terminal: Terminal, name: _Name) -> None:
     """Print a recipe with its comments; as JSON, its settings."""
     from clipmerge.planning.recipe import load_recipe, recipe_text
@@ -73,8 +71,10 @@ def show_recipe(terminal: Terminal, name: _Name) -> None:
     terminal.result(load_recipe(name).model_dump(mode="json"), lambda: text.rstrip())
 
 
-@recipes_app.command("copy")
+@recipes_command.command("copy")
+@command()
 def copy_recipe(
+    terminal: Terminal,
     name: _Name,
     file: Annotated[
         Path | None, typer.Argument(metavar="FILE", help="File to write; ./NAME.yaml by default.")
@@ -89,4 +89,4 @@ def copy_recipe(
         raise OutputError(f"{target}: already exists; give another file")
     with staged_files(target) as folder:
         (folder / target.name).write_text(text, encoding="utf-8")
-    typer.echo(f"Wrote {target}; run it with --recipe {target}")
+    terminal.result({"file": str(target)}, lambda: f"Wrote {target}; run it with --recipe {target}")

@@ -10,15 +10,15 @@ from torch import Tensor
 from clipmerge.checkpoint import Checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
-from clipmerge.evaluation.scorer import Scorer
+from clipmerge.evaluation.scorer import Outcome, Scorer
 from clipmerge.families import family_of, layers_of, tower_of
 from clipmerge.files.finite import require_finite
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import source_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.building import no_larger_than
+from clipmerge.options import ImageOptions
 from clipmerge.progress import Pace, Progress
-from clipmerge.request import Calibration
 from clipmerge.stats import wilson
 from clipmerge.types import Json
 
@@ -55,17 +55,19 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
 def evaluate_sources(
     model: ImageTextModel,
     sources: Mapping[str, LabelledImages | CaptionedImages],
-    settings: Calibration,
+    settings: ImageOptions,
     progress: Progress,
-) -> Json:
-    """Measure a model on several sources: the part of the record that describes them."""
+) -> tuple[Json, dict[str, Outcome]]:
+    """Measure a model on several sources: the part of the record that describes them, and the
+    answers.
+    """
     scorer = Scorer(model, None, settings, load_bytes=0)
-    accuracy, recall = {}, {}
+    accuracy, recall, outcomes = {}, {}, {}
     for name, images in sources.items():
-        progress.stage(f"evaluating {name}")
         verb = "embedding" if isinstance(images, CaptionedImages) else "classifying"
         sentence = f"{verb} {len(images):,} images of {name} on the CPU takes about"
         outcome = scorer.score_one(images, Pace(progress, scorer.device, sentence))
+        outcomes[name] = outcome
         if outcome.recall:
             recall[name] = outcome.recall
         else:
@@ -97,4 +99,4 @@ def evaluate_sources(
             for name, images in sources.items()
             if isinstance(images, CaptionedImages)
         }
-    return record
+    return record, outcomes

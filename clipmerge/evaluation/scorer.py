@@ -34,10 +34,10 @@ from clipmerge.models.classifier import Classifier, Head, Prompts
 from clipmerge.models.headed_tower import HeadedTower
 from clipmerge.models.memory import MicroBatcher
 from clipmerge.models.precision import passes
+from clipmerge.options import ImageOptions
 from clipmerge.planning.verdict import Recall
 from clipmerge.progress import Pace, Progress, say_all
 from clipmerge.report.text import text_of, texts_of
-from clipmerge.request import Calibration, check_source_name
 
 #: Images with classes, or with captions.
 Images = LabelledImages | CaptionedImages
@@ -78,7 +78,7 @@ class Scorer:
         self,
         model: ImageTextModel,
         inputs: Inputs | None,
-        settings: Calibration,
+        settings: ImageOptions,
         *,
         dtype: OutputDtype = "keep",
         load_bytes: int = _LOAD_BYTES,
@@ -245,6 +245,4 @@ def write_correct(path: FilePath, correct: dict[str, Correct]) -> None:
     """Write whether each image was recognised as safetensors: one tensor per source, shape (points,
     images), bool.
     """
-    for name in correct:
-        check_source_name(name)
     path.write_bytes(save({name: np.ascontiguousarray(right) for name, right in correct.items()}))

@@ -21,6 +21,7 @@ from clipmerge.images.image_set import CaptionedImages
 from clipmerge.learning.interpolate import Path
 from clipmerge.models import ImageTextModel
 from clipmerge.models.building import build_model
+from clipmerge.options import ImageOptions
 from clipmerge.planning.plan import Plan, last_part
 from clipmerge.planning.verdict import (
     Comparison,
@@ -32,7 +33,6 @@ from clipmerge.planning.verdict import (
     finetuned_names,
 )
 from clipmerge.progress import Pace, Progress
-from clipmerge.request import Calibration
 from clipmerge.stats import are_uneven, class_weights, mean_share, paired_accuracy_interval, wilson
 
 #: Of judged merges of which the verdict says "probably use it": those that lose at most 3 points
@@ -182,7 +182,7 @@ def judge(
     inputs: Inputs,
     plan: Plan,
     images: Images,
-    settings: Calibration,
+    settings: ImageOptions,
     *,
     ood: Mapping[str, Images] | None = None,
     max_loss: float,

@@ -4,11 +4,10 @@ report.
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -29,9 +28,6 @@ from clipmerge.planning.measurements import (
 from clipmerge.planning.plan import Plan, SourceRecord
 from clipmerge.planning.verdict import Verdict, finetuned_names
 from clipmerge.types import Json, Layers, Names, Shape
-
-if TYPE_CHECKING:
-    from clipmerge.run import Run
 
 FORMAT = "clipmerge-record/4"
 #: Format of the record of a sweep; see `docs/how-to/sweep.md`.
@@ -132,39 +128,6 @@ class Record(Frozen):
         return map_text(  # type: ignore[no-any-return]
             self.model_dump(), lambda text: text.encode("utf-8", "backslashreplace").decode()
         )
-
-
-def merge_record(
-    run: Run,
-    plan: Plan,
-    *,
-    output: Path | None = None,
-    files: Mapping[str, str | None] | None = None,
-) -> Record:
-    """Make the record of a merge."""
-    inputs = run.inputs
-    sizes = {
-        name: inputs.entries(name)[0].size
-        for names in inputs.merged_layers.values()
-        for name in names
-    }
-    return Record(
-        output=output.name if output else None,
-        files=dict(files or {}),
-        family=inputs.family.name,
-        classifier=inputs.is_classifier,
-        plan=plan.public,
-        measurements=run.measurements.layers if run.measurements else {},
-        measured=run.measured.replace(
-            coefficients=histograms(plan.coefficients, inputs.merged_layers, sizes)
-        ),
-        calibration=run.calibration,
-        verdict=run.verdict,
-        warnings=tuple(dict.fromkeys(run.warnings)),
-        command=run.command,
-        date=datetime.date.today().isoformat(),
-        seconds=dict(run.seconds),
-    )
 
 
 def histograms(

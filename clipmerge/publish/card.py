@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
-from clipmerge.config import with_flags
 from clipmerge.families import FAMILIES, tower_of
 from clipmerge.hub.ids import dataset_repo, parse_hub_id
+from clipmerge.options import with_flags
 from clipmerge.output.record import Record
 from clipmerge.report.decision import settings_sentence
 from clipmerge.report.numbers import verdict_table

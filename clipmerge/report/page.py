@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.config import with_flags
+from clipmerge.options import with_flags
 from clipmerge.output.record import Record
 from clipmerge.planning.plan import LayerPlan
 from clipmerge.report.decision import decision_sentence

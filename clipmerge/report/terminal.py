@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from clipmerge.config import with_flags
 from clipmerge.errors import shorten
+from clipmerge.options import with_flags
 from clipmerge.output.record import Record
 from clipmerge.report.decision import decision_sentence, settings_sentence
 from clipmerge.report.numbers import verdict_table

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from clipmerge.request import Calibration, parse_named, parse_named_source
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPProcessor
@@ -12,7 +13,6 @@ from clipmerge.errors import UsageError
 from clipmerge.evaluation.accuracy import evaluate_sources, load_model
 from clipmerge.images.dataset import open_images
 from clipmerge.progress import Progress
-from clipmerge.request import Calibration, parse_named, parse_named_source
 from tests.support.command import clipmerge, refused
 from tests.support.tiny_clip import CLASSES, Folders, save_images
 

@@ -9,15 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipmerge.api.apply import write_merge
-from clipmerge.api.merge import prepare
+import clipmerge
 from clipmerge.errors import CheckpointError
-from clipmerge.learning.interpolate import Path as Between
 from clipmerge.evaluation.points import weights_key
+from clipmerge.learning.interpolate import Path as Between
 from clipmerge.models.building import build_model
-from clipmerge.run import Run
 from tests.support.raw_safetensors import edit
-from tests.support.tasks import inputs_of, request_for
+from tests.support.tasks import decided, inputs_of
 from tests.support.tiny_clip import Folders
 
 LACKING = "text_model.final_layer_norm.bias"
@@ -30,26 +28,20 @@ def uneven(pair: Folders, tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return pair[0], edit(folder, **{LACKING: None})
 
 
-def key(run: Run) -> Any:
-    assert run.plan is not None
-    return weights_key(run.plan, run.inputs)
+def key(folders: Folders, end: str) -> Any:
+    pair, made = decided(folders, "wise-ft", f"missing=keep-{end}")
+    return weights_key(made.plan, pair.inputs)
 
 
 def test_a_recipe_that_drops_parameters_is_no_point_of_the_curve(
     uneven: Folders, tmp_path: Path
 ) -> None:
-    kept, dropped = (
-        prepare(request_for(uneven, "wise-ft", f"missing=keep-{end}"))
-        for end in ("zeroshot", "finetuned")
-    )
-    assert key(kept) == 0.5
-    assert key(dropped) != key(kept)
-    for run, name in ((kept, "other_tasks"), (dropped, "dropped")):
-        write_merge(run, tmp_path / name)
-    written = [
-        load_file(tmp_path / name / "model.safetensors").keys()
-        for name in ("other_tasks", "dropped")
-    ]
+    assert key(uneven, "zeroshot") == 0.5 != key(uneven, "finetuned")
+    written = []
+    for end in ("zeroshot", "finetuned"):
+        output = tmp_path / end
+        clipmerge.merge(*uneven, "wise-ft", set=[f"missing=keep-{end}"], output=output)
+        written.append(load_file(output / "model.safetensors").keys())
     assert written[0] - written[1] == {LACKING}
 
 

@@ -83,7 +83,10 @@ def test_the_limit_is_the_users() -> None:
         # 100 images with half an interval of 8 points, where 5 points decide: 100 * (8 / 5) ** 2
         (source(0.02, 0.08), "about 260 test images"),
         (source(-0.0301, 0.08, images=5000), "more than 20,000 test images"),
-        (source(0.0, 0.01), r"^Probably [^;]*\. 100 labelled images of the shift, as `ood`, would settle it"),
+        (
+            source(0.0, 0.01),
+            r"^Probably [^;]*\. 100 labelled images of the shift, as `ood`, would settle it",
+        ),
     ],
 )
 def test_it_says_how_many_images_would_settle_it(target: Any, told: str) -> None:

@@ -1,21 +1,16 @@
 """Fisher merging: the estimate against each image's own gradient, the merge against its formula,
 entry by entry."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipmerge.api.apply import write_merge
-from clipmerge.api.merge import prepare
 from clipmerge.learning.objective import Batch
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
-from tests.support.command import done
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
-from tests.support.tasks import decide, inputs_of, request_for, task_of
+from tests.support.tasks import decide, inputs_of, task_of
 
 ENDS = {"fisher_zeroshot": 0.0, "fisher_finetuned": 1.0}
 
@@ -123,32 +118,3 @@ def test_coefficients_are_the_formula_entry_by_entry(
             expected.append(b / (a + b))
         assert found[name].flatten().tolist() == pytest.approx(expected, rel=1e-5)
         assert found[name].shape == first[name].shape
-
-
-@pytest.mark.slow
-@pytest.mark.uncounted
-def test_the_command_writes_the_dense_formula_and_equal_bytes(
-    pair: tuple[Path, Path], images: Path, tmp_path: Path
-) -> None:
-    """((1 - a) F_0 theta_0 + a F_1 theta_1) / ((1 - a) F_0 + a F_1), F taken from the run."""
-    settings = ["method.alpha=0.4", "method.floor=0", "method.normalise=false"]
-    run = prepare(request_for(pair, "fisher", *settings, data=images))
-    assert run.plan is not None
-    measured = run.plan.measurements
-    assert measured is not None
-    write_merge(run, tmp_path / "a")
-    sets = [word for setting in settings for word in ("--set", setting)]
-    done("merge", *pair, "--recipe", "fisher", *sets, "--data", images, "--output", tmp_path / "b")
-    written = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
-    assert written[0] == written[1]
-    result = load_file(tmp_path / "a" / "model.safetensors")
-    zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in pair)
-    assert len(measured.tensors["fisher_zeroshot"]) > 50
-    for name in measured.tensors["fisher_zeroshot"]:
-        f_0, f_1 = (measured.tensors[statistic][name].double() for statistic in ENDS)
-        below = 0.6 * f_0 + 0.4 * f_1
-        merged = (
-            0.6 * f_0 * zeroshot[name].double() + 0.4 * f_1 * finetuned[name].double()
-        ) / below
-        known = below > 0
-        assert torch.allclose(result[name].double()[known], merged[known], atol=1e-6), name

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from clipmerge.request import parse_size
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError, UsageError
-from clipmerge.request import parse_size
 from tests.support.command import clipmerge, done
 from tests.support.raw_safetensors import edit, edit_json, shard
 from tests.support.tiny_clip import Folders

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel
 
-from clipmerge.api.merge import prepare
+import clipmerge as api
 from clipmerge.errors import RecipeError
 from clipmerge.planning.measurements import LossPath, Measurements, Mixture
 from clipmerge.planning.recipe import load_recipe
@@ -20,7 +20,7 @@ from clipmerge.plugins import load_plugin
 from tests.support.command import clipmerge
 from tests.support.raw_safetensors import edit
 from tests.support.small_objective import make_batches, objective_for
-from tests.support.tasks import decide, merged, request_for, task_of
+from tests.support.tasks import decide, merged, task_of
 from tests.support.tiny_clip import CLASSES, Folders, layer_of, save_family, tiny_processor
 
 State = dict[str, Tensor]
@@ -174,7 +174,6 @@ def test_methods_name_the_measure_that_they_need(far: list[Path]) -> None:
             match=rf"method {method}: needs at least two fine-tuned checkpoints; with one",
         ):
             decide(task_of(far[:2]), method)
-    request = request_for(far, "straggler-outlier", data="nowhere")
     with pytest.raises(
         RecipeError,
         match=(
@@ -182,7 +181,7 @@ def test_methods_name_the_measure_that_they_need(far: list[Path]) -> None:
             r" given.*soup-accuracy"
         ),
     ):
-        prepare(request)  # before it looks for images
+        api.plan(far[0], far[1:], "straggler-outlier", data="digits")
 
 
 @pytest.mark.parametrize("count", [2, 3])

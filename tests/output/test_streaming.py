@@ -10,8 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipmerge.api.apply import write_merge
-from clipmerge.api.merge import prepare
+import clipmerge as api
 from clipmerge.checkpoint import source
 from clipmerge.errors import OutputError
 from clipmerge.files.finite import is_finite
@@ -19,13 +18,13 @@ from clipmerge.files.writer import OutputTensor
 from tests.support.command import anywhere, clipmerge, printed, refused
 from tests.support.hub_double import FakeHub
 from tests.support.raw_safetensors import edit
-from tests.support.tasks import request_for
 from tests.support.tiny_clip import Folders
 from tests.test_parallel import threads
 
 
 def merge(pair: Folders, output: Path) -> bytes:
-    record = write_merge(prepare(request_for(pair, "wise-ft", "method.alpha=0.3")), output)
+    record = api.merge(*pair, alpha=0.3, output=output).record
+    assert record
     merged = (output / "model.safetensors").read_bytes()
     assert record.files["model.safetensors"] == hashlib.sha256(merged).hexdigest()
     return merged

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import pytest
 import torch
+from clipmerge.planning.provenance import SourceRecord
 from pydantic import TypeAdapter, ValidationError
 
 from clipmerge.errors import PlanError
@@ -14,7 +15,6 @@ from clipmerge.finding import Finding
 from clipmerge.frozen import LittleMeasured
 from clipmerge.output.record import histograms
 from clipmerge.planning.plan import LayerPlan, Plan, read_plan
-from clipmerge.planning.provenance import SourceRecord
 from tests.support.command import one_line
 from tests.support.tasks import plan_of
 

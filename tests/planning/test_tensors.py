@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clipmerge.merging.torch_chunks import coefficients_of_run
+from clipmerge.run import Run
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,12 +20,10 @@ from clipmerge.api.apply import open_plan, write_merge
 from clipmerge.api.merge import prepare, write_plan
 from clipmerge.errors import OutputError, PlanError
 from clipmerge.files.hashes import sha256_of
-from clipmerge.merging.torch_chunks import coefficients_of_run
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.plan import LayerPlan, Plan, read_plan, rows_shape
 from clipmerge.progress import Progress
 from clipmerge.report.text import texts_of
-from clipmerge.run import Run
 from tests.support.command import one_line
 from tests.support.raw_safetensors import edit_json
 from tests.support.tasks import in_chunks, request_for

@@ -56,7 +56,10 @@ def test_a_push_publishes_the_files_of_the_merge_in_one_commit(merged: Path, hub
     assert "# robust" in card
     assert 'from_pretrained("alice/robust")' in card
     assert published.url.endswith("/alice/robust")
-    assert json.loads(hub.content("alice/robust", "clipmerge.json"))["plan"]["recipe"]["name"] == "straggler-outlier"
+    assert (
+        json.loads(hub.content("alice/robust", "clipmerge.json"))["plan"]["recipe"]["name"]
+        == "straggler-outlier"
+    )
     again = push(merged, "alice/robust")
     assert again.url == published.url
 

@@ -70,8 +70,8 @@ def test_an_unjudged_merge_says_so_and_a_plain_one_has_no_picture() -> None:
 
 def test_columns_that_are_empty_are_left_out() -> None:
     page = html_page(record(measurements={}))
-    assert "<th scope=\"col\">barrier</th>" not in page
-    assert "<th scope=\"col\">density</th>" in page
+    assert '<th scope="col">barrier</th>' not in page
+    assert '<th scope="col">density</th>' in page
 
 
 def size_of(picture: bytes) -> tuple[int, int]:

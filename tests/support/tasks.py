@@ -9,17 +9,18 @@ import pytest
 from torch import Tensor
 
 from clipmerge import methods
-from clipmerge.api.merge import prepare
+from clipmerge.api._pair import Pair, open_pair
+from clipmerge.api.merge import Decided, open_split
+from clipmerge.api.merge import decide as decide_by_recipe
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
-from clipmerge.merging import formula
+from clipmerge.merging import stream
 from clipmerge.merging.stream import plan_tensors
 from clipmerge.methods import Decision, Task
+from clipmerge.options import PlanOptions
 from clipmerge.planning.measurements import Measurements
-from clipmerge.planning.plan import LayerPlan, Plan, named_tensors
-from clipmerge.planning.provenance import SourceRecord
+from clipmerge.planning.plan import LayerPlan, Plan, SourceRecord, named_tensors
 from clipmerge.planning.recipe import Recipe, load_recipe
-from clipmerge.request import Calibration, MergeRequest, SweepRequest
-from tests.support.tiny_clip import Folders
+from clipmerge.progress import Journal, Progress
 
 RECORD = SourceRecord(source="x", files={})
 
@@ -30,30 +31,20 @@ def inputs_of(folders: Sequence[Path], **options: Any) -> Inputs:
     return align_checkpoints(zeroshot, finetuned, **options)
 
 
-def request_for(
-    folders: Sequence[Path], recipe: str, *sets: str, data: Path | str | None = None, **more: Any
-) -> MergeRequest:
-    """The request of a merge by a recipe with settings, which takes images from a source."""
-    zeroshot, *finetuned = map(str, folders)
-    calibration = Calibration(source=str(data) if data else None, device="cpu")
-    return MergeRequest(
-        zeroshot, tuple(finetuned), load_recipe(recipe, list(sets)), calibration=calibration, **more
-    )
+def decided(
+    folders: Sequence[Path], recipe: str, *sets: str, **options: Any
+) -> tuple[Pair, Decided]:
+    """The checkpoints, and what a recipe with settings decides for them."""
+    zeroshot, *finetuned = folders
+    chosen = load_recipe(recipe, list(sets))
+    opts, journal = PlanOptions(device="cpu", **options), Journal(Progress())
+    with open_pair(zeroshot, finetuned, opts, journal, missing=chosen.missing) as pair:
+        pair, split, _ = open_split(pair, chosen, opts, journal)
+        return pair, decide_by_recipe(pair, chosen, split, opts, journal)
 
 
-def sweep_of(
-    pair: Folders, near: Path | str, far: Path | str, *recipes: Recipe, **more: Any
-) -> SweepRequest:
-    """The request of a sweep over recipes, with images that are near the target and images that are
-    far from it."""
-    zeroshot, finetuned = map(str, pair)
-    return SweepRequest(
-        zeroshot, (finetuned,), {"near": str(near)}, {"far": str(far)}, recipes, **more
-    )
-
-
-def plan_of(folders: Sequence[Path], recipe: str, *sets: str, **more: Any) -> Plan:
-    return prepare(request_for(folders, recipe, *sets, **more)).light_plan
+def plan_of(folders: Sequence[Path], recipe: str, *sets: str, **options: Any) -> Plan:
+    return decided(folders, recipe, *sets, **options)[1].plan
 
 
 def task_of(
@@ -71,7 +62,7 @@ def plan_with(
 ) -> Plan:
     records = (RECORD,) * len(weights)
     return Plan(
-        recipe={},
+        recipe=Recipe(name="none", method={}),
         zeroshot=RECORD,
         finetuned=records,
         weights=weights,
@@ -80,10 +71,10 @@ def plan_with(
     )
 
 
-def in_chunks(inputs: Inputs, plan: Plan, chunk: int = formula.CHUNK) -> dict[str, Tensor]:
+def in_chunks(inputs: Inputs, plan: Plan, chunk: int = stream.CHUNK) -> dict[str, Tensor]:
     """The tensors that a plan gives, by parameter, made in chunks of so many elements."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formula, "CHUNK", chunk)
+        patch.setattr(stream, "CHUNK", chunk)
         return {
             tensor.name: tensor.tensor(tensor.chunks(np.empty))
             for tensor in plan_tensors(inputs, plan)
@@ -91,11 +82,10 @@ def in_chunks(inputs: Inputs, plan: Plan, chunk: int = formula.CHUNK) -> dict[st
 
 
 def merged(
-    task: Task, decision: Decision, *, seed: int = 0, chunk: int = formula.CHUNK
+    task: Task, decision: Decision, *, seed: int = 0, chunk: int = stream.CHUNK
 ) -> dict[str, Tensor]:
     """The tensors that a decision gives, by parameter."""
-    plan = plan_with(
-        decision.layers, decision.weights, combine=decision.combine, seed=seed
-    ).checked(task.layers)
+    plan = plan_with(decision.layers, decision.weights, combine=decision.combine, seed=seed)
+    plan.check(task.layers)
     plan = plan.with_tensors(named_tensors(decision.scores, {}))
     return in_chunks(task.inputs, plan, chunk)

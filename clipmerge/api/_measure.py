@@ -1,0 +1,182 @@
+"""Run a recipe's measure: images and model go to the device, and come back as numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clipmerge.api._images import Split
+from clipmerge.checkpoint import Inputs
+from clipmerge.distributed import device_work, distributed_context, peer_errors
+from clipmerge.errors import counted
+from clipmerge.images.batches import batch_size_for, read_batches
+from clipmerge.images.image_set import CaptionedImages, LabelledImages
+from clipmerge.images.prompts import class_prompts, templates_for
+from clipmerge.learning.interpolate import Path
+from clipmerge.learning.objective import Batch, Objective
+from clipmerge.learning.resume import LearningState, state_file
+from clipmerge.models.building import build_model
+from clipmerge.models.captions import caption_notes
+from clipmerge.models.classifier import Captions, Prompts
+from clipmerge.models.precision import own_settings
+from clipmerge.options import DecisionOptions
+from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
+from clipmerge.planning.recipe import Recipe
+from clipmerge.plugins import load_plugin, needs_score, plugin_options
+from clipmerge.progress import Pace, Progress
+
+Measured = tuple[Measurements, CalibrationRecord, LearningState]
+
+
+@device_work()
+def measure(
+    inputs: Inputs, recipe: Recipe, split: Split, options: DecisionOptions, progress: Progress
+) -> Measured:
+    """Run the measure of a recipe that has one.
+
+    Returns:
+        The measurements, the images that they were taken on, and the saved state of learning,
+        which the caller removes once the result is written.
+    """
+    assert recipe.measure is not None
+    with own_settings():
+        objective, state, record = _objective_for(inputs, recipe, split, options, progress)
+        with state.underway():
+            measurements: Measurements = load_plugin("measures", recipe.measure["name"])(
+                objective, **recipe.measure_options
+            )
+        with peer_errors():
+            # no process leaves while another still gathers
+            objective.context.state.wait_for_everyone()
+        return _with_relative_change(measurements, objective), record, state
+
+
+def ranks_by_gradients(recipe: Recipe) -> bool:
+    """Whether the recipe's method has a mask that ranks entries by their gradients."""
+    options = plugin_options("methods", recipe.method["name"]) | recipe.method
+    mask = str(options.get("mask") or "")
+    return bool(mask) and needs_score(mask)
+
+
+def _objective_for(
+    inputs: Inputs, recipe: Recipe, split: Split, options: DecisionOptions, progress: Progress
+) -> tuple[Objective, LearningState, CalibrationRecord]:
+    """Move images and model to the device."""
+    drawn, val = split.train, split.val
+    assert drawn is not None
+    contrastive = isinstance(drawn, CaptionedImages)
+    if isinstance(drawn, CaptionedImages):
+        # a caption is the name and the only prompt of a class of its own
+        images = drawn.with_one_caption(options.seed)
+        templates = images.templates
+    else:
+        images = drawn
+        templates = templates_for(options.templates, images.templates)
+    names = images.class_names
+    if isinstance(val, CaptionedImages):
+        val = val.with_one_caption(options.seed, known=names)
+        names = val.class_names
+    context = distributed_context(options.device)
+    model = build_model(inputs)
+
+    size = batch_size_for(len(images), options.batch_size, context.world_size)
+
+    def read(images: LabelledImages) -> Batch:  # every process reads all of them
+        pieces = read_batches(images, size, model.pixels)
+        return Batch(0, torch.cat([piece.pixels for piece in pieces]), torch.tensor(images.labels))
+
+    path = Path(model, inputs, context.device)
+    kind = Captions if contrastive else Prompts
+    prompts = class_prompts(names, templates)
+    classifier = kind(model, prompts, len(templates), context.device, moves=path.text_changes)
+    seen = read(images)
+    asked = [
+        *(checkpoint.provenance() for checkpoint in inputs.checkpoints),
+        recipe.measure,
+        options.seed,
+        [images.source, images.revision, images.labels, prompts],
+        float(seen.pixels.double().sum()),
+        size,
+        context.device.type,
+    ]
+    state = LearningState(state_file(asked), context, progress.say)
+    steps = recipe.measure_options["steps"] if recipe.learns else None
+    pace = Pace(progress, context.device, *cost_sentence(len(images), steps))
+    objective = Objective(
+        path,
+        classifier,
+        seen,
+        context,
+        batch_size=size,
+        val=None if val is None else read(val),
+        seed=options.seed,
+        wants_gradients=ranks_by_gradients(recipe),
+        state=state,
+        progress=pace.advance,
+        say=progress.say,
+    )
+    if contrastive:
+        for note in caption_notes(images.source, model, images.class_names):
+            objective.note(note)
+    record = CalibrationRecord(
+        source=images.source,
+        revision=images.revision,
+        images=len(images),
+        requested=options.images if split.test else None,
+        duplicates=split.copies,
+        classes=len(images.class_names),
+        classes_with_images=len(set(images.labels)),
+        batch_size=size,
+        templates=templates,
+        seed=options.seed,
+    )
+    return objective, state, record
+
+
+def _with_relative_change(measurements: Measurements, objective: Objective) -> Measurements:
+    """Add ``change``, ||task_vector_l|| / ||theta_0,l||, to the statistics."""
+    values = {}
+    path = objective.path
+    for layer, names in path.layers.items():
+        start = _norm([path.theta_0(name) for name in names])
+        values[layer] = _norm([path.delta(name) for name in names]) / max(start, 1e-30)
+    change = Statistic(
+        name="change",
+        values=values,
+        title="relative change",
+        about=(
+            "length of the layer's task vector (fine-tuned minus zero-shot) divided by the length"
+            " of its zero-shot weights."
+        ),
+    )
+    return measurements.replace(
+        statistics=(*measurements.statistics, change),
+        notes=(*measurements.notes, *objective.notes),
+    )
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return float(
+        torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors]))
+    )
+
+
+def cost_sentence(images: int, steps: int | None = None) -> tuple[str, str]:
+    """What is said before and after the time on a CPU, of a measure that learns in steps or of
+    another one.
+
+    Example:
+        >>> cost_sentence(1)
+        ('measuring on 1 image takes about', ' on this CPU (fewer `images` cost less)')
+    """
+    # its steps take as many images, however many there are
+    cheaper = (
+        f"a merge with `set=measure.steps={steps // 2}` takes less"
+        if steps
+        else "fewer `images` cost less"
+    )
+    verb = "learning" if steps else "measuring"
+    return (
+        f"{verb} on {counted(images, 'image', 'images')} takes about",
+        f" on this CPU ({cheaper})",
+    )

@@ -1,0 +1,126 @@
+"""The checkpoints of a merge: opened, aligned and doubted once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.api._in_memory import CheckpointLike, as_sources, named_after_model
+from clipmerge.checkpoint import Inputs, open_checkpoints
+from clipmerge.checkpoint.alignment import align, finetuned_dtype, refuse_mismatches
+from clipmerge.checkpoint.inputs import HEAD_WEIGHT
+from clipmerge.checks import check_models, settle
+from clipmerge.config import Missing, OutputDtype
+from clipmerge.errors import UsageError
+from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
+from clipmerge.files.paths import local_path
+from clipmerge.options import DecisionOptions
+from clipmerge.planning.plan import HeadRecord, SourceRecord
+from clipmerge.progress import Journal
+from clipmerge.report.text import texts_of
+from clipmerge.types import Json
+
+if TYPE_CHECKING:  # a merge without images imports no module that reads images
+    from clipmerge.images.image_set import CaptionedImages, LabelledImages
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The zero-shot checkpoint and its fine-tuned ones, aligned.
+
+    Attributes:
+        inputs: The checkpoints.
+        dtype: Dtype of the merged weights, or ``keep``.
+        head: The classes of a head whose zero-shot counterpart was built from prompts, if any.
+    """
+
+    inputs: Inputs
+    dtype: OutputDtype = "keep"
+    head: HeadRecord | None = None
+
+    def sources(self, *, hashed: bool = False) -> Json:
+        """The checkpoints as fields of a plan, with the sha256 of their files if ``hashed``."""
+        zeroshot, *finetuned = (
+            SourceRecord(**checkpoint.provenance(hashed=hashed), model=checkpoint.architecture)
+            for checkpoint in self.inputs.checkpoints
+        )
+        return {"zeroshot": zeroshot, "finetuned": tuple(finetuned)}
+
+
+@contextmanager
+def open_pair(
+    zeroshot: CheckpointLike,
+    finetuned: CheckpointLike | Sequence[CheckpointLike],
+    options: DecisionOptions,
+    journal: Journal,
+    *,
+    missing: Missing = "error",
+    processor: Any = None,
+) -> Iterator[Pair]:
+    """Open and align checkpoints; models in memory lie on the disk in this block."""
+    checkpoints = [zeroshot, *as_list(finetuned)]
+    with as_sources(checkpoints, processor) as sources:
+        refuse_duplicates(sources)
+        opened = open_checkpoints(sources, model=options.model)
+        base, *others = map(named_after_model, opened)
+        inputs = align(base, others, missing=missing)
+        dtype = options.dtype
+        if dtype == "keep" and (found := finetuned_dtype(inputs)):
+            dtype = found
+            inputs.notes.append(
+                "the zero-shot and the fine-tuned weights differ in dtype; the output has the"
+                f" fine-tuned one, {dtype} (`dtype` names another)"
+            )
+        refuse_mismatches(inputs, mixed_dtypes=dtype != "keep")
+        for note in texts_of(inputs.notes):
+            journal.warn(note)
+        settle(check_models(inputs), options.allow, journal)
+        yield Pair(inputs, dtype)
+
+
+def with_zeroshot_head(
+    pair: Pair, images: LabelledImages | CaptionedImages | None, options: DecisionOptions
+) -> Pair:
+    """Give the zero-shot model a head if only the fine-tuned one has a head, and its classes are
+    known from images or by name.
+    """
+    if not lacks_zeroshot_head(pair.inputs):
+        return pair
+    from clipmerge.images.classes import read_class_names
+    from clipmerge.images.dataset import require_labelled
+    from clipmerge.images.prompts import templates_for
+
+    if images is not None:
+        names, templates = require_labelled(images).class_names, require_labelled(images).templates
+    elif options.classes:
+        key = pair.inputs.finetuned_keys[0][HEAD_WEIGHT]
+        rows = pair.inputs.finetuned[0].entries[key].shape[0]
+        names, templates = read_class_names(options.classes, list(map(str, range(rows)))), ()
+    else:
+        return pair
+    head = HeadRecord(classes=names, templates=templates_for(options.templates, templates))
+    inputs = build_zeroshot_head(pair.inputs, head, mixed_dtypes=pair.dtype != "keep")
+    return replace(pair, inputs=inputs, head=head)
+
+
+def refuse_duplicates(sources: Sequence[str]) -> None:
+    """Refuse a checkpoint that is given twice."""
+    seen: set[str] = set()
+    for source in sources:
+        path = str(local_path(source).resolve()) if local_path(source).exists() else source
+        if path in seen:
+            raise UsageError(
+                f"{source}: is given twice; give each checkpoint once, the zero-shot one first"
+            )
+        seen.add(path)
+
+
+def as_list(finetuned: Any) -> list[Any]:
+    """One checkpoint or several as a list, which must not be empty."""
+    if not isinstance(finetuned, (list, tuple)):
+        return [finetuned]
+    if not finetuned:
+        raise UsageError("finetuned: an empty list; give at least one fine-tuned checkpoint")
+    return list(finetuned)

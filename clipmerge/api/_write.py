@@ -1,0 +1,157 @@
+"""Write a merge: weights, side files, record, report and card, as a whole or not at all."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+import shlex
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.api._pair import Pair
+from clipmerge.api._results import MergeResult
+from clipmerge.distributed import is_main_process
+from clipmerge.files.paths import local_path
+from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
+from clipmerge.options import parse_size
+from clipmerge.output.record import Record, histograms
+from clipmerge.planning.plan import Plan, write_plan_files
+from clipmerge.progress import Journal
+from clipmerge.report.text import texts_of
+from clipmerge.types import Json
+
+if TYPE_CHECKING:
+    from clipmerge.api.merge import Decided
+    from clipmerge.options import ApplyOptions, MergeOptions
+    from clipmerge.planning.verdict import Verdict
+
+# a path may hold bytes that are not valid text
+_NAMES = "backslashreplace"
+
+
+def write_merged(
+    pair: Pair,
+    decided: Decided,
+    verdict: Verdict | None,
+    output: Path | None,
+    options: MergeOptions | ApplyOptions,
+    journal: Journal,
+) -> MergeResult:
+    """Merge by a plan, and write the output in the main process; without one make the record."""
+    if not is_main_process():
+        return MergeResult(output, decided.plan, None)
+    if output is None:
+        plan = hashed(decided.plan, pair)
+        record = _record(pair, decided, plan, verdict, journal)
+    else:
+        plan, record = _write(pair, decided, verdict, output, options, journal)
+    decided.forget()
+    return MergeResult(output, plan, record, record.warnings)
+
+
+def _write(
+    pair: Pair,
+    decided: Decided,
+    verdict: Verdict | None,
+    output: Path,
+    options: MergeOptions | ApplyOptions,
+    journal: Journal,
+) -> tuple[Plan, Record]:
+    inputs = pair.inputs
+    # first, so that hashing overlaps with the import of what merges
+    hashing = _begin_hashing(pair)
+    from clipmerge.merging.stream import plan_tensors
+    from clipmerge.output.folder import assign_shards, write_weights
+    from clipmerge.output.side_files import write_side_files
+    from clipmerge.publish.card import CARD, model_card
+    from clipmerge.report.page import html_page
+
+    with staged(output, overwrite=options.overwrite) as folder:
+        journal.stage("merge")
+        tensors = plan_tensors(inputs, decided.plan)
+        layout = assign_shards(inputs, tensors, parse_size(options.max_shard_size))
+        files = write_weights(folder, tensors, layout, journal, single=inputs.family.weights)
+        journal.stage("write")
+        side_files, notes = write_side_files(folder, inputs, decided.plan.dtype)
+        for note in texts_of(notes):
+            journal.warn(note)
+        for future in hashing:
+            future.result()
+        plan = hashed(decided.plan, pair)
+        if plan.coefficients:  # kept with the output, because learning them takes minutes
+            written = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.public)
+            plan = plan.replace(tensors=written.tensors)
+        record = _record(pair, decided, plan, verdict, journal, output, {**files, **side_files})
+        journal.stage("draw")
+        (folder / "report.html").write_text(html_page(record), encoding="utf-8", errors=_NAMES)
+        (folder / CARD).write_text(model_card(record), encoding="utf-8", errors=_NAMES)
+        (folder / RECORD).write_text(
+            json.dumps(record.as_json(), indent=2) + "\n", encoding="utf-8"
+        )
+    return plan, record
+
+
+def _begin_hashing(pair: Pair) -> list[Future[Any]]:
+    pool = ThreadPoolExecutor(max_workers=2)
+    futures = [pool.submit(getattr, each, "hashes") for each in pair.inputs.checkpoints]
+    pool.shutdown(wait=False)
+    return futures
+
+
+def hashed(plan: Plan, pair: Pair) -> Plan:
+    """The plan with the hashes of its inputs' files."""
+    return plan.replace(**pair.sources(hashed=True))
+
+
+def _record(
+    pair: Pair,
+    decided: Decided,
+    plan: Plan,
+    verdict: Verdict | None,
+    journal: Journal,
+    output: Path | None = None,
+    files: Json | None = None,
+) -> Record:
+    inputs = pair.inputs
+    sizes = {
+        name: inputs.entries(name)[0].size
+        for names in inputs.merged_layers.values()
+        for name in names
+    }
+    journal.end_stage()
+    return Record(
+        output=output.name if output else None,
+        files=files or {},
+        family=inputs.family.name,
+        classifier=inputs.is_classifier,
+        plan=plan.public,
+        measurements=decided.values,
+        measured=decided.measured.replace(
+            coefficients=histograms(plan.coefficients, inputs.merged_layers, sizes)
+        ),
+        calibration=decided.calibration,
+        verdict=verdict,
+        warnings=tuple(journal.warnings),
+        command=command_line(),
+        date=datetime.date.today().isoformat(),
+        seconds=journal.seconds,
+    )
+
+
+def command_line() -> str:
+    """The running command, without the folders of its paths, which are nobody else's business."""
+    program = Path(sys.argv[0])
+    name = "clipmerge" if "clipmerge" in (program.name, program.parent.name) else program.name
+    return shlex.join(
+        re.sub(r"(^|=)(/|~|\.\.?/).*/", r"\1", word) for word in [name, *sys.argv[1:]]
+    )
+
+
+def local_inputs(*sources: Any) -> list[Path]:
+    """The sources that are local files and folders; objects in memory are none."""
+    texts = [os.fspath(each) for each in sources if isinstance(each, (str, os.PathLike))]
+    return [path for text in texts if (path := local_path(text.partition("#")[0])).exists()]
