@@ -84,8 +84,8 @@ def split_images(
     """
     if not recipe.measure:
         sample = images.sample(min(MAX_HELD_BACK, options.images), options.seed)
-        test = without_copies(sample)
-        split = Split(None, None, test if judged else None, len(sample) - len(test))
+        alone = without_copies(sample)
+        split = Split(None, None, alone if judged else None, len(sample) - len(alone))
     else:
         drawn = sample_and_hold_back(
             images, options.images, options.seed, share=SHARE if judged else 0.0
