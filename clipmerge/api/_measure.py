@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipmerge.api._images import Split
+from clipmerge.api._images import Images
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import device_work, distributed_context, peer_errors
 from clipmerge.errors import counted
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import class_prompts, templates_for
+from clipmerge.images.split import Split
 from clipmerge.learning.interpolate import Path
 from clipmerge.learning.objective import Batch, Objective
 from clipmerge.learning.resume import LearningState, state_file
@@ -30,7 +31,11 @@ Measured = tuple[Measurements, CalibrationRecord, LearningState]
 
 @device_work()
 def measure(
-    inputs: Inputs, recipe: Recipe, split: Split, options: DecisionOptions, progress: Progress
+    inputs: Inputs,
+    recipe: Recipe,
+    split: Split[Images],
+    options: DecisionOptions,
+    progress: Progress,
 ) -> Measured:
     """Run the measure of a recipe that has one.
 
@@ -59,7 +64,11 @@ def ranks_by_gradients(recipe: Recipe) -> bool:
 
 
 def _objective_for(
-    inputs: Inputs, recipe: Recipe, split: Split, options: DecisionOptions, progress: Progress
+    inputs: Inputs,
+    recipe: Recipe,
+    split: Split[Images],
+    options: DecisionOptions,
+    progress: Progress,
 ) -> tuple[Objective, LearningState, CalibrationRecord]:
     """Move images and model to the device."""
     drawn, val = split.train, split.val

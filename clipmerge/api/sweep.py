@@ -28,8 +28,8 @@ from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
 from clipmerge.files.paths import local_path
 from clipmerge.files.staging import staged
+from clipmerge.images.copies import check_overlap
 from clipmerge.images.dataset import open_images, require_labelled
-from clipmerge.images.fingerprints import check_overlap
 from clipmerge.options import SweepOptions, named_sources
 from clipmerge.output.record import SWEEP_FORMAT
 from clipmerge.planning.recipe import Recipe, load_limited_recipe
@@ -37,7 +37,6 @@ from clipmerge.planning.verdict import MAX_LOSS
 from clipmerge.progress import Journal, Progress
 from clipmerge.report.decision import decision_sentence
 from clipmerge.report.sweep import sweep_sentence
-from clipmerge.report.text import texts_of
 from clipmerge.stats import LEVEL
 from clipmerge.types import Json, StrPath
 
@@ -161,10 +160,10 @@ def _open_sources(
     for flag, named in (("id", ids), ("ood", oods)):
         for name, source in named.items():
             try:
-                images = open_images(source, options.classes, columns=options.columns, whole=True)
+                images = open_images(source, options.classes, columns=options.columns)
             except DataError as error:
                 raise DataError(f"`{flag}` {name}: {error}") from None
-            for note in texts_of(images.notes):
+            for note in images.notes:
                 journal.warn(note)
             sources[name] = images
     return sources
@@ -186,7 +185,7 @@ def _open_data(
         {name: sources[name] for name in ids},
         {name: images for name, images in sources.items() if name not in ids},
     )
-    for note in texts_of(notes):
+    for note in notes:
         journal.warn(note)
     return data
 

@@ -5,6 +5,7 @@ nothing that takes time.
 from __future__ import annotations
 
 import os
+from glob import glob, has_magic
 from pathlib import Path
 
 from clipmerge.errors import UsageError
@@ -86,6 +87,13 @@ def split_part(source: str) -> tuple[str, str | None]:
     if not file or not part or local_path(source).exists():
         return source, None
     return file, part
+
+
+def glob_files(pattern: str) -> list[Path]:
+    """The files that a pattern such as ``shards/*.tar`` stands for, sorted."""
+    if not has_magic(pattern) or local_path(pattern).exists():
+        return []
+    return sorted(map(Path, glob(str(local_path(pattern)))))  # noqa: PTH207  # a Path knows no "."
 
 
 def source_exists(source: str) -> bool:

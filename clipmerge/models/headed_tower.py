@@ -48,7 +48,7 @@ class HeadedTower(ImageTextModel):
         self._transform = transform_for(config, folder, model.visual.image_size)
 
     def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess as open_clip does: RGB images -> (batch, 3, height, width), float32."""
+        """Preprocess as open_clip does: images -> (batch, 3, height, width), float32."""
         with blaming_processor(self.folder, "images"):
             return torch.stack([self._transform(image) for image in images])
 

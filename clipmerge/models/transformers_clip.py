@@ -17,6 +17,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.limits import MAX_SIDE
 from clipmerge.files.side_files import PROCESSORS
+from clipmerge.images.decoding import to_rgb
 from clipmerge.models import ImageTextModel
 from clipmerge.models.loading import blaming_files, blaming_processor, check_words
 from clipmerge.types import Json
@@ -54,11 +55,14 @@ class TransformersClip(ImageTextModel):
         )
 
     def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess RGB images: (batch, 3, height, width), float32; for SigLIP 2 see
+        """Preprocess images: (batch, 3, height, width), float32; for SigLIP 2 see
         `_pack_patches`.
         """
         with blaming_processor(self.folder, "images"):
-            processed = self.processor.image_processor(images, return_tensors="pt")
+            processor = self.processor.image_processor
+            if not getattr(processor, "do_convert_rgb", None):
+                images = list(map(to_rgb, images))
+            processed = processor(images, return_tensors="pt")
             if "spatial_shapes" in processed:
                 return _pack_patches(processed)
             return torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
