@@ -162,11 +162,7 @@ def check_sources(
     for name, (zeroshot, finetuned) in scorer.score(moves, samples, progress).items():
         images = samples[name]
         progress.say(_example(images, name))
-        if name:  # fine-tuning may have made it worse there
-            best = max(zeroshot.correct, finetuned.correct, key=np.mean)
-            yield from check_answers(name, images, best)
-        else:
-            yield from check_answers(name, images, finetuned.correct, zeroshot.correct)
+        yield from check_answers(name, images, finetuned.correct, zeroshot.correct)
 
 
 def _probe(images: Images, settings: ImageOptions) -> Images:

@@ -15,7 +15,6 @@ from torch.nn.functional import normalize
 
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
-from clipmerge.files.limits import MAX_SIDE
 from clipmerge.files.side_files import PROCESSORS
 from clipmerge.images.decoding import to_rgb
 from clipmerge.models import ImageTextModel
@@ -185,16 +184,5 @@ def _load_processor(folder: Path) -> Any:
         raise CheckpointError(
             f"{folder}: holds {type(processor).__name__}, not a processor for images and text; copy"
             " the base model's processor and tokenizer files into it"
-        )
-    sizes = (
-        getattr(processor.image_processor, name, None) for name in ("size", "crop_size", "pad_size")
-    )
-    sides = [
-        side for size in sizes if size for name, side in dict(size).items() if "pixels" not in name
-    ]
-    if any(isinstance(side, int | float) and side > MAX_SIDE for side in sides):
-        raise CheckpointError(
-            f"{folder}: its image processor makes images of more than {MAX_SIDE} pixels per"
-            f" side; correct {' or '.join(PROCESSORS)}"
         )
     return processor

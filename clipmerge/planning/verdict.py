@@ -14,7 +14,7 @@ MAX_LOSS = 3.0
 #: Values of K in recall at K.
 RANKS = (1, 5, 10)
 
-#: What to do with the merged model, in the order of the rules; docs/how-to/verdict.md.
+#: What to do with the merged model, in the order of the rules; docs/explanation/the-answer.md.
 Recommendation = Literal[
     "check-images", "keep-finetuned", "either", "use", "probably-use", "too-few-images"
 ]

@@ -14,9 +14,8 @@ def decision_sentence(plan: Plan, measured: Measured) -> str:
     parts = [measured.decision, _losses(measured.trace)]
     if measured.choice:
         parts.append(_choice(measured.choice))
-    found = "; ".join(filter(None, parts))
-    sentences = [f"{found[:1].upper()}{found[1:]}." if found else "", settings_sentence(plan)]
-    return " ".join(filter(None, sentences))
+    text = "; ".join(filter(None, [*parts, settings_sentence(plan)]))
+    return text[:1].upper() + text[1:]
 
 
 def settings_sentence(plan: Plan) -> str:
@@ -37,8 +36,7 @@ def settings_sentence(plan: Plan) -> str:
     masked = [entry for entry in entries if entry.mask]
     if masked:
         rules = ", ".join(sorted({str(entry.mask) for entry in masked}))
-        verb = "has" if len(masked) == 1 else "have"
-        text += f"; {len(masked)} of {len(entries)} layers {verb} a mask ({rules})"
+        text += f"; {len(masked)} of {len(entries)} layers have a mask ({rules})"
     return f"{text}."
 
 

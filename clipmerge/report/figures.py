@@ -77,14 +77,14 @@ def _draw_layers(axes: Axes, names: Sequence[str], entries: Sequence[LayerPlan])
     """The alpha of every layer in network order, and the range of learned coefficients."""
     ranges = [entry.alpha_range or (entry.alpha, entry.alpha) for entry in entries]
     towers = [name.partition(".")[0] for name in names]
-    for number, tower in enumerate(dict.fromkeys(name for name in towers if name not in names)):
+    for number, tower in enumerate(dict.fromkeys(towers)):
         at = [index for index, of in enumerate(towers) if of == tower]
         colour = (CURVE, *MARKS)[number % (1 + len(MARKS))]
         axes.plot(at, [entries[index].alpha for index in at], "o-", ms=3, color=colour, label=tower)
         low, high = zip(*(ranges[index] for index in at), strict=True)
         axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.set_xlabel("layer, in network order (alpha 0: zero-shot, 1: fine-tuned)")
-    axes.set_ylabel("alpha")
+    axes.set_xlabel("layer, in network order")
+    axes.set_ylabel("alpha: 0 zero-shot, 1 fine-tuned")
     _legend_above(axes)
 
 
