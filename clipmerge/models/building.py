@@ -5,17 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.checkpoint.inputs import HEAD_WEIGHT
+from clipmerge.checkpoint.converted import ConvertedCheckpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
+from clipmerge.layers import HEAD
 from clipmerge.models import ImageTextModel, model_for
-from clipmerge.models.headed_tower import HeadedTower
+from clipmerge.models.headed_tower import (
+    HeadedTower,
+    build_open_clip,
+    build_timm,
+    build_transformers,
+)
 
 
 def build_model(inputs: Inputs) -> ImageTextModel:
-    """Build the model that measures differentiate, without weights."""
+    """Build the model whose weights the checkpoints are: a tower with a head where the output is
+    one.
+    """
+    headed = inputs.keeps_head or inputs.have_heads_only
+    return _build_headed(inputs) if headed else build_two_towers(inputs)
+
+
+def build_two_towers(inputs: Inputs) -> ImageTextModel:
+    """Build a model of images and prompts."""
     if inputs.zeroshot.config is None:
         named = (
             ", or name the architecture with `model`, such as ViT-B-32"
@@ -36,22 +50,32 @@ def build_model(inputs: Inputs) -> ImageTextModel:
     ]
     chosen = (with_processor or candidates)[0]
     config = inputs.zeroshot.config
-    if not inputs.is_partial and not inputs.keeps_head:
+    if isinstance(inputs.zeroshot, ConvertedCheckpoint):
+        # a translated configuration names no tokenizer; the one beside the processor describes the
+        # same model
+        config = chosen.config or config
+    elif not inputs.is_partial and not inputs.keeps_head:
         config = inputs.layout.config or config  # the one that is written
     return model_for(inputs.family, config, chosen.folder)
 
 
-def build_headed(inputs: Inputs) -> HeadedTower:
-    """Build the vision tower and the head of checkpoints that have no text tower, without
-    weights.
-    """
-    zeroshot = inputs.zeroshot
-    if zeroshot.config is None or inputs.family.config != OPEN_CLIP_CONFIG:
+def _build_headed(inputs: Inputs) -> HeadedTower:
+    """Build an image tower and its head."""
+    finetuned, keys = inputs.finetuned[0], inputs.finetuned_keys[0]
+    weight = next(
+        name for name in keys if inputs.layer_of.get(name) == HEAD and name.endswith("weight")
+    )
+    rows = finetuned.entries[keys[weight]].shape[0]
+    # WiSE-FT's files hold weights alone: the zero-shot model says what tower it is
+    described = next((c for c in (finetuned, inputs.zeroshot) if c.config is not None), None)
+    if described is None or described.config is None:
         raise CheckpointError(
-            f"{zeroshot.source}: evaluating a head needs {OPEN_CLIP_CONFIG} beside the weights"
+            f"{finetuned.source}: using its head needs {inputs.family.config} beside the weights"
         )
-    shape = zeroshot.entries[inputs.zeroshot_keys[HEAD_WEIGHT]].shape
-    return HeadedTower(inputs.family, zeroshot.config, zeroshot.folder, shape)
+    build = {"OpenCLIP": build_open_clip, "timm": build_timm}.get(
+        inputs.family.name, build_transformers
+    )
+    return build(inputs.family, described.config, described.folder, rows)
 
 
 def has_processor(folder: Path, family: Family) -> bool:
