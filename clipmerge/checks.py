@@ -141,7 +141,9 @@ def check_sources(
     from clipmerge.learning.interpolate import Path
     from clipmerge.models.building import build_model
 
-    model = None if inputs.have_heads_only else build_model(inputs)
+    # of heads without a zero-shot counterpart nothing can be expected
+    own_heads = inputs.have_heads_only or (inputs.keeps_head and not inputs.has_built_head)
+    model = None if own_heads else build_model(inputs)
     samples: dict[str, Images] = {}
     for name, images in sources.items():
         yield from check_pixels(images, model)

@@ -18,7 +18,8 @@ from clipmerge.learning.objective import Batch, Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.models.building import build_model
 from clipmerge.models.captions import caption_notes
-from clipmerge.models.classifier import Captions, Prompts
+from clipmerge.models.classifier import Captions, Classifier, Head, Prompts
+from clipmerge.models.headed_tower import HeadedTower
 from clipmerge.models.precision import own_settings
 from clipmerge.options import DecisionOptions
 from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
@@ -95,9 +96,13 @@ def _objective_for(
         return Batch(0, torch.cat([piece.pixels for piece in pieces]), torch.tensor(images.labels))
 
     path = Path(model, inputs, context.device)
-    kind = Captions if contrastive else Prompts
     prompts = class_prompts(names, templates)
-    classifier = kind(model, prompts, len(templates), context.device, moves=path.text_changes)
+    if isinstance(model, HeadedTower):
+        rows = model.rows_for(images.source, len(names), images.imagenet_rows)
+        classifier: Classifier = Head(model, rows)
+    else:
+        kind = Captions if contrastive else Prompts
+        classifier = kind(model, prompts, len(templates), context.device, moves=path.text_changes)
     seen = read(images)
     asked = [
         *(checkpoint.provenance() for checkpoint in inputs.checkpoints),

@@ -264,14 +264,6 @@ def check_recipe(pair: Pair, recipe: Recipe) -> None:
     inputs = pair.inputs
     for override in recipe.overrides:
         match_layers(override.layers, inputs.merged_layers)
-    # a head that was built from prompts, as WiSE-FT's, is close to them; another may be anything
-    if recipe.learns and inputs.keeps_head and not inputs.has_built_head:
-        raise RecipeError(
-            f"recipe '{recipe.name}' learns by class prompts, and the output is a classifier,"
-            " which has none; use 'wise-ft' without images, and compare its alphas by your own"
-            " evaluation, or merge the tower alone into the whole zero-shot model with"
-            " `set=missing=keep-zeroshot`"
-        )
     count = len(inputs.finetuned)
     if count > 1 and recipe.measure and not takes_several_finetuned(recipe.measure["name"]):
         several = [name for name in plugin_names("measures") if takes_several_finetuned(name)]

@@ -23,7 +23,7 @@ from clipmerge.checkpoint.converted import convert_checkpoint
 from clipmerge.checks import check_sources, settle
 from clipmerge.config import Missing
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import CheckpointError, DataError, UsageError
+from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
 from clipmerge.files.paths import local_path
@@ -102,12 +102,6 @@ def sweep(
         sources = _open_sources(ids, oods, opts, journal)
         data = _open_data(recipes, sources, list(ids), opts, journal)
         pair = with_zeroshot_head(pair, data, opts)
-        if pair.inputs.keeps_head and not pair.inputs.has_built_head:
-            raise CheckpointError(
-                f"{pair.inputs.finetuned[0].source}: is a classifier with a head of its own, and a"
-                " sweep scores prompts; evaluate the merges of `clipmerge merge` where it was"
-                " trained"
-            )
         journal.stage("check")
         checked = sources if data is None else {**sources, "": data}
         doubts = check_sources(pair.inputs, checked, opts, journal, seed=opts.seed)
@@ -244,13 +238,13 @@ def _score(
 ) -> dict[str, Correct]:
     """Whether each image is recognised at each point, by source."""
     from clipmerge.evaluation.scorer import Scorer, stack_correct
-    from clipmerge.models.building import build_headed, build_model
+    from clipmerge.models.building import build_model
 
     inputs = pair.inputs
     moves = [point.move for point in points]
-    if inputs.have_heads_only:
+    if inputs.have_heads_only or inputs.keeps_head:
         sources = {name: require_labelled(images) for name, images in sources.items()}
-    model = build_headed(inputs) if inputs.have_heads_only else build_model(inputs)
+    model = build_model(inputs)
     scorer = Scorer(model, inputs, options, dtype=pair.dtype)
     outcomes = scorer.score(moves, sources, scorer.pace(moves, sources, progress))
     return {name: stack_correct(each) for name, each in outcomes.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.checkpoint.converted import ConvertedCheckpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
@@ -50,11 +49,7 @@ def build_two_towers(inputs: Inputs) -> ImageTextModel:
     ]
     chosen = (with_processor or candidates)[0]
     config = inputs.zeroshot.config
-    if isinstance(inputs.zeroshot, ConvertedCheckpoint):
-        # a translated configuration names no tokenizer; the one beside the processor describes the
-        # same model
-        config = chosen.config or config
-    elif not inputs.is_partial and not inputs.keeps_head:
+    if not inputs.is_partial and not inputs.keeps_head:
         config = inputs.layout.config or config  # the one that is written
     return model_for(inputs.family, config, chosen.folder)
 
@@ -62,10 +57,9 @@ def build_two_towers(inputs: Inputs) -> ImageTextModel:
 def _build_headed(inputs: Inputs) -> HeadedTower:
     """Build an image tower and its head."""
     finetuned, keys = inputs.finetuned[0], inputs.finetuned_keys[0]
-    weight = next(
-        name for name in keys if inputs.layer_of.get(name) == HEAD and name.endswith("weight")
-    )
-    rows = finetuned.entries[keys[weight]].shape[0]
+    head = [name for name in keys if inputs.layer_of.get(name) == HEAD]
+    weight = next(name for name in head if name.endswith("weight"))
+    rows, has_bias = finetuned.entries[keys[weight]].shape[0], len(head) > 1
     # WiSE-FT's files hold weights alone: the zero-shot model says what tower it is
     described = next((c for c in (finetuned, inputs.zeroshot) if c.config is not None), None)
     if described is None or described.config is None:
@@ -75,7 +69,7 @@ def _build_headed(inputs: Inputs) -> HeadedTower:
     build = {"OpenCLIP": build_open_clip, "timm": build_timm}.get(
         inputs.family.name, build_transformers
     )
-    return build(inputs.family, described.config, described.folder, rows)
+    return build(inputs.family, described.config, described.folder, rows, has_bias)
 
 
 def has_processor(folder: Path, family: Family) -> bool:

@@ -67,7 +67,10 @@ class HeadedTower(ImageTextModel):
 
     def head_rows(self) -> Tensor:
         """The head's weights and its biases: (rows, width + 1)."""
-        return torch.cat([self._head.weight, self._head.bias[:, None]], dim=1)
+        bias = self._head.bias
+        if bias is None:
+            bias = torch.zeros_like(self._head.weight[:, 0])
+        return torch.cat([self._head.weight, bias[:, None]], dim=1)
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
         """Score features, (batch, width), by rows of `head_rows`: (batch, rows)."""
@@ -86,11 +89,13 @@ class HeadedTower(ImageTextModel):
         return [torch.tensor(indices) for indices in chosen]
 
 
-def build_open_clip(family: Family, config: Json, folder: Path, rows: int) -> HeadedTower:
+def build_open_clip(
+    family: Family, config: Json, folder: Path, rows: int, has_bias: bool
+) -> HeadedTower:
     """A tower of OpenCLIP whose features of unit length a head scores."""
     settings = deepcopy(config.get("model_cfg", config)) | {"text_cfg": _NO_TEXT}
     visual = build_module(import_open_clip(), settings).visual
-    head = nn.Linear(settings["embed_dim"], rows)
+    head = nn.Linear(settings["embed_dim"], rows, bias=has_bias)
     transform = transform_for(config, folder, visual.image_size)
     return HeadedTower(
         family,
@@ -102,7 +107,9 @@ def build_open_clip(family: Family, config: Json, folder: Path, rows: int) -> He
     )
 
 
-def build_transformers(family: Family, config: Json, folder: Path, rows: int) -> HeadedTower:
+def build_transformers(
+    family: Family, config: Json, folder: Path, rows: int, _has_bias: bool
+) -> HeadedTower:
     """A ``...ForImageClassification`` of transformers, such as `CLIPForImageClassification`."""
     import transformers
 
@@ -127,7 +134,9 @@ def build_transformers(family: Family, config: Json, folder: Path, rows: int) ->
     return tower
 
 
-def build_timm(family: Family, config: Json, folder: Path, rows: int) -> HeadedTower:
+def build_timm(
+    family: Family, config: Json, folder: Path, rows: int, _has_bias: bool
+) -> HeadedTower:
     """A model of timm."""
     import timm
 
