@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families import Family
+from clipmerge.images.decoding import to_rgb
 from clipmerge.models import ImageTextModel
 from clipmerge.models.loading import blaming_files, blaming_processor
 from clipmerge.models.open_clip import build_module, import_open_clip, transform_for
@@ -49,9 +50,9 @@ class HeadedTower(ImageTextModel):
         self._head, self._embed, self._prepare = head, embed, prepare
 
     def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess RGB images: (batch, 3, height, width), float32."""
+        """Preprocess images: (batch, 3, height, width), float32."""
         with blaming_processor(self.folder, "images"):
-            return self._prepare(images)
+            return self._prepare(list(map(to_rgb, images)))
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """What the head takes: (batch, width)."""
