@@ -1,7 +1,8 @@
-"""The process of the command line: ``clipmerge``, ``python -m clipmerge``, and ``accelerate launch
--m clipmerge``.
+"""The process of the command line: ``clipmerge``, ``python -m clipmerge``, and ``torchrun -m
+clipmerge``.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -9,9 +10,9 @@ import sys
 
 def run() -> None:
     """Run the command line, and end the process with its exit code."""
-    code = 130
     # paths hold any bytes
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    code = 130
     try:
         from clipmerge.cli._ending import interrupt
 
@@ -23,9 +24,16 @@ def run() -> None:
         code = main()
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")
+    atexit.register(_end, code)
+    sys.exit(code)
+
+
+def _end(code: int) -> None:
+    """End at once: Python itself would look for garbage for a second, and torch's threads can abort
+    it.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    # Python's own end searches for garbage for a second, and torch's threads can abort it
     os._exit(code)
 
 

@@ -18,7 +18,6 @@ import numpy as np
 from clipmerge.checkpoint.ancestry import UNRELATED, are_equal, cosines_of
 from clipmerge.errors import CheckpointError, DataError, printable
 from clipmerge.finding import CHECKS
-from clipmerge.stats import wilson
 from clipmerge.types import Names
 
 if TYPE_CHECKING:
@@ -259,6 +258,7 @@ def check_answers(
     model surely knows are not at fault.
     """
     from clipmerge.images.image_set import CaptionedImages
+    from clipmerge.stats import wilson
 
     names = () if isinstance(images, CaptionedImages) else images.class_names
     chance = 1 / (len(names) or len(images))

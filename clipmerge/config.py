@@ -1,6 +1,6 @@
 """Words that options, plans and recipes share."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 #: Device that models run on.
 Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
@@ -8,3 +8,8 @@ Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 OutputDtype = Literal["keep", "float32", "bfloat16", "float16"]
 #: Treatment of keys that only one checkpoint has: an error, or one of the two key sets.
 Missing = Literal["error", "keep-zeroshot", "keep-finetuned"]
+#: What to do with a merged model, in the order of the verdict's rules.
+Recommendation = Literal[
+    "check-images", "keep-finetuned", "either", "use", "probably-use", "too-few-images"
+]
+RECOMMENDATIONS = get_args(Recommendation)

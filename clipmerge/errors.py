@@ -6,7 +6,7 @@
     ├── PlanError                a plan that does not fit the checkpoints
     ├── DataError                calibration or evaluation images
     ├── MeasureError             a measurement that cannot be made or is not finite
-    ├── VerdictError             a merge that loses more accuracy than allowed
+    ├── VerdictError             a verdict that the user fails on
     ├── OutputError              the output folder
     ├── HubError                 the Hugging Face Hub: network, rights, names
     └── UsageError            2  an invalid or contradictory command line
@@ -63,7 +63,7 @@ class MeasureError(ClipmergeError):
 
 
 class VerdictError(ClipmergeError):
-    """A merge that loses more accuracy than ``--strict`` allows; nothing was written."""
+    """A verdict that the user fails on; nothing was written."""
 
 
 class OutputError(ClipmergeError):

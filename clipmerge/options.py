@@ -26,7 +26,7 @@ from typing import (
 
 import typer
 
-from clipmerge.config import Device, OutputDtype
+from clipmerge.config import RECOMMENDATIONS, Device, OutputDtype
 from clipmerge.errors import UsageError, did_you_mean
 from clipmerge.files.paths import local_path
 from clipmerge.types import Json, Names, StrPath
@@ -120,15 +120,14 @@ class ImageOptions(Options):
 
     def __post_init__(self) -> None:
         """Bring classes, templates and device into one form."""
-        from clipmerge.images.prompts import check_templates
-
         super().__post_init__()
-        self._set(
-            classes=class_names(self.classes),
-            template=check_templates(as_texts(self.template)),
-            device=str(self.device),  # of a `torch.device` too
-        )
+        self._set(device=str(self.device))  # of a `torch.device` too
         _check("device", self.device, Device, None)
+        self._set(classes=class_names(self.classes), template=as_texts(self.template))
+        if self.template:
+            from clipmerge.images.prompts import check_templates
+
+            self._set(template=check_templates(self.template))
 
     @property
     def templates(self) -> Names:
@@ -203,7 +202,7 @@ class PlanOptions(DecisionOptions):
         list[str],
     ] = ()
     verdict: Annotated[
-        bool, _flag(" /--no-verdict", help="Decide by all images, and judge by none.")
+        bool, _flag("--no-verdict", help="Decide by all images, and judge by none.")
     ] = True
     overwrite: Overwrite = False
 
@@ -217,15 +216,32 @@ class PlanOptions(DecisionOptions):
 class MergeOptions(PlanOptions):
     """Options of `merge`."""
 
+    fail_on: Annotated[
+        Any,
+        _flag(
+            metavar="RECOMMENDATION",
+            help="Write nothing, and exit with 1, on a verdict such as keep-finetuned; may be"
+            " repeated, or a list with commas.",
+        ),
+        list[str],
+    ] = ()
     max_shard_size: ShardSize = None
     push: Annotated[
         str | None, _flag(metavar="ORG/NAME", help="Publish the output on the Hub.")
     ] = None
 
     def __post_init__(self) -> None:
-        """Read the size."""
+        """Read recommendations and size."""
         super().__post_init__()
         self._set(max_shard_size=parse_size(self.max_shard_size))
+        listed = tuple(word for text in as_texts(self.fail_on) for word in text.split(","))
+        for word in listed:
+            if word not in RECOMMENDATIONS:
+                raise UsageError(
+                    f"`fail_on` {word}: no verdict recommends it (recommendations:"
+                    f" {', '.join(RECOMMENDATIONS)}).{did_you_mean(word, RECOMMENDATIONS)}"
+                )
+        self._set(fail_on=listed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ from clipmerge.checkpoint.inputs import HEAD_WEIGHT
 from clipmerge.checks import check_models, settle
 from clipmerge.config import Missing, OutputDtype
 from clipmerge.errors import UsageError
-from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files.paths import local_path
 from clipmerge.options import DecisionOptions
 from clipmerge.planning.plan import HeadRecord, SourceRecord
@@ -86,11 +85,15 @@ def with_zeroshot_head(
     """Give the zero-shot model a head if only the fine-tuned one has a head, and its classes are
     known from images or by name.
     """
-    if not lacks_zeroshot_head(pair.inputs):
+    if not pair.inputs.keeps_head:
         return pair
+    from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
     from clipmerge.images.classes import read_class_names
     from clipmerge.images.dataset import require_labelled
     from clipmerge.images.prompts import templates_for
+
+    if not lacks_zeroshot_head(pair.inputs):
+        return pair
 
     if images is not None:
         names, templates = require_labelled(images).class_names, require_labelled(images).templates

@@ -16,10 +16,9 @@ from clipmerge.api._in_memory import CheckpointLike
 from clipmerge.api._pair import Pair, as_list, open_pair, with_zeroshot_head
 from clipmerge.api._results import MergeResult
 from clipmerge.api._write import hashed, local_inputs, write_merged
-from clipmerge.api.push import check_push, push_output
 from clipmerge.checks import settle
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import RecipeError, UsageError
+from clipmerge.errors import RecipeError, UsageError, VerdictError
 from clipmerge.files.paths import local_path
 from clipmerge.layers import match_layers
 from clipmerge.methods import Task
@@ -100,9 +99,15 @@ def merge(
         pair, split, ood = open_split(pair, chosen, opts, journal)
         decided = decide(pair, chosen, split, opts, journal)
         verdict = judge_plan(pair, decided, split, ood, opts, journal)
+        if verdict is not None and verdict.recommendation in opts.fail_on:
+            raise VerdictError(
+                f"{verdict.sentence} Nothing was written (`fail_on={verdict.recommendation}`)"
+            )
         result = write_merged(pair, decided, verdict, target, opts, journal)
     if opts.push is None or target is None or not is_main_process():
         return result
+    from clipmerge.api.push import push_output
+
     return replace(result, published=push_output(target, opts.push, journal))
 
 
@@ -222,6 +227,8 @@ def _output_folder(
             read=local_inputs(options.data, options.classes, *options.ood.values()),
         )
         if options.push is not None:
+            from clipmerge.api.push import check_push
+
             check_push(options.push)
     return target
 

@@ -48,9 +48,6 @@ _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 _Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")
 ]
-_Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Print each stage, and warnings of libraries.")
-]
 
 
 def command(options: type[Options] | None = None) -> Callable[[Any], Callable[..., None]]:
@@ -72,15 +69,14 @@ def command(options: type[Options] | None = None) -> Callable[[Any], Callable[..
             for name, kind in flags.items()
         ]
         common = [
-            _parameter(name, kind, False)
-            for name, kind in (("as_json", _Json), ("quiet", _Quiet), ("verbose", _Verbose))
+            _parameter(name, kind, False) for name, kind in (("as_json", _Json), ("quiet", _Quiet))
         ]
 
         @functools.wraps(function)
-        def run(as_json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
+        def run(as_json: bool, quiet: bool, **values: Any) -> None:
             if as_json and quiet:
                 raise UsageError("--json and --quiet contradict each other; give one of them")
-            terminal = Terminal(as_json=as_json, quiet=quiet, verbose=verbose)
+            terminal = Terminal(as_json=as_json, quiet=quiet)
             if options:
                 values["options"] = {name: values.pop(name) for name in flags}
             try:

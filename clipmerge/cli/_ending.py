@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -37,14 +38,22 @@ def tell(error: BaseException) -> int:
     text, code = _describe(error)
     if os.environ.get(DEBUG) and code == 1:
         raise error
-    line = "; ".join([text, *getattr(error, "__notes__", [])])
+    line = printable(with_flags(" ".join("; ".join([text, *_notes(error)]).split())))
     if not is_main_process():
         if code != 130:
             time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
-            sys.stderr.write(f"error in process {os.environ['RANK']}: {printable(line)}\n")
+            sys.stderr.write(f"error in process {os.environ['RANK']}: {line}\n")
         return code
-    sys.stderr.write(f"error: {printable(with_flags(' '.join(line.split())))}\n")
+    if "--json" in sys.argv:
+        line = json.dumps({"error": line, "kind": type(error).__name__, "exit_code": code})
+    else:
+        line = f"error: {line}"
+    sys.stderr.write(f"{line}\n")
     return code
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
 
 
 def _describe(error: BaseException) -> tuple[str, int]:

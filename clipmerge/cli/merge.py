@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,11 @@ from clipmerge.cli._command import FineTuned, Output, RecipeName, ZeroShot, comm
 from clipmerge.cli._terminal import Terminal
 from clipmerge.options import ApplyOptions, MergeOptions, PlanOptions
 from clipmerge.types import Json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from clipmerge.output.record import Record
 
 
 @command(MergeOptions)
@@ -25,7 +30,6 @@ def merge_command(
 ) -> None:
     """Measure, decide, merge, judge and write."""
     from clipmerge.api.merge import merge
-    from clipmerge.report.terminal import summary
 
     result = merge(zeroshot, finetuned, recipe, output=output, progress=terminal, **options)
     record = result.record
@@ -35,7 +39,13 @@ def merge_command(
     if result.published is not None:
         data["published"] = result.published.model_dump()
         last += f" Published {result.published.url}."
-    terminal.result(data, lambda: summary(record, verbose=terminal.verbose), last)
+    terminal.result(data, lambda: _summary(record), last)
+
+
+def _summary(record: Record) -> RenderableType:
+    from clipmerge.report.terminal import summary
+
+    return summary(record)
 
 
 @command(PlanOptions)
@@ -71,9 +81,8 @@ def apply_command(
 ) -> None:
     """Apply a plan: writes the same bytes as merge."""
     from clipmerge.api.apply import apply
-    from clipmerge.report.terminal import summary
 
     record = apply(plan_file, output=output, progress=terminal, **options).record
     if record is not None:
         last = f"Wrote {output} (report: {output / 'report.html'})."
-        terminal.result(record.as_json(), lambda: summary(record), last)
+        terminal.result(record.as_json(), lambda: _summary(record), last)

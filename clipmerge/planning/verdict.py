@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
+from clipmerge.config import Recommendation
 from clipmerge.frozen import Frozen
 from clipmerge.types import Names
 
@@ -13,11 +14,6 @@ from clipmerge.types import Names
 MAX_LOSS = 3.0
 #: Values of K in recall at K.
 RANKS = (1, 5, 10)
-
-#: What to do with the merged model, in the order of the rules; docs/explanation/the-answer.md.
-Recommendation = Literal[
-    "check-images", "keep-finetuned", "either", "use", "probably-use", "too-few-images"
-]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 SignedShare = Annotated[float, Field(ge=-1, le=1)]
