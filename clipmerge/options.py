@@ -202,7 +202,7 @@ class PlanOptions(DecisionOptions):
         list[str],
     ] = ()
     verdict: Annotated[
-        bool, _flag("--no-verdict", help="Decide by all images, and judge by none.")
+        bool, _flag(" /--no-verdict", help="Decide by all images, and judge by none.")
     ] = True
     overwrite: Overwrite = False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -13,7 +12,6 @@ import typer
 
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import ClipmergeError, UsageError, printable
-from clipmerge.options import with_flags
 
 DEBUG = "CLIPMERGE_DEBUG"
 # A launcher ends all processes as soon as one has failed. The others wait this long for the main
@@ -35,6 +33,8 @@ def tell(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):  # of `clipmerge recipes | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    from clipmerge.options import with_flags
+
     text, code = _describe(error)
     if os.environ.get(DEBUG) and code == 1:
         raise error
@@ -45,6 +45,8 @@ def tell(error: BaseException) -> int:
             sys.stderr.write(f"error in process {os.environ['RANK']}: {line}\n")
         return code
     if "--json" in sys.argv:
+        import json
+
         line = json.dumps({"error": line, "kind": type(error).__name__, "exit_code": code})
     else:
         line = f"error: {line}"
