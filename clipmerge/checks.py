@@ -251,8 +251,8 @@ def check_answers(
     correct: NDArray[Any],
     zeroshot: NDArray[Any] | None = None,
 ) -> Iterator[Doubt]:
-    """Doubt class names or captions by the images that a model recognises by them, and the order
-    of the models if the zero-shot one is surely better.
+    """Doubt class names or captions by the images that a model recognises by them, and on the
+    target (which has no name) the order of the models, if the zero-shot one is surely better.
 
     With few images a good model may seem to guess: then nothing is said. Names that the zero-shot
     model surely knows are not at fault.
@@ -260,6 +260,8 @@ def check_answers(
     from clipmerge.images.image_set import CaptionedImages
     from clipmerge.stats import wilson
 
+    if name and zeroshot is not None and zeroshot.mean() > correct.mean():
+        correct = zeroshot  # what fine-tuning forgot is no fault of the names
     names = () if isinstance(images, CaptionedImages) else images.class_names
     chance = 1 / (len(names) or len(images))
     share = float(correct.mean())
@@ -283,16 +285,18 @@ def check_answers(
             f"{where}the model {numbers}; are the {words} those of the images? A prompt was"
             f" '{_prompt(images)}'",
         )
+    elif name or zeroshot is None:
+        return
     elif known_low <= chance < low and known_high < halfway:
         yield Doubt(
             "zeroshot-at-chance",
-            f"{where}the zero-shot model recognises {known:.1%} of {len(images)} images (chance is"
+            f"the zero-shot model recognises {known:.1%} of {len(images)} images (chance is"
             f" {chance:.1%}): it does not know these classes, and a merge with it gains little",
         )
-    elif zeroshot is not None and wilson(known, len(correct))[0] > high:
+    elif known_low > high:
         yield Doubt(
             "swapped",
-            f"{where}the zero-shot model recognises {known:.1%} of {len(images)} images, the"
+            f"the zero-shot model recognises {known:.1%} of {len(images)} images, the"
             f" fine-tuned one {share:.1%}; give the zero-shot checkpoint first, and images of what"
             " the other was fine-tuned for",
         )

@@ -190,7 +190,7 @@ def coefficient_of(plan: Plan, layer: LayerPlan, name: str) -> float | Array:
     coefficient = plan.loaded_tensors.get(f"{COEFFICIENTS}{name}") if layer.is_learned else None
     if coefficient is None:  # a parameter without coefficients of its own goes with the others
         return layer.alpha
-    return float(coefficient) if coefficient.size == 1 else coefficient
+    return float(coefficient.item()) if coefficient.size == 1 else coefficient
 
 
 def coefficients_of_run(
