@@ -139,7 +139,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 output=folder,
                 processor=self._processor or processor,
                 progress=self._progress,
-                **{**self._options, "alpha": None, "set": (), "max_loss": None},
+                **{**self._options, "alpha": None, "set": ()},
             )
         except Exception as error:  # whatever it is, the training must end with its result
             self.error = error

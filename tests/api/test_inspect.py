@@ -1,0 +1,44 @@
+"""`inspect`: how far each layer moved, and what does not fit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import clipmerge
+from clipmerge import Progress
+from tests.support.command import done, printed
+from tests.support.raw_safetensors import edit, edit_json
+from tests.support.tiny_clip import Folders, layer_of, save_pair
+
+
+def test_it_says_how_far_each_layer_moved(pair: Folders) -> None:
+    record = printed("inspect", *pair)
+    zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in pair)
+    assert record["mismatches"] == []
+    for layer, about in record["layers"].items():
+        names = [name for name in zeroshot if layer_of(name) == layer]
+        assert set(about["shapes"]) == set(names)
+        moved = sum(float(((finetuned[n] - zeroshot[n]).double() ** 2).sum()) for n in names)
+        size = sum(float((zeroshot[n].double() ** 2).sum()) for n in names)
+        assert about["change"] == pytest.approx((moved / size) ** 0.5, rel=1e-5)
+    assert "The two match: they can be merged." in done("inspect", *pair).out
+    assert clipmerge.inspect(pair[0], progress=Progress()).record["finetuned"] is None
+
+
+def test_it_lists_what_does_not_fit(pair: Folders, tmp_path: Path) -> None:
+    other = save_pair(tmp_path, blocks=2)[1]
+    edit_json(other / "config.json", vision_config={"hidden_act": "gelu"})
+    found = clipmerge.inspect(pair[0], other, progress=Progress())
+    assert any("hidden_act" in problem for problem in found.mismatches)
+    assert found.layers["vision.2.mlp"]["change"] is None
+    assert "mismatch: " in done("inspect", pair[0], other).out
+
+
+def test_weights_that_are_no_numbers_are_named(copies: Folders) -> None:
+    name = "vision_model.encoder.layers.0.mlp.fc1.bias"
+    bias = load_file(copies[1] / "model.safetensors")[name]
+    edit(copies[1], **{name: torch.full_like(bias, float("nan"))})
+    found = clipmerge.inspect(*copies, progress=Progress())
+    assert "vision.0.mlp: its weights hold NaN or Inf" in found.mismatches

@@ -1,0 +1,188 @@
+"""The flow: merge, plan and apply, by the command and by the function."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPModel
+
+import clipmerge
+from clipmerge import (
+    ClipmergeError,
+    OutputError,
+    PlanError,
+    Progress,
+    RecipeError,
+    UsageError,
+    VerdictError,
+)
+from clipmerge.planning.plan import Plan
+from tests.support.command import done
+from tests.support.merging import run_and_check_merge
+from tests.support.tiny_clip import Folders
+from tests.support.told import Told
+
+QUIET: dict[str, Any] = {"progress": Progress()}
+#: A quick `auto`, whose models know nothing of the images.
+FEW: dict[str, Any] = {"images": 20, "set": {"measure.steps": 2}, "allow": "at-chance"}
+FLAGS = ("--images", 20, "--set", "measure.steps=2", "--allow", "at-chance")
+
+
+@pytest.mark.parametrize("alpha", [0, 0.3, 1])
+def test_one_alpha_is_the_formula(pair: Folders, tmp_path: Path, alpha: float) -> None:
+    record = run_and_check_merge(pair, tmp_path / "out", "--alpha", alpha, alpha=alpha)
+    assert record["plan"]["recipe"]["name"] == "wise-ft"
+    assert {layer["alpha"] for layer in record["plan"]["layers"].values()} == {alpha}
+    assert record["plan"]["zeroshot"]["source"] == "zeroshot"
+    assert record["command"].startswith("clipmerge merge zeroshot finetuned --alpha")
+    assert record["verdict"] is None
+
+
+def test_learning_is_judged_on_images_that_it_does_not_see(
+    far: Folders, images: Path, shifted: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", images, *FLAGS, "--ood", f"far={shifted}")
+    record = run_and_check_merge(far, tmp_path / "out", *flags)
+    verdict, used = record["verdict"], record["calibration"]
+    assert verdict["target"]["images"] + used["images"] <= 30
+    assert [source["name"] for source in verdict["ood"]] == ["far"]
+    assert verdict["target"]["models"].keys() == {"zero-shot", "fine-tuned", "merged"}
+    assert record["seconds"].keys() >= {"read", "check", "learn", "decide", "judge", "merge"}
+    # its own plan gives the same bytes again
+    plan = tmp_path / "out" / "plan" / "plan.json"
+    ends = {"zeroshot": far[0], "finetuned": far[1]}
+    clipmerge.apply(plan, output=tmp_path / "again", **ends, **QUIET)
+    again, written = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("again", "out")
+    )
+    assert again == written
+    with pytest.raises(VerdictError, match="Nothing was written"):
+        clipmerge.merge(
+            *far,
+            data=images,
+            output=tmp_path / "no",
+            fail_on=[verdict["recommendation"]],
+            ood={"far": shifted},
+            **FEW,
+            **QUIET,
+        )
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_plan_is_read_edited_and_applied(pair: Folders, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    made = clipmerge.plan(*pair, "wise-ft", output=file, **QUIET)
+    assert clipmerge.plan(*pair, "wise-ft", **QUIET) == made == Plan.load(file)
+    text = json.loads(file.read_text())
+    for layer in text["layers"].values():
+        layer["alpha"] = 0.25
+    file.write_text(json.dumps(text))
+    done("apply", file, "-o", tmp_path / "applied")
+    run_and_check_merge(pair, tmp_path / "merged", "--alpha", 0.25, alpha=0.25)
+    applied, merged = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("applied", "merged")
+    )
+    assert applied == merged
+
+
+def test_a_plan_is_for_its_checkpoints(copies: Folders, tmp_path: Path) -> None:
+    plan = clipmerge.plan(*copies, "wise-ft", **QUIET)
+    ends = {"zeroshot": copies[0], "finetuned": copies[1]}
+    clipmerge.apply(plan, output=tmp_path / "out", **ends, **QUIET)
+    weights = copies[1] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(PlanError, match="is not the checkpoint that the plan was made for"):
+        clipmerge.apply(plan, output=tmp_path / "no", **ends, **QUIET)
+    two = {**ends, "finetuned": [copies[1], copies[0]]}
+    with pytest.raises(PlanError, match="is for 1 fine-tuned checkpoints, but 2 were given"):
+        clipmerge.apply(plan, output=tmp_path / "no", **two, **QUIET)
+    assert not (tmp_path / "no").exists()
+
+
+def test_several_finetuned_models_are_averaged(family: list[Path], tmp_path: Path) -> None:
+    clipmerge.merge(family[0], family[1:3], output=tmp_path / "out", alpha=1, **QUIET)
+    merged, *finetuned = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "out", *family[1:3])
+    )
+    for name, weight in merged.items():
+        torch.testing.assert_close(weight, (finetuned[0][name] + finetuned[1][name]) / 2)
+
+
+def test_models_in_memory_get_the_weights_that_files_give(pair: Folders, tmp_path: Path) -> None:
+    models = [CLIPModel.from_pretrained(folder).eval() for folder in pair]
+    before = [{k: v.clone() for k, v in model.state_dict().items()} for model in models]
+    merged = clipmerge.merge_models(*models, alpha=0.3, **QUIET)
+    result = clipmerge.merge(*models, output=tmp_path / "out", alpha=0.3, **QUIET)
+    run_and_check_merge(pair, tmp_path / "files", "--alpha", 0.3, alpha=0.3)
+    expected = load_file(tmp_path / "files" / "model.safetensors")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    for name, weight in expected.items():
+        assert torch.equal(written[name], weight)
+        assert torch.equal(merged.state_dict()[name], weight)
+    for model, old in zip(models, before, strict=True):
+        assert all(torch.equal(old[name], value) for name, value in model.state_dict().items())
+    assert result.plan.zeroshot.source == "CLIPModel in memory"
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_what_happens_is_told_once(pair: Folders, images: Path) -> None:
+    told = Told()
+    made = clipmerge.merge(*pair, data=images, alpha=1.2, allow="at-chance", progress=told)
+    assert made.record is not None
+    assert len(set(made.warnings)) == len(made.warnings)
+    assert [warning for warning in made.warnings if "extrapolates" in warning]
+    assert sum("no recipe was named, so it is wise-ft" in note for note in told.lines) == 1
+    assert len(set(told.lines)) == len(told.lines)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "recipe": ({"recipe": "wiseft"}, RecipeError, "Did you mean 'wise-ft'"),
+    "option of a recipe": ({"set": {"method.alhpa": 1}}, RecipeError, "Did you mean 'alpha'"),
+    "set twice": ({"alpha": 1, "set": {"method.alpha": 1}}, UsageError, "method.alpha"),
+    "no such option": ({"imags": 3}, TypeError, "Did you mean 'images'"),
+    "images out of range": ({"images": 0}, UsageError, "^`images` 0: expected at least 1"),
+    "another type": ({"seed": "x"}, UsageError, "^`seed` x: expected a whole number"),
+    "no dtype": ({"dtype": "float8"}, UsageError, "^`dtype` float8: expected 'keep' or"),
+    "no device": ({"device": "gpu"}, UsageError, "^`device` gpu: expected 'auto' or"),
+    "no check": ({"allow": "swaped"}, UsageError, "Did you mean 'swapped'"),
+    "no verdict": ({"fail_on": "us"}, UsageError, "Did you mean 'use'"),
+    "size": ({"max_shard_size": "5XB"}, UsageError, "expected a size with its unit"),
+    "no data": ({"recipe": "auto"}, UsageError, "measures, and needs labelled images"),
+    "ood alone": ({"ood": {"a": "b"}}, UsageError, "judged beside `data`"),
+    "ood without names": ({"ood": [3]}, UsageError, "takes sources by name"),
+    "push alone": ({"push": "a/b", "output": None}, UsageError, "`push` needs `output`"),
+    "template": ({"template": "photo"}, UsageError, r"has no \{\} for the class name"),
+    "no images": ({"data": "nowhere"}, ClipmergeError, "nowhere: no such folder"),
+    "layers": ({"set": ["overrides=[{layers: x, alpha: 0}]"]}, ClipmergeError, "'x'"),
+    "alpha too far": ({"alpha": 1e39}, ClipmergeError, "overflow"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_used_is_refused_and_nothing_written(
+    pair: Folders, tmp_path: Path, what: str
+) -> None:
+    options, error, said = REFUSED[what]
+    given = {"recipe": "wise-ft", "output": tmp_path / "out", **QUIET, **options}
+    with pytest.raises(error, match=said) as caught:
+        clipmerge.merge(*pair, **given)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_is_replaced_only_if_asked(pair: Folders, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is given twice"):
+        clipmerge.merge(pair[0], pair[0], output=tmp_path / "out", **QUIET)
+    clipmerge.merge(*pair, output=tmp_path / "out", alpha=0, **QUIET)
+    with pytest.raises(OutputError, match="already exists"):
+        clipmerge.merge(*pair, output=tmp_path / "out", alpha=1, **QUIET)
+    with pytest.raises(OutputError, match=r"holds .*, which this command reads"):
+        clipmerge.merge(*pair, output=pair[0].parent, overwrite=True, **QUIET)
+    clipmerge.merge(*pair, output=tmp_path / "out", alpha=1, overwrite=True, **QUIET)
+    found, finetuned = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "out", pair[1])
+    )
+    assert all(torch.equal(found[name], weight) for name, weight in finetuned.items())

@@ -1,0 +1,87 @@
+"""The sweep: the same accuracies as `evaluate`, the same decisions as `merge`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import clipmerge
+from clipmerge import ClipmergeError, Progress, UsageError
+from tests.support.command import printed
+from tests.support.tiny_clip import Folders, save_images
+
+QUIET: dict[str, Any] = {"progress": Progress(), "allow": "at-chance"}
+
+
+def test_points_are_as_accurate_as_the_merges_that_they_stand_for(
+    far: Folders, images: Path, shifted: Path, tmp_path: Path
+) -> None:
+    sources = {"val": images, "odd": shifted}
+    record = printed(
+        *("sweep", *far, "--id", f"val={images}", "--ood", f"odd={shifted}"),
+        *("--alphas", "0,0.5,1", "-r", "wise-ft", "-r", "monosoup"),
+        *("--point", f"other={far[1]}", "--allow", "at-chance", "-o", tmp_path / "out"),
+    )
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == record
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "sweep.json",
+        "sweep.html",
+        "sweep.png",
+    }
+    wise, mono = record["recipes"]
+    assert (wise["alpha"], wise["point"]) == (0.5, 1)  # equal weights are one point
+    clipmerge.merge(*far, "monosoup", output=tmp_path / "mono", **QUIET)
+    for folder, row in (
+        (far[0], record["curve"][0]),
+        (far[1], record["curve"][2]),
+        (far[1], record["points"][0]),
+        (tmp_path / "mono", mono),
+    ):
+        found = clipmerge.evaluate(folder, sources, **QUIET)
+        assert row["accuracy"] == found.accuracy
+
+
+def test_a_recipe_decides_as_in_a_merge(far: Folders, images: Path, shifted: Path) -> None:
+    options = {"data": images, "images": 20, "set": {"measure.steps": 2}, **QUIET}
+    swept = clipmerge.sweep(
+        *far, id={"v": images}, ood={"o": shifted}, recipes=["auto"], alphas=[0, 1], **options
+    )
+    record = clipmerge.merge(*far, "auto", **options).record
+    assert record is not None
+    assert record.calibration is not None
+    (row,) = swept.record["recipes"]
+    assert row["calibration"] == record.calibration.model_dump(mode="json")
+    assert swept.correct["o"].shape == (3, 21)
+    assert row["accuracy"]["o"] == pytest.approx(np.mean(swept.correct["o"][2]))
+
+
+def test_ood_images_are_kept_from_the_recipes(pair: Folders, images: Path, tmp_path: Path) -> None:
+    other = save_images(tmp_path / "other", seed=1)
+    with pytest.raises(UsageError, match="also in"):
+        clipmerge.sweep(
+            *pair, id={"v": other}, ood={"o": images}, recipes=["auto"], data=images, **QUIET
+        )
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "one name twice": ({"ood": {"v": "digits"}}, "both have a source named 'v'"),
+    "no shift": ({"ood": {}}, "at least one `id` and one `ood`"),
+    "set without recipes": ({"set": {"method.alpha": 1}}, "there are none"),
+    "one recipe twice": ({"recipes": ["lines", "lines"]}, "are named 'lines'"),
+    "no images": ({"id": {"v": "nowhere"}}, "`id` v: nowhere: no such folder"),
+    **{
+        f"alphas {text!r}": ({"alphas": text}, "^`alphas` .*: expected two or more finite numbers")
+        for text in ("", "a", "0,...,1", "0,0.1,...", "0,1,...,1002", "0,1e400", "nan,1", [1, 0])
+    },
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_is_refused(pair: Folders, tmp_path: Path, what: str) -> None:
+    options, said = REFUSED[what]
+    given = {"id": {"v": "digits"}, "ood": {"o": "digits"}, "output": tmp_path / "out"} | options
+    with pytest.raises(ClipmergeError, match=said):
+        clipmerge.sweep(*pair, **given, **QUIET)
+    assert not list(tmp_path.iterdir())
