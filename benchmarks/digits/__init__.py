@@ -1,2 +1,0 @@
-"""The demo's two models: trained here, once; `python -m benchmarks.digits` writes them into the
-package."""

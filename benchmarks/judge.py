@@ -1,0 +1,123 @@
+"""Judge a recipe as a user runs it: `clipmerge.merge` with its defaults, and the written model,
+loaded by its own library, on pictures that nothing has seen."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import clipmerge
+from benchmarks.make_pairs.pair import Pair
+from benchmarks.make_pairs.pictures import Source
+from benchmarks.models import Model, interpolated, load, prompts_of
+from benchmarks.pair_results import CURVE, PAIRS_FOLDER, open_results, stacked
+
+_LOG = logging.getLogger("benchmarks")
+ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
+
+
+class Judge:
+    """Tests models on the pictures of one pair."""
+
+    def __init__(self, pair: Pair, extra: dict[str, Source] | None = None) -> None:
+        """Read the pictures; ``extra`` are tested beside those of the test."""
+        self.pair = pair
+        self.model: Model = load(pair.zeroshot)
+        self.sources = pair.tested() | (extra or {})
+        self._pixels = {name: self.model.input(each.images) for name, each in self.sources.items()}
+
+    def logits(self, model: Model, name: str) -> Any:
+        """Logits on one source, shape (N, C)."""
+        prompts = prompts_of(self.sources[name].classes, self.pair.template)
+        return model.logits(self._pixels[name], prompts)
+
+    def right(self, model: Model) -> dict[str, np.ndarray]:
+        """Which pictures of each source a model recognises, shape (N,)."""
+        return {
+            name: (self.logits(model, name).argmax(dim=1) == source.labels).numpy()
+            for name, source in self.sources.items()
+        }
+
+    def curve(self, finetuned: Path, alphas: Sequence[float]) -> dict[str, dict[str, Any]]:
+        """Bits of the points of a WiSE-FT curve."""
+        start = {name: value.clone() for name, value in self.model.network.state_dict().items()}
+        end = load(finetuned).network.state_dict()
+        rows = []
+        for alpha in alphas:
+            self.model.network.load_state_dict(interpolated(start, end, alpha))
+            rows.append(self.right(self.model))
+        self.model.network.load_state_dict(start)
+        return stacked(rows)
+
+
+def judge(
+    pair: Pair,
+    recipe: str,
+    settings: Sequence[str] = (),
+    *,
+    seed: int = 0,
+    who: str = "",
+    folder: Path = PAIRS_FOLDER,
+) -> str:
+    """Judge one recipe on one pair into the pair's JSON file, and return its name there.
+
+    Args:
+        pair: The pair.
+        recipe: Name or file of the recipe.
+        settings: Its settings, ``measure.steps=80``.
+        seed: Seed of learning.
+        who: Whose row it is.
+        folder: Folder of the JSON files.
+    """
+    results = open_results(pair, folder)
+    tests = Judge(pair)
+    if CURVE not in results.methods:
+        with_val = Judge(pair, {"val": pair.source("val")})
+        curve = with_val.curve(pair.finetuned, ALPHAS)
+        results.add(CURVE, alphas=ALPHAS, correct=curve, labels=results.told["labels"]["train"])
+    name = " ".join([Path(recipe).stem, *settings, *([f"seed={seed}"] if seed else [])])
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "merged"
+        begin = time.process_time()
+        clipmerge.merge(
+            str(pair.zeroshot),
+            str(pair.finetuned),
+            recipe,
+            output=str(output),
+            data=str(pair.file("val")),
+            template=[pair.template],
+            set=list(settings),
+            device="cpu",
+            seed=seed,
+        )
+        seconds = time.process_time() - begin
+        record = json.loads((output / "clipmerge.json").read_text(encoding="utf-8"))
+        correct = stacked([tests.right(load(output))])
+    verdict = record.get("verdict")
+    advice = verdict.get("recommendation") if isinstance(verdict, dict) else None
+    labels = sum(results.told["labels"].values())
+    results.add(
+        name,
+        correct=correct,
+        labels=labels,
+        seconds=round(seconds, 1),
+        recommendation=advice,
+        commit=_commit(),
+        who=who,
+    )
+    _LOG.info("%s: %s in %.0f s", pair.spec.name, name, seconds)
+    return name
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=8", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or clipmerge.__version__

@@ -1,0 +1,168 @@
+"""One pair of models with its pictures, and how it is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from benchmarks.make_pairs.pictures import Picture, Source, read_source, write_source
+from benchmarks.models import Regime, finetune, load
+
+_ABOUT = "pair.json"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a pair is, before it is made.
+
+    Attributes:
+        name: Name in the results.
+        target: What it was fine-tuned on; pairs of one target share test pictures.
+        model: Name of its zero-shot model.
+        regime: How it was fine-tuned.
+        seed: Seed of fine-tuning, and of its split from the validation pictures.
+        tuned: Whether recipes were tuned on it.
+    """
+
+    name: str
+    target: str
+    model: str
+    regime: Regime
+    seed: int = 0
+    tuned: bool = False
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things come from and are kept.
+
+    Attributes:
+        cache: Folder of what is made here.
+        pictures: Folder of the tar files of real pictures.
+        clones: Folder of the clones of public repositories.
+        zeroshots: Ready zero-shot models by name.
+    """
+
+    cache: Path
+    pictures: Path | None = None
+    clones: Path | None = None
+    zeroshots: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Pictures of one target, by what they are for; no near-copy of a picture is in two roles.
+
+    Attributes:
+        classes: The target's class names.
+        train: Positions of the pictures that the fine-tuned model sees.
+        val: Of those that recipes may use.
+        test: Of those of the target that only the judge uses.
+        ood: Of those of each shift that only the judge uses.
+        ood_classes: Class names of a shift that has others.
+        group: Group of near-copies of each position; by default each is its own.
+    """
+
+    classes: tuple[str, ...]
+    train: list[int]
+    val: list[int]
+    test: list[int]
+    ood: dict[str, list[int]]
+    ood_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    group: Sequence[int] = ()
+
+    def sources(self) -> dict[str, tuple[list[int], tuple[str, ...]]]:
+        """Positions and class names by name of the source."""
+        own = {"train": self.train, "val": self.val, "test": self.test}
+        found = {name: (chosen, self.classes) for name, chosen in own.items()}
+        return found | {
+            f"ood-{name}": (sorted(chosen), self.ood_classes.get(name, self.classes))
+            for name, chosen in self.ood.items()
+        }
+
+    def tested_on(self, most: int) -> Roles:
+        """The same with a sample of each source of test pictures."""
+        fewer = {name: sampled(chosen, most) for name, chosen in self.ood.items()}
+        return replace(self, test=sampled(self.test, most), ood=fewer)
+
+
+def sampled(chosen: Sequence[int], most: int) -> list[int]:
+    """At most so many of them, always the same."""
+    import random
+
+    return sorted(random.Random(3).sample(list(chosen), min(most, len(chosen))))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A pair that was made.
+
+    Attributes:
+        spec: What it is.
+        folder: Folder of its pictures and its fine-tuned model.
+        zeroshot: Folder of the zero-shot model.
+        template: Template of the class prompts.
+    """
+
+    spec: Spec
+    folder: Path
+    zeroshot: Path
+    template: str
+
+    @property
+    def finetuned(self) -> Path:
+        return self.folder / "finetuned"
+
+    @property
+    def ood(self) -> list[str]:
+        """Names of the shifts."""
+        return sorted(file.stem.removeprefix("ood-") for file in self.folder.glob("ood-*.parquet"))
+
+    def file(self, source: str) -> Path:
+        """File of the source ``train``, ``val``, ``test`` or ``ood-NAME``."""
+        return self.folder / f"{source}.parquet"
+
+    def source(self, name: str) -> Source:
+        return read_source(self.file(name))
+
+    def tested(self) -> dict[str, Source]:
+        """What the judge tests on, by name: ``test`` and the shifts."""
+        return {"test": self.source("test")} | {
+            name: self.source(f"ood-{name}") for name in self.ood
+        }
+
+
+def write_pair(
+    spec: Spec,
+    cache: Path,
+    zeroshot: Path,
+    template: str,
+    pictures: Sequence[Picture],
+    roles: Roles,
+) -> Pair:
+    """Write the pictures of a pair and fine-tune its model, unless that was done."""
+    pair = Pair(spec, cache / spec.name, zeroshot, template)
+    group = roles.group or range(len(pictures))
+    for name, (chosen, classes) in roles.sources().items():
+        if not pair.file(name).is_file():
+            # pictures are resampled by themselves, near-copies are split by their group
+            things = [group[at] if name in ("train", "val") else at for at in chosen]
+            write_source(pair.file(name), [pictures[at] for at in chosen], things, classes)
+    finetune(zeroshot, spec.regime, spec.seed, pair.source("train"), template, pair.finetuned)
+    about = {**asdict(spec), "zeroshot": zeroshot.name, "template": template}
+    (pair.folder / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return pair
+
+
+def resized(folder: Path, size: int, into: Path) -> Path:
+    """The same OpenCLIP model for pictures of another size, which a convolutional tower takes."""
+    if not into.is_dir():
+        model = load(folder)
+        model.write(into)
+        file = into / "open_clip_config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config["model_cfg"]["vision_cfg"]["image_size"] = size
+        file.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    return into

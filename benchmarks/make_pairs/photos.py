@@ -1,0 +1,235 @@
+"""Real pictures: photographs, paintings and sketches of five things, and CIFAR-10."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.make_pairs.backbone import (
+    IMAGENET,
+    TEMPLATE,
+    classifier_of,
+    features_of,
+    teach_zeroshot,
+)
+from benchmarks.make_pairs.pair import Pair, Places, Roles, Spec, sampled, write_pair
+from benchmarks.make_pairs.pictures import (
+    Picture,
+    alike_features,
+    alike_pixels,
+    grouped,
+    read_tar,
+)
+from benchmarks.models import Regime
+from clipmerge.errors import DataError
+
+_PACS = ("dog", "elephant", "guitar", "horse", "house")
+_CIFAR10 = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+#: Tar file of each domain; PACS and CIFAR-10 hold CLASS/NAME.jpg, ImageNet one picture of each
+#: class in class order.
+_TARS = {
+    "photo": "pacs-photo.tar",
+    "art": "pacs-art.tar",
+    "sketch": "pacs-sketch.tar",
+    "imagenet": "imagenet-samples.tar",
+    "cifar10-train": "cifar10-train.tar",
+    "cifar10": "cifar10-test.tar",
+}
+_DOMAINS = ("photo", "art", "sketch")
+REGIMES = {
+    "aggressive": Regime(1e-3, 5),
+    "mild": Regime(2e-4, 2),
+    "both-towers": Regime(1e-3, 5, text=True),
+}
+#: CIFAR-10 has more pictures, so it sees each less often.
+_CIFAR10_AGGRESSIVE = Regime(5e-4, 1.5)
+#: Shares of each class of a PACS domain: tested if it is the target; tested too where it is OOD;
+#: the rest is seen, without labels, by our own zero-shot models.
+_TEST, _MIDDLE = 0.30, 0.35
+_VAL, _VAL_SHARE = 700, 0.45
+#: Test pictures of one source: at most so many are dealt, and so many of them are tested.
+_MOST, _TESTED = 1000, 400
+_CIFAR10_TRAIN, _CIFAR10_TEST, _CIFAR10_UNLABELLED = 3000, 2000, 3000
+#: What CIFAR-10 and PACS both name.
+_SHARED = tuple(sorted({*_CIFAR10} & {*_PACS}))
+# A pair of pictures is alike if its features are, or if its features and its pixels nearly are;
+# CIFAR-10's are too small for features.
+_ALIKE, _NEARLY_ALIKE, _ALIKE_CIFAR10 = 0.93, 0.90, 0.95
+
+
+def _spec(regime: str, target: str, seed: int, model: str = "lite0", *, tuned: bool) -> Spec:
+    prefix = "" if model == "lite0" else f"{model}-"
+    how = REGIMES[regime]
+    if target == "cifar10" and regime == "aggressive":
+        how = _CIFAR10_AGGRESSIVE
+    return Spec(f"{prefix}{regime}-{target}-{seed}", target, model, how, seed, tuned)
+
+
+_BOTH = ("aggressive", "mild")
+#: Recipes were tuned on sketches and CIFAR-10 with Lite0, and on paintings of seed 0; two more
+#: pairs were held out until a recipe gained nothing there, or lost, and was changed.
+PAIRS = (
+    *(_spec(how, "sketch", seed, tuned=True) for seed in (0, 1) for how in _BOTH),
+    *(_spec(how, "cifar10", seed, tuned=True) for seed in (0, 1) for how in _BOTH),
+    _spec("both-towers", "sketch", 0, tuned=True),
+    *(_spec(how, "art", seed, tuned=seed == 0) for seed in (0, 1, 2, 3) for how in _BOTH),
+    _spec("both-towers", "art", 0, tuned=False),
+    *(
+        _spec(how, "photo", seed, tuned=(how, seed) == ("aggressive", 1))
+        for seed in (0, 1, 2, 3)
+        for how in _BOTH
+    ),
+    _spec("aggressive", "sketch", 0, "lite2", tuned=False),
+    _spec("mild", "sketch", 0, "lite2", tuned=True),
+    *(_spec(how, "art", 0, "lite2", tuned=True) for how in _BOTH),
+    _spec("aggressive", "cifar10", 0, "lite2", tuned=False),
+)
+
+
+def make_pair(spec: Spec, places: Places) -> Pair:
+    """Make one pair, each part once."""
+    pictures = load_pictures(places)
+    dealer = Dealer(pictures, _groups(pictures, places.cache))
+    zeroshot = places.zeroshots.get(spec.model, places.cache / f"zeroshot-{spec.model}")
+    if not zeroshot.is_dir():
+        seen = [pictures[at] for at in dealer.unlabelled()]
+        teach_zeroshot(spec.model, features_of(classifier_of(spec.model), seen), zeroshot)
+    roles = dealer.deal(spec.target, spec.seed).tested_on(_TESTED)
+    return write_pair(spec, places.cache, zeroshot, TEMPLATE, pictures, roles)
+
+
+def load_pictures(places: Places) -> list[Picture]:
+    """Read every picture; the order, and so the position of a picture, depends on the files
+    alone."""
+    found: list[Picture] = []
+    for domain, name in _TARS.items():
+        file = (places.pictures or Path()) / name
+        if not file.is_file():
+            raise DataError(f"{file}: not found; benchmarks/README.md says what --pictures holds")
+        read = read_tar(file)
+        labels = [name.partition("/")[0] for name, _ in read]
+        if domain == "imagenet":
+            labels = list(IMAGENET)
+        found += [
+            Picture(domain, label, data) for label, (_, data) in zip(labels, read, strict=True)
+        ]
+    return found
+
+
+def _groups(pictures: Sequence[Picture], cache: Path) -> list[int]:
+    """Groups of near-copies, looked for once."""
+    digest = hashlib.sha256(b"".join(each.data for each in pictures)).hexdigest()[:8]
+    file = cache / f"groups-{digest}.json"
+    if not file.is_file():
+        small = [at for at, each in enumerate(pictures) if each.domain.startswith("cifar10")]
+        large = sorted({*range(len(pictures))} - {*small})
+        of_large = [pictures[at] for at in large]
+        features = alike_features(features_of(classifier_of("lite0"), of_large), _NEARLY_ALIKE)
+        pixels = alike_pixels(of_large, _NEARLY_ALIKE)
+        alike = [pair for pair, cosine in features.items() if cosine > _ALIKE or pair in pixels]
+        copies = alike_pixels([pictures[at] for at in small], _ALIKE_CIFAR10)
+        pairs = [(large[one], large[other]) for one, other in alike]
+        pairs += [(small[one], small[other]) for one, other in copies]
+        cache.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(grouped(len(pictures), pairs)), encoding="utf-8")
+    found: list[int] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+class Dealer:
+    """Deals out a collection.
+
+    Attributes:
+        pictures: The collection.
+        groups: Group of near-copies of each picture.
+    """
+
+    def __init__(self, pictures: Sequence[Picture], groups: Sequence[int]) -> None:
+        self.pictures, self.groups = pictures, groups
+        self._part: dict[int, str] = {}
+        rng = random.Random(0)
+        for domain in _DOMAINS:
+            for label in _PACS:
+                ours = sorted({groups[at] for at in self._of(domain, (label,))})
+                rng.shuffle(ours)
+                for place, group in enumerate(ours):
+                    share = place / len(ours)
+                    part = "test" if share < _TEST else "middle"
+                    if share >= _TEST + _MIDDLE:
+                        part = "unlabelled"
+                    self._part.setdefault(group, part)
+
+    def unlabelled(self) -> list[int]:
+        """Pictures that our own zero-shot models see without labels; of these only ImageNet's are
+        tested too."""
+        tested = self._of("cifar10")
+        cifar10 = self._apart(self._of("cifar10-train"), tested)
+        random.Random(1).shuffle(cifar10)
+        seen = [at for domain in _DOMAINS for at in self._parts(domain, "unlabelled")]
+        return [*self._of("imagenet"), *sorted(seen), *sorted(cifar10[:_CIFAR10_UNLABELLED])]
+
+    def deal(self, target: str, seed: int) -> Roles:
+        """Deal out one target; seeds differ in train and val."""
+        if target == "cifar10":
+            test = self._of("cifar10")
+            pool = self._apart(self._of("cifar10-train"), test)
+            random.Random(7).shuffle(test)
+            test = sorted(test[:_CIFAR10_TEST])
+            others, shown = ["photo", "art"], _SHARED
+        else:
+            test = self._parts(target, "test")
+            pool = self._parts(target, "middle", "unlabelled")
+            others, shown = [domain for domain in _DOMAINS if domain != target], _PACS
+        val, train = self._split(pool, seed)
+        ood = {name: self._parts(name, "middle", "test", labels=shown) for name in others}
+        if target == "cifar10":
+            train = train[:_CIFAR10_TRAIN]
+            ood["imagenet"] = self._of("imagenet")
+        used = [*val, *train, *test]
+        ood = {name: sampled(self._apart(tested, used), _MOST) for name, tested in ood.items()}
+        classes = _CIFAR10 if target == "cifar10" else _PACS
+        return Roles(classes, train, val, test, ood, {"imagenet": IMAGENET}, self.groups)
+
+    def _split(self, pool: list[int], seed: int) -> tuple[list[int], list[int]]:
+        """Val and train, in random order, near-copies together."""
+        rng = random.Random(100 + seed)
+        members: dict[int, list[int]] = {}
+        for at in pool:
+            members.setdefault(self.groups[at], []).append(at)
+        order = sorted(members)
+        rng.shuffle(order)
+        wanted = min(_VAL, round(_VAL_SHARE * len(pool)))
+        val: list[int] = []
+        train: list[int] = []
+        for group in order:
+            (val if len(val) < wanted else train).extend(members[group])
+        return val, train
+
+    def _of(self, domain: str, labels: Sequence[str] = ()) -> list[int]:
+        return [
+            at
+            for at, picture in enumerate(self.pictures)
+            if picture.domain == domain and (not labels or picture.label in labels)
+        ]
+
+    def _parts(self, domain: str, *parts: str, labels: Sequence[str] = _PACS) -> list[int]:
+        return [at for at in self._of(domain, labels) if self._part[self.groups[at]] in parts]
+
+    def _apart(self, pictures: Sequence[int], others: Sequence[int]) -> list[int]:
+        """Those without a near-copy among the others."""
+        taken = {self.groups[at] for at in others}
+        return [at for at in pictures if self.groups[at] not in taken]

@@ -1,0 +1,304 @@
+"""Tables made from the JSON files, written between their marks into Markdown pages.
+
+A mark is `<!-- table: NAME -->`; everything up to `<!-- end -->` is replaced.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.pair_results import CURVE, PAIRS_FOLDER, Results, every_result
+from benchmarks.statistics import (
+    Accuracies,
+    accuracies,
+    chosen_alpha,
+    curve_of,
+    gain,
+    over_targets,
+    standing,
+)
+
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "research.md")
+PICTURE = ROOT / "docs" / "assets" / "results.png"
+_MARK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+#: `auto` with half of its steps, of half as many images, which stands for it on pairs where the
+#: whole was not run.
+_QUARTER = "auto-quarter"
+_MAX_LOSS = 0.03
+Rows = list[list[str]]
+
+
+def write_pages(pages: Iterable[Path] = PAGES, folder: Path = PAIRS_FOLDER) -> list[Path]:
+    """Write every marked table again, and return the pages that have changed."""
+    every = every_result(folder)
+    changed = []
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        filled = _MARK.sub(lambda mark: f"{mark[1]}{table(mark[2], every)}\n{mark[3]}", text)
+        if filled != text:
+            page.write_text(filled, encoding="utf-8")
+            changed.append(page)
+    return changed
+
+
+def table(name: str, every: Sequence[Results]) -> str:
+    """One table in Markdown."""
+    head, *rows = _TABLES[name](every)
+    if not rows:
+        return "(no pair has these results yet)"
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def point_of(results: Results, method: str) -> Accuracies | None:
+    """The point for which a method stands.
+
+    ``wise-ft-id`` is the curve's point that the validation pictures choose; ``anew`` and
+    ``continued`` are the points that the fifth of the pictures chooses which they did not learn
+    from, by the most accurate alpha, or with ``-3`` the smallest within 3 points of alpha 1.
+    """
+    method = _QUARTER if method == "auto" and "auto" not in results.methods else method
+    if method == "zero-shot":
+        return curve_of(results).point(0)
+    if method == "fine-tuned":
+        return curve_of(results).point(-1)
+    if method == CURVE:
+        return curve_of(results).point(results.methods[CURVE]["alphas"].index(0.5))
+    base, source = method.removesuffix("-3"), "choose"
+    if base == "wise-ft-id" and base not in results.methods:
+        base, source = CURVE, "val"
+    if base not in results.methods:
+        return None
+    found = accuracies(results, base)
+    if "alphas" not in results.methods[base]:
+        return found
+    if source not in results.correct(base):
+        return None
+    return found.point(
+        chosen_alpha(results, base, source, _MAX_LOSS if method.endswith("-3") else None)
+    )
+
+
+def _having(every: Sequence[Results], methods: Sequence[str]) -> list[Results]:
+    """Held-out pairs on which all of these methods have been run."""
+    return [
+        each
+        for each in every
+        if not each.told["tuned"] and all(point_of(each, method) for method in methods)
+    ]
+
+
+def _by_target(every: Iterable[Results]) -> dict[str, list[Results]]:
+    found: dict[str, list[Results]] = defaultdict(list)
+    for each in every:
+        found[each.target].append(each)
+    return dict(found)
+
+
+def _both(pairs: Sequence[Results], method: str) -> str:
+    """Mean ID / OOD accuracy, each target counted once."""
+    found = []
+    for axis in ("id", "ood"):
+        values = [(each.target, getattr(point_of(each, method), axis)[:, 0]) for each in pairs]
+        found.append(f"{over_targets(values, resamples=1).value:.1f}")
+    return " / ".join(found)
+
+
+def _change(pairs: Sequence[Results], method: str, axis: str, since: str = "fine-tuned") -> str:
+    values = [
+        (
+            each.target,
+            getattr(point_of(each, method), axis)[:, 0]
+            - getattr(point_of(each, since), axis)[:, 0],
+        )
+        for each in pairs
+    ]
+    return str(over_targets(values))
+
+
+def _gain(pairs: Sequence[Results], method: str) -> str:
+    values = [(each.target, gain(point_of(each, method), curve_of(each))) for each in pairs]
+    return str(over_targets(values))
+
+
+def _standing(pairs: Sequence[Results], method: str) -> str:
+    counted = Counter(standing(point_of(each, method), curve_of(each)) for each in pairs)
+    return f"{counted['beats']} / {counted['beaten']} / {counted['neither']}"
+
+
+def draw(file: Path, folder: Path = PAIRS_FOLDER) -> None:
+    """Draw ID and OOD accuracy of zero-shot, fine-tuned and merged models, one line per target."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups = _by_target(_having(every_result(folder), ["auto"]))
+    figure = Figure(figsize=(8.6, 1.3 + 0.5 * len(groups)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharey=True)
+    looks = {"zero-shot": ("o", "white"), "fine-tuned": ("s", "#0072b2"), "auto": ("D", "#d55e00")}
+    titles = {"id": "on the target", "ood": "under shifts"}
+    for axes, (axis, title) in zip(panels, titles.items(), strict=True):
+        for method, (marker, colour) in looks.items():
+            points = [
+                np.mean([getattr(point_of(each, method), axis)[0, 0] for each in pairs])
+                for pairs in groups.values()
+            ]
+            axes.scatter(
+                100 * np.array(points),
+                range(len(groups)),
+                marker=marker,
+                color=colour,
+                edgecolors="black",
+                label=method,
+                zorder=3,
+            )
+        axes.set_title(f"accuracy {title}, %", fontsize=10)
+        axes.grid(axis="x", color="#dddddd")
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    panels[0].set_yticks(range(len(groups)), [f"{k} ({len(v)})" for k, v in groups.items()])
+    panels[0].set_ylim(len(groups) - 0.5, -0.5)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(file, metadata={"Software": None})
+
+
+def leaderboard(every: Sequence[Results]) -> Rows:
+    """Every method that was judged: change of OOD and ID accuracy for each target."""
+    names = Counter(name for each in every for name in each.methods if name != CURVE)
+    targets = sorted(_by_target(every))
+    rows = [["method", "commit", *targets, "processor minutes", "who"]]
+    for name in sorted(names, key=lambda name: (-names[name], name)):
+        ours = [each for each in every if name in each.methods and point_of(each, name)]
+        by_target = _by_target(ours)
+        cells = []
+        for target in targets:
+            pairs = by_target.get(target, [])
+            moved = [_moved(each, name) for each in pairs]
+            cells.append(
+                f"{_signed(ood for ood, _ in moved)} / {_signed(id_ for _, id_ in moved)}"
+                f" ({len(pairs)})"
+                if pairs
+                else ""
+            )
+        told = [each.methods[name] for each in ours]
+        minutes = [one["seconds"] / 60 for one in told if "seconds" in one]
+        commits = sorted({one.get("commit", "") for one in told} - {""})
+        who = ", ".join(sorted({one.get("who", "") for one in told} - {""}))
+        spent = f"{np.median(minutes):.1f}" if minutes else ""
+        rows.append([name, ", ".join(commits[:2]), *cells, spent, who])
+    return rows
+
+
+def _moved(results: Results, method: str) -> tuple[float, float]:
+    point, end = point_of(results, method), point_of(results, "fine-tuned")
+    return point.ood[0, 0] - end.ood[0, 0], point.id[0, 0] - end.id[0, 0]
+
+
+def _signed(values: Iterable[float]) -> str:
+    return f"{100 * float(np.mean(list(values))):+.1f}"
+
+
+def merged(every: Sequence[Results]) -> Rows:
+    """`auto` on held-out pairs, by target: accuracies, standing, gain."""
+    pairs = _having(every, ["auto"])
+    rows = [
+        ["target (pairs)", "zero-shot", "fine-tuned", "auto", "beats / beaten / neither", "gain"]
+    ]
+    for target, ours in _by_target(pairs).items():
+        rows.append(_merged_row(f"{target} ({len(ours)})", ours))
+    if pairs:
+        rows.append(_merged_row(f"every target ({len(_by_target(pairs))})", pairs))
+    return rows
+
+
+def _merged_row(name: str, pairs: Sequence[Results]) -> list[str]:
+    models = [_both(pairs, method) for method in ("zero-shot", "fine-tuned", "auto")]
+    return [name, *models, _standing(pairs, "auto"), _gain(pairs, "auto")]
+
+
+_EQUAL = {
+    "fine-tuned": "fine-tuned",
+    CURVE: "wise-ft, alpha 0.5",
+    "wise-ft-id": "wise-ft-id",
+    "continued": "continued on val, best alpha",
+    "continued-3": "continued on val, smallest alpha",
+    "anew": "anew on train + val, best alpha",
+    "anew-3": "anew on train + val, smallest alpha",
+    "auto": "auto",
+    "ensemble": "ensemble (two models)",
+}
+
+
+def equal_labels(every: Sequence[Results]) -> Rows:
+    """What else the labels could have bought: mean over targets, on pairs that have everything."""
+    pairs = _having(every, list(_EQUAL))
+    head = ["method", "ID / OOD", "OOD since fine-tuned", "gain over the curve"]
+    rows = [[*head, "auto minus it: OOD", "auto minus it: ID"]]
+    for method, told in _EQUAL.items() if pairs else ():
+        less = [_change(pairs, "auto", axis, method) for axis in ("ood", "id")]
+        since = _change(pairs, method, "ood")
+        row = [told, _both(pairs, method), since, _gain(pairs, method)]
+        rows.append([*row, *(["", ""] if method == "auto" else less)])
+    return rows
+
+
+def equal_by_target(every: Sequence[Results]) -> Rows:
+    """The same by target: ID / OOD."""
+    pairs = _having(every, list(_EQUAL))
+    by_target = _by_target(pairs)
+    rows = [["method", *(f"{name} ({len(ours)})" for name, ours in by_target.items())]]
+    for method, told in _EQUAL.items() if pairs else ():
+        rows.append([told, *(_both(ours, method) for ours in by_target.values())])
+    return rows
+
+
+def over_curves(every: Sequence[Results]) -> Rows:
+    """`auto` against the whole curve of each way to use the labels, at equal ID accuracy."""
+    pairs = _having(every, list(_EQUAL))
+    rows = [["target (pairs)", "the curve", "continued", "anew", "beats / beaten / neither, anew"]]
+    groups = {**_by_target(pairs), "every target": pairs}
+    for target, ours in groups.items() if pairs else ():
+        cells = []
+        for curve in (CURVE, "continued", "anew"):
+            values = [
+                (each.target, gain(point_of(each, "auto"), accuracies(each, curve)))
+                for each in ours
+            ]
+            cells.append(str(over_targets(values)))
+        counted = Counter(
+            standing(point_of(each, "auto"), accuracies(each, "anew")) for each in ours
+        )
+        told = f"{counted['beats']} / {counted['beaten']} / {counted['neither']}"
+        rows.append([f"{target} ({len(ours)})", *cells, told])
+    return rows
+
+
+def advice(every: Sequence[Results]) -> Rows:
+    """Advice of `auto`, and how the merge stood under the real shift."""
+    rows = [["advice", "pairs", "merge better under the shift", "mean OOD change"]]
+    told: dict[str, list[float]] = defaultdict(list)
+    for each in _having(every, ["auto"]):
+        method = "auto" if "auto" in each.methods else _QUARTER
+        said = each.methods[method].get("recommendation")
+        if said:
+            told[said].append(_moved(each, method)[0])
+    for said, changes in sorted(told.items()):
+        better = sum(change > 0 for change in changes)
+        rows.append([said, str(len(changes)), str(better), _signed(changes)])
+    return rows
+
+
+_TABLES: dict[str, Callable[[Sequence[Results]], Rows]] = {
+    "leaderboard": leaderboard,
+    "merged": merged,
+    "equal-labels": equal_labels,
+    "equal-by-target": equal_by_target,
+    "over-curves": over_curves,
+    "advice": advice,
+}

@@ -1,0 +1,105 @@
+"""Results of one pair in one JSON file: which pictures every method recognised."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.make_pairs.pair import Pair
+
+FOLDER = Path(__file__).with_name("results")
+PAIRS_FOLDER = FOLDER / "pairs"
+CURVE = "wise-ft"
+
+
+def packed(correct: np.ndarray) -> dict[str, Any]:
+    """Bits of a table, shape (points, pictures), as they stand in the file."""
+    bits = base64.b64encode(np.packbits(correct)).decode("ascii")
+    return {"shape": list(correct.shape), "bits": bits}
+
+
+def unpacked(told: Mapping[str, Any]) -> np.ndarray:
+    """The table that `packed` wrote.
+
+    Example:
+        >>> unpacked(packed(np.array([[True, False, True]]))).tolist()
+        [[True, False, True]]
+    """
+    bits = np.frombuffer(base64.b64decode(told["bits"]), np.uint8)
+    count = int(np.prod(told["shape"]))
+    return np.unpackbits(bits, count=count).astype(bool).reshape(told["shape"])
+
+
+@dataclass(frozen=True)
+class Results:
+    """Results of one pair.
+
+    Attributes:
+        file: The JSON file.
+        told: What it says.
+    """
+
+    file: Path
+    told: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.file.stem
+
+    @property
+    def target(self) -> str:
+        target: str = self.told["target"]
+        return target
+
+    @property
+    def methods(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = self.told["methods"]
+        return found
+
+    @cached_property
+    def shifts(self) -> list[str]:
+        return [name for name in self.told["things"] if name != "test"]
+
+    def correct(self, method: str) -> dict[str, np.ndarray]:
+        """Which pictures of each source a method recognised, shape (points, pictures)."""
+        return {name: unpacked(each) for name, each in self.methods[method]["correct"].items()}
+
+    def add(self, method: str, **told: Any) -> None:
+        """Add a method, or replace it, and write the file."""
+        self.methods[method] = told
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps(self.told, indent=1) + "\n", encoding="utf-8")
+
+
+def open_results(pair: Pair, folder: Path = PAIRS_FOLDER) -> Results:
+    """Results of a pair; of one without a file, none yet."""
+    file = folder / f"{pair.spec.name}.json"
+    if file.is_file():
+        return read_results(file)
+    spec = pair.spec
+    told: dict[str, Any] = {"target": spec.target, "model": spec.model, "seed": spec.seed}
+    told |= {"regime": spec.name.partition(f"-{spec.target}")[0], "tuned": spec.tuned}
+    told["labels"] = {name: len(pair.source(name).labels) for name in ("train", "val")}
+    told["things"] = {name: each.things.tolist() for name, each in pair.tested().items()}
+    return Results(file, told | {"methods": {}})
+
+
+def read_results(file: Path) -> Results:
+    return Results(file, json.loads(file.read_text(encoding="utf-8")))
+
+
+def every_result(folder: Path = PAIRS_FOLDER) -> list[Results]:
+    """Results of every pair that has any, by name."""
+    return [read_results(file) for file in sorted(folder.glob("*.json"))]
+
+
+def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, dict[str, Any]]:
+    """Bits of each source, from one table of pictures for each point."""
+    return {name: packed(np.stack([row[name] for row in rows])) for name in rows[0]}

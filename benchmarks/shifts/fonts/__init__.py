@@ -1,1 +1,0 @@
-"""Characters in many typefaces: a distribution shift that trains on a CPU."""

@@ -1,1 +1,0 @@
-"""Targets with natural shifts, from public repositories of pictures."""

@@ -1,1 +1,0 @@
-"""Real pictures, and a backbone that knows ImageNet."""

@@ -1,0 +1,363 @@
+"""What clipmerge costs, as ratios from one run: `python -m benchmarks.speed CASE --folder CACHE`.
+
+Contestants run in turn on the same random CLIPs; ratios are taken round by round, and medians are
+printed with their extremes: read the ratios, not the seconds. None of it is a test: nothing fails
+if a machine is slow. ``--against CHECKOUT`` adds the same commands of another checkout of
+clipmerge. Linux only: memory is read from `/proc`.
+
+    merge    a merge of two checkpoints against a plain loop of reading and writing, a ten-line
+             script and, with --mergekit PYTHON, mergekit
+    start    `--help` and `inspect` against `python -c pass`
+    decide   measures and learning against gradient passes of plain transformers
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PIECE = 16 << 20
+_BEFORE = "before: "
+#: Width, blocks and patch of the vision tower, width and blocks of the text tower, heads of both.
+_SIZES = {
+    "tiny": (64, 2, 32, 64, 2, 2, 2),
+    "b32": (768, 12, 32, 512, 12, 12, 8),
+    "l14": (1024, 24, 14, 768, 12, 16, 12),
+}
+_TEN_LINES = """\
+import sys
+import torch
+from safetensors.torch import load_file, save_file
+zeroshot = load_file(sys.argv[1])
+finetuned = load_file(sys.argv[2])
+merged = {name: torch.lerp(zeroshot[name], finetuned[name], 0.5) for name in zeroshot}
+save_file(merged, sys.argv[3], metadata={"format": "pt"})
+"""
+_MERGEKIT = """\
+merge_method: linear
+dtype: float32
+models:
+  - {{model: {zeroshot}, parameters: {{weight: 0.5}}}}
+  - {{model: {finetuned}, parameters: {{weight: 0.5}}}}
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The time and memory of one run.
+
+    Attributes:
+        seconds: Wall-clock time.
+        cpu_seconds: Processor time of all its threads, in the program and in the system for it.
+        private_mb: Highest anonymous memory: everything but pages of mapped files.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    private_mb: float = 0.0
+
+
+Contestant = Callable[[], Outcome]
+
+
+def run(command: list[str], checkout: Path | None = None) -> Outcome:
+    """Run a command to its end, with the code of another checkout if one is given."""
+    # an installed program has its bytecode; if it could not be written, every run would compile
+    variables = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
+    variables |= {"PYTHONPATH": str(checkout)} if checkout else {}
+    begin, before = time.perf_counter(), _children_cpu()
+    with tempfile.TemporaryFile("w+") as err:  # a pipe that nobody reads would fill and stop it
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=err, env=variables, cwd=checkout
+        )
+        private = 0.0
+        while process.poll() is None:
+            private = max(private, _private_mb(process.pid))
+            time.sleep(0.01)
+        seconds = time.perf_counter() - begin
+        err.seek(0)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} failed:\n{err.read()[-2000:]}")
+    return Outcome(seconds, _children_cpu() - before, private)
+
+
+def _children_cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _private_mb(pid: int) -> float:
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:  # it ended between two readings
+        return 0.0
+    found = [line.split()[1] for line in text.splitlines() if line.startswith("RssAnon")]
+    return int(found[0]) / 1e3 if found else 0.0
+
+
+def make_checkpoints(folder: Path, size: str) -> tuple[Path, Path]:
+    """Write two random CLIPs, unless they exist: the second moved by a tenth of each weight."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    from benchmarks.make_pairs.pretraining import processor
+
+    paths = folder / size / "zeroshot", folder / size / "finetuned"
+    if all((path / "config.json").is_file() for path in paths):
+        return paths
+    wide, blocks, patch, narrow, layers, heads, text_heads = _SIZES[size]
+    tools = processor([f"a photo of a {name}." for name in _NAMES], 224, 77)
+    words = tools.tokenizer
+    text = {
+        "hidden_size": narrow,
+        "intermediate_size": 4 * narrow,
+        "num_hidden_layers": layers,
+        "num_attention_heads": text_heads,
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
+    vision = {
+        "hidden_size": wide,
+        "intermediate_size": 4 * wide,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+        "patch_size": patch,
+    }
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=narrow)
+    model = CLIPModel(config)
+    for path in paths:
+        model.save_pretrained(path)
+        tools.save_pretrained(path)
+        with torch.no_grad():
+            for value in model.parameters():
+                value.add_(0.1 * value.abs().mean() * torch.randn(value.shape))
+    return paths
+
+
+_NAMES = [f"{one}{other}" for one in "abcdefghij" for other in "abcdefghij"]
+
+
+def make_images(folder: Path, count: int) -> Path:
+    """Write random pictures of a hundred classes, unless they exist."""
+    import numpy as np
+    from PIL import Image
+
+    images = folder / f"images-{count}"
+    rng = np.random.default_rng(0)
+    for number in range(0 if images.is_dir() else count):
+        place = images / _NAMES[number % len(_NAMES)]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    return images
+
+
+def merge_case(given: argparse.Namespace, folder: Path) -> dict[str, Contestant]:
+    pair = make_checkpoints(folder, given.size)
+    files = [str(path / "model.safetensors") for path in pair]
+    output = folder / "output"
+    chosen: dict[str, Contestant] = {"floor": lambda: _floor(files, output)}
+    merge = ["merge", *map(str, pair), "-r", "wise-ft", "--alpha", "0.5", "-q", "-o", str(output)]
+    chosen |= _ours({"clipmerge": merge}, given.against, output)
+    script = [sys.executable, "-c", _TEN_LINES, *files, str(output / "model.safetensors")]
+    chosen["ten-line script"] = lambda: _into(output, script)
+    if given.mergekit:
+        config = folder / "mergekit.yml"
+        config.write_text(_MERGEKIT.format(zeroshot=files[0], finetuned=files[1]), encoding="utf-8")
+        program = str(Path(given.mergekit).with_name("mergekit-pytorch"))
+        chosen["mergekit"] = lambda: _into(output, [program, str(config), str(output), "--quiet"])
+    return chosen
+
+
+def _floor(files: list[str], output: Path) -> Outcome:
+    """Read both files in pieces and write one, synced to the disk as clipmerge's output is."""
+    output.mkdir(parents=True)
+    begin, before = time.perf_counter(), time.process_time()
+    with (
+        Path(files[0]).open("rb", 0) as one,
+        Path(files[1]).open("rb", 0) as other,
+        (output / "floor").open("wb", 0) as out,
+    ):
+        while piece := one.read(_PIECE):
+            other.read(_PIECE)
+            out.write(piece)
+        os.fsync(out.fileno())
+    outcome = Outcome(time.perf_counter() - begin, time.process_time() - before)
+    shutil.rmtree(output)
+    return outcome
+
+
+def _into(output: Path, command: list[str]) -> Outcome:
+    output.mkdir(parents=True)
+    outcome = run(command)
+    shutil.rmtree(output)
+    return outcome
+
+
+def start_case(given: argparse.Namespace, folder: Path) -> dict[str, Contestant]:
+    pair = make_checkpoints(folder, given.size)
+    chosen: dict[str, Contestant] = {
+        "python -c pass": lambda: run([sys.executable, "-c", "pass"]),
+    }
+    inspect = {"inspect, one": pair[:1], "inspect, two": pair}
+    commands = {name: ["inspect", *map(str, paths)] for name, paths in inspect.items()}
+    return chosen | _ours({"--help": ["--help"], **commands}, given.against)
+
+
+def decide_case(given: argparse.Namespace, folder: Path) -> dict[str, Contestant]:
+    pair = make_checkpoints(folder, given.size)
+    images, output = make_images(folder, given.images), folder / "output"
+    base = ["merge", *map(str, pair), "--data", str(images), "--images", str(given.images)]
+    base += ["--device", "cpu", "-q", "-o", str(output)]
+    recipes = {name: [*base, "-r", name] for name in ("wise-ft", *given.recipes)}
+    chosen: dict[str, Contestant] = {"gradient pass": lambda: _gradient_pass(pair[1], given.images)}
+    return chosen | _ours(recipes, given.against, output)
+
+
+def _gradient_pass(checkpoint: Path, count: int) -> Outcome:
+    """Forward and backward of plain transformers over as many pictures and all prompts."""
+    import torch
+    from transformers import CLIPModel, CLIPProcessor
+
+    model = CLIPModel.from_pretrained(checkpoint)
+    tools = CLIPProcessor.from_pretrained(checkpoint)
+    prompts = [f"a photo of a {name}." for name in _NAMES]
+    tokens = tools.tokenizer(prompts, padding=True, return_tensors="pt")
+    pixels = torch.randn(count, 3, 224, 224)
+    labels = torch.arange(count) % len(_NAMES)
+    begin, before = time.perf_counter(), time.process_time()
+    for at in torch.arange(count).split(64):
+        logits = model(pixel_values=pixels[at], **tokens).logits_per_image
+        torch.nn.functional.cross_entropy(logits, labels[at]).backward()
+    return Outcome(time.perf_counter() - begin, time.process_time() - before)
+
+
+def _ours(
+    commands: Mapping[str, list[str]], against: Path | None, output: Path | None = None
+) -> dict[str, Contestant]:
+    """Commands of clipmerge, and of another checkout if one is given."""
+
+    def contestant(command: list[str], checkout: Path | None) -> Contestant:
+        def once() -> Outcome:
+            outcome = run([sys.executable, "-m", "clipmerge", *command], checkout)
+            if output:
+                shutil.rmtree(output)
+            return outcome
+
+        return once
+
+    chosen = {}
+    for name, command in commands.items():
+        chosen[name] = contestant(command, None)
+        if against:
+            chosen[_BEFORE + name] = contestant(command, against.resolve())
+    return chosen
+
+
+_CASES = {"merge": merge_case, "start": start_case, "decide": decide_case}
+
+
+def compare(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, list[Outcome]]:
+    """Run all in turn, beginning with another one each time; the first round is not counted."""
+    names = list(contestants)
+    found: dict[str, list[Outcome]] = {name: [] for name in names}
+    for number in range(rounds + 1):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            outcome = contestants[name]()
+            print(f"{name}: {outcome.seconds:.2f} s", file=sys.stderr, flush=True)
+            if number:
+                found[name].append(outcome)
+    return found
+
+
+def ratios(found: Mapping[str, list[Outcome]]) -> dict[str, list[float]]:
+    """Each contestant's time in those of the first one, and in those of another checkout.
+
+    Example:
+        >>> ratios({"floor": [Outcome(2.0, 1.0)], "a": [Outcome(3.0, 2.0)]})
+        {'a / floor: seconds': [1.5]}
+    """
+    base, *others = found
+    told = {}
+    for name in others:
+        if not name.startswith(_BEFORE):
+            told[f"{name} / {base}: seconds"] = [
+                one.seconds / other.seconds
+                for one, other in zip(found[name], found[base], strict=True)
+            ]
+        if _BEFORE + name in found:
+            told[f"{name} / before: cpu_seconds"] = [
+                one.cpu_seconds / other.cpu_seconds
+                for one, other in zip(found[name], found[_BEFORE + name], strict=True)
+            ]
+    return told
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, Python and the packages that matter."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    models = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
+    packages = ("torch", "safetensors", "numpy", "transformers")
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("case", choices=_CASES)
+    parser.add_argument("--folder", type=Path, help="where checkpoints are kept for the next run")
+    parser.add_argument("--size", choices=_SIZES, default="b32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=64, help="of `decide`")
+    parser.add_argument("--recipes", nargs="+", default=["straggler-outlier", "auto"])
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT")
+    parser.add_argument("--mergekit", metavar="PYTHON", help="of an environment that has it")
+    parser.add_argument("--json", type=Path, help="where to write every round")
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (given.folder or Path(temporary)).resolve()
+        found = compare(_CASES[given.case](given, folder), given.rounds)
+    for name, each in found.items():
+        seconds, memory = (
+            statistics.median(getattr(one, key) for one in each)
+            for key in ("seconds", "private_mb")
+        )
+        print(f"{name:28} {seconds:9.2f} s {memory:8.0f} MB")
+    told = ratios(found)
+    for name, values in told.items():
+        median, low, high = statistics.median(values), min(values), max(values)
+        print(f"{name:44} {median:6.2f}  ({low:.2f} to {high:.2f})")
+    if given.json:
+        rounds = {name: [asdict(one) for one in each] for name, each in found.items()}
+        record = {"case": given.case, "size": given.size, "machine": machine(), "rounds": rounds}
+        given.json.write_text(json.dumps(record | {"ratios": told}, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Figures of a method on pairs, with intervals that resample targets, then pairs, then pictures.
+
+Seeds of one target share zero-shot model and test pictures, so a target is the unit that is drawn;
+intervals are 95% percentile intervals over resamples.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from benchmarks.pair_results import CURVE, Results
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Accuracies on one pair; row 0 as measured, the others with pictures drawn again.
+
+    Attributes:
+        id: Accuracy on the target, shape (1 + resamples, points).
+        ood: Mean accuracy under the shifts, same shape.
+    """
+
+    id: np.ndarray
+    ood: np.ndarray
+
+    def point(self, at: int) -> Accuracies:
+        """One of the points, shapes (1 + resamples, 1)."""
+        return Accuracies(self.id[:, [at]], self.ood[:, [at]])
+
+
+def accuracies(results: Results, method: str, resamples: int = RESAMPLES) -> Accuracies:
+    """Accuracies of a method on a pair."""
+    found = {}
+    for source, right in results.correct(method).items():
+        if source in results.told["things"]:
+            things = results.told["things"][source]
+            times = _times(results.target, max(things) + 1, resamples)[:, things].copy()
+            times[times.sum(axis=1) == 0] = 1  # of few things, none may be drawn
+            found[source] = times @ right.T.astype(float) / times.sum(axis=1, keepdims=True)
+    return Accuracies(found["test"], np.mean([found[name] for name in results.shifts], axis=0))
+
+
+@lru_cache(maxsize=32)
+def _times(target: str, count: int, resamples: int) -> np.ndarray:
+    """How often each thing was drawn, the same for all pairs of a target; once in row 0."""
+    # thing by thing, so that a source with more things begins with the same draws
+    drawn = np.random.default_rng(sum(target.encode())).poisson(1.0, size=(count, resamples))
+    return np.vstack([np.ones(count), drawn.T])
+
+
+def chosen_alpha(results: Results, method: str, source: str, max_loss: float | None = None) -> int:
+    """Index of the alpha that pictures of ``source`` choose.
+
+    Args:
+        results: Results of a pair.
+        method: A method with a curve.
+        source: Source of the pictures that choose.
+        max_loss: If given, the smallest alpha that loses at most so much of the fine-tuned
+            accuracy; by default the most accurate alpha, and the smaller of equals.
+    """
+    right = results.correct(method)[source].mean(axis=1)
+    if max_loss is None:
+        return int(np.argmax(right))
+    return int(np.argmax(right >= right[-1] - max_loss - 1e-9))
+
+
+def gain(point: Accuracies, curve: Accuracies) -> np.ndarray:
+    """OOD accuracy above the curve's at the same ID accuracy, shape (1 + resamples,).
+
+    The curve's is the best that it reaches at this ID accuracy or a higher one, between its points
+    on straight lines; a point more accurate than all of the curve is compared with the curve's most
+    accurate point.
+
+    Example:
+        >>> curve = Accuracies(np.array([[0.2, 0.6, 0.8]]), np.array([[0.7, 0.8, 0.5]]))
+        >>> gain(Accuracies(np.array([[0.7]]), np.array([[0.7]])), curve).round(3).tolist()
+        [0.05]
+        >>> gain(Accuracies(np.array([[0.9]]), np.array([[0.7]])), curve).round(3).tolist()
+        [0.2]
+    """
+    return np.array(
+        [
+            ood - _height(curve_id, curve_ood, wanted)
+            for wanted, ood, curve_id, curve_ood in zip(
+                point.id[:, 0], point.ood[:, 0], curve.id, curve.ood, strict=True
+            )
+        ]
+    )
+
+
+def _height(ids: np.ndarray, oods: np.ndarray, wanted: float) -> float:
+    wanted = min(wanted, ids.max())
+    reached = [ood for at, ood in zip(ids, oods, strict=True) if at >= wanted]
+    for one in range(len(ids) - 1):
+        low, high = sorted((one, one + 1), key=lambda at: ids[at])
+        if ids[low] < wanted <= ids[high]:
+            share = (wanted - ids[low]) / (ids[high] - ids[low])
+            reached.append(oods[low] + share * (oods[high] - oods[low]))
+    return float(max(reached))
+
+
+def standing(point: Accuracies, curve: Accuracies) -> str:
+    """Whether the point ``beats`` every alpha on both axes, some alpha beats ``it`` on both, or
+    neither."""
+    id_, ood = point.id[0, 0], point.ood[0, 0]
+    if (id_ > curve.id[0]).all() and (ood > curve.ood[0]).all():
+        return "beats"
+    beaten = (curve.id[0] >= id_) & (curve.ood[0] >= ood)
+    beaten &= (curve.id[0] > id_) | (curve.ood[0] > ood)
+    return "beaten" if beaten.any() else "neither"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean in points, its 95% interval, and the number of pairs."""
+
+    value: float
+    low: float
+    high: float
+    pairs: int
+
+    def __str__(self) -> str:
+        return f"{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+
+def over_targets(values: Sequence[tuple[str, np.ndarray]], resamples: int = RESAMPLES) -> Estimate:
+    """Average a figure over pairs, each target counted once.
+
+    Args:
+        values: Target of each pair, and its figure, shape (1 + resamples,), the measured one first.
+        resamples: Number of draws.
+    """
+    by_target: dict[str, list[np.ndarray]] = defaultdict(list)
+    for target, each in values:
+        by_target[target].append(each)
+    targets = [np.stack(each) for each in by_target.values()]
+    measured = float(np.mean([each[:, 0].mean() for each in targets]))
+    rng = np.random.default_rng(1)
+    means = []
+    for _ in range(resamples):
+        drawn = []
+        for at in rng.integers(len(targets), size=len(targets)):
+            pairs = targets[at]
+            chosen = rng.integers(len(pairs), size=len(pairs))
+            drawn.append(pairs[chosen, rng.integers(1, pairs.shape[1])].mean())
+        means.append(np.mean(drawn))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(100 * measured, 100 * low, 100 * high, len(values))
+
+
+def curve_of(results: Results) -> Accuracies:
+    """The WiSE-FT curve of a pair."""
+    return accuracies(results, CURVE)
