@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from clipmerge.checkpoint import Inputs
     from clipmerge.evaluation.scorer import Images
-    from clipmerge.images import ImageSet
+    from clipmerge.images import ImageSource
     from clipmerge.models import ImageTextModel
     from clipmerge.options import ImageOptions
     from clipmerge.progress import Progress
@@ -140,7 +140,9 @@ def check_sources(
     from clipmerge.learning.interpolate import Path
     from clipmerge.models.building import build_model
 
-    model = None if inputs.have_heads_only else build_model(inputs)
+    # of heads without a zero-shot counterpart nothing can be expected
+    own_heads = inputs.have_heads_only or (inputs.keeps_head and not inputs.has_built_head)
+    model = None if own_heads else build_model(inputs)
     samples: dict[str, Images] = {}
     for name, images in sources.items():
         yield from check_pixels(images, model)
@@ -193,17 +195,15 @@ def _prompt(images: Images) -> str:
     return printable(prompt, limit=_SHOWN)
 
 
-def check_pixels(images: ImageSet, model: ImageTextModel | None = None) -> Iterator[Doubt]:
+def check_pixels(images: ImageSource, model: ImageTextModel | None = None) -> Iterator[Doubt]:
     """Doubt the images, by the pixels of a few: blank, all the same, or (preprocessed ones) out of
     the range of the model's own preprocessing.
     """
-    from clipmerge.images.store import Pixels
-
     last = len(images) - 1
     looked_at = sorted({at * last // (_LOOKED_AT - 1) for at in range(_LOOKED_AT)})
     if len(looked_at) < _FEWEST:
         return
-    if isinstance(images.store, Pixels):
+    if images.pictures.preprocessed:
         if model is not None:
             yield from _check_range(images, looked_at, model)
         return
@@ -220,7 +220,7 @@ def check_pixels(images: ImageSet, model: ImageTextModel | None = None) -> Itera
 
 
 def _check_range(
-    images: ImageSet, looked_at: Sequence[int], model: ImageTextModel
+    images: ImageSource, looked_at: Sequence[int], model: ImageTextModel
 ) -> Iterator[Doubt]:
     """Compare preprocessed pixels with a black and a white image that the model preprocesses."""
     from PIL import Image
@@ -230,7 +230,7 @@ def _check_range(
         return
     low, high = ends.amin(dim=(2, 3)), ends.amax(dim=(2, 3))
     low, high = low.amin(dim=0)[:, None, None], high.amax(dim=0)[:, None, None]
-    pixels = images.store.batch(looked_at)  # type: ignore[attr-defined]
+    pixels = images.pictures.tensors(looked_at)
     margin = _OVERSHOOT * (high - low)
     outside = ((pixels < low - margin) | (pixels > high + margin)).float().mean()
     lowest, highest = float(pixels.min()), float(pixels.max())

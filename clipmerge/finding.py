@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from clipmerge.frozen import Frozen, Plain
+from clipmerge.frozen import Frozen
 from clipmerge.types import Json
 
 #: Kind of a sentence that has no numbers: a note about the inputs, or a reason written by hand.
@@ -38,7 +38,7 @@ class Finding(Frozen):
     """
 
     kind: Annotated[str, Field(min_length=1, max_length=80)]
-    values: dict[str, Plain] = Field(default_factory=dict)
+    values: dict[str, Any] = Field(default_factory=dict)
     text: str = ""
 
     @classmethod

@@ -2,51 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from clipmerge.errors import UsageError
+from clipmerge.images.copies import Prints, shared_notes
 from clipmerge.images.dataset import open_images
-from clipmerge.images.fingerprints import Fingerprints, note_shared
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
-from clipmerge.images.split import (
-    MAX_HELD_BACK,
-    SHARE,
-    copies_note,
-    held_out_count,
-    sample_and_hold_back,
-    without_copies,
-)
-from clipmerge.images.store import Pixels
-from clipmerge.learning.learn import held_out_positions
+from clipmerge.images.split import SHARE, Split, only_judged
+from clipmerge.images.split import split_images as divide
 from clipmerge.options import DecisionOptions, PlanOptions
 from clipmerge.planning.recipe import Recipe
 from clipmerge.progress import Progress
-from clipmerge.report.text import text_of, texts_of
 
 Images: TypeAlias = LabelledImages | CaptionedImages
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images of one source by their use; no image is a copy of another.
-
-    Attributes:
-        train: Images that the recipe measures on or learns from; ``None`` if it has no measure.
-        val: Images that choose how far to go, where they are not a part of ``train``.
-        test: Images that judge the merge; ``None`` to judge none.
-        copies: Number of copies left out.
-    """
-
-    train: Images | None
-    val: Images | None = None
-    test: Images | None = None
-    copies: int = 0
-
-    @property
-    def is_preprocessed(self) -> bool:
-        """Whether the images are pixels that the model's preprocessing has made already."""
-        return self.test is not None and isinstance(self.test.store, Pixels)
 
 
 def open_target(recipe: Recipe, options: DecisionOptions, progress: Progress) -> Images | None:
@@ -59,15 +27,8 @@ def open_target(recipe: Recipe, options: DecisionOptions, progress: Progress) ->
                 " monosoup)"
             )
         return None
-    wanted = options.images + held_out_count(options.images, SHARE)
-    images = open_images(
-        options.data,
-        options.classes,
-        columns=options.columns,
-        max_images=wanted,
-        seed=options.seed,
-    )
-    for note in texts_of(images.notes):
+    images = open_images(options.data, options.classes, columns=options.columns)
+    for note in images.notes:
         progress.warn(note)
     images.require_classes()
     return images
@@ -75,45 +36,27 @@ def open_target(recipe: Recipe, options: DecisionOptions, progress: Progress) ->
 
 def split_images(
     images: Images, recipe: Recipe, options: DecisionOptions, progress: Progress, *, judged: bool
-) -> Split:
-    """Sample images, and split them by their use.
-
-    A few dozen images choose by luck. So with few, those that choose and those that judge do both
-    jobs. Captions that choose may also belong to images that are learned from, so they do not
-    judge.
-    """
-    if not recipe.measure:
-        sample = images.sample(min(MAX_HELD_BACK, options.images), options.seed)
-        alone = without_copies(sample)
-        split = Split(None, None, alone if judged else None, len(sample) - len(alone))
-    else:
-        drawn = sample_and_hold_back(
-            images, options.images, options.seed, share=SHARE if judged else 0.0
-        )
+) -> Split[Images]:
+    """Sample images, and split them by their use."""
+    if recipe.measure:
         share = recipe.measure_options.get("held_back", 0.0)  # some learn from all images
-        judges = drawn.held_back_at
-        chooses = held_out_positions(drawn.decide.labels, share, options.seed)
-        val: Images | None = None
-        test = drawn.held_back
-        if chooses and 0 < len(judges) < MAX_HELD_BACK:
-            both = [*judges, *(drawn.deciding[at] for at in chooses)]
-            val = drawn.images.subset(both)
-            if drawn.images.labels_are_classes:
-                test = drawn.images.subset(both[:MAX_HELD_BACK])
-        split = Split(drawn.decide, val, test, drawn.copies)
-    if split.copies:
-        progress.warn(text_of(copies_note(images.source, split.copies)))
+        test = SHARE if judged else 0.0
+        split = divide(images, options.images, options.seed, val=share, test=test)
+    else:
+        split = only_judged(images, options.images, options.seed)
+    for note in split.notes:
+        progress.warn(note)
     return split
 
 
-def open_ood(options: PlanOptions, split: Split, progress: Progress) -> dict[str, Images]:
+def open_ood(options: PlanOptions, split: Split[Images], progress: Progress) -> dict[str, Images]:
     """Open the sources that are judged beside the target, with class names of their own."""
     sources = open_ood_sources(options, progress)
-    prints = {f"`ood` {name}": Fingerprints(images) for name, images in sources.items()}
+    prints = {f"`ood` {name}": Prints.of(images) for name, images in sources.items()}
     for part in (split.train, split.test) if prints else ():
         if part is not None:
-            data = {f"`data` {part.source}": Fingerprints(part)}
-            for note in texts_of(note_shared(prints, data)):
+            data = {f"`data` {part.source}": Prints.of(part)}
+            for note in shared_notes(prints, data):
                 progress.warn(note)
     return sources
 
@@ -122,8 +65,8 @@ def open_ood_sources(options: PlanOptions, progress: Progress) -> dict[str, Imag
     """Open and sample `ood`."""
     sources: dict[str, Images] = {}
     for name, source in options.ood.items():
-        images = open_images(source, max_images=options.images, seed=options.seed)
-        for note in texts_of(images.notes):
+        images = open_images(source)
+        for note in images.notes:
             progress.warn(note)
         images.require_classes()
         sources[name] = images.sample(min(options.images, len(images)), options.seed)

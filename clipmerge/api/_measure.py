@@ -5,19 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipmerge.api._images import Split
+from clipmerge.api._images import Images
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import device_work, distributed_context, peer_errors
 from clipmerge.errors import counted
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import class_prompts, templates_for
+from clipmerge.images.split import Split
 from clipmerge.learning.interpolate import Path
 from clipmerge.learning.objective import Batch, Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.models.building import build_model
 from clipmerge.models.captions import caption_notes
-from clipmerge.models.classifier import Captions, Prompts
+from clipmerge.models.classifier import Captions, Classifier, Head, Prompts
+from clipmerge.models.headed_tower import HeadedTower
 from clipmerge.models.precision import own_settings
 from clipmerge.options import DecisionOptions
 from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
@@ -30,7 +32,11 @@ Measured = tuple[Measurements, CalibrationRecord, LearningState]
 
 @device_work()
 def measure(
-    inputs: Inputs, recipe: Recipe, split: Split, options: DecisionOptions, progress: Progress
+    inputs: Inputs,
+    recipe: Recipe,
+    split: Split[Images],
+    options: DecisionOptions,
+    progress: Progress,
 ) -> Measured:
     """Run the measure of a recipe that has one.
 
@@ -59,7 +65,11 @@ def ranks_by_gradients(recipe: Recipe) -> bool:
 
 
 def _objective_for(
-    inputs: Inputs, recipe: Recipe, split: Split, options: DecisionOptions, progress: Progress
+    inputs: Inputs,
+    recipe: Recipe,
+    split: Split[Images],
+    options: DecisionOptions,
+    progress: Progress,
 ) -> tuple[Objective, LearningState, CalibrationRecord]:
     """Move images and model to the device."""
     drawn, val = split.train, split.val
@@ -86,9 +96,13 @@ def _objective_for(
         return Batch(0, torch.cat([piece.pixels for piece in pieces]), torch.tensor(images.labels))
 
     path = Path(model, inputs, context.device)
-    kind = Captions if contrastive else Prompts
     prompts = class_prompts(names, templates)
-    classifier = kind(model, prompts, len(templates), context.device, moves=path.text_changes)
+    if isinstance(model, HeadedTower):
+        rows = model.rows_for(images.source, len(names), images.imagenet_rows)
+        classifier: Classifier = Head(model, rows)
+    else:
+        kind = Captions if contrastive else Prompts
+        classifier = kind(model, prompts, len(templates), context.device, moves=path.text_changes)
     seen = read(images)
     asked = [
         *(checkpoint.provenance() for checkpoint in inputs.checkpoints),

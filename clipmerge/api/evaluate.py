@@ -53,7 +53,7 @@ def evaluate(
     with as_sources([checkpoint], processor) as (address,):
         opened = open_source(address, model=opts.model)
         loaded = {
-            name: open_images(source, opts.classes, columns=opts.columns, whole=True)
+            name: open_images(source, opts.classes, columns=opts.columns)
             for name, source in sources.items()
         }
         for note in texts_of((*opened.notes, *(n for each in loaded.values() for n in each.notes))):

@@ -46,8 +46,9 @@ from clipmerge.report.text import texts_of
 from clipmerge.types import StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
-    from clipmerge.api._images import Images, Split
+    from clipmerge.api._images import Images
     from clipmerge.api._measure import Measured as Measurement
+    from clipmerge.images.split import Split
     from clipmerge.learning.resume import LearningState
     from clipmerge.planning.verdict import Verdict
 
@@ -242,7 +243,7 @@ def _plan_file(output: StrPath | None, options: PlanOptions) -> Path | None:
 
 def open_split(
     pair: Pair, recipe: Recipe, options: PlanOptions, journal: Journal
-) -> tuple[Pair, Split | None, dict[str, Images]]:
+) -> tuple[Pair, Split[Images] | None, dict[str, Images]]:
     """Open the images, split them, and doubt them and the recipe before anything is learned."""
     split, ood = None, {}
     images = None
@@ -270,14 +271,6 @@ def check_recipe(pair: Pair, recipe: Recipe) -> None:
     inputs = pair.inputs
     for override in recipe.overrides:
         match_layers(override.layers, inputs.merged_layers)
-    # a head that was built from prompts, as WiSE-FT's, is close to them; another may be anything
-    if recipe.learns and inputs.keeps_head and not inputs.has_built_head:
-        raise RecipeError(
-            f"recipe '{recipe.name}' learns by class prompts, and the output is a classifier,"
-            " which has none; use 'wise-ft' without images, and compare its alphas by your own"
-            " evaluation, or merge the tower alone into the whole zero-shot model with"
-            " `set=missing=keep-zeroshot`"
-        )
     count = len(inputs.finetuned)
     if count > 1 and recipe.measure and not takes_several_finetuned(recipe.measure["name"]):
         several = [name for name in plugin_names("measures") if takes_several_finetuned(name)]
@@ -291,7 +284,7 @@ def check_recipe(pair: Pair, recipe: Recipe) -> None:
 def decide(
     pair: Pair,
     recipe: Recipe,
-    split: Split | None,
+    split: Split[Images] | None,
     options: DecisionOptions,
     journal: Journal,
     *,
@@ -381,7 +374,7 @@ def _plan_of(
 def judge_plan(
     pair: Pair,
     decided: Decided,
-    split: Split | None,
+    split: Split[Images] | None,
     ood: Mapping[str, Images],
     options: PlanOptions,
     journal: Journal,
@@ -392,7 +385,7 @@ def judge_plan(
     if split.test is None or not len(split.test):
         journal.warn("there are too few images to hold any back, so there is no verdict")
         return None
-    if split.is_preprocessed:
+    if split.test.pictures.preprocessed:
         journal.warn(
             f"{split.test.source} holds preprocessed pixels, and a verdict needs images; give the"
             " data set without its transform"

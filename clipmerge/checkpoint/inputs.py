@@ -96,7 +96,9 @@ class Inputs:
         """
         everyone = (self.zeroshot_keys, *self.finetuned_keys)
         has_text = any(_TEXT_BLOCK.match(layer) for layer in self.layers)
-        return not has_text and all(HEAD_WEIGHT in keys for keys in everyone)
+        return not has_text and all(
+            any(self.layer_of.get(name) == HEAD for name in keys) for keys in everyone
+        )
 
     @property
     def is_classifier(self) -> bool:

@@ -16,7 +16,6 @@ from clipmerge.files.finite import require_finite
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import source_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
-from clipmerge.models.building import no_larger_than
 from clipmerge.options import ImageOptions
 from clipmerge.progress import Pace, Progress
 from clipmerge.stats import wilson
@@ -40,8 +39,7 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
             f" that of the model that it was fine-tuned from{named}, or use `clipmerge sweep` with"
             " that model, which evaluates it as alpha 1"
         )
-    with no_larger_than(checkpoint.source, checkpoint.entries.values()):
-        model = model_for(family, checkpoint.config, checkpoint.folder)
+    model = model_for(family, checkpoint.config, checkpoint.folder)
 
     def read(name: str) -> Tensor:
         tensor = checkpoint.tensor(keys[name])

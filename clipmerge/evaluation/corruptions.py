@@ -10,8 +10,8 @@ Source:
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 from PIL.Image import Dither, Image, Resampling
 
-from clipmerge.images.decoding import Encoded
-from clipmerge.images.store import Store
+from clipmerge.images.source import Pictures
 
 CORRUPTIONS = ("jpeg", "pixelate", "posterize", "dither", "occlusion")
 # JPEG quality, at most 100.
@@ -78,8 +77,15 @@ def corrupted_sets(images: Any, side: int) -> dict[str, Any]:
     """
     copies = min(len(CORRUPTIONS), max(_FEWEST, _ENOUGH // len(images)))
     scaled = [_scale(images.image(at), side) for at in range(len(images))]
+
+    def corrupted(at: int, copy: int) -> Image:
+        return corrupt(scaled[at], CORRUPTIONS[(at * copies + copy) % len(CORRUPTIONS)], at)
+
+    names = images.pictures.name_of
     return {
-        f"corrupted {copy}": replace(images, store=_Corrupted(images.store, scaled, copies, copy))
+        f"corrupted {copy}": replace(
+            images, pictures=Pictures(partial(corrupted, copy=copy), names, range(len(images)))
+        )
         for copy in range(copies)
     }
 
@@ -88,28 +94,3 @@ def _scale(image: Image, side: int) -> Image:
     scale = side / min(image.size)
     size = (max(side, round(scale * image.width)), max(side, round(scale * image.height)))
     return image.resize(size, Resampling.BICUBIC)
-
-
-@dataclass(frozen=True)
-class _Corrupted(Store):
-    """Images that are corrupted when they are read."""
-
-    store: Store
-    scaled: list[Image]
-    copies: int
-    copy: int
-
-    def __len__(self) -> int:
-        return len(self.scaled)
-
-    def read(self, positions: Sequence[int]) -> list[Encoded]:
-        return [self._encode(at) for at in positions]
-
-    def name(self, position: int) -> str:
-        return self.store.name(position)
-
-    def _encode(self, at: int) -> bytes:
-        corruption = CORRUPTIONS[(at * self.copies + self.copy) % len(CORRUPTIONS)]
-        file = io.BytesIO()
-        corrupt(self.scaled[at], corruption, at).save(file, "BMP")
-        return file.getvalue()

@@ -208,7 +208,7 @@ class Scorer:
                 batch_size_for(len(images), None),
                 min(_SMALL_BATCH, -(-len(images) // self._context.world_size)),
             )
-            for number, pixels in read_pixels(images.store, size, self._model.pixels, share):
+            for number, pixels in read_pixels(images.pictures, size, self._model.pixels, share):
                 yield name, number * size, pixels
 
 

@@ -33,7 +33,7 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool)
     import torch
 
     from clipmerge.images.prompts import class_prompts
-    from clipmerge.models.building import build_model
+    from clipmerge.models.building import build_two_towers
     from clipmerge.models.classifier import Prompts
 
     finetuned = inputs.finetuned[0]
@@ -43,7 +43,7 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool)
             f"{finetuned.source}: its head has {entry.shape[0]} classes, but {len(head.classes)}"
             " were named; give `classes` with one line per class, in the head's order"
         )
-    model = build_model(inputs)
+    model = build_two_towers(inputs)
     model.load(inputs.theta_0, inputs.zeroshot.source)
     with torch.no_grad(), one_thread():
         texts = class_prompts(tuple(head.classes), tuple(head.templates))

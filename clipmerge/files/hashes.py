@@ -13,10 +13,8 @@ import hashlib
 import json
 import mmap
 import os
-import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import CancelledError
 from pathlib import Path
 
 from clipmerge.errors import CheckpointError
@@ -30,14 +28,6 @@ REMEMBERED_BYTES = 16 << 20
 #: is remembered only if the file has not changed for longer than any such tick, in nanoseconds; git
 #: does the same for its index.
 SETTLED_NS = 3_000_000_000
-_abandoned = threading.Event()
-
-
-def abandon() -> None:
-    """Stop all hashing, in other threads too; for a failing process, whose exit would otherwise
-    wait for it.
-    """
-    _abandoned.set()
 
 
 def sha256_of(path: Path) -> str:
@@ -48,8 +38,6 @@ def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         for offset in range(0, size, WINDOW):
-            if _abandoned.is_set():
-                raise CancelledError
             length = min(WINDOW, size - offset)
             with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=offset) as window:
                 if hasattr(mmap, "MADV_WILLNEED"):  # pragma: no branch - absent on Windows

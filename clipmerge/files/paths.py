@@ -5,6 +5,7 @@ nothing that takes time.
 from __future__ import annotations
 
 import os
+from glob import glob, has_magic
 from pathlib import Path
 
 from clipmerge.errors import UsageError
@@ -12,15 +13,11 @@ from clipmerge.types import StrPath
 
 #: Temporary folders have this prefix that hold one model in memory, in a folder of its name.
 IN_MEMORY = "clipmerge-in-memory-"
-# maximum bytes of a file's name on every usual system
-_LONGEST_NAME = 255
 
 
 def is_plain_name(name: object) -> bool:
     """Whether a text from a file is a plain file name in the same folder, not a path."""
-    if not isinstance(name, str) or not name.isprintable() or name in ("", ".", ".."):
-        return False
-    return "/" not in name and "\\" not in name and len(name.encode()) <= _LONGEST_NAME
+    return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\\"} & {*name}
 
 
 def in_memory_title(source: str) -> str | None:
@@ -88,6 +85,13 @@ def split_part(source: str) -> tuple[str, str | None]:
     return file, part
 
 
+def glob_files(pattern: str) -> list[Path]:
+    """The files that a pattern such as ``shards/*.tar`` stands for, sorted."""
+    if not has_magic(pattern) or local_path(pattern).exists():
+        return []
+    return sorted(map(Path, glob(str(local_path(pattern)))))  # noqa: PTH207  # a Path knows no "."
+
+
 def source_exists(source: str) -> bool:
     """Whether a source exists at its path or in the working folder; the name of a part is
     ignored.
@@ -113,12 +117,3 @@ def replace_bytes(file: Path, content: bytes) -> None:
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     part.write_bytes(content)
     part.replace(file)
-
-
-def user_config() -> Path:
-    """Return the user's configuration folder: on Linux ``clipmerge`` in ``$XDG_CONFIG_HOME`` or
-    ``~/.config``.
-    """
-    from platformdirs import user_config_path
-
-    return user_config_path("clipmerge", appauthor=False)

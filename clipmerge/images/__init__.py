@@ -2,7 +2,7 @@
 `image_set` samples, `split` holds back, `batches` preprocesses.
 """
 
-from clipmerge.images.image_set import ImageSet
+from clipmerge.images.image_set import ImageSource
 from clipmerge.images.source import Columns
 
-__all__ = ["Columns", "ImageSet"]
+__all__ = ["Columns", "ImageSource"]

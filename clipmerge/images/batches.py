@@ -15,9 +15,9 @@ from PIL.Image import Image
 from torch import Tensor
 
 from clipmerge.distributed import cores_per_process, to_device
-from clipmerge.images.decoding import Encoded, decode
+from clipmerge.images.decoding import Encoded, open_picture
 from clipmerge.images.image_set import LabelledImages
-from clipmerge.images.store import Pixels, Store
+from clipmerge.images.source import Pictures
 
 T = TypeVar("T")
 # More threads than this do not decode faster: part of Pillow's work holds Python's lock.
@@ -74,63 +74,52 @@ def read_batches(
     """Decode and preprocess this process's batches in their order, on the CPU; the next one while
     this one is used.
 
-    One thread reads the encoded images of a batch, several decode and preprocess them one by one,
-    so that at most two batches of pixels, and as many decoded images as there are threads, are in
-    memory. ``share`` is this process's index and the number of processes; batches are dealt out in
-    turn.
+    Several threads decode and preprocess images one by one, so that at most two batches of pixels,
+    and as many decoded images as there are threads, are in memory. ``share`` is this process's
+    index and the number of processes; batches are dealt out in turn.
     """
-    with contextlib.closing(read_pixels(images.store, batch_size, to_pixels, share)) as reading:
+    with contextlib.closing(read_pixels(images.pictures, batch_size, to_pixels, share)) as reading:
         for number, pixels in reading:
             labels = images.labels[number * batch_size : (number + 1) * batch_size]
             yield Batch(number, pixels, torch.tensor(labels))
 
 
 def read_pixels(
-    store: Store,
+    pictures: Pictures,
     batch_size: int,
     to_pixels: Callable[[list[Image]], Tensor],
     share: tuple[int, int] = (0, 1),
 ) -> Generator[tuple[int, Tensor], None, None]:
-    """The number and the pixels of this process's batches, for images without labels too; see
-    `read_batches`.
-    """
+    """The number and the pixels of this process's batches; see `read_batches`."""
     rank, world_size = share
-    positions = range(len(store))
+    positions = range(len(pictures))
     batches = {
         number: positions[number * batch_size : (number + 1) * batch_size]
-        for number in range(rank, -(-len(store) // batch_size), world_size)
+        for number in range(rank, -(-len(pictures) // batch_size), world_size)
     }
-    if isinstance(store, Pixels):
-        yield from ((number, store.batch(batch)) for number, batch in batches.items())
+    if pictures.preprocessed:
+        yield from ((number, pictures.tensors(batch)) for number, batch in batches.items())
         return
 
     def preprocess(position: int, encoded: Encoded) -> Tensor:
-        return to_pixels([decode(store.name(position), encoded)])
+        return to_pixels([open_picture(pictures.name_of(position), encoded)])
 
     workers = min(cores_per_process(), _MAX_WORKERS)
     # threads of torch in every worker would only get in one another's way
-    decoding = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    with ThreadPoolExecutor(1) as reading, decoding:
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as decoding:
         try:
-            contents = _prefetch(
-                reading, 1, (partial(store.read, batch) for batch in batches.values())
-            )
-            jobs = (
-                partial(preprocess, position, encoded)
-                for batch, content in zip(batches.values(), contents, strict=True)
-                for position, encoded in zip(batch, content, strict=True)
-            )
-            images = _prefetch(decoding, batch_size, jobs)
+            # data sets in memory are read here, because some of them bear no threads
+            jobs = (partial(preprocess, at, pictures[at]) for of in batches.values() for at in of)
+            images = prefetch(decoding, batch_size, jobs)
             for number, batch in batches.items():
                 yield number, torch.cat([next(images) for _ in batch])
         finally:
-            reading.shutdown(wait=False, cancel_futures=True)
             decoding.shutdown(wait=False, cancel_futures=True)
             # threads that are started later do not get the workers' one
             torch.set_num_threads(torch.get_num_threads())
 
 
-def _prefetch(pool: ThreadPoolExecutor, count: int, jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
+def prefetch(pool: ThreadPoolExecutor, count: int, jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
     """Results in order; up to ``count`` further jobs are started before a result is asked for."""
     running: deque[Future[T]] = deque()
     for job in jobs:

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from clipmerge.errors import DataError, NoLabelsError, counted, is_utf8, shorten
-from clipmerge.files.reading import parse_json, read_text, refusing
-from clipmerge.finding import Finding
 from clipmerge.images.registry import imagenet_names
-from clipmerge.images.source import Source
+from clipmerge.images.source import Opened
 from clipmerge.types import Json, Names, Shape
 
 #: A file with class names, the names in the order of the classes, or ``None`` for the source's own.
@@ -26,89 +24,78 @@ _MAX_CLASSES = 1_000_000
 #: A class name with a number in front, such as ``001.Black_footed_Albatross`` or ``0 - zero``.
 _NUMBERED = re.compile(r"(?P<number>\d{1,18}) ?[._-]+ ?(?P<name>[^\W\d_].*)", re.ASCII | re.DOTALL)
 _DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
-# a line of ImageNet's lists, such as LOC_synset_mapping.txt: a WordNet id and its names
-_SYNSET = re.compile(r"(n\d{8})\s+([^\s,][^,]*).*", re.ASCII)
-# a line of a numbered list or of a table
-_COUNTED = re.compile(r"(?P<number>\d{1,6})(?P<sign>[,;:.)\t ])\s*(?P<name>\D.*)")
 
 
-def name_classes(
-    source: Source, given_names: ClassNames
-) -> tuple[Shape, Names, tuple[Finding, ...]]:
+def name_classes(opened: Opened, given_names: ClassNames) -> tuple[Shape, Names, Names]:
     """Name the classes of a source: labels, one name per class, and notes for the user.
 
     Names that are given in a list belong to numbers by their order. Where the source has names of
     its own, a list of the same names is matched by name, and a list in which some are at another
     class is refused; any other list is in the order of the source's classes.
     """
-    labels, classes = number_classes(source)
+    labels, classes = number_classes(opened)
     if given_names is not None:
         return _assign_given_names(labels, classes, given_names)
+    title = opened.title
     if classes is None:
-        last = max(labels)
-        captions = source.unread_captions
+        captions = opened.unread_captions
         beside = f"; or take the captions with `caption_column` {captions}" if captions else ""
-        ids = "; if they are ids, name the column of the labels with `label_column`"
         raise DataError(
-            f"{source.title}: its labels are the numbers 0 to {last} without names; pass a file"
-            f" with the names with `classes`, one per line{ids if last >= len(labels) else ''}"
-            f"{beside}"
+            f"{title}: its labels are the numbers 0 to {max(labels)} without names; pass a file"
+            " with the names with `classes`, one per line (if they are ids, name the column of the"
+            f" labels with `label_column`){beside}"
         )
     names = classes
-    notes = tuple[Finding, ...]()
+    notes: Names = ()
     if (of_imagenet := imagenet_names(classes)) is not None:
         names = of_imagenet
         notes = (
-            Finding.of("wordnet-classes", source=source.title, example=classes[0], name=names[0]),
+            f"{title}: its classes are WordNet ids, named as in ImageNet: {classes[0]} is"
+            f" '{names[0]}'",
         )
-    elif not (source.verbatim and classes is source.class_names):
+    elif not (opened.verbatim and classes is opened.class_names):
         names = tuple(name.replace("_", " ") for name in classes)
         if are_numbered(classes):
             names = tuple(map(_without_number, names))
             notes = (
-                Finding.of(
-                    "numbered-classes", source=source.title, example=classes[0], name=names[0]
-                ),
+                f"{title}: the numbers in front of its class names are left out:"
+                f" '{classes[0]}' is '{names[0]}'",
             )
     for name in names:
         if not is_utf8(name):
             raise DataError(
-                f"{source.title}: class {name!a} has a name that is not UTF-8; rename it, or pass"
-                " names with `classes`"
+                f"{title}: class {name!a} has a name that is not UTF-8; rename it, or pass names"
+                " with `classes`"
             )
-    return labels, names, (*notes, *_note_shared_names(source.title, names))
+    return labels, names, (*notes, *_note_shared_names(title, names))
 
 
-def number_classes(source: Source) -> tuple[Shape, Names | None]:
+def number_classes(opened: Opened) -> tuple[Shape, Names | None]:
     """The class of each image, its number or the order of its text; and the names of the classes,
     ``None`` for bare numbers.
     """
-    where = source.title
-    values = source.values
-    if not values:
-        raise DataError(f"{where}: holds no images")
-    numbers = as_numbers(values)
-    labels: Sequence[Any] = values if numbers is None else numbers
+    where = opened.title
+    numbers = as_numbers(opened.values)
+    labels: Sequence[Any] = opened.values if numbers is None else numbers
     if missing := sum(label is None or (isinstance(label, int) and label < 0) for label in labels):
         some = counted(missing, f"of {len(labels)} images has", f"of {len(labels)} images have")
-        if missing == len(labels):
-            raise NoLabelsError(
-                f"{where}: no image has a label; give a labelled split, such as validation"
-            )
-        raise DataError(f"{where}: {some} no label; give a labelled split, such as validation")
+        raise (NoLabelsError if missing == len(labels) else DataError)(
+            f"{where}: {some} no label; give a labelled split, such as validation"
+        )
     if numbers is None:
         classes = class_order(set(map(str, labels)))
         index = {name: number for number, name in enumerate(classes)}
         return tuple(index[str(label)] for label in labels), classes
-    largest = max(numbers)
-    names = source.class_names
-    if names is None and largest >= _MAX_CLASSES:
+    names = opened.class_names
+    if names is None and max(numbers) >= _MAX_CLASSES:
         raise DataError(
-            f"{where}: a label is {largest}, but there are {len(labels)} images; are the labels"
-            " ids? Name the column of the labels with `label_column`"
+            f"{where}: a label is {max(numbers)}, but there are {len(labels)} images; are the"
+            " labels ids? Name the column of the labels with `label_column`"
         )
-    if names is not None and largest >= len(names):
-        raise DataError(f"{where}: label {largest} has no name; there are {len(names)} class names")
+    if names is not None and max(numbers) >= len(names):
+        raise DataError(
+            f"{where}: label {max(numbers)} has no name; there are {len(names)} class names"
+        )
     return tuple(numbers), names
 
 
@@ -134,19 +121,19 @@ def class_order(names: Iterable[str]) -> Names:
     """Sort class names: by the numbers in front if all have one, otherwise by text."""
     ordered = sorted(names)
     if are_numbered(ordered):
-        ordered.sort(key=lambda name: int(_NUMBERED.fullmatch(name)["number"]))  # type: ignore[index]
+        ordered.sort(key=lambda name: int(re.split(r"\D", name)[0]))
     return tuple(ordered)
 
 
 def _assign_given_names(
     labels: Shape, classes: Names | None, given_names: Path | Sequence[str]
-) -> tuple[Shape, Names, tuple[Finding, ...]]:
+) -> tuple[Shape, Names, Names]:
     """Assign names that the user gave to the classes of a source."""
     title = _names_title(given_names)
-    data = _read_names(given_names, classes or ())
-    notes: tuple[Finding, ...] = ()
+    data = _read_names(given_names)
+    notes: Names = ()
     if classes is not None:
-        names = _check_names(title, data, classes, numbered=False)
+        names = _check_names(title, data, classes)
         if isinstance(data, list):
             names = _sort_by_class(title, names, classes)
     else:
@@ -157,10 +144,12 @@ def _assign_given_names(
         elif len(data) == max(labels) and min(labels) == 1:
             # the largest number is the number of names, so they cannot be counted from 0
             numbers = numbers[1:]
-            notes = (Finding.of("labels-from-one", source=title, names=len(data)),)
+            notes = (f"{title}: the labels are 1 to {len(data)}, so 1 is the first name",)
+        elif len(data) > len(numbers):  # of the last classes there are no images
+            numbers = list(range(len(data)))
         index = {number: at for at, number in enumerate(numbers)}
         labels = tuple(index[label] for label in labels)
-        names = _check_names(title, data, list(map(str, numbers)), numbered=True)
+        names = _check_names(title, data, list(map(str, numbers)))
     return labels, names, (*notes, *_note_shared_names(title, names))
 
 
@@ -189,7 +178,7 @@ def _without_number(name: str) -> str:
     return match["name"] if match else name
 
 
-def _note_shared_names(source: str, names: Iterable[str]) -> tuple[Finding, ...]:
+def _note_shared_names(source: str, names: Iterable[str]) -> Names:
     """Note names that several classes share; ImageNet lists in common use have some, so it is not
     an error.
     """
@@ -201,85 +190,33 @@ def _note_shared_names(source: str, names: Iterable[str]) -> tuple[Finding, ...]
     ]
     if not shared:
         return ()
-    return (Finding.of("shared-names", source=source, examples=shorten(shared)),)
+    return (
+        f"{source}: several classes have the same name, so no model can tell them apart:"
+        f" {shorten(shared)}",
+    )
 
 
-def read_class_names(
-    given_names: Path | Sequence[str], classes: Sequence[str] | None = None
-) -> Names:
-    """Read the names of classes, in order or by class, or take those that were given; without
-    ``classes`` all names, in order.
-    """
-    title = _names_title(given_names)
-    data = _read_names(given_names, classes or ())
-    if classes is None:
-        data = list(data.values()) if isinstance(data, dict) else data
-        classes = list(map(str, range(len(data))))
-    return _check_names(title, data, classes, numbered=False)
+def read_class_names(given_names: Path | Sequence[str], classes: Sequence[str]) -> Names:
+    """Read the names of classes, in their order or by class."""
+    return _check_names(_names_title(given_names), _read_names(given_names), classes)
 
 
-def _read_names(given_names: Path | Sequence[str], classes: Sequence[str]) -> list[Any] | Json:
-    """Names in order, or by class; by WordNet id where some of the classes are such ids."""
+def _read_names(given_names: Path | Sequence[str]) -> list[Any] | Json:
+    """Names in order, one per line or in JSON, or by class in JSON."""
     if not isinstance(given_names, Path):
         return list(given_names)
-    with refusing(DataError, f"{given_names}: cannot be read as class names"):
-        text = read_text(given_names)
-        if given_names.suffix == ".json":
-            data = parse_json(text)
-            lines = _lines_of_class_index(data)
-        else:
-            lines = [line.strip() for line in text.splitlines() if line.strip()]
-            data = plain_names(lines)
-        if by_synset := _names_by_synset(lines):
-            return by_synset if set(classes) & set(by_synset) else list(by_synset.values())
-        return data if isinstance(data, list | dict) else []
+    try:
+        text = given_names.read_text(encoding="utf-8-sig")
+        if given_names.suffix != ".json":
+            return [line.strip() for line in text.splitlines() if line.strip()]
+        data = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{given_names}: cannot be read as class names ({error})") from None
+    return data if isinstance(data, (list, dict)) else []
 
 
-def _lines_of_class_index(data: Any) -> list[str]:
-    """Lines of a WordNet id and a name from ImageNet's `imagenet_class_index.json`, which maps
-    numbers to such pairs.
-    """
-    if not isinstance(data, dict):
-        return []
-    return [" ".join(map(str, pair)) if isinstance(pair, list) else "" for pair in data.values()]
-
-
-def _names_by_synset(lines: list[str]) -> Json | None:
-    """The first name of each WordNet id, if there is an id in front of every line."""
-    matches = [_SYNSET.fullmatch(line) for line in lines]
-    names = {match[1]: match[2].rstrip().replace("_", " ") for match in matches if match}
-    return names if 0 < len(names) == len(lines) else None
-
-
-def plain_names(lines: list[str]) -> list[str]:
-    """Names without what code, numbered lists and tables put around them, if it is around all: a
-    comma at the end, quotes, a number that counts the lines, a heading above such numbers.
-
-    Example:
-        >>> plain_names(["'cat',", "'dog'"]), plain_names(["id,name", "0,cat", "1,tench, Tinca"])
-        (['cat', 'dog'], ['cat', 'tench, Tinca'])
-    """
-    if len(lines) > 1 and all(line.endswith(",") for line in lines[:-1]):
-        lines = [line.removesuffix(",").rstrip() for line in lines]
-    if all(len(line) > 2 and line[0] == line[-1] and line[0] in "\"'" for line in lines):
-        lines = [line[1:-1] for line in lines]
-    counted_lines = [_COUNTED.fullmatch(line) for line in lines]
-    matches = [match for match in counted_lines if match]
-    has_heading = len(matches) == len(lines) - 1 and not counted_lines[0]
-    if has_heading and not all(match["sign"] in lines[0] for match in matches):
-        return lines
-    numbers = [int(match["number"]) for match in matches]
-    names = [match["name"] for match in matches]
-    counts = numbers in (list(range(len(names))), list(range(1, 1 + len(names))))
-    # "1 person", "2 persons", "3 persons" are names
-    is_sure = len(names) >= max(2, len(lines) - 1) and len(set(names)) == len(names)
-    return names if counts and is_sure else lines
-
-
-def _check_names(
-    title: str, data: list[Any] | Json, classes: Sequence[str], *, numbered: bool
-) -> Names:
-    """One name per class; where classes are numbers there may be more names than classes."""
+def _check_names(title: str, data: list[Any] | Json, classes: Sequence[str]) -> Names:
+    """One name per class."""
     if isinstance(data, dict):
         if missing := [name for name in classes if name not in data]:
             raise DataError(
@@ -287,11 +224,10 @@ def _check_names(
                 f" {shorten(missing)}"
             )
         data = [data[name] for name in classes]
-    if len(data) < len(classes) or (len(data) > len(classes) and not numbered):
-        ids = ", or name the column of the labels with `label_column`" if numbered and data else ""
+    if len(data) != len(classes):
         raise DataError(
             f"{title}: has {counted(len(data), 'class name', 'class names')}, there are"
-            f" {len(classes)} classes; give one name per class{ids}"
+            f" {len(classes)} classes; give one name per class"
         )
     for name in data:
         if not (isinstance(name, str) and name.strip() and is_utf8(name)):

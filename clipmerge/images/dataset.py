@@ -2,99 +2,52 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clipmerge.errors import DataError, did_you_mean, shorten
-from clipmerge.files.paths import local_path
-from clipmerge.finding import Finding
-from clipmerge.images.captions import has_captions, list_captions
-from clipmerge.images.classes import ClassNames, as_numbers, name_classes, read_class_names
-from clipmerge.images.folder import load_folder
+from clipmerge.errors import DataError, counted, did_you_mean, is_utf8, shorten
+from clipmerge.files.paths import glob_files, local_path
+from clipmerge.images.classes import ClassNames, as_numbers, name_classes
+from clipmerge.images.folder import is_hidden, load_folder
 from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_texts
-from clipmerge.images.in_memory import open_in_memory
-from clipmerge.images.local_files import expand_files, local_split, open_local
-from clipmerge.images.registry import RegistryRef, find_known, known_sets
-from clipmerge.images.shard_texts import describe_folder
-from clipmerge.images.source import Columns, Source
-from clipmerge.images.tables import load_table
-from clipmerge.types import Json
+from clipmerge.images.registry import KnownSet, find_known, known_sets
+from clipmerge.images.source import Columns, Opened
+from clipmerge.types import Names
 
 # More classes than this may be captions if they are also more than half as many as the images.
 _MANY_CLASSES = 20
+# Texts are captions if their mean number of words is at least this and most of them differ.
+_WORDS_OF_A_CAPTION = 3
 
 
 def open_images(
-    source: Any,
-    classes: ClassNames = None,
-    *,
-    columns: Columns | None = None,
-    whole: bool = False,
-    max_images: int | None = None,
-    seed: int = 0,
+    source: Any, classes: ClassNames = None, *, columns: Columns | None = None
 ) -> LabelledImages | CaptionedImages:
     """Find images with classes or with captions, without decoding them.
 
     The source is the short name of a public data set (`clipmerge.images.registry`); a folder
-    with one subfolder per class, with captions in texts beside the images, or with a table; a CSV,
-    TSV or JSONL file; Parquet or WebDataset tar files, one, a ``{0..9}`` range or a folder of them;
-    ``hf://datasets/org/name[@revision][:split]``; ``digits``, which come with clipmerge; or
-    images in memory (`clipmerge.images.in_memory`). Where both are there, classes are taken unless
+    with one subfolder per class, with captions in texts beside the images, with a table, or with
+    Parquet or tar files; one or several such files (``*`` stands for any letters);
+    ``hf://datasets/org/name[@revision][:split]``; ``digits``, which come with clipmerge; or images
+    in memory (`clipmerge.images.in_memory`). Where both are there, classes are taken unless
     ``columns`` names captions.
-
-    ``whole`` says that all images will be read to compute an accuracy: a dataset on the Hub is then
-    kept in the cache, and a single class is refused. A sample will take at most ``max_images``: no
-    more are taken from a ``DataLoader``, which cannot be sampled, and of tar files on the Hub only
-    those that it needs are downloaded.
     """
-    columns = columns or Columns()
-    known = source if isinstance(source, RegistryRef) else _find_known(source)
-    opened = _open(known or source, columns, whole=whole, max_images=max_images, seed=seed)
-    facts: Json = {"revision": opened.revision, "notes": opened.notes}
-    images: LabelledImages | CaptionedImages
-    if has_captions(opened):
-        captions, notes = list_captions(opened)
-        facts["notes"] += notes
-        labels, _ = number_texts(texts[0] for texts in captions)
-        if opened.captions_from is not None:
-            origin = opened.captions_from
-            facts["notes"] += (Finding.of("captions", source=opened.title, origin=origin),)
-        if classes is not None:
-            facts["notes"] += (Finding.of("unused-classes", source=opened.title),)
-        images = CaptionedImages(opened.title, opened.store, labels, captions, **facts)
-    else:
-        opened = known.known.describe(opened) if known else opened
-        labels, names, notes = name_classes(opened, classes)
-        facts["notes"] += (*_note_many_classes(opened), *notes)
-        facts["imagenet_rows"] = known.known.imagenet_rows if known else ()
-        images = LabelledImages(
-            opened.title, opened.store, labels, names, opened.templates, **facts
-        )
-        if whole:
-            images.require_classes()
-    return images.without_unreadable() if columns.skip_unreadable else images
+    known, address = find_known(source) if isinstance(source, str) else (None, source)
+    opened = _open(address, columns or Columns())
+    if not len(opened.values):
+        raise DataError(f"{opened.title}: holds no images")
+    if _has_captions(opened):
+        return _captioned(opened, classes)
+    return _labelled(opened, classes, known)
 
 
-def _note_many_classes(source: Source) -> tuple[Finding, ...]:
-    """Note that class names may be captions, where only their look told them apart."""
-    values = source.values or ()
-    if source.captioned is not None or as_numbers(values) is not None:
-        return ()
-    classes = len(set(map(str, values)))
-    if classes <= max(_MANY_CLASSES, len(values) / 2):
-        return ()
-    column = (source.captions_from or "caption").removeprefix(".")
-    note = Finding.of(
-        "many-classes", source=source.title, classes=classes, images=len(values), column=column
-    )
-    return (note,)
-
-
-def load_images(source: Any, classes: ClassNames = None, **options: Any) -> LabelledImages:
+def load_images(
+    source: Any, classes: ClassNames = None, *, columns: Columns | None = None
+) -> LabelledImages:
     """Find images with classes, like `open_images`; images with captions are refused."""
-    return require_labelled(open_images(source, classes, **options))
+    return require_labelled(open_images(source, classes, columns=columns))
 
 
 def require_labelled(images: LabelledImages | CaptionedImages) -> LabelledImages:
@@ -107,100 +60,133 @@ def require_labelled(images: LabelledImages | CaptionedImages) -> LabelledImages
     return images
 
 
-def load_unlabelled(
-    source: Any, columns: Columns | None = None, *, max_images: int, seed: int = 0
-) -> LabelledImages:
-    """Find images whose labels are neither needed nor read, in any source of `load_images`: all get
-    one class.
-    """
-    columns = replace(columns or Columns(), label=None, caption=None, labelled=False)
-    opened = _open(_find_known(source) or source, columns, max_images=max_images, seed=seed)
-    if not len(opened.store):
-        raise DataError(
-            f"{opened.title}: holds no images; name a folder, an archive or a dataset that has some"
-        )
-    images = LabelledImages(
-        opened.title,
-        opened.store,
-        (0,) * len(opened.store),
-        ("unlabelled",),
-        revision=opened.revision,
-        notes=opened.notes,
-    )
-    return images.without_unreadable() if columns.skip_unreadable else images
-
-
-def load_without_labels(
-    source: Any,
-    classes: Path | Sequence[str],
-    columns: Columns | None = None,
-    *,
-    max_images: int,
-    seed: int = 0,
-) -> LabelledImages:
-    """Find images of these classes in a source without labels, which the fine-tuned model gives
-    later.
-    """
-    images = load_unlabelled(source, columns, max_images=max_images, seed=seed)
-    note = Finding.of("no-labels", source=images.source)
-    return replace(
-        images,
-        class_names=read_class_names(classes),
-        labelled_by=None,
-        notes=(*images.notes, note),
-    )
-
-
-def _find_known(source: Any) -> RegistryRef | None:
-    """The public data set that a source names, if it does."""
-    return find_known(source) if isinstance(source, str) else None
-
-
-def _open(
-    source: Any, columns: Columns, *, whole: bool = False, max_images: int | None, seed: int
-) -> Source:
+def _open(source: Any, columns: Columns) -> Opened:
     """Open a folder, files, a data set on the Hub, ``digits``, or images in memory."""
-    source = source.address if isinstance(source, RegistryRef) else source
-    if not isinstance(source, str):
-        return open_in_memory(source, columns, max_images)
-    if not source.strip():  # as a path it would be the working directory
+    if not isinstance(source, (str, os.PathLike)):
+        from clipmerge.images.in_memory import load_in_memory
+
+        return load_in_memory(source, columns)
+    title = str(source)
+    if not title.strip():  # as a path it would be the working directory
         raise DataError(
-            f"'{source}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT"
+            f"'{title}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT"
         )
-    path = local_path(source)
-    if source == "digits" and not path.is_dir():
+    path = local_path(title)
+    if title == "digits" and not path.is_dir():
         from clipmerge.images.digits import load_digits
 
         return load_digits()
-    if source.startswith("hf://"):
-        from clipmerge.images.hub_dataset import load_hub_dataset
+    from clipmerge.images.tables import load_files, load_from_hub, load_repository
 
-        return load_hub_dataset(source, columns, whole=whole, max_images=max_images, seed=seed)
-    if parquet := expand_files(source, ".parquet"):
-        from clipmerge.images.parquet import load_parquet
-
-        return load_parquet(source, open_local, parquet, columns)
-    if tars := expand_files(source, ".tar"):
-        from clipmerge.images.webdataset import load_tars
-
-        return load_tars(source, tars, columns, describe_folder(Path(tars[0]).parent))
-    if path.suffix in (".csv", ".tsv", ".jsonl") and not path.is_dir():
-        if not path.is_file():
-            raise DataError(f"{source}: no such file")
-        return load_table(source, path, columns)
-    folder, split = local_split(source)
+    if title.startswith("hf://"):
+        return load_from_hub(title, columns)
+    if files := [path] if path.is_file() else glob_files(title):
+        return load_files(title, list(map(str, files)), columns)
+    split = None
+    if not path.exists() and ":" in title:  # DIR:SPLIT
+        above, _, split = title.rpartition(":")
+        path = local_path(above)
+        if (path / split).is_dir():
+            path, split = path / split, None
+    if not path.is_dir():
+        raise DataError(
+            f"{title}: no such folder or file; give a folder with one subfolder per class or with"
+            " captions beside the images, Parquet, tar, CSV or JSONL files,"
+            f" hf://datasets/ORG/NAME:SPLIT, or 'digits'.{did_you_mean(title, known_sets())}"
+        )
+    names = sorted(entry.name for entry in path.iterdir() if not is_hidden(entry.name))
+    if tables := [name for name in names if Path(name).stem == "metadata"]:
+        return load_files(title, [str(path / tables[0])], columns)
+    if _holds_tables(path):
+        return load_repository(title, path, columns, split=split)
     if split is not None:
-        there = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
         raise DataError(
-            f"{source}: {folder} has no folder '{split}' and no files of a split of that name"
-            f" (folders: {shorten(there) or 'none'}).{did_you_mean(split, there)}"
+            f"{title}: {path} has no folder '{split}' (it has {shorten(names)})."
+            f"{did_you_mean(split, names)}"
         )
-    if not folder.is_dir():
-        missing = "is not a kind of file that is read" if folder.exists() else "no such folder"
+    return load_folder(title, path, columns)
+
+
+def _holds_tables(folder: Path) -> bool:
+    """Whether a folder holds Parquet or tar files, or others that `datasets` reads as a whole."""
+    kinds = (".parquet", ".tar", ".arrow", ".csv", ".jsonl")
+    places = (folder, folder / "data")
+    return any(file.suffix in kinds for place in places for file in place.glob("[!.]*.*"))
+
+
+def _has_captions(opened: Opened) -> bool:
+    """Whether images come with captions and not classes: as the source or the user says, or by the
+    look of the values.
+    """
+    if opened.captioned is not None:
+        return opened.captioned
+    if any(isinstance(value, (list, tuple)) for value in opened.values):
+        return True
+    return opened.class_names is None and look_like_captions(opened.values)
+
+
+def look_like_captions(labels: Sequence[Any]) -> bool:
+    """Whether texts are captions and not names of classes: several words each, and most differ.
+
+    Example:
+        >>> look_like_captions(["a dog on a bed", "two cats at play", "an old oak"])
+        True
+        >>> look_like_captions(["dog", "cat", "oak tree"])
+        False
+    """
+    if not all(isinstance(label, str) for label in labels):
+        return False
+    words = sum(len(label.split()) for label in labels)
+    return words >= _WORDS_OF_A_CAPTION * len(labels) and 2 * len(set(labels)) > len(labels)
+
+
+def _captioned(opened: Opened, classes: ClassNames) -> CaptionedImages:
+    """Images with the captions of each, a text or those of a list, without empty ones."""
+    captions: list[Names] = []
+    for at, value in enumerate(opened.values):
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        if not all(isinstance(text, str) and is_utf8(text) for text in texts):
+            name = opened.pictures.name_of(at)
+            raise DataError(f"{opened.title}: {name} has a caption that is not a text in UTF-8")
+        captions.append(tuple(text.strip() for text in texts if text.strip()))
+    if empty := [opened.pictures.name_of(at) for at, texts in enumerate(captions) if not texts]:
+        have = counted(len(empty), "image has", "images have")
         raise DataError(
-            f"{source}: {missing}; give a folder with one subfolder per class, with captions beside"
-            " the images or (without labels) with images at any depth, Parquet, tar, CSV or JSONL"
-            " files, hf://datasets/ORG/NAME:SPLIT, or 'digits'."
-            f"{did_you_mean(source, known_sets())}"
+            f"{opened.title}: {have} no caption (of {len(captions)}): {shorten(empty, 3)}; write"
+            " one, or leave these images out"
         )
-    return load_folder(source, folder, columns)
+    notes = opened.notes
+    if classes is not None:
+        notes += (f"{opened.title}: its images have captions, so `classes` is not used",)
+    labels, _ = number_texts(texts[0] for texts in captions)
+    return CaptionedImages(
+        opened.title,
+        opened.pictures,
+        labels,
+        tuple(captions),
+        revision=opened.revision,
+        notes=notes,
+    )
+
+
+def _labelled(opened: Opened, classes: ClassNames, known: KnownSet | None) -> LabelledImages:
+    """Images with the number of the class of each, and the classes' names."""
+    if known:
+        opened = known.describe(opened)
+    labels, names, notes = name_classes(opened, classes)
+    is_named = opened.captioned is None and as_numbers(opened.values) is None
+    if is_named and len(names) > max(_MANY_CLASSES, len(labels) / 2):
+        notes += (
+            f"{opened.title}: has {len(names)} class names for {len(labels)} images; if they are"
+            " captions, name them with `caption_column`",
+        )
+    return LabelledImages(
+        opened.title,
+        opened.pictures,
+        labels,
+        names,
+        opened.templates,
+        known.imagenet_rows if known else (),
+        revision=opened.revision,
+        notes=opened.notes + notes,
+    )

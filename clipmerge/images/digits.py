@@ -6,7 +6,6 @@ machine learning repository, CC BY 4.0), the same 1,797 images that scikit-learn
 
 from __future__ import annotations
 
-import io
 from functools import cache
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from clipmerge.images.source import Source
-from clipmerge.images.store import ImageList
+from clipmerge.images.source import Opened, Pictures
 
 #: Words for the digits 0 to 9.
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -48,14 +46,9 @@ def as_images(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in eight_bit]
 
 
-def load_digits() -> Source:
+def load_digits() -> Opened:
     """All digits as a source of images, light on dark."""
     ink, labels = read_digits()
-    encoded = []
-    for image in as_images(digits_as_rgb(ink)):
-        file = io.BytesIO()
-        image.save(file, "PNG")
-        encoded.append(file.getvalue())
-    names = tuple(f"digits, image {number}" for number in range(len(encoded)))
-    store = ImageList(tuple(encoded), names)
-    return Source("digits", store, labels.tolist(), class_names=CLASS_NAMES)
+    images = as_images(digits_as_rgb(ink))
+    pictures = Pictures(images.__getitem__, "digits, image {}".format, range(len(images)))
+    return Opened("digits", pictures, labels.tolist(), captioned=False, class_names=CLASS_NAMES)

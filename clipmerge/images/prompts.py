@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipmerge.errors import DataError, UsageError, did_you_mean, is_utf8
-from clipmerge.files.limits import MAX_PROMPT_LENGTH, MAX_PROMPTS
+from clipmerge.errors import UsageError, did_you_mean, is_utf8
 from clipmerge.types import Names
 
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -70,17 +69,4 @@ def source_templates(from_user: Sequence[str], sources: Mapping[str, Any]) -> di
 
 def class_prompts(class_names: Names, templates: Names) -> list[str]:
     """Write the prompts, class by class: entry ``c * len(templates) + t``."""
-    if len(class_names) * len(templates) > MAX_PROMPTS:
-        raise DataError(
-            f"{len(class_names)} classes in {len(templates)} templates make more than"
-            f" {MAX_PROMPTS} prompts; give fewer with `template`"
-        )
-    name = max(class_names, key=len, default="")
-    for template in templates:
-        if len(template) + template.count("{}") * len(name) > MAX_PROMPT_LENGTH:
-            raise DataError(
-                f"the prompt of '{name[:40]}' in '{template[:40]}' is longer than"
-                f" {MAX_PROMPT_LENGTH} characters; give another `template`, or other names with"
-                " `classes`"
-            )
     return [template.replace("{}", name) for name in class_names for template in templates]

@@ -1,14 +1,28 @@
-"""What every kind of source gives when it is opened, and the columns that the user may name."""
+"""What every reader gives: pictures by position with their labels or captions as they stand there,
+and the columns that the user may name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from clipmerge.finding import Finding
-from clipmerge.images.store import Store
+from clipmerge.errors import DataError
 from clipmerge.types import Names
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+#: Usual names of labels and of captions, in order of preference.
+LABEL_NAMES = ("label", "labels", "class", "cls", "target", "class_name", "category")
+CAPTION_NAMES = (
+    *("caption", "captions", "text", "texts", "title", "sentence", "sentences"),
+    *("description", "alt_text", "prompt"),
+)
+#: Names of columns with names of image files.
+FILE_NAMES = ("file_name", "filepath", "file", "path", "image", "image_path", "filename")
 
 
 @dataclass(frozen=True)
@@ -18,10 +32,6 @@ class Columns:
     image: str | None = None  # column of a table, or ending of a tar's files
     label: str | None = None  # the same; ``json.KEY`` for a key of a tar's JSON files
     caption: str | None = None  # the same; naming it asks for captions in place of classes
-    # whether labels are read; if not, ``image`` is used only if there is such a column
-    labelled: bool = True
-    # whether images that cannot be read are left out; otherwise they are an error
-    skip_unreadable: bool = False
 
     @property
     def captioned(self) -> bool | None:
@@ -30,26 +40,65 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A source, opened: no image has been read, and its labels or captions are as they stand there.
+class Pictures:
+    """Pictures of a source, read one by one when they are needed."""
 
-    To add a kind of source, write a module with a function that returns one, and call it in
-    `clipmerge.images.dataset`.
+    get: Callable[[int], Any]  # the content, path or picture of an item
+    name: Callable[[int], str]  # its name in messages
+    items: Sequence[int]  # the item at each position
+    # whether items are tensors (3, height, width) that the model's preprocessing has made already
+    preprocessed: bool = False
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, position: int) -> Any:
+        return self.get(self.items[position])
+
+    def name_of(self, position: int) -> str:
+        """The name of a picture in messages."""
+        return self.name(self.items[position])
+
+    def take(self, positions: Sequence[int]) -> Pictures:
+        """Some of the pictures, in the order of the positions."""
+        return replace(self, items=tuple(self.items[at] for at in positions))
+
+    def tensors(self, positions: Sequence[int]) -> Tensor:
+        """Stack preprocessed pictures: (images, 3, height, width), float32."""
+        import torch
+
+        stacked = [torch.as_tensor(self[at]).float() for at in positions]
+        for position, pixels in zip(positions, stacked, strict=True):
+            if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.shape != stacked[0].shape:
+                raise DataError(
+                    f"{self.name_of(position)}: its pixels have the shape {tuple(pixels.shape)};"
+                    " expected (3, height, width), the same for every image"
+                )
+        return torch.stack(stacked)
+
+
+def picture_files(paths: Sequence[str]) -> Pictures:
+    """Pictures stored one per file."""
+    return Pictures(paths.__getitem__, paths.__getitem__, range(len(paths)))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source, opened: no picture has been read, and its labels or captions are as they stand
+    there.
     """
 
     title: str
-    store: Store
-    # for each image its class, a number or a name, or its captions, a text or several; ``None`` if
-    # they are not read
-    values: Sequence[Any] | None = None
+    pictures: Pictures
+    # for each picture its class, a number or a name, or its captions, a text or several
+    values: Sequence[Any]
     # whether the values are captions; ``None`` to tell by their look
     captioned: bool | None = None
     # the column of captions that stand beside labels, which are taken
     unread_captions: str | None = None
-    captions_from: str | None = ""  # where captions stand, for a note; ``None`` for no note
     class_names: Names | None = None  # of labels that are numbers
     # whether the names are written as they go into prompts, underscores and all
     verbatim: bool = False
     templates: Names = ()  # the source's own prompt templates, with ``{}`` for the class
     revision: str | None = None  # commit of a dataset on the Hub
-    notes: tuple[Finding, ...] = ()
+    notes: Names = ()

@@ -1,109 +1,156 @@
-"""Images held back from a decision, to measure its effect on unseen images."""
+"""One split of the sampled images, decided before anything is learned."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 
-from clipmerge.finding import Finding
-from clipmerge.images.fingerprints import first_copies
-from clipmerge.images.image_set import ImageSet
+from clipmerge.images.copies import Prints, first_copies
+from clipmerge.images.image_set import ImageSource
 from clipmerge.images.sampling import balanced_sample
-from clipmerge.types import Shape
+from clipmerge.types import Names, Shape
 
-#: Share of the sampled images that is held back.
+#: Share of the sampled images that judge the result, and of the others that choose it.
 SHARE = 0.2
-#: Maximum number of images held back: more would cost time and narrow the intervals very little.
-MAX_HELD_BACK = 256
+#: Number of images that judge, at most: more would cost time and narrow the intervals very little.
+MAX_TEST = 256
+# Of fewer images all are learned from: neither part would be informative.
+_FEWEST = 8
 
 
-Images = TypeVar("Images", bound=ImageSet)
+Images = TypeVar("Images", bound=ImageSource)
 
 
 @dataclass(frozen=True)
-class Samples(Generic[Images]):
-    """Sampled images, divided into those for a decision and those held back from it.
+class Split(Generic[Images]):
+    """Images of one source by their use; none is a copy of another.
 
     Attributes:
-        images: All of them.
-        deciding: Positions of those for the decision.
-        held_back_at: Positions of those held back, possibly none.
+        train: Images to learn from, or to measure on; ``None`` to do neither.
+        val: Images that choose among what was learned; with fewer than `MAX_TEST` test images,
+            these too, because a few dozen images choose by luck. ``None`` if there are too few.
+        test: Images that judge the result, which nothing was learned from; ``None`` if there are
+            too few, or none are wanted.
         copies: Number of copies left out.
+        notes: Sentences for the user.
     """
 
-    images: Images
-    deciding: list[int]
-    held_back_at: list[int]
+    train: Images | None
+    val: Images | None
+    test: Images | None
     copies: int
-
-    @property
-    def decide(self) -> Images:
-        """The images for the decision."""
-        return self.images.subset(self.deciding) if self.held_back_at else self.images
-
-    @property
-    def held_back(self) -> Images | None:
-        """The images held back from it; ``None`` for none."""
-        return self.images.subset(self.held_back_at) if self.held_back_at else None
+    notes: Names
 
 
-def sample_and_hold_back(
-    images: Images, count: int, seed: int, *, share: float = SHARE
-) -> Samples[Images]:
-    """Sample images for a decision, and others that it will not see.
+def split_images(
+    images: Images, count: int, seed: int, *, val: float = SHARE, test: float = SHARE
+) -> Split[Images]:
+    """Sample images, and divide them for learning, choosing and judging.
 
-    With enough images the decision gets the requested number, and the images held back are
-    additional. With fewer, the available images are divided by the share. Of images that are copies
-    of one another, one is used.
+    With enough images ``count`` of them are for learning and choosing, and those that judge are
+    additional. With fewer, the available images are divided by the shares. Of images that are
+    copies of one another, one is used, so that none is on two sides.
+
+    Args:
+        images: The source.
+        count: Number of images for learning and choosing.
+        seed: Of the sample and of the split.
+        val: Share of the images for learning that choose; 0 for a recipe that does not learn.
+        test: Share of all images that judge; 0 to judge by none.
     """
-    wanted = held_out_count(count, share)
+    wanted = judged_count(count, test)
     drawn = images.sample(count + wanted, seed)
-    sampled = without_copies(drawn)
-    copies = len(drawn) - len(sampled)
+    sampled, notes = without_copies(drawn)
     # halves are rounded up, unlike in round(): a fifth of three to seven images is always one
-    aside = min(wanted, int(len(sampled) * share + 0.5))
-    back: set[int] = set()
-    if aside and images.labels_are_classes:
+    aside = min(wanted, int(len(sampled) * test + 0.5))
+    if images.labels_are_classes:
         # classes of which the source has one image learn from it, and are not judged
         counts = Counter(images.labels)
         shared = [at for at, label in enumerate(sampled.labels) if counts[label] > 1]
-        back_of_shared = held_back_positions(
-            tuple(sampled.labels[at] for at in shared), aside, seed
-        )
-        back = {shared[at] for at in back_of_shared}
-    elif aside:
-        back = held_back_groups(sampled.labels, aside, seed)
-    deciding = [at for at in range(len(sampled)) if at not in back]
-    return Samples(sampled, deciding, sorted(back), copies)
+        picked = _same_share([sampled.labels[at] for at in shared], aside, seed)
+        judges = sorted(shared[at] for at in picked)
+    else:
+        judges = sorted(_whole_groups(sampled.labels, aside, seed))
+    others = [at for at in range(len(sampled)) if at not in set(judges)]
+    labels = tuple(sampled.labels[at] for at in others)
+    held_out = [others[at] for at in held_out_positions(labels, val, seed)]
+    train = [at for at in others if at not in set(held_out)]
+    if held_out and 0 < len(judges) < MAX_TEST:
+        held_out = [*judges, *held_out]
+        # captions that are held out may also belong to images that learning sees
+        judges = held_out[:MAX_TEST] if images.labels_are_classes else judges
+    return Split(
+        sampled.subset(train),
+        sampled.subset(held_out) if held_out else None,
+        sampled.subset(judges) if judges else None,
+        len(drawn) - len(sampled),
+        notes,
+    )
 
 
-def without_copies(images: Images) -> Images:
-    """Drop images that are copies of an earlier one: they would count twice, or be seen and held
-    back.
+def only_judged(images: Images, count: int, seed: int) -> Split[Images]:
+    """Sample images that judge a merge for which nothing is measured."""
+    drawn = images.sample(min(MAX_TEST, count), seed)
+    alone, notes = without_copies(drawn)
+    return Split(None, None, alone, len(drawn) - len(alone), notes)
+
+
+def without_copies(images: Images) -> tuple[Images, Names]:
+    """Drop images that are copies of an earlier one, which would count twice, or be seen and judge;
+    and sentences for the user.
     """
-    first = first_copies(images.store)
-    return images if len(first) == len(images) else images.subset(first)
+    prints = Prints.of(images)
+    first = first_copies(prints)
+    copies = len(images) - len(first)
+    if not copies:
+        return images, prints.notes
+    are = f"{copies} of the {len(images)} sampled images"
+    note = f"{images.source}: {are} show what another one shows; of such copies one is used"
+    return images.subset(first), (*prints.notes, note)
 
 
-def copies_note(source: str, copies: int) -> Finding:
-    """Say that copies were left out."""
-    return Finding.of("sampled-copies", source=source, images=copies)
+def judged_count(count: int, share: float = SHARE) -> int:
+    """Number of images that judge if there are enough."""
+    return min(MAX_TEST, round(count * share / (1 - share)))
 
 
-def held_out_count(count: int, share: float) -> int:
-    """Number of images to hold back if there are enough."""
-    return min(MAX_HELD_BACK, round(count * share / (1 - share)))
+def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[int]:
+    """Choose images to hold out, ascending: equally many per class if possible, more than half of a
+    class only after half of all, and its last one at the very last.
+
+    Example:
+        >>> labels = (0,) * 4 + (1,) * 4
+        >>> [labels[position] for position in held_out_positions(labels, 0.25, seed=0)]
+        [0, 1]
+    """
+    import torch
+
+    if len(labels) < _FEWEST or not share:
+        return []
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
+    images = Counter(labels)
+    counts = Counter[int]()
+    ranked = []
+    for index, position in enumerate(order):
+        label = labels[position]
+        counts[label] += 1
+        given = counts[label]
+        rank = (given == images[label], 2 * given > images[label], given)
+        ranked.append((*rank, index, position))
+    count = min(max(1, round(share * len(labels))), len(labels) - 1)
+    return sorted(position for *_, position in sorted(ranked)[:count])
 
 
-def held_back_positions(labels: Shape, count: int, seed: int) -> list[int]:
+def _same_share(labels: list[int], count: int, seed: int) -> list[int]:
     """Pick the same share of every class; the only image of a class is picked last."""
     sizes = Counter(labels)
     seen: Counter[int] = Counter()
     turns = []
-    for order, at in enumerate(balanced_sample(labels, len(labels), seed)):
+    for order, at in enumerate(balanced_sample(tuple(labels), len(labels), seed)):
         label = labels[at]
         seen[label] += 1
         # the k-th of a class's n images is picked at time (k - 1/2) / n; the last image of each
@@ -112,15 +159,15 @@ def held_back_positions(labels: Shape, count: int, seed: int) -> list[int]:
     return [at for *_, at in sorted(turns)[:count]]
 
 
-def held_back_groups(labels: Shape, count: int, seed: int) -> set[int]:
+def _whole_groups(labels: Shape, count: int, seed: int) -> set[int]:
     """Pick at most ``count`` images at random, all images of one label or none: a caption that was
     seen would be known.
     """
     groups: dict[int, list[int]] = {}
     for at, label in enumerate(labels):
         groups.setdefault(label, []).append(at)
-    back: set[int] = set()
+    picked: set[int] = set()
     for label in np.random.default_rng(seed).permutation(sorted(groups)).tolist():
-        if len(back) + len(groups[label]) <= count:
-            back.update(groups[label])
-    return back
+        if len(picked) + len(groups[label]) <= count:
+            picked.update(groups[label])
+    return picked

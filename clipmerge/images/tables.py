@@ -1,141 +1,330 @@
-"""Tables of image files: ``metadata.csv`` and ``metadata.jsonl`` of folders, CSV and TSV files.
-
-A folder's table is that of Hugging Face's image folders (``file_name``, ``text``), a file of its
-own that of open_clip's training (``filepath``, ``title``, between tabs or commas) or JSON Lines.
+"""Tables of pictures, by `datasets`: Parquet, CSV, TSV and JSON Lines, folders and repositories of
+them, and a `datasets.Dataset`.
 """
 
 from __future__ import annotations
 
 import csv
-import io
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from clipmerge.errors import DataError, counted, shorten
-from clipmerge.files.limits import MAX_HELD_BYTES
+from clipmerge.errors import (
+    ClipmergeError,
+    DataError,
+    NoLabelsError,
+    counted,
+    did_you_mean,
+    shorten,
+)
 from clipmerge.files.paths import local_path
-from clipmerge.files.reading import Unreadable, parse_json, read_text, refusing
-from clipmerge.files.side_files import lies_in
-from clipmerge.images.columns import FILE_NAMES, choose_columns
-from clipmerge.images.source import Columns, Source
-from clipmerge.images.store import check_count, image_files
-from clipmerge.types import Json
+from clipmerge.hub.errors import explained
+from clipmerge.images.source import (
+    CAPTION_NAMES,
+    FILE_NAMES,
+    LABEL_NAMES,
+    Columns,
+    Opened,
+    Pictures,
+    picture_files,
+)
+from clipmerge.images.tar import TEXTS, load_tars
 
-_SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
-
-#: A row with its number in the file.
-Row = tuple[int, Json]
-
-
-def load_table(source: str, table: Path, columns: Columns, *, inside: Path | None = None) -> Source:
-    """List the image files of a table with their labels or captions; no image is opened.
-
-    Args:
-        source: The source, for messages.
-        table: The file.
-        columns: The columns that the user named.
-        inside: The folder that must hold all files; ``None`` to allow any, relative to the table or
-            to the working folder.
-    """
-    with refusing(DataError, f"{table}: cannot be read"):
-        text = read_text(table, MAX_HELD_BYTES)
-        rows = list((_json_rows if table.suffix == ".jsonl" else _csv_rows)(text))
-    where = source if inside is None else f"{source}: {table.name}"
-    if not rows:
-        raise DataError(f"{where} has no rows")
-    check_count(source, len(rows))
-    names = dict.fromkeys(name for _, row in rows for name in row)
-    files = [name for name in FILE_NAMES if name in names]
-    chosen = choose_columns(where, names, columns, files[:1], {})
-    values: list[Any] | None = None
-    if chosen.text_column is not None:
-        values = [row.get(chosen.text_column) for _, row in rows]
-    if chosen.label is not None and values is not None:
-        values = [value.strip() if isinstance(value, str) else value for value in values]
-        values = [None if value == "" else value for value in values]  # an empty cell of a CSV
-        for (line, _), value in zip(rows, values, strict=True):
-            if isinstance(value, bool) or not isinstance(value, int | str | None):
-                raise DataError(f"{where}, line {line}: a label is a number or a text")
-    paths = _paths(where, table, rows, chosen.image, inside, columns)
-    if chosen.caption is not None and values is not None and len(set(paths)) < len(paths):
-        captions: dict[str, list[Any]] = {}  # of an image that has a row for each of them
-        for path, value in zip(paths, values, strict=True):
-            captions.setdefault(path, []).extend(value if isinstance(value, list) else [value])
-        paths = list(captions)
-        values = list(captions.values())
-    return chosen.to_source(source, image_files(paths), values)
+#: Builders of `datasets` by the suffix of a file.
+BUILDERS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".arrow": "arrow",
+}
+HUB = "hf://datasets/"
+_ON_HUB = re.compile(
+    r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:\s]+))?"
+    r"(?::(?:(?P<config>[^\s/]+)/)?(?P<split>[^:\s/]+))?"
+)
 
 
-def _json_rows(text: str) -> Iterator[Row]:
-    # not by `splitlines`: JSON's texts may hold the line separators of Unicode
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = parse_json(line)
-            except Unreadable as error:  # which counts lines from this one
-                reason = str(error).replace(": line 1 column", ": column")
-                raise Unreadable(f"line {number}: {reason}") from None
-            if not isinstance(row, dict):
-                raise Unreadable(f"line {number} is not an object")
-            yield number, row
-
-
-def _csv_rows(text: str) -> Iterator[Row]:
-    """Rows with the number of the line on which each ends."""
-    first = text.partition("\n")[0]
-    delimiter = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","
-    reader = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True
-    )
-    try:
-        reader.fieldnames = names = [name.strip() for name in reader.fieldnames or ()]
-        if repeated := [name for name, count in Counter(names).items() if count > 1]:
-            raise Unreadable(f"its first line names {shorten(repeated)} twice; rename one of them")
-        for row in reader:
-            if None in row or None in row.values():
-                raise Unreadable(
-                    f"line {reader.line_num} does not have"
-                    f" {counted(len(names), 'cell', 'cells')} between"
-                    f" {_SEPARATORS[delimiter]}; quote texts that hold the separator"
-                )
-            yield reader.line_num, dict(row)
-    except csv.Error as error:
-        raise Unreadable(
-            f"line {reader.reader.line_num}: {error}; end a quoted text with a quote, and write"
-            " quotes inside it twice"
-        ) from error
-
-
-def _paths(
-    where: str, table: Path, rows: Sequence[Row], column: str, inside: Path | None, columns: Columns
-) -> list[str]:
-    """The files of all rows; those that are missing, unless unreadable ones are skipped, or lie
-    outside are named with their line.
-    """
-    paths: list[str] = []
-    missing: list[str] = []
-    for line, row in rows:
-        name = row.get(column)
-        if not isinstance(name, str) or not name:
-            raise DataError(f"{where}, line {line}: names no image file")
-        beside = table.parent / name
-        path = beside if inside is not None or beside.is_file() else local_path(name)
-        if inside is not None and path.exists() and not lies_in(inside, path):
-            raise DataError(
-                f"{where}, line {line}: {name} lies outside of the folder; put the file there, or"
-                " give the table as a source of its own"
-            )
-        if not path.is_file():
-            missing.append(f"line {line}, {name}")
-        paths.append(str(path))
-    if missing and not columns.skip_unreadable:
-        are = counted(len(missing), "file is", "files are")
-        start = f"{table.parent}{'' if inside else ' or the working folder'}"
+def load_files(title: str, files: Sequence[str], columns: Columns) -> Opened:
+    """Open one table or tar file, or several of a kind as one."""
+    suffixes = {Path(file).suffix.lower() for file in files}
+    (suffix, *others) = sorted(suffixes)
+    if others or suffix not in {".tar", *BUILDERS}:
         raise DataError(
-            f"{where}: {are} missing (of {len(paths)}): {shorten(missing, 3)}; names start from"
-            f" {start}. Add the files, remove these lines, or leave them out with"
-            " `skip_unreadable=True`"
+            f"{title}: is {shorten(sorted(suffixes))}; give files of one kind:"
+            f" {shorten(['.tar', *BUILDERS], 9)}"
         )
-    return paths
+    if suffix == ".tar":
+        return load_tars(title, files, columns)
+    table = _read(title, BUILDERS[suffix], files, "train")
+    return load_table(title, table, columns, Path(files[0]).parent)
+
+
+def load_repository(
+    title: str, folder: Path, columns: Columns, config: str | None = None, split: str | None = None
+) -> Opened:
+    """Open a split of a folder of tables or tar files, laid out as a repository on the Hub is."""
+    names = [str(file.relative_to(folder)) for file in sorted(folder.rglob("*.tar"))]
+    if splits := _tar_splits(names):
+        name, files = _choose_split(title, splits, split)
+        return load_tars(title, [str(folder / file) for file in files], columns)
+    with _one_line(title):
+        builder = _datasets().load_dataset_builder(str(folder), config)
+    name, files = _choose_split(title, builder.config.data_files, split)
+    table = _read(title, builder.name, files, name, builder.info.features)
+    return load_table(title, table, columns, folder)
+
+
+def load_from_hub(title: str, columns: Columns) -> Opened:
+    """Open ``hf://datasets/ORG/NAME[@REVISION][:[CONFIG/]SPLIT]``: the split's files are downloaded
+    into the Hub's cache, and read from there; offline they are only read.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    match = _ON_HUB.fullmatch(title)
+    if match is None:
+        raise DataError(
+            f"{title}: is not a dataset on the Hub; write {HUB}ORG/NAME[@REVISION][:SPLIT]"
+        )
+    repo, revision, config, split = match.groups()
+    options: dict[str, Any] = {"local_files_only": True, "allow_patterns": []}
+    with explained(f"opening {title}"):
+        if not constants.HF_HUB_OFFLINE:
+            about = HfApi().dataset_info(repo, revision=revision)
+            revision = about.sha  # the commit to which it points now
+            splits = _tar_splits(file.rfilename for file in about.siblings or ())
+            if not splits:
+                builder = _datasets().load_dataset_builder(repo, config, revision=revision)
+                splits = builder.config.data_files
+            split, files = _choose_split(title, splits, split)
+            inside = [file.removeprefix(f"{HUB}{repo}@{revision}/") for file in files]
+            options = {"allow_patterns": [*inside, "README.md", *TEXTS]}
+        folder = snapshot_download(repo, repo_type="dataset", revision=revision, **options)
+    opened = load_repository(title, Path(folder), columns, config, split)
+    return replace(opened, revision=Path(folder).name)
+
+
+def load_table(title: str, table: Any, columns: Columns, folder: Path | None = None) -> Opened:
+    """Read a `datasets.Dataset`, in memory or mapped from a disk: labels or captions now, pictures
+    when they are needed. Names of files start from ``folder`` or from the working folder.
+    """
+    import datasets
+
+    table = table.with_format(None)
+    chosen = _choose_columns(title, table.features, columns)
+    if isinstance(table.features[chosen.image], datasets.Image):
+        table = table.cast_column(chosen.image, datasets.Image(decode=False))
+    values = list(table[chosen.text])
+    if not chosen.captioned:
+        values = [None if value == "" else value for value in values]  # an empty cell of a CSV
+    rows: Any = table.select_columns([chosen.image])
+    pictures = Pictures(
+        lambda row: _encoded(rows[row][chosen.image]),
+        lambda row: f"{title}, row {row}",
+        range(len(table)),
+    )
+    if _kind(table.features[chosen.image]) == "texts":
+        files = _find_files(title, list(table[chosen.image]), folder or Path())
+        if chosen.captioned and len(set(files)) < len(files):
+            captions: dict[str, list[Any]] = {}  # of a picture that has a row for each of them
+            for file, value in zip(files, values, strict=True):
+                captions.setdefault(file, []).extend(value if isinstance(value, list) else [value])
+            files = list(captions)
+            values = list(captions.values())
+        pictures = picture_files(files)
+    names = getattr(table.features[chosen.text], "names", None)
+    note = (
+        f"{title}: has labels (column '{chosen.text}') and captions ('{chosen.unread}'); the labels"
+        f" are taken, and the captions with `caption_column` {chosen.unread}"
+    )
+    return Opened(
+        title,
+        pictures,
+        values,
+        captioned=chosen.captioned,
+        class_names=tuple(names) if names else None,
+        unread_captions=chosen.unread,
+        notes=(note,) if chosen.unread else (),
+    )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A table's columns."""
+
+    image: str
+    text: str  # of labels or captions
+    captioned: bool
+    unread: str | None = None  # captions that are there beside labels
+
+
+def _choose_columns(title: str, features: Mapping[str, Any], wanted: Columns) -> _Chosen:
+    """The columns that the user named; otherwise those of a type or with a usual name, and captions
+    only without labels.
+    """
+    if wanted.label is not None and wanted.caption is not None:
+        raise DataError(
+            f"{title}: `label_column` asks for classes and `caption_column` for captions; give one"
+        )
+    for kind, name in vars(wanted).items():
+        if name is not None and name not in features:
+            raise DataError(
+                f"{title}: no column '{name}' for `{kind}_column` (columns:"
+                f" {shorten(features, 12)}).{did_you_mean(name, features)}"
+            )
+    kinds = {name: _kind(feature) for name, feature in features.items()}
+    typed = [name for name, feature in features.items() if hasattr(feature, "decode")]
+    images = typed or [name for name, kind in kinds.items() if kind == "images"]
+    files = [name for name in FILE_NAMES if kinds.get(name) == "texts"]
+    image = wanted.image or _only(title, "image", images or files[:1], features)
+    if kinds[image] not in ("images", "texts"):
+        raise DataError(f"{title}: column '{image}' holds {features[image]}, not images")
+    classes = [name for name, feature in features.items() if hasattr(feature, "names")]
+    labels = classes or [name for name in LABEL_NAMES if name in features]
+    captions = [name for name in CAPTION_NAMES if kinds.get(name) in ("texts", "lists")]
+    captioned = wanted.captioned if wanted.captioned is not None else not labels and bool(captions)
+    text = wanted.label or wanted.caption
+    if text is None:
+        found = captions[:1] if captioned else labels if classes else labels[:1]
+        text = _only(title, "label or caption", found, features)
+    if kinds[text] not in (("texts", "lists") if captioned else ("texts", "numbers")):
+        needed = (
+            "a caption is a text or a list of texts"
+            if captioned
+            else "a label is one number or text"
+        )
+        raise DataError(f"{title}: column '{text}' holds {features[text]}; {needed}")
+    beside = wanted.captioned is None and not captioned and bool(captions)
+    return _Chosen(image, text, captioned, captions[0] if beside else None)
+
+
+def _only(title: str, kind: str, found: Sequence[str], columns: Mapping[str, Any]) -> str:
+    """The one column that was found."""
+    if len(found) == 1:
+        return found[0]
+    flags = " or ".join(f"`{name}_column`" for name in kind.split(" or "))
+    raise (DataError if found or kind == "image" else NoLabelsError)(
+        f"{title}: {f'several {kind} columns ({shorten(found)})' if found else f'no {kind} column'}"
+        f" (columns: {shorten(columns, 12)}); name it with {flags}"
+    )
+
+
+def _kind(feature: Any) -> str:
+    """What a column may hold: ``images``, ``numbers``, ``texts``, ``lists`` of texts, or nothing
+    that is read.
+    """
+    inner = getattr(feature, "feature", None)
+    if inner is not None:
+        return "lists" if _kind(inner) == "texts" else ""
+    dtype = str(getattr(feature, "dtype", ""))
+    if hasattr(feature, "decode") or "binary" in dtype:
+        return "images"
+    if isinstance(feature, Mapping):
+        return "images" if "bytes" in feature else ""
+    return "texts" if "string" in dtype else "numbers" if re.match(r"u?int", dtype) else ""
+
+
+def _encoded(value: Any) -> bytes | str:
+    """The content or the path of a picture in a cell."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    return value if isinstance(value, bytes) else str(value or "")
+
+
+def _find_files(title: str, names: list[Any], folder: Path) -> list[str]:
+    """The files of all rows, beside the table or else from the working folder; missing ones are
+    named.
+    """
+    files: list[str] = []
+    missing: list[str] = []
+    for row, name in enumerate(names, 1):
+        beside = folder / (name or "")
+        path = beside if beside.is_file() else local_path(name or "")
+        if not path.is_file():
+            missing.append(f"row {row}, {name or 'no name'}")
+        files.append(str(path))
+    if missing:
+        are = counted(len(missing), "file is", "files are")
+        raise DataError(
+            f"{title}: {are} missing (of {len(files)}): {shorten(missing, 3)}; names start from"
+            f" {folder} or the working folder. Add the files, or remove these rows"
+        )
+    return files
+
+
+def _tar_splits(files: Iterable[str]) -> dict[str, list[str]]:
+    """Tar files by split: their folder, or the name in front of their numbers; by number."""
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        if file.endswith(".tar"):
+            path = PurePosixPath(file)
+            name = re.match(r"[^\W\d_]*", path.name)
+            splits.setdefault(path.parent.name or (name and name[0]) or "train", []).append(file)
+    for listed in splits.values():
+        listed.sort(
+            key=lambda file: [int(n) if n.isdecimal() else n for n in re.split(r"(\d+)", file)]
+        )
+    return splits
+
+
+def _choose_split(
+    title: str, splits: Mapping[Any, Sequence[str]] | None, wanted: str | None
+) -> tuple[str, list[str]]:
+    """The name and the files of the split that the user named, or of the only one."""
+    named = {str(name): list(files) for name, files in (splits or {}).items()}
+    name = wanted or (next(iter(named)) if len(named) == 1 else "")
+    if name not in named:
+        what = f"no split '{wanted}'" if wanted else "which split?"
+        raise DataError(
+            f"{title}: {what} (splits: {shorten(named, 12)}); write it after a"
+            f" colon.{did_you_mean(wanted or '', named)}"
+        )
+    return name, named[name]
+
+
+def _read(title: str, builder: str, files: Sequence[str], split: str, features: Any = None) -> Any:
+    """Read files as one table, which `datasets` keeps in its cache and maps into memory."""
+    library = _datasets()
+    options: dict[str, Any] = {}
+    with _one_line(title):
+        if builder == "csv":  # open_clip's tables have tabs, whatever their suffix
+            with Path(files[0]).open(encoding="utf-8", errors="replace") as file:
+                heading = file.readline()
+            mark = "\t" if "\t" in heading else ";" if "," not in heading else ","
+            columns = next(csv.reader([heading], delimiter=mark, skipinitialspace=True), [])
+            features = library.Features({name: library.Value("string") for name in columns})
+            options = {"sep": mark, "keep_default_na": False, "skipinitialspace": True}
+        table = library.load_dataset(
+            builder, data_files={split: list(files)}, split=split, features=features, **options
+        )
+    if not len(table):
+        raise DataError(f"{title}: has no rows")
+    return table
+
+
+def _datasets() -> Any:
+    """Import `datasets`, which takes a second; its progress is shown on a terminal only."""
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    return datasets
+
+
+@contextmanager
+def _one_line(title: str) -> Iterator[None]:
+    """Turn any error of `datasets` into one line: the first of its cause."""
+    try:
+        yield
+    except ClipmergeError:
+        raise
+    except Exception as error:  # each library below raises its own
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = next(iter(str(cause).strip().splitlines()), "") or type(cause).__name__
+        raise DataError(f"{title}: cannot be read ({reason})") from error

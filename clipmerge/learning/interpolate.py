@@ -64,7 +64,7 @@ class Path:
                 zero-shot checkpoint's.
         """
         self.model, self.inputs, self.device = model, inputs, device
-        model.load(inputs.theta_0, inputs.zeroshot.source)
+        model.load(self._zeroshot, inputs.zeroshot.source)
         model.module.to(device)
         self.parameters = model.parameters
         self.text_moves = 0
@@ -84,10 +84,15 @@ class Path:
         # a point elsewhere may have set weights that the path does not move
         self._is_elsewhere = False
 
+    def _zeroshot(self, name: str) -> Tensor:
+        """Theta_0; a head that only the fine-tuned checkpoint has stays as it is there."""
+        has_it = name in self.inputs.zeroshot_keys
+        return self.inputs.theta_0(name) if has_it else self.inputs.theta_1(name)
+
     def _read_ends(self, name: str) -> list[Tensor]:
         """Theta_0, and theta_1 to theta_K if they are merged, as they are in their files."""
         inputs = self.inputs
-        ends = [inputs.theta_0(name)]
+        ends = [self._zeroshot(name)]
         if inputs.merges(name):
             ends += [inputs.theta_1(name, which=at) for at in range(len(inputs.finetuned))]
         for end, checkpoint in zip(ends, inputs.checkpoints, strict=False):

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from clipmerge.images.batches import Batch
+from clipmerge.images.split import held_out_positions
 from clipmerge.learning.choose import choose
 from clipmerge.learning.interpolate import DEFAULT_ALPHA, Coefficients
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.train import Training, train
 from clipmerge.planning.measurements import HeldBackChoice
-
-#: With fewer images than this nothing is held out: neither part would be informative.
-MIN_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,8 @@ def learn(
 
 def split(objective: Objective, share: float) -> tuple[Batch, Batch | None]:
     """Images to learn from, and those that choose; ``None`` for none."""
+    if objective.val is not None:
+        return objective.images, objective.val
     labels = objective.images.labels.tolist()
     held_out = held_out_positions(labels, share, objective.seed)
     if not held_out:
@@ -82,29 +81,4 @@ def split(objective: Objective, share: float) -> tuple[Batch, Batch | None]:
         Batch(0, objective.images.pixels[at], objective.images.labels[at])
         for at in (torch.tensor(kept), torch.tensor(held_out))
     )
-    return train_images, val if objective.val is None else objective.val
-
-
-def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[int]:
-    """Choose images to hold out, ascending: equally many per class if possible, more than half of a
-    class only after half of all, and its last one at the very last.
-
-    Example:
-        >>> labels = [0] * 4 + [1] * 4
-        >>> [labels[position] for position in held_out_positions(labels, 0.25, seed=0)]
-        [0, 1]
-    """
-    if len(labels) < MIN_IMAGES or share == 0:
-        return []
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
-    images = Counter(labels)
-    counts = Counter[int]()
-    ranked = []
-    for index, position in enumerate(order):
-        label = labels[position]
-        counts[label] += 1
-        given, all_of_class = counts[label], images[label]
-        rank = (given == all_of_class, 2 * given > all_of_class, given)
-        ranked.append((*rank, index, position))
-    count = min(max(1, round(share * len(labels))), len(labels) - 1)
-    return sorted(position for *_, position in sorted(ranked)[:count])
+    return train_images, val

@@ -55,7 +55,7 @@ class ImageTextModel(ABC):
 
     @abstractmethod
     def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess RGB images like the checkpoint: one tensor, with images along its first
+        """Preprocess images like the checkpoint: one tensor, with images along its first
         dimension.
         """
 

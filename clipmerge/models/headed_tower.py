@@ -1,61 +1,62 @@
-"""An image tower with a classification head in place of a text tower."""
+"""An image tower with a classification head in place of a text tower: of OpenCLIP, as WiSE-FT and
+model soups save it, of transformers and of timm.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from clipmerge.checkpoint.inputs import HEAD_BIAS, HEAD_WEIGHT
 from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families import Family
+from clipmerge.images.decoding import to_rgb
 from clipmerge.models import ImageTextModel
-from clipmerge.models.loading import blaming_processor
+from clipmerge.models.loading import blaming_files, blaming_processor
 from clipmerge.models.open_clip import build_module, import_open_clip, transform_for
-from clipmerge.types import Json, Shape, Tensors
+from clipmerge.types import Json, Tensors
 
 # a text tower that is built but not used
 _NO_TEXT = {"context_length": 8, "vocab_size": 8, "width": 64, "heads": 1, "layers": 1}
 
 
 class HeadedTower(ImageTextModel):
-    """A tower of open_clip whose features of unit length a linear head scores, as WiSE-FT and model
-    soups save them.
+    """An image classifier; each library's own function embeds images.
 
     Attributes:
         classes: Number of the head's rows.
     """
 
-    def __init__(self, family: Family, config: Json, folder: Path, shape: Shape) -> None:
-        """Build it without weights; ``shape`` is that of the head's weight, (classes, features)."""
-        settings = deepcopy(config.get("model_cfg", config)) | {"text_cfg": _NO_TEXT}
-        model = build_module(import_open_clip(), settings)
-        if len(shape) != 2 or shape[1] != settings["embed_dim"]:
-            raise CheckpointError(
-                f"{folder}: the head has shape {shape}, the tower {settings['embed_dim']} features"
-            )
-        self.classes = shape[0]
-        self._head = nn.Linear(shape[1], shape[0])
-        module = nn.ModuleDict({"visual": model.visual}).eval()
-        super().__init__(family, folder, module, {"vision": model.visual})
-        module["head"] = self._head
-        self.parameters |= {HEAD_WEIGHT: self._head.weight, HEAD_BIAS: self._head.bias}
-        self._transform = transform_for(config, folder, model.visual.image_size)
+    def __init__(
+        self,
+        family: Family,
+        folder: Path,
+        module: nn.Module,
+        head: nn.Linear,
+        embed: Callable[[Tensor], Tensor],
+        prepare: Callable[[list[Image]], Tensor],
+    ) -> None:
+        """Take a module with all parameters, the part of it that is the head, and what embeds and
+        prepares images.
+        """
+        super().__init__(family, folder, module, {"vision": module})
+        self.classes = head.out_features
+        self._head, self._embed, self._prepare = head, embed, prepare
 
     def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess as open_clip does: RGB images -> (batch, 3, height, width), float32."""
+        """Preprocess images: (batch, 3, height, width), float32."""
         with blaming_processor(self.folder, "images"):
-            return torch.stack([self._transform(image) for image in images])
+            return self._prepare(list(map(to_rgb, images)))
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Embed images: (batch, width), unit length."""
-        pixels = pixels.contiguous(memory_format=self.layout)
-        return normalize(self.towers["vision"](pixels), dim=-1)
+        """What the head takes: (batch, width)."""
+        return self._embed(pixels.contiguous(memory_format=self.layout))
 
     def tokens(self, prompts: list[str]) -> Tensors:
         """There is no text tower."""
@@ -66,11 +67,14 @@ class HeadedTower(ImageTextModel):
         raise CheckpointError(f"{self.folder}: a tower with a head reads no prompts")
 
     def head_rows(self) -> Tensor:
-        """The head's weights and its biases: (rows, features + 1)."""
-        return torch.cat([self._head.weight, self._head.bias[:, None]], dim=1)
+        """The head's weights and its biases: (rows, width + 1)."""
+        bias = self._head.bias
+        if bias is None:
+            bias = torch.zeros_like(self._head.weight[:, 0])
+        return torch.cat([self._head.weight, bias[:, None]], dim=1)
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Score features, (batch, features), by rows of `head_rows`: (batch, rows)."""
+        """Score features, (batch, width), by rows of `head_rows`: (batch, rows)."""
         return images @ classes[:, :-1].T + classes[:, -1]
 
     def rows_for(self, source: str, classes: int, rows: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -84,6 +88,73 @@ class HeadedTower(ImageTextModel):
                 " correspondence is known for ImageNet and its shifts, given by their short names"
             )
         return [torch.tensor(indices) for indices in chosen]
+
+
+def build_open_clip(
+    family: Family, config: Json, folder: Path, rows: int, has_bias: bool
+) -> HeadedTower:
+    """A tower of OpenCLIP whose features of unit length a head scores."""
+    settings = deepcopy(config.get("model_cfg", config)) | {"text_cfg": _NO_TEXT}
+    visual = build_module(import_open_clip(), settings).visual
+    head = nn.Linear(settings["embed_dim"], rows, bias=has_bias)
+    transform = transform_for(config, folder, visual.image_size)
+    return HeadedTower(
+        family,
+        folder,
+        nn.ModuleDict({"visual": visual, "classification_head": head}).eval(),
+        head,
+        lambda pixels: normalize(visual(pixels), dim=-1),
+        lambda images: torch.stack([transform(image) for image in images]),
+    )
+
+
+def build_transformers(
+    family: Family, config: Json, folder: Path, rows: int, _has_bias: bool
+) -> HeadedTower:
+    """A ``...ForImageClassification`` of transformers, such as `CLIPForImageClassification`."""
+    import transformers
+
+    with blaming_files(f"{folder}: transformers cannot build the classifier"):
+        parsed = transformers.AutoConfig.for_model(**config)
+        parsed.num_labels = rows
+        module = transformers.AutoModelForImageClassification.from_config(parsed).float().eval()
+        processor: Any = transformers.AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+
+    def embed(pixels: Tensor) -> Tensor:
+        features: Tensor = module(pixel_values=pixels).logits
+        return features
+
+    def prepare(images: list[Image]) -> Tensor:
+        return torch.as_tensor(processor(images, return_tensors="pt")["pixel_values"]).float()
+
+    tower = HeadedTower(family, folder, module, module.classifier, embed, prepare)
+    module.classifier = nn.Identity()  # the library pools, and the head scores
+    module.head = tower._head  # so that it goes to the device
+    return tower
+
+
+def build_timm(
+    family: Family, config: Json, folder: Path, rows: int, _has_bias: bool
+) -> HeadedTower:
+    """A model of timm."""
+    import timm
+
+    with blaming_files(f"{folder}: timm cannot build its model"):
+        arguments = config.get("model_args", {})
+        module: Any = timm.create_model(config["architecture"], num_classes=rows, **arguments)
+        module = module.float().eval()
+        settings = timm.data.resolve_data_config(config.get("pretrained_cfg", {}), model=module)
+        transform = timm.data.create_transform(**settings)
+    return HeadedTower(
+        family,
+        folder,
+        module,
+        module.get_classifier(),
+        lambda pixels: module.forward_head(module.forward_features(pixels), pre_logits=True),
+        lambda images: torch.stack([transform(image) for image in images]),
+    )
 
 
 def group_logits(logits: Tensor, rows: Sequence[Tensor]) -> Tensor:

@@ -55,7 +55,7 @@ class OpenClip(ImageTextModel):
         self.unknown_token = getattr(of_transformers, "unk_token_id", None)
 
     def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess RGB images like open_clip: (batch, 3, height, width), float32."""
+        """Preprocess images like open_clip: (batch, 3, height, width), float32."""
         with blaming_processor(self.folder, "images"):
             return torch.stack([self._transform(image) for image in images])
 

@@ -15,8 +15,8 @@ from torch.nn.functional import normalize
 
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
-from clipmerge.files.limits import MAX_SIDE
 from clipmerge.files.side_files import PROCESSORS
+from clipmerge.images.decoding import to_rgb
 from clipmerge.models import ImageTextModel
 from clipmerge.models.loading import blaming_files, blaming_processor, check_words
 from clipmerge.types import Json
@@ -54,11 +54,14 @@ class TransformersClip(ImageTextModel):
         )
 
     def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess RGB images: (batch, 3, height, width), float32; for SigLIP 2 see
+        """Preprocess images: (batch, 3, height, width), float32; for SigLIP 2 see
         `_pack_patches`.
         """
         with blaming_processor(self.folder, "images"):
-            processed = self.processor.image_processor(images, return_tensors="pt")
+            processor = self.processor.image_processor
+            if not getattr(processor, "do_convert_rgb", None):
+                images = list(map(to_rgb, images))
+            processed = processor(images, return_tensors="pt")
             if "spatial_shapes" in processed:
                 return _pack_patches(processed)
             return torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
@@ -181,16 +184,5 @@ def _load_processor(folder: Path) -> Any:
         raise CheckpointError(
             f"{folder}: holds {type(processor).__name__}, not a processor for images and text; copy"
             " the base model's processor and tokenizer files into it"
-        )
-    sizes = (
-        getattr(processor.image_processor, name, None) for name in ("size", "crop_size", "pad_size")
-    )
-    sides = [
-        side for size in sizes if size for name, side in dict(size).items() if "pixels" not in name
-    ]
-    if any(isinstance(side, int | float) and side > MAX_SIDE for side in sides):
-        raise CheckpointError(
-            f"{folder}: its image processor makes images of more than {MAX_SIDE} pixels per"
-            f" side; correct {' or '.join(PROCESSORS)}"
         )
     return processor

@@ -15,7 +15,6 @@ from pydantic import Field, ValidationError
 from clipmerge import __version__
 from clipmerge.errors import OutputError, shorten
 from clipmerge.files.safetensors import Array
-from clipmerge.files.side_files import find_inside
 from clipmerge.files.staging import RECORD
 from clipmerge.frozen import Frozen
 from clipmerge.planning.measurements import (
@@ -183,7 +182,7 @@ def read_output(folder: Path) -> Record:
     except (OSError, ValueError) as error:
         raise OutputError(f"{path}: cannot be read ({error}). Merge again.") from None
     record = parse_record(text, str(path))
-    missing = [name for name in record.files if find_inside(folder, name) is None]
+    missing = [name for name in record.files if not (folder / name).is_file()]
     if missing or not list(folder.glob("*.safetensors")):
         raise OutputError(
             f"{folder}: {shorten(missing or ['*.safetensors'])} missing. Merge again."

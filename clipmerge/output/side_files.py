@@ -12,19 +12,13 @@ from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.converted import ConvertedCheckpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.conversion.keys import layout_of
-from clipmerge.errors import CheckpointError
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.reading import parse_json, refusing
 from clipmerge.files.safetensors import DTYPES
 from clipmerge.files.side_files import (
     PROCESSORS,
     SIDE_FILES,
     VOCABULARIES,
-    NotJsonError,
     copy_side_file,
-    find_inside,
-    side_file_bytes,
-    without_private_fields,
 )
 from clipmerge.finding import Finding
 from clipmerge.types import Names
@@ -83,15 +77,9 @@ def _copy_side_files(folder: Path, inputs: Inputs, dtype: str) -> list[Finding]:
                 chosen |= lent
                 notes.append(Finding.of("part-copied", part=part))
     for name, path in sorted(chosen.items()):
-        try:
-            if name == "config.json":
-                (folder / name).write_text(_config_text(path, form, dtype), encoding="utf-8")
-            else:
-                copy_side_file(path, folder / name)
-        except NotJsonError:
-            notes.append(
-                Finding.of("not-copied", source=form.source, files=[name], reason="not-json")
-            )
+        copy_side_file(path, folder / name)
+        if name == "config.json":
+            _correct_dtype(folder / name, form, dtype)
     return [*notes, *_not_copied(form)]
 
 
@@ -113,8 +101,10 @@ def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
         return {}
     # a folder may hold both layouts; files of the other layout do not describe the output
     strange = "config.json" if layout_of(checkpoint.entries) == "open-clip" else OPEN_CLIP_CONFIG
-    files = {name: find_inside(checkpoint.folder, name) for name in sorted(SIDE_FILES - {strange})}
-    return {name: path for name, path in files.items() if path is not None}
+    names = sorted(SIDE_FILES - {strange})
+    return {
+        name: checkpoint.folder / name for name in names if (checkpoint.folder / name).is_file()
+    }
 
 
 def _not_copied(checkpoint: Checkpoint) -> list[Finding]:
@@ -128,16 +118,9 @@ def _not_copied(checkpoint: Checkpoint) -> list[Finding]:
     names = [name for name in names if not name.startswith((".", *_NEVER_SIDE))]
     strange = [name for name in names if name.endswith(_TEXTS) and name not in SIDE_FILES]
     strange = [name for name in strange if not name.endswith(".index.json")]
-    links = [
-        name
-        for name in names
-        if name in SIDE_FILES and find_inside(checkpoint.folder, name) is None
-    ]
-    return [
-        Finding.of("not-copied", source=checkpoint.source, files=names, reason=reason)
-        for reason, names in (("not-read", strange), ("link", links))
-        if names
-    ]
+    if not strange:
+        return []
+    return [Finding.of("not-copied", source=checkpoint.source, files=strange, reason="not-read")]
 
 
 def dtype_of(checkpoint: Checkpoint, asked: str) -> str | None:
@@ -146,22 +129,16 @@ def dtype_of(checkpoint: Checkpoint, asked: str) -> str | None:
     return asked if asked != "keep" else floats.pop() if len(floats) == 1 else None
 
 
-def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:
-    """The config with the dtype of the weights, because transformers follows the config, not the
-    file.
-    """
-    text = side_file_bytes(path, "config.json").decode("utf-8-sig")
-    with refusing(CheckpointError, f"{path}: cannot be read"):
-        config = parse_json(text)
+def _correct_dtype(path: Path, form: Checkpoint, dtype: str) -> None:
+    """State the dtype of the weights in a config, because transformers follows it, not the file."""
+    config = json.loads(path.read_text(encoding="utf-8-sig"))
     stated = deepcopy(config)
-    described = form.config or config
-    if described.get("model_type") != config.get("model_type"):  # of a tower in another model
-        config = without_private_fields(described)
     actual = dtype_of(form, dtype)
     if actual is None:
-        return text if config == stated else json.dumps(config, indent=2) + "\n"
+        return
     for section in (config, *(value for value in config.values() if isinstance(value, dict))):
         section.update({key: actual for key in _DTYPE_KEYS if section.get(key) is not None})
     if all(config.get(key) is None for key in _DTYPE_KEYS) and actual != "float32":
         config["dtype"] = actual
-    return text if config == stated else json.dumps(config, indent=2) + "\n"
+    if config != stated:
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

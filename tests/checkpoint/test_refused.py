@@ -90,7 +90,7 @@ def other_words(folder: Path) -> None:
 
 CONFIG = "config.json"
 BAD: dict[str, tuple[Change, str]] = {
-    "truncated": (cut, r"model.safetensors: is truncated or damaged .*; download or copy it again"),
+    "truncated": (cut, r"model.safetensors: is truncated, damaged .*; download or copy it again"),
     "a pointer of git-lfs": (
         lambda folder: (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1"),
         "is a Git-LFS pointer, not the weights; run `git lfs pull`",
@@ -101,7 +101,7 @@ BAD: dict[str, tuple[Change, str]] = {
     ),
     "no safetensors": (
         lambda folder: (folder / WEIGHTS).write_bytes(b"<html>" * 9),
-        "is not a safetensors file",
+        "damaged or not a safetensors file",
     ),
     "empty": (
         lambda folder: raw_file(folder / WEIGHTS, {}),
@@ -218,9 +218,15 @@ def test_open_clip_without_a_configuration_needs_a_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("acme/absent", "reading acme/absent: "),
-        ("acme/gated", "reading acme/gated: .*gated"),
-        ("acme/clip@nowhere", "reading acme/clip@nowhere: .*[Rr]evision"),
+        (
+            "acme/absent",
+            "reading acme/absent: Repository Not Found .* Check the name; if it is private",
+        ),
+        ("acme/gated", "reading acme/gated: .* Accept its conditions on its page on the Hub"),
+        (
+            "acme/clip@nowhere",
+            "reading acme/clip@nowhere: Revision Not Found .* Check the name after the @",
+        ),
         ("nowhere/at/all", "no such folder or file, and not a Hub id"),
         ("./modle", "no such folder or file, and not a Hub id"),
     ],

@@ -4,9 +4,7 @@ import hashlib
 import mmap
 import os
 import random
-import threading
 import time
-from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -122,11 +120,3 @@ def test_a_broken_record_is_made_anew(cache: Path, file: Path, record: str) -> N
 def test_without_a_cache_it_only_takes_longer(cache: Path, file: Path) -> None:
     cache.parent.parent.write_text("not a folder", encoding="ascii")
     assert {remembered(file) for _ in range(2)} == {sha256(CONTENT)}
-
-
-def test_hashing_that_was_stopped_ends(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hashes, "_abandoned", threading.Event())
-    assert sha256_of(file) == sha256(CONTENT)
-    hashes.abandon()
-    with pytest.raises(CancelledError):
-        sha256_of(file)

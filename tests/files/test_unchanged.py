@@ -14,8 +14,6 @@ from safetensors.torch import load_file, save_file
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.files.paths import is_plain_name, local_path
-from clipmerge.files.reading import Unreadable, read_bytes
-from clipmerge.files.side_files import lies_in
 from clipmerge.output import folder as output_folder
 from tests.support.command import clipmerge, refused
 
@@ -90,12 +88,10 @@ def test_an_input_that_is_cut_short_is_reported(tmp_path: Path) -> None:
         found.provenance(hashed=False)
 
 
-def test_what_is_no_name_of_a_file(tmp_path: Path) -> None:
-    for name in (None, 3, "", ".", "..", "a\nb", "a/b", "a\\b", "\ud800", "x" * 5000):
+def test_what_is_no_name_of_a_file() -> None:
+    for name in (None, 3, "", ".", "..", "a/b", "a\\b"):
         assert not is_plain_name(name), name
-    with pytest.raises(Unreadable, match="null"):
-        read_bytes(tmp_path / "a\0b", 10)
-    assert not lies_in(tmp_path, tmp_path / "a\0b")
+    assert is_plain_name("model-00001-of-00002.safetensors")
 
 
 def test_a_home_is_expanded_and_an_unknown_one_is_left(

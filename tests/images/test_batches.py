@@ -15,12 +15,12 @@ from torch import Tensor
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import DataError
 from clipmerge.evaluation.accuracy import load_model
-from clipmerge.images import batches, parquet
+from clipmerge.images import batches
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.dataset import load_images
+from clipmerge.images.decoding import to_rgb
 from clipmerge.images.image_set import LabelledImages
-from clipmerge.images.store import image_files
-from tests.support.image_files import save_hub_parquet
+from clipmerge.images.source import picture_files
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def plainly(images: LabelledImages, to_pixels: Callable[[list[Any]], Tensor]) ->
 
 def first_pixel(images: list[Any]) -> Tensor:
     return torch.tensor(
-        [[image.getpixel((0, 0)) for image in images]], dtype=torch.float32
+        [[to_rgb(image).getpixel((0, 0)) for image in images]], dtype=torch.float32
     ).reshape(len(images), 3, 1)
 
 
@@ -80,14 +80,6 @@ def test_each_process_reads_its_own_batches(photos: LabelledImages) -> None:
     assert all(torch.equal(batch.pixels, whole[batch.number]) for batch in part)
 
 
-def test_images_of_a_table_are_read_once_and_in_order(tmp_path: Path, spied: Any) -> None:
-    table = load_images(str(save_hub_parquet(tmp_path / "x.parquet", [0, 1] * 20, group=8)))
-    read = spied(parquet, "_iter_images")
-    found = torch.cat([batch.pixels for batch in read_batches(table, 6, first_pixel)])
-    assert [call.args[1].number for call in read.call_args_list] == list(range(5))
-    assert torch.equal(found, plainly(table, first_pixel))
-
-
 def test_decoded_images_in_memory_are_bounded_and_the_next_batch_is_prepared(
     photos: LabelledImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +115,10 @@ def test_a_fault_is_raised_with_its_name_and_ends_the_threads(
     path = tmp_path / "x.png"
     path.write_bytes(b"no image")
     images = LabelledImages(
-        "x", image_files((*photos.store.paths[:2], str(path))), (0, 1, 0), ("a", "b")
+        "x",
+        picture_files([photos.pictures[0], photos.pictures[1], str(path)]),
+        (0, 1, 0),
+        ("a", "b"),
     )
     threads = torch.get_num_threads()
     with pytest.raises(DataError, match=r"x\.png: cannot be read as an image"):

@@ -11,7 +11,6 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants, file_download
 from huggingface_hub.utils import _http
 
-from clipmerge.hub import download
 from tests.support.hub_double.server import FakeHub
 from tests.support.hub_double.store import Repo
 
@@ -29,7 +28,7 @@ def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    for module in (_http, file_download, download):  # which sleep between retries
+    for module in (_http, file_download):  # which sleep between retries
         monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _seconds: None))
     with FakeHub(folder / "hub-store") as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)

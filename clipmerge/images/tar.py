@@ -1,0 +1,140 @@
+"""Pictures in tar files as WebDataset writes them: ``KEY.jpg`` beside ``KEY.cls``, ``KEY.json`` or
+``KEY.txt``, or in class folders. Headers and labels are read once, pictures in place.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from clipmerge.errors import DataError, NoLabelsError, did_you_mean, shorten
+from clipmerge.images.folder import IMAGE_SUFFIXES, caption_lines, is_hidden
+from clipmerge.images.source import CAPTION_NAMES, LABEL_NAMES, Columns, Opened, Pictures
+from clipmerge.types import Names
+
+#: Texts that CLIP_benchmark writes beside the archives of a data set.
+TEXTS = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
+
+
+class Member(NamedTuple):
+    """A file in an archive, and where it lies there."""
+
+    archive: str
+    name: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Read the file."""
+        with Path(self.archive).open("rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        if len(content) < self.size:
+            raise DataError(f"{self.archive}, {self.name}: the archive ends inside it")
+        return content
+
+
+def load_tars(title: str, archives: Sequence[str], columns: Columns) -> Opened:
+    """Index tar files as one source, with the texts beside them or in the folder above."""
+    class_names, templates, kind = (_text_beside(Path(archives[0]), name) for name in TEXTS)
+    if kind == ("retrieval",) and columns.captioned is None:
+        columns = replace(columns, caption="txt")
+    images: list[Member] = []
+    values: list[Any] = []
+    for archive in archives:
+        for key, samples in groupby(_members(archive), key=itemgetter(0)):
+            files = {ending: member for _, ending, member in samples}
+            where = f"{archive}, {key}"
+            images.append(files[_image_ending(where, list(files), columns.image)])
+            values.append(_value(where, key, files, columns))
+    if values and not any(value not in (None, "") for value in values):
+        raise NoLabelsError(
+            f"{title}: its images have no .cls, .json or .txt with a label beside them, and are not"
+            " in class folders"
+        )
+    return Opened(
+        title,
+        Pictures(
+            lambda at: images[at].read(),
+            lambda at: f"{images[at].archive}, {images[at].name}",
+            range(len(images)),
+        ),
+        values,
+        captioned=columns.captioned,
+        class_names=class_names or None,
+        verbatim=True,
+        templates=tuple(line.replace("{c}", "{}") for line in templates),
+    )
+
+
+def _text_beside(archive: Path, name: str) -> Names:
+    """The lines of a text in the folder of an archive or in the one above; empty without it."""
+    files = (folder / name for folder in archive.absolute().parents[:2])
+    file = next((file for file in files if file.is_file()), None)
+    return tuple(file.read_text("utf-8").rstrip().splitlines()) if file else ()
+
+
+def _members(archive: str) -> Iterator[tuple[str, str, Member]]:
+    """The files of an archive: their key, which those of one sample share, their ending, and where
+    they lie.
+    """
+    try:
+        with tarfile.open(archive, "r:") as opened:
+            for info in opened:
+                path = PurePosixPath(info.name)
+                if not info.isreg() or any(map(is_hidden, path.parts)):
+                    continue
+                stem, _, ending = path.name.partition(".")
+                member = Member(archive, info.name, info.offset_data, info.size)
+                yield str(path.with_name(stem)), ending.lower(), member
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(
+            f"{archive}: cannot be read as a tar archive ({error}); is it whole?"
+        ) from None
+
+
+def _image_ending(where: str, endings: list[str], wanted: str | None) -> str:
+    """The ending of a sample's picture."""
+    if wanted is not None and wanted.lower() not in endings:
+        raise DataError(
+            f"{where}: no file ending in .{wanted} for `image_column` (endings:"
+            f" {shorten(endings)}).{did_you_mean(wanted, endings)}"
+        )
+    images = [ending for ending in endings if f".{ending.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+    chosen = [wanted.lower()] if wanted else images
+    if len(chosen) != 1:
+        which = f"several images ({shorten(images)})" if images else "no image beside it"
+        raise DataError(
+            f"{where}: has {which} (endings: {shorten(endings)}); name it with `image_column`"
+        )
+    return chosen[0]
+
+
+def _value(where: str, key: str, files: dict[str, Member], columns: Columns) -> Any:
+    """A sample's label or captions; without a file of either, the name of its folder."""
+    wanted, _, field = (columns.caption or columns.label or "").partition(".")
+    for ending in [wanted.lower()] if wanted else ("cls", "json", "txt"):
+        if ending not in files:
+            continue
+        text = files[ending].read().decode("utf-8", "surrogateescape").strip()
+        if ending != "json":
+            lines = caption_lines(text)
+            is_list = columns.caption or (ending == "txt" and len(lines) > 1)
+            return lines if is_list else text
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"{where}.json: cannot be read as JSON ({error})") from None
+        names = [field] if field else (*LABEL_NAMES, *CAPTION_NAMES)
+        value = next((data[name] for name in names if name in data), None)
+        if value is not None:
+            return [value] if columns.caption and isinstance(value, str) else value
+    if wanted:
+        raise DataError(f"{where}: has no .{wanted} (endings: {shorten(files)})")
+    return PurePosixPath(key).parent.name

@@ -1,0 +1,109 @@
+"""Reading from the Hub, by the real client against the double: one commit, no stale cache, and one
+line for every fault."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.errors import CheckpointError, HubError
+from clipmerge.hub.download import resolve
+from clipmerge.hub.ids import HubId, dataset_repo, parse_hub_id
+from tests.support.command import one_line
+from tests.support.hub_double import FakeHub, upload
+from tests.support.tiny_clip import Folders
+
+MODEL = HubId("alice/clip")
+
+
+@pytest.fixture
+def sha(hub: FakeHub, pair: Folders) -> str:
+    others = {"flax_model.msgpack": b"", "onnx/model.onnx": b"", "model.fp16.safetensors": b""}
+    upload(hub, MODEL.repo_id, pair[0])
+    return upload(hub, MODEL.repo_id, others)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("org/name", HubId("org/name")),
+        ("hf://org/na.me_2-x@refs/pr/3", HubId("org/na.me_2-x", "refs/pr/3")),
+        ("org/name@feature/x", HubId("org/name", "feature/x")),
+        *((name, None) for name in ("org/name@", "name", "./org/name", "a/b/c", "~/name", "")),
+        *((name, None) for name in ("models/clip.safetensors", "org/na--me", "hf://datasets/a/b")),
+    ],
+)
+def test_what_can_be_a_hub_id(source: str, expected: HubId | None) -> None:
+    assert parse_hub_id(source) == expected
+    if expected:
+        assert str(expected) == source.removeprefix("hf://")
+    assert dataset_repo(source) == ("a/b" if source.startswith("hf://datasets") else None)
+
+
+def test_only_what_a_merge_needs_is_downloaded(hub: FakeHub, sha: str, pair: Folders) -> None:
+    checkpoint = open_checkpoint("alice/clip")
+    assert checkpoint.revision == sha
+    here = {file.name for file in checkpoint.folder.iterdir()}
+    assert here == {file.name for file in pair[0].iterdir()}
+
+
+def test_a_branch_that_moves_between_two_calls_stays_at_its_commit(
+    hub: FakeHub, sha: str, pair: Folders
+) -> None:
+    snapshot = resolve(MODEL)
+    upload(hub, MODEL.repo_id, pair[1])
+    folder = snapshot.download(["model.safetensors"])
+    assert (folder.name, folder / "model.safetensors") == (sha, folder / "model.safetensors")
+    assert (folder / "model.safetensors").read_bytes() == (
+        pair[0] / "model.safetensors"
+    ).read_bytes()
+
+
+def test_offline_the_cache_is_used_and_said(
+    hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online = open_checkpoint("alice/clip")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for source in ("alice/clip", f"alice/clip@{sha}"):
+        offline = open_checkpoint(source)
+        assert (offline.revision, offline.entries) == (sha, online.entries)
+        assert any("HF_HUB_OFFLINE is set" in note for note in offline.notes)
+    with one_line(HubError, "reading bob/clip: HF_HUB_OFFLINE is set, and it is not in the cache"):
+        resolve(HubId("bob/clip"))
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "gated": ({"status": 403, "headers": {"X-Error-Code": "GatedRepo"}}, "Accept its conditions"),
+    "absent": ({"status": 404, "headers": {"X-Error-Code": "RepoNotFound"}}, "Check the name; if"),
+    "revision": ({"status": 404, "headers": {"X-Error-Code": "RevisionNotFound"}}, "after the @"),
+    "no token": ({"status": 401}, "hf auth login"),
+    "down": ({"status": 500}, "Try again later; HF_HUB_OFFLINE=1 uses what is in the cache"),
+    "away": ({}, "Check the connection and HF_ENDPOINT"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_one_line_and_no_stale_copy(hub: FakeHub, sha: str, fault: str) -> None:
+    open_checkpoint("alice/clip")  # so that a copy is in the cache
+    what, remedy = FAULTS[fault]
+    if what:
+        hub.fail("GET", "/api/models/alice/clip", times=20, **what)
+    else:
+        hub.stop()
+    with one_line(HubError, rf"reading alice/clip: .*{re.escape(remedy)}"):
+        open_checkpoint("alice/clip")
+
+
+def test_a_download_that_breaks_is_one_line(hub: FakeHub, sha: str) -> None:
+    hub.fail("GET", "/alice/clip/resolve/", times=50, status=500, headers={"Retry-After": "0"})
+    with one_line(HubError, f"downloading alice/clip@{sha}: "):
+        open_checkpoint("alice/clip")
+
+
+def test_a_model_without_weights_is_refused(hub: FakeHub, tmp_path: Path) -> None:
+    upload(hub, "alice/empty", {"config.json": b"{}"})
+    with one_line(CheckpointError, "alice/empty@.*: no weights in this folder"):
+        open_checkpoint("alice/empty")

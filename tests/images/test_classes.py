@@ -1,0 +1,138 @@
+"""Names reach the classes that they name, whatever order the source has."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipmerge.errors import DataError, UsageError
+from clipmerge.images.dataset import load_images
+from clipmerge.images.prompts import check_templates, class_prompts, template_set
+from clipmerge.images.registry import class_list, find_known, imagenet_names, known_sets
+from tests.support.image_files import png
+
+WORDS = tuple(
+    f"{word} thing"
+    for word in [
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+    ]
+)
+
+
+def folders(folder: Path, *names: str) -> str:
+    for number, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "x.png").write_bytes(png(number))
+    return str(folder)
+
+
+def named(source: Any, names: Any = None) -> dict[str, str]:
+    """The class name of each folder."""
+    images = load_images(source, names)
+    return {
+        Path(images.pictures.name_of(at)).parent.name: images.class_names[label]
+        for at, label in enumerate(images.labels)
+    }
+
+
+@pytest.mark.parametrize(
+    ("there", "given", "expected"),
+    [
+        (map(str, range(12)), WORDS, WORDS),  # 10 is not the third
+        ([f"{number:03}" for number in range(1, 13)], WORDS, WORDS),  # from 1
+        (["1990", "2000"], '{"1990": "old", "2000": "new"}', ["old", "new"]),
+        (["blue_ring", "red_star"], None, ["blue ring", "red star"]),
+        (["blue_ring", "red_star"], "red_star\nblue_ring\n", ["blue ring", "red star"]),
+        (["Dog", "bird", "red_fox"], ["dog", "Red Fox", "bird"], ["dog", "bird", "Red Fox"]),
+        (
+            ["Dog", "bird", "red_fox"],
+            ["a hound", "a bird", "a fox"],
+            ["a hound", "a bird", "a fox"],
+        ),
+        ([f"{at}.{word.replace(' ', '_')}" for at, word in enumerate(WORDS)], None, WORDS),
+        (["3-series", "5-series", "7.62mm"], None, ["3-series", "5-series", "7.62mm"]),
+        (["n01440764", "n15075141"], None, ["tench", "toilet paper"]),
+        (["a"], ["x", "y", "z"], ["has 3 class names, there are 1 classes"]),
+        (["bird", "dog"], '{"bird": "b"}', ["has no name for 1 class: dog"]),
+        (["bird", "dog"], '["b", null]', ["null is not a class name; write a text"]),
+        (["bird", "dog"], '{"', ["cannot be read as class names"]),
+        (["bird", "dog", "fox"], ["hound", "foxy", "bird"], ["'bird' is class 1 of the images"]),
+        (["1", "2"], None, ["the numbers 0 to 2 without names; pass a file"]),
+        (["a", "bad\udcff"], None, ["has a name that is not UTF-8"]),
+    ],
+)
+def test_names_of_classes(there: Any, given: Any, expected: Any, tmp_path: Path) -> None:
+    there = list(there)
+    source = folders(tmp_path / "x", *there)
+    if isinstance(given, str):
+        given_file = tmp_path / ("names.json" if given[0] in "[{" else "names.txt")
+        given_file.write_text(given)
+        given = given_file
+    if len(expected) != len(there) or len(there) == 1:
+        with pytest.raises(DataError, match=expected[0].replace("(", r"\(")):
+            load_images(source, given)
+    else:
+        assert named(source, given) == dict(zip(there, expected, strict=True))
+
+
+def test_doubtful_names_are_noted(tmp_path: Path) -> None:
+    shared = load_images(folders(tmp_path / "x", "crane", "Crane"))
+    assert "several classes have the same name" in shared.notes[0]
+    assert "'Crane' or 'crane'" in shared.notes[0]
+    numbered = load_images(folders(tmp_path / "y", "0.zero", "1.one"))
+    assert "'0.zero' is 'zero'" in numbered.notes[0]
+    with pytest.raises(DataError, match="has one class; measuring needs at least two"):
+        load_images(folders(tmp_path / "z", "alone")).require_classes()
+
+
+def test_prompts_are_class_by_class_and_template_sets_go_by_name() -> None:
+    assert class_prompts(("a", "b"), ("{}", "{}, {}")) == ["a", "a, a", "b", "b, b"]
+    assert [len(template_set(name)) for name in ("openai-80", "openai-7", "simple")] == [80, 7, 1]
+    assert check_templates(["simple", "a {c}!"]) == ("a photo of a {}.", "a {}!")
+    with pytest.raises(UsageError, match=r"is not a template set .*Did you mean 'openai-80'"):
+        check_templates(["openai-8"])
+
+
+def test_every_public_set_is_well_formed() -> None:
+    assert {"imagenet", "imagenetv2", "imagenet-r", "objectnet", "cifar10"} <= known_sets().keys()
+    for name, known in known_sets().items():
+        assert find_known(name)[0] is known
+        templates = [known.templates] if isinstance(known.templates, str) else known.templates
+        assert all("{}" in template for template in check_templates(templates)), name
+        if known.imagenet_rows and known.class_names:
+            assert len(known.imagenet_rows) == len(known.class_names), name
+        assert known.texts != "here" or known.class_names, name
+    renditions = known_sets()["imagenet-r"]
+    assert renditions.class_names[:2] == ("goldfish", "great white shark")
+    objects = known_sets()["objectnet"]
+    rows = dict(zip(objects.class_names, objects.imagenet_rows, strict=True))
+    assert [class_list("imagenet")[row] for row in rows["bicycle"]] == [
+        "mountain bike",
+        "tandem bicycle",
+    ]
+    assert imagenet_names(("n01440764", "n02084071")) is None
+
+
+def test_a_name_stands_for_a_source_unless_a_folder_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, address in {
+        "imagenet-sketch@abc:train": "hf://datasets/clip-benchmark/wds_imagenet_sketch@abc:train",
+        "fusionbench-svhn": "hf://datasets/ufldl-stanford/svhn:cropped_digits/test",
+        "imagenet-x": "imagenet-x",
+    }.items():
+        assert find_known(name)[1] == address
+    (tmp_path / "cifar10").mkdir()
+    assert find_known("cifar10") == (None, "cifar10")

@@ -1,0 +1,112 @@
+"""Copies are found however they were saved, and pictures that are merely alike are no copies."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from clipmerge.errors import UsageError
+from clipmerge.images.copies import Prints, check_overlap, copies_notes, first_copies, shared_images
+from clipmerge.images.dataset import load_images
+from clipmerge.images.image_set import LabelledImages
+from tests.support.image_files import png, save_hub_parquet, save_tar
+
+
+def photo(number: int, side: int = 96) -> Image.Image:
+    """Smooth colours with an edge, as in photographs."""
+    rng = np.random.default_rng(number)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3)).astype(np.uint8))
+    return coarse.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file)
+
+
+COPIES = {
+    "the same": lambda image: image.copy(),
+    "JPEG": lambda image: as_jpeg(image, 50),
+    "JPEG of a JPEG": lambda image: as_jpeg(as_jpeg(image, 90), 60),
+    "three quarters": lambda image: image.resize((72, 72), Image.Resampling.BICUBIC),
+    "twice": lambda image: image.resize((192, 192), Image.Resampling.LANCZOS),
+    "noise": lambda image: Image.fromarray(
+        (np.asarray(image).astype(int) + np.random.default_rng(0).integers(-3, 4, (96, 96, 3)))
+        .clip(0, 255)
+        .astype(np.uint8)
+    ),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_picture_saved_anew_is_a_copy(how: str) -> None:
+    pairs = [(picture, "a") for at in range(20) for picture in (photo(at), COPIES[how](photo(at)))]
+    assert first_copies(Prints.of(load_images(pairs))) == list(range(0, 40, 2))
+
+
+def glyphs() -> list[Image.Image]:
+    """Letters and symbols, which differ in small parts."""
+    font = Path(ImageFont.__file__).parent / "missing"
+    named = ImageFont.load_default(48) if not font.exists() else None
+    drawn = []
+    for letter in map(chr, (*range(0x21, 0x7F), *range(0xA1, 0x100))):
+        image = Image.new("RGB", (64, 64), "white")
+        ImageDraw.Draw(image).text((8, 4), letter, font=named, fill="black")
+        drawn.append(image)
+    return list({image.tobytes(): image for image in drawn}.values())
+
+
+def test_digits_letters_and_blank_pictures_are_no_copies_of_others() -> None:
+    digits = load_images("digits")
+    assert len(first_copies(Prints.of(digits))) == len(digits)
+    drawn = glyphs()
+    assert len(drawn) > 100
+    assert len(first_copies(Prints.of(load_images([(image, "a") for image in drawn])))) == len(
+        drawn
+    )
+    dark = [Image.new("RGB", (32, 32), (value,) * 3) for value in (0, 1, 2, 0)]
+    dot = Image.new("RGB", (512, 512))
+    dot.putpixel((100, 100), (255, 255, 255))
+    pairs = [(image, "a") for image in (*dark, dot)]
+    assert first_copies(Prints.of(load_images(pairs))) == [0, 1, 2, 4]
+
+
+def test_many_pictures_are_compared_in_blocks() -> None:
+    pairs = [(Image.open(io.BytesIO(png(at % 700, 16))), "a") for at in range(1400)]
+    assert first_copies(Prints.of(load_images(pairs))) == list(range(700))
+
+
+def test_preprocessed_pictures_are_compared_with_one_another() -> None:
+    ready = [(torch.randn(3, 8, 8, generator=torch.manual_seed(at % 4)), 0) for at in range(6)]
+    prints = Prints.of(load_images(ready, ["a"]))
+    assert first_copies(prints) == [0, 1, 2, 3]
+    assert shared_images(prints, Prints.of(load_images("digits"))) == []
+
+
+def test_sources_of_all_kinds_are_compared(tmp_path: Path) -> None:
+    table = load_images(str(save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2])))
+    members = {"a.png": png(1), "a.cls": b"a", "b.png": png(9), "b.cls": b"b"}
+    tar = load_images(str(save_tar(tmp_path / "x.tar", members)))
+    shared = shared_images(Prints.of(tar), Prints.of(table))
+    assert shared == [f"{tmp_path}/x.tar, a.png shows what {tmp_path}/x.parquet, row 1 shows"]
+
+
+def images_of(numbers: range) -> LabelledImages:
+    return load_images([(photo(at), "ab"[at % 2]) for at in numbers])
+
+
+def test_images_of_ood_sources_are_measured_on_by_nobody_and_others_are_noted() -> None:
+    data, target = images_of(range(10)), images_of(range(8, 20))
+    with pytest.raises(UsageError, match="`ood` x: 2 images are also in `data`"):
+        check_overlap(data, {}, {"x": target})
+    notes = check_overlap(data, {"y": target}, {"z": images_of(range(19, 30))})
+    assert [note.partition(" also in ")[0] for note in notes] == [
+        "`id` y: 2 images are",
+        "`ood` z: 1 image is",
+    ]
+    twice = Prints.of(load_images([(photo(0), "a"), (photo(0), "b")]))
+    assert copies_notes("x", twice)[0].startswith("x: 1 image is a copy of an earlier one")

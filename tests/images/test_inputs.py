@@ -1,0 +1,335 @@
+"""Every kind of source gives the same images, labels and names, or the same captions."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from PIL import Image
+
+from clipmerge.errors import DataError
+from clipmerge.images.dataset import load_images, open_images
+from clipmerge.images.image_set import CaptionedImages, LabelledImages
+from clipmerge.images.source import Columns
+from tests.support.benchmark_sets import retrieval_set, save_files, webdataset
+from tests.support.hub_double import FakeHub, upload
+from tests.support.image_files import assert_images, png, save_tar
+
+NAMES = ("bird", "dog", "red_fox")
+LABELS = (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2)
+CAPTIONS = tuple(f"a picture of thing {number}" for number in range(12))
+COUNT = range(12)
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def pictures(folder: Path) -> Path:
+    """Files that tables name."""
+    for k in COUNT:
+        write(folder / f"{k:02}.png", png(k))
+    return folder
+
+
+def class_folders(folder: Path, inside: str = "") -> Path:
+    for k in COUNT:
+        write(folder / NAMES[LABELS[k]] / inside / f"{k:02}.png", png(k))
+    for left_behind in ("__MACOSX/._00.png", ".DS_Store", "bird/.DS_Store", "bird/._00.png"):
+        write(folder / left_behind, b"no image")
+    return folder
+
+
+def links(folder: Path) -> Path:
+    """Class folders, one of them a link, made of links to files elsewhere."""
+    real = class_folders(folder / "real")
+    for name in NAMES[:2]:
+        (folder / "linked" / name).mkdir(parents=True)
+        for file in (real / name).glob("[0-9]*"):
+            (folder / "linked" / name / file.name).symlink_to(file)
+    (folder / "linked" / NAMES[2]).symlink_to(real / NAMES[2])
+    return folder / "linked"
+
+
+def keys(folder: Path) -> Path:
+    for k in COUNT:
+        write(folder / f"{k:02}.png", png(k))
+        write(folder / f"{k:02}.txt", CAPTIONS[k].encode())
+    return folder
+
+
+def texts(column: str) -> list[str]:
+    return [CAPTIONS[k] if column in ("title", "text") else NAMES[LABELS[k]] for k in COUNT]
+
+
+def delimited(folder: Path, name: str, mark: str, file: str, column: str) -> Path:
+    pictures(folder)
+    with (folder / name).open("w", newline="") as table:
+        writer = csv.writer(table, delimiter=mark)
+        writer.writerows(
+            [[file, column], *([f"{k:02}.png", t] for k, t in enumerate(texts(column)))]
+        )
+    return folder / name
+
+
+def json_lines(folder: Path, name: str, column: str) -> Path:
+    pictures(folder)
+    rows = [{"file_name": f"{k:02}.png", column: t} for k, t in enumerate(texts(column))]
+    return write(folder / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def hub_table(path: Path, numbers: range = COUNT) -> Path:
+    images = [{"bytes": png(k), "path": None} for k in numbers]
+    label = datasets.ClassLabel(names=list(NAMES))
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {"image": images, "label": [LABELS[k] for k in numbers]}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(path)
+    return path
+
+
+def shards(folder: Path) -> Path:
+    for part in range(3):
+        hub_table(folder / f"train-0000{part}-of-00003.parquet", range(4 * part, 4 * part + 4))
+    return folder
+
+
+def archive(path: Path, numbers: range = COUNT, ending: str = "cls") -> Path:
+    values = CAPTIONS if ending == "txt" else [NAMES[label] for label in LABELS]
+    members = {}
+    for k in numbers:
+        members |= {f"{k:02}.png": png(k), f"{k:02}.{ending}": values[k].encode()}
+    return save_tar(path, {"._00.png": b"no image", **members})
+
+
+def archives(folder: Path) -> list[str]:
+    return [str(archive(folder / f"{at}.tar", range(4 * at, 4 * at + 4))) for at in range(3)]
+
+
+class Torch(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """Pictures as torchvision's data sets give them."""
+
+    classes = NAMES
+
+    def __len__(self) -> int:
+        return len(COUNT)
+
+    def __getitem__(self, at: int) -> tuple[Image.Image, int]:
+        return Image.open(io.BytesIO(png(at))), LABELS[at]
+
+
+def pairs(values: Any) -> list[tuple[Any, Any]]:
+    return [(Image.open(io.BytesIO(png(k))), values[k]) for k in COUNT]
+
+
+def table_in_memory(folder: Path) -> Any:
+    return datasets.load_dataset("parquet", data_files=str(hub_table(folder / "x.parquet")))[
+        "train"
+    ]
+
+
+LABELLED: dict[str, Callable[[Path], Any]] = {
+    "class folders": class_folders,
+    "nested class folders": lambda f: class_folders(f, "batch/1"),
+    "links": links,
+    "CSV": lambda f: delimited(f, "x.csv", ",", "filepath", "label"),
+    "TSV": lambda f: delimited(f, "x.tsv", "\t", "filepath", "class"),
+    "JSONL": lambda f: json_lines(f, "x.jsonl", "label"),
+    "metadata.csv": lambda f: delimited(f, "metadata.csv", ",", "file_name", "label").parent,
+    "metadata.jsonl": lambda f: json_lines(f, "metadata.jsonl", "label").parent,
+    "Parquet": lambda f: hub_table(f / "x.parquet"),
+    "folder of Parquet": shards,
+    "folder like the Hub's": lambda f: shards(f / "data").parent,
+    "tar": lambda f: archive(f / "x.tar"),
+    "JSON in tar": lambda f: save_tar(
+        f / "x.tar",
+        {
+            name: content
+            for k in COUNT
+            for name, content in (
+                (f"{k:02}.png", png(k)),
+                (f"{k:02}.json", json.dumps({"label": NAMES[LABELS[k]]}).encode()),
+            )
+        },
+    ),
+    "folders in tar": lambda f: save_tar(
+        f / "x.tar", {f"{NAMES[LABELS[k]]}/{k:02}.png": png(k) for k in COUNT}
+    ),
+    "list of tars": archives,
+    "pattern of tars": lambda f: Path(archives(f)[0]).with_name("[0-9].tar"),
+    "folder of tars": lambda f: Path(archives(f)[0]).parent,
+    "CLIP_benchmark's": lambda f: (
+        save_files(f / "set", webdataset(f, [LABELS[:5], LABELS[5:]], ["bird", "dog", "red fox"]))
+        / "test"
+    ),
+    "datasets.Dataset": table_in_memory,
+    "torch Dataset": lambda _: Torch(),
+    "list": lambda _: pairs([NAMES[label] for label in LABELS]),
+    "arrays": lambda _: [(np.asarray(image), NAMES[LABELS[k]]) for image, k in pairs(COUNT)],
+    "tensors of 0 to 1": lambda _: [
+        (torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255, NAMES[LABELS[k]])
+        for image, k in pairs(COUNT)
+    ],
+}
+CAPTIONED: dict[str, Callable[[Path], Any]] = {
+    "KEY.txt": keys,
+    "CSV": lambda f: delimited(f, "x.csv", "\t", "filepath", "title"),
+    "JSONL": lambda f: json_lines(f, "x.jsonl", "text"),
+    "metadata.jsonl": lambda f: json_lines(f, "metadata.jsonl", "text").parent,
+    "tar": lambda f: archive(f / "x.tar", ending="txt"),
+    "list": lambda _: pairs(CAPTIONS),
+}
+
+
+@pytest.mark.parametrize("kind", LABELLED)
+def test_the_same_images_labels_and_names(kind: str, tmp_path: Path) -> None:
+    source = LABELLED[kind](tmp_path)
+    found = load_images(str(source) if isinstance(source, Path) else source)
+    assert (found.labels, found.class_names) == (LABELS, ("bird", "dog", "red fox"))
+    assert_images(found, COUNT)
+    assert found.notes == ()
+    drawn = found.sample(6, seed=1)
+    assert sorted(drawn.labels) == [0, 0, 1, 1, 2, 2]
+    assert [drawn.image(at).tobytes() for at in range(6)] == [
+        found.image(found.pictures.items.index(item)).tobytes() for item in drawn.pictures.items
+    ]
+
+
+@pytest.mark.parametrize("kind", CAPTIONED)
+def test_the_same_images_and_captions(kind: str, tmp_path: Path) -> None:
+    source = CAPTIONED[kind](tmp_path)
+    found = open_images(str(source) if isinstance(source, Path) else source)
+    assert isinstance(found, CaptionedImages)
+    assert found.captions == tuple((caption,) for caption in CAPTIONS)
+    assert_images(found, COUNT)
+    assert found.sample(5, seed=0).captions == found.sample(5, seed=0).captions
+
+
+@pytest.fixture
+def cars(hub: FakeHub, tmp_path: Path) -> tuple[str, dict[str, bytes]]:
+    """A data set with two splits, and its commit."""
+    tables = {"train": COUNT, "test": range(3, 9)}
+    files = {
+        f"data/{split}-00000-of-00001.parquet": hub_table(
+            tmp_path / f"{split}.parquet", numbers
+        ).read_bytes()
+        for split, numbers in tables.items()
+    }
+    return upload(hub, "acme/cars", files, kind="dataset"), files
+
+
+def test_a_split_on_the_hub_is_read_at_its_commit_and_again_offline(
+    hub: FakeHub, cars: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, _ = cars
+    upload(hub, "acme/cars", {"data/test-00000-of-00001.parquet": b"broken"}, kind="dataset")
+    source = f"hf://datasets/acme/cars@{commit}:test"
+    found = load_images(source)
+    assert (found.revision, found.labels) == (commit, LABELS[3:9])
+    assert_images(found, range(3, 9))
+    assert not hub.requests("GET", "train-00000")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_images(source).labels == found.labels
+    with pytest.raises(DataError, match=r"no split 'tset' \(splits: test\).*Did you mean 'test'"):
+        load_images(source.replace("test", "tset"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("hf://datasets/acme/cars", r"which split\? \(splits: train, test\); write it after"),
+        (
+            "hf://datasets/acme/cars@nowhere:test",
+            r"opening hf://datasets/acme/cars@nowhere:test: no such revision",
+        ),
+        (
+            "hf://datasets/acme/none:test",
+            r"opening hf://datasets/acme/none:test: .*not on the Hub, or private",
+        ),
+        ("hf://datasets/cars", "is not a dataset on the Hub; write hf://datasets/ORG/NAME"),
+    ],
+)
+def test_hub_sources_that_are_not_there(
+    hub: FakeHub, cars: object, source: str, message: str
+) -> None:
+    with pytest.raises(Exception, match=message) as raised:
+        load_images(source)
+    assert "\n" not in str(raised.value)
+
+
+def test_tars_on_the_hub_bring_names_templates_and_captions(hub: FakeHub, tmp_path: Path) -> None:
+    tars = webdataset(
+        tmp_path / "tars", [LABELS[:5], LABELS[5:]], [f"thing_{k}" for k in range(200)]
+    )
+    commit = upload(hub, "clip-benchmark/wds_imagenet-r", tars, kind="dataset")
+    found = load_images("imagenet-r")
+    assert (found.source, found.revision) == (
+        "hf://datasets/clip-benchmark/wds_imagenet-r:test",
+        commit,
+    )
+    assert (found.labels, found.class_names[199]) == (LABELS, "thing_199")
+    assert found.templates == ("a bad photo of a {}.", "a photo of the {}.")
+    assert found.imagenet_rows[199] == (988,)
+    assert_images(found, COUNT)
+    captions = [["a dog", "a hound"], ["two cats"]]
+    upload(hub, "clip-benchmark/wds_flickr8k", retrieval_set(tmp_path, [captions]), kind="dataset")
+    retrieval = open_images("flickr8k")
+    assert isinstance(retrieval, CaptionedImages)
+    assert retrieval.captions == (("a dog", "a hound"), ("two cats",))
+
+
+def test_columns_are_taken_as_they_are_named(tmp_path: Path) -> None:
+    """Labels are taken where there are both, and captions if they are asked for."""
+    columns = {"picture": [png(0), png(1)], "kind": ["x", "y"], "text": ["a b c", "d e f"]}
+    path = tmp_path / "x.parquet"
+    datasets.Dataset.from_dict(columns).to_parquet(path)
+    assert isinstance(open_images(str(path)), CaptionedImages)
+    named = load_images(str(path), columns=Columns(image="picture", label="kind"))
+    assert named.class_names == ("x", "y")
+    columns["label"] = columns.pop("kind")
+    table = datasets.Dataset.from_dict(columns)
+    both = open_images(table)
+    assert isinstance(both, LabelledImages)
+    assert "the captions with `caption_column` text" in both.notes[0]
+    asked = open_images(table, columns=Columns(caption="text"))
+    assert isinstance(asked, CaptionedImages)
+
+
+def test_rows_of_one_image_are_its_captions(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    rows = [("00.png", "one"), ("01.png", "two"), ("00.png", "three")]
+    (tmp_path / "x.csv").write_text("filepath,title\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    found = open_images(str(tmp_path / "x.csv"))
+    assert isinstance(found, CaptionedImages)
+    assert found.captions == (("one", "three"), ("two",))
+    assert_images(found, [0, 1])
+
+
+def test_preprocessed_pixels_are_taken_as_they_are() -> None:
+    ready = [(torch.randn(3, 8, 8, generator=torch.manual_seed(k)), k % 2) for k in range(4)]
+    found = load_images(ready, ["a", "b"])
+    assert found.pictures.preprocessed
+    assert torch.equal(found.subset([2, 0]).pictures.tensors([0, 1])[1], ready[0][0])
+
+
+def test_what_torchvision_keeps_is_not_decoded_for_its_labels() -> None:
+    class Kept(Torch):
+        targets = LABELS
+        read: ClassVar[list[int]] = []
+
+        def __getitem__(self, at: int) -> tuple[Image.Image, int]:
+            self.read.append(at)
+            return super().__getitem__(at)
+
+    data = Kept()
+    assert load_images(data).labels == LABELS
+    assert len(set(data.read)) < len(COUNT)

@@ -1,0 +1,158 @@
+"""Pictures reach a model as its own processor reads them, but where the processor is at fault."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPImageProcessor
+
+from clipmerge.errors import DataError
+from clipmerge.images import decoding
+from clipmerge.images.copies import Prints
+from clipmerge.images.dataset import load_images
+from clipmerge.images.decoding import decode, open_picture, to_rgb
+from tests.support.image_files import saved
+
+RNG = np.random.default_rng(0)
+COLOURS = RNG.integers(0, 256, (40, 50, 3)).astype(np.uint8)
+RGB = Image.fromarray(COLOURS)
+ALPHA = Image.fromarray(np.linspace(0, 255, 2000).astype(np.uint8).reshape(40, 50))
+GREY = np.linspace(0, 65535, 2000).astype(np.uint16).reshape(40, 50)
+
+
+def transparent() -> Image.Image:
+    image = RGB.copy()
+    image.putalpha(ALPHA)
+    return image
+
+
+def palette() -> bytes:
+    return saved(RGB.quantize(16), "PNG", transparency=3)
+
+
+def animated() -> bytes:
+    frames = [Image.fromarray(np.roll(COLOURS, at, axis=0)) for at in range(3)]
+    return saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50)
+
+
+PICTURES: dict[str, Callable[[], bytes]] = {
+    "RGB": lambda: saved(RGB, "PNG"),
+    "transparent": lambda: saved(transparent(), "PNG"),
+    "transparent grey": lambda: saved(transparent().convert("LA"), "PNG"),
+    "transparent WebP": lambda: saved(transparent(), "WEBP", lossless=True),
+    "palette": lambda: saved(RGB.quantize(16), "PNG"),
+    "transparent palette": palette,
+    "a transparent colour": lambda: saved(RGB, "PNG", transparency=tuple(COLOURS[3, 3].tolist())),
+    "CMYK": lambda: saved(RGB.convert("CMYK"), "JPEG"),
+    "grey": lambda: saved(RGB.convert("L"), "JPEG"),
+    "black and white": lambda: saved(RGB.convert("1"), "PNG"),
+    "animated": animated,
+    "one pixel": lambda: saved(RGB.crop((0, 0, 1, 1)), "PNG"),
+    "a line": lambda: saved(RGB.resize((900, 1)), "PNG"),
+    "long": lambda: saved(RGB.resize((20_000, 40)), "PNG"),
+    "16-bit colours": lambda: saved(RGB, "TIFF"),
+}
+
+
+def processors() -> dict[str, Callable[[Image.Image], Tensor]]:
+    processor: Any = CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    )
+    return {
+        "transformers": lambda image: processor(image, return_tensors="pt")["pixel_values"][0],
+        "open_clip": open_clip.image_transform(32, is_train=False),
+    }
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_a_picture_is_as_the_processor_reads_its_file(kind: str) -> None:
+    content = PICTURES[kind]()
+    for name, process in processors().items():
+        expected = process(Image.open(io.BytesIO(content)))
+        assert torch.equal(process(open_picture("x", content)), expected), name
+
+
+def test_transparency_is_white_for_transformers_and_gone_for_open_clip() -> None:
+    clear = saved(Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "PNG")
+    white, black = (
+        {
+            name: process(Image.new("RGB", (40, 40), colour))
+            for name, process in processors().items()
+        }
+        for colour in ("white", "black")
+    )
+    found = {name: process(open_picture("x", clear)) for name, process in processors().items()}
+    assert torch.equal(found["transformers"], white["transformers"])
+    assert torch.equal(found["open_clip"], black["open_clip"])
+    assert decode("x", clear).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [
+        (Image.fromarray(GREY), "PNG"),
+        (Image.fromarray(GREY), "TIFF"),
+        (Image.fromarray((GREY / 65535).astype(np.float32)), "TIFF"),
+    ],
+)
+def test_grey_of_many_bits_is_scaled_and_noted(image: Image.Image, kind: str) -> None:
+    notes = set[str]()
+    found = open_picture("x", saved(image, kind), notes=notes)
+    assert found.mode == "L"
+    assert np.array_equal(np.asarray(found), np.rint(GREY / 257).astype(np.uint8))
+    assert notes == {"scaled"}
+
+
+def test_pictures_of_phones_are_turned_upright_and_noted(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    for at in range(2):
+        folder = tmp_path / "ab"[at]
+        folder.mkdir()
+        RGB.rotate(90, expand=True).save(folder / "x.png", exif=exif)
+    images = load_images(str(tmp_path))
+    assert np.array_equal(np.asarray(images.image(0)), COLOURS)
+    (note,) = Prints.of(images).notes
+    assert note.startswith(f"{tmp_path}: has pictures that say how the camera was held")
+
+
+def test_very_large_pictures_are_reduced_and_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "LARGE", 1000)
+    monkeypatch.setattr(decoding, "REDUCED_SIDE", 25)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    smooth = Image.fromarray(COLOURS[:4, :4]).resize((400, 320), Image.Resampling.BICUBIC)
+    for kind in ("PNG", "JPEG", "TIFF"):
+        notes = set[str]()
+        found = open_picture("x", saved(smooth, kind), notes=notes)
+        assert (found.size, notes) == ((25, 20), {"large"})
+        expected = np.asarray(smooth.resize((25, 20), Image.Resampling.BICUBIC)).astype(int)
+        assert np.abs(np.asarray(found).astype(int) - expected).mean() < 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "x: cannot be read as an image (no bytes)"),
+        (b"no image", "x: cannot be read as an image (cannot identify image file)"),
+        (saved(RGB, "PNG")[:700], "x: cannot be read as an image (image file is truncated"),
+        (b"\0\0\0\x18ftypheic" + bytes(12), "x: is a HEIC picture, which needs pillow-heif"),
+        (saved(Image.new("L", (2000, 1)), "PNG"), "2000 x 1 pixels, too long and thin"),
+        (saved(Image.fromarray(GREY / 9.0), "TIFF"), "x: holds 32-bit or signed numbers"),
+        (saved(Image.fromarray(GREY.astype(np.int32)), "TIFF"), "x: holds 32-bit or signed"),
+    ],
+)
+def test_what_cannot_be_read_is_named(content: bytes, message: str) -> None:
+    with pytest.raises(DataError) as raised:
+        decode("x", content)
+    assert message in str(raised.value)
+
+
+def test_rgb_is_left_alone() -> None:
+    assert to_rgb(RGB) is RGB

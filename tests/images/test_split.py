@@ -1,0 +1,142 @@
+"""The split: its sizes and classes, and that nothing is on two sides."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from clipmerge.images.dataset import load_images
+from clipmerge.images.image_set import CaptionedImages, ImageSource, LabelledImages
+from clipmerge.images.sampling import balanced_sample
+from clipmerge.images.source import Pictures
+from clipmerge.images.split import MAX_TEST, held_out_positions, split_images
+
+
+def picture(number: int) -> Image.Image:
+    """A picture unlike that of any other number."""
+    noise = np.random.default_rng(number).integers(0, 256, (16, 16, 3))
+    return Image.fromarray(noise.astype(np.uint8))
+
+
+def labelled(labels: tuple[int, ...]) -> LabelledImages:
+    names = tuple(f"class {label}" for label in range(max(labels) + 1))
+    return LabelledImages("here", Pictures(picture, str, range(len(labels))), labels, names)
+
+
+def items(images: ImageSource | None) -> list[int]:
+    return list(images.pictures.items) if images else []
+
+
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=80).map(tuple),
+    st.integers(1, 100),
+    st.integers(0, 5),
+)
+def test_no_image_is_on_two_sides(labels: tuple[int, ...], count: int, seed: int) -> None:
+    split = split_images(labelled(labels), count, seed)
+    train, val, test = map(items, (split.train, split.val, split.test))
+    assert [train, val, test] == [
+        items(part)
+        for again in [split_images(labelled(labels), count, seed)]
+        for part in (again.train, again.val, again.test)
+    ]
+    assert len(set(train)) == len(train) >= 1
+    assert not set(train) & {*val, *test}
+    assert set(test) <= set(val) or len(test) == MAX_TEST
+    for part in (split.train, split.val, split.test):
+        assert part is None or part.labels == tuple(labels[item] for item in items(part))
+
+
+@pytest.mark.parametrize(
+    ("available", "wanted", "sizes"),
+    [
+        (2000, 1024, (819, 205, 256)),  # enough: those that judge are additional
+        (1024, 1024, (655, 369, 256)),  # 205 judge and 164 choose: all do both, 256 at most judge
+        (100, 1024, (64, 36, 36)),
+        (15, 1024, (10, 5, 5)),
+        (2, 1024, (2, 0, 0)),  # too few to judge by any
+    ],
+)
+def test_the_shares(available: int, wanted: int, sizes: tuple[int, int, int]) -> None:
+    images = labelled(tuple(at % 4 for at in range(available)))
+    split = split_images(images, wanted, seed=0)
+    assert tuple(len(items(part)) for part in (split.train, split.val, split.test)) == sizes
+    assert not items(split_images(images, wanted, seed=0, test=0).test)
+    plain = split_images(images, wanted, seed=0, val=0)
+    assert plain.val is None
+    assert len(items(plain.train)) == min(available - len(items(plain.test)), wanted)
+
+
+@given(st.lists(st.integers(5, 20), min_size=2, max_size=6), st.integers(0, 3))
+def test_every_class_gives_its_share_to_those_that_judge(sizes: list[int], seed: int) -> None:
+    labels = tuple(label for label, size in enumerate(sizes) for _ in range(size))
+    judging = split_images(labelled(labels), 1024, seed, val=0).test
+    taken = Counter(judging.labels if judging else ())
+    assert all(abs(taken[label] - 0.2 * size) <= 1 for label, size in enumerate(sizes))
+
+
+def test_a_class_with_one_image_is_learned_from_and_judges_nothing() -> None:
+    labels = (*range(10), 10, 10, 10, 11, 11, 11)
+    split = split_images(labelled(labels), 1024, seed=0, val=0)
+    assert split.test is not None
+    assert set(split.test.labels) <= {10, 11}
+    assert split.train is not None
+    assert set(split.train.labels) == set(range(12))
+    assert split_images(labelled(tuple(range(6))), 1024, seed=0).test is None
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=60).map(tuple), st.integers(0, 5))
+def test_images_with_one_caption_are_on_one_side(labels: tuple[int, ...], seed: int) -> None:
+    captions = tuple((f"caption {label}",) for label in labels)
+    pictures = Pictures(picture, str, range(len(labels)))
+    split = split_images(CaptionedImages("here", pictures, labels, captions), 1024, seed)
+    seen = split.train.labels if split.train else ()
+    assert split.test is None or not set(seen) & set(split.test.labels)
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=60).map(tuple),
+    st.integers(1, 80),
+    st.integers(0, 3),
+)
+def test_a_sample_is_balanced_and_without_repetition(
+    labels: tuple[int, ...], count: int, seed: int
+) -> None:
+    drawn = balanced_sample(labels, count, seed)
+    assert len(set(drawn)) == len(drawn) == min(count, len(labels))
+    taken, there = Counter(labels[at] for at in drawn), Counter(labels)
+    most = max(taken.values())
+    assert all(taken[label] >= min(most - 1, there[label]) for label in there)
+
+
+def test_images_that_choose_are_equally_many_of_each_class() -> None:
+    labels = (0,) * 40 + (1,) * 20
+    assert Counter(labels[at] for at in held_out_positions(labels, 0.2, seed=1)) == {0: 6, 1: 6}
+    assert held_out_positions((0, 1) * 3, 0.5, seed=0) == []
+
+
+def test_the_same_seed_chooses_what_it_always_chose() -> None:
+    """Published results depend on it."""
+    split = split_images(load_images("digits"), 64, seed=3)
+    assert [len(items(part)) for part in (split.train, split.val, split.test)] == [51, 29, 29]
+    assert items(split.train)[:5] == [253, 1151, 589, 926, 287]
+
+
+def test_copies_are_on_one_side_and_count_once(tmp_path: Path) -> None:
+    """Of each picture three, with pixels changed by one, as in the worst report of users."""
+    for number in range(60):
+        pixels = np.asarray(picture(number)).astype(int)
+        for copy in range(3):
+            noise = np.random.default_rng([number, copy]).integers(-1, 2, pixels.shape)
+            file = tmp_path / "ab"[number % 2] / f"{number}-{copy}.png"
+            file.parent.mkdir(exist_ok=True)
+            Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8)).save(file)
+    split = split_images(load_images(str(tmp_path)), 1024, seed=0)
+    assert split.copies == 120
+    used = [*items(split.train), *items(split.test)]
+    assert len({item // 3 for item in used}) == len(used) == 60
+    assert "120 of the 180 sampled images show what another one shows" in split.notes[0]

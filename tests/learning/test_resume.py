@@ -1,0 +1,78 @@
+"""Learning that is interrupted: the same command goes on, and ends with the same bits."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clipmerge.learning import resume
+from clipmerge.learning import train as training
+from clipmerge.learning.interpolate import Coefficients
+from clipmerge.learning.objective import Objective
+from clipmerge.learning.resume import LearningState, state_file
+from clipmerge.learning.train import Training, train
+from tests.support.small_objective import Ends, make_batches, objective_for
+
+OPTIONS = Training(steps=7, rate=0.05, distill_weight=0.6, weak_aug=1.0)
+Learned = tuple[dict[str, torch.Tensor], list[list[float]]]
+
+
+def learned(objective: Objective) -> Learned:
+    coefficients = Coefficients(objective.path, "entry")
+    trace = train(objective, coefficients, objective.images, OPTIONS)
+    return coefficients.by_parameter(), trace
+
+
+def saving(ends: Ends, file: Path, said: list[str]) -> Objective:
+    objective = objective_for(ends, make_batches((8, 8)))
+    objective.state = LearningState(file, objective.context, said.append)
+    return objective
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_run_that_resumes_ends_with_the_same_bits(
+    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    expected = learned(objective_for(ends, make_batches((8, 8))))
+    said: list[str] = []
+    objective = saving(ends, tmp_path / "cache" / "state.pt", said)
+    real, taken = training.backward, iter(range(steps))
+
+    def interrupted(*arguments: Any) -> torch.Tensor:
+        if next(taken, None) is None:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "backward", interrupted)
+    with pytest.raises(KeyboardInterrupt), objective.state.underway():
+        learned(objective)
+    monkeypatch.setattr(training, "backward", real)
+    again = saving(ends, tmp_path / "cache" / "state.pt", said)
+    found = learned(again)
+    assert said == [
+        "the learning is saved; the same command resumes there",
+        f"learning resumes after step {steps}, saved by an earlier run",
+    ]
+    assert found[1] == expected[1]
+    assert all(torch.equal(found[0][name], value) for name, value in expected[0].items())
+    again.state.remove()
+    assert not any((tmp_path / "cache").iterdir())
+
+
+def test_a_damaged_state_starts_over(
+    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
+    file, said = tmp_path / "state.pt", list[str]()
+    file.write_bytes(b"no state")
+    found = learned(saving(ends, file, said))
+    assert "cannot be used" in said[0]
+    expected = learned(objective_for(ends, make_batches((8, 8))))
+    assert found[1] == expected[1]
+    assert file.is_file()  # saved after every step
+
+
+def test_every_part_of_a_request_names_another_file(tmp_path: Path) -> None:
+    one, again, other = (state_file(["a", {"steps": n}], tmp_path) for n in (1, 1, 2))
+    assert one == again != other
