@@ -63,13 +63,13 @@ def read_state_dict(file: Path, part: str | None = None) -> _Read:
     if not tensors:
         raise CheckpointError(
             f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but"
-            f" {shorten(map(str, loaded)) or 'nothing'}; name what holds them with `state_key`, or"
+            f" {shorten(map(str, loaded)) or 'nothing'}; name what holds them (FILE#KEY), or"
             " save the state_dict alone: torch.save(model.state_dict(), FILE)"
         )
     if others:
         notes.append(
             f"{file}: the weights are those under {'.'.join(path)}; {shorten(others)} holds some"
-            f" too (`state_key` {others[0]} takes them)"
+            f" too ({file.name}#{others[0]} takes them)"
         )
     lazy = {key: LazyTensor((), partial(_flat_array, tensor)) for key, tensor in tensors.items()}
     return lazy, {key: _entry(file, key, value) for key, value in tensors.items()}, part, notes

@@ -61,7 +61,7 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> tuple[dict[str, str]
         if not names:
             firsts = shorten(dict.fromkeys(key.partition(".")[0] for key in file_keys))
             raise CheckpointError(
-                f"holds nothing under '{part}' (`state_key`); its keys begin with {firsts}"
+                f"holds nothing under '{part}'; its keys begin with {firsts}"
             )
     names = _without_wrappers(names)
     prefixes = _prefixes_of(names)
@@ -107,7 +107,7 @@ def _prefixes_of(names: Iterable[str]) -> list[str]:
             under = shorten(f"'{start.removesuffix('.')}'" for start in starts)
             raise CheckpointError(
                 f"holds {len(starts)} models, each with a '{tower}', under {under}; name the one"
-                " that you mean with `state_key`"
+                " that you mean: FILE#KEY"
             )
     found = {start for starts in prefixes.values() for start in starts}
     return sorted(found, key=len, reverse=True) or [""]

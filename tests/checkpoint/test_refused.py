@@ -120,7 +120,7 @@ BAD: dict[str, tuple[Change, str]] = {
     ),
     "no weights inside": (
         pickle_of({"loss": 1.0, "epoch": 2}),
-        "holds no weights under a known name .*, but loss, epoch; name what holds them with",
+        "holds no weights under a known name .*, but loss, epoch; name what holds them .FILE#KEY.",
     ),
     "a shard outside": (shard_outside, "points outside its folder, to '../elsewhere.safetensors'"),
     "a shard missing": (shard_missing, "lacks 1 of its 3 shards: model-0000"),
@@ -172,7 +172,7 @@ BAD: dict[str, tuple[Change, str]] = {
             {f"{name}.{k}": v + 0 for k, v in load_file(folder / WEIGHTS).items() for name in "ab"},
             folder / WEIGHTS,
         ),
-        "holds 2 models, each with a 'text_model', under 'a', 'b'; name the one .* --state-key",
+        "holds 2 models, each with a 'text_model', under 'a', 'b'; name the one that you mean: FILE#KEY",
     ),
     "another activation": (
         other_model(hidden_act="gelu"),
