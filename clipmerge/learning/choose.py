@@ -145,19 +145,18 @@ class Judges:
 def choose(
     objective: Objective,
     coefficients: Coefficients,
-    val: Batch,
-    train: Batch,
     options: Training,
     *,
     start: float,
     max_loss: float,
 ) -> HeldBackChoice:
-    """Move the coefficients to the choice of the images ``val``.
+    """Move the coefficients to the choice of the images ``objective.val``.
 
     If nothing between the learned and the fine-tuned point keeps the accuracy, all images choose an
     alpha of the straight path: it was not learned, so those that learning saw can judge it as well.
     """
-    learned = coefficients.distance() or 1.0
+    train, val, learned = objective.images, objective.val, coefficients.distance() or 1.0
+    assert val is not None
 
     def let_choose(images: Batch) -> tuple[float | None, Tensor, float, Tensor]:
         judges = Judges(objective, images, options)

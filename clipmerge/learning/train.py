@@ -20,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 
 from clipmerge.distributed import all_reduce_
 from clipmerge.errors import MeasureError
-from clipmerge.images.batches import Batch
 from clipmerge.learning.adam import BoxAdam
 from clipmerge.learning.augment import AUGMENTATIONS, strong_augment, weak_augment
 from clipmerge.learning.interpolate import Coefficients
@@ -103,10 +102,8 @@ class Pictures(NamedTuple):
     prompts: tuple[Tensor | None, Tensor | None]
 
 
-def train(
-    objective: Objective, coefficients: Coefficients, images: Batch, options: Training
-) -> list[list[float]]:
-    """Learn coefficients, in place, from images.
+def train(objective: Objective, coefficients: Coefficients, options: Training) -> list[list[float]]:
+    """Learn coefficients, in place, from the objective's images.
 
     Processes share the images of every step, add up their gradients, and end with the same
     coefficients, whether they take all steps or resume an interrupted run.
@@ -118,8 +115,9 @@ def train(
         MeasureError: If a loss is not finite.
     """
     device, state, batcher = objective.path.device, objective.state, objective.micro_batcher
-    size = min(options.batch or objective.batch_sizes[0], len(images))
-    order = draw_order(len(images), options.steps, size, objective.seed)
+    images = len(objective.images)
+    size = min(options.batch or objective.batch_sizes[0], images)
+    order = draw_order(images, options.steps, size, objective.seed)
     adam = BoxAdam(coefficients.values, options.rate, options.ceiling)
     half = dtype_of(device, options.precision) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half)
@@ -130,7 +128,7 @@ def train(
     with coefficients.collect_gradients():
         for first in range(begin, options.steps, _TAUGHT_TOGETHER):
             numbers = range(first, min(first + _TAUGHT_TOGETHER, options.steps))
-            steps = [make_pictures(objective, images, order, number, options) for number in numbers]
+            steps = [make_pictures(objective, order, number, options) for number in numbers]
             taught = teach(objective, steps, options)
             for number, pictures, targets in zip(numbers, steps, taught, strict=True):
                 adam.fall = (1 + math.cos(math.pi * number / options.steps)) / 2
@@ -158,11 +156,9 @@ def draw_order(images: int, steps: int, size: int, seed: int) -> Tensor:
     return every[: steps * size].view(steps, size)
 
 
-def make_pictures(
-    objective: Objective, images: Batch, order: Tensor, number: int, options: Training
-) -> Pictures:
+def make_pictures(objective: Objective, order: Tensor, number: int, options: Training) -> Pictures:
     """Augment this process's share of a step's images; every process draws the same numbers."""
-    positions = order[number].to(images.pixels.device)
+    images, positions = objective.images, order[number].to(objective.path.device)
     pixels, labels = images.pixels[positions], images.labels[positions]
     seed = objective.seed * 1_000_003 + 2 * number
     strong_count = options.strong_count(len(labels))

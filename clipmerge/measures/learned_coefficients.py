@@ -89,7 +89,6 @@ class LearningOptions:
             coefficients,
             Training(**options),
             start=self.start,
-            val_share=self.held_back,
             max_loss=self.max_loss,
             **more,
         )

@@ -12,7 +12,7 @@ from clipmerge.images.batches import Batch
 from clipmerge.learning.augment import weak_augment
 from clipmerge.learning.choose import _SEEDS, BACKOFFS, Judges, Loss, choose_backoff
 from clipmerge.learning.interpolate import Coefficients
-from clipmerge.learning.learn import learn, split
+from clipmerge.learning.learn import learn
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.train import Training
 from clipmerge.measures.learned_coefficients import learned_coefficients
@@ -84,8 +84,8 @@ def test_the_limit_binds_with_few_images(images: int, lost: float, gained: float
 @pytest.mark.parametrize("uneven", [False, True])
 def test_images_are_recognised_as_the_reference_recognises_them(ends: Ends, uneven: bool) -> None:
     """Half of each image as it is, half its altered views; classes alike if they are uneven."""
-    objective = objective_for(ends, make_batches(SIZES))
-    _, val = split(objective, 0.3)
+    objective = objective_for(ends, make_batches(SIZES), val_share=0.3)
+    val = objective.val
     assert val is not None
     if uneven:
         val = Batch(0, val.pixels, (torch.arange(len(val)) < 1).long())
@@ -115,21 +115,22 @@ def moved(objective: Objective) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("max_loss", [100.0, 20.0, 3.0, -100.0])
 @pytest.mark.parametrize("apart", [False, True], ids=["held out", "given"])
 def test_the_model_is_left_at_the_choice(ends: Ends, max_loss: float, apart: bool) -> None:
-    given = joined(make_batches((5, 2), seed=2)) if apart else None
+    given = {"val": joined(make_batches((5, 2), seed=2))} if apart else {}
     told = list[tuple[float, float]]()
     objective = objective_for(
         ends,
         make_batches(SIZES),
-        val=given,
+        val_share=0.3,
+        **given,
         progress=lambda done, announced: told.append((done, announced)),
     )
     learned, coefficients = (Coefficients(objective.path, "entry") for _ in range(2))
-    learn(objective, learned, OPTIONS, val_share=0.3, max_loss=100)
-    choice = learn(objective, coefficients, OPTIONS, val_share=0.3, max_loss=max_loss).choice
+    learn(objective, learned, OPTIONS, max_loss=100)
+    choice = learn(objective, coefficients, OPTIONS, max_loss=max_loss).choice
     assert choice is not None
     assert told[-1][0] == pytest.approx(told[-1][1])
     left = moved(objective)
-    train, val = split(objective, 0.3)
+    train, val = objective.images, objective.val
     assert val is not None
     if choice.alpha is None:
         points = [(share, partial(learned.place, share)) for share in BACKOFFS]
@@ -162,14 +163,13 @@ def test_the_model_is_left_at_the_choice(ends: Ends, max_loss: float, apart: boo
 
 @pytest.mark.slow
 def test_learning_by_heart_is_noted(ends: Ends) -> None:
-    objective = objective_for(ends, make_batches(SIZES))
+    objective = objective_for(ends, make_batches(SIZES), val_share=0.4)
     found = learned_coefficients(
         objective,
         steps=60,
         rate=0.3,
         weak_aug=0.0,
         distill_weight=0.0,
-        held_back=0.4,
         max_loss=100,
     )
     assert found.choice is not None

@@ -43,7 +43,7 @@ def one_step(
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     images = objective.images
     order = draw_order(len(images), options.steps, objective.batch_sizes[0], objective.seed)
-    pictures = training.make_pictures(objective, images, order, number, options)
+    pictures = training.make_pictures(objective, order, number, options)
     (targets,) = training.teach(objective, [pictures], options)
     coefficients.place()
     with coefficients.collect_gradients():
@@ -104,7 +104,7 @@ def test_steps_are_adams_with_a_falling_rate_and_one_second_moment_per_parameter
 ) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     coefficients = Coefficients(objective.path, granularity, 0.9)
-    train(objective, coefficients, objective.images, replace(STILL, rate=0.2))
+    train(objective, coefficients, replace(STILL, rate=0.2))
     slow = SlowLearner(ends, objective, granularity)
     values = slow.start(0.9)
     first: dict[str, Any] = dict.fromkeys(values, 0.0)
@@ -169,7 +169,7 @@ def test_16_bits_learn_nearly_the_same(ends: Ends, precision: Any) -> None:
         objective = objective_for(ends, make_batches(SIZES))
         coefficients = Coefficients(objective.path, "layer")
         options = Training(steps=6, distill_weight=0.6, rate=0.02, precision=used)
-        trace = train(objective, coefficients, objective.images, options)
+        trace = train(objective, coefficients, options)
         learned.append((torch.tensor(trace), torch.stack(list(coefficients.values.values()))))
     assert torch.allclose(learned[0][0][:, 0], learned[1][0][:, 0], rtol=0.05)
     assert float((learned[0][1] - learned[1][1]).abs().mean()) < 0.02

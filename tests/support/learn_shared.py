@@ -18,12 +18,12 @@ def main(folder: Path, kind: str, *sizes: str) -> None:
     ends = (folder / "zeroshot", folder / "finetuned")
     counts = tuple(map(int, sizes))
     if kind == "captions":
-        objective = contrastive(ends, captioned(counts), context=processes)
+        objective = contrastive(ends, captioned(counts), context=processes, val_share=0.2)
     else:
-        objective = objective_for(ends, make_batches(counts), context=processes)
+        objective = objective_for(ends, make_batches(counts), context=processes, val_share=0.2)
     values = Coefficients(objective.path, "entry")
     options = Training(steps=4, batch=16, rate=0.02, distill_weight=0.7, weak_aug=1.0)
-    learn(objective, values, options, val_share=0.2)
+    learn(objective, values, options)
     name = f"{processes.world_size}-{processes.rank}.safetensors"
     save_file(values.by_parameter(), folder / name)
 

@@ -15,6 +15,7 @@ from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.config import Missing
 from clipmerge.distributed import DistributedContext, distributed_context
 from clipmerge.images.batches import Batch
+from clipmerge.images.split import held_out_positions
 from clipmerge.learning.interpolate import Path as Between
 from clipmerge.learning.objective import Objective
 from clipmerge.models import model_for
@@ -81,9 +82,11 @@ def objective_for(
     context: DistributedContext | None = None,
     prompts_at_once: int = 512,
     missing: Missing = "error",
+    val_share: float = 0.0,
     **options: Any,
 ) -> Objective:
-    """An objective over all of the batches, of which only the last may be smaller."""
+    """An objective over all of the batches, of which only the last may be smaller; a share of the
+    images is held out for ``val``."""
     zeroshot, finetuned = (open_checkpoint(str(folder)) for folder in ends)
     pair = align_checkpoints(zeroshot, [finetuned], missing=missing)
     here = context or distributed_context("cpu")
@@ -91,7 +94,12 @@ def objective_for(
     texts = [template.format(name) for name in classes for template in templates]
     prompts = kind(path.model, texts, len(templates), here.device, moves=path.text_changes)
     prompts.at_once = min(prompts.at_once, prompts_at_once)
-    return Objective(path, prompts, joined(batches), here, batch_size=len(batches[0]), **options)
+    images = joined(batches)
+    if held_out := held_out_positions(tuple(images.labels.tolist()), val_share, 0):
+        rest = [at for at in range(len(images)) if at not in held_out]
+        images, val = (Batch(0, images.pixels[at], images.labels[at]) for at in (rest, held_out))
+        options.setdefault("val", val)
+    return Objective(path, prompts, images, here, batch_size=len(batches[0]), **options)
 
 
 def captioned(sizes: tuple[int, ...]) -> list[Batch]:
