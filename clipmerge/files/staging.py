@@ -13,7 +13,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -29,18 +29,6 @@ RECORD = "clipmerge.json"
 #: Folder in an output for a plan whose learned coefficients do not fit into the record.
 PLAN_FOLDER = "plan"
 _SECONDS_TO_LOCK = 60
-# Completed outputs, which a stopped command reports. Changed only while signals are blocked.
-_completed: list[Path] = []
-
-
-def completed_outputs() -> tuple[Path, ...]:
-    """Outputs that this process has completed since `forget_completed` and that still exist."""
-    return tuple(path for path in _completed if path.exists())
-
-
-def forget_completed() -> None:
-    """Start a new command, which does not report the output of earlier commands in this process."""
-    _completed.clear()
 
 
 def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> None:
@@ -69,31 +57,29 @@ def staged(
     """Yield a folder to write into, and move it to ``output`` if the block succeeds.
 
     However the process ends, ``output`` is absent, the old one, or the complete new one. Stages
-    left by a killed run are removed by the next run with the same output: not every network disk
-    shows the locks of other machines.
+    left by a killed run are removed by the next run with the same output.
     """
     target = output.resolve()  # a link stays a link: its target is replaced
 
     def move(folder: Path) -> None:
         refuse_existing(target, record, overwrite=overwrite)  # another process may have been faster
-        _exchange(folder, target)
+        aside = folder.with_name("old")
+        if target.exists():
+            target.rename(aside)
+        try:
+            folder.rename(target)
+        except BaseException:
+            if aside.exists() and not target.exists():
+                aside.rename(target)
+            raise
 
     return _stage(output, target, move)
-
-
-def refuse_link(output: Path) -> None:
-    """Refuse a link as an output file, because a plan's tensors are found beside its path."""
-    if output.is_symlink():
-        raise OutputError(
-            f"{output}: is a link to {output.readlink()}; give the file itself as `output`"
-        )
 
 
 def staged_files(output: Path) -> AbstractContextManager[Path]:
     """Yield a folder to write files into; they are synced and moved beside ``output`` if the block
     succeeds.
     """
-    refuse_link(output)
     target = output.resolve()
 
     def move(folder: Path) -> None:
@@ -108,37 +94,39 @@ def _stage(output: Path, target: Path, move: Callable[[Path], None]) -> Iterator
     """Yield ``new`` in a hidden, locked folder beside the target, sync and move it; system errors
     are explained.
     """
-    left: list[Path] = []
-    with contextlib.ExitStack() as cleanup:
-        try:
-            with defer_signals():
-                cleanup.enter_context(_create_parents(target.parent))
-                _clear_stale(target)
-                stage = Path(tempfile.mkdtemp(prefix=_stage_prefix(target), dir=target.parent))
-                cleanup.callback(_remove_stage, stage, left)
-            lock = cleanup.enter_context((stage / "lock").open("wb"))
-            if fcntl:  # pragma: no branch - absent on Windows
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (stage / "new").mkdir()
-            yield stage / "new"
-            for path in (*(stage / "new").rglob("*"), stage / "new"):
-                _sync(path)
-            with defer_signals():
-                move(stage / "new")
-                _completed.append(output)
-            _sync(target.parent)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # clean up first, so that the message is true
-                cleanup.__exit__(type(error), error, error.__traceback__)
-            raise staging_error(output, error, left=left) from None
+    with _explained(output), contextlib.ExitStack() as cleanup:
+        with defer_signals():
+            cleanup.enter_context(_create_parents(target.parent))
+            _clear_stale(target)
+            stage = Path(tempfile.mkdtemp(prefix=_stage_prefix(target), dir=target.parent))
+            cleanup.callback(_remove, stage)
+        lock = cleanup.enter_context((stage / "lock").open("wb"))
+        if fcntl:  # pragma: no branch - absent on Windows
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (stage / "new").mkdir()
+        yield stage / "new"
+        for path in (*(stage / "new").rglob("*"), stage / "new"):
+            _sync(path)
+        with defer_signals():
+            move(stage / "new")
+        _sync(target.parent)
 
 
-def _remove_stage(stage: Path, left: list[Path]) -> None:
-    # users press Ctrl-C twice, and the message promises that nothing was left behind
-    with defer_signals():
+@contextlib.contextmanager
+def _explained(output: Path) -> Iterator[None]:
+    """Turn a system error into one line."""
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot be written ({error.strerror or error})"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what = "the disk is full"
+        raise OutputError(f"{output}: {what}; nothing was left behind") from None
+
+
+def _remove(stage: Path) -> None:
+    with defer_signals():  # users press Ctrl-C twice
         shutil.rmtree(stage, ignore_errors=True)
-        if stage.exists():
-            left.append(stage)
 
 
 @contextlib.contextmanager
@@ -181,9 +169,8 @@ def _create_parents(folder: Path) -> Iterator[None]:
 
 def _stage_prefix(target: Path) -> str:
     # the hash distinguishes outputs with long names or common beginnings
-    return (
-        f".{target.name[:40]}-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]}.clipmerge-"
-    )
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
+    return f".{target.name[:40]}-{digest}.clipmerge-"
 
 
 def _clear_stale(target: Path) -> None:
@@ -203,22 +190,6 @@ def _clear_stale(target: Path) -> None:
             shutil.rmtree(stage, ignore_errors=True)
 
 
-def _exchange(folder: Path, target: Path) -> None:
-    aside = folder.with_name("old")
-    try:
-        if target.exists():
-            target.rename(aside)
-        folder.rename(target)
-    except BaseException as error:
-        if aside.exists():  # restore it, or put it beside its place if that is taken now
-            location = target
-            if target.exists():
-                location = target.with_name(f"{target.name}.replaced-{os.getpid()}")
-                error.add_note(f"the earlier output is now {location}")
-            aside.rename(location)
-        raise
-
-
 def _sync(path: Path) -> None:
     # some file systems cannot sync a folder
     with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
@@ -227,14 +198,3 @@ def _sync(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def staging_error(output: Path, error: OSError, *, left: Iterable[Path] = ()) -> OutputError:
-    """Turn a system error into one line."""
-    state = ", ".join(
-        [f"{path} was left behind, remove it" for path in left] or ["nothing was left behind"]
-    )
-    state = "; ".join([state, *getattr(error, "__notes__", [])])
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"{output}: the disk is full; {state}, free some space and run again")
-    return OutputError(f"{output}: cannot be written ({error.strerror or error}); {state}")

@@ -30,9 +30,8 @@ from clipmerge.planning.plan import COEFFICIENTS, SCORES, LayerPlan, Plan
 from clipmerge.plugins import needs_score
 from clipmerge.types import Shape
 
-#: Elements merged at a time: inputs and result stay in a core's cache during all passes of the
-#: arithmetic.
-CHUNK = 1 << 17
+#: Elements merged at a time: inputs, result and the steps of a conversion stay in a core's cache.
+CHUNK = 1 << 15
 
 
 def plan_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:

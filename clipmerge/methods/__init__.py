@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -29,9 +29,6 @@ from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Combination, LayerPlan
 from clipmerge.plugins import load_plugin
 from clipmerge.types import Json, Layers, Names, Shape, Tensors
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -178,8 +175,8 @@ class Decision:
     stragglers: Names = ()
     straggler_statistic: str | None = None
     straggler_scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    scores: Mapping[str, Tensor | Array] = field(default_factory=dict)
-    coefficients: Mapping[str, Tensor | Array] = field(default_factory=dict)
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    coefficients: Mapping[str, Any] = field(default_factory=dict)
 
 
 def decide(task: Task, method: str, options: Json) -> Decision:
@@ -195,8 +192,8 @@ def decide(task: Task, method: str, options: Json) -> Decision:
     )
 
 
-def _as_array(values: Tensor | Array) -> Array:
+def _as_array(values: Any) -> Array:
     """Values of torch or numpy as a float32 array."""
     if isinstance(values, np.ndarray):
         return values.astype(np.float32, copy=False)
-    return np.ascontiguousarray(values.detach().float().cpu().numpy())
+    return np.ascontiguousarray(values.detach().float().cpu().numpy(), np.float32)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import errno
-import os
+import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from clipmerge.errors import CheckpointError, OutputError, shorten
-from clipmerge.files.reading import Unreadable, read_json, refusing
-from clipmerge.files.safetensors import read_header
-from clipmerge.files.staging import PLAN_FOLDER, RECORD, refuse_existing, refuse_link
-from clipmerge.planning.plan import COEFFICIENTS, SCORES, tensors_path
+from clipmerge.errors import OutputError, shorten
+from clipmerge.files.staging import PLAN_FOLDER, RECORD, refuse_existing
+from clipmerge.planning.plan import tensors_path
+from clipmerge.types import Json
 
-# What commands write beside the files that their records list, and what others leave in a folder.
+# What commands write beside the files that their records list, and what systems leave in a folder.
 _WRITTEN = frozenset(
     {
         *(PLAN_FOLDER, "README.md", "report.html", "path.png", "examples.png"),
-        *("sweep.html", "sweep.csv", "curve.png", "curve.svg", "curve.pdf", "correct.safetensors"),
-        *(".cache", ".DS_Store"),
+        *("sweep.html", "curve.png", "correct.safetensors", ".cache", ".DS_Store"),
     }
 )
 
@@ -32,115 +29,79 @@ def check_output(
     read: Iterable[Path] = (),
     record: str = RECORD,
 ) -> None:
-    """Refuse an output that would destroy something or cannot be written, before any work is
-    done.
+    """Refuse a folder that may not be written or replaced.
+
+    Args:
+        output: The folder.
+        overwrite: Whether an earlier output of the same command may be replaced.
+        inputs: Files and folders of the checkpoints, which it must not hold.
+        read: Other files and folders that are read: it may not lie in them either.
+        record: Name of the record that the command writes.
     """
-    _require_resolvable(output)
-    read = list(read)
-    for path in (*inputs, *read):
-        if _contains(output, path):
+    try:
+        target = output.resolve()
+        output.exists()
+    except (OSError, RuntimeError) as error:  # a circle of links, until Python 3.13
+        raise OutputError(f"{output}: cannot be written ({error})") from None
+    read = [path.resolve() for path in read]
+    for path in (*(path.resolve() for path in inputs), *read):
+        if target == path or target in path.parents:
             raise OutputError(
                 f"{output}: holds {path}, which this command reads; choose another output"
             )
-    # a link in the folder is an entry of it, regardless of its target
-    locations = (output.resolve(), output.parent.resolve() / output.name)
     for path in read:  # the next command would read the output as another class
-        if path.is_dir() and any(path.resolve() in location.parents for location in locations):
+        if path.is_dir() and path in target.parents:
             raise OutputError(
                 f"{output}: lies inside {path}, which this command reads as images; choose another"
                 " output"
             )
     _require_writable_parent(output)
     refuse_existing(output, record, overwrite=overwrite)
-    if (output / record).is_file():
-        _refuse_own_files(output, record)
-
-
-def _refuse_own_files(output: Path, record: str) -> None:
-    """Refuse to replace an earlier output in which the user has put files."""
-    with refusing(OutputError, f"{output / record}: cannot be read"):
-        data = read_json(output / record)
-    files = data.get("files") if isinstance(data, dict) else None
+    files = _read_object(output / record).get("files")
     written = {record, *_WRITTEN, *(files if isinstance(files, dict) else ())}
-    if own := sorted({path.name for path in output.iterdir()} - written):
+    there = {path.name for path in output.iterdir()} if output.is_dir() else set[str]()
+    if own := sorted(there - written):
         raise OutputError(
             f"{output}: also holds {shorten(own, 3)}, which this command did not write, so"
             " `overwrite=True` leaves it alone; move that elsewhere, or remove the folder yourself"
         )
 
 
-def _require_resolvable(output: Path) -> None:
-    """Refuse links in a circle; `resolve` raises a RuntimeError for them until Python 3.13."""
-    try:
-        output.resolve()
-        if output.is_symlink():
-            output.stat()
-    except (FileNotFoundError, PermissionError):  # a link to nothing, or told where it is written
-        return
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno != errno.ELOOP:
-            raise OutputError(f"{output}: cannot be written ({error.strerror})") from None
-        raise OutputError(
-            f"{output}: is a link that leads back to itself; remove it, or choose another output"
-        ) from None
-
-
-def _contains(output: Path, path: Path) -> bool:
-    target = output.resolve()
-    # a link in the folder would be removed with it, though not its target
-    locations = (path.resolve(), path.parent.resolve() / path.name)
-    return any(target == location or target in location.parents for location in locations)
-
-
 def check_output_file(output: Path, *, overwrite: bool) -> None:
-    """Refuse an output file of a plan that would destroy something or cannot be written, before any
-    work is done.
-    """
-    beside = tensors_path(output)
+    """Refuse a plan's file that may not be written or replaced."""
     if output.is_dir() or output.suffix == ".safetensors":
         raise OutputError(
             f"{output}: a plan is a JSON file; choose another output, such as plan.json"
         )
-    refuse_link(output)
     _require_writable_parent(output)
-    if output.exists() and not overwrite:
-        raise OutputError(
-            f"{output}: already exists; choose another output, or pass `overwrite=True` to"
-            " replace it"
-        )
-    if output.exists() and not _is_plan(output):
-        raise OutputError(
-            f"{output}: is not a plan written by clipmerge, so `overwrite=True` leaves it alone;"
-            " choose another output"
-        )
-    replaceable = output.exists() and not beside.is_symlink() and _holds_plan_tensors(beside)
-    if (beside.exists() or beside.is_symlink()) and not replaceable:
-        raise OutputError(
-            f"{beside}: is in the way of the tensors that go beside the plan; choose another output"
-        )
+    beside = tensors_path(output)
+    is_plan = str(_read_object(output).get("format")).startswith("clipmerge-plan/")
+    for file in (output, beside):
+        if not (file.exists() or file.is_symlink()):
+            continue
+        if not overwrite:
+            raise OutputError(
+                f"{file}: already exists; choose another output, or pass `overwrite=True` to"
+                " replace it"
+            )
+        if not is_plan or not file.is_file() or file.is_symlink():
+            raise OutputError(
+                f"{file}: was not written as a plan by clipmerge, so `overwrite=True` leaves it"
+                " alone; choose another output"
+            )
 
 
-def _is_plan(path: Path) -> bool:
-    if not path.is_file():  # reading a pipe would block
-        return False
+def _read_object(path: Path) -> Json:
+    """A JSON object; an empty one if there is none at this path."""
     try:
-        content = read_json(path)
-    except Unreadable:
-        return False
-    return isinstance(content, dict) and str(content.get("format")).startswith("clipmerge-plan/")
-
-
-def _holds_plan_tensors(path: Path) -> bool:
-    try:
-        names = list(read_header(path)) if path.is_file() else []
-    except CheckpointError:
-        return False
-    return bool(names) and all(name.startswith((SCORES, COEFFICIENTS)) for name in names)
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _require_writable_parent(output: Path) -> None:
-    target = output.resolve()
-    existing = next((parent for parent in target.parents if os.path.exists(parent)), target)  # noqa: PTH110 - Path's raises
+    existing = next(parent for parent in output.resolve().parents if parent.exists())
     if not existing.is_dir():
         raise OutputError(
             f"{output}: cannot be created because {existing} is a file; choose another output"

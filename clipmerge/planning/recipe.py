@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -13,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from clipmerge.config import Missing
-from clipmerge.errors import RecipeError, UsageError, did_you_mean, printable, shorten
+from clipmerge.errors import RecipeError, UsageError, did_you_mean
 from clipmerge.files.paths import local_path, recipe_files
 from clipmerge.files.reading import read_text, refusing
 from clipmerge.frozen import Frozen
@@ -92,16 +91,10 @@ class Recipe(Frozen):
         """
         return float(self.measure_options.get("max_loss", MAX_LOSS))
 
-    def with_max_loss(self, limit: float | None) -> Recipe:
-        """The recipe with another limit for its measure; ``None`` keeps its own."""
-        if limit is None or "max_loss" not in self.measure_options:
-            return self
-        return self.replace(measure={**(self.measure or {}), "max_loss": limit})
-
     @property
     def learns(self) -> bool:
-        """Whether the recipe's measure learns step by step, which takes a learning rate."""
-        return "rate" in self.measure_options
+        """Whether the recipe's measure learns step by step."""
+        return "steps" in self.measure_options
 
     def to_yaml(self) -> str:
         """Write it as a recipe file, without empty top-level keys."""
@@ -116,7 +109,7 @@ RecipeLike: TypeAlias = StrPath | Mapping[str, Any] | Recipe
 
 
 def _without_name(section: Json) -> Json:
-    return {str(key): value for key, value in section.items() if key != "name"}
+    return {key: value for key, value in section.items() if key != "name"}
 
 
 def recipe_text(name: str) -> str:
@@ -132,6 +125,8 @@ def recipe_text(name: str) -> str:
 def load_recipe(
     recipe: RecipeLike,
     set: Mapping[str, Any] | Sequence[str] | None = None,
+    *,
+    max_loss: float | None = None,
 ) -> Recipe:
     """Load a recipe and apply overrides.
 
@@ -139,6 +134,7 @@ def load_recipe(
         recipe: Name of a recipe, path of a YAML file, a mapping like such a file, or a
             recipe.
         set: ``{"method.alpha": 0.4}``, keys dotted; or ``["method.alpha=0.4"]``, values in YAML.
+        max_loss: The limit of the measure, if it has one.
 
     Returns:
         The validated recipe.
@@ -150,9 +146,10 @@ def load_recipe(
         >>> load_recipe("wise-ft", {"method.alpha": 0.3}).method["alpha"]
         0.3
     """
-    name, data = _read_raw(recipe)
-    for key, value in parse_assignments(set):
-        *parents, last = key.strip().split(".")
+    source, data = _read_raw(recipe)
+    changes = parse_assignments(set)
+    for key, value in changes.items():
+        *parents, last = key.split(".")
         target = data
         for parent in parents:
             if target.get(parent) is None:  # a `Recipe` has all of its keys
@@ -161,28 +158,17 @@ def load_recipe(
             if not isinstance(target, dict):
                 raise RecipeError(f"`set` {key}={value}: '{parent}' holds no options")
         target[last] = value
-    return _validate(name, data)
-
-
-def is_known(recipe: Recipe) -> bool:
-    """Whether the name of a recipe is enough to load it again."""
-    return recipe.name in recipe_files() and load_recipe(recipe.name) == recipe
-
-
-def load_limited_recipe(
-    recipe: RecipeLike, changes: Mapping[str, Any] | Sequence[str] | None, max_loss: float | None
-) -> Recipe:
-    """Load a recipe whose decision keeps to the limit of the user, if there is one."""
     if max_loss is not None:
         refuse_set_twice("max_loss", "measure.max_loss", changes)
-    return load_recipe(recipe, changes).with_max_loss(max_loss)
+    loaded = _validate(source, data)
+    if max_loss is not None and "max_loss" in loaded.measure_options:
+        loaded = loaded.replace(measure={**(loaded.measure or {}), "max_loss": max_loss})
+    return loaded
 
 
-def refuse_set_twice(
-    option: str, key: str, changes: Mapping[str, Any] | Sequence[str] | None
-) -> None:
+def refuse_set_twice(option: str, key: str, changes: Mapping[str, Any]) -> None:
     """Refuse a change of the recipe that an option of its own makes too."""
-    if any(text.partition("=")[0].strip() == key for text in changes or ()):
+    if key in changes:
         raise UsageError(f"`{option}` and `set={key}`: both set the same option; give one of them")
 
 
@@ -198,7 +184,7 @@ def _read_raw(recipe: RecipeLike) -> tuple[str, Json]:
         )
     name = os.fspath(recipe)
     path = local_path(name)
-    # in a stranger's folder, a file may have the name of a recipe
+    # a file may have the name of a recipe
     if name not in recipe_files() and (path.suffix in (".yaml", ".yml") or path.is_file()):
         with refusing(RecipeError, f"{name}: cannot be read"):
             text = read_text(path)
@@ -209,48 +195,27 @@ def _read_raw(recipe: RecipeLike) -> tuple[str, Json]:
         raise RecipeError(
             f"{name}: is not a recipe; see `clipmerge recipes show straggler-sparse` for one"
         )
-    return name, {"name": printable(path.stem), **data}
+    return name, {"name": path.stem, **data}
 
 
-def parse_assignments(
-    assignments: Mapping[str, Any] | Sequence[str] | None,
-) -> list[tuple[str, Any]]:
-    """Keys and values of `load_recipe`'s ``set``."""
+def parse_assignments(assignments: Mapping[str, Any] | Sequence[str] | None) -> Json:
+    """Values by key of `load_recipe`'s ``set``."""
     if isinstance(assignments, Mapping):
-        return [(str(key), value) for key, value in assignments.items()]
-    assignments = [assignments] if isinstance(assignments, str) else assignments
-    parsed = []
-    for assignment in assignments or []:
-        if not isinstance(assignment, str):
-            raise RecipeError(f"`set` {assignment!r}: expected a text such as method.alpha=0.4")
-        key, equals, raw = assignment.partition("=")
+        return {str(key): value for key, value in assignments.items()}
+    parsed = {}
+    for assignment in [assignments] if isinstance(assignments, str) else assignments or ():
+        key, equals, raw = str(assignment).partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"`set` {assignment}: expected KEY=VALUE, such as method.alpha=0.4")
-        parsed.append((key, _from_yaml(f"`set` {assignment[:80]}: the value", raw)))
+        parsed[key.strip()] = _from_yaml(f"`set` {assignment[:80]}: the value", raw)
     return parsed
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which YAML's own loader takes the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        for key in (key for key, count in keys.items() if count > 1):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"'{key}' is given twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep=deep)
 
 
 def _from_yaml(subject: str, text: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        return yaml.safe_load(text)
     except Exception as error:  # a tag that does not fit its text makes PyYAML raise anything
-        reason = (
-            " ".join(str(error).split())
-            if isinstance(error, (yaml.YAMLError, ValueError))
-            else repr(error)
-        )
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise RecipeError(f"{subject} is not YAML: {reason}") from None
 
 
@@ -270,10 +235,8 @@ def _validate(source: str, data: Json) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        keys = list(Override.model_fields)
-        hint = f" (keys: {shorten(keys)}).{did_you_mean(str(first['loc'][-1]), keys)}"
-        hint = hint if first["type"] == "extra_forbidden" else ""
-        raise RecipeError(f"{source}: {where}: {plainly(first['msg'])}{hint}") from None
+        hint = did_you_mean(str(first["loc"][-1]), Override.model_fields)
+        raise RecipeError(f"{source}: {where}: {plainly(first['msg'])}.{hint}") from None
 
 
 def _option_hint(key: str, data: Json) -> str:
@@ -287,19 +250,13 @@ def _option_hint(key: str, data: Json) -> str:
 
 
 def _plugin_section(source: str, section: str, value: Any) -> Json:
+    names = ", ".join(plugin_names(f"{section}s"))
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        if section == "measure" and isinstance(value, dict) and value:
-            raise RecipeError(
-                f"{source}: measures nothing, so it has no option 'measure.{next(iter(value))}'; a"
-                f" measure needs a `name:`, one of {', '.join(plugin_names('measures'))}"
-            )
-        raise RecipeError(
-            f"{source}: {section}: needs a `name:`, one of {', '.join(plugin_names(f'{section}s'))}"
-        )
+        raise RecipeError(f"{source}: {section}: needs a `name:`, one of {names}")
     try:
         checked = check_options(f"{section}s", value["name"], _without_name(value))
         if checked.get("mask") is not None:  # checked now, before minutes of measuring
             check_mask_options(checked["mask"], checked.get("mask_options") or {})
-        return {"name": value["name"], **checked}
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
+    return {"name": value["name"], **checked}

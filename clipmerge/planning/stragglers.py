@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmerge.errors import RecipeError, did_you_mean, shorten
+from clipmerge.errors import RecipeError, counted, did_you_mean, shorten
 from clipmerge.layers import block_of, may_precede_blocks
 from clipmerge.planning.measurements import Measurements
 from clipmerge.types import Names
@@ -61,83 +61,54 @@ def find_stragglers(
     Source:
         Modified z-score: Iglewicz and Hoaglin 1993; the covariates are removed by Huber regression.
     """
-    known = {
-        candidate.name: candidate for candidate in measurements.statistics if candidate.batches
-    }
+    known = {one.name: one for one in measurements.statistics if one.batches}
     if statistic not in known:
         raise RecipeError(
             f"statistic '{statistic}' is not measured by {measurements.measure} "
             f"({', '.join(sorted(known)) or 'none'}).{did_you_mean(statistic, known)}"
         )
-    signed = known[statistic].signed
-    means = {layer: value for layer, value in known[statistic].values.items() if "." in layer}
+    measured = known[statistic]
     # a layer that does not change the loss at all has no logarithm and is not a straggler
-    layers = [layer for layer, mean in means.items() if signed or mean > 0]
+    layers = [
+        layer
+        for layer, mean in measured.values.items()
+        if "." in layer and (measured.signed or mean > 0)
+    ]
     if len(layers) < _FEWEST_LAYERS:
-        found = (
-            f"no layer is called a straggler: {len(layers)} layers to compare, too few to tell"
-            " outliers"
-        )
+        found = f"no layer is called a straggler: {len(layers)} layers are too few to tell outliers"
         return Stragglers((), {}, found)
-    values = np.array([known[statistic].batches[layer] for layer in layers])
-    weights = np.array(measurements.batch_sizes, dtype=float)
+    values = np.array([measured.batches[layer] for layer in layers])
     design = _design_matrix(layers, sizes)
-    z = _scores(values @ (weights / weights.sum()), design, signed=signed)
+
+    def scores_of(weights: Array) -> tuple[Array, float]:
+        """Scores by layer, and the one that a straggler must exceed, for weights of batches; the
+        lower side shows how widely ordinary layers scatter.
+        """
+        z = _scores(values @ (weights / weights.sum()), design, signed=measured.signed)
+        return z, max(threshold, -mirror * float(z.min()))
+
+    sizes_of_batches = np.array(measurements.batch_sizes, dtype=float)
+    count = len(sizes_of_batches)
     rng = np.random.default_rng(seed)
-    draws = (
-        rng.multinomial(len(weights), np.full(len(weights), 1 / len(weights)), size=bootstraps)
-        * weights
-    )
-    flagged = np.array(
-        [
-            _exceeds_limit(
-                _scores(values @ (w / w.sum()), design, signed=signed), threshold, mirror
-            )
-            for w in draws
-        ]
-    )
-    share = flagged.mean(axis=0)
+    draws = rng.multinomial(count, np.full(count, 1 / count), size=bootstraps) * sizes_of_batches
+    resampled = (scores_of(weights) for weights in draws)
+    share = np.mean([z > limit for z, limit in resampled], axis=0)
+    z, limit = scores_of(sizes_of_batches)
     scores = {
-        layer: {"z": float(z[i]), "stability": float(share[i])} for i, layer in enumerate(layers)
+        layer: {"z": float(z[at]), "stability": float(share[at])} for at, layer in enumerate(layers)
     }
-    stands_out = _exceeds_limit(z, threshold, mirror)
-    names = tuple(
-        layer for i, layer in enumerate(layers) if stands_out[i] and share[i] >= stability
-    )
-    limit = _score_cutoff(z, threshold, mirror)
+    names = tuple(layers[at] for at in np.flatnonzero((z > limit) & (share >= stability)))
     if names:
-        layer_or_layers = "straggler layer" if len(names) == 1 else "straggler layers"
-        found = f"{len(names)} {layer_or_layers} found by {statistic}: {shorten(names)}"
-        return Stragglers(names, scores, found)
-    top = max(scores, key=lambda layer: scores[layer]["z"])
-    z_of_top, share_of_top = scores[top]["z"], scores[top]["stability"]
-    if z_of_top > limit:
-        why = (
-            f"{top} stands out in {statistic} (z {z_of_top:.1f}), but only in {share_of_top:.0%} of"
-            f" the resamples, below {stability:.0%}"
-        )
+        counted_names = counted(len(names), "straggler layer", "straggler layers")
+        found = f"{counted_names} found by {statistic}: {shorten(names)}"
     else:
-        origin = (
-            "the threshold"
-            if limit == threshold
-            else f"{mirror:g} times as far as the lowest layer (z {z.min():.1f})"
+        top = int(z.argmax())
+        found = (
+            f"no straggler layers found: {layers[top]} stands out most in {statistic}, with z"
+            f" {z[top]:.1f} in {share[top]:.0%} of the resamples; a straggler exceeds {limit:.1f}"
+            f" in {stability:.0%}"
         )
-        why = (
-            f"{top} stands out most in {statistic}, with z {z_of_top:.1f}, and a straggler exceeds"
-            f" {limit:.1f}, {origin}"
-        )
-    return Stragglers(names, scores, f"no straggler layers found: {why}")
-
-
-def _score_cutoff(z: Array, threshold: float, mirror: float) -> float:
-    """Score that a straggler must exceed: the lower side shows how widely ordinary layers
-    scatter.
-    """
-    return float(max(threshold, -mirror * z.min()))
-
-
-def _exceeds_limit(z: Array, threshold: float, mirror: float) -> NDArray[np.bool_]:
-    return np.asarray(z > _score_cutoff(z, threshold, mirror))
+    return Stragglers(names, scores, found)
 
 
 def _design_matrix(layers: list[str], sizes: dict[str, int]) -> Array:
