@@ -21,7 +21,6 @@ from clipmerge.options import parse_size
 from clipmerge.output.record import Record, histograms
 from clipmerge.planning.plan import Plan, write_plan_files
 from clipmerge.progress import Journal
-from clipmerge.report.text import texts_of
 from clipmerge.types import Json
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def _write(
         files = write_weights(folder, tensors, layout, journal, single=inputs.family.weights)
         journal.stage("write")
         side_files, notes = write_side_files(folder, inputs, decided.plan.dtype)
-        for note in texts_of(notes):
+        for note in notes:
             journal.warn(note)
         for future in hashing:
             future.result()

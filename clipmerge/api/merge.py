@@ -36,7 +36,7 @@ from clipmerge.planning.plan import (
 from clipmerge.planning.recipe import (
     Recipe,
     RecipeLike,
-    load_limited_recipe,
+    load_recipe,
     parse_assignments,
     refuse_set_twice,
 )
@@ -198,7 +198,7 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
         progress.say(
             f"no recipe was named, so it is {recipe}, because {reason} (`recipe` names another)"
         )
-    changes = dict(parse_assignments(options.set))
+    changes = parse_assignments(options.set)
     if options.alpha is not None:
         refuse_set_twice("alpha", "method.alpha", changes)
         changes["method.alpha"] = options.alpha
@@ -207,7 +207,7 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
     limit = options.max_loss
     if limit is not None and 0 < limit < _LEAST_LIMIT:
         progress.warn(f"`max_loss` {limit:g} is in points of 100; {100 * limit:g} may be meant")
-    return load_limited_recipe(recipe, changes, limit)
+    return load_recipe(recipe, changes, max_loss=limit)
 
 
 def _output_folder(

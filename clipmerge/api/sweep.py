@@ -32,7 +32,7 @@ from clipmerge.images.copies import check_overlap
 from clipmerge.images.dataset import open_images, require_labelled
 from clipmerge.options import SweepOptions, named_sources
 from clipmerge.output.record import SWEEP_FORMAT
-from clipmerge.planning.recipe import Recipe, load_limited_recipe
+from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.planning.verdict import MAX_LOSS
 from clipmerge.progress import Journal, Progress
 from clipmerge.report.decision import decision_sentence
@@ -79,7 +79,7 @@ def sweep(
     """
     opts = SweepOptions.of(options)
     journal = Journal(progress)
-    recipes = [load_limited_recipe(each, opts.set, opts.max_loss) for each in opts.recipes or ()]
+    recipes = [load_recipe(each, opts.set, max_loss=opts.max_loss) for each in opts.recipes or ()]
     ids, oods = named_sources("id", id), named_sources("ood", ood)
     _check_names(ids, oods, recipes, opts)
     target = None if output is None else local_path(output)
