@@ -60,9 +60,7 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> tuple[dict[str, str]
         names = {key.removeprefix(start): key for key in file_keys if key.startswith(start)}
         if not names:
             firsts = shorten(dict.fromkeys(key.partition(".")[0] for key in file_keys))
-            raise CheckpointError(
-                f"holds nothing under '{part}'; its keys begin with {firsts}"
-            )
+            raise CheckpointError(f"holds nothing under '{part}'; its keys begin with {firsts}")
     names = _without_wrappers(names)
     prefixes = _prefixes_of(names)
     found: dict[str, str] = {}
