@@ -18,12 +18,18 @@ from clipmerge.files.safetensors import DTYPES
 from clipmerge.files.side_files import (
     PROCESSORS,
     SIDE_FILES,
-    TOKENIZER_FILES,
     VOCABULARIES,
     copy_side_file,
 )
 from clipmerge.types import Names
 
+_TOKENIZER = (
+    *VOCABULARIES,
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
@@ -71,7 +77,7 @@ def _parts(inputs: Inputs) -> dict[str, tuple[set[str], Names]]:
     if layout_of(inputs.zeroshot.entries) != "open-clip":  # whose config holds the preprocessing
         parts["processor"] = (set(PROCESSORS), PROCESSORS)
     if not inputs.keeps_head:
-        parts["tokenizer"] = (set(VOCABULARIES), TOKENIZER_FILES)
+        parts["tokenizer"] = (set(VOCABULARIES), _TOKENIZER)
     return parts
 
 
