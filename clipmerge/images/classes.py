@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from clipmerge.errors import DataError, NoLabelsError, counted, is_utf8, shorten
+from clipmerge.errors import DataError, NoLabelsError, counted, shorten
 from clipmerge.images.registry import imagenet_names
 from clipmerge.images.source import Opened
 from clipmerge.types import Json, Names, Shape
@@ -18,9 +18,6 @@ from clipmerge.types import Json, Names, Shape
 #: A file with class names, the names in the order of the classes, or ``None`` for the source's own.
 ClassNames: TypeAlias = Path | Sequence[str] | None
 
-#: More classes than any classifier from prompts has. A larger label is an id, and names for all
-#: smaller numbers would fill memory.
-_MAX_CLASSES = 1_000_000
 #: A class name with a number in front, such as ``001.Black_footed_Albatross`` or ``0 - zero``.
 _NUMBERED = re.compile(r"(?P<number>\d{1,18}) ?[._-]+ ?(?P<name>[^\W\d_].*)", re.ASCII | re.DOTALL)
 _DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
@@ -30,14 +27,29 @@ def name_classes(opened: Opened, given_names: ClassNames) -> tuple[Shape, Names,
     """Name the classes of a source: labels, one name per class, and notes for the user.
 
     Names that are given in a list belong to numbers by their order. Where the source has names of
-    its own, a list of the same names is matched by name, and a list in which some are at another
-    class is refused; any other list is in the order of the source's classes.
+    its own, a list of the same names is matched by name; any other list is in the order of the
+    source's classes.
     """
-    labels, classes = number_classes(opened)
-    if given_names is not None:
-        return _assign_given_names(labels, classes, given_names)
     title = opened.title
-    if classes is None:
+    labels, classes = number_classes(opened)
+    notes: list[str] = []
+    if given_names is not None:
+        title = str(given_names) if isinstance(given_names, Path) else "the class names given"
+        data = _read_names(given_names)
+        if (
+            classes is None
+            and isinstance(data, list)
+            and (min(labels), max(labels)) == (1, len(data))
+        ):
+            # the largest number is the number of names, so they are not counted from 0
+            labels = tuple(label - 1 for label in labels)
+            notes.append(f"{title}: the labels are 1 to {len(data)}, so 1 is the first name")
+        if classes is None:
+            labels, names = _names_of_numbers(title, labels, data)
+        else:
+            names = _check_names(title, data, classes)
+            names = names if isinstance(data, dict) else _sort_by_class(names, classes)
+    elif classes is None:
         captions = opened.unread_captions
         beside = f"; or take the captions with `caption_column` {captions}" if captions else ""
         raise DataError(
@@ -45,29 +57,14 @@ def name_classes(opened: Opened, given_names: ClassNames) -> tuple[Shape, Names,
             " with the names with `classes`, one per line (if they are ids, name the column of the"
             f" labels with `label_column`){beside}"
         )
-    names = classes
-    notes: Names = ()
-    if (of_imagenet := imagenet_names(classes)) is not None:
-        names = of_imagenet
-        notes = (
-            f"{title}: its classes are WordNet ids, named as in ImageNet: {classes[0]} is"
-            f" '{names[0]}'",
-        )
-    elif not (opened.verbatim and classes is opened.class_names):
-        names = tuple(name.replace("_", " ") for name in classes)
-        if are_numbered(classes):
-            names = tuple(map(_without_number, names))
-            notes = (
-                f"{title}: the numbers in front of its class names are left out:"
-                f" '{classes[0]}' is '{names[0]}'",
-            )
-    for name in names:
-        if not is_utf8(name):
-            raise DataError(
-                f"{title}: class {name!a} has a name that is not UTF-8; rename it, or pass names"
-                " with `classes`"
-            )
-    return labels, names, (*notes, *_note_shared_names(title, names))
+    else:
+        names = imagenet_names(classes) or classes
+        if names is classes and not (opened.verbatim and classes is opened.class_names):
+            plain = _without_number if are_numbered(classes) else str
+            names = tuple(plain(name.replace("_", " ")) for name in classes)
+        if names[0] != classes[0].replace("_", " "):
+            notes.append(f"{title}: class '{classes[0]}' is prompted as '{names[0]}'")
+    return labels, names, tuple(notes)
 
 
 def number_classes(opened: Opened) -> tuple[Shape, Names | None]:
@@ -87,11 +84,6 @@ def number_classes(opened: Opened) -> tuple[Shape, Names | None]:
         index = {name: number for number, name in enumerate(classes)}
         return tuple(index[str(label)] for label in labels), classes
     names = opened.class_names
-    if names is None and max(numbers) >= _MAX_CLASSES:
-        raise DataError(
-            f"{where}: a label is {max(numbers)}, but there are {len(labels)} images; are the"
-            " labels ids? Name the column of the labels with `label_column`"
-        )
     if names is not None and max(numbers) >= len(names):
         raise DataError(
             f"{where}: label {max(numbers)} has no name; there are {len(names)} class names"
@@ -125,48 +117,28 @@ def class_order(names: Iterable[str]) -> Names:
     return tuple(ordered)
 
 
-def _assign_given_names(
-    labels: Shape, classes: Names | None, given_names: Path | Sequence[str]
-) -> tuple[Shape, Names, Names]:
-    """Assign names that the user gave to the classes of a source."""
-    title = _names_title(given_names)
-    data = _read_names(given_names)
-    notes: Names = ()
-    if classes is not None:
-        names = _check_names(title, data, classes)
-        if isinstance(data, list):
-            names = _sort_by_class(title, names, classes)
-    else:
-        numbers = list(range(max(labels) + 1))
-        if isinstance(data, dict):
-            data = {str(int(key)) if key.isdecimal() else key: name for key, name in data.items()}
-            numbers = sorted(set(labels) | {int(key) for key in data if key.isdecimal()})
-        elif len(data) == max(labels) and min(labels) == 1:
-            # the largest number is the number of names, so they cannot be counted from 0
-            numbers = numbers[1:]
-            notes = (f"{title}: the labels are 1 to {len(data)}, so 1 is the first name",)
-        elif len(data) > len(numbers):  # of the last classes there are no images
-            numbers = list(range(len(data)))
+def _names_of_numbers(title: str, labels: Shape, data: list[Any] | Json) -> tuple[Shape, Names]:
+    """Names of classes that are numbers, which JSON may give by their number."""
+    if isinstance(data, dict):
+        by_number = {int(key): name for key, name in data.items() if key.isdecimal()}
+        numbers = sorted({*labels, *by_number})
         index = {number: at for at, number in enumerate(numbers)}
-        labels = tuple(index[label] for label in labels)
-        names = _check_names(title, data, list(map(str, numbers)))
-    return labels, names, (*notes, *_note_shared_names(title, names))
+        names = _check_names(title, {str(n): name for n, name in by_number.items()}, numbers)
+        return tuple(index[label] for label in labels), names
+    if max(labels) >= len(data):
+        raise DataError(
+            f"{title}: has {counted(len(data), 'class name', 'class names')}, and the labels go to"
+            f" {max(labels)}; give one name per class, or name the column of the labels with"
+            " `label_column`"
+        )
+    return labels, _check_names(title, data, range(len(data)))
 
 
-def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
-    """Sort names by the classes that they equal, if they are the same; refuse a different order."""
-    index = {_normalise_name(name): at for at, name in enumerate(names)}
+def _sort_by_class(names: Names, classes: Names) -> Names:
+    """Sort names by the classes that they equal, if they are the same."""
+    index = {_normalise_name(name): name for name in names}
     wanted = list(map(_normalise_name, classes))
-    if len(index) == len(classes) and set(index) == set(wanted):
-        return tuple(names[index[name]] for name in wanted)
-    for at, name in enumerate(wanted):
-        if index.get(name, at) != at:
-            raise DataError(
-                f"{title}: '{classes[at]}' is class {at + 1} of the images, but name"
-                f" {index[name] + 1} of {len(names)}, and other names are not names of classes;"
-                " write the names in the order of the classes, or JSON with a name for each class"
-            )
-    return names
+    return tuple(index[name] for name in wanted) if set(index) == set(wanted) else names
 
 
 def _normalise_name(name: str) -> str:
@@ -178,27 +150,10 @@ def _without_number(name: str) -> str:
     return match["name"] if match else name
 
 
-def _note_shared_names(source: str, names: Iterable[str]) -> Names:
-    """Note names that several classes share; ImageNet lists in common use have some, so it is not
-    an error.
-    """
-    alike: dict[str, list[str]] = {}
-    for name in map(str.strip, names):
-        alike.setdefault(name.casefold(), []).append(name)  # CLIP's tokenizer reads no capitals
-    shared = [
-        " or ".join(map(repr, sorted(set(group)))) for group in alike.values() if len(group) > 1
-    ]
-    if not shared:
-        return ()
-    return (
-        f"{source}: several classes have the same name, so no model can tell them apart:"
-        f" {shorten(shared)}",
-    )
-
-
 def read_class_names(given_names: Path | Sequence[str], classes: Sequence[str]) -> Names:
     """Read the names of classes, in their order or by class."""
-    return _check_names(_names_title(given_names), _read_names(given_names), classes)
+    title = str(given_names) if isinstance(given_names, Path) else "the class names given"
+    return _check_names(title, _read_names(given_names), classes)
 
 
 def _read_names(given_names: Path | Sequence[str]) -> list[Any] | Json:
@@ -215,28 +170,24 @@ def _read_names(given_names: Path | Sequence[str]) -> list[Any] | Json:
     return data if isinstance(data, (list, dict)) else []
 
 
-def _check_names(title: str, data: list[Any] | Json, classes: Sequence[str]) -> Names:
+def _check_names(title: str, data: list[Any] | Json, classes: Sequence[Any]) -> Names:
     """One name per class."""
     if isinstance(data, dict):
-        if missing := [name for name in classes if name not in data]:
+        if missing := [name for name in map(str, classes) if name not in data]:
             raise DataError(
                 f"{title}: has no name for {counted(len(missing), 'class', 'classes')}:"
                 f" {shorten(missing)}"
             )
-        data = [data[name] for name in classes]
+        data = [data[str(name)] for name in classes]
     if len(data) != len(classes):
         raise DataError(
             f"{title}: has {counted(len(data), 'class name', 'class names')}, there are"
             f" {len(classes)} classes; give one name per class"
         )
     for name in data:
-        if not (isinstance(name, str) and name.strip() and is_utf8(name)):
+        if not (isinstance(name, str) and name.strip()):
             raise DataError(
                 f"{title}: {json.dumps(name)[:60]} is not a class name; write a text for each class"
             )
     # as in the names of folders
     return tuple(name.replace("_", " ") for name in data)
-
-
-def _names_title(given_names: Path | Sequence[str]) -> str:
-    return str(given_names) if isinstance(given_names, Path) else "the class names given"

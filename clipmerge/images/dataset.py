@@ -9,15 +9,13 @@ from typing import Any
 
 from clipmerge.errors import DataError, counted, did_you_mean, is_utf8, shorten
 from clipmerge.files.paths import glob_files, local_path
-from clipmerge.images.classes import ClassNames, as_numbers, name_classes
+from clipmerge.images.classes import ClassNames, name_classes
 from clipmerge.images.folder import is_hidden, load_folder
 from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_texts
 from clipmerge.images.registry import KnownSet, find_known, known_sets
 from clipmerge.images.source import Columns, Opened
 from clipmerge.types import Names
 
-# More classes than this may be captions if they are also more than half as many as the images.
-_MANY_CLASSES = 20
 # Texts are captions if their mean number of words is at least this and most of them differ.
 _WORDS_OF_A_CAPTION = 3
 
@@ -174,12 +172,6 @@ def _labelled(opened: Opened, classes: ClassNames, known: KnownSet | None) -> La
     if known:
         opened = known.describe(opened)
     labels, names, notes = name_classes(opened, classes)
-    is_named = opened.captioned is None and as_numbers(opened.values) is None
-    if is_named and len(names) > max(_MANY_CLASSES, len(labels) / 2):
-        notes += (
-            f"{opened.title}: has {len(names)} class names for {len(labels)} images; if they are"
-            " captions, name them with `caption_column`",
-        )
     return LabelledImages(
         opened.title,
         opened.pictures,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
-from clipmerge.errors import DataError, counted
+from clipmerge.errors import DataError
 from clipmerge.images.decoding import decode
 from clipmerge.images.sampling import balanced_sample
 from clipmerge.images.source import Pictures
@@ -78,15 +78,6 @@ class CaptionedImages(ImageSource):
     def caption_count(self) -> int:
         """Number of captions of all images."""
         return sum(map(len, self.captions))
-
-    def recall_note(self, name: str) -> str:
-        """Say what an accuracy on these images stands for."""
-        return (
-            f"{name}: accuracy stands for recall at 1, per image the mean of image to text and of"
-            " the share of its captions that find it, among"
-            f" {counted(len(self), 'image', 'images')} with"
-            f" {counted(self.caption_count, 'caption', 'captions')}"
-        )
 
     def require_classes(self) -> None:
         """Refuse images with one caption, which every model would find."""

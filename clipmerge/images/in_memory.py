@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from clipmerge.images.tables import load_files, load_table
 from clipmerge.types import Names
 
 _IMAGES = ("pixel_values", "image", "images", "pixels")
-# Items that are looked at to see whether floats are normalised, and whether labels are right.
+# Items that are looked at to see whether floats are normalised.
 _SHOWN = 8
 
 
@@ -42,32 +42,25 @@ def load_in_memory(data: Any, columns: Columns) -> Opened:
             f"{title}: its items are not (image, label) or (image, caption) pairs, or mappings of"
             " these names"
         )
-    shown = np.unique(np.linspace(0, len(data) - 1, _SHOWN).astype(int)).tolist()
-    targets, names = _targets_and_names(data, shown, columns)
-    labels = targets or [_label_of(data[at], columns) for at in range(len(data))]
+    labels = _kept_labels(data) or [_label_of(data[at], columns) for at in range(len(data))]
     is_texts = all(isinstance(label, (str, list, tuple)) for label in labels)
     return Opened(
         title,
-        _pictures(title, lambda at: _image_of(data[at]), len(data), shown),
+        _pictures(title, lambda at: _image_of(data[at]), len(data)),
         labels if is_texts else [_number(title, label) for label in labels],
         captioned=columns.captioned,
-        class_names=names,
+        class_names=_class_names(data),
     )
 
 
-def _targets_and_names(
-    data: Any, shown: Sequence[int], columns: Columns
-) -> tuple[list[Any] | None, Names | None]:
-    """The labels and class names that torchvision's data sets keep, unless a transform changes the
-    labels of the items.
+def _kept_labels(data: Any) -> list[Any]:
+    """The labels that torchvision's data sets keep beside their images, unless a transform changes
+    them.
     """
-    targets = getattr(data, "targets", None)
-    names = _class_names(data)
-    if isinstance(targets, Mapping) or targets is None or len(targets) != len(data):
-        return None, names
-    if any(not np.array_equal(_label_of(data[at], columns), targets[at]) for at in shown):
-        return None, None
-    return list(targets), names
+    targets = getattr(data, "targets", ())
+    if getattr(data, "target_transform", None) is not None or len(targets) != len(data):
+        return []
+    return list(targets)
 
 
 def _class_names(data: Any) -> Names | None:
@@ -108,15 +101,16 @@ def _number(title: str, label: Any) -> Any:
     )
 
 
-def _pictures(title: str, get: Callable[[int], Any], count: int, shown: Sequence[int]) -> Pictures:
-    """Pictures by position. Floats are preprocessed already, unless all those that are looked at
+def _pictures(title: str, get: Callable[[int], Any], count: int) -> Pictures:
+    """Pictures by position. Floats are preprocessed already, unless all of some that are looked at
     are within [0, 1], which no normalised photograph is.
     """
 
     def name(at: int) -> str:
         return f"{title}, image {at}"
 
-    arrays = [_as_array(image) for image in map(get, shown) if hasattr(image, "dtype")]
+    shown = map(get, range(0, count, max(1, count // _SHOWN)))
+    arrays = [_as_array(image) for image in shown if hasattr(image, "dtype")]
     floats = [array for array in arrays if array.dtype.kind == "f"]
     # zeros are black, or preprocessed and grey: they tell nothing
     telling = [array for array in floats if array.any()]

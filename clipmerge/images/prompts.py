@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipmerge.errors import UsageError, did_you_mean, is_utf8
+from clipmerge.errors import UsageError, did_you_mean
 from clipmerge.types import Names
 
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -15,19 +15,8 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 _SETS = Path(__file__).parent / "templates"
 
 
-def template_sets() -> dict[str, str]:
-    """What is said of each template set, by name: one text file per set, ``#`` in front of
-    comments.
-    """
-    files = sorted(_SETS.glob("*.txt"))
-    return {
-        file.stem: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-        for file in files
-    }
-
-
 def template_set(name: str) -> Names:
-    """Templates of a set."""
+    """Templates of a set: one text file per set, ``#`` in front of comments."""
     lines = (_SETS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     return tuple(line for line in lines if not line.startswith("#"))
 
@@ -35,19 +24,13 @@ def template_set(name: str) -> Names:
 def check_templates(templates: Sequence[str]) -> Names:
     """Check the prompt templates that the user named, and spell out sets of templates."""
     checked: list[str] = []
+    sets = sorted(file.stem for file in _SETS.glob("*.txt"))
     for text in templates:
-        if not isinstance(text, str):
-            raise UsageError(f"`template` {text!r}: is not a text such as '{DEFAULT_TEMPLATE}'")
         template = text.replace("{c}", "{}")
-        names = {} if "{}" in template else template_sets()
-        if not is_utf8(text):
-            raise UsageError(
-                f"`template` {text!a}: is not UTF-8, which tokenizers need; write it in UTF-8"
-            )
-        if "{}" not in template and text not in names:
+        if "{}" not in template and text not in sets:
             raise UsageError(
                 f"`template` '{text}': has no {{}} for the class name, as in '{DEFAULT_TEMPLATE}',"
-                f" and is not a template set ({', '.join(names)}).{did_you_mean(text, names)}"
+                f" and is not a template set ({', '.join(sets)}).{did_you_mean(text, sets)}"
             )
         checked += [template] if "{}" in template else template_set(text)
     return tuple(checked)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.errors import DataError
+from clipmerge.errors import UsageError
 from clipmerge.types import Names
 
 if TYPE_CHECKING:
@@ -32,6 +32,12 @@ class Columns:
     image: str | None = None  # column of a table, or ending of a tar's files
     label: str | None = None  # the same; ``json.KEY`` for a key of a tar's JSON files
     caption: str | None = None  # the same; naming it asks for captions in place of classes
+
+    def __post_init__(self) -> None:
+        if self.label is not None and self.caption is not None:
+            raise UsageError(
+                "`label_column` asks for classes and `caption_column` for captions; give one"
+            )
 
     @property
     def captioned(self) -> bool | None:
@@ -67,14 +73,7 @@ class Pictures:
         """Stack preprocessed pictures: (images, 3, height, width), float32."""
         import torch
 
-        stacked = [torch.as_tensor(self[at]).float() for at in positions]
-        for position, pixels in zip(positions, stacked, strict=True):
-            if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.shape != stacked[0].shape:
-                raise DataError(
-                    f"{self.name_of(position)}: its pixels have the shape {tuple(pixels.shape)};"
-                    " expected (3, height, width), the same for every image"
-                )
-        return torch.stack(stacked)
+        return torch.stack([torch.as_tensor(self[at]).float() for at in positions])
 
 
 def picture_files(paths: Sequence[str]) -> Pictures:

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -115,61 +115,50 @@ def load_table(title: str, table: Any, columns: Columns, folder: Path | None = N
     import datasets
 
     table = table.with_format(None)
-    chosen = _choose_columns(title, table.features, columns)
-    if isinstance(table.features[chosen.image], datasets.Image):
-        table = table.cast_column(chosen.image, datasets.Image(decode=False))
-    values = list(table[chosen.text])
-    if not chosen.captioned:
+    image, text, captioned, unread = _choose_columns(title, table.features, columns)
+    if isinstance(table.features[image], datasets.Image):
+        table = table.cast_column(image, datasets.Image(decode=False))
+    values = list(table[text])
+    if not captioned:
         values = [None if value == "" else value for value in values]  # an empty cell of a CSV
-    rows: Any = table.select_columns([chosen.image])
+    rows: Any = table.select_columns([image])
     pictures = Pictures(
-        lambda row: _encoded(rows[row][chosen.image]),
+        lambda row: _encoded(rows[row][image]),
         lambda row: f"{title}, row {row}",
         range(len(table)),
     )
-    if _kind(table.features[chosen.image]) == "texts":
-        files = _find_files(title, list(table[chosen.image]), folder or Path())
-        if chosen.captioned and len(set(files)) < len(files):
+    if _kind(table.features[image]) == "texts":
+        files = _find_files(title, list(table[image]), folder or Path())
+        if captioned and len(set(files)) < len(files):
             captions: dict[str, list[Any]] = {}  # of a picture that has a row for each of them
             for file, value in zip(files, values, strict=True):
                 captions.setdefault(file, []).extend(value if isinstance(value, list) else [value])
             files = list(captions)
             values = list(captions.values())
         pictures = picture_files(files)
-    names = getattr(table.features[chosen.text], "names", None)
+    names = getattr(table.features[text], "names", None)
     note = (
-        f"{title}: has labels (column '{chosen.text}') and captions ('{chosen.unread}'); the labels"
-        f" are taken, and the captions with `caption_column` {chosen.unread}"
+        f"{title}: has labels (column '{text}') and captions ('{unread}'); the labels are taken;"
+        f" the captions are with `caption_column` {unread}"
     )
     return Opened(
         title,
         pictures,
         values,
-        captioned=chosen.captioned,
+        captioned=captioned,
         class_names=tuple(names) if names else None,
-        unread_captions=chosen.unread,
-        notes=(note,) if chosen.unread else (),
+        unread_captions=unread,
+        notes=(note,) if unread else (),
     )
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """A table's columns."""
-
-    image: str
-    text: str  # of labels or captions
-    captioned: bool
-    unread: str | None = None  # captions that are there beside labels
-
-
-def _choose_columns(title: str, features: Mapping[str, Any], wanted: Columns) -> _Chosen:
-    """The columns that the user named; otherwise those of a type or with a usual name, and captions
-    only without labels.
+def _choose_columns(
+    title: str, features: Mapping[str, Any], wanted: Columns
+) -> tuple[str, str, bool, str | None]:
+    """The columns of images and of labels or captions, whether it is captions, and a column of
+    captions that stand beside labels: those that the user named; otherwise those of a type or with
+    a usual name, and captions only without labels.
     """
-    if wanted.label is not None and wanted.caption is not None:
-        raise DataError(
-            f"{title}: `label_column` asks for classes and `caption_column` for captions; give one"
-        )
     for kind, name in vars(wanted).items():
         if name is not None and name not in features:
             raise DataError(
@@ -177,39 +166,33 @@ def _choose_columns(title: str, features: Mapping[str, Any], wanted: Columns) ->
                 f" {shorten(features, 12)}).{did_you_mean(name, features)}"
             )
     kinds = {name: _kind(feature) for name, feature in features.items()}
-    typed = [name for name, feature in features.items() if hasattr(feature, "decode")]
-    images = typed or [name for name, kind in kinds.items() if kind == "images"]
-    files = [name for name in FILE_NAMES if kinds.get(name) == "texts"]
-    image = wanted.image or _only(title, "image", images or files[:1], features)
-    if kinds[image] not in ("images", "texts"):
-        raise DataError(f"{title}: column '{image}' holds {features[image]}, not images")
+    images = [name for name, kind in kinds.items() if kind == "images"]
+    files = [name for name in FILE_NAMES if kinds.get(name) == "texts"][:1]
+    image = wanted.image or _only(title, "image", images or files, features)
     classes = [name for name, feature in features.items() if hasattr(feature, "names")]
-    labels = classes or [name for name in LABEL_NAMES if name in features]
-    captions = [name for name in CAPTION_NAMES if kinds.get(name) in ("texts", "lists")]
+    labels = classes or [name for name in LABEL_NAMES if name in features][:1]
+    captions = [name for name in CAPTION_NAMES if kinds.get(name) in ("texts", "lists")][:1]
     captioned = wanted.captioned if wanted.captioned is not None else not labels and bool(captions)
-    text = wanted.label or wanted.caption
-    if text is None:
-        found = captions[:1] if captioned else labels if classes else labels[:1]
-        text = _only(title, "label or caption", found, features)
-    if kinds[text] not in (("texts", "lists") if captioned else ("texts", "numbers")):
-        needed = (
-            "a caption is a text or a list of texts"
-            if captioned
-            else "a label is one number or text"
-        )
-        raise DataError(f"{title}: column '{text}' holds {features[text]}; {needed}")
-    beside = wanted.captioned is None and not captioned and bool(captions)
-    return _Chosen(image, text, captioned, captions[0] if beside else None)
+    found = captions if captioned else labels
+    text = wanted.caption or wanted.label or _only(title, "label or caption", found, features)
+    usable = ("texts", "lists") if captioned else ("texts", "numbers")
+    for column, allowed in ((image, ("images", "texts")), (text, usable)):
+        if kinds[column] not in allowed:
+            raise DataError(
+                f"{title}: column '{column}' holds {features[column]}, not {' or '.join(allowed)}"
+            )
+    unread = captions[0] if captions and text in labels and wanted.label is None else None
+    return image, text, captioned, unread
 
 
 def _only(title: str, kind: str, found: Sequence[str], columns: Mapping[str, Any]) -> str:
-    """The one column that was found."""
-    if len(found) == 1:
-        return found[0]
+    """The one column that was found, or of several the one that has the usual name."""
+    if len(found) == 1 or kind in found:
+        return kind if kind in found else found[0]
     flags = " or ".join(f"`{name}_column`" for name in kind.split(" or "))
+    what = f"several {kind} columns ({shorten(found)})" if found else f"no {kind} column"
     raise (DataError if found or kind == "image" else NoLabelsError)(
-        f"{title}: {f'several {kind} columns ({shorten(found)})' if found else f'no {kind} column'}"
-        f" (columns: {shorten(columns, 12)}); name it with {flags}"
+        f"{title}: {what} (columns: {shorten(columns, 12)}); name it with {flags}"
     )
 
 
@@ -235,25 +218,19 @@ def _encoded(value: Any) -> bytes | str:
     return value if isinstance(value, bytes) else str(value or "")
 
 
-def _find_files(title: str, names: list[Any], folder: Path) -> list[str]:
+def _find_files(title: str, names: Sequence[str | None], folder: Path) -> list[str]:
     """The files of all rows, beside the table or else from the working folder; missing ones are
     named.
     """
-    files: list[str] = []
-    missing: list[str] = []
-    for row, name in enumerate(names, 1):
-        beside = folder / (name or "")
-        path = beside if beside.is_file() else local_path(name or "")
-        if not path.is_file():
-            missing.append(f"row {row}, {name or 'no name'}")
-        files.append(str(path))
-    if missing:
+    named = [(folder / (name or ""), local_path(name or "")) for name in names]
+    files = [beside if beside.is_file() else path for beside, path in named]
+    if missing := [f"row {row}, {file}" for row, file in enumerate(files, 1) if not file.is_file()]:
         are = counted(len(missing), "file is", "files are")
         raise DataError(
             f"{title}: {are} missing (of {len(files)}): {shorten(missing, 3)}; names start from"
             f" {folder} or the working folder. Add the files, or remove these rows"
         )
-    return files
+    return list(map(str, files))
 
 
 def _tar_splits(files: Iterable[str]) -> dict[str, list[str]]:

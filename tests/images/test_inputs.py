@@ -299,7 +299,7 @@ def test_columns_are_taken_as_they_are_named(tmp_path: Path) -> None:
     table = datasets.Dataset.from_dict(columns)
     both = open_images(table)
     assert isinstance(both, LabelledImages)
-    assert "the captions with `caption_column` text" in both.notes[0]
+    assert "the captions are with `caption_column` text" in both.notes[0]
     asked = open_images(table, columns=Columns(caption="text"))
     assert isinstance(asked, CaptionedImages)
 
@@ -332,4 +332,4 @@ def test_what_torchvision_keeps_is_not_decoded_for_its_labels() -> None:
 
     data = Kept()
     assert load_images(data).labels == LABELS
-    assert len(set(data.read)) < len(COUNT)
+    assert len(data.read) < 2 * len(COUNT)  # a few, to see what kind of pictures they are

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import pytest
 
-from clipmerge.errors import DataError
+from clipmerge.errors import DataError, UsageError
 from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.source import Columns
 from tests.support.image_files import png, save_plain_parquet, save_tar
@@ -85,11 +85,13 @@ SOURCES: dict[str, tuple[Make, str]] = {
         lambda f: parquet(f, label=[0, 1]),
         "the numbers 0 to 1 without names",
     ),
-    "ids": (lambda f: parquet(f, label=[0, 10**9]), r"are the labels ids\? Name the column"),
+    "ids": (lambda f: parquet(f, label=[0, 10**9]), "if they are ids, name the column"),
     "scores": (lambda f: parquet(f, label=[0.5, 1.5]), r"column 'label' holds .*float64"),
     "two image columns": (
-        lambda f: parquet(f, thumbnail=[png(2), png(3)], label=["a", "b"]),
-        r"several image columns \(image, thumbnail\).*; name it with `image_column`",
+        lambda f: save_plain_parquet(
+            f / "x.parquet", {"left": [png(0)], "right": [png(1)], "label": ["a"]}
+        ),
+        r"several image columns \(left, right\).*; name it with `image_column`",
     ),
     "damaged Parquet": (
         lambda f: files(f, "x.parquet") / "x.parquet",
@@ -139,13 +141,17 @@ def test_a_source_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     [
         (Columns(label="lable"), r"no column 'lable' for `label_column`.*Did you mean 'label'"),
         (Columns(image="label"), r"0 file|are missing"),
-        (Columns(label="label", caption="label"), r"`label_column` asks for classes and"),
         (Columns(image="label2"), r"no column 'label2' for `image_column`"),
     ],
 )
 def test_a_wrong_column_is_refused(columns: Columns, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         load_images(str(parquet(tmp_path, label=["a", "b"])), columns=columns)
+
+
+def test_classes_and_captions_at_once_are_refused() -> None:
+    with pytest.raises(UsageError, match="`label_column` asks for classes and"):
+        Columns(label="label", caption="text")
 
 
 def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
