@@ -23,7 +23,6 @@ from clipmerge.config import OutputDtype
 from clipmerge.distributed import device_work, distributed_context, peer_errors, to_device
 from clipmerge.evaluation.recall import retrieve
 from clipmerge.evaluation.tradeoff import Correct
-from clipmerge.files.limits import MAX_PROMPT_LENGTH
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_texts
 from clipmerge.images.prompts import class_prompts, templates_for
@@ -151,7 +150,7 @@ class Scorer:
         if isinstance(images, CaptionedImages):
             _, texts = number_texts(text for of_image in images.captions for text in of_image)
             say_all(progress, texts_of(caption_notes(images.source, model, texts)))
-            return Prompts(model, [text[:MAX_PROMPT_LENGTH] for text in texts], 1, self.device)
+            return Prompts(model, texts, 1, self.device)
         if isinstance(model, HeadedTower):
             names = images.class_names
             return Head(model, model.rows_for(images.source, len(names), images.imagenet_rows))

@@ -38,6 +38,8 @@ _BLOCK = re.compile(
     r"(?:^|\.)(?:layers?|blocks?|resblocks|stages|cross_attn)\.?(\d+)"
     r"(?:\.(?:(?:layers?|blocks?)\.)?(\d+))?(?=\.)"
 )
+# What makes patches of an image, with blocks of its own in hybrid towers.
+_STEM = re.compile(r"(?:trunk\.)?(?:patch_embed|stem)\.")
 # Words of a path in a block: attention with the norm before it, and MLP likewise.
 _ATTENTION = re.compile(
     r"attn|attention|(?:ln|norm|ls)_?1|gamma_1|layer_?scale_?1|layernorm_before|sa_layer_norm",
@@ -94,7 +96,8 @@ def _place(name: str) -> tuple[str, tuple[int, ...], str]:
     tower = next((tower for start, tower in _TOWERS if name.startswith(start)), "vision")
     _, _, inside = name.partition(".")
     path = inside if name.startswith(_PREFIXES) else name
-    if block := _BLOCK.search(path):
+    block = None if _STEM.match(path) else _BLOCK.search(path)
+    if block:
         numbers = tuple(int(number) for number in block.groups() if number is not None)
         if "cross_attn" in block[0]:
             return tower, numbers, "cross"

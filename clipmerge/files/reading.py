@@ -42,33 +42,3 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise Unreadable(str(error)) from None
-
-
-def parse_json(text: str) -> Any:
-    """Parse JSON."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise Unreadable(str(error)) from None
-
-
-def read_bytes(path: Path, limit: int) -> bytes:
-    """Read a file."""
-    return path.read_bytes()
-
-
-def open_regular(path: Path) -> Any:
-    """Open a file."""
-    return path.open("rb")
-
-
-def parse_yaml(text: str) -> Any:
-    """Parse YAML."""
-    import yaml
-
-    return yaml.safe_load(text)
-
-
-def format_size(count: int) -> str:
-    """Format a number of bytes."""
-    return f"{count >> 20} MiB"

@@ -140,8 +140,3 @@ def read_image_processor(folder: Path) -> Json | None:
         if isinstance(settings, dict) and settings:
             return settings
     return None
-
-
-def lies_in(folder: Path, path: Path) -> bool:
-    """Whether a path, with links resolved, is in a folder."""
-    return folder.resolve() in path.resolve().parents

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipmerge.files.limits import MAX_PROMPT_LENGTH
 from clipmerge.finding import Finding
 from clipmerge.models import ImageTextModel
 
@@ -21,10 +20,9 @@ def caption_notes(source: str, model: ImageTextModel, captions: Sequence[str]) -
     """Notes on captions that are cut off, and on those in a language that the tokenizer hardly
     knows.
     """
-    texts = [text[:MAX_PROMPT_LENGTH] for text in captions]
     cut = unknown = total = bytes_read = length = 0
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        part = texts[start : start + _TEXTS_AT_ONCE]
+    for start in range(0, len(captions), _TEXTS_AT_ONCE):
+        part = captions[start : start + _TEXTS_AT_ONCE]
         longer = [f"{text} x" for text in part]
         # padded to one length, and the last row ends in padding
         rows = model.tokens([*part, *longer, ""])["input_ids"]
@@ -47,7 +45,9 @@ def caption_notes(source: str, model: ImageTextModel, captions: Sequence[str]) -
     notes = []
     if cut:
         notes.append(
-            Finding.of("captions-cut", source=source, captions=cut, total=len(texts), tokens=length)
+            Finding.of(
+                "captions-cut", source=source, captions=cut, total=len(captions), tokens=length
+            )
         )
     if unknown > _MAX_UNKNOWN_SHARE * total:
         notes.append(Finding.of("unknown-tokens", source=source, share=unknown / max(total, 1)))
