@@ -9,7 +9,7 @@ from clipmerge.api._images import Images
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import device_work, distributed_context, peer_errors
 from clipmerge.errors import counted
-from clipmerge.images.batches import batch_size_for, read_batches
+from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.images.split import Split
@@ -92,8 +92,8 @@ def _objective_for(
     size = batch_size_for(len(images), options.batch_size, context.world_size)
 
     def read(images: LabelledImages) -> Batch:  # every process reads all of them
-        pieces = read_batches(images, size, model.pixels)
-        return Batch(0, torch.cat([piece.pixels for piece in pieces]), torch.tensor(images.labels))
+        pieces = [pixels for _, pixels in read_pixels(images.pictures, size, model.pixels)]
+        return Batch(0, torch.cat(pieces), torch.tensor(images.labels))
 
     path = Path(model, inputs, context.device)
     prompts = class_prompts(names, templates)

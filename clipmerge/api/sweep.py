@@ -28,7 +28,7 @@ from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
 from clipmerge.files.paths import local_path
 from clipmerge.files.staging import staged
-from clipmerge.images.copies import check_overlap
+from clipmerge.images.copies import overlap_notes
 from clipmerge.images.dataset import open_images, require_labelled
 from clipmerge.options import SweepOptions, named_sources
 from clipmerge.output.record import SWEEP_FORMAT
@@ -174,7 +174,7 @@ def _open_data(
     data = None
     for recipe in recipes:
         data = open_target(recipe, options, journal) if data is None else data
-    notes = check_overlap(
+    notes = overlap_notes(
         data,
         {name: sources[name] for name in ids},
         {name: images for name, images in sources.items() if name not in ids},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from clipmerge.distributed import cores_per_process, to_device
 from clipmerge.images.decoding import Encoded, open_picture
-from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.source import Pictures
 
 T = TypeVar("T")
@@ -64,33 +62,19 @@ def batch_size_for(images: int, wanted: int | None, world_size: int = 1) -> int:
     return wanted or max(1, min(_MAX_BATCH, -(-images // max(_MIN_BATCHES, world_size))))
 
 
-def read_batches(
-    images: LabelledImages,
-    batch_size: int,
-    to_pixels: Callable[[list[Image]], Tensor],
-    *,
-    share: tuple[int, int] = (0, 1),
-) -> Iterator[Batch]:
-    """Decode and preprocess this process's batches in their order, on the CPU; the next one while
-    this one is used.
-
-    Several threads decode and preprocess images one by one, so that at most two batches of pixels,
-    and as many decoded images as there are threads, are in memory. ``share`` is this process's
-    index and the number of processes; batches are dealt out in turn.
-    """
-    with contextlib.closing(read_pixels(images.pictures, batch_size, to_pixels, share)) as reading:
-        for number, pixels in reading:
-            labels = images.labels[number * batch_size : (number + 1) * batch_size]
-            yield Batch(number, pixels, torch.tensor(labels))
-
-
 def read_pixels(
     pictures: Pictures,
     batch_size: int,
     to_pixels: Callable[[list[Image]], Tensor],
     share: tuple[int, int] = (0, 1),
 ) -> Generator[tuple[int, Tensor], None, None]:
-    """The number and the pixels of this process's batches; see `read_batches`."""
+    """Decode and preprocess this process's batches in their order, on the CPU, each with its
+    number; the next one while this one is used.
+
+    Several threads decode and preprocess images one by one, so that at most two batches of pixels,
+    and as many decoded images as there are threads, are in memory. ``share`` is this process's
+    index and the number of processes; batches are dealt out in turn.
+    """
     rank, world_size = share
     positions = range(len(pictures))
     batches = {

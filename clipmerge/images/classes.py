@@ -44,11 +44,15 @@ def name_classes(opened: Opened, given_names: ClassNames) -> tuple[Shape, Names,
             # the largest number is the number of names, so they are not counted from 0
             labels = tuple(label - 1 for label in labels)
             notes.append(f"{title}: the labels are 1 to {len(data)}, so 1 is the first name")
-        if classes is None:
-            labels, names = _names_of_numbers(title, labels, data)
-        else:
-            names = _check_names(title, data, classes)
-            names = names if isinstance(data, dict) else _sort_by_class(names, classes)
+        if classes is None and max(labels) >= len(data):
+            raise DataError(
+                f"{title}: has {counted(len(data), 'class name', 'class names')}, and the labels go"
+                f" to {max(labels)}; give one name per class, or name the column of the labels with"
+                " `label_column`"
+            )
+        names = _check_names(title, data, classes or list(map(str, range(len(data)))))
+        if classes is not None and isinstance(data, list):
+            names = _sort_by_class(names, classes)
     elif classes is None:
         captions = opened.unread_captions
         beside = f"; or take the captions with `caption_column` {captions}" if captions else ""
@@ -117,23 +121,6 @@ def class_order(names: Iterable[str]) -> Names:
     return tuple(ordered)
 
 
-def _names_of_numbers(title: str, labels: Shape, data: list[Any] | Json) -> tuple[Shape, Names]:
-    """Names of classes that are numbers, which JSON may give by their number."""
-    if isinstance(data, dict):
-        by_number = {int(key): name for key, name in data.items() if key.isdecimal()}
-        numbers = sorted({*labels, *by_number})
-        index = {number: at for at, number in enumerate(numbers)}
-        names = _check_names(title, {str(n): name for n, name in by_number.items()}, numbers)
-        return tuple(index[label] for label in labels), names
-    if max(labels) >= len(data):
-        raise DataError(
-            f"{title}: has {counted(len(data), 'class name', 'class names')}, and the labels go to"
-            f" {max(labels)}; give one name per class, or name the column of the labels with"
-            " `label_column`"
-        )
-    return labels, _check_names(title, data, range(len(data)))
-
-
 def _sort_by_class(names: Names, classes: Names) -> Names:
     """Sort names by the classes that they equal, if they are the same."""
     index = {_normalise_name(name): name for name in names}
@@ -170,15 +157,15 @@ def _read_names(given_names: Path | Sequence[str]) -> list[Any] | Json:
     return data if isinstance(data, (list, dict)) else []
 
 
-def _check_names(title: str, data: list[Any] | Json, classes: Sequence[Any]) -> Names:
+def _check_names(title: str, data: list[Any] | Json, classes: Sequence[str]) -> Names:
     """One name per class."""
     if isinstance(data, dict):
-        if missing := [name for name in map(str, classes) if name not in data]:
+        if missing := [name for name in classes if name not in data]:
             raise DataError(
                 f"{title}: has no name for {counted(len(missing), 'class', 'classes')}:"
                 f" {shorten(missing)}"
             )
-        data = [data[str(name)] for name in classes]
+        data = [data[name] for name in classes]
     if len(data) != len(classes):
         raise DataError(
             f"{title}: has {counted(len(data), 'class name', 'class names')}, there are"

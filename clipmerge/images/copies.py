@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipmerge.distributed import cores_per_process
-from clipmerge.errors import UsageError, counted
+from clipmerge.errors import counted
 from clipmerge.images.batches import prefetch
 from clipmerge.images.decoding import Encoded, change_notes, open_picture, to_rgb
 from clipmerge.images.image_set import ImageSource
@@ -99,24 +99,13 @@ def first_copies(prints: Prints) -> list[int]:
     return [at for at, earliest in enumerate(first) if at == earliest]
 
 
-def copies_notes(name: str, prints: Prints) -> Names:
-    """Note the copies inside one source, by its name: each counts in its accuracy."""
-    copies = len(prints.images) - len(first_copies(prints))
-    if not copies:
-        return prints.notes
-    are = counted(copies, "image is a copy", "images are copies")
-    return (*prints.notes, f"{name}: {are} of an earlier one, and count in its accuracy")
-
-
 def shared_images(ours: Prints, theirs: Prints) -> list[str]:
     """Pairs of images that two sources share, in words."""
     if ours.images.pictures.preprocessed != theirs.images.pictures.preprocessed:
         return []
     name, other = ours.images.pictures.name_of, theirs.images.pictures.name_of
-    return [
-        f"{name(at)} shows what {other(int(found[0]))} shows"
-        for at, found in ours.copies_in(theirs)
-    ]
+    pairs = ours.copies_in(theirs)
+    return [f"{name(at)} shows what {other(int(found[0]))} shows" for at, found in pairs]
 
 
 def shared_notes(ours: Mapping[str, Prints], others: Mapping[str, Prints]) -> Names:
@@ -130,25 +119,22 @@ def shared_notes(ours: Mapping[str, Prints], others: Mapping[str, Prints]) -> Na
     )
 
 
-def check_overlap(
+def overlap_notes(
     measured: ImageSource | None, ids: Mapping[str, ImageSource], oods: Mapping[str, ImageSource]
 ) -> Names:
-    """Refuse OOD images that recipes are measured on; note others used twice, and copies."""
-    id_prints = {f"`id` {name}": Prints.of(images) for name, images in ids.items()}
-    ood_prints = {f"`ood` {name}": Prints.of(images) for name, images in oods.items()}
-    notes = [copies_notes(name, prints) for name, prints in (id_prints | ood_prints).items()]
-    if measured is not None:
-        data = Prints.of(measured)
-        for name, prints in ood_prints.items():
-            if shared := shared_images(prints, data):
-                raise UsageError(
-                    f"{name}: {counted(len(shared), 'image is', 'images are')} also in `data`"
-                    f" {measured.source} ({shared[0]}); images that recipes measure on are not out"
-                    " of distribution; give other images to `data` or `ood`"
-                )
-        notes.append(shared_notes(id_prints, {f"`data` {measured.source}": data}))
-    notes.append(shared_notes(ood_prints, id_prints))
-    return tuple(note for of in notes for note in of)
+    """Note images of a sweep that are in two sources, or twice in one, where each counts."""
+    target = {f"`id` {name}": Prints.of(images) for name, images in ids.items()}
+    shifts = {f"`ood` {name}": Prints.of(images) for name, images in oods.items()}
+    data = {f"`data` {measured.source}": Prints.of(measured)} if measured else {}
+    evaluated = target | shifts
+    twice = tuple(
+        f"{name}: {counted(copies, 'image is a copy', 'images are copies')} of an earlier one, and"
+        " count in its accuracy"
+        for name, prints in evaluated.items()
+        if (copies := len(prints.images) - len(first_copies(prints)))
+    )
+    changes = tuple(note for prints in evaluated.values() for note in prints.notes)
+    return changes + twice + shared_notes(evaluated, data) + shared_notes(shifts, target)
 
 
 def _small_and_hash(image: Image.Image) -> tuple[NDArray[np.uint8], int]:

@@ -28,7 +28,6 @@ LARGE = 1 << 26
 REDUCED_SIDE = 4096
 # A processor scales the shorter side to its input, so that a line would fill memory.
 _MAX_STRETCHED = 1000
-_BITS_PER_SAMPLE = 258  # tag of TIFF
 _ORIENTATION = 0x112  # tag of Exif
 _HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypmif1", b"ftyphevc")
 
@@ -152,4 +151,4 @@ def _white_value(image: Image) -> float | None:
         return 1.0
     if image.mode == "I":
         return 65535.0 if image.format in ("PNG", "PPM") else None  # Pillow widens 16 bits
-    return 4095.0 if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,) else 65535.0
+    return 65535.0

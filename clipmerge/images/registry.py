@@ -32,8 +32,7 @@ class KnownSet:
     Attributes:
         title: A few words about it.
         source: ``hf://datasets/ORG/NAME``.
-        config: Configuration on the Hub, if it is not the default one.
-        split: The split that is read if none is named.
+        split: The split that is read if none is named, or ``CONFIG/SPLIT``.
         texts: Where class names and templates come from: ``repository``, or only ``here``.
         classes: The list of class names in ``classes/``, if there is one.
         templates: The set of templates, or templates; empty if only the repository has them.
@@ -43,7 +42,6 @@ class KnownSet:
 
     title: str
     source: str
-    config: str = ""
     split: str = "test"
     texts: Literal["repository", "here"] = "repository"
     classes: str = ""
@@ -87,9 +85,7 @@ def find_known(source: str) -> tuple[KnownSet | None, str]:
     known = known_sets().get(match["name"]) if match else None
     if match is None or known is None or local_path(source).exists():
         return None, source
-    config = f"{known.config}/" if known.config else ""
-    split = match["split"] or known.split
-    return known, f"{known.source}{match['revision'] or ''}:{config}{split}"
+    return known, f"{known.source}{match['revision'] or ''}:{match['split'] or known.split}"
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from clipmerge.errors import DataError, NoLabelsError, did_you_mean, shorten
+from clipmerge.errors import DataError, NoLabelsError, shorten
 from clipmerge.images.folder import IMAGE_SUFFIXES, caption_lines, is_hidden
 from clipmerge.images.source import CAPTION_NAMES, LABEL_NAMES, Columns, Opened, Pictures
 from clipmerge.types import Names
@@ -51,7 +51,7 @@ def load_tars(title: str, archives: Sequence[str], columns: Columns) -> Opened:
         for key, samples in groupby(_members(archive), key=itemgetter(0)):
             files = {ending: member for _, ending, member in samples}
             where = f"{archive}, {key}"
-            images.append(files[_image_ending(where, list(files), columns.image)])
+            images.append(_image_of(where, files, columns.image))
             values.append(_value(where, key, files, columns))
     if values and not any(value not in (None, "") for value in values):
         raise NoLabelsError(
@@ -99,21 +99,19 @@ def _members(archive: str) -> Iterator[tuple[str, str, Member]]:
         ) from None
 
 
-def _image_ending(where: str, endings: list[str], wanted: str | None) -> str:
-    """The ending of a sample's picture."""
-    if wanted is not None and wanted.lower() not in endings:
+def _image_of(where: str, files: dict[str, Member], wanted: str | None) -> Member:
+    """A sample's picture."""
+    found = [
+        ending
+        for ending in files
+        if (ending == wanted if wanted else f".{ending.rpartition('.')[2]}" in IMAGE_SUFFIXES)
+    ]
+    if len(found) != 1:
         raise DataError(
-            f"{where}: no file ending in .{wanted} for `image_column` (endings:"
-            f" {shorten(endings)}).{did_you_mean(wanted, endings)}"
+            f"{where}: has {len(found) or 'no'} images (endings: {shorten(files)}); name one by its"
+            " ending with `image_column`"
         )
-    images = [ending for ending in endings if f".{ending.rpartition('.')[2]}" in IMAGE_SUFFIXES]
-    chosen = [wanted.lower()] if wanted else images
-    if len(chosen) != 1:
-        which = f"several images ({shorten(images)})" if images else "no image beside it"
-        raise DataError(
-            f"{where}: has {which} (endings: {shorten(endings)}); name it with `image_column`"
-        )
-    return chosen[0]
+    return files[found[0]]
 
 
 def _value(where: str, key: str, files: dict[str, Member], columns: Columns) -> Any:

@@ -16,7 +16,7 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import DataError
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.images import batches
-from clipmerge.images.batches import batch_size_for, read_batches
+from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.dataset import load_images
 from clipmerge.images.decoding import to_rgb
 from clipmerge.images.image_set import LabelledImages
@@ -61,23 +61,17 @@ def test_threads_prepare_the_same_bytes(
     to_pixels = load_model(open_checkpoint(str(pair[0]))).pixels
     for cores in (1, 3):
         monkeypatch.setattr(batches, "cores_per_process", lambda cores=cores: cores)
-        found = list(read_batches(photos, 5, to_pixels))
-        assert [(batch.number, len(batch)) for batch in found] == [
-            (0, 5),
-            (1, 5),
-            (2, 5),
-            (3, 5),
-            (4, 3),
-        ]
-        assert torch.equal(torch.cat([batch.pixels for batch in found]), plainly(photos, to_pixels))
-        assert torch.cat([batch.labels for batch in found]).tolist() == list(photos.labels)
+        found = list(read_pixels(photos.pictures, 5, to_pixels))
+        sizes = [(number, len(pixels)) for number, pixels in found]
+        assert sizes == [(0, 5), (1, 5), (2, 5), (3, 5), (4, 3)]
+        assert torch.equal(torch.cat([pixels for _, pixels in found]), plainly(photos, to_pixels))
 
 
 def test_each_process_reads_its_own_batches(photos: LabelledImages) -> None:
-    whole = {batch.number: batch.pixels for batch in read_batches(photos, 4, first_pixel)}
-    part = list(read_batches(photos, 4, first_pixel, share=(1, 2)))
-    assert [batch.number for batch in part] == [1, 3, 5]
-    assert all(torch.equal(batch.pixels, whole[batch.number]) for batch in part)
+    whole = dict(read_pixels(photos.pictures, 4, first_pixel))
+    part = dict(read_pixels(photos.pictures, 4, first_pixel, share=(1, 2)))
+    assert list(part) == [1, 3, 5]
+    assert all(torch.equal(pixels, whole[number]) for number, pixels in part.items())
 
 
 def test_decoded_images_in_memory_are_bounded_and_the_next_batch_is_prepared(
@@ -98,12 +92,12 @@ def test_decoded_images_in_memory_are_bounded_and_the_next_batch_is_prepared(
                 second.set()
         return pixels
 
-    reading = read_batches(photos, 4, prepare)
+    reading = read_pixels(photos.pictures, 4, prepare)
     next(reading)
     assert second.wait(30)  # four images more, though nobody asked for them
     assert done <= 9
     assert most <= 3
-    reading.close()  # type: ignore[attr-defined]
+    reading.close()
     assert not [
         thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")
     ]
@@ -114,15 +108,10 @@ def test_a_fault_is_raised_with_its_name_and_ends_the_threads(
 ) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(b"no image")
-    images = LabelledImages(
-        "x",
-        picture_files([photos.pictures[0], photos.pictures[1], str(path)]),
-        (0, 1, 0),
-        ("a", "b"),
-    )
+    pictures = picture_files([photos.pictures[0], photos.pictures[1], str(path)])
     threads = torch.get_num_threads()
     with pytest.raises(DataError, match=r"x\.png: cannot be read as an image"):
-        list(read_batches(images, 2, first_pixel))
+        list(read_pixels(pictures, 2, first_pixel))
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
     thread.start()

@@ -51,7 +51,8 @@ def named(source: Any, names: Any = None) -> dict[str, str]:
     [
         (map(str, range(12)), WORDS, WORDS),  # 10 is not the third
         ([f"{number:03}" for number in range(1, 13)], WORDS, WORDS),  # from 1
-        (["1990", "2000"], '{"1990": "old", "2000": "new"}', ["old", "new"]),
+        (["0", "1"], '{"1": "new", "0": "old"}', ["old", "new"]),
+        (["0", "7"], ["x", "y", "z"], ["has 3 class names, and the labels go to 7"]),
         (["blue_ring", "red_star"], None, ["blue ring", "red star"]),
         (["blue_ring", "red_star"], "red_star\nblue_ring\n", ["blue ring", "red star"]),
         (["Dog", "bird", "red_fox"], ["dog", "Red Fox", "bird"], ["dog", "bird", "Red Fox"]),

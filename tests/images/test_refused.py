@@ -104,7 +104,7 @@ SOURCES: dict[str, tuple[Make, str]] = {
     ),
     "a tar without an image": (
         lambda f: save_tar(f / "x.tar", {"0.cls": b"a"}),
-        r"x\.tar, 0: has no image beside it \(endings: cls\); name it with `image_column`",
+        r"x\.tar, 0: has no images \(endings: cls\); name one by its ending with `image_column`",
     ),
     "tars of two splits": (
         lambda f: save_tar(save_tar(f / "train-0.tar", {}).with_name("test-0.tar"), {}).parent,
