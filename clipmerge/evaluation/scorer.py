@@ -35,8 +35,7 @@ from clipmerge.models.memory import MicroBatcher
 from clipmerge.models.precision import passes
 from clipmerge.options import ImageOptions
 from clipmerge.planning.verdict import Recall
-from clipmerge.progress import Pace, Progress, say_all
-from clipmerge.report.text import text_of, texts_of
+from clipmerge.progress import Pace, Progress
 
 #: Images with classes, or with captions.
 Images = LabelledImages | CaptionedImages
@@ -100,7 +99,7 @@ class Scorer:
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
     ) -> dict[str, list[Outcome]]:
         """Score every point on every source: by source, one outcome per point, in every process."""
-        self._micro_batcher = MicroBatcher(None, lambda note: progress.say(text_of(note)))
+        self._micro_batcher = MicroBatcher(None, progress.say)
         self._texts.clear()
         self._classifiers = {
             name: self._classifier_for(images, progress) for name, images in sources.items()
@@ -149,7 +148,8 @@ class Scorer:
         model = self._model
         if isinstance(images, CaptionedImages):
             _, texts = number_texts(text for of_image in images.captions for text in of_image)
-            say_all(progress, texts_of(caption_notes(images.source, model, texts)))
+            for note in caption_notes(images.source, model, texts):
+                progress.say(note)
             return Prompts(model, texts, 1, self.device)
         if isinstance(model, HeadedTower):
             names = images.class_names

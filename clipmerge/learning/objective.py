@@ -13,14 +13,12 @@ from torch import Tensor
 
 from clipmerge.distributed import DistributedContext, all_reduce_, peer_errors
 from clipmerge.errors import MeasureError
-from clipmerge.finding import Finding
 from clipmerge.images.batches import Batch as Batch
 from clipmerge.learning.interpolate import Path
 from clipmerge.learning.resume import LearningState
 from clipmerge.models.classifier import Classifier
 from clipmerge.models.memory import MicroBatcher, affordable_images
-from clipmerge.report.text import text_of
-from clipmerge.types import Tensors
+from clipmerge.types import Names, Tensors
 
 #: A scalar loss of a whole batch, given its logits and the column of each image's own class.
 Loss = Callable[[Batch, Tensor, Tensor], Tensor]
@@ -89,20 +87,20 @@ class Objective:
             if number % context.world_size == context.rank
         ]
         self.seed, self.wants_gradients, self.state, self.say = seed, wants_gradients, state, say
-        self.notes: list[Finding] = []
+        self.notes: list[str] = []
         self._progress = progress
         self._done = self._announced = 0.0
         self._images_at_once = images_at_once
         self.micro_batcher = MicroBatcher(images_at_once, self.note)
 
-    def note(self, finding: Finding) -> None:
+    def note(self, note: str) -> None:
         """Tell the user and the record, once."""
-        if finding not in self.notes:
-            self.notes.append(finding)
-            self.say(text_of(finding))
+        if note not in self.notes:
+            self.notes.append(note)
+            self.say(note)
 
     @contextmanager
-    def fewer_prompts(self) -> Iterator[tuple[Finding, ...]]:
+    def fewer_prompts(self) -> Iterator[Names]:
         """In this context, use at most `PROMPTS_A_GRADIENT` prompts, or one template per class if
         that is more; yields the notes for the result.
         """
@@ -110,7 +108,9 @@ class Objective:
         self.classifier = every.fewer_prompts(PROMPTS_A_GRADIENT, self.seed)
         used, all_of = self.classifier.templates, every.templates
         try:
-            drawn = Finding.of("drawn-templates", used=used, templates=all_of)
+            drawn = (
+                f"measured with {used} of {all_of} templates, drawn at random, to bound the cost"
+            )
             yield () if used == all_of else (drawn,)
         finally:
             self.classifier = every

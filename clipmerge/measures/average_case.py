@@ -48,6 +48,7 @@ def average_case(
         rises[batch.number] = []
         with torch.no_grad():
             base = float(objective.loss(batch))
+        objective.tick(FORWARD * len(batch))
         for column, (layer, names) in enumerate(layers.items()):
             parameters = [path.parameters[name] for name in names]
             ball = LayerBall(parameters, norm="l2", radius=rho, adaptive=adaptive)

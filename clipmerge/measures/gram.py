@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from clipmerge.finding import Finding
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.models.classifier import Prompts
 from clipmerge.planning.measurements import Measurements
@@ -48,7 +47,9 @@ def gram(objective: Objective) -> Measurements:
     return Measurements(
         measure="gram",
         batch_sizes=objective.batch_sizes,
-        notes=(Finding.of("not-linear", weights=len(missing)),) if missing else (),
+        notes=(f"{len(missing)} weights of two or more dimensions are not linear maps",)
+        if missing
+        else (),
         tensors=tensors,
     )
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from clipmerge.finding import Finding
 from clipmerge.learning.augment import AUGMENTATIONS
 from clipmerge.learning.interpolate import DEFAULT_ALPHA, Coefficients, Granularity
 from clipmerge.learning.learn import Learned, learn
@@ -28,6 +27,7 @@ from clipmerge.plugins import (
     Share,
     options_of,
 )
+from clipmerge.types import Names
 
 #: Difference in accuracy between the images that learning saw and those held back from which a note
 #: warns.
@@ -128,13 +128,17 @@ def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
     return learned_measurements("learned-coefficients", objective, coefficients, learned)
 
 
-def _overfit(choice: HeldBackChoice | None) -> tuple[Finding, ...]:
+def _overfit(choice: HeldBackChoice | None) -> Names:
     """A note if the images that learning saw are recognised far more often than those held back."""
     if choice is None or choice.train_accuracy is None:
         return ()
     if choice.train_accuracy - choice.accuracy < OVERFIT:
         return ()
-    return (Finding.of("overfitting", train=choice.train_accuracy, held_out=choice.accuracy),)
+    return (
+        f"overfitting: {choice.train_accuracy:.0%} of the views of training images are recognised,"
+        f" and {choice.accuracy:.0%} of held-out images and views; use more images or fewer steps"
+        " (measure.steps)",
+    )
 
 
 def learned_measurements(

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from clipmerge.finding import Finding
 from clipmerge.layers import block_of
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
@@ -101,7 +100,7 @@ def learn_sparse(
         As `learned_sparse`.
     """
     sharpness = Statistic(name="sharpness", values={})
-    notes: tuple[Finding, ...] = ()
+    notes: Names = ()
     stragglers: Names = ()
 
     def find() -> tuple[list[str], float]:
@@ -135,8 +134,9 @@ def learn_sparse(
     )
 
 
-def _measure_sharpness(objective: Objective) -> tuple[Statistic, tuple[Finding, ...]]:
+def _measure_sharpness(objective: Objective) -> tuple[Statistic, Names]:
     """Measure the sharpness of every layer at the current weights, with notes about it."""
+    objective.announce(gradient=1)
     with objective.fewer_prompts() as notes:
         sharpness = layer_sharpness(objective)
     measured = statistic(
@@ -150,7 +150,7 @@ def _measure_sharpness(objective: Objective) -> tuple[Statistic, tuple[Finding, 
             " fine-tuning moved it."
         ),
     )
-    return measured, tuple(Finding.of(note.kind, **note.values, what="sharpness") for note in notes)
+    return measured, tuple(f"sharpness {note}" for note in notes)
 
 
 def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 
 from clipmerge.errors import MeasureError
-from clipmerge.finding import Finding
 from clipmerge.learning.objective import Objective
 from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
-from clipmerge.types import Json, Tensors
+from clipmerge.types import Json, Names, Tensors
 
 # A path along which the loss bends sharply needs more nodes; beyond this number the problem is
 # numerical, and is reported.
@@ -83,7 +82,7 @@ def path_barrier(
     objective.path.set_alpha(0.5)
     middle = objective.mean([loss for loss, _ in objective.losses_and_accuracies()])
     _require_finite(middle, 0.5)
-    notes: tuple[Finding, ...] = ()
+    notes: Names = ()
     while True:
         shares, losses, mean_gradients = _integrate_slopes(objective, nodes, gradients=wanted)
         losses[0.5] = middle
@@ -103,9 +102,15 @@ def path_barrier(
             break
         nodes *= 2
         objective.announce(gradient=2 * nodes)
-        notes = (Finding.of("bent-path", nodes=nodes),)
+        notes = (
+            f"the loss bends along the path: {nodes} points on each half were needed for shares"
+            " that add up",
+        )
     if worst > tolerance:
-        notes = (Finding.of("incomplete-shares", error=worst, nodes=nodes),)
+        notes = (
+            f"the layers' shares are off the measured total by {worst:.1%} even with {nodes} nodes"
+            " on each half",
+        )
     path = sorted(losses.items())
     return Measurements(
         measure="path-barrier",

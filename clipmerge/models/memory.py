@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from clipmerge.distributed import is_out_of_memory
-from clipmerge.finding import Finding
 
 T = TypeVar("T")
 # Share of a machine's memory that activations may take: the rest is weights, and others'.
@@ -26,7 +25,7 @@ class MicroBatcher:
     a note of each halving.
     """
 
-    def __init__(self, max_images: int | None, tell: Callable[[Finding], None]) -> None:
+    def __init__(self, max_images: int | None, tell: Callable[[str], None]) -> None:
         self.max_images = max_images  # in a micro-batch; ``None`` for all that are given
         self._tell = tell
 
@@ -46,7 +45,10 @@ class MicroBatcher:
                     raise
             clear_device_cache(garbage_collection=True)
             self.max_images = count // 2
-            self._tell(Finding.of("less-at-once", images=count, now=self.max_images))
+            self._tell(
+                f"memory does not suffice for {count} images at once: going on with"
+                f" {self.max_images}"
+            )
 
     def forward(self, model: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         """Send images through a model without a graph, in micro-batches."""

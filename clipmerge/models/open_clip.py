@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
-from clipmerge.errors import CheckpointError, shorten
+from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.side_files import read_side_json
 from clipmerge.models import ImageTextModel

@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from clipmerge.errors import counted
-from clipmerge.finding import Finding
 from clipmerge.frozen import Frozen
 from clipmerge.types import Json, Names, Shape
 
@@ -184,7 +183,7 @@ class Measurements(Frozen):
     path: LossPath | None = None
     mixtures: tuple[Mixture, ...] = ()
     checks: dict[str, Check] = Field(default_factory=dict)
-    notes: tuple[Finding, ...] = ()
+    notes: Names = ()
     trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     choice: HeldBackChoice | None = None
     coefficients: SkipJsonSchema[Json] = Field(default_factory=dict, exclude=True, repr=False)

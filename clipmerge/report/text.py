@@ -238,24 +238,6 @@ _FORMAT = _Format()
 #: The sentence of each kind of finding: a format of its values, or a function of them.
 SENTENCES: dict[str, str | Callable[..., str]] = {
     "unmeasurable": "{what} could not be measured: {why}",
-    "overfitting": (
-        "overfitting: {train:.0%} of the views of training images are recognised, and"
-        " {held_out:.0%} of held-out images and views; use more images or fewer steps"
-        " (measure.steps)"
-    ),
-    "bent-path": (
-        "the loss bends along the path: {nodes} points on each half were needed for shares that add"
-        " up"
-    ),
-    "incomplete-shares": (
-        "the layers' shares are off the measured total by {error:.1%} even with {nodes} nodes on"
-        " each half"
-    ),
-    "estimated-text-layers": (
-        "text layers: values of single batches are estimated from {drawn} of {prompts} prompts,"
-        " their means are exact (set measure.exact=true to take all)"
-    ),
-    "not-linear": "{weights} weights of two or more dimensions are not linear maps",
     "not-compared": (
         "{source}: its images are preprocessed, so they were not compared with those of other"
         " sources"
@@ -334,25 +316,7 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         "{source}: {read} of {shards} shards hold {classes} classes, too few for a balanced sample;"
         " reading further shards"
     ),
-    "captions-cut": (
-        "{source}: {captions:caption is/captions are} as long as the {tokens} tokens that the model"
-        " reads, or longer (of {total}); what is beyond is cut off"
-    ),
-    "unknown-tokens": (
-        "{source}: {share:.0%} of the captions' tokens are unknown to the model's tokenizer; are"
-        " they in a language that the model knows?"
-    ),
-    "spelled-captions": (
-        "{source}: the model's tokenizer spells the captions nearly letter by letter"
-        " ({tokens_per_byte:.2f} tokens for a byte; about 0.25 for a known language); are they in a"
-        " language that the model knows?"
-    ),
     # notes about a measurement, and about the files of an output
-    "drawn-templates": lambda used, templates, what="": (
-        f"{f'{what} ' if what else ''}measured with {used} of {templates} templates, drawn at"
-        " random, to bound the cost"
-    ),
-    "less-at-once": "memory does not suffice for {images} images at once: going on with {now}",
     "config-made": (
         "the fine-tuned checkpoint has no {config}; one was made from the zero-shot one's"
     ),

@@ -8,7 +8,6 @@ import pytest
 from clipmerge.learning import objective as objective_module
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.plugins import plugin_names
-from clipmerge.report.text import text_of
 from tests.support.measure_everything import measured
 from tests.support.small_objective import Ends, make_batches, objective_for
 
@@ -46,7 +45,7 @@ def test_a_path_of_many_prompts_is_bounded(
         prompts_at_once=at_once,
     )
     embedded = spied(TransformersClip, "text_features")
-    notes = [text_of(note) for note in measured(name, objective).notes]
+    notes = measured(name, objective).notes
     assert max(len(call.args[1]["input_ids"]) for call in embedded.call_args_list) <= at_once
     drawn = any("templates, drawn at random" in note for note in notes)
     assert drawn == (name not in (*FORWARD_ONLY, "learned-coefficients", "projection-radii"))

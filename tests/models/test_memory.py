@@ -1,7 +1,6 @@
 """Memory that a process may use, and what happens when it runs out."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +8,7 @@ from torch import Tensor
 
 from clipmerge.distributed import device_work
 from clipmerge.errors import MeasureError
-from clipmerge.finding import Finding
-from clipmerge.models.memory import MicroBatcher, usable_memory
-from clipmerge.report.text import texts_of
+from clipmerge.models.memory import MicroBatcher, affordable_images
 
 
 def holding(most: int) -> Callable[[Tensor], Tensor]:
@@ -28,10 +25,10 @@ def holding(most: int) -> Callable[[Tensor], Tensor]:
 
 
 def test_images_go_through_in_halves_until_memory_suffices() -> None:
-    said: list[Finding] = []
+    said: list[str] = []
     pieces, pixels = MicroBatcher(None, said.append), torch.arange(10.0)[:, None]
     assert torch.equal(pieces.forward(holding(3), pixels), pixels * 2)
-    assert texts_of(said) == [
+    assert said == [
         f"memory does not suffice for {count} images at once: going on with {count // 2}"
         for count in (10, 5)
     ]
@@ -85,20 +82,11 @@ def test_other_errors_are_not_tried_again() -> None:
     assert attempts == [4]
 
 
-def test_a_card_that_cannot_say_what_is_free_says_what_it_has(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Some of Intel's; others count what torch keeps for itself as free."""
-
-    def unknown(_: torch.device) -> tuple[int, int]:
-        raise RuntimeError("The device doesn't support querying the available free memory")
-
-    device = torch.device("xpu")
-    properties = SimpleNamespace(total_memory=1000)
-    for name, value in (("memory_allocated", 100), ("memory_reserved", 150)):
-        monkeypatch.setattr(torch.xpu, name, lambda _, value=value: value)
-    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda _: properties)
-    monkeypatch.setattr(torch.xpu, "mem_get_info", lambda _: (500, 1000))
-    assert usable_memory(device) == 550
-    monkeypatch.setattr(torch.xpu, "mem_get_info", unknown)
-    assert usable_memory(device) == 900
+def test_as_many_images_are_sent_as_activations_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the memory; weights do not count, nor does a card."""
+    module = torch.nn.Sequential(torch.nn.Linear(8, 100), torch.nn.Tanh(), torch.nn.Linear(100, 1))
+    image = torch.zeros(1, 8)
+    kept = 4 * (8 + 100)  # the input and what tanh returns, float32
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4 * kept}.get(name, 7))
+    assert affordable_images(module, module, image) == 7
+    assert affordable_images(module, module, image.to("meta")) is None

@@ -3,20 +3,17 @@ model grows."""
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.evaluation.accuracy import load_model
-from clipmerge.evaluation.recall import caption_embeddings
 from tests.support.command import clipmerge, refused
 from tests.support.raw_safetensors import edit, edit_json
-from tests.support.tiny_clip import Folders, vocabulary
+from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import build, model_config, save
 
 CODE = """
@@ -63,7 +60,6 @@ def unknown_words(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-LARGER = "does not match the weights: it describes a far larger model"
 PROCESSOR = (
     '{"processor_class": "CLIPProcessor", "image_processor": {"image_processor_type":'
     ' "CLIPImageProcessor", "size": '
@@ -75,14 +71,9 @@ DAMAGED: dict[str, tuple[Change, str]] = {
         f"has no {KEY}",
     ),
     "another width": (config(projection_dim=24), "config.json does not match the weights"),
-    "many layers": (config(vision_config={"num_hidden_layers": 10**7}), LARGER),
     "an activation that runs code": (
         config(vision_config={"hidden_act": "exec"}),
         "cannot build the model of its configuration ('exec')",
-    ),
-    "huge images": (
-        replaced('"shortest_edge": 32', '"shortest_edge": 20000'),
-        "its image processor makes images of more than 2048 pixels per side",
     ),
     "images of another size": (
         replaced('"do_center_crop": true', '"do_center_crop": false'),
@@ -129,7 +120,7 @@ def test_a_tokenizer_of_open_clip_runs_no_code_of_its_folder(images: Path, tmp_p
         auto_map={"AutoTokenizer": [None, "evil.Evil"]},
     )
     line = refused(clipmerge("evaluate", folder, "--data", f"val={images}"))
-    assert "has tokenizer_kwargs that are not allowed (trust_remote_code)" in line
+    assert "its tokenizer cannot be loaded" in line
     assert not (tmp_path / "it ran").exists()
     settings = (
         (folder / "open_clip_config.json")
@@ -145,16 +136,12 @@ def vision(**settings: Any) -> dict[str, Any]:
     return {"model_cfg": {"vision_cfg": settings}}
 
 
-FAR = "it describes a far larger model|open_clip cannot build the model"
 UNPREPARED = r"its images cannot be prepared \("
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (vision(timm_model_name="hf-hub:e/m"), "is not in timm's own list of models"),
-        (vision(layers=10**7), FAR),
-        (vision(image_size=10**6, patch_size=1), FAR),
         (
             vision(head_widht=16),
             "open_clip cannot build the model of open_clip_config.json.*head_widht",
@@ -168,25 +155,6 @@ def test_what_open_clip_cannot_build_is_an_error_of_one_line(
 ) -> None:
     folder = open_clip_with(tmp_path / "oc", **changes)
     assert re.search(told, refused(clipmerge("evaluate", folder, "--data", f"val={images}")))
-
-
-def test_a_text_tower_whose_decoder_is_dropped_is_no_larger_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """open_clip builds all of mT5, twice, and keeps the encoder; real ones are as large."""
-    from transformers import MT5Config
-
-    layers = {"num_layers": 4, "num_decoder_layers": 4}
-    mt5 = MT5Config(vocab_size=len(vocabulary()), d_model=32, d_kv=16, d_ff=64, **layers)
-    mt5.save_pretrained(tmp_path / "text")
-    text = {"hf_model_name": str(tmp_path / "text"), "hf_model_pretrained": False}
-    configuration = model_config(
-        text=text | {"hf_proj_type": "mlp", "hf_pooler_type": "mean_pooler"}
-    )
-    folder = save(build(configuration), configuration, tmp_path / "model")
-    monkeypatch.setattr("clipmerge.models.building.MAX_SPARE_NUMBERS", 0)
-    model = load_model(open_checkpoint(str(folder)))
-    assert model.text_features(model.tokens(["a photo of a cat"])).shape == (1, 16)
 
 
 def test_nobody_is_asked_whether_code_may_run(
@@ -211,25 +179,3 @@ def test_no_kernel_that_a_configuration_names_is_fetched(copies: Folders) -> Non
     model = load_model(open_checkpoint(str(copies[0])))
     assert "evil" not in str(model.module.config.to_dict())
     assert model.module.config._attn_implementation in ("sdpa", "eager")
-
-
-def test_a_long_caption_is_cut_before_it_is_put_into_words(pair: Folders) -> None:
-    model = load_model(open_checkpoint(str(pair[0])))
-    seen: list[str] = []
-    tokens = model.tokens
-    model.tokens = lambda texts: (seen.extend(texts), tokens(texts))[1]  # type: ignore[method-assign]
-    caption_embeddings(model, [["ab" * 1_000_000]], next(model.module.parameters()).device)
-    assert [len(text) for text in seen] == [2000]
-
-
-def test_an_image_that_grows_with_its_short_side_is_refused(
-    pair: Folders, images: Path, tmp_path: Path
-) -> None:
-    """A line of 65,000 pixels would be resized to 224 times 14,560,000."""
-    folder = Path(shutil.copytree(images, tmp_path / "images"))
-    Image.new("RGB", (65000, 1)).save(folder / "cat" / "line.png")
-    line = refused(clipmerge("evaluate", pair[0], "--data", f"val={folder}"))
-    assert (
-        "line.png: cannot be read as an image (65000 x 1 pixels, one side more than 30 times the"
-        " other)" in line
-    )
