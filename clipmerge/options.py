@@ -11,16 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from pathlib import Path
-from types import UnionType
 from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
-    Literal,
     Self,
-    Union,
     get_args,
-    get_origin,
     get_type_hints,
 )
 
@@ -51,6 +47,7 @@ ShardSize = Annotated[
     int | str | None,
     _flag(
         metavar="SIZE",
+        hidden=True,
         help="Largest shard, such as 5GB; by default sharded like the fine-tuned checkpoint.",
     ),
     str,
@@ -58,6 +55,10 @@ ShardSize = Annotated[
 Model = Annotated[
     str | None,
     _flag(metavar="NAME", help="Architecture in OpenCLIP of weights without a configuration."),
+]
+StateKey = Annotated[
+    str | None,
+    _flag(metavar="KEY", hidden=True, help="Where in a file of training the weights are."),
 ]
 Seed = Annotated[
     int,
@@ -72,9 +73,9 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse values of another type or out of their range."""
-        for field in fields(self):
-            kind, flag, *_ = get_args(_hints(type(self))[field.name])
-            _check(field.name, getattr(self, field.name), kind, flag)
+        for name, hint in _hints(type(self)).items():
+            kind, flag, *_ = get_args(hint)
+            self._set(**{name: _checked(name, getattr(self, name), kind, flag)})
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -121,8 +122,8 @@ class ImageOptions(Options):
     def __post_init__(self) -> None:
         """Bring classes, templates and device into one form."""
         super().__post_init__()
-        self._set(device=str(self.device))  # of a `torch.device` too
-        _check("device", self.device, Device, None)
+        # str of a `torch.device`
+        self._set(device=_checked("device", str(self.device), Device, None))
         self._set(classes=class_names(self.classes), template=as_texts(self.template))
         if self.template:
             from clipmerge.images.prompts import check_templates
@@ -173,6 +174,7 @@ class DecisionOptions(ImageOptions):
     seed: Seed = 0
     dtype: Annotated[OutputDtype, _flag(help="Dtype of the merged weights.")] = "keep"
     model: Model = None
+    state_key: StateKey = None
 
     def __post_init__(self) -> None:
         """Bring sources and checks into one form."""
@@ -229,6 +231,12 @@ class MergeOptions(PlanOptions):
     push: Annotated[
         str | None, _flag(metavar="ORG/NAME", help="Publish the output on the Hub.")
     ] = None
+    private: Annotated[bool, _flag("--private", hidden=True, help="With --push: privately.")] = (
+        False
+    )
+    license: Annotated[
+        str | None, _flag(metavar="LICENCE", hidden=True, help="With --push: under this licence.")
+    ] = None
 
     def __post_init__(self) -> None:
         """Read recommendations and size."""
@@ -265,6 +273,7 @@ class EvaluateOptions(ImageOptions):
 
     allow: Allow = ()
     model: Model = None
+    state_key: StateKey = None
 
     def __post_init__(self) -> None:
         """Check the names."""
@@ -331,34 +340,25 @@ def _hints(options: type) -> Json:
     return get_type_hints(options, include_extras=True)
 
 
-def _check(name: str, value: Any, kind: Any, flag: Any) -> None:
-    if not _is(value, kind):
-        raise UsageError(f"`{name}` {value}: expected {_expected(kind)}")
+def _checked(name: str, value: Any, kind: Any, flag: Any) -> Any:
+    """A value of the declared type and range, if it is one or stands for one."""
+    if kind is Any:
+        return value
+    from pydantic import TypeAdapter, ValidationError  # `--help` needs no pydantic
+
+    try:
+        value = TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Input should be ")
+        raise UsageError(f"`{name}` {value}: expected {reason}") from None
     low, high = getattr(flag, "min", None), getattr(flag, "max", None)
     if value is None or low is None:
-        return
+        return value
     if not value >= low:  # true of NaN too
         raise UsageError(f"`{name}` {value}: expected at least {low}")
     if high is not None and value > high:
         raise UsageError(f"`{name}` {value}: expected at most {high}")
-
-
-def _is(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) in (Union, UnionType):
-        return any(_is(value, each) for each in get_args(kind))
-    if kind in (int, float) and isinstance(value, bool):
-        return False
-    return kind is Any or isinstance(value, (int, float) if kind is float else kind)
-
-
-def _expected(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " or ".join(map(repr, get_args(kind)))
-    kinds = [each for each in get_args(kind) or (kind,) if each is not type(None)]
-    words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
-    return " or ".join(words[each] for each in kinds)
+    return value
 
 
 def as_texts(texts: Any) -> Names:

@@ -62,7 +62,8 @@ def open_pair(
     checkpoints = [zeroshot, *as_list(finetuned)]
     with as_sources(checkpoints, processor) as sources:
         refuse_duplicates(sources)
-        opened = open_checkpoints(sources, model=options.model)
+        named = [sources[0], *with_state_key(sources[1:], options.state_key)]
+        opened = open_checkpoints(named, model=options.model)
         base, *others = map(named_after_model, opened)
         inputs = align(base, others, missing=missing)
         dtype = options.dtype
@@ -106,6 +107,16 @@ def with_zeroshot_head(
     head = HeadRecord(classes=names, templates=templates_for(options.templates, templates))
     inputs = build_zeroshot_head(pair.inputs, head, mixed_dtypes=pair.dtype != "keep")
     return replace(pair, inputs=inputs, head=head)
+
+
+def with_state_key(sources: Sequence[str], key: str | None) -> list[str]:
+    """Name the part of each source that holds the weights.
+
+    Example:
+        >>> with_state_key(["last.pt"], "ema")
+        ['last.pt#ema']
+    """
+    return list(sources) if key is None else [f"{source}#{key}" for source in sources]
 
 
 def refuse_duplicates(sources: Sequence[str]) -> None:

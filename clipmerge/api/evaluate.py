@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
+from clipmerge.api._pair import with_state_key
 from clipmerge.api._results import EvaluateResult
 from clipmerge.checks import check_answers, check_pixels, settle
 from clipmerge.errors import UsageError
@@ -51,7 +52,8 @@ def evaluate(
     from clipmerge.images.dataset import open_images
 
     with as_sources([checkpoint], processor) as (address,):
-        opened = open_source(address, model=opts.model)
+        (named,) = with_state_key([address], opts.state_key)
+        opened = open_source(named, model=opts.model)
         loaded = {
             name: open_images(source, opts.classes, columns=opts.columns)
             for name, source in sources.items()

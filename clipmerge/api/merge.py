@@ -108,7 +108,7 @@ def merge(
         return result
     from clipmerge.api.push import push_output
 
-    return replace(result, published=push_output(target, opts.push, journal))
+    return replace(result, published=push_output(target, opts.push, opts, journal))
 
 
 def plan(

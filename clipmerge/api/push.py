@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.files.paths import local_path
-from clipmerge.options import PushOptions
+from clipmerge.options import MergeOptions, PushOptions
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import StrPath
 
@@ -33,18 +33,17 @@ def push(
         UsageError: If the name cannot be used.
         HubError: If the Hub refuses or fails.
     """
-    return push_output(local_path(folder), repo_id, Journal(progress), PushOptions.of(options))
+    return push_output(local_path(folder), repo_id, PushOptions.of(options), Journal(progress))
 
 
 def push_output(
-    folder: Path, repo_id: str, journal: Journal, options: PushOptions | None = None
+    folder: Path, repo_id: str, options: PushOptions | MergeOptions, journal: Journal
 ) -> Published:
     """Publish the output of this run."""
     from clipmerge.publish.push import push
 
-    opts = options or PushOptions()
     journal.stage("publish")
-    return push(folder, repo_id, private=opts.private, license=opts.license, say=journal.warn)
+    return push(folder, repo_id, private=options.private, license=options.license, say=journal.warn)
 
 
 def check_push(repo_id: str) -> None:

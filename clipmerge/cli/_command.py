@@ -49,6 +49,10 @@ _Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")
 ]
 
+_Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print each stage, and warnings of libraries.")
+]
+
 
 def command(options: type[Options] | None = None) -> Callable[[Any], Callable[..., None]]:
     """Make a command of a function that takes a terminal, its own flags and, as ``options``, those
@@ -69,14 +73,15 @@ def command(options: type[Options] | None = None) -> Callable[[Any], Callable[..
             for name, kind in flags.items()
         ]
         common = [
-            _parameter(name, kind, False) for name, kind in (("as_json", _Json), ("quiet", _Quiet))
+            _parameter(name, kind, False)
+            for name, kind in (("as_json", _Json), ("quiet", _Quiet), ("verbose", _Verbose))
         ]
 
         @functools.wraps(function)
-        def run(as_json: bool, quiet: bool, **values: Any) -> None:
+        def run(as_json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
             if as_json and quiet:
                 raise UsageError("--json and --quiet contradict each other; give one of them")
-            terminal = Terminal(as_json=as_json, quiet=quiet)
+            terminal = Terminal(as_json=as_json, quiet=quiet, verbose=verbose)
             if options:
                 values["options"] = {name: values.pop(name) for name in flags}
             try:

@@ -51,10 +51,10 @@ class Terminal(Progress):
         *,
         as_json: bool = False,
         quiet: bool = False,
+        verbose: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Keep the libraries' own bars and warnings off both streams, unless told to debug."""
-        verbose = bool(os.environ.get("CLIPMERGE_DEBUG"))
+        """Keep the libraries' own bars and warnings off both streams."""
         if not verbose:
             warnings.simplefilter("ignore")
         libraries = {
@@ -67,6 +67,7 @@ class Terminal(Progress):
         }
         for name, value in libraries.items():
             os.environ.setdefault(name, value)
+        self.verbose = verbose
         self._as_json, self._quiet = as_json, quiet
         self._silent = not is_main_process()
         self._bar: Bar | None = None
@@ -84,6 +85,8 @@ class Terminal(Progress):
         self.close()
         self._stage = _STAGES[name]
         self._stage_begin = self._last_line = self._clock()
+        if self.verbose and not self._silent:
+            self._err.print(f"{self._stage} ...")
 
     def advance(self, done: float, total: float) -> None:
         """Move the progress bar; off a terminal, print a line every `LINE_SECONDS` seconds."""

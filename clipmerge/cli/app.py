@@ -28,7 +28,8 @@ COMMANDS = {
     "recipes": ("recipes", "List, show and copy the recipes."),
     "demo": ("demo", "Merge two small CLIPs that come with clipmerge, and compare."),
 }
-_START = """Start with: clipmerge merge zeroshot finetuned --data val --output merged"""
+_START = "Start with: clipmerge merge zeroshot finetuned --data val --output merged"
+_RARE = "Flags that are rarely needed: docs/reference/command-line.md"
 
 
 class _Commands(TyperGroup):
@@ -50,7 +51,7 @@ def _imported(name: str) -> Any:
     if isinstance(function, typer.Typer):
         one.add_typer(function, name=name, help=help_line)
     else:
-        one.command(name, help=help_line)(function)
+        one.command(name, help=help_line, epilog=_RARE)(function)
     return get_group(one).commands[name]
 
 

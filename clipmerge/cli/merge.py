@@ -39,13 +39,13 @@ def merge_command(
     if result.published is not None:
         data["published"] = result.published.model_dump()
         last += f" Published {result.published.url}."
-    terminal.result(data, lambda: _summary(record), last)
+    terminal.result(data, lambda: _summary(record, terminal), last)
 
 
-def _summary(record: Record) -> RenderableType:
+def _summary(record: Record, terminal: Terminal) -> RenderableType:
     from clipmerge.report.terminal import summary
 
-    return summary(record)
+    return summary(record, verbose=terminal.verbose)
 
 
 @command(PlanOptions)
@@ -85,4 +85,4 @@ def apply_command(
     record = apply(plan_file, output=output, progress=terminal, **options).record
     if record is not None:
         last = f"Wrote {output} (report: {output / 'report.html'})."
-        terminal.result(record.as_json(), lambda: _summary(record), last)
+        terminal.result(record.as_json(), lambda: _summary(record, terminal), last)

@@ -50,7 +50,7 @@ def list_recipes(terminal: Terminal) -> None:
 @recipes_command.callback()
 def _list_by_default(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        list_recipes(as_json=False, quiet=False)
+        list_recipes(as_json=False, quiet=False, verbose=False)
 
 
 def _first_sentence(recipe: str) -> str:

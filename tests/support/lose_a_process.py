@@ -8,7 +8,7 @@ import time
 from datetime import timedelta
 
 from clipmerge import distributed
-from clipmerge.cli.app import main
+from clipmerge.__main__ import run
 from clipmerge.errors import DataError
 from clipmerge.learning.objective import Objective
 
@@ -50,4 +50,4 @@ def lose(rank: str, how: str) -> None:
 if __name__ == "__main__":
     lose(*sys.argv[1:3])
     del sys.argv[1:3]
-    main()
+    run()

@@ -1,0 +1,131 @@
+"""Doubts about the inputs: what is an error that `allow` waves through, and what a warning."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import clipmerge
+from clipmerge import ClipmergeError
+from clipmerge.checks import check_answers, odd_names
+from clipmerge.finding import CHECKS
+from clipmerge.images.dataset import open_images
+from tests.support.raw_safetensors import edit
+from tests.support.tiny_clip import Folders, save_images, save_pair
+from tests.support.told import Told
+
+
+def blank(folder: Path, value: int, *, same: bool = True) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.full((40, 36, 3), value, np.uint8)
+            pixels = pixels if same else rng.integers(0, 8, (40, 36, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def places(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Arguments of merges that are doubted, by the check."""
+    folder = tmp_path_factory.mktemp("doubted")
+    other = save_pair(folder / "other", seed=5)[1]
+    half = Path(shutil.copytree(pair[1], folder / "half"))
+    names = [name for name in load_file(half / "model.safetensors") if "text" in name]
+    edit(half, **dict.fromkeys(names))
+    rng = np.random.default_rng(0)
+    striped = folder / "striped"
+    picture = rng.integers(0, 255, (40, 36, 3)).astype(np.uint8)
+    for name in ("cat", "dog"):
+        (striped / name).mkdir(parents=True)
+        for number in range(4):
+            Image.fromarray(picture).save(striped / name / f"{number}.png")
+    codes = save_images(folder / "codes", classes=("1", "2", "3"))
+    shutil.copytree(pair[0], folder / "copy")
+    keep = {"set": {"missing": "keep-zeroshot"}}
+    return {
+        "unrelated": (pair[0], other, {}),
+        "equal-models": (pair[0], folder / "copy", {}),
+        "half-zeroshot": (pair[0], half, keep),
+        "blank-images": (*pair, {"data": blank(folder / "blank", 0, same=False)}),
+        "same-images": (*pair, {"data": striped}),
+        "odd-names": (*pair, {"data": codes}),
+    }
+
+
+@pytest.mark.parametrize(
+    "check",
+    ["unrelated", "equal-models", "half-zeroshot", "blank-images", "same-images", "odd-names"],
+)
+def test_what_is_doubted_is_an_error_or_a_warning(
+    places: dict[str, Any], tmp_path: Path, check: str
+) -> None:
+    zeroshot, finetuned, options = places[check]
+    given = {"recipe": "wise-ft", "output": tmp_path / "out", **options}
+    told = Told()
+    if CHECKS[check] == "error":
+        with pytest.raises(ClipmergeError, match=rf"nothing was written \(`allow={check}` goes on"):
+            clipmerge.merge(zeroshot, finetuned, progress=told, **given)
+        assert not list(tmp_path.iterdir())
+        allowed = [name for name in CHECKS if CHECKS[name] == "error"]
+        clipmerge.merge(zeroshot, finetuned, progress=told, allow=allowed, **given)
+    else:
+        clipmerge.merge(zeroshot, finetuned, progress=told, **given)
+    record = (tmp_path / "out" / "clipmerge.json").read_text()
+    assert sum(line in record for line in told.lines) >= 1
+
+
+def right(share: float, count: int = 100) -> Any:
+    return np.arange(count) < share * count
+
+
+@pytest.mark.parametrize(
+    ("name", "finetuned", "zeroshot", "check"),
+    [
+        ("", 0.9, 0.6, None),
+        ("", 0.34, 0.33, "at-chance"),
+        ("", 0.9, 0.34, "zeroshot-at-chance"),
+        ("", 0.5, 0.34, "zeroshot-at-chance"),
+        ("", 0.6, 0.9, "swapped"),
+        ("far", 0.6, 0.9, None),  # what fine-tuning forgot
+        ("far", 0.34, 0.9, None),
+        ("far", 0.34, 0.33, "at-chance"),
+    ],
+)
+def test_answers_tell_wrong_names_and_a_wrong_order(
+    images: Path, name: str, finetuned: float, zeroshot: float, check: str | None
+) -> None:
+    source = open_images(str(images))
+    found = [*check_answers(name, source, right(finetuned), right(zeroshot))]
+    assert [doubt.check for doubt in found] == ([check] if check else [])
+    # a handful of images tell nothing
+    assert not [*check_answers(name, source, right(finetuned, 2), right(zeroshot, 2))]
+
+
+@pytest.mark.parametrize(
+    ("names", "look"),
+    [
+        (("0", "1"), "numbers"),
+        (("n01440764", "n01443537"), "wordnet"),
+        (("001.cat", "002.dog"), "numbered"),
+        (("train", "val"), "splits"),
+        (("class a", "class b"), "pattern"),
+        (("cat", "car"), ""),
+        (("house cat", "house dog"), ""),
+    ],
+)
+def test_names_that_look_like_none(names: tuple[str, ...], look: str) -> None:
+    assert odd_names(names) == look
+
+
+def test_preprocessed_pixels_are_in_the_range_of_the_model(pair: Folders) -> None:
+    pixels = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    data = [(image, number % 2) for number, image in enumerate(pixels * 255)]
+    with pytest.raises(ClipmergeError, match=r"its pixels go from .*`allow=pixel-range`"):
+        clipmerge.merge(*pair, "wise-ft", data=data, classes=["cat", "dog"])

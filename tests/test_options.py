@@ -1,0 +1,126 @@
+"""The single declaration of options: keywords, flags and what is refused."""
+
+import re
+from dataclasses import fields
+from typing import Any, get_args
+
+import pytest
+
+from clipmerge import UsageError
+from clipmerge.options import (
+    ApplyOptions,
+    EvaluateOptions,
+    MergeOptions,
+    Options,
+    PlanOptions,
+    PushOptions,
+    SweepOptions,
+    class_names,
+    flags_of,
+    named_sources,
+    parse_alphas,
+    parse_size,
+    with_flags,
+)
+from tests.support.command import done
+
+COMMANDS: dict[str, type[Options]] = {
+    "merge": MergeOptions,
+    "plan": PlanOptions,
+    "apply": ApplyOptions,
+    "evaluate": EvaluateOptions,
+    "sweep": SweepOptions,
+    "push": PushOptions,
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_a_flag_with_a_sentence(command: str) -> None:
+    shown = done(command, "--help").out
+    for name, hint in flags_of(COMMANDS[command]).items():
+        (_, flag) = get_args(hint)
+        named = [each for each in (flag.default, *(flag.param_decls or ())) if each is not ...]
+        long = [each for each in named if "--" in each] or [f"--{name.replace('_', '-')}"]
+        assert flag.help
+        assert flag.hidden is (long[0].strip(" /") not in shown)
+
+
+def test_help_is_short() -> None:
+    lines = done("merge", "--help").out.splitlines()
+    flags = [line for line in lines if re.match(r"  (/ |  )?-", line) and line[2:6].strip()]
+    assert len(flags) <= 1 + 26  # --help itself
+    assert max(map(len, lines)) <= 80
+
+
+def test_options_are_brought_into_one_form() -> None:
+    made = MergeOptions(
+        images="12",
+        alpha=1,
+        template="a {}.",
+        ood=["near=a/b", "c/far"],
+        allow="swapped",
+        fail_on="use,either",
+        classes={1: "dog", 0: "cat"},
+        max_shard_size="2KB",
+    )
+    assert (made.images, made.alpha, made.template) == (12, 1.0, ("a {}.",))
+    assert made.ood == {"near": "a/b", "far": "c/far"}
+    assert (made.allow, made.fail_on) == (("swapped",), ("use", "either"))
+    assert (made.classes, made.max_shard_size) == (("cat", "dog"), 2000)
+    defaults = MergeOptions()
+    assert all(getattr(defaults, field.name) in (field.default, {}) for field in fields(defaults))
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "not a number": ({"max_loss": float("nan")}, "expected at least 0"),
+    "too much": ({"max_loss": 101}, "expected at most 100"),
+    "not a switch": ({"verdict": "perhaps"}, "expected a valid boolean"),
+    "classes by name": ({"classes": {"cat": 0}}, "its keys are not the numbers 0 to 0"),
+    "two of a name": ({"ood": ["a=x", "a=y"]}, "have the same name"),
+    "no source": ({"ood": ["a="]}, "names no images"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_wrong_value_is_refused(what: str) -> None:
+    options, said = REFUSED[what]
+    with pytest.raises(UsageError, match=said):
+        MergeOptions.of(options)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0,0.1,...,1", tuple(n / 10 for n in range(11))),
+        ("0, 0.5,1", (0.0, 0.5, 1.0)),
+        ("0,0.1,...,0.3,0.5,...,0.9", (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)),
+        ([0, 1], (0.0, 1.0)),
+    ],
+)
+def test_alphas_are_read(text: Any, expected: tuple[float, ...]) -> None:
+    assert parse_alphas(text) == expected
+
+
+def test_small_readers() -> None:
+    assert parse_size(None) is None
+    assert class_names("") is None
+    assert named_sources("ood", None) == {}
+
+
+@pytest.mark.parametrize(
+    ("parameter", "flag"),
+    [
+        ("`max_loss`", "--max-loss"),
+        ("`verdict=False`", "--no-verdict"),
+        ("`overwrite=True`", "--overwrite"),
+        ("`points`", "--point"),
+        ("`device=cpu`", "--device cpu"),
+        ("`output`", "--output"),
+        ("`clipmerge push`", "`clipmerge push`"),
+        ("`anything`", "`anything`"),
+    ],
+)
+def test_a_message_names_the_keyword_and_the_command_line_its_flag(
+    parameter: str, flag: str
+) -> None:
+    assert with_flags(f"{parameter} 3: see {parameter}") == f"{flag} 3: see {flag}"

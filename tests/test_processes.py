@@ -1,0 +1,186 @@
+"""Several processes of one run, and how a process ends: signals, kills, lost peers."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipmerge.distributed import cores_per_process, peer_errors
+from clipmerge.errors import MeasureError
+from tests.support.command import ROOT, done, start
+from tests.support.several import several
+from tests.support.tiny_clip import Folders
+
+LEARN = ("--images", 24, "--batch-size", 4, "--set", "measure.steps=3", "--allow", "at-chance")
+
+
+@pytest.mark.slow
+def test_several_processes_measure_and_judge_as_one_does(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", images, "--images", 24, "--batch-size", 4, "--allow", "at-chance")
+    words = ("merge", *pair, "-r", "straggler-outlier", "--set", "measure.nodes=1", *flags)
+    words = (*words, "--set", "measure.tolerance=100")
+    alone = done(*words, "-o", tmp_path / "alone", "--json").json
+    ended = several(2, "clipmerge", *words, "-o", tmp_path / "out", "--json")
+    assert ended.returncode == 0, ended.stderr
+    record = json.loads(ended.stdout)  # only the main process prints
+    assert record["verdict"] == alone["verdict"]
+    for layer, values in alone["measurements"].items():
+        assert record["measurements"][layer] == pytest.approx(values, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.slow
+def test_more_processes_than_batches_learn_together(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
+    words = ("merge", *pair, "-r", "auto", "--data", images, *LEARN)
+    ended = several(9, "clipmerge", *words, "-o", tmp_path / "out", "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["verdict"]["target"]["images"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+def test_a_plain_merge_is_written_by_the_main_process(pair: Folders, tmp_path: Path) -> None:
+    ended = several(3, "clipmerge", "merge", *pair, "--alpha", 0.3, "-o", tmp_path / "out")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("Wrote ") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    again = several(3, "clipmerge", "merge", *pair, "--alpha", 0.3, "-o", tmp_path / "out")
+    assert again.returncode != 0
+    assert [line for line in again.stderr.splitlines() if "note: " not in line] == [
+        line for line in again.stderr.splitlines() if "already exists" in line
+    ]
+    assert again.stderr.count("already exists") == 1
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_others(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
+    flags = ("-r", "auto", "--data", images, *LEARN[:4], "--set", "measure.steps=3000")
+    words = ("merge", *pair, *flags, "--allow", "at-chance", "-o", tmp_path / "out")
+    ended = several(2, "tests.support.lose_a_process", "1", "killed", *words)
+    assert ended.returncode != 0
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["learning", "writing"])
+def test_a_signal_ends_with_one_line_and_leaves_nothing(
+    pair: Folders, images: Path, tmp_path: Path, number: signal.Signals, moment: str
+) -> None:
+    flags: tuple[object, ...] = ("--data", images, *LEARN[:4], "--allow", "at-chance")
+    flags += ("--set", "measure.steps=100000" if moment == "learning" else "measure.steps=1")
+    stage = "learning" if moment == "learning" else "merging|writing|drawing"
+    process = start("merge", *pair, *flags, "-o", tmp_path / "out", "-v", env=cached(tmp_path))
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if re.match(rf"({stage}) \.\.\.", line):
+            break
+    time.sleep(1 if moment == "learning" else 0)
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=120)
+    if moment == "writing" and process.returncode == 0:  # it was done before
+        assert (tmp_path / "out" / "clipmerge.json").is_file()
+        return
+    assert process.returncode == 130, lines
+    errors = [line for line in rest.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: interrupted")
+    assert "Traceback" not in rest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
+
+
+def cached(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "cache").mkdir(exist_ok=True)
+    return {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+
+@pytest.mark.slow
+def test_learning_goes_on_after_a_kill(pair: Folders, images: Path, tmp_path: Path) -> None:
+    flags = ("--data", images, *LEARN[:4], "--allow", "at-chance", "--set", "measure.steps=40")
+    words = ("merge", *pair, *flags, "-o", tmp_path / "out")
+    process = start(*words, "-v", env=cached(tmp_path))
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("learning ..."):
+            break
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    whole = start(*words[:-1], tmp_path / "whole", env={"XDG_CACHE_HOME": str(tmp_path / "other")})
+    assert whole.wait(300) == 0
+    for moment in (0.5, 3.0):
+        killed = start(*words, env=cached(tmp_path))
+        time.sleep(moment)
+        killed.kill()
+        killed.communicate()
+        assert not (tmp_path / "out").exists()
+    resumed = start(*words, env=cached(tmp_path))
+    assert resumed.wait(300) == 0
+    written, expected = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")
+    )
+    assert written == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "other", "out", "whole"]
+
+
+@pytest.mark.slow
+def test_torchrun_runs_it(pair: Folders, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--standalone", "-m", "clipmerge", "merge", *map(str, pair), "--alpha", "1e39"]
+    ended = subprocess.run(
+        [*command, "-o", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode != 0
+    assert sum(line.startswith("error: ") for line in ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pipe_may_be_closed() -> None:
+    line = f"{sys.executable} -m clipmerge recipes | head -1; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_lost_peer_is_an_error_of_one_line() -> None:
+    def fail(text: str) -> None:
+        with peer_errors():
+            raise RuntimeError(text)
+
+    with pytest.raises(MeasureError, match="another process of this run ended"):
+        fail("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        fail("mat1 and mat2 shapes cannot be multiplied")
+
+
+def test_threads_are_shared_among_the_processes_of_a_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    allowed: Any = set(range(8))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed, raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert cores_per_process() == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "20")
+    assert cores_per_process() == 1
