@@ -121,8 +121,9 @@ def test_learning_goes_on_after_a_kill(pair: Folders, images: Path, tmp_path: Pa
     time.sleep(2)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=120)
-    whole = start(*words[:-1], tmp_path / "whole", env={"XDG_CACHE_HOME": str(tmp_path / "other")})
-    assert whole.wait(300) == 0
+    other = {"XDG_CACHE_HOME": str(tmp_path / "other")}
+    whole = start(*words[:-1], tmp_path / "whole", env=other)
+    assert "Wrote" in whole.communicate(timeout=300)[0]
     for moment in (0.5, 3.0):
         killed = start(*words, env=cached(tmp_path))
         time.sleep(moment)
@@ -130,7 +131,7 @@ def test_learning_goes_on_after_a_kill(pair: Folders, images: Path, tmp_path: Pa
         killed.communicate()
         assert not (tmp_path / "out").exists()
     resumed = start(*words, env=cached(tmp_path))
-    assert resumed.wait(300) == 0
+    assert "Wrote" in resumed.communicate(timeout=300)[0]
     written, expected = (
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")
     )
