@@ -4,12 +4,11 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from clipmerge.errors import CheckpointError, PlanError
+from clipmerge.errors import PlanError
 from clipmerge.families import tower_of
 from clipmerge.families.known import CLIP
 from clipmerge.layers import match_layers, network_order
 from tests.support.merge_records import layer_names
-from tests.support.tiny_clip import layer_of
 
 #: Layers outside the blocks, by a word of their parameters' names.
 AROUND = {
@@ -39,30 +38,6 @@ def test_every_parameter_of_a_real_model_is_in_exactly_one_layer() -> None:
     assert list(groups) == layer_names(24, 12)
     assert sorted(name for names in groups.values() for name in names) == sorted(keys)
     assert all(layer_by_words(name) == layer for layer, names in groups.items() for name in names)
-
-
-@pytest.mark.parametrize(
-    "name", ["", "weight", "vision_model", "visual.conv1.weight", "xvision_model.embeddings.a"]
-)
-def test_a_name_in_no_tower_of_clip_is_in_no_layer(name: str) -> None:
-    with pytest.raises(CheckpointError, match=f"'{name}' belongs to no layer"):
-        layer_of(name)
-
-
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [
-        ("vision_model.encoder.layers.x.mlp.weight", "vision.encoder"),
-        ("vision_model.encoder.layers.1.layer_norm3.weight", "vision.encoder.layers.1"),
-        ("vision_model.stages.1.blocks.10.conv.0.weight", "vision.stages.1.blocks.10"),
-        ("text_model.s1.b10.conv1.bn.weight", "text.s1.b10"),
-        ("text_model.gamma", "text.gamma"),
-    ],
-)
-def test_what_no_rule_knows_in_a_tower_is_named_after_its_module(name: str, layer: str) -> None:
-    assert layer_of(name) == layer
-    assert CLIP.has_layer(name)
-    assert not CLIP.knows(name)
 
 
 def test_parts_of_unknown_names_are_in_the_order_of_their_numbers() -> None:
