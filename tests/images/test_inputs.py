@@ -249,11 +249,11 @@ def test_a_split_on_the_hub_is_read_at_its_commit_and_again_offline(
         ("hf://datasets/acme/cars", r"which split\? \(splits: train, test\); write it after"),
         (
             "hf://datasets/acme/cars@nowhere:test",
-            r"opening hf://datasets/acme/cars@nowhere:test: no such revision",
+            r"opening hf://datasets/acme/cars@nowhere:test: Revision Not Found",
         ),
         (
             "hf://datasets/acme/none:test",
-            r"opening hf://datasets/acme/none:test: .*not on the Hub, or private",
+            r"opening hf://datasets/acme/none:test: Repository Not Found .* Check the name",
         ),
         ("hf://datasets/cars", "is not a dataset on the Hub; write hf://datasets/ORG/NAME"),
     ],

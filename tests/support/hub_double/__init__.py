@@ -1,8 +1,8 @@
 """A Hugging Face Hub double: the HTTP that huggingface_hub speaks, on localhost, with faults on
 demand.
 
-``with FakeHub(folder) as hub`` serves repositories, commits, LFS and Xet uploads, pull requests,
-tags and ranged downloads; ``hub.fail(...)`` injects a fault and ``hub.log`` holds every request.
+``with FakeHub(folder) as hub`` serves repositories, commits, LFS uploads and ranged
+downloads; ``hub.fail(...)`` injects a fault and ``hub.log`` holds every request.
 Only the server is false: tests reach it with the real client, through ``HF_ENDPOINT=hub.url`` in a
 subprocess or ``endpoint=hub.url`` in process.
 """

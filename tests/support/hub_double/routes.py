@@ -3,9 +3,7 @@
 import base64
 import json
 import re
-import socket
 import threading
-import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
@@ -238,7 +236,7 @@ class Handler(BaseHTTPRequestHandler):
         return headers
 
     def _send_content(self, entry: Entry, start: int, size: int) -> None:
-        left = size if self.cut is None else min(size, self.cut)
+        left = size
         if entry.lfs:
             with self.hub.lfs_path(entry.lfs).open("rb") as file:
                 file.seek(start)
@@ -247,24 +245,8 @@ class Handler(BaseHTTPRequestHandler):
                     left -= len(data)
         else:
             self.wfile.write(self.hub.blobs[entry.oid][start : start + left])
-        if self.cut is not None:
-            self.hang_up()
 
-    def hang_up(self) -> None:
-        """Close the socket in mid-answer."""
-        self.cut = None
-        self.wfile.flush()
-        self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
-
-    def xet_token(self, kind: str, repo_id: str, access: str, revision: str) -> None:
-        self.repo(kind, repo_id)
-        store, expiry = self.hub.xet_cas, int(time.time()) + 3600
-        named = {"Cas-Url": store, "Access-Token": f"xet-{access}", "Token-Expiration": str(expiry)}
-        headers = {f"X-Xet-{name}": value for name, value in named.items()}
-        self.answer(200, {"casUrl": store, "accessToken": f"xet-{access}", "exp": expiry}, headers)
-
-    # --- routes that change something: repositories, refs, pull requests, uploads, commits
+    # --- routes that change something: repositories, uploads, commits
 
     def create_repo(self) -> None:
         asked = self.read_json()
@@ -283,19 +265,10 @@ class Handler(BaseHTTPRequestHandler):
             repo.add_commit("refs/heads/main", {".gitattributes": first}, "initial commit")
         return self.answer(200, {"url": url, "name": repo_id, "id": "x", "private": repo.private})
 
-    def make_branch(self, kind: str, repo_id: str, name: str) -> None:
-        asked, repo = self.read_json(), self.repo(kind, repo_id)
-        self.require_writer(repo_id.split("/")[0])
-        repo.refs[f"refs/heads/{name}"] = self.commit_at(
-            repo, asked.get("startingPoint", "main")
-        ).oid
-        self.answer(200)
-
     def preupload(self, kind: str, repo_id: str, revision: str) -> None:
         asked, repo = self.read_json(), self.repo(kind, repo_id)
         self.caller(required=True)
-        if not self.query.get("create_pr"):
-            self.require_writer(repo_id.split("/")[0])
+        self.require_writer(repo_id.split("/")[0])
         commit = self.commit_at(repo, revision)
         files = []
         for file in asked["files"]:
@@ -350,21 +323,14 @@ class Handler(BaseHTTPRequestHandler):
             tree = dict(repo.commits[repo.refs[ref]].tree)
             for line in lines[1:]:
                 self._apply(tree, line["key"], line["value"])
-            if self.query.get("create_pr"):
-                repo.pull_requests += 1
-                repo.refs[f"refs/pr/{repo.pull_requests}"] = repo.refs[ref]
-                ref = f"refs/pr/{repo.pull_requests}"
             commit = repo.add_commit(ref, tree, header["summary"])
         url = f"{self.hub.url}/{repo_id}"
         done = {"success": True, "commitOid": commit.oid, "commitUrl": f"{url}/commit/{commit.oid}"}
-        if self.query.get("create_pr"):
-            done["pullRequestUrl"] = f"{url}/discussions/{repo.pull_requests}"
         self.answer(200, {**done, "hookOutput": ""})
 
     def _target(self, repo: Repo, revision: str) -> str:
         ref = revision if revision.startswith("refs/") else f"refs/heads/{revision}"
-        if not self.query.get("create_pr") and not ref.startswith("refs/pr/"):
-            self.require_writer(repo.id.split("/")[0])
+        self.require_writer(repo.id.split("/")[0])
         if ref not in repo.refs:
             raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return ref
@@ -382,15 +348,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def serve(self) -> None:
         has_body = self.command in ("POST", "PUT") or bool(self.headers.get("Content-Length"))
-        self.body_read, self.recorded, self.cut = not has_body, False, None
+        self.body_read, self.recorded = not has_body, False
         path, _, query = self.path.partition("?")
         self.query = dict(urllib.parse.parse_qsl(query))
         try:
             fault = next(
                 (fault for fault in self.hub.faults if fault.hits(self.command, path)), None
             )
-            if fault is None or not self._fail(fault):
+            if fault is None:
                 self._route(path)
+            else:
+                self._fail(fault)
         except Refusal as refusal:
             self.answer(refusal.status, {"error": refusal.message}, refusal.headers())
         except OSError:  # the client, or a fault, closed the socket
@@ -400,24 +368,9 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = serve
 
-    def _fail(self, fault: Fault) -> bool:
-        """Apply a fault; return False when the request goes on as normal."""
-        time.sleep(fault.delay)
-        if fault.cut_after is not None:
-            self.rfile.read(fault.cut_after)
-            self.connection.shutdown(socket.SHUT_RDWR)
-            raise ConnectionError("cut by a fault")
-        if fault.lose_answer:
-            self.answer = lambda *_args, **_kwargs: self.hang_up()  # type: ignore[method-assign]
-            return False
-        if fault.cut_response is not None:
-            self.cut = fault.cut_response
-            return False
-        if not fault.status:
-            return False
+    def _fail(self, fault: Fault) -> None:
         body = {"error": f"injected {fault.status}"} if fault.body is None else fault.body
         self.answer(fault.status, body, fault.headers)
-        return True
 
     def _route(self, path: str) -> None:
         method = "GET" if self.command == "HEAD" else self.command
@@ -446,10 +399,8 @@ ROUTES: list[tuple[str, re.Pattern[str], Callable[..., None]]] = [
         ("GET", API, Handler.info),
         ("GET", rf"{API}/revision/{REVISION}", Handler.info),
         ("GET", rf"{API}/tree/{REVISION}(?:/(?P<path>.+))?", Handler.tree),
-        ("POST", rf"{API}/branch/(?P<name>[^/]+)", Handler.make_branch),
         ("POST", rf"{API}/preupload/{REVISION}", Handler.preupload),
         ("POST", rf"{API}/commit/{REVISION}", Handler.commit),
-        ("GET", rf"{API}/xet-(?P<access>read|write)-token/{REVISION}", Handler.xet_token),
         ("POST", rf"{FILES}\.git/info/lfs/objects/batch", Handler.lfs_batch),
         ("POST", r"/_lfs/verify", Handler.lfs_verify),
         ("PUT", LFS, Handler.lfs_put),

@@ -5,7 +5,6 @@ import re
 import socket
 import sys
 import threading
-import time
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +17,6 @@ from tests.support.hub_double.store import (
     Repo,
     git_oid,
     lfs_pointer,
-    xet_hashes,
 )
 
 
@@ -39,7 +37,6 @@ class FakeHub:
     def __init__(self, root: Path) -> None:
         self.root, self.token, self.user = root, "hf_test", "alice"
         self.orgs: tuple[str, ...] = ("acme",)
-        self.xet_cas: str | None = None
         (root / "lfs").mkdir(parents=True, exist_ok=True)
         self.blobs: dict[str, bytes] = {}
         self.repos: dict[tuple[str, str], Repo] = {}
@@ -100,24 +97,7 @@ class FakeHub:
 
     def keep_large(self, oid: str, size: int) -> Entry:
         """Return the tree entry of a large file that was uploaded."""
-        xet = (
-            xet_hashes(Path(self.xet_cas.removeprefix("local://"))).get(oid)
-            if self.xet_cas
-            else None
-        )
         target = self.lfs_path(oid)
-        if xet and not target.exists():
-            self._rebuild(xet, size, target)
         if not target.exists():
             raise Refusal(400, f"object {oid} was not uploaded")
-        return Entry(git_oid(lfs_pointer(oid, size)), size, oid, xet)
-
-    def _rebuild(self, xet: str, size: int, target: Path) -> None:
-        """Write a Xet upload out as one file, so that plain HTTP reads work too."""
-        from hf_xet import XetFileInfo, XetSession
-
-        expiry = int(time.time()) + 3600
-        with XetSession().new_file_download_group(
-            endpoint=self.xet_cas, token="xet", token_expiry_unix_secs=expiry
-        ) as group:
-            group.start_download_file(XetFileInfo(xet, size), str(target.absolute()))
+        return Entry(git_oid(lfs_pointer(oid, size)), size, oid)

@@ -3,12 +3,9 @@
 import hashlib
 import json
 import re
-import struct
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-BOOKEND = b"\xff" * 32
 LFS_SUFFIXES = (".safetensors", ".bin", ".npz", ".pt", ".parquet", ".tar")
 
 
@@ -24,30 +21,6 @@ def lfs_pointer(sha256: str, size: int) -> bytes:
     )
 
 
-def xet_hashes(cas_folder: Path) -> dict[str, str]:
-    """Map sha256 to Xet file hash, read from the shards that hf_xet wrote to a ``local://``
-    store."""
-
-    def text(digest: bytes) -> str:  # a MerkleHash prints as four little-endian u64
-        return "".join(f"{word:016x}" for word in struct.unpack("<4Q", digest))
-
-    found = {}
-    for shard in cas_folder.rglob("xorbs/shards/*.mdb"):
-        data, at = (
-            shard.read_bytes(),
-            48,
-        )  # the header: 32 bytes of tag, 8 of version, 8 of footer size
-        while data[at : at + 32] != BOOKEND:
-            file_hash = data[at : at + 32]
-            flags, entries = struct.unpack("<II", data[at + 32 : at + 40])
-            at += 48 + 48 * entries
-            at += 48 * entries * (flags >> 31 & 1)  # verification entries
-            if flags >> 30 & 1:  # a metadata entry: the sha256
-                found[text(data[at : at + 32])] = text(file_hash)
-                at += 48
-    return found
-
-
 @dataclass(frozen=True)
 class Entry:
     """One file of a tree; ``oid`` is the git blob's (the pointer's for LFS), ``lfs`` the content's
@@ -56,7 +29,6 @@ class Entry:
     oid: str
     size: int
     lfs: str | None = None
-    xet: str | None = None
 
     def as_json(self, path: str) -> dict[str, Any]:
         """Describe the file as the tree and paths-info routes do."""
@@ -68,8 +40,6 @@ class Entry:
         }
         if self.lfs:
             described["lfs"] = {"oid": self.lfs, "size": self.size, "pointerSize": 134}
-        if self.xet:
-            described["xetHash"] = self.xet
         return described
 
 
@@ -84,7 +54,7 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A repository: full ref names (``refs/heads/main``, ``refs/pr/1``) to commit ids, ids to
+    """A repository: full ref names (``refs/heads/main``) to commit ids, ids to
     commits."""
 
     id: str
@@ -92,7 +62,6 @@ class Repo:
     private: bool = False
     refs: dict[str, str] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
-    pull_requests: int = 0
 
     def resolve(self, revision: str) -> Commit | None:
         """Find a branch, a full ref or a unique sha prefix."""
@@ -118,10 +87,6 @@ class Repo:
 class Fault:
     """What happens to the next ``times`` requests that match; the first fault that matches is
     applied.
-
-    ``status=0`` only waits ``delay`` seconds. ``cut_after`` reads so many bytes of the request and
-    closes the socket; ``cut_response`` sends so many bytes of a file; ``lose_answer`` works, then
-    is silent.
     """
 
     method: str
@@ -130,10 +95,6 @@ class Fault:
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)
     body: dict[str, Any] | str | None = None
-    delay: float = 0.0
-    cut_after: int | None = None
-    cut_response: int | None = None
-    lose_answer: bool = False
 
     def hits(self, method: str, path: str) -> bool:
         """Say whether this request is to fail, and count it."""
