@@ -143,9 +143,9 @@ def recommend(
     return Rule(
         "probably-use",
         "like-judged-merges",
-        f"Probably use it: the merged model loses no more than {points} on your images, and {right}"
-        f" of {judged} judged merges like this held that on new images and were no worse under the"
-        f" real shift. {settled}",
+        f"Probably use it: the loss measured on your images is within {points}, and {right} of"
+        f" {judged} judged merges like this held that on new images and were no worse under the real"
+        f" shift. {settled}",
     )
 
 

@@ -53,6 +53,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "few",
     ),
     "no difference": ({}, "probably-use", "like"),
+    "300 digits: 75.8 after 74.2, from -6.7 to +10.4": (
+        {"target": source(0.0185, 0.0855, images=108), "corrupted": gain(0.02, 0.05)},
+        "probably-use",
+        "like",
+    ),
 }
 
 
