@@ -1,7 +1,7 @@
 """Doubts about the inputs, asked once before anything is learned: whether names, images or models
 would make any answer wrong.
 
-A check is a function that yields doubts. What follows is in `clipmerge.finding.CHECKS`: a warning,
+A check is a function that yields doubts. What follows is in `clipmerge.config.CHECKS`: a warning,
 or an error that names the ``allow`` that waves it through. To add one, yield its doubt from a
 function here and enter its name there.
 """
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from clipmerge.checkpoint.ancestry import UNRELATED, are_equal, cosines_of
+from clipmerge.config import CHECKS
 from clipmerge.errors import CheckpointError, DataError, printable
-from clipmerge.finding import CHECKS
 from clipmerge.types import Names
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from typing import (
 
 import typer
 
-from clipmerge.config import RECOMMENDATIONS, Device, OutputDtype
+from clipmerge.config import CHECKS, RECOMMENDATIONS, Device, OutputDtype
 from clipmerge.errors import UsageError, did_you_mean
 from clipmerge.files.paths import local_path
 from clipmerge.types import Json, Names, StrPath
@@ -375,8 +375,6 @@ def allowed_checks(names: Any) -> Names:
     """The checks to go on in spite of, each of which must exist."""
     texts = as_texts(names)
     if texts:
-        from clipmerge.finding import CHECKS
-
         for name in texts:
             if name not in CHECKS:
                 raise UsageError(

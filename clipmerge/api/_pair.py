@@ -18,7 +18,6 @@ from clipmerge.files.paths import local_path
 from clipmerge.options import DecisionOptions
 from clipmerge.planning.plan import HeadRecord, SourceRecord
 from clipmerge.progress import Journal
-from clipmerge.report.text import texts_of
 from clipmerge.types import Json
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
@@ -74,7 +73,7 @@ def open_pair(
                 f" fine-tuned one, {dtype} (`dtype` names another)"
             )
         refuse_mismatches(inputs, mixed_dtypes=dtype != "keep")
-        for note in texts_of(inputs.notes):
+        for note in inputs.notes:
             journal.warn(note)
         settle(check_models(inputs), options.allow, journal)
         yield Pair(inputs, dtype)

@@ -12,10 +12,11 @@ from clipmerge.planning.table import Rows, Tabular
 from clipmerge.types import Json, Names
 
 if TYPE_CHECKING:
+    from clipmerge.config import Recommendation
     from clipmerge.evaluation.tradeoff import Correct
     from clipmerge.output.record import Record
     from clipmerge.planning.plan import Plan
-    from clipmerge.planning.verdict import Recommendation, Verdict
+    from clipmerge.planning.verdict import Verdict
     from clipmerge.publish.push import Published
 
 

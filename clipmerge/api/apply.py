@@ -30,7 +30,6 @@ from clipmerge.planning.plan import (
     tensors_path,
 )
 from clipmerge.progress import Journal, Progress
-from clipmerge.report.text import texts_of
 from clipmerge.types import StrPath
 
 
@@ -111,7 +110,7 @@ def open_planned(
     task = Task(inputs)
     plan.check(task.layers)
     check_coefficients(plan, task.layers, task.shapes)
-    for note in texts_of(inputs.notes):
+    for note in inputs.notes:
         journal.warn(note)
     settle(check_models(inputs), options.allow, journal)
     if beyond := extrapolation_note(plan):

@@ -12,7 +12,6 @@ from clipmerge.checks import check_answers, check_pixels, settle
 from clipmerge.errors import UsageError
 from clipmerge.options import EvaluateOptions, named_sources
 from clipmerge.progress import Journal, Progress
-from clipmerge.report.text import texts_of
 from clipmerge.types import Json, StrPath
 
 
@@ -58,7 +57,7 @@ def evaluate(
             name: open_images(source, opts.classes, columns=opts.columns)
             for name, source in sources.items()
         }
-        for note in texts_of((*opened.notes, *(n for each in loaded.values() for n in each.notes))):
+        for note in (*opened.notes, *(n for each in loaded.values() for n in each.notes)):
             journal.warn(note)
         model = load_model(opened)
         for images in loaded.values():

@@ -12,7 +12,6 @@ from clipmerge.checkpoint.source import prefix_errors
 from clipmerge.families import family_of
 from clipmerge.files.safetensors import DTYPES
 from clipmerge.progress import Journal, Progress
-from clipmerge.report.text import texts_of
 from clipmerge.types import Json, Layers, Names
 
 # Numbers of a parameter that are compared at once.
@@ -69,7 +68,7 @@ def _compare(base: Checkpoint, other: Checkpoint, journal: Journal) -> Json:
     from clipmerge.checks import check_models
 
     inputs = align(base, [other])
-    for note in texts_of(inputs.notes):
+    for note in inputs.notes:
         journal.warn(note)
     mismatches = find_mismatches(inputs, mixed_dtypes=finetuned_dtype(inputs) is not None)
     layers = _layers(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)

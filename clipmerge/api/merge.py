@@ -42,7 +42,6 @@ from clipmerge.planning.recipe import (
 )
 from clipmerge.plugins import plugin_names, takes_several_finetuned
 from clipmerge.progress import Journal, Progress
-from clipmerge.report.text import texts_of
 from clipmerge.types import StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
@@ -310,7 +309,7 @@ def decide(
         if key not in cache or (ranks_by_gradients(recipe) and not cache[key][0].gradients):
             cache[key] = measure(pair.inputs, recipe, split, options, journal)
         measurements, calibration, state = cache[key]
-        for note in texts_of(measurements.notes):
+        for note in measurements.notes:
             journal.warn(note)
     journal.stage("decide")
     plan, measured = _plan_of(pair, recipe, measurements, options)

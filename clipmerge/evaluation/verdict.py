@@ -144,8 +144,8 @@ def recommend(
         "probably-use",
         "like-judged-merges",
         f"Probably use it: the loss measured on your images is within {points}, and {right} of"
-        f" {judged} judged merges like this held that on new images and were no worse under the real"
-        f" shift. {settled}",
+        f" {judged} judged merges like this held that on new images and were no worse under the"
+        f" real shift. {settled}",
     )
 
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 #: The card, and the report beside it.
-CARD, REPORT = "README.md", "report.html"
+CARD = "README.md"
+REPORT = "report.html"
 # What the Hub offers an output for, by its towers.
 _PIPELINES = {
     "full": "zero-shot-image-classification",

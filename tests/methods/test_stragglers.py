@@ -5,8 +5,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-
 from clipmerge.finding import Finding
+
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.stragglers import find_stragglers
 
