@@ -38,8 +38,7 @@ def bare(name: str) -> Callable[[Path], tuple[Path, ...]]:
     """A pair of files, without the configuration beside them."""
 
     def make(folder: Path) -> tuple[Path, ...]:
-        is_open_clip = name.startswith("open_clip")
-        paths = save_open_clip_pair(folder, model_config()) if is_open_clip else save_pair(folder)
+        paths = save_pair(folder)
         (folder / "bare").mkdir()
         return tuple(
             Path(shutil.copy(path / name, folder / "bare" / f"{path.name}.safetensors"))
@@ -94,12 +93,6 @@ KINDS: dict[str, tuple[Callable[[Path], tuple[Path, ...]], str, str, str]] = {
     ),
     "OpenCLIP classifier": (wise_ft_classifier, "open_clip", "image-classification", "[0."),
     "file": (bare("model.safetensors"), "transformers", ZERO_SHOT, " tensors"),
-    "file of OpenCLIP": (
-        bare("open_clip_model.safetensors"),
-        "open_clip",
-        ZERO_SHOT,
-        " tensors",
-    ),
 }
 
 
