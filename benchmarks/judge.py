@@ -118,6 +118,7 @@ def judge(
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=8", "HEAD"]
+    folder = str(Path(clipmerge.__file__).parent)
+    command = ["git", "-C", folder, "rev-parse", "--short=8", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or clipmerge.__version__
