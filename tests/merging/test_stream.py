@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import CheckpointError, PlanError
-from clipmerge.merging.formula import CHUNK
+from clipmerge.merging.stream import CHUNK
 from clipmerge.planning.plan import LayerPlan, Plan, named_tensors
 from tests.support.raw_safetensors import edit
 from tests.support.tasks import in_chunks, inputs_of, plan_with
