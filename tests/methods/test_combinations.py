@@ -72,9 +72,9 @@ def test_peft_says_the_same(
     drawn = torch.Generator().manual_seed(5)
     monkeypatch.setattr(
         "clipmerge.methods.dare.keep_random",
-        lambda size, chance, key: torch.bernoulli(torch.full(size, chance), generator=drawn)
-        .bool()
-        .numpy(),
+        lambda size, chance, key: (
+            torch.bernoulli(torch.full(size, chance), generator=drawn).bool().numpy()
+        ),
     )
     torch.manual_seed(5)
     dare = merge_utils.dare_linear(listed, factors, density).numpy()

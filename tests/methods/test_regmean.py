@@ -75,8 +75,7 @@ def test_the_merge_is_least_squares_on_the_outputs(
     factor = (
         decide(task_of(ends, found), "regmean", alpha=alpha, off_diagonal=1.0)
         .scores[name]
-        .double()
-        .numpy()
+        .astype(np.float64)
     )
     weights = [load_file(folder / "model.safetensors")[name].double().numpy() for folder in ends]
     rows = [rows_into(ends, name, end).numpy() for end in (0.0, 1.0)]
@@ -103,13 +102,13 @@ def test_a_map_that_torch_multiplies_by_itself_is_not_regressed(
 ) -> None:
     """Hooks of the output projection of torch's attention never run."""
     pair = save_open_clip_pair(tmp_path, model_config())
-    plan = clipmerge.plan(*pair, "regmean", data=images, verdict=False)
+    plan = clipmerge.plan(*pair, "regmean", data=images, verdict=False, allow=["at-chance"])
     assert any(
         "attn.in_proj" in name for name in load_file(pair[0] / "open_clip_model.safetensors")
     )
     assert plan.loaded_tensors
     for name, score in plan.loaded_tensors.items():
-        assert not torch.equal(score, torch.eye(len(score))), name
+        assert not np.array_equal(score, np.eye(len(score))), name
 
 
 def test_the_command_merges_and_a_plan_gives_the_same_bytes(
@@ -129,7 +128,5 @@ def test_the_command_merges_and_a_plan_gives_the_same_bytes(
             change = change @ scores[f"scores:{name}"].double()
         assert torch.allclose(value.double(), ends[0][name].double() + change, atol=1e-6), name
     assert len(scores) == 3 * 2 * 6 + 2
-    assert made.json["layers"]["vision.0.mlp"]["reason"]["values"] == {
-        "regressed": 2,
-        "parameters": 6,
-    }
+    reasons = made.json["measured"]["reasons"]
+    assert reasons["vision.0.mlp"] == "2 of 6 parameters by regression"

@@ -5,7 +5,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from clipmerge.finding import Finding
 
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.stragglers import find_stragglers
@@ -123,8 +122,7 @@ def test_what_one_batch_alone_says_is_not_stable() -> None:
     # a batch is missing from a third of the resamples: (7/8)^8
     assert found.scores["vision.5.mlp"]["stability"] == pytest.approx(0.66, abs=0.1)
     assert found.names == ()
-    assert found.finding.kind == "unstable-straggler"
-    assert found.finding.values["layer"] == "vision.5.mlp"
+    assert "vision.5.mlp stands out most in barrier" in found.found
     assert find_stragglers(record("barrier", rows), sizes_of(), stability=0.4).names == (
         "vision.5.mlp",
     )
@@ -139,7 +137,7 @@ def test_layers_that_are_all_alike_hold_no_straggler(value: float, statistic: st
         statistic=statistic,
     )
     assert found.names == ()
-    assert found.finding.kind in ("no-stragglers", "too-few-layers")
+    assert found.found.startswith("no ")
     values = {layer: [value + 1.0 * (layer == "vision.5.mlp")] * BATCHES for layer in sizes_of()}
     assert find(record(statistic, values)) == ()  # nor does a spread of zero but for one layer
     # and few layers are too few
@@ -147,7 +145,7 @@ def test_layers_that_are_all_alike_hold_no_straggler(value: float, statistic: st
         record("barrier", {"vision.0.attn": [1.0], "vision.0.mlp": [9.0]}, (4,)), sizes_of()
     )
     assert found.names == ()
-    assert found.finding == Finding.of("too-few-layers", layers=2)
+    assert "2 layers are too few" in found.found
 
 
 def test_the_layers_of_a_decoder_are_compared_too() -> None:
@@ -170,10 +168,8 @@ def test_the_logit_scale_is_not_compared() -> None:
 
 def test_what_was_found_is_reported_plainly() -> None:
     found = find_stragglers(World(signed=True).measure(0), sizes_of())
-    assert found.finding.kind == "no-stragglers"
     top = max(found.scores, key=lambda layer: found.scores[layer]["z"])
-    assert found.finding.values["layer"] == top
-    assert found.finding.values["z"] == found.scores[top]["z"]
+    assert f"{top} stands out most in barrier, with z {found.scores[top]['z']:.1f}" in found.found
     found = find_stragglers(World(signed=True).measure(0, {"vision.3.attn": 15.0}), sizes_of())
-    assert found.finding == Finding.of("stragglers", statistic="barrier", layers=["vision.3.attn"])
+    assert found.found == "1 straggler layer found by barrier: vision.3.attn"
     assert found.scores["vision.3.attn"]["stability"] == 1.0

@@ -87,8 +87,8 @@ def objective_for(
 ) -> Objective:
     """An objective over all of the batches, of which only the last may be smaller; a share of the
     images is held out for ``val``."""
-    zeroshot, finetuned = (open_checkpoint(str(folder)) for folder in ends)
-    pair = align_checkpoints(zeroshot, [finetuned], missing=missing)
+    zeroshot, *finetuned = (open_checkpoint(str(folder)) for folder in ends)
+    pair = align_checkpoints(zeroshot, finetuned, missing=missing)
     here = context or distributed_context("cpu")
     path = Between(model_for(pair.family, pair.zeroshot.config, ends[0]), pair, here.device)
     texts = [template.format(name) for name in classes for template in templates]
