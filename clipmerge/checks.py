@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
     from clipmerge.evaluation.scorer import Images
     from clipmerge.images import ImageSource
+    from clipmerge.images.image_set import LabelledImages
     from clipmerge.models import ImageTextModel
     from clipmerge.options import ImageOptions
     from clipmerge.progress import Progress
@@ -143,7 +144,7 @@ def check_sources(
     # of heads without a zero-shot counterpart nothing can be expected
     own_heads = inputs.have_heads_only or (inputs.keeps_head and not inputs.has_built_head)
     model = None if own_heads else build_model(inputs)
-    samples: dict[str, Images] = {}
+    samples: dict[str, LabelledImages] = {}
     for name, images in sources.items():
         yield from check_pixels(images, model)
         images.require_classes()
@@ -161,12 +162,14 @@ def check_sources(
         partial(Path.set_finetuned, which=0),
     ]
     for name, (zeroshot, finetuned) in scorer.score(moves, samples, progress).items():
-        images = samples[name]
+        images = sources[name]
         progress.say(_example(images, name))
-        yield from check_answers(name, images, finetuned.correct, zeroshot.correct)
+        yield from check_answers(
+            name, images, finetuned.correct, zeroshot.correct, among=len(samples[name].class_names)
+        )
 
 
-def _probe(images: Images, settings: ImageOptions) -> Images:
+def _probe(images: Images, settings: ImageOptions) -> LabelledImages:
     """The images with one prompt of each class, or with a caption of each image."""
     from clipmerge.images.image_set import CaptionedImages
     from clipmerge.images.prompts import templates_for
@@ -250,12 +253,14 @@ def check_answers(
     images: Images,
     correct: NDArray[Any],
     zeroshot: NDArray[Any] | None = None,
+    *,
+    among: int = 0,
 ) -> Iterator[Doubt]:
     """Doubt class names or captions by the images that a model recognises by them, and on the
     target (which has no name) the order of the models, if the zero-shot one is surely better.
 
-    With few images a good model may seem to guess: then nothing is said. Names that the zero-shot
-    model surely knows are not at fault.
+    Captions were chosen ``among`` so many. With few images a good model may seem to guess: then
+    nothing is said. Names that the zero-shot model surely knows are not at fault.
     """
     from clipmerge.images.image_set import CaptionedImages
     from clipmerge.stats import wilson
@@ -263,14 +268,14 @@ def check_answers(
     if name and zeroshot is not None and zeroshot.mean() > correct.mean():
         correct = zeroshot  # what fine-tuning forgot is no fault of the names
     names = () if isinstance(images, CaptionedImages) else images.class_names
-    chance = 1 / (len(names) or len(images))
+    chance = 1 / (len(names) or among or len(images))
     share = float(correct.mean())
     low, high = wilson(share, len(correct))
     known = share if zeroshot is None else float(zeroshot.mean())
     known_low, known_high = wilson(known, len(correct))
     halfway = (1 + chance) / 2
     where = f"{name}: " if name else ""
-    numbers = f"recognises {share:.1%} of {len(images)} images (chance is {chance:.1%})"
+    numbers = f"recognises {share:.1%} of {len(correct)} images (chance is {chance:.1%})"
     look = odd_names(names) if names else ""
     if look and low < halfway:
         yield Doubt(
@@ -282,21 +287,21 @@ def check_answers(
         words = "class names" if names else "captions"
         yield Doubt(
             "at-chance",
-            f"{where}the model {numbers}; are the {words} those of the images? A prompt was"
-            f" '{_prompt(images)}'",
+            f"{where}the model {numbers}; are these the {words} of these images, such as"
+            f" '{_prompt(images)}'?",
         )
     elif name or zeroshot is None:
         return
     elif known_low <= chance < low and known_high < halfway:
         yield Doubt(
             "zeroshot-at-chance",
-            f"the zero-shot model recognises {known:.1%} of {len(images)} images (chance is"
+            f"the zero-shot model recognises {known:.1%} of {len(correct)} images (chance is"
             f" {chance:.1%}): it does not know these classes, and a merge with it gains little",
         )
     elif known_low > high:
         yield Doubt(
             "swapped",
-            f"the zero-shot model recognises {known:.1%} of {len(images)} images, the"
+            f"the zero-shot model recognises {known:.1%} of {len(correct)} images, the"
             f" fine-tuned one {share:.1%}; give the zero-shot checkpoint first, and images of what"
             " the other was fine-tuned for",
         )
