@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 
 import clipmerge
 from clipmerge import ClipmergeError
-from clipmerge.checks import check_answers, odd_names
-from clipmerge.finding import CHECKS
+from clipmerge.checks import CHECKS, check_answers, odd_names
 from clipmerge.images.dataset import open_images
 from tests.support.raw_safetensors import edit
 from tests.support.tiny_clip import Folders, save_images, save_pair
