@@ -1,5 +1,5 @@
 """Did a fine-tuned checkpoint start from this zero-shot one? Judged from the weights alone; see
-`docs/explanation/the-pair.md`.
+`docs/reference/checkpoints.md`.
 
 Training moves weights, and does not replace them: even after long training at a high rate, most of
 a matrix points where it pointed. Two models that were trained apart have matrices at right angles,

@@ -1,6 +1,6 @@
 """Judge a merge: zero-shot, fine-tuned and merged model on images from which nothing was learned.
 
-`recommend` holds the four rules, which `docs/explanation/the-answer.md` explains. The weights that
+`recommend` holds the four rules, which `docs/how-to/verdict.md` explains. The weights that
 the merge would write are set in place, so nothing needs to be written first.
 """
 

@@ -23,12 +23,11 @@ PAGES = [
         ROOT / "docs" / f"{name}.md"
         for name in (
             "index",
-            "how-to/read-the-answer",
+            "how-to/verdict",
             "how-to/sweep",
             "how-to/choose-images",
             "reference/command-line",
             "reference/recipes",
-            "how-to/other-tasks",
             "tutorials/publish",
             "how-to/many-merges",
         )
