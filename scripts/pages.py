@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-MOST_WORDS = 18_000
-MOST_WORDS_OF_README = 800
+MOST_WORDS = 16_000
+MOST_WORDS_OF_README = 700
 MAX_COLUMNS = 120
 FOLDERS = ("tutorials", "how-to", "reference", "explanation")
 
@@ -24,7 +24,7 @@ def main() -> int:
         f"{page.relative_to(ROOT)}:{number}: {len(line)} columns, at most {MAX_COLUMNS}"
         for page, text in texts.items()
         for number, line in enumerate(text.splitlines(), start=1)
-        if len(line) > MAX_COLUMNS
+        if len(line) > MAX_COLUMNS and not line.startswith("|")  # a row of a table is one line
     ]
     if total > MOST_WORDS:
         problems.append(f"{total:,} words for users, at most {MOST_WORDS:,}")

@@ -25,7 +25,6 @@ PAGES = [
             "index",
             "how-to/verdict",
             "how-to/sweep",
-            "how-to/choose-images",
             "reference/command-line",
             "reference/recipes",
             "tutorials/publish",
