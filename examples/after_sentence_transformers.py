@@ -43,7 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> clipmerge.MergeResult:
     asked = parser.parse_args(arguments)
     first = json.loads((asked.finetuned / "modules.json").read_text(encoding="utf-8"))[0]["path"]
     result = clipmerge.merge(
-        asked.zeroshot, asked.finetuned, asked.recipe, data=asked.data, output=asked.output / first
+        asked.zeroshot,
+        asked.finetuned / first,
+        asked.recipe,
+        data=asked.data,
+        output=asked.output / first,
     )
     for name in ITS_FILES:
         if (asked.finetuned / name).is_file():
