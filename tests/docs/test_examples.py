@@ -4,12 +4,8 @@ import json
 import re
 import runpy
 import shutil
-import sys
 import tomllib
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-from clipmerge.errors import ClipmergeError
 from tests.support import tiny_open_clip
 from tests.support.tiny_clip import Folders, save_images
 
