@@ -96,7 +96,7 @@ def _open(source: Any, columns: Columns) -> Opened:
     if tables := [name for name in names if Path(name).stem == "metadata"]:
         return load_files(title, [str(path / tables[0])], columns)
     if _holds_tables(path):
-        return load_repository(title, path, columns, split=split)
+        return load_repository(title, path, columns, split)
     if split is not None:
         raise DataError(
             f"{title}: {path} has no folder '{split}' (it has {shorten(names)})."

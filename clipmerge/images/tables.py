@@ -5,11 +5,13 @@ them, and a `datasets.Dataset`.
 from __future__ import annotations
 
 import csv
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,7 +23,7 @@ from clipmerge.errors import (
     did_you_mean,
     shorten,
 )
-from clipmerge.files.paths import local_path
+from clipmerge.files.paths import local_path, replace_bytes, user_cache
 from clipmerge.hub.errors import explained
 from clipmerge.images.source import (
     CAPTION_NAMES,
@@ -64,48 +66,60 @@ def load_files(title: str, files: Sequence[str], columns: Columns) -> Opened:
     return load_table(title, table, columns, Path(files[0]).parent)
 
 
-def load_repository(
-    title: str, folder: Path, columns: Columns, config: str | None = None, split: str | None = None
-) -> Opened:
+def load_repository(title: str, folder: Path, columns: Columns, split: str | None) -> Opened:
     """Open a split of a folder of tables or tar files, laid out as a repository on the Hub is."""
     names = [str(file.relative_to(folder)) for file in sorted(folder.rglob("*.tar"))]
     if splits := _tar_splits(names):
-        name, files = _choose_split(title, splits, split)
+        _, files = _choose_split(title, splits, split)
         return load_tars(title, [str(folder / file) for file in files], columns)
     with _one_line(title):
-        builder = _datasets().load_dataset_builder(str(folder), config)
+        builder = _datasets().load_dataset_builder(str(folder))
     name, files = _choose_split(title, builder.config.data_files, split)
     table = _read(title, builder.name, files, name, builder.info.features)
     return load_table(title, table, columns, folder)
 
 
 def load_from_hub(title: str, columns: Columns) -> Opened:
-    """Open ``hf://datasets/ORG/NAME[@REVISION][:[CONFIG/]SPLIT]``: the split's files are downloaded
-    into the Hub's cache, and read from there; offline they are only read.
+    """Open ``hf://datasets/ORG/NAME[@REVISION][:[CONFIG/]SPLIT]``: the split is downloaded into the
+    Hub's cache or that of `datasets`, and read from there; offline what was read last.
     """
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import constants
 
     match = _ON_HUB.fullmatch(title)
     if match is None:
         raise DataError(
             f"{title}: is not a dataset on the Hub; write {HUB}ORG/NAME[@REVISION][:SPLIT]"
         )
-    repo, revision, config, split = match.groups()
-    options: dict[str, Any] = {"local_files_only": True, "allow_patterns": []}
-    with explained(f"opening {title}"):
-        if not constants.HF_HUB_OFFLINE:
-            about = HfApi().dataset_info(repo, revision=revision)
-            revision = about.sha  # the commit to which it points now
-            splits = _tar_splits(file.rfilename for file in about.siblings or ())
-            if not splits:
-                builder = _datasets().load_dataset_builder(repo, config, revision=revision)
-                splits = builder.config.data_files
-            split, files = _choose_split(title, splits, split)
-            inside = [file.removeprefix(f"{HUB}{repo}@{revision}/") for file in files]
-            options = {"allow_patterns": [*inside, "README.md", *TEXTS]}
-        folder = snapshot_download(repo, repo_type="dataset", revision=revision, **options)
-    opened = load_repository(title, Path(folder), columns, config, split)
-    return replace(opened, revision=Path(folder).name)
+    last = user_cache("datasets") / f"{sha256(title.encode()).hexdigest()}.json"
+    if not constants.HF_HUB_OFFLINE:
+        with explained(f"opening {title}"):
+            replace_bytes(last, json.dumps(_download(title, *match.groups())).encode())
+    elif not last.is_file():
+        raise DataError(f"{title}: was not opened before; unset HF_HUB_OFFLINE to download it")
+    commit, files = json.loads(last.read_text())
+    return replace(load_files(title, files, columns), revision=commit)
+
+
+def _download(
+    title: str, repo: str, revision: str | None, config: str | None, split: str | None
+) -> tuple[str | None, list[str]]:
+    """Download a split: the commit to which the revision points now, and the tar files, or the
+    Arrow files that `datasets` makes of others.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    about = HfApi().dataset_info(repo, revision=revision)
+    if splits := _tar_splits(file.rfilename for file in about.siblings or ()):
+        _, files = _choose_split(title, splits, split)
+        patterns = [*files, *TEXTS]
+        folder = snapshot_download(
+            repo, repo_type="dataset", revision=about.sha, allow_patterns=patterns
+        )
+        return about.sha, [str(Path(folder, file)) for file in files]
+    builder = _datasets().load_dataset_builder(repo, config, revision=about.sha)
+    name, files = _choose_split(title, builder.config.data_files, split)
+    table = _read(title, builder.name, files, name, builder.info.features)
+    return about.sha, [file["filename"] for file in table.cache_files]
 
 
 def load_table(title: str, table: Any, columns: Columns, folder: Path | None = None) -> Opened:
@@ -268,6 +282,8 @@ def _read(title: str, builder: str, files: Sequence[str], split: str, features: 
     library = _datasets()
     options: dict[str, Any] = {}
     with _one_line(title):
+        if builder == "arrow":
+            return library.concatenate_datasets(list(map(library.Dataset.from_file, files)))
         if builder == "csv":  # open_clip's tables have tabs, whatever their suffix
             with Path(files[0]).open(encoding="utf-8", errors="replace") as file:
                 heading = file.readline()

@@ -239,21 +239,22 @@ def test_a_split_on_the_hub_is_read_at_its_commit_and_again_offline(
     assert not hub.requests("GET", "train-00000")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert load_images(source).labels == found.labels
-    with pytest.raises(DataError, match=r"no split 'tset' \(splits: test\).*Did you mean 'test'"):
-        load_images(source.replace("test", "tset"))
+    with pytest.raises(DataError, match=r"was not opened before; unset HF_HUB_OFFLINE"):
+        load_images(source.replace("test", "train"))
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
+        ("hf://datasets/acme/cars:tset", r"no split 'tset' .*Did you mean 'test'"),
         ("hf://datasets/acme/cars", r"which split\? \(splits: train, test\); write it after"),
         (
             "hf://datasets/acme/cars@nowhere:test",
-            r"opening hf://datasets/acme/cars@nowhere:test: Revision Not Found",
+            r"acme/cars@nowhere:test: Revision Not Found",
         ),
         (
             "hf://datasets/acme/none:test",
-            r"opening hf://datasets/acme/none:test: Repository Not Found .* Check the name",
+            r"acme/none:test: Repository Not Found.* Check the name",
         ),
         ("hf://datasets/cars", "is not a dataset on the Hub; write hf://datasets/ORG/NAME"),
     ],
@@ -264,6 +265,35 @@ def test_hub_sources_that_are_not_there(
     with pytest.raises(Exception, match=message) as raised:
         load_images(source)
     assert "\n" not in str(raised.value)
+
+
+CARD = """---
+configs:
+- config_name: big
+  data_files: [{split: validation, path: b/x.parquet}]
+- config_name: small
+  default: true
+  data_files: [{split: validation, path: a/x.parquet}]
+---
+"""
+
+
+def test_the_card_says_which_files_are_which_split(hub: FakeHub, tmp_path: Path) -> None:
+    files = {"README.md": CARD.encode()}
+    for name, numbers in {"a": range(2), "b": range(4, 9)}.items():
+        files[f"{name}/x.parquet"] = hub_table(tmp_path / name, numbers).read_bytes()
+    files |= {f"folders/{NAMES[LABELS[k]]}/{k}.png": png(k) for k in COUNT}
+    upload(hub, "acme/pets", files, kind="dataset")
+    assert load_images("hf://datasets/acme/pets").labels == LABELS[:2]
+    assert load_images("hf://datasets/acme/pets:big/validation").labels == LABELS[4:9]
+
+
+def test_class_folders_on_the_hub(hub: FakeHub) -> None:
+    files = {f"train/{NAMES[LABELS[k]]}/{k:02}.png": png(k) for k in COUNT}
+    upload(hub, "acme/folders", files, kind="dataset")
+    found = load_images("hf://datasets/acme/folders")
+    assert (found.labels, found.class_names) == (LABELS, ("bird", "dog", "red fox"))
+    assert_images(found, COUNT)
 
 
 def test_tars_on_the_hub_bring_names_templates_and_captions(hub: FakeHub, tmp_path: Path) -> None:
