@@ -8,7 +8,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, cast, get_args
 
-from clipmerge.checkpoint.converted import as_stored, convert_checkpoint
+from clipmerge.checkpoint.converted import (
+    ConvertedCheckpoint,
+    as_stored,
+    convert_checkpoint,
+)
 from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.settings import differing_settings
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, prefix_errors
@@ -184,11 +188,12 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
             f" so there is nothing to merge; is it a {inputs.family.name} checkpoint?"
         )
     is_open_clip = inputs.family.config == OPEN_CLIP_CONFIG
-    if is_open_clip and all(one.config is None for one in inputs.checkpoints):
+    needs_config = is_open_clip or isinstance(inputs.zeroshot, ConvertedCheckpoint)
+    if needs_config and all(one.config is None for one in inputs.checkpoints):
+        named = " or name the architecture with `model`, such as ViT-B-32" if is_open_clip else ""
         problems.append(
-            f"{inputs.finetuned[0].source}: no {OPEN_CLIP_CONFIG} beside either checkpoint says"
-            " which model open_clip must build, so nothing could load the merge; name the"
-            " architecture with `model`, such as ViT-B-32, or put that file beside the weights"
+            f"{inputs.finetuned[0].source}: no {inputs.family.config} beside the weights says which"
+            f" model they are, so nothing could load the merge; put it there{named}"
         )
     return problems
 

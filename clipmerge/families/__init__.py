@@ -43,8 +43,10 @@ def family_of(config: Json | None, keys: Collection[str]) -> Family:
     parts of keys.
     """
     layout = layout_of(keys)
-    if layout != "transformers":
-        return OPEN_CLIP if layout == "open-clip" else TIMM
+    if layout == "open-clip":
+        return OPEN_CLIP
+    if layout == "timm" or "pretrained_cfg" in (config or {}):
+        return TIMM
     model_type = (config or {}).get("model_type")
     if model_type is not None:
         whole = str(model_type).removesuffix("_vision_model").removesuffix("_text_model")

@@ -33,7 +33,7 @@ OPEN_CLIP = Family(
     weights="open_clip_model.safetensors",
     config="open_clip_config.json",
 )
-#: timm's ViTs of CLIP (``vit_base_patch32_clip_224`` and the like), with their heads.
+#: Image towers of timm, such as ``vit_base_patch32_clip_224``, with their heads.
 TIMM = Family(name="timm", renames=((r"^head\.", "classifier."),), model="headed_tower")
 #: Two towers of any kind, such as ViT and BERT, which keep the names of their own libraries.
 VISION_TEXT_DUAL_ENCODER = Family(

@@ -87,6 +87,19 @@ def in_clip_attribute(folder: Path, work: Path) -> Path:
     return work
 
 
+def bin_shards(folder: Path, work: Path) -> Path:
+    index = shard(Path(shutil.copytree(folder, work))) / "model.safetensors.index.json"
+    text = index.read_text()
+    for file in [*work.glob("model-*.safetensors")]:
+        name = f"pytorch_{file.stem}.bin"
+        torch.save(load_file(file), work / name)
+        text = text.replace(file.name, name)
+        file.unlink()
+    index.unlink()
+    (work / "pytorch_model.bin.index.json").write_text(text)
+    return work
+
+
 KINDS: Rows = {
     "folder": lambda folder, _: folder,
     "file": lambda folder, _: folder / WEIGHTS,
@@ -95,6 +108,7 @@ KINDS: Rows = {
         shard(Path(shutil.copytree(folder, work))) / "model.safetensors.index.json"
     ),
     "bin": bin_folder,
+    "bin shards": bin_shards,
     "training run": lambda folder, work: pickled(
         folder, work / "epoch_3.pt", inside=of_a_training_run
     ),

@@ -211,8 +211,8 @@ def test_open_clip_without_a_configuration_needs_a_name(tmp_path: Path) -> None:
     for folder in folders:
         (folder / "open_clip_config.json").unlink()
     line = refused(clipmerge("merge", *folders, "-r", "wise-ft", "-o", tmp_path / "out"))
-    assert "no open_clip_config.json beside either checkpoint says" in line
-    assert "name the architecture with --model" in line
+    assert "no open_clip_config.json beside the weights says which model they are" in line
+    assert "put it there or name the architecture with --model" in line
 
 
 @pytest.mark.parametrize(
