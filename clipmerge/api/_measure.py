@@ -17,9 +17,7 @@ from clipmerge.learning.interpolate import Path
 from clipmerge.learning.objective import Batch, Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.models.building import build_model
-from clipmerge.models.captions import caption_notes
-from clipmerge.models.classifier import Captions, Classifier, Head, Prompts
-from clipmerge.models.headed_tower import HeadedTower
+from clipmerge.models.classifier import Captions, Prompts
 from clipmerge.models.precision import own_settings
 from clipmerge.options import DecisionOptions
 from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
@@ -97,10 +95,8 @@ def _objective_for(
 
     path = Path(model, inputs, context.device)
     prompts = class_prompts(names, templates)
-    if isinstance(model, HeadedTower):
-        rows = model.rows_for(images.source, len(names), images.imagenet_rows)
-        classifier: Classifier = Head(model, rows)
-    else:
+    classifier = model.classifier(images.source, len(names), images.imagenet_rows)
+    if classifier is None:
         kind = Captions if contrastive else Prompts
         classifier = kind(model, prompts, len(templates), context.device, moves=path.text_changes)
     seen = read(images)
@@ -130,6 +126,8 @@ def _objective_for(
         say=progress.say,
     )
     if contrastive:
+        from clipmerge.models.captions import caption_notes
+
         for note in caption_notes(images.source, model, images.class_names):
             objective.note(note)
     record = CalibrationRecord(

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,21 +21,20 @@ from torch import Tensor
 from clipmerge.checkpoint import Inputs
 from clipmerge.config import OutputDtype
 from clipmerge.distributed import device_work, distributed_context, peer_errors, to_device
-from clipmerge.evaluation.recall import retrieve
-from clipmerge.evaluation.tradeoff import Correct
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_texts
 from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.learning.interpolate import Path
 from clipmerge.models import ImageTextModel
-from clipmerge.models.captions import caption_notes
-from clipmerge.models.classifier import Classifier, Head, Prompts
-from clipmerge.models.headed_tower import HeadedTower
+from clipmerge.models.classifier import Classifier, Prompts
 from clipmerge.models.memory import MicroBatcher
 from clipmerge.models.precision import passes
 from clipmerge.options import ImageOptions
 from clipmerge.planning.verdict import Recall
 from clipmerge.progress import Pace, Progress
+
+if TYPE_CHECKING:
+    from clipmerge.evaluation.tradeoff import Correct
 
 #: Images with classes, or with captions.
 Images = LabelledImages | CaptionedImages
@@ -148,12 +147,14 @@ class Scorer:
         model = self._model
         if isinstance(images, CaptionedImages):
             _, texts = number_texts(text for of_image in images.captions for text in of_image)
+            from clipmerge.models.captions import caption_notes
+
             for note in caption_notes(images.source, model, texts):
                 progress.say(note)
             return Prompts(model, texts, 1, self.device)
-        if isinstance(model, HeadedTower):
-            names = images.class_names
-            return Head(model, model.rows_for(images.source, len(names), images.imagenet_rows))
+        head = model.classifier(images.source, len(images.class_names), images.imagenet_rows)
+        if head is not None:
+            return head
         templates = templates_for(self._settings.templates, images.templates)
         prompts = class_prompts(images.class_names, templates)
         return Prompts(model, prompts, len(templates), self.device)
@@ -162,12 +163,9 @@ class Scorer:
         """Features of a source's classes or captions, computed anew only if the text tower has
         moved.
         """
-        moves = self._path.text_moves if self._path else 0
-        classifier = self._classifiers[name]
-        if isinstance(classifier, Head):
-            return classifier.class_features()
+        moves = self._path.class_moves if self._path else 0
         if name not in self._texts or self._texts[name][0] != moves:
-            self._texts[name] = moves, classifier.class_features()
+            self._texts[name] = moves, self._classifiers[name].class_features()
         return self._texts[name][1]
 
     def _outputs(
@@ -214,6 +212,8 @@ class Scorer:
 def _outcome(images: Images, values: NDArray[Any], texts: Tensor | None) -> Outcome:
     if isinstance(images, LabelledImages):
         return Outcome(values, values == np.asarray(images.labels))
+    from clipmerge.evaluation.recall import retrieve
+
     assert texts is not None
     return Outcome(*retrieve(torch.from_numpy(values), texts, images.captions))
 

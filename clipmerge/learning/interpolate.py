@@ -19,6 +19,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import is_variance
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.writer import iter_contents
+from clipmerge.layers import HEAD
 from clipmerge.merging.stream import plan_tensors
 from clipmerge.models import ImageTextModel
 from clipmerge.planning.plan import Plan, rows_shape
@@ -43,7 +44,8 @@ class Path:
         parameters: The model's parameters by canonical name; those that fine-tuning did not change
             are frozen.
         layers: Names of the changed parameters by layer; only layers that fine-tuning changed.
-        text_moves: Counts the moves of the text tower, so that embeddings can be used again.
+        class_moves: Counts the moves of the text tower or the head, so that what is compared with
+            images can be used again.
     """
 
     def __init__(
@@ -67,13 +69,14 @@ class Path:
         model.load(self._zeroshot, inputs.zeroshot.source)
         model.module.to(device)
         self.parameters = model.parameters
-        self.text_moves = 0
+        self.class_moves = 0
         self._dtype = None if dtype == "keep" else getattr(torch, dtype)
         self._ends: dict[str, list[Tensor]] = {}
         changed = set[str]()
         for name, parameter in self.parameters.items():
-            ends = self._ends[name] = self._read_ends(name)
+            ends = self._read_ends(name)
             is_changed = any(not torch.equal(ends[0], end) for end in ends[1:])
+            self._ends[name] = [end.to(device) for end in ends]
             parameter.requires_grad_(is_changed)
             changed |= {name} if is_changed else set()
         layers = {
@@ -98,9 +101,7 @@ class Path:
         for end, checkpoint in zip(ends, inputs.checkpoints, strict=False):
             require_finite(end, name, checkpoint.source)
         # Apple's devices lack float64
-        return [
-            (end.float() if end.dtype == torch.float64 else end).to(self.device) for end in ends
-        ]
+        return [end.float() if end.dtype == torch.float64 else end for end in ends]
 
     @property
     def names(self) -> list[str]:
@@ -179,7 +180,8 @@ class Path:
 
     def _set(self, name: str, value: Tensor) -> None:
         self.parameters[name].data.copy_(value)
-        self.text_moves += self.inputs.layer_of[name].startswith("text.")
+        layer = self.inputs.layer_of[name]
+        self.class_moves += layer.startswith("text.") or layer == HEAD
 
     def _check(self, name: str) -> None:
         """Refuse what going beyond the ends can do to a weight."""

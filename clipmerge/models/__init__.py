@@ -5,7 +5,7 @@ forward pass.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +72,10 @@ class ImageTextModel(ABC):
     @abstractmethod
     def text_features(self, tokens: Tensors) -> Tensor:
         """Embed prompts: (prompts, width), unit length."""
+
+    def classifier(self, source: str, classes: int, rows: Sequence[Sequence[int]]) -> Any:
+        """What a head tells the classes of a source apart by; ``None`` for a model of prompts."""
+        return None
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
         """Score unit features (batch, width) against unit features (classes, width): (batch,

@@ -11,12 +11,6 @@ from clipmerge.families import Family
 from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.layers import HEAD
 from clipmerge.models import ImageTextModel, model_for
-from clipmerge.models.headed_tower import (
-    HeadedTower,
-    build_open_clip,
-    build_timm,
-    build_transformers,
-)
 
 
 def build_model(inputs: Inputs) -> ImageTextModel:
@@ -54,8 +48,10 @@ def build_two_towers(inputs: Inputs) -> ImageTextModel:
     return model_for(inputs.family, config, chosen.folder)
 
 
-def _build_headed(inputs: Inputs) -> HeadedTower:
+def _build_headed(inputs: Inputs) -> ImageTextModel:
     """Build an image tower and its head."""
+    from clipmerge.models.headed_tower import build_open_clip, build_timm, build_transformers
+
     finetuned, keys = inputs.finetuned[0], inputs.finetuned_keys[0]
     head = [name for name in keys if inputs.layer_of.get(name) == HEAD]
     weight = next(name for name in head if name.endswith("weight"))

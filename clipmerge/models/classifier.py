@@ -19,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 
 from clipmerge.errors import DataError
 from clipmerge.models import ImageTextModel
-from clipmerge.models.headed_tower import HeadedTower, group_logits
 from clipmerge.types import Tensors
 
 # Prompts, and tokens, whose activations are held at once.
@@ -69,25 +68,6 @@ class Classifier(ABC):
     def fewer_prompts(self, _max_prompts: int, _seed: int) -> Classifier:
         """The same with fewer prompts, where that is possible."""
         return self
-
-
-class Head(Classifier):
-    """A head on the image tower; a class of the images may have several of its rows."""
-
-    def __init__(self, model: HeadedTower, rows: Sequence[Tensor]) -> None:
-        super().__init__(model, len(rows), moves=True)
-        self._rows = rows
-
-    def class_features(
-        self, chosen: Tensor | None = None, templates: Tensor | None = None
-    ) -> Tensor:
-        """Weights and biases of all rows, whatever is chosen: they cost nothing."""
-        assert isinstance(self.model, HeadedTower)
-        return self.model.head_rows()
-
-    def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
-        """Score images against classes: (images, classes)."""
-        return group_logits(self.model.logits(image_features, class_features), self._rows)
 
 
 class Prompts(Classifier):

@@ -18,6 +18,7 @@ from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families import Family
 from clipmerge.images.decoding import to_rgb
 from clipmerge.models import ImageTextModel
+from clipmerge.models.classifier import Classifier
 from clipmerge.models.loading import blaming_files, blaming_processor
 from clipmerge.models.open_clip import build_module, import_open_clip, transform_for
 from clipmerge.types import Json, Tensors
@@ -77,9 +78,9 @@ class HeadedTower(ImageTextModel):
         """Score features, (batch, width), by rows of `head_rows`: (batch, rows)."""
         return images @ classes[:, :-1].T + classes[:, -1]
 
-    def rows_for(self, source: str, classes: int, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Row indices of the head for each class; without ``rows`` the classes must be those of the
-        head.
+    def classifier(self, source: str, classes: int, rows: Sequence[Sequence[int]]) -> Classifier:
+        """The head as it tells the classes of a source apart; without ``rows``, those of each
+        class, the classes must be those of the head.
         """
         chosen = list(rows) or [(row,) for row in range(self.classes)]
         if len(chosen) != classes or max(max(indices) for indices in chosen) >= self.classes:
@@ -87,7 +88,26 @@ class HeadedTower(ImageTextModel):
                 f"{source}: has {classes} classes, and the model's head {self.classes}; their"
                 " correspondence is known for ImageNet and its shifts, given by their short names"
             )
-        return [torch.tensor(indices) for indices in chosen]
+        return Head(self, [torch.tensor(indices) for indices in chosen])
+
+
+class Head(Classifier):
+    """A head on the image tower; a class of the images may have several of its rows."""
+
+    def __init__(self, model: HeadedTower, rows: Sequence[Tensor]) -> None:
+        super().__init__(model, len(rows), moves=True)
+        self._tower = model
+        self._rows = rows
+
+    def class_features(
+        self, chosen: Tensor | None = None, templates: Tensor | None = None
+    ) -> Tensor:
+        """Weights and biases of all rows, whatever is chosen: they cost nothing."""
+        return self._tower.head_rows()
+
+    def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Score images against classes: (images, classes)."""
+        return group_logits(self.model.logits(image_features, class_features), self._rows)
 
 
 def build_open_clip(

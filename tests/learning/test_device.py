@@ -1,0 +1,65 @@
+"""Steps on another device: on one without data, which refuses tensors of the CPU and any wait for a
+result."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+
+from clipmerge.distributed import DistributedContext
+from clipmerge.learning import augment
+from clipmerge.learning import train as training
+from clipmerge.learning.adam import BoxAdam
+from clipmerge.learning.interpolate import Coefficients
+from clipmerge.learning.objective import Objective
+from clipmerge.learning.train import Training, backward, draw_order, make_pictures, teach
+from tests.support.small_objective import TEMPLATES, Ends, make_batches, objective_for
+
+
+@pytest.fixture
+def objective(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> Objective:
+    context = DistributedContext(torch.device("cpu"))
+    context.device = torch.device("meta")
+    # it has no random numbers and no autocast of its own
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(augment._Draws, "normal", lambda draws: torch.empty_like(draws._like))
+    monkeypatch.setattr(training, "_PROMPTS_A_STEP", 100)
+    # a card keeps a parameter's identity as it is
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return objective_for(ends, make_batches((4, 3)), context=context, templates=TEMPLATES)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@pytest.mark.parametrize("at_once", [99, 3])
+def test_a_step_has_all_tensors_where_the_model_is_and_does_not_wait(
+    objective: Objective, at_once: int
+) -> None:
+    options = Training(steps=1, batch=4, weak_aug=1.0, distill_weight=0.6, strong_aug=2)
+    coefficients = Coefficients(objective.path, "entry")
+    adam = BoxAdam(coefficients.values, options.rate, 1.0)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    pictures = make_pictures(objective, draw_order(7, 1, 4, 0), 0, options)
+    (targets,) = teach(objective, [pictures], options)
+    coefficients.place()
+    with coefficients.collect_gradients():
+        sums = backward(objective, pictures, targets, options, scaler, adam, at_once)
+    adam.step()
+    coefficients.place()
+    held: list[Tensor] = [sums, pictures.weak, pictures.strong, *(targets or ())]
+    held += list(coefficients.values.values())
+    held += [value.grad for value in coefficients.values.values() if value.grad is not None]
+    assert {tensor.device.type for tensor in held} == {"meta"}
+    assert len(held) > 2 * len(coefficients.values)
+
+
+def test_gradients_of_a_batch_too(objective: Objective) -> None:
+    objective.path.set_alpha(0.5)
+    objective.loss(objective.batches[0]).backward()
+    assert {objective.path.gradient(name).device.type for name in objective.path.names} == {"meta"}
+    for layer in ("vision.0.mlp", "text.0.attn"):
+        with objective.path.only(layer) as parameters:
+            loss = objective.layer_loss(objective.batches[0], layer)()
+            assert torch.autograd.grad(loss, parameters)[0].device.type == "meta"
