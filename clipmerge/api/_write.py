@@ -66,7 +66,7 @@ def _write(
     from clipmerge.merging.stream import plan_tensors
     from clipmerge.output.folder import assign_shards, write_weights
     from clipmerge.output.side_files import write_side_files
-    from clipmerge.publish.card import CARD, model_card
+    from clipmerge.report.card import CARD, model_card
     from clipmerge.report.page import html_page
 
     with staged(output, overwrite=options.overwrite) as folder:

@@ -342,7 +342,7 @@ def _rows(
 def _write(record: Json, output: Path, *, overwrite: bool) -> None:
     """Write record, picture and page."""
     from clipmerge.report.figures import png, sweep_figure
-    from clipmerge.report.page import sweep_page
+    from clipmerge.report.sweep import sweep_page
 
     picture = png(sweep_figure(record))
     page = sweep_page(record, picture)

@@ -12,7 +12,7 @@ from clipmerge.files.hashes import sha256_of
 from clipmerge.files.staging import RECORD
 from clipmerge.frozen import Frozen
 from clipmerge.output.record import read_output
-from clipmerge.publish.card import CARD, REPORT, model_card
+from clipmerge.report.card import CARD, REPORT, model_card
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

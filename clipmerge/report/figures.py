@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,25 +28,17 @@ SHAPES = ("D", "^", "s", "P", "v", "X", "<", "p", ">", "h")
 _WIDTH, _DOTS = 4.8, 180
 
 
-def merge_figure(record: Record) -> Figure | None:
-    """The accuracies of the models, and how far each layer goes; ``None`` if neither tells."""
-    entries = list(record.plan.layers.values())
-    has_alphas = len({entry.alpha for entry in entries}) > 1
-    heights = [*([0.9 + 0.6 * _rows_of(record.verdict)] if record.verdict else [])]
-    heights += [2.3] if has_alphas else []
-    if not heights:
-        return None
+def merge_figure(record: Record) -> Figure:
+    """The accuracies of the models, if there is a verdict, and how far each layer goes."""
+    heights = [2.3]
+    if record.verdict:
+        heights = [0.9 + 0.6 * (len(record.verdict.sources) + 1), *heights]
     figure = _new_figure(sum(heights))
     panels = list(figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0])
     if record.verdict:
         _draw_verdict(panels.pop(0), record.verdict)
-    if has_alphas:
-        _draw_layers(panels.pop(0), list(record.plan.layers), entries)
+    _draw_layers(panels.pop(0), record.plan.layers)
     return figure
-
-
-def _rows_of(verdict: Verdict) -> int:
-    return len(verdict.sources) + 1
 
 
 def _draw_verdict(axes: Axes, verdict: Verdict) -> None:
@@ -73,8 +65,9 @@ def _draw_verdict(axes: Axes, verdict: Verdict) -> None:
     _legend_above(axes)
 
 
-def _draw_layers(axes: Axes, names: Sequence[str], entries: Sequence[LayerPlan]) -> None:
+def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
     """The alpha of every layer in network order, and the range of learned coefficients."""
+    names, entries = list(layers), list(layers.values())
     ranges = [entry.alpha_range or (entry.alpha, entry.alpha) for entry in entries]
     towers = [name.partition(".")[0] for name in names]
     for number, tower in enumerate(dict.fromkeys(towers)):

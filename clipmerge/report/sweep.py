@@ -1,8 +1,9 @@
-"""The answer and the table of a sweep, from its record."""
+"""The answer, the table and the page of a sweep, from its record."""
 
 from __future__ import annotations
 
 from clipmerge.report.numbers import Table, signed
+from clipmerge.report.page import render
 from clipmerge.types import Json
 
 
@@ -85,3 +86,15 @@ def sweep_notes(record: Json) -> list[str]:
         elif row["gain_note"]:
             notes.append(f"{row['name']}: {row['gain_note']}.")
     return notes
+
+
+def sweep_page(record: Json, picture: bytes) -> str:
+    """The page of a sweep, with its picture as PNG."""
+    values = {
+        "record": record,
+        "picture": picture,
+        "sentence": sweep_sentence(record),
+        "table": sweep_table(record),
+        "notes": sweep_notes(record),
+    }
+    return render("sweep.html.j2", values)

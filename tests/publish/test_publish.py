@@ -8,8 +8,8 @@ import yaml
 
 import clipmerge
 from clipmerge.errors import HubError, OutputError, UsageError
-from clipmerge.publish.card import model_card
 from clipmerge.publish.push import push
+from clipmerge.report.card import model_card
 from tests.support.hub_double import FakeHub, upload
 from tests.support.merge_records import record, source, verdict
 
@@ -42,8 +42,8 @@ def test_the_example_names_the_classes_that_were_judged_or_none() -> None:
 
 def test_a_card_is_neither_markup_nor_closed_by_its_content() -> None:
     card = model_card(record(command="clipmerge `merge` ```x"))
-    assert "sketch &lt;&amp;&gt;" in card
-    assert "````sh\nclipmerge `merge` ```x\n````" in card
+    assert "sketch &lt;&amp;" in card
+    assert "\n\n    clipmerge `merge` ```x\n\n" in card
 
 
 def test_a_push_publishes_the_files_of_the_merge_in_one_commit(merged: Path, hub: FakeHub) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from clipmerge.output.record import Record
 from clipmerge.planning.verdict import Comparison, Difference, Estimate, SourceComparison, Verdict
-from clipmerge.publish.card import model_card
+from clipmerge.report.card import model_card
 
 
 def layer_names(vision: int, text: int) -> list[str]:
