@@ -37,16 +37,16 @@ def load_in_memory(data: Any, columns: Columns) -> Opened:
     if isinstance(data, (list, tuple)) and isinstance(data[0], (str, os.PathLike)):
         files = list(map(os.fspath, data))
         return load_files(files[0], files, columns)
-    if _label_of(data[0], columns) is None:
+    if _pair(data[0], columns)[1] is None:
         raise NoLabelsError(
             f"{title}: its items are not (image, label) or (image, caption) pairs, or mappings of"
             " these names"
         )
-    labels = _kept_labels(data) or [_label_of(data[at], columns) for at in range(len(data))]
+    labels = _kept_labels(data) or [_pair(data[at], columns)[1] for at in range(len(data))]
     is_texts = all(isinstance(label, (str, list, tuple)) for label in labels)
     return Opened(
         title,
-        _pictures(title, lambda at: _image_of(data[at]), len(data)),
+        _pictures(title, lambda at: _pair(data[at], columns)[0], len(data)),
         labels if is_texts else [_number(title, label) for label in labels],
         captioned=columns.captioned,
         class_names=_class_names(data),
@@ -73,19 +73,14 @@ def _class_names(data: Any) -> Names | None:
     return names if names and all(isinstance(name, str) for name in names) else None
 
 
-def _image_of(item: Any) -> Any:
+def _pair(item: Any, columns: Columns) -> tuple[Any, Any]:
+    """The image of an item, and its label or captions; ``None`` if it has neither."""
     if isinstance(item, Mapping):
-        return next((item[name] for name in _IMAGES if name in item), None)
-    return item[0] if isinstance(item, (tuple, list)) else item
-
-
-def _label_of(item: Any, columns: Columns) -> Any:
-    """The label or the captions of an item; ``None`` if it has neither."""
-    if not isinstance(item, Mapping):
-        return item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
-    wanted = columns.caption or columns.label
-    names = (wanted,) if wanted else (*LABEL_NAMES, *CAPTION_NAMES)
-    return next((item[name] for name in names if name in item), None)
+        wanted = columns.caption or columns.label
+        names = (wanted,) if wanted else (*LABEL_NAMES, *CAPTION_NAMES)
+        image, label = (next((item[n] for n in of if n in item), None) for of in (_IMAGES, names))
+        return image, label
+    return (item[0], item[1]) if isinstance(item, (tuple, list)) and len(item) > 1 else (item, None)
 
 
 def _number(title: str, label: Any) -> Any:

@@ -285,7 +285,7 @@ def _read(title: str, builder: str, files: Sequence[str], split: str, features: 
         if builder == "arrow":
             return library.concatenate_datasets(list(map(library.Dataset.from_file, files)))
         if builder == "csv":  # open_clip's tables have tabs, whatever their suffix
-            with Path(files[0]).open(encoding="utf-8", errors="replace") as file:
+            with Path(files[0]).open(encoding="utf-8-sig", errors="replace") as file:
                 heading = file.readline()
             mark = "\t" if "\t" in heading else ";" if "," not in heading else ","
             columns = next(csv.reader([heading], delimiter=mark, skipinitialspace=True), [])

@@ -73,7 +73,7 @@ def texts(column: str) -> list[str]:
 
 def delimited(folder: Path, name: str, mark: str, file: str, column: str) -> Path:
     pictures(folder)
-    with (folder / name).open("w", newline="") as table:
+    with (folder / name).open("w", newline="", encoding="utf-8-sig") as table:  # as Excel does
         writer = csv.writer(table, delimiter=mark)
         writer.writerows(
             [[file, column], *([f"{k:02}.png", t] for k, t in enumerate(texts(column)))]
@@ -174,6 +174,9 @@ LABELLED: dict[str, Callable[[Path], Any]] = {
     "datasets.Dataset": table_in_memory,
     "torch Dataset": lambda _: Torch(),
     "list": lambda _: pairs([NAMES[label] for label in LABELS]),
+    "mappings": lambda _: [
+        {"image": image, "label": NAMES[LABELS[k]]} for image, k in pairs(COUNT)
+    ],
     "arrays": lambda _: [(np.asarray(image), NAMES[LABELS[k]]) for image, k in pairs(COUNT)],
     "tensors of 0 to 1": lambda _: [
         (torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255, NAMES[LABELS[k]])
