@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.advice import counted
 from benchmarks.pair_results import CURVE, PAIRS_FOLDER, Results, every_result
 from benchmarks.statistics import (
     Accuracies,
@@ -279,18 +280,12 @@ def over_curves(every: Sequence[Results]) -> Rows:
     return rows
 
 
-def advice(every: Sequence[Results]) -> Rows:
-    """Advice of `auto`, and how the merge stood under the real shift."""
-    rows = [["advice", "pairs", "merge better under the shift", "mean OOD change"]]
-    told: dict[str, list[float]] = defaultdict(list)
-    for each in _having(every, ["auto"]):
-        method = "auto" if "auto" in each.methods else _QUARTER
-        said = each.methods[method].get("recommendation")
-        if said:
-            told[said].append(_moved(each, method)[0])
-    for said, changes in sorted(told.items()):
-        better = sum(change > 0 for change in changes)
-        rows.append([said, str(len(changes)), str(better), _signed(changes)])
+def advice(_: Sequence[Results]) -> Rows:
+    """Advice by number of images: merges that are right, of those that were told so."""
+    found = counted()
+    rows = [["images", *next(iter(found.values()))]]
+    for size, told in found.items():
+        rows.append([size, *(f"{right} of {count}" for right, count in told.values())])
     return rows
 
 

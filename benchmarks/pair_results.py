@@ -75,7 +75,17 @@ class Results:
         """Add a method, or replace it, and write the file."""
         self.methods[method] = told
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(json.dumps(self.told, indent=1) + "\n", encoding="utf-8")
+        self.file.write_text(_text(self.told), encoding="utf-8")
+
+
+def _text(told: dict[str, Any]) -> str:
+    """JSON with a line for each entry and for each method, so that changes can be read."""
+    methods = [
+        f"  {json.dumps(name)}: {json.dumps(each)}" for name, each in told["methods"].items()
+    ]
+    entries = [f" {json.dumps(name)}: {json.dumps(each)}" for name, each in told.items()]
+    entries[-1] = ' "methods": {\n' + ",\n".join(methods) + "\n }"
+    return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
 def open_results(pair: Pair, folder: Path = PAIRS_FOLDER) -> Results:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import speed
+from benchmarks import advice, speed
 from benchmarks.make_pairs import natural, photos
 from benchmarks.make_pairs.pictures import Picture
 from benchmarks.pair_results import Results, packed
@@ -21,6 +21,7 @@ from benchmarks.statistics import (
     over_targets,
     standing,
 )
+from clipmerge.evaluation import verdict
 
 
 def _accuracies(*points: tuple[float, float]) -> Accuracies:
@@ -103,6 +104,11 @@ def test_roles_share_no_group() -> None:
     seen = [{groups[at] for at in part} for part in parts]
     assert sum(map(len, seen)) == len(set().union(*seen))
     assert {pictures_of for part in parts[:3] for pictures_of in part} == set(range(300))
+
+
+def test_verdicts_figure_is_that_of_the_judged_merges() -> None:
+    """`probably-use` says how many judged merges were right."""
+    assert advice.counted()["all"]["probably-use"] == verdict.JUDGED
 
 
 @pytest.mark.slow

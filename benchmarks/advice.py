@@ -1,0 +1,62 @@
+"""How often the verdict advises, and how often it is right, over judged merges.
+
+`results/advice.json` has merges of `auto` by commit 7fea82b5 on pairs of all kinds: what their own
+test images said (merged minus fine-tuned, and the same under corruptions, with intervals), and the
+changes on hundreds of images that the merge never saw, of the target and of a real shift.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pair_results import FOLDER
+from clipmerge.evaluation.verdict import recommend
+from clipmerge.planning.verdict import Comparison, Difference, SourceComparison
+
+FILE = FOLDER / "advice.json"
+_LIMIT = 3.0
+_SIZES = {"64": (0, 100), "240 to 400": (100, 500), "1,024": (500, 2000), "all": (0, 2000)}
+
+
+def advised(merge: dict[str, Any]) -> str:
+    """What the verdict's rules recommend of a merge."""
+    gain, corrupted = (_difference(merge[key]) for key in ("gain", "corrupted"))
+    target = SourceComparison(
+        models={}, gain=gain, name="target", source="", images=merge["judging"]
+    )
+    unknown = Difference(value=0.0, interval=(-1.0, 1.0))
+    rule = recommend(
+        target,
+        Comparison(models={}, gain=corrupted),
+        max_loss=_LIMIT,
+        zeroshot_gain=unknown,
+        chosen=True,
+    )
+    return str(rule.recommendation)
+
+
+def _difference(told: list[float]) -> Difference:
+    return Difference(value=told[0], interval=(told[1], told[2]))
+
+
+def is_right(merge: dict[str, Any]) -> bool:
+    """Whether it loses at most 3 points on the target, and nothing under the shift."""
+    return bool(merge["ood"] > -1e-9 and 100 * merge["id"] > -_LIMIT - 1e-9)
+
+
+def counted(file: Path = FILE) -> dict[str, dict[str, tuple[int, int]]]:
+    """By number of images and advice: how many merges are right, and how many there are."""
+    merges = [(each, advised(each)) for each in json.loads(file.read_text(encoding="utf-8"))]
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for size, (low, high) in _SIZES.items():
+        ours = [(merge, said) for merge, said in merges if low <= merge["images"] < high]
+        found[size] = {
+            advice: (
+                sum(is_right(merge) for merge, said in ours if said == advice),
+                sum(said == advice for _, said in ours),
+            )
+            for advice in sorted({said for _, said in merges})
+        }
+    return found
