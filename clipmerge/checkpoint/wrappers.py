@@ -4,6 +4,7 @@ put before its towers.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 
@@ -11,9 +12,7 @@ from clipmerge.errors import CheckpointError, counted, shorten
 
 # Where a tower's part of a key begins, after whatever comes before it.
 _TOWER = re.compile(r"(?:^|\.)(?=(vision_model|text_model|visual)\.)")
-# Put before every key by data parallel training and averages of weights, and into keys by wrappers
-# of single modules: torch.compile, FSDP, checkpoints of activations.
-_PARALLEL = "module."
+# Put into keys by wrappers of single modules: torch.compile, FSDP, checkpoints of activations.
 _WRAPPED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # Counts and masks that OpenAI's archives, old versions of open_clip and averages of weights keep
 # beside the weights.
@@ -83,12 +82,18 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> tuple[dict[str, str]
 
 
 def _without_wrappers(names: dict[str, str]) -> dict[str, str]:
-    """The keys by names without wrappers of PyTorch, unless two would have one name."""
+    """The keys by names without wrappers of PyTorch, unless two would have one name; and without
+    what all share, if there is no tower by a known name.
+    """
     plain = {_WRAPPED.sub("", name): key for name, key in names.items()}
-    while plain and all(name.startswith(_PARALLEL) for name in plain):
-        plain = {name.removeprefix(_PARALLEL): key for name, key in plain.items()}
     plain = plain if len(plain) == len(names) else names
-    if not any(_TOWER.search(name) for name in plain) and any(map(_LONE_TOWER.fullmatch, plain)):
+    if any(map(_TOWER.search, plain)):
+        return plain
+    modules = [name.split(".")[:-1] for name in plain]
+    columns = itertools.takewhile(lambda words: len(set(words)) == 1, zip(*modules, strict=False))
+    shared = [words[0] for words in columns] if len(modules) > 1 else []
+    plain = {name.removeprefix(".".join([*shared, ""])): key for name, key in plain.items()}
+    if any(map(_LONE_TOWER.fullmatch, plain)):
         return {f"visual.{name}": key for name, key in plain.items()}
     return plain
 

@@ -34,7 +34,11 @@ OPEN_CLIP = Family(
     config="open_clip_config.json",
 )
 #: Image towers of timm, such as ``vit_base_patch32_clip_224``, with their heads.
-TIMM = Family(name="timm", renames=((r"^head\.", "classifier."),), model="headed_tower")
+TIMM = Family(
+    name="timm",
+    renames=((r"^(?:head\.fc|head|fc)\.(?=weight$|bias$)", "classifier."),),
+    model="headed_tower",
+)
 #: Two towers of any kind, such as ViT and BERT, which keep the names of their own libraries.
 VISION_TEXT_DUAL_ENCODER = Family(
     name="VisionTextDualEncoder",

@@ -117,6 +117,8 @@ def test_stated_and_default_settings_are_the_same() -> None:
             None,
         ),
         (["embeddings.class_embedding"], ["embeddings.class_embedding"], None),
+        (["model.embeddings.a", "model.encoder.b"], ["embeddings.a", "encoder.b"], None),
+        (["module.cls_token", "module.blocks.0.a"], ["cls_token", "blocks.0.a"], None),
         (
             ["a.vision_model.x", "b.text_model.y", "a.logit_scale"],
             ["vision_model.x", "text_model.y", "logit_scale"],
