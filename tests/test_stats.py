@@ -72,12 +72,12 @@ class Models:
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("classes", [10, 2000])
-@pytest.mark.parametrize(("images", "views"), [(20, 5), (50, 5), (100, 5), (256, 2), (1000, 2)])
+@pytest.mark.parametrize(("images", "views"), [(20, 5), (100, 5), (256, 2)])
 def test_the_verdicts_intervals_cover(images: int, views: int, classes: int) -> None:
     rng = np.random.default_rng(images + classes)
     covered: dict[str, list[bool]] = {}
     for _ in range(
-        3000 if images == 20 else 500
+        1500 if images == 20 else 300
     ):  # on few images intervals differ, by a point or two
         models = Models(min(classes, 2 * images), images, views, rng)
         truth, seen_truth = models.truth(models.accuracy), models.truth(models.worse).mean(axis=1)
@@ -126,19 +126,12 @@ def recognised(accuracy: Floats, images: int, rng: np.random.Generator) -> NDArr
 
 
 @pytest.mark.uncounted
-@pytest.mark.parametrize(
-    "images",
-    [
-        20,
-        pytest.param(100, marks=pytest.mark.nightly),
-        pytest.param(1000, marks=pytest.mark.nightly),
-    ],
-)
-def test_a_sweeps_intervals_cover(images: int) -> None:
+def test_a_sweeps_intervals_cover() -> None:
     """The gain at equal ID accuracy, and the mean OOD accuracy of two sources."""
+    images = 100
     rng = np.random.default_rng(images)
     gains, means = list[bool](), list[bool]()
-    for trial in range(300):
+    for trial in range(120):
         near, far = scenario(rng)
         truth = float(
             far[-1] - curve_height(near[None, :-1], far[None, :-1], near[None, -1:])[0, 0]
@@ -150,7 +143,7 @@ def test_a_sweeps_intervals_cover(images: int) -> None:
         means.append(found["ood_interval"][0] <= far[-1] <= found["ood_interval"][1])
         if found["gain_interval"] is not None and not math.isnan(truth):
             gains.append(found["gain_interval"][0] <= truth <= found["gain_interval"][1])
-    assert len(gains) > 270
+    assert len(gains) > 100
     assert within(gains), np.mean(gains)
     assert within(means), np.mean(means)
 

@@ -81,9 +81,9 @@ def test_below_the_curve_there_is_no_gain_and_beyond_it_that_over_its_most_accur
     found = compare_with_curve([ids], [oods], range(2), seed=0, resamples=20)
     assert [each["gain"] for each in found] == [None, None, pytest.approx(0.1), None]
     assert found[2]["gain_interval"] is not None
-    assert found[2]["gain_note"]["kind"] == "beyond-curve"
+    assert "more accurate than any alpha" in found[2]["gain_note"]
     assert found[3]["gain_interval"] is None
-    assert found[3]["gain_note"]["kind"] == "below-curve"
+    assert "less accurate on ID images" in found[3]["gain_note"]
 
 
 def test_a_gain_without_an_interval_says_why() -> None:
@@ -93,8 +93,7 @@ def test_a_gain_without_an_interval_says_why() -> None:
     found = compare_with_curve([ids], [rows_of([5, 5, 6], 10)], range(2), seed=0, resamples=100)[2]
     assert found["gain"] == pytest.approx(0.1)
     assert found["gain_interval"] is None
-    assert found["gain_note"]["kind"] == "rarely-defined"
-    assert 0 < found["gain_note"]["values"]["share"] < 1
+    assert "of the resamples only" in found["gain_note"]
 
 
 def test_a_gain_of_a_point_that_gives_the_same_answers_is_not_certain() -> None:
