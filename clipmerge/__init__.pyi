@@ -1,17 +1,17 @@
 """Types of the public names, which `__init__.py` imports when they are first used."""
 
-from clipmerge.api._results import EvaluateResult as EvaluateResult
-from clipmerge.api._results import InspectResult as InspectResult
-from clipmerge.api._results import MergeResult as MergeResult
-from clipmerge.api._results import SweepResult as SweepResult
+from clipmerge.api._write import MergeResult as MergeResult
 from clipmerge.api.apply import apply as apply
 from clipmerge.api.callback import RobustMergeCallback as RobustMergeCallback
+from clipmerge.api.evaluate import EvaluateResult as EvaluateResult
 from clipmerge.api.evaluate import evaluate as evaluate
+from clipmerge.api.inspect import InspectResult as InspectResult
 from clipmerge.api.inspect import inspect as inspect
 from clipmerge.api.merge import merge as merge
 from clipmerge.api.merge import plan as plan
 from clipmerge.api.merge_models import merge_models as merge_models
 from clipmerge.api.push import push as push
+from clipmerge.api.sweep import SweepResult as SweepResult
 from clipmerge.api.sweep import sweep as sweep
 from clipmerge.errors import CheckpointError as CheckpointError
 from clipmerge.errors import ClipmergeError as ClipmergeError

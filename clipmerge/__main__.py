@@ -14,7 +14,7 @@ def run() -> None:
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     code = 130
     try:
-        from clipmerge.cli._ending import interrupt
+        from clipmerge.cli._terminal import interrupt
 
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has set it

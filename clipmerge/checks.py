@@ -1,7 +1,7 @@
 """Doubts about the inputs, asked once before anything is learned: whether names, images or models
 would make any answer wrong.
 
-A check is a function that yields doubts. What follows is in `clipmerge.config.CHECKS`: a warning,
+A check is a function that yields doubts. What follows is in `clipmerge.types.CHECKS`: a warning,
 or an error that names the ``allow`` that waves it through. To add one, yield its doubt from a
 function here and enter its name there.
 """
@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from clipmerge.checkpoint.ancestry import UNRELATED, are_equal, cosines_of
-from clipmerge.config import CHECKS
 from clipmerge.errors import CheckpointError, DataError, printable
-from clipmerge.types import Names
+from clipmerge.types import CHECKS, Names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,7 +76,7 @@ def settle(doubts: Iterable[Doubt], allow: Collection[str], progress: Progress) 
 
 def check_models(inputs: Inputs) -> Iterator[Doubt]:
     """Doubt the pair, by its weights: equal, unrelated, or half missing."""
-    share = _share_left_zeroshot(inputs)
+    share = _share_left_zeroshot(inputs) if inputs.missing == "keep-zeroshot" else 0.0
     if share > _STAYING:
         yield Doubt(
             "half-zeroshot",
@@ -113,8 +112,6 @@ def _share_left_zeroshot(inputs: Inputs) -> float:
     """Share of the numbers that fine-tuning could have changed and that stay zero-shot, because
     the fine-tuned checkpoints lack them.
     """
-    if inputs.missing != "keep-zeroshot":
-        return 0.0
     wanted, absent = 0, 0
     for name in inputs.zeroshot_keys:
         entry = inputs.zeroshot_entry(name)

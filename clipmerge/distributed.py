@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from clipmerge.config import Device
+    from clipmerge.types import Device
 
 
 # Copies of more bytes than this are made from memory that a card can read by itself.

@@ -7,9 +7,10 @@ the type that Python takes, its flag, and the flag's own type where that is narr
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -22,10 +23,9 @@ from typing import (
 
 import typer
 
-from clipmerge.config import CHECKS, RECOMMENDATIONS, Device, OutputDtype
 from clipmerge.errors import UsageError, did_you_mean
 from clipmerge.files.paths import local_path
-from clipmerge.types import Json, Names, StrPath
+from clipmerge.types import CHECKS, RECOMMENDATIONS, Device, Json, Names, OutputDtype
 
 if TYPE_CHECKING:
     from clipmerge.images.source import Columns
@@ -44,7 +44,7 @@ Allow = Annotated[
 ]
 Overwrite = Annotated[bool, _flag("--overwrite", help="Replace an earlier output.")]
 ShardSize = Annotated[
-    int | str | None,
+    Any,
     _flag(
         metavar="SIZE",
         hidden=True,
@@ -69,13 +69,20 @@ Seed = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a command, checked when they are made."""
+    """Options of a command, brought into one form and checked when they are made."""
 
     def __post_init__(self) -> None:
-        """Refuse values of another type or out of their range."""
+        """Read every value."""
         for name, hint in _hints(type(self)).items():
             kind, flag, *_ = get_args(hint)
-            self._set(**{name: _checked(name, getattr(self, name), kind, flag)})
+            value = getattr(self, name)
+            if name not in _READERS:
+                value = _checked(name, kind, flag, value)
+            elif value:
+                value = _READERS[name](value)
+            else:  # `None` for none, as the command line gives it
+                value = getattr(type(self), name)
+            object.__setattr__(self, name, value)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -85,10 +92,6 @@ class Options:
             if name not in names:
                 raise TypeError(f"unexpected option '{name}'.{did_you_mean(name, names)}")
         return cls(**values)
-
-    def _set(self, **values: Any) -> None:
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,21 +117,10 @@ class ImageOptions(Options):
     caption_column: Annotated[
         str | None, _flag(metavar="NAME", help="Column of captions, taken in place of classes.")
     ] = None
-    device: Annotated[Any, _flag(help="Where models run."), Device] = "auto"
+    device: Annotated[Device, _flag(help="Where models run.")] = "auto"
     batch_size: Annotated[
         int | None, _flag(metavar="COUNT", min=1, help="Images per batch; by default at most 128.")
     ] = None
-
-    def __post_init__(self) -> None:
-        """Bring classes, templates and device into one form."""
-        super().__post_init__()
-        # str of a `torch.device`
-        self._set(device=_checked("device", str(self.device), Device, None))
-        self._set(classes=class_names(self.classes), template=as_texts(self.template))
-        if self.template:
-            from clipmerge.images.prompts import check_templates
-
-            self._set(template=check_templates(self.template))
 
     @property
     def templates(self) -> Names:
@@ -176,13 +168,6 @@ class DecisionOptions(ImageOptions):
     model: Model = None
     state_key: StateKey = None
 
-    def __post_init__(self) -> None:
-        """Bring sources and checks into one form."""
-        super().__post_init__()
-        data = os.fspath(self.data) if isinstance(self.data, os.PathLike) else self.data
-        self._set(data=None if isinstance(data, str) and not data else data)
-        self._set(allow=allowed_checks(self.allow))
-
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions(DecisionOptions):
@@ -207,11 +192,6 @@ class PlanOptions(DecisionOptions):
         bool, _flag(" /--no-verdict", help="Decide by all images, and judge by none.")
     ] = True
     overwrite: Overwrite = False
-
-    def __post_init__(self) -> None:
-        """Name the sources."""
-        super().__post_init__()
-        self._set(ood=named_sources("ood", self.ood))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,19 +218,6 @@ class MergeOptions(PlanOptions):
         str | None, _flag(metavar="LICENCE", hidden=True, help="With --push: under this licence.")
     ] = None
 
-    def __post_init__(self) -> None:
-        """Read recommendations and size."""
-        super().__post_init__()
-        self._set(max_shard_size=parse_size(self.max_shard_size))
-        listed = tuple(word for text in as_texts(self.fail_on) for word in text.split(","))
-        for word in listed:
-            if word not in RECOMMENDATIONS:
-                raise UsageError(
-                    f"`fail_on` {word}: no verdict recommends it (recommendations:"
-                    f" {', '.join(RECOMMENDATIONS)}).{did_you_mean(word, RECOMMENDATIONS)}"
-                )
-        self._set(fail_on=listed)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ApplyOptions(Options):
@@ -261,11 +228,6 @@ class ApplyOptions(Options):
     max_shard_size: ShardSize = None
     overwrite: Overwrite = False
 
-    def __post_init__(self) -> None:
-        """Read the size."""
-        super().__post_init__()
-        self._set(allow=allowed_checks(self.allow), max_shard_size=parse_size(self.max_shard_size))
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(ImageOptions):
@@ -274,11 +236,6 @@ class EvaluateOptions(ImageOptions):
     allow: Allow = ()
     model: Model = None
     state_key: StateKey = None
-
-    def __post_init__(self) -> None:
-        """Check the names."""
-        super().__post_init__()
-        self._set(allow=allowed_checks(self.allow))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,11 +268,6 @@ class SweepOptions(DecisionOptions):
     ] = "0,0.1,...,1"
     overwrite: Overwrite = False
 
-    def __post_init__(self) -> None:
-        """Read the points."""
-        super().__post_init__()
-        self._set(alphas=parse_alphas(self.alphas), points=named_sources("points", self.points))
-
 
 @dataclass(frozen=True, kw_only=True)
 class PushOptions(Options):
@@ -340,7 +292,7 @@ def _hints(options: type) -> Json:
     return get_type_hints(options, include_extras=True)
 
 
-def _checked(name: str, value: Any, kind: Any, flag: Any) -> Any:
+def _checked(name: str, kind: Any, flag: Any, value: Any) -> Any:
     """A value of the declared type and range, if it is one or stands for one."""
     if kind is Any:
         return value
@@ -371,23 +323,26 @@ def as_texts(texts: Any) -> Names:
     return (texts,) if isinstance(texts, str) else tuple(texts or ())
 
 
-def allowed_checks(names: Any) -> Names:
-    """The checks to go on in spite of, each of which must exist."""
-    texts = as_texts(names)
-    if texts:
-        for name in texts:
-            if name not in CHECKS:
-                raise UsageError(
-                    f"`allow` {name}: no check has this name (checks: {', '.join(CHECKS)})."
-                    f"{did_you_mean(name, CHECKS)}"
-                )
-    return texts
+def _prompts(texts: Any) -> Names:
+    from clipmerge.images.prompts import check_templates
+
+    return check_templates(as_texts(texts))
 
 
-def class_names(classes: Any) -> Path | Names | None:
+def _known(option: str, words: Iterable[str], texts: Any) -> Names:
+    """Words of an option, one or several, with commas or without, each of which must exist."""
+    listed = tuple(word for text in as_texts(texts) for word in text.split(","))
+    for word in listed:
+        if word not in words:
+            raise UsageError(
+                f"`{option}` {word}: there is no such word (words: {', '.join(words)})."
+                f"{did_you_mean(word, words)}"
+            )
+    return listed
+
+
+def class_names(classes: Any) -> Path | Names:
     """A file of class names, or the names themselves; a file wins over a shipped list."""
-    if classes is None or classes == "":
-        return None
     if isinstance(classes, Mapping):  # such as `id2label` of a configuration of transformers
         by_number = {str(number): name for number, name in classes.items()}
         numbers = [str(number) for number in range(len(by_number))]
@@ -406,29 +361,22 @@ def class_names(classes: Any) -> Path | Names | None:
     return class_list(name) if not path.exists() and name in class_lists() else path
 
 
-def named_sources(
-    option: str, sources: Mapping[str, Any] | Sequence[StrPath] | StrPath | None
-) -> Json:
+def named_sources(sources: Any) -> Json:
     """Sources by name, from a mapping, or from texts ``NAME=SOURCE`` or paths.
 
     Example:
-        >>> named_sources("ood", ["val=data/val", "data/test"])
+        >>> named_sources(["val=data/val", "data/test"])
         {'val': 'data/val', 'test': 'data/test'}
     """
-    if not isinstance(sources, Mapping):
-        listed = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources or ())
-        if not all(isinstance(source, (str, os.PathLike)) for source in listed):
-            raise UsageError(f'`{option}` takes sources by name: {option}={{"val": SOURCE}}')
-        pairs = [_named_source(os.fspath(source)) for source in listed]
-        sources = dict(pairs)
-        if len(sources) != len(pairs):
-            raise UsageError(
-                f"two `{option}` have the same name; write NAME=SOURCE with different names"
-            )
-    return {
-        str(name): os.fspath(source) if isinstance(source, os.PathLike) else source
-        for name, source in sources.items()
-    }
+    if isinstance(sources, Mapping):
+        return {str(name): source for name, source in sources.items()}
+    listed = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources or ())
+    if not all(isinstance(source, (str, os.PathLike)) for source in listed):
+        raise UsageError('sources are named: texts NAME=SOURCE, or a mapping {"val": SOURCE}')
+    named = dict(_named_source(os.fspath(source)) for source in listed)
+    if len(named) != len(listed):
+        raise UsageError("two sources have the same name; write NAME=SOURCE with different names")
+    return named
 
 
 def _named_source(text: str) -> tuple[str, str]:
@@ -443,15 +391,13 @@ def _named_source(text: str) -> tuple[str, str]:
     return (local_path(text).resolve().name if path.name in ("", "..") else path.name) or text, text
 
 
-def parse_size(size: str | int | None) -> int | None:
+def parse_size(size: str | int) -> int:
     """Bytes of a shard's size: a number of bytes, or text such as ``200MB``, ``5GB`` or ``1GiB``.
 
     Example:
         >>> parse_size("1.5GB"), parse_size("2KiB"), parse_size(200_000_000)
         (1500000000, 2048, 200000000)
     """
-    if size is None:
-        return None
     # text without a unit would be bytes, where gigabytes are meant
     text = f"{size}B" if isinstance(size, int) else size.upper()
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?)B?|B)\s*", text)
@@ -506,6 +452,16 @@ def _continue_steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decima
     return [last + (last - before) * step for step in range(1, int(count) + 1)]
 
 
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "classes": class_names,
+    "template": _prompts,
+    "allow": partial(_known, "allow", CHECKS),
+    "fail_on": partial(_known, "fail_on", RECOMMENDATIONS),
+    "ood": named_sources,
+    "points": named_sources,
+    "alphas": parse_alphas,
+    "max_shard_size": parse_size,
+}
 #: The flags of all keywords, which messages name in backticks.
 KEYWORDS: dict[str, Names] = {
     name: tuple(each for each in (flag.default, *(flag.param_decls or ())) if isinstance(each, str))

@@ -9,18 +9,18 @@ combination is the function ``combine`` in the file of the method that uses it.
 from __future__ import annotations
 
 import inspect
+import os
 import pkgutil
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from clipmerge.errors import RecipeError, did_you_mean
-from clipmerge.files.paths import plugin_folders
+from clipmerge.files.paths import PLUGINS, plugin_folders
 from clipmerge.types import Json, Names
 
 
@@ -80,7 +80,7 @@ def plugin_names(package: str) -> Names:
 def _names(package: str, folders: tuple[Path, ...]) -> Names:
     if package == "combinations":
         methods = _names("methods", folders)
-        return tuple(name for name in methods if hasattr(_module("methods", name), "combine"))
+        return tuple(name for name in methods if _has_rule(name))
     known = import_module(f"clipmerge.{package}").__path__  # a plugin is imported from there
     paths = [known[0], *(str(folder / package) for folder in folders)]
     known.extend(path for path in paths if path not in known)
@@ -88,30 +88,29 @@ def _names(package: str, folders: tuple[Path, ...]) -> Names:
     return tuple(sorted(name.replace("_", "-") for name in names if not name.startswith("_")))
 
 
-def _module(package: str, name: str) -> ModuleType:
-    file_name = name.replace("-", "_")
-    try:
-        return import_module(f"clipmerge.{package}.{file_name}")
-    except Exception as error:  # a user's file may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise RecipeError(f"{package}/{file_name}.py: cannot be imported ({reason})") from error
+def _has_rule(method: str) -> bool:
+    return hasattr(import_module(f"clipmerge.methods.{method.replace('-', '_')}"), "combine")
 
 
 def load_plugin(package: str, name: str) -> Callable[..., Any]:
     """Load the function behind a recipe name."""
-    known = plugin_names(package)
-    if name not in known:
-        kind = package.removesuffix("s")
-        raise RecipeError(
-            f"no {kind} '{name}' ({package}: {', '.join(known)}).{did_you_mean(name, known)}"
-        )
-    module = _module("methods" if package == "combinations" else package, name)
+    folder = "methods" if package == "combinations" else package
+    if os.environ.get(PLUGINS):
+        plugin_names(folder)  # which lets Python find them
+    place = f"clipmerge.{folder}.{name.replace('-', '_')}"
     attribute = "combine" if package == "combinations" else name.replace("-", "_")
-    function: Callable[..., Any] | None = getattr(module, attribute, None)
-    if function is None:
-        raise RecipeError(
-            f"{module.__file__}: has no function '{attribute}'; a plugin has the name of its file"
-        )
+    try:
+        module = import_module(place)
+        function: Callable[..., Any] = getattr(module, attribute)
+    except Exception as error:  # a user's file may raise anything
+        known = plugin_names(package)
+        if name not in known:
+            raise RecipeError(
+                f"no {package.removesuffix('s')} '{name}' ({package}: {', '.join(known)})."
+                f"{did_you_mean(name, known)}"
+            ) from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RecipeError(f"{place}: cannot be used ({reason})") from error
     return function
 
 

@@ -45,7 +45,7 @@ def places(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory
         (striped / name).mkdir(parents=True)
         for number in range(4):
             Image.fromarray(picture).save(striped / name / f"{number}.png")
-    codes = save_images(folder / "codes", classes=("1", "2", "3"))
+    codes = save_images(folder / "codes", classes=("class a", "class b", "class c"))
     shutil.copytree(pair[0], folder / "copy")
     keep = {"set": {"missing": "keep-zeroshot"}}
     return {

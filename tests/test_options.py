@@ -102,9 +102,9 @@ def test_alphas_are_read(text: Any, expected: tuple[float, ...]) -> None:
 
 
 def test_small_readers() -> None:
-    assert parse_size(None) is None
-    assert class_names("") is None
-    assert named_sources("ood", None) == {}
+    assert parse_size("1KiB") == 1024
+    assert class_names(["a", "b"]) == ("a", "b")
+    assert named_sources(["data/val", "x=y"]) == {"val": "data/val", "x": "y"}
 
 
 @pytest.mark.parametrize(

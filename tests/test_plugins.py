@@ -67,8 +67,8 @@ def test_no_folder_replaces_what_is_shipped(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 / 0", r"masks/failing.py: cannot be imported \(ZeroDivisionError: division by zero\)"),
-        ("def other(change): ...", "broken.py: has no function 'broken'"),
+        ("1 / 0", r"masks.failing: cannot be used \(ZeroDivisionError: division by zero\)"),
+        ("def other(change): ...", "has no attribute 'broken'"),
     ],
 )
 def test_a_plugin_that_cannot_be_used_is_named(folder: Path, text: str, message: str) -> None:

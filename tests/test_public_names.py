@@ -71,7 +71,6 @@ def test_the_types_of_the_stub_are_the_names_of_the_module() -> None:
             "import clipmerge; clipmerge.merge; clipmerge.plan; clipmerge.apply; clipmerge.Plan",
             "torch transformers rich",
         ),
-        ("import clipmerge; clipmerge.sweep", "torch transformers matplotlib"),
         (
             "import clipmerge; clipmerge.merge('a', 'b', 'wise-ft', output='c')",
             "torch transformers",

@@ -64,7 +64,7 @@ def open_ood(options: PlanOptions, split: Split[Images], progress: Progress) -> 
 def open_ood_sources(options: PlanOptions, progress: Progress) -> dict[str, Images]:
     """Open and sample `ood`."""
     sources: dict[str, Images] = {}
-    for name, source in options.ood.items():
+    for name, source in dict(options.ood).items():
         images = open_images(source)
         for note in images.notes:
             progress.warn(note)

@@ -1,67 +1,23 @@
-"""Models in memory as checkpoints: written to a temporary folder in the layout of their own
-library.
-"""
+"""Models in memory, written to a temporary folder in the layout of their own library."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from clipmerge.checkpoint import Checkpoint, open_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.errors import UsageError
-from clipmerge.files.paths import IN_MEMORY, in_memory_title
-from clipmerge.types import StrPath
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-#: A folder, a file, ``org/name[@revision]``, or a model in memory (of transformers or open_clip).
-CheckpointLike: TypeAlias = "StrPath | Module"
 # DataParallel's and DistributedDataParallel's, and torch.compile's
 _WRAPPERS = ("module", "_orig_mod")
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
-
-
-def open_source(
-    source: str, base: Checkpoint | None = None, *, model: str | None = None
-) -> Checkpoint:
-    """Open a source of `as_sources`; takes and raises the same as
-    `clipmerge.checkpoint.open_checkpoint`.
-    """
-    return named_after_model(open_checkpoint(source, base=base, model=model))
-
-
-def named_after_model(checkpoint: Checkpoint) -> Checkpoint:
-    """Name a checkpoint that holds a model in memory after the model."""
-    return replace(checkpoint, source=in_memory_title(checkpoint.source) or checkpoint.source)
-
-
-@contextmanager
-def as_sources(checkpoints: Sequence[CheckpointLike], processor: Any = None) -> Iterator[list[str]]:
-    """Turn checkpoints into sources of `open_source`; models in memory lie in temporary folders
-    during the block.
-    """
-    with ExitStack() as stack:
-        yield [
-            (
-                os.fspath(checkpoint)
-                if isinstance(checkpoint, (str, os.PathLike))
-                else _save_model(
-                    checkpoint,
-                    stack.enter_context(tempfile.TemporaryDirectory(prefix=IN_MEMORY)),
-                    processor,
-                )
-            )
-            for checkpoint in checkpoints
-        ]
 
 
 def unwrap_model(model: Module) -> Module:
@@ -72,7 +28,7 @@ def unwrap_model(model: Module) -> Module:
     return model
 
 
-def _save_model(checkpoint: Module, parent: str, processor: Any) -> str:
+def save_model(checkpoint: Module, parent: str, processor: Any) -> str:
     """Save a model in memory in a folder of its name; the folder's path."""
     if not hasattr(checkpoint, "state_dict"):
         raise UsageError(

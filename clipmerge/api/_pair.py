@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from clipmerge.api._in_memory import CheckpointLike, as_sources, named_after_model
-from clipmerge.checkpoint import Inputs, open_checkpoints
+from clipmerge.checkpoint import Checkpoint, Inputs, open_checkpoint, open_checkpoints
 from clipmerge.checkpoint.alignment import align, finetuned_dtype, refuse_mismatches
 from clipmerge.checkpoint.inputs import HEAD_WEIGHT
 from clipmerge.checks import check_models, settle
-from clipmerge.config import Missing, OutputDtype
 from clipmerge.errors import UsageError
-from clipmerge.files.paths import local_path
+from clipmerge.files.paths import IN_MEMORY, in_memory_title, local_path
 from clipmerge.options import DecisionOptions
 from clipmerge.planning.plan import HeadRecord, SourceRecord
 from clipmerge.progress import Journal
-from clipmerge.types import Json
+from clipmerge.types import Json, Missing, OutputDtype, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
+    from torch.nn import Module
+
     from clipmerge.images.image_set import CaptionedImages, LabelledImages
+
+#: A folder, a file, ``org/name[@revision]``, or a model in memory (of transformers or open_clip).
+CheckpointLike: TypeAlias = "StrPath | Module"
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,8 @@ def open_pair(
     with as_sources(checkpoints, processor) as sources:
         refuse_duplicates(sources)
         named = [sources[0], *with_state_key(sources[1:], options.state_key)]
-        opened = open_checkpoints(named, model=options.model)
-        base, *others = map(named_after_model, opened)
-        inputs = align(base, others, missing=missing)
+        opened = [*map(named_after_model, open_checkpoints(named, model=options.model))]
+        inputs = align(opened[0], opened[1:], missing=missing)
         dtype = options.dtype
         if dtype == "keep" and (found := finetuned_dtype(inputs)):
             dtype = found
@@ -79,14 +83,43 @@ def open_pair(
         yield Pair(inputs, dtype)
 
 
+def open_source(
+    source: str, base: Checkpoint | None = None, *, model: str | None = None
+) -> Checkpoint:
+    """Open a source of `as_sources`; takes and raises the same as
+    `clipmerge.checkpoint.open_checkpoint`.
+    """
+    return named_after_model(open_checkpoint(source, base=base, model=model))
+
+
+def named_after_model(checkpoint: Checkpoint) -> Checkpoint:
+    """Name a checkpoint that holds a model in memory after the model."""
+    return replace(checkpoint, source=in_memory_title(checkpoint.source) or checkpoint.source)
+
+
+@contextmanager
+def as_sources(checkpoints: Sequence[CheckpointLike], processor: Any = None) -> Iterator[list[str]]:
+    """Turn checkpoints into sources of `open_source`; models in memory lie in temporary folders
+    during the block.
+    """
+    with ExitStack() as stack:
+        sources = []
+        for checkpoint in checkpoints:
+            if not isinstance(checkpoint, (str, os.PathLike)):
+                from clipmerge.api._in_memory import save_model
+
+                folder = stack.enter_context(TemporaryDirectory(prefix=IN_MEMORY))
+                checkpoint = save_model(checkpoint, folder, processor)
+            sources.append(os.fspath(checkpoint))
+        yield sources
+
+
 def with_zeroshot_head(
     pair: Pair, images: LabelledImages | CaptionedImages | None, options: DecisionOptions
 ) -> Pair:
     """Give the zero-shot model a head if only the fine-tuned one has a head, and its classes are
     known from images or by name.
     """
-    if not pair.inputs.keeps_head:
-        return pair
     from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
     from clipmerge.images.classes import read_class_names
     from clipmerge.images.dataset import require_labelled

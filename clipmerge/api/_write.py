@@ -9,27 +9,65 @@ import re
 import shlex
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.api._pair import Pair
-from clipmerge.api._results import MergeResult
 from clipmerge.distributed import is_main_process
 from clipmerge.files.paths import local_path
 from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
-from clipmerge.options import parse_size
 from clipmerge.output.record import Record, histograms
 from clipmerge.planning.plan import Plan, write_plan_files
+from clipmerge.planning.table import Rows, Tabular
 from clipmerge.progress import Journal
-from clipmerge.types import Json
+from clipmerge.types import Json, Names
 
 if TYPE_CHECKING:
     from clipmerge.api.merge import Decided
     from clipmerge.options import ApplyOptions, MergeOptions
     from clipmerge.planning.verdict import Verdict
+    from clipmerge.publish.push import Published
+    from clipmerge.types import Recommendation
 
 # a path may hold bytes that are not valid text
 _NAMES = "backslashreplace"
+
+
+@dataclass(frozen=True, repr=False)
+class MergeResult(Tabular):
+    """Result of `merge` and `apply`; only the main process of several has more than the plan.
+
+    Attributes:
+        path: The folder written; ``None`` if nothing was written.
+        plan: The settings of each layer.
+        record: The content of ``clipmerge.json``; ``None`` if this process wrote nothing.
+        warnings: Warnings, one line each.
+        published: The place that the output was pushed to, if it was.
+    """
+
+    path: Path | None
+    plan: Plan
+    record: Record | None
+    warnings: Names = ()
+    published: Published | None = None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether to use the merge, and the accuracies behind it; ``None`` without images."""
+        return self.record.verdict if self.record else None
+
+    @property
+    def recommendation(self) -> Recommendation | None:
+        """The verdict in a word, such as ``use`` or ``too-few-images``."""
+        return self.verdict.recommendation if self.verdict else None
+
+    def _rows(self) -> Rows:
+        measured = self.record.measurements if self.record else {}
+        return [row | measured.get(row["layer"], {}) for row in self.plan._rows()]
+
+    def _caption(self) -> str:
+        return self.verdict.sentence if self.verdict else f"{self.path}: {self.plan._caption()}"
 
 
 def write_merged(
@@ -72,7 +110,7 @@ def _write(
     with staged(output, overwrite=options.overwrite) as folder:
         journal.stage("merge")
         tensors = plan_tensors(inputs, decided.plan)
-        layout = assign_shards(inputs, tensors, parse_size(options.max_shard_size))
+        layout = assign_shards(inputs, tensors, options.max_shard_size)
         files = write_weights(folder, tensors, layout, journal, single=inputs.family.weights)
         journal.stage("write")
         side_files, notes = write_side_files(folder, inputs, decided.plan.dtype)

@@ -8,10 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
-from clipmerge.api._pair import Pair, as_list, refuse_duplicates
-from clipmerge.api._results import MergeResult
-from clipmerge.api._write import local_inputs, write_merged
+from clipmerge.api._pair import (
+    CheckpointLike,
+    Pair,
+    as_list,
+    as_sources,
+    open_source,
+    refuse_duplicates,
+)
+from clipmerge.api._write import MergeResult, local_inputs, write_merged
 from clipmerge.api.merge import Decided
 from clipmerge.checkpoint import Checkpoint, align_checkpoints
 from clipmerge.checks import check_models, settle

@@ -11,9 +11,9 @@ from typing import Any
 from torch.nn import Module
 from transformers import TrainerCallback
 
-from clipmerge.api._in_memory import CheckpointLike, unwrap_model
-from clipmerge.api._results import MergeResult
-from clipmerge.api._write import local_inputs
+from clipmerge.api._in_memory import unwrap_model
+from clipmerge.api._pair import CheckpointLike
+from clipmerge.api._write import MergeResult, local_inputs
 from clipmerge.api.merge import choose_recipe, merge
 from clipmerge.api.push import check_push
 from clipmerge.checkpoint import open_checkpoint
@@ -107,7 +107,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             self._folder(args),
             overwrite=options.overwrite,
             inputs=local_inputs(zeroshot),
-            read=local_inputs(options.data, options.classes, *options.ood.values()),
+            read=local_inputs(options.data, options.classes, *dict(options.ood).values()),
         )
         if options.data is not None:
             from clipmerge.api._images import open_ood_sources, open_target

@@ -3,16 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
-from clipmerge.api._pair import with_state_key
-from clipmerge.api._results import EvaluateResult
+from clipmerge.api._pair import CheckpointLike, as_sources, open_source, with_state_key
 from clipmerge.checks import check_answers, check_pixels, settle
 from clipmerge.errors import UsageError
 from clipmerge.options import EvaluateOptions, named_sources
+from clipmerge.planning.table import Rows, Tabular
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import Json, StrPath
+
+
+@dataclass(frozen=True, repr=False)
+class EvaluateResult(Tabular):
+    """Result of `evaluate`.
+
+    Attributes:
+        accuracy: Share of the images recognised, 0 to 1, by source with classes.
+        images: Number of images by source.
+        record: The output of ``clipmerge evaluate --json``.
+    """
+
+    accuracy: dict[str, float]
+    images: dict[str, int]
+    record: Json
+
+    @property
+    def recall(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Recall at K, 0 to 1, by source with captions: ``image_to_text`` and ``text_to_image``, by
+        K as text.
+        """
+        return dict(self.record.get("recall", {}))
+
+    def _rows(self) -> Rows:
+        rows: Rows = [
+            {"source": name, "images": self.images[name], "accuracy": value}
+            for name, value in self.accuracy.items()
+        ]
+        for name, recall in self.recall.items():
+            values = {
+                f"{way} R@{rank}": value
+                for way, by_rank in recall.items()
+                for rank, value in by_rank.items()
+            }
+            rows.append({"source": name, "images": self.images[name], **values})
+        return rows
+
+    def _caption(self) -> str:
+        parts = [f"{name} {value:.1%}" for name, value in self.accuracy.items()]
+        parts += [f"{name} R@1 {of['image_to_text']['1']:.1%}" for name, of in self.recall.items()]
+        return ", ".join(parts)
 
 
 def evaluate(
@@ -44,7 +85,7 @@ def evaluate(
     """
     opts = EvaluateOptions.of(options)
     journal = Journal(progress)
-    sources = named_sources("data", data)
+    sources = named_sources(data)
     if not sources:
         raise UsageError("nothing to evaluate on: give images with `data` NAME=SOURCE")
     from clipmerge.evaluation.accuracy import evaluate_sources, load_model

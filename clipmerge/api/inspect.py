@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
-from clipmerge.api._results import InspectResult
+from clipmerge.api._pair import CheckpointLike, as_sources, open_source
 from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.alignment import align, find_mismatches, finetuned_dtype
 from clipmerge.checkpoint.source import prefix_errors
 from clipmerge.families import family_of
 from clipmerge.files.safetensors import DTYPES
+from clipmerge.planning.table import Rows, Tabular
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import Json, Layers, Names
 
 # Numbers of a parameter that are compared at once.
 _CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, repr=False)
+class InspectResult(Tabular):
+    """Result of `inspect`.
+
+    Attributes:
+        family: Name of the model family.
+        layers: Number of tensors, number of entries, shapes and relative change by layer, in
+            network order.
+        mismatches: Obstacles to a merge, one line each; empty if the checkpoints match.
+        record: The output of ``clipmerge inspect --json``.
+    """
+
+    family: str
+    layers: dict[str, Json]
+    mismatches: Names
+    record: Json
+
+    def _rows(self) -> Rows:
+        keys = ("parameters", "size", "change")
+        return [
+            {"layer": name, **{key: layer[key] for key in keys if key in layer}}
+            for name, layer in self.layers.items()
+        ]
+
+    def _caption(self) -> str:
+        return f"{self.family}, {len(self.layers)} layers, {len(self.mismatches)} mismatches"
 
 
 def inspect(

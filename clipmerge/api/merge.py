@@ -12,10 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from clipmerge.api._in_memory import CheckpointLike
-from clipmerge.api._pair import Pair, as_list, open_pair, with_zeroshot_head
-from clipmerge.api._results import MergeResult
-from clipmerge.api._write import hashed, local_inputs, write_merged
+from clipmerge.api._pair import CheckpointLike, Pair, as_list, open_pair, with_zeroshot_head
+from clipmerge.api._write import MergeResult, hashed, local_inputs, write_merged
 from clipmerge.checks import settle
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import RecipeError, UsageError, VerdictError
@@ -223,7 +221,7 @@ def _output_folder(
             target,
             overwrite=options.overwrite,
             inputs=local_inputs(*checkpoints),
-            read=local_inputs(options.data, options.classes, *options.ood.values()),
+            read=local_inputs(options.data, options.classes, *dict(options.ood).values()),
         )
         if options.push is not None:
             from clipmerge.api.push import check_push
@@ -250,7 +248,8 @@ def open_split(
         from clipmerge.api._images import open_ood, open_target, split_images
 
         images = open_target(recipe, options, journal)
-    pair = with_zeroshot_head(pair, images, options)
+    if pair.inputs.keeps_head:
+        pair = with_zeroshot_head(pair, images, options)
     check_recipe(pair, recipe)
     if images is not None:
         from clipmerge.checks import check_sources

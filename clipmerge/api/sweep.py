@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clipmerge import __version__
 from clipmerge.api._images import Images, open_target, split_images
-from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
-from clipmerge.api._pair import Pair, as_list, open_pair, with_zeroshot_head
-from clipmerge.api._results import SweepResult
+from clipmerge.api._pair import (
+    CheckpointLike,
+    Pair,
+    as_list,
+    as_sources,
+    open_pair,
+    open_source,
+    with_zeroshot_head,
+)
 from clipmerge.api._write import command_line, local_inputs
 from clipmerge.api.merge import Decided, check_recipe, decide
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.checkpoint.converted import convert_checkpoint
 from clipmerge.checks import check_sources, settle
-from clipmerge.config import Missing
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation.points import Point, weights_key
@@ -33,16 +39,46 @@ from clipmerge.images.dataset import open_images, require_labelled
 from clipmerge.options import SweepOptions, named_sources
 from clipmerge.output.record import SWEEP_FORMAT
 from clipmerge.planning.recipe import Recipe, load_recipe
+from clipmerge.planning.table import Rows, Tabular
 from clipmerge.planning.verdict import MAX_LOSS
 from clipmerge.progress import Journal, Progress
 from clipmerge.report.decision import decision_sentence
 from clipmerge.report.sweep import sweep_sentence
 from clipmerge.stats import LEVEL
-from clipmerge.types import Json, StrPath
+from clipmerge.types import Json, Missing, Names, StrPath
 
 #: The record in the output folder of a sweep, which identifies it.
 SWEEP_RECORD = "sweep.json"
 _NAMES = "backslashreplace"
+
+
+@dataclass(frozen=True, repr=False)
+class SweepResult(Tabular):
+    """Result of `sweep`.
+
+    Attributes:
+        path: The folder written; ``None`` if nothing was written.
+        record: The content of ``sweep.json``.
+        correct: Whether each image was recognised, by source: shape (points, images), bool; the
+            curve's points first.
+        warnings: Warnings, one line each.
+    """
+
+    path: Path | None
+    record: Json
+    correct: dict[str, Correct]
+    warnings: Names = ()
+
+    def _rows(self) -> Rows:
+        curve = [(f"alpha {row['alpha']:g}", row) for row in self.record["curve"]]
+        others = [(row["name"], row) for row in (*self.record["recipes"], *self.record["points"])]
+        return [
+            {"point": name, **row["accuracy"], **{key: row[key] for key in ("id", "ood", "gain")}}
+            for name, row in curve + others
+        ]
+
+    def _caption(self) -> str:
+        return str(self.record["answer"])
 
 
 def sweep(
@@ -80,7 +116,7 @@ def sweep(
     opts = SweepOptions.of(options)
     journal = Journal(progress)
     recipes = [load_recipe(each, opts.set, max_loss=opts.max_loss) for each in opts.recipes or ()]
-    ids, oods = named_sources("id", id), named_sources("ood", ood)
+    ids, oods = named_sources(id), named_sources(ood)
     _check_names(ids, oods, recipes, opts)
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
@@ -97,7 +133,7 @@ def sweep(
     missing: Missing = next((each.missing for each in recipes if each.missing != "error"), "error")
     with (
         open_pair(zeroshot, finetuned, opts, journal, missing=missing, processor=processor) as pair,
-        as_sources(list(opts.points.values()), processor) as shown,
+        as_sources(list(dict(opts.points).values()), processor) as shown,
     ):
         sources = _open_sources(ids, oods, opts, journal)
         data = _open_data(recipes, sources, list(ids), opts, journal)
@@ -109,7 +145,7 @@ def sweep(
         decided = _decide_each(pair, recipes, data, opts, journal)
         others = {
             name: _aligned(source, pair.inputs, opts)
-            for name, source in zip(opts.points, shown, strict=True)
+            for name, source in zip(dict(opts.points), shown, strict=True)
         }
         points, numbers = _points(pair, opts.alphas, decided, others)
         journal.stage("evaluate")

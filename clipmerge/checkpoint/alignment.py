@@ -16,7 +16,6 @@ from clipmerge.checkpoint.converted import (
 from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.settings import differing_settings
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, prefix_errors
-from clipmerge.config import Missing, OutputDtype
 from clipmerge.errors import CheckpointError, counted, shorten
 from clipmerge.families import (
     Family,
@@ -33,7 +32,7 @@ from clipmerge.files.side_files import (
     read_vocabulary,
 )
 from clipmerge.layers import HEAD
-from clipmerge.types import Json
+from clipmerge.types import Json, Missing, OutputDtype
 
 # OpenCLIP's names of Pillow's filters.
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint.converted import WithHead
 from clipmerge.checkpoint.source import Checkpoint
-from clipmerge.config import Missing
 from clipmerge.families import Family, is_index_buffer, layers_of, tower_of
 from clipmerge.files.safetensors import Array, TensorEntry
 from clipmerge.layers import HEAD
-from clipmerge.types import Layers
+from clipmerge.types import Layers, Missing
 
 if TYPE_CHECKING:
     from torch import Tensor

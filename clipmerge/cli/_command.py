@@ -5,17 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from clipmerge.cli._ending import tell
-from clipmerge.cli._terminal import Terminal
+from clipmerge.cli._terminal import Terminal, tell
 from clipmerge.errors import UsageError
 from clipmerge.files.paths import recipe_files
 from clipmerge.options import Options, flags_of
+from clipmerge.types import Names
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -58,47 +57,46 @@ def command(options: type[Options] | None = None) -> Callable[[Any], Callable[..
     """Make a command of a function that takes a terminal, its own flags and, as ``options``, those
     of a class by keyword.
     """
-
-    def decorate(function: Any) -> Callable[..., None]:
-        hints = get_type_hints(function, include_extras=True)
-        own = [
-            each.replace(annotation=hints[each.name], kind=inspect.Parameter.KEYWORD_ONLY)
-            for each in inspect.signature(function).parameters.values()
-            if each.name not in ("terminal", "options")
-        ]
-        flags = flags_of(options) if options else {}
-        defaults = {field.name: field.default for field in fields(options)} if options else {}
-        declared = [
-            _parameter(name, kind, None if defaults[name] == () else defaults[name])
-            for name, kind in flags.items()
-        ]
-        common = [
-            _parameter(name, kind, False)
-            for name, kind in (("as_json", _Json), ("quiet", _Quiet), ("verbose", _Verbose))
-        ]
-
-        @functools.wraps(function)
-        def run(as_json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
-            if as_json and quiet:
-                raise UsageError("--json and --quiet contradict each other; give one of them")
-            terminal = Terminal(as_json=as_json, quiet=quiet, verbose=verbose)
-            if options:
-                values["options"] = {name: values.pop(name) for name in flags}
-            try:
-                function(terminal, **values)
-            except KeyboardInterrupt as error:  # typer would print an empty line
-                terminal.close()
-                raise typer.Exit(tell(error)) from None
-            finally:
-                terminal.close()
-
-        parameters = [*own, *declared, *common]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in parameters}
-        return run
-
-    return decorate
+    return functools.partial(_make_command, options)
 
 
-def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+def _make_command(options: type[Options] | None, function: Any) -> Callable[..., None]:
+    hints = get_type_hints(function, include_extras=True)
+    parameters = [
+        each.replace(annotation=hints[each.name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for each in inspect.signature(function).parameters.values()
+        if each.name not in ("terminal", "options")
+    ]
+    flags = flags_of(options) if options else {}
+    for name, kind in {**flags, "as_json": _Json, "quiet": _Quiet, "verbose": _Verbose}.items():
+        default = getattr(options, name, False)
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None if default == () else default,
+                annotation=kind,
+            )
+        )
+    run: Any = functools.partial(_run, function, tuple(flags))
+    functools.update_wrapper(run, function)
+    run.__signature__ = inspect.Signature(parameters)
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run  # type: ignore[no-any-return]
+
+
+def _run(
+    function: Any, options: Names, as_json: bool, quiet: bool, verbose: bool, **values: Any
+) -> None:
+    if as_json and quiet:
+        raise UsageError("--json and --quiet contradict each other; give one of them")
+    terminal = Terminal(as_json=as_json, quiet=quiet, verbose=verbose)
+    if options:
+        values["options"] = {name: values.pop(name) for name in options}
+    try:
+        function(terminal, **values)
+    except KeyboardInterrupt as error:  # typer would print an empty line
+        terminal.close()
+        raise typer.Exit(tell(error)) from None
+    finally:
+        terminal.close()

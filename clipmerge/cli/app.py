@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
-from clipmerge.cli._ending import tell
+from clipmerge.cli._terminal import tell
 from clipmerge.errors import UsageError
 
 #: Every command in the order of ``--help``: its file, and what it does.

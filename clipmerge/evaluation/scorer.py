@@ -19,7 +19,6 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.config import OutputDtype
 from clipmerge.distributed import device_work, distributed_context, peer_errors, to_device
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_texts
@@ -32,6 +31,7 @@ from clipmerge.models.precision import passes
 from clipmerge.options import ImageOptions
 from clipmerge.planning.verdict import Recall
 from clipmerge.progress import Pace, Progress
+from clipmerge.types import OutputDtype
 
 if TYPE_CHECKING:
     from clipmerge.evaluation.tradeoff import Correct

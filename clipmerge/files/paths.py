@@ -38,9 +38,13 @@ def recipes_folder() -> Path:
     return packaged if packaged.is_dir() else packaged.parents[1] / "recipes"
 
 
+#: The variable that lists the user's folders of plugins.
+PLUGINS = "CLIPMERGE_PLUGINS"
+
+
 def plugin_folders() -> tuple[Path, ...]:
     """The user's folders of plugins: those that the variable ``CLIPMERGE_PLUGINS`` lists."""
-    listed = os.environ.get("CLIPMERGE_PLUGINS", "")
+    listed = os.environ.get(PLUGINS, "")
     folders = tuple(Path(folder).absolute() for folder in listed.split(os.pathsep) if folder)
     for folder in folders:
         if not folder.is_dir():

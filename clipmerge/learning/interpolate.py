@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.config import OutputDtype
 from clipmerge.errors import CheckpointError
 from clipmerge.families import is_variance
 from clipmerge.files.finite import is_finite, require_finite
@@ -23,6 +22,7 @@ from clipmerge.layers import HEAD
 from clipmerge.merging.stream import plan_tensors
 from clipmerge.models import ImageTextModel
 from clipmerge.planning.plan import Plan, rows_shape
+from clipmerge.types import OutputDtype
 
 #: WiSE-FT's alpha where nothing is tuned (Wortsman et al. 2022).
 DEFAULT_ALPHA = 0.5

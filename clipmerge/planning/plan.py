@@ -18,7 +18,6 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
-from clipmerge.config import Missing, OutputDtype
 from clipmerge.errors import OutputError, PlanError, RecipeError, did_you_mean
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.paths import is_plain_name, split_part
@@ -35,7 +34,7 @@ from clipmerge.plugins import (
     plugin_names,
     plugin_options,
 )
-from clipmerge.types import Json, Layers, Names, Shape, StrPath
+from clipmerge.types import Json, Layers, Missing, Names, OutputDtype, Shape, StrPath
 
 #: Beginnings of the names of a plan's tensors, followed by the parameter: saliency for masks, and
 #: learned coefficients, float32 of shape (), (rows, 1, ...) or the parameter's.

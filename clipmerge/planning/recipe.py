@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import yaml
 from pydantic import Field, ValidationError
 
-from clipmerge.config import Missing
 from clipmerge.errors import RecipeError, UsageError, did_you_mean
 from clipmerge.files.paths import local_path, recipe_files
 from clipmerge.files.reading import read_text, refusing
@@ -26,7 +25,7 @@ from clipmerge.plugins import (
     plugin_names,
     plugin_options,
 )
-from clipmerge.types import Json, StrPath
+from clipmerge.types import Json, Missing, StrPath
 
 if TYPE_CHECKING:
     from clipmerge.planning.plan import LayerPlan

@@ -6,9 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clipmerge.config import Recommendation
 from clipmerge.frozen import Frozen
-from clipmerge.types import Names
+from clipmerge.types import Names, Recommendation
 
 #: Loss of accuracy, in points, that is accepted unless the recipe or the user says otherwise.
 MAX_LOSS = 3.0

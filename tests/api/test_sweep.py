@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import clipmerge
-from clipmerge import ClipmergeError, Progress, UsageError
+from clipmerge import ClipmergeError, Progress
 from tests.support.command import printed
 from tests.support.tiny_clip import Folders, save_images
 
@@ -57,12 +57,13 @@ def test_a_recipe_decides_as_in_a_merge(far: Folders, images: Path, shifted: Pat
     assert row["accuracy"]["o"] == pytest.approx(np.mean(swept.correct["o"][2]))
 
 
-def test_ood_images_are_kept_from_the_recipes(pair: Folders, images: Path, tmp_path: Path) -> None:
+def test_images_on_both_sides_are_told(pair: Folders, images: Path, tmp_path: Path) -> None:
     other = save_images(tmp_path / "other", seed=1)
-    with pytest.raises(UsageError, match="also in"):
-        clipmerge.sweep(
-            *pair, id={"v": other}, ood={"o": images}, recipes=["auto"], data=images, **QUIET
-        )
+    swept = clipmerge.sweep(*pair, id={"v": other}, ood={"o": images}, data=images, **QUIET)
+    assert not swept.warnings  # no recipe looks at them
+    options: dict[str, Any] = {"recipes": ["monosoup"], "data": images, **QUIET}
+    swept = clipmerge.sweep(*pair, id={"v": other}, ood={"o": images}, **options)
+    assert [warning for warning in swept.warnings if "also in" in warning]
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -73,7 +74,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no images": ({"id": {"v": "nowhere"}}, "`id` v: nowhere: no such folder"),
     **{
         f"alphas {text!r}": ({"alphas": text}, "^`alphas` .*: expected two or more finite numbers")
-        for text in ("", "a", "0,...,1", "0,0.1,...", "0,1,...,1002", "0,1e400", "nan,1", [1, 0])
+        for text in ("a", "0,...,1", "0,0.1,...", "0,1,...,1002", "0,1e400", "nan,1", [1, 0])
     },
 }
 

@@ -37,7 +37,7 @@ def test_help_lists_nine_commands_and_imports_nothing_heavy() -> None:
         (["merge", "a", "b", "-o", "c", "--images", "0"], 2, "--images"),
         (["merge", "a", "b", "-o", "c", "--json", "-q"], 2, "contradict each other"),
         (["merge", "a", "b", "-o", "c"], 1, "a: no such folder or file, and not a Hub id"),
-        (["merge", "a", "b", "-o", "c", "--allow", "x"], 2, "--allow x: no check has this name"),
+        (["merge", "a", "b", "-o", "c", "--allow", "x"], 2, "--allow x: there is no such word"),
         (["apply", "nowhere.json", "-o", "c"], 1, "nowhere.json: cannot be read"),
         (["push", "nowhere", "a/b"], 1, "nowhere: no such folder"),
         (["evaluate", "a", "--data", "x=nowhere"], 1, "a: no such folder or file"),

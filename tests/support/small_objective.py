@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
-from clipmerge.config import Missing
 from clipmerge.distributed import DistributedContext, distributed_context
 from clipmerge.images.batches import Batch
 from clipmerge.images.split import held_out_positions
@@ -20,6 +19,7 @@ from clipmerge.learning.interpolate import Path as Between
 from clipmerge.learning.objective import Objective
 from clipmerge.models import model_for
 from clipmerge.models.classifier import Captions, Prompts
+from clipmerge.types import Missing
 from tests.support.tiny_clip import CLASSES, tiny_config, tiny_processor
 
 # on tensors as small as these, threads only wait for each other

@@ -17,7 +17,7 @@ def right() -> tuple[dict[str, float], MergeResult, float]:
 
 
 def wrong() -> object:
-    """An option and an attribute that do not exist; a checker that misses one calls its comment
-    unused."""
-    clipmerge.merge("zeroshot", "finetuned", "auto", dat="val")  # type: ignore[call-arg]
+    """An argument that is missing and an attribute that does not exist; a checker that misses one
+    calls its comment unused."""
+    clipmerge.merge("zeroshot")  # type: ignore[call-arg]
     return clipmerge.plan("zeroshot", "finetuned", "auto").layer  # type: ignore[attr-defined]
