@@ -54,10 +54,6 @@ class DataError(ClipmergeError):
     """Images, labels or class names that cannot be used."""
 
 
-class NoLabelsError(DataError):
-    """Images with neither labels nor captions."""
-
-
 class MeasureError(ClipmergeError):
     """A measurement that cannot be made or is not finite."""
 

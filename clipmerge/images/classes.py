@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from clipmerge.errors import DataError, NoLabelsError, counted, shorten
+from clipmerge.errors import DataError, counted, shorten
 from clipmerge.images.registry import imagenet_names
 from clipmerge.images.source import Opened
 from clipmerge.types import Json, Names, Shape
@@ -20,6 +20,8 @@ ClassNames: TypeAlias = Path | Sequence[str] | None
 
 #: A class name with a number in front, such as ``001.Black_footed_Albatross`` or ``0 - zero``.
 _NUMBERED = re.compile(r"(?P<number>\d{1,18}) ?[._-]+ ?(?P<name>[^\W\d_].*)", re.ASCII | re.DOTALL)
+# What data sets give for images without a label.
+_UNLABELLED = (-1, None)
 _DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
@@ -30,30 +32,11 @@ def name_classes(opened: Opened, given_names: ClassNames) -> tuple[Shape, Names,
     its own, a list of the same names is matched by name; any other list is in the order of the
     source's classes.
     """
-    title = opened.title
     labels, classes = number_classes(opened)
-    notes: list[str] = []
     if given_names is not None:
-        title = str(given_names) if isinstance(given_names, Path) else "the class names given"
-        data = _read_names(given_names)
-        if (
-            classes is None
-            and isinstance(data, list)
-            and (min(labels), max(labels)) == (1, len(data))
-        ):
-            # the largest number is the number of names, so they are not counted from 0
-            labels = tuple(label - 1 for label in labels)
-            notes.append(f"{title}: the labels are 1 to {len(data)}, so 1 is the first name")
-        if classes is None and max(labels) >= len(data):
-            raise DataError(
-                f"{title}: has {counted(len(data), 'class name', 'class names')}, and the labels go"
-                f" to {max(labels)}; give one name per class, or name the column of the labels with"
-                " `label_column`"
-            )
-        names = _check_names(title, data, classes or list(map(str, range(len(data)))))
-        if classes is not None and isinstance(data, list):
-            names = _sort_by_class(names, classes)
-    elif classes is None:
+        return _assign_given_names(labels, classes, given_names)
+    title = opened.title
+    if classes is None:
         captions = opened.unread_captions
         beside = f"; or take the captions with `caption_column` {captions}" if captions else ""
         raise DataError(
@@ -61,14 +44,45 @@ def name_classes(opened: Opened, given_names: ClassNames) -> tuple[Shape, Names,
             " with the names with `classes`, one per line (if they are ids, name the column of the"
             f" labels with `label_column`){beside}"
         )
+    of_imagenet = imagenet_names(classes)
+    if of_imagenet is not None:
+        names = of_imagenet
+    elif opened.verbatim and classes is opened.class_names:
+        names = classes
     else:
-        names = imagenet_names(classes) or classes
-        if names is classes and not (opened.verbatim and classes is opened.class_names):
-            plain = _without_number if are_numbered(classes) else str
-            names = tuple(plain(name.replace("_", " ")) for name in classes)
-        if names[0] != classes[0].replace("_", " "):
-            notes.append(f"{title}: class '{classes[0]}' is prompted as '{names[0]}'")
-    return labels, names, tuple(notes)
+        names = tuple(name.replace("_", " ") for name in classes)
+        if are_numbered(classes):
+            names = tuple(map(_without_number, names))
+    if names[0] == classes[0].replace("_", " "):
+        return labels, names, ()
+    return labels, names, (f"{title}: class '{classes[0]}' is prompted as '{names[0]}'",)
+
+
+def _assign_given_names(
+    labels: Shape, classes: Names | None, given_names: Path | Sequence[str]
+) -> tuple[Shape, Names, Names]:
+    """Assign names that the user gave to the classes of a source."""
+    title = _title_of(given_names)
+    data = _read_names(given_names)
+    if classes is not None:
+        names = _check_names(title, data, classes)
+        if isinstance(data, list):
+            names = _sort_by_class(names, classes)
+        return labels, names, ()
+    notes: Names = ()
+    count = len(data)
+    counts_from_one = min(labels) == 1 and max(labels) == count
+    if counts_from_one and isinstance(data, list):
+        labels = tuple(label - 1 for label in labels)
+        notes = (f"{title}: the labels are 1 to {count}, so 1 is the first name",)
+    if max(labels) >= count:
+        have = counted(count, "class name", "class names")
+        raise DataError(
+            f"{title}: has {have}, and the labels go to {max(labels)}; give one name per class, or"
+            " name the column of the labels with `label_column`"
+        )
+    numbers = list(map(str, range(count)))
+    return labels, _check_names(title, data, numbers), notes
 
 
 def number_classes(opened: Opened) -> tuple[Shape, Names | None]:
@@ -76,33 +90,35 @@ def number_classes(opened: Opened) -> tuple[Shape, Names | None]:
     ``None`` for bare numbers.
     """
     where = opened.title
-    numbers = as_numbers(opened.values)
-    labels: Sequence[Any] = opened.values if numbers is None else numbers
-    if missing := sum(label is None or (isinstance(label, int) and label < 0) for label in labels):
-        some = counted(missing, f"of {len(labels)} images has", f"of {len(labels)} images have")
-        raise (NoLabelsError if missing == len(labels) else DataError)(
-            f"{where}: {some} no label; give a labelled split, such as validation"
+    values = opened.values
+    numbers = as_numbers(values)
+    missing = [value for value in numbers or values if value in _UNLABELLED]
+    if missing:
+        have = counted(
+            len(missing), f"of {len(values)} images has", f"of {len(values)} images have"
         )
+        raise DataError(f"{where}: {have} no label; give a labelled split, such as validation")
     if numbers is None:
-        classes = class_order(set(map(str, labels)))
+        texts = list(map(str, values))
+        classes = class_order(set(texts))
         index = {name: number for number, name in enumerate(classes)}
-        return tuple(index[str(label)] for label in labels), classes
+        return tuple(index[text] for text in texts), classes
     names = opened.class_names
-    if names is not None and max(numbers) >= len(names):
-        raise DataError(
-            f"{where}: label {max(numbers)} has no name; there are {len(names)} class names"
-        )
+    largest = max(numbers)
+    if names is not None and largest >= len(names):
+        raise DataError(f"{where}: label {largest} has no name; there are {len(names)} class names")
     return tuple(numbers), names
 
 
 def as_numbers(labels: Sequence[Any]) -> list[int] | None:
     """Labels as numbers, if all are numbers or texts of digits; otherwise ``None``."""
-    if not all(
-        isinstance(label, int) or (isinstance(label, str) and _DIGITS.fullmatch(label))
-        for label in labels
-    ):
-        return None
-    return list(map(int, labels))
+    numbers: list[int] = []
+    for label in labels:
+        is_digits = isinstance(label, str) and _DIGITS.fullmatch(label)
+        if not is_digits and not isinstance(label, int):
+            return None
+        numbers.append(int(label))
+    return numbers
 
 
 def are_numbered(names: Iterable[str]) -> bool:
@@ -139,8 +155,11 @@ def _without_number(name: str) -> str:
 
 def read_class_names(given_names: Path | Sequence[str], classes: Sequence[str]) -> Names:
     """Read the names of classes, in their order or by class."""
-    title = str(given_names) if isinstance(given_names, Path) else "the class names given"
-    return _check_names(title, _read_names(given_names), classes)
+    return _check_names(_title_of(given_names), _read_names(given_names), classes)
+
+
+def _title_of(given_names: Path | Sequence[str]) -> str:
+    return str(given_names) if isinstance(given_names, Path) else "the class names given"
 
 
 def _read_names(given_names: Path | Sequence[str]) -> list[Any] | Json:

@@ -17,7 +17,7 @@ from PIL import Image
 from clipmerge.distributed import cores_per_process
 from clipmerge.errors import counted
 from clipmerge.images.batches import prefetch
-from clipmerge.images.decoding import Encoded, change_notes, open_picture, to_rgb
+from clipmerge.images.decoding import change_notes, open_picture, to_rgb
 from clipmerge.images.image_set import ImageSource
 from clipmerge.types import Names
 
@@ -55,38 +55,45 @@ class Prints:
         pictures = images.pictures
         changes = set[str]()
 
-        def look(position: int, encoded: Encoded) -> tuple[Any, int]:
+        def shown(position: int, encoded: Any) -> Image.Image:
+            if pictures.preprocessed:
+                return _as_picture(encoded)
             name = pictures.name_of(position)
-            return _small_and_hash(open_picture(name, encoded, notes=changes, small=True))
+            return open_picture(name, encoded, notes=changes, small=True)
 
-        positions = range(len(pictures))
-        if pictures.preprocessed:
-            found = [_small_and_hash(_shown(pictures[at])) for at in positions]
-        else:
-            with ThreadPoolExecutor(cores_per_process()) as pool:
-                jobs = (partial(look, at, pictures[at]) for at in positions)
-                found = list(prefetch(pool, _AT_ONCE, jobs))
-        small = [small for small, _ in found]
-        hashes = np.array([number for _, number in found], dtype=np.int64)
-        shape = (len(found), SIDE * SIDE, 3)
-        pixels = np.array(small, dtype=np.float32).reshape(shape)
-        return cls(images, pixels, hashes, change_notes(images.source, changes))
+        def look(position: int, encoded: Any) -> tuple[NDArray[np.uint8], int]:
+            image = shown(position, encoded)
+            small = to_rgb(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+            return np.asarray(small), hash((image.mode, image.size, image.tobytes()))
+
+        small = np.empty((len(images), SIDE * SIDE, 3), dtype=np.float32)
+        hashes = np.empty(len(images), dtype=np.int64)
+        jobs = (partial(look, at, pictures[at]) for at in range(len(images)))
+        with ThreadPoolExecutor(cores_per_process()) as pool:
+            for at, (pixels, number) in enumerate(prefetch(pool, _AT_ONCE, jobs)):
+                small[at] = pixels.reshape(-1, 3)
+                hashes[at] = number
+        return cls(images, small, hashes, change_notes(images.source, changes))
 
     def copies_in(self, others: Prints) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Positions of images with copies among others, and the positions of these, ascending."""
         grey = self.small.mean(axis=2) - 128
         their_grey = others.small.mean(axis=2) - 128
-        lengths = np.square(their_grey).sum(axis=1)
-        limits = np.minimum(_LEVELS, _SHARE_OF_SPREAD * grey.std(axis=1))
+        lengths = np.square(grey).sum(axis=1)
+        their_lengths = np.square(their_grey).sum(axis=1)
+        spread = grey.std(axis=1)
+        limits = np.minimum(_LEVELS, _SHARE_OF_SPREAD * spread)
         for start in range(0, len(grey), _AT_ONCE):
-            part = grey[start : start + _AT_ONCE]
-            squares = np.square(part).sum(axis=1)[:, None] + lengths - 2 * part @ their_grey.T
-            near = squares <= SIDE**2 * np.square(limits[start : start + _AT_ONCE, None]) + 1
-            for at, row in enumerate(near, start):
+            products = grey[start : start + _AT_ONCE] @ their_grey.T
+            for at, product in enumerate(products, start):
+                # where no pixel differs by more than the limit, the mean square does not either
+                squares = lengths[at] + their_lengths - 2 * product
+                near = squares <= SIDE**2 * limits[at] ** 2 + 1
                 equal = others.hashes == self.hashes[at]
-                found = np.flatnonzero(row | equal)
-                differences = np.abs(others.small[found] - self.small[at]).mean(axis=2).max(axis=1)
-                found = found[(differences < limits[at]) | equal[found]]
+                found = np.flatnonzero(near | equal)
+                differences = np.abs(others.small[found] - self.small[at])
+                largest = differences.mean(axis=2).max(axis=1)
+                found = found[(largest < limits[at]) | equal[found]]
                 if len(found):
                     yield at, found
 
@@ -101,48 +108,58 @@ def first_copies(prints: Prints) -> list[int]:
 
 def shared_images(ours: Prints, theirs: Prints) -> list[str]:
     """Pairs of images that two sources share, in words."""
-    if ours.images.pictures.preprocessed != theirs.images.pictures.preprocessed:
+    mine = ours.images.pictures
+    others = theirs.images.pictures
+    if mine.preprocessed != others.preprocessed:
         return []
-    name, other = ours.images.pictures.name_of, theirs.images.pictures.name_of
-    pairs = ours.copies_in(theirs)
-    return [f"{name(at)} shows what {other(int(found[0]))} shows" for at, found in pairs]
+    return [
+        f"{mine.name_of(at)} shows what {others.name_of(int(found[0]))} shows"
+        for at, found in ours.copies_in(theirs)
+    ]
 
 
 def shared_notes(ours: Mapping[str, Prints], others: Mapping[str, Prints]) -> Names:
     """Note the images that sources share, by their names on the command line."""
-    return tuple(
-        f"{name}: {counted(len(shared), 'image is', 'images are')} also in {other} ({shared[0]}),"
-        " so its accuracy is not that on unseen images"
-        for name, mine in ours.items()
-        for other, theirs in others.items()
-        if (shared := shared_images(mine, theirs))
-    )
+    notes: list[str] = []
+    for name, mine in ours.items():
+        for other, theirs in others.items():
+            shared = shared_images(mine, theirs)
+            if shared:
+                are = counted(len(shared), "image is", "images are")
+                notes.append(
+                    f"{name}: {are} also in {other} ({shared[0]}), so its accuracy is not that on"
+                    " unseen images"
+                )
+    return tuple(notes)
 
 
 def overlap_notes(
-    measured: ImageSource | None, ids: Mapping[str, ImageSource], oods: Mapping[str, ImageSource]
+    measured: ImageSource | None,
+    ids: Mapping[str, ImageSource],
+    oods: Mapping[str, ImageSource],
 ) -> Names:
     """Note images of a sweep that are in two sources, or twice in one, where each counts."""
     target = {f"`id` {name}": Prints.of(images) for name, images in ids.items()}
     shifts = {f"`ood` {name}": Prints.of(images) for name, images in oods.items()}
-    data = {f"`data` {measured.source}": Prints.of(measured)} if measured else {}
+    data: dict[str, Prints] = {}
+    if measured is not None:
+        data[f"`data` {measured.source}"] = Prints.of(measured)
     evaluated = target | shifts
-    twice = tuple(
-        f"{name}: {counted(copies, 'image is a copy', 'images are copies')} of an earlier one, and"
-        " count in its accuracy"
-        for name, prints in evaluated.items()
-        if (copies := len(prints.images) - len(first_copies(prints)))
-    )
-    changes = tuple(note for prints in evaluated.values() for note in prints.notes)
-    return changes + twice + shared_notes(evaluated, data) + shared_notes(shifts, target)
+    notes: list[str] = []
+    for name, prints in evaluated.items():
+        notes += prints.notes
+        copies = len(prints.images) - len(first_copies(prints))
+        if copies:
+            are = counted(copies, "image is a copy", "images are copies")
+            notes.append(f"{name}: {are} of an earlier one, and count in its accuracy")
+    notes += shared_notes(evaluated, data)
+    notes += shared_notes(shifts, target)
+    return tuple(notes)
 
 
-def _small_and_hash(image: Image.Image) -> tuple[NDArray[np.uint8], int]:
-    small = to_rgb(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    return np.asarray(small), hash((image.mode, image.size, image.tobytes()))
-
-
-def _shown(tensor: Any) -> Image.Image:
+def _as_picture(tensor: Any) -> Image.Image:
     """A preprocessed picture, whose numbers lie around zero, as one of 256 levels."""
-    levels = np.clip(128 + 48 * np.asarray(tensor, dtype=np.float32), 0, 255)
-    return Image.fromarray(levels.transpose(1, 2, 0).astype(np.uint8))
+    values = np.asarray(tensor, dtype=np.float32)
+    levels = np.clip(128 + 48 * values, 0, 255)
+    channels_last = levels.transpose(1, 2, 0)
+    return Image.fromarray(channels_last.astype(np.uint8))

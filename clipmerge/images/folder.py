@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from clipmerge.errors import DataError, NoLabelsError, counted, shorten
+from clipmerge.errors import DataError, counted, shorten
 from clipmerge.images.source import Columns, Opened, picture_files
 from clipmerge.types import Names
 
@@ -67,7 +67,7 @@ def _load_captions(title: str, folder: Path) -> Opened:
     paths = list(filter(is_image, _walk(folder)))
     missing = [path.name for path in paths if not path.with_suffix(".txt").is_file()]
     if len(missing) == len(paths):
-        raise NoLabelsError(
+        raise DataError(
             f"{title}: has no subfolders; expected one per class, such as {title}/cat/1.jpg, or"
             f" captions beside the images, such as 1.txt beside 1.jpg (if it is one of the classes,"
             f" give the folder above it, {folder.resolve().parent})"

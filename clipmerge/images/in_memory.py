@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from clipmerge.errors import DataError, NoLabelsError
+from clipmerge.errors import DataError
 from clipmerge.images.decoding import Encoded
 from clipmerge.images.source import CAPTION_NAMES, LABEL_NAMES, Columns, Opened, Pictures
 from clipmerge.images.tables import load_files, load_table
@@ -25,8 +25,8 @@ def load_in_memory(data: Any, columns: Columns) -> Opened:
     if hasattr(data, "features") and hasattr(data, "num_rows"):
         return load_table(title, data, columns)
     is_sequence = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    # an item of a table of pandas is a column
-    if not is_sequence or isinstance(data, Mapping) or hasattr(data, "iloc"):
+    is_other = isinstance(data, Mapping) or hasattr(data, "iloc")  # a table of pandas
+    if not is_sequence or is_other:
         raise DataError(
             f"data: {type(data).__name__} holds no labelled images; give a path, a datasets.Dataset"
             " (one split), a torch Dataset (of a DataLoader its .dataset) or a list of (image,"
@@ -34,32 +34,38 @@ def load_in_memory(data: Any, columns: Columns) -> Opened:
         )
     if not len(data):
         raise DataError(f"{title}: holds no images")
-    if isinstance(data, (list, tuple)) and isinstance(data[0], (str, os.PathLike)):
+    first = data[0]
+    if isinstance(first, (str, os.PathLike)):
         files = list(map(os.fspath, data))
         return load_files(files[0], files, columns)
-    if _pair(data[0], columns)[1] is None:
-        raise NoLabelsError(
+    if _label_of(first, columns) is None:
+        raise DataError(
             f"{title}: its items are not (image, label) or (image, caption) pairs, or mappings of"
             " these names"
         )
-    labels = _kept_labels(data) or [_pair(data[at], columns)[1] for at in range(len(data))]
-    is_texts = all(isinstance(label, (str, list, tuple)) for label in labels)
+    labels = _kept_labels(data)
+    if labels is None:
+        labels = [_label_of(data[at], columns) for at in range(len(data))]
+    if not all(isinstance(label, (str, list, tuple)) for label in labels):
+        labels = [_number(title, label) for label in labels]
     return Opened(
-        title,
-        _pictures(title, lambda at: _pair(data[at], columns)[0], len(data)),
-        labels if is_texts else [_number(title, label) for label in labels],
+        title=title,
+        pictures=_pictures(title, data),
+        values=labels,
         captioned=columns.captioned,
         class_names=_class_names(data),
     )
 
 
-def _kept_labels(data: Any) -> list[Any]:
+def _kept_labels(data: Any) -> list[Any] | None:
     """The labels that torchvision's data sets keep beside their images, unless a transform changes
     them.
     """
-    targets = getattr(data, "targets", ())
-    if getattr(data, "target_transform", None) is not None or len(targets) != len(data):
-        return []
+    targets = getattr(data, "targets", None)
+    if targets is None or len(targets) != len(data):
+        return None
+    if getattr(data, "target_transform", None) is not None:
+        return None
     return list(targets)
 
 
@@ -67,20 +73,32 @@ def _class_names(data: Any) -> Names | None:
     """The class names of a data set, or of the one that it is a part of, as torch's `Subset` is."""
     while not hasattr(data, "classes") and hasattr(data, "dataset"):
         data = data.dataset
-    listed = getattr(data, "classes", None) or ()
-    # torchvision's ImageNet has several names of each class
-    names = tuple(name[0] if isinstance(name, tuple) and name else name for name in listed)
-    return names if names and all(isinstance(name, str) for name in names) else None
+    names: list[str] = []
+    for name in getattr(data, "classes", ()):
+        # torchvision's ImageNet has several names of each class
+        first = name[0] if isinstance(name, tuple) else name
+        if not isinstance(first, str):
+            return None
+        names.append(first)
+    return tuple(names) or None
 
 
-def _pair(item: Any, columns: Columns) -> tuple[Any, Any]:
-    """The image of an item, and its label or captions; ``None`` if it has neither."""
+def _image_of(item: Any) -> Any:
+    if isinstance(item, Mapping):
+        found = [name for name in _IMAGES if name in item]
+        return item[found[0]] if found else None
+    return item[0]
+
+
+def _label_of(item: Any, columns: Columns) -> Any:
+    """The label or the captions of an item; ``None`` if it has neither."""
     if isinstance(item, Mapping):
         wanted = columns.caption or columns.label
         names = (wanted,) if wanted else (*LABEL_NAMES, *CAPTION_NAMES)
-        image, label = (next((item[n] for n in of if n in item), None) for of in (_IMAGES, names))
-        return image, label
-    return (item[0], item[1]) if isinstance(item, (tuple, list)) and len(item) > 1 else (item, None)
+        found = [name for name in names if name in item]
+        return item[found[0]] if found else None
+    is_pair = isinstance(item, (tuple, list)) and len(item) > 1
+    return item[1] if is_pair else None
 
 
 def _number(title: str, label: Any) -> Any:
@@ -88,15 +106,17 @@ def _number(title: str, label: Any) -> Any:
     if isinstance(label, str):
         return label
     values = np.asarray(label)
-    if values.size == 1 and values.dtype.kind in "biuf" and float(values.item()).is_integer():
-        return int(values.item())
+    if values.size == 1 and values.dtype.kind in "biuf":
+        number = float(values.item())
+        if number.is_integer():
+            return int(number)
     raise DataError(
         f"{title}: {str(label)[:60]} is not a label; give a class index or a name for each image"
         " (of one-hot labels the argmax), or captions as texts"
     )
 
 
-def _pictures(title: str, get: Callable[[int], Any], count: int) -> Pictures:
+def _pictures(title: str, data: Any) -> Pictures:
     """Pictures by position. Floats are preprocessed already, unless all of some that are looked at
     are within [0, 1], which no normalised photograph is.
     """
@@ -104,14 +124,26 @@ def _pictures(title: str, get: Callable[[int], Any], count: int) -> Pictures:
     def name(at: int) -> str:
         return f"{title}, image {at}"
 
-    shown = map(get, range(0, count, max(1, count // _SHOWN)))
-    arrays = [_as_array(image) for image in shown if hasattr(image, "dtype")]
-    floats = [array for array in arrays if array.dtype.kind == "f"]
-    # zeros are black, or preprocessed and grey: they tell nothing
-    telling = [array for array in floats if array.any()]
-    if floats and not (telling and all(map(_in_unit_interval, telling))):
-        return Pictures(get, name, range(count), preprocessed=True)
-    return Pictures(lambda at: _encoded(name(at), get(at)), name, range(count))
+    def get(at: int) -> Any:
+        return _image_of(data[at])
+
+    def encoded(at: int) -> Encoded:
+        return _encoded(name(at), get(at))
+
+    positions = range(len(data))
+    floats = 0
+    normalised = 0
+    black = 0
+    for at in positions[:: max(1, len(data) // _SHOWN)]:
+        image = get(at)
+        values = _as_array(image) if hasattr(image, "dtype") else np.zeros(1, np.uint8)
+        if values.dtype.kind == "f":
+            floats += 1
+            normalised += not _in_unit_interval(values)
+            black += not values.any()  # or preprocessed and grey: it tells nothing
+    if normalised or (floats and floats == black):
+        return Pictures(get, name, positions, preprocessed=True)
+    return Pictures(encoded, name, positions)
 
 
 def _encoded(name: str, image: Any) -> Encoded:
@@ -127,19 +159,22 @@ def _encoded(name: str, image: Any) -> Encoded:
         values = np.rint(255 * values).astype(np.uint8)
     if values.ndim == 3 and values.shape[0] <= 4 < values.shape[2]:
         values = values.transpose(1, 2, 0)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[:, :, 0]
     if values.dtype != np.uint8 or values.ndim not in (2, 3):
         raise DataError(
             f"{name}: is {type(image).__name__} of {values.dtype}, shape {values.shape}; expected a"
             " path, a PIL image, or numbers of 0 to 255 or all of 0 to 1 (height, width, 3), or"
             " pixels normalised for the model, of every image"
         )
-    return Image.fromarray(values[:, :, 0] if values.shape[2:] == (1,) else values)
+    return Image.fromarray(values)
 
 
 def _as_array(image: Any) -> np.ndarray[Any, Any]:
-    if hasattr(image, "detach"):  # a tensor, of any device, or of a type that numpy lacks
+    if hasattr(image, "detach"):  # a tensor, of any device
         image = image.detach().cpu()
-        image = image.float() if image.is_floating_point() else image
+        if image.is_floating_point():
+            image = image.float()  # numpy lacks some types
     return np.asarray(image)
 
 

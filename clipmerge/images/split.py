@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -67,36 +67,48 @@ def split_images(
     sampled, notes = without_copies(drawn)
     # halves are rounded up, unlike in round(): a fifth of three to seven images is always one
     aside = min(wanted, int(len(sampled) * test + 0.5))
-    if images.labels_are_classes:
-        # classes of which the source has one image learn from it, and are not judged
-        counts = Counter(images.labels)
-        shared = [at for at, label in enumerate(sampled.labels) if counts[label] > 1]
-        picked = _same_share([sampled.labels[at] for at in shared], aside, seed)
-        judges = sorted(shared[at] for at in picked)
-    else:
-        judges = sorted(_whole_groups(sampled.labels, aside, seed))
-    others = [at for at in range(len(sampled)) if at not in set(judges)]
-    labels = tuple(sampled.labels[at] for at in others)
-    held_out = [others[at] for at in held_out_positions(labels, val, seed)]
-    train = [at for at in others if at not in set(held_out)]
-    if held_out and 0 < len(judges) < MAX_TEST:
-        held_out = [*judges, *held_out]
+    judge = _positions_that_judge(images, sampled.labels, aside, seed)
+    others = _without(range(len(sampled)), judge)
+    labels = [sampled.labels[at] for at in others]
+    choose = [others[at] for at in held_out_positions(labels, val, seed)]
+    train = _without(others, choose)
+    if choose and 0 < len(judge) < MAX_TEST:
+        choose = [*judge, *choose]
         # captions that are held out may also belong to images that learning sees
-        judges = held_out[:MAX_TEST] if images.labels_are_classes else judges
+        if images.labels_are_classes:
+            judge = choose[:MAX_TEST]
     return Split(
-        sampled.subset(train),
-        sampled.subset(held_out) if held_out else None,
-        sampled.subset(judges) if judges else None,
-        len(drawn) - len(sampled),
-        notes,
+        train=sampled.subset(train),
+        val=sampled.subset(choose) if choose else None,
+        test=sampled.subset(judge) if judge else None,
+        copies=len(drawn) - len(sampled),
+        notes=notes,
     )
+
+
+def _positions_that_judge(images: ImageSource, labels: Shape, count: int, seed: int) -> list[int]:
+    """Choose images that judge, ascending, by the labels of a sample of ``images``."""
+    if not images.labels_are_classes:
+        return sorted(_whole_groups(labels, count, seed))
+    # classes of which the source has one image learn from it, and are not judged
+    counts = Counter(images.labels)
+    shared = [at for at, label in enumerate(labels) if counts[label] > 1]
+    shared_labels = tuple(labels[at] for at in shared)
+    picked = _same_share(shared_labels, count, seed)
+    return sorted(shared[at] for at in picked)
+
+
+def _without(positions: Iterable[int], others: Iterable[int]) -> list[int]:
+    left_out = set(others)
+    return [at for at in positions if at not in left_out]
 
 
 def only_judged(images: Images, count: int, seed: int) -> Split[Images]:
     """Sample images that judge a merge for which nothing is measured."""
     drawn = images.sample(min(MAX_TEST, count), seed)
     alone, notes = without_copies(drawn)
-    return Split(None, None, alone, len(drawn) - len(alone), notes)
+    copies = len(drawn) - len(alone)
+    return Split(train=None, val=None, test=alone, copies=copies, notes=notes)
 
 
 def without_copies(images: Images) -> tuple[Images, Names]:
@@ -131,32 +143,46 @@ def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[i
 
     if len(labels) < _FEWEST or not share:
         return []
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
-    images = Counter(labels)
-    counts = Counter[int]()
-    ranked = []
-    for index, position in enumerate(order):
-        label = labels[position]
-        counts[label] += 1
-        given = counts[label]
-        rank = (given == images[label], 2 * given > images[label], given)
-        ranked.append((*rank, index, position))
-    count = min(max(1, round(share * len(labels))), len(labels) - 1)
-    return sorted(position for *_, position in sorted(ranked)[:count])
-
-
-def _same_share(labels: list[int], count: int, seed: int) -> list[int]:
-    """Pick the same share of every class; the only image of a class is picked last."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator).tolist()
     sizes = Counter(labels)
-    seen: Counter[int] = Counter()
-    turns = []
-    for order, at in enumerate(balanced_sample(tuple(labels), len(labels), seed)):
-        label = labels[at]
-        seen[label] += 1
+    places = _places_in_class(order, labels)
+
+    def rank(at: int) -> tuple[bool, bool, int]:
+        place = places[at]
+        size = sizes[labels[at]]
+        return place == size, 2 * place > size, place
+
+    count = max(1, round(share * len(labels)))
+    count = min(count, len(labels) - 1)
+    return sorted(sorted(order, key=rank)[:count])
+
+
+def _same_share(labels: Shape, count: int, seed: int) -> list[int]:
+    """Pick the same share of every class; the only image of a class is picked last."""
+    order = balanced_sample(labels, len(labels), seed)
+    sizes = Counter(labels)
+    places = _places_in_class(order, labels)
+
+    def rank(at: int) -> tuple[bool, float]:
+        place = places[at]
+        size = sizes[labels[at]]
         # the k-th of a class's n images is picked at time (k - 1/2) / n; the last image of each
         # class comes after all others
-        turns.append((seen[label] == sizes[label], (seen[label] - 0.5) / sizes[label], order, at))
-    return [at for *_, at in sorted(turns)[:count]]
+        return place == size, (place - 0.5) / size
+
+    return sorted(order, key=rank)[:count]
+
+
+def _places_in_class(order: Iterable[int], labels: Sequence[int]) -> dict[int, int]:
+    """For each position, which image of its class it is in an order, counted from 1."""
+    seen = Counter[int]()
+    places: dict[int, int] = {}
+    for at in order:
+        label = labels[at]
+        seen[label] += 1
+        places[at] = seen[label]
+    return places
 
 
 def _whole_groups(labels: Shape, count: int, seed: int) -> set[int]:
@@ -166,8 +192,10 @@ def _whole_groups(labels: Shape, count: int, seed: int) -> set[int]:
     groups: dict[int, list[int]] = {}
     for at, label in enumerate(labels):
         groups.setdefault(label, []).append(at)
+    rng = np.random.default_rng(seed)
     picked: set[int] = set()
-    for label in np.random.default_rng(seed).permutation(sorted(groups)).tolist():
-        if len(picked) + len(groups[label]) <= count:
-            picked.update(groups[label])
+    for label in rng.permutation(sorted(groups)).tolist():
+        group = groups[label]
+        if len(picked) + len(group) <= count:
+            picked.update(group)
     return picked

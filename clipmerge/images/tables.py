@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from clipmerge.errors import (
     ClipmergeError,
     DataError,
-    NoLabelsError,
     counted,
     did_you_mean,
     shorten,
@@ -129,49 +128,75 @@ def load_table(title: str, table: Any, columns: Columns, folder: Path | None = N
     import datasets
 
     table = table.with_format(None)
-    image, text, captioned, unread = _choose_columns(title, table.features, columns)
-    if isinstance(table.features[image], datasets.Image):
-        table = table.cast_column(image, datasets.Image(decode=False))
-    values = list(table[text])
-    if not captioned:
-        values = [None if value == "" else value for value in values]  # an empty cell of a CSV
-    rows: Any = table.select_columns([image])
-    pictures = Pictures(
-        lambda row: _encoded(rows[row][image]),
-        lambda row: f"{title}, row {row}",
-        range(len(table)),
-    )
-    if _kind(table.features[image]) == "texts":
-        files = _find_files(title, list(table[image]), folder or Path())
-        if captioned and len(set(files)) < len(files):
-            captions: dict[str, list[Any]] = {}  # of a picture that has a row for each of them
-            for file, value in zip(files, values, strict=True):
-                captions.setdefault(file, []).extend(value if isinstance(value, list) else [value])
-            files = list(captions)
-            values = list(captions.values())
+    features = table.features
+    chosen = _choose_columns(title, features, columns)
+    values = list(table[chosen.text])
+    if _kind(features[chosen.image]) == "texts":
+        files = _find_files(title, list(table[chosen.image]), folder or Path())
+        if chosen.captioned:
+            files, values = _join_captions(files, values)
         pictures = picture_files(files)
-    names = getattr(table.features[text], "names", None)
-    note = (
-        f"{title}: has labels (column '{text}') and captions ('{unread}'); the labels are taken;"
-        f" the captions are with `caption_column` {unread}"
-    )
+    else:
+        if isinstance(features[chosen.image], datasets.Image):
+            table = table.cast_column(chosen.image, datasets.Image(decode=False))
+        pictures = _pictures(title, table.select_columns([chosen.image]))
+    notes: list[str] = []
+    if chosen.unread:
+        notes.append(
+            f"{title}: has labels (column '{chosen.text}') and captions ('{chosen.unread}'); the"
+            f" labels are taken; the captions are with `caption_column` {chosen.unread}"
+        )
+    if not chosen.captioned:
+        values = [None if value == "" else value for value in values]  # an empty cell of a CSV
+    names = getattr(features[chosen.text], "names", None)
     return Opened(
-        title,
-        pictures,
-        values,
-        captioned=captioned,
+        title=title,
+        pictures=pictures,
+        values=values,
+        captioned=chosen.captioned,
         class_names=tuple(names) if names else None,
-        unread_captions=unread,
-        notes=(note,) if unread else (),
+        unread_captions=chosen.unread,
+        notes=tuple(notes),
     )
 
 
-def _choose_columns(
-    title: str, features: Mapping[str, Any], wanted: Columns
-) -> tuple[str, str, bool, str | None]:
-    """The columns of images and of labels or captions, whether it is captions, and a column of
-    captions that stand beside labels: those that the user named; otherwise those of a type or with
-    a usual name, and captions only without labels.
+def _pictures(title: str, table: Any) -> Pictures:
+    """The pictures of a table of one column, by row."""
+    (column,) = table.column_names
+
+    def name(row: int) -> str:
+        return f"{title}, row {row}"
+
+    def get(row: int) -> bytes | str:
+        value = table[row][column]
+        if isinstance(value, Mapping):
+            value = value.get("bytes") or value.get("path")
+        return value if isinstance(value, bytes) else str(value or "")
+
+    return Pictures(get, name, range(len(table)))
+
+
+def _join_captions(files: list[str], values: list[Any]) -> tuple[list[str], list[Any]]:
+    """The captions of each picture, which may have a row for each of them."""
+    captions: dict[str, list[Any]] = {}
+    for file, value in zip(files, values, strict=True):
+        listed = value if isinstance(value, list) else [value]
+        captions.setdefault(file, []).extend(listed)
+    return list(captions), list(captions.values())
+
+
+class _Chosen(NamedTuple):
+    """A table's columns."""
+
+    image: str
+    text: str  # of labels or captions
+    captioned: bool
+    unread: str | None  # captions that are there beside labels
+
+
+def _choose_columns(title: str, features: Mapping[str, Any], wanted: Columns) -> _Chosen:
+    """The columns that the user named; otherwise those of a type or with a usual name, and captions
+    only without labels.
     """
     for kind, name in vars(wanted).items():
         if name is not None and name not in features:
@@ -180,85 +205,102 @@ def _choose_columns(
                 f" {shorten(features, 12)}).{did_you_mean(name, features)}"
             )
     kinds = {name: _kind(feature) for name, feature in features.items()}
-    images = [name for name, kind in kinds.items() if kind == "images"]
-    files = [name for name in FILE_NAMES if kinds.get(name) == "texts"][:1]
-    image = wanted.image or _only(title, "image", images or files, features)
-    classes = [name for name, feature in features.items() if hasattr(feature, "names")]
-    labels = classes or [name for name in LABEL_NAMES if name in features][:1]
-    captions = [name for name in CAPTION_NAMES if kinds.get(name) in ("texts", "lists")][:1]
-    captioned = wanted.captioned if wanted.captioned is not None else not labels and bool(captions)
-    found = captions if captioned else labels
-    text = wanted.caption or wanted.label or _only(title, "label or caption", found, features)
-    usable = ("texts", "lists") if captioned else ("texts", "numbers")
-    for column, allowed in ((image, ("images", "texts")), (text, usable)):
+    images = [name for name in kinds if kinds[name] == "images"]
+    files = [name for name in FILE_NAMES if kinds.get(name) == "texts"]
+    classes = [name for name in features if hasattr(features[name], "names")]
+    usual = [name for name in LABEL_NAMES if name in features]
+    labels = classes or usual[:1]
+    captions = [name for name in CAPTION_NAMES if kinds.get(name) in ("texts", "lists")]
+
+    image = wanted.image or _only(title, "image", images or files[:1], features)
+    captioned = wanted.captioned
+    if captioned is None:
+        captioned = bool(captions) and not labels
+    text = wanted.caption or wanted.label
+    unread = None
+    if text is None:
+        found = captions[:1] if captioned else labels
+        text = _only(title, "label or caption", found, features)
+        if captions and not captioned:
+            unread = captions[0]
+
+    text_kinds = ("texts", "lists") if captioned else ("texts", "numbers")
+    for column, allowed in ((image, ("images", "texts")), (text, text_kinds)):
         if kinds[column] not in allowed:
             raise DataError(
                 f"{title}: column '{column}' holds {features[column]}, not {' or '.join(allowed)}"
             )
-    unread = captions[0] if captions and text in labels and wanted.label is None else None
-    return image, text, captioned, unread
+    return _Chosen(image, text, captioned, unread)
 
 
 def _only(title: str, kind: str, found: Sequence[str], columns: Mapping[str, Any]) -> str:
     """The one column that was found, or of several the one that has the usual name."""
-    if len(found) == 1 or kind in found:
-        return kind if kind in found else found[0]
+    if kind in found:
+        return kind
+    if len(found) == 1:
+        return found[0]
     flags = " or ".join(f"`{name}_column`" for name in kind.split(" or "))
-    what = f"several {kind} columns ({shorten(found)})" if found else f"no {kind} column"
-    raise (DataError if found or kind == "image" else NoLabelsError)(
-        f"{title}: {what} (columns: {shorten(columns, 12)}); name it with {flags}"
-    )
+    what = f"no {kind} column"
+    if found:
+        what = f"several {kind} columns ({shorten(found)})"
+    raise DataError(f"{title}: {what} (columns: {shorten(columns, 12)}); name it with {flags}")
 
 
 def _kind(feature: Any) -> str:
     """What a column may hold: ``images``, ``numbers``, ``texts``, ``lists`` of texts, or nothing
     that is read.
     """
-    inner = getattr(feature, "feature", None)
-    if inner is not None:
-        return "lists" if _kind(inner) == "texts" else ""
+    if isinstance(feature, Mapping):
+        return "images" if "bytes" in feature else ""
+    if hasattr(feature, "feature"):
+        return "lists" if _kind(feature.feature) == "texts" else ""
     dtype = str(getattr(feature, "dtype", ""))
     if hasattr(feature, "decode") or "binary" in dtype:
         return "images"
-    if isinstance(feature, Mapping):
-        return "images" if "bytes" in feature else ""
-    return "texts" if "string" in dtype else "numbers" if re.match(r"u?int", dtype) else ""
-
-
-def _encoded(value: Any) -> bytes | str:
-    """The content or the path of a picture in a cell."""
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    return value if isinstance(value, bytes) else str(value or "")
+    if "string" in dtype:
+        return "texts"
+    return "numbers" if re.match(r"u?int", dtype) else ""
 
 
 def _find_files(title: str, names: Sequence[str | None], folder: Path) -> list[str]:
     """The files of all rows, beside the table or else from the working folder; missing ones are
     named.
     """
-    named = [(folder / (name or ""), local_path(name or "")) for name in names]
-    files = [beside if beside.is_file() else path for beside, path in named]
-    if missing := [f"row {row}, {file}" for row, file in enumerate(files, 1) if not file.is_file()]:
+    files: list[str] = []
+    missing: list[str] = []
+    for row, name in enumerate(names, 1):
+        path = folder / (name or "")
+        if not path.is_file():
+            path = local_path(name or "")
+        if not path.is_file():
+            missing.append(f"row {row}, {name}")
+        files.append(str(path))
+    if missing:
         are = counted(len(missing), "file is", "files are")
         raise DataError(
             f"{title}: {are} missing (of {len(files)}): {shorten(missing, 3)}; names start from"
             f" {folder} or the working folder. Add the files, or remove these rows"
         )
-    return list(map(str, files))
+    return files
 
 
 def _tar_splits(files: Iterable[str]) -> dict[str, list[str]]:
     """Tar files by split: their folder, or the name in front of their numbers; by number."""
+
+    def by_number(file: str) -> list[str | int]:
+        parts = re.split(r"(\d+)", file)
+        return [int(part) if part.isdecimal() else part for part in parts]
+
     splits: dict[str, list[str]] = {}
-    for file in files:
-        if file.endswith(".tar"):
-            path = PurePosixPath(file)
-            name = re.match(r"[^\W\d_]*", path.name)
-            splits.setdefault(path.parent.name or (name and name[0]) or "train", []).append(file)
-    for listed in splits.values():
-        listed.sort(
-            key=lambda file: [int(n) if n.isdecimal() else n for n in re.split(r"(\d+)", file)]
-        )
+    for file in sorted(files, key=by_number):
+        path = PurePosixPath(file)
+        if path.suffix != ".tar":
+            continue
+        name = path.parent.name
+        if not name:
+            words = re.match(r"[^\W\d_]*", path.name)
+            name = (words and words[0]) or "train"
+        splits.setdefault(name, []).append(file)
     return splits
 
 

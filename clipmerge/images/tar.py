@@ -13,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from clipmerge.errors import DataError, NoLabelsError, shorten
+from clipmerge.errors import DataError, shorten
 from clipmerge.images.folder import IMAGE_SUFFIXES, caption_lines, is_hidden
 from clipmerge.images.source import CAPTION_NAMES, LABEL_NAMES, Columns, Opened, Pictures
 from clipmerge.types import Names
@@ -54,7 +54,7 @@ def load_tars(title: str, archives: Sequence[str], columns: Columns) -> Opened:
             images.append(_image_of(where, files, columns.image))
             values.append(_value(where, key, files, columns))
     if values and not any(value not in (None, "") for value in values):
-        raise NoLabelsError(
+        raise DataError(
             f"{title}: its images have no .cls, .json or .txt with a label beside them, and are not"
             " in class folders"
         )
