@@ -46,7 +46,7 @@ class BoxAdam(torch.optim.Optimizer):
         self._second = {name: value.new_zeros(()) for name, value in values.items()}
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take a step, and clamp to [0, ceiling]."""
         self.steps_taken += 1
         for name, value in self.values.items():

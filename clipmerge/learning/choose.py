@@ -4,7 +4,6 @@ fine-tuned model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,24 +11,17 @@ import torch
 from torch import Tensor
 
 from clipmerge.distributed import all_reduce_
-from clipmerge.images.batches import Batch
-from clipmerge.learning.augment import weak_augment
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.learning.train import Training, draw_prompts, local_rows
 from clipmerge.models.precision import passes
 from clipmerge.planning.measurements import HeldBackChoice
-from clipmerge.stats import are_uneven, class_weights, paired_mean_and_error
+from clipmerge.stats import class_weights, paired_mean_and_error
 
 #: Shares of the way from the learned point to the fine-tuned model that are tried, in order.
 BACKOFFS = tuple(tenth / 10 for tenth in range(10))
-# Images are shown as altered views several times, up to about this number, but at most so often: a
-# few dozen images choose by luck.
-_VIEWS, _ROUNDS = 400, 4
 # Prompts that a look at the images embeds at most; looks are rare, so more than a step's.
 _PROMPTS_A_LOOK = 1024
-# Seeds of views start here, above those of all steps.
-_SEEDS = 2**40
 # Accuracies are means of float64, so a loss of exactly the limit may come out a little above it.
 _ROUNDING = 1e-9
 
@@ -79,111 +71,58 @@ def choose_backoff(
     return None, finetuned, 0.0
 
 
-class Judges:
-    """Images that judge points of the path. Each counts half as it is and half as altered views.
-
-    Learning makes a merge tolerate altered views better than fine-tuning did, and images as they
-    are tell less.
+@torch.no_grad()
+def accuracies_on_val(objective: Objective, options: Training) -> Tensor:
+    """Which images of ``objective.val`` the current weights recognise, (images,), float64 on the
+    CPU; every class counts the same, so that none is given up for the others.
     """
-
-    def __init__(self, objective: Objective, images: Batch, options: Training) -> None:
-        """Make the views once."""
-        self._objective, self._images, self._options = objective, images, options
-        size = options.batch or objective.batch_sizes[0]
-        pieces = list(torch.arange(len(images), device=images.pixels.device).split(size))
-        rounds = min(_ROUNDS, math.ceil(_VIEWS / max(1, len(images))))
-        own = local_rows(objective)
-        self._views: list[tuple[Tensor, Tensor]] = []
-        for number, at in enumerate(pieces * rounds):
-            seed = _SEEDS + 2 * number + 1
-            view = weak_augment(images.pixels[at], seed, options.weak_aug)
-            self._views.append((at[own], view[own]))
-        self._plain = [(at[own], images.pixels[at[own]]) for at in pieces]
-        self._prompts, _ = draw_prompts(
-            objective.classifier, images.labels, _SEEDS, _PROMPTS_A_LOOK
-        )
-        labels = images.labels.tolist()
-        self._weights = torch.ones(len(labels), dtype=torch.float64)
-        if not objective.classifier.compares_images and are_uneven(labels):
-            # every class counts the same, so that none is given up for the others
-            self._weights = torch.from_numpy(class_weights(labels))
-
-    def accuracies(self) -> Tensor:
-        """How often the current weights recognise each image, (images,), float64 on the CPU."""
-        work = FORWARD * sum(len(at) for at, _ in (*self._views, *self._plain))
-        self._objective.announce_work(work)
-        looks = torch.stack([self._look(self._views), self._look(self._plain)])
-        self._objective.tick(work)
-        return self._weights * looks.mean(0)
-
-    @torch.no_grad()
-    def _look(self, pictures: list[tuple[Tensor, Tensor]]) -> Tensor:
-        objective, classifier = self._objective, self._objective.classifier
-        sums = torch.zeros(2, len(self._images), device=objective.path.device)
-        with passes(objective.path.device, self._options.precision):
-            classes = None
-            if not classifier.compares_images:
-                classes = classifier.class_features(*self._prompts).float()
-            for at, pixels in pictures:
-                if not len(at):
-                    continue
-                chosen, columns = self._columns(at)
-                seen = classifier.class_features(chosen).float() if classes is None else classes
-                logits = classifier.logits(objective.embed(pixels), seen)
-                right = (logits.argmax(-1) == columns).float()
-                sums.index_add_(1, at, torch.stack([right, torch.ones_like(right)]))
-        all_reduce_(objective.context, sums)
-        return (sums[0] / sums[1]).cpu().double()
-
-    def _columns(self, at: Tensor) -> tuple[Tensor | None, Tensor]:
-        labels = self._images.labels[at]
-        if self._prompts[0] is None or self._objective.classifier.compares_images:
-            return self._objective.classifier.columns(labels)
-        return None, torch.searchsorted(self._prompts[0].to(labels.device), labels)
+    val, classifier = objective.val, objective.classifier
+    assert val is not None
+    objective.announce_work(FORWARD * len(val))
+    prompts, columns = draw_prompts(classifier, val.labels, objective.seed, _PROMPTS_A_LOOK)
+    right = torch.zeros(len(val), device=objective.path.device)
+    rows = torch.arange(len(val), device=right.device)[local_rows(objective)]
+    if len(rows):
+        with passes(right.device, options.precision):
+            classes = classifier.class_features(*prompts)
+            features = objective.embed(val.pixels[rows])
+        logits = classifier.logits(features, classes.float())
+        right[rows] = (logits.argmax(-1) == columns[rows]).float()
+    if len(rows) < len(val):
+        all_reduce_(objective.context, right)
+    objective.tick(FORWARD * len(val))
+    found = right.cpu().double()
+    if classifier.compares_images:
+        return found
+    return found * torch.from_numpy(class_weights(val.labels.tolist()))
 
 
 def choose(
-    objective: Objective,
-    coefficients: Coefficients,
-    options: Training,
-    *,
-    start: float,
-    max_loss: float,
+    objective: Objective, coefficients: Coefficients, options: Training, *, max_loss: float
 ) -> HeldBackChoice:
     """Move the coefficients to the choice of the images ``objective.val``.
 
-    If nothing between the learned and the fine-tuned point keeps the accuracy, all images choose an
-    alpha of the straight path: it was not learned, so those that learning saw can judge it as well.
+    If nothing between the learned and the fine-tuned point keeps the accuracy, they become the
+    fine-tuned model's.
     """
-    train, val, learned = objective.images, objective.val, coefficients.distance() or 1.0
-    assert val is not None
+    learned = coefficients.distance() or 1.0
 
-    def let_choose(images: Batch) -> tuple[float | None, Tensor, float, Tensor]:
-        judges = Judges(objective, images, options)
+    def accuracy_at(backoff: float) -> tuple[Tensor, float]:
+        coefficients.place(backoff)
+        distance = coefficients.distance(backoff) / learned
+        return accuracies_on_val(objective, options), distance
 
-        def accuracy_at(backoff: float) -> tuple[Tensor, float]:
-            coefficients.place(backoff)
-            return judges.accuracies(), coefficients.distance(backoff) / learned
-
-        objective.path.set_alpha(1.0)
-        finetuned = judges.accuracies()
-        return *choose_backoff(accuracy_at, finetuned, max_loss), finetuned
-
-    backoff, accuracies, distance, finetuned = let_choose(val)
-    alpha = None
+    objective.path.set_alpha(1.0)
+    finetuned = accuracies_on_val(objective, options)
+    backoff, accuracies, distance = choose_backoff(accuracy_at, finetuned, max_loss)
     if backoff is None:
-        coefficients.fill(start)
-        pixels = torch.cat([val.pixels, train.pixels])
-        both = Batch(0, pixels, torch.cat([val.labels, train.labels]))
-        share, accuracies, distance, finetuned = let_choose(both)
-        alpha = 1.0 if share is None else start + share * (1 - start)
-        coefficients.fill(alpha)
+        coefficients.fill(1.0)
     else:
         coefficients.take(backoff)
     return HeldBackChoice(
         images=len(finetuned),
-        training_images=len(train),
-        alpha=alpha,
+        training_images=len(objective.images),
+        alpha=1.0 if backoff is None else None,
         extrapolation=1.0 if backoff is None else backoff,
         accuracy=float(accuracies.mean()),
         finetuned_accuracy=float(finetuned.mean()),

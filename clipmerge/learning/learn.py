@@ -51,7 +51,7 @@ def learn(
     trace = train(objective, coefficients, training)
     if objective.val is None:
         return Learned(trace)
-    choice = choose(objective, coefficients, training, start=start, max_loss=max_loss)
+    choice = choose(objective, coefficients, training, max_loss=max_loss)
     coefficients.place()
     last = trace[-max(1, len(trace) // 10) :]  # the last steps, of little rate
     accuracy = sum(losses[1] for losses in last) / max(1, len(last))

@@ -234,14 +234,10 @@ class Objective:
 
         whole = loss_of is not None or classifier.compares_images
         rows = torch.arange(len(batch), device=batch.pixels.device)
-        return sum(
-            float(loss)
-            for loss in backward_in_pieces(
-                classifier.class_features(chosen),
-                rows.split(len(batch) if whole else at_once),
-                mean_loss,
-            )
-        )
+        pieces = torch.split(rows, len(batch) if whole else at_once)
+        classes = classifier.class_features(chosen)
+        losses = backward_in_pieces(classes, pieces, mean_loss)
+        return float(torch.stack(losses).sum())
 
     def affordable_images(self) -> int | None:
         """How many images' activations fit into memory at once; ``None`` where it is not known."""

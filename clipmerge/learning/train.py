@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -114,36 +113,44 @@ def train(objective: Objective, coefficients: Coefficients, options: Training) -
     Raises:
         MeasureError: If a loss is not finite.
     """
-    device, state, batcher = objective.path.device, objective.state, objective.micro_batcher
+    state = objective.state
     images = len(objective.images)
     size = min(options.batch or objective.batch_sizes[0], images)
     order = draw_order(images, options.steps, size, objective.seed)
     adam = BoxAdam(coefficients.values, options.rate, options.ceiling)
-    half = dtype_of(device, options.precision) == torch.float16
-    scaler = torch.amp.GradScaler(device.type, enabled=half)
+    scaler = _scaler_for(objective, options)
     trace = torch.zeros(options.steps, 3, dtype=torch.float64)
     begin = state.restore(adam, scaler, trace) if state else 0
-    batcher.max_images = batcher.max_images or objective.affordable_images()
+    objective.micro_batcher.max_images = objective.affordable_images()
     objective.announce_work((options.steps - begin) * options.work(size))
     with coefficients.collect_gradients():
         for first in range(begin, options.steps, _TAUGHT_TOGETHER):
-            numbers = range(first, min(first + _TAUGHT_TOGETHER, options.steps))
+            end = min(first + _TAUGHT_TOGETHER, options.steps)
+            numbers = range(first, end)
             steps = [make_pictures(objective, order, number, options) for number in numbers]
             taught = teach(objective, steps, options)
             for number, pictures, targets in zip(numbers, steps, taught, strict=True):
                 adam.fall = (1 + math.cos(math.pi * number / options.steps)) / 2
-                run = partial(backward, objective, pictures, targets, options, scaler, adam)
                 coefficients.place()
                 while adam.steps_taken == number:  # again if gradients in float16 overflow
-                    sums = batcher.run(len(pictures.weak) + len(pictures.strong), run)
-                    trace[number] = _means(_reduce(objective, adam, sums), pictures)
+                    sums = backward(objective, pictures, targets, options, scaler, adam)
+                    sums = _reduce(objective, adam, sums)
+                    trace[number] = _means(sums, pictures)
                     _require_finite(trace[number], number, scaler)
                     scaler.step(adam)
                     scaler.update()
                 if state:
                     state.save(number + 1)
                 objective.tick(options.work(size))
-    return trace.tolist()
+    losses: list[list[float]] = trace.tolist()
+    return losses
+
+
+def _scaler_for(objective: Objective, options: Training) -> torch.amp.GradScaler:
+    """What scales gradients that pass through float16; nothing else needs it."""
+    device = objective.path.device
+    is_half = dtype_of(device, options.precision) == torch.float16
+    return torch.amp.GradScaler(device.type, enabled=is_half)
 
 
 def draw_order(images: int, steps: int, size: int, seed: int) -> Tensor:
@@ -158,8 +165,9 @@ def draw_order(images: int, steps: int, size: int, seed: int) -> Tensor:
 
 def make_pictures(objective: Objective, order: Tensor, number: int, options: Training) -> Pictures:
     """Augment this process's share of a step's images; every process draws the same numbers."""
-    images, positions = objective.images, order[number].to(objective.path.device)
-    pixels, labels = images.pixels[positions], images.labels[positions]
+    positions = order[number].to(objective.path.device)
+    pixels = objective.images.pixels[positions]
+    labels = objective.images.labels[positions]
     seed = objective.seed * 1_000_003 + 2 * number
     strong_count = options.strong_count(len(labels))
     strong = pixels[:strong_count]
@@ -168,7 +176,13 @@ def make_pictures(objective: Objective, order: Tensor, number: int, options: Tra
     weak = weak_augment(pixels, seed + 1, options.weak_aug)
     prompts, columns = draw_prompts(objective.classifier, labels, seed, _PROMPTS_A_STEP)
     own = local_rows(objective)
-    return Pictures(weak[own], strong[own], columns[own], (len(labels), strong_count), prompts)
+    return Pictures(
+        weak=weak[own],
+        strong=strong[own],
+        columns=columns[own],
+        counts=(len(labels), strong_count),
+        prompts=prompts,
+    )
 
 
 def local_rows(objective: Objective) -> slice:
@@ -190,18 +204,22 @@ def draw_prompts(
         The classes and the templates, ``None`` for all, and the column of each label.
     """
     chosen, columns = classifier.columns(labels)
-    classes, templates = classifier.classes, classifier.templates
-    if chosen is not None or not classifier.moves or classes * templates <= max_prompts:
+    classes = classifier.classes
+    are_few = classes * classifier.templates <= max_prompts
+    if chosen is not None or not classifier.moves or are_few:
         return (chosen, None), columns
     generator = torch.Generator().manual_seed(seed)
-    written = torch.randperm(templates, generator=generator)[: max(1, max_prompts // classes)]
+    written = torch.randperm(classifier.templates, generator=generator)
+    written = written[: max(1, max_prompts // classes)]
     if classes * len(written) <= max_prompts:
         return (None, written), columns
     present = torch.unique(labels.cpu())
     others = torch.randperm(classes, generator=generator)
-    others = others[~torch.isin(others, present)][: max(0, max_prompts - len(present))]
+    others = others[~torch.isin(others, present)]
+    others = others[: max(0, max_prompts - len(present))]
     chosen = torch.cat([present, others]).sort().values
-    return (chosen, written), torch.searchsorted(chosen.to(labels.device), labels)
+    columns = torch.searchsorted(chosen.to(labels.device), labels)
+    return (chosen, written), columns
 
 
 @torch.no_grad()
@@ -216,21 +234,21 @@ def teach(
     outputs: list[list[Outputs]] = [[] for _ in steps]
     for alpha in teacher_alphas(options.distill):
         objective.path.set_alpha(alpha)
-        shared = steps[0].prompts if steps[0].prompts == (None, None) else None
-        with passes(objective.path.device, options.precision):
-            classes = objective.classifier.class_features(*shared) if shared else None
-            for pictures, of_step in zip(steps, outputs, strict=True):
-                if shared is None:
+        classes: Tensor | None = None
+        for pictures, of_step in zip(steps, outputs, strict=True):
+            with passes(objective.path.device, options.precision):
+                if classes is None or pictures.prompts != (None, None):
                     classes = objective.classifier.class_features(*pictures.prompts)
                 features = objective.embed(pictures.strong)
-                of_step.append(_outputs(objective, features, classes))
+            of_step.append(_outputs(objective, features, classes))
     return [mean_of_teachers(of_step) for of_step in outputs]
 
 
 def _outputs(objective: Objective, features: Tensor, classes: Tensor) -> Outputs:
-    with torch.autocast(features.device.type, enabled=False):
-        features = features.float()
-        return Outputs(features, objective.classifier.logits(features, classes.float()))
+    """Score features, in float32 whatever they were computed in."""
+    features = features.float()
+    logits = objective.classifier.logits(features, classes.float())
+    return Outputs(features, logits)
 
 
 def backward(
@@ -240,40 +258,48 @@ def backward(
     options: Training,
     scaler: torch.amp.GradScaler,
     adam: BoxAdam,
-    at_once: int,
 ) -> Tensor:
-    """Compute the gradient of this process's part of the loss, whatever an attempt with more
-    pictures at once has left.
+    """Compute the gradient of this process's part of a step's loss, in pieces that fit into memory.
 
     Returns:
         Sums over the pictures: cross-entropy, how many are recognised, and distillation loss, (3,).
     """
-    classifier, device = objective.classifier, objective.path.device
-    adam.zero_grad()
-    sums = torch.zeros(3, device=device)
-    if not len(pictures.weak) + len(pictures.strong):
-        return sums
+    classifier = objective.classifier
+    device = objective.path.device
     weak_count, strong_count = pictures.counts
 
-    def loss_of(piece: tuple[Tensor, Tensor], classes: Tensor) -> Tensor:
-        weak, strong = piece
-        pixels = torch.cat([pictures.weak[weak], pictures.strong[strong]])
-        with passes(device, options.precision):
-            features = _embed(objective, pixels, at_once)
-        plain, altered = _outputs(objective, features, classes).tensor_split([len(weak)])
-        losses = classifier.image_losses(plain.logits, pictures.columns[weak])
-        right = (plain.logits.argmax(-1) == pictures.columns[weak]).sum()
-        distance = losses.new_zeros(())
-        if targets is not None:
-            taught = Targets(*(target[strong] for target in targets))
-            distance = distillation_losses(altered, taught, options.distill).sum()
-        sums.add_(torch.stack([losses.sum(), right, distance]).detach())
-        return losses.sum() / weak_count + options.distill_weight * distance / max(strong_count, 1)
+    def attempt(at_once: int) -> Tensor:
+        adam.zero_grad()  # of an attempt with more pictures at once
+        sums = torch.zeros(3, device=device)
+        if at_once == 0:
+            return sums  # other processes have all pictures of this step
 
-    with passes(device, options.precision):
-        classes = classifier.class_features(*pictures.prompts)
-    backward_in_pieces(classes, _pieces(objective, pictures, at_once), loss_of, scaler.scale)
-    return sums
+        def loss_of(piece: tuple[Tensor, Tensor], classes: Tensor) -> Tensor:
+            weak, strong = piece
+            pixels = torch.cat([pictures.weak[weak], pictures.strong[strong]])
+            with passes(device, options.precision):
+                features = _embed(objective, pixels, at_once)
+            outputs = _outputs(objective, features, classes)
+            plain, altered = outputs.tensor_split([len(weak)])
+            columns = pictures.columns[weak]
+            entropy = classifier.image_losses(plain.logits, columns).sum()
+            right = (plain.logits.argmax(-1) == columns).sum()
+            distance = torch.zeros_like(entropy)
+            if targets is not None:
+                taught = Targets(*(target[strong] for target in targets))
+                distance = distillation_losses(altered, taught, options.distill).sum()
+            sums.add_(torch.stack([entropy, right, distance]).detach())
+            distilled = distance / max(strong_count, 1)
+            return entropy / weak_count + options.distill_weight * distilled
+
+        with passes(device, options.precision):
+            classes = classifier.class_features(*pictures.prompts)
+        pieces = _pieces(objective, pictures, at_once)
+        backward_in_pieces(classes, pieces, loss_of, scaler.scale)
+        return sums
+
+    count = len(pictures.weak) + len(pictures.strong)
+    return objective.micro_batcher.run(count, attempt)
 
 
 def _pieces(
@@ -282,7 +308,8 @@ def _pieces(
     """Rows of weak and strong pictures, of about ``at_once`` together; all of them where images are
     compared with one another.
     """
-    weak, strong = (torch.arange(len(part)) for part in (pictures.weak, pictures.strong))
+    weak = torch.arange(len(pictures.weak))
+    strong = torch.arange(len(pictures.strong))
     count = math.ceil((len(weak) + len(strong)) / at_once)
     count = min(count, max(len(weak), len(strong)))  # or pieces would be empty
     if objective.classifier.compares_images:
@@ -295,8 +322,9 @@ def _embed(objective: Objective, pixels: Tensor, at_once: int) -> Tensor:
     run = objective.classifier.model.image_features
     if len(pixels) <= at_once + 1:  # pieces of both kinds round up
         return run(pixels)
-    pieces = pixels.split(at_once)
-    return torch.cat([checkpoint(run, piece, use_reentrant=False) for piece in pieces])
+    pieces = torch.split(pixels, at_once)
+    features = [checkpoint(run, piece, use_reentrant=False) for piece in pieces]
+    return torch.cat(features)
 
 
 def _reduce(objective: Objective, adam: BoxAdam, sums: Tensor) -> Tensor:
@@ -318,11 +346,13 @@ def _reduce(objective: Objective, adam: BoxAdam, sums: Tensor) -> Tensor:
 
 def _means(sums: Tensor, pictures: Pictures) -> Tensor:
     weak, strong = pictures.counts
-    return sums.cpu().double() / torch.tensor([weak, weak, max(strong, 1)])
+    counts = torch.tensor([weak, weak, max(strong, 1)])
+    return sums.cpu().double() / counts
 
 
 def _require_finite(losses: Tensor, number: int, scaler: torch.amp.GradScaler) -> None:
-    if not bool(losses.isfinite().all()) or (scaler.is_enabled() and scaler.get_scale() < 1):
+    overflows = scaler.is_enabled() and scaler.get_scale() < 1
+    if overflows or not bool(losses.isfinite().all()):
         raise MeasureError(
             f"the loss of calibration batch {number} is not finite; check the checkpoints, or"
             " compute with measure.precision=float32"

@@ -177,8 +177,8 @@ def _integrate_slopes(
         name: by_layer(objective, {at: row.tolist() for at, row in rows.items()})
         for name, rows in shares.items()
     }
-    total = {name: value.float() for name, value in objective.total(sums).items()}
-    return integrals, losses, total
+    means = {name: value.float() for name, value in objective.total(sums).items()}
+    return integrals, losses, means
 
 
 def _halves(nodes: int) -> Iterator[tuple[float, float, float]]:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL.Image import Image
@@ -18,6 +18,9 @@ from clipmerge.families import Family
 from clipmerge.models.batch_norm import freeze_batch_norms, image_layout
 from clipmerge.models.loading import load_parameters
 from clipmerge.types import Json, Tensors
+
+if TYPE_CHECKING:
+    from clipmerge.models.classifier import Classifier
 
 Tower = Literal["vision", "text"]
 
@@ -73,7 +76,9 @@ class ImageTextModel(ABC):
     def text_features(self, tokens: Tensors) -> Tensor:
         """Embed prompts: (prompts, width), unit length."""
 
-    def classifier(self, source: str, classes: int, rows: Sequence[Sequence[int]]) -> Any:
+    def classifier(
+        self, source: str, classes: int, rows: Sequence[Sequence[int]]
+    ) -> Classifier | None:
         """What a head tells the classes of a source apart by; ``None`` for a model of prompts."""
         return None
 

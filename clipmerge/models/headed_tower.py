@@ -165,8 +165,9 @@ def build_timm(
         arguments = config.get("model_args", {})
         module: Any = timm.create_model(config["architecture"], num_classes=rows, **arguments)
         module = module.float().eval()
-        settings = timm.data.resolve_data_config(config.get("pretrained_cfg", {}), model=module)
-        transform = timm.data.create_transform(**settings)
+        data: Any = timm.data
+        settings = data.resolve_data_config(config.get("pretrained_cfg", {}), model=module)
+        transform = data.create_transform(**settings)
     return HeadedTower(
         family,
         folder,

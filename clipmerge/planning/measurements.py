@@ -126,9 +126,7 @@ class HeldBackChoice(Frozen):
         alpha: The coefficient of all weights, if nothing learned keeps the accuracy; 1 is the
             fine-tuned model itself. ``None`` for a learned point.
         extrapolation: Share of the way from the learned coefficients to the fine-tuned model.
-        accuracy: Share of these images, half as they are and half as altered views, that
-            the chosen point recognises, if classes are uneven its mean over classes; without
-            labels, the share of the fine-tuned model's votes for its answers about views.
+        accuracy: Share of these images that the chosen point recognises, a mean over classes.
         finetuned_accuracy: The same for the fine-tuned model.
         loss_error: Standard error of the difference between the two, paired by image.
         train_accuracy: Share of the views of its own images that learning recognised in its last

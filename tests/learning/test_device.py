@@ -45,7 +45,8 @@ def test_a_step_has_all_tensors_where_the_model_is_and_does_not_wait(
     (targets,) = teach(objective, [pictures], options)
     coefficients.place()
     with coefficients.collect_gradients():
-        sums = backward(objective, pictures, targets, options, scaler, adam, at_once)
+        objective.micro_batcher.max_images = at_once
+        sums = backward(objective, pictures, targets, options, scaler, adam)
     adam.step()
     coefficients.place()
     held: list[Tensor] = [sums, pictures.weak, pictures.strong, *(targets or ())]

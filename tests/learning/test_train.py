@@ -47,7 +47,8 @@ def one_step(
     (targets,) = training.teach(objective, [pictures], options)
     coefficients.place()
     with coefficients.collect_gradients():
-        sums = backward(objective, pictures, targets, options, scaler, adam, at_once)
+        objective.micro_batcher.max_images = at_once
+        sums = backward(objective, pictures, targets, options, scaler, adam)
     shown = Batch(0, images.pixels[order[number]], images.labels[order[number]])
     weak, strong = pictures.counts
     return coefficients, shown, sums / torch.tensor([weak, weak, max(strong, 1)])
