@@ -102,8 +102,7 @@ def _write(
     # first, so that hashing overlaps with the import of what merges
     hashing = _begin_hashing(pair)
     from clipmerge.merging.stream import plan_tensors
-    from clipmerge.output.folder import assign_shards, write_weights
-    from clipmerge.output.side_files import write_side_files
+    from clipmerge.output.folder import assign_shards, write_side_files, write_weights
     from clipmerge.report.card import CARD, model_card
     from clipmerge.report.page import html_page
 
@@ -153,12 +152,9 @@ def _record(
     output: Path | None = None,
     files: Json | None = None,
 ) -> Record:
-    inputs = pair.inputs
-    sizes = {
-        name: inputs.entries(name)[0].size
-        for names in inputs.merged_layers.values()
-        for name in names
-    }
+    inputs, measured = pair.inputs, decided.measured
+    if plan.coefficients:
+        measured = measured.replace(coefficients=histograms(plan.coefficients, inputs))
     journal.end_stage()
     return Record(
         output=output.name if output else None,
@@ -167,9 +163,7 @@ def _record(
         classifier=inputs.is_classifier,
         plan=plan.public,
         measurements=decided.values,
-        measured=decided.measured.replace(
-            coefficients=histograms(plan.coefficients, inputs.merged_layers, sizes)
-        ),
+        measured=measured,
         calibration=decided.calibration,
         verdict=verdict,
         warnings=tuple(journal.warnings),

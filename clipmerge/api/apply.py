@@ -82,7 +82,7 @@ def apply(
     target = local_path(output)
     file = None if isinstance(plan, Plan) else local_path(plan)
     if is_main_process():
-        from clipmerge.output.checks import check_output
+        from clipmerge.files.staging import check_output
 
         read = [] if file is None else local_inputs(file, tensors_path(file))
         check_output(target, overwrite=opts.overwrite, read=read)

@@ -19,8 +19,8 @@ from clipmerge.api.push import check_push
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import UsageError
 from clipmerge.files.paths import local_path
+from clipmerge.files.staging import check_output
 from clipmerge.options import MergeOptions
-from clipmerge.output.checks import check_output
 from clipmerge.planning.recipe import RecipeLike
 from clipmerge.progress import Logged, Progress
 from clipmerge.types import StrPath

@@ -215,7 +215,7 @@ def _output_folder(
     if target is None and options.push is not None:
         raise UsageError("`push` needs `output`, the folder to publish")
     if target is not None and is_main_process():
-        from clipmerge.output.checks import check_output
+        from clipmerge.files.staging import check_output
 
         check_output(
             target,
@@ -232,7 +232,7 @@ def _output_folder(
 
 def _plan_file(output: StrPath | None, options: PlanOptions) -> Path | None:
     if output is not None and is_main_process():
-        from clipmerge.output.checks import check_output_file
+        from clipmerge.files.staging import check_output_file
 
         check_output_file(local_path(output), overwrite=options.overwrite)
     return None if output is None else local_path(output)

@@ -120,7 +120,7 @@ def sweep(
     _check_names(ids, oods, recipes, opts)
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
-        from clipmerge.output.checks import check_output
+        from clipmerge.files.staging import check_output
 
         check_output(
             target,

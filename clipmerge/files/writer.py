@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipmerge.files.safetensors import DTYPES, STORED, Array
-from clipmerge.parallel import run_in_threads
 from clipmerge.types import Shape
 
 if TYPE_CHECKING:
@@ -74,9 +73,11 @@ def iter_contents(
     cores.
     """
     jobs = [(tensor.nbytes, partial(_prefetch, tensor)) for tensor in tensors if tensor.is_whole]
-    if not jobs:  # nothing here needs torch
+    if not jobs:
         yield from (tensor.chunks(reserve) for tensor in tensors)
         return
+    from clipmerge.parallel import run_in_threads
+
     with contextlib.closing(run_in_threads(jobs)) as prefetched:
         for tensor in tensors:
             yield next(prefetched) if tensor.is_whole else tensor.chunks(reserve)
@@ -91,9 +92,9 @@ def _prefetch(tensor: OutputTensor) -> Iterable[Array]:
 class OutputFile:
     """A new file of known size; make one with `output_file`."""
 
-    def __init__(self, file: int, threads: contextlib.ExitStack, *, hashed: bool) -> None:
+    def __init__(self, file: int, threads: contextlib.ExitStack) -> None:
         self._file = file
-        self._digest = hashlib.sha256() if hashed else None
+        self._digest = hashlib.sha256()
         self._hasher, self._writer, self._flusher = (
             threads.enter_context(ThreadPoolExecutor(1)) for _ in range(3)
         )
@@ -143,9 +144,10 @@ class OutputFile:
     def _submit_block(self) -> None:
         """Let the writer write the filled block, and the hasher hash it, in their threads."""
         data = self._block[: self._filled].data
-        jobs = [self._writer.submit(self._write, data)]
-        if self._digest:
-            jobs.append(self._hasher.submit(self._digest.update, data))
+        jobs = [
+            self._writer.submit(self._write, data),
+            self._hasher.submit(self._digest.update, data),
+        ]
         self._busy.append((self._block, jobs))
 
     def _finish_oldest(self) -> None:
@@ -163,18 +165,18 @@ class OutputFile:
             self._unflushed = 0
             self._flushing = self._flusher.submit(_flush, self._file)
 
-    def finish(self) -> str | None:
-        """Wait until everything is on disk."""
+    def finish(self) -> str:
+        """Wait until everything is on disk; the sha256 of the file."""
         self._submit_block()
         while self._busy:
             self._finish_oldest()
         self._flushing.result()
         os.fsync(self._file)
-        return self._digest.hexdigest() if self._digest else None
+        return self._digest.hexdigest()
 
 
 @contextlib.contextmanager
-def output_file(path: Path, size: int, *, hashed: bool = True) -> Iterator[OutputFile]:
+def output_file(path: Path, size: int) -> Iterator[OutputFile]:
     """Create a file, if the disk has room for it."""
     with path.open("xb", buffering=0) as file, contextlib.ExitStack() as threads:
         disk = shutil.disk_usage(path.parent)
@@ -182,4 +184,4 @@ def output_file(path: Path, size: int, *, hashed: bool = True) -> Iterator[Outpu
         # systems report 0 of 0
         if size > disk.free and disk.total:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        yield OutputFile(file.fileno(), threads, hashed=hashed)
+        yield OutputFile(file.fileno(), threads)

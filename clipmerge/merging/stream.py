@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from clipmerge.checkpoint import Checkpoint, Inputs, Location, TensorEntry
+from clipmerge.checkpoint import Inputs, Location, TensorEntry
 from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.families import is_counter, is_statistic, is_variance
 from clipmerge.files.finite import require_finite
@@ -18,7 +18,6 @@ from clipmerge.files.safetensors import DTYPES, SAFETENSORS_NAME, STORED, Array
 from clipmerge.files.writer import BufferProvider, OutputTensor
 from clipmerge.layers import HEAD
 from clipmerge.merging.floats import compute_dtype, fits, narrow, widen
-from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.tensor import (
     add_change,
     bind_combination,
@@ -37,117 +36,113 @@ CHUNK = 1 << 15
 def plan_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
     """List the output's tensors, each with its content on demand; nothing is read yet."""
     outputs = []
-    for name, key in inputs.zeroshot_keys.items():
+    for name in inputs.zeroshot_keys:
         if _is_left_out(inputs, plan, name):
             continue
-        entry = inputs.zeroshot.entries[key]
+        entry = inputs.zeroshot_entry(name)
         dtype = _output_dtype(plan, entry)
         layer = plan.layers.get(inputs.layer_of[name])
-        chunks: Callable[[BufferProvider], Iterator[Array]]
-        whole = False
-        if layer is not None and inputs.merges(name):
-            whole = is_whole(inputs, plan, layer, name)
-            chunks = partial(_merge, inputs, plan, name, layer, dtype)
-        else:
+        is_whole = False
+        if layer is None or not inputs.merges(name):
             chunks = _unmerged_content(inputs, name, layer, dtype)
-        key = inputs.output_keys[name]
-        outputs.append(OutputTensor(key, name, dtype, entry.shape, chunks, whole))
-    first = inputs.finetuned[0]
-    for name, key in inputs.finetuned_keys[0].items():
-        is_kept = plan.missing == "keep-finetuned" or (
-            inputs.keeps_head and inputs.layer_of.get(name) == HEAD
-        )
-        if is_kept and name not in inputs.zeroshot_keys:
-            entry = first.entries[key]
-            dtype = _output_dtype(plan, entry)
-            chunks = partial(_copy, name, (first, key), (), dtype)
-            outputs.append(OutputTensor(inputs.output_keys[name], name, dtype, entry.shape, chunks))
-    return outputs
-
-
-def copied_tensors(checkpoint: Checkpoint) -> list[OutputTensor]:
-    """List the unchanged tensors of one checkpoint, each with its content on demand."""
-    return [
-        OutputTensor(
-            key,
-            key,
-            entry.dtype,
-            entry.shape,
-            partial(_copy, key, (checkpoint, key), (), entry.dtype),
-        )
-        for key, entry in checkpoint.entries.items()
-    ]
-
-
-def _merge(
-    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str, reserve: BufferProvider
-) -> Iterator[Array]:
-    """Merge a parameter: runs of elements in memory order, 1-D, in stored form."""
-    entries = inputs.entries(name)
-    dtypes = [entry.dtype for entry in entries]
-    wide = compute_dtype(set(dtypes))
-    shape = entries[0].shape
-
-    def read(start: int, stop: int | None) -> tuple[Array, list[Array]]:
-        theta_0, *finetuned = (
-            widen(checkpoint.array(key, start, stop), dtype, wide)
-            for (checkpoint, key), dtype in zip(inputs.holders(name), dtypes, strict=True)
-        )
-        return theta_0, finetuned
-
-    def require_finite_inputs(theta_0: Array, finetuned: list[Array]) -> None:
-        for values, checkpoint in zip((theta_0, *finetuned), inputs.checkpoints, strict=True):
-            require_finite(values, name, checkpoint.source)
-
-    coefficient = coefficient_of(plan, layer, name)
-    change = None
-    # masks and combinations need the whole parameter, everything else is done in chunks
-    if is_whole(inputs, plan, layer, name):
-        theta_0, finetuned = read(0, None)
-        # NaN and Inf need not affect the result, and would make a decomposition fail
-        require_finite_inputs(theta_0, finetuned)
-        theta_0, finetuned = theta_0.reshape(shape), [theta.reshape(shape) for theta in finetuned]
-        change = _whole_change(inputs, plan, layer, name, theta_0, finetuned, coefficient)
-        del theta_0, finetuned
-    for start, out in _buffers(entries[0].size, STORED[dtype], reserve):
-        theta_0, finetuned = read(start, start + len(out))
-        if change is not None:
-            result = add_change(theta_0, change[start : start + len(out)])
         else:
-            alpha = coefficients_of_run(coefficient, shape, start, start + len(out))
-            if isinstance(alpha, np.ndarray) or alpha in (0, 1):  # NaN may not affect the result
-                require_finite_inputs(theta_0, finetuned)
-            result = merge_tensor(
-                theta_0,
-                finetuned,
-                alpha=alpha,
-                weights=plan.weights,
-                out=out if out.dtype == wide else None,
-            )
-        if not fits(result, dtype):
-            require_finite_inputs(theta_0, finetuned)
-            raise _overflow_error(name, dtype)
-        if is_variance(name) and bool((result < 0).any()):
-            raise CheckpointError(
-                f"tensor {name} is a variance and becomes negative when merged; use an alpha in"
-                " [0, 1] for its layer"
-            )
-        if result is not out:
-            np.copyto(out, narrow(result, dtype))
-        yield out
-    inputs.release(name)
+            masked = layer.mask is not None and is_sparsifiable(inputs, name)
+            is_whole = masked or plan.combine is not None
+            chunks = partial(_merge_whole if is_whole else _merge, inputs, plan, name, layer, dtype)
+        key = inputs.output_keys[name]
+        outputs.append(OutputTensor(key, name, dtype, entry.shape, chunks, is_whole))
+    return outputs + _kept_finetuned(inputs, plan)
 
 
-def is_whole(inputs: Inputs, plan: Plan, layer: LayerPlan, name: str) -> bool:
-    """Whether a parameter is merged as a whole: under a mask or a combination."""
-    return plan.combine is not None or (layer.mask is not None and is_sparsifiable(inputs, name))
+def _kept_finetuned(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
+    """The tensors that only the first fine-tuned checkpoint has, if the output has them too."""
+    outputs = []
+    first, keys = inputs.finetuned[0], inputs.finetuned_keys[0]
+    for name in [name for name in keys if name not in inputs.zeroshot_keys]:
+        is_head = inputs.keeps_head and inputs.layer_of.get(name) == HEAD
+        if is_head or plan.missing == "keep-finetuned":
+            entry = first.entries[keys[name]]
+            dtype = _output_dtype(plan, entry)
+            chunks = partial(_copy, name, (first, keys[name]), (), dtype)
+            key = inputs.output_keys[name]
+            outputs.append(OutputTensor(key, name, dtype, entry.shape, chunks))
+    return outputs
 
 
 def is_sparsifiable(inputs: Inputs, name: str) -> bool:
     """Whether entries of a parameter may be dropped: not in a scalar or in batch norm
     statistics.
     """
-    return inputs.entries(name)[0].size > 1 and not is_statistic(name)
+    return inputs.zeroshot_entry(name).size > 1 and not is_statistic(name)
+
+
+def _merge(
+    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str, reserve: BufferProvider
+) -> Iterator[Array]:
+    """Merge a parameter: runs of elements in memory order, 1-D, in stored form."""
+    coefficient = coefficient_of(plan, layer, name)
+    entry = inputs.zeroshot_entry(name)
+    for start, out in _buffers(entry.size, dtype, reserve):
+        theta_0, *finetuned = ends = _read(inputs, name, start, start + len(out))
+        alpha = coefficient
+        if isinstance(alpha, np.ndarray):
+            alpha = coefficients_of_run(alpha, entry.shape, start, start + len(out))
+        if isinstance(alpha, np.ndarray) or alpha in (0, 1):  # NaN may not affect the result
+            _require_finite(inputs, name, ends)
+        place = out if out.dtype == theta_0.dtype else None
+        result = merge_tensor(theta_0, finetuned, alpha=alpha, weights=plan.weights, out=place)
+        yield _stored(inputs, name, ends, result, dtype, out)
+    inputs.release(name)
+
+
+def _merge_whole(
+    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str, reserve: BufferProvider
+) -> Iterator[Array]:
+    """Merge a parameter under a mask or a combination, which need the whole of it."""
+    entry = inputs.zeroshot_entry(name)
+    theta_0, *finetuned = whole = [values.reshape(entry.shape) for values in _read(inputs, name)]
+    # NaN and Inf need not affect the result, and would make a decomposition fail
+    _require_finite(inputs, name, whole)
+    change = _whole_change(inputs, plan, layer, name, theta_0, finetuned)
+    del theta_0, finetuned, whole
+    for start, out in _buffers(entry.size, dtype, reserve):
+        ends = _read(inputs, name, start, start + len(out))
+        result = add_change(ends[0], change[start : start + len(out)])
+        yield _stored(inputs, name, ends, result, dtype, out)
+    inputs.release(name)
+
+
+def _read(inputs: Inputs, name: str, start: int = 0, stop: int | None = None) -> list[Array]:
+    """A run of a parameter in every checkpoint, 1-D, in the dtype of the arithmetic."""
+    holders = [
+        (checkpoint, key, checkpoint.entries[key].dtype) for checkpoint, key in inputs.holders(name)
+    ]
+    wide = compute_dtype({dtype for _, _, dtype in holders})
+    return [
+        widen(checkpoint.array(key, start, stop), dtype, wide) for checkpoint, key, dtype in holders
+    ]
+
+
+def _require_finite(inputs: Inputs, name: str, ends: Sequence[Array]) -> None:
+    for values, checkpoint in zip(ends, inputs.checkpoints, strict=True):
+        require_finite(values, name, checkpoint.source)
+
+
+def _stored(
+    inputs: Inputs, name: str, ends: Sequence[Array], result: Array, dtype: str, out: Array
+) -> Array:
+    """Round a merged run into its buffer, unless it is there already; refuse what is no weight."""
+    if not fits(result, dtype):
+        _require_finite(inputs, name, ends)
+        raise _overflow_error(name, dtype)
+    if is_variance(name) and bool((result < 0).any()):
+        raise CheckpointError(
+            f"tensor {name} is a variance and becomes negative when merged; use an alpha in [0, 1]"
+            " for its layer"
+        )
+    if result is not out:
+        np.copyto(out, narrow(result, dtype))
+    return out
 
 
 def _whole_change(
@@ -157,9 +152,10 @@ def _whole_change(
     name: str,
     theta_0: Array,
     finetuned: list[Array],
-    alpha: float | Array,
 ) -> Array:
     """The change of a whole parameter, 1-D."""
+    from clipmerge.merging.selection import RandomKey
+
     key = RandomKey(plan.seed, name)
     sparsify = is_sparsifiable(inputs, name)
     combine = mask = None
@@ -180,29 +176,27 @@ def _whole_change(
             )
         options = {**layer.mask_options, **layer.parameters.get(name, {})}
         mask = bind_mask(layer.mask, layer.density, options, **filled_in)
+    alpha = coefficient_of(plan, layer, name)
     change = whole_change(theta_0, finetuned, alpha, plan.weights, combine, mask)
     return np.asarray(change).ravel()
 
 
 def coefficient_of(plan: Plan, layer: LayerPlan, name: str) -> float | Array:
     """A parameter's own coefficients, or its layer's."""
+    # a parameter without coefficients of its own goes with the others
     coefficient = plan.loaded_tensors.get(f"{COEFFICIENTS}{name}") if layer.is_learned else None
-    if coefficient is None:  # a parameter without coefficients of its own goes with the others
+    if coefficient is None:
         return layer.alpha
-    return float(coefficient.item()) if coefficient.size == 1 else coefficient
+    return float(coefficient) if coefficient.size == 1 else coefficient
 
 
-def coefficients_of_run(
-    coefficient: float | Array, shape: Shape, start: int, stop: int
-) -> float | Array:
+def coefficients_of_run(coefficient: Array, shape: Shape, start: int, stop: int) -> Array:
     """Select the coefficients of a run of entries in memory order.
 
     Example:
         >>> coefficients_of_run(np.array([[0.0], [1.0]]), (2, 3), 2, 5)
         array([0., 1., 1.])
     """
-    if not isinstance(coefficient, np.ndarray):
-        return coefficient
     if coefficient.shape == shape:
         return coefficient.ravel()[start:stop]
     width = math.prod(shape[1:])
@@ -219,7 +213,7 @@ def _copy(
     """
     checkpoint, key = holder
     entry = checkpoint.entries[key]
-    for start, out in _buffers(entry.size, STORED[dtype], reserve):
+    for start, out in _buffers(entry.size, dtype, reserve):
         stop = start + len(out)
         stored = checkpoint.array(key, start, stop)
         values = widen(stored, entry.dtype)
@@ -252,7 +246,7 @@ def _buffers(size: int, dtype: str, reserve: BufferProvider) -> Iterator[tuple[i
     """
     start = 0
     while start < size:
-        out = reserve(min(CHUNK, size - start), dtype)
+        out = reserve(min(CHUNK, size - start), STORED[dtype])
         yield start, out
         start += len(out)
 

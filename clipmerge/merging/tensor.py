@@ -1,5 +1,7 @@
-"""The merge of one tensor; see `formula` for the formula and `selection` for the selections of
-masks.
+"""The formula of every merge, and the merge of one tensor.
+
+The formula uses only operations that IEEE 754 rounds correctly (subtract, multiply, add, one at a
+time), so the same inputs give the same bytes for any number of threads, any chunking and any CPU.
 """
 
 from __future__ import annotations
@@ -7,18 +9,59 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clipmerge.files.safetensors import Array
-from clipmerge.merging.formula import unchanged_input, weighted_change
-from clipmerge.merging.selection import RandomKey
 from clipmerge.plugins import check_options, load_plugin
 from clipmerge.types import Json
 
+if TYPE_CHECKING:
+    from clipmerge.merging.selection import RandomKey
+
 #: A function of an array that returns one: a combination of task vectors, or a mask of a change.
 Rule = Callable[[Array], Array]
+
+
+def weighted_change(
+    theta_0: Array,
+    finetuned: Sequence[Array],
+    *,
+    alpha: float | Array,
+    weights: Sequence[float] = (1.0,),
+    out: Array | None = None,
+) -> Array:
+    """Compute alpha * sum_i weights_i * (theta_i - theta_0), perhaps in ``out``; an array as
+    ``alpha`` broadcasts.
+    """
+    change: Array = np.subtract(finetuned[0], theta_0, out=out)
+    if weights[0] != 1:
+        change *= weights[0]
+    for theta_1, weight in zip(finetuned[1:], weights[1:], strict=True):
+        other = theta_1 - theta_0
+        other *= weight
+        change += other
+    change *= alpha
+    return change
+
+
+def unchanged_input(
+    theta_0: Array, finetuned: Sequence[Array], alpha: float | Array, weights: Sequence[float]
+) -> Array | None:
+    """The input that equals a merge without a mask bit for bit: theta_0 or the only theta_i with a
+    weight.
+    """
+    if not isinstance(alpha, (int, float)):
+        return None
+    taken = [
+        (theta_1, weight) for theta_1, weight in zip(finetuned, weights, strict=True) if weight != 0
+    ]
+    if alpha == 0 or not taken:
+        return theta_0
+    if alpha == 1 and [weight for _, weight in taken] == [1.0]:
+        return taken[0][0]
+    return None
 
 
 def merge_tensor(
@@ -60,13 +103,11 @@ def merge_tensor(
     """
     if combine is not None or mask is not None:
         return add_change(theta_0, whole_change(theta_0, finetuned, alpha, weights, combine, mask))
-    unchanged: Array | None = unchanged_input(theta_0, finetuned, alpha, weights)
+    unchanged = unchanged_input(theta_0, finetuned, alpha, weights)
     if unchanged is not None:
         return unchanged
     with np.errstate(all="ignore"):
-        merged: Array = weighted_change(
-            np, theta_0, finetuned, alpha=alpha, weights=weights, out=out
-        )
+        merged = weighted_change(theta_0, finetuned, alpha=alpha, weights=weights, out=out)
         merged += theta_0
     if isinstance(alpha, np.ndarray):
         np.copyto(merged, theta_0, where=alpha == 0)  # theta_0 + 0.0 would turn -0.0 into 0.0
@@ -86,7 +127,7 @@ def whole_change(
     """The change of a whole parameter under a mask or a combination; see `merge_tensor`."""
     with np.errstate(all="ignore"):
         if combine is None:
-            change: Array = weighted_change(np, theta_0, finetuned, alpha=alpha, weights=weights)
+            change = weighted_change(theta_0, finetuned, alpha=alpha, weights=weights)
         else:
             stack = np.empty((len(finetuned), *theta_0.shape), theta_0.dtype)
             for which, theta_i in enumerate(finetuned):

@@ -1,4 +1,6 @@
-"""The weights of an output folder: streamed to files, with their index."""
+"""The files of an output folder: weights, streamed to files with their index, and the side files of
+its layout (configuration, processor, tokenizer).
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from clipmerge.checkpoint import Inputs
-from clipmerge.checkpoint.source import INDEX, WEIGHTS
+from clipmerge.checkpoint import Checkpoint, Inputs
+from clipmerge.checkpoint.converted import ConvertedCheckpoint
+from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, WEIGHTS
+from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import OutputError
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.safetensors import header_bytes
+from clipmerge.files.safetensors import DTYPES, header_bytes
+from clipmerge.files.side_files import PROCESSORS, SIDE_FILES, VOCABULARIES, copy_side_file
 from clipmerge.files.writer import OutputTensor, iter_contents, output_file
 from clipmerge.progress import Progress
+from clipmerge.types import Names
 
 # The order of safetensors' own save_file: widest dtype first, then by name.
 _DTYPE_RANK = {
@@ -26,6 +32,8 @@ _DTYPE_RANK = {
     )
 }
 
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+
 
 def write_weights(
     folder: Path,
@@ -34,8 +42,7 @@ def write_weights(
     progress: Progress,
     *,
     single: str = WEIGHTS,
-    hashed: bool = True,
-) -> dict[str, str | None]:
+) -> dict[str, str]:
     """Write the merged tensors as safetensors, one file or shards with their index."""
     total = sum(tensor.nbytes for tensor in tensors)
     done = 0
@@ -49,10 +56,7 @@ def write_weights(
     first = next(iter(layout.values())) if layout else single
     for tensor in tensors:
         files.setdefault(layout.get(tensor.key, first) if layout else first, []).append(tensor)
-    hashes = {
-        name: _write_file(folder / name, files[name], advance, hashed=hashed)
-        for name in sorted(files)
-    }
+    hashes = {name: _write_file(folder / name, files[name], advance) for name in sorted(files)}
     if layout:
         index = {
             "metadata": {"total_size": total},
@@ -65,15 +69,11 @@ def write_weights(
     return hashes
 
 
-def _write_file(
-    path: Path, tensors: list[OutputTensor], advance: Callable[[int], None], *, hashed: bool
-) -> str | None:
+def _write_file(path: Path, tensors: list[OutputTensor], advance: Callable[[int], None]) -> str:
     tensors = sorted(tensors, key=lambda tensor: (_DTYPE_RANK[tensor.dtype], tensor.key))
     entries = {tensor.key: (tensor.dtype, tensor.shape) for tensor in tensors}
     header = np.frombuffer(header_bytes(entries, {"format": "pt"}), np.uint8)
-    with output_file(
-        path, len(header) + sum(tensor.nbytes for tensor in tensors), hashed=hashed
-    ) as file:
+    with output_file(path, len(header) + sum(tensor.nbytes for tensor in tensors)) as file:
         file.append(header)
         with contextlib.closing(iter_contents(tensors, file.reserve)) as contents:
             for chunk in itertools.chain.from_iterable(contents):
@@ -110,3 +110,73 @@ def assign_shards(
         converted = f"{file.stem.removeprefix('pytorch_')}.safetensors"
         shards[inputs.output_keys[name]] = file.name if file.suffix == ".safetensors" else converted
     return shards
+
+
+def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str, str], list[str]]:
+    """Copy configuration, processor and tokenizer, so that the output can be loaded like its
+    sources.
+
+    They are those of the fine-tuned checkpoint, unchanged except for the config's dtype. What it
+    lacks, and all files if it is one tower of a full model, are the zero-shot checkpoint's.
+
+    Returns:
+        sha256 by name of each file written, and notes for the user.
+    """
+    source = inputs.layout
+    chosen = _side_files(source)
+    notes: list[str] = []
+    if not chosen.keys() & set(VOCABULARIES) or not chosen.keys() & set(PROCESSORS):
+        chosen, notes = _lend_side_files(inputs, chosen)
+        source = source if source.config else inputs.zeroshot
+    hashes = {}
+    for name, path in sorted(chosen.items()):
+        copy_side_file(path, folder / name)
+        if name == "config.json":
+            _correct_dtype(folder / name, source, dtype)
+        hashes[name] = sha256_of(folder / name)
+    return hashes, notes
+
+
+def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    if checkpoint.config is None:  # whatever lies beside a bare file
+        return {}
+    # a folder may hold both layouts; files of the other layout do not describe the output
+    strange = "config.json" if layout_of(checkpoint.entries) == "open-clip" else OPEN_CLIP_CONFIG
+    paths = {name: checkpoint.folder / name for name in SIDE_FILES - {strange}}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def _lend_side_files(inputs: Inputs, chosen: dict[str, Path]) -> tuple[dict[str, Path], list[str]]:
+    """Complete the files by those of the zero-shot checkpoint, if they are for the same library."""
+    if inputs.layout is inputs.zeroshot or isinstance(inputs.zeroshot, ConvertedCheckpoint):
+        return chosen, []
+    others = _side_files(inputs.zeroshot)
+    if inputs.layout.config is None:
+        made = f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's side"
+        return others, [f"{made} files were copied"] if others else []
+    parts: dict[str, Names] = {} if inputs.keeps_head else {"tokenizer": VOCABULARIES}  # a classifier needs none
+    if layout_of(inputs.zeroshot.entries) != "open-clip":  # whose config holds the preprocessing
+        parts["processor"] = PROCESSORS
+    notes = []
+    for part, names in parts.items():
+        if others.keys() & set(names) and not chosen.keys() & set(names):
+            unlike = {"config.json", *(PROCESSORS if part == "tokenizer" else VOCABULARIES)}
+            chosen = {name: p for name, p in others.items() if name not in unlike} | chosen
+            notes.append(f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied")
+    return chosen, notes
+
+
+def _correct_dtype(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
+    """State the dtype of the weights in a config, because transformers follows it, not the file."""
+    floats = {DTYPES[entry.dtype][0] for entry in checkpoint.entries.values() if entry.is_float}
+    actual = dtype if dtype != "keep" else floats.pop() if len(floats) == 1 else None
+    config = json.loads(path.read_text(encoding="utf-8-sig"))
+    sections = [config, *(value for value in config.values() if isinstance(value, dict))]
+    stated = [(section, key) for section in sections for key in _DTYPE_KEYS if section.get(key)]
+    if not stated and actual not in (None, "float32"):
+        stated = [(config, "dtype")]
+    if actual is None or all(section.get(key) == actual for section, key in stated):
+        return
+    for section, key in stated:
+        section[key] = actual
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -5,14 +5,15 @@ report.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
 
 from clipmerge import __version__
+from clipmerge.checkpoint import Inputs
 from clipmerge.errors import OutputError, shorten
 from clipmerge.files.safetensors import Array
 from clipmerge.files.staging import RECORD
@@ -26,7 +27,7 @@ from clipmerge.planning.measurements import (
 )
 from clipmerge.planning.plan import Plan, SourceRecord
 from clipmerge.planning.verdict import Verdict, finetuned_names
-from clipmerge.types import Json, Layers, Names, Shape
+from clipmerge.types import Json, Names, Shape
 
 FORMAT = "clipmerge-record/4"
 #: Format of the record of a sweep; see `docs/how-to/sweep.md`.
@@ -34,15 +35,6 @@ SWEEP_FORMAT = "clipmerge-sweep/3"
 #: Equal bins from 0 to `TOP`, twice the fine-tuned model's: no coefficient is learned beyond it.
 BINS, TOP = 40, 2.0
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-def map_text(value: Any, change: Callable[[str], str]) -> Any:
-    """Apply ``change`` to every string in nested dicts and lists, names of fields included."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {change(key): map_text(item, change) for key, item in value.items()}
-    return [map_text(item, change) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class Measured(Frozen):
@@ -123,32 +115,20 @@ class Record(Frozen):
         return self.measured.straggler_statistic is not None or bool(self.plan.stragglers)
 
     def as_json(self) -> Json:
-        """The JSON object; in names that are not UTF-8, the bytes that are not are escaped."""
-        return map_text(  # type: ignore[no-any-return]
-            self.model_dump(), lambda text: text.encode("utf-8", "backslashreplace").decode()
-        )
+        """The JSON object."""
+        data: Json = json.loads(json.dumps(self.model_dump()))
+        return data
 
 
-def histograms(
-    coefficients: Mapping[str, Array],
-    layers: Layers,
-    sizes: Mapping[str, int],
-) -> dict[str, Shape]:
-    """Count a model's entries by their coefficient.
-
-    Example:
-        >>> counts = histograms({"w": np.array([0.0, 1.0])}, {"vision.0.mlp": ("w",)}, {"w": 2})
-        >>> counts["vision"][0], counts["vision"][20]
-        (1, 1)
-    """
+def histograms(coefficients: Mapping[str, Array], inputs: Inputs) -> dict[str, Shape]:
+    """Count a model's entries by their coefficient, by tower."""
     counts: dict[str, Array] = {}
-    for layer, names in layers.items():
-        tower = layer.partition(".")[0]
-        for name in (name for name in names if name in coefficients):
-            values = np.clip(coefficients[name], 0, TOP)
-            found, _ = np.histogram(values, bins=BINS, range=(0, TOP))
-            repeated = sizes[name] // max(1, values.size)
-            counts[tower] = counts.get(tower, np.zeros(BINS, int)) + repeated * found
+    for name, coefficient in coefficients.items():
+        values = np.clip(coefficient, 0, TOP)
+        found, _ = np.histogram(values, bins=BINS, range=(0, TOP))
+        repeated = inputs.zeroshot_entry(name).size // max(1, values.size)
+        tower = inputs.layer_of[name].partition(".")[0]
+        counts[tower] = counts.get(tower, np.zeros(BINS, int)) + repeated * found
     return {tower: tuple(map(int, values)) for tower, values in counts.items()}
 
 

@@ -22,7 +22,7 @@ from clipmerge.errors import OutputError, PlanError, RecipeError, did_you_mean
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.paths import is_plain_name, split_part
 from clipmerge.files.safetensors import Array
-from clipmerge.files.staging import staged_files
+from clipmerge.files.staging import TENSORS_SUFFIX, staged_files
 from clipmerge.frozen import Frozen
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.table import Rows, Tabular
@@ -473,7 +473,7 @@ def read_plan(path: Path) -> Plan:
 
 def tensors_path(plan: Path) -> Path:
     """Path of a plan's tensors: ``plan.tensors.safetensors`` beside ``plan.json``."""
-    return plan.with_suffix(".tensors.safetensors")
+    return plan.with_suffix(TENSORS_SUFFIX)
 
 
 def write_plan_files(path: Path, plan: Plan) -> Plan:

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clipmerge.merging.floats import LIMITS, fits, narrow, widen
-from clipmerge.merging.formula import weighted_change
 from clipmerge.merging.selection import RandomKey, keep_largest, keep_random, keep_top_k
 from clipmerge.merging.spectral import singular_values, spectral_split
-from clipmerge.merging.tensor import bind_mask, merge_tensor
+from clipmerge.merging.tensor import bind_mask, merge_tensor, weighted_change
 from tests.support.command import python
 from tests.support.tiny_clip import Folders
 from tests.test_parallel import threads
@@ -60,7 +59,7 @@ def test_every_step_is_rounded_as_exact_arithmetic_says(weights: tuple[float, ..
         return Fraction(float(np.float32(float(value))))
 
     theta_0, *finetuned = arrays(0, 1 + len(weights), (200,))
-    found = weighted_change(np, theta_0, finetuned, alpha=0.3, weights=weights)
+    found = weighted_change(theta_0, finetuned, alpha=0.3, weights=weights)
     for place in range(200):
         base, *others = (Fraction(float(values[place])) for values in (theta_0, *finetuned))
         change = Fraction(0)

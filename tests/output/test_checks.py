@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from clipmerge.errors import OutputError
 from clipmerge.files.staging import staged_files
-from clipmerge.output.checks import check_output, check_output_file
+from clipmerge.files.staging import check_output, check_output_file
 from clipmerge.planning.plan import named_tensors
 from tests.files.test_staging import content, write
 

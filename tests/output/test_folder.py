@@ -21,7 +21,7 @@ from transformers import (
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families.known import CLIP
-from clipmerge.output.side_files import write_side_files
+from clipmerge.output.folder import write_side_files
 from tests.support.command import done
 from tests.support.raw_safetensors import edit, edit_json, rename_keys, shard
 from tests.support.tasks import inputs_of
