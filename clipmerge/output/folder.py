@@ -154,7 +154,9 @@ def _lend_side_files(inputs: Inputs, chosen: dict[str, Path]) -> tuple[dict[str,
     if inputs.layout.config is None:
         made = f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's side"
         return others, [f"{made} files were copied"] if others else []
-    parts: dict[str, Names] = {} if inputs.keeps_head else {"tokenizer": VOCABULARIES}  # a classifier needs none
+    parts: dict[str, Names] = {}
+    if not inputs.keeps_head:  # a classifier needs none
+        parts["tokenizer"] = VOCABULARIES
     if layout_of(inputs.zeroshot.entries) != "open-clip":  # whose config holds the preprocessing
         parts["processor"] = PROCESSORS
     notes = []

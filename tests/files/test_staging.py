@@ -3,10 +3,10 @@ left over."""
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 
 from clipmerge.errors import OutputError
 from clipmerge.files import staging
-from clipmerge.files.staging import staged, staged_files
+from clipmerge.files.staging import check_output, check_output_file, staged, staged_files
 
 IO_ERROR = OSError(errno.EIO, "Input/output error")
 REPLACED = ["out", "out/clipmerge.json"]
@@ -161,7 +161,7 @@ def test_the_stage_of_a_run_that_goes_on_or_begins_is_left_alone(tmp_path: Path)
     assert content(tmp_path / "begins") == REPLACED
 
 
-# --- names, disks, threads ---
+# --- names and disks ---
 
 
 def test_the_longest_name_works(tmp_path: Path) -> None:
@@ -170,20 +170,10 @@ def test_the_longest_name_works(tmp_path: Path) -> None:
         write(tmp_path / ("x" * 256), "1")
 
 
-def test_what_is_wrong_with_the_disk_is_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(
-        OutputError,
-        match="the disk is full; nothing was left behind, free some space and run again",
-    ):
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="the disk is full; nothing was left behind"):
         write(tmp_path / "out", "1", fail=OSError(errno.ENOSPC, "No space left on device"))
     assert content(tmp_path) == []
-    monkeypatch.setattr(staging.shutil, "rmtree", lambda *_, **__: None)
-    with pytest.raises(OutputError, match="cannot be written") as caught:
-        write(tmp_path / "out", "1", fail=IO_ERROR)
-    (stage,) = tmp_path.iterdir()
-    assert str(caught.value).endswith(f"; {stage} was left behind, remove it")
 
 
 def test_files_are_moved_together_or_not_at_all(tmp_path: Path) -> None:
@@ -199,69 +189,17 @@ def test_files_are_moved_together_or_not_at_all(tmp_path: Path) -> None:
     assert plan.read_text() == "old"
 
 
-# --- races: only what was checked is replaced, and the line is true ---
-
-
-def earlier(folder: Path, text: str = "{}") -> Path:
-    folder.mkdir()
-    (folder / "clipmerge.json").write_text(text)
-    return folder
-
-
-def meanwhile(output: Path, message: str, happens: Callable[[], object]) -> None:
-    """Something happens to the output's place while a folder is written."""
-    with pytest.raises(OutputError, match=message), staged(output, overwrite=True) as folder:  # noqa: PT012
-        (folder / "new").write_text("")
-        happens()
-
-
 def test_what_came_to_the_place_after_the_check_is_left_alone(tmp_path: Path) -> None:
-    output = earlier(tmp_path / "out")
-
-    def replace() -> None:
+    output = tmp_path / "out"
+    write(output, "old")
+    told = "was not written by this command"
+    with pytest.raises(OutputError, match=told), staged(output, overwrite=True) as folder:  # noqa: PT012
+        (folder / "new").write_text("")
         output.rename(tmp_path / "mine")
         output.mkdir()
         (output / "thesis.tex").write_text("theirs")
-
-    meanwhile(output, "out: already exists and was not written by this command", replace)
     assert (output / "thesis.tex").read_text() == "theirs"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
-
-
-def test_a_folder_that_takes_the_place_during_the_exchange(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = earlier(tmp_path / "out", '{"mine": 1}')
-    original = Path.rename
-
-    def rename(self: Path, target: Path) -> Path:
-        moved = original(self, target)
-        if self == output:
-            earlier(output, '{"theirs": 1}')
-        return moved
-
-    monkeypatch.setattr(Path, "rename", rename)
-    place = tmp_path / f"out.replaced-{os.getpid()}"
-    meanwhile(output, rf"the earlier output is now {place}", lambda: None)
-    assert text_of(output) == '{"theirs": 1}'
-    assert text_of(place) == '{"mine": 1}'
-
-
-# --- signals while an output is moved to its place: they wait until it is safe to stop ---
-
-
-def interrupting(monkeypatch: pytest.MonkeyPatch, name: str, at: int) -> None:
-    """Send SIGTERM as a method of `Path` returns for the ``at``-th time."""
-    method, calls = getattr(Path, name), []
-
-    def interrupted(self: Path, target: Path) -> Path:
-        moved: Path = method(self, target)
-        calls.append(target)
-        if len(calls) == at:
-            signal.raise_signal(signal.SIGTERM)
-        return moved
-
-    monkeypatch.setattr(Path, name, interrupted)
 
 
 def test_a_second_ctrl_c_leaves_nothing_behind_either(
@@ -276,3 +214,68 @@ def test_a_second_ctrl_c_leaves_nothing_behind_either(
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "a" / "out", "1", fail=KeyboardInterrupt())
     assert content(tmp_path) == []
+
+
+# --- refusals before any work ---
+
+
+def test_overwrite_never_touches_what_clipmerge_did_not_write(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("x")
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    for name in ("folder", "file", "dangling"):
+        with pytest.raises(OutputError, match="was not written by this command"):
+            check_output(tmp_path / name, overwrite=True)
+    write(tmp_path / "out", json.dumps({"files": {"model.safetensors": "0"}}))
+    for name in ("model.safetensors", "report.html", "README.md"):
+        (tmp_path / "out" / name).write_text("x")
+    check_output(tmp_path / "out", overwrite=True)
+    with pytest.raises(OutputError, match="already exists"):
+        check_output(tmp_path / "out", overwrite=False)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"also holds notes\.txt, which this command did not"):
+        check_output(tmp_path / "out", overwrite=True)
+
+
+def test_an_output_that_holds_what_is_read_or_lies_in_it_is_refused(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    (photos / "cat").mkdir(parents=True)
+    for place in ("cat/new", "../photos/new"):
+        with pytest.raises(OutputError, match=f"lies inside {photos}, which this command reads"):
+            check_output(photos / place, overwrite=True, read=[photos])
+    check_output(tmp_path / "photos-swept", overwrite=False, read=[photos])
+    for read in (photos, photos / "cat"):
+        with pytest.raises(OutputError, match=f"holds {read}, which this command reads"):
+            check_output(photos, overwrite=True, inputs=[read])
+
+
+def test_an_impossible_output_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match=r"cannot be created because .*file is a file"):
+        check_output(tmp_path / "file" / "out", overwrite=False)
+    with pytest.raises(OutputError, match=r"cannot be created in /proc \("):
+        check_output(Path("/proc/out"), overwrite=False)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(OutputError, match="loop: "):
+        check_output(tmp_path / "loop", overwrite=False)
+
+
+def test_a_plan_replaces_plans_alone(tmp_path: Path) -> None:
+    plan, beside = tmp_path / "plan.json", tmp_path / "plan.tensors.safetensors"
+    check_output_file(plan, overwrite=False)
+    for wrong in (tmp_path, beside):
+        with pytest.raises(OutputError, match="a plan is a JSON file"):
+            check_output_file(wrong, overwrite=True)
+    plan.write_text('{"format": "clipmerge-plan/3"}')
+    beside.write_text("tensors")
+    check_output_file(plan, overwrite=True)
+    with pytest.raises(OutputError, match="already exists"):
+        check_output_file(plan, overwrite=False)
+    for text in ('{"model_type": "clip"}', '["clipmerge-plan/3"]', "{"):
+        plan.write_text(text)
+        with pytest.raises(OutputError, match="was not written as a plan by clipmerge"):
+            check_output_file(plan, overwrite=True)
+    plan.unlink()
+    with pytest.raises(OutputError, match=r"tensors\.safetensors: was not written as a plan"):
+        check_output_file(plan, overwrite=True)

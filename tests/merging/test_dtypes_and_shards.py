@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from clipmerge.request import parse_size
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel
 
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.errors import CheckpointError, UsageError
 from tests.support.command import clipmerge, done
-from tests.support.raw_safetensors import edit, edit_json, shard
+from tests.support.raw_safetensors import edit_json, shard
 from tests.support.tiny_clip import Folders
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
@@ -137,59 +135,3 @@ def test_one_shard_is_one_file_and_a_plan_is_applied_in_shards(
     shard(copies[1])
     merge(copies, tmp_path / "out", "--max-shard-size", "5GB")
     assert [file.name for file in tmp_path.glob("out/*.safetensors*")] == ["model.safetensors"]
-
-
-def test_sizes() -> None:
-    sizes = {
-        "200MB": 200_000_000,
-        "5gb": 5_000_000_000,
-        "1.5 KB": 1500,
-        "2KiB": 2048,
-        "3B": 3,
-        "1g": 10**9,
-    }
-    assert {text: parse_size(text) for text in sizes} == sizes
-    assert (parse_size(7), parse_size(None)) == (7, None)
-    for text in ("", "MB", "5", "-1GB", "0", "0.1B", "5PB", "5 G B", "1e9", "iB", "5iB", "nan"):
-        with pytest.raises(UsageError, match=r"`max_shard_size` .*such as 200MB or 5GB"):
-            parse_size(text)
-    number: Any = 5.5
-    with pytest.raises(UsageError, match=r"`max_shard_size` 5.5: expected a size with its unit"):
-        parse_size(number)
-
-
-WEIGHT = "vision_model.encoder.layers.0.mlp.fc1.weight"
-QUANTISED: dict[str, tuple[dict[str, Tensor | None], str]] = {
-    "bitsandbytes 4 bit": (
-        {
-            f"{WEIGHT}.absmax": torch.zeros(4),
-            f"{WEIGHT}.quant_state.bitsandbytes__nf4": torch.zeros(3),
-        },
-        rf"bitsandbytes: .*{WEIGHT}\.",
-    ),
-    "gptq": (
-        {WEIGHT: None, WEIGHT.replace("weight", "qweight"): torch.zeros(4, dtype=torch.int32)},
-        "GPTQ or AWQ",
-    ),
-    "fp8": ({f"{WEIGHT}_scale_inv": torch.zeros(1)}, "compressed-tensors or FP8"),
-}
-
-
-@pytest.mark.parametrize("what", QUANTISED)
-def test_quantised_weights_are_recognised_by_their_keys(copies: Folders, what: str) -> None:
-    changes, message = QUANTISED[what]
-    edit(copies[1], **changes)
-    with pytest.raises(
-        CheckpointError, match=rf"finetuned: is quantised \({message}.*cannot be averaged; give the"
-    ):
-        open_checkpoint(str(copies[1]))
-
-
-def test_quantised_weights_are_recognised_by_their_configuration(copies: Folders) -> None:
-    edit_json(copies[1] / "config.json", quantization_config={"quant_method": "torchao"})
-    with pytest.raises(
-        CheckpointError, match=r"is quantised \(quantization_config in its config\.json: torchao\)"
-    ):
-        open_checkpoint(str(copies[1]))
-    edit_json(copies[1] / "config.json", quantization_config=None)
-    assert open_checkpoint(str(copies[1])).config

@@ -19,12 +19,9 @@ from transformers import (
 )
 
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.errors import CheckpointError
 from clipmerge.families.known import CLIP
-from clipmerge.output.folder import write_side_files
 from tests.support.command import done
 from tests.support.raw_safetensors import edit, edit_json, rename_keys, shard
-from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import Folders
 
 TOWERS: dict[str, Any] = {
@@ -138,7 +135,7 @@ def test_what_the_finetuned_lacks_comes_from_the_zero_shot(
     for name in lacks:
         assert (output / name).read_bytes() == (copies[0] / name).read_bytes()
     warnings = json.loads((output / "clipmerge.json").read_text())["warnings"]
-    assert any("the zero-shot one's was copied" in warning["text"] for warning in warnings)
+    assert any("the zero-shot one's was copied" in warning for warning in warnings)
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -166,9 +163,7 @@ def save_tower(folder: Path, name: str, *, bare: bool = False, prefix: str = "")
     return kind, tower
 
 
-@pytest.mark.parametrize(
-    ("bare", "prefix"), [(False, ""), (True, ""), (False, "module."), (True, "model.")]
-)
+@pytest.mark.parametrize(("bare", "prefix"), [(False, ""), (True, ""), (False, "module.")])
 @pytest.mark.parametrize("name", ["CLIPVisionModel", "CLIPTextModel"])
 def test_a_tower_alone_is_written_as_the_full_model(
     copies: Folders, name: str, bare: bool, prefix: str
@@ -215,16 +210,3 @@ def test_a_config_without_a_dtype_gets_one_where_loaders_need_it(
         edit_json(folder / "config.json", **none, vision_config=none, text_config=none)
     written = json.loads((merge(*copies, flags=("--dtype", dtype)) / "config.json").read_text())
     assert written.get("dtype") == (dtype if dtype == "bfloat16" else None)
-
-
-def test_a_config_that_was_replaced_meanwhile_is_read_as_strictly_as_before(
-    copies: Folders, tmp_path: Path
-) -> None:
-    inputs = inputs_of(copies)
-    (copies[1] / "config.json").write_text(r'{"model_type": "clip", "note": "\ud800"}')
-    (tmp_path / "out").mkdir()
-    with pytest.raises(
-        CheckpointError,
-        match=r"config\.json: cannot be read \(a string with half of a surrogate pair",
-    ):
-        write_side_files(tmp_path / "out", inputs, "keep")

@@ -1,8 +1,6 @@
-"""The streamed output: the bytes of a plain loop, for any threads, flushing and disk, and without
-hashes."""
+"""The streamed output: the bytes of a plain loop, for any number of threads."""
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 
@@ -11,12 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import clipmerge as api
-from clipmerge.checkpoint import source
 from clipmerge.errors import OutputError
 from clipmerge.files.finite import is_finite
 from clipmerge.files.writer import OutputTensor
-from tests.support.command import anywhere, clipmerge, printed, refused
-from tests.support.hub_double import FakeHub
 from tests.support.raw_safetensors import edit
 from tests.support.tiny_clip import Folders
 from tests.test_parallel import threads
@@ -78,33 +73,3 @@ def test_one_entry_that_is_not_finite_shows_among_any_others(
         tensor[(where + 1) % 10_000] = -broken  # Inf and -Inf do not cancel out
         assert not is_finite(tensor)
         tensor[(where + 1) % 10_000] = 0.0
-
-
-WEIGHTS = "model.safetensors"
-
-
-def test_without_hashes_the_weights_are_the_same_and_published_without_evaluations(
-    hub: FakeHub, pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out"
-    hashed = printed("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "hashed")
-    with monkeypatch.context() as patched:
-        patched.delattr(source, "remembered_sha256")
-        planned = printed("merge", *pair, "-r", "wise-ft", *anywhere())
-        record = printed("merge", *pair, "-r", "wise-ft", "-o", out, "--no-hash")
-    weights = (out / WEIGHTS).read_bytes()
-    assert weights == (tmp_path / "hashed" / WEIGHTS).read_bytes()
-    for each in (planned, record):
-        assert each["zeroshot"]["files"] == each["finetuned"][0]["files"] == {WEIGHTS: None}
-    assert record["files"] == hashed["files"] | {WEIGHTS: None}
-    assert json.loads((out / "clipmerge.json").read_text()) == record
-    assert (out / "README.md").read_text().count(f"{WEIGHTS} not hashed") == 2
-    assert f"| {WEIGHTS} | not hashed |" in (out / "README.md").read_text()
-    assert (out / "report.html").read_text().count("not hashed") == 3
-    told = tmp_path / "e.json"
-    told.write_text(json.dumps(printed("evaluate", out, "--data", f"val={images}")))
-    line = refused(clipmerge("push", out, "alice/robust", "--evaluation", told), code=2)
-    assert "merged with --no-hash; merge again without" in line
-    assert not hub.requests("POST", "")
-    printed("push", out, "alice/robust")
-    assert hub.content("alice/robust", WEIGHTS) == weights
