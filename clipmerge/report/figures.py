@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -43,41 +44,49 @@ def merge_figure(record: Record) -> Figure:
 
 def _draw_verdict(axes: Axes, verdict: Verdict) -> None:
     """A row for each source, with every model's accuracy and its interval."""
-    target, *ood = verdict.sources
-    rows = {"target": target, "corrupted": verdict.corrupted, **{at.name: at for at in ood}}
+    rows = {"target": verdict.target, "corrupted": verdict.corrupted}
+    for source in verdict.ood:
+        rows[source.name] = source
     colours = (MUTED, CURVE, *MARKS)
-    for number, model in enumerate(target.models):
-        estimates = [row.models[model] for row in rows.values()]
+    for number, model in enumerate(verdict.target.models):
+        height = 0.2 * number - 0.2
+        values, below, above = [], [], []
+        for row in rows.values():
+            low, high = row.models[model].interval
+            value = row.models[model].value
+            values.append(100 * value)
+            below.append(100 * (value - low))
+            above.append(100 * (high - value))
         axes.errorbar(
-            [100 * estimate.value for estimate in estimates],
-            [row + 0.2 * number - 0.2 for row in range(len(rows))],
-            xerr=[
-                [100 * (estimate.value - estimate.interval[0]) for estimate in estimates],
-                [100 * (estimate.interval[1] - estimate.value) for estimate in estimates],
-            ],
+            values,
+            [at + height for at in range(len(rows))],
+            xerr=[below, above],
             fmt="o",
             color=colours[number % len(colours)],
             label=model,
         )
     axes.set_yticks(range(len(rows)), list(rows), parse_math=False)
     axes.invert_yaxis()
-    axes.set_xlabel("recall at 1, %" if target.captions else "accuracy, %")
+    axes.set_xlabel("recall at 1, %" if verdict.target.captions else "accuracy, %")
     _legend_above(axes)
 
 
 def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
     """The alpha of every layer in network order, and the range of learned coefficients."""
-    names, entries = list(layers), list(layers.values())
-    ranges = [entry.alpha_range or (entry.alpha, entry.alpha) for entry in entries]
-    towers = [name.partition(".")[0] for name in names]
-    for number, tower in enumerate(dict.fromkeys(towers)):
-        at = [index for index, of in enumerate(towers) if of == tower]
-        colour = (CURVE, *MARKS)[number % (1 + len(MARKS))]
-        axes.plot(at, [entries[index].alpha for index in at], "o-", ms=3, color=colour, label=tower)
-        low, high = zip(*(ranges[index] for index in at), strict=True)
-        axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.set_xlabel("layer, in network order")
-    axes.set_ylabel("alpha: 0 zero-shot, 1 fine-tuned")
+    towers: dict[str, list[int]] = {}
+    for at, name in enumerate(layers):
+        if "." in name:  # a scalar belongs to no tower
+            towers.setdefault(name.partition(".")[0], []).append(at)
+    entries = list(layers.values())
+    for (tower, places), colour in zip(towers.items(), (CURVE, *MARKS), strict=False):
+        alphas = [entries[at].alpha for at in places]
+        ranges = [entries[at].alpha_range or (entries[at].alpha,) * 2 for at in places]
+        low = [ends[0] for ends in ranges]
+        high = [ends[1] for ends in ranges]
+        axes.plot(places, alphas, "o-", ms=3, color=colour, label=tower)
+        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xlabel("layer, in network order (alpha 0: zero-shot, 1: fine-tuned)")
+    axes.set_ylabel("alpha")
     _legend_above(axes)
 
 
@@ -87,24 +96,21 @@ def sweep_figure(record: Json) -> Figure:
     axes = figure.add_subplot()
     _style(axes)
     curve = record["curve"]
-    across, up = ([100 * row[axis] for row in curve] for axis in ("id", "ood"))
+    across = [100 * row["id"] for row in curve]
+    up = [100 * row["ood"] for row in curve]
     axes.plot(across, up, "o-", ms=5, color=CURVE, mfc="white", label="alpha curve (WiSE-FT)")
     for row in curve:
         _draw_intervals(axes, row, CURVE)
-        if row["alpha"] in (0, 1):
-            name = "zero-shot" if row["alpha"] == 0 else "fine-tuned"
-            fill = "white" if row["alpha"] == 0 else CURVE
-            axes.plot(
-                100 * row["id"], 100 * row["ood"], "o", ms=10, color=CURVE, mfc=fill, label=name
-            )
+        if row["alpha"] == 0:
+            _draw_point(axes, row, "o", CURVE, label="zero-shot", mfc="white", ms=10)
+        elif row["alpha"] == 1:
+            _draw_point(axes, row, "o", CURVE, label="fine-tuned", ms=10)
     for number, row in enumerate(points_of(record)):
         colour = MARKS[number % len(MARKS)]
-        _draw_intervals(axes, row, colour)
         shape = SHAPES[number % len(SHAPES)]
         name = row["name"].replace("$", r"\$").lstrip("_")  # neither a formula nor hidden
-        axes.plot(
-            100 * row["id"], 100 * row["ood"], shape, ms=9, color=colour, mec="white", label=name
-        )
+        _draw_intervals(axes, row, colour)
+        _draw_point(axes, row, shape, colour, label=name, mec="white", ms=9)
     axes.set_xlabel(f"{'mean ' if len(record['id']) > 1 else ''}ID accuracy, %")
     axes.set_ylabel(f"{'mean ' if len(record['ood']) > 1 else ''}OOD accuracy, %")
     figure.legend(loc="outside lower center", ncols=2, fontsize=9, labelcolor=INK, frameon=False)
@@ -147,8 +153,13 @@ def _legend_above(axes: Axes) -> None:
     )
 
 
+def _draw_point(axes: Axes, row: Json, shape: str, colour: str, **style: Any) -> None:
+    axes.plot(100 * row["id"], 100 * row["ood"], shape, color=colour, **style)
+
+
 def _draw_intervals(axes: Axes, row: Json, colour: str) -> None:
     x, y = 100 * row["id"], 100 * row["ood"]
-    across, up = ([100 * end for end in row[f"{axis}_interval"]] for axis in ("id", "ood"))
-    axes.plot(across, [y, y], color=colour, linewidth=1, alpha=0.4)
-    axes.plot([x, x], up, color=colour, linewidth=1, alpha=0.4)
+    left, right = row["id_interval"]
+    low, high = row["ood_interval"]
+    axes.hlines(y, 100 * left, 100 * right, color=colour, linewidth=1, alpha=0.4)
+    axes.vlines(x, 100 * low, 100 * high, color=colour, linewidth=1, alpha=0.4)

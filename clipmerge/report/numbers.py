@@ -55,15 +55,16 @@ def _digits(interval: Sequence[float]) -> int:
 
 def verdict_table(verdict: Verdict) -> Table:
     """The accuracies of the models by source, and what the merge gains over fine-tuned."""
-    target, *ood = verdict.sources
-    rows: dict[str, Comparison] = {f"{target.source}, {target.images:,} images": target}
-    rows["the same, corrupted"] = verdict.corrupted
-    rows |= {f"{source.name}, {source.images:,} images": source for source in ood}
+    target = verdict.target
+    compared: dict[str, Comparison] = {
+        f"{target.source}, {target.images:,} images": target,
+        "the same, corrupted": verdict.corrupted,
+    }
+    for source in verdict.ood:
+        compared[f"{source.name}, {source.images:,} images"] = source
+    rows = []
+    for name, comparison in compared.items():
+        shares = map(share_text, comparison.models.values())
+        rows.append([name, *shares, gain_text(comparison.gain)])
     title = "recall at 1, %" if target.captions else "accuracy, %"
-    return (
-        [title, *target.models, "gain"],
-        [
-            [name, *map(share_text, row.models.values()), gain_text(row.gain)]
-            for name, row in rows.items()
-        ],
-    )
+    return [title, *target.models, "gain"], rows

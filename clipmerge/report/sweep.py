@@ -54,27 +54,25 @@ def sweep_table(record: Json) -> Table:
     """A row per point: accuracy on every source, the means, and the gain over the curve."""
     names = [*record["id"], *record["ood"]]
     means = [kind for kind in ("id", "ood") if len(record[kind]) > 1]
-    rows = [(curve_name(record, row["alpha"]), row) for row in record["curve"]]
-    rows += [(row["name"], row) for row in points_of(record)]
-    return (
-        ["accuracy, %", *names, *(f"mean {kind.upper()}" for kind in means), "gain"],
-        [
-            [
-                head,
-                *(f"{100 * row['accuracy'][name]:.1f}" for name in names),
-                *(f"{100 * row[kind]:.1f}" for kind in means),
-                _gain(row),
-            ]
-            for head, row in rows
-        ],
-    )
+    points = [(curve_name(record, row["alpha"]), row) for row in record["curve"]]
+    points += [(row["name"], row) for row in points_of(record)]
+    table = []
+    for head, row in points:
+        shares = [row["accuracy"][name] for name in names]
+        shares += [row[kind] for kind in means]
+        cells = [f"{100 * share:.1f}" for share in shares]
+        table.append([head, *cells, _gain(row)])
+    titles = [f"mean {kind.upper()}" for kind in means]
+    return ["accuracy, %", *names, *titles, "gain"], table
 
 
 def _gain(row: Json) -> str:
     if row["gain"] is None:
         return ""
-    interval = ", ".join(map(signed, row["gain_interval"] or ()))
-    return signed(row["gain"]) + (f" [{interval}]" if interval else "")
+    if row["gain_interval"] is None:
+        return signed(row["gain"])
+    low, high = row["gain_interval"]
+    return f"{signed(row['gain'])} [{signed(low)}, {signed(high)}]"
 
 
 def sweep_notes(record: Json) -> list[str]:
