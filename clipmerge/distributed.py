@@ -113,24 +113,14 @@ def distributed_context(device: Device) -> DistributedContext:
     finds, if any.
     """
     import torch  # takes a second, which commands without a model save
+    from accelerate.utils import parse_flag_from_env
 
     require_device(device)
     if device != "auto":
         return DistributedContext(torch.device(device))
-    cpu_only = os.environ.get("ACCELERATE_USE_CPU", "").lower() in (
-        "1",
-        "true",
-        "yes",
-        "y",
-        "on",
-        "t",
-    )
-    accelerator = (
-        None
-        if cpu_only or not torch.accelerator.is_available()
-        else torch.accelerator.current_accelerator()
-    )
-    return DistributedContext(accelerator or torch.device("cpu"))
+    if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
+        return DistributedContext(torch.device("cpu"))
+    return DistributedContext(torch.accelerator.current_accelerator())
 
 
 def all_reduce_(context: DistributedContext, tensor: Tensor) -> None:
@@ -199,7 +189,7 @@ def device_work() -> Iterator[None]:
                 raise
             raise MeasureError(
                 f"the device has too little memory ({' '.join(str(error).split('. ')[0].split())});"
-                " lower `images_at_once` or `batch_size`, or use `device=cpu`"
+                " lower `batch_size`, or use `device=cpu`"
             ) from None
 
 

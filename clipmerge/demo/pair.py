@@ -6,22 +6,18 @@ the same models; `python -m benchmarks.digits` trained them.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipmerge.demo import data as demo_data
 from clipmerge.demo.data import SHIFTS
-from clipmerge.errors import OutputError
+from clipmerge.files.staging import refuse_existing, staged
 from clipmerge.images.digits import CLASS_NAMES, as_images, digits_as_rgb
 
 #: The weights of both models in 16 bits, and the files beside them in ``files``.
@@ -35,9 +31,8 @@ class DemoPair:
 
     zeroshot: Path  # checkpoint folder of the model trained on styled digits
     finetuned: Path  # checkpoint folder of the model fine-tuned on clean digits
-    calibration: (
-        Path  # clean digits that no model was trained on, for measuring; one subfolder per class
-    )
+    # clean digits that no model was trained on, for measuring; one subfolder per class
+    calibration: Path
     clean: Path  # clean test digits, likewise
     shifted: dict[str, Path]  # folders of the same test digits, shifted, by name of the shift
 
@@ -52,31 +47,11 @@ def prepare(folder: Path) -> DemoPair:
         clean=images / "clean",
         shifted={shift: images / shift for shift in SHIFTS},
     )
-    if _is_finished(folder):
-        return pair
-    if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
-        raise OutputError(f"{folder}: is not a folder; choose another place for the demo")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / _MANIFEST).is_file():
-        raise OutputError(
-            f"{folder}: holds something other than the demo (no {_MANIFEST}); choose an empty or a"
-            " new folder"
-        )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-            built = Path(scratch) / "demo"
-            _build(built)
-            (built / _MANIFEST).write_text(_manifest(), encoding="utf-8")
-            if folder.exists():
-                folder.rename(Path(scratch) / "old")
-            built.rename(folder)
-    except (OSError, SafetensorError) as error:
-        # the errors of several files, and of safetensors, hold the system's reason in their text
-        reason = getattr(error, "strerror", None) or str(error)
-        reason = "the disk is full" if os.strerror(errno.ENOSPC) in reason else reason
-        raise OutputError(
-            f"{folder}: the demo cannot be written there ({reason}); choose another folder"
-        ) from error
+    if not _is_finished(folder):
+        refuse_existing(folder, _MANIFEST, overwrite=True)
+        with staged(folder, _MANIFEST, overwrite=True) as stage:
+            _build(stage)
+            (stage / _MANIFEST).write_text(_manifest(), encoding="utf-8")
     return pair
 
 
