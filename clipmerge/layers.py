@@ -5,7 +5,7 @@ it (``vision.3.attn``, ``vision.3.mlp``), a convolutional block (``vision.3.conv
 outside the blocks: ``vision.embeddings``, ``pre_norm``, ``norm``, ``pooler``, ``projection``, the
 same for ``text.`` (and for the ``decoder.`` of a CoCa, whose blocks attend to the image in
 ``decoder.3.cross``), and ``head`` (a classifier), ``logit_scale``, ``logit_bias``. Every parameter
-is in exactly one layer, by its module path; see `clipmerge.families.naming`. An unknown part of a
+is in exactly one layer, by its module path; see `clipmerge.families`. An unknown part of a
 tower is a layer named after its module, such as ``vision.features``.
 """
 

@@ -5,8 +5,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from clipmerge.errors import PlanError
-from clipmerge.families import tower_of
-from clipmerge.families.known import CLIP
+from clipmerge.families import CLIP, tower_of
 from clipmerge.layers import match_layers, network_order
 from tests.support.merge_records import layer_names
 

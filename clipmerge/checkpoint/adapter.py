@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipmerge.checkpoint.source import Checkpoint, DerivedCheckpoint, LazyTensor, stored_array
-from clipmerge.conversion.keys import layout_of
+from clipmerge.checkpoint.derived import DerivedCheckpoint, LazyTensor, stored_array
+from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.errors import CheckpointError, shorten
-from clipmerge.families import family_of
+from clipmerge.families import family_of, layout_of
 from clipmerge.files.safetensors import TensorEntry
 from clipmerge.files.side_files import read_side_json
 from clipmerge.types import Json
@@ -28,12 +28,10 @@ CONFIG = "adapter_config.json"
 MERGE_IT = "merge it where it was trained (peft: merge_and_unload()) and give the result"
 
 
-class AdaptedCheckpoint(DerivedCheckpoint):
-    """A base checkpoint, which has the side files, changed by an adapter."""
-
-
 def apply_adapter(base: Checkpoint, adapter: Path, source: str, revision: str | None) -> Checkpoint:
-    """Merge the adapter in a folder into its base with peft, in float32."""
+    """Merge the adapter in a folder into its base, which has the side files, with peft in
+    float32.
+    """
     config = read_side_json(adapter, CONFIG)
     if config is None:
         raise CheckpointError(f"{source}: has no {CONFIG} beside the adapter; copy it there")
@@ -61,9 +59,10 @@ def apply_adapter(base: Checkpoint, adapter: Path, source: str, revision: str | 
     )
     is_same = not trained_on or Path(trained_on).name == Path(base.source.partition("@")[0]).name
     files = tuple(adapter / name for name in (*ADAPTERS, CONFIG) if (adapter / name).is_file())
-    return AdaptedCheckpoint.of(
+    return DerivedCheckpoint.of(
         base,
         lazy,
+        is_adapted=True,
         source=source,
         revision=revision,
         files=files,

@@ -4,17 +4,10 @@ not simply merged.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, cast, get_args
+from collections.abc import Iterator
+from typing import cast, get_args
 
-from clipmerge.checkpoint.converted import (
-    ConvertedCheckpoint,
-    as_stored,
-    convert_checkpoint,
-)
 from clipmerge.checkpoint.inputs import Inputs
-from clipmerge.checkpoint.settings import differing_settings
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, prefix_errors
 from clipmerge.errors import CheckpointError, counted, shorten
 from clipmerge.families import (
@@ -23,28 +16,19 @@ from clipmerge.families import (
     is_counter,
     is_index_buffer,
     layers_of,
+    layout_of,
     tower_of,
 )
-from clipmerge.files.safetensors import DTYPES, TensorEntry
-from clipmerge.files.side_files import (
-    have_same_vocabulary_files,
-    read_image_processor,
-    read_vocabulary,
-)
+from clipmerge.files.safetensors import DTYPES
+from clipmerge.files.side_files import PROCESSORS, VOCABULARIES, have_same_files
 from clipmerge.layers import HEAD
-from clipmerge.types import Json, Missing, OutputDtype
+from clipmerge.types import Missing, OutputDtype
 
-# OpenCLIP's names of Pillow's filters.
-_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 _TOWER_WORDS = {
     "full": "both towers",
     "vision": "the vision tower only",
     "text": "the text tower only",
 }
-_SILENT = (
-    "the weights would merge silently and wrongly. Use the base that was fine-tuned, or correct the"
-    " wrong"
-)
 
 
 def align_checkpoints(
@@ -70,24 +54,15 @@ def finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
     """The one dtype of the fine-tuned weights where the zero-shot ones have another; ``None`` if
     they agree, or if the fine-tuned ones have several.
     """
-    dtypes = set()
-    differs = False
-    for which in range(len(inputs.finetuned)):
-        for _, ours, theirs in _shared_entries(inputs, which):
-            if ours.is_float:
-                differs |= theirs.dtype != ours.dtype
-                dtypes.add(DTYPES[theirs.dtype][0])
-    dtype = dtypes.pop() if differs and len(dtypes) == 1 else None
+    zeroshot, finetuned = set(), set()
+    for name in filter(inputs.merges, inputs.zeroshot_keys):
+        ours, *theirs = (entry.dtype for entry in inputs.entries(name))
+        zeroshot.add(ours)
+        finetuned.update(theirs)
+    if zeroshot == finetuned or len(finetuned) > 1:
+        return None
+    dtype = DTYPES[finetuned.pop()][0] if finetuned else None
     return cast(OutputDtype, dtype) if dtype in get_args(OutputDtype) else None
-
-
-def _shared_entries(inputs: Inputs, which: int) -> Iterator[tuple[str, TensorEntry, TensorEntry]]:
-    """Tensors that the zero-shot and a fine-tuned checkpoint have: name, and entry in each."""
-    keys = inputs.finetuned_keys[which]
-    entries = inputs.finetuned[which].entries
-    for name in inputs.zeroshot_keys:
-        if name in keys and not is_incidental(name):
-            yield name, inputs.zeroshot_entry(name), entries[keys[name]]
 
 
 def align(
@@ -96,7 +71,11 @@ def align(
     """Match keys by canonical name, in the layout of the first fine-tuned checkpoint, without
     checking for mismatches.
     """
-    checkpoints = [convert_checkpoint(one, finetuned[0]) for one in (zeroshot, *finetuned)]
+    checkpoints = [zeroshot, *finetuned]
+    if len({layout_of(checkpoint.entries) for checkpoint in checkpoints}) > 1:
+        from clipmerge.checkpoint.converted import convert_checkpoint
+
+        checkpoints = [convert_checkpoint(one, finetuned[0]) for one in checkpoints]
     family = _common_family(checkpoints)
     keys = []
     for checkpoint in checkpoints:
@@ -159,35 +138,30 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
             f"{inputs.zeroshot.source}: holds the {tower} tower only, the fine-tuned checkpoint "
             f"{_TOWER_WORDS[inputs.tower]}; give the zero-shot model that was fine-tuned"
         )
-    if len(inputs.finetuned) > 1 and inputs.keeps_head and not inputs.has_built_head:
+    if len(inputs.finetuned) > 1 and inputs.keeps_head and not inputs.zeroshot.has_built_head:
         problems.append(
             "several fine-tuned classifiers, and a zero-shot model without a head: one head can be"
             " kept, not several; give one of them, or a base with a head of the same classes"
         )
-    for which, checkpoint in enumerate(inputs.finetuned):
-        problems += _mismatch(inputs, which, "shape", lambda entry: entry.shape, "")
-        problems += _config_mismatches(inputs, checkpoint)
-        if inputs.tower != "text":
-            problems += _preprocessing_mismatches(inputs.zeroshot, checkpoint)
-        if inputs.tower != "vision":
-            problems += _vocabulary_mismatches(inputs.zeroshot, checkpoint)
-        if inputs.missing == "error":
-            problems += _key_mismatches(inputs, which)
-        if mixed_dtypes:
-            problems += _mismatch(inputs, which, "kind", _kind, "")
-        else:
-            advice = " Or name one with `dtype`."
-            problems += _mismatch(inputs, which, "dtype", lambda one: DTYPES[one.dtype][0], advice)
+    for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
+        problems += _tensor_mismatches(inputs, finetuned, keys, mixed_dtypes)
+        ours, theirs = inputs.zeroshot.stored or inputs.zeroshot, finetuned.stored or finetuned
+        beside = (*PROCESSORS, *VOCABULARIES)  # to read them would take a tenth of a second
+        is_same = have_same_files(ours.folder, theirs.folder, beside)
+        if ours.config != theirs.config or not is_same:
+            from clipmerge.checkpoint.settings import silent_mismatches
+
+            problems += silent_mismatches(ours, theirs, inputs.tower)
+        if inputs.missing == "error" and keys.keys() != inputs.zeroshot_keys.keys():
+            problems += _key_mismatches(inputs, finetuned.source, keys)
     # names of scales and biases are the same in many models
-    if not problems and not any(
-        inputs.merges(name) for name in inputs.zeroshot_keys if "." in inputs.layer_of[name]
-    ):
+    if not problems and not any("." in layer for layer in inputs.merged_layers):
         problems.append(
             f"{inputs.finetuned[0].source}: has no weight in common with {inputs.zeroshot.source},"
             f" so there is nothing to merge; is it a {inputs.family.name} checkpoint?"
         )
     is_open_clip = inputs.family.config == OPEN_CLIP_CONFIG
-    needs_config = is_open_clip or isinstance(inputs.zeroshot, ConvertedCheckpoint)
+    needs_config = is_open_clip or inputs.zeroshot.stored
     if needs_config and all(one.config is None for one in inputs.checkpoints):
         named = " or name the architecture with `model`, such as ViT-B-32" if is_open_clip else ""
         problems.append(
@@ -197,79 +171,42 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
     return problems
 
 
-def _kind(entry: TensorEntry) -> str:
-    return "float" if entry.is_float else "integer"
-
-
-def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> Iterator[str]:
-    ours, theirs = as_stored(inputs.zeroshot).config, as_stored(finetuned).config
-    if ours is None or theirs is None:
-        return
-    for side, name, a, b in differing_settings(ours, theirs):
-        if inputs.tower in ("full", side):
+def _tensor_mismatches(
+    inputs: Inputs, finetuned: Checkpoint, keys: dict[str, str], mixed_dtypes: bool
+) -> Iterator[str]:
+    """Name the first of the shared tensors that differ in shape, and in kind or dtype."""
+    what = "kind" if mixed_dtypes else "dtype"
+    advice = "" if mixed_dtypes else " Or name one with `dtype`."
+    shapes, types = [], []
+    shared = [name for name in keys if name in inputs.zeroshot_keys and not is_incidental(name)]
+    for name in shared:
+        ours, theirs = inputs.zeroshot_entry(name), finetuned.entries[keys[name]]
+        if ours.shape != theirs.shape:
+            shapes.append((name, ours.shape, theirs.shape))
+        if mixed_dtypes and ours.is_float != theirs.is_float:
+            types.append((name, ours.dtype, theirs.dtype))
+        if not mixed_dtypes and ours.dtype != theirs.dtype:
+            types.append((name, DTYPES[ours.dtype][0], DTYPES[theirs.dtype][0]))
+    of = f"of {len(shared)} tensors"
+    for differing, name, then in ((shapes, "shape", ""), (types, what, advice)):
+        if differing:
+            first, a, b = differing[0]
             yield (
-                f"the {side} towers differ in {name}: zeroshot {a}, finetuned {b}; {_SILENT}"
-                " config.json"
+                f"{counted(len(differing), f'{of} differs', f'{of} differ')} in {name}; first"
+                f" {first}: zeroshot {a}, finetuned {b}. Compare both with `clipmerge inspect`."
+                f"{then}"
             )
 
 
-def _preprocessing_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[str]:
-    ours, theirs = _preprocessing_of(as_stored(zeroshot)), _preprocessing_of(as_stored(finetuned))
-    for key in ours.keys() & theirs.keys():
-        if ours[key] != theirs[key]:
-            yield (
-                f"images are prepared differently: {key} is {ours[key]} for zeroshot, {theirs[key]}"
-                f" for finetuned; {_SILENT} preprocessing"
-            )
-
-
-def _preprocessing_of(checkpoint: Checkpoint) -> Json:
-    """Mean, deviation and interpolation according to the files beside a checkpoint, as far as they
-    are given.
-    """
-    known: Json = {}
-    # loaders refuse what cannot be understood
-    with contextlib.suppress(CheckpointError, LookupError, TypeError, ValueError, AttributeError):
-        settings = (checkpoint.config or {}).get("preprocess_cfg")
-        if settings is None:
-            processor = read_image_processor(checkpoint.folder) or {}
-            settings = {key: processor.get(f"image_{key}") for key in ("mean", "std")}
-            settings["interpolation"] = _INTERPOLATIONS.get(processor.get("resample", -1))
-        if settings.get("interpolation") in _INTERPOLATIONS.values():
-            known["interpolation"] = settings["interpolation"]
-        for key, name in (("mean", "mean"), ("std", "standard deviation")):
-            if settings.get(key) is not None:
-                known[name] = [round(float(value), 4) for value in settings[key]]
-    return known
-
-
-def _vocabulary_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[str]:
-    """Compare the tokenizers beside two checkpoints by the words that both know."""
-    zeroshot, finetuned = as_stored(zeroshot), as_stored(finetuned)
-    if have_same_vocabulary_files(zeroshot.folder, finetuned.folder):
-        return  # as nearly always; to read them would take a tenth of a second
-    ours, theirs = (
-        {} if one.config is None else read_vocabulary(one.folder) or {}
-        for one in (zeroshot, finetuned)
-    )
-    if other := [word for word in ours.keys() & theirs.keys() if ours[word] != theirs[word]]:
-        word = min(other, key=lambda word: (ours[word], word))
-        yield (
-            "texts are read differently: the tokenizers give other numbers to"
-            f" {counted(len(other), 'word', 'words')}, such as '{word}', which is {ours[word]} for"
-            f" zeroshot, {theirs[word]} for finetuned; {_SILENT} tokenizer"
-        )
-
-
-def _key_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
-    ours, theirs = inputs.zeroshot_keys, inputs.finetuned_keys[which]
+def _key_mismatches(inputs: Inputs, source: str, theirs: dict[str, str]) -> Iterator[str]:
+    ours = inputs.zeroshot_keys
     only_ours = [n for n in ours if n not in theirs and not is_incidental(n) and inputs.expects(n)]
     only_theirs = [n for n in theirs if n not in ours and not is_incidental(n)]
     if inputs.keeps_head:
         only_theirs = [n for n in only_theirs if inputs.layer_of.get(n) != HEAD]
     if not ours.keys() & theirs.keys():
         yield (
-            f"{inputs.finetuned[which].source}: holds no parameter of the {inputs.family.name}"
+            f"{source}: holds no parameter of the {inputs.family.name}"
             f" model {inputs.zeroshot.source}, but {shorten(only_theirs)}; give the fine-tuned"
             " model as a whole, or one of its towers"
         )
@@ -283,27 +220,11 @@ def _key_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
             )
 
 
-def _mismatch(
-    inputs: Inputs, which: int, what: str, get: Callable[[TensorEntry], Any], advice: str
-) -> Iterator[str]:
-    """Name the first of the shared tensors that differ in something."""
-    values = [
-        (name, get(ours), get(theirs)) for name, ours, theirs in _shared_entries(inputs, which)
-    ]
-    if differing := [value for value in values if value[1] != value[2]]:
-        of = f"of {len(values)} tensors"
-        name, a, b = differing[0]
-        yield (
-            f"{counted(len(differing), f'{of} differs', f'{of} differ')} in {what}; first {name}:"
-            f" zeroshot {a}, finetuned {b}. Compare both with `clipmerge inspect`.{advice}"
-        )
-
-
 def _alignment_notes(inputs: Inputs) -> Iterator[str]:
     """Describe the parameters that are not simply merged (kept, copied or left out), one line
     each.
     """
-    if inputs.has_built_head:
+    if inputs.zeroshot.has_built_head:
         yield (
             "the fine-tuned checkpoint is a classifier: the zero-shot side of its head is built"
             " from class prompts, and the output is a classifier too"

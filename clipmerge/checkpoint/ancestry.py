@@ -15,7 +15,6 @@ from statistics import median
 
 import numpy as np
 
-from clipmerge.checkpoint.adapter import AdaptedCheckpoint
 from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.files.safetensors import Array
@@ -50,7 +49,7 @@ def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
     """The median cosine between the matrices of a fine-tuned checkpoint and of the zero-shot one,
     by tower; empty for an adapter, which is related to every base that it fits.
     """
-    if isinstance(inputs.finetuned[which], AdaptedCheckpoint):
+    if inputs.finetuned[which].is_adapted:
         return {}
     cosines: dict[str, list[float]] = {}
     for name in filter(inputs.merges, inputs.zeroshot_keys):

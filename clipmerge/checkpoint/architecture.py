@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
-from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError, did_you_mean
+from clipmerge.families import layout_of
 from clipmerge.files.paths import replace_bytes, user_cache
 from clipmerge.types import Json
 

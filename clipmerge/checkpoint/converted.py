@@ -11,15 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipmerge.checkpoint.source import (
-    Checkpoint,
-    DerivedCheckpoint,
-    LazyTensor,
-    prefix_errors,
-    stored_array,
-)
-from clipmerge.conversion.keys import Layout, Match, layout_of, match_keys, timm_name
+from clipmerge.checkpoint.derived import DerivedCheckpoint, LazyTensor, stored_array
+from clipmerge.checkpoint.layout_keys import Match, match_keys, timm_name
+from clipmerge.checkpoint.source import Checkpoint, prefix_errors
 from clipmerge.errors import CheckpointError
+from clipmerge.families import Layout, layout_of
 from clipmerge.files.safetensors import DTYPES, TensorEntry
 from clipmerge.types import Shape
 
@@ -35,11 +31,7 @@ class ConvertedCheckpoint(DerivedCheckpoint):
     """
 
 
-class WithHead(DerivedCheckpoint):
-    """A zero-shot checkpoint with a head that was made for it."""
-
-
-def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor]) -> WithHead:
+def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor]) -> Checkpoint:
     """Add a head to a zero-shot checkpoint, with the dtypes that it has in the fine-tuned one,
     ``like``.
     """
@@ -47,14 +39,8 @@ def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor])
     lazy = {
         key: LazyTensor((), partial(stored_array, values.flatten())) for key, values in head.items()
     }
-    return WithHead.of(checkpoint, lazy, entries={**checkpoint.entries, **entries})
-
-
-def as_stored(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with its own configuration and side files, before it was converted."""
-    while isinstance(checkpoint, (ConvertedCheckpoint, WithHead)):
-        checkpoint = checkpoint.original
-    return checkpoint
+    entries = {**checkpoint.entries, **entries}
+    return DerivedCheckpoint.of(checkpoint, lazy, entries=entries, has_built_head=True)
 
 
 def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
@@ -78,6 +64,7 @@ def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
         entries={name: entry for name, (entry, _) in formed.items()},
         config=like.config,
         folder=like.folder,
+        stored=checkpoint,
         sharded=False,
         notes=(*checkpoint.notes, note),
     )

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmerge.checkpoint.converted import WithHead
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.families import Family, is_index_buffer, layers_of, tower_of
 from clipmerge.files.safetensors import Array, TensorEntry
@@ -73,17 +72,12 @@ class Inputs:
         """Whether the fine-tuned checkpoints are one tower of a full zero-shot model."""
         return self.tower != "full" and tower_of(self.layers) == "full"
 
-    @property
-    def has_built_head(self) -> bool:
-        """Whether the zero-shot checkpoint's head was built from class prompts."""
-        return isinstance(self.zeroshot, WithHead)
-
     @cached_property
     def keeps_head(self) -> bool:
         """Whether only the fine-tuned checkpoints are classifiers; the output then has their head
         and their tower.
         """
-        has_head = HEAD in self.layers and not self.has_built_head
+        has_head = HEAD in self.layers and not self.zeroshot.has_built_head
         if self.tower == "full" or self.missing == "keep-zeroshot" or has_head:
             return False
         return any(self.layer_of.get(name) == HEAD for keys in self.finetuned_keys for name in keys)
@@ -124,7 +118,10 @@ class Inputs:
     @cached_property
     def output_keys(self) -> dict[str, str]:
         """Keys in the output by canonical name: those of `layout` where it has the parameter."""
-        return {**self.finetuned_keys[0], **self.zeroshot_keys, **self.layout_keys}
+        first, second = self.finetuned_keys[0], self.zeroshot_keys
+        if self.takes_zeroshot_layout:
+            return first | second
+        return first | second | first
 
     def expects(self, name: str) -> bool:
         """Whether the fine-tuned checkpoints must hold a zero-shot parameter, even if they are one

@@ -10,27 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmerge.checkpoint.adapter import ADAPTERS, CONFIG, MERGE_IT, apply_adapter
-from clipmerge.checkpoint.architecture import with_architecture
-from clipmerge.checkpoint.source import (
-    OPEN_CLIP_CONFIG,
-    Checkpoint,
-    DerivedCheckpoint,
-    LazyTensor,
-    prefix_errors,
-)
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, prefix_errors
 from clipmerge.checkpoint.wrappers import unwrap
-from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError, did_you_mean, shorten
+from clipmerge.families import layout_of
 from clipmerge.files.hashes import remember_state
 from clipmerge.files.paths import is_plain_name, local_path, split_part
 from clipmerge.files.reading import read_json, refusing
 from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header
 from clipmerge.files.side_files import SIDE_FILES, read_side_json
-from clipmerge.hub.ids import HubId, parse_hub_id
 
 if TYPE_CHECKING:
+    from clipmerge.checkpoint.derived import LazyTensor
     from clipmerge.hub.download import Snapshot
+    from clipmerge.hub.ids import HubId
 
 _INDICES = (".safetensors.index.json", ".bin.index.json")
 # Names of weights in a folder, the first that is there is read.
@@ -71,6 +64,8 @@ def find_checkpoint(name: str) -> CheckpointRef:
 
 def hub_id_of(source: str) -> HubId:
     """Read a source that is not on disk as a Hub id, or refuse it."""
+    from clipmerge.hub.ids import parse_hub_id
+
     address, _ = split_part(source)
     hub_id = parse_hub_id(address)
     if hub_id is None:
@@ -113,13 +108,19 @@ def open_checkpoint(
         path = _download(ref.snapshot)
     if path.is_dir():
         path = path / _choose_weights(ref.name, [file.name for file in path.iterdir()])
-    if path.name in ADAPTERS:
+    if path.stem == "adapter_model":
+        from clipmerge.checkpoint.adapter import MERGE_IT, apply_adapter
+
         if base is None:
             raise CheckpointError(f"{ref.name}: is an adapter, not a full model; {MERGE_IT}")
         return apply_adapter(base, path.parent, ref.name, revision)
     checkpoint = _open_file(ref.name, path, part)
     checkpoint = replace(checkpoint, revision=revision, notes=(*notes, *checkpoint.notes))
-    return checkpoint if model is None else with_architecture(checkpoint, model)
+    if model is None:
+        return checkpoint
+    from clipmerge.checkpoint.architecture import with_architecture
+
+    return with_architecture(checkpoint, model)
 
 
 def _download(snapshot: Snapshot) -> Path:
@@ -128,7 +129,7 @@ def _download(snapshot: Snapshot) -> Path:
     weights = _choose_weights(str(snapshot.hub_id), root)
     stem = weights.partition(".")[0]
     shards = [name for name in root if weights.endswith(_INDICES) and name.startswith(f"{stem}-")]
-    beside = {*SIDE_FILES, CONFIG}.intersection(root)
+    beside = {*SIDE_FILES, "adapter_config.json"}.intersection(root)
     return snapshot.download([weights, *shards, *beside])
 
 
@@ -193,7 +194,11 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
         source, None, path.parent, files, chosen, config, sharded=is_index, notes=tuple(notes)
     )
     formed = {name: lazy[key] for name, key in keys.items() if key in lazy}
-    return DerivedCheckpoint.of(checkpoint, formed) if formed else checkpoint
+    if not formed:
+        return checkpoint
+    from clipmerge.checkpoint.derived import DerivedCheckpoint
+
+    return DerivedCheckpoint.of(checkpoint, formed)
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -1,4 +1,5 @@
-"""Compare the settings of two configurations that change the function of a model but no shape.
+"""Compare what changes the function of a model but no shape: configurations, preprocessing,
+tokenizers.
 
 Settings that both state are compared as they are. What only one states has its library's default in
 the other: `AutoConfig`, and open_clip's own classes, which are imported only then.
@@ -6,10 +7,14 @@ the other: `AutoConfig`, and open_clip's own classes, which are imported only th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from clipmerge.checkpoint.source import Checkpoint
+from clipmerge.errors import CheckpointError, counted
+from clipmerge.files.side_files import read_image_processor, read_vocabulary
 from clipmerge.types import Json
 
 _SIDES = ("vision", "text")
@@ -46,6 +51,65 @@ _OPEN_CLIP = (
 )
 # Raised by a library for a configuration that it cannot read: then what both state is compared.
 _UNREADABLE = (ImportError, LookupError, TypeError, ValueError, AttributeError)
+# OpenCLIP's names of Pillow's filters.
+_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
+_SILENT = (
+    "the weights would merge silently and wrongly. Use the base that was fine-tuned, or correct the"
+    " wrong"
+)
+
+
+def silent_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -> Iterator[str]:
+    """Name the differences between two checkpoints that no tensor tells of; ``tower`` is that of
+    the fine-tuned one.
+    """
+    if zeroshot.config is not None and finetuned.config is not None:
+        for side, name, a, b in differing_settings(zeroshot.config, finetuned.config):
+            if tower in ("full", side):
+                values = f"zeroshot {a}, finetuned {b}"
+                yield f"the {side} towers differ in {name}: {values}; {_SILENT} config.json"
+    if tower != "text":
+        ours, theirs = _preprocessing_of(zeroshot), _preprocessing_of(finetuned)
+        for key in ours.keys() & theirs.keys():
+            if ours[key] != theirs[key]:
+                values = f"{key} is {ours[key]} for zeroshot, {theirs[key]} for finetuned"
+                yield f"images are prepared differently: {values}; {_SILENT} preprocessing"
+    if tower != "vision" and zeroshot.config is not None and finetuned.config is not None:
+        yield from _vocabulary_mismatches(zeroshot, finetuned)
+
+
+def _preprocessing_of(checkpoint: Checkpoint) -> Json:
+    """Mean, deviation and interpolation according to the files beside a checkpoint, as far as they
+    are given.
+    """
+    known: Json = {}
+    # loaders refuse what cannot be understood
+    with contextlib.suppress(CheckpointError, LookupError, TypeError, ValueError, AttributeError):
+        settings = (checkpoint.config or {}).get("preprocess_cfg")
+        if settings is None:
+            processor = read_image_processor(checkpoint.folder) or {}
+            settings = {key: processor.get(f"image_{key}") for key in ("mean", "std")}
+            settings["interpolation"] = _INTERPOLATIONS.get(processor.get("resample", -1))
+        if settings.get("interpolation") in _INTERPOLATIONS.values():
+            known["interpolation"] = settings["interpolation"]
+        for key, name in (("mean", "mean"), ("std", "standard deviation")):
+            if settings.get(key) is not None:
+                known[name] = [round(float(value), 4) for value in settings[key]]
+    return known
+
+
+def _vocabulary_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[str]:
+    """Compare the tokenizers beside two checkpoints by the words that both know."""
+    ours = read_vocabulary(zeroshot.folder) or {}
+    theirs = read_vocabulary(finetuned.folder) or {}
+    other = [word for word in ours.keys() & theirs.keys() if ours[word] != theirs[word]]
+    if other:
+        word = min(other, key=lambda word: (ours[word], word))
+        yield (
+            "texts are read differently: the tokenizers give other numbers to"
+            f" {counted(len(other), 'word', 'words')}, such as '{word}', which is {ours[word]} for"
+            f" zeroshot, {theirs[word]} for finetuned; {_SILENT} tokenizer"
+        )
 
 
 def differing_settings(ours: Json, theirs: Json) -> Iterator[tuple[str, str, Any, Any]]:

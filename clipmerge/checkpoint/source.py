@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import mmap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,6 +44,11 @@ class Checkpoint:
     config: Json | None
     sharded: bool = False
     notes: Names = ()  # for the user, about the origin of the weights
+    has_built_head: bool = False  # whether its head was built from class prompts
+    is_adapted: bool = False  # whether it is a base with an adapter
+    # the checkpoint as it is stored, with its own configuration and side files, if this one has
+    # another one's layout
+    stored: Checkpoint | None = field(default=None, repr=False, compare=False)
     # open_clip's name of the architecture, where it was named for weights without a configuration
     architecture: str | None = None
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False, compare=False)
@@ -134,51 +139,6 @@ class Checkpoint:
         return sum(entry.end - entry.begin for entry in self.entries.values())
 
 
-@dataclass(frozen=True)
-class LazyTensor:
-    """How a tensor is formed: the original's tensors that are read for it, and a function that
-    makes it, 1-D.
-    """
-
-    keys: Names
-    make: Callable[[], Array]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DerivedCheckpoint(Checkpoint):
-    """A view of a checkpoint some of whose tensors are formed, whole, when they are read; the last
-    one is kept.
-    """
-
-    original: Checkpoint  # which has all other tensors
-    lazy: dict[str, LazyTensor] = field(repr=False, compare=False)
-    _latest: dict[str, Array] = field(default_factory=dict, repr=False, compare=False)
-
-    @classmethod
-    def of(cls, original: Checkpoint, lazy: dict[str, LazyTensor], **changes: Any) -> Self:
-        """View a checkpoint with tensors that are formed, and with other facts."""
-        facts = {
-            attribute.name: getattr(original, attribute.name) for attribute in fields(Checkpoint)
-        }
-        return cls(**facts | changes, original=original, lazy=lazy)
-
-    def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Take a run of one tensor's elements; see `Checkpoint.array`."""
-        whole = self._latest.get(key)
-        if whole is None:  # several threads may get here, each with its own key
-            self._latest.clear()  # before the next one is formed, so that there are never two
-            self._latest[key] = whole = (
-                self.lazy[key].make() if key in self.lazy else self.original.array(key)
-            )
-        return whole[start:stop]
-
-    def release(self, key: str) -> None:
-        """Release what was formed, and the mapped pages that it was made from."""
-        self._latest.pop(key, None)
-        for original_key in self.lazy[key].keys if key in self.lazy else (key,):
-            self.original.release(original_key)
-
-
 @contextlib.contextmanager
 def prefix_errors(source: object) -> Iterator[None]:
     """Put the name of a checkpoint or a file before what is wrong with it."""
@@ -202,14 +162,3 @@ def _torch_for_views() -> Any:
         warnings.filterwarnings("ignore", message=".*not writable.*")
         torch.from_numpy(np.frombuffer(bytes(1), np.uint8))
     return torch
-
-
-def stored_array(values: Tensor) -> Array:
-    """View a contiguous 1-D tensor in the form of `Checkpoint.array`: bfloat16 as its bits."""
-    import torch
-
-    return np.asarray(
-        values.view(torch.int16).numpy().view(np.uint16)
-        if values.dtype == torch.bfloat16
-        else values.numpy()
-    )

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipmerge.checkpoint.source import LazyTensor, stored_array
+from clipmerge.checkpoint.derived import LazyTensor, stored_array
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.safetensors import FLOATS, SAFETENSORS_NAME, Array, TensorEntry
 

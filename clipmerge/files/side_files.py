@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +123,9 @@ def read_vocabulary(folder: Path) -> dict[str, int] | None:
         return None
 
 
-def have_same_vocabulary_files(one: Path, other: Path) -> bool:
-    """Whether two folders have the same vocabularies, byte for byte."""
-    for name in VOCABULARIES:
+def have_same_files(one: Path, other: Path, names: Iterable[str]) -> bool:
+    """Whether two folders have the same ones of some files, byte for byte."""
+    for name in names:
         files = (one / name, other / name)
         present = [file.is_file() for file in files]
         if any(present) and not (all(present) and filecmp.cmp(*files, shallow=False)):

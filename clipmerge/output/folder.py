@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from clipmerge.checkpoint import Checkpoint, Inputs
-from clipmerge.checkpoint.converted import ConvertedCheckpoint
 from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, WEIGHTS
-from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import OutputError
+from clipmerge.families import layout_of
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.safetensors import DTYPES, header_bytes
 from clipmerge.files.side_files import PROCESSORS, SIDE_FILES, VOCABULARIES, copy_side_file
@@ -148,7 +147,7 @@ def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
 
 def _lend_side_files(inputs: Inputs, chosen: dict[str, Path]) -> tuple[dict[str, Path], list[str]]:
     """Complete the files by those of the zero-shot checkpoint, if they are for the same library."""
-    if inputs.layout is inputs.zeroshot or isinstance(inputs.zeroshot, ConvertedCheckpoint):
+    if inputs.layout is inputs.zeroshot or inputs.zeroshot.stored:
         return chosen, []
     others = _side_files(inputs.zeroshot)
     if inputs.layout.config is None:

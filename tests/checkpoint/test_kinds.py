@@ -16,7 +16,7 @@ from transformers import CLIPModel, CLIPVisionModel
 
 import clipmerge
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
-from clipmerge.conversion.keys import match_keys
+from clipmerge.checkpoint.layout_keys import match_keys
 from tests.support.hub_double import FakeHub, upload
 from tests.support.raw_safetensors import rename_keys, shard
 from tests.support.tiny_clip import Folders, save_images

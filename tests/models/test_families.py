@@ -18,7 +18,7 @@ from transformers import AutoProcessor
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import distributed_context
 from clipmerge.errors import CheckpointError
-from clipmerge.families.known import VISION_TEXT_DUAL_ENCODER
+from clipmerge.families import VISION_TEXT_DUAL_ENCODER
 from clipmerge.learning.interpolate import Path as Between
 from clipmerge.learning.objective import Batch, Objective
 from clipmerge.models import ImageTextModel, model_for

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.families.known import CLIP
+from clipmerge.families import CLIP
 from tests.support.command import done
 from tests.support.raw_safetensors import edit, edit_json, rename_keys, shard
 from tests.support.tiny_clip import Folders

@@ -10,12 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from clipmerge.errors import CheckpointError, counted, shorten
+from clipmerge.families import Layout
 from clipmerge.types import Names
-
-Layout = Literal["transformers", "open-clip", "timm"]
 
 _BLOCK = {
     "open-clip": re.compile(r"(visual\.|text\.)?transformer\.resblocks\.(\d+)\."),
@@ -36,20 +34,6 @@ class Match:
     open_clip: str
     transformers: Names  # three keys if the tensors are stacked along the first dimension
     transposed: bool = False
-
-
-def layout_of(keys: Iterable[str]) -> Layout:
-    """Recognise the layout of a file's keys.
-
-    Example:
-        >>> layout_of(["visual.conv1.weight"]), layout_of(["visual_projection.weight"])
-        ('open-clip', 'transformers')
-    """
-    names = set(keys)
-    if any(name.startswith("visual.") or ".resblocks." in name for name in names):
-        return "open-clip"
-    is_timm = names >= {"cls_token", "pos_embed", "patch_embed.proj.weight"}
-    return "timm" if is_timm else "transformers"
 
 
 def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") -> tuple[Match, ...]:

@@ -1,1 +1,0 @@
-"""OpenCLIP's, transformers' and timm's layouts: corresponding tensors."""

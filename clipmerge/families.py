@@ -1,0 +1,354 @@
+"""Families of models: the names of their parameters, and the layers these lie in.
+
+To add a family, add an entry to `FAMILIES`; `tests/families` has the requirements for every family.
+A *canonical name* is one spelling of a parameter; the output keeps the spelling of its sources.
+Layers are named by module path: `vision.3.attn`, `text.norm`, `logit_scale`. The first word of a
+path gives the tower, words such as ``layers.3`` the block, and two sets of keywords the half of a
+block: attention, or MLP; what is neither is ``conv``. Outside the blocks the first module gives the
+part; an unknown one is a layer named after the module.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from clipmerge.errors import CheckpointError
+from clipmerge.layers import HEAD, network_order
+from clipmerge.types import Json, Layers, Names
+
+Layout = Literal["transformers", "open-clip", "timm"]
+
+
+def layout_of(keys: Iterable[str]) -> Layout:
+    """Recognise the layout of a file's keys.
+
+    Example:
+        >>> layout_of(["visual.conv1.weight"]), layout_of(["visual_projection.weight"])
+        ('open-clip', 'transformers')
+    """
+    names = set(keys)
+    if any(name.startswith("visual.") or ".resblocks." in name for name in names):
+        return "open-clip"
+    is_timm = names >= {"cls_token", "pos_embed", "patch_embed.proj.weight"}
+    return "timm" if is_timm else "transformers"
+
+
+# What a model of transformers has beside its towers.
+_AROUND = ("visual_projection.", "text_projection.", "classifier.", "logit_", "temperature")
+_TOWERS = ("vision_model.", "text_model.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Family:
+    """The properties of one family of checkpoints: names only, no weights.
+
+    Attributes:
+        name: Name in messages.
+        model_type: ``model_type`` in a config, if it has one; a tower's ends with ``_vision_model``
+            or ``_text_model``.
+        marks: Parts of keys that tell the family where there is no config: all of them occur.
+        renames: Regex and replacement, applied to every key in order: from other spellings to the
+            canonical one.
+        model: Module of `clipmerge.models` with the forward pass.
+        model_class: transformers' class of the full model.
+        reads_padding: Whether the text tower reads padding as text, so that prompts are padded to
+            its full length.
+        weights: File from which the family's library reads unsharded weights.
+        config: File that describes the model.
+    """
+
+    name: str
+    model_type: str | None = None
+    marks: Names = ()
+    renames: tuple[tuple[str, str], ...] = ()
+    model: str = "transformers_clip"
+    model_class: str = ""
+    reads_padding: bool = False
+    weights: str = "model.safetensors"
+    config: str = "config.json"
+
+    def by_canonical_name(self, keys: Iterable[str]) -> dict[str, str]:
+        """Map canonical names to a file's keys.
+
+        Towers of transformers that were saved alone lack their prefix
+        (``embeddings.class_embedding``), which is put before them.
+        """
+        keys = list(keys)
+        prefix = ""
+        if self.model_type and not any(key.startswith(_TOWERS) for key in keys):
+            is_text = any("token_embedding" in key or "word_embedding" in key for key in keys)
+            prefix = "text_model." if is_text else "vision_model."
+        named: dict[str, str] = {}
+        for key in keys:
+            name = key if key.startswith(_AROUND) else prefix + key
+            for pattern, replacement in self.renames:
+                name = re.sub(pattern, replacement, name)
+            if name in named:
+                raise CheckpointError(
+                    f"keys '{named[name]}' and '{key}' are the same parameter, {name}"
+                )
+            named[name] = key
+        return named
+
+    def group(self, names: Iterable[str]) -> Layers:
+        """Group all canonical names of a checkpoint by layer: sorted names, layers in network
+        order.
+        """
+        groups: dict[str, list[str]] = {}
+        for name, layer in layers_of(names).items():
+            groups.setdefault(layer, []).append(name)
+        return {layer: tuple(sorted(groups[layer])) for layer in sorted(groups, key=network_order)}
+
+
+def tower_of(layers: Iterable[str]) -> str:
+    """Return the towers of a checkpoint's layers: ``"full"``, ``"vision"`` or ``"text"``."""
+    towers = {layer.partition(".")[0] for layer in layers}
+    if {"vision", "text"} <= towers:
+        return "full"
+    return "vision" if "vision" in towers else "text"
+
+
+def is_index_buffer(name: str) -> bool:
+    """Whether a tensor holds indices (of positions, of token types), as only old checkpoints do."""
+    return name.endswith((".position_ids", ".token_type_ids"))
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor is a batch norm's running mean or variance: interpolated, never masked."""
+    return name.endswith((".running_mean", ".running_var"))
+
+
+def is_variance(name: str) -> bool:
+    """Whether a tensor is a batch norm's running variance, which cannot be negative."""
+    return name.endswith(".running_var")
+
+
+def is_counter(name: str) -> bool:
+    """Whether a tensor counts a batch norm's training steps: copied, because it has no effect at
+    inference.
+    """
+    return name.endswith(".num_batches_tracked")
+
+
+#: Both towers, one tower, or an image classifier made from it.
+CLIP = Family(name="CLIP", model_type="clip", model_class="CLIPModel")
+#: SigLIP 2 at a fixed resolution is published under this family's ``model_type`` too.
+SIGLIP = Family(
+    name="SigLIP",
+    model_type="siglip",
+    marks=("logit_bias", "vision_model."),
+    model_class="SiglipModel",
+    reads_padding=True,
+)
+#: ViT, ResNet and timm vision towers, its own and Hugging Face's text towers, CoCa.
+OPEN_CLIP = Family(
+    name="OpenCLIP",
+    renames=(
+        # its own text tower may be separate, under ``text.``, with the same parameters
+        (
+            r"^text\.(?=transformer\.resblocks\.|token_embedding\.|positional_embedding$|cls_emb$|ln_final\.|text_proj)",
+            "",
+        ),
+        # the two halves of a block of T5
+        (r"(\.encoder\.block\.\d+)\.layer\.0\.", r"\1.attention."),
+        (r"(\.encoder\.block\.\d+)\.layer\.1\.", r"\1.mlp."),
+    ),
+    model="open_clip",
+    weights="open_clip_model.safetensors",
+    config="open_clip_config.json",
+)
+#: Image towers of timm, such as ``vit_base_patch32_clip_224``, with their heads.
+TIMM = Family(
+    name="timm",
+    renames=((r"^(?:head\.fc|head|fc)\.(?=weight$|bias$)", "classifier."),),
+    model="headed_tower",
+)
+#: Two towers of any kind, such as ViT and BERT, which keep the names of their own libraries.
+VISION_TEXT_DUAL_ENCODER = Family(
+    name="VisionTextDualEncoder",
+    model_type="vision-text-dual-encoder",
+    renames=(
+        # a CLIP tower, as transformers 4 wrote it
+        (r"^(vision|text)_model\.\1_model\.", r"\1_model."),
+        # ViT and similar models: transformers 5 uses these names in memory, and the old ones in
+        # files
+        (
+            r"^vision_model\.layers\.(\d+)\.mlp\.fc1\.",
+            r"vision_model.encoder.layer.\1.intermediate.dense.",
+        ),
+        (
+            r"^vision_model\.layers\.(\d+)\.mlp\.fc2\.",
+            r"vision_model.encoder.layer.\1.output.dense.",
+        ),
+        (r"^vision_model\.layers\.", "vision_model.encoder.layer."),
+        (r"^(vision_model\.encoder\.layer\.\d+\.attention\.)q_proj\.", r"\1attention.query."),
+        (r"^(vision_model\.encoder\.layer\.\d+\.attention\.)k_proj\.", r"\1attention.key."),
+        (r"^(vision_model\.encoder\.layer\.\d+\.attention\.)v_proj\.", r"\1attention.value."),
+        (r"^(vision_model\.encoder\.layer\.\d+\.attention\.)o_proj\.", r"\1output.dense."),
+    ),
+    model_class="VisionTextDualEncoderModel",
+)
+
+#: In the order in which they are tried where there is no config; CLIP is what no mark tells.
+FAMILIES = (
+    SIGLIP,
+    Family(
+        name="AltCLIP",
+        model_type="altclip",
+        marks=("roberta.encoder.",),
+        # transformers 5 writes "layer" in both towers, has "layers" in both in memory, and reads
+        # either
+        renames=(
+            (r"^text_model\.roberta\.encoder\.layers\.", "text_model.roberta.encoder.layer."),
+            (r"^vision_model\.encoder\.layer\.", "vision_model.encoder.layers."),
+        ),
+        model_class="AltCLIPModel",
+    ),
+    Family(
+        name="ALIGN",
+        model_type="align",
+        marks=("vision_model.encoder.blocks.",),
+        model_class="AlignModel",
+    ),
+    Family(
+        name="Chinese-CLIP",
+        model_type="chinese_clip",
+        marks=("text_model.encoder.layer.", "vision_model.pre_layrnorm."),
+        model_class="ChineseCLIPModel",
+    ),
+    # any aspect ratio (NaFlex): SigLIP's names, images as sequences of patches
+    replace(SIGLIP, name="SigLIP 2", model_type="siglip2", model_class="Siglip2Model"),
+    # Meta's worldwide model: CLIP's architecture and names, its own configuration
+    replace(CLIP, name="MetaCLIP 2", model_type="metaclip_2", model_class="MetaClip2Model"),
+    replace(VISION_TEXT_DUAL_ENCODER, marks=("text_model.encoder.layer.", "vision_model.")),
+    CLIP,
+    OPEN_CLIP,
+    TIMM,
+)
+
+
+def family_of(config: Json | None, keys: Collection[str]) -> Family:
+    """Recognise a checkpoint's family by the layout of its keys, the config's ``model_type``, or
+    parts of keys.
+    """
+    layout = layout_of(keys)
+    if layout == "open-clip":
+        return OPEN_CLIP
+    if layout == "timm" or "pretrained_cfg" in (config or {}):
+        return TIMM
+    model_type = (config or {}).get("model_type")
+    if model_type is not None:
+        whole = str(model_type).removesuffix("_vision_model").removesuffix("_text_model")
+        for family in FAMILIES:
+            if family.model_type == whole:
+                return family
+        known = ", ".join(family.name for family in FAMILIES)
+        raise CheckpointError(f"is a '{model_type}' checkpoint; clipmerge merges {known}")
+    for family in FAMILIES:
+        if family.marks and all(any(mark in key for key in keys) for mark in family.marks):
+            return family
+    return CLIP
+
+
+# Starts of names, and the tower or layer that they are in.
+_WHOLE = (
+    ("logit_scale", "logit_scale"),
+    ("temperature", "logit_scale"),  # ALIGN's
+    ("logit_bias", "logit_bias"),
+    ("classifier.", HEAD),
+    ("classification_head.", HEAD),
+    ("visual_projection.", "vision.projection"),
+    ("vision_model.head.", "vision.pooler"),  # of SigLIP
+    ("text_projection", "text.projection"),
+)
+_TOWER_STARTS = (
+    ("text_decoder.", "decoder"),
+    ("text_model.", "text"),
+    ("text.", "text"),
+    ("transformer.", "text"),
+    ("token_embedding.", "text"),
+    ("positional_embedding", "text"),
+    ("cls_emb", "text"),
+    ("ln_final.", "text"),
+)
+# The numbers of a block: of a stage and of a block in it, or of a block alone.
+_BLOCK = re.compile(
+    r"(?:^|\.)(?:layers?|blocks?|resblocks|stages|cross_attn)\.?(\d+)"
+    r"(?:\.(?:(?:layers?|blocks?)\.)?(\d+))?(?=\.)"
+)
+# What makes patches of an image, with blocks of its own in hybrid towers.
+_STEM = re.compile(r"(?:trunk\.)?(?:patch_embed|stem)\.")
+# Words of a path in a block: attention with the norm before it, and MLP likewise.
+_ATTENTION = re.compile(
+    r"attn|attention|(?:ln|norm|ls)_?1|gamma_1|layer_?scale_?1|layernorm_before|sa_layer_norm",
+    re.IGNORECASE,
+)
+_MLP = re.compile(
+    r"mlp|(?:ln|norm|ls)_?[23]|gamma_2|layer_?scale_?2|layernorm_after|intermediate|output|dense"
+    r"|fc[12]|ffn|lin[12]|final_layer_norm",
+    re.IGNORECASE,
+)
+# Modules outside the blocks that only hold others.
+_CONTAINERS = re.compile(r"^(?:(?:trunk|transformer|encoder|roberta|backbone|model)\.)+(?=\w)")
+_PARTS = (
+    (r"pool|transformation|final_conv|conv_head", "pooler"),
+    (r"pre_layrnorm|ln_pre|norm_pre", "pre_norm"),
+    (r"emb|cls_|class_|token|stem|patch|^conv\d*$|^bn\d$|rel_pos|shared", "embeddings"),
+    (r"norm|^ln_|pre_LN", "norm"),
+    (r"proj|head|^fc$|classifier|last_linear", "projection"),
+)
+
+
+def layers_of(names: Iterable[str]) -> dict[str, str]:
+    """Name the layer of each parameter, from all names of a checkpoint: blocks in stages are
+    numbered consecutively.
+
+    Example:
+        >>> names = ["visual.layer1.0.conv1.weight", "visual.layer2.0.conv1.weight", "visual.proj"]
+        >>> list(layers_of(names).values())
+        ['vision.0.conv', 'vision.1.conv', 'vision.projection']
+    """
+    places = {name: _place(name) for name in names}
+    blocks: dict[str, set[tuple[int, ...]]] = {}
+    for tower, numbers, _ in places.values():
+        if numbers:
+            blocks.setdefault(tower, set()).add(numbers)
+    depths = {}
+    for tower, found in blocks.items():
+        in_stages = any(len(numbers) > 1 for numbers in found)
+        for rank, numbers in enumerate(sorted(found)):
+            depths[tower, numbers] = rank if in_stages else numbers[0]
+    return {
+        name: f"{tower}.{depths[tower, numbers]}.{part}"
+        if numbers
+        else f"{tower}.{part}".strip(".")
+        for name, (tower, numbers, part) in places.items()
+    }
+
+
+def _place(name: str) -> tuple[str, tuple[int, ...], str]:
+    """The tower of a parameter, the numbers of its block if it is in one, and its part."""
+    for start, layer in _WHOLE:
+        if name.startswith(start):
+            return layer, (), ""
+    tower = next((tower for start, tower in _TOWER_STARTS if name.startswith(start)), "vision")
+    _, _, inside = name.partition(".")
+    path = inside if name.startswith(_TOWER_ROOTS) else name
+    block = None if _STEM.match(path) else _BLOCK.search(path)
+    if block:
+        numbers = tuple(int(number) for number in block.groups() if number is not None)
+        if "cross_attn" in block[0]:
+            return tower, numbers, "cross"
+        rest = path[block.end() :]
+        part = "attn" if _ATTENTION.search(rest) else "mlp" if _MLP.search(rest) else "conv"
+        return tower, numbers, part
+    module = _CONTAINERS.sub("", path).partition(".")[0]
+    part = next((part for pattern, part in _PARTS if re.search(pattern, module)), module)
+    return tower, (), part
+
+
+# Starts of names that are a tower's own, unlike those of a model without such an attribute.
+_TOWER_ROOTS = ("vision_model.", "visual.", "text_model.", "text.", "text_decoder.", "transformer.")
