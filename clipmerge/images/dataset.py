@@ -13,7 +13,7 @@ from clipmerge.images.classes import ClassNames, name_classes
 from clipmerge.images.folder import is_hidden, load_folder
 from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_texts
 from clipmerge.images.registry import KnownSet, find_known, known_sets
-from clipmerge.images.source import Columns, Opened
+from clipmerge.images.source import TEXTS, Columns, Opened
 from clipmerge.types import Names
 
 # Texts are captions if their mean number of words is at least this and most of them differ.
@@ -108,7 +108,9 @@ def _open(source: Any, columns: Columns) -> Opened:
 def _holds_tables(folder: Path) -> bool:
     """Whether a folder holds Parquet or tar files, or others that `datasets` reads as a whole."""
     kinds = (".parquet", ".tar", ".arrow", ".csv", ".jsonl")
-    places = (folder, folder / "data")
+    places = [folder, folder / "data"]
+    if any((folder / name).is_file() for name in TEXTS):  # CLIP_benchmark's sets
+        places += folder.iterdir()
     return any(file.suffix in kinds for place in places for file in place.glob("[!.]*.*"))
 
 

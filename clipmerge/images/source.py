@@ -23,6 +23,8 @@ CAPTION_NAMES = (
 )
 #: Names of columns with names of image files.
 FILE_NAMES = ("file_name", "filepath", "file", "path", "image", "image_path", "filename")
+#: Texts that CLIP_benchmark writes beside the archives of a data set.
+TEXTS = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
 
 
 @dataclass(frozen=True)

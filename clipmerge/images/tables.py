@@ -28,12 +28,13 @@ from clipmerge.images.source import (
     CAPTION_NAMES,
     FILE_NAMES,
     LABEL_NAMES,
+    TEXTS,
     Columns,
     Opened,
     Pictures,
     picture_files,
 )
-from clipmerge.images.tar import TEXTS, load_tars
+from clipmerge.images.tar import load_tars
 
 #: Builders of `datasets` by the suffix of a file.
 BUILDERS = {

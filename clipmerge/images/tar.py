@@ -15,11 +15,15 @@ from typing import Any, NamedTuple
 
 from clipmerge.errors import DataError, shorten
 from clipmerge.images.folder import IMAGE_SUFFIXES, caption_lines, is_hidden
-from clipmerge.images.source import CAPTION_NAMES, LABEL_NAMES, Columns, Opened, Pictures
+from clipmerge.images.source import (
+    CAPTION_NAMES,
+    LABEL_NAMES,
+    TEXTS,
+    Columns,
+    Opened,
+    Pictures,
+)
 from clipmerge.types import Names
-
-#: Texts that CLIP_benchmark writes beside the archives of a data set.
-TEXTS = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
 
 
 class Member(NamedTuple):

@@ -5,6 +5,7 @@ Every image is labelled with the reference's answer, so that an accuracy of 1 is
 image.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ Picture = tuple[str, bytes, Image.Image]
 
 
 def pictures() -> list[Picture]:
-    """Ending, file, and upright RGB picture of 48 different images, six in each of eight forms."""
+    """Ending, file, and picture for the library of 48 images, six in each of eight forms."""
     return [picture(form, number) for number in range(6) for form in FORMS]
 
 
@@ -52,28 +53,26 @@ def picture(form: str, number: int) -> Picture:
     small = Image.fromarray(rng.integers(0, 256, (3, 4, 3)).astype(np.uint8))
     plain = small.resize((60, 40), Image.Resampling.BICUBIC)
     grey, palette = plain.convert("L"), plain.quantize(16)
-    if form == "grey":
-        return "png", saved(grey, "PNG"), grey.convert("RGB")
-    if form == "palette":
-        return "png", saved(palette, "PNG"), palette.convert("RGB")
-    if form == "transparent":
-        clear = plain.copy()
-        clear.putalpha(grey)
-        return "png", saved(clear, "PNG"), plain
-    if form == "palette with a hole":
-        return "png", saved(palette, "PNG", transparency=3), palette.convert("RGB")
-    if form == "CMYK":
-        cmyk = Image.merge("CMYK", (*plain.split(), grey))
-        return "tif", saved(cmyk, "TIFF"), cmyk.convert("RGB")
-    if form == "16 bits":
+    if form == "16 bits":  # the libraries would clip it
         wide = (np.asarray(grey).astype(np.uint16) << 8) + 77
         eight = np.rint(wide.astype(np.float64) / 65535 * 255).astype(np.uint8)
-        return "png", saved(Image.fromarray(wide), "PNG"), Image.fromarray(eight).convert("RGB")
-    if form == "turned":
+        return "png", saved(Image.fromarray(wide), "PNG"), Image.fromarray(eight)
+    if form == "turned":  # the libraries would leave it on its side
         turned = Image.Exif()
         turned[0x0112] = 6  # to be turned by 90 degrees clockwise
         return "png", saved(plain, "PNG", exif=turned), plain.transpose(Image.Transpose.ROTATE_270)
-    return "png", saved(plain, "PNG"), plain
+    clear = plain.copy()
+    clear.putalpha(grey)
+    cmyk = Image.merge("CMYK", (*plain.split(), grey))
+    content = {
+        "RGB": lambda: saved(plain, "PNG"),
+        "grey": lambda: saved(grey, "PNG"),
+        "palette": lambda: saved(palette, "PNG"),
+        "transparent": lambda: saved(clear, "PNG"),
+        "palette with a hole": lambda: saved(palette, "PNG", transparency=3),
+        "CMYK": lambda: saved(cmyk, "TIFF"),
+    }[form]()
+    return "tif" if form == "CMYK" else "png", content, Image.open(io.BytesIO(content))
 
 
 @torch.no_grad()

@@ -167,9 +167,8 @@ LABELLED: dict[str, Callable[[Path], Any]] = {
     "list of tars": archives,
     "pattern of tars": lambda f: Path(archives(f)[0]).with_name("[0-9].tar"),
     "folder of tars": lambda f: Path(archives(f)[0]).parent,
-    "CLIP_benchmark's": lambda f: (
-        save_files(f / "set", webdataset(f, [LABELS[:5], LABELS[5:]], ["bird", "dog", "red fox"]))
-        / "test"
+    "CLIP_benchmark's": lambda f: save_files(
+        f / "set", webdataset(f, [LABELS[:5], LABELS[5:]], ["bird", "dog", "red fox"])
     ),
     "datasets.Dataset": table_in_memory,
     "torch Dataset": lambda _: Torch(),
