@@ -32,14 +32,14 @@ def retrieve(
         for the first caption of each of the first images its best images, best first, (examples,
         `IMAGES_PER_EXAMPLE`).
     """
-    numbers, _ = number_texts(text for of_image in captions for text in of_image)
+    numbers, distinct = number_texts(text for of_image in captions for text in of_image)
     images = [at for at, of_image in enumerate(captions) for _ in of_image]
     own = torch.zeros(len(captions), len(texts), dtype=torch.bool)
     own[images, list(numbers)] = True
     of_images, of_texts, best = retrieval_ranks(features, texts, own)
     found = (own * (of_texts == 0)).sum(1) / own.sum(1)
     by_image = ((of_images == 0).double() + found.double()) / 2
-    first = own.int().argmax(dim=1)[:EXAMPLES]
+    first = [distinct.index(of_image[0]) for of_image in captions[:EXAMPLES]]
     shown = texts[first] @ features.T
     best_images = shown.topk(min(IMAGES_PER_EXAMPLE, len(captions))).indices
     return best.numpy(), by_image.numpy(), recall_at(of_images, of_texts), best_images.numpy()

@@ -231,17 +231,20 @@ def teach(
     """
     if not options.distill_weight:
         return [None] * len(steps)
-    outputs: list[list[Outputs]] = [[] for _ in steps]
+    # a process may have none of a step's images
+    taught = [pictures for pictures in steps if len(pictures.strong)]
+    outputs: list[list[Outputs]] = [[] for _ in taught]
     for alpha in teacher_alphas(options.distill):
         objective.path.set_alpha(alpha)
         classes: Tensor | None = None
-        for pictures, of_step in zip(steps, outputs, strict=True):
+        for pictures, of_step in zip(taught, outputs, strict=True):
             with passes(objective.path.device, options.precision):
                 if classes is None or pictures.prompts != (None, None):
                     classes = objective.classifier.class_features(*pictures.prompts)
                 features = objective.embed(pictures.strong)
             of_step.append(_outputs(objective, features, classes))
-    return [mean_of_teachers(of_step) for of_step in outputs]
+    targets = iter([mean_of_teachers(of_step) for of_step in outputs])
+    return [next(targets) if len(pictures.strong) else None for pictures in steps]
 
 
 def _outputs(objective: Objective, features: Tensor, classes: Tensor) -> Outputs:

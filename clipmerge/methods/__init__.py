@@ -196,4 +196,5 @@ def _as_array(values: Any) -> Array:
     """Values of torch or numpy as a float32 array."""
     if isinstance(values, np.ndarray):
         return values.astype(np.float32, copy=False)
-    return np.ascontiguousarray(values.detach().float().cpu().numpy(), np.float32)
+    array: Array = values.detach().float().cpu().contiguous().numpy()
+    return array

@@ -3,18 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from clipmerge.request import Calibration, parse_named, parse_named_source
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPProcessor
 
-from clipmerge.checkpoint import open_checkpoint
-from clipmerge.errors import UsageError
-from clipmerge.evaluation.accuracy import evaluate_sources, load_model
-from clipmerge.images.dataset import open_images
-from clipmerge.progress import Progress
+from clipmerge import evaluate
 from tests.support.command import clipmerge, refused
-from tests.support.tiny_clip import CLASSES, Folders, save_images
+from tests.support.tiny_clip import CLASSES, Folders
 
 
 def accuracy_by_hand(folder: Path, images: Path, templates: tuple[str, ...]) -> float:
@@ -47,14 +42,11 @@ def accuracy_by_hand(folder: Path, images: Path, templates: tuple[str, ...]) -> 
 def test_accuracy_is_that_of_the_obvious_loop(
     pair: Folders, images: Path, templates: tuple[str, ...]
 ) -> None:
-    record = evaluate_sources(
-        load_model(open_checkpoint(str(pair[1]))),
-        {"val": open_images(str(images))},
-        Calibration(device="cpu", templates=templates, batch_size=7),
-        Progress(),
+    found = evaluate(
+        str(pair[1]), {"val": str(images)}, template=list(templates), batch_size=7, device="cpu"
     )
-    assert record["images"] == {"val": 30}
-    assert record["accuracy"]["val"] == pytest.approx(accuracy_by_hand(pair[1], images, templates))
+    assert found.images == {"val": 30}
+    assert found.accuracy["val"] == pytest.approx(accuracy_by_hand(pair[1], images, templates))
 
 
 def test_what_is_no_whole_checkpoint_is_refused(
@@ -73,27 +65,3 @@ def test_what_is_no_whole_checkpoint_is_refused(
     next(iter(weights.values())).view(-1)[0] = float("nan")
     save_file(weights, tmp_path / "broken" / "model.safetensors")
     assert "NaN" in refused(clipmerge("evaluate", tmp_path / "broken", "--data", images))
-    few = save_images(tmp_path / "images", each=2, classes=("bird",))
-    line = refused(clipmerge("evaluate", pair[0], "--data", few))
-    assert line.endswith("images: has one class; measuring needs at least two")
-
-
-def test_a_source_without_a_name_is_called_after_its_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "val" / "lr=0.1" / "dev").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "val")
-    for text, name, source in (
-        ("lr=0.1/dev", "dev", "lr=0.1/dev"),
-        ("data/val", "val", "data/val"),
-        ("x=data/val=1", "x", "data/val=1"),
-        (".", "val", "."),
-        ("..", tmp_path.name, ".."),
-        ("/", "/", "/"),
-    ):
-        assert parse_named_source(text) == (name, source)
-    for text in ("", "a=", "a= "):
-        with pytest.raises(UsageError, match=f"'{text}': names no images; write NAME=SOURCE"):
-            parse_named_source(text)
-    with pytest.raises(UsageError, match="same name"):
-        parse_named("--data", ["a=x", "a=y"])
