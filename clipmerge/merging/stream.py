@@ -187,7 +187,7 @@ def coefficient_of(plan: Plan, layer: LayerPlan, name: str) -> float | Array:
     coefficient = plan.loaded_tensors.get(f"{COEFFICIENTS}{name}") if layer.is_learned else None
     if coefficient is None:
         return layer.alpha
-    return float(coefficient) if coefficient.size == 1 else coefficient
+    return float(coefficient.item()) if coefficient.size == 1 else coefficient
 
 
 def coefficients_of_run(coefficient: Array, shape: Shape, start: int, stop: int) -> Array:
