@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.api._pair import CheckpointLike, Pair, as_list, open_pair, with_zeroshot_head
 from clipmerge.api._write import MergeResult, hashed, local_inputs, write_merged
@@ -35,8 +35,6 @@ from clipmerge.planning.recipe import (
     Recipe,
     RecipeLike,
     load_recipe,
-    parse_assignments,
-    refuse_set_twice,
 )
 from clipmerge.plugins import plugin_names, takes_several_finetuned
 from clipmerge.progress import Journal, Progress
@@ -195,16 +193,12 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
         progress.say(
             f"no recipe was named, so it is {recipe}, because {reason} (`recipe` names another)"
         )
-    changes = parse_assignments(options.set)
-    if options.alpha is not None:
-        refuse_set_twice("alpha", "method.alpha", changes)
-        changes["method.alpha"] = options.alpha
     if options.ood and options.data is None:
         raise UsageError("`ood` is judged beside `data`; give images of the target too")
     limit = options.max_loss
     if limit is not None and 0 < limit < _LEAST_LIMIT:
         progress.warn(f"`max_loss` {limit:g} is in points of 100; {100 * limit:g} may be meant")
-    return load_recipe(recipe, changes, max_loss=limit)
+    return load_recipe(recipe, options.set, alpha=options.alpha, max_loss=limit)
 
 
 def _output_folder(
@@ -323,8 +317,9 @@ def _plan_of(
 ) -> tuple[Plan, Measured]:
     task = Task(pair.inputs, measurements, options.seed)
     decision = decide_by_method(task, recipe.method["name"], recipe.method_options)
-    learned: Any = decision.coefficients
-    layers = with_coefficients(decision.layers, learned, task.layers, task.shapes)
+    layers, learned = dict(decision.layers), decision.coefficients
+    if learned:
+        layers = with_coefficients(layers, learned, task.layers, task.shapes)
     reasons = dict(decision.reasons)
     for name, (absent, total) in pair.inputs.partly_zeroshot.items():
         reasons[name] = (
@@ -354,7 +349,6 @@ def _plan_of(
         layers=layers,
         stragglers=decision.stragglers,
     )
-    plan.check(task.layers)
     measured = Measured(
         decision=decision.found,
         reasons=reasons,
@@ -366,7 +360,9 @@ def _plan_of(
             statistics={value.name: value.reading for value in measurements.statistics},
             **{name: getattr(measurements, name) for name in ("path", "trace", "choice", "checks")},
         )
-    return plan.with_tensors(named_tensors(cast(Any, decision.scores), used)), measured
+    if decision.scores or used:
+        plan = plan.with_tensors(named_tensors(decision.scores, used))
+    return plan, measured
 
 
 def judge_plan(

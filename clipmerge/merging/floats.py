@@ -41,21 +41,25 @@ def widen(stored: Array, dtype: str, wide: np.dtype[Any] | None = None) -> Array
         >>> widen(np.array([0x3F80], np.uint16), "BF16"), widen(np.array([1], np.float16), "F16")
         (array([1.], dtype=float32), array([1.], dtype=float32))
     """
-    if dtype == "BF16":
-        bits = stored.astype(np.uint32)
-        bits <<= 16
-        values: Array = bits.view(np.float32)
-    elif dtype == "F16":
-        signed = stored.view(np.int16).astype(np.int32)
-        signed <<= _HALF_SHIFT
-        signed &= np.int32(-0x70000001)  # the sign, and what came from exponent and fraction
-        values = signed.view(np.float32)
-        values *= np.float32(2.0**_HALF_BIAS)
-        if not bool((np.abs(values) < 65536).all()):
-            values = stored.astype(np.float32)  # Inf or NaN
-    else:
-        values = stored
+    values = {"BF16": _widen_bfloat16, "F16": _widen_float16}.get(dtype, np.asarray)(stored)
     return values if wide is None else values.astype(wide, copy=False)
+
+
+def _widen_bfloat16(stored: Array) -> Array:
+    bits = stored.astype(np.uint32)
+    bits <<= 16
+    values: Array = bits.view(np.float32)
+    return values
+
+
+def _widen_float16(stored: Array) -> Array:
+    signed = stored.view(np.int16).astype(np.int32)
+    signed <<= _HALF_SHIFT
+    signed &= np.int32(-0x70000001)  # the sign, and what came from exponent and fraction
+    values: Array = signed.view(np.float32)
+    values *= np.float32(2.0**_HALF_BIAS)
+    # Inf and NaN are large now
+    return values if bool((np.abs(values) < 65536).all()) else stored.astype(np.float32)
 
 
 def narrow(values: Array, dtype: str) -> Array:

@@ -17,14 +17,14 @@ from clipmerge.files.finite import require_finite
 from clipmerge.files.safetensors import DTYPES, SAFETENSORS_NAME, STORED, Array
 from clipmerge.files.writer import BufferProvider, OutputTensor
 from clipmerge.layers import HEAD
-from clipmerge.merging.floats import compute_dtype, fits, narrow, widen
-from clipmerge.merging.tensor import (
+from clipmerge.merging import (
     add_change,
     bind_combination,
     bind_mask,
     merge_tensor,
     whole_change,
 )
+from clipmerge.merging.floats import compute_dtype, fits, narrow, widen
 from clipmerge.planning.plan import COEFFICIENTS, SCORES, LayerPlan, Plan
 from clipmerge.plugins import needs_score
 from clipmerge.types import Shape
@@ -51,16 +51,17 @@ def plan_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
             chunks = partial(_merge_whole if is_whole else _merge, inputs, plan, name, layer, dtype)
         key = inputs.output_keys[name]
         outputs.append(OutputTensor(key, name, dtype, entry.shape, chunks, is_whole))
-    return outputs + _kept_finetuned(inputs, plan)
+    if inputs.keeps_head or plan.missing == "keep-finetuned":
+        outputs += _kept_finetuned(inputs, plan)
+    return outputs
 
 
 def _kept_finetuned(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
-    """The tensors that only the first fine-tuned checkpoint has, if the output has them too."""
+    """The tensors that only the first fine-tuned checkpoint has: all, or those of its head."""
     outputs = []
     first, keys = inputs.finetuned[0], inputs.finetuned_keys[0]
     for name in [name for name in keys if name not in inputs.zeroshot_keys]:
-        is_head = inputs.keeps_head and inputs.layer_of.get(name) == HEAD
-        if is_head or plan.missing == "keep-finetuned":
+        if inputs.layer_of.get(name) == HEAD or plan.missing == "keep-finetuned":
             entry = first.entries[keys[name]]
             dtype = _output_dtype(plan, entry)
             chunks = partial(_copy, name, (first, keys[name]), (), dtype)

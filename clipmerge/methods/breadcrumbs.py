@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipmerge.files.safetensors import Array
+from clipmerge.merging import weighted_sum
 from clipmerge.merging.selection import keep_top_k, zero_others
-from clipmerge.merging.tensor import weighted_sum
 from clipmerge.methods import Decision, Task
 from clipmerge.plugins import Alpha, Density, Share, options_of
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipmerge.files.safetensors import Array
+from clipmerge.merging import weighted_sum
 from clipmerge.merging.selection import RandomKey, keep_random, zero_others
-from clipmerge.merging.tensor import weighted_sum
 from clipmerge.methods import Decision, Task
 from clipmerge.plugins import Alpha, Density, options_of
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from clipmerge.files.safetensors import Array
+from clipmerge.merging import weighted_sum
 from clipmerge.merging.selection import keep_largest, zero_others
-from clipmerge.merging.tensor import weighted_sum
 from clipmerge.methods import Decision, Task
 from clipmerge.plugins import Alpha, Density, options_of
 

@@ -17,7 +17,7 @@ from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, WEIGHTS
 from clipmerge.errors import OutputError
 from clipmerge.families import layout_of
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.safetensors import DTYPES, header_bytes
+from clipmerge.files.safetensors import header_bytes
 from clipmerge.files.side_files import PROCESSORS, SIDE_FILES, VOCABULARIES, copy_side_file
 from clipmerge.files.writer import OutputTensor, iter_contents, output_file
 from clipmerge.progress import Progress
@@ -30,8 +30,6 @@ _DTYPE_RANK = {
         ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
     )
 }
-
-_DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
 def write_weights(
@@ -57,15 +55,16 @@ def write_weights(
         files.setdefault(layout.get(tensor.key, first) if layout else first, []).append(tensor)
     hashes = {name: _write_file(folder / name, files[name], advance) for name in sorted(files)}
     if layout:
-        index = {
-            "metadata": {"total_size": total},
-            "weight_map": {tensor.key: name for name in sorted(files) for tensor in files[name]},
-        }
-        (folder / INDEX).write_text(
-            json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8"
-        )
-        hashes[INDEX] = sha256_of(folder / INDEX)
+        hashes[INDEX] = _write_index(folder / INDEX, files)
     return hashes
+
+
+def _write_index(path: Path, files: dict[str, list[OutputTensor]]) -> str:
+    total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors)
+    weight_map = {tensor.key: name for name in sorted(files) for tensor in files[name]}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return sha256_of(path)
 
 
 def _write_file(path: Path, tensors: list[OutputTensor], advance: Callable[[int], None]) -> str:
@@ -84,24 +83,11 @@ def _write_file(path: Path, tensors: list[OutputTensor], advance: Callable[[int]
 def assign_shards(
     inputs: Inputs, tensors: list[OutputTensor], max_shard_size: int | None = None
 ) -> dict[str, str] | None:
-    """Choose the shard of each tensor."""
-    layout = inputs.layout
-    single = inputs.family.weights != WEIGHTS
+    """Choose the shard of each tensor: as the fine-tuned checkpoint has them, or by size."""
     if max_shard_size is not None:
-        from huggingface_hub import split_state_dict_into_shards_factory
-
-        split = split_state_dict_into_shards_factory(
-            {tensor.key: tensor for tensor in tensors},
-            get_storage_size=lambda tensor: tensor.nbytes,
-            filename_pattern="model{suffix}.safetensors",
-            max_shard_size=max_shard_size,
-        )
-        if split.is_sharded and single:
-            raise OutputError(
-                f"open_clip loads {inputs.family.weights} but no shards; leave out `max_shard_size`"
-            )
-        return split.tensor_to_filename if split.is_sharded else None
-    if single or not layout.sharded:
+        return _split_by_size(tensors, max_shard_size, inputs.family.weights)
+    layout = inputs.layout
+    if inputs.family.weights != WEIGHTS or not layout.sharded:
         return None
     shards = {}
     for name, key in inputs.layout_keys.items():
@@ -109,6 +95,22 @@ def assign_shards(
         converted = f"{file.stem.removeprefix('pytorch_')}.safetensors"
         shards[inputs.output_keys[name]] = file.name if file.suffix == ".safetensors" else converted
     return shards
+
+
+def _split_by_size(
+    tensors: list[OutputTensor], max_shard_size: int, single: str
+) -> dict[str, str] | None:
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    split = split_state_dict_into_shards_factory(
+        {tensor.key: tensor for tensor in tensors},
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    if split.is_sharded and single != WEIGHTS:
+        raise OutputError(f"open_clip loads {single} but no shards; leave out `max_shard_size`")
+    return split.tensor_to_filename if split.is_sharded else None
 
 
 def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str, str], list[str]]:
@@ -121,17 +123,15 @@ def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str
     Returns:
         sha256 by name of each file written, and notes for the user.
     """
-    source = inputs.layout
-    chosen = _side_files(source)
+    chosen = _side_files(inputs.layout)
     notes: list[str] = []
     if not chosen.keys() & set(VOCABULARIES) or not chosen.keys() & set(PROCESSORS):
         chosen, notes = _lend_side_files(inputs, chosen)
-        source = source if source.config else inputs.zeroshot
     hashes = {}
     for name, path in sorted(chosen.items()):
         copy_side_file(path, folder / name)
-        if name == "config.json":
-            _correct_dtype(folder / name, source, dtype)
+        if name == "config.json" and dtype != "keep":
+            _state_dtype(folder / name, dtype)
         hashes[name] = sha256_of(folder / name)
     return hashes, notes
 
@@ -167,17 +167,14 @@ def _lend_side_files(inputs: Inputs, chosen: dict[str, Path]) -> tuple[dict[str,
     return chosen, notes
 
 
-def _correct_dtype(path: Path, checkpoint: Checkpoint, dtype: str) -> None:
+def _state_dtype(path: Path, dtype: str) -> None:
     """State the dtype of the weights in a config, because transformers follows it, not the file."""
-    floats = {DTYPES[entry.dtype][0] for entry in checkpoint.entries.values() if entry.is_float}
-    actual = dtype if dtype != "keep" else floats.pop() if len(floats) == 1 else None
     config = json.loads(path.read_text(encoding="utf-8-sig"))
-    sections = [config, *(value for value in config.values() if isinstance(value, dict))]
-    stated = [(section, key) for section in sections for key in _DTYPE_KEYS if section.get(key)]
-    if not stated and actual not in (None, "float32"):
-        stated = [(config, "dtype")]
-    if actual is None or all(section.get(key) == actual for section, key in stated):
-        return
-    for section, key in stated:
-        section[key] = actual
+    is_stated = False
+    for section in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in [key for key in ("dtype", "torch_dtype") if section.get(key) is not None]:
+            section[key] = dtype
+            is_stated = True
+    if not is_stated:
+        config["dtype"] = dtype
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.errors import OutputError, shorten
 from clipmerge.files.safetensors import Array
 from clipmerge.files.staging import RECORD
-from clipmerge.frozen import Frozen
+from clipmerge.planning import Frozen
 from clipmerge.planning.measurements import (
     CalibrationRecord,
     Check,

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from clipmerge.errors import counted
-from clipmerge.frozen import Frozen
+from clipmerge.planning import Frozen
 from clipmerge.types import Json, Names, Shape
 
 

@@ -23,7 +23,7 @@ from clipmerge.files.hashes import sha256_of
 from clipmerge.files.paths import is_plain_name, split_part
 from clipmerge.files.safetensors import Array
 from clipmerge.files.staging import TENSORS_SUFFIX, staged_files
-from clipmerge.frozen import Frozen
+from clipmerge.planning import Frozen
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.table import Rows, Tabular
 from clipmerge.plugins import (

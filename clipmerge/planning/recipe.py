@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import yaml
@@ -14,7 +13,7 @@ from pydantic import Field, ValidationError
 from clipmerge.errors import RecipeError, UsageError, did_you_mean
 from clipmerge.files.paths import local_path, recipe_files
 from clipmerge.files.reading import read_text, refusing
-from clipmerge.frozen import Frozen
+from clipmerge.planning import Frozen
 from clipmerge.planning.verdict import MAX_LOSS
 from clipmerge.plugins import (
     Alpha,
@@ -115,9 +114,9 @@ def recipe_text(name: str) -> str:
     """Text of a recipe that is known by name, including comments."""
     known = recipe_files()
     if name not in known:
-        file = f"{name}.yaml"
-        hint = f" Did you mean '{file}'?" if Path(file).is_file() else did_you_mean(name, known)
-        raise RecipeError(f"no recipe '{name}' (recipes: {', '.join(known)}).{hint}")
+        raise RecipeError(
+            f"no recipe '{name}' (recipes: {', '.join(known)}).{did_you_mean(name, known)}"
+        )
     return known[name].read_text(encoding="utf-8")
 
 
@@ -125,6 +124,7 @@ def load_recipe(
     recipe: RecipeLike,
     set: Mapping[str, Any] | Sequence[str] | None = None,
     *,
+    alpha: float | None = None,
     max_loss: float | None = None,
 ) -> Recipe:
     """Load a recipe and apply overrides.
@@ -133,6 +133,7 @@ def load_recipe(
         recipe: Name of a recipe, path of a YAML file, a mapping like such a file, or a
             recipe.
         set: ``{"method.alpha": 0.4}``, keys dotted; or ``["method.alpha=0.4"]``, values in YAML.
+        alpha: The same as ``method.alpha``.
         max_loss: The limit of the measure, if it has one.
 
     Returns:
@@ -146,29 +147,20 @@ def load_recipe(
         0.3
     """
     source, data = _read_raw(recipe)
-    changes = parse_assignments(set)
+    changes = _parse_assignments(set)
+    named = {"method.alpha": alpha, "measure.max_loss": max_loss}
+    for key in [key for key, value in named.items() if value is not None and key in changes]:
+        raise UsageError(
+            f"`{key.partition('.')[2]}` and `set={key}`: both set the same option; give one of them"
+        )
+    if alpha is not None:
+        changes["method.alpha"] = alpha
     for key, value in changes.items():
-        *parents, last = key.split(".")
-        target = data
-        for parent in parents:
-            if target.get(parent) is None:  # a `Recipe` has all of its keys
-                target[parent] = {}
-            target = target[parent]
-            if not isinstance(target, dict):
-                raise RecipeError(f"`set` {key}={value}: '{parent}' holds no options")
-        target[last] = value
-    if max_loss is not None:
-        refuse_set_twice("max_loss", "measure.max_loss", changes)
+        _assign(data, key, value)
     loaded = _validate(source, data)
     if max_loss is not None and "max_loss" in loaded.measure_options:
-        loaded = loaded.replace(measure={**(loaded.measure or {}), "max_loss": max_loss})
+        return loaded.replace(measure={**(loaded.measure or {}), "max_loss": max_loss})
     return loaded
-
-
-def refuse_set_twice(option: str, key: str, changes: Mapping[str, Any]) -> None:
-    """Refuse a change of the recipe that an option of its own makes too."""
-    if key in changes:
-        raise UsageError(f"`{option}` and `set={key}`: both set the same option; give one of them")
 
 
 def _read_raw(recipe: RecipeLike) -> tuple[str, Json]:
@@ -181,14 +173,13 @@ def _read_raw(recipe: RecipeLike) -> tuple[str, Json]:
         raise RecipeError(
             f"{type(recipe).__name__} is not a recipe; give a name, a YAML file, a dict or a Recipe"
         )
-    name = os.fspath(recipe)
-    path = local_path(name)
+    name, path = os.fspath(recipe), local_path(recipe)
     # a file may have the name of a recipe
-    if name not in recipe_files() and (path.suffix in (".yaml", ".yml") or path.is_file()):
+    if name in recipe_files() or not (path.suffix in (".yaml", ".yml") or path.is_file()):
+        text = recipe_text(name)
+    else:
         with refusing(RecipeError, f"{name}: cannot be read"):
             text = read_text(path)
-    else:
-        text = recipe_text(name)
     data = _from_yaml(f"{name}:", text)
     if not isinstance(data, dict):
         raise RecipeError(
@@ -197,8 +188,8 @@ def _read_raw(recipe: RecipeLike) -> tuple[str, Json]:
     return name, {"name": path.stem, **data}
 
 
-def parse_assignments(assignments: Mapping[str, Any] | Sequence[str] | None) -> Json:
-    """Values by key of `load_recipe`'s ``set``."""
+def _parse_assignments(assignments: Mapping[str, Any] | Sequence[str] | None) -> Json:
+    """Values by key."""
     if isinstance(assignments, Mapping):
         return {str(key): value for key, value in assignments.items()}
     parsed = {}
@@ -210,6 +201,18 @@ def parse_assignments(assignments: Mapping[str, Any] | Sequence[str] | None) -> 
     return parsed
 
 
+def _assign(data: Json, key: str, value: Any) -> None:
+    """Set one value by its dotted key."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        if data.get(parent) is None:  # a `Recipe` has all of its keys
+            data[parent] = {}
+        data = data[parent]
+        if not isinstance(data, dict):
+            raise RecipeError(f"`set` {key}={value}: '{parent}' holds no options")
+    data[last] = value
+
+
 def _from_yaml(subject: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
@@ -219,43 +222,43 @@ def _from_yaml(subject: str, text: str) -> Any:
 
 
 def _validate(source: str, data: Json) -> Recipe:
-    for key in data:
-        if key not in Recipe.model_fields:
-            known = list(Recipe.model_fields)
-            raise RecipeError(
-                f"{source}: unknown key '{key}' (keys: {', '.join(known)})."
-                f"{_option_hint(str(key), data) or did_you_mean(str(key), known)}"
-            )
-    for section in ("measure", "method"):
-        if data.get(section) is not None:
-            data[section] = _plugin_section(source, section, data[section])
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
+        sections = {
+            section: _checked_section(section, value)
+            for section, value in (("measure", recipe.measure), ("method", recipe.method))
+            if value is not None
+        }
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        hint = did_you_mean(str(first["loc"][-1]), Override.model_fields)
-        raise RecipeError(f"{source}: {where}: {plainly(first['msg'])}.{hint}") from None
-
-
-def _option_hint(key: str, data: Json) -> str:
-    """Suggest the section of an option that was given without it."""
-    for section in ("method", "measure"):
-        given = data.get(section)
-        name = given.get("name") if isinstance(given, dict) else None
-        if name in plugin_names(f"{section}s") and key in plugin_options(f"{section}s", name):
-            return f" Did you mean '{section}.{key}'?"
-    return ""
-
-
-def _plugin_section(source: str, section: str, value: Any) -> Json:
-    names = ", ".join(plugin_names(f"{section}s"))
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise RecipeError(f"{source}: {section}: needs a `name:`, one of {names}")
-    try:
-        checked = check_options(f"{section}s", value["name"], _without_name(value))
-        if checked.get("mask") is not None:  # checked now, before minutes of measuring
-            check_mask_options(checked["mask"], checked.get("mask_options") or {})
+        raise RecipeError(f"{source}: {_explain(error, data)}") from None
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
+    return recipe.replace(**sections)
+
+
+def _checked_section(section: str, value: Json) -> Json:
+    """A measure or a method with all of its options."""
+    package = f"{section}s"
+    if not isinstance(value.get("name"), str):
+        raise RecipeError(f"{section}: needs a `name:`, one of {', '.join(plugin_names(package))}")
+    checked = check_options(package, value["name"], _without_name(value))
+    if checked.get("mask") is not None:  # checked now, before minutes of measuring
+        check_mask_options(checked["mask"], checked.get("mask_options") or {})
     return {"name": value["name"], **checked}
+
+
+def _explain(error: ValidationError, data: Json) -> str:
+    """What is wrong with a recipe, and what may be meant."""
+    first = error.errors()[0]
+    *places, key = first["loc"]
+    if not places and first["type"] == "extra_forbidden":
+        for section in ("method", "measure"):  # an option that was given without its section
+            given = data.get(section)
+            name = given.get("name") if isinstance(given, dict) else None
+            if name in plugin_names(f"{section}s") and key in plugin_options(f"{section}s", name):
+                return f"unknown key '{key}'. Did you mean '{section}.{key}'?"
+        known = list(Recipe.model_fields)
+        return f"unknown key '{key}' (keys: {', '.join(known)}).{did_you_mean(str(key), known)}"
+    where = ".".join(str(part) for part in first["loc"])
+    hint = did_you_mean(str(key), Override.model_fields)
+    return f"{where}: {plainly(first['msg'])}.{hint}"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from clipmerge.frozen import Frozen
+from clipmerge.planning import Frozen
 from clipmerge.types import Names, Recommendation
 
 #: Loss of accuracy, in points, that is accepted unless the recipe or the user says otherwise.

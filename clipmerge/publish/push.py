@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from clipmerge.errors import ClipmergeError, HubError, OutputError, UsageError, shorten
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.staging import RECORD
-from clipmerge.frozen import Frozen
 from clipmerge.output.record import read_output
+from clipmerge.planning import Frozen
 from clipmerge.report.card import CARD, REPORT, model_card
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from clipmerge.errors import RecipeError
+from clipmerge.merging import bind_mask, merge_tensor
 from clipmerge.merging.selection import RandomKey
-from clipmerge.merging.tensor import bind_mask, merge_tensor
 from clipmerge.plugins import load_plugin, plugin_names, plugin_options
 
 Array = np.ndarray[Any, Any]

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from clipmerge.merging import bind_mask, merge_tensor, weighted_change
 from clipmerge.merging.floats import LIMITS, fits, narrow, widen
 from clipmerge.merging.selection import RandomKey, keep_largest, keep_random, keep_top_k
 from clipmerge.merging.spectral import singular_values, spectral_split
-from clipmerge.merging.tensor import bind_mask, merge_tensor, weighted_change
 from tests.support.command import python
 from tests.support.tiny_clip import Folders
 from tests.test_parallel import threads

@@ -14,8 +14,8 @@ from peft.utils import merge_utils
 from safetensors.numpy import load_file
 
 from clipmerge.errors import PlanError, RecipeError
+from clipmerge.merging import bind_combination, bind_mask, merge_tensor
 from clipmerge.merging.selection import RandomKey
-from clipmerge.merging.tensor import bind_combination, bind_mask, merge_tensor
 from clipmerge.planning.plan import Combination, LayerPlan, read_plan
 from clipmerge.plugins import plugin_names
 from tests.support.command import done

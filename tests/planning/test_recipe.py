@@ -137,6 +137,3 @@ def test_a_file_called_like_a_recipe_is_not_taken_for_it(
     (tmp_path / "wise-ft").write_text("method: {name: wise-ft, alpha: 0.123}")
     assert load_recipe("wise-ft").method["alpha"] == 0.5
     assert load_recipe("./wise-ft").method["alpha"] == 0.123
-    (tmp_path / "mine.yaml").write_text("method: {name: wise-ft}")
-    with pytest.raises(RecipeError, match=r"no recipe 'mine' .* Did you mean 'mine\.yaml'\?"):
-        load_recipe("mine")
