@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from clipmerge.api._pair import CheckpointLike, as_sources, open_source
 from clipmerge.checkpoint import Checkpoint, Inputs
-from clipmerge.checkpoint.alignment import align, find_mismatches, finetuned_dtype
+from clipmerge.checkpoint.alignment import align, finetuned_dtype
+from clipmerge.checkpoint.mismatches import find_mismatches
 from clipmerge.checkpoint.source import prefix_errors
 from clipmerge.families import family_of
 from clipmerge.files.safetensors import DTYPES

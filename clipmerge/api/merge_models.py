@@ -82,7 +82,7 @@ def merge_models(
                 for tensor, content in zip(tensors, contents, strict=True)
             }
         decided.forget()
-    layout = unwrap_model(zeroshot) if pair.inputs.takes_zeroshot_layout else models[0]
+    layout = unwrap_model(zeroshot) if pair.inputs.layout is pair.inputs.zeroshot else models[0]
     return _copy_with_weights(layout, weights, pair.dtype)  # type: ignore[return-value]
 
 

@@ -60,18 +60,16 @@ def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
             continue
         with np.errstate(all="ignore"):  # NaN and Inf are refused where they are merged
             theta_0, theta_1 = (_first_values(inputs, one, name, _SAMPLE) for one in (-1, which))
-            length = math.sqrt(_dot(theta_0, theta_0) * _dot(theta_1, theta_1))
-            cosine = _dot(theta_0, theta_1) / length if 0 < length < math.inf else math.nan
+            # sums in this thread: a BLAS's threads would spin, waiting for others
+            product, *squares = (
+                float((a * b).sum())
+                for a, b in ((theta_0, theta_1), (theta_0, theta_0), (theta_1, theta_1))
+            )
+            length = math.sqrt(math.prod(squares))
+            cosine = product / length if 0 < length < math.inf else math.nan
         if math.isfinite(cosine):
             cosines.setdefault(tower, []).append(cosine)
     return {tower: median(values) for tower, values in cosines.items()}
-
-
-def _dot(a: Array, b: Array) -> float:
-    """The product of two vectors, in one pass and in this thread: a BLAS's threads would spin,
-    waiting for others.
-    """
-    return float(np.einsum("i,i->", a, b))
 
 
 def _first_values(inputs: Inputs, which: int, name: str, length: int) -> Array:

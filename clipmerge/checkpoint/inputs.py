@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.families import Family, is_index_buffer, layers_of, tower_of
 from clipmerge.files.safetensors import Array, TensorEntry
+from clipmerge.files.side_files import PROCESSORS, VOCABULARIES, have_same_files
 from clipmerge.layers import HEAD
 from clipmerge.types import Layers, Missing
 
@@ -58,6 +59,26 @@ class Inputs:
         """theta_0, theta_1 ... theta_K."""
         return (self.zeroshot, *self.finetuned)
 
+    @cached_property
+    def are_alike(self) -> bool:
+        """Whether all checkpoints have the same parameters, of the same shapes and dtypes, and the
+        same configuration, processor and tokenizer beside them.
+        """
+        zeroshot = self.zeroshot
+        beside = (*PROCESSORS, *VOCABULARIES)
+        for finetuned, keys in zip(self.finetuned, self.finetuned_keys, strict=True):
+            if zeroshot.config is None or finetuned.config != zeroshot.config or zeroshot.stored:
+                return False
+            if keys.keys() != self.zeroshot_keys.keys():
+                return False
+            for name, key in keys.items():
+                ours, theirs = self.zeroshot_entry(name), finetuned.entries[key]
+                if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+                    return False
+            if not have_same_files(zeroshot.folder, finetuned.folder, beside):
+                return False
+        return True
+
     @property
     def folders(self) -> set[Path]:
         """Folders with files of the checkpoints (an adapter's side files are not beside its
@@ -101,25 +122,22 @@ class Inputs:
         )
 
     @cached_property
-    def takes_zeroshot_layout(self) -> bool:
-        """Whether the output has the zero-shot checkpoint's keys and side files."""
-        return self.is_partial and not self.keeps_head
-
-    @property
     def layout(self) -> Checkpoint:
-        """The checkpoint whose keys, configuration and side files the output has."""
-        return self.zeroshot if self.takes_zeroshot_layout else self.finetuned[0]
+        """The checkpoint whose keys, configuration and side files the output has: the zero-shot one
+        if the others are one of its towers.
+        """
+        return self.zeroshot if self.is_partial and not self.keeps_head else self.finetuned[0]
 
     @property
     def layout_keys(self) -> dict[str, str]:
         """Keys in the file of `layout` by canonical name."""
-        return self.zeroshot_keys if self.takes_zeroshot_layout else self.finetuned_keys[0]
+        return self.zeroshot_keys if self.layout is self.zeroshot else self.finetuned_keys[0]
 
     @cached_property
     def output_keys(self) -> dict[str, str]:
         """Keys in the output by canonical name: those of `layout` where it has the parameter."""
         first, second = self.finetuned_keys[0], self.zeroshot_keys
-        if self.takes_zeroshot_layout:
+        if self.layout is self.zeroshot:
             return first | second
         return first | second | first
 
@@ -148,12 +166,14 @@ class Inputs:
         """Layers that hold zero-shot parameters for want of fine-tuned ones: how many, of how many
         floats.
         """
-        partly = {}
+        partly: dict[str, tuple[int, int]] = {}
+        if self.missing != "keep-zeroshot":
+            return partly
         for layer, names in self.layers.items():
             floats = [name for name in names if self.zeroshot_entry(name).is_float]
             wanted = [name for name in floats if not is_index_buffer(name) and self.expects(name)]
             absent = [name for name in wanted if not self.merges(name)]
-            if absent and self.missing == "keep-zeroshot":
+            if absent:
                 partly[layer] = (len(absent), len(wanted))
         return partly
 

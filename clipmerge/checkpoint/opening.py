@@ -5,13 +5,13 @@ An adapter is applied to its base.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, prefix_errors
-from clipmerge.checkpoint.wrappers import unwrap
 from clipmerge.errors import CheckpointError, did_you_mean, shorten
 from clipmerge.families import layout_of
 from clipmerge.files.hashes import remember_state
@@ -37,6 +37,13 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
     "adapter_model.bin",
+)
+# Keys of whole models without wrappers, which end in a usual parameter's name.
+_PLAIN = re.compile(
+    r"(?!.*(?:lora_|_orig_mod|_module\.|parametri))(?:vision_model|text_model|visual|transformer)\."
+    r".*(?:(?:\.|_proj_)(?:weight|bias)|position_ids|class_embedding|positional_embedding|proj)"
+    r"|visual_projection\.weight|text_projection(?:\.weight)?|logit_scale|logit_bias"
+    r"|token_embedding\.weight|positional_embedding|ln_final\.(?:weight|bias)"
 )
 # What training leaves beside weights.
 _NOT_WEIGHTS = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args.")
@@ -177,10 +184,14 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
         entries |= stored
     if not entries:
         raise CheckpointError(f"{path}: holds no tensors; give a checkpoint with weights")
-    with prefix_errors(path):
-        keys, left_out = unwrap(entries, part)
-    if left_out is not None:
-        notes.append(f"{path}: {left_out}")
+    keys = {key: key for key in entries}
+    if part is not None or not all(map(_PLAIN.fullmatch, entries)):
+        from clipmerge.checkpoint.wrappers import unwrap
+
+        with prefix_errors(path):
+            keys, left_out = unwrap(entries, part)
+        if left_out is not None:
+            notes.append(f"{path}: {left_out}")
     chosen = {name: entries[key] for name, key in keys.items()}
     # folders on the Hub may hold both layouts and both configurations
     is_open_clip = layout_of(chosen) == "open-clip"

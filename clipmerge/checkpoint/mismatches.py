@@ -1,0 +1,186 @@
+"""What differs between aligned checkpoints: mismatches that prevent a merge, and notes on what is
+not simply merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from clipmerge.checkpoint.inputs import Inputs
+from clipmerge.checkpoint.settings import silent_mismatches
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
+from clipmerge.errors import counted, shorten
+from clipmerge.families import is_counter, is_index_buffer, layers_of, tower_of
+from clipmerge.files.safetensors import DTYPES
+from clipmerge.layers import HEAD
+
+_TOWER_WORDS = {
+    "full": "both towers",
+    "vision": "the vision tower only",
+    "text": "the text tower only",
+}
+
+
+def drop_other_head(checkpoints: list[Checkpoint], keys: list[dict[str, str]]) -> Iterator[str]:
+    """Leave out the zero-shot checkpoint's head if it has other classes than the fine-tuned one's,
+    and say so.
+    """
+    zeroshot, finetuned = checkpoints[:2]
+    ours, theirs = keys[:2]
+    shapes = {
+        name: (zeroshot.entries[ours[name]].shape, finetuned.entries[theirs[name]].shape)
+        for name, layer in layers_of(ours).items()
+        if layer == HEAD and name in theirs
+    }
+    if any(shape != other for shape, other in shapes.values()):
+        for name in shapes:
+            del ours[name]
+        rows, other_rows = (shape[0] for shape in next(iter(shapes.values())))
+        yield (
+            f"{zeroshot.source}: its head has {rows} rows, the fine-tuned one's {other_rows}; it is"
+            " left out"
+        )
+
+
+def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
+    """List the mismatches that prevent a merge, most informative first, one line each."""
+    problems = []
+    tower = tower_of(inputs.layers)
+    if tower not in ("full", inputs.tower):
+        problems.append(
+            f"{inputs.zeroshot.source}: holds the {tower} tower only, the fine-tuned checkpoint "
+            f"{_TOWER_WORDS[inputs.tower]}; give the zero-shot model that was fine-tuned"
+        )
+    if len(inputs.finetuned) > 1 and inputs.keeps_head and not inputs.zeroshot.has_built_head:
+        problems.append(
+            "several fine-tuned classifiers, and a zero-shot model without a head: one head can be"
+            " kept, not several; give one of them, or a base with a head of the same classes"
+        )
+    for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
+        problems += _tensor_mismatches(inputs, finetuned, keys, mixed_dtypes)
+        ours, theirs = inputs.zeroshot.stored or inputs.zeroshot, finetuned.stored or finetuned
+        problems += silent_mismatches(ours, theirs, inputs.tower)
+        if inputs.missing == "error" and keys.keys() != inputs.zeroshot_keys.keys():
+            problems += _key_mismatches(inputs, finetuned.source, keys)
+    # names of scales and biases are the same in many models
+    if not problems and not any("." in layer for layer in inputs.merged_layers):
+        problems.append(
+            f"{inputs.finetuned[0].source}: has no weight in common with {inputs.zeroshot.source},"
+            f" so there is nothing to merge; is it a {inputs.family.name} checkpoint?"
+        )
+    is_open_clip = inputs.family.config == OPEN_CLIP_CONFIG
+    needs_config = is_open_clip or inputs.zeroshot.stored
+    if needs_config and all(one.config is None for one in inputs.checkpoints):
+        named = " or name the architecture with `model`, such as ViT-B-32" if is_open_clip else ""
+        problems.append(
+            f"{inputs.finetuned[0].source}: no {inputs.family.config} beside the weights says which"
+            f" model they are, so nothing could load the merge; put it there{named}"
+        )
+    return problems
+
+
+def _tensor_mismatches(
+    inputs: Inputs, finetuned: Checkpoint, keys: dict[str, str], mixed_dtypes: bool
+) -> Iterator[str]:
+    """Name the first of the shared tensors that differ in shape, and in kind or dtype."""
+    what = "kind" if mixed_dtypes else "dtype"
+    advice = "" if mixed_dtypes else " Or name one with `dtype`."
+    shapes, types = [], []
+    shared = [name for name in keys if name in inputs.zeroshot_keys and not is_incidental(name)]
+    for name in shared:
+        ours, theirs = inputs.zeroshot_entry(name), finetuned.entries[keys[name]]
+        if ours.shape != theirs.shape:
+            shapes.append((name, ours.shape, theirs.shape))
+        if mixed_dtypes and ours.is_float != theirs.is_float:
+            types.append((name, ours.dtype, theirs.dtype))
+        if not mixed_dtypes and ours.dtype != theirs.dtype:
+            types.append((name, DTYPES[ours.dtype][0], DTYPES[theirs.dtype][0]))
+    of = f"of {len(shared)} tensors"
+    for differing, name, then in ((shapes, "shape", ""), (types, what, advice)):
+        if differing:
+            first, a, b = differing[0]
+            yield (
+                f"{counted(len(differing), f'{of} differs', f'{of} differ')} in {name}; first"
+                f" {first}: zeroshot {a}, finetuned {b}. Compare both with `clipmerge inspect`."
+                f"{then}"
+            )
+
+
+def _key_mismatches(inputs: Inputs, source: str, theirs: dict[str, str]) -> Iterator[str]:
+    ours = inputs.zeroshot_keys
+    only_ours = [n for n in ours if n not in theirs and not is_incidental(n) and inputs.expects(n)]
+    only_theirs = [n for n in theirs if n not in ours and not is_incidental(n)]
+    if inputs.keeps_head:
+        only_theirs = [n for n in only_theirs if inputs.layer_of.get(n) != HEAD]
+    if not ours.keys() & theirs.keys():
+        yield (
+            f"{source}: holds no parameter of the {inputs.family.name}"
+            f" model {inputs.zeroshot.source}, but {shorten(only_theirs)}; give the fine-tuned"
+            " model as a whole, or one of its towers"
+        )
+        return
+    for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
+        if names:
+            yield (
+                f"{counted(len(names), 'key is', 'keys are')} only in the {side} checkpoint:"
+                f" {shorten(names)}; if that is meant, pass `set=missing=keep-zeroshot` or"
+                " `set=missing=keep-finetuned`"
+            )
+
+
+def alignment_notes(inputs: Inputs) -> Iterator[str]:
+    """Describe the parameters that are not simply merged (kept, copied or left out), one line
+    each.
+    """
+    if inputs.zeroshot.has_built_head:
+        yield (
+            "the fine-tuned checkpoint is a classifier: the zero-shot side of its head is built"
+            " from class prompts, and the output is a classifier too"
+        )
+    elif inputs.keeps_head:
+        yield (
+            "the fine-tuned checkpoint is a classifier: its head is kept unchanged, and the output"
+            " is a classifier too, without the rest of the zero-shot model"
+            " (`set=missing=keep-zeroshot` writes the whole zero-shot model with the merged tower"
+            " instead)"
+        )
+    elif inputs.is_partial:
+        yield f"only the {inputs.tower} tower is merged; the rest is the zero-shot model's"
+    for checkpoint in inputs.checkpoints:
+        if checkpoint.config is None:
+            yield (
+                f"{checkpoint.source}: no {inputs.family.config} beside it, so its activation could"
+                " not be compared"
+            )
+    if inputs.missing == "error":
+        return
+    for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
+        lost = [name for name in keys if name not in inputs.output_keys]
+        if inputs.missing == "keep-zeroshot":
+            lost = [name for name in keys if name not in inputs.zeroshot_keys]
+        lost = [name for name in lost if not is_incidental(name)]
+        if lost:
+            sizes = {name: finetuned.entries[key].size for name, key in keys.items()}
+            share = sum(sizes[name] for name in lost) / max(1, sum(sizes.values()))
+            yield (
+                f"{finetuned.source}: {counted(len(lost), 'tensor', 'tensors')} that the output"
+                f" lacks ({share:.1%} of its numbers) are left behind, and what they learned is"
+                f" lost: {shorten(lost)}"
+            )
+    stay = [
+        name
+        for name in inputs.zeroshot_keys
+        if not is_incidental(name) and inputs.expects(name) and not inputs.merges(name)
+    ]
+    if stay:
+        yield (
+            f"{counted(len(stay), 'parameter', 'parameters')} that not every fine-tuned checkpoint"
+            f" has are not merged: {shorten(stay)}"
+        )
+
+
+def is_incidental(name: str) -> bool:
+    """Whether a tensor holds position ids or a counter, which may be missing from some files of the
+    same model.
+    """
+    return is_index_buffer(name) or is_counter(name)
