@@ -56,6 +56,13 @@ class KnownSet:
         return tuple(class_list("imagenet")[rows[0]] for rows in self.imagenet_rows)
 
     @property
+    def prompts(self) -> Names:
+        """Templates, if they are known without the repository."""
+        if isinstance(self.templates, str):
+            return check_templates([self.templates])
+        return check_templates(self.templates)
+
+    @property
     def imagenet_rows(self) -> tuple[Shape, ...]:
         """For each class its rows in a head of ImageNet's 1000 classes; empty if it has none."""
         rows = range(IMAGENET_CLASSES) if self.rows == "all" else self.rows
@@ -68,12 +75,11 @@ class KnownSet:
         has_names = opened.verbatim and opened.class_names is not None
         if self.texts == "repository" and (has_names or not self.class_names):
             return opened
-        templates = [self.templates] if isinstance(self.templates, str) else self.templates
         return replace(
             opened,
             class_names=self.class_names,
             verbatim=True,
-            templates=check_templates(templates),
+            templates=self.prompts,
         )
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from clipmerge.images.copies import Prints, first_copies, overlap_notes, shared_images
 from clipmerge.images.dataset import load_images
 from clipmerge.images.image_set import LabelledImages
-from tests.support.image_files import png, save_hub_parquet, save_tar
+from tests.support.image_files import png, save_plain_parquet, save_tar
 
 
 def photo(number: int, side: int = 96) -> Image.Image:
@@ -87,7 +87,8 @@ def test_preprocessed_pictures_are_compared_with_one_another() -> None:
 
 
 def test_sources_of_all_kinds_are_compared(tmp_path: Path) -> None:
-    table = load_images(str(save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2])))
+    columns = {"image": [png(at) for at in range(3)], "label": ["a", "b", "c"]}
+    table = load_images(str(save_plain_parquet(tmp_path / "x.parquet", columns)))
     members = {"a.png": png(1), "a.cls": b"a", "b.png": png(9), "b.cls": b"b"}
     tar = load_images(str(save_tar(tmp_path / "x.tar", members)))
     shared = shared_images(Prints.of(tar), Prints.of(table))
