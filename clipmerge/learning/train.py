@@ -39,7 +39,7 @@ from clipmerge.plugins import Augmentation
 # templates, and then classes.
 _PROMPTS_A_STEP = 256
 # Steps whose teachers' outputs are computed together, so that weights are placed less often.
-_TAUGHT_TOGETHER = 4
+_TAUGHT_TOGETHER = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,12 @@ class Training:
 
     Attributes:
         steps: Number of steps.
-        batch: Maximum number of images per step; ``None`` for that of a batch of calibration.
-        rate: Adam's step size in coefficients, one for all or by their name; it falls to zero along
+        batch_size: Maximum number of images per step; ``None`` for that of a batch of calibration.
+        lr: Adam's step size in coefficients, one for all or by their name; it falls to zero along
             a half cosine.
-        ceiling: Largest coefficient.
+        max_coefficient: Largest coefficient.
         weak_aug: Strength of the weak augmentation of the cross-entropy's images; 0 for none.
-        strong_aug: Maximum number of strongly augmented images per step; ``None`` for one of each.
+        num_strong: Maximum number of strongly augmented images per step; ``None`` for one of each.
         augmentations: Kinds of strong augmentation; empty to distil on unchanged images.
         distill: Target of distillation, see `clipmerge.learning.loss`.
         distill_weight: Weight of the distillation loss; 0 for the cross-entropy alone.
@@ -61,11 +61,11 @@ class Training:
     """
 
     steps: int
-    batch: int | None = None
-    rate: float | dict[str, float] = 0.033
-    ceiling: float = 1.0
+    batch_size: int | None = None
+    lr: float | dict[str, float] = 0.033
+    max_coefficient: float = 1.0
     weak_aug: float = 0.0
-    strong_aug: int | None = None
+    num_strong: int | None = None
     augmentations: tuple[Augmentation, ...] = AUGMENTATIONS
     distill: DistillTarget = "both"
     distill_weight: float = 0.0
@@ -75,7 +75,7 @@ class Training:
         """Number of strongly augmented images for a number of images."""
         if not self.distill_weight:
             return 0
-        return images if self.strong_aug is None else min(images, self.strong_aug)
+        return images if self.num_strong is None else min(images, self.num_strong)
 
     def work(self, images: int) -> float:
         """The work of a step, in images x forward passes."""
@@ -115,9 +115,9 @@ def train(objective: Objective, coefficients: Coefficients, options: Training) -
     """
     state = objective.state
     images = len(objective.images)
-    size = min(options.batch or objective.batch_sizes[0], images)
+    size = min(options.batch_size or objective.batch_sizes[0], images)
     order = draw_order(images, options.steps, size, objective.seed)
-    adam = BoxAdam(coefficients.values, options.rate, options.ceiling)
+    adam = BoxAdam(coefficients.values, options.lr, options.max_coefficient)
     scaler = _scaler_for(objective, options)
     trace = torch.zeros(options.steps, 3, dtype=torch.float64)
     begin = state.restore(adam, scaler, trace) if state else 0

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from clipmerge.learning.augment import AUGMENTATIONS
-from clipmerge.learning.interpolate import DEFAULT_ALPHA, Coefficients, Granularity
+from clipmerge.learning.interpolate import Coefficients, Granularity
 from clipmerge.learning.learn import Learned, learn
 from clipmerge.learning.loss import DistillTarget
 from clipmerge.learning.objective import Objective
@@ -43,12 +43,12 @@ class LearningOptions:
         distill_weight: Weight of the distillation loss, which controls the trade-off; 0 minimises
             the loss on the calibration images alone.
         steps: Number of steps.
-        batch: Maximum number of images per step.
-        strong_aug: Maximum number of strongly augmented images per step, on which the distillation
+        batch_size: Maximum number of images per step.
+        num_strong: Maximum number of strongly augmented images per step, on which the distillation
             loss is computed.
-        rate: Adam's step size in coefficients; it falls to zero along a half cosine.
+        lr: Adam's step size in coefficients; it falls to zero along a half cosine.
         start: Initial coefficient.
-        ceiling: Largest coefficient; with 1 the merged weights stay in the box between both
+        max_coefficient: Largest coefficient; with 1 the merged weights stay in the box between both
             checkpoints.
         weak_aug: Strength of the small rotations, rescalings and shifts of the cross-entropy's
             images; 0 for none.
@@ -68,12 +68,12 @@ class LearningOptions:
 
     granularity: Granularity = "entry"
     distill_weight: NonNegative = 0.6
-    steps: Count = 320
-    batch: Count = 40
-    strong_aug: Count = 40
-    rate: Positive = 0.033
-    start: Share = DEFAULT_ALPHA
-    ceiling: Positive = 1.0
+    steps: Count = 160
+    batch_size: Count = 10
+    num_strong: Count = 10
+    lr: Positive = 0.033
+    start: Share = 0.75
+    max_coefficient: Positive = 1.0
     weak_aug: NonNegative = 1.0
     held_back: PartialShare = 0.2
     max_loss: Points = 3.0
@@ -100,9 +100,9 @@ def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
 
     Minimises the cross-entropy on weakly augmented calibration images plus ``distill_weight`` times
     the distillation loss from the zero-shot model on strongly augmented ones, over coefficients
-    from 0 to ``ceiling``. Uses Adam with a few images per step, augmented anew in every step. At
-    the end, images held out of learning choose how far to go from what was learned towards
-    fine-tuned: no further than needed to lose at most ``max_loss`` points. With one coefficient per
+    from 0 to ``max_coefficient``. Uses Adam with a few images per step, augmented anew in every
+    step. At the end, images held out of learning choose how far to go from what was learned
+    towards fine-tuned: no further than needed to lose at most ``max_loss`` points. With one coefficient per
     entry it needs ten bytes per entry in addition to the model.
 
     Args:

@@ -38,9 +38,9 @@ class SparseOptions(LearningOptions):
     share: Share = 0.15
     density: Density = 0.5
     steps: Count = 200
-    batch: Count = 64
-    strong_aug: Count = 64
-    rate: Positive = 0.04
+    batch_size: Count = 64
+    num_strong: Count = 64
+    lr: Positive = 0.04
 
 
 @options_of(SparseOptions)

@@ -12,7 +12,7 @@ from clipmerge.plugins import Count, Positive
 
 
 def projection_radii(
-    objective: Objective, *, steps: Count = 200, rate: Positive = 0.01
+    objective: Objective, *, steps: Count = 200, lr: Positive = 0.01
 ) -> Measurements:
     """Learn one radius gamma per parameter and project its change onto it.
 
@@ -24,7 +24,7 @@ def projection_radii(
     Args:
         objective: Calibration loss; left at the projected weights.
         steps: Number of steps, each with one batch.
-        rate: Adam's step size, in the weights' own unit; it falls to zero along a half cosine.
+        lr: Adam's step size, in the weights' own unit; it falls to zero along a half cosine.
 
     Returns:
         As `learned_coefficients`, with the coefficient min(1, gamma / ||task_vector||).
@@ -36,8 +36,8 @@ def projection_radii(
         TPGM, Tian et al. 2023, arXiv:2303.10720, applied once, after fine-tuning.
     """
     coefficients = Coefficients(objective.path, "parameter", 0.0)
-    # Adam's steps do not depend on the gradient's scale, so a rate of rate / norm for a coefficient
-    # is `rate` for a radius
-    rates = {name: rate / float(objective.path.delta(name).norm()) for name in coefficients.values}
-    learned = learn(objective, coefficients, Training(steps=steps, rate=rates))
+    # Adam's steps do not depend on the gradient's scale, so `lr` / norm for a coefficient is `lr`
+    # for a radius
+    rates = {name: lr / float(objective.path.delta(name).norm()) for name in coefficients.values}
+    learned = learn(objective, coefficients, Training(steps=steps, lr=rates))
     return learned_measurements("projection-radii", objective, coefficients, learned)

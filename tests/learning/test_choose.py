@@ -18,7 +18,7 @@ from clipmerge.measures.learned_coefficients import learned_coefficients
 from tests.support.small_objective import Ends, Reference, joined, make_batches, objective_for
 
 SIZES = (8, 8, 7)
-OPTIONS = Training(steps=8, rate=0.1, distill_weight=0.3, weak_aug=1.0)
+OPTIONS = Training(steps=8, lr=0.1, distill_weight=0.3, weak_aug=1.0)
 
 
 def accuracies(right: int, images: int = 100) -> torch.Tensor:
@@ -144,7 +144,7 @@ def test_learning_by_heart_is_noted(ends: Ends) -> None:
     found = learned_coefficients(
         objective,
         steps=60,
-        rate=0.3,
+        lr=0.3,
         weak_aug=0.0,
         distill_weight=0.0,
         max_loss=100,

@@ -37,9 +37,9 @@ def objective(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> Objective:
 def test_a_step_has_all_tensors_where_the_model_is_and_does_not_wait(
     objective: Objective, at_once: int
 ) -> None:
-    options = Training(steps=1, batch=4, weak_aug=1.0, distill_weight=0.6, strong_aug=2)
+    options = Training(steps=1, batch_size=4, weak_aug=1.0, distill_weight=0.6, num_strong=2)
     coefficients = Coefficients(objective.path, "entry")
-    adam = BoxAdam(coefficients.values, options.rate, 1.0)
+    adam = BoxAdam(coefficients.values, options.lr, 1.0)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     pictures = make_pictures(objective, draw_order(7, 1, 4, 0), 0, options)
     (targets,) = teach(objective, [pictures], options)

@@ -14,7 +14,7 @@ from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.learning.train import Training, train
 from tests.support.small_objective import Ends, make_batches, objective_for
 
-OPTIONS = Training(steps=7, rate=0.05, distill_weight=0.6, weak_aug=1.0)
+OPTIONS = Training(steps=7, lr=0.05, distill_weight=0.6, weak_aug=1.0)
 Learned = tuple[dict[str, torch.Tensor], list[list[float]]]
 
 

@@ -105,7 +105,7 @@ def test_steps_are_adams_with_a_falling_rate_and_one_second_moment_per_parameter
 ) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     coefficients = Coefficients(objective.path, granularity, 0.9)
-    train(objective, coefficients, replace(STILL, rate=0.2))
+    train(objective, coefficients, replace(STILL, lr=0.2))
     slow = SlowLearner(ends, objective, granularity)
     values = slow.start(0.9)
     first: dict[str, Any] = dict.fromkeys(values, 0.0)
@@ -132,7 +132,7 @@ def test_a_step_is_the_loss_of_views_and_the_distance_of_changed_copies_also_in_
     ends: Ends, distill: DistillTarget, at_once: int
 ) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    options = Training(steps=1, weak_aug=1.0, distill=distill, distill_weight=1.0, strong_aug=3)
+    options = Training(steps=1, weak_aug=1.0, distill=distill, distill_weight=1.0, num_strong=3)
     coefficients, batch, seen = one_step(objective, options, at_once=at_once, at=0.9)
     reference, zeroshot, middle = (Reference(ends).at(alpha) for alpha in (0.9, 0.0, 0.5))
     view = replace(batch, pixels=weak_augment(batch.pixels, 1))
@@ -169,7 +169,7 @@ def test_16_bits_learn_nearly_the_same(ends: Ends, precision: Any) -> None:
     for used in ("float32", precision):
         objective = objective_for(ends, make_batches(SIZES))
         coefficients = Coefficients(objective.path, "layer")
-        options = Training(steps=6, distill_weight=0.6, rate=0.02, precision=used)
+        options = Training(steps=6, distill_weight=0.6, lr=0.02, precision=used)
         trace = train(objective, coefficients, options)
         learned.append((torch.tensor(trace), torch.stack(list(coefficients.values.values()))))
     assert torch.allclose(learned[0][0][:, 0], learned[1][0][:, 0], rtol=0.05)
@@ -232,7 +232,7 @@ def test_every_image_is_seen_before_any_is_repeated() -> None:
 
 def test_radii_step_by_the_rate_in_the_weights_unit(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    found = projection_radii(objective, steps=1, rate=0.003)
+    found = projection_radii(objective, steps=1, lr=0.003)
     both = Reference(ends).ends
     radii = []
     for name, value in found.coefficients.items():

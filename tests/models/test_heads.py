@@ -132,7 +132,7 @@ def test_a_head_gives_the_librarys_logits_and_learns(
         model.classifier("here", 5, ())
     batch = Batch(0, pixels + 0.3 * torch.randn(pixels.shape), torch.arange(12) % CLASSES)
     objective = Objective(path, classifier, batch, context, batch_size=6, val=batch)
-    losses = learned_coefficients(objective, steps=4, rate=0.1, batch=6)
+    losses = learned_coefficients(objective, steps=4, lr=0.1, batch_size=6)
     assert all(0 < loss < 10 for loss in losses.trace["cross_entropy"])
     moved = [float((value - 0.5).abs().max()) for value in losses.coefficients.values()]
     assert max(moved) > 0.05

@@ -22,7 +22,7 @@ def main(folder: Path, kind: str, *sizes: str) -> None:
     else:
         objective = objective_for(ends, make_batches(counts), context=processes, val_share=0.2)
     values = Coefficients(objective.path, "entry")
-    options = Training(steps=4, batch=16, rate=0.02, distill_weight=0.7, weak_aug=1.0)
+    options = Training(steps=4, batch_size=16, lr=0.02, distill_weight=0.7, weak_aug=1.0)
     learn(objective, values, options)
     name = f"{processes.world_size}-{processes.rank}.safetensors"
     save_file(values.by_parameter(), folder / name)

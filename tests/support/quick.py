@@ -8,7 +8,7 @@ import pytest
 from clipmerge.planning import recipe
 
 FEW_STEPS = {"steps": 4, "nodes": 1, "bootstraps": 20}
-SMALL_STEPS = {"batch": 8, "strong_aug": 8}
+SMALL_STEPS = {"batch_size": 8, "num_strong": 8}
 
 
 def shorten_recipes(patch: pytest.MonkeyPatch, options: Mapping[str, int]) -> None:
