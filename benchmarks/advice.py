@@ -26,12 +26,13 @@ def advised(merge: dict[str, Any]) -> str:
     target = SourceComparison(
         models={}, gain=gain, name="target", source="", images=merge["judging"]
     )
-    unknown = Difference(value=0.0, interval=(-1.0, 1.0))
+    # not recorded; a fine-tuned model is usually the better one on its target
+    usual = Difference(value=-0.5, interval=(-1.0, -0.01))
     rule = recommend(
         target,
         Comparison(models={}, gain=corrupted),
         max_loss=_LIMIT,
-        zeroshot_gain=unknown,
+        zeroshot_gain=usual,
         chosen=True,
     )
     return str(rule.recommendation)

@@ -93,6 +93,13 @@ def recommend(
             " one. Are they images of what it was fine-tuned for? If so, fine-tuning failed: take"
             " the zero-shot model.",
         )
+    if zeroshot_gain.interval[1] >= 0 and target.gain.interval[0] > 0:
+        return Rule(
+            "check-images",
+            "only-merging-helped",
+            "Check the images: fine-tuning did not surely help on them, and merging did, as on a"
+            " shift. Are they images of what the model was fine-tuned for?",
+        )
     lost = [name for name, at in sources.items() if at.gain.interval[1] < -limit - _ROUNDING]
     if lost:
         return Rule(

@@ -8,6 +8,8 @@ from clipmerge.planning.verdict import Comparison, Difference, Estimate, Verdict
 
 # Half the width of an interval, as a share, from which whole points are shown.
 _COARSE = 0.05
+# Smallest share that is not 0 in whole points.
+_SHOWN = 0.005
 
 #: A table: its headings, and its rows.
 Table = tuple[list[str], list[list[str]]]
@@ -26,13 +28,17 @@ def share_text(estimate: Estimate) -> str:
 
 
 def gain_text(difference: Difference) -> str:
-    """A difference in points, with its interval.
+    """A difference in points, with its interval, whose ends keep their signs.
 
     Example:
         >>> gain_text(Difference(value=0.019, interval=(-0.067, 0.104)))
         '+2 [-7, +10]'
+        >>> gain_text(Difference(value=0.06, interval=(0.002, 0.118)))
+        '+6.0 [+0.2, +11.8]'
     """
     digits = _digits(difference.interval)
+    if any(0 < abs(end) < _SHOWN for end in difference.interval):
+        digits = 1
     low, high = (signed(end, digits) for end in difference.interval)
     return f"{signed(difference.value, digits)} [{low}, {high}]"
 

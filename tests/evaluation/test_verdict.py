@@ -16,6 +16,11 @@ from tests.support.merge_records import gain, source
 NOTHING = gain(0.0, 0.05)
 CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "zero-shot surely better": ({"zeroshot_gain": gain(0.1, 0.09)}, "check-images", "zeroshot-"),
+    "fine-tuning helped less than merging": (
+        {"zeroshot_gain": gain(-0.05, 0.06), "target": source(0.1, 0.09)},
+        "check-images",
+        "only-merging-helped",
+    ),
     "zero-shot perhaps better": ({"zeroshot_gain": gain(0.1, 0.11)}, "probably-use", "like"),
     "a sure loss beyond the limit": ({"target": source(-0.1, 0.06)}, "keep-finetuned", "loses"),
     "a sure loss within the limit": ({"target": source(-0.02, 0.01)}, "probably-use", "like"),
