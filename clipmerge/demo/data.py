@@ -1,8 +1,8 @@
 """Images of the demo: handwritten digits, clean and under four shifts.
 
 The zero-shot model saw heavily styled digits, the fine-tuned one only clean ones
-(`benchmarks/digits`); the *shifts* are four single styles at greater strength. Computed in float64
-and rounded once, so every processor writes the same.
+(`benchmarks/digits` of commit 7fea82b5); the *shifts* are four single styles at greater strength.
+Computed in float64 and rounded once, so every processor writes the same.
 """
 
 from __future__ import annotations
