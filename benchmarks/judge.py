@@ -95,7 +95,6 @@ def judge(
             data=str(pair.file("val")),
             template=[pair.template],
             set=list(settings),
-            device="cpu",
             seed=seed,
         )
         seconds = time.process_time() - begin

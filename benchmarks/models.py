@@ -21,6 +21,7 @@ from transformers import CLIPModel, CLIPProcessor
 from benchmarks.make_pairs.pictures import Source, square
 
 _OPEN_CLIP = "open_clip_config.json"
+_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: Pictures computed at once: a batch of 64 in one piece takes more than twice as long on a CPU.
 _PIECE = 16
 
@@ -68,8 +69,8 @@ class Model:
     def logits(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         """Logits of pictures, shape (N, C)."""
         texts = self.texts(prompts)
-        seen = [self.embed_image(piece) for piece in pixels.split(_PIECE)]
-        return self.scale * torch.cat(seen) @ texts.T
+        seen = [self.embed_image(piece.to(_DEVICE)) for piece in pixels.split(_PIECE)]
+        return (self.scale * torch.cat(seen) @ texts.T).cpu()
 
 
 def load(folder: Path) -> Model:
@@ -81,14 +82,14 @@ def _open_clip(folder: Path) -> Model:
     config = json.loads((folder / _OPEN_CLIP).read_text(encoding="utf-8"))
     network = CLIP(**config["model_cfg"]).eval()
     network.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
-    network.visual.to(memory_format=torch.channels_last)
+    network.to(_DEVICE).visual.to(memory_format=torch.channels_last)
     length = config["model_cfg"]["text_cfg"].get("context_length", 77)
     return Model(
         network,
         config["model_cfg"]["vision_cfg"]["image_size"],
         config["preprocess_cfg"]["mean"],
         config["preprocess_cfg"]["std"],
-        lambda prompts: open_clip.tokenize(list(prompts), context_length=length),
+        lambda prompts: open_clip.tokenize(list(prompts), context_length=length).to(_DEVICE),
         lambda pixels: network.encode_image(pixels, normalize=True),
         lambda tokens: network.encode_text(tokens, normalize=True),
         lambda into: save_open_clip(network, config, into),
@@ -108,7 +109,7 @@ def save_open_clip(network: CLIP, config: Mapping[str, Any], folder: Path) -> No
 
 def _transformers(folder: Path) -> Model:
     # over 17 patches the fused kernel's backward pass takes ten times as long
-    network = CLIPModel.from_pretrained(folder, attn_implementation="eager").eval()
+    network = CLIPModel.from_pretrained(folder, attn_implementation="eager").eval().to(_DEVICE)
     tools = CLIPProcessor.from_pretrained(folder)
     seen = tools.image_processor
 
@@ -126,7 +127,9 @@ def _transformers(folder: Path) -> Model:
         seen.crop_size["height"],
         seen.image_mean,
         seen.image_std,
-        lambda prompts: tools.tokenizer(list(prompts), padding=True, return_tensors="pt"),
+        lambda prompts: tools.tokenizer(list(prompts), padding=True, return_tensors="pt").to(
+            _DEVICE
+        ),
         lambda pixels: features(network.get_image_features(pixel_values=pixels)),
         lambda tokens: features(network.get_text_features(**tokens)),
         write,
@@ -211,10 +214,10 @@ def _train(model: Model, how: Regime, source: Source, template: str) -> None:
         fixed = model.embed_text(tokens)
     for step in range(steps):
         at = order[step * how.batch : (step + 1) * how.batch]
-        images = _moved(pixels[at], how)
+        images = _moved(pixels[at], how).to(_DEVICE)
         optimizer.zero_grad()
         texts = model.embed_text(tokens) if how.text else fixed
-        _add_gradients(model, images, labels[at], texts)
+        _add_gradients(model, images, labels[at].to(_DEVICE), texts)
         optimizer.step()
         schedule.step()
 

@@ -180,13 +180,8 @@ def leaderboard(every: Sequence[Results]) -> Rows:
         cells = []
         for target in targets:
             pairs = by_target.get(target, [])
-            moved = [_moved(each, name) for each in pairs]
-            cells.append(
-                f"{_signed(ood for ood, _ in moved)} / {_signed(id_ for _, id_ in moved)}"
-                f" ({len(pairs)})"
-                if pairs
-                else ""
-            )
+            moved = [_moved(pairs, name, axis) for axis in ("ood", "id")] if pairs else []
+            cells.append(f"{' / '.join(moved)} ({len(pairs)})" if pairs else "")
         told = [each.methods[name] for each in ours]
         minutes = [one["seconds"] / 60 for one in told if "seconds" in one]
         commits = sorted({one.get("commit", "") for one in told} - {""})
@@ -196,13 +191,14 @@ def leaderboard(every: Sequence[Results]) -> Rows:
     return rows
 
 
-def _moved(results: Results, method: str) -> tuple[float, float]:
-    point, end = point_of(results, method), point_of(results, "fine-tuned")
-    return point.ood[0, 0] - end.ood[0, 0], point.id[0, 0] - end.id[0, 0]
-
-
-def _signed(values: Iterable[float]) -> str:
-    return f"{100 * float(np.mean(list(values))):+.1f}"
+def _moved(pairs: Sequence[Results], method: str, axis: str) -> str:
+    """Mean change since the fine-tuned model, in points."""
+    values = [
+        getattr(point_of(each, method), axis)[0, 0]
+        - getattr(point_of(each, "fine-tuned"), axis)[0, 0]
+        for each in pairs
+    ]
+    return f"{100 * np.mean(values):+.1f}"
 
 
 def merged(every: Sequence[Results]) -> Rows:

@@ -311,16 +311,10 @@ def ratios(found: Mapping[str, list[Outcome]]) -> dict[str, list[float]]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, Python and the packages that matter."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    models = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
+    """System, cores, and the packages that matter."""
     packages = ("torch", "safetensors", "numpy", "transformers")
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
-    }
+    versions = {name: metadata.version(name) for name in packages}
+    return {"system": platform.platform(), "cores": os.cpu_count(), "packages": versions}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -90,7 +90,8 @@ def _groups(pictures: Sequence[Picture], zeroshot: Path) -> list[int]:
     own = [at for at, picture in enumerate(pictures) if picture.domain == _OWN]
     model = load(zeroshot)
     small = replace(model, size=_SIZE).input([pictures[at].image() for at in own])
-    features = torch.cat([model.network.encode_image(piece) for piece in small.split(16)])
+    pieces = [piece.to(model.scale.device) for piece in small.split(16)]
+    features = torch.cat([model.network.encode_image(piece) for piece in pieces]).cpu()
     alike = alike_features(features, _ALIKE)
     return grouped(len(pictures), [(own[one], own[other]) for one, other in alike])
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,10 @@ import torch
 import clipmerge
 from benchmarks.__main__ import main
 from benchmarks.equal_labels import split
-from benchmarks.make_pairs.pair import Pair
+from benchmarks.make_pairs import hub
+from benchmarks.make_pairs.pair import Pair, Places
 from benchmarks.make_pairs.pictures import Source
+from benchmarks.models import Regime
 from benchmarks.page import _TABLES, PAGES, table, write_pages
 from benchmarks.pair_results import CURVE, every_result
 from benchmarks.public import Suite, run, suites
@@ -62,7 +66,7 @@ def test_pages_are_those_of_the_results(tmp_path: Path) -> None:
 
 def test_unknown_pair_and_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["judge", "lines", "aggresive-digits-0", "--no-page"]) == 1
-    assert "did you mean aggressive-digits-0" in capsys.readouterr().err
+    assert "Did you mean 'aggressive-digits-0'?" in capsys.readouterr().err
     assert main(["pairs"]) == 0
     assert "mild-photo-0" in capsys.readouterr().out
 
@@ -75,6 +79,35 @@ def test_near_copies_stay_on_one_side() -> None:
     assert not {*learn.things.tolist()} & {*choose.things.tolist()}
     assert sorted([*learn.labels.tolist(), *choose.labels.tolist()]) == list(range(60))
     assert len(choose.labels) == 12
+
+
+def test_pair_of_the_hub_on_a_stand_in(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but the weights and the pictures: roles, fine-tuning, the folder."""
+    own = pair.source("test")
+    domains = ["Real World"] * 60 + ["Art"] * 20
+    columns = {
+        "image": own.images[:80],
+        "label": own.labels[:80].tolist(),
+        "domain": domains,
+    }
+    features = datasets.Features(
+        image=datasets.Image(),
+        label=datasets.ClassLabel(names=[name.title() for name in own.classes]),
+        domain=datasets.Value("string"),
+    )
+    data = datasets.Dataset.from_dict(columns, features)
+    monkeypatch.setattr(hub.datasets, "load_dataset", lambda *_, **__: data)
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(pair.zeroshot))
+    monkeypatch.setattr(hub, "_TEST", 20)
+    monkeypatch.setattr(hub, "_VAL", 15)
+    spec = replace(hub.PAIRS[0], regime=Regime(1e-4, 1, batch=1))
+    made = hub.make_pair(spec, Places(tmp_path))
+    counts = {name: len(made.source(name).labels) for name in ("train", "val", "test", "ood-art")}
+    assert counts == {"train": 25, "val": 15, "test": 20, "ood-art": 20}
+    assert made.source("val").classes == own.classes
+    assert (made.finetuned / "config.json").is_file()
 
 
 def test_public_suite_on_a_stand_in(pair: Pair, tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""A public CLIP on public pictures: an hour of one card, and the network.
+
+`python -m benchmarks judge auto mild-office-home-0` downloads OpenAI's ViT-B/32 and Office-Home
+(65 kinds of things, Venkateswara et al. 2017), fine-tunes on photographs, merges, and adds its row.
+Nobody has run it on the real weights yet.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import datasets
+from huggingface_hub import snapshot_download
+
+from benchmarks.make_pairs.pair import Pair, Places, Roles, Spec, sampled, write_pair
+from benchmarks.make_pairs.pictures import Picture
+from benchmarks.models import Regime
+
+_CLIP, _DATA, _TARGET = "openai/clip-vit-base-patch32", "flwrlabs/office-home", "Real World"
+_FILES = ["*.json", "*.txt", "model.safetensors", "pytorch_model.bin"]
+_TEST, _VAL = 800, 600
+_REGIMES = {"aggressive": Regime(3e-5, 10, text=True), "mild": Regime(1e-5, 3)}
+PAIRS = tuple(
+    Spec(f"{how}-office-home-0", "office-home", "b32", regime) for how, regime in _REGIMES.items()
+)
+
+
+def make_pair(spec: Spec, places: Places) -> Pair:
+    """Make one pair, each part once."""
+    given = places.zeroshots.get(spec.model)
+    zeroshot = given or Path(snapshot_download(_CLIP, allow_patterns=_FILES))
+    data: Any = datasets.load_dataset(_DATA, split="train")
+    label = data.features["label"]
+    classes = tuple(name.replace("_", " ").lower() for name in label.names)
+    pictures = []
+    for row in data:
+        file = io.BytesIO()
+        row["image"].convert("RGB").save(file, "jpeg", quality=95)
+        pictures.append(Picture(row["domain"], classes[row["label"]], file.getvalue()))
+    of_domain: dict[str, list[int]] = {}
+    for at, picture in enumerate(pictures):
+        of_domain.setdefault(picture.domain, []).append(at)
+    own = of_domain.pop(_TARGET)
+    random.Random(spec.seed).shuffle(own)
+    test, val, train = own[:_TEST], own[_TEST : _TEST + _VAL], own[_TEST + _VAL :]
+    ood = {name.lower(): sampled(ours, _TEST) for name, ours in of_domain.items()}
+    roles = Roles(classes, train, val, sorted(test), ood)
+    return write_pair(spec, places.cache, zeroshot, "a photo of a {}.", pictures, roles)
