@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,11 +17,11 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
-from clipmerge.errors import OutputError, PlanError, RecipeError, did_you_mean
+from clipmerge.errors import PlanError, RecipeError, did_you_mean
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.paths import is_plain_name, split_part
 from clipmerge.files.safetensors import Array
-from clipmerge.files.staging import TENSORS_SUFFIX, staged_files
+from clipmerge.files.staging import TENSORS_SUFFIX, check_output_file, staged_files
 from clipmerge.planning import Frozen
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.table import Rows, Tabular
@@ -253,12 +252,7 @@ class Plan(Tabular, Frozen):
         Raises:
             OutputError: If a file already exists, or cannot be written.
         """
-        for file in (Path(path), tensors_path(Path(path))):
-            if file.exists() and not overwrite:
-                raise OutputError(
-                    f"{file}: already exists; choose another path, or pass overwrite=True to"
-                    " replace it"
-                )
+        check_output_file(Path(path), overwrite=overwrite)
         return write_plan_files(Path(path), self)
 
     @classmethod
@@ -481,32 +475,16 @@ def write_plan_files(path: Path, plan: Plan) -> Plan:
     tensors = plan.loaded_tensors
     with staged_files(path) as folder:
         if tensors:
+            from safetensors.numpy import save
+
             file = folder / tensors_path(path).name
-            _save_tensors(tensors, file)
-            mask = os.umask(0)
-            os.umask(mask)
-            file.chmod(0o666 & ~mask)  # save_file makes it readable only by its owner
-            named = TensorsRecord(file=file.name, sha256=sha256_of(file))
-            plan = plan.replace(tensors=named)
+            file.write_bytes(save(dict(tensors)))
+            plan = plan.replace(tensors=TensorsRecord(file=file.name, sha256=sha256_of(file)))
         (folder / path.name).write_text(plan.to_json(), encoding="utf-8")
     return plan
 
 
-def _save_tensors(tensors: Mapping[str, Array], file: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    try:
-        save_file(dict(tensors), file)
-    except SafetensorError as error:  # which says in words what the system refused
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
-
-
 def _read_tensors(path: Path, record: TensorsRecord) -> dict[str, Array]:
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     file = path.parent / record.file
@@ -516,9 +494,4 @@ def _read_tensors(path: Path, record: TensorsRecord) -> dict[str, Array]:
             f"{file}: the tensors beside the plan: the file {state}; plan again with `clipmerge"
             " plan`"
         )
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise PlanError(
-            f"{file}: the tensors beside the plan: {error}; plan again with `clipmerge plan`"
-        ) from None
+    return load_file(file)

@@ -2,6 +2,7 @@
 they do not fit.
 """
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 import clipmerge
@@ -135,12 +135,14 @@ def test_a_run_gets_its_own_coefficients(shape: tuple[int, ...], start: int, sto
     assert np.array_equal(found, np.broadcast_to(coefficient, (5, 7)).ravel()[start:stop])
 
 
-def test_parameters_without_coefficients_are_not_counted() -> None:
-    towers = {"vision.0.mlp": ("a", "b"), "vision.1.mlp": ("c",), "text.0.mlp": ("d",)}
-    coefficients = {"a": np.array([0.0, 0.0, 0.5, 1.0]), "d": np.array([1.0])}
-    found = histograms(coefficients, towers, {"a": 4, "b": 100, "c": 100, "d": 2})
-    assert {tower: sum(counts) for tower, counts in found.items()} == {"vision": 4, "text": 2}
-    assert (found["vision"][0], found["vision"][10], found["vision"][20]) == (2, 1, 1)
+def test_entries_are_counted_by_their_coefficient(pair: Folders) -> None:
+    row = np.linspace(0, 1, 64, dtype=np.float32)[:, None]
+    found = histograms({FC1: row, "logit_scale": np.array(0.5)}, inputs_of(pair))
+    assert {tower: sum(counts) for tower, counts in found.items()} == {
+        "vision": 64 * 32,
+        "logit_scale": 1,
+    }
+    assert (found["vision"][0], found["vision"][20], found["vision"][21]) == (4 * 32, 32, 0)
 
 
 # --- a plan and its tensors on the disk ---
@@ -220,10 +222,10 @@ def test_a_full_disk_is_told_of_a_plans_tensors_too(
     planner: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
-        raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     plan = planner()
-    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OutputError, match="the disk is full; nothing was left behind"):
         plan.save(tmp_path / "plan.json")
     assert list(tmp_path.iterdir()) == []
