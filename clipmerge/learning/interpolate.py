@@ -195,21 +195,6 @@ class Path:
 
     # Gradients
 
-    @contextmanager
-    def only(self, layer: str) -> Iterator[list[Parameter]]:
-        """Let gradients flow to one layer only, so that the backward pass stops there."""
-        chosen = [self.parameters[name] for name in self.layers[layer]]
-        others = [self.parameters[name] for name in self.names]
-        for parameter in others:
-            parameter.requires_grad_(False)
-        for parameter in chosen:
-            parameter.requires_grad_(True)
-        try:
-            yield chosen
-        finally:
-            for parameter in others:
-                parameter.requires_grad_(True)
-
     def gradient(self, name: str) -> Tensor:
         """A parameter's gradient from the last backward pass; zero if the loss does not depend on
         it.

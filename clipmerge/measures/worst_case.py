@@ -6,11 +6,11 @@ from typing import Literal
 
 import torch
 
-from clipmerge.learning.objective import FORWARD, GRADIENT, Objective
+from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.measures._ball import LayerBall, flat
 from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
-from clipmerge.plugins import Alpha, Count, Positive
+from clipmerge.plugins import Alpha, Positive
 
 Norm = Literal["l2", "linf"]
 
@@ -21,7 +21,6 @@ def worst_case(
     *,
     norm: Norm = "l2",
     rho: Positive = 0.5,
-    steps: Count = 1,
     adaptive: bool = True,
     scaled: bool = False,
     at: Alpha = 0.5,
@@ -29,15 +28,13 @@ def worst_case(
     """Maximise L(theta + delta_l) - L(theta) over ||delta_l / c||_p <= rho, for one layer l at a
     time.
 
-    ``steps=1`` computes the exact loss at the first-order maximiser; more steps run APGD from
-    theta, with momentum 0.75 and a step size that starts at 2 rho and is halved when progress
-    stalls. Each batch is maximised separately, and the mean over images is reported.
+    Computes the exact loss at the first-order maximiser. Each batch is maximised separately, and
+    the mean over images is reported.
 
     Args:
         objective: Calibration loss; left at theta(at).
         norm: p of the ball.
         rho: Radius; the literature uses 0.5 to 4 for adaptive l2, 5e-4 to 4e-3 for adaptive linf.
-        steps: 1, or the number of APGD iterations (20 in the literature).
         adaptive: Scale the ball elementwise by c = |theta|.
         scaled: Use rho * sqrt(n_l) for a layer of n_l entries, so that large layers have a larger
             ball.
@@ -47,32 +44,26 @@ def worst_case(
         Statistic ``worst_case`` in nats.
 
     Source:
-        Foret et al. 2021, arXiv:2010.01412; Kwon et al. 2021, arXiv:2102.11600; APGD: Croce and
-        Hein 2020, arXiv:2003.01690; as a sharpness: Andriushchenko et al. 2023, arXiv:2302.07011.
+        Foret et al. 2021, arXiv:2010.01412; Kwon et al. 2021, arXiv:2102.11600; as a
+        sharpness: Andriushchenko et al. 2023, arXiv:2302.07011.
     """
     path = objective.path
-    cost = (FORWARD if steps == 1 else GRADIENT * steps) * len(path.layers)
-    objective.announce(gradient=1, forward=cost / FORWARD)
+    objective.announce(gradient=1, forward=len(path.layers))
     path.set_alpha(at)
     rises_by_batch: dict[int, list[float]] = {}
     for batch, base in objective.gradients():
-        gradients = {name: path.gradient(name) for name in path.names}
-        rises_by_batch[batch.number] = []
+        rises = rises_by_batch[batch.number] = []
         for layer, names in path.layers.items():
-            with path.only(layer) as parameters:
-                gradient = flat(gradients[name] for name in names)
-                radius = rho * len(gradient) ** 0.5 if scaled else rho
-                ball = LayerBall(parameters, norm=norm, radius=radius, adaptive=adaptive)
-                loss = objective.layer_loss(batch, layer)
-                if steps == 1:
-                    ball.place(ball.maximiser(gradient))
-                    with torch.no_grad():
-                        worst = float(loss())
-                else:
-                    worst = ball.apgd(loss, gradient, base, steps)
-                ball.restore()
-                rises_by_batch[batch.number].append(worst - base)
-        objective.tick(cost * len(batch))
+            parameters = [path.parameters[name] for name in names]
+            gradient = flat(path.gradient(name) for name in names)
+            radius = rho * len(gradient) ** 0.5 if scaled else rho
+            ball = LayerBall(parameters, norm=norm, radius=radius, adaptive=adaptive)
+            loss = objective.layer_loss(batch, layer)
+            ball.place(ball.maximiser(gradient))
+            with torch.no_grad():
+                rises.append(float(loss()) - base)
+            ball.restore()
+        objective.tick(FORWARD * len(path.layers) * len(batch))
     sharpness = statistic(
         objective,
         "worst_case",

@@ -61,6 +61,5 @@ def test_gradients_of_a_batch_too(objective: Objective) -> None:
     objective.loss(objective.batches[0]).backward()
     assert {objective.path.gradient(name).device.type for name in objective.path.names} == {"meta"}
     for layer in ("vision.0.mlp", "text.0.attn"):
-        with objective.path.only(layer) as parameters:
-            loss = objective.layer_loss(objective.batches[0], layer)()
-            assert torch.autograd.grad(loss, parameters)[0].device.type == "meta"
+        loss = objective.layer_loss(objective.batches[0], layer)()
+        assert loss.device.type == "meta"

@@ -37,88 +37,12 @@ class Quadratic:
     def gradient(self) -> Tensor:
         return flat(torch.autograd.grad(self.loss(), self.parameters))
 
-    def rise(self, u: np.ndarray, scale: np.ndarray) -> float:
-        moved = self.origin + scale * u
-        return float(moved @ self.hessian @ moved - self.origin @ self.hessian @ self.origin) / 2
-
     def scale(self, adaptive: bool) -> np.ndarray:
         return np.abs(self.origin) if adaptive else np.ones(SIZE)
-
-    def worst_on_sphere(self, radius: float, *, adaptive: bool) -> float:
-        """Solve max g.u + u.A.u/2, ||u|| <= r: (k I - A) u = g with k above A's eigenvalues and
-        ||u|| = r."""
-        scale = self.scale(adaptive)
-        values, vectors = np.linalg.eigh(scale[:, None] * self.hessian * scale)
-        g = vectors.T @ (scale * (self.hessian @ self.origin))
-        low, high = values[-1], values[-1] + np.linalg.norm(g) / radius
-        for _ in range(200):
-            middle = (low + high) / 2
-            if np.linalg.norm(g / (middle - values)) > radius:
-                low = middle
-            else:
-                high = middle
-        return self.rise(vectors @ (g / (high - values)), scale)
 
 
 def ball_on(quadratic: Quadratic, norm: Norm, radius: float, *, adaptive: bool = True) -> LayerBall:
     return LayerBall(quadratic.parameters, norm=norm, radius=radius, adaptive=adaptive)
-
-
-def apgd(quadratic: Quadratic, ball: LayerBall, steps: int = 20) -> float:
-    base = quadratic.loss().item()
-    best = ball.apgd(quadratic.loss, quadratic.gradient(), base, steps)
-    ball.restore()
-    return best - base
-
-
-@pytest.mark.parametrize("adaptive", [True, False])
-@pytest.mark.parametrize("radius", [0.01, 0.3, 1.0])
-@pytest.mark.parametrize("seed", range(5))
-def test_apgd_finds_the_worst_point_of_the_l2_ball(
-    adaptive: bool, radius: float, seed: int
-) -> None:
-    quadratic = Quadratic(seed)
-    found = apgd(quadratic, ball_on(quadratic, "l2", radius, adaptive=adaptive))
-    assert found == pytest.approx(quadratic.worst_on_sphere(radius, adaptive=adaptive), rel=1e-3)
-
-
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_apgd_closes_in_on_a_peak_inside_the_ball(norm: Norm) -> None:
-    """Its first steps, of twice the radius, jump over the peak: only smaller ones reach it."""
-    parameter = Parameter(torch.zeros(3, dtype=torch.float64))
-    peak = torch.tensor([0.31, -0.12, 0.23], dtype=torch.float64)
-    losses: list[float] = []
-
-    def loss() -> Tensor:
-        value = 5 - ((parameter - peak) ** 2).sum()
-        losses.append(value.item())
-        return value
-
-    base = loss()
-    gradient = flat(torch.autograd.grad(base, [parameter]))
-    ball = LayerBall([parameter], norm=norm, radius=1.0, adaptive=False)
-    best = ball.apgd(loss, gradient, base.item(), steps=100)
-    assert best == max(losses)
-    assert losses[-1] < best
-    assert best > 5 - 1e-4
-
-
-@pytest.mark.parametrize(("norm", "order"), [("l2", 2), ("linf", np.inf)])
-def test_apgd_never_leaves_the_ball(norm: Norm, order: float) -> None:
-    quadratic = Quadratic(1)
-    origin, scale = torch.tensor(quadratic.origin), torch.tensor(quadratic.scale(True))
-    lengths: list[float] = []
-
-    def loss() -> Tensor:
-        moved = torch.cat([parameter.detach().flatten() for parameter in quadratic.parameters])
-        assert moved[-1] == 0  # a zero has no room in an adaptive ball
-        lengths.append(float(torch.linalg.vector_norm(((moved - origin) / scale)[:-1], order)))
-        return quadratic.loss()
-
-    ball_on(quadratic, norm, 0.5).apgd(
-        loss, quadratic.gradient(), quadratic.loss().item(), steps=20
-    )
-    assert max(lengths) == pytest.approx(0.5, rel=1e-9)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
