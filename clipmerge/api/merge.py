@@ -321,10 +321,6 @@ def _plan_of(
     if learned:
         layers = with_coefficients(layers, learned, task.layers, task.shapes)
     reasons = dict(decision.reasons)
-    for name, (absent, total) in pair.inputs.partly_zeroshot.items():
-        reasons[name] = (
-            f"{absent} of {total} parameters stay zero-shot: fine-tuned ones are missing"
-        )
     for override in recipe.overrides:
         for name in match_layers(override.layers, layers):
             layers[name] = override.apply_to(layers[name])

@@ -16,7 +16,6 @@ from statistics import median
 import numpy as np
 
 from clipmerge.checkpoint.inputs import Inputs
-from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.files.safetensors import Array
 from clipmerge.layers import HEAD
 
@@ -36,13 +35,13 @@ def are_equal(inputs: Inputs, which: int, other: int) -> bool:
     weights; of most that do not, only samples are read.
     """
     names = [*filter(inputs.merges, inputs.zeroshot_keys)]
-    return all(
-        np.array_equal(
-            _first_values(inputs, other, name, length), _first_values(inputs, which, name, length)
-        )
-        for length in (_SAMPLE, sys.maxsize)
-        for name in names
-    )
+    for length in (_SAMPLE, sys.maxsize):
+        for name in names:
+            first = _first_values(inputs, other, name, length)
+            second = _first_values(inputs, which, name, length)
+            if not np.array_equal(first, second):
+                return False
+    return True
 
 
 def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
@@ -59,14 +58,12 @@ def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
         if not rest or entry.shape != other.shape or len(entry.shape) < 2 or entry.size < _LEAST:
             continue
         with np.errstate(all="ignore"):  # NaN and Inf are refused where they are merged
-            theta_0, theta_1 = (_first_values(inputs, one, name, _SAMPLE) for one in (-1, which))
+            theta_0 = _first_values(inputs, -1, name, _SAMPLE)
+            theta_1 = _first_values(inputs, which, name, _SAMPLE)
             # sums in this thread: a BLAS's threads would spin, waiting for others
-            product, *squares = (
-                float((a * b).sum())
-                for a, b in ((theta_0, theta_1), (theta_0, theta_0), (theta_1, theta_1))
-            )
-            length = math.sqrt(math.prod(squares))
-            cosine = product / length if 0 < length < math.inf else math.nan
+            product = float((theta_0 * theta_1).sum())
+            squares = float((theta_0 * theta_0).sum()) * float((theta_1 * theta_1).sum())
+            cosine = product / math.sqrt(squares) if 0 < squares < math.inf else math.nan
         if math.isfinite(cosine):
             cosines.setdefault(tower, []).append(cosine)
     return {tower: median(values) for tower, values in cosines.items()}
@@ -76,14 +73,9 @@ def _first_values(inputs: Inputs, which: int, name: str, length: int) -> Array:
     """The first elements of a tensor, 1-D: float64 unchanged, all else as float32; a view if stored
     in that dtype.
     """
-    found: tuple[Checkpoint, dict[str, str]] = (
-        (inputs.zeroshot, inputs.zeroshot_keys)
-        if which < 0
-        else (inputs.finetuned[which], inputs.finetuned_keys[which])
-    )
-    checkpoint, keys = found
-    key = keys[name]
-    values = checkpoint.array(key, 0, min(length, checkpoint.entries[key].size))
+    checkpoint, key = inputs.holders(name)[which + 1]
+    stop = min(length, checkpoint.entries[key].size)
+    values = checkpoint.array(key, 0, stop)
     if values.dtype == np.uint16:  # bfloat16
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)

@@ -35,11 +35,12 @@ def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor])
     """Add a head to a zero-shot checkpoint, with the dtypes that it has in the fine-tuned one,
     ``like``.
     """
-    entries = {key: replace(like.entries[key], file=checkpoint.files[0]) for key in head}
-    lazy = {
-        key: LazyTensor((), partial(stored_array, values.flatten())) for key, values in head.items()
-    }
-    entries = {**checkpoint.entries, **entries}
+    entries = dict(checkpoint.entries)
+    lazy = {}
+    for key, values in head.items():
+        entries[key] = replace(like.entries[key], file=checkpoint.files[0])
+        read = partial(stored_array, values.flatten())
+        lazy[key] = LazyTensor((), read)
     return DerivedCheckpoint.of(checkpoint, lazy, entries=entries, has_built_head=True)
 
 
@@ -48,20 +49,27 @@ def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
     layout, wanted = layout_of(checkpoint.entries), layout_of(like.entries)
     if layout == wanted:
         return checkpoint
+    is_custom = "text.ln_final.weight" in {*checkpoint.entries, *like.entries}
+    prefix = "text." if is_custom else ""
     with prefix_errors(checkpoint.source):
         if layout == "timm":
             raise CheckpointError(
                 f"is a tower of timm, and {like.source} has another layout; give both in one"
             )
-        prefix = "text." if "text.ln_final.weight" in {*checkpoint.entries, *like.entries} else ""
-        formed = _form_plain(checkpoint, layout, prefix) if wanted != "timm" else {}
         if wanted == "timm":
             formed = _form_timm(checkpoint, like, layout, prefix)
+        else:
+            formed = _form_plain(checkpoint, layout, prefix)
+    entries = {}
+    lazy = {}
+    for name, (entry, form) in formed.items():
+        entries[name] = entry
+        lazy[name] = form
     note = f"{checkpoint.source}: is converted to the layout of {wanted}, like {like.source}"
     return ConvertedCheckpoint.of(
         checkpoint,
-        {name: lazy for name, (_, lazy) in formed.items()},
-        entries={name: entry for name, (entry, _) in formed.items()},
+        lazy,
+        entries=entries,
         config=like.config,
         folder=like.folder,
         stored=checkpoint,
@@ -81,21 +89,22 @@ def _form_plain(checkpoint: Checkpoint, layout: Layout, prefix: str) -> _Formed:
 
 def _form_timm(checkpoint: Checkpoint, like: Checkpoint, layout: Layout, prefix: str) -> _Formed:
     """The tensors of the vision tower in timm's layout, in the shapes that they have there."""
-    formed: _Formed = (
-        _form_plain(checkpoint, layout, prefix)
-        if layout == "transformers"
-        else {
-            key: (entry, LazyTensor((key,), partial(checkpoint.array, key)))
-            for key, entry in checkpoint.entries.items()
-        }
-    )
+    formed: _Formed = {}
+    if layout == "transformers":
+        formed = _form_plain(checkpoint, layout, prefix)
+    else:
+        for key, entry in checkpoint.entries.items():
+            read = partial(checkpoint.array, key)
+            formed[key] = entry, LazyTensor((key,), read)
     renamed: _Formed = {}
     for key, (entry, lazy) in formed.items():
         name = timm_name(key)
-        if name is not None:
-            other = like.entries.get(name, entry)
-            same = other.size == entry.size  # but for leading dimensions of one
-            renamed[name] = (replace(entry, shape=other.shape if same else entry.shape), lazy)
+        if name is None:
+            continue
+        other = like.entries.get(name, entry)
+        if other.size == entry.size:  # but for leading dimensions of one
+            entry = replace(entry, shape=other.shape)
+        renamed[name] = entry, lazy
     return renamed
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.families import Family, is_index_buffer, layers_of, tower_of
-from clipmerge.files.safetensors import Array, TensorEntry
+from clipmerge.files.safetensors import TensorEntry
 from clipmerge.files.side_files import PROCESSORS, VOCABULARIES, have_same_files
 from clipmerge.layers import HEAD
 from clipmerge.types import Layers, Missing
@@ -49,9 +48,9 @@ class Inputs:
     @cached_property
     def layer_of(self) -> dict[str, str]:
         """Layers by canonical name, for the parameters of all checkpoints."""
-        names = dict.fromkeys(
-            name for keys in (self.zeroshot_keys, *self.finetuned_keys) for name in keys
-        )
+        names = dict(self.zeroshot_keys)
+        for keys in self.finetuned_keys:
+            names |= keys
         return layers_of(names)
 
     @property
@@ -79,15 +78,6 @@ class Inputs:
                 return False
         return True
 
-    @property
-    def folders(self) -> set[Path]:
-        """Folders with files of the checkpoints (an adapter's side files are not beside its
-        weights).
-        """
-        return {one.folder for one in self.checkpoints} | {
-            file.parent for one in self.checkpoints for file in one.files
-        }
-
     @cached_property
     def is_partial(self) -> bool:
         """Whether the fine-tuned checkpoints are one tower of a full zero-shot model."""
@@ -101,25 +91,25 @@ class Inputs:
         has_head = HEAD in self.layers and not self.zeroshot.has_built_head
         if self.tower == "full" or self.missing == "keep-zeroshot" or has_head:
             return False
-        return any(self.layer_of.get(name) == HEAD for keys in self.finetuned_keys for name in keys)
+        return any(self._has_head(keys) for keys in self.finetuned_keys)
+
+    def _has_head(self, keys: dict[str, str]) -> bool:
+        return any(self.layer_of[name] == HEAD for name in keys)
 
     @property
     def have_heads_only(self) -> bool:
         """Whether every checkpoint tells classes apart by a head alone: it has one, and no blocks
         of a text tower.
         """
+        if any(_TEXT_BLOCK.match(layer) for layer in self.layers):
+            return False
         everyone = (self.zeroshot_keys, *self.finetuned_keys)
-        has_text = any(_TEXT_BLOCK.match(layer) for layer in self.layers)
-        return not has_text and all(
-            any(self.layer_of.get(name) == HEAD for name in keys) for keys in everyone
-        )
+        return all(map(self._has_head, everyone))
 
     @property
     def is_classifier(self) -> bool:
         """Whether the output has a classification head, and no class prompts."""
-        return self.tower == "vision" and any(
-            self.layer_of.get(name) == HEAD for name in self.layout_keys
-        )
+        return self.tower == "vision" and self._has_head(self.layout_keys)
 
     @cached_property
     def layout(self) -> Checkpoint:
@@ -145,37 +135,21 @@ class Inputs:
         """Whether the fine-tuned checkpoints must hold a zero-shot parameter, even if they are one
         tower.
         """
-        if not self.is_partial or self.layer_of[name] == HEAD:
+        layer = self.layer_of[name]
+        if not self.is_partial or layer == HEAD:
             return True
-        tower, _, rest = self.layer_of[name].partition(".")
-        if rest != "projection":
-            return tower == self.tower
-        projection = f"{tower}.projection"
-        return tower == self.tower and any(
-            self.layer_of.get(n) == projection for k in self.finetuned_keys for n in k
-        )
+        if not layer.startswith(f"{self.tower}."):
+            return False
+        # a tower may have been saved without its projection
+        has_it = any(name in keys for keys in self.finetuned_keys)
+        return has_it or not layer.endswith(".projection")
 
     def merges(self, name: str) -> bool:
         """Whether a parameter is a float that every checkpoint holds, so that it can be merged."""
-        if name not in self.zeroshot_keys or not all(name in keys for keys in self.finetuned_keys):
+        entries = self.entries(name)
+        if len(entries) <= len(self.finetuned) or is_index_buffer(name):
             return False
-        return all(entry.is_float for entry in self.entries(name)) and not is_index_buffer(name)
-
-    @cached_property
-    def partly_zeroshot(self) -> dict[str, tuple[int, int]]:
-        """Layers that hold zero-shot parameters for want of fine-tuned ones: how many, of how many
-        floats.
-        """
-        partly: dict[str, tuple[int, int]] = {}
-        if self.missing != "keep-zeroshot":
-            return partly
-        for layer, names in self.layers.items():
-            floats = [name for name in names if self.zeroshot_entry(name).is_float]
-            wanted = [name for name in floats if not is_index_buffer(name) and self.expects(name)]
-            absent = [name for name in wanted if not self.merges(name)]
-            if absent:
-                partly[layer] = (len(absent), len(wanted))
-        return partly
+        return all(entry.is_float for entry in entries)
 
     def zeroshot_entry(self, name: str) -> TensorEntry:
         """Type and place of a zero-shot parameter."""
@@ -184,8 +158,11 @@ class Inputs:
     @property
     def merged_layers(self) -> Layers:
         """Mergeable parameters by layer, in network order, without empty layers."""
-        merged = {layer: tuple(filter(self.merges, names)) for layer, names in self.layers.items()}
-        return {layer: names for layer, names in merged.items() if names}
+        merged = {}
+        for layer, names in self.layers.items():
+            if found := tuple(filter(self.merges, names)):
+                merged[layer] = found
+        return merged
 
     def theta_0(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Map a zero-shot parameter; see `Checkpoint.tensor`."""
@@ -201,16 +178,8 @@ class Inputs:
         """Entries of a tensor: in the zero-shot checkpoint, then in the fine-tuned ones that have
         it.
         """
-        return [checkpoint.entries[key] for checkpoint, key in self.holders(name)]
-
-    def arrays(self, name: str, start: int, stop: int) -> tuple[Array, list[Array]]:
-        """Map a run of a tensor's elements: zero-shot, and fine-tuned ones that have it; see
-        `Checkpoint.array`.
-        """
-        theta_0, *finetuned = (
-            checkpoint.array(key, start, stop) for checkpoint, key in self.holders(name)
-        )
-        return theta_0, finetuned
+        holders = self.holders(name)
+        return [checkpoint.entries[key] for checkpoint, key in holders]
 
     def release(self, name: str) -> None:
         """Release a tensor's mapped pages in every checkpoint; see `Checkpoint.release`."""
@@ -221,5 +190,10 @@ class Inputs:
         """The checkpoints that hold a tensor, zero-shot first, each with the tensor's key in its
         file.
         """
-        keys_of = zip(self.checkpoints, (self.zeroshot_keys, *self.finetuned_keys), strict=True)
-        return [(checkpoint, keys[name]) for checkpoint, keys in keys_of if name in keys]
+        found = []
+        if name in self.zeroshot_keys:
+            found.append((self.zeroshot, self.zeroshot_keys[name]))
+        for checkpoint, keys in zip(self.finetuned, self.finetuned_keys, strict=True):
+            if name in keys:
+                found.append((checkpoint, keys[name]))
+        return found

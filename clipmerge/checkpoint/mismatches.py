@@ -27,15 +27,18 @@ def drop_other_head(checkpoints: list[Checkpoint], keys: list[dict[str, str]]) -
     """
     zeroshot, finetuned = checkpoints[:2]
     ours, theirs = keys[:2]
-    shapes = {
-        name: (zeroshot.entries[ours[name]].shape, finetuned.entries[theirs[name]].shape)
-        for name, layer in layers_of(ours).items()
-        if layer == HEAD and name in theirs
-    }
-    if any(shape != other for shape, other in shapes.values()):
-        for name in shapes:
+    head = []
+    differs = False
+    for name, layer in layers_of(ours).items():
+        if layer == HEAD and name in theirs:
+            head.append(name)
+            shape = zeroshot.entries[ours[name]].shape
+            other = finetuned.entries[theirs[name]].shape
+            differs |= shape != other
+            rows, other_rows = shape[0], other[0]
+    if differs:
+        for name in head:
             del ours[name]
-        rows, other_rows = (shape[0] for shape in next(iter(shapes.values())))
         yield (
             f"{zeroshot.source}: its head has {rows} rows, the fine-tuned one's {other_rows}; it is"
             " left out"
@@ -108,10 +111,15 @@ def _tensor_mismatches(
 
 def _key_mismatches(inputs: Inputs, source: str, theirs: dict[str, str]) -> Iterator[str]:
     ours = inputs.zeroshot_keys
-    only_ours = [n for n in ours if n not in theirs and not is_incidental(n) and inputs.expects(n)]
-    only_theirs = [n for n in theirs if n not in ours and not is_incidental(n)]
-    if inputs.keeps_head:
-        only_theirs = [n for n in only_theirs if inputs.layer_of.get(n) != HEAD]
+    only_ours = []
+    for name in ours:
+        if name not in theirs and not is_incidental(name) and inputs.expects(name):
+            only_ours.append(name)
+    only_theirs = []
+    for name in theirs:
+        is_kept = inputs.keeps_head and inputs.layer_of[name] == HEAD
+        if name not in ours and not is_incidental(name) and not is_kept:
+            only_theirs.append(name)
     if not ours.keys() & theirs.keys():
         yield (
             f"{source}: holds no parameter of the {inputs.family.name}"
@@ -155,23 +163,29 @@ def alignment_notes(inputs: Inputs) -> Iterator[str]:
     if inputs.missing == "error":
         return
     for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
-        lost = [name for name in keys if name not in inputs.output_keys]
+        kept = inputs.output_keys
         if inputs.missing == "keep-zeroshot":
-            lost = [name for name in keys if name not in inputs.zeroshot_keys]
-        lost = [name for name in lost if not is_incidental(name)]
+            kept = inputs.zeroshot_keys
+        lost = []
+        lost_size = 0
+        size = 1
+        for name, key in keys.items():
+            entry = finetuned.entries[key]
+            size += entry.size
+            if name not in kept and not is_incidental(name):
+                lost.append(name)
+                lost_size += entry.size
         if lost:
-            sizes = {name: finetuned.entries[key].size for name, key in keys.items()}
-            share = sum(sizes[name] for name in lost) / max(1, sum(sizes.values()))
+            share = lost_size / size
             yield (
                 f"{finetuned.source}: {counted(len(lost), 'tensor', 'tensors')} that the output"
                 f" lacks ({share:.1%} of its numbers) are left behind, and what they learned is"
                 f" lost: {shorten(lost)}"
             )
-    stay = [
-        name
-        for name in inputs.zeroshot_keys
-        if not is_incidental(name) and inputs.expects(name) and not inputs.merges(name)
-    ]
+    stay = []
+    for name in inputs.zeroshot_keys:
+        if not is_incidental(name) and inputs.expects(name) and not inputs.merges(name):
+            stay.append(name)
     if stay:
         yield (
             f"{counted(len(stay), 'parameter', 'parameters')} that not every fine-tuned checkpoint"

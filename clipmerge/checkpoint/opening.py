@@ -114,7 +114,8 @@ def open_checkpoint(
         notes = (ref.snapshot.note,) if ref.snapshot.note else ()
         path = _download(ref.snapshot)
     if path.is_dir():
-        path = path / _choose_weights(ref.name, [file.name for file in path.iterdir()])
+        names = [file.name for file in path.iterdir()]
+        path = path / _choose_weights(ref.name, names)
     if path.stem == "adapter_model":
         from clipmerge.checkpoint.adapter import MERGE_IT, apply_adapter
 
@@ -134,10 +135,13 @@ def _download(snapshot: Snapshot) -> Path:
     """Download one set of weights and the small files beside it."""
     root = [name for name in snapshot.files if "/" not in name]
     weights = _choose_weights(str(snapshot.hub_id), root)
-    stem = weights.partition(".")[0]
-    shards = [name for name in root if weights.endswith(_INDICES) and name.startswith(f"{stem}-")]
-    beside = {*SIDE_FILES, "adapter_config.json"}.intersection(root)
-    return snapshot.download([weights, *shards, *beside])
+    wanted = [weights]
+    stem, _, _ = weights.partition(".")
+    for name in root:
+        is_shard = weights.endswith(_INDICES) and name.startswith(f"{stem}-")
+        if is_shard or name in SIDE_FILES or name == "adapter_config.json":
+            wanted.append(name)
+    return snapshot.download(wanted)
 
 
 def _choose_weights(source: str, names: Sequence[str]) -> str:
@@ -145,8 +149,11 @@ def _choose_weights(source: str, names: Sequence[str]) -> str:
     for name in _WEIGHTS:
         if name in names:
             return name
-    others = [name for name in names if name.endswith((".safetensors", *PICKLE_SUFFIXES))]
-    others = sorted(name for name in others if not name.startswith(_NOT_WEIGHTS))
+    others = []
+    for name in sorted(names):
+        is_of_weights = name.endswith((".safetensors", *PICKLE_SUFFIXES))
+        if is_of_weights and not name.startswith(_NOT_WEIGHTS):
+            others.append(name)
     if len(others) == 1:
         return others[0]
     if others:
@@ -202,13 +209,20 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
             " codes and cannot be averaged; give the checkpoint that it was made from"
         )
     checkpoint = Checkpoint(
-        source, None, path.parent, files, chosen, config, sharded=is_index, notes=tuple(notes)
+        source=source,
+        revision=None,
+        folder=path.parent,
+        files=files,
+        entries=chosen,
+        config=config,
+        sharded=is_index,
+        notes=tuple(notes),
     )
-    formed = {name: lazy[key] for name, key in keys.items() if key in lazy}
-    if not formed:
+    if not lazy:
         return checkpoint
     from clipmerge.checkpoint.derived import DerivedCheckpoint
 
+    formed = {name: lazy[key] for name, key in keys.items() if key in lazy}
     return DerivedCheckpoint.of(checkpoint, formed)
 
 

@@ -63,6 +63,7 @@ def silent_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -
     """Name the differences between two checkpoints that no tensor tells of; ``tower`` is that of
     the fine-tuned one.
     """
+    have_config = zeroshot.config is not None and finetuned.config is not None
     if zeroshot.config is not None and finetuned.config is not None:
         for side, name, a, b in differing_settings(zeroshot.config, finetuned.config):
             if tower in ("full", side):
@@ -74,7 +75,7 @@ def silent_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -
             if ours[key] != theirs[key]:
                 values = f"{key} is {ours[key]} for zeroshot, {theirs[key]} for finetuned"
                 yield f"images are prepared differently: {values}; {_SILENT} preprocessing"
-    if tower != "vision" and zeroshot.config is not None and finetuned.config is not None:
+    if tower != "vision" and have_config:
         yield from _vocabulary_mismatches(zeroshot, finetuned)
 
 
@@ -88,13 +89,18 @@ def _preprocessing_of(checkpoint: Checkpoint) -> Json:
         settings = (checkpoint.config or {}).get("preprocess_cfg")
         if settings is None:
             processor = read_image_processor(checkpoint.folder) or {}
-            settings = {key: processor.get(f"image_{key}") for key in ("mean", "std")}
-            settings["interpolation"] = _INTERPOLATIONS.get(processor.get("resample", -1))
-        if settings.get("interpolation") in _INTERPOLATIONS.values():
-            known["interpolation"] = settings["interpolation"]
+            settings = {
+                "mean": processor.get("image_mean"),
+                "std": processor.get("image_std"),
+                "interpolation": _INTERPOLATIONS.get(processor.get("resample", -1)),
+            }
+        interpolation = settings.get("interpolation")
+        if interpolation in _INTERPOLATIONS.values():
+            known["interpolation"] = interpolation
         for key, name in (("mean", "mean"), ("std", "standard deviation")):
-            if settings.get(key) is not None:
-                known[name] = [round(float(value), 4) for value in settings[key]]
+            values = settings.get(key)
+            if values is not None:
+                known[name] = [round(float(value), 4) for value in values]
     return known
 
 
@@ -124,9 +130,10 @@ def differing_settings(ours: Json, theirs: Json) -> Iterator[tuple[str, str, Any
     else:
         first, second = _read(ours, theirs, _transformers_stated, _transformers_complete)
     for side in _SIDES:
+        others = second.get(side, {})
         for name, value in first.get(side, {}).items():
-            other = second.get(side, {}).get(name)
-            if value != other and value is not None and other is not None:
+            other = others.get(name)
+            if None not in (value, other) and value != other:
                 yield side, name, value, other
 
 
@@ -163,16 +170,19 @@ def _transformers_stated(config: Json) -> Json:
     for side in _SIDES:
         is_lone = str(config.get("model_type")).endswith(f"_{side}_model")
         section = config if is_lone else config.get(f"{side}_config")
-        section = {**(section or {}), **(config.get(f"{side}_config_dict") or {})}
-        found[side] = {name: section.get(name) for name in _TRANSFORMERS} if section else {}
+        older = config.get(f"{side}_config_dict")  # which takes precedence
+        section = {**(section or {}), **(older or {})}
+        found[side] = {}
+        for name in _TRANSFORMERS if section else ():
+            found[side][name] = section.get(name)
     return found
 
 
 def _transformers_complete(config: Json) -> Json:
     from transformers import AutoConfig
 
-    stated = {key: value for key, value in config.items() if key != "model_type"}
-    whole = AutoConfig.for_model(config["model_type"], **stated)
+    stated = dict(config)
+    whole = AutoConfig.for_model(stated.pop("model_type"), **stated)
     found: Json = {}
     for side in _SIDES:
         is_lone = str(config["model_type"]).endswith(f"_{side}_model")
@@ -189,11 +199,11 @@ def _open_clip_stated(config: Json) -> Json:
     model = config.get("model_cfg", config)
     found: Json = {}
     for side in _SIDES:
-        section = {**(model.get(f"{side}_cfg") or {}), "quick_gelu": bool(model.get("quick_gelu"))}
-        if section.get("timm_model_name") or section.get("hf_model_name"):
-            section["quick_gelu"] = None  # towers of other libraries have their own activation
+        section = model.get(f"{side}_cfg") or {}
         found[side] = {name: section.get(name) or None for name in _OPEN_CLIP}
-        found[side]["quick_gelu"] = section["quick_gelu"]
+        # towers of other libraries have their own activation
+        if not (section.get("timm_model_name") or section.get("hf_model_name")):
+            found[side]["quick_gelu"] = bool(model.get("quick_gelu"))
     return found
 
 
@@ -204,7 +214,8 @@ def _open_clip_complete(config: Json) -> Json:
     for side, kind in (("vision", CLIPVisionCfg), ("text", CLIPTextCfg)):
         defaults = {field.name: field.default for field in dataclasses.fields(kind)}
         for name, value in found[side].items():
-            found[side][name] = defaults.get(name) or None if value is None else value
+            if value is None:
+                found[side][name] = defaults.get(name) or None
         if found[side]["pool_type"] != "eos":
             found[side]["eos_id"] = None
     return found
@@ -213,31 +224,29 @@ def _open_clip_complete(config: Json) -> Json:
 def _plain_transformers(config: Json) -> Json:
     whole = _transformers_complete(config)
     activations = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
-    return {
-        side: {
-            "activation": activations.get(whole[side]["hidden_act"], "another"),
-            "heads": whole[side]["num_attention_heads"],
-            "image_size": whole[side]["image_size"],
+    found: Json = {}
+    for side in _SIDES:
+        section = whole[side]
+        found[side] = {
+            "activation": activations.get(section["hidden_act"], "another"),
+            "heads": section["num_attention_heads"],
+            "image_size": section["image_size"],
         }
-        for side in _SIDES
-    }
+    return found
 
 
 def _plain_open_clip(config: Json) -> Json:
     model = config.get("model_cfg", config)
     whole = _open_clip_complete(config)
-    vision, text = (model.get(f"{side}_cfg") or {} for side in _SIDES)
-    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
-    towers = {
-        "vision": int(vision.get("width", 768)) // int(whole["vision"]["head_width"]),
-        "text": whole["text"]["heads"],
-    }
+    width = (model.get("vision_cfg") or {}).get("width", 768)
     found: Json = {
-        side: {
-            "activation": "another" if section.get("act_kwargs") else activation,
-            "heads": towers[side],
-        }
-        for side, section in (("vision", vision), ("text", text))
+        "vision": {"heads": int(width) // int(whole["vision"]["head_width"])},
+        "text": {"heads": whole["text"]["heads"]},
     }
+    for side in _SIDES:
+        activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+        if whole[side]["act_kwargs"]:
+            activation = "another"
+        found[side]["activation"] = activation
     found["vision"]["image_size"] = whole["vision"]["image_size"]
     return found

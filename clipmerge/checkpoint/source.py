@@ -112,17 +112,16 @@ class Checkpoint:
         if not self._hashes:
             require_unchanged(self.files)
             with ThreadPoolExecutor(max_workers=2) as pool:
-                names = [file.name for file in self.files]
                 try:
-                    self._hashes.update(
-                        zip(names, pool.map(remembered_sha256, self.files), strict=True)
-                    )
+                    found = list(pool.map(remembered_sha256, self.files))
                 except (OSError, ValueError) as error:
                     # ValueError: shorter than when it was opened
                     require_unchanged(self.files)
                     raise CheckpointError(
                         f"{self.source}: cannot be read any more ({error})"
                     ) from None
+            for file, digest in zip(self.files, found, strict=True):
+                self._hashes[file.name] = digest
         return self._hashes
 
     def provenance(self, *, hashed: bool = True) -> Json:

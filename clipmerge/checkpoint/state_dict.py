@@ -51,16 +51,23 @@ def read_state_dict(file: Path, part: str | None = None) -> _Read:
     path: list[str] = []
     others: list[str] = []
     while isinstance(loaded, Mapping) and len(path) < len(_INSIDE):
-        inside = next((name for name in _INSIDE if isinstance(loaded.get(name), Mapping)), None)
-        if inside is None:
+        known = [name for name in _INSIDE if isinstance(loaded.get(name), Mapping)]
+        if not known:
             break
+        inside = known[0]
         others += [".".join((*path, name)) for name in _other_weights(loaded, inside)]
         path.append(inside)
         loaded = loaded[inside]
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{file}: holds a {type(loaded).__name__}, not a state_dict")
-    tensors = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
-    if not tensors:
+    lazy = {}
+    entries = {}
+    for key, value in loaded.items():
+        if isinstance(value, Tensor):
+            entries[str(key)] = _entry(file, key, value)
+            read = partial(_flat_array, value)
+            lazy[str(key)] = LazyTensor((), read)
+    if not entries:
         raise CheckpointError(
             f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but"
             f" {shorten(map(str, loaded)) or 'nothing'}; name what holds them (FILE#KEY), or"
@@ -71,8 +78,7 @@ def read_state_dict(file: Path, part: str | None = None) -> _Read:
             f"{file}: the weights are those under {'.'.join(path)}; {shorten(others)} holds some"
             f" too ({file.name}#{others[0]} takes them)"
         )
-    lazy = {key: LazyTensor((), partial(_flat_array, tensor)) for key, tensor in tensors.items()}
-    return lazy, {key: _entry(file, key, value) for key, value in tensors.items()}, part, notes
+    return lazy, entries, part, notes
 
 
 def load_torch_file(file: Path) -> Any:
@@ -119,8 +125,9 @@ def _look_up(loaded: Any, part: str) -> tuple[Any, str | None]:
 def _other_weights(loaded: Mapping[Any, Any], taken: str) -> Iterator[str]:
     """Other names that hold a model's weights, such as a moving average's."""
     for name, value in loaded.items():
-        inner = value.values() if name != taken and isinstance(value, Mapping) else ()
-        if any(isinstance(one, Tensor) for one in inner):
+        if name == taken or not isinstance(value, Mapping):
+            continue
+        if any(isinstance(inner, Tensor) for inner in value.values()):
             yield str(name)
 
 

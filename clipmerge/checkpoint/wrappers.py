@@ -4,9 +4,8 @@ put before its towers.
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from clipmerge.errors import CheckpointError, counted, shorten
 
@@ -49,31 +48,23 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> tuple[dict[str, str]
     """Keys of the file by the CLIP's own names, or by the names under the attribute ``part``; and a
     note about what is left out, if anything is.
     """
-    file_keys = [key for key in keys if not _NOT_WEIGHTS.fullmatch(key)]
-    for mark, what, way_out in _NOT_WHOLE:
-        if marked := [key for key in file_keys if re.search(mark, key)]:
-            raise CheckpointError(f"holds {what} ({shorten(marked, 2)}); {way_out}")
-    names = {key: key for key in file_keys}
+    names = {key: key for key in keys if not _NOT_WEIGHTS.fullmatch(key)}
+    _refuse_not_whole(names)
     if part is not None:
-        start = f"{part}."
-        names = {key.removeprefix(start): key for key in file_keys if key.startswith(start)}
-        if not names:
-            firsts = shorten(dict.fromkeys(key.partition(".")[0] for key in file_keys))
-            raise CheckpointError(f"holds nothing under '{part}'; its keys begin with {firsts}")
+        names = _take_part(names, part)
     names = _without_wrappers(names)
     prefixes = _prefixes_of(names)
     found: dict[str, str] = {}
     outside = []
     for name, key in names.items():
-        prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
-        if prefix is not None or name.startswith(_HEAD):
-            found[name.removeprefix(prefix or "")] = key
+        before = [prefix for prefix in prefixes if name.startswith(prefix)]
+        if before:
+            found[name.removeprefix(before[0])] = key
+        elif name.startswith(_HEAD):
+            found[name] = key
         else:
             outside.append(name)
-    if any(name.startswith(_HEAD) for name in found) and not any(
-        name.startswith(("transformer.", "text.")) for name in found
-    ):  # of WiSE-FT's and model soups' classifiers, with remains of the text tower
-        found = {name: found[name] for name in found if name.startswith(("visual.", _HEAD))}
+    found = _without_remains(found)
     if not outside:
         return found, None
     under = " and ".join(prefix.removesuffix(".") for prefix in sorted(prefixes))
@@ -81,21 +72,67 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> tuple[dict[str, str]
     return found, f"the CLIP is what lies under {under}; {tensors} left out: {shorten(outside)}"
 
 
+def _refuse_not_whole(names: Iterable[str]) -> None:
+    """Refuse weights that are not whole, or not there."""
+    for mark, what, way_out in _NOT_WHOLE:
+        marked = [name for name in names if re.search(mark, name)]
+        if marked:
+            raise CheckpointError(f"holds {what} ({shorten(marked, 2)}); {way_out}")
+
+
+def _take_part(names: dict[str, str], part: str) -> dict[str, str]:
+    """The keys that lie under an attribute, without its name."""
+    start = f"{part}."
+    found = {}
+    for name, key in names.items():
+        if name.startswith(start):
+            found[name.removeprefix(start)] = key
+    if not found:
+        firsts = dict.fromkeys(name.partition(".")[0] for name in names)
+        raise CheckpointError(
+            f"holds nothing under '{part}'; its keys begin with {shorten(firsts)}"
+        )
+    return found
+
+
+def _without_remains(names: dict[str, str]) -> dict[str, str]:
+    """The tower and the head of WiSE-FT's and model soups' classifiers, without what remains of the
+    text tower.
+    """
+    has_head = any(name.startswith(_HEAD) for name in names)
+    has_text = any(name.startswith(("transformer.", "text.")) for name in names)
+    if has_text or not has_head:
+        return names
+    return {name: key for name, key in names.items() if name.startswith(("visual.", _HEAD))}
+
+
 def _without_wrappers(names: dict[str, str]) -> dict[str, str]:
     """The keys by names without wrappers of PyTorch, unless two would have one name; and without
     what all share, if there is no tower by a known name.
     """
     plain = {_WRAPPED.sub("", name): key for name, key in names.items()}
-    plain = plain if len(plain) == len(names) else names
+    if len(plain) < len(names):
+        plain = names
     if any(map(_TOWER.search, plain)):
         return plain
-    modules = [name.split(".")[:-1] for name in plain]
-    columns = itertools.takewhile(lambda words: len(set(words)) == 1, zip(*modules, strict=False))
-    shared = [words[0] for words in columns] if len(modules) > 1 else []
-    plain = {name.removeprefix(".".join([*shared, ""])): key for name, key in plain.items()}
+    prefix = _shared_prefix(plain)
+    plain = {name.removeprefix(prefix): key for name, key in plain.items()}
     if any(map(_LONE_TOWER.fullmatch, plain)):
         return {f"visual.{name}": key for name, key in plain.items()}
     return plain
+
+
+def _shared_prefix(names: Collection[str]) -> str:
+    """The longest path that all names begin with."""
+    shared = ""
+    paths = [name.split(".")[:-1] for name in names]
+    if len(paths) < 2:
+        return shared
+    for words in zip(*paths, strict=False):
+        if len(set(words)) > 1:
+            break
+        shared += f"{words[0]}."
+    return shared
 
 
 def _prefixes_of(names: Iterable[str]) -> list[str]:
@@ -103,8 +140,12 @@ def _prefixes_of(names: Iterable[str]) -> list[str]:
     tower by a known name.
     """
     prefixes: dict[str, dict[str, None]] = {}  # by tower, in the file's order
-    for match in filter(None, map(_TOWER.search, names)):
-        prefixes.setdefault(match[1], {})[match.string[: match.end()]] = None
+    found: set[str] = set()
+    for name in names:
+        match = _TOWER.search(name)
+        if match:
+            start = name[: match.end()]
+            prefixes.setdefault(match[1], {})[start] = None
     for tower, starts in prefixes.items():
         if len(starts) > 1:
             under = shorten(f"'{start.removesuffix('.')}'" for start in starts)
@@ -112,5 +153,5 @@ def _prefixes_of(names: Iterable[str]) -> list[str]:
                 f"holds {len(starts)} models, each with a '{tower}', under {under}; name the one"
                 " that you mean: FILE#KEY"
             )
-    found = {start for starts in prefixes.values() for start in starts}
+        found |= starts.keys()
     return sorted(found, key=len, reverse=True) or [""]
