@@ -120,7 +120,7 @@ def distributed_context(device: Device) -> DistributedContext:
         return DistributedContext(torch.device(device))
     if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
         return DistributedContext(torch.device("cpu"))
-    return DistributedContext(torch.accelerator.current_accelerator())
+    return DistributedContext(torch.accelerator.current_accelerator() or torch.device("cpu"))
 
 
 def all_reduce_(context: DistributedContext, tensor: Tensor) -> None:

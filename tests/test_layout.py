@@ -117,7 +117,7 @@ def test_only_the_command_line_and_what_it_prints_name_its_flags() -> None:
     """An error names the parameter, which the command line turns into its flag: people who call
     Python read it too."""
     assert flags_outside_commands('def f(x):\n  """--a"""\n  f(f"`x --b` {x} --c")') == ["3: --c"]
-    rooms = ("cli", "report", "publish", "config.py", "__main__.py")
+    rooms = ("cli", "report", "publish", "options.py", "__main__.py")
     found = {
         str(file.relative_to(ROOT)): flags_outside_commands(file.read_text(encoding="utf-8"))
         for file in (ROOT / "clipmerge").rglob("*.py")

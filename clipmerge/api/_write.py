@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +17,46 @@ from clipmerge.api._pair import Pair
 from clipmerge.distributed import is_main_process
 from clipmerge.files.paths import local_path
 from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
-from clipmerge.output.record import Record, histograms
+from clipmerge.output.record import Measured, Record, histograms
 from clipmerge.planning.plan import Plan, write_plan_files
 from clipmerge.planning.table import Rows, Tabular
 from clipmerge.progress import Journal
 from clipmerge.types import Json, Names
 
 if TYPE_CHECKING:
-    from clipmerge.api.merge import Decided
+    from clipmerge.learning.resume import LearningState
     from clipmerge.options import ApplyOptions, MergeOptions
+    from clipmerge.planning.measurements import CalibrationRecord
     from clipmerge.planning.verdict import Verdict
     from clipmerge.publish.push import Published
     from clipmerge.types import Recommendation
 
 # a path may hold bytes that are not valid text
 _NAMES = "backslashreplace"
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A plan, and what was found on the way to it.
+
+    Attributes:
+        plan: The settings, with their tensors.
+        measured: What the report tells of the way.
+        values: Measured values by layer and statistic.
+        calibration: The images that were measured on, if there were any.
+        state: The saved state of learning, if there is one.
+    """
+
+    plan: Plan
+    measured: Measured
+    values: dict[str, dict[str, float]] = field(default_factory=dict)
+    calibration: CalibrationRecord | None = None
+    state: LearningState | None = None
+
+    def forget(self) -> None:
+        """Remove the saved state of learning, because the result is stored elsewhere."""
+        if self.state is not None:
+            self.state.remove()
 
 
 @dataclass(frozen=True, repr=False)

@@ -16,8 +16,7 @@ from clipmerge.api._pair import (
     open_source,
     refuse_duplicates,
 )
-from clipmerge.api._write import MergeResult, local_inputs, write_merged
-from clipmerge.api.merge import Decided
+from clipmerge.api._write import Decided, MergeResult, local_inputs, write_merged
 from clipmerge.checkpoint import Checkpoint, align_checkpoints
 from clipmerge.checks import check_models, settle
 from clipmerge.distributed import is_main_process

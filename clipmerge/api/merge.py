@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.api._pair import CheckpointLike, Pair, as_list, open_pair, with_zeroshot_head
-from clipmerge.api._write import MergeResult, hashed, local_inputs, write_merged
+from clipmerge.api._write import Decided, MergeResult, hashed, local_inputs, write_merged
 from clipmerge.checks import settle
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import RecipeError, UsageError, VerdictError
@@ -23,7 +23,7 @@ from clipmerge.methods import Task
 from clipmerge.methods import decide as decide_by_method
 from clipmerge.options import DecisionOptions, MergeOptions, PlanOptions
 from clipmerge.output.record import Measured
-from clipmerge.planning.measurements import CalibrationRecord, Measurements
+from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import (
     Plan,
     extrapolation_note,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from clipmerge.api._images import Images
     from clipmerge.api._measure import Measured as Measurement
     from clipmerge.images.split import Split
-    from clipmerge.learning.resume import LearningState
     from clipmerge.planning.verdict import Verdict
 
 # A limit below it, in points, is less than one image in a thousand: a fraction was meant.
@@ -150,30 +149,6 @@ def plan(
             plan = write_plan_files(target, plan)
         decided.forget()
     return plan
-
-
-@dataclass(frozen=True)
-class Decided:
-    """A plan, and what was found on the way to it.
-
-    Attributes:
-        plan: The settings, with their tensors.
-        measured: What the report tells of the way.
-        values: Measured values by layer and statistic.
-        calibration: The images that were measured on, if there were any.
-        state: The saved state of learning, if there is one.
-    """
-
-    plan: Plan
-    measured: Measured
-    values: dict[str, dict[str, float]] = field(default_factory=dict)
-    calibration: CalibrationRecord | None = None
-    state: LearningState | None = None
-
-    def forget(self) -> None:
-        """Remove the saved state of learning, because the result is stored elsewhere."""
-        if self.state is not None:
-            self.state.remove()
 
 
 def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Progress) -> Recipe:

@@ -23,8 +23,8 @@ from clipmerge.api._pair import (
     open_source,
     with_zeroshot_head,
 )
-from clipmerge.api._write import command_line, local_inputs
-from clipmerge.api.merge import Decided, check_recipe, decide
+from clipmerge.api._write import Decided, command_line, local_inputs
+from clipmerge.api.merge import check_recipe, decide
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.checkpoint.converted import convert_checkpoint
 from clipmerge.checks import check_sources, settle

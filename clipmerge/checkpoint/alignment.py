@@ -55,7 +55,7 @@ def finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
     if zeroshot == finetuned or len(finetuned) > 1:
         return None
     dtype = DTYPES[finetuned.pop()][0] if finetuned else None
-    return cast(OutputDtype, dtype) if dtype in get_args(OutputDtype) else None
+    return cast("OutputDtype", dtype) if dtype in get_args(OutputDtype) else None
 
 
 def align(

@@ -29,7 +29,7 @@ class Point:
         elif self.plan is not None:
             model.set_plan(self.plan)
         else:
-            model.set_alpha(cast(float, self.alpha))
+            model.set_alpha(cast("float", self.alpha))
 
 
 def weights_key(plan: Plan, inputs: Inputs) -> Any:

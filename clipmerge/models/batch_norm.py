@@ -40,8 +40,8 @@ class FrozenBatchNorm(torch.nn.Module):
         self.eps = norm.eps
         self.weight = torch.nn.Parameter(norm.weight.detach().clone())
         self.bias = torch.nn.Parameter(norm.bias.detach().clone())
-        self.running_mean = torch.nn.Parameter(cast(Tensor, norm.running_mean).detach().clone())
-        self.running_var = torch.nn.Parameter(cast(Tensor, norm.running_var).detach().clone())
+        self.running_mean = torch.nn.Parameter(cast("Tensor", norm.running_mean).detach().clone())
+        self.running_var = torch.nn.Parameter(cast("Tensor", norm.running_var).detach().clone())
         # timm's batch norms include the activation
         self.act: torch.nn.Module = getattr(norm, "act", torch.nn.Identity())
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from clipmerge import methods
 from clipmerge.api._pair import Pair, open_pair
-from clipmerge.api.merge import Decided, open_split
+from clipmerge.api._write import Decided
 from clipmerge.api.merge import decide as decide_by_recipe
+from clipmerge.api.merge import open_split
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.merging import stream
 from clipmerge.merging.stream import plan_tensors
