@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from clipmerge.output.record import Record
 from clipmerge.planning.plan import LayerPlan
 from clipmerge.planning.verdict import Verdict
-from clipmerge.report.sweep import points_of
 from clipmerge.types import Json
 
 CURVE, INK, MUTED, GRID = "#1f6fb2", "#1b1f24", "#59626d", "#eceff2"
@@ -92,6 +91,8 @@ def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
 
 def sweep_figure(record: Json) -> Figure:
     """The alpha curve, and every recipe or checkpoint as a point; thin lines are intervals."""
+    from clipmerge.report.sweep import points_of
+
     figure = _new_figure(4.2 + 0.25 * len(points_of(record)))
     axes = figure.add_subplot()
     _style(axes)
