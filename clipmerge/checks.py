@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from clipmerge.checkpoint.ancestry import UNRELATED, are_equal, cosines_of
+from clipmerge.checkpoint.alignment import UNRELATED, are_equal, cosines_of
 from clipmerge.errors import CheckpointError, DataError, printable
 from clipmerge.types import CHECKS, Names
 

@@ -16,8 +16,8 @@ from clipmerge.checkpoint.layout_keys import Match, match_keys, timm_name
 from clipmerge.checkpoint.source import Checkpoint, prefix_errors
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Layout, layout_of
-from clipmerge.files.safetensors import DTYPES, TensorEntry
-from clipmerge.types import Shape
+from clipmerge.files.safetensors import DTYPES, Array, TensorEntry
+from clipmerge.types import Names, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,27 +110,30 @@ def _form_timm(checkpoint: Checkpoint, like: Checkpoint, layout: Layout, prefix:
 
 def _form_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Formed:
     """The tensors of one match in the other layout: entries, and how their elements are formed."""
-    ours, theirs = (match.open_clip,), match.transformers
+    ours = (match.open_clip,)
+    theirs = match.transformers
     keys, names = (ours, theirs) if layout == "open-clip" else (theirs, ours)
     first, *others = (checkpoint.entries[key] for key in keys)
     shape = first.shape
     parts = len(theirs)
     if others:
-        if any((other.shape, other.dtype) != (shape, first.dtype) for other in others):
+        kinds = {(entry.shape, entry.dtype) for entry in (first, *others)}
+        if len(kinds) > 1:
             raise CheckpointError(f"{theirs[0]} and its key and value differ in shape or dtype")
         entry = _entry_of_shape(first, (parts * shape[0], *shape[1:]))
-        form = LazyTensor(keys, lambda: np.concatenate([*map(checkpoint.array, keys)]))
+        form = LazyTensor(keys, partial(_join, checkpoint, keys))
     elif parts > 1:
         if not shape or shape[0] % parts:
             raise CheckpointError(
                 f"{ours[0]} has shape {shape}, which is not a stack of query, key and value"
             )
         entry = _entry_of_shape(first, (shape[0] // parts, *shape[1:]))
-        runs = [(number * entry.size, (number + 1) * entry.size) for number in range(parts)]
-        return {
-            name: (entry, LazyTensor(keys, partial(checkpoint.array, keys[0], *run)))
-            for name, run in zip(names, runs, strict=True)
-        }
+        formed: _Formed = {}
+        for number, name in enumerate(names):
+            start = number * entry.size
+            read = partial(checkpoint.array, keys[0], start, start + entry.size)
+            formed[name] = entry, LazyTensor(keys, read)
+        return formed
     elif match.transposed:
         if len(shape) != 2:
             raise CheckpointError(f"{keys[0]} has shape {shape}; a projection is a matrix")
@@ -143,6 +146,14 @@ def _form_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Formed
     return {names[0]: (entry, form)}
 
 
+def _join(checkpoint: Checkpoint, keys: Names) -> Array:
+    """Query, key and value, one after another."""
+    parts = [checkpoint.array(key) for key in keys]
+    return np.concatenate(parts)
+
+
 def _entry_of_shape(entry: TensorEntry, shape: Shape) -> TensorEntry:
     """An entry for a tensor that is in no file; its bytes start at 0."""
-    return replace(entry, shape=shape, begin=0, end=math.prod(shape) * DTYPES[entry.dtype][1])
+    _, itemsize = DTYPES[entry.dtype]
+    end = math.prod(shape) * itemsize
+    return replace(entry, shape=shape, begin=0, end=end)

@@ -39,19 +39,20 @@ class DerivedCheckpoint(Checkpoint):
     @classmethod
     def of(cls, original: Checkpoint, lazy: dict[str, LazyTensor], **changes: Any) -> Self:
         """View a checkpoint with tensors that are formed, and with other facts."""
-        facts = {
-            attribute.name: getattr(original, attribute.name) for attribute in fields(Checkpoint)
-        }
-        return cls(**facts | changes, original=original, lazy=lazy)
+        facts = {}
+        for attribute in fields(Checkpoint):
+            facts[attribute.name] = getattr(original, attribute.name)
+        facts |= changes
+        return cls(**facts, original=original, lazy=lazy)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Take a run of one tensor's elements; see `Checkpoint.array`."""
         whole = self._latest.get(key)
         if whole is None:  # several threads may get here, each with its own key
             self._latest.clear()  # before the next one is formed, so that there are never two
-            self._latest[key] = whole = (
-                self.lazy[key].make() if key in self.lazy else self.original.array(key)
-            )
+            formed = self.lazy.get(key)
+            whole = self.original.array(key) if formed is None else formed.make()
+            self._latest[key] = whole
         return whole[start:stop]
 
     def release(self, key: str) -> None:

@@ -66,7 +66,8 @@ class Checkpoint:
         if stop <= start:
             return np.empty(0, dtype)
         offset = entry.begin + start * dtype.itemsize
-        view = np.frombuffer(self._map(entry.file), dtype, count=stop - start, offset=offset)
+        mapped = self._map(entry.file)
+        view = np.frombuffer(mapped, dtype, count=stop - start, offset=offset)
         # tensors are unaligned if the header is not padded
         return view if view.flags.aligned else view.copy()
 
@@ -75,26 +76,33 @@ class Checkpoint:
         elements.
         """
         torch = _torch_for_views()
-        view: Tensor = torch.from_numpy(self.array(key, start, stop))
-        view = view.view(torch.bfloat16) if view.dtype == torch.uint16 else view
-        return view.view(self.entries[key].shape) if start == 0 and stop is None else view
+        values = self.array(key, start, stop)
+        view: Tensor = torch.from_numpy(values)
+        if view.dtype == torch.uint16:
+            view = view.view(torch.bfloat16)
+        if start == 0 and stop is None:
+            return view.view(self.entries[key].shape)
+        return view
 
     def release(self, key: str) -> None:
         """Release a tensor's mapped pages; the system maps them again if the tensor is read
         again.
         """
         entry = self.entries[key]
-        begin = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = entry.end // mmap.PAGESIZE * mmap.PAGESIZE - begin
+        page = mmap.PAGESIZE
+        begin = -(-entry.begin // page) * page
+        length = entry.end // page * page - begin
+        mapped = self._maps.get(entry.file)
         # absent on Windows
-        if length > 0 and entry.file in self._maps and hasattr(mmap, "MADV_DONTNEED"):
-            self._maps[entry.file].madvise(mmap.MADV_DONTNEED, begin, length)
+        if mapped is not None and length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED, begin, length)
 
     def _map(self, file: Path) -> mmap.mmap:
         if file not in self._maps:
             try:
                 with file.open("rb") as handle:
-                    self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+                    number = handle.fileno()
+                    self._maps[file] = mmap.mmap(number, 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:  # ValueError: it is now empty
                 require_unchanged([file])
                 raise CheckpointError(f"{file}: cannot be read any more ({error})") from None
@@ -128,7 +136,9 @@ class Checkpoint:
         """Describe this checkpoint for records: ``{source, revision, files: {name: sha256, or None
         if unhashed}}``.
         """
-        files = self.hashes if hashed else dict.fromkeys(file.name for file in self.files)
+        files: dict[str, str | None] = dict(self.hashes) if hashed else {}
+        for file in self.files:
+            files.setdefault(file.name, None)
         require_unchanged(self.files)
         return {"source": self.source, "revision": self.revision, "files": files}
 

@@ -83,32 +83,18 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     """Read the header of a safetensors file: its length in 8 bytes, little-endian, JSON, data."""
     from safetensors import SafetensorError, safe_open
 
-    if is_pickle(path):
-        raise CheckpointError(
-            f"{path}: is a pickle instead of safetensors; give it its own ending, .pt"
-        )
     try:
         # checks the header, and that the tensors fill the file, one after another
         with safe_open(path, framework="numpy"), path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
     except SafetensorError as error:
-        with path.open("rb") as file:
-            is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
-        if is_pointer:
-            raise CheckpointError(
-                f"{path}: is a Git-LFS pointer, not the weights; run `git lfs pull` in its"
-                " repository, or give the Hub id instead of the clone"
-            ) from None
-        reason = str(error).removeprefix("Error while deserializing header: ")
-        raise CheckpointError(
-            f"{path}: is truncated, damaged or not a safetensors file ({reason}); download or copy"
-            " it again"
-        ) from None
+        raise _header_error(path, error) from None
     header.pop("__metadata__", None)
     entries = {}
     for name, described in header.items():
-        dtype, (begin, end) = described["dtype"], described["data_offsets"]
+        dtype = described["dtype"]
+        begin, end = described["data_offsets"]
         if dtype not in DTYPES:
             raise CheckpointError(
                 f"{path}: {name} has dtype {dtype}; clipmerge merges {', '.join(sorted(FLOATS))}."
@@ -118,6 +104,26 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         shape = tuple(described["shape"])
         entries[name] = TensorEntry(path, dtype, shape, offset + begin, offset + end)
     return entries
+
+
+def _header_error(path: Path, error: Exception) -> CheckpointError:
+    """Say what a file is that safetensors cannot read."""
+    if is_pickle(path):
+        return CheckpointError(
+            f"{path}: is a pickle instead of safetensors; give it its own ending, .pt"
+        )
+    with path.open("rb") as file:
+        start = file.read(len(_LFS_POINTER))
+    if start == _LFS_POINTER:
+        return CheckpointError(
+            f"{path}: is a Git-LFS pointer, not the weights; run `git lfs pull` in its"
+            " repository, or give the Hub id instead of the clone"
+        )
+    reason = str(error).removeprefix("Error while deserializing header: ")
+    return CheckpointError(
+        f"{path}: is truncated, damaged or not a safetensors file ({reason}); download or copy"
+        " it again"
+    )
 
 
 def header_bytes(

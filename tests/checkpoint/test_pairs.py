@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPVisionModel
 
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
-from clipmerge.checkpoint.alignment import finetuned_dtype
-from clipmerge.checkpoint.ancestry import UNRELATED, are_equal, cosines_of
+from clipmerge.checkpoint.alignment import UNRELATED, are_equal, cosines_of, finetuned_dtype
 from clipmerge.checkpoint.mismatches import find_mismatches
 from clipmerge.checkpoint.settings import differing_settings
 from clipmerge.checkpoint.wrappers import unwrap
