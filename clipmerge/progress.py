@@ -5,16 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
 
 _LOG = logging.getLogger("clipmerge")
-# Seconds after which the pace of work counts as known.
-_GLANCE = 10.0
-# Seconds from which on an estimate is worth a note.
-_LONG = 30.0
 
 
 class Progress:
@@ -97,39 +89,6 @@ class Journal(Progress):
         if text not in self.warnings:
             self.warnings.append(text)
             self._progress.warn(text)
-
-
-class Pace(Progress):
-    """Forwards progress and notes, and states how long work takes, if long, once its first steps
-    were timed.
-    """
-
-    def __init__(
-        self, progress: Progress, device: torch.device, before: str, after: str = ""
-    ) -> None:
-        """Start before the work; the texts are said before and after the estimated time, on a CPU
-        only.
-        """
-        self._progress = progress
-        self._before = before
-        self._after = after
-        self._tells = device.type == "cpu"
-        self._first: tuple[float, float] | None = None
-
-    def say(self, text: str) -> None:
-        """Forward the call."""
-        self._progress.say(text)
-
-    def advance(self, done: float, total: float) -> None:
-        """Forward the call; the first report is warm-up."""
-        now = time.perf_counter()
-        begin, before = self._first = self._first or (now, done)
-        if self._tells and now - begin >= _GLANCE and done > before:
-            seconds = (now - begin) * (total - before) / (done - before)
-            if seconds >= _LONG:
-                self._progress.say(f"{self._before} {format_seconds(seconds)}{self._after}")
-            self._tells = False
-        self._progress.advance(done, total)
 
 
 def format_seconds(seconds: float) -> str:

@@ -1,30 +1,29 @@
-"""The estimate that long work states before it goes on."""
+"""The journal of one run: what it forwards, and what it keeps for the record."""
 
-import time
+import logging
 
 import pytest
-import torch
 
-from clipmerge import progress
-from clipmerge.progress import Pace
+from clipmerge.progress import Journal
 from tests.support.told import Told
 
 
-def test_long_work_says_once_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_GLANCE", 0.02)
-    monkeypatch.setattr(progress, "_LONG", 1.0)
-    slow, quick = Told(), Told()
-    for told, total in ((slow, 1000), (quick, 10)):
-        pace = Pace(told, torch.device("cpu"), "about", ".")
-        for done in range(1, 9):
-            time.sleep(0.01)
-            pace.advance(done, total)
-    assert len(slow.lines) == 1
-    assert 10 <= int(slow.lines[0].removeprefix("about ").removesuffix(" s.")) < 60
-    assert quick.lines == []
-
-
-def test_notes_pass_through() -> None:
+def test_a_journal_says_everything_once_and_keeps_warnings_and_seconds() -> None:
     told = Told()
-    Pace(told, torch.device("cpu"), "about").say("a note")
-    assert told.lines == ["a note"]
+    journal = Journal(told)
+    for _ in range(2):
+        journal.say("a note")
+        journal.warn("a warning")
+    journal.stage("learn")
+    journal.end_stage()
+    assert told.lines == ["a note", "a warning"]
+    assert journal.warnings == ["a warning"]
+    assert list(journal.seconds) == ["read", "learn"]
+
+
+def test_without_a_receiver_it_goes_to_pythons_logger(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="clipmerge"):
+        journal = Journal(None)
+        journal.say("a note")
+        journal.warn("a warning")
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO", "WARNING"]

@@ -8,7 +8,6 @@ from torch import Tensor
 from clipmerge.api._images import Images
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import device_work, distributed_context, peer_errors
-from clipmerge.errors import counted
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import class_prompts, templates_for
@@ -23,7 +22,7 @@ from clipmerge.options import DecisionOptions
 from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
 from clipmerge.planning.recipe import Recipe
 from clipmerge.plugins import load_plugin, needs_score, plugin_options
-from clipmerge.progress import Pace, Progress
+from clipmerge.progress import Progress
 
 Measured = tuple[Measurements, CalibrationRecord, LearningState]
 
@@ -110,8 +109,6 @@ def _objective_for(
         context.device.type,
     ]
     state = LearningState(state_file(asked), context, progress.say)
-    steps = recipe.measure_options["steps"] if recipe.learns else None
-    pace = Pace(progress, context.device, *cost_sentence(len(images), steps))
     objective = Objective(
         path,
         classifier,
@@ -122,7 +119,7 @@ def _objective_for(
         seed=options.seed,
         wants_gradients=ranks_by_gradients(recipe),
         state=state,
-        progress=pace.advance,
+        progress=progress.advance,
         say=progress.say,
     )
     if contrastive:
@@ -170,25 +167,4 @@ def _with_relative_change(measurements: Measurements, objective: Objective) -> M
 def _norm(tensors: list[Tensor]) -> float:
     return float(
         torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors]))
-    )
-
-
-def cost_sentence(images: int, steps: int | None = None) -> tuple[str, str]:
-    """What is said before and after the time on a CPU, of a measure that learns in steps or of
-    another one.
-
-    Example:
-        >>> cost_sentence(1)
-        ('measuring on 1 image takes about', ' on this CPU (fewer `images` cost less)')
-    """
-    # its steps take as many images, however many there are
-    cheaper = (
-        f"a merge with `set=measure.steps={steps // 2}` takes less"
-        if steps
-        else "fewer `images` cost less"
-    )
-    verb = "learning" if steps else "measuring"
-    return (
-        f"{verb} on {counted(images, 'image', 'images')} takes about",
-        f" on this CPU ({cheaper})",
     )

@@ -282,7 +282,7 @@ def _score(
         sources = {name: require_labelled(images) for name, images in sources.items()}
     model = build_model(inputs)
     scorer = Scorer(model, inputs, options, dtype=pair.dtype)
-    outcomes = scorer.score(moves, sources, scorer.pace(moves, sources, progress))
+    outcomes = scorer.score(moves, sources, progress)
     return {name: stack_correct(each) for name, each in outcomes.items()}
 
 

@@ -17,7 +17,7 @@ from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import source_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.options import ImageOptions
-from clipmerge.progress import Pace, Progress
+from clipmerge.progress import Progress
 from clipmerge.stats import wilson
 from clipmerge.types import Json
 
@@ -62,9 +62,7 @@ def evaluate_sources(
     scorer = Scorer(model, None, settings, load_bytes=0)
     accuracy, recall, outcomes = {}, {}, {}
     for name, images in sources.items():
-        verb = "embedding" if isinstance(images, CaptionedImages) else "classifying"
-        sentence = f"{verb} {len(images):,} images of {name} on the CPU takes about"
-        outcome = scorer.score_one(images, Pace(progress, scorer.device, sentence))
+        outcome = scorer.score_one(images, progress)
         outcomes[name] = outcome
         if outcome.recall:
             recall[name] = outcome.recall

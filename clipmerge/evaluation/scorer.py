@@ -30,7 +30,7 @@ from clipmerge.models.memory import MicroBatcher
 from clipmerge.models.precision import passes
 from clipmerge.options import ImageOptions
 from clipmerge.planning.verdict import Recall
-from clipmerge.progress import Pace, Progress
+from clipmerge.progress import Progress
 from clipmerge.types import OutputDtype
 
 if TYPE_CHECKING:
@@ -133,14 +133,6 @@ class Scorer:
         """Score the model as it is."""
         ((outcome,),) = self.score([lambda _: None], {"": images}, progress).values()
         return outcome
-
-    def pace(
-        self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
-    ) -> Pace:
-        """Progress that says how long `score` takes."""
-        images = sum(map(len, sources.values()))
-        sentence = f"classifying {images:,} images by {len(moves)} models on the CPU takes about"
-        return Pace(progress, self.device, sentence)
 
     def _classifier_for(self, images: Images, progress: Progress) -> Classifier:
         """What the images of a source are compared with."""

@@ -32,7 +32,7 @@ from clipmerge.planning.verdict import (
     Verdict,
     finetuned_names,
 )
-from clipmerge.progress import Pace, Progress
+from clipmerge.progress import Progress
 from clipmerge.stats import are_uneven, class_weights, mean_share, paired_accuracy_interval, wilson
 
 #: Of judged merges of which the verdict says "probably use it": those that lose at most 3 points
@@ -199,11 +199,9 @@ def judge(
     """Judge a plan on the target's images, from which it was not learned, and on `ood` sources."""
     model = build_model(inputs)
     scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
-    sentence = f"judging the merge, on {len(images)} test images, takes about"
-    pace = Pace(progress, scorer.device, sentence, " (`verdict=False` skips it)")
     copies = corrupted_sets(images, _input_side(model))
     named = dict(ood or {})
-    outcomes = scorer.score(moves_of(plan), {"": images, **copies, **named}, pace)
+    outcomes = scorer.score(moves_of(plan), {"": images, **copies, **named}, progress)
     names = ["zero-shot", *finetuned_names(len(plan.finetuned)), "merged"]
     right = {name: stack_correct(of).astype(np.float64) for name, of in outcomes.items()}
     reference = 1 + int(np.argmax(right[""][1:-1].sum(axis=1)))
