@@ -22,7 +22,7 @@ from clipmerge.layers import HEAD
 from clipmerge.merging.stream import plan_tensors
 from clipmerge.models import ImageTextModel
 from clipmerge.planning.plan import Plan, rows_shape
-from clipmerge.types import OutputDtype
+from clipmerge.types import Layers, OutputDtype
 
 #: WiSE-FT's alpha where nothing is tuned (Wortsman et al. 2022).
 DEFAULT_ALPHA = 0.5
@@ -65,7 +65,9 @@ class Path:
             dtype: The dtype to which weights are rounded before they are used; ``keep`` for the
                 zero-shot checkpoint's.
         """
-        self.model, self.inputs, self.device = model, inputs, device
+        self.model = model
+        self.inputs = inputs
+        self.device = device
         model.load(self._zeroshot, inputs.zeroshot.source)
         model.module.to(device)
         self.parameters = model.parameters
@@ -76,14 +78,16 @@ class Path:
         for name, parameter in self.parameters.items():
             ends = self._read_ends(name)
             is_changed = any(not torch.equal(ends[0], end) for end in ends[1:])
-            self._ends[name] = [end.to(device) for end in ends]
+            if is_changed:
+                changed.add(name)
+                ends = [end.to(device) for end in ends]
+            self._ends[name] = ends
             parameter.requires_grad_(is_changed)
-            changed |= {name} if is_changed else set()
-        layers = {
-            layer: tuple(name for name in names if name in changed)
-            for layer, names in inputs.layers.items()
-        }
-        self.layers = {layer: names for layer, names in layers.items() if names}
+        self.layers: Layers = {}
+        for layer, names in inputs.layers.items():
+            moving = tuple(name for name in names if name in changed)
+            if moving:
+                self.layers[layer] = moving
         # a point elsewhere may have set weights that the path does not move
         self._is_elsewhere = False
 
@@ -106,7 +110,10 @@ class Path:
     @property
     def names(self) -> list[str]:
         """Names of the changed parameters."""
-        return [name for names in self.layers.values() for name in names]
+        found = list[str]()
+        for names in self.layers.values():
+            found += names
+        return found
 
     @property
     def text_changes(self) -> bool:
@@ -234,11 +241,10 @@ class Coefficients:
     def __init__(self, path: Path, granularity: Granularity, start: float = DEFAULT_ALPHA) -> None:
         """Start with one coefficient everywhere."""
         self._path = path
-        self._key = {
-            name: layer if granularity == "layer" else name
-            for layer, names in path.layers.items()
-            for name in names
-        }
+        self._key: dict[str, str] = {}
+        for layer, names in path.layers.items():
+            for name in names:
+                self._key[name] = layer if granularity == "layer" else name
         self._kept: dict[str, int] = {}
         self.values: dict[str, Tensor] = {}
         for name, key in self._key.items():
@@ -293,11 +299,11 @@ class Coefficients:
 
     def distance(self, backoff: float = 0.0) -> float:
         """Euclidean distance of the coefficients used from the fine-tuned model's."""
-        squares = (
-            float((1 - self.effective(key, backoff)).square().sum(dtype=torch.float64))
-            for key in self.values
-        )
-        return math.sqrt(sum(squares))
+        total = 0.0
+        for key in self.values:
+            left = 1 - self.effective(key, backoff)
+            total += float(left.square().sum(dtype=torch.float64))
+        return math.sqrt(total)
 
     @contextmanager
     def collect_gradients(self) -> Iterator[None]:
@@ -314,15 +320,23 @@ class Coefficients:
 
     @torch.no_grad()
     def _add_slope(self, name: str, parameter: Parameter) -> None:
-        value, gradient = self.values[self._key[name]], parameter.grad
+        value = self.values[self._key[name]]
+        gradient = parameter.grad
         assert gradient is not None  # the hook runs after it was added
         parameter.grad = None
-        slope = gradient.mul_(self._path.delta(name)).sum_to_size(value.shape)
-        value.grad = slope if value.grad is None else value.grad.add_(slope)
+        slope = gradient.mul_(self._path.delta(name))
+        slope = slope.sum_to_size(value.shape)
+        if value.grad is None:
+            value.grad = slope
+        else:
+            value.grad.add_(slope)
 
     def by_parameter(self) -> dict[str, Tensor]:
         """The coefficients used, by parameter, float32 on the CPU."""
-        return {name: self.effective(key).detach().clone().cpu() for name, key in self._key.items()}
+        found = {}
+        for name, key in self._key.items():
+            found[name] = self.effective(key).detach().clone().cpu()
+        return found
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
@@ -336,4 +350,6 @@ def _largest(scores: Tensor, count: int) -> Tensor:
     limit = flat.topk(count, sorted=False).values.amin()
     above = flat > limit
     ties = flat == limit
-    return (above | (ties & (ties.cumsum(0) <= count - above.sum()))).view(scores.shape)
+    wanted = count - above.sum()
+    first_ties = ties & (ties.cumsum(0) <= wanted)
+    return (above | first_ties).view(scores.shape)

@@ -41,8 +41,9 @@ class Outputs(NamedTuple):
 
     def tensor_split(self, at: int | list[int]) -> list[Outputs]:
         """Split the images."""
-        parts = (tensor.tensor_split(at) for tensor in self)
-        return [Outputs(*part) for part in zip(*parts, strict=True)]
+        features = self.features.tensor_split(at)
+        logits = self.logits.tensor_split(at)
+        return [Outputs(*part) for part in zip(features, logits, strict=True)]
 
 
 class Targets(NamedTuple):
@@ -53,17 +54,14 @@ class Targets(NamedTuple):
     features: Tensor
     log_probabilities: Tensor
 
-    def tensor_split(self, at: int | list[int]) -> list[Targets]:
-        """Split the images."""
-        parts = (tensor.tensor_split(at) for tensor in self)
-        return [Targets(*part) for part in zip(*parts, strict=True)]
-
 
 def mean_of_teachers(teachers: Sequence[Outputs]) -> Targets:
     """The mean of teachers' features and of their probabilities."""
-    features = torch.stack([normalize(teacher.features, dim=-1) for teacher in teachers]).mean(0)
-    logs = torch.stack([teacher.logits.log_softmax(-1) for teacher in teachers])
-    return Targets(features, logs.logsumexp(0) - math.log(len(teachers)))
+    features = [normalize(teacher.features, dim=-1) for teacher in teachers]
+    logs = [teacher.logits.log_softmax(-1) for teacher in teachers]
+    mean_features = torch.stack(features).mean(0)
+    log_sum = torch.stack(logs).logsumexp(0)
+    return Targets(mean_features, log_sum - math.log(len(teachers)))
 
 
 def distillation_losses(student: Outputs, targets: Targets, distill: DistillTarget) -> Tensor:
@@ -79,6 +77,7 @@ def distillation_losses(student: Outputs, targets: Targets, distill: DistillTarg
         )
         losses = losses + for_predictions * divergences.sum(-1)
     if for_features:
-        cosines = (normalize(student.features, dim=-1) * targets.features).sum(-1)
+        own = normalize(student.features, dim=-1)
+        cosines = (own * targets.features).sum(-1)
         losses = losses + for_features * (1 - cosines)
     return losses

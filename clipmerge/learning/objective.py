@@ -76,20 +76,25 @@ class Objective:
                 f"{first.source} and {second.source} hold the same weights; there is nothing to"
                 " measure or merge"
             )
-        self.path, self.classifier, self.context = path, classifier, context
+        self.path = path
+        self.classifier = classifier
+        self.context = context
         self.images = images.to(path.device)
         self.val = None if val is None else val.to(path.device)
         pieces = self.images.pieces(batch_size)
         self.batch_sizes = tuple(map(len, pieces))
-        self.batches = [
-            Batch(number, piece.pixels, piece.labels)
-            for number, piece in enumerate(pieces)
-            if number % context.world_size == context.rank
-        ]
-        self.seed, self.wants_gradients, self.state, self.say = seed, wants_gradients, state, say
+        self.batches = list[Batch]()
+        for number, piece in enumerate(pieces):
+            if number % context.world_size == context.rank:
+                self.batches.append(Batch(number, piece.pixels, piece.labels))
+        self.seed = seed
+        self.wants_gradients = wants_gradients
+        self.state = state
+        self.say = say
         self.notes: list[str] = []
         self._progress = progress
-        self._done = self._announced = 0.0
+        self._done = 0.0
+        self._announced = 0.0
         self._images_at_once = images_at_once
         self.micro_batcher = MicroBatcher(images_at_once, self.note)
 
@@ -145,13 +150,13 @@ class Objective:
         if image_features is None:
             image_features = self.classifier.model.image_features(batch.pixels)
         chosen, columns = self.classifier.columns(batch.labels)
-        return self.classifier.logits(
-            image_features, self.classifier.class_features(chosen)
-        ), columns
+        classes = self.classifier.class_features(chosen)
+        return self.classifier.logits(image_features, classes), columns
 
     def loss(self, batch: Batch, image_features: Tensor | None = None) -> Tensor:
         """Mean loss of one batch at the current weights, in nats."""
-        return self.classifier.image_losses(*self.scores(batch, image_features)).mean()
+        logits, columns = self.scores(batch, image_features)
+        return self.classifier.image_losses(logits, columns).mean()
 
     @torch.no_grad()
     def losses_and_accuracies(self) -> list[tuple[float, float]]:
@@ -159,8 +164,9 @@ class Objective:
         values = {}
         for batch in self.batches:
             logits, columns = self.scores(batch, self.embed(batch.pixels))
-            loss = float(self.classifier.image_losses(logits, columns).mean())
-            values[batch.number] = (loss, float((logits.argmax(-1) == columns).float().mean()))
+            losses = self.classifier.image_losses(logits, columns)
+            right = (logits.argmax(-1) == columns).float()
+            values[batch.number] = (float(losses.mean()), float(right.mean()))
             self.tick(FORWARD * len(batch))
         return self.by_batch(values)
 
@@ -169,7 +175,8 @@ class Objective:
 
         What comes from a tower that stays is computed once, at the point where this is called.
         """
-        model, classifier = self.classifier.model, self.classifier
+        classifier = self.classifier
+        model = classifier.model
         chosen, columns = classifier.columns(batch.labels)
         fixed: dict[str, Tensor] = {}
         with torch.no_grad():
@@ -257,8 +264,10 @@ class Objective:
 
     def mean(self, per_batch: Sequence[float]) -> float:
         """Average one value per batch over images, weighting batches by size."""
-        total = sum(size * value for size, value in zip(self.batch_sizes, per_batch, strict=True))
-        return float(total / sum(self.batch_sizes))
+        total = 0.0
+        for size, value in zip(self.batch_sizes, per_batch, strict=True):
+            total += size * value
+        return total / sum(self.batch_sizes)
 
     def total(self, tensors: Tensors) -> Tensors:
         """Sum tensors of the same names and shapes over all processes; the sums lie on the CPU."""
