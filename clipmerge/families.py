@@ -247,8 +247,14 @@ def family_of(config: Json | None, keys: Collection[str]) -> Family:
                 return family
         known = ", ".join(family.name for family in FAMILIES)
         raise CheckpointError(f"is a '{model_type}' checkpoint; clipmerge merges {known}")
+    return _family_by_marks(keys)
+
+
+def _family_by_marks(keys: Collection[str]) -> Family:
+    """The first family of whose marks each occurs in a key."""
+    text = "\n".join(keys)
     for family in FAMILIES:
-        if family.marks and all(any(mark in key for key in keys) for mark in family.marks):
+        if family.marks and all(mark in text for mark in family.marks):
             return family
     return CLIP
 

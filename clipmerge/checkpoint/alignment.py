@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import sys
 from statistics import median
-from typing import cast, get_args
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from clipmerge.families import (
     layout_of,
     tower_of,
 )
-from clipmerge.files.safetensors import DTYPES, Array
+from clipmerge.files.safetensors import Array
 from clipmerge.layers import HEAD
 from clipmerge.types import Missing, OutputDtype
 
@@ -69,15 +68,9 @@ def finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
     """
     if inputs.are_alike:
         return None
-    zeroshot, finetuned = set(), set()
-    for name in filter(inputs.merges, inputs.zeroshot_keys):
-        ours, *theirs = (entry.dtype for entry in inputs.entries(name))
-        zeroshot.add(ours)
-        finetuned.update(theirs)
-    if zeroshot == finetuned or len(finetuned) > 1:
-        return None
-    dtype = DTYPES[finetuned.pop()][0] if finetuned else None
-    return cast("OutputDtype", dtype) if dtype in get_args(OutputDtype) else None
+    from clipmerge.checkpoint.mismatches import only_finetuned_dtype
+
+    return only_finetuned_dtype(inputs)
 
 
 def align(
@@ -115,18 +108,18 @@ def align(
 def _common_family(checkpoints: list[Checkpoint]) -> Family:
     """The common family; checkpoints without a config take that of the others."""
     known = [one for one in checkpoints if one.config is not None] or checkpoints[:1]
-    families = []
+    families: dict[Family, str] = {}  # and the source of a checkpoint of each
     for checkpoint in known:
         with prefix_errors(checkpoint.source):
-            families.append(family_of(checkpoint.config, checkpoint.entries))
-    for family, checkpoint in zip(families, known, strict=True):
-        if family is not families[0]:
-            raise CheckpointError(
-                f"{checkpoint.source} is a {family.name} checkpoint and {known[0].source} a"
-                f" {families[0].name} one; models of different families do not merge. Give the base"
-                " that was fine-tuned"
-            )
-    return families[0]
+            family = family_of(checkpoint.config, checkpoint.entries)
+        families.setdefault(family, checkpoint.source)
+    if len(families) > 1:
+        (first, source), (second, other), *_ = families.items()
+        raise CheckpointError(
+            f"{other} is a {second.name} checkpoint and {source} a {first.name} one; models of"
+            " different families do not merge. Give the base that was fine-tuned"
+        )
+    return family
 
 
 def are_equal(inputs: Inputs, which: int, other: int) -> bool:

@@ -5,6 +5,7 @@ not simply merged.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast, get_args
 
 from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.settings import silent_mismatches
@@ -13,6 +14,7 @@ from clipmerge.errors import counted, shorten
 from clipmerge.families import is_counter, is_index_buffer, layers_of, tower_of
 from clipmerge.files.safetensors import DTYPES
 from clipmerge.layers import HEAD
+from clipmerge.types import OutputDtype
 
 _TOWER_WORDS = {
     "full": "both towers",
@@ -43,6 +45,20 @@ def drop_other_head(checkpoints: list[Checkpoint], keys: list[dict[str, str]]) -
             f"{zeroshot.source}: its head has {rows} rows, the fine-tuned one's {other_rows}; it is"
             " left out"
         )
+
+
+def only_finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
+    """The one dtype of the fine-tuned weights, if the zero-shot ones have another."""
+    zeroshot = set()
+    finetuned = set()
+    for name in filter(inputs.merges, inputs.zeroshot_keys):
+        ours, *theirs = (entry.dtype for entry in inputs.entries(name))
+        zeroshot.add(ours)
+        finetuned.update(theirs)
+    if zeroshot == finetuned or len(finetuned) != 1:
+        return None
+    dtype, _ = DTYPES[finetuned.pop()]
+    return cast(OutputDtype, dtype) if dtype in get_args(OutputDtype) else None
 
 
 def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
