@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
-from clipmerge.errors import UsageError
+from clipmerge.api._pair import Pair
+from clipmerge.api._write import Decided
+from clipmerge.checks import check_sources, settle
+from clipmerge.evaluation.verdict import judge
 from clipmerge.images.copies import Prints, shared_notes
 from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
@@ -12,26 +16,31 @@ from clipmerge.images.split import SHARE, Split, only_judged
 from clipmerge.images.split import split_images as divide
 from clipmerge.options import DecisionOptions, PlanOptions
 from clipmerge.planning.recipe import Recipe
-from clipmerge.progress import Progress
+from clipmerge.planning.verdict import Verdict
+from clipmerge.progress import Journal, Progress
 
 Images: TypeAlias = LabelledImages | CaptionedImages
 
 
-def open_target(recipe: Recipe, options: DecisionOptions, progress: Progress) -> Images | None:
-    """Open `data`, the images of what the model was fine-tuned for; ``None`` without."""
-    if options.data is None:
-        if recipe.measure:
-            raise UsageError(
-                f"recipe '{recipe.name}' measures, and needs labelled images of the target data:"
-                " `data` FOLDER with one subfolder per class (data-free recipes: wise-ft, lines,"
-                " monosoup)"
-            )
-        return None
+def open_target(options: DecisionOptions, progress: Progress) -> Images:
+    """Open `data`, the images of what the model was fine-tuned for."""
     images = open_images(options.data, options.classes, columns=options.columns)
     for note in images.notes:
         progress.warn(note)
     images.require_classes()
     return images
+
+
+def split_and_check(
+    pair: Pair, images: Images, recipe: Recipe, options: PlanOptions, journal: Journal
+) -> tuple[Split[Images], dict[str, Images]]:
+    """Split the target's images, open `ood`, and doubt all of them by how both models see them."""
+    split = split_images(images, recipe, options, journal, judged=options.verdict)
+    ood = open_ood(options, split, journal)
+    journal.stage("check")
+    doubts = check_sources(pair.inputs, {"": images, **ood}, options, journal, seed=options.seed)
+    settle(doubts, options.allow, journal)
+    return split, ood
 
 
 def split_images(
@@ -71,3 +80,35 @@ def open_ood_sources(options: PlanOptions, progress: Progress) -> dict[str, Imag
         images.require_classes()
         sources[name] = images.sample(min(options.images, len(images)), options.seed)
     return sources
+
+
+def judge_plan(
+    pair: Pair,
+    decided: Decided,
+    split: Split[Images],
+    ood: Mapping[str, Images],
+    options: PlanOptions,
+    journal: Journal,
+) -> Verdict | None:
+    """Judge a plan on images from which nothing was learned; ``None`` if there are none."""
+    if split.test is None or not len(split.test):
+        journal.warn("there are too few images to hold any back, so there is no verdict")
+        return None
+    if split.test.pictures.preprocessed:
+        journal.warn(
+            f"{split.test.source} holds preprocessed pixels, and a verdict needs images; give the"
+            " data set without its transform"
+        )
+        return None
+    journal.stage("judge")
+    limit = decided.plan.recipe.max_loss if options.max_loss is None else options.max_loss
+    return judge(
+        pair.inputs,
+        decided.plan,
+        split.test,
+        options,
+        ood=ood,
+        max_loss=limit,
+        chosen=decided.measured.choice is not None,
+        progress=journal,
+    )

@@ -112,7 +112,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         if options.data is not None:
             from clipmerge.api._images import open_ood_sources, open_target
 
-            open_target(self._recipe, options, Progress())
+            open_target(options, Progress())
             open_ood_sources(options, Progress())
         if options.push is not None:
             check_push(options.push)

@@ -7,14 +7,13 @@ verdict; only the main one looks at the output and writes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.api._pair import CheckpointLike, Pair, as_list, open_pair, with_zeroshot_head
 from clipmerge.api._write import Decided, MergeResult, hashed, local_inputs, write_merged
-from clipmerge.checks import settle
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import RecipeError, UsageError, VerdictError
 from clipmerge.files.paths import local_path
@@ -44,7 +43,6 @@ if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from clipmerge.api._images import Images
     from clipmerge.api._measure import Measured as Measurement
     from clipmerge.images.split import Split
-    from clipmerge.planning.verdict import Verdict
 
 # A limit below it, in points, is less than one image in a thousand: a fraction was meant.
 _LEAST_LIMIT = 0.1
@@ -92,7 +90,11 @@ def merge(
     ) as pair:
         pair, split, ood = open_split(pair, chosen, opts, journal)
         decided = decide(pair, chosen, split, opts, journal)
-        verdict = judge_plan(pair, decided, split, ood, opts, journal)
+        verdict = None
+        if split is not None and opts.verdict:
+            from clipmerge.api._images import judge_plan
+
+            verdict = judge_plan(pair, decided, split, ood, opts, journal)
         if verdict is not None and verdict.recommendation in opts.fail_on:
             raise VerdictError(
                 f"{verdict.sentence} Nothing was written (`fail_on={verdict.recommendation}`)"
@@ -211,31 +213,28 @@ def open_split(
     pair: Pair, recipe: Recipe, options: PlanOptions, journal: Journal
 ) -> tuple[Pair, Split[Images] | None, dict[str, Images]]:
     """Open the images, split them, and doubt them and the recipe before anything is learned."""
-    split, ood = None, {}
     images = None
-    if recipe.measure or options.data is not None:
-        from clipmerge.api._images import open_ood, open_target, split_images
+    if options.data is not None:
+        from clipmerge.api._images import open_target, split_and_check
 
-        images = open_target(recipe, options, journal)
+        images = open_target(options, journal)
     if pair.inputs.keeps_head:
         pair = with_zeroshot_head(pair, images, options)
-    check_recipe(pair, recipe)
-    if images is not None:
-        from clipmerge.checks import check_sources
-
-        split = split_images(images, recipe, options, journal, judged=options.verdict)
-        ood = open_ood(options, split, journal)
-        journal.stage("check")
-        doubts = check_sources(
-            pair.inputs, {"": images, **ood}, options, journal, seed=options.seed
-        )
-        settle(doubts, options.allow, journal)
-    return pair, split, ood
+    check_recipe(pair, recipe, has_images=images is not None)
+    if images is None:
+        return pair, None, {}
+    return pair, *split_and_check(pair, images, recipe, options, journal)
 
 
-def check_recipe(pair: Pair, recipe: Recipe) -> None:
+def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:
     """Find what a recipe cannot do with these checkpoints before measuring, which takes minutes."""
     inputs = pair.inputs
+    if recipe.measure and not has_images:
+        raise UsageError(
+            f"recipe '{recipe.name}' measures, and needs labelled images of the target data:"
+            " `data` FOLDER with one subfolder per class (data-free recipes: wise-ft, lines,"
+            " monosoup)"
+        )
     for override in recipe.overrides:
         match_layers(override.layers, inputs.merged_layers)
     count = len(inputs.finetuned)
@@ -334,39 +333,3 @@ def _plan_of(
     if decision.scores or used:
         plan = plan.with_tensors(named_tensors(decision.scores, used))
     return plan, measured
-
-
-def judge_plan(
-    pair: Pair,
-    decided: Decided,
-    split: Split[Images] | None,
-    ood: Mapping[str, Images],
-    options: PlanOptions,
-    journal: Journal,
-) -> Verdict | None:
-    """Judge a plan on images from which nothing was learned; ``None`` if there are none."""
-    if split is None or not options.verdict:
-        return None
-    if split.test is None or not len(split.test):
-        journal.warn("there are too few images to hold any back, so there is no verdict")
-        return None
-    if split.test.pictures.preprocessed:
-        journal.warn(
-            f"{split.test.source} holds preprocessed pixels, and a verdict needs images; give the"
-            " data set without its transform"
-        )
-        return None
-    from clipmerge.evaluation.verdict import judge
-
-    journal.stage("judge")
-    limit = decided.plan.recipe.max_loss if options.max_loss is None else options.max_loss
-    return judge(
-        pair.inputs,
-        decided.plan,
-        split.test,
-        options,
-        ood=ood,
-        max_loss=limit,
-        chosen=decided.measured.choice is not None,
-        progress=journal,
-    )

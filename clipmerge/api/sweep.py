@@ -207,9 +207,7 @@ def _open_data(
     journal: Journal,
 ) -> Images | None:
     """Open the images that recipes measure on, and refuse those that a source shares with them."""
-    data = None
-    for recipe in recipes:
-        data = open_target(recipe, options, journal) if data is None else data
+    data = open_target(options, journal) if recipes and options.data is not None else None
     notes = overlap_notes(
         data,
         {name: sources[name] for name in ids},
@@ -231,7 +229,7 @@ def _decide_each(
     decided = []
     cache: Any = {}
     for recipe in recipes:
-        check_recipe(pair, recipe)
+        check_recipe(pair, recipe, has_images=data is not None)
         split = None
         if recipe.measure and data is not None:
             # the images held back are those of `merge`, so that both decide alike
