@@ -144,8 +144,8 @@ def recommend(
         return Rule(
             "too-few-images",
             "few" if chosen else "not-chosen",
-            f"Too few images to tell: no gain is sure, and though the measured loss is within {points},"
-            f" {why}. {settled}",
+            "Too few images to tell: no gain is sure, and though the measured loss is within"
+            f" {points}, {why}. {settled}",
         )
     right, judged = JUDGED
     return Rule(
