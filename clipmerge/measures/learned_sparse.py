@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,10 +11,9 @@ from torch.linalg import vector_norm
 from clipmerge.layers import block_of
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
-from clipmerge.measures._statistics import by_layer, sizes_of, statistic
+from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.measures.learned_coefficients import LearningOptions, learned_measurements
 from clipmerge.planning.measurements import Measurements, Statistic
-from clipmerge.planning.stragglers import find_stragglers
 from clipmerge.plugins import Count, Density, Positive, Share, options_of
 from clipmerge.types import Names
 
@@ -26,15 +24,11 @@ class SparseOptions(LearningOptions):
 
     Attributes:
         granularity: Unit that has its own coefficient; of one coefficient none can be dropped.
-        rule: ``share`` selects the sharpest layers that together hold ``share`` of all blocks'
-            sharpness, at least one; ``outlier`` selects layers whose sharpness is a robust outlier,
-            possibly none.
         share: Share of the blocks' sharpness that stragglers hold.
         density: Share of a straggler parameter's coefficients that is kept.
     """
 
     granularity: Literal["channel", "entry"] = "entry"
-    rule: Literal["share", "outlier"] = "share"
     share: Share = 0.15
     density: Density = 0.5
     steps: Count = 200
@@ -70,35 +64,6 @@ def learned_sparse(objective: Objective, **options: Any) -> Measurements:
         arXiv:1308.3432. The definitions are ours.
     """
     chosen = SparseOptions(**options)
-
-    def choose(sharpness: Statistic) -> Names:
-        if chosen.rule == "share":
-            return sharpest(block_sharpness(sharpness), chosen.share)
-        measured = Measurements(
-            measure="learned-sparse",
-            statistics=(sharpness,),
-            batch_sizes=objective.batch_sizes,
-        )
-        return find_stragglers(
-            measured, sizes_of(objective), statistic="sharpness", seed=objective.seed
-        ).names
-
-    return learn_sparse(objective, chosen, choose)
-
-
-def learn_sparse(
-    objective: Objective, options: SparseOptions, choose: Callable[[Statistic], Names]
-) -> Measurements:
-    """Learn as `learned_sparse`, with stragglers chosen by another rule than ``options.rule``.
-
-    Args:
-        objective: Calibration loss; left at the chosen coefficients.
-        options: The options of learning.
-        choose: Names the stragglers, given the sharpness of every layer.
-
-    Returns:
-        As `learned_sparse`.
-    """
     sharpness = Statistic(name="sharpness", values={})
     notes: Names = ()
     stragglers: Names = ()
@@ -107,12 +72,12 @@ def learn_sparse(
         """Find the stragglers where learning starts: their parameters, and the density."""
         nonlocal sharpness, notes, stragglers
         sharpness, notes = _measure_sharpness(objective)
-        stragglers = choose(sharpness)
+        stragglers = sharpest(block_sharpness(sharpness), chosen.share)
         names = [name for layer in stragglers for name in objective.path.layers[layer]]
-        return names, options.density
+        return names, chosen.density
 
-    coefficients = Coefficients(objective.path, options.granularity, options.start)
-    learned = options.learn(objective, coefficients, find_sparse=find)
+    coefficients = Coefficients(objective.path, chosen.granularity, chosen.start)
+    learned = chosen.learn(objective, coefficients, find_sparse=find)
     measurements = learned_measurements("learned-sparse", objective, coefficients, learned)
     values = sharpness.values
     total = sum(values.values()) or 1.0

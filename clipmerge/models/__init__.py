@@ -35,11 +35,7 @@ class ImageTextModel(ABC):
         folder: Folder of the processor and the tokenizer.
         towers: Modules of the two towers.
         layout: Order of an image's entries.
-        unknown_token: The token that stands for words outside the vocabulary; ``None`` if there is
-            none.
     """
-
-    unknown_token: int | None = None
 
     def __init__(
         self, family: Family, folder: Path, module: Any, towers: dict[Tower, torch.nn.Module]

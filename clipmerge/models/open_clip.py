@@ -32,8 +32,6 @@ class OpenClip(ImageTextModel):
         super().__init__(family, folder, module, {"vision": module.visual, "text": text})
         self._transform = transform_for(config, folder, module.visual.image_size)
         self._tokenize = _tokenizer(library, model_cfg, folder)
-        of_transformers = getattr(self._tokenize, "tokenizer", None)
-        self.unknown_token = getattr(of_transformers, "unk_token_id", None)
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess images like open_clip: (batch, 3, height, width), float32."""

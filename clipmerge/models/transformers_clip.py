@@ -46,7 +46,6 @@ class TransformersClip(ImageTextModel):
             family, folder, module, {"vision": module.vision_model, "text": module.text_model}
         )
         self._reads_padding = family.reads_padding
-        self.unknown_token = getattr(self.processor.tokenizer, "unk_token_id", None)
         # its text tower pools the end of a text, which sees what comes before it alone
         self._sees_no_padding = type(module.text_model).__name__ in (
             "CLIPTextModel",

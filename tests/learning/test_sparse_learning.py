@@ -101,9 +101,3 @@ def test_stragglers_keep_the_share_and_always_exist(ends: Ends, density: float) 
     for layer in sharp:
         assert found["at_zero"].values[layer] >= 1 - density
     assert sum(found["sharpness_share"].values.values()) == pytest.approx(1)
-
-
-def test_the_outlier_rule_may_find_no_straggler(ends: Ends) -> None:
-    objective = objective_for(ends, make_batches(SIZES))
-    found = learned_sparse(objective, **LEARN, steps=1, rule="outlier")
-    assert stragglers(found, objective) == []
