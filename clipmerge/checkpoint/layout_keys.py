@@ -44,23 +44,15 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
         if block := _BLOCK[layout].match(key):
             tower = "vision" if block[1] in ("visual.", "vision") else "text"
             blocks[tower] = max(blocks[tower], int(block[2]) + 1)
-    # a number in a name is arbitrary: do not list that many blocks
-    if max(blocks.values()) > len(names):
-        raise CheckpointError(
-            f"a block has the number {max(blocks.values()) - 1}, but there are only {len(names)}"
-            " tensors"
-        )
     scale = Match("logit_scale", ("logit_scale",))
     matches = (
         *_vision_matches(blocks["vision"]),
         *_text_matches(blocks["text"], text_prefix),
         scale,
     )
-    expected = {
-        name
-        for match in matches
-        for name in ((match.open_clip,) if layout == "open-clip" else match.transformers)
-    }
+    expected: set[str] = set()
+    for match in matches:
+        expected |= {match.open_clip} if layout == "open-clip" else {*match.transformers}
     other = "a transformers CLIPModel" if layout == "open-clip" else "OpenCLIP"
     if extra := sorted(names - expected):
         raise CheckpointError(
@@ -142,7 +134,10 @@ def timm_name(key: str) -> str | None:
         >>> timm_name("visual.ln_post.weight"), timm_name("visual.proj")
         ('norm.weight', None)
     """
+    name = key.removeprefix("visual.")
+    if name == key:
+        return None
     for pattern, replacement in _TIMM_NAMES:
-        if key.startswith("visual.") and re.match(pattern, key.removeprefix("visual.")):
-            return re.sub(rf"^{pattern}", replacement, key.removeprefix("visual."))
+        if re.match(pattern, name):
+            return re.sub(rf"^{pattern}", replacement, name)
     return None
