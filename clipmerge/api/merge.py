@@ -297,7 +297,7 @@ def _plan_of(
     reasons = dict(decision.reasons)
     for override in recipe.overrides:
         for name in match_layers(override.layers, layers):
-            layers[name] = override.apply_to(layers[name])
+            layers[name] = layers[name].overridden(override)
             reasons[name] = f"override '{override.layers}'"
     # a layer whose alpha is overridden needs no coefficients
     used = {

@@ -27,13 +27,13 @@ from clipmerge.planning.verdict import (
     Comparison,
     Difference,
     Estimate,
-    Recommendation,
     SourceComparison,
     Verdict,
     finetuned_names,
 )
 from clipmerge.progress import Progress
 from clipmerge.stats import are_uneven, class_weights, mean_share, paired_accuracy_interval, wilson
+from clipmerge.types import Recommendation
 
 #: Of judged merges of which the verdict says "probably use it": those that lose at most 3 points
 #: on new images and nothing under the real shift, and all (`benchmarks/advice.py`).
@@ -230,7 +230,13 @@ def judge(
         chosen=chosen,
         class_gain=_class_gain(images, merged - finetuned),
     )
-    return Verdict(**rule._asdict(), max_loss=max_loss, **rule_inputs)
+    return Verdict(
+        recommendation=rule.recommendation,
+        reason=rule.reason,
+        sentence=rule.sentence,
+        max_loss=max_loss,
+        **rule_inputs,
+    )
 
 
 def compare_sources(

@@ -65,7 +65,15 @@ def _build_headed(inputs: Inputs) -> ImageTextModel:
     build = {"OpenCLIP": build_open_clip, "timm": build_timm}.get(
         inputs.family.name, build_transformers
     )
-    return build(inputs.family, described.config, described.folder, rows, has_bias)
+    folder = described.folder
+    if build is build_transformers:  # training often saves no image processor beside the weights
+        folders = (folder, inputs.zeroshot.folder)
+        folder = next(filter(_has_image_processor, folders), folder)
+    return build(inputs.family, described.config, folder, rows, has_bias)
+
+
+def _has_image_processor(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in PROCESSORS)
 
 
 def has_processor(folder: Path, family: Family) -> bool:

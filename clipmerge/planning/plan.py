@@ -23,7 +23,7 @@ from clipmerge.files.paths import is_plain_name, split_part
 from clipmerge.files.safetensors import Array
 from clipmerge.files.staging import TENSORS_SUFFIX, check_output_file, staged_files
 from clipmerge.planning import Frozen
-from clipmerge.planning.recipe import Recipe
+from clipmerge.planning.recipe import Override, Recipe
 from clipmerge.planning.table import Rows, Tabular
 from clipmerge.plugins import (
     Alpha,
@@ -121,6 +121,16 @@ class LayerPlan(Frozen):
     mask: str | None = None
     mask_options: Json = Field(default_factory=dict)
     parameters: dict[str, Json] = Field(default_factory=dict)
+
+    def overridden(self, override: Override) -> LayerPlan:
+        """The settings after an override of the recipe that names this layer."""
+        entry = self
+        if override.alpha is not None:
+            entry = entry.replace(alpha=override.alpha, alpha_range=None)
+        if override.density is None:
+            return entry
+        mask = (entry.mask or "magnitude") if override.density < 1 else None
+        return entry.replace(density=override.density, mask=mask)
 
     @property
     def is_learned(self) -> bool:

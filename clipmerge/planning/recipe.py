@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import yaml
 from pydantic import Field, ValidationError
@@ -26,9 +26,6 @@ from clipmerge.plugins import (
 )
 from clipmerge.types import Json, Missing, StrPath
 
-if TYPE_CHECKING:
-    from clipmerge.planning.plan import LayerPlan
-
 
 class Override(Frozen):
     """Set the coefficient or density of some layers, overriding the method; later overrides take
@@ -43,15 +40,6 @@ class Override(Frozen):
     layers: str
     alpha: Alpha | None = None
     density: Density | None = None
-
-    def apply_to(self, entry: LayerPlan) -> LayerPlan:
-        """The settings of a layer that this override names."""
-        if self.alpha is not None:
-            entry = entry.replace(alpha=self.alpha, alpha_range=None)
-        if self.density is None:
-            return entry
-        mask = (entry.mask or "magnitude") if self.density < 1 else None
-        return entry.replace(density=self.density, mask=mask)
 
 
 class Recipe(Frozen):

@@ -91,7 +91,7 @@ def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
 
 def sweep_figure(record: Json) -> Figure:
     """The alpha curve, and every recipe or checkpoint as a point; thin lines are intervals."""
-    from clipmerge.report.sweep import points_of
+    from clipmerge.report.numbers import points_of
 
     figure = _new_figure(4.2 + 0.25 * len(points_of(record)))
     axes = figure.add_subplot()

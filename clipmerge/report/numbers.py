@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clipmerge.planning.verdict import Comparison, Difference, Estimate, Verdict
+from clipmerge.types import Json
 
 # Half the width of an interval, as a share, from which whole points are shown.
 _COARSE = 0.05
@@ -74,3 +75,8 @@ def verdict_table(verdict: Verdict) -> Table:
         rows.append([name, *shares, gain_text(comparison.gain)])
     title = "recall at 1, %" if target.captions else "accuracy, %"
     return [title, *target.models, "gain"], rows
+
+
+def points_of(record: Json) -> list[Json]:
+    """The rows that are not points of the curve: recipes, then other checkpoints."""
+    return [*record["recipes"], *record.get("points", [])]

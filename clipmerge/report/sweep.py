@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from clipmerge.report.numbers import Table, signed
+from clipmerge.report.numbers import Table, points_of, signed
 from clipmerge.report.page import render
 from clipmerge.types import Json
-
-
-def points_of(record: Json) -> list[Json]:
-    """The rows that are not points of the curve: recipes, then other checkpoints."""
-    return [*record["recipes"], *record.get("points", [])]
 
 
 def curve_name(record: Json, alpha: float) -> str:
