@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
@@ -18,9 +18,6 @@ from clipmerge.families import Family
 from clipmerge.models.batch_norm import freeze_batch_norms, image_layout
 from clipmerge.models.loading import load_parameters
 from clipmerge.types import Json, Tensors
-
-if TYPE_CHECKING:
-    from clipmerge.models.classifier import Classifier
 
 Tower = Literal["vision", "text"]
 
@@ -72,10 +69,10 @@ class ImageTextModel(ABC):
     def text_features(self, tokens: Tensors) -> Tensor:
         """Embed prompts: (prompts, width), unit length."""
 
-    def classifier(
-        self, source: str, classes: int, rows: Sequence[Sequence[int]]
-    ) -> Classifier | None:
-        """What a head tells the classes of a source apart by; ``None`` for a model of prompts."""
+    def classifier(self, source: str, classes: int, rows: Sequence[Sequence[int]]) -> Any:
+        """The `clipmerge.models.classifier.Classifier` of a head for the classes of a source;
+        ``None`` for a model of prompts.
+        """
         return None
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
