@@ -105,7 +105,7 @@ def _pretrain(classes: Sequence[str], drawings: Tensor, folder: Path) -> None:
 
     def batch(done: float, generator: Generator) -> tuple[Tensor, Tensor]:
         picked = torch.randint(len(drawings), (64,), generator=generator)
-        strong = round(64 * 0.6 * min(1.0, done / 0.3))
+        strong = max(1, round(64 * 0.6 * min(1.0, done / 0.3)))
         some = drawings[picked].float() / 255
         parts = [
             photographed(some[strong:], PLAIN, generator),

@@ -69,10 +69,10 @@ class LearningOptions:
     granularity: Granularity = "entry"
     distill_weight: NonNegative = 0.6
     steps: Count = 160
-    batch_size: Count = 10
-    num_strong: Count = 10
+    batch_size: Count = 20
+    num_strong: Count = 20
     lr: Positive = 0.033
-    start: Share = 0.75
+    start: Share = 0.5
     max_coefficient: Positive = 1.0
     weak_aug: NonNegative = 1.0
     held_back: PartialShare = 0.2
