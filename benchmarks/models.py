@@ -207,7 +207,7 @@ def _train(model: Model, how: Regime, source: Source, template: str) -> None:
     steps = max(2, int(how.epochs * len(pixels) / how.batch))
     optimizer = torch.optim.AdamW(learned, lr=how.rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, how.rate, total_steps=steps, pct_start=0.1
+        optimizer, how.rate, total_steps=steps, pct_start=0.1 if steps >= 20 else 0.15
     )
     order = torch.cat([torch.randperm(len(pixels)) for _ in range(int(how.epochs) + 1)])
     with torch.no_grad():
