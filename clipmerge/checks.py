@@ -191,7 +191,9 @@ def _prompt(images: Images) -> str:
 
     if isinstance(images, CaptionedImages):
         return printable(images.captions[0][0], limit=_SHOWN)
-    (prompt, *_) = class_prompts(images.class_names[:1], templates_for((), images.templates))
+    # templates say "a": of names that want "an" none is shown if there is another
+    names = sorted(images.class_names, key=lambda name: name[:1].lower() in "aeiou")
+    (prompt, *_) = class_prompts(tuple(names[:1]), templates_for((), images.templates))
     return printable(prompt, limit=_SHOWN)
 
 
