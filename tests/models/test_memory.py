@@ -62,7 +62,7 @@ def test_one_image_too_many_is_an_error_of_one_line_that_names_what_to_lower(
 
     with (
         pytest.raises(
-            MeasureError, match=r"too little memory .*; lower `images_at_once` or `batch_size`"
+            MeasureError, match=r"too little memory .*; lower `batch_size`"
         ),
         device_work(),
     ):
