@@ -144,7 +144,9 @@ class Scorer:
             for note in caption_notes(images.source, model, texts):
                 progress.say(note)
             return Prompts(model, texts, 1, self.device)
-        head = model.classifier(images.source, len(images.class_names), images.imagenet_rows)
+        head: Classifier | None = model.classifier(
+            images.source, len(images.class_names), images.imagenet_rows
+        )
         if head is not None:
             return head
         templates = templates_for(self._settings.templates, images.templates)
