@@ -16,8 +16,7 @@ Every message is one line: what happened, where, what was expected and what to d
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 # Not printable according to Python, but shown as they are: wide blanks, and the joiners of scripts
 # and emoji
@@ -160,15 +159,3 @@ def counted(number: int, one: str, several: str) -> str:
         ('1 image is', '2 images are')
     """
     return f"{number} {one if number == 1 else several}"
-
-
-@contextlib.contextmanager
-def adding_note(text: str, *, unless: type[Exception] | tuple[()] = ()) -> Iterator[None]:
-    """Add a note about the state of the outside world to any other exception of this block."""
-    try:
-        yield
-    except unless:
-        raise
-    except BaseException as error:
-        error.add_note(text)
-        raise

@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from safetensors.numpy import save
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
@@ -232,10 +230,3 @@ def group_by_bytes(batches: Iterable[_SourceBatch], max_bytes: int) -> Iterator[
         size += nbytes
     if load:
         yield load
-
-
-def write_correct(path: FilePath, correct: dict[str, Correct]) -> None:
-    """Write whether each image was recognised as safetensors: one tensor per source, shape (points,
-    images), bool.
-    """
-    path.write_bytes(save({name: np.ascontiguousarray(right) for name, right in correct.items()}))
