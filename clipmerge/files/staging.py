@@ -37,7 +37,7 @@ _SECONDS_TO_LOCK = 60
 _WRITTEN = frozenset(
     {
         *(PLAN_FOLDER, "README.md", "report.html", "path.png", "examples.png"),
-        *("sweep.html", "curve.png", "correct.safetensors", ".cache", ".DS_Store"),
+        *("sweep.html", "sweep.png", ".cache", ".DS_Store"),
     }
 )
 
