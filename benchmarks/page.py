@@ -28,9 +28,9 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "research.md")
 PICTURE = ROOT / "docs" / "assets" / "results.png"
 _MARK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-#: `auto` with half of its steps, of half as many images, which stands for it on pairs where the
-#: whole was not run.
-_QUARTER = "auto-quarter"
+#: Earlier forms of `auto`, which stand for it where it was not run: of 7fea82b5 with four times the
+#: work, and the same with as much work as now.
+_EARLIER = ("auto-whole", "auto-quarter")
 _MAX_LOSS = 0.03
 Rows = list[list[str]]
 
@@ -64,7 +64,9 @@ def point_of(results: Results, method: str) -> Accuracies | None:
     ``continued`` are the points that the fifth of the pictures chooses which they did not learn
     from, by the most accurate alpha, or with ``-3`` the smallest within 3 points of alpha 1.
     """
-    method = _QUARTER if method == "auto" and "auto" not in results.methods else method
+    if method == "auto":
+        forms = [name for name in ("auto", *_EARLIER) if name in results.methods]
+        method = forms[0] if forms else method
     if method == "zero-shot":
         return curve_of(results).point(0)
     if method == "fine-tuned":
