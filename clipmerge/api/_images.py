@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import TypeAlias
 
 from clipmerge.api._pair import Pair
@@ -12,7 +12,7 @@ from clipmerge.evaluation.verdict import judge
 from clipmerge.images.copies import Prints, shared_notes
 from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
-from clipmerge.images.split import SHARE, Split, only_judged
+from clipmerge.images.split import SHARE, Split, only_judged, split_shift
 from clipmerge.images.split import split_images as divide
 from clipmerge.options import DecisionOptions, PlanOptions
 from clipmerge.planning.recipe import Recipe
@@ -33,14 +33,23 @@ def open_target(options: DecisionOptions, progress: Progress) -> Images:
 
 def split_and_check(
     pair: Pair, images: Images, recipe: Recipe, options: PlanOptions, journal: Journal
-) -> tuple[Split[Images], dict[str, Images]]:
+) -> Split[Images]:
     """Split the target's images, open `ood`, and doubt all of them by how both models see them."""
     split = split_images(images, recipe, options, journal, judged=options.verdict)
-    ood = open_ood(options, split, journal)
+    sources = open_ood(options, split, journal)
     journal.stage("check")
-    doubts = check_sources(pair.inputs, {"": images, **ood}, options, journal, seed=options.seed)
+    doubts = check_sources(
+        pair.inputs, {"": images, **sources}, options, journal, seed=options.seed
+    )
     settle(doubts, options.allow, journal)
-    return split, ood
+    ood = {
+        name: split_shift(source, options.seed, chooses=split.val is not None)
+        for name, source in sources.items()
+    }
+    for part in ood.values():
+        for note in part.notes:
+            journal.warn(note)
+    return replace(split, ood=ood)
 
 
 def split_images(
@@ -59,7 +68,7 @@ def split_images(
 
 
 def open_ood(options: PlanOptions, split: Split[Images], progress: Progress) -> dict[str, Images]:
-    """Open the sources that are judged beside the target, with class names of their own."""
+    """Open the sources beside the target, with class names of their own."""
     sources = open_ood_sources(options, progress)
     prints = {f"`ood` {name}": Prints.of(images) for name, images in sources.items()}
     for part in (split.train, split.test) if prints else ():
@@ -86,7 +95,6 @@ def judge_plan(
     pair: Pair,
     decided: Decided,
     split: Split[Images],
-    ood: Mapping[str, Images],
     options: PlanOptions,
     journal: Journal,
 ) -> Verdict | None:
@@ -107,7 +115,7 @@ def judge_plan(
         decided.plan,
         split.test,
         options,
-        ood=ood,
+        ood={name: part.test for name, part in split.ood.items() if part.test is not None},
         max_loss=limit,
         chosen=decided.measured.choice is not None,
         progress=journal,

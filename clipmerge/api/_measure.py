@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -13,10 +15,10 @@ from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.images.split import Split
 from clipmerge.learning.interpolate import Path
-from clipmerge.learning.objective import Batch, Objective
+from clipmerge.learning.objective import Batch, HeldOut, Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.models.building import build_model
-from clipmerge.models.classifier import Captions, Prompts
+from clipmerge.models.classifier import Captions, Prompts, classifier_for
 from clipmerge.models.precision import own_settings
 from clipmerge.options import DecisionOptions
 from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
@@ -93,17 +95,32 @@ def _objective_for(
         return Batch(0, torch.cat(pieces), torch.tensor(images.labels))
 
     path = Path(model, inputs, context.device)
-    prompts = class_prompts(names, templates)
-    classifier = model.classifier(images.source, len(names), images.imagenet_rows)
-    if classifier is None:
-        kind = Captions if contrastive else Prompts
-        classifier = kind(model, prompts, len(templates), context.device, moves=path.text_changes)
+    classifier = classifier_for(
+        model,
+        replace(images, class_names=names),
+        templates,
+        context.device,
+        moves=path.text_changes,
+        kind=Captions if contrastive else Prompts,
+    )
+    ood = []
+    for of_shift in split.ood.values():
+        if of_shift.val is None:
+            continue
+        classes = classifier_for(
+            model,
+            of_shift.val,
+            templates_for(options.templates, of_shift.val.templates),
+            context.device,
+            moves=path.text_changes,
+        )
+        ood.append(HeldOut(read(of_shift.val), classes))
     seen = read(images)
     asked = [
         *(checkpoint.provenance() for checkpoint in inputs.checkpoints),
         recipe.measure,
         options.seed,
-        [images.source, images.revision, images.labels, prompts],
+        [images.source, images.revision, images.labels, class_prompts(names, templates)],
         float(seen.pixels.double().sum()),
         size,
         context.device.type,
@@ -115,7 +132,8 @@ def _objective_for(
         seen,
         context,
         batch_size=size,
-        val=None if val is None else read(val),
+        val=None if val is None else HeldOut(read(val), classifier),
+        ood=ood,
         seed=options.seed,
         wants_gradients=ranks_by_gradients(recipe),
         state=state,

@@ -88,13 +88,13 @@ def merge(
     with open_pair(
         zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
-        pair, split, ood = open_split(pair, chosen, opts, journal)
+        pair, split = open_split(pair, chosen, opts, journal)
         decided = decide(pair, chosen, split, opts, journal)
         verdict = None
         if split is not None and opts.verdict:
             from clipmerge.api._images import judge_plan
 
-            verdict = judge_plan(pair, decided, split, ood, opts, journal)
+            verdict = judge_plan(pair, decided, split, opts, journal)
         if verdict is not None and verdict.recommendation in opts.fail_on:
             raise VerdictError(
                 f"{verdict.sentence} Nothing was written (`fail_on={verdict.recommendation}`)"
@@ -142,7 +142,7 @@ def plan(
     with open_pair(
         zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
-        pair, split, _ = open_split(pair, chosen, opts, journal)
+        pair, split = open_split(pair, chosen, opts, journal)
         decided = decide(pair, chosen, split, opts, journal)
         if not is_main_process():
             return decided.plan
@@ -211,7 +211,7 @@ def _plan_file(output: StrPath | None, options: PlanOptions) -> Path | None:
 
 def open_split(
     pair: Pair, recipe: Recipe, options: PlanOptions, journal: Journal
-) -> tuple[Pair, Split[Images] | None, dict[str, Images]]:
+) -> tuple[Pair, Split[Images] | None]:
     """Open the images, split them, and doubt them and the recipe before anything is learned."""
     images = None
     if options.data is not None:
@@ -222,8 +222,8 @@ def open_split(
         pair = with_zeroshot_head(pair, images, options)
     check_recipe(pair, recipe, has_images=images is not None)
     if images is None:
-        return pair, None, {}
-    return pair, *split_and_check(pair, images, recipe, options, journal)
+        return pair, None
+    return pair, split_and_check(pair, images, recipe, options, journal)
 
 
 def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:

@@ -73,7 +73,7 @@ def merge_models(
     with open_pair(
         zeroshot, models, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
-        pair, split, _ = open_split(pair, chosen, opts, journal)
+        pair, split = open_split(pair, chosen, opts, journal)
         decided = decide(pair, chosen, split, opts, journal)
         tensors = plan_tensors(pair.inputs, decided.plan)
         with closing(iter_contents(tensors, np.empty)) as contents:

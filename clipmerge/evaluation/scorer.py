@@ -20,10 +20,10 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import device_work, distributed_context, peer_errors, to_device
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_texts
-from clipmerge.images.prompts import class_prompts, templates_for
+from clipmerge.images.prompts import templates_for
 from clipmerge.learning.interpolate import Path
 from clipmerge.models import ImageTextModel
-from clipmerge.models.classifier import Classifier, Prompts
+from clipmerge.models.classifier import Classifier, Prompts, classifier_for
 from clipmerge.models.memory import MicroBatcher
 from clipmerge.models.precision import passes
 from clipmerge.options import ImageOptions
@@ -142,14 +142,8 @@ class Scorer:
             for note in caption_notes(images.source, model, texts):
                 progress.say(note)
             return Prompts(model, texts, 1, self.device)
-        head: Classifier | None = model.classifier(
-            images.source, len(images.class_names), images.imagenet_rows
-        )
-        if head is not None:
-            return head
         templates = templates_for(self._settings.templates, images.templates)
-        prompts = class_prompts(images.class_names, templates)
-        return Prompts(model, prompts, len(templates), self.device)
+        return classifier_for(model, images, templates, self.device)
 
     def _text_features(self, name: str) -> Tensor:
         """Features of a source's classes or captions, computed anew only if the text tower has

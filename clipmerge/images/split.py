@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class Split(Generic[Images]):
             too few, or none are wanted.
         copies: Number of copies left out.
         notes: Sentences for the user.
+        ood: By name, the images of shifts: some may choose, the others judge.
     """
 
     train: Images | None
@@ -44,6 +45,7 @@ class Split(Generic[Images]):
     test: Images | None
     copies: int
     notes: Names
+    ood: Mapping[str, Split[Any]] = field(default_factory=dict)
 
 
 def split_images(
@@ -109,6 +111,23 @@ def only_judged(images: Images, count: int, seed: int) -> Split[Images]:
     alone, notes = without_copies(drawn)
     copies = len(drawn) - len(alone)
     return Split(train=None, val=None, test=alone, copies=copies, notes=notes)
+
+
+def split_shift(images: Images, seed: int, *, chooses: bool) -> Split[Images]:
+    """Split images of a shift: all judge, or if they are labelled and also choose, half of each
+    class.
+    """
+    alone, notes = without_copies(images)
+    share = 0.5 if chooses and images.labels_are_classes else 0.0
+    choose = held_out_positions(alone.labels, share, seed)
+    judge = _without(range(len(alone)), choose)
+    return Split(
+        train=None,
+        val=alone.subset(choose) if choose else None,
+        test=alone.subset(judge),
+        copies=len(images) - len(alone),
+        notes=notes,
+    )
 
 
 def without_copies(images: Images) -> tuple[Images, Names]:

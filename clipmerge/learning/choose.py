@@ -5,127 +5,138 @@ fine-tuned model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from clipmerge.distributed import all_reduce_
+from clipmerge.distributed import broadcast_
 from clipmerge.learning.interpolate import Coefficients
-from clipmerge.learning.objective import FORWARD, Objective
-from clipmerge.learning.train import Training, draw_prompts, local_rows
+from clipmerge.learning.objective import FORWARD, HeldOut, Objective
+from clipmerge.learning.train import Training, draw_prompts
 from clipmerge.models.precision import passes
 from clipmerge.planning.measurements import HeldBackChoice
 from clipmerge.stats import class_weights, paired_mean_and_error
 
 #: Shares of the way from the learned point to the fine-tuned model that are tried, in order.
 BACKOFFS = tuple(tenth / 10 for tenth in range(10))
+# The share at which the fine-tuned model is.
+_FINETUNED = 1.0
 # Prompts that a look at the images embeds at most; looks are rare, so more than a step's.
 _PROMPTS_A_LOOK = 1024
 # Accuracies are means of float64, so a loss of exactly the limit may come out a little above it.
 _ROUNDING = 1e-9
 
 
-@dataclass(frozen=True)
-class Loss:
-    """Accuracy lost against the fine-tuned model on the same images, and its standard error.
+class Look(NamedTuple):
+    """The images' answers at one point.
 
-    Few images on which the two never differ prove little, so Agresti and Min's images are added;
-    the nearer a point is to the fine-tuned model, the fewer of them differ, too.
+    Attributes:
+        backoff: Share of the way from the learned point to the fine-tuned model.
+        distance: Distance from the fine-tuned model, in units of the learned point's.
+        accuracies: Accuracy by image of the target, (images,), float64.
+        ood_accuracy: Mean accuracy over shifts; 0 without any.
     """
 
-    mean: float
-    error: float
+    backoff: float
+    distance: float
+    accuracies: Tensor
+    ood_accuracy: float = 0.0
 
-    @classmethod
-    def between(cls, accuracies: Tensor, finetuned: Tensor, distance: float) -> Loss:
-        """Compare a point with the fine-tuned model, both (images,), at a distance from it in units
-        of the learned point's.
+    def loss_against(self, finetuned: Look) -> tuple[float, float]:
+        """Accuracy lost against the fine-tuned model on the same images, and its standard error.
+
+        Few images on which the two never differ prove little, so Agresti and Min's images are
+        added; the nearer a point is to the fine-tuned model, the fewer of them differ, too.
         """
-        return cls(*paired_mean_and_error(finetuned - accuracies, distance))
-
-    def is_within(self, max_loss: float) -> bool:
-        """Whether the loss and its standard error together are at most ``max_loss`` points."""
-        return self.mean + self.error <= max_loss / 100 + _ROUNDING
+        return paired_mean_and_error(finetuned.accuracies - self.accuracies, self.distance)
 
 
 def choose_backoff(
-    accuracy_at: Callable[[float], tuple[Tensor, float]], finetuned: Tensor, max_loss: float
-) -> tuple[float | None, Tensor, float]:
+    look_at: Callable[[float], Look], max_loss: float, *, by_ood: bool = False
+) -> tuple[Look, Look]:
     """Find the least share of the way to the fine-tuned model that keeps enough accuracy.
 
     Args:
-        accuracy_at: Accuracy by image, (images,), at a share of the way, and the distance of
-            `Loss.between`.
-        finetuned: Accuracy by image of the fine-tuned model, (images,).
+        look_at: The images' answers at a share of the way.
         max_loss: Points of accuracy that may be lost, standard error included.
+        by_ood: Whether to find the share of the best accuracy under shifts instead, among those
+            that keep enough and the fine-tuned model itself; of equal ones the least.
 
     Returns:
-        The share, ``None`` if only the fine-tuned model keeps enough; accuracy by image and the
-        distance there.
+        The answers there, and those of the fine-tuned model.
     """
+    finetuned = look_at(_FINETUNED)
+    kept = []
     for backoff in BACKOFFS:
-        accuracies, distance = accuracy_at(backoff)
-        if Loss.between(accuracies, finetuned, distance).is_within(max_loss):
-            return backoff, accuracies, distance
-    return None, finetuned, 0.0
+        look = look_at(backoff)
+        if sum(look.loss_against(finetuned)) <= max_loss / 100 + _ROUNDING:
+            kept.append(look)
+            if not by_ood:
+                break
+    # the first of the best
+    return max([*kept, finetuned], key=lambda look: look.ood_accuracy), finetuned
 
 
 @torch.no_grad()
+def recognised(objective: Objective, held_out: HeldOut, options: Training) -> Tensor:
+    """Which images the current weights recognise, (images,), float64 on the CPU."""
+    images, classifier = held_out
+    objective.announce_work(FORWARD * len(images))
+    prompts, columns = draw_prompts(classifier, images.labels, objective.seed, _PROMPTS_A_LOOK)
+    device = objective.path.device
+    with passes(device, options.precision):
+        classes = classifier.class_features(*prompts)
+        features = objective.embed(images.pixels.to(device))
+    logits = classifier.logits(features, classes.float())
+    right = (logits.argmax(-1).cpu() == columns.cpu()).double()
+    broadcast_(objective.context, right)
+    objective.tick(FORWARD * len(images))
+    return right
+
+
 def accuracies_on_val(objective: Objective, options: Training) -> Tensor:
-    """Which images of ``objective.val`` the current weights recognise, (images,), float64 on the
-    CPU; every class counts the same, so that none is given up for the others.
+    """Accuracy by image of ``objective.val`` at the current weights, (images,); every class counts
+    the same, so that none is given up for the others.
     """
-    val, classifier = objective.val, objective.classifier
-    assert val is not None
-    objective.announce_work(FORWARD * len(val))
-    prompts, columns = draw_prompts(classifier, val.labels, objective.seed, _PROMPTS_A_LOOK)
-    right = torch.zeros(len(val), device=objective.path.device)
-    rows = torch.arange(len(val), device=right.device)[local_rows(objective)]
-    if len(rows):
-        with passes(right.device, options.precision):
-            classes = classifier.class_features(*prompts)
-            features = objective.embed(val.pixels[rows])
-        logits = classifier.logits(features, classes.float())
-        right[rows] = (logits.argmax(-1) == columns[rows]).float()
-    if len(rows) < len(val):
-        all_reduce_(objective.context, right)
-    objective.tick(FORWARD * len(val))
-    found = right.cpu().double()
-    if classifier.compares_images:
-        return found
-    return found * torch.from_numpy(class_weights(val.labels.tolist()))
+    assert objective.val is not None
+    right = recognised(objective, objective.val, options)
+    if objective.val.classifier.compares_images:
+        return right
+    labels = objective.val.images.labels.tolist()
+    return right * torch.from_numpy(class_weights(labels))
 
 
 def choose(
     objective: Objective, coefficients: Coefficients, options: Training, *, max_loss: float
 ) -> HeldBackChoice:
-    """Move the coefficients to the choice of the images ``objective.val``.
+    """Move the coefficients to the choice of the images ``objective.val`` and ``objective.ood``.
 
     If nothing between the learned and the fine-tuned point keeps the accuracy, they become the
     fine-tuned model's.
     """
     learned = coefficients.distance() or 1.0
 
-    def accuracy_at(backoff: float) -> tuple[Tensor, float]:
+    def look_at(backoff: float) -> Look:
         coefficients.place(backoff)
         distance = coefficients.distance(backoff) / learned
-        return accuracies_on_val(objective, options), distance
+        accuracies = accuracies_on_val(objective, options)
+        shifts = [float(recognised(objective, shift, options).mean()) for shift in objective.ood]
+        return Look(backoff, distance, accuracies, sum(shifts) / max(1, len(shifts)))
 
-    objective.path.set_alpha(1.0)
-    finetuned = accuracies_on_val(objective, options)
-    backoff, accuracies, distance = choose_backoff(accuracy_at, finetuned, max_loss)
-    if backoff is None:
-        coefficients.fill(1.0)
-    else:
-        coefficients.take(backoff)
+    chosen, finetuned = choose_backoff(look_at, max_loss, by_ood=bool(objective.ood))
+    coefficients.take(chosen.backoff)
+    _, error = chosen.loss_against(finetuned)
     return HeldBackChoice(
-        images=len(finetuned),
+        images=len(chosen.accuracies),
         training_images=len(objective.images),
-        alpha=1.0 if backoff is None else None,
-        extrapolation=1.0 if backoff is None else backoff,
-        accuracy=float(accuracies.mean()),
-        finetuned_accuracy=float(finetuned.mean()),
-        loss_error=Loss.between(accuracies, finetuned, distance).error,
+        alpha=1.0 if chosen.backoff == _FINETUNED else None,
+        extrapolation=chosen.backoff,
+        accuracy=float(chosen.accuracies.mean()),
+        finetuned_accuracy=float(finetuned.accuracies.mean()),
+        loss_error=error,
         distill_target=options.distill,
+        ood_images=sum(len(shift.images) for shift in objective.ood),
+        ood_accuracy=chosen.ood_accuracy if objective.ood else None,
+        finetuned_ood_accuracy=finetuned.ood_accuracy if objective.ood else None,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import gather_object
@@ -29,6 +29,13 @@ PROMPTS_A_GRADIENT = 1024
 FORWARD, GRADIENT, HESSIAN = 1, 3, 6
 
 
+class HeldOut(NamedTuple):
+    """Images that learning does not see, and what they are compared with."""
+
+    images: Batch
+    classifier: Classifier
+
+
 class Objective:
     """The loss at the weights of a path, over this process's share of the batches.
 
@@ -39,6 +46,7 @@ class Objective:
         classifier: What images are compared with.
         images: All images, the same in every process, on the device.
         val: Images that choose how far learning goes; ``None`` for none.
+        ood: Images of shifts that choose among the points that ``val`` finds safe.
         batches: This process's batches of `images`.
         batch_sizes: Images in every batch of all processes.
         context: The processes.
@@ -57,7 +65,8 @@ class Objective:
         context: DistributedContext,
         *,
         batch_size: int,
-        val: Batch | None = None,
+        val: HeldOut | None = None,
+        ood: Sequence[HeldOut] = (),
         seed: int = 0,
         images_at_once: int | None = None,
         wants_gradients: bool = False,
@@ -80,7 +89,8 @@ class Objective:
         self.classifier = classifier
         self.context = context
         self.images = images.to(path.device)
-        self.val = None if val is None else val.to(path.device)
+        self.val = val
+        self.ood = ood
         pieces = self.images.pieces(batch_size)
         self.batch_sizes = tuple(map(len, pieces))
         self.batches = list[Batch]()

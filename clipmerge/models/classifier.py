@@ -18,8 +18,10 @@ from torch.nn.functional import cross_entropy, logsigmoid, normalize
 from torch.utils.checkpoint import checkpoint
 
 from clipmerge.errors import DataError
+from clipmerge.images.image_set import LabelledImages
+from clipmerge.images.prompts import class_prompts
 from clipmerge.models import ImageTextModel
-from clipmerge.types import Tensors
+from clipmerge.types import Names, Tensors
 
 # Prompts, and tokens, whose activations are held at once.
 _PROMPTS_AT_ONCE, _TOKENS_AT_ONCE = 512, 4096
@@ -180,6 +182,29 @@ class Captions(Prompts):
         """Each image's part of the loss, (images,), in nats; for SigLIP summed over captions."""
         is_sigmoid = getattr(self.model.module, "logit_bias", None) is not None
         return (sigmoid_losses if is_sigmoid else softmax_losses)(logits, labels)
+
+
+def classifier_for(
+    model: ImageTextModel,
+    images: LabelledImages,
+    templates: Names,
+    device: torch.device,
+    *,
+    moves: bool = True,
+    kind: type[Prompts] = Prompts,
+) -> Classifier:
+    """What a model compares labelled images with: a head's rows, or prompts of their classes.
+
+    ``moves`` says whether fine-tuning changed the text tower; with `Captions` as ``kind`` each
+    class is a caption.
+    """
+    head: Classifier | None = model.classifier(
+        images.source, len(images.class_names), images.imagenet_rows
+    )
+    if head is not None:
+        return head
+    texts = class_prompts(images.class_names, templates)
+    return kind(model, texts, len(templates), device, moves=moves)
 
 
 def softmax_losses(logits: Tensor, labels: Tensor) -> Tensor:

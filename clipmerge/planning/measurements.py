@@ -135,6 +135,9 @@ class HeldBackChoice(Frozen):
             ``features``, ``path-features``, those of both the zero-shot model and the middle of the
             straight path, or ``both``: predictions and features of these two.
         labelled: Whether the images have labels of their own.
+        ood_images: Number of labelled images of shifts that chose, too.
+        ood_accuracy: Share of these that the chosen point recognises, a mean over shifts.
+        finetuned_ood_accuracy: The same for the fine-tuned model.
     """
 
     images: int
@@ -147,6 +150,9 @@ class HeldBackChoice(Frozen):
     train_accuracy: float | None = None
     distill_target: str = "both"
     labelled: bool = True
+    ood_images: int = 0
+    ood_accuracy: float | None = None
+    finetuned_ood_accuracy: float | None = None
 
 
 def takes_learned(trace: Mapping[str, Sequence[float]], choice: HeldBackChoice | None) -> bool:

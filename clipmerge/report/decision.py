@@ -60,10 +60,14 @@ def _loss(name: str, values: Sequence[float]) -> str:
 
 def _choice(choice: HeldBackChoice) -> str:
     """How far held-out images let the merge go."""
+    images, why = f"{choice.images} held-out images", "which keeps the accuracy"
+    if choice.ood_images:
+        images += f" and {choice.ood_images} of a shift"
+        why = "the best under the shift that keeps the accuracy"
     if choice.alpha is not None:
-        chosen = "the fine-tuned model" if choice.alpha == 1 else f"alpha {choice.alpha:.3g}"
-        return f"{choice.images} images chose {chosen}: nothing learned surely keeps the accuracy"
+        why = "nothing learned is better there" if choice.ood_images else "nothing learned"
+        return f"{images} chose the fine-tuned model: {why} and surely keeps the accuracy"
     way = "take all that was learned"
     if choice.extrapolation:
         way = f"go back {choice.extrapolation:.0%} of the way to fine-tuned"
-    return f"{choice.images} held-out images chose to {way}, which keeps the accuracy"
+    return f"{images} chose to {way}, {why}"

@@ -13,7 +13,7 @@ from clipmerge.images.dataset import load_images
 from clipmerge.images.image_set import CaptionedImages, ImageSource, LabelledImages
 from clipmerge.images.sampling import balanced_sample
 from clipmerge.images.source import Pictures
-from clipmerge.images.split import held_out_positions, split_images
+from clipmerge.images.split import held_out_positions, split_images, split_shift
 
 
 def picture(number: int) -> Image.Image:
@@ -117,6 +117,25 @@ def test_images_that_choose_are_equally_many_of_each_class() -> None:
     labels = (0,) * 40 + (1,) * 20
     assert Counter(labels[at] for at in held_out_positions(labels, 0.2, seed=1)) == {0: 6, 1: 6}
     assert held_out_positions((0, 1) * 3, 0.5, seed=0) == []
+
+
+@given(st.lists(st.integers(2, 9), min_size=2, max_size=4), st.integers(0, 3))
+def test_half_of_each_class_of_a_shift_chooses_and_the_other_half_judges(
+    sizes: list[int], seed: int
+) -> None:
+    labels = tuple(label for label, size in enumerate(sizes) for _ in range(size))
+    images = labelled(labels)
+    split, again = (split_shift(images, seed, chooses=True) for _ in range(2))
+    choose, judge = items(split.val), items(split.test)
+    assert sorted([*choose, *judge]) == list(range(len(labels)))
+    assert (choose, judge) == (items(again.val), items(again.test))
+    assert items(split_shift(images, seed, chooses=False).test) == list(range(len(labels)))
+    if len(labels) < 8:
+        assert not choose
+        return
+    assert abs(len(choose) - len(judge)) <= 1
+    for label, size in enumerate(sizes):
+        assert abs(2 * sum(labels[at] == label for at in choose) - size) <= 2
 
 
 def test_the_same_seed_chooses_what_it_always_chose() -> None:

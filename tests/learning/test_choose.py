@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +10,11 @@ import torch
 from scipy import stats
 
 from clipmerge.images.batches import Batch
-from clipmerge.learning.choose import BACKOFFS, Loss, accuracies_on_val, choose_backoff
+from clipmerge.learning.choose import BACKOFFS, Look, accuracies_on_val, choose_backoff
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.learn import learn
-from clipmerge.learning.objective import Objective
-from clipmerge.learning.train import Training
+from clipmerge.learning.objective import HeldOut, Objective
+from clipmerge.learning.train import Training, train
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from tests.support.small_objective import Ends, Reference, joined, make_batches, objective_for
 
@@ -37,26 +38,49 @@ def test_a_loss_has_the_standard_error_of_paired_differences_with_two_added_imag
     generator = torch.Generator().manual_seed(0)
     merged, finetuned = torch.rand(2, 50, generator=generator, dtype=torch.float64)
     for distance in (1.0, 0.3, 0.0):
-        loss = Loss.between(merged, finetuned, distance)
-        limit = bound((finetuned - merged).numpy(), distance)
-        assert loss.is_within(limit + 1e-6)
-        assert not loss.is_within(limit - 1e-6)
+        loss = sum(Look(0.5, distance, merged).loss_against(Look(1.0, 0.0, finetuned)))
+        assert 100 * loss == pytest.approx(bound((finetuned - merged).numpy(), distance))
 
 
 @pytest.mark.parametrize("max_loss", [100, 13, 6, 2, 1])
 def test_the_nearest_point_that_surely_keeps_the_accuracy_is_taken(max_loss: float) -> None:
     asked = list[float]()
 
-    def accuracy_at(backoff: float) -> tuple[torch.Tensor, float]:
-        asked.append(backoff)
-        return accuracies(90 + round(10 * backoff)), 1 - backoff
+    def look_at(share: float) -> Look:
+        asked.append(share)
+        return Look(share, 1 - share, accuracies(90 + round(10 * share)))
 
     lost = {share: np.arange(100) >= 90 + round(10 * share) for share in BACKOFFS}
     kept = [share for share in lost if bound(lost[share].astype(float), 1 - share) <= max_loss]
-    chosen, *_ = choose_backoff(accuracy_at, accuracies(100), max_loss)
-    assert chosen == (kept[0] if kept else None)
-    last = 0.9 if chosen is None else chosen
-    assert asked == [share for share in BACKOFFS if share <= last]
+    chosen, finetuned = choose_backoff(look_at, max_loss)
+    assert chosen.backoff == (kept[0] if kept else 1)
+    assert finetuned.backoff == 1
+    assert asked == [1, *(share for share in BACKOFFS if share <= chosen.backoff)]
+
+
+@pytest.mark.parametrize("max_loss", [100, 6, 1])
+@pytest.mark.parametrize(
+    "under_shift",
+    [
+        [5, 5, 9, 6, 9, 1, 2, 3, 3, 3, 4],  # two are best: the one that is nearer to learned
+        [1, 2, 3, 4, 5, 6, 7, 8, 7, 6, 9],  # the fine-tuned model is
+        [9, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1],  # what was learned is, which loses the most
+    ],
+)
+def test_labels_of_a_shift_choose_the_best_of_the_points_that_keep_the_accuracy(
+    max_loss: float, under_shift: list[int]
+) -> None:
+    def look_at(share: float) -> Look:
+        right = accuracies(90 + round(10 * share))
+        return Look(share, 1 - share, right, under_shift[round(10 * share)] / 10)
+
+    best, expected = under_shift[10], 1.0
+    for tenth in reversed(range(10)):
+        lost = np.arange(100) >= 90 + tenth
+        if bound(lost.astype(float), 1 - tenth / 10) <= max_loss and under_shift[tenth] >= best:
+            best, expected = under_shift[tenth], tenth / 10
+    chosen, _ = choose_backoff(look_at, max_loss, by_ood=True)
+    assert chosen.backoff == expected
 
 
 @pytest.mark.parametrize("images", [5, 60])
@@ -66,15 +90,15 @@ def test_the_limit_binds_with_few_images(images: int, lost: float, gained: float
     images, in at most a tenth."""
     draws = torch.from_numpy(np.random.default_rng(0).random((400, images)))
 
-    def point(drawn: torch.Tensor, share: float) -> tuple[torch.Tensor, float]:
+    def look_at(drawn: torch.Tensor, share: float) -> Look:
         found = (drawn >= lost * (1 - share)).double()
         found[drawn >= 1 - gained * (1 - share)] = 2  # only the merged model recognises it
-        return found, 1 - share
+        return Look(share, 1 - share, found)
 
     beyond = 0
     for drawn in draws:
-        chosen, *_ = choose_backoff(partial(point, drawn), torch.ones(images).double(), 3)
-        left = 0.0 if chosen is None else 1 - chosen
+        chosen, _ = choose_backoff(partial(look_at, drawn), 3)
+        left = 1 - chosen.backoff
         loss = (lost - gained) * left
         beyond += loss > 0.03 + math.sqrt(((lost + gained) * left - loss**2) / 300)
     assert beyond / 400 <= 0.1
@@ -90,8 +114,7 @@ def test_images_are_recognised_as_the_reference_recognises_them(ends: Ends, unev
     objective.path.set_alpha(0.7)
     seen = accuracies_on_val(objective, OPTIONS)
     reference = Reference(ends).at(0.7)
-    output = reference.model(pixel_values=val.pixels.double(), **reference.tokens)
-    right = (output.logits_per_image.argmax(1) == labels).double()
+    right = right_answers(reference, val)
     means = [right[labels == label].mean() for label in labels.unique()]
     assert float(seen.mean()) == pytest.approx(float(sum(means)) / len(means))
     assert ((seen > 0) == (right > 0)).all()
@@ -136,6 +159,46 @@ def test_the_model_is_left_at_the_choice(ends: Ends, max_loss: float) -> None:
         path.set_alpha(1.0)
     for name, value in moved(objective).items():
         assert torch.allclose(value, left[name], atol=1e-6)
+
+
+def test_a_shift_chooses_by_the_mean_of_its_sources(ends: Ends) -> None:
+    """Two sources of different sizes, recognised by a forward pass of transformers' model."""
+    shifts = [joined(make_batches((9,), seed=8)), joined(make_batches((40,), seed=9))]
+    objective = objective_for(ends, make_batches(SIZES), val_share=0.3)
+    objective.ood = [HeldOut(shift, objective.classifier) for shift in shifts]
+    learned, coefficients = (Coefficients(objective.path, "entry") for _ in range(2))
+    told: dict[str, Any] = {"max_loss": 60.0}
+    choice = learn(objective, coefficients, OPTIONS, **told).choice
+    assert choice is not None
+    train(objective, learned, OPTIONS)
+    path, reference = objective.path, Reference(ends)
+    means, kept = {}, [1.0]
+    for share in (1.0, *BACKOFFS):
+        weights = {
+            name: path.theta_0(name) + (value + share * (1 - value)) * path.delta(name)
+            for name, value in learned.by_parameter().items()
+        }
+        for name, weight in weights.items():
+            reference.parameters[name].data.copy_(weight)
+        means[share] = np.mean([right_answers(reference, shift).mean() for shift in shifts])
+        learned.place(share)
+        answers = accuracies_on_val(objective, OPTIONS)
+        if share == 1:
+            finetuned = answers
+        elif bound((finetuned - answers).numpy(), 1 - share) <= 60:
+            kept.append(share)
+    assert len(kept) > 2
+    assert len({means[share] for share in kept}) > 2
+    best = max(means[share] for share in kept)
+    assert choice.extrapolation == min(share for share in kept if means[share] == best)
+    assert choice.ood_accuracy == pytest.approx(best)
+    assert choice.finetuned_ood_accuracy == pytest.approx(means[1.0])
+    assert choice.ood_images == 49
+
+
+def right_answers(reference: Reference, images: Batch) -> torch.Tensor:
+    output = reference.model(pixel_values=images.pixels.double(), **reference.tokens)
+    return (output.logits_per_image.argmax(1) == images.labels).double()
 
 
 @pytest.mark.slow

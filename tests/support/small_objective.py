@@ -16,7 +16,7 @@ from clipmerge.distributed import DistributedContext, distributed_context
 from clipmerge.images.batches import Batch
 from clipmerge.images.split import held_out_positions
 from clipmerge.learning.interpolate import Path as Between
-from clipmerge.learning.objective import Objective
+from clipmerge.learning.objective import HeldOut, Objective
 from clipmerge.models import model_for
 from clipmerge.models.classifier import Captions, Prompts
 from clipmerge.types import Missing
@@ -99,6 +99,8 @@ def objective_for(
         rest = [at for at in range(len(images)) if at not in held_out]
         images, val = (Batch(0, images.pixels[at], images.labels[at]) for at in (rest, held_out))
         options.setdefault("val", val)
+    if "val" in options:
+        options["val"] = HeldOut(options["val"], prompts)
     return Objective(path, prompts, images, here, batch_size=len(batches[0]), **options)
 
 

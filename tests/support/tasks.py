@@ -40,7 +40,7 @@ def decided(
     chosen = load_recipe(recipe, list(sets))
     opts, journal = PlanOptions(device="cpu", **options), Journal(Progress())
     with open_pair(zeroshot, finetuned, opts, journal, missing=chosen.missing) as pair:
-        pair, split, _ = open_split(pair, chosen, opts, journal)
+        pair, split = open_split(pair, chosen, opts, journal)
         return pair, decide_by_recipe(pair, chosen, split, opts, journal)
 
 
