@@ -10,7 +10,6 @@ from clipmerge.api.inspect import inspect as inspect
 from clipmerge.api.merge import merge as merge
 from clipmerge.api.merge import plan as plan
 from clipmerge.api.merge_models import merge_models as merge_models
-from clipmerge.api.push import push as push
 from clipmerge.api.sweep import SweepResult as SweepResult
 from clipmerge.api.sweep import sweep as sweep
 from clipmerge.errors import CheckpointError as CheckpointError
@@ -29,5 +28,6 @@ from clipmerge.planning.recipe import Recipe as Recipe
 from clipmerge.planning.recipe import load_recipe as load_recipe
 from clipmerge.progress import Progress as Progress
 from clipmerge.publish.push import Published as Published
+from clipmerge.publish.push import push as push
 
 __version__: str

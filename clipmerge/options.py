@@ -1,7 +1,7 @@
 """The options of every command, once: keyword, type, default, flag and help.
 
 ``merge(..., images=64)`` and ``clipmerge merge ... --images 64`` are the same field. A field has
-the type that Python takes, its flag, and the flag's own type where that is narrower.
+the type that Python takes, its bounds, its flag, and the flag's own type where that is narrower.
 """
 
 import math
@@ -11,17 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from functools import partial
+from inspect import Parameter
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Self,
-    get_args,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_args, get_type_hints
 
-import typer
+from annotated_types import Ge, Le
+from typer import Option as _flag
 
 from clipmerge.errors import UsageError, did_you_mean
 from clipmerge.files.paths import local_path
@@ -31,10 +26,6 @@ if TYPE_CHECKING:
     from clipmerge.images.source import Columns
 
 _MAX_ALPHAS = 1000
-
-
-def _flag(*names: str, help: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, **settings)
 
 
 Allow = Annotated[
@@ -62,36 +53,40 @@ StateKey = Annotated[
 ]
 Seed = Annotated[
     int,
-    # random generators take 64 bits, of which steps and layers add some
-    _flag(metavar="NUMBER", min=0, max=2**32 - 1, help="Seed of samples and random masks."),
+    Ge(0),
+    Le(2**32 - 1),  # random generators take 64 bits, of which steps and layers add some
+    _flag(metavar="NUMBER", help="Seed of samples and random masks."),
+]
+Private = Annotated[bool, _flag("--private", help="Create a private repository.")]
+License = Annotated[
+    str | None, _flag(metavar="LICENCE", help="Licence to publish under, such as mit.")
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a command, brought into one form and checked when they are made."""
+    """Options of a command."""
 
-    def __post_init__(self) -> None:
-        """Read every value."""
-        for name, hint in _hints(type(self)).items():
-            kind, flag, *_ = get_args(hint)
-            value = getattr(self, name)
-            if name not in _READERS:
-                value = _checked(name, kind, flag, value)
-            elif value:
-                value = _READERS[name](value)
-            else:  # `None` for none, as the command line gives it
-                value = getattr(type(self), name)
-            object.__setattr__(self, name, value)
+    __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012 - pydantic's own name
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Make options of keywords, of which each must exist."""
-        names = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in names:
-                raise TypeError(f"unexpected option '{name}'.{did_you_mean(name, names)}")
-        return cls(**values)
+        """Make options of keywords, each of which must exist and have the declared type."""
+        from pydantic import TypeAdapter, ValidationError  # `--help` needs no pydantic
+
+        defaults = {field.name: field.default for field in fields(cls)}
+        given = dict(values)
+        for name, value in values.items():
+            if name not in defaults:
+                raise TypeError(f"unexpected option '{name}'.{did_you_mean(name, defaults)}")
+            if name in _READERS:  # `None` for none, as the command line gives it
+                given[name] = _READERS[name](value) if value else defaults[name]
+        try:
+            return TypeAdapter(cls).validate_python(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = first["msg"].removeprefix("Input ")
+            raise UsageError(f"`{first['loc'][0]}` {first['input']}: {reason}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +114,7 @@ class ImageOptions(Options):
     ] = None
     device: Annotated[Device, _flag(help="Where models run.")] = "auto"
     batch_size: Annotated[
-        int | None, _flag(metavar="COUNT", min=1, help="Images per batch; by default at most 128.")
+        int | None, Ge(1), _flag(metavar="COUNT", help="Images per batch; by default at most 128.")
     ] = None
 
     @property
@@ -146,7 +141,7 @@ class DecisionOptions(ImageOptions):
         str,
     ] = None
     images: Annotated[
-        int, _flag(metavar="COUNT", min=1, help="Images taken from --data, class-balanced.")
+        int, Ge(1), _flag(metavar="COUNT", help="Images taken from --data, class-balanced.")
     ] = 1024
     set: Annotated[
         Any,
@@ -155,10 +150,10 @@ class DecisionOptions(ImageOptions):
     ] = ()
     max_loss: Annotated[
         float | None,
+        Ge(0),
+        Le(100),
         _flag(
             metavar="POINTS",
-            min=0,
-            max=100,
             help="Points of accuracy that may be lost; by default the recipe's limit, or 3.",
         ),
     ] = None
@@ -269,48 +264,18 @@ class SweepOptions(DecisionOptions):
     overwrite: Overwrite = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class PushOptions(Options):
-    """Options of `push`."""
-
-    private: Annotated[bool, _flag("--private", help="Create a private repository.")] = False
-    license: Annotated[
-        str | None, _flag(metavar="LICENCE", help="Licence to publish under, such as mit.")
-    ] = None
-
-
-def flags_of(options: type[Options]) -> Json:
-    """The flag and its type, by field, as typer takes them."""
-    flags = {}
-    for name, hint in _hints(options).items():
-        kind, flag, *narrower = get_args(hint)
-        flags[name] = Annotated[(narrower or [kind])[0], flag]
-    return flags
-
-
-def _hints(options: type) -> Json:
-    return get_type_hints(options, include_extras=True)
-
-
-def _checked(name: str, kind: Any, flag: Any, value: Any) -> Any:
-    """A value of the declared type and range, if it is one or stands for one."""
-    if kind is Any:
-        return value
-    from pydantic import TypeAdapter, ValidationError  # `--help` needs no pydantic
-
-    try:
-        value = TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Input should be ")
-        raise UsageError(f"`{name}` {value}: expected {reason}") from None
-    low, high = getattr(flag, "min", None), getattr(flag, "max", None)
-    if value is None or low is None:
-        return value
-    if not value >= low:  # true of NaN too
-        raise UsageError(f"`{name}` {value}: expected at least {low}")
-    if high is not None and value > high:
-        raise UsageError(f"`{name}` {value}: expected at most {high}")
-    return value
+def flags_of(options: type[Options]) -> list[Parameter]:
+    """The parameters of which typer makes flags, one for each field."""
+    parameters = []
+    for name, hint in get_type_hints(options, include_extras=True).items():
+        kind, *about = get_args(hint)
+        if kind is Any:
+            flag, narrower = about
+            hint = Annotated[narrower, flag]
+        default = getattr(options, name)
+        default = None if default == () else default
+        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hint))
+    return parameters
 
 
 def as_texts(texts: Any) -> Names:
@@ -462,13 +427,13 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "alphas": parse_alphas,
     "max_shard_size": parse_size,
 }
-#: The flags of all keywords, which messages name in backticks.
-KEYWORDS: dict[str, Names] = {
-    name: tuple(each for each in (flag.default, *(flag.param_decls or ())) if isinstance(each, str))
-    for options in (MergeOptions, SweepOptions, PushOptions)
-    for name, (_, flag, *_) in ((name, get_args(hint)) for name, hint in _hints(options).items())
-} | dict.fromkeys(("output", "recipe", "id"), ())
-_PARAMETER = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
+#: The keywords that messages name in backticks.
+_KEYWORDS = {"output", "recipe", "id"}.union(
+    *({field.name for field in fields(options)} for options in (MergeOptions, SweepOptions))
+)
+#: Flags that may be repeated, where the keyword takes all of them.
+_SINGULAR = {"recipes": "recipe", "points": "point"}
+_KEYWORD = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 
 
 def with_flags(message: str) -> str:
@@ -480,13 +445,12 @@ def with_flags(message: str) -> str:
     """
 
     def flag(match: re.Match[str]) -> str:
-        name, value = match.groups()
-        if name not in KEYWORDS:
+        keyword, value = match.groups()
+        if keyword not in _KEYWORDS:
             return match[0]
-        names = [name for name in KEYWORDS[name] if name.startswith("--")]
-        word = names[0] if names else f"--{name.replace('_', '-')}"
+        name = _SINGULAR.get(keyword, keyword).replace("_", "-")
         if value == "False":
-            return f"--no-{name.replace('_', '-')}"
-        return word if value in (None, "True") else f"{word} {value}"
+            return f"--no-{name}"
+        return f"--{name}" if value in (None, "True") else f"--{name} {value}"
 
-    return _PARAMETER.sub(flag, message)
+    return _KEYWORD.sub(flag, message)

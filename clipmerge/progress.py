@@ -4,75 +4,58 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
 
 _LOG = logging.getLogger("clipmerge")
 
 
 class Progress:
-    """Receives the reports of stages, and ignores those that a subclass has no use for."""
+    """Receives the reports of a run, and logs them to Python's logger ``clipmerge``; a subclass
+    shows them in its own way.
+    """
 
     def stage(self, name: str) -> None:
         """A stage starts, and the one before it ends."""
+        _LOG.info("stage: %s", name)
 
     def advance(self, done: float, total: float) -> None:
         """``done`` of ``total`` is complete, in the stage's own unit."""
 
     def say(self, text: str) -> None:
         """A note for the user."""
-
-    def warn(self, text: str) -> None:
-        """A warning for the user."""
-        self.say(text)
-
-
-def say_all(progress: Progress, notes: Iterable[str]) -> None:
-    """Report several notes."""
-    for note in notes:
-        progress.say(note)
-
-
-class Logged(Progress):
-    """Reports to Python's logger ``clipmerge``: the API's default."""
-
-    def stage(self, name: str) -> None:
-        """Log it."""
-        _LOG.info("stage: %s", name)
-
-    def say(self, text: str) -> None:
-        """Log it."""
         _LOG.info("%s", text)
 
     def warn(self, text: str) -> None:
-        """Log it."""
+        """A warning for the user."""
         _LOG.warning("%s", text)
 
 
 class Journal(Progress):
     """Forwards the reports of one run, and keeps what its record needs: the warnings, each once,
-    and the seconds of each stage.
+    and the time at which each stage began.
     """
 
     def __init__(self, progress: Progress | None) -> None:
-        """Start the clock of the first stage."""
+        """Begin to read."""
         self.warnings: list[str] = []
-        self.seconds: dict[str, float] = {}
-        self._progress = progress or Logged()
-        self._said: set[str] = set()
+        self._progress = progress or Progress()
+        self._notes: set[str] = set()
+        self._stages: list[tuple[str, float]] = []
         self.stage("read")
 
-    def stage(self, name: str) -> None:
-        """End the stage before it."""
-        self.end_stage()
-        self._stage, self._begin = name, time.perf_counter()
-        self._progress.stage(name)
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each stage until now."""
+        spent: dict[str, float] = {}
+        ends = [begin for _, begin in self._stages[1:]]
+        ends.append(time.perf_counter())
+        for (name, begin), end in zip(self._stages, ends, strict=True):
+            spent[name] = round(spent.get(name, 0.0) + end - begin, 3)
+        return spent
 
-    def end_stage(self) -> None:
-        """Add up the seconds of the stage."""
-        if hasattr(self, "_stage"):
-            spent = self.seconds.get(self._stage, 0.0) + time.perf_counter() - self._begin
-            self.seconds[self._stage] = round(spent, 3)
-            self._begin = time.perf_counter()
+    def stage(self, name: str) -> None:
+        """Begin a stage."""
+        self._stages.append((name, time.perf_counter()))
+        self._progress.stage(name)
 
     def advance(self, done: float, total: float) -> None:
         """Forward the call."""
@@ -80,8 +63,8 @@ class Journal(Progress):
 
     def say(self, text: str) -> None:
         """Forward a note, once."""
-        if text not in self._said:
-            self._said.add(text)
+        if text not in self._notes:
+            self._notes.add(text)
             self._progress.say(text)
 
     def warn(self, text: str) -> None:

@@ -13,7 +13,6 @@ from clipmerge.options import (
     MergeOptions,
     Options,
     PlanOptions,
-    PushOptions,
     SweepOptions,
     class_names,
     flags_of,
@@ -30,15 +29,14 @@ COMMANDS: dict[str, type[Options]] = {
     "apply": ApplyOptions,
     "evaluate": EvaluateOptions,
     "sweep": SweepOptions,
-    "push": PushOptions,
 }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_a_flag_with_a_sentence(command: str) -> None:
     shown = done(command, "--help").out
-    for name, hint in flags_of(COMMANDS[command]).items():
-        (_, flag) = get_args(hint)
+    for parameter in flags_of(COMMANDS[command]):
+        name, flag = parameter.name, get_args(parameter.annotation)[-1]
         named = [each for each in (flag.default, *(flag.param_decls or ())) if each is not ...]
         long = [each for each in named if "--" in each] or [f"--{name.replace('_', '-')}"]
         assert flag.help
@@ -53,28 +51,29 @@ def test_help_is_short() -> None:
 
 
 def test_options_are_brought_into_one_form() -> None:
-    made = MergeOptions(
-        images="12",
-        alpha=1,
-        template="a {}.",
-        ood=["near=a/b", "c/far"],
-        allow="swapped",
-        fail_on="use,either",
-        classes={1: "dog", 0: "cat"},
-        max_shard_size="2KB",
-    )
+    given = {
+        "images": "12",
+        "alpha": 1,
+        "template": "a {}.",
+        "ood": ["near=a/b", "c/far"],
+        "allow": "swapped",
+        "fail_on": "use,either",
+        "classes": {1: "dog", 0: "cat"},
+        "max_shard_size": "2KB",
+    }
+    made = MergeOptions.of(given)
     assert (made.images, made.alpha, made.template) == (12, 1.0, ("a {}.",))
     assert made.ood == {"near": "a/b", "far": "c/far"}
     assert (made.allow, made.fail_on) == (("swapped",), ("use", "either"))
     assert (made.classes, made.max_shard_size) == (("cat", "dog"), 2000)
-    defaults = MergeOptions()
+    defaults = MergeOptions.of({"ood": None, "classes": None})
     assert all(getattr(defaults, field.name) in (field.default, {}) for field in fields(defaults))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "not a number": ({"max_loss": float("nan")}, "expected at least 0"),
-    "too much": ({"max_loss": 101}, "expected at most 100"),
-    "not a switch": ({"verdict": "perhaps"}, "expected a valid boolean"),
+    "not a number": ({"max_loss": float("nan")}, "should be a finite number"),
+    "too much": ({"max_loss": 101}, "should be less than or equal to 100"),
+    "not a switch": ({"verdict": "perhaps"}, "should be a valid boolean"),
     "classes by name": ({"classes": {"cat": 0}}, "its keys are not the numbers 0 to 0"),
     "two of a name": ({"ood": ["a=x", "a=y"]}, "have the same name"),
     "no source": ({"ood": ["a="]}, "names no images"),

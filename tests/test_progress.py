@@ -15,7 +15,7 @@ def test_a_journal_says_everything_once_and_keeps_warnings_and_seconds() -> None
         journal.say("a note")
         journal.warn("a warning")
     journal.stage("learn")
-    journal.end_stage()
+    journal.stage("read")
     assert told.lines == ["a note", "a warning"]
     assert journal.warnings == ["a warning"]
     assert list(journal.seconds) == ["read", "learn"]

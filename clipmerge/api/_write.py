@@ -180,7 +180,6 @@ def _record(
     inputs, measured = pair.inputs, decided.measured
     if plan.coefficients:
         measured = measured.replace(coefficients=histograms(plan.coefficients, inputs))
-    journal.end_stage()
     return Record(
         output=output.name if output else None,
         files=files or {},

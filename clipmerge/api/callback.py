@@ -15,14 +15,14 @@ from clipmerge.api._in_memory import unwrap_model
 from clipmerge.api._pair import CheckpointLike
 from clipmerge.api._write import MergeResult, local_inputs
 from clipmerge.api.merge import choose_recipe, merge
-from clipmerge.api.push import check_push
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import UsageError
 from clipmerge.files.paths import local_path
 from clipmerge.files.staging import check_output
 from clipmerge.options import MergeOptions
 from clipmerge.planning.recipe import RecipeLike
-from clipmerge.progress import Logged, Progress
+from clipmerge.progress import Progress
+from clipmerge.publish.push import check_access
 from clipmerge.types import StrPath
 
 _LOG = logging.getLogger("clipmerge")
@@ -79,7 +79,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         self._zeroshot = zeroshot
         self._output = output
         self._processor = processor
-        self._progress = progress or Logged()
+        self._progress = progress or Progress()
         self._options = options
         self._checked = MergeOptions.of(options)
         self._recipe = choose_recipe(recipe, self._checked, self._progress)
@@ -115,7 +115,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             open_target(options, Progress())
             open_ood_sources(options, Progress())
         if options.push is not None:
-            check_push(options.push)
+            check_access(options.push)
 
     def on_train_end(
         self,

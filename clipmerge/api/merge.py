@@ -102,9 +102,12 @@ def merge(
         result = write_merged(pair, decided, verdict, target, opts, journal)
     if opts.push is None or target is None or not is_main_process():
         return result
-    from clipmerge.api.push import push_output
+    from clipmerge.publish.push import push
 
-    return replace(result, published=push_output(target, opts.push, opts, journal))
+    published = push(
+        target, opts.push, private=opts.private, license=opts.license, progress=journal
+    )
+    return replace(result, published=published)
 
 
 def plan(
@@ -195,9 +198,9 @@ def _output_folder(
             read=local_inputs(options.data, options.classes, *dict(options.ood).values()),
         )
         if options.push is not None:
-            from clipmerge.api.push import check_push
+            from clipmerge.publish.push import check_access
 
-            check_push(options.push)
+            check_access(options.push)
     return target
 
 

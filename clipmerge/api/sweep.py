@@ -319,7 +319,6 @@ def _record(
         describe(name, number, checkpoint=inputs.finetuned[0].provenance())
         for (name, inputs), number in zip(others.items(), numbers[len(decided) :], strict=True)
     ]
-    journal.end_stage()
     pinned = pair.sources(hashed=True)
     record: Json = {
         "format": SWEEP_FORMAT,

@@ -31,8 +31,6 @@ DEBUG = "CLIPMERGE_DEBUG"
 SECONDS_FOR_THE_MAIN_PROCESS = 10.0
 # base class of all errors about flags, whether or not typer vendors its own click
 _WrongFlag: Any = typer.BadParameter.__base__
-#: Seconds between two lines of progress if no bar is shown.
-LINE_SECONDS = 10.0
 _STAGES = {
     "read": "reading",
     "check": "checking images and names",
@@ -56,12 +54,7 @@ class Terminal(Progress):
     """Prints the result and the progress of one command, in the main process."""
 
     def __init__(
-        self,
-        *,
-        as_json: bool = False,
-        quiet: bool = False,
-        verbose: bool = False,
-        clock: Callable[[], float] = time.monotonic,
+        self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False
     ) -> None:
         """Keep the libraries' own bars and warnings off both streams."""
         if not verbose:
@@ -79,11 +72,9 @@ class Terminal(Progress):
         self.verbose = verbose
         self._as_json, self._quiet = as_json, quiet
         self._silent = not is_main_process()
+        self._begin = time.monotonic()
         self._bar: Bar | None = None
-        self._task: Any = None
         self._stage = ""
-        self._clock = clock
-        self._begin = self._stage_begin = self._last_line = clock()
 
     @functools.cached_property
     def _err(self) -> Console:
@@ -93,55 +84,34 @@ class Terminal(Progress):
         """Begin a stage: its progress bar replaces the last one."""
         self.close()
         self._stage = _STAGES[name]
-        self._stage_begin = self._last_line = self._clock()
         if self.verbose and not self._silent:
             self._err.print(f"{self._stage} ...")
 
     def advance(self, done: float, total: float) -> None:
-        """Move the progress bar; off a terminal, print a line every `LINE_SECONDS` seconds."""
-        if self._silent or self._quiet:
+        """Move the progress bar, which only a terminal shows."""
+        if self._silent or self._quiet or not sys.stderr.isatty():
             return
-        if sys.stderr.isatty():
-            self._move_bar(done, total)
-            return
-        now = self._clock()
-        if now - self._last_line >= LINE_SECONDS and 0 < done < total:
-            self._last_line = now
-            spent = now - self._stage_begin
-            left = format_seconds(spent * (total - done) / done)
-            self._err.print(
-                f"{self._stage}: {done / total:.0%}, {format_seconds(spent)} elapsed, {left} left"
-            )
-
-    def _move_bar(self, done: float, total: float) -> None:
         if done >= total:  # something without a count may follow
             self.close()
             return
         if self._bar is None:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress
 
-            stage = TextColumn("{task.description}", markup=False)
-            percent = TextColumn("{task.percentage:>3.0f}%")
-            columns = (stage, BarColumn(), percent, TimeRemainingColumn(), TextColumn("left"))
-            self._bar = Progress(*columns, console=self._err, transient=True)
+            self._bar = Progress(console=self._err, transient=True)
+            self._bar.add_task(self._stage)
             self._bar.start()
-            self._task = self._bar.add_task(self._stage, total=total)
-        self._bar.update(self._task, completed=done, total=total)
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, kind: str = "note") -> None:
         """Print a note on stderr."""
-        if not self._silent and not self._quiet:
-            self._tell("note", text)
+        from clipmerge.options import with_flags
+
+        if not self._silent and not (self._quiet and kind == "note"):
+            self._err.print(f"{kind}: {with_flags(text)}")
 
     def warn(self, text: str) -> None:
         """Print a warning on stderr."""
-        if not self._silent:
-            self._tell("warning", text)
-
-    def _tell(self, kind: str, text: str) -> None:
-        from clipmerge.options import with_flags
-
-        self._err.print(f"{kind}: {with_flags(text)}")
+        self.say(text, "warning")
 
     def close(self) -> None:
         """Remove the progress bar."""
@@ -161,7 +131,7 @@ class Terminal(Progress):
         elif not self._quiet:
             self.show(human())
             if last:
-                self.show(f"{last} Took {format_seconds(self._clock() - self._begin)}.")
+                self.show(f"{last} Took {format_seconds(time.monotonic() - self._begin)}.")
 
     def show(self, renderable: RenderableType) -> None:
         """Print for people on stdout."""
@@ -208,24 +178,18 @@ def tell(error: BaseException) -> int:
     text, code = _describe(error)
     if os.environ.get(DEBUG) and code == 1:
         raise error
-    line = printable(with_flags(" ".join("; ".join([text, *_notes(error)]).split())))
+    line = printable(with_flags(" ".join(text.split())))
     if not is_main_process():
         if code != 130:
             time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
             sys.stderr.write(f"error in process {os.environ['RANK']}: {line}\n")
         return code
     if "--json" in sys.argv:
-        import json
-
         line = json.dumps({"error": line, "kind": type(error).__name__, "exit_code": code})
     else:
         line = f"error: {line}"
     sys.stderr.write(f"{line}\n")
     return code
-
-
-def _notes(error: BaseException) -> list[str]:
-    return getattr(error, "__notes__", [])
 
 
 def _describe(error: BaseException) -> tuple[str, int]:

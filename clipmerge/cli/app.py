@@ -5,16 +5,21 @@ A command's file is imported when that command is used, so `clipmerge --help` im
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
-from clipmerge.cli._terminal import tell
+from clipmerge.cli._terminal import Terminal, tell
 from clipmerge.errors import UsageError
+from clipmerge.files.paths import recipe_files
 
 #: Every command in the order of ``--help``: its file, and what it does.
 COMMANDS = {
@@ -32,27 +37,102 @@ _START = "Start with: clipmerge merge zeroshot finetuned --data val --output mer
 _RARE = "Flags that are rarely needed: docs/reference/command-line.md"
 
 
+def complete_recipe(incomplete: str) -> list[str]:
+    """Complete a recipe: a shipped one, or a YAML file here."""
+    folder, slash, _ = incomplete.rpartition("/")
+    found = Path(folder + slash or ".").glob("*.y*ml")
+    names = [*recipe_files(), *sorted(f"{folder}{slash}{file.name}" for file in found)]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+ZeroShot = Annotated[
+    str, typer.Argument(metavar="ZEROSHOT", help="Folder, file, ORG/NAME[@REVISION] or adapter.")
+]
+FineTuned = Annotated[
+    list[str],
+    typer.Argument(metavar="FINETUNED", help="The same, fine-tuned from ZEROSHOT; usually one."),
+]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="RECIPE",
+        help="Name or YAML file; by default auto with --data and without --alpha, else wise-ft.",
+        autocompletion=complete_recipe,
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="Where to write.")]
+_EVERYWHERE = {
+    "as_json": typer.Option("--json", help="Print one JSON object."),
+    "quiet": typer.Option("--quiet", "-q", help="Print nothing but warnings and errors."),
+    "verbose": typer.Option("--verbose", "-v", help="Print each stage, and warnings of libraries."),
+}
+
+
 class _Commands(TyperGroup):
     """Knows only the name and the first line of a command until that command is used."""
 
     def resolve_command(self, context: Any, words: list[str]) -> Any:
-        """Import the command that the words name."""
+        """Make the command that the words name, or a group of commands, from its file."""
         if self.get_command(context, words[0]) is None and Path(words[0]).exists():
             context.fail(f"No such command '{words[0]}'. Did you mean `clipmerge merge ...`?")
-        name, command, rest = super().resolve_command(context, words)
-        return name, command and _imported(str(name)), rest
+        name, stub, rest = super().resolve_command(context, words)
+        if name is None or stub is None:
+            return name, stub, rest
+        file, help_line = COMMANDS[name]
+        function = getattr(import_module(f"clipmerge.cli.{file}"), f"{name}_command")
+        one = typer.Typer(rich_markup_mode=None)
+        if isinstance(function, typer.Typer):
+            one.add_typer(function, name=name, help=help_line)
+        else:
+            one.command(name, help=help_line, epilog=_RARE)(function)
+        return name, get_group(one).commands[name], rest
 
 
-def _imported(name: str) -> Any:
-    """Make a command or a group of commands from its file with typer."""
-    file, help_line = COMMANDS[name]
-    function = getattr(import_module(f"clipmerge.cli.{file}"), f"{name}_command")
-    one = typer.Typer(rich_markup_mode=None)
-    if isinstance(function, typer.Typer):
-        one.add_typer(function, name=name, help=help_line)
-    else:
-        one.command(name, help=help_line, epilog=_RARE)(function)
-    return get_group(one).commands[name]
+def command(function: Any) -> Callable[..., None]:
+    """Make a command of a function of a terminal and of flags; it gets those of a class of options,
+    which its parameter ``options`` names, as a dictionary.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    parameters = [
+        each.replace(annotation=hints[each.name], kind=each.KEYWORD_ONLY)
+        for each in inspect.signature(function).parameters.values()
+        if each.name not in ("terminal", "options")
+    ]
+    options: list[inspect.Parameter] = []
+    if "options" in hints:
+        from clipmerge.options import flags_of
+
+        _, declared = get_args(hints["options"])
+        options = flags_of(declared)
+    parameters += options
+    for name, flag in _EVERYWHERE.items():
+        parameters.append(
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False,
+                annotation=Annotated[bool, flag],
+            )
+        )
+
+    @functools.wraps(function)
+    def run(as_json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
+        if as_json and quiet:
+            raise UsageError("--json and --quiet contradict each other; give one of them")
+        if options:
+            values["options"] = {each.name: values.pop(each.name) for each in options}
+        terminal = Terminal(as_json=as_json, quiet=quiet, verbose=verbose)
+        try:
+            with closing(terminal):
+                function(terminal, **values)
+        except KeyboardInterrupt as error:  # typer would print an empty line
+            raise typer.Exit(tell(error)) from None
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
 
 
 app = typer.Typer(
@@ -67,39 +147,22 @@ app = typer.Typer(
 )
 
 
-def main() -> int:
-    """Run the command line, and return the exit code."""
-    try:
-        return app(prog_name="clipmerge", standalone_mode=False) or 0
-    except Exception as error:
-        return tell(error)
-
-
-def _version(value: bool) -> None:
-    if value:
-        from importlib.metadata import version
+@app.callback()
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the versions of this and of its libraries.")
+    ] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as version_of
 
         from clipmerge import __version__
 
         typer.echo(f"clipmerge {__version__}")
         for package in ("torch", "transformers", "accelerate", "huggingface_hub", "safetensors"):
-            typer.echo(f"{package} {version(package)}")
+            typer.echo(f"{package} {version_of(package)}")
         raise typer.Exit
-
-
-@app.callback()
-def _root(
-    context: typer.Context,
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            callback=_version,
-            is_eager=True,
-            help="Print the versions of this and of its libraries.",
-        ),
-    ] = False,
-) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(UsageError.exit_code)
@@ -107,3 +170,11 @@ def _root(
 
 for _name, (_, _first_line) in COMMANDS.items():
     app.command(_name, help=_first_line)(lambda: None)
+
+
+def main() -> int:
+    """Run the command line, and return the exit code."""
+    try:
+        return app(prog_name="clipmerge", standalone_mode=False) or 0
+    except Exception as error:
+        return tell(error)

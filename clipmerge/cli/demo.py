@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipmerge.cli._command import command
 from clipmerge.cli._terminal import Terminal, table_of
+from clipmerge.cli.app import command
 from clipmerge.types import Json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-@command()
+@command
 def demo_command(
     terminal: Terminal,
     output: Annotated[

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipmerge.cli._command import FineTuned, Output, ZeroShot, command
 from clipmerge.cli._terminal import Terminal, table_of
+from clipmerge.cli.app import FineTuned, Output, ZeroShot, command
 from clipmerge.options import EvaluateOptions, SweepOptions
 from clipmerge.types import Json
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-@command()
+@command
 def inspect_command(
     terminal: Terminal,
     zeroshot: ZeroShot,
@@ -54,7 +54,7 @@ def _layers(record: Json) -> RenderableType:
     return Group(table, *lines)
 
 
-@command(EvaluateOptions)
+@command
 def evaluate_command(
     terminal: Terminal,
     checkpoint: Annotated[
@@ -69,7 +69,7 @@ def evaluate_command(
             help="Images, named like their folder or file by default; may be repeated.",
         ),
     ],
-    options: Json,
+    options: Annotated[Json, EvaluateOptions],
 ) -> None:
     """Measure accuracy and retrieval recall, one row per source."""
     from clipmerge.api.evaluate import evaluate
@@ -94,7 +94,7 @@ def _accuracies(record: Json) -> RenderableType:
     return table
 
 
-@command(SweepOptions)
+@command
 def sweep_command(
     terminal: Terminal,
     zeroshot: ZeroShot,
@@ -112,7 +112,7 @@ def sweep_command(
         ),
     ],
     output: Output,
-    options: Json,
+    options: Annotated[Json, SweepOptions],
 ) -> None:
     """Compare recipes with the alpha curve."""
     from clipmerge.api.sweep import sweep

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipmerge.cli._command import FineTuned, Output, RecipeName, ZeroShot, command
 from clipmerge.cli._terminal import Terminal
+from clipmerge.cli.app import FineTuned, Output, RecipeName, ZeroShot, command
 from clipmerge.options import ApplyOptions, MergeOptions, PlanOptions
 from clipmerge.types import Json
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from clipmerge.output.record import Record
 
 
-@command(MergeOptions)
+@command
 def merge_command(
     terminal: Terminal,
     zeroshot: ZeroShot,
     finetuned: FineTuned,
     output: Output,
-    options: Json,
+    options: Annotated[Json, MergeOptions],
     recipe: RecipeName = None,
 ) -> None:
     """Measure, decide, merge, judge and write."""
@@ -48,13 +48,13 @@ def _summary(record: Record, terminal: Terminal) -> RenderableType:
     return summary(record, verbose=terminal.verbose)
 
 
-@command(PlanOptions)
+@command
 def plan_command(
     terminal: Terminal,
     zeroshot: ZeroShot,
     finetuned: FineTuned,
     output: Output,
-    options: Json,
+    options: Annotated[Json, PlanOptions],
     recipe: RecipeName = None,
 ) -> None:
     """Measure and decide like merge, and write the plan."""
@@ -70,14 +70,14 @@ def plan_command(
     )
 
 
-@command(ApplyOptions)
+@command
 def apply_command(
     terminal: Terminal,
     plan_file: Annotated[
         Path, typer.Argument(metavar="PLAN", help="JSON file written by plan; may be edited.")
     ],
     output: Output,
-    options: Json,
+    options: Annotated[Json, ApplyOptions],
 ) -> None:
     """Apply a plan: writes the same bytes as merge."""
     from clipmerge.api.apply import apply

@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 
-from clipmerge.cli._command import command
 from clipmerge.cli._terminal import Terminal
-from clipmerge.options import PushOptions
-from clipmerge.types import Json
+from clipmerge.cli.app import command
+from clipmerge.options import License, Private
 
 
-@command(PushOptions)
+@command
 def push_command(
     terminal: Terminal,
     folder: Annotated[
@@ -25,12 +24,13 @@ def push_command(
             metavar="REPO_ID", help="ORG/NAME on the Hub; created if it does not exist."
         ),
     ],
-    options: Json,
+    private: Private = False,
+    license: License = None,
 ) -> None:
     """Publish an output folder on the Hugging Face Hub."""
-    from clipmerge.api.push import push
+    from clipmerge.publish.push import push
 
-    published = push(folder, repo_id, progress=terminal, **options)
+    published = push(folder, repo_id, private=private, license=license, progress=terminal)
     terminal.result(
         published.model_dump(), lambda: f"Published {published.url} at {published.commit}"
     )

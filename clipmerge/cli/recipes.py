@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from clipmerge.cli._command import command, complete_recipe
 from clipmerge.cli._terminal import Terminal, table_of
+from clipmerge.cli.app import command, complete_recipe
 from clipmerge.errors import OutputError
 from clipmerge.files.paths import local_path, recipe_files
 from clipmerge.files.staging import staged_files
@@ -24,7 +24,7 @@ _Name = Annotated[
 
 
 @recipes_command.command("list")
-@command()
+@command
 def list_recipes(terminal: Terminal) -> None:
     """List the recipes, the recommended ones first."""
     from clipmerge.planning.recipe import recipe_text
@@ -62,7 +62,7 @@ def _first_sentence(recipe: str) -> str:
 
 
 @recipes_command.command("show")
-@command()
+@command
 def show_recipe(terminal: Terminal, name: _Name) -> None:
     """Print a recipe with its comments; as JSON, its settings."""
     from clipmerge.planning.recipe import load_recipe, recipe_text
@@ -72,7 +72,7 @@ def show_recipe(terminal: Terminal, name: _Name) -> None:
 
 
 @recipes_command.command("copy")
-@command()
+@command
 def copy_recipe(
     terminal: Terminal,
     name: _Name,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmerge.errors import ClipmergeError, HubError, OutputError, UsageError, shorten
 from clipmerge.files.hashes import sha256_of
+from clipmerge.files.paths import local_path
 from clipmerge.files.staging import RECORD
 from clipmerge.output.record import read_output
 from clipmerge.planning import Frozen
+from clipmerge.progress import Progress
 from clipmerge.report.card import CARD, REPORT, model_card
+from clipmerge.types import StrPath
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -32,24 +34,36 @@ class Published(Frozen):
 
 
 def push(
-    folder: Path,
+    folder: StrPath,
     repo_id: str,
     *,
     private: bool = False,
     license: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    progress: Progress | None = None,
 ) -> Published:
-    """Publish the files of an output; others in the folder stay where they are.
+    """Check an output folder and publish its files, in one commit or none; others stay where they
+    are.
 
     Its model card gets the repository's name, unless it was edited by hand.
 
     Args:
         folder: Folder written by `merge` or `apply`.
         repo_id: ``org/name``; created if it does not exist.
-        private: Whether to create it as a private one.
-        license: Licence in the card's metadata.
-        say: Tells what a reader should know before.
+        private: Whether to create a private repository.
+        license: Licence to publish under, such as ``mit``.
+        progress: See `merge`.
+
+    Returns:
+        The page and the commit.
+
+    Raises:
+        OutputError: If the folder is not a complete output.
+        UsageError: If the name cannot be used.
+        HubError: If the Hub refuses or fails.
     """
+    folder = local_path(folder)
+    progress = progress or Progress()
+    progress.stage("publish")
     record = read_output(folder)
     changed = [
         name for name, sha in record.files.items() if sha and sha256_of(folder / name) != sha
@@ -58,7 +72,7 @@ def push(
         raise OutputError(f"{folder}: {shorten(changed)} changed since the merge. Merge again.")
     api = check_access(repo_id)
     if record.verdict and record.verdict.recommendation != "use":
-        say(f"publishing a merge of which the verdict says: {record.verdict.sentence}")
+        progress.warn(f"publishing a merge of which the verdict says: {record.verdict.sentence}")
     card = folder / CARD
     if not card.exists() or card.read_text(encoding="utf-8") == model_card(record):
         card.write_text(model_card(record, repo_id=repo_id, license=license), encoding="utf-8")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clipmerge.cli._command import complete_recipe
-from clipmerge.cli.app import COMMANDS
+from clipmerge.cli.app import COMMANDS, complete_recipe
 from tests.support.command import clipmerge, done, printed, python, refused
 from tests.support.tiny_clip import Folders
 

@@ -12,6 +12,7 @@ from clipmerge.publish.push import push
 from clipmerge.report.card import model_card
 from tests.support.hub_double import FakeHub, upload
 from tests.support.merge_records import record, source, verdict
+from tests.support.told import Told
 
 # of the client's HTTP library, about how the client hands it a file
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -72,15 +73,15 @@ def test_an_edited_card_is_published_as_it_is(merged: Path, hub: FakeHub) -> Non
 
 
 def test_another_answer_than_use_is_said(merged: Path, hub: FakeHub) -> None:
-    said: list[str] = []
-    push(merged, "alice/first", say=said.append)
-    assert said == []
+    told = Told()
+    push(merged, "alice/first", progress=told)
+    assert told.lines == []
     data = json.loads((merged / "clipmerge.json").read_text())
     data["verdict"] |= {"recommendation": "keep-finetuned", "sentence": "Keep the fine-tuned."}
     (merged / "clipmerge.json").write_text(json.dumps(data))
-    push(merged, "alice/second", say=said.append)
-    assert len(said) == 1
-    assert "Keep the fine-tuned." in said[0]
+    push(merged, "alice/second", progress=told)
+    (line,) = told.lines
+    assert "Keep the fine-tuned." in line
 
 
 def test_weights_that_changed_are_not_published(merged: Path, hub: FakeHub) -> None:

@@ -38,7 +38,7 @@ def decided(
     """The checkpoints, and what a recipe with settings decides for them."""
     zeroshot, *finetuned = folders
     chosen = load_recipe(recipe, list(sets))
-    opts, journal = PlanOptions(device="cpu", **options), Journal(Progress())
+    opts, journal = PlanOptions.of({"device": "cpu", **options}), Journal(Progress())
     with open_pair(zeroshot, finetuned, opts, journal, missing=chosen.missing) as pair:
         pair, split = open_split(pair, chosen, opts, journal)
         return pair, decide_by_recipe(pair, chosen, split, opts, journal)

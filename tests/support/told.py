@@ -11,3 +11,5 @@ class Told(Progress):
 
     def say(self, text: str) -> None:
         self.lines.append(text)
+
+    warn = say
