@@ -17,41 +17,32 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from clipmerge.errors import RecipeError, did_you_mean
 from clipmerge.files.paths import PLUGINS, plugin_folders
 from clipmerge.types import Json, Names
 
 
-def _refuse_bool(value: Any) -> Any:
-    """Refuse ``yes`` and ``true``, which would pass for 1."""
-    if isinstance(value, bool):
-        raise ValueError("expected a number, not true or false")
-    return value
-
-
 # beyond it float32 arithmetic can overflow, which would look like a fault of the weights
 _LARGEST = 1e9
-_Float = Annotated[float, BeforeValidator(_refuse_bool)]
-_Int = Annotated[int, BeforeValidator(_refuse_bool)]
 
 #: Mixing coefficient: 0 = zero-shot, 1 = fine-tuned; outside [0, 1] it extrapolates.
-Alpha = Annotated[_Float, Field(allow_inf_nan=False)]
+Alpha = Annotated[float, Field(allow_inf_nan=False)]
 #: Share of the task vector kept.
-Density = Annotated[_Float, Field(gt=0, le=1)]
+Density = Annotated[float, Field(gt=0, le=1)]
 #: A share or a probability.
-Share = Annotated[_Float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 #: A share below 1.
-PartialShare = Annotated[_Float, Field(ge=0, lt=1)]
+PartialShare = Annotated[float, Field(ge=0, lt=1)]
 #: Points of accuracy, in percent.
-Points = Annotated[_Float, Field(ge=0, le=100)]
+Points = Annotated[float, Field(ge=0, le=100)]
 #: A radius, a threshold or another number that must be positive.
-Positive = Annotated[_Float, Field(gt=0, le=_LARGEST)]
+Positive = Annotated[float, Field(gt=0, le=_LARGEST)]
 #: A factor that may be zero.
-NonNegative = Annotated[_Float, Field(ge=0, le=_LARGEST)]
+NonNegative = Annotated[float, Field(ge=0, le=_LARGEST)]
 #: A count of at least one.
-Count = Annotated[_Int, Field(ge=1, le=1_000_000)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 def _known_mask(name: str) -> str:
@@ -94,23 +85,23 @@ def _has_rule(method: str) -> bool:
 
 def load_plugin(package: str, name: str) -> Callable[..., Any]:
     """Load the function behind a recipe name."""
-    folder = "methods" if package == "combinations" else package
+    folder, attribute = package, name.replace("-", "_")
+    file = attribute
+    if package == "combinations":
+        folder, attribute = "methods", "combine"
     if os.environ.get(PLUGINS):
         plugin_names(folder)  # which lets Python find them
-    place = f"clipmerge.{folder}.{name.replace('-', '_')}"
-    attribute = "combine" if package == "combinations" else name.replace("-", "_")
     try:
-        module = import_module(place)
-        function: Callable[..., Any] = getattr(module, attribute)
-    except Exception as error:  # a user's file may raise anything
+        function: Callable[..., Any]
+        function = getattr(import_module(f"clipmerge.{folder}.{file}"), attribute)
+    except (ImportError, AttributeError):
         known = plugin_names(package)
-        if name not in known:
-            raise RecipeError(
-                f"no {package.removesuffix('s')} '{name}' ({package}: {', '.join(known)})."
-                f"{did_you_mean(name, known)}"
-            ) from None
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise RecipeError(f"{place}: cannot be used ({reason})") from error
+        if name in known:  # a mistake in the file itself
+            raise
+        raise RecipeError(
+            f"no {package.removesuffix('s')} '{name}' ({package}: {', '.join(known)})."
+            f"{did_you_mean(name, known)}"
+        ) from None
     return function
 
 
@@ -132,24 +123,20 @@ def needs_score(mask: str) -> bool:
 
 
 def check_options(package: str, name: str, options: Json) -> Json:
-    """Validate options against a plugin's signature."""
-    function = load_plugin(package, name)
-    known = plugin_options(package, name)
+    """Validate options against a plugin's signature, and add its defaults."""
     kind = package.removesuffix("s")
-    for option in options:
-        if option not in known:
-            listed = ", ".join(known) or "none"
+    hints = get_type_hints(load_plugin(package, name), include_extras=True)
+    checked = plugin_options(package, name)
+    for option, value in options.items():
+        if option not in checked:
             raise RecipeError(
                 f"{kind} {name}: no option '{option}' (options:"
-                f" {listed}).{did_you_mean(option, known)}"
+                f" {', '.join(checked) or 'none'}).{did_you_mean(option, checked)}"
             )
-    hints = get_type_hints(function, include_extras=True)
-    checked = dict(known)
-    for option, value in options.items():
         try:
             checked[option] = TypeAdapter(hints[option]).validate_python(value)
         except ValidationError as error:
-            reason = plainly(error.errors()[0]["msg"])
+            reason = error.errors()[0]["msg"]
             raise RecipeError(
                 f"{kind} {name}: option '{option}' cannot be {value!r}: {reason}"
             ) from None
@@ -163,11 +150,6 @@ def check_mask_options(mask: str, options: Json) -> None:
             f"mask {mask}: has its density beside `mask_options`, not in them; give it there"
         )
     check_options("masks", mask, options)
-
-
-def plainly(message: str) -> str:
-    """Translate pydantic's message into the terms of YAML, which has no tuples."""
-    return message.replace("a valid tuple", "a list")
 
 
 def takes_several_finetuned(measure: str) -> bool:

@@ -31,30 +31,24 @@ class Progress:
 
 class Journal(Progress):
     """Forwards the reports of one run, and keeps what its record needs: the warnings, each once,
-    and the time at which each stage began.
+    and the seconds of each stage that ended.
     """
 
     def __init__(self, progress: Progress | None) -> None:
         """Begin to read."""
         self.warnings: list[str] = []
+        self.seconds: dict[str, float] = {}
         self._progress = progress or Progress()
         self._notes: set[str] = set()
-        self._stages: list[tuple[str, float]] = []
-        self.stage("read")
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds spent in each stage until now."""
-        spent: dict[str, float] = {}
-        ends = [begin for _, begin in self._stages[1:]]
-        ends.append(time.perf_counter())
-        for (name, begin), end in zip(self._stages, ends, strict=True):
-            spent[name] = round(spent.get(name, 0.0) + end - begin, 3)
-        return spent
+        self._stage, self._begin = "read", time.perf_counter()
+        self._progress.stage("read")
 
     def stage(self, name: str) -> None:
-        """Begin a stage."""
-        self._stages.append((name, time.perf_counter()))
+        """End a stage, and begin another one."""
+        now = time.perf_counter()
+        spent = self.seconds.get(self._stage, 0.0) + now - self._begin
+        self.seconds[self._stage] = round(spent, 3)
+        self._stage, self._begin = name, now
         self._progress.stage(name)
 
     def advance(self, done: float, total: float) -> None:

@@ -64,20 +64,6 @@ def test_no_folder_replaces_what_is_shipped(folder: Path) -> None:
     assert "learned-coefficients" in recipe_text("auto")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("1 / 0", r"masks.failing: cannot be used \(ZeroDivisionError: division by zero\)"),
-        ("def other(change): ...", "has no attribute 'broken'"),
-    ],
-)
-def test_a_plugin_that_cannot_be_used_is_named(folder: Path, text: str, message: str) -> None:
-    name = "broken" if "def" in text else "failing"  # a module is compiled once per name
-    (folder / "masks" / f"{name}.py").write_text(text)
-    with pytest.raises(RecipeError, match=message):
-        load_plugin("masks", name)
-
-
 def test_a_folder_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPMERGE_PLUGINS", "/not/there")
     with pytest.raises(UsageError, match="CLIPMERGE_PLUGINS: /not/there is not a folder"):

@@ -16,6 +16,7 @@ def test_a_journal_says_everything_once_and_keeps_warnings_and_seconds() -> None
         journal.warn("a warning")
     journal.stage("learn")
     journal.stage("read")
+    journal.stage("draw")
     assert told.lines == ["a note", "a warning"]
     assert journal.warnings == ["a warning"]
     assert list(journal.seconds) == ["read", "learn"]

@@ -15,7 +15,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperGroup
-from typer.main import get_group
+from typer.main import get_command
 
 from clipmerge.cli._terminal import Terminal, tell
 from clipmerge.errors import UsageError
@@ -63,11 +63,19 @@ RecipeName = Annotated[
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="Where to write.")]
-_EVERYWHERE = {
-    "as_json": typer.Option("--json", help="Print one JSON object."),
-    "quiet": typer.Option("--quiet", "-q", help="Print nothing but warnings and errors."),
-    "verbose": typer.Option("--verbose", "-v", help="Print each stage, and warnings of libraries."),
-}
+_EVERYWHERE = [
+    inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[bool, typer.Option(*flags, help=about)],
+    )
+    for name, flags, about in (
+        ("as_json", ["--json"], "Print one JSON object."),
+        ("quiet", ["--quiet", "-q"], "Print nothing but warnings and errors."),
+        ("verbose", ["--verbose", "-v"], "Print each stage, and warnings of libraries."),
+    )
+]
 
 
 class _Commands(TyperGroup):
@@ -75,19 +83,16 @@ class _Commands(TyperGroup):
 
     def resolve_command(self, context: Any, words: list[str]) -> Any:
         """Make the command that the words name, or a group of commands, from its file."""
-        if self.get_command(context, words[0]) is None and Path(words[0]).exists():
-            context.fail(f"No such command '{words[0]}'. Did you mean `clipmerge merge ...`?")
         name, stub, rest = super().resolve_command(context, words)
-        if name is None or stub is None:
+        if stub is None:
             return name, stub, rest
-        file, help_line = COMMANDS[name]
-        function = getattr(import_module(f"clipmerge.cli.{file}"), f"{name}_command")
-        one = typer.Typer(rich_markup_mode=None)
-        if isinstance(function, typer.Typer):
-            one.add_typer(function, name=name, help=help_line)
-        else:
-            one.command(name, help=help_line, epilog=_RARE)(function)
-        return name, get_group(one).commands[name], rest
+        file, first_line = COMMANDS[str(name)]
+        made = getattr(import_module(f"clipmerge.cli.{file}"), f"{name}_command")
+        if not isinstance(made, typer.Typer):
+            one = typer.Typer(add_completion=False, rich_markup_mode=None)
+            one.command(name, help=first_line, epilog=_RARE)(made)
+            made = one
+        return name, get_command(made), rest
 
 
 def command(function: Any) -> Callable[..., None]:
@@ -106,16 +111,7 @@ def command(function: Any) -> Callable[..., None]:
 
         _, declared = get_args(hints["options"])
         options = flags_of(declared)
-    parameters += options
-    for name, flag in _EVERYWHERE.items():
-        parameters.append(
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=False,
-                annotation=Annotated[bool, flag],
-            )
-        )
+    parameters += [*options, *_EVERYWHERE]
 
     @functools.wraps(function)
     def run(as_json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
@@ -155,17 +151,21 @@ def _root(
     ] = False,
 ) -> None:
     if version:
-        from importlib.metadata import version as version_of
-
-        from clipmerge import __version__
-
-        typer.echo(f"clipmerge {__version__}")
-        for package in ("torch", "transformers", "accelerate", "huggingface_hub", "safetensors"):
-            typer.echo(f"{package} {version_of(package)}")
+        _print_versions()
         raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(UsageError.exit_code)
+
+
+def _print_versions() -> None:
+    from importlib.metadata import version
+
+    from clipmerge import __version__
+
+    typer.echo(f"clipmerge {__version__}")
+    for package in ("torch", "transformers", "accelerate", "huggingface_hub", "safetensors"):
+        typer.echo(f"{package} {version(package)}")
 
 
 for _name, (_, _first_line) in COMMANDS.items():

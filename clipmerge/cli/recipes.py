@@ -15,7 +15,12 @@ from clipmerge.errors import OutputError
 from clipmerge.files.paths import local_path, recipe_files
 from clipmerge.files.staging import staged_files
 
-recipes_command = typer.Typer(invoke_without_command=True)
+recipes_command = typer.Typer(
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="List, show and copy the recipes.",
+)
 # The others follow by name.
 _RECOMMENDED = ("auto", "wise-ft", "straggler-sparse", "lines", "monosoup")
 _Name = Annotated[

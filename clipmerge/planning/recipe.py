@@ -20,7 +20,6 @@ from clipmerge.plugins import (
     Density,
     check_mask_options,
     check_options,
-    plainly,
     plugin_names,
     plugin_options,
 )
@@ -249,4 +248,4 @@ def _explain(error: ValidationError, data: Json) -> str:
         return f"unknown key '{key}' (keys: {', '.join(known)}).{did_you_mean(str(key), known)}"
     where = ".".join(str(part) for part in first["loc"])
     hint = did_you_mean(str(key), Override.model_fields)
-    return f"{where}: {plainly(first['msg'])}.{hint}"
+    return f"{where}: {first['msg']}.{hint}"
