@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from clipmerge.checkpoint import Checkpoint, Inputs, open_checkpoint, open_checkpoints
-from clipmerge.checkpoint.alignment import align, finetuned_dtype, refuse_mismatches
-from clipmerge.checkpoint.inputs import HEAD_WEIGHT
+from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoints
+from clipmerge.checkpoint.alignment import HEAD_WEIGHT
 from clipmerge.checks import check_models, settle
 from clipmerge.errors import UsageError
-from clipmerge.files.paths import IN_MEMORY, in_memory_title, local_path
+from clipmerge.files.paths import IN_MEMORY, local_path
 from clipmerge.options import DecisionOptions
 from clipmerge.planning.plan import HeadRecord, SourceRecord
 from clipmerge.progress import Journal
-from clipmerge.types import Json, Missing, OutputDtype, StrPath
+from clipmerge.types import Json, Missing, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from torch.nn import Module
@@ -35,12 +34,10 @@ class Pair:
 
     Attributes:
         inputs: The checkpoints.
-        dtype: Dtype of the merged weights, or ``keep``.
         head: The classes of a head whose zero-shot counterpart was built from prompts, if any.
     """
 
     inputs: Inputs
-    dtype: OutputDtype = "keep"
     head: HeadRecord | None = None
 
     def sources(self, *, hashed: bool = False) -> Json:
@@ -67,39 +64,17 @@ def open_pair(
     with as_sources(checkpoints, processor) as sources:
         refuse_duplicates(sources)
         named = [sources[0], *with_state_key(sources[1:], options.state_key)]
-        opened = [*map(named_after_model, open_checkpoints(named, model=options.model))]
-        inputs = align(opened[0], opened[1:], missing=missing)
-        dtype = options.dtype
-        if dtype == "keep" and (found := finetuned_dtype(inputs)):
-            dtype = found
-            inputs.notes.append(
-                "the zero-shot and the fine-tuned weights differ in dtype; the output has the"
-                f" fine-tuned one, {dtype} (`dtype` names another)"
-            )
-        refuse_mismatches(inputs, mixed_dtypes=dtype != "keep")
+        base, *others = open_checkpoints(named, model=options.model)
+        inputs = align_checkpoints(base, others, missing=missing, dtype=options.dtype)
         for note in inputs.notes:
             journal.warn(note)
         settle(check_models(inputs), options.allow, journal)
-        yield Pair(inputs, dtype)
-
-
-def open_source(
-    source: str, base: Checkpoint | None = None, *, model: str | None = None
-) -> Checkpoint:
-    """Open a source of `as_sources`; takes and raises the same as
-    `clipmerge.checkpoint.open_checkpoint`.
-    """
-    return named_after_model(open_checkpoint(source, base=base, model=model))
-
-
-def named_after_model(checkpoint: Checkpoint) -> Checkpoint:
-    """Name a checkpoint that holds a model in memory after the model."""
-    return replace(checkpoint, source=in_memory_title(checkpoint.source) or checkpoint.source)
+        yield Pair(inputs)
 
 
 @contextmanager
 def as_sources(checkpoints: Sequence[CheckpointLike], processor: Any = None) -> Iterator[list[str]]:
-    """Turn checkpoints into sources of `open_source`; models in memory lie in temporary folders
+    """Turn checkpoints into sources of `open_checkpoint`; models in memory lie in temporary folders
     during the block.
     """
     with ExitStack() as stack:
@@ -137,7 +112,7 @@ def with_zeroshot_head(
     else:
         return pair
     head = HeadRecord(classes=names, templates=templates_for(options.templates, templates))
-    inputs = build_zeroshot_head(pair.inputs, head, mixed_dtypes=pair.dtype != "keep")
+    inputs = build_zeroshot_head(pair.inputs, head)
     return replace(pair, inputs=inputs, head=head)
 
 

@@ -158,7 +158,7 @@ def _write(
 
 def _begin_hashing(pair: Pair) -> list[Future[Any]]:
     pool = ThreadPoolExecutor(max_workers=2)
-    futures = [pool.submit(getattr, each, "hashes") for each in pair.inputs.checkpoints]
+    futures = [pool.submit(each.provenance) for each in pair.inputs.checkpoints]
     pool.shutdown(wait=False)
     return futures
 

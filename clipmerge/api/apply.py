@@ -13,11 +13,10 @@ from clipmerge.api._pair import (
     Pair,
     as_list,
     as_sources,
-    open_source,
     refuse_duplicates,
 )
 from clipmerge.api._write import Decided, MergeResult, local_inputs, write_merged
-from clipmerge.checkpoint import Checkpoint, align_checkpoints
+from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoint
 from clipmerge.checks import check_models, settle
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import PlanError, UsageError, counted, shorten
@@ -100,15 +99,14 @@ def open_planned(
 ) -> Iterator[Pair]:
     """Open a plan's inputs, and check that the plan was made for them."""
     zeroshot, *finetuned = _open_checkpoints(plan, name, sources, options.model)
-    mixed = plan.dtype != "keep"
-    inputs = align_checkpoints(zeroshot, finetuned, missing=plan.missing, mixed_dtypes=mixed)
+    inputs = align_checkpoints(zeroshot, finetuned, missing=plan.missing, dtype=plan.dtype)
     if plan.head:
         if not lacks_zeroshot_head(inputs):
             raise PlanError(
                 f"{name}: has the classes of a head, but these checkpoints do not lack one; remove"
                 " 'head'"
             )
-        inputs = build_zeroshot_head(inputs, plan.head, mixed_dtypes=mixed)
+        inputs = build_zeroshot_head(inputs, plan.head)
     for record, checkpoint in zip(plan.checkpoints, (zeroshot, *finetuned), strict=True):
         _check_hashes(name, record, checkpoint, journal)
     task = Task(inputs)
@@ -124,7 +122,7 @@ def open_planned(
             f"{name}: does not name {counted(len(left_out), 'layer', 'layers')}, which will stay"
             f" zero-shot: {shorten(left_out, 3)}"
         )
-    yield Pair(inputs, plan.dtype, plan.head)
+    yield Pair(inputs, plan.head)
 
 
 def _open_checkpoints(
@@ -139,9 +137,9 @@ def _open_checkpoints(
     addresses = sources or [_locate(name, plan, record) for record in records]
     refuse_duplicates(addresses)
     models = [model or record.model for record in records]
-    base = open_source(addresses[0], model=models[0])
+    base = open_checkpoint(addresses[0], model=models[0])
     others = zip(addresses[1:], models[1:], strict=True)
-    return [base, *(open_source(address, base, model=model) for address, model in others)]
+    return [base, *(open_checkpoint(each, base=base, model=model) for each, model in others)]
 
 
 def _locate(name: str, plan: Plan, record: SourceRecord) -> str:
@@ -171,7 +169,7 @@ def _check_hashes(
     if not any(record.files.values()):
         journal.warn(f"{name} has no sha256 of {record.source}: used unchecked")
         return
-    hashes = checkpoint.hashes
+    hashes = checkpoint.provenance()["files"]
     if record.files != hashes:
         changed = [file for file, digest in hashes.items() if record.files.get(file) != digest]
         raise PlanError(

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipmerge.api._pair import CheckpointLike, as_sources, open_source, with_state_key
+from clipmerge.api._pair import CheckpointLike, as_sources, with_state_key
+from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checks import check_answers, check_pixels, settle
 from clipmerge.errors import UsageError
 from clipmerge.options import EvaluateOptions, named_sources
@@ -93,7 +94,7 @@ def evaluate(
 
     with as_sources([checkpoint], processor) as (address,):
         (named,) = with_state_key([address], opts.state_key)
-        opened = open_source(named, model=opts.model)
+        opened = open_checkpoint(named, model=opts.model)
         loaded = {
             name: open_images(source, opts.classes, columns=opts.columns)
             for name, source in sources.items()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from clipmerge.api._pair import CheckpointLike, as_sources, open_source
-from clipmerge.checkpoint import Checkpoint, Inputs
-from clipmerge.checkpoint.alignment import align, finetuned_dtype
+from clipmerge.api._pair import CheckpointLike, as_sources
+from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.mismatches import find_mismatches
 from clipmerge.checkpoint.source import prefix_errors
 from clipmerge.families import family_of
@@ -71,11 +70,11 @@ def inspect(
     """
     journal = Journal(progress)
     with as_sources([zeroshot] if finetuned is None else [zeroshot, finetuned]) as sources:
-        base = open_source(sources[0])
+        base = open_checkpoint(sources[0])
         record = (
             _describe_alone(base)
             if finetuned is None
-            else _compare(base, open_source(sources[1], base), journal)
+            else _compare(base, open_checkpoint(sources[1], base=base), journal)
         )
     return InspectResult(record["family"], record["layers"], tuple(record["mismatches"]), record)
 
@@ -97,10 +96,10 @@ def _describe_alone(checkpoint: Checkpoint) -> Json:
 def _compare(base: Checkpoint, other: Checkpoint, journal: Journal) -> Json:
     from clipmerge.checks import check_models
 
-    inputs = align(base, [other])
+    inputs = align_checkpoints(base, [other], refuse=False)
     for note in inputs.notes:
         journal.warn(note)
-    mismatches = find_mismatches(inputs, mixed_dtypes=finetuned_dtype(inputs) is not None)
+    mismatches = find_mismatches(inputs)
     layers = _layers(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
     journal.stage("inspect")
     done, total = 0, sum(layer["size"] for layer in layers.values())

@@ -315,7 +315,7 @@ def _plan_of(
         **pair.sources(),
         weights=decision.weights,
         combine=decision.combine,
-        dtype=pair.dtype,
+        dtype=pair.inputs.dtype,
         missing=recipe.missing,
         head=pair.head,
         seed=options.seed,

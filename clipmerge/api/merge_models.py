@@ -83,7 +83,7 @@ def merge_models(
             }
         decided.forget()
     layout = unwrap_model(zeroshot) if pair.inputs.layout is pair.inputs.zeroshot else models[0]
-    return _copy_with_weights(layout, weights, pair.dtype)  # type: ignore[return-value]
+    return _copy_with_weights(layout, weights, pair.inputs.dtype)  # type: ignore[return-value]
 
 
 def _copy_with_weights(model: torch.nn.Module, weights: Tensors, dtype: str) -> torch.nn.Module:

@@ -20,12 +20,11 @@ from clipmerge.api._pair import (
     as_list,
     as_sources,
     open_pair,
-    open_source,
     with_zeroshot_head,
 )
 from clipmerge.api._write import Decided, command_line, local_inputs
 from clipmerge.api.merge import check_recipe, decide
-from clipmerge.checkpoint import Inputs, align_checkpoints
+from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.converted import convert_checkpoint
 from clipmerge.checks import check_sources, settle
 from clipmerge.distributed import is_main_process
@@ -240,9 +239,9 @@ def _decide_each(
 
 def _aligned(source: str, inputs: Inputs, options: SweepOptions) -> Inputs:
     """Align a checkpoint that is shown as it is with the zero-shot one."""
-    opened = open_source(source, inputs.zeroshot, model=options.model)
+    opened = open_checkpoint(source, base=inputs.zeroshot, model=options.model)
     point = convert_checkpoint(opened, inputs.zeroshot)
-    return align_checkpoints(inputs.zeroshot, [point], mixed_dtypes=True)
+    return align_checkpoints(inputs.zeroshot, [point], dtype="float32")
 
 
 def _points(
@@ -279,7 +278,7 @@ def _score(
     if inputs.have_heads_only or inputs.keeps_head:
         sources = {name: require_labelled(images) for name, images in sources.items()}
     model = build_model(inputs)
-    scorer = Scorer(model, inputs, options, dtype=pair.dtype)
+    scorer = Scorer(model, inputs, options, dtype=pair.inputs.dtype)
     outcomes = scorer.score(moves, sources, progress)
     return {name: stack_correct(each) for name, each in outcomes.items()}
 

@@ -1,34 +1,46 @@
-"""Align checkpoints by canonical parameter name, refuse those that do not match, and ask whether
-one started from the other.
+"""Checkpoints aligned by canonical parameter name: their keys, and the layout of the output.
 
-Training moves weights, and does not replace them: even after long training at a high rate, most of
-a matrix points where it pointed. Two models that were trained apart have matrices at right angles,
-for their hidden units are numbered by chance. Which of two related models came first is asked of
-images, not of weights.
+Whether one started from the other is told by its matrices. Training moves weights, and does not
+replace them: even after long training at a high rate, most of a matrix points where it pointed.
+Two models that were trained apart have matrices at right angles, for their hidden units are
+numbered by chance. Which of two related models came first is asked of images, not of weights.
 """
 
 from __future__ import annotations
 
+import filecmp
 import math
+import re
 import sys
+from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import median
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.source import Checkpoint, prefix_errors
 from clipmerge.errors import CheckpointError
 from clipmerge.families import (
     Family,
     family_of,
+    is_index_buffer,
     layers_of,
     layout_of,
     tower_of,
 )
-from clipmerge.files.safetensors import Array
-from clipmerge.layers import HEAD
-from clipmerge.types import Missing, OutputDtype
+from clipmerge.files.safetensors import Array, TensorEntry
+from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
+from clipmerge.layers import HEAD, network_order
+from clipmerge.types import Layers, Missing, OutputDtype
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+HEAD_WEIGHT, HEAD_BIAS = "classification_head.weight", "classification_head.bias"
+#: A checkpoint that holds a tensor, and the tensor's key there.
+Location = tuple[Checkpoint, str]
 #: Median cosine of a tower's matrices below which it did not come from the other checkpoint's.
 #: Models trained apart stay within 0.01 of 0; the furthest fine-tuning of `benchmarks/ancestry`
 #: (at 7fea82b5) stays above 0.3.
@@ -38,6 +50,163 @@ _SAMPLE = 1 << 14
 # The cosine of a smaller matrix says little: its random spread is one over the root of its number
 # of entries.
 _LEAST = 256
+_TEXT_BLOCK = re.compile(r"text\.\d+\.")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The zero-shot checkpoint and its fine-tuned ones, aligned by canonical parameter name."""
+
+    family: Family
+    zeroshot: Checkpoint  # theta_0
+    finetuned: tuple[Checkpoint, ...]  # theta_1 ... theta_K; usually one
+    # keys in the zero-shot file by canonical name, in the file's order
+    zeroshot_keys: dict[str, str]
+    finetuned_keys: tuple[dict[str, str], ...]  # the same for each fine-tuned file
+    layer_of: dict[str, str]  # layers by canonical name, for the parameters of all checkpoints
+    missing: Missing = "error"  # treatment of keys that only one side has
+    dtype: OutputDtype = "keep"  # of the merged weights
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def layers(self) -> Layers:
+        """Canonical parameter names by layer, sorted, in network order; all parameters of the
+        zero-shot file.
+        """
+        groups: dict[str, list[str]] = {}
+        for name in sorted(self.zeroshot_keys):
+            groups.setdefault(self.layer_of[name], []).append(name)
+        return {layer: tuple(groups[layer]) for layer in sorted(groups, key=network_order)}
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """theta_0, theta_1 ... theta_K."""
+        return (self.zeroshot, *self.finetuned)
+
+    @cached_property
+    def tower(self) -> str:
+        """The towers that the fine-tuned checkpoints hold: ``full``, ``vision`` or ``text``."""
+        towers = set()
+        for keys in self.finetuned_keys:
+            towers.add(tower_of(self.layer_of[name] for name in keys))
+        return towers.pop() if len(towers) == 1 else "full"
+
+    @cached_property
+    def is_partial(self) -> bool:
+        """Whether the fine-tuned checkpoints are one tower of a full zero-shot model."""
+        return self.tower != "full" and tower_of(self.layers) == "full"
+
+    @cached_property
+    def keeps_head(self) -> bool:
+        """Whether only the fine-tuned checkpoints are classifiers; the output then has their head
+        and their tower.
+        """
+        has_head = HEAD in self.layers and not self.zeroshot.has_built_head
+        if self.tower == "full" or self.missing == "keep-zeroshot" or has_head:
+            return False
+        return any(self._has_head(keys) for keys in self.finetuned_keys)
+
+    def _has_head(self, keys: dict[str, str]) -> bool:
+        return any(self.layer_of[name] == HEAD for name in keys)
+
+    @property
+    def have_heads_only(self) -> bool:
+        """Whether every checkpoint tells classes apart by a head alone: it has one, and no blocks
+        of a text tower.
+        """
+        if any(_TEXT_BLOCK.match(layer) for layer in self.layers):
+            return False
+        everyone = (self.zeroshot_keys, *self.finetuned_keys)
+        return all(map(self._has_head, everyone))
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the output has a classification head, and no class prompts."""
+        return self.tower == "vision" and self._has_head(self.layout_keys)
+
+    @cached_property
+    def layout(self) -> Checkpoint:
+        """The checkpoint whose keys, configuration and side files the output has: the zero-shot one
+        if the others are one of its towers.
+        """
+        return self.zeroshot if self.is_partial and not self.keeps_head else self.finetuned[0]
+
+    @property
+    def layout_keys(self) -> dict[str, str]:
+        """Keys in the file of `layout` by canonical name."""
+        return self.zeroshot_keys if self.layout is self.zeroshot else self.finetuned_keys[0]
+
+    @cached_property
+    def output_keys(self) -> dict[str, str]:
+        """Keys in the output by canonical name: those of `layout` where it has the parameter."""
+        return self.finetuned_keys[0] | self.zeroshot_keys | self.layout_keys
+
+    def expects(self, name: str) -> bool:
+        """Whether the fine-tuned checkpoints must hold a zero-shot parameter, even if they are one
+        tower.
+        """
+        layer = self.layer_of[name]
+        if not self.is_partial or layer == HEAD:
+            return True
+        if not layer.startswith(f"{self.tower}."):
+            return False
+        # a tower may have been saved without its projection
+        has_it = any(name in keys for keys in self.finetuned_keys)
+        return has_it or not layer.endswith(".projection")
+
+    @cached_property
+    def merged_layers(self) -> Layers:
+        """Mergeable parameters by layer, in network order, without empty layers."""
+        merged = {}
+        for layer, names in self.layers.items():
+            if found := tuple(filter(self.merges, names)):
+                merged[layer] = found
+        return merged
+
+    def merges(self, name: str) -> bool:
+        """Whether a parameter is a float that every checkpoint holds, so that it can be merged."""
+        entries = self.entries(name)
+        if len(entries) <= len(self.finetuned) or is_index_buffer(name):
+            return False
+        return all(entry.is_float for entry in entries)
+
+    def zeroshot_entry(self, name: str) -> TensorEntry:
+        """Type and place of a zero-shot parameter."""
+        return self.zeroshot.entries[self.zeroshot_keys[name]]
+
+    def theta_0(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Map a zero-shot parameter; see `Checkpoint.tensor`."""
+        return self.zeroshot.tensor(self.zeroshot_keys[name], start, stop)
+
+    def theta_1(
+        self, name: str, start: int = 0, stop: int | None = None, *, which: int = 0
+    ) -> Tensor:
+        """Map a fine-tuned parameter; see `Checkpoint.tensor`."""
+        return self.finetuned[which].tensor(self.finetuned_keys[which][name], start, stop)
+
+    def entries(self, name: str) -> list[TensorEntry]:
+        """Entries of a tensor: in the zero-shot checkpoint, then in the fine-tuned ones that have
+        it.
+        """
+        return [checkpoint.entries[key] for checkpoint, key in self.holders[name]]
+
+    def release(self, name: str) -> None:
+        """Release a tensor's mapped pages in every checkpoint; see `Checkpoint.release`."""
+        for checkpoint, key in self.holders[name]:
+            checkpoint.release(key)
+
+    @cached_property
+    def holders(self) -> dict[str, list[Location]]:
+        """The checkpoints that hold each tensor, zero-shot first, each with the tensor's key in its
+        file.
+        """
+        found: dict[str, list[Location]] = {}
+        for checkpoint, keys in zip(
+            self.checkpoints, (self.zeroshot_keys, *self.finetuned_keys), strict=True
+        ):
+            for name, key in keys.items():
+                found.setdefault(name, []).append((checkpoint, key))
+        return found
 
 
 def align_checkpoints(
@@ -45,39 +214,18 @@ def align_checkpoints(
     finetuned: list[Checkpoint],
     *,
     missing: Missing = "error",
-    mixed_dtypes: bool = False,
-) -> Inputs:
-    """Align checkpoints and refuse mismatches, without reading weights."""
-    inputs = align(zeroshot, finetuned, missing=missing)
-    refuse_mismatches(inputs, mixed_dtypes=mixed_dtypes)
-    return inputs
-
-
-def refuse_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> None:
-    """Refuse aligned checkpoints that cannot be merged."""
-    if not inputs.are_alike:
-        from clipmerge.checkpoint.mismatches import find_mismatches
-
-        for problem in find_mismatches(inputs, mixed_dtypes=mixed_dtypes):
-            raise CheckpointError(problem)
-
-
-def finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
-    """The one dtype of the fine-tuned weights where the zero-shot ones have another; ``None`` if
-    they agree, or if the fine-tuned ones have several.
-    """
-    if inputs.are_alike:
-        return None
-    from clipmerge.checkpoint.mismatches import only_finetuned_dtype
-
-    return only_finetuned_dtype(inputs)
-
-
-def align(
-    zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing = "error"
+    dtype: OutputDtype = "keep",
+    refuse: bool = True,
 ) -> Inputs:
     """Match keys by canonical name, in the layout of the first fine-tuned checkpoint, without
-    checking for mismatches.
+    reading weights.
+
+    Args:
+        zeroshot: The zero-shot checkpoint.
+        finetuned: The fine-tuned ones.
+        missing: Treatment of keys that only one side has.
+        dtype: That of the merged weights.
+        refuse: Whether mismatches that prevent a merge are errors.
     """
     checkpoints = [zeroshot, *finetuned]
     if len({layout_of(checkpoint.entries) for checkpoint in checkpoints}) > 1:
@@ -86,23 +234,23 @@ def align(
         checkpoints = [convert_checkpoint(one, finetuned[0]) for one in checkpoints]
     family = _common_family(checkpoints)
     keys = []
+    names: dict[str, str] = {}
+    notes: list[str] = []
     for checkpoint in checkpoints:
         with prefix_errors(checkpoint.source):
             keys.append(family.by_canonical_name(checkpoint.entries))
-    notes = [note for checkpoint in checkpoints for note in checkpoint.notes]
-    if any(layer == HEAD for layer in layers_of(keys[0]).values()):
-        from clipmerge.checkpoint.mismatches import drop_other_head
-
-        notes += drop_other_head(checkpoints, keys)
-    towers = {tower_of(layers_of(names).values()) for names in keys[1:]}
-    tower = towers.pop() if len(towers) == 1 else "full"
+        names |= keys[-1]
+        notes += checkpoint.notes
+    layer_of = layers_of(names)
     first, *others = checkpoints
-    inputs = Inputs(family, first, tuple(others), keys[0], tuple(keys[1:]), tower, missing, notes)
-    if not inputs.are_alike:
-        from clipmerge.checkpoint.mismatches import alignment_notes
+    inputs = Inputs(
+        family, first, tuple(others), keys[0], tuple(keys[1:]), layer_of, missing, dtype, notes
+    )
+    if _are_alike(inputs):
+        return inputs
+    from clipmerge.checkpoint.mismatches import settle_differences
 
-        notes.extend(alignment_notes(inputs))
-    return inputs
+    return settle_differences(inputs, refuse=refuse)
 
 
 def _common_family(checkpoints: list[Checkpoint]) -> Family:
@@ -120,6 +268,28 @@ def _common_family(checkpoints: list[Checkpoint]) -> Family:
             " different families do not merge. Give the base that was fine-tuned"
         )
     return family
+
+
+def _are_alike(inputs: Inputs) -> bool:
+    """Whether all checkpoints have the same parameters, of the same shapes and dtypes, and the same
+    configuration, processor and tokenizer beside them.
+    """
+    zeroshot = inputs.zeroshot
+    if zeroshot.config is None or zeroshot.stored:
+        return False
+    for name in inputs.layer_of:
+        kinds = {(entry.shape, entry.dtype) for entry in inputs.entries(name)}
+        if len(kinds) > 1 or len(inputs.holders[name]) <= len(inputs.finetuned):
+            return False
+    for finetuned in inputs.finetuned:
+        if finetuned.config != zeroshot.config:
+            return False
+        for name in (*PROCESSORS, *VOCABULARIES):
+            files = zeroshot.folder / name, finetuned.folder / name
+            present = [file.is_file() for file in files]
+            if any(present) and not (all(present) and filecmp.cmp(*files, shallow=False)):
+                return False
+    return True
 
 
 def are_equal(inputs: Inputs, which: int, other: int) -> bool:
@@ -149,18 +319,15 @@ def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
         # a head, outside both towers, may have been built anew
         if not rest or len(shape) < 2 or math.prod(shape) < _LEAST:
             continue
+        theta_0 = _first_values(inputs, -1, name, _SAMPLE)
+        theta_1 = _first_values(inputs, which, name, _SAMPLE)
         with np.errstate(all="ignore"):  # NaN and Inf are refused where they are merged
-            theta_0 = _first_values(inputs, -1, name, _SAMPLE)
-            theta_1 = _first_values(inputs, which, name, _SAMPLE)
             # sums in this thread: a BLAS's threads would spin, waiting for others
             product = float((theta_0 * theta_1).sum())
-            ours = float((theta_0 * theta_0).sum())
-            theirs = float((theta_1 * theta_1).sum())
-        length = ours * theirs
+            length = float((theta_0 * theta_0).sum()) * float((theta_1 * theta_1).sum())
         # an empty or a broken matrix is no evidence
         if 0 < length < math.inf:
-            found = cosines.setdefault(tower, [])
-            found.append(product / math.sqrt(length))
+            cosines.setdefault(tower, []).append(product / math.sqrt(length))
     return {tower: median(values) for tower, values in cosines.items()}
 
 
@@ -168,7 +335,7 @@ def _first_values(inputs: Inputs, which: int, name: str, length: int) -> Array:
     """The first elements of a tensor, 1-D: float64 unchanged, all else as float32; a view if stored
     in that dtype.
     """
-    checkpoint, key = inputs.holders(name)[which + 1]
+    checkpoint, key = inputs.holders[name][which + 1]
     stop = min(length, checkpoint.entries[key].size)
     values = checkpoint.array(key, 0, stop)
     if values.dtype == np.uint16:  # bfloat16

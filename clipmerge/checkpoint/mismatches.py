@@ -5,13 +5,14 @@ not simply merged.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import cast, get_args
 
-from clipmerge.checkpoint.inputs import Inputs
+from clipmerge.checkpoint.alignment import Inputs
 from clipmerge.checkpoint.settings import silent_mismatches
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
-from clipmerge.errors import counted, shorten
-from clipmerge.families import is_counter, is_index_buffer, layers_of, tower_of
+from clipmerge.errors import CheckpointError, counted, shorten
+from clipmerge.families import is_counter, is_index_buffer, tower_of
 from clipmerge.files.safetensors import DTYPES
 from clipmerge.layers import HEAD
 from clipmerge.types import OutputDtype
@@ -23,31 +24,43 @@ _TOWER_WORDS = {
 }
 
 
-def drop_other_head(checkpoints: list[Checkpoint], keys: list[dict[str, str]]) -> Iterator[str]:
+def settle_differences(inputs: Inputs, *, refuse: bool) -> Inputs:
+    """Note what is not simply merged, decide on one dtype, and refuse what cannot be merged."""
+    if HEAD in inputs.layers:
+        inputs = _without_other_head(inputs)
+    inputs.notes.extend(_notes(inputs))
+    dtype = _finetuned_dtype(inputs)
+    if inputs.dtype == "keep" and dtype is not None:
+        inputs.notes.append(
+            "the zero-shot and the fine-tuned weights differ in dtype; the output has the"
+            f" fine-tuned one, {dtype} (`dtype` names another)"
+        )
+        inputs = replace(inputs, dtype=dtype)
+    if refuse:
+        for problem in find_mismatches(inputs):
+            raise CheckpointError(problem)
+    return inputs
+
+
+def _without_other_head(inputs: Inputs) -> Inputs:
     """Leave out the zero-shot checkpoint's head if it has other classes than the fine-tuned one's,
     and say so.
     """
-    zeroshot, finetuned = checkpoints[:2]
-    ours, theirs = keys[:2]
-    head = []
-    differs = False
-    for name, layer in layers_of(ours).items():
-        if layer == HEAD and name in theirs:
-            head.append(name)
-            shape = zeroshot.entries[ours[name]].shape
-            other = finetuned.entries[theirs[name]].shape
-            differs |= shape != other
-            rows, other_rows = shape[0], other[0]
-    if differs:
-        for name in head:
-            del ours[name]
-        yield (
-            f"{zeroshot.source}: its head has {rows} rows, the fine-tuned one's {other_rows}; it is"
-            " left out"
-        )
+    theirs = inputs.finetuned_keys[0]
+    head = {name for name in inputs.layers[HEAD] if name in theirs}
+    for name in head:
+        shape, other, *_ = (entry.shape for entry in inputs.entries(name))
+        if shape != other:
+            inputs.notes.append(
+                f"{inputs.zeroshot.source}: its head has {shape[0]} rows, the fine-tuned one's"
+                f" {other[0]}; it is left out"
+            )
+            kept = {name: key for name, key in inputs.zeroshot_keys.items() if name not in head}
+            return replace(inputs, zeroshot_keys=kept)
+    return inputs
 
 
-def only_finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
+def _finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
     """The one dtype of the fine-tuned weights, if the zero-shot ones have another."""
     zeroshot = set()
     finetuned = set()
@@ -61,34 +74,35 @@ def only_finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
     return cast(OutputDtype, dtype) if dtype in get_args(OutputDtype) else None
 
 
-def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
+def find_mismatches(inputs: Inputs) -> list[str]:
     """List the mismatches that prevent a merge, most informative first, one line each."""
+    zeroshot = inputs.zeroshot
     problems = []
     tower = tower_of(inputs.layers)
     if tower not in ("full", inputs.tower):
         problems.append(
-            f"{inputs.zeroshot.source}: holds the {tower} tower only, the fine-tuned checkpoint "
+            f"{zeroshot.source}: holds the {tower} tower only, the fine-tuned checkpoint "
             f"{_TOWER_WORDS[inputs.tower]}; give the zero-shot model that was fine-tuned"
         )
-    if len(inputs.finetuned) > 1 and inputs.keeps_head and not inputs.zeroshot.has_built_head:
+    if len(inputs.finetuned) > 1 and inputs.keeps_head and not zeroshot.has_built_head:
         problems.append(
             "several fine-tuned classifiers, and a zero-shot model without a head: one head can be"
             " kept, not several; give one of them, or a base with a head of the same classes"
         )
     for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
-        problems += _tensor_mismatches(inputs, finetuned, keys, mixed_dtypes)
-        ours, theirs = inputs.zeroshot.stored or inputs.zeroshot, finetuned.stored or finetuned
+        problems += _tensor_mismatches(inputs, finetuned, keys)
+        ours, theirs = zeroshot.stored or zeroshot, finetuned.stored or finetuned
         problems += silent_mismatches(ours, theirs, inputs.tower)
-        if inputs.missing == "error" and keys.keys() != inputs.zeroshot_keys.keys():
+        if inputs.missing == "error":
             problems += _key_mismatches(inputs, finetuned.source, keys)
     # names of scales and biases are the same in many models
     if not problems and not any("." in layer for layer in inputs.merged_layers):
         problems.append(
-            f"{inputs.finetuned[0].source}: has no weight in common with {inputs.zeroshot.source},"
+            f"{inputs.finetuned[0].source}: has no weight in common with {zeroshot.source},"
             f" so there is nothing to merge; is it a {inputs.family.name} checkpoint?"
         )
     is_open_clip = inputs.family.config == OPEN_CLIP_CONFIG
-    needs_config = is_open_clip or inputs.zeroshot.stored
+    needs_config = is_open_clip or zeroshot.stored
     if needs_config and all(one.config is None for one in inputs.checkpoints):
         named = " or name the architecture with `model`, such as ViT-B-32" if is_open_clip else ""
         problems.append(
@@ -99,27 +113,25 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
 
 
 def _tensor_mismatches(
-    inputs: Inputs, finetuned: Checkpoint, keys: dict[str, str], mixed_dtypes: bool
+    inputs: Inputs, finetuned: Checkpoint, keys: dict[str, str]
 ) -> Iterator[str]:
-    """Name the first of the shared tensors that differ in shape, and in kind or dtype."""
-    what = "kind" if mixed_dtypes else "dtype"
-    advice = "" if mixed_dtypes else " Or name one with `dtype`."
-    shapes, types = [], []
+    """Name the first of the shared tensors that differ in shape, and in dtype."""
+    shapes, dtypes = [], []
     shared = [name for name in keys if name in inputs.zeroshot_keys and not is_incidental(name)]
     for name in shared:
         ours, theirs = inputs.zeroshot_entry(name), finetuned.entries[keys[name]]
         if ours.shape != theirs.shape:
             shapes.append((name, ours.shape, theirs.shape))
-        if mixed_dtypes and ours.is_float != theirs.is_float:
-            types.append((name, ours.dtype, theirs.dtype))
-        if not mixed_dtypes and ours.dtype != theirs.dtype:
-            types.append((name, DTYPES[ours.dtype][0], DTYPES[theirs.dtype][0]))
+        is_settled = inputs.dtype != "keep" and ours.is_float == theirs.is_float
+        if ours.dtype != theirs.dtype and not is_settled:
+            dtypes.append((name, DTYPES[ours.dtype][0], DTYPES[theirs.dtype][0]))
+    advice = " Or name one with `dtype`." if inputs.dtype == "keep" else ""
     of = f"of {len(shared)} tensors"
-    for differing, name, then in ((shapes, "shape", ""), (types, what, advice)):
+    for differing, what, then in ((shapes, "shape", ""), (dtypes, "dtype", advice)):
         if differing:
             first, a, b = differing[0]
             yield (
-                f"{counted(len(differing), f'{of} differs', f'{of} differ')} in {name}; first"
+                f"{counted(len(differing), f'{of} differs', f'{of} differ')} in {what}; first"
                 f" {first}: zeroshot {a}, finetuned {b}. Compare both with `clipmerge inspect`."
                 f"{then}"
             )
@@ -127,6 +139,8 @@ def _tensor_mismatches(
 
 def _key_mismatches(inputs: Inputs, source: str, theirs: dict[str, str]) -> Iterator[str]:
     ours = inputs.zeroshot_keys
+    if ours.keys() == theirs.keys():
+        return
     only_ours = []
     for name in ours:
         if name not in theirs and not is_incidental(name) and inputs.expects(name):
@@ -152,7 +166,7 @@ def _key_mismatches(inputs: Inputs, source: str, theirs: dict[str, str]) -> Iter
             )
 
 
-def alignment_notes(inputs: Inputs) -> Iterator[str]:
+def _notes(inputs: Inputs) -> Iterator[str]:
     """Describe the parameters that are not simply merged (kept, copied or left out), one line
     each.
     """

@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, prefix_errors
 from clipmerge.errors import CheckpointError, did_you_mean, shorten
 from clipmerge.families import layout_of
-from clipmerge.files.hashes import remember_state
-from clipmerge.files.paths import is_plain_name, local_path, split_part
-from clipmerge.files.reading import read_json, refusing
+from clipmerge.files.hashes import file_state
+from clipmerge.files.paths import IN_MEMORY, is_plain_name, local_path, split_part
 from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header
 from clipmerge.files.side_files import SIDE_FILES, read_side_json
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint.derived import LazyTensor
     from clipmerge.hub.download import Snapshot
-    from clipmerge.hub.ids import HubId
 
 _INDICES = (".safetensors.index.json", ".bin.index.json")
+# Folders that hold the CLIP in a model of sentence-transformers, and in a pipeline of diffusers.
+_FOLDERS = ("0_CLIPModel/", "text_encoder/")
 # Names of weights in a folder, the first that is there is read.
 _WEIGHTS = (
     "model.safetensors",
@@ -49,53 +49,24 @@ _PLAIN = re.compile(
 _NOT_WEIGHTS = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args.")
 
 
-@dataclass(frozen=True)
-class CheckpointRef:
-    """A checkpoint before it is opened: a place on disk, or a model on the Hub at one commit."""
-
-    name: str  # as the user wrote it
-    snapshot: Snapshot | None = None  # of a model on the Hub
-
-
-def find_checkpoint(name: str) -> CheckpointRef:
-    """Find a checkpoint on disk, or ask the Hub for its commit: the only time in a run."""
-    if not name.strip():
-        raise CheckpointError("the name of the checkpoint is empty; is a shell variable unset?")
-    if local_path(split_part(name)[0]).exists():
-        return CheckpointRef(name)
-    hub_id = hub_id_of(name)
-    from clipmerge.hub.download import resolve
-
-    return CheckpointRef(name, resolve(hub_id))
-
-
-def hub_id_of(source: str) -> HubId:
-    """Read a source that is not on disk as a Hub id, or refuse it."""
-    from clipmerge.hub.ids import parse_hub_id
-
-    address, _ = split_part(source)
-    hub_id = parse_hub_id(address)
-    if hub_id is None:
-        path = local_path(address)
-        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise CheckpointError(
-            f"{source}: no such folder or file, and not a Hub id; give a folder, a .safetensors or"
-            f" .pt file, org/name or org/name@revision.{did_you_mean(path.name, beside)}"
-        )
-    return hub_id
-
-
 def open_checkpoints(names: Sequence[str], *, model: str | None = None) -> list[Checkpoint]:
     """Open a zero-shot checkpoint and its fine-tuned ones; all are found before one is
     downloaded.
     """
-    base, *finetuned = [find_checkpoint(name) for name in names]
-    zeroshot = open_checkpoint(base, model=model)
-    return [zeroshot, *(open_checkpoint(ref, base=zeroshot, model=model) for ref in finetuned)]
+    snapshots = [_find(name) for name in names]
+    zeroshot = open_checkpoint(names[0], model=model, snapshot=snapshots[0])
+    opened = [zeroshot]
+    for name, snapshot in zip(names[1:], snapshots[1:], strict=True):
+        opened.append(open_checkpoint(name, base=zeroshot, model=model, snapshot=snapshot))
+    return opened
 
 
 def open_checkpoint(
-    source: str | CheckpointRef, *, base: Checkpoint | None = None, model: str | None = None
+    source: str,
+    *,
+    base: Checkpoint | None = None,
+    model: str | None = None,
+    snapshot: Snapshot | None = None,
 ) -> Checkpoint:
     """Open a folder, a file, an index of shards or a Hub id without reading weights.
 
@@ -103,27 +74,29 @@ def open_checkpoint(
         source: The checkpoint, or an adapter.
         base: The checkpoint that an adapter is applied to.
         model: open_clip's name of the architecture, if no configuration lies beside the weights.
+        snapshot: The commit of a Hub id, if it is known.
     """
-    ref = find_checkpoint(source) if isinstance(source, str) else source
-    name, part = split_part(ref.name)
-    path = local_path(name)
-    revision = None
-    notes: tuple[str, ...] = ()
-    if ref.snapshot is not None:
-        revision = ref.snapshot.revision
-        notes = (ref.snapshot.note,) if ref.snapshot.note else ()
-        path = _download(ref.snapshot)
-    if path.is_dir():
-        names = [file.name for file in path.iterdir()]
-        path = path / _choose_weights(ref.name, names)
+    address, part = split_part(source)
+    path = local_path(address)
+    snapshot = snapshot or _find(source)
+    if snapshot is not None:
+        path = _download(snapshot)
+    elif path.is_dir():
+        patterns = ("*", *(f"{folder}*" for folder in _FOLDERS))
+        names = [file.relative_to(path).as_posix() for each in patterns for file in path.glob(each)]
+        path = path / _choose_weights(source, names)
+    if path.parent.parent.name.startswith(IN_MEMORY):
+        source = path.parent.name
+    revision = snapshot.revision if snapshot else None
     if path.stem == "adapter_model":
         from clipmerge.checkpoint.adapter import MERGE_IT, apply_adapter
 
         if base is None:
-            raise CheckpointError(f"{ref.name}: is an adapter, not a full model; {MERGE_IT}")
-        return apply_adapter(base, path.parent, ref.name, revision)
-    checkpoint = _open_file(ref.name, path, part)
-    checkpoint = replace(checkpoint, revision=revision, notes=(*notes, *checkpoint.notes))
+            raise CheckpointError(f"{source}: is an adapter, not a full model; {MERGE_IT}")
+        return apply_adapter(base, path.parent, source, revision)
+    checkpoint = replace(_open_file(source, path, part), revision=revision)
+    if snapshot and snapshot.note:
+        checkpoint = replace(checkpoint, notes=(snapshot.note, *checkpoint.notes))
     if model is None:
         return checkpoint
     from clipmerge.checkpoint.architecture import with_architecture
@@ -131,27 +104,53 @@ def open_checkpoint(
     return with_architecture(checkpoint, model)
 
 
+def _find(name: str) -> Snapshot | None:
+    """Ask the Hub for the commit of a checkpoint, the only time in a run; ``None`` if it is on
+    disk.
+    """
+    if not name.strip():
+        raise CheckpointError("the name of the checkpoint is empty; is a shell variable unset?")
+    address, _ = split_part(name)
+    path = local_path(address)
+    if path.exists():
+        return None
+    from clipmerge.hub.download import resolve
+    from clipmerge.hub.ids import parse_hub_id
+
+    hub_id = parse_hub_id(address)
+    if hub_id is None:
+        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(
+            f"{name}: no such folder or file, and not a Hub id; give a folder, a .safetensors or"
+            f" .pt file, org/name or org/name@revision.{did_you_mean(path.name, beside)}"
+        )
+    return resolve(hub_id)
+
+
 def _download(snapshot: Snapshot) -> Path:
     """Download one set of weights and the small files beside it."""
-    root = [name for name in snapshot.files if "/" not in name]
-    weights = _choose_weights(str(snapshot.hub_id), root)
+    weights = _choose_weights(str(snapshot.hub_id), snapshot.files)
+    folder, _, file = weights.rpartition("/")
+    stem, _, _ = file.partition(".")
     wanted = [weights]
-    stem, _, _ = weights.partition(".")
-    for name in root:
-        is_shard = weights.endswith(_INDICES) and name.startswith(f"{stem}-")
-        if is_shard or name in SIDE_FILES or name == "adapter_config.json":
+    for name in snapshot.files:
+        beside, _, file = name.rpartition("/")
+        is_shard = weights.endswith(_INDICES) and file.startswith(f"{stem}-")
+        is_wanted = is_shard or file in SIDE_FILES or file == "adapter_config.json"
+        if beside == folder and is_wanted:
             wanted.append(name)
-    return snapshot.download(wanted)
+    return snapshot.download(wanted) / weights
 
 
 def _choose_weights(source: str, names: Sequence[str]) -> str:
-    """The file of weights, or the index of shards, among the names in a folder."""
-    for name in _WEIGHTS:
-        if name in names:
-            return name
+    """The file of weights, or the index of shards, among the paths of a folder's files."""
+    for folder in ("", *_FOLDERS):
+        for name in _WEIGHTS:
+            if folder + name in names:
+                return folder + name
     others = []
     for name in sorted(names):
-        is_of_weights = name.endswith((".safetensors", *PICKLE_SUFFIXES))
+        is_of_weights = name.endswith((".safetensors", *PICKLE_SUFFIXES)) and "/" not in name
         if is_of_weights and not name.startswith(_NOT_WEIGHTS):
             others.append(name)
     if len(others) == 1:
@@ -162,24 +161,21 @@ def _choose_weights(source: str, names: Sequence[str]) -> str:
         )
     raise CheckpointError(
         f"{source}: no weights in this folder, such as {_WEIGHTS[0]}; give the folder that"
-        " save_pretrained wrote (in a pipeline, that of its CLIP). Checkpoints in pieces"
-        " (DeepSpeed, FSDP) must be put together first"
+        " save_pretrained wrote. Checkpoints in pieces (DeepSpeed, FSDP) must be put together first"
     )
 
 
 def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
     """Open a file of weights, or an index of shards; ``part`` names what is meant in it."""
-    if not path.is_file():
-        raise CheckpointError(f"{source}: is neither a file nor a folder; give one of them")
-    if path.suffix == ".json" and not path.name.endswith(_INDICES):
-        raise CheckpointError(f"{path}: holds no weights; give its folder, {path.parent}")
     is_index = path.name.endswith(_INDICES)
+    if path.suffix == ".json" and not is_index:
+        raise CheckpointError(f"{path}: holds no weights; give its folder, {path.parent}")
     files = _shards(path) if is_index else (path,)
+    states = {file: file_state(file) for file in files}
     entries: dict[str, TensorEntry] = {}
     lazy: dict[str, LazyTensor] = {}
     notes: list[str] = []
     for file in files:
-        remember_state(file)
         if file.suffix != ".safetensors" and is_pickle(file):
             from clipmerge.checkpoint.state_dict import read_state_dict  # imports torch
 
@@ -201,9 +197,9 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
             notes.append(f"{path}: {left_out}")
     chosen = {name: entries[key] for name, key in keys.items()}
     # folders on the Hub may hold both layouts and both configurations
-    is_open_clip = layout_of(chosen) == "open-clip"
-    config = read_side_json(path.parent, OPEN_CLIP_CONFIG if is_open_clip else "config.json")
-    if (config or {}).get("quantization_config"):
+    config_name = OPEN_CLIP_CONFIG if layout_of(chosen) == "open-clip" else "config.json"
+    config = read_side_json(path.parent, config_name)
+    if config and config.get("quantization_config"):
         raise CheckpointError(
             f"{source}: is quantised (quantization_config in its config.json), so its tensors are"
             " codes and cannot be averaged; give the checkpoint that it was made from"
@@ -213,6 +209,7 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
         revision=None,
         folder=path.parent,
         files=files,
+        states=states,
         entries=chosen,
         config=config,
         sharded=is_index,
@@ -228,9 +225,8 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
 
 def _shards(index: Path) -> tuple[Path, ...]:
     """The shards that an index names, which lie beside it."""
-    with refusing(CheckpointError, f"{index}: cannot be read as JSON"):
-        value = read_json(index)
-    weight_map = value.get("weight_map") if isinstance(value, dict) else None
+    content = read_side_json(index.parent, index.name) or {}
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; it is not an index of shards")
     names = list(dict.fromkeys(weight_map.values()))

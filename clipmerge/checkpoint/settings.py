@@ -88,7 +88,7 @@ def _preprocessing_of(checkpoint: Checkpoint) -> Json:
     with contextlib.suppress(CheckpointError, LookupError, TypeError, ValueError, AttributeError):
         settings = (checkpoint.config or {}).get("preprocess_cfg")
         if settings is None:
-            processor = read_image_processor(checkpoint.folder) or {}
+            processor = read_image_processor(checkpoint.folder)
             settings = {
                 "mean": processor.get("image_mean"),
                 "std": processor.get("image_std"),
@@ -106,8 +106,8 @@ def _preprocessing_of(checkpoint: Checkpoint) -> Json:
 
 def _vocabulary_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[str]:
     """Compare the tokenizers beside two checkpoints by the words that both know."""
-    ours = read_vocabulary(zeroshot.folder) or {}
-    theirs = read_vocabulary(finetuned.folder) or {}
+    ours = read_vocabulary(zeroshot.folder)
+    theirs = read_vocabulary(finetuned.folder)
     other = [word for word in ours.keys() & theirs.keys() if ours[word] != theirs[word]]
     if other:
         word = min(other, key=lambda word: (ours[word], word))

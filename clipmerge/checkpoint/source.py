@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipmerge.errors import CheckpointError
-from clipmerge.files.hashes import remembered_sha256, require_not_truncated, require_unchanged
+from clipmerge.files.hashes import (
+    FileState,
+    changed_error,
+    remembered_sha256,
+    require_unchanged,
+)
 from clipmerge.files.safetensors import STORED, Array, TensorEntry
 from clipmerge.types import Json, Names
 
@@ -38,6 +43,7 @@ class Checkpoint:
     revision: str | None  # commit sha for a Hub id, else ``None``
     folder: Path  # folder with the side files (config, processor, tokenizer)
     files: tuple[Path, ...]  # weight files; several if sharded
+    states: dict[Path, FileState] = field(repr=False, compare=False)  # when they were opened
     entries: dict[str, TensorEntry]  # place of each tensor, by key in the file
     # the parsed ``config.json``, or ``open_clip_config.json`` for weights in OpenCLIP's layout;
     # ``None`` for a bare file without one
@@ -67,7 +73,7 @@ class Checkpoint:
             return np.empty(0, dtype)
         offset = entry.begin + start * dtype.itemsize
         mapped = self._map(entry.file)
-        view = np.frombuffer(mapped, dtype, count=stop - start, offset=offset)
+        view = np.frombuffer(mapped, dtype, stop - start, offset)
         # tensors are unaligned if the header is not padded
         return view if view.flags.aligned else view.copy()
 
@@ -98,48 +104,41 @@ class Checkpoint:
             mapped.madvise(mmap.MADV_DONTNEED, begin, length)
 
     def _map(self, file: Path) -> mmap.mmap:
-        if file not in self._maps:
+        mapped = self._maps.get(file)
+        if mapped is None:
             try:
                 with file.open("rb") as handle:
-                    number = handle.fileno()
-                    self._maps[file] = mmap.mmap(number, 0, access=mmap.ACCESS_READ)
+                    mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:  # ValueError: it is now empty
-                require_unchanged([file])
+                require_unchanged(self.states)
                 raise CheckpointError(f"{file}: cannot be read any more ({error})") from None
-            require_unchanged([file])
-        require_not_truncated(self._maps[file], file)
-        return self._maps[file]
+            require_unchanged(self.states)
+            self._maps[file] = mapped
+        if mapped.size() < len(mapped):  # reading it would end the process by a fault
+            raise changed_error(file)
+        return mapped
 
-    @property
-    def hashes(self) -> dict[str, str]:
-        """sha256 by name of weight file; read once, the files of a sharded checkpoint in
-        parallel.
+    def provenance(self, *, hashed: bool = True) -> Json:
+        """Describe this checkpoint for records: ``{source, revision, files: {name: sha256}}``, each
+        ``None`` if unhashed. A file is hashed once, those of a sharded checkpoint in parallel.
         """
+        require_unchanged(self.states)
         # until Python 3.12 all instances share the lock of a cached_property, so one checkpoint
         # would wait for another
-        if not self._hashes:
-            require_unchanged(self.files)
+        if hashed and not self._hashes:
             with ThreadPoolExecutor(max_workers=2) as pool:
                 try:
-                    found = list(pool.map(remembered_sha256, self.files))
+                    digests = list(pool.map(remembered_sha256, self.files))
                 except (OSError, ValueError) as error:
                     # ValueError: shorter than when it was opened
-                    require_unchanged(self.files)
+                    require_unchanged(self.states)
                     raise CheckpointError(
                         f"{self.source}: cannot be read any more ({error})"
                     ) from None
-            for file, digest in zip(self.files, found, strict=True):
+            for file, digest in zip(self.files, digests, strict=True):
                 self._hashes[file.name] = digest
-        return self._hashes
-
-    def provenance(self, *, hashed: bool = True) -> Json:
-        """Describe this checkpoint for records: ``{source, revision, files: {name: sha256, or None
-        if unhashed}}``.
-        """
-        files: dict[str, str | None] = dict(self.hashes) if hashed else {}
-        for file in self.files:
-            files.setdefault(file.name, None)
-        require_unchanged(self.files)
+            require_unchanged(self.states)
+        files = {file.name: self._hashes.get(file.name) for file in self.files}
         return {"source": self.source, "revision": self.revision, "files": files}
 
     @property

@@ -9,8 +9,8 @@ logits.
 from __future__ import annotations
 
 from clipmerge.checkpoint import Inputs, align_checkpoints
+from clipmerge.checkpoint.alignment import HEAD_BIAS, HEAD_WEIGHT
 from clipmerge.checkpoint.converted import with_head
-from clipmerge.checkpoint.inputs import HEAD_BIAS, HEAD_WEIGHT
 from clipmerge.errors import CheckpointError
 from clipmerge.parallel import one_thread
 from clipmerge.planning.plan import HeadRecord
@@ -23,7 +23,7 @@ def lacks_zeroshot_head(inputs: Inputs) -> bool:
     return inputs.keeps_head and all(HEAD_WEIGHT in keys for keys in inputs.finetuned_keys)
 
 
-def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool) -> Inputs:
+def build_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
     """Give the zero-shot checkpoint a head for the fine-tuned one's classes, which are in the order
     of its rows.
 
@@ -66,5 +66,5 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool)
     made = {key: value.to(dtypes[key]).contiguous() for key, value in keys.items()}
     zeroshot = with_head(inputs.zeroshot, finetuned, made)
     return align_checkpoints(
-        zeroshot, list(inputs.finetuned), missing=inputs.missing, mixed_dtypes=mixed_dtypes
+        zeroshot, list(inputs.finetuned), missing=inputs.missing, dtype=inputs.dtype
     )

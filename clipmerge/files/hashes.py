@@ -14,7 +14,6 @@ import json
 import mmap
 import os
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 from clipmerge.errors import CheckpointError
@@ -28,6 +27,36 @@ REMEMBERED_BYTES = 16 << 20
 #: is remembered only if the file has not changed for longer than any such tick, in nanoseconds; git
 #: does the same for its index.
 SETTLED_NS = 3_000_000_000
+#: Facts of which at least one differs after a file was written to or replaced: device, inode, size,
+#: times of modification and of status change. The system sets the last at every write, and programs
+#: cannot set it back.
+FileState = tuple[int, int, int, int, int]
+
+
+def file_state(file: Path) -> FileState:
+    """The present state of a file."""
+    status = file.stat()
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return status.st_dev, status.st_ino, status.st_size, *times
+
+
+def require_unchanged(states: dict[Path, FileState]) -> None:
+    """Refuse results made from files that were written to, replaced or removed meanwhile."""
+    for file, state in states.items():
+        try:
+            is_same = file_state(file) == state
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise changed_error(file)
+
+
+def changed_error(file: Path) -> CheckpointError:
+    """The error for a file that changed meanwhile."""
+    return CheckpointError(
+        f"{file}: changed while it was read, or could not be read to its end; run again when"
+        " nothing writes it"
+    )
 
 
 def sha256_of(path: Path) -> str:
@@ -49,76 +78,21 @@ def sha256_of(path: Path) -> str:
 def remembered_sha256(path: Path) -> str:
     """Hash one file, unless it was hashed before and has not changed since.
 
-    A file is unchanged if its device, inode, size, time of modification and time of status change
-    are the same; the system sets the last at every write, and programs cannot set it back. A cache
-    that cannot be read or written costs only time.
+    A cache that cannot be read or written costs only time.
     """
-    before = file_state(path)
-    if before["size"] < REMEMBERED_BYTES:
+    state = file_state(path)
+    *_, size, modified, changed = state
+    if size < REMEMBERED_BYTES:
         return sha256_of(path)
-    entry = None
-    # RuntimeError: a user without a home
-    with contextlib.suppress(OSError, RuntimeError, ValueError, TypeError, KeyError):
-        entry = (
-            user_cache("hashes")
-            / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
-        )
+    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
+    entry = user_cache("hashes") / f"{name[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         record = json.loads(entry.read_text(encoding="ascii"))
-        if record["state"] == before:
+        if record["state"] == [*state]:
             return str(record["sha256"])
     digest = sha256_of(path)
-    settled = time.time_ns() - max(before["changed"], before["modified"]) > SETTLED_NS
-    if entry and settled and file_state(path) == before:
+    is_settled = time.time_ns() - max(modified, changed) > SETTLED_NS
+    if is_settled and file_state(path) == state:
         with contextlib.suppress(OSError):
-            replace_bytes(entry, json.dumps({"state": before, "sha256": digest}).encode())
+            replace_bytes(entry, json.dumps({"state": state, "sha256": digest}).encode())
     return digest
-
-
-# The state of each watched file before it was read.
-_opened: dict[Path, dict[str, int]] = {}
-
-
-def remember_state(file: Path) -> None:
-    """Remember the present state of a file of weights, before it is read."""
-    with contextlib.suppress(OSError):  # the reader reports it
-        _opened[file] = file_state(file)
-
-
-def file_state(file: Path) -> dict[str, int]:
-    """All facts of which at least one differs after a file was written to or replaced."""
-    status = file.stat()
-    return {
-        "device": status.st_dev,
-        "inode": status.st_ino,
-        "size": status.st_size,
-        "modified": status.st_mtime_ns,
-        "changed": status.st_ctime_ns,
-    }
-
-
-def require_unchanged(files: Iterable[Path]) -> None:
-    """Refuse results made from files that were written to, replaced or removed after
-    `remember_state`.
-    """
-    for file in files:
-        try:
-            same = file not in _opened or _opened[file] == file_state(file)
-        except OSError:
-            same = False
-        if not same:
-            raise _changed_error(file)
-
-
-def require_not_truncated(mapped: mmap.mmap, file: Path) -> None:
-    """Refuse to read a file that was cut short since it was mapped, which would end the process by
-    a fault.
-    """
-    if mapped.size() < len(mapped):
-        raise _changed_error(file)
-
-
-def _changed_error(file: Path) -> CheckpointError:
-    return CheckpointError(
-        f"{file}: changed while it was read, or could not be read to its end; run again when"
-        " nothing writes it"
-    )

@@ -20,24 +20,6 @@ def is_plain_name(name: object) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\\"} & {*name}
 
 
-def in_memory_title(source: str) -> str | None:
-    """The name of a model in memory in records and messages, from the folder that it was saved to.
-
-    Example:
-        >>> in_memory_title("/tmp/clipmerge-in-memory-x1/CLIPModel in memory")
-        'CLIPModel in memory'
-        >>> in_memory_title("models/CLIPModel")
-    """
-    path = Path(source)
-    return path.name if path.parent.name.startswith(IN_MEMORY) else None
-
-
-def recipes_folder() -> Path:
-    """Folder of the shipped recipes: inside the package in a wheel, at the top in a checkout."""
-    packaged = Path(__file__).parents[1] / "recipes"
-    return packaged if packaged.is_dir() else packaged.parents[1] / "recipes"
-
-
 #: The variable that lists the user's folders of plugins.
 PLUGINS = "CLIPMERGE_PLUGINS"
 
@@ -59,8 +41,13 @@ def recipe_files() -> dict[str, Path]:
     """The files of all recipes by name, sorted: the shipped ones, and ``recipes/`` in the user's
     folders of plugins; the shipped one where both have a name.
     """
-    folders = (*(folder / "recipes" for folder in plugin_folders()[::-1]), recipes_folder())
-    files = {file.stem: file for folder in folders for file in folder.glob("*.yaml")}
+    shipped = Path(__file__).parents[1] / "recipes"
+    if not shipped.is_dir():  # in a checkout they are at its top
+        shipped = shipped.parents[1] / "recipes"
+    files = {}
+    for folder in (*(folder / "recipes" for folder in plugin_folders()[::-1]), shipped):
+        for file in folder.glob("*.yaml"):
+            files[file.stem] = file
     return dict(sorted(files.items()))
 
 

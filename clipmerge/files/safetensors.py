@@ -1,7 +1,8 @@
-"""Read, check and write the header of a safetensors file, without touching the weights.
+"""Tensors in safetensors files: their types and places, and whether their values are finite.
 
-The safetensors library checks the header. A Git-LFS pointer and a pickle, which it cannot tell
-apart, are recognised before that: a user needs to know which one it is, and what to do.
+The library checks the header, but does not tell the places of the tensors, which are mapped. A
+Git-LFS pointer and a pickle, which it cannot tell apart, are recognised: a user needs to know which
+one it is, and what to do.
 """
 
 from __future__ import annotations
@@ -68,17 +69,6 @@ class TensorEntry:
         return self.dtype in FLOATS
 
 
-def is_pickle(path: Path) -> bool:
-    """Whether a file is a PyTorch file, by its suffix and its first bytes."""
-    with path.open("rb") as file:
-        start = file.read(len(_LFS_POINTER))
-    if start == _LFS_POINTER:
-        return False
-    # 0x80 0x02 followed by zeros may be the length of a header
-    is_header = start[8:9] == b"{"
-    return not is_header and (path.suffix in PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS))
-
-
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """Read the header of a safetensors file: its length in 8 bytes, little-endian, JSON, data."""
     from safetensors import SafetensorError, safe_open
@@ -91,33 +81,33 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     except SafetensorError as error:
         raise _header_error(path, error) from None
     header.pop("__metadata__", None)
+    data = 8 + length
     entries = {}
     for name, described in header.items():
         dtype = described["dtype"]
-        begin, end = described["data_offsets"]
         if dtype not in DTYPES:
             raise CheckpointError(
                 f"{path}: {name} has dtype {dtype}; clipmerge merges {', '.join(sorted(FLOATS))}."
                 " Dequantise the checkpoint first"
             )
-        offset = 8 + length
         shape = tuple(described["shape"])
-        entries[name] = TensorEntry(path, dtype, shape, offset + begin, offset + end)
+        begin, end = described["data_offsets"]
+        entries[name] = TensorEntry(path, dtype, shape, data + begin, data + end)
     return entries
 
 
 def _header_error(path: Path, error: Exception) -> CheckpointError:
     """Say what a file is that safetensors cannot read."""
-    if is_pickle(path):
-        return CheckpointError(
-            f"{path}: is a pickle instead of safetensors; give it its own ending, .pt"
-        )
     with path.open("rb") as file:
         start = file.read(len(_LFS_POINTER))
     if start == _LFS_POINTER:
         return CheckpointError(
             f"{path}: is a Git-LFS pointer, not the weights; run `git lfs pull` in its"
             " repository, or give the Hub id instead of the clone"
+        )
+    if is_pickle(path):
+        return CheckpointError(
+            f"{path}: is a pickle instead of safetensors; give it its own ending, .pt"
         )
     reason = str(error).removeprefix("Error while deserializing header: ")
     return CheckpointError(
@@ -126,16 +116,45 @@ def _header_error(path: Path, error: Exception) -> CheckpointError:
     )
 
 
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a PyTorch file, by its suffix and its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(len(_LFS_POINTER))
+    # 0x80 0x02 followed by zeros may be the length of a header
+    if start == _LFS_POINTER or start[8:9] == b"{":
+        return False
+    return path.suffix in PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS)
+
+
 def header_bytes(
     tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]
 ) -> bytes:
     """Make the header of a file whose tensors follow one another in the given order."""
     header: Json = {"__metadata__": dict(metadata)} if metadata else {}
-    offset = 0
+    begin = 0
     for name, (dtype, shape) in tensors.items():
-        end = offset + math.prod(shape) * DTYPES[dtype][1]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
+        _, itemsize = DTYPES[dtype]
+        end = begin + math.prod(shape) * itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     return len(raw).to_bytes(8, "little") + raw
+
+
+def is_finite(values: Any) -> bool:
+    """Whether no entry of a numpy array or a tensor is NaN or Inf."""
+    with np.errstate(all="ignore"):
+        # NaN and Inf survive a sum, the cheapest pass there is. If the sum is not finite, entries
+        # are checked one by one, because finite ones may have overflowed: a difference with itself
+        # is not zero for NaN and Inf alone
+        return math.isfinite(float(values.sum())) or bool((values - values == 0).all())
+
+
+def require_finite(values: Any, name: str, source: str) -> None:
+    """Refuse a parameter that holds NaN or Inf."""
+    if not is_finite(values):
+        kind = "NaN" if bool((values != values).any()) else "Inf"
+        raise CheckpointError(
+            f"{source}: tensor {name} holds {kind}; the checkpoint is broken, merge an earlier one"
+        )

@@ -4,14 +4,11 @@ that only held on the machine where the model was saved.
 
 from __future__ import annotations
 
-import filecmp
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from clipmerge.errors import CheckpointError
-from clipmerge.files.reading import read_json, refusing
 from clipmerge.types import Json
 
 #: Vocabularies: a folder with one of these has a tokenizer.
@@ -76,25 +73,26 @@ _PRIVATE = frozenset(
 
 def copy_side_file(source: Path, target: Path) -> None:
     """Copy one file; JSON loses its private fields, and without any it keeps its bytes."""
-    if target.suffix != ".json" or target.name in _WORDS:
-        target.write_bytes(source.read_bytes())
-        return
-    with refusing(CheckpointError, f"{source}: cannot be read as JSON"):
-        data = read_json(source)
-    cleaned = without_private_fields(data)
-    if cleaned == data:
-        target.write_bytes(source.read_bytes())
-    else:
-        target.write_text(f"{json.dumps(cleaned, indent=2)}\n", encoding="utf-8")
+    if target.suffix == ".json" and target.name not in _WORDS:
+        data = read_side_json(source.parent, source.name)
+        cleaned = _without_private_fields(data)
+        if cleaned != data:
+            target.write_text(f"{json.dumps(cleaned, indent=2)}\n", encoding="utf-8")
+            return
+    target.write_bytes(source.read_bytes())
 
 
-def without_private_fields(data: Any) -> Any:
+def _without_private_fields(data: Any) -> Any:
     """Copy a JSON value without private fields, at any depth."""
-    if isinstance(data, dict):
-        return {
-            key: without_private_fields(value) for key, value in data.items() if key not in _PRIVATE
-        }
-    return [without_private_fields(value) for value in data] if isinstance(data, list) else data
+    if isinstance(data, list):
+        return [_without_private_fields(value) for value in data]
+    if not isinstance(data, dict):
+        return data
+    kept = {}
+    for key, value in data.items():
+        if key not in _PRIVATE:
+            kept[key] = _without_private_fields(value)
+    return kept
 
 
 def read_side_json(folder: Path, name: str) -> Json | None:
@@ -102,16 +100,18 @@ def read_side_json(folder: Path, name: str) -> Json | None:
     path = folder / name
     if not path.is_file():
         return None
-    with refusing(CheckpointError, f"{path}: cannot be read as JSON"):
-        data = read_json(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not JSON
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); copy it again") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: is not a JSON object; copy it again")
     return data
 
 
-def read_vocabulary(folder: Path) -> dict[str, int] | None:
-    """Read the ids of the tokens of the tokenizer beside the weights; ``None`` if there is none, or
-    if its file does not list them by id.
+def read_vocabulary(folder: Path) -> dict[str, int]:
+    """Read the ids of the tokens of the tokenizer beside the weights; none if there is none, or if
+    its file does not list them by id.
     """
     try:
         vocabulary: Any = read_side_json(folder, "vocab.json")
@@ -120,24 +120,14 @@ def read_vocabulary(folder: Path) -> dict[str, int] | None:
             vocabulary = tokenizer["model"]["vocab"]
         return {str(token): int(index) for token, index in vocabulary.items()}
     except (CheckpointError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        return {}
 
 
-def have_same_files(one: Path, other: Path, names: Iterable[str]) -> bool:
-    """Whether two folders have the same ones of some files, byte for byte."""
-    for name in names:
-        files = (one / name, other / name)
-        present = [file.is_file() for file in files]
-        if any(present) and not (all(present) and filecmp.cmp(*files, shallow=False)):
-            return False
-    return True
-
-
-def read_image_processor(folder: Path) -> Json | None:
-    """Read the settings of the image processor beside the weights; ``None`` if there are none."""
+def read_image_processor(folder: Path) -> Json:
+    """Read the settings of the image processor beside the weights; empty if there are none."""
     for name in PROCESSORS:
         data = read_side_json(folder, name) or {}
         settings = data.get("image_processor", data)
         if isinstance(settings, dict) and settings:
             return settings
-    return None
+    return {}

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import CheckpointError
 from clipmerge.families import is_variance
-from clipmerge.files.finite import is_finite, require_finite
+from clipmerge.files.safetensors import is_finite, require_finite
 from clipmerge.files.writer import iter_contents
 from clipmerge.layers import HEAD
 from clipmerge.merging.stream import plan_tensors

@@ -13,8 +13,13 @@ import numpy as np
 from clipmerge.checkpoint import Inputs, Location, TensorEntry
 from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.families import is_counter, is_statistic, is_variance
-from clipmerge.files.finite import require_finite
-from clipmerge.files.safetensors import DTYPES, SAFETENSORS_NAME, STORED, Array
+from clipmerge.files.safetensors import (
+    DTYPES,
+    SAFETENSORS_NAME,
+    STORED,
+    Array,
+    require_finite,
+)
 from clipmerge.files.writer import BufferProvider, OutputTensor
 from clipmerge.layers import HEAD
 from clipmerge.merging import (
@@ -116,7 +121,7 @@ def _merge_whole(
 def _read(inputs: Inputs, name: str, start: int = 0, stop: int | None = None) -> list[Array]:
     """A run of a parameter in every checkpoint, 1-D, in the dtype of the arithmetic."""
     holders = [
-        (checkpoint, key, checkpoint.entries[key].dtype) for checkpoint, key in inputs.holders(name)
+        (checkpoint, key, checkpoint.entries[key].dtype) for checkpoint, key in inputs.holders[name]
     ]
     wide = compute_dtype({dtype for _, _, dtype in holders})
     return [
@@ -267,7 +272,7 @@ def _unmerged_content(
     """The content of a zero-shot tensor that is not merged: of another kind, or of a layer that the
     plan leaves out.
     """
-    holder, *others = inputs.holders(name)
+    holder, *others = inputs.holders[name]
     if is_counter(name):  # counters may differ without any effect on the model
         is_finetuned = layer is not None and layer.alpha == 1 and not layer.is_learned
         if is_finetuned and name in inputs.finetuned_keys[0]:

@@ -22,8 +22,7 @@ import numpy as np
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import RecipeError
-from clipmerge.files.finite import require_finite
-from clipmerge.files.safetensors import Array
+from clipmerge.files.safetensors import Array, require_finite
 from clipmerge.merging.floats import widen
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Combination, LayerPlan
@@ -94,7 +93,7 @@ class Task:
             CheckpointError: If a weight is NaN or infinite.
         """
         ends = []
-        for checkpoint, key in self.inputs.holders(name):
+        for checkpoint, key in self.inputs.holders[name]:
             entry = checkpoint.entries[key]
             values = widen(checkpoint.array(key), entry.dtype)
             require_finite(values, name, checkpoint.source)

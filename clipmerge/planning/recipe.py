@@ -12,7 +12,6 @@ from pydantic import Field, ValidationError
 
 from clipmerge.errors import RecipeError, UsageError, did_you_mean
 from clipmerge.files.paths import local_path, recipe_files
-from clipmerge.files.reading import read_text, refusing
 from clipmerge.planning import Frozen
 from clipmerge.planning.verdict import MAX_LOSS
 from clipmerge.plugins import (
@@ -165,8 +164,11 @@ def _read_raw(recipe: RecipeLike) -> tuple[str, Json]:
     if name in recipe_files() or not (path.suffix in (".yaml", ".yml") or path.is_file()):
         text = recipe_text(name)
     else:
-        with refusing(RecipeError, f"{name}: cannot be read"):
-            text = read_text(path)
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:  # ValueError: not UTF-8
+            reason = getattr(error, "strerror", None) or error
+            raise RecipeError(f"{name}: cannot be read ({reason})") from None
     data = _from_yaml(f"{name}:", text)
     if not isinstance(data, dict):
         raise RecipeError(

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPVisionModel
 
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
-from clipmerge.checkpoint.alignment import UNRELATED, are_equal, cosines_of, finetuned_dtype
+from clipmerge.checkpoint.alignment import UNRELATED, are_equal, cosines_of
 from clipmerge.checkpoint.mismatches import find_mismatches
 from clipmerge.checkpoint.settings import differing_settings
 from clipmerge.checkpoint.wrappers import unwrap
@@ -36,7 +36,7 @@ def test_cosines_tell_related_models_from_others(pair: Folders, tmp_path: Path) 
     matrix = "vision_model.encoder.layers.0.mlp.fc1.weight"
     only = Inputs(
         *(unrelated.family, unrelated.zeroshot, unrelated.finetuned),
-        *({matrix: matrix}, ({matrix: matrix},), "vision"),
+        *({matrix: matrix}, ({matrix: matrix},), unrelated.layer_of),
     )
     a, b = only.theta_0(matrix).flatten(), only.theta_1(matrix).flatten()
     expected = float(torch.nn.functional.cosine_similarity(a, b, dim=0))
@@ -74,10 +74,14 @@ def test_missing_keys_are_kept_if_the_recipe_says_so(copies: Folders) -> None:
 
 def test_the_finetuned_dtype_is_found(pair: Folders, tmp_path: Path) -> None:
     CLIPModel.from_pretrained(pair[1]).half().save_pretrained(tmp_path / "half")
-    inputs = inputs_of(pair[0], tmp_path / "half", mixed_dtypes=True)
-    assert finetuned_dtype(inputs) == "float16"
-    assert finetuned_dtype(inputs_of(*pair)) is None
-    (problem,) = find_mismatches(inputs)
+    inputs = inputs_of(pair[0], tmp_path / "half")
+    assert inputs.dtype == "float16"
+    assert any("the output has the fine-tuned one, float16" in note for note in inputs.notes)
+    assert inputs_of(pair[0], tmp_path / "half", dtype="bfloat16").dtype == "bfloat16"
+    assert inputs_of(*pair).dtype == "keep"
+    edit(tmp_path / "half", logit_scale=torch.tensor(2.6))
+    several = inputs_of(pair[0], tmp_path / "half", refuse=False)
+    (problem,) = find_mismatches(several)
     assert "differ in dtype" in problem
 
 

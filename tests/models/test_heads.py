@@ -110,9 +110,7 @@ def test_a_head_gives_the_librarys_logits_and_learns(
 ) -> None:
     torch.manual_seed(0)
     zeroshot, finetuned, reference = make(tmp_path)
-    inputs = align_checkpoints(
-        open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))], mixed_dtypes=False
-    )
+    inputs = align_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))])
     model = build_model(inputs)
     context = distributed_context("cpu")
     path = Between(model, inputs, context.device)

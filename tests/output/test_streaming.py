@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import clipmerge as api
 from clipmerge.errors import OutputError
-from clipmerge.files.finite import is_finite
+from clipmerge.files.safetensors import is_finite
 from clipmerge.files.writer import OutputTensor
 from tests.support.raw_safetensors import edit
 from tests.support.tiny_clip import Folders
