@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.pair_results import FOLDER
 from clipmerge.evaluation.verdict import recommend
-from clipmerge.planning.verdict import Comparison, Difference, SourceComparison
+from clipmerge.planning.verdict import Comparison, Estimate
 
 FILE = FOLDER / "advice.json"
 _LIMIT = 3.0
@@ -22,24 +22,25 @@ _SIZES = {"64": (0, 100), "240 to 400": (100, 500), "1,024": (500, 2000), "all":
 
 def advised(merge: dict[str, Any]) -> str:
     """What the verdict's rules recommend of a merge."""
-    gain, corrupted = (_difference(merge[key]) for key in ("gain", "corrupted"))
-    target = SourceComparison(
-        models={}, gain=gain, name="target", source="", images=merge["judging"]
-    )
+    target, corrupted = (_comparison(key, merge) for key in ("gain", "corrupted"))
+    recommendation, *_ = recommend(target, corrupted, max_loss=_LIMIT, chosen=True)
+    return recommendation
+
+
+def _comparison(key: str, merge: dict[str, Any]) -> Comparison:
+    value, *interval = merge[key]
+    gain = Estimate(value=value, interval=tuple(interval))
     # not recorded; a fine-tuned model is usually the better one on its target
-    usual = Difference(value=-0.5, interval=(-1.0, -0.01))
-    rule = recommend(
-        target,
-        Comparison(models={}, gain=corrupted),
-        max_loss=_LIMIT,
-        zeroshot_gain=usual,
-        chosen=True,
+    usual = Estimate(value=0.5, interval=(0.01, 0.99))
+    models = dict.fromkeys(("zero-shot", "merged"), usual)
+    return Comparison(
+        name=key,
+        source="",
+        images=merge["judging"],
+        models=models,
+        gain=gain,
+        finetuning_gain=usual,
     )
-    return str(rule.recommendation)
-
-
-def _difference(told: list[float]) -> Difference:
-    return Difference(value=told[0], interval=(told[1], told[2]))
 
 
 def is_right(merge: dict[str, Any]) -> bool:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # the plan needs `LEVEL` alone, before numpy is loaded
     from numpy.typing import NDArray
     from torch import Tensor
 
+    Floats = NDArray[np.float64]
+
 #: Share of the intervals that contain the true value.
 LEVEL = 0.95
 #: Share of the resamples that must have a value for an interval: one over fewer would be biased by
@@ -40,18 +42,17 @@ def wilson(share: float, images: float) -> Interval:
         [0.796, 1.0]
     """
     weight = _Z**2 / images
-    centre = (share + weight / 2) / (1 + weight)
-    half = math.sqrt(share * (1 - share) * weight + weight**2 / 4) / (1 + weight)
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+    variance = share * (1 - share)
+    variance = variance * weight + weight**2 / 4
+    total = 1 + weight
+    centre = (share + weight / 2) / total
+    half = math.sqrt(variance) / total
+    low = min(share, centre - half)
+    high = max(share, centre + half)
+    return max(0.0, low), min(1.0, high)
 
 
-def are_uneven(labels: Sequence[int]) -> bool:
-    """Whether one class has more than twice the images of another."""
-    counts = Counter(labels).values()
-    return max(counts, default=0) > 2 * min(counts, default=0)
-
-
-def class_weights(labels: Sequence[int]) -> NDArray[np.float64]:
+def class_weights(labels: Sequence[int]) -> Floats:
     """Weights of images, of mean 1, by which a mean over images is the mean over classes.
 
     Example:
@@ -61,26 +62,30 @@ def class_weights(labels: Sequence[int]) -> NDArray[np.float64]:
     import numpy as np
 
     counts = Counter(labels)
-    return np.array([len(labels) / (len(counts) * counts[label]) for label in labels])
+    mean = len(labels) / len(counts)
+    return np.array([mean / counts[label] for label in labels])
 
 
-def mean_share(by_image: NDArray[np.float64]) -> Interval:
+def mean_share(by_image: Floats) -> Interval:
     """Interval of the mean of one share per image (images,), such as the share of its views that
     are recognised.
 
     It is Wilson's for as many images as would give the measured variance if each were recognised or
     not.
     """
+    images = len(by_image)
     share = float(by_image.mean())
     binary = share * (1 - share)
     if binary == 0:
-        return wilson(share, len(by_image))
-    spread = float(((by_image - share) ** 2).sum()) + _PRIOR_IMAGES * binary
-    effect = spread / ((len(by_image) - 1 + _PRIOR_IMAGES) * binary)
-    return wilson(share, len(by_image) / min(1.0, effect))
+        return wilson(share, images)
+    spread = float(((by_image - share) ** 2).sum())
+    spread += _PRIOR_IMAGES * binary
+    weight = images - 1 + _PRIOR_IMAGES
+    effect = spread / (weight * binary)
+    return wilson(share, images / min(1.0, effect))
 
 
-def mean_of_sources(correct: Sequence[NDArray[np.bool_] | NDArray[np.float64]]) -> Interval:
+def mean_of_sources(correct: Sequence[NDArray[np.bool_] | Floats]) -> Interval:
     """Interval of the mean accuracy over sources, each given by whether its images (images,) were
     recognised.
 
@@ -89,19 +94,21 @@ def mean_of_sources(correct: Sequence[NDArray[np.bool_] | NDArray[np.float64]]) 
     Source:
         Zou and Donner 2008, Statistics in Medicine 27.
     """
-    shares = [float(right.mean()) for right in correct]
-    ends = [wilson(share, len(right)) for share, right in zip(shares, correct, strict=True)]
-    mean = sum(shares) / len(shares)
-    count = len(shares)
-    below, above = (
-        math.sqrt(sum((share - end[side]) ** 2 for share, end in zip(shares, ends, strict=True)))
-        / count
-        for side in (0, 1)
-    )
-    return mean - below, mean + above
+    total, below, above = 0.0, 0.0, 0.0
+    for right in correct:
+        share = float(right.mean())
+        low, high = wilson(share, len(right))
+        total += share
+        below += (share - low) ** 2
+        above += (high - share) ** 2
+    count = len(correct)
+    mean = total / count
+    low = mean - math.sqrt(below) / count
+    high = mean + math.sqrt(above) / count
+    return low, high
 
 
-def paired_accuracy_interval(differences: NDArray[np.float64], views: int = 1) -> Interval:
+def paired_accuracy_interval(differences: Floats, views: int = 1) -> Interval:
     """Interval, in [-1, 1], of the mean difference of two models on the same images.
 
     Agresti and Min add half an image to each of the four outcomes of a pair (both models recognise
@@ -118,17 +125,12 @@ def paired_accuracy_interval(differences: NDArray[np.float64], views: int = 1) -
         >>> [round(end, 3) for end in paired_accuracy_interval(np.zeros(50))]
         [-0.038, 0.038]
     """
-    return normal_interval(*paired_mean_and_error(differences, 1 / views))
+    mean, error = paired_mean_and_error(differences, 1 / views)
+    half = _Z * error
+    return max(-1.0, mean - half), min(1.0, mean + half)
 
 
-def normal_interval(mean: float, error: float) -> Interval:
-    """Interval, in [-1, 1], of a difference with this standard error."""
-    return max(-1.0, mean - _Z * error), min(1.0, mean + _Z * error)
-
-
-def paired_mean_and_error(
-    differences: NDArray[np.float64] | Tensor, added: float = 1.0
-) -> tuple[float, float]:
+def paired_mean_and_error(differences: Floats | Tensor, added: float = 1.0) -> tuple[float, float]:
     """Mean difference of two models on the same images (images,), and its standard error, with the
     images that Agresti and Min add; ``added`` is the sum of those images' squared differences.
 
@@ -139,13 +141,13 @@ def paired_mean_and_error(
     """
     images = len(differences) + 2
     mean = float(differences.sum()) / images
-    square = (float((differences**2).sum()) + added) / images
-    return mean, math.sqrt(max(0.0, square - mean**2) / images)
+    squares = float((differences**2).sum())
+    square = (squares + added) / images
+    variance = max(0.0, square - mean**2)
+    return mean, math.sqrt(variance / images)
 
 
-def gain_interval(
-    gain: float, drawn: NDArray[np.float64], images: int, least: float = 0.0
-) -> Interval | None:
+def gain_interval(gain: float, drawn: Floats, images: int, least: float = 0.0) -> Interval | None:
     """Interval of a gain from resampled gains; ``None`` if fewer than nine in ten are numbers.
 
     The best point of a curve that was measured on few images is better than it should be, in a
@@ -159,22 +161,13 @@ def gain_interval(
     import numpy as np
     from scipy.special import stdtrit
 
+    defined = drawn[~np.isnan(drawn)]
+    if len(defined) < MIN_DEFINED * len(drawn):
+        return None
     images = max(2, images)
-    widening = math.sqrt(images / (images - 1))
     quantile = float(stdtrit(images - 1, (1 + LEVEL) / 2))
-    ends = percentile_interval(drawn, 2 * NormalDist().cdf(widening * quantile) - 1)
-    if ends is None:
-        return None
-    half = max(least, quantile * widening * float(np.nanstd(drawn)))
-    return min(ends[0], gain - half), max(ends[1], gain + half)
-
-
-def percentile_interval(values: NDArray[np.float64], level: float = LEVEL) -> Interval | None:
-    """Percentile interval of resampled values; ``None`` if fewer than nine in ten are numbers."""
-    import numpy as np
-
-    defined = values[~np.isnan(values)]
-    if len(defined) < MIN_DEFINED * len(values):
-        return None
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    quantile *= math.sqrt(images / (images - 1))
+    tail = NormalDist().cdf(-quantile)
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    half = max(least, quantile * float(np.std(defined)))
+    return min(float(low), gain - half), max(float(high), gain + half)

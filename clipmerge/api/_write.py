@@ -128,8 +128,7 @@ def _write(
     hashing = _begin_hashing(pair)
     from clipmerge.merging.stream import plan_tensors
     from clipmerge.output.folder import assign_shards, write_side_files, write_weights
-    from clipmerge.report.card import CARD, model_card
-    from clipmerge.report.page import html_page
+    from clipmerge.report.pages import CARD, html_page, model_card
 
     with staged(output, overwrite=options.overwrite) as folder:
         journal.stage("merge")

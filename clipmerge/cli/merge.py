@@ -59,13 +59,13 @@ def plan_command(
 ) -> None:
     """Measure and decide like merge, and write the plan."""
     from clipmerge.api.merge import plan
-    from clipmerge.report.decision import settings_sentence
+    from clipmerge.report.decision import decision_sentence
 
     made = plan(zeroshot, finetuned, recipe, output=output, progress=terminal, **options)
     apply = shlex.join(["clipmerge", "apply", str(output), "--output", "DIR"])
     terminal.result(
         made.model_dump(mode="json"),
-        lambda: settings_sentence(made),
+        lambda: decision_sentence(made),
         f"Wrote {output}; apply it with: {apply} .",
     )
 

@@ -89,7 +89,7 @@ def evaluate_sources(
         "source_templates": source_templates(settings.templates, labelled),
     }
     if recall:
-        record["recall"] = {name: scores.model_dump(mode="json") for name, scores in recall.items()}
+        record["recall"] = recall
         record["captions"] = {
             name: images.caption_count
             for name, images in sources.items()

@@ -47,10 +47,11 @@ def retrieve(
 
 def recall_at(of_images: Tensor, of_texts: Tensor, ranks: Sequence[int] = RANKS) -> Recall:
     """Recall at K from the results of `retrieval_ranks`."""
-    return Recall(
-        image_to_text={str(rank): int((of_images < rank).sum()) / len(of_images) for rank in ranks},
-        text_to_image={str(rank): int((of_texts < rank).sum()) / len(of_texts) for rank in ranks},
-    )
+    ways = {"image_to_text": of_images, "text_to_image": of_texts}
+    return {
+        way: {str(rank): int((found < rank).sum()) / len(found) for rank in ranks}
+        for way, found in ways.items()
+    }
 
 
 def retrieval_ranks(images: Tensor, texts: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:

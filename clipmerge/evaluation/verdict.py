@@ -6,9 +6,9 @@ the merge would write are set in place, so nothing needs to be written first.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,20 +19,12 @@ from clipmerge.evaluation.corruptions import corrupted_sets
 from clipmerge.evaluation.scorer import Images, Move, Outcome, Scorer, stack_correct
 from clipmerge.images.image_set import CaptionedImages
 from clipmerge.learning.interpolate import Path
-from clipmerge.models import ImageTextModel
 from clipmerge.models.building import build_model
 from clipmerge.options import ImageOptions
 from clipmerge.planning.plan import Plan, last_part
-from clipmerge.planning.verdict import (
-    Comparison,
-    Difference,
-    Estimate,
-    SourceComparison,
-    Verdict,
-    finetuned_names,
-)
+from clipmerge.planning.verdict import Comparison, Estimate, Verdict, finetuned_names
 from clipmerge.progress import Progress
-from clipmerge.stats import are_uneven, class_weights, mean_share, paired_accuracy_interval, wilson
+from clipmerge.stats import class_weights, mean_share, paired_accuracy_interval
 from clipmerge.types import Recommendation
 
 #: Of judged merges of which the verdict says "probably use it": those that lose at most 3 points
@@ -49,27 +41,26 @@ _ROUNDING = 1e-9
 _MOST_IMAGES = 20_000
 # Classes that a model card's example names.
 _EXAMPLES = 3
-
-
-class Rule(NamedTuple):
-    """What a rule says."""
-
-    recommendation: Recommendation
-    reason: str
-    sentence: str
+# What sets a merge apart from those on record, by the verdict's reason.
+_UNLIKE_JUDGED = {
+    "nothing-learned": "fine-tuning itself did not measurably help on your images",
+    "few": f"no merge on record was judged on fewer than {FEWEST_IMAGES} images",
+    "not-chosen": "no images chose how far this merge goes, as they did for the merges on record",
+}
+#: A recommendation, its reason for programs, and both in words.
+Advice = tuple[Recommendation, str, str]
 
 
 def recommend(
-    target: SourceComparison,
+    target: Comparison,
     corrupted: Comparison,
-    ood: Sequence[SourceComparison] = (),
+    ood: Sequence[Comparison] = (),
     *,
     max_loss: float,
-    zeroshot_gain: Difference,
     same_answers: bool = False,
     chosen: bool = False,
     class_gain: float = 0.0,
-) -> Rule:
+) -> Advice:
     """Apply the rules in order; the first that holds decides.
 
     Args:
@@ -77,113 +68,93 @@ def recommend(
         corrupted: The models on these under corruptions.
         ood: The models on each ``--ood`` source.
         max_loss: Accepted loss, in points.
-        zeroshot_gain: Zero-shot minus fine-tuned on the target's images.
         same_answers: Whether merged and fine-tuned model give the same answer on every image.
         chosen: Whether held-out images chose how far the merge goes.
         class_gain: Merged minus fine-tuned as a mean over classes, if their sizes are uneven.
     """
-    limit = max_loss / 100
+    limit = max_loss / 100 + _ROUNDING
     points = f"{max_loss:g} points (`max_loss`)"
-    sources = {"your images": target, **{source.name: source for source in ood}}
-    if zeroshot_gain.interval[0] > 0:
-        return Rule(
-            "check-images",
-            "zeroshot-better",
-            "Check the images: the zero-shot model is surely better on them than the fine-tuned"
-            " one. Are they images of what it was fine-tuned for? If so, fine-tuning failed: take"
-            " the zero-shot model.",
-        )
-    if zeroshot_gain.interval[1] >= 0 and target.gain.interval[0] > 0:
-        return Rule(
-            "check-images",
-            "only-merging-helped",
-            "Check the images: fine-tuning did not surely help on them, and merging did, as on a"
-            " shift. Are they images of what the model was fine-tuned for?",
-        )
-    lost = [name for name, at in sources.items() if at.gain.interval[1] < -limit - _ROUNDING]
-    if lost:
-        return Rule(
-            "keep-finetuned",
-            "loses",
-            f"Keep the fine-tuned model: the merged one surely loses more than {points} on"
-            f" {_listed(lost)}.",
-        )
-    if same_answers:
-        return Rule(
-            "either",
-            "same-answers",
-            "Either will do: the merged model gives the fine-tuned one's answer on every image.",
-        )
-    unclear = [name for name, at in sources.items() if _loses(at, limit)]
-    if class_gain < -limit - _ROUNDING:
-        unclear = ["the rarer classes", *unclear]
-    gains = [name for name, at in sources.items() if at.gain.interval[0] > 0]
+    sources = {"your images": target, **{each.name: each for each in ood}}
+    lost = [name for name, at in sources.items() if at.gain.interval[1] < -limit]
+    gained = [name for name, at in sources.items() if at.gain.interval[0] > 0]
     if corrupted.gain.interval[0] > 0:
-        gains.append("corruptions of your images")
-    if gains and not unclear:
-        return Rule(
-            "use",
-            "gains",
-            f"Use it: the merged model surely gains on {_listed(gains)}, and loses nowhere more"
-            f" than {points}.",
-        )
-    settled = _what_would_settle(target, limit, has_ood=bool(ood))
+        gained.append("corruptions of your images")
+    if doubt := _doubt(target, gained):
+        return doubt
+    if lost:
+        text = f"the merged one surely loses more than {points} on {' and '.join(lost)}."
+        return "keep-finetuned", "loses", f"Keep the fine-tuned model: {text}"
+    if same_answers:
+        text = "the merged model gives the fine-tuned one's answer on every image."
+        return "either", "same-answers", f"Either will do: {text}"
+    # one image of few may be more than the limit
+    unclear = [
+        name
+        for name, at in sources.items()
+        if at.gain.value < -max(limit, 1 / at.images + _ROUNDING)
+    ]
+    if class_gain < -limit:
+        unclear.append("the rarer classes")
+    if gained and not unclear:
+        text = f"the merged model surely gains on {' and '.join(gained)}, and loses nowhere more"
+        return "use", "gains", f"Use it: {text} than {points}."
+    settles = _what_would_settle(target, limit, has_ood=bool(ood))
     if unclear:
-        return Rule(
-            "too-few-images",
-            "unclear-loss",
-            f"Too few images to tell: whether the merged model loses more than {points} on"
-            f" {_listed(unclear)} is open. {settled}",
-        )
-    if target.images < FEWEST_IMAGES or not chosen:
-        why = (
-            "merges judged on so few are often worse than they look"
-            if chosen
-            else "merges whose alpha no images chose are often worse under a shift"
-        )
-        return Rule(
-            "too-few-images",
-            "few" if chosen else "not-chosen",
-            "Too few images to tell: no gain is sure, and though the measured loss is within"
-            f" {points}, {why}. {settled}",
-        )
+        text = f"whether the merged model loses more than {points} on {' and '.join(unclear)}"
+        return "too-few-images", "unclear-loss", f"Too few images to tell {text}. {settles}"
+    if reason := _why_not_probably(target, chosen=chosen):
+        text = f"Too few images to tell: no gain is sure, and {_UNLIKE_JUDGED[reason]}. {settles}"
+        return "too-few-images", reason, text
     right, judged = JUDGED
-    return Rule(
-        "probably-use",
-        "like-judged-merges",
-        f"Probably use it: the loss measured on your images is within {points}, and {right} of"
-        f" {judged} judged merges like this held that on new images and were no worse under the"
-        f" real shift. {settled}",
+    text = (
+        f"no measured loss is beyond {points}, and {right} of {judged} judged merges like this kept"
+        " to that on new images and were no worse under the real shift"
     )
+    return "probably-use", "like-judged-merges", f"Probably use it: {text}. {settles}"
 
 
-def _loses(source: SourceComparison, limit: float) -> bool:
-    """Whether the measured loss is beyond the limit, rounded up to whole images."""
-    return source.gain.value < -max(limit, 1 / source.images) - _ROUNDING
+def _doubt(target: Comparison, gained: Sequence[str]) -> Advice | None:
+    """Doubt images on which fine-tuning did not help, while merging or nothing at all does."""
+    learned = target.finetuning_gain
+    question = "Are they images of what the model was fine-tuned for? If so,"
+    if learned.interval[1] < 0:
+        zeroshot, merged = (target.models[name].value for name in ("zero-shot", "merged"))
+        better = "merged" if merged > zeroshot else "zero-shot"
+        text = "the zero-shot model is surely better on them than the fine-tuned one."
+        then = f"fine-tuning failed: take the {better} model."
+        return "check-images", "zeroshot-better", f"Check the images: {text} {question} {then}"
+    if gained and learned.value <= 0:
+        text = "fine-tuning did not help on them, and merging did, as on a shift."
+        then = "use the merged model."
+        return "check-images", "only-merging-helped", f"Check the images: {text} {question} {then}"
+    return None
 
 
-def _what_would_settle(target: SourceComparison, limit: float, *, has_ood: bool) -> str:
+def _why_not_probably(target: Comparison, *, chosen: bool) -> str:
+    """Why a merge without a sure gain is unlike those on record; empty if it is like them."""
+    if target.finetuning_gain.value <= 0:
+        return "nothing-learned"
+    if target.images < FEWEST_IMAGES:
+        return "few"
+    return "" if chosen else "not-chosen"
+
+
+def _what_would_settle(target: Comparison, limit: float, *, has_ood: bool) -> str:
     """How many images would tell whether the loss is beyond the limit, and what tells more."""
+    more = "more images of the shift" if has_ood else "100 labelled images of the shift, as `ood`,"
     low, high = target.gain.interval
     margin = max(abs(target.gain.value + limit), _ROUNDING)
     images = target.images * ((high - low) / 2 / margin) ** 2
-    more = "More images of the shift"
-    if not has_ood:
-        more = "100 labelled images of the shift, as `ood`,"
     if images <= target.images:
-        return f"{more} would settle it."
-    digits = 10 ** max(0, len(str(int(images))) - 2)
-    number = f"about {round(images / digits) * digits:,.0f}"
-    if images > _MOST_IMAGES:
-        number = f"more than {_MOST_IMAGES:,}"
+        return f"{more[:1].upper()}{more[1:]} would settle it."
+    number = f"more than {_MOST_IMAGES:,}"
+    if images <= _MOST_IMAGES:
+        digits = 10 ** max(0, len(str(int(images))) - 2)
+        number = f"about {round(images / digits) * digits:,.0f}"
     return (
         f"It takes {number} test images to settle whether it loses more (here {target.images:,});"
-        f" {more[:1].lower()}{more[1:]} would settle more."
+        f" {more} would settle more."
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + (" and " if names[1:] else "") + names[-1]
 
 
 def judge(
@@ -199,69 +170,91 @@ def judge(
 ) -> Verdict:
     """Judge a plan on the target's images, from which it was not learned, and on `ood` sources."""
     model = build_model(inputs)
+    pixels = model.pixels([Pillow.new("RGB", (_USUAL_SIDE, _USUAL_SIDE))])
+    # models that take an image as a list of patches have no fixed size
+    side = min(pixels.shape[-2:]) if pixels.ndim == 4 else _USUAL_SIDE
+    copies = corrupted_sets(images, side)
     scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
-    copies = corrupted_sets(images, _input_side(model))
-    named = dict(ood or {})
-    outcomes = scorer.score(moves_of(plan), {"": images, **copies, **named}, progress)
-    names = ["zero-shot", *finetuned_names(len(plan.finetuned)), "merged"]
+    sources = {"": images, **copies, **(ood or {})}
+    outcomes = scorer.score(moves_of(plan), sources, progress)
     right = {name: stack_correct(of).astype(np.float64) for name, of in outcomes.items()}
     reference = 1 + int(np.argmax(right[""][1:-1].sum(axis=1)))
-    compared = {
-        name: compare_sources(name or "target", source, outcomes[name], names, reference)
-        for name, source in {"": images, **named}.items()
-    }
-    corrupted = np.mean([right[name] for name in copies], axis=0)
-    zeroshot, finetuned, merged = (right[""][model] for model in (0, reference, -1))
-    rule_inputs: dict[str, Any] = {
-        "target": compared.pop(""),
-        "corrupted": Comparison(
-            models=_estimates(names, corrupted),
-            gain=difference(corrupted[-1] - corrupted[reference], len(copies)),
-        ),
-        "ood": tuple(compared.values()),
-    }
-    rule = recommend(
-        **rule_inputs,
+    names = ["zero-shot", *finetuned_names(len(plan.finetuned)), "merged"]
+    compared = partial(compare, models=names, reference=reference)
+    target = compared("target", images, right[""], outcomes[""])
+    each_copy = np.stack([right[name] for name in copies])
+    corrupted = compared("corrupted", images, each_copy.mean(axis=0), views=len(copies))
+    judged_ood = tuple(
+        compared(name, source, right[name], outcomes[name]) for name, source in (ood or {}).items()
+    )
+    recommendation, reason, sentence = recommend(
+        target,
+        corrupted,
+        judged_ood,
         max_loss=max_loss,
-        zeroshot_gain=difference(zeroshot - finetuned),
         same_answers=all(
             np.array_equal(of[-1].best, of[reference].best) for of in outcomes.values()
         ),
         chosen=chosen,
-        class_gain=_class_gain(images, merged - finetuned),
+        class_gain=_class_gain(images, right[""][-1] - right[""][reference]),
     )
     return Verdict(
-        recommendation=rule.recommendation,
-        reason=rule.reason,
-        sentence=rule.sentence,
+        recommendation=recommendation,
+        reason=reason,
+        sentence=sentence,
         max_loss=max_loss,
-        **rule_inputs,
+        target=target,
+        corrupted=corrupted,
+        ood=judged_ood,
     )
 
 
-def compare_sources(
-    name: str, images: Images, outcomes: Sequence[Outcome], models: Sequence[str], reference: int
-) -> SourceComparison:
-    """Compare the models, the last one being the merged one, on one source of images."""
-    right = stack_correct(outcomes)
-    counts: dict[str, Any] = (
-        {"captions": images.caption_count}
-        if isinstance(images, CaptionedImages)
-        else {"classes": len(images.class_names), "class_names": images.class_names[:_EXAMPLES]}
-    )
-    return SourceComparison(
-        models=_estimates(models, right),
-        gain=difference(right[-1].astype(np.float64) - right[reference]),
+def compare(
+    name: str,
+    images: Images,
+    right: NDArray[np.float64],
+    outcomes: Sequence[Outcome] = (),
+    *,
+    models: Sequence[str],
+    reference: int,
+    views: int = 1,
+) -> Comparison:
+    """Compare the models, the last one being the merged one, on one source of images.
+
+    Args:
+        name: Its name in the verdict.
+        images: The images.
+        right: Share of each image's ``views`` that each model recognises, (models, images).
+        outcomes: What else is known of each model, for recall.
+        models: The models' names.
+        reference: Position of the fine-tuned model that the others are compared with.
+        views: Number of views of each image.
+    """
+
+    def difference(first: int, second: int) -> Estimate:
+        by_image = right[first] - right[second]
+        interval = paired_accuracy_interval(by_image, views)
+        return Estimate(value=by_image.mean(), interval=interval)
+
+    shares = {
+        model: Estimate(value=row.mean(), interval=mean_share(row))
+        for model, row in zip(models, right, strict=True)
+    }
+    recall = {
+        model: outcome.recall
+        for model, outcome in zip(models, outcomes, strict=False)
+        if outcome.recall
+    }
+    return Comparison(
         name=name,
         source=images.source if images.revision else last_part(images.source),
         revision=images.revision,
         images=len(images),
-        **counts,
-        recall={
-            model: outcome.recall
-            for model, outcome in zip(models, outcomes, strict=True)
-            if outcome.recall
-        },
+        models=shares,
+        gain=difference(-1, reference),
+        finetuning_gain=difference(reference, 0),
+        class_names=() if isinstance(images, CaptionedImages) else images.class_names[:_EXAMPLES],
+        recall=recall,
     )
 
 
@@ -275,35 +268,11 @@ def moves_of(plan: Plan) -> list[Move]:
     ]
 
 
-def estimate(right: NDArray[Any]) -> Estimate:
-    """The mean of one answer per image, right or wrong, or of one share per image."""
-    share = float(right.mean())
-    binary = right.dtype == np.bool_
-    return Estimate(
-        value=share, interval=wilson(share, len(right)) if binary else mean_share(right)
-    )
-
-
-def difference(by_image: NDArray[np.float64], views: int = 1) -> Difference:
-    """The mean of one model's answers minus another's."""
-    return Difference(
-        value=float(by_image.mean()), interval=paired_accuracy_interval(by_image, views)
-    )
-
-
-def _estimates(names: Sequence[str], right: NDArray[Any]) -> dict[str, Estimate]:
-    return {name: estimate(row) for name, row in zip(names, right, strict=True)}
-
-
 def _class_gain(images: Images, by_image: NDArray[np.float64]) -> float:
-    """The mean difference over classes if some have more than twice the images of others."""
-    if isinstance(images, CaptionedImages) or not are_uneven(images.labels):
+    """The mean difference over classes if one has more than twice the images of another."""
+    if isinstance(images, CaptionedImages):
+        return 0.0
+    counts = Counter(images.labels).values()
+    if max(counts) <= 2 * min(counts):
         return 0.0
     return float((by_image * class_weights(images.labels)).mean())
-
-
-def _input_side(model: ImageTextModel | Any) -> int:
-    """Shorter side of the model's input, in pixels."""
-    pixels = model.pixels([Pillow.new("RGB", (_USUAL_SIDE, _USUAL_SIDE))])
-    # models that take an image as a list of patches have no fixed size
-    return min(pixels.shape[-2:]) if pixels.ndim == 4 else _USUAL_SIDE

@@ -13,71 +13,46 @@ from clipmerge.types import Names, Recommendation
 MAX_LOSS = 3.0
 #: Values of K in recall at K.
 RANKS = (1, 5, 10)
+#: Recall at K of image-text retrieval, by direction and K as text: ``image_to_text``, the share of
+#: the images with one of their captions among the K best-matching, and ``text_to_image``, the share
+#: of the captions with their image among the K best-matching.
+Recall = dict[str, dict[str, float]]
 
-Share = Annotated[float, Field(ge=0, le=1)]
-SignedShare = Annotated[float, Field(ge=-1, le=1)]
+_Share = Annotated[float, Field(ge=-1, le=1)]
+_Count = Annotated[int, Field(ge=0)]
 
 
 class Estimate(Frozen):
-    """A share of the images, such as an accuracy, and its 95% interval."""
+    """A share of the images, such as an accuracy, or a difference of two, with its 95% interval."""
 
-    value: Share
-    interval: tuple[Share, Share]
-
-
-class Difference(Frozen):
-    """One model's share of the images minus another's, and its 95% interval."""
-
-    value: SignedShare
-    interval: tuple[SignedShare, SignedShare]
-
-
-class Recall(Frozen):
-    """Recall at K of image-text retrieval, by K as text.
-
-    Attributes:
-        image_to_text: Share of the images with one of their captions among the K best-matching.
-        text_to_image: Share of the captions with their image among the K best-matching.
-    """
-
-    image_to_text: dict[str, Share]
-    text_to_image: dict[str, Share]
+    value: _Share
+    interval: tuple[_Share, _Share]
 
 
 class Comparison(Frozen):
-    """The models on the same images.
-
-    Attributes:
-        models: Accuracy by model: ``zero-shot``, ``fine-tuned`` (or ``fine-tuned 1``, ...) and
-            ``merged``. Of captions it is the mean of recall at 1 both ways.
-        gain: Merged minus fine-tuned, the most accurate one on the target's images.
-    """
-
-    models: dict[str, Estimate]
-    gain: Difference
-
-
-class SourceComparison(Comparison):
     """The models on one source of images.
 
     Attributes:
-        name: ``target``, or the name given with ``--ood``.
+        name: ``target``, ``corrupted``, or the name given with ``--ood``.
         source: Where the images come from.
         revision: The commit, for a data set of the Hub.
         images: Number of images.
-        classes: Number of classes; 0 for captions.
-        class_names: The first classes, for examples.
-        captions: Number of captions; 0 for classes.
+        models: Accuracy by model: ``zero-shot``, ``fine-tuned`` (or ``fine-tuned 1``, ...) and
+            ``merged``. Of captions it is the mean of recall at 1 both ways.
+        gain: Merged minus fine-tuned, the most accurate one on the target's images.
+        finetuning_gain: Fine-tuned minus zero-shot.
+        class_names: The first classes, for examples; empty for captions.
         recall: Recall at K by model, for captions.
     """
 
     name: str
     source: str
     revision: str | None = None
-    images: Annotated[int, Field(ge=1)]
-    classes: Annotated[int, Field(ge=0)] = 0
+    images: _Count
+    models: dict[str, Estimate]
+    gain: Estimate
+    finetuning_gain: Estimate
     class_names: Names = ()
-    captions: Annotated[int, Field(ge=0)] = 0
     recall: dict[str, Recall] = Field(default_factory=dict)
 
 
@@ -98,12 +73,12 @@ class Verdict(Frozen):
     reason: str
     sentence: str
     max_loss: Annotated[float, Field(ge=0)] = MAX_LOSS
-    target: SourceComparison
+    target: Comparison
     corrupted: Comparison
-    ood: tuple[SourceComparison, ...] = ()
+    ood: tuple[Comparison, ...] = ()
 
     @property
-    def sources(self) -> tuple[SourceComparison, ...]:
+    def sources(self) -> tuple[Comparison, ...]:
         """The target and the ``--ood`` sources."""
         return (self.target, *self.ood)
 
@@ -115,4 +90,6 @@ def finetuned_names(count: int) -> list[str]:
         >>> finetuned_names(1), finetuned_names(2)
         (['fine-tuned'], ['fine-tuned 1', 'fine-tuned 2'])
     """
-    return ["fine-tuned"] if count == 1 else [f"fine-tuned {at}" for at in range(1, count + 1)]
+    if count == 1:
+        return ["fine-tuned"]
+    return [f"fine-tuned {number + 1}" for number in range(count)]

@@ -13,7 +13,7 @@ from clipmerge.files.staging import RECORD
 from clipmerge.output.record import read_output
 from clipmerge.planning import Frozen
 from clipmerge.progress import Progress
-from clipmerge.report.card import CARD, REPORT, model_card
+from clipmerge.report.pages import CARD, REPORT, model_card
 from clipmerge.types import StrPath
 
 if TYPE_CHECKING:

@@ -1,61 +1,37 @@
-"""The sentences about what was decided: what was found first, and what the settings are."""
+"""The sentence about what was decided: how far the layers go, and why."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from clipmerge.output.record import Measured
 from clipmerge.planning.measurements import HeldBackChoice
 from clipmerge.planning.plan import Plan
 
 
-def decision_sentence(plan: Plan, measured: Measured) -> str:
-    """What was found before deciding, in full, and the settings."""
-    found = []
-    if measured.decision:
-        found.append(measured.decision)
-    for name, losses in measured.trace.items():
-        if any(losses):
-            found.append(_loss(name.replace("_", " "), losses))
-    if measured.choice:
-        found.append(_choice(measured.choice))
-    settings = settings_sentence(plan)
-    if not found:
-        return settings
-    text = "; ".join(found)
-    return f"{text[:1].upper()}{text[1:]}. {settings}"
-
-
-def settings_sentence(plan: Plan) -> str:
-    """How far the layers go, and which have a mask."""
+def decision_sentence(plan: Plan, measured: Measured | None = None) -> str:
+    """How far the layers go, and which have a mask; before it what was found, if it is given."""
     layers = plan.layers.values()
-    low = min(layer.alpha_range[0] if layer.alpha_range else layer.alpha for layer in layers)
-    high = max(layer.alpha_range[1] if layer.alpha_range else layer.alpha for layer in layers)
+    ends = [layer.alpha_range or (layer.alpha, layer.alpha) for layer in layers]
+    low = min(start for start, _ in ends)
+    high = max(end for _, end in ends)
     target = "fine-tuned"
     if len(plan.finetuned) > 1:
         rule = plan.combine.rule if plan.combine else "weighted sum"
         target = f"the {rule} of {len(plan.finetuned)} models"
-    way = f"of the way from zero-shot to {target}"
-    if low == high:
-        text = f"Every layer goes {high:.4g} {way}"
-    elif any(layer.is_learned for layer in layers):
-        text = f"The weights go {low:.4g} to {high:.4g} {way}, each as far as was learned"
-    else:
-        text = f"The layers go {low:.4g} to {high:.4g} {way}"
-    masks = [layer.mask for layer in layers if layer.mask]
-    if masks:
-        verb = "has" if len(masks) == 1 else "have"
-        rules = ", ".join(sorted(set(masks)))
-        text += f"; {len(masks)} of {len(layers)} layers {verb} a mask ({rules})"
+    far = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+    text = f"The layers go {far} of the way from zero-shot to {target}"
+    if any(layer.is_learned for layer in layers):
+        text += ", each weight as far as was learned"
+    if masks := [layer.mask for layer in layers if layer.mask]:
+        text += f"; {len(masks)} of {len(layers)} have a mask ({', '.join(sorted(set(masks)))})"
+    found = []
+    if measured and measured.decision:
+        found.append(measured.decision)
+    if measured and measured.choice:
+        found.append(_choice(measured.choice))
+    if found:
+        reasons = "; ".join(found)
+        text = f"{reasons[:1].upper()}{reasons[1:]}. {text}"
     return f"{text}."
-
-
-def _loss(name: str, values: Sequence[float]) -> str:
-    """A loss in the first and in the last tenth of learning."""
-    tenth = max(1, len(values) // 10)
-    first = sum(values[:tenth]) / tenth
-    last = sum(values[-tenth:]) / tenth
-    return f"{name} from {first:.3f} to {last:.3f} nats while learning"
 
 
 def _choice(choice: HeldBackChoice) -> str:

@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from clipmerge.output.record import Record
@@ -24,16 +24,35 @@ CURVE, INK, MUTED, GRID = "#1f6fb2", "#1b1f24", "#59626d", "#eceff2"
 #: Colours and shapes of recipes; the circle in blue is the alpha curve's.
 MARKS = ("#c2410c", "#6b4fbb", "#0f766e", "#b8285f", "#8a6d00", "#3b4cc0", "#5b7f00", "#7a4a2b")
 SHAPES = ("D", "^", "s", "P", "v", "X", "<", "p", ">", "h")
-# Inches and dots per inch: 4.8 inches are as wide as a telephone.
-_WIDTH, _DOTS = 4.8, 180
+# Inches: as wide as a telephone.
+_WIDTH = 4.8
+_STYLE: Any = {
+    "figure.dpi": 180,
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",
+    "axes.axisbelow": True,
+    "axes.edgecolor": MUTED,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "grid.color": GRID,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+}
+# A legend above its panel.
+_ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 3}
 
 
+@rc_context(_STYLE)
 def merge_figure(record: Record) -> Figure:
     """The accuracies of the models, if there is a verdict, and how far each layer goes."""
     heights = [2.3]
     if record.verdict:
         heights = [0.9 + 0.6 * (len(record.verdict.sources) + 1), *heights]
-    figure = _new_figure(sum(heights))
+    figure = Figure((_WIDTH, sum(heights)))
     panels = list(figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0])
     if record.verdict:
         _draw_verdict(panels.pop(0), record.verdict)
@@ -43,31 +62,29 @@ def merge_figure(record: Record) -> Figure:
 
 def _draw_verdict(axes: Axes, verdict: Verdict) -> None:
     """A row for each source, with every model's accuracy and its interval."""
-    rows = {"target": verdict.target, "corrupted": verdict.corrupted}
-    for source in verdict.ood:
-        rows[source.name] = source
+    rows = [verdict.target, verdict.corrupted, *verdict.ood]
     colours = (MUTED, CURVE, *MARKS)
     for number, model in enumerate(verdict.target.models):
-        height = 0.2 * number - 0.2
         values, below, above = [], [], []
-        for row in rows.values():
-            low, high = row.models[model].interval
-            value = row.models[model].value
-            values.append(100 * value)
-            below.append(100 * (value - low))
-            above.append(100 * (high - value))
+        for row in rows:
+            estimate = row.models[model]
+            low, high = estimate.interval
+            values.append(100 * estimate.value)
+            below.append(100 * (estimate.value - low))
+            above.append(100 * (high - estimate.value))
+        shift = 0.2 * number - 0.2
         axes.errorbar(
             values,
-            [at + height for at in range(len(rows))],
+            [at + shift for at in range(len(rows))],
             xerr=[below, above],
             fmt="o",
             color=colours[number % len(colours)],
             label=model,
         )
-    axes.set_yticks(range(len(rows)), list(rows), parse_math=False)
+    axes.set_yticks(range(len(rows)), [row.name for row in rows], parse_math=False)
     axes.invert_yaxis()
-    axes.set_xlabel("recall at 1, %" if verdict.target.captions else "accuracy, %")
-    _legend_above(axes)
+    axes.set_xlabel("recall at 1, %" if verdict.target.recall else "accuracy, %")
+    axes.legend(**_ABOVE)
 
 
 def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
@@ -78,35 +95,55 @@ def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
             towers.setdefault(name.partition(".")[0], []).append(at)
     entries = list(layers.values())
     for (tower, places), colour in zip(towers.items(), (CURVE, *MARKS), strict=False):
-        alphas = [entries[at].alpha for at in places]
-        ranges = [entries[at].alpha_range or (entries[at].alpha,) * 2 for at in places]
-        low = [ends[0] for ends in ranges]
-        high = [ends[1] for ends in ranges]
-        axes.plot(places, alphas, "o-", ms=3, color=colour, label=tower)
-        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+        chosen = [entries[at] for at in places]
+        alphas = [layer.alpha for layer in chosen]
+        axes.plot(
+            places,
+            alphas,
+            "o-",
+            ms=3,
+            color=colour,
+            label=tower,
+        )
+        ends = [layer.alpha_range or (layer.alpha, layer.alpha) for layer in chosen]
+        axes.fill_between(
+            places,
+            [low for low, _ in ends],
+            [high for _, high in ends],
+            color=colour,
+            alpha=0.15,
+            linewidth=0,
+        )
     axes.set_xlabel("layer, in network order (alpha 0: zero-shot, 1: fine-tuned)")
     axes.set_ylabel("alpha")
-    _legend_above(axes)
+    axes.legend(**_ABOVE)
 
 
+@rc_context(_STYLE)
 def sweep_figure(record: Json) -> Figure:
     """The alpha curve, and every recipe or checkpoint as a point; thin lines are intervals."""
     from clipmerge.report.numbers import points_of
 
-    figure = _new_figure(4.2 + 0.25 * len(points_of(record)))
+    points = points_of(record)
+    figure = Figure((_WIDTH, 4.2 + 0.25 * len(points)))
     axes = figure.add_subplot()
-    _style(axes)
     curve = record["curve"]
-    across = [100 * row["id"] for row in curve]
-    up = [100 * row["ood"] for row in curve]
-    axes.plot(across, up, "o-", ms=5, color=CURVE, mfc="white", label="alpha curve (WiSE-FT)")
+    axes.plot(
+        [100 * row["id"] for row in curve],
+        [100 * row["ood"] for row in curve],
+        "o-",
+        ms=5,
+        color=CURVE,
+        mfc="white",
+        label="alpha curve (WiSE-FT)",
+    )
     for row in curve:
         _draw_intervals(axes, row, CURVE)
         if row["alpha"] == 0:
             _draw_point(axes, row, "o", CURVE, label="zero-shot", mfc="white", ms=10)
         elif row["alpha"] == 1:
             _draw_point(axes, row, "o", CURVE, label="fine-tuned", ms=10)
-    for number, row in enumerate(points_of(record)):
+    for number, row in enumerate(points):
         colour = MARKS[number % len(MARKS)]
         shape = SHAPES[number % len(SHAPES)]
         name = row["name"].replace("$", r"\$").lstrip("_")  # neither a formula nor hidden
@@ -114,10 +151,25 @@ def sweep_figure(record: Json) -> Figure:
         _draw_point(axes, row, shape, colour, label=name, mec="white", ms=9)
     axes.set_xlabel(f"{'mean ' if len(record['id']) > 1 else ''}ID accuracy, %")
     axes.set_ylabel(f"{'mean ' if len(record['ood']) > 1 else ''}OOD accuracy, %")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9, labelcolor=INK, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
+def _draw_point(axes: Axes, row: Json, shape: str, colour: str, **style: Any) -> None:
+    x, y = 100 * row["id"], 100 * row["ood"]
+    axes.plot(x, y, shape, color=colour, **style)
+
+
+def _draw_intervals(axes: Axes, row: Json, colour: str) -> None:
+    x, y = 100 * row["id"], 100 * row["ood"]
+    left, right = row["id_interval"]
+    low, high = row["ood_interval"]
+    style: Any = {"color": colour, "linewidth": 1, "alpha": 0.4}
+    axes.hlines(y, 100 * left, 100 * right, **style)
+    axes.vlines(x, 100 * low, 100 * high, **style)
+
+
+@rc_context(_STYLE)
 def png(figure: Figure) -> bytes:
     """A figure as PNG; equal ones give equal bytes with the same matplotlib and fonts."""
     file = io.BytesIO()
@@ -126,41 +178,3 @@ def png(figure: Figure) -> bytes:
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
-
-
-def _new_figure(height: float) -> Figure:
-    figure = Figure((_WIDTH, height), dpi=_DOTS, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _style(axes: Axes) -> None:
-    axes.grid(color=GRID)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.tick_params(colors=MUTED)
-
-
-def _legend_above(axes: Axes) -> None:
-    _style(axes)
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(0.0, 1.0),
-        frameon=False,
-        labelcolor=INK,
-        ncols=3,
-        fontsize=9,
-    )
-
-
-def _draw_point(axes: Axes, row: Json, shape: str, colour: str, **style: Any) -> None:
-    axes.plot(100 * row["id"], 100 * row["ood"], shape, color=colour, **style)
-
-
-def _draw_intervals(axes: Axes, row: Json, colour: str) -> None:
-    x, y = 100 * row["id"], 100 * row["ood"]
-    left, right = row["id_interval"]
-    low, high = row["ood_interval"]
-    axes.hlines(y, 100 * left, 100 * right, color=colour, linewidth=1, alpha=0.4)
-    axes.vlines(x, 100 * low, 100 * high, color=colour, linewidth=1, alpha=0.4)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from clipmerge.planning.verdict import Comparison, Difference, Estimate, Verdict
+from clipmerge.planning.verdict import Estimate, Verdict
 from clipmerge.types import Json
 
 # Half the width of an interval, as a share, from which whole points are shown.
@@ -25,23 +23,24 @@ def share_text(estimate: Estimate) -> str:
         >>> share_text(Estimate(value=0.758, interval=(0.72, 0.79)))
         '75.8'
     """
-    return f"{100 * estimate.value:.{_digits(estimate.interval)}f}"
+    return f"{100 * estimate.value:.{_digits(estimate)}f}"
 
 
-def gain_text(difference: Difference) -> str:
+def gain_text(difference: Estimate) -> str:
     """A difference in points, with its interval, whose ends keep their signs.
 
     Example:
-        >>> gain_text(Difference(value=0.019, interval=(-0.067, 0.104)))
+        >>> gain_text(Estimate(value=0.019, interval=(-0.067, 0.104)))
         '+2 [-7, +10]'
-        >>> gain_text(Difference(value=0.06, interval=(0.002, 0.118)))
+        >>> gain_text(Estimate(value=0.06, interval=(0.002, 0.118)))
         '+6.0 [+0.2, +11.8]'
     """
-    digits = _digits(difference.interval)
-    if any(0 < abs(end) < _SHOWN for end in difference.interval):
+    low, high = difference.interval
+    digits = _digits(difference)
+    if 0 < abs(low) < _SHOWN or 0 < abs(high) < _SHOWN:
         digits = 1
-    low, high = (signed(end, digits) for end in difference.interval)
-    return f"{signed(difference.value, digits)} [{low}, {high}]"
+    ends = f"{signed(low, digits)}, {signed(high, digits)}"
+    return f"{signed(difference.value, digits)} [{ends}]"
 
 
 def signed(share: float, digits: int = 1) -> str:
@@ -55,15 +54,15 @@ def signed(share: float, digits: int = 1) -> str:
     return text if float(text) else text[1:]
 
 
-def _digits(interval: Sequence[float]) -> int:
-    low, high = interval
+def _digits(estimate: Estimate) -> int:
+    low, high = estimate.interval
     return 0 if high - low > 2 * _COARSE else 1
 
 
 def verdict_table(verdict: Verdict) -> Table:
     """The accuracies of the models by source, and what the merge gains over fine-tuned."""
     target = verdict.target
-    compared: dict[str, Comparison] = {
+    compared = {
         f"{target.source}, {target.images:,} images": target,
         "the same, corrupted": verdict.corrupted,
     }
@@ -73,7 +72,7 @@ def verdict_table(verdict: Verdict) -> Table:
     for name, comparison in compared.items():
         shares = map(share_text, comparison.models.values())
         rows.append([name, *shares, gain_text(comparison.gain)])
-    title = "recall at 1, %" if target.captions else "accuracy, %"
+    title = "recall at 1, %" if target.recall else "accuracy, %"
     return [title, *target.models, "gain"], rows
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from clipmerge.report.numbers import Table, points_of, signed
-from clipmerge.report.page import render
+from clipmerge.report.pages import render
 from clipmerge.types import Json
 
 
 def curve_name(record: Json, alpha: float) -> str:
     """The name of a point of the curve."""
-    count = len(record.get("finetuned", ()))
-    ends = {0.0: "zero-shot", 1.0: "fine-tuned" if count < 2 else f"average of {count}"}
-    return f"alpha {alpha:g}" + (f" ({ends[alpha]})" if alpha in ends else "")
+    name = f"alpha {alpha:g}"
+    if alpha == 0:
+        return f"{name} (zero-shot)"
+    if alpha == 1:
+        count = len(record.get("finetuned", ()))
+        end = "fine-tuned" if count < 2 else f"average of {count}"
+        return f"{name} ({end})"
+    return name
 
 
 def sweep_sentence(record: Json) -> str:
@@ -19,30 +24,31 @@ def sweep_sentence(record: Json) -> str:
 
     A recipe is recommended only if it surely gains, and does not lose too much on the target.
     """
-    judged = [row for row in points_of(record) if row["gain_interval"]]
+    points = points_of(record)
+    judged = [row for row in points if row["gain_interval"]]
     if not judged:
-        best = max(points_of(record) or record["curve"], key=lambda row: float(row["ood"]))
+        best = max(points or record["curve"], key=lambda row: float(row["ood"]))
         name = best.get("name") or curve_name(record, best["alpha"])
         text = f"{name} has the highest OOD accuracy, {100 * best['ood']:.1f}%"
         return f"{text}, with {100 * best['id']:.1f}% ID accuracy."
     row = max(judged, key=_rank)
+    name = row["name"]
+    numbers = f"{_gain(row, ' points')} of OOD accuracy over the alpha curve at equal ID accuracy"
     low, high = row["gain_interval"]
-    numbers = (
-        f"{signed(row['gain'])} points [{signed(low)}, {signed(high)}] of OOD accuracy over the"
-        " alpha curve at equal ID accuracy"
-    )
     if low > 0 and row["exceeds_max_loss"] is False:
-        return f"Use {row['name']}: {numbers}."
+        return f"Use {name}: {numbers}."
     if low > 0:
-        return f"{row['name']} gains {numbers}, at a loss of ID accuracy beyond the limit."
+        return f"{name} gains {numbers}, at a loss of ID accuracy beyond the limit."
     if high < 0:
-        return f"Keep to the alpha curve: {row['name']}, the best of the others, has {numbers}."
-    return f"No difference is shown: {row['name']} has {numbers}; more images would tell."
+        return f"Keep to the alpha curve: {name}, the best of the others, has {numbers}."
+    return f"No difference is shown: {name} has {numbers}; more images would tell."
 
 
 def _rank(row: Json) -> tuple[bool, float]:
     """Rows that surely gain and keep the accuracy come before those that may gain more."""
-    return row["gain_interval"][0] > 0 and row["exceeds_max_loss"] is False, float(row["gain"])
+    low, _ = row["gain_interval"]
+    keeps = row["exceeds_max_loss"] is False
+    return low > 0 and keeps, float(row["gain"])
 
 
 def sweep_table(record: Json) -> Table:
@@ -61,13 +67,15 @@ def sweep_table(record: Json) -> Table:
     return ["accuracy, %", *names, *titles, "gain"], table
 
 
-def _gain(row: Json) -> str:
-    if row["gain"] is None:
+def _gain(row: Json, unit: str = "") -> str:
+    gain, interval = row["gain"], row["gain_interval"]
+    if gain is None:
         return ""
-    if row["gain_interval"] is None:
-        return signed(row["gain"])
-    low, high = row["gain_interval"]
-    return f"{signed(row['gain'])} [{signed(low)}, {signed(high)}]"
+    text = f"{signed(gain)}{unit}"
+    if interval is None:
+        return text
+    low, high = interval
+    return f"{text} [{signed(low)}, {signed(high)}]"
 
 
 def sweep_notes(record: Json) -> list[str]:

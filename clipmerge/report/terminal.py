@@ -11,7 +11,7 @@ from rich.text import Text
 from clipmerge.errors import shorten
 from clipmerge.options import with_flags
 from clipmerge.output.record import Record
-from clipmerge.report.decision import decision_sentence, settings_sentence
+from clipmerge.report.decision import decision_sentence
 from clipmerge.report.numbers import verdict_table
 from clipmerge.report.sweep import sweep_sentence, sweep_table
 from clipmerge.types import Json
@@ -19,17 +19,16 @@ from clipmerge.types import Json
 
 def summary(record: Record, *, verbose: bool = False) -> RenderableType:
     """The verdict, and what was decided: in full if ``verbose``."""
-    plan = record.plan
-    decision = decision_sentence(plan, record.measured) if verbose else settings_sentence(plan)
     lines: list[RenderableType] = []
     if record.verdict:
         lines += [
             Text(with_flags(record.verdict.sentence), style="bold"),
             _table(*verdict_table(record.verdict)),
         ]
-    lines.append(Text(decision))
-    if plan.stragglers:
-        lines.append(Text(f"Stragglers: {shorten(plan.stragglers)}."))
+    measured = record.measured if verbose else None
+    lines.append(Text(decision_sentence(record.plan, measured)))
+    if record.plan.stragglers:
+        lines.append(Text(f"Stragglers: {shorten(record.plan.stragglers)}."))
     return Group(*lines)
 
 
@@ -39,9 +38,18 @@ def sweep_summary(record: Json) -> RenderableType:
 
 
 def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table = Table(
+        box=None,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+        header_style="dim",
+    )
     for number, head in enumerate(heads):
-        table.add_column(Text(head), justify="right" if number else "left", no_wrap=number > 0)
+        table.add_column(
+            Text(head),
+            justify="right" if number else "left",
+            no_wrap=number > 0,
+        )
     for row in rows:
         table.add_row(*map(Text, row))
     return table

@@ -27,8 +27,8 @@ def test_captions_of_the_same_text_are_one_answer() -> None:
         return [bool(is_own[np.argsort(-row)[:rank]].any()) for row, is_own in rows]
 
     for rank in (1, 5):
-        assert recall.image_to_text[str(rank)] == np.mean(found_at(rank, scores, own))
-        assert recall.text_to_image[str(rank)] == np.mean(found_at(rank, scores.T, own.T))
+        assert recall["image_to_text"][str(rank)] == np.mean(found_at(rank, scores, own))
+        assert recall["text_to_image"][str(rank)] == np.mean(found_at(rank, scores.T, own.T))
     texts_found = np.array(found_at(1, scores.T, own.T))
     expected = [
         (is_found + texts_found[is_own].mean()) / 2

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import t
 
 from clipmerge.evaluation.tradeoff import compare_with_curve, curve_height
-from clipmerge.stats import gain_interval, paired_accuracy_interval, percentile_interval
+from clipmerge.stats import gain_interval, paired_accuracy_interval
 
 
 def by_hand(curve_id: list[float], curve_ood: list[float], at: float) -> float | None:
@@ -113,5 +113,7 @@ def test_the_interval_of_a_gain_holds_the_percentiles_and_the_normal_interval() 
     assert high == pytest.approx(0.03 + spread, abs=1e-4)
     assert gain_interval(0.03, drawn, 10_000)[1] < high
     assert gain_interval(0.03, drawn, 1)[1] > high
-    assert percentile_interval(np.array([0.1] * 89 + [np.nan] * 11)) is None  # too few resamples
-    assert percentile_interval(np.array([0.1] * 90 + [np.nan] * 10)) == (0.1, 0.1)
+    defined = [np.array([0.1] * count + [np.nan] * (100 - count)) for count in (89, 90)]
+    few, enough = (gain_interval(0.1, each, 30) for each in defined)
+    assert few is None
+    assert enough == pytest.approx((0.1, 0.1))

@@ -9,7 +9,7 @@ import yaml
 import clipmerge
 from clipmerge.errors import HubError, OutputError, UsageError
 from clipmerge.publish.push import push
-from clipmerge.report.card import model_card
+from clipmerge.report.pages import model_card
 from tests.support.hub_double import FakeHub, upload
 from tests.support.merge_records import record, source, verdict
 from tests.support.told import Told

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipmerge.report.figures import png, sweep_figure
-from clipmerge.report.page import html_page
+from clipmerge.report.pages import html_page
 from clipmerge.report.sweep import sweep_page
 from tests.report.test_pages import sweep
 from tests.support.merge_records import record

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from clipmerge.output.record import Measured
 from clipmerge.report.figures import merge_figure, png, sweep_figure
-from clipmerge.report.page import html_page
+from clipmerge.report.pages import html_page
 from clipmerge.report.sweep import sweep_page, sweep_sentence, sweep_table
 from clipmerge.report.terminal import summary, sweep_summary
 from tests.support.merge_records import record, source, verdict
@@ -68,7 +69,7 @@ def test_an_unjudged_merge_says_so_and_a_plain_one_has_no_picture() -> None:
 
 
 def test_statistics_that_were_not_measured_have_no_column() -> None:
-    assert '<th scope="col">barrier</th>' not in html_page(record(measurements={}))
+    assert '<th scope="col">barrier</th>' not in html_page(record(measured=Measured()))
     assert '<th scope="col">barrier</th>' in html_page(record())
 
 

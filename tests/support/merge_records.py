@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.output.record import Record
-from clipmerge.planning.verdict import Comparison, Difference, Estimate, SourceComparison, Verdict
-from clipmerge.report.card import model_card
+from clipmerge.planning.verdict import Comparison, Estimate, Verdict
+from clipmerge.report.pages import model_card
 
 
 def layer_names(vision: int, text: int) -> list[str]:
@@ -19,18 +19,19 @@ def layer_names(vision: int, text: int) -> list[str]:
     return [*names, "text.norm", "text.projection", "logit_scale"]
 
 
-def gain(value: float, half: float) -> Difference:
-    return Difference(value=value, interval=(max(-1, value - half), min(1, value + half)))
+def gain(value: float, half: float) -> Estimate:
+    return Estimate(value=value, interval=(max(-1, value - half), min(1, value + half)))
 
 
-def source(value: float, half: float, **about: Any) -> SourceComparison:
+def source(value: float, half: float, **about: Any) -> Comparison:
     """A source of 100 images on which the merge gains so much, give or take ``half``."""
     models = {
         name: Estimate(value=share, interval=(share - 0.08, share + 0.08))
         for name, share in (("zero-shot", 0.52), ("fine-tuned", 0.74), ("merged", 0.74 + value))
     }
-    about = {"name": "target", "source": "digits", "images": 100, "classes": 10} | about
-    return SourceComparison(models=models, gain=gain(value, half), **about)
+    about = {"name": "target", "source": "digits", "images": 100} | about
+    about = {"models": models, "finetuning_gain": gain(0.22, 0.1)} | about
+    return Comparison(gain=gain(value, half), **about)
 
 
 def verdict(**changes: Any) -> Verdict:
@@ -40,7 +41,7 @@ def verdict(**changes: Any) -> Verdict:
         reason="gains",
         sentence="Use it: the merged model surely gains on sketch <&>.",
         target=target,
-        corrupted=Comparison(models=target.models, gain=gain(0.01, 0.03)),
+        corrupted=source(0.01, 0.03, name="corrupted", models=target.models),
         ood=(source(0.11, 0.04, name="sketch", source="sketches"),),
     ).replace(**changes)
 
@@ -70,6 +71,7 @@ def record(**changes: Any) -> Record:
             "measurements": {name: {"barrier": 0.01 * at} for at, name in enumerate(names)},
             "measured": {
                 "decision": "one layer of 77 is a straggler",
+                "statistics": {"barrier": {"unit": "nats"}},
                 "reasons": {"vision.3.mlp": "straggler: z 4.1 | <b>"},
                 "straggler_scores": {"vision.3.mlp": {"z": 4.1}},
             },
