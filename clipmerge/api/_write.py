@@ -126,15 +126,15 @@ def _write(
     inputs = pair.inputs
     # first, so that hashing overlaps with the import of what merges
     hashing = _begin_hashing(pair)
-    from clipmerge.merging.stream import plan_tensors
+    from clipmerge.merging.stream import merged_tensors
     from clipmerge.output.folder import assign_shards, write_side_files, write_weights
     from clipmerge.report.pages import CARD, html_page, model_card
 
     with staged(output, overwrite=options.overwrite) as folder:
         journal.stage("merge")
-        tensors = plan_tensors(inputs, decided.plan)
-        layout = assign_shards(inputs, tensors, options.max_shard_size)
-        files = write_weights(folder, tensors, layout, journal, single=inputs.family.weights)
+        tensors = merged_tensors(inputs, decided.plan)
+        shards = assign_shards(inputs, tensors, options.max_shard_size)
+        files = write_weights(folder, tensors, shards, journal)
         journal.stage("write")
         side_files, notes = write_side_files(folder, inputs, decided.plan.dtype)
         for note in notes:

@@ -106,8 +106,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         check_output(
             self._folder(args),
             overwrite=options.overwrite,
-            inputs=local_inputs(zeroshot),
-            read=local_inputs(options.data, options.classes, *dict(options.ood).values()),
+            read=local_inputs(zeroshot, options.data, options.classes, *dict(options.ood).values()),
         )
         if options.data is not None:
             from clipmerge.api._images import open_ood_sources, open_target

@@ -194,8 +194,9 @@ def _output_folder(
         check_output(
             target,
             overwrite=options.overwrite,
-            inputs=local_inputs(*checkpoints),
-            read=local_inputs(options.data, options.classes, *dict(options.ood).values()),
+            read=local_inputs(
+                *checkpoints, options.data, options.classes, *dict(options.ood).values()
+            ),
         )
         if options.push is not None:
             from clipmerge.publish.push import check_access

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import closing
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from clipmerge.api._in_memory import unwrap_model
@@ -15,8 +13,8 @@ from clipmerge.api._pair import as_list, open_pair
 from clipmerge.api.merge import choose_recipe, decide, open_split
 from clipmerge.errors import CheckpointError, UsageError, shorten
 from clipmerge.families import is_index_buffer
-from clipmerge.files.writer import iter_contents
-from clipmerge.merging.stream import plan_tensors
+from clipmerge.files.writer import tensors_in_memory
+from clipmerge.merging.stream import merged_tensors
 from clipmerge.options import PlanOptions
 from clipmerge.planning.recipe import RecipeLike
 from clipmerge.progress import Journal, Progress
@@ -75,12 +73,9 @@ def merge_models(
     ) as pair:
         pair, split = open_split(pair, chosen, opts, journal)
         decided = decide(pair, chosen, split, opts, journal)
-        tensors = plan_tensors(pair.inputs, decided.plan)
-        with closing(iter_contents(tensors, np.empty)) as contents:
-            weights = {
-                tensor.key: tensor.tensor(content)
-                for tensor, content in zip(tensors, contents, strict=True)
-            }
+        tensors = merged_tensors(pair.inputs, decided.plan)
+        keys = [tensor.key for tensor in tensors]
+        weights = dict(zip(keys, tensors_in_memory(tensors), strict=True))
         decided.forget()
     layout = unwrap_model(zeroshot) if pair.inputs.layout is pair.inputs.zeroshot else models[0]
     return _copy_with_weights(layout, weights, pair.inputs.dtype)  # type: ignore[return-value]

@@ -124,8 +124,10 @@ def sweep(
         check_output(
             target,
             overwrite=opts.overwrite,
-            inputs=local_inputs(zeroshot, *as_list(finetuned)),
-            read=local_inputs(opts.data, opts.classes, *ids.values(), *oods.values()),
+            read=local_inputs(
+                *(zeroshot, *as_list(finetuned), opts.data, opts.classes),
+                *(*ids.values(), *oods.values()),
+            ),
             record=SWEEP_RECORD,
         )
     # keys that only one checkpoint has are an error unless a recipe allows them
@@ -378,7 +380,7 @@ def _write(record: Json, output: Path, *, overwrite: bool) -> None:
 
     picture = png(sweep_figure(record))
     page = sweep_page(record, picture)
-    with staged(output, SWEEP_RECORD, overwrite=overwrite) as folder:
+    with staged(output, overwrite=overwrite) as folder:
         (folder / "sweep.png").write_bytes(picture)
         (folder / "sweep.html").write_text(page, encoding="utf-8", errors=_NAMES)
         (folder / SWEEP_RECORD).write_text(

@@ -13,7 +13,7 @@ from clipmerge.cli._terminal import Terminal, table_of
 from clipmerge.cli.app import command, complete_recipe
 from clipmerge.errors import OutputError
 from clipmerge.files.paths import local_path, recipe_files
-from clipmerge.files.staging import staged_files
+from clipmerge.files.staging import write_whole_file
 
 recipes_command = typer.Typer(
     invoke_without_command=True,
@@ -92,6 +92,5 @@ def copy_recipe(
     target = local_path(file or f"{name}.yaml")
     if target.exists():
         raise OutputError(f"{target}: already exists; give another file")
-    with staged_files(target) as folder:
-        (folder / target.name).write_text(text, encoding="utf-8")
+    write_whole_file(target, text.encode())
     terminal.result({"file": str(target)}, lambda: f"Wrote {target}; run it with --recipe {target}")

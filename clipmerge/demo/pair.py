@@ -48,8 +48,9 @@ def prepare(folder: Path) -> DemoPair:
         shifted={shift: images / shift for shift in SHIFTS},
     )
     if not _is_finished(folder):
-        refuse_existing(folder, _MANIFEST, overwrite=True)
-        with staged(folder, _MANIFEST, overwrite=True) as stage:
+        if folder.exists():
+            refuse_existing(folder, _MANIFEST, overwrite=True)
+        with staged(folder, overwrite=True) as stage:
             _build(stage)
             (stage / _MANIFEST).write_text(_manifest(), encoding="utf-8")
     return pair

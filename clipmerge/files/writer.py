@@ -1,187 +1,138 @@
-"""Write one output file front to back: one block is computed while others are hashed and written to
-disk. Its tensors are computed when they are written.
+"""Write tensors to a safetensors file, front to back: one block is computed while others are hashed
+and written to disk. Tensors are computed when they are written.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import math
-import os
-import shutil
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipmerge.files.safetensors import DTYPES, STORED, Array
+from clipmerge.files.safetensors import DTYPES, STORED, Array, header_bytes
 from clipmerge.types import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Flushes early, so that the final sync has less to do; macOS and Windows have only fsync.
-_flush = getattr(os, "fdatasync", os.fsync)
-
-
-BLOCK = 4 << 20  # bytes of a block
+#: Elements computed at a time: inputs, result and the steps of a conversion stay in a core's cache.
+RUN = 1 << 15
+BLOCK = 4 << 20  # bytes of a block, a multiple of every dtype's width
 BLOCKS = 6  # number of blocks in memory
-FLUSH = 256 << 20  # bytes written through the page cache between two requests to flush it to disk
-#: Returns a buffer for the next elements, given their number and dtype; it may be shorter.
-BufferProvider = Callable[[int, str], Array]
+# The order of safetensors' own save_file: widest dtype first, then by name.
+_DTYPE_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
 
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """One tensor of the output, with its content on demand."""
+    """One tensor of the output, whose content is computed on demand.
 
-    key: str  # key in the output file
-    name: str  # canonical parameter name
-    dtype: str  # safetensors dtype
+    Attributes:
+        key: Key in the output file.
+        name: Canonical parameter name.
+        dtype: safetensors dtype.
+        shape: Lengths of its dimensions.
+        fill: Computes a run of elements in memory order: given the index of the first one, the
+            array for the run, 1-D and in stored form (bfloat16 as its bits), and the ``change``.
+        change: Computes the change of the whole tensor, 1-D, as masks and combinations require.
+    """
+
+    key: str
+    name: str
+    dtype: str
     shape: Shape
-    # computes the content: runs of elements in memory order, 1-D, in stored form (bfloat16 as its
-    # bits). Its argument returns a buffer for some of the next elements, such as ``numpy.empty``; a
-    # run need not be in one
-    chunks: Callable[[BufferProvider], Iterator[Array]]
-    # whether the whole tensor is computed before the first run, as masks and combinations require
-    is_whole: bool = False
+    fill: Callable[[int, Array, Array | None], None]
+    change: Callable[[], Array] | None = None
 
     @property
     def nbytes(self) -> int:
         """Size of the content."""
         return math.prod(self.shape) * DTYPES[self.dtype][1]
 
-    def tensor(self, content: Iterable[Array]) -> Tensor:
-        """The whole content as a tensor of its own."""
-        import torch
 
-        stored = np.concatenate([np.empty(0, STORED[self.dtype]), *content])
-        return torch.from_numpy(stored).view(getattr(torch, DTYPES[self.dtype][0])).view(self.shape)
+def tensors_in_memory(tensors: Sequence[OutputTensor]) -> Iterator[Tensor]:
+    """Compute each tensor as a whole, in turn."""
+    import torch
+
+    for tensor, change in zip(tensors, _whole_changes(tensors), strict=True):
+        stored = np.empty(math.prod(tensor.shape), STORED[tensor.dtype])
+        for start in range(0, len(stored), RUN):
+            tensor.fill(start, stored[start : start + RUN], change)
+        dtype = getattr(torch, DTYPES[tensor.dtype][0])
+        yield torch.from_numpy(stored).view(dtype).view(tensor.shape)
 
 
-def iter_contents(
-    tensors: Sequence[OutputTensor], reserve: BufferProvider
-) -> Generator[Iterable[Array]]:
-    """Yield each tensor's content in turn; tensors computed as a whole are started early on other
-    cores.
+def write_safetensors(
+    path: Path, tensors: Sequence[OutputTensor], advance: Callable[[int], None]
+) -> str:
+    """Write a new file.
+
+    Args:
+        path: The file, which must not exist.
+        tensors: Its tensors.
+        advance: Receives the number of bytes of every block.
+
+    Returns:
+        Its sha256.
     """
-    jobs = [(tensor.nbytes, partial(_prefetch, tensor)) for tensor in tensors if tensor.is_whole]
+    tensors = sorted(tensors, key=lambda tensor: (_DTYPE_ORDER.index(tensor.dtype), tensor.key))
+    entries = {tensor.key: (tensor.dtype, tensor.shape) for tensor in tensors}
+    header = header_bytes(entries, {"format": "pt"})
+    digest = hashlib.sha256(header)
+    jobs = deque[Future[object]]()
+    with (
+        path.open("xb") as file,
+        ThreadPoolExecutor(1) as writer,
+        ThreadPoolExecutor(1) as hasher,
+    ):
+        file.write(header)
+        for block in _blocks(tensors):
+            jobs.append(writer.submit(file.write, block))
+            jobs.append(hasher.submit(digest.update, block))
+            while len(jobs) > 2 * (BLOCKS - 1):  # the block after this one has the oldest's memory
+                jobs.popleft().result()
+            advance(len(block))
+        for job in jobs:
+            job.result()
+    return digest.hexdigest()
+
+
+def _blocks(tensors: Sequence[OutputTensor]) -> Iterator[memoryview]:
+    """Compute the tensors' bytes block by block; one in `BLOCKS` has the same memory."""
+    memory = itertools.cycle([np.empty(BLOCK, np.uint8) for _ in range(BLOCKS)])
+    block, filled = next(memory), 0
+    for tensor, change in zip(tensors, _whole_changes(tensors), strict=True):
+        start, size = 0, math.prod(tensor.shape)
+        while start < size:
+            if filled == BLOCK:
+                yield block.data
+                block, filled = next(memory), 0
+            out = block[filled:].view(STORED[tensor.dtype])[: min(RUN, size - start)]
+            tensor.fill(start, out, change)
+            start += len(out)
+            filled += out.nbytes
+    yield block[:filled].data
+
+
+def _whole_changes(tensors: Sequence[OutputTensor]) -> Generator[Array | None]:
+    """The change of each tensor that is computed as a whole, in turn; ``None`` for the others.
+
+    They are computed early on other cores.
+    """
+    jobs = [(tensor.nbytes, tensor.change) for tensor in tensors if tensor.change]
     if not jobs:
-        yield from (tensor.chunks(reserve) for tensor in tensors)
+        yield from itertools.repeat(None, len(tensors))
         return
     from clipmerge.parallel import run_in_threads
 
-    with contextlib.closing(run_in_threads(jobs)) as prefetched:
+    with contextlib.closing(run_in_threads(jobs)) as changes:
         for tensor in tensors:
-            yield next(prefetched) if tensor.is_whole else tensor.chunks(reserve)
-
-
-def _prefetch(tensor: OutputTensor) -> Iterable[Array]:
-    """A tensor's content, computed as far as its first run, which is most of the work."""
-    chunks = tensor.chunks(np.empty)
-    return itertools.chain(list(itertools.islice(chunks, 1)), chunks)
-
-
-class OutputFile:
-    """A new file of known size; make one with `output_file`."""
-
-    def __init__(self, file: int, threads: contextlib.ExitStack) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-        self._hasher, self._writer, self._flusher = (
-            threads.enter_context(ThreadPoolExecutor(1)) for _ in range(3)
-        )
-        self._unflushed = 0
-        self._flushing = self._flusher.submit(lambda: None)
-        self._free = deque(np.empty(BLOCK, np.uint8) for _ in range(BLOCKS))
-        self._busy: deque[tuple[Array, list[Future[None]]]] = deque()
-        self._block = self._free.popleft()
-        self._filled = 0
-        self._lent: Array | None = None
-
-    def reserve(self, count: int, dtype: str) -> Array:
-        """Return a buffer for the next elements to be appended: 1-D, at least one, at most
-        ``count``.
-        """
-        width = np.dtype(dtype).itemsize
-        left = (len(self._block) - self._filled) // width * width
-        run = self._block[self._filled : self._filled + min(count * width, left)]
-        self._lent = run.view(dtype) if len(run) else np.empty(count, dtype)
-        return self._lent
-
-    def append(self, data: Array) -> None:
-        """Write the next elements: 1-D, perhaps the buffer from `reserve`; they must not be changed
-        afterwards.
-        """
-        raw = data.view(np.uint8)
-        if data is self._lent and np.shares_memory(
-            data, self._block[self._filled : self._filled + 1]
-        ):
-            self._advance(len(raw))
-            return
-        while len(raw):
-            count = min(len(raw), len(self._block) - self._filled)
-            self._block[self._filled : self._filled + count] = raw[:count]
-            self._advance(count)
-            raw = raw[count:]
-
-    def _advance(self, count: int) -> None:
-        self._filled += count
-        if self._filled == len(self._block):
-            self._submit_block()
-            if not self._free:
-                self._finish_oldest()
-            self._block = self._free.popleft()
-            self._filled = 0
-
-    def _submit_block(self) -> None:
-        """Let the writer write the filled block, and the hasher hash it, in their threads."""
-        data = self._block[: self._filled].data
-        jobs = [
-            self._writer.submit(self._write, data),
-            self._hasher.submit(self._digest.update, data),
-        ]
-        self._busy.append((self._block, jobs))
-
-    def _finish_oldest(self) -> None:
-        block, jobs = self._busy.popleft()
-        for job in jobs:
-            job.result()
-        self._free.append(block)
-
-    def _write(self, data: memoryview) -> None:
-        self._unflushed += len(data)
-        while data:
-            data = data[os.write(self._file, data) :]
-        if self._unflushed > FLUSH and self._flushing.done():
-            self._flushing.result()
-            self._unflushed = 0
-            self._flushing = self._flusher.submit(_flush, self._file)
-
-    def finish(self) -> str:
-        """Wait until everything is on disk; the sha256 of the file."""
-        self._submit_block()
-        while self._busy:
-            self._finish_oldest()
-        self._flushing.result()
-        os.fsync(self._file)
-        return self._digest.hexdigest()
-
-
-@contextlib.contextmanager
-def output_file(path: Path, size: int) -> Iterator[OutputFile]:
-    """Create a file, if the disk has room for it."""
-    with path.open("xb", buffering=0) as file, contextlib.ExitStack() as threads:
-        disk = shutil.disk_usage(path.parent)
-        # fail now, not after minutes of work, if the disk cannot hold the file; some network file
-        # systems report 0 of 0
-        if size > disk.free and disk.total:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        yield OutputFile(file.fileno(), threads)
+            yield next(changes) if tensor.change else None

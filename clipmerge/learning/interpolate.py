@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -17,9 +16,9 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.errors import CheckpointError
 from clipmerge.families import is_variance
 from clipmerge.files.safetensors import is_finite, require_finite
-from clipmerge.files.writer import iter_contents
+from clipmerge.files.writer import tensors_in_memory
 from clipmerge.layers import HEAD
-from clipmerge.merging.stream import plan_tensors
+from clipmerge.merging.stream import merged_tensors
 from clipmerge.models import ImageTextModel
 from clipmerge.planning.plan import Plan, rows_shape
 from clipmerge.types import Layers, OutputDtype
@@ -158,11 +157,10 @@ class Path:
         """Go to the weights that a merge by this plan writes."""
         self._is_elsewhere = True
         left = set(self.parameters)
-        merged = [tensor for tensor in plan_tensors(self.inputs, plan) if tensor.name in left]
-        with closing(iter_contents(merged, np.empty)) as contents:
-            for tensor, content in zip(merged, contents, strict=True):
-                self._set(tensor.name, tensor.tensor(content))
-                left.remove(tensor.name)
+        merged = [tensor for tensor in merged_tensors(self.inputs, plan) if tensor.name in left]
+        for tensor, weights in zip(merged, tensors_in_memory(merged), strict=True):
+            self._set(tensor.name, weights)
+            left.remove(tensor.name)
         if left:
             raise CheckpointError(
                 f"the merged checkpoint has no {sorted(left)[0]}, so it cannot be evaluated; see"

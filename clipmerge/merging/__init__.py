@@ -70,15 +70,13 @@ def merge_tensor(
     *,
     alpha: float | Array,
     weights: Sequence[float] = (1.0,),
-    combine: Rule | None = None,
-    mask: Rule | None = None,
     out: Array | None = None,
 ) -> Array:
     """Move one parameter, or a run of its entries, from zero-shot towards fine-tuned.
 
-    Computes theta_0 + mask(alpha * sum_i weights_i * (theta_i - theta_0)) in the inputs' float32 or
-    float64; a combination replaces the sum. Where the change is zero the result is theta_0 bit for
-    bit, and with alpha=1 without mask and combination it is theta_1.
+    Computes theta_0 + alpha * sum_i weights_i * (theta_i - theta_0) in the inputs' float32 or
+    float64. Where the change is zero the result is theta_0 bit for bit, and with alpha=1 it is
+    theta_1. Under a mask or a combination see `whole_change`.
 
     Args:
         theta_0: Zero-shot parameter, any shape; never written to.
@@ -86,9 +84,6 @@ def merge_tensor(
         alpha: Mixing coefficient, no unit; outside [0, 1] it extrapolates. An array broadcasts: one
             per row, or one per entry.
         weights: Factor of each fine-tuned checkpoint.
-        combine: Combines task vectors stacked along the first dimension into one, see
-            `bind_combination`; ``None`` for their sum.
-        mask: See `bind_mask`; ``None`` keeps the whole change.
         out: Array for the result.
 
     Returns:
@@ -101,8 +96,6 @@ def merge_tensor(
         >>> merge_tensor(np.zeros(2), [np.array([2.0, 4.0])], alpha=0.5)
         array([1., 2.])
     """
-    if combine is not None or mask is not None:
-        return add_change(theta_0, whole_change(theta_0, finetuned, alpha, weights, combine, mask))
     unchanged = unchanged_input(theta_0, finetuned, alpha, weights)
     if unchanged is not None:
         return unchanged
@@ -124,7 +117,22 @@ def whole_change(
     combine: Rule | None,
     mask: Rule | None,
 ) -> Array:
-    """The change of a whole parameter under a mask or a combination; see `merge_tensor`."""
+    """The change of a whole parameter under a mask or a combination.
+
+    Computes mask(alpha * combine(theta_i - theta_0)).
+
+    Args:
+        theta_0: Zero-shot parameter, any shape.
+        finetuned: Fine-tuned parameters, same shape and dtype.
+        alpha: Mixing coefficient; see `merge_tensor`.
+        weights: Factor of each fine-tuned checkpoint.
+        combine: Combines task vectors stacked along the first dimension into one, see
+            `bind_combination`; ``None`` for their weighted sum.
+        mask: See `bind_mask`; ``None`` keeps the whole change.
+
+    Returns:
+        Same shape and dtype; see `add_change`.
+    """
     with np.errstate(all="ignore"):
         if combine is None:
             change = weighted_change(theta_0, finetuned, alpha=alpha, weights=weights)

@@ -1,11 +1,11 @@
 """Stream the tensors of a merge under a plan, with at most one tensor in memory, and usually one
-chunk.
+run of its elements.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -13,66 +13,64 @@ import numpy as np
 from clipmerge.checkpoint import Inputs, Location, TensorEntry
 from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.families import is_counter, is_statistic, is_variance
-from clipmerge.files.safetensors import (
-    DTYPES,
-    SAFETENSORS_NAME,
-    STORED,
-    Array,
-    require_finite,
-)
-from clipmerge.files.writer import BufferProvider, OutputTensor
+from clipmerge.files.safetensors import DTYPES, SAFETENSORS_NAME, Array, require_finite
+from clipmerge.files.writer import OutputTensor
 from clipmerge.layers import HEAD
-from clipmerge.merging import (
-    add_change,
-    bind_combination,
-    bind_mask,
-    merge_tensor,
-    whole_change,
-)
+from clipmerge.merging import add_change, bind_combination, bind_mask, merge_tensor, whole_change
 from clipmerge.merging.floats import compute_dtype, fits, narrow, widen
 from clipmerge.planning.plan import COEFFICIENTS, SCORES, LayerPlan, Plan
 from clipmerge.plugins import needs_score
 from clipmerge.types import Shape
 
-#: Elements merged at a time: inputs, result and the steps of a conversion stay in a core's cache.
-CHUNK = 1 << 15
 
-
-def plan_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
+def merged_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
     """List the output's tensors, each with its content on demand; nothing is read yet."""
     outputs = []
     for name in inputs.zeroshot_keys:
+        layer = plan.layers.get(inputs.layer_of[name])
         if _is_left_out(inputs, plan, name):
+            continue
+        if layer is None or not inputs.merges(name):
+            outputs.append(_copied(inputs, plan, name, *_holders_of_copied(inputs, name, layer)))
             continue
         entry = inputs.zeroshot_entry(name)
         dtype = _output_dtype(plan, entry)
-        layer = plan.layers.get(inputs.layer_of[name])
-        is_whole = False
-        if layer is None or not inputs.merges(name):
-            chunks = _unmerged_content(inputs, name, layer, dtype)
-        else:
-            masked = layer.mask is not None and is_sparsifiable(inputs, name)
-            is_whole = masked or plan.combine is not None
-            chunks = partial(_merge_whole if is_whole else _merge, inputs, plan, name, layer, dtype)
+        change = None
+        if plan.combine is not None or (layer.mask is not None and is_sparsifiable(inputs, name)):
+            change = partial(_change, inputs, plan, name, layer)
+        fill = partial(_merge, inputs, plan, name, layer, dtype)
         key = inputs.output_keys[name]
-        outputs.append(OutputTensor(key, name, dtype, entry.shape, chunks, is_whole))
+        outputs.append(OutputTensor(key, name, dtype, entry.shape, fill, change))
     if inputs.keeps_head or plan.missing == "keep-finetuned":
         outputs += _kept_finetuned(inputs, plan)
     return outputs
 
 
+def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
+    """Whether the output lacks a zero-shot parameter because it has the form of the fine-tuned
+    checkpoint.
+    """
+    if name in inputs.finetuned_keys[0]:
+        return False
+    if inputs.keeps_head:
+        return not inputs.expects(name)
+    return plan.missing == "keep-finetuned" and not inputs.is_partial
+
+
 def _kept_finetuned(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
     """The tensors that only the first fine-tuned checkpoint has: all, or those of its head."""
-    outputs = []
-    first, keys = inputs.finetuned[0], inputs.finetuned_keys[0]
-    for name in [name for name in keys if name not in inputs.zeroshot_keys]:
-        if inputs.layer_of.get(name) == HEAD or plan.missing == "keep-finetuned":
-            entry = first.entries[keys[name]]
-            dtype = _output_dtype(plan, entry)
-            chunks = partial(_copy, name, (first, keys[name]), (), dtype)
-            key = inputs.output_keys[name]
-            outputs.append(OutputTensor(key, name, dtype, entry.shape, chunks))
-    return outputs
+    keys = inputs.finetuned_keys[0]
+    return [
+        _copied(inputs, plan, name, (inputs.finetuned[0], keys[name]))
+        for name in keys
+        if name not in inputs.zeroshot_keys
+        if inputs.layer_of.get(name) == HEAD or plan.missing == "keep-finetuned"
+    ]
+
+
+def _output_dtype(plan: Plan, entry: TensorEntry) -> str:
+    keeps = plan.dtype == "keep" or not entry.is_float
+    return entry.dtype if keeps else SAFETENSORS_NAME[plan.dtype]
 
 
 def is_sparsifiable(inputs: Inputs, name: str) -> bool:
@@ -82,40 +80,46 @@ def is_sparsifiable(inputs: Inputs, name: str) -> bool:
     return inputs.zeroshot_entry(name).size > 1 and not is_statistic(name)
 
 
+# --- tensors that are merged ---
+
+
 def _merge(
-    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str, reserve: BufferProvider
-) -> Iterator[Array]:
-    """Merge a parameter: runs of elements in memory order, 1-D, in stored form."""
-    coefficient = coefficient_of(plan, layer, name)
-    entry = inputs.zeroshot_entry(name)
-    for start, out in _buffers(entry.size, dtype, reserve):
-        theta_0, *finetuned = ends = _read(inputs, name, start, start + len(out))
-        alpha = coefficient
+    inputs: Inputs,
+    plan: Plan,
+    name: str,
+    layer: LayerPlan,
+    dtype: str,
+    start: int,
+    out: Array,
+    change: Array | None,
+) -> None:
+    """Merge a run of a parameter's elements in memory order, 1-D, in stored form."""
+    stop = start + len(out)
+    ends = _read(inputs, name, start, stop)
+    theta_0, *finetuned = ends
+    shape = inputs.zeroshot_entry(name).shape
+    if change is not None:
+        merged = add_change(theta_0, change[start:stop])
+    else:
+        alpha = coefficient_of(plan, layer, name)
         if isinstance(alpha, np.ndarray):
-            alpha = coefficients_of_run(alpha, entry.shape, start, start + len(out))
+            alpha = coefficients_of_run(alpha, shape, start, stop)
         if isinstance(alpha, np.ndarray) or alpha in (0, 1):  # NaN may not affect the result
             _require_finite(inputs, name, ends)
         place = out if out.dtype == theta_0.dtype else None
-        result = merge_tensor(theta_0, finetuned, alpha=alpha, weights=plan.weights, out=place)
-        yield _stored(inputs, name, ends, result, dtype, out)
-    inputs.release(name)
-
-
-def _merge_whole(
-    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str, reserve: BufferProvider
-) -> Iterator[Array]:
-    """Merge a parameter under a mask or a combination, which need the whole of it."""
-    entry = inputs.zeroshot_entry(name)
-    theta_0, *finetuned = whole = [values.reshape(entry.shape) for values in _read(inputs, name)]
-    # NaN and Inf need not affect the result, and would make a decomposition fail
-    _require_finite(inputs, name, whole)
-    change = _whole_change(inputs, plan, layer, name, theta_0, finetuned)
-    del theta_0, finetuned, whole
-    for start, out in _buffers(entry.size, dtype, reserve):
-        ends = _read(inputs, name, start, start + len(out))
-        result = add_change(ends[0], change[start : start + len(out)])
-        yield _stored(inputs, name, ends, result, dtype, out)
-    inputs.release(name)
+        merged = merge_tensor(theta_0, finetuned, alpha=alpha, weights=plan.weights, out=place)
+    if not fits(merged, dtype):
+        _require_finite(inputs, name, ends)
+        raise _overflow_error(name, dtype)
+    if is_variance(name) and bool((merged < 0).any()):
+        raise CheckpointError(
+            f"tensor {name} is a variance and becomes negative when merged; use an alpha in [0, 1]"
+            " for its layer"
+        )
+    if merged is not out:
+        np.copyto(out, narrow(merged, dtype))
+    if stop == math.prod(shape):
+        inputs.release(name)
 
 
 def _read(inputs: Inputs, name: str, start: int = 0, stop: int | None = None) -> list[Array]:
@@ -134,34 +138,24 @@ def _require_finite(inputs: Inputs, name: str, ends: Sequence[Array]) -> None:
         require_finite(values, name, checkpoint.source)
 
 
-def _stored(
-    inputs: Inputs, name: str, ends: Sequence[Array], result: Array, dtype: str, out: Array
-) -> Array:
-    """Round a merged run into its buffer, unless it is there already; refuse what is no weight."""
-    if not fits(result, dtype):
-        _require_finite(inputs, name, ends)
-        raise _overflow_error(name, dtype)
-    if is_variance(name) and bool((result < 0).any()):
-        raise CheckpointError(
-            f"tensor {name} is a variance and becomes negative when merged; use an alpha in [0, 1]"
-            " for its layer"
-        )
-    if result is not out:
-        np.copyto(out, narrow(result, dtype))
-    return out
+def _overflow_error(name: str, dtype: str) -> CheckpointError:
+    """The error for a merge that overflows its dtype."""
+    wider = "" if dtype in ("F32", "F64") else "use `dtype=float32`, or "
+    return CheckpointError(
+        f"tensor {name} overflows {DTYPES[dtype][0]} when merged; {wider}use an alpha in [0, 1] and"
+        " check the weights"
+    )
 
 
-def _whole_change(
-    inputs: Inputs,
-    plan: Plan,
-    layer: LayerPlan,
-    name: str,
-    theta_0: Array,
-    finetuned: list[Array],
-) -> Array:
-    """The change of a whole parameter, 1-D."""
+def _change(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan) -> Array:
+    """The change of a whole parameter under a mask or a combination, 1-D."""
     from clipmerge.merging.selection import RandomKey
 
+    shape = inputs.zeroshot_entry(name).shape
+    ends = [values.reshape(shape) for values in _read(inputs, name)]
+    # NaN and Inf need not affect the result, and would make a decomposition fail
+    _require_finite(inputs, name, ends)
+    theta_0, *finetuned = ends
     key = RandomKey(plan.seed, name)
     sparsify = is_sparsifiable(inputs, name)
     combine = mask = None
@@ -211,96 +205,76 @@ def coefficients_of_run(coefficient: Array, shape: Shape, start: int, stop: int)
     return rows[start - first * width : stop - first * width]
 
 
-def _copy(
-    name: str, holder: Location, others: Sequence[Location], dtype: str, reserve: BufferProvider
-) -> Iterator[Array]:
-    """Copy a tensor of one checkpoint, rounded to the output's dtype, and check the others' tensors
-    of that name.
+# --- tensors that are copied ---
+
+
+def _copied(
+    inputs: Inputs, plan: Plan, name: str, holder: Location, *others: Location
+) -> OutputTensor:
+    """A tensor that is copied from one checkpoint, and must be equal in others unless it is of
+    floats.
     """
     checkpoint, key = holder
     entry = checkpoint.entries[key]
-    for start, out in _buffers(entry.size, dtype, reserve):
-        stop = start + len(out)
-        stored = checkpoint.array(key, start, stop)
-        values = widen(stored, entry.dtype)
-        if entry.is_float:
-            require_finite(values, name, checkpoint.source)
-        for other, other_key in others:
-            other_entry = other.entries[other_key]
-            theirs = widen(other.array(other_key, start, stop), other_entry.dtype)
-            if entry.is_float and other_entry.is_float:
-                require_finite(theirs, name, other.source)
-            elif not np.array_equal(values, theirs):
-                raise CheckpointError(
-                    f"{other.source}: integer tensor {name} differs from the zero-shot one, but"
-                    " integers cannot be averaged; use the base that was fine-tuned"
-                )
-        if dtype == entry.dtype:
-            np.copyto(out, stored)
-        elif fits(values, dtype):
-            np.copyto(out, narrow(values, dtype))
-        else:
-            raise _overflow_error(name, dtype)
-        yield out
-    for source, source_key in (holder, *others):
-        source.release(source_key)
-
-
-def _buffers(size: int, dtype: str, reserve: BufferProvider) -> Iterator[tuple[int, Array]]:
-    """Divide a tensor into runs of at most `CHUNK` elements that fit the buffers; yields the first
-    element and the buffer of each.
-    """
-    start = 0
-    while start < size:
-        out = reserve(min(CHUNK, size - start), STORED[dtype])
-        yield start, out
-        start += len(out)
-
-
-def _overflow_error(name: str, dtype: str) -> CheckpointError:
-    """The error for a merge that overflows its dtype."""
-    wider = "" if dtype in ("F32", "F64") else "use `dtype=float32`, or "
-    return CheckpointError(
-        f"tensor {name} overflows {DTYPES[dtype][0]} when merged; {wider}use an alpha in [0, 1] and"
-        " check the weights"
-    )
-
-
-def _unmerged_content(
-    inputs: Inputs, name: str, layer: LayerPlan | None, dtype: str
-) -> Callable[[BufferProvider], Iterator[Array]]:
-    """The content of a zero-shot tensor that is not merged: of another kind, or of a layer that the
-    plan leaves out.
-    """
-    holder, *others = inputs.holders[name]
-    if is_counter(name):  # counters may differ without any effect on the model
-        is_finetuned = layer is not None and layer.alpha == 1 and not layer.is_learned
-        if is_finetuned and name in inputs.finetuned_keys[0]:
-            holder = (inputs.finetuned[0], inputs.finetuned_keys[0][name])
-        others = []
-    entry = holder[0].entries[holder[1]]
-    # only `position_ids` may differ here, because the alignment does not compare them
-    for checkpoint, key in others:
-        shape = checkpoint.entries[key].shape
+    for other, other_key in others:  # may differ here only if they are of integers
+        shape = other.entries[other_key].shape
         if shape != entry.shape:
             raise CheckpointError(
                 f"tensor {name} differs in shape: zeroshot {entry.shape}, finetuned {shape}"
             )
-    return partial(_copy, name, holder, others, dtype)
+    dtype = _output_dtype(plan, entry)
+    fill = partial(_copy, name, holder, others, dtype)
+    return OutputTensor(inputs.output_keys[name], name, dtype, entry.shape, fill)
 
 
-def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
-    """Whether the output lacks a zero-shot parameter because it has the form of the fine-tuned
-    checkpoint.
+def _holders_of_copied(inputs: Inputs, name: str, layer: LayerPlan | None) -> list[Location]:
+    """The checkpoint that a zero-shot tensor is copied from, then those that must agree: it is of
+    another kind than weights, or of a layer that the plan leaves out.
     """
-    if name in inputs.finetuned_keys[0]:
-        return False
-    if inputs.keeps_head:
-        return not inputs.expects(name)
-    return plan.missing == "keep-finetuned" and not inputs.is_partial
+    holders = inputs.holders[name]
+    if not is_counter(name):
+        return holders
+    # counters may differ without any effect on the model
+    is_finetuned = layer is not None and layer.alpha == 1 and not layer.is_learned
+    at = 1 if is_finetuned and name in inputs.finetuned_keys[0] else 0
+    return [holders[at]]
 
 
-def _output_dtype(plan: Plan, entry: TensorEntry) -> str:
-    return (
-        entry.dtype if plan.dtype == "keep" or not entry.is_float else SAFETENSORS_NAME[plan.dtype]
-    )
+def _copy(
+    name: str,
+    holder: Location,
+    others: Sequence[Location],
+    dtype: str,
+    start: int,
+    out: Array,
+    change: None = None,
+) -> None:
+    """Copy a run of a tensor, rounded to the output's dtype, and check the others' tensors of that
+    name.
+    """
+    checkpoint, key = holder
+    entry = checkpoint.entries[key]
+    stop = start + len(out)
+    stored = checkpoint.array(key, start, stop)
+    values = widen(stored, entry.dtype)
+    if entry.is_float:
+        require_finite(values, name, checkpoint.source)
+    for other, other_key in others:
+        other_entry = other.entries[other_key]
+        theirs = widen(other.array(other_key, start, stop), other_entry.dtype)
+        if entry.is_float and other_entry.is_float:
+            require_finite(theirs, name, other.source)
+        elif not np.array_equal(values, theirs):
+            raise CheckpointError(
+                f"{other.source}: integer tensor {name} differs from the zero-shot one, but"
+                " integers cannot be averaged; use the base that was fine-tuned"
+            )
+    if dtype == entry.dtype:
+        np.copyto(out, stored)
+    elif fits(values, dtype):
+        np.copyto(out, narrow(values, dtype))
+    else:
+        raise _overflow_error(name, dtype)
+    if stop == entry.size:
+        for source, source_key in (holder, *others):
+            source.release(source_key)

@@ -4,43 +4,32 @@ its layout (configuration, processor, tokenizer).
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from clipmerge.checkpoint import Checkpoint, Inputs
-from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, WEIGHTS
+from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
 from clipmerge.errors import OutputError
 from clipmerge.families import layout_of
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.safetensors import header_bytes
 from clipmerge.files.side_files import PROCESSORS, SIDE_FILES, VOCABULARIES, copy_side_file
-from clipmerge.files.writer import OutputTensor, iter_contents, output_file
+from clipmerge.files.writer import OutputTensor, write_safetensors
 from clipmerge.progress import Progress
 from clipmerge.types import Names
 
-# The order of safetensors' own save_file: widest dtype first, then by name.
-_DTYPE_RANK = {
-    name: rank
-    for rank, name in enumerate(
-        ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
-    )
-}
-
 
 def write_weights(
-    folder: Path,
-    tensors: list[OutputTensor],
-    layout: dict[str, str] | None,
-    progress: Progress,
-    *,
-    single: str = WEIGHTS,
+    folder: Path, tensors: list[OutputTensor], shards: dict[str, str], progress: Progress
 ) -> dict[str, str]:
-    """Write the merged tensors as safetensors, one file or shards with their index."""
+    """Write the merged tensors to their files, with an index unless it is one file of its usual
+    name.
+
+    Returns:
+        sha256 by name of each file written.
+    """
+    files: dict[str, list[OutputTensor]] = {}
+    for tensor in tensors:
+        files.setdefault(shards[tensor.key], []).append(tensor)
     total = sum(tensor.nbytes for tensor in tensors)
     done = 0
 
@@ -49,57 +38,41 @@ def write_weights(
         done += count
         progress.advance(done, total)
 
-    files: dict[str, list[OutputTensor]] = {}
-    first = next(iter(layout.values())) if layout else single
-    for tensor in tensors:
-        files.setdefault(layout.get(tensor.key, first) if layout else first, []).append(tensor)
-    hashes = {name: _write_file(folder / name, files[name], advance) for name in sorted(files)}
-    if layout:
-        hashes[INDEX] = _write_index(folder / INDEX, files)
+    hashes = {}
+    for name in sorted(files):
+        hashes[name] = write_safetensors(folder / name, files[name], advance)
+    if not files.keys() <= {WEIGHTS, *OPEN_CLIP_WEIGHTS}:
+        index = {"metadata": {"total_size": total}, "weight_map": shards}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / INDEX).write_text(text, encoding="utf-8")
+        hashes[INDEX] = sha256_of(folder / INDEX)
     return hashes
-
-
-def _write_index(path: Path, files: dict[str, list[OutputTensor]]) -> str:
-    total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors)
-    weight_map = {tensor.key: name for name in sorted(files) for tensor in files[name]}
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return sha256_of(path)
-
-
-def _write_file(path: Path, tensors: list[OutputTensor], advance: Callable[[int], None]) -> str:
-    tensors = sorted(tensors, key=lambda tensor: (_DTYPE_RANK[tensor.dtype], tensor.key))
-    entries = {tensor.key: (tensor.dtype, tensor.shape) for tensor in tensors}
-    header = np.frombuffer(header_bytes(entries, {"format": "pt"}), np.uint8)
-    with output_file(path, len(header) + sum(tensor.nbytes for tensor in tensors)) as file:
-        file.append(header)
-        with contextlib.closing(iter_contents(tensors, file.reserve)) as contents:
-            for chunk in itertools.chain.from_iterable(contents):
-                file.append(chunk)
-                advance(chunk.nbytes)
-        return file.finish()
 
 
 def assign_shards(
     inputs: Inputs, tensors: list[OutputTensor], max_shard_size: int | None = None
-) -> dict[str, str] | None:
-    """Choose the shard of each tensor: as the fine-tuned checkpoint has them, or by size."""
+) -> dict[str, str]:
+    """Choose the file of each tensor: as the fine-tuned checkpoint has them, or by size."""
+    single = inputs.family.weights
     if max_shard_size is not None:
-        return _split_by_size(tensors, max_shard_size, inputs.family.weights)
+        return _split_by_size(tensors, max_shard_size, single)
     layout = inputs.layout
-    if inputs.family.weights != WEIGHTS or not layout.sharded:
-        return None
+    if single != WEIGHTS or not layout.sharded:
+        return {tensor.key: single for tensor in tensors}
+    files = {
+        inputs.output_keys[name]: layout.entries[key].file
+        for name, key in inputs.layout_keys.items()
+    }
+    first = next(iter(files.values()))  # for what only the other checkpoint has
     shards = {}
-    for name, key in inputs.layout_keys.items():
-        file = layout.entries[key].file
+    for tensor in tensors:
+        file = files.get(tensor.key, first)
         converted = f"{file.stem.removeprefix('pytorch_')}.safetensors"
-        shards[inputs.output_keys[name]] = file.name if file.suffix == ".safetensors" else converted
+        shards[tensor.key] = file.name if file.suffix == ".safetensors" else converted
     return shards
 
 
-def _split_by_size(
-    tensors: list[OutputTensor], max_shard_size: int, single: str
-) -> dict[str, str] | None:
+def _split_by_size(tensors: list[OutputTensor], max_shard_size: int, single: str) -> dict[str, str]:
     from huggingface_hub import split_state_dict_into_shards_factory
 
     split = split_state_dict_into_shards_factory(
@@ -108,9 +81,11 @@ def _split_by_size(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
-    if split.is_sharded and single != WEIGHTS:
+    if not split.is_sharded:
+        return {tensor.key: single for tensor in tensors}
+    if single != WEIGHTS:
         raise OutputError(f"open_clip loads {single} but no shards; leave out `max_shard_size`")
-    return split.tensor_to_filename if split.is_sharded else None
+    return split.tensor_to_filename
 
 
 def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str, str], list[str]]:

@@ -21,7 +21,7 @@ from clipmerge.errors import PlanError, RecipeError, did_you_mean
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.paths import is_plain_name, split_part
 from clipmerge.files.safetensors import Array
-from clipmerge.files.staging import TENSORS_SUFFIX, check_output_file, staged_files
+from clipmerge.files.staging import TENSORS_SUFFIX, check_output_file, write_whole_file
 from clipmerge.planning import Frozen
 from clipmerge.planning.recipe import Override, Recipe
 from clipmerge.planning.table import Rows, Tabular
@@ -250,7 +250,7 @@ class Plan(Tabular, Frozen):
         return plan
 
     def save(self, path: StrPath, *, overwrite: bool = False) -> Plan:
-        """Write the plan as JSON and its tensors beside it, both completely or not at all.
+        """Write the plan as JSON, and its tensors beside it first, each completely or not at all.
 
         Args:
             path: The JSON file; tensors go to ``NAME.tensors.safetensors`` beside it.
@@ -481,16 +481,14 @@ def tensors_path(plan: Path) -> Path:
 
 
 def write_plan_files(path: Path, plan: Plan) -> Plan:
-    """Write a plan and its tensors beside it, both completely or not at all."""
-    tensors = plan.loaded_tensors
-    with staged_files(path) as folder:
-        if tensors:
-            from safetensors.numpy import save
+    """Write a plan, and its tensors beside it first."""
+    if plan.loaded_tensors:
+        from safetensors.numpy import save
 
-            file = folder / tensors_path(path).name
-            file.write_bytes(save(dict(tensors)))
-            plan = plan.replace(tensors=TensorsRecord(file=file.name, sha256=sha256_of(file)))
-        (folder / path.name).write_text(plan.to_json(), encoding="utf-8")
+        file = tensors_path(path)
+        write_whole_file(file, save(dict(plan.loaded_tensors)))
+        plan = plan.replace(tensors=TensorsRecord(file=file.name, sha256=sha256_of(file)))
+    write_whole_file(path, plan.to_json().encode())
     return plan
 
 

@@ -33,13 +33,13 @@ def test_an_input_that_changes_meanwhile_is_reported(
     change: Callable[[Path], None],
 ) -> None:
     zeroshot, finetuned = copies
-    written: Any = output_folder.output_file
+    written: Any = output_folder.write_safetensors
 
     def changing(*arguments: Any, **options: Any) -> Any:
         change(finetuned / "model.safetensors")
         return written(*arguments, **options)
 
-    monkeypatch.setattr(output_folder, "output_file", changing)
+    monkeypatch.setattr(output_folder, "write_safetensors", changing)
     output = finetuned.parent / "out"
     inputs = (zeroshot, finetuned, "--recipe", "wise-ft", "--output", output)
     outcome = clipmerge("merge", *inputs)

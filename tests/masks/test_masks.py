@@ -10,6 +10,7 @@ from clipmerge.errors import RecipeError
 from clipmerge.merging import bind_mask, merge_tensor
 from clipmerge.merging.selection import RandomKey
 from clipmerge.plugins import load_plugin, plugin_names, plugin_options
+from tests.support.tasks import merge_masked
 
 Array = np.ndarray[Any, Any]
 MASKS = plugin_names("masks")
@@ -52,7 +53,7 @@ def test_what_is_kept_is_the_plain_merge_and_the_rest_zero_shot(
     theta_0, theta_1, score = example(shape)
     theta_0.flat[0] = -0.0
     plain = merge_tensor(theta_0, [theta_1], alpha=0.3)
-    merged = merge_tensor(theta_0, [theta_1], alpha=0.3, mask=bound(name, score))
+    merged = merge_masked(theta_0, [theta_1], alpha=0.3, mask=bound(name, score))
     kept = merged == plain
     assert merged[~kept].tobytes() == theta_0[~kept].tobytes()  # negative zeros too
     assert kept.any() or name in RANDOM

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import CheckpointError, PlanError
-from clipmerge.merging.stream import CHUNK
+from clipmerge.files.writer import RUN
 from clipmerge.planning.plan import LayerPlan, Plan, named_tensors
 from tests.support.raw_safetensors import edit
-from tests.support.tasks import in_chunks, inputs_of, plan_with
+from tests.support.tasks import in_runs, inputs_of, plan_with
 from tests.support.tiny_clip import Folders, layer_of
 
 FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
@@ -29,10 +29,10 @@ def plan_for(inputs: Inputs, layer: LayerPlan | None = None, **options: Any) -> 
 
 
 def stream(
-    inputs: Inputs, plan: Plan, scores: dict[str, Tensor] | None = None, *, chunk: int = CHUNK
+    inputs: Inputs, plan: Plan, scores: dict[str, Tensor] | None = None, *, run: int = RUN
 ) -> dict[str, Tensor]:
     plan = plan.with_tensors(named_tensors(scores or {}, {}))
-    return in_chunks(inputs, plan, chunk)
+    return in_runs(inputs, plan, run)
 
 
 @pytest.mark.uncounted
@@ -45,7 +45,7 @@ def test_chunks_never_show(pair: Folders, mask: str | None) -> None:
         density=0.5 if mask in ("magnitude", "random") else 1,
     )
     whole = stream(opened_pair, plan_for(opened_pair, layer))
-    for name, tensor in stream(opened_pair, plan_for(opened_pair, layer), chunk=17).items():
+    for name, tensor in stream(opened_pair, plan_for(opened_pair, layer), run=17).items():
         assert torch.equal(tensor, whole[name])
 
 
@@ -76,7 +76,7 @@ def test_nan_and_inf_are_found_and_named(
         for layer in list(LAYERS)[start % 2 :: 2]:  # every layer in two dtypes
             plan = plan_for(broken, layers={"vision.1.mlp": LAYERS[layer]} if LAYERS[layer] else {})
             with pytest.raises(CheckpointError, match=expected):
-                stream(broken, plan, chunk=100)
+                stream(broken, plan, run=100)
         for folder, tensor in zip(copies, tensors, strict=True):
             edit(folder, **{FC1: torch.nan_to_num(tensor, 0, 0, 0)})
 

@@ -21,6 +21,7 @@ from clipmerge.merging.floats import LIMITS, fits, narrow, widen
 from clipmerge.merging.selection import RandomKey, keep_largest, keep_random, keep_top_k
 from clipmerge.merging.spectral import singular_values, spectral_split
 from tests.support.command import python
+from tests.support.tasks import merge_masked
 from tests.support.tiny_clip import Folders
 from tests.test_parallel import threads
 
@@ -123,7 +124,7 @@ def test_threads_give_the_same_bytes() -> None:
     results = []
     for count in (1, 2):
         with threads(count):
-            masked = merge_tensor(theta_0, [theta_1], alpha=0.3, mask=mask)
+            masked = merge_masked(theta_0, [theta_1], alpha=0.3, mask=mask)
             results.append((masked, *spectral_split(theta_1, 7), singular_values(theta_1)))
     assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
 

@@ -19,7 +19,7 @@ from clipmerge.merging.selection import RandomKey
 from clipmerge.planning.plan import Combination, LayerPlan, read_plan
 from clipmerge.plugins import plugin_names
 from tests.support.command import done
-from tests.support.tasks import decide, merged, plan_with, task_of
+from tests.support.tasks import decide, merge_masked, merged, plan_with, task_of
 
 Array = np.ndarray[Any, Any]
 RULES = plugin_names("combinations")
@@ -173,7 +173,7 @@ def test_an_entry_that_nobody_moves_is_zero_shot_bit_for_bit() -> None:
     theta_0 = np.full((4, 8), -0.0, np.float32)
     finetuned = [theta_0 + each for each in vectors((4, 8), 2)]
     rule = bind_combination("ties", {"density": 0.25}, (1.0, 1.0), KEY)
-    moved = merge_tensor(theta_0, finetuned, alpha=0.7, weights=(1.0, 1.0), combine=rule)
+    moved = merge_masked(theta_0, finetuned, alpha=0.7, weights=(1.0, 1.0), combine=rule)
     gone = moved == 0
     assert 0 < gone.sum() < 32
     assert np.signbit(moved[gone]).all()
@@ -184,8 +184,8 @@ def test_a_mask_comes_after_the_combination() -> None:
     finetuned = [np.array([row] * 2, np.float32) for row in ([4.0, 1, 0, 0], [2.0, -3, 0, 1])]
     rule = bind_combination("ties", {"density": 1.0}, (1.0, 1.0), KEY)
     given: Any = {"alpha": 2.0, "weights": (1.0, 1.0), "combine": rule}
-    assert merge_tensor(theta_0, finetuned, **given).tolist() == [[6, -6, 0, 2]] * 2
-    masked = merge_tensor(theta_0, finetuned, mask=bind_mask("magnitude", 0.25, {}), **given)
+    assert merge_masked(theta_0, finetuned, **given).tolist() == [[6, -6, 0, 2]] * 2
+    masked = merge_masked(theta_0, finetuned, mask=bind_mask("magnitude", 0.25, {}), **given)
     assert masked.tolist() == [[6, -6, 0, 0], [0, 0, 0, 0]]
 
 
@@ -196,7 +196,7 @@ def test_every_parameter_goes_through_the_rule_of_its_name(family: list[Path], m
     assert decision.layers.keys() == task.layers.keys()
     assert decision.combine is not None
     # a rule sees whole parameters whatever the chunks
-    result = merged(task, decision, seed=KEY.seed, chunk=100)
+    result = merged(task, decision, seed=KEY.seed, run=100)
     base, *others = (load_file(folder / "model.safetensors") for folder in family)
     for name, value in base.items():
         stack = np.stack([other[name] - value for other in others])

@@ -1,7 +1,6 @@
 """The streamed output: the bytes of a plain loop, for any number of threads."""
 
 import hashlib
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import clipmerge as api
-from clipmerge.errors import OutputError
 from clipmerge.files.safetensors import is_finite
-from clipmerge.files.writer import OutputTensor
 from tests.support.raw_safetensors import edit
 from tests.support.tiny_clip import Folders
 from tests.test_parallel import threads
@@ -40,17 +37,6 @@ def test_bytes_are_a_plain_loops_for_any_number_of_threads(
 ) -> None:
     with threads(count):
         assert merge(pair, tmp_path / "out") == plain_loop(pair, tmp_path)
-
-
-def test_a_full_disk_is_found_before_computing(
-    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    full = shutil.disk_usage(tmp_path)._replace(free=10)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
-    monkeypatch.setattr(OutputTensor, "chunks", lambda *_: pytest.fail("computed"), raising=False)
-    with pytest.raises(OutputError, match="the disk is full; nothing was left behind"):
-        merge(pair, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_finite_values_whose_sum_overflows_are_no_fault(copies: Folders, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 they do not fit.
 """
 
-import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import clipmerge
 from clipmerge import methods
-from clipmerge.errors import OutputError, PlanError
+from clipmerge.errors import PlanError
 from clipmerge.files.hashes import sha256_of
 from clipmerge.merging.stream import coefficients_of_run
 from clipmerge.methods import Decision, Task
@@ -22,7 +21,7 @@ from clipmerge.output.record import histograms
 from clipmerge.planning.plan import Plan, rows_shape
 from tests.support.command import one_line
 from tests.support.raw_safetensors import edit_json
-from tests.support.tasks import in_chunks, inputs_of, plan_of
+from tests.support.tasks import in_runs, inputs_of, plan_of
 from tests.support.tiny_clip import Folders, layer_of
 
 Array = np.ndarray[Any, Any]
@@ -82,7 +81,7 @@ def test_the_merge_is_the_formula_entry_by_entry(
         for index in np.ndindex(merged[name].shape):
             values = (tensor[index] for tensor in (zeroshot[name], finetuned[name], spread))
             assert float(merged[name][index]) == slow_entry(*values), (name, index)
-    for name, tensor in in_chunks(inputs, plan, 17).items():
+    for name, tensor in in_runs(inputs, plan, 17).items():
         assert np.array_equal(tensor.numpy(), merged[name])
 
 
@@ -95,7 +94,7 @@ def test_zeros_and_ones_are_a_sources_bytes(
     for coefficient in plan.coefficients.values():
         coefficient.fill(value)
     source = weights(pair[value])
-    for name, tensor in in_chunks(inputs_of(pair), plan).items():
+    for name, tensor in in_runs(inputs_of(pair), plan).items():
         assert tensor.numpy().tobytes() == source[name].tobytes(), name
 
 
@@ -115,7 +114,7 @@ def test_an_override_gives_its_layers_one_alpha(planner: Planner, pair: Folders)
     plan = planner(overrides, forms=("entry",))
     assert not any(layer_of(name).startswith("vision.") for name in plan.coefficients)
     zeroshot = weights(pair[0])
-    merged = {name: tensor.numpy() for name, tensor in in_chunks(inputs_of(pair), plan).items()}
+    merged = {name: tensor.numpy() for name, tensor in in_runs(inputs_of(pair), plan).items()}
     for name, tensor in merged.items():
         if layer_of(name).startswith("vision."):
             assert np.array_equal(tensor, zeroshot[name])
@@ -216,19 +215,6 @@ def test_tensors_that_do_not_fit_are_refused(
     edit_json(planned, tensors={"sha256": sha256_of(file)})
     with pytest.raises(PlanError, match=message):
         apply(planned)
-
-
-def test_a_full_disk_is_told_of_a_plans_tensors_too(
-    planner: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    plan = planner()
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OutputError, match="the disk is full; nothing was left behind"):
-        plan.save(tmp_path / "plan.json")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_layer_that_a_plan_does_not_name_stays_zeroshot_and_is_told(

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from torch import Tensor
 
@@ -14,8 +13,10 @@ from clipmerge.api._write import Decided
 from clipmerge.api.merge import decide as decide_by_recipe
 from clipmerge.api.merge import open_split
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
-from clipmerge.merging import stream
-from clipmerge.merging.stream import plan_tensors
+from clipmerge.files import writer
+from clipmerge.files.safetensors import Array
+from clipmerge.merging import Rule, add_change, whole_change
+from clipmerge.merging.stream import merged_tensors
 from clipmerge.methods import Decision, Task
 from clipmerge.options import PlanOptions
 from clipmerge.planning.measurements import Measurements
@@ -72,21 +73,34 @@ def plan_with(
     )
 
 
-def in_chunks(inputs: Inputs, plan: Plan, chunk: int = stream.CHUNK) -> dict[str, Tensor]:
-    """The tensors that a plan gives, by parameter, made in chunks of so many elements."""
+def in_runs(inputs: Inputs, plan: Plan, run: int = writer.RUN) -> dict[str, Tensor]:
+    """The tensors that a plan gives, by parameter, made in runs of so many elements."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "CHUNK", chunk)
-        return {
-            tensor.name: tensor.tensor(tensor.chunks(np.empty))
-            for tensor in plan_tensors(inputs, plan)
-        }
+        patch.setattr(writer, "RUN", run)
+        tensors = merged_tensors(inputs, plan)
+        names = [tensor.name for tensor in tensors]
+        return dict(zip(names, writer.tensors_in_memory(tensors), strict=True))
+
+
+def merge_masked(
+    theta_0: Array,
+    finetuned: Sequence[Array],
+    *,
+    alpha: float,
+    weights: Sequence[float] = (1.0,),
+    combine: Rule | None = None,
+    mask: Rule | None = None,
+) -> Array:
+    """Merge one parameter under a mask or a combination, as the stream does."""
+    change = whole_change(theta_0, finetuned, alpha, weights, combine, mask)
+    return add_change(theta_0, change)
 
 
 def merged(
-    task: Task, decision: Decision, *, seed: int = 0, chunk: int = stream.CHUNK
+    task: Task, decision: Decision, *, seed: int = 0, run: int = writer.RUN
 ) -> dict[str, Tensor]:
     """The tensors that a decision gives, by parameter."""
     plan = plan_with(decision.layers, decision.weights, combine=decision.combine, seed=seed)
     plan.check(task.layers)
     plan = plan.with_tensors(named_tensors(decision.scores, {}))
-    return in_chunks(task.inputs, plan, chunk)
+    return in_runs(task.inputs, plan, run)
