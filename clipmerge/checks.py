@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     from clipmerge.checkpoint import Inputs
     from clipmerge.evaluation.scorer import Images
-    from clipmerge.images import ImageSource
-    from clipmerge.images.image_set import LabelledImages
+    from clipmerge.images.image_set import ImageSource, LabelledImages
     from clipmerge.models import ImageTextModel
     from clipmerge.options import ImageOptions
     from clipmerge.progress import Progress
@@ -168,8 +167,8 @@ def check_sources(
 
 def _probe(images: Images, settings: ImageOptions) -> LabelledImages:
     """The images with one prompt of each class, or with a caption of each image."""
+    from clipmerge.images.classes import templates_for
     from clipmerge.images.image_set import CaptionedImages
-    from clipmerge.images.prompts import templates_for
 
     if isinstance(images, CaptionedImages):
         drawn = images.with_one_caption(0)
@@ -186,8 +185,8 @@ def _example(images: Images, name: str) -> str:
 
 
 def _prompt(images: Images) -> str:
+    from clipmerge.images.classes import class_prompts, templates_for
     from clipmerge.images.image_set import CaptionedImages
-    from clipmerge.images.prompts import class_prompts, templates_for
 
     if isinstance(images, CaptionedImages):
         return printable(images.captions[0][0], limit=_SHOWN)

@@ -23,7 +23,7 @@ from clipmerge.files.paths import local_path
 from clipmerge.types import CHECKS, RECOMMENDATIONS, Device, Json, Names, OutputDtype
 
 if TYPE_CHECKING:
-    from clipmerge.images.source import Columns
+    from clipmerge.images.image_set import Columns
 
 _MAX_ALPHAS = 1000
 
@@ -126,7 +126,7 @@ class ImageOptions(Options):
     @property
     def columns(self) -> "Columns":
         """The columns that the user named."""
-        from clipmerge.images.source import Columns
+        from clipmerge.images.image_set import Columns
 
         return Columns(self.image_column, self.label_column, self.caption_column)
 
@@ -289,7 +289,7 @@ def as_texts(texts: Any) -> Names:
 
 
 def _prompts(texts: Any) -> Names:
-    from clipmerge.images.prompts import check_templates
+    from clipmerge.images.registry import check_templates
 
     return check_templates(as_texts(texts))
 

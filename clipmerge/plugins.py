@@ -23,7 +23,6 @@ from clipmerge.errors import RecipeError, did_you_mean
 from clipmerge.files.paths import PLUGINS, plugin_folders
 from clipmerge.types import Json, Names
 
-
 # beyond it float32 arithmetic can overflow, which would look like a fault of the weights
 _LARGEST = 1e9
 

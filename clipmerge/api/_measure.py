@@ -11,8 +11,8 @@ from clipmerge.api._images import Images
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import device_work, distributed_context, peer_errors
 from clipmerge.images.batches import batch_size_for, read_pixels
+from clipmerge.images.classes import class_prompts, templates_for
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
-from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.images.split import Split
 from clipmerge.learning.interpolate import Path
 from clipmerge.learning.objective import Batch, HeldOut, Objective

@@ -96,9 +96,8 @@ def with_zeroshot_head(
     known from images or by name.
     """
     from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
-    from clipmerge.images.classes import read_class_names
+    from clipmerge.images.classes import read_class_names, templates_for
     from clipmerge.images.dataset import require_labelled
-    from clipmerge.images.prompts import templates_for
 
     if not lacks_zeroshot_head(pair.inputs):
         return pair

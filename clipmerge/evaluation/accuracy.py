@@ -13,8 +13,8 @@ from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.scorer import Outcome, Scorer
 from clipmerge.families import family_of, layers_of, tower_of
 from clipmerge.files.safetensors import require_finite
+from clipmerge.images.classes import source_templates, templates_for
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
-from clipmerge.images.prompts import source_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.options import ImageOptions
 from clipmerge.progress import Progress

@@ -19,7 +19,7 @@ from PIL import Image as Pillow
 from PIL import ImageOps
 from PIL.Image import Dither, Image, Resampling
 
-from clipmerge.images.source import Pictures
+from clipmerge.images.image_set import Pictures
 
 CORRUPTIONS = ("jpeg", "pixelate", "posterize", "dither", "occlusion")
 # JPEG quality, at most 100.

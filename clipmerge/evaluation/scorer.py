@@ -19,8 +19,8 @@ from torch import Tensor
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import device_work, distributed_context, peer_errors, to_device
 from clipmerge.images.batches import batch_size_for, read_pixels
+from clipmerge.images.classes import templates_for
 from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_texts
-from clipmerge.images.prompts import templates_for
 from clipmerge.learning.interpolate import Path
 from clipmerge.models import ImageTextModel
 from clipmerge.models.classifier import Classifier, Prompts, classifier_for

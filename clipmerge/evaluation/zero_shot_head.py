@@ -32,7 +32,7 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
     """
     import torch
 
-    from clipmerge.images.prompts import class_prompts
+    from clipmerge.images.classes import class_prompts
     from clipmerge.models.building import build_two_towers
     from clipmerge.models.classifier import Prompts
 

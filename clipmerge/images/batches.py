@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clipmerge.distributed import cores_per_process, to_device
 from clipmerge.images.decoding import Encoded, open_picture
-from clipmerge.images.source import Pictures
+from clipmerge.images.image_set import Pictures
 
 T = TypeVar("T")
 # More threads than this do not decode faster: part of Pillow's work holds Python's lock.

@@ -1,18 +1,18 @@
-"""Classes of images: from the labels of a source to a number for each image and a name for each
-class.
+"""Classes of images: from the labels of a source to a number for each image, and a name and prompts
+for each class.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from clipmerge.errors import DataError, counted, shorten
-from clipmerge.images.registry import imagenet_names
-from clipmerge.images.source import Opened
+from clipmerge.images.image_set import Opened
+from clipmerge.images.registry import DEFAULT_TEMPLATE, imagenet_names
 from clipmerge.types import Json, Names, Shape
 
 #: A file with class names, the names in the order of the classes, or ``None`` for the source's own.
@@ -32,28 +32,23 @@ def name_classes(opened: Opened, given_names: ClassNames) -> tuple[Shape, Names,
     its own, a list of the same names is matched by name; any other list is in the order of the
     source's classes.
     """
-    labels, classes = number_classes(opened)
+    labels, classes = _number_classes(opened)
     if given_names is not None:
         return _assign_given_names(labels, classes, given_names)
     title = opened.title
     if classes is None:
-        captions = opened.unread_captions
-        beside = f"; or take the captions with `caption_column` {captions}" if captions else ""
         raise DataError(
             f"{title}: its labels are the numbers 0 to {max(labels)} without names; pass a file"
             " with the names with `classes`, one per line (if they are ids, name the column of the"
-            f" labels with `label_column`){beside}"
+            " labels with `label_column`)"
         )
-    of_imagenet = imagenet_names(classes)
-    if of_imagenet is not None:
-        names = of_imagenet
-    elif opened.verbatim and classes is opened.class_names:
+    if opened.verbatim and classes is opened.class_names:
         names = classes
     else:
-        names = tuple(name.replace("_", " ") for name in classes)
-        if are_numbered(classes):
+        names = imagenet_names(classes) or tuple(map(_in_words, classes))
+        if _are_numbered(classes):
             names = tuple(map(_without_number, names))
-    if names[0] == classes[0].replace("_", " "):
+    if names[0] == _in_words(classes[0]):
         return labels, names, ()
     return labels, names, (f"{title}: class '{classes[0]}' is prompted as '{names[0]}'",)
 
@@ -85,22 +80,21 @@ def _assign_given_names(
     return labels, _check_names(title, data, numbers), notes
 
 
-def number_classes(opened: Opened) -> tuple[Shape, Names | None]:
+def _number_classes(opened: Opened) -> tuple[Shape, Names | None]:
     """The class of each image, its number or the order of its text; and the names of the classes,
     ``None`` for bare numbers.
     """
     where = opened.title
     values = opened.values
-    numbers = as_numbers(values)
-    missing = [value for value in numbers or values if value in _UNLABELLED]
+    numbers = _as_numbers(values)
+    count = len(values)
+    missing = sum(value in _UNLABELLED for value in numbers or values)
     if missing:
-        have = counted(
-            len(missing), f"of {len(values)} images has", f"of {len(values)} images have"
-        )
+        have = counted(missing, f"of {count} images has", f"of {count} images have")
         raise DataError(f"{where}: {have} no label; give a labelled split, such as validation")
     if numbers is None:
         texts = list(map(str, values))
-        classes = class_order(set(texts))
+        classes = _class_order(set(texts))
         index = {name: number for number, name in enumerate(classes)}
         return tuple(index[text] for text in texts), classes
     names = opened.class_names
@@ -110,7 +104,7 @@ def number_classes(opened: Opened) -> tuple[Shape, Names | None]:
     return tuple(numbers), names
 
 
-def as_numbers(labels: Sequence[Any]) -> list[int] | None:
+def _as_numbers(labels: Sequence[Any]) -> list[int] | None:
     """Labels as numbers, if all are numbers or texts of digits; otherwise ``None``."""
     numbers: list[int] = []
     for label in labels:
@@ -121,7 +115,7 @@ def as_numbers(labels: Sequence[Any]) -> list[int] | None:
     return numbers
 
 
-def are_numbered(names: Iterable[str]) -> bool:
+def _are_numbered(names: Iterable[str]) -> bool:
     """Whether all classes have a number in front of their names, and differ in both."""
     matches = [_NUMBERED.fullmatch(name) for name in names]
     numbers = {int(match["number"]) for match in matches if match}
@@ -129,23 +123,27 @@ def are_numbered(names: Iterable[str]) -> bool:
     return len(matches) > 1 and len(numbers) == len(texts) == len(matches)
 
 
-def class_order(names: Iterable[str]) -> Names:
+def _class_order(names: Iterable[str]) -> Names:
     """Sort class names: by the numbers in front if all have one, otherwise by text."""
     ordered = sorted(names)
-    if are_numbered(ordered):
+    if _are_numbered(ordered):
         ordered.sort(key=lambda name: int(re.split(r"\D", name)[0]))
     return tuple(ordered)
 
 
 def _sort_by_class(names: Names, classes: Names) -> Names:
     """Sort names by the classes that they equal, if they are the same."""
-    index = {_normalise_name(name): name for name in names}
-    wanted = list(map(_normalise_name, classes))
-    return tuple(index[name] for name in wanted) if set(index) == set(wanted) else names
+    by_name = {_plainly(name): name for name in names}
+    wanted = list(map(_plainly, classes))
+    return tuple(map(by_name.__getitem__, wanted)) if set(by_name) == set(wanted) else names
 
 
-def _normalise_name(name: str) -> str:
-    return _without_number(name.replace("_", " ").strip()).casefold()
+def _plainly(name: str) -> str:
+    return _without_number(_in_words(name).strip()).casefold()
+
+
+def _in_words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _without_number(name: str) -> str:
@@ -169,7 +167,8 @@ def _read_names(given_names: Path | Sequence[str]) -> list[Any] | Json:
     try:
         text = given_names.read_text(encoding="utf-8-sig")
         if given_names.suffix != ".json":
-            return [line.strip() for line in text.splitlines() if line.strip()]
+            lines = map(str.strip, text.splitlines())
+            return list(filter(None, lines))
         data = json.loads(text)
     except (OSError, ValueError) as error:
         raise DataError(f"{given_names}: cannot be read as class names ({error})") from None
@@ -179,21 +178,38 @@ def _read_names(given_names: Path | Sequence[str]) -> list[Any] | Json:
 def _check_names(title: str, data: list[Any] | Json, classes: Sequence[str]) -> Names:
     """One name per class."""
     if isinstance(data, dict):
-        if missing := [name for name in classes if name not in data]:
-            raise DataError(
-                f"{title}: has no name for {counted(len(missing), 'class', 'classes')}:"
-                f" {shorten(missing)}"
-            )
+        missing = [name for name in classes if name not in data]
+        if missing:
+            which = counted(len(missing), "class", "classes")
+            raise DataError(f"{title}: has no name for {which}: {shorten(missing)}")
         data = [data[name] for name in classes]
     if len(data) != len(classes):
+        have = counted(len(data), "class name", "class names")
         raise DataError(
-            f"{title}: has {counted(len(data), 'class name', 'class names')}, there are"
-            f" {len(classes)} classes; give one name per class"
+            f"{title}: has {have}, there are {len(classes)} classes; give one name per class"
         )
     for name in data:
-        if not (isinstance(name, str) and name.strip()):
+        is_text = isinstance(name, str) and name.strip()
+        if not is_text:
             raise DataError(
                 f"{title}: {json.dumps(name)[:60]} is not a class name; write a text for each class"
             )
     # as in the names of folders
-    return tuple(name.replace("_", " ") for name in data)
+    return tuple(map(_in_words, data))
+
+
+def templates_for(from_user: Sequence[str], from_source: Sequence[str]) -> Names:
+    """Choose the templates for a source."""
+    return tuple(from_user) or tuple(from_source) or (DEFAULT_TEMPLATE,)
+
+
+def source_templates(from_user: Sequence[str], sources: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The templates of the sources that are evaluated with their own; for records."""
+    if from_user:
+        return {}
+    return {name: list(images.templates) for name, images in sources.items() if images.templates}
+
+
+def class_prompts(class_names: Names, templates: Names) -> list[str]:
+    """Write the prompts, class by class: entry ``c * len(templates) + t``."""
+    return [template.replace("{}", name) for name in class_names for template in templates]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,8 @@ _LEVELS = 8.0
 _SHARE_OF_SPREAD = 0.3
 # Pictures compared with all others at once.
 _AT_ONCE = 512
+
+Images = TypeVar("Images", bound=ImageSource)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +57,12 @@ class Prints:
         pictures = images.pictures
         changes = set[str]()
 
-        def shown(position: int, encoded: Any) -> Image.Image:
-            if pictures.preprocessed:
-                return _as_picture(encoded)
-            name = pictures.name_of(position)
-            return open_picture(name, encoded, notes=changes, small=True)
-
         def look(position: int, encoded: Any) -> tuple[NDArray[np.uint8], int]:
-            image = shown(position, encoded)
+            if pictures.preprocessed:
+                image = _as_picture(encoded)
+            else:
+                name = pictures.name_of(position)
+                image = open_picture(name, encoded, notes=changes, small=True)
             small = to_rgb(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
             return np.asarray(small), hash((image.mode, image.size, image.tobytes()))
 
@@ -81,8 +81,7 @@ class Prints:
         their_grey = others.small.mean(axis=2) - 128
         lengths = np.square(grey).sum(axis=1)
         their_lengths = np.square(their_grey).sum(axis=1)
-        spread = grey.std(axis=1)
-        limits = np.minimum(_LEVELS, _SHARE_OF_SPREAD * spread)
+        limits = np.minimum(_LEVELS, _SHARE_OF_SPREAD * grey.std(axis=1))
         for start in range(0, len(grey), _AT_ONCE):
             products = grey[start : start + _AT_ONCE] @ their_grey.T
             for at, product in enumerate(products, start):
@@ -106,16 +105,18 @@ def first_copies(prints: Prints) -> list[int]:
     return [at for at, earliest in enumerate(first) if at == earliest]
 
 
-def shared_images(ours: Prints, theirs: Prints) -> list[str]:
-    """Pairs of images that two sources share, in words."""
-    mine = ours.images.pictures
-    others = theirs.images.pictures
-    if mine.preprocessed != others.preprocessed:
-        return []
-    return [
-        f"{mine.name_of(at)} shows what {others.name_of(int(found[0]))} shows"
-        for at, found in ours.copies_in(theirs)
-    ]
+def without_copies(images: Images) -> tuple[Images, Names]:
+    """Drop images that are copies of an earlier one, which would count twice, or be seen and judge;
+    and sentences for the user.
+    """
+    prints = Prints.of(images)
+    first = first_copies(prints)
+    copies = len(images) - len(first)
+    if not copies:
+        return images, prints.notes
+    are = f"{copies} of the {len(images)} sampled images"
+    note = f"{images.source}: {are} show what another one shows; of such copies one is used"
+    return images.subset(first), (*prints.notes, note)
 
 
 def shared_notes(ours: Mapping[str, Prints], others: Mapping[str, Prints]) -> Names:
@@ -123,13 +124,21 @@ def shared_notes(ours: Mapping[str, Prints], others: Mapping[str, Prints]) -> Na
     notes: list[str] = []
     for name, mine in ours.items():
         for other, theirs in others.items():
-            shared = shared_images(mine, theirs)
-            if shared:
-                are = counted(len(shared), "image is", "images are")
-                notes.append(
-                    f"{name}: {are} also in {other} ({shared[0]}), so its accuracy is not that on"
-                    " unseen images"
-                )
+            pictures = mine.images.pictures
+            their_pictures = theirs.images.pictures
+            if pictures.preprocessed != their_pictures.preprocessed:
+                continue
+            shared = list(mine.copies_in(theirs))
+            if not shared:
+                continue
+            at, found = shared[0]
+            example = pictures.name_of(at)
+            same = their_pictures.name_of(int(found[0]))
+            are = counted(len(shared), "image is", "images are")
+            notes.append(
+                f"{name}: {are} also in {other} ({example} shows what {same} shows), so its"
+                " accuracy is not that on unseen images"
+            )
     return tuple(notes)
 
 
@@ -161,5 +170,4 @@ def _as_picture(tensor: Any) -> Image.Image:
     """A preprocessed picture, whose numbers lie around zero, as one of 256 levels."""
     values = np.asarray(tensor, dtype=np.float32)
     levels = np.clip(128 + 48 * values, 0, 255)
-    channels_last = levels.transpose(1, 2, 0)
-    return Image.fromarray(channels_last.astype(np.uint8))
+    return Image.fromarray(levels.transpose(1, 2, 0).astype(np.uint8))

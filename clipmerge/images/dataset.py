@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipmerge.errors import DataError, counted, did_you_mean, is_utf8, shorten
+from clipmerge.errors import DataError, UsageError, counted, did_you_mean, is_utf8, shorten
 from clipmerge.files.paths import glob_files, local_path
 from clipmerge.images.classes import ClassNames, name_classes
-from clipmerge.images.folder import is_hidden, load_folder
-from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_texts
+from clipmerge.images.image_set import (
+    CaptionedImages,
+    Columns,
+    LabelledImages,
+    Opened,
+    number_texts,
+)
 from clipmerge.images.registry import KnownSet, find_known, known_sets
-from clipmerge.images.source import TEXTS, Columns, Opened
 from clipmerge.types import Names
 
 # Texts are captions if their mean number of words is at least this and most of them differ.
@@ -32,13 +35,24 @@ def open_images(
     in memory (`clipmerge.images.in_memory`). Where both are there, classes are taken unless
     ``columns`` names captions.
     """
+    columns = columns or Columns()
+    if columns.label and columns.caption:
+        raise UsageError(
+            "`label_column` asks for classes and `caption_column` for captions; give one"
+        )
     known, address = find_known(source) if isinstance(source, str) else (None, source)
-    opened = _open(address, columns or Columns())
+    if isinstance(address, (str, os.PathLike)):
+        opened = _open(str(address), columns)
+    else:
+        from clipmerge.images.in_memory import load_in_memory
+
+        opened = load_in_memory(address, columns)
     if not len(opened.values):
         raise DataError(f"{opened.title}: holds no images")
-    if _has_captions(opened):
-        return _captioned(opened, classes)
-    return _labelled(opened, classes, known)
+    captioned = opened.captioned
+    if captioned is None:
+        captioned = _look_like_captions(opened)
+    return _captioned(opened, classes) if captioned else _labelled(opened, classes, known)
 
 
 def load_images(
@@ -58,13 +72,8 @@ def require_labelled(images: LabelledImages | CaptionedImages) -> LabelledImages
     return images
 
 
-def _open(source: Any, columns: Columns) -> Opened:
-    """Open a folder, files, a data set on the Hub, ``digits``, or images in memory."""
-    if not isinstance(source, (str, os.PathLike)):
-        from clipmerge.images.in_memory import load_in_memory
-
-        return load_in_memory(source, columns)
-    title = str(source)
+def _open(title: str, columns: Columns) -> Opened:
+    """Open a folder, files, a data set on the Hub, or ``digits``."""
     if not title.strip():  # as a path it would be the working directory
         raise DataError(
             f"'{title}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT"
@@ -74,11 +83,14 @@ def _open(source: Any, columns: Columns) -> Opened:
         from clipmerge.images.digits import load_digits
 
         return load_digits()
-    from clipmerge.images.tables import load_files, load_from_hub, load_repository
+    from clipmerge.images.folder import is_hidden, load_folder
+    from clipmerge.images.repository import holds_tables, load_from_hub, load_repository
+    from clipmerge.images.tables import load_files
 
     if title.startswith("hf://"):
         return load_from_hub(title, columns)
-    if files := [path] if path.is_file() else glob_files(title):
+    files = [path] if path.is_file() else glob_files(title)
+    if files:
         return load_files(title, list(map(str, files)), columns)
     split = None
     if not path.exists() and ":" in title:  # DIR:SPLIT
@@ -93,9 +105,10 @@ def _open(source: Any, columns: Columns) -> Opened:
             f" hf://datasets/ORG/NAME:SPLIT, or 'digits'.{did_you_mean(title, known_sets())}"
         )
     names = sorted(entry.name for entry in path.iterdir() if not is_hidden(entry.name))
-    if tables := [name for name in names if Path(name).stem == "metadata"]:
-        return load_files(title, [str(path / tables[0])], columns)
-    if _holds_tables(path):
+    for name in names:
+        if Path(name).stem == "metadata":
+            return load_files(title, [str(path / name)], columns)
+    if holds_tables(path):
         return load_repository(title, path, columns, split)
     if split is not None:
         raise DataError(
@@ -105,51 +118,34 @@ def _open(source: Any, columns: Columns) -> Opened:
     return load_folder(title, path, columns)
 
 
-def _holds_tables(folder: Path) -> bool:
-    """Whether a folder holds Parquet or tar files, or others that `datasets` reads as a whole."""
-    kinds = (".parquet", ".tar", ".arrow", ".csv", ".jsonl")
-    places = [folder, folder / "data"]
-    if any((folder / name).is_file() for name in TEXTS):  # CLIP_benchmark's sets
-        places += folder.iterdir()
-    return any(file.suffix in kinds for place in places for file in place.glob("[!.]*.*"))
-
-
-def _has_captions(opened: Opened) -> bool:
-    """Whether images come with captions and not classes: as the source or the user says, or by the
-    look of the values.
+def _look_like_captions(opened: Opened) -> bool:
+    """Whether images come with captions and not classes, by the look of the values: lists, or texts
+    of several words each, most of which differ.
     """
-    if opened.captioned is not None:
-        return opened.captioned
-    if any(isinstance(value, (list, tuple)) for value in opened.values):
+    values = opened.values
+    if any(isinstance(value, (list, tuple)) for value in values):
         return True
-    return opened.class_names is None and look_like_captions(opened.values)
-
-
-def look_like_captions(labels: Sequence[Any]) -> bool:
-    """Whether texts are captions and not names of classes: several words each, and most differ.
-
-    Example:
-        >>> look_like_captions(["a dog on a bed", "two cats at play", "an old oak"])
-        True
-        >>> look_like_captions(["dog", "cat", "oak tree"])
-        False
-    """
-    if not all(isinstance(label, str) for label in labels):
+    are_texts = all(isinstance(value, str) for value in values)
+    if opened.class_names is not None or not are_texts:
         return False
-    words = sum(len(label.split()) for label in labels)
-    return words >= _WORDS_OF_A_CAPTION * len(labels) and 2 * len(set(labels)) > len(labels)
+    words = sum(len(text.split()) for text in values)
+    return words >= _WORDS_OF_A_CAPTION * len(values) and 2 * len(set(values)) > len(values)
 
 
 def _captioned(opened: Opened, classes: ClassNames) -> CaptionedImages:
     """Images with the captions of each, a text or those of a list, without empty ones."""
     captions: list[Names] = []
+    empty: list[str] = []
     for at, value in enumerate(opened.values):
         texts = value if isinstance(value, (list, tuple)) else [value]
+        name = opened.pictures.name_of(at)
         if not all(isinstance(text, str) and is_utf8(text) for text in texts):
-            name = opened.pictures.name_of(at)
             raise DataError(f"{opened.title}: {name} has a caption that is not a text in UTF-8")
-        captions.append(tuple(text.strip() for text in texts if text.strip()))
-    if empty := [opened.pictures.name_of(at) for at, texts in enumerate(captions) if not texts]:
+        written = tuple(filter(None, map(str.strip, texts)))
+        captions.append(written)
+        if not written:
+            empty.append(name)
+    if empty:
         have = counted(len(empty), "image has", "images have")
         raise DataError(
             f"{opened.title}: {have} no caption (of {len(captions)}): {shorten(empty, 3)}; write"

@@ -32,11 +32,6 @@ _ORIENTATION = 0x112  # tag of Exif
 _HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypmif1", b"ftyphevc")
 
 
-def decode(name: str, encoded: Encoded) -> Image:
-    """Open a picture as RGB, transparent ones on white."""
-    return to_rgb(open_picture(name, encoded))
-
-
 def open_picture(
     name: str, encoded: Encoded, *, small: bool = False, notes: set[str] | None = None
 ) -> Image:
@@ -59,7 +54,7 @@ def open_picture(
         image = _open(encoded)
         if max(image.size) > _MAX_STRETCHED * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels, too long and thin")
-        white = _white_value(image)
+        written_as = image.format
         if image.width * image.height > LARGE:
             notes.add("large")
             image.thumbnail((REDUCED_SIDE, REDUCED_SIDE))
@@ -71,7 +66,7 @@ def open_picture(
             image = ImageOps.exif_transpose(image)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             notes.add("scaled")
-            image = _scale_to_eight_bits(image, white)
+            image = _scale_to_eight_bits(image, written_as)
     except DataError as error:
         raise DataError(f"{name}{path}: {error}") from None
     except Exception as error:  # a damaged file can make a decoder raise anything
@@ -133,22 +128,17 @@ def _register_heic() -> None:
     register_heif_opener()
 
 
-def _scale_to_eight_bits(image: Image, white: float | None) -> Image:
+def _scale_to_eight_bits(image: Image, written_as: str | None) -> Image:
     """Scale a grey picture of more than eight bits to eight, by its value for white."""
     from PIL import Image as Pillow
 
-    shares = np.asarray(image).astype(np.float32) / (white or 1.0)
-    if white is None or not (shares.min() >= 0 and shares.max() <= 1):  # false for NaN too
+    # Pillow widens the 16 bits of some formats to 32; of other files nobody knows what is white
+    is_known = image.mode != "I" or written_as in ("PNG", "PPM")
+    white = 1.0 if image.mode == "F" else 65535.0
+    shares = np.asarray(image).astype(np.float32) / white
+    in_range = shares.min() >= 0 and shares.max() <= 1  # false for NaN too
+    if not (is_known and in_range):
         raise DataError(
             "holds 32-bit or signed numbers, whose range is not known; save it as 8 or 16 bit"
         )
     return Pillow.fromarray(np.rint(255 * shares).astype(np.uint8))
-
-
-def _white_value(image: Image) -> float | None:
-    """The value of white in a grey picture of many bits; ``None`` if the file does not say."""
-    if image.mode == "F":
-        return 1.0
-    if image.mode == "I":
-        return 65535.0 if image.format in ("PNG", "PPM") else None  # Pillow widens 16 bits
-    return 65535.0

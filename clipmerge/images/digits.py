@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from clipmerge.images.source import Opened, Pictures
+from clipmerge.images.image_set import Opened, Pictures
 
 #: Words for the digits 0 to 9.
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -41,14 +41,21 @@ def digits_as_rgb(ink: Tensor) -> Tensor:
 
 
 def as_images(pixels: Tensor) -> list[Image.Image]:
-    """Turn pixels in [0, 1], shape (N, 3, H, W), into 8-bit RGB images."""
-    eight_bit = pixels.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    return [Image.fromarray(array) for array in eight_bit]
+    """Turn pixels in [0, 1], grey or colours, shape (N, 1 or 3, H, W), into 8-bit RGB images."""
+    eight_bit = digits_as_rgb(pixels).mul(255).round().to(torch.uint8)
+    channels_last = eight_bit.permute(0, 2, 3, 1).contiguous().numpy()
+    return list(map(Image.fromarray, channels_last))
 
 
 def load_digits() -> Opened:
     """All digits as a source of images, light on dark."""
     ink, labels = read_digits()
-    images = as_images(digits_as_rgb(ink))
-    pictures = Pictures(images.__getitem__, "digits, image {}".format, range(len(images)))
-    return Opened("digits", pictures, labels.tolist(), captioned=False, class_names=CLASS_NAMES)
+    images = as_images(ink)
+    return Opened(
+        "digits",
+        Pictures(images.__getitem__, "digits, image {}".format, range(len(images))),
+        labels.tolist(),
+        captioned=False,
+        class_names=CLASS_NAMES,
+        verbatim=True,
+    )

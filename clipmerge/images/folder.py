@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from clipmerge.errors import DataError, counted, shorten
-from clipmerge.images.source import Columns, Opened, picture_files
+from clipmerge.images.image_set import Columns, Opened, picture_files
 from clipmerge.types import Names
 
 IMAGE_SUFFIXES = frozenset(
@@ -40,32 +39,34 @@ def load_folder(title: str, folder: Path, columns: Columns) -> Opened:
     labels: list[str] = []
     others: Counter[str] = Counter()
     for name in subfolders:
-        files = list(_walk(folder / name))
-        found = [str(file) for file in files if is_image(file)]
+        found, left = _list_files(folder / name)
         if not found:
-            inside = f"; it holds {shorten((file.name for file in files), 3)}" if files else ""
+            inside = f"; it holds {shorten((file.name for file in left), 3)}" if left else ""
             raise DataError(
                 f"{folder / name}: this class folder holds no images{inside}; add some, remove the"
                 " folder, or name the folder right above the class folders"
             )
-        others.update(file.suffix or file.name for file in files if not is_image(file))
-        paths += found
+        others.update(file.suffix or file.name for file in left)
+        paths += map(str, found)
         labels += [name] * len(found)
-    has_captions = bool(paths) and Path(paths[0]).with_suffix(".txt").is_file()
+    notes: Names = ()
+    if others:
+        kinds = shorten(f"{count} {kind}" for kind, count in others.most_common())
+        notes = (f"{title}: not read, because they are no images: {kinds}",)
     return Opened(
         title,
         picture_files(paths),
         labels,
         captioned=False,
-        unread_captions="txt" if has_captions else None,
-        notes=_note_others(title, others),
+        notes=notes,
     )
 
 
 def _load_captions(title: str, folder: Path) -> Opened:
     """Read the text beside each picture of a folder and of all inside it, one caption per line."""
-    paths = list(filter(is_image, _walk(folder)))
-    missing = [path.name for path in paths if not path.with_suffix(".txt").is_file()]
+    paths, _ = _list_files(folder)
+    texts = [path.with_suffix(".txt") for path in paths]
+    missing = [path.name for path, text in zip(paths, texts, strict=True) if not text.is_file()]
     if len(missing) == len(paths):
         raise DataError(
             f"{title}: has no subfolders; expected one per class, such as {title}/cat/1.jpg, or"
@@ -78,37 +79,32 @@ def _load_captions(title: str, folder: Path) -> Opened:
             f"{title}: {have} no text with captions ({shorten(missing, 3)}); write them beside the"
             " image, to the same name in .txt"
         )
-    captions = [
-        caption_lines(path.with_suffix(".txt").read_text("utf-8", "surrogateescape"))
-        for path in paths
-    ]
+    captions = [caption_lines(text.read_text("utf-8", "surrogateescape")) for text in texts]
     return Opened(title, picture_files(list(map(str, paths))), captions, captioned=True)
 
 
 def caption_lines(text: str) -> list[str]:
     """The captions in a text file, one per line."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return list(filter(None, map(str.strip, text.splitlines())))
 
 
-def is_image(file: Path) -> bool:
-    """Whether a file's name is that of a picture."""
-    return file.suffix.lower() in IMAGE_SUFFIXES
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """The files of a folder and of all inside it, by name; a folder that links lead to twice is
-    read once.
+def _list_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The pictures and the other files of a folder and of all inside it, by name; a folder that
+    links lead to twice is read once.
     """
+    pictures: list[Path] = []
+    others: list[Path] = []
     seen: set[Path] = set()
     for inside, folders, files in os.walk(folder, followlinks=True):
         real = Path(inside).resolve()
-        folders[:] = [] if real in seen else sorted(n for n in folders if not is_hidden(n))
-        if real not in seen:
-            yield from (Path(inside, name) for name in sorted(files) if not is_hidden(name))
+        if real in seen:
+            folders.clear()
+            continue
         seen.add(real)
-
-
-def _note_others(title: str, suffixes: Counter[str]) -> Names:
-    """Note the files that are not read."""
-    kinds = shorten(f"{count} {kind}" for kind, count in suffixes.most_common())
-    return (f"{title}: not read, because they are no images: {kinds}",) if suffixes else ()
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for name in sorted(files):
+            file = Path(inside, name)
+            if not is_hidden(name):
+                is_image = file.suffix.lower() in IMAGE_SUFFIXES
+                (pictures if is_image else others).append(file)
+    return pictures, others

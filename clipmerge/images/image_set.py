@@ -1,21 +1,99 @@
-"""Images of one source, each with its class or its captions, and samples of them."""
+"""Images of one source, each with its class or its captions, and samples of them; and what every
+reader gives: pictures by position, and their labels or captions as they stand there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from clipmerge.errors import DataError
-from clipmerge.images.decoding import decode
-from clipmerge.images.sampling import balanced_sample
-from clipmerge.images.source import Pictures
+from clipmerge.images.decoding import open_picture, to_rgb
 from clipmerge.types import Names, Shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
+
+#: Usual names of labels and of captions, in order of preference.
+LABEL_NAMES = ("label", "labels", "class", "cls", "target", "class_name", "category")
+CAPTION_NAMES = (
+    *("caption", "captions", "text", "texts", "title", "sentence", "sentences"),
+    *("description", "alt_text", "prompt"),
+)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that the user named; ``None`` to find them."""
+
+    image: str | None = None  # column of a table, or ending of a tar's files
+    label: str | None = None  # the same; ``json.KEY`` for a key of a tar's JSON files
+    caption: str | None = None  # the same; naming it asks for captions in place of classes
+
+    @property
+    def captioned(self) -> bool | None:
+        """Whether the user asked for captions, or for labels; ``None`` for neither."""
+        return None if self.caption is None and self.label is None else self.caption is not None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of a source, read one by one when they are needed."""
+
+    get: Callable[[int], Any]  # the content, path or picture of an item
+    name: Callable[[int], str]  # its name in messages
+    items: Sequence[int]  # the item at each position
+    # whether items are tensors (3, height, width) that the model's preprocessing has made already
+    preprocessed: bool = False
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, position: int) -> Any:
+        return self.get(self.items[position])
+
+    def name_of(self, position: int) -> str:
+        """The name of a picture in messages."""
+        return self.name(self.items[position])
+
+    def take(self, positions: Sequence[int]) -> Pictures:
+        """Some of the pictures, in the order of the positions."""
+        return replace(self, items=tuple(self.items[at] for at in positions))
+
+    def tensors(self, positions: Sequence[int]) -> Tensor:
+        """Stack preprocessed pictures: (images, 3, height, width), float32."""
+        import torch
+
+        return torch.stack([torch.as_tensor(self[at]).float() for at in positions])
+
+
+def picture_files(paths: Sequence[str]) -> Pictures:
+    """Pictures stored one per file."""
+    return Pictures(paths.__getitem__, paths.__getitem__, range(len(paths)))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source, opened: no picture has been read, and its labels or captions are as they stand
+    there.
+    """
+
+    title: str
+    pictures: Pictures
+    # for each picture its class, a number or a name, or its captions, a text or several
+    values: Sequence[Any]
+    # whether the values are captions; ``None`` to tell by their look
+    captioned: bool | None = None
+    class_names: Names | None = None  # of labels that are numbers
+    # whether the names are written as they go into prompts, underscores and all
+    verbatim: bool = False
+    templates: Names = ()  # the source's own prompt templates, with ``{}`` for the class
+    revision: str | None = None  # commit of a dataset on the Hub
+    notes: Names = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +117,7 @@ class ImageSource:
 
     def image(self, index: int) -> Image:
         """Decode one image, as RGB."""
-        return decode(self.pictures.name_of(index), self.pictures[index])
+        return to_rgb(open_picture(self.pictures.name_of(index), self.pictures[index]))
 
     def sample(self, count: int, seed: int) -> Self:
         """Sample images with labels as balanced as possible, shuffled."""
@@ -108,8 +186,8 @@ class CaptionedImages(ImageSource):
 
     def sample(self, count: int, seed: int) -> Self:
         """Sample images, with all their captions, in a random order."""
-        drawn = np.random.default_rng(seed).permutation(len(self))[:count]
-        return self.subset([int(position) for position in drawn])
+        drawn = np.random.default_rng(seed).permutation(len(self))
+        return self.subset(drawn[:count].tolist())
 
     def subset(self, positions: list[int]) -> Self:
         """Pick images with all their captions, in the order of the positions."""
@@ -128,3 +206,26 @@ def number_texts(texts: Iterable[str], known: Iterable[str] = ()) -> tuple[Shape
     numbers = {text: number for number, text in enumerate(known)}
     labels = tuple(numbers.setdefault(text, len(numbers)) for text in texts)
     return labels, tuple(numbers)
+
+
+def balanced_sample(labels: Shape, count: int, seed: int) -> list[int]:
+    """Positions of a shuffled sample with classes as balanced as possible; the seed draws which get
+    one more.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(labels)).tolist()
+    by_class: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
+    for position in reversed(shuffled):  # they are taken from the end
+        by_class[labels[position]].append(position)
+    picked: list[int] = []
+    while by_class and len(picked) < count:
+        turn = [positions.pop() for positions in by_class.values()]
+        missing = count - len(picked)
+        if missing < len(turn):
+            # drawn apart, so that a sample of some blocks draws the same classes
+            drawn = np.random.default_rng([seed, count]).permutation(len(turn))
+            turn = [turn[at] for at in sorted(drawn[:missing].tolist())]
+        picked += turn
+        by_class = {label: positions for label, positions in by_class.items() if positions}
+    order = rng.permutation(len(picked)).tolist()
+    return [picked[at] for at in order]

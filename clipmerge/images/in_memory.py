@@ -10,8 +10,8 @@ import numpy as np
 
 from clipmerge.errors import DataError
 from clipmerge.images.decoding import Encoded
-from clipmerge.images.source import CAPTION_NAMES, LABEL_NAMES, Columns, Opened, Pictures
-from clipmerge.images.tables import load_files, load_table
+from clipmerge.images.image_set import CAPTION_NAMES, LABEL_NAMES, Columns, Opened, Pictures
+from clipmerge.images.tables import load_dataset, load_files
 from clipmerge.types import Names
 
 _IMAGES = ("pixel_values", "image", "images", "pixels")
@@ -23,7 +23,7 @@ def load_in_memory(data: Any, columns: Columns) -> Opened:
     """Open pictures in memory, or a list of files."""
     title = f"{type(data).__name__} in memory"
     if hasattr(data, "features") and hasattr(data, "num_rows"):
-        return load_table(title, data, columns)
+        return load_dataset(title, data, columns)
     is_sequence = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     is_other = isinstance(data, Mapping) or hasattr(data, "iloc")  # a table of pandas
     if not is_sequence or is_other:

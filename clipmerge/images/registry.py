@@ -1,26 +1,30 @@
-"""Public data sets by a short name: their sources, class names and prompt templates.
+"""What comes with clipmerge: public data sets by a short name, and lists of class names and of
+prompt templates.
 
-Each family of sets is one file in ``sets/``, each list of class names one file in ``classes/``.
+Each family of sets is one file in ``sets/``, each list of class names one file in ``classes/``,
+each set of templates one file in ``templates/``.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import yaml
 
+from clipmerge.errors import UsageError, did_you_mean
 from clipmerge.files.paths import local_path
-from clipmerge.images.prompts import check_templates
-from clipmerge.images.source import Opened
+from clipmerge.images.image_set import Opened
 from clipmerge.types import Names, Shape
 
 _HERE = Path(__file__).parent
 _NAMED = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)(?P<revision>@[^:\s@]+)?(?::(?P<split>[^:\s]+))?")
+#: The template of sources that have none, if the user names none.
+DEFAULT_TEMPLATE = "a photo of a {}."
 #: Classes of ImageNet, whose indices are used in `KnownSet.rows`.
 IMAGENET_CLASSES = 1000
 
@@ -88,8 +92,10 @@ def find_known(source: str) -> tuple[KnownSet | None, str]:
     no set and the source as it is.
     """
     match = _NAMED.fullmatch(source)
-    known = known_sets().get(match["name"]) if match else None
-    if match is None or known is None or local_path(source).exists():
+    if match is None or local_path(source).exists():
+        return None, source
+    known = known_sets().get(match["name"])
+    if known is None:
         return None, source
     return known, f"{known.source}{match['revision'] or ''}:{match['split'] or known.split}"
 
@@ -97,25 +103,57 @@ def find_known(source: str) -> tuple[KnownSet | None, str]:
 @functools.cache
 def known_sets() -> Mapping[str, KnownSet]:
     """All sets by name, family by family."""
-    files = sorted((_HERE / "sets").glob("*.yaml"))
-    families = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
-    return {name: KnownSet(**data) for family in families for name, data in family.items()}
+    sets: dict[str, KnownSet] = {}
+    for file in sorted((_HERE / "sets").glob("*.yaml")):
+        family = yaml.safe_load(file.read_text(encoding="utf-8"))
+        sets |= {name: KnownSet(**data) for name, data in family.items()}
+    return sets
 
 
 def class_lists() -> Names:
     """Names of the lists of class names, sorted."""
-    return tuple(sorted(file.stem for file in (_HERE / "classes").glob("*.txt")))
+    return _lists("classes")
 
 
 @functools.cache
 def class_list(name: str) -> Names:
     """Class names by the name of their list."""
-    return tuple((_HERE / "classes" / f"{name}.txt").read_text(encoding="utf-8").splitlines())
+    return _lines(f"classes/{name}.txt")
 
 
 def imagenet_names(ids: Names) -> Names | None:
     """ImageNet's names for WordNet ids; ``None`` if not all of them are ids of its classes."""
     # the file lists the ids in the classes' order
-    listed = (_HERE / "imagenet_ids.txt").read_text(encoding="utf-8").split()
-    by_id = dict(zip(listed, class_list("imagenet"), strict=True))
+    by_id = dict(zip(_lines("imagenet_ids.txt"), class_list("imagenet"), strict=True))
     return tuple(by_id[name] for name in ids) if ids and set(ids) <= set(by_id) else None
+
+
+def template_set(name: str) -> Names:
+    """Templates of a set, without the comments after ``#``."""
+    return tuple(line for line in _lines(f"templates/{name}.txt") if not line.startswith("#"))
+
+
+def check_templates(templates: Sequence[str]) -> Names:
+    """Check the prompt templates that the user named, and spell out sets of templates."""
+    checked: list[str] = []
+    sets = _lists("templates")
+    for text in templates:
+        template = text.replace("{c}", "{}")
+        if "{}" in template:
+            checked.append(template)
+        elif text in sets:
+            checked += template_set(text)
+        else:
+            raise UsageError(
+                f"`template` '{text}': has no {{}} for the class name, as in '{DEFAULT_TEMPLATE}',"
+                f" and is not a template set ({', '.join(sets)}).{did_you_mean(text, sets)}"
+            )
+    return tuple(checked)
+
+
+def _lists(folder: str) -> Names:
+    return tuple(sorted(file.stem for file in (_HERE / folder).glob("*.txt")))
+
+
+def _lines(file: str) -> Names:
+    return tuple((_HERE / file).read_text(encoding="utf-8").splitlines())

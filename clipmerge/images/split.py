@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from clipmerge.images.copies import Prints, first_copies
-from clipmerge.images.image_set import ImageSource
-from clipmerge.images.sampling import balanced_sample
+from clipmerge.images.copies import without_copies
+from clipmerge.images.image_set import ImageSource, balanced_sample
 from clipmerge.types import Names, Shape
 
 #: Share of the sampled images that judge the result, and of the others that choose it.
@@ -64,16 +63,19 @@ def split_images(
         val: Share of the images for learning that choose; 0 for a recipe that does not learn.
         test: Share of all images that judge; 0 to judge by none.
     """
-    wanted = judged_count(count, test)
+    wanted = min(MAX_TEST, round(count * test / (1 - test)))
     drawn = images.sample(count + wanted, seed)
     sampled, notes = without_copies(drawn)
     # halves are rounded up, unlike in round(): a fifth of three to seven images is always one
     aside = min(wanted, int(len(sampled) * test + 0.5))
-    judge = _positions_that_judge(images, sampled.labels, aside, seed)
-    others = _without(range(len(sampled)), judge)
+    if images.labels_are_classes:
+        judge = _same_share(images.labels, sampled.labels, aside, seed)
+    else:
+        judge = _whole_groups(sampled.labels, aside, seed)
+    others = sorted(set(range(len(sampled))) - set(judge))
     labels = [sampled.labels[at] for at in others]
     choose = [others[at] for at in held_out_positions(labels, val, seed)]
-    train = _without(others, choose)
+    train = sorted(set(others) - set(choose))
     if choose and 0 < len(judge) < MAX_TEST:
         choose = [*judge, *choose]
         # captions that are held out may also belong to images that learning sees
@@ -86,23 +88,6 @@ def split_images(
         copies=len(drawn) - len(sampled),
         notes=notes,
     )
-
-
-def _positions_that_judge(images: ImageSource, labels: Shape, count: int, seed: int) -> list[int]:
-    """Choose images that judge, ascending, by the labels of a sample of ``images``."""
-    if not images.labels_are_classes:
-        return sorted(_whole_groups(labels, count, seed))
-    # classes of which the source has one image learn from it, and are not judged
-    counts = Counter(images.labels)
-    shared = [at for at, label in enumerate(labels) if counts[label] > 1]
-    shared_labels = tuple(labels[at] for at in shared)
-    picked = _same_share(shared_labels, count, seed)
-    return sorted(shared[at] for at in picked)
-
-
-def _without(positions: Iterable[int], others: Iterable[int]) -> list[int]:
-    left_out = set(others)
-    return [at for at in positions if at not in left_out]
 
 
 def only_judged(images: Images, count: int, seed: int) -> Split[Images]:
@@ -120,7 +105,7 @@ def split_shift(images: Images, seed: int, *, chooses: bool) -> Split[Images]:
     alone, notes = without_copies(images)
     share = 0.5 if chooses and images.labels_are_classes else 0.0
     choose = held_out_positions(alone.labels, share, seed)
-    judge = _without(range(len(alone)), choose)
+    judge = sorted(set(range(len(alone))) - set(choose))
     return Split(
         train=None,
         val=alone.subset(choose) if choose else None,
@@ -128,25 +113,6 @@ def split_shift(images: Images, seed: int, *, chooses: bool) -> Split[Images]:
         copies=len(images) - len(alone),
         notes=notes,
     )
-
-
-def without_copies(images: Images) -> tuple[Images, Names]:
-    """Drop images that are copies of an earlier one, which would count twice, or be seen and judge;
-    and sentences for the user.
-    """
-    prints = Prints.of(images)
-    first = first_copies(prints)
-    copies = len(images) - len(first)
-    if not copies:
-        return images, prints.notes
-    are = f"{copies} of the {len(images)} sampled images"
-    note = f"{images.source}: {are} show what another one shows; of such copies one is used"
-    return images.subset(first), (*prints.notes, note)
-
-
-def judged_count(count: int, share: float = SHARE) -> int:
-    """Number of images that judge if there are enough."""
-    return min(MAX_TEST, round(count * share / (1 - share)))
 
 
 def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[int]:
@@ -164,57 +130,56 @@ def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[i
         return []
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator).tolist()
-    sizes = Counter(labels)
-    places = _places_in_class(order, labels)
-
-    def rank(at: int) -> tuple[bool, bool, int]:
-        place = places[at]
-        size = sizes[labels[at]]
-        return place == size, 2 * place > size, place
-
+    ranks = {
+        at: (place == size, 2 * place > size, place)
+        for at, place, size in _places_in_class(order, labels)
+    }
     count = max(1, round(share * len(labels)))
     count = min(count, len(labels) - 1)
-    return sorted(sorted(order, key=rank)[:count])
+    return sorted(sorted(order, key=ranks.__getitem__)[:count])
 
 
-def _same_share(labels: Shape, count: int, seed: int) -> list[int]:
-    """Pick the same share of every class; the only image of a class is picked last."""
-    order = balanced_sample(labels, len(labels), seed)
+def _same_share(available: Shape, labels: Shape, count: int, seed: int) -> list[int]:
+    """Pick the same share of every class of a sample, ascending; classes of which the source has
+    one image learn from it, and the only one of a class in the sample is picked last.
+    """
+    there = Counter(available)
+    shared = [at for at, label in enumerate(labels) if there[label] > 1]
+    shared_labels = tuple(labels[at] for at in shared)
+    order = balanced_sample(shared_labels, len(shared), seed)
+    # the k-th of a class's n images is picked at time (k - 1/2) / n; the last image of each class
+    # comes after all others
+    ranks = {
+        at: (place == size, (place - 0.5) / size)
+        for at, place, size in _places_in_class(order, shared_labels)
+    }
+    picked = sorted(order, key=ranks.__getitem__)[:count]
+    return sorted(shared[at] for at in picked)
+
+
+def _places_in_class(order: Iterable[int], labels: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Each position in an order, which image of its class it is there, counted from 1, and how many
+    the class has.
+    """
     sizes = Counter(labels)
-    places = _places_in_class(order, labels)
-
-    def rank(at: int) -> tuple[bool, float]:
-        place = places[at]
-        size = sizes[labels[at]]
-        # the k-th of a class's n images is picked at time (k - 1/2) / n; the last image of each
-        # class comes after all others
-        return place == size, (place - 0.5) / size
-
-    return sorted(order, key=rank)[:count]
-
-
-def _places_in_class(order: Iterable[int], labels: Sequence[int]) -> dict[int, int]:
-    """For each position, which image of its class it is in an order, counted from 1."""
     seen = Counter[int]()
-    places: dict[int, int] = {}
     for at in order:
         label = labels[at]
         seen[label] += 1
-        places[at] = seen[label]
-    return places
+        yield at, seen[label], sizes[label]
 
 
-def _whole_groups(labels: Shape, count: int, seed: int) -> set[int]:
-    """Pick at most ``count`` images at random, all images of one label or none: a caption that was
-    seen would be known.
+def _whole_groups(labels: Shape, count: int, seed: int) -> list[int]:
+    """Pick at most ``count`` images at random, ascending, all of one label or none: a caption that
+    was seen would be known.
     """
     groups: dict[int, list[int]] = {}
     for at, label in enumerate(labels):
         groups.setdefault(label, []).append(at)
     rng = np.random.default_rng(seed)
-    picked: set[int] = set()
+    picked: list[int] = []
     for label in rng.permutation(sorted(groups)).tolist():
         group = groups[label]
         if len(picked) + len(group) <= count:
-            picked.update(group)
-    return picked
+            picked += group
+    return sorted(picked)

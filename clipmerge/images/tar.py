@@ -15,15 +15,17 @@ from typing import Any, NamedTuple
 
 from clipmerge.errors import DataError, shorten
 from clipmerge.images.folder import IMAGE_SUFFIXES, caption_lines, is_hidden
-from clipmerge.images.source import (
+from clipmerge.images.image_set import (
     CAPTION_NAMES,
     LABEL_NAMES,
-    TEXTS,
     Columns,
     Opened,
     Pictures,
 )
 from clipmerge.types import Names
+
+#: Texts that CLIP_benchmark writes beside the archives of a data set.
+TEXTS = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt")
 
 
 class Member(NamedTuple):
@@ -57,7 +59,8 @@ def load_tars(title: str, archives: Sequence[str], columns: Columns) -> Opened:
             where = f"{archive}, {key}"
             images.append(_image_of(where, files, columns.image))
             values.append(_value(where, key, files, columns))
-    if values and not any(value not in (None, "") for value in values):
+    has_values = any(value not in (None, "") for value in values)
+    if values and not has_values:
         raise DataError(
             f"{title}: its images have no .cls, .json or .txt with a label beside them, and are not"
             " in class folders"
@@ -79,9 +82,11 @@ def load_tars(title: str, archives: Sequence[str], columns: Columns) -> Opened:
 
 def _text_beside(archive: Path, name: str) -> Names:
     """The lines of a text in the folder of an archive or in the one above; empty without it."""
-    files = (folder / name for folder in archive.absolute().parents[:2])
-    file = next((file for file in files if file.is_file()), None)
-    return tuple(file.read_text("utf-8").rstrip().splitlines()) if file else ()
+    for folder in archive.absolute().parents[:2]:
+        file = folder / name
+        if file.is_file():
+            return tuple(file.read_text("utf-8").rstrip().splitlines())
+    return ()
 
 
 def _members(archive: str) -> Iterator[tuple[str, str, Member]]:
@@ -106,16 +111,16 @@ def _members(archive: str) -> Iterator[tuple[str, str, Member]]:
 def _image_of(where: str, files: dict[str, Member], wanted: str | None) -> Member:
     """A sample's picture."""
     found = [
-        ending
-        for ending in files
-        if (ending == wanted if wanted else f".{ending.rpartition('.')[2]}" in IMAGE_SUFFIXES)
+        member
+        for ending, member in files.items()
+        if ending == wanted or (not wanted and f".{ending.rpartition('.')[2]}" in IMAGE_SUFFIXES)
     ]
     if len(found) != 1:
         raise DataError(
             f"{where}: has {len(found) or 'no'} images (endings: {shorten(files)}); name one by its"
             " ending with `image_column`"
         )
-    return files[found[0]]
+    return found[0]
 
 
 def _value(where: str, key: str, files: dict[str, Member], columns: Columns) -> Any:

@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy, logsigmoid, normalize
 from torch.utils.checkpoint import checkpoint
 
 from clipmerge.errors import DataError
+from clipmerge.images.classes import class_prompts
 from clipmerge.images.image_set import LabelledImages
-from clipmerge.images.prompts import class_prompts
 from clipmerge.models import ImageTextModel
 from clipmerge.types import Names, Tensors
 

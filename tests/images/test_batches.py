@@ -19,8 +19,7 @@ from clipmerge.images import batches
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.dataset import load_images
 from clipmerge.images.decoding import to_rgb
-from clipmerge.images.image_set import LabelledImages
-from clipmerge.images.source import picture_files
+from clipmerge.images.image_set import LabelledImages, picture_files
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,16 @@ from typing import Any
 import pytest
 
 from clipmerge.errors import DataError, UsageError
+from clipmerge.images.classes import class_prompts
 from clipmerge.images.dataset import load_images
-from clipmerge.images.prompts import check_templates, class_prompts, template_set
-from clipmerge.images.registry import class_list, find_known, imagenet_names, known_sets
+from clipmerge.images.registry import (
+    check_templates,
+    class_list,
+    find_known,
+    imagenet_names,
+    known_sets,
+    template_set,
+)
 from tests.support.image_files import png
 
 WORDS = tuple(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from clipmerge.images.copies import Prints, first_copies, overlap_notes, shared_images
+from clipmerge.images.copies import Prints, first_copies, overlap_notes, shared_notes
 from clipmerge.images.dataset import load_images
 from clipmerge.images.image_set import LabelledImages
 from tests.support.image_files import png, save_plain_parquet, save_tar
@@ -83,7 +83,7 @@ def test_preprocessed_pictures_are_compared_with_one_another() -> None:
     ready = [(torch.randn(3, 8, 8, generator=torch.manual_seed(at % 4)), 0) for at in range(6)]
     prints = Prints.of(load_images(ready, ["a"]))
     assert first_copies(prints) == [0, 1, 2, 3]
-    assert shared_images(prints, Prints.of(load_images("digits"))) == []
+    assert shared_notes({"a": prints}, {"b": Prints.of(load_images("digits"))}) == ()
 
 
 def test_sources_of_all_kinds_are_compared(tmp_path: Path) -> None:
@@ -91,8 +91,9 @@ def test_sources_of_all_kinds_are_compared(tmp_path: Path) -> None:
     table = load_images(str(save_plain_parquet(tmp_path / "x.parquet", columns)))
     members = {"a.png": png(1), "a.cls": b"a", "b.png": png(9), "b.cls": b"b"}
     tar = load_images(str(save_tar(tmp_path / "x.tar", members)))
-    shared = shared_images(Prints.of(tar), Prints.of(table))
-    assert shared == [f"{tmp_path}/x.tar, a.png shows what {tmp_path}/x.parquet, row 1 shows"]
+    (note,) = shared_notes({"tar": Prints.of(tar)}, {"table": Prints.of(table)})
+    same = f"{tmp_path}/x.tar, a.png shows what {tmp_path}/x.parquet, row 1 shows"
+    assert note.startswith(f"tar: 1 image is also in table ({same})")
 
 
 def images_of(numbers: range) -> LabelledImages:

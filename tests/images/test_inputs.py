@@ -16,8 +16,7 @@ from PIL import Image
 
 from clipmerge.errors import DataError
 from clipmerge.images.dataset import load_images, open_images
-from clipmerge.images.image_set import CaptionedImages, LabelledImages
-from clipmerge.images.source import Columns
+from clipmerge.images.image_set import CaptionedImages, Columns, LabelledImages
 from tests.support.benchmark_sets import retrieval_set, save_files, webdataset
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import assert_images, png, save_tar

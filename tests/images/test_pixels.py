@@ -17,7 +17,7 @@ from clipmerge.errors import DataError
 from clipmerge.images import decoding
 from clipmerge.images.copies import Prints
 from clipmerge.images.dataset import load_images
-from clipmerge.images.decoding import decode, open_picture, to_rgb
+from clipmerge.images.decoding import open_picture, to_rgb
 from tests.support.image_files import saved
 
 RNG = np.random.default_rng(0)
@@ -91,7 +91,7 @@ def test_transparency_is_white_for_transformers_and_gone_for_open_clip() -> None
     found = {name: process(open_picture("x", clear)) for name, process in processors().items()}
     assert torch.equal(found["transformers"], white["transformers"])
     assert torch.equal(found["open_clip"], black["open_clip"])
-    assert decode("x", clear).getpixel((0, 0)) == (255, 255, 255)
+    assert to_rgb(open_picture("x", clear)).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_very_large_pictures_are_reduced_and_noted(monkeypatch: pytest.MonkeyPat
 )
 def test_what_cannot_be_read_is_named(content: bytes, message: str) -> None:
     with pytest.raises(DataError) as raised:
-        decode("x", content)
+        open_picture("x", content)
     assert message in str(raised.value)
 
 

@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipmerge.images.dataset import load_images
-from clipmerge.images.image_set import CaptionedImages, ImageSource, LabelledImages
-from clipmerge.images.sampling import balanced_sample
-from clipmerge.images.source import Pictures
+from clipmerge.images.image_set import (
+    CaptionedImages,
+    ImageSource,
+    LabelledImages,
+    Pictures,
+    balanced_sample,
+)
 from clipmerge.images.split import held_out_positions, split_images, split_shift
 
 

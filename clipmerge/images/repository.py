@@ -1,0 +1,142 @@
+"""Folders of tables or tar files, and repositories of them on the Hub, with their splits."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from clipmerge.errors import DataError, did_you_mean, shorten
+from clipmerge.files.paths import replace_bytes, user_cache
+from clipmerge.hub.errors import explained
+from clipmerge.images.image_set import Columns, Opened
+from clipmerge.images.tables import READERS, load_files, one_line
+from clipmerge.images.tar import TEXTS
+
+HUB = "hf://datasets/"
+_ON_HUB = re.compile(
+    r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:\s]+))?"
+    r"(?::(?:(?P<config>[^\s/]+)/)?(?P<split>[^:\s/]+))?"
+)
+# A word in a file's name or folder that names its split.
+_SPLIT = re.compile(
+    r"(?<![a-z])(train|training|val|valid|validation|dev|test|testing|eval)(?![a-z])"
+)
+
+
+def holds_tables(folder: Path) -> bool:
+    """Whether a folder holds tables or tar files."""
+    places = [folder, folder / "data"]
+    if any((folder / name).is_file() for name in TEXTS):  # CLIP_benchmark's sets
+        places += folder.iterdir()
+    return any(
+        file.suffix in {".tar", *READERS} for place in places for file in place.glob("[!.]*.*")
+    )
+
+
+def load_repository(title: str, folder: Path, columns: Columns, split: str | None) -> Opened:
+    """Open a split of a folder of tables or tar files, laid out as a repository on the Hub is."""
+    names = [str(file.relative_to(folder)) for file in folder.rglob("[!.]*.*")]
+    splits = _by_split(names, {".tar"}) or _by_split(names, READERS)
+    _, files = _choose_split(title, splits, split)
+    return load_files(title, [str(folder / file) for file in files], columns)
+
+
+def load_from_hub(title: str, columns: Columns) -> Opened:
+    """Open ``hf://datasets/ORG/NAME[@REVISION][:[CONFIG/]SPLIT]``: the split is downloaded into the
+    Hub's cache or that of `datasets`, and read from there; offline what was read last.
+    """
+    from huggingface_hub import constants
+
+    match = _ON_HUB.fullmatch(title)
+    if match is None:
+        raise DataError(
+            f"{title}: is not a dataset on the Hub; write {HUB}ORG/NAME[@REVISION][:SPLIT]"
+        )
+    last = user_cache("datasets") / f"{sha256(title.encode()).hexdigest()}.json"
+    if not constants.HF_HUB_OFFLINE:
+        with explained(f"opening {title}"):
+            downloaded = _download(title, *match.groups())
+        replace_bytes(last, json.dumps(downloaded).encode())
+    elif not last.is_file():
+        raise DataError(f"{title}: was not opened before; unset HF_HUB_OFFLINE to download it")
+    commit, files = json.loads(last.read_text())
+    return replace(load_files(title, files, columns), revision=commit)
+
+
+def _download(
+    title: str, repo: str, revision: str | None, config: str | None, split: str | None
+) -> tuple[str | None, list[str]]:
+    """Download a split: the commit to which the revision points now, and the tar files, or the
+    Arrow files that `datasets` makes of others.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    about = HfApi().dataset_info(repo, revision=revision)
+    names = [file.rfilename for file in about.siblings or ()]
+    splits = _by_split(names, {".tar"})
+    if splits:
+        _, files = _choose_split(title, splits, split)
+        folder = snapshot_download(
+            repo,
+            repo_type="dataset",
+            revision=about.sha,
+            allow_patterns=[*files, *TEXTS],
+        )
+        return about.sha, [str(Path(folder, file)) for file in files]
+
+    import datasets  # takes a second
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    builder: Any = datasets.load_dataset_builder(repo, config, revision=about.sha)
+    name, files = _choose_split(title, builder.config.data_files or {}, split)
+    with one_line(title):
+        table: Any = datasets.load_dataset(
+            builder.name,
+            data_files={name: files},
+            split=name,
+            features=builder.info.features,
+        )
+    return about.sha, [file["filename"] for file in table.cache_files]
+
+
+def _by_split(names: Iterable[str], suffixes: Collection[str]) -> dict[str, list[str]]:
+    """Files of these kinds by split: by the word for one in their names, or by their folder; in the
+    order of their numbers.
+    """
+
+    def by_number(name: str) -> list[str | int]:
+        parts = re.split(r"(\d+)", name)
+        return [int(part) if part.isdecimal() else part for part in parts]
+
+    splits: dict[str, list[str]] = {}
+    for name in sorted(names, key=by_number):
+        path = PurePosixPath(name)
+        if path.suffix in suffixes:
+            word = _SPLIT.search(name.lower())
+            split = word[0] if word else path.parent.name
+            splits.setdefault(split or "train", []).append(name)
+    return splits
+
+
+def _choose_split(
+    title: str, splits: Mapping[Any, Sequence[str]], wanted: str | None
+) -> tuple[str, list[str]]:
+    """The name and the files of the split that the user named, or of the only one."""
+    named = {str(name): list(files) for name, files in splits.items()}
+    name = wanted or ""
+    if not wanted and len(named) == 1:
+        (name,) = named
+    if name not in named:
+        what = f"no split '{wanted}'" if wanted else "which split?"
+        raise DataError(
+            f"{title}: {what} (splits: {shorten(named, 12)}); write it after a"
+            f" colon.{did_you_mean(wanted or '', named)}"
+        )
+    return name, named[name]
