@@ -169,5 +169,8 @@ def gain_interval(gain: float, drawn: Floats, images: int, least: float = 0.0) -
     quantile *= math.sqrt(images / (images - 1))
     tail = NormalDist().cdf(-quantile)
     low, high = np.quantile(defined, [tail, 1 - tail])
-    half = max(least, quantile * float(np.std(defined)))
-    return min(float(low), gain - half), max(float(high), gain + half)
+    half = quantile * float(np.std(defined))
+    half = max(least, half)
+    low = min(float(low), gain - half)
+    high = max(float(high), gain + half)
+    return low, high

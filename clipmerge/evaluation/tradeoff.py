@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,22 +48,27 @@ def curve_height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
         >>> curve_height(np.array([0.2, 0.6]), np.array([0.5, 0.3]), np.array([0.4, 0.7, 0.1]))
         array([0.4, 0.3, nan])
     """
-    best = np.full(at.shape, -np.inf)
-    for index in range(curve_id.shape[-1]):
+    xs = np.moveaxis(curve_id, -1, 0)[..., None]
+    ys = np.moveaxis(curve_ood, -1, 0)[..., None]
+    curve = list(zip(xs, ys, strict=True))
+    heights = []
+    for x, y in curve:
         # at a point of the curve its own accuracy, not an interpolated one
-        tied = np.abs(at - curve_id[..., index, None]) <= _ROUNDING
-        best = np.where(tied, np.maximum(best, curve_ood[..., index, None]), best)
-    for start in range(curve_id.shape[-1] - 1):
-        x_0, x_1 = curve_id[..., start, None], curve_id[..., start + 1, None]
-        y_0, y_1 = curve_ood[..., start, None], curve_ood[..., start + 1, None]
-        between = (np.minimum(x_0, x_1) + _ROUNDING < at) & (at < np.maximum(x_0, x_1) - _ROUNDING)
-        share = (at - x_0) / np.where(between, x_1 - x_0, 1.0)
-        best = np.where(between, np.maximum(best, (1 - share) * y_0 + share * y_1), best)
-    top = curve_id.max(axis=-1, keepdims=True)
-    most_accurate = np.where(curve_id >= top - _ROUNDING, curve_ood, -np.inf).max(
-        axis=-1, keepdims=True
-    )
-    best = np.where(at > top + _ROUNDING, most_accurate, best)
+        tied = np.abs(at - x) <= _ROUNDING
+        heights.append(np.where(tied, y, -np.inf))
+    for (x_0, y_0), (x_1, y_1) in pairwise(curve):
+        low = np.minimum(x_0, x_1) + _ROUNDING
+        high = np.maximum(x_0, x_1) - _ROUNDING
+        inside = (low < at) & (at < high)
+        share = (at - x_0) / np.where(inside, x_1 - x_0, 1.0)
+        height = (1 - share) * y_0 + share * y_1
+        heights.append(np.where(inside, height, -np.inf))
+    top = xs.max(axis=0)
+    at_top = xs >= top - _ROUNDING
+    most_accurate = np.where(at_top, ys, -np.inf).max(axis=0)
+    beyond = at > top + _ROUNDING
+    heights.append(np.where(beyond, most_accurate, -np.inf))
+    best = np.max(heights, axis=0)
     return np.where(np.isinf(best), np.nan, best)
 
 
@@ -75,11 +81,12 @@ def resampled_accuracy(
     accuracies = []
     for index, right in enumerate(correct):
         rng = np.random.default_rng([seed, index])
-        images = right.shape[1]
+        points, images = right.shape
         columns = right.T.astype(np.float64)
-        accuracy = np.empty((resamples, right.shape[0]))
+        accuracy = np.empty((resamples, points))
         for draw in range(resamples):
-            times = np.bincount(rng.integers(images, size=images), minlength=images)
+            drawn = rng.integers(images, size=images)
+            times = np.bincount(drawn, minlength=images)
             accuracy[draw] = times @ columns
         accuracies.append(accuracy / images)
     return accuracies
@@ -100,55 +107,60 @@ def compare_with_curve(
     gain or its interval is missing, or that no alpha is as accurate, under the names of the sweep's
     record.
     """
-    on_curve = list(curve)
-    id_accuracy, ood_accuracy = (
-        np.mean([right.mean(axis=1)[None] for right in sources], axis=0)
-        for sources in (id_correct, ood_correct)
-    )
-    drawn = resampled_accuracy([*id_correct, *ood_correct], seed, resamples)
-    id_drawn, ood_drawn = (
-        np.mean(drawn[: len(id_correct)], axis=0),
-        np.mean(drawn[len(id_correct) :], axis=0),
-    )
-    gain = ood_accuracy - curve_height(
-        id_accuracy[:, on_curve], ood_accuracy[:, on_curve], id_accuracy
-    )
-    gain_drawn = ood_drawn - curve_height(id_drawn[:, on_curve], ood_drawn[:, on_curve], id_drawn)
-    beyond = id_accuracy[0] > id_accuracy[0, on_curve].max() + _ROUNDING
-    fewest = min(right.shape[1] for right in (*id_correct, *ood_correct))
+    sources = [*id_correct, *ood_correct]
+    ids, oods = len(id_correct), len(ood_correct)
+    measured = [right.mean(axis=1) for right in sources]
+    near = np.mean(measured[:ids], axis=0)
+    far = np.mean(measured[ids:], axis=0)
+    gains = _gains(near, far, curve)
+    drawn = resampled_accuracy(sources, seed, resamples)
+    near_drawn = np.mean(drawn[:ids], axis=0)
+    far_drawn = np.mean(drawn[ids:], axis=0)
+    gains_drawn = _gains(near_drawn, far_drawn, curve)
+    fewest = min(right.shape[1] for right in sources)
     # half the interval between points that recognise the same images, among which resamples know no
     # difference
     same = np.zeros(min(right.shape[1] for right in ood_correct))
-    least = paired_accuracy_interval(same)[1] / math.sqrt(len(ood_correct))
+    _, least = paired_accuracy_interval(same)
+    least /= math.sqrt(oods)
+    top = near[list(curve)].max()
     comparisons = []
-    for point in range(id_accuracy.shape[1]):
-        value = float(gain[0, point])
-        reached = not np.isnan(value) and point not in on_curve
-        note = (
-            "a point of the curve"
-            if point in on_curve
-            else _gain_note(value, gain_drawn[:, point], beyond=bool(beyond[point]))
-        )
-        spread = gain_interval(value, gain_drawn[:, point], fewest, least) if reached else None
-        comparisons.append(
-            {
-                "id": float(id_accuracy[0, point]),
-                "id_interval": list(mean_of_sources([right[point] for right in id_correct])),
-                "ood": float(ood_accuracy[0, point]),
-                "ood_interval": list(mean_of_sources([right[point] for right in ood_correct])),
-                "gain": value if reached else None,
-                "gain_interval": spread and list(spread),
-                "gain_note": note,
-            }
-        )
+    for point, gain in enumerate(gains.tolist()):
+        comparison: Json = {
+            "id": float(near[point]),
+            "id_interval": list(mean_of_sources([right[point] for right in id_correct])),
+            "ood": float(far[point]),
+            "ood_interval": list(mean_of_sources([right[point] for right in ood_correct])),
+            "gain": None,
+            "gain_interval": None,
+            "gain_note": "a point of the curve",
+        }
+        if point not in curve:
+            here = gains_drawn[:, point]
+            beyond = bool(near[point] > top + _ROUNDING)
+            comparison["gain_note"] = _gain_note(gain, here, beyond=beyond)
+            if not math.isnan(gain):
+                interval = gain_interval(gain, here, fewest, least)
+                comparison["gain"] = gain
+                comparison["gain_interval"] = interval and list(interval)
+        comparisons.append(comparison)
     return comparisons
+
+
+def _gains(near: Floats, far: Floats, curve: Sequence[int]) -> Floats:
+    """OOD accuracy above the curve's height, by point."""
+    on_curve = list(curve)
+    height = curve_height(near[..., on_curve], far[..., on_curve], near)
+    return far - height
 
 
 def _gain_note(gain: float, drawn: Floats, *, beyond: bool) -> str:
     """Why a point off the curve has no gain or no interval, or what its gain is compared with."""
-    if np.isnan(gain):
+    if math.isnan(gain):
         return "less accurate on ID images than any alpha, so it has no gain"
     share = float((~np.isnan(drawn)).mean())
     if share < MIN_DEFINED:
         return f"the curve has its ID accuracy in {share:.0%} of the resamples only: no interval"
-    return "more accurate than any alpha, so compared with the most accurate one" if beyond else ""
+    if beyond:
+        return "more accurate than any alpha, so compared with the most accurate one"
+    return ""

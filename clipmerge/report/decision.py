@@ -17,12 +17,16 @@ def decision_sentence(plan: Plan, measured: Measured | None = None) -> str:
     if len(plan.finetuned) > 1:
         rule = plan.combine.rule if plan.combine else "weighted sum"
         target = f"the {rule} of {len(plan.finetuned)} models"
-    far = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+    far = f"{low:.4g}"
+    if low < high:
+        far += f" to {high:.4g}"
     text = f"The layers go {far} of the way from zero-shot to {target}"
     if any(layer.is_learned for layer in layers):
         text += ", each weight as far as was learned"
-    if masks := [layer.mask for layer in layers if layer.mask]:
-        text += f"; {len(masks)} of {len(layers)} have a mask ({', '.join(sorted(set(masks)))})"
+    masks = [layer.mask for layer in layers if layer.mask]
+    if masks:
+        rules = ", ".join(sorted(set(masks)))
+        text += f"; {len(masks)} of {len(layers)} have a mask ({rules})"
     found = []
     if measured and measured.decision:
         found.append(measured.decision)
@@ -30,7 +34,8 @@ def decision_sentence(plan: Plan, measured: Measured | None = None) -> str:
         found.append(_choice(measured.choice))
     if found:
         reasons = "; ".join(found)
-        text = f"{reasons[:1].upper()}{reasons[1:]}. {text}"
+        begin = reasons[:1].upper()
+        text = f"{begin}{reasons[1:]}. {text}"
     return f"{text}."
 
 

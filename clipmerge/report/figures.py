@@ -53,10 +53,14 @@ def merge_figure(record: Record) -> Figure:
     if record.verdict:
         heights = [0.9 + 0.6 * (len(record.verdict.sources) + 1), *heights]
     figure = Figure((_WIDTH, sum(heights)))
-    panels = list(figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0])
+    panels = figure.subplots(
+        len(heights),
+        squeeze=False,
+        height_ratios=heights,
+    ).ravel()
     if record.verdict:
-        _draw_verdict(panels.pop(0), record.verdict)
-    _draw_layers(panels.pop(0), record.plan.layers)
+        _draw_verdict(panels[0], record.verdict)
+    _draw_layers(panels[-1], record.plan.layers)
     return figure
 
 
@@ -94,7 +98,9 @@ def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
         if "." in name:  # a scalar belongs to no tower
             towers.setdefault(name.partition(".")[0], []).append(at)
     entries = list(layers.values())
-    for (tower, places), colour in zip(towers.items(), (CURVE, *MARKS), strict=False):
+    colours = iter((CURVE, *MARKS))
+    for tower, places in towers.items():
+        colour = next(colours)
         chosen = [entries[at] for at in places]
         alphas = [layer.alpha for layer in chosen]
         axes.plot(
@@ -149,24 +155,29 @@ def sweep_figure(record: Json) -> Figure:
         name = row["name"].replace("$", r"\$").lstrip("_")  # neither a formula nor hidden
         _draw_intervals(axes, row, colour)
         _draw_point(axes, row, shape, colour, label=name, mec="white", ms=9)
-    axes.set_xlabel(f"{'mean ' if len(record['id']) > 1 else ''}ID accuracy, %")
-    axes.set_ylabel(f"{'mean ' if len(record['ood']) > 1 else ''}OOD accuracy, %")
+    for kind, name in (("id", axes.set_xlabel), ("ood", axes.set_ylabel)):
+        mean = "mean " if len(record[kind]) > 1 else ""
+        name(f"{mean}{kind.upper()} accuracy, %")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
 def _draw_point(axes: Axes, row: Json, shape: str, colour: str, **style: Any) -> None:
-    x, y = 100 * row["id"], 100 * row["ood"]
+    x = 100 * row["id"]
+    y = 100 * row["ood"]
     axes.plot(x, y, shape, color=colour, **style)
 
 
 def _draw_intervals(axes: Axes, row: Json, colour: str) -> None:
-    x, y = 100 * row["id"], 100 * row["ood"]
     left, right = row["id_interval"]
     low, high = row["ood_interval"]
-    style: Any = {"color": colour, "linewidth": 1, "alpha": 0.4}
-    axes.hlines(y, 100 * left, 100 * right, **style)
-    axes.vlines(x, 100 * low, 100 * high, **style)
+    style: Any = {
+        "color": colour,
+        "linewidth": 1,
+        "alpha": 0.4,
+    }
+    axes.hlines(100 * row["ood"], 100 * left, 100 * right, **style)
+    axes.vlines(100 * row["id"], 100 * low, 100 * high, **style)
 
 
 @rc_context(_STYLE)

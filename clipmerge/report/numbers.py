@@ -23,7 +23,8 @@ def share_text(estimate: Estimate) -> str:
         >>> share_text(Estimate(value=0.758, interval=(0.72, 0.79)))
         '75.8'
     """
-    return f"{100 * estimate.value:.{_digits(estimate)}f}"
+    digits = _digits(estimate)
+    return f"{100 * estimate.value:.{digits}f}"
 
 
 def gain_text(difference: Estimate) -> str:
@@ -39,8 +40,9 @@ def gain_text(difference: Estimate) -> str:
     digits = _digits(difference)
     if 0 < abs(low) < _SHOWN or 0 < abs(high) < _SHOWN:
         digits = 1
+    value = signed(difference.value, digits)
     ends = f"{signed(low, digits)}, {signed(high, digits)}"
-    return f"{signed(difference.value, digits)} [{ends}]"
+    return f"{value} [{ends}]"
 
 
 def signed(share: float, digits: int = 1) -> str:
@@ -56,7 +58,8 @@ def signed(share: float, digits: int = 1) -> str:
 
 def _digits(estimate: Estimate) -> int:
     low, high = estimate.interval
-    return 0 if high - low > 2 * _COARSE else 1
+    is_coarse = high - low > 2 * _COARSE
+    return 0 if is_coarse else 1
 
 
 def verdict_table(verdict: Verdict) -> Table:
@@ -67,13 +70,16 @@ def verdict_table(verdict: Verdict) -> Table:
         "the same, corrupted": verdict.corrupted,
     }
     for source in verdict.ood:
-        compared[f"{source.name}, {source.images:,} images"] = source
+        name = f"{source.name}, {source.images:,} images"
+        compared[name] = source
     rows = []
     for name, comparison in compared.items():
         shares = map(share_text, comparison.models.values())
-        rows.append([name, *shares, gain_text(comparison.gain)])
+        gain = gain_text(comparison.gain)
+        rows.append([name, *shares, gain])
     title = "recall at 1, %" if target.recall else "accuracy, %"
-    return [title, *target.models, "gain"], rows
+    heads = [title, *target.models, "gain"]
+    return heads, rows
 
 
 def points_of(record: Json) -> list[Json]:

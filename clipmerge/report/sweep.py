@@ -12,11 +12,13 @@ def curve_name(record: Json, alpha: float) -> str:
     name = f"alpha {alpha:g}"
     if alpha == 0:
         return f"{name} (zero-shot)"
-    if alpha == 1:
-        count = len(record.get("finetuned", ()))
-        end = "fine-tuned" if count < 2 else f"average of {count}"
-        return f"{name} ({end})"
-    return name
+    if alpha != 1:
+        return name
+    count = len(record.get("finetuned", ()))
+    end = "fine-tuned"
+    if count > 1:
+        end = f"average of {count}"
+    return f"{name} ({end})"
 
 
 def sweep_sentence(record: Json) -> str:
@@ -27,10 +29,11 @@ def sweep_sentence(record: Json) -> str:
     points = points_of(record)
     judged = [row for row in points if row["gain_interval"]]
     if not judged:
-        best = max(points or record["curve"], key=lambda row: float(row["ood"]))
+        best = max(points or record["curve"], key=_ood)
         name = best.get("name") or curve_name(record, best["alpha"])
-        text = f"{name} has the highest OOD accuracy, {100 * best['ood']:.1f}%"
-        return f"{text}, with {100 * best['id']:.1f}% ID accuracy."
+        ood = 100 * best["ood"]
+        id = 100 * best["id"]
+        return f"{name} has the highest OOD accuracy, {ood:.1f}%, with {id:.1f}% ID accuracy."
     row = max(judged, key=_rank)
     name = row["name"]
     numbers = f"{_gain(row, ' points')} of OOD accuracy over the alpha curve at equal ID accuracy"
@@ -44,48 +47,59 @@ def sweep_sentence(record: Json) -> str:
     return f"No difference is shown: {name} has {numbers}; more images would tell."
 
 
+def _ood(row: Json) -> float:
+    return float(row["ood"])
+
+
 def _rank(row: Json) -> tuple[bool, float]:
     """Rows that surely gain and keep the accuracy come before those that may gain more."""
     low, _ = row["gain_interval"]
     keeps = row["exceeds_max_loss"] is False
-    return low > 0 and keeps, float(row["gain"])
+    gains = low > 0 and keeps
+    return gains, float(row["gain"])
 
 
 def sweep_table(record: Json) -> Table:
     """A row per point: accuracy on every source, the means, and the gain over the curve."""
     names = [*record["id"], *record["ood"]]
     means = [kind for kind in ("id", "ood") if len(record[kind]) > 1]
-    points = [(curve_name(record, row["alpha"]), row) for row in record["curve"]]
-    points += [(row["name"], row) for row in points_of(record)]
+    points = {}
+    for row in record["curve"]:
+        points[curve_name(record, row["alpha"])] = row
+    for row in points_of(record):
+        points[row["name"]] = row
     table = []
-    for head, row in points:
+    for head, row in points.items():
         shares = [row["accuracy"][name] for name in names]
         shares += [row[kind] for kind in means]
         cells = [f"{100 * share:.1f}" for share in shares]
         table.append([head, *cells, _gain(row)])
     titles = [f"mean {kind.upper()}" for kind in means]
-    return ["accuracy, %", *names, *titles, "gain"], table
+    heads = ["accuracy, %", *names, *titles, "gain"]
+    return heads, table
 
 
 def _gain(row: Json, unit: str = "") -> str:
-    gain, interval = row["gain"], row["gain_interval"]
+    gain = row["gain"]
     if gain is None:
         return ""
-    text = f"{signed(gain)}{unit}"
+    text = signed(gain) + unit
+    interval = row["gain_interval"]
     if interval is None:
         return text
-    low, high = interval
-    return f"{text} [{signed(low)}, {signed(high)}]"
+    low, high = map(signed, interval)
+    return f"{text} [{low}, {high}]"
 
 
 def sweep_notes(record: Json) -> list[str]:
     """Why a point has no gain or no interval, or that it lies on the curve."""
     notes = []
     for row in points_of(record):
+        note = row["gain_note"]
         if row["alpha"] is not None:
-            notes.append(f"{row['name']}: the same weights as alpha {row['alpha']:g}.")
-        elif row["gain_note"]:
-            notes.append(f"{row['name']}: {row['gain_note']}.")
+            note = f"the same weights as alpha {row['alpha']:g}"
+        if note:
+            notes.append(f"{row['name']}: {note}.")
     return notes
 
 

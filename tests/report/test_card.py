@@ -1,4 +1,4 @@
-"""The code that a card shows runs, for every kind of output, and the Hub's fields fit the kind."""
+"""The model card: the code that it shows runs, for every kind of output, and its fields fit."""
 
 import re
 import shutil
@@ -8,14 +8,44 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
+import yaml
 from safetensors.torch import load_file
 
 from clipmerge.output.record import read_output
 from clipmerge.report.pages import model_card
 from tests.support.command import done
-from tests.support.merge_records import verdict
+from tests.support.merge_records import record, source, verdict
 from tests.support.tiny_clip import save_pair
 from tests.support.tiny_open_clip import model_config, save_open_clip_pair
+
+
+def metadata_of(card: str) -> dict[str, object]:
+    return dict(yaml.safe_load(card.split("---\n")[1]))
+
+
+def test_the_cards_metadata_come_from_record_and_verdict() -> None:
+    shift = source(0.1, 0.04, name="r", source="hf://datasets/acme/shift", revision="a" * 40)
+    made = record(verdict=verdict(ood=(shift,)))
+    data = metadata_of(model_card(made, repo_id="alice/robust", license="mit"))
+    assert data["base_model"] == ["acme/base"]
+    assert data["base_model_relation"] == "merge"
+    assert data["license"] == "mit"
+    assert data["datasets"] == ["acme/shift"]
+    assert data["library_name"] == "transformers"
+    results = data["model-index"][0]["results"]  # type: ignore[index]
+    values = {row["dataset"]["name"]: row["metrics"][0]["value"] for row in results}
+    assert values == pytest.approx({"digits": 0.76, "hf://datasets/acme/shift": 0.84})
+
+
+def test_the_example_names_the_classes_that_were_judged_or_none() -> None:
+    assert "labels = ['a photo of an eight', 'a photo of a two']" in model_card(record())
+    assert "labels" not in model_card(record(verdict=None))
+
+
+def test_a_card_is_neither_markup_nor_closed_by_its_content() -> None:
+    card = model_card(record(command="clipmerge `merge` ```x"))
+    assert "sketch &lt;&amp;" in card
+    assert "\n\n    clipmerge `merge` ```x\n\n" in card
 
 
 def one_tower(name: str) -> Callable[[Path], tuple[Path, ...]]:
