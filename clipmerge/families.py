@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from clipmerge.errors import CheckpointError
-from clipmerge.layers import HEAD, network_order
-from clipmerge.types import Json, Layers, Names
+from clipmerge.layers import HEAD
+from clipmerge.types import Json, Names
 
 Layout = Literal["transformers", "open-clip", "timm"]
 
@@ -70,13 +70,12 @@ class Family:
     weights: str = "model.safetensors"
     config: str = "config.json"
 
-    def by_canonical_name(self, keys: Iterable[str]) -> dict[str, str]:
+    def by_canonical_name(self, keys: Collection[str], source: str = "the model") -> dict[str, str]:
         """Map canonical names to a file's keys.
 
         Towers of transformers that were saved alone lack their prefix
         (``embeddings.class_embedding``), which is put before them.
         """
-        keys = list(keys)
         prefix = ""
         if self.model_type and not any(key.startswith(_TOWERS) for key in keys):
             is_text = any("token_embedding" in key or "word_embedding" in key for key in keys)
@@ -88,19 +87,10 @@ class Family:
                 name = re.sub(pattern, replacement, name)
             if name in named:
                 raise CheckpointError(
-                    f"keys '{named[name]}' and '{key}' are the same parameter, {name}"
+                    f"{source}: keys '{named[name]}' and '{key}' are the same parameter, {name}"
                 )
             named[name] = key
         return named
-
-    def group(self, names: Iterable[str]) -> Layers:
-        """Group all canonical names of a checkpoint by layer: sorted names, layers in network
-        order.
-        """
-        groups: dict[str, list[str]] = {}
-        for name, layer in layers_of(names).items():
-            groups.setdefault(layer, []).append(name)
-        return {layer: tuple(sorted(groups[layer])) for layer in sorted(groups, key=network_order)}
 
 
 def tower_of(layers: Iterable[str]) -> str:
@@ -230,24 +220,25 @@ FAMILIES = (
 )
 
 
-def family_of(config: Json | None, keys: Collection[str]) -> Family:
+def family_of(config: Json | None, keys: Collection[str], source: str) -> Family:
     """Recognise a checkpoint's family by the layout of its keys, the config's ``model_type``, or
     parts of keys.
     """
     layout = layout_of(keys)
     if layout == "open-clip":
         return OPEN_CLIP
-    if layout == "timm" or "pretrained_cfg" in (config or {}):
+    stated = config or {}
+    if layout == "timm" or "pretrained_cfg" in stated:
         return TIMM
-    model_type = (config or {}).get("model_type")
-    if model_type is not None:
-        whole = str(model_type).removesuffix("_vision_model").removesuffix("_text_model")
-        for family in FAMILIES:
-            if family.model_type == whole:
-                return family
-        known = ", ".join(family.name for family in FAMILIES)
-        raise CheckpointError(f"is a '{model_type}' checkpoint; clipmerge merges {known}")
-    return _family_by_marks(keys)
+    model_type = stated.get("model_type")
+    if model_type is None:
+        return _family_by_marks(keys)
+    whole = str(model_type).removesuffix("_vision_model").removesuffix("_text_model")
+    for family in FAMILIES:
+        if family.model_type == whole:
+            return family
+    known = ", ".join(family.name for family in FAMILIES)
+    raise CheckpointError(f"{source}: is a '{model_type}' checkpoint; clipmerge merges {known}")
 
 
 def _family_by_marks(keys: Collection[str]) -> Family:
@@ -286,7 +277,7 @@ _BLOCK = re.compile(
     r"(?:\.(?:(?:layers?|blocks?)\.)?(\d+))?(?=\.)"
 )
 # What makes patches of an image, with blocks of its own in hybrid towers.
-_STEM = re.compile(r"(?:trunk\.)?(?:patch_embed|stem)\.")
+_STEM = re.compile(r"(?:(?:visual|vision_model)\.)?(?:trunk\.)?(?:patch_embed|stem)\.")
 # Words of a path in a block: attention with the norm before it, and MLP likewise.
 _ATTENTION = re.compile(
     r"attn|attention|(?:ln|norm|ls)_?1|gamma_1|layer_?scale_?1|layernorm_before|sa_layer_norm",
@@ -297,8 +288,11 @@ _MLP = re.compile(
     r"|fc[12]|ffn|lin[12]|final_layer_norm",
     re.IGNORECASE,
 )
-# Modules outside the blocks that only hold others.
-_CONTAINERS = re.compile(r"^(?:(?:trunk|transformer|encoder|roberta|backbone|model)\.)+(?=\w)")
+# Modules outside the blocks that only hold others: the towers, and what they are made of.
+_CONTAINERS = re.compile(
+    r"^(?:(?:vision_model|visual|text_model|text|text_decoder"
+    r"|trunk|transformer|encoder|roberta|backbone|model)\.)+(?=\w)"
+)
 _PARTS = (
     (r"pool|transformation|final_conv|conv_head", "pooler"),
     (r"pre_layrnorm|ln_pre|norm_pre", "pre_norm"),
@@ -324,15 +318,14 @@ def layers_of(names: Iterable[str]) -> dict[str, str]:
             blocks.setdefault(tower, set()).add(numbers)
     depths = {}
     for tower, found in blocks.items():
-        in_stages = any(len(numbers) > 1 for numbers in found)
+        in_stages = max(map(len, found)) > 1
         for rank, numbers in enumerate(sorted(found)):
             depths[tower, numbers] = rank if in_stages else numbers[0]
-    return {
-        name: f"{tower}.{depths[tower, numbers]}.{part}"
-        if numbers
-        else f"{tower}.{part}".strip(".")
-        for name, (tower, numbers, part) in places.items()
-    }
+    layers = {}
+    for name, (tower, numbers, part) in places.items():
+        place = f"{tower}.{depths[tower, numbers]}" if numbers else tower
+        layers[name] = f"{place}.{part}" if part else place
+    return layers
 
 
 def _place(name: str) -> tuple[str, tuple[int, ...], str]:
@@ -340,21 +333,22 @@ def _place(name: str) -> tuple[str, tuple[int, ...], str]:
     for start, layer in _WHOLE:
         if name.startswith(start):
             return layer, (), ""
-    tower = next((tower for start, tower in _TOWER_STARTS if name.startswith(start)), "vision")
-    _, _, inside = name.partition(".")
-    path = inside if name.startswith(_TOWER_ROOTS) else name
-    block = None if _STEM.match(path) else _BLOCK.search(path)
+    tower = "vision"
+    for start, other in _TOWER_STARTS:
+        if name.startswith(start):
+            tower = other
+            break
+    block = None if _STEM.match(name) else _BLOCK.search(name)
     if block:
-        numbers = tuple(int(number) for number in block.groups() if number is not None)
+        numbers = tuple(int(number) for number in block.groups() if number)
+        rest = name[block.end() :]
         if "cross_attn" in block[0]:
             return tower, numbers, "cross"
-        rest = path[block.end() :]
-        part = "attn" if _ATTENTION.search(rest) else "mlp" if _MLP.search(rest) else "conv"
-        return tower, numbers, part
-    module = _CONTAINERS.sub("", path).partition(".")[0]
-    part = next((part for pattern, part in _PARTS if re.search(pattern, module)), module)
-    return tower, (), part
-
-
-# Starts of names that are a tower's own, unlike those of a model without such an attribute.
-_TOWER_ROOTS = ("vision_model.", "visual.", "text_model.", "text.", "text_decoder.", "transformer.")
+        if _ATTENTION.search(rest):
+            return tower, numbers, "attn"
+        return tower, numbers, "mlp" if _MLP.search(rest) else "conv"
+    module, _, _ = _CONTAINERS.sub("", name).partition(".")
+    for pattern, part in _PARTS:
+        if re.search(pattern, module):
+            return tower, (), part
+    return tower, (), module

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from clipmerge.api._pair import CheckpointLike, as_sources
 from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.mismatches import find_mismatches
-from clipmerge.checkpoint.source import prefix_errors
-from clipmerge.families import family_of
 from clipmerge.files.safetensors import DTYPES
 from clipmerge.planning.table import Rows, Tabular
 from clipmerge.progress import Journal, Progress
@@ -80,14 +78,12 @@ def inspect(
 
 
 def _describe_alone(checkpoint: Checkpoint) -> Json:
-    with prefix_errors(checkpoint.source):
-        family = family_of(checkpoint.config, checkpoint.entries)
-        keys = family.by_canonical_name(checkpoint.entries)
+    inputs = align_checkpoints(checkpoint, [])
     return {
-        "family": family.name,
+        "family": inputs.family.name,
         "zeroshot": _source(checkpoint),
         "finetuned": None,
-        "layers": _layers(checkpoint, keys, family.group(keys)),
+        "layers": _layers(checkpoint, inputs.zeroshot_keys, inputs.layers),
         "mismatches": [],
         "total": _total(checkpoint),
     }
@@ -133,7 +129,7 @@ def _total(checkpoint: Checkpoint) -> Json:
     return {
         "parameters": len(entries),
         "size": sum(entry.size for entry in entries),
-        "bytes": checkpoint.bytes,
+        "bytes": sum(entry.size * DTYPES[entry.dtype][1] for entry in entries),
         "dtypes": sorted({DTYPES[entry.dtype][0] for entry in entries}),
     }
 

@@ -15,7 +15,7 @@ import numpy as np
 from clipmerge.checkpoint.derived import DerivedCheckpoint, LazyTensor, stored_array
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.errors import CheckpointError, shorten
-from clipmerge.families import family_of, layout_of
+from clipmerge.families import layout_of
 from clipmerge.files.safetensors import TensorEntry
 from clipmerge.files.side_files import read_side_json
 from clipmerge.types import Json
@@ -25,30 +25,31 @@ if TYPE_CHECKING:
 
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 CONFIG = "adapter_config.json"
-MERGE_IT = "merge it where it was trained (peft: merge_and_unload()) and give the result"
+_MERGE_IT = "merge it where it was trained (peft: merge_and_unload()) and give the result"
 
 
-def apply_adapter(base: Checkpoint, adapter: Path, source: str, revision: str | None) -> Checkpoint:
+def apply_adapter(base: Checkpoint | None, adapter: Path, source: str) -> Checkpoint:
     """Merge the adapter in a folder into its base, which has the side files, with peft in
     float32.
     """
+    if base is None:
+        raise CheckpointError(f"{source}: is an adapter, not a full model; {_MERGE_IT}")
     config = read_side_json(adapter, CONFIG)
     if config is None:
         raise CheckpointError(f"{source}: has no {CONFIG} beside the adapter; copy it there")
     if base.config is None or layout_of(base.entries) != "transformers":
         raise CheckpointError(
             f"{source}: is an adapter, which peft merges into a folder of transformers, and"
-            f" {base.source} is none; {MERGE_IT}"
+            f" {base.source} is none; {_MERGE_IT}"
         )
-    family = family_of(base.config, base.entries)
-    keys = family.by_canonical_name(base.entries)
+    keys = base.family.by_canonical_name(base.entries, base.source)
     merged = _merged_by_peft(base, adapter, config, source)
     entries = dict(base.entries)
     lazy = {}
-    for name, ours in family.by_canonical_name(merged).items():
+    for name, ours in base.family.by_canonical_name(merged, source).items():
         values, key = merged[ours].detach().contiguous(), keys.get(name, name)
         if key not in entries:  # such as a classifier
-            entries[key] = TensorEntry(adapter, "F32", tuple(values.shape), 0, 4 * values.numel())
+            entries[key] = TensorEntry(adapter, "F32", tuple(values.shape), 0, 0)
         elif np.array_equal(base.tensor(key).float().numpy(), values.numpy()):
             continue
         lazy[key] = LazyTensor((), partial(stored_array, values.flatten()))
@@ -64,7 +65,7 @@ def apply_adapter(base: Checkpoint, adapter: Path, source: str, revision: str | 
         lazy,
         is_adapted=True,
         source=source,
-        revision=revision,
+        revision=None,
         files=files,
         _hashes={},
         entries=entries,
@@ -104,7 +105,7 @@ def _merged_by_peft(
     except Exception as error:  # peft raises whatever the file makes torch raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(
-            f"{source}: peft cannot apply this adapter to {base.source} ({reason}); {MERGE_IT}"
+            f"{source}: peft cannot apply this adapter to {base.source} ({reason}); {_MERGE_IT}"
         ) from None
 
 

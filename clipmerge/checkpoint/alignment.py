@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipmerge.checkpoint.source import Checkpoint, prefix_errors
+from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import (
     Family,
-    family_of,
     is_index_buffer,
     layers_of,
     layout_of,
@@ -75,8 +74,10 @@ class Inputs:
         """
         groups: dict[str, list[str]] = {}
         for name in sorted(self.zeroshot_keys):
-            groups.setdefault(self.layer_of[name], []).append(name)
-        return {layer: tuple(groups[layer]) for layer in sorted(groups, key=network_order)}
+            layer = self.layer_of[name]
+            groups.setdefault(layer, []).append(name)
+        order = sorted(groups, key=network_order)
+        return {layer: tuple(groups[layer]) for layer in order}
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -101,35 +102,34 @@ class Inputs:
         """Whether only the fine-tuned checkpoints are classifiers; the output then has their head
         and their tower.
         """
-        has_head = HEAD in self.layers and not self.zeroshot.has_built_head
-        if self.tower == "full" or self.missing == "keep-zeroshot" or has_head:
+        if self.tower == "full" or self.missing == "keep-zeroshot":
             return False
-        return any(self._has_head(keys) for keys in self.finetuned_keys)
-
-    def _has_head(self, keys: dict[str, str]) -> bool:
-        return any(self.layer_of[name] == HEAD for name in keys)
+        if HEAD in self.layers:
+            return self.zeroshot.has_built_head
+        return HEAD in self.layer_of.values()
 
     @property
     def have_heads_only(self) -> bool:
         """Whether every checkpoint tells classes apart by a head alone: it has one, and no blocks
         of a text tower.
         """
-        if any(_TEXT_BLOCK.match(layer) for layer in self.layers):
+        if HEAD not in self.layers or any(map(_TEXT_BLOCK.match, self.layers)):
             return False
-        everyone = (self.zeroshot_keys, *self.finetuned_keys)
-        return all(map(self._has_head, everyone))
+        return all(len(self.holders[name]) > len(self.finetuned) for name in self.layers[HEAD])
 
     @property
     def is_classifier(self) -> bool:
         """Whether the output has a classification head, and no class prompts."""
-        return self.tower == "vision" and self._has_head(self.layout_keys)
+        return self.keeps_head or (self.tower == "vision" and HEAD in self.layers)
 
     @cached_property
     def layout(self) -> Checkpoint:
         """The checkpoint whose keys, configuration and side files the output has: the zero-shot one
         if the others are one of its towers.
         """
-        return self.zeroshot if self.is_partial and not self.keeps_head else self.finetuned[0]
+        if self.is_partial and not self.keeps_head:
+            return self.zeroshot
+        return self.finetuned[0]
 
     @property
     def layout_keys(self) -> dict[str, str]:
@@ -139,7 +139,10 @@ class Inputs:
     @cached_property
     def output_keys(self) -> dict[str, str]:
         """Keys in the output by canonical name: those of `layout` where it has the parameter."""
-        return self.finetuned_keys[0] | self.zeroshot_keys | self.layout_keys
+        theirs = self.finetuned_keys[0]
+        if self.layout is self.zeroshot:
+            return theirs | self.zeroshot_keys
+        return theirs | self.zeroshot_keys | theirs
 
     def expects(self, name: str) -> bool:
         """Whether the fine-tuned checkpoints must hold a zero-shot parameter, even if they are one
@@ -165,10 +168,10 @@ class Inputs:
 
     def merges(self, name: str) -> bool:
         """Whether a parameter is a float that every checkpoint holds, so that it can be merged."""
-        entries = self.entries(name)
-        if len(entries) <= len(self.finetuned) or is_index_buffer(name):
+        holders = self.holders[name]
+        if len(holders) <= len(self.finetuned) or is_index_buffer(name):
             return False
-        return all(entry.is_float for entry in entries)
+        return all(checkpoint.entries[key].is_float for checkpoint, key in holders)
 
     def zeroshot_entry(self, name: str) -> TensorEntry:
         """Type and place of a zero-shot parameter."""
@@ -201,9 +204,8 @@ class Inputs:
         file.
         """
         found: dict[str, list[Location]] = {}
-        for checkpoint, keys in zip(
-            self.checkpoints, (self.zeroshot_keys, *self.finetuned_keys), strict=True
-        ):
+        everyone = (self.zeroshot_keys, *self.finetuned_keys)
+        for checkpoint, keys in zip(self.checkpoints, everyone, strict=True):
             for name, key in keys.items():
                 found.setdefault(name, []).append((checkpoint, key))
         return found
@@ -232,42 +234,40 @@ def align_checkpoints(
         from clipmerge.checkpoint.converted import convert_checkpoint
 
         checkpoints = [convert_checkpoint(one, finetuned[0]) for one in checkpoints]
-    family = _common_family(checkpoints)
+    # those without a config have the family of the others
+    known = [one for one in checkpoints if one.config is not None] or checkpoints
+    family = known[0].family
     keys = []
     names: dict[str, str] = {}
     notes: list[str] = []
     for checkpoint in checkpoints:
-        with prefix_errors(checkpoint.source):
-            keys.append(family.by_canonical_name(checkpoint.entries))
-        names |= keys[-1]
+        if checkpoint in known and checkpoint.family is not family:
+            raise CheckpointError(
+                f"{checkpoint.source} is a {checkpoint.family.name} checkpoint and"
+                f" {known[0].source} a {family.name} one; models of different families do not"
+                " merge. Give the base that was fine-tuned"
+            )
+        found = family.by_canonical_name(checkpoint.entries, checkpoint.source)
+        keys.append(found)
+        names |= found
         notes += checkpoint.notes
-    layer_of = layers_of(names)
     first, *others = checkpoints
     inputs = Inputs(
-        family, first, tuple(others), keys[0], tuple(keys[1:]), layer_of, missing, dtype, notes
+        family=family,
+        zeroshot=first,
+        finetuned=tuple(others),
+        zeroshot_keys=keys[0],
+        finetuned_keys=tuple(keys[1:]),
+        layer_of=layers_of(names),
+        missing=missing,
+        dtype=dtype,
+        notes=notes,
     )
     if _are_alike(inputs):
         return inputs
     from clipmerge.checkpoint.mismatches import settle_differences
 
     return settle_differences(inputs, refuse=refuse)
-
-
-def _common_family(checkpoints: list[Checkpoint]) -> Family:
-    """The common family; checkpoints without a config take that of the others."""
-    known = [one for one in checkpoints if one.config is not None] or checkpoints[:1]
-    families: dict[Family, str] = {}  # and the source of a checkpoint of each
-    for checkpoint in known:
-        with prefix_errors(checkpoint.source):
-            family = family_of(checkpoint.config, checkpoint.entries)
-        families.setdefault(family, checkpoint.source)
-    if len(families) > 1:
-        (first, source), (second, other), *_ = families.items()
-        raise CheckpointError(
-            f"{other} is a {second.name} checkpoint and {source} a {first.name} one; models of"
-            " different families do not merge. Give the base that was fine-tuned"
-        )
-    return family
 
 
 def _are_alike(inputs: Inputs) -> bool:
@@ -277,31 +277,19 @@ def _are_alike(inputs: Inputs) -> bool:
     zeroshot = inputs.zeroshot
     if zeroshot.config is None or zeroshot.stored:
         return False
-    for name in inputs.layer_of:
-        kinds = {(entry.shape, entry.dtype) for entry in inputs.entries(name)}
-        if len(kinds) > 1 or len(inputs.holders[name]) <= len(inputs.finetuned):
+    for holders in inputs.holders.values():
+        entries = [checkpoint.entries[key] for checkpoint, key in holders]
+        kinds = {(entry.shape, entry.dtype) for entry in entries}
+        if len(kinds) > 1 or len(entries) <= len(inputs.finetuned):
             return False
     for finetuned in inputs.finetuned:
         if finetuned.config != zeroshot.config:
             return False
         for name in (*PROCESSORS, *VOCABULARIES):
-            files = zeroshot.folder / name, finetuned.folder / name
-            present = [file.is_file() for file in files]
-            if any(present) and not (all(present) and filecmp.cmp(*files, shallow=False)):
+            ours, theirs = zeroshot.folder / name, finetuned.folder / name
+            if ours.is_file() != theirs.is_file():
                 return False
-    return True
-
-
-def are_equal(inputs: Inputs, which: int, other: int) -> bool:
-    """Whether a fine-tuned checkpoint and another one (-1: the zero-shot one) hold the same
-    weights; of most that do not, only samples are read.
-    """
-    names = [*filter(inputs.merges, inputs.zeroshot_keys)]
-    for length in (_SAMPLE, sys.maxsize):
-        for name in names:
-            first = _first_values(inputs, other, name, length)
-            second = _first_values(inputs, which, name, length)
-            if not np.array_equal(first, second):
+            if ours.is_file() and not filecmp.cmp(ours, theirs, shallow=False):
                 return False
     return True
 
@@ -319,8 +307,9 @@ def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
         # a head, outside both towers, may have been built anew
         if not rest or len(shape) < 2 or math.prod(shape) < _LEAST:
             continue
-        theta_0 = _first_values(inputs, -1, name, _SAMPLE)
-        theta_1 = _first_values(inputs, which, name, _SAMPLE)
+        holders = inputs.holders[name]
+        theta_0 = _first_values(holders[0])
+        theta_1 = _first_values(holders[which + 1])
         with np.errstate(all="ignore"):  # NaN and Inf are refused where they are merged
             # sums in this thread: a BLAS's threads would spin, waiting for others
             product = float((theta_0 * theta_1).sum())
@@ -331,13 +320,26 @@ def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
     return {tower: median(values) for tower, values in cosines.items()}
 
 
-def _first_values(inputs: Inputs, which: int, name: str, length: int) -> Array:
-    """The first elements of a tensor, 1-D: float64 unchanged, all else as float32; a view if stored
-    in that dtype.
-    """
-    checkpoint, key = inputs.holders[name][which + 1]
-    stop = min(length, checkpoint.entries[key].size)
+def _first_values(location: Location) -> Array:
+    """The first elements of a tensor, 1-D, as floats that can be multiplied."""
+    checkpoint, key = location
+    stop = min(_SAMPLE, checkpoint.entries[key].size)
     values = checkpoint.array(key, 0, stop)
     if values.dtype == np.uint16:  # bfloat16
         return (values.astype(np.uint32) << 16).view(np.float32)
-    return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)
+    return values.astype(np.float64)
+
+
+def are_equal(inputs: Inputs, which: int, other: int) -> bool:
+    """Whether a fine-tuned checkpoint and another one (-1: the zero-shot one) hold the same
+    weights; of most that do not, only samples are read.
+    """
+    names = [*filter(inputs.merges, inputs.zeroshot_keys)]
+    for length in (_SAMPLE, sys.maxsize):
+        for name in names:
+            holders = inputs.holders[name]
+            (ours, key), (theirs, their_key) = holders[which + 1], holders[other + 1]
+            stop = min(length, ours.entries[key].size)
+            if not np.array_equal(ours.array(key, 0, stop), theirs.array(their_key, 0, stop)):
+                return False
+    return True

@@ -4,7 +4,6 @@ demand.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,19 +15,13 @@ from clipmerge.checkpoint.layout_keys import Match, match_keys, timm_name
 from clipmerge.checkpoint.source import Checkpoint, prefix_errors
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Layout, layout_of
-from clipmerge.files.safetensors import DTYPES, Array, TensorEntry
-from clipmerge.types import Names, Shape
+from clipmerge.files.safetensors import Array, TensorEntry
+from clipmerge.types import Names
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _Formed = dict[str, tuple[TensorEntry, LazyTensor]]
-
-
-class ConvertedCheckpoint(DerivedCheckpoint):
-    """A checkpoint in another one's layout, with its configuration and side files, which describe
-    the same model.
-    """
 
 
 def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor]) -> Checkpoint:
@@ -45,17 +38,21 @@ def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor])
 
 
 def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
-    """View a plain ViT CLIP in the layout of another checkpoint."""
-    layout, wanted = layout_of(checkpoint.entries), layout_of(like.entries)
+    """View a plain ViT CLIP in the layout of another checkpoint, with its configuration and side
+    files, which describe the same model.
+    """
+    layout = layout_of(checkpoint.entries)
+    wanted = layout_of(like.entries)
     if layout == wanted:
         return checkpoint
+    if layout == "timm":
+        raise CheckpointError(
+            f"{checkpoint.source}: is a tower of timm, and {like.source} has another layout; give"
+            " both in one"
+        )
     is_custom = "text.ln_final.weight" in {*checkpoint.entries, *like.entries}
     prefix = "text." if is_custom else ""
     with prefix_errors(checkpoint.source):
-        if layout == "timm":
-            raise CheckpointError(
-                f"is a tower of timm, and {like.source} has another layout; give both in one"
-            )
         if wanted == "timm":
             formed = _form_timm(checkpoint, like, layout, prefix)
         else:
@@ -66,11 +63,12 @@ def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
         entries[name] = entry
         lazy[name] = form
     note = f"{checkpoint.source}: is converted to the layout of {wanted}, like {like.source}"
-    return ConvertedCheckpoint.of(
+    return DerivedCheckpoint.of(
         checkpoint,
         lazy,
         entries=entries,
         config=like.config,
+        family=like.family,
         folder=like.folder,
         stored=checkpoint,
         sharded=False,
@@ -80,9 +78,8 @@ def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
 
 def _form_plain(checkpoint: Checkpoint, layout: Layout, prefix: str) -> _Formed:
     """The tensors in the other one of the layouts of OpenCLIP and transformers."""
-    matches = match_keys(checkpoint.entries, layout, text_prefix=prefix)
     formed: _Formed = {}
-    for match in matches:
+    for match in match_keys(checkpoint.entries, layout, text_prefix=prefix):
         formed |= _form_match(checkpoint, match, layout)
     return formed
 
@@ -94,8 +91,7 @@ def _form_timm(checkpoint: Checkpoint, like: Checkpoint, layout: Layout, prefix:
         formed = _form_plain(checkpoint, layout, prefix)
     else:
         for key, entry in checkpoint.entries.items():
-            read = partial(checkpoint.array, key)
-            formed[key] = entry, LazyTensor((key,), read)
+            formed[key] = entry, LazyTensor((key,), partial(checkpoint.array, key))
     renamed: _Formed = {}
     for key, (entry, lazy) in formed.items():
         name = timm_name(key)
@@ -110,50 +106,45 @@ def _form_timm(checkpoint: Checkpoint, like: Checkpoint, layout: Layout, prefix:
 
 def _form_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Formed:
     """The tensors of one match in the other layout: entries, and how their elements are formed."""
-    ours = (match.open_clip,)
-    theirs = match.transformers
-    keys, names = (ours, theirs) if layout == "open-clip" else (theirs, ours)
-    first, *others = (checkpoint.entries[key] for key in keys)
+    keys: Names = (match.open_clip,)
+    names = match.transformers
+    if layout == "transformers":
+        keys, names = names, keys
+    first = checkpoint.entries[keys[0]]
     shape = first.shape
-    parts = len(theirs)
-    if others:
-        kinds = {(entry.shape, entry.dtype) for entry in (first, *others)}
-        if len(kinds) > 1:
-            raise CheckpointError(f"{theirs[0]} and its key and value differ in shape or dtype")
-        entry = _entry_of_shape(first, (parts * shape[0], *shape[1:]))
-        form = LazyTensor(keys, partial(_join, checkpoint, keys))
-    elif parts > 1:
-        if not shape or shape[0] % parts:
-            raise CheckpointError(
-                f"{ours[0]} has shape {shape}, which is not a stack of query, key and value"
-            )
-        entry = _entry_of_shape(first, (shape[0] // parts, *shape[1:]))
-        formed: _Formed = {}
-        for number, name in enumerate(names):
-            start = number * entry.size
-            read = partial(checkpoint.array, keys[0], start, start + entry.size)
-            formed[name] = entry, LazyTensor(keys, read)
-        return formed
+    read = partial(checkpoint.array, keys[0])
+    if len(names) > 1:
+        return _split(checkpoint, match.open_clip, names)
+    if len(keys) > 1:
+        shape = (len(keys) * shape[0], *shape[1:])
+        read = partial(_join, checkpoint, keys)
     elif match.transposed:
-        if len(shape) != 2:
-            raise CheckpointError(f"{keys[0]} has shape {shape}; a projection is a matrix")
-        entry = _entry_of_shape(first, shape[::-1])
-        form = LazyTensor(keys, lambda: checkpoint.array(keys[0]).reshape(shape).T.flatten())
-    else:
-        is_scalar = names[0] == "logit_scale" and first.size == 1  # with or without a dimension
-        entry = _entry_of_shape(first, () if is_scalar else shape)
-        form = LazyTensor(keys, partial(checkpoint.array, keys[0]))
-    return {names[0]: (entry, form)}
+        read = partial(_transpose, checkpoint, keys[0])
+        shape = shape[::-1]
+    elif names == ("logit_scale",) and first.size == 1:  # with or without a dimension
+        shape = ()
+    return {names[0]: (replace(first, shape=shape), LazyTensor(keys, read))}
+
+
+def _split(checkpoint: Checkpoint, key: str, names: Names) -> _Formed:
+    """Query, key and value, which are stacked in one tensor."""
+    stacked = checkpoint.entries[key]
+    rows, *rest = stacked.shape
+    entry = replace(stacked, shape=(rows // len(names), *rest))
+    formed: _Formed = {}
+    for number, name in enumerate(names):
+        start = number * entry.size
+        read = partial(checkpoint.array, key, start, start + entry.size)
+        formed[name] = entry, LazyTensor((key,), read)
+    return formed
 
 
 def _join(checkpoint: Checkpoint, keys: Names) -> Array:
     """Query, key and value, one after another."""
-    parts = [checkpoint.array(key) for key in keys]
-    return np.concatenate(parts)
+    return np.concatenate([checkpoint.array(key) for key in keys])
 
 
-def _entry_of_shape(entry: TensorEntry, shape: Shape) -> TensorEntry:
-    """An entry for a tensor that is in no file; its bytes start at 0."""
-    _, itemsize = DTYPES[entry.dtype]
-    end = math.prod(shape) * itemsize
-    return replace(entry, shape=shape, begin=0, end=end)
+def _transpose(checkpoint: Checkpoint, key: str) -> Array:
+    """A projection, which the other library multiplies from the other side."""
+    shape = checkpoint.entries[key].shape
+    return checkpoint.array(key).reshape(shape).T.flatten()

@@ -58,16 +58,17 @@ class DerivedCheckpoint(Checkpoint):
     def release(self, key: str) -> None:
         """Release what was formed, and the mapped pages that it was made from."""
         self._latest.pop(key, None)
-        for original_key in self.lazy[key].keys if key in self.lazy else (key,):
-            self.original.release(original_key)
+        formed = self.lazy.get(key)
+        keys = (key,) if formed is None else formed.keys
+        for each in keys:
+            self.original.release(each)
 
 
 def stored_array(values: Tensor) -> Array:
     """View a contiguous 1-D tensor in the form of `Checkpoint.array`: bfloat16 as its bits."""
     import torch
 
-    return np.asarray(
-        values.view(torch.int16).numpy().view(np.uint16)
-        if values.dtype == torch.bfloat16
-        else values.numpy()
-    )
+    if values.dtype == torch.bfloat16:
+        bits: Array = values.view(torch.int16).numpy()
+        return bits.view(np.uint16)
+    return np.asarray(values.numpy())

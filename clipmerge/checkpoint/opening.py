@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, prefix_errors
 from clipmerge.errors import CheckpointError, did_you_mean, shorten
-from clipmerge.families import layout_of
+from clipmerge.families import family_of, layout_of
 from clipmerge.files.hashes import file_state
 from clipmerge.files.paths import IN_MEMORY, is_plain_name, local_path, split_part
 from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header
@@ -82,21 +82,20 @@ def open_checkpoint(
     if snapshot is not None:
         path = _download(snapshot)
     elif path.is_dir():
-        patterns = ("*", *(f"{folder}*" for folder in _FOLDERS))
-        names = [file.relative_to(path).as_posix() for each in patterns for file in path.glob(each)]
-        path = path / _choose_weights(source, names)
+        # models of other libraries hold it in a folder of their own
+        files = (*path.glob("*"), *path.glob("*/*"))
+        path /= _choose_weights(source, [file.relative_to(path).as_posix() for file in files])
     if path.parent.parent.name.startswith(IN_MEMORY):
         source = path.parent.name
-    revision = snapshot.revision if snapshot else None
     if path.stem == "adapter_model":
-        from clipmerge.checkpoint.adapter import MERGE_IT, apply_adapter
+        from clipmerge.checkpoint.adapter import apply_adapter
 
-        if base is None:
-            raise CheckpointError(f"{source}: is an adapter, not a full model; {MERGE_IT}")
-        return apply_adapter(base, path.parent, source, revision)
-    checkpoint = replace(_open_file(source, path, part), revision=revision)
-    if snapshot and snapshot.note:
-        checkpoint = replace(checkpoint, notes=(snapshot.note, *checkpoint.notes))
+        checkpoint = apply_adapter(base, path.parent, source)
+    else:
+        checkpoint = _open_file(source, path, part)
+    if snapshot is not None:
+        notes = (*snapshot.notes, *checkpoint.notes)
+        checkpoint = replace(checkpoint, revision=snapshot.revision, notes=notes)
     if model is None:
         return checkpoint
     from clipmerge.checkpoint.architecture import with_architecture
@@ -119,12 +118,18 @@ def _find(name: str) -> Snapshot | None:
 
     hub_id = parse_hub_id(address)
     if hub_id is None:
-        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise CheckpointError(
-            f"{name}: no such folder or file, and not a Hub id; give a folder, a .safetensors or"
-            f" .pt file, org/name or org/name@revision.{did_you_mean(path.name, beside)}"
-        )
+        raise _not_found(name, path)
     return resolve(hub_id)
+
+
+def _not_found(name: str, path: Path) -> CheckpointError:
+    """The error for a source that is neither on disk nor on the Hub."""
+    folder = path.parent
+    beside = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    return CheckpointError(
+        f"{name}: no such folder or file, and not a Hub id; give a folder, a .safetensors or"
+        f" .pt file, org/name or org/name@revision.{did_you_mean(path.name, beside)}"
+    )
 
 
 def _download(snapshot: Snapshot) -> Path:
@@ -199,11 +204,6 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
     # folders on the Hub may hold both layouts and both configurations
     config_name = OPEN_CLIP_CONFIG if layout_of(chosen) == "open-clip" else "config.json"
     config = read_side_json(path.parent, config_name)
-    if config and config.get("quantization_config"):
-        raise CheckpointError(
-            f"{source}: is quantised (quantization_config in its config.json), so its tensors are"
-            " codes and cannot be averaged; give the checkpoint that it was made from"
-        )
     checkpoint = Checkpoint(
         source=source,
         revision=None,
@@ -212,6 +212,7 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
         states=states,
         entries=chosen,
         config=config,
+        family=family_of(config, chosen, source),
         sharded=is_index,
         notes=tuple(notes),
     )

@@ -6,7 +6,6 @@ import contextlib
 import mmap
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipmerge.errors import CheckpointError
+from clipmerge.families import Family
 from clipmerge.files.hashes import (
     FileState,
     changed_error,
@@ -48,6 +48,7 @@ class Checkpoint:
     # the parsed ``config.json``, or ``open_clip_config.json`` for weights in OpenCLIP's layout;
     # ``None`` for a bare file without one
     config: Json | None
+    family: Family
     sharded: bool = False
     notes: Names = ()  # for the user, about the origin of the weights
     has_built_head: bool = False  # whether its head was built from class prompts
@@ -120,31 +121,21 @@ class Checkpoint:
 
     def provenance(self, *, hashed: bool = True) -> Json:
         """Describe this checkpoint for records: ``{source, revision, files: {name: sha256}}``, each
-        ``None`` if unhashed. A file is hashed once, those of a sharded checkpoint in parallel.
+        ``None`` if unhashed. A file is hashed once.
         """
         require_unchanged(self.states)
-        # until Python 3.12 all instances share the lock of a cached_property, so one checkpoint
-        # would wait for another
-        if hashed and not self._hashes:
-            with ThreadPoolExecutor(max_workers=2) as pool:
-                try:
-                    digests = list(pool.map(remembered_sha256, self.files))
-                except (OSError, ValueError) as error:
-                    # ValueError: shorter than when it was opened
-                    require_unchanged(self.states)
-                    raise CheckpointError(
-                        f"{self.source}: cannot be read any more ({error})"
-                    ) from None
-            for file, digest in zip(self.files, digests, strict=True):
-                self._hashes[file.name] = digest
-            require_unchanged(self.states)
+        for file in self.files if hashed else ():
+            if file.name in self._hashes:
+                continue
+            try:
+                self._hashes[file.name] = remembered_sha256(file)
+            except (OSError, ValueError) as error:
+                # ValueError: shorter than when it was opened
+                require_unchanged(self.states)
+                raise CheckpointError(f"{file}: cannot be read any more ({error})") from None
+        require_unchanged(self.states)
         files = {file.name: self._hashes.get(file.name) for file in self.files}
         return {"source": self.source, "revision": self.revision, "files": files}
-
-    @property
-    def bytes(self) -> int:
-        """Size of the weights."""
-        return sum(entry.end - entry.begin for entry in self.entries.values())
 
 
 @contextlib.contextmanager

@@ -8,9 +8,10 @@ Other content of a file (an optimiser, an epoch) is ignored.
 from __future__ import annotations
 
 import argparse
+import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from clipmerge.files.safetensors import FLOATS, SAFETENSORS_NAME, Array, TensorE
 
 # Keys under which training scripts store the model's weights, in order of preference.
 _INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
+# What torch's message says of a file that holds code.
+_CODE = ("TorchScript", "Unsupported global", "Unsupported class")
 # Classes beside the weights of many trainings that hold values and run no code; numpy's function
 # has had two places.
 _SCALAR = np.float64(0).__reduce__()[0]
@@ -44,20 +47,10 @@ def read_state_dict(file: Path, part: str | None = None) -> _Read:
     """Map the tensors of a file written by ``torch.save``: how each is read, its entry, what is
     left of the name of a part, and notes for the user.
     """
-    notes = []
     loaded = load_torch_file(file)
     if part is not None:
         loaded, part = _look_up(loaded, part)
-    path: list[str] = []
-    others: list[str] = []
-    while isinstance(loaded, Mapping) and len(path) < len(_INSIDE):
-        known = [name for name in _INSIDE if isinstance(loaded.get(name), Mapping)]
-        if not known:
-            break
-        inside = known[0]
-        others += [".".join((*path, name)) for name in _other_weights(loaded, inside)]
-        path.append(inside)
-        loaded = loaded[inside]
+    loaded, path, others = _find_weights(loaded)
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{file}: holds a {type(loaded).__name__}, not a state_dict")
     lazy = {}
@@ -65,35 +58,53 @@ def read_state_dict(file: Path, part: str | None = None) -> _Read:
     for key, value in loaded.items():
         if isinstance(value, Tensor):
             entries[str(key)] = _entry(file, key, value)
-            read = partial(_flat_array, value)
-            lazy[str(key)] = LazyTensor((), read)
+            lazy[str(key)] = LazyTensor((), partial(_flat_array, value))
     if not entries:
         raise CheckpointError(
             f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but"
             f" {shorten(map(str, loaded)) or 'nothing'}; name what holds them (FILE#KEY), or"
             " save the state_dict alone: torch.save(model.state_dict(), FILE)"
         )
+    notes = []
     if others:
         notes.append(
-            f"{file}: the weights are those under {'.'.join(path)}; {shorten(others)} holds some"
-            f" too ({file.name}#{others[0]} takes them)"
+            f"{file}: the weights are those under {path}; {shorten(others)} holds some too"
+            f" ({file.name}#{others[0]} takes them)"
         )
     return lazy, entries, part, notes
 
 
+def _find_weights(loaded: Any) -> tuple[Any, str, list[str]]:
+    """The weights inside the content of a training's file, their path, and those of other
+    weights, such as a moving average's.
+    """
+    path: list[str] = []
+    others = []
+    while isinstance(loaded, Mapping) and len(path) < len(_INSIDE):
+        holding = {str(name): value for name, value in loaded.items() if isinstance(value, Mapping)}
+        known = [name for name in _INSIDE if name in holding]
+        if not known:
+            break
+        loaded = holding.pop(known[0])
+        for name, value in holding.items():
+            if any(isinstance(inner, Tensor) for inner in value.values()):
+                others.append(".".join((*path, name)))
+        path.append(known[0])
+    return loaded, ".".join(path), others
+
+
 def load_torch_file(file: Path) -> Any:
     """The content of a file of PyTorch, mapped if it was written by torch 1.6 or newer."""
+    is_zip = zipfile.is_zipfile(file)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
             warnings.simplefilter("ignore")  # about TorchScript, which is refused below
-            return torch.load(
-                file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
-            )
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # a damaged pickle can raise anything
         text = " ".join(str(error).split())
-        if "TorchScript" in text or "Unsupported global" in text or "Unsupported class" in text:
-            _, _, code = text.partition("GLOBAL ")
-            what = f" ({code.partition(' ')[0]})" if code else ""
+        if any(words in text for words in _CODE):
+            found = re.search(r"GLOBAL (\S+)", text)
+            what = f" ({found[1]})" if found else ""
             raise CheckpointError(
                 f"{file}: holds code{what} besides tensors, which loading would run, so it is not"
                 " opened; if you trust it, load it where it was trained, and save the weights"
@@ -119,16 +130,9 @@ def _look_up(loaded: Any, part: str) -> tuple[Any, str | None]:
     if part in loaded:
         return loaded[part], None
     first, _, rest = part.partition(".")
-    return _look_up(loaded[first], rest) if rest and first in loaded else (loaded, part)
-
-
-def _other_weights(loaded: Mapping[Any, Any], taken: str) -> Iterator[str]:
-    """Other names that hold a model's weights, such as a moving average's."""
-    for name, value in loaded.items():
-        if name == taken or not isinstance(value, Mapping):
-            continue
-        if any(isinstance(inner, Tensor) for inner in value.values()):
-            yield str(name)
+    if rest and first in loaded:
+        return _look_up(loaded[first], rest)
+    return loaded, part
 
 
 def _entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:
@@ -139,4 +143,4 @@ def _entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:
             f" clipmerge merges plain tensors of {', '.join(sorted(FLOATS))}. Dequantise the"
             " checkpoint first"
         )
-    return TensorEntry(file, dtype, tuple(tensor.shape), 0, tensor.numel() * tensor.element_size())
+    return TensorEntry(file, dtype, tuple(tensor.shape), 0, 0)

@@ -11,7 +11,7 @@ from clipmerge.checkpoint import Checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.scorer import Outcome, Scorer
-from clipmerge.families import family_of, layers_of, tower_of
+from clipmerge.families import layers_of, tower_of
 from clipmerge.files.safetensors import require_finite
 from clipmerge.images.classes import source_templates, templates_for
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
@@ -24,8 +24,8 @@ from clipmerge.types import Json
 
 def load_model(checkpoint: Checkpoint) -> ImageTextModel:
     """Load a full CLIP with its weights, in float32."""
-    family = family_of(checkpoint.config, checkpoint.entries)
-    keys = family.by_canonical_name(checkpoint.entries)
+    family = checkpoint.family
+    keys = family.by_canonical_name(checkpoint.entries, checkpoint.source)
     tower = tower_of(layers_of(keys).values())
     if tower != "full":
         raise CheckpointError(

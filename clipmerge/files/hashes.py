@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import mmap
 import os
 import time
@@ -84,15 +83,14 @@ def remembered_sha256(path: Path) -> str:
     *_, size, modified, changed = state
     if size < REMEMBERED_BYTES:
         return sha256_of(path)
-    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
-    entry = user_cache("hashes") / f"{name[:32]}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        record = json.loads(entry.read_text(encoding="ascii"))
-        if record["state"] == [*state]:
-            return str(record["sha256"])
+    entry = user_cache("hashes") / "-".join(map(str, state))
+    with contextlib.suppress(OSError, ValueError):
+        known = entry.read_text(encoding="ascii")
+        if len(known) == 64:
+            return known
     digest = sha256_of(path)
     is_settled = time.time_ns() - max(modified, changed) > SETTLED_NS
     if is_settled and file_state(path) == state:
         with contextlib.suppress(OSError):
-            replace_bytes(entry, json.dumps({"state": state, "sha256": digest}).encode())
+            replace_bytes(entry, digest.encode())
     return digest

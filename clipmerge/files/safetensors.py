@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,11 +126,9 @@ def is_pickle(path: Path) -> bool:
     return path.suffix in PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS)
 
 
-def header_bytes(
-    tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]
-) -> bytes:
+def header_bytes(tensors: Mapping[str, tuple[str, Shape]]) -> bytes:
     """Make the header of a file whose tensors follow one another in the given order."""
-    header: Json = {"__metadata__": dict(metadata)} if metadata else {}
+    header: Json = {"__metadata__": {"format": "pt"}}
     begin = 0
     for name, (dtype, shape) in tensors.items():
         _, itemsize = DTYPES[dtype]

@@ -85,7 +85,7 @@ def write_safetensors(
     """
     tensors = sorted(tensors, key=lambda tensor: (_DTYPE_ORDER.index(tensor.dtype), tensor.key))
     entries = {tensor.key: (tensor.dtype, tensor.shape) for tensor in tensors}
-    header = header_bytes(entries, {"format": "pt"})
+    header = header_bytes(entries)
     digest = hashlib.sha256(header)
     jobs = deque[Future[object]]()
     with (

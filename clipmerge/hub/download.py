@@ -27,7 +27,7 @@ class Snapshot:
 
     hub_id: HubId  # its revision is the commit
     files: Names = field(default=(), repr=False)
-    note: str | None = None  # says that the Hub was not asked: the files are those in the cache
+    notes: Names = ()  # says that the Hub was not asked: the files are those in the cache
 
     @property
     def revision(self) -> str:
@@ -38,7 +38,7 @@ class Snapshot:
         """Download files into the cache, and return their folder."""
         import huggingface_hub
 
-        if self.note is not None:
+        if self.notes:
             return _cache_of(self.hub_id) / "snapshots" / self.revision
         with explained(f"downloading {self.hub_id}"):
             folder = huggingface_hub.snapshot_download(
@@ -96,4 +96,4 @@ def _cached(hub_id: HubId) -> Snapshot:
         )
     names = tuple(path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")))
     note = f"HF_HUB_OFFLINE is set: {hub_id} is the cached commit {sha}, not checked"
-    return Snapshot(hub_id.at(sha), names, note)
+    return Snapshot(hub_id.at(sha), names, (note,))

@@ -159,10 +159,6 @@ BAD: dict[str, tuple[Change, str]] = {
         lambda folder: edit(folder, **{Q: torch.full((32, 32), torch.nan)}),
         "self_attn.q_proj.weight holds NaN; the checkpoint is broken, merge an earlier one",
     ),
-    "quantised": (
-        lambda folder: edit_json(folder / CONFIG, quantization_config={"quant_method": "gptq"}),
-        "is quantised .* give the checkpoint that it was made from",
-    ),
     "codes": (renamed("qweight"), "holds quantised weights"),
     "factors of LoRA": (renamed("lora_A.weight"), "holds factors of LoRA .*merge_and_unload"),
     "GmP": (renamed("theta"), "holds parts of weights .*remove_parametrizations"),

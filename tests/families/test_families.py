@@ -49,7 +49,7 @@ def test_models_of_transformers(name: str, family_pairs: Pairs, tmp_path: Path) 
     torch.testing.assert_close(tiny.outputs(found), tiny.outputs(expected), rtol=0, atol=1e-5)
     assert open_checkpoint(str(folders[1])).config is not None
     checkpoint = open_checkpoint(str(folders[1]))
-    assert family_of(checkpoint.config, checkpoint.entries).name == tiny.family
+    assert checkpoint.family.name == tiny.family
     layers = layers_in(folders)
     expected_layers = set(tiny.blocks) | set(tiny.layers)
     assert expected_layers - set(layers) <= {"head"}  # of the fine-tuned checkpoint alone
@@ -108,10 +108,12 @@ def test_blocks_in_stages_are_numbered_one_after_another() -> None:
 def test_a_family_is_known_by_its_keys_without_a_config() -> None:
     for name in ("CLIP", "SigLIP", "AltCLIP", "ALIGN", "ChineseCLIP"):
         keys = TINY[name].make().state_dict()
-        assert family_of(None, keys).name == TINY[name].family
+        assert family_of(None, keys, "here").name == TINY[name].family
     assert len({family.name for family in FAMILIES}) == len(FAMILIES)
-    with pytest.raises(CheckpointError, match="is a 'blip' checkpoint; clipmerge merges SigLIP"):
-        family_of({"model_type": "blip"}, ["vision_model.x"])
+    with pytest.raises(
+        CheckpointError, match="here: is a 'blip' checkpoint; clipmerge merges SigLIP"
+    ):
+        family_of({"model_type": "blip"}, ["vision_model.x"], "here")
 
 
 def test_one_parameter_under_two_names_is_refused() -> None:

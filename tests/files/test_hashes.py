@@ -107,7 +107,7 @@ def test_a_file_that_is_small_just_changed_or_changes_meanwhile_is_not_remembere
         assert not cache.exists()
 
 
-@pytest.mark.parametrize("record", ["[]", "{", "{}"])
+@pytest.mark.parametrize("record", ["", "{}"])
 def test_a_broken_record_is_made_anew(cache: Path, file: Path, record: str) -> None:
     reading = Mock(side_effect=sha256_of)
     remembered(file, hash_file=reading)
