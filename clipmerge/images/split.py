@@ -103,8 +103,9 @@ def split_shift(images: Images, seed: int, *, chooses: bool) -> Split[Images]:
     class.
     """
     alone, notes = without_copies(images)
-    share = 0.5 if chooses and images.labels_are_classes else 0.0
-    choose = held_out_positions(alone.labels, share, seed)
+    choose: list[int] = []
+    if chooses and images.labels_are_classes and len(alone) >= _FEWEST:
+        choose = _same_share(alone.labels, alone.labels, len(alone) // 2, seed)
     judge = sorted(set(range(len(alone))) - set(choose))
     return Split(
         train=None,
