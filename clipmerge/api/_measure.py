@@ -19,7 +19,7 @@ from clipmerge.learning.objective import Batch, HeldOut, Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.models.building import build_model
 from clipmerge.models.classifier import Captions, Prompts, classifier_for
-from clipmerge.models.precision import own_settings
+from clipmerge.models.passes import own_settings
 from clipmerge.options import DecisionOptions
 from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
 from clipmerge.planning.recipe import Recipe
@@ -137,8 +137,7 @@ def _objective_for(
         seed=options.seed,
         wants_gradients=ranks_by_gradients(recipe),
         state=state,
-        progress=progress.advance,
-        say=progress.say,
+        progress=progress,
     )
     if contrastive:
         from clipmerge.models.captions import caption_notes

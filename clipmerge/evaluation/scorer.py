@@ -24,8 +24,7 @@ from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_t
 from clipmerge.learning.interpolate import Path
 from clipmerge.models import ImageTextModel
 from clipmerge.models.classifier import Classifier, Prompts, classifier_for
-from clipmerge.models.memory import MicroBatcher
-from clipmerge.models.precision import passes
+from clipmerge.models.passes import MicroBatcher, passes
 from clipmerge.options import ImageOptions
 from clipmerge.planning.verdict import Recall
 from clipmerge.progress import Progress

@@ -43,10 +43,10 @@ class Batch:
         return Batch(self.number, to_device(self.pixels, target), to_device(self.labels, target))
 
     def pieces(self, size: int | None) -> list[Batch]:
-        """Split the batch into pieces of at most ``size`` images; ``None`` leaves it whole."""
+        """Split the batch into numbered pieces of at most ``size`` images; ``None`` leaves it whole."""
         size = size or len(self)
         parts = zip(torch.split(self.pixels, size), torch.split(self.labels, size), strict=True)
-        return [Batch(self.number, pixels, labels) for pixels, labels in parts]
+        return [Batch(number, *part) for number, part in enumerate(parts)]
 
 
 def batch_size_for(images: int, wanted: int | None, world_size: int = 1) -> int:

@@ -28,15 +28,19 @@ class BoxAdam(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, values: Mapping[str, Tensor], rate: float | Mapping[str, float], ceiling: float
+        self,
+        values: Mapping[str, Tensor],
+        lr: float,
+        max_value: float,
+        units: Mapping[str, float],
     ) -> None:
-        """Start with zero moments."""
+        """Start with zero moments; ``units`` are factors of the step size by name, 1 by default."""
         super().__init__(list(values.values()), {})
         self.values = dict(values)
         self.fall = 1.0
         self.steps_taken = 0
-        self._rates = rate if isinstance(rate, Mapping) else dict.fromkeys(values, rate)
-        self._ceiling = ceiling
+        self._lr = {name: lr * units.get(name, 1.0) for name in values}
+        self._max_value = max_value
         self._first = {
             name: torch.zeros_like(
                 value, dtype=torch.bfloat16 if value.numel() >= _MANY else value.dtype
@@ -57,7 +61,7 @@ class BoxAdam(torch.optim.Optimizer):
             second = self._second[name].lerp_(value.grad.square().mean(), 1 - _LONG_MEMORY)
             scale = (second / (1 - _LONG_MEMORY**self.steps_taken)).sqrt() + _TINY
             move = first / (scale * (1 - _MEMORY**self.steps_taken))
-            value.sub_(move, alpha=self._rates[name] * self.fall).clamp_(0, self._ceiling)
+            value.sub_(move, alpha=self._lr[name] * self.fall).clamp_(0, self._max_value)
 
     def state_dict(self) -> dict[str, Any]:
         """What goes on from here: the numbers, their moments and the number of steps."""

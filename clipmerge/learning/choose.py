@@ -1,10 +1,11 @@
-"""Let images that learning never saw choose how far to go from what was learned towards the
-fine-tuned model.
+"""Learn coefficients, and let images that learning never saw choose how far to go from there to the
+the fine-tuned model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 from clipmerge.distributed import broadcast_
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import FORWARD, HeldOut, Objective
-from clipmerge.learning.train import Training, draw_prompts
-from clipmerge.models.precision import passes
+from clipmerge.learning.train import LearningOptions, draw_prompts, train
+from clipmerge.models.passes import passes
 from clipmerge.planning.measurements import HeldBackChoice
 from clipmerge.stats import class_weights, paired_mean_and_error
 
@@ -79,7 +80,7 @@ def choose_backoff(
 
 
 @torch.no_grad()
-def recognised(objective: Objective, held_out: HeldOut, options: Training) -> Tensor:
+def recognised(objective: Objective, held_out: HeldOut, options: LearningOptions) -> Tensor:
     """Which images the current weights recognise, (images,), float64 on the CPU."""
     images, classifier = held_out
     objective.announce_work(FORWARD * len(images))
@@ -95,7 +96,7 @@ def recognised(objective: Objective, held_out: HeldOut, options: Training) -> Te
     return right
 
 
-def accuracies_on_val(objective: Objective, options: Training) -> Tensor:
+def accuracies_on_val(objective: Objective, options: LearningOptions) -> Tensor:
     """Accuracy by image of ``objective.val`` at the current weights, (images,); every class counts
     the same, so that none is given up for the others.
     """
@@ -108,7 +109,7 @@ def accuracies_on_val(objective: Objective, options: Training) -> Tensor:
 
 
 def choose(
-    objective: Objective, coefficients: Coefficients, options: Training, *, max_loss: float
+    objective: Objective, coefficients: Coefficients, options: LearningOptions
 ) -> HeldBackChoice:
     """Move the coefficients to the choice of the images ``objective.val`` and ``objective.ood``.
 
@@ -124,7 +125,7 @@ def choose(
         shifts = [float(recognised(objective, shift, options).mean()) for shift in objective.ood]
         return Look(backoff, distance, accuracies, sum(shifts) / max(1, len(shifts)))
 
-    chosen, finetuned = choose_backoff(look_at, max_loss, by_ood=bool(objective.ood))
+    chosen, finetuned = choose_backoff(look_at, options.max_loss, by_ood=bool(objective.ood))
     coefficients.take(chosen.backoff)
     _, error = chosen.loss_against(finetuned)
     return HeldBackChoice(
@@ -140,3 +141,47 @@ def choose(
         ood_accuracy=chosen.ood_accuracy if objective.ood else None,
         finetuned_ood_accuracy=finetuned.ood_accuracy if objective.ood else None,
     )
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The result of learning.
+
+    Attributes:
+        trace: Mean cross-entropy, accuracy and mean distillation loss of each step.
+        choice: The choice of the held-out images; ``None`` if none are held out.
+    """
+
+    trace: list[list[float]]
+    choice: HeldBackChoice | None = None
+
+
+def learn(
+    objective: Objective,
+    coefficients: Coefficients,
+    options: LearningOptions,
+    *,
+    units: Mapping[str, float] | None = None,
+    find_sparse: Callable[[], tuple[Sequence[str], float]] | None = None,
+) -> Learned:
+    """Learn coefficients, and move them to the choice of the images ``objective.val``, if any.
+
+    Args:
+        objective: Left at the chosen coefficients.
+        coefficients: Changed in place.
+        options: How to learn and choose.
+        units: See `train`.
+        find_sparse: Called at the weights where learning starts; returns the parameters to make
+            sparse and their density.
+    """
+    if find_sparse is not None:
+        objective.path.set_alpha(options.start)
+        coefficients.make_sparse(*find_sparse(), objective.seed)
+    trace = train(objective, coefficients, options, units)
+    if objective.val is None:
+        return Learned(trace)
+    choice = choose(objective, coefficients, options)
+    coefficients.place()
+    last = trace[-max(1, len(trace) // 10) :]  # the last steps, of little rate
+    accuracy = sum(losses[1] for losses in last) / len(last)
+    return Learned(trace, choice.replace(train_accuracy=accuracy))

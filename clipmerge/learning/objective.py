@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from clipmerge.images.batches import Batch as Batch
 from clipmerge.learning.interpolate import Path
 from clipmerge.learning.resume import LearningState
 from clipmerge.models.classifier import Classifier
-from clipmerge.models.memory import MicroBatcher, affordable_images
+from clipmerge.models.passes import MicroBatcher, affordable_images, embed_with_graph
+from clipmerge.progress import Progress
 from clipmerge.types import Names, Tensors
 
 #: A scalar loss of a whole batch, given its logits and the column of each image's own class.
@@ -36,6 +38,7 @@ class HeldOut(NamedTuple):
     classifier: Classifier
 
 
+@dataclass(eq=False)
 class Objective:
     """The loss at the weights of a path, over this process's share of the batches.
 
@@ -45,74 +48,59 @@ class Objective:
         path: The model between its ends, with `layers`, `parameters`, `theta_0` and `delta`.
         classifier: What images are compared with.
         images: All images, the same in every process, on the device.
+        context: The processes.
+        batch_size: Images in every batch but the last.
         val: Images that choose how far learning goes; ``None`` for none.
         ood: Images of shifts that choose among the points that ``val`` finds safe.
-        batches: This process's batches of `images`.
-        batch_sizes: Images in every batch of all processes.
-        context: The processes.
         seed: Seed for measures that draw random numbers.
         wants_gradients: Whether the recipe's method ranks entries by mean gradients.
         state: Saves and restores the state of measures that learn; ``None`` to save nothing.
+        progress: Receives what is done, and what the user should know.
+        max_images: Images whose activations are held at once; ``None`` for as many as fit.
+        batches: This process's batches of `images`.
+        batch_sizes: Images in every batch of all processes.
         notes: What the record of the measure should say beside its own notes.
-        say: Called with what the user should know.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        classifier: Classifier,
-        images: Batch,
-        context: DistributedContext,
-        *,
-        batch_size: int,
-        val: HeldOut | None = None,
-        ood: Sequence[HeldOut] = (),
-        seed: int = 0,
-        images_at_once: int | None = None,
-        wants_gradients: bool = False,
-        state: LearningState | None = None,
-        progress: Callable[[float, float], None] | None = None,
-        say: Callable[[str], None] = lambda _: None,
-    ) -> None:
+    path: Path
+    classifier: Classifier
+    images: Batch
+    context: DistributedContext
+    batch_size: int
+    val: HeldOut | None = None
+    ood: Sequence[HeldOut] = ()
+    seed: int = 0
+    wants_gradients: bool = False
+    state: LearningState | None = None
+    progress: Progress = field(default_factory=Progress)
+    max_images: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
         """Deal the batches out to the processes.
 
         Raises:
             MeasureError: If fine-tuning changed nothing.
         """
-        if not path.layers:
-            first, second = path.inputs.zeroshot, path.inputs.finetuned[0]
+        if not self.path.layers:
+            first, second = self.path.inputs.zeroshot, self.path.inputs.finetuned[0]
             raise MeasureError(
                 f"{first.source} and {second.source} hold the same weights; there is nothing to"
                 " measure or merge"
             )
-        self.path = path
-        self.classifier = classifier
-        self.context = context
-        self.images = images.to(path.device)
-        self.val = val
-        self.ood = ood
-        pieces = self.images.pieces(batch_size)
-        self.batch_sizes = tuple(map(len, pieces))
-        self.batches = list[Batch]()
-        for number, piece in enumerate(pieces):
-            if number % context.world_size == context.rank:
-                self.batches.append(Batch(number, piece.pixels, piece.labels))
-        self.seed = seed
-        self.wants_gradients = wants_gradients
-        self.state = state
-        self.say = say
-        self.notes: list[str] = []
-        self._progress = progress
+        self.images = self.images.to(self.path.device)
+        every = self.images.pieces(self.batch_size)
+        self.batch_sizes = tuple(map(len, every))
+        self.batches = every[self.context.rank :: self.context.world_size]
+        self.micro_batcher = MicroBatcher(self.max_images, self.note)
         self._done = 0.0
         self._announced = 0.0
-        self._images_at_once = images_at_once
-        self.micro_batcher = MicroBatcher(images_at_once, self.note)
 
     def note(self, note: str) -> None:
         """Tell the user and the record, once."""
         if note not in self.notes:
             self.notes.append(note)
-            self.say(note)
+            self.progress.say(note)
 
     @contextmanager
     def fewer_prompts(self) -> Iterator[Names]:
@@ -146,8 +134,7 @@ class Objective:
     def tick(self, work: float) -> None:
         """Report work done."""
         self._done += work
-        if self._progress:
-            self._progress(self._done, self._announced)
+        self.progress.advance(self._done, self._announced)
 
     # Forward passes
 
@@ -221,9 +208,7 @@ class Objective:
         Raises:
             MeasureError: If a loss is not finite.
         """
-        whole = loss_of is not None or self.classifier.compares_images
-        if self.batches and not self.micro_batcher.max_images and not whole:
-            self.micro_batcher.max_images = self.affordable_images()
+        self.bound_activations()
         for batch in self.batches:
             run = partial(self._backward, batch, loss_of)
             value = self.micro_batcher.run(len(batch), run)
@@ -241,26 +226,25 @@ class Objective:
         self.path.clear_gradients()
         classifier = self.classifier
         chosen, columns = classifier.columns(batch.labels)
-
-        def mean_loss(rows: Tensor, classes: Tensor) -> Tensor:
-            images = classifier.model.image_features(batch.pixels[rows])
-            logits = classifier.logits(images, classes)
-            if loss_of is not None:
-                return loss_of(batch, logits, columns)
-            return classifier.image_losses(logits, columns[rows]).sum() / len(batch)
-
-        whole = loss_of is not None or classifier.compares_images
-        rows = torch.arange(len(batch), device=batch.pixels.device)
-        pieces = torch.split(rows, len(batch) if whole else at_once)
         classes = classifier.class_features(chosen)
-        losses = backward_in_pieces(classes, pieces, mean_loss)
-        return float(torch.stack(losses).sum())
+        images = embed_with_graph(classifier.model.image_features, batch.pixels, at_once)
+        logits = classifier.logits(images, classes)
+        if loss_of is None:
+            loss = classifier.image_losses(logits, columns).mean()
+        else:
+            loss = loss_of(batch, logits, columns)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
 
-    def affordable_images(self) -> int | None:
-        """How many images' activations fit into memory at once; ``None`` where it is not known."""
-        model = self.classifier.model
-        image = self.images.pixels[:1].clone()  # a view would count all images
-        return self._images_at_once or affordable_images(model.module, model.image_features, image)
+    def bound_activations(self) -> None:
+        """Hold the activations of no more images at once than fit into memory, where it is
+        known.
+        """
+        if self.micro_batcher.max_images is None:
+            model = self.classifier.model
+            image = self.images.pixels[:1].clone()  # a view would count all images
+            count = affordable_images(model.module, model.image_features, image)
+            self.micro_batcher.max_images = count
 
     # Several processes
 
@@ -284,34 +268,3 @@ class Objective:
         for value in tensors.values():
             all_reduce_(self.context, value)
         return {name: value.cpu() for name, value in tensors.items()}
-
-
-def backward_in_pieces(
-    classes: Tensor,
-    pieces: Sequence[Any],
-    loss_of: Callable[[Any, Tensor], Tensor],
-    scale: Callable[[Tensor], Tensor] = lambda loss: loss,
-) -> list[Tensor]:
-    """Backpropagate a loss that is a sum over pieces of the images, holding the activations of one
-    piece at a time.
-
-    Class features are computed once, and backpropagated through the text tower once, at the end.
-
-    Args:
-        classes: Class features, with their graph.
-        pieces: Passed to ``loss_of`` one by one.
-        loss_of: The part of the loss of a piece, given class features.
-        scale: Scales a loss before its backward pass, as a gradient scaler does.
-
-    Returns:
-        The parts of the loss.
-    """
-    leaf = classes.detach().requires_grad_(classes.requires_grad)
-    losses = []
-    for piece in pieces:
-        loss = loss_of(piece, leaf)
-        scale(loss).backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.detach())
-    if leaf.grad is not None:
-        classes.backward(leaf.grad)  # type: ignore[no-untyped-call]
-    return losses

@@ -4,94 +4,21 @@ predictions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
-from clipmerge.learning.augment import AUGMENTATIONS
-from clipmerge.learning.interpolate import Coefficients, Granularity
-from clipmerge.learning.learn import Learned, learn
-from clipmerge.learning.loss import DistillTarget
+from clipmerge.learning.choose import Learned, learn
+from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
-from clipmerge.learning.train import Training
-from clipmerge.models.precision import Precision
+from clipmerge.learning.train import LearningOptions
 from clipmerge.planning.measurements import HeldBackChoice, Measurements, Statistic
-from clipmerge.plugins import (
-    Augmentation,
-    Count,
-    NonNegative,
-    PartialShare,
-    Points,
-    Positive,
-    Share,
-    options_of,
-)
+from clipmerge.plugins import options_of
 from clipmerge.types import Names
 
 #: Difference in accuracy between the images that learning saw and those held back from which a note
 #: warns.
 OVERFIT = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningOptions:
-    """How `learned_coefficients` learns.
-
-    Attributes:
-        granularity: Unit that has its own coefficient.
-        distill_weight: Weight of the distillation loss, which controls the trade-off; 0 minimises
-            the loss on the calibration images alone.
-        steps: Number of steps.
-        batch_size: Maximum number of images per step.
-        num_strong: Maximum number of strongly augmented images per step, on which the distillation
-            loss is computed.
-        lr: Adam's step size in coefficients; it falls to zero along a half cosine.
-        start: Initial coefficient.
-        max_coefficient: Largest coefficient; with 1 the merged weights stay in the box between both
-            checkpoints.
-        weak_aug: Strength of the small rotations, rescalings and shifts of the cross-entropy's
-            images; 0 for none.
-        held_back: Share of the images that learning does not see; 0 uses the learned coefficients
-            unchanged.
-        max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned
-            model, the standard error of that loss included.
-        distill: Target of distillation: the zero-shot model's ``predictions`` (KL divergence), its
-            ``features`` (twice one minus the cosine), ``path-features`` (four times one minus the
-            cosine to the mean of its features and those of the middle of the path), or ``both``:
-            half of ``path-features`` and half of the KL divergence from the mean of these two
-            models' probabilities.
-        augmentations: Kinds of strong augmentation.
-        precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU
-            multiplies it faster, and float16 on a CUDA device without.
-    """
-
-    granularity: Granularity = "entry"
-    distill_weight: NonNegative = 0.6
-    steps: Count = 160
-    batch_size: Count = 20
-    num_strong: Count = 20
-    lr: Positive = 0.033
-    start: Share = 0.5
-    max_coefficient: Positive = 1.0
-    weak_aug: NonNegative = 1.0
-    held_back: PartialShare = 0.2
-    max_loss: Points = 3.0
-    distill: DistillTarget = "both"
-    augmentations: tuple[Augmentation, ...] = AUGMENTATIONS
-    precision: Precision = "auto"
-
-    def learn(self, objective: Objective, coefficients: Coefficients, **more: Any) -> Learned:
-        """Learn as the options say; ``more`` goes to `clipmerge.learning.learn.learn`."""
-        options = {field.name: getattr(self, field.name) for field in fields(Training)}
-        return learn(
-            objective,
-            coefficients,
-            Training(**options),
-            start=self.start,
-            max_loss=self.max_loss,
-            **more,
-        )
 
 
 @options_of(LearningOptions)
@@ -107,7 +34,7 @@ def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.
-        **options: See `LearningOptions`.
+        **options: See `clipmerge.learning.train.LearningOptions`.
 
     Returns:
         Statistics ``at_zero`` and ``at_one``, shares of a layer's entries whose coefficient is 0,
@@ -124,7 +51,7 @@ def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
     """
     chosen = LearningOptions(**options)
     coefficients = Coefficients(objective.path, chosen.granularity, chosen.start)
-    learned = chosen.learn(objective, coefficients)
+    learned = learn(objective, coefficients, chosen)
     return learned_measurements("learned-coefficients", objective, coefficients, learned)
 
 

@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from clipmerge.layers import block_of
+from clipmerge.learning.choose import learn
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
+from clipmerge.learning.train import LearningOptions
 from clipmerge.measures._statistics import by_layer, statistic
-from clipmerge.measures.learned_coefficients import LearningOptions, learned_measurements
+from clipmerge.measures.learned_coefficients import learned_measurements
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Count, Density, Positive, Share, options_of
 from clipmerge.types import Names
@@ -77,7 +79,7 @@ def learned_sparse(objective: Objective, **options: Any) -> Measurements:
         return names, chosen.density
 
     coefficients = Coefficients(objective.path, chosen.granularity, chosen.start)
-    learned = chosen.learn(objective, coefficients, find_sparse=find)
+    learned = learn(objective, coefficients, chosen, find_sparse=find)
     measurements = learned_measurements("learned-sparse", objective, coefficients, learned)
     values = sharpness.values
     total = sum(values.values()) or 1.0

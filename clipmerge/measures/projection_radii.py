@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from clipmerge.learning.choose import learn
 from clipmerge.learning.interpolate import Coefficients
-from clipmerge.learning.learn import learn
 from clipmerge.learning.objective import Objective
-from clipmerge.learning.train import Training
+from clipmerge.learning.train import LearningOptions
 from clipmerge.measures.learned_coefficients import learned_measurements
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count, Positive
@@ -38,6 +38,14 @@ def projection_radii(
     coefficients = Coefficients(objective.path, "parameter", 0.0)
     # Adam's steps do not depend on the gradient's scale, so `lr` / norm for a coefficient is `lr`
     # for a radius
-    rates = {name: lr / float(objective.path.delta(name).norm()) for name in coefficients.values}
-    learned = learn(objective, coefficients, Training(steps=steps, lr=rates))
+    units = {name: 1 / float(objective.path.delta(name).norm()) for name in coefficients.values}
+    options = LearningOptions(
+        steps=steps,
+        lr=lr,
+        batch_size=objective.batch_sizes[0],
+        distill_weight=0.0,
+        weak_aug=0.0,
+        precision="float32",
+    )
+    learned = learn(objective, coefficients, options, units=units)
     return learned_measurements("projection-radii", objective, coefficients, learned)

@@ -1,8 +1,8 @@
 """The choice of the held-out images, against independent references."""
 
 import math
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,16 +10,23 @@ import torch
 from scipy import stats
 
 from clipmerge.images.batches import Batch
-from clipmerge.learning.choose import BACKOFFS, Look, accuracies_on_val, choose_backoff
+from clipmerge.learning.choose import BACKOFFS, Look, accuracies_on_val, choose_backoff, learn
 from clipmerge.learning.interpolate import Coefficients
-from clipmerge.learning.learn import learn
 from clipmerge.learning.objective import HeldOut, Objective
-from clipmerge.learning.train import Training, train
+from clipmerge.learning.train import train
 from clipmerge.measures.learned_coefficients import learned_coefficients
-from tests.support.small_objective import Ends, Reference, joined, make_batches, objective_for
+from tests.support.small_objective import (
+    PLAIN,
+    Ends,
+    Reference,
+    joined,
+    make_batches,
+    objective_for,
+)
+from tests.support.told import Told
 
 SIZES = (8, 8, 7)
-OPTIONS = Training(steps=8, lr=0.1, distill_weight=0.3, weak_aug=1.0)
+OPTIONS = replace(PLAIN, steps=8, lr=0.1, distill_weight=0.3, weak_aug=1.0, max_loss=100.0)
 
 
 def accuracies(right: int, images: int = 100) -> torch.Tensor:
@@ -128,19 +135,21 @@ def moved(objective: Objective) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("max_loss", [100.0, 30.0, 10.0, -100.0])
 def test_the_model_is_left_at_the_choice(ends: Ends, max_loss: float) -> None:
-    told = list[tuple[float, float]]()
+    told = Told()
     objective = objective_for(
         ends,
         make_batches(SIZES),
         val_share=0.3,
-        progress=lambda done, announced: told.append((done, announced)),
+        progress=told,
     )
     path = objective.path
     learned, coefficients = (Coefficients(path, "entry") for _ in range(2))
-    learn(objective, learned, OPTIONS, max_loss=100)
-    choice = learn(objective, coefficients, OPTIONS, max_loss=max_loss).choice
+    learn(objective, learned, OPTIONS)
+    options = replace(OPTIONS, max_loss=max_loss)
+    choice = learn(objective, coefficients, options).choice
     assert choice is not None
-    assert told[-1][0] == pytest.approx(told[-1][1])
+    done, announced = told.work[-1]
+    assert done == pytest.approx(announced)
     left = moved(objective)
     path.set_alpha(1.0)
     finetuned = accuracies_on_val(objective, OPTIONS)
@@ -167,8 +176,7 @@ def test_a_shift_chooses_by_the_mean_of_its_sources(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES), val_share=0.3)
     objective.ood = [HeldOut(shift, objective.classifier) for shift in shifts]
     learned, coefficients = (Coefficients(objective.path, "entry") for _ in range(2))
-    told: dict[str, Any] = {"max_loss": 60.0}
-    choice = learn(objective, coefficients, OPTIONS, **told).choice
+    choice = learn(objective, coefficients, replace(OPTIONS, max_loss=60.0)).choice
     assert choice is not None
     train(objective, learned, OPTIONS)
     path, reference = objective.path, Reference(ends)
@@ -207,6 +215,7 @@ def test_learning_by_heart_is_noted(ends: Ends) -> None:
     found = learned_coefficients(
         objective,
         steps=60,
+        batch_size=8,
         lr=0.3,
         weak_aug=0.0,
         distill_weight=0.0,

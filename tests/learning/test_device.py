@@ -2,6 +2,7 @@
 result."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from clipmerge.learning import train as training
 from clipmerge.learning.adam import BoxAdam
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
-from clipmerge.learning.train import Training, backward, draw_order, make_pictures, teach
-from tests.support.small_objective import TEMPLATES, Ends, make_batches, objective_for
+from clipmerge.learning.train import backward, draw_order, make_lesson, teach
+from tests.support.small_objective import PLAIN, TEMPLATES, Ends, make_batches, objective_for
 
 
 @pytest.fixture
@@ -37,19 +38,19 @@ def objective(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> Objective:
 def test_a_step_has_all_tensors_where_the_model_is_and_does_not_wait(
     objective: Objective, at_once: int
 ) -> None:
-    options = Training(steps=1, batch_size=4, weak_aug=1.0, distill_weight=0.6, num_strong=2)
+    options = replace(PLAIN, batch_size=4, weak_aug=1.0, distill_weight=0.6, num_strong=2)
     coefficients = Coefficients(objective.path, "entry")
-    adam = BoxAdam(coefficients.values, options.lr, 1.0)
+    adam = BoxAdam(coefficients.values, options.lr, 1.0, {})
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    pictures = make_pictures(objective, draw_order(7, 1, 4, 0), 0, options)
-    (targets,) = teach(objective, [pictures], options)
+    lesson = make_lesson(objective, draw_order(7, 1, 4, 0)[0], 0, options)
+    (targets,) = teach(objective, [lesson], options)
     coefficients.place()
     with coefficients.collect_gradients():
         objective.micro_batcher.max_images = at_once
-        sums = backward(objective, pictures, targets, options, scaler, adam)
+        losses = backward(objective, lesson, targets, options, scaler, adam)
     adam.step()
     coefficients.place()
-    held: list[Tensor] = [sums, pictures.weak, pictures.strong, *(targets or ())]
+    held: list[Tensor] = [losses, lesson.weak, lesson.strong, *(targets or ())]
     held += list(coefficients.values.values())
     held += [value.grad for value in coefficients.values.values() if value.grad is not None]
     assert {tensor.device.type for tensor in held} == {"meta"}

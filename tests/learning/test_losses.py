@@ -68,7 +68,7 @@ class CaptionReference(Reference):
         return loss
 
 
-@pytest.mark.parametrize("options", [{}, {"images_at_once": 2}, {"prompts_at_once": 3}])
+@pytest.mark.parametrize("options", [{}, {"max_images": 2}, {"prompts_at_once": 3}])
 def test_gradients_are_those_of_open_clips_loss_also_in_pieces(
     ends: Ends, options: dict[str, int]
 ) -> None:

@@ -65,7 +65,7 @@ def test_gradients_are_those_of_one_joint_backward_pass_also_in_pieces(
         batches,
         templates=templates,
         prompts_at_once=prompts_at_once,
-        images_at_once=at_once,
+        max_images=at_once,
     )
     objective.path.set_alpha(0.5)
     reference = Reference(ends, templates=templates).at(0.5)

@@ -1,5 +1,6 @@
 """Learning that is interrupted: the same command goes on, and ends with the same bits."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from clipmerge.learning import train as training
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.resume import LearningState, state_file
-from clipmerge.learning.train import Training, train
-from tests.support.small_objective import Ends, make_batches, objective_for
+from clipmerge.learning.train import train
+from tests.support.small_objective import PLAIN, Ends, make_batches, objective_for
 
-OPTIONS = Training(steps=7, lr=0.05, distill_weight=0.6, weak_aug=1.0)
+OPTIONS = replace(PLAIN, steps=7, lr=0.05, distill_weight=0.6, weak_aug=1.0)
 Learned = tuple[dict[str, torch.Tensor], list[list[float]]]
 
 

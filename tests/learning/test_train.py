@@ -12,14 +12,23 @@ from torch.nn.functional import cosine_similarity
 
 from clipmerge.learning import train as training
 from clipmerge.learning.adam import BoxAdam
-from clipmerge.learning.augment import strong_augment, weak_augment
+from clipmerge.learning.augment import AUGMENTATIONS, strong_augment, weak_augment
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.loss import DistillTarget
 from clipmerge.learning.objective import Batch, Objective
-from clipmerge.learning.train import Training, backward, draw_order, draw_prompts, train
+from clipmerge.learning.train import (
+    LearningOptions,
+    backward,
+    draw_order,
+    draw_prompts,
+    make_lesson,
+    teach,
+    train,
+)
 from clipmerge.measures.projection_radii import projection_radii
 from tests.support.small_objective import (
     CAPTIONS,
+    PLAIN,
     TEMPLATES,
     Ends,
     Reference,
@@ -30,28 +39,33 @@ from tests.support.small_objective import (
 )
 
 SIZES = (4, 4, 3)
-STILL = Training(steps=5, augmentations=(), distill="predictions", distill_weight=0.7)
+STILL = replace(
+    PLAIN, steps=5, batch_size=4, augmentations=(), distill="predictions", distill_weight=0.7
+)
 
 
 def one_step(
-    objective: Objective, options: Training, number: int = 0, at_once: int = 999, at: Any = 0.3
+    objective: Objective,
+    options: LearningOptions,
+    number: int = 0,
+    at_once: int = 999,
+    at: Any = 0.3,
 ) -> tuple[Coefficients, Batch, Tensor]:
     """The gradient of a step's loss at some coefficient; also the step's images, and the means of
     its cross-entropy, accuracy and distillation loss."""
     coefficients = Coefficients(objective.path, "entry", at)
-    adam = BoxAdam(coefficients.values, 0.1, 1.0)
+    adam = BoxAdam(coefficients.values, 0.1, 1.0, {})
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     images = objective.images
-    order = draw_order(len(images), options.steps, objective.batch_sizes[0], objective.seed)
-    pictures = training.make_pictures(objective, order, number, options)
-    (targets,) = training.teach(objective, [pictures], options)
+    order = draw_order(len(images), options.steps, options.batch_size, objective.seed)
+    lesson = make_lesson(objective, order[number], number, options)
+    (targets,) = teach(objective, [lesson], options)
     coefficients.place()
     with coefficients.collect_gradients():
         objective.micro_batcher.max_images = at_once
-        sums = backward(objective, pictures, targets, options, scaler, adam)
+        losses = backward(objective, lesson, targets, options, scaler, adam)
     shown = Batch(0, images.pixels[order[number]], images.labels[order[number]])
-    weak, strong = pictures.counts
-    return coefficients, shown, sums / torch.tensor([weak, weak, max(strong, 1)])
+    return coefficients, shown, losses
 
 
 class SlowLearner:
@@ -132,7 +146,8 @@ def test_a_step_is_the_loss_of_views_and_the_distance_of_changed_copies_also_in_
     ends: Ends, distill: DistillTarget, at_once: int
 ) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    options = Training(steps=1, weak_aug=1.0, distill=distill, distill_weight=1.0, num_strong=3)
+    views = {"weak_aug": 1.0, "num_strong": 3, "augmentations": AUGMENTATIONS}
+    options = replace(STILL, distill=distill, distill_weight=1.0, **views)
     coefficients, batch, seen = one_step(objective, options, at_once=at_once, at=0.9)
     reference, zeroshot, middle = (Reference(ends).at(alpha) for alpha in (0.9, 0.0, 0.5))
     view = replace(batch, pixels=weak_augment(batch.pixels, 1))
@@ -169,7 +184,7 @@ def test_16_bits_learn_nearly_the_same(ends: Ends, precision: Any) -> None:
     for used in ("float32", precision):
         objective = objective_for(ends, make_batches(SIZES))
         coefficients = Coefficients(objective.path, "layer")
-        options = Training(steps=6, distill_weight=0.6, lr=0.02, precision=used)
+        options = replace(PLAIN, steps=6, distill_weight=0.6, lr=0.02, precision=used)
         trace = train(objective, coefficients, options)
         learned.append((torch.tensor(trace), torch.stack(list(coefficients.values.values()))))
     assert torch.allclose(learned[0][0][:, 0], learned[1][0][:, 0], rtol=0.05)
@@ -195,7 +210,7 @@ def test_a_drawn_step_is_the_loss_over_its_classes(
     monkeypatch.setattr(training, "_PROMPTS_A_STEP", 2)
     batch = Batch(0, make_batches((2,))[0].pixels, torch.tensor([2, 2]))
     objective = objective_for(ends, [batch])
-    _, shown, seen = one_step(objective, Training(steps=1), at=1.0)
+    _, shown, seen = one_step(objective, replace(PLAIN, batch_size=2), at=1.0)
     (chosen, _), _ = draw_prompts(objective.classifier, shown.labels, 0, 2)
     assert chosen is not None
     kept = chosen.tolist()
@@ -208,7 +223,7 @@ def test_a_drawn_step_is_the_loss_over_its_classes(
 
 def test_a_step_of_captions_is_the_loss_of_its_images_also_in_pieces(ends: Ends) -> None:
     objective = contrastive(ends, captioned((8,)))
-    options = Training(steps=1, augmentations=(), distill_weight=0.5, distill="predictions")
+    options = replace(STILL, batch_size=8)
     found = [one_step(objective, options, at_once=at_once, at=0.6) for at_once in (999, 3)]
     from clipmerge.models.classifier import softmax_losses
 

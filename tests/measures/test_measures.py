@@ -12,6 +12,7 @@ from tests.support.command import counted
 from tests.support.measure_everything import SIZES, measured
 from tests.support.several import several
 from tests.support.small_objective import Ends, make_batches, objective_for
+from tests.support.told import Told
 
 MEASURES = plugin_names("measures")
 LEARN = (
@@ -39,11 +40,9 @@ def alone(ends: Ends) -> Alone:
     announced."""
     found = {}
     for name in MEASURES:
-        told: list[tuple[float, float]] = []
-        objective = objective_for(
-            ends, make_batches(SIZES), progress=lambda *work, told=told: told.append(work)
-        )
-        found[name] = (measured(name, objective), told[-1])
+        told = Told()
+        objective = objective_for(ends, make_batches(SIZES), progress=told)
+        found[name] = (measured(name, objective), told.work[-1])
     return found
 
 

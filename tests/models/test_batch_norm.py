@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from clipmerge.models.batch_norm import FrozenBatchNorm, image_layout
-from clipmerge.models.precision import dtype_of, multiplies_bfloat16
+from clipmerge.models.passes import dtype_of, multiplies_bfloat16
 
 
 def test_images_have_their_channels_last_only_where_there_are_many_convolutions() -> None:

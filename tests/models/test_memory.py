@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipmerge.distributed import device_work
 from clipmerge.errors import MeasureError
-from clipmerge.models.memory import MicroBatcher, affordable_images
+from clipmerge.models.passes import MicroBatcher, affordable_images
 
 
 def holding(most: int) -> Callable[[Tensor], Tensor]:

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from clipmerge.distributed import DistributedContext
+from clipmerge.learning.choose import learn
 from clipmerge.learning.interpolate import Coefficients
-from clipmerge.learning.learn import learn
-from clipmerge.learning.train import Training
+from clipmerge.learning.train import LearningOptions
 from tests.support.small_objective import captioned, contrastive, make_batches, objective_for
 
 
@@ -22,7 +22,7 @@ def main(folder: Path, kind: str, *sizes: str) -> None:
     else:
         objective = objective_for(ends, make_batches(counts), context=processes, val_share=0.2)
     values = Coefficients(objective.path, "entry")
-    options = Training(steps=4, batch_size=16, lr=0.02, distill_weight=0.7, weak_aug=1.0)
+    options = LearningOptions(steps=4, batch_size=16, max_loss=100)
     learn(objective, values, options)
     name = f"{processes.world_size}-{processes.rank}.safetensors"
     save_file(values.by_parameter(), folder / name)

@@ -17,6 +17,7 @@ from clipmerge.images.batches import Batch
 from clipmerge.images.split import held_out_positions
 from clipmerge.learning.interpolate import Path as Between
 from clipmerge.learning.objective import HeldOut, Objective
+from clipmerge.learning.train import LearningOptions
 from clipmerge.models import model_for
 from clipmerge.models.classifier import Captions, Prompts
 from clipmerge.types import Missing
@@ -27,6 +28,8 @@ torch.set_num_threads(1)
 
 Ends = tuple[Path, Path]
 TEMPLATES = ("a {}.", "the {}", "big {}")
+#: The cross-entropy of images as they are, exactly.
+PLAIN = LearningOptions(batch_size=8, precision="float32", weak_aug=0.0, distill_weight=0.0)
 #: For images with a caption of their own each.
 CAPTIONS = ("a cat", "the dog", "big bird", "a big cat", "the big dog", "bird", "a dog", "cat dog")
 
@@ -101,7 +104,7 @@ def objective_for(
         options.setdefault("val", val)
     if "val" in options:
         options["val"] = HeldOut(options["val"], prompts)
-    return Objective(path, prompts, images, here, batch_size=len(batches[0]), **options)
+    return Objective(path, prompts, images, here, len(batches[0]), **options)
 
 
 def captioned(sizes: tuple[int, ...]) -> list[Batch]:

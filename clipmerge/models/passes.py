@@ -1,23 +1,81 @@
-"""Images in pieces that fit into a device's memory: estimated on a CPU, halved wherever it runs
-out.
+"""Forward passes that fit a device: in 16 bits if it multiplies them in hardware, and of no more
+images at once than memory holds.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Literal, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 from clipmerge.distributed import is_out_of_memory
 
 T = TypeVar("T")
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 # Share of a machine's memory that activations may take: the rest is weights, and others'.
 _SHARE = 0.25
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies matrices in bfloat16 faster than in float32."""
+    if device.type != "cpu":  # CUDA's, ROCm's and Intel's say so; Apple's does not
+        supports = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
+        # with emulation, older cards would say that they support it, by way of float32
+        return bool(supports is not None and supports(including_emulation=False))
+    asked = (
+        getattr(torch.cpu, name, None)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+    return any(bool(supports()) for supports in asked if supports is not None)
+
+
+def dtype_of(device: torch.device, precision: Precision) -> torch.dtype:
+    """The dtype in which matrices are multiplied; ``auto`` takes the fastest one of the device."""
+    if precision != "auto":
+        dtype: torch.dtype = getattr(torch, precision)
+        return dtype
+    if multiplies_bfloat16(device):
+        return torch.bfloat16
+    # T4, V100 and AMD's older cards; what CPUs, Apple's and Intel's gain by it is not known
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def passes(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """In this context, compute forward passes in this precision; weights and their gradients stay
+    in float32.
+    """
+    dtype = dtype_of(device, precision)
+    # casts are not kept: weights move between passes
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False)
+
+
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """In this context, gradients are on and numbers float32, whatever the caller has set."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
+def embed_with_graph(embed: Callable[[Tensor], Tensor], inputs: Tensor, at_once: int) -> Tensor:
+    """Embed inputs; of more than ``at_once``, the graph holds so many inputs' activations, and
+    computes them again when it goes back.
+    """
+    if len(inputs) <= at_once:
+        return embed(inputs)
+    pieces = torch.split(inputs, at_once)
+    return torch.cat([checkpoint(embed, piece, use_reentrant=False) for piece in pieces])
 
 
 class MicroBatcher:
