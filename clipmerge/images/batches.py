@@ -43,7 +43,7 @@ class Batch:
         return Batch(self.number, to_device(self.pixels, target), to_device(self.labels, target))
 
     def pieces(self, size: int | None) -> list[Batch]:
-        """Split the batch into numbered pieces of at most ``size`` images; ``None`` leaves it whole."""
+        """Split it into numbered pieces of at most ``size`` images; ``None`` leaves it whole."""
         size = size or len(self)
         parts = zip(torch.split(self.pixels, size), torch.split(self.labels, size), strict=True)
         return [Batch(number, *part) for number, part in enumerate(parts)]
