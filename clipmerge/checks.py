@@ -38,8 +38,6 @@ _BLANK = 16
 # Share of the pixels that may lie outside the range of the model's preprocessing, and how far, in
 # lengths of the range: interpolation overshoots a little at edges.
 _OUTSIDE, _OVERSHOOT = 0.01, 0.05
-# Share of a model's numbers that may stay zero-shot for want of fine-tuned ones.
-_STAYING = 0.05
 # Median cosine of matrices above which two models may be equal.
 _NEARLY_EQUAL = 0.999
 # Letters of a prompt that are shown.
@@ -69,32 +67,24 @@ def settle(doubts: Iterable[Doubt], allow: Collection[str], progress: Progress) 
     """Raise the first doubt that is an error and not allowed; the others are warnings."""
     for check, text in doubts:
         if CHECKS[check] == "error" and check not in allow:
-            about_models = check in ("unrelated", "swapped")
+            about_models = check in ("equal-models", "unrelated", "swapped")
             error = CheckpointError if about_models else DataError
             raise error(f"{text}; nothing was written (`allow={check}` goes on)")
         progress.warn(text)
 
 
 def check_models(inputs: Inputs) -> Iterator[Doubt]:
-    """Doubt the pair, by its weights: equal, unrelated, or half missing."""
-    share = _share_left_zeroshot(inputs) if inputs.missing == "keep-zeroshot" else 0.0
-    if share > _STAYING:
-        yield Doubt(
-            "half-zeroshot",
-            f"{inputs.finetuned[0].source}: lacks {share:.0%} of the weights, which stay zero-shot,"
-            " because of `set=missing=keep-zeroshot`; is it the whole model?",
-        )
-    sources = [model.source for model in (*inputs.finetuned, inputs.zeroshot)]
-    for which, source in enumerate(sources[:-1]):
+    """Doubt the pair, by its weights: equal or unrelated."""
+    zeroshot = inputs.zeroshot.source
+    for which, finetuned in enumerate(inputs.finetuned):
+        source = finetuned.source
         cosines = cosines_of(inputs, which)
         # most pairs are seen to differ without reading all their weights
-        near = (-1,) if min(cosines.values(), default=1) > _NEARLY_EQUAL else ()
-        others = (*near, *range(which))
-        equal = next((other for other in others if are_equal(inputs, which, other)), None)
-        if equal is not None:
-            what = ", so there is nothing to merge" if equal == -1 else ""
+        is_near = min(cosines.values(), default=1) > _NEARLY_EQUAL
+        if is_near and are_equal(inputs, which):
             yield Doubt(
-                "equal-models", f"{sources[equal]} and {source} hold the same weights{what}"
+                "equal-models",
+                f"{zeroshot} and {source} hold the same weights, so there is nothing to merge",
             )
             continue
         apart = [
@@ -105,23 +95,10 @@ def check_models(inputs: Inputs) -> Iterator[Doubt]:
         if apart:
             yield Doubt(
                 "unrelated",
-                f"{source} was not fine-tuned from {inputs.zeroshot.source}: the median cosine"
+                f"{source} was not fine-tuned from {zeroshot}: the median cosine"
                 f" between their matrices is {' and '.join(apart)}, as between models trained"
                 " apart; merge it with the model that it was fine-tuned from",
             )
-
-
-def _share_left_zeroshot(inputs: Inputs) -> float:
-    """Share of the numbers that fine-tuning could have changed and that stay zero-shot, because
-    the fine-tuned checkpoints lack them.
-    """
-    wanted, absent = 0, 0
-    for name in inputs.zeroshot_keys:
-        entry = inputs.zeroshot_entry(name)
-        if entry.is_float and name in inputs.layer_of and inputs.expects(name):
-            wanted += entry.size
-            absent += 0 if inputs.merges(name) else entry.size
-    return absent / max(1, wanted)
 
 
 def check_sources(

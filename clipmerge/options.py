@@ -75,12 +75,13 @@ class Options:
         from pydantic import TypeAdapter, ValidationError  # `--help` needs no pydantic
 
         defaults = {field.name: field.default for field in fields(cls)}
-        given = dict(values)
-        for name, value in values.items():
+        for name in values:
             if name not in defaults:
                 raise TypeError(f"unexpected option '{name}'.{did_you_mean(name, defaults)}")
-            if name in _READERS:  # `None` for none, as the command line gives it
-                given[name] = _READERS[name](value) if value else defaults[name]
+        given = dict(values)
+        for name in _READERS.keys() & defaults.keys():
+            value = given.get(name) or defaults[name]  # the command line gives `None` for none
+            given[name] = _READERS[name](value) if value else value
         try:
             return TypeAdapter(cls).validate_python(given)
         except ValidationError as error:

@@ -33,8 +33,7 @@ RECOMMENDATIONS = get_args(Recommendation)
 CHECKS: dict[str, Literal["error", "warning"]] = {
     "swapped": "error",
     "unrelated": "error",
-    "equal-models": "warning",
-    "half-zeroshot": "warning",
+    "equal-models": "error",
     "blank-images": "error",
     "same-images": "error",
     "pixel-range": "error",

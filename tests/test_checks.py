@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 import clipmerge
 from clipmerge import ClipmergeError
 from clipmerge.checks import CHECKS, check_answers, odd_names
 from clipmerge.images.dataset import open_images
-from tests.support.raw_safetensors import edit
 from tests.support.tiny_clip import Folders, save_images, save_pair
 from tests.support.told import Told
 
@@ -35,9 +33,6 @@ def places(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory
     """Arguments of merges that are doubted, by the check."""
     folder = tmp_path_factory.mktemp("doubted")
     other = save_pair(folder / "other", seed=5)[1]
-    half = Path(shutil.copytree(pair[1], folder / "half"))
-    names = [name for name in load_file(half / "model.safetensors") if "text" in name]
-    edit(half, **dict.fromkeys(names))
     rng = np.random.default_rng(0)
     striped = folder / "striped"
     picture = rng.integers(0, 255, (40, 36, 3)).astype(np.uint8)
@@ -47,11 +42,9 @@ def places(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory
             Image.fromarray(picture).save(striped / name / f"{number}.png")
     codes = save_images(folder / "codes", classes=("class a", "class b", "class c"))
     shutil.copytree(pair[0], folder / "copy")
-    keep = {"set": {"missing": "keep-zeroshot"}}
     return {
         "unrelated": (pair[0], other, {}),
         "equal-models": (pair[0], folder / "copy", {}),
-        "half-zeroshot": (pair[0], half, keep),
         "blank-images": (*pair, {"data": blank(folder / "blank", 0, same=False)}),
         "same-images": (*pair, {"data": striped}),
         "odd-names": (*pair, {"data": codes}),
@@ -60,7 +53,7 @@ def places(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize(
     "check",
-    ["unrelated", "equal-models", "half-zeroshot", "blank-images", "same-images", "odd-names"],
+    ["unrelated", "equal-models", "blank-images", "same-images", "odd-names"],
 )
 def test_what_is_doubted_is_an_error_or_a_warning(
     places: dict[str, Any], tmp_path: Path, check: str

@@ -26,7 +26,9 @@ from clipmerge.planning.recipe import Recipe
 from clipmerge.plugins import load_plugin, needs_score, plugin_options
 from clipmerge.progress import Progress
 
-Measured = tuple[Measurements, CalibrationRecord, LearningState]
+#: The measurements, the images that they were taken on, and the saved state of learning, which is
+#: removed once the result is written.
+Found = tuple[Measurements, CalibrationRecord, LearningState]
 
 
 @device_work()
@@ -36,14 +38,10 @@ def measure(
     split: Split[Images],
     options: DecisionOptions,
     progress: Progress,
-) -> Measured:
-    """Run the measure of a recipe that has one.
-
-    Returns:
-        The measurements, the images that they were taken on, and the saved state of learning,
-        which the caller removes once the result is written.
-    """
+) -> Found:
+    """Run the measure of a recipe that has one."""
     assert recipe.measure is not None
+    progress.stage("learn" if recipe.learns else "measure")
     with own_settings():
         objective, state, record = _objective_for(inputs, recipe, split, options, progress)
         with state.underway():
@@ -53,7 +51,10 @@ def measure(
         with peer_errors():
             # no process leaves while another still gathers
             objective.context.state.wait_for_everyone()
-        return _with_relative_change(measurements, objective), record, state
+        measurements = _with_relative_change(measurements, objective)
+    for note in measurements.notes:
+        progress.warn(note)
+    return measurements, record, state
 
 
 def ranks_by_gradients(recipe: Recipe) -> bool:

@@ -13,7 +13,7 @@ from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoints
 from clipmerge.checkpoint.alignment import HEAD_WEIGHT
 from clipmerge.checks import check_models, settle
 from clipmerge.errors import UsageError
-from clipmerge.files.paths import IN_MEMORY, local_path
+from clipmerge.files.paths import IN_MEMORY
 from clipmerge.options import DecisionOptions
 from clipmerge.planning.plan import HeadRecord, SourceRecord
 from clipmerge.progress import Journal
@@ -60,12 +60,11 @@ def open_pair(
     processor: Any = None,
 ) -> Iterator[Pair]:
     """Open and align checkpoints; models in memory lie on the disk in this block."""
-    checkpoints = [zeroshot, *as_list(finetuned)]
-    with as_sources(checkpoints, processor) as sources:
-        refuse_duplicates(sources)
-        named = [sources[0], *with_state_key(sources[1:], options.state_key)]
-        base, *others = open_checkpoints(named, model=options.model)
-        inputs = align_checkpoints(base, others, missing=missing, dtype=options.dtype)
+    with as_sources([zeroshot, *as_list(finetuned)], processor) as (first, *others):
+        part = f"#{options.state_key}" if options.state_key else ""
+        sources = [first, *(f"{source}{part}" for source in others)]
+        base, *rest = open_checkpoints(sources, model=options.model)
+        inputs = align_checkpoints(base, rest, missing=missing, dtype=options.dtype)
         for note in inputs.notes:
             journal.warn(note)
         settle(check_models(inputs), options.allow, journal)
@@ -113,28 +112,6 @@ def with_zeroshot_head(
     head = HeadRecord(classes=names, templates=templates_for(options.templates, templates))
     inputs = build_zeroshot_head(pair.inputs, head)
     return replace(pair, inputs=inputs, head=head)
-
-
-def with_state_key(sources: Sequence[str], key: str | None) -> list[str]:
-    """Name the part of each source that holds the weights.
-
-    Example:
-        >>> with_state_key(["last.pt"], "ema")
-        ['last.pt#ema']
-    """
-    return list(sources) if key is None else [f"{source}#{key}" for source in sources]
-
-
-def refuse_duplicates(sources: Sequence[str]) -> None:
-    """Refuse a checkpoint that is given twice."""
-    seen: set[str] = set()
-    for source in sources:
-        path = str(local_path(source).resolve()) if local_path(source).exists() else source
-        if path in seen:
-            raise UsageError(
-                f"{source}: is given twice; give each checkpoint once, the zero-shot one first"
-            )
-        seen.add(path)
 
 
 def as_list(finetuned: Any) -> list[Any]:

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,7 +125,9 @@ def _write(
 ) -> tuple[Plan, Record]:
     inputs = pair.inputs
     # first, so that hashing overlaps with the import of what merges
-    hashing = _begin_hashing(pair)
+    pool = ThreadPoolExecutor(max_workers=2)
+    hashing = [pool.submit(each.provenance) for each in inputs.checkpoints]
+    pool.shutdown(wait=False)
     from clipmerge.merging.stream import merged_tensors
     from clipmerge.output.folder import assign_shards, write_side_files, write_weights
     from clipmerge.report.pages import CARD, html_page, model_card
@@ -146,20 +148,12 @@ def _write(
             written = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.public)
             plan = plan.replace(tensors=written.tensors)
         record = _record(pair, decided, plan, verdict, journal, output, {**files, **side_files})
-        journal.stage("draw")
         (folder / "report.html").write_text(html_page(record), encoding="utf-8", errors=_NAMES)
         (folder / CARD).write_text(model_card(record), encoding="utf-8", errors=_NAMES)
         (folder / RECORD).write_text(
             json.dumps(record.as_json(), indent=2) + "\n", encoding="utf-8"
         )
     return plan, record
-
-
-def _begin_hashing(pair: Pair) -> list[Future[Any]]:
-    pool = ThreadPoolExecutor(max_workers=2)
-    futures = [pool.submit(each.provenance) for each in pair.inputs.checkpoints]
-    pool.shutdown(wait=False)
-    return futures
 
 
 def hashed(plan: Plan, pair: Pair) -> Plan:
@@ -177,6 +171,7 @@ def _record(
     files: Json | None = None,
 ) -> Record:
     inputs, measured = pair.inputs, decided.measured
+    journal.stage("draw")
     if plan.coefficients:
         measured = measured.replace(coefficients=histograms(plan.coefficients, inputs))
     return Record(
@@ -198,11 +193,9 @@ def _record(
 
 def command_line() -> str:
     """The running command, without the folders of its paths, which are nobody else's business."""
-    program = Path(sys.argv[0])
-    name = "clipmerge" if "clipmerge" in (program.name, program.parent.name) else program.name
-    return shlex.join(
-        re.sub(r"(^|=)(/|~|\.\.?/).*/", r"\1", word) for word in [name, *sys.argv[1:]]
-    )
+    name = "clipmerge" if "clipmerge" in sys.argv[0] else Path(sys.argv[0]).name
+    words = [re.sub(r"(^|=)(/|~|\.\.?/).*/", r"\1", word) for word in sys.argv[1:]]
+    return shlex.join([name, *words])
 
 
 def local_inputs(*sources: Any) -> list[Path]:

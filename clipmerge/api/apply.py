@@ -13,7 +13,6 @@ from clipmerge.api._pair import (
     Pair,
     as_list,
     as_sources,
-    refuse_duplicates,
 )
 from clipmerge.api._write import Decided, MergeResult, local_inputs, write_merged
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoint
@@ -135,7 +134,6 @@ def _open_checkpoints(
             " given"
         )
     addresses = sources or [_locate(name, plan, record) for record in records]
-    refuse_duplicates(addresses)
     models = [model or record.model for record in records]
     base = open_checkpoint(addresses[0], model=models[0])
     others = zip(addresses[1:], models[1:], strict=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipmerge.api._pair import CheckpointLike, as_sources, with_state_key
+from clipmerge.api._pair import CheckpointLike, as_sources
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checks import check_answers, check_pixels, settle
 from clipmerge.errors import UsageError
@@ -93,8 +93,8 @@ def evaluate(
     from clipmerge.images.dataset import open_images
 
     with as_sources([checkpoint], processor) as (address,):
-        (named,) = with_state_key([address], opts.state_key)
-        opened = open_checkpoint(named, model=opts.model)
+        part = f"#{opts.state_key}" if opts.state_key else ""
+        opened = open_checkpoint(address + part, model=opts.model)
         loaded = {
             name: open_images(source, opts.classes, columns=opts.columns)
             for name, source in sources.items()

@@ -6,7 +6,6 @@ verdict; only the main one looks at the output and writes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +17,10 @@ from clipmerge.distributed import is_main_process
 from clipmerge.errors import RecipeError, UsageError, VerdictError
 from clipmerge.files.paths import local_path
 from clipmerge.layers import match_layers
-from clipmerge.methods import Task
+from clipmerge.methods import Decision, Task
 from clipmerge.methods import decide as decide_by_method
 from clipmerge.options import DecisionOptions, MergeOptions, PlanOptions
 from clipmerge.output.record import Measured
-from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import (
     Plan,
     extrapolation_note,
@@ -30,22 +28,15 @@ from clipmerge.planning.plan import (
     with_coefficients,
     write_plan_files,
 )
-from clipmerge.planning.recipe import (
-    Recipe,
-    RecipeLike,
-    load_recipe,
-)
-from clipmerge.plugins import plugin_names, takes_several_finetuned
+from clipmerge.planning.recipe import Recipe, RecipeLike, load_recipe
+from clipmerge.plugins import takes_several_finetuned
 from clipmerge.progress import Journal, Progress
-from clipmerge.types import StrPath
+from clipmerge.types import Layers, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from clipmerge.api._images import Images
-    from clipmerge.api._measure import Measured as Measurement
+    from clipmerge.api._measure import Found
     from clipmerge.images.split import Split
-
-# A limit below it, in points, is less than one image in a thousand: a fraction was meant.
-_LEAST_LIMIT = 0.1
 
 
 def merge(
@@ -158,27 +149,18 @@ def plan(
 
 def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Progress) -> Recipe:
     """Load the recipe with the options that change it; if none is named, the one that fits."""
+    if options.ood and options.data is None:
+        raise UsageError("`ood` is judged beside `data`; give images of the target too")
     if recipe is None:
-        has_images = options.data is not None
-        recipe, reason = (
-            ("auto", "there are images")
-            if has_images
-            else (
-                "wise-ft",
-                "there are no images",
-            )
-        )
+        recipe, reason = "wise-ft", "there are no images"
         if options.alpha is not None:  # in `auto` it would scale what was learned
-            recipe, reason = "wise-ft", "an alpha is given"
+            reason = "an alpha is given"
+        elif options.data is not None:
+            recipe, reason = "auto", "there are images"
         progress.say(
             f"no recipe was named, so it is {recipe}, because {reason} (`recipe` names another)"
         )
-    if options.ood and options.data is None:
-        raise UsageError("`ood` is judged beside `data`; give images of the target too")
-    limit = options.max_loss
-    if limit is not None and 0 < limit < _LEAST_LIMIT:
-        progress.warn(f"`max_loss` {limit:g} is in points of 100; {100 * limit:g} may be meant")
-    return load_recipe(recipe, options.set, alpha=options.alpha, max_loss=limit)
+    return load_recipe(recipe, options.set, alpha=options.alpha, max_loss=options.max_loss)
 
 
 def _output_folder(
@@ -241,13 +223,11 @@ def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:
         )
     for override in recipe.overrides:
         match_layers(override.layers, inputs.merged_layers)
-    count = len(inputs.finetuned)
-    if count > 1 and recipe.measure and not takes_several_finetuned(recipe.measure["name"]):
-        several = [name for name in plugin_names("measures") if takes_several_finetuned(name)]
+    name = recipe.measure["name"] if recipe.measure else ""
+    if name and len(inputs.finetuned) > 1 and not takes_several_finetuned(name):
         raise RecipeError(
-            f"measure {recipe.measure['name']}: takes one fine-tuned checkpoint, but {count} were"
-            " given; for several use a recipe without a measure, such as 'wise-ft' or 'ties', or"
-            f" one of these measures: {', '.join(several)}"
+            f"measure {name}: takes one fine-tuned checkpoint; for several use a recipe without a"
+            " measure, such as 'wise-ft' or 'ties', or the measure 'soup-accuracy'"
         )
 
 
@@ -257,60 +237,33 @@ def decide(
     split: Split[Images] | None,
     options: DecisionOptions,
     journal: Journal,
-    *,
-    cache: dict[str, Measurement] | None = None,
 ) -> Decided:
-    """Measure what the recipe asks for, and let its method decide.
-
-    Args:
-        pair: The checkpoints.
-        recipe: The recipe.
-        split: The images, if there are any.
-        options: The options of the command.
-        journal: Receives stages and warnings.
-        cache: Results of measures on the same images, by measure and options.
-    """
-    measurements, calibration, state = None, None, None
+    """Measure what the recipe asks for, and let its method decide."""
+    found = None
     if recipe.measure and split is not None:
-        from clipmerge.api._measure import measure, ranks_by_gradients
+        from clipmerge.api._measure import measure
 
-        journal.stage("learn" if recipe.learns else "measure")
-        cache = {} if cache is None else cache
-        key = json.dumps([recipe.measure, recipe.missing], sort_keys=True)
-        if key not in cache or (ranks_by_gradients(recipe) and not cache[key][0].gradients):
-            cache[key] = measure(pair.inputs, recipe, split, options, journal)
-        measurements, calibration, state = cache[key]
-        for note in measurements.notes:
-            journal.warn(note)
+        found = measure(pair.inputs, recipe, split, options, journal)
+    return decide_by(found, pair, recipe, options, journal)
+
+
+def decide_by(
+    found: Found | None,
+    pair: Pair,
+    recipe: Recipe,
+    options: DecisionOptions,
+    journal: Journal,
+) -> Decided:
+    """Let the recipe's method decide by what was measured, and make a plan of its decision."""
     journal.stage("decide")
-    plan, measured = _plan_of(pair, recipe, measurements, options)
-    if beyond := extrapolation_note(plan):
-        journal.warn(beyond)
-    values = measurements.layers if measurements else {}
-    return Decided(plan, measured, values, calibration, state)
-
-
-def _plan_of(
-    pair: Pair, recipe: Recipe, measurements: Measurements | None, options: DecisionOptions
-) -> tuple[Plan, Measured]:
+    measurements, calibration, state = found or (None, None, None)
     task = Task(pair.inputs, measurements, options.seed)
     decision = decide_by_method(task, recipe.method["name"], recipe.method_options)
-    layers, learned = dict(decision.layers), decision.coefficients
-    if learned:
-        layers = with_coefficients(layers, learned, task.layers, task.shapes)
-    reasons = dict(decision.reasons)
-    for override in recipe.overrides:
-        for name in match_layers(override.layers, layers):
-            layers[name] = layers[name].overridden(override)
-            reasons[name] = f"override '{override.layers}'"
-    # a layer whose alpha is overridden needs no coefficients
-    used = {
-        name: learned[name]
-        for layer, entry in layers.items()
-        if entry.alpha_range
-        for name in task.layers[layer]
-        if name in learned
-    }
+    if decision.coefficients:
+        layers = with_coefficients(decision.layers, decision.coefficients, task.layers, task.shapes)
+        decision = replace(decision, layers=layers)
+    if recipe.overrides:
+        decision = _overridden(decision, recipe, task.layers)
     plan = Plan(
         recipe=recipe,
         **pair.sources(),
@@ -320,20 +273,40 @@ def _plan_of(
         missing=recipe.missing,
         head=pair.head,
         seed=options.seed,
-        layers=layers,
+        layers=decision.layers,
         stragglers=decision.stragglers,
     )
+    if decision.scores or decision.coefficients:
+        plan = plan.with_tensors(named_tensors(decision.scores, decision.coefficients))
+    if beyond := extrapolation_note(plan):
+        journal.warn(beyond)
     measured = Measured(
         decision=decision.found,
-        reasons=reasons,
+        reasons=decision.reasons,
         straggler_statistic=decision.straggler_statistic,
         straggler_scores=decision.straggler_scores,
     )
-    if measurements:
-        measured = measured.replace(
-            statistics={value.name: value.reading for value in measurements.statistics},
-            **{name: getattr(measurements, name) for name in ("path", "trace", "choice", "checks")},
-        )
-    if decision.scores or used:
-        plan = plan.with_tensors(named_tensors(decision.scores, used))
-    return plan, measured
+    if measurements is None:
+        return Decided(plan, measured)
+    measured = measured.replace(
+        statistics={value.name: value.reading for value in measurements.statistics},
+        path=measurements.path,
+        trace=measurements.trace,
+        choice=measurements.choice,
+        checks=measurements.checks,
+    )
+    return Decided(plan, measured, measurements.layers, calibration, state)
+
+
+def _overridden(decision: Decision, recipe: Recipe, parameters: Layers) -> Decision:
+    """A decision after the recipe's overrides; a layer whose alpha they set has no coefficients."""
+    layers, reasons = dict(decision.layers), dict(decision.reasons)
+    coefficients = dict(decision.coefficients)
+    for override in recipe.overrides:
+        for name in match_layers(override.layers, layers):
+            layers[name] = layers[name].overridden(override)
+            reasons[name] = f"override '{override.layers}'"
+            if override.alpha is not None:
+                for parameter in parameters[name]:
+                    coefficients.pop(parameter, None)
+    return replace(decision, layers=layers, reasons=reasons, coefficients=coefficients)

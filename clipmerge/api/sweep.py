@@ -23,7 +23,7 @@ from clipmerge.api._pair import (
     with_zeroshot_head,
 )
 from clipmerge.api._write import Decided, command_line, local_inputs
-from clipmerge.api.merge import check_recipe, decide
+from clipmerge.api.merge import check_recipe, decide_by
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.converted import convert_checkpoint
 from clipmerge.checks import check_sources, settle
@@ -156,7 +156,6 @@ def sweep(
         pair, correct, points, numbers, decided, others, list(ids), sources, opts, journal
     )
     if target is not None and is_main_process():
-        journal.stage("draw")
         record["output"] = target.name
         _write(record, target, overwrite=opts.overwrite)
     for each in decided:  # what was learned is saved until nothing more can fail
@@ -227,15 +226,21 @@ def _decide_each(
     journal: Journal,
 ) -> list[Decided]:
     """Decide by each recipe; those that measure alike measure once."""
+    from clipmerge.api._measure import measure, ranks_by_gradients
+
     decided = []
-    cache: Any = {}
+    known: dict[str, Any] = {}
     for recipe in recipes:
         check_recipe(pair, recipe, has_images=data is not None)
-        split = None
+        found = None
         if recipe.measure and data is not None:
-            # the images held back are those of `merge`, so that both decide alike
-            split = split_images(data, recipe, options, journal, judged=True)
-        decided.append(decide(pair, recipe, split, options, journal, cache=cache))
+            key = json.dumps([recipe.measure, ranks_by_gradients(recipe)], sort_keys=True)
+            if key not in known:
+                # the images held back are those of `merge`, so that both decide alike
+                split = split_images(data, recipe, options, journal, judged=True)
+                known[key] = measure(pair.inputs, recipe, split, options, journal)
+            found = known[key]
+        decided.append(decide_by(found, pair, recipe, options, journal))
     return decided
 
 
@@ -320,6 +325,7 @@ def _record(
         describe(name, number, checkpoint=inputs.finetuned[0].provenance())
         for (name, inputs), number in zip(others.items(), numbers[len(decided) :], strict=True)
     ]
+    journal.stage("draw")
     pinned = pair.sources(hashed=True)
     record: Json = {
         "format": SWEEP_FORMAT,

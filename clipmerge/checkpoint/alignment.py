@@ -330,15 +330,15 @@ def _first_values(location: Location) -> Array:
     return values.astype(np.float64)
 
 
-def are_equal(inputs: Inputs, which: int, other: int) -> bool:
-    """Whether a fine-tuned checkpoint and another one (-1: the zero-shot one) hold the same
-    weights; of most that do not, only samples are read.
+def are_equal(inputs: Inputs, which: int) -> bool:
+    """Whether a fine-tuned checkpoint and the zero-shot one hold the same weights; of most that do
+    not, only samples are read.
     """
     names = [*filter(inputs.merges, inputs.zeroshot_keys)]
     for length in (_SAMPLE, sys.maxsize):
         for name in names:
-            holders = inputs.holders[name]
-            (ours, key), (theirs, their_key) = holders[which + 1], holders[other + 1]
+            (theirs, their_key), *finetuned = inputs.holders[name]
+            ours, key = finetuned[which]
             stop = min(length, ours.entries[key].size)
             if not np.array_equal(ours.array(key, 0, stop), theirs.array(their_key, 0, stop)):
                 return False

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from tests.support.command import clipmerge
 from tests.support.tiny_clip import Folders, save_images, save_pair
@@ -25,7 +24,6 @@ COMMANDS = {
     "a folder without weights": "merge {z} {empty} -r wise-ft -o out",
     "a file that is not a checkpoint": "merge {z} {text} -r wise-ft -o out",
     "another architecture": "merge {z} {shallow} -r wise-ft -o out",
-    "a fine-tuned model that lacks layers, with `missing=keep-zeroshot`": "merge {z} {half} -r wise-ft --set missing=keep-zeroshot -o out",
     "a misspelt recipe": "merge {z} {f} -r wiseft -o out",
     "a misspelt option of a recipe": "merge {z} {f} -r wise-ft --set method.alhpa=0.4 -o out",
     "an option without its section": "merge {z} {f} -r wise-ft --set alpha=0.4 -o out",
@@ -94,10 +92,6 @@ def places(
     next(iter(sorted(broken.glob("*/*.png")))).write_bytes(b"not an image")
     rows = [f"blank/{number}.png,{KNOWN[number % 3]} {number}" for number in range(len(found) + 1)]
     (folder / "table.csv").write_text("\n".join(["filepath,title", *rows]))
-    half = Path(shutil.copytree(pair[1], folder / "half"))
-    tensors = load_file(half / "model.safetensors")
-    tensors = {name: value for name, value in tensors.items() if ".mlp." not in name}
-    save_file(tensors, half / "model.safetensors", metadata={"format": "pt"})
     for name in ("flat", "same"):
         for number in range(8):
             path = folder / name / ("cat", "dog")[number % 2] / f"{number}.png"
@@ -126,7 +120,6 @@ def places(
         "table": folder / "table.csv",
         "few": save_images(folder / "few", each=2, classes=("cat", "dog")),
         "numbers": save_images(folder / "numbers", each=2, classes=("0", "1", "2")),
-        "half": half,
         "flat": folder / "flat",
         "same": folder / "same",
         "splits": save_images(folder / "splits", each=20, classes=("test", "train")),

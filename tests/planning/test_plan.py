@@ -34,7 +34,6 @@ EDITS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "unknown mask": ((*FIRST, "mask"), "magnitud", "unknown mask 'magnitud'.*mean 'magnitude'"),
     "unknown option": ((*FIRST, "alhpa"), 1, "alhpa: Extra inputs.*Did you mean 'alpha'"),
     "alpha NaN": ((*FIRST, "alpha"), float("nan"), r"vision\.1\.mlp\.alpha: .*finite"),
-    "alpha true": ((*FIRST, "alpha"), True, r"vision\.1\.mlp\.alpha: .*true or false"),
     "density without mask": ((*FIRST, "density"), 0.5, "has density 0.5 and no mask; name one"),
     "parameters without mask": ((*FIRST, "parameters"), {"a.weight": {}}, "has options of parameters and no mask"),
     "option of a mask": (FIRST, {"alpha": 1, "mask": "n-m", "mask_options": {"n": 0}}, "mask n-m: option 'n' cannot be 0"),
