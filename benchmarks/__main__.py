@@ -38,7 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("--seed", type=int, default=0, help="of learning")
     judge.add_argument("--who", default="", help="whose row it is")
     equal = commands.add_parser("equal-labels", help="fine-tune on the labels that auto may use")
-    for command in (judge, equal):
+    references = commands.add_parser("references", help="models that are no merges")
+    for command in (judge, equal, references):
         command.add_argument("pairs", nargs="*", default=[SMALLEST], help=f"{SMALLEST} by default")
         command.add_argument("--pictures", type=Path, help="folder of the tar files")
         command.add_argument("--clones", type=Path, help="folder of the clones")
@@ -46,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
             "--zeroshot", action="append", default=[], metavar="NAME=DIR", help="a ready model"
         )
         command.add_argument("--cache", type=Path, default=_CACHE, help="where pairs are kept")
-    for command in (judge, equal, page):
+    for command in (judge, equal, references, page):
         command.add_argument("--results", type=Path, default=PAIRS_FOLDER)
         command.add_argument("--no-page", action="store_true", help="leave the pages as they are")
     return parser
@@ -79,10 +80,14 @@ def _run(given: argparse.Namespace) -> None:
                     who=given.who,
                     folder=given.results,
                 )
-            else:
+            elif given.command == "equal-labels":
                 from benchmarks.equal_labels import equal_labels
 
                 equal_labels(pair, given.results)
+            else:
+                from benchmarks.references import references
+
+                references(pair, given.results)
     if not given.no_page:
         from benchmarks.page import PICTURE, draw, write_pages
 

@@ -3,8 +3,7 @@
 `auto` learns from labelled pictures that fine-tuning has not seen. With as many labels one can
 fine-tune anew on both (``anew``), or fine-tune the fine-tuned model further (``continued``), and
 take any point of the WiSE-FT curve of either. Four fifths of the validation pictures are learned
-from, and a fifth chooses alpha, as in `auto`. ``ensemble`` is a reference that keeps two models:
-the mean of their probabilities, each with the temperature of least loss on the validation pictures.
+from, and a fifth chooses alpha, as in `auto`.
 """
 
 from __future__ import annotations
@@ -16,21 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from benchmarks.judge import Judge
 from benchmarks.make_pairs.pair import Pair
 from benchmarks.make_pairs.pictures import Source
-from benchmarks.models import finetune, load
-from benchmarks.pair_results import PAIRS_FOLDER, open_results, stacked
-
-ALPHAS = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-_TEMPERATURES = tuple(2 ** (step / 4) for step in range(-8, 17))
+from benchmarks.models import finetune
+from benchmarks.pair_results import PAIRS_FOLDER, open_results
+from benchmarks.references import ALPHAS
 
 
 def equal_labels(pair: Pair, folder: Path = PAIRS_FOLDER) -> None:
-    """Add ``anew``, ``continued`` and ``ensemble`` to the results of a pair."""
+    """Add ``anew`` and ``continued`` to the results of a pair."""
     results = open_results(pair, folder)
     val = pair.source("val")
     learn, choose = split(val)
@@ -45,9 +40,6 @@ def equal_labels(pair: Pair, folder: Path = PAIRS_FOLDER) -> None:
         curve = tests.curve(model, ALPHAS)
         labels = sum(results.told["labels"].values())
         results.add(name, alphas=ALPHAS, correct=curve, labels=labels, seconds=round(seconds, 1))
-    results.add(
-        "ensemble", correct=_ensemble(pair, val), labels=sum(results.told["labels"].values())
-    )
 
 
 def split(val: Source) -> tuple[Source, Source]:
@@ -75,21 +67,3 @@ def joined(one: Source, other: Source) -> Source:
     labels = torch.cat([one.labels, other.labels])
     things = np.concatenate([one.things, other.things])
     return replace(one, images=[*one.images, *other.images], labels=labels, things=things)
-
-
-def _ensemble(pair: Pair, val: Source) -> dict[str, dict[str, object]]:
-    tests = Judge(pair, {"val": val})
-    shares: dict[str, Tensor] = {}
-    for folder in (pair.zeroshot, pair.finetuned):
-        model = load(folder)
-        logits = {name: tests.logits(model, name) for name in tests.sources}
-        losses = [cross_entropy(logits["val"] / each, val.labels).item() for each in _TEMPERATURES]
-        cooled = _TEMPERATURES[int(np.argmin(losses))]
-        for name, each in logits.items():
-            shares[name] = shares.get(name, 0) + (each / cooled).softmax(dim=1)
-    right = {
-        name: (shares[name].argmax(dim=1) == source.labels).numpy()
-        for name, source in tests.sources.items()
-        if name != "val"
-    }
-    return stacked([right])

@@ -8,7 +8,7 @@ import logging
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import clipmerge
 from benchmarks.make_pairs.pair import Pair
 from benchmarks.make_pairs.pictures import Source
 from benchmarks.models import Model, interpolated, load, prompts_of
-from benchmarks.pair_results import CURVE, PAIRS_FOLDER, open_results, stacked
+from benchmarks.pair_results import CURVE, PAIRS_FOLDER, Results, open_results, stacked
 
 _LOG = logging.getLogger("benchmarks")
 ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
@@ -32,12 +32,12 @@ class Judge:
         self.pair = pair
         self.model: Model = load(pair.zeroshot)
         self.sources = pair.tested() | (extra or {})
-        self._pixels = {name: self.model.input(each.images) for name, each in self.sources.items()}
+        self.pixels = {name: self.model.input(each.images) for name, each in self.sources.items()}
 
     def logits(self, model: Model, name: str) -> Any:
         """Logits on one source, shape (N, C)."""
         prompts = prompts_of(self.sources[name].classes, self.pair.template)
-        return model.logits(self._pixels[name], prompts)
+        return model.logits(self.pixels[name], prompts)
 
     def right(self, model: Model) -> dict[str, np.ndarray]:
         """Which pictures of each source a model recognises, shape (N,)."""
@@ -46,16 +46,29 @@ class Judge:
             for name, source in self.sources.items()
         }
 
-    def curve(self, finetuned: Path, alphas: Sequence[float]) -> dict[str, dict[str, Any]]:
-        """Bits of the points of a WiSE-FT curve."""
+    def curve(
+        self,
+        finetuned: Path,
+        alphas: Sequence[float],
+        prepare: Callable[[], None] = lambda: None,
+    ) -> dict[str, dict[str, Any]]:
+        """Bits of the points of a WiSE-FT curve; ``prepare`` is called at each."""
         start = {name: value.clone() for name, value in self.model.network.state_dict().items()}
         end = load(finetuned).network.state_dict()
         rows = []
         for alpha in alphas:
             self.model.network.load_state_dict(interpolated(start, end, alpha))
+            prepare()
             rows.append(self.right(self.model))
         self.model.network.load_state_dict(start)
         return stacked(rows)
+
+
+def add_curve(tests: Judge, results: Results) -> None:
+    """Add the pair's own WiSE-FT curve, unless it is there."""
+    if CURVE not in results.methods:
+        curve = tests.curve(tests.pair.finetuned, ALPHAS)
+        results.add(CURVE, alphas=ALPHAS, correct=curve, labels=results.told["labels"]["train"])
 
 
 def judge(
@@ -80,9 +93,7 @@ def judge(
     results = open_results(pair, folder)
     tests = Judge(pair)
     if CURVE not in results.methods:
-        with_val = Judge(pair, {"val": pair.source("val")})
-        curve = with_val.curve(pair.finetuned, ALPHAS)
-        results.add(CURVE, alphas=ALPHAS, correct=curve, labels=results.told["labels"]["train"])
+        add_curve(Judge(pair, {"val": pair.source("val")}), results)
     name = " ".join([Path(recipe).stem, *settings, *([f"seed={seed}"] if seed else [])])
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "merged"

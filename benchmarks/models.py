@@ -66,11 +66,16 @@ class Model:
         return self.network.logit_scale.exp()
 
     @torch.no_grad()
+    def embedded(self, pixels: Tensor) -> Tensor:
+        """Embeddings of pictures, shape (N, width)."""
+        seen = [self.embed_image(piece.to(_DEVICE)) for piece in pixels.split(_PIECE)]
+        return torch.cat(seen).cpu()
+
+    @torch.no_grad()
     def logits(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         """Logits of pictures, shape (N, C)."""
-        texts = self.texts(prompts)
-        seen = [self.embed_image(piece.to(_DEVICE)) for piece in pixels.split(_PIECE)]
-        return (self.scale * torch.cat(seen) @ texts.T).cpu()
+        texts = self.texts(prompts).cpu()
+        return self.scale.cpu() * self.embedded(pixels) @ texts.T
 
 
 def load(folder: Path) -> Model:

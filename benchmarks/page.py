@@ -60,9 +60,10 @@ def table(name: str, every: Sequence[Results]) -> str:
 def point_of(results: Results, method: str) -> Accuracies | None:
     """The point for which a method stands.
 
-    ``wise-ft-id`` is the curve's point that the validation pictures choose; ``anew`` and
-    ``continued`` are the points that the fifth of the pictures chooses which they did not learn
-    from, by the most accurate alpha, or with ``-3`` the smallest within 3 points of alpha 1.
+    ``wise-ft-id`` and ``recalibrated`` are the points of their curves that the validation pictures
+    choose; ``anew`` and ``continued`` are those that the fifth of the pictures chooses which they
+    did not learn from, by the most accurate alpha, or with ``-3`` the smallest within 3 points of
+    alpha 1.
     """
     if method == "auto":
         forms = [name for name in ("auto", *_EARLIER) if name in results.methods]
@@ -73,19 +74,20 @@ def point_of(results: Results, method: str) -> Accuracies | None:
         return curve_of(results).point(-1)
     if method == CURVE:
         return curve_of(results).point(results.methods[CURVE]["alphas"].index(0.5))
-    base, source = method.removesuffix("-3"), "choose"
+    base = method.removesuffix("-3")
     if base == "wise-ft-id" and base not in results.methods:
-        base, source = CURVE, "val"
+        base = CURVE
     if base not in results.methods:
         return None
     found = accuracies(results, base)
     if "alphas" not in results.methods[base]:
         return found
-    if source not in results.correct(base):
+    correct = results.correct(base)
+    source = "choose" if "choose" in correct else "val"
+    if source not in correct:
         return None
-    return found.point(
-        chosen_alpha(results, base, source, _MAX_LOSS if method.endswith("-3") else None)
-    )
+    max_loss = _MAX_LOSS if method.endswith("-3") else None
+    return found.point(chosen_alpha(results, base, source, max_loss))
 
 
 def _having(every: Sequence[Results], methods: Sequence[str]) -> list[Results]:
@@ -109,7 +111,7 @@ def _both(pairs: Sequence[Results], method: str) -> str:
     found = []
     for axis in ("id", "ood"):
         values = [(each.target, getattr(point_of(each, method), axis)[:, 0]) for each in pairs]
-        found.append(f"{over_targets(values, resamples=1).value:.1f}")
+        found.append(f"{over_targets(values).value:.1f}")
     return " / ".join(found)
 
 
@@ -221,45 +223,86 @@ def _merged_row(name: str, pairs: Sequence[Results]) -> list[str]:
     return [name, *models, _standing(pairs, "auto"), _gain(pairs, "auto")]
 
 
+#: What the labels could have bought: method, how it is called.
 _EQUAL = {
     "fine-tuned": "fine-tuned",
     CURVE: "wise-ft, alpha 0.5",
     "wise-ft-id": "wise-ft-id",
+    "recalibrated": "wise-ft-id, batch norms recalibrated",
     "continued": "continued on val, best alpha",
     "continued-3": "continued on val, smallest alpha",
     "anew": "anew on train + val, best alpha",
     "anew-3": "anew on train + val, smallest alpha",
     "auto": "auto",
+    "auto measure.distill_weight=0": "auto without its restraint",
     "ensemble": "ensemble (two models)",
+    "dawin": "DaWin (two models)",
+    "vrf": "VRF (two models)",
 }
+_WITH_LABELS = ("continued", "anew", "auto")
 
 
 def equal_labels(every: Sequence[Results]) -> Rows:
-    """What else the labels could have bought: mean over targets, on pairs that have everything."""
-    pairs = _having(every, list(_EQUAL))
-    head = ["method", "ID / OOD", "OOD since fine-tuned", "gain over the curve"]
-    rows = [[*head, "auto minus it: OOD", "auto minus it: ID"]]
-    for method, told in _EQUAL.items() if pairs else ():
-        less = [_change(pairs, "auto", axis, method) for axis in ("ood", "id")]
-        since = _change(pairs, method, "ood")
-        row = [told, _both(pairs, method), since, _gain(pairs, method)]
-        rows.append([*row, *(["", ""] if method == "auto" else less)])
+    """What else the labels could have bought: mean over targets, each on the pairs that have it."""
+    pairs = _having(every, _WITH_LABELS)
+    rows = [
+        [
+            "method (pairs)",
+            "ID / OOD",
+            "OOD since fine-tuned",
+            "gain over the curve",
+            "auto minus it: OOD",
+            "auto minus it: ID",
+        ]
+    ]
+    for method, told in _EQUAL.items():
+        ours = _having(pairs, [method])
+        if ours:
+            less = [_change(ours, "auto", axis, method) for axis in ("ood", "id")]
+            rows.append(
+                [
+                    f"{told} ({len(ours)})",
+                    _both(ours, method),
+                    _change(ours, method, "ood"),
+                    _gain(ours, method),
+                    *(["", ""] if method == "auto" else less),
+                ]
+            )
     return rows
 
 
 def equal_by_target(every: Sequence[Results]) -> Rows:
     """The same by target: ID / OOD."""
-    pairs = _having(every, list(_EQUAL))
-    by_target = _by_target(pairs)
+    by_target = _by_target(_having(every, _WITH_LABELS))
     rows = [["method", *(f"{name} ({len(ours)})" for name, ours in by_target.items())]]
-    for method, told in _EQUAL.items() if pairs else ():
-        rows.append([told, *(_both(ours, method) for ours in by_target.values())])
+    for method, told in _EQUAL.items():
+        cells = []
+        for ours in by_target.values():
+            every_pair = len(_having(ours, [method])) == len(ours)
+            cells.append(_both(ours, method) if every_pair else "")
+        if any(cells):
+            rows.append([told, *cells])
+    return rows
+
+
+def seeds(every: Sequence[Results]) -> Rows:
+    """`auto` learned several times: ID / OOD of each seed, and the largest differences."""
+    names = ("auto", "auto seed=1", "auto seed=2")
+    rows = [["pair", "seed 0", "seed 1", "seed 2", "spread, ID", "spread, OOD"]]
+    for each in every:
+        if all(name in each.methods for name in names):
+            points = [accuracies(each, name) for name in names]
+            spreads = []
+            for axis in ("id", "ood"):
+                values = [getattr(point, axis)[0, 0] for point in points]
+                spreads.append(f"{100 * (max(values) - min(values)):.1f}")
+            rows.append([each.name, *(_both([each], name) for name in names), *spreads])
     return rows
 
 
 def over_curves(every: Sequence[Results]) -> Rows:
     """`auto` against the whole curve of each way to use the labels, at equal ID accuracy."""
-    pairs = _having(every, list(_EQUAL))
+    pairs = _having(every, _WITH_LABELS)
     rows = [["target (pairs)", "the curve", "continued", "anew", "beats / beaten / neither, anew"]]
     groups = {**_by_target(pairs), "every target": pairs}
     for target, ours in groups.items() if pairs else ():
@@ -293,5 +336,6 @@ _TABLES: dict[str, Callable[[Sequence[Results]], Rows]] = {
     "equal-labels": equal_labels,
     "equal-by-target": equal_by_target,
     "over-curves": over_curves,
+    "seeds": seeds,
     "advice": advice,
 }

@@ -37,7 +37,7 @@ def unpacked(told: Mapping[str, Any]) -> np.ndarray:
     return np.unpackbits(bits, count=count).astype(bool).reshape(told["shape"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # so that a file's figures can be kept
 class Results:
     """Results of one pair.
 

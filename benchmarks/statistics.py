@@ -35,6 +35,7 @@ class Accuracies:
         return Accuracies(self.id[:, [at]], self.ood[:, [at]])
 
 
+@lru_cache(maxsize=512)
 def accuracies(results: Results, method: str, resamples: int = RESAMPLES) -> Accuracies:
     """Accuracies of a method on a pair."""
     found = {}
@@ -85,25 +86,22 @@ def gain(point: Accuracies, curve: Accuracies) -> np.ndarray:
         >>> gain(Accuracies(np.array([[0.9]]), np.array([[0.7]])), curve).round(3).tolist()
         [0.2]
     """
-    return np.array(
-        [
-            ood - _height(curve_id, curve_ood, wanted)
-            for wanted, ood, curve_id, curve_ood in zip(
-                point.id[:, 0], point.ood[:, 0], curve.id, curve.ood, strict=True
-            )
-        ]
-    )
+    wanted = np.minimum(point.id[:, 0], curve.id.max(axis=1))
+    return point.ood[:, 0] - _heights(curve, wanted)
 
 
-def _height(ids: np.ndarray, oods: np.ndarray, wanted: float) -> float:
-    wanted = min(wanted, ids.max())
-    reached = [ood for at, ood in zip(ids, oods, strict=True) if at >= wanted]
-    for one in range(len(ids) - 1):
-        low, high = sorted((one, one + 1), key=lambda at: ids[at])
-        if ids[low] < wanted <= ids[high]:
-            share = (wanted - ids[low]) / (ids[high] - ids[low])
-            reached.append(oods[low] + share * (oods[high] - oods[low]))
-    return float(max(reached))
+def _heights(curve: Accuracies, wanted: np.ndarray) -> np.ndarray:
+    """The best OOD accuracy at these ID accuracies or higher ones, shape (1 + resamples,)."""
+    reaches = curve.id >= wanted[:, None]
+    best = np.where(reaches, curve.ood, -np.inf).max(axis=1)
+    for left in range(curve.id.shape[1] - 1):
+        start, end = curve.point(left), curve.point(left + 1)
+        rise = (end.id - start.id)[:, 0]
+        share = (wanted - start.id[:, 0]) / np.where(rise == 0, np.nan, rise)
+        between = start.ood[:, 0] + share * (end.ood - start.ood)[:, 0]
+        is_inside = (share >= 0) & (share <= 1)
+        best = np.where(is_inside, np.fmax(best, between), best)
+    return best
 
 
 def standing(point: Accuracies, curve: Accuracies) -> str:
@@ -143,15 +141,14 @@ def over_targets(values: Sequence[tuple[str, np.ndarray]], resamples: int = RESA
     targets = [np.stack(each) for each in by_target.values()]
     measured = float(np.mean([each[:, 0].mean() for each in targets]))
     rng = np.random.default_rng(1)
-    means = []
-    for _ in range(resamples):
-        drawn = []
-        for at in rng.integers(len(targets), size=len(targets)):
-            pairs = targets[at]
-            chosen = rng.integers(len(pairs), size=len(pairs))
-            drawn.append(pairs[chosen, rng.integers(1, pairs.shape[1])].mean())
-        means.append(np.mean(drawn))
-    low, high = np.percentile(means, [2.5, 97.5])
+    drawn = rng.integers(len(targets), size=(resamples, len(targets)))
+    means = np.zeros(drawn.shape)
+    for number, pairs in enumerate(targets):
+        times = int((drawn == number).sum())
+        chosen = rng.integers(len(pairs), size=(times, len(pairs)))
+        pictures = rng.integers(1, pairs.shape[1], size=(times, 1))
+        means[drawn == number] = pairs[chosen, pictures].mean(axis=1)
+    low, high = np.percentile(means.mean(axis=1), [2.5, 97.5])
     return Estimate(100 * measured, 100 * low, 100 * high, len(values))
 
 

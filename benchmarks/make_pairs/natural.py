@@ -17,6 +17,7 @@ from benchmarks.make_pairs.backbone import IMAGENET, TEMPLATE
 from benchmarks.make_pairs.pair import Pair, Places, Roles, Spec, resized, sampled, write_pair
 from benchmarks.make_pairs.photos import REGIMES
 from benchmarks.make_pairs.pictures import Picture, alike_features, grouped, read_tar
+from benchmarks.make_pairs.vit import teach_vit
 from benchmarks.models import load
 from clipmerge.errors import DataError
 
@@ -43,11 +44,11 @@ class File:
 
 def make_pair(spec: Spec, places: Places) -> Pair:
     """Make one pair, each part once."""
-    given = places.zeroshots.get(spec.model, places.cache / f"zeroshot-{spec.model}")
+    given = places.zeroshots.get("lite0", places.cache / "zeroshot-lite0")
     if not given.is_dir():
         raise DataError(f"{given}: make a pair of real pictures first, or name --zeroshot")
-    zeroshot = resized(given, _SIZE, places.cache / f"zeroshot-{spec.model}-{_SIZE}")
-    pictures = _load(places.clones or Path(), spec.target)
+    zeroshot = resized(given, _SIZE, places.cache / f"zeroshot-lite0-{_SIZE}")
+    pictures, others = _load(places.clones or Path(), spec.target)
     groups = _groups(pictures, given)
     roles = deal(pictures, groups, spec.seed)
     samples = [data for _, data in read_tar((places.pictures or Path()) / "imagenet-samples.tar")]
@@ -56,22 +57,32 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     roles.ood_classes["imagenet"] = IMAGENET
     named = zip(IMAGENET, samples, strict=True)
     pictures += [Picture("imagenet", name, data) for name, data in named]
+    if spec.model == "vit":
+        seen = [*_read(others), *pictures[-len(samples) :]]
+        taught = places.cache / f"zeroshot-vit-{spec.target}"
+        teach_vit(zeroshot, seen, taught)
+        zeroshot = taught
     return write_pair(spec, places.cache, zeroshot, TEMPLATE, pictures, roles)
 
 
-def _load(clones: Path, target: str) -> list[Picture]:
-    """A sample of each domain of a target, scaled down."""
+def _load(clones: Path, target: str) -> tuple[list[Picture], list[File]]:
+    """A sample of each domain of a target, scaled down, and the rest."""
     files: dict[str, list[File]] = defaultdict(list)
     for file in _READERS[target](clones):
         files[file.domain].append(file)
     if not files:
         raise DataError(f"{clones}: no pictures of {target}; benchmarks/README.md names the clones")
-    chosen = []
+    chosen, rest = [], []
     for domain in sorted(files):
         ours = sorted(files[domain], key=lambda file: str(file.path.relative_to(clones)))
         random.Random(0).shuffle(ours)
         chosen += ours[:_MOST]
-    return [Picture(file.domain, file.label, _scaled(file.path)) for file in chosen]
+        rest += ours[_MOST:]
+    return _read(chosen), rest
+
+
+def _read(files: Sequence[File]) -> list[Picture]:
+    return [Picture(file.domain, file.label, _scaled(file.path)) for file in files]
 
 
 def _scaled(path: Path) -> bytes:
@@ -133,6 +144,7 @@ _LAND = {
 #: RSSCN7 has a hundred pictures of each class at each of four scales, the nearest first.
 _NEAR, _MIDDLE = 200, 300
 _EVERY_FRAME = 40  # of a turning fruit
+_STUDIO = "fruits-360-3-body-problem"
 
 
 def _aerial(clones: Path) -> Iterator[File]:
@@ -159,9 +171,29 @@ def _groceries(clones: Path) -> Iterator[File]:
     for row in kinds:
         yield File("product", names[row[1]], folder / row[4].lstrip("/"))
     for fruit in ("Apple", "Tomato"):
-        for kind_folder in sorted((clones / "fruits-360-3-body-problem").glob(f"*/{fruit}/*")):
-            for path in sorted(kind_folder.iterdir())[::_EVERY_FRAME]:
-                yield File("studio", fruit.lower(), path)
+        yield from _turning(clones, fruit, "studio")
+
+
+def _turning(clones: Path, fruit: str, domain: str) -> Iterator[File]:
+    """Some frames of every kind of a fruit that turns in a studio."""
+    for kind in sorted((clones / _STUDIO).glob(f"*/{fruit}/*")):
+        for path in sorted(kind.iterdir())[::_EVERY_FRAME]:
+            yield File(domain, fruit.lower(), path)
+
+
+def _fruit(clones: Path) -> Iterator[File]:
+    """Fruit in a studio; the shift is fruit in shops."""
+    for fruit in ("Apple", "Cherry", "Tomato"):
+        yield from _turning(clones, fruit, _OWN)
+    for file in _groceries(clones):
+        if file.label in ("apple", "tomato") and file.domain == _OWN:
+            yield replace(file, domain="shop")
+
+
+def _waste(clones: Path) -> Iterator[File]:
+    """Waste on a white board; the shift is waste anywhere."""
+    yield from _of_folders(clones / "chs", {"dataset-resized": _OWN})
+    yield from _of_folders(clones, {"Smart-Waste-Management-System": "elsewhere"})
 
 
 def _office(clones: Path) -> Iterator[File]:
@@ -181,7 +213,7 @@ def _of_folders(folder: Path, domains: Mapping[str, str]) -> Iterator[File]:
     """Pictures in folders of domains and, in these, of classes."""
     for name, domain in domains.items():
         for path in (folder / name).glob("*/*.[jp]*g"):
-            yield File(domain, path.parent.name.replace("_", " "), path)
+            yield File(domain, path.parent.name.replace("_", " ").lower(), path)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[File]]] = {
@@ -189,12 +221,20 @@ _READERS: dict[str, Callable[[Path], Iterator[File]]] = {
     "groceries": _groceries,
     "office": _office,
     "cartoon": _cartoon,
+    "waste": _waste,
+    "fruit": _fruit,
 }
 #: These were looked at before images were split into those that choose and those that judge, and
 #: were a reason for it. Office and cartoons were first looked at when all was settled.
 _TUNED = ("aggressive-aerial-0", "aggressive-groceries-0")
-PAIRS = tuple(
-    Spec(name := f"{how}-{target}-0", target, "lite0", REGIMES[how], 0, name in _TUNED)
-    for target in _READERS
-    for how in ("aggressive", "mild")
+PAIRS = (
+    *(
+        Spec(name := f"{how}-{target}-0", target, "lite0", REGIMES[how], 0, name in _TUNED)
+        for target in _READERS
+        for how in ("aggressive", "mild")
+    ),
+    *(
+        Spec(f"vit-{how}-cartoon-0", "cartoon", "vit", REGIMES[how])
+        for how in ("aggressive", "mild")
+    ),
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import equal_labels, judge
+from benchmarks import equal_labels, judge, references
 from benchmarks.make_pairs import PAIRS, digits
 from benchmarks.make_pairs.pair import Pair, Places
 from benchmarks.models import Regime
@@ -24,8 +24,8 @@ def judged(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of its results, with a recipe and the baselines of equal labels."""
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "ALPHAS", (0.0, 0.5, 1.0))
         patch.setattr(equal_labels, "ALPHAS", (0.5, 1.0))
         judge.judge(pair, "lines", who="a test", folder=folder)
         equal_labels.equal_labels(pair, folder)
+        references.references(pair, folder)
     return folder

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from benchmarks import advice, speed
+from benchmarks import advice, references, speed
 from benchmarks.make_pairs import natural, photos
 from benchmarks.make_pairs.pictures import Picture
 from benchmarks.pair_results import Results, packed
@@ -104,6 +107,24 @@ def test_roles_share_no_group() -> None:
     seen = [{groups[at] for at in part} for part in parts]
     assert sum(map(len, seen)) == len(set().union(*seen))
     assert {pictures_of for part in parts[:3] for pictures_of in part} == set(range(300))
+
+
+def test_dawin_of_two_models_alike() -> None:
+    shares = torch.tensor([[0.9, 0.1], [0.6, 0.4]])
+    both = references.Answers({}, {"test": shares})
+    alphas = np.arange(11)[:, None] == 5  # right at alpha 0.5 alone
+    found = references._dawin(both, both, {"test": np.repeat(alphas, 2, axis=1)})
+    assert found["test"].all()
+
+
+def test_recalibrated_norms_have_the_statistics_of_the_pictures() -> None:
+    norm = nn.BatchNorm2d(3)
+    norm.running_mean.fill_(7)
+    model = SimpleNamespace(network=nn.Sequential(norm), embedded=norm)
+    pixels = torch.randn(8, 3, 4, 4)
+    references._recalibrate(model, pixels)  # type: ignore[arg-type]
+    assert torch.allclose(norm.running_mean, pixels.mean(dim=(0, 2, 3)), atol=1e-6)
+    assert not norm.training
 
 
 def test_verdicts_figure_is_that_of_the_judged_merges() -> None:

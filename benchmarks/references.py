@@ -1,0 +1,142 @@
+"""References that are no merges, on the pictures of a pair.
+
+``ensemble``, ``dawin`` and ``vrf`` keep both models and need them at inference:
+
+- ``ensemble``: the mean of both models' probabilities, each with the temperature of least loss on
+  the validation pictures.
+- ``dawin`` (arXiv 2410.03782): every picture has weights of its own, interpolated by how sure both
+  models are of it. Here its alpha is rounded to tenths, and not clustered.
+- ``vrf`` (arXiv 2411.06966): the fine-tuned model counts less, the further a picture lies from the
+  validation pictures that only this model recognises. Its two constants are those of its code.
+
+``recalibrated`` is the WiSE-FT curve with the statistics of its batch norms taken anew, at each
+alpha, from the validation pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from benchmarks.judge import Judge, add_curve
+from benchmarks.make_pairs.pair import Pair
+from benchmarks.models import Model, load, prompts_of
+from benchmarks.pair_results import CURVE, PAIRS_FOLDER, open_results, stacked
+
+ALPHAS = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_TEMPERATURES = tuple(2 ** (step / 4) for step in range(-8, 17))
+_VRF_MIDDLE, _VRF_WIDTH = 1.5, 0.6
+Right = dict[str, np.ndarray]
+
+
+def references(pair: Pair, folder: Path = PAIRS_FOLDER) -> None:
+    """Add every reference to the results of a pair."""
+    results = open_results(pair, folder)
+    tests = Judge(pair, {"val": pair.source("val")})
+    add_curve(tests, results)
+    zeroshot = _answers(pair.zeroshot, tests)
+    finetuned = _answers(pair.finetuned, tests)
+    labels = sum(results.told["labels"].values())
+    found = {
+        "ensemble": _ensemble(zeroshot, finetuned, tests),
+        "dawin": _dawin(zeroshot, finetuned, results.correct(CURVE)),
+        "vrf": _vrf(zeroshot, finetuned, tests),
+    }
+    for name, right in found.items():
+        results.add(name, correct=stacked([right]), labels=labels)
+    norms = _norms(tests.model)
+    if norms:
+        pixels = tests.pixels["val"]
+        curve = tests.curve(pair.finetuned, ALPHAS, lambda: _recalibrate(tests.model, pixels))
+        results.add("recalibrated", alphas=ALPHAS, correct=curve, labels=labels)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model says of the pictures of each source.
+
+    Attributes:
+        features: Unit embeddings, shape (N, width).
+        shares: Calibrated probabilities of the classes, shape (N, C).
+    """
+
+    features: dict[str, Tensor]
+    shares: dict[str, Tensor]
+
+
+def _answers(folder: Path, tests: Judge) -> Answers:
+    model = load(folder)
+    features = {}
+    logits = {}
+    for name, source in tests.sources.items():
+        texts = model.texts(prompts_of(source.classes, tests.pair.template)).detach().cpu()
+        features[name] = model.embedded(tests.pixels[name])
+        logits[name] = model.scale.item() * features[name] @ texts.T
+    labels = tests.sources["val"].labels
+    losses = []
+    for temperature in _TEMPERATURES:
+        loss = cross_entropy(logits["val"] / temperature, labels)
+        losses.append(loss.item())
+    cooled = _TEMPERATURES[int(np.argmin(losses))]
+    shares = {name: (each / cooled).softmax(dim=1) for name, each in logits.items()}
+    return Answers(features, shares)
+
+
+def _ensemble(zeroshot: Answers, finetuned: Answers, tests: Judge) -> Right:
+    right = {}
+    for name, source in tests.sources.items():
+        mean = zeroshot.shares[name] + finetuned.shares[name]
+        right[name] = (mean.argmax(dim=1) == source.labels).numpy()
+    return right
+
+
+def _dawin(zeroshot: Answers, finetuned: Answers, curve: Right) -> Right:
+    right = {}
+    for name, of_alphas in curve.items():
+        start = _entropies(zeroshot.shares[name])
+        end = _entropies(finetuned.shares[name])
+        offset = (start.std() / start.mean() + end.std() / end.mean()) / 2
+        share = start.mean() / (start.mean() + end.mean())
+        alpha = ((-end).exp() + offset * share) / ((-start).exp() + (-end).exp() + offset)
+        tenths = (10 * alpha).round().long().numpy()
+        right[name] = of_alphas[tenths, np.arange(len(tenths))]
+    return right
+
+
+def _entropies(shares: Tensor) -> Tensor:
+    return -(shares * shares.clamp(min=1e-12).log()).sum(dim=1)
+
+
+def _vrf(zeroshot: Answers, finetuned: Answers, tests: Judge) -> Right:
+    labels = tests.sources["val"].labels
+    known, failed = (each.shares["val"].argmax(dim=1) == labels for each in (finetuned, zeroshot))
+    gained = finetuned.features["val"][known & ~failed]
+    right = {}
+    for name, source in tests.sources.items():
+        distance = torch.cdist(finetuned.features[name], gained).square().amin(dim=1)
+        weight = torch.sigmoid((_VRF_MIDDLE - distance) / _VRF_WIDTH)[:, None]
+        mean = (1 - weight) * zeroshot.shares[name] + weight * finetuned.shares[name]
+        right[name] = (mean.argmax(dim=1) == source.labels).numpy()
+    return right
+
+
+def _norms(model: Model) -> list[nn.BatchNorm2d]:
+    return [each for each in model.network.modules() if isinstance(each, nn.BatchNorm2d)]
+
+
+@torch.no_grad()
+def _recalibrate(model: Model, pixels: Tensor) -> None:
+    """Means and variances of the inputs of all batch norms, over these pictures."""
+    norms = _norms(model)
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+        norm.train()
+    model.embedded(pixels)
+    for norm in norms:
+        norm.eval()
