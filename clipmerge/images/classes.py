@@ -62,7 +62,7 @@ def _assign_given_names(
     if classes is not None:
         names = _check_names(title, data, classes)
         if isinstance(data, list):
-            names = _sort_by_class(names, classes)
+            names = _sort_by_class(title, names, classes)
         return labels, names, ()
     notes: Names = ()
     count = len(data)
@@ -131,11 +131,22 @@ def _class_order(names: Iterable[str]) -> Names:
     return tuple(ordered)
 
 
-def _sort_by_class(names: Names, classes: Names) -> Names:
-    """Sort names by the classes that they equal, if they are the same."""
+def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
+    """Sort names by the classes that they equal, if they are the same; where some are and stand
+    elsewhere, the list has another order, by which every image would get a wrong name.
+    """
     by_name = {_plainly(name): name for name in names}
     wanted = list(map(_plainly, classes))
-    return tuple(map(by_name.__getitem__, wanted)) if set(by_name) == set(wanted) else names
+    if set(by_name) == set(wanted):
+        return tuple(by_name[name] for name in wanted)
+    for name, plain in zip(names, map(_plainly, names), strict=True):
+        if plain in wanted and names[wanted.index(plain)] != name:
+            raise DataError(
+                f"{title}: '{name}' is name {names.index(name) + 1}, but class"
+                f" {wanted.index(plain) + 1} of the images; write the names in the order of the"
+                " classes, or JSON with a name for each class"
+            )
+    return names
 
 
 def _plainly(name: str) -> str:

@@ -25,8 +25,8 @@ def load_in_memory(data: Any, columns: Columns) -> Opened:
     if hasattr(data, "features") and hasattr(data, "num_rows"):
         return load_dataset(title, data, columns)
     is_sequence = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    is_other = isinstance(data, Mapping) or hasattr(data, "iloc")  # a table of pandas
-    if not is_sequence or is_other:
+    is_table = isinstance(data, Mapping) or hasattr(data, "iloc")  # iloc is of pandas
+    if not is_sequence or is_table:
         raise DataError(
             f"data: {type(data).__name__} holds no labelled images; give a path, a datasets.Dataset"
             " (one split), a torch Dataset (of a DataLoader its .dataset) or a list of (image,"
@@ -34,86 +34,66 @@ def load_in_memory(data: Any, columns: Columns) -> Opened:
         )
     if not len(data):
         raise DataError(f"{title}: holds no images")
-    first = data[0]
-    if isinstance(first, (str, os.PathLike)):
+    if isinstance(data[0], (str, os.PathLike)):
         files = list(map(os.fspath, data))
         return load_files(files[0], files, columns)
-    if _label_of(first, columns) is None:
+    labels = getattr(data, "targets", None)  # torchvision keeps them beside its images
+    is_changed = getattr(data, "target_transform", None) is not None
+    if labels is None or is_changed or len(labels) != len(data):
+        labels = [_label_of(data[at], columns) for at in range(len(data))]
+    if labels[0] is None:
         raise DataError(
             f"{title}: its items are not (image, label) or (image, caption) pairs, or mappings of"
             " these names"
         )
-    labels = _kept_labels(data)
-    if labels is None:
-        labels = [_label_of(data[at], columns) for at in range(len(data))]
-    if not all(isinstance(label, (str, list, tuple)) for label in labels):
-        labels = [_number(title, label) for label in labels]
     return Opened(
         title=title,
         pictures=_pictures(title, data),
-        values=labels,
+        values=[_as_label(title, label) for label in labels],
         captioned=columns.captioned,
         class_names=_class_names(data),
     )
-
-
-def _kept_labels(data: Any) -> list[Any] | None:
-    """The labels that torchvision's data sets keep beside their images, unless a transform changes
-    them.
-    """
-    targets = getattr(data, "targets", None)
-    if targets is None or len(targets) != len(data):
-        return None
-    if getattr(data, "target_transform", None) is not None:
-        return None
-    return list(targets)
 
 
 def _class_names(data: Any) -> Names | None:
     """The class names of a data set, or of the one that it is a part of, as torch's `Subset` is."""
     while not hasattr(data, "classes") and hasattr(data, "dataset"):
         data = data.dataset
-    names: list[str] = []
-    for name in getattr(data, "classes", ()):
-        # torchvision's ImageNet has several names of each class
-        first = name[0] if isinstance(name, tuple) else name
-        if not isinstance(first, str):
-            return None
-        names.append(first)
-    return tuple(names) or None
+    names = getattr(data, "classes", ())
+    # torchvision's ImageNet has several names of each class
+    first = tuple(name[0] if isinstance(name, tuple) else name for name in names)
+    return first or None
 
 
 def _image_of(item: Any) -> Any:
-    if isinstance(item, Mapping):
-        found = [name for name in _IMAGES if name in item]
-        return item[found[0]] if found else None
-    return item[0]
+    return _named(item, _IMAGES) if isinstance(item, Mapping) else item[0]
 
 
 def _label_of(item: Any, columns: Columns) -> Any:
     """The label or the captions of an item; ``None`` if it has neither."""
     if isinstance(item, Mapping):
         wanted = columns.caption or columns.label
-        names = (wanted,) if wanted else (*LABEL_NAMES, *CAPTION_NAMES)
-        found = [name for name in names if name in item]
-        return item[found[0]] if found else None
+        return _named(item, (wanted,) if wanted else (*LABEL_NAMES, *CAPTION_NAMES))
     is_pair = isinstance(item, (tuple, list)) and len(item) > 1
     return item[1] if is_pair else None
 
 
-def _number(title: str, label: Any) -> Any:
-    """A class index or a name."""
-    if isinstance(label, str):
+def _named(item: Mapping[str, Any], names: Names) -> Any:
+    return next((item[name] for name in names if name in item), None)
+
+
+def _as_label(title: str, label: Any) -> Any:
+    """A class index, a name, or captions."""
+    if isinstance(label, (str, list, tuple)):
         return label
     values = np.asarray(label)
-    if values.size == 1 and values.dtype.kind in "biuf":
-        number = float(values.item())
-        if number.is_integer():
-            return int(number)
-    raise DataError(
-        f"{title}: {str(label)[:60]} is not a label; give a class index or a name for each image"
-        " (of one-hot labels the argmax), or captions as texts"
-    )
+    is_number = values.size == 1 and values.dtype.kind in "biuf"
+    if not is_number or values.item() != int(values.item()):
+        raise DataError(
+            f"{title}: {str(label)[:60]} is not a label; give a class index or a name for each"
+            " image (of one-hot labels the argmax), or captions as texts"
+        )
+    return int(values.item())
 
 
 def _pictures(title: str, data: Any) -> Pictures:
@@ -131,17 +111,13 @@ def _pictures(title: str, data: Any) -> Pictures:
         return _encoded(name(at), get(at))
 
     positions = range(len(data))
-    floats = 0
-    normalised = 0
-    black = 0
-    for at in positions[:: max(1, len(data) // _SHOWN)]:
-        image = get(at)
-        values = _as_array(image) if hasattr(image, "dtype") else np.zeros(1, np.uint8)
-        if values.dtype.kind == "f":
-            floats += 1
-            normalised += not _in_unit_interval(values)
-            black += not values.any()  # or preprocessed and grey: it tells nothing
-    if normalised or (floats and floats == black):
+    shown = [get(at) for at in positions[:: max(1, len(data) // _SHOWN)]]
+    arrays = [_as_array(image) for image in shown if hasattr(image, "dtype")]
+    floats = [values for values in arrays if values.dtype.kind == "f"]
+    is_normalised = any(not _is_in_unit_interval(values) for values in floats)
+    # all black is preprocessed and grey, or tells nothing
+    is_black = bool(floats) and not any(values.any() for values in floats)
+    if is_normalised or is_black:
         return Pictures(get, name, positions, preprocessed=True)
     return Pictures(encoded, name, positions)
 
@@ -155,7 +131,7 @@ def _encoded(name: str, image: Any) -> Encoded:
     if isinstance(image, (str, os.PathLike)):
         return os.fspath(image)
     values = _as_array(image)
-    if values.dtype.kind == "f" and _in_unit_interval(values):
+    if values.dtype.kind == "f" and _is_in_unit_interval(values):
         values = np.rint(255 * values).astype(np.uint8)
     if values.ndim == 3 and values.shape[0] <= 4 < values.shape[2]:
         values = values.transpose(1, 2, 0)
@@ -178,5 +154,5 @@ def _as_array(image: Any) -> np.ndarray[Any, Any]:
     return np.asarray(image)
 
 
-def _in_unit_interval(values: np.ndarray[Any, Any]) -> bool:
+def _is_in_unit_interval(values: np.ndarray[Any, Any]) -> bool:
     return bool(values.min() >= 0 and values.max() <= 1)

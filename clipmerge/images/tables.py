@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import ClipmergeError, DataError, counted, did_you_mean, shorten
 from clipmerge.files.paths import local_path, user_cache
@@ -149,36 +149,37 @@ def _open_table(
         folder: Where names of files start from, if not from the working folder.
     """
     class_names = _class_names(schema)
-    chosen = _choose_columns(title, schema, columns, list(class_names))
-    values = select([chosen.text])[:].column(0).to_pylist()
-    images = select([chosen.image])
-    if _kind(schema.field(chosen.image).type) == "texts":
+    image, text, captioned, notes = _choose_columns(title, schema, columns, list(class_names))
+    values = select([text])[:].column(0).to_pylist()
+    images = select([image])
+    if _kind(schema.field(image).type) == "texts":
         files = _find_files(title, images[:].column(0).to_pylist(), folder)
-        if chosen.captioned:
+        if captioned:
             files, values = _join_captions(files, values)
         pictures = picture_files(files)
     else:
         pictures = _pictures(title, images, len(values))
-    if not chosen.captioned:
+    if not captioned:
         values = [None if value == "" else value for value in values]  # an empty cell of a CSV
     return Opened(
         title=title,
         pictures=pictures,
         values=values,
-        captioned=chosen.captioned,
-        class_names=class_names.get(chosen.text),
-        notes=chosen.notes,
+        captioned=captioned,
+        class_names=class_names.get(text),
+        notes=notes,
     )
 
 
 def _class_names(schema: pa.Schema) -> dict[str, Names]:
     """The names of classes by column, as `datasets` writes them."""
-    written = (schema.metadata or {}).get(b"huggingface", b'{"info": {"features": {}}}')
-    found: dict[str, Names] = {}
-    for column, feature in json.loads(written)["info"]["features"].items():
-        if "names" in feature:
-            found[column] = tuple(feature["names"])
-    return found
+    written = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
+    features = written.get("info", {}).get("features", {})
+    return {
+        column: tuple(feature["names"])
+        for column, feature in features.items()
+        if "names" in feature
+    }
 
 
 def _pictures(title: str, images: Any, count: int) -> Pictures:
@@ -205,39 +206,30 @@ def _join_captions(files: list[str], values: list[Any]) -> tuple[list[str], list
     return list(captions), list(captions.values())
 
 
-class _Chosen(NamedTuple):
-    """A table's columns, and notes for the user."""
-
-    image: str
-    text: str  # of labels or captions
-    captioned: bool
-    notes: Names
-
-
-def _choose_columns(title: str, schema: pa.Schema, wanted: Columns, classes: list[str]) -> _Chosen:
-    """The columns that the user named; otherwise those of a type or with a usual name, and captions
-    only without labels.
+def _choose_columns(
+    title: str, schema: pa.Schema, wanted: Columns, classes: list[str]
+) -> tuple[str, str, bool, Names]:
+    """The columns of images and of labels or captions, which of these they are, and notes: those
+    that the user named; otherwise those of a type or with a usual name, and captions only without
+    labels.
     """
     kinds = {field.name: _kind(field.type) for field in schema}
-    for option, name in vars(wanted).items():
-        if name is not None and name not in kinds:
-            raise DataError(
-                f"{title}: no column '{name}' for `{option}_column` (columns:"
-                f" {shorten(kinds, 12)}).{did_you_mean(name, kinds)}"
-            )
-    images = [name for name in kinds if kinds[name] == "images"]
+    pictures = [name for name in kinds if kinds[name] == "images"]
     files = [name for name in FILE_NAMES if kinds.get(name) == "texts"]
-    usual = [name for name in LABEL_NAMES if name in kinds]
-    labels = classes or usual[:1]
+    labels = classes or [name for name in LABEL_NAMES if name in kinds][:1]
     captions = [name for name in CAPTION_NAMES if kinds.get(name) in ("texts", "lists")]
-
-    image = wanted.image or _only(title, "image", images or files[:1], kinds)
-    text = wanted.caption or wanted.label
+    image = _pick(title, "image", wanted.image, pictures or files[:1], kinds)
+    text = _pick(
+        title,
+        "label or caption",
+        wanted.caption or wanted.label,
+        labels or captions[:1],
+        kinds,
+    )
     captioned = wanted.captioned
     notes: Names = ()
-    if text is None:
+    if captioned is None:
         captioned = not labels
-        text = _only(title, "label or caption", labels or captions[:1], kinds)
         if labels and captions:
             notes = (
                 f"{title}: has labels (column '{text}') and captions ('{captions[0]}'); the labels"
@@ -248,18 +240,33 @@ def _choose_columns(title: str, schema: pa.Schema, wanted: Columns, classes: lis
         if kinds[column] not in allowed:
             holds = schema.field(column).type
             raise DataError(f"{title}: column '{column}' holds {holds}, not {' or '.join(allowed)}")
-    return _Chosen(image, text, bool(captioned), notes)
+    return image, text, captioned, notes
 
 
-def _only(title: str, kind: str, found: Sequence[str], columns: Mapping[str, Any]) -> str:
-    """The one column that was found, or of several the one that has the usual name."""
-    if kind in found:
+def _pick(
+    title: str,
+    kind: str,
+    wanted: str | None,
+    found: Sequence[str],
+    columns: Mapping[str, str],
+) -> str:
+    """The column that the user named; or the one that was found, or of several the one that has the
+    usual name.
+    """
+    if wanted in columns:
+        return wanted
+    if not wanted and kind in found:
         return kind
-    if len(found) == 1:
+    if not wanted and len(found) == 1:
         return found[0]
-    flags = " or ".join(f"`{name}_column`" for name in kind.split(" or "))
     what = f"several {kind} columns ({shorten(found)})" if found else f"no {kind} column"
-    raise DataError(f"{title}: {what} (columns: {shorten(columns, 12)}); name it with {flags}")
+    if wanted:
+        what = f"no column '{wanted}'"
+    flags = " or ".join(f"`{name}_column`" for name in kind.split(" or "))
+    raise DataError(
+        f"{title}: {what} (columns: {shorten(columns, 12)}); name it with"
+        f" {flags}.{did_you_mean(wanted or '', columns)}"
+    )
 
 
 def _kind(held: pa.DataType) -> str:
@@ -282,13 +289,13 @@ def _find_files(title: str, names: Sequence[str | None], folder: Path) -> list[s
     """
     files: list[str] = []
     missing: list[str] = []
-    for row, name in enumerate(names, 1):
-        path = folder / (name or "")
-        if not path.is_file():
-            path = local_path(name or "")
-        if not path.is_file():
+    for row, name in enumerate(map(str, names), 1):
+        file = folder / name
+        if not file.is_file():
+            file = local_path(name)
+        if not file.is_file():
             missing.append(f"row {row}, {name}")
-        files.append(str(path))
+        files.append(str(file))
     if missing:
         are = counted(len(missing), "file is", "files are")
         raise DataError(

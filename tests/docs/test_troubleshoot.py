@@ -41,6 +41,7 @@ COMMANDS = {
     "numbers from 0 to 1 saved as whole numbers": "merge {z} {f} -r wise-ft --data {flat} -o out",
     "the same image again and again": "merge {z} {f} -r wise-ft --data {same} -o out",
     "too few class names": "merge {z} {f} -r wise-ft --data {images} --classes {two} -o out",
+    "class names in another order than the folders": "merge {z} {f} -r wise-ft --data {images} --classes {order} -o out",
     "a template without `{}`": "merge {z} {f} -r wise-ft --data {images} --template photo -o out",
     "a handful of images": "merge {z} {f} -r wise-ft --data {few} -o out",
     "an unreadable image": "evaluate {z} --data {broken}",
@@ -78,6 +79,7 @@ def places(
         "thesis/thesis.txt": "mine",
         "notes.txt": "hello",
         "two.txt": "bird\ncat\n",
+        "order.txt": "bird\ndog\na kitten\n",
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
@@ -112,6 +114,7 @@ def places(
         "thesis": folder / "thesis",
         "text": folder / "notes.txt",
         "two": folder / "two.txt",
+        "order": folder / "order.txt",
         "plan": folder / "plan.json",
         "images": images,
         "one": save_images(folder / "one", each=4, classes=("cat",)),

@@ -71,6 +71,7 @@ def named(source: Any, names: Any = None) -> dict[str, str]:
         ([f"{at}.{word.replace(' ', '_')}" for at, word in enumerate(WORDS)], None, WORDS),
         (["3-series", "5-series", "7.62mm"], None, ["3-series", "5-series", "7.62mm"]),
         (["n01440764", "n15075141"], None, ["tench", "toilet paper"]),
+        (["bird", "cat", "dog"], ["bird", "dog", "a kitten"], ["'dog' is name 2, but class 3 of"]),
         (["a"], ["x", "y", "z"], ["has 3 class names, there are 1 classes"]),
         (["bird", "dog"], '{"bird": "b"}', ["has no name for 1 class: dog"]),
         (["bird", "dog"], '["b", null]', ["null is not a class name; write a text"]),

@@ -139,9 +139,9 @@ def test_a_source_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (Columns(label="lable"), r"no column 'lable' for `label_column`.*Did you mean 'label'"),
+        (Columns(label="lable"), r"no column 'lable' .*`label_column`.*Did you mean 'label'"),
         (Columns(image="label"), r"0 file|are missing"),
-        (Columns(image="label2"), r"no column 'label2' for `image_column`"),
+        (Columns(image="label2"), r"no column 'label2' .*`image_column`"),
     ],
 )
 def test_a_wrong_column_is_refused(columns: Columns, message: str, tmp_path: Path) -> None:
