@@ -16,10 +16,7 @@ from clipmerge.errors import CheckpointError as CheckpointError
 from clipmerge.errors import ClipmergeError as ClipmergeError
 from clipmerge.errors import DataError as DataError
 from clipmerge.errors import HubError as HubError
-from clipmerge.errors import MeasureError as MeasureError
 from clipmerge.errors import OutputError as OutputError
-from clipmerge.errors import PlanError as PlanError
-from clipmerge.errors import RecipeError as RecipeError
 from clipmerge.errors import UsageError as UsageError
 from clipmerge.errors import VerdictError as VerdictError
 from clipmerge.planning.measurements import Measurements as Measurements

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.errors import MeasureError, UsageError
+from clipmerge.errors import ClipmergeError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ def peer_errors() -> Iterator[None]:
         by_gloo = type(error) is RuntimeError and any(word in str(error).lower() for word in words)
         if not (by_gloo or isinstance(error, torch.distributed.DistError)):
             raise
-        raise MeasureError(
+        raise ClipmergeError(
             "another process of this run ended or does not answer, so this one cannot continue;"
             " nothing was written. The reason is above or in that machine's log"
             f" ({' '.join(str(error).split())[:80]})"
@@ -187,7 +187,7 @@ def device_work() -> Iterator[None]:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise MeasureError(
+            raise ClipmergeError(
                 f"the device has too little memory ({' '.join(str(error).split('. ')[0].split())});"
                 " lower `batch_size`, or use `device=cpu`"
             ) from None

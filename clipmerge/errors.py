@@ -2,14 +2,11 @@
 
     ClipmergeError            1  an error that the user can fix
     ├── CheckpointError          weights that cannot be read, or do not match
-    ├── RecipeError              an invalid recipe file or --set
-    ├── PlanError                a plan that does not fit the checkpoints
     ├── DataError                calibration or evaluation images
-    ├── MeasureError             a measurement that cannot be made or is not finite
     ├── VerdictError             a verdict that the user fails on
     ├── OutputError              the output folder
     ├── HubError                 the Hugging Face Hub: network, rights, names
-    └── UsageError            2  an invalid or contradictory command line
+    └── UsageError            2  an option, a recipe or a plan that cannot be used
 
 Every message is one line: what happened, where, what was expected and what to do next.
 """
@@ -41,20 +38,8 @@ class CheckpointError(ClipmergeError):
     """Weights that cannot be read safely, or checkpoints that do not match."""
 
 
-class RecipeError(ClipmergeError):
-    """A recipe file or a ``--set`` with an unknown name or a value out of range."""
-
-
-class PlanError(ClipmergeError):
-    """A plan that does not fit its checkpoints."""
-
-
 class DataError(ClipmergeError):
     """Images, labels or class names that cannot be used."""
-
-
-class MeasureError(ClipmergeError):
-    """A measurement that cannot be made or is not finite."""
 
 
 class VerdictError(ClipmergeError):
@@ -70,7 +55,7 @@ class HubError(ClipmergeError):
 
 
 class UsageError(ClipmergeError):
-    """An invalid or contradictory command line; exit code 2."""
+    """An option, a recipe or a plan that cannot be used; exit code 2."""
 
     exit_code = 2
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from clipmerge.errors import PlanError, did_you_mean, shorten
+from clipmerge.errors import UsageError, did_you_mean, shorten
 
 HEAD = "head"
 _AFTER_ALL_BLOCKS = 10**6
@@ -87,5 +87,5 @@ def match_layers(glob: str, layers: Iterable[str]) -> list[str]:
     matching = [layer for layer in known if fnmatchcase(layer, glob)]
     if not matching:
         hint = did_you_mean(glob, known) or f" Layers are {shorten(known)}."
-        raise PlanError(f"override '{glob}' matches no layer.{hint}")
+        raise UsageError(f"override '{glob}' matches no layer.{hint}")
     return matching

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from clipmerge.errors import RecipeError, did_you_mean
+from clipmerge.errors import UsageError, did_you_mean
 from clipmerge.files.paths import PLUGINS, plugin_folders
 from clipmerge.types import Json, Names
 
@@ -97,7 +97,7 @@ def load_plugin(package: str, name: str) -> Callable[..., Any]:
         known = plugin_names(package)
         if name in known:  # a mistake in the file itself
             raise
-        raise RecipeError(
+        raise UsageError(
             f"no {package.removesuffix('s')} '{name}' ({package}: {', '.join(known)})."
             f"{did_you_mean(name, known)}"
         ) from None
@@ -128,7 +128,7 @@ def check_options(package: str, name: str, options: Json) -> Json:
     checked = plugin_options(package, name)
     for option, value in options.items():
         if option not in checked:
-            raise RecipeError(
+            raise UsageError(
                 f"{kind} {name}: no option '{option}' (options:"
                 f" {', '.join(checked) or 'none'}).{did_you_mean(option, checked)}"
             )
@@ -136,7 +136,7 @@ def check_options(package: str, name: str, options: Json) -> Json:
             checked[option] = TypeAdapter(hints[option]).validate_python(value)
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
-            raise RecipeError(
+            raise UsageError(
                 f"{kind} {name}: option '{option}' cannot be {value!r}: {reason}"
             ) from None
     return checked
@@ -145,7 +145,7 @@ def check_options(package: str, name: str, options: Json) -> Json:
 def check_mask_options(mask: str, options: Json) -> None:
     """Validate the options that a mask has beside its density."""
     if "density" in options:
-        raise RecipeError(
+        raise UsageError(
             f"mask {mask}: has its density beside `mask_options`, not in them; give it there"
         )
     check_options("masks", mask, options)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from clipmerge.errors import PlanError
+from clipmerge.errors import UsageError
 from clipmerge.families import layers_of, tower_of
 from clipmerge.layers import match_layers, network_order
 from tests.support.merge_records import layer_names
@@ -61,10 +61,10 @@ def test_a_glob_matches_whole_names() -> None:
 
 @pytest.mark.parametrize("glob", ["vision.1", "vision.12.*", "attn", "VISION.1.*", ""])
 def test_a_glob_that_matches_nothing_is_an_error(glob: str) -> None:
-    with pytest.raises(PlanError, match=r"matches no layer\. (Did you mean|Layers are)"):
+    with pytest.raises(UsageError, match=r"matches no layer\. (Did you mean|Layers are)"):
         match_layers(glob, LAYERS)
     with pytest.raises(
-        PlanError, match=r"'visoin\.1\.attn' matches no layer\. Did you mean 'vision\.1\.attn'"
+        UsageError, match=r"'visoin\.1\.attn' matches no layer\. Did you mean 'vision\.1\.attn'"
     ):
         match_layers("visoin.1.attn", LAYERS)
 

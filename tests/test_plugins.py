@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from clipmerge import plugins
-from clipmerge.errors import RecipeError, UsageError
+from clipmerge.errors import UsageError
 from clipmerge.planning.recipe import load_recipe, recipe_text
 from clipmerge.plugins import check_options, load_plugin, plugin_names
 
@@ -29,9 +29,7 @@ def test_what_the_arithmetic_fills_in_is_no_option() -> None:
         ("combinations", "dare", "key"),
         ("combinations", "ties", "sparsify"),
     ):
-        with pytest.raises(
-            RecipeError, match=rf"{name}: no option '{option}' \(options: density\)"
-        ):
+        with pytest.raises(UsageError, match=rf"{name}: no option '{option}' \(options: density\)"):
             check_options(package, name, {option: 1})
 
 
@@ -53,7 +51,7 @@ def test_plugins_and_recipes_of_the_users_folders_are_found(
     assert load_recipe("my-own").method["alpha"] == 0.1
     monkeypatch.delenv("CLIPMERGE_PLUGINS")
     assert "nothing" not in plugin_names("masks")
-    with pytest.raises(RecipeError, match="no recipe 'my-own'"):
+    with pytest.raises(UsageError, match="no recipe 'my-own'"):
         load_recipe("my-own")
 
 

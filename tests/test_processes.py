@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from clipmerge.distributed import cores_per_process, peer_errors
-from clipmerge.errors import MeasureError
+from clipmerge.errors import ClipmergeError
 from tests.support.command import ROOT, done, start
 from tests.support.several import several
 from tests.support.tiny_clip import Folders
@@ -170,7 +170,7 @@ def test_a_lost_peer_is_an_error_of_one_line() -> None:
         with peer_errors():
             raise RuntimeError(text)
 
-    with pytest.raises(MeasureError, match="another process of this run ended"):
+    with pytest.raises(ClipmergeError, match="another process of this run ended"):
         fail("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         fail("mat1 and mat2 shapes cannot be multiplied")

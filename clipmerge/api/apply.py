@@ -18,7 +18,7 @@ from clipmerge.api._write import Decided, MergeResult, local_inputs, write_merge
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoint
 from clipmerge.checks import check_models, settle
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import PlanError, UsageError, counted, shorten
+from clipmerge.errors import UsageError, counted, shorten
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files.paths import local_path, source_exists
 from clipmerge.methods import Task
@@ -60,7 +60,7 @@ def apply(
         The folder, the plan and the record.
 
     Raises:
-        PlanError: If the plan does not fit the checkpoints, or was made for others.
+        UsageError: If the plan does not fit the checkpoints, or was made for others.
         OutputError: If the folder exists or cannot be written.
         ClipmergeError: If another argument cannot be used.
     """
@@ -101,7 +101,7 @@ def open_planned(
     inputs = align_checkpoints(zeroshot, finetuned, missing=plan.missing, dtype=plan.dtype)
     if plan.head:
         if not lacks_zeroshot_head(inputs):
-            raise PlanError(
+            raise UsageError(
                 f"{name}: has the classes of a head, but these checkpoints do not lack one; remove"
                 " 'head'"
             )
@@ -129,7 +129,7 @@ def _open_checkpoints(
 ) -> list[Checkpoint]:
     records = plan.checkpoints
     if sources and len(sources) != len(records):
-        raise PlanError(
+        raise UsageError(
             f"{name}: is for {len(records) - 1} fine-tuned checkpoints, but {len(sources) - 1} were"
             " given"
         )
@@ -151,10 +151,10 @@ def _locate(name: str, plan: Plan, record: SourceRecord) -> str:
     if source_exists(beside):
         return beside
     if source.endswith(" in memory"):
-        raise PlanError(
+        raise UsageError(
             f"{name}: was made for models in memory; give them as zeroshot= and finetuned="
         )
-    raise PlanError(
+    raise UsageError(
         f"{name}: {source} is not in the working folder or beside the plan; apply the plan in the"
         " folder where it was made, or write the absolute path (or hf://ORG/NAME) into it"
     )
@@ -170,7 +170,7 @@ def _check_hashes(
     hashes = checkpoint.provenance()["files"]
     if record.files != hashes:
         changed = [file for file, digest in hashes.items() if record.files.get(file) != digest]
-        raise PlanError(
+        raise UsageError(
             f"{name}: {record.source} is not the checkpoint that the plan was made for: the sha256"
             f" of {', '.join(changed) or 'its file list'} differs; plan again with `clipmerge plan`"
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.api._pair import CheckpointLike, Pair, as_list, open_pair, with_zeroshot_head
 from clipmerge.api._write import Decided, MergeResult, hashed, local_inputs, write_merged
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import RecipeError, UsageError, VerdictError
+from clipmerge.errors import UsageError, VerdictError
 from clipmerge.files.paths import local_path
 from clipmerge.layers import match_layers
 from clipmerge.methods import Decision, Task
@@ -225,7 +225,7 @@ def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:
         match_layers(override.layers, inputs.merged_layers)
     name = recipe.measure["name"] if recipe.measure else ""
     if name and len(inputs.finetuned) > 1 and not takes_several_finetuned(name):
-        raise RecipeError(
+        raise UsageError(
             f"measure {name}: takes one fine-tuned checkpoint; for several use a recipe without a"
             " measure, such as 'wise-ft' or 'ties', or the measure 'soup-accuracy'"
         )

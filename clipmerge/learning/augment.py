@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
-from clipmerge.errors import MeasureError
+from clipmerge.errors import ClipmergeError
 from clipmerge.plugins import Augmentation
 
 #: All kinds of change, in the order in which they are made.
@@ -89,7 +89,7 @@ def weak_augment(pixels: Tensor, seed: int, strength: float = 1.0) -> Tensor:
 
 def _require_images(pixels: Tensor) -> None:
     if pixels.ndim != 4:
-        raise MeasureError(
+        raise ClipmergeError(
             "the model takes images as patches of any aspect ratio, which cannot be rotated or"
             " blurred; set measure.weak_aug=0 and measure.augmentations=[]"
         )

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from clipmerge.distributed import DistributedContext, all_reduce_, peer_errors
-from clipmerge.errors import MeasureError
+from clipmerge.errors import ClipmergeError
 from clipmerge.images.batches import Batch as Batch
 from clipmerge.learning.interpolate import Path
 from clipmerge.learning.resume import LearningState
@@ -80,11 +80,11 @@ class Objective:
         """Deal the batches out to the processes.
 
         Raises:
-            MeasureError: If fine-tuning changed nothing.
+            ClipmergeError: If fine-tuning changed nothing.
         """
         if not self.path.layers:
             first, second = self.path.inputs.zeroshot, self.path.inputs.finetuned[0]
-            raise MeasureError(
+            raise ClipmergeError(
                 f"{first.source} and {second.source} hold the same weights; there is nothing to"
                 " measure or merge"
             )
@@ -206,14 +206,14 @@ class Objective:
             The batch and its loss. Gradients are overwritten by the next batch.
 
         Raises:
-            MeasureError: If a loss is not finite.
+            ClipmergeError: If a loss is not finite.
         """
         self.bound_activations()
         for batch in self.batches:
             run = partial(self._backward, batch, loss_of)
             value = self.micro_batcher.run(len(batch), run)
             if not value < float("inf"):
-                raise MeasureError(
+                raise ClipmergeError(
                     f"the loss of calibration batch {batch.number} is {value}; check the"
                     " checkpoints"
                 )

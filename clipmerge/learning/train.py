@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.distributed import broadcast_
-from clipmerge.errors import MeasureError
+from clipmerge.errors import ClipmergeError
 from clipmerge.learning.adam import BoxAdam
 from clipmerge.learning.augment import AUGMENTATIONS, strong_augment, weak_augment
 from clipmerge.learning.interpolate import Coefficients, Granularity
@@ -138,7 +138,7 @@ def train(
         Mean cross-entropy, accuracy and mean distillation loss of every step.
 
     Raises:
-        MeasureError: If a loss is not finite.
+        ClipmergeError: If a loss is not finite.
     """
     state = objective.state
     images = len(objective.images)
@@ -315,7 +315,7 @@ def backward(
 def _require_finite(losses: Tensor, number: int, scaler: torch.amp.GradScaler) -> None:
     overflows = scaler.is_enabled() and scaler.get_scale() < 1
     if overflows or not bool(losses.isfinite().all()):
-        raise MeasureError(
+        raise ClipmergeError(
             f"the loss of calibration batch {number} is not finite; check the checkpoints, or"
             " compute with measure.precision=float32"
         )

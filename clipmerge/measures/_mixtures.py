@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipmerge.errors import MeasureError
+from clipmerge.errors import ClipmergeError
 from clipmerge.learning.objective import Objective
 from clipmerge.planning.measurements import Mixture
 
@@ -16,7 +16,7 @@ def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
     loss, accuracy = (objective.mean(values) for values in zip(*rows, strict=True))
     if not loss < float("inf"):
         listed = ", ".join(f"{weight:g}" for weight in weights)
-        raise MeasureError(
+        raise ClipmergeError(
             f"the calibration loss at weights {listed} is {loss}; check that the checkpoints work"
         )
     return Mixture(weights=tuple(weights), loss=loss, accuracy=accuracy)

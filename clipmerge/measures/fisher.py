@@ -43,7 +43,7 @@ def fisher(
         one tensor per parameter under the same names.
 
     Raises:
-        MeasureError: If a loss is not finite.
+        ClipmergeError: If a loss is not finite.
 
     Source:
         Fisher merging, Matena and Raffel 2022, arXiv:2111.09832; the signs are Hutchinson's trick.

@@ -42,7 +42,7 @@ def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
         coefficients.
 
     Raises:
-        MeasureError: If a loss is not finite.
+        ClipmergeError: If a loss is not finite.
 
     Source:
         One coefficient per layer: AdaMerging, Yang et al. 2023, arXiv:2310.02575; regularised by

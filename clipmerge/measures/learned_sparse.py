@@ -59,7 +59,7 @@ def learned_sparse(objective: Objective, **options: Any) -> Measurements:
         the total, and ``straggler``, 1 or 0.
 
     Raises:
-        MeasureError: If a loss is not finite.
+        ClipmergeError: If a loss is not finite.
 
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; straight-through: Bengio et al. 2013,

@@ -22,7 +22,7 @@ def path_accuracy(objective: Objective, *, steps: Count = 10) -> Measurements:
         The loss along the path, and each point as a mixture; no statistics per layer.
 
     Raises:
-        MeasureError: If a loss is not finite.
+        ClipmergeError: If a loss is not finite.
     """
     alphas = sorted({step / steps for step in range(steps + 1)} | {0.5})
     objective.announce(forward=len(alphas))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from clipmerge.errors import MeasureError
+from clipmerge.errors import ClipmergeError
 from clipmerge.learning.objective import Objective
 from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Check, LossPath, Measurements
@@ -71,7 +71,7 @@ def path_barrier(
         checks, and the mean gradient along the path if it is wanted.
 
     Raises:
-        MeasureError: If a loss is not finite.
+        ClipmergeError: If a loss is not finite.
 
     Source:
         Ours: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) per layer, on the
@@ -137,7 +137,7 @@ def _worst_error(checks: dict[str, Check], *, rounding: float) -> float:
 
 def _require_finite(loss: float, alpha: float) -> None:
     if not np.isfinite(loss):
-        raise MeasureError(
+        raise ClipmergeError(
             f"the calibration loss at alpha {alpha:g} is {loss}; check that the checkpoints work"
         )
 

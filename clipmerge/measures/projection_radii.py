@@ -30,7 +30,7 @@ def projection_radii(
         As `learned_coefficients`, with the coefficient min(1, gamma / ||task_vector||).
 
     Raises:
-        MeasureError: If a loss is not finite.
+        ClipmergeError: If a loss is not finite.
 
     Source:
         TPGM, Tian et al. 2023, arXiv:2303.10720, applied once, after fine-tuning.

@@ -22,7 +22,7 @@ def soup_accuracy(objective: Objective) -> Measurements:
         All mixtures tried: first each checkpoint, in the given order, then the averages.
 
     Raises:
-        MeasureError: If a loss is not finite.
+        ClipmergeError: If a loss is not finite.
 
     Source:
         The greedy recipe of model soups, Wortsman et al. 2022, arXiv:2203.05482.

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from clipmerge.checkpoint import Inputs, Location, TensorEntry
-from clipmerge.errors import CheckpointError, PlanError
+from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.families import is_counter, is_statistic, is_variance
 from clipmerge.files.safetensors import DTYPES, SAFETENSORS_NAME, Array, require_finite
 from clipmerge.files.writer import OutputTensor
@@ -170,7 +170,7 @@ def _change(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan) -> Array:
         elif needs_score(layer.mask):
             if np.array_equal(theta_0, finetuned[0]):  # nothing to rank
                 return np.zeros_like(theta_0).ravel()
-            raise PlanError(
+            raise UsageError(
                 f"layer '{inputs.layer_of[name]}' has the mask '{layer.mask}', but the plan holds"
                 f" no scores for {name}; use 'magnitude' there, or plan again"
             )

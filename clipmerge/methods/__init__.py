@@ -1,7 +1,7 @@
 """Methods that choose coefficients and masks, one file per method.
 
 A method is a function of a `Task` that returns a `Decision`; its keyword-only parameters are its
-options. A `RecipeError` that it raises is told with its name before it.
+options. A `UsageError` that it raises is told with its name before it.
 
 A method may combine several task vectors other than by their weighted sum: its file then has a
 function ``combine`` of the stacked task vectors theta_i - theta_0 of one parameter, float32 of
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.errors import RecipeError
+from clipmerge.errors import UsageError
 from clipmerge.files.safetensors import Array, require_finite
 from clipmerge.merging.floats import widen
 from clipmerge.planning.measurements import Measurements
@@ -107,28 +107,28 @@ class Task:
             instead: The end of the message: the other method, and how to choose it.
 
         Raises:
-            RecipeError: If there is only one.
+            UsageError: If there is only one.
         """
         if len(self.inputs.finetuned) < 2:
-            raise RecipeError(f"needs at least two fine-tuned checkpoints; with one, {instead}")
+            raise UsageError(f"needs at least two fine-tuned checkpoints; with one, {instead}")
 
     def need_one_finetuned(self) -> None:
         """Refuse several fine-tuned checkpoints.
 
         Raises:
-            RecipeError: If there are several.
+            UsageError: If there are several.
         """
         if len(self.inputs.finetuned) > 1:
-            raise RecipeError("takes one fine-tuned checkpoint; for several use 'wise-ft'")
+            raise UsageError("takes one fine-tuned checkpoint; for several use 'wise-ft'")
 
     def need_measurements(self) -> Measurements:
         """Return the measurements; fail if the recipe has no measure.
 
         Raises:
-            RecipeError: If there are none.
+            UsageError: If there are none.
         """
         if self.measurements is None:
-            raise RecipeError("needs a `measure:` in the recipe, such as `name: path-barrier`")
+            raise UsageError("needs a `measure:` in the recipe, such as `name: path-barrier`")
         return self.measurements
 
     def need_tensors(self, measure: str, what: str) -> tuple[Tensors, Tensors]:
@@ -136,11 +136,11 @@ class Task:
         parameter.
 
         Raises:
-            RecipeError: If the recipe has another measure, or none.
+            UsageError: If the recipe has another measure, or none.
         """
         measured = self.need_measurements()
         if f"{measure}_finetuned" not in measured.tensors:
-            raise RecipeError(
+            raise UsageError(
                 f"needs {what}, which {measured.measure} does not measure; measure with {measure}"
             )
         return measured.tensors[f"{measure}_zeroshot"], measured.tensors[f"{measure}_finetuned"]
@@ -182,8 +182,8 @@ def decide(task: Task, method: str, options: Json) -> Decision:
     """Run a method by its recipe name, which precedes its errors; its tensors become arrays."""
     try:
         decision: Decision = load_plugin("methods", method)(task, **options)
-    except RecipeError as error:
-        raise RecipeError(f"method {method}: {error}") from None
+    except UsageError as error:
+        raise UsageError(f"method {method}: {error}") from None
     return replace(
         decision,
         scores={name: _as_array(score) for name, score in decision.scores.items()},

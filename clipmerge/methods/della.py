@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clipmerge.errors import RecipeError
+from clipmerge.errors import UsageError
 from clipmerge.files.safetensors import Array
 from clipmerge.merging.selection import RandomKey, keep_random, zero_others
 from clipmerge.methods import Decision, Task
@@ -47,7 +47,7 @@ def combine(
         (...).
 
     Raises:
-        RecipeError: If a probability would be 0 or less, or more than 1.
+        UsageError: If a probability would be 0 or less, or more than 1.
     """
     check_probabilities(density, window)
     if not sparsify:
@@ -64,11 +64,11 @@ def check_probabilities(density: float = 0.5, window: float = 0.2) -> None:
     """Refuse a window that is too wide for its density.
 
     Raises:
-        RecipeError: If a probability would be 0 or less, or more than 1.
+        UsageError: If a probability would be 0 or less, or more than 1.
     """
     low, high = density - window / 2, density + window / 2
     if not (low > 0 and high <= 1):
-        raise RecipeError(
+        raise UsageError(
             f"della: density {density:g} and window {window:g} give probabilities from {low:g} to"
             f" {high:g}, which must lie above 0 and not above 1; choose a smaller window"
         )
@@ -101,7 +101,7 @@ def della(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
         One coefficient for every layer, and the combination.
 
     Raises:
-        RecipeError: If density and window give no probabilities.
+        UsageError: If density and window give no probabilities.
 
     Source:
         DELLA (MagPrune), Deep et al. 2024, arXiv:2406.11617.

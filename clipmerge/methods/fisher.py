@@ -32,7 +32,7 @@ def fisher(
         One coefficient per entry.
 
     Raises:
-        RecipeError: If the Fisher information was not measured.
+        UsageError: If the Fisher information was not measured.
 
     Source:
         Fisher merging, Matena and Raffel 2022, arXiv:2111.09832.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipmerge.errors import RecipeError
+from clipmerge.errors import UsageError
 from clipmerge.methods import Decision, Task
 from clipmerge.plugins import Alpha
 
@@ -18,7 +18,7 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
         One coefficient for every layer; checkpoints outside the soup have weight 0.
 
     Raises:
-        RecipeError: If the measure did not try soups.
+        UsageError: If the measure did not try soups.
 
     Source:
         Model soups, Wortsman et al. 2022, arXiv:2203.05482.
@@ -26,7 +26,7 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
     task.need_several_finetuned("there is no choice: use 'wise-ft'")
     measurements = task.need_measurements()
     if measurements.measure != "soup-accuracy":
-        raise RecipeError(
+        raise UsageError(
             f"needs averages tried one by one, which {measurements.measure} does not do; measure"
             " with soup-accuracy"
         )

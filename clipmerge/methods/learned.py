@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipmerge.errors import RecipeError
+from clipmerge.errors import UsageError
 from clipmerge.layers import HEAD
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.plan import LayerPlan
@@ -29,7 +29,7 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
     task.need_one_finetuned()
     measurements = task.need_measurements()
     if not measurements.coefficients:
-        raise RecipeError(
+        raise UsageError(
             f"{measurements.measure} learns no coefficients; measure with learned-coefficients"
         )
     coefficients = {name: alpha * value for name, value in measurements.coefficients.items()}

@@ -35,7 +35,7 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
         One matrix per weight matrix, as the score of the ``right-multiply`` mask.
 
     Raises:
-        RecipeError: If the inputs were not measured.
+        UsageError: If the inputs were not measured.
 
     Source:
         RegMean, Jin et al. 2022, arXiv:2212.09849.

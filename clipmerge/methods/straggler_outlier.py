@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipmerge.errors import RecipeError
+from clipmerge.errors import UsageError
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.plan import LayerPlan
 from clipmerge.planning.stragglers import find_stragglers
@@ -54,7 +54,7 @@ def straggler_outlier(
         Two kinds of layers; only one kind if no straggler is found.
 
     Raises:
-        RecipeError: If there are several fine-tuned checkpoints, or the measure lacks the statistic
+        UsageError: If there are several fine-tuned checkpoints, or the measure lacks the statistic
             or the gradients.
 
     Source:
@@ -73,7 +73,7 @@ def straggler_outlier(
         seed=task.seed,
     )
     if mask and needs_score(mask) and not measurements.gradients:
-        raise RecipeError(
+        raise UsageError(
             f"the {mask} mask needs gradients, which {measurements.measure} does not keep; "
             "measure with path-barrier, or set method.mask=magnitude"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clipmerge.errors import RecipeError, counted
+from clipmerge.errors import UsageError, counted
 from clipmerge.methods import Decision, Task
 from clipmerge.methods.learned import learned
 from clipmerge.planning.measurements import takes_learned
@@ -30,7 +30,7 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
     measurements = task.need_measurements()
     known = {statistic.name: statistic.values for statistic in measurements.statistics}
     if "straggler" not in known:
-        raise RecipeError(
+        raise UsageError(
             f"{measurements.measure} makes no layer sparse; measure with learned-sparse, or "
             "use the method straggler-outlier"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from clipmerge.errors import RecipeError
+from clipmerge.errors import UsageError
 from clipmerge.methods import Decision, Task
 from clipmerge.plugins import Alpha
 
@@ -28,7 +28,7 @@ def wise_ft_id(
         The same coefficient for every layer.
 
     Raises:
-        RecipeError: If the measure did not try the path, or no point of it has a small enough
+        UsageError: If the measure did not try the path, or no point of it has a small enough
             alpha.
 
     Source:
@@ -37,14 +37,14 @@ def wise_ft_id(
     """
     measurements = task.need_measurements()
     if measurements.path is None or len(measurements.mixtures) != len(measurements.path.alphas):
-        raise RecipeError(
+        raise UsageError(
             f"needs the accuracy along the path, which {measurements.measure} does not measure; "
             "measure with path-accuracy"
         )
     points = zip(measurements.path.alphas, measurements.mixtures, strict=True)
     considered = {alpha: mixture for alpha, mixture in points if alpha <= at_most}
     if not considered:
-        raise RecipeError(f"no point of the path has an alpha of at most {at_most:g}")
+        raise UsageError(f"no point of the path has an alpha of at most {at_most:g}")
     if criterion == "accuracy":
         alpha = min(considered, key=lambda alpha: (-considered[alpha].accuracy, alpha))
         value = considered[alpha].accuracy

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
-from clipmerge.errors import PlanError, RecipeError, did_you_mean
+from clipmerge.errors import UsageError, did_you_mean
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.paths import is_plain_name, split_part
 from clipmerge.files.safetensors import Array
@@ -277,7 +277,7 @@ class Plan(Tabular, Frozen):
             The plan.
 
         Raises:
-            PlanError: If it cannot be read, is invalid, or its tensors are missing or have changed.
+            UsageError: If it cannot be read, is invalid, or its tensors are missing or changed.
         """
         plan = read_plan(Path(path))
         if plan.tensors:
@@ -294,18 +294,18 @@ class Plan(Tabular, Frozen):
         does not exist.
         """
         if len(self.weights) != len(self.finetuned):
-            raise PlanError(
+            raise UsageError(
                 f"the plan has {len(self.weights)} weights for {len(self.finetuned)} fine-tuned"
                 " checkpoints"
             )
         if self.combine:
             try:
                 check_options("combinations", self.combine.rule, self.combine.options)
-            except RecipeError as error:
-                raise PlanError(f"combine: {error}") from None
+            except UsageError as error:
+                raise UsageError(f"combine: {error}") from None
         for name, layer in self.layers.items():
             if name not in layers:
-                raise PlanError(
+                raise UsageError(
                     f"the plan names layer '{name}', which does not"
                     f" exist.{did_you_mean(name, layers)}"
                 )
@@ -313,7 +313,7 @@ class Plan(Tabular, Frozen):
                 _check_mask(name, layer, layer.mask, layers[name])
             elif layer.density != 1.0 or layer.parameters:
                 what = "options of parameters" if layer.parameters else f"density {layer.density}"
-                raise PlanError(
+                raise UsageError(
                     f"layer '{name}' has {what} and no mask; name one, such as 'magnitude'"
                 )
 
@@ -332,26 +332,26 @@ def _check_mask(name: str, layer: LayerPlan, mask: str, parameters: Names) -> No
     """Check one layer's mask rule against the available masks."""
     masks = plugin_names("masks")
     if mask not in masks:
-        raise PlanError(
+        raise UsageError(
             f"layer '{name}' has the unknown mask '{mask}' (masks:"
             f" {', '.join(masks)}).{did_you_mean(mask, masks)}"
         )
     if layer.density != 1.0 and "density" not in plugin_options("masks", mask):
-        raise PlanError(
+        raise UsageError(
             f"layer '{name}' has density {layer.density}, which the mask '{mask}' does not have; "
             "set its mask_options, or name another mask"
         )
     for parameter, options in {"": {}, **layer.parameters}.items():
         if parameter and parameter not in parameters:
-            raise PlanError(
+            raise UsageError(
                 f"layer '{name}' names parameter '{parameter}', which it does not have."
                 f"{did_you_mean(parameter, parameters)}"
             )
         try:
             check_mask_options(mask, layer.mask_options)
             check_options("masks", mask, {**layer.mask_options, **options})
-        except RecipeError as error:
-            raise PlanError(f"layer '{name}': {error}") from None
+        except UsageError as error:
+            raise UsageError(f"layer '{name}': {error}") from None
 
 
 def extrapolation_note(plan: Plan) -> str | None:
@@ -408,17 +408,17 @@ def check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -
     coefficients = plan.coefficients
     for name, coefficient in coefficients.items():
         if name not in shapes:
-            raise PlanError(
+            raise UsageError(
                 f"the plan has coefficients for {name}, which does not exist; plan again"
             )
         shape = shapes[name]
         if coefficient.size != 1 and coefficient.shape not in (shape, rows_shape(shape)):
-            raise PlanError(
+            raise UsageError(
                 f"the coefficients of {name} have shape {coefficient.shape}, but the parameter has"
                 f" {shape}: expected one number, one per row or one per entry"
             )
         if coefficient.dtype.kind != "f" or not np.isfinite(coefficient).all():
-            raise PlanError(f"the coefficients of {name} are not finite numbers; plan again")
+            raise UsageError(f"the coefficients of {name} are not finite numbers; plan again")
     for layer, entry in plan.layers.items():
         if entry.alpha_range is None:
             continue
@@ -426,14 +426,14 @@ def check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -
             (coefficients[name], shapes[name]) for name in names[layer] if name in coefficients
         ]
         if not learned:
-            raise PlanError(
+            raise UsageError(
                 f"layer '{layer}' has an alpha_range, but the plan holds no coefficients for it;"
                 " remove alpha_range to give the layer one alpha"
             )
         stated = (entry.alpha, *entry.alpha_range)
         actual = _summary(learned)
         if max(abs(a - b) for a, b in zip(stated, actual, strict=True)) > _SAME:
-            raise PlanError(
+            raise UsageError(
                 f"layer '{layer}': alpha {entry.alpha:g} and alpha_range are not the mean and range"
                 f" of its coefficients (mean {actual[0]:g}); remove alpha_range to give the layer"
                 " one alpha"
@@ -453,13 +453,13 @@ def read_plan(path: Path) -> Plan:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise PlanError(
+        raise UsageError(
             f"{path}: cannot be read ({reason}); make one with `clipmerge plan`"
         ) from None
     if not isinstance(data, dict) or not str(data.get("format")).startswith("clipmerge-plan/"):
-        raise PlanError(f"{path}: is not a plan; make one with `clipmerge plan`")
+        raise UsageError(f"{path}: is not a plan; make one with `clipmerge plan`")
     if data["format"] != _FORMAT:
-        raise PlanError(
+        raise UsageError(
             f"{path}: has the format {data['format']!r}, but this version of clipmerge reads"
             f" {_FORMAT!r}; plan again"
         )
@@ -472,7 +472,7 @@ def read_plan(path: Path) -> Plan:
         hint = (
             did_you_mean(str(first["loc"][-1]), known) if first["type"] == "extra_forbidden" else ""
         )
-        raise PlanError(f"{path}: {where}: {first['msg']}.{hint}") from None
+        raise UsageError(f"{path}: {where}: {first['msg']}.{hint}") from None
 
 
 def tensors_path(plan: Path) -> Path:
@@ -498,7 +498,7 @@ def _read_tensors(path: Path, record: TensorsRecord) -> dict[str, Array]:
     file = path.parent / record.file
     if not file.is_file() or sha256_of(file) != record.sha256:
         state = "is missing" if not file.is_file() else "has changed"
-        raise PlanError(
+        raise UsageError(
             f"{file}: the tensors beside the plan: the file {state}; plan again with `clipmerge"
             " plan`"
         )

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeAlias
 import yaml
 from pydantic import Field, ValidationError
 
-from clipmerge.errors import RecipeError, UsageError, did_you_mean
+from clipmerge.errors import UsageError, did_you_mean
 from clipmerge.files.paths import local_path, recipe_files
 from clipmerge.planning import Frozen
 from clipmerge.planning.verdict import MAX_LOSS
@@ -100,7 +100,7 @@ def recipe_text(name: str) -> str:
     """Text of a recipe that is known by name, including comments."""
     known = recipe_files()
     if name not in known:
-        raise RecipeError(
+        raise UsageError(
             f"no recipe '{name}' (recipes: {', '.join(known)}).{did_you_mean(name, known)}"
         )
     return known[name].read_text(encoding="utf-8")
@@ -126,7 +126,7 @@ def load_recipe(
         The validated recipe.
 
     Raises:
-        RecipeError: If the file cannot be read, or a part of it is unknown or out of range.
+        UsageError: If the file cannot be read, or a part of it is unknown or out of range.
 
     Example:
         >>> load_recipe("wise-ft", {"method.alpha": 0.3}).method["alpha"]
@@ -156,7 +156,7 @@ def _read_raw(recipe: RecipeLike) -> tuple[str, Json]:
     if isinstance(recipe, Mapping):
         return "recipe", {"name": "custom", **copy.deepcopy(dict(recipe))}
     if not isinstance(recipe, (str, os.PathLike)):
-        raise RecipeError(
+        raise UsageError(
             f"{type(recipe).__name__} is not a recipe; give a name, a YAML file, a dict or a Recipe"
         )
     name, path = os.fspath(recipe), local_path(recipe)
@@ -168,10 +168,10 @@ def _read_raw(recipe: RecipeLike) -> tuple[str, Json]:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, ValueError) as error:  # ValueError: not UTF-8
             reason = getattr(error, "strerror", None) or error
-            raise RecipeError(f"{name}: cannot be read ({reason})") from None
+            raise UsageError(f"{name}: cannot be read ({reason})") from None
     data = _from_yaml(f"{name}:", text)
     if not isinstance(data, dict):
-        raise RecipeError(
+        raise UsageError(
             f"{name}: is not a recipe; see `clipmerge recipes show straggler-sparse` for one"
         )
     return name, {"name": path.stem, **data}
@@ -185,7 +185,7 @@ def _parse_assignments(assignments: Mapping[str, Any] | Sequence[str] | None) ->
     for assignment in [assignments] if isinstance(assignments, str) else assignments or ():
         key, equals, raw = str(assignment).partition("=")
         if not equals or not key.strip():
-            raise RecipeError(f"`set` {assignment}: expected KEY=VALUE, such as method.alpha=0.4")
+            raise UsageError(f"`set` {assignment}: expected KEY=VALUE, such as method.alpha=0.4")
         parsed[key.strip()] = _from_yaml(f"`set` {assignment[:80]}: the value", raw)
     return parsed
 
@@ -198,7 +198,7 @@ def _assign(data: Json, key: str, value: Any) -> None:
             data[parent] = {}
         data = data[parent]
         if not isinstance(data, dict):
-            raise RecipeError(f"`set` {key}={value}: '{parent}' holds no options")
+            raise UsageError(f"`set` {key}={value}: '{parent}' holds no options")
     data[last] = value
 
 
@@ -207,7 +207,7 @@ def _from_yaml(subject: str, text: str) -> Any:
         return yaml.safe_load(text)
     except Exception as error:  # a tag that does not fit its text makes PyYAML raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise RecipeError(f"{subject} is not YAML: {reason}") from None
+        raise UsageError(f"{subject} is not YAML: {reason}") from None
 
 
 def _validate(source: str, data: Json) -> Recipe:
@@ -219,9 +219,9 @@ def _validate(source: str, data: Json) -> Recipe:
             if value is not None
         }
     except ValidationError as error:
-        raise RecipeError(f"{source}: {_explain(error, data)}") from None
-    except RecipeError as error:
-        raise RecipeError(f"{source}: {error}") from None
+        raise UsageError(f"{source}: {_explain(error, data)}") from None
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from None
     return recipe.replace(**sections)
 
 
@@ -229,7 +229,7 @@ def _checked_section(section: str, value: Json) -> Json:
     """A measure or a method with all of its options."""
     package = f"{section}s"
     if not isinstance(value.get("name"), str):
-        raise RecipeError(f"{section}: needs a `name:`, one of {', '.join(plugin_names(package))}")
+        raise UsageError(f"{section}: needs a `name:`, one of {', '.join(plugin_names(package))}")
     checked = check_options(package, value["name"], _without_name(value))
     if checked.get("mask") is not None:  # checked now, before minutes of measuring
         check_mask_options(checked["mask"], checked.get("mask_options") or {})

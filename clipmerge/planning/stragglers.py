@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmerge.errors import RecipeError, counted, did_you_mean, shorten
+from clipmerge.errors import UsageError, counted, did_you_mean, shorten
 from clipmerge.layers import block_of, may_precede_blocks
 from clipmerge.planning.measurements import Measurements
 from clipmerge.types import Names
@@ -63,7 +63,7 @@ def find_stragglers(
     """
     known = {one.name: one for one in measurements.statistics if one.batches}
     if statistic not in known:
-        raise RecipeError(
+        raise UsageError(
             f"statistic '{statistic}' is not measured by {measurements.measure} "
             f"({', '.join(sorted(known)) or 'none'}).{did_you_mean(statistic, known)}"
         )

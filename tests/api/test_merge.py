@@ -14,9 +14,7 @@ from clipmerge import (
     CheckpointError,
     ClipmergeError,
     OutputError,
-    PlanError,
     Progress,
-    RecipeError,
     UsageError,
     VerdictError,
 )
@@ -97,10 +95,10 @@ def test_a_plan_is_for_its_checkpoints(copies: Folders, tmp_path: Path) -> None:
     clipmerge.apply(plan, output=tmp_path / "out", **ends, **QUIET)
     weights = copies[1] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(PlanError, match="is not the checkpoint that the plan was made for"):
+    with pytest.raises(UsageError, match="is not the checkpoint that the plan was made for"):
         clipmerge.apply(plan, output=tmp_path / "no", **ends, **QUIET)
     two = {**ends, "finetuned": [copies[1], copies[0]]}
-    with pytest.raises(PlanError, match="is for 1 fine-tuned checkpoints, but 2 were given"):
+    with pytest.raises(UsageError, match="is for 1 fine-tuned checkpoints, but 2 were given"):
         clipmerge.apply(plan, output=tmp_path / "no", **two, **QUIET)
     assert not (tmp_path / "no").exists()
 
@@ -142,8 +140,8 @@ def test_what_happens_is_told_once(pair: Folders, images: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "recipe": ({"recipe": "wiseft"}, RecipeError, "Did you mean 'wise-ft'"),
-    "option of a recipe": ({"set": {"method.alhpa": 1}}, RecipeError, "Did you mean 'alpha'"),
+    "recipe": ({"recipe": "wiseft"}, UsageError, "Did you mean 'wise-ft'"),
+    "option of a recipe": ({"set": {"method.alhpa": 1}}, UsageError, "Did you mean 'alpha'"),
     "set twice": ({"alpha": 1, "set": {"method.alpha": 1}}, UsageError, "method.alpha"),
     "no such option": ({"imags": 3}, TypeError, "Did you mean 'images'"),
     "images out of range": (

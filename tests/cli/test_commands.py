@@ -30,14 +30,14 @@ def test_help_lists_nine_commands_and_imports_nothing_heavy() -> None:
     [
         (["mrege"], 2, "Did you mean 'merge'?"),
         (["recipes", "shwo", "auto"], 2, "Did you mean 'show'?"),
-        (["recipes", "show", "wise-tf"], 1, "Did you mean 'wise-ft'?"),
+        (["recipes", "show", "wise-tf"], 2, "Did you mean 'wise-ft'?"),
         (["merge", "a", "b", "--ouput", "c"], 2, "No such option: --ouput"),
         (["merge", "a", "b"], 2, "Missing option '--output'"),
         (["merge", "a", "b", "-o", "c", "--images", "0"], 2, "--images"),
         (["merge", "a", "b", "-o", "c", "--json", "-q"], 2, "contradict each other"),
         (["merge", "a", "b", "-o", "c"], 1, "a: no such folder or file, and not a Hub id"),
         (["merge", "a", "b", "-o", "c", "--allow", "x"], 2, "--allow x: there is no such word"),
-        (["apply", "nowhere.json", "-o", "c"], 1, "nowhere.json: cannot be read"),
+        (["apply", "nowhere.json", "-o", "c"], 2, "nowhere.json: cannot be read"),
         (["push", "nowhere", "a/b"], 1, "nowhere: no such folder"),
         (["evaluate", "a", "--data", "x=nowhere"], 1, "a: no such folder or file"),
     ],
@@ -52,9 +52,9 @@ def test_errors_are_one_line_and_say_what_next(
 
 def test_json_is_one_object_and_an_error_too(pair: Folders, tmp_path: Path) -> None:
     ended = clipmerge("merge", *pair, "-r", "wiseft", "-o", tmp_path / "out", "--json")
-    assert (ended.code, ended.out) == (1, "")
+    assert (ended.code, ended.out) == (2, "")
     error = json.loads(ended.err.splitlines()[-1])
-    assert (error["kind"], error["exit_code"]) == ("RecipeError", 1)
+    assert (error["kind"], error["exit_code"]) == ("UsageError", 2)
     assert "Did you mean 'wise-ft'?" in error["error"]
     record = printed("plan", *pair, "-r", "wise-ft", "-o", tmp_path / "plan.json")
     assert record == json.loads((tmp_path / "plan.json").read_text())

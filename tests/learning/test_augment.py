@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.errors import MeasureError
+from clipmerge.errors import ClipmergeError
 from clipmerge.learning.augment import AUGMENTATIONS, strong_augment, weak_augment
 
 COUNT = 400
@@ -69,7 +69,7 @@ def test_patches_of_any_aspect_ratio_are_refused_with_the_way_out() -> None:
     packed = torch.zeros(2, 9, 51)
     for change in (strong_augment, weak_augment):
         with pytest.raises(
-            MeasureError, match=r"set measure.weak_aug=0 and measure.augmentations=\[\]"
+            ClipmergeError, match=r"set measure.weak_aug=0 and measure.augmentations=\[\]"
         ):
             change(packed, 0)
     assert weak_augment(packed, 0, 0.0) is packed

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.errors import CheckpointError, MeasureError
+from clipmerge.errors import CheckpointError, ClipmergeError
 from clipmerge.learning.objective import Objective
 from clipmerge.measures._mixtures import try_mixture
 from clipmerge.measures.learned_coefficients import learned_coefficients
@@ -144,7 +144,7 @@ def test_what_is_not_merged_stays_zero_shot(ends: Ends, tmp_path: Path) -> None:
 
 
 def test_unusable_checkpoints_are_refused(ends: Ends, tmp_path: Path) -> None:
-    with pytest.raises(MeasureError, match="hold the same weights"):
+    with pytest.raises(ClipmergeError, match="hold the same weights"):
         objective_for((ends[0], ends[0]), make_batches((2,)))
     broken = save_ends(tmp_path)
     edit(broken[1], visual_projection__weight=torch.full((16, 16), float("nan")))
@@ -166,5 +166,5 @@ def test_a_loss_that_is_not_a_number_is_reported_with_its_place(
 ) -> None:
     batches = make_batches((2,))
     batches[0].pixels.fill_(float("nan"))
-    with pytest.raises(MeasureError, match=told):
+    with pytest.raises(ClipmergeError, match=told):
         look(objective_for(ends, batches))

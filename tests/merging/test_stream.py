@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.errors import CheckpointError, PlanError
+from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.files.writer import RUN
 from clipmerge.planning.plan import LayerPlan, Plan, named_tensors
 from tests.support.raw_safetensors import edit
@@ -143,7 +143,7 @@ def test_a_saliency_mask_without_scores_is_refused_unless_nothing_changed(
 ) -> None:
     layers = {"vision.1.mlp": LayerPlan(alpha=0.5, mask="saliency", density=0.5)}
     with pytest.raises(
-        PlanError,
+        UsageError,
         match=r"'vision\.1\.mlp' has the mask 'saliency', but the plan holds no scores for",
     ):
         stream(inputs_of(pair), plan_for(inputs_of(pair), layers=layers))

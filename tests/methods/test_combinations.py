@@ -13,7 +13,7 @@ import torch
 from peft.utils import merge_utils
 from safetensors.numpy import load_file
 
-from clipmerge.errors import PlanError, RecipeError
+from clipmerge.errors import UsageError
 from clipmerge.merging import bind_combination, bind_mask, merge_tensor
 from clipmerge.merging.selection import RandomKey
 from clipmerge.planning.plan import Combination, LayerPlan, read_plan
@@ -148,9 +148,9 @@ def test_a_window_that_gives_no_probabilities_is_refused(
     options: dict[str, float], family: list[Path]
 ) -> None:
     told = r"della: density .* give probabilities from .*; choose a smaller window"
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(UsageError, match=told):
         combined("della", vectors((3, 4)), **options)
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(UsageError, match=told):
         decide(task_of(family), "della", **options)
 
 
@@ -211,7 +211,7 @@ def test_with_one_checkpoint_it_is_another_method_or_thins_it_out(family: list[P
     base = load_file(family[0] / "model.safetensors")
     for method in ("ties", "task-arithmetic", "model-stock", "greedy-soup"):
         told = f"method {method}: needs at least two fine-tuned checkpoints; with one"
-        with pytest.raises(RecipeError, match=told):
+        with pytest.raises(UsageError, match=told):
             decide(task, method)
     for method, kept in (("dare", 0.5), ("della", 0.5), ("breadcrumbs", 0.15)):
         result = merged(task, decide(task, method, alpha=1.0))
@@ -241,7 +241,7 @@ def test_a_plan_of_an_impossible_combination_is_refused(
     assert read_plan(file) == plan
     read_plan(file).check({"a": ()})
     file.write_text(json.dumps({**json.loads(plan.to_json()), "combine": combine}))
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(UsageError, match=message):
         read_plan(file).check({"a": ()})
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from scipy import integrate, optimize
 
-from clipmerge.errors import CheckpointError, RecipeError
+from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.methods import Task
 from clipmerge.methods.dg_hard import _split as dg_hard_split
 from clipmerge.methods.dg_hard import _threshold as dg_hard_threshold
@@ -41,7 +41,7 @@ def test_wise_ft_averages_several(family: list[Path]) -> None:
         average = sum(other[name].double() for other in others) / 2
         assert torch.allclose(tensor.double(), (base[name].double() + average) / 2, atol=1e-6)
     with pytest.raises(
-        RecipeError, match="monosoup: takes one fine-tuned checkpoint; for several use 'wise-ft'"
+        UsageError, match="monosoup: takes one fine-tuned checkpoint; for several use 'wise-ft'"
     ):
         decide(task, "monosoup")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPModel
 
 import clipmerge as api
-from clipmerge.errors import RecipeError
+from clipmerge.errors import UsageError
 from clipmerge.planning.measurements import LossPath, Measurements, Mixture
 from clipmerge.plugins import load_plugin
 from tests.support.command import done
@@ -147,27 +147,27 @@ def test_the_best_alpha_is_taken_of_equals_the_smallest(
     decision = decide(task, "wise-ft-id", **options)
     assert {layer.alpha for layer in decision.layers.values()} == {alpha}
     assert decision.layers.keys() == task.layers.keys()
-    with pytest.raises(RecipeError, match="no point of the path has an alpha of at most -1"):
+    with pytest.raises(UsageError, match="no point of the path has an alpha of at most -1"):
         decide(task, "wise-ft-id", at_most=-1)
 
 
 def test_methods_name_the_measure_that_they_need(far: list[Path]) -> None:
     other = Measurements(measure="first-order")
     with pytest.raises(
-        RecipeError, match="which first-order does not measure; measure with path-accuracy"
+        UsageError, match="which first-order does not measure; measure with path-accuracy"
     ):
         decide(task_of(far[:2], other), "wise-ft-id")
     with pytest.raises(
-        RecipeError, match="which first-order does not do; measure with soup-accuracy"
+        UsageError, match="which first-order does not do; measure with soup-accuracy"
     ):
         decide(task_of(far, other), "greedy-soup")
     for method, measure in (("fisher", "fisher"), ("regmean", "gram")):
         with pytest.raises(
-            RecipeError, match=f"which first-order does not measure; measure with {measure}"
+            UsageError, match=f"which first-order does not measure; measure with {measure}"
         ):
             decide(task_of(far[:2], other), method)
     with pytest.raises(
-        RecipeError,
+        UsageError,
         match=(
             r"measure path-barrier: takes one fine-tuned checkpoint, but \d were"
             r" given.*soup-accuracy"

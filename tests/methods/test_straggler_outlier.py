@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipmerge.errors import RecipeError
+from clipmerge.errors import UsageError
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import check_options
@@ -60,7 +60,7 @@ def test_errors_name_the_method_that_was_asked_for(
         (task, {"statistic": "barier"}, unknown),
     ):
         if reason is not None:
-            with pytest.raises(RecipeError, match=rf"^method {method}: {reason}"):
+            with pytest.raises(UsageError, match=rf"^method {method}: {reason}"):
                 tasks.decide(wrong, method, **options)
 
 
@@ -69,11 +69,11 @@ def test_a_mask_that_is_not_there_or_lacks_its_gradients_is_refused(pair: Folder
     task = task_with(pair)
     assert task.measurements is not None
     task.measurements.gradients.clear()
-    with pytest.raises(RecipeError, match=f"^method {method}: the saliency mask needs gradients"):
+    with pytest.raises(UsageError, match=f"^method {method}: the saliency mask needs gradients"):
         decide(task, method)
     assert decide(task, method, mask="magnitude").scores == {}
     with pytest.raises(
-        RecipeError,
+        UsageError,
         match=r"option 'mask' cannot be 'saliancy': .*masks: magnitude.*mean 'saliency'",
     ):
         check_options("methods", method, {"mask": "saliancy"})
@@ -84,5 +84,5 @@ def test_another_measure_makes_no_layer_sparse(pair: Folders) -> None:
         r"method straggler-sparse: made-up makes no layer sparse; measure with learned-sparse, or"
         r" use the method"
     )
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(UsageError, match=told):
         tasks.decide(task_with(pair), "straggler-sparse")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.distributed import device_work
-from clipmerge.errors import MeasureError
+from clipmerge.errors import ClipmergeError
 from clipmerge.models.passes import MicroBatcher, affordable_images
 
 
@@ -61,7 +61,7 @@ def test_one_image_too_many_is_an_error_of_one_line_that_names_what_to_lower(
         raise error
 
     with (
-        pytest.raises(MeasureError, match=r"too little memory .*; lower `batch_size`"),
+        pytest.raises(ClipmergeError, match=r"too little memory .*; lower `batch_size`"),
         device_work(),
     ):
         MicroBatcher(None, str).run(9, work)

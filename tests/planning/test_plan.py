@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from clipmerge.errors import PlanError
+from clipmerge.errors import UsageError
 from clipmerge.planning.plan import (
     LayerPlan,
     Plan,
@@ -58,14 +58,14 @@ def test_an_edit_that_says_nonsense_is_refused(tmp_path: Path, what: str) -> Non
     target[keys[-1]] = value
     file = tmp_path / "plan.json"
     file.write_text(json.dumps(data))
-    with one_line(PlanError, message):
+    with one_line(UsageError, message):
         read_plan(file).check(LAYERS)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", "\xff"])
 def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text, encoding="latin-1")
-    with one_line(PlanError, r"plan\.json: .*make one with `clipmerge plan`"):
+    with one_line(UsageError, r"plan\.json: .*make one with `clipmerge plan`"):
         read_plan(tmp_path / "plan.json")
 
 

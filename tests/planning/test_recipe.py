@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clipmerge.errors import RecipeError, UsageError
+from clipmerge.errors import UsageError
 from clipmerge.files.paths import recipe_files
 from clipmerge.planning.recipe import load_recipe, recipe_text
 from clipmerge.plugins import plugin_names, plugin_options
@@ -111,7 +111,7 @@ WRONG: dict[str, tuple[str, list[str], str]] = {
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_wrong_is_named_in_one_line(what: str) -> None:
     name, assignments, message = WRONG[what]
-    with one_line(RecipeError, message):
+    with one_line(UsageError, message):
         load_recipe(name, assignments)
 
 
@@ -119,7 +119,7 @@ def test_what_is_wrong_is_named_in_one_line(what: str) -> None:
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text, encoding="latin-1")
-    with one_line(RecipeError, str(file)):
+    with one_line(UsageError, str(file)):
         load_recipe(str(file))
 
 

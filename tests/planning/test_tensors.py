@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import clipmerge
 from clipmerge import methods
-from clipmerge.errors import PlanError
+from clipmerge.errors import UsageError
 from clipmerge.files.hashes import sha256_of
 from clipmerge.merging.stream import coefficients_of_run
 from clipmerge.methods import Decision, Task
@@ -162,10 +162,10 @@ def test_a_plan_whose_coefficients_are_gone_or_changed_is_refused(planned: Path)
     file = planned.with_suffix(".tensors.safetensors")
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(PlanError, match="the tensors beside the plan: the file has changed"):
+    with pytest.raises(UsageError, match="the tensors beside the plan: the file has changed"):
         apply(planned)
     file.unlink()
-    with pytest.raises(PlanError, match="the tensors beside the plan: the file is missing"):
+    with pytest.raises(UsageError, match="the tensors beside the plan: the file is missing"):
         apply(planned)
     file.write_bytes(whole)
     apply(planned)
@@ -183,7 +183,7 @@ def test_a_hand_edit_against_the_coefficients_is_refused(
     planned: Path, changes: dict[str, Any], message: str
 ) -> None:
     edit_json(planned, layers={"vision.1.mlp": changes})
-    with one_line(PlanError, message):
+    with one_line(UsageError, message):
         apply(planned)
 
 
@@ -213,7 +213,7 @@ def test_tensors_that_do_not_fit_are_refused(
         changes = {}
     save_file({**held, **changes}, file)
     edit_json(planned, tensors={"sha256": sha256_of(file)})
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(UsageError, match=message):
         apply(planned)
 
 
