@@ -44,7 +44,7 @@ _EXAMPLES = 3
 # What sets a merge apart from those on record, by the verdict's reason.
 _UNLIKE_JUDGED = {
     "nothing-learned": "fine-tuning itself did not measurably help on your images",
-    "few": f"no merge on record was judged on fewer than {FEWEST_IMAGES} images",
+    "few": f"no merge on record was judged on fewer than {FEWEST_IMAGES} test images",
     "not-chosen": "no images chose how far this merge goes, as they did for the merges on record",
 }
 #: A recommendation, its reason for programs, and both in words.
@@ -79,7 +79,7 @@ def recommend(
     gained = [name for name, at in sources.items() if at.gain.interval[0] > 0]
     if corrupted.gain.interval[0] > 0:
         gained.append("corruptions of your images")
-    if doubt := _doubt(target, gained):
+    if doubt := _doubt(target, corrupted):
         return doubt
     if lost:
         text = f"the merged one surely loses more than {points} on {' and '.join(lost)}."
@@ -98,6 +98,10 @@ def recommend(
     if gained and not unclear:
         text = f"the merged model surely gains on {' and '.join(gained)}, and loses nowhere more"
         return "use", "gains", f"Use it: {text} than {points}."
+    widest = max(map(abs, (*target.finetuning_gain.interval, *target.gain.interval)))
+    if widest < limit and not unclear:
+        text = f"on your images fine-tuning and merging surely change less than {points}."
+        return "either", "little-changed", f"Either will do: {text}"
     settles = _what_would_settle(target, limit, has_ood=bool(ood))
     if unclear:
         text = f"whether the merged model loses more than {points} on {' and '.join(unclear)}"
@@ -113,9 +117,10 @@ def recommend(
     return "probably-use", "like-judged-merges", f"Probably use it: {text}. {settles}"
 
 
-def _doubt(target: Comparison, gained: Sequence[str]) -> Advice | None:
+def _doubt(target: Comparison, corrupted: Comparison) -> Advice | None:
     """Doubt images on which fine-tuning did not help, while merging or nothing at all does."""
     learned = target.finetuning_gain
+    gains = any(at.gain.interval[0] > 0 for at in (target, corrupted))
     question = "Are they images of what the model was fine-tuned for? If so,"
     if learned.interval[1] < 0:
         zeroshot, merged = (target.models[name].value for name in ("zero-shot", "merged"))
@@ -123,7 +128,7 @@ def _doubt(target: Comparison, gained: Sequence[str]) -> Advice | None:
         text = "the zero-shot model is surely better on them than the fine-tuned one."
         then = f"fine-tuning failed: take the {better} model."
         return "check-images", "zeroshot-better", f"Check the images: {text} {question} {then}"
-    if gained and learned.value <= 0:
+    if gains and learned.value <= 0:
         text = "fine-tuning did not help on them, and merging did, as on a shift."
         then = "use the merged model."
         return "check-images", "only-merging-helped", f"Check the images: {text} {question} {then}"

@@ -68,6 +68,21 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "too-few-images",
         "unclear-loss",
     ),
+    "only an --ood source gains": (
+        {"target": source(0.0, 0.1, finetuning_gain=gain(0.0, 0.1)), "ood": [source(0.1, 0.09)]},
+        "use",
+        "gains",
+    ),
+    "nothing changes much": (
+        {"target": source(0.0, 0.029, finetuning_gain=gain(0.01, 0.015))},
+        "either",
+        "little-changed",
+    ),
+    "merging changes little": (
+        {"target": source(0.0, 0.029)},
+        "probably-use",
+        "like-judged-merges",
+    ),
     "no prediction differs": ({"same_answers": True}, "either", "same-answers"),
     "no images chose": ({"chosen": False}, "too-few-images", "not-chosen"),
     "very few images": ({"target": LITTLE}, "too-few-images", "few"),
