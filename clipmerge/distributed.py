@@ -1,4 +1,4 @@
-"""The processes of one run: waiting for one another, and the error if one of them is gone."""
+"""The processes of one run, and the device of each."""
 
 from __future__ import annotations
 
@@ -8,39 +8,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.errors import ClipmergeError, UsageError
+from clipmerge.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from clipmerge.types import Device
-
-
-# Copies of more bytes than this are made from memory that a card can read by itself.
-_PINNED = 1 << 20
-
-
-@contextmanager
-def peer_errors() -> Iterator[None]:
-    """Wait for the other processes in this block, and fail if one of them is gone."""
-    try:
-        yield
-    except RuntimeError as error:
-        import torch
-
-        if is_out_of_memory(error):  # NCCL's own, too
-            raise
-        words = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "process group")
-        # gloo raises a plain `RuntimeError`, as every operation may
-        by_gloo = type(error) is RuntimeError and any(word in str(error).lower() for word in words)
-        if not (by_gloo or isinstance(error, torch.distributed.DistError)):
-            raise
-        raise ClipmergeError(
-            "another process of this run ended or does not answer, so this one cannot continue;"
-            " nothing was written. The reason is above or in that machine's log"
-            f" ({' '.join(str(error).split())[:80]})"
-        ) from None
 
 
 def cores_per_process() -> int:
@@ -57,70 +31,41 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def require_device(device: Device) -> None:
-    """Refuse a device that does not exist, even if nothing would be computed on it."""
-    import torch
-
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "xpu": torch.xpu.is_available(),
-    }
-    if not available.get(device, True):
-        raise UsageError(f"`device` {device}: torch finds no such device; use `device=auto` or cpu")
-
-
 class DistributedContext:
     """The processes of this run as accelerate knows them, and the device on which this call
-    computes.
+    computes: for ``auto`` the accelerator that torch finds, if any.
 
     The device is not accelerate's, which has one for the life of a process: a notebook may use a
-    card and then the CPU, and a caller's own `Accelerator`, with its precision, stays as it is.
-    Collectives need tensors on ``state.device``.
+    card and then the CPU. Collectives need tensors on ``state.device``.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: Device) -> None:
         """Join the processes, if a launcher started several; a call that hangs is given up after
         half an hour.
         """
-        import torch
+        import torch  # takes a second, which commands without a model save
         from accelerate import PartialState
+        from accelerate.utils import parse_flag_from_env
 
-        with peer_errors():
-            self.state = PartialState(cpu=device.type == "cpu", timeout=timedelta(minutes=30))
-        self.device = device
-        if device.type not in ("cpu", "mps") and device.index is None:
-            index = self.state.device.index
-            if self.state.device.type != device.type or index is None:
-                # a process may see fewer cards than there are processes: one, often
-                module = getattr(torch, device.type, None)
-                cards = module.device_count() if hasattr(module, "device_count") else 0
-                index = self.state.local_process_index % max(1, cards)
-            self.device = torch.device(device.type, index)
+        found = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
+        card = found.type if found else "cpu"
+        if device == "auto":
+            kind = "cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else card
+        elif device in ("cpu", card):
+            kind = device
+        else:
+            raise UsageError(
+                f"`device` {device}: torch finds no such device; use `device=auto` or cpu"
+            )
+        self.state = PartialState(cpu=kind == "cpu", timeout=timedelta(minutes=30))
+        self.device = torch.device(kind)
+        if kind not in ("cpu", "mps"):
+            # a process may see fewer cards than there are processes: one, often
+            index = self.state.local_process_index % torch.accelerator.device_count()
+            self.device = torch.device(kind, index)
         self.world_size: int = self.state.num_processes
         self.rank: int = self.state.process_index
-        started = os.environ.get("WORLD_SIZE", "1")
-        if self.world_size == 1 and started != "1":  # each would write the output as the only one
-            raise UsageError(
-                f"{started} processes were started, but those on {device.type} cannot join as they"
-                " were started: use torchrun, or one process, or `device=cpu`"
-            )
         self.is_main_process: bool = self.state.is_main_process
-
-
-def distributed_context(device: Device) -> DistributedContext:
-    """The processes of this run, with this one's device: for ``auto`` the accelerator that torch
-    finds, if any.
-    """
-    import torch  # takes a second, which commands without a model save
-    from accelerate.utils import parse_flag_from_env
-
-    require_device(device)
-    if device != "auto":
-        return DistributedContext(torch.device(device))
-    if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
-        return DistributedContext(torch.device("cpu"))
-    return DistributedContext(torch.accelerator.current_accelerator() or torch.device("cpu"))
 
 
 def all_reduce_(context: DistributedContext, tensor: Tensor) -> None:
@@ -128,30 +73,24 @@ def all_reduce_(context: DistributedContext, tensor: Tensor) -> None:
     import torch
 
     if context.world_size > 1:
-        with peer_errors():
-            carried = tensor.to(context.state.device)  # NCCL takes no tensor on the CPU
-            torch.distributed.all_reduce(carried)
-            tensor.copy_(carried)
+        carried = tensor.to(context.state.device)  # NCCL takes no tensor on the CPU
+        torch.distributed.all_reduce(carried)
+        tensor.copy_(carried)
 
 
-def broadcast_(context: DistributedContext, tensor: Tensor, source: int = 0) -> None:
-    """Replace a tensor by that of one process, in place, in every process."""
+def broadcast_(context: DistributedContext, tensor: Tensor) -> None:
+    """Replace a tensor by that of the main process, in place, in every process."""
     import torch
 
     if context.world_size > 1:
-        with peer_errors():
-            carried = tensor.to(context.state.device).contiguous()
-            torch.distributed.broadcast(carried, source)
-            tensor.copy_(carried)
+        carried = tensor.to(context.state.device).contiguous()
+        torch.distributed.broadcast(carried, 0)
+        tensor.copy_(carried)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy to ``device``, asynchronously where that is safe."""
-    if device.type in ("cpu", "mps"):  # Apple's would read it when it may be gone
-        return tensor.to(device)
-    if device.type == "cuda" and tensor.nbytes > _PINNED:  # pragma: no cover - needs a GPU
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -177,33 +116,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def device_work() -> Iterator[None]:
-    """Compute in exact float32 in this block, give the caller's settings back, and say what to
-    lower without memory.
+def exact_float32() -> Iterator[None]:
+    """Compute in exact float32 in this block; the caller's settings come back at its end.
+
+    A relative perturbation of 5e-4 does not even change a weight in TF32.
     """
-    with _exact_float32():
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise ClipmergeError(
-                f"the device has too little memory ({' '.join(str(error).split('. ')[0].split())});"
-                " lower `batch_size`, or use `device=cpu`"
-            ) from None
-
-
-@contextmanager
-def _exact_float32() -> Iterator[None]:
-    """A relative perturbation of 5e-4 does not even change a weight in TF32."""
     import torch
 
     backends: Any = torch.backends
     try:
         before = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
-    except (
-        RuntimeError
-    ):  # the caller used torch's newer interface, after which the older one refuses to be read
+    except RuntimeError:  # the caller used torch's newer interface, and may not read the older one
         switches = [
             backends.cuda.matmul,
             backends.cudnn.conv,

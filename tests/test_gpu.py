@@ -28,9 +28,7 @@ SIZES = (4, 4, 3)
 
 
 def measure(name: str, ends: Folders, device: str) -> Measurements:
-    objective = objective_for(
-        ends, make_batches(SIZES), context=DistributedContext(torch.device(device))
-    )
+    objective = objective_for(ends, make_batches(SIZES), context=DistributedContext(device))
     assert objective.path.device.type == device
     return load_plugin("measures", name)(objective)
 

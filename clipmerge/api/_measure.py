@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipmerge.api._images import Images
 from clipmerge.checkpoint import Inputs
-from clipmerge.distributed import device_work, distributed_context, peer_errors
+from clipmerge.distributed import DistributedContext, exact_float32
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.classes import class_prompts, templates_for
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
@@ -31,7 +31,7 @@ from clipmerge.progress import Progress
 Found = tuple[Measurements, CalibrationRecord, LearningState]
 
 
-@device_work()
+@exact_float32()
 def measure(
     inputs: Inputs,
     recipe: Recipe,
@@ -48,9 +48,8 @@ def measure(
             measurements: Measurements = load_plugin("measures", recipe.measure["name"])(
                 objective, **recipe.measure_options
             )
-        with peer_errors():
-            # no process leaves while another still gathers
-            objective.context.state.wait_for_everyone()
+        # no process leaves while another still gathers
+        objective.context.state.wait_for_everyone()
         measurements = _with_relative_change(measurements, objective)
     for note in measurements.notes:
         progress.warn(note)
@@ -86,7 +85,7 @@ def _objective_for(
     if isinstance(val, CaptionedImages):
         val = val.with_one_caption(options.seed, known=names)
         names = val.class_names
-    context = distributed_context(options.device)
+    context = DistributedContext(options.device)
     model = build_model(inputs)
 
     size = batch_size_for(len(images), options.batch_size, context.world_size)

@@ -207,7 +207,7 @@ def _describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or text}", 1
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or "memory" in text:  # torch's, of every device
         return f"out of memory (a smaller `batch_size` needs less): {text[:300]}", 1
     kind = type(error).__name__
     return f"clipmerge failed unexpectedly ({kind}): {text[:300]}; {DEBUG}=1 shows where", 1

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.distributed import device_work, distributed_context, peer_errors, to_device
+from clipmerge.distributed import DistributedContext, exact_float32, to_device
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.classes import templates_for
 from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_texts
@@ -77,7 +77,7 @@ class Scorer:
         dtype: OutputDtype = "keep",
         load_bytes: int = _LOAD_BYTES,
     ) -> None:
-        self._context = distributed_context(settings.device)
+        self._context = DistributedContext(settings.device)
         self.device = self._context.device
         self._path = Path(model, inputs, self.device, dtype=dtype) if inputs else None
         model.module.to(self.device)
@@ -90,7 +90,7 @@ class Scorer:
         self._texts: dict[str, tuple[int, Tensor]] = {}
 
     @torch.no_grad()
-    @device_work()
+    @exact_float32()
     def score(
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
     ) -> dict[str, list[Outcome]]:
@@ -110,11 +110,9 @@ class Scorer:
                     texts[name, number] = features.cpu()
                 parts.append((name, number, start, self._outputs(name, pixels, features, sources)))
         if self._context.world_size > 1:
-            with peer_errors():
-                parts = gather_object(parts)
-                texts = {
-                    key: value for each in gather_object([texts]) for key, value in each.items()
-                }
+            parts = gather_object(parts)
+            for other in gather_object([texts]):
+                texts.update(other)
         values = defaultdict[tuple[str, int], list[NDArray[Any]]](list)
         for name, number, _, part in sorted(parts, key=lambda part: part[2]):
             values[name, number].append(part)

@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from clipmerge.distributed import DistributedContext, all_reduce_, peer_errors
+from clipmerge.distributed import DistributedContext, all_reduce_
 from clipmerge.errors import ClipmergeError
 from clipmerge.images.batches import Batch as Batch
 from clipmerge.learning.interpolate import Path
@@ -252,8 +252,7 @@ class Objective:
         """Collect one value per batch from every process, in batch order."""
         items = list(values.items())
         if self.context.world_size > 1:
-            with peer_errors():
-                items = gather_object(items)
+            items = gather_object(items)
         return [value for _, value in sorted(items, key=lambda item: item[0])]
 
     def mean(self, per_batch: Sequence[float]) -> float:

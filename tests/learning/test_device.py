@@ -20,7 +20,7 @@ from tests.support.small_objective import PLAIN, TEMPLATES, Ends, make_batches, 
 
 @pytest.fixture
 def objective(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> Objective:
-    context = DistributedContext(torch.device("cpu"))
+    context = DistributedContext("cpu")
     context.device = torch.device("meta")
     # it has no random numbers and no autocast of its own
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoProcessor
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.distributed import distributed_context
+from clipmerge.distributed import DistributedContext
 from clipmerge.errors import CheckpointError
 from clipmerge.families import VISION_TEXT_DUAL_ENCODER
 from clipmerge.learning.interpolate import Path as Between
@@ -114,7 +114,7 @@ def test_loss_and_gradients_are_those_of_the_librarys_forward(
 ) -> None:
     pair, model = opened(family_pairs(name))
     batch = Batch(0, model.pixels(pictures()), LABELS)
-    context = distributed_context("cpu")
+    context = DistributedContext("cpu")
     prompts = Prompts(model, PROMPTS, 1, context.device)
     path = Between(model, pair, context.device)
     objective = Objective(path, prompts, batch, context, batch_size=len(LABELS))

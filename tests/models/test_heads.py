@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from transformers import CLIPForImageClassification
 
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
-from clipmerge.distributed import distributed_context
+from clipmerge.distributed import DistributedContext
 from clipmerge.errors import DataError
 from clipmerge.images.batches import Batch
 from clipmerge.learning.interpolate import Path as Between
@@ -112,7 +112,7 @@ def test_a_head_gives_the_librarys_logits_and_learns(
     zeroshot, finetuned, reference = make(tmp_path)
     inputs = align_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))])
     model = build_model(inputs)
-    context = distributed_context("cpu")
+    context = DistributedContext("cpu")
     path = Between(model, inputs, context.device)
     images = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green", "grey", "blue")]
     pixels = model.pixels(images * 3)

@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.distributed import device_work
-from clipmerge.errors import ClipmergeError
 from clipmerge.models.passes import MicroBatcher, affordable_images
 
 
@@ -51,7 +49,7 @@ OUT = [
 
 
 @pytest.mark.parametrize("error", OUT, ids=lambda error: type(error).__name__)
-def test_one_image_too_many_is_an_error_of_one_line_that_names_what_to_lower(
+def test_images_are_halved_down_to_one_before_memory_is_an_error(
     error: Exception,
 ) -> None:
     attempts = []
@@ -60,10 +58,7 @@ def test_one_image_too_many_is_an_error_of_one_line_that_names_what_to_lower(
         attempts.append(most)
         raise error
 
-    with (
-        pytest.raises(ClipmergeError, match=r"too little memory .*; lower `batch_size`"),
-        device_work(),
-    ):
+    with pytest.raises(type(error)):
         MicroBatcher(None, str).run(9, work)
     assert attempts == [9, 4, 2, 1]
 
@@ -75,7 +70,7 @@ def test_other_errors_are_not_tried_again() -> None:
         attempts.append(most)
         raise RuntimeError("device-side assert triggered")
 
-    with pytest.raises(RuntimeError, match="assert"), device_work():
+    with pytest.raises(RuntimeError, match="assert"):
         MicroBatcher(4, str).run(9, work)
     assert attempts == [4]
 

@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
 from clipmerge.distributed import DistributedContext
@@ -14,7 +13,7 @@ from tests.support.small_objective import captioned, contrastive, make_batches, 
 
 
 def main(folder: Path, kind: str, *sizes: str) -> None:
-    processes = DistributedContext(torch.device("cpu"))
+    processes = DistributedContext("cpu")
     ends = (folder / "zeroshot", folder / "finetuned")
     counts = tuple(map(int, sizes))
     if kind == "captions":

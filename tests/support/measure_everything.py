@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from clipmerge.distributed import distributed_context
+from clipmerge.distributed import DistributedContext
 from clipmerge.learning.objective import Objective
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin, plugin_names, plugin_options
@@ -34,7 +34,7 @@ def measured(name: str, objective: Objective) -> Measurements:
 
 
 def main(folder: Path) -> None:
-    context = distributed_context("cpu")
+    context = DistributedContext("cpu")
     objective = objective_for((folder / "zeroshot", folder / "finetuned"), make_batches(SIZES))
     found = {name: measured(name, objective) for name in plugin_names("measures")}
     gradients = {

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
-from clipmerge.distributed import DistributedContext, distributed_context
+from clipmerge.distributed import DistributedContext
 from clipmerge.images.batches import Batch
 from clipmerge.images.split import held_out_positions
 from clipmerge.learning.interpolate import Path as Between
@@ -92,7 +92,7 @@ def objective_for(
     images is held out for ``val``."""
     zeroshot, *finetuned = (open_checkpoint(str(folder)) for folder in ends)
     pair = align_checkpoints(zeroshot, finetuned, missing=missing)
-    here = context or distributed_context("cpu")
+    here = context or DistributedContext("cpu")
     path = Between(model_for(pair.family, pair.zeroshot.config, ends[0]), pair, here.device)
     texts = [template.format(name) for name in classes for template in templates]
     prompts = kind(path.model, texts, len(templates), here.device, moves=path.text_changes)
