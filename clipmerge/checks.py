@@ -1,9 +1,9 @@
 """Doubts about the inputs, asked once before anything is learned: whether names, images or models
 would make any answer wrong.
 
-A check is a function that yields doubts. What follows is in `clipmerge.types.CHECKS`: a warning,
-or an error that names the ``allow`` that waves it through. To add one, yield its doubt from a
-function here and enter its name there.
+A check is a function that yields doubts. A doubt is an error that names the ``allow`` that waves it
+through. To add one, yield its doubt from a function here and enter its name in
+`clipmerge.types.CHECKS`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from clipmerge.checkpoint.alignment import UNRELATED, are_equal, cosines_of
 from clipmerge.errors import CheckpointError, DataError, printable
-from clipmerge.types import CHECKS, Names
+from clipmerge.types import Names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,20 +40,16 @@ _BLANK = 16
 _OUTSIDE, _OVERSHOOT = 0.01, 0.05
 # Median cosine of matrices above which two models may be equal.
 _NEARLY_EQUAL = 0.999
-# Letters of a prompt that are shown.
+# Letters of a class name or a caption that are shown.
 _SHOWN = 120
-_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
-_WORDNET = re.compile(r"n\d{8}")
-_NUMBERED = re.compile(r"\d+[._ -]+\D.*")
-_WORD = re.compile(r"[^\W\d_]{3,}")
 #: What class names look like that look unlike names.
 _LOOKS = {
-    "numbers": "are numbers",
-    "wordnet": "are WordNet's codes",
-    "numbered": "begin with numbers",
-    "splits": "are names of splits, not of classes",
-    "pattern": "differ in letters or numbers alone",
+    r"\d+": "are numbers",
+    r"n\d{8}": "are WordNet's codes",
+    r"\d+[._ -]+\D.*": "begin with numbers",
+    r"(?i:train|training|val|valid|validation|test|testing|dev|eval)": "are names of splits",
 }
+_WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 class Doubt(NamedTuple):
@@ -64,9 +60,9 @@ class Doubt(NamedTuple):
 
 
 def settle(doubts: Iterable[Doubt], allow: Collection[str], progress: Progress) -> None:
-    """Raise the first doubt that is an error and not allowed; the others are warnings."""
+    """Raise the first doubt that is not allowed; the others are warnings."""
     for check, text in doubts:
-        if CHECKS[check] == "error" and check not in allow:
+        if check not in allow:
             about_models = check in ("equal-models", "unrelated", "swapped")
             error = CheckpointError if about_models else DataError
             raise error(f"{text}; nothing was written (`allow={check}` goes on)")
@@ -139,11 +135,9 @@ def check_sources(
         partial(Path.set_finetuned, which=0),
     ]
     for name, (zeroshot, finetuned) in scorer.score(moves, samples, progress).items():
+        among = len(samples[name].class_names)
         images = sources[name]
-        progress.say(_example(images, name))
-        yield from check_answers(
-            name, images, finetuned.correct, zeroshot.correct, among=len(samples[name].class_names)
-        )
+        yield from check_answers(name, images, finetuned.correct, zeroshot.correct, among=among)
 
 
 def _probe(images: Images, settings: ImageOptions) -> LabelledImages:
@@ -157,24 +151,6 @@ def _probe(images: Images, settings: ImageOptions) -> LabelledImages:
         first = dict(zip(reversed(drawn.labels), reversed(range(len(drawn))), strict=True))
         return drawn.subset(sorted(first.values()))
     return replace(images, templates=templates_for(settings.templates, images.templates)[:1])
-
-
-def _example(images: Images, name: str) -> str:
-    """The first prompt, which tells at a glance whether the names are right."""
-    of = f" of {name}" if name else ""
-    return f"the models choose{of} between prompts such as '{_prompt(images)}'"
-
-
-def _prompt(images: Images) -> str:
-    from clipmerge.images.classes import class_prompts, templates_for
-    from clipmerge.images.image_set import CaptionedImages
-
-    if isinstance(images, CaptionedImages):
-        return printable(images.captions[0][0], limit=_SHOWN)
-    # templates say "a": of names that want "an" none is shown if there is another
-    names = sorted(images.class_names, key=lambda name: name[:1].lower() in "aeiou")
-    (prompt, *_) = class_prompts(tuple(names[:1]), templates_for((), images.templates))
-    return printable(prompt, limit=_SHOWN)
 
 
 def check_pixels(images: ImageSource, model: ImageTextModel | None = None) -> Iterator[Doubt]:
@@ -244,68 +220,61 @@ def check_answers(
     from clipmerge.images.image_set import CaptionedImages
     from clipmerge.stats import wilson
 
-    if name and zeroshot is not None and zeroshot.mean() > correct.mean():
-        correct = zeroshot  # what fine-tuning forgot is no fault of the names
-    names = () if isinstance(images, CaptionedImages) else images.class_names
+    captions: Names = ()
+    names: Names = ()
+    if isinstance(images, CaptionedImages):
+        captions = images.captions[0]
+    else:
+        names = images.class_names
     chance = 1 / (len(names) or among or len(images))
-    share = float(correct.mean())
-    low, high = wilson(share, len(correct))
-    known = share if zeroshot is None else float(zeroshot.mean())
-    known_low, known_high = wilson(known, len(correct))
     halfway = (1 + chance) / 2
+    known = correct if zeroshot is None else zeroshot
+    share, known_share = float(correct.mean()), float(known.mean())
+    known_low, _ = wilson(known_share, len(known))
+    if name:  # what fine-tuning forgot is no fault of the names
+        share = max(share, known_share)
+    low, high = wilson(share, len(correct))
     where = f"{name}: " if name else ""
     numbers = f"recognises {share:.1%} of {len(correct)} images (chance is {chance:.1%})"
+    example = printable((*names, *captions)[0], limit=_SHOWN)
     look = odd_names(names) if names else ""
     if look and low < halfway:
         yield Doubt(
             "odd-names",
-            f"{where}the class names {_LOOKS[look]}, such as '{names[0]}', and the"
-            f" model {numbers}; give the names with `classes`",
+            f"{where}the class names {look}, such as '{example}', and the model {numbers}; give the"
+            " names with `classes`",
         )
     elif low <= chance and high < halfway and known_low <= chance:
-        words = "class names" if names else "captions"
+        words = "captions" if captions else "class names"
         yield Doubt(
             "at-chance",
             f"{where}the model {numbers}; are these the {words} of these images, such as"
-            f" '{_prompt(images)}'?",
+            f" '{example}'?",
         )
-    elif name or zeroshot is None:
-        return
-    elif known_low <= chance < low and known_high < halfway:
-        yield Doubt(
-            "zeroshot-at-chance",
-            f"the zero-shot model recognises {known:.1%} of {len(correct)} images (chance is"
-            f" {chance:.1%}): it does not know these classes, and a merge with it gains little",
-        )
-    elif known_low > high:
+    elif not name and known_low > high:
         yield Doubt(
             "swapped",
-            f"the zero-shot model recognises {known:.1%} of {len(correct)} images, the"
+            f"the zero-shot model recognises {known_share:.1%} of {len(correct)} images, the"
             f" fine-tuned one {share:.1%}; give the zero-shot checkpoint first, and images of what"
             " the other was fine-tuned for",
         )
 
 
 def odd_names(names: Names) -> str:
-    """How class names look unlike names: ``numbers``, ``wordnet``, ``numbered``, ``splits`` or
-    ``pattern``; empty if they look like names.
+    """How class names look unlike names, in words; empty if they look like names.
 
     Example:
         >>> [odd_names(names) for names in (("0", "1"), ("class a", "class b"), ("cat", "car"))]
-        ['numbers', 'pattern', '']
+        ['are numbers', 'differ in letters or numbers alone', '']
     """
-    if all(name.strip().isdecimal() for name in names):
-        return "numbers"
-    if all(_WORDNET.fullmatch(name) for name in names):
-        return "wordnet"
-    if all(_NUMBERED.fullmatch(name) for name in names):
-        return "numbered"
-    if all(name.strip().casefold() in _SPLITS for name in names):
-        return "splits"
+    for pattern, look in _LOOKS.items():
+        if all(re.fullmatch(pattern, name.strip()) for name in names):
+            return look
+    first, last = min(names), max(names)  # all begin as these two do
     shared = 0
-    for letters in zip(*names, strict=False):
-        if len(set(letters)) > 1:
-            break
+    while first[shared : shared + 1] == last[shared : shared + 1] != "":
         shared += 1
-    has_prefix = len(names) > 1 and shared >= 3
-    return "pattern" if has_prefix and not any(_WORD.search(n[shared:]) for n in names) else ""
+    different = [name[shared:] for name in names]
+    if first != last and shared >= 3 and not any(map(_WORD.search, different)):
+        return "differ in letters or numbers alone"
+    return ""
