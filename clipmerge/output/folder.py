@@ -12,6 +12,7 @@ from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGH
 from clipmerge.errors import OutputError
 from clipmerge.families import layout_of
 from clipmerge.files.hashes import sha256_of
+from clipmerge.files.safetensors import DTYPES
 from clipmerge.files.side_files import PROCESSORS, SIDE_FILES, VOCABULARIES, copy_side_file
 from clipmerge.files.writer import OutputTensor, write_safetensors
 from clipmerge.progress import Progress
@@ -105,8 +106,8 @@ def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str
     hashes = {}
     for name, path in sorted(chosen.items()):
         copy_side_file(path, folder / name)
-        if name == "config.json" and dtype != "keep":
-            _state_dtype(folder / name, dtype)
+        if name == "config.json":
+            _state_dtype(folder / name, dtype, inputs.layout)
         hashes[name] = sha256_of(folder / name)
     return hashes, notes
 
@@ -142,14 +143,25 @@ def _lend_side_files(inputs: Inputs, chosen: dict[str, Path]) -> tuple[dict[str,
     return chosen, notes
 
 
-def _state_dtype(path: Path, dtype: str) -> None:
-    """State the dtype of the weights in a config, because transformers follows it, not the file."""
+def _state_dtype(path: Path, dtype: str, checkpoint: Checkpoint) -> None:
+    """State the dtype of the weights in a config, because transformers follows it, not the file.
+
+    If the weights keep their dtype, a config that states another one is corrected.
+    """
     config = json.loads(path.read_text(encoding="utf-8-sig"))
-    is_stated = False
-    for section in (config, *(value for value in config.values() if isinstance(value, dict))):
-        for key in [key for key in ("dtype", "torch_dtype") if section.get(key) is not None]:
-            section[key] = dtype
-            is_stated = True
-    if not is_stated:
-        config["dtype"] = dtype
+    sections = [config, *(value for value in config.values() if isinstance(value, dict))]
+    stated = []
+    for section in sections:
+        stated += [(section, key) for key in ("dtype", "torch_dtype") if section.get(key)]
+    if dtype == "keep":
+        dtypes = {entry.dtype for entry in checkpoint.entries.values() if entry.is_float}
+        if len(dtypes) != 1:
+            return
+        dtype, _ = DTYPES[dtypes.pop()]
+    elif not stated:
+        stated = [(config, "dtype")]
+    if all(section.get(key) == dtype for section, key in stated):
+        return
+    for section, key in stated:
+        section[key] = dtype
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

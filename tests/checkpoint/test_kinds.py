@@ -116,6 +116,9 @@ KINDS: Rows = {
         f"{pickled(folder, work / 'last.pt', inside=lambda w: {'model': {}, 'ema': w})}#ema"
     ),
     "inside another model": in_clip_attribute,
+    "sentence-transformers": lambda folder, work: (
+        Path(shutil.copytree(folder, work / "0_CLIPModel")).parent
+    ),
     "link": lambda folder, work: (
         work.parent.mkdir(exist_ok=True) or work.symlink_to(folder) or work
     ),

@@ -210,3 +210,12 @@ def test_a_config_without_a_dtype_gets_one_where_loaders_need_it(
         edit_json(folder / "config.json", **none, vision_config=none, text_config=none)
     written = json.loads((merge(*copies, flags=("--dtype", dtype)) / "config.json").read_text())
     assert written["dtype"] == dtype
+
+
+def test_a_config_that_contradicts_its_weights_is_corrected(copies: Folders) -> None:
+    section = {"dtype": "float16"}
+    edit_json(copies[1] / "config.json", dtype="bfloat16", text_config=section)
+    output = merge(*copies)
+    written = json.loads((output / "config.json").read_text())
+    assert (written["dtype"], written["text_config"]["dtype"]) == ("float32", "float32")
+    assert CLIPModel.from_pretrained(output).dtype == torch.float32
