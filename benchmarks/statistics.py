@@ -42,18 +42,19 @@ def accuracies(results: Results, method: str, resamples: int = RESAMPLES) -> Acc
     for source, right in results.correct(method).items():
         if source in results.told["things"]:
             things = results.told["things"][source]
-            times = _times(results.target, max(things) + 1, resamples)[:, things].copy()
+            drawn = [_drawn(results.target, thing, resamples) for thing in things]
+            times = np.stack(drawn, axis=1).astype(float)
             times[times.sum(axis=1) == 0] = 1  # of few things, none may be drawn
-            found[source] = times @ right.T.astype(float) / times.sum(axis=1, keepdims=True)
-    return Accuracies(found["test"], np.mean([found[name] for name in results.shifts], axis=0))
+            found[source] = times @ right.T / times.sum(axis=1, keepdims=True)
+    oods = [found[name] for name in results.shifts]
+    return Accuracies(found["test"], np.mean(oods, axis=0))
 
 
-@lru_cache(maxsize=32)
-def _times(target: str, count: int, resamples: int) -> np.ndarray:
-    """How often each thing was drawn, the same for all pairs of a target; once in row 0."""
-    # thing by thing, so that a source with more things begins with the same draws
-    drawn = np.random.default_rng(sum(target.encode())).poisson(1.0, size=(count, resamples))
-    return np.vstack([np.ones(count), drawn.T])
+@lru_cache(maxsize=None)
+def _drawn(target: str, thing: int, resamples: int) -> np.ndarray:
+    """How often a thing was drawn, the same for all pairs of a target; once in row 0."""
+    rng = np.random.default_rng([sum(target.encode()), thing])
+    return np.concatenate([[1], rng.poisson(1.0, resamples)]).astype(np.int8)
 
 
 def chosen_alpha(results: Results, method: str, source: str, max_loss: float | None = None) -> int:
