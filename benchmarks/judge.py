@@ -68,7 +68,12 @@ def add_curve(tests: Judge, results: Results) -> None:
     """Add the pair's own WiSE-FT curve, unless it is there."""
     if CURVE not in results.methods:
         curve = tests.curve(tests.pair.finetuned, ALPHAS)
-        results.add(CURVE, alphas=ALPHAS, correct=curve, labels=results.told["labels"]["train"])
+        results.add(
+            CURVE,
+            alphas=ALPHAS,
+            correct=curve,
+            labels=results.told["labels"]["train"],
+        )
 
 
 def judge(
@@ -94,7 +99,13 @@ def judge(
     tests = Judge(pair)
     if CURVE not in results.methods:
         add_curve(Judge(pair, {"val": pair.source("val")}), results)
-    name = " ".join([Path(recipe).stem, *settings, *([f"seed={seed}"] if seed else [])])
+    name = " ".join(
+        [
+            Path(recipe).stem,
+            *settings,
+            *([f"seed={seed}"] if seed else []),
+        ]
+    )
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "merged"
         begin = time.process_time()
@@ -123,7 +134,12 @@ def judge(
         commit=_commit(),
         who=who,
     )
-    _LOG.info("%s: %s in %.0f s", pair.spec.name, name, seconds)
+    _LOG.info(
+        "%s: %s in %.0f s",
+        pair.spec.name,
+        name,
+        seconds,
+    )
     return name
 
 

@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from benchmarks.advice import counted
 from benchmarks.pair_results import CURVE, PAIRS_FOLDER, Results, every_result
 from benchmarks.statistics import (
     Accuracies,
+    Estimate,
     accuracies,
     chosen_alpha,
     curve_of,
@@ -41,7 +43,10 @@ def write_pages(pages: Iterable[Path] = PAGES, folder: Path = PAIRS_FOLDER) -> l
     changed = []
     for page in pages:
         text = page.read_text(encoding="utf-8")
-        filled = _MARK.sub(lambda mark: f"{mark[1]}{table(mark[2], every)}\n{mark[3]}", text)
+        filled = _MARK.sub(
+            lambda mark: f"{mark[1]}{table(mark[2], every)}\n{mark[3]}",
+            text,
+        )
         if filled != text:
             page.write_text(filled, encoding="utf-8")
             changed.append(page)
@@ -53,8 +58,13 @@ def table(name: str, every: Sequence[Results]) -> str:
     head, *rows = _TABLES[name](every)
     if not rows:
         return "(no pair has these results yet)"
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    lines = [_line(head), "|---|" + "---:|" * (len(head) - 1)]
+    lines += [_line(row) for row in rows]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def point_of(results: Results, method: str) -> Accuracies | None:
@@ -92,11 +102,12 @@ def point_of(results: Results, method: str) -> Accuracies | None:
 
 def _having(every: Sequence[Results], methods: Sequence[str]) -> list[Results]:
     """Held-out pairs on which all of these methods have been run."""
-    return [
-        each
-        for each in every
-        if not each.told["tuned"] and all(point_of(each, method) for method in methods)
-    ]
+    found = []
+    for each in every:
+        points = [point_of(each, method) for method in methods]
+        if all(points) and not each.told["tuned"]:
+            found.append(each)
+    return found
 
 
 def _by_target(every: Iterable[Results]) -> dict[str, list[Results]]:
@@ -106,34 +117,47 @@ def _by_target(every: Iterable[Results]) -> dict[str, list[Results]]:
     return dict(found)
 
 
+def _accuracy(results: Results, method: str, axis: str) -> np.ndarray:
+    """Accuracy of a method's point, the measured one first."""
+    return getattr(point_of(results, method), axis)[:, 0]
+
+
+def _mean(pairs: Sequence[Results], figure: Callable[[Results], np.ndarray]) -> Estimate:
+    """Mean of a figure, each target counted once."""
+    return over_targets([(each.target, figure(each)) for each in pairs])
+
+
 def _both(pairs: Sequence[Results], method: str) -> str:
-    """Mean ID / OOD accuracy, each target counted once."""
-    found = []
-    for axis in ("id", "ood"):
-        values = [(each.target, getattr(point_of(each, method), axis)[:, 0]) for each in pairs]
-        found.append(f"{over_targets(values).value:.1f}")
-    return " / ".join(found)
+    """Mean ID / OOD accuracy."""
+    target = _mean(pairs, lambda each: _accuracy(each, method, "id"))
+    shift = _mean(pairs, lambda each: _accuracy(each, method, "ood"))
+    return f"{target.value:.1f} / {shift.value:.1f}"
 
 
-def _change(pairs: Sequence[Results], method: str, axis: str, since: str = "fine-tuned") -> str:
-    values = [
-        (
-            each.target,
-            getattr(point_of(each, method), axis)[:, 0]
-            - getattr(point_of(each, since), axis)[:, 0],
-        )
-        for each in pairs
-    ]
-    return str(over_targets(values))
+def _change(
+    pairs: Sequence[Results],
+    method: str,
+    axis: str,
+    since: str = "fine-tuned",
+) -> Estimate:
+    def figure(each: Results) -> np.ndarray:
+        return _accuracy(each, method, axis) - _accuracy(each, since, axis)
+
+    return _mean(pairs, figure)
 
 
-def _gain(pairs: Sequence[Results], method: str) -> str:
-    values = [(each.target, gain(point_of(each, method), curve_of(each))) for each in pairs]
-    return str(over_targets(values))
+def _gain(pairs: Sequence[Results], method: str, curve: str = CURVE) -> str:
+    def figure(each: Results) -> np.ndarray:
+        return gain(point_of(each, method), accuracies(each, curve))
+
+    return str(_mean(pairs, figure))
 
 
-def _standing(pairs: Sequence[Results], method: str) -> str:
-    counted = Counter(standing(point_of(each, method), curve_of(each)) for each in pairs)
+def _standing(pairs: Sequence[Results], method: str, curve: str = CURVE) -> str:
+    counted: Counter[str] = Counter()
+    for each in pairs:
+        stands = standing(point_of(each, method), accuracies(each, curve))
+        counted[stands] += 1
     return f"{counted['beats']} / {counted['beaten']} / {counted['neither']}"
 
 
@@ -143,19 +167,27 @@ def draw(file: Path, folder: Path = PAIRS_FOLDER) -> None:
     from matplotlib.figure import Figure
 
     groups = _by_target(_having(every_result(folder), ["auto"]))
-    figure = Figure(figsize=(8.6, 1.3 + 0.5 * len(groups)), dpi=110, layout="constrained")
+    figure = Figure(
+        figsize=(8.6, 1.3 + 0.5 * len(groups)),
+        dpi=110,
+        layout="constrained",
+    )
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
-    looks = {"zero-shot": ("o", "white"), "fine-tuned": ("s", "#0072b2"), "auto": ("D", "#d55e00")}
+    looks = {
+        "zero-shot": ("o", "white"),
+        "fine-tuned": ("s", "#0072b2"),
+        "auto": ("D", "#d55e00"),
+    }
     titles = {"id": "on the target", "ood": "under shifts"}
     for axes, (axis, title) in zip(panels, titles.items(), strict=True):
         for method, (marker, colour) in looks.items():
-            points = [
-                np.mean([getattr(point_of(each, method), axis)[0, 0] for each in pairs])
-                for pairs in groups.values()
-            ]
+            points = []
+            for pairs in groups.values():
+                values = [_accuracy(each, method, axis)[0] for each in pairs]
+                points.append(100 * np.mean(values))
             axes.scatter(
-                100 * np.array(points),
+                points,
                 range(len(groups)),
                 marker=marker,
                 color=colour,
@@ -166,43 +198,53 @@ def draw(file: Path, folder: Path = PAIRS_FOLDER) -> None:
         axes.set_title(f"accuracy {title}, %", fontsize=10)
         axes.grid(axis="x", color="#dddddd")
         axes.spines[["top", "right", "left"]].set_visible(False)
-    panels[0].set_yticks(range(len(groups)), [f"{k} ({len(v)})" for k, v in groups.items()])
+    panels[0].set_yticks(
+        range(len(groups)),
+        [f"{k} ({len(v)})" for k, v in groups.items()],
+    )
     panels[0].set_ylim(len(groups) - 0.5, -0.5)
     handles = panels[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        *handles,
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+    )
     figure.savefig(file, metadata={"Software": None})
 
 
 def leaderboard(every: Sequence[Results]) -> Rows:
     """Every method that was judged: change of OOD and ID accuracy for each target."""
-    names = Counter(name for each in every for name in each.methods if name != CURVE)
+    counted: Counter[str] = Counter()
+    for each in every:
+        counted.update(list(each.methods))
+    del counted[CURVE]
     targets = sorted(_by_target(every))
     rows = [["method", "commit", *targets, "processor minutes", "who"]]
-    for name in sorted(names, key=lambda name: (-names[name], name)):
+    for name in sorted(counted, key=lambda name: (-counted[name], name)):
         ours = [each for each in every if name in each.methods and point_of(each, name)]
         by_target = _by_target(ours)
-        cells = []
-        for target in targets:
-            pairs = by_target.get(target, [])
-            moved = [_moved(pairs, name, axis) for axis in ("ood", "id")] if pairs else []
-            cells.append(f"{' / '.join(moved)} ({len(pairs)})" if pairs else "")
+        cells = [_moved(by_target.get(target, []), name) for target in targets]
         told = [each.methods[name] for each in ours]
+        commits = _named(told, "commit")
         minutes = [one["seconds"] / 60 for one in told if "seconds" in one]
-        commits = sorted({one.get("commit", "") for one in told} - {""})
-        who = ", ".join(sorted({one.get("who", "") for one in told} - {""}))
         spent = f"{np.median(minutes):.1f}" if minutes else ""
+        who = ", ".join(_named(told, "who"))
         rows.append([name, ", ".join(commits[:2]), *cells, spent, who])
     return rows
 
 
-def _moved(pairs: Sequence[Results], method: str, axis: str) -> str:
-    """Mean change since the fine-tuned model, in points."""
-    values = [
-        getattr(point_of(each, method), axis)[0, 0]
-        - getattr(point_of(each, "fine-tuned"), axis)[0, 0]
-        for each in pairs
-    ]
-    return f"{100 * np.mean(values):+.1f}"
+def _named(told: Sequence[dict[str, Any]], key: str) -> list[str]:
+    return sorted({one[key] for one in told if one.get(key)})
+
+
+def _moved(pairs: Sequence[Results], method: str) -> str:
+    """Mean change since the fine-tuned model, OOD / ID, in points, of one target."""
+    if not pairs:
+        return ""
+    shift = _change(pairs, method, "ood")
+    target = _change(pairs, method, "id")
+    return f"{shift.value:+.1f} / {target.value:+.1f} ({len(pairs)})"
 
 
 def merged(every: Sequence[Results]) -> Rows:
@@ -258,16 +300,16 @@ def equal_labels(every: Sequence[Results]) -> Rows:
     for method, told in _EQUAL.items():
         ours = _having(pairs, [method])
         if ours:
-            less = [_change(ours, "auto", axis, method) for axis in ("ood", "id")]
-            rows.append(
-                [
-                    f"{told} ({len(ours)})",
-                    _both(ours, method),
-                    _change(ours, method, "ood"),
-                    _gain(ours, method),
-                    *(["", ""] if method == "auto" else less),
-                ]
-            )
+            row = [
+                f"{told} ({len(ours)})",
+                _both(ours, method),
+                str(_change(ours, method, "ood")),
+                _gain(ours, method),
+            ]
+            for axis in ("ood", "id"):
+                ahead = _change(ours, "auto", axis, method)
+                row.append("" if method == "auto" else str(ahead))
+            rows.append(row)
     return rows
 
 
@@ -291,12 +333,11 @@ def seeds(every: Sequence[Results]) -> Rows:
     rows = [["pair", "seed 0", "seed 1", "seed 2", "spread, ID", "spread, OOD"]]
     for each in every:
         if all(name in each.methods for name in names):
-            points = [accuracies(each, name) for name in names]
-            spreads = []
+            row = [each.name, *(_both([each], name) for name in names)]
             for axis in ("id", "ood"):
-                values = [getattr(point, axis)[0, 0] for point in points]
-                spreads.append(f"{100 * (max(values) - min(values)):.1f}")
-            rows.append([each.name, *(_both([each], name) for name in names), *spreads])
+                values = [_accuracy(each, name, axis)[0] for name in names]
+                row.append(f"{100 * np.ptp(values):.1f}")
+            rows.append(row)
     return rows
 
 
@@ -306,18 +347,11 @@ def over_curves(every: Sequence[Results]) -> Rows:
     rows = [["target (pairs)", "the curve", "continued", "anew", "beats / beaten / neither, anew"]]
     groups = {**_by_target(pairs), "every target": pairs}
     for target, ours in groups.items() if pairs else ():
-        cells = []
+        row = [f"{target} ({len(ours)})"]
         for curve in (CURVE, "continued", "anew"):
-            values = [
-                (each.target, gain(point_of(each, "auto"), accuracies(each, curve)))
-                for each in ours
-            ]
-            cells.append(str(over_targets(values)))
-        counted = Counter(
-            standing(point_of(each, "auto"), accuracies(each, "anew")) for each in ours
-        )
-        told = f"{counted['beats']} / {counted['beaten']} / {counted['neither']}"
-        rows.append([f"{target} ({len(ours)})", *cells, told])
+            row.append(_gain(ours, "auto", curve))
+        row.append(_standing(ours, "auto", "anew"))
+        rows.append(row)
     return rows
 
 

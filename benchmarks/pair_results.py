@@ -94,7 +94,11 @@ def open_results(pair: Pair, folder: Path = PAIRS_FOLDER) -> Results:
     if file.is_file():
         return read_results(file)
     spec = pair.spec
-    told: dict[str, Any] = {"target": spec.target, "model": spec.model, "seed": spec.seed}
+    told: dict[str, Any] = {
+        "target": spec.target,
+        "model": spec.model,
+        "seed": spec.seed,
+    }
     told |= {"regime": spec.name.partition(f"-{spec.target}")[0], "tuned": spec.tuned}
     told["labels"] = {name: len(pair.source(name).labels) for name in ("train", "val")}
     told["things"] = {name: each.things.tolist() for name, each in pair.tested().items()}

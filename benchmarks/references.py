@@ -48,12 +48,21 @@ def references(pair: Pair, folder: Path = PAIRS_FOLDER) -> None:
         "vrf": _vrf(zeroshot, finetuned, tests),
     }
     for name, right in found.items():
-        results.add(name, correct=stacked([right]), labels=labels)
+        results.add(
+            name,
+            correct=stacked([right]),
+            labels=labels,
+        )
     norms = _norms(tests.model)
     if norms:
         pixels = tests.pixels["val"]
         curve = tests.curve(pair.finetuned, ALPHAS, lambda: _recalibrate(tests.model, pixels))
-        results.add("recalibrated", alphas=ALPHAS, correct=curve, labels=labels)
+        results.add(
+            "recalibrated",
+            alphas=ALPHAS,
+            correct=curve,
+            labels=labels,
+        )
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,12 @@ clipmerge. Linux only: memory is read from `/proc`.
     merge    a merge of two checkpoints against a plain loop of reading and writing, a ten-line
              script and, with --mergekit PYTHON, mergekit
     start    `--help` and `inspect` against `python -c pass`
-    decide   measures and learning against gradient passes of plain transformers
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -25,10 +22,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 _PIECE = 16 << 20
 _BEFORE = "before: "
@@ -82,7 +77,11 @@ def run(command: list[str], checkout: Path | None = None) -> Outcome:
     begin, before = time.perf_counter(), _children_cpu()
     with tempfile.TemporaryFile("w+") as err:  # a pipe that nobody reads would fill and stop it
         process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=err, env=variables, cwd=checkout
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=err,
+            env=variables,
+            cwd=checkout,
         )
         private = 0.0
         while process.poll() is None:
@@ -120,7 +119,7 @@ def make_checkpoints(folder: Path, size: str) -> tuple[Path, Path]:
     if all((path / "config.json").is_file() for path in paths):
         return paths
     wide, blocks, patch, narrow, layers, heads, text_heads = _SIZES[size]
-    tools = processor([f"a photo of a {name}." for name in _NAMES], 224, 77)
+    tools = processor(["a photo of a thing."], 224, 77)
     words = tools.tokenizer
     text = {
         "hidden_size": narrow,
@@ -148,24 +147,6 @@ def make_checkpoints(folder: Path, size: str) -> tuple[Path, Path]:
             for value in model.parameters():
                 value.add_(0.1 * value.abs().mean() * torch.randn(value.shape))
     return paths
-
-
-_NAMES = [f"{one}{other}" for one in "abcdefghij" for other in "abcdefghij"]
-
-
-def make_images(folder: Path, count: int) -> Path:
-    """Write random pictures of a hundred classes, unless they exist."""
-    import numpy as np
-    from PIL import Image
-
-    images = folder / f"images-{count}"
-    rng = np.random.default_rng(0)
-    for number in range(0 if images.is_dir() else count):
-        place = images / _NAMES[number % len(_NAMES)]
-        place.mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(place / f"{number}.png")
-    return images
 
 
 def merge_case(given: argparse.Namespace, folder: Path) -> dict[str, Contestant]:
@@ -219,34 +200,6 @@ def start_case(given: argparse.Namespace, folder: Path) -> dict[str, Contestant]
     return chosen | _ours({"--help": ["--help"], **commands}, given.against)
 
 
-def decide_case(given: argparse.Namespace, folder: Path) -> dict[str, Contestant]:
-    pair = make_checkpoints(folder, given.size)
-    images, output = make_images(folder, given.images), folder / "output"
-    base = ["merge", *map(str, pair), "--data", str(images), "--images", str(given.images)]
-    base += ["--device", "cpu", "-q", "-o", str(output)]
-    recipes = {name: [*base, "-r", name] for name in ("wise-ft", *given.recipes)}
-    chosen: dict[str, Contestant] = {"gradient pass": lambda: _gradient_pass(pair[1], given.images)}
-    return chosen | _ours(recipes, given.against, output)
-
-
-def _gradient_pass(checkpoint: Path, count: int) -> Outcome:
-    """Forward and backward of plain transformers over as many pictures and all prompts."""
-    import torch
-    from transformers import CLIPModel, CLIPProcessor
-
-    model = CLIPModel.from_pretrained(checkpoint)
-    tools = CLIPProcessor.from_pretrained(checkpoint)
-    prompts = [f"a photo of a {name}." for name in _NAMES]
-    tokens = tools.tokenizer(prompts, padding=True, return_tensors="pt")
-    pixels = torch.randn(count, 3, 224, 224)
-    labels = torch.arange(count) % len(_NAMES)
-    begin, before = time.perf_counter(), time.process_time()
-    for at in torch.arange(count).split(64):
-        logits = model(pixel_values=pixels[at], **tokens).logits_per_image
-        torch.nn.functional.cross_entropy(logits, labels[at]).backward()
-    return Outcome(time.perf_counter() - begin, time.process_time() - before)
-
-
 def _ours(
     commands: Mapping[str, list[str]], against: Path | None, output: Path | None = None
 ) -> dict[str, Contestant]:
@@ -269,7 +222,7 @@ def _ours(
     return chosen
 
 
-_CASES = {"merge": merge_case, "start": start_case, "decide": decide_case}
+_CASES = {"merge": merge_case, "start": start_case}
 
 
 def compare(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, list[Outcome]]:
@@ -280,7 +233,11 @@ def compare(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, lis
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
             outcome = contestants[name]()
-            print(f"{name}: {outcome.seconds:.2f} s", file=sys.stderr, flush=True)
+            print(
+                f"{name}: {outcome.seconds:.2f} s",
+                file=sys.stderr,
+                flush=True,
+            )
             if number:
                 found[name].append(outcome)
     return found
@@ -299,21 +256,22 @@ def ratios(found: Mapping[str, list[Outcome]]) -> dict[str, list[float]]:
         if not name.startswith(_BEFORE):
             told[f"{name} / {base}: seconds"] = [
                 one.seconds / other.seconds
-                for one, other in zip(found[name], found[base], strict=True)
+                for one, other in zip(
+                    found[name],
+                    found[base],
+                    strict=True,
+                )
             ]
         if _BEFORE + name in found:
             told[f"{name} / before: cpu_seconds"] = [
                 one.cpu_seconds / other.cpu_seconds
-                for one, other in zip(found[name], found[_BEFORE + name], strict=True)
+                for one, other in zip(
+                    found[name],
+                    found[_BEFORE + name],
+                    strict=True,
+                )
             ]
     return told
-
-
-def machine() -> dict[str, Any]:
-    """System, cores, and the packages that matter."""
-    packages = ("torch", "safetensors", "numpy", "transformers")
-    versions = {name: metadata.version(name) for name in packages}
-    return {"system": platform.platform(), "cores": os.cpu_count(), "packages": versions}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -327,11 +285,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where checkpoints are kept for the next run")
     parser.add_argument("--size", choices=_SIZES, default="b32")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=64, help="of `decide`")
-    parser.add_argument("--recipes", nargs="+", default=["straggler-outlier", "auto"])
     parser.add_argument("--against", type=Path, metavar="CHECKOUT")
     parser.add_argument("--mergekit", metavar="PYTHON", help="of an environment that has it")
-    parser.add_argument("--json", type=Path, help="where to write every round")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.folder or Path(temporary)).resolve()
@@ -342,14 +297,9 @@ def main(arguments: list[str] | None = None) -> None:
             for key in ("seconds", "private_mb")
         )
         print(f"{name:28} {seconds:9.2f} s {memory:8.0f} MB")
-    told = ratios(found)
-    for name, values in told.items():
+    for name, values in ratios(found).items():
         median, low, high = statistics.median(values), min(values), max(values)
         print(f"{name:44} {median:6.2f}  ({low:.2f} to {high:.2f})")
-    if given.json:
-        rounds = {name: [asdict(one) for one in each] for name, each in found.items()}
-        record = {"case": given.case, "size": given.size, "machine": machine(), "rounds": rounds}
-        given.json.write_text(json.dumps(record | {"ratios": told}, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -32,7 +32,10 @@ class Accuracies:
 
     def point(self, at: int) -> Accuracies:
         """One of the points, shapes (1 + resamples, 1)."""
-        return Accuracies(self.id[:, [at]], self.ood[:, [at]])
+        return Accuracies(
+            self.id[:, [at]],
+            self.ood[:, [at]],
+        )
 
 
 @lru_cache(maxsize=512)
@@ -50,14 +53,19 @@ def accuracies(results: Results, method: str, resamples: int = RESAMPLES) -> Acc
     return Accuracies(found["test"], np.mean(oods, axis=0))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _drawn(target: str, thing: int, resamples: int) -> np.ndarray:
     """How often a thing was drawn, the same for all pairs of a target; once in row 0."""
     rng = np.random.default_rng([sum(target.encode()), thing])
     return np.concatenate([[1], rng.poisson(1.0, resamples)]).astype(np.int8)
 
 
-def chosen_alpha(results: Results, method: str, source: str, max_loss: float | None = None) -> int:
+def chosen_alpha(
+    results: Results,
+    method: str,
+    source: str,
+    max_loss: float | None = None,
+) -> int:
     """Index of the alpha that pictures of ``source`` choose.
 
     Args:
@@ -147,10 +155,19 @@ def over_targets(values: Sequence[tuple[str, np.ndarray]], resamples: int = RESA
     for number, pairs in enumerate(targets):
         times = int((drawn == number).sum())
         chosen = rng.integers(len(pairs), size=(times, len(pairs)))
-        pictures = rng.integers(1, pairs.shape[1], size=(times, 1))
+        pictures = rng.integers(
+            1,
+            pairs.shape[1],
+            size=(times, 1),
+        )
         means[drawn == number] = pairs[chosen, pictures].mean(axis=1)
     low, high = np.percentile(means.mean(axis=1), [2.5, 97.5])
-    return Estimate(100 * measured, 100 * low, 100 * high, len(values))
+    return Estimate(
+        100 * measured,
+        100 * low,
+        100 * high,
+        len(values),
+    )
 
 
 def curve_of(results: Results) -> Accuracies:

@@ -67,7 +67,12 @@ _REGIMES = {
     "mild": Regime(3e-4, 12, text=True, mirror=False, move=1),
 }
 PAIRS = tuple(
-    Spec(f"{how}-{target}-0", target, f"vit-{target}", regime)
+    Spec(
+        f"{how}-{target}-0",
+        target,
+        f"vit-{target}",
+        regime,
+    )
     for target in _STYLES
     for how, regime in _REGIMES.items()
 )
@@ -79,14 +84,20 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     folders, drawings = load_drawings(places.cache / "emoji")
     classes = tuple(name.replace("_", " ") for name in folders)
     zeroshot = places.cache / f"zeroshot-{spec.model}"
-    _pretrain(classes, torch.cat([drawings[name] for name in styles.seen]), zeroshot)
+    _pretrain(
+        classes,
+        torch.cat([drawings[name] for name in styles.seen]),
+        zeroshot,
+    )
     pictures: list[Picture] = []
 
     def taken(vendor: str, copies: int, seed: int) -> list[int]:
         start, generator = len(pictures), torch.Generator().manual_seed(seed)
         for _ in range(copies):
             for name, pixels in zip(
-                classes, photographed(drawings[vendor], PLAIN, generator), strict=True
+                classes,
+                photographed(drawings[vendor], PLAIN, generator),
+                strict=True,
             ):
                 pictures.append(Picture(vendor, name, as_png(pixels)))
         return list(range(start, len(pictures)))
@@ -96,15 +107,33 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     ood = {name: taken(name, _OOD, 20 + at) for at, name in enumerate(styles.others)}
     # a class is a thing: all pictures of one emoji are resampled together
     things = [at % len(classes) for at in range(len(pictures))]
-    roles = Roles(classes, train, val, test, ood, group=things)
-    return write_pair(spec, places.cache, zeroshot, _TEMPLATES[0], pictures, roles)
+    roles = Roles(
+        classes,
+        train,
+        val,
+        test,
+        ood,
+        group=things,
+    )
+    return write_pair(
+        spec,
+        places.cache,
+        zeroshot,
+        _TEMPLATES[0],
+        pictures,
+        roles,
+    )
 
 
 def _pretrain(classes: Sequence[str], drawings: Tensor, folder: Path) -> None:
     captions = [form.format(name) for name in classes for form in _TEMPLATES]
 
     def batch(done: float, generator: Generator) -> tuple[Tensor, Tensor]:
-        picked = torch.randint(len(drawings), (64,), generator=generator)
+        picked = torch.randint(
+            len(drawings),
+            (64,),
+            generator=generator,
+        )
         strong = max(1, round(64 * 0.6 * min(1.0, done / 0.3)))
         some = drawings[picked].float() / 255
         parts = [
@@ -112,10 +141,22 @@ def _pretrain(classes: Sequence[str], drawings: Tensor, folder: Path) -> None:
             photographed(some[:strong], STRONG, generator),
         ]
         picked = torch.cat([picked[strong:], picked[:strong]])
-        form = torch.randint(len(_TEMPLATES), (64,), generator=generator)
+        form = torch.randint(
+            len(_TEMPLATES),
+            (64,),
+            generator=generator,
+        )
         return torch.cat(parts), picked % len(classes) * len(_TEMPLATES) + form
 
-    pretrain(captions, batch, folder, size=_SIZE, width=64, layers=(3, 1), steps=600)
+    pretrain(
+        captions,
+        batch,
+        folder,
+        size=_SIZE,
+        width=64,
+        layers=(3, 1),
+        steps=600,
+    )
 
 
 def load_drawings(folder: Path) -> tuple[tuple[str, ...], dict[str, Tensor]]:
@@ -141,7 +182,11 @@ def load_drawings(folder: Path) -> tuple[tuple[str, ...], dict[str, Tensor]]:
             files = [found[name][vendor] for name in chosen]
             content = _read(archives[package], files)
             tensors[vendor] = torch.stack([_rendered(file, content[file]) for file in files])
-        save_file(tensors, kept, metadata={"classes": " ".join(chosen)})
+        save_file(
+            tensors,
+            kept,
+            metadata={"classes": " ".join(chosen)},
+        )
     with safe_open(kept, "pt") as opened:
         classes = tuple(opened.metadata()["classes"].split())
         return classes, {vendor: opened.get_tensor(vendor) for vendor in _VENDORS}
@@ -153,7 +198,13 @@ def _fetch(package: str, folder: Path) -> Path:
     if not archive.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         command = ["npm", "pack", "--silent", package]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         (folder / done.stdout.split()[-1]).rename(archive)
     return archive
 
@@ -195,12 +246,19 @@ def _rendered(file: str, content: bytes) -> Tensor:
 
         text = content.decode("utf-8")
         content = bytes(
-            resvg_py.svg_to_bytes(svg_string=text, width=2 * _GLYPH, skip_system_fonts=True)
+            resvg_py.svg_to_bytes(
+                svg_string=text,
+                width=2 * _GLYPH,
+                skip_system_fonts=True,
+            )
         )
     image = Image.open(io.BytesIO(content)).convert("RGBA")
     image.thumbnail((_GLYPH, _GLYPH), Image.Resampling.LANCZOS)
     canvas = Image.new("RGBA", (_GLYPH, _GLYPH))
-    canvas.paste(image, ((_GLYPH - image.width) // 2, (_GLYPH - image.height) // 2))
+    canvas.paste(
+        image,
+        ((_GLYPH - image.width) // 2, (_GLYPH - image.height) // 2),
+    )
     return torch.from_numpy(np.asarray(canvas).copy()).permute(2, 0, 1).contiguous()
 
 
@@ -232,7 +290,17 @@ class Strength:
 
 
 PLAIN = Strength(15, (0.75, 1.0), 0.12, 0.8, 0.2, 0.04, 0.2)
-STRONG = Strength(30, (0.65, 1.05), 0.2, 0.0, 0.6, 0.12, 0.3, recolour=0.4, grey=0.25)
+STRONG = Strength(
+    30,
+    (0.65, 1.05),
+    0.2,
+    0.0,
+    0.6,
+    0.12,
+    0.3,
+    recolour=0.4,
+    grey=0.25,
+)
 
 
 def photographed(drawings: Tensor, how: Strength, generator: Generator) -> Tensor:
@@ -251,7 +319,11 @@ def photographed(drawings: Tensor, how: Strength, generator: Generator) -> Tenso
         drawings = drawings.float() / 255
 
     def between(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+        return low + (high - low) * torch.rand(
+            count,
+            *shape,
+            generator=generator,
+        )
 
     def chance(rate: float) -> Tensor:
         return between(0, 1, 1, 1, 1) < rate
@@ -261,8 +333,15 @@ def photographed(drawings: Tensor, how: Strength, generator: Generator) -> Tenso
     cosine, sine = torch.cos(angle) / zoom, torch.sin(angle) / zoom
     rows = [torch.stack([cosine, -sine, move[:, 0]], 1), torch.stack([sine, cosine, move[:, 1]], 1)]
     # colours are weighted by their opacity, so that the edges of a drawing stay clean
-    weighted = torch.cat([drawings[:, :3] * drawings[:, 3:], drawings[:, 3:]], dim=1)
-    grid = affine_grid(torch.stack(rows, dim=1), list(weighted.shape), align_corners=False)
+    weighted = torch.cat(
+        [drawings[:, :3] * drawings[:, 3:], drawings[:, 3:]],
+        dim=1,
+    )
+    grid = affine_grid(
+        torch.stack(rows, dim=1),
+        list(weighted.shape),
+        align_corners=False,
+    )
     posed = grid_sample(weighted, grid, align_corners=False)
     cover = posed[:, 3:]
     colour = posed[:, :3] / cover.clamp(min=1e-3)
@@ -270,10 +349,16 @@ def photographed(drawings: Tensor, how: Strength, generator: Generator) -> Tenso
     mixed = torch.einsum("nij,njhw->nihw", mixing, colour - 0.5) + 0.5
     colour = torch.where(chance(how.recolour), mixed.clamp(0, 1), colour)
     colour = torch.where(chance(how.grey), colour.mean(dim=1, keepdim=True), colour)
-    picture = avg_pool2d(colour * cover + between(how.background, 1, 3, 1, 1) * (1 - cover), 2)
+    picture = avg_pool2d(
+        colour * cover + between(how.background, 1, 3, 1, 1) * (1 - cover),
+        2,
+    )
     soft = avg_pool2d(picture, 3, stride=1, padding=1, count_include_pad=False)
     picture = torch.where(chance(how.blur), soft, picture)
     contrast = 1 + how.contrast * between(-1, 1, 1, 1, 1)
     brightness = 0.3 * how.contrast * between(-1, 1, 1, 1, 1)
     noise = how.noise * between(0, 1, 1, 1, 1) * torch.randn(picture.shape, generator=generator)
-    return (picture.sub(0.5).mul(contrast).add(0.5) + brightness + noise).clamp(0, 1)
+    return (picture.sub(0.5).mul(contrast).add(0.5) + brightness + noise).clamp(
+        0,
+        1,
+    )

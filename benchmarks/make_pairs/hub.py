@@ -38,7 +38,11 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     pictures = []
     for row in data:
         file = io.BytesIO()
-        row["image"].convert("RGB").save(file, "jpeg", quality=95)
+        row["image"].convert("RGB").save(
+            file,
+            "jpeg",
+            quality=95,
+        )
         pictures.append(Picture(row["domain"], classes[row["label"]], file.getvalue()))
     of_domain: dict[str, list[int]] = {}
     for at, picture in enumerate(pictures):
@@ -47,5 +51,18 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     random.Random(spec.seed).shuffle(own)
     test, val, train = own[:_TEST], own[_TEST : _TEST + _VAL], own[_TEST + _VAL :]
     ood = {name.lower(): sampled(ours, _TEST) for name, ours in of_domain.items()}
-    roles = Roles(classes, train, val, sorted(test), ood)
-    return write_pair(spec, places.cache, zeroshot, "a photo of a {}.", pictures, roles)
+    roles = Roles(
+        classes,
+        train,
+        val,
+        sorted(test),
+        ood,
+    )
+    return write_pair(
+        spec,
+        places.cache,
+        zeroshot,
+        "a photo of a {}.",
+        pictures,
+        roles,
+    )

@@ -62,7 +62,14 @@ def make_pair(spec: Spec, places: Places) -> Pair:
         taught = places.cache / f"zeroshot-vit-{spec.target}"
         teach_vit(zeroshot, seen, taught)
         zeroshot = taught
-    return write_pair(spec, places.cache, zeroshot, TEMPLATE, pictures, roles)
+    return write_pair(
+        spec,
+        places.cache,
+        zeroshot,
+        TEMPLATE,
+        pictures,
+        roles,
+    )
 
 
 def _load(clones: Path, target: str) -> tuple[list[Picture], list[File]]:
@@ -89,7 +96,10 @@ def _scaled(path: Path) -> bytes:
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     scale = min(1.0, _SIZE / min(image.size))
-    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BOX)
+    image = image.resize(
+        [max(1, round(side * scale)) for side in image.size],
+        Image.Resampling.BOX,
+    )
     file = io.BytesIO()
     image.save(file, "jpeg", quality=95)
     return file.getvalue()
@@ -104,7 +114,10 @@ def _groups(pictures: Sequence[Picture], zeroshot: Path) -> list[int]:
     pieces = [piece.to(model.scale.device) for piece in small.split(16)]
     features = torch.cat([model.network.encode_image(piece) for piece in pieces]).cpu()
     alike = alike_features(features, _ALIKE)
-    return grouped(len(pictures), [(own[one], own[other]) for one, other in alike])
+    return grouped(
+        len(pictures),
+        [(own[one], own[other]) for one, other in alike],
+    )
 
 
 def deal(pictures: Sequence[Picture], groups: Sequence[int], seed: int) -> Roles:
@@ -129,7 +142,14 @@ def deal(pictures: Sequence[Picture], groups: Sequence[int], seed: int) -> Roles
     shifts = sorted({*of_domain} - {_OWN})
     ood = {name: sampled(of_domain[name], _TEST) for name in shifts}
     classes = tuple(sorted({pictures[at].label for at in own}))
-    return Roles(classes, train, sorted(val), sorted(test), ood, group=groups)
+    return Roles(
+        classes,
+        train,
+        sorted(val),
+        sorted(test),
+        ood,
+        group=groups,
+    )
 
 
 _LAND = {
@@ -169,7 +189,11 @@ def _groceries(clones: Path) -> Iterator[File]:
             path, kind, _ = (word.strip() for word in line.split(","))
             yield File(_OWN, names[kind], folder / path)
     for row in kinds:
-        yield File("product", names[row[1]], folder / row[4].lstrip("/"))
+        yield File(
+            "product",
+            names[row[1]],
+            folder / row[4].lstrip("/"),
+        )
     for fruit in ("Apple", "Tomato"):
         yield from _turning(clones, fruit, "studio")
 
@@ -229,12 +253,24 @@ _READERS: dict[str, Callable[[Path], Iterator[File]]] = {
 _TUNED = ("aggressive-aerial-0", "aggressive-groceries-0")
 PAIRS = (
     *(
-        Spec(name := f"{how}-{target}-0", target, "lite0", REGIMES[how], 0, name in _TUNED)
+        Spec(
+            name := f"{how}-{target}-0",
+            target,
+            "lite0",
+            REGIMES[how],
+            0,
+            name in _TUNED,
+        )
         for target in _READERS
         for how in ("aggressive", "mild")
     ),
     *(
-        Spec(f"vit-{how}-cartoon-0", "cartoon", "vit", REGIMES[how])
+        Spec(
+            f"vit-{how}-cartoon-0",
+            "cartoon",
+            "vit",
+            REGIMES[how],
+        )
         for how in ("aggressive", "mild")
     ),
 )

@@ -57,7 +57,10 @@ class Source:
 
 
 def write_source(
-    file: Path, pictures: Sequence[Picture], things: Sequence[int], classes: Sequence[str]
+    file: Path,
+    pictures: Sequence[Picture],
+    things: Sequence[int],
+    classes: Sequence[str],
 ) -> None:
     """Write pictures, completely or not at all."""
     unique: list[str] = []
@@ -116,7 +119,11 @@ def read_tar(file: Path) -> list[tuple[str, bytes]]:
 def alike_pixels(pictures: Sequence[Picture], least: float) -> dict[tuple[int, int], float]:
     """Correlation of thumbnails, mirrored ones too, for the pairs in which it is large."""
     small = [square(each.image(), 2 * _THUMB).permute(2, 0, 1).float() for each in pictures]
-    thumbs = interpolate(torch.stack(small), (_THUMB, _THUMB), mode="area")
+    thumbs = interpolate(
+        torch.stack(small),
+        (_THUMB, _THUMB),
+        mode="area",
+    )
     centred = thumbs - thumbs.mean(dim=(2, 3), keepdim=True)
     plain, mirrored = (normalize(each.flatten(1), dim=1) for each in (centred, centred.flip(-1)))
     return _large(plain, (plain, mirrored), least)
@@ -129,7 +136,10 @@ def alike_features(features: Tensor, least: float) -> dict[tuple[int, int], floa
 
 
 def _large(
-    left: Tensor, right: Sequence[Tensor], least: float, block: int = 500
+    left: Tensor,
+    right: Sequence[Tensor],
+    least: float,
+    block: int = 500,
 ) -> dict[tuple[int, int], float]:
     found = {}
     for start in range(0, len(left), block):

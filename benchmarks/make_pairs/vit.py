@@ -48,8 +48,16 @@ def teach_vit(teacher: Path, pictures: Sequence[Picture], folder: Path) -> None:
 
 def _fit(network: CLIP, pixels: Tensor, wanted: Tensor) -> None:
     learned = list(network.visual.parameters())
-    optimizer = torch.optim.AdamW(learned, lr=_RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=_STEPS)
+    optimizer = torch.optim.AdamW(
+        learned,
+        lr=_RATE,
+        weight_decay=0.05,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        _RATE,
+        total_steps=_STEPS,
+    )
     for _ in range(_STEPS):
         at = torch.randperm(len(pixels))[:_BATCH]
         seen = network.encode_image(_moved(pixels[at]), normalize=True)

@@ -134,9 +134,5 @@ def test_verdicts_figure_is_that_of_the_judged_merges() -> None:
 
 @pytest.mark.slow
 def test_speed_of_tiny_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "speed.json"
-    told = ["merge", "--size", "tiny", "--rounds", "1", "--folder", str(tmp_path)]
-    speed.main([*told, "--json", str(file)])
+    speed.main(["merge", "--size", "tiny", "--rounds", "1", "--folder", str(tmp_path)])
     assert "clipmerge / floor: seconds" in capsys.readouterr().out
-    record = json.loads(file.read_text(encoding="utf-8"))
-    assert record["rounds"]["clipmerge"][0]["private_mb"] > 1

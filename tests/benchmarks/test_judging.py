@@ -19,7 +19,6 @@ from benchmarks.make_pairs.pictures import Source
 from benchmarks.models import Regime
 from benchmarks.page import _TABLES, PAGES, table, write_pages
 from benchmarks.pair_results import CURVE, every_result
-from benchmarks.public import Suite, run, suites
 
 pytestmark = pytest.mark.slow
 
@@ -109,19 +108,3 @@ def test_pair_of_the_hub_on_a_stand_in(
     assert counts == {"train": 25, "val": 15, "test": 20, "ood-art": 20}
     assert made.source("val").classes == own.classes
     assert (made.finetuned / "config.json").is_file()
-
-
-def test_public_suite_on_a_stand_in(pair: Pair, tmp_path: Path) -> None:
-    """Everything but the weights: names, the sweep, the page with published figures."""
-    every = suites()
-    assert len(every) == 3 * (8 + 4)
-    cars = every["base-patch32-cars-corrupted"]
-    assert cars.finetuned == "tanganke/clip-vit-base-patch32_stanford-cars"
-    assert cars.published[1.0] == {"cars": 78.3}
-    own, ood = {"own": str(pair.file("test"))}, {"blur": str(pair.file("ood-blur"))}
-    published = {0.0: {"own": 12.5}}
-    suite = Suite("mine", str(pair.zeroshot), str(pair.finetuned), own, ood, published)
-    text = run(suite, tmp_path / "out", ["lines"], alphas=[0, 1], device="cpu")
-    assert "(12.5)" in text
-    assert "| lines |" in text
-    assert (tmp_path / "out" / "page.md").read_text(encoding="utf-8") == text
