@@ -1,55 +1,100 @@
-"""The images of a merge: opened once, and split once into those that learn, choose and judge."""
+"""The images of a merge: opened once, split once into those that learn, choose and judge, and
+measured on: images and model go to the device, and come back as numbers.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import torch
+from torch.linalg import vector_norm
 
 from clipmerge.api._pair import Pair
 from clipmerge.api._write import Decided
+from clipmerge.checkpoint import Inputs
 from clipmerge.checks import check_sources, settle
+from clipmerge.distributed import DistributedContext, exact_float32
 from clipmerge.evaluation.verdict import judge
+from clipmerge.images.batches import batch_size_for, read_pixels
+from clipmerge.images.classes import class_prompts, templates_for
 from clipmerge.images.copies import Prints, shared_notes
 from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.split import SHARE, Split, only_judged, split_shift
 from clipmerge.images.split import split_images as divide
-from clipmerge.options import DecisionOptions, PlanOptions
+from clipmerge.learning.interpolate import Path
+from clipmerge.learning.objective import Batch, HeldOut, Objective
+from clipmerge.learning.resume import LearningState, state_file
+from clipmerge.models.building import build_model
+from clipmerge.models.classifier import Captions, Prompts, classifier_for
+from clipmerge.models.passes import own_settings
+from clipmerge.options import DecisionOptions, ImageOptions, PlanOptions
+from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.verdict import Verdict
+from clipmerge.plugins import load_plugin, needs_score
 from clipmerge.progress import Journal, Progress
 
 Images: TypeAlias = LabelledImages | CaptionedImages
+#: The measurements, the images that they were taken on, and the saved state of learning, which is
+#: removed once the result is written.
+Found = tuple[Measurements, CalibrationRecord, LearningState]
 
 
 def open_target(options: DecisionOptions, progress: Progress) -> Images:
     """Open `data`, the images of what the model was fine-tuned for."""
-    images = open_images(options.data, options.classes, columns=options.columns)
-    for note in images.notes:
-        progress.warn(note)
-    images.require_classes()
-    return images
+    return open_each({"": options.data}, progress, options)[""]
+
+
+def open_each(
+    sources: Mapping[str, Any], progress: Progress, options: ImageOptions | None = None
+) -> dict[str, Images]:
+    """Open images by name, with the class names and columns of ``options``."""
+    opened = {}
+    options = options or ImageOptions()
+    for name, source in sources.items():
+        opened[name] = open_images(source, options.classes, columns=options.columns)
+        for note in opened[name].notes:
+            progress.warn(note)
+    return opened
 
 
 def split_and_check(
     pair: Pair, images: Images, recipe: Recipe, options: PlanOptions, journal: Journal
 ) -> Split[Images]:
-    """Split the target's images, open `ood`, and doubt all of them by how both models see them."""
+    """Split the target's images, open `ood`, which have class names of their own, and doubt all of
+    them by how both models see them.
+    """
     split = split_images(images, recipe, options, journal, judged=options.verdict)
-    sources = open_ood(options, split, journal)
+    sources = open_each(dict(options.ood), journal)
+    for name, shift in sources.items():
+        shift.require_classes()
+        sources[name] = shift.sample(min(options.images, len(shift)), options.seed)
+    notes = _overlap_notes(sources, split) if sources else []
     journal.stage("check")
-    doubts = check_sources(
-        pair.inputs, {"": images, **sources}, options, journal, seed=options.seed
-    )
+    checked = {"": images, **sources}
+    doubts = check_sources(pair.inputs, checked, options, journal, seed=options.seed)
     settle(doubts, options.allow, journal)
-    ood = {
-        name: split_shift(source, options.seed, chooses=split.val is not None)
-        for name, source in sources.items()
-    }
-    for part in ood.values():
-        for note in part.notes:
-            journal.warn(note)
+    ood = {}
+    for name, shift in sources.items():
+        ood[name] = split_shift(shift, options.seed, chooses=split.val is not None)
+        notes += ood[name].notes
+    for note in notes:
+        journal.warn(note)
     return replace(split, ood=ood)
+
+
+def _overlap_notes(sources: Mapping[str, Images], split: Split[Images]) -> list[str]:
+    """Notes of images of `ood` that are also among those that learn or judge."""
+    notes: list[str] = []
+    prints = {f"`ood` {name}": Prints.of(images) for name, images in sources.items()}
+    for part in (split.train, split.test):
+        if part is not None:
+            notes += shared_notes(prints, {f"`data` {part.source}": Prints.of(part)})
+    return notes
 
 
 def split_images(
@@ -67,28 +112,150 @@ def split_images(
     return split
 
 
-def open_ood(options: PlanOptions, split: Split[Images], progress: Progress) -> dict[str, Images]:
-    """Open the sources beside the target, with class names of their own."""
-    sources = open_ood_sources(options, progress)
-    prints = {f"`ood` {name}": Prints.of(images) for name, images in sources.items()}
-    for part in (split.train, split.test) if prints else ():
-        if part is not None:
-            data = {f"`data` {part.source}": Prints.of(part)}
-            for note in shared_notes(prints, data):
-                progress.warn(note)
-    return sources
+@exact_float32()
+def measure(
+    inputs: Inputs,
+    recipe: Recipe,
+    split: Split[Images],
+    options: DecisionOptions,
+    progress: Progress,
+) -> Found:
+    """Run the measure of a recipe that has one."""
+    assert recipe.measure is not None
+    progress.stage("learn" if recipe.learns else "measure")
+    with own_settings():
+        objective, state, record = _objective_for(inputs, recipe, split, options, progress)
+        with state.underway():
+            measurements: Measurements = load_plugin("measures", recipe.measure["name"])(
+                objective, **recipe.measure_options
+            )
+        # no process leaves while another still gathers
+        objective.context.state.wait_for_everyone()
+        change = _relative_change(objective.path)
+    for note in (notes := (*measurements.notes, *objective.notes)):
+        progress.warn(note)
+    measurements = measurements.replace(statistics=(*measurements.statistics, change), notes=notes)
+    return measurements, record, state
 
 
-def open_ood_sources(options: PlanOptions, progress: Progress) -> dict[str, Images]:
-    """Open and sample `ood`."""
-    sources: dict[str, Images] = {}
-    for name, source in dict(options.ood).items():
-        images = open_images(source)
-        for note in images.notes:
-            progress.warn(note)
-        images.require_classes()
-        sources[name] = images.sample(min(options.images, len(images)), options.seed)
-    return sources
+def ranks_by_gradients(recipe: Recipe) -> bool:
+    """Whether the recipe's method has a mask that ranks entries by their gradients."""
+    mask = recipe.method.get("mask")
+    return mask is not None and needs_score(mask)
+
+
+def _objective_for(
+    inputs: Inputs,
+    recipe: Recipe,
+    split: Split[Images],
+    options: DecisionOptions,
+    progress: Progress,
+) -> tuple[Objective, LearningState, CalibrationRecord]:
+    """Move images and model to the device."""
+    drawn, val = split.train, split.val
+    assert drawn is not None
+    contrastive = isinstance(drawn, CaptionedImages)
+    if isinstance(drawn, CaptionedImages):
+        # a caption is the name and the only prompt of a class of its own
+        images = drawn.with_one_caption(options.seed)
+        templates = images.templates
+    else:
+        images = drawn
+        templates = templates_for(options.templates, images.templates)
+    names = images.class_names
+    if isinstance(val, CaptionedImages):
+        val = val.with_one_caption(options.seed, known=names)
+        names = val.class_names
+    context = DistributedContext(options.device)
+    model = build_model(inputs)
+
+    size = batch_size_for(len(images), options.batch_size, context.world_size)
+
+    def read(images: LabelledImages) -> Batch:  # every process reads all of them
+        pieces = [pixels for _, pixels in read_pixels(images.pictures, size, model.pixels)]
+        return Batch(0, torch.cat(pieces), torch.tensor(images.labels))
+
+    path = Path(model, inputs, context.device)
+    classifier = classifier_for(
+        model,
+        replace(images, class_names=names),
+        templates,
+        context.device,
+        moves=path.text_changes,
+        kind=Captions if contrastive else Prompts,
+    )
+    ood = []
+    for of_shift in split.ood.values():
+        if of_shift.val is None:
+            continue
+        classes = classifier_for(
+            model,
+            of_shift.val,
+            templates_for(options.templates, of_shift.val.templates),
+            context.device,
+            moves=path.text_changes,
+        )
+        ood.append(HeldOut(read(of_shift.val), classes))
+    seen = read(images)
+    asked = [
+        *(checkpoint.provenance() for checkpoint in inputs.checkpoints),
+        recipe.measure,
+        options.seed,
+        [images.source, images.revision, images.labels, class_prompts(names, templates)],
+        float(seen.pixels.double().sum()),
+        size,
+        context.device.type,
+    ]
+    state = LearningState(state_file(asked), context, progress.say)
+    objective = Objective(
+        path,
+        classifier,
+        seen,
+        context,
+        batch_size=size,
+        val=None if val is None else HeldOut(read(val), classifier),
+        ood=ood,
+        seed=options.seed,
+        wants_gradients=ranks_by_gradients(recipe),
+        state=state,
+        progress=progress,
+    )
+    if contrastive:
+        from clipmerge.models.captions import caption_notes
+
+        for note in caption_notes(images.source, model, images.class_names):
+            objective.note(note)
+    record = CalibrationRecord(
+        source=images.source,
+        revision=images.revision,
+        images=len(images),
+        requested=options.images if split.test else None,
+        duplicates=split.copies,
+        classes=len(images.class_names),
+        classes_with_images=len(set(images.labels)),
+        batch_size=size,
+        templates=templates,
+        seed=options.seed,
+    )
+    return objective, state, record
+
+
+def _relative_change(path: Path) -> Statistic:
+    """The statistic ``change``: ||task_vector_l|| / ||theta_0,l||."""
+    values = {}
+    for layer, names in path.layers.items():
+        start = math.hypot(*(float(vector_norm(path.theta_0(name))) for name in names))
+        change = math.hypot(*(float(vector_norm(path.delta(name))) for name in names))
+        values[layer] = change / max(start, 1e-30)
+    return Statistic(
+        name="change",
+        values=values,
+        title="relative change",
+        about=(
+            "length of the layer's task vector (fine-tuned minus zero-shot) divided by the length"
+            " of its zero-shot weights."
+        ),
+    )
 
 
 def judge_plan(

@@ -109,10 +109,10 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             read=local_inputs(zeroshot, options.data, options.classes, *dict(options.ood).values()),
         )
         if options.data is not None:
-            from clipmerge.api._images import open_ood_sources, open_target
+            from clipmerge.api._images import open_each, open_target
 
             open_target(options, Progress())
-            open_ood_sources(options, Progress())
+            open_each(dict(options.ood), Progress())
         if options.push is not None:
             check_access(options.push)
 

@@ -34,8 +34,7 @@ from clipmerge.progress import Journal, Progress
 from clipmerge.types import Layers, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
-    from clipmerge.api._images import Images
-    from clipmerge.api._measure import Found
+    from clipmerge.api._images import Found, Images
     from clipmerge.images.split import Split
 
 
@@ -241,7 +240,7 @@ def decide(
     """Measure what the recipe asks for, and let its method decide."""
     found = None
     if recipe.measure and split is not None:
-        from clipmerge.api._measure import measure
+        from clipmerge.api._images import measure
 
         found = measure(pair.inputs, recipe, split, options, journal)
     return decide_by(found, pair, recipe, options, journal)

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge import __version__
-from clipmerge.api._images import Images, open_target, split_images
+from clipmerge.api._images import (
+    Images,
+    measure,
+    open_target,
+    ranks_by_gradients,
+    split_images,
+)
 from clipmerge.api._pair import (
     CheckpointLike,
     Pair,
@@ -226,8 +232,6 @@ def _decide_each(
     journal: Journal,
 ) -> list[Decided]:
     """Decide by each recipe; those that measure alike measure once."""
-    from clipmerge.api._measure import measure, ranks_by_gradients
-
     decided = []
     known: dict[str, Any] = {}
     for recipe in recipes:
