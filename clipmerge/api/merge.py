@@ -24,7 +24,6 @@ from clipmerge.output.record import Measured
 from clipmerge.planning.plan import (
     Plan,
     extrapolation_note,
-    named_tensors,
     with_coefficients,
     write_plan_files,
 )
@@ -276,7 +275,7 @@ def decide_by(
         stragglers=decision.stragglers,
     )
     if decision.scores or decision.coefficients:
-        plan = plan.with_tensors(named_tensors(decision.scores, decision.coefficients))
+        plan = plan.with_tensors(decision.scores, decision.coefficients)
     if beyond := extrapolation_note(plan):
         journal.warn(beyond)
     measured = Measured(

@@ -51,4 +51,5 @@ def weights_key(plan: Plan, inputs: Inputs) -> Any:
     if is_on_curve:
         return float(alphas.pop())
     settings = plan.model_dump_json(exclude={"recipe", "stragglers"})
-    return (settings, *map(id, plan.loaded_tensors.values()))
+    tensors = (*plan.scores.values(), *plan.coefficients.values())
+    return (settings, *map(id, tensors))

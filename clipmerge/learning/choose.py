@@ -136,7 +136,6 @@ def choose(
         accuracy=float(chosen.accuracies.mean()),
         finetuned_accuracy=float(finetuned.accuracies.mean()),
         loss_error=error,
-        distill_target=options.distill,
         ood_images=sum(len(shift.images) for shift in objective.ood),
         ood_accuracy=chosen.ood_accuracy if objective.ood else None,
         finetuned_ood_accuracy=finetuned.ood_accuracy if objective.ood else None,

@@ -18,7 +18,7 @@ from clipmerge.files.writer import OutputTensor
 from clipmerge.layers import HEAD
 from clipmerge.merging import add_change, bind_combination, bind_mask, merge_tensor, whole_change
 from clipmerge.merging.floats import compute_dtype, fits, narrow, widen
-from clipmerge.planning.plan import COEFFICIENTS, SCORES, LayerPlan, Plan
+from clipmerge.planning.plan import LayerPlan, Plan
 from clipmerge.plugins import needs_score
 from clipmerge.types import Shape
 
@@ -164,7 +164,7 @@ def _change(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan) -> Array:
         combine = bind_combination(rule, options, plan.weights, key, sparsify=sparsify)
     if layer.mask is not None and sparsify:
         filled_in = {"theta_0": theta_0, "key": key}
-        score = plan.loaded_tensors.get(f"{SCORES}{name}")
+        score = plan.scores.get(name)
         if score is not None:
             filled_in["score"] = score
         elif needs_score(layer.mask):
@@ -184,7 +184,7 @@ def _change(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan) -> Array:
 def coefficient_of(plan: Plan, layer: LayerPlan, name: str) -> float | Array:
     """A parameter's own coefficients, or its layer's."""
     # a parameter without coefficients of its own goes with the others
-    coefficient = plan.loaded_tensors.get(f"{COEFFICIENTS}{name}") if layer.is_learned else None
+    coefficient = plan.coefficients.get(name) if layer.is_learned else None
     if coefficient is None:
         return layer.alpha
     return float(coefficient.item()) if coefficient.size == 1 else coefficient

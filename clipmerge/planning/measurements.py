@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from clipmerge.errors import counted
 from clipmerge.planning import Frozen
 from clipmerge.types import Json, Names, Shape
 
@@ -122,7 +121,7 @@ class HeldBackChoice(Frozen):
 
     Attributes:
         images: Number of images that chose: those held back, or all that judged ``alpha``.
-        training_images: Number of images that were learned from; 0 in records of earlier versions.
+        training_images: Number of images that were learned from.
         alpha: The coefficient of all weights, if nothing learned keeps the accuracy; 1 is the
             fine-tuned model itself. ``None`` for a learned point.
         extrapolation: Share of the way from the learned coefficients to the fine-tuned model.
@@ -131,25 +130,19 @@ class HeldBackChoice(Frozen):
         loss_error: Standard error of the difference between the two, paired by image.
         train_accuracy: Share of the views of its own images that learning recognised in its last
             steps.
-        distill_target: What learning distils: the zero-shot model's ``predictions``, its image
-            ``features``, ``path-features``, those of both the zero-shot model and the middle of the
-            straight path, or ``both``: predictions and features of these two.
-        labelled: Whether the images have labels of their own.
         ood_images: Number of labelled images of shifts that chose, too.
         ood_accuracy: Share of these that the chosen point recognises, a mean over shifts.
         finetuned_ood_accuracy: The same for the fine-tuned model.
     """
 
     images: int
-    training_images: int = 0
+    training_images: int
     alpha: float | None
     extrapolation: float
     accuracy: float
     finetuned_accuracy: float
     loss_error: float | None = None
     train_accuracy: float | None = None
-    distill_target: str = "both"
-    labelled: bool = True
     ood_images: int = 0
     ood_accuracy: float | None = None
     finetuned_ood_accuracy: float | None = None
@@ -208,28 +201,6 @@ class Measurements(Frozen):
         return {statistic.name: statistic for statistic in self.statistics}[name]
 
 
-class UnlabelledRecord(Frozen):
-    """The unlabelled images that a measure learned from as well.
-
-    Attributes:
-        source: The source as the user wrote it.
-        revision: The commit that a data set of the Hub resolved to.
-        images: Number of images drawn.
-        sha256: Hash over the hashes of the images, in the order drawn.
-    """
-
-    source: str
-    revision: str | None = None
-    images: int
-    sha256: str
-
-    @property
-    def sentence(self) -> str:
-        """The fact in one sentence."""
-        images = counted(self.images, "unlabelled image", "unlabelled images")
-        return f"It also learned from {images} of {self.source}."
-
-
 class CalibrationRecord(Frozen):
     """The images used for measuring.
 
@@ -244,9 +215,6 @@ class CalibrationRecord(Frozen):
         batch_size: Images per batch.
         templates: Prompt templates.
         seed: Seed of the draw.
-        labelled: Whether the images had labels; if not, the fine-tuned model gave them.
-        unlabelled: Images without labels that were used as well, if any were.
-        noise: Kind of device that drew the noise of changed copies; ``None`` if the CPU did.
     """
 
     source: str
@@ -259,6 +227,3 @@ class CalibrationRecord(Frozen):
     batch_size: int
     templates: Names
     seed: int
-    labelled: bool = True
-    unlabelled: UnlabelledRecord | None = None
-    noise: str | None = None

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, PrivateAttr, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, ValidationError
 
 from clipmerge.errors import UsageError, did_you_mean
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.paths import is_plain_name, split_part
+from clipmerge.files.paths import split_part
 from clipmerge.files.safetensors import Array
 from clipmerge.files.staging import TENSORS_SUFFIX, check_output_file, write_whole_file
 from clipmerge.planning import Frozen
@@ -35,10 +35,8 @@ from clipmerge.plugins import (
 )
 from clipmerge.types import Json, Layers, Missing, Names, OutputDtype, Shape, StrPath
 
-#: Beginnings of the names of a plan's tensors, followed by the parameter: saliency for masks, and
-#: learned coefficients, float32 of shape (), (rows, 1, ...) or the parameter's.
-SCORES, COEFFICIENTS = "scores:", "coefficients:"
-
+# Beginnings of the names of a plan's tensors in their file, followed by the parameter.
+_SCORES, _COEFFICIENTS = "scores:", "coefficients:"
 _FORMAT = "clipmerge-plan/3"
 # Tolerance for a plan's mean and range, computed in float64 from float32 numbers: only the order of
 # a sum may differ.
@@ -91,13 +89,6 @@ class TensorsRecord(Frozen):
 
     file: str
     sha256: str
-
-    @field_validator("file")
-    @classmethod
-    def _is_beside_the_plan(cls, name: str) -> str:
-        if not is_plain_name(name):
-            raise ValueError("not the name of a file beside the plan")
-        return name
 
 
 class LayerPlan(Frozen):
@@ -185,7 +176,8 @@ class Plan(Tabular, Frozen):
     stragglers: Names = ()
 
     # set by `Plan.load` and the API; neither part of the JSON nor of the comparison of plans
-    _tensors: Mapping[str, Array] = PrivateAttr(default_factory=dict)
+    _scores: Mapping[str, Array] = PrivateAttr(default_factory=dict)
+    _coefficients: Mapping[str, Array] = PrivateAttr(default_factory=dict)
     _folder: Path | None = PrivateAttr(default=None)
 
     def __eq__(self, other: object) -> bool:
@@ -227,26 +219,20 @@ class Plan(Tabular, Frozen):
         return self._folder
 
     @property
-    def loaded_tensors(self) -> Mapping[str, Array]:
-        """Scores and learned coefficients in memory, by their names in the file beside the plan."""
-        return self._tensors
+    def scores(self) -> Mapping[str, Array]:
+        """Saliency for the masks that need it, by parameter."""
+        return self._scores
 
     @property
-    def coefficients(self) -> dict[str, Array]:
-        """Learned coefficients in memory, by parameter."""
-        items = self._tensors.items()
-        return {
-            name.removeprefix(COEFFICIENTS): tensor
-            for name, tensor in items
-            if name.startswith(COEFFICIENTS)
-        }
+    def coefficients(self) -> Mapping[str, Array]:
+        """Learned coefficients by parameter: float32 of shape (), (rows, 1, ...) or its own."""
+        return self._coefficients
 
-    def with_tensors(self, tensors: Mapping[str, Array]) -> Plan:
-        """Return the plan with its scores and learned coefficients, by their names in the file
-        beside it.
-        """
+    def with_tensors(self, scores: Mapping[str, Array], coefficients: Mapping[str, Array]) -> Plan:
+        """Return the plan with tensors by parameter."""
         plan = self.model_copy()
-        plan._tensors = dict(tensors)
+        plan._scores = scores
+        plan._coefficients = coefficients
         return plan
 
     def save(self, path: StrPath, *, overwrite: bool = False) -> Plan:
@@ -281,7 +267,7 @@ class Plan(Tabular, Frozen):
         """
         plan = read_plan(Path(path))
         if plan.tensors:
-            plan = plan.with_tensors(_read_tensors(Path(path), plan.tensors))
+            plan = plan.with_tensors(*_read_tensors(Path(path), plan.tensors))
         plan._folder = Path(path).parent
         return plan
 
@@ -368,16 +354,6 @@ def extrapolation_note(plan: Plan) -> str | None:
     )
 
 
-def named_tensors(
-    scores: Mapping[str, Array], coefficients: Mapping[str, Array]
-) -> dict[str, Array]:
-    """Scores for the masks that need them, and coefficients, by parameter, under their names in the
-    plan.
-    """
-    named = {f"{SCORES}{name}": tensor for name, tensor in scores.items()}
-    return named | {f"{COEFFICIENTS}{name}": tensor for name, tensor in coefficients.items()}
-
-
 def with_coefficients(
     layers: Mapping[str, LayerPlan],
     coefficients: Mapping[str, Array],
@@ -387,56 +363,37 @@ def with_coefficients(
     """Store the mean and the range of its coefficients in each layer that has some."""
     filled = dict(layers)
     for layer, entry in layers.items():
-        learned = [
-            (coefficients[name], shapes[name]) for name in names[layer] if name in coefficients
-        ]
+        learned = {name: coefficients[name] for name in names[layer] if name in coefficients}
         if learned:
-            mean, low, high = _summary(learned)
+            mean = _mean(learned, shapes)
+            low = min(float(values.min()) for values in learned.values())
+            high = max(float(values.max()) for values in learned.values())
             filled[layer] = entry.replace(alpha=mean, alpha_range=(low, high))
     return filled
 
 
-def _summary(learned: list[tuple[Array, Shape]]) -> tuple[float, float, float]:
-    """Mean over all entries of the parameters, smallest and largest coefficient."""
-    total = sum(math.prod(shape) * float(c.mean(dtype=np.float64)) for c, shape in learned)
-    mean = total / max(sum(math.prod(shape) for _, shape in learned), 1)
-    return mean, min(float(c.min()) for c, _ in learned), max(float(c.max()) for c, _ in learned)
+def _mean(learned: Mapping[str, Array], shapes: Mapping[str, Shape]) -> float:
+    """The mean over all entries of the parameters."""
+    sizes = {name: math.prod(shapes[name]) for name in learned}
+    total = 0.0
+    for name, values in learned.items():
+        total += sizes[name] * float(values.mean(dtype=np.float64))
+    return total / max(sum(sizes.values()), 1)
 
 
 def check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -> None:
-    """Check a plan, which may have been edited, against its coefficients."""
-    coefficients = plan.coefficients
-    for name, coefficient in coefficients.items():
-        if name not in shapes:
-            raise UsageError(
-                f"the plan has coefficients for {name}, which does not exist; plan again"
-            )
-        shape = shapes[name]
-        if coefficient.size != 1 and coefficient.shape not in (shape, rows_shape(shape)):
-            raise UsageError(
-                f"the coefficients of {name} have shape {coefficient.shape}, but the parameter has"
-                f" {shape}: expected one number, one per row or one per entry"
-            )
-        if coefficient.dtype.kind != "f" or not np.isfinite(coefficient).all():
-            raise UsageError(f"the coefficients of {name} are not finite numbers; plan again")
+    """Refuse a layer whose alpha was edited, because its coefficients would be used instead."""
+    plain = {layer: entry.replace(alpha_range=None) for layer, entry in plan.layers.items()}
+    expected = with_coefficients(plain, plan.coefficients, names, shapes)
     for layer, entry in plan.layers.items():
-        if entry.alpha_range is None:
+        stated = entry.alpha_range and (entry.alpha, *entry.alpha_range)
+        if not stated:
             continue
-        learned = [
-            (coefficients[name], shapes[name]) for name in names[layer] if name in coefficients
-        ]
-        if not learned:
-            raise UsageError(
-                f"layer '{layer}' has an alpha_range, but the plan holds no coefficients for it;"
-                " remove alpha_range to give the layer one alpha"
-            )
-        stated = (entry.alpha, *entry.alpha_range)
-        actual = _summary(learned)
-        if max(abs(a - b) for a, b in zip(stated, actual, strict=True)) > _SAME:
+        actual = (expected[layer].alpha, *(expected[layer].alpha_range or ()))
+        if not (len(actual) == 3 and np.allclose(stated, actual, atol=_SAME)):
             raise UsageError(
                 f"layer '{layer}': alpha {entry.alpha:g} and alpha_range are not the mean and range"
-                f" of its coefficients (mean {actual[0]:g}); remove alpha_range to give the layer"
-                " one alpha"
+                " of its coefficients; remove alpha_range to give the layer one alpha"
             )
 
 
@@ -482,17 +439,21 @@ def tensors_path(plan: Path) -> Path:
 
 def write_plan_files(path: Path, plan: Plan) -> Plan:
     """Write a plan, and its tensors beside it first."""
-    if plan.loaded_tensors:
+    tensors = {f"{_SCORES}{name}": values for name, values in plan.scores.items()}
+    for name, values in plan.coefficients.items():
+        tensors[f"{_COEFFICIENTS}{name}"] = values
+    if tensors:
         from safetensors.numpy import save
 
         file = tensors_path(path)
-        write_whole_file(file, save(dict(plan.loaded_tensors)))
+        write_whole_file(file, save(tensors))
         plan = plan.replace(tensors=TensorsRecord(file=file.name, sha256=sha256_of(file)))
     write_whole_file(path, plan.to_json().encode())
     return plan
 
 
-def _read_tensors(path: Path, record: TensorsRecord) -> dict[str, Array]:
+def _read_tensors(path: Path, record: TensorsRecord) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The scores and the coefficients beside a plan."""
     from safetensors.numpy import load_file
 
     file = path.parent / record.file
@@ -502,4 +463,10 @@ def _read_tensors(path: Path, record: TensorsRecord) -> dict[str, Array]:
             f"{file}: the tensors beside the plan: the file {state}; plan again with `clipmerge"
             " plan`"
         )
-    return load_file(file)
+    scores, coefficients = {}, {}
+    for name, values in load_file(file).items():
+        if name.startswith(_SCORES):
+            scores[name.removeprefix(_SCORES)] = values
+        else:
+            coefficients[name.removeprefix(_COEFFICIENTS)] = values
+    return scores, coefficients

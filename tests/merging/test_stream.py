@@ -11,7 +11,7 @@ from torch import Tensor
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.files.writer import RUN
-from clipmerge.planning.plan import LayerPlan, Plan, named_tensors
+from clipmerge.planning.plan import LayerPlan, Plan
 from tests.support.raw_safetensors import edit
 from tests.support.tasks import in_runs, inputs_of, plan_with
 from tests.support.tiny_clip import Folders, layer_of
@@ -31,7 +31,7 @@ def plan_for(inputs: Inputs, layer: LayerPlan | None = None, **options: Any) -> 
 def stream(
     inputs: Inputs, plan: Plan, scores: dict[str, Tensor] | None = None, *, run: int = RUN
 ) -> dict[str, Tensor]:
-    plan = plan.with_tensors(named_tensors(scores or {}, {}))
+    plan = plan.with_tensors(scores or {}, {})
     return in_runs(inputs, plan, run)
 
 

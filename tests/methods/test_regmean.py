@@ -106,8 +106,8 @@ def test_a_map_that_torch_multiplies_by_itself_is_not_regressed(
     assert any(
         "attn.in_proj" in name for name in load_file(pair[0] / "open_clip_model.safetensors")
     )
-    assert plan.loaded_tensors
-    for name, score in plan.loaded_tensors.items():
+    assert plan.scores
+    for name, score in plan.scores.items():
         assert not np.array_equal(score, np.eye(len(score))), name
 
 

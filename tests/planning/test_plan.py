@@ -45,7 +45,6 @@ EDITS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "a record": (("format",), "clipmerge-record/4", "is not a plan; make one with"),
     "seed": (("seed",), -1, "seed: Input should be greater than or equal to 0"),
     "measure a number": (("recipe", "measure"), 5, r"recipe\.measure: .*dictionary"),
-    "tensors elsewhere": (("tensors",), {"file": "../x", "sha256": ""}, r"tensors\.file: .*not the name of a file"),
 }  # fmt: skip
 
 

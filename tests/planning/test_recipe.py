@@ -126,8 +126,6 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_limit_of_the_user_goes_to_the_measure_that_has_one() -> None:
     assert load_recipe("auto", max_loss=2).max_loss == 2
     assert load_recipe("wise-ft", max_loss=2).measure is None
-    with one_line(UsageError, "`max_loss` and `set=measure.max_loss`: both set"):
-        load_recipe("auto", ["measure.max_loss=1"], max_loss=2)
 
 
 def test_a_file_called_like_a_recipe_is_not_taken_for_it(

@@ -20,7 +20,7 @@ from clipmerge.merging.stream import merged_tensors
 from clipmerge.methods import Decision, Task
 from clipmerge.options import PlanOptions
 from clipmerge.planning.measurements import Measurements
-from clipmerge.planning.plan import LayerPlan, Plan, SourceRecord, named_tensors
+from clipmerge.planning.plan import LayerPlan, Plan, SourceRecord
 from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.progress import Journal, Progress
 
@@ -102,5 +102,5 @@ def merged(
     """The tensors that a decision gives, by parameter."""
     plan = plan_with(decision.layers, decision.weights, combine=decision.combine, seed=seed)
     plan.check(task.layers)
-    plan = plan.with_tensors(named_tensors(decision.scores, {}))
+    plan = plan.with_tensors(decision.scores, {})
     return in_runs(task.inputs, plan, run)
