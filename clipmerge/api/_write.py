@@ -17,9 +17,9 @@ from clipmerge.api._pair import Pair
 from clipmerge.distributed import is_main_process
 from clipmerge.files.paths import local_path
 from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
-from clipmerge.output.record import Measured, Record, histograms
+from clipmerge.planning import Rows, Tabular
 from clipmerge.planning.plan import Plan, write_plan_files
-from clipmerge.planning.table import Rows, Tabular
+from clipmerge.planning.record import Measured, Record
 from clipmerge.progress import Journal
 from clipmerge.types import Json, Names
 
@@ -128,8 +128,8 @@ def _write(
     pool = ThreadPoolExecutor(max_workers=2)
     hashing = [pool.submit(each.provenance) for each in inputs.checkpoints]
     pool.shutdown(wait=False)
+    from clipmerge.merging.folder import assign_shards, write_side_files, write_weights
     from clipmerge.merging.stream import merged_tensors
-    from clipmerge.output.folder import assign_shards, write_side_files, write_weights
     from clipmerge.report.pages import CARD, html_page, model_card
 
     with staged(output, overwrite=options.overwrite) as folder:
@@ -173,6 +173,8 @@ def _record(
     inputs, measured = pair.inputs, decided.measured
     journal.stage("draw")
     if plan.coefficients:
+        from clipmerge.merging.folder import histograms
+
         measured = measured.replace(coefficients=histograms(plan.coefficients, inputs))
     return Record(
         output=output.name if output else None,

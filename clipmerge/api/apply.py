@@ -23,7 +23,6 @@ from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeros
 from clipmerge.files.paths import local_path, source_exists
 from clipmerge.methods import Task
 from clipmerge.options import ApplyOptions
-from clipmerge.output.record import Measured
 from clipmerge.planning.plan import (
     Plan,
     SourceRecord,
@@ -31,6 +30,7 @@ from clipmerge.planning.plan import (
     extrapolation_note,
     tensors_path,
 )
+from clipmerge.planning.record import Measured
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import StrPath
 

@@ -11,7 +11,7 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checks import check_answers, check_pixels, settle
 from clipmerge.errors import UsageError
 from clipmerge.options import EvaluateOptions, named_sources
-from clipmerge.planning.table import Rows, Tabular
+from clipmerge.planning import Rows, Tabular
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import Json, StrPath
 

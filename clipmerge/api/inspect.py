@@ -9,7 +9,7 @@ from clipmerge.api._pair import CheckpointLike, as_sources
 from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.mismatches import find_mismatches
 from clipmerge.files.safetensors import DTYPES
-from clipmerge.planning.table import Rows, Tabular
+from clipmerge.planning import Rows, Tabular
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import Json, Layers, Names
 

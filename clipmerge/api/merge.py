@@ -20,7 +20,6 @@ from clipmerge.layers import match_layers
 from clipmerge.methods import Decision, Task
 from clipmerge.methods import decide as decide_by_method
 from clipmerge.options import DecisionOptions, MergeOptions, PlanOptions
-from clipmerge.output.record import Measured
 from clipmerge.planning.plan import (
     Plan,
     extrapolation_note,
@@ -28,6 +27,7 @@ from clipmerge.planning.plan import (
     write_plan_files,
 )
 from clipmerge.planning.recipe import Recipe, RecipeLike, load_recipe
+from clipmerge.planning.record import Measured
 from clipmerge.plugins import takes_several_finetuned
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import Layers, StrPath

@@ -42,9 +42,9 @@ from clipmerge.files.staging import staged
 from clipmerge.images.copies import overlap_notes
 from clipmerge.images.dataset import open_images, require_labelled
 from clipmerge.options import SweepOptions, named_sources
-from clipmerge.output.record import SWEEP_FORMAT
+from clipmerge.planning import Rows, Tabular
 from clipmerge.planning.recipe import Recipe, load_recipe
-from clipmerge.planning.table import Rows, Tabular
+from clipmerge.planning.record import SWEEP_FORMAT
 from clipmerge.planning.verdict import MAX_LOSS
 from clipmerge.progress import Journal, Progress
 from clipmerge.report.decision import decision_sentence

@@ -16,7 +16,7 @@ from clipmerge.types import Json
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from clipmerge.output.record import Record
+    from clipmerge.planning.record import Record
 
 
 @command

@@ -1,10 +1,22 @@
-"""What was decided, measured and judged: frozen records that are written as JSON and read again."""
+"""What was decided, measured and judged: frozen records, written as JSON and read again; and results
+that are tables.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Self
+from abc import ABC, abstractmethod
+from html import escape
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict
+
+from clipmerge.errors import UsageError
+from clipmerge.types import Json
+
+if TYPE_CHECKING:
+    import pandas
+
+Rows = list[Json]
 
 
 class Frozen(BaseModel):
@@ -17,3 +29,57 @@ class Frozen(BaseModel):
     def replace(self, **changes: Any) -> Self:
         """A copy with other values in some fields, which are not validated."""
         return self.model_copy(update=changes)
+
+
+class Tabular(ABC):
+    """A result that is a table: a short repr, an HTML table for notebooks, and a pandas DataFrame
+    on request.
+    """
+
+    @abstractmethod
+    def _rows(self) -> Rows:
+        """The table's rows, by name of the value; the first one says what a row is about."""
+
+    @abstractmethod
+    def _caption(self) -> str:
+        """The result in a few words."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._caption()})"
+
+    __str__ = __repr__  # a pydantic model has another
+
+    def _repr_html_(self) -> str:
+        """The table, for a notebook."""
+
+        def cell(value: Any) -> str:
+            return (
+                ""
+                if value is None
+                else escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+            )
+
+        rows = self._rows()
+        names = list(dict.fromkeys(name for row in rows for name in row))  # rows may lack some
+        head = "".join(f"<th>{escape(name)}</th>" for name in names)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{cell(row.get(name))}</td>' for name in names)}</tr>"
+            for row in rows
+        )
+        above = f"<caption>{escape(self._caption())}</caption>"
+        return f"<table>{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The table as a DataFrame.
+
+        Raises:
+            UsageError: If pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UsageError(
+                "to_frame() needs pandas; install it with `pip install pandas`"
+            ) from None
+        frame = pandas.DataFrame(self._rows())
+        return frame if frame.empty else frame.set_index(frame.columns[0])

@@ -22,9 +22,8 @@ from clipmerge.files.hashes import sha256_of
 from clipmerge.files.paths import split_part
 from clipmerge.files.safetensors import Array
 from clipmerge.files.staging import TENSORS_SUFFIX, check_output_file, write_whole_file
-from clipmerge.planning import Frozen
+from clipmerge.planning import Frozen, Rows, Tabular
 from clipmerge.planning.recipe import Override, Recipe
-from clipmerge.planning.table import Rows, Tabular
 from clipmerge.plugins import (
     Alpha,
     Density,

@@ -10,8 +10,8 @@ from clipmerge.errors import ClipmergeError, HubError, OutputError, UsageError, 
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.paths import local_path
 from clipmerge.files.staging import RECORD
-from clipmerge.output.record import read_output
 from clipmerge.planning import Frozen
+from clipmerge.planning.record import read_output
 from clipmerge.progress import Progress
 from clipmerge.report.pages import CARD, REPORT, model_card
 from clipmerge.types import StrPath

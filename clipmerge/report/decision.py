@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from clipmerge.output.record import Measured
 from clipmerge.planning.measurements import HeldBackChoice
 from clipmerge.planning.plan import Plan
+from clipmerge.planning.record import Measured
 
 
 def decision_sentence(plan: Plan, measured: Measured | None = None) -> str:

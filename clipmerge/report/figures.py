@@ -15,8 +15,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clipmerge.output.record import Record
 from clipmerge.planning.plan import LayerPlan
+from clipmerge.planning.record import Record
 from clipmerge.planning.verdict import Verdict
 from clipmerge.types import Json
 

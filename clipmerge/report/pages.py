@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.families import FAMILIES, tower_of
 from clipmerge.options import with_flags
-from clipmerge.output.record import Record
+from clipmerge.planning.record import Record
 from clipmerge.report.decision import decision_sentence
 
 if TYPE_CHECKING:

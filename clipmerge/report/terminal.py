@@ -10,7 +10,7 @@ from rich.text import Text
 
 from clipmerge.errors import shorten
 from clipmerge.options import with_flags
-from clipmerge.output.record import Record
+from clipmerge.planning.record import Record
 from clipmerge.report.decision import decision_sentence
 from clipmerge.report.numbers import verdict_table
 from clipmerge.report.sweep import sweep_sentence, sweep_table

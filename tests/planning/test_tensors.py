@@ -15,9 +15,9 @@ import clipmerge
 from clipmerge import methods
 from clipmerge.errors import UsageError
 from clipmerge.files.hashes import sha256_of
+from clipmerge.merging.folder import histograms
 from clipmerge.merging.stream import coefficients_of_run
 from clipmerge.methods import Decision, Task
-from clipmerge.output.record import histograms
 from clipmerge.planning.plan import Plan, rows_shape
 from tests.support.command import one_line
 from tests.support.raw_safetensors import edit_json

@@ -11,7 +11,7 @@ import transformers as hf
 import yaml
 from safetensors.torch import load_file
 
-from clipmerge.output.record import read_output
+from clipmerge.planning.record import read_output
 from clipmerge.report.pages import model_card
 from tests.support.command import done
 from tests.support.merge_records import record, source, verdict

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from clipmerge.output.record import Measured
+from clipmerge.planning.record import Measured
 from clipmerge.report.figures import merge_figure, png, sweep_figure
 from clipmerge.report.pages import html_page
 from clipmerge.report.sweep import sweep_page, sweep_sentence, sweep_table

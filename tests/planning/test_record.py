@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from clipmerge.errors import OutputError
-from clipmerge.output.record import read_output
+from clipmerge.planning.record import read_output
 from tests.support.command import done, one_line
 
 

@@ -5,17 +5,13 @@ report.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field, ValidationError
 
 from clipmerge import __version__
-from clipmerge.checkpoint import Inputs
 from clipmerge.errors import OutputError, shorten
-from clipmerge.files.safetensors import Array
 from clipmerge.files.staging import RECORD
 from clipmerge.planning import Frozen
 from clipmerge.planning.measurements import (
@@ -27,7 +23,7 @@ from clipmerge.planning.measurements import (
 )
 from clipmerge.planning.plan import Plan, SourceRecord
 from clipmerge.planning.verdict import Verdict, finetuned_names
-from clipmerge.types import Json, Names, Shape
+from clipmerge.types import Json, Names
 
 FORMAT = "clipmerge-record/4"
 #: Format of the record of a sweep; see `docs/how-to/sweep.md`.
@@ -118,18 +114,6 @@ class Record(Frozen):
         """The JSON object."""
         data: Json = json.loads(json.dumps(self.model_dump()))
         return data
-
-
-def histograms(coefficients: Mapping[str, Array], inputs: Inputs) -> dict[str, Shape]:
-    """Count a model's entries by their coefficient, by tower."""
-    counts: dict[str, Array] = {}
-    for name, coefficient in coefficients.items():
-        values = np.clip(coefficient, 0, TOP)
-        found, _ = np.histogram(values, bins=BINS, range=(0, TOP))
-        repeated = inputs.zeroshot_entry(name).size // max(1, values.size)
-        tower = inputs.layer_of[name].partition(".")[0]
-        counts[tower] = counts.get(tower, np.zeros(BINS, int)) + repeated * found
-    return {tower: tuple(map(int, values)) for tower, values in counts.items()}
 
 
 def parse_record(text: str, where: str) -> Record:

@@ -5,18 +5,22 @@ its layout (configuration, processor, tokenizer).
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
 from clipmerge.errors import OutputError
 from clipmerge.families import layout_of
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.safetensors import DTYPES
+from clipmerge.files.safetensors import DTYPES, Array
 from clipmerge.files.side_files import PROCESSORS, SIDE_FILES, VOCABULARIES, copy_side_file
 from clipmerge.files.writer import OutputTensor, write_safetensors
+from clipmerge.planning.record import BINS, TOP
 from clipmerge.progress import Progress
-from clipmerge.types import Names
+from clipmerge.types import Names, Shape
 
 
 def write_weights(
@@ -165,3 +169,16 @@ def _state_dtype(path: Path, dtype: str, checkpoint: Checkpoint) -> None:
     for section, key in stated:
         section[key] = dtype
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def histograms(coefficients: Mapping[str, Array], inputs: Inputs) -> dict[str, Shape]:
+    """Count a model's entries by their coefficient, by tower."""
+    counts: dict[str, Array] = {}
+    for name, coefficient in coefficients.items():
+        values = np.clip(coefficient, 0, TOP)
+        found, _ = np.histogram(values, bins=BINS, range=(0, TOP))
+        repeated = inputs.zeroshot_entry(name).size // max(1, values.size)
+        tower = inputs.layer_of[name].partition(".")[0]
+        before = counts.get(tower, np.zeros(BINS, int))
+        counts[tower] = before + repeated * found
+    return {tower: tuple(values.tolist()) for tower, values in counts.items()}

@@ -1,1 +1,0 @@
-"""The output folder: its weights, side files and record."""
