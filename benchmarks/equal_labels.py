@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.judge import Judge
 from benchmarks.make_pairs.pair import Pair
-from benchmarks.make_pairs.pictures import Source
+from benchmarks.make_pairs.pictures import Source, by_group
 from benchmarks.models import finetune
 from benchmarks.pair_results import PAIRS_FOLDER, open_results
 from benchmarks.references import ALPHAS
@@ -57,9 +57,8 @@ def equal_labels(pair: Pair, folder: Path = PAIRS_FOLDER) -> None:
 
 def split(val: Source) -> tuple[Source, Source]:
     """Validation pictures that learn and that choose, near-copies together."""
-    members: dict[int, list[int]] = {}
-    for at, thing in enumerate(val.things.tolist()):
-        members.setdefault(thing, []).append(at)
+    things = val.things.tolist()
+    members = by_group(range(len(things)), things)
     order = sorted(members)
     random.Random(5).shuffle(order)
     choose: list[int] = []

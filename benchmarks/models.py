@@ -52,8 +52,10 @@ class Model:
     def input(self, images: Sequence[Image.Image]) -> Tensor:
         """Pixels of pictures, shape (N, 3, size, size), channels last in memory."""
         pixels = torch.stack([square(image, self.size) for image in images])
-        mean, std = (torch.tensor(each).view(3, 1, 1) for each in (self.mean, self.std))
-        return (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+        mean = torch.tensor(self.mean).view(3, 1, 1)
+        std = torch.tensor(self.std).view(3, 1, 1)
+        shares = pixels.permute(0, 3, 1, 2).float() / 255
+        return (shares - mean) / std
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings of prompts."""
@@ -214,7 +216,8 @@ def _train(
         for name, value in towers.items()
         if name.startswith(("visual", "vision")) or (how.text and name != "logit_scale")
     ]
-    steps = max(2, int(how.epochs * len(pixels) / how.batch))
+    pictures = how.epochs * len(pixels)
+    steps = max(2, int(pictures / how.batch))
     optimizer = torch.optim.AdamW(
         learned,
         lr=how.rate,
@@ -226,12 +229,13 @@ def _train(
         total_steps=steps,
         pct_start=0.1 if steps >= 20 else 0.15,
     )
-    order = torch.cat([torch.randperm(len(pixels)) for _ in range(int(how.epochs) + 1)])
+    passes = range(int(how.epochs) + 1)
+    order = torch.cat([torch.randperm(len(pixels)) for _ in passes])
     with torch.no_grad():
         fixed = model.embed_text(tokens)
     for step in range(steps):
         at = order[step * how.batch : (step + 1) * how.batch]
-        images = _moved(pixels[at], how).to(_DEVICE)
+        images = moved(pixels[at], how).to(_DEVICE)
         optimizer.zero_grad()
         texts = model.embed_text(tokens) if how.text else fixed
         _add_gradients(
@@ -264,10 +268,11 @@ def _add_gradients(
         texts.backward(leaf.grad)
 
 
-def _moved(images: Tensor, how: Regime) -> Tensor:
+def moved(images: Tensor, how: Regime) -> Tensor:
     """Mirror every second picture, and move all of them a few pixels."""
     if how.mirror:
-        mirrored = torch.rand(len(images)) < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
+        images = torch.where(mirrored, images.flip(-1), images)
     down, aside = torch.randint(-how.move, how.move + 1, (2,)).tolist()
-    return images.roll((down, aside), (2, 3)).contiguous(memory_format=torch.channels_last)
+    rolled = images.roll((down, aside), (2, 3))
+    return rolled.contiguous(memory_format=torch.channels_last)

@@ -34,7 +34,8 @@ def unpacked(told: Mapping[str, Any]) -> np.ndarray:
     """
     bits = np.frombuffer(base64.b64decode(told["bits"]), np.uint8)
     count = int(np.prod(told["shape"]))
-    return np.unpackbits(bits, count=count).astype(bool).reshape(told["shape"])
+    table = np.unpackbits(bits, count=count).reshape(told["shape"])
+    return table.astype(bool)
 
 
 @dataclass(frozen=True, eq=False)  # so that a file's figures can be kept
@@ -80,12 +81,14 @@ class Results:
 
 def _text(told: dict[str, Any]) -> str:
     """JSON with a line for each entry and for each method, so that changes can be read."""
-    methods = [
-        f"  {json.dumps(name)}: {json.dumps(each)}" for name, each in told["methods"].items()
-    ]
-    entries = [f" {json.dumps(name)}: {json.dumps(each)}" for name, each in told.items()]
-    entries[-1] = ' "methods": {\n' + ",\n".join(methods) + "\n }"
+    methods = _entries(told["methods"], "  ")
+    *entries, _ = _entries(told, " ")
+    entries.append(' "methods": {\n' + ",\n".join(methods) + "\n }")
     return "{\n" + ",\n".join(entries) + "\n}\n"
+
+
+def _entries(told: dict[str, Any], indent: str) -> list[str]:
+    return [f'{indent}"{name}": {json.dumps(each)}' for name, each in told.items()]
 
 
 def open_results(pair: Pair, folder: Path = PAIRS_FOLDER) -> Results:
@@ -99,10 +102,12 @@ def open_results(pair: Pair, folder: Path = PAIRS_FOLDER) -> Results:
         "model": spec.model,
         "seed": spec.seed,
     }
-    told |= {"regime": spec.name.partition(f"-{spec.target}")[0], "tuned": spec.tuned}
+    told["regime"], _, _ = spec.name.partition(f"-{spec.target}")
+    told["tuned"] = spec.tuned
     told["labels"] = {name: len(pair.source(name).labels) for name in ("train", "val")}
     told["things"] = {name: each.things.tolist() for name, each in pair.tested().items()}
-    return Results(file, told | {"methods": {}})
+    told["methods"] = {}
+    return Results(file, told)
 
 
 def read_results(file: Path) -> Results:
@@ -116,4 +121,8 @@ def every_result(folder: Path = PAIRS_FOLDER) -> list[Results]:
 
 def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, dict[str, Any]]:
     """Bits of each source, from one table of pictures for each point."""
-    return {name: packed(np.stack([row[name] for row in rows])) for name in rows[0]}
+    found = {}
+    for name in rows[0]:
+        table = np.stack([row[name] for row in rows])
+        found[name] = packed(table)
+    return found

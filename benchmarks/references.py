@@ -83,7 +83,8 @@ def _answers(folder: Path, tests: Judge) -> Answers:
     features = {}
     logits = {}
     for name, source in tests.sources.items():
-        texts = model.texts(prompts_of(source.classes, tests.pair.template)).detach().cpu()
+        prompts = prompts_of(source.classes, tests.pair.template)
+        texts = model.texts(prompts).detach().cpu()
         features[name] = model.embedded(tests.pixels[name])
         logits[name] = model.scale.item() * features[name] @ texts.T
     labels = tests.sources["val"].labels
@@ -92,7 +93,9 @@ def _answers(folder: Path, tests: Judge) -> Answers:
         loss = cross_entropy(logits["val"] / temperature, labels)
         losses.append(loss.item())
     cooled = _TEMPERATURES[int(np.argmin(losses))]
-    shares = {name: (each / cooled).softmax(dim=1) for name, each in logits.items()}
+    shares = {}
+    for name, each in logits.items():
+        shares[name] = (each / cooled).softmax(dim=1)
     return Answers(features, shares)
 
 
@@ -109,12 +112,18 @@ def _dawin(zeroshot: Answers, finetuned: Answers, curve: Right) -> Right:
     for name, of_alphas in curve.items():
         start = _entropies(zeroshot.shares[name])
         end = _entropies(finetuned.shares[name])
-        offset = (start.std() / start.mean() + end.std() / end.mean()) / 2
+        offset = (_spread(start) + _spread(end)) / 2
         share = start.mean() / (start.mean() + end.mean())
-        alpha = ((-end).exp() + offset * share) / ((-start).exp() + (-end).exp() + offset)
+        sure_start = (-start).exp()
+        sure_end = (-end).exp()
+        alpha = (sure_end + offset * share) / (sure_start + sure_end + offset)
         tenths = (10 * alpha).round().long().numpy()
         right[name] = of_alphas[tenths, np.arange(len(tenths))]
     return right
+
+
+def _spread(values: Tensor) -> Tensor:
+    return values.std() / values.mean()
 
 
 def _entropies(shares: Tensor) -> Tensor:
@@ -123,13 +132,15 @@ def _entropies(shares: Tensor) -> Tensor:
 
 def _vrf(zeroshot: Answers, finetuned: Answers, tests: Judge) -> Right:
     labels = tests.sources["val"].labels
-    known, failed = (each.shares["val"].argmax(dim=1) == labels for each in (finetuned, zeroshot))
-    gained = finetuned.features["val"][known & ~failed]
+    known_before = zeroshot.shares["val"].argmax(dim=1) == labels
+    known_since = finetuned.shares["val"].argmax(dim=1) == labels
+    gained = finetuned.features["val"][known_since & ~known_before]
     right = {}
     for name, source in tests.sources.items():
-        distance = torch.cdist(finetuned.features[name], gained).square().amin(dim=1)
-        weight = torch.sigmoid((_VRF_MIDDLE - distance) / _VRF_WIDTH)[:, None]
-        mean = (1 - weight) * zeroshot.shares[name] + weight * finetuned.shares[name]
+        distances = torch.cdist(finetuned.features[name], gained).square()
+        nearest = distances.amin(dim=1, keepdim=True)
+        weight = torch.sigmoid((_VRF_MIDDLE - nearest) / _VRF_WIDTH)
+        mean = torch.lerp(zeroshot.shares[name], finetuned.shares[name], weight)
         right[name] = (mean.argmax(dim=1) == source.labels).numpy()
     return right
 

@@ -57,7 +57,9 @@ def accuracies(results: Results, method: str, resamples: int = RESAMPLES) -> Acc
 def _drawn(target: str, thing: int, resamples: int) -> np.ndarray:
     """How often a thing was drawn, the same for all pairs of a target; once in row 0."""
     rng = np.random.default_rng([sum(target.encode()), thing])
-    return np.concatenate([[1], rng.poisson(1.0, resamples)]).astype(np.int8)
+    times = rng.poisson(1.0, size=1 + resamples)
+    times[0] = 1
+    return times.astype(np.int8)
 
 
 def chosen_alpha(
@@ -77,8 +79,9 @@ def chosen_alpha(
     """
     right = results.correct(method)[source].mean(axis=1)
     if max_loss is None:
-        return int(np.argmax(right))
-    return int(np.argmax(right >= right[-1] - max_loss - 1e-9))
+        return int(right.argmax())
+    least = right[-1] - max_loss - 1e-9
+    return int((right >= least).argmax())
 
 
 def gain(point: Accuracies, curve: Accuracies) -> np.ndarray:
@@ -105,22 +108,26 @@ def _heights(curve: Accuracies, wanted: np.ndarray) -> np.ndarray:
     best = np.where(reaches, curve.ood, -np.inf).max(axis=1)
     for left in range(curve.id.shape[1] - 1):
         start, end = curve.point(left), curve.point(left + 1)
-        rise = (end.id - start.id)[:, 0]
-        share = (wanted - start.id[:, 0]) / np.where(rise == 0, np.nan, rise)
-        between = start.ood[:, 0] + share * (end.ood - start.ood)[:, 0]
+        rise = end.id - start.id
+        rise[rise == 0] = np.nan
+        share = (wanted[:, None] - start.id) / rise
+        between = start.ood + share * (end.ood - start.ood)
         is_inside = (share >= 0) & (share <= 1)
-        best = np.where(is_inside, np.fmax(best, between), best)
+        better = np.where(is_inside, between, -np.inf)
+        best = np.maximum(best, better[:, 0])
     return best
 
 
 def standing(point: Accuracies, curve: Accuracies) -> str:
     """Whether the point ``beats`` every alpha on both axes, some alpha beats ``it`` on both, or
     neither."""
-    id_, ood = point.id[0, 0], point.ood[0, 0]
-    if (id_ > curve.id[0]).all() and (ood > curve.ood[0]).all():
+    ahead = point.id[0] - curve.id[0]
+    ahead_ood = point.ood[0] - curve.ood[0]
+    if min(ahead.min(), ahead_ood.min()) > 0:
         return "beats"
-    beaten = (curve.id[0] >= id_) & (curve.ood[0] >= ood)
-    beaten &= (curve.id[0] > id_) | (curve.ood[0] > ood)
+    worse = np.maximum(ahead, ahead_ood)
+    better = np.minimum(ahead, ahead_ood)
+    beaten = (worse <= 0) & (better < 0)
     return "beaten" if beaten.any() else "neither"
 
 

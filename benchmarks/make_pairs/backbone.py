@@ -84,8 +84,10 @@ def features_of(classifier: Any, pictures: Sequence[Picture], size: int = SIZE) 
     """Pooled features, shape (N, width)."""
     found = []
     for start in range(0, len(pictures), 16):
-        pixels = torch.stack([square(each.image(), size) for each in pictures[start : start + 16]])
-        seen = (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+        piece = pictures[start : start + 16]
+        pixels = torch.stack([square(each.image(), size) for each in piece])
+        shares = pixels.permute(0, 3, 1, 2).float() / 255
+        seen = (shares - 0.5) / 0.5
         found.append(classifier.forward_head(classifier.forward_features(seen), pre_logits=True))
     return torch.cat(found)
 

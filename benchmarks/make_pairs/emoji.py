@@ -92,37 +92,23 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     pictures: list[Picture] = []
 
     def taken(vendor: str, copies: int, seed: int) -> list[int]:
-        start, generator = len(pictures), torch.Generator().manual_seed(seed)
+        start = len(pictures)
+        generator = torch.Generator().manual_seed(seed)
         for _ in range(copies):
-            for name, pixels in zip(
-                classes,
-                photographed(drawings[vendor], PLAIN, generator),
-                strict=True,
-            ):
+            taken_now = photographed(drawings[vendor], PLAIN, generator)
+            for name, pixels in zip(classes, taken_now, strict=True):
                 pictures.append(Picture(vendor, name, as_png(pixels)))
         return list(range(start, len(pictures)))
 
     train = taken(styles.target, _TRAIN, 10 + spec.seed)
-    val, test = taken(styles.target, _VAL, 11), taken(styles.target, _TEST, 12)
-    ood = {name: taken(name, _OOD, 20 + at) for at, name in enumerate(styles.others)}
-    # a class is a thing: all pictures of one emoji are resampled together
-    things = [at % len(classes) for at in range(len(pictures))]
-    roles = Roles(
-        classes,
-        train,
-        val,
-        test,
-        ood,
-        group=things,
-    )
-    return write_pair(
-        spec,
-        places.cache,
-        zeroshot,
-        _TEMPLATES[0],
-        pictures,
-        roles,
-    )
+    val = taken(styles.target, _VAL, 11)
+    test = taken(styles.target, _TEST, 12)
+    ood = {}
+    for at, name in enumerate(styles.others):
+        ood[name] = taken(name, _OOD, 20 + at)
+    roles = Roles(classes, train, val, test, ood)
+    template = _TEMPLATES[0]
+    return write_pair(spec, places.cache, zeroshot, template, pictures, roles)
 
 
 def _pretrain(classes: Sequence[str], drawings: Tensor, folder: Path) -> None:
@@ -168,20 +154,25 @@ def load_drawings(folder: Path) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """
     kept = folder / "drawings.safetensors"
     if not kept.is_file():
-        archives = {each[0]: _fetch(each[0], folder) for each in _VENDORS.values()}
-        names = {package: _names(archive) for package, archive in archives.items()}
+        archives = {}
+        names = {}
+        for vendor, (package, *_) in _VENDORS.items():
+            archives[vendor] = _fetch(package, folder)
+            names[vendor] = _names(archives[vendor])
         found = {}
         for name, symbol in _emoji_names().items():
             files = {vendor: _file_of(vendor, symbol) for vendor in _VENDORS}
-            if all(file in names[_VENDORS[vendor][0]] for vendor, file in files.items()):
+            missing = [vendor for vendor in _VENDORS if files[vendor] not in names[vendor]]
+            if not missing:
                 found[name] = files
         every = sorted(found)
         chosen = [every[place * len(every) // _CLASSES] for place in range(_CLASSES)]
         tensors = {}
-        for vendor, (package, *_) in _VENDORS.items():
+        for vendor in _VENDORS:
             files = [found[name][vendor] for name in chosen]
-            content = _read(archives[package], files)
-            tensors[vendor] = torch.stack([_rendered(file, content[file]) for file in files])
+            content = _read(archives[vendor], files)
+            drawn = [_rendered(file, content[file]) for file in files]
+            tensors[vendor] = torch.stack(drawn)
         save_file(
             tensors,
             kept,
@@ -328,10 +319,15 @@ def photographed(drawings: Tensor, how: Strength, generator: Generator) -> Tenso
     def chance(rate: float) -> Tensor:
         return between(0, 1, 1, 1, 1) < rate
 
-    angle, zoom = between(-how.degrees, how.degrees) * (math.pi / 180), between(*how.zoom)
+    angle = between(-how.degrees, how.degrees) * (math.pi / 180)
+    zoom = between(*how.zoom)
     move = how.shift * between(-1, 1, 2)
-    cosine, sine = torch.cos(angle) / zoom, torch.sin(angle) / zoom
-    rows = [torch.stack([cosine, -sine, move[:, 0]], 1), torch.stack([sine, cosine, move[:, 1]], 1)]
+    cosine = torch.cos(angle) / zoom
+    sine = torch.sin(angle) / zoom
+    rows = [
+        torch.stack([cosine, -sine, move[:, 0]], 1),
+        torch.stack([sine, cosine, move[:, 1]], 1),
+    ]
     # colours are weighted by their opacity, so that the edges of a drawing stay clean
     weighted = torch.cat(
         [drawings[:, :3] * drawings[:, 3:], drawings[:, 3:]],

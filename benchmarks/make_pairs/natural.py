@@ -16,7 +16,13 @@ from PIL import Image
 from benchmarks.make_pairs.backbone import IMAGENET, TEMPLATE
 from benchmarks.make_pairs.pair import Pair, Places, Roles, Spec, resized, sampled, write_pair
 from benchmarks.make_pairs.photos import REGIMES
-from benchmarks.make_pairs.pictures import Picture, alike_features, grouped, read_tar
+from benchmarks.make_pairs.pictures import (
+    Picture,
+    alike_features,
+    by_group,
+    grouped,
+    read_tar,
+)
 from benchmarks.make_pairs.vit import teach_vit
 from benchmarks.models import load
 from clipmerge.errors import DataError
@@ -51,25 +57,20 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     pictures, others = _load(places.clones or Path(), spec.target)
     groups = _groups(pictures, given)
     roles = deal(pictures, groups, spec.seed)
-    samples = [data for _, data in read_tar((places.pictures or Path()) / "imagenet-samples.tar")]
+    samples = []
+    tar = read_tar((places.pictures or Path()) / "imagenet-samples.tar")
+    for name, (_, data) in zip(IMAGENET, tar, strict=True):
+        samples.append(Picture("imagenet", name, data))
     some = sampled(range(len(samples)), _TEST)
     roles.ood["imagenet"] = [len(pictures) + at for at in some]
     roles.ood_classes["imagenet"] = IMAGENET
-    named = zip(IMAGENET, samples, strict=True)
-    pictures += [Picture("imagenet", name, data) for name, data in named]
+    pictures += samples
     if spec.model == "vit":
-        seen = [*_read(others), *pictures[-len(samples) :]]
+        seen = [*_read(others), *samples]
         taught = places.cache / f"zeroshot-vit-{spec.target}"
         teach_vit(zeroshot, seen, taught)
         zeroshot = taught
-    return write_pair(
-        spec,
-        places.cache,
-        zeroshot,
-        TEMPLATE,
-        pictures,
-        roles,
-    )
+    return write_pair(spec, places.cache, zeroshot, TEMPLATE, pictures, roles)
 
 
 def _load(clones: Path, target: str) -> tuple[list[Picture], list[File]]:
@@ -81,7 +82,8 @@ def _load(clones: Path, target: str) -> tuple[list[Picture], list[File]]:
         raise DataError(f"{clones}: no pictures of {target}; benchmarks/README.md names the clones")
     chosen, rest = [], []
     for domain in sorted(files):
-        ours = sorted(files[domain], key=lambda file: str(file.path.relative_to(clones)))
+        ours = files[domain]
+        ours.sort(key=lambda file: str(file.path.relative_to(clones)))
         random.Random(0).shuffle(ours)
         chosen += ours[:_MOST]
         rest += ours[_MOST:]
@@ -108,24 +110,31 @@ def _scaled(path: Path) -> bytes:
 @torch.no_grad()
 def _groups(pictures: Sequence[Picture], zeroshot: Path) -> list[int]:
     """Groups of near-copies among the pictures of the target; each of a shift is its own."""
-    own = [at for at, picture in enumerate(pictures) if picture.domain == _OWN]
-    model = load(zeroshot)
-    small = replace(model, size=_SIZE).input([pictures[at].image() for at in own])
-    pieces = [piece.to(model.scale.device) for piece in small.split(16)]
-    features = torch.cat([model.network.encode_image(piece) for piece in pieces]).cpu()
-    alike = alike_features(features, _ALIKE)
-    return grouped(
-        len(pictures),
-        [(own[one], own[other]) for one, other in alike],
-    )
+    own = _of_domains(pictures)[_OWN]
+    model = replace(load(zeroshot), size=_SIZE)
+    small = model.input([pictures[at].image() for at in own])
+    features = []
+    for piece in small.split(16):
+        seen = model.network.encode_image(piece.to(model.scale.device))
+        features.append(seen.cpu())
+    alike = alike_features(torch.cat(features), _ALIKE)
+    pairs = [(own[one], own[other]) for one, other in alike]
+    return grouped(len(pictures), pairs)
+
+
+def _of_domains(pictures: Sequence[Picture]) -> dict[str, list[int]]:
+    """Positions of the pictures of each domain."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for at, picture in enumerate(pictures):
+        found[picture.domain].append(at)
+    return found
 
 
 def deal(pictures: Sequence[Picture], groups: Sequence[int], seed: int) -> Roles:
     """Deal out a target; near-copies stay together, and seeds differ in train and val."""
-    own = [at for at, picture in enumerate(pictures) if picture.domain == _OWN]
-    members: dict[int, list[int]] = {}
-    for at in own:
-        members.setdefault(groups[at], []).append(at)
+    of_domain = _of_domains(pictures)
+    own = of_domain.pop(_OWN)
+    members = by_group(own, groups)
     order = sorted(members)
     random.Random(0).shuffle(order)
     test: list[int] = []
@@ -136,11 +145,9 @@ def deal(pictures: Sequence[Picture], groups: Sequence[int], seed: int) -> Roles
     while len(val) < min(_VAL, len(own) // 3):
         val += members[order.pop()]
     train = [at for group in order for at in members[group]]
-    of_domain = defaultdict(list)
-    for at, picture in enumerate(pictures):
-        of_domain[picture.domain].append(at)
-    shifts = sorted({*of_domain} - {_OWN})
-    ood = {name: sampled(of_domain[name], _TEST) for name in shifts}
+    ood = {}
+    for name in sorted(of_domain):
+        ood[name] = sampled(of_domain[name], _TEST)
     classes = tuple(sorted({pictures[at].label for at in own}))
     return Roles(
         classes,
@@ -183,7 +190,9 @@ def _groceries(clones: Path) -> Iterator[File]:
         return
     with (folder / "classes.csv").open(encoding="utf-8") as opened:
         kinds = list(csv.reader(opened))[1:]
-    names = {row[1]: row[2].lower().replace("-", " ") for row in kinds}
+    names = {}
+    for _, kind, name, *_ in kinds:
+        names[kind] = name.lower().replace("-", " ")
     for listed in ("train", "val", "test"):
         for line in (folder / f"{listed}.txt").read_text(encoding="utf-8").splitlines():
             path, kind, _ = (word.strip() for word in line.split(","))
@@ -237,7 +246,8 @@ def _of_folders(folder: Path, domains: Mapping[str, str]) -> Iterator[File]:
     """Pictures in folders of domains and, in these, of classes."""
     for name, domain in domains.items():
         for path in (folder / name).glob("*/*.[jp]*g"):
-            yield File(domain, path.parent.name.replace("_", " ").lower(), path)
+            label = path.parent.name.replace("_", " ").lower()
+            yield File(domain, label, path)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[File]]] = {

@@ -20,6 +20,7 @@ from benchmarks.make_pairs.pictures import (
     Picture,
     alike_features,
     alike_pixels,
+    by_group,
     grouped,
     read_tar,
 )
@@ -254,9 +255,7 @@ class Dealer:
     def _split(self, pool: list[int], seed: int) -> tuple[list[int], list[int]]:
         """Val and train, in random order, near-copies together."""
         rng = random.Random(100 + seed)
-        members: dict[int, list[int]] = {}
-        for at in pool:
-            members.setdefault(self.groups[at], []).append(at)
+        members = by_group(pool, self.groups)
         order = sorted(members)
         rng.shuffle(order)
         wanted = min(_VAL, round(_VAL_SHARE * len(pool)))

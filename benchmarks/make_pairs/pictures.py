@@ -66,13 +66,18 @@ def write_source(
     unique: list[str] = []
     for name in classes:
         unique.append(name + _AGAIN if name in unique else name)
-    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=unique)}
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=unique),
+            "thing": datasets.Value("int64"),
+        }
+    )
     columns = {
         "image": [{"bytes": each.data, "path": None} for each in pictures],
         "label": [unique.index(each.label) for each in pictures],
         "thing": list(things),
     }
-    features = datasets.Features(kinds | {"thing": datasets.Value("int64")})
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_suffix(".part")
     datasets.Dataset.from_dict(columns, features).to_parquet(scratch)
@@ -94,38 +99,41 @@ def read_source(file: Path) -> Source:
 def square(image: Image.Image, size: int) -> Tensor:
     """RGB of 8 bits, shape (size, size, 3): the shorter side scaled, the centre cut out."""
     scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
+    width = max(size, round(image.width * scale))
+    height = max(size, round(image.height * scale))
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return torch.from_numpy(np.asarray(image.crop((left, top, left + size, top + size))).copy())
+    left = (width - size) // 2
+    top = (height - size) // 2
+    cut = image.crop((left, top, left + size, top + size))
+    return torch.from_numpy(np.asarray(cut).copy())
 
 
 def as_png(pixels: Tensor) -> bytes:
     """Encode RGB in [0, 1], shape (3, H, W)."""
-    array = (pixels * 255).round().byte().permute(1, 2, 0).numpy()
+    bytes_ = (pixels * 255).round().byte()
+    image = Image.fromarray(bytes_.permute(1, 2, 0).numpy())
     file = io.BytesIO()
-    Image.fromarray(array).save(file, "png")
+    image.save(file, "png")
     return file.getvalue()
 
 
 def read_tar(file: Path) -> list[tuple[str, bytes]]:
     """Name and content of every file, by name."""
     with tarfile.open(file) as archive:
-        members = sorted((each for each in archive if each.isfile()), key=lambda each: each.name)
-        return [(each.name, archive.extractfile(each).read()) for each in members]
+        files = [each for each in archive if each.isfile()]
+        files.sort(key=lambda each: each.name)
+        return [(each.name, archive.extractfile(each).read()) for each in files]
 
 
 def alike_pixels(pictures: Sequence[Picture], least: float) -> dict[tuple[int, int], float]:
     """Correlation of thumbnails, mirrored ones too, for the pairs in which it is large."""
-    small = [square(each.image(), 2 * _THUMB).permute(2, 0, 1).float() for each in pictures]
-    thumbs = interpolate(
-        torch.stack(small),
-        (_THUMB, _THUMB),
-        mode="area",
-    )
+    small = torch.stack([square(each.image(), 2 * _THUMB) for each in pictures])
+    pixels = small.permute(0, 3, 1, 2).float()
+    thumbs = interpolate(pixels, (_THUMB, _THUMB), mode="area")
     centred = thumbs - thumbs.mean(dim=(2, 3), keepdim=True)
-    plain, mirrored = (normalize(each.flatten(1), dim=1) for each in (centred, centred.flip(-1)))
+    plain = normalize(centred.flatten(1), dim=1)
+    mirrored = normalize(centred.flip(-1).flatten(1), dim=1)
     return _large(plain, (plain, mirrored), least)
 
 
@@ -149,6 +157,14 @@ def _large(
             if start + row < column:
                 found[start + row, column] = cosines[row, column].item()
     return found
+
+
+def by_group(positions: Iterable[int], groups: Sequence[int]) -> dict[int, list[int]]:
+    """Those of these positions that each group has."""
+    members: dict[int, list[int]] = {}
+    for at in positions:
+        members.setdefault(groups[at], []).append(at)
+    return members
 
 
 def grouped(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:

@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks.make_pairs.pictures import Picture
-from benchmarks.models import load, save_open_clip
+from benchmarks.models import Regime, load, moved, save_open_clip
 
 SIZE = 96
 _VISION = {"image_size": SIZE, "patch_size": 16, "width": 128, "layers": 4, "head_width": 32}
 _STEPS, _BATCH, _RATE = 400, 128, 1e-3
-_MOVE = 8  # pixels, at most
+_MOVES = Regime(_RATE, 0)
 _SHARPNESS = 20.0
 
 
@@ -60,19 +60,12 @@ def _fit(network: CLIP, pixels: Tensor, wanted: Tensor) -> None:
     )
     for _ in range(_STEPS):
         at = torch.randperm(len(pixels))[:_BATCH]
-        seen = network.encode_image(_moved(pixels[at]), normalize=True)
+        seen = network.encode_image(moved(pixels[at], _MOVES), normalize=True)
         alike = _SHARPNESS * seen @ wanted[at].T
         right = torch.arange(len(at))
-        apart = (cross_entropy(alike, right) + cross_entropy(alike.T, right)) / 2
-        near = 1 - (seen * wanted[at]).sum(dim=1).mean()
+        apart = cross_entropy(alike, right) + cross_entropy(alike.T, right)
+        near = (seen * wanted[at]).sum(dim=1).mean()
         optimizer.zero_grad()
-        (apart + near).backward()
+        (apart / 2 - near).backward()
         optimizer.step()
         schedule.step()
-
-
-def _moved(images: Tensor) -> Tensor:
-    """Move a batch a few pixels, and mirror every second one."""
-    down, aside = torch.randint(-_MOVE, _MOVE + 1, (2,)).tolist()
-    moved = images.roll((down, aside), (2, 3))
-    return moved.flip(-1) if torch.rand(()) < 0.5 else moved
