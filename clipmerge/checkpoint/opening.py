@@ -21,7 +21,7 @@ from clipmerge.files.side_files import SIDE_FILES, read_side_json
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint.derived import LazyTensor
-    from clipmerge.hub.download import Snapshot
+    from clipmerge.hub import Snapshot
 
 _INDICES = (".safetensors.index.json", ".bin.index.json")
 # Folders that hold the CLIP in a model of sentence-transformers, and in a pipeline of diffusers.
@@ -113,8 +113,7 @@ def _find(name: str) -> Snapshot | None:
     path = local_path(address)
     if path.exists():
         return None
-    from clipmerge.hub.download import resolve
-    from clipmerge.hub.ids import parse_hub_id
+    from clipmerge.hub import parse_hub_id, resolve
 
     hub_id = parse_hub_id(address)
     if hub_id is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.paths import replace_bytes, user_cache
-from clipmerge.hub.errors import explained
+from clipmerge.hub import explained
 from clipmerge.images.image_set import Columns, Opened
 from clipmerge.images.tables import READERS, load_files, one_line
 from clipmerge.images.tar import TEXTS

@@ -75,7 +75,7 @@ def model_card(record: Record, *, repo_id: str | None = None, license: str | Non
 
 def _repositories(record: Record) -> list[str]:
     """The models on the Hub that were merged."""
-    from clipmerge.hub.ids import parse_hub_id
+    from clipmerge.hub import parse_hub_id
 
     ids = [parse_hub_id(source.source) for source in record.plan.checkpoints if source.revision]
     return list(dict.fromkeys(found.repo_id for found in ids if found))
@@ -83,7 +83,7 @@ def _repositories(record: Record) -> list[str]:
 
 def _judged(record: Record) -> dict[str, Any]:
     """What the card tells of the verdict, and prompts of classes that were judged."""
-    from clipmerge.hub.ids import dataset_repo
+    from clipmerge.hub import dataset_repo
     from clipmerge.report.numbers import verdict_table
 
     assert record.verdict is not None

@@ -10,8 +10,7 @@ from huggingface_hub import constants
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError, HubError
-from clipmerge.hub.download import resolve
-from clipmerge.hub.ids import HubId, dataset_repo, parse_hub_id
+from clipmerge.hub import HubId, dataset_repo, parse_hub_id, resolve
 from tests.support.command import one_line
 from tests.support.hub_double import FakeHub, upload
 from tests.support.tiny_clip import Folders

@@ -1,0 +1,178 @@
+"""Reading models from the Hugging Face Hub: their names, one commit of each, and its errors.
+
+A revision is resolved to a commit first, and only the commit is used from then on: the client's own
+download silently falls back to a stale cache when the Hub does not answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from clipmerge.errors import ClipmergeError, HubError
+from clipmerge.types import Names
+
+_TIMEOUT = 60.0  # seconds for the answer that names the commit
+_NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[\w])?"
+_ID = re.compile(rf"(?:hf://)?(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^\s@]+))?", re.ASCII)
+_DATASET = re.compile(rf"hf://datasets/(?P<repo>{_NAME}/{_NAME})(?:@[^:\s]+)?(?::\S+)?", re.ASCII)
+_FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".json", ".yaml", ".git")
+# What to do by class of the error, looked up along the method resolution order; by name, so that
+# nothing need be imported, and because the client has changed its HTTP library.
+_REMEDIES = {
+    "GatedRepoError": "Accept its conditions on its page on the Hub, then `hf auth login`.",
+    "RevisionNotFoundError": "Check the name after the @.",
+    "RepositoryNotFoundError": "Check the name; if it is private, `hf auth login` or set HF_TOKEN.",
+    "OfflineModeIsEnabled": "Unset HF_HUB_OFFLINE to reach the Hub.",
+    "LocalEntryNotFoundError": "It is not in the cache: go online and run again.",
+    "TransportError": "Check the connection and HF_ENDPOINT; HF_HUB_OFFLINE=1 uses the cache.",
+}
+_LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN."
+_TRY_AGAIN = "Try again later; HF_HUB_OFFLINE=1 uses what is in the cache."
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A model on the Hub and the revision asked for; None is the default branch."""
+
+    repo_id: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
+
+    def at(self, sha: str) -> HubId:
+        """Return the same repository pinned to a commit."""
+        return replace(self, revision=sha)
+
+
+def parse_hub_id(source: str) -> HubId | None:
+    """Read ``org/name``, ``org/name@revision`` or either after ``hf://``.
+
+    Example:
+        >>> parse_hub_id("hf://openai/clip-vit-base-patch32@refs/pr/3")
+        HubId(repo_id='openai/clip-vit-base-patch32', revision='refs/pr/3')
+        >>> parse_hub_id("./models/clip") is None
+        True
+    """
+    match = _ID.fullmatch(source)
+    if match is None:
+        return None
+    repo_id = match["repo"]
+    if "--" in repo_id or ".." in repo_id or repo_id.endswith(_FILE_SUFFIXES):
+        return None
+    return HubId(repo_id, match["revision"])
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model at one commit, whose files lie in the Hub's cache once they are downloaded."""
+
+    hub_id: HubId  # its revision is the commit
+    files: Names = field(default=(), repr=False)
+    notes: Names = ()  # says that the Hub was not asked: the files are those in the cache
+
+    @property
+    def revision(self) -> str:
+        """The commit."""
+        return str(self.hub_id.revision)
+
+    def download(self, names: Iterable[str]) -> Path:
+        """Download files into the cache, and return their folder."""
+        import huggingface_hub
+
+        with explained(f"downloading {self.hub_id}"):
+            folder = huggingface_hub.snapshot_download(
+                self.hub_id.repo_id,
+                revision=self.revision,
+                allow_patterns=[glob.escape(name) for name in names],
+            )
+        return Path(folder)
+
+
+def resolve(hub_id: HubId) -> Snapshot:
+    """Ask the Hub for the commit of a revision; with ``HF_HUB_OFFLINE`` set, look in the cache."""
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return _cached(hub_id)
+    with explained(f"reading {hub_id}"):
+        info: Any = HfApi(library_name="clipmerge").model_info(
+            hub_id.repo_id,
+            revision=hub_id.revision,
+            timeout=_TIMEOUT,
+        )
+    _remember(hub_id, info.sha)
+    names = tuple(item.rfilename for item in info.siblings or ())
+    return Snapshot(hub_id.at(info.sha), names)
+
+
+def _cache_of(hub_id: HubId) -> Path:
+    """The model's folder in the Hub's cache, whose layout huggingface_hub documents."""
+    from huggingface_hub import constants
+
+    folder = f"models--{hub_id.repo_id.replace('/', '--')}"
+    return Path(constants.HF_HUB_CACHE) / folder
+
+
+def _remember(hub_id: HubId, sha: str) -> None:
+    """Record the revision's commit in the cache, as the client does, so that offline use finds
+    it.
+    """
+    ref = _cache_of(hub_id) / "refs" / (hub_id.revision or "main")
+    if hub_id.revision != sha:
+        with contextlib.suppress(OSError):  # a read-only cache must not stop the download
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            ref.write_text(sha, encoding="ascii")
+
+
+def _cached(hub_id: HubId) -> Snapshot:
+    """The commit that the cache has of a revision, and the files that it has of the commit."""
+    cache = _cache_of(hub_id)
+    sha = hub_id.revision or "main"
+    ref = cache / "refs" / sha
+    if ref.is_file():
+        sha = ref.read_text(encoding="ascii").strip()
+    folder = cache / "snapshots" / sha
+    if not folder.is_dir():
+        raise HubError(
+            f"reading {hub_id}: HF_HUB_OFFLINE is set, and it is not in the cache. Go online, or"
+            " give a folder."
+        )
+    names = tuple(path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")))
+    note = f"HF_HUB_OFFLINE is set: {hub_id} is the cached commit {sha}, not checked"
+    return Snapshot(hub_id.at(sha), names, (note,))
+
+
+@contextlib.contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Turn any error of the client into a one-line HubError."""
+    try:
+        yield
+    except ClipmergeError:
+        raise
+    except Exception as error:
+        names = [cls.__name__ for cls in type(error).__mro__]
+        is_unauthorised = getattr(getattr(error, "response", None), "status_code", None) == 401
+        otherwise = _LOG_IN if is_unauthorised else _TRY_AGAIN
+        remedy = next((_REMEDIES[name] for name in names if name in _REMEDIES), otherwise)
+        lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+        told = [line for line in lines if not re.match(r"\d+ \w+ Error", line)]
+        reason = next(iter(told or lines), names[0])
+        raise HubError(f"{doing}: {reason}. {remedy}") from error
+
+
+def dataset_repo(source: str | None) -> str | None:
+    """The id in ``hf://datasets/org/name...``; ``None`` for any other source.
+
+    Example:
+        >>> dataset_repo("hf://datasets/acme/cars@main:test"), dataset_repo("cars")
+        ('acme/cars', None)
+    """
+    match = _DATASET.fullmatch(source or "")
+    return match["repo"] if match else None

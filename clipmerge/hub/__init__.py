@@ -1,1 +1,0 @@
-"""Reading from the Hugging Face Hub."""
