@@ -1,6 +1,6 @@
 """How often the verdict advises, and how often it is right, over judged merges.
 
-`results/advice.json` has merges of `auto` by commit 7fea82b5 on pairs of all kinds: what their own
+`results/advice.json` has merges of `auto`, by two commits, on pairs of all kinds: what their own
 test images said (merged minus fine-tuned, and the same under corruptions, with intervals), and the
 changes on hundreds of images that the merge never saw, of the target and of a real shift.
 """
@@ -20,7 +20,7 @@ _LIMIT = 3.0
 _SIZES = {
     "64": (0, 100),
     "240 to 400": (100, 500),
-    "1,024": (500, 2000),
+    "697 to 1,024": (500, 2000),
     "all": (0, 2000),
 }
 
@@ -28,7 +28,13 @@ _SIZES = {
 def advised(merge: dict[str, Any]) -> str:
     """What the verdict's rules recommend of a merge."""
     target, corrupted = (_comparison(key, merge) for key in ("gain", "corrupted"))
-    recommendation, *_ = recommend(target, corrupted, max_loss=_LIMIT, chosen=True)
+    recommendation, *_ = recommend(
+        target,
+        corrupted,
+        max_loss=_LIMIT,
+        chosen=True,
+        same_answers=merge.get("same_answers", False),
+    )
     return recommendation
 
 

@@ -29,7 +29,7 @@ from clipmerge.types import Recommendation
 
 #: Of judged merges of which the verdict says "probably use it": those that lose at most 3 points
 #: on new images and nothing under the real shift, and all (`benchmarks/advice.py`).
-JUDGED = (36, 40)
+JUDGED = (64, 71)
 #: Fewest test images that "probably use it" rests on: the record has no merge judged on fewer.
 FEWEST_IMAGES = 25
 # Images of which a model's input size is learned.
@@ -44,6 +44,8 @@ _EXAMPLES = 3
 # What sets a merge apart from those on record, by the verdict's reason.
 _UNLIKE_JUDGED = {
     "nothing-learned": "fine-tuning itself did not measurably help on your images",
+    "loses-corrupted": "the merge surely loses under corruptions, which often means that it loses"
+    " more on new images, too",
     "few": f"no merge on record was judged on fewer than {FEWEST_IMAGES} test images",
     "not-chosen": "no images chose how far this merge goes, as they did for the merges on record",
 }
@@ -106,7 +108,7 @@ def recommend(
     if unclear:
         text = f"whether the merged model loses more than {points} on {' and '.join(unclear)}"
         return "too-few-images", "unclear-loss", f"Too few images to tell {text}. {settles}"
-    if reason := _why_not_probably(target, chosen=chosen):
+    if reason := _why_not_probably(target, corrupted, chosen=chosen):
         text = f"Too few images to tell: no gain is sure, and {_UNLIKE_JUDGED[reason]}. {settles}"
         return "too-few-images", reason, text
     right, judged = JUDGED
@@ -135,10 +137,15 @@ def _doubt(target: Comparison, corrupted: Comparison) -> Advice | None:
     return None
 
 
-def _why_not_probably(target: Comparison, *, chosen: bool) -> str:
-    """Why a merge without a sure gain is unlike those on record; empty if it is like them."""
+def _why_not_probably(target: Comparison, corrupted: Comparison, *, chosen: bool) -> str:
+    """Why a merge without a sure gain is unlike those on record; empty if it is like them.
+
+    Corruptions tell of new images of the target what the images that chose the merge cannot.
+    """
     if target.finetuning_gain.value <= 0:
         return "nothing-learned"
+    if corrupted.gain.interval[1] < 0:
+        return "loses-corrupted"
     if target.images < FEWEST_IMAGES:
         return "few"
     return "" if chosen else "not-chosen"

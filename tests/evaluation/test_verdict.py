@@ -57,6 +57,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a sure gain under corruptions": ({"corrupted": source(0.02, 0.01)}, "use", "gains"),
     "a sure loss under corruptions": (
         {"corrupted": source(-0.1, 0.01)},
+        "too-few-images",
+        "loses-corrupted",
+    ),
+    "a loss under corruptions": (
+        {"corrupted": source(-0.1, 0.11)},
         "probably-use",
         "like-judged-merges",
     ),
