@@ -5,7 +5,6 @@ sorting.
 import hashlib
 import json
 import struct
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clipmerge.merging import bind_mask, merge_tensor, weighted_change
+from clipmerge.merging import bind_mask, merge_tensor
 from clipmerge.merging.floats import LIMITS, fits, narrow, widen
 from clipmerge.merging.selection import RandomKey, keep_largest, keep_random, keep_top_k
 from clipmerge.merging.spectral import singular_values, spectral_split
@@ -52,21 +51,6 @@ def test_it_is_the_formula_entry_by_entry(dtype: Any, alpha: float, weights: lis
         for theta_i, weight in zip(finetuned, weights, strict=True):
             total = dtype(total + dtype(dtype(theta_i[place] - theta_0[place]) * dtype(weight)))
         assert merged[place] == dtype(theta_0[place] + dtype(total * dtype(alpha)))
-
-
-@pytest.mark.parametrize("weights", [(1.0,), (0.25, 0.5)])
-def test_every_step_is_rounded_as_exact_arithmetic_says(weights: tuple[float, ...]) -> None:
-    def rounded(value: Fraction) -> Fraction:
-        return Fraction(float(np.float32(float(value))))
-
-    theta_0, *finetuned = arrays(0, 1 + len(weights), (200,))
-    found = weighted_change(theta_0, finetuned, alpha=0.3, weights=weights)
-    for place in range(200):
-        base, *others = (Fraction(float(values[place])) for values in (theta_0, *finetuned))
-        change = Fraction(0)
-        for other, weight in zip(others, weights, strict=True):
-            change = rounded(change + rounded(rounded(other - base) * rounded(Fraction(weight))))
-        assert Fraction(float(found[place])) == rounded(change * rounded(Fraction(0.3)))
 
 
 @pytest.mark.parametrize("dtype", WIDE)

@@ -1,7 +1,6 @@
 """The data-free methods against their formulas, written out on dense matrices."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,8 @@ import torch
 from safetensors.torch import load_file
 from scipy import integrate, optimize
 
-from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.methods import Task
-from clipmerge.methods.dg_hard import _split as dg_hard_split
 from clipmerge.methods.dg_hard import _threshold as dg_hard_threshold
-from tests.support.raw_safetensors import edit
 from tests.support.tasks import decide, merged, task_of
 from tests.support.tiny_clip import Folders
 
@@ -32,18 +28,6 @@ def test_wise_ft_is_an_error_of_one_line(task: Task, pair: Folders, alpha: float
     for name, tensor in merged(task, decide(task, "wise-ft", alpha=alpha)).items():
         expected = (1 - alpha) * zeroshot[name].double() + alpha * finetuned[name].double()
         assert torch.allclose(tensor.double(), expected, atol=1e-7, rtol=1e-6)
-
-
-def test_wise_ft_averages_several(family: list[Path]) -> None:
-    task = task_of(family[:3])
-    base, *others = (load_file(folder / "model.safetensors") for folder in family[:3])
-    for name, tensor in merged(task, decide(task, "wise-ft", alpha=0.5)).items():
-        average = sum(other[name].double() for other in others) / 2
-        assert torch.allclose(tensor.double(), (base[name].double() + average) / 2, atol=1e-6)
-    with pytest.raises(
-        UsageError, match="monosoup: takes one fine-tuned checkpoint; for several use 'wise-ft'"
-    ):
-        decide(task, "monosoup")
 
 
 @pytest.mark.parametrize(("alpha", "slope"), [(0.5, None), (0.2, None), (0.1, 0.4), (1.0, -0.5)])
@@ -98,23 +82,6 @@ def test_monosoup_is_its_formula_on_every_matrix(
     assert zeroshot[conv].ndim == 4
 
 
-@pytest.mark.parametrize(("which", "value"), [(0, float("nan")), (1, float("inf"))])
-def test_monosoup_names_a_broken_tensor(copies: Folders, which: int, value: float) -> None:
-    key = "text_projection.weight"
-    broken = load_file(copies[which] / "model.safetensors")[key]
-    broken[3, 5] = value
-    edit(copies[which], **{key: broken})
-    with pytest.raises(CheckpointError, match=rf"{copies[which]}: tensor {key} holds (NaN|Inf)"):
-        decide(task_of(copies), "monosoup")
-
-
-def test_monosoup_of_equal_models_changes_nothing(pair: Folders) -> None:
-    same = task_of((pair[0], pair[0]))
-    zeroshot = load_file(pair[0] / "model.safetensors")
-    for name, tensor in merged(same, decide(same, "monosoup")).items():
-        assert torch.equal(tensor, zeroshot[name])
-
-
 def mu(beta: float) -> float:
     """Root of the median of the Marchenko-Pastur distribution, by quadrature and bisection."""
     low, high = (1 - math.sqrt(beta)) ** 2, (1 + math.sqrt(beta)) ** 2
@@ -152,21 +119,6 @@ def test_dg_hard_is_its_formula_on_every_matrix(task: Task, pair: Folders, alpha
         changed += not np.allclose(change, whole)
         assert np.allclose(tensor.double().numpy(), base + alpha * change, atol=1e-6), name
     assert changed > 10
-
-
-@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (48, 160)])
-@pytest.mark.parametrize("rank", [0, 5])
-def test_dg_hard_finds_what_was_planted_in_noise(rank: int, rows: int, columns: int) -> None:
-    rng = np.random.default_rng(0)
-    # the largest singular value of this noise is about sqrt(rows) + sqrt(columns), at most 21
-    noise = rng.normal(size=(rows, columns))
-    planted = 40 * np.eye(rows)[:, :rank] @ np.eye(columns)[:rank]
-    s = np.linalg.svd(planted + noise)[1]
-    assert dg_hard_split(s, (rows, columns)) == {
-        "rank": max(rank, 1),
-        "high": float(rank > 0),
-        "low": 0.0,
-    }
 
 
 def test_dg_hard_has_the_published_threshold() -> None:

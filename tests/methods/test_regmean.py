@@ -12,10 +12,8 @@ from torch import Tensor
 import clipmerge
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
-from tests.support.command import done
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 from tests.support.tasks import decide, task_of
-from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import model_config, save_open_clip_pair
 
 BATCHES = make_batches((4, 3))
@@ -109,24 +107,3 @@ def test_a_map_that_torch_multiplies_by_itself_is_not_regressed(
     assert plan.scores
     for name, score in plan.scores.items():
         assert not np.array_equal(score, np.eye(len(score))), name
-
-
-def test_the_command_merges_and_a_plan_gives_the_same_bytes(
-    pair: Folders, images: Path, tmp_path: Path
-) -> None:
-    given = [*pair, "--recipe", "regmean", "--data", images, "--no-verdict"]
-    made = done("merge", *given, "--output", tmp_path / "a", "--json")
-    done("plan", *given, "--output", tmp_path / "plan.json")
-    done("apply", tmp_path / "plan.json", "--output", tmp_path / "b")
-    written = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
-    assert written[0] == written[1]
-    ends = [load_file(folder / "model.safetensors") for folder in pair]
-    scores = load_file(tmp_path / "plan.tensors.safetensors")
-    for name, value in load_file(tmp_path / "a" / "model.safetensors").items():
-        change = (ends[1][name] - ends[0][name]).double() * 0.5
-        if f"scores:{name}" in scores:
-            change = change @ scores[f"scores:{name}"].double()
-        assert torch.allclose(value.double(), ends[0][name].double() + change, atol=1e-6), name
-    assert len(scores) == 3 * 2 * 6 + 2
-    reasons = made.json["measured"]["reasons"]
-    assert reasons["vision.0.mlp"] == "2 of 6 parameters by regression"

@@ -12,11 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel
 
-import clipmerge as api
 from clipmerge.errors import UsageError
 from clipmerge.planning.measurements import LossPath, Measurements, Mixture
 from clipmerge.plugins import load_plugin
-from tests.support.command import done
 from tests.support.raw_safetensors import edit
 from tests.support.small_objective import make_batches, objective_for
 from tests.support.tasks import decide, merged, task_of
@@ -94,22 +92,6 @@ def test_a_greedy_soup_is_the_plain_greedy_loop(far: list[Path]) -> None:
         assert torch.allclose(tensor.double(), expected[name], atol=1e-6)
 
 
-def test_a_soup_of_one_is_that_checkpoint_bit_for_bit(far: list[Path]) -> None:
-    tries = tuple(
-        Mixture(weights=w, loss=1.0, accuracy=a)
-        for w, a in (((1, 0), 0.2), ((0, 1), 0.5), ((0.5, 0.5), 0.2))
-    )
-    found = Measurements(measure="soup-accuracy", mixtures=tries)
-    task = task_of(far[:3], found)
-    expected = load_file(far[2] / "model.safetensors")
-    for name, tensor in merged(task, decide(task, "greedy-soup")).items():
-        assert torch.equal(tensor, expected[name])
-    tie = tuple(Mixture(weights=w, loss=1.0, accuracy=0.5) for w in ((1, 0), (0, 1), (0.5, 0.5)))
-    assert decide(
-        task_of(far[:3], found.model_copy(update={"mixtures": tie})), "greedy-soup"
-    ).weights == (0.5, 0.5)
-
-
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_path_is_what_transformers_says_of_each_point(far: list[Path], count: int) -> None:
     folders = far[: 1 + count]
@@ -151,31 +133,6 @@ def test_the_best_alpha_is_taken_of_equals_the_smallest(
         decide(task, "wise-ft-id", at_most=-1)
 
 
-def test_methods_name_the_measure_that_they_need(far: list[Path]) -> None:
-    other = Measurements(measure="first-order")
-    with pytest.raises(
-        UsageError, match="which first-order does not measure; measure with path-accuracy"
-    ):
-        decide(task_of(far[:2], other), "wise-ft-id")
-    with pytest.raises(
-        UsageError, match="which first-order does not do; measure with soup-accuracy"
-    ):
-        decide(task_of(far, other), "greedy-soup")
-    for method, measure in (("fisher", "fisher"), ("regmean", "gram")):
-        with pytest.raises(
-            UsageError, match=f"which first-order does not measure; measure with {measure}"
-        ):
-            decide(task_of(far[:2], other), method)
-    with pytest.raises(
-        UsageError,
-        match=(
-            r"measure path-barrier: takes one fine-tuned checkpoint, but \d were"
-            r" given.*soup-accuracy"
-        ),
-    ):
-        api.plan(far[0], far[1:], "straggler-outlier", data="digits")
-
-
 @pytest.mark.parametrize("count", [2, 3])
 def test_model_stock_is_its_formula_on_every_layer(family: list[Path], count: int) -> None:
     folders = family[: 1 + count]
@@ -202,23 +159,6 @@ def test_model_stock_is_its_formula_on_every_layer(family: list[Path], count: in
         alpha = decision.layers[layer_of(name)].alpha
         average = sum(other[name] - value for other in others) / count
         assert torch.allclose(expected_weights[name].double(), value + alpha * average, atol=1e-6)
-
-
-def test_the_command_merges_several_to_the_same_bytes_each_time(
-    far: list[Path], tmp_path: Path
-) -> None:
-    outputs = [tmp_path / "a", tmp_path / "b"]
-    merge = ("merge", *far, "--recipe", "model-stock", "--json", "--output")
-    plan = [done(*merge, output).json["plan"] for output in outputs].pop()
-    first, second = ((output / "model.safetensors").read_bytes() for output in outputs)
-    assert first == second
-    assert len(plan["finetuned"]) == 3
-    base, *others = states(far)
-    result = load_file(outputs[0] / "model.safetensors")
-    for name in base:
-        alpha = plan["layers"][layer_of(name)]["alpha"]
-        expected = mixed(base, others, [alpha * weight for weight in plan["weights"]])[name]
-        assert torch.allclose(result[name].double(), expected, atol=1e-5), name
 
 
 def test_model_stock_of_opposed_checkpoints_stays_and_of_equal_ones_goes(

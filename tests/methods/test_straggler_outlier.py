@@ -1,7 +1,5 @@
 """straggler-outlier and straggler-sparse: masks, and errors that name the method."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ from clipmerge.methods import Decision, Task
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import check_options
 from tests.support import tasks
-from tests.support.tasks import inputs_of, task_of
+from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import Folders
 
 STRAGGLERS = ("vision.1.mlp", "text.0.attn")
@@ -38,30 +36,6 @@ def task_with(pair: Folders, stragglers: tuple[str, ...] = STRAGGLERS, seed: int
 
 def decide(task: Task, method: str, **options: object) -> Decision:
     return tasks.decide(task, method, bootstraps=20, **options)
-
-
-UNKNOWN = r"statistic 'barier' is not measured by made-up \(barrier\)"
-
-
-@pytest.mark.parametrize(
-    ("method", "unknown"),
-    [
-        ("straggler-outlier", UNKNOWN),
-        ("straggler-sparse", None),
-    ],
-)
-def test_errors_name_the_method_that_was_asked_for(
-    pair: Folders, method: str, unknown: str | None
-) -> None:
-    task = task_with(pair)
-    for wrong, options, reason in (
-        (task_of((*pair, pair[1]), task.measurements), {}, "takes one fine-tuned checkpoint"),
-        (dataclasses.replace(task, measurements=None), {}, "needs a `measure:`"),
-        (task, {"statistic": "barier"}, unknown),
-    ):
-        if reason is not None:
-            with pytest.raises(UsageError, match=rf"^method {method}: {reason}"):
-                tasks.decide(wrong, method, **options)
 
 
 def test_a_mask_that_is_not_there_or_lacks_its_gradients_is_refused(pair: Folders) -> None:
