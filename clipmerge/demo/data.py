@@ -39,9 +39,14 @@ def ink_of(split: str) -> tuple[Tensor, Tensor]:
     """The digits of ``train``, ``calibration`` or ``test``, which are disjoint; see
     `shuffled_digits`.
     """
-    ink, digits = (torch.split(values, list(_SPLITS.values())) for values in shuffled_digits())
-    number = list(_SPLITS).index(split)
-    return ink[number], digits[number]
+    ink, digits = shuffled_digits()
+    start = 0
+    for name, length in _SPLITS.items():
+        if name == split:
+            break
+        start += length
+    chosen = slice(start, start + length)
+    return ink[chosen], digits[chosen]
 
 
 def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
@@ -50,35 +55,35 @@ def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
     count = len(ink)
     if shift == "noise":
         noise = torch.randn(count, 3, SIZE, SIZE, generator=generator, dtype=ink.dtype)
-        return (digits_as_rgb(ink) + 0.6 * noise).clamp(0, 1)
+        noisy = digits_as_rgb(ink) + 0.6 * noise
+        return noisy.clamp(0, 1)
     if shift == "inversion":
         return digits_as_rgb(1 - ink)
     if shift == "rotation":
         side = torch.randint(0, 2, (count,), generator=generator) * 2 - 1
-        degrees = side * (20 + 20 * torch.rand(count, generator=generator, dtype=ink.dtype))
-        return digits_as_rgb(
-            posed(ink, degrees, torch.ones_like(degrees), torch.zeros(count, 2, dtype=ink.dtype))
-        )
-    return digits_as_rgb(blurred(ink, torch.full((count,), 4.5, dtype=ink.dtype)))
+        share = torch.rand(count, generator=generator, dtype=ink.dtype)
+        degrees = side * (20 + 20 * share)
+        turned = _rotated(ink, degrees)
+        return digits_as_rgb(turned)
+    return digits_as_rgb(_blurred(ink, sigma=4.5))
 
 
-def posed(pixels: Tensor, degrees: Tensor, zoom: Tensor, offset: Tensor) -> Tensor:
-    """Rotate, zoom and move each image about its centre; outside, its edge is repeated."""
-    cosine, sine = (
-        torch.cos(torch.deg2rad(degrees)) / zoom,
-        torch.sin(torch.deg2rad(degrees)) / zoom,
-    )
-    rows = [
-        torch.stack([cosine, -sine, offset[:, 0]], dim=1),
-        torch.stack([sine, cosine, offset[:, 1]], dim=1),
-    ]
-    grid = affine_grid(torch.stack(rows, dim=1), list(pixels.shape), align_corners=False)
+def _rotated(pixels: Tensor, degrees: Tensor) -> Tensor:
+    """Rotate each image about its centre; outside, its edge is repeated."""
+    angle = torch.deg2rad(degrees)
+    cosine, sine = torch.cos(angle), torch.sin(angle)
+    nothing = torch.zeros_like(angle)
+    across = torch.stack([cosine, -sine, nothing], dim=1)
+    down = torch.stack([sine, cosine, nothing], dim=1)
+    turn = torch.stack([across, down], dim=1)
+    grid = affine_grid(turn, list(pixels.shape), align_corners=False)
     return grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def blurred(pixels: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each image with a Gaussian of its own width; sigma has shape (N,), in pixels."""
+def _blurred(pixels: Tensor, sigma: float) -> Tensor:
+    """Blur each image with a Gaussian whose width is ``sigma`` pixels."""
     axis = torch.arange(SIZE, dtype=pixels.dtype)
-    distance = (axis[:, None] - axis[None, :]) / sigma[:, None, None]
-    weights = torch.softmax(-0.5 * distance**2, dim=-1).unsqueeze(1)
-    return (weights @ pixels).matmul(weights.transpose(-1, -2))
+    distance = (axis[:, None] - axis[None, :]) / sigma
+    weights = torch.softmax(-0.5 * distance**2, dim=-1)
+    down = weights @ pixels
+    return down @ weights.T

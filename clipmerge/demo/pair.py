@@ -68,10 +68,14 @@ def _manifest() -> str:
     """A hash of everything that determines the result: the models and the code that makes the
     images.
     """
-    files = [*sorted(MODELS.rglob("*")), Path(demo_data.__file__), Path(__file__)]
-    contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
-    fingerprint = hashlib.sha256("".join(contents).encode()).hexdigest()
-    return json.dumps({"made_by": "clipmerge demo", "fingerprint": fingerprint}, indent=1)
+    models = sorted(MODELS.rglob("*"))
+    code = [Path(demo_data.__file__), Path(__file__)]
+    digest = hashlib.sha256()
+    for file in (*models, *code):
+        if file.is_file():
+            digest.update(file.read_bytes())
+    made_by = {"made_by": "clipmerge demo", "fingerprint": digest.hexdigest()}
+    return json.dumps(made_by, indent=1)
 
 
 def _build(folder: Path) -> None:
@@ -79,21 +83,24 @@ def _build(folder: Path) -> None:
     test, digits = demo_data.ink_of("test")
     for model in ("zeroshot", "finetuned"):
         shutil.copytree(MODELS / "files", folder / model)
-        weights = {
-            name: tensor.float()
-            for name, tensor in load_file(MODELS / f"{model}.safetensors").items()
-        }
-        save_file(weights, folder / model / "model.safetensors", metadata={"format": "pt"})
+        halves = load_file(MODELS / f"{model}.safetensors")
+        weights = {name: tensor.float() for name, tensor in halves.items()}
+        target = folder / model / "model.safetensors"
+        save_file(weights, target, metadata={"format": "pt"})
+    images = folder / "images"
     ink, labels = demo_data.ink_of("calibration")
-    _write_classes(folder / "images" / "calibration", digits_as_rgb(ink), labels)
-    _write_classes(folder / "images" / "clean", digits_as_rgb(test), digits)
+    _write_classes(images / "calibration", digits_as_rgb(ink), labels)
+    _write_classes(images / "clean", digits_as_rgb(test), digits)
     for shift in SHIFTS:
-        _write_classes(folder / "images" / shift, demo_data.shifted_pixels(shift, test), digits)
+        pixels = demo_data.shifted_pixels(shift, test)
+        _write_classes(images / shift, pixels, digits)
 
 
 def _write_classes(folder: Path, pixels: Tensor, digits: Tensor) -> None:
     """Write images (N, 3, SIZE, SIZE) in [0, 1] as PNG files, one subfolder per class."""
     for name in CLASS_NAMES:
         (folder / name).mkdir(parents=True)
-    for number, (image, digit) in enumerate(zip(as_images(pixels), digits.tolist(), strict=True)):
-        image.save(folder / CLASS_NAMES[digit] / f"{number:04d}.png")
+    labelled = zip(as_images(pixels), digits.tolist(), strict=True)
+    for number, (image, digit) in enumerate(labelled):
+        name = CLASS_NAMES[digit]
+        image.save(folder / name / f"{number:04d}.png")

@@ -8,19 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from clipmerge.api import demo as of_the_api
 from clipmerge.api.merge import merge
 from clipmerge.demo import data as demo_data
 from clipmerge.demo import pair as demo
-from clipmerge.demo.data import TEMPLATE
 from clipmerge.demo.pair import DemoPair, prepare
-from clipmerge.errors import OutputError
-from clipmerge.images.dataset import load_images
 from clipmerge.images.digits import read_digits
 from tests.support.command import done, printed, python
 
@@ -31,9 +26,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> DemoPair:
     return prepare(tmp_path_factory.mktemp("demo") / "pair")
 
 
-def test_splits_are_disjoint_and_cover_all_images_light_on_dark() -> None:
-    from sklearn.datasets import load_digits
-
+def test_splits_are_disjoint_and_cover_all_images() -> None:
     everything, digits = read_digits()
     parts = [demo_data.ink_of(split) for split in ("train", "calibration", "test")]
     assert [len(ink) for ink, _ in parts] == [700, 697, 400]
@@ -41,13 +34,6 @@ def test_splits_are_disjoint_and_cover_all_images_light_on_dark() -> None:
     joined = torch.cat([ink for ink, _ in parts]).flatten(1)
     assert sorted(map(bytes, joined.numpy())) == sorted(map(bytes, everything.flatten(1).numpy()))
     assert torch.equal(torch.cat([labels for _, labels in parts]).bincount(), digits.bincount())
-    bunch, loaded = load_digits(), load_images("digits")
-    assert list(loaded.labels) == bunch.target.tolist()
-    for number in range(50):
-        image = loaded.image(number)
-        assert (image.size, image.mode) == ((32, 32), "RGB")
-        shrunk = np.asarray(image)[:, :, 0].reshape(8, 4, 8, 4).mean(axis=(1, 3)) / 255
-        assert np.corrcoef(shrunk.ravel(), bunch.images[number].ravel())[0, 1] > 0.97
 
 
 def test_the_headline_is_computed_from_the_table() -> None:
@@ -78,15 +64,6 @@ def test_both_checkpoints_load_as_ordinary_ones(pair: DemoPair) -> None:
         assert config.eos_token_id != 2, "2 would make transformers pool at the highest id instead"
         assert config.max_position_embeddings == tokenizer.model_max_length
         assert sum(parameter.numel() for parameter in model.parameters()) < 1_000_000
-        # padding does not change a prompt
-        tokens = [
-            tokenizer([TEMPLATE.format("seven")], return_tensors="pt", padding=p)
-            for p in (False, "max_length")
-        ]
-        with torch.no_grad():
-            assert torch.allclose(
-                *(model.text_model(**each).pooler_output for each in tokens), atol=1e-5
-            )
 
 
 @pytest.mark.slow
@@ -111,13 +88,6 @@ def test_another_processor_gets_the_same_models_and_images_to_the_byte(
         [],
         [],
     )
-    for folder in (pair.zeroshot, pair.finetuned):
-        shipped = load_file(demo.MODELS / f"{folder.name}.safetensors")
-        written = load_file(folder / "model.safetensors")
-        assert all(
-            torch.equal(written.pop(name), tensor.float()) for name, tensor in shipped.items()
-        )
-        assert written == {}
 
 
 @pytest.fixture
@@ -149,24 +119,6 @@ def test_a_finished_folder_is_used_again_and_a_damaged_one_made_again(
     assert (folder / "merged").exists() == (damage == "none")
     assert (folder / "weights").read_text() == "w" * 10
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
-
-
-def test_a_folder_of_other_things_is_left_alone_and_an_empty_one_filled(
-    tmp_path: Path, builds: list[Path]
-) -> None:
-    (tmp_path / "thesis.tex").touch()
-    (tmp_path / "file").touch()
-    for folder, message in (
-        (tmp_path, "was not written by this command"),
-        (tmp_path / "file", "already exists and was not written"),
-    ):
-        with pytest.raises(OutputError, match=message):
-            prepare(folder)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "thesis.tex"]
-    assert builds == []
-    (tmp_path / "empty").mkdir()
-    prepare(tmp_path / "empty")
-    assert len(builds) == 1
 
 
 @pytest.mark.slow
