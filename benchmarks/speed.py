@@ -5,8 +5,8 @@ printed with their extremes: read the ratios, not the seconds. None of it is a t
 if a machine is slow. ``--against CHECKOUT`` adds the same commands of another checkout of
 clipmerge. Linux only: memory is read from `/proc`.
 
-    merge    a merge of two checkpoints against a plain loop of reading and writing, a ten-line
-             script and, with --mergekit PYTHON, mergekit
+    merge    a merge of two checkpoints against a plain loop of reading and writing, and a
+             ten-line script
     start    `--help` and `inspect` against `python -c pass`
 """
 
@@ -42,13 +42,6 @@ finetuned = load_file(sys.argv[2])
 merged = {name: torch.lerp(zeroshot[name], finetuned[name], 0.5) for name in zeroshot}
 save_file(merged, sys.argv[3], metadata={"format": "pt"})
 """
-_MERGEKIT = """\
-merge_method: linear
-dtype: float32
-models:
-  - {{model: {zeroshot}, parameters: {{weight: 0.5}}}}
-  - {{model: {finetuned}, parameters: {{weight: 0.5}}}}
-"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,8 @@ def run(command: list[str], checkout: Path | None = None) -> Outcome:
     # an installed program has its bytecode; if it could not be written, every run would compile
     variables = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
     variables |= {"PYTHONPATH": str(checkout)} if checkout else {}
-    begin, before = time.perf_counter(), _children_cpu()
+    begin = time.perf_counter()
+    before = _children_cpu()
     with tempfile.TemporaryFile("w+") as err:  # a pipe that nobody reads would fill and stop it
         process = subprocess.Popen(
             command,
@@ -104,8 +98,10 @@ def _private_mb(pid: int) -> float:
         text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:  # it ended between two readings
         return 0.0
-    found = [line.split()[1] for line in text.splitlines() if line.startswith("RssAnon")]
-    return int(found[0]) / 1e3 if found else 0.0
+    for line in text.splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) / 1e3
+    return 0.0
 
 
 def make_checkpoints(folder: Path, size: str) -> tuple[Path, Path]:
@@ -116,19 +112,15 @@ def make_checkpoints(folder: Path, size: str) -> tuple[Path, Path]:
     from benchmarks.make_pairs.pretraining import processor
 
     paths = folder / size / "zeroshot", folder / size / "finetuned"
-    if all((path / "config.json").is_file() for path in paths):
+    if paths[1].is_dir():
         return paths
     wide, blocks, patch, narrow, layers, heads, text_heads = _SIZES[size]
     tools = processor(["a photo of a thing."], 224, 77)
-    words = tools.tokenizer
     text = {
         "hidden_size": narrow,
         "intermediate_size": 4 * narrow,
         "num_hidden_layers": layers,
         "num_attention_heads": text_heads,
-        "bos_token_id": words.bos_token_id,
-        "eos_token_id": words.eos_token_id,
-        "pad_token_id": words.pad_token_id,
     }
     vision = {
         "hidden_size": wide,
@@ -145,7 +137,8 @@ def make_checkpoints(folder: Path, size: str) -> tuple[Path, Path]:
         tools.save_pretrained(path)
         with torch.no_grad():
             for value in model.parameters():
-                value.add_(0.1 * value.abs().mean() * torch.randn(value.shape))
+                noise = torch.randn(value.shape)
+                value.add_(0.1 * value.abs().mean() * noise)
     return paths
 
 
@@ -154,22 +147,20 @@ def merge_case(given: argparse.Namespace, folder: Path) -> dict[str, Contestant]
     files = [str(path / "model.safetensors") for path in pair]
     output = folder / "output"
     chosen: dict[str, Contestant] = {"floor": lambda: _floor(files, output)}
-    merge = ["merge", *map(str, pair), "-r", "wise-ft", "--alpha", "0.5", "-q", "-o", str(output)]
+    options = ["-r", "wise-ft", "--alpha", "0.5", "-q", "-o", str(output)]
+    merge = ["merge", *map(str, pair), *options]
     chosen |= _ours({"clipmerge": merge}, given.against, output)
-    script = [sys.executable, "-c", _TEN_LINES, *files, str(output / "model.safetensors")]
+    written = str(output / "model.safetensors")
+    script = [sys.executable, "-c", _TEN_LINES, *files, written]
     chosen["ten-line script"] = lambda: _into(output, script)
-    if given.mergekit:
-        config = folder / "mergekit.yml"
-        config.write_text(_MERGEKIT.format(zeroshot=files[0], finetuned=files[1]), encoding="utf-8")
-        program = str(Path(given.mergekit).with_name("mergekit-pytorch"))
-        chosen["mergekit"] = lambda: _into(output, [program, str(config), str(output), "--quiet"])
     return chosen
 
 
 def _floor(files: list[str], output: Path) -> Outcome:
     """Read both files in pieces and write one."""
     output.mkdir(parents=True)
-    begin, before = time.perf_counter(), time.process_time()
+    begin = time.perf_counter()
+    before = time.process_time()
     with (
         Path(files[0]).open("rb", 0) as one,
         Path(files[1]).open("rb", 0) as other,
@@ -178,7 +169,8 @@ def _floor(files: list[str], output: Path) -> Outcome:
         while piece := one.read(_PIECE):
             other.read(_PIECE)
             out.write(piece)
-    outcome = Outcome(time.perf_counter() - begin, time.process_time() - before)
+    seconds = time.perf_counter() - begin
+    outcome = Outcome(seconds, time.process_time() - before)
     shutil.rmtree(output)
     return outcome
 
@@ -195,9 +187,12 @@ def start_case(given: argparse.Namespace, folder: Path) -> dict[str, Contestant]
     chosen: dict[str, Contestant] = {
         "python -c pass": lambda: run([sys.executable, "-c", "pass"]),
     }
-    inspect = {"inspect, one": pair[:1], "inspect, two": pair}
-    commands = {name: ["inspect", *map(str, paths)] for name, paths in inspect.items()}
-    return chosen | _ours({"--help": ["--help"], **commands}, given.against)
+    commands = {
+        "--help": ["--help"],
+        "inspect, one": ["inspect", str(pair[0])],
+        "inspect, two": ["inspect", *map(str, pair)],
+    }
+    return chosen | _ours(commands, given.against)
 
 
 def _ours(
@@ -254,24 +249,18 @@ def ratios(found: Mapping[str, list[Outcome]]) -> dict[str, list[float]]:
     told = {}
     for name in others:
         if not name.startswith(_BEFORE):
-            told[f"{name} / {base}: seconds"] = [
-                one.seconds / other.seconds
-                for one, other in zip(
-                    found[name],
-                    found[base],
-                    strict=True,
-                )
-            ]
-        if _BEFORE + name in found:
-            told[f"{name} / before: cpu_seconds"] = [
-                one.cpu_seconds / other.cpu_seconds
-                for one, other in zip(
-                    found[name],
-                    found[_BEFORE + name],
-                    strict=True,
-                )
-            ]
+            told[f"{name} / {base}: seconds"] = _quotients(found[name], found[base], "seconds")
+        if before := found.get(_BEFORE + name):
+            quotients = _quotients(found[name], before, "cpu_seconds")
+            told[f"{name} / before: cpu_seconds"] = quotients
     return told
+
+
+def _quotients(ours: list[Outcome], others: list[Outcome], key: str) -> list[float]:
+    found = []
+    for one, other in zip(ours, others, strict=True):
+        found.append(getattr(one, key) / getattr(other, key))
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -286,20 +275,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", choices=_SIZES, default="b32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--against", type=Path, metavar="CHECKOUT")
-    parser.add_argument("--mergekit", metavar="PYTHON", help="of an environment that has it")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.folder or Path(temporary)).resolve()
         found = compare(_CASES[given.case](given, folder), given.rounds)
     for name, each in found.items():
-        seconds, memory = (
-            statistics.median(getattr(one, key) for one in each)
-            for key in ("seconds", "private_mb")
-        )
+        seconds = statistics.median(one.seconds for one in each)
+        memory = statistics.median(one.private_mb for one in each)
         print(f"{name:28} {seconds:9.2f} s {memory:8.0f} MB")
     for name, values in ratios(found).items():
-        median, low, high = statistics.median(values), min(values), max(values)
-        print(f"{name:44} {median:6.2f}  ({low:.2f} to {high:.2f})")
+        median = statistics.median(values)
+        print(f"{name:44} {median:6.2f}  ({min(values):.2f} to {max(values):.2f})")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import datasets
 from huggingface_hub import snapshot_download
 
 from benchmarks.make_pairs.pair import Pair, Places, Roles, Spec, sampled, write_pair
-from benchmarks.make_pairs.pictures import Picture
+from benchmarks.make_pairs.pictures import Picture, of_domains
 from benchmarks.models import Regime
 
 _CLIP, _DATA, _TARGET = "openai/clip-vit-base-patch32", "flwrlabs/office-home", "Real World"
@@ -44,9 +44,7 @@ def make_pair(spec: Spec, places: Places) -> Pair:
             quality=95,
         )
         pictures.append(Picture(row["domain"], classes[row["label"]], file.getvalue()))
-    of_domain: dict[str, list[int]] = {}
-    for at, picture in enumerate(pictures):
-        of_domain.setdefault(picture.domain, []).append(at)
+    of_domain = of_domains(pictures)
     own = of_domain.pop(_TARGET)
     random.Random(spec.seed).shuffle(own)
     test, val, train = own[:_TEST], own[_TEST : _TEST + _VAL], own[_TEST + _VAL :]

@@ -21,6 +21,7 @@ from benchmarks.make_pairs.pictures import (
     alike_features,
     by_group,
     grouped,
+    of_domains,
     read_tar,
 )
 from benchmarks.make_pairs.vit import teach_vit
@@ -110,7 +111,7 @@ def _scaled(path: Path) -> bytes:
 @torch.no_grad()
 def _groups(pictures: Sequence[Picture], zeroshot: Path) -> list[int]:
     """Groups of near-copies among the pictures of the target; each of a shift is its own."""
-    own = _of_domains(pictures)[_OWN]
+    own = of_domains(pictures)[_OWN]
     model = replace(load(zeroshot), size=_SIZE)
     small = model.input([pictures[at].image() for at in own])
     features = []
@@ -122,17 +123,9 @@ def _groups(pictures: Sequence[Picture], zeroshot: Path) -> list[int]:
     return grouped(len(pictures), pairs)
 
 
-def _of_domains(pictures: Sequence[Picture]) -> dict[str, list[int]]:
-    """Positions of the pictures of each domain."""
-    found: dict[str, list[int]] = defaultdict(list)
-    for at, picture in enumerate(pictures):
-        found[picture.domain].append(at)
-    return found
-
-
 def deal(pictures: Sequence[Picture], groups: Sequence[int], seed: int) -> Roles:
     """Deal out a target; near-copies stay together, and seeds differ in train and val."""
-    of_domain = _of_domains(pictures)
+    of_domain = of_domains(pictures)
     own = of_domain.pop(_OWN)
     members = by_group(own, groups)
     order = sorted(members)
@@ -171,7 +164,6 @@ _LAND = {
 #: RSSCN7 has a hundred pictures of each class at each of four scales, the nearest first.
 _NEAR, _MIDDLE = 200, 300
 _EVERY_FRAME = 40  # of a turning fruit
-_STUDIO = "fruits-360-3-body-problem"
 
 
 def _aerial(clones: Path) -> Iterator[File]:
@@ -204,23 +196,10 @@ def _groceries(clones: Path) -> Iterator[File]:
             folder / row[4].lstrip("/"),
         )
     for fruit in ("Apple", "Tomato"):
-        yield from _turning(clones, fruit, "studio")
-
-
-def _turning(clones: Path, fruit: str, domain: str) -> Iterator[File]:
-    """Some frames of every kind of a fruit that turns in a studio."""
-    for kind in sorted((clones / _STUDIO).glob(f"*/{fruit}/*")):
-        for path in sorted(kind.iterdir())[::_EVERY_FRAME]:
-            yield File(domain, fruit.lower(), path)
-
-
-def _fruit(clones: Path) -> Iterator[File]:
-    """Fruit in a studio; the shift is fruit in shops."""
-    for fruit in ("Apple", "Cherry", "Tomato"):
-        yield from _turning(clones, fruit, _OWN)
-    for file in _groceries(clones):
-        if file.label in ("apple", "tomato") and file.domain == _OWN:
-            yield replace(file, domain="shop")
+        studio = clones / "fruits-360-3-body-problem"
+        for kind in sorted(studio.glob(f"*/{fruit}/*")):
+            for path in sorted(kind.iterdir())[::_EVERY_FRAME]:
+                yield File("studio", fruit.lower(), path)
 
 
 def _waste(clones: Path) -> Iterator[File]:
@@ -256,7 +235,6 @@ _READERS: dict[str, Callable[[Path], Iterator[File]]] = {
     "office": _office,
     "cartoon": _cartoon,
     "waste": _waste,
-    "fruit": _fruit,
 }
 #: These were looked at before images were split into those that choose and those that judge, and
 #: were a reason for it. Office and cartoons were first looked at when all was settled.

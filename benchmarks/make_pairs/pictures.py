@@ -39,6 +39,14 @@ class Picture:
             return opened.convert("RGB")
 
 
+def of_domains(pictures: Iterable[Picture]) -> dict[str, list[int]]:
+    """Positions of the pictures of each domain."""
+    found: dict[str, list[int]] = {}
+    for at, picture in enumerate(pictures):
+        found.setdefault(picture.domain, []).append(at)
+    return found
+
+
 @dataclass(frozen=True)
 class Source:
     """The pictures of one role.
