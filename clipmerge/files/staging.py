@@ -142,7 +142,8 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
             if old.exists() and not target.exists():
                 old.rename(target)  # a run was killed between the two renames below
             cleanup.callback(shutil.rmtree, stage, ignore_errors=True)
-            shutil.rmtree(new, ignore_errors=True)
+            for left in (new, old):
+                shutil.rmtree(left, ignore_errors=True)
             new.mkdir()
             yield new
             try:

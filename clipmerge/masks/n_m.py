@@ -26,11 +26,18 @@ def n_m(change: Array, *, n: Count = 2, m: Count = 4) -> Array:
         >>> n_m(np.array([1.0, -3.0, 2.0, 0.5]), n=1, m=2)
         array([ 0., -3.,  2.,  0.])
     """
-    width = change.shape[-1]
-    last = [(0, 0)] * (change.ndim - 1) + [(0, -width % m)]
-    padded = np.pad(np.abs(change), last, constant_values=-1.0)
-    runs = padded.reshape(*padded.shape[:-1], -1, m)
+    *others, width = change.shape
+    rows = np.abs(change).reshape(-1, width)
+    padding = -width % m
+    padded = np.pad(
+        rows,
+        [(0, 0), (0, padding)],
+        constant_values=-1.0,
+    )
+    runs = padded.reshape(-1, m)
     # A stable sort ranks equal entries by index.
-    ranks = np.argsort(np.argsort(-runs, axis=-1, kind="stable"), axis=-1)
-    keep = (ranks < n).reshape(padded.shape)[..., :width]
-    return change * keep
+    order = np.argsort(-runs, axis=1, kind="stable")
+    ranks = np.argsort(order, axis=1)
+    keep = (ranks < n).reshape(padded.shape)
+    keep = keep[:, :width]
+    return change * keep.reshape(*others, width)

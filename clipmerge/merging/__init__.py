@@ -54,13 +54,11 @@ def unchanged_input(
     """
     if not isinstance(alpha, (int, float)):
         return None
-    taken = [
-        (theta_1, weight) for theta_1, weight in zip(finetuned, weights, strict=True) if weight != 0
-    ]
-    if alpha == 0 or not taken:
+    if alpha == 0 or not any(weights):
         return theta_0
-    if alpha == 1 and [weight for _, weight in taken] == [1.0]:
-        return taken[0][0]
+    is_one = weights.count(1.0) == 1 and weights.count(0.0) == len(weights) - 1
+    if alpha == 1 and is_one:
+        return finetuned[weights.index(1.0)]
     return None
 
 
@@ -164,10 +162,12 @@ def bind_mask(name: str, density: float, options: Json, **filled_in: Any) -> Rul
         **filled_in: What masks may name beside their options: ``theta_0``, ``key``, ``score``.
     """
     function = load_plugin("masks", name)
-    wanted = inspect.signature(function).parameters
-    given = {"density": density} if "density" in wanted else {}
-    checked = check_options("masks", name, {**given, **options})
-    return partial(function, **_wanted_by(function, {**checked, **filled_in}))
+    given = dict(options)
+    if "density" in inspect.signature(function).parameters:
+        given["density"] = density
+    checked = check_options("masks", name, given)
+    wanted = _wanted_by(function, {**checked, **filled_in})
+    return partial(function, **wanted)
 
 
 def bind_combination(
@@ -183,12 +183,12 @@ def bind_combination(
 
 
 def _wanted_by(function: Callable[..., Any], available: Json) -> Json:
-    wanted = inspect.signature(function).parameters
-    return {
-        name: value
-        for name, value in available.items()
-        if name in wanted and value is not inspect.Parameter.empty
-    }
+    parameters = inspect.signature(function).parameters
+    wanted = {}
+    for name, value in available.items():
+        if name in parameters and value is not inspect.Parameter.empty:
+            wanted[name] = value
+    return wanted
 
 
 def weighted_sum(task_vectors: Array, weights: Sequence[float]) -> Array:

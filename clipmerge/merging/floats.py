@@ -15,6 +15,8 @@ from clipmerge.files.safetensors import STORED, Array
 # Bits of a float32: of its exponent in a float16 as the upper half of one, and their difference.
 _HALF_SHIFT = 13
 _HALF_BIAS = 127 - 15
+# Rounds to the last bit of a float16's fraction, and takes the difference from the exponent.
+_HALF_ROUNDING = np.uint32((1 << 32) + 0xFFF - (_HALF_BIAS << 23))
 # 0.5 has the rounding unit of float16's smallest numbers, 2 ** -24.
 _HALF = np.float32(0.5)
 _SMALLEST_NORMAL = np.float32(2.0**-14)
@@ -41,7 +43,11 @@ def widen(stored: Array, dtype: str, wide: np.dtype[Any] | None = None) -> Array
         >>> widen(np.array([0x3F80], np.uint16), "BF16"), widen(np.array([1], np.float16), "F16")
         (array([1.], dtype=float32), array([1.], dtype=float32))
     """
-    values = {"BF16": _widen_bfloat16, "F16": _widen_float16}.get(dtype, np.asarray)(stored)
+    values = stored
+    if dtype == "BF16":
+        values = _widen_bfloat16(stored)
+    elif dtype == "F16":
+        values = _widen_float16(stored)
     return values if wide is None else values.astype(wide, copy=False)
 
 
@@ -58,8 +64,8 @@ def _widen_float16(stored: Array) -> Array:
     signed &= np.int32(-0x70000001)  # the sign, and what came from exponent and fraction
     values: Array = signed.view(np.float32)
     values *= np.float32(2.0**_HALF_BIAS)
-    # Inf and NaN are large now
-    return values if bool((np.abs(values) < 65536).all()) else stored.astype(np.float32)
+    is_finite = np.abs(values) < 65536  # Inf and NaN are large now
+    return values if is_finite.all() else stored.astype(np.float32)
 
 
 def narrow(values: Array, dtype: str) -> Array:
@@ -87,10 +93,11 @@ def narrow(values: Array, dtype: str) -> Array:
     rounded = bits >> _HALF_SHIFT
     rounded &= 1
     rounded += bits
-    rounded += np.uint32((1 << 32) + 0xFFF - (_HALF_BIAS << 23))
+    rounded += _HALF_ROUNDING
     rounded >>= _HALF_SHIFT
     small = np.flatnonzero(size < _SMALLEST_NORMAL)
-    rounded[small] = (size[small] + _HALF).view(np.uint32) - _HALF.view(np.uint32)
+    shifted = size[small] + _HALF
+    rounded[small] = shifted.view(np.uint32) - _HALF.view(np.uint32)
     rounded |= sign
     half: Array = rounded.astype(np.uint16).view(np.float16)
     return half
@@ -100,4 +107,6 @@ def fits(values: Array, dtype: str) -> bool:
     """Whether all values are finite, and stay so when they are rounded to a stored dtype."""
     limit = LIMITS[dtype]
     # NaN survives both, and is neither smaller nor larger
-    return bool(-limit < values.min(initial=0) and values.max(initial=0) < limit)
+    low = values.min(initial=0)
+    high = values.max(initial=0)
+    return bool(-limit < low and high < limit)

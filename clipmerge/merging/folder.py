@@ -20,7 +20,7 @@ from clipmerge.files.side_files import PROCESSORS, SIDE_FILES, VOCABULARIES, cop
 from clipmerge.files.writer import OutputTensor, write_safetensors
 from clipmerge.planning.record import BINS, TOP
 from clipmerge.progress import Progress
-from clipmerge.types import Names, Shape
+from clipmerge.types import Shape
 
 
 def write_weights(
@@ -47,10 +47,14 @@ def write_weights(
     for name in sorted(files):
         hashes[name] = write_safetensors(folder / name, files[name], advance)
     if not files.keys() <= {WEIGHTS, *OPEN_CLIP_WEIGHTS}:
-        index = {"metadata": {"total_size": total}, "weight_map": shards}
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        (folder / INDEX).write_text(text, encoding="utf-8")
-        hashes[INDEX] = sha256_of(folder / INDEX)
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": shards,
+        }
+        file = folder / INDEX
+        text = json.dumps(index, indent=2, sort_keys=True)
+        file.write_text(f"{text}\n", encoding="utf-8")
+        hashes[INDEX] = sha256_of(file)
     return hashes
 
 
@@ -62,32 +66,33 @@ def assign_shards(
     if max_shard_size is not None:
         return _split_by_size(tensors, max_shard_size, single)
     layout = inputs.layout
-    if single != WEIGHTS or not layout.sharded:
-        return {tensor.key: single for tensor in tensors}
-    files = {
-        inputs.output_keys[name]: layout.entries[key].file
-        for name, key in inputs.layout_keys.items()
-    }
-    first = next(iter(files.values()))  # for what only the other checkpoint has
+    keys = inputs.layout_keys
+    is_one = single != WEIGHTS or not layout.sharded
+    first = layout.entries[next(iter(keys.values()))]
     shards = {}
     for tensor in tensors:
-        file = files.get(tensor.key, first)
-        converted = f"{file.stem.removeprefix('pytorch_')}.safetensors"
-        shards[tensor.key] = file.name if file.suffix == ".safetensors" else converted
+        if is_one:
+            shards[tensor.key] = single
+            continue
+        key = keys.get(tensor.name)
+        entry = layout.entries[key] if key else first  # only the other checkpoint has it
+        stem = entry.file.stem
+        shards[tensor.key] = f"{stem.removeprefix('pytorch_')}.safetensors"
     return shards
 
 
 def _split_by_size(tensors: list[OutputTensor], max_shard_size: int, single: str) -> dict[str, str]:
     from huggingface_hub import split_state_dict_into_shards_factory
 
+    by_key = {tensor.key: tensor for tensor in tensors}
     split = split_state_dict_into_shards_factory(
-        {tensor.key: tensor for tensor in tensors},
+        by_key,
         get_storage_size=lambda tensor: tensor.nbytes,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_size,
     )
     if not split.is_sharded:
-        return {tensor.key: single for tensor in tensors}
+        return dict.fromkeys(by_key, single)
     if single != WEIGHTS:
         raise OutputError(f"open_clip loads {single} but no shards; leave out `max_shard_size`")
     return split.tensor_to_filename
@@ -105,14 +110,17 @@ def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str
     """
     chosen = _side_files(inputs.layout)
     notes: list[str] = []
-    if not chosen.keys() & set(VOCABULARIES) or not chosen.keys() & set(PROCESSORS):
+    has_tokenizer = not chosen.keys().isdisjoint(VOCABULARIES)
+    has_processor = not chosen.keys().isdisjoint(PROCESSORS)
+    if not (has_tokenizer and has_processor):
         chosen, notes = _lend_side_files(inputs, chosen)
     hashes = {}
-    for name, path in sorted(chosen.items()):
-        copy_side_file(path, folder / name)
+    for name in sorted(chosen):
+        file = folder / name
+        copy_side_file(chosen[name], file)
         if name == "config.json":
-            _state_dtype(folder / name, dtype, inputs.layout)
-        hashes[name] = sha256_of(folder / name)
+            _state_dtype(file, dtype, inputs.layout)
+        hashes[name] = sha256_of(file)
     return hashes, notes
 
 
@@ -120,31 +128,44 @@ def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
     if checkpoint.config is None:  # whatever lies beside a bare file
         return {}
     # a folder may hold both layouts; files of the other layout do not describe the output
-    strange = "config.json" if layout_of(checkpoint.entries) == "open-clip" else OPEN_CLIP_CONFIG
-    paths = {name: checkpoint.folder / name for name in SIDE_FILES - {strange}}
-    return {name: path for name, path in paths.items() if path.is_file()}
+    strange = OPEN_CLIP_CONFIG
+    if layout_of(checkpoint.entries) == "open-clip":
+        strange = "config.json"
+    files = {}
+    for name in SIDE_FILES - {strange}:
+        path = checkpoint.folder / name
+        if path.is_file():
+            files[name] = path
+    return files
 
 
 def _lend_side_files(inputs: Inputs, chosen: dict[str, Path]) -> tuple[dict[str, Path], list[str]]:
     """Complete the files by those of the zero-shot checkpoint, if they are for the same library."""
     if inputs.layout is inputs.zeroshot or inputs.zeroshot.stored:
         return chosen, []
-    others = _side_files(inputs.zeroshot)
-    if inputs.layout.config is None:
-        made = f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's side"
-        return others, [f"{made} files were copied"] if others else []
-    parts: dict[str, Names] = {}
-    if not inputs.keeps_head:  # a classifier needs none
-        parts["tokenizer"] = VOCABULARIES
-    if layout_of(inputs.zeroshot.entries) != "open-clip":  # whose config holds the preprocessing
-        parts["processor"] = PROCESSORS
+    lent = _side_files(inputs.zeroshot)
     notes = []
-    for part, names in parts.items():
-        if others.keys() & set(names) and not chosen.keys() & set(names):
-            unlike = {"config.json", *(PROCESSORS if part == "tokenizer" else VOCABULARIES)}
-            chosen = {name: p for name, p in others.items() if name not in unlike} | chosen
+    if inputs.layout.config is None:
+        if lent:
+            notes.append(
+                f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's"
+                " side files were copied"
+            )
+        return lent, notes
+    lent.pop("config.json", None)
+    is_open_clip = layout_of(inputs.zeroshot.entries) == "open-clip"
+    needs = {
+        "tokenizer": not inputs.keeps_head,  # a classifier has no texts
+        "processor": not is_open_clip,  # whose configuration holds the preprocessing
+    }
+    for part, names in (("tokenizer", VOCABULARIES), ("processor", PROCESSORS)):
+        is_lacking = needs[part] and chosen.keys().isdisjoint(names)
+        if is_lacking and not lent.keys().isdisjoint(names):
             notes.append(f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied")
-    return chosen, notes
+            continue
+        for name in names:
+            lent.pop(name, None)
+    return (lent | chosen if notes else chosen), notes
 
 
 def _state_dtype(path: Path, dtype: str, checkpoint: Checkpoint) -> None:
@@ -156,7 +177,9 @@ def _state_dtype(path: Path, dtype: str, checkpoint: Checkpoint) -> None:
     sections = [config, *(value for value in config.values() if isinstance(value, dict))]
     stated = []
     for section in sections:
-        stated += [(section, key) for key in ("dtype", "torch_dtype") if section.get(key)]
+        for key in ("dtype", "torch_dtype"):
+            if section.get(key):
+                stated.append((section, key))
     if dtype == "keep":
         dtypes = {entry.dtype for entry in checkpoint.entries.values() if entry.is_float}
         if len(dtypes) != 1:
@@ -168,7 +191,8 @@ def _state_dtype(path: Path, dtype: str, checkpoint: Checkpoint) -> None:
         return
     for section, key in stated:
         section[key] = dtype
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(config, indent=2)
+    path.write_text(f"{text}\n", encoding="utf-8")
 
 
 def histograms(coefficients: Mapping[str, Array], inputs: Inputs) -> dict[str, Shape]:
@@ -177,8 +201,11 @@ def histograms(coefficients: Mapping[str, Array], inputs: Inputs) -> dict[str, S
     for name, coefficient in coefficients.items():
         values = np.clip(coefficient, 0, TOP)
         found, _ = np.histogram(values, bins=BINS, range=(0, TOP))
-        repeated = inputs.zeroshot_entry(name).size // max(1, values.size)
-        tower = inputs.layer_of[name].partition(".")[0]
-        before = counts.get(tower, np.zeros(BINS, int))
-        counts[tower] = before + repeated * found
+        size = inputs.zeroshot_entry(name).size
+        found *= size // max(1, values.size)  # a coefficient counts for its whole row
+        layer = inputs.layer_of[name]
+        tower = layer.partition(".")[0]
+        if tower in counts:
+            found += counts[tower]
+        counts[tower] = found
     return {tower: tuple(values.tolist()) for tower, values in counts.items()}

@@ -36,9 +36,13 @@ class RandomKey:
 
     def generator(self) -> np.random.Philox:
         """A counter-based generator that depends only on this key."""
-        seed = f"{self.seed}" if self.which is None else f"{self.seed}#{self.which}"
-        digest = hashlib.sha256(f"{seed}:{self.name}".encode()).digest()
-        return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+        seed = str(self.seed)
+        if self.which is not None:
+            seed += f"#{self.which}"
+        text = f"{seed}:{self.name}"
+        digest = hashlib.sha256(text.encode()).digest()
+        key = int.from_bytes(digest[:16], "little")
+        return np.random.Philox(key=key)
 
 
 def keep_largest(score: Array, density: float) -> Array:
@@ -63,10 +67,13 @@ def keep_top_k(score: Array, count: int) -> Array:
     selected = np.empty(values.size, dtype=bool)
     ties = []
     for start, run in _magnitudes(values):
-        np.greater_equal(run, threshold, out=selected[start : start + _RUN])
+        stop = start + len(run)
+        np.greater_equal(run, threshold, out=selected[start:stop])
         ties.append(start + np.flatnonzero(run == threshold))
     equal = np.concatenate(ties)
-    selected[equal[len(equal) + count - np.count_nonzero(selected) :]] = False
+    surplus = np.count_nonzero(selected) - count
+    dropped = equal[len(equal) - surplus :]
+    selected[dropped] = False
     return selected.reshape(score.shape)
 
 
@@ -76,20 +83,33 @@ def _nth_largest(values: Array, count: int) -> Any:
 
     Partitioning all entries takes a copy of them, and twice as long.
     """
-    sample = np.sort(np.abs(values[:: max(1, len(values) // _SAMPLE)]))
-    index = len(sample) * (len(values) - count) // len(values)
-    low, high = sample[max(0, index - _MARGIN)], sample[min(index + _MARGIN, len(sample) - 1)]
-    near = np.concatenate([run[(low <= run) & (run <= high)] for _, run in _magnitudes(values)])
-    rank = len(near) - count + sum(np.count_nonzero(run > high) for _, run in _magnitudes(values))
+    total = len(values)
+    step = max(1, total // _SAMPLE)
+    sample = np.abs(values[::step])
+    sample.sort()
+    index = len(sample) * (total - count) // total
+    last = len(sample) - 1
+    low = sample[max(0, index - _MARGIN)]
+    high = sample[min(index + _MARGIN, last)]
+    found = []
+    above = 0
+    for _, run in _magnitudes(values):
+        is_near = (low <= run) & (run <= high)
+        found.append(run[is_near])
+        above += np.count_nonzero(run > high)
+    near = np.concatenate(found)
+    rank = len(near) + above - count
     if not 0 <= rank < len(near):
         near = np.abs(values)
-        rank = len(values) - count
+        rank = total - count
     return np.partition(near, rank)[rank]
 
 
 def _magnitudes(values: Array) -> Iterator[tuple[int, Array]]:
     """The magnitudes run by run, each with the index of its first entry."""
-    return ((start, np.abs(values[start : start + _RUN])) for start in range(0, len(values), _RUN))
+    for start in range(0, len(values), _RUN):
+        run = values[start : start + _RUN]
+        yield start, np.abs(run)
 
 
 def zero_others(values: Array, mask: Array) -> Array:
@@ -108,9 +128,13 @@ def keep_random(
     # use the top 53 bits, so that the limit is exact as a float and density 1 keeps everything
     chances = np.asarray(density, np.float64).ravel()
     keep = np.empty(math.prod(shape), dtype=bool)
+    limits = np.rint(chances * 2**53).astype(np.uint64)
     for start in range(0, len(keep), draws):
         part = keep[start : start + draws]
-        chance = chances if len(chances) == 1 else chances[start : start + draws]
-        limit = np.rint(chance * 2**53).astype(np.uint64)
-        np.less(generator.random_raw(len(part)) >> np.uint64(11), limit, out=part)
+        drawn = generator.random_raw(len(part))
+        drawn >>= np.uint64(11)
+        limit = limits
+        if len(limits) > 1:
+            limit = limits[start : start + draws]
+        np.less(drawn, limit, out=part)
     return keep.reshape(shape)

@@ -32,10 +32,13 @@ def spectral_split(matrix: Array, rank: int) -> tuple[Array, Array]:
     with one_thread():
         # eigenvectors of flat @ flat.T are the left singular vectors, at a fraction of an SVD's
         # cost
-        basis = torch.linalg.eigh(flat @ flat.T).eigenvectors[:, -rank:]
+        _, vectors = torch.linalg.eigh(flat @ flat.T)
+        basis = vectors[:, -rank:]
         split = basis @ (basis.T @ flat)
-    split = split.T if is_tall else split
-    principal = split.numpy().reshape(matrix.shape).astype(matrix.dtype)
+    if is_tall:
+        split = split.T
+    principal = split.numpy().reshape(matrix.shape)
+    principal = principal.astype(matrix.dtype)
     return principal, matrix - principal
 
 
@@ -49,9 +52,9 @@ def singular_values(matrix: Array) -> Array:
     with one_thread():
         # several times faster than an SVD, and as exact if no value is tiny
         squares = torch.linalg.eigvalsh(flat @ flat.T)
-        if squares[0] >= _TINY_SQUARE * squares[-1]:
-            values = squares.sqrt().flip(0)
-        else:
+        least = _TINY_SQUARE * squares[-1]
+        values = squares.sqrt().flip(0)
+        if squares[0] < least:
             values = torch.linalg.svdvals(flat)
     return np.asarray(values)
 
@@ -60,6 +63,9 @@ def _flatten(matrix: Array) -> tuple[Tensor, bool]:
     """The matrix in float64 with no more rows than columns, and whether it was transposed."""
     import torch
 
-    flat = torch.from_numpy(matrix.astype(np.float64).reshape(len(matrix), -1))
-    is_tall = flat.shape[0] > flat.shape[1]
-    return (flat.T if is_tall else flat), is_tall
+    wide = matrix.astype(np.float64)
+    flat = torch.from_numpy(wide.reshape(len(wide), -1))
+    rows, columns = flat.shape
+    if rows > columns:
+        return flat.T, True
+    return flat, False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -32,9 +33,14 @@ def split_matrices(
     matrices = [name for name, shape in shapes.items() if takes(shape) and 0 not in shape]
 
     def of(name: str) -> Split:
-        return split(singular_values(task.task_vectors(name)[0]), shapes[name])
+        (task_vector,) = task.task_vectors(name)
+        values = singular_values(task_vector)
+        return split(values, shapes[name])
 
-    jobs = [(4 * task.inputs.entries(name)[0].size, partial(of, name)) for name in matrices]
+    jobs = []
+    for name in matrices:
+        size = math.prod(shapes[name])
+        jobs.append((4 * size, partial(of, name)))
     split_by_name = dict(zip(matrices, run_in_threads(jobs), strict=True))
     layers = {}
     reasons = {}
@@ -53,11 +59,11 @@ def _reason(splits: list[Split]) -> str:
     if not splits:
         return "vectors only: taken whole"
     ranks = [int(split["rank"]) if split["high"] else 0 for split in splits]
-    spread = " to ".join(str(rank) for rank in dict.fromkeys((min(ranks), max(ranks))))
+    low, high = min(ranks), max(ranks)
+    spread = f"{low} to {high}" if low < high else f"{low}"
     weak = sum(split["low"] for split in splits) / len(splits)
-    parts = (
-        f"{1 - weak:.2f} of the principal part and {weak:.2f} of the rest"
-        if weak
-        else "the rest is dropped"
-    )
-    return f"{counted(len(splits), 'matrix', 'matrices')}: rank {spread}, {parts}"
+    parts = "the rest is dropped"
+    if weak:
+        parts = f"{1 - weak:.2f} of the principal part and {weak:.2f} of the rest"
+    matrices = counted(len(splits), "matrix", "matrices")
+    return f"{matrices}: rank {spread}, {parts}"

@@ -45,20 +45,30 @@ def _is_large_matrix(shape: Shape) -> bool:
 
 
 def _split(s: Array, shape: Shape) -> Split:
-    threshold = _threshold(min(shape) / max(shape)) * float(s[len(s) // 2])
-    rank = int((s > threshold).sum())
-    return {"rank": max(rank, 1), "high": float(rank > 0), "low": 0.0}
+    median = float(s[len(s) // 2])
+    beta = min(shape) / max(shape)
+    is_signal = s > _threshold(beta) * median
+    rank = int(is_signal.sum())
+    return {
+        "rank": max(rank, 1),
+        "high": float(rank > 0),
+        "low": 0.0,
+    }
 
 
 @cache
 def _threshold(beta: float) -> float:
     """omega(beta) / mu(beta), by the midpoint rule over an angle in which the density is smooth."""
-    omega_squared = 2 * (beta + 1) + 8 * beta / (beta + 1 + math.sqrt(beta**2 + 14 * beta + 1))
+    root = math.sqrt(beta**2 + 14 * beta + 1)
+    omega_squared = 2 * (beta + 1) + 8 * beta / (beta + 1 + root)
     edges = np.linspace(0, math.pi, 20_001)
     middles = (edges[1:] + edges[:-1]) / 2
     # with x = 1 + beta + 2 sqrt(beta) cos(angle), the density of x is sin^2(angle) / x
-    mass = np.sin(middles) ** 2 / (1 + beta + 2 * math.sqrt(beta) * np.cos(middles))
+    width = 2 * math.sqrt(beta)
+    x = 1 + beta + width * np.cos(middles)
+    mass = np.sin(middles) ** 2 / x
     above = np.concatenate([[0.0], np.cumsum(mass)])
-    median_angle = np.interp(above[-1] / 2, above, edges)
-    mu_squared = 1 + beta + 2 * math.sqrt(beta) * math.cos(median_angle)
+    half = above[-1] / 2
+    median_angle = np.interp(half, above, edges)
+    mu_squared = 1 + beta + width * math.cos(median_angle)
     return math.sqrt(omega_squared / mu_squared)

@@ -39,13 +39,15 @@ def fisher(
     """
     task.need_one_finetuned()
     first, second = task.need_tensors("fisher", "the Fisher information")
-    scale = (
-        _total(first) / _total(second) if normalise and _total(first) * _total(second) > 0 else 1.0
-    )
-    coefficients = {
-        name: _coefficient(first[name].double(), second[name].double() * scale, alpha, floor)
-        for name in first
-    }
+    ours, theirs = _total(first), _total(second)
+    scale = 1.0
+    if normalise and ours * theirs > 0:
+        scale = ours / theirs
+    coefficients = {}
+    for name in first:
+        f_0 = first[name].double()
+        f_1 = second[name].double() * scale
+        coefficients[name] = _coefficient(f_0, f_1, alpha, floor)
     return Decision(task.everywhere(alpha), coefficients=coefficients)
 
 
@@ -54,9 +56,11 @@ def _total(fisher: Tensors) -> float:
 
 
 def _coefficient(f_0: Tensor, f_1: Tensor, alpha: float, floor: float) -> Tensor:
-    least = floor * float((f_0.mean() + f_1.mean()) / 2)
-    ours, theirs = (1 - alpha) * f_0.clamp(min=least), alpha * f_1.clamp(min=least)
+    mean = (f_0.mean() + f_1.mean()) / 2
+    least = floor * float(mean)
+    ours = (1 - alpha) * f_0.clamp(min=least)
+    theirs = alpha * f_1.clamp(min=least)
     total = ours + theirs
-    return torch.where(
-        total > 0, theirs / total.clamp(min=torch.finfo(total.dtype).tiny), alpha
-    ).float()
+    tiny = torch.finfo(total.dtype).tiny
+    share = theirs / total.clamp(min=tiny)
+    return torch.where(total > 0, share, alpha).float()

@@ -27,14 +27,18 @@ def lines(task: Task, *, alpha: Alpha = 0.5, slope: Alpha | None = None) -> Deci
         LiNeS, Wang et al. 2024, arXiv:2410.17146.
     """
     rise = 1.0 - alpha if slope is None else slope
-    blocks = {layer: block for layer in task.layers if (block := block_of(layer))}
-    last = {
-        tower: max(depth for t, depth, _ in blocks.values() if t == tower)
-        for tower, _, _ in blocks.values()
-    }
     layers = task.everywhere(alpha)
     reasons = dict.fromkeys(layers, "outside the blocks")
-    for layer, (tower, depth, _) in blocks.items():
-        layers[layer] = LayerPlan(alpha=alpha + rise * depth / max(last[tower], 1))
-        reasons[layer] = f"block {depth + 1} of {last[tower] + 1}, {tower} tower"
+    last: dict[str, int] = {}
+    for layer in layers:
+        if block := block_of(layer):
+            tower, depth, _ = block
+            last[tower] = max(depth, last.get(tower, 0))
+    for layer in layers:
+        if block := block_of(layer):
+            tower, depth, _ = block
+            deepest = last[tower]
+            own = alpha + rise * depth / max(deepest, 1)
+            layers[layer] = LayerPlan(alpha=own)
+            reasons[layer] = f"block {depth + 1} of {deepest + 1}, {tower} tower"
     return Decision(layers, reasons=reasons, weights=task.uniform_weights)

@@ -44,16 +44,23 @@ def monosoup(
 
 
 def _split(s: Array, rank: str, energy: float) -> Split:
-    total = float((s**2).sum())
+    squares = s**2
+    total = float(squares.sum())
     if total == 0:
         return {"rank": 1, "high": 1.0, "low": 1.0}
     if rank == "effective":
         p = s[s > 0] / s.sum()
-        k = math.ceil(math.exp(float(-(p * np.log(p)).sum())) - 1e-9)
+        entropy = float(-(p * np.log(p)).sum())
+        k = math.ceil(math.exp(entropy) - 1e-9)
     else:
-        k = int(((s**2).cumsum() / total < energy - 1e-12).sum()) + 1
+        shares = squares.cumsum() / total
+        is_less = shares < energy - 1e-12
+        k = int(is_less.sum()) + 1
     k = min(k, len(s))
-    share = min(1.0, float((s[:k] ** 2).sum()) / total)
-    ratio = float((s[k] / s[0]) ** 2) if k < len(s) else 0.0
+    principal = float(squares[:k].sum())
+    share = min(1.0, principal / total)
+    ratio = 0.0
+    if k < len(s):
+        ratio = float((s[k] / s[0]) ** 2)
     low = ratio + (1 - ratio) * math.sqrt(1 - share)
     return {"rank": k, "high": 1 - low, "low": low}

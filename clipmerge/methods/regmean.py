@@ -42,28 +42,34 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
     """
     task.need_one_finetuned()
     first, second = task.need_tensors("gram", "the inputs of linear maps")
-    scores = {
-        name: _regression_matrix(first[name].double(), second[name].double(), alpha, off_diagonal)
-        for name in first
-    }
+    scores = {}
+    for name in first:
+        g_0 = first[name].double()
+        g_1 = second[name].double()
+        scores[name] = _regression_matrix(g_0, g_1, alpha, off_diagonal)
     layers = {}
     reasons = {}
     for layer, names in task.layers.items():
         regressed = sum(name in scores for name in names)
-        layers[layer] = LayerPlan(alpha=alpha, mask="right-multiply" if regressed else None)
+        mask = "right-multiply" if regressed else None
+        layers[layer] = LayerPlan(alpha=alpha, mask=mask)
         reasons[layer] = f"{regressed} of {len(names)} parameters by regression"
     return Decision(layers, reasons=reasons, scores=scores)
 
 
 def _regression_matrix(g_0: Tensor, g_1: Tensor, alpha: float, off_diagonal: float) -> Tensor:
     """R / alpha: the mask gets alpha times the task vector."""
-    ridge = _RIDGE * float((g_0.diagonal().mean() + g_1.diagonal().mean()) / 2) or 1.0
-    ours, theirs = (_shrink_off_diagonal(gram, off_diagonal, ridge) for gram in (g_0, g_1))
+    mean = (g_0.diagonal().mean() + g_1.diagonal().mean()) / 2
+    ridge = _RIDGE * float(mean) or 1.0
+    ours = _shrink_off_diagonal(g_0, off_diagonal, ridge)
+    theirs = _shrink_off_diagonal(g_1, off_diagonal, ridge)
     with one_thread():
+        both = (1 - alpha) * ours + alpha * theirs
         # the transpose of G_1 M^-1, M being symmetric
-        solved: Tensor = torch.linalg.solve((1 - alpha) * ours + alpha * theirs, theirs)
+        solved: Tensor = torch.linalg.solve(both, theirs)
     return solved.T.float().contiguous()
 
 
 def _shrink_off_diagonal(gram: Tensor, off_diagonal: float, ridge: float) -> Tensor:
-    return off_diagonal * gram + torch.diag((1 - off_diagonal) * gram.diagonal() + ridge)
+    diagonal = (1 - off_diagonal) * gram.diagonal() + ridge
+    return off_diagonal * gram + torch.diag(diagonal)

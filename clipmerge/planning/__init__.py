@@ -1,6 +1,4 @@
-"""What was decided, measured and judged: frozen records, written as JSON and read again; and results
-that are tables.
-"""
+"""What was decided, measured and judged: frozen records, in JSON, and results that are tables."""
 
 from __future__ import annotations
 

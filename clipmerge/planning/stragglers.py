@@ -84,20 +84,30 @@ def find_stragglers(
         """Scores by layer, and the one that a straggler must exceed, for weights of batches; the
         lower side shows how widely ordinary layers scatter.
         """
-        z = _scores(values @ (weights / weights.sum()), design, signed=measured.signed)
-        return z, max(threshold, -mirror * float(z.min()))
+        means = values @ (weights / weights.sum())
+        z = _scores(means, design, signed=measured.signed)
+        lowest = float(z.min())
+        return z, max(threshold, -mirror * lowest)
 
     sizes_of_batches = np.array(measurements.batch_sizes, dtype=float)
     count = len(sizes_of_batches)
+    equal = np.full(count, 1 / count)
     rng = np.random.default_rng(seed)
-    draws = rng.multinomial(count, np.full(count, 1 / count), size=bootstraps) * sizes_of_batches
-    resampled = (scores_of(weights) for weights in draws)
-    share = np.mean([z > limit for z, limit in resampled], axis=0)
+    draws = rng.multinomial(count, equal, size=bootstraps)
+    flags = []
+    for drawn in draws:
+        z, limit = scores_of(drawn * sizes_of_batches)
+        flags.append(z > limit)
+    share = np.mean(flags, axis=0)
     z, limit = scores_of(sizes_of_batches)
-    scores = {
-        layer: {"z": float(z[at]), "stability": float(share[at])} for at, layer in enumerate(layers)
-    }
-    names = tuple(layers[at] for at in np.flatnonzero((z > limit) & (share >= stability)))
+    scores = {}
+    for at, layer in enumerate(layers):
+        scores[layer] = {
+            "z": float(z[at]),
+            "stability": float(share[at]),
+        }
+    is_straggler = (z > limit) & (share >= stability)
+    names = tuple(layers[at] for at in np.flatnonzero(is_straggler))
     if names:
         counted_names = counted(len(names), "straggler layer", "straggler layers")
         found = f"{counted_names} found by {statistic}: {shorten(names)}"
@@ -123,19 +133,36 @@ def _design_matrix(layers: list[str], sizes: dict[str, int]) -> Array:
     for layer in layers:
         tower = layer.partition(".")[0]
         block = blocks[layer]
-        depth = block[1] / max(deepest[tower], 1) if block else float(not may_precede_blocks(layer))
-        half = block[2] if block else "edge"
+        half = "edge"
+        depth = float(not may_precede_blocks(layer))
+        if block:
+            _, number, half = block
+            depth = number / max(deepest[tower], 1)
         rows.append(
-            [1.0, np.log(sizes[layer]), depth, half == "mlp", half == "edge", tower == "text"]
+            [
+                1.0,
+                np.log(sizes[layer]),
+                depth,
+                half == "mlp",
+                half == "edge",
+                tower == "text",
+            ]
         )
     design = np.array(rows, dtype=float)
-    useful = [0, *(column for column in range(1, design.shape[1]) if np.ptp(design[:, column]) > 0)]
-    return design[:, useful[: max(1, len(layers) // _LAYERS_A_COLUMN)]]
+    useful = [0]
+    for column in range(1, design.shape[1]):
+        if np.ptp(design[:, column]) > 0:
+            useful.append(column)
+    most = max(1, len(layers) // _LAYERS_A_COLUMN)
+    return design[:, useful[:most]]
 
 
 def _scores(values: Array, design: Array, *, signed: bool) -> Array:
     """Robust z-score of each layer's residual; all zero if the residuals have no spread."""
-    y = values if signed else np.log(np.maximum(values, _FLOOR * np.median(values)))
+    y = values
+    if not signed:
+        floor = _FLOOR * np.median(values)
+        y = np.log(np.maximum(values, floor))
     residual = _huber_residuals(y, design)
     centred = residual - np.median(residual)
     mad = np.median(np.abs(centred))
@@ -152,13 +179,16 @@ def _huber_residuals(y: Array, design: Array) -> Array:
     residual = y
     for _ in range(30):
         root = np.sqrt(weights)
-        coefficients = np.linalg.lstsq(design * root[:, None], y * root, rcond=None)[0]
+        scaled = design * root[:, None]
+        coefficients, *_ = np.linalg.lstsq(scaled, y * root, rcond=None)
         residual = y - design @ coefficients
         scale = np.median(np.abs(residual)) / _MAD_TO_Z
         if scale == 0:
             break
         before = weights
-        weights = np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(residual), 1e-300))
-        if np.abs(weights - before).max() < 1e-6:
+        size = np.maximum(np.abs(residual), 1e-300)
+        weights = np.minimum(1.0, _HUBER * scale / size)
+        moved = np.abs(weights - before)
+        if moved.max() < 1e-6:
             break
     return residual

@@ -103,6 +103,11 @@ def test_what_a_killed_run_left_is_removed_and_what_it_set_aside_comes_back(tmp_
         write(tmp_path / "out", "new", fail=OSError(errno.EINTR, "Interrupted"))
     assert content(tmp_path) == WRITTEN
     assert text_of(tmp_path / "out") == "old"
+    (stage / "old").mkdir(parents=True)  # a run was killed after the move
+    (stage / "old" / "clipmerge.json").write_text("older")
+    write(tmp_path / "out", "new", overwrite=True)
+    assert content(tmp_path) == WRITTEN
+    assert text_of(tmp_path / "out") == "new"
 
 
 def test_two_runs_do_not_write_the_same_output(tmp_path: Path) -> None:
