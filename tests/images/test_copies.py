@@ -75,7 +75,7 @@ def test_digits_letters_and_blank_pictures_are_no_copies_of_others() -> None:
 
 
 def test_many_pictures_are_compared_in_blocks() -> None:
-    pairs = [(Image.open(io.BytesIO(png(at % 700, 16))), "a") for at in range(1400)]
+    pairs = [(Image.open(io.BytesIO(png(at % 700))), "a") for at in range(1400)]
     assert first_copies(Prints.of(load_images(pairs))) == list(range(700))
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,14 +15,19 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 
+from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import DataError
+from clipmerge.evaluation.accuracy import evaluate_sources, load_model
 from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.image_set import CaptionedImages, Columns, LabelledImages
+from clipmerge.models import ImageTextModel
+from clipmerge.options import EvaluateOptions
+from clipmerge.progress import Progress
 from tests.support.benchmark_sets import retrieval_set, save_files, webdataset
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import assert_images, png, save_tar
 
-NAMES = ("bird", "dog", "red_fox")
+NAMES = ("five", "four", "two")
 LABELS = (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2)
 CAPTIONS = tuple(f"a picture of thing {number}" for number in range(12))
 COUNT = range(12)
@@ -43,7 +49,7 @@ def pictures(folder: Path) -> Path:
 def class_folders(folder: Path, inside: str = "") -> Path:
     for k in COUNT:
         write(folder / NAMES[LABELS[k]] / inside / f"{k:02}.png", png(k))
-    for left_behind in ("__MACOSX/._00.png", ".DS_Store", "bird/.DS_Store", "bird/._00.png"):
+    for left_behind in ("__MACOSX/._00.png", ".DS_Store", "two/.DS_Store", "two/._00.png"):
         write(folder / left_behind, b"no image")
     return folder
 
@@ -167,7 +173,7 @@ LABELLED: dict[str, Callable[[Path], Any]] = {
     "pattern of tars": lambda f: Path(archives(f)[0]).with_name("[0-9].tar"),
     "folder of tars": lambda f: Path(archives(f)[0]).parent,
     "CLIP_benchmark's": lambda f: save_files(
-        f / "set", webdataset(f, [LABELS[:5], LABELS[5:]], ["bird", "dog", "red fox"])
+        f / "set", webdataset(f, [LABELS[:5], LABELS[5:]], NAMES)
     ),
     "datasets.Dataset": table_in_memory,
     "torch Dataset": lambda _: Torch(),
@@ -191,13 +197,46 @@ CAPTIONED: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", LABELLED)
-def test_the_same_images_labels_and_names(kind: str, tmp_path: Path) -> None:
-    source = LABELLED[kind](tmp_path)
+def on_hub(request: pytest.FixtureRequest) -> str:
+    """A split of an earlier commit."""
+    hub, folder = request.getfixturevalue("hub"), request.getfixturevalue("tmp_path")
+    table = hub_table(folder / "x.parquet").read_bytes()
+    files = {"data/test-0.parquet": b"of no use", "data/train-0.parquet": table}
+    commit = upload(hub, "acme/digits", files, kind="dataset")
+    upload(hub, "acme/digits", {"data/train-0.parquet": b"broken"}, kind="dataset")
+    return f"hf://datasets/acme/digits@{commit}:train"
+
+
+@pytest.fixture(scope="module")
+def model(digit_model: Path) -> ImageTextModel:
+    return load_model(open_checkpoint(str(digit_model)))
+
+
+@pytest.fixture(scope="module")
+def right(recognised: Callable[..., list[int]]) -> list[bool]:
+    """Whether each picture is recognised, by `transformers` alone."""
+    answers = recognised([image for image, _ in pairs(LABELS)], NAMES)
+    return [answer == label for answer, label in zip(answers, LABELS, strict=True)]
+
+
+@pytest.mark.parametrize("kind", [*LABELLED, "the Hub"])
+def test_the_same_images_labels_names_and_accuracy(
+    kind: str,
+    tmp_path: Path,
+    model: ImageTextModel,
+    right: list[bool],
+    request: pytest.FixtureRequest,
+) -> None:
+    source = on_hub(request) if kind == "the Hub" else LABELLED[kind](tmp_path)
     found = load_images(str(source) if isinstance(source, Path) else source)
-    assert (found.labels, found.class_names) == (LABELS, ("bird", "dog", "red fox"))
+    assert (found.labels, found.class_names) == (LABELS, NAMES)
     assert_images(found, COUNT)
     assert found.notes == ()
+    plain = replace(found, templates=())
+    facts, outcomes = evaluate_sources(model, {"x": plain}, EvaluateOptions(), Progress())
+    assert outcomes["x"].correct.tolist() == right
+    assert facts["accuracy"]["x"] == sum(right) / 12
+    assert 0 < sum(right) < 12
     drawn = found.sample(6, seed=1)
     assert sorted(drawn.labels) == [0, 0, 1, 1, 2, 2]
     assert [drawn.image(at).tobytes() for at in range(6)] == [
@@ -293,7 +332,7 @@ def test_class_folders_on_the_hub(hub: FakeHub) -> None:
     files = {f"train/{NAMES[LABELS[k]]}/{k:02}.png": png(k) for k in COUNT}
     upload(hub, "acme/folders", files, kind="dataset")
     found = load_images("hf://datasets/acme/folders")
-    assert (found.labels, found.class_names) == (LABELS, ("bird", "dog", "red fox"))
+    assert (found.labels, found.class_names) == (LABELS, NAMES)
     assert_images(found, COUNT)
 
 
