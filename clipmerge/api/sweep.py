@@ -47,8 +47,8 @@ from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.planning.record import SWEEP_FORMAT
 from clipmerge.planning.verdict import MAX_LOSS
 from clipmerge.progress import Journal, Progress
-from clipmerge.report.decision import decision_sentence
 from clipmerge.report.sweep import sweep_sentence
+from clipmerge.report.wording import decision_sentence
 from clipmerge.stats import LEVEL
 from clipmerge.types import Json, Missing, Names, StrPath
 

@@ -59,7 +59,7 @@ def plan_command(
 ) -> None:
     """Measure and decide like merge, and write the plan."""
     from clipmerge.api.merge import plan
-    from clipmerge.report.decision import decision_sentence
+    from clipmerge.report.wording import decision_sentence
 
     made = plan(zeroshot, finetuned, recipe, output=output, progress=terminal, **options)
     apply = shlex.join(["clipmerge", "apply", str(output), "--output", "DIR"])

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from clipmerge.planning.plan import LayerPlan
 from clipmerge.planning.record import Record
 from clipmerge.planning.verdict import Verdict
+from clipmerge.report.wording import points_of
 from clipmerge.types import Json
 
 CURVE, INK, MUTED, GRID = "#1f6fb2", "#1b1f24", "#59626d", "#eceff2"
@@ -128,8 +129,6 @@ def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
 @rc_context(_STYLE)
 def sweep_figure(record: Json) -> Figure:
     """The alpha curve, and every recipe or checkpoint as a point; thin lines are intervals."""
-    from clipmerge.report.numbers import points_of
-
     points = points_of(record)
     figure = Figure((_WIDTH, 4.2 + 0.25 * len(points)))
     axes = figure.add_subplot()

@@ -15,7 +15,7 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.families import FAMILIES, tower_of
 from clipmerge.options import with_flags
 from clipmerge.planning.record import Record
-from clipmerge.report.decision import decision_sentence
+from clipmerge.report.wording import decision_sentence, verdict_table
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -35,8 +35,6 @@ def html_page(record: Record) -> str:
         "picture": None,
     }
     if record.verdict:
-        from clipmerge.report.numbers import verdict_table
-
         values["accuracies"] = verdict_table(record.verdict)
     alphas = {layer.alpha for layer in record.plan.layers.values()}
     if record.verdict or len(alphas) > 1:  # matplotlib takes longer than a small merge
@@ -84,7 +82,6 @@ def _repositories(record: Record) -> list[str]:
 def _judged(record: Record) -> dict[str, Any]:
     """What the card tells of the verdict, and prompts of classes that were judged."""
     from clipmerge.hub import dataset_repo
-    from clipmerge.report.numbers import verdict_table
 
     assert record.verdict is not None
     repositories = {each.name: dataset_repo(each.source) for each in record.verdict.sources}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from clipmerge.report.numbers import Table, points_of, signed
 from clipmerge.report.pages import render
+from clipmerge.report.wording import Table, points_of, signed
 from clipmerge.types import Json
 
 

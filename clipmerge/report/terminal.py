@@ -11,9 +11,8 @@ from rich.text import Text
 from clipmerge.errors import shorten
 from clipmerge.options import with_flags
 from clipmerge.planning.record import Record
-from clipmerge.report.decision import decision_sentence
-from clipmerge.report.numbers import verdict_table
 from clipmerge.report.sweep import sweep_sentence, sweep_table
+from clipmerge.report.wording import decision_sentence, verdict_table
 from clipmerge.types import Json
 
 
