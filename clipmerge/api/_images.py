@@ -33,6 +33,7 @@ from clipmerge.models.classifier import Captions, Prompts, classifier_for
 from clipmerge.models.passes import own_settings
 from clipmerge.options import DecisionOptions, ImageOptions, PlanOptions
 from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
+from clipmerge.planning.plan import last_part
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.verdict import Verdict
 from clipmerge.plugins import load_plugin, needs_score
@@ -226,7 +227,7 @@ def _objective_for(
         for note in caption_notes(images.source, model, images.class_names):
             objective.note(note)
     record = CalibrationRecord(
-        source=images.source,
+        source=images.source if images.revision else last_part(images.source),
         revision=images.revision,
         images=len(images),
         requested=options.images if split.test else None,

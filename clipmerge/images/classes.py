@@ -43,11 +43,10 @@ def name_classes(opened: Opened, given_names: ClassNames) -> tuple[Shape, Names,
             " labels with `label_column`)"
         )
     if opened.verbatim and classes is opened.class_names:
-        names = classes
-    else:
-        names = imagenet_names(classes) or tuple(map(_in_words, classes))
-        if _are_numbered(classes):
-            names = tuple(map(_without_number, names))
+        return labels, classes, ()
+    names = imagenet_names(classes) or tuple(map(_in_words, classes))
+    if _are_numbered(classes):
+        names = tuple(map(_without_number, names))
     if names[0] == _in_words(classes[0]):
         return labels, names, ()
     return labels, names, (f"{title}: class '{classes[0]}' is prompted as '{names[0]}'",)

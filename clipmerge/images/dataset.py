@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from clipmerge.errors import DataError, UsageError, counted, did_you_mean, is_utf8, shorten
+from clipmerge.errors import DataError, UsageError, counted, did_you_mean, shorten
 from clipmerge.files.paths import glob_files, local_path
 from clipmerge.images.classes import ClassNames, name_classes
 from clipmerge.images.image_set import (
@@ -53,13 +53,6 @@ def open_images(
     if captioned is None:
         captioned = _look_like_captions(opened)
     return _captioned(opened, classes) if captioned else _labelled(opened, classes, known)
-
-
-def load_images(
-    source: Any, classes: ClassNames = None, *, columns: Columns | None = None
-) -> LabelledImages:
-    """Find images with classes, like `open_images`; images with captions are refused."""
-    return require_labelled(open_images(source, classes, columns=columns))
 
 
 def require_labelled(images: LabelledImages | CaptionedImages) -> LabelledImages:
@@ -139,8 +132,8 @@ def _captioned(opened: Opened, classes: ClassNames) -> CaptionedImages:
     for at, value in enumerate(opened.values):
         texts = value if isinstance(value, (list, tuple)) else [value]
         name = opened.pictures.name_of(at)
-        if not all(isinstance(text, str) and is_utf8(text) for text in texts):
-            raise DataError(f"{opened.title}: {name} has a caption that is not a text in UTF-8")
+        if not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{opened.title}: {name} has a caption that is not a text")
         written = tuple(filter(None, map(str.strip, texts)))
         captions.append(written)
         if not written:

@@ -42,7 +42,7 @@ def digits_as_rgb(ink: Tensor) -> Tensor:
 
 def as_images(pixels: Tensor) -> list[Image.Image]:
     """Turn pixels in [0, 1], grey or colours, shape (N, 1 or 3, H, W), into 8-bit RGB images."""
-    eight_bit = digits_as_rgb(pixels).mul(255).round().to(torch.uint8)
+    eight_bit = pixels.expand(-1, 3, -1, -1).mul(255).round().to(torch.uint8)
     channels_last = eight_bit.permute(0, 2, 3, 1).contiguous().numpy()
     return list(map(Image.fromarray, channels_last))
 

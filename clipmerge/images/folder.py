@@ -79,7 +79,7 @@ def _load_captions(title: str, folder: Path) -> Opened:
             f"{title}: {have} no text with captions ({shorten(missing, 3)}); write them beside the"
             " image, to the same name in .txt"
         )
-    captions = [caption_lines(text.read_text("utf-8", "surrogateescape")) for text in texts]
+    captions = [caption_lines(text.read_text("utf-8", "replace")) for text in texts]
     return Opened(title, picture_files(list(map(str, paths))), captions, captioned=True)
 
 

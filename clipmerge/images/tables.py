@@ -253,7 +253,7 @@ def _pick(
     """The column that the user named; or the one that was found, or of several the one that has the
     usual name.
     """
-    if wanted in columns:
+    if wanted is not None and wanted in columns:
         return wanted
     if not wanted and kind in found:
         return kind

@@ -129,7 +129,7 @@ def _value(where: str, key: str, files: dict[str, Member], columns: Columns) -> 
     for ending in [wanted.lower()] if wanted else ("cls", "json", "txt"):
         if ending not in files:
             continue
-        text = files[ending].read().decode("utf-8", "surrogateescape").strip()
+        text = files[ending].read().decode("utf-8", "replace").strip()
         if ending != "json":
             lines = caption_lines(text)
             is_list = columns.caption or (ending == "txt" and len(lines) > 1)

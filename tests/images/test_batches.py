@@ -17,9 +17,9 @@ from clipmerge.errors import DataError
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.images import batches
 from clipmerge.images.batches import batch_size_for, read_pixels
-from clipmerge.images.dataset import load_images
 from clipmerge.images.decoding import to_rgb
 from clipmerge.images.image_set import LabelledImages, picture_files
+from tests.support.image_files import load_images
 
 
 @pytest.fixture(scope="module")

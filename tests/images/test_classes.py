@@ -7,7 +7,6 @@ import pytest
 
 from clipmerge.errors import DataError, UsageError
 from clipmerge.images.classes import class_prompts
-from clipmerge.images.dataset import load_images
 from clipmerge.images.registry import (
     check_templates,
     class_list,
@@ -16,7 +15,7 @@ from clipmerge.images.registry import (
     known_sets,
     template_set,
 )
-from tests.support.image_files import png
+from tests.support.image_files import load_images, png
 
 WORDS = tuple(
     f"{word} thing"

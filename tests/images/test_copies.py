@@ -9,9 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from clipmerge.images.copies import Prints, first_copies, overlap_notes, shared_notes
-from clipmerge.images.dataset import load_images
 from clipmerge.images.image_set import LabelledImages
-from tests.support.image_files import png, save_plain_parquet, save_tar
+from tests.support.image_files import load_images, png, save_plain_parquet, save_tar
 
 
 def photo(number: int, side: int = 96) -> Image.Image:

@@ -18,14 +18,14 @@ from PIL import Image
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import DataError
 from clipmerge.evaluation.accuracy import evaluate_sources, load_model
-from clipmerge.images.dataset import load_images, open_images
+from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, Columns, LabelledImages
 from clipmerge.models import ImageTextModel
 from clipmerge.options import EvaluateOptions
 from clipmerge.progress import Progress
 from tests.support.benchmark_sets import retrieval_set, save_files, webdataset
 from tests.support.hub_double import FakeHub, upload
-from tests.support.image_files import assert_images, png, save_tar
+from tests.support.image_files import assert_images, load_images, png, save_tar
 
 NAMES = ("five", "four", "two")
 LABELS = (0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2)

@@ -17,10 +17,9 @@ from clipmerge import evaluate
 from clipmerge.errors import DataError
 from clipmerge.images import decoding
 from clipmerge.images.copies import Prints
-from clipmerge.images.dataset import load_images
 from clipmerge.images.decoding import open_picture, to_rgb
 from clipmerge.images.digits import CLASS_NAMES, read_digits
-from tests.support.image_files import saved
+from tests.support.image_files import load_images, saved
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (40, 50, 3)).astype(np.uint8)

@@ -8,9 +8,9 @@ import datasets
 import pytest
 
 from clipmerge.errors import DataError, UsageError
-from clipmerge.images.dataset import load_images, open_images
+from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import Columns
-from tests.support.image_files import png, save_plain_parquet, save_tar
+from tests.support.image_files import load_images, png, save_plain_parquet, save_tar
 
 
 def files(folder: Path, *names: str, content: bytes = png(0)) -> Path:

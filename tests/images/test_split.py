@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipmerge.images.dataset import load_images
 from clipmerge.images.image_set import (
     CaptionedImages,
     ImageSource,
@@ -18,6 +17,7 @@ from clipmerge.images.image_set import (
     balanced_sample,
 )
 from clipmerge.images.split import held_out_positions, split_images, split_shift
+from tests.support.image_files import load_images
 
 
 def picture(number: int) -> Image.Image:

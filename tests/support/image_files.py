@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from clipmerge.images.dataset import open_images, require_labelled
 from clipmerge.images.digits import read_digits
+from clipmerge.images.image_set import LabelledImages
 
 
 def png(number: int) -> bytes:
@@ -22,6 +24,11 @@ def png(number: int) -> bytes:
     noise = np.random.default_rng(number).normal(size=(32, 32, 3))
     pixels = (shown.transpose(1, 2, 0) + noise).clip(0, 1)
     return saved(Image.fromarray((255 * pixels).astype(np.uint8)), "PNG")
+
+
+def load_images(source: Any, classes: Any = None, *, columns: Any = None) -> LabelledImages:
+    """Find images with classes; images with captions are refused."""
+    return require_labelled(open_images(source, classes, columns=columns))
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
