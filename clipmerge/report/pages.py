@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 CARD = "README.md"
 REPORT = "report.html"
 _CODE = re.compile(r"`([^`]+)`")
+# Beginnings of names that want "an": "an eight", but "a one" and "a unicorn".
+_VOWEL = re.compile(r"(?!one|uni|use|eu)[aeiou]", re.IGNORECASE)
 
 
 def html_page(record: Record) -> str:
@@ -87,7 +89,7 @@ def _judged(record: Record) -> dict[str, Any]:
     repositories = {each.name: dataset_repo(each.source) for each in record.verdict.sources}
     prompts = []
     for name in record.verdict.target.class_names:
-        article = "an" if name[0].lower() in "aeiou" else "a"
+        article = "an" if _VOWEL.match(name) else "a"
         prompts.append(f"a photo of {article} {name}")
     return {
         "sentence": with_flags(record.verdict.sentence),

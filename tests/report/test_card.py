@@ -38,7 +38,9 @@ def test_the_cards_metadata_come_from_record_and_verdict() -> None:
 
 
 def test_the_example_names_the_classes_that_were_judged_or_none() -> None:
-    assert "labels = ['a photo of an eight', 'a photo of a two']" in model_card(record())
+    judged = verdict(target=source(0.0, 0.1, class_names=("eight", "two", "one")))
+    prompts = ["a photo of an eight", "a photo of a two", "a photo of a one"]
+    assert f"labels = {prompts}" in model_card(record(verdict=judged))
     assert "labels" not in model_card(record(verdict=None))
 
 
