@@ -164,21 +164,6 @@ def test_a_share_of_images_that_are_recognised_or_not_is_wilsons(right: list[boo
     assert mean_of_sources([values > 0]) == pytest.approx(wilson(float(values.mean()), len(values)))
 
 
-def test_views_that_agree_less_make_the_mean_more_certain() -> None:
-    alike, different = np.array([0.0, 1.0] * 50), np.array([0.4, 0.6] * 50)
-    width = {
-        name: np.diff(mean_share(values))[0]
-        for name, values in (("alike", alike), ("different", different))
-    }
-    assert width["different"] < width["alike"] / 3
-
-
-def test_two_sources_of_one_kind_are_as_certain_as_one_of_both() -> None:
-    right = np.random.default_rng(0).random(400) < 0.7
-    both = mean_of_sources([right[:200], right[200:]])
-    assert both == pytest.approx(wilson(float(right.mean()), 400), abs=0.003)
-
-
 @pytest.mark.parametrize("images", [5, 10, 20, 50])
 @pytest.mark.parametrize(
     ("better", "worse"), [(0.02, 0.05), (0.1, 0.1), (0.05, 0.3), (0.001, 0.01)]

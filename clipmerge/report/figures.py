@@ -52,7 +52,8 @@ def merge_figure(record: Record) -> Figure:
     """The accuracies of the models, if there is a verdict, and how far each layer goes."""
     heights = [2.3]
     if record.verdict:
-        heights = [0.9 + 0.6 * (len(record.verdict.sources) + 1), *heights]
+        rows = len(record.verdict.sources) + 1
+        heights = [0.9 + 0.6 * rows, *heights]
     figure = Figure((_WIDTH, sum(heights)))
     panels = figure.subplots(
         len(heights),
@@ -74,9 +75,10 @@ def _draw_verdict(axes: Axes, verdict: Verdict) -> None:
         for row in rows:
             estimate = row.models[model]
             low, high = estimate.interval
-            values.append(100 * estimate.value)
-            below.append(100 * (estimate.value - low))
-            above.append(100 * (high - estimate.value))
+            value = estimate.value
+            values.append(100 * value)
+            below.append(100 * (value - low))
+            above.append(100 * (high - value))
         shift = 0.2 * number - 0.2
         axes.errorbar(
             values,
@@ -86,7 +88,8 @@ def _draw_verdict(axes: Axes, verdict: Verdict) -> None:
             color=colours[number % len(colours)],
             label=model,
         )
-    axes.set_yticks(range(len(rows)), [row.name for row in rows], parse_math=False)
+    names = [row.name for row in rows]
+    axes.set_yticks(range(len(rows)), names, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel("recall at 1, %" if verdict.target.recall else "accuracy, %")
     axes.legend(**_ABOVE)
@@ -133,9 +136,11 @@ def sweep_figure(record: Json) -> Figure:
     figure = Figure((_WIDTH, 4.2 + 0.25 * len(points)))
     axes = figure.add_subplot()
     curve = record["curve"]
+    across = [100 * row["id"] for row in curve]
+    up = [100 * row["ood"] for row in curve]
     axes.plot(
-        [100 * row["id"] for row in curve],
-        [100 * row["ood"] for row in curve],
+        across,
+        up,
         "o-",
         ms=5,
         color=CURVE,
@@ -153,7 +158,15 @@ def sweep_figure(record: Json) -> Figure:
         shape = SHAPES[number % len(SHAPES)]
         name = row["name"].replace("$", r"\$").lstrip("_")  # neither a formula nor hidden
         _draw_intervals(axes, row, colour)
-        _draw_point(axes, row, shape, colour, label=name, mec="white", ms=9)
+        _draw_point(
+            axes,
+            row,
+            shape,
+            colour,
+            label=name,
+            mec="white",
+            ms=9,
+        )
     for kind, name in (("id", axes.set_xlabel), ("ood", axes.set_ylabel)):
         mean = "mean " if len(record[kind]) > 1 else ""
         name(f"{mean}{kind.upper()} accuracy, %")
@@ -175,8 +188,10 @@ def _draw_intervals(axes: Axes, row: Json, colour: str) -> None:
         "linewidth": 1,
         "alpha": 0.4,
     }
-    axes.hlines(100 * row["ood"], 100 * left, 100 * right, **style)
-    axes.vlines(100 * row["id"], 100 * low, 100 * high, **style)
+    x = 100 * row["id"]
+    y = 100 * row["ood"]
+    axes.hlines(y, 100 * left, 100 * right, **style)
+    axes.vlines(x, 100 * low, 100 * high, **style)
 
 
 @rc_context(_STYLE)

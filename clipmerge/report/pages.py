@@ -77,8 +77,12 @@ def _repositories(record: Record) -> list[str]:
     """The models on the Hub that were merged."""
     from clipmerge.hub import parse_hub_id
 
-    ids = [parse_hub_id(source.source) for source in record.plan.checkpoints if source.revision]
-    return list(dict.fromkeys(found.repo_id for found in ids if found))
+    repositories: list[str] = []
+    for source in record.plan.checkpoints:
+        found = parse_hub_id(source.source)
+        if source.revision and found and found.repo_id not in repositories:
+            repositories.append(found.repo_id)
+    return repositories
 
 
 def _judged(record: Record) -> dict[str, Any]:
@@ -86,7 +90,10 @@ def _judged(record: Record) -> dict[str, Any]:
     from clipmerge.hub import dataset_repo
 
     assert record.verdict is not None
-    repositories = {each.name: dataset_repo(each.source) for each in record.verdict.sources}
+    datasets = {}
+    for source in record.verdict.sources:
+        if repository := dataset_repo(source.source):
+            datasets[source.name] = repository
     prompts = []
     for name in record.verdict.target.class_names:
         article = "an" if _VOWEL.match(name) else "a"
@@ -95,7 +102,7 @@ def _judged(record: Record) -> dict[str, Any]:
         "sentence": with_flags(record.verdict.sentence),
         "accuracies": verdict_table(record.verdict),
         "prompts": prompts,
-        "datasets": {name: repo for name, repo in repositories.items() if repo},
+        "datasets": datasets,
     }
 
 
@@ -129,5 +136,7 @@ def mark_code(text: str) -> Markup:
 
 def _cell(value: object) -> str:
     """Escape a value for one cell or line of Markdown, so that it is neither markup nor HTML."""
-    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;")
+    text = " ".join(str(value).split())
+    text = text.replace("&", "&amp;")
+    text = text.replace("<", "&lt;")
     return re.sub(r"([\\`*\[\]|~])", r"\\\1", text)

@@ -27,7 +27,9 @@ def decision_sentence(plan: Plan, measured: Measured | None = None) -> str:
     high = max(end for _, end in ends)
     target = "fine-tuned"
     if len(plan.finetuned) > 1:
-        rule = plan.combine.rule if plan.combine else "weighted sum"
+        rule = "weighted sum"
+        if plan.combine:
+            rule = plan.combine.rule
         target = f"the {rule} of {len(plan.finetuned)} models"
     far = f"{low:.4g}"
     if low < high:
@@ -38,7 +40,8 @@ def decision_sentence(plan: Plan, measured: Measured | None = None) -> str:
     masks = [layer.mask for layer in layers if layer.mask]
     if masks:
         rules = ", ".join(sorted(set(masks)))
-        text += f"; {len(masks)} of {len(layers)} have a mask ({rules})"
+        share = f"{len(masks)} of {len(layers)}"
+        text += f"; {share} have a mask ({rules})"
     found = []
     if measured and measured.decision:
         found.append(measured.decision)
@@ -53,13 +56,16 @@ def decision_sentence(plan: Plan, measured: Measured | None = None) -> str:
 
 def _choice(choice: HeldBackChoice) -> str:
     """How far held-out images let the merge go."""
-    images, why = f"{choice.images} held-out images", "which keeps the accuracy"
+    images = f"{choice.images} held-out images"
+    why = "which keeps the accuracy"
     if choice.ood_images:
         images += f" and {choice.ood_images} of a shift"
         why = "the best under the shift that keeps the accuracy"
     if choice.alpha is not None:
-        why = "nothing learned is better there" if choice.ood_images else "nothing learned"
-        return f"{images} chose the fine-tuned model: {why} and surely keeps the accuracy"
+        nothing = "nothing learned surely keeps the accuracy"
+        if choice.ood_images:
+            nothing += " and is better there"
+        return f"{images} chose the fine-tuned model: {nothing}"
     way = "take all that was learned"
     if choice.extrapolation:
         way = f"go back {choice.extrapolation:.0%} of the way to fine-tuned"
@@ -93,8 +99,9 @@ def gain_text(difference: Estimate) -> str:
     if 0 < abs(low) < _SHOWN or 0 < abs(high) < _SHOWN:
         digits = 1
     value = signed(difference.value, digits)
-    ends = f"{signed(low, digits)}, {signed(high, digits)}"
-    return f"{value} [{ends}]"
+    begin = signed(low, digits)
+    end = signed(high, digits)
+    return f"{value} [{begin}, {end}]"
 
 
 def signed(share: float, digits: int = 1) -> str:
@@ -104,8 +111,11 @@ def signed(share: float, digits: int = 1) -> str:
         >>> signed(0.0123), signed(-0.0001)
         ('+1.2', '0.0')
     """
-    text = f"{100 * share:+.{digits}f}"
-    return text if float(text) else text[1:]
+    points = 100 * share
+    text = f"{points:+.{digits}f}"
+    if float(text) == 0:
+        text = text[1:]
+    return text
 
 
 def _digits(estimate: Estimate) -> int:
