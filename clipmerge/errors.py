@@ -60,17 +60,6 @@ class UsageError(ClipmergeError):
     exit_code = 2
 
 
-def is_utf8(text: str) -> bool:
-    """Whether a text can be encoded; names of files in another encoding, and halves of surrogate
-    pairs, cannot.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def printable(text: str, *, limit: int = 10_000) -> str:
     r"""Make foreign text safe for a terminal or a log: one line, and nothing that moves the cursor
     or hides text.

@@ -63,14 +63,17 @@ class Prints:
             else:
                 name = pictures.name_of(position)
                 image = open_picture(name, encoded, notes=changes, small=True)
+            shown = (image.mode, image.size, image.tobytes())
             small = to_rgb(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-            return np.asarray(small), hash((image.mode, image.size, image.tobytes()))
+            return np.asarray(small), hash(shown)
 
-        small = np.empty((len(images), SIDE * SIDE, 3), dtype=np.float32)
-        hashes = np.empty(len(images), dtype=np.int64)
-        jobs = (partial(look, at, pictures[at]) for at in range(len(images)))
+        count = len(images)
+        small = np.empty((count, SIDE * SIDE, 3), dtype=np.float32)
+        hashes = np.empty(count, dtype=np.int64)
+        jobs = (partial(look, at, pictures[at]) for at in range(count))
         with ThreadPoolExecutor(cores_per_process()) as pool:
-            for at, (pixels, number) in enumerate(prefetch(pool, _AT_ONCE, jobs)):
+            looked_at = prefetch(pool, _AT_ONCE, jobs)
+            for at, (pixels, number) in enumerate(looked_at):
                 small[at] = pixels.reshape(-1, 3)
                 hashes[at] = number
         return cls(images, small, hashes, change_notes(images.source, changes))
@@ -92,7 +95,8 @@ class Prints:
                 found = np.flatnonzero(near | equal)
                 differences = np.abs(others.small[found] - self.small[at])
                 largest = differences.mean(axis=2).max(axis=1)
-                found = found[(largest < limits[at]) | equal[found]]
+                is_alike = largest < limits[at]
+                found = found[is_alike | equal[found]]
                 if len(found):
                     yield at, found
 

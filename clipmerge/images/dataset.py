@@ -134,7 +134,8 @@ def _captioned(opened: Opened, classes: ClassNames) -> CaptionedImages:
         name = opened.pictures.name_of(at)
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{opened.title}: {name} has a caption that is not a text")
-        written = tuple(filter(None, map(str.strip, texts)))
+        stripped = map(str.strip, texts)
+        written = tuple(filter(None, stripped))
         captions.append(written)
         if not written:
             empty.append(name)

@@ -93,9 +93,7 @@ def split_images(
 def only_judged(images: Images, count: int, seed: int) -> Split[Images]:
     """Sample images that judge a merge for which nothing is measured."""
     drawn = images.sample(min(MAX_TEST, count), seed)
-    alone, notes = without_copies(drawn)
-    copies = len(drawn) - len(alone)
-    return Split(train=None, val=None, test=alone, copies=copies, notes=notes)
+    return split_shift(drawn, seed, chooses=False)
 
 
 def split_shift(images: Images, seed: int, *, chooses: bool) -> Split[Images]:
@@ -154,8 +152,8 @@ def _same_share(available: Shape, labels: Shape, count: int, seed: int) -> list[
         at: (place == size, (place - 0.5) / size)
         for at, place, size in _places_in_class(order, shared_labels)
     }
-    picked = sorted(order, key=ranks.__getitem__)[:count]
-    return sorted(shared[at] for at in picked)
+    ranked = sorted(order, key=ranks.__getitem__)
+    return sorted(shared[at] for at in ranked[:count])
 
 
 def _places_in_class(order: Iterable[int], labels: Sequence[int]) -> Iterator[tuple[int, int, int]]:

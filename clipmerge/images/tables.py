@@ -71,13 +71,14 @@ def load_dataset(title: str, data: Any, columns: Columns) -> Opened:
 
 def _map_parquet(file: str) -> pa.Table:
     """Map the copy of a Parquet file in the cache, of which any row can be read in place."""
-    import pyarrow as pa
-    from pyarrow.parquet import ParquetFile
-
     about = Path(file).stat()
     version = f"{Path(file).resolve()} {about.st_size} {about.st_mtime_ns}"
-    copy = user_cache("tables") / f"{sha256(version.encode()).hexdigest()}.arrow"
+    name = sha256(version.encode()).hexdigest()
+    copy = user_cache("tables") / f"{name}.arrow"
     if not copy.is_file():
+        import pyarrow as pa
+        from pyarrow.parquet import ParquetFile
+
         copy.parent.mkdir(parents=True, exist_ok=True)
         parquet = ParquetFile(file, memory_map=True)
         with TemporaryDirectory(dir=copy.parent) as folder:
@@ -214,9 +215,10 @@ def _choose_columns(
     labels.
     """
     kinds = {field.name: _kind(field.type) for field in schema}
-    pictures = [name for name in kinds if kinds[name] == "images"]
+    pictures = [name for name, kind in kinds.items() if kind == "images"]
     files = [name for name in FILE_NAMES if kinds.get(name) == "texts"]
-    labels = classes or [name for name in LABEL_NAMES if name in kinds][:1]
+    usual = [name for name in LABEL_NAMES if name in kinds]
+    labels = classes or usual[:1]
     captions = [name for name in CAPTION_NAMES if kinds.get(name) in ("texts", "lists")]
     image = _pick(title, "image", wanted.image, pictures or files[:1], kinds)
     text = _pick(
