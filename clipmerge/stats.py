@@ -45,11 +45,15 @@ def wilson(share: float, images: float) -> Interval:
     variance = share * (1 - share)
     variance = variance * weight + weight**2 / 4
     total = 1 + weight
-    centre = (share + weight / 2) / total
-    half = math.sqrt(variance) / total
+    centre = share + weight / 2
+    centre /= total
+    half = math.sqrt(variance)
+    half /= total
     low = min(share, centre - half)
     high = max(share, centre + half)
-    return max(0.0, low), min(1.0, high)
+    low = max(0.0, low)
+    high = min(1.0, high)
+    return low, high
 
 
 def class_weights(labels: Sequence[int]) -> Floats:
@@ -78,11 +82,13 @@ def mean_share(by_image: Floats) -> Interval:
     binary = share * (1 - share)
     if binary == 0:
         return wilson(share, images)
-    spread = float(((by_image - share) ** 2).sum())
+    deviations = by_image - share
+    spread = float((deviations**2).sum())
     spread += _PRIOR_IMAGES * binary
     weight = images - 1 + _PRIOR_IMAGES
     effect = spread / (weight * binary)
-    return wilson(share, images / min(1.0, effect))
+    effect = min(1.0, effect)
+    return wilson(share, images / effect)
 
 
 def mean_of_sources(correct: Sequence[NDArray[np.bool_] | Floats]) -> Interval:
@@ -103,9 +109,9 @@ def mean_of_sources(correct: Sequence[NDArray[np.bool_] | Floats]) -> Interval:
         above += (high - share) ** 2
     count = len(correct)
     mean = total / count
-    low = mean - math.sqrt(below) / count
-    high = mean + math.sqrt(above) / count
-    return low, high
+    below = math.sqrt(below) / count
+    above = math.sqrt(above) / count
+    return mean - below, mean + above
 
 
 def paired_accuracy_interval(differences: Floats, views: int = 1) -> Interval:
@@ -127,7 +133,9 @@ def paired_accuracy_interval(differences: Floats, views: int = 1) -> Interval:
     """
     mean, error = paired_mean_and_error(differences, 1 / views)
     half = _Z * error
-    return max(-1.0, mean - half), min(1.0, mean + half)
+    low = max(-1.0, mean - half)
+    high = min(1.0, mean + half)
+    return low, high
 
 
 def paired_mean_and_error(differences: Floats | Tensor, added: float = 1.0) -> tuple[float, float]:
@@ -140,7 +148,8 @@ def paired_mean_and_error(differences: Floats | Tensor, added: float = 1.0) -> t
         [0.0, 0.05]
     """
     images = len(differences) + 2
-    mean = float(differences.sum()) / images
+    mean = float(differences.sum())
+    mean /= images
     squares = float((differences**2).sum())
     square = (squares + added) / images
     variance = max(0.0, square - mean**2)

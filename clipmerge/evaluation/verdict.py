@@ -100,7 +100,8 @@ def recommend(
     if gained and not unclear:
         text = f"the merged model surely gains on {' and '.join(gained)}, and loses nowhere more"
         return "use", "gains", f"Use it: {text} than {points}."
-    widest = max(map(abs, (*target.finetuning_gain.interval, *target.gain.interval)))
+    ends = [*target.finetuning_gain.interval, *target.gain.interval]
+    widest = max(map(abs, ends))
     if widest < limit and not unclear:
         text = f"on your images fine-tuning and merging surely change less than {points}."
         return "either", "little-changed", f"Either will do: {text}"
@@ -125,8 +126,10 @@ def _doubt(target: Comparison, corrupted: Comparison) -> Advice | None:
     gains = any(at.gain.interval[0] > 0 for at in (target, corrupted))
     question = "Are they images of what the model was fine-tuned for? If so,"
     if learned.interval[1] < 0:
-        zeroshot, merged = (target.models[name].value for name in ("zero-shot", "merged"))
-        better = "merged" if merged > zeroshot else "zero-shot"
+        zeroshot = target.models["zero-shot"].value
+        better = "zero-shot"
+        if target.models["merged"].value > zeroshot:
+            better = "merged"
         text = "the zero-shot model is surely better on them than the fine-tuned one."
         then = f"fine-tuning failed: take the {better} model."
         return "check-images", "zeroshot-better", f"Check the images: {text} {question} {then}"
@@ -156,7 +159,8 @@ def _what_would_settle(target: Comparison, limit: float, *, has_ood: bool) -> st
     more = "more images of the shift" if has_ood else "100 labelled images of the shift, as `ood`,"
     low, high = target.gain.interval
     margin = max(abs(target.gain.value + limit), _ROUNDING)
-    images = target.images * ((high - low) / 2 / margin) ** 2
+    half = (high - low) / 2
+    images = target.images * (half / margin) ** 2
     if images <= target.images:
         return f"{more[:1].upper()}{more[1:]} would settle it."
     number = f"more than {_MOST_IMAGES:,}"

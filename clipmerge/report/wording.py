@@ -120,8 +120,8 @@ def signed(share: float, digits: int = 1) -> str:
 
 def _digits(estimate: Estimate) -> int:
     low, high = estimate.interval
-    is_coarse = high - low > 2 * _COARSE
-    return 0 if is_coarse else 1
+    half = (high - low) / 2
+    return 0 if half > _COARSE else 1
 
 
 def verdict_table(verdict: Verdict) -> Table:
@@ -132,14 +132,16 @@ def verdict_table(verdict: Verdict) -> Table:
         "the same, corrupted": verdict.corrupted,
     }
     for source in verdict.ood:
-        name = f"{source.name}, {source.images:,} images"
-        compared[name] = source
+        images = f"{source.images:,} images"
+        compared[f"{source.name}, {images}"] = source
     rows = []
     for name, comparison in compared.items():
         shares = map(share_text, comparison.models.values())
         gain = gain_text(comparison.gain)
         rows.append([name, *shares, gain])
-    title = "recall at 1, %" if target.recall else "accuracy, %"
+    title = "accuracy, %"
+    if target.recall:
+        title = "recall at 1, %"
     heads = [title, *target.models, "gain"]
     return heads, rows
 
