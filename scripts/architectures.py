@@ -84,6 +84,8 @@ def shrink(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         text.update(hf_model_pretrained=False)
     else:
         text.update(SMALL_TEXT)
+    if text.get("proj_type") == "none":  # its features are as wide as the embedding
+        text["width"] = config["embed_dim"]
     if "multimodal_cfg" in config:
         config["multimodal_cfg"].update(SMALL_TEXT)
     return config

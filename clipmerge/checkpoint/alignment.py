@@ -89,13 +89,16 @@ class Inputs:
         """The towers that the fine-tuned checkpoints hold: ``full``, ``vision`` or ``text``."""
         towers = set()
         for keys in self.finetuned_keys:
-            towers.add(tower_of(self.layer_of[name] for name in keys))
+            layers = {self.layer_of[name] for name in keys}
+            towers.add(tower_of(layers))
         return towers.pop() if len(towers) == 1 else "full"
 
     @cached_property
     def is_partial(self) -> bool:
         """Whether the fine-tuned checkpoints are one tower of a full zero-shot model."""
-        return self.tower != "full" and tower_of(self.layers) == "full"
+        if self.tower == "full":
+            return False
+        return tower_of(self.layers) == "full"
 
     @cached_property
     def keeps_head(self) -> bool:
@@ -113,14 +116,18 @@ class Inputs:
         """Whether every checkpoint tells classes apart by a head alone: it has one, and no blocks
         of a text tower.
         """
-        if HEAD not in self.layers or any(map(_TEXT_BLOCK.match, self.layers)):
+        head = self.layers.get(HEAD, ())
+        if not head or any(map(_TEXT_BLOCK.match, self.layers)):
             return False
-        return all(len(self.holders[name]) > len(self.finetuned) for name in self.layers[HEAD])
+        everyone = 1 + len(self.finetuned)
+        return all(len(self.holders[name]) == everyone for name in head)
 
     @property
     def is_classifier(self) -> bool:
         """Whether the output has a classification head, and no class prompts."""
-        return self.keeps_head or (self.tower == "vision" and HEAD in self.layers)
+        if self.keeps_head:
+            return True
+        return self.tower == "vision" and HEAD in self.layers
 
     @cached_property
     def layout(self) -> Checkpoint:
@@ -162,7 +169,8 @@ class Inputs:
         """Mergeable parameters by layer, in network order, without empty layers."""
         merged = {}
         for layer, names in self.layers.items():
-            if found := tuple(filter(self.merges, names)):
+            found = tuple(filter(self.merges, names))
+            if found:
                 merged[layer] = found
         return merged
 
@@ -175,17 +183,20 @@ class Inputs:
 
     def zeroshot_entry(self, name: str) -> TensorEntry:
         """Type and place of a zero-shot parameter."""
-        return self.zeroshot.entries[self.zeroshot_keys[name]]
+        key = self.zeroshot_keys[name]
+        return self.zeroshot.entries[key]
 
     def theta_0(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Map a zero-shot parameter; see `Checkpoint.tensor`."""
-        return self.zeroshot.tensor(self.zeroshot_keys[name], start, stop)
+        key = self.zeroshot_keys[name]
+        return self.zeroshot.tensor(key, start, stop)
 
     def theta_1(
         self, name: str, start: int = 0, stop: int | None = None, *, which: int = 0
     ) -> Tensor:
         """Map a fine-tuned parameter; see `Checkpoint.tensor`."""
-        return self.finetuned[which].tensor(self.finetuned_keys[which][name], start, stop)
+        key = self.finetuned_keys[which][name]
+        return self.finetuned[which].tensor(key, start, stop)
 
     def entries(self, name: str) -> list[TensorEntry]:
         """Entries of a tensor: in the zero-shot checkpoint, then in the fine-tuned ones that have
@@ -278,9 +289,10 @@ def _are_alike(inputs: Inputs) -> bool:
     if zeroshot.config is None or zeroshot.stored:
         return False
     for holders in inputs.holders.values():
+        if len(holders) <= len(inputs.finetuned):
+            return False
         entries = [checkpoint.entries[key] for checkpoint, key in holders]
-        kinds = {(entry.shape, entry.dtype) for entry in entries}
-        if len(kinds) > 1 or len(entries) <= len(inputs.finetuned):
+        if len({(entry.shape, entry.dtype) for entry in entries}) > 1:
             return False
     for finetuned in inputs.finetuned:
         if finetuned.config != zeroshot.config:
@@ -313,18 +325,21 @@ def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
         with np.errstate(all="ignore"):  # NaN and Inf are refused where they are merged
             # sums in this thread: a BLAS's threads would spin, waiting for others
             product = float((theta_0 * theta_1).sum())
-            length = float((theta_0 * theta_0).sum()) * float((theta_1 * theta_1).sum())
+            ours = float((theta_0 * theta_0).sum())
+            theirs = float((theta_1 * theta_1).sum())
+        length = ours * theirs
         # an empty or a broken matrix is no evidence
         if 0 < length < math.inf:
-            cosines.setdefault(tower, []).append(product / math.sqrt(length))
+            cosine = product / math.sqrt(length)
+            cosines.setdefault(tower, []).append(cosine)
     return {tower: median(values) for tower, values in cosines.items()}
 
 
 def _first_values(location: Location) -> Array:
     """The first elements of a tensor, 1-D, as floats that can be multiplied."""
     checkpoint, key = location
-    stop = min(_SAMPLE, checkpoint.entries[key].size)
-    values = checkpoint.array(key, 0, stop)
+    size = checkpoint.entries[key].size
+    values = checkpoint.array(key, 0, min(_SAMPLE, size))
     if values.dtype == np.uint16:  # bfloat16
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float64)
@@ -340,6 +355,8 @@ def are_equal(inputs: Inputs, which: int) -> bool:
             (theirs, their_key), *finetuned = inputs.holders[name]
             ours, key = finetuned[which]
             stop = min(length, ours.entries[key].size)
-            if not np.array_equal(ours.array(key, 0, stop), theirs.array(their_key, 0, stop)):
+            first = ours.array(key, 0, stop)
+            second = theirs.array(their_key, 0, stop)
+            if not np.array_equal(first, second):
                 return False
     return True

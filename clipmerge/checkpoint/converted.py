@@ -34,7 +34,12 @@ def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor])
         entries[key] = replace(like.entries[key], file=checkpoint.files[0])
         read = partial(stored_array, values.flatten())
         lazy[key] = LazyTensor((), read)
-    return DerivedCheckpoint.of(checkpoint, lazy, entries=entries, has_built_head=True)
+    return DerivedCheckpoint.of(
+        checkpoint,
+        lazy,
+        entries=entries,
+        has_built_head=True,
+    )
 
 
 def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
@@ -91,7 +96,8 @@ def _form_timm(checkpoint: Checkpoint, like: Checkpoint, layout: Layout, prefix:
         formed = _form_plain(checkpoint, layout, prefix)
     else:
         for key, entry in checkpoint.entries.items():
-            formed[key] = entry, LazyTensor((key,), partial(checkpoint.array, key))
+            read = partial(checkpoint.array, key)
+            formed[key] = entry, LazyTensor((key,), read)
     renamed: _Formed = {}
     for key, (entry, lazy) in formed.items():
         name = timm_name(key)
@@ -123,7 +129,8 @@ def _form_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Formed
         shape = shape[::-1]
     elif names == ("logit_scale",) and first.size == 1:  # with or without a dimension
         shape = ()
-    return {names[0]: (replace(first, shape=shape), LazyTensor(keys, read))}
+    entry = replace(first, shape=shape)
+    return {names[0]: (entry, LazyTensor(keys, read))}
 
 
 def _split(checkpoint: Checkpoint, key: str, names: Names) -> _Formed:
@@ -141,10 +148,12 @@ def _split(checkpoint: Checkpoint, key: str, names: Names) -> _Formed:
 
 def _join(checkpoint: Checkpoint, keys: Names) -> Array:
     """Query, key and value, one after another."""
-    return np.concatenate([checkpoint.array(key) for key in keys])
+    parts = [checkpoint.array(key) for key in keys]
+    return np.concatenate(parts)
 
 
 def _transpose(checkpoint: Checkpoint, key: str) -> Array:
     """A projection, which the other library multiplies from the other side."""
     shape = checkpoint.entries[key].shape
-    return checkpoint.array(key).reshape(shape).T.flatten()
+    matrix = checkpoint.array(key).reshape(shape)
+    return matrix.T.flatten()

@@ -55,7 +55,10 @@ def _without_other_head(inputs: Inputs) -> Inputs:
                 f"{inputs.zeroshot.source}: its head has {shape[0]} rows, the fine-tuned one's"
                 f" {other[0]}; it is left out"
             )
-            kept = {name: key for name, key in inputs.zeroshot_keys.items() if name not in head}
+            kept = {}
+            for other_name, key in inputs.zeroshot_keys.items():
+                if other_name not in head:
+                    kept[other_name] = key
             return replace(inputs, zeroshot_keys=kept)
     return inputs
 
@@ -91,7 +94,8 @@ def find_mismatches(inputs: Inputs) -> list[str]:
         )
     for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
         problems += _tensor_mismatches(inputs, finetuned, keys)
-        ours, theirs = zeroshot.stored or zeroshot, finetuned.stored or finetuned
+        ours = zeroshot.stored or zeroshot
+        theirs = finetuned.stored or finetuned
         problems += silent_mismatches(ours, theirs, inputs.tower)
         if inputs.missing == "error":
             problems += _key_mismatches(inputs, finetuned.source, keys)
@@ -119,7 +123,8 @@ def _tensor_mismatches(
     shapes, dtypes = [], []
     shared = [name for name in keys if name in inputs.zeroshot_keys and not is_incidental(name)]
     for name in shared:
-        ours, theirs = inputs.zeroshot_entry(name), finetuned.entries[keys[name]]
+        ours = inputs.zeroshot_entry(name)
+        theirs = finetuned.entries[keys[name]]
         if ours.shape != theirs.shape:
             shapes.append((name, ours.shape, theirs.shape))
         is_settled = inputs.dtype != "keep" and ours.is_float == theirs.is_float
@@ -130,10 +135,10 @@ def _tensor_mismatches(
     for differing, what, then in ((shapes, "shape", ""), (dtypes, "dtype", advice)):
         if differing:
             first, a, b = differing[0]
+            number = counted(len(differing), f"{of} differs", f"{of} differ")
             yield (
-                f"{counted(len(differing), f'{of} differs', f'{of} differ')} in {what}; first"
-                f" {first}: zeroshot {a}, finetuned {b}. Compare both with `clipmerge inspect`."
-                f"{then}"
+                f"{number} in {what}; first {first}: zeroshot {a}, finetuned {b}. Compare both"
+                f" with `clipmerge inspect`.{then}"
             )
 
 
@@ -207,10 +212,10 @@ def _notes(inputs: Inputs) -> Iterator[str]:
                 lost_size += entry.size
         if lost:
             share = lost_size / size
+            number = counted(len(lost), "tensor", "tensors")
             yield (
-                f"{finetuned.source}: {counted(len(lost), 'tensor', 'tensors')} that the output"
-                f" lacks ({share:.1%} of its numbers) are left behind, and what they learned is"
-                f" lost: {shorten(lost)}"
+                f"{finetuned.source}: {number} that the output lacks ({share:.1%} of its numbers)"
+                f" are left behind, and what they learned is lost: {shorten(lost)}"
             )
     stay = []
     for name in inputs.zeroshot_keys:

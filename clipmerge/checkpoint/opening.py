@@ -84,7 +84,8 @@ def open_checkpoint(
     elif path.is_dir():
         # models of other libraries hold it in a folder of their own
         files = (*path.glob("*"), *path.glob("*/*"))
-        path /= _choose_weights(source, [file.relative_to(path).as_posix() for file in files])
+        names = [file.relative_to(path).as_posix() for file in files]
+        path /= _choose_weights(source, names)
     if path.parent.parent.name.startswith(IN_MEMORY):
         source = path.parent.name
     if path.stem == "adapter_model":

@@ -63,20 +63,21 @@ def silent_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -
     """Name the differences between two checkpoints that no tensor tells of; ``tower`` is that of
     the fine-tuned one.
     """
-    have_config = zeroshot.config is not None and finetuned.config is not None
     if zeroshot.config is not None and finetuned.config is not None:
         for side, name, a, b in differing_settings(zeroshot.config, finetuned.config):
             if tower in ("full", side):
                 values = f"zeroshot {a}, finetuned {b}"
                 yield f"the {side} towers differ in {name}: {values}; {_SILENT} config.json"
-    if tower != "text":
-        ours, theirs = _preprocessing_of(zeroshot), _preprocessing_of(finetuned)
-        for key in ours.keys() & theirs.keys():
-            if ours[key] != theirs[key]:
-                values = f"{key} is {ours[key]} for zeroshot, {theirs[key]} for finetuned"
-                yield f"images are prepared differently: {values}; {_SILENT} preprocessing"
-    if tower != "vision" and have_config:
-        yield from _vocabulary_mismatches(zeroshot, finetuned)
+        if tower != "vision":
+            yield from _vocabulary_mismatches(zeroshot, finetuned)
+    if tower == "text":
+        return
+    ours = _preprocessing_of(zeroshot)
+    theirs = _preprocessing_of(finetuned)
+    for key in ours.keys() & theirs.keys():
+        if ours[key] != theirs[key]:
+            values = f"{key} is {ours[key]} for zeroshot, {theirs[key]} for finetuned"
+            yield f"images are prepared differently: {values}; {_SILENT} preprocessing"
 
 
 def _preprocessing_of(checkpoint: Checkpoint) -> Json:
@@ -108,7 +109,8 @@ def _vocabulary_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint) -> Itera
     """Compare the tokenizers beside two checkpoints by the words that both know."""
     ours = read_vocabulary(zeroshot.folder)
     theirs = read_vocabulary(finetuned.folder)
-    other = [word for word in ours.keys() & theirs.keys() if ours[word] != theirs[word]]
+    shared = ours.keys() & theirs.keys()
+    other = [word for word in shared if ours[word] != theirs[word]]
     if other:
         word = min(other, key=lambda word: (ours[word], word))
         yield (
@@ -133,7 +135,9 @@ def differing_settings(ours: Json, theirs: Json) -> Iterator[tuple[str, str, Any
         others = second.get(side, {})
         for name, value in first.get(side, {}).items():
             other = others.get(name)
-            if None not in (value, other) and value != other:
+            if value is None or other is None:
+                continue
+            if value != other:
                 yield side, name, value, other
 
 
@@ -146,50 +150,61 @@ def _library_of(config: Json) -> str:
 def _plain(config: Json) -> Json:
     """What a plain ViT CLIP has in every library."""
     library = _library_of(config)
-    if library == "timm":
-        has_quick_gelu = "quickgelu" in str(config.get("architecture"))
-        return {"vision": {"activation": "quick_gelu" if has_quick_gelu else "gelu"}}
-    return _plain_open_clip(config) if library == "open_clip" else _plain_transformers(config)
+    if library == "open_clip":
+        return _plain_open_clip(config)
+    if library == "transformers":
+        return _plain_transformers(config)
+    has_quick_gelu = "quickgelu" in str(config.get("architecture"))
+    return {"vision": {"activation": "quick_gelu" if has_quick_gelu else "gelu"}}
 
 
 def _read(
-    ours: Json, theirs: Json, stated: Callable[[Json], Json], complete: Callable[[Json], Json]
+    ours: Json,
+    theirs: Json,
+    stated: Callable[[Json], Json],
+    complete: Callable[[Json], Json],
 ) -> tuple[Json, Json]:
     """The settings of both, with their library's defaults if the two do not state the same."""
-    first, second = stated(ours), stated(theirs)
-    if first != second:
-        try:
-            return complete(ours), complete(theirs)
-        except _UNREADABLE:
-            pass
-    return first, second
+    first = stated(ours)
+    second = stated(theirs)
+    if first == second:
+        return first, second
+    try:
+        return complete(ours), complete(theirs)
+    except _UNREADABLE:
+        return first, second
 
 
 def _transformers_stated(config: Json) -> Json:
     found: Json = {}
     for side in _SIDES:
-        is_lone = str(config.get("model_type")).endswith(f"_{side}_model")
-        section = config if is_lone else config.get(f"{side}_config")
-        older = config.get(f"{side}_config_dict")  # which takes precedence
-        section = {**(section or {}), **(older or {})}
-        found[side] = {}
-        for name in _TRANSFORMERS if section else ():
-            found[side][name] = section.get(name)
+        section = config
+        if not _is_lone(config, side):
+            older = config.get(f"{side}_config_dict") or {}  # which takes precedence
+            section = {**(config.get(f"{side}_config") or {}), **older}
+        found[side] = {name: section[name] for name in _TRANSFORMERS if name in section}
     return found
+
+
+def _is_lone(config: Json, side: str) -> bool:
+    """Whether a configuration is of one tower."""
+    return str(config.get("model_type")).endswith(f"_{side}_model")
 
 
 def _transformers_complete(config: Json) -> Json:
     from transformers import AutoConfig
 
-    stated = dict(config)
-    whole = AutoConfig.for_model(stated.pop("model_type"), **stated)
+    whole = AutoConfig.for_model(**config)
     found: Json = {}
     for side in _SIDES:
-        is_lone = str(config["model_type"]).endswith(f"_{side}_model")
-        section = whole if is_lone else getattr(whole, f"{side}_config", None)
+        section = whole
+        if not _is_lone(config, side):
+            section = getattr(whole, f"{side}_config", None)
         found[side] = {name: getattr(section, name, None) for name in _TRANSFORMERS}
-    words = getattr(getattr(whole, "text_config", whole), "vocab_size", None)
-    if found["text"]["eos_token_id"] == 2 and whole.model_type.startswith("clip") and words:
+    text = getattr(whole, "text_config", whole)
+    words = getattr(text, "vocab_size", None)
+    is_clip = whole.model_type.startswith("clip")
+    if is_clip and words and found["text"]["eos_token_id"] == 2:
         # as OpenAI's configurations say; transformers then takes the largest token, the last word
         found["text"]["eos_token_id"] = words - 1
     return found
@@ -212,23 +227,23 @@ def _open_clip_complete(config: Json) -> Json:
 
     found = _open_clip_stated(config)
     for side, kind in (("vision", CLIPVisionCfg), ("text", CLIPTextCfg)):
-        defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-        for name, value in found[side].items():
-            if value is None:
-                found[side][name] = defaults.get(name) or None
-        if found[side]["pool_type"] != "eos":
-            found[side]["eos_id"] = None
+        settings = found[side]
+        for field in dataclasses.fields(kind):
+            if field.name in settings and settings[field.name] is None:
+                settings[field.name] = field.default or None
+        if settings["pool_type"] != "eos":
+            settings["eos_id"] = None
     return found
 
 
 def _plain_transformers(config: Json) -> Json:
-    whole = _transformers_complete(config)
-    activations = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
     found: Json = {}
-    for side in _SIDES:
-        section = whole[side]
+    for side, section in _transformers_complete(config).items():
+        activation = section["hidden_act"]
+        if activation not in ("quick_gelu", "gelu"):
+            activation = "another"
         found[side] = {
-            "activation": activations.get(section["hidden_act"], "another"),
+            "activation": activation,
             "heads": section["num_attention_heads"],
             "image_size": section["image_size"],
         }
@@ -238,15 +253,18 @@ def _plain_transformers(config: Json) -> Json:
 def _plain_open_clip(config: Json) -> Json:
     model = config.get("model_cfg", config)
     whole = _open_clip_complete(config)
-    width = (model.get("vision_cfg") or {}).get("width", 768)
+    vision, text = whole["vision"], whole["text"]
+    stated = model.get("vision_cfg") or {}
     found: Json = {
-        "vision": {"heads": int(width) // int(whole["vision"]["head_width"])},
-        "text": {"heads": whole["text"]["heads"]},
+        "vision": {
+            "heads": int(stated.get("width", 768)) // int(vision["head_width"]),
+            "image_size": vision["image_size"],
+        },
+        "text": {"heads": text["heads"]},
     }
     for side in _SIDES:
         activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
         if whole[side]["act_kwargs"]:
             activation = "another"
         found[side]["activation"] = activation
-    found["vision"]["image_size"] = whole["vision"]["image_size"]
     return found

@@ -98,7 +98,8 @@ class Checkpoint:
         entry = self.entries[key]
         page = mmap.PAGESIZE
         begin = -(-entry.begin // page) * page
-        length = entry.end // page * page - begin
+        end = entry.end // page * page
+        length = end - begin
         mapped = self._maps.get(entry.file)
         # absent on Windows
         if mapped is not None and length > 0 and hasattr(mmap, "MADV_DONTNEED"):

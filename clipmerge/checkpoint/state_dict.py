@@ -57,8 +57,10 @@ def read_state_dict(file: Path, part: str | None = None) -> _Read:
     entries = {}
     for key, value in loaded.items():
         if isinstance(value, Tensor):
-            entries[str(key)] = _entry(file, key, value)
-            lazy[str(key)] = LazyTensor((), partial(_flat_array, value))
+            name = str(key)
+            entries[name] = _entry(file, name, value)
+            read = partial(_flat_array, value)
+            lazy[name] = LazyTensor((), read)
     if not entries:
         raise CheckpointError(
             f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but"
@@ -81,13 +83,17 @@ def _find_weights(loaded: Any) -> tuple[Any, str, list[str]]:
     path: list[str] = []
     others = []
     while isinstance(loaded, Mapping) and len(path) < len(_INSIDE):
-        holding = {str(name): value for name, value in loaded.items() if isinstance(value, Mapping)}
+        holding = {}
+        for name, value in loaded.items():
+            if isinstance(value, Mapping):
+                holding[str(name)] = value
         known = [name for name in _INSIDE if name in holding]
         if not known:
             break
         loaded = holding.pop(known[0])
         for name, value in holding.items():
-            if any(isinstance(inner, Tensor) for inner in value.values()):
+            has_tensors = any(isinstance(inner, Tensor) for inner in value.values())
+            if has_tensors:
                 others.append(".".join((*path, name)))
         path.append(known[0])
     return loaded, ".".join(path), others
@@ -118,7 +124,8 @@ def load_torch_file(file: Path) -> Any:
 
 def _flat_array(tensor: Tensor) -> Array:
     """View a tensor, or copy one in another order: one copy per run would take quadratic time."""
-    return stored_array(tensor.detach().contiguous().flatten())
+    flat = tensor.detach().contiguous().flatten()
+    return stored_array(flat)
 
 
 def _look_up(loaded: Any, part: str) -> tuple[Any, str | None]:
@@ -136,11 +143,12 @@ def _look_up(loaded: Any, part: str) -> tuple[Any, str | None]:
 
 
 def _entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:
-    dtype = SAFETENSORS_NAME.get(str(tensor.dtype).removeprefix("torch."))
+    name = str(tensor.dtype).removeprefix("torch.")
+    dtype = SAFETENSORS_NAME.get(name)
     if dtype is None or tensor.layout != torch.strided:
         raise CheckpointError(
-            f"{file}: {key} is {str(tensor.layout).removeprefix('torch.')} of {tensor.dtype};"
-            f" clipmerge merges plain tensors of {', '.join(sorted(FLOATS))}. Dequantise the"
-            " checkpoint first"
+            f"{file}: {key} is a {tensor.layout} tensor of {name}; clipmerge merges plain tensors"
+            f" of {', '.join(sorted(FLOATS))}. Dequantise the checkpoint first"
         )
-    return TensorEntry(file, dtype, tuple(tensor.shape), 0, 0)
+    shape = tuple(tensor.shape)
+    return TensorEntry(file, dtype, shape, begin=0, end=0)

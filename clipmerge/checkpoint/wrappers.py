@@ -67,9 +67,11 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> tuple[dict[str, str]
     found = _without_remains(found)
     if not outside:
         return found, None
-    under = " and ".join(prefix.removesuffix(".") for prefix in sorted(prefixes))
+    places = [prefix.removesuffix(".") for prefix in sorted(prefixes)]
+    under = " and ".join(places)
     tensors = counted(len(outside), "tensor", "tensors")
-    return found, f"the CLIP is what lies under {under}; {tensors} left out: {shorten(outside)}"
+    note = f"the CLIP is what lies under {under}; {tensors} left out: {shorten(outside)}"
+    return found, note
 
 
 def _refuse_not_whole(names: Iterable[str]) -> None:
@@ -103,7 +105,11 @@ def _without_remains(names: dict[str, str]) -> dict[str, str]:
     has_text = any(name.startswith(("transformer.", "text.")) for name in names)
     if has_text or not has_head:
         return names
-    return {name: key for name, key in names.items() if name.startswith(("visual.", _HEAD))}
+    kept = {}
+    for name, key in names.items():
+        if name.startswith(("visual.", _HEAD)):
+            kept[name] = key
+    return kept
 
 
 def _without_wrappers(names: dict[str, str]) -> dict[str, str]:
@@ -115,19 +121,19 @@ def _without_wrappers(names: dict[str, str]) -> dict[str, str]:
         plain = names
     if any(map(_TOWER.search, plain)):
         return plain
-    prefix = _shared_prefix(plain)
-    plain = {name.removeprefix(prefix): key for name, key in plain.items()}
-    if any(map(_LONE_TOWER.fullmatch, plain)):
-        return {f"visual.{name}": key for name, key in plain.items()}
-    return plain
+    start = _shared_prefix(plain)
+    inside = {name.removeprefix(start): key for name, key in plain.items()}
+    if not any(map(_LONE_TOWER.fullmatch, inside)):
+        return inside
+    return {f"visual.{name}": key for name, key in inside.items()}
 
 
 def _shared_prefix(names: Collection[str]) -> str:
     """The longest path that all names begin with."""
+    if len(names) < 2:
+        return ""
     shared = ""
     paths = [name.split(".")[:-1] for name in names]
-    if len(paths) < 2:
-        return shared
     for words in zip(*paths, strict=False):
         if len(set(words)) > 1:
             break
