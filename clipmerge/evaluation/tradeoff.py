@@ -60,7 +60,8 @@ def curve_height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
         low = np.minimum(x_0, x_1) + _ROUNDING
         high = np.maximum(x_0, x_1) - _ROUNDING
         inside = (low < at) & (at < high)
-        share = (at - x_0) / np.where(inside, x_1 - x_0, 1.0)
+        length = np.where(inside, x_1 - x_0, 1.0)
+        share = (at - x_0) / length
         height = (1 - share) * y_0 + share * y_1
         heights.append(np.where(inside, height, -np.inf))
     top = xs.max(axis=0)
@@ -69,7 +70,8 @@ def curve_height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
     beyond = at > top + _ROUNDING
     heights.append(np.where(beyond, most_accurate, -np.inf))
     best = np.max(heights, axis=0)
-    return np.where(np.isinf(best), np.nan, best)
+    is_below = np.isinf(best)
+    return np.where(is_below, np.nan, best)
 
 
 def resampled_accuracy(
@@ -108,7 +110,7 @@ def compare_with_curve(
     record.
     """
     sources = [*id_correct, *ood_correct]
-    ids, oods = len(id_correct), len(ood_correct)
+    ids = len(id_correct)
     measured = [right.mean(axis=1) for right in sources]
     near = np.mean(measured[:ids], axis=0)
     far = np.mean(measured[ids:], axis=0)
@@ -120,17 +122,19 @@ def compare_with_curve(
     fewest = min(right.shape[1] for right in sources)
     # half the interval between points that recognise the same images, among which resamples know no
     # difference
-    same = np.zeros(min(right.shape[1] for right in ood_correct))
+    images = min(right.shape[1] for right in ood_correct)
+    same = np.zeros(images)
     _, least = paired_accuracy_interval(same)
-    least /= math.sqrt(oods)
+    least /= math.sqrt(len(ood_correct))
     top = near[list(curve)].max()
     comparisons = []
     for point, gain in enumerate(gains.tolist()):
+        at_point = [right[point] for right in sources]
         comparison: Json = {
             "id": float(near[point]),
-            "id_interval": list(mean_of_sources([right[point] for right in id_correct])),
+            "id_interval": list(mean_of_sources(at_point[:ids])),
             "ood": float(far[point]),
-            "ood_interval": list(mean_of_sources([right[point] for right in ood_correct])),
+            "ood_interval": list(mean_of_sources(at_point[ids:])),
             "gain": None,
             "gain_interval": None,
             "gain_note": "a point of the curve",
@@ -150,15 +154,17 @@ def compare_with_curve(
 def _gains(near: Floats, far: Floats, curve: Sequence[int]) -> Floats:
     """OOD accuracy above the curve's height, by point."""
     on_curve = list(curve)
-    height = curve_height(near[..., on_curve], far[..., on_curve], near)
-    return far - height
+    xs = near[..., on_curve]
+    ys = far[..., on_curve]
+    return far - curve_height(xs, ys, near)
 
 
 def _gain_note(gain: float, drawn: Floats, *, beyond: bool) -> str:
     """Why a point off the curve has no gain or no interval, or what its gain is compared with."""
     if math.isnan(gain):
         return "less accurate on ID images than any alpha, so it has no gain"
-    share = float((~np.isnan(drawn)).mean())
+    defined = ~np.isnan(drawn)
+    share = float(defined.mean())
     if share < MIN_DEFINED:
         return f"the curve has its ID accuracy in {share:.0%} of the resamples only: no interval"
     if beyond:
