@@ -40,13 +40,20 @@ def open_images(
         raise UsageError(
             "`label_column` asks for classes and `caption_column` for captions; give one"
         )
-    known, address = find_known(source) if isinstance(source, str) else (None, source)
-    if isinstance(address, (str, os.PathLike)):
-        opened = _open(str(address), columns)
-    else:
+    known: KnownSet | None = None
+    if not isinstance(source, (str, os.PathLike)):
         from clipmerge.images.in_memory import load_in_memory
 
-        opened = load_in_memory(address, columns)
+        opened = load_in_memory(source, columns)
+    elif source == "digits" and not local_path(source).is_dir():
+        from clipmerge.images.digits import load_digits
+
+        opened = load_digits()
+    else:
+        address = str(source)
+        if isinstance(source, str):
+            known, address = find_known(source)
+        opened = _open(address, columns)
     if not len(opened.values):
         raise DataError(f"{opened.title}: holds no images")
     captioned = opened.captioned
@@ -66,22 +73,18 @@ def require_labelled(images: LabelledImages | CaptionedImages) -> LabelledImages
 
 
 def _open(title: str, columns: Columns) -> Opened:
-    """Open a folder, files, a data set on the Hub, or ``digits``."""
+    """Open a folder, files, or a data set on the Hub."""
     if not title.strip():  # as a path it would be the working directory
         raise DataError(
             f"'{title}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT"
         )
-    path = local_path(title)
-    if title == "digits" and not path.is_dir():
-        from clipmerge.images.digits import load_digits
-
-        return load_digits()
     from clipmerge.images.folder import is_hidden, load_folder
     from clipmerge.images.repository import holds_tables, load_from_hub, load_repository
     from clipmerge.images.tables import load_files
 
     if title.startswith("hf://"):
         return load_from_hub(title, columns)
+    path = local_path(title)
     files = [path] if path.is_file() else glob_files(title)
     if files:
         return load_files(title, list(map(str, files)), columns)
