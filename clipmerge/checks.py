@@ -150,7 +150,7 @@ def _probe(images: Images, settings: ImageOptions) -> LabelledImages:
         # an image of each: the most common caption would be guessed too often by chance
         first = dict(zip(reversed(drawn.labels), reversed(range(len(drawn))), strict=True))
         return drawn.subset(sorted(first.values()))
-    return replace(images, templates=templates_for(settings.templates, images.templates)[:1])
+    return replace(images, templates=templates_for(settings.template, images.templates)[:1])
 
 
 def check_pixels(images: ImageSource, model: ImageTextModel | None = None) -> Iterator[Doubt]:

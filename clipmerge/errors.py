@@ -72,8 +72,11 @@ def printable(text: str, *, limit: int = 10_000) -> str:
         'a\\x1b[31mb c'
     """
     if len(text) > limit:
-        text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
-    return text if text.isprintable() else "".join(map(_escape, text))
+        half = limit // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(map(_escape, text))
 
 
 def _escape(letter: str) -> str:
@@ -84,13 +87,11 @@ def _escape(letter: str) -> str:
         return " "
     if 0xDC80 <= code <= 0xDCFF:  # Python's code for a byte of a path that is not UTF-8
         code -= 0xDC00
-    return (
-        f"\\x{code:02x}"
-        if code < 0x100
-        else f"\\u{code:04x}"
-        if code < 0x10000
-        else f"\\U{code:08x}"
-    )
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    return f"\\U{code:08x}"
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
@@ -106,10 +107,14 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     """
     import difflib  # takes longer to import than everything else here
 
-    others = [option for option in options if option != word]  # such as a link that leads nowhere
-    folded = {option.casefold(): option for option in reversed(others)}
+    folded: dict[str, str] = {}
+    for option in options:
+        if option != word:  # such as a link that leads nowhere
+            folded.setdefault(option.casefold(), option)
     close = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
-    return f" Did you mean '{folded[close[0]]}'?" if close else ""
+    if not close:
+        return ""
+    return f" Did you mean '{folded[close[0]]}'?"
 
 
 def shorten(names: Iterable[str], limit: int = 5) -> str:

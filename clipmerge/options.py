@@ -119,12 +119,6 @@ class ImageOptions(Options):
     ] = None
 
     @property
-    def templates(self) -> Names:
-        """The prompt templates that the user named."""
-        templates: Names = self.template
-        return templates
-
-    @property
     def columns(self) -> "Columns":
         """The columns that the user named."""
         from clipmerge.images.image_set import Columns

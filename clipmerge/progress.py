@@ -76,10 +76,15 @@ def format_seconds(seconds: float) -> str:
         ('under 1 s', '1 min 15 s', '17 min', '1 h 7 min')
     """
     whole = round(seconds)
+    if whole < 1:
+        return "under 1 s"
     if whole < 60:
-        return f"{whole} s" if whole else "under 1 s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 10:
+        return f"{whole} s"
+    if whole < 600:
+        minutes, rest = divmod(whole, 60)
         return f"{minutes} min {rest} s"
     minutes = round(whole / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest} min"

@@ -162,7 +162,7 @@ def _objective_for(
         templates = images.templates
     else:
         images = drawn
-        templates = templates_for(options.templates, images.templates)
+        templates = templates_for(options.template, images.templates)
     names = images.class_names
     if isinstance(val, CaptionedImages):
         val = val.with_one_caption(options.seed, known=names)
@@ -192,7 +192,7 @@ def _objective_for(
         classes = classifier_for(
             model,
             of_shift.val,
-            templates_for(options.templates, of_shift.val.templates),
+            templates_for(options.template, of_shift.val.templates),
             context.device,
             moves=path.text_changes,
         )

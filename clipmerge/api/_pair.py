@@ -109,7 +109,7 @@ def with_zeroshot_head(
         names, templates = read_class_names(options.classes, list(map(str, range(rows)))), ()
     else:
         return pair
-    head = HeadRecord(classes=names, templates=templates_for(options.templates, templates))
+    head = HeadRecord(classes=names, templates=templates_for(options.template, templates))
     inputs = build_zeroshot_head(pair.inputs, head)
     return replace(pair, inputs=inputs, head=head)
 

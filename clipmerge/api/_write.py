@@ -107,7 +107,7 @@ def write_merged(
     if not is_main_process():
         return MergeResult(output, decided.plan, None)
     if output is None:
-        plan = hashed(decided.plan, pair)
+        plan = decided.plan.replace(**pair.sources(hashed=True))
         record = _record(pair, decided, plan, verdict, journal)
     else:
         plan, record = _write(pair, decided, verdict, output, options, journal)
@@ -143,7 +143,7 @@ def _write(
             journal.warn(note)
         for future in hashing:
             future.result()
-        plan = hashed(decided.plan, pair)
+        plan = decided.plan.replace(**pair.sources(hashed=True))
         if plan.coefficients:  # kept with the output, because learning them takes minutes
             written = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.public)
             plan = plan.replace(tensors=written.tensors)
@@ -154,11 +154,6 @@ def _write(
             json.dumps(record.as_json(), indent=2) + "\n", encoding="utf-8"
         )
     return plan, record
-
-
-def hashed(plan: Plan, pair: Pair) -> Plan:
-    """The plan with the hashes of its inputs' files."""
-    return plan.replace(**pair.sources(hashed=True))
 
 
 def _record(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.api._pair import CheckpointLike, Pair, as_list, open_pair, with_zeroshot_head
-from clipmerge.api._write import Decided, MergeResult, hashed, local_inputs, write_merged
+from clipmerge.api._write import Decided, MergeResult, local_inputs, write_merged
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, VerdictError
 from clipmerge.files.paths import local_path
@@ -138,7 +138,7 @@ def plan(
         decided = decide(pair, chosen, split, opts, journal)
         if not is_main_process():
             return decided.plan
-        plan = hashed(decided.plan, pair)
+        plan = decided.plan.replace(**pair.sources(hashed=True))
         if target is not None:
             plan = write_plan_files(target, plan)
         decided.forget()
@@ -165,19 +165,17 @@ def _output_folder(
     output: StrPath | None, options: MergeOptions, *checkpoints: CheckpointLike
 ) -> Path | None:
     """Refuse an output or a push that would fail, before anything is learned."""
-    target = None if output is None else local_path(output)
-    if target is None and options.push is not None:
-        raise UsageError("`push` needs `output`, the folder to publish")
-    if target is not None and is_main_process():
+    if output is None:
+        if options.push is not None:
+            raise UsageError("`push` needs `output`, the folder to publish")
+        return None
+    target = local_path(output)
+    if is_main_process():
         from clipmerge.files.staging import check_output
 
-        check_output(
-            target,
-            overwrite=options.overwrite,
-            read=local_inputs(
-                *checkpoints, options.data, options.classes, *dict(options.ood).values()
-            ),
-        )
+        images = (options.data, options.classes, *dict(options.ood).values())
+        read = local_inputs(*checkpoints, *images)
+        check_output(target, overwrite=options.overwrite, read=read)
         if options.push is not None:
             from clipmerge.publish.push import check_access
 

@@ -85,8 +85,8 @@ def evaluate_sources(
             }
             for name, images in sources.items()
         },
-        "templates": list(templates_for(settings.templates, ())),
-        "source_templates": source_templates(settings.templates, labelled),
+        "templates": list(templates_for(settings.template, ())),
+        "source_templates": source_templates(settings.template, labelled),
     }
     if recall:
         record["recall"] = recall

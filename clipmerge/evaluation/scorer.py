@@ -139,7 +139,7 @@ class Scorer:
             for note in caption_notes(images.source, model, texts):
                 progress.say(note)
             return Prompts(model, texts, 1, self.device)
-        templates = templates_for(self._settings.templates, images.templates)
+        templates = templates_for(self._settings.template, images.templates)
         return classifier_for(model, images, templates, self.device)
 
     def _text_features(self, name: str) -> Tensor:
