@@ -96,7 +96,7 @@ def _nth_largest(values: Array, count: int) -> Any:
     for _, run in _magnitudes(values):
         is_near = (low <= run) & (run <= high)
         found.append(run[is_near])
-        above += np.count_nonzero(run > high)
+        above += int(np.count_nonzero(run > high))
     near = np.concatenate(found)
     rank = len(near) + above - count
     if not 0 <= rank < len(near):

@@ -124,13 +124,14 @@ def _merge(
 
 def _read(inputs: Inputs, name: str, start: int = 0, stop: int | None = None) -> list[Array]:
     """A run of a parameter in every checkpoint, 1-D, in the dtype of the arithmetic."""
-    holders = [
-        (checkpoint, key, checkpoint.entries[key].dtype) for checkpoint, key in inputs.holders[name]
-    ]
-    wide = compute_dtype({dtype for _, _, dtype in holders})
-    return [
-        widen(checkpoint.array(key, start, stop), dtype, wide) for checkpoint, key, dtype in holders
-    ]
+    holders = inputs.holders[name]
+    dtypes = [checkpoint.entries[key].dtype for checkpoint, key in holders]
+    wide = compute_dtype({*dtypes})
+    ends = []
+    for dtype, (checkpoint, key) in zip(dtypes, holders, strict=True):
+        stored = checkpoint.array(key, start, stop)
+        ends.append(widen(stored, dtype, wide))
+    return ends
 
 
 def _require_finite(inputs: Inputs, name: str, ends: Sequence[Array]) -> None:
@@ -200,9 +201,12 @@ def coefficients_of_run(coefficient: Array, shape: Shape, start: int, stop: int)
     if coefficient.shape == shape:
         return coefficient.ravel()[start:stop]
     width = math.prod(shape[1:])
-    first, last = start // width, -(-stop // width)
-    rows = coefficient.ravel()[first:last].repeat(width)
-    return rows[start - first * width : stop - first * width]
+    first = start // width
+    last = -(-stop // width)
+    rows = coefficient.ravel()[first:last]
+    entries = rows.repeat(width)
+    begin = start - first * width
+    return entries[begin : begin + stop - start]
 
 
 # --- tensors that are copied ---
