@@ -76,8 +76,10 @@ class Inputs:
         for name in sorted(self.zeroshot_keys):
             layer = self.layer_of[name]
             groups.setdefault(layer, []).append(name)
-        order = sorted(groups, key=network_order)
-        return {layer: tuple(groups[layer]) for layer in order}
+        layers = {}
+        for layer in sorted(groups, key=network_order):
+            layers[layer] = tuple(groups[layer])
+        return layers
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -91,7 +93,9 @@ class Inputs:
         for keys in self.finetuned_keys:
             layers = {self.layer_of[name] for name in keys}
             towers.add(tower_of(layers))
-        return towers.pop() if len(towers) == 1 else "full"
+        if len(towers) > 1 or not towers:
+            return "full"
+        return towers.pop()
 
     @cached_property
     def is_partial(self) -> bool:
@@ -141,15 +145,18 @@ class Inputs:
     @property
     def layout_keys(self) -> dict[str, str]:
         """Keys in the file of `layout` by canonical name."""
-        return self.zeroshot_keys if self.layout is self.zeroshot else self.finetuned_keys[0]
+        if self.layout is self.zeroshot:
+            return self.zeroshot_keys
+        return self.finetuned_keys[0]
 
     @cached_property
     def output_keys(self) -> dict[str, str]:
         """Keys in the output by canonical name: those of `layout` where it has the parameter."""
         theirs = self.finetuned_keys[0]
+        keys = theirs | self.zeroshot_keys
         if self.layout is self.zeroshot:
-            return theirs | self.zeroshot_keys
-        return theirs | self.zeroshot_keys | theirs
+            return keys
+        return keys | theirs
 
     def expects(self, name: str) -> bool:
         """Whether the fine-tuned checkpoints must hold a zero-shot parameter, even if they are one
@@ -292,7 +299,8 @@ def _are_alike(inputs: Inputs) -> bool:
         if len(holders) <= len(inputs.finetuned):
             return False
         entries = [checkpoint.entries[key] for checkpoint, key in holders]
-        if len({(entry.shape, entry.dtype) for entry in entries}) > 1:
+        kinds = {(entry.shape, entry.dtype) for entry in entries}
+        if len(kinds) > 1:
             return False
     for finetuned in inputs.finetuned:
         if finetuned.config != zeroshot.config:
@@ -341,7 +349,8 @@ def _first_values(location: Location) -> Array:
     size = checkpoint.entries[key].size
     values = checkpoint.array(key, 0, min(_SAMPLE, size))
     if values.dtype == np.uint16:  # bfloat16
-        return (values.astype(np.uint32) << 16).view(np.float32)
+        bits = values.astype(np.uint32) << 16
+        return bits.view(np.float32)
     return values.astype(np.float64)
 
 
@@ -349,7 +358,7 @@ def are_equal(inputs: Inputs, which: int) -> bool:
     """Whether a fine-tuned checkpoint and the zero-shot one hold the same weights; of most that do
     not, only samples are read.
     """
-    names = [*filter(inputs.merges, inputs.zeroshot_keys)]
+    names = list(filter(inputs.merges, inputs.zeroshot_keys))
     for length in (_SAMPLE, sys.maxsize):
         for name in names:
             (theirs, their_key), *finetuned = inputs.holders[name]

@@ -57,7 +57,13 @@ def open_checkpoints(names: Sequence[str], *, model: str | None = None) -> list[
     zeroshot = open_checkpoint(names[0], model=model, snapshot=snapshots[0])
     opened = [zeroshot]
     for name, snapshot in zip(names[1:], snapshots[1:], strict=True):
-        opened.append(open_checkpoint(name, base=zeroshot, model=model, snapshot=snapshot))
+        checkpoint = open_checkpoint(
+            name,
+            base=zeroshot,
+            model=model,
+            snapshot=snapshot,
+        )
+        opened.append(checkpoint)
     return opened
 
 
@@ -141,8 +147,8 @@ def _download(snapshot: Snapshot) -> Path:
     for name in snapshot.files:
         beside, _, file = name.rpartition("/")
         is_shard = weights.endswith(_INDICES) and file.startswith(f"{stem}-")
-        is_wanted = is_shard or file in SIDE_FILES or file == "adapter_config.json"
-        if beside == folder and is_wanted:
+        is_small = file in SIDE_FILES or file == "adapter_config.json"
+        if beside == folder and (is_shard or is_small):
             wanted.append(name)
     return snapshot.download(wanted) / weights
 
