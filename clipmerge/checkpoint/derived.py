@@ -42,7 +42,8 @@ class DerivedCheckpoint(Checkpoint):
         facts = {}
         for attribute in fields(Checkpoint):
             facts[attribute.name] = getattr(original, attribute.name)
-        return cls(**facts | changes, original=original, lazy=lazy)
+        facts |= changes
+        return cls(**facts, original=original, lazy=lazy)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Take a run of one tensor's elements; see `Checkpoint.array`."""

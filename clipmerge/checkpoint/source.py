@@ -74,7 +74,8 @@ class Checkpoint:
             return np.empty(0, dtype)
         offset = entry.begin + start * dtype.itemsize
         mapped = self._map(entry.file)
-        view = np.frombuffer(mapped, dtype, stop - start, offset)
+        count = stop - start
+        view = np.frombuffer(mapped, dtype, count, offset)
         # tensors are unaligned if the header is not padded
         return view if view.flags.aligned else view.copy()
 
