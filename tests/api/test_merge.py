@@ -142,7 +142,6 @@ def test_what_happens_is_told_once(pair: Folders, images: Path) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "recipe": ({"recipe": "wiseft"}, UsageError, "Did you mean 'wise-ft'"),
     "option of a recipe": ({"set": {"method.alhpa": 1}}, UsageError, "Did you mean 'alpha'"),
-    "set twice": ({"alpha": 1, "set": {"method.alpha": 1}}, UsageError, "method.alpha"),
     "no such option": ({"imags": 3}, TypeError, "Did you mean 'images'"),
     "images out of range": (
         {"images": 0},

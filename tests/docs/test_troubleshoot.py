@@ -27,7 +27,6 @@ COMMANDS = {
     "a misspelt recipe": "merge {z} {f} -r wiseft -o out",
     "a misspelt option of a recipe": "merge {z} {f} -r wise-ft --set method.alhpa=0.4 -o out",
     "an option without its section": "merge {z} {f} -r wise-ft --set alpha=0.4 -o out",
-    "one option set twice": "merge {z} {f} -r wise-ft --alpha 0.4 --set method.alpha=0.5 -o out",
     "an alpha that is not a number": "merge {z} {f} -r wise-ft --alpha half -o out",
     "no images for a recipe that learns": "merge {z} {f} -r auto -o out",
     "a folder of yours as the output": "merge {z} {f} -r wise-ft -o {thesis}",
