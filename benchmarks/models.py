@@ -235,7 +235,7 @@ def _train(
         fixed = model.embed_text(tokens)
     for step in range(steps):
         at = order[step * how.batch : (step + 1) * how.batch]
-        images = moved(pixels[at], how).to(_DEVICE)
+        images = _moved(pixels[at], how).to(_DEVICE)
         optimizer.zero_grad()
         texts = model.embed_text(tokens) if how.text else fixed
         _add_gradients(
@@ -268,7 +268,7 @@ def _add_gradients(
         texts.backward(leaf.grad)
 
 
-def moved(images: Tensor, how: Regime) -> Tensor:
+def _moved(images: Tensor, how: Regime) -> Tensor:
     """Mirror every second picture, and move all of them a few pixels."""
     if how.mirror:
         mirrored = torch.rand(len(images), 1, 1, 1) < 0.5

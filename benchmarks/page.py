@@ -281,6 +281,8 @@ _EQUAL = {
     "dawin": "DaWin (two models)",
     "vrf": "VRF (two models)",
 }
+#: Those of which only the mean over targets is shown.
+_MEANS_ONLY = (CURVE, "recalibrated", "continued-3", "dawin", "vrf")
 _WITH_LABELS = ("continued", "anew", "auto")
 
 
@@ -322,7 +324,7 @@ def equal_by_target(every: Sequence[Results]) -> Rows:
         for ours in by_target.values():
             every_pair = len(_having(ours, [method])) == len(ours)
             cells.append(_both(ours, method) if every_pair else "")
-        if any(cells):
+        if any(cells) and method not in _MEANS_ONLY:
             rows.append([told, *cells])
     return rows
 

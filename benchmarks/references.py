@@ -5,7 +5,7 @@
 - ``ensemble``: the mean of both models' probabilities, each with the temperature of least loss on
   the validation pictures.
 - ``dawin`` (arXiv 2410.03782): every picture has weights of its own, interpolated by how sure both
-  models are of it. Here its alpha is rounded to tenths, and not clustered.
+  models are of it. Here its alpha is the nearest of the recorded curve, and not clustered.
 - ``vrf`` (arXiv 2411.06966): the fine-tuned model counts less, the further a picture lies from the
   validation pictures that only this model recognises. Its two constants are those of its code.
 
@@ -42,9 +42,10 @@ def references(pair: Pair, folder: Path = PAIRS_FOLDER) -> None:
     zeroshot = _answers(pair.zeroshot, tests)
     finetuned = _answers(pair.finetuned, tests)
     labels = sum(results.told["labels"].values())
+    alphas = torch.tensor(results.methods[CURVE]["alphas"])
     found = {
         "ensemble": _ensemble(zeroshot, finetuned, tests),
-        "dawin": _dawin(zeroshot, finetuned, results.correct(CURVE)),
+        "dawin": _dawin(zeroshot, finetuned, alphas, results.correct(CURVE)),
         "vrf": _vrf(zeroshot, finetuned, tests),
     }
     for name, right in found.items():
@@ -107,7 +108,12 @@ def _ensemble(zeroshot: Answers, finetuned: Answers, tests: Judge) -> Right:
     return right
 
 
-def _dawin(zeroshot: Answers, finetuned: Answers, curve: Right) -> Right:
+def _dawin(
+    zeroshot: Answers,
+    finetuned: Answers,
+    alphas: Tensor,
+    curve: Right,
+) -> Right:
     right = {}
     for name, of_alphas in curve.items():
         start = _entropies(zeroshot.shares[name])
@@ -117,8 +123,8 @@ def _dawin(zeroshot: Answers, finetuned: Answers, curve: Right) -> Right:
         sure_start = (-start).exp()
         sure_end = (-end).exp()
         alpha = (sure_end + offset * share) / (sure_start + sure_end + offset)
-        tenths = (10 * alpha).round().long().numpy()
-        right[name] = of_alphas[tenths, np.arange(len(tenths))]
+        nearest = (alpha[:, None] - alphas).abs().argmin(dim=1)
+        right[name] = of_alphas[nearest, np.arange(len(nearest))]
     return right
 
 

@@ -24,7 +24,6 @@ from benchmarks.make_pairs.pictures import (
     of_domains,
     read_tar,
 )
-from benchmarks.make_pairs.vit import teach_vit
 from benchmarks.models import load
 from clipmerge.errors import DataError
 
@@ -55,7 +54,7 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     if not given.is_dir():
         raise DataError(f"{given}: make a pair of real pictures first, or name --zeroshot")
     zeroshot = resized(given, _SIZE, places.cache / f"zeroshot-lite0-{_SIZE}")
-    pictures, others = _load(places.clones or Path(), spec.target)
+    pictures = _load(places.clones or Path(), spec.target)
     groups = _groups(pictures, given)
     roles = deal(pictures, groups, spec.seed)
     samples = []
@@ -66,33 +65,23 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     roles.ood["imagenet"] = [len(pictures) + at for at in some]
     roles.ood_classes["imagenet"] = IMAGENET
     pictures += samples
-    if spec.model == "vit":
-        seen = [*_read(others), *samples]
-        taught = places.cache / f"zeroshot-vit-{spec.target}"
-        teach_vit(zeroshot, seen, taught)
-        zeroshot = taught
     return write_pair(spec, places.cache, zeroshot, TEMPLATE, pictures, roles)
 
 
-def _load(clones: Path, target: str) -> tuple[list[Picture], list[File]]:
-    """A sample of each domain of a target, scaled down, and the rest."""
+def _load(clones: Path, target: str) -> list[Picture]:
+    """A sample of each domain of a target, scaled down."""
     files: dict[str, list[File]] = defaultdict(list)
     for file in _READERS[target](clones):
         files[file.domain].append(file)
     if not files:
         raise DataError(f"{clones}: no pictures of {target}; benchmarks/README.md names the clones")
-    chosen, rest = [], []
+    chosen = []
     for domain in sorted(files):
         ours = files[domain]
         ours.sort(key=lambda file: str(file.path.relative_to(clones)))
         random.Random(0).shuffle(ours)
         chosen += ours[:_MOST]
-        rest += ours[_MOST:]
-    return _read(chosen), rest
-
-
-def _read(files: Sequence[File]) -> list[Picture]:
-    return [Picture(file.domain, file.label, _scaled(file.path)) for file in files]
+    return [Picture(file.domain, file.label, _scaled(file.path)) for file in chosen]
 
 
 def _scaled(path: Path) -> bytes:
@@ -239,26 +228,8 @@ _READERS: dict[str, Callable[[Path], Iterator[File]]] = {
 #: These were looked at before images were split into those that choose and those that judge, and
 #: were a reason for it. Office and cartoons were first looked at when all was settled.
 _TUNED = ("aggressive-aerial-0", "aggressive-groceries-0")
-PAIRS = (
-    *(
-        Spec(
-            name := f"{how}-{target}-0",
-            target,
-            "lite0",
-            REGIMES[how],
-            0,
-            name in _TUNED,
-        )
-        for target in _READERS
-        for how in ("aggressive", "mild")
-    ),
-    *(
-        Spec(
-            f"vit-{how}-cartoon-0",
-            "cartoon",
-            "vit",
-            REGIMES[how],
-        )
-        for how in ("aggressive", "mild")
-    ),
+PAIRS = tuple(
+    Spec(name := f"{how}-{target}-0", target, "lite0", REGIMES[how], 0, name in _TUNED)
+    for target in _READERS
+    for how in ("aggressive", "mild")
 )

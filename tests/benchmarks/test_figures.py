@@ -113,7 +113,12 @@ def test_dawin_of_two_models_alike() -> None:
     shares = torch.tensor([[0.9, 0.1], [0.6, 0.4]])
     both = references.Answers({}, {"test": shares})
     alphas = np.arange(11)[:, None] == 5  # right at alpha 0.5 alone
-    found = references._dawin(both, both, {"test": np.repeat(alphas, 2, axis=1)})
+    found = references._dawin(
+        both,
+        both,
+        torch.arange(11) / 10,
+        {"test": np.repeat(alphas, 2, axis=1)},
+    )
     assert found["test"].all()
 
 
