@@ -64,7 +64,10 @@ def split(val: Source) -> tuple[Source, Source]:
     choose: list[int] = []
     while len(choose) < len(val.labels) // 5:
         choose += members[order.pop()]
-    return _some(val, [at for group in order for at in members[group]]), _some(val, sorted(choose))
+    learn: list[int] = []
+    for group in order:
+        learn += members[group]
+    return _some(val, learn), _some(val, sorted(choose))
 
 
 def _some(source: Source, chosen: list[int]) -> Source:

@@ -32,7 +32,9 @@ class Judge:
         self.pair = pair
         self.model: Model = load(pair.zeroshot)
         self.sources = pair.tested() | (extra or {})
-        self.pixels = {name: self.model.input(each.images) for name, each in self.sources.items()}
+        self.pixels = {}
+        for name, each in self.sources.items():
+            self.pixels[name] = self.model.input(each.images)
 
     def logits(self, model: Model, name: str) -> Any:
         """Logits on one source, shape (N, C)."""
@@ -98,7 +100,8 @@ def judge(
     results = open_results(pair, folder)
     tests = Judge(pair)
     if CURVE not in results.methods:
-        add_curve(Judge(pair, {"val": pair.source("val")}), results)
+        with_val = Judge(pair, {"val": pair.source("val")})
+        add_curve(with_val, results)
     name = " ".join(
         [
             Path(recipe).stem,

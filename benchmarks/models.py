@@ -106,7 +106,9 @@ def save_open_clip(network: CLIP, config: Mapping[str, Any], folder: Path) -> No
     """Write an OpenCLIP folder, completely or not at all."""
     scratch = folder.with_name(f".{folder.name}")
     scratch.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().contiguous() for name, value in network.state_dict().items()}
+    weights = {}
+    for name, value in network.state_dict().items():
+        weights[name] = value.detach().contiguous()
     save_file(weights, scratch / "open_clip_model.safetensors")
     text = json.dumps(config, indent=1) + "\n"
     (scratch / _OPEN_CLIP).write_text(text, encoding="utf-8")

@@ -27,7 +27,11 @@ from benchmarks.statistics import (
 )
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "research.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "docs" / "research.md",
+)
 PICTURE = ROOT / "docs" / "assets" / "results.png"
 _MARK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 #: Earlier forms of `auto`, which stand for it where it was not run: of 7fea82b5 with four times the
@@ -230,7 +234,15 @@ def leaderboard(every: Sequence[Results]) -> Rows:
         minutes = [one["seconds"] / 60 for one in told if "seconds" in one]
         spent = f"{np.median(minutes):.1f}" if minutes else ""
         who = ", ".join(_named(told, "who"))
-        rows.append([name, ", ".join(commits[:2]), *cells, spent, who])
+        rows.append(
+            [
+                name,
+                ", ".join(commits[:2]),
+                *cells,
+                spent,
+                who,
+            ]
+        )
     return rows
 
 
@@ -318,7 +330,10 @@ def equal_labels(every: Sequence[Results]) -> Rows:
 def equal_by_target(every: Sequence[Results]) -> Rows:
     """The same by target: ID / OOD."""
     by_target = _by_target(_having(every, _WITH_LABELS))
-    rows = [["method", *(f"{name} ({len(ours)})" for name, ours in by_target.items())]]
+    head = ["method"]
+    for name, ours in by_target.items():
+        head.append(f"{name} ({len(ours)})")
+    rows = [head]
     for method, told in _EQUAL.items():
         cells = []
         for ours in by_target.values():
@@ -362,7 +377,8 @@ def advice(_: Sequence[Results]) -> Rows:
     found = counted()
     rows = [["images", *next(iter(found.values()))]]
     for size, told in found.items():
-        rows.append([size, *(f"{right} of {count}" for right, count in told.values())])
+        cells = [f"{right} of {count}" for right, count in told.values()]
+        rows.append([size, *cells])
     return rows
 
 

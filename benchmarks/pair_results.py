@@ -70,7 +70,10 @@ class Results:
 
     def correct(self, method: str) -> dict[str, np.ndarray]:
         """Which pictures of each source a method recognised, shape (points, pictures)."""
-        return {name: unpacked(each) for name, each in self.methods[method]["correct"].items()}
+        found = {}
+        for name, each in self.methods[method]["correct"].items():
+            found[name] = unpacked(each)
+        return found
 
     def add(self, method: str, **told: Any) -> None:
         """Add a method, or replace it, and write the file."""
@@ -104,8 +107,12 @@ def open_results(pair: Pair, folder: Path = PAIRS_FOLDER) -> Results:
     }
     told["regime"], _, _ = spec.name.partition(f"-{spec.target}")
     told["tuned"] = spec.tuned
-    told["labels"] = {name: len(pair.source(name).labels) for name in ("train", "val")}
-    told["things"] = {name: each.things.tolist() for name, each in pair.tested().items()}
+    told["labels"] = {}
+    for name in ("train", "val"):
+        told["labels"][name] = len(pair.source(name).labels)
+    told["things"] = {}
+    for name, each in pair.tested().items():
+        told["things"][name] = each.things.tolist()
     told["methods"] = {}
     return Results(file, told)
 

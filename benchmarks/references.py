@@ -45,7 +45,12 @@ def references(pair: Pair, folder: Path = PAIRS_FOLDER) -> None:
     alphas = torch.tensor(results.methods[CURVE]["alphas"])
     found = {
         "ensemble": _ensemble(zeroshot, finetuned, tests),
-        "dawin": _dawin(zeroshot, finetuned, alphas, results.correct(CURVE)),
+        "dawin": _dawin(
+            zeroshot,
+            finetuned,
+            alphas,
+            results.correct(CURVE),
+        ),
         "vrf": _vrf(zeroshot, finetuned, tests),
     }
     for name, right in found.items():
@@ -57,7 +62,11 @@ def references(pair: Pair, folder: Path = PAIRS_FOLDER) -> None:
     norms = _norms(tests.model)
     if norms:
         pixels = tests.pixels["val"]
-        curve = tests.curve(pair.finetuned, ALPHAS, lambda: _recalibrate(tests.model, pixels))
+
+        def prepare() -> None:
+            _recalibrate(tests.model, pixels)
+
+        curve = tests.curve(pair.finetuned, ALPHAS, prepare)
         results.add(
             "recalibrated",
             alphas=ALPHAS,
@@ -146,7 +155,11 @@ def _vrf(zeroshot: Answers, finetuned: Answers, tests: Judge) -> Right:
         distances = torch.cdist(finetuned.features[name], gained).square()
         nearest = distances.amin(dim=1, keepdim=True)
         weight = torch.sigmoid((_VRF_MIDDLE - nearest) / _VRF_WIDTH)
-        mean = torch.lerp(zeroshot.shares[name], finetuned.shares[name], weight)
+        mean = torch.lerp(
+            zeroshot.shares[name],
+            finetuned.shares[name],
+            weight,
+        )
         right[name] = (mean.argmax(dim=1) == source.labels).numpy()
     return right
 

@@ -278,7 +278,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.folder or Path(temporary)).resolve()
-        found = compare(_CASES[given.case](given, folder), given.rounds)
+        contestants = _CASES[given.case](given, folder)
+        found = compare(contestants, given.rounds)
     for name, each in found.items():
         seconds = statistics.median(one.seconds for one in each)
         memory = statistics.median(one.private_mb for one in each)

@@ -98,7 +98,8 @@ def gain(point: Accuracies, curve: Accuracies) -> np.ndarray:
         >>> gain(Accuracies(np.array([[0.9]]), np.array([[0.7]])), curve).round(3).tolist()
         [0.2]
     """
-    wanted = np.minimum(point.id[:, 0], curve.id.max(axis=1))
+    most = curve.id.max(axis=1)
+    wanted = np.minimum(point.id[:, 0], most)
     return point.ood[:, 0] - _heights(curve, wanted)
 
 
@@ -107,7 +108,8 @@ def _heights(curve: Accuracies, wanted: np.ndarray) -> np.ndarray:
     reaches = curve.id >= wanted[:, None]
     best = np.where(reaches, curve.ood, -np.inf).max(axis=1)
     for left in range(curve.id.shape[1] - 1):
-        start, end = curve.point(left), curve.point(left + 1)
+        start = curve.point(left)
+        end = curve.point(left + 1)
         rise = end.id - start.id
         rise[rise == 0] = np.nan
         share = (wanted[:, None] - start.id) / rise
@@ -155,7 +157,8 @@ def over_targets(values: Sequence[tuple[str, np.ndarray]], resamples: int = RESA
     for target, each in values:
         by_target[target].append(each)
     targets = [np.stack(each) for each in by_target.values()]
-    measured = float(np.mean([each[:, 0].mean() for each in targets]))
+    of_targets = [each[:, 0].mean() for each in targets]
+    measured = float(np.mean(of_targets))
     rng = np.random.default_rng(1)
     drawn = rng.integers(len(targets), size=(resamples, len(targets)))
     means = np.zeros(drawn.shape)

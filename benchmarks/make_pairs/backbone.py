@@ -42,7 +42,11 @@ BACKBONES = {
 _GROUPS: dict[str, tuple[int, ...]] = {
     "airplane": (404, 895),
     "automobile": (407, 436, 468, 511, 609, 627, 656, 661, 751, 817),
-    "bird": (*range(7, 25), *range(80, 101), *range(127, 147)),
+    "bird": (
+        *range(7, 25),
+        *range(80, 101),
+        *range(127, 147),
+    ),
     "cat": tuple(range(281, 286)),
     "deer": (351, 352, 353),
     "dog": tuple(range(151, 269)),
@@ -137,7 +141,8 @@ def _teach(
         dim=1,
     )
     projection = model.visual.head.proj
-    directions = torch.linalg.svd(weight - weight.mean(dim=0), full_matrices=False).Vh
+    centred = weight - weight.mean(dim=0)
+    directions = torch.linalg.svd(centred, full_matrices=False).Vh
     directions = directions[: projection.out_features]
     with torch.no_grad():
         projection.weight.copy_(directions)
@@ -166,13 +171,15 @@ def _teach(
         drawn = torch.randint(len(features), (_BATCH,))
         some = torch.randperm(len(IMAGENET))[:_NAMES_A_STEP]
         images = normalize(projection(features[drawn]), dim=1)
-        texts = normalize(model.encode_text(tokens[torch.cat([some, groups])]), dim=1)
+        named = torch.cat([some, groups])
+        texts = normalize(model.encode_text(tokens[named]), dim=1)
         logits = model.logit_scale.exp() * images @ texts.T
         general, special = logits.split([len(some), len(groups)], dim=1)
         sure = grouped[drawn].sum(dim=1) > _LEAST_GROUPED
         loss = cross_entropy(general, _shares(taught[drawn][:, some]))
         if sure.any():
-            loss = loss + cross_entropy(special[sure], _shares(grouped[drawn][sure]))
+            wanted = _shares(grouped[drawn][sure])
+            loss = loss + cross_entropy(special[sure], wanted)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -108,7 +108,14 @@ def make_pair(spec: Spec, places: Places) -> Pair:
         ood[name] = taken(name, _OOD, 20 + at)
     roles = Roles(classes, train, val, test, ood)
     template = _TEMPLATES[0]
-    return write_pair(spec, places.cache, zeroshot, template, pictures, roles)
+    return write_pair(
+        spec,
+        places.cache,
+        zeroshot,
+        template,
+        pictures,
+        roles,
+    )
 
 
 def _pretrain(classes: Sequence[str], drawings: Tensor, folder: Path) -> None:
@@ -120,7 +127,8 @@ def _pretrain(classes: Sequence[str], drawings: Tensor, folder: Path) -> None:
             (64,),
             generator=generator,
         )
-        strong = max(1, round(64 * 0.6 * min(1.0, done / 0.3)))
+        share = 0.6 * min(1.0, done / 0.3)
+        strong = max(1, round(64 * share))
         some = drawings[picked].float() / 255
         parts = [
             photographed(some[strong:], PLAIN, generator),
@@ -250,7 +258,8 @@ def _rendered(file: str, content: bytes) -> Tensor:
         image,
         ((_GLYPH - image.width) // 2, (_GLYPH - image.height) // 2),
     )
-    return torch.from_numpy(np.asarray(canvas).copy()).permute(2, 0, 1).contiguous()
+    pixels = torch.from_numpy(np.asarray(canvas).copy())
+    return pixels.permute(2, 0, 1).contiguous()
 
 
 @dataclass(frozen=True)
@@ -325,7 +334,10 @@ def photographed(drawings: Tensor, how: Strength, generator: Generator) -> Tenso
     cosine = torch.cos(angle) / zoom
     sine = torch.sin(angle) / zoom
     rows = [
-        torch.stack([cosine, -sine, move[:, 0]], 1),
+        torch.stack(
+            [cosine, -sine, move[:, 0]],
+            1,
+        ),
         torch.stack([sine, cosine, move[:, 1]], 1),
     ]
     # colours are weighted by their opacity, so that the edges of a drawing stay clean
@@ -344,7 +356,11 @@ def photographed(drawings: Tensor, how: Strength, generator: Generator) -> Tenso
     mixing = torch.eye(3) + 0.5 * torch.randn(count, 3, 3, generator=generator)
     mixed = torch.einsum("nij,njhw->nihw", mixing, colour - 0.5) + 0.5
     colour = torch.where(chance(how.recolour), mixed.clamp(0, 1), colour)
-    colour = torch.where(chance(how.grey), colour.mean(dim=1, keepdim=True), colour)
+    colour = torch.where(
+        chance(how.grey),
+        colour.mean(dim=1, keepdim=True),
+        colour,
+    )
     picture = avg_pool2d(
         colour * cover + between(how.background, 1, 3, 1, 1) * (1 - cover),
         2,

@@ -43,12 +43,18 @@ def make_pair(spec: Spec, places: Places) -> Pair:
             "jpeg",
             quality=95,
         )
-        pictures.append(Picture(row["domain"], classes[row["label"]], file.getvalue()))
+        name = classes[row["label"]]
+        pictures.append(Picture(row["domain"], name, file.getvalue()))
     of_domain = of_domains(pictures)
     own = of_domain.pop(_TARGET)
     random.Random(spec.seed).shuffle(own)
-    test, val, train = own[:_TEST], own[_TEST : _TEST + _VAL], own[_TEST + _VAL :]
-    ood = {name.lower(): sampled(ours, _TEST) for name, ours in of_domain.items()}
+    test = own[:_TEST]
+    others = own[_TEST:]
+    val = others[:_VAL]
+    train = others[_VAL:]
+    ood = {}
+    for name, ours in of_domain.items():
+        ood[name.lower()] = sampled(ours, _TEST)
     roles = Roles(
         classes,
         train,

@@ -65,7 +65,14 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     roles.ood["imagenet"] = [len(pictures) + at for at in some]
     roles.ood_classes["imagenet"] = IMAGENET
     pictures += samples
-    return write_pair(spec, places.cache, zeroshot, TEMPLATE, pictures, roles)
+    return write_pair(
+        spec,
+        places.cache,
+        zeroshot,
+        TEMPLATE,
+        pictures,
+        roles,
+    )
 
 
 def _load(clones: Path, target: str) -> list[Picture]:
@@ -229,7 +236,14 @@ _READERS: dict[str, Callable[[Path], Iterator[File]]] = {
 #: were a reason for it. Office and cartoons were first looked at when all was settled.
 _TUNED = ("aggressive-aerial-0", "aggressive-groceries-0")
 PAIRS = tuple(
-    Spec(name := f"{how}-{target}-0", target, "lite0", REGIMES[how], 0, name in _TUNED)
+    Spec(
+        name := f"{how}-{target}-0",
+        target,
+        "lite0",
+        REGIMES[how],
+        0,
+        name in _TUNED,
+    )
     for target in _READERS
     for how in ("aggressive", "mild")
 )

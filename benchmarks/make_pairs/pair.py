@@ -88,7 +88,9 @@ class Roles:
 
     def tested_on(self, most: int) -> Roles:
         """The same with a sample of each source of test pictures."""
-        fewer = {name: sampled(chosen, most) for name, chosen in self.ood.items()}
+        fewer = {}
+        for name, chosen in self.ood.items():
+            fewer[name] = sampled(chosen, most)
         return replace(
             self,
             test=sampled(self.test, most),
@@ -100,7 +102,8 @@ def sampled(chosen: Sequence[int], most: int) -> list[int]:
     """At most so many of them, always the same."""
     import random
 
-    return sorted(random.Random(3).sample(list(chosen), min(most, len(chosen))))
+    count = min(most, len(chosen))
+    return sorted(random.Random(3).sample(list(chosen), count))
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,8 @@ def write_pair(
         "zeroshot": zeroshot.name,
         "template": template,
     }
-    (pair.folder / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(about, indent=1) + "\n"
+    (pair.folder / _ABOUT).write_text(text, encoding="utf-8")
     return pair
 
 
@@ -193,5 +197,6 @@ def resized(folder: Path, size: int, into: Path) -> Path:
         file = into / "open_clip_config.json"
         config = json.loads(file.read_text(encoding="utf-8"))
         config["model_cfg"]["vision_cfg"]["image_size"] = size
-        file.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(config, indent=1) + "\n"
+        file.write_text(text, encoding="utf-8")
     return into

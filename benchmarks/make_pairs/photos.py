@@ -133,10 +133,14 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     """Make one pair, each part once."""
     pictures = load_pictures(places)
     dealer = Dealer(pictures, _groups(pictures, places.cache))
-    zeroshot = places.zeroshots.get(spec.model, places.cache / f"zeroshot-{spec.model}")
+    zeroshot = places.zeroshots.get(
+        spec.model,
+        places.cache / f"zeroshot-{spec.model}",
+    )
     if not zeroshot.is_dir():
         seen = [pictures[at] for at in dealer.unlabelled()]
-        teach_zeroshot(spec.model, features_of(classifier_of(spec.model), seen), zeroshot)
+        features = features_of(classifier_of(spec.model), seen)
+        teach_zeroshot(spec.model, features, zeroshot)
     roles = dealer.deal(spec.target, spec.seed).tested_on(_TESTED)
     return write_pair(
         spec,
@@ -168,7 +172,8 @@ def load_pictures(places: Places) -> list[Picture]:
 
 def _groups(pictures: Sequence[Picture], cache: Path) -> list[int]:
     """Groups of near-copies, looked for once."""
-    digest = hashlib.sha256(b"".join(each.data for each in pictures)).hexdigest()[:8]
+    data = b"".join(each.data for each in pictures)
+    digest = hashlib.sha256(data).hexdigest()[:8]
     file = cache / f"groups-{digest}.json"
     if not file.is_file():
         small = [at for at, each in enumerate(pictures) if each.domain.startswith("cifar10")]
@@ -181,7 +186,8 @@ def _groups(pictures: Sequence[Picture], cache: Path) -> list[int]:
         pairs = [(large[one], large[other]) for one, other in alike]
         pairs += [(small[one], small[other]) for one, other in copies]
         cache.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(grouped(len(pictures), pairs)), encoding="utf-8")
+        text = json.dumps(grouped(len(pictures), pairs))
+        file.write_text(text, encoding="utf-8")
     found: list[int] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
@@ -240,7 +246,8 @@ class Dealer:
             train = train[:_CIFAR10_TRAIN]
             ood["imagenet"] = self._of("imagenet")
         used = [*val, *train, *test]
-        ood = {name: sampled(self._apart(tested, used), _MOST) for name, tested in ood.items()}
+        for name, tested in ood.items():
+            ood[name] = sampled(self._apart(tested, used), _MOST)
         classes = _CIFAR10 if target == "cifar10" else _PACS
         return Roles(
             classes,

@@ -63,7 +63,8 @@ def pretrain(
     def loss(done: float) -> Tensor:
         pixels, drawn = batches(done, generator)
         rows, target = torch.unique(drawn, return_inverse=True)
-        output = model(input_ids=encoded[rows], pixel_values=(pixels.float() - 0.5) / 0.5)
+        scaled = (pixels.float() - 0.5) / 0.5
+        output = model(input_ids=encoded[rows], pixel_values=scaled)
         return _contrastive_loss(output.logits_per_image, target)
 
     _fit(

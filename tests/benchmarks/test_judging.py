@@ -13,6 +13,7 @@ import torch
 import clipmerge
 from benchmarks.__main__ import main
 from benchmarks.equal_labels import split
+from benchmarks.judge import judge
 from benchmarks.make_pairs import hub
 from benchmarks.make_pairs.pair import Pair, Places
 from benchmarks.make_pairs.pictures import Source
@@ -84,7 +85,7 @@ def test_near_copies_stay_on_one_side() -> None:
 def test_pair_of_the_hub_on_a_stand_in(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everything but the weights and the pictures: roles, fine-tuning, the folder."""
+    """Everything but the weights and the pictures: roles, fine-tuning, merging, the row."""
     own = pair.source("test")
     domains = ["Real World"] * 60 + ["Art"] * 20
     columns = {
@@ -108,3 +109,7 @@ def test_pair_of_the_hub_on_a_stand_in(
     assert counts == {"train": 25, "val": 15, "test": 20, "ood-art": 20}
     assert made.source("val").classes == own.classes
     assert (made.finetuned / "config.json").is_file()
+    judge(made, "lines", who="a test", folder=tmp_path / "results")
+    (results,) = every_result(tmp_path / "results")
+    assert set(results.methods) == {CURVE, "lines"}
+    assert "| office-home |" in table("leaderboard", [results])
