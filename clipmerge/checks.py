@@ -132,7 +132,7 @@ def check_sources(
     )
     moves = [
         partial(Path.set_alpha, alpha=0.0),
-        partial(Path.set_finetuned, which=0),
+        partial(Path.set_mixture, weights=(1.0,)),
     ]
     for name, (zeroshot, finetuned) in scorer.score(moves, samples, progress).items():
         among = len(samples[name].class_names)

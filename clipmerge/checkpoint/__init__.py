@@ -1,9 +1,10 @@
 """Checkpoints: opened lazily, and checked before anything is computed."""
 
-from clipmerge.checkpoint.alignment import Inputs, Location, align_checkpoints
+from clipmerge.checkpoint.alignment import Inputs, Location, are_alike, match_keys
 from clipmerge.checkpoint.opening import open_checkpoint, open_checkpoints
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.files.safetensors import TensorEntry
+from clipmerge.types import Missing, OutputDtype
 
 __all__ = [
     "Checkpoint",
@@ -14,3 +15,28 @@ __all__ = [
     "open_checkpoints",
     "align_checkpoints",
 ]
+
+
+def align_checkpoints(
+    zeroshot: Checkpoint,
+    finetuned: list[Checkpoint],
+    *,
+    missing: Missing = "error",
+    dtype: OutputDtype = "keep",
+    refuse: bool = True,
+) -> Inputs:
+    """Match checkpoints' tensors by name, without reading weights, and settle what differs.
+
+    Args:
+        zeroshot: The zero-shot checkpoint.
+        finetuned: The fine-tuned ones.
+        missing: Treatment of keys that only one side has.
+        dtype: That of the merged weights.
+        refuse: Whether mismatches that prevent a merge are errors.
+    """
+    inputs = match_keys(zeroshot, finetuned, missing, dtype)
+    if are_alike(inputs):
+        return inputs
+    from clipmerge.checkpoint.mismatches import settle_differences  # most pairs need none of it
+
+    return settle_differences(inputs, refuse=refuse)

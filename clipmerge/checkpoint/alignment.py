@@ -229,24 +229,10 @@ class Inputs:
         return found
 
 
-def align_checkpoints(
-    zeroshot: Checkpoint,
-    finetuned: list[Checkpoint],
-    *,
-    missing: Missing = "error",
-    dtype: OutputDtype = "keep",
-    refuse: bool = True,
+def match_keys(
+    zeroshot: Checkpoint, finetuned: list[Checkpoint], missing: Missing, dtype: OutputDtype
 ) -> Inputs:
-    """Match keys by canonical name, in the layout of the first fine-tuned checkpoint, without
-    reading weights.
-
-    Args:
-        zeroshot: The zero-shot checkpoint.
-        finetuned: The fine-tuned ones.
-        missing: Treatment of keys that only one side has.
-        dtype: That of the merged weights.
-        refuse: Whether mismatches that prevent a merge are errors.
-    """
+    """Match keys by canonical name, in the layout of the first fine-tuned checkpoint."""
     checkpoints = [zeroshot, *finetuned]
     if len({layout_of(checkpoint.entries) for checkpoint in checkpoints}) > 1:
         from clipmerge.checkpoint.converted import convert_checkpoint
@@ -270,7 +256,7 @@ def align_checkpoints(
         names |= found
         notes += checkpoint.notes
     first, *others = checkpoints
-    inputs = Inputs(
+    return Inputs(
         family=family,
         zeroshot=first,
         finetuned=tuple(others),
@@ -281,14 +267,9 @@ def align_checkpoints(
         dtype=dtype,
         notes=notes,
     )
-    if _are_alike(inputs):
-        return inputs
-    from clipmerge.checkpoint.mismatches import settle_differences
-
-    return settle_differences(inputs, refuse=refuse)
 
 
-def _are_alike(inputs: Inputs) -> bool:
+def are_alike(inputs: Inputs) -> bool:
     """Whether all checkpoints have the same parameters, of the same shapes and dtypes, and the same
     configuration, processor and tokenizer beside them.
     """

@@ -276,12 +276,11 @@ def compare(
 
 def moves_of(plan: Plan) -> list[Move]:
     """Functions that move the model to zero-shot, each fine-tuned and the merged one."""
-    finetuned = [partial(Path.set_finetuned, which=which) for which in range(len(plan.finetuned))]
-    return [
-        partial(Path.set_alpha, alpha=0.0),
-        *finetuned,
-        partial(Path.set_plan, plan=plan),
-    ]
+    moves: list[Move] = [partial(Path.set_alpha, alpha=0.0)]
+    for before in range(len(plan.finetuned)):
+        moves.append(partial(Path.set_mixture, weights=(0.0,) * before + (1.0,)))
+    moves.append(partial(Path.set_plan, plan=plan))
+    return moves
 
 
 def _class_gain(images: Images, by_image: NDArray[np.float64]) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import get_args
 
 import torch
@@ -22,50 +23,54 @@ from clipmerge.plugins import Augmentation
 #: All kinds of change, in the order in which they are made.
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
 # Strengths are those of common augmentation in contrastive learning, chosen once and never tuned to
-# a shift: turns, shears, shifts (a shift of 2 is the whole image) and scales, colours in units of
-# the normalised image, and shares of the images that become grey or blurred.
-_TURN, _SHEAR, _SHIFT, _SCALES = math.radians(25), 0.2, 0.15, (0.7, 1.3)
-_CONTRAST, _BRIGHTNESS, _CHANNELS = 0.6, 0.6, 0.4
-_GREY_SHARE, _BLUR_SHARE, _NOISE = 0.3, 0.3, 0.4
+# a shift. Most follow one magnitude: scales are 1 -+ 0.3, shifts half of it (a shift of 2 is the
+# whole image), contrast and brightness, in units of the normalised image, twice; and it is the
+# share of the images that become grey, and of those that become blurred.
+_MAGNITUDE = 0.3
+# Turns, which common augmentation gives in degrees.
+_TURN = math.radians(25)
+# Shears; channels are mixed, and noise is added, by twice as much.
+_SHEAR = 0.2
 # Of a weak augmentation at strength 1: small enough to leave what an image shows as it is.
 _WEAK_TURN, _WEAK_SCALE, _WEAK_SHIFT = math.radians(6), 0.08, 0.06
 
-
-class _Draws:
-    """Random numbers for every image."""
-
-    def __init__(self, pixels: Tensor, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
-        self._like = pixels
-
-    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        """Numbers between two bounds, (images, *shape), on the images' device."""
-        drawn = torch.rand((len(self._like), *shape), generator=self._generator)
-        return (drawn * (high - low) + low).to(self._like)
-
-    def chosen(self, share: float) -> Tensor:
-        """Whether each image is among a share of all, (images, 1, 1, 1)."""
-        return self.uniform(0, 1, 1, 1, 1) < share
-
-    def normal(self) -> Tensor:
-        """Standard normal numbers in the images' shape."""
-        device, generator = self._like.device, self._generator
-        if device.type != "cpu":
-            seed = int(torch.randint(1 << 32, (), generator=generator))
-            generator = torch.Generator(device).manual_seed(seed)
-        return torch.randn(self._like.shape, generator=generator, device=device)
+#: Draws numbers between two bounds, (images, *shape), on the images' device.
+_Draw = Callable[..., Tensor]
 
 
 def strong_augment(
-    pixels: Tensor, seed: int, kinds: tuple[Augmentation, ...] = AUGMENTATIONS
+    pixels: Tensor,
+    seed: int,
+    kinds: tuple[Augmentation, ...] = AUGMENTATIONS,
 ) -> Tensor:
     """Change every preprocessed image, (batch, 3, height, width), as the seed says."""
     if kinds:
         _require_images(pixels)
-    draws = _Draws(pixels, seed)
-    for kind in AUGMENTATIONS:
-        if kind in kinds:
-            pixels = _CHANGES[kind](pixels, draws)
+    generator = torch.Generator().manual_seed(seed)
+    draw = partial(_uniform, generator, pixels)
+    if "geometry" in kinds:
+        pixels = _geometry(pixels, draw)
+    if "colour" in kinds:
+        pixels = _colour(pixels, draw)
+    if "grey" in kinds:
+        grey = pixels.mean(1, keepdim=True).expand_as(pixels)
+        chosen = draw(0, 1, 1, 1, 1) < _MAGNITUDE
+        pixels = torch.where(chosen, grey, pixels)
+    if "blur" in kinds:
+        # over a window that grows with the image
+        size = 2 * max(1, round(pixels.shape[-1] / 64)) + 1
+        blurred = avg_pool2d(
+            pixels,
+            size,
+            stride=1,
+            padding=size // 2,
+            count_include_pad=False,
+        )
+        chosen = draw(0, 1, 1, 1, 1) < _MAGNITUDE
+        pixels = torch.where(chosen, blurred, pixels)
+    if "noise" in kinds:
+        spread = draw(0, 2 * _SHEAR, 1, 1, 1)
+        pixels = pixels + spread * _normal(generator, pixels)
     return pixels
 
 
@@ -78,13 +83,37 @@ def weak_augment(pixels: Tensor, seed: int, strength: float = 1.0) -> Tensor:
     if strength == 0:
         return pixels
     _require_images(pixels)
-    draws = _Draws(pixels, seed)
-    turn = draws.uniform(-_WEAK_TURN, _WEAK_TURN) * strength
-    scale = 1 + draws.uniform(-_WEAK_SCALE, _WEAK_SCALE) * strength
-    shift = draws.uniform(-_WEAK_SHIFT, _WEAK_SHIFT, 2) * strength
-    cos, sin = scale * turn.cos(), scale * turn.sin()
-    rows = [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)]
-    return _resampled(pixels, rows)
+    draw = partial(_uniform, torch.Generator().manual_seed(seed), pixels)
+    turn = draw(-_WEAK_TURN, _WEAK_TURN) * strength
+    scale = 1 + draw(-_WEAK_SCALE, _WEAK_SCALE) * strength
+    shift = draw(-_WEAK_SHIFT, _WEAK_SHIFT, 2) * strength
+    cos = scale * turn.cos()
+    sin = scale * turn.sin()
+    return _resampled(
+        pixels,
+        [cos, -sin, shift[:, 0]],
+        [sin, cos, shift[:, 1]],
+    )
+
+
+def _uniform(
+    generator: torch.Generator,
+    images: Tensor,
+    low: float,
+    high: float,
+    *shape: int,
+) -> Tensor:
+    drawn = torch.rand((len(images), *shape), generator=generator)
+    return (drawn * (high - low) + low).to(images)
+
+
+def _normal(generator: torch.Generator, images: Tensor) -> Tensor:
+    """Standard normal numbers in the images' shape."""
+    device = images.device
+    if device.type != "cpu":
+        seed = int(torch.randint(1 << 32, (), generator=generator))
+        generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(images.shape, generator=generator, device=device)
 
 
 def _require_images(pixels: Tensor) -> None:
@@ -95,13 +124,14 @@ def _require_images(pixels: Tensor) -> None:
         )
 
 
-def _resampled(pixels: Tensor, rows: list[Tensor]) -> Tensor:
+def _resampled(pixels: Tensor, first: list[Tensor], second: list[Tensor]) -> Tensor:
     """Resample every image under an affine map of two rows of three numbers; outside, the border is
     repeated.
 
     A point outside moves to the centre of the nearest pixel, beside which nothing else counts: the
     same as ``padding_mode="border"``, which Apple's GPUs do not know before torch 2.13.
     """
+    rows = [torch.stack(row, 1) for row in (first, second)]
     grid = affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
     height, width = pixels.shape[-2:]
     limits = torch.tensor([1 - 1 / width, 1 - 1 / height]).to(pixels)
@@ -109,54 +139,30 @@ def _resampled(pixels: Tensor, rows: list[Tensor]) -> Tensor:
     return grid_sample(pixels, inside, padding_mode="zeros", align_corners=False)
 
 
-def _geometry(pixels: Tensor, draws: _Draws) -> Tensor:
+def _geometry(pixels: Tensor, draw: _Draw) -> Tensor:
     """Rotate, scale, shear, shift and mirror; outside, the border is repeated."""
-    turn = draws.uniform(-_TURN, _TURN)
-    scale = draws.uniform(*_SCALES)
-    shear = draws.uniform(-_SHEAR, _SHEAR)
-    mirror = 1 - 2 * (draws.uniform(0, 1) < 0.5).to(pixels)
-    shift = draws.uniform(-_SHIFT, _SHIFT, 2)
-    cos, sin = scale * turn.cos(), scale * turn.sin()
-    rows = [
-        torch.stack([mirror * cos, shear - sin, shift[:, 0]], 1),
-        torch.stack([mirror * sin, cos, shift[:, 1]], 1),
-    ]
-    return _resampled(pixels, rows)
-
-
-def _colour(pixels: Tensor, draws: _Draws) -> Tensor:
-    """Mix the channels a little, and change contrast and brightness."""
-    mixing = torch.eye(3, device=pixels.device) + draws.uniform(-_CHANNELS, _CHANNELS, 3, 3)
-    mixed = torch.einsum(
-        "bij,bjhw->bihw", mixing / mixing.sum(2, keepdim=True).clamp_min(0.5), pixels
+    turn = draw(-_TURN, _TURN)
+    scale = draw(1 - _MAGNITUDE, 1 + _MAGNITUDE)
+    shear = draw(-_SHEAR, _SHEAR)
+    is_mirrored = draw(0, 1) < 0.5
+    mirror = 1 - 2 * is_mirrored.to(pixels)
+    shift = draw(-_MAGNITUDE / 2, _MAGNITUDE / 2, 2)
+    cos = scale * turn.cos()
+    sin = scale * turn.sin()
+    return _resampled(
+        pixels,
+        [mirror * cos, shear - sin, shift[:, 0]],
+        [mirror * sin, cos, shift[:, 1]],
     )
-    contrast = draws.uniform(1 - _CONTRAST, 1 + _CONTRAST, 1, 1, 1)
-    brightness = draws.uniform(-_BRIGHTNESS, _BRIGHTNESS, 1, 1, 1)
+
+
+def _colour(pixels: Tensor, draw: _Draw) -> Tensor:
+    """Mix the channels a little, and change contrast and brightness."""
+    mixing = torch.eye(3, device=pixels.device) + draw(-2 * _SHEAR, 2 * _SHEAR, 3, 3)
+    # a row that nearly cancels would otherwise be blown up
+    total = mixing.sum(2, keepdim=True).clamp_min(0.5)
+    mixed = torch.einsum("bij,bjhw->bihw", mixing / total, pixels)
+    contrast = draw(1 - 2 * _MAGNITUDE, 1 + 2 * _MAGNITUDE, 1, 1, 1)
+    brightness = draw(-2 * _MAGNITUDE, 2 * _MAGNITUDE, 1, 1, 1)
     mean = mixed.mean((1, 2, 3), keepdim=True)
     return mean + (mixed - mean) * contrast + brightness
-
-
-def _grey(pixels: Tensor, draws: _Draws) -> Tensor:
-    grey = pixels.mean(1, keepdim=True).expand_as(pixels)
-    return torch.where(draws.chosen(_GREY_SHARE), grey, pixels)
-
-
-def _blur(pixels: Tensor, draws: _Draws) -> Tensor:
-    """Average over a window that grows with the image."""
-    size = 2 * max(1, round(pixels.shape[-1] / 64)) + 1
-    blurred = avg_pool2d(pixels, size, stride=1, padding=size // 2, count_include_pad=False)
-    return torch.where(draws.chosen(_BLUR_SHARE), blurred, pixels)
-
-
-def _noise(pixels: Tensor, draws: _Draws) -> Tensor:
-    spread = draws.uniform(0, _NOISE, 1, 1, 1)
-    return pixels + spread * draws.normal()
-
-
-_CHANGES: dict[Augmentation, Callable[[Tensor, _Draws], Tensor]] = {
-    "geometry": _geometry,
-    "colour": _colour,
-    "grey": _grey,
-    "blur": _blur,
-    "noise": _noise,
-}

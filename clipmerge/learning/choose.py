@@ -14,7 +14,8 @@ from torch import Tensor
 from clipmerge.distributed import broadcast_
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import FORWARD, HeldOut, Objective
-from clipmerge.learning.train import LearningOptions, draw_prompts, train
+from clipmerge.learning.train import LearningOptions, train
+from clipmerge.models.classifier import draw_prompts
 from clipmerge.models.passes import passes
 from clipmerge.planning.measurements import HeldBackChoice
 from clipmerge.stats import class_weights, paired_mean_and_error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Literal
 
@@ -43,6 +43,8 @@ class Path:
         parameters: The model's parameters by canonical name; those that fine-tuning did not change
             are frozen.
         layers: Names of the changed parameters by layer; only layers that fine-tuning changed.
+        names: Names of the changed parameters.
+        text_changes: Whether fine-tuning changed the text tower.
         class_moves: Counts the moves of the text tower or the head, so that what is compared with
             images can be used again.
     """
@@ -67,57 +69,45 @@ class Path:
         self.model = model
         self.inputs = inputs
         self.device = device
-        model.load(self._zeroshot, inputs.zeroshot.source)
-        model.module.to(device)
-        self.parameters = model.parameters
-        self.class_moves = 0
         self._dtype = None if dtype == "keep" else getattr(torch, dtype)
         self._ends: dict[str, list[Tensor]] = {}
-        changed = set[str]()
+        model.load(self._read, inputs.zeroshot.source)
+        model.module.to(device)
+        self.parameters = model.parameters
         for name, parameter in self.parameters.items():
-            ends = self._read_ends(name)
-            is_changed = any(not torch.equal(ends[0], end) for end in ends[1:])
-            if is_changed:
-                changed.add(name)
-                ends = [end.to(device) for end in ends]
-            self._ends[name] = ends
-            parameter.requires_grad_(is_changed)
+            theta_0, *others = self._ends[name]
+            changed = any(not torch.equal(theta_0, end) for end in others)
+            parameter.requires_grad_(changed)
+            if changed:
+                self._ends[name] = [end.to(device) for end in self._ends[name]]
         self.layers: Layers = {}
+        self.names: list[str] = []
         for layer, names in inputs.layers.items():
-            moving = tuple(name for name in names if name in changed)
+            moving = [name for name in names if name in self._ends]
+            moving = [name for name in moving if self.parameters[name].requires_grad]
             if moving:
-                self.layers[layer] = moving
+                self.layers[layer] = tuple(moving)
+                self.names += moving
+        self.text_changes = any(layer.startswith("text.") for layer in self.layers)
+        self.class_moves = 0
         # a point elsewhere may have set weights that the path does not move
         self._is_elsewhere = False
 
-    def _zeroshot(self, name: str) -> Tensor:
-        """Theta_0; a head that only the fine-tuned checkpoint has stays as it is there."""
-        has_it = name in self.inputs.zeroshot_keys
-        return self.inputs.theta_0(name) if has_it else self.inputs.theta_1(name)
-
-    def _read_ends(self, name: str) -> list[Tensor]:
-        """Theta_0, and theta_1 to theta_K if they are merged, as they are in their files."""
+    def _read(self, name: str) -> Tensor:
+        """Keep theta_0, and theta_1 to theta_K if they are merged, as they are in their files; a
+        head that only the fine-tuned checkpoint has stays as it is there.
+        """
         inputs = self.inputs
-        ends = [self._zeroshot(name)]
+        has_it = name in inputs.zeroshot_keys
+        ends = [inputs.theta_0(name) if has_it else inputs.theta_1(name)]
         if inputs.merges(name):
-            ends += [inputs.theta_1(name, which=at) for at in range(len(inputs.finetuned))]
+            for which in range(len(inputs.finetuned)):
+                ends.append(inputs.theta_1(name, which=which))
         for end, checkpoint in zip(ends, inputs.checkpoints, strict=False):
             require_finite(end, name, checkpoint.source)
         # Apple's devices lack float64
-        return [end.float() if end.dtype == torch.float64 else end for end in ends]
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the changed parameters."""
-        found = list[str]()
-        for names in self.layers.values():
-            found += names
-        return found
-
-    @property
-    def text_changes(self) -> bool:
-        """Whether fine-tuning changed the text tower."""
-        return any(layer.startswith("text.") for layer in self.layers)
+        self._ends[name] = [end.float() if end.dtype == torch.float64 else end for end in ends]
+        return self._ends[name][0]
 
     def theta_0(self, name: str) -> Tensor:
         """The zero-shot value of a parameter, float32."""
@@ -133,7 +123,7 @@ class Path:
     def set_alpha(self, alpha: float) -> None:
         """Go to theta_0 + alpha * (theta_1 - theta_0)."""
         count = len(self.inputs.finetuned)
-        self.set_mixture((alpha / count,) * count)
+        self.set_mixture([alpha / count] * count)
 
     @torch.no_grad()
     def set_mixture(self, weights: Sequence[float]) -> None:
@@ -141,16 +131,22 @@ class Path:
         names = list(self.parameters) if self._is_elsewhere else self.names
         self._is_elsewhere = False
         for name in names:
-            self._set(name, self._rounded(name, _mixture(self._ends[name], weights)))
+            value = mixture(self._ends[name], weights)
+            self._set(name, value.to(self._dtype or self._ends[name][0].dtype))
             if not all(0 <= weight <= 1 for weight in weights):
-                self._check(name)
+                self._refuse_beyond(name)
 
     @torch.no_grad()
     def set_coefficients(self, coefficient_of: Callable[[str], Tensor]) -> None:
         """Go to theta_0 + c * (theta_1 - theta_0); c broadcasts to its parameter."""
         for name in self.names:
             theta_0, theta_1 = self._ends[name][:2]
-            self._set(name, torch.lerp(theta_0.float(), theta_1.float(), coefficient_of(name)))
+            value = torch.lerp(
+                theta_0.float(),
+                theta_1.float(),
+                coefficient_of(name),
+            )
+            self._set(name, value)
 
     @torch.no_grad()
     def set_plan(self, plan: Plan) -> None:
@@ -174,21 +170,15 @@ class Path:
         for name in self.parameters:
             value = other.theta_1(name) if other.merges(name) else self._ends[name][0]
             require_finite(value, name, other.finetuned[0].source)
-            self._set(name, self._rounded(name, value))
-
-    def set_finetuned(self, which: int) -> None:
-        """Go to one of the fine-tuned checkpoints."""
-        self.set_mixture([float(at == which) for at in range(len(self.inputs.finetuned))])
-
-    def _rounded(self, name: str, value: Tensor) -> Tensor:
-        return value.to(self._dtype or self._ends[name][0].dtype)
+            self._set(name, value.to(self._dtype or self._ends[name][0].dtype))
 
     def _set(self, name: str, value: Tensor) -> None:
         self.parameters[name].data.copy_(value)
         layer = self.inputs.layer_of[name]
-        self.class_moves += layer.startswith("text.") or layer == HEAD
+        if layer.startswith("text.") or layer == HEAD:
+            self.class_moves += 1
 
-    def _check(self, name: str) -> None:
+    def _refuse_beyond(self, name: str) -> None:
         """Refuse what going beyond the ends can do to a weight."""
         value = self.parameters[name]
         if not is_finite(value.detach()):
@@ -213,14 +203,18 @@ class Path:
             self.parameters[name].grad = None
 
 
-def _mixture(ends: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Theta_0 + sum_i weights_i * (theta_i - theta_0), float32, as `merging.formula` rounds it."""
+def mixture(ends: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Theta_0 + sum_i weights_i * (theta_i - theta_0), float32, as `merging` rounds it."""
     theta_0 = ends[0].float()
-    taken = [(end, weight) for end, weight in zip(ends[1:], weights, strict=False) if weight]
-    if len(taken) == 1 and taken[0][1] == 1:
-        return taken[0][0].float()
-    changes = [(end.float() - theta_0).mul_(weight) for end, weight in taken]
-    return sum(changes[1:], changes[0]) + theta_0 if changes else theta_0
+    changes = []
+    for end, weight in zip(ends[1:], weights, strict=False):
+        if weight == 1 and sum(map(bool, weights)) == 1:
+            return end.float()
+        if weight:
+            changes.append((end.float() - theta_0).mul_(weight))
+    if not changes:
+        return theta_0
+    return sum(changes[1:], changes[0]) + theta_0
 
 
 class Coefficients:
@@ -238,23 +232,20 @@ class Coefficients:
 
     def __init__(self, path: Path, granularity: Granularity, start: float = DEFAULT_ALPHA) -> None:
         """Start with one coefficient everywhere."""
+        self.values: dict[str, Tensor] = {}
         self._path = path
         self._key: dict[str, str] = {}
+        self._kept: dict[str, int] = {}
         for layer, names in path.layers.items():
             for name in names:
-                self._key[name] = layer if granularity == "layer" else name
-        self._kept: dict[str, int] = {}
-        self.values: dict[str, Tensor] = {}
-        for name, key in self._key.items():
-            shape = path.parameters[name].shape
-            own = {"entry": shape, "channel": rows_shape(shape)}.get(granularity, ())
-            self.values[key] = torch.full(own, start, device=path.device)
-
-    def fill(self, coefficient: float) -> None:
-        """Set all coefficients to one value; no entry is dropped any more."""
-        self._kept.clear()
-        for values in self.values.values():
-            values.fill_(coefficient)
+                key = layer if granularity == "layer" else name
+                shape: tuple[int, ...] = ()
+                if granularity == "entry":
+                    shape = path.parameters[name].shape
+                elif granularity == "channel":
+                    shape = rows_shape(path.parameters[name].shape)
+                self._key[name] = key
+                self.values[key] = torch.full(shape, start, device=path.device)
 
     def make_sparse(self, names: Iterable[str], density: float, seed: int) -> None:
         """Let parameters keep only a share of their coefficients; scalars stay dense.
@@ -308,13 +299,16 @@ class Coefficients:
         """In this context, backward passes add up the gradients of coefficients in ``value.grad``,
         and leave none of weights: dL/dc = dL/dtheta * (theta_1 - theta_0).
         """
-        with ExitStack() as hooks:
-            for name in self._key:
-                parameter = self._path.parameters[name]
-                add = partial(self._add_slope, name)
-                handle = parameter.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
-                hooks.callback(handle.remove)
+        handles = []
+        for name in self._key:
+            parameter = self._path.parameters[name]
+            add = partial(self._add_slope, name)
+            handles.append(parameter.register_post_accumulate_grad_hook(add))  # type: ignore[no-untyped-call]
+        try:
             yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @torch.no_grad()
     def _add_slope(self, name: str, parameter: Parameter) -> None:
@@ -322,12 +316,8 @@ class Coefficients:
         gradient = parameter.grad
         assert gradient is not None  # the hook runs after it was added
         parameter.grad = None
-        slope = gradient.mul_(self._path.delta(name))
-        slope = slope.sum_to_size(value.shape)
-        if value.grad is None:
-            value.grad = slope
-        else:
-            value.grad.add_(slope)
+        slope = gradient.mul_(self._path.delta(name)).sum_to_size(value.shape)
+        value.grad = slope if value.grad is None else value.grad.add_(slope)
 
     def by_parameter(self) -> dict[str, Tensor]:
         """The coefficients used, by parameter, float32 on the CPU."""

@@ -26,24 +26,13 @@ TARGET_WEIGHTS: dict[DistillTarget, tuple[float, float]] = {
 }
 
 
-def teacher_alphas(target: DistillTarget) -> tuple[float, ...]:
-    """Points of the path whose mean predictions and mean features teach."""
-    return (0.0, DEFAULT_ALPHA) if target in ("both", "path-features") else (0.0,)
-
-
-class Outputs(NamedTuple):
-    """What a model makes of images: image features, (images, width), and logits, (images,
-    classes).
-    """
-
-    features: Tensor
-    logits: Tensor
-
-    def tensor_split(self, at: int | list[int]) -> list[Outputs]:
-        """Split the images."""
-        features = self.features.tensor_split(at)
-        logits = self.logits.tensor_split(at)
-        return [Outputs(*part) for part in zip(features, logits, strict=True)]
+#: Points of the path whose mean predictions and mean features teach.
+TEACHER_ALPHAS: dict[DistillTarget, tuple[float, ...]] = {
+    "both": (0.0, DEFAULT_ALPHA),
+    "predictions": (0.0,),
+    "features": (0.0,),
+    "path-features": (0.0, DEFAULT_ALPHA),
+}
 
 
 class Targets(NamedTuple):
@@ -55,29 +44,38 @@ class Targets(NamedTuple):
     log_probabilities: Tensor
 
 
-def mean_of_teachers(teachers: Sequence[Outputs]) -> Targets:
-    """The mean of teachers' features and of their probabilities."""
-    features = [normalize(teacher.features, dim=-1) for teacher in teachers]
-    logs = [teacher.logits.log_softmax(-1) for teacher in teachers]
-    mean_features = torch.stack(features).mean(0)
+def mean_of_teachers(features: Sequence[Tensor], logits: Sequence[Tensor]) -> Targets:
+    """The mean of the teachers' features, (images, width), and of the probabilities of their
+    logits, (images, classes).
+    """
+    units = [normalize(of_teacher, dim=-1) for of_teacher in features]
+    logs = [of_teacher.log_softmax(-1) for of_teacher in logits]
     log_sum = torch.stack(logs).logsumexp(0)
-    return Targets(mean_features, log_sum - math.log(len(teachers)))
+    return Targets(
+        features=torch.stack(units).mean(0),
+        log_probabilities=log_sum - math.log(len(logits)),
+    )
 
 
-def distillation_losses(student: Outputs, targets: Targets, distill: DistillTarget) -> Tensor:
-    """Weighted distance of a model from its teachers, by image, (images,)."""
+def distillation_losses(
+    features: Tensor,
+    logits: Tensor,
+    targets: Targets,
+    distill: DistillTarget,
+) -> Tensor:
+    """Weighted distance of features and logits from the teachers', by image, (images,)."""
     for_predictions, for_features = TARGET_WEIGHTS[distill]
-    losses = torch.zeros(len(student.logits), device=student.logits.device)
+    losses = torch.zeros(len(logits), device=logits.device)
     if for_predictions:
         divergences = kl_div(
-            student.logits.log_softmax(-1),
+            logits.log_softmax(-1),
             targets.log_probabilities,
             reduction="none",
             log_target=True,
         )
         losses = losses + for_predictions * divergences.sum(-1)
     if for_features:
-        own = normalize(student.features, dim=-1)
+        own = normalize(features, dim=-1)
         cosines = (own * targets.features).sum(-1)
         losses = losses + for_features * (1 - cosines)
     return losses

@@ -11,26 +11,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from clipmerge.distributed import broadcast_
 from clipmerge.errors import ClipmergeError
-from clipmerge.learning.adam import BoxAdam
 from clipmerge.learning.augment import AUGMENTATIONS, strong_augment, weak_augment
 from clipmerge.learning.interpolate import Coefficients, Granularity
 from clipmerge.learning.loss import (
+    TEACHER_ALPHAS,
     DistillTarget,
-    Outputs,
     Targets,
     distillation_losses,
     mean_of_teachers,
-    teacher_alphas,
 )
 from clipmerge.learning.objective import FORWARD, GRADIENT, Objective
-from clipmerge.models.classifier import Classifier
+from clipmerge.models.classifier import draw_prompts
 from clipmerge.models.passes import Precision, dtype_of, embed_with_graph, passes
 from clipmerge.plugins import (
     Augmentation,
@@ -47,6 +45,13 @@ from clipmerge.plugins import (
 _PROMPTS_A_STEP = 256
 # Steps whose teachers' outputs are computed together, so that weights are placed less often.
 _TAUGHT_TOGETHER = 16
+
+
+# Adam's usual decay rates of the gradient and its square, and what keeps a quotient finite.
+_MEMORY, _LONG_MEMORY, _TINY = 0.9, 0.999, 1e-8
+# Tensors with at least this many entries keep their first moment in bfloat16: it averages noise
+# that is far larger than the rounding.
+_MANY = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +116,6 @@ class Lesson(NamedTuple):
     strong: Tensor
     columns: Tensor
     prompts: tuple[Tensor | None, Tensor | None]
-
-    def __len__(self) -> int:
-        """Number of views of images."""
-        return len(self.weak) + len(self.strong)
 
 
 def train(
@@ -186,7 +187,7 @@ def _work_of_a_step(images: int, options: LearningOptions) -> float:
     if not options.distill_weight:
         return GRADIENT * images
     strong = min(images, options.num_strong)
-    taught = FORWARD * strong * len(teacher_alphas(options.distill))
+    taught = FORWARD * strong * len(TEACHER_ALPHAS[options.distill])
     return taught + GRADIENT * (images + strong)
 
 
@@ -220,34 +221,6 @@ def make_lesson(
     return Lesson(weak, strong, columns, prompts)
 
 
-def draw_prompts(
-    classifier: Classifier, labels: Tensor, seed: int, max_prompts: int
-) -> tuple[tuple[Tensor | None, Tensor | None], Tensor]:
-    """Draw templates, and if necessary classes, so that at most ``max_prompts`` prompts are
-    embedded.
-
-    Returns:
-        The classes and the templates, ``None`` for all, and the column of each label.
-    """
-    chosen, columns = classifier.columns(labels)
-    classes = classifier.classes
-    are_few = classes * classifier.templates <= max_prompts
-    if chosen is not None or not classifier.moves or are_few:
-        return (chosen, None), columns
-    generator = torch.Generator().manual_seed(seed)
-    written = torch.randperm(classifier.templates, generator=generator)
-    written = written[: max(1, max_prompts // classes)]
-    if classes * len(written) <= max_prompts:
-        return (None, written), columns
-    present = torch.unique(labels.cpu())
-    others = torch.randperm(classes, generator=generator)
-    others = others[~torch.isin(others, present)]
-    others = others[: max(0, max_prompts - len(present))]
-    chosen = torch.cat([present, others]).sort().values
-    columns = torch.searchsorted(chosen.to(labels.device), labels)
-    return (chosen, written), columns
-
-
 @torch.no_grad()
 def teach(
     objective: Objective, steps: Sequence[Lesson], options: LearningOptions
@@ -257,24 +230,20 @@ def teach(
     """
     if not options.distill_weight:
         return [None] * len(steps)
-    outputs: list[list[Outputs]] = [[] for _ in steps]
-    for alpha in teacher_alphas(options.distill):
+    features: list[list[Tensor]] = [[] for _ in steps]
+    logits: list[list[Tensor]] = [[] for _ in steps]
+    classifier = objective.classifier
+    for alpha in TEACHER_ALPHAS[options.distill]:
         objective.path.set_alpha(alpha)
         classes: Tensor | None = None
-        for lesson, of_step in zip(steps, outputs, strict=True):
+        for step, lesson in enumerate(steps):
             with passes(objective.path.device, options.precision):
                 if classes is None or lesson.prompts != (None, None):
-                    classes = objective.classifier.class_features(*lesson.prompts)
-                features = objective.embed(lesson.strong)
-            of_step.append(_outputs(objective, features, classes))
-    return [mean_of_teachers(of_step) for of_step in outputs]
-
-
-def _outputs(objective: Objective, features: Tensor, classes: Tensor) -> Outputs:
-    """Score features, in float32 whatever they were computed in."""
-    features = features.float()
-    logits = objective.classifier.logits(features, classes.float())
-    return Outputs(features, logits)
+                    classes = classifier.class_features(*lesson.prompts)
+                embedded = objective.embed(lesson.strong)
+            features[step].append(embedded)
+            logits[step].append(classifier.logits(embedded, classes.float()))
+    return [mean_of_teachers(*of_step) for of_step in zip(features, logits, strict=True)]
 
 
 def backward(
@@ -292,24 +261,31 @@ def backward(
     """
     classifier = objective.classifier
     pixels = torch.cat([lesson.weak, lesson.strong])
+    weak = len(lesson.weak)
 
     def attempt(at_once: int) -> Tensor:
         adam.zero_grad()  # of an attempt with more images at once
         with passes(objective.path.device, options.precision):
             classes = classifier.class_features(*lesson.prompts)
             features = embed_with_graph(classifier.model.image_features, pixels, at_once)
-        outputs = _outputs(objective, features, classes)
-        plain, changed = outputs.tensor_split([len(lesson.weak)])
-        entropy = classifier.image_losses(plain.logits, lesson.columns).mean()
-        right = (plain.logits.argmax(-1) == lesson.columns).float().mean()
+        features = features.float()
+        logits = classifier.logits(features, classes.float())
+        entropy = classifier.image_losses(logits[:weak], lesson.columns).mean()
+        right = (logits[:weak].argmax(-1) == lesson.columns).float().mean()
         distance = torch.zeros_like(entropy)
         if targets is not None:
-            distance = distillation_losses(changed, targets, options.distill).mean()
+            distances = distillation_losses(
+                features[weak:],
+                logits[weak:],
+                targets,
+                options.distill,
+            )
+            distance = distances.mean()
         loss = entropy + options.distill_weight * distance
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return torch.stack([entropy, right, distance]).detach()
 
-    return objective.micro_batcher.run(len(lesson), attempt)
+    return objective.micro_batcher.run(len(pixels), attempt)
 
 
 def _require_finite(losses: Tensor, number: int, scaler: torch.amp.GradScaler) -> None:
@@ -319,3 +295,68 @@ def _require_finite(losses: Tensor, number: int, scaler: torch.amp.GradScaler) -
             f"the loss of calibration batch {number} is not finite; check the checkpoints, or"
             " compute with measure.precision=float32"
         )
+
+
+class BoxAdam(torch.optim.Optimizer):
+    """Adam in the box, with one second moment for all coefficients of a parameter.
+
+    With its own second moment, a coefficient whose gradient is mostly noise would move as far as
+    those that matter. With a shared one it takes a small step.
+
+    Attributes:
+        values: The numbers, by name.
+        fall: Factor of the step sizes, set before every step.
+        steps_taken: Steps taken so far.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        lr: float,
+        max_value: float,
+        units: Mapping[str, float],
+    ) -> None:
+        """Start with zero moments; ``units`` are factors of the step size by name, 1 by default."""
+        super().__init__(list(values.values()), {})
+        self.values = dict(values)
+        self.fall = 1.0
+        self.steps_taken = 0
+        self._lr = {name: lr * units.get(name, 1.0) for name in values}
+        self._max_value = max_value
+        self._first = {
+            name: torch.zeros_like(
+                value, dtype=torch.bfloat16 if value.numel() >= _MANY else value.dtype
+            )
+            for name, value in values.items()
+        }
+        self._second = {name: value.new_zeros(()) for name, value in values.items()}
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step, and clamp to [0, ceiling]."""
+        self.steps_taken += 1
+        for name, value in self.values.items():
+            if value.grad is None:
+                continue
+            first = self._first[name].to(value.dtype).lerp_(value.grad, 1 - _MEMORY)
+            self._first[name].copy_(first)
+            second = self._second[name].lerp_(value.grad.square().mean(), 1 - _LONG_MEMORY)
+            scale = (second / (1 - _LONG_MEMORY**self.steps_taken)).sqrt() + _TINY
+            move = first / (scale * (1 - _MEMORY**self.steps_taken))
+            value.sub_(move, alpha=self._lr[name] * self.fall).clamp_(0, self._max_value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes on from here: the numbers, their moments and the number of steps."""
+        parts = {"values": self.values, "first": self._first, "second": self._second}
+        return {**parts, "steps_taken": self.steps_taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what another one ended with, in place."""
+        for part, tensors in (
+            ("values", self.values),
+            ("first", self._first),
+            ("second", self._second),
+        ):
+            for name, tensor in tensors.items():
+                tensor.copy_(state[part][name])
+        self.steps_taken = state["steps_taken"]

@@ -4,22 +4,28 @@ forward pass.
 
 from __future__ import annotations
 
+import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn.functional import batch_norm
 
+from clipmerge.errors import CheckpointError, ClipmergeError
 from clipmerge.families import Family
-from clipmerge.models.batch_norm import freeze_batch_norms, image_layout
-from clipmerge.models.loading import load_parameters
 from clipmerge.types import Json, Tensors
 
 Tower = Literal["vision", "text"]
+# torch 2.13 computes strided 1x1 convolutions of fewer input channels wrongly with channels last.
+_FEW_CHANNELS = 16
+# Modules of text towers that look up tokens.
+_WORDS = ("token_embedding", "word_embeddings")
 
 
 class ImageTextModel(ABC):
@@ -46,8 +52,21 @@ class ImageTextModel(ABC):
         }
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
-        """Load every weight; see `clipmerge.models.loading.load_parameters`."""
-        load_parameters(self.parameters, read, source)
+        """Load every parameter by canonical name; ``source`` is named in errors."""
+        for name, parameter in self.parameters.items():
+            try:
+                value = read(name)
+            except KeyError:
+                raise CheckpointError(
+                    f"{source}: has no {name}, which a model needs to embed images and prompts;"
+                    " give a full CLIP checkpoint"
+                ) from None
+            if value.shape != parameter.shape:
+                raise CheckpointError(
+                    f"{source}: config.json does not match the weights: {name} is"
+                    f" {tuple(value.shape)}, but the config says {tuple(parameter.shape)}"
+                )
+            parameter.data.copy_(value)
 
     @abstractmethod
     def pixels(self, images: list[Image]) -> Tensor:
@@ -94,4 +113,93 @@ def model_for(family: Family, config: Json, folder: Path) -> ImageTextModel:
     return model
 
 
+def image_layout(model: torch.nn.Module) -> torch.memory_format:
+    """The order of an image's entries: channels last where there are many convolutions, which are
+    faster with it.
+    """
+    convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    if len(convolutions) < 2:  # a transformer has one, for patches
+        return torch.contiguous_format
+    if any(map(_corrupts_memory, convolutions)):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _corrupts_memory(convolution: torch.nn.Conv2d) -> bool:
+    """Whether torch's backward pass writes outside its memory with channels last, which ends the
+    process (docs/contributing/upstream.md); MobileCLIP's S models have such a layer.
+    """
+    is_pointwise = tuple(convolution.kernel_size) == (1, 1)
+    return is_pointwise and max(convolution.stride) > 1 and convolution.in_channels < _FEW_CHANNELS
+
+
+class FrozenBatchNorm(torch.nn.Module):
+    """A batch norm in eval mode that is also differentiable in its running statistics."""
+
+    def __init__(self, norm: torch.nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        self.weight = torch.nn.Parameter(norm.weight.detach().clone())
+        self.bias = torch.nn.Parameter(norm.bias.detach().clone())
+        self.running_mean = torch.nn.Parameter(cast("Tensor", norm.running_mean).detach().clone())
+        self.running_var = torch.nn.Parameter(cast("Tensor", norm.running_var).detach().clone())
+        # timm's batch norms include the activation
+        self.act: torch.nn.Module = getattr(norm, "act", torch.nn.Identity())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalise (batch, channels, height, width), and activate if the batch norm did."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        shift = self.bias - self.running_mean * scale
+        # one fused operation, forward and backward, that multiplies by `scale` and adds `shift`
+        still = torch.zeros_like(scale), torch.ones_like(scale)
+        normalised: Tensor = self.act(
+            batch_norm(inputs, *still, scale, shift, training=False, eps=0.0)
+        )
+        return normalised
+
+
+def freeze_batch_norms(module: torch.nn.Module) -> None:
+    """Replace every batch norm that has running statistics inside a module, in place."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, torch.nn.BatchNorm2d) and child.track_running_stats:
+                setattr(parent, name, FrozenBatchNorm(child))
+
+
 __all__ = ["ImageTextModel", "Tower", "model_for"]
+
+
+@contextmanager
+def blaming_files(what: str, advice: str = "correct it") -> Iterator[None]:
+    """Attribute to a checkpoint's files whatever a library raises while it works with them."""
+    try:
+        yield
+    except (MemoryError, ClipmergeError):
+        raise
+    except Exception as error:  # an odd configuration can make it raise anything
+        first = (str(error) or type(error).__name__).strip().splitlines()[0]
+        reason = textwrap.shorten(first, 160, placeholder=" ...")
+        raise CheckpointError(f"{what} ({reason}); {advice}") from None
+
+
+def blaming_processor(folder: Path, what: str) -> AbstractContextManager[None]:
+    """Attribute failures to the files of a processor that loads, but fails when it is used; see
+    `blaming_files`.
+    """
+    advice = "copy the base model's processor and tokenizer files into it"
+    return blaming_files(f"{folder}: its {what} cannot be prepared", advice)
+
+
+def check_words(folder: Path, ids: Tensor, module: torch.nn.Module) -> None:
+    """Check that a text tower has embeddings for a tokenizer's tokens, before it looks them up."""
+    tables = [
+        submodule
+        for name, submodule in module.named_modules()
+        if name.endswith(_WORDS) and isinstance(submodule, torch.nn.Embedding)
+    ]
+    known = min((table.num_embeddings for table in tables), default=None)
+    if known is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < known:
+        raise CheckpointError(
+            f"{folder}: its tokenizer has token {int(ids.max())}, but its text tower knows {known};"
+            " copy the base model's tokenizer files into it"
+        )

@@ -1,4 +1,4 @@
-"""Build the model for a pair of checkpoints, without weights."""
+"""Build the model for a pair of checkpoints, without weights; faults of its files are named."""
 
 from __future__ import annotations
 
@@ -33,14 +33,10 @@ def build_two_towers(inputs: Inputs) -> ImageTextModel:
             f"{inputs.zeroshot.source}: measuring needs the {inputs.family.config} beside the"
             f" weights; give the whole folder{named}"
         )
-    candidates = [
-        c
-        for c in (*inputs.finetuned, inputs.zeroshot)
-        if not inputs.is_partial or c is inputs.zeroshot
-    ]
-    with_processor = [
-        checkpoint for checkpoint in candidates if has_processor(checkpoint.folder, inputs.family)
-    ]
+    candidates = [inputs.zeroshot]
+    if not inputs.is_partial:
+        candidates = [*inputs.finetuned, inputs.zeroshot]
+    with_processor = [each for each in candidates if has_processor(each.folder, inputs.family)]
     chosen = (with_processor or candidates)[0]
     config = inputs.zeroshot.config
     if not inputs.is_partial and not inputs.keeps_head:

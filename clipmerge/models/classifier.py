@@ -6,7 +6,6 @@ Everything else takes a `Classifier`, and does not ask which of the three it is.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -100,16 +99,11 @@ class Prompts(Classifier):
         )
         self._fixed: Tensor | None = None
 
-    @property
-    def count(self) -> int:
-        """Number of prompts."""
-        return self.classes * self.templates
-
     def fewer_prompts(self, max_prompts: int, seed: int) -> Prompts:
         """Draw templates, the same for all classes, so that at most ``max_prompts`` prompts
         remain; at least one template.
         """
-        if self.count <= max_prompts or self.templates == 1:
+        if self.classes * self.templates <= max_prompts or self.templates == 1:
             return self
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(self.templates, generator=generator)
@@ -143,7 +137,7 @@ class Prompts(Classifier):
         return positions.to(self.tokens["input_ids"].device)
 
     def _tokens_of(self, positions: Tensor) -> Tensors:
-        if len(positions) == self.count:
+        if len(positions) == len(self.tokens["input_ids"]):
             return self.tokens
         return {key: value[positions] for key, value in self.tokens.items()}
 
@@ -207,6 +201,34 @@ def classifier_for(
     return kind(model, texts, len(templates), device, moves=moves)
 
 
+def draw_prompts(
+    classifier: Classifier, labels: Tensor, seed: int, max_prompts: int
+) -> tuple[tuple[Tensor | None, Tensor | None], Tensor]:
+    """Draw templates, and if necessary classes, so that at most ``max_prompts`` prompts are
+    embedded.
+
+    Returns:
+        The classes and the templates, ``None`` for all, and the column of each label.
+    """
+    chosen, columns = classifier.columns(labels)
+    classes = classifier.classes
+    are_few = classes * classifier.templates <= max_prompts
+    if chosen is not None or not classifier.moves or are_few:
+        return (chosen, None), columns
+    generator = torch.Generator().manual_seed(seed)
+    written = torch.randperm(classifier.templates, generator=generator)
+    written = written[: max(1, max_prompts // classes)]
+    if classes * len(written) <= max_prompts:
+        return (None, written), columns
+    present = torch.unique(labels.cpu())
+    others = torch.randperm(classes, generator=generator)
+    others = others[~torch.isin(others, present)]
+    others = others[: max(0, max_prompts - len(present))]
+    chosen = torch.cat([present, others]).sort().values
+    columns = torch.searchsorted(chosen.to(labels.device), labels)
+    return (chosen, written), columns
+
+
 def softmax_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """CLIP's loss by image: the mean of finding its caption, and of its caption finding it.
 
@@ -255,19 +277,11 @@ def _refuse_one_prompt(tokens: Tensors, templates: int) -> None:
     """Refuse classes whose prompts all have the same tokens, because they cannot be
     distinguished.
     """
-    rows = list(_prompt_hashes(tokens))
-    classes = {tuple(rows[start : start + templates]) for start in range(0, len(rows), templates)}
-    if len(rows) > templates and len(classes) == 1:
+    length = tokens["input_ids"].shape[1]
+    by_class = tokens["input_ids"].view(-1, templates * length)
+    if len(by_class) > 1 and bool((by_class == by_class[0]).all()):
         raise DataError(
             "the prompts of all classes, or all captions, are the same to the model, which cuts off"
             " the end of a long text and may not know capitals; give a shorter `template`, other"
             " names with `classes`, or shorter captions"
         )
-
-
-def _prompt_hashes(tokens: Tensors) -> Iterator[bytes]:
-    """A hash of each prompt's token ids, without padding."""
-    masks = tokens.get("attention_mask")
-    for row, ids in enumerate(tokens["input_ids"]):
-        read = ids if masks is None else ids[masks[row].bool()]
-        yield hashlib.blake2b(read.numpy().tobytes(), digest_size=16).digest()

@@ -17,9 +17,8 @@ from torch.nn.functional import normalize
 from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families import Family
 from clipmerge.images.decoding import to_rgb
-from clipmerge.models import ImageTextModel
+from clipmerge.models import ImageTextModel, blaming_files, blaming_processor
 from clipmerge.models.classifier import Classifier
-from clipmerge.models.loading import blaming_files, blaming_processor
 from clipmerge.models.open_clip import build_module, import_open_clip, transform_for
 from clipmerge.types import Json, Tensors
 

@@ -16,8 +16,7 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.side_files import read_side_json
-from clipmerge.models import ImageTextModel
-from clipmerge.models.loading import blaming_files, blaming_processor, check_words
+from clipmerge.models import ImageTextModel, blaming_files, blaming_processor, check_words
 from clipmerge.types import Json, Tensors
 
 

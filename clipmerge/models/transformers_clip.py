@@ -17,8 +17,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.side_files import PROCESSORS
 from clipmerge.images.decoding import to_rgb
-from clipmerge.models import ImageTextModel
-from clipmerge.models.loading import blaming_files, blaming_processor, check_words
+from clipmerge.models import ImageTextModel, blaming_files, blaming_processor, check_words
 from clipmerge.types import Json
 
 _KERNELS = re.compile(

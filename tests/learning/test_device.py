@@ -11,10 +11,9 @@ from torch import Tensor
 from clipmerge.distributed import DistributedContext
 from clipmerge.learning import augment
 from clipmerge.learning import train as training
-from clipmerge.learning.adam import BoxAdam
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
-from clipmerge.learning.train import backward, draw_order, make_lesson, teach
+from clipmerge.learning.train import BoxAdam, backward, draw_order, make_lesson, teach
 from tests.support.small_objective import PLAIN, TEMPLATES, Ends, make_batches, objective_for
 
 
@@ -24,7 +23,7 @@ def objective(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> Objective:
     context.device = torch.device("meta")
     # it has no random numbers and no autocast of its own
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    monkeypatch.setattr(augment._Draws, "normal", lambda draws: torch.empty_like(draws._like))
+    monkeypatch.setattr(augment, "_normal", lambda _, images: torch.empty_like(images))
     monkeypatch.setattr(training, "_PROMPTS_A_STEP", 100)
     # a card keeps a parameter's identity as it is
     torch.__future__.set_swap_module_params_on_conversion(True)

@@ -11,21 +11,21 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from clipmerge.learning import train as training
-from clipmerge.learning.adam import BoxAdam
 from clipmerge.learning.augment import AUGMENTATIONS, strong_augment, weak_augment
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.loss import DistillTarget
 from clipmerge.learning.objective import Batch, Objective
 from clipmerge.learning.train import (
+    BoxAdam,
     LearningOptions,
     backward,
     draw_order,
-    draw_prompts,
     make_lesson,
     teach,
     train,
 )
 from clipmerge.measures.projection_radii import projection_radii
+from clipmerge.models.classifier import draw_prompts
 from tests.support.small_objective import (
     CAPTIONS,
     PLAIN,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipmerge.models.batch_norm import FrozenBatchNorm, image_layout
+from clipmerge.models import FrozenBatchNorm, image_layout
 from clipmerge.models.passes import dtype_of, multiplies_bfloat16
 
 

@@ -21,7 +21,7 @@ from clipmerge.distributed import DistributedContext
 from clipmerge.errors import DataError
 from clipmerge.images.batches import Batch
 from clipmerge.learning.interpolate import Path as Between
-from clipmerge.learning.objective import Objective
+from clipmerge.learning.objective import HeldOut, Objective
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.models.building import build_model
 from tests.support.tiny_clip import tiny_config, tiny_processor
@@ -129,7 +129,9 @@ def test_a_head_gives_the_librarys_logits_and_learns(
     with pytest.raises(DataError, match="has 5 classes, and the model's head 3"):
         model.classifier("here", 5, ())
     batch = Batch(0, pixels + 0.3 * torch.randn(pixels.shape), torch.arange(12) % CLASSES)
-    objective = Objective(path, classifier, batch, context, batch_size=6, val=batch)
+    objective = Objective(
+        path, classifier, batch, context, batch_size=6, val=HeldOut(batch, classifier)
+    )
     losses = learned_coefficients(objective, steps=4, lr=0.1, batch_size=6)
     assert all(0 < loss < 10 for loss in losses.trace["cross_entropy"])
     moved = [float((value - 0.5).abs().max()) for value in losses.coefficients.values()]
