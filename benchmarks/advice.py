@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.pair_results import FOLDER
 from clipmerge.evaluation.verdict import recommend
-from clipmerge.planning.verdict import Comparison, Estimate
+from clipmerge.planning.record import Comparison, Estimate
 
 FILE = FOLDER / "advice.json"
 _LIMIT = 3.0

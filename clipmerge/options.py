@@ -19,7 +19,7 @@ from annotated_types import Ge, Le
 from typer import Option as _flag
 
 from clipmerge.errors import UsageError, did_you_mean
-from clipmerge.files.paths import local_path
+from clipmerge.files import local_path
 from clipmerge.types import CHECKS, RECOMMENDATIONS, Device, Json, Names, OutputDtype
 
 if TYPE_CHECKING:

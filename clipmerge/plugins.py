@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from clipmerge.errors import UsageError, did_you_mean
-from clipmerge.files.paths import PLUGINS, plugin_folders
+from clipmerge.files import PLUGINS, plugin_folders
 from clipmerge.types import Json, Names
 
 # beyond it float32 arithmetic can overflow, which would look like a fault of the weights

@@ -35,7 +35,7 @@ from clipmerge.options import DecisionOptions, ImageOptions, PlanOptions
 from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
 from clipmerge.planning.plan import last_part
 from clipmerge.planning.recipe import Recipe
-from clipmerge.planning.verdict import Verdict
+from clipmerge.planning.record import Verdict
 from clipmerge.plugins import load_plugin, needs_score
 from clipmerge.progress import Journal, Progress
 

@@ -13,7 +13,7 @@ from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoints
 from clipmerge.checkpoint.alignment import HEAD_WEIGHT
 from clipmerge.checks import check_models, settle
 from clipmerge.errors import UsageError
-from clipmerge.files.paths import IN_MEMORY
+from clipmerge.files import IN_MEMORY
 from clipmerge.options import DecisionOptions
 from clipmerge.planning.plan import HeadRecord, SourceRecord
 from clipmerge.progress import Journal

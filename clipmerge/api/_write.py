@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.api._pair import Pair
 from clipmerge.distributed import is_main_process
-from clipmerge.files.paths import local_path
+from clipmerge.files import local_path
 from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
 from clipmerge.planning import Rows, Tabular
 from clipmerge.planning.plan import Plan, write_plan_files
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from clipmerge.learning.resume import LearningState
     from clipmerge.options import ApplyOptions, MergeOptions
     from clipmerge.planning.measurements import CalibrationRecord
-    from clipmerge.planning.verdict import Verdict
+    from clipmerge.planning.record import Verdict
     from clipmerge.publish.push import Published
     from clipmerge.types import Recommendation
 

@@ -20,7 +20,7 @@ from clipmerge.checks import check_models, settle
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, counted, shorten
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
-from clipmerge.files.paths import local_path, source_exists
+from clipmerge.files import local_path, source_exists
 from clipmerge.methods import Task
 from clipmerge.options import ApplyOptions
 from clipmerge.planning.plan import (

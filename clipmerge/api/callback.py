@@ -17,7 +17,7 @@ from clipmerge.api._write import MergeResult, local_inputs
 from clipmerge.api.merge import choose_recipe, merge
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import UsageError
-from clipmerge.files.paths import local_path
+from clipmerge.files import local_path
 from clipmerge.files.staging import check_output
 from clipmerge.options import MergeOptions
 from clipmerge.planning.recipe import RecipeLike

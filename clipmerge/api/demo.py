@@ -9,7 +9,7 @@ from clipmerge.api.evaluate import evaluate
 from clipmerge.api.merge import merge
 from clipmerge.demo.data import TEMPLATE
 from clipmerge.demo.pair import prepare
-from clipmerge.files.paths import local_path, user_cache
+from clipmerge.files import local_path, user_cache
 from clipmerge.progress import Progress
 from clipmerge.types import Json, StrPath
 

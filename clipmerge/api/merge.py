@@ -15,7 +15,7 @@ from clipmerge.api._pair import CheckpointLike, Pair, as_list, open_pair, with_z
 from clipmerge.api._write import Decided, MergeResult, local_inputs, write_merged
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, VerdictError
-from clipmerge.files.paths import local_path
+from clipmerge.files import local_path
 from clipmerge.layers import match_layers
 from clipmerge.methods import Decision, Task
 from clipmerge.methods import decide as decide_by_method

@@ -37,15 +37,14 @@ from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
-from clipmerge.files.paths import local_path
+from clipmerge.files import local_path
 from clipmerge.files.staging import staged
 from clipmerge.images.copies import overlap_notes
 from clipmerge.images.dataset import open_images, require_labelled
 from clipmerge.options import SweepOptions, named_sources
 from clipmerge.planning import Rows, Tabular
-from clipmerge.planning.recipe import Recipe, load_recipe
+from clipmerge.planning.recipe import MAX_LOSS, Recipe, load_recipe
 from clipmerge.planning.record import SWEEP_FORMAT
-from clipmerge.planning.verdict import MAX_LOSS
 from clipmerge.progress import Journal, Progress
 from clipmerge.report.sweep import sweep_sentence
 from clipmerge.report.wording import decision_sentence

@@ -1,6 +1,6 @@
 """Checkpoints: opened lazily, and checked before anything is computed."""
 
-from clipmerge.checkpoint.alignment import Inputs, Location, are_alike, match_keys
+from clipmerge.checkpoint.alignment import Inputs, Location, are_alike, pair_keys
 from clipmerge.checkpoint.opening import open_checkpoint, open_checkpoints
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.files.safetensors import TensorEntry
@@ -34,7 +34,7 @@ def align_checkpoints(
         dtype: That of the merged weights.
         refuse: Whether mismatches that prevent a merge are errors.
     """
-    inputs = match_keys(zeroshot, finetuned, missing, dtype)
+    inputs = pair_keys(zeroshot, finetuned, missing, dtype)
     if are_alike(inputs):
         return inputs
     from clipmerge.checkpoint.mismatches import settle_differences  # most pairs need none of it

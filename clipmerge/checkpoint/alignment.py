@@ -142,13 +142,6 @@ class Inputs:
             return self.zeroshot
         return self.finetuned[0]
 
-    @property
-    def layout_keys(self) -> dict[str, str]:
-        """Keys in the file of `layout` by canonical name."""
-        if self.layout is self.zeroshot:
-            return self.zeroshot_keys
-        return self.finetuned_keys[0]
-
     @cached_property
     def output_keys(self) -> dict[str, str]:
         """Keys in the output by canonical name: those of `layout` where it has the parameter."""
@@ -229,7 +222,7 @@ class Inputs:
         return found
 
 
-def match_keys(
+def pair_keys(
     zeroshot: Checkpoint, finetuned: list[Checkpoint], missing: Missing, dtype: OutputDtype
 ) -> Inputs:
     """Match keys by canonical name, in the layout of the first fine-tuned checkpoint."""

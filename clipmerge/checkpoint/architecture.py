@@ -8,7 +8,7 @@ from dataclasses import replace
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
 from clipmerge.errors import CheckpointError, did_you_mean
 from clipmerge.families import layout_of
-from clipmerge.files.paths import replace_bytes, user_cache
+from clipmerge.files import replace_bytes, user_cache
 from clipmerge.types import Json
 
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")

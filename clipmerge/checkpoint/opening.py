@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, prefix_errors
 from clipmerge.errors import CheckpointError, did_you_mean, shorten
 from clipmerge.families import family_of, layout_of
+from clipmerge.files import IN_MEMORY, is_plain_name, local_path, split_part
 from clipmerge.files.hashes import file_state
-from clipmerge.files.paths import IN_MEMORY, is_plain_name, local_path, split_part
 from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header
 from clipmerge.files.side_files import SIDE_FILES, read_side_json
 

@@ -19,7 +19,7 @@ from typer.main import get_command
 
 from clipmerge.cli._terminal import Terminal, tell
 from clipmerge.errors import UsageError
-from clipmerge.files.paths import recipe_files
+from clipmerge.files import recipe_files
 
 #: Every command in the order of ``--help``: its file, and what it does.
 COMMANDS = {

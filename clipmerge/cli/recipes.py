@@ -12,7 +12,7 @@ import typer
 from clipmerge.cli._terminal import Terminal, table_of
 from clipmerge.cli.app import command, complete_recipe
 from clipmerge.errors import OutputError
-from clipmerge.files.paths import local_path, recipe_files
+from clipmerge.files import local_path, recipe_files
 from clipmerge.files.staging import write_whole_file
 
 recipes_command = typer.Typer(

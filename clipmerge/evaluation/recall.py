@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipmerge.images.image_set import number_texts
-from clipmerge.planning.verdict import RANKS, Recall
+from clipmerge.planning.record import RANKS, Recall
 
 #: Captions whose images are shown, and images shown for each.
 EXAMPLES, IMAGES_PER_EXAMPLE = 4, 3

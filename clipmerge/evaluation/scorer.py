@@ -26,7 +26,7 @@ from clipmerge.models import ImageTextModel
 from clipmerge.models.classifier import Classifier, Prompts, classifier_for
 from clipmerge.models.passes import MicroBatcher, passes
 from clipmerge.options import ImageOptions
-from clipmerge.planning.verdict import Recall
+from clipmerge.planning.record import Recall
 from clipmerge.progress import Progress
 from clipmerge.types import OutputDtype
 

@@ -22,7 +22,7 @@ from clipmerge.learning.interpolate import Path
 from clipmerge.models.building import build_model
 from clipmerge.options import ImageOptions
 from clipmerge.planning.plan import Plan, last_part
-from clipmerge.planning.verdict import Comparison, Estimate, Verdict, finetuned_names
+from clipmerge.planning.record import Comparison, Estimate, Verdict, finetuned_names
 from clipmerge.progress import Progress
 from clipmerge.stats import class_weights, mean_share, paired_accuracy_interval
 from clipmerge.types import Recommendation

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from clipmerge.errors import CheckpointError
-from clipmerge.files.paths import replace_bytes, user_cache
+from clipmerge.files import replace_bytes, user_cache
 
 #: Bytes hashed at a time; a multiple of every system's mapping granularity.
 WINDOW = 32 << 20

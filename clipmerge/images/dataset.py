@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.errors import DataError, UsageError, counted, did_you_mean, shorten
-from clipmerge.files.paths import glob_files, local_path
+from clipmerge.files import glob_files, local_path
 from clipmerge.images.classes import ClassNames, name_classes
 from clipmerge.images.image_set import (
     CaptionedImages,

@@ -17,7 +17,7 @@ from typing import Literal
 import yaml
 
 from clipmerge.errors import UsageError, did_you_mean
-from clipmerge.files.paths import local_path
+from clipmerge.files import local_path
 from clipmerge.images.image_set import Opened
 from clipmerge.types import Names, Shape
 

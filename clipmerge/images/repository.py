@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clipmerge.errors import DataError, did_you_mean, shorten
-from clipmerge.files.paths import replace_bytes, user_cache
+from clipmerge.files import replace_bytes, user_cache
 from clipmerge.hub import explained
 from clipmerge.images.image_set import Columns, Opened
 from clipmerge.images.tables import READERS, load_files, one_line

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import ClipmergeError, DataError, counted, did_you_mean, shorten
-from clipmerge.files.paths import local_path, user_cache
+from clipmerge.files import local_path, user_cache
 from clipmerge.images.image_set import (
     CAPTION_NAMES,
     LABEL_NAMES,

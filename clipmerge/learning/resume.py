@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clipmerge import __version__
 from clipmerge.distributed import DistributedContext, broadcast_
-from clipmerge.files.paths import user_cache
+from clipmerge.files import user_cache
 
 #: Seconds between two saves.
 SECONDS = 30.0

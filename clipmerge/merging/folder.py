@@ -66,7 +66,9 @@ def assign_shards(
     if max_shard_size is not None:
         return _split_by_size(tensors, max_shard_size, single)
     layout = inputs.layout
-    keys = inputs.layout_keys
+    keys = inputs.finetuned_keys[0]
+    if layout is inputs.zeroshot:
+        keys = inputs.zeroshot_keys
     is_one = single != WEIGHTS or not layout.sharded
     first = layout.entries[next(iter(keys.values()))]
     shards = {}

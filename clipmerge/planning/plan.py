@@ -18,8 +18,8 @@ import numpy as np
 from pydantic import Field, PrivateAttr, ValidationError
 
 from clipmerge.errors import UsageError, did_you_mean
+from clipmerge.files import split_part
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.paths import split_part
 from clipmerge.files.safetensors import Array
 from clipmerge.files.staging import TENSORS_SUFFIX, check_output_file, write_whole_file
 from clipmerge.planning import Frozen, Rows, Tabular

@@ -12,9 +12,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from clipmerge.errors import UsageError, did_you_mean
-from clipmerge.files.paths import local_path, recipe_files
+from clipmerge.files import local_path, recipe_files
 from clipmerge.planning import Frozen
-from clipmerge.planning.verdict import MAX_LOSS
 from clipmerge.plugins import (
     Alpha,
     Density,
@@ -24,6 +23,9 @@ from clipmerge.plugins import (
     plugin_options,
 )
 from clipmerge.types import Json, Missing, StrPath
+
+#: Loss of accuracy, in points, that is accepted unless the recipe or the user says otherwise.
+MAX_LOSS = 3.0
 
 
 class Override(Frozen):
@@ -62,12 +64,16 @@ class Recipe(Frozen):
     @property
     def measure_options(self) -> Json:
         """Options of the measure; empty if there is none."""
-        return _options_of(self.measure or {})
+        options = dict(self.measure or {})
+        options.pop("name", None)
+        return options
 
     @property
     def method_options(self) -> Json:
         """Options of the method."""
-        return _options_of(self.method)
+        options = dict(self.method)
+        options.pop("name")
+        return options
 
     @property
     def max_loss(self) -> float:
@@ -91,12 +97,6 @@ class Recipe(Frozen):
 
 #: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
 RecipeLike: TypeAlias = StrPath | Mapping[str, Any] | Recipe
-
-
-def _options_of(section: Json) -> Json:
-    options = dict(section)
-    options.pop("name", None)
-    return options
 
 
 def load_recipe(
@@ -206,10 +206,11 @@ def _from_yaml(subject: str, text: str) -> Any:
 
 def _checked_section(section: str, value: Json) -> Json:
     """A measure or a method with all of its options."""
-    package, name = f"{section}s", value.get("name")
+    package, options = f"{section}s", dict(value)
+    name = options.pop("name", None)
     if not isinstance(name, str):
         raise UsageError(f"{section}: needs a `name:`, one of {', '.join(plugin_names(package))}")
-    checked = check_options(package, name, _options_of(value))
+    checked = check_options(package, name, options)
     if checked.get("mask") is not None:  # checked now, before minutes of measuring
         check_mask_options(checked["mask"], checked.get("mask_options") or {})
     return {"name": name, **checked}

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from clipmerge.errors import ClipmergeError, HubError, OutputError, UsageError, shorten
+from clipmerge.files import local_path
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.paths import local_path
 from clipmerge.files.staging import RECORD
 from clipmerge.planning import Frozen
 from clipmerge.planning.record import read_output

@@ -16,8 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipmerge.planning.plan import LayerPlan
-from clipmerge.planning.record import Record
-from clipmerge.planning.verdict import Verdict
+from clipmerge.planning.record import Record, Verdict
 from clipmerge.report.wording import points_of
 from clipmerge.types import Json
 

@@ -87,11 +87,13 @@ def _repositories(record: Record) -> list[str]:
 
 def _judged(record: Record) -> dict[str, Any]:
     """What the card tells of the verdict, and prompts of classes that were judged."""
-    from clipmerge.hub import dataset_repo
-
     assert record.verdict is not None
     datasets = {}
     for source in record.verdict.sources:
+        if not source.source.startswith("hf://"):
+            continue
+        from clipmerge.hub import dataset_repo
+
         if repository := dataset_repo(source.source):
             datasets[source.name] = repository
     prompts = []

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from clipmerge.planning.measurements import HeldBackChoice
 from clipmerge.planning.plan import Plan
-from clipmerge.planning.record import Measured
-from clipmerge.planning.verdict import Estimate, Verdict
+from clipmerge.planning.record import Estimate, Measured, Verdict
 from clipmerge.types import Json
 
 # Half the width of an interval, as a share, from which whole points are shown.

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
-from clipmerge.files.paths import is_plain_name, local_path
+from clipmerge.files import is_plain_name, local_path
 from clipmerge.merging import folder as output_folder
 from tests.support.command import clipmerge, refused
 

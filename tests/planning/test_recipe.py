@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from clipmerge.errors import UsageError
-from clipmerge.files.paths import recipe_files
+from clipmerge.files import recipe_files
 from clipmerge.planning.recipe import load_recipe, recipe_text
 from clipmerge.plugins import plugin_names, plugin_options
 from tests.support.command import one_line

@@ -6,8 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from clipmerge.planning.record import Record
-from clipmerge.planning.verdict import Comparison, Estimate, Verdict
+from clipmerge.planning.record import Comparison, Estimate, Record, Verdict
 from clipmerge.report.pages import model_card
 
 
