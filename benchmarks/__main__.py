@@ -17,11 +17,7 @@ _CACHE = Path.home() / ".cache" / "clipmerge-benchmarks"
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line."""
     given = _parser().parse_args(arguments)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         _run(given)
@@ -38,39 +34,19 @@ def _parser() -> argparse.ArgumentParser:
     page = commands.add_parser("page", help="write the tables from the JSON files again")
     judge = commands.add_parser("judge", help="judge a recipe, and add its row to the leaderboard")
     judge.add_argument("recipe", help="name or file of a recipe")
-    judge.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="settings",
-    )
+    judge.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     judge.add_argument("--seed", type=int, default=0, help="of learning")
     judge.add_argument("--who", default="", help="whose row it is")
     equal = commands.add_parser("equal-labels", help="fine-tune on the labels that auto may use")
     references = commands.add_parser("references", help="models that are no merges")
     for command in (judge, equal, references):
-        command.add_argument(
-            "pairs",
-            nargs="*",
-            default=[SMALLEST],
-            help=f"{SMALLEST} by default",
-        )
+        command.add_argument("pairs", nargs="*", default=[SMALLEST], help=f"{SMALLEST} by default")
         command.add_argument("--pictures", type=Path, help="folder of the tar files")
         command.add_argument("--clones", type=Path, help="folder of the clones")
         command.add_argument(
-            "--zeroshot",
-            action="append",
-            default=[],
-            metavar="NAME=DIR",
-            help="a ready model",
+            "--zeroshot", action="append", default=[], metavar="NAME=DIR", help="a ready model"
         )
-        command.add_argument(
-            "--cache",
-            type=Path,
-            default=_CACHE,
-            help="where pairs are kept",
-        )
+        command.add_argument("--cache", type=Path, default=_CACHE, help="where pairs are kept")
     for command in (judge, equal, references, page):
         command.add_argument("--results", type=Path, default=PAIRS_FOLDER)
         command.add_argument("--no-page", action="store_true", help="leave the pages as they are")
@@ -90,12 +66,7 @@ def _run(given: argparse.Namespace) -> None:
         for word in given.zeroshot:
             name, _, folder = word.partition("=")
             zeroshots[name] = Path(folder)
-        places = Places(
-            given.cache,
-            given.pictures,
-            given.clones,
-            zeroshots,
-        )
+        places = Places(given.cache, given.pictures, given.clones, zeroshots)
         for name in given.pairs:
             pair = make(name, places)
             if given.command == "judge":

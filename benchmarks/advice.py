@@ -17,12 +17,7 @@ from clipmerge.planning.record import Comparison, Estimate
 
 FILE = FOLDER / "advice.json"
 _LIMIT = 3.0
-_SIZES = {
-    "64": (0, 100),
-    "240 to 400": (100, 500),
-    "697 to 1,024": (500, 2000),
-    "all": (0, 2000),
-}
+_SIZES = {"64": (0, 100), "240 to 400": (100, 500), "697 to 1,024": (500, 2000), "all": (0, 2000)}
 
 
 def advised(merge: dict[str, Any]) -> str:

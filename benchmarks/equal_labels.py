@@ -35,24 +35,11 @@ def equal_labels(pair: Pair, folder: Path = PAIRS_FOLDER) -> None:
     for name, (start, learned) in starts.items():
         begin = time.process_time()
         model = pair.folder / name
-        finetune(
-            start,
-            pair.spec.regime,
-            pair.spec.seed,
-            learned,
-            pair.template,
-            model,
-        )
+        finetune(start, pair.spec.regime, pair.spec.seed, learned, pair.template, model)
         seconds = time.process_time() - begin
         curve = tests.curve(model, ALPHAS)
         labels = sum(results.told["labels"].values())
-        results.add(
-            name,
-            alphas=ALPHAS,
-            correct=curve,
-            labels=labels,
-            seconds=round(seconds, 1),
-        )
+        results.add(name, alphas=ALPHAS, correct=curve, labels=labels, seconds=round(seconds, 1))
 
 
 def split(val: Source) -> tuple[Source, Source]:
@@ -73,10 +60,7 @@ def split(val: Source) -> tuple[Source, Source]:
 def _some(source: Source, chosen: list[int]) -> Source:
     images = [source.images[at] for at in chosen]
     return replace(
-        source,
-        images=images,
-        labels=source.labels[chosen],
-        things=source.things[chosen],
+        source, images=images, labels=source.labels[chosen], things=source.things[chosen]
     )
 
 
@@ -84,9 +68,4 @@ def joined(one: Source, other: Source) -> Source:
     """Pictures of both, the first one's first."""
     labels = torch.cat([one.labels, other.labels])
     things = np.concatenate([one.things, other.things])
-    return replace(
-        one,
-        images=[*one.images, *other.images],
-        labels=labels,
-        things=things,
-    )
+    return replace(one, images=[*one.images, *other.images], labels=labels, things=things)

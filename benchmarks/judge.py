@@ -49,10 +49,7 @@ class Judge:
         }
 
     def curve(
-        self,
-        finetuned: Path,
-        alphas: Sequence[float],
-        prepare: Callable[[], None] = lambda: None,
+        self, finetuned: Path, alphas: Sequence[float], prepare: Callable[[], None] = lambda: None
     ) -> dict[str, dict[str, Any]]:
         """Bits of the points of a WiSE-FT curve; ``prepare`` is called at each."""
         start = {name: value.clone() for name, value in self.model.network.state_dict().items()}
@@ -70,12 +67,7 @@ def add_curve(tests: Judge, results: Results) -> None:
     """Add the pair's own WiSE-FT curve, unless it is there."""
     if CURVE not in results.methods:
         curve = tests.curve(tests.pair.finetuned, ALPHAS)
-        results.add(
-            CURVE,
-            alphas=ALPHAS,
-            correct=curve,
-            labels=results.told["labels"]["train"],
-        )
+        results.add(CURVE, alphas=ALPHAS, correct=curve, labels=results.told["labels"]["train"])
 
 
 def judge(
@@ -102,13 +94,7 @@ def judge(
     if CURVE not in results.methods:
         with_val = Judge(pair, {"val": pair.source("val")})
         add_curve(with_val, results)
-    name = " ".join(
-        [
-            Path(recipe).stem,
-            *settings,
-            *([f"seed={seed}"] if seed else []),
-        ]
-    )
+    name = " ".join([Path(recipe).stem, *settings, *([f"seed={seed}"] if seed else [])])
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "merged"
         begin = time.process_time()
@@ -137,12 +123,7 @@ def judge(
         commit=_commit(),
         who=who,
     )
-    _LOG.info(
-        "%s: %s in %.0f s",
-        pair.spec.name,
-        name,
-        seconds,
-    )
+    _LOG.info("%s: %s in %.0f s", pair.spec.name, name, seconds)
     return name
 
 

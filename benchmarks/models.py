@@ -135,11 +135,9 @@ def _transformers(folder: Path) -> Model:
         seen.crop_size["height"],
         seen.image_mean,
         seen.image_std,
-        lambda prompts: tools.tokenizer(
-            list(prompts),
-            padding=True,
-            return_tensors="pt",
-        ).to(_DEVICE),
+        lambda prompts: tools.tokenizer(list(prompts), padding=True, return_tensors="pt").to(
+            _DEVICE
+        ),
         lambda pixels: features(network.get_image_features(pixel_values=pixels)),
         lambda tokens: features(network.get_text_features(**tokens)),
         write,
@@ -183,12 +181,7 @@ class Regime:
 
 
 def finetune(
-    start: Path,
-    how: Regime,
-    seed: int,
-    source: Source,
-    template: str,
-    folder: Path,
+    start: Path, how: Regime, seed: int, source: Source, template: str, folder: Path
 ) -> None:
     """Fine-tune by cross-entropy over the class prompts and write the model, unless it exists.
 
@@ -204,12 +197,7 @@ def finetune(
     model.write(folder)
 
 
-def _train(
-    model: Model,
-    how: Regime,
-    source: Source,
-    template: str,
-) -> None:
+def _train(model: Model, how: Regime, source: Source, template: str) -> None:
     pixels, labels = model.input(source.images), source.labels
     tokens = model.tokenize(prompts_of(source.classes, template))
     towers = dict(model.network.named_parameters())
@@ -220,16 +208,9 @@ def _train(
     ]
     pictures = how.epochs * len(pixels)
     steps = max(2, int(pictures / how.batch))
-    optimizer = torch.optim.AdamW(
-        learned,
-        lr=how.rate,
-        weight_decay=0.05,
-    )
+    optimizer = torch.optim.AdamW(learned, lr=how.rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        how.rate,
-        total_steps=steps,
-        pct_start=0.1 if steps >= 20 else 0.15,
+        optimizer, how.rate, total_steps=steps, pct_start=0.1 if steps >= 20 else 0.15
     )
     passes = range(int(how.epochs) + 1)
     order = torch.cat([torch.randperm(len(pixels)) for _ in passes])
@@ -240,30 +221,16 @@ def _train(
         images = _moved(pixels[at], how).to(_DEVICE)
         optimizer.zero_grad()
         texts = model.embed_text(tokens) if how.text else fixed
-        _add_gradients(
-            model,
-            images,
-            labels[at].to(_DEVICE),
-            texts,
-        )
+        _add_gradients(model, images, labels[at].to(_DEVICE), texts)
         optimizer.step()
         schedule.step()
 
 
-def _add_gradients(
-    model: Model,
-    images: Tensor,
-    labels: Tensor,
-    texts: Tensor,
-) -> None:
+def _add_gradients(model: Model, images: Tensor, labels: Tensor, texts: Tensor) -> None:
     """Gradients of the mean cross-entropy of a batch, piece by piece."""
     scale = model.scale.detach()
     leaf = texts.detach().requires_grad_(texts.requires_grad)
-    for piece, wanted in zip(
-        images.split(_PIECE),
-        labels.split(_PIECE),
-        strict=True,
-    ):
+    for piece, wanted in zip(images.split(_PIECE), labels.split(_PIECE), strict=True):
         logits = scale * model.embed_image(piece) @ leaf.T
         (cross_entropy(logits, wanted, reduction="sum") / len(images)).backward()
     if leaf.grad is not None:

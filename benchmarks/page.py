@@ -27,11 +27,7 @@ from benchmarks.statistics import (
 )
 
 ROOT = Path(__file__).parents[1]
-PAGES = (
-    ROOT / "README.md",
-    ROOT / "benchmarks" / "README.md",
-    ROOT / "docs" / "research.md",
-)
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "research.md")
 PICTURE = ROOT / "docs" / "assets" / "results.png"
 _MARK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 #: Earlier forms of `auto`, which stand for it where it was not run: of 7fea82b5 with four times the
@@ -47,10 +43,7 @@ def write_pages(pages: Iterable[Path] = PAGES, folder: Path = PAIRS_FOLDER) -> l
     changed = []
     for page in pages:
         text = page.read_text(encoding="utf-8")
-        filled = _MARK.sub(
-            lambda mark: f"{mark[1]}{table(mark[2], every)}\n{mark[3]}",
-            text,
-        )
+        filled = _MARK.sub(lambda mark: f"{mark[1]}{table(mark[2], every)}\n{mark[3]}", text)
         if filled != text:
             page.write_text(filled, encoding="utf-8")
             changed.append(page)
@@ -139,10 +132,7 @@ def _both(pairs: Sequence[Results], method: str) -> str:
 
 
 def _change(
-    pairs: Sequence[Results],
-    method: str,
-    axis: str,
-    since: str = "fine-tuned",
+    pairs: Sequence[Results], method: str, axis: str, since: str = "fine-tuned"
 ) -> Estimate:
     def figure(each: Results) -> np.ndarray:
         return _accuracy(each, method, axis) - _accuracy(each, since, axis)
@@ -171,18 +161,10 @@ def draw(file: Path, folder: Path = PAIRS_FOLDER) -> None:
     from matplotlib.figure import Figure
 
     groups = _by_target(_having(every_result(folder), ["auto"]))
-    figure = Figure(
-        figsize=(8.6, 1.3 + 0.5 * len(groups)),
-        dpi=110,
-        layout="constrained",
-    )
+    figure = Figure(figsize=(8.6, 1.3 + 0.5 * len(groups)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
-    looks = {
-        "zero-shot": ("o", "white"),
-        "fine-tuned": ("s", "#0072b2"),
-        "auto": ("D", "#d55e00"),
-    }
+    looks = {"zero-shot": ("o", "white"), "fine-tuned": ("s", "#0072b2"), "auto": ("D", "#d55e00")}
     titles = {"id": "on the target", "ood": "under shifts"}
     for axes, (axis, title) in zip(panels, titles.items(), strict=True):
         for method, (marker, colour) in looks.items():
@@ -202,18 +184,10 @@ def draw(file: Path, folder: Path = PAIRS_FOLDER) -> None:
         axes.set_title(f"accuracy {title}, %", fontsize=10)
         axes.grid(axis="x", color="#dddddd")
         axes.spines[["top", "right", "left"]].set_visible(False)
-    panels[0].set_yticks(
-        range(len(groups)),
-        [f"{k} ({len(v)})" for k, v in groups.items()],
-    )
+    panels[0].set_yticks(range(len(groups)), [f"{k} ({len(v)})" for k, v in groups.items()])
     panels[0].set_ylim(len(groups) - 0.5, -0.5)
     handles = panels[0].get_legend_handles_labels()
-    figure.legend(
-        *handles,
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-    )
+    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(file, metadata={"Software": None})
 
 
@@ -234,15 +208,7 @@ def leaderboard(every: Sequence[Results]) -> Rows:
         minutes = [one["seconds"] / 60 for one in told if "seconds" in one]
         spent = f"{np.median(minutes):.1f}" if minutes else ""
         who = ", ".join(_named(told, "who"))
-        rows.append(
-            [
-                name,
-                ", ".join(commits[:2]),
-                *cells,
-                spent,
-                who,
-            ]
-        )
+        rows.append([name, ", ".join(commits[:2]), *cells, spent, who])
     return rows
 
 

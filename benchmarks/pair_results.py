@@ -100,11 +100,7 @@ def open_results(pair: Pair, folder: Path = PAIRS_FOLDER) -> Results:
     if file.is_file():
         return read_results(file)
     spec = pair.spec
-    told: dict[str, Any] = {
-        "target": spec.target,
-        "model": spec.model,
-        "seed": spec.seed,
-    }
+    told: dict[str, Any] = {"target": spec.target, "model": spec.model, "seed": spec.seed}
     told["regime"], _, _ = spec.name.partition(f"-{spec.target}")
     told["tuned"] = spec.tuned
     told["labels"] = {}

@@ -45,20 +45,11 @@ def references(pair: Pair, folder: Path = PAIRS_FOLDER) -> None:
     alphas = torch.tensor(results.methods[CURVE]["alphas"])
     found = {
         "ensemble": _ensemble(zeroshot, finetuned, tests),
-        "dawin": _dawin(
-            zeroshot,
-            finetuned,
-            alphas,
-            results.correct(CURVE),
-        ),
+        "dawin": _dawin(zeroshot, finetuned, alphas, results.correct(CURVE)),
         "vrf": _vrf(zeroshot, finetuned, tests),
     }
     for name, right in found.items():
-        results.add(
-            name,
-            correct=stacked([right]),
-            labels=labels,
-        )
+        results.add(name, correct=stacked([right]), labels=labels)
     norms = _norms(tests.model)
     if norms:
         pixels = tests.pixels["val"]
@@ -67,12 +58,7 @@ def references(pair: Pair, folder: Path = PAIRS_FOLDER) -> None:
             _recalibrate(tests.model, pixels)
 
         curve = tests.curve(pair.finetuned, ALPHAS, prepare)
-        results.add(
-            "recalibrated",
-            alphas=ALPHAS,
-            correct=curve,
-            labels=labels,
-        )
+        results.add("recalibrated", alphas=ALPHAS, correct=curve, labels=labels)
 
 
 @dataclass(frozen=True)
@@ -117,12 +103,7 @@ def _ensemble(zeroshot: Answers, finetuned: Answers, tests: Judge) -> Right:
     return right
 
 
-def _dawin(
-    zeroshot: Answers,
-    finetuned: Answers,
-    alphas: Tensor,
-    curve: Right,
-) -> Right:
+def _dawin(zeroshot: Answers, finetuned: Answers, alphas: Tensor, curve: Right) -> Right:
     right = {}
     for name, of_alphas in curve.items():
         start = _entropies(zeroshot.shares[name])
@@ -155,11 +136,7 @@ def _vrf(zeroshot: Answers, finetuned: Answers, tests: Judge) -> Right:
         distances = torch.cdist(finetuned.features[name], gained).square()
         nearest = distances.amin(dim=1, keepdim=True)
         weight = torch.sigmoid((_VRF_MIDDLE - nearest) / _VRF_WIDTH)
-        mean = torch.lerp(
-            zeroshot.shares[name],
-            finetuned.shares[name],
-            weight,
-        )
+        mean = torch.lerp(zeroshot.shares[name], finetuned.shares[name], weight)
         right[name] = (mean.argmax(dim=1) == source.labels).numpy()
     return right
 

@@ -71,11 +71,7 @@ def run(command: list[str], checkout: Path | None = None) -> Outcome:
     before = _children_cpu()
     with tempfile.TemporaryFile("w+") as err:  # a pipe that nobody reads would fill and stop it
         process = subprocess.Popen(
-            command,
-            stdout=subprocess.DEVNULL,
-            stderr=err,
-            env=variables,
-            cwd=checkout,
+            command, stdout=subprocess.DEVNULL, stderr=err, env=variables, cwd=checkout
         )
         private = 0.0
         while process.poll() is None:
@@ -184,9 +180,7 @@ def _into(output: Path, command: list[str]) -> Outcome:
 
 def start_case(given: argparse.Namespace, folder: Path) -> dict[str, Contestant]:
     pair = make_checkpoints(folder, given.size)
-    chosen: dict[str, Contestant] = {
-        "python -c pass": lambda: run([sys.executable, "-c", "pass"]),
-    }
+    chosen: dict[str, Contestant] = {"python -c pass": lambda: run([sys.executable, "-c", "pass"])}
     commands = {
         "--help": ["--help"],
         "inspect, one": ["inspect", str(pair[0])],
@@ -228,11 +222,7 @@ def compare(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, lis
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
             outcome = contestants[name]()
-            print(
-                f"{name}: {outcome.seconds:.2f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"{name}: {outcome.seconds:.2f} s", file=sys.stderr, flush=True)
             if number:
                 found[name].append(outcome)
     return found

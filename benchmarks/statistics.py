@@ -32,10 +32,7 @@ class Accuracies:
 
     def point(self, at: int) -> Accuracies:
         """One of the points, shapes (1 + resamples, 1)."""
-        return Accuracies(
-            self.id[:, [at]],
-            self.ood[:, [at]],
-        )
+        return Accuracies(self.id[:, [at]], self.ood[:, [at]])
 
 
 @lru_cache(maxsize=512)
@@ -62,12 +59,7 @@ def _drawn(target: str, thing: int, resamples: int) -> np.ndarray:
     return times.astype(np.int8)
 
 
-def chosen_alpha(
-    results: Results,
-    method: str,
-    source: str,
-    max_loss: float | None = None,
-) -> int:
+def chosen_alpha(results: Results, method: str, source: str, max_loss: float | None = None) -> int:
     """Index of the alpha that pictures of ``source`` choose.
 
     Args:
@@ -165,19 +157,10 @@ def over_targets(values: Sequence[tuple[str, np.ndarray]], resamples: int = RESA
     for number, pairs in enumerate(targets):
         times = int((drawn == number).sum())
         chosen = rng.integers(len(pairs), size=(times, len(pairs)))
-        pictures = rng.integers(
-            1,
-            pairs.shape[1],
-            size=(times, 1),
-        )
+        pictures = rng.integers(1, pairs.shape[1], size=(times, 1))
         means[drawn == number] = pairs[chosen, pictures].mean(axis=1)
     low, high = np.percentile(means.mean(axis=1), [2.5, 97.5])
-    return Estimate(
-        100 * measured,
-        100 * low,
-        100 * high,
-        len(values),
-    )
+    return Estimate(100 * measured, 100 * low, 100 * high, len(values))
 
 
 def curve_of(results: Results) -> Accuracies:

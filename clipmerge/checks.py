@@ -126,14 +126,9 @@ def check_sources(
         return
     # one batch: on small models most of the cost is that of each
     scorer = Scorer(
-        model,
-        inputs,
-        replace(settings, template=(), batch_size=settings.batch_size or PROBE),
+        model, inputs, replace(settings, template=(), batch_size=settings.batch_size or PROBE)
     )
-    moves = [
-        partial(Path.set_alpha, alpha=0.0),
-        partial(Path.set_mixture, weights=(1.0,)),
-    ]
+    moves = [partial(Path.set_alpha, alpha=0.0), partial(Path.set_mixture, weights=(1.0,))]
     for name, (zeroshot, finetuned) in scorer.score(moves, samples, progress).items():
         among = len(samples[name].class_names)
         images = sources[name]

@@ -103,9 +103,7 @@ def resolve(hub_id: HubId) -> Snapshot:
         return _cached(hub_id)
     with explained(f"reading {hub_id}"):
         info: Any = HfApi(library_name="clipmerge").model_info(
-            hub_id.repo_id,
-            revision=hub_id.revision,
-            timeout=_TIMEOUT,
+            hub_id.repo_id, revision=hub_id.revision, timeout=_TIMEOUT
         )
     _remember(hub_id, info.sha)
     names = tuple(item.rfilename for item in info.siblings or ())

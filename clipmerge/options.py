@@ -252,9 +252,7 @@ class SweepOptions(DecisionOptions):
         list[str],
     ] = ()
     alphas: Annotated[
-        Any,
-        _flag(metavar="LIST", help="Points of the curve; 0 = zero-shot, 1 = fine-tuned."),
-        str,
+        Any, _flag(metavar="LIST", help="Points of the curve; 0 = zero-shot, 1 = fine-tuned."), str
     ] = "0,0.1,...,1"
     overwrite: Overwrite = False
 

@@ -42,11 +42,7 @@ BACKBONES = {
 _GROUPS: dict[str, tuple[int, ...]] = {
     "airplane": (404, 895),
     "automobile": (407, 436, 468, 511, 609, 627, 656, 661, 751, 817),
-    "bird": (
-        *range(7, 25),
-        *range(80, 101),
-        *range(127, 147),
-    ),
+    "bird": (*range(7, 25), *range(80, 101), *range(127, 147)),
     "cat": tuple(range(281, 286)),
     "deer": (351, 352, 353),
     "dog": tuple(range(151, 269)),
@@ -71,15 +67,7 @@ def classifier_of(backbone: str) -> Any:
     file = Path(getattr(import_module(package), known_by).get_model_file_path())
     model = timm.create_model(architecture, pretrained=False)
     stored = torch.load(file, weights_only=True)  # noqa: TID251 (the file of an installed package)
-    model.load_state_dict(
-        dict(
-            zip(
-                model.state_dict(),
-                stored.values(),
-                strict=True,
-            )
-        )
-    )
+    model.load_state_dict(dict(zip(model.state_dict(), stored.values(), strict=True)))
     return model.eval().to(memory_format=torch.channels_last)
 
 
@@ -96,13 +84,7 @@ def features_of(classifier: Any, pictures: Sequence[Picture], size: int = SIZE) 
     return torch.cat(found)
 
 
-def teach_zeroshot(
-    backbone: str,
-    features: Tensor,
-    folder: Path,
-    *,
-    steps: int = _STEPS,
-) -> None:
+def teach_zeroshot(backbone: str, features: Tensor, folder: Path, *, steps: int = _STEPS) -> None:
     """Teach a zero-shot model by features of unlabelled pictures and write it, unless it exists."""
     if folder.is_dir():
         return
@@ -128,18 +110,10 @@ def _config(architecture: str) -> dict[str, Any]:
     return {"model_cfg": model, "preprocess_cfg": seen}
 
 
-def _teach(
-    model: CLIP,
-    classifier: nn.Linear,
-    features: Tensor,
-    steps: int,
-) -> None:
+def _teach(model: CLIP, classifier: nn.Linear, features: Tensor, steps: int) -> None:
     weight, bias = classifier.weight.detach(), classifier.bias.detach()
     taught = (features @ weight.T + bias).softmax(dim=1)
-    grouped = torch.stack(
-        [taught[:, list(group)].sum(dim=1) for group in _GROUPS.values()],
-        dim=1,
-    )
+    grouped = torch.stack([taught[:, list(group)].sum(dim=1) for group in _GROUPS.values()], dim=1)
     projection = model.visual.head.proj
     centred = weight - weight.mean(dim=0)
     directions = torch.linalg.svd(centred, full_matrices=False).Vh
@@ -152,20 +126,11 @@ def _teach(
     tokens = open_clip.tokenize(names, context_length=_CONTEXT)
     text = [value for name, value in model.named_parameters() if not name.startswith("visual.")]
     rates = [_TEXT_RATE, _PROJECTION_RATE]
-    parts = zip(
-        (text, projection.parameters()),
-        rates,
-        strict=True,
-    )
+    parts = zip((text, projection.parameters()), rates, strict=True)
     optimizer = torch.optim.AdamW(
-        [{"params": values, "lr": rate} for values, rate in parts],
-        weight_decay=1e-4,
+        [{"params": values, "lr": rate} for values, rate in parts], weight_decay=1e-4
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        rates,
-        total_steps=steps,
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
     groups = torch.arange(len(IMAGENET), len(tokens))
     for _ in range(steps):
         drawn = torch.randint(len(features), (_BATCH,))

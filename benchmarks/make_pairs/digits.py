@@ -19,13 +19,7 @@ _REGIMES = {
     "mild": Regime(3e-4, 8, text=True, mirror=False, move=1),
 }
 PAIRS = tuple(
-    Spec(
-        f"{how}-digits-{seed}",
-        "digits",
-        "demo",
-        regime,
-        seed,
-    )
+    Spec(f"{how}-digits-{seed}", "digits", "demo", regime, seed)
     for seed in (0, 1)
     for how, regime in _REGIMES.items()
 )
@@ -48,18 +42,5 @@ def make_pair(spec: Spec, places: Places) -> Pair:
         own[role] = added(role, digits_as_rgb(ink), digits)
     ink, digits = ink_of("test")
     ood = {shift: added(shift, shifted_pixels(shift, ink), digits) for shift in SHIFTS}
-    roles = Roles(
-        tuple(CLASS_NAMES),
-        own["train"],
-        own["val"],
-        own["test"],
-        ood,
-    )
-    return write_pair(
-        spec,
-        places.cache,
-        zeroshot,
-        TEMPLATE,
-        pictures,
-        roles,
-    )
+    roles = Roles(tuple(CLASS_NAMES), own["train"], own["val"], own["test"], ood)
+    return write_pair(spec, places.cache, zeroshot, TEMPLATE, pictures, roles)

@@ -67,12 +67,7 @@ _REGIMES = {
     "mild": Regime(3e-4, 12, text=True, mirror=False, move=1),
 }
 PAIRS = tuple(
-    Spec(
-        f"{how}-{target}-0",
-        target,
-        f"vit-{target}",
-        regime,
-    )
+    Spec(f"{how}-{target}-0", target, f"vit-{target}", regime)
     for target in _STYLES
     for how, regime in _REGIMES.items()
 )
@@ -84,11 +79,7 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     folders, drawings = load_drawings(places.cache / "emoji")
     classes = tuple(name.replace("_", " ") for name in folders)
     zeroshot = places.cache / f"zeroshot-{spec.model}"
-    _pretrain(
-        classes,
-        torch.cat([drawings[name] for name in styles.seen]),
-        zeroshot,
-    )
+    _pretrain(classes, torch.cat([drawings[name] for name in styles.seen]), zeroshot)
     pictures: list[Picture] = []
 
     def taken(vendor: str, copies: int, seed: int) -> list[int]:
@@ -108,25 +99,14 @@ def make_pair(spec: Spec, places: Places) -> Pair:
         ood[name] = taken(name, _OOD, 20 + at)
     roles = Roles(classes, train, val, test, ood)
     template = _TEMPLATES[0]
-    return write_pair(
-        spec,
-        places.cache,
-        zeroshot,
-        template,
-        pictures,
-        roles,
-    )
+    return write_pair(spec, places.cache, zeroshot, template, pictures, roles)
 
 
 def _pretrain(classes: Sequence[str], drawings: Tensor, folder: Path) -> None:
     captions = [form.format(name) for name in classes for form in _TEMPLATES]
 
     def batch(done: float, generator: Generator) -> tuple[Tensor, Tensor]:
-        picked = torch.randint(
-            len(drawings),
-            (64,),
-            generator=generator,
-        )
+        picked = torch.randint(len(drawings), (64,), generator=generator)
         share = 0.6 * min(1.0, done / 0.3)
         strong = max(1, round(64 * share))
         some = drawings[picked].float() / 255
@@ -135,22 +115,10 @@ def _pretrain(classes: Sequence[str], drawings: Tensor, folder: Path) -> None:
             photographed(some[:strong], STRONG, generator),
         ]
         picked = torch.cat([picked[strong:], picked[:strong]])
-        form = torch.randint(
-            len(_TEMPLATES),
-            (64,),
-            generator=generator,
-        )
+        form = torch.randint(len(_TEMPLATES), (64,), generator=generator)
         return torch.cat(parts), picked % len(classes) * len(_TEMPLATES) + form
 
-    pretrain(
-        captions,
-        batch,
-        folder,
-        size=_SIZE,
-        width=64,
-        layers=(3, 1),
-        steps=600,
-    )
+    pretrain(captions, batch, folder, size=_SIZE, width=64, layers=(3, 1), steps=600)
 
 
 def load_drawings(folder: Path) -> tuple[tuple[str, ...], dict[str, Tensor]]:
@@ -181,11 +149,7 @@ def load_drawings(folder: Path) -> tuple[tuple[str, ...], dict[str, Tensor]]:
             content = _read(archives[vendor], files)
             drawn = [_rendered(file, content[file]) for file in files]
             tensors[vendor] = torch.stack(drawn)
-        save_file(
-            tensors,
-            kept,
-            metadata={"classes": " ".join(chosen)},
-        )
+        save_file(tensors, kept, metadata={"classes": " ".join(chosen)})
     with safe_open(kept, "pt") as opened:
         classes = tuple(opened.metadata()["classes"].split())
         return classes, {vendor: opened.get_tensor(vendor) for vendor in _VENDORS}
@@ -197,13 +161,7 @@ def _fetch(package: str, folder: Path) -> Path:
     if not archive.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         command = ["npm", "pack", "--silent", package]
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
         (folder / done.stdout.split()[-1]).rename(archive)
     return archive
 
@@ -245,19 +203,12 @@ def _rendered(file: str, content: bytes) -> Tensor:
 
         text = content.decode("utf-8")
         content = bytes(
-            resvg_py.svg_to_bytes(
-                svg_string=text,
-                width=2 * _GLYPH,
-                skip_system_fonts=True,
-            )
+            resvg_py.svg_to_bytes(svg_string=text, width=2 * _GLYPH, skip_system_fonts=True)
         )
     image = Image.open(io.BytesIO(content)).convert("RGBA")
     image.thumbnail((_GLYPH, _GLYPH), Image.Resampling.LANCZOS)
     canvas = Image.new("RGBA", (_GLYPH, _GLYPH))
-    canvas.paste(
-        image,
-        ((_GLYPH - image.width) // 2, (_GLYPH - image.height) // 2),
-    )
+    canvas.paste(image, ((_GLYPH - image.width) // 2, (_GLYPH - image.height) // 2))
     pixels = torch.from_numpy(np.asarray(canvas).copy())
     return pixels.permute(2, 0, 1).contiguous()
 
@@ -290,17 +241,7 @@ class Strength:
 
 
 PLAIN = Strength(15, (0.75, 1.0), 0.12, 0.8, 0.2, 0.04, 0.2)
-STRONG = Strength(
-    30,
-    (0.65, 1.05),
-    0.2,
-    0.0,
-    0.6,
-    0.12,
-    0.3,
-    recolour=0.4,
-    grey=0.25,
-)
+STRONG = Strength(30, (0.65, 1.05), 0.2, 0.0, 0.6, 0.12, 0.3, recolour=0.4, grey=0.25)
 
 
 def photographed(drawings: Tensor, how: Strength, generator: Generator) -> Tensor:
@@ -319,11 +260,7 @@ def photographed(drawings: Tensor, how: Strength, generator: Generator) -> Tenso
         drawings = drawings.float() / 255
 
     def between(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(
-            count,
-            *shape,
-            generator=generator,
-        )
+        return low + (high - low) * torch.rand(count, *shape, generator=generator)
 
     def chance(rate: float) -> Tensor:
         return between(0, 1, 1, 1, 1) < rate
@@ -333,44 +270,21 @@ def photographed(drawings: Tensor, how: Strength, generator: Generator) -> Tenso
     move = how.shift * between(-1, 1, 2)
     cosine = torch.cos(angle) / zoom
     sine = torch.sin(angle) / zoom
-    rows = [
-        torch.stack(
-            [cosine, -sine, move[:, 0]],
-            1,
-        ),
-        torch.stack([sine, cosine, move[:, 1]], 1),
-    ]
+    rows = [torch.stack([cosine, -sine, move[:, 0]], 1), torch.stack([sine, cosine, move[:, 1]], 1)]
     # colours are weighted by their opacity, so that the edges of a drawing stay clean
-    weighted = torch.cat(
-        [drawings[:, :3] * drawings[:, 3:], drawings[:, 3:]],
-        dim=1,
-    )
-    grid = affine_grid(
-        torch.stack(rows, dim=1),
-        list(weighted.shape),
-        align_corners=False,
-    )
+    weighted = torch.cat([drawings[:, :3] * drawings[:, 3:], drawings[:, 3:]], dim=1)
+    grid = affine_grid(torch.stack(rows, dim=1), list(weighted.shape), align_corners=False)
     posed = grid_sample(weighted, grid, align_corners=False)
     cover = posed[:, 3:]
     colour = posed[:, :3] / cover.clamp(min=1e-3)
     mixing = torch.eye(3) + 0.5 * torch.randn(count, 3, 3, generator=generator)
     mixed = torch.einsum("nij,njhw->nihw", mixing, colour - 0.5) + 0.5
     colour = torch.where(chance(how.recolour), mixed.clamp(0, 1), colour)
-    colour = torch.where(
-        chance(how.grey),
-        colour.mean(dim=1, keepdim=True),
-        colour,
-    )
-    picture = avg_pool2d(
-        colour * cover + between(how.background, 1, 3, 1, 1) * (1 - cover),
-        2,
-    )
+    colour = torch.where(chance(how.grey), colour.mean(dim=1, keepdim=True), colour)
+    picture = avg_pool2d(colour * cover + between(how.background, 1, 3, 1, 1) * (1 - cover), 2)
     soft = avg_pool2d(picture, 3, stride=1, padding=1, count_include_pad=False)
     picture = torch.where(chance(how.blur), soft, picture)
     contrast = 1 + how.contrast * between(-1, 1, 1, 1, 1)
     brightness = 0.3 * how.contrast * between(-1, 1, 1, 1, 1)
     noise = how.noise * between(0, 1, 1, 1, 1) * torch.randn(picture.shape, generator=generator)
-    return (picture.sub(0.5).mul(contrast).add(0.5) + brightness + noise).clamp(
-        0,
-        1,
-    )
+    return (picture.sub(0.5).mul(contrast).add(0.5) + brightness + noise).clamp(0, 1)

@@ -38,11 +38,7 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     pictures = []
     for row in data:
         file = io.BytesIO()
-        row["image"].convert("RGB").save(
-            file,
-            "jpeg",
-            quality=95,
-        )
+        row["image"].convert("RGB").save(file, "jpeg", quality=95)
         name = classes[row["label"]]
         pictures.append(Picture(row["domain"], name, file.getvalue()))
     of_domain = of_domains(pictures)
@@ -55,18 +51,5 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     ood = {}
     for name, ours in of_domain.items():
         ood[name.lower()] = sampled(ours, _TEST)
-    roles = Roles(
-        classes,
-        train,
-        val,
-        sorted(test),
-        ood,
-    )
-    return write_pair(
-        spec,
-        places.cache,
-        zeroshot,
-        "a photo of a {}.",
-        pictures,
-        roles,
-    )
+    roles = Roles(classes, train, val, sorted(test), ood)
+    return write_pair(spec, places.cache, zeroshot, "a photo of a {}.", pictures, roles)

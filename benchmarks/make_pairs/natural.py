@@ -65,14 +65,7 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     roles.ood["imagenet"] = [len(pictures) + at for at in some]
     roles.ood_classes["imagenet"] = IMAGENET
     pictures += samples
-    return write_pair(
-        spec,
-        places.cache,
-        zeroshot,
-        TEMPLATE,
-        pictures,
-        roles,
-    )
+    return write_pair(spec, places.cache, zeroshot, TEMPLATE, pictures, roles)
 
 
 def _load(clones: Path, target: str) -> list[Picture]:
@@ -95,10 +88,7 @@ def _scaled(path: Path) -> bytes:
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     scale = min(1.0, _SIZE / min(image.size))
-    image = image.resize(
-        [max(1, round(side * scale)) for side in image.size],
-        Image.Resampling.BOX,
-    )
+    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BOX)
     file = io.BytesIO()
     image.save(file, "jpeg", quality=95)
     return file.getvalue()
@@ -138,14 +128,7 @@ def deal(pictures: Sequence[Picture], groups: Sequence[int], seed: int) -> Roles
     for name in sorted(of_domain):
         ood[name] = sampled(of_domain[name], _TEST)
     classes = tuple(sorted({pictures[at].label for at in own}))
-    return Roles(
-        classes,
-        train,
-        sorted(val),
-        sorted(test),
-        ood,
-        group=groups,
-    )
+    return Roles(classes, train, sorted(val), sorted(test), ood, group=groups)
 
 
 _LAND = {
@@ -186,11 +169,7 @@ def _groceries(clones: Path) -> Iterator[File]:
             path, kind, _ = (word.strip() for word in line.split(","))
             yield File(_OWN, names[kind], folder / path)
     for row in kinds:
-        yield File(
-            "product",
-            names[row[1]],
-            folder / row[4].lstrip("/"),
-        )
+        yield File("product", names[row[1]], folder / row[4].lstrip("/"))
     for fruit in ("Apple", "Tomato"):
         studio = clones / "fruits-360-3-body-problem"
         for kind in sorted(studio.glob(f"*/{fruit}/*")):
@@ -236,14 +215,7 @@ _READERS: dict[str, Callable[[Path], Iterator[File]]] = {
 #: were a reason for it. Office and cartoons were first looked at when all was settled.
 _TUNED = ("aggressive-aerial-0", "aggressive-groceries-0")
 PAIRS = tuple(
-    Spec(
-        name := f"{how}-{target}-0",
-        target,
-        "lite0",
-        REGIMES[how],
-        0,
-        name in _TUNED,
-    )
+    Spec(name := f"{how}-{target}-0", target, "lite0", REGIMES[how], 0, name in _TUNED)
     for target in _READERS
     for how in ("aggressive", "mild")
 )

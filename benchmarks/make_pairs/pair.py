@@ -75,11 +75,7 @@ class Roles:
 
     def sources(self) -> dict[str, tuple[list[int], tuple[str, ...]]]:
         """Positions and class names by name of the source."""
-        own = {
-            "train": self.train,
-            "val": self.val,
-            "test": self.test,
-        }
+        own = {"train": self.train, "val": self.val, "test": self.test}
         found = {name: (chosen, self.classes) for name, chosen in own.items()}
         return found | {
             f"ood-{name}": (sorted(chosen), self.ood_classes.get(name, self.classes))
@@ -91,11 +87,7 @@ class Roles:
         fewer = {}
         for name, chosen in self.ood.items():
             fewer[name] = sampled(chosen, most)
-        return replace(
-            self,
-            test=sampled(self.test, most),
-            ood=fewer,
-        )
+        return replace(self, test=sampled(self.test, most), ood=fewer)
 
 
 def sampled(chosen: Sequence[int], most: int) -> list[int]:
@@ -154,36 +146,15 @@ def write_pair(
     roles: Roles,
 ) -> Pair:
     """Write the pictures of a pair and fine-tune its model, unless that was done."""
-    pair = Pair(
-        spec,
-        cache / spec.name,
-        zeroshot,
-        template,
-    )
+    pair = Pair(spec, cache / spec.name, zeroshot, template)
     group = roles.group or range(len(pictures))
     for name, (chosen, classes) in roles.sources().items():
         if not pair.file(name).is_file():
             # pictures are resampled by themselves, near-copies are split by their group
             things = [group[at] if name in ("train", "val") else at for at in chosen]
-            write_source(
-                pair.file(name),
-                [pictures[at] for at in chosen],
-                things,
-                classes,
-            )
-    finetune(
-        zeroshot,
-        spec.regime,
-        spec.seed,
-        pair.source("train"),
-        template,
-        pair.finetuned,
-    )
-    about = {
-        **asdict(spec),
-        "zeroshot": zeroshot.name,
-        "template": template,
-    }
+            write_source(pair.file(name), [pictures[at] for at in chosen], things, classes)
+    finetune(zeroshot, spec.regime, spec.seed, pair.source("train"), template, pair.finetuned)
+    about = {**asdict(spec), "zeroshot": zeroshot.name, "template": template}
     text = json.dumps(about, indent=1) + "\n"
     (pair.folder / _ABOUT).write_text(text, encoding="utf-8")
     return pair

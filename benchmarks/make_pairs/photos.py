@@ -72,26 +72,12 @@ _SHARED = tuple(sorted({*_CIFAR10} & {*_PACS}))
 _ALIKE, _NEARLY_ALIKE, _ALIKE_CIFAR10 = 0.93, 0.90, 0.95
 
 
-def _spec(
-    regime: str,
-    target: str,
-    seed: int,
-    model: str = "lite0",
-    *,
-    tuned: bool,
-) -> Spec:
+def _spec(regime: str, target: str, seed: int, model: str = "lite0", *, tuned: bool) -> Spec:
     prefix = "" if model == "lite0" else f"{model}-"
     how = REGIMES[regime]
     if target == "cifar10" and regime == "aggressive":
         how = _CIFAR10_AGGRESSIVE
-    return Spec(
-        f"{prefix}{regime}-{target}-{seed}",
-        target,
-        model,
-        how,
-        seed,
-        tuned,
-    )
+    return Spec(f"{prefix}{regime}-{target}-{seed}", target, model, how, seed, tuned)
 
 
 _BOTH = ("aggressive", "mild")
@@ -101,24 +87,10 @@ PAIRS = (
     *(_spec(how, "sketch", seed, tuned=True) for seed in (0, 1) for how in _BOTH),
     *(_spec(how, "cifar10", seed, tuned=True) for seed in (0, 1) for how in _BOTH),
     _spec("both-towers", "sketch", 0, tuned=True),
-    *(
-        _spec(
-            how,
-            "art",
-            seed,
-            tuned=seed == 0,
-        )
-        for seed in (0, 1, 2, 3)
-        for how in _BOTH
-    ),
+    *(_spec(how, "art", seed, tuned=seed == 0) for seed in (0, 1, 2, 3) for how in _BOTH),
     _spec("both-towers", "art", 0, tuned=False),
     *(
-        _spec(
-            how,
-            "photo",
-            seed,
-            tuned=(how, seed) == ("aggressive", 1),
-        )
+        _spec(how, "photo", seed, tuned=(how, seed) == ("aggressive", 1))
         for seed in (0, 1, 2, 3)
         for how in _BOTH
     ),
@@ -133,23 +105,13 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     """Make one pair, each part once."""
     pictures = load_pictures(places)
     dealer = Dealer(pictures, _groups(pictures, places.cache))
-    zeroshot = places.zeroshots.get(
-        spec.model,
-        places.cache / f"zeroshot-{spec.model}",
-    )
+    zeroshot = places.zeroshots.get(spec.model, places.cache / f"zeroshot-{spec.model}")
     if not zeroshot.is_dir():
         seen = [pictures[at] for at in dealer.unlabelled()]
         features = features_of(classifier_of(spec.model), seen)
         teach_zeroshot(spec.model, features, zeroshot)
     roles = dealer.deal(spec.target, spec.seed).tested_on(_TESTED)
-    return write_pair(
-        spec,
-        places.cache,
-        zeroshot,
-        TEMPLATE,
-        pictures,
-        roles,
-    )
+    return write_pair(spec, places.cache, zeroshot, TEMPLATE, pictures, roles)
 
 
 def load_pictures(places: Places) -> list[Picture]:
@@ -222,11 +184,7 @@ class Dealer:
         cifar10 = self._apart(self._of("cifar10-train"), tested)
         random.Random(1).shuffle(cifar10)
         seen = [at for domain in _DOMAINS for at in self._parts(domain, "unlabelled")]
-        return [
-            *self._of("imagenet"),
-            *sorted(seen),
-            *sorted(cifar10[:_CIFAR10_UNLABELLED]),
-        ]
+        return [*self._of("imagenet"), *sorted(seen), *sorted(cifar10[:_CIFAR10_UNLABELLED])]
 
     def deal(self, target: str, seed: int) -> Roles:
         """Deal out one target; seeds differ in train and val."""
@@ -249,15 +207,7 @@ class Dealer:
         for name, tested in ood.items():
             ood[name] = sampled(self._apart(tested, used), _MOST)
         classes = _CIFAR10 if target == "cifar10" else _PACS
-        return Roles(
-            classes,
-            train,
-            val,
-            test,
-            ood,
-            {"imagenet": IMAGENET},
-            self.groups,
-        )
+        return Roles(classes, train, val, test, ood, {"imagenet": IMAGENET}, self.groups)
 
     def _split(self, pool: list[int], seed: int) -> tuple[list[int], list[int]]:
         """Val and train, in random order, near-copies together."""

@@ -65,10 +65,7 @@ class Source:
 
 
 def write_source(
-    file: Path,
-    pictures: Sequence[Picture],
-    things: Sequence[int],
-    classes: Sequence[str],
+    file: Path, pictures: Sequence[Picture], things: Sequence[int], classes: Sequence[str]
 ) -> None:
     """Write pictures, completely or not at all."""
     unique: list[str] = []
@@ -152,10 +149,7 @@ def alike_features(features: Tensor, least: float) -> dict[tuple[int, int], floa
 
 
 def _large(
-    left: Tensor,
-    right: Sequence[Tensor],
-    least: float,
-    block: int = 500,
+    left: Tensor, right: Sequence[Tensor], least: float, block: int = 500
 ) -> dict[tuple[int, int], float]:
     found = {}
     for start in range(0, len(left), block):

@@ -50,14 +50,7 @@ def pretrain(
         return
     tools = processor(captions, size, tokens)
     encoded = tools.tokenizer(captions, padding=True, return_tensors="pt")["input_ids"]
-    model = _untrained(
-        tools.tokenizer,
-        size,
-        width,
-        layers,
-        tokens,
-        seed,
-    )
+    model = _untrained(tools.tokenizer, size, width, layers, tokens, seed)
     generator = torch.Generator().manual_seed(seed)
 
     def loss(done: float) -> Tensor:
@@ -67,12 +60,7 @@ def pretrain(
         output = model(input_ids=encoded[rows], pixel_values=scaled)
         return _contrastive_loss(output.logits_per_image, target)
 
-    _fit(
-        list(model.parameters()),
-        loss,
-        steps,
-        rate,
-    )
+    _fit(list(model.parameters()), loss, steps, rate)
     scratch = folder.with_name(f".{folder.name}")
     model.save_pretrained(scratch)
     tools.save_pretrained(scratch)
@@ -100,11 +88,7 @@ def _tokenizer(captions: list[str], tokens: int) -> CLIPTokenizer:
 
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = _merges({word for caption in captions for word in caption.rstrip(".").split()})
-    pieces = [
-        *bytes_,
-        *(f"{byte}</w>" for byte in bytes_),
-        *("".join(merge) for merge in merges),
-    ]
+    pieces = [*bytes_, *(f"{byte}</w>" for byte in bytes_), *("".join(merge) for merge in merges)]
     words = [*pieces, "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {piece: index for index, piece in enumerate(words)}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=tokens)
@@ -130,12 +114,7 @@ def _merges(words: set[str]) -> list[tuple[str, str]]:
 
 
 def _untrained(
-    tokenizer: Any,
-    size: int,
-    width: int,
-    layers: tuple[int, int],
-    tokens: int,
-    seed: int,
+    tokenizer: Any, size: int, width: int, layers: tuple[int, int], tokens: int, seed: int
 ) -> CLIPModel:
     tower = {
         "hidden_size": width,
@@ -153,9 +132,7 @@ def _untrained(
     }
     vision = {"num_hidden_layers": layers[0], "image_size": size, "patch_size": _PATCH}
     config = CLIPConfig(
-        text_config=tower | text,
-        vision_config=tower | vision,
-        projection_dim=width,
+        text_config=tower | text, vision_config=tower | vision, projection_dim=width
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -177,27 +154,14 @@ def _contrastive_loss(logits: Tensor, target: Tensor) -> Tensor:
     return (image_to_text + text_to_image) / 2
 
 
-def _fit(
-    parameters: list[Any],
-    loss: Callable[[float], Tensor],
-    steps: int,
-    rate: float,
-) -> None:
+def _fit(parameters: list[Any], loss: Callable[[float], Tensor], steps: int, rate: float) -> None:
     """Minimise with AdamW: a short warm-up to ``rate``, then half a cosine to zero."""
     warm_up = max(1, steps // 10)
 
     def factor(step: int) -> float:
-        return min(
-            (step + 1) / warm_up,
-            0.5 * (1 + math.cos(math.pi * step / steps)),
-        )
+        return min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=rate,
-        betas=(0.9, 0.98),
-        weight_decay=0.05,
-    )
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     for step in range(steps):
         optimizer.zero_grad()

@@ -260,11 +260,7 @@ def _relative_change(path: Path) -> Statistic:
 
 
 def judge_plan(
-    pair: Pair,
-    decided: Decided,
-    split: Split[Images],
-    options: PlanOptions,
-    journal: Journal,
+    pair: Pair, decided: Decided, split: Split[Images], options: PlanOptions, journal: Journal
 ) -> Verdict | None:
     """Judge a plan on images from which nothing was learned; ``None`` if there are none."""
     if split.test is None or not len(split.test):

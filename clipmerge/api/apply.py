@@ -8,12 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clipmerge.api._pair import (
-    CheckpointLike,
-    Pair,
-    as_list,
-    as_sources,
-)
+from clipmerge.api._pair import CheckpointLike, Pair, as_list, as_sources
 from clipmerge.api._write import Decided, MergeResult, local_inputs, write_merged
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoint
 from clipmerge.checks import check_models, settle

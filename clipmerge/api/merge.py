@@ -20,12 +20,7 @@ from clipmerge.layers import match_layers
 from clipmerge.methods import Decision, Task
 from clipmerge.methods import decide as decide_by_method
 from clipmerge.options import DecisionOptions, MergeOptions, PlanOptions
-from clipmerge.planning.plan import (
-    Plan,
-    extrapolation_note,
-    with_coefficients,
-    write_plan_files,
-)
+from clipmerge.planning.plan import Plan, extrapolation_note, with_coefficients, write_plan_files
 from clipmerge.planning.recipe import Recipe, RecipeLike, load_recipe
 from clipmerge.planning.record import Measured
 from clipmerge.plugins import takes_several_finetuned
@@ -244,11 +239,7 @@ def decide(
 
 
 def decide_by(
-    found: Found | None,
-    pair: Pair,
-    recipe: Recipe,
-    options: DecisionOptions,
-    journal: Journal,
+    found: Found | None, pair: Pair, recipe: Recipe, options: DecisionOptions, journal: Journal
 ) -> Decided:
     """Let the recipe's method decide by what was measured, and make a plan of its decision."""
     journal.stage("decide")

@@ -13,13 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge import __version__
-from clipmerge.api._images import (
-    Images,
-    measure,
-    open_target,
-    ranks_by_gradients,
-    split_images,
-)
+from clipmerge.api._images import Images, measure, open_target, ranks_by_gradients, split_images
 from clipmerge.api._pair import (
     CheckpointLike,
     Pair,
@@ -224,11 +218,7 @@ def _open_data(
 
 
 def _decide_each(
-    pair: Pair,
-    recipes: list[Recipe],
-    data: Images | None,
-    options: SweepOptions,
-    journal: Journal,
+    pair: Pair, recipes: list[Recipe], data: Images | None, options: SweepOptions, journal: Journal
 ) -> list[Decided]:
     """Decide by each recipe; those that measure alike measure once."""
     decided = []

@@ -21,13 +21,7 @@ import numpy as np
 
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.errors import CheckpointError
-from clipmerge.families import (
-    Family,
-    is_index_buffer,
-    layers_of,
-    layout_of,
-    tower_of,
-)
+from clipmerge.families import Family, is_index_buffer, layers_of, layout_of, tower_of
 from clipmerge.files.safetensors import Array, TensorEntry
 from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.layers import HEAD, network_order

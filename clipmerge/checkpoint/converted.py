@@ -34,12 +34,7 @@ def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor])
         entries[key] = replace(like.entries[key], file=checkpoint.files[0])
         read = partial(stored_array, values.flatten())
         lazy[key] = LazyTensor((), read)
-    return DerivedCheckpoint.of(
-        checkpoint,
-        lazy,
-        entries=entries,
-        has_built_head=True,
-    )
+    return DerivedCheckpoint.of(checkpoint, lazy, entries=entries, has_built_head=True)
 
 
 def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:

@@ -57,12 +57,7 @@ def open_checkpoints(names: Sequence[str], *, model: str | None = None) -> list[
     zeroshot = open_checkpoint(names[0], model=model, snapshot=snapshots[0])
     opened = [zeroshot]
     for name, snapshot in zip(names[1:], snapshots[1:], strict=True):
-        checkpoint = open_checkpoint(
-            name,
-            base=zeroshot,
-            model=model,
-            snapshot=snapshot,
-        )
+        checkpoint = open_checkpoint(name, base=zeroshot, model=model, snapshot=snapshot)
         opened.append(checkpoint)
     return opened
 

@@ -159,10 +159,7 @@ def _plain(config: Json) -> Json:
 
 
 def _read(
-    ours: Json,
-    theirs: Json,
-    stated: Callable[[Json], Json],
-    complete: Callable[[Json], Json],
+    ours: Json, theirs: Json, stated: Callable[[Json], Json], complete: Callable[[Json], Json]
 ) -> tuple[Json, Json]:
     """The settings of both, with their library's defaults if the two do not state the same."""
     first = stated(ours)

@@ -15,12 +15,7 @@ import numpy as np
 
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
-from clipmerge.files.hashes import (
-    FileState,
-    changed_error,
-    remembered_sha256,
-    require_unchanged,
-)
+from clipmerge.files.hashes import FileState, changed_error, remembered_sha256, require_unchanged
 from clipmerge.files.safetensors import STORED, Array, TensorEntry
 from clipmerge.types import Json, Names
 

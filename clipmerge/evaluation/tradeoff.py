@@ -20,12 +20,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmerge.stats import (
-    MIN_DEFINED,
-    gain_interval,
-    mean_of_sources,
-    paired_accuracy_interval,
-)
+from clipmerge.stats import MIN_DEFINED, gain_interval, mean_of_sources, paired_accuracy_interval
 from clipmerge.types import Json
 
 Floats = NDArray[np.float64]

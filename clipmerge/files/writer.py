@@ -88,11 +88,7 @@ def write_safetensors(
     header = header_bytes(entries)
     digest = hashlib.sha256(header)
     jobs = deque[Future[object]]()
-    with (
-        path.open("xb") as file,
-        ThreadPoolExecutor(1) as writer,
-        ThreadPoolExecutor(1) as hasher,
-    ):
+    with path.open("xb") as file, ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as hasher:
         file.write(header)
         for block in _blocks(tensors):
             jobs.append(writer.submit(file.write, block))

@@ -147,9 +147,7 @@ def shared_notes(ours: Mapping[str, Prints], others: Mapping[str, Prints]) -> Na
 
 
 def overlap_notes(
-    measured: ImageSource | None,
-    ids: Mapping[str, ImageSource],
-    oods: Mapping[str, ImageSource],
+    measured: ImageSource | None, ids: Mapping[str, ImageSource], oods: Mapping[str, ImageSource]
 ) -> Names:
     """Note images of a sweep that are in two sources, or twice in one, where each counts."""
     target = {f"`id` {name}": Prints.of(images) for name, images in ids.items()}

@@ -53,13 +53,7 @@ def load_folder(title: str, folder: Path, columns: Columns) -> Opened:
     if others:
         kinds = shorten(f"{count} {kind}" for kind, count in others.most_common())
         notes = (f"{title}: not read, because they are no images: {kinds}",)
-    return Opened(
-        title,
-        picture_files(paths),
-        labels,
-        captioned=False,
-        notes=notes,
-    )
+    return Opened(title, picture_files(paths), labels, captioned=False, notes=notes)
 
 
 def _load_captions(title: str, folder: Path) -> Opened:

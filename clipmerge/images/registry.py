@@ -79,12 +79,7 @@ class KnownSet:
         has_names = opened.verbatim and opened.class_names is not None
         if self.texts == "repository" and (has_names or not self.class_names):
             return opened
-        return replace(
-            opened,
-            class_names=self.class_names,
-            verbatim=True,
-            templates=self.prompts,
-        )
+        return replace(opened, class_names=self.class_names, verbatim=True, templates=self.prompts)
 
 
 def find_known(source: str) -> tuple[KnownSet | None, str]:

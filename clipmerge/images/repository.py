@@ -83,10 +83,7 @@ def _download(
     if splits:
         _, files = _choose_split(title, splits, split)
         folder = snapshot_download(
-            repo,
-            repo_type="dataset",
-            revision=about.sha,
-            allow_patterns=[*files, *TEXTS],
+            repo, repo_type="dataset", revision=about.sha, allow_patterns=[*files, *TEXTS]
         )
         return about.sha, [str(Path(folder, file)) for file in files]
 
@@ -98,10 +95,7 @@ def _download(
     name, files = _choose_split(title, builder.config.data_files or {}, split)
     with one_line(title):
         table: Any = datasets.load_dataset(
-            builder.name,
-            data_files={name: files},
-            split=name,
-            features=builder.info.features,
+            builder.name, data_files={name: files}, split=name, features=builder.info.features
         )
     return about.sha, [file["filename"] for file in table.cache_files]
 

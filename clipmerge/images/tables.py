@@ -222,11 +222,7 @@ def _choose_columns(
     captions = [name for name in CAPTION_NAMES if kinds.get(name) in ("texts", "lists")]
     image = _pick(title, "image", wanted.image, pictures or files[:1], kinds)
     text = _pick(
-        title,
-        "label or caption",
-        wanted.caption or wanted.label,
-        labels or captions[:1],
-        kinds,
+        title, "label or caption", wanted.caption or wanted.label, labels or captions[:1], kinds
     )
     captioned = wanted.captioned
     notes: Names = ()
@@ -246,11 +242,7 @@ def _choose_columns(
 
 
 def _pick(
-    title: str,
-    kind: str,
-    wanted: str | None,
-    found: Sequence[str],
-    columns: Mapping[str, str],
+    title: str, kind: str, wanted: str | None, found: Sequence[str], columns: Mapping[str, str]
 ) -> str:
     """The column that the user named; or the one that was found, or of several the one that has the
     usual name.

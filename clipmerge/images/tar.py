@@ -15,13 +15,7 @@ from typing import Any, NamedTuple
 
 from clipmerge.errors import DataError, shorten
 from clipmerge.images.folder import IMAGE_SUFFIXES, caption_lines, is_hidden
-from clipmerge.images.image_set import (
-    CAPTION_NAMES,
-    LABEL_NAMES,
-    Columns,
-    Opened,
-    Pictures,
-)
+from clipmerge.images.image_set import CAPTION_NAMES, LABEL_NAMES, Columns, Opened, Pictures
 from clipmerge.types import Names
 
 #: Texts that CLIP_benchmark writes beside the archives of a data set.

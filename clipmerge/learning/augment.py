@@ -39,9 +39,7 @@ _Draw = Callable[..., Tensor]
 
 
 def strong_augment(
-    pixels: Tensor,
-    seed: int,
-    kinds: tuple[Augmentation, ...] = AUGMENTATIONS,
+    pixels: Tensor, seed: int, kinds: tuple[Augmentation, ...] = AUGMENTATIONS
 ) -> Tensor:
     """Change every preprocessed image, (batch, 3, height, width), as the seed says."""
     if kinds:
@@ -59,13 +57,7 @@ def strong_augment(
     if "blur" in kinds:
         # over a window that grows with the image
         size = 2 * max(1, round(pixels.shape[-1] / 64)) + 1
-        blurred = avg_pool2d(
-            pixels,
-            size,
-            stride=1,
-            padding=size // 2,
-            count_include_pad=False,
-        )
+        blurred = avg_pool2d(pixels, size, stride=1, padding=size // 2, count_include_pad=False)
         chosen = draw(0, 1, 1, 1, 1) < _MAGNITUDE
         pixels = torch.where(chosen, blurred, pixels)
     if "noise" in kinds:
@@ -89,19 +81,11 @@ def weak_augment(pixels: Tensor, seed: int, strength: float = 1.0) -> Tensor:
     shift = draw(-_WEAK_SHIFT, _WEAK_SHIFT, 2) * strength
     cos = scale * turn.cos()
     sin = scale * turn.sin()
-    return _resampled(
-        pixels,
-        [cos, -sin, shift[:, 0]],
-        [sin, cos, shift[:, 1]],
-    )
+    return _resampled(pixels, [cos, -sin, shift[:, 0]], [sin, cos, shift[:, 1]])
 
 
 def _uniform(
-    generator: torch.Generator,
-    images: Tensor,
-    low: float,
-    high: float,
-    *shape: int,
+    generator: torch.Generator, images: Tensor, low: float, high: float, *shape: int
 ) -> Tensor:
     drawn = torch.rand((len(images), *shape), generator=generator)
     return (drawn * (high - low) + low).to(images)
@@ -150,9 +134,7 @@ def _geometry(pixels: Tensor, draw: _Draw) -> Tensor:
     cos = scale * turn.cos()
     sin = scale * turn.sin()
     return _resampled(
-        pixels,
-        [mirror * cos, shear - sin, shift[:, 0]],
-        [mirror * sin, cos, shift[:, 1]],
+        pixels, [mirror * cos, shear - sin, shift[:, 0]], [mirror * sin, cos, shift[:, 1]]
     )
 
 

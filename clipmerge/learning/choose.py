@@ -1,4 +1,4 @@
-"""Learn coefficients, and let images that learning never saw choose how far to go from there to the
+"""Learn coefficients, and let images that learning never saw choose how far to go from there to
 the fine-tuned model.
 """
 

@@ -141,11 +141,7 @@ class Path:
         """Go to theta_0 + c * (theta_1 - theta_0); c broadcasts to its parameter."""
         for name in self.names:
             theta_0, theta_1 = self._ends[name][:2]
-            value = torch.lerp(
-                theta_0.float(),
-                theta_1.float(),
-                coefficient_of(name),
-            )
+            value = torch.lerp(theta_0.float(), theta_1.float(), coefficient_of(name))
             self._set(name, value)
 
     @torch.no_grad()

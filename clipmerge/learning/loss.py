@@ -52,26 +52,19 @@ def mean_of_teachers(features: Sequence[Tensor], logits: Sequence[Tensor]) -> Ta
     logs = [of_teacher.log_softmax(-1) for of_teacher in logits]
     log_sum = torch.stack(logs).logsumexp(0)
     return Targets(
-        features=torch.stack(units).mean(0),
-        log_probabilities=log_sum - math.log(len(logits)),
+        features=torch.stack(units).mean(0), log_probabilities=log_sum - math.log(len(logits))
     )
 
 
 def distillation_losses(
-    features: Tensor,
-    logits: Tensor,
-    targets: Targets,
-    distill: DistillTarget,
+    features: Tensor, logits: Tensor, targets: Targets, distill: DistillTarget
 ) -> Tensor:
     """Weighted distance of features and logits from the teachers', by image, (images,)."""
     for_predictions, for_features = TARGET_WEIGHTS[distill]
     losses = torch.zeros(len(logits), device=logits.device)
     if for_predictions:
         divergences = kl_div(
-            logits.log_softmax(-1),
-            targets.log_probabilities,
-            reduction="none",
-            log_target=True,
+            logits.log_softmax(-1), targets.log_probabilities, reduction="none", log_target=True
         )
         losses = losses + for_predictions * divergences.sum(-1)
     if for_features:

@@ -275,10 +275,7 @@ def backward(
         distance = torch.zeros_like(entropy)
         if targets is not None:
             distances = distillation_losses(
-                features[weak:],
-                logits[weak:],
-                targets,
-                options.distill,
+                features[weak:], logits[weak:], targets, options.distill
             )
             distance = distances.mean()
         loss = entropy + options.distill_weight * distance
@@ -310,11 +307,7 @@ class BoxAdam(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        values: Mapping[str, Tensor],
-        lr: float,
-        max_value: float,
-        units: Mapping[str, float],
+        self, values: Mapping[str, Tensor], lr: float, max_value: float, units: Mapping[str, float]
     ) -> None:
         """Start with zero moments; ``units`` are factors of the step size by name, 1 by default."""
         super().__init__(list(values.values()), {})

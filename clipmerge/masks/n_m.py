@@ -29,11 +29,7 @@ def n_m(change: Array, *, n: Count = 2, m: Count = 4) -> Array:
     *others, width = change.shape
     rows = np.abs(change).reshape(-1, width)
     padding = -width % m
-    padded = np.pad(
-        rows,
-        [(0, 0), (0, padding)],
-        constant_values=-1.0,
-    )
+    padded = np.pad(rows, [(0, 0), (0, padding)], constant_values=-1.0)
     runs = padded.reshape(-1, m)
     # A stable sort ranks equal entries by index.
     order = np.argsort(-runs, axis=1, kind="stable")

@@ -73,9 +73,7 @@ def first_order(
         about="the same with a radius of rho times the square root of the layer's size.",
     )
     return Measurements(
-        measure="first-order",
-        statistics=(constant, scaled),
-        batch_sizes=objective.batch_sizes,
+        measure="first-order", statistics=(constant, scaled), batch_sizes=objective.batch_sizes
     )
 
 

@@ -47,10 +47,7 @@ def write_weights(
     for name in sorted(files):
         hashes[name] = write_safetensors(folder / name, files[name], advance)
     if not files.keys() <= {WEIGHTS, *OPEN_CLIP_WEIGHTS}:
-        index = {
-            "metadata": {"total_size": total},
-            "weight_map": shards,
-        }
+        index = {"metadata": {"total_size": total}, "weight_map": shards}
         file = folder / INDEX
         text = json.dumps(index, indent=2, sort_keys=True)
         file.write_text(f"{text}\n", encoding="utf-8")

@@ -47,9 +47,7 @@ def split_matrices(
     for layer, names in task.layers.items():
         splits = {name: split_by_name[name] for name in names if name in split_by_name}
         layers[layer] = LayerPlan(
-            alpha=alpha,
-            mask="spectral" if splits else None,
-            parameters=splits,
+            alpha=alpha, mask="spectral" if splits else None, parameters=splits
         )
         reasons[layer] = _reason(list(splits.values()))
     return Decision(layers, reasons=reasons)

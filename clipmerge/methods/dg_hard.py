@@ -49,11 +49,7 @@ def _split(s: Array, shape: Shape) -> Split:
     beta = min(shape) / max(shape)
     is_signal = s > _threshold(beta) * median
     rank = int(is_signal.sum())
-    return {
-        "rank": max(rank, 1),
-        "high": float(rank > 0),
-        "low": 0.0,
-    }
+    return {"rank": max(rank, 1), "high": float(rank > 0), "low": 0.0}
 
 
 @cache

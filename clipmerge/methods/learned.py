@@ -44,8 +44,5 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
     count = sum(value.numel() for value in coefficients.values())
     factor = "" if alpha == 1 else f", multiplied by {alpha:g}"
     return Decision(
-        layers,
-        found=f"{count:,} coefficients{factor}",
-        reasons=reasons,
-        coefficients=coefficients,
+        layers, found=f"{count:,} coefficients{factor}", reasons=reasons, coefficients=coefficients
     )

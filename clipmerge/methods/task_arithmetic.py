@@ -22,7 +22,4 @@ def task_arithmetic(task: Task, *, alpha: Alpha = 0.3) -> Decision:
     """
     task.need_several_finetuned("it is 'wise-ft'")
     count = len(task.inputs.finetuned)
-    return Decision(
-        task.everywhere(alpha),
-        weights=(1.0,) * count,
-    )
+    return Decision(task.everywhere(alpha), weights=(1.0,) * count)

@@ -20,7 +20,4 @@ def wise_ft(task: Task, *, alpha: Alpha = 0.5) -> Decision:
     Source:
         WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903.
     """
-    return Decision(
-        task.everywhere(alpha),
-        weights=task.uniform_weights,
-    )
+    return Decision(task.everywhere(alpha), weights=task.uniform_weights)

@@ -102,10 +102,7 @@ def find_stragglers(
     z, limit = scores_of(sizes_of_batches)
     scores = {}
     for at, layer in enumerate(layers):
-        scores[layer] = {
-            "z": float(z[at]),
-            "stability": float(share[at]),
-        }
+        scores[layer] = {"z": float(z[at]), "stability": float(share[at])}
     is_straggler = (z > limit) & (share >= stability)
     names = tuple(layers[at] for at in np.flatnonzero(is_straggler))
     if names:
@@ -139,14 +136,7 @@ def _design_matrix(layers: list[str], sizes: dict[str, int]) -> Array:
             _, number, half = block
             depth = number / max(deepest[tower], 1)
         rows.append(
-            [
-                1.0,
-                np.log(sizes[layer]),
-                depth,
-                half == "mlp",
-                half == "edge",
-                tower == "text",
-            ]
+            [1.0, np.log(sizes[layer]), depth, half == "mlp", half == "edge", tower == "text"]
         )
     design = np.array(rows, dtype=float)
     useful = [0]

@@ -54,11 +54,7 @@ def merge_figure(record: Record) -> Figure:
         rows = len(record.verdict.sources) + 1
         heights = [0.9 + 0.6 * rows, *heights]
     figure = Figure((_WIDTH, sum(heights)))
-    panels = figure.subplots(
-        len(heights),
-        squeeze=False,
-        height_ratios=heights,
-    ).ravel()
+    panels = figure.subplots(len(heights), squeeze=False, height_ratios=heights).ravel()
     if record.verdict:
         _draw_verdict(panels[0], record.verdict)
     _draw_layers(panels[-1], record.plan.layers)
@@ -106,14 +102,7 @@ def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
         colour = next(colours)
         chosen = [entries[at] for at in places]
         alphas = [layer.alpha for layer in chosen]
-        axes.plot(
-            places,
-            alphas,
-            "o-",
-            ms=3,
-            color=colour,
-            label=tower,
-        )
+        axes.plot(places, alphas, "o-", ms=3, color=colour, label=tower)
         ends = [layer.alpha_range or (layer.alpha, layer.alpha) for layer in chosen]
         axes.fill_between(
             places,
@@ -137,15 +126,7 @@ def sweep_figure(record: Json) -> Figure:
     curve = record["curve"]
     across = [100 * row["id"] for row in curve]
     up = [100 * row["ood"] for row in curve]
-    axes.plot(
-        across,
-        up,
-        "o-",
-        ms=5,
-        color=CURVE,
-        mfc="white",
-        label="alpha curve (WiSE-FT)",
-    )
+    axes.plot(across, up, "o-", ms=5, color=CURVE, mfc="white", label="alpha curve (WiSE-FT)")
     for row in curve:
         _draw_intervals(axes, row, CURVE)
         if row["alpha"] == 0:
@@ -157,15 +138,7 @@ def sweep_figure(record: Json) -> Figure:
         shape = SHAPES[number % len(SHAPES)]
         name = row["name"].replace("$", r"\$").lstrip("_")  # neither a formula nor hidden
         _draw_intervals(axes, row, colour)
-        _draw_point(
-            axes,
-            row,
-            shape,
-            colour,
-            label=name,
-            mec="white",
-            ms=9,
-        )
+        _draw_point(axes, row, shape, colour, label=name, mec="white", ms=9)
     for kind, name in (("id", axes.set_xlabel), ("ood", axes.set_ylabel)):
         mean = "mean " if len(record[kind]) > 1 else ""
         name(f"{mean}{kind.upper()} accuracy, %")
@@ -182,11 +155,7 @@ def _draw_point(axes: Axes, row: Json, shape: str, colour: str, **style: Any) ->
 def _draw_intervals(axes: Axes, row: Json, colour: str) -> None:
     left, right = row["id_interval"]
     low, high = row["ood_interval"]
-    style: Any = {
-        "color": colour,
-        "linewidth": 1,
-        "alpha": 0.4,
-    }
+    style: Any = {"color": colour, "linewidth": 1, "alpha": 0.4}
     x = 100 * row["id"]
     y = 100 * row["ood"]
     axes.hlines(y, 100 * left, 100 * right, **style)

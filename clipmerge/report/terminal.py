@@ -37,18 +37,9 @@ def sweep_summary(record: Json) -> RenderableType:
 
 
 def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    table = Table(
-        box=None,
-        padding=(0, 2, 0, 0),
-        pad_edge=False,
-        header_style="dim",
-    )
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for number, head in enumerate(heads):
-        table.add_column(
-            Text(head),
-            justify="right" if number else "left",
-            no_wrap=number > 0,
-        )
+        table.add_column(Text(head), justify="right" if number else "left", no_wrap=number > 0)
     for row in rows:
         table.add_row(*map(Text, row))
     return table
