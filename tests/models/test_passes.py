@@ -1,12 +1,13 @@
-"""Memory that a process may use, and what happens when it runs out."""
+"""Forward passes in 16 bits, memory that a process may use, and what happens when it runs out."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.models.passes import MicroBatcher, affordable_images
+from clipmerge.models.passes import MicroBatcher, affordable_images, embed_with_graph, passes
 
 
 def holding(most: int) -> Callable[[Tensor], Tensor]:
@@ -83,3 +84,22 @@ def test_as_many_images_are_sent_as_activations_fit(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4 * kept}.get(name, 7))
     assert affordable_images(module, module, image) == 7
     assert affordable_images(module, module, image.to("meta")) is None
+
+
+@pytest.mark.parametrize("at_once", [4, 1], ids=["kept", "computed again"])
+def test_a_convolution_of_single_channels_is_float32s_under_autocast(at_once: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 8, 9, 9, generator=generator)
+    weight = torch.randn(8, 1, 3, 3, generator=generator)
+    expected, got = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+
+    def embed(of: Tensor, images: Tensor) -> Tensor:
+        return torch.nn.functional.conv2d(images, of, padding=1, groups=8)
+
+    embed(expected, images).square().sum().backward()  # type: ignore[no-untyped-call]
+    with passes(torch.device("cpu"), "bfloat16"):
+        features = embed_with_graph(partial(embed, got), images, at_once)
+    features.square().sum().backward()  # type: ignore[no-untyped-call]
+    assert expected.grad is not None
+    assert got.grad is not None
+    torch.testing.assert_close(got.grad, expected.grad, rtol=1e-5, atol=1e-3)
