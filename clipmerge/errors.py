@@ -117,6 +117,18 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f" Did you mean '{folded[close[0]]}'?"
 
 
+def choices(kind: str, word: str, known: Iterable[str]) -> str:
+    """The names that exist, and the one that may be meant, ready to be appended to a message.
+
+    Example:
+        >>> choices("recipes", "atuo", ["auto", "lines"])
+        " (recipes: auto, lines). Did you mean 'auto'?"
+    """
+    names = list(known)
+    listed = ", ".join(names) or "none"
+    return f" ({kind}: {listed}).{did_you_mean(word, names)}"
+
+
 def shorten(names: Iterable[str], limit: int = 5) -> str:
     """Join names for a one-line message: the first ``limit`` names and the number of the others.
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, get_args, get_type_hints
 from annotated_types import Ge, Le
 from typer import Option as _flag
 
-from clipmerge.errors import UsageError, did_you_mean
+from clipmerge.errors import UsageError, choices, did_you_mean
 from clipmerge.files import local_path
 from clipmerge.types import CHECKS, RECOMMENDATIONS, Device, Json, Names, OutputDtype
 
@@ -293,8 +293,7 @@ def _known(option: str, words: Iterable[str], texts: Any) -> Names:
     for word in listed:
         if word not in words:
             raise UsageError(
-                f"`{option}` {word}: there is no such word (words: {', '.join(words)})."
-                f"{did_you_mean(word, words)}"
+                f"`{option}` {word}: there is no such word{choices('words', word, words)}"
             )
     return listed
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from clipmerge.errors import UsageError, did_you_mean
+from clipmerge.errors import UsageError, choices
 from clipmerge.files import PLUGINS, plugin_folders
 from clipmerge.types import Json, Names
 
@@ -47,7 +47,7 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 def _known_mask(name: str) -> str:
     known = plugin_names("masks")
     if name not in known:
-        raise ValueError(f"no such mask (masks: {', '.join(known)}).{did_you_mean(name, known)}")
+        raise ValueError(f"no such mask{choices('masks', name, known)}")
     return name
 
 
@@ -84,35 +84,34 @@ def _has_rule(method: str) -> bool:
 
 def load_plugin(package: str, name: str) -> Callable[..., Any]:
     """Load the function behind a recipe name."""
-    folder, attribute = package, name.replace("-", "_")
-    file = attribute
+    file = name.replace("-", "_")
+    folder, attribute = package, file
     if package == "combinations":
         folder, attribute = "methods", "combine"
     if os.environ.get(PLUGINS):
         plugin_names(folder)  # which lets Python find them
     try:
-        function: Callable[..., Any]
-        function = getattr(import_module(f"clipmerge.{folder}.{file}"), attribute)
+        module = import_module(f"clipmerge.{folder}.{file}")
+        function: Callable[..., Any] = getattr(module, attribute)
     except (ImportError, AttributeError):
         known = plugin_names(package)
         if name in known:  # a mistake in the file itself
             raise
         raise UsageError(
-            f"no {package.removesuffix('s')} '{name}' ({package}: {', '.join(known)})."
-            f"{did_you_mean(name, known)}"
+            f"no {package.removesuffix('s')} '{name}'{choices(package, name, known)}"
         ) from None
     return function
 
 
 def plugin_options(package: str, name: str) -> Json:
     """List a plugin's options with their defaults."""
-    parameters = inspect.signature(load_plugin(package, name)).parameters.values()
+    signature = inspect.signature(load_plugin(package, name))
     filled_in = _FILLED_IN.get(package, set())
-    return {
-        p.name: p.default
-        for p in parameters
-        if p.kind is p.KEYWORD_ONLY and p.name not in filled_in
-    }
+    options = {}
+    for option, declared in signature.parameters.items():
+        if declared.kind is declared.KEYWORD_ONLY and option not in filled_in:
+            options[option] = declared.default
+    return options
 
 
 def needs_score(mask: str) -> bool:
@@ -123,22 +122,17 @@ def needs_score(mask: str) -> bool:
 
 def check_options(package: str, name: str, options: Json) -> Json:
     """Validate options against a plugin's signature, and add its defaults."""
-    kind = package.removesuffix("s")
     hints = get_type_hints(load_plugin(package, name), include_extras=True)
     checked = plugin_options(package, name)
+    where = f"{package.removesuffix('s')} {name}"
     for option, value in options.items():
         if option not in checked:
-            raise UsageError(
-                f"{kind} {name}: no option '{option}' (options:"
-                f" {', '.join(checked) or 'none'}).{did_you_mean(option, checked)}"
-            )
+            raise UsageError(f"{where}: no option '{option}'{choices('options', option, checked)}")
         try:
             checked[option] = TypeAdapter(hints[option]).validate_python(value)
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
-            raise UsageError(
-                f"{kind} {name}: option '{option}' cannot be {value!r}: {reason}"
-            ) from None
+            raise UsageError(f"{where}: option '{option}' cannot be {value!r}: {reason}") from None
     return checked
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.errors import UsageError
+from clipmerge.files import IN_MEMORY
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -28,15 +31,21 @@ def unwrap_model(model: Module) -> Module:
     return model
 
 
-def save_model(checkpoint: Module, parent: str, processor: Any) -> str:
-    """Save a model in memory in a folder of its name; the folder's path."""
+@contextmanager
+def saved_model(checkpoint: Module, processor: Any) -> Iterator[str]:
+    """Save a model in memory in a folder of its name, which is there during the block."""
+    with TemporaryDirectory(prefix=IN_MEMORY) as parent:
+        yield _save_model(checkpoint, Path(parent), processor)
+
+
+def _save_model(checkpoint: Module, parent: Path, processor: Any) -> str:
     if not hasattr(checkpoint, "state_dict"):
         raise UsageError(
             f"{type(checkpoint).__name__} is not a checkpoint; give a path, a Hub id, or a model of"
             " transformers or open_clip"
         )
     model: Any = unwrap_model(checkpoint)
-    folder = Path(parent) / f"{type(model).__name__} in memory"
+    folder = parent / f"{type(model).__name__} in memory"
     folder.mkdir()
     if hasattr(model, "save_pretrained") and hasattr(model, "config"):
         _write_transformers(model, folder, processor)

@@ -6,14 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoints
 from clipmerge.checkpoint.alignment import HEAD_WEIGHT
 from clipmerge.checks import check_models, settle
 from clipmerge.errors import UsageError
-from clipmerge.files import IN_MEMORY
 from clipmerge.options import DecisionOptions
 from clipmerge.planning.plan import HeadRecord, SourceRecord
 from clipmerge.progress import Journal
@@ -65,8 +63,6 @@ def open_pair(
         sources = [first, *(f"{source}{part}" for source in others)]
         base, *rest = open_checkpoints(sources, model=options.model)
         inputs = align_checkpoints(base, rest, missing=missing, dtype=options.dtype)
-        for note in inputs.notes:
-            journal.warn(note)
         settle(check_models(inputs), options.allow, journal)
         yield Pair(inputs)
 
@@ -80,10 +76,9 @@ def as_sources(checkpoints: Sequence[CheckpointLike], processor: Any = None) -> 
         sources = []
         for checkpoint in checkpoints:
             if not isinstance(checkpoint, (str, os.PathLike)):
-                from clipmerge.api._in_memory import save_model
+                from clipmerge.api._in_memory import saved_model
 
-                folder = stack.enter_context(TemporaryDirectory(prefix=IN_MEMORY))
-                checkpoint = save_model(checkpoint, folder, processor)
+                checkpoint = stack.enter_context(saved_model(checkpoint, processor))
             sources.append(os.fspath(checkpoint))
         yield sources
 

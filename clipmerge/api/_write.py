@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import re
 import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clipmerge.api._pair import Pair
+from clipmerge.checkpoint import Checkpoint
 from clipmerge.distributed import is_main_process
-from clipmerge.files import local_path
 from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
 from clipmerge.planning import Rows, Tabular
 from clipmerge.planning.plan import Plan, write_plan_files
@@ -126,11 +125,11 @@ def _write(
     inputs = pair.inputs
     # first, so that hashing overlaps with the import of what merges
     pool = ThreadPoolExecutor(max_workers=2)
-    hashing = [pool.submit(each.provenance) for each in inputs.checkpoints]
+    hashing = pool.map(Checkpoint.provenance, inputs.checkpoints)
     pool.shutdown(wait=False)
     from clipmerge.merging.folder import assign_shards, write_side_files, write_weights
     from clipmerge.merging.stream import merged_tensors
-    from clipmerge.report.pages import CARD, html_page, model_card
+    from clipmerge.report.pages import CARD, REPORT, html_page, model_card
 
     with staged(output, overwrite=options.overwrite) as folder:
         journal.stage("merge")
@@ -138,22 +137,23 @@ def _write(
         shards = assign_shards(inputs, tensors, options.max_shard_size)
         files = write_weights(folder, tensors, shards, journal)
         journal.stage("write")
-        side_files, notes = write_side_files(folder, inputs, decided.plan.dtype)
-        for note in notes:
-            journal.warn(note)
-        for future in hashing:
-            future.result()
+        files |= write_side_files(folder, inputs, decided.plan.dtype, journal)
+        list(hashing)  # waits, and raises what went wrong
         plan = decided.plan.replace(**pair.sources(hashed=True))
-        if plan.coefficients:  # kept with the output, because learning them takes minutes
-            written = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.public)
-            plan = plan.replace(tensors=written.tensors)
-        record = _record(pair, decided, plan, verdict, journal, output, {**files, **side_files})
-        (folder / "report.html").write_text(html_page(record), encoding="utf-8", errors=_NAMES)
-        (folder / CARD).write_text(model_card(record), encoding="utf-8", errors=_NAMES)
-        (folder / RECORD).write_text(
-            json.dumps(record.as_json(), indent=2) + "\n", encoding="utf-8"
-        )
+        if plan.coefficients:
+            plan = _keep_tensors(folder, plan)
+        record = _record(pair, decided, plan, verdict, journal, output, files)
+        texts = {REPORT: html_page(record), CARD: model_card(record)}
+        texts[RECORD] = json.dumps(record.as_json(), indent=2) + "\n"
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8", errors=_NAMES)
     return plan, record
+
+
+def _keep_tensors(folder: Path, plan: Plan) -> Plan:
+    """Write learned coefficients with the output, because learning them takes minutes."""
+    written = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.public)
+    return plan.replace(tensors=written.tensors)
 
 
 def _record(
@@ -203,9 +203,3 @@ def command_line() -> str:
     name = "clipmerge" if "clipmerge" in sys.argv[0] else Path(sys.argv[0]).name
     words = [re.sub(r"(^|=)(/|~|\.\.?/).*/", r"\1", word) for word in sys.argv[1:]]
     return shlex.join([name, *words])
-
-
-def local_inputs(*sources: Any) -> list[Path]:
-    """The sources that are local files and folders; objects in memory are none."""
-    texts = [os.fspath(each) for each in sources if isinstance(each, (str, os.PathLike))]
-    return [path for text in texts if (path := local_path(text.partition("#")[0])).exists()]

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.api._pair import CheckpointLike, Pair, as_list, as_sources
-from clipmerge.api._write import Decided, MergeResult, local_inputs, write_merged
+from clipmerge.api._write import Decided, MergeResult, write_merged
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoint
 from clipmerge.checks import check_models, settle
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, counted, shorten
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files import local_path, source_exists
+from clipmerge.files.staging import check_output
 from clipmerge.methods import Task
 from clipmerge.options import ApplyOptions
 from clipmerge.planning.plan import (
@@ -74,9 +75,7 @@ def apply(
     target = local_path(output)
     file = None if isinstance(plan, Plan) else local_path(plan)
     if is_main_process():
-        from clipmerge.files.staging import check_output
-
-        read = [] if file is None else local_inputs(file, tensors_path(file))
+        read = [] if file is None else [file, tensors_path(file)]
         check_output(target, overwrite=opts.overwrite, read=read)
     opened = plan if isinstance(plan, Plan) else Plan.load(local_path(plan))
     checkpoints = [] if zeroshot is None or finetuned is None else [zeroshot, *as_list(finetuned)]

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from clipmerge.api._in_memory import unwrap_model
 from clipmerge.api._pair import CheckpointLike
-from clipmerge.api._write import MergeResult, local_inputs
+from clipmerge.api._write import MergeResult
 from clipmerge.api.merge import choose_recipe, merge
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import UsageError
@@ -103,11 +103,8 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             )
         if isinstance(zeroshot, (str, os.PathLike)):
             open_checkpoint(os.fspath(zeroshot))
-        check_output(
-            self._folder(args),
-            overwrite=options.overwrite,
-            read=local_inputs(zeroshot, options.data, options.classes, *dict(options.ood).values()),
-        )
+        read = (zeroshot, options.data, options.classes, *dict(options.ood).values())
+        check_output(self._folder(args), overwrite=options.overwrite, read=read)
         if options.data is not None:
             from clipmerge.api._images import open_each, open_target
 

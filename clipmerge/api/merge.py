@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.api._pair import CheckpointLike, Pair, as_list, open_pair, with_zeroshot_head
-from clipmerge.api._write import Decided, MergeResult, local_inputs, write_merged
+from clipmerge.api._write import Decided, MergeResult, write_merged
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, VerdictError
 from clipmerge.files import local_path
+from clipmerge.files.staging import check_output, check_output_file
 from clipmerge.layers import match_layers
-from clipmerge.methods import Decision, Task
-from clipmerge.methods import decide as decide_by_method
+from clipmerge.methods import Decision, Task, run_method
 from clipmerge.options import DecisionOptions, MergeOptions, PlanOptions
-from clipmerge.planning.plan import Plan, extrapolation_note, with_coefficients, write_plan_files
+from clipmerge.planning.plan import Plan, extrapolation_note, write_plan_files
 from clipmerge.planning.recipe import Recipe, RecipeLike, load_recipe
 from clipmerge.planning.record import Measured
 from clipmerge.plugins import takes_several_finetuned
@@ -30,6 +30,8 @@ from clipmerge.types import Layers, StrPath
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from clipmerge.api._images import Found, Images
     from clipmerge.images.split import Split
+    from clipmerge.planning.measurements import Measurements
+    from clipmerge.planning.record import Verdict
 
 
 def merge(
@@ -76,22 +78,11 @@ def merge(
         decided = decide(pair, chosen, split, opts, journal)
         verdict = None
         if split is not None and opts.verdict:
-            from clipmerge.api._images import judge_plan
-
-            verdict = judge_plan(pair, decided, split, opts, journal)
-        if verdict is not None and verdict.recommendation in opts.fail_on:
-            raise VerdictError(
-                f"{verdict.sentence} Nothing was written (`fail_on={verdict.recommendation}`)"
-            )
+            verdict = _judge(pair, decided, split, opts, journal)
         result = write_merged(pair, decided, verdict, target, opts, journal)
-    if opts.push is None or target is None or not is_main_process():
+    if opts.push is None or result.record is None:
         return result
-    from clipmerge.publish.push import push
-
-    published = push(
-        target, opts.push, private=opts.private, license=opts.license, progress=journal
-    )
-    return replace(result, published=published)
+    return _published(result, opts.push, opts, journal)
 
 
 def plan(
@@ -145,45 +136,66 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
     if options.ood and options.data is None:
         raise UsageError("`ood` is judged beside `data`; give images of the target too")
     if recipe is None:
-        recipe, reason = "wise-ft", "there are no images"
-        if options.alpha is not None:  # in `auto` it would scale what was learned
-            reason = "an alpha is given"
-        elif options.data is not None:
-            recipe, reason = "auto", "there are images"
-        progress.say(
-            f"no recipe was named, so it is {recipe}, because {reason} (`recipe` names another)"
-        )
+        recipe = _fitting_recipe(options, progress)
     return load_recipe(recipe, options.set, alpha=options.alpha, max_loss=options.max_loss)
+
+
+def _fitting_recipe(options: PlanOptions, progress: Progress) -> str:
+    """The recipe for what was given, and a note that says why."""
+    name, reason = "wise-ft", "there are no images"
+    if options.alpha is not None:  # in `auto` it would scale what was learned
+        reason = "an alpha is given"
+    elif options.data is not None:
+        name, reason = "auto", "there are images"
+    progress.say(f"no recipe was named, so it is {name}, because {reason} (`recipe` names another)")
+    return name
 
 
 def _output_folder(
     output: StrPath | None, options: MergeOptions, *checkpoints: CheckpointLike
 ) -> Path | None:
     """Refuse an output or a push that would fail, before anything is learned."""
+    if options.push is not None:
+        _check_push(output, options.push)
     if output is None:
-        if options.push is not None:
-            raise UsageError("`push` needs `output`, the folder to publish")
         return None
     target = local_path(output)
     if is_main_process():
-        from clipmerge.files.staging import check_output
-
-        images = (options.data, options.classes, *dict(options.ood).values())
-        read = local_inputs(*checkpoints, *images)
+        images = dict(options.ood).values()
+        read = (*checkpoints, options.data, options.classes, *images)
         check_output(target, overwrite=options.overwrite, read=read)
-        if options.push is not None:
-            from clipmerge.publish.push import check_access
-
-            check_access(options.push)
     return target
 
 
-def _plan_file(output: StrPath | None, options: PlanOptions) -> Path | None:
-    if output is not None and is_main_process():
-        from clipmerge.files.staging import check_output_file
+def _check_push(output: StrPath | None, repo_id: str) -> None:
+    if output is None:
+        raise UsageError("`push` needs `output`, the folder to publish")
+    if is_main_process():
+        from clipmerge.publish.push import check_access
 
-        check_output_file(local_path(output), overwrite=options.overwrite)
-    return None if output is None else local_path(output)
+        check_access(repo_id)
+
+
+def _published(
+    result: MergeResult, repo_id: str, options: MergeOptions, progress: Progress
+) -> MergeResult:
+    """The result after its folder was published."""
+    from clipmerge.publish.push import push
+
+    assert result.path is not None
+    published = push(
+        result.path, repo_id, private=options.private, license=options.license, progress=progress
+    )
+    return replace(result, published=published)
+
+
+def _plan_file(output: StrPath | None, options: PlanOptions) -> Path | None:
+    if output is None:
+        return None
+    file = local_path(output)
+    if is_main_process():
+        check_output_file(file, overwrite=options.overwrite)
+    return file
 
 
 def open_split(
@@ -197,6 +209,8 @@ def open_split(
         images = open_target(options, journal)
     if pair.inputs.keeps_head:
         pair = with_zeroshot_head(pair, images, options)
+    for note in pair.inputs.notes:  # a head that was built has other ones
+        journal.warn(note)
     check_recipe(pair, recipe, has_images=images is not None)
     if images is None:
         return pair, None
@@ -206,19 +220,24 @@ def open_split(
 def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:
     """Find what a recipe cannot do with these checkpoints before measuring, which takes minutes."""
     inputs = pair.inputs
-    if recipe.measure and not has_images:
+    if recipe.measure:
+        _check_measure(recipe, recipe.measure["name"], len(inputs.finetuned), has_images=has_images)
+    for override in recipe.overrides:
+        match_layers(override.layers, inputs.merged_layers)
+
+
+def _check_measure(recipe: Recipe, measure: str, count: int, *, has_images: bool) -> None:
+    """Refuse a measure without images, or for more fine-tuned checkpoints than it takes."""
+    if not has_images:
         raise UsageError(
             f"recipe '{recipe.name}' measures, and needs labelled images of the target data:"
             " `data` FOLDER with one subfolder per class (data-free recipes: wise-ft, lines,"
             " monosoup)"
         )
-    for override in recipe.overrides:
-        match_layers(override.layers, inputs.merged_layers)
-    name = recipe.measure["name"] if recipe.measure else ""
-    if name and len(inputs.finetuned) > 1 and not takes_several_finetuned(name):
+    if count > 1 and not takes_several_finetuned(measure):
         raise UsageError(
-            f"measure {name}: takes one fine-tuned checkpoint; for several use a recipe without a"
-            " measure, such as 'wise-ft' or 'ties', or the measure 'soup-accuracy'"
+            f"measure {measure}: takes one fine-tuned checkpoint; for several use a recipe without"
+            " a measure, such as 'wise-ft' or 'ties', or the measure 'soup-accuracy'"
         )
 
 
@@ -230,25 +249,25 @@ def decide(
     journal: Journal,
 ) -> Decided:
     """Measure what the recipe asks for, and let its method decide."""
-    found = None
-    if recipe.measure and split is not None:
-        from clipmerge.api._images import measure
+    if split is None or recipe.measure is None:
+        return decide_by_method(pair, recipe, options, journal)
+    from clipmerge.api._images import measure
 
-        found = measure(pair.inputs, recipe, split, options, journal)
-    return decide_by(found, pair, recipe, options, journal)
+    found = measure(pair.inputs, recipe, split, options, journal)
+    return decide_by_measure(found, pair, recipe, options, journal)
 
 
-def decide_by(
-    found: Found | None, pair: Pair, recipe: Recipe, options: DecisionOptions, journal: Journal
+def decide_by_method(
+    pair: Pair,
+    recipe: Recipe,
+    options: DecisionOptions,
+    journal: Journal,
+    measurements: Measurements | None = None,
 ) -> Decided:
-    """Let the recipe's method decide by what was measured, and make a plan of its decision."""
+    """Let the recipe's method decide, and make a plan of its decision."""
     journal.stage("decide")
-    measurements, calibration, state = found or (None, None, None)
     task = Task(pair.inputs, measurements, options.seed)
-    decision = decide_by_method(task, recipe.method["name"], recipe.method_options)
-    if decision.coefficients:
-        layers = with_coefficients(decision.layers, decision.coefficients, task.layers, task.shapes)
-        decision = replace(decision, layers=layers)
+    decision = run_method(task, recipe.method["name"], recipe.method_options)
     if recipe.overrides:
         decision = _overridden(decision, recipe, task.layers)
     plan = Plan(
@@ -265,24 +284,47 @@ def decide_by(
     )
     if decision.scores or decision.coefficients:
         plan = plan.with_tensors(decision.scores, decision.coefficients)
-    if beyond := extrapolation_note(plan):
-        journal.warn(beyond)
+    if note := extrapolation_note(plan):
+        journal.warn(note)
     measured = Measured(
         decision=decision.found,
         reasons=decision.reasons,
         straggler_statistic=decision.straggler_statistic,
         straggler_scores=decision.straggler_scores,
     )
-    if measurements is None:
-        return Decided(plan, measured)
-    measured = measured.replace(
+    return Decided(plan, measured)
+
+
+def _judge(
+    pair: Pair, decided: Decided, split: Split[Images], options: MergeOptions, journal: Journal
+) -> Verdict | None:
+    """Judge the plan, and fail on a verdict on which the user fails."""
+    from clipmerge.api._images import judge_plan
+
+    verdict = judge_plan(pair, decided, split, options, journal)
+    if verdict is not None and verdict.recommendation in options.fail_on:
+        raise VerdictError(
+            f"{verdict.sentence} Nothing was written (`fail_on={verdict.recommendation}`)"
+        )
+    return verdict
+
+
+def decide_by_measure(
+    found: Found, pair: Pair, recipe: Recipe, options: DecisionOptions, journal: Journal
+) -> Decided:
+    """Let the recipe's method decide by what was measured."""
+    measurements, calibration, state = found
+    decided = decide_by_method(pair, recipe, options, journal, measurements)
+    measured = decided.measured.replace(
         statistics={value.name: value.reading for value in measurements.statistics},
         path=measurements.path,
         trace=measurements.trace,
         choice=measurements.choice,
         checks=measurements.checks,
     )
-    return Decided(plan, measured, measurements.layers, calibration, state)
+    return replace(
+        decided, measured=measured, values=measurements.layers, calibration=calibration, state=state
+    )
 
 
 def _overridden(decision: Decision, recipe: Recipe, parameters: Layers) -> Decision:

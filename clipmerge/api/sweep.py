@@ -22,8 +22,8 @@ from clipmerge.api._pair import (
     open_pair,
     with_zeroshot_head,
 )
-from clipmerge.api._write import Decided, command_line, local_inputs
-from clipmerge.api.merge import check_recipe, decide_by
+from clipmerge.api._write import Decided, command_line
+from clipmerge.api.merge import check_recipe, decide_by_measure, decide_by_method
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.converted import convert_checkpoint
 from clipmerge.checks import check_sources, settle
@@ -32,7 +32,7 @@ from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
 from clipmerge.files import local_path
-from clipmerge.files.staging import staged
+from clipmerge.files.staging import check_output, staged
 from clipmerge.images.copies import overlap_notes
 from clipmerge.images.dataset import open_images, require_labelled
 from clipmerge.options import SweepOptions, named_sources
@@ -118,17 +118,10 @@ def sweep(
     _check_names(ids, oods, recipes, opts)
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
-        from clipmerge.files.staging import check_output
-
-        check_output(
-            target,
-            overwrite=opts.overwrite,
-            read=local_inputs(
-                *(zeroshot, *as_list(finetuned), opts.data, opts.classes),
-                *(*ids.values(), *oods.values()),
-            ),
-            record=SWEEP_RECORD,
-        )
+        checkpoints = (zeroshot, *as_list(finetuned))
+        images = (opts.data, opts.classes, *ids.values(), *oods.values())
+        read = (*checkpoints, *images)
+        check_output(target, overwrite=opts.overwrite, read=read, record=SWEEP_RECORD)
     # keys that only one checkpoint has are an error unless a recipe allows them
     missing: Missing = next((each.missing for each in recipes if each.missing != "error"), "error")
     with (
@@ -138,6 +131,8 @@ def sweep(
         sources = _open_sources(ids, oods, opts, journal)
         data = _open_data(recipes, sources, list(ids), opts, journal)
         pair = with_zeroshot_head(pair, data, opts)
+        for note in pair.inputs.notes:
+            journal.warn(note)
         journal.stage("check")
         checked = sources if data is None else {**sources, "": data}
         doubts = check_sources(pair.inputs, checked, opts, journal, seed=opts.seed)
@@ -225,15 +220,15 @@ def _decide_each(
     known: dict[str, Any] = {}
     for recipe in recipes:
         check_recipe(pair, recipe, has_images=data is not None)
-        found = None
-        if recipe.measure and data is not None:
-            key = json.dumps([recipe.measure, ranks_by_gradients(recipe)], sort_keys=True)
-            if key not in known:
-                # the images held back are those of `merge`, so that both decide alike
-                split = split_images(data, recipe, options, journal, judged=True)
-                known[key] = measure(pair.inputs, recipe, split, options, journal)
-            found = known[key]
-        decided.append(decide_by(found, pair, recipe, options, journal))
+        if recipe.measure is None or data is None:
+            decided.append(decide_by_method(pair, recipe, options, journal))
+            continue
+        key = json.dumps([recipe.measure, ranks_by_gradients(recipe)], sort_keys=True)
+        if key not in known:
+            # the images held back are those of `merge`, so that both decide alike
+            split = split_images(data, recipe, options, journal, judged=True)
+            known[key] = measure(pair.inputs, recipe, split, options, journal)
+        decided.append(decide_by_measure(known[key], pair, recipe, options, journal))
     return decided
 
 

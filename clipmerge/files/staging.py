@@ -10,8 +10,10 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from clipmerge.errors import OutputError, shorten
+from clipmerge.files import local_path
 from clipmerge.types import Json
 
 try:
@@ -35,35 +37,52 @@ _WRITTEN = frozenset(
 
 
 def check_output(
-    output: Path, *, overwrite: bool, read: Iterable[Path] = (), record: str = RECORD
+    output: Path, *, overwrite: bool, read: Iterable[Any] = (), record: str = RECORD
 ) -> None:
     """Refuse a folder that may not be written or replaced.
 
     Args:
         output: The folder.
         overwrite: Whether an earlier output of the same command may be replaced.
-        read: Files and folders that the command reads, which the folder must not hold.
+        read: What the command reads; the folder must hold none of the files and folders among it.
         record: Name of the record that the command writes.
     """
-    target = output.resolve()
-    for path in read:
-        if target in (path.resolve(), *path.resolve().parents):
-            raise OutputError(
-                f"{output}: holds {path}, which this command reads; choose another output"
-            )
     _require_writable_parent(output)
+    target = output.resolve()
     if target.exists():
+        _refuse_inputs(output, target, read)
         refuse_existing(target, record, overwrite=overwrite)
         _refuse_foreign(target, record)
 
 
 def _require_writable_parent(output: Path) -> None:
-    existing = next(parent for parent in output.resolve().parents if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        reason = "which may not be written" if existing.is_dir() else "which is a file"
+    parents = output.resolve().parents
+    existing = next(filter(Path.exists, parents))
+    if not existing.is_dir():
         raise OutputError(
-            f"{output}: cannot be created in {existing}, {reason}; choose another output"
+            f"{output}: cannot be created in {existing}, which is a file; choose another output"
         )
+    if not os.access(existing, os.W_OK):
+        raise OutputError(
+            f"{output}: cannot be created in {existing}, which may not be written; choose another"
+            " output"
+        )
+
+
+def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
+    """Refuse a folder that holds what the command reads."""
+    for source in read:
+        if not isinstance(source, (str, os.PathLike)):  # an object in memory
+            continue
+        file, _, _ = os.fspath(source).partition("#")
+        path = local_path(file)
+        if not path.exists():
+            continue
+        resolved = path.resolve()
+        if target in (resolved, *resolved.parents):
+            raise OutputError(
+                f"{output}: holds {path}, which this command reads; choose another output"
+            )
 
 
 def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> None:
@@ -77,6 +96,10 @@ def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> N
             f"{output}: already exists and was not written by this command (it holds no {record});"
             " choose another output, or remove it yourself"
         )
+    _require_overwrite(output, overwrite=overwrite)
+
+
+def _require_overwrite(output: Path, *, overwrite: bool) -> None:
     if not overwrite:
         raise OutputError(
             f"{output}: already exists; choose another output, or pass `overwrite=True` to"
@@ -87,8 +110,12 @@ def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> N
 def _refuse_foreign(output: Path, record: str) -> None:
     """Refuse to replace a folder to which the user added files."""
     files = _read_object(output / record).get("files")
-    written = {record, *_WRITTEN, *(files if isinstance(files, dict) else ())}
-    if own := sorted({path.name for path in output.iterdir()} - written):
+    written = {record, *_WRITTEN}
+    if isinstance(files, dict):
+        written.update(files)
+    found = {path.name for path in output.iterdir()}
+    own = sorted(found - written)
+    if own:
         raise OutputError(
             f"{output}: also holds {shorten(own, 3)}, which this command did not write, so"
             " `overwrite=True` leaves it alone; move that elsewhere, or remove the folder yourself"
@@ -104,12 +131,10 @@ def check_output_file(output: Path, *, overwrite: bool) -> None:
     _require_writable_parent(output)
     is_plan = str(_read_object(output).get("format")).startswith("clipmerge-plan/")
     for file in (output, output.with_suffix(TENSORS_SUFFIX)):
-        if file.exists() and not overwrite:
-            raise OutputError(
-                f"{file}: already exists; choose another output, or pass `overwrite=True` to"
-                " replace it"
-            )
-        if file.exists() and not is_plan:
+        if not file.exists():
+            continue
+        _require_overwrite(file, overwrite=overwrite)
+        if not is_plan:
             raise OutputError(
                 f"{file}: was not written as a plan by clipmerge, so `overwrite=True` leaves it"
                 " alone; choose another output"
@@ -140,20 +165,27 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         with (stage / "lock").open("wb") as lock, contextlib.ExitStack() as cleanup:
             _lock(lock.fileno(), output)
             if old.exists() and not target.exists():
-                old.rename(target)  # a run was killed between the two renames below
+                old.rename(target)  # a run was killed between the renames of `_exchange`
             cleanup.callback(shutil.rmtree, stage, ignore_errors=True)
             for left in (new, old):
                 shutil.rmtree(left, ignore_errors=True)
             new.mkdir()
             yield new
-            try:
-                if overwrite and target.exists():
-                    target.rename(old)
+            if overwrite and target.exists():
+                _exchange(target, new, old)
+            else:
                 new.rename(target)
-            except BaseException:
-                if old.exists() and not target.exists():
-                    old.rename(target)
-                raise
+
+
+def _exchange(target: Path, new: Path, old: Path) -> None:
+    """Put a folder in the place of an earlier one, which comes back if that fails."""
+    try:
+        target.rename(old)
+        new.rename(target)
+    except BaseException:
+        if not target.exists():
+            old.rename(target)
+        raise
 
 
 def _lock(file: int, output: Path) -> None:

@@ -62,7 +62,9 @@ def tensors_in_memory(tensors: Sequence[OutputTensor]) -> Iterator[Tensor]:
     """Compute each tensor as a whole, in turn."""
     import torch
 
-    for tensor, change in zip(tensors, _whole_changes(tensors), strict=True):
+    changes = _whole_changes(tensors)
+    for tensor in tensors:
+        change = next(changes) if tensor.change else None
         stored = np.empty(math.prod(tensor.shape), STORED[tensor.dtype])
         for start in range(0, len(stored), RUN):
             tensor.fill(start, stored[start : start + RUN], change)
@@ -104,31 +106,30 @@ def write_safetensors(
 def _blocks(tensors: Sequence[OutputTensor]) -> Iterator[memoryview]:
     """Compute the tensors' bytes block by block; one in `BLOCKS` has the same memory."""
     memory = itertools.cycle([np.empty(BLOCK, np.uint8) for _ in range(BLOCKS)])
-    block, filled = next(memory), 0
-    for tensor, change in zip(tensors, _whole_changes(tensors), strict=True):
-        start, size = 0, math.prod(tensor.shape)
+    block = next(memory)
+    filled = 0
+    changes = _whole_changes(tensors)
+    for tensor in tensors:
+        change = next(changes) if tensor.change else None
+        start = 0
+        size = math.prod(tensor.shape)
         while start < size:
             if filled == BLOCK:
                 yield block.data
-                block, filled = next(memory), 0
-            out = block[filled:].view(STORED[tensor.dtype])[: min(RUN, size - start)]
+                block = next(memory)
+                filled = 0
+            rest = block[filled:].view(STORED[tensor.dtype])
+            out = rest[: min(RUN, size - start)]
             tensor.fill(start, out, change)
             start += len(out)
             filled += out.nbytes
     yield block[:filled].data
 
 
-def _whole_changes(tensors: Sequence[OutputTensor]) -> Generator[Array | None]:
-    """The change of each tensor that is computed as a whole, in turn; ``None`` for the others.
-
-    They are computed early on other cores.
-    """
-    jobs = [(tensor.nbytes, tensor.change) for tensor in tensors if tensor.change]
-    if not jobs:
-        yield from itertools.repeat(None, len(tensors))
-        return
+def _whole_changes(tensors: Sequence[OutputTensor]) -> Generator[Array]:
+    """The change of each tensor that is computed as a whole, in turn, early and on other cores."""
     from clipmerge.parallel import run_in_threads
 
+    jobs = [(tensor.nbytes, tensor.change) for tensor in tensors if tensor.change]
     with contextlib.closing(run_in_threads(jobs)) as changes:
-        for tensor in tensors:
-            yield next(changes) if tensor.change else None
+        yield from changes

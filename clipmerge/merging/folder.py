@@ -20,7 +20,7 @@ from clipmerge.files.side_files import PROCESSORS, SIDE_FILES, VOCABULARIES, cop
 from clipmerge.files.writer import OutputTensor, write_safetensors
 from clipmerge.planning.record import BINS, TOP
 from clipmerge.progress import Progress
-from clipmerge.types import Shape
+from clipmerge.types import Json, Shape
 
 
 def write_weights(
@@ -47,12 +47,15 @@ def write_weights(
     for name in sorted(files):
         hashes[name] = write_safetensors(folder / name, files[name], advance)
     if not files.keys() <= {WEIGHTS, *OPEN_CLIP_WEIGHTS}:
-        index = {"metadata": {"total_size": total}, "weight_map": shards}
-        file = folder / INDEX
-        text = json.dumps(index, indent=2, sort_keys=True)
-        file.write_text(f"{text}\n", encoding="utf-8")
-        hashes[INDEX] = sha256_of(file)
+        hashes[INDEX] = _write_index(folder / INDEX, shards, total)
     return hashes
+
+
+def _write_index(file: Path, shards: dict[str, str], total: int) -> str:
+    index = {"metadata": {"total_size": total}, "weight_map": shards}
+    text = json.dumps(index, indent=2, sort_keys=True)
+    file.write_text(f"{text}\n", encoding="utf-8")
+    return sha256_of(file)
 
 
 def assign_shards(
@@ -62,20 +65,21 @@ def assign_shards(
     single = inputs.family.weights
     if max_shard_size is not None:
         return _split_by_size(tensors, max_shard_size, single)
+    if single == WEIGHTS and inputs.layout.sharded:
+        return _shards_of_layout(inputs, tensors)
+    return {tensor.key: single for tensor in tensors}
+
+
+def _shards_of_layout(inputs: Inputs, tensors: list[OutputTensor]) -> dict[str, str]:
     layout = inputs.layout
     keys = inputs.finetuned_keys[0]
     if layout is inputs.zeroshot:
         keys = inputs.zeroshot_keys
-    is_one = single != WEIGHTS or not layout.sharded
-    first = layout.entries[next(iter(keys.values()))]
+    first = next(iter(keys.values()))
     shards = {}
     for tensor in tensors:
-        if is_one:
-            shards[tensor.key] = single
-            continue
-        key = keys.get(tensor.name)
-        entry = layout.entries[key] if key else first  # only the other checkpoint has it
-        stem = entry.file.stem
+        key = keys.get(tensor.name, first)  # only the other checkpoint may have it
+        stem = layout.entries[key].file.stem
         shards[tensor.key] = f"{stem.removeprefix('pytorch_')}.safetensors"
     return shards
 
@@ -97,7 +101,9 @@ def _split_by_size(tensors: list[OutputTensor], max_shard_size: int, single: str
     return split.tensor_to_filename
 
 
-def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str, str], list[str]]:
+def write_side_files(
+    folder: Path, inputs: Inputs, dtype: str, progress: Progress
+) -> dict[str, str]:
     """Copy configuration, processor and tokenizer, so that the output can be loaded like its
     sources.
 
@@ -105,14 +111,15 @@ def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str
     lacks, and all files if it is one tower of a full model, are the zero-shot checkpoint's.
 
     Returns:
-        sha256 by name of each file written, and notes for the user.
+        sha256 by name of each file written.
     """
     chosen = _side_files(inputs.layout)
-    notes: list[str] = []
     has_tokenizer = not chosen.keys().isdisjoint(VOCABULARIES)
     has_processor = not chosen.keys().isdisjoint(PROCESSORS)
     if not (has_tokenizer and has_processor):
         chosen, notes = _lend_side_files(inputs, chosen)
+        for note in notes:
+            progress.warn(note)
     hashes = {}
     for name in sorted(chosen):
         file = folder / name
@@ -120,7 +127,7 @@ def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str
         if name == "config.json":
             _state_dtype(file, dtype, inputs.layout)
         hashes[name] = sha256_of(file)
-    return hashes, notes
+    return hashes
 
 
 def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
@@ -173,25 +180,29 @@ def _state_dtype(path: Path, dtype: str, checkpoint: Checkpoint) -> None:
     If the weights keep their dtype, a config that states another one is corrected.
     """
     config = json.loads(path.read_text(encoding="utf-8-sig"))
-    sections = [config, *(value for value in config.values() if isinstance(value, dict))]
-    stated = []
-    for section in sections:
-        for key in ("dtype", "torch_dtype"):
-            if section.get(key):
-                stated.append((section, key))
     if dtype == "keep":
         dtypes = {entry.dtype for entry in checkpoint.entries.values() if entry.is_float}
         if len(dtypes) != 1:
             return
-        dtype, _ = DTYPES[dtypes.pop()]
-    elif not stated:
-        stated = [(config, "dtype")]
-    if all(section.get(key) == dtype for section, key in stated):
-        return
-    for section, key in stated:
-        section[key] = dtype
-    text = json.dumps(config, indent=2)
-    path.write_text(f"{text}\n", encoding="utf-8")
+        kept, _ = DTYPES[dtypes.pop()]
+        stated = _with_dtype(config, kept)
+    else:
+        stated = {"dtype": dtype, **_with_dtype(config, dtype)}
+    if stated != config:
+        text = json.dumps(stated, indent=2)
+        path.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _with_dtype(config: Json, dtype: str) -> Json:
+    """A configuration with this dtype wherever it or a section of it states one."""
+    stated: Json = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            stated[key] = _with_dtype(value, dtype)
+        else:
+            is_dtype = key in ("dtype", "torch_dtype") and value
+            stated[key] = dtype if is_dtype else value
+    return stated
 
 
 def histograms(coefficients: Mapping[str, Array], inputs: Inputs) -> dict[str, Shape]:

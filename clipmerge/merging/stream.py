@@ -28,30 +28,21 @@ def merged_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
     outputs = []
     for name in inputs.zeroshot_keys:
         layer = plan.layers.get(inputs.layer_of[name])
-        if _is_left_out(inputs, plan, name):
+        if name not in inputs.finetuned_keys[0] and _is_left_out(inputs, plan, name):
             continue
         if layer is None or not inputs.merges(name):
             outputs.append(_copied(inputs, plan, name, *_holders_of_copied(inputs, name, layer)))
-            continue
-        entry = inputs.zeroshot_entry(name)
-        dtype = _output_dtype(plan, entry)
-        change = None
-        if plan.combine is not None or (layer.mask is not None and is_sparsifiable(inputs, name)):
-            change = partial(_change, inputs, plan, name, layer)
-        fill = partial(_merge, inputs, plan, name, layer, dtype)
-        key = inputs.output_keys[name]
-        outputs.append(OutputTensor(key, name, dtype, entry.shape, fill, change))
+        else:
+            outputs.append(_merged(inputs, plan, name, layer))
     if inputs.keeps_head or plan.missing == "keep-finetuned":
         outputs += _kept_finetuned(inputs, plan)
     return outputs
 
 
 def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
-    """Whether the output lacks a zero-shot parameter because it has the form of the fine-tuned
-    checkpoint.
+    """Whether the output lacks a parameter that only the zero-shot checkpoint has, because it has
+    the form of the fine-tuned one.
     """
-    if name in inputs.finetuned_keys[0]:
-        return False
     if inputs.keeps_head:
         return not inputs.expects(name)
     return plan.missing == "keep-finetuned" and not inputs.is_partial
@@ -83,11 +74,25 @@ def is_sparsifiable(inputs: Inputs, name: str) -> bool:
 # --- tensors that are merged ---
 
 
+def _merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan) -> OutputTensor:
+    """A tensor that moves as far as its layer does, or as far as was learned for it."""
+    entry = inputs.zeroshot_entry(name)
+    dtype = _output_dtype(plan, entry)
+    alpha: float | Array = layer.alpha
+    if layer.is_learned:
+        alpha = coefficient_of(plan, layer, name)
+    change = None
+    if plan.combine is not None or (layer.mask is not None and is_sparsifiable(inputs, name)):
+        change = partial(_change, inputs, plan, name, layer, alpha)
+    fill = partial(_merge, inputs, plan, name, alpha, dtype)
+    return OutputTensor(inputs.output_keys[name], name, dtype, entry.shape, fill, change)
+
+
 def _merge(
     inputs: Inputs,
     plan: Plan,
     name: str,
-    layer: LayerPlan,
+    alpha: float | Array,
     dtype: str,
     start: int,
     out: Array,
@@ -97,12 +102,11 @@ def _merge(
     stop = start + len(out)
     ends = _read(inputs, name, start, stop)
     theta_0, *finetuned = ends
-    shape = inputs.zeroshot_entry(name).shape
     if change is not None:
         merged = add_change(theta_0, change[start:stop])
     else:
-        alpha = coefficient_of(plan, layer, name)
         if isinstance(alpha, np.ndarray):
+            shape = inputs.zeroshot_entry(name).shape
             alpha = coefficients_of_run(alpha, shape, start, stop)
         if isinstance(alpha, np.ndarray) or alpha in (0, 1):  # NaN may not affect the result
             _require_finite(inputs, name, ends)
@@ -111,15 +115,21 @@ def _merge(
     if not fits(merged, dtype):
         _require_finite(inputs, name, ends)
         raise _overflow_error(name, dtype)
-    if is_variance(name) and bool((merged < 0).any()):
+    if is_variance(name):
+        _refuse_negative(merged, name)
+    if merged is not out:
+        np.copyto(out, narrow(merged, dtype))
+    if stop == inputs.zeroshot_entry(name).size:
+        inputs.release(name)
+
+
+def _refuse_negative(merged: Array, name: str) -> None:
+    """Refuse a variance below zero, as beyond the two models."""
+    if bool((merged < 0).any()):
         raise CheckpointError(
             f"tensor {name} is a variance and becomes negative when merged; use an alpha in [0, 1]"
             " for its layer"
         )
-    if merged is not out:
-        np.copyto(out, narrow(merged, dtype))
-    if stop == math.prod(shape):
-        inputs.release(name)
 
 
 def _read(inputs: Inputs, name: str, start: int = 0, stop: int | None = None) -> list[Array]:
@@ -148,7 +158,7 @@ def _overflow_error(name: str, dtype: str) -> CheckpointError:
     )
 
 
-def _change(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan) -> Array:
+def _change(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, alpha: float | Array) -> Array:
     """The change of a whole parameter under a mask or a combination, 1-D."""
     from clipmerge.merging.selection import RandomKey
 
@@ -177,15 +187,14 @@ def _change(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan) -> Array:
             )
         options = {**layer.mask_options, **layer.parameters.get(name, {})}
         mask = bind_mask(layer.mask, layer.density, options, **filled_in)
-    alpha = coefficient_of(plan, layer, name)
     change = whole_change(theta_0, finetuned, alpha, plan.weights, combine, mask)
     return np.asarray(change).ravel()
 
 
 def coefficient_of(plan: Plan, layer: LayerPlan, name: str) -> float | Array:
-    """A parameter's own coefficients, or its layer's."""
+    """A parameter's own coefficients, or the mean of its layer's."""
     # a parameter without coefficients of its own goes with the others
-    coefficient = plan.coefficients.get(name) if layer.is_learned else None
+    coefficient = plan.coefficients.get(name)
     if coefficient is None:
         return layer.alpha
     return float(coefficient.item()) if coefficient.size == 1 else coefficient

@@ -25,7 +25,7 @@ from clipmerge.errors import UsageError
 from clipmerge.files.safetensors import Array, require_finite
 from clipmerge.merging.floats import widen
 from clipmerge.planning.measurements import Measurements
-from clipmerge.planning.plan import Combination, LayerPlan
+from clipmerge.planning.plan import Combination, LayerPlan, with_coefficients
 from clipmerge.plugins import load_plugin
 from clipmerge.types import Json, Layers, Names, Shape, Tensors
 
@@ -178,17 +178,23 @@ class Decision:
     coefficients: Mapping[str, Any] = field(default_factory=dict)
 
 
-def decide(task: Task, method: str, options: Json) -> Decision:
-    """Run a method by its recipe name, which precedes its errors; its tensors become arrays."""
+def run_method(task: Task, method: str, options: Json) -> Decision:
+    """Run a method by its recipe name, which precedes its errors."""
     try:
         decision: Decision = load_plugin("methods", method)(task, **options)
     except UsageError as error:
         raise UsageError(f"method {method}: {error}") from None
-    return replace(
-        decision,
-        scores={name: _as_array(score) for name, score in decision.scores.items()},
-        coefficients={name: _as_array(value) for name, value in decision.coefficients.items()},
-    )
+    if decision.scores or decision.coefficients:
+        return _with_arrays(decision, task)
+    return decision
+
+
+def _with_arrays(decision: Decision, task: Task) -> Decision:
+    """A decision whose tensors are arrays, with the mean and range of each layer's coefficients."""
+    scores = {name: _as_array(score) for name, score in decision.scores.items()}
+    coefficients = {name: _as_array(value) for name, value in decision.coefficients.items()}
+    layers = with_coefficients(decision.layers, coefficients, task.layers, task.shapes)
+    return replace(decision, layers=layers, scores=scores, coefficients=coefficients)
 
 
 def _as_array(values: Any) -> Array:

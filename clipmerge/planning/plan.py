@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, PrivateAttr, ValidationError
 
-from clipmerge.errors import UsageError, did_you_mean
+from clipmerge.errors import ClipmergeError, UsageError, choices, did_you_mean
 from clipmerge.files import split_part
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.safetensors import Array
@@ -262,7 +262,8 @@ class Plan(Tabular, Frozen):
             The plan.
 
         Raises:
-            UsageError: If it cannot be read, is invalid, or its tensors are missing or changed.
+            ClipmergeError: If there is no such file.
+            UsageError: If it is invalid, or its tensors are missing or changed.
         """
         plan = read_plan(Path(path))
         if plan.tensors:
@@ -318,8 +319,7 @@ def _check_mask(name: str, layer: LayerPlan, mask: str, parameters: Names) -> No
     masks = plugin_names("masks")
     if mask not in masks:
         raise UsageError(
-            f"layer '{name}' has the unknown mask '{mask}' (masks:"
-            f" {', '.join(masks)}).{did_you_mean(mask, masks)}"
+            f"layer '{name}' has the unknown mask '{mask}'{choices('masks', mask, masks)}"
         )
     if layer.density != 1.0 and "density" not in plugin_options("masks", mask):
         raise UsageError(
@@ -407,10 +407,13 @@ def read_plan(path: Path) -> Plan:
     """Read a plan written by `Plan.to_json`, perhaps edited by hand."""
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        raise ClipmergeError(
+            f"{path}: cannot be read ({error.strerror}); make one with `clipmerge plan`"
+        ) from None
+    except ValueError as error:  # not UTF-8, or not JSON
         raise UsageError(
-            f"{path}: cannot be read ({reason}); make one with `clipmerge plan`"
+            f"{path}: is not a plan ({error}); make one with `clipmerge plan`"
         ) from None
     if not isinstance(data, dict) or not str(data.get("format")).startswith("clipmerge-plan/"):
         raise UsageError(f"{path}: is not a plan; make one with `clipmerge plan`")

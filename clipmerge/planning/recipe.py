@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeAlias
 import yaml
 from pydantic import Field, ValidationError
 
-from clipmerge.errors import UsageError, did_you_mean
+from clipmerge.errors import UsageError, choices, did_you_mean
 from clipmerge.files import local_path, recipe_files
 from clipmerge.planning import Frozen
 from clipmerge.plugins import (
@@ -124,18 +124,22 @@ def load_recipe(
         >>> load_recipe("wise-ft", {"method.alpha": 0.3}).method["alpha"]
         0.3
     """
-    source, data = _read(recipe)
-    changes = set if isinstance(set, Mapping) else _parse_assignments(set or ())
-    for key, value in changes.items():
-        _assign(data, key, value)
+    source, content = _read(recipe)
+    changes: Json = {}
+    if set:
+        changes = _parse_assignments(set)
     if alpha is not None:
-        _assign(data, "method.alpha", alpha)
+        if "method.alpha" in changes:
+            raise UsageError("`alpha` is short for `set` method.alpha; give one of them")
+        changes["method.alpha"] = alpha
+    for key, value in changes.items():
+        _assign(content, key, value)
     try:
-        loaded = Recipe.model_validate(data)
+        loaded = Recipe.model_validate(content)
         method = _checked_section("method", loaded.method)
         measure = loaded.measure and _checked_section("measure", loaded.measure)
     except ValidationError as error:
-        raise UsageError(f"{source}: {_explain(error, data)}") from None
+        raise UsageError(f"{source}: {_explain(error, content)}") from None
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from None
     if measure and max_loss is not None and "max_loss" in measure:
@@ -145,17 +149,23 @@ def load_recipe(
 
 def _read(recipe: RecipeLike) -> tuple[str, Json]:
     """Name of a recipe in messages, and a copy of its content, not validated."""
-    if isinstance(recipe, Recipe):
-        return recipe.name, recipe.model_dump(mode="json")
-    if isinstance(recipe, Mapping):
-        return "recipe", {"name": "custom", **copy.deepcopy(dict(recipe))}
+    if isinstance(recipe, (Recipe, Mapping)):
+        return _copy(recipe)
     name = os.fspath(recipe)
-    data = _from_yaml(f"{name}:", recipe_text(name))
-    if not isinstance(data, dict):
+    content = _from_yaml(f"{name}:", recipe_text(name))
+    if not isinstance(content, dict):
         raise UsageError(
             f"{name}: is not a recipe; see `clipmerge recipes show straggler-sparse` for one"
         )
-    return name, {"name": Path(name).stem, **data}
+    return name, {"name": Path(name).stem, **content}
+
+
+def _copy(recipe: Mapping[str, Any] | Recipe) -> tuple[str, Json]:
+    """A recipe in memory, likewise."""
+    if isinstance(recipe, Recipe):
+        return recipe.name, recipe.model_dump(mode="json")
+    content = copy.deepcopy(dict(recipe))
+    return "recipe", {"name": "custom", **content}
 
 
 def recipe_text(recipe: str) -> str:
@@ -165,16 +175,16 @@ def recipe_text(recipe: str) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UsageError(
-            f"no recipe '{recipe}' (recipes: {', '.join(known)}).{did_you_mean(recipe, known)}"
-        ) from None
+        raise UsageError(f"no recipe '{recipe}'{choices('recipes', recipe, known)}") from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{recipe}: cannot be read ({reason})") from None
 
 
-def _parse_assignments(assignments: Sequence[str]) -> Json:
+def _parse_assignments(assignments: Mapping[str, Any] | Sequence[str]) -> Json:
     """Values by key."""
+    if isinstance(assignments, Mapping):
+        return dict(assignments)
     parsed = {}
     for assignment in assignments:
         key, equals, raw = assignment.partition("=")
@@ -224,7 +234,7 @@ def _explain(error: ValidationError, data: Json) -> str:
         method = data.get("method")
         if isinstance(method, dict) and key in plugin_options("methods", method["name"]):
             return f"unknown key '{key}'. Did you mean 'method.{key}'?"  # without its section
-        known = list(Recipe.model_fields)
-        return f"unknown key '{key}' (keys: {', '.join(known)}).{did_you_mean(key, known)}"
+        known = Recipe.model_fields
+        return f"unknown key '{key}'{choices('keys', key, known)}"
     where = ".".join(map(str, first["loc"]))
     return f"{where}: {first['msg']}.{did_you_mean(key, Override.model_fields)}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmerge.errors import UsageError, counted, did_you_mean, shorten
+from clipmerge.errors import UsageError, choices, counted, shorten
 from clipmerge.layers import block_of, may_precede_blocks
 from clipmerge.planning.measurements import Measurements
 from clipmerge.types import Names
@@ -64,8 +64,8 @@ def find_stragglers(
     known = {one.name: one for one in measurements.statistics if one.batches}
     if statistic not in known:
         raise UsageError(
-            f"statistic '{statistic}' is not measured by {measurements.measure} "
-            f"({', '.join(sorted(known)) or 'none'}).{did_you_mean(statistic, known)}"
+            f"statistic '{statistic}' is not measured by"
+            f" {measurements.measure}{choices('statistics', statistic, sorted(known))}"
         )
     measured = known[statistic]
     # a layer that does not change the loss at all has no logarithm and is not a straggler

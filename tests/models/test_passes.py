@@ -50,9 +50,7 @@ OUT = [
 
 
 @pytest.mark.parametrize("error", OUT, ids=lambda error: type(error).__name__)
-def test_images_are_halved_down_to_one_before_memory_is_an_error(
-    error: Exception,
-) -> None:
+def test_images_are_halved_down_to_one_before_memory_is_an_error(error: Exception) -> None:
     attempts = []
 
     def work(most: int) -> None:
