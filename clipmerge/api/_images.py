@@ -17,6 +17,7 @@ from clipmerge.api._write import Decided
 from clipmerge.checkpoint import Inputs
 from clipmerge.checks import check_sources, settle
 from clipmerge.distributed import DistributedContext, exact_float32
+from clipmerge.errors import VerdictError
 from clipmerge.evaluation.verdict import judge
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.classes import class_prompts, templates_for
@@ -31,7 +32,7 @@ from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.models.building import build_model
 from clipmerge.models.classifier import Captions, Prompts, classifier_for
 from clipmerge.models.passes import own_settings
-from clipmerge.options import DecisionOptions, ImageOptions, PlanOptions
+from clipmerge.options import DecisionOptions, ImageOptions, MergeOptions, PlanOptions
 from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
 from clipmerge.planning.plan import last_part
 from clipmerge.planning.recipe import Recipe
@@ -260,9 +261,13 @@ def _relative_change(path: Path) -> Statistic:
 
 
 def judge_plan(
-    pair: Pair, decided: Decided, split: Split[Images], options: PlanOptions, journal: Journal
+    pair: Pair, decided: Decided, split: Split[Images], options: MergeOptions, journal: Journal
 ) -> Verdict | None:
-    """Judge a plan on images from which nothing was learned; ``None`` if there are none."""
+    """Judge a plan on images from which nothing was learned; ``None`` if there are none.
+
+    Raises:
+        VerdictError: If the verdict is one on which the user fails.
+    """
     if split.test is None or not len(split.test):
         journal.warn("there are too few images to hold any back, so there is no verdict")
         return None
@@ -274,7 +279,7 @@ def judge_plan(
         return None
     journal.stage("judge")
     limit = decided.plan.recipe.max_loss if options.max_loss is None else options.max_loss
-    return judge(
+    verdict = judge(
         pair.inputs,
         decided.plan,
         split.test,
@@ -284,3 +289,8 @@ def judge_plan(
         chosen=decided.measured.choice is not None,
         progress=journal,
     )
+    if verdict.recommendation in options.fail_on:
+        raise VerdictError(
+            f"{verdict.sentence} Nothing was written (`fail_on={verdict.recommendation}`)"
+        )
+    return verdict

@@ -140,20 +140,15 @@ def _write(
         files |= write_side_files(folder, inputs, decided.plan.dtype, journal)
         list(hashing)  # waits, and raises what went wrong
         plan = decided.plan.replace(**pair.sources(hashed=True))
-        if plan.coefficients:
-            plan = _keep_tensors(folder, plan)
+        if plan.coefficients:  # kept with the output, because learning them takes minutes
+            written = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.public)
+            plan = plan.replace(tensors=written.tensors)
         record = _record(pair, decided, plan, verdict, journal, output, files)
         texts = {REPORT: html_page(record), CARD: model_card(record)}
         texts[RECORD] = json.dumps(record.as_json(), indent=2) + "\n"
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8", errors=_NAMES)
     return plan, record
-
-
-def _keep_tensors(folder: Path, plan: Plan) -> Plan:
-    """Write learned coefficients with the output, because learning them takes minutes."""
-    written = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.public)
-    return plan.replace(tensors=written.tensors)
 
 
 def _record(

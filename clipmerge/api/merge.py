@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.api._pair import CheckpointLike, Pair, as_list, open_pair, with_zeroshot_head
 from clipmerge.api._write import Decided, MergeResult, write_merged
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import UsageError, VerdictError
+from clipmerge.errors import UsageError
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, check_output_file
 from clipmerge.layers import match_layers
@@ -31,7 +31,6 @@ if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from clipmerge.api._images import Found, Images
     from clipmerge.images.split import Split
     from clipmerge.planning.measurements import Measurements
-    from clipmerge.planning.record import Verdict
 
 
 def merge(
@@ -78,7 +77,9 @@ def merge(
         decided = decide(pair, chosen, split, opts, journal)
         verdict = None
         if split is not None and opts.verdict:
-            verdict = _judge(pair, decided, split, opts, journal)
+            from clipmerge.api._images import judge_plan
+
+            verdict = judge_plan(pair, decided, split, opts, journal)
         result = write_merged(pair, decided, verdict, target, opts, journal)
     if opts.push is None or result.record is None:
         return result
@@ -211,7 +212,8 @@ def open_split(
         pair = with_zeroshot_head(pair, images, options)
     for note in pair.inputs.notes:  # a head that was built has other ones
         journal.warn(note)
-    check_recipe(pair, recipe, has_images=images is not None)
+    if recipe.measure or recipe.overrides:
+        check_recipe(pair, recipe, has_images=images is not None)
     if images is None:
         return pair, None
     return pair, split_and_check(pair, images, recipe, options, journal)
@@ -220,24 +222,19 @@ def open_split(
 def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:
     """Find what a recipe cannot do with these checkpoints before measuring, which takes minutes."""
     inputs = pair.inputs
-    if recipe.measure:
-        _check_measure(recipe, recipe.measure["name"], len(inputs.finetuned), has_images=has_images)
-    for override in recipe.overrides:
-        match_layers(override.layers, inputs.merged_layers)
-
-
-def _check_measure(recipe: Recipe, measure: str, count: int, *, has_images: bool) -> None:
-    """Refuse a measure without images, or for more fine-tuned checkpoints than it takes."""
-    if not has_images:
+    if recipe.measure and not has_images:
         raise UsageError(
             f"recipe '{recipe.name}' measures, and needs labelled images of the target data:"
             " `data` FOLDER with one subfolder per class (data-free recipes: wise-ft, lines,"
             " monosoup)"
         )
-    if count > 1 and not takes_several_finetuned(measure):
+    for override in recipe.overrides:
+        match_layers(override.layers, inputs.merged_layers)
+    name = recipe.measure["name"] if recipe.measure else ""
+    if name and len(inputs.finetuned) > 1 and not takes_several_finetuned(name):
         raise UsageError(
-            f"measure {measure}: takes one fine-tuned checkpoint; for several use a recipe without"
-            " a measure, such as 'wise-ft' or 'ties', or the measure 'soup-accuracy'"
+            f"measure {name}: takes one fine-tuned checkpoint; for several use a recipe without a"
+            " measure, such as 'wise-ft' or 'ties', or the measure 'soup-accuracy'"
         )
 
 
@@ -293,20 +290,6 @@ def decide_by_method(
         straggler_scores=decision.straggler_scores,
     )
     return Decided(plan, measured)
-
-
-def _judge(
-    pair: Pair, decided: Decided, split: Split[Images], options: MergeOptions, journal: Journal
-) -> Verdict | None:
-    """Judge the plan, and fail on a verdict on which the user fails."""
-    from clipmerge.api._images import judge_plan
-
-    verdict = judge_plan(pair, decided, split, options, journal)
-    if verdict is not None and verdict.recommendation in options.fail_on:
-        raise VerdictError(
-            f"{verdict.sentence} Nothing was written (`fail_on={verdict.recommendation}`)"
-        )
-    return verdict
 
 
 def decide_by_measure(

@@ -46,6 +46,13 @@ _STAGES = {
     "draw": "drawing",
     "publish": "publishing",
 }
+# Settings of libraries by environment variable.
+_LIBRARIES = {
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # on a busy machine spinning threads take the processor from those that they wait for
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 # A width that no terminal has: a pipe gets one line per paragraph.
 _WIDEST = 10_000
 
@@ -59,15 +66,10 @@ class Terminal(Progress):
         """Keep the libraries' own bars and warnings off both streams."""
         if not verbose:
             warnings.simplefilter("ignore")
-        libraries = {
-            "HF_HUB_DISABLE_PROGRESS_BARS": "0" if sys.stderr.isatty() else "1",
-            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-            "TRANSFORMERS_VERBOSITY": "warning" if verbose else "error",
-            "TOKENIZERS_PARALLELISM": "false",
-            # on a busy machine spinning threads take the processor from those that they wait for
-            "OMP_WAIT_POLICY": "PASSIVE",
-        }
-        for name, value in libraries.items():
+            os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        if not sys.stderr.isatty():
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        for name, value in _LIBRARIES.items():
             os.environ.setdefault(name, value)
         self.verbose = verbose
         self._as_json, self._quiet = as_json, quiet
@@ -94,13 +96,16 @@ class Terminal(Progress):
         if done >= total:  # something without a count may follow
             self.close()
             return
-        if self._bar is None:
-            from rich.progress import Progress
+        bar = self._bar or self._start_bar()
+        bar.update(bar.task_ids[0], completed=done, total=total)
 
-            self._bar = Progress(console=self._err, transient=True)
-            self._bar.add_task(self._stage)
-            self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+    def _start_bar(self) -> Bar:
+        from rich.progress import Progress
+
+        self._bar = Progress(console=self._err, transient=True)
+        self._bar.add_task(self._stage)
+        self._bar.start()
+        return self._bar
 
     def say(self, text: str, kind: str = "note") -> None:
         """Print a note on stderr."""
@@ -129,9 +134,13 @@ class Terminal(Progress):
         if self._as_json:
             typer.echo(json.dumps(record, indent=2, allow_nan=False))
         elif not self._quiet:
-            self.show(human())
-            if last:
-                self.show(f"{last} Took {format_seconds(time.monotonic() - self._begin)}.")
+            self._show_with_last_line(human(), last)
+
+    def _show_with_last_line(self, renderable: RenderableType, last: str) -> None:
+        self.show(renderable)
+        if last:
+            took = format_seconds(time.monotonic() - self._begin)
+            self.show(f"{last} Took {took}.")
 
     def show(self, renderable: RenderableType) -> None:
         """Print for people on stdout."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -96,29 +96,23 @@ class _Commands(TyperGroup):
 
 
 def command(function: Any) -> Callable[..., None]:
-    """Make a command of a function of a terminal and of flags; it gets those of a class of options,
-    which its parameter ``options`` names, as a dictionary.
+    """Make a command of a function of a terminal and of flags; its ``**options`` are the flags of
+    the class that annotates them.
     """
     hints = get_type_hints(function, include_extras=True)
-    parameters = [
-        each.replace(annotation=hints[each.name], kind=each.KEYWORD_ONLY)
-        for each in inspect.signature(function).parameters.values()
-        if each.name not in ("terminal", "options")
-    ]
-    options: list[inspect.Parameter] = []
-    if "options" in hints:
-        from clipmerge.options import flags_of
+    parameters: list[inspect.Parameter] = []
+    for each in inspect.signature(function).parameters.values():
+        hint = hints[each.name]
+        if each.kind is each.VAR_KEYWORD:
+            from clipmerge.options import flags_of
 
-        _, declared = get_args(hints["options"])
-        options = flags_of(declared)
-    parameters += [*options, *_EVERYWHERE]
+            parameters += flags_of(hint.__metadata__[0])
+        elif each.name != "terminal":
+            parameters.append(each.replace(annotation=hint, kind=each.KEYWORD_ONLY))
+    parameters += _EVERYWHERE
 
     @functools.wraps(function)
     def run(as_json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
-        if as_json and quiet:
-            raise UsageError("--json and --quiet contradict each other; give one of them")
-        if options:
-            values["options"] = {each.name: values.pop(each.name) for each in options}
         terminal = Terminal(as_json=as_json, quiet=quiet, verbose=verbose)
         try:
             with closing(terminal):

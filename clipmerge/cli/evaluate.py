@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -69,7 +69,7 @@ def evaluate_command(
             help="Images, named like their folder or file by default; may be repeated.",
         ),
     ],
-    options: Annotated[Json, EvaluateOptions],
+    **options: Annotated[Any, EvaluateOptions],
 ) -> None:
     """Measure accuracy and retrieval recall, one row per source."""
     from clipmerge.api.evaluate import evaluate
@@ -112,7 +112,7 @@ def sweep_command(
         ),
     ],
     output: Output,
-    options: Annotated[Json, SweepOptions],
+    **options: Annotated[Any, SweepOptions],
 ) -> None:
     """Compare recipes with the alpha curve."""
     from clipmerge.api.sweep import sweep

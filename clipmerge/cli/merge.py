@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clipmerge.cli._terminal import Terminal
 from clipmerge.cli.app import FineTuned, Output, RecipeName, ZeroShot, command
 from clipmerge.options import ApplyOptions, MergeOptions, PlanOptions
-from clipmerge.types import Json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,8 +24,8 @@ def merge_command(
     zeroshot: ZeroShot,
     finetuned: FineTuned,
     output: Output,
-    options: Annotated[Json, MergeOptions],
     recipe: RecipeName = None,
+    **options: Annotated[Any, MergeOptions],
 ) -> None:
     """Measure, decide, merge, judge and write."""
     from clipmerge.api.merge import merge
@@ -54,8 +53,8 @@ def plan_command(
     zeroshot: ZeroShot,
     finetuned: FineTuned,
     output: Output,
-    options: Annotated[Json, PlanOptions],
     recipe: RecipeName = None,
+    **options: Annotated[Any, PlanOptions],
 ) -> None:
     """Measure and decide like merge, and write the plan."""
     from clipmerge.api.merge import plan
@@ -77,7 +76,7 @@ def apply_command(
         Path, typer.Argument(metavar="PLAN", help="JSON file written by plan; may be edited.")
     ],
     output: Output,
-    options: Annotated[Json, ApplyOptions],
+    **options: Annotated[Any, ApplyOptions],
 ) -> None:
     """Apply a plan: writes the same bytes as merge."""
     from clipmerge.api.apply import apply

@@ -20,7 +20,7 @@ from clipmerge.files.side_files import PROCESSORS, SIDE_FILES, VOCABULARIES, cop
 from clipmerge.files.writer import OutputTensor, write_safetensors
 from clipmerge.planning.record import BINS, TOP
 from clipmerge.progress import Progress
-from clipmerge.types import Json, Shape
+from clipmerge.types import Shape
 
 
 def write_weights(
@@ -179,30 +179,24 @@ def _state_dtype(path: Path, dtype: str, checkpoint: Checkpoint) -> None:
 
     If the weights keep their dtype, a config that states another one is corrected.
     """
-    config = json.loads(path.read_text(encoding="utf-8-sig"))
+    text = path.read_text(encoding="utf-8-sig")
+    config = json.loads(text)
     if dtype == "keep":
         dtypes = {entry.dtype for entry in checkpoint.entries.values() if entry.is_float}
         if len(dtypes) != 1:
             return
-        kept, _ = DTYPES[dtypes.pop()]
-        stated = _with_dtype(config, kept)
+        dtype, _ = DTYPES[dtypes.pop()]
     else:
-        stated = {"dtype": dtype, **_with_dtype(config, dtype)}
-    if stated != config:
-        text = json.dumps(stated, indent=2)
+        config["dtype"] = dtype
+    for section in (config, *config.values()):
+        if not isinstance(section, dict):
+            continue
+        for key in ("dtype", "torch_dtype"):
+            if section.get(key):
+                section[key] = dtype
+    if config != json.loads(text):
+        text = json.dumps(config, indent=2)
         path.write_text(f"{text}\n", encoding="utf-8")
-
-
-def _with_dtype(config: Json, dtype: str) -> Json:
-    """A configuration with this dtype wherever it or a section of it states one."""
-    stated: Json = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            stated[key] = _with_dtype(value, dtype)
-        else:
-            is_dtype = key in ("dtype", "torch_dtype") and value
-            stated[key] = dtype if is_dtype else value
-    return stated
 
 
 def histograms(coefficients: Mapping[str, Array], inputs: Inputs) -> dict[str, Shape]:

@@ -34,7 +34,6 @@ def test_help_lists_nine_commands_and_imports_nothing_heavy() -> None:
         (["merge", "a", "b", "--ouput", "c"], 2, "No such option: --ouput"),
         (["merge", "a", "b"], 2, "Missing option '--output'"),
         (["merge", "a", "b", "-o", "c", "--images", "0"], 2, "--images"),
-        (["merge", "a", "b", "-o", "c", "--json", "-q"], 2, "contradict each other"),
         (
             ["merge", "a", "b", "-o", "c", "--alpha", "0", "--set", "method.alpha=1"],
             2,
