@@ -2,12 +2,15 @@
 
 `results/advice.json` has merges of `auto`, by two commits, on pairs of all kinds: what their own
 test images said (merged minus fine-tuned, and the same under corruptions, with intervals), and the
-changes on hundreds of images that the merge never saw, of the target and of a real shift.
+changes on hundreds of images that the merge never saw, of the target and of a real shift. What
+fine-tuning gained is that on as many other images of the target. `results/interpolations.json`
+has interpolations, of which no images chose the alpha.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +18,77 @@ from benchmarks.pair_results import FOLDER
 from clipmerge.evaluation.verdict import recommend
 from clipmerge.planning.record import Comparison, Estimate
 
-FILE = FOLDER / "advice.json"
+MERGES = FOLDER / "advice.json"
+INTERPOLATIONS = FOLDER / "interpolations.json"
 _LIMIT = 3.0
-_SIZES = {"64": (0, 100), "240 to 400": (100, 500), "697 to 1,024": (500, 2000), "all": (0, 2000)}
+# Of a pair that is not recorded: a fine-tuned model is usually the better one on its target.
+_USUAL = (0.5, 0.01, 0.99)
+Merge = dict[str, Any]
+#: By advice: how many merges are right, and how many there are.
+Counts = dict[str, tuple[int, int]]
 
 
-def advised(merge: dict[str, Any]) -> str:
+def advised(merge: Merge) -> str:
     """What the verdict's rules recommend of a merge."""
-    target, corrupted = (_comparison(key, merge) for key in ("gain", "corrupted"))
     recommendation, *_ = recommend(
-        target,
-        corrupted,
+        _comparison("gain", merge),
+        _comparison("corrupted", merge),
         max_loss=_LIMIT,
-        chosen=True,
+        chosen="alpha" not in merge,
         same_answers=merge.get("same_answers", False),
     )
     return recommendation
 
 
-def _comparison(key: str, merge: dict[str, Any]) -> Comparison:
-    value, *interval = merge[key]
-    gain = Estimate(value=value, interval=tuple(interval))
-    # not recorded; a fine-tuned model is usually the better one on its target
-    usual = Estimate(value=0.5, interval=(0.01, 0.99))
-    models = dict.fromkeys(("zero-shot", "merged"), usual)
+def _comparison(key: str, merge: Merge) -> Comparison:
+    usual = _estimate(_USUAL)
     return Comparison(
         name=key,
         source="",
         images=merge["judging"],
-        models=models,
-        gain=gain,
-        finetuning_gain=usual,
+        models=dict.fromkeys(("zero-shot", "merged"), usual),
+        gain=_estimate(merge[key]),
+        finetuning_gain=_estimate(merge.get("finetuning_gain", _USUAL)),
     )
 
 
-def is_right(merge: dict[str, Any]) -> bool:
+def _estimate(told: Iterable[float]) -> Estimate:
+    value, low, high = told
+    return Estimate(value=value, interval=(low, high))
+
+
+def is_right(merge: Merge) -> bool:
     """Whether it loses at most 3 points on the target, and nothing under the shift."""
     return bool(merge["ood"] > -1e-9 and 100 * merge["id"] > -_LIMIT - 1e-9)
 
 
-def counted(file: Path = FILE) -> dict[str, dict[str, tuple[int, int]]]:
-    """By number of images and advice: how many merges are right, and how many there are."""
-    merges = [(each, advised(each)) for each in json.loads(file.read_text(encoding="utf-8"))]
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    for size, (low, high) in _SIZES.items():
-        ours = [(merge, said) for merge, said in merges if low <= merge["images"] < high]
-        found[size] = {
-            advice: (
-                sum(is_right(merge) for merge, said in ours if said == advice),
-                sum(said == advice for _, said in ours),
-            )
-            for advice in sorted({said for _, said in merges})
-        }
+def read_merges(file: Path = MERGES) -> list[Merge]:
+    merges: list[Merge] = json.loads(file.read_text(encoding="utf-8"))
+    return merges
+
+
+def by_images(merge: Merge) -> str:
+    """How many images it was given."""
+    images = merge["images"]
+    if images < 100:
+        return "64"
+    return "240 to 400" if images < 500 else "697 to 1,024"
+
+
+def by_alpha(merge: Merge) -> str:
+    """The alpha of an interpolation."""
+    return f"alpha {merge['alpha']:g}"
+
+
+def counted(merges: Sequence[Merge], group: Callable[[Merge], str]) -> dict[str, Counts]:
+    """Counts by group, and of all."""
+    found: dict[str, Counts] = {}
+    for merge in sorted(merges, key=lambda each: each.get("alpha", each["images"])):
+        found.setdefault(group(merge), {})
+    found["all"] = {}
+    for merge in merges:
+        advice = advised(merge)
+        for name in (group(merge), "all"):
+            right, count = found[name].get(advice, (0, 0))
+            found[name][advice] = (right + is_right(merge), count + 1)
     return found

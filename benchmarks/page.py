@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.advice import counted
+from benchmarks.advice import by_images, counted, read_merges
 from benchmarks.pair_results import CURVE, PAIRS_FOLDER, Results, every_result
 from benchmarks.statistics import (
     Accuracies,
@@ -238,9 +238,24 @@ def merged(every: Sequence[Results]) -> Rows:
     return rows
 
 
+def face(every: Sequence[Results]) -> Rows:
+    """The same in two rows: photographs and digits."""
+    rows = [["target", "zero-shot", "fine-tuned", "merged", "gain"]]
+    pairs = _by_target(_having(every, ["auto"]))
+    for target, name in (("photo", "photographs"), ("digits", "digits")):
+        ours = pairs.get(target, [])
+        if ours:
+            title = f"{name} ({len(ours)} pairs)"
+            rows.append([title, *_models(ours), _gain(ours, "auto")])
+    return rows
+
+
 def _merged_row(name: str, pairs: Sequence[Results]) -> list[str]:
-    models = [_both(pairs, method) for method in ("zero-shot", "fine-tuned", "auto")]
-    return [name, *models, _standing(pairs, "auto"), _gain(pairs, "auto")]
+    return [name, *_models(pairs), _standing(pairs, "auto"), _gain(pairs, "auto")]
+
+
+def _models(pairs: Sequence[Results]) -> list[str]:
+    return [_both(pairs, method) for method in ("zero-shot", "fine-tuned", "auto")]
 
 
 #: What the labels could have bought: method, how it is called.
@@ -340,11 +355,15 @@ def over_curves(every: Sequence[Results]) -> Rows:
 
 def advice(_: Sequence[Results]) -> Rows:
     """Advice by number of images: merges that are right, of those that were told so."""
-    found = counted()
-    rows = [["images", *next(iter(found.values()))]]
+    found = counted(read_merges(), by_images)
+    advices = sorted(found["all"])
+    rows = [["images", *advices]]
     for size, told in found.items():
-        cells = [f"{right} of {count}" for right, count in told.values()]
-        rows.append([size, *cells])
+        cells = [size]
+        for each in advices:
+            right, count = told.get(each, (0, 0))
+            cells.append(f"{right} of {count}")
+        rows.append(cells)
     return rows
 
 
@@ -356,4 +375,5 @@ _TABLES: dict[str, Callable[[Sequence[Results]], Rows]] = {
     "over-curves": over_curves,
     "seeds": seeds,
     "advice": advice,
+    "face": face,
 }

@@ -42,17 +42,13 @@ def wilson(share: float, images: float) -> Interval:
         [0.796, 1.0]
     """
     weight = _Z**2 / images
-    variance = share * (1 - share)
-    variance = variance * weight + weight**2 / 4
-    total = 1 + weight
+    half = math.sqrt(share * (1 - share) * weight + weight**2 / 4)
     centre = share + weight / 2
-    centre /= total
-    half = math.sqrt(variance)
-    half /= total
-    low = min(share, centre - half)
-    high = max(share, centre + half)
-    low = max(0.0, low)
-    high = min(1.0, high)
+    low = (centre - half) / (1 + weight)
+    high = (centre + half) / (1 + weight)
+    # both are in [0, 1], around the share, but for rounding
+    low = max(0.0, min(share, low))
+    high = min(1.0, max(share, high))
     return low, high
 
 
@@ -82,13 +78,10 @@ def mean_share(by_image: Floats) -> Interval:
     binary = share * (1 - share)
     if binary == 0:
         return wilson(share, images)
-    deviations = by_image - share
-    spread = float((deviations**2).sum())
+    spread = float(((by_image - share) ** 2).sum())
     spread += _PRIOR_IMAGES * binary
-    weight = images - 1 + _PRIOR_IMAGES
-    effect = spread / (weight * binary)
-    effect = min(1.0, effect)
-    return wilson(share, images / effect)
+    effect = spread / (images - 1 + _PRIOR_IMAGES) / binary
+    return wilson(share, images / min(1.0, effect))
 
 
 def mean_of_sources(correct: Sequence[NDArray[np.bool_] | Floats]) -> Interval:
@@ -100,7 +93,9 @@ def mean_of_sources(correct: Sequence[NDArray[np.bool_] | Floats]) -> Interval:
     Source:
         Zou and Donner 2008, Statistics in Medicine 27.
     """
-    total, below, above = 0.0, 0.0, 0.0
+    total = 0.0
+    below = 0.0
+    above = 0.0
     for right in correct:
         share = float(right.mean())
         low, high = wilson(share, len(right))
@@ -109,9 +104,7 @@ def mean_of_sources(correct: Sequence[NDArray[np.bool_] | Floats]) -> Interval:
         above += (high - share) ** 2
     count = len(correct)
     mean = total / count
-    below = math.sqrt(below) / count
-    above = math.sqrt(above) / count
-    return mean - below, mean + above
+    return mean - math.sqrt(below) / count, mean + math.sqrt(above) / count
 
 
 def paired_accuracy_interval(differences: Floats, views: int = 1) -> Interval:
@@ -133,9 +126,7 @@ def paired_accuracy_interval(differences: Floats, views: int = 1) -> Interval:
     """
     mean, error = paired_mean_and_error(differences, 1 / views)
     half = _Z * error
-    low = max(-1.0, mean - half)
-    high = min(1.0, mean + half)
-    return low, high
+    return max(-1.0, mean - half), min(1.0, mean + half)
 
 
 def paired_mean_and_error(differences: Floats | Tensor, added: float = 1.0) -> tuple[float, float]:
@@ -148,11 +139,9 @@ def paired_mean_and_error(differences: Floats | Tensor, added: float = 1.0) -> t
         [0.0, 0.05]
     """
     images = len(differences) + 2
-    mean = float(differences.sum())
-    mean /= images
-    squares = float((differences**2).sum())
-    square = (squares + added) / images
-    variance = max(0.0, square - mean**2)
+    mean = float(differences.sum()) / images
+    squares = float((differences**2).sum()) + added
+    variance = max(0.0, squares / images - mean**2)
     return mean, math.sqrt(variance / images)
 
 
@@ -178,8 +167,5 @@ def gain_interval(gain: float, drawn: Floats, images: int, least: float = 0.0) -
     quantile *= math.sqrt(images / (images - 1))
     tail = NormalDist().cdf(-quantile)
     low, high = np.quantile(defined, [tail, 1 - tail])
-    half = quantile * float(np.std(defined))
-    half = max(least, half)
-    low = min(float(low), gain - half)
-    high = max(float(high), gain + half)
-    return low, high
+    half = max(least, quantile * float(np.std(defined)))
+    return min(float(low), gain - half), max(float(high), gain + half)

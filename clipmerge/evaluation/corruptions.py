@@ -30,10 +30,8 @@ _PIXELATE = 0.4
 _POSTERIZE = 2
 # Share of each side that a rectangle hides.
 _OCCLUSION = 0.5
-# Corrupted images that are enough: every image is seen under two corruptions or more, few images
-# under all.
+# Corrupted images that are enough: few images are seen under all corruptions, many under one.
 _ENOUGH = 512
-_FEWEST = 2
 _SEED = 20260
 
 
@@ -75,7 +73,7 @@ def corrupted_sets(images: Any, side: int) -> dict[str, Any]:
 
     In each copy the corruptions take turns, and an image has another in every copy.
     """
-    copies = min(len(CORRUPTIONS), max(_FEWEST, _ENOUGH // len(images)))
+    copies = min(len(CORRUPTIONS), max(1, _ENOUGH // len(images)))
     scaled = [_scale(images.image(at), side) for at in range(len(images))]
 
     def corrupted(at: int, copy: int) -> Image:

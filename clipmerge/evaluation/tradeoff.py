@@ -46,25 +46,23 @@ def curve_height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
     xs = np.moveaxis(curve_id, -1, 0)[..., None]
     ys = np.moveaxis(curve_ood, -1, 0)[..., None]
     curve = list(zip(xs, ys, strict=True))
-    heights = []
+    best = np.full(np.broadcast_shapes(xs.shape[1:], at.shape), -np.inf)
     for x, y in curve:
         # at a point of the curve its own accuracy, not an interpolated one
         tied = np.abs(at - x) <= _ROUNDING
-        heights.append(np.where(tied, y, -np.inf))
+        best = np.where(tied, np.maximum(best, y), best)
     for (x_0, y_0), (x_1, y_1) in pairwise(curve):
         low = np.minimum(x_0, x_1) + _ROUNDING
         high = np.maximum(x_0, x_1) - _ROUNDING
         inside = (low < at) & (at < high)
         length = np.where(inside, x_1 - x_0, 1.0)
-        share = (at - x_0) / length
-        height = (1 - share) * y_0 + share * y_1
-        heights.append(np.where(inside, height, -np.inf))
+        height = y_0 + (at - x_0) / length * (y_1 - y_0)
+        best = np.where(inside, np.maximum(best, height), best)
     top = xs.max(axis=0)
     at_top = xs >= top - _ROUNDING
     most_accurate = np.where(at_top, ys, -np.inf).max(axis=0)
     beyond = at > top + _ROUNDING
-    heights.append(np.where(beyond, most_accurate, -np.inf))
-    best = np.max(heights, axis=0)
+    best = np.where(beyond, most_accurate, best)
     is_below = np.isinf(best)
     return np.where(is_below, np.nan, best)
 
@@ -107,20 +105,13 @@ def compare_with_curve(
     sources = [*id_correct, *ood_correct]
     ids = len(id_correct)
     measured = [right.mean(axis=1) for right in sources]
-    near = np.mean(measured[:ids], axis=0)
-    far = np.mean(measured[ids:], axis=0)
+    near, far = _axes(measured, ids)
     gains = _gains(near, far, curve)
     drawn = resampled_accuracy(sources, seed, resamples)
-    near_drawn = np.mean(drawn[:ids], axis=0)
-    far_drawn = np.mean(drawn[ids:], axis=0)
+    near_drawn, far_drawn = _axes(drawn, ids)
     gains_drawn = _gains(near_drawn, far_drawn, curve)
     fewest = min(right.shape[1] for right in sources)
-    # half the interval between points that recognise the same images, among which resamples know no
-    # difference
-    images = min(right.shape[1] for right in ood_correct)
-    same = np.zeros(images)
-    _, least = paired_accuracy_interval(same)
-    least /= math.sqrt(len(ood_correct))
+    least = _least_half(ood_correct)
     top = near[list(curve)].max()
     comparisons = []
     for point, gain in enumerate(gains.tolist()):
@@ -144,6 +135,22 @@ def compare_with_curve(
                 comparison["gain_interval"] = interval and list(interval)
         comparisons.append(comparison)
     return comparisons
+
+
+def _axes(accuracies: Sequence[Floats], ids: int) -> tuple[Floats, Floats]:
+    """Mean accuracies over the ID sources, which come first, and over the OOD sources."""
+    near: Floats = np.mean(accuracies[:ids], axis=0)
+    far: Floats = np.mean(accuracies[ids:], axis=0)
+    return near, far
+
+
+def _least_half(ood_correct: Sequence[Correct]) -> float:
+    """Half the interval between points that recognise the same images, among which resamples know
+    no difference.
+    """
+    images = min(right.shape[1] for right in ood_correct)
+    _, half = paired_accuracy_interval(np.zeros(images))
+    return half / math.sqrt(len(ood_correct))
 
 
 def _gains(near: Floats, far: Floats, curve: Sequence[int]) -> Floats:

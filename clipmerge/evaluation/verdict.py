@@ -30,6 +30,8 @@ from clipmerge.types import Recommendation
 #: Of judged merges of which the verdict says "probably use it": those that lose at most 3 points
 #: on new images and nothing under the real shift, and all (`benchmarks/advice.py`).
 JUDGED = (67, 74)
+#: The same of interpolations at a given alpha, of which no more than that is surely lost.
+JUDGED_INTERPOLATIONS = (19, 21)
 #: Fewest test images that "probably use it" rests on: the record has no merge judged on fewer.
 FEWEST_IMAGES = 25
 # Images of which a model's input size is learned.
@@ -47,7 +49,6 @@ _UNLIKE_JUDGED = {
     "loses-corrupted": "the merge surely loses under corruptions, which often means that it loses"
     " more on new images, too",
     "few": f"no merge on record was judged on fewer than {FEWEST_IMAGES} test images",
-    "not-chosen": "no images chose how far this merge goes, as they did for the merges on record",
 }
 #: A recommendation, its reason for programs, and both in words.
 Advice = tuple[Recommendation, str, str]
@@ -89,12 +90,10 @@ def recommend(
     if same_answers:
         text = "the merged model gives the fine-tuned one's answer on every image."
         return "either", "same-answers", f"Either will do: {text}"
-    # one image of few may be more than the limit
-    unclear = [
-        name
-        for name, at in sources.items()
-        if at.gain.value < -max(limit, 1 / at.images + _ROUNDING)
-    ]
+    unclear = [name for name, at in sources.items() if _may_lose(at, limit)]
+    # images that chose how far to go have spoken for the merge before; else the interval must
+    if not (chosen or unclear) and target.gain.interval[0] < -limit:
+        unclear.append("your images")
     if class_gain < -limit:
         unclear.append("the rarer classes")
     if gained and not unclear:
@@ -112,18 +111,32 @@ def recommend(
     if reason := _why_not_probably(target, corrupted, chosen=chosen):
         text = f"Too few images to tell: no gain is sure, and {_UNLIKE_JUDGED[reason]}. {settles}"
         return "too-few-images", reason, text
+    text = f"Probably use it: {_record_of_others(points, chosen=chosen)}. {settles}"
+    return "probably-use", "like-judged-merges", text
+
+
+def _may_lose(at: Comparison, limit: float) -> bool:
+    """Whether the measured loss is beyond the limit; one image of few may be more than that."""
+    one_image = 1 / at.images + _ROUNDING
+    return at.gain.value < -max(limit, one_image)
+
+
+def _record_of_others(points: str, *, chosen: bool) -> str:
+    """What became of judged merges like this one."""
+    loss, kind = "no measured loss is", "merges"
     right, judged = JUDGED
-    text = (
-        f"no measured loss is beyond {points}, and {right} of {judged} judged merges like this kept"
-        " to that on new images and were no worse under the real shift"
+    if not chosen:
+        loss, kind = "surely no loss is", "interpolations"
+        right, judged = JUDGED_INTERPOLATIONS
+    return (
+        f"{loss} beyond {points}, and {right} of {judged} judged {kind} like this kept to that on"
+        " new images and were no worse under the real shift"
     )
-    return "probably-use", "like-judged-merges", f"Probably use it: {text}. {settles}"
 
 
 def _doubt(target: Comparison, corrupted: Comparison) -> Advice | None:
-    """Doubt images on which fine-tuning did not help, while merging or nothing at all does."""
+    """Doubt images on which fine-tuning surely failed, or merging helped and fine-tuning less."""
     learned = target.finetuning_gain
-    gains = any(at.gain.interval[0] > 0 for at in (target, corrupted))
     question = "Are they images of what the model was fine-tuned for? If so,"
     if learned.interval[1] < 0:
         zeroshot = target.models["zero-shot"].value
@@ -133,10 +146,15 @@ def _doubt(target: Comparison, corrupted: Comparison) -> Advice | None:
         text = "the zero-shot model is surely better on them than the fine-tuned one."
         then = f"fine-tuning failed: take the {better} model."
         return "check-images", "zeroshot-better", f"Check the images: {text} {question} {then}"
-    if gains and learned.value <= 0:
-        text = "fine-tuning did not help on them, and merging did, as on a shift."
+    gains = [at.gain.value for at in (target, corrupted) if at.gain.interval[0] > 0]
+    if gains and learned.interval[0] <= 0 and max(gains) > learned.value:
+        text = "merging surely helps on them, and fine-tuning less, if at all, as on a shift."
         then = "use the merged model."
-        return "check-images", "only-merging-helped", f"Check the images: {text} {question} {then}"
+        return (
+            "check-images",
+            "fine-tuning-helped-less",
+            f"Check the images: {text} {question} {then}",
+        )
     return None
 
 
@@ -147,11 +165,9 @@ def _why_not_probably(target: Comparison, corrupted: Comparison, *, chosen: bool
     """
     if target.finetuning_gain.value <= 0:
         return "nothing-learned"
-    if corrupted.gain.interval[1] < 0:
+    if chosen and corrupted.gain.interval[1] < 0:
         return "loses-corrupted"
-    if target.images < FEWEST_IMAGES:
-        return "few"
-    return "" if chosen else "not-chosen"
+    return "few" if target.images < FEWEST_IMAGES else ""
 
 
 def _what_would_settle(target: Comparison, limit: float, *, has_ood: bool) -> str:

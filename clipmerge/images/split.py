@@ -92,7 +92,7 @@ def split_images(
 
 def only_judged(images: Images, count: int, seed: int) -> Split[Images]:
     """Sample images that judge a merge for which nothing is measured."""
-    drawn = images.sample(min(MAX_TEST, count), seed)
+    drawn = images.sample(count, seed)
     return split_shift(drawn, seed, chooses=False)
 
 

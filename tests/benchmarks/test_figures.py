@@ -114,10 +114,7 @@ def test_dawin_of_two_models_alike() -> None:
     both = references.Answers({}, {"test": shares})
     alphas = np.arange(11)[:, None] == 5  # right at alpha 0.5 alone
     found = references._dawin(
-        both,
-        both,
-        torch.arange(11) / 10,
-        {"test": np.repeat(alphas, 2, axis=1)},
+        both, both, torch.arange(11) / 10, {"test": np.repeat(alphas, 2, axis=1)}
     )
     assert found["test"].all()
 
@@ -134,7 +131,11 @@ def test_recalibrated_norms_have_the_statistics_of_the_pictures() -> None:
 
 def test_verdicts_figure_is_that_of_the_judged_merges() -> None:
     """`probably-use` says how many judged merges were right."""
-    assert advice.counted()["all"]["probably-use"] == verdict.JUDGED
+    merges = advice.counted(advice.read_merges(), advice.by_images)
+    assert merges["all"]["probably-use"] == verdict.JUDGED
+    interpolated = advice.read_merges(advice.INTERPOLATIONS)
+    interpolations = advice.counted(interpolated, advice.by_alpha)
+    assert interpolations["all"]["probably-use"] == verdict.JUDGED_INTERPOLATIONS
 
 
 @pytest.mark.slow

@@ -21,9 +21,19 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "check-images",
         "zeroshot-better",
     ),
-    "only merging helped": ({"target": NOT_HELPED}, "check-images", "only-merging-helped"),
-    "only merging helped, perhaps": (
-        {"target": source(0.1, 0.09, finetuning_gain=gain(0.01, 0.1))},
+    "only merging helped": ({"target": NOT_HELPED}, "check-images", "fine-tuning-helped-less"),
+    "fine-tuning helped less, perhaps": (
+        {"target": source(0.1, 0.09, finetuning_gain=gain(0.09, 0.1))},
+        "check-images",
+        "fine-tuning-helped-less",
+    ),
+    "fine-tuning helped less, surely": (
+        {"target": source(0.1, 0.09, finetuning_gain=gain(0.09, 0.08))},
+        "use",
+        "gains",
+    ),
+    "fine-tuning helped more, perhaps": (
+        {"target": source(0.1, 0.09, finetuning_gain=gain(0.11, 0.12))},
         "use",
         "gains",
     ),
@@ -89,7 +99,17 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "like-judged-merges",
     ),
     "no prediction differs": ({"same_answers": True}, "either", "same-answers"),
-    "no images chose": ({"chosen": False}, "too-few-images", "not-chosen"),
+    "no images chose": ({"chosen": False}, "too-few-images", "unclear-loss"),
+    "no images chose, and surely little is lost": (
+        {"chosen": False, "target": source(0.0, 0.03), "corrupted": source(-0.1, 0.01)},
+        "probably-use",
+        "like-judged-merges",
+    ),
+    "no images chose, with a sure gain under corruptions": (
+        {"chosen": False, "corrupted": source(0.1, 0.01)},
+        "too-few-images",
+        "unclear-loss",
+    ),
     "very few images": ({"target": LITTLE}, "too-few-images", "few"),
 }
 
