@@ -250,8 +250,8 @@ def check_answers(
         yield Doubt(
             "swapped",
             f"the zero-shot model recognises {known_share:.1%} of {len(correct)} images, the"
-            f" fine-tuned one {share:.1%}; give the zero-shot checkpoint first, and images of what"
-            " the other was fine-tuned for",
+            f" fine-tuned one {share:.1%}: are the two swapped, are these images of another task,"
+            " or did fine-tuning fail?",
         )
 
 

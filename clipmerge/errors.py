@@ -118,15 +118,18 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
 
 def choices(kind: str, word: str, known: Iterable[str]) -> str:
-    """The names that exist, and the one that may be meant, ready to be appended to a message.
+    """The name that may be meant, and those that exist, ready to be appended to a message.
 
     Example:
         >>> choices("recipes", "atuo", ["auto", "lines"])
-        " (recipes: auto, lines). Did you mean 'auto'?"
+        ". Did you mean 'auto'? (recipes: auto, lines)"
     """
     names = list(known)
     listed = ", ".join(names) or "none"
-    return f" ({kind}: {listed}).{did_you_mean(word, names)}"
+    meant = did_you_mean(word, names)
+    if meant:
+        meant = f".{meant}"
+    return f"{meant} ({kind}: {listed})"
 
 
 def shorten(names: Iterable[str], limit: int = 5) -> str:

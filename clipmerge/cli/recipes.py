@@ -21,7 +21,7 @@ recipes_command = typer.Typer(
     rich_markup_mode=None,
     help="List, show and copy the recipes.",
 )
-# The others follow by name.
+# The others follow with `--all`, by name.
 _RECOMMENDED = ("auto", "wise-ft", "straggler-sparse", "lines", "monosoup")
 _Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Name of a recipe.", autocompletion=complete_recipe)
@@ -30,11 +30,16 @@ _Name = Annotated[
 
 @recipes_command.command("list")
 @command
-def list_recipes(terminal: Terminal) -> None:
-    """List the recipes, the recommended ones first."""
+def list_recipes(
+    terminal: Terminal,
+    every: Annotated[bool, typer.Option("--all", help="List the others, too.")] = False,
+) -> None:
+    """List the recommended recipes."""
     from clipmerge.planning.recipe import recipe_text
 
-    texts = {name: recipe_text(name) for name in (*_RECOMMENDED, *recipe_files())}
+    others = [name for name in recipe_files() if name not in _RECOMMENDED]
+    names = [*_RECOMMENDED, *others] if every else _RECOMMENDED
+    texts = {name: recipe_text(name) for name in names}
     about = {name: _first_sentence(text) for name, text in texts.items()}
     measures = re.compile(r"^measure:", re.MULTILINE)
     images = {name: measures.search(text) is not None for name, text in texts.items()}
@@ -47,6 +52,8 @@ def list_recipes(terminal: Terminal) -> None:
         table.add_column("what it does")
         for name, text in about.items():
             table.add_row(name, "needed" if images[name] else "no", Text(text))
+        if not every:
+            table.add_row("", "", f"({len(others)} others: clipmerge recipes list --all)")
         return table
 
     terminal.result({"recipes": about, "needs_images": images}, table)
@@ -55,7 +62,7 @@ def list_recipes(terminal: Terminal) -> None:
 @recipes_command.callback()
 def _list_by_default(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        list_recipes(as_json=False, quiet=False, verbose=False)
+        list_recipes(every=False, as_json=False, quiet=False, verbose=False)
 
 
 def _first_sentence(recipe: str) -> str:

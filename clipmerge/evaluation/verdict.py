@@ -104,14 +104,14 @@ def recommend(
     if widest < limit and not unclear:
         text = f"on your images fine-tuning and merging surely change less than {points}."
         return "either", "little-changed", f"Either will do: {text}"
-    settles = _what_would_settle(target, limit, has_ood=bool(ood))
+    then = _what_tells_more(target, limit, has_ood=bool(ood))
     if unclear:
         text = f"whether the merged model loses more than {points} on {' and '.join(unclear)}"
-        return "too-few-images", "unclear-loss", f"Too few images to tell {text}. {settles}"
+        return "too-few-images", "unclear-loss", f"Too few images to tell {text}. {then}"
     if reason := _why_not_probably(target, corrupted, chosen=chosen):
-        text = f"Too few images to tell: no gain is sure, and {_UNLIKE_JUDGED[reason]}. {settles}"
+        text = f"Too few images to tell: no gain is sure, and {_UNLIKE_JUDGED[reason]}. {then}"
         return "too-few-images", reason, text
-    text = f"Probably use it: {_record_of_others(points, chosen=chosen)}. {settles}"
+    text = f"Probably use it: {_record_of_others(points, chosen=chosen)}. {then}"
     return "probably-use", "like-judged-merges", text
 
 
@@ -123,14 +123,14 @@ def _may_lose(at: Comparison, limit: float) -> bool:
 
 def _record_of_others(points: str, *, chosen: bool) -> str:
     """What became of judged merges like this one."""
-    loss, kind = "no measured loss is", "merges"
+    loss, kind = f"no measured loss is beyond {points}", "merges"
     right, judged = JUDGED
     if not chosen:
-        loss, kind = "surely no loss is", "interpolations"
+        loss, kind = f"the loss is surely within {points}", "interpolations"
         right, judged = JUDGED_INTERPOLATIONS
     return (
-        f"{loss} beyond {points}, and {right} of {judged} judged {kind} like this kept to that on"
-        " new images and were no worse under the real shift"
+        f"{loss}, and {right} of {judged} judged {kind} like this kept to that on new images and"
+        " were no worse under the real shift"
     )
 
 
@@ -170,22 +170,22 @@ def _why_not_probably(target: Comparison, corrupted: Comparison, *, chosen: bool
     return "few" if target.images < FEWEST_IMAGES else ""
 
 
-def _what_would_settle(target: Comparison, limit: float, *, has_ood: bool) -> str:
-    """How many images would tell whether the loss is beyond the limit, and what tells more."""
+def _what_tells_more(target: Comparison, limit: float, *, has_ood: bool) -> str:
+    """How many images would tell whether the loss is within the limit, and what tells more."""
     more = "more images of the shift" if has_ood else "100 labelled images of the shift, as `ood`,"
     low, high = target.gain.interval
     margin = max(abs(target.gain.value + limit), _ROUNDING)
     half = (high - low) / 2
     images = target.images * (half / margin) ** 2
     if images <= target.images:
-        return f"{more[:1].upper()}{more[1:]} would settle it."
+        return f"{more[:1].upper()}{more[1:]} would tell more."
     number = f"more than {_MOST_IMAGES:,}"
     if images <= _MOST_IMAGES:
         digits = 10 ** max(0, len(str(int(images))) - 2)
         number = f"about {round(images / digits) * digits:,.0f}"
     return (
-        f"It takes {number} test images to settle whether it loses more (here {target.images:,});"
-        f" {more} would settle more."
+        f"It takes {number} test images (here {target.images:,}) to be sure whether the loss keeps"
+        f" to the limit; {more} would tell more."
     )
 
 

@@ -17,15 +17,16 @@ from clipmerge.types import Json
 
 
 def summary(record: Record, *, verbose: bool = False) -> RenderableType:
-    """The verdict, and what was decided: in full if ``verbose``."""
+    """The verdict, or without one what was decided; both and why if ``verbose``."""
     lines: list[RenderableType] = []
     if record.verdict:
         lines += [
             Text(with_flags(record.verdict.sentence), style="bold"),
             _table(*verdict_table(record.verdict)),
         ]
-    measured = record.measured if verbose else None
-    lines.append(Text(decision_sentence(record.plan, measured)))
+    if verbose or not record.verdict:
+        measured = record.measured if verbose else None
+        lines.append(Text(decision_sentence(record.plan, measured)))
     if record.plan.stragglers:
         lines.append(Text(f"Stragglers: {shorten(record.plan.stragglers)}."))
     return Group(*lines)

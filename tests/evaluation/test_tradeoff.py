@@ -1,29 +1,24 @@
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import t
 
 from clipmerge.evaluation.tradeoff import compare_with_curve, curve_height
 from clipmerge.stats import gain_interval, paired_accuracy_interval
 
 
-def by_hand(curve_id: list[float], curve_ood: list[float], at: float) -> float | None:
+def by_hand(curve: list[tuple[float, float]], at: float) -> float | None:
     """Best height in exact fractions, piece by piece."""
-    xs, ys, x = [Fraction(v) for v in curve_id], [Fraction(v) for v in curve_ood], Fraction(at)
-    heights = []
-    for (x_0, y_0), (x_1, y_1) in zip(
-        zip(xs, ys, strict=True), list(zip(xs, ys, strict=True))[1:], strict=False
-    ):
-        if x_0 == x_1 == x:
-            heights += [y_0, y_1]
-        elif x_0 != x_1 and 0 <= (x - x_0) / (x_1 - x_0) <= 1:
+    points = [(Fraction(x), Fraction(y)) for x, y in curve]
+    x = Fraction(at)
+    heights = [y for x_0, y in points if x_0 == min(x, max(points)[0])]
+    for (x_0, y_0), (x_1, y_1) in pairwise(points):
+        if x_0 != x_1 and 0 <= (x - x_0) / (x_1 - x_0) <= 1:
             heights.append(y_0 + (y_1 - y_0) * (x - x_0) / (x_1 - x_0))
-    if x > max(xs):
-        heights = [y for x_0, y in zip(xs, ys, strict=True) if x_0 == max(xs)]
     return float(max(heights)) if heights else None
 
 
@@ -49,7 +44,7 @@ def test_height_is_that_of_exact_fractions(
     curve_id, curve_ood = [list(axis) for axis in zip(*curve, strict=True)]
     found = curve_height(np.array(curve_id), np.array(curve_ood), np.array(at))
     for x, value in zip(at, found.tolist(), strict=True):
-        expected = by_hand(curve_id, curve_ood, x)
+        expected = by_hand(curve, x)
         assert np.isnan(value) if expected is None else value == pytest.approx(expected)
 
 
@@ -60,20 +55,14 @@ def rows_of(counts: list[int], images: int) -> np.ndarray:
 
 def test_gain_by_hand_on_a_made_up_curve() -> None:
     # alpha 0, 0.5, 1 at ID 40, 60, 80% and OOD 60, 50, 30%; a recipe at 70 / 45, where the curve
-    # has 40
-    ids, oods = rows_of([4, 6, 8, 7], 10), rows_of([12, 10, 6, 9], 20)
-    found = compare_with_curve([ids], [oods], range(3), seed=0, resamples=50)
+    # has 40; sources weigh alike, whatever their size
+    ids = rows_of([4, 6, 8, 7], 10)
+    oods = [rows_of([12, 10, 6, 9], 20), rows_of([60, 50, 30, 45], 100)]
+    found = compare_with_curve([ids], oods, range(3), seed=0, resamples=50)
     assert [each["gain"] for each in found[:3]] == [None] * 3  # the curve's own points
     assert found[3]["gain"] == pytest.approx(0.05)
-    assert [bool(each["gain_note"]) for each in found[:3]] == [True] * 3
     assert [each["id"] for each in found] == [0.4, 0.6, 0.8, 0.7]
-
-
-def test_sources_weigh_alike_whatever_their_size() -> None:
-    small, large = rows_of([1, 2], 2), rows_of([10, 30], 100)
-    found = compare_with_curve([small, large], [large, small], range(2), seed=0, resamples=10)
-    assert [each["id"] for each in found] == pytest.approx([(0.5 + 0.1) / 2, (1 + 0.3) / 2])
-    assert [each["ood"] for each in found] == pytest.approx([(0.5 + 0.1) / 2, (1 + 0.3) / 2])
+    assert [each["ood"] for each in found] == pytest.approx([0.6, 0.5, 0.3, 0.45])
 
 
 def test_below_the_curve_there_is_no_gain_and_beyond_it_that_over_its_most_accurate_point() -> None:
@@ -105,14 +94,7 @@ def test_a_gain_of_a_point_that_gives_the_same_answers_is_not_certain() -> None:
     assert high == -low == pytest.approx(paired_accuracy_interval(np.zeros(10))[1] / math.sqrt(2))
 
 
-def test_the_interval_of_a_gain_holds_the_percentiles_and_the_normal_interval() -> None:
-    drawn = np.random.default_rng(0).normal(0.02, 0.01, 4000)
-    low, high = gain_interval(0.03, drawn, 30)
-    assert low < np.quantile(drawn, 0.025)
-    spread = t.ppf(0.975, 29) * math.sqrt(30 / 29) * drawn.std()
-    assert high == pytest.approx(0.03 + spread, abs=1e-4)
-    assert gain_interval(0.03, drawn, 10_000)[1] < high
-    assert gain_interval(0.03, drawn, 1)[1] > high
+def test_few_defined_resamples_give_no_interval() -> None:
     defined = [np.array([0.1] * count + [np.nan] * (100 - count)) for count in (89, 90)]
     few, enough = (gain_interval(0.1, each, 30) for each in defined)
     assert few is None

@@ -140,11 +140,11 @@ def test_the_limit_is_the_users() -> None:
         (source(-0.0301, 0.08, images=5000), "more than 20,000 test images"),
         (
             source(0.0, 0.01),
-            r"^Probably [^;]*\. 100 labelled images of the shift, as `ood`, would settle it",
+            r"^Probably [^;]*\. 100 labelled images of the shift, as `ood`, would tell more",
         ),
     ],
 )
-def test_it_says_how_many_images_would_settle_it(target: Any, told: str) -> None:
+def test_it_says_how_many_images_would_tell(target: Any, told: str) -> None:
     import re
 
     assert re.search(told, told_of(target=target)[2])

@@ -90,8 +90,8 @@ def test_a_recipe_in_memory_takes_the_same_assignments() -> None:
 
 
 WRONG: dict[str, tuple[str, list[str], str]] = {
-    "unknown recipe": ("wise-tf", [], r"no recipe 'wise-tf' \(recipes: .*\)\. Did you mean 'wise-ft'"),
-    "unknown option": ("wise-ft", ["method.alhpa=1"], r"method wise-ft: no option 'alhpa' .*Did you mean 'alpha'"),
+    "unknown recipe": ("wise-tf", [], r"no recipe 'wise-tf'\. Did you mean 'wise-ft'\? \(recipes: "),
+    "unknown option": ("wise-ft", ["method.alhpa=1"], r"method wise-ft: no option 'alhpa'.*Did you mean 'alpha'"),
     "measure without a name": ("wise-ft", ["measure.nodes=3"], "measure: needs a `name:`"),
     "text for a number": ("wise-ft", ["method.alpha=high"], "option 'alpha' cannot be 'high'"),
     "half a count": ("straggler-outlier", ["method.bootstraps=2.5"], "option 'bootstraps' cannot be 2.5"),
