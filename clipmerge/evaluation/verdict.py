@@ -106,10 +106,10 @@ def recommend(
         return "either", "little-changed", f"Either will do: {text}"
     then = _what_tells_more(target, limit, has_ood=bool(ood))
     if unclear:
-        text = f"whether the merged model loses more than {points} on {' and '.join(unclear)}"
-        return "too-few-images", "unclear-loss", f"Too few images to tell {text}. {then}"
+        text = f"the merged model may lose more than {points} on {' and '.join(unclear)}"
+        return "too-few-images", "unclear-loss", f"Too few images: {text}. {then}"
     if reason := _why_not_probably(target, corrupted, chosen=chosen):
-        text = f"Too few images to tell: no gain is sure, and {_UNLIKE_JUDGED[reason]}. {then}"
+        text = f"Too few images: no gain is sure, and {_UNLIKE_JUDGED[reason]}. {then}"
         return "too-few-images", reason, text
     text = f"Probably use it: {_record_of_others(points, chosen=chosen)}. {then}"
     return "probably-use", "like-judged-merges", text

@@ -20,10 +20,9 @@ def summary(record: Record, *, verbose: bool = False) -> RenderableType:
     """The verdict, or without one what was decided; both and why if ``verbose``."""
     lines: list[RenderableType] = []
     if record.verdict:
-        lines += [
-            Text(with_flags(record.verdict.sentence), style="bold"),
-            _table(*verdict_table(record.verdict)),
-        ]
+        advice, colon, why = with_flags(record.verdict.sentence).partition(":")
+        sentence = Text.assemble((advice + colon, "bold"), why)
+        lines += [sentence, _table(*verdict_table(record.verdict))]
     if verbose or not record.verdict:
         measured = record.measured if verbose else None
         lines.append(Text(decision_sentence(record.plan, measured)))
