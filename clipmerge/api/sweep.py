@@ -1,7 +1,7 @@
 """Evaluate the alpha curve, recipes and checkpoints on ID and OOD images, in one run.
 
-A loop over the parts of `merge`: nothing is evaluated twice, equal plans are one point, every image
-is decoded once, and no checkpoint is written. No recipe sees an OOD image.
+A loop over the parts of `merge`: every image is decoded once, and no checkpoint is written. No
+recipe sees an OOD image.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ from clipmerge.checkpoint.converted import convert_checkpoint
 from clipmerge.checks import check_sources, settle
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, UsageError
-from clipmerge.evaluation.points import Point, weights_key
+from clipmerge.evaluation.scorer import Move
 from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, staged
 from clipmerge.images.copies import overlap_notes
 from clipmerge.images.dataset import open_images, require_labelled
+from clipmerge.learning import interpolate
 from clipmerge.options import SweepOptions, named_sources
 from clipmerge.planning import Rows, Tabular
 from clipmerge.planning.recipe import MAX_LOSS, Recipe, load_recipe
@@ -142,13 +144,10 @@ def sweep(
             name: _aligned(source, pair.inputs, opts)
             for name, source in zip(dict(opts.points), shown, strict=True)
         }
-        points, numbers = _points(pair, opts.alphas, decided, others)
         journal.stage("evaluate")
-        correct = _score(pair, points, sources, opts, journal)
+        correct = _score(pair, _moves(opts.alphas, decided, others), sources, opts, journal)
     journal.stage("bootstrap")
-    record = _record(
-        pair, correct, points, numbers, decided, others, list(ids), sources, opts, journal
-    )
+    record = _record(pair, correct, decided, others, list(ids), sources, opts, journal)
     if target is not None and is_main_process():
         record["output"] = target.name
         _write(record, target, overwrite=opts.overwrite)
@@ -239,27 +238,20 @@ def _aligned(source: str, inputs: Inputs, options: SweepOptions) -> Inputs:
     return align_checkpoints(inputs.zeroshot, [point], dtype="float32")
 
 
-def _points(
-    pair: Pair, alphas: Sequence[float], decided: list[Decided], others: dict[str, Inputs]
-) -> tuple[list[Point], list[int]]:
-    """The distinct points, those of the curve first, and the number of each recipe's and other
-    checkpoint's point.
-    """
-    # equal weights are one point
-    points: dict[Any, Point] = {float(alpha): Point(alpha) for alpha in alphas}
-    keys: list[Any] = []
-    for each in decided:
-        keys.append(weights_key(each.plan, pair.inputs))
-        points.setdefault(keys[-1], Point(None, each.plan))
-    for name, inputs in others.items():
-        keys.append(name)
-        points[name] = Point(None, checkpoint=inputs)
-    return list(points.values()), [list(points).index(key) for key in keys]
+def _moves(
+    alphas: Sequence[float], decided: list[Decided], others: dict[str, Inputs]
+) -> list[Move]:
+    """Functions that move the model to the points of the curve, of recipes and of checkpoints."""
+    moves: list[Move] = [partial(interpolate.Path.set_alpha, alpha=alpha) for alpha in alphas]
+    moves += [partial(interpolate.Path.set_plan, plan=each.plan) for each in decided]
+    for inputs in others.values():
+        moves.append(partial(interpolate.Path.set_checkpoint, other=inputs))
+    return moves
 
 
 def _score(
     pair: Pair,
-    points: list[Point],
+    moves: list[Move],
     sources: dict[str, Images],
     options: SweepOptions,
     progress: Progress,
@@ -269,7 +261,6 @@ def _score(
     from clipmerge.models.building import build_model
 
     inputs = pair.inputs
-    moves = [point.move for point in points]
     if inputs.have_heads_only or inputs.keeps_head:
         sources = {name: require_labelled(images) for name, images in sources.items()}
     model = build_model(inputs)
@@ -281,8 +272,6 @@ def _score(
 def _record(
     pair: Pair,
     correct: dict[str, Correct],
-    points: list[Point],
-    numbers: list[int],
     decided: list[Decided],
     others: dict[str, Inputs],
     ids: list[str],
@@ -291,28 +280,24 @@ def _record(
     journal: Journal,
 ) -> Json:
     """What `--json` prints and ``sweep.json`` holds."""
-    rows = _rows(correct, ids, len(points), options)
-
-    def describe(name: str, number: int, **about: Any) -> Json:
-        row = {"name": name, "point": number, "alpha": points[number].alpha, **rows[number]}
+    count = len(options.alphas)
+    rows = _rows(correct, ids, count + len(decided) + len(others), options)
+    curve = [{"alpha": alpha, **row} for alpha, row in zip(options.alphas, rows, strict=False)]
+    recipes = []
+    for each, row in zip(decided, rows[count:], strict=False):
+        about = {
+            "name": each.plan.recipe.name,
+            "decision": decision_sentence(each.plan, each.measured),
+            "calibration": each.calibration and each.calibration.model_dump(mode="json"),
+            "recipe": each.plan.recipe.model_dump(mode="json"),
+        }
+        recipes.append(about | row)
+    shown = []
+    for (name, inputs), row in zip(others.items(), rows[count + len(decided) :], strict=True):
+        shown.append({"name": name, "checkpoint": inputs.finetuned[0].provenance(), **row})
+    for row in (*recipes, *shown):
         if row["exceeds_max_loss"]:
-            journal.warn(f"{name} loses more than `max_loss` on the ID images")
-        return row | about
-
-    recipes = [
-        describe(
-            each.plan.recipe.name,
-            number,
-            decision=decision_sentence(each.plan, each.measured),
-            calibration=each.calibration and each.calibration.model_dump(mode="json"),
-            recipe=each.plan.recipe.model_dump(mode="json"),
-        )
-        for each, number in zip(decided, numbers, strict=False)
-    ]
-    shown = [
-        describe(name, number, checkpoint=inputs.finetuned[0].provenance())
-        for (name, inputs), number in zip(others.items(), numbers[len(decided) :], strict=True)
-    ]
+            journal.warn(f"{row['name']} loses more than `max_loss` on the ID images")
     journal.stage("draw")
     pinned = pair.sources(hashed=True)
     record: Json = {
@@ -329,9 +314,7 @@ def _record(
         "revisions": {name: images.revision for name, images in sources.items()},
         "seed": options.seed,
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
-        "curve": [
-            {"alpha": alpha, **row} for alpha, row in zip(options.alphas, rows, strict=False)
-        ],
+        "curve": curve,
         "recipes": recipes,
         "points": shown,
         "warnings": journal.warnings,

@@ -92,15 +92,8 @@ def _gain(row: Json, unit: str = "") -> str:
 
 
 def sweep_notes(record: Json) -> list[str]:
-    """Why a point has no gain or no interval, or that it lies on the curve."""
-    notes = []
-    for row in points_of(record):
-        note = row["gain_note"]
-        if row["alpha"] is not None:
-            note = f"the same weights as alpha {row['alpha']:g}"
-        if note:
-            notes.append(f"{row['name']}: {note}.")
-    return notes
+    """Why a point has no gain or no interval."""
+    return [f"{row['name']}: {row['gain_note']}." for row in points_of(record) if row["gain_note"]]
 
 
 def sweep_page(record: Json, picture: bytes) -> str:

@@ -31,7 +31,8 @@ def test_points_are_as_accurate_as_the_merges_that_they_stand_for(
         "sweep.png",
     }
     wise, mono = record["recipes"]
-    assert (wise["alpha"], wise["point"]) == (0.5, 1)  # equal weights are one point
+    assert wise["accuracy"] == record["curve"][1]["accuracy"]
+    assert wise["gain"] == 0
     clipmerge.merge(*far, "monosoup", output=tmp_path / "mono", **QUIET)
     for folder, row in (
         (far[0], record["curve"][0]),

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from clipmerge.errors import CheckpointError, ClipmergeError
+from clipmerge.learning.interpolate import Path as InterpolationPath
 from clipmerge.learning.objective import Objective
 from clipmerge.measures._mixtures import try_mixture
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.path_barrier import path_barrier
+from clipmerge.models.building import build_model
 from tests.support.raw_safetensors import edit
 from tests.support.small_objective import (
     TEMPLATES,
@@ -21,6 +23,8 @@ from tests.support.small_objective import (
     objective_for,
     save_ends,
 )
+from tests.support.tasks import inputs_of
+from tests.support.tiny_clip import Folders
 
 SIZES = (4, 4, 3)
 
@@ -61,11 +65,7 @@ def test_gradients_are_those_of_one_joint_backward_pass_also_in_pieces(
 ) -> None:
     batches = make_batches(SIZES)
     objective = objective_for(
-        ends,
-        batches,
-        templates=templates,
-        prompts_at_once=prompts_at_once,
-        max_images=at_once,
+        ends, batches, templates=templates, prompts_at_once=prompts_at_once, max_images=at_once
     )
     objective.path.set_alpha(0.5)
     reference = Reference(ends, templates=templates).at(0.5)
@@ -168,3 +168,14 @@ def test_a_loss_that_is_not_a_number_is_reported_with_its_place(
     batches[0].pixels.fill_(float("nan"))
     with pytest.raises(ClipmergeError, match=told):
         look(objective_for(ends, batches))
+
+
+def test_a_weight_that_overflows_is_named(pair: Folders) -> None:
+    inputs = inputs_of(pair)
+    moving = InterpolationPath(build_model(inputs), inputs, torch.device("cpu"), dtype="float16")
+    with pytest.raises(
+        CheckpointError, match=r"^tensor \S+ overflows here; give `alphas` in \[0, 1\]$"
+    ):
+        moving.set_alpha(1e9)
+    moving.set_alpha(1.0)
+    assert all(bool(parameter.isfinite().all()) for parameter in moving.model.parameters.values())

@@ -107,9 +107,8 @@ def sweep(**changes: Any) -> dict[str, Any]:
             "ood_interval": [ood - 0.02, ood + 0.02],
             "gain": gain,
             "gain_interval": None if gain is None else [gain - 0.03, gain + 0.03],
-            "gain_note": "",
+            "gain_note": about.pop("note", ""),
             "exceeds_max_loss": False,
-            "alpha": None,
             **about,
         }
 
@@ -117,7 +116,10 @@ def sweep(**changes: Any) -> dict[str, Any]:
         "id": ["val"],
         "ood": ["sketch"],
         "curve": [row(0.5, 0.6, alpha=0.0), row(0.8, 0.7, alpha=0.5), row(0.9, 0.5, alpha=1.0)],
-        "recipes": [row(0.89, 0.62, 0.1, name="auto <x>"), row(0.7, 0.6, name="$tie$", alpha=0.5)],
+        "recipes": [
+            row(0.89, 0.62, 0.1, name="auto <x>"),
+            row(0.7, 0.6, name="$low$", note="no gain"),
+        ],
         "points": [],
         "zeroshot": {"source": "base"},
         "finetuned": [{"source": "cars"}],
@@ -134,7 +136,7 @@ def test_a_sweep_has_a_page_a_table_and_an_answer() -> None:
     page = sweep_page(sweep(), png(sweep_figure(sweep())))
     assert Tags(page).open == []
     assert "Use auto &lt;x&gt;: +10.0 points [+7.0, +13.0]" in page
-    assert "$tie$: the same weights as alpha 0.5." in page
+    assert "$low$: no gain." in page
     heads, rows = sweep_table(sweep())
     assert heads == ["accuracy, %", "val", "sketch", "gain"]
     assert rows[2] == ["alpha 1 (fine-tuned)", "90.0", "50.0", ""]
