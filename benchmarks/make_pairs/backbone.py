@@ -88,7 +88,9 @@ def teach_zeroshot(backbone: str, features: Tensor, folder: Path, *, steps: int 
     """Teach a zero-shot model by features of unlabelled pictures and write it, unless it exists."""
     if folder.is_dir():
         return
-    config = _config(BACKBONES[backbone][0])
+    tower = {"image_size": SIZE, "timm_model_name": BACKBONES[backbone][0]}
+    tower |= {"timm_model_pretrained": False, "timm_pool": "avg", "timm_drop": 0.0}
+    config = config_of({**tower, "timm_proj": "linear", "timm_proj_bias": True})
     classifier = classifier_of(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -100,9 +102,8 @@ def teach_zeroshot(backbone: str, features: Tensor, folder: Path, *, steps: int 
     save_open_clip(model, config, folder)
 
 
-def _config(architecture: str) -> dict[str, Any]:
-    vision = {"image_size": SIZE, "timm_model_name": architecture, "timm_model_pretrained": False}
-    vision |= {"timm_pool": "avg", "timm_proj": "linear", "timm_proj_bias": True, "timm_drop": 0.0}
+def config_of(vision: dict[str, Any]) -> dict[str, Any]:
+    """Configuration of a CLIP with this image tower, and with the text tower of all."""
     text = {"context_length": _CONTEXT, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 3}
     half = [0.5] * 3
     seen = {"mean": half, "std": half, "interpolation": "bicubic", "resize_mode": "shortest"}

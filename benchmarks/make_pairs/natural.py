@@ -140,6 +140,13 @@ _LAND = {
     "fResident": "residential area",
     "gParking": "parking lot",
 }
+_GREY = {
+    "coast": "sea",
+    "forest": "forest",
+    "mountain": "mountain",
+    "street": "street",
+    "tallbuilding": "buildings",
+}
 #: RSSCN7 has a hundred pictures of each class at each of four scales, the nearest first.
 _NEAR, _MIDDLE = 200, 300
 _EVERY_FRAME = 40  # of a turning fruit
@@ -196,6 +203,15 @@ def _cartoon(clones: Path) -> Iterator[File]:
     yield from _of_folders(clones / "Homework3-PACS" / "PACS", names)
 
 
+def _scenes(clones: Path) -> Iterator[File]:
+    """Scenes in colour; the shift is the same kinds of scenes in grey, by other people."""
+    yield from _of_folders(clones / "Intel-Image-Classifier", {"test": _OWN})
+    folder = clones / "Landscape-Image-Classification" / "data" / "test"
+    for name, label in _GREY.items():
+        for path in (folder / name).glob("*.jpg"):
+            yield File("grey", label, path)
+
+
 def _of_folders(folder: Path, domains: Mapping[str, str]) -> Iterator[File]:
     """Pictures in folders of domains and, in these, of classes."""
     for name, domain in domains.items():
@@ -210,6 +226,7 @@ _READERS: dict[str, Callable[[Path], Iterator[File]]] = {
     "office": _office,
     "cartoon": _cartoon,
     "waste": _waste,
+    "scenes": _scenes,
 }
 #: These were looked at before images were split into those that choose and those that judge, and
 #: were a reason for it. Office and cartoons were first looked at when all was settled.

@@ -94,6 +94,8 @@ PAIRS = (
         for seed in (0, 1, 2, 3)
         for how in _BOTH
     ),
+    _spec("mild", "sketch", 2, tuned=False),
+    _spec("aggressive", "cifar10", 2, tuned=False),
     _spec("aggressive", "sketch", 0, "lite2", tuned=False),
     _spec("mild", "sketch", 0, "lite2", tuned=True),
     *(_spec(how, "art", 0, "lite2", tuned=True) for how in _BOTH),

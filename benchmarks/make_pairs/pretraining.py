@@ -60,7 +60,7 @@ def pretrain(
         output = model(input_ids=encoded[rows], pixel_values=scaled)
         return _contrastive_loss(output.logits_per_image, target)
 
-    _fit(list(model.parameters()), loss, steps, rate)
+    fit(list(model.parameters()), loss, steps, rate)
     scratch = folder.with_name(f".{folder.name}")
     model.save_pretrained(scratch)
     tools.save_pretrained(scratch)
@@ -154,7 +154,7 @@ def _contrastive_loss(logits: Tensor, target: Tensor) -> Tensor:
     return (image_to_text + text_to_image) / 2
 
 
-def _fit(parameters: list[Any], loss: Callable[[float], Tensor], steps: int, rate: float) -> None:
+def fit(parameters: list[Any], loss: Callable[[float], Tensor], steps: int, rate: float) -> None:
     """Minimise with AdamW: a short warm-up to ``rate``, then half a cosine to zero."""
     warm_up = max(1, steps // 10)
 
