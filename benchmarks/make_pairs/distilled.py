@@ -8,7 +8,7 @@ teacher sees at that place.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,14 @@ _VISION |= {"image_size": _SIZE, "patch_size": _PATCH}
 #: Blocks whose patches learn from two stages of the teacher, and the sides of what they learn.
 _BLOCKS, _STAGES, _SIDES = (_LAYERS // 2 - 1, _LAYERS - 1), (3, 4), (_SIZE // _PATCH, 3)
 _VIEWS, _LEAST = 2, 0.35  # cuts from each picture, and the least share of it in one
-_STEPS, _BATCH, _RATE = 2600, 64, 1e-3
+_STEPS, _BATCH, _RATE = 2000, 64, 1e-3
 _NAMES_WEIGHT = 0.5
 #: Embedding, and two maps, of each picture: float16, first dimension N.
 Lessons = list[Tensor]
 
 
 def distil(
-    teacher: Path, pictures: Sequence[Image.Image], folder: Path, *, steps: int = _STEPS
+    teacher: Path, pictures: Iterable[Image.Image], folder: Path, *, steps: int = _STEPS
 ) -> None:
     """Distil a zero-shot model and write it, unless it exists.
 
@@ -63,7 +63,7 @@ def distil(
 
 
 @torch.no_grad()
-def _lessons(known: Any, pictures: Sequence[Image.Image]) -> tuple[Tensor, Lessons]:
+def _lessons(known: Any, pictures: Iterable[Image.Image]) -> tuple[Tensor, Lessons]:
     """Views of the pictures, shape (N, 3, size, size) of 8 bits, and what the teacher says."""
     pixels = []
     lessons: list[Lessons] = []
@@ -80,7 +80,7 @@ def _lessons(known: Any, pictures: Sequence[Image.Image]) -> tuple[Tensor, Lesso
     return torch.stack(pixels), [torch.cat(parts) for parts in zip(*lessons, strict=True)]
 
 
-def _views(pictures: Sequence[Image.Image]) -> Iterator[Image.Image]:
+def _views(pictures: Iterable[Image.Image]) -> Iterator[Image.Image]:
     rng = random.Random(0)
     for picture in pictures:
         for _ in range(_VIEWS):
@@ -115,12 +115,14 @@ def _learn(visual: Any, pixels: Tensor, lessons: Lessons, names: Tensor, steps: 
             wanted = [wanted[0], *(each.flip(-1) for each in wanted[1:])]
         with torch.autocast("cpu", torch.bfloat16):
             told = visual.forward_intermediates(seen, indices=list(_BLOCKS))
-            maps = [head(each) for head, each in zip(heads, told["image_intermediates"])]
-        embedding = told["image_features"].float()
-        given = [embedding, *(adaptive_avg_pool2d(each.float(), side) for each, side in zip(maps, _SIDES))]
-        far = sum(((one - other) / scale).square().mean() for one, other, scale in zip(given, wanted, scales))
+            given = [told["image_features"].float()]
+            for head, each, side in zip(heads, told["image_intermediates"], _SIDES, strict=True):
+                given.append(adaptive_avg_pool2d(head(each).float(), side))
         answers = (normalize(wanted[0], dim=1) @ names.T).softmax(dim=1)
-        return far + _NAMES_WEIGHT * cross_entropy(normalize(embedding, dim=1) @ names.T, answers)
+        total = cross_entropy(normalize(given[0], dim=1) @ names.T, answers) * _NAMES_WEIGHT
+        for one, other, scale in zip(given, wanted, scales, strict=True):
+            total = total + ((one - other) / scale).square().mean()
+        return total
 
     fit([*visual.parameters(), *heads.parameters()], loss, steps, _RATE)
 
