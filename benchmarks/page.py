@@ -30,9 +30,9 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "research.md")
 PICTURE = ROOT / "docs" / "assets" / "results.png"
 _MARK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-#: Earlier forms of `auto`, which stand for it where it was not run: of 7fea82b5 with four times the
-#: work, and the same with as much work as now.
-_EARLIER = ("auto-whole", "auto-quarter")
+#: Forms of `auto`, today's first: the same with the work of b6559b43, that of 7fea82b5 with a
+#: quarter of its work, and with all of it.
+_FORMS = ("auto", "auto-160x20", "auto-quarter", "auto-whole")
 _MAX_LOSS = 0.03
 Rows = list[list[str]]
 
@@ -72,9 +72,6 @@ def point_of(results: Results, method: str) -> Accuracies | None:
     did not learn from, by the most accurate alpha, or with ``-3`` the smallest within 3 points of
     alpha 1.
     """
-    if method == "auto":
-        forms = [name for name in ("auto", *_EARLIER) if name in results.methods]
-        method = forms[0] if forms else method
     if method == "zero-shot":
         return curve_of(results).point(0)
     if method == "fine-tuned":
@@ -226,36 +223,51 @@ def _moved(pairs: Sequence[Results], method: str) -> str:
 
 
 def merged(every: Sequence[Results]) -> Rows:
-    """`auto` on held-out pairs, by target: accuracies, standing, gain."""
-    pairs = _having(every, ["auto"])
-    rows = [
-        ["target (pairs)", "zero-shot", "fine-tuned", "auto", "beats / beaten / neither", "gain"]
-    ]
-    for target, ours in _by_target(pairs).items():
-        rows.append(_merged_row(f"{target} ({len(ours)})", ours))
-    if pairs:
-        rows.append(_merged_row(f"every target ({len(_by_target(pairs))})", pairs))
+    """`auto` of now on held-out pairs, by target: accuracies, standing, gain."""
+    return [_MERGED, *_merged_rows(_having(every, ["auto"]), "auto")]
+
+
+def merged_before(every: Sequence[Results]) -> Rows:
+    """The same by the newest earlier form of `auto`, on pairs that today's has not met."""
+    rows = [_MERGED]
+    met = _having(every, ["auto"])
+    for form in _FORMS[1:]:
+        pairs = [each for each in _having(every, [form]) if each not in met]
+        rows += _merged_rows(pairs, form)
+        met += pairs
     return rows
+
+
+_FIGURES = ["beats / beaten / neither", "gain"]
+_MERGED = ["target (pairs)", "zero-shot", "fine-tuned", "merged", *_FIGURES]
+_SMALL = ("digits", "emoji-3d", "emoji-lines")
 
 
 def face(every: Sequence[Results]) -> Rows:
-    """The same in two rows: photographs and digits."""
-    rows = [["target", "zero-shot", "fine-tuned", "merged", "gain"]]
-    pairs = _by_target(_having(every, ["auto"]))
-    for target, name in (("photo", "photographs"), ("digits", "digits")):
-        ours = pairs.get(target, [])
+    """The same in two rows: real pictures, and what small transformers were trained on."""
+    rows = [_MERGED]
+    pairs = _having(every, ["auto"])
+    for name, is_small in (("real pictures", False), ("digits and emoji", True)):
+        ours = [each for each in pairs if (each.target in _SMALL) == is_small]
         if ours:
-            title = f"{name} ({len(ours)} pairs)"
-            rows.append([title, *_models(ours), _gain(ours, "auto")])
+            targets = len(_by_target(ours))
+            rows.append(_merged_row(f"{name}: {targets} targets ({len(ours)})", ours, "auto"))
     return rows
 
 
-def _merged_row(name: str, pairs: Sequence[Results]) -> list[str]:
-    return [name, *_models(pairs), _standing(pairs, "auto"), _gain(pairs, "auto")]
+def _merged_rows(pairs: Sequence[Results], form: str) -> Rows:
+    prefix = "" if form == "auto" else f"{form}: "
+    groups = _by_target(pairs)
+    rows = []
+    for target, ours in [*groups.items(), (f"{len(groups)} targets", pairs)]:
+        if ours:
+            rows.append(_merged_row(f"{prefix}{target} ({len(ours)})", ours, form))
+    return rows
 
 
-def _models(pairs: Sequence[Results]) -> list[str]:
-    return [_both(pairs, method) for method in ("zero-shot", "fine-tuned", "auto")]
+def _merged_row(name: str, pairs: Sequence[Results], form: str) -> list[str]:
+    models = [_both(pairs, method) for method in ("zero-shot", "fine-tuned", form)]
+    return [name, *models, _standing(pairs, form), _gain(pairs, form)]
 
 
 #: What the labels could have bought: method, how it is called.
@@ -370,6 +382,7 @@ def advice(_: Sequence[Results]) -> Rows:
 _TABLES: dict[str, Callable[[Sequence[Results]], Rows]] = {
     "leaderboard": leaderboard,
     "merged": merged,
+    "merged-before": merged_before,
     "equal-labels": equal_labels,
     "equal-by-target": equal_by_target,
     "over-curves": over_curves,
