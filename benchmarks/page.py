@@ -154,35 +154,22 @@ def _standing(pairs: Sequence[Results], method: str, curve: str = CURVE) -> str:
 
 def draw(file: Path, folder: Path = PAIRS_FOLDER) -> None:
     """Draw ID and OOD accuracy of zero-shot, fine-tuned and merged models, one line per target."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     groups = _by_target(_having(every_result(folder), ["auto"]))
-    figure = Figure(figsize=(8.6, 1.3 + 0.5 * len(groups)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = Figure(figsize=(8.6, 1.3 + 0.4 * len(groups)), dpi=110, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    looks = {"zero-shot": ("o", "white"), "fine-tuned": ("s", "#0072b2"), "auto": ("D", "#d55e00")}
     titles = {"id": "on the target", "ood": "under shifts"}
     for axes, (axis, title) in zip(panels, titles.items(), strict=True):
-        for method, (marker, colour) in looks.items():
-            points = []
+        for method, marker in {"zero-shot": "o", "fine-tuned": "s", "auto": "D"}.items():
+            means = []
             for pairs in groups.values():
                 values = [_accuracy(each, method, axis)[0] for each in pairs]
-                points.append(100 * np.mean(values))
-            axes.scatter(
-                points,
-                range(len(groups)),
-                marker=marker,
-                color=colour,
-                edgecolors="black",
-                label=method,
-                zorder=3,
-            )
+                means.append(100 * np.mean(values))
+            axes.scatter(means, list(groups), marker=marker, label=method, zorder=3)
         axes.set_title(f"accuracy {title}, %", fontsize=10)
-        axes.grid(axis="x", color="#dddddd")
-        axes.spines[["top", "right", "left"]].set_visible(False)
-    panels[0].set_yticks(range(len(groups)), [f"{k} ({len(v)})" for k, v in groups.items()])
-    panels[0].set_ylim(len(groups) - 0.5, -0.5)
+        axes.grid(color="#dddddd")
+    panels[0].invert_yaxis()
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(file, metadata={"Software": None})

@@ -14,7 +14,7 @@ import re
 import subprocess
 import tarfile
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,25 +130,17 @@ def load_drawings(folder: Path) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """
     kept = folder / "drawings.safetensors"
     if not kept.is_file():
-        archives = {}
-        names = {}
-        for vendor, (package, *_) in _VENDORS.items():
-            archives[vendor] = _fetch(package, folder)
-            names[vendor] = _names(archives[vendor])
+        roots = {vendor: _fetch(package, folder) for vendor, (package, *_) in _VENDORS.items()}
         found = {}
         for name, symbol in _emoji_names().items():
-            files = {vendor: _file_of(vendor, symbol) for vendor in _VENDORS}
-            missing = [vendor for vendor in _VENDORS if files[vendor] not in names[vendor]]
-            if not missing:
+            files = {vendor: roots[vendor] / _file_of(vendor, symbol) for vendor in _VENDORS}
+            if all(file.is_file() for file in files.values()):
                 found[name] = files
         every = sorted(found)
         chosen = [every[place * len(every) // _CLASSES] for place in range(_CLASSES)]
         tensors = {}
         for vendor in _VENDORS:
-            files = [found[name][vendor] for name in chosen]
-            content = _read(archives[vendor], files)
-            drawn = [_rendered(file, content[file]) for file in files]
-            tensors[vendor] = torch.stack(drawn)
+            tensors[vendor] = torch.stack([_rendered(found[name][vendor]) for name in chosen])
         save_file(tensors, kept, metadata={"classes": " ".join(chosen)})
     with safe_open(kept, "pt") as opened:
         classes = tuple(opened.metadata()["classes"].split())
@@ -156,24 +148,15 @@ def load_drawings(folder: Path) -> tuple[tuple[str, ...], dict[str, Tensor]]:
 
 
 def _fetch(package: str, folder: Path) -> Path:
-    """Download a package with `npm pack`, once."""
-    archive = folder / f"{re.sub(r'[^a-z0-9.]+', '-', package).strip('-')}.tgz"
-    if not archive.is_file():
+    """Download and unpack a package with `npm pack`, once."""
+    into = folder / re.sub(r"[^a-z0-9.]+", "-", package).strip("-")
+    if not into.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         command = ["npm", "pack", "--silent", package]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-        (folder / done.stdout.split()[-1]).rename(archive)
-    return archive
-
-
-def _names(archive: Path) -> set[str]:
-    with tarfile.open(archive) as opened:
-        return {member.name.removeprefix("package/") for member in opened}
-
-
-def _read(archive: Path, names: Collection[str]) -> dict[str, bytes]:
-    with tarfile.open(archive) as opened:
-        return {name: opened.extractfile(f"package/{name}").read() for name in names}
+        with tarfile.open(folder / done.stdout.split()[-1]) as archive:
+            archive.extractall(into, filter="data")
+    return into / "package"
 
 
 def _file_of(vendor: str, symbol: str) -> str:
@@ -196,15 +179,15 @@ def _emoji_names() -> dict[str, str]:
     return found
 
 
-def _rendered(file: str, content: bytes) -> Tensor:
+def _rendered(file: Path) -> Tensor:
     """One drawing, whole and centred: RGBA of 8 bits, shape (4, _GLYPH, _GLYPH)."""
-    if file.endswith(".svg"):
+    content = file.read_bytes()
+    if file.suffix == ".svg":
         import resvg_py
 
         text = content.decode("utf-8")
-        content = bytes(
-            resvg_py.svg_to_bytes(svg_string=text, width=2 * _GLYPH, skip_system_fonts=True)
-        )
+        drawn = resvg_py.svg_to_bytes(svg_string=text, width=2 * _GLYPH, skip_system_fonts=True)
+        content = bytes(drawn)
     image = Image.open(io.BytesIO(content)).convert("RGBA")
     image.thumbnail((_GLYPH, _GLYPH), Image.Resampling.LANCZOS)
     canvas = Image.new("RGBA", (_GLYPH, _GLYPH))

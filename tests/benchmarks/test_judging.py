@@ -9,15 +9,19 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from open_clip.model import CLIP
+from PIL import Image
 
 import clipmerge
 from benchmarks.__main__ import main
 from benchmarks.equal_labels import split
 from benchmarks.judge import judge
 from benchmarks.make_pairs import hub
+from benchmarks.make_pairs.backbone import config_of
+from benchmarks.make_pairs.distilled import distil
 from benchmarks.make_pairs.pair import Pair, Places
 from benchmarks.make_pairs.pictures import Source
-from benchmarks.models import Regime
+from benchmarks.models import Regime, load, save_open_clip
 from benchmarks.page import _TABLES, PAGES, table, write_pages
 from benchmarks.pair_results import CURVE, every_result
 
@@ -113,3 +117,19 @@ def test_pair_of_the_hub_on_a_stand_in(
     (results,) = every_result(tmp_path / "results")
     assert set(results.methods) == {CURVE, "lines"}
     assert "| office-home |" in table("leaderboard", [results])
+
+
+def test_distilled_transformer_speaks_as_its_teacher(tmp_path: Path) -> None:
+    tower = {"image_size": 32, "timm_model_name": "tf_efficientnet_lite0"}
+    config = config_of({**tower, "timm_model_pretrained": False, "timm_proj": "linear"})
+    network = CLIP(**config["model_cfg"]).eval()
+    save_open_clip(network, config, tmp_path / "teacher")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(each) for each in pixels]
+    distil(tmp_path / "teacher", pictures, tmp_path / "vit", steps=2)
+    teacher, student = load(tmp_path / "teacher"), load(tmp_path / "vit")
+    prompts = ["a picture of a dog", "a picture of a house"]
+    assert torch.equal(teacher.texts(prompts), student.texts(prompts))
+    features = student.embedded(student.input(pictures))
+    assert features.shape == (6, 512)
+    assert features.isfinite().all()
