@@ -72,10 +72,8 @@ def _lessons(known: Model, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
         side = int(rng.uniform(_LEAST, 1) * known.size)
         top, left = (rng.randint(0, known.size - side) for _ in range(2))
         cut = piece[:, :, top : top + side, left : left + side].float() / 127.5 - 1
-        large, small = (
-            interpolate(cut, size, mode="bilinear", antialias=True) for size in (known.size, _SIZE)
-        )
-        large = large.contiguous(memory_format=torch.channels_last)
+        small = interpolate(cut, _SIZE, mode="bilinear", antialias=True)
+        large = interpolate(cut, known.size, mode="bilinear", antialias=True)
         told = known.network.visual.forward_intermediates(large, indices=_STAGES)
         row = [small, told["image_features"]]
         for each, wanted in zip(told["image_intermediates"], _SIDES, strict=True):
