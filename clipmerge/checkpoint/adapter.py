@@ -6,14 +6,14 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipmerge.checkpoint.derived import DerivedCheckpoint, LazyTensor, stored_array
-from clipmerge.checkpoint.source import Checkpoint
+from clipmerge.checkpoint.source import Checkpoint, stored_array
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.families import layout_of
 from clipmerge.files.safetensors import TensorEntry
@@ -45,14 +45,14 @@ def apply_adapter(base: Checkpoint | None, adapter: Path, source: str) -> Checkp
     keys = base.family.by_canonical_name(base.entries, base.source)
     merged = _merged_by_peft(base, adapter, config, source)
     entries = dict(base.entries)
-    lazy = {}
     for name, ours in base.family.by_canonical_name(merged, source).items():
-        values, key = merged[ours].detach().contiguous(), keys.get(name, name)
+        values = merged[ours].detach()
+        key = keys.get(name, name)
+        form = partial(stored_array, values)
         if key not in entries:  # such as a classifier
-            entries[key] = TensorEntry(adapter, "F32", tuple(values.shape), 0, 0)
-        elif np.array_equal(base.tensor(key).float().numpy(), values.numpy()):
-            continue
-        lazy[key] = LazyTensor((), partial(stored_array, values.flatten()))
+            entries[key] = TensorEntry(adapter, "F32", tuple(values.shape), 0, 0, form)
+        elif not np.array_equal(base.tensor(key).float().numpy(), values.numpy()):
+            entries[key] = replace(entries[key], form=form)
     trained_on = str(config.get("base_model_name_or_path") or "")
     note = (
         f"{source}: was trained on '{trained_on}' and is applied to {base.source}; make sure they"
@@ -60,14 +60,12 @@ def apply_adapter(base: Checkpoint | None, adapter: Path, source: str) -> Checkp
     )
     is_same = not trained_on or Path(trained_on).name == Path(base.source.partition("@")[0]).name
     files = tuple(adapter / name for name in (*ADAPTERS, CONFIG) if (adapter / name).is_file())
-    return DerivedCheckpoint.of(
+    return replace(
         base,
-        lazy,
         is_adapted=True,
         source=source,
         revision=None,
         files=files,
-        _hashes={},
         entries=entries,
         notes=() if is_same else (note,),
     )

@@ -198,11 +198,6 @@ class Inputs:
         """
         return [checkpoint.entries[key] for checkpoint, key in self.holders[name]]
 
-    def release(self, name: str) -> None:
-        """Release a tensor's mapped pages in every checkpoint; see `Checkpoint.release`."""
-        for checkpoint, key in self.holders[name]:
-            checkpoint.release(key)
-
     @cached_property
     def holders(self) -> dict[str, list[Location]]:
         """The checkpoints that hold each tensor, zero-shot first, each with the tensor's key in its

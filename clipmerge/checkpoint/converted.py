@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipmerge.checkpoint.derived import DerivedCheckpoint, LazyTensor, stored_array
 from clipmerge.checkpoint.layout_keys import Match, match_keys, timm_name
-from clipmerge.checkpoint.source import Checkpoint, prefix_errors
+from clipmerge.checkpoint.source import Checkpoint, prefix_errors, stored_array
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Layout, layout_of
 from clipmerge.files.safetensors import Array, TensorEntry
@@ -21,7 +20,7 @@ from clipmerge.types import Names
 if TYPE_CHECKING:
     from torch import Tensor
 
-_Formed = dict[str, tuple[TensorEntry, LazyTensor]]
+_Formed = dict[str, TensorEntry]
 
 
 def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor]) -> Checkpoint:
@@ -29,12 +28,9 @@ def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor])
     ``like``.
     """
     entries = dict(checkpoint.entries)
-    lazy = {}
     for key, values in head.items():
-        entries[key] = replace(like.entries[key], file=checkpoint.files[0])
-        read = partial(stored_array, values.flatten())
-        lazy[key] = LazyTensor((), read)
-    return DerivedCheckpoint.of(checkpoint, lazy, entries=entries, has_built_head=True)
+        entries[key] = replace(like.entries[key], form=partial(stored_array, values))
+    return replace(checkpoint, entries=entries, has_built_head=True)
 
 
 def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
@@ -54,18 +50,12 @@ def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
     prefix = "text." if is_custom else ""
     with prefix_errors(checkpoint.source):
         if wanted == "timm":
-            formed = _form_timm(checkpoint, like, layout, prefix)
+            entries = _form_timm(checkpoint, like, layout, prefix)
         else:
-            formed = _form_plain(checkpoint, layout, prefix)
-    entries = {}
-    lazy = {}
-    for name, (entry, form) in formed.items():
-        entries[name] = entry
-        lazy[name] = form
+            entries = _form_plain(checkpoint, layout, prefix)
     note = f"{checkpoint.source}: is converted to the layout of {wanted}, like {like.source}"
-    return DerivedCheckpoint.of(
+    return replace(
         checkpoint,
-        lazy,
         entries=entries,
         config=like.config,
         family=like.family,
@@ -86,22 +76,18 @@ def _form_plain(checkpoint: Checkpoint, layout: Layout, prefix: str) -> _Formed:
 
 def _form_timm(checkpoint: Checkpoint, like: Checkpoint, layout: Layout, prefix: str) -> _Formed:
     """The tensors of the vision tower in timm's layout, in the shapes that they have there."""
-    formed: _Formed = {}
+    formed = checkpoint.entries
     if layout == "transformers":
         formed = _form_plain(checkpoint, layout, prefix)
-    else:
-        for key, entry in checkpoint.entries.items():
-            read = partial(checkpoint.array, key)
-            formed[key] = entry, LazyTensor((key,), read)
     renamed: _Formed = {}
-    for key, (entry, lazy) in formed.items():
+    for key, entry in formed.items():
         name = timm_name(key)
         if name is None:
             continue
         other = like.entries.get(name, entry)
         if other.size == entry.size:  # but for leading dimensions of one
             entry = replace(entry, shape=other.shape)
-        renamed[name] = entry, lazy
+        renamed[name] = entry
     return renamed
 
 
@@ -124,8 +110,7 @@ def _form_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Formed
         shape = shape[::-1]
     elif names == ("logit_scale",) and first.size == 1:  # with or without a dimension
         shape = ()
-    entry = replace(first, shape=shape)
-    return {names[0]: (entry, LazyTensor(keys, read))}
+    return {names[0]: replace(first, shape=shape, form=read)}
 
 
 def _split(checkpoint: Checkpoint, key: str, names: Names) -> _Formed:
@@ -137,7 +122,7 @@ def _split(checkpoint: Checkpoint, key: str, names: Names) -> _Formed:
     for number, name in enumerate(names):
         start = number * entry.size
         read = partial(checkpoint.array, key, start, start + entry.size)
-        formed[name] = entry, LazyTensor((key,), read)
+        formed[name] = replace(entry, form=read)
     return formed
 
 

@@ -20,7 +20,6 @@ from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle,
 from clipmerge.files.side_files import SIDE_FILES, read_side_json
 
 if TYPE_CHECKING:
-    from clipmerge.checkpoint.derived import LazyTensor
     from clipmerge.hub import Snapshot
 
 _INDICES = (".safetensors.index.json", ".bin.index.json")
@@ -179,14 +178,12 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
     files = _shards(path) if is_index else (path,)
     states = {file: file_state(file) for file in files}
     entries: dict[str, TensorEntry] = {}
-    lazy: dict[str, LazyTensor] = {}
     notes: list[str] = []
     for file in files:
         if file.suffix != ".safetensors" and is_pickle(file):
             from clipmerge.checkpoint.state_dict import read_state_dict  # imports torch
 
-            formed, stored, part, about = read_state_dict(file, part)
-            lazy |= formed
+            stored, part, about = read_state_dict(file, part)
             notes += about
         else:
             stored = read_header(file)
@@ -205,7 +202,7 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
     # folders on the Hub may hold both layouts and both configurations
     config_name = OPEN_CLIP_CONFIG if layout_of(chosen) == "open-clip" else "config.json"
     config = read_side_json(path.parent, config_name)
-    checkpoint = Checkpoint(
+    return Checkpoint(
         source=source,
         revision=None,
         folder=path.parent,
@@ -217,12 +214,6 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
         sharded=is_index,
         notes=tuple(notes),
     )
-    if not lazy:
-        return checkpoint
-    from clipmerge.checkpoint.derived import DerivedCheckpoint
-
-    formed = {name: lazy[key] for name, key in keys.items() if key in lazy}
-    return DerivedCheckpoint.of(checkpoint, formed)
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
-from clipmerge.files.hashes import FileState, changed_error, remembered_sha256, require_unchanged
+from clipmerge.files.hashes import FileState, remembered_sha256, require_unchanged
 from clipmerge.files.safetensors import STORED, Array, TensorEntry
 from clipmerge.types import Json, Names
 
@@ -53,26 +53,24 @@ class Checkpoint:
     stored: Checkpoint | None = field(default=None, repr=False, compare=False)
     # open_clip's name of the architecture, where it was named for weights without a configuration
     architecture: str | None = None
-    _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False, compare=False)
-    _hashes: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _latest: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _hashes: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Read a run of one tensor's elements in memory order, without torch: 1-D, bfloat16 as its
         bits (uint16).
 
-        The values may be views of the file: never write to them.
+        The values may be views of the file: never write to them. The latest tensor stays mapped.
         """
-        entry = self.entries[key]
-        dtype = np.dtype(STORED[entry.dtype])
-        stop = entry.size if stop is None else stop
-        if stop <= start:
-            return np.empty(0, dtype)
-        offset = entry.begin + start * dtype.itemsize
-        mapped = self._map(entry.file)
-        count = stop - start
-        view = np.frombuffer(mapped, dtype, count, offset)
+        values = self._latest.get(key)
+        if values is None:  # several threads may get here, each with its own key
+            self._latest.clear()  # before the next one is formed, so that there are never two
+            form = self.entries[key].form
+            values = self._map(key) if form is None else form()
+            self._latest[key] = values
+        run = values[start:stop]
         # tensors are unaligned if the header is not padded
-        return view if view.flags.aligned else view.copy()
+        return run if run.flags.aligned else run.copy()
 
     def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
         """View `array` as a torch tensor: in the tensor's own shape, or 1-D for a run of its
@@ -87,34 +85,19 @@ class Checkpoint:
             return view.view(self.entries[key].shape)
         return view
 
-    def release(self, key: str) -> None:
-        """Release a tensor's mapped pages; the system maps them again if the tensor is read
-        again.
-        """
+    def _map(self, key: str) -> Array:
+        """Map one tensor; its memory is released with the last view of it."""
         entry = self.entries[key]
-        page = mmap.PAGESIZE
-        begin = -(-entry.begin // page) * page
-        end = entry.end // page * page
-        length = end - begin
-        mapped = self._maps.get(entry.file)
-        # absent on Windows
-        if mapped is not None and length > 0 and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED, begin, length)
-
-    def _map(self, file: Path) -> mmap.mmap:
-        mapped = self._maps.get(file)
-        if mapped is None:
-            try:
-                with file.open("rb") as handle:
-                    mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:  # ValueError: it is now empty
-                require_unchanged(self.states)
-                raise CheckpointError(f"{file}: cannot be read any more ({error})") from None
-            require_unchanged(self.states)
-            self._maps[file] = mapped
-        if mapped.size() < len(mapped):  # reading it would end the process by a fault
-            raise changed_error(file)
-        return mapped
+        dtype = np.dtype(STORED[entry.dtype])
+        if not entry.size:
+            return np.empty(0, dtype)
+        require_unchanged({entry.file: self.states[entry.file]})
+        before = entry.begin % mmap.ALLOCATIONGRANULARITY
+        first = entry.begin - before
+        length = entry.end - first
+        with entry.file.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=first)
+        return np.frombuffer(mapped, dtype, entry.size, before)
 
     def provenance(self, *, hashed: bool = True) -> Json:
         """Describe this checkpoint for records: ``{source, revision, files: {name: sha256}}``, each
@@ -122,17 +105,22 @@ class Checkpoint:
         """
         require_unchanged(self.states)
         for file in self.files if hashed else ():
-            if file.name in self._hashes:
-                continue
-            try:
+            if file.name not in self._hashes:
                 self._hashes[file.name] = remembered_sha256(file)
-            except (OSError, ValueError) as error:
-                # ValueError: shorter than when it was opened
-                require_unchanged(self.states)
-                raise CheckpointError(f"{file}: cannot be read any more ({error})") from None
         require_unchanged(self.states)
         files = {file.name: self._hashes.get(file.name) for file in self.files}
         return {"source": self.source, "revision": self.revision, "files": files}
+
+
+def stored_array(values: Tensor) -> Array:
+    """A tensor in the form of `Checkpoint.array`: 1-D, bfloat16 as its bits."""
+    import torch
+
+    flat = values.detach().flatten()
+    if flat.dtype == torch.bfloat16:
+        bits: Array = flat.view(torch.int16).numpy()
+        return bits.view(np.uint16)
+    return np.asarray(flat.numpy())
 
 
 @contextlib.contextmanager

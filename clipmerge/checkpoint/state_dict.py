@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipmerge.checkpoint.derived import LazyTensor, stored_array
+from clipmerge.checkpoint.source import stored_array
 from clipmerge.errors import CheckpointError, shorten
-from clipmerge.files.safetensors import FLOATS, SAFETENSORS_NAME, Array, TensorEntry
+from clipmerge.files.safetensors import FLOATS, SAFETENSORS_NAME, TensorEntry
 
 # Keys under which training scripts store the model's weights, in order of preference.
 _INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
@@ -40,12 +40,13 @@ _HARMLESS: list[Any] = [
     (_SCALAR, "numpy.core.multiarray.scalar"),
     (_SCALAR, "numpy._core.multiarray.scalar"),
 ]
-_Read = tuple[dict[str, LazyTensor], dict[str, TensorEntry], str | None, list[str]]
 
 
-def read_state_dict(file: Path, part: str | None = None) -> _Read:
-    """Map the tensors of a file written by ``torch.save``: how each is read, its entry, what is
-    left of the name of a part, and notes for the user.
+def read_state_dict(
+    file: Path, part: str | None = None
+) -> tuple[dict[str, TensorEntry], str | None, list[str]]:
+    """Map the tensors of a file written by ``torch.save``: their entries, what is left of the name
+    of a part, and notes for the user.
     """
     loaded = load_torch_file(file)
     if part is not None:
@@ -53,14 +54,10 @@ def read_state_dict(file: Path, part: str | None = None) -> _Read:
     loaded, path, others = _find_weights(loaded)
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{file}: holds a {type(loaded).__name__}, not a state_dict")
-    lazy = {}
     entries = {}
     for key, value in loaded.items():
         if isinstance(value, Tensor):
-            name = str(key)
-            entries[name] = _entry(file, name, value)
-            read = partial(_flat_array, value)
-            lazy[name] = LazyTensor((), read)
+            entries[str(key)] = _entry(file, str(key), value)
     if not entries:
         raise CheckpointError(
             f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but"
@@ -73,7 +70,7 @@ def read_state_dict(file: Path, part: str | None = None) -> _Read:
             f"{file}: the weights are those under {path}; {shorten(others)} holds some too"
             f" ({file.name}#{others[0]} takes them)"
         )
-    return lazy, entries, part, notes
+    return entries, part, notes
 
 
 def _find_weights(loaded: Any) -> tuple[Any, str, list[str]]:
@@ -122,12 +119,6 @@ def load_torch_file(file: Path) -> Any:
         ) from None
 
 
-def _flat_array(tensor: Tensor) -> Array:
-    """View a tensor, or copy one in another order: one copy per run would take quadratic time."""
-    flat = tensor.detach().contiguous().flatten()
-    return stored_array(flat)
-
-
 def _look_up(loaded: Any, part: str) -> tuple[Any, str | None]:
     """What lies under a name, which may itself hold dots, and what of it names no dictionary but
     begins keys of the weights.
@@ -150,5 +141,5 @@ def _entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:
             f"{file}: {key} is a {tensor.layout} tensor of {name}; clipmerge merges plain tensors"
             f" of {', '.join(sorted(FLOATS))}. Dequantise the checkpoint first"
         )
-    shape = tuple(tensor.shape)
-    return TensorEntry(file, dtype, shape, begin=0, end=0)
+    form = partial(stored_array, tensor)
+    return TensorEntry(file, dtype, tuple(tensor.shape), begin=0, end=0, form=form)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,15 @@ _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Type and place of one tensor."""
+    """Type and place of one tensor, or how it is formed."""
 
     file: Path
     dtype: str  # safetensors dtype, such as ``F32``
     shape: Shape
     begin: int  # first byte, counted from the start of the file
     end: int  # one past the last byte
+    # how its elements are formed, 1-D, if they do not stand in the file as they are needed
+    form: Callable[[], Array] | None = field(default=None, repr=False, compare=False)
 
     @property
     def size(self) -> int:

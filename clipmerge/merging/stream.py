@@ -288,6 +288,3 @@ def _copy(
         np.copyto(out, narrow(values, dtype))
     else:
         raise _overflow_error(name, dtype)
-    if stop == entry.size:
-        for source, source_key in (holder, *others):
-            source.release(source_key)

@@ -342,7 +342,6 @@ def test_runs_of_elements_are_those_of_the_whole(pair: Folders, tmp_path: Path) 
     for name in inputs.zeroshot_keys:
         whole = inputs.theta_1(name).flatten()
         assert torch.equal(inputs.theta_1(name, 0, len(whole) // 2), whole[: len(whole) // 2])
-        inputs.release(name)
         assert torch.equal(
             inputs.theta_1(name, len(whole) // 2, len(whole)), whole[len(whole) // 2 :]
         )

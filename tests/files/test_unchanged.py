@@ -1,8 +1,6 @@
 """Inputs that are overwritten, replaced or truncated while they are read give one line, with
 nothing left behind."""
 
-import os
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,9 +26,7 @@ def removed(file: Path) -> None:
 
 @pytest.mark.parametrize("change", [overwritten, removed])
 def test_an_input_that_changes_meanwhile_is_reported(
-    copies: tuple[Path, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    change: Callable[[Path], None],
+    copies: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
 ) -> None:
     zeroshot, finetuned = copies
     written: Any = output_folder.write_safetensors
@@ -50,27 +46,14 @@ def test_an_input_that_changes_meanwhile_is_reported(
     assert {path.name for path in output.parent.iterdir()} == {zeroshot.name, finetuned.name}
 
 
-def test_an_input_that_cannot_be_opened_again_is_reported(copies: tuple[Path, Path]) -> None:
-    """Another process has removed it, or this one has as many files open as it may."""
+def test_an_input_that_was_removed_is_reported(copies: tuple[Path, Path]) -> None:
     found = open_checkpoint(str(copies[0]))
-    most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    unused = os.dup(0)
-    os.close(unused)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (unused, hard))
-    try:
-        for read in (lambda: found.array("logit_scale"), found.provenance):
-            with pytest.raises(
-                CheckpointError,
-                match=r"zeroshot.*: cannot be read any more \(.*Too many open files",
-            ):
-                read()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     removed(copies[0] / "model.safetensors")
-    with pytest.raises(
-        CheckpointError, match="changed while it was read, or could not be read to its end"
-    ):
-        found.array("logit_scale")
+    for read in (lambda: found.array("logit_scale"), found.provenance):
+        with pytest.raises(
+            CheckpointError, match="changed while it was read, or could not be read to its end"
+        ):
+            read()
 
 
 def test_an_input_that_is_cut_short_is_reported(tmp_path: Path) -> None:
@@ -83,7 +66,7 @@ def test_an_input_that_is_cut_short_is_reported(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"x\.safetensors: changed while it was read, or could not be read to"
     ):
-        found.array("a.weight")
+        found.array("b.weight")
     with pytest.raises(CheckpointError, match=r"x\.safetensors: changed while it was read"):
         found.provenance(hashed=False)
 
