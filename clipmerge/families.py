@@ -11,6 +11,7 @@ part; an unknown one is a layer named after the module.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -22,18 +23,9 @@ from clipmerge.types import Json, Names
 Layout = Literal["transformers", "open-clip", "timm"]
 
 
-def layout_of(keys: Iterable[str]) -> Layout:
-    """Recognise the layout of a file's keys.
-
-    Example:
-        >>> layout_of(["visual.conv1.weight"]), layout_of(["visual_projection.weight"])
-        ('open-clip', 'transformers')
-    """
-    names = set(keys)
-    if any(name.startswith("visual.") or ".resblocks." in name for name in names):
-        return "open-clip"
-    is_timm = names >= {"cls_token", "pos_embed", "patch_embed.proj.weight"}
-    return "timm" if is_timm else "transformers"
+def is_open_clip(keys: Iterable[str]) -> bool:
+    """Whether keys are in OpenCLIP's layout."""
+    return any(key.startswith("visual.") or ".resblocks." in key for key in keys)
 
 
 # What a model of transformers has beside its towers.
@@ -47,6 +39,7 @@ class Family:
 
     Attributes:
         name: Name in messages.
+        layout: Layout of its keys.
         model_type: ``model_type`` in a config, if it has one; a tower's ends with ``_vision_model``
             or ``_text_model``.
         marks: Parts of keys that tell the family where there is no config: all of them occur.
@@ -61,6 +54,7 @@ class Family:
     """
 
     name: str
+    layout: Layout = "transformers"
     model_type: str | None = None
     marks: Names = ()
     renames: tuple[tuple[str, str], ...] = ()
@@ -78,8 +72,7 @@ class Family:
         """
         prefix = ""
         if self.model_type and not any(key.startswith(_TOWERS) for key in keys):
-            is_text = any("token_embedding" in key or "word_embedding" in key for key in keys)
-            prefix = "text_model." if is_text else "vision_model."
+            prefix = _prefix_of_tower(keys)
         named: dict[str, str] = {}
         for key in keys:
             name = key if key.startswith(_AROUND) else prefix + key
@@ -91,6 +84,12 @@ class Family:
                 )
             named[name] = key
         return named
+
+
+def _prefix_of_tower(keys: Iterable[str]) -> str:
+    """What the keys of a tower that was saved alone have before them in a whole model."""
+    is_text = any("token_embedding" in key or "word_embedding" in key for key in keys)
+    return "text_model." if is_text else "vision_model."
 
 
 def tower_of(layers: Iterable[str]) -> str:
@@ -136,6 +135,7 @@ SIGLIP = Family(
 #: ViT, ResNet and timm vision towers, its own and Hugging Face's text towers, CoCa.
 OPEN_CLIP = Family(
     name="OpenCLIP",
+    layout="open-clip",
     renames=(
         # its own text tower may be separate, under ``text.``, with the same parameters
         (
@@ -153,6 +153,7 @@ OPEN_CLIP = Family(
 #: Image towers of timm, such as ``vit_base_patch32_clip_224``, with their heads.
 TIMM = Family(
     name="timm",
+    layout="timm",
     renames=((r"^(?:head\.fc|head|fc)\.(?=weight$|bias$)", "classifier."),),
     model="headed_tower",
 )
@@ -220,25 +221,31 @@ FAMILIES = (
 )
 
 
+_TIMM_KEYS = {"cls_token", "pos_embed", "patch_embed.proj.weight"}
+_BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}
+
+
 def family_of(config: Json | None, keys: Collection[str], source: str) -> Family:
-    """Recognise a checkpoint's family by the layout of its keys, the config's ``model_type``, or
-    parts of keys.
+    """Recognise a checkpoint's family by its keys, or by the config's ``model_type``.
+
+    Example:
+        >>> family_of(None, ["visual.conv1.weight"], "here").name
+        'OpenCLIP'
     """
-    layout = layout_of(keys)
-    if layout == "open-clip":
+    if is_open_clip(keys):
         return OPEN_CLIP
     stated = config or {}
-    if layout == "timm" or "pretrained_cfg" in stated:
+    if "pretrained_cfg" in stated or set(keys) >= _TIMM_KEYS:
         return TIMM
     model_type = stated.get("model_type")
     if model_type is None:
         return _family_by_marks(keys)
     whole = str(model_type).removesuffix("_vision_model").removesuffix("_text_model")
-    for family in FAMILIES:
-        if family.model_type == whole:
-            return family
-    known = ", ".join(family.name for family in FAMILIES)
-    raise CheckpointError(f"{source}: is a '{model_type}' checkpoint; clipmerge merges {known}")
+    family = _BY_MODEL_TYPE.get(whole)
+    if family is None:
+        known = ", ".join(family.name for family in FAMILIES)
+        raise CheckpointError(f"{source}: is a '{model_type}' checkpoint; clipmerge merges {known}")
+    return family
 
 
 def _family_by_marks(keys: Collection[str]) -> Family:
@@ -250,27 +257,16 @@ def _family_by_marks(keys: Collection[str]) -> Family:
     return CLIP
 
 
-# Starts of names, and the tower or layer that they are in.
-_WHOLE = (
-    ("logit_scale", "logit_scale"),
-    ("temperature", "logit_scale"),  # ALIGN's
-    ("logit_bias", "logit_bias"),
-    ("classifier.", HEAD),
-    ("classification_head.", HEAD),
-    ("visual_projection.", "vision.projection"),
-    ("vision_model.head.", "vision.pooler"),  # of SigLIP
-    ("text_projection", "text.projection"),
+# Patterns of names, and the tower or the layer outside the towers that they are in.
+_PLACES = (
+    (r"^(?:logit_scale|temperature)", "logit_scale"),  # the second is ALIGN's
+    (r"^logit_bias", "logit_bias"),
+    (r"^class(?:ifier|ification_head)\.", HEAD),
+    (r"^vision_model\.head\.", "vision.pooler"),  # of SigLIP
+    (r"^text_decoder\.", "decoder"),
+    (r"^(?:text[_.]|transformer\.|token_emb|positional_embedding|cls_emb|ln_final\.)", "text"),
 )
-_TOWER_STARTS = (
-    ("text_decoder.", "decoder"),
-    ("text_model.", "text"),
-    ("text.", "text"),
-    ("transformer.", "text"),
-    ("token_embedding.", "text"),
-    ("positional_embedding", "text"),
-    ("cls_emb", "text"),
-    ("ln_final.", "text"),
-)
+_TOWERS_OF_BLOCKS = ("vision", "text", "decoder")
 # The numbers of a block: of a stage and of a block in it, or of a block alone.
 _BLOCK = re.compile(
     r"(?:^|\.)(?:layers?|blocks?|resblocks|stages|cross_attn)\.?(\d+)"
@@ -279,14 +275,17 @@ _BLOCK = re.compile(
 # What makes patches of an image, with blocks of its own in hybrid towers.
 _STEM = re.compile(r"(?:(?:visual|vision_model)\.)?(?:trunk\.)?(?:patch_embed|stem)\.")
 # Words of a path in a block: attention with the norm before it, and MLP likewise.
-_ATTENTION = re.compile(
-    r"attn|attention|(?:ln|norm|ls)_?1|gamma_1|layer_?scale_?1|layernorm_before|sa_layer_norm",
-    re.IGNORECASE,
-)
-_MLP = re.compile(
-    r"mlp|(?:ln|norm|ls)_?[23]|gamma_2|layer_?scale_?2|layernorm_after|intermediate|output|dense"
-    r"|fc[12]|ffn|lin[12]|final_layer_norm",
-    re.IGNORECASE,
+_HALVES = (
+    (
+        r"(?i)attn|attention|(?:ln|norm|ls)_?1|gamma_1|layer_?scale_?1|layernorm_before"
+        r"|sa_layer_norm",
+        "attn",
+    ),
+    (
+        r"(?i)mlp|(?:ln|norm|ls)_?[23]|gamma_2|layer_?scale_?2|layernorm_after|intermediate|output"
+        r"|dense|fc[12]|ffn|lin[12]|final_layer_norm",
+        "mlp",
+    ),
 )
 # Modules outside the blocks that only hold others: the towers, and what they are made of.
 _CONTAINERS = re.compile(
@@ -312,15 +311,13 @@ def layers_of(names: Iterable[str]) -> dict[str, str]:
         ['vision.0.conv', 'vision.1.conv', 'vision.projection']
     """
     places = {name: _place(name) for name in names}
-    blocks: dict[str, set[tuple[int, ...]]] = {}
-    for tower, numbers, _ in places.values():
-        if numbers:
-            blocks.setdefault(tower, set()).add(numbers)
+    blocks = {(tower, numbers) for tower, numbers, _ in places.values() if numbers}
+    staged = {tower for tower, numbers in blocks if len(numbers) > 1}
     depths = {}
-    for tower, found in blocks.items():
-        in_stages = max(map(len, found)) > 1
-        for rank, numbers in enumerate(sorted(found)):
-            depths[tower, numbers] = rank if in_stages else numbers[0]
+    ranks = Counter[str]()
+    for tower, numbers in sorted(blocks):
+        depths[tower, numbers] = ranks[tower] if tower in staged else numbers[0]
+        ranks[tower] += 1
     layers = {}
     for name, (tower, numbers, part) in places.items():
         place = f"{tower}.{depths[tower, numbers]}" if numbers else tower
@@ -330,25 +327,22 @@ def layers_of(names: Iterable[str]) -> dict[str, str]:
 
 def _place(name: str) -> tuple[str, tuple[int, ...], str]:
     """The tower of a parameter, the numbers of its block if it is in one, and its part."""
-    for start, layer in _WHOLE:
-        if name.startswith(start):
-            return layer, (), ""
-    tower = "vision"
-    for start, other in _TOWER_STARTS:
-        if name.startswith(start):
-            tower = other
-            break
+    place = _look_up(name, _PLACES, "vision")
+    if place not in _TOWERS_OF_BLOCKS:
+        return place, (), ""
     block = None if _STEM.match(name) else _BLOCK.search(name)
-    if block:
-        numbers = tuple(int(number) for number in block.groups() if number)
-        rest = name[block.end() :]
-        if "cross_attn" in block[0]:
-            return tower, numbers, "cross"
-        if _ATTENTION.search(rest):
-            return tower, numbers, "attn"
-        return tower, numbers, "mlp" if _MLP.search(rest) else "conv"
-    module, _, _ = _CONTAINERS.sub("", name).partition(".")
-    for pattern, part in _PARTS:
-        if re.search(pattern, module):
-            return tower, (), part
-    return tower, (), module
+    if block is None:
+        module, _, _ = _CONTAINERS.sub("", name).partition(".")
+        return place, (), _look_up(module, _PARTS, module)
+    numbers = tuple(map(int, filter(None, block.groups())))
+    if "cross_attn" in block[0]:
+        return place, numbers, "cross"
+    return place, numbers, _look_up(name[block.end() :], _HALVES, "conv")
+
+
+def _look_up(text: str, patterns: tuple[tuple[str, str], ...], otherwise: str) -> str:
+    """The word beside the first pattern that a text has."""
+    for pattern, word in patterns:
+        if re.search(pattern, text):
+            return word
+    return otherwise

@@ -15,7 +15,6 @@ import numpy as np
 
 from clipmerge.checkpoint.source import Checkpoint, stored_array
 from clipmerge.errors import CheckpointError, shorten
-from clipmerge.families import layout_of
 from clipmerge.files.safetensors import TensorEntry
 from clipmerge.files.side_files import read_side_json
 from clipmerge.types import Json
@@ -37,7 +36,7 @@ def apply_adapter(base: Checkpoint | None, adapter: Path, source: str) -> Checkp
     config = read_side_json(adapter, CONFIG)
     if config is None:
         raise CheckpointError(f"{source}: has no {CONFIG} beside the adapter; copy it there")
-    if base.config is None or layout_of(base.entries) != "transformers":
+    if base.config is None or base.family.layout != "transformers":
         raise CheckpointError(
             f"{source}: is an adapter, which peft merges into a folder of transformers, and"
             f" {base.source} is none; {_MERGE_IT}"

@@ -8,7 +8,6 @@ numbered by chance. Which of two related models came first is asked of images, n
 
 from __future__ import annotations
 
-import filecmp
 import math
 import re
 import sys
@@ -21,7 +20,7 @@ import numpy as np
 
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.errors import CheckpointError
-from clipmerge.families import Family, is_index_buffer, layers_of, layout_of, tower_of
+from clipmerge.families import Family, is_index_buffer, layers_of, tower_of
 from clipmerge.files.safetensors import Array, TensorEntry
 from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.layers import HEAD, network_order
@@ -70,10 +69,7 @@ class Inputs:
         for name in sorted(self.zeroshot_keys):
             layer = self.layer_of[name]
             groups.setdefault(layer, []).append(name)
-        layers = {}
-        for layer in sorted(groups, key=network_order):
-            layers[layer] = tuple(groups[layer])
-        return layers
+        return {layer: tuple(groups[layer]) for layer in sorted(groups, key=network_order)}
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -83,20 +79,12 @@ class Inputs:
     @cached_property
     def tower(self) -> str:
         """The towers that the fine-tuned checkpoints hold: ``full``, ``vision`` or ``text``."""
-        towers = set()
-        for keys in self.finetuned_keys:
-            layers = {self.layer_of[name] for name in keys}
-            towers.add(tower_of(layers))
-        if len(towers) > 1 or not towers:
-            return "full"
-        return towers.pop()
+        return tower_of(self.layer_of[name] for keys in self.finetuned_keys for name in keys)
 
     @cached_property
     def is_partial(self) -> bool:
         """Whether the fine-tuned checkpoints are one tower of a full zero-shot model."""
-        if self.tower == "full":
-            return False
-        return tower_of(self.layers) == "full"
+        return self.tower != "full" and tower_of(self.layers) == "full"
 
     @cached_property
     def keeps_head(self) -> bool:
@@ -139,11 +127,8 @@ class Inputs:
     @cached_property
     def output_keys(self) -> dict[str, str]:
         """Keys in the output by canonical name: those of `layout` where it has the parameter."""
-        theirs = self.finetuned_keys[0]
-        keys = theirs | self.zeroshot_keys
-        if self.layout is self.zeroshot:
-            return keys
-        return keys | theirs
+        ours, theirs = self.zeroshot_keys, self.finetuned_keys[0]
+        return theirs | ours if self.layout is self.zeroshot else ours | theirs
 
     def expects(self, name: str) -> bool:
         """Whether the fine-tuned checkpoints must hold a zero-shot parameter, even if they are one
@@ -216,27 +201,21 @@ def pair_keys(
 ) -> Inputs:
     """Match keys by canonical name, in the layout of the first fine-tuned checkpoint."""
     checkpoints = [zeroshot, *finetuned]
-    if len({layout_of(checkpoint.entries) for checkpoint in checkpoints}) > 1:
+    if len({one.family.layout for one in checkpoints}) > 1:
         from clipmerge.checkpoint.converted import convert_checkpoint
 
         checkpoints = [convert_checkpoint(one, finetuned[0]) for one in checkpoints]
     # those without a config have the family of the others
     known = [one for one in checkpoints if one.config is not None] or checkpoints
     family = known[0].family
-    keys = []
-    names: dict[str, str] = {}
-    notes: list[str] = []
-    for checkpoint in checkpoints:
-        if checkpoint in known and checkpoint.family is not family:
+    for other in known:
+        if other.family is not family:
             raise CheckpointError(
-                f"{checkpoint.source} is a {checkpoint.family.name} checkpoint and"
-                f" {known[0].source} a {family.name} one; models of different families do not"
-                " merge. Give the base that was fine-tuned"
+                f"{other.source} is a {other.family.name} checkpoint and {known[0].source} a"
+                f" {family.name} one; models of different families do not merge. Give the base that"
+                " was fine-tuned"
             )
-        found = family.by_canonical_name(checkpoint.entries, checkpoint.source)
-        keys.append(found)
-        names |= found
-        notes += checkpoint.notes
+    keys = [family.by_canonical_name(one.entries, one.source) for one in checkpoints]
     first, *others = checkpoints
     return Inputs(
         family=family,
@@ -244,10 +223,10 @@ def pair_keys(
         finetuned=tuple(others),
         zeroshot_keys=keys[0],
         finetuned_keys=tuple(keys[1:]),
-        layer_of=layers_of(names),
+        layer_of=layers_of(name for found in keys for name in found),
         missing=missing,
         dtype=dtype,
-        notes=notes,
+        notes=[note for one in checkpoints for note in one.notes],
     )
 
 
@@ -255,26 +234,26 @@ def are_alike(inputs: Inputs) -> bool:
     """Whether all checkpoints have the same parameters, of the same shapes and dtypes, and the same
     configuration, processor and tokenizer beside them.
     """
-    zeroshot = inputs.zeroshot
+    zeroshot, *finetuned = inputs.checkpoints
     if zeroshot.config is None or zeroshot.stored:
         return False
-    for holders in inputs.holders.values():
-        if len(holders) <= len(inputs.finetuned):
-            return False
-        entries = [checkpoint.entries[key] for checkpoint, key in holders]
-        kinds = {(entry.shape, entry.dtype) for entry in entries}
-        if len(kinds) > 1:
-            return False
-    for finetuned in inputs.finetuned:
-        if finetuned.config != zeroshot.config:
-            return False
-        for name in (*PROCESSORS, *VOCABULARIES):
-            ours, theirs = zeroshot.folder / name, finetuned.folder / name
-            if ours.is_file() != theirs.is_file():
-                return False
-            if ours.is_file() and not filecmp.cmp(ours, theirs, shallow=False):
-                return False
-    return True
+    ours = _facts(zeroshot, inputs.zeroshot_keys)
+    theirs = map(_facts, finetuned, inputs.finetuned_keys)
+    return all(ours == facts for facts in theirs)
+
+
+def _facts(checkpoint: Checkpoint, keys: dict[str, str]) -> tuple[object, ...]:
+    """What is known of a checkpoint without its weights."""
+    tensors = {}
+    for name, key in keys.items():
+        entry = checkpoint.entries[key]
+        tensors[name] = entry.shape, entry.dtype
+    beside = {}
+    for name in (*PROCESSORS, *VOCABULARIES):
+        file = checkpoint.folder / name
+        if file.is_file():
+            beside[name] = file.read_bytes()
+    return checkpoint.config, tensors, beside
 
 
 def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
@@ -285,23 +264,19 @@ def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
         return {}
     cosines: dict[str, list[float]] = {}
     for name in filter(inputs.merges, inputs.zeroshot_keys):
+        entry = inputs.zeroshot_entry(name)
         tower, _, rest = inputs.layer_of[name].partition(".")
-        shape = inputs.zeroshot_entry(name).shape
         # a head, outside both towers, may have been built anew
-        if not rest or len(shape) < 2 or math.prod(shape) < _LEAST:
+        if not rest or len(entry.shape) < 2 or entry.size < _LEAST:
             continue
         holders = inputs.holders[name]
         theta_0 = _first_values(holders[0])
         theta_1 = _first_values(holders[which + 1])
         with np.errstate(all="ignore"):  # NaN and Inf are refused where they are merged
             # sums in this thread: a BLAS's threads would spin, waiting for others
-            product = float((theta_0 * theta_1).sum())
-            ours = float((theta_0 * theta_0).sum())
-            theirs = float((theta_1 * theta_1).sum())
-        length = ours * theirs
-        # an empty or a broken matrix is no evidence
-        if 0 < length < math.inf:
-            cosine = product / math.sqrt(length)
+            lengths = (theta_0 * theta_0).sum() * (theta_1 * theta_1).sum()
+            cosine = float((theta_0 * theta_1).sum() / np.sqrt(lengths))
+        if math.isfinite(cosine):  # an empty or a broken matrix is no evidence
             cosines.setdefault(tower, []).append(cosine)
     return {tower: median(values) for tower, values in cosines.items()}
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
 from clipmerge.errors import CheckpointError, did_you_mean
-from clipmerge.families import layout_of
 from clipmerge.files import replace_bytes, user_cache
 from clipmerge.types import Json
 
@@ -22,7 +21,7 @@ def with_architecture(checkpoint: Checkpoint, model: str) -> Checkpoint:
     """
     if checkpoint.config is not None:
         return checkpoint
-    if layout_of(checkpoint.entries) != "open-clip":
+    if checkpoint.family.layout != "open-clip":
         raise CheckpointError(
             f"{checkpoint.source}: `model` {model} describes weights in OpenCLIP's layout, and"
             " these have another one; put the config.json of their model beside them"

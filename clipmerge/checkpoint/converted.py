@@ -13,7 +13,7 @@ import numpy as np
 from clipmerge.checkpoint.layout_keys import Match, match_keys, timm_name
 from clipmerge.checkpoint.source import Checkpoint, prefix_errors, stored_array
 from clipmerge.errors import CheckpointError
-from clipmerge.families import Layout, layout_of
+from clipmerge.families import Layout
 from clipmerge.files.safetensors import Array, TensorEntry
 from clipmerge.types import Names
 
@@ -37,8 +37,8 @@ def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
     """View a plain ViT CLIP in the layout of another checkpoint, with its configuration and side
     files, which describe the same model.
     """
-    layout = layout_of(checkpoint.entries)
-    wanted = layout_of(like.entries)
+    layout = checkpoint.family.layout
+    wanted = like.family.layout
     if layout == wanted:
         return checkpoint
     if layout == "timm":

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, prefix_errors
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
 from clipmerge.errors import CheckpointError, did_you_mean, shorten
-from clipmerge.families import family_of, layout_of
+from clipmerge.families import family_of, is_open_clip
 from clipmerge.files import IN_MEMORY, is_plain_name, local_path, split_part
 from clipmerge.files.hashes import file_state
 from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header
@@ -53,20 +53,15 @@ def open_checkpoints(names: Sequence[str], *, model: str | None = None) -> list[
     downloaded.
     """
     snapshots = [_find(name) for name in names]
-    zeroshot = open_checkpoint(names[0], model=model, snapshot=snapshots[0])
-    opened = [zeroshot]
-    for name, snapshot in zip(names[1:], snapshots[1:], strict=True):
-        checkpoint = open_checkpoint(name, base=zeroshot, model=model, snapshot=snapshot)
-        opened.append(checkpoint)
+    opened: list[Checkpoint] = []
+    for name, snapshot in zip(names, snapshots, strict=True):
+        base = opened[0] if opened else None
+        opened.append(_open(name, snapshot, base, model))
     return opened
 
 
 def open_checkpoint(
-    source: str,
-    *,
-    base: Checkpoint | None = None,
-    model: str | None = None,
-    snapshot: Snapshot | None = None,
+    source: str, *, base: Checkpoint | None = None, model: str | None = None
 ) -> Checkpoint:
     """Open a folder, a file, an index of shards or a Hub id without reading weights.
 
@@ -74,11 +69,16 @@ def open_checkpoint(
         source: The checkpoint, or an adapter.
         base: The checkpoint that an adapter is applied to.
         model: open_clip's name of the architecture, if no configuration lies beside the weights.
-        snapshot: The commit of a Hub id, if it is known.
     """
+    return _open(source, _find(source), base, model)
+
+
+def _open(
+    source: str, snapshot: Snapshot | None, base: Checkpoint | None, model: str | None
+) -> Checkpoint:
+    """Open a checkpoint on disk, or that of a commit on the Hub."""
     address, part = split_part(source)
     path = local_path(address)
-    snapshot = snapshot or _find(source)
     if snapshot is not None:
         path = _download(snapshot)
     elif path.is_dir():
@@ -97,11 +97,11 @@ def open_checkpoint(
     if snapshot is not None:
         notes = (*snapshot.notes, *checkpoint.notes)
         checkpoint = replace(checkpoint, revision=snapshot.revision, notes=notes)
-    if model is None:
-        return checkpoint
-    from clipmerge.checkpoint.architecture import with_architecture
+    if model is not None:
+        from clipmerge.checkpoint.architecture import with_architecture
 
-    return with_architecture(checkpoint, model)
+        checkpoint = with_architecture(checkpoint, model)
+    return checkpoint
 
 
 def _find(name: str) -> Snapshot | None:
@@ -153,16 +153,21 @@ def _choose_weights(source: str, names: Sequence[str]) -> str:
         for name in _WEIGHTS:
             if folder + name in names:
                 return folder + name
-    others = []
+    return _only_weights(source, names)
+
+
+def _only_weights(source: str, names: Sequence[str]) -> str:
+    """The one file of weights of another name in a folder."""
+    found = []
     for name in sorted(names):
         is_of_weights = name.endswith((".safetensors", *PICKLE_SUFFIXES)) and "/" not in name
         if is_of_weights and not name.startswith(_NOT_WEIGHTS):
-            others.append(name)
-    if len(others) == 1:
-        return others[0]
-    if others:
+            found.append(name)
+    if len(found) == 1:
+        return found[0]
+    if found:
         raise CheckpointError(
-            f"{source}: has no {_WEIGHTS[0]} but {shorten(others)}; give the file you mean"
+            f"{source}: has no {_WEIGHTS[0]} but {shorten(found)}; give the file you mean"
         )
     raise CheckpointError(
         f"{source}: no weights in this folder, such as {_WEIGHTS[0]}; give the folder that"
@@ -173,8 +178,6 @@ def _choose_weights(source: str, names: Sequence[str]) -> str:
 def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
     """Open a file of weights, or an index of shards; ``part`` names what is meant in it."""
     is_index = path.name.endswith(_INDICES)
-    if path.suffix == ".json" and not is_index:
-        raise CheckpointError(f"{path}: holds no weights; give its folder, {path.parent}")
     files = _shards(path) if is_index else (path,)
     states = {file: file_state(file) for file in files}
     entries: dict[str, TensorEntry] = {}
@@ -183,24 +186,18 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
         if file.suffix != ".safetensors" and is_pickle(file):
             from clipmerge.checkpoint.state_dict import read_state_dict  # imports torch
 
-            stored, part, about = read_state_dict(file, part)
-            notes += about
+            stored, part = read_state_dict(file, part, notes)
         else:
             stored = read_header(file)
         entries |= stored
     if not entries:
         raise CheckpointError(f"{path}: holds no tensors; give a checkpoint with weights")
-    keys = {key: key for key in entries}
     if part is not None or not all(map(_PLAIN.fullmatch, entries)):
         from clipmerge.checkpoint.wrappers import unwrap
 
-        with prefix_errors(path):
-            keys, left_out = unwrap(entries, part)
-        if left_out is not None:
-            notes.append(f"{path}: {left_out}")
-    chosen = {name: entries[key] for name, key in keys.items()}
+        entries = unwrap(path, entries, part, notes)
     # folders on the Hub may hold both layouts and both configurations
-    config_name = OPEN_CLIP_CONFIG if layout_of(chosen) == "open-clip" else "config.json"
+    config_name = OPEN_CLIP_CONFIG if is_open_clip(entries) else "config.json"
     config = read_side_json(path.parent, config_name)
     return Checkpoint(
         source=source,
@@ -208,9 +205,9 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
         folder=path.parent,
         files=files,
         states=states,
-        entries=chosen,
+        entries=entries,
         config=config,
-        family=family_of(config, chosen, source),
+        family=family_of(config, entries, source),
         sharded=is_index,
         notes=tuple(notes),
     )

@@ -43,10 +43,10 @@ _HARMLESS: list[Any] = [
 
 
 def read_state_dict(
-    file: Path, part: str | None = None
-) -> tuple[dict[str, TensorEntry], str | None, list[str]]:
-    """Map the tensors of a file written by ``torch.save``: their entries, what is left of the name
-    of a part, and notes for the user.
+    file: Path, part: str | None, notes: list[str]
+) -> tuple[dict[str, TensorEntry], str | None]:
+    """Map the tensors of a file written by ``torch.save``: their entries, and what is left of the
+    name of a part; a note for the user is added.
     """
     loaded = load_torch_file(file)
     if part is not None:
@@ -64,13 +64,12 @@ def read_state_dict(
             f" {shorten(map(str, loaded)) or 'nothing'}; name what holds them (FILE#KEY), or"
             " save the state_dict alone: torch.save(model.state_dict(), FILE)"
         )
-    notes = []
     if others:
         notes.append(
             f"{file}: the weights are those under {path}; {shorten(others)} holds some too"
             f" ({file.name}#{others[0]} takes them)"
         )
-    return entries, part, notes
+    return entries, part
 
 
 def _find_weights(loaded: Any) -> tuple[Any, str, list[str]]:

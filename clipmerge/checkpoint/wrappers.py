@@ -5,10 +5,14 @@ put before its towers.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
 
+from clipmerge.checkpoint.source import prefix_errors
 from clipmerge.errors import CheckpointError, counted, shorten
 
+T = TypeVar("T")
 # Where a tower's part of a key begins, after whatever comes before it.
 _TOWER = re.compile(r"(?:^|\.)(?=(vision_model|text_model|visual)\.)")
 # Put into keys by wrappers of single modules: torch.compile, FSDP, checkpoints of activations.
@@ -44,34 +48,37 @@ _NOT_WHOLE = (
 )
 
 
-def unwrap(keys: Iterable[str], part: str | None = None) -> tuple[dict[str, str], str | None]:
-    """Keys of the file by the CLIP's own names, or by the names under the attribute ``part``; and a
-    note about what is left out, if anything is.
+def unwrap(
+    path: Path, tensors: Mapping[str, T], part: str | None, notes: list[str]
+) -> dict[str, T]:
+    """The tensors of the CLIP in a file by its own names, or those under the attribute ``part``; a
+    note says what is left out, if anything is.
     """
-    names = {key: key for key in keys if not _NOT_WEIGHTS.fullmatch(key)}
-    _refuse_not_whole(names)
-    if part is not None:
-        names = _take_part(names, part)
-    names = _without_wrappers(names)
-    prefixes = _prefixes_of(names)
-    found: dict[str, str] = {}
+    with prefix_errors(path):
+        names = {key: tensor for key, tensor in tensors.items() if not _NOT_WEIGHTS.fullmatch(key)}
+        _refuse_not_whole(names)
+        if part is not None:
+            names = _take_part(names, part)
+        names = _without_wrappers(names)
+        prefixes = _prefixes_of(names)
+    found: dict[str, T] = {}
     outside = []
-    for name, key in names.items():
+    for name, tensor in names.items():
         before = [prefix for prefix in prefixes if name.startswith(prefix)]
         if before:
-            found[name.removeprefix(before[0])] = key
+            found[name.removeprefix(before[0])] = tensor
         elif name.startswith(_HEAD):
-            found[name] = key
+            found[name] = tensor
         else:
             outside.append(name)
-    found = _without_remains(found)
-    if not outside:
-        return found, None
-    places = [prefix.removesuffix(".") for prefix in sorted(prefixes)]
-    under = " and ".join(places)
-    tensors = counted(len(outside), "tensor", "tensors")
-    note = f"the CLIP is what lies under {under}; {tensors} left out: {shorten(outside)}"
-    return found, note
+    if outside:
+        places = [prefix.removesuffix(".") for prefix in sorted(prefixes)]
+        under = " and ".join(places)
+        left = counted(len(outside), "tensor", "tensors")
+        notes.append(
+            f"{path}: the CLIP is what lies under {under}; {left} left out: {shorten(outside)}"
+        )
+    return _without_remains(found)
 
 
 def _refuse_not_whole(names: Iterable[str]) -> None:
@@ -82,13 +89,13 @@ def _refuse_not_whole(names: Iterable[str]) -> None:
             raise CheckpointError(f"holds {what} ({shorten(marked, 2)}); {way_out}")
 
 
-def _take_part(names: dict[str, str], part: str) -> dict[str, str]:
+def _take_part(names: dict[str, T], part: str) -> dict[str, T]:
     """The keys that lie under an attribute, without its name."""
     start = f"{part}."
     found = {}
-    for name, key in names.items():
+    for name, tensor in names.items():
         if name.startswith(start):
-            found[name.removeprefix(start)] = key
+            found[name.removeprefix(start)] = tensor
     if not found:
         firsts = dict.fromkeys(name.partition(".")[0] for name in names)
         raise CheckpointError(
@@ -97,7 +104,7 @@ def _take_part(names: dict[str, str], part: str) -> dict[str, str]:
     return found
 
 
-def _without_remains(names: dict[str, str]) -> dict[str, str]:
+def _without_remains(names: dict[str, T]) -> dict[str, T]:
     """The tower and the head of WiSE-FT's and model soups' classifiers, without what remains of the
     text tower.
     """
@@ -106,26 +113,26 @@ def _without_remains(names: dict[str, str]) -> dict[str, str]:
     if has_text or not has_head:
         return names
     kept = {}
-    for name, key in names.items():
+    for name, tensor in names.items():
         if name.startswith(("visual.", _HEAD)):
-            kept[name] = key
+            kept[name] = tensor
     return kept
 
 
-def _without_wrappers(names: dict[str, str]) -> dict[str, str]:
+def _without_wrappers(names: dict[str, T]) -> dict[str, T]:
     """The keys by names without wrappers of PyTorch, unless two would have one name; and without
     what all share, if there is no tower by a known name.
     """
-    plain = {_WRAPPED.sub("", name): key for name, key in names.items()}
+    plain = {_WRAPPED.sub("", name): tensor for name, tensor in names.items()}
     if len(plain) < len(names):
         plain = names
     if any(map(_TOWER.search, plain)):
         return plain
     start = _shared_prefix(plain)
-    inside = {name.removeprefix(start): key for name, key in plain.items()}
+    inside = {name.removeprefix(start): tensor for name, tensor in plain.items()}
     if not any(map(_LONE_TOWER.fullmatch, inside)):
         return inside
-    return {f"visual.{name}": key for name, key in inside.items()}
+    return {f"visual.{name}": tensor for name, tensor in inside.items()}
 
 
 def _shared_prefix(names: Collection[str]) -> str:

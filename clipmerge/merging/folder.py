@@ -13,7 +13,6 @@ import numpy as np
 from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
 from clipmerge.errors import OutputError
-from clipmerge.families import layout_of
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.safetensors import DTYPES, Array
 from clipmerge.files.side_files import PROCESSORS, SIDE_FILES, VOCABULARIES, copy_side_file
@@ -135,7 +134,7 @@ def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
         return {}
     # a folder may hold both layouts; files of the other layout do not describe the output
     strange = OPEN_CLIP_CONFIG
-    if layout_of(checkpoint.entries) == "open-clip":
+    if checkpoint.family.layout == "open-clip":
         strange = "config.json"
     files = {}
     for name in SIDE_FILES - {strange}:
@@ -159,7 +158,7 @@ def _lend_side_files(inputs: Inputs, chosen: dict[str, Path]) -> tuple[dict[str,
             )
         return lent, notes
     lent.pop("config.json", None)
-    is_open_clip = layout_of(inputs.zeroshot.entries) == "open-clip"
+    is_open_clip = inputs.zeroshot.family.layout == "open-clip"
     needs = {
         "tokenizer": not inputs.keeps_head,  # a classifier has no texts
         "processor": not is_open_clip,  # whose configuration holds the preprocessing

@@ -119,8 +119,6 @@ def _merge(
         _refuse_negative(merged, name)
     if merged is not out:
         np.copyto(out, narrow(merged, dtype))
-    if stop == inputs.zeroshot_entry(name).size:
-        inputs.release(name)
 
 
 def _refuse_negative(merged: Array, name: str) -> None:

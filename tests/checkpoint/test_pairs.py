@@ -141,20 +141,23 @@ def test_stated_and_default_settings_are_the_same() -> None:
     ],
 )
 def test_the_clip_among_the_keys(keys: list[str], names: list[str], note: str | None) -> None:
-    found, said = unwrap(keys)
-    assert (list(found), said) == (names, note)
+    said: list[str] = []
+    found = unwrap(Path("x.pt"), {key: key for key in keys}, None, said)
+    assert (list(found), said) == (names, [f"x.pt: {note}"] if note else [])
     assert set(found.values()) <= set(keys)
 
 
 def test_a_part_by_its_name() -> None:
-    keys = ["model.visual.proj", "ema.visual.proj"]
+    def unwrapped(part: str | None) -> dict[str, int]:
+        return unwrap(Path("x.pt"), {"model.visual.proj": 1, "ema.visual.proj": 2}, part, [])
+
     with pytest.raises(CheckpointError, match="holds 2 models, each with a 'visual'"):
-        unwrap(keys)
-    assert unwrap(keys, "ema") == ({"visual.proj": "ema.visual.proj"}, None)
+        unwrapped(None)
+    assert unwrapped("ema") == {"visual.proj": 2}
     with pytest.raises(
         CheckpointError, match="holds nothing under 'swa'; its keys begin with model, ema"
     ):
-        unwrap(keys, "swa")
+        unwrapped("swa")
 
 
 def test_both_classifiers_need_the_same_classes(copies: Folders) -> None:
