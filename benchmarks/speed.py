@@ -1,9 +1,9 @@
-"""What a merge costs, as ratios from one run: `python -m benchmarks.speed --folder CACHE`.
+"""What a merge costs, as ratios from one run: `python -m benchmarks.speed ZEROSHOT FINETUNED`.
 
 A plain loop that reads two checkpoints and writes one, and a merge of them by clipmerge, run in
-turn on the same random CLIPs. Ratios are taken round by round, and medians are printed with their
-extremes: read the ratios, not the seconds. None of it is a test: nothing fails if a machine is
-slow. ``--against CHECKOUT`` adds the merge of another checkout of clipmerge.
+turn. Ratios are taken round by round, and medians are printed with their extremes: read the ratios,
+not the seconds. None of it is a test: nothing fails if a machine is slow. ``--against CHECKOUT``
+adds the merge of another checkout of clipmerge.
 """
 
 from __future__ import annotations
@@ -20,14 +20,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 _PIECE = 16 << 20
-#: Width, blocks and patch of the vision tower, width and blocks of the text tower, heads of both.
-_SIZES = {
-    "tiny": (64, 2, 32, 64, 2, 2, 2),
-    "b32": (768, 12, 32, 512, 12, 12, 8),
-    "l14": (1024, 24, 14, 768, 12, 16, 12),
-}
-
-
 #: Runs once and gives its wall-clock seconds.
 Contestant = Callable[[], float]
 
@@ -45,49 +37,9 @@ def run(command: list[str], checkout: Path | None = None) -> float:
     return seconds
 
 
-def make_checkpoints(folder: Path, size: str) -> tuple[Path, Path]:
-    """Write two random CLIPs, unless they exist: the second moved by a tenth of each weight."""
-    import torch
-    from transformers import CLIPConfig, CLIPModel
-
-    from benchmarks.make_pairs.pretraining import processor
-
-    paths = folder / size / "zeroshot", folder / size / "finetuned"
-    if paths[1].is_dir():
-        return paths
-    wide, blocks, patch, narrow, layers, heads, text_heads = _SIZES[size]
-    tools = processor(["a photo of a thing."], 224, 77)
-    text = {
-        "hidden_size": narrow,
-        "intermediate_size": 4 * narrow,
-        "num_hidden_layers": layers,
-        "num_attention_heads": text_heads,
-    }
-    vision = {
-        "hidden_size": wide,
-        "intermediate_size": 4 * wide,
-        "num_hidden_layers": blocks,
-        "num_attention_heads": heads,
-        "patch_size": patch,
-    }
-    torch.manual_seed(0)
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=narrow)
-    model = CLIPModel(config)
-    for path in paths:
-        model.save_pretrained(path)
-        tools.save_pretrained(path)
-        with torch.no_grad():
-            for value in model.parameters():
-                noise = torch.randn(value.shape)
-                value.add_(0.1 * value.abs().mean() * noise)
-    return paths
-
-
-def contestants(folder: Path, size: str, against: Path | None) -> dict[str, Contestant]:
+def contestants(pair: list[Path], output: Path, against: Path | None) -> dict[str, Contestant]:
     """The loop, the merge, and that of another checkout if one is given, by name."""
-    pair = make_checkpoints(folder, size)
-    files = [str(path / "model.safetensors") for path in pair]
-    output = folder / "output"
+    files = [next(folder.glob("*.safetensors")) for folder in pair]
     options = ["-r", "wise-ft", "--alpha", "0.5", "-q", "-o", str(output)]
     command = [sys.executable, "-m", "clipmerge", "merge", *map(str, pair), *options]
 
@@ -102,13 +54,13 @@ def contestants(folder: Path, size: str, against: Path | None) -> dict[str, Cont
     return chosen
 
 
-def _floor(files: list[str], output: Path) -> float:
+def _floor(files: list[Path], output: Path) -> float:
     """Read both files in pieces and write one."""
     output.mkdir(parents=True)
     begin = time.perf_counter()
     with (
-        Path(files[0]).open("rb", 0) as one,
-        Path(files[1]).open("rb", 0) as other,
+        files[0].open("rb", 0) as one,
+        files[1].open("rb", 0) as other,
         (output / "floor").open("wb", 0) as out,
     ):
         while piece := one.read(_PIECE):
@@ -151,14 +103,14 @@ def ratios(found: Mapping[str, list[float]]) -> dict[str, list[float]]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
-    parser.add_argument("--folder", type=Path, help="where checkpoints are kept for the next run")
-    parser.add_argument("--size", choices=_SIZES, default="b32")
+    parser.add_argument("pair", nargs=2, type=Path, metavar="CHECKPOINT", help="of one file each")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--against", type=Path, metavar="CHECKOUT")
     given = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = (given.folder or Path(temporary)).resolve()
-        found = compare(contestants(folder, given.size, given.against), given.rounds)
+    pair = [folder.resolve() for folder in given.pair]
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "output"
+        found = compare(contestants(pair, output, given.against), given.rounds)
     for name, each in found.items():
         print(f"{name:24} {statistics.median(each):6.2f} s")
     for name, values in ratios(found).items():

@@ -13,6 +13,7 @@ from torch import nn
 
 from benchmarks import advice, references, speed
 from benchmarks.make_pairs import natural, photos
+from benchmarks.make_pairs.pair import Pair
 from benchmarks.make_pairs.pictures import Picture
 from benchmarks.pair_results import Results, packed
 from benchmarks.statistics import (
@@ -149,6 +150,6 @@ def test_verdicts_figure_is_that_of_the_judged_merges() -> None:
 
 
 @pytest.mark.slow
-def test_speed_of_tiny_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    speed.main(["--size", "tiny", "--rounds", "1", "--folder", str(tmp_path)])
+def test_speed_of_tiny_checkpoints(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    speed.main([str(pair.zeroshot), str(pair.finetuned), "--rounds", "1"])
     assert "clipmerge / floor" in capsys.readouterr().out
