@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.advice import by_images, counted, read_merges
+from benchmarks.advice import by_images, counted, is_right, read_merges
 from benchmarks.pair_results import CURVE, PAIRS_FOLDER, Results, every_result
 from benchmarks.statistics import (
     Accuracies,
@@ -257,6 +257,30 @@ def _merged_row(name: str, pairs: Sequence[Results], form: str) -> list[str]:
     return [name, *models, _standing(pairs, form), _gain(pairs, form)]
 
 
+#: Pairs of targets that nothing had been tuned on, of one kind each; and what is shown of them.
+_NEW = (
+    "aggressive-office-0",
+    "mild-cartoon-0",
+    "mild-scenes-0",
+    "mild-waste-0",
+    "vit-mild-photo-0",
+)
+_SHOWN = ("zero-shot", "fine-tuned", CURVE, "straggler-sparse", "continued", "anew", "auto")
+
+
+def new_targets(every: Sequence[Results]) -> Rows:
+    """Every method on new targets: ID / OOD, and the advice on `auto`."""
+    rows = [["pair", *_SHOWN, "gain", "advice"]]
+    for each in _having(every, ["auto"]):
+        if each.name in _NEW:
+            cells = [_both([each], name) if point_of(each, name) else "" for name in _SHOWN]
+            changes = {axis: _change([each], "auto", axis).value / 100 for axis in ("id", "ood")}
+            stands = "right" if is_right(changes) else "wrong"
+            advice = f"{each.methods['auto']['recommendation']}, {stands}"
+            rows.append([each.name, *cells, _gain([each], "auto"), advice])
+    return rows
+
+
 #: What the labels could have bought: method, how it is called.
 _EQUAL = {
     "fine-tuned": "fine-tuned",
@@ -371,5 +395,6 @@ _TABLES: dict[str, Callable[[Sequence[Results]], Rows]] = {
     "over-curves": over_curves,
     "seeds": seeds,
     "advice": advice,
+    "new-targets": new_targets,
     "face": face,
 }

@@ -127,12 +127,11 @@ def standing(point: Accuracies, curve: Accuracies) -> str:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean in points, its 95% interval, and the number of pairs."""
+    """A mean in points, and its 95% interval."""
 
     value: float
     low: float
     high: float
-    pairs: int
 
     def __str__(self) -> str:
         return f"{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
@@ -160,7 +159,7 @@ def over_targets(values: Sequence[tuple[str, np.ndarray]], resamples: int = RESA
         pictures = rng.integers(1, pairs.shape[1], size=(times, 1))
         means[drawn == number] = pairs[chosen, pictures].mean(axis=1)
     low, high = np.percentile(means.mean(axis=1), [2.5, 97.5])
-    return Estimate(100 * measured, 100 * low, 100 * high, len(values))
+    return Estimate(100 * measured, 100 * low, 100 * high)
 
 
 def curve_of(results: Results) -> Accuracies:
