@@ -153,7 +153,8 @@ def check_pixels(images: ImageSource, model: ImageTextModel | None = None) -> It
     the range of the model's own preprocessing.
     """
     last = len(images) - 1
-    looked_at = sorted({at * last // (_LOOKED_AT - 1) for at in range(_LOOKED_AT)})
+    parts = _LOOKED_AT - 1
+    looked_at = sorted({part * last // parts for part in range(_LOOKED_AT)})
     if len(looked_at) < _FEWEST:
         return
     if images.pictures.preprocessed:
@@ -161,7 +162,8 @@ def check_pixels(images: ImageSource, model: ImageTextModel | None = None) -> It
             yield from _check_range(images, looked_at, model)
         return
     shown = [np.asarray(images.image(at)) for at in looked_at]
-    darkest, brightest = int(min(map(np.min, shown))), int(max(map(np.max, shown)))
+    darkest = int(min(map(np.min, shown)))
+    brightest = int(max(map(np.max, shown)))
     if brightest - darkest <= _BLANK:
         yield Doubt(
             "blank-images",
@@ -181,20 +183,26 @@ def _check_range(
     ends = model.pixels([Image.new("RGB", (64, 64), colour) for colour in ("black", "white")])
     if ends.ndim != 4:  # not of the shape that preprocessed pixels have
         return
-    low, high = ends.amin(dim=(2, 3)), ends.amax(dim=(2, 3))
-    low, high = low.amin(dim=0)[:, None, None], high.amax(dim=0)[:, None, None]
+    # one by channel
+    low = ends.amin(dim=(0, 2, 3))[:, None, None]
+    high = ends.amax(dim=(0, 2, 3))[:, None, None]
     pixels = images.pictures.tensors(looked_at)
     margin = _OVERSHOOT * (high - low)
-    outside = ((pixels < low - margin) | (pixels > high + margin)).float().mean()
-    lowest, highest = float(pixels.min()), float(pixels.max())
+    too_low = pixels < low - margin
+    too_high = pixels > high + margin
+    outside = (too_low | too_high).float().mean()
+    lowest = float(pixels.min())
+    highest = float(pixels.max())
     # what mean and deviation 0.5 make of images that have some black and some white
     is_halved = abs(lowest + 1) < 1e-3 and abs(highest - 1) < 1e-3
-    if outside > _OUTSIDE or (is_halved and float(high.max()) > 1 + _OVERSHOOT):
+    darkest = float(low.min())
+    brightest = float(high.max())
+    if outside > _OUTSIDE or (is_halved and brightest > 1 + _OVERSHOOT):
         yield Doubt(
             "pixel-range",
             f"{images.source}: its pixels go from {lowest:.2f} to {highest:.2f}, and the model's"
-            f" own preprocessing gives {float(low.min()):.2f} to {float(high.max()):.2f};"
-            " preprocess with the checkpoint's processor, or give the images themselves",
+            f" own preprocessing gives {darkest:.2f} to {brightest:.2f}; preprocess with the"
+            " checkpoint's processor, or give the images themselves",
         )
 
 

@@ -72,10 +72,17 @@ def _names(package: str, folders: tuple[Path, ...]) -> Names:
         methods = _names("methods", folders)
         return tuple(name for name in methods if _has_rule(name))
     known = import_module(f"clipmerge.{package}").__path__  # a plugin is imported from there
-    paths = [known[0], *(str(folder / package) for folder in folders)]
-    known.extend(path for path in paths if path not in known)
-    names = {module.name for module in pkgutil.iter_modules(paths)}
-    return tuple(sorted(name.replace("_", "-") for name in names if not name.startswith("_")))
+    paths = [known[0]]
+    for folder in folders:
+        path = str(folder / package)
+        paths.append(path)
+        if path not in known:
+            known.append(path)
+    names = set()
+    for module in pkgutil.iter_modules(paths):
+        if not module.name.startswith("_"):
+            names.add(module.name.replace("_", "-"))
+    return tuple(sorted(names))
 
 
 def _has_rule(method: str) -> bool:
@@ -157,16 +164,17 @@ def options_of(other: Callable[..., Any], *, without: Names = ()) -> Callable[[_
     """Give a plugin with ``**options`` the keyword-only parameters of another one, but for some,
     after its own.
     """
+    hints = get_type_hints(other, include_extras=True)
+    taken = []
+    for offered in inspect.signature(other).parameters.values():
+        if offered.kind is offered.KEYWORD_ONLY and offered.name not in without:
+            taken.append(offered)
 
     def decorate(plugin: _Plugin) -> _Plugin:
-        own_parameters = [
-            p for p in inspect.signature(plugin).parameters.values() if p.kind is not p.VAR_KEYWORD
-        ]
-        offered = inspect.signature(other).parameters.values()
-        taken = [p for p in offered if p.kind is p.KEYWORD_ONLY and p.name not in without]
-        hints = get_type_hints(other, include_extras=True)
-        plugin.__annotations__ |= {p.name: hints[p.name] for p in taken}
-        plugin.__signature__ = inspect.Signature([*own_parameters, *taken])  # type: ignore[attr-defined]
+        *own, _options = inspect.signature(plugin).parameters.values()
+        for parameter in taken:
+            plugin.__annotations__[parameter.name] = hints[parameter.name]
+        plugin.__signature__ = inspect.Signature([*own, *taken])  # type: ignore[attr-defined]
         return plugin
 
     return decorate

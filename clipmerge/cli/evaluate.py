@@ -80,17 +80,19 @@ def evaluate_command(
 
 def _accuracies(record: Json) -> RenderableType:
     table = table_of("source", "images", "accuracy" if record["accuracy"] else "recall")
+    images = record["images"]
     for name, value in record["accuracy"].items():
         low, high = record["accuracy_intervals"][name]
         interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
-        table.add_row(name, str(record["images"][name]), f"{value:.1%} {interval}")
+        table.add_row(name, str(images[name]), f"{value:.1%} {interval}")
     for name, recall in record.get("recall", {}).items():
         # recalls of other numbers of images and captions do not compare
-        gallery = f"{record['images'][name]}, {record['captions'][name]} captions"
+        captions = record["captions"][name]
+        gallery = f"{images[name]}, {captions} captions"
         for way, by_rank in recall.items():
+            words = way.replace("_", " ")
             for rank, value in by_rank.items():
-                title = f"{name}, {way.replace('_', ' ')} R@{rank}"
-                table.add_row(title, gallery, f"{value:.1%}")
+                table.add_row(f"{name}, {words} R@{rank}", gallery, f"{value:.1%}")
     return table
 
 

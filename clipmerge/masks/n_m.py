@@ -26,7 +26,7 @@ def n_m(change: Array, *, n: Count = 2, m: Count = 4) -> Array:
         >>> n_m(np.array([1.0, -3.0, 2.0, 0.5]), n=1, m=2)
         array([ 0., -3.,  2.,  0.])
     """
-    *others, width = change.shape
+    width = change.shape[-1]
     rows = np.abs(change).reshape(-1, width)
     padding = -width % m
     padded = np.pad(rows, [(0, 0), (0, padding)], constant_values=-1.0)
@@ -34,6 +34,7 @@ def n_m(change: Array, *, n: Count = 2, m: Count = 4) -> Array:
     # A stable sort ranks equal entries by index.
     order = np.argsort(-runs, axis=1, kind="stable")
     ranks = np.argsort(order, axis=1)
-    keep = (ranks < n).reshape(padded.shape)
+    is_kept = ranks < n
+    keep = is_kept.reshape(padded.shape)
     keep = keep[:, :width]
-    return change * keep.reshape(*others, width)
+    return change * keep.reshape(change.shape)

@@ -75,16 +75,23 @@ def check_probabilities(density: float = 0.5, window: float = 0.2) -> None:
 
 
 def _probabilities(task_vector: Array, density: float, window: float) -> Array:
-    rows = task_vector.reshape(len(task_vector) if task_vector.ndim > 1 else 1, -1)
+    """A probability by entry: the higher, the larger the entry is among those of its row."""
+    count = len(task_vector) if task_vector.ndim > 1 else 1
+    rows = task_vector.reshape(count, -1)
     width = rows.shape[1]
     probabilities = np.full_like(rows, density)
-    chunk_size = max(1, _SORTED // max(1, width))
-    for start in range(0, len(rows) if width > 1 else 0, chunk_size):
+    if width < 2:
+        return probabilities.reshape(task_vector.shape)
+    ascending = np.arange(width, dtype=task_vector.dtype)
+    chunk_size = max(1, _SORTED // width)
+    for start in range(0, count, chunk_size):
+        chunk = slice(start, start + chunk_size)
         # a stable sort ranks equal entries by index
-        order = np.abs(rows[start : start + chunk_size]).argsort(axis=1, kind="stable")
+        order = np.abs(rows[chunk]).argsort(axis=1, kind="stable")
         ranks = np.empty(order.shape, task_vector.dtype)
-        np.put_along_axis(ranks, order, np.arange(width, dtype=ranks.dtype)[None], axis=1)
-        probabilities[start : start + chunk_size] = density + window * (ranks / (width - 1) - 0.5)
+        np.put_along_axis(ranks, order, ascending[None], axis=1)
+        centred = ranks / (width - 1) - 0.5
+        probabilities[chunk] = density + window * centred
     return probabilities.reshape(task_vector.shape)
 
 

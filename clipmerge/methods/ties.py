@@ -55,13 +55,18 @@ def disjoint_mean(task_vectors: Array, weights: Sequence[float]) -> Array:
     """
     flat = task_vectors.reshape(len(task_vectors), -1)
     mean: Array = np.empty_like(flat[0])
+    equal_weights = (1.0,) * len(flat)
     for start in range(0, len(mean), _RUN):
-        run = flat[:, start : start + _RUN]
-        elected = np.where(weighted_sum(run, (1.0,) * len(run)) >= 0, 1.0, -1.0)
+        stop = start + _RUN
+        run = flat[:, start:stop]
+        votes = weighted_sum(run, equal_weights)
+        elected = np.where(votes >= 0, 1.0, -1.0)
         agrees = np.sign(run) == elected
-        total = weighted_sum(np.where(agrees, run, 0), weights)
-        count = np.maximum(agrees.sum(axis=0), 1).astype(run.dtype)
-        np.divide(total, count, out=mean[start : start + _RUN])
+        agreeing = np.where(agrees, run, 0)
+        total = weighted_sum(agreeing, weights)
+        count = agrees.sum(axis=0)
+        divisor = np.maximum(count, 1).astype(run.dtype)
+        np.divide(total, divisor, out=mean[start:stop])
     return np.asarray(mean.reshape(task_vectors.shape[1:]))
 
 

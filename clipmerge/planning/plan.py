@@ -186,10 +186,13 @@ class Plan(Tabular, Frozen):
         return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
 
     def _caption(self) -> str:
+        text = f"recipe {self.recipe.name!r}, {len(self.layers)} layers"
         alphas = [layer.alpha for layer in self.layers.values()]
-        spread = f", alpha {min(alphas):.3g} to {max(alphas):.3g}" if alphas else ""
-        stragglers = f", {len(self.stragglers)} stragglers" if self.stragglers else ""
-        return f"recipe {self.recipe.name!r}, {len(self.layers)} layers{spread}{stragglers}"
+        if alphas:
+            text += f", alpha {min(alphas):.3g} to {max(alphas):.3g}"
+        if self.stragglers:
+            text += f", {len(self.stragglers)} stragglers"
+        return text
 
     def _rows(self) -> Rows:
         return [
@@ -363,21 +366,25 @@ def with_coefficients(
     filled = dict(layers)
     for layer, entry in layers.items():
         learned = {name: coefficients[name] for name in names[layer] if name in coefficients}
-        if learned:
-            mean = _mean(learned, shapes)
-            low = min(float(values.min()) for values in learned.values())
-            high = max(float(values.max()) for values in learned.values())
-            filled[layer] = entry.replace(alpha=mean, alpha_range=(low, high))
+        if not learned:
+            continue
+        arrays = learned.values()
+        low = float(min(values.min() for values in arrays))
+        high = float(max(values.max() for values in arrays))
+        mean = _mean(learned, shapes)
+        filled[layer] = entry.replace(alpha=mean, alpha_range=(low, high))
     return filled
 
 
 def _mean(learned: Mapping[str, Array], shapes: Mapping[str, Shape]) -> float:
     """The mean over all entries of the parameters."""
-    sizes = {name: math.prod(shapes[name]) for name in learned}
     total = 0.0
+    count = 0
     for name, values in learned.items():
-        total += sizes[name] * float(values.mean(dtype=np.float64))
-    return total / max(sum(sizes.values()), 1)
+        size = math.prod(shapes[name])
+        total += size * float(values.mean(dtype=np.float64))
+        count += size
+    return total / max(count, 1)
 
 
 def check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -> None:
@@ -385,11 +392,12 @@ def check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -
     plain = {layer: entry.replace(alpha_range=None) for layer, entry in plan.layers.items()}
     expected = with_coefficients(plain, plan.coefficients, names, shapes)
     for layer, entry in plan.layers.items():
-        stated = entry.alpha_range and (entry.alpha, *entry.alpha_range)
-        if not stated:
+        if entry.alpha_range is None:
             continue
-        actual = (expected[layer].alpha, *(expected[layer].alpha_range or ()))
-        if not (len(actual) == 3 and np.allclose(stated, actual, atol=_SAME)):
+        stated = (entry.alpha, *entry.alpha_range)
+        found = expected[layer]
+        actual = (found.alpha, *(found.alpha_range or ()))
+        if len(actual) != 3 or not np.allclose(stated, actual, atol=_SAME):
             raise UsageError(
                 f"layer '{layer}': alpha {entry.alpha:g} and alpha_range are not the mean and range"
                 " of its coefficients; remove alpha_range to give the layer one alpha"

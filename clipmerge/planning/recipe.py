@@ -229,12 +229,12 @@ def _checked_section(section: str, value: Json) -> Json:
 def _explain(error: ValidationError, data: Json) -> str:
     """What is wrong with a recipe, and what may be meant."""
     first = error.errors()[0]
-    key = str(first["loc"][-1])
-    if len(first["loc"]) == 1 and first["type"] == "extra_forbidden":
-        method = data.get("method")
-        if isinstance(method, dict) and key in plugin_options("methods", method["name"]):
-            return f"unknown key '{key}'. Did you mean 'method.{key}'?"  # without its section
-        known = Recipe.model_fields
-        return f"unknown key '{key}'{choices('keys', key, known)}"
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}.{did_you_mean(key, Override.model_fields)}"
+    place = first["loc"]
+    key = str(place[-1])
+    if len(place) > 1 or first["type"] != "extra_forbidden":
+        where = ".".join(map(str, place))
+        return f"{where}: {first['msg']}.{did_you_mean(key, Override.model_fields)}"
+    method = data.get("method")
+    if isinstance(method, dict) and key in plugin_options("methods", method["name"]):
+        return f"unknown key '{key}'. Did you mean 'method.{key}'?"  # without its section
+    return f"unknown key '{key}'{choices('keys', key, Recipe.model_fields)}"
