@@ -128,10 +128,12 @@ def _open_checkpoints(
             " given"
         )
     addresses = sources or [_locate(name, plan, record) for record in records]
-    models = [model or record.model for record in records]
-    base = open_checkpoint(addresses[0], model=models[0])
-    others = zip(addresses[1:], models[1:], strict=True)
-    return [base, *(open_checkpoint(each, base=base, model=model) for each, model in others)]
+    opened: list[Checkpoint] = []
+    for address, record in zip(addresses, records, strict=True):
+        base = opened[0] if opened else None
+        checkpoint = open_checkpoint(address, base=base, model=model or record.model)
+        opened.append(checkpoint)
+    return opened
 
 
 def _locate(name: str, plan: Plan, record: SourceRecord) -> str:

@@ -149,21 +149,27 @@ def _relative_change(inputs: Inputs, names: Names) -> float | None:
     """||task_vector|| / ||theta_0|| of a layer; ``None`` if nothing can be compared, NaN if weights
     are not finite.
     """
-    change = base = 0.0
-    sizes = {
-        name: inputs.entries(name)[0].size
-        for name in names
-        if inputs.merges(name) and len({entry.shape for entry in inputs.entries(name)}) == 1
-    }
-    if not sizes:
+    comparable = [name for name in names if _are_comparable(inputs, name)]
+    if not comparable:
         return None
-    for name, size in sizes.items():
+    change = base = 0.0
+    for name in comparable:
+        size = inputs.zeroshot_entry(name).size
         for start in range(0, size, _CHUNK):
             stop = min(start + _CHUNK, size)
             theta_0 = inputs.theta_0(name, start, stop).float().flatten()
-            task_vector = inputs.theta_1(name, start, stop).float().flatten() - theta_0
+            theta_1 = inputs.theta_1(name, start, stop).float().flatten()
+            task_vector = theta_1 - theta_0
             change += float(task_vector.dot(task_vector))
             base += float(theta_0.dot(theta_0))
     if not math.isfinite(change + base):
         return math.nan
-    return math.sqrt(change / base) if base else None if change else 0.0
+    if base:
+        return math.sqrt(change / base)
+    return None if change else 0.0
+
+
+def _are_comparable(inputs: Inputs, name: str) -> bool:
+    """Whether both checkpoints hold a float parameter of this name, of one shape."""
+    shapes = {entry.shape for entry in inputs.entries(name)}
+    return inputs.merges(name) and len(shapes) == 1

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 RUN = 1 << 15
 BLOCK = 4 << 20  # bytes of a block, a multiple of every dtype's width
 BLOCKS = 6  # number of blocks in memory
-# The order of safetensors' own save_file: widest dtype first, then by name.
+# The order of safetensors' own save_file, widest first.
 _DTYPE_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
 
 
@@ -65,10 +65,12 @@ def tensors_in_memory(tensors: Sequence[OutputTensor]) -> Iterator[Tensor]:
     changes = _whole_changes(tensors)
     for tensor in tensors:
         change = next(changes) if tensor.change else None
-        stored = np.empty(math.prod(tensor.shape), STORED[tensor.dtype])
-        for start in range(0, len(stored), RUN):
+        size = math.prod(tensor.shape)
+        stored = np.empty(size, STORED[tensor.dtype])
+        for start in range(0, size, RUN):
             tensor.fill(start, stored[start : start + RUN], change)
-        dtype = getattr(torch, DTYPES[tensor.dtype][0])
+        torch_name, _ = DTYPES[tensor.dtype]
+        dtype = getattr(torch, torch_name)
         yield torch.from_numpy(stored).view(dtype).view(tensor.shape)
 
 
@@ -85,9 +87,8 @@ def write_safetensors(
     Returns:
         Its sha256.
     """
-    tensors = sorted(tensors, key=lambda tensor: (_DTYPE_ORDER.index(tensor.dtype), tensor.key))
-    entries = {tensor.key: (tensor.dtype, tensor.shape) for tensor in tensors}
-    header = header_bytes(entries)
+    tensors = sorted(tensors, key=_place)
+    header = header_bytes({tensor.key: (tensor.dtype, tensor.shape) for tensor in tensors})
     digest = hashlib.sha256(header)
     jobs = deque[Future[object]]()
     with path.open("xb") as file, ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as hasher:
@@ -101,6 +102,11 @@ def write_safetensors(
         for job in jobs:
             job.result()
     return digest.hexdigest()
+
+
+def _place(tensor: OutputTensor) -> tuple[int, str]:
+    """Sort key for the order of safetensors' own save_file: by dtype, then by name."""
+    return _DTYPE_ORDER.index(tensor.dtype), tensor.key
 
 
 def _blocks(tensors: Sequence[OutputTensor]) -> Iterator[memoryview]:

@@ -206,9 +206,7 @@ def histograms(coefficients: Mapping[str, Array], inputs: Inputs) -> dict[str, S
         found, _ = np.histogram(values, bins=BINS, range=(0, TOP))
         size = inputs.zeroshot_entry(name).size
         found *= size // max(1, values.size)  # a coefficient counts for its whole row
-        layer = inputs.layer_of[name]
-        tower = layer.partition(".")[0]
-        if tower in counts:
-            found += counts[tower]
-        counts[tower] = found
+        tower, _, _ = inputs.layer_of[name].partition(".")
+        before = counts.get(tower, 0)
+        counts[tower] = before + found
     return {tower: tuple(values.tolist()) for tower, values in counts.items()}

@@ -76,16 +76,18 @@ def is_sparsifiable(inputs: Inputs, name: str) -> bool:
 
 def _merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan) -> OutputTensor:
     """A tensor that moves as far as its layer does, or as far as was learned for it."""
+    key = inputs.output_keys[name]
     entry = inputs.zeroshot_entry(name)
     dtype = _output_dtype(plan, entry)
     alpha: float | Array = layer.alpha
     if layer.is_learned:
         alpha = coefficient_of(plan, layer, name)
-    change = None
-    if plan.combine is not None or (layer.mask is not None and is_sparsifiable(inputs, name)):
-        change = partial(_change, inputs, plan, name, layer, alpha)
     fill = partial(_merge, inputs, plan, name, alpha, dtype)
-    return OutputTensor(inputs.output_keys[name], name, dtype, entry.shape, fill, change)
+    change = None
+    is_masked = layer.mask is not None and is_sparsifiable(inputs, name)
+    if is_masked or plan.combine is not None:
+        change = partial(_change, inputs, plan, name, layer, alpha)
+    return OutputTensor(key, name, dtype, entry.shape, fill, change)
 
 
 def _merge(
@@ -134,7 +136,7 @@ def _read(inputs: Inputs, name: str, start: int = 0, stop: int | None = None) ->
     """A run of a parameter in every checkpoint, 1-D, in the dtype of the arithmetic."""
     holders = inputs.holders[name]
     dtypes = [checkpoint.entries[key].dtype for checkpoint, key in holders]
-    wide = compute_dtype({*dtypes})
+    wide = compute_dtype(set(dtypes))
     ends = []
     for dtype, (checkpoint, key) in zip(dtypes, holders, strict=True):
         stored = checkpoint.array(key, start, stop)
@@ -165,28 +167,33 @@ def _change(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, alpha: floa
     # NaN and Inf need not affect the result, and would make a decomposition fail
     _require_finite(inputs, name, ends)
     theta_0, *finetuned = ends
+    if _is_unranked(plan, layer, name):
+        if np.array_equal(theta_0, finetuned[0]):  # nothing to rank
+            return np.zeros_like(theta_0).ravel()
+        raise UsageError(
+            f"layer '{inputs.layer_of[name]}' has the mask '{layer.mask}', but the plan holds no"
+            f" scores for {name}; use 'magnitude' there, or plan again"
+        )
     key = RandomKey(plan.seed, name)
     sparsify = is_sparsifiable(inputs, name)
     combine = mask = None
     if plan.combine is not None:
-        rule, options = plan.combine.rule, plan.combine.options
+        rule = plan.combine.rule
+        options = plan.combine.options
         combine = bind_combination(rule, options, plan.weights, key, sparsify=sparsify)
     if layer.mask is not None and sparsify:
-        filled_in = {"theta_0": theta_0, "key": key}
-        score = plan.scores.get(name)
-        if score is not None:
-            filled_in["score"] = score
-        elif needs_score(layer.mask):
-            if np.array_equal(theta_0, finetuned[0]):  # nothing to rank
-                return np.zeros_like(theta_0).ravel()
-            raise UsageError(
-                f"layer '{inputs.layer_of[name]}' has the mask '{layer.mask}', but the plan holds"
-                f" no scores for {name}; use 'magnitude' there, or plan again"
-            )
         options = {**layer.mask_options, **layer.parameters.get(name, {})}
+        filled_in = {"theta_0": theta_0, "key": key}
+        if name in plan.scores:
+            filled_in["score"] = plan.scores[name]
         mask = bind_mask(layer.mask, layer.density, options, **filled_in)
     change = whole_change(theta_0, finetuned, alpha, plan.weights, combine, mask)
     return np.asarray(change).ravel()
+
+
+def _is_unranked(plan: Plan, layer: LayerPlan, name: str) -> bool:
+    """Whether a parameter's mask ranks entries by scores, and the plan has none."""
+    return layer.mask is not None and needs_score(layer.mask) and name not in plan.scores
 
 
 def coefficient_of(plan: Plan, layer: LayerPlan, name: str) -> float | Array:

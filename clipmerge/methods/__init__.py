@@ -97,8 +97,10 @@ class Task:
             entry = checkpoint.entries[key]
             values = widen(checkpoint.array(key), entry.dtype)
             require_finite(values, name, checkpoint.source)
-            ends.append(values.astype(np.float64).reshape(entry.shape))
-        return [theta_i - ends[0] for theta_i in ends[1:]]
+            exact = values.astype(np.float64)
+            ends.append(exact.reshape(entry.shape))
+        theta_0, *finetuned = ends
+        return [theta_i - theta_0 for theta_i in finetuned]
 
     def need_several_finetuned(self, instead: str) -> None:
         """Refuse a single fine-tuned checkpoint if the method would then equal another one.
@@ -191,15 +193,17 @@ def run_method(task: Task, method: str, options: Json) -> Decision:
 
 def _with_arrays(decision: Decision, task: Task) -> Decision:
     """A decision whose tensors are arrays, with the mean and range of each layer's coefficients."""
-    scores = {name: _as_array(score) for name, score in decision.scores.items()}
-    coefficients = {name: _as_array(value) for name, value in decision.coefficients.items()}
+    scores = _as_arrays(decision.scores)
+    coefficients = _as_arrays(decision.coefficients)
     layers = with_coefficients(decision.layers, coefficients, task.layers, task.shapes)
     return replace(decision, layers=layers, scores=scores, coefficients=coefficients)
 
 
-def _as_array(values: Any) -> Array:
-    """Values of torch or numpy as a float32 array."""
-    if isinstance(values, np.ndarray):
-        return values.astype(np.float32, copy=False)
-    array: Array = values.detach().float().cpu().contiguous().numpy()
-    return array
+def _as_arrays(tensors: Mapping[str, Any]) -> dict[str, Array]:
+    """Tensors of torch or numpy as float32 arrays."""
+    arrays = {}
+    for name, values in tensors.items():
+        if not isinstance(values, np.ndarray):
+            values = values.detach().float().cpu().contiguous().numpy()
+        arrays[name] = values.astype(np.float32, copy=False)
+    return arrays

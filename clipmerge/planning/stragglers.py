@@ -122,27 +122,24 @@ def _design_matrix(layers: list[str], sizes: dict[str, int]) -> Array:
     """Covariates that explain a statistic in ordinary layers: size, depth, kind, tower; one row per
     layer.
     """
-    blocks = {layer: block_of(layer) for layer in layers}
     deepest: dict[str, int] = {}
-    for tower, number, _ in filter(None, blocks.values()):
+    blocks = [block for layer in layers if (block := block_of(layer))]
+    for tower, number, _ in blocks:
         deepest[tower] = max(deepest.get(tower, 0), number)
     rows = []
     for layer in layers:
-        tower = layer.partition(".")[0]
-        block = blocks[layer]
+        tower, _, _ = layer.partition(".")
         half = "edge"
         depth = float(not may_precede_blocks(layer))
-        if block:
-            _, number, half = block
+        place = block_of(layer)
+        if place:
+            _, number, half = place
             depth = number / max(deepest[tower], 1)
-        rows.append(
-            [1.0, np.log(sizes[layer]), depth, half == "mlp", half == "edge", tower == "text"]
-        )
+        size = np.log(sizes[layer])
+        rows.append([1.0, size, depth, half == "mlp", half == "edge", tower == "text"])
     design = np.array(rows, dtype=float)
-    useful = [0]
-    for column in range(1, design.shape[1]):
-        if np.ptp(design[:, column]) > 0:
-            useful.append(column)
+    spread = np.ptp(design, axis=0)
+    useful = [0, *np.flatnonzero(spread)]  # the first one is constant
     most = max(1, len(layers) // _LAYERS_A_COLUMN)
     return design[:, useful[:most]]
 
@@ -152,14 +149,17 @@ def _scores(values: Array, design: Array, *, signed: bool) -> Array:
     y = values
     if not signed:
         floor = _FLOOR * np.median(values)
-        y = np.log(np.maximum(values, floor))
+        positive = np.maximum(values, floor)
+        y = np.log(positive)
     residual = _huber_residuals(y, design)
     centred = residual - np.median(residual)
     mad = np.median(np.abs(centred))
-    if not mad > 1e-9 * np.abs(y).max():
+    largest = np.abs(y).max()
+    if not mad > 1e-9 * largest:
         return np.zeros_like(y)
     # a fit removes a part of the spread
-    shrunk = np.sqrt(1 - design.shape[1] / len(y))
+    count, columns = design.shape
+    shrunk = np.sqrt(1 - columns / count)
     return np.asarray(_MAD_TO_Z * shrunk * centred / mad)
 
 
