@@ -40,11 +40,11 @@ def network_order(layer: str) -> tuple[int, int, str]:
     """
     part, _, rest = layer.partition(".")
     index, _, half = rest.partition(".")
-    depth = int(index) if index.isdecimal() else _EDGE_ORDER.get(index, _AFTER_ALL_BLOCKS + 3)
-    in_order = (
-        half if index.isdecimal() else re.sub(r"\d+", lambda number: number[0].zfill(6), rest)
-    )
-    return _PART_ORDER.index(part), depth, in_order
+    rank = _PART_ORDER.index(part)
+    if index.isdecimal():
+        return rank, int(index), half
+    depth = _EDGE_ORDER.get(index, _AFTER_ALL_BLOCKS + 3)
+    return rank, depth, re.sub(r"\d+", lambda number: number[0].zfill(6), rest)
 
 
 def block_of(layer: str) -> tuple[str, int, str] | None:

@@ -327,25 +327,34 @@ def named_sources(sources: Any) -> Json:
     """
     if isinstance(sources, Mapping):
         return {str(name): source for name, source in sources.items()}
-    listed = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources or ())
-    if not all(isinstance(source, (str, os.PathLike)) for source in listed):
-        raise UsageError('sources are named: texts NAME=SOURCE, or a mapping {"val": SOURCE}')
-    named = dict(_named_source(os.fspath(source)) for source in listed)
-    if len(named) != len(listed):
-        raise UsageError("two sources have the same name; write NAME=SOURCE with different names")
+    if isinstance(sources, (str, os.PathLike)):
+        sources = [sources]
+    named: Json = {}
+    for source in sources or ():
+        if not isinstance(source, (str, os.PathLike)):
+            raise UsageError('sources are named: texts NAME=SOURCE, or a mapping {"val": SOURCE}')
+        name, place = _named_source(os.fspath(source))
+        if name in named:
+            raise UsageError(
+                "two sources have the same name; write NAME=SOURCE with different names"
+            )
+        named[name] = place
     return named
 
 
 def _named_source(text: str) -> tuple[str, str]:
     """Split ``NAME=SOURCE``; the default name is the last part of the source."""
     name, equals, source = text.partition("=")
-    if not (source if equals and name else text).strip():
+    is_named = bool(equals and name)
+    if not (source if is_named else text).strip():
         raise UsageError(f"'{text}': names no images; write NAME=SOURCE, such as val=data/val")
-    if equals and name and not local_path(text).exists():
+    path = local_path(text)
+    if is_named and not path.exists():
         return name, source
-    path = Path(text)
-    # "." and ".." are not names; use the folder's own
-    return (local_path(text).resolve().name if path.name in ("", "..") else path.name) or text, text
+    own_name = path.name
+    if own_name in ("", ".."):  # these and "." are not names
+        own_name = path.resolve().name
+    return own_name or text, text
 
 
 def parse_size(size: str | int) -> int:

@@ -52,13 +52,14 @@ def headline_of(accuracy: Mapping[str, Mapping[str, float]]) -> str:
     Args:
         accuracy: Accuracies from 0 to 1, by model and then by name of the images.
     """
-    clean = {model: 100 * of["clean"] for model, of in accuracy.items()}
-    shifted = {model: 100 * mean_shifted(of) for model, of in accuracy.items()}
+    shifted = {model: mean_shifted(by_images) for model, by_images in accuracy.items()}
     regained = shifted["auto"] - shifted["fine-tuned"]
     lost = shifted["zero-shot"] - shifted["fine-tuned"]
+    kept = accuracy["auto"]["clean"]
+    had = accuracy["fine-tuned"]["clean"]
     return (
-        f"auto keeps {clean['auto']:.1f} of the {clean['fine-tuned']:.1f}% clean accuracy, and gets"
-        f" back {regained:.0f} of the {lost:.0f} points that fine-tuning lost under shift."
+        f"auto keeps {100 * kept:.1f} of the {had:.1%} clean accuracy, and gets back"
+        f" {100 * regained:.0f} of the {100 * lost:.0f} points that fine-tuning lost under shift."
     )
 
 

@@ -70,12 +70,12 @@ class SweepResult(Tabular):
     warnings: Names = ()
 
     def _rows(self) -> Rows:
-        curve = [(f"alpha {row['alpha']:g}", row) for row in self.record["curve"]]
-        others = [(row["name"], row) for row in (*self.record["recipes"], *self.record["points"])]
-        return [
-            {"point": name, **row["accuracy"], **{key: row[key] for key in ("id", "ood", "gain")}}
-            for name, row in curve + others
-        ]
+        rows = []
+        for point in (*self.record["curve"], *self.record["recipes"], *self.record["points"]):
+            name = point.get("name") or f"alpha {point['alpha']:g}"
+            means = {key: point[key] for key in ("id", "ood", "gain")}
+            rows.append({"point": name, **point["accuracy"], **means})
+        return rows
 
     def _caption(self) -> str:
         return str(self.record["answer"])
@@ -140,10 +140,9 @@ def sweep(
         doubts = check_sources(pair.inputs, checked, opts, journal, seed=opts.seed)
         settle(doubts, opts.allow, journal)
         decided = _decide_each(pair, recipes, data, opts, journal)
-        others = {
-            name: _aligned(source, pair.inputs, opts)
-            for name, source in zip(dict(opts.points), shown, strict=True)
-        }
+        others = {}
+        for name, source in zip(dict(opts.points), shown, strict=True):
+            others[name] = _aligned(source, pair.inputs, opts)
         journal.stage("evaluate")
         correct = _score(pair, _moves(opts.alphas, decided, others), sources, opts, journal)
     journal.stage("bootstrap")

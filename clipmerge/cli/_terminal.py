@@ -209,9 +209,8 @@ def _describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, _WrongFlag):
         where = error.ctx.command_path if error.ctx else "clipmerge"
         message = error.format_message().rstrip(".")
-        return f"{message}{' See' if message.endswith('?') else '; see'} `{where} --help`", (
-            UsageError.exit_code
-        )
+        see = " See" if message.endswith("?") else "; see"
+        return f"{message}{see} `{where} --help`", UsageError.exit_code
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""

@@ -40,8 +40,10 @@ _RARE = "Flags that are rarely needed: docs/reference/command-line.md"
 def complete_recipe(incomplete: str) -> list[str]:
     """Complete a recipe: a shipped one, or a YAML file here."""
     folder, slash, _ = incomplete.rpartition("/")
-    found = Path(folder + slash or ".").glob("*.y*ml")
-    names = [*recipe_files(), *sorted(f"{folder}{slash}{file.name}" for file in found)]
+    beginning = folder + slash
+    names = list(recipe_files())
+    for file in sorted(Path(beginning or ".").glob("*.y*ml")):
+        names.append(f"{beginning}{file.name}")
     return [name for name in names if name.startswith(incomplete)]
 
 

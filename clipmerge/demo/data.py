@@ -71,7 +71,8 @@ def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
 def _rotated(pixels: Tensor, degrees: Tensor) -> Tensor:
     """Rotate each image about its centre; outside, its edge is repeated."""
     angle = torch.deg2rad(degrees)
-    cosine, sine = torch.cos(angle), torch.sin(angle)
+    cosine = torch.cos(angle)
+    sine = torch.sin(angle)
     nothing = torch.zeros_like(angle)
     across = torch.stack([cosine, -sine, nothing], dim=1)
     down = torch.stack([sine, cosine, nothing], dim=1)
