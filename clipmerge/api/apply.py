@@ -16,16 +16,10 @@ from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, counted, shorten
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files import local_path, source_exists
-from clipmerge.files.staging import check_output
+from clipmerge.files.staging import TENSORS_SUFFIX, check_output
 from clipmerge.methods import Task
 from clipmerge.options import ApplyOptions
-from clipmerge.planning.plan import (
-    Plan,
-    SourceRecord,
-    check_coefficients,
-    extrapolation_note,
-    tensors_path,
-)
+from clipmerge.planning.plan import Plan, SourceRecord, check_coefficients, extrapolation_note
 from clipmerge.planning.record import Measured
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import StrPath
@@ -75,7 +69,7 @@ def apply(
     target = local_path(output)
     file = None if isinstance(plan, Plan) else local_path(plan)
     if is_main_process():
-        read = [] if file is None else [file, tensors_path(file)]
+        read = [] if file is None else [file, file.with_suffix(TENSORS_SUFFIX)]
         check_output(target, overwrite=opts.overwrite, read=read)
     opened = plan if isinstance(plan, Plan) else Plan.load(local_path(plan))
     checkpoints = [] if zeroshot is None or finetuned is None else [zeroshot, *as_list(finetuned)]

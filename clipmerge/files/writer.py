@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 RUN = 1 << 15
 BLOCK = 4 << 20  # bytes of a block, a multiple of every dtype's width
 BLOCKS = 6  # number of blocks in memory
-# The order of safetensors' own save_file, widest first.
+# The order of safetensors' own save_file: widest dtype first, then by name.
 _DTYPE_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
 
 
@@ -87,7 +87,7 @@ def write_safetensors(
     Returns:
         Its sha256.
     """
-    tensors = sorted(tensors, key=_place)
+    tensors = sorted(tensors, key=lambda tensor: (_DTYPE_ORDER.index(tensor.dtype), tensor.key))
     header = header_bytes({tensor.key: (tensor.dtype, tensor.shape) for tensor in tensors})
     digest = hashlib.sha256(header)
     jobs = deque[Future[object]]()
@@ -102,11 +102,6 @@ def write_safetensors(
         for job in jobs:
             job.result()
     return digest.hexdigest()
-
-
-def _place(tensor: OutputTensor) -> tuple[int, str]:
-    """Sort key for the order of safetensors' own save_file: by dtype, then by name."""
-    return _DTYPE_ORDER.index(tensor.dtype), tensor.key
 
 
 def _blocks(tensors: Sequence[OutputTensor]) -> Iterator[memoryview]:

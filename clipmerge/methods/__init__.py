@@ -186,15 +186,11 @@ def run_method(task: Task, method: str, options: Json) -> Decision:
         decision: Decision = load_plugin("methods", method)(task, **options)
     except UsageError as error:
         raise UsageError(f"method {method}: {error}") from None
-    if decision.scores or decision.coefficients:
-        return _with_arrays(decision, task)
-    return decision
-
-
-def _with_arrays(decision: Decision, task: Task) -> Decision:
-    """A decision whose tensors are arrays, with the mean and range of each layer's coefficients."""
+    if not decision.scores and not decision.coefficients:
+        return decision
     scores = _as_arrays(decision.scores)
     coefficients = _as_arrays(decision.coefficients)
+    # a layer shows the mean and the range of its coefficients
     layers = with_coefficients(decision.layers, coefficients, task.layers, task.shapes)
     return replace(decision, layers=layers, scores=scores, coefficients=coefficients)
 

@@ -442,11 +442,6 @@ def read_plan(path: Path) -> Plan:
         raise UsageError(f"{path}: {where}: {first['msg']}.{hint}") from None
 
 
-def tensors_path(plan: Path) -> Path:
-    """Path of a plan's tensors: ``plan.tensors.safetensors`` beside ``plan.json``."""
-    return plan.with_suffix(TENSORS_SUFFIX)
-
-
 def write_plan_files(path: Path, plan: Plan) -> Plan:
     """Write a plan, and its tensors beside it first."""
     tensors = {f"{_SCORES}{name}": values for name, values in plan.scores.items()}
@@ -455,7 +450,7 @@ def write_plan_files(path: Path, plan: Plan) -> Plan:
     if tensors:
         from safetensors.numpy import save
 
-        file = tensors_path(path)
+        file = path.with_suffix(TENSORS_SUFFIX)
         write_whole_file(file, save(tensors))
         plan = plan.replace(tensors=TensorsRecord(file=file.name, sha256=sha256_of(file)))
     write_whole_file(path, plan.to_json().encode())
