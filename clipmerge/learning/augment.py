@@ -31,8 +31,8 @@ _MAGNITUDE = 0.3
 _TURN = math.radians(25)
 # Shears; channels are mixed, and noise is added, by twice as much.
 _SHEAR = 0.2
-# Of a weak augmentation at strength 1: small enough to leave what an image shows as it is.
-_WEAK_TURN, _WEAK_SCALE, _WEAK_SHIFT = math.radians(6), 0.08, 0.06
+# Share of these changes in a weak augmentation at strength 1: it leaves what an image shows.
+_WEAK = 0.25
 
 #: Draws numbers between two bounds, (images, *shape), on the images' device.
 _Draw = Callable[..., Tensor]
@@ -47,7 +47,9 @@ def strong_augment(
     generator = torch.Generator().manual_seed(seed)
     draw = partial(_uniform, generator, pixels)
     if "geometry" in kinds:
-        pixels = _geometry(pixels, draw)
+        is_mirrored = draw(0, 1, 1, 1, 1) < 0.5
+        pixels = torch.where(is_mirrored, pixels.flip(-1), pixels)
+        pixels = _geometry(pixels, draw, 1.0)
     if "colour" in kinds:
         pixels = _colour(pixels, draw)
     if "grey" in kinds:
@@ -67,21 +69,17 @@ def strong_augment(
 
 
 def weak_augment(pixels: Tensor, seed: int, strength: float = 1.0) -> Tensor:
-    """Rotate, scale and shift every image slightly, so that learning cannot memorise its pixels.
+    """Rotate, scale, shear and shift every image slightly, so that learning cannot memorise its
+    pixels.
 
-    Strength 1 rotates by up to 6 degrees, scales by up to 8% and shifts by up to 3% of the side; 0
+    Strength 1 rotates by up to 6 degrees, scales by up to 8% and shifts by up to 2% of the side; 0
     does nothing.
     """
     if strength == 0:
         return pixels
     _require_images(pixels)
     draw = partial(_uniform, torch.Generator().manual_seed(seed), pixels)
-    turn = draw(-_WEAK_TURN, _WEAK_TURN) * strength
-    scale = 1 + draw(-_WEAK_SCALE, _WEAK_SCALE) * strength
-    shift = draw(-_WEAK_SHIFT, _WEAK_SHIFT, 2) * strength
-    cos = scale * turn.cos()
-    sin = scale * turn.sin()
-    return _resampled(pixels, [cos, -sin, shift[:, 0]], [sin, cos, shift[:, 1]])
+    return _geometry(pixels, draw, _WEAK * strength)
 
 
 def _uniform(
@@ -123,19 +121,15 @@ def _resampled(pixels: Tensor, first: list[Tensor], second: list[Tensor]) -> Ten
     return grid_sample(pixels, inside, padding_mode="zeros", align_corners=False)
 
 
-def _geometry(pixels: Tensor, draw: _Draw) -> Tensor:
-    """Rotate, scale, shear, shift and mirror; outside, the border is repeated."""
-    turn = draw(-_TURN, _TURN)
-    scale = draw(1 - _MAGNITUDE, 1 + _MAGNITUDE)
-    shear = draw(-_SHEAR, _SHEAR)
-    is_mirrored = draw(0, 1) < 0.5
-    mirror = 1 - 2 * is_mirrored.to(pixels)
-    shift = draw(-_MAGNITUDE / 2, _MAGNITUDE / 2, 2)
+def _geometry(pixels: Tensor, draw: _Draw, strength: float) -> Tensor:
+    """Rotate, scale, shear and shift; outside, the border is repeated."""
+    turn = strength * draw(-_TURN, _TURN)
+    scale = 1 + strength * draw(-_MAGNITUDE, _MAGNITUDE)
+    shear = strength * draw(-_SHEAR, _SHEAR)
+    shift = strength * draw(-_MAGNITUDE / 2, _MAGNITUDE / 2, 2)
     cos = scale * turn.cos()
     sin = scale * turn.sin()
-    return _resampled(
-        pixels, [mirror * cos, shear - sin, shift[:, 0]], [mirror * sin, cos, shift[:, 1]]
-    )
+    return _resampled(pixels, [cos, shear - sin, shift[:, 0]], [sin, cos, shift[:, 1]])
 
 
 def _colour(pixels: Tensor, draw: _Draw) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipmerge.distributed import broadcast_
 from clipmerge.learning.interpolate import Coefficients
-from clipmerge.learning.objective import FORWARD, HeldOut, Objective
+from clipmerge.learning.objective import FORWARD, PROMPTS_A_GRADIENT, HeldOut, Objective
 from clipmerge.learning.train import LearningOptions, train
 from clipmerge.models.classifier import draw_prompts
 from clipmerge.models.passes import passes
@@ -24,8 +24,6 @@ from clipmerge.stats import class_weights, paired_mean_and_error
 BACKOFFS = tuple(tenth / 10 for tenth in range(10))
 # The share at which the fine-tuned model is.
 _FINETUNED = 1.0
-# Prompts that a look at the images embeds at most; looks are rare, so more than a step's.
-_PROMPTS_A_LOOK = 1024
 # Accuracies are means of float64, so a loss of exactly the limit may come out a little above it.
 _ROUNDING = 1e-9
 
@@ -85,7 +83,7 @@ def recognised(objective: Objective, held_out: HeldOut, options: LearningOptions
     """Which images the current weights recognise, (images,), float64 on the CPU."""
     images, classifier = held_out
     objective.announce_work(FORWARD * len(images))
-    prompts, columns = draw_prompts(classifier, images.labels, objective.seed, _PROMPTS_A_LOOK)
+    prompts, columns = draw_prompts(classifier, images.labels, objective.seed, PROMPTS_A_GRADIENT)
     device = objective.path.device
     with passes(device, options.precision):
         classes = classifier.class_features(*prompts)

@@ -141,8 +141,9 @@ class Path:
         """Go to theta_0 + c * (theta_1 - theta_0); c broadcasts to its parameter."""
         for name in self.names:
             theta_0, theta_1 = self._ends[name][:2]
-            value = torch.lerp(theta_0.float(), theta_1.float(), coefficient_of(name))
-            self._set(name, value)
+            weights = self.parameters[name].data
+            torch.lerp(theta_0.float(), theta_1.float(), coefficient_of(name), out=weights)
+            self._count_move(name)
 
     @torch.no_grad()
     def set_plan(self, plan: Plan) -> None:
@@ -170,6 +171,9 @@ class Path:
 
     def _set(self, name: str, value: Tensor) -> None:
         self.parameters[name].data.copy_(value)
+        self._count_move(name)
+
+    def _count_move(self, name: str) -> None:
         layer = self.inputs.layer_of[name]
         if layer.startswith("text.") or layer == HEAD:
             self.class_moves += 1

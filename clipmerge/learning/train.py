@@ -49,9 +49,6 @@ _TAUGHT_TOGETHER = 16
 
 # Adam's usual decay rates of the gradient and its square, and what keeps a quotient finite.
 _MEMORY, _LONG_MEMORY, _TINY = 0.9, 0.999, 1e-8
-# Tensors with at least this many entries keep their first moment in bfloat16: it averages noise
-# that is far larger than the rounding.
-_MANY = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +85,9 @@ class LearningOptions:
 
     granularity: Granularity = "entry"
     distill_weight: NonNegative = 0.6
-    steps: Count = 160
-    batch_size: Count = 20
-    num_strong: Count = 20
+    steps: Count = 320
+    batch_size: Count = 10
+    num_strong: Count = 10
     lr: Positive = 0.033
     start: Share = 0.5
     max_coefficient: Positive = 1.0
@@ -316,12 +313,7 @@ class BoxAdam(torch.optim.Optimizer):
         self.steps_taken = 0
         self._lr = {name: lr * units.get(name, 1.0) for name in values}
         self._max_value = max_value
-        self._first = {
-            name: torch.zeros_like(
-                value, dtype=torch.bfloat16 if value.numel() >= _MANY else value.dtype
-            )
-            for name, value in values.items()
-        }
+        self._first = {name: torch.zeros_like(value) for name, value in values.items()}
         self._second = {name: value.new_zeros(()) for name, value in values.items()}
 
     @torch.no_grad()
@@ -331,12 +323,12 @@ class BoxAdam(torch.optim.Optimizer):
         for name, value in self.values.items():
             if value.grad is None:
                 continue
-            first = self._first[name].to(value.dtype).lerp_(value.grad, 1 - _MEMORY)
-            self._first[name].copy_(first)
-            second = self._second[name].lerp_(value.grad.square().mean(), 1 - _LONG_MEMORY)
+            first = self._first[name].lerp_(value.grad, 1 - _MEMORY)
+            mean_square = torch.linalg.vector_norm(value.grad).square() / value.numel()
+            second = self._second[name].lerp_(mean_square, 1 - _LONG_MEMORY)
             scale = (second / (1 - _LONG_MEMORY**self.steps_taken)).sqrt() + _TINY
-            move = first / (scale * (1 - _MEMORY**self.steps_taken))
-            value.sub_(move, alpha=self._lr[name] * self.fall).clamp_(0, self._max_value)
+            rate = self._lr[name] * self.fall / (scale * (1 - _MEMORY**self.steps_taken))
+            value.addcmul_(first, rate, value=-1).clamp_(0, self._max_value)
 
     def state_dict(self) -> dict[str, Any]:
         """What goes on from here: the numbers, their moments and the number of steps."""
