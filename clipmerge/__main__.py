@@ -24,11 +24,11 @@ def run() -> None:
         code = main()
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")
-    atexit.register(_end, code)
+    atexit.register(_end_process, code)
     sys.exit(code)
 
 
-def _end(code: int) -> None:
+def _end_process(code: int) -> None:
     """End at once: Python itself would look for garbage for a second, and torch's threads can abort
     it.
     """

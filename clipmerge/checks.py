@@ -59,7 +59,9 @@ class Doubt(NamedTuple):
     text: str
 
 
-def settle(doubts: Iterable[Doubt], allow: Collection[str], progress: Progress) -> None:
+def raise_unless_allowed(
+    doubts: Iterable[Doubt], allow: Collection[str], progress: Progress
+) -> None:
     """Raise the first doubt that is not allowed; the others are warnings."""
     for check, text in doubts:
         if check not in allow:
@@ -121,7 +123,9 @@ def check_sources(
     for name, images in sources.items():
         yield from check_pixels(images, model)
         images.require_classes()
-        samples[name] = _probe(images.sample(min(PROBE, len(images)), seed), settings)
+        samples[name] = _sample_with_one_prompt(
+            images.sample(min(PROBE, len(images)), seed), settings
+        )
     if model is None:
         return
     # one batch: on small models most of the cost is that of each
@@ -135,7 +139,7 @@ def check_sources(
         yield from check_answers(name, images, finetuned.correct, zeroshot.correct, among=among)
 
 
-def _probe(images: Images, settings: ImageOptions) -> LabelledImages:
+def _sample_with_one_prompt(images: Images, settings: ImageOptions) -> LabelledImages:
     """The images with one prompt of each class, or with a caption of each image."""
     from clipmerge.images.classes import templates_for
     from clipmerge.images.image_set import CaptionedImages
@@ -240,7 +244,7 @@ def check_answers(
     where = f"{name}: " if name else ""
     numbers = f"recognises {share:.1%} of {len(correct)} images (chance is {chance:.1%})"
     example = printable((*names, *captions)[0], limit=_SHOWN)
-    look = odd_names(names) if names else ""
+    look = describe_odd_names(names) if names else ""
     if look and low < halfway:
         yield Doubt(
             "odd-names",
@@ -263,12 +267,14 @@ def check_answers(
         )
 
 
-def odd_names(names: Names) -> str:
+def describe_odd_names(names: Names) -> str:
     """How class names look unlike names, in words; empty if they look like names.
 
     Example:
-        >>> [odd_names(names) for names in (("0", "1"), ("class a", "class b"), ("cat", "car"))]
-        ['are numbers', 'differ in letters or numbers alone', '']
+        >>> describe_odd_names(("0", "1")), describe_odd_names(("cat", "car"))
+        ('are numbers', '')
+        >>> describe_odd_names(("class a", "class b"))
+        'differ in letters or numbers alone'
     """
     for pattern, look in _LOOKS.items():
         if all(re.fullmatch(pattern, name.strip()) for name in names):

@@ -117,11 +117,11 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f" Did you mean '{folded[close[0]]}'?"
 
 
-def choices(kind: str, word: str, known: Iterable[str]) -> str:
+def list_choices(kind: str, word: str, known: Iterable[str]) -> str:
     """The name that may be meant, and those that exist, ready to be appended to a message.
 
     Example:
-        >>> choices("recipes", "atuo", ["auto", "lines"])
+        >>> list_choices("recipes", "atuo", ["auto", "lines"])
         ". Did you mean 'auto'? (recipes: auto, lines)"
     """
     names = list(known)

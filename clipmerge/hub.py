@@ -86,7 +86,7 @@ class Snapshot:
         """Download files into the cache, and return their folder."""
         import huggingface_hub
 
-        with explained(f"downloading {self.hub_id}"):
+        with as_hub_errors(f"downloading {self.hub_id}"):
             folder = huggingface_hub.snapshot_download(
                 self.hub_id.repo_id,
                 revision=self.revision,
@@ -101,7 +101,7 @@ def resolve(hub_id: HubId) -> Snapshot:
 
     if constants.HF_HUB_OFFLINE:
         return _cached(hub_id)
-    with explained(f"reading {hub_id}"):
+    with as_hub_errors(f"reading {hub_id}"):
         info: Any = HfApi(library_name="clipmerge").model_info(
             hub_id.repo_id, revision=hub_id.revision, timeout=_TIMEOUT
         )
@@ -148,7 +148,7 @@ def _cached(hub_id: HubId) -> Snapshot:
 
 
 @contextlib.contextmanager
-def explained(doing: str) -> Iterator[None]:
+def as_hub_errors(doing: str) -> Iterator[None]:
     """Turn any error of the client into a one-line HubError."""
     try:
         yield

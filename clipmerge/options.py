@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, get_args, get_type_hints
 from annotated_types import Ge, Le
 from typer import Option as _flag
 
-from clipmerge.errors import UsageError, choices, did_you_mean
+from clipmerge.errors import UsageError, did_you_mean, list_choices
 from clipmerge.files import local_path
 from clipmerge.types import CHECKS, RECOMMENDATIONS, Device, Json, Names, OutputDtype
 
@@ -281,19 +281,19 @@ def as_texts(texts: Any) -> Names:
     return (texts,) if isinstance(texts, str) else tuple(texts or ())
 
 
-def _prompts(texts: Any) -> Names:
+def _check_prompts(texts: Any) -> Names:
     from clipmerge.images.registry import check_templates
 
     return check_templates(as_texts(texts))
 
 
-def _known(option: str, words: Iterable[str], texts: Any) -> Names:
+def _check_words(option: str, words: Iterable[str], texts: Any) -> Names:
     """Words of an option, one or several, with commas or without, each of which must exist."""
     listed = tuple(word for text in as_texts(texts) for word in text.split(","))
     for word in listed:
         if word not in words:
             raise UsageError(
-                f"`{option}` {word}: there is no such word{choices('words', word, words)}"
+                f"`{option}` {word}: there is no such word{list_choices('words', word, words)}"
             )
     return listed
 
@@ -387,7 +387,7 @@ def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
         (0.0, 0.25, 0.5, 0.75, 1.0)
     """
     try:
-        alphas = _alphas_of(points) if isinstance(points, str) else list(map(float, points))
+        alphas = _parse_alpha_text(points) if isinstance(points, str) else list(map(float, points))
     except (ArithmeticError, IndexError, TypeError, ValueError):
         alphas = []
     # 1e400 is valid as text but overflows a float
@@ -399,7 +399,7 @@ def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
     return tuple(alphas)
 
 
-def _alphas_of(text: str) -> list[float]:
+def _parse_alpha_text(text: str) -> list[float]:
     words = [word.strip() for word in text.split(",")]
     values: list[Decimal] = []
     for position, word in enumerate(words):
@@ -420,9 +420,9 @@ def _continue_steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decima
 
 _READERS: dict[str, Callable[[Any], Any]] = {
     "classes": class_names,
-    "template": _prompts,
-    "allow": partial(_known, "allow", CHECKS),
-    "fail_on": partial(_known, "fail_on", RECOMMENDATIONS),
+    "template": _check_prompts,
+    "allow": partial(_check_words, "allow", CHECKS),
+    "fail_on": partial(_check_words, "fail_on", RECOMMENDATIONS),
     "ood": named_sources,
     "points": named_sources,
     "alphas": parse_alphas,

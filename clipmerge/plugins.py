@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from clipmerge.errors import UsageError, choices
+from clipmerge.errors import UsageError, list_choices
 from clipmerge.files import PLUGINS, plugin_folders
 from clipmerge.types import Json, Names
 
@@ -44,15 +44,15 @@ NonNegative = Annotated[float, Field(ge=0, le=_LARGEST)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-def _known_mask(name: str) -> str:
+def _check_mask_name(name: str) -> str:
     known = plugin_names("masks")
     if name not in known:
-        raise ValueError(f"no such mask{choices('masks', name, known)}")
+        raise ValueError(f"no such mask{list_choices('masks', name, known)}")
     return name
 
 
 #: The name of a mask.
-MaskName = Annotated[str, AfterValidator(_known_mask)]
+MaskName = Annotated[str, AfterValidator(_check_mask_name)]
 #: A kind of generic change of images.
 Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]
 
@@ -63,14 +63,14 @@ _Plugin = TypeVar("_Plugin", bound=Callable[..., Any])
 
 def plugin_names(package: str) -> Names:
     """List the plugins of a package, sorted."""
-    return _names(package, plugin_folders())
+    return _find_plugins(package, plugin_folders())
 
 
 @cache
-def _names(package: str, folders: tuple[Path, ...]) -> Names:
+def _find_plugins(package: str, folders: tuple[Path, ...]) -> Names:
     if package == "combinations":
-        methods = _names("methods", folders)
-        return tuple(name for name in methods if _has_rule(name))
+        methods = _find_plugins("methods", folders)
+        return tuple(name for name in methods if _has_combination(name))
     known = import_module(f"clipmerge.{package}").__path__  # a plugin is imported from there
     paths = [known[0]]
     for folder in folders:
@@ -85,7 +85,7 @@ def _names(package: str, folders: tuple[Path, ...]) -> Names:
     return tuple(sorted(names))
 
 
-def _has_rule(method: str) -> bool:
+def _has_combination(method: str) -> bool:
     return hasattr(import_module(f"clipmerge.methods.{method.replace('-', '_')}"), "combine")
 
 
@@ -105,7 +105,7 @@ def load_plugin(package: str, name: str) -> Callable[..., Any]:
         if name in known:  # a mistake in the file itself
             raise
         raise UsageError(
-            f"no {package.removesuffix('s')} '{name}'{choices(package, name, known)}"
+            f"no {package.removesuffix('s')} '{name}'{list_choices(package, name, known)}"
         ) from None
     return function
 
@@ -134,7 +134,9 @@ def check_options(package: str, name: str, options: Json) -> Json:
     where = f"{package.removesuffix('s')} {name}"
     for option, value in options.items():
         if option not in checked:
-            raise UsageError(f"{where}: no option '{option}'{choices('options', option, checked)}")
+            raise UsageError(
+                f"{where}: no option '{option}'{list_choices('options', option, checked)}"
+            )
         try:
             checked[option] = TypeAdapter(hints[option]).validate_python(value)
         except ValidationError as error:

@@ -11,7 +11,7 @@ from PIL import Image
 
 import clipmerge
 from clipmerge import ClipmergeError
-from clipmerge.checks import check_answers, odd_names
+from clipmerge.checks import check_answers, describe_odd_names
 from clipmerge.images.dataset import open_images
 from clipmerge.types import CHECKS
 from tests.support.tiny_clip import Folders, save_images, save_pair
@@ -53,8 +53,7 @@ def places(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize(
-    "check",
-    ["unrelated", "equal-models", "blank-images", "same-images", "odd-names"],
+    "check", ["unrelated", "equal-models", "blank-images", "same-images", "odd-names"]
 )
 def test_what_is_doubted_is_an_error_that_allow_waves_through(
     places: dict[str, Any], tmp_path: Path, check: str
@@ -112,7 +111,7 @@ def test_answers_tell_wrong_names_and_a_wrong_order(
     ],
 )
 def test_names_that_look_like_none(names: tuple[str, ...], look: str) -> None:
-    assert odd_names(names) == look
+    assert describe_odd_names(names) == look
 
 
 def test_preprocessed_pixels_are_in_the_range_of_the_model(pair: Folders) -> None:

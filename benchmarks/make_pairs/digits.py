@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.make_pairs.pair import Pair, Places, Roles, Spec, write_pair
 from benchmarks.make_pairs.pictures import Picture, as_png
 from benchmarks.models import Regime
-from clipmerge.demo.data import SHIFTS, TEMPLATE, ink_of, shifted_pixels
+from clipmerge.demo.data import SHIFTS, TEMPLATE, digits_of_split, shifted_pixels
 from clipmerge.demo.pair import prepare
 from clipmerge.images.digits import CLASS_NAMES, digits_as_rgb
 
@@ -38,9 +38,9 @@ def make_pair(spec: Spec, places: Places) -> Pair:
 
     own = {}
     for role, split in (("train", "train"), ("val", "calibration"), ("test", "test")):
-        ink, digits = ink_of(split)
+        ink, digits = digits_of_split(split)
         own[role] = added(role, digits_as_rgb(ink), digits)
-    ink, digits = ink_of("test")
+    ink, digits = digits_of_split("test")
     ood = {shift: added(shift, shifted_pixels(shift, ink), digits) for shift in SHIFTS}
     roles = Roles(tuple(CLASS_NAMES), own["train"], own["val"], own["test"], ood)
     return write_pair(spec, places.cache, zeroshot, TEMPLATE, pictures, roles)

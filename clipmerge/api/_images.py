@@ -15,7 +15,7 @@ from torch.linalg import vector_norm
 from clipmerge.api._pair import Pair
 from clipmerge.api._write import Decided
 from clipmerge.checkpoint import Inputs
-from clipmerge.checks import check_sources, settle
+from clipmerge.checks import check_sources, raise_unless_allowed
 from clipmerge.distributed import DistributedContext, exact_float32
 from clipmerge.errors import VerdictError
 from clipmerge.evaluation.verdict import judge
@@ -48,10 +48,10 @@ Found = tuple[Measurements, CalibrationRecord, LearningState]
 
 def open_target(options: DecisionOptions, progress: Progress) -> Images:
     """Open `data`, the images of what the model was fine-tuned for."""
-    return open_each({"": options.data}, progress, options)[""]
+    return open_named_images({"": options.data}, progress, options)[""]
 
 
-def open_each(
+def open_named_images(
     sources: Mapping[str, Any], progress: Progress, options: ImageOptions | None = None
 ) -> dict[str, Images]:
     """Open images by name, with the class names and columns of ``options``."""
@@ -71,7 +71,7 @@ def split_and_check(
     them by how both models see them.
     """
     split = split_images(images, recipe, options, journal, judged=options.verdict)
-    sources = open_each(dict(options.ood), journal)
+    sources = open_named_images(dict(options.ood), journal)
     for name, shift in sources.items():
         shift.require_classes()
         sources[name] = shift.sample(min(options.images, len(shift)), options.seed)
@@ -79,7 +79,7 @@ def split_and_check(
     journal.stage("check")
     checked = {"": images, **sources}
     doubts = check_sources(pair.inputs, checked, options, journal, seed=options.seed)
-    settle(doubts, options.allow, journal)
+    raise_unless_allowed(doubts, options.allow, journal)
     ood = {}
     for name, shift in sources.items():
         ood[name] = split_shift(shift, options.seed, chooses=split.val is not None)
@@ -174,7 +174,7 @@ def _objective_for(
 
     size = batch_size_for(len(images), options.batch_size, context.world_size)
 
-    def read(images: LabelledImages) -> Batch:  # every process reads all of them
+    def read_batch(images: LabelledImages) -> Batch:  # every process reads all of them
         pieces = [pixels for _, pixels in read_pixels(images.pictures, size, model.pixels)]
         return Batch(0, torch.cat(pieces), torch.tensor(images.labels))
 
@@ -198,8 +198,8 @@ def _objective_for(
             context.device,
             moves=path.text_changes,
         )
-        ood.append(HeldOut(read(of_shift.val), classes))
-    seen = read(images)
+        ood.append(HeldOut(read_batch(of_shift.val), classes))
+    seen = read_batch(images)
     asked = [
         *(checkpoint.provenance() for checkpoint in inputs.checkpoints),
         recipe.measure,
@@ -216,7 +216,7 @@ def _objective_for(
         seen,
         context,
         batch_size=size,
-        val=None if val is None else HeldOut(read(val), classifier),
+        val=None if val is None else HeldOut(read_batch(val), classifier),
         ood=ood,
         seed=options.seed,
         wants_gradients=ranks_by_gradients(recipe),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoints
 from clipmerge.checkpoint.alignment import HEAD_WEIGHT
-from clipmerge.checks import check_models, settle
+from clipmerge.checks import check_models, raise_unless_allowed
 from clipmerge.errors import UsageError
 from clipmerge.options import DecisionOptions
 from clipmerge.planning.plan import HeadRecord, SourceRecord
@@ -58,12 +58,12 @@ def open_pair(
     processor: Any = None,
 ) -> Iterator[Pair]:
     """Open and align checkpoints; models in memory lie on the disk in this block."""
-    with as_sources([zeroshot, *as_list(finetuned)], processor) as (first, *others):
+    with as_sources([zeroshot, *finetuned_as_list(finetuned)], processor) as (first, *others):
         part = f"#{options.state_key}" if options.state_key else ""
         sources = [first, *(f"{source}{part}" for source in others)]
         base, *rest = open_checkpoints(sources, model=options.model)
         inputs = align_checkpoints(base, rest, missing=missing, dtype=options.dtype)
-        settle(check_models(inputs), options.allow, journal)
+        raise_unless_allowed(check_models(inputs), options.allow, journal)
         yield Pair(inputs)
 
 
@@ -109,7 +109,7 @@ def with_zeroshot_head(
     return replace(pair, inputs=inputs, head=head)
 
 
-def as_list(finetuned: Any) -> list[Any]:
+def finetuned_as_list(finetuned: Any) -> list[Any]:
     """One checkpoint or several as a list, which must not be empty."""
     if not isinstance(finetuned, (list, tuple)):
         return [finetuned]

@@ -107,14 +107,14 @@ def write_merged(
         return MergeResult(output, decided.plan, None)
     if output is None:
         plan = decided.plan.replace(**pair.sources(hashed=True))
-        record = _record(pair, decided, plan, verdict, journal)
+        record = _make_record(pair, decided, plan, verdict, journal)
     else:
-        plan, record = _write(pair, decided, verdict, output, options, journal)
+        plan, record = _write_output(pair, decided, verdict, output, options, journal)
     decided.forget()
     return MergeResult(output, plan, record, record.warnings)
 
 
-def _write(
+def _write_output(
     pair: Pair,
     decided: Decided,
     verdict: Verdict | None,
@@ -143,7 +143,7 @@ def _write(
         if plan.coefficients:  # kept with the output, because learning them takes minutes
             written = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.public)
             plan = plan.replace(tensors=written.tensors)
-        record = _record(pair, decided, plan, verdict, journal, output, files)
+        record = _make_record(pair, decided, plan, verdict, journal, output, files)
         texts = {REPORT: html_page(record), CARD: model_card(record)}
         texts[RECORD] = json.dumps(record.as_json(), indent=2) + "\n"
         for name, text in texts.items():
@@ -151,7 +151,7 @@ def _write(
     return plan, record
 
 
-def _record(
+def _make_record(
     pair: Pair,
     decided: Decided,
     plan: Plan,
@@ -163,9 +163,9 @@ def _record(
     inputs, measured = pair.inputs, decided.measured
     journal.stage("draw")
     if plan.coefficients:
-        from clipmerge.merging.folder import histograms
+        from clipmerge.merging.folder import coefficient_histograms
 
-        measured = measured.replace(coefficients=histograms(plan.coefficients, inputs))
+        measured = measured.replace(coefficients=coefficient_histograms(plan.coefficients, inputs))
     return Record(
         output=output.name if output else None,
         files=files or {},

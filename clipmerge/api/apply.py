@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clipmerge.api._pair import CheckpointLike, Pair, as_list, as_sources
+from clipmerge.api._pair import CheckpointLike, Pair, as_sources, finetuned_as_list
 from clipmerge.api._write import Decided, MergeResult, write_merged
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoint
-from clipmerge.checks import check_models, settle
+from clipmerge.checks import check_models, raise_unless_allowed
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, counted, shorten
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
@@ -72,7 +72,9 @@ def apply(
         read = [] if file is None else [file, file.with_suffix(TENSORS_SUFFIX)]
         check_output(target, overwrite=opts.overwrite, read=read)
     opened = plan if isinstance(plan, Plan) else Plan.load(local_path(plan))
-    checkpoints = [] if zeroshot is None or finetuned is None else [zeroshot, *as_list(finetuned)]
+    checkpoints = (
+        [] if zeroshot is None or finetuned is None else [zeroshot, *finetuned_as_list(finetuned)]
+    )
     with (
         as_sources(checkpoints, processor) as sources,
         open_planned(opened, str(file or "the plan"), sources, opts, journal) as pair,
@@ -101,7 +103,7 @@ def open_planned(
     check_coefficients(plan, task.layers, task.shapes)
     for note in inputs.notes:
         journal.warn(note)
-    settle(check_models(inputs), options.allow, journal)
+    raise_unless_allowed(check_models(inputs), options.allow, journal)
     if beyond := extrapolation_note(plan):
         journal.warn(beyond)
     if left_out := [layer for layer in task.layers if layer not in plan.layers]:

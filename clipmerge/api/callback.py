@@ -106,10 +106,10 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         read = (zeroshot, options.data, options.classes, *dict(options.ood).values())
         check_output(self._folder(args), overwrite=options.overwrite, read=read)
         if options.data is not None:
-            from clipmerge.api._images import open_each, open_target
+            from clipmerge.api._images import open_named_images, open_target
 
             open_target(options, Progress())
-            open_each(dict(options.ood), Progress())
+            open_named_images(dict(options.ood), Progress())
         if options.push is not None:
             check_access(options.push)
 

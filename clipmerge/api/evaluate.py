@@ -8,7 +8,7 @@ from typing import Any
 
 from clipmerge.api._pair import CheckpointLike, as_sources
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.checks import check_answers, check_pixels, settle
+from clipmerge.checks import check_answers, check_pixels, raise_unless_allowed
 from clipmerge.errors import UsageError
 from clipmerge.options import EvaluateOptions, named_sources
 from clipmerge.planning import Rows, Tabular
@@ -103,7 +103,7 @@ def evaluate(
             journal.warn(note)
         model = load_model(opened)
         for images in loaded.values():
-            settle(check_pixels(images, model), opts.allow, journal)
+            raise_unless_allowed(check_pixels(images, model), opts.allow, journal)
         facts, outcomes = evaluate_sources(model, loaded, opts, journal)
         for name, images in loaded.items():
             for doubt in check_answers(name, images, outcomes[name].correct):

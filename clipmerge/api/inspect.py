@@ -72,7 +72,7 @@ def inspect(
         record = (
             _describe_alone(base)
             if finetuned is None
-            else _compare(base, open_checkpoint(sources[1], base=base), journal)
+            else _compare_checkpoints(base, open_checkpoint(sources[1], base=base), journal)
         )
     return InspectResult(record["family"], record["layers"], tuple(record["mismatches"]), record)
 
@@ -81,22 +81,22 @@ def _describe_alone(checkpoint: Checkpoint) -> Json:
     inputs = align_checkpoints(checkpoint, [])
     return {
         "family": inputs.family.name,
-        "zeroshot": _source(checkpoint),
+        "zeroshot": _describe_source(checkpoint),
         "finetuned": None,
-        "layers": _layers(checkpoint, inputs.zeroshot_keys, inputs.layers),
+        "layers": _describe_layers(checkpoint, inputs.zeroshot_keys, inputs.layers),
         "mismatches": [],
-        "total": _total(checkpoint),
+        "total": _describe_all_tensors(checkpoint),
     }
 
 
-def _compare(base: Checkpoint, other: Checkpoint, journal: Journal) -> Json:
+def _compare_checkpoints(base: Checkpoint, other: Checkpoint, journal: Journal) -> Json:
     from clipmerge.checks import check_models
 
     inputs = align_checkpoints(base, [other], refuse=False)
     for note in inputs.notes:
         journal.warn(note)
     mismatches = find_mismatches(inputs)
-    layers = _layers(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
+    layers = _describe_layers(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
     journal.stage("inspect")
     done, total = 0, sum(layer["size"] for layer in layers.values())
     for layer, names in inputs.layers.items():
@@ -110,21 +110,21 @@ def _compare(base: Checkpoint, other: Checkpoint, journal: Journal) -> Json:
         journal.warn(doubt.text)
     return {
         "family": inputs.family.name,
-        "zeroshot": _source(base),
-        "finetuned": _source(other),
+        "zeroshot": _describe_source(base),
+        "finetuned": _describe_source(other),
         "layers": layers,
         "mismatches": mismatches,
-        "total": _total(inputs.zeroshot),
+        "total": _describe_all_tensors(inputs.zeroshot),
         "warnings": journal.warnings,
     }
 
 
-def _source(checkpoint: Checkpoint) -> Json:
+def _describe_source(checkpoint: Checkpoint) -> Json:
     files = [file.name for file in checkpoint.files]
     return {"source": checkpoint.source, "revision": checkpoint.revision, "files": files}
 
 
-def _total(checkpoint: Checkpoint) -> Json:
+def _describe_all_tensors(checkpoint: Checkpoint) -> Json:
     entries = checkpoint.entries.values()
     return {
         "parameters": len(entries),
@@ -134,7 +134,9 @@ def _total(checkpoint: Checkpoint) -> Json:
     }
 
 
-def _layers(checkpoint: Checkpoint, keys: dict[str, str], layers: Layers) -> dict[str, Json]:
+def _describe_layers(
+    checkpoint: Checkpoint, keys: dict[str, str], layers: Layers
+) -> dict[str, Json]:
     return {
         layer: {
             "parameters": len(names),

@@ -11,7 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.api._pair import CheckpointLike, Pair, as_list, open_pair, with_zeroshot_head
+from clipmerge.api._pair import (
+    CheckpointLike,
+    Pair,
+    finetuned_as_list,
+    open_pair,
+    with_zeroshot_head,
+)
 from clipmerge.api._write import Decided, MergeResult, write_merged
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError
@@ -69,7 +75,7 @@ def merge(
     opts = MergeOptions.of(options)
     journal = Journal(progress)
     chosen = choose_recipe(recipe, opts, journal)
-    target = _output_folder(output, opts, zeroshot, *as_list(finetuned))
+    target = _check_output_folder(output, opts, zeroshot, *finetuned_as_list(finetuned))
     with open_pair(
         zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
@@ -83,7 +89,7 @@ def merge(
         result = write_merged(pair, decided, verdict, target, opts, journal)
     if opts.push is None or result.record is None:
         return result
-    return _published(result, opts.push, opts, journal)
+    return _push_result(result, opts.push, opts, journal)
 
 
 def plan(
@@ -117,7 +123,7 @@ def plan(
     opts = PlanOptions.of(options)
     journal = Journal(progress)
     chosen = choose_recipe(recipe, opts, journal)
-    target = _plan_file(output, opts)
+    target = _check_plan_file(output, opts)
     with open_pair(
         zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
@@ -137,11 +143,11 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
     if options.ood and options.data is None:
         raise UsageError("`ood` is judged beside `data`; give images of the target too")
     if recipe is None:
-        recipe = _fitting_recipe(options, progress)
+        recipe = _default_recipe(options, progress)
     return load_recipe(recipe, options.set, alpha=options.alpha, max_loss=options.max_loss)
 
 
-def _fitting_recipe(options: PlanOptions, progress: Progress) -> str:
+def _default_recipe(options: PlanOptions, progress: Progress) -> str:
     """The recipe for what was given, and a note that says why."""
     name, reason = "wise-ft", "there are no images"
     if options.alpha is not None:  # in `auto` it would scale what was learned
@@ -152,7 +158,7 @@ def _fitting_recipe(options: PlanOptions, progress: Progress) -> str:
     return name
 
 
-def _output_folder(
+def _check_output_folder(
     output: StrPath | None, options: MergeOptions, *checkpoints: CheckpointLike
 ) -> Path | None:
     """Refuse an output or a push that would fail, before anything is learned."""
@@ -177,7 +183,7 @@ def _check_push(output: StrPath | None, repo_id: str) -> None:
         check_access(repo_id)
 
 
-def _published(
+def _push_result(
     result: MergeResult, repo_id: str, options: MergeOptions, progress: Progress
 ) -> MergeResult:
     """The result after its folder was published."""
@@ -190,7 +196,7 @@ def _published(
     return replace(result, published=published)
 
 
-def _plan_file(output: StrPath | None, options: PlanOptions) -> Path | None:
+def _check_plan_file(output: StrPath | None, options: PlanOptions) -> Path | None:
     if output is None:
         return None
     file = local_path(output)
@@ -251,7 +257,7 @@ def decide(
     from clipmerge.api._images import measure
 
     found = measure(pair.inputs, recipe, split, options, journal)
-    return decide_by_measure(found, pair, recipe, options, journal)
+    return decide_by_measurements(found, pair, recipe, options, journal)
 
 
 def decide_by_method(
@@ -266,7 +272,7 @@ def decide_by_method(
     task = Task(pair.inputs, measurements, options.seed)
     decision = run_method(task, recipe.method["name"], recipe.method_options)
     if recipe.overrides:
-        decision = _overridden(decision, recipe, task.layers)
+        decision = _apply_overrides(decision, recipe, task.layers)
     plan = Plan(
         recipe=recipe,
         **pair.sources(),
@@ -292,7 +298,7 @@ def decide_by_method(
     return Decided(plan, measured)
 
 
-def decide_by_measure(
+def decide_by_measurements(
     found: Found, pair: Pair, recipe: Recipe, options: DecisionOptions, journal: Journal
 ) -> Decided:
     """Let the recipe's method decide by what was measured."""
@@ -310,7 +316,7 @@ def decide_by_measure(
     )
 
 
-def _overridden(decision: Decision, recipe: Recipe, parameters: Layers) -> Decision:
+def _apply_overrides(decision: Decision, recipe: Recipe, parameters: Layers) -> Decision:
     """A decision after the recipe's overrides; a layer whose alpha they set has no coefficients."""
     layers, reasons = dict(decision.layers), dict(decision.reasons)
     coefficients = dict(decision.coefficients)

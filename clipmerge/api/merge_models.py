@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from clipmerge.api._in_memory import unwrap_model
-from clipmerge.api._pair import as_list, open_pair
+from clipmerge.api._pair import finetuned_as_list, open_pair
 from clipmerge.api.merge import choose_recipe, decide, open_split
 from clipmerge.errors import CheckpointError, UsageError, shorten
 from clipmerge.families import is_index_buffer
@@ -58,7 +58,7 @@ def merge_models(
     Example:
         >>> robust = merge_models(zeroshot, finetuned, "wise-ft")  # doctest: +SKIP
     """
-    for model in (zeroshot, *as_list(finetuned)):
+    for model in (zeroshot, *finetuned_as_list(finetuned)):
         if not isinstance(model, torch.nn.Module):
             raise UsageError(
                 f"{type(model).__name__} is not a model; give torch modules here, and paths to"
@@ -67,7 +67,7 @@ def merge_models(
     opts = PlanOptions.of(options)
     journal = Journal(progress)
     chosen = choose_recipe(recipe, opts, journal)
-    models = [unwrap_model(model) for model in as_list(finetuned)]
+    models = [unwrap_model(model) for model in finetuned_as_list(finetuned)]
     with open_pair(
         zeroshot, models, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:

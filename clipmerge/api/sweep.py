@@ -18,16 +18,16 @@ from clipmerge.api._images import Images, measure, open_target, ranks_by_gradien
 from clipmerge.api._pair import (
     CheckpointLike,
     Pair,
-    as_list,
     as_sources,
+    finetuned_as_list,
     open_pair,
     with_zeroshot_head,
 )
 from clipmerge.api._write import Decided, command_line
-from clipmerge.api.merge import check_recipe, decide_by_measure, decide_by_method
+from clipmerge.api.merge import check_recipe, decide_by_measurements, decide_by_method
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.converted import convert_checkpoint
-from clipmerge.checks import check_sources, settle
+from clipmerge.checks import check_sources, raise_unless_allowed
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation.scorer import Move
@@ -120,7 +120,7 @@ def sweep(
     _check_names(ids, oods, recipes, opts)
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
-        checkpoints = (zeroshot, *as_list(finetuned))
+        checkpoints = (zeroshot, *finetuned_as_list(finetuned))
         images = (opts.data, opts.classes, *ids.values(), *oods.values())
         read = (*checkpoints, *images)
         check_output(target, overwrite=opts.overwrite, read=read, record=SWEEP_RECORD)
@@ -138,18 +138,20 @@ def sweep(
         journal.stage("check")
         checked = sources if data is None else {**sources, "": data}
         doubts = check_sources(pair.inputs, checked, opts, journal, seed=opts.seed)
-        settle(doubts, opts.allow, journal)
+        raise_unless_allowed(doubts, opts.allow, journal)
         decided = _decide_each(pair, recipes, data, opts, journal)
         others = {}
         for name, source in zip(dict(opts.points), shown, strict=True):
-            others[name] = _aligned(source, pair.inputs, opts)
+            others[name] = _align_checkpoint(source, pair.inputs, opts)
         journal.stage("evaluate")
-        correct = _score(pair, _moves(opts.alphas, decided, others), sources, opts, journal)
+        correct = _score_points(
+            pair, _moves_to_points(opts.alphas, decided, others), sources, opts, journal
+        )
     journal.stage("bootstrap")
-    record = _record(pair, correct, decided, others, list(ids), sources, opts, journal)
+    record = _make_record(pair, correct, decided, others, list(ids), sources, opts, journal)
     if target is not None and is_main_process():
         record["output"] = target.name
-        _write(record, target, overwrite=opts.overwrite)
+        _write_sweep(record, target, overwrite=opts.overwrite)
     for each in decided:  # what was learned is saved until nothing more can fail
         each.forget()
     return SweepResult(target, record, correct, tuple(record["warnings"]))
@@ -226,18 +228,18 @@ def _decide_each(
             # the images held back are those of `merge`, so that both decide alike
             split = split_images(data, recipe, options, journal, judged=True)
             known[key] = measure(pair.inputs, recipe, split, options, journal)
-        decided.append(decide_by_measure(known[key], pair, recipe, options, journal))
+        decided.append(decide_by_measurements(known[key], pair, recipe, options, journal))
     return decided
 
 
-def _aligned(source: str, inputs: Inputs, options: SweepOptions) -> Inputs:
+def _align_checkpoint(source: str, inputs: Inputs, options: SweepOptions) -> Inputs:
     """Align a checkpoint that is shown as it is with the zero-shot one."""
     opened = open_checkpoint(source, base=inputs.zeroshot, model=options.model)
     point = convert_checkpoint(opened, inputs.zeroshot)
     return align_checkpoints(inputs.zeroshot, [point], dtype="float32")
 
 
-def _moves(
+def _moves_to_points(
     alphas: Sequence[float], decided: list[Decided], others: dict[str, Inputs]
 ) -> list[Move]:
     """Functions that move the model to the points of the curve, of recipes and of checkpoints."""
@@ -248,7 +250,7 @@ def _moves(
     return moves
 
 
-def _score(
+def _score_points(
     pair: Pair,
     moves: list[Move],
     sources: dict[str, Images],
@@ -268,7 +270,7 @@ def _score(
     return {name: stack_correct(each) for name, each in outcomes.items()}
 
 
-def _record(
+def _make_record(
     pair: Pair,
     correct: dict[str, Correct],
     decided: list[Decided],
@@ -280,7 +282,7 @@ def _record(
 ) -> Json:
     """What `--json` prints and ``sweep.json`` holds."""
     count = len(options.alphas)
-    rows = _rows(correct, ids, count + len(decided) + len(others), options)
+    rows = _accuracy_rows(correct, ids, count + len(decided) + len(others), options)
     curve = [{"alpha": alpha, **row} for alpha, row in zip(options.alphas, rows, strict=False)]
     recipes = []
     for each, row in zip(decided, rows[count:], strict=False):
@@ -322,7 +324,7 @@ def _record(
     return record | {"answer": sweep_sentence(record)}
 
 
-def _rows(
+def _accuracy_rows(
     correct: dict[str, Correct], ids: list[str], count: int, options: SweepOptions
 ) -> list[Json]:
     """Accuracies of every point, and its gain over the curve."""
@@ -349,7 +351,7 @@ def _rows(
     ]
 
 
-def _write(record: Json, output: Path, *, overwrite: bool) -> None:
+def _write_sweep(record: Json, output: Path, *, overwrite: bool) -> None:
     """Write record, picture and page."""
     from clipmerge.report.figures import png, sweep_figure
     from clipmerge.report.sweep import sweep_page

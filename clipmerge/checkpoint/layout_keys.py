@@ -46,8 +46,8 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
             blocks[tower] = max(blocks[tower], int(block[2]) + 1)
     scale = Match("logit_scale", ("logit_scale",))
     matches = (
-        *_vision_matches(blocks["vision"]),
-        *_text_matches(blocks["text"], text_prefix),
+        *_match_vision_keys(blocks["vision"]),
+        *_match_text_keys(blocks["text"], text_prefix),
         scale,
     )
     expected: set[str] = set()
@@ -68,33 +68,33 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
     return matches
 
 
-def _vision_matches(blocks: int) -> Iterator[Match]:
+def _match_vision_keys(blocks: int) -> Iterator[Match]:
     embeddings = "vision_model.embeddings"
     yield Match("visual.class_embedding", (f"{embeddings}.class_embedding",))
     yield Match("visual.conv1.weight", (f"{embeddings}.patch_embedding.weight",))
     yield Match("visual.positional_embedding", (f"{embeddings}.position_embedding.weight",))
     yield from _weight_and_bias("visual.ln_pre", "vision_model.pre_layrnorm")
     for index in range(blocks):
-        yield from _block_matches(
+        yield from _match_block_keys(
             f"visual.transformer.resblocks.{index}", f"vision_model.encoder.layers.{index}"
         )
     yield from _weight_and_bias("visual.ln_post", "vision_model.post_layernorm")
     yield Match("visual.proj", ("visual_projection.weight",), transposed=True)
 
 
-def _text_matches(blocks: int, prefix: str) -> Iterator[Match]:
+def _match_text_keys(blocks: int, prefix: str) -> Iterator[Match]:
     embeddings = "text_model.embeddings"
     yield Match(f"{prefix}token_embedding.weight", (f"{embeddings}.token_embedding.weight",))
     yield Match(f"{prefix}positional_embedding", (f"{embeddings}.position_embedding.weight",))
     for index in range(blocks):
-        yield from _block_matches(
+        yield from _match_block_keys(
             f"{prefix}transformer.resblocks.{index}", f"text_model.encoder.layers.{index}"
         )
     yield from _weight_and_bias(f"{prefix}ln_final", "text_model.final_layer_norm")
     yield Match(f"{prefix}text_projection", ("text_projection.weight",), transposed=True)
 
 
-def _block_matches(ours: str, theirs: str) -> Iterator[Match]:
+def _match_block_keys(ours: str, theirs: str) -> Iterator[Match]:
     yield from _weight_and_bias(f"{ours}.ln_1", f"{theirs}.layer_norm1")
     for part in _PARTS:
         stacked = tuple(f"{theirs}.self_attn.{name}_proj.{part}" for name in "qkv")

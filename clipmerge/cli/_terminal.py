@@ -80,7 +80,7 @@ class Terminal(Progress):
 
     @functools.cached_property
     def _err(self) -> Console:
-        return _console(sys.stderr.isatty(), stderr=True)
+        return _make_console(sys.stderr.isatty(), stderr=True)
 
     def stage(self, name: str) -> None:
         """Begin a stage: its progress bar replaces the last one."""
@@ -145,7 +145,7 @@ class Terminal(Progress):
     def show(self, renderable: RenderableType) -> None:
         """Print for people on stdout."""
         is_terminal = sys.stdout.isatty()
-        console = _console(is_terminal)
+        console = _make_console(is_terminal)
         if is_terminal:
             # a line of text may be a command to copy
             console.print(renderable, soft_wrap=isinstance(renderable, str))
@@ -155,7 +155,7 @@ class Terminal(Progress):
         typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def _console(is_terminal: bool, **options: Any) -> Console:
+def _make_console(is_terminal: bool, **options: Any) -> Console:
     from rich.console import Console
 
     width = None if is_terminal else _WIDEST
@@ -177,14 +177,14 @@ def interrupt(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def tell(error: BaseException) -> int:
+def report_error(error: BaseException) -> int:
     """Print one line about what ended a command, and return the exit code."""
     if isinstance(error, BrokenPipeError):  # of `clipmerge recipes | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     from clipmerge.options import with_flags
 
-    text, code = _describe(error)
+    text, code = _describe_error(error)
     if os.environ.get(DEBUG) and code == 1:
         raise error
     line = printable(with_flags(" ".join(text.split())))
@@ -201,7 +201,7 @@ def tell(error: BaseException) -> int:
     return code
 
 
-def _describe(error: BaseException) -> tuple[str, int]:
+def _describe_error(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, ClipmergeError):

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from clipmerge.cli._terminal import Terminal, tell
+from clipmerge.cli._terminal import Terminal, report_error
 from clipmerge.errors import UsageError
 from clipmerge.files import recipe_files
 
@@ -120,7 +120,7 @@ def command(function: Any) -> Callable[..., None]:
             with closing(terminal):
                 function(terminal, **values)
         except KeyboardInterrupt as error:  # typer would print an empty line
-            raise typer.Exit(tell(error)) from None
+            raise typer.Exit(report_error(error)) from None
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
@@ -140,7 +140,7 @@ app = typer.Typer(
 
 
 @app.callback()
-def _root(
+def _print_version_or_help(
     context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the versions of this and of its libraries.")
@@ -173,4 +173,4 @@ def main() -> int:
     try:
         return app(prog_name="clipmerge", standalone_mode=False) or 0
     except Exception as error:
-        return tell(error)
+        return report_error(error)

@@ -32,10 +32,10 @@ def demo_command(
     from clipmerge.api.demo import demo
 
     record = demo(output, progress=terminal)
-    terminal.result(record, lambda: _table(record))
+    terminal.result(record, lambda: _accuracy_table(record))
 
 
-def _table(record: Json) -> RenderableType:
+def _accuracy_table(record: Json) -> RenderableType:
     """Accuracy of each model on each set of images."""
     from rich.console import Group
     from rich.text import Text

@@ -27,10 +27,10 @@ def inspect_command(
     from clipmerge.api.inspect import inspect
 
     record = inspect(zeroshot, finetuned, progress=terminal).record
-    terminal.result(record, lambda: _layers(record))
+    terminal.result(record, lambda: _layer_table(record))
 
 
-def _layers(record: Json) -> RenderableType:
+def _layer_table(record: Json) -> RenderableType:
     """A table of layers, with the mismatches below it."""
     from rich.console import Group
 
@@ -75,10 +75,10 @@ def evaluate_command(
     from clipmerge.api.evaluate import evaluate
 
     record = evaluate(checkpoint, data, progress=terminal, **options).record
-    terminal.result(record, lambda: _accuracies(record))
+    terminal.result(record, lambda: _accuracy_table(record))
 
 
-def _accuracies(record: Json) -> RenderableType:
+def _accuracy_table(record: Json) -> RenderableType:
     table = table_of("source", "images", "accuracy" if record["accuracy"] else "recall")
     images = record["images"]
     for name, value in record["accuracy"].items():

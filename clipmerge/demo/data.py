@@ -35,7 +35,7 @@ def shuffled_digits() -> tuple[Tensor, Tensor]:
     return ink[order], digits[order]
 
 
-def ink_of(split: str) -> tuple[Tensor, Tensor]:
+def digits_of_split(split: str) -> tuple[Tensor, Tensor]:
     """The digits of ``train``, ``calibration`` or ``test``, which are disjoint; see
     `shuffled_digits`.
     """
@@ -63,12 +63,12 @@ def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
         side = torch.randint(0, 2, (count,), generator=generator) * 2 - 1
         share = torch.rand(count, generator=generator, dtype=ink.dtype)
         degrees = side * (20 + 20 * share)
-        turned = _rotated(ink, degrees)
+        turned = _rotate(ink, degrees)
         return digits_as_rgb(turned)
-    return digits_as_rgb(_blurred(ink, sigma=4.5))
+    return digits_as_rgb(_blur(ink, sigma=4.5))
 
 
-def _rotated(pixels: Tensor, degrees: Tensor) -> Tensor:
+def _rotate(pixels: Tensor, degrees: Tensor) -> Tensor:
     """Rotate each image about its centre; outside, its edge is repeated."""
     angle = torch.deg2rad(degrees)
     cosine = torch.cos(angle)
@@ -81,7 +81,7 @@ def _rotated(pixels: Tensor, degrees: Tensor) -> Tensor:
     return grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _blurred(pixels: Tensor, sigma: float) -> Tensor:
+def _blur(pixels: Tensor, sigma: float) -> Tensor:
     """Blur each image with a Gaussian whose width is ``sigma`` pixels."""
     axis = torch.arange(SIZE, dtype=pixels.dtype)
     distance = (axis[:, None] - axis[None, :]) / sigma

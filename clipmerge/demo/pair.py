@@ -51,20 +51,20 @@ def prepare(folder: Path) -> DemoPair:
         if folder.exists():
             refuse_existing(folder, _MANIFEST, overwrite=True)
         with staged(folder, overwrite=True) as stage:
-            _build(stage)
-            (stage / _MANIFEST).write_text(_manifest(), encoding="utf-8")
+            _write_models_and_images(stage)
+            (stage / _MANIFEST).write_text(_manifest_text(), encoding="utf-8")
     return pair
 
 
 def _is_finished(folder: Path) -> bool:
     """Whether this version made the folder, which is written as a whole."""
     try:
-        return (folder / _MANIFEST).read_text(encoding="utf-8") == _manifest()
+        return (folder / _MANIFEST).read_text(encoding="utf-8") == _manifest_text()
     except (OSError, ValueError):
         return False
 
 
-def _manifest() -> str:
+def _manifest_text() -> str:
     """A hash of everything that determines the result: the models and the code that makes the
     images.
     """
@@ -78,9 +78,9 @@ def _manifest() -> str:
     return json.dumps(made_by, indent=1)
 
 
-def _build(folder: Path) -> None:
+def _write_models_and_images(folder: Path) -> None:
     """Write both models in 32 bits, and the images, into a new folder."""
-    test, digits = demo_data.ink_of("test")
+    test, digits = demo_data.digits_of_split("test")
     for model in ("zeroshot", "finetuned"):
         shutil.copytree(MODELS / "files", folder / model)
         halves = load_file(MODELS / f"{model}.safetensors")
@@ -88,7 +88,7 @@ def _build(folder: Path) -> None:
         target = folder / model / "model.safetensors"
         save_file(weights, target, metadata={"format": "pt"})
     images = folder / "images"
-    ink, labels = demo_data.ink_of("calibration")
+    ink, labels = demo_data.digits_of_split("calibration")
     _write_classes(images / "calibration", digits_as_rgb(ink), labels)
     _write_classes(images / "clean", digits_as_rgb(test), digits)
     for shift in SHIFTS:

@@ -69,12 +69,12 @@ def retrieval_ranks(images: Tensor, texts: Tensor, own: Tensor) -> tuple[Tensor,
     Returns:
         Ranks from 0, (images,) and (captions,), and the best caption of each image, (images,).
     """
-    of_images, best = _ranks(images, texts, own)
-    of_texts, _ = _ranks(texts, images, own.T)
+    of_images, best = _ranks_of_own_items(images, texts, own)
+    of_texts, _ = _ranks_of_own_items(texts, images, own.T)
     return of_images, of_texts, best
 
 
-def _ranks(rows: Tensor, columns: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+def _ranks_of_own_items(rows: Tensor, columns: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """For each row, (rows,), the number of columns that match better than the best of its own, and
     the column that matches best.
     """

@@ -263,7 +263,7 @@ def compare(
         views: Number of views of each image.
     """
 
-    def difference(first: int, second: int) -> Estimate:
+    def paired_difference(first: int, second: int) -> Estimate:
         by_image = right[first] - right[second]
         interval = paired_accuracy_interval(by_image, views)
         return Estimate(value=by_image.mean(), interval=interval)
@@ -283,8 +283,8 @@ def compare(
         revision=images.revision,
         images=len(images),
         models=shares,
-        gain=difference(-1, reference),
-        finetuning_gain=difference(reference, 0),
+        gain=paired_difference(-1, reference),
+        finetuning_gain=paired_difference(reference, 0),
         class_names=() if isinstance(images, CaptionedImages) else images.class_names[:_EXAMPLES],
         recall=recall,
     )

@@ -109,7 +109,7 @@ def _require_overwrite(output: Path, *, overwrite: bool) -> None:
 
 def _refuse_foreign(output: Path, record: str) -> None:
     """Refuse to replace a folder to which the user added files."""
-    files = _read_object(output / record).get("files")
+    files = _read_json_object(output / record).get("files")
     written = {record, *_WRITTEN}
     if isinstance(files, dict):
         written.update(files)
@@ -129,7 +129,7 @@ def check_output_file(output: Path, *, overwrite: bool) -> None:
             f"{output}: a plan is a JSON file; choose another output, such as plan.json"
         )
     _require_writable_parent(output)
-    is_plan = str(_read_object(output).get("format")).startswith("clipmerge-plan/")
+    is_plan = str(_read_json_object(output).get("format")).startswith("clipmerge-plan/")
     for file in (output, output.with_suffix(TENSORS_SUFFIX)):
         if not file.exists():
             continue
@@ -141,7 +141,7 @@ def check_output_file(output: Path, *, overwrite: bool) -> None:
             )
 
 
-def _read_object(path: Path) -> Json:
+def _read_json_object(path: Path) -> Json:
     """A JSON object; an empty one if there is none at this path."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -160,24 +160,24 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     target = output.resolve()  # a link stays a link: its target is replaced
     stage = target.with_name(f".{target.name}.clipmerge")
     new, old = stage / "new", stage / "old"
-    with explained(output):
+    with as_output_errors(output):
         stage.mkdir(parents=True, exist_ok=True)
         with (stage / "lock").open("wb") as lock, contextlib.ExitStack() as cleanup:
-            _lock(lock.fileno(), output)
+            _lock_stage(lock.fileno(), output)
             if old.exists() and not target.exists():
-                old.rename(target)  # a run was killed between the renames of `_exchange`
+                old.rename(target)  # a run was killed between the renames of `_replace_folder`
             cleanup.callback(shutil.rmtree, stage, ignore_errors=True)
             for left in (new, old):
                 shutil.rmtree(left, ignore_errors=True)
             new.mkdir()
             yield new
             if overwrite and target.exists():
-                _exchange(target, new, old)
+                _replace_folder(target, new, old)
             else:
                 new.rename(target)
 
 
-def _exchange(target: Path, new: Path, old: Path) -> None:
+def _replace_folder(target: Path, new: Path, old: Path) -> None:
     """Put a folder in the place of an earlier one, which comes back if that fails."""
     try:
         target.rename(old)
@@ -188,7 +188,7 @@ def _exchange(target: Path, new: Path, old: Path) -> None:
         raise
 
 
-def _lock(file: int, output: Path) -> None:
+def _lock_stage(file: int, output: Path) -> None:
     """Hold the lock of a stage as long as it is open, which the system ends with the process."""
     if fcntl is None:  # pragma: no cover - Windows
         return
@@ -201,7 +201,7 @@ def _lock(file: int, output: Path) -> None:
 def write_whole_file(file: Path, content: bytes) -> None:
     """Write a file completely or not at all."""
     part = file.with_name(f".{file.name}.part")
-    with explained(file):
+    with as_output_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             part.write_bytes(content)
@@ -211,7 +211,7 @@ def write_whole_file(file: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def explained(output: Path) -> Iterator[None]:
+def as_output_errors(output: Path) -> Iterator[None]:
     """Tell an error of the system in one line."""
     try:
         yield

@@ -62,7 +62,7 @@ def tensors_in_memory(tensors: Sequence[OutputTensor]) -> Iterator[Tensor]:
     """Compute each tensor as a whole, in turn."""
     import torch
 
-    changes = _whole_changes(tensors)
+    changes = _compute_changes(tensors)
     for tensor in tensors:
         change = next(changes) if tensor.change else None
         size = math.prod(tensor.shape)
@@ -93,7 +93,7 @@ def write_safetensors(
     jobs = deque[Future[object]]()
     with path.open("xb") as file, ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as hasher:
         file.write(header)
-        for block in _blocks(tensors):
+        for block in _compute_blocks(tensors):
             jobs.append(writer.submit(file.write, block))
             jobs.append(hasher.submit(digest.update, block))
             while len(jobs) > 2 * (BLOCKS - 1):  # the block after this one has the oldest's memory
@@ -104,12 +104,12 @@ def write_safetensors(
     return digest.hexdigest()
 
 
-def _blocks(tensors: Sequence[OutputTensor]) -> Iterator[memoryview]:
+def _compute_blocks(tensors: Sequence[OutputTensor]) -> Iterator[memoryview]:
     """Compute the tensors' bytes block by block; one in `BLOCKS` has the same memory."""
     memory = itertools.cycle([np.empty(BLOCK, np.uint8) for _ in range(BLOCKS)])
     block = next(memory)
     filled = 0
-    changes = _whole_changes(tensors)
+    changes = _compute_changes(tensors)
     for tensor in tensors:
         change = next(changes) if tensor.change else None
         start = 0
@@ -127,7 +127,7 @@ def _blocks(tensors: Sequence[OutputTensor]) -> Iterator[memoryview]:
     yield block[:filled].data
 
 
-def _whole_changes(tensors: Sequence[OutputTensor]) -> Generator[Array]:
+def _compute_changes(tensors: Sequence[OutputTensor]) -> Generator[Array]:
     """The change of each tensor that is computed as a whole, in turn, early and on other cores."""
     from clipmerge.parallel import run_in_threads
 

@@ -107,31 +107,31 @@ def known_sets() -> Mapping[str, KnownSet]:
 
 def class_lists() -> Names:
     """Names of the lists of class names, sorted."""
-    return _lists("classes")
+    return _list_names("classes")
 
 
 @functools.cache
 def class_list(name: str) -> Names:
     """Class names by the name of their list."""
-    return _lines(f"classes/{name}.txt")
+    return _read_lines(f"classes/{name}.txt")
 
 
 def imagenet_names(ids: Names) -> Names | None:
     """ImageNet's names for WordNet ids; ``None`` if not all of them are ids of its classes."""
     # the file lists the ids in the classes' order
-    by_id = dict(zip(_lines("imagenet_ids.txt"), class_list("imagenet"), strict=True))
+    by_id = dict(zip(_read_lines("imagenet_ids.txt"), class_list("imagenet"), strict=True))
     return tuple(by_id[name] for name in ids) if ids and set(ids) <= set(by_id) else None
 
 
 def template_set(name: str) -> Names:
     """Templates of a set, without the comments after ``#``."""
-    return tuple(line for line in _lines(f"templates/{name}.txt") if not line.startswith("#"))
+    return tuple(line for line in _read_lines(f"templates/{name}.txt") if not line.startswith("#"))
 
 
 def check_templates(templates: Sequence[str]) -> Names:
     """Check the prompt templates that the user named, and spell out sets of templates."""
     checked: list[str] = []
-    sets = _lists("templates")
+    sets = _list_names("templates")
     for text in templates:
         template = text.replace("{c}", "{}")
         if "{}" in template:
@@ -146,9 +146,9 @@ def check_templates(templates: Sequence[str]) -> Names:
     return tuple(checked)
 
 
-def _lists(folder: str) -> Names:
+def _list_names(folder: str) -> Names:
     return tuple(sorted(file.stem for file in (_HERE / folder).glob("*.txt")))
 
 
-def _lines(file: str) -> Names:
+def _read_lines(file: str) -> Names:
     return tuple((_HERE / file).read_text(encoding="utf-8").splitlines())

@@ -13,7 +13,7 @@ from typing import Any
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files import replace_bytes, user_cache
-from clipmerge.hub import explained
+from clipmerge.hub import as_hub_errors
 from clipmerge.images.image_set import Columns, Opened
 from clipmerge.images.tables import READERS, load_files, one_line
 from clipmerge.images.tar import TEXTS
@@ -60,7 +60,7 @@ def load_from_hub(title: str, columns: Columns) -> Opened:
         )
     last = user_cache("datasets") / f"{sha256(title.encode()).hexdigest()}.json"
     if not constants.HF_HUB_OFFLINE:
-        with explained(f"opening {title}"):
+        with as_hub_errors(f"opening {title}"):
             downloaded = _download(title, *match.groups())
         replace_bytes(last, json.dumps(downloaded).encode())
     elif not last.is_file():

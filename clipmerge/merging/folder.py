@@ -112,7 +112,7 @@ def write_side_files(
     Returns:
         sha256 by name of each file written.
     """
-    chosen = _side_files(inputs.layout)
+    chosen = _find_side_files(inputs.layout)
     has_tokenizer = not chosen.keys().isdisjoint(VOCABULARIES)
     has_processor = not chosen.keys().isdisjoint(PROCESSORS)
     if not (has_tokenizer and has_processor):
@@ -124,12 +124,12 @@ def write_side_files(
         file = folder / name
         copy_side_file(chosen[name], file)
         if name == "config.json":
-            _state_dtype(file, dtype, inputs.layout)
+            _write_dtype_into_config(file, dtype, inputs.layout)
         hashes[name] = sha256_of(file)
     return hashes
 
 
-def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
+def _find_side_files(checkpoint: Checkpoint) -> dict[str, Path]:
     if checkpoint.config is None:  # whatever lies beside a bare file
         return {}
     # a folder may hold both layouts; files of the other layout do not describe the output
@@ -148,7 +148,7 @@ def _lend_side_files(inputs: Inputs, chosen: dict[str, Path]) -> tuple[dict[str,
     """Complete the files by those of the zero-shot checkpoint, if they are for the same library."""
     if inputs.layout is inputs.zeroshot or inputs.zeroshot.stored:
         return chosen, []
-    lent = _side_files(inputs.zeroshot)
+    lent = _find_side_files(inputs.zeroshot)
     notes = []
     if inputs.layout.config is None:
         if lent:
@@ -173,7 +173,7 @@ def _lend_side_files(inputs: Inputs, chosen: dict[str, Path]) -> tuple[dict[str,
     return (lent | chosen if notes else chosen), notes
 
 
-def _state_dtype(path: Path, dtype: str, checkpoint: Checkpoint) -> None:
+def _write_dtype_into_config(path: Path, dtype: str, checkpoint: Checkpoint) -> None:
     """State the dtype of the weights in a config, because transformers follows it, not the file.
 
     If the weights keep their dtype, a config that states another one is corrected.
@@ -198,7 +198,7 @@ def _state_dtype(path: Path, dtype: str, checkpoint: Checkpoint) -> None:
         path.write_text(f"{text}\n", encoding="utf-8")
 
 
-def histograms(coefficients: Mapping[str, Array], inputs: Inputs) -> dict[str, Shape]:
+def coefficient_histograms(coefficients: Mapping[str, Array], inputs: Inputs) -> dict[str, Shape]:
     """Count a model's entries by their coefficient, by tower."""
     counts: dict[str, Array] = {}
     for name, coefficient in coefficients.items():

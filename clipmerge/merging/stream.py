@@ -31,11 +31,13 @@ def merged_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
         if name not in inputs.finetuned_keys[0] and _is_left_out(inputs, plan, name):
             continue
         if layer is None or not inputs.merges(name):
-            outputs.append(_copied(inputs, plan, name, *_holders_of_copied(inputs, name, layer)))
+            outputs.append(
+                _copied_tensor(inputs, plan, name, *_holders_of_copied(inputs, name, layer))
+            )
         else:
-            outputs.append(_merged(inputs, plan, name, layer))
+            outputs.append(_merged_tensor(inputs, plan, name, layer))
     if inputs.keeps_head or plan.missing == "keep-finetuned":
-        outputs += _kept_finetuned(inputs, plan)
+        outputs += _finetuned_only_tensors(inputs, plan)
     return outputs
 
 
@@ -48,11 +50,11 @@ def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
     return plan.missing == "keep-finetuned" and not inputs.is_partial
 
 
-def _kept_finetuned(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
+def _finetuned_only_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
     """The tensors that only the first fine-tuned checkpoint has: all, or those of its head."""
     keys = inputs.finetuned_keys[0]
     return [
-        _copied(inputs, plan, name, (inputs.finetuned[0], keys[name]))
+        _copied_tensor(inputs, plan, name, (inputs.finetuned[0], keys[name]))
         for name in keys
         if name not in inputs.zeroshot_keys
         if inputs.layer_of.get(name) == HEAD or plan.missing == "keep-finetuned"
@@ -74,7 +76,7 @@ def is_sparsifiable(inputs: Inputs, name: str) -> bool:
 # --- tensors that are merged ---
 
 
-def _merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan) -> OutputTensor:
+def _merged_tensor(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan) -> OutputTensor:
     """A tensor that moves as far as its layer does, or as far as was learned for it."""
     key = inputs.output_keys[name]
     entry = inputs.zeroshot_entry(name)
@@ -82,15 +84,15 @@ def _merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan) -> OutputTe
     alpha: float | Array = layer.alpha
     if layer.is_learned:
         alpha = coefficient_of(plan, layer, name)
-    fill = partial(_merge, inputs, plan, name, alpha, dtype)
+    fill = partial(_merge_run, inputs, plan, name, alpha, dtype)
     change = None
     is_masked = layer.mask is not None and is_sparsifiable(inputs, name)
     if is_masked or plan.combine is not None:
-        change = partial(_change, inputs, plan, name, layer, alpha)
+        change = partial(_masked_change, inputs, plan, name, layer, alpha)
     return OutputTensor(key, name, dtype, entry.shape, fill, change)
 
 
-def _merge(
+def _merge_run(
     inputs: Inputs,
     plan: Plan,
     name: str,
@@ -102,7 +104,7 @@ def _merge(
 ) -> None:
     """Merge a run of a parameter's elements in memory order, 1-D, in stored form."""
     stop = start + len(out)
-    ends = _read(inputs, name, start, stop)
+    ends = _read_run(inputs, name, start, stop)
     theta_0, *finetuned = ends
     if change is not None:
         merged = add_change(theta_0, change[start:stop])
@@ -132,7 +134,7 @@ def _refuse_negative(merged: Array, name: str) -> None:
         )
 
 
-def _read(inputs: Inputs, name: str, start: int = 0, stop: int | None = None) -> list[Array]:
+def _read_run(inputs: Inputs, name: str, start: int = 0, stop: int | None = None) -> list[Array]:
     """A run of a parameter in every checkpoint, 1-D, in the dtype of the arithmetic."""
     holders = inputs.holders[name]
     dtypes = [checkpoint.entries[key].dtype for checkpoint, key in holders]
@@ -158,12 +160,14 @@ def _overflow_error(name: str, dtype: str) -> CheckpointError:
     )
 
 
-def _change(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, alpha: float | Array) -> Array:
+def _masked_change(
+    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, alpha: float | Array
+) -> Array:
     """The change of a whole parameter under a mask or a combination, 1-D."""
     from clipmerge.merging.selection import RandomKey
 
     shape = inputs.zeroshot_entry(name).shape
-    ends = [values.reshape(shape) for values in _read(inputs, name)]
+    ends = [values.reshape(shape) for values in _read_run(inputs, name)]
     # NaN and Inf need not affect the result, and would make a decomposition fail
     _require_finite(inputs, name, ends)
     theta_0, *finetuned = ends
@@ -226,7 +230,7 @@ def coefficients_of_run(coefficient: Array, shape: Shape, start: int, stop: int)
 # --- tensors that are copied ---
 
 
-def _copied(
+def _copied_tensor(
     inputs: Inputs, plan: Plan, name: str, holder: Location, *others: Location
 ) -> OutputTensor:
     """A tensor that is copied from one checkpoint, and must be equal in others unless it is of
@@ -241,7 +245,7 @@ def _copied(
                 f"tensor {name} differs in shape: zeroshot {entry.shape}, finetuned {shape}"
             )
     dtype = _output_dtype(plan, entry)
-    fill = partial(_copy, name, holder, others, dtype)
+    fill = partial(_copy_run, name, holder, others, dtype)
     return OutputTensor(inputs.output_keys[name], name, dtype, entry.shape, fill)
 
 
@@ -258,7 +262,7 @@ def _holders_of_copied(inputs: Inputs, name: str, layer: LayerPlan | None) -> li
     return [holders[at]]
 
 
-def _copy(
+def _copy_run(
     name: str,
     holder: Location,
     others: Sequence[Location],

@@ -32,7 +32,7 @@ def split_matrices(
     shapes = task.shapes
     matrices = [name for name, shape in shapes.items() if takes(shape) and 0 not in shape]
 
-    def of(name: str) -> Split:
+    def split_one(name: str) -> Split:
         (task_vector,) = task.task_vectors(name)
         values = singular_values(task_vector)
         return split(values, shapes[name])
@@ -40,7 +40,7 @@ def split_matrices(
     jobs = []
     for name in matrices:
         size = math.prod(shapes[name])
-        jobs.append((4 * size, partial(of, name)))
+        jobs.append((4 * size, partial(split_one, name)))
     split_by_name = dict(zip(matrices, run_in_threads(jobs), strict=True))
     layers = {}
     reasons = {}
@@ -49,11 +49,11 @@ def split_matrices(
         layers[layer] = LayerPlan(
             alpha=alpha, mask="spectral" if splits else None, parameters=splits
         )
-        reasons[layer] = _reason(list(splits.values()))
+        reasons[layer] = _describe_splits(list(splits.values()))
     return Decision(layers, reasons=reasons)
 
 
-def _reason(splits: list[Split]) -> str:
+def _describe_splits(splits: list[Split]) -> str:
     if not splits:
         return "vectors only: taken whole"
     ranks = [int(split["rank"]) if split["high"] else 0 for split in splits]

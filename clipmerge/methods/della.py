@@ -53,7 +53,7 @@ def combine(
     if not sparsify:
         return disjoint_mean(task_vectors, weights)
     for which, task_vector in enumerate(task_vectors):
-        probability = _probabilities(task_vector, density, window)
+        probability = _keep_probabilities(task_vector, density, window)
         keep = keep_random(task_vector.shape, probability, key.for_checkpoint(which))
         zero_others(task_vector, keep)
         task_vector /= probability
@@ -74,7 +74,7 @@ def check_probabilities(density: float = 0.5, window: float = 0.2) -> None:
         )
 
 
-def _probabilities(task_vector: Array, density: float, window: float) -> Array:
+def _keep_probabilities(task_vector: Array, density: float, window: float) -> Array:
     """A probability by entry: the higher, the larger the entry is among those of its row."""
     count = len(task_vector) if task_vector.ndim > 1 else 1
     rows = task_vector.reshape(count, -1)

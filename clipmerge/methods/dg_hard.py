@@ -37,23 +37,23 @@ def dg_hard(task: Task, *, alpha: Alpha = 1.0) -> Decision:
         DG-Hard, arXiv:2605.20296, with the threshold of Gavish and Donoho, arXiv:1305.5870. Of an
         even number of singular values, the median is the lower one, as in the authors' code.
     """
-    return split_matrices(task, _split, alpha=alpha, takes=_is_large_matrix)
+    return split_matrices(task, _split_at_threshold, alpha=alpha, takes=_is_large_matrix)
 
 
 def _is_large_matrix(shape: Shape) -> bool:
     return len(shape) == 2 and math.prod(shape) >= _SMALLEST
 
 
-def _split(s: Array, shape: Shape) -> Split:
+def _split_at_threshold(s: Array, shape: Shape) -> Split:
     median = float(s[len(s) // 2])
     beta = min(shape) / max(shape)
-    is_signal = s > _threshold(beta) * median
+    is_signal = s > _noise_threshold(beta) * median
     rank = int(is_signal.sum())
     return {"rank": max(rank, 1), "high": float(rank > 0), "low": 0.0}
 
 
 @cache
-def _threshold(beta: float) -> float:
+def _noise_threshold(beta: float) -> float:
     """omega(beta) / mu(beta), by the midpoint rule over an angle in which the density is smooth."""
     root = math.sqrt(beta**2 + 14 * beta + 1)
     omega_squared = 2 * (beta + 1) + 8 * beta / (beta + 1 + root)

@@ -39,7 +39,7 @@ def fisher(
     """
     task.need_one_finetuned()
     first, second = task.need_tensors("fisher", "the Fisher information")
-    ours, theirs = _total(first), _total(second)
+    ours, theirs = _sum_of_entries(first), _sum_of_entries(second)
     scale = 1.0
     if normalise and ours * theirs > 0:
         scale = ours / theirs
@@ -47,15 +47,15 @@ def fisher(
     for name in first:
         f_0 = first[name].double()
         f_1 = second[name].double() * scale
-        coefficients[name] = _coefficient(f_0, f_1, alpha, floor)
+        coefficients[name] = _fisher_coefficients(f_0, f_1, alpha, floor)
     return Decision(task.everywhere(alpha), coefficients=coefficients)
 
 
-def _total(fisher: Tensors) -> float:
+def _sum_of_entries(fisher: Tensors) -> float:
     return sum(float(value.double().sum()) for value in fisher.values())
 
 
-def _coefficient(f_0: Tensor, f_1: Tensor, alpha: float, floor: float) -> Tensor:
+def _fisher_coefficients(f_0: Tensor, f_1: Tensor, alpha: float, floor: float) -> Tensor:
     mean = (f_0.mean() + f_1.mean()) / 2
     least = floor * float(mean)
     ours = (1 - alpha) * f_0.clamp(min=least)

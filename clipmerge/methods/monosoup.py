@@ -40,10 +40,10 @@ def monosoup(
     Source:
         MonoSoup, arXiv:2602.09689.
     """
-    return split_matrices(task, lambda s, shape: _split(s, rank, energy), alpha=alpha)
+    return split_matrices(task, lambda s, shape: _split_at_rank(s, rank, energy), alpha=alpha)
 
 
-def _split(s: Array, rank: str, energy: float) -> Split:
+def _split_at_rank(s: Array, rank: str, energy: float) -> Split:
     squares = s**2
     total = float(squares.sum())
     if total == 0:

@@ -128,7 +128,7 @@ class Prompts(Classifier):
 
     def pieces(self) -> Iterator[Tensors]:
         """The tokens of all prompts, piece by piece."""
-        yield from _split(self.tokens, self.at_once)
+        yield from _split_tokens(self.tokens, self.at_once)
 
     def _positions(self, chosen: Tensor | None, templates: Tensor | None) -> Tensor:
         wanted = torch.arange(self.classes) if chosen is None else chosen.cpu()
@@ -146,7 +146,7 @@ class Prompts(Classifier):
         run = self.model.text_features
         if len(tokens["input_ids"]) <= self.at_once:
             return run(tokens).float()
-        pieces = _split(tokens, self.at_once)
+        pieces = _split_tokens(tokens, self.at_once)
         return torch.cat([checkpoint(run, piece, use_reentrant=False).float() for piece in pieces])
 
     def _fixed_features(self) -> Tensor:
@@ -268,7 +268,7 @@ def sigmoid_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return -logsigmoid(signs * logits).sum(1)
 
 
-def _split(tokens: Tensors, size: int) -> Iterator[Tensors]:
+def _split_tokens(tokens: Tensors, size: int) -> Iterator[Tensors]:
     for piece in zip(*(torch.split(value, size) for value in tokens.values()), strict=True):
         yield dict(zip(tokens, piece, strict=True))
 

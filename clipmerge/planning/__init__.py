@@ -50,7 +50,7 @@ class Tabular(ABC):
     def _repr_html_(self) -> str:
         """The table, for a notebook."""
 
-        def cell(value: Any) -> str:
+        def html_cell(value: Any) -> str:
             return (
                 ""
                 if value is None
@@ -61,7 +61,7 @@ class Tabular(ABC):
         names = list(dict.fromkeys(name for row in rows for name in row))  # rows may lack some
         head = "".join(f"<th>{escape(name)}</th>" for name in names)
         body = "".join(
-            f"<tr>{''.join(f'<td>{cell(row.get(name))}</td>' for name in names)}</tr>"
+            f"<tr>{''.join(f'<td>{html_cell(row.get(name))}</td>' for name in names)}</tr>"
             for row in rows
         )
         above = f"<caption>{escape(self._caption())}</caption>"

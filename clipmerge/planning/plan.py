@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, PrivateAttr, ValidationError
 
-from clipmerge.errors import ClipmergeError, UsageError, choices, did_you_mean
+from clipmerge.errors import ClipmergeError, UsageError, did_you_mean, list_choices
 from clipmerge.files import split_part
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.safetensors import Array
@@ -322,7 +322,7 @@ def _check_mask(name: str, layer: LayerPlan, mask: str, parameters: Names) -> No
     masks = plugin_names("masks")
     if mask not in masks:
         raise UsageError(
-            f"layer '{name}' has the unknown mask '{mask}'{choices('masks', mask, masks)}"
+            f"layer '{name}' has the unknown mask '{mask}'{list_choices('masks', mask, masks)}"
         )
     if layer.density != 1.0 and "density" not in plugin_options("masks", mask):
         raise UsageError(
@@ -371,12 +371,12 @@ def with_coefficients(
         arrays = learned.values()
         low = float(min(values.min() for values in arrays))
         high = float(max(values.max() for values in arrays))
-        mean = _mean(learned, shapes)
+        mean = _mean_coefficient(learned, shapes)
         filled[layer] = entry.replace(alpha=mean, alpha_range=(low, high))
     return filled
 
 
-def _mean(learned: Mapping[str, Array], shapes: Mapping[str, Shape]) -> float:
+def _mean_coefficient(learned: Mapping[str, Array], shapes: Mapping[str, Shape]) -> float:
     """The mean over all entries of the parameters."""
     total = 0.0
     count = 0

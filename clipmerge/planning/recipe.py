@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeAlias
 import yaml
 from pydantic import Field, ValidationError
 
-from clipmerge.errors import UsageError, choices, did_you_mean
+from clipmerge.errors import UsageError, did_you_mean, list_choices
 from clipmerge.files import local_path, recipe_files
 from clipmerge.planning import Frozen
 from clipmerge.plugins import (
@@ -124,7 +124,7 @@ def load_recipe(
         >>> load_recipe("wise-ft", {"method.alpha": 0.3}).method["alpha"]
         0.3
     """
-    source, content = _read(recipe)
+    source, content = _read_recipe(recipe)
     changes: Json = {}
     if set:
         changes = _parse_assignments(set)
@@ -133,13 +133,13 @@ def load_recipe(
             raise UsageError("`alpha` is short for `set` method.alpha; give one of them")
         changes["method.alpha"] = alpha
     for key, value in changes.items():
-        _assign(content, key, value)
+        _set_by_dotted_key(content, key, value)
     try:
         loaded = Recipe.model_validate(content)
-        method = _checked_section("method", loaded.method)
-        measure = loaded.measure and _checked_section("measure", loaded.measure)
+        method = _check_section("method", loaded.method)
+        measure = loaded.measure and _check_section("measure", loaded.measure)
     except ValidationError as error:
-        raise UsageError(f"{source}: {_explain(error, content)}") from None
+        raise UsageError(f"{source}: {_explain_invalid_recipe(error, content)}") from None
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from None
     if measure and max_loss is not None and "max_loss" in measure:
@@ -147,10 +147,10 @@ def load_recipe(
     return loaded.replace(method=method, measure=measure)
 
 
-def _read(recipe: RecipeLike) -> tuple[str, Json]:
+def _read_recipe(recipe: RecipeLike) -> tuple[str, Json]:
     """Name of a recipe in messages, and a copy of its content, not validated."""
     if isinstance(recipe, (Recipe, Mapping)):
-        return _copy(recipe)
+        return _copy_recipe(recipe)
     name = os.fspath(recipe)
     content = _from_yaml(f"{name}:", recipe_text(name))
     if not isinstance(content, dict):
@@ -160,7 +160,7 @@ def _read(recipe: RecipeLike) -> tuple[str, Json]:
     return name, {"name": Path(name).stem, **content}
 
 
-def _copy(recipe: Mapping[str, Any] | Recipe) -> tuple[str, Json]:
+def _copy_recipe(recipe: Mapping[str, Any] | Recipe) -> tuple[str, Json]:
     """A recipe in memory, likewise."""
     if isinstance(recipe, Recipe):
         return recipe.name, recipe.model_dump(mode="json")
@@ -175,7 +175,7 @@ def recipe_text(recipe: str) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UsageError(f"no recipe '{recipe}'{choices('recipes', recipe, known)}") from None
+        raise UsageError(f"no recipe '{recipe}'{list_choices('recipes', recipe, known)}") from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{recipe}: cannot be read ({reason})") from None
@@ -194,7 +194,7 @@ def _parse_assignments(assignments: Mapping[str, Any] | Sequence[str]) -> Json:
     return parsed
 
 
-def _assign(data: Json, key: str, value: Any) -> None:
+def _set_by_dotted_key(data: Json, key: str, value: Any) -> None:
     """Set one value by its dotted key."""
     *parents, last = key.split(".")
     for parent in parents:
@@ -214,7 +214,7 @@ def _from_yaml(subject: str, text: str) -> Any:
         raise UsageError(f"{subject} is not YAML: {reason}") from None
 
 
-def _checked_section(section: str, value: Json) -> Json:
+def _check_section(section: str, value: Json) -> Json:
     """A measure or a method with all of its options."""
     package, options = f"{section}s", dict(value)
     name = options.pop("name", None)
@@ -226,7 +226,7 @@ def _checked_section(section: str, value: Json) -> Json:
     return {"name": name, **checked}
 
 
-def _explain(error: ValidationError, data: Json) -> str:
+def _explain_invalid_recipe(error: ValidationError, data: Json) -> str:
     """What is wrong with a recipe, and what may be meant."""
     first = error.errors()[0]
     place = first["loc"]
@@ -237,4 +237,4 @@ def _explain(error: ValidationError, data: Json) -> str:
     method = data.get("method")
     if isinstance(method, dict) and key in plugin_options("methods", method["name"]):
         return f"unknown key '{key}'. Did you mean 'method.{key}'?"  # without its section
-    return f"unknown key '{key}'{choices('keys', key, Recipe.model_fields)}"
+    return f"unknown key '{key}'{list_choices('keys', key, Recipe.model_fields)}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmerge.errors import UsageError, choices, counted, shorten
+from clipmerge.errors import UsageError, counted, list_choices, shorten
 from clipmerge.layers import block_of, may_precede_blocks
 from clipmerge.planning.measurements import Measurements
 from clipmerge.types import Names
@@ -65,7 +65,7 @@ def find_stragglers(
     if statistic not in known:
         raise UsageError(
             f"statistic '{statistic}' is not measured by"
-            f" {measurements.measure}{choices('statistics', statistic, sorted(known))}"
+            f" {measurements.measure}{list_choices('statistics', statistic, sorted(known))}"
         )
     measured = known[statistic]
     # a layer that does not change the loss at all has no logarithm and is not a straggler
@@ -80,12 +80,12 @@ def find_stragglers(
     values = np.array([measured.batches[layer] for layer in layers])
     design = _design_matrix(layers, sizes)
 
-    def scores_of(weights: Array) -> tuple[Array, float]:
+    def scores_and_limit(weights: Array) -> tuple[Array, float]:
         """Scores by layer, and the one that a straggler must exceed, for weights of batches; the
         lower side shows how widely ordinary layers scatter.
         """
         means = values @ (weights / weights.sum())
-        z = _scores(means, design, signed=measured.signed)
+        z = _robust_z_scores(means, design, signed=measured.signed)
         lowest = float(z.min())
         return z, max(threshold, -mirror * lowest)
 
@@ -96,10 +96,10 @@ def find_stragglers(
     draws = rng.multinomial(count, equal, size=bootstraps)
     flags = []
     for drawn in draws:
-        z, limit = scores_of(drawn * sizes_of_batches)
+        z, limit = scores_and_limit(drawn * sizes_of_batches)
         flags.append(z > limit)
     share = np.mean(flags, axis=0)
-    z, limit = scores_of(sizes_of_batches)
+    z, limit = scores_and_limit(sizes_of_batches)
     scores = {}
     for at, layer in enumerate(layers):
         scores[layer] = {"z": float(z[at]), "stability": float(share[at])}
@@ -144,7 +144,7 @@ def _design_matrix(layers: list[str], sizes: dict[str, int]) -> Array:
     return design[:, useful[:most]]
 
 
-def _scores(values: Array, design: Array, *, signed: bool) -> Array:
+def _robust_z_scores(values: Array, design: Array, *, signed: bool) -> Array:
     """Robust z-score of each layer's residual; all zero if the residuals have no spread."""
     y = values
     if not signed:

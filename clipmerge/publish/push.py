@@ -76,7 +76,7 @@ def push(
     card = folder / CARD
     if not card.exists() or card.read_text(encoding="utf-8") == model_card(record):
         card.write_text(model_card(record, repo_id=repo_id, license=license), encoding="utf-8")
-    with _explained(repo_id):
+    with _as_hub_errors(repo_id):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo_id,
@@ -96,7 +96,7 @@ def check_access(repo_id: str) -> HfApi:
     if repo_id.count("/") != 1 or not all(repo_id.split("/")):
         raise UsageError(f"{repo_id}: not a name on the Hub; write it as ORG/NAME")
     api = HfApi()
-    with _explained(repo_id):
+    with _as_hub_errors(repo_id):
         api.whoami()
         try:
             files = set(api.list_repo_files(repo_id))
@@ -111,7 +111,7 @@ def check_access(repo_id: str) -> HfApi:
 
 
 @contextmanager
-def _explained(repo_id: str) -> Iterator[None]:
+def _as_hub_errors(repo_id: str) -> Iterator[None]:
     """Say what the Hub's client says in one line, and what to do next."""
     from huggingface_hub.errors import LocalTokenNotFoundError
 

@@ -28,7 +28,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> DemoPair:
 
 def test_splits_are_disjoint_and_cover_all_images() -> None:
     everything, digits = read_digits()
-    parts = [demo_data.ink_of(split) for split in ("train", "calibration", "test")]
+    parts = [demo_data.digits_of_split(split) for split in ("train", "calibration", "test")]
     assert [len(ink) for ink, _ in parts] == [700, 697, 400]
     # two writers' digits can coincide pixel by pixel, so images are compared as multisets
     joined = torch.cat([ink for ink, _ in parts]).flatten(1)
@@ -99,7 +99,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
         (folder / "weights").write_text("w" * 10)
         built.append(folder)
 
-    monkeypatch.setattr(demo, "_build", build)
+    monkeypatch.setattr(demo, "_write_models_and_images", build)
     return built
 
 
@@ -113,7 +113,7 @@ def test_a_finished_folder_is_used_again_and_a_damaged_one_made_again(
     if damage == "manifest":
         (folder / "manifest.json").write_text("{")
     elif damage == "of another version":
-        monkeypatch.setattr(demo, "_manifest", lambda: "another")
+        monkeypatch.setattr(demo, "_manifest_text", lambda: "another")
     prepare(folder)
     assert len(builds) == 1 + (damage != "none")
     assert (folder / "merged").exists() == (damage == "none")

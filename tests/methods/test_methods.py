@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from scipy import integrate, optimize
 
 from clipmerge.methods import Task
-from clipmerge.methods.dg_hard import _threshold as dg_hard_threshold
+from clipmerge.methods.dg_hard import _noise_threshold as dg_hard_threshold
 from tests.support.tasks import decide, merged, task_of
 from tests.support.tiny_clip import Folders
 

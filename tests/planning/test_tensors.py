@@ -15,7 +15,7 @@ import clipmerge
 from clipmerge import methods
 from clipmerge.errors import UsageError
 from clipmerge.files.hashes import sha256_of
-from clipmerge.merging.folder import histograms
+from clipmerge.merging.folder import coefficient_histograms
 from clipmerge.merging.stream import coefficients_of_run
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.plan import Plan, rows_shape
@@ -136,7 +136,7 @@ def test_a_run_gets_its_own_coefficients(shape: tuple[int, ...], start: int, sto
 
 def test_entries_are_counted_by_their_coefficient(pair: Folders) -> None:
     row = np.linspace(0, 1, 64, dtype=np.float32)[:, None]
-    found = histograms({FC1: row, "logit_scale": np.array(0.5)}, inputs_of(pair))
+    found = coefficient_histograms({FC1: row, "logit_scale": np.array(0.5)}, inputs_of(pair))
     assert {tower: sum(counts) for tower, counts in found.items()} == {
         "vision": 64 * 32,
         "logit_scale": 1,
