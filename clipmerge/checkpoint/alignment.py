@@ -237,12 +237,12 @@ def are_alike(inputs: Inputs) -> bool:
     zeroshot, *finetuned = inputs.checkpoints
     if zeroshot.config is None or zeroshot.stored:
         return False
-    ours = _facts(zeroshot, inputs.zeroshot_keys)
-    theirs = map(_facts, finetuned, inputs.finetuned_keys)
+    ours = _facts_without_weights(zeroshot, inputs.zeroshot_keys)
+    theirs = map(_facts_without_weights, finetuned, inputs.finetuned_keys)
     return all(ours == facts for facts in theirs)
 
 
-def _facts(checkpoint: Checkpoint, keys: dict[str, str]) -> tuple[object, ...]:
+def _facts_without_weights(checkpoint: Checkpoint, keys: dict[str, str]) -> tuple[object, ...]:
     """What is known of a checkpoint without its weights."""
     tensors = {}
     for name, key in keys.items():

@@ -126,11 +126,13 @@ def differing_settings(ours: Json, theirs: Json) -> Iterator[tuple[str, str, Any
     """
     libraries = {_library_of(config) for config in (ours, theirs)}
     if len(libraries) > 1:
-        first, second = _plain(ours), _plain(theirs)
+        first, second = _settings_of_plain_clip(ours), _settings_of_plain_clip(theirs)
     elif libraries == {"open_clip"}:
-        first, second = _read(ours, theirs, _open_clip_stated, _open_clip_complete)
+        first, second = _read_settings_of_both(ours, theirs, _open_clip_stated, _open_clip_complete)
     else:
-        first, second = _read(ours, theirs, _transformers_stated, _transformers_complete)
+        first, second = _read_settings_of_both(
+            ours, theirs, _transformers_stated, _transformers_complete
+        )
     for side in _SIDES:
         others = second.get(side, {})
         for name, value in first.get(side, {}).items():
@@ -147,18 +149,18 @@ def _library_of(config: Json) -> str:
     return "timm" if "pretrained_cfg" in config else "transformers"
 
 
-def _plain(config: Json) -> Json:
+def _settings_of_plain_clip(config: Json) -> Json:
     """What a plain ViT CLIP has in every library."""
     library = _library_of(config)
     if library == "open_clip":
-        return _plain_open_clip(config)
+        return _plain_settings_of_open_clip(config)
     if library == "transformers":
-        return _plain_transformers(config)
+        return _plain_settings_of_transformers(config)
     has_quick_gelu = "quickgelu" in str(config.get("architecture"))
     return {"vision": {"activation": "quick_gelu" if has_quick_gelu else "gelu"}}
 
 
-def _read(
+def _read_settings_of_both(
     ours: Json, theirs: Json, stated: Callable[[Json], Json], complete: Callable[[Json], Json]
 ) -> tuple[Json, Json]:
     """The settings of both, with their library's defaults if the two do not state the same."""
@@ -233,7 +235,7 @@ def _open_clip_complete(config: Json) -> Json:
     return found
 
 
-def _plain_transformers(config: Json) -> Json:
+def _plain_settings_of_transformers(config: Json) -> Json:
     found: Json = {}
     for side, section in _transformers_complete(config).items():
         activation = section["hidden_act"]
@@ -247,7 +249,7 @@ def _plain_transformers(config: Json) -> Json:
     return found
 
 
-def _plain_open_clip(config: Json) -> Json:
+def _plain_settings_of_open_clip(config: Json) -> Json:
     model = config.get("model_cfg", config)
     whole = _open_clip_complete(config)
     vision, text = whole["vision"], whole["text"]

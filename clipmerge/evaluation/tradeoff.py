@@ -105,11 +105,11 @@ def compare_with_curve(
     sources = [*id_correct, *ood_correct]
     ids = len(id_correct)
     measured = [right.mean(axis=1) for right in sources]
-    near, far = _axes(measured, ids)
-    gains = _gains(near, far, curve)
+    near, far = _mean_id_and_ood_accuracy(measured, ids)
+    gains = _gains_over_curve(near, far, curve)
     drawn = resampled_accuracy(sources, seed, resamples)
-    near_drawn, far_drawn = _axes(drawn, ids)
-    gains_drawn = _gains(near_drawn, far_drawn, curve)
+    near_drawn, far_drawn = _mean_id_and_ood_accuracy(drawn, ids)
+    gains_drawn = _gains_over_curve(near_drawn, far_drawn, curve)
     fewest = min(right.shape[1] for right in sources)
     least = _least_half(ood_correct)
     top = near[list(curve)].max()
@@ -137,7 +137,7 @@ def compare_with_curve(
     return comparisons
 
 
-def _axes(accuracies: Sequence[Floats], ids: int) -> tuple[Floats, Floats]:
+def _mean_id_and_ood_accuracy(accuracies: Sequence[Floats], ids: int) -> tuple[Floats, Floats]:
     """Mean accuracies over the ID sources, which come first, and over the OOD sources."""
     near: Floats = np.mean(accuracies[:ids], axis=0)
     far: Floats = np.mean(accuracies[ids:], axis=0)
@@ -153,7 +153,7 @@ def _least_half(ood_correct: Sequence[Correct]) -> float:
     return half / math.sqrt(len(ood_correct))
 
 
-def _gains(near: Floats, far: Floats, curve: Sequence[int]) -> Floats:
+def _gains_over_curve(near: Floats, far: Floats, curve: Sequence[int]) -> Floats:
     """OOD accuracy above the curve's height, by point."""
     on_curve = list(curve)
     xs = near[..., on_curve]

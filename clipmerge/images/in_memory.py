@@ -107,8 +107,8 @@ def _pictures(title: str, data: Any) -> Pictures:
     def get(at: int) -> Any:
         return _image_of(data[at])
 
-    def encoded(at: int) -> Encoded:
-        return _encoded(name(at), get(at))
+    def encode_image(at: int) -> Encoded:
+        return _encode(name(at), get(at))
 
     positions = range(len(data))
     shown = [get(at) for at in positions[:: max(1, len(data) // _SHOWN)]]
@@ -119,10 +119,10 @@ def _pictures(title: str, data: Any) -> Pictures:
     is_black = bool(floats) and not any(values.any() for values in floats)
     if is_normalised or is_black:
         return Pictures(get, name, positions, preprocessed=True)
-    return Pictures(encoded, name, positions)
+    return Pictures(encode_image, name, positions)
 
 
-def _encoded(name: str, image: Any) -> Encoded:
+def _encode(name: str, image: Any) -> Encoded:
     """The path of a picture, its content, or the picture."""
     from PIL import Image
 

@@ -153,7 +153,7 @@ def _open_table(
     image, text, captioned, notes = _choose_columns(title, schema, columns, list(class_names))
     values = select([text])[:].column(0).to_pylist()
     images = select([image])
-    if _kind(schema.field(image).type) == "texts":
+    if _kind_of_column(schema.field(image).type) == "texts":
         files = _find_files(title, images[:].column(0).to_pylist(), folder)
         if captioned:
             files, values = _join_captions(files, values)
@@ -214,14 +214,14 @@ def _choose_columns(
     that the user named; otherwise those of a type or with a usual name, and captions only without
     labels.
     """
-    kinds = {field.name: _kind(field.type) for field in schema}
+    kinds = {field.name: _kind_of_column(field.type) for field in schema}
     pictures = [name for name, kind in kinds.items() if kind == "images"]
     files = [name for name in FILE_NAMES if kinds.get(name) == "texts"]
     usual = [name for name in LABEL_NAMES if name in kinds]
     labels = classes or usual[:1]
     captions = [name for name in CAPTION_NAMES if kinds.get(name) in ("texts", "lists")]
-    image = _pick(title, "image", wanted.image, pictures or files[:1], kinds)
-    text = _pick(
+    image = _pick_column(title, "image", wanted.image, pictures or files[:1], kinds)
+    text = _pick_column(
         title, "label or caption", wanted.caption or wanted.label, labels or captions[:1], kinds
     )
     captioned = wanted.captioned
@@ -241,7 +241,7 @@ def _choose_columns(
     return image, text, captioned, notes
 
 
-def _pick(
+def _pick_column(
     title: str, kind: str, wanted: str | None, found: Sequence[str], columns: Mapping[str, str]
 ) -> str:
     """The column that the user named; or the one that was found, or of several the one that has the
@@ -263,7 +263,7 @@ def _pick(
     )
 
 
-def _kind(held: pa.DataType) -> str:
+def _kind_of_column(held: pa.DataType) -> str:
     """What a column holds: ``images``, ``numbers``, ``texts``, ``lists`` of texts, or nothing that
     is read.
     """

@@ -52,7 +52,7 @@ def load_tars(title: str, archives: Sequence[str], columns: Columns) -> Opened:
             files = {ending: member for _, ending, member in samples}
             where = f"{archive}, {key}"
             images.append(_image_of(where, files, columns.image))
-            values.append(_value(where, key, files, columns))
+            values.append(_label_or_captions(where, key, files, columns))
     has_values = any(value not in (None, "") for value in values)
     if values and not has_values:
         raise DataError(
@@ -117,7 +117,7 @@ def _image_of(where: str, files: dict[str, Member], wanted: str | None) -> Membe
     return found[0]
 
 
-def _value(where: str, key: str, files: dict[str, Member], columns: Columns) -> Any:
+def _label_or_captions(where: str, key: str, files: dict[str, Member], columns: Columns) -> Any:
     """A sample's label or captions; without a file of either, the name of its folder."""
     wanted, _, field = (columns.caption or columns.label or "").partition(".")
     for ending in [wanted.lower()] if wanted else ("cls", "json", "txt"):

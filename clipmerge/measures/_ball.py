@@ -30,7 +30,7 @@ class LayerBall:
         self.parameters = parameters
         self.norm = norm
         self.radius = radius
-        self._origin = flat(parameters).detach().clone()
+        self._origin = concatenate_flat(parameters).detach().clone()
         self._scale = self._origin.abs() if adaptive else torch.ones_like(self._origin)
 
     @torch.no_grad()
@@ -54,6 +54,6 @@ class LayerBall:
         return self.radius * scaled / length.clamp_min(1e-30)
 
 
-def flat(tensors: Iterable[Tensor]) -> Tensor:
+def concatenate_flat(tensors: Iterable[Tensor]) -> Tensor:
     """One vector of the entries of several tensors."""
     return torch.cat([tensor.flatten() for tensor in tensors])

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 
 from clipmerge.learning.objective import FORWARD, Objective
-from clipmerge.measures._ball import LayerBall, flat
+from clipmerge.measures._ball import LayerBall, concatenate_flat
 from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count, Positive
@@ -55,7 +55,7 @@ def average_case(
             loss = objective.layer_loss(batch, layer)
             total = 0.0
             for draw in range(column * draws, (column + 1) * draws):
-                ball.place(rho * flat(_draw_noise(objective, parameters, draw)))
+                ball.place(rho * concatenate_flat(_draw_noise(objective, parameters, draw)))
                 with torch.no_grad():
                     total += float(loss()) - base
                 objective.tick(FORWARD * len(batch))

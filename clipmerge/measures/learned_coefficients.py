@@ -55,7 +55,7 @@ def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
     return learned_measurements("learned-coefficients", objective, coefficients, learned)
 
 
-def _overfit(choice: HeldBackChoice | None) -> Names:
+def _overfitting_notes(choice: HeldBackChoice | None) -> Names:
     """A note if the images that learning saw are recognised far more often than those held back."""
     if choice is None or choice.train_accuracy is None:
         return ()
@@ -110,6 +110,6 @@ def learned_measurements(
             "distillation_loss": tuple(losses[2] for losses in learned.trace),
         },
         choice=learned.choice,
-        notes=_overfit(learned.choice),
+        notes=_overfitting_notes(learned.choice),
         coefficients=values,
     )

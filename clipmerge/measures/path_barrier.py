@@ -161,7 +161,7 @@ def _integrate_slopes(
         wide = torch.float32 if path.device.type == "mps" else torch.float64
         sums = {name: torch.zeros_like(path.parameters[name], dtype=wide) for name in path.names}
     losses = {}
-    for alpha, weight, sign in _halves(nodes):
+    for alpha, weight, sign in _nodes_on_both_halves(nodes):
         path.set_alpha(alpha)
         values = {}
         for batch, values[batch.number] in objective.gradients():
@@ -181,11 +181,11 @@ def _integrate_slopes(
     return integrals, losses, means
 
 
-def _halves(nodes: int) -> Iterator[tuple[float, float, float]]:
+def _nodes_on_both_halves(nodes: int) -> Iterator[tuple[float, float, float]]:
     """Nodes from both ends of the path towards its middle, with weight and the sign in the barrier;
     theta_1 last, because the objective is left there.
     """
-    points = list(zip(*_radau(nodes), strict=True))
+    points = list(zip(*_radau_nodes_and_weights(nodes), strict=True))
     yield from ((point / 2, weight / 2, 0.5) for point, weight in points)
     yield from ((1 - point / 2, weight / 2, -0.5) for point, weight in reversed(points))
 
@@ -200,7 +200,7 @@ def _slopes(objective: Objective, changes: Tensors) -> np.ndarray:
     return torch.stack(slopes).double().cpu().numpy()
 
 
-def _radau(nodes: int) -> tuple[list[float], list[float]]:
+def _radau_nodes_and_weights(nodes: int) -> tuple[list[float], list[float]]:
     """Points and weights over [0, 1] with a node at 0: exact for polynomials of degree 2 nodes -
     2.
     """

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from clipmerge.learning.objective import FORWARD, Objective
-from clipmerge.measures._ball import LayerBall, flat
+from clipmerge.measures._ball import LayerBall, concatenate_flat
 from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Positive
@@ -55,7 +55,7 @@ def worst_case(
         rises = rises_by_batch[batch.number] = []
         for layer, names in path.layers.items():
             parameters = [path.parameters[name] for name in names]
-            gradient = flat(path.gradient(name) for name in names)
+            gradient = concatenate_flat(path.gradient(name) for name in names)
             radius = rho * len(gradient) ** 0.5 if scaled else rho
             ball = LayerBall(parameters, norm=norm, radius=radius, adaptive=adaptive)
             loss = objective.layer_loss(batch, layer)

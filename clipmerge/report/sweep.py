@@ -29,14 +29,16 @@ def sweep_sentence(record: Json) -> str:
     points = points_of(record)
     judged = [row for row in points if row["gain_interval"]]
     if not judged:
-        best = max(points or record["curve"], key=_ood)
+        best = max(points or record["curve"], key=_mean_ood_accuracy)
         name = best.get("name") or curve_name(record, best["alpha"])
         ood = 100 * best["ood"]
         id = 100 * best["id"]
         return f"{name} has the highest OOD accuracy, {ood:.1f}%, with {id:.1f}% ID accuracy."
-    row = max(judged, key=_rank)
+    row = max(judged, key=_rank_by_gain)
     name = row["name"]
-    numbers = f"{_gain(row, ' points')} of OOD accuracy over the alpha curve at equal ID accuracy"
+    numbers = (
+        f"{_gain_cell(row, ' points')} of OOD accuracy over the alpha curve at equal ID accuracy"
+    )
     low, high = row["gain_interval"]
     if low > 0 and row["exceeds_max_loss"] is False:
         return f"Use {name}: {numbers}."
@@ -47,11 +49,11 @@ def sweep_sentence(record: Json) -> str:
     return f"No difference is shown: {name} has {numbers}; more images would tell."
 
 
-def _ood(row: Json) -> float:
+def _mean_ood_accuracy(row: Json) -> float:
     return float(row["ood"])
 
 
-def _rank(row: Json) -> tuple[bool, float]:
+def _rank_by_gain(row: Json) -> tuple[bool, float]:
     """Rows that surely gain and keep the accuracy come before those that may gain more."""
     low, _ = row["gain_interval"]
     keeps = row["exceeds_max_loss"] is False
@@ -73,13 +75,13 @@ def sweep_table(record: Json) -> Table:
         shares = [row["accuracy"][name] for name in names]
         shares += [row[kind] for kind in means]
         cells = [f"{100 * share:.1f}" for share in shares]
-        table.append([head, *cells, _gain(row)])
+        table.append([head, *cells, _gain_cell(row)])
     titles = [f"mean {kind.upper()}" for kind in means]
     heads = ["accuracy, %", *names, *titles, "gain"]
     return heads, table
 
 
-def _gain(row: Json, unit: str = "") -> str:
+def _gain_cell(row: Json, unit: str = "") -> str:
     gain = row["gain"]
     if gain is None:
         return ""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from clipmerge.measures._ball import LayerBall, flat
+from clipmerge.measures._ball import LayerBall, concatenate_flat
 
 SIZE, SPLIT = 6, 4
 Norm = Literal["l2", "linf"]
@@ -35,7 +35,7 @@ class Quadratic:
         return x @ self._hessian @ x / 2
 
     def gradient(self) -> Tensor:
-        return flat(torch.autograd.grad(self.loss(), self.parameters))
+        return concatenate_flat(torch.autograd.grad(self.loss(), self.parameters))
 
     def scale(self, adaptive: bool) -> np.ndarray:
         return np.abs(self.origin) if adaptive else np.ones(SIZE)
