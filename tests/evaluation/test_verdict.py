@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 import clipmerge
-from clipmerge.evaluation.corruptions import CORRUPTIONS, corrupt
+from clipmerge.evaluation.corruptions import CORRUPTIONS, corrupt, corrupted_sets
 from clipmerge.evaluation.verdict import FEWEST_IMAGES, recommend
+from clipmerge.images.image_set import LabelledImages, Pictures
+from clipmerge.images.split import only_judged
 from tests.support.merge_records import gain, source
 
 LITTLE = source(0.0, 0.1, images=FEWEST_IMAGES - 1)
@@ -201,6 +203,22 @@ def test_a_corruption_changes_every_image_alike_in_every_run(corruption: str) ->
     assert np.array_equal(first, again)
     assert not np.array_equal(first, pixels)
     assert np.array_equal(first, other) == (corruption != "occlusion")
+
+
+@pytest.mark.parametrize(("given", "judged", "copies"), [(60, 60, 5), (256, 256, 2), (600, 500, 1)])
+def test_all_images_judge_a_merge_that_learned_nothing(
+    given: int, judged: int, copies: int
+) -> None:
+    def noise(number: int) -> Image.Image:
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+    pictures = Pictures(noise, str, range(given))
+    images = LabelledImages("here", pictures, tuple(at % 2 for at in range(given)), ("a", "b"))
+    split = only_judged(images, 500, 0)
+    assert split.test is not None
+    assert (split.train, split.val, len(split.test)) == (None, None, judged)
+    assert len(corrupted_sets(split.test, 8)) == copies
 
 
 def test_occlusion_hides_a_quarter() -> None:
