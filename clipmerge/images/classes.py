@@ -134,11 +134,11 @@ def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
     """Sort names by the classes that they equal, if they are the same; where some are and stand
     elsewhere, the list has another order, by which every image would get a wrong name.
     """
-    by_name = {_normalise_name(name): name for name in names}
-    wanted = list(map(_normalise_name, classes))
+    by_name = {normalise_name(name): name for name in names}
+    wanted = list(map(normalise_name, classes))
     if set(by_name) == set(wanted):
         return tuple(by_name[name] for name in wanted)
-    for name, plain in zip(names, map(_normalise_name, names), strict=True):
+    for name, plain in zip(names, map(normalise_name, names), strict=True):
         if plain in wanted and names[wanted.index(plain)] != name:
             raise DataError(
                 f"{title}: '{name}' is name {names.index(name) + 1}, but class"
@@ -148,7 +148,8 @@ def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
     return names
 
 
-def _normalise_name(name: str) -> str:
+def normalise_name(name: str) -> str:
+    """A class name without what its spellings differ in: a number in front, underscores, case."""
     return _without_number(_in_words(name).strip()).casefold()
 
 

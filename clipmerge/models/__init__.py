@@ -19,7 +19,7 @@ from torch.nn.functional import batch_norm
 
 from clipmerge.errors import CheckpointError, ClipmergeError
 from clipmerge.families import Family
-from clipmerge.types import Json, Tensors
+from clipmerge.types import Json, Names, Tensors
 
 Tower = Literal["vision", "text"]
 # torch 2.13 computes strided 1x1 convolutions of fewer input channels wrongly with channels last.
@@ -88,7 +88,7 @@ class ImageTextModel(ABC):
     def text_features(self, tokens: Tensors) -> Tensor:
         """Embed prompts: (prompts, width), unit length."""
 
-    def classifier(self, source: str, classes: int, rows: Sequence[Sequence[int]]) -> Any:
+    def classifier(self, source: str, names: Names, rows: Sequence[Sequence[int]]) -> Any:
         """The `clipmerge.models.classifier.Classifier` of a head for the classes of a source;
         ``None`` for a model of prompts.
         """

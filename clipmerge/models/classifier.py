@@ -192,12 +192,11 @@ def classifier_for(
     ``moves`` says whether fine-tuning changed the text tower; with `Captions` as ``kind`` each
     class is a caption.
     """
-    head: Classifier | None = model.classifier(
-        images.source, len(images.class_names), images.imagenet_rows
-    )
+    names = images.class_names
+    head: Classifier | None = model.classifier(images.source, names, images.imagenet_rows)
     if head is not None:
         return head
-    texts = class_prompts(images.class_names, templates)
+    texts = class_prompts(names, templates)
     return kind(model, texts, len(templates), device, moves=moves)
 
 

@@ -16,11 +16,12 @@ from torch.nn.functional import normalize
 
 from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families import Family
+from clipmerge.images.classes import normalise_name
 from clipmerge.images.decoding import to_rgb
 from clipmerge.models import ImageTextModel, blaming_files, blaming_processor
 from clipmerge.models.classifier import Classifier
 from clipmerge.models.open_clip import build_module, import_open_clip, transform_for
-from clipmerge.types import Json, Tensors
+from clipmerge.types import Json, Names, Tensors
 
 # a text tower that is built but not used
 _NO_TEXT = {"context_length": 8, "vocab_size": 8, "width": 64, "heads": 1, "layers": 1}
@@ -31,7 +32,10 @@ class HeadedTower(ImageTextModel):
 
     Attributes:
         classes: Number of the head's rows.
+        names: Names of the rows, if its configuration has them.
     """
+
+    names: Names = ()
 
     def __init__(
         self,
@@ -77,11 +81,17 @@ class HeadedTower(ImageTextModel):
         """Score features, (batch, width), by rows of `head_rows`: (batch, rows)."""
         return images @ classes[:, :-1].T + classes[:, -1]
 
-    def classifier(self, source: str, classes: int, rows: Sequence[Sequence[int]]) -> Classifier:
-        """The head as it tells the classes of a source apart; without ``rows``, those of each
-        class, the classes must be those of the head.
+    def classifier(self, source: str, names: Names, rows: Sequence[Sequence[int]]) -> Classifier:
+        """The head as it tells the classes of a source apart: by the given ``rows`` of each class;
+        by name, where the head's rows have the same names; otherwise both are in one order.
         """
-        chosen = list(rows) or [(row,) for row in range(self.classes)]
+        classes = len(names)
+        by_name = {normalise_name(name): (row,) for row, name in enumerate(self.names)}
+        wanted = list(map(normalise_name, names))
+        chosen: list[Sequence[int]] = list(rows)
+        if not chosen and set(wanted) == set(by_name):
+            chosen = [by_name[name] for name in wanted]
+        chosen = chosen or [(row,) for row in range(self.classes)]
         if len(chosen) != classes or max(max(indices) for indices in chosen) >= self.classes:
             raise DataError(
                 f"{source}: has {classes} classes, and the model's head {self.classes}; their"
@@ -149,6 +159,7 @@ def build_transformers(
         return torch.as_tensor(processor(images, return_tensors="pt")["pixel_values"]).float()
 
     tower = HeadedTower(family, folder, module, module.classifier, embed, prepare)
+    tower.names = tuple(map(str, parsed.id2label.values()))
     module.classifier = nn.Identity()  # the library pools, and the head scores
     module.head = tower._head  # so that it goes to the device
     return tower

@@ -43,6 +43,8 @@ COMMANDS = {
     "class names in another order than the folders": "merge {z} {f} -r wise-ft --data {images} --classes {order} -o out",
     "a template without `{}`": "merge {z} {f} -r wise-ft --data {images} --template photo -o out",
     "a handful of images": "merge {z} {f} -r wise-ft --data {few} -o out",
+    "an empty class folder": "merge {z} {f} -r wise-ft --data {hollow} -o out",
+    "a column that is not there": "merge {z} {f} -r wise-ft --data {table} --caption-column caption -o out",
     "an unreadable image": "evaluate {z} --data {broken}",
     "an image without a caption": "merge {z} {f} -r wise-ft --data {blank} -o out",
     "a row of a table whose file is missing": "merge {z} {f} -r wise-ft --data {table} -o out",
@@ -89,6 +91,8 @@ def places(
         (blank / f"{number}.txt").write_text(f"caption {number}" if number else " ")
     for emptied in {image.parent for image in found}:
         emptied.rmdir()
+    hollow = save_images(folder / "hollow", each=2)
+    (hollow / "empty").mkdir()
     broken = save_images(folder / "broken", each=2)
     next(iter(sorted(broken.glob("*/*.png")))).write_bytes(b"not an image")
     rows = [f"blank/{number}.png,{KNOWN[number % 3]} {number}" for number in range(len(found) + 1)]
@@ -119,6 +123,7 @@ def places(
         "one": save_images(folder / "one", each=4, classes=("cat",)),
         "blank": blank,
         "broken": broken,
+        "hollow": hollow,
         "table": folder / "table.csv",
         "few": save_images(folder / "few", each=2, classes=("cat", "dog")),
         "numbers": save_images(folder / "numbers", each=2, classes=("0", "1", "2")),

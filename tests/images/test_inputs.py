@@ -14,6 +14,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from PIL import Image
+from transformers import CLIPModel, CLIPProcessor
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import DataError
@@ -244,14 +245,35 @@ def test_the_same_images_labels_names_and_accuracy(
     ]
 
 
+@pytest.fixture(scope="module")
+def recall(digit_model: Path) -> dict[str, dict[str, float]]:
+    """Recall of the captions, by `transformers` alone."""
+    library: Any = CLIPModel.from_pretrained(digit_model).eval()
+    processor: Any = CLIPProcessor.from_pretrained(digit_model)
+    images = [image for image, _ in pairs(COUNT)]
+    inputs = processor(text=list(CAPTIONS), images=images, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        scores = library(**inputs).logits_per_image
+    found = {}
+    for way, rows in (("image_to_text", scores), ("text_to_image", scores.T)):
+        ranks = [int((row > row[at]).sum()) for at, row in enumerate(rows)]
+        found[way] = {str(k): sum(rank < k for rank in ranks) / 12 for k in (1, 5, 10)}
+    return found
+
+
 @pytest.mark.parametrize("kind", CAPTIONED)
-def test_the_same_images_and_captions(kind: str, tmp_path: Path) -> None:
+def test_the_same_images_captions_and_recall(
+    kind: str, tmp_path: Path, model: ImageTextModel, recall: dict[str, dict[str, float]]
+) -> None:
     source = CAPTIONED[kind](tmp_path)
     found = open_images(str(source) if isinstance(source, Path) else source)
     assert isinstance(found, CaptionedImages)
     assert found.captions == tuple((caption,) for caption in CAPTIONS)
     assert_images(found, COUNT)
     assert found.sample(5, seed=0).captions == found.sample(5, seed=0).captions
+    facts, _ = evaluate_sources(model, {"x": found}, EvaluateOptions(), Progress())
+    assert facts["recall"]["x"] == recall
+    assert 0 < recall["image_to_text"]["5"] < 1
 
 
 @pytest.fixture

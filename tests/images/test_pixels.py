@@ -1,6 +1,8 @@
 """Pictures reach a model as its own processor reads them, but where the processor is at fault."""
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,20 @@ def animated() -> bytes:
     return saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50)
 
 
+def deep_colours() -> bytes:
+    """A PNG of 16 bits in each of three channels, which Pillow cannot write: signature, header,
+    unfiltered rows, end."""
+    low = RNG.integers(0, 256, COLOURS.shape)
+    rows = (COLOURS.astype(np.uint16) << 8 | low).astype(">u2").reshape(len(COLOURS), -1)
+    content = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", COLOURS.shape[1], COLOURS.shape[0], 16, 2, 0, 0, 0)
+    written = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(content)), (b"IEND", b"")):
+        check = zlib.crc32(kind + data)
+        written += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+    return written
+
+
 PICTURES: dict[str, Callable[[], bytes]] = {
     "RGB": lambda: saved(RGB, "PNG"),
     "transparent": lambda: saved(transparent(), "PNG"),
@@ -58,7 +74,8 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "one pixel": lambda: saved(RGB.crop((0, 0, 1, 1)), "PNG"),
     "a line": lambda: saved(RGB.resize((900, 1)), "PNG"),
     "long": lambda: saved(RGB.resize((20_000, 40)), "PNG"),
-    "16-bit colours": lambda: saved(RGB, "TIFF"),
+    "TIFF": lambda: saved(RGB, "TIFF"),
+    "16-bit colours": deep_colours,
 }
 
 
@@ -175,6 +192,13 @@ def test_what_cannot_be_read_is_named(content: bytes, message: str) -> None:
     with pytest.raises(DataError) as raised:
         open_picture("x", content)
     assert message in str(raised.value)
+
+
+def test_16_bit_colours_lose_their_lower_eight_bits() -> None:
+    notes = set[str]()
+    found = open_picture("x", deep_colours(), notes=notes)
+    assert np.array_equal(np.asarray(found), COLOURS)
+    assert not notes  # every processor reads them so, by Pillow
 
 
 def test_rgb_is_left_alone() -> None:

@@ -24,6 +24,9 @@ from clipmerge.learning.interpolate import Path as Between
 from clipmerge.learning.objective import HeldOut, Objective
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.models.building import build_model
+from clipmerge.models.classifier import classifier_for
+from tests.support.image_files import load_images, png
+from tests.support.raw_safetensors import edit_json
 from tests.support.tiny_clip import tiny_config, tiny_processor
 from tests.support.tiny_open_clip import build, model_config, save
 
@@ -117,17 +120,17 @@ def test_a_head_gives_the_librarys_logits_and_learns(
     images = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green", "grey", "blue")]
     pixels = model.pixels(images * 3)
     assert pixels.shape == (12, 3, SIDE, SIDE)
-    classifier = model.classifier("here", CLASSES, ())
+    classifier = model.classifier("here", ("a", "b", "c"), ())
     with torch.no_grad():
         for alpha in (0.0, 0.5, 1.0):
             path.set_alpha(alpha)
             found = classifier.logits(model.image_features(pixels), classifier.class_features())
             assert torch.allclose(found, reference(alpha, pixels), atol=1e-5), alpha
-        several = model.classifier("here", 2, [(0, 2), (1,)])
+        several = model.classifier("here", ("a", "b"), [(0, 2), (1,)])
         grouped = several.logits(model.image_features(pixels), several.class_features())
         assert torch.equal(grouped, torch.stack([found[:, [0, 2]].amax(1), found[:, 1]], 1))
     with pytest.raises(DataError, match="has 5 classes, and the model's head 3"):
-        model.classifier("here", 5, ())
+        model.classifier("here", tuple("abcde"), ())
     batch = Batch(0, pixels + 0.3 * torch.randn(pixels.shape), torch.arange(12) % CLASSES)
     objective = Objective(
         path, classifier, batch, context, batch_size=6, val=HeldOut(batch, classifier)
@@ -137,3 +140,24 @@ def test_a_head_gives_the_librarys_logits_and_learns(
     moved = [float((value - 0.5).abs().max()) for value in losses.coefficients.values()]
     assert max(moved) > 0.05
     assert losses.choice is not None
+
+
+@pytest.mark.parametrize("given", [None, ["Five", "four", "two"], ["two", "five", "four"]])
+def test_classes_meet_the_rows_of_their_names(tmp_path: Path, given: list[str] | None) -> None:
+    """Folders are sorted by name and the head's rows are not; names in any order are matched."""
+    torch.manual_seed(0)
+    zeroshot, finetuned, _ = of_transformers(tmp_path)
+    for folder in (zeroshot, finetuned):
+        edit_json(folder / "config.json", id2label={"0": "two", "1": "five", "2": "Four"})
+    for name in ("five", "four", "two"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "x.png").write_bytes(png(0))
+    images = load_images(str(tmp_path / "images"), given)
+    inputs = align_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))])
+    model = build_model(inputs)
+    features = torch.randn(4, 32)
+    by_row = model.classifier("here", ("x", "y", "z"), ())
+    by_name = classifier_for(model, images, ("{}",), torch.device("cpu"))
+    rows = by_row.logits(features, by_row.class_features())
+    found = by_name.logits(features, by_name.class_features())
+    assert torch.equal(found, rows[:, [1, 2, 0]])

@@ -224,6 +224,21 @@ TINY: dict[str, Tiny] = {
         "VisionTextDualEncoder",
         processor=lambda: hf.VisionTextDualEncoderProcessor(_clip_images(), _xlm_roberta()),
     ),
+    "DINOv2+BERT": Tiny(
+        hf.VisionTextDualEncoderModel,
+        lambda: _dual(hf.Dinov2Config(**{**_VISION, "mlp_ratio": 2}), hf.BertConfig(**_TEXT)),
+        ("vision.embeddings", "vision.norm", "vision.projection", *_AROUND_BERT),
+        "VisionTextDualEncoder",
+        processor=lambda: hf.VisionTextDualEncoderProcessor(hf.ViTImageProcessor(size=_SQUARE), _bert()),
+    ),
+    "SigLIP classifier": Tiny(
+        hf.SiglipForImageClassification,
+        lambda: _config(hf.SiglipConfig, num_labels=3),
+        ("vision.embeddings", "vision.norm", "head"),
+        "SigLIP",
+        blocks=("vision.0.attn", "vision.1.mlp"),
+        base="SigLIP",
+    ),
     "CLIP classifier": Tiny(
         hf.CLIPForImageClassification,
         lambda: _config(hf.CLIPConfig, projection_dim=16, num_labels=3),
