@@ -143,19 +143,15 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
     if options.ood and options.data is None:
         raise UsageError("`ood` is judged beside `data`; give images of the target too")
     if recipe is None:
-        recipe = _default_recipe(options, progress)
+        recipe, reason = "wise-ft", "there are no images"
+        if options.alpha is not None:  # in `auto` it would scale what was learned
+            reason = "an alpha is given"
+        elif options.data is not None:
+            recipe, reason = "auto", "there are images"
+        progress.say(
+            f"no recipe was named, so it is {recipe}, because {reason} (`recipe` names another)"
+        )
     return load_recipe(recipe, options.set, alpha=options.alpha, max_loss=options.max_loss)
-
-
-def _default_recipe(options: PlanOptions, progress: Progress) -> str:
-    """The recipe for what was given, and a note that says why."""
-    name, reason = "wise-ft", "there are no images"
-    if options.alpha is not None:  # in `auto` it would scale what was learned
-        reason = "an alpha is given"
-    elif options.data is not None:
-        name, reason = "auto", "there are images"
-    progress.say(f"no recipe was named, so it is {name}, because {reason} (`recipe` names another)")
-    return name
 
 
 def _check_output_folder(
