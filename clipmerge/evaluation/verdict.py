@@ -29,7 +29,7 @@ from clipmerge.types import Recommendation
 
 #: Of judged merges of which the verdict says "probably use it": those that lose at most 3 points
 #: on new images and nothing under the real shift, and all (`benchmarks/advice.py`).
-JUDGED = (67, 74)
+JUDGED = (94, 102)
 #: The same of interpolations at a given alpha, of which no more than that is surely lost.
 JUDGED_INTERPOLATIONS = (19, 21)
 #: Fewest test images that "probably use it" rests on: the record has no merge judged on fewer.
