@@ -51,7 +51,7 @@ def apply_adapter(base: Checkpoint | None, adapter: Path, source: str) -> Checkp
         if key not in entries:  # such as a classifier
             entries[key] = TensorEntry(adapter, "F32", tuple(values.shape), 0, 0, form)
         elif not np.array_equal(base.tensor(key).float().numpy(), values.numpy()):
-            entries[key] = replace(entries[key], form=form)
+            entries[key] = replace(entries[key], dtype="F32", form=form)
     trained_on = str(config.get("base_model_name_or_path") or "")
     note = (
         f"{source}: was trained on '{trained_on}' and is applied to {base.source}; make sure they"

@@ -64,7 +64,11 @@ def _without_other_head(inputs: Inputs) -> Inputs:
 
 
 def _finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
-    """The one dtype of the fine-tuned weights, if the zero-shot ones have another."""
+    """The one dtype of the fine-tuned weights, if the zero-shot ones have another; an adapter has
+    that of its base.
+    """
+    if any(finetuned.is_adapted for finetuned in inputs.finetuned):
+        return None
     zeroshot = set()
     finetuned = set()
     for name in filter(inputs.merges, inputs.zeroshot_keys):
@@ -127,7 +131,9 @@ def _tensor_mismatches(
         theirs = finetuned.entries[keys[name]]
         if ours.shape != theirs.shape:
             shapes.append((name, ours.shape, theirs.shape))
-        is_settled = inputs.dtype != "keep" and ours.is_float == theirs.is_float
+        # what an adapter changes is in float32, and written in the base's dtype
+        is_converted = inputs.dtype != "keep" or finetuned.is_adapted
+        is_settled = is_converted and ours.is_float == theirs.is_float
         if ours.dtype != theirs.dtype and not is_settled:
             dtypes.append((name, DTYPES[ours.dtype][0], DTYPES[theirs.dtype][0]))
     advice = " Or name one with `dtype`." if inputs.dtype == "keep" else ""

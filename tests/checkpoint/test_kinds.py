@@ -200,6 +200,24 @@ def test_an_adapter_is_what_peft_makes_of_the_base(
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_adapter_of_a_base_in_16_bits_is_rounded_once(
+    pair: Folders, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    base = Path(shutil.copytree(pair[0], tmp_path / "base"))
+    CLIPModel.from_pretrained(base).to(dtype).save_pretrained(base)
+    adapter = adapter_of(base, tmp_path / "adapter")
+    model = CLIPModel.from_pretrained(base, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
+    zeroshot = {
+        key: value.to(merged[key].dtype) for key, value in load_file(base / WEIGHTS).items()
+    }
+    found = halfway(base, adapter, tmp_path / "out")
+    for key, value in mean_of(zeroshot, merged).items():
+        assert torch.equal(found[key], value.to(found[key].dtype)), key
+    assert {value.dtype for value in found.values()} <= {dtype, torch.int64}
+
+
 def test_an_adapter_of_one_tower(pair: Folders, tmp_path: Path) -> None:
     adapter = adapter_of(pair[0], tmp_path / "adapter", CLIPVisionModel)
     found = halfway(pair[0], adapter, tmp_path / "out")
