@@ -273,12 +273,22 @@ def new_targets(every: Sequence[Results]) -> Rows:
     rows = [["pair", *_SHOWN, "gain", "advice"]]
     for each in _having(every, ["auto"]):
         if each.name in _NEW:
-            cells = [_both([each], name) if point_of(each, name) else "" for name in _SHOWN]
-            changes = {axis: _change([each], "auto", axis).value / 100 for axis in ("id", "ood")}
-            stands = "right" if is_right(changes) else "wrong"
-            advice = f"{each.methods['auto']['recommendation']}, {stands}"
-            rows.append([each.name, *cells, _gain([each], "auto"), advice])
+            row = [each.name]
+            for method in _SHOWN:
+                is_known = point_of(each, method) is not None
+                row.append(_both([each], method) if is_known else "")
+            row += [_gain([each], "auto"), _advice(each)]
+            rows.append(row)
     return rows
+
+
+def _advice(results: Results) -> str:
+    """What was said of a merge by `auto`, and whether it was right."""
+    changes = {}
+    for axis in ("id", "ood"):
+        changes[axis] = _change([results], "auto", axis).value / 100
+    stands = "right" if is_right(changes) else "wrong"
+    return f"{results.methods['auto']['recommendation']}, {stands}"
 
 
 #: What the labels could have bought: method, how it is called.

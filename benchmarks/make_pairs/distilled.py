@@ -69,9 +69,12 @@ def _lessons(known: Model, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
     rng = random.Random(0)
     rows = []
     for piece in pictures.split(32) * _VIEWS:
-        side = int(rng.uniform(_LEAST, 1) * known.size)
-        top, left = (rng.randint(0, known.size - side) for _ in range(2))
-        cut = piece[:, :, top : top + side, left : left + side].float() / 127.5 - 1
+        share = rng.uniform(_LEAST, 1)
+        side = int(share * known.size)
+        top = rng.randint(0, known.size - side)
+        left = rng.randint(0, known.size - side)
+        cut = piece[:, :, top : top + side, left : left + side].float()
+        cut = cut / 127.5 - 1
         small = interpolate(cut, _SIZE, mode="bilinear", antialias=True)
         large = interpolate(cut, known.size, mode="bilinear", antialias=True)
         told = known.network.visual.forward_intermediates(large, indices=_STAGES)
@@ -90,8 +93,10 @@ def _learn(
     heads = nn.ModuleList([nn.Conv2d(_WIDTH, each.shape[1], 1) for each in lessons[1:]])
     scales = []
     for lesson in lessons:
-        every_place = [at for at in range(lesson.dim()) if at != 1]
-        scales.append(lesson[:4096].float().std(dim=every_place, keepdim=True) + 1e-3)
+        some = lesson[:4096].float()
+        places = [at for at in range(some.dim()) if at != 1]
+        deviation = some.std(dim=places, keepdim=True)
+        scales.append(deviation + 1e-3)
 
     def loss(_: float) -> Tensor:
         drawn = torch.randint(len(pixels), (_BATCH,))
@@ -104,11 +109,14 @@ def _learn(
             told = visual.forward_intermediates(seen, indices=_BLOCKS)
             given = [told["image_features"].float()]
             for head, each, side in zip(heads, told["image_intermediates"], _SIDES, strict=True):
-                given.append(adaptive_avg_pool2d(head(each).float(), side))
-        answers = (normalize(wanted[0], dim=1) @ names.T).softmax(dim=1)
-        total = _NAMES_WEIGHT * cross_entropy(normalize(given[0], dim=1) @ names.T, answers)
+                seen_there = head(each).float()
+                given.append(adaptive_avg_pool2d(seen_there, side))
+        logits = normalize(given[0], dim=1) @ names.T
+        answers = normalize(wanted[0], dim=1) @ names.T
+        total = _NAMES_WEIGHT * cross_entropy(logits, answers.softmax(dim=1))
         for one, other, scale in zip(given, wanted, scales, strict=True):
-            total = total + ((one - other) / scale).square().mean()
+            apart = (one - other) / scale
+            total = total + apart.square().mean()
         return total
 
     fit([*visual.parameters(), *heads.parameters()], loss, steps, _RATE)

@@ -99,9 +99,13 @@ def _groups(pictures: Sequence[Picture], zeroshot: Path) -> list[int]:
     """Groups of near-copies among the pictures of the target; each of a shift is its own."""
     own = of_domains(pictures)[_OWN]
     model = replace(load(zeroshot), size=_SIZE)
-    pieces = model.input([pictures[at].image() for at in own]).to(model.scale.device).split(16)
-    features = torch.cat([model.network.encode_image(piece).cpu() for piece in pieces])
-    alike = alike_features(features, _ALIKE)
+    images = [pictures[at].image() for at in own]
+    features = []
+    for piece in model.input(images).split(16):
+        on_device = piece.to(model.scale.device)
+        seen = model.network.encode_image(on_device)
+        features.append(seen.cpu())
+    alike = alike_features(torch.cat(features), _ALIKE)
     pairs = [(own[one], own[other]) for one, other in alike]
     return grouped(len(pictures), pairs)
 
