@@ -162,7 +162,9 @@ def takes_several_finetuned(measure: str) -> bool:
     return bool(getattr(module, "SEVERAL", False))
 
 
-def options_of(other: Callable[..., Any], *, without: Names = ()) -> Callable[[_Plugin], _Plugin]:
+def with_options_of(
+    other: Callable[..., Any], *, without: Names = ()
+) -> Callable[[_Plugin], _Plugin]:
     """Give a plugin with ``**options`` the keyword-only parameters of another one, but for some,
     after its own.
     """

@@ -15,7 +15,7 @@ def test_what_is_taken_over_reaches_the_function() -> None:
     def other(task: Any, *, a: int = 1, b: int = 2, folder: Path | None = None) -> dict[str, Any]:
         return {"a": a, "b": b, "folder": folder}
 
-    @plugins.options_of(other, without=("b",))
+    @plugins.with_options_of(other, without=("b",))
     def one(task: Any, *, c: int = 3, **options: Any) -> dict[str, Any]:
         return {"c": c, **other(task, b=7, **options)}
 

@@ -44,10 +44,10 @@ def name_classes(opened: Opened, given_names: ClassNames) -> tuple[Shape, Names,
         )
     if opened.verbatim and classes is opened.class_names:
         return labels, classes, ()
-    names = imagenet_names(classes) or tuple(map(_in_words, classes))
+    names = imagenet_names(classes) or tuple(map(_name_in_words, classes))
     if _are_numbered(classes):
         names = tuple(map(_without_number, names))
-    if names[0] == _in_words(classes[0]):
+    if names[0] == _name_in_words(classes[0]):
         return labels, names, ()
     return labels, names, (f"{title}: class '{classes[0]}' is prompted as '{names[0]}'",)
 
@@ -150,10 +150,10 @@ def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
 
 def normalise_name(name: str) -> str:
     """A class name without what its spellings differ in: a number in front, underscores, case."""
-    return _without_number(_in_words(name).strip()).casefold()
+    return _without_number(_name_in_words(name).strip()).casefold()
 
 
-def _in_words(name: str) -> str:
+def _name_in_words(name: str) -> str:
     return name.replace("_", " ")
 
 
@@ -206,7 +206,7 @@ def _check_names(title: str, data: list[Any] | Json, classes: Sequence[str]) -> 
                 f"{title}: {json.dumps(name)[:60]} is not a class name; write a text for each class"
             )
     # as in the names of folders
-    return tuple(map(_in_words, data))
+    return tuple(map(_name_in_words, data))
 
 
 def templates_for(from_user: Sequence[str], from_source: Sequence[str]) -> Names:

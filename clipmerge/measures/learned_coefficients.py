@@ -13,7 +13,7 @@ from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.train import LearningOptions
 from clipmerge.planning.measurements import HeldBackChoice, Measurements, Statistic
-from clipmerge.plugins import options_of
+from clipmerge.plugins import with_options_of
 from clipmerge.types import Names
 
 #: Difference in accuracy between the images that learning saw and those held back from which a note
@@ -21,7 +21,7 @@ from clipmerge.types import Names
 OVERFIT = 0.1
 
 
-@options_of(LearningOptions)
+@with_options_of(LearningOptions)
 def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
     """Learn one coefficient per layer, parameter, output channel or entry.
 

@@ -16,7 +16,7 @@ from clipmerge.learning.train import LearningOptions
 from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.measures.learned_coefficients import learned_measurements
 from clipmerge.planning.measurements import Measurements, Statistic
-from clipmerge.plugins import Count, Density, Positive, Share, options_of
+from clipmerge.plugins import Count, Density, Positive, Share, with_options_of
 from clipmerge.types import Names
 
 
@@ -39,7 +39,7 @@ class SparseOptions(LearningOptions):
     lr: Positive = 0.04
 
 
-@options_of(SparseOptions)
+@with_options_of(SparseOptions)
 def learned_sparse(objective: Objective, **options: Any) -> Measurements:
     """Learn coefficients; straggler layers keep only a share of them, and all their other weights
     stay zero-shot.

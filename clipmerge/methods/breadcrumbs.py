@@ -11,7 +11,7 @@ from clipmerge.files.safetensors import Array
 from clipmerge.merging import weighted_sum
 from clipmerge.merging.selection import keep_top_k, zero_others
 from clipmerge.methods import Decision, Task
-from clipmerge.plugins import Alpha, Density, Share, options_of
+from clipmerge.plugins import Alpha, Density, Share, with_options_of
 
 
 def combine(
@@ -50,7 +50,7 @@ def combine(
     return weighted_sum(task_vectors, weights)
 
 
-@options_of(combine, without=("sparsify",))
+@with_options_of(combine, without=("sparsify",))
 def breadcrumbs(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
     """Combine task vectors by Model Breadcrumbs, which drops the largest outliers and the small
     entries.

@@ -9,7 +9,7 @@ from clipmerge.files.safetensors import Array
 from clipmerge.merging import weighted_sum
 from clipmerge.merging.selection import RandomKey, keep_random, zero_others
 from clipmerge.methods import Decision, Task
-from clipmerge.plugins import Alpha, Density, options_of
+from clipmerge.plugins import Alpha, Density, with_options_of
 
 
 def combine(
@@ -42,7 +42,7 @@ def combine(
     return weighted_sum(task_vectors, weights)
 
 
-@options_of(combine, without=("key", "sparsify"))
+@with_options_of(combine, without=("key", "sparsify"))
 def dare(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
     """Combine task vectors by DARE and task arithmetic; one fine-tuned checkpoint gets the
     random-rescale mask.

@@ -14,7 +14,7 @@ from clipmerge.files.safetensors import Array
 from clipmerge.merging.selection import RandomKey, keep_random, zero_others
 from clipmerge.methods import Decision, Task
 from clipmerge.methods.ties import disjoint_mean
-from clipmerge.plugins import Alpha, Density, Share, options_of
+from clipmerge.plugins import Alpha, Density, Share, with_options_of
 
 # Number of entries sorted at a time, in whole rows: sorting takes several times their memory.
 _SORTED = 1 << 20
@@ -95,7 +95,7 @@ def _keep_probabilities(task_vector: Array, density: float, window: float) -> Ar
     return probabilities.reshape(task_vector.shape)
 
 
-@options_of(combine, without=("key", "sparsify"))
+@with_options_of(combine, without=("key", "sparsify"))
 def della(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
     """Combine task vectors by DELLA; with one fine-tuned checkpoint there is no election of signs.
 

@@ -11,7 +11,7 @@ from clipmerge.files.safetensors import Array
 from clipmerge.merging import weighted_sum
 from clipmerge.merging.selection import keep_largest, zero_others
 from clipmerge.methods import Decision, Task
-from clipmerge.plugins import Alpha, Density, options_of
+from clipmerge.plugins import Alpha, Density, with_options_of
 
 # Number of entries averaged at a time: they stay in a core's cache.
 _RUN = 1 << 16
@@ -70,7 +70,7 @@ def disjoint_mean(task_vectors: Array, weights: Sequence[float]) -> Array:
     return np.asarray(mean.reshape(task_vectors.shape[1:]))
 
 
-@options_of(combine, without=("sparsify",))
+@with_options_of(combine, without=("sparsify",))
 def ties(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
     """Combine several task vectors by TIES, parameter by parameter.
 
