@@ -265,7 +265,7 @@ _NEW = (
     "mild-waste-0",
     "vit-mild-photo-0",
 )
-_SHOWN = ("zero-shot", "fine-tuned", CURVE, "straggler-sparse", "continued", "anew", "auto")
+_SHOWN = ("zero-shot", "fine-tuned", CURVE, "continued", "anew", "auto")
 
 
 def new_targets(every: Sequence[Results]) -> Rows:
