@@ -14,12 +14,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
-from torch.utils.checkpoint import checkpoint
 
 from clipmerge.errors import DataError
 from clipmerge.images.classes import class_prompts
 from clipmerge.images.image_set import LabelledImages
 from clipmerge.models import ImageTextModel
+from clipmerge.models.passes import recomputed
 from clipmerge.types import Names, Tensors
 
 # Prompts, and tokens, whose activations are held at once.
@@ -147,7 +147,7 @@ class Prompts(Classifier):
         if len(tokens["input_ids"]) <= self.at_once:
             return run(tokens).float()
         pieces = _split_tokens(tokens, self.at_once)
-        return torch.cat([checkpoint(run, piece, use_reentrant=False).float() for piece in pieces])
+        return torch.cat([recomputed(run, piece).float() for piece in pieces])
 
     def _fixed_features(self) -> Tensor:
         """Features of all prompts of a text tower that stays, in float32."""

@@ -106,15 +106,17 @@ def embed_with_graph(embed: Callable[[Tensor], Tensor], inputs: Tensor, at_once:
     """
     if len(inputs) <= at_once:
         return embed(inputs)
+    return torch.cat([recomputed(embed, piece) for piece in torch.split(inputs, at_once)])
+
+
+def recomputed(function: Callable[[T], Tensor], inputs: T) -> Tensor:
+    """Call a function whose activations the backward pass computes again, as `passes` does."""
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[Any]]:
         return nullcontext(), DepthwiseInFloat32()
 
-    def embed_piece(piece: Tensor) -> Tensor:
-        features: Tensor = checkpoint(embed, piece, use_reentrant=False, context_fn=contexts)
-        return features
-
-    return torch.cat([embed_piece(piece) for piece in torch.split(inputs, at_once)])
+    output: Tensor = checkpoint(function, inputs, use_reentrant=False, context_fn=contexts)
+    return output
 
 
 class MicroBatcher:
