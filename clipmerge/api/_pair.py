@@ -61,7 +61,7 @@ def open_pair(
     with as_sources([zeroshot, *finetuned_as_list(finetuned)], processor) as (first, *others):
         part = f"#{options.state_key}" if options.state_key else ""
         sources = [first, *(f"{source}{part}" for source in others)]
-        base, *rest = open_checkpoints(sources, model=options.model)
+        base, *rest = open_checkpoints(sources, [options.model] * len(sources))
         inputs = align_checkpoints(base, rest, missing=missing, dtype=options.dtype)
         raise_unless_allowed(check_models(inputs), options.allow, journal)
         yield Pair(inputs)

@@ -10,7 +10,7 @@ from typing import Any
 
 from clipmerge.api._pair import CheckpointLike, Pair, as_sources, finetuned_as_list
 from clipmerge.api._write import Decided, MergeResult, write_merged
-from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoint
+from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoints
 from clipmerge.checks import check_models, raise_unless_allowed
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, counted, shorten
@@ -124,12 +124,7 @@ def _open_checkpoints(
             " given"
         )
     addresses = sources or [_locate(name, plan, record) for record in records]
-    opened: list[Checkpoint] = []
-    for address, record in zip(addresses, records, strict=True):
-        base = opened[0] if opened else None
-        checkpoint = open_checkpoint(address, base=base, model=model or record.model)
-        opened.append(checkpoint)
-    return opened
+    return open_checkpoints(addresses, [model or record.model for record in records])
 
 
 def _locate(name: str, plan: Plan, record: SourceRecord) -> str:

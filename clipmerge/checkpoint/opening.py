@@ -48,13 +48,13 @@ _PLAIN = re.compile(
 _NOT_WEIGHTS = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args.")
 
 
-def open_checkpoints(names: Sequence[str], *, model: str | None = None) -> list[Checkpoint]:
-    """Open a zero-shot checkpoint and its fine-tuned ones; all are found before one is
-    downloaded.
+def open_checkpoints(names: Sequence[str], models: Sequence[str | None]) -> list[Checkpoint]:
+    """Open a zero-shot checkpoint and its fine-tuned ones, each with open_clip's name of its
+    architecture, if one is given; all are found before one is downloaded.
     """
     snapshots = [_find(name) for name in names]
     opened: list[Checkpoint] = []
-    for name, snapshot in zip(names, snapshots, strict=True):
+    for name, snapshot, model in zip(names, snapshots, models, strict=True):
         base = opened[0] if opened else None
         opened.append(_open(name, snapshot, base, model))
     return opened
