@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.plan import LayerPlan
 from clipmerge.plugins import Alpha
 
 
@@ -21,5 +20,4 @@ def wise_ft(task: Task, *, alpha: Alpha = 0.5) -> Decision:
     Source:
         WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903.
     """
-    layers = dict.fromkeys(task.layers, LayerPlan(alpha=alpha))
-    return Decision(layers, weights=task.uniform_weights)
+    return Decision(task.everywhere(alpha), weights=task.uniform_weights)
