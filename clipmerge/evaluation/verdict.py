@@ -91,7 +91,7 @@ def recommend(
         text = "the merged model gives the fine-tuned one's answer on every image."
         return "either", "same-answers", f"Either will do: {text}"
     unclear = [name for name, at in sources.items() if _may_lose(at, limit)]
-    # images that chose how far to go have spoken for the merge before; else the interval must
+    # where no images chose how far to go, the whole interval must lie within the limit
     if not (chosen or unclear) and target.gain.interval[0] < -limit:
         unclear.append("your images")
     if class_gain < -limit:
@@ -148,7 +148,7 @@ def _doubt(target: Comparison, corrupted: Comparison) -> Advice | None:
         return "check-images", "zeroshot-better", f"Check the images: {text} {question} {then}"
     gains = [at.gain.value for at in (target, corrupted) if at.gain.interval[0] > 0]
     if gains and learned.interval[0] <= 0 and max(gains) > learned.value:
-        text = "merging surely helps on them, and fine-tuning less, if at all, as on a shift."
+        text = "merging surely helps on them, and fine-tuning less or not at all, as on a shift."
         then = "use the merged model."
         return (
             "check-images",
