@@ -14,7 +14,7 @@ def run() -> None:
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     code = 130
     try:
-        from clipmerge.cli._terminal import interrupt
+        from clipmerge.cli._terminal import ignore_signals, interrupt
 
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has set it
@@ -22,6 +22,8 @@ def run() -> None:
         from clipmerge.cli.app import main
 
         code = main()
+        # a launcher also ends processes that are done
+        ignore_signals()
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")
     atexit.register(_end_process, code)

@@ -172,9 +172,14 @@ def table_of(name: str, *numbers: str) -> Table:
 
 def interrupt(_number: int, _frame: object) -> None:
     """End the command after Ctrl-C or SIGTERM; further signals do not disturb its cleaning up."""
+    ignore_signals()
+    raise KeyboardInterrupt
+
+
+def ignore_signals() -> None:
+    """Let neither Ctrl-C nor SIGTERM disturb what is left to do."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def report_error(error: BaseException) -> int:

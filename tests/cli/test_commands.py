@@ -117,3 +117,14 @@ def test_evaluate_prints_a_row_per_source(pair: Folders, images: Path) -> None:
     assert record["accuracy"].keys() == {"val", images.name}
     line = done(*words).out.splitlines()[1]
     assert line.split()[:3] == ["val", "30", f"{record['accuracy']['val']:.1%}"]
+
+
+def test_a_signal_after_the_end_of_a_command_changes_nothing() -> None:
+    """A launcher sends one to every process as soon as another has failed."""
+    code = (
+        "import os, signal, sys\nfrom clipmerge.__main__ import run\nend = sys.exit\n"
+        "sys.exit = lambda code: (os.kill(os.getpid(), signal.SIGTERM), end(code))\n"
+        "sys.argv = ['clipmerge', '--version']\nrun()"
+    )
+    ended = python("-c", code, check=True)
+    assert not ended.stderr
