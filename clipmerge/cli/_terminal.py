@@ -77,6 +77,8 @@ class Terminal(Progress):
         self._begin = time.monotonic()
         self._bar: Bar | None = None
         self._stage = ""
+        self._stage_begin = self._begin
+        self._time_is_said = False
 
     @functools.cached_property
     def _err(self) -> Console:
@@ -86,18 +88,34 @@ class Terminal(Progress):
         """Begin a stage: its progress bar replaces the last one."""
         self.close()
         self._stage = _STAGES[name]
+        self._stage_begin = time.monotonic()
+        self._time_is_said = False
         if self.verbose and not self._silent:
             self._err.print(f"{self._stage} ...")
 
     def advance(self, done: float, total: float) -> None:
-        """Move the progress bar, which only a terminal shows."""
-        if self._silent or self._quiet or not sys.stderr.isatty():
+        """Move the progress bar of a terminal; elsewhere say once how long a long stage takes."""
+        if self._silent or self._quiet:
+            return
+        if not sys.stderr.isatty():
+            self._say_time_left(done, total)
             return
         if done >= total:  # something without a count may follow
             self.close()
             return
         bar = self._bar or self._start_bar()
         bar.update(bar.task_ids[0], completed=done, total=total)
+
+    def _say_time_left(self, done: float, total: float) -> None:
+        """Say once that a stage takes minutes: after a twentieth, since the first batches also do
+        what later ones need.
+        """
+        if self._time_is_said or done < total / 20:
+            return
+        self._time_is_said = True
+        minutes = (time.monotonic() - self._stage_begin) * (total - done) / done / 60
+        if minutes > 1.5:
+            self.say(f"{self._stage} takes about {minutes:.0f} minutes more")
 
     def _start_bar(self) -> Bar:
         from rich.progress import Progress
