@@ -121,11 +121,11 @@ def _mean(pairs: Sequence[Results], figure: Callable[[Results], np.ndarray]) -> 
     return over_targets([(each.target, figure(each)) for each in pairs])
 
 
-def _both(pairs: Sequence[Results], method: str) -> str:
+def _both(pairs: Sequence[Results], method: str, digits: int = 1) -> str:
     """Mean ID / OOD accuracy."""
     target = _mean(pairs, lambda each: _accuracy(each, method, "id"))
     shift = _mean(pairs, lambda each: _accuracy(each, method, "ood"))
-    return f"{target.value:.1f} / {shift.value:.1f}"
+    return f"{target.value:.{digits}f} / {shift.value:.{digits}f}"
 
 
 def _change(
@@ -231,14 +231,15 @@ _SMALL = ("digits", "emoji-3d", "emoji-lines")
 
 
 def face(every: Sequence[Results]) -> Rows:
-    """The same in two rows: real pictures, and what small transformers were trained on."""
-    rows = [_MERGED]
+    """Two rows for README: real pictures, and what small transformers were trained on."""
+    models = ("zero-shot", "fine-tuned", "auto")
+    rows = [["pairs", "zero-shot", "fine-tuned", "merged", "gain"]]
     pairs = _having(every, ["auto"])
     for name, is_small in (("real pictures", False), ("digits and emoji", True)):
         ours = [each for each in pairs if (each.target in _SMALL) == is_small]
         if ours:
-            targets = len(_by_target(ours))
-            rows.append(_merged_row(f"{name}: {targets} targets ({len(ours)})", ours, "auto"))
+            accurate = [_both(ours, model, digits=0) for model in models]
+            rows.append([f"{len(ours)} of {name}", *accurate, _gain(ours, "auto")])
     return rows
 
 
