@@ -20,7 +20,6 @@ def hub(hub: "FakeHub", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Fak
     """The double, to which `datasets` speaks too, with a cache of its own."""
     import datasets
 
-    hub.orgs = ("acme", "clip-benchmark", "tanganke")
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     return hub

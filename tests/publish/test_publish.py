@@ -11,9 +11,6 @@ from clipmerge.publish.push import push
 from tests.support.hub_double import FakeHub, upload
 from tests.support.told import Told
 
-# of the client's HTTP library, about how the client hands it a file
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
 
 def test_a_push_publishes_the_files_of_the_merge_in_one_commit(merged: Path, hub: FakeHub) -> None:
     (merged / "notes.txt").write_text("mine")
@@ -21,12 +18,12 @@ def test_a_push_publishes_the_files_of_the_merge_in_one_commit(merged: Path, hub
     files = hub.files("alice/robust")
     assert {"model.safetensors", "config.json", "README.md", "report.html"} <= set(files)
     assert "notes.txt" not in files
-    card = hub.content("alice/robust", "README.md").decode()
+    card = hub.files("alice/robust")["README.md"].decode()
     assert "# robust" in card
     assert 'from_pretrained("alice/robust")' in card
     assert published.url.endswith("/alice/robust")
     assert (
-        json.loads(hub.content("alice/robust", "clipmerge.json"))["plan"]["recipe"]["name"]
+        json.loads(hub.files("alice/robust")["clipmerge.json"])["plan"]["recipe"]["name"]
         == "straggler-outlier"
     )
     again = push(merged, "alice/robust")
@@ -37,7 +34,7 @@ def test_an_edited_card_is_published_as_it_is(merged: Path, hub: FakeHub) -> Non
     card = (merged / "README.md").read_text().replace("# A merged CLIP", "# My own words")
     (merged / "README.md").write_text(card)
     push(merged, "alice/robust")
-    assert hub.content("alice/robust", "README.md").decode() == card
+    assert hub.files("alice/robust")["README.md"].decode() == card
 
 
 def test_another_answer_than_use_is_said(merged: Path, hub: FakeHub) -> None:
