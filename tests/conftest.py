@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import io
 import os
 import shutil
 import signal
@@ -72,7 +71,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     forking = {
         path.relative_to(config.rootpath).as_posix()
         for path in TESTS.rglob("test_*.py")
-        if "support.several import" in (text := path.read_text()) or "apart(" in text
+        if "support.several import" in path.read_text()
     }
 
     class OneServer(LoadFileScheduling):  # type: ignore[misc]
@@ -206,12 +205,7 @@ def frames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
         def save_frame(figure: Figure, file: IO[bytes], *, format: str, **_: object) -> None:
             width, height = (round(72 * inches) for inches in figure.get_size_inches())
-            picture = io.BytesIO()
-            if format == "svg":
-                picture.write(f'<svg viewBox="0 0 {width} {height}"></svg>'.encode())
-            else:
-                Image.new("RGB", (width, height), "white").save(picture, format)
-            file.write(picture.getvalue())
+            Image.new("RGB", (width, height), "white").save(file, format)
 
         monkeypatch.setattr(Figure, "savefig", save_frame)
 

@@ -70,7 +70,7 @@ def decided(record: Any) -> dict[str, Any]:
     """The settings of each layer; its reason names a score, which sums in another order change."""
     return {
         name: {key: layer[key] for key in ("alpha", "density", "mask")}
-        for name, layer in record["layers"].items()
+        for name, layer in record["plan"]["layers"].items()
     }
 
 
@@ -78,18 +78,12 @@ def test_a_merge_decides_and_writes_as_on_the_cpu(
     pair: Folders, images: Path, tmp_path: Path
 ) -> None:
     records = {device: merge(pair, images, tmp_path / device, device) for device in ("cuda", "cpu")}
-    assert records["cuda"]["stragglers"] == records["cpu"]["stragglers"]
+    assert records["cuda"]["plan"]["stragglers"] == records["cpu"]["plan"]["stragglers"]
     assert decided(records["cuda"]) == decided(records["cpu"])
     assert (
         records["cuda"]["files"]["model.safetensors"]
         == records["cpu"]["files"]["model.safetensors"]
     )
-
-
-def test_fewer_images_at_once_decide_the_same(pair: Folders, images: Path, tmp_path: Path) -> None:
-    whole = merge(pair, images, tmp_path / "whole", "cuda")
-    pieces = merge(pair, images, tmp_path / "pieces", "cuda", "--images-at-once", "2")
-    assert decided(pieces) == decided(whole)
 
 
 def test_evaluation_counts_as_on_the_cpu(pair: Folders, images: Path) -> None:

@@ -1,4 +1,4 @@
-"""Imports without circles, no private name of another library, no flag outside the command line."""
+"""Imports without circles, and no flag outside the command line."""
 
 import ast
 import re
@@ -17,49 +17,6 @@ def test_no_import_leads_in_a_circle() -> None:
     graph = grimp.build_graph("clipmerge", cache_dir=None)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
-
-
-#: Private by name alone: the documented ways to end a process without waiting, and to compute on
-#: many tensors at once.
-PUBLIC = ("os._exit", "torch._foreach_")
-
-
-def private_names(text: str) -> list[str]:
-    """Attributes with a leading underscore that the file reads or sets, but defines nowhere
-    itself."""
-    nodes = list(ast.walk(ast.parse(text)))
-    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    defined |= {
-        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-    }
-    attributes = [
-        node for node in nodes if isinstance(node, ast.Attribute) and node.attr.startswith("_")
-    ]
-    own = [
-        node
-        for node in attributes
-        if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-    ]
-    defined |= {node.attr for node in own if isinstance(node.ctx, ast.Store)}
-    return [
-        f"{node.lineno}: {ast.unparse(node)}"
-        for node in attributes
-        if not node.attr.startswith("__")
-        and node.attr not in defined
-        and not ast.unparse(node).startswith(PUBLIC)
-    ]
-
-
-def test_no_private_name_of_another_library_is_read_or_set() -> None:
-    assert private_names(
-        "class A:\n    def __init__(self): self._a = 1\n    def b(self, x): return self._a, x._c"
-    ) == ["3: x._c"]
-    package = [file for file in FILES if file.is_relative_to(ROOT / "clipmerge")]
-    found = {
-        str(file.relative_to(ROOT)): private_names(file.read_text(encoding="utf-8"))
-        for file in package
-    }
-    assert {file: names for file, names in found.items() if names} == {}
 
 
 def test_no_file_holds_an_unresolved_merge() -> None:

@@ -81,6 +81,7 @@ def test_the_first_failure_is_the_one_told_and_ends_the_rest() -> None:
 
 #: By name: the recipe, its settings, and the dtype of the output.
 RECIPES = {
+    "plain": ("wise-ft", [], "keep"),
     "magnitude": ("wise-ft", ['overrides=[{layers: "*", density: 0.3}]'], "keep"),
     "half": ("wise-ft", ['overrides=[{layers: "vision.*", density: 0.3}]'], "bfloat16"),
     **{name: (name, [], "keep") for name in ("ties", "dare", "monosoup")},

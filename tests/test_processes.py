@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -173,3 +174,17 @@ def test_threads_are_shared_among_the_processes_of_a_machine(
     assert cores_per_process() == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "20")
     assert cores_per_process() == 1
+
+
+def test_a_file_too_large_for_the_disk_is_an_error_of_one_line_and_leaves_nothing(
+    pair: Folders, tmp_path: Path
+) -> None:
+    command = ("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out", "-q")
+    process = start(
+        *command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    )
+    out, err = process.communicate()
+    assert (process.returncode, out) == (1, "")
+    told = "cannot be written (File too large); nothing was left behind"
+    assert err == f"error: {tmp_path / 'out'}: {told}\n"
+    assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,6 @@ itself finds there."""
 
 import inspect
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ zeroshot_retrieval = pytest.importorskip(
     "clip_benchmark.metrics.zeroshot_retrieval", reason=MISSING
 )
 models = pytest.importorskip("clip_benchmark.models", reason=MISSING)
-cli = pytest.importorskip("clip_benchmark.cli", reason=MISSING)
 
 # of the packages that clip_benchmark imports
 pytestmark = [
@@ -118,29 +116,6 @@ def test_accuracy_is_that_of_the_package_to_the_image(checkpoints: Folders, tmp_
             assert ended.json["images"] == {"fish": 60}
             assert ended.json["accuracy"]["fish"] * 60 == pytest.approx(expected * 60, abs=1e-9)
     assert all(0 < share < 1 for share in found)
-
-
-@pytest.mark.usefixtures("patched")
-def test_the_packages_command_finds_the_same_accuracy_of_a_merge(
-    checkpoints: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    texts = {
-        "classnames.txt": "\n".join(NAMES).encode(),
-        "zeroshot_classification_templates.txt": "\n".join(TEMPLATES).encode(),
-    }
-    root = save_set(
-        tmp_path / "wds_fish", texts, "cls", lambda rng, _: str(rng.integers(0, 5)).encode()
-    )
-    merged, found = tmp_path / "merged", tmp_path / "found.json"
-    done("merge", *checkpoints, "--recipe", "wise-ft", "--output", merged)
-    words = f"eval --model local-dir:{merged} --dataset wds/fish --dataset_root {root} --no_amp"
-    words += f" --task zeroshot_classification --num_workers 0 --batch_size 16 --output {found}"
-    monkeypatch.setattr("sys.argv", ["clip_benchmark", *words.split(), "--pretrained", ""])
-    cli.main()
-    ended = done("evaluate", merged, "--data", f"fish={root}", "--json")
-    expected = json.loads(found.read_text())["metrics"]["acc1"]
-    assert ended.json["accuracy"]["fish"] == pytest.approx(expected, abs=1e-9)
-    assert 0 < expected < 1
 
 
 def test_recall_is_that_of_the_package(checkpoints: Folders, tmp_path: Path) -> None:

@@ -158,25 +158,3 @@ def test_every_image_is_answered_as_by_the_library(
     )
     assert told.json["images"] == {"all": len(answers)}
     assert told.json["accuracy"]["all"] == 1
-
-
-@pytest.mark.slow
-def test_retrieval_finds_what_the_library_finds(
-    checkpoint: tuple[str, Path], tmp_path: Path
-) -> None:
-    name, folder = checkpoint
-    captions = NAMES[:48]
-    reference = by_transformers if name in tiny_families.TINY else by_open_clip
-    logits = reference(folder, captions, name)
-    folder_of_images = tmp_path / "captioned"
-    folder_of_images.mkdir()
-    for number, (kind, content, _) in enumerate(pictures()):
-        (folder_of_images / f"{number:02}.{kind}").write_bytes(content)
-        (folder_of_images / f"{number:02}.txt").write_text(captions[number])
-    told = done("evaluate", folder, "--data", f"all={folder_of_images}", "--json")
-    recall = told.json["recall"]["all"]
-    for direction, scores in (("text_to_image", logits.T), ("image_to_text", logits)):
-        ranks = [int((row > row[at]).sum()) for at, row in enumerate(scores)]
-        for count in (1, 5, 10):
-            expected = sum(rank < count for rank in ranks) / len(ranks)
-            assert recall[direction][str(count)] == pytest.approx(expected, abs=1e-9)

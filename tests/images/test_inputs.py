@@ -24,7 +24,7 @@ from clipmerge.images.image_set import CaptionedImages, Columns, LabelledImages
 from clipmerge.models import ImageTextModel
 from clipmerge.options import EvaluateOptions
 from clipmerge.progress import Progress
-from tests.support.benchmark_sets import retrieval_set, save_files, webdataset
+from tests.support.benchmark_sets import classification_set, save_files, webdataset
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import assert_images, load_images, png, save_tar
 
@@ -173,9 +173,7 @@ LABELLED: dict[str, Callable[[Path], Any]] = {
     "list of tars": archives,
     "pattern of tars": lambda f: Path(archives(f)[0]).with_name("[0-9].tar"),
     "folder of tars": lambda f: Path(archives(f)[0]).parent,
-    "CLIP_benchmark's": lambda f: save_files(
-        f / "set", webdataset(f, [LABELS[:5], LABELS[5:]], NAMES)
-    ),
+    "CLIP_benchmark's": lambda f: save_files(f / "set", classification_set(f, LABELS, NAMES)),
     "datasets.Dataset": table_in_memory,
     "torch Dataset": lambda _: Torch(),
     "list": lambda _: pairs([NAMES[label] for label in LABELS]),
@@ -353,9 +351,7 @@ def test_class_folders_on_the_hub(hub: FakeHub) -> None:
 
 
 def test_tars_on_the_hub_bring_names_templates_and_captions(hub: FakeHub, tmp_path: Path) -> None:
-    tars = webdataset(
-        tmp_path / "tars", [LABELS[:5], LABELS[5:]], [f"thing_{k}" for k in range(200)]
-    )
+    tars = classification_set(tmp_path, LABELS, [f"thing_{k}" for k in range(200)])
     commit = upload(hub, "clip-benchmark/wds_imagenet-r", tars, kind="dataset")
     found = load_images("imagenet-r")
     assert (found.source, found.revision) == (
@@ -366,8 +362,9 @@ def test_tars_on_the_hub_bring_names_templates_and_captions(hub: FakeHub, tmp_pa
     assert found.templates == ("a bad photo of a {}.", "a photo of the {}.")
     assert found.imagenet_rows[199] == (988,)
     assert_images(found, COUNT)
-    captions = [["a dog", "a hound"], ["two cats"]]
-    upload(hub, "clip-benchmark/wds_flickr8k", retrieval_set(tmp_path, [captions]), kind="dataset")
+    texts = {"dataset_type.txt": ["retrieval"]}
+    captioned = webdataset(tmp_path, [["a dog\na hound", "two cats"]], "txt", texts)
+    upload(hub, "clip-benchmark/wds_flickr8k", captioned, kind="dataset")
     retrieval = open_images("flickr8k")
     assert isinstance(retrieval, CaptionedImages)
     assert retrieval.captions == (("a dog", "a hound"), ("two cats",))

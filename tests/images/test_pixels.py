@@ -15,12 +15,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor
 
-from clipmerge import evaluate
 from clipmerge.errors import DataError
 from clipmerge.images import decoding
 from clipmerge.images.copies import Prints
 from clipmerge.images.decoding import open_picture, to_rgb
-from clipmerge.images.digits import CLASS_NAMES, read_digits
 from tests.support.image_files import load_images, saved
 
 RNG = np.random.default_rng(0)
@@ -110,28 +108,6 @@ def test_transparency_is_white_for_transformers_and_gone_for_open_clip() -> None
     assert torch.equal(found["transformers"], white["transformers"])
     assert torch.equal(found["open_clip"], black["open_clip"])
     assert to_rgb(open_picture("x", clear)).getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_transparent_pictures_are_recognised_as_by_the_processor(
-    digit_model: Path, recognised: Callable[..., list[int]], tmp_path: Path
-) -> None:
-    """Digits that are cut out of black, so that without their transparency there is nothing."""
-    names = ("five", "four", "one", "two")
-    ink, labels = read_digits()
-    for at in np.flatnonzero(np.isin(labels, (5, 4, 1, 2)))[:200].tolist():
-        clear = (255 * ink[at, 0].numpy()).astype(np.uint8)
-        picture = Image.new("RGB", (32, 32), "black")
-        picture.putalpha(Image.fromarray(255 - clear))
-        file = tmp_path / "x" / CLASS_NAMES[labels[at]] / f"{at}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(file)
-    files = sorted((tmp_path / "x").glob("*/*.png"))
-    answers = recognised([Image.open(file) for file in files], names)
-    right = [names[answer] == file.parent.name for answer, file in zip(answers, files, strict=True)]
-    found = evaluate(str(digit_model), {"x": str(tmp_path / "x")}, device="cpu")
-    assert found.accuracy["x"] == sum(right) / len(files) > 0.8
-    dropped = [Image.open(file).convert("RGB") for file in files]
-    assert len(set(recognised(dropped, names))) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from clipmerge.learning.objective import Batch, Objective
+from clipmerge.measures._ball import LayerBall
 from clipmerge.measures.average_case import average_case
 from clipmerge.measures.first_order import first_order
 from clipmerge.measures.worst_case import worst_case
@@ -198,3 +200,9 @@ def test_average_case_is_the_mean_over_its_draws(
         assert found["average_case"].batches[layer] == pytest.approx(
             expected, rel=2e-4, abs=5e-6
         ), layer
+
+
+def test_a_layer_without_gradient_stays_where_it_is() -> None:
+    for norm in ("l2", "linf"):
+        ball = LayerBall([Parameter(torch.ones(3))], norm=norm, radius=1.0, adaptive=True)  # type: ignore[arg-type]
+        assert torch.equal(ball.maximiser(torch.zeros(3)), torch.zeros(3))

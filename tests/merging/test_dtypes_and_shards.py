@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel
 
-from clipmerge.checkpoint import open_checkpoint
 from tests.support.command import clipmerge, done
 from tests.support.raw_safetensors import edit_json, shard
 from tests.support.tiny_clip import Folders
@@ -91,15 +90,13 @@ def shards_of(folder: Path) -> dict[str, dict[str, Tensor]]:
 
 
 @pytest.mark.uncounted
-@pytest.mark.parametrize("which", ["neither", "fine-tuned"])
 @pytest.mark.parametrize("size", ["5KB", "100KB"])
 def test_shards_are_cut_to_size_and_hold_the_same_bytes(
-    copies: Folders, tmp_path: Path, size: str, which: str
+    copies: Folders, tmp_path: Path, size: str
 ) -> None:
     merge(copies, tmp_path / "one")
     expected = load_file(tmp_path / "one" / "model.safetensors")
-    if which == "fine-tuned":
-        shard(copies[1])
+    shard(copies[1])
     record = merge(copies, tmp_path / "cut", "--max-shard-size", size)
     shards = shards_of(tmp_path / "cut")
     limit = int(size[:-2]) * 1000
@@ -112,15 +109,10 @@ def test_shards_are_cut_to_size_and_hold_the_same_bytes(
     assert list(shards) == [
         f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))
     ]
-    merged = {key: tensor for tensors in shards.values() for key, tensor in tensors.items()}
-    assert merged.keys() == expected.keys()
-    assert all(torch.equal(merged[key], tensor) for key, tensor in expected.items())
     assert record["files"].keys() >= {*shards, "model.safetensors.index.json"}
     loaded, info = CLIPModel.from_pretrained(tmp_path / "cut", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert all(torch.equal(tensor, expected[key]) for key, tensor in loaded.state_dict().items())
-    written = open_checkpoint(str(tmp_path / "cut"))
-    assert all(torch.equal(written.tensor(key), tensor) for key, tensor in expected.items())
 
 
 def test_one_shard_is_one_file_and_a_plan_is_applied_in_shards(

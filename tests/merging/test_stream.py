@@ -39,11 +39,7 @@ def stream(
 @pytest.mark.parametrize("mask", [None, "magnitude", "random", "n-m", "spectral"])
 def test_chunks_never_show(pair: Folders, mask: str | None) -> None:
     opened_pair = inputs_of(pair)
-    layer = LayerPlan(
-        alpha=0.3,
-        mask=mask,
-        density=0.5 if mask in ("magnitude", "random") else 1,
-    )
+    layer = LayerPlan(alpha=0.3, mask=mask, density=0.5 if mask in ("magnitude", "random") else 1)
     whole = stream(opened_pair, plan_for(opened_pair, layer))
     for name, tensor in stream(opened_pair, plan_for(opened_pair, layer), run=17).items():
         assert torch.equal(tensor, whole[name])
@@ -91,6 +87,13 @@ def test_what_a_narrow_output_cannot_hold_is_reported_to_overflow(copies: Folder
     for named in ({}, {"vision.1.mlp": LayerPlan(alpha=0.5)}):
         with pytest.raises(CheckpointError, match="overflows float16"):
             stream(inputs_of(copies), plan_for(inputs_of(copies), layers=named, dtype="float16"))
+
+
+def test_finite_values_whose_sum_overflows_are_no_fault(copies: Folders) -> None:
+    large = torch.full((64, 32), 3e38)
+    for folder in copies:
+        edit(folder, **{FC1: large})
+    assert torch.equal(stream(inputs_of(copies), plan_for(inputs_of(copies)))[FC1], large)
 
 
 def test_a_masked_change_that_overflows_is_told_so_too(copies: Folders) -> None:

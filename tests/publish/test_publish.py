@@ -26,8 +26,9 @@ def test_a_push_publishes_the_files_of_the_merge_in_one_commit(merged: Path, hub
         json.loads(hub.files("alice/robust")["clipmerge.json"])["plan"]["recipe"]["name"]
         == "straggler-outlier"
     )
-    again = push(merged, "alice/robust")
-    assert again.url == published.url
+    upload(hub, "alice/robust", {"model-00001-of-00002.safetensors": b"of an earlier merge"})
+    assert push(merged, "alice/robust").url == published.url
+    assert hub.files("alice/robust").keys() == files.keys()
 
 
 def test_an_edited_card_is_published_as_it_is(merged: Path, hub: FakeHub) -> None:

@@ -1,6 +1,6 @@
 """Data sets laid out as CLIP_benchmark's are: tar shards with texts beside them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.support.image_files import png, save_tar
@@ -10,46 +10,32 @@ TEMPLATES = ("a bad photo of a {c}.", "a photo of the {c}.")
 
 def webdataset(
     folder: Path,
-    shards: Sequence[Sequence[int]],
-    names: Sequence[str],
-    *,
-    split: str = "test",
-    first: int = 0,
-    templates: Sequence[str] = TEMPLATES,
+    shards: Sequence[Sequence[object]],
+    ending: str,
+    texts: Mapping[str, Sequence[str]],
 ) -> dict[str, bytes]:
-    """Files of a set for classification: image k is ``png(first + k)``, its label the k-th of all
-    shards."""
-    texts = {
-        "classnames.txt": _lines(names),
-        "zeroshot_classification_templates.txt": _lines(templates),
-    }
-    return texts | _tars(
-        folder, [[str(label) for label in shard] for shard in shards], "cls", split, first
-    )
-
-
-def retrieval_set(
-    folder: Path, shards: Sequence[Sequence[Sequence[str]]], *, split: str = "test", first: int = 0
-) -> dict[str, bytes]:
-    """Files of a set for retrieval: image k is ``png(first + k)``, with its captions one per
-    line."""
-    texts = [["\n".join(captions) for captions in shard] for shard in shards]
-    return {"dataset_type.txt": b"retrieval\n", **_tars(folder, texts, "txt", split, first)}
-
-
-def _tars(
-    folder: Path, shards: list[list[str]], ending: str, split: str, first: int
-) -> dict[str, bytes]:
-    files, key = {f"{split}/nshards.txt": _lines([len(shards)])}, 0
-    for number, texts in enumerate(shards):
+    """Files of a set: image k is ``png(k)``, and the k-th of all shards lies beside it; texts have
+    lines.
+    """
+    files = {name: "\n".join(lines).encode() for name, lines in texts.items()}
+    files["test/nshards.txt"] = str(len(shards)).encode()
+    key = 0
+    for number, shard in enumerate(shards):
         members = {}
-        for text in texts:
-            members |= {f"s{key:07d}.png": png(first + key), f"s{key:07d}.{ending}": text.encode()}
+        for beside in shard:
+            members |= {f"{key:07d}.png": png(key), f"{key:07d}.{ending}": str(beside).encode()}
             key += 1
-        files[f"{split}/{number}.tar"] = save_tar(
-            folder / split / f"{number}.tar", members
-        ).read_bytes()
+        file = save_tar(folder / "test" / f"{number}.tar", members)
+        files[f"test/{number}.tar"] = file.read_bytes()
     return files
+
+
+def classification_set(
+    folder: Path, labels: Sequence[int], names: Sequence[str]
+) -> dict[str, bytes]:
+    """A set for classification, in two shards."""
+    texts = {"classnames.txt": names, "zeroshot_classification_templates.txt": TEMPLATES}
+    return webdataset(folder, [labels[:5], labels[5:]], "cls", texts)
 
 
 def save_files(folder: Path, files: dict[str, bytes]) -> Path:
@@ -58,7 +44,3 @@ def save_files(folder: Path, files: dict[str, bytes]) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
-
-
-def _lines(values: Sequence[object]) -> bytes:
-    return "".join(f"{value}\n" for value in values).encode()

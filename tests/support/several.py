@@ -38,7 +38,6 @@ IMPORTED = (
     "clipmerge.cli.app",
     "clipmerge.measures.learned_coefficients",
     "clipmerge.report.figures",
-    "tests.fuzz.readers",
 )
 #: Forks processes from a server with these modules. A process has one server, and it imports what
 #: was asked for last: so this is the one place.

@@ -1,5 +1,4 @@
-"""A user's program: mypy, in `scripts/check`, and pyrefly find it right but for its last two
-lines."""
+"""A user's program, in which mypy, in `scripts/check`, finds the last two lines wrong alone."""
 
 import clipmerge
 from clipmerge import MergeResult, Plan
