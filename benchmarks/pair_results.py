@@ -16,6 +16,7 @@ from benchmarks.make_pairs.pair import Pair
 
 FOLDER = Path(__file__).with_name("results")
 PAIRS_FOLDER = FOLDER / "pairs"
+SMALLER_FOLDER = FOLDER / "smaller"
 CURVE = "wise-ft"
 
 

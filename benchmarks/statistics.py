@@ -16,6 +16,8 @@ import numpy as np
 from benchmarks.pair_results import CURVE, Results
 
 RESAMPLES = 1000
+ZEROSHOT, FINETUNED = "zero-shot", "fine-tuned"
+_MAX_LOSS = 0.03
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,25 @@ class Accuracies:
 @lru_cache(maxsize=512)
 def accuracies(results: Results, method: str, resamples: int = RESAMPLES) -> Accuracies:
     """Accuracies of a method on a pair."""
-    found = {}
-    for source, right in results.correct(method).items():
-        if source in results.told["things"]:
-            things = results.told["things"][source]
-            drawn = [_drawn(results.target, thing, resamples) for thing in things]
-            times = np.stack(drawn, axis=1).astype(float)
-            times[times.sum(axis=1) == 0] = 1  # of few things, none may be drawn
-            found[source] = times @ right.T / times.sum(axis=1, keepdims=True)
-    oods = [found[name] for name in results.shifts]
-    return Accuracies(found["test"], np.mean(oods, axis=0))
+    correct = results.correct(method)
+    target = _resampled(results, "test", correct["test"], resamples)
+    shifts = []
+    for name in results.shifts:
+        shift = _resampled(results, name, correct[name], resamples)
+        shifts.append(shift)
+    return Accuracies(target, np.mean(shifts, axis=0))
+
+
+def _resampled(results: Results, source: str, right: np.ndarray, resamples: int) -> np.ndarray:
+    """Accuracies on one source, shape (1 + resamples, points), its things drawn again."""
+    columns = []
+    for thing in results.told["things"][source]:
+        column = _drawn(results.target, thing, resamples)
+        columns.append(column)
+    times = np.stack(columns, axis=1).astype(float)
+    counts = times.sum(axis=1)
+    times[counts == 0] = 1  # of few things, none may be drawn
+    return times @ right.T / times.sum(axis=1, keepdims=True)
 
 
 @cache
@@ -57,6 +68,43 @@ def _drawn(target: str, thing: int, resamples: int) -> np.ndarray:
     times = rng.poisson(1.0, size=1 + resamples)
     times[0] = 1
     return times.astype(np.int8)
+
+
+def curve_of(results: Results) -> Accuracies:
+    """The WiSE-FT curve of a pair."""
+    return accuracies(results, CURVE)
+
+
+def point_of(results: Results, method: str) -> Accuracies | None:
+    """The point for which a method stands, or nothing if it was not run.
+
+    ``wise-ft 0.5`` is the alpha 0.5 of the curve. ``wise-ft-id`` and ``recalibrated`` are the
+    points of their curves that the validation pictures choose; ``anew`` and ``continued`` are those
+    that the fifth of the pictures chooses which they did not learn from, by the most accurate
+    alpha, or with ``-3`` the smallest within 3 points of alpha 1.
+    """
+    if method == ZEROSHOT:
+        return curve_of(results).point(0)
+    if method == FINETUNED:
+        return curve_of(results).point(-1)
+    if method.startswith(f"{CURVE} "):
+        alpha = float(method.removeprefix(CURVE))
+        alphas = results.methods[CURVE]["alphas"]
+        return curve_of(results).point(alphas.index(alpha)) if alpha in alphas else None
+    base = method.removesuffix("-3")
+    if base == "wise-ft-id" and base not in results.methods:
+        base = CURVE
+    if base not in results.methods:
+        return None
+    found = accuracies(results, base)
+    if "alphas" not in results.methods[base]:
+        return found
+    sources = results.methods[base]["correct"]
+    source = "choose" if "choose" in sources else "val"
+    if source not in sources:
+        return None
+    max_loss = _MAX_LOSS if method.endswith("-3") else None
+    return found.point(chosen_alpha(results, base, source, max_loss))
 
 
 def chosen_alpha(results: Results, method: str, source: str, max_loss: float | None = None) -> int:
@@ -160,8 +208,3 @@ def over_targets(values: Sequence[tuple[str, np.ndarray]], resamples: int = RESA
         means[drawn == number] = pairs[chosen, pictures].mean(axis=1)
     low, high = np.percentile(means.mean(axis=1), [2.5, 97.5])
     return Estimate(100 * measured, 100 * low, 100 * high)
-
-
-def curve_of(results: Results) -> Accuracies:
-    """The WiSE-FT curve of a pair."""
-    return accuracies(results, CURVE)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import advice, references, speed
+from benchmarks import advice, references, speed, tables
 from benchmarks.make_pairs import natural, photos
 from benchmarks.make_pairs.pair import Pair
 from benchmarks.make_pairs.pictures import Picture
@@ -85,6 +85,32 @@ def test_accuracies_of_a_file() -> None:
     assert (accuracies(one_thing, "wise-ft").id[:, 0] == 0.25).all()
     assert chosen_alpha(results, "wise-ft", "val") == 2
     assert chosen_alpha(results, "wise-ft", "val", max_loss=0.25) == 1
+
+
+def test_tables_of_one_pair() -> None:
+    """The merge is the curve's middle, and right on one picture more."""
+    rows = [[0, 0, 0, 1], [0, 1, 1, 0], [1, 1, 1, 0]]
+    things = {"test": [0, 1, 2, 3], "ood-x": [4, 5, 6, 7]}
+    results = _results({"test": rows, "ood-x": rows[::-1], "val": rows}, things)
+    results = Results(Path("mild-waste-0.json"), {**results.told, "tuned": False, "regime": "mild"})
+    merged = {name: packed(np.array([[1, 1, 1, 0]], bool)) for name in things}
+    results.methods["auto"] = {"correct": merged, "recommendation": "use"}
+    results.methods["auto-whole"] = results.methods["auto images=64"] = results.methods["auto"]
+    shown = {row[0]: row[1] for row in tables.new_targets([results])}
+    assert shown["zero-shot"] == "25.0 / 75.0"
+    assert shown["wise-ft, alpha 0.5"] == "50.0 / 50.0"
+    assert shown["auto"] == "75.0 / 75.0"
+    assert shown["gain, auto"].startswith("+50.0 [")
+    assert (shown["curve, auto"], shown["advice"]) == ("neither", "use: right")
+    (_, small, held_out) = tables.smaller([results])
+    assert small[0] == "a, mild (1)"
+    assert held_out[1].startswith("+50.0 [")
+    assert held_out[3] == "+0.0 [+0.0, +0.0]"
+    assert tables.face([results])[1][:4] == ["1 of real pictures", "25 / 75", "75 / 25", "75 / 75"]
+    stands = {row[0]: row[3] for row in tables.short_by_target([results])}
+    assert stands == {"target (pairs)": "beats/beaten/neither"} | dict.fromkeys(
+        ("a (1)", "**real pictures**: 1 targets (1)", "**all**: 1 targets (1)"), "0/0/1"
+    )
 
 
 def test_roles_share_no_group() -> None:

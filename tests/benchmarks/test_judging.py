@@ -22,8 +22,9 @@ from benchmarks.make_pairs.distilled import distil
 from benchmarks.make_pairs.pair import Pair, Places
 from benchmarks.make_pairs.pictures import Source
 from benchmarks.models import Regime, load, save_open_clip
-from benchmarks.page import _TABLES, PAGES, table, write_pages
+from benchmarks.page import PAGES, table, write_pages
 from benchmarks.pair_results import CURVE, every_result
+from benchmarks.tables import TABLES
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +53,7 @@ def test_every_method_is_in_every_table(judged: Path) -> None:
     every = every_result(judged)
     learned, kept = {"anew", "continued"}, {"ensemble", "dawin", "vrf"}
     assert set(every[0].methods) == {CURVE, "lines", *learned, *kept}
-    for name in _TABLES:
+    for name in TABLES:
         assert table(name, every)
     told = table("leaderboard", every)
     assert "| lines |" in told
@@ -92,11 +93,7 @@ def test_pair_of_the_hub_on_a_stand_in(
     """Everything but the weights and the pictures: roles, fine-tuning, merging, the row."""
     own = pair.source("test")
     domains = ["Real World"] * 60 + ["Art"] * 20
-    columns = {
-        "image": own.images[:80],
-        "label": own.labels[:80].tolist(),
-        "domain": domains,
-    }
+    columns = {"image": own.images[:80], "label": own.labels[:80].tolist(), "domain": domains}
     features = datasets.Features(
         image=datasets.Image(),
         label=datasets.ClassLabel(names=[name.title() for name in own.classes]),

@@ -1,0 +1,417 @@
+"""Tables of the pages, as rows of cells, each made from the JSON files of the results."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.advice import by_images, counted, is_right, read_merges
+from benchmarks.pair_results import CURVE, SMALLER_FOLDER, Results, every_result
+from benchmarks.statistics import (
+    FINETUNED,
+    ZEROSHOT,
+    Accuracies,
+    Estimate,
+    accuracies,
+    gain,
+    over_targets,
+    point_of,
+    standing,
+)
+
+Rows = list[list[str]]
+AUTO = "auto"
+#: `auto` by the rules of 7fea82b5 with a quarter of its work, where today's was not run.
+_BEFORE = "auto-quarter"
+#: Targets on no pair of which anything was tuned, and those with pictures that are no photographs.
+_NEVER_TUNED = ("office", "cartoon", "scenes", "waste")
+_DRAWN = ("digits", "emoji-3d", "emoji-lines")
+#: Pairs with natural shifts, one of each kind.
+_NATURAL = (
+    "aggressive-office-0",
+    "mild-cartoon-0",
+    "mild-scenes-0",
+    "mild-waste-0",
+    "mild-aerial-0",
+    "mild-groceries-0",
+    "vit-mild-photo-0",
+)
+#: Every method of the tables about equal labels, and how it is called there.
+_METHODS = {
+    ZEROSHOT: "zero-shot",
+    f"{CURVE} 0.3": "wise-ft, alpha 0.3",
+    f"{CURVE} 0.5": "wise-ft, alpha 0.5",
+    f"{CURVE} 0.7": "wise-ft, alpha 0.7",
+    FINETUNED: "fine-tuned",
+    "wise-ft-id": "wise-ft-id",
+    "lines": "lines",
+    "monosoup": "monosoup",
+    "straggler-sparse": "straggler-sparse",
+    "recalibrated": "wise-ft-id, batch norms recalibrated",
+    "continued": "continued on val, best alpha",
+    "continued-3": "continued on val, smallest alpha",
+    "anew": "anew on train + val, best alpha",
+    "anew-3": "anew on train + val, smallest alpha",
+    AUTO: "auto",
+    f"{AUTO} measure.distill_weight=0": "auto without its restraint",
+    "ensemble": "ensemble (two models)",
+    "dawin": "DaWin (two models)",
+    "vrf": "VRF (two models)",
+}
+#: Those of which only the mean over targets is shown.
+_MEANS_ONLY = ("recalibrated", "continued-3", "anew-3", "dawin", "vrf")
+_WITH_LABELS = ("continued", "anew", AUTO)
+
+
+def having(every: Iterable[Results], methods: Sequence[str]) -> list[Results]:
+    """Held-out pairs on which all of these methods have been run."""
+    found = []
+    for each in every:
+        points = [point_of(each, method) for method in methods]
+        if all(points) and not each.told["tuned"]:
+            found.append(each)
+    return found
+
+
+def by_target(every: Iterable[Results]) -> dict[str, list[Results]]:
+    """Pairs of each target."""
+    found: dict[str, list[Results]] = defaultdict(list)
+    for each in every:
+        found[each.target].append(each)
+    return dict(found)
+
+
+def accuracy(results: Results, method: str, axis: str) -> np.ndarray:
+    """Accuracy of a method's point on the axis ``id`` or ``ood``, the measured one first."""
+    return getattr(_point(results, method), axis)[:, 0]
+
+
+def _point(results: Results, method: str) -> Accuracies:
+    point = point_of(results, method)
+    if point is None:
+        raise KeyError(f"{results.name}: no {method}")
+    return point
+
+
+def _mean(pairs: Sequence[Results], figure: Callable[[Results], np.ndarray]) -> Estimate:
+    """Mean of a figure, each target counted once."""
+    return over_targets([(each.target, figure(each)) for each in pairs])
+
+
+def _both(pairs: Sequence[Results], method: str, digits: int = 1) -> str:
+    """Mean ID / OOD accuracy."""
+    target = _mean(pairs, lambda each: accuracy(each, method, "id"))
+    shift = _mean(pairs, lambda each: accuracy(each, method, "ood"))
+    return f"{target.value:.{digits}f} / {shift.value:.{digits}f}"
+
+
+def _change(pairs: Sequence[Results], method: str, axis: str, since: str = FINETUNED) -> Estimate:
+    def figure(each: Results) -> np.ndarray:
+        return accuracy(each, method, axis) - accuracy(each, since, axis)
+
+    return _mean(pairs, figure)
+
+
+def _above(results: Results, method: str, curve: str = CURVE) -> np.ndarray:
+    """Gain of a method over the curve of another one."""
+    return gain(_point(results, method), accuracies(results, curve))
+
+
+def _gain(pairs: Sequence[Results], method: str, curve: str = CURVE) -> str:
+    return str(_mean(pairs, lambda each: _above(each, method, curve)))
+
+
+def _standing(pairs: Sequence[Results], method: str, curve: str = CURVE) -> str:
+    found: Counter[str] = Counter()
+    for each in pairs:
+        stands = standing(_point(each, method), accuracies(each, curve))
+        found[stands] += 1
+    return f"{found['beats']}/{found['beaten']}/{found['neither']}"
+
+
+def leaderboard(every: Sequence[Results]) -> Rows:
+    """Every method that was judged: change of OOD and ID accuracy for each target."""
+    pairs_of: dict[str, list[Results]] = defaultdict(list)
+    for each in every:
+        for method in each.methods:
+            if method != CURVE and point_of(each, method):
+                pairs_of[method].append(each)
+    targets = sorted(by_target(every))
+    rows = [["method", "commit", *targets, "processor minutes", "who"]]
+    for method in sorted(pairs_of, key=lambda method: (-len(pairs_of[method]), method)):
+        pairs = pairs_of[method]
+        told = [each.methods[method] for each in pairs]
+        row = [method, _named(told, "commit")]
+        grouped = by_target(pairs)
+        for target in targets:
+            row.append(_moved(grouped.get(target, []), method))
+        row.append(_minutes(told))
+        row.append(_named(told, "who"))
+        rows.append(row)
+    return rows
+
+
+def _named(told: Sequence[dict[str, Any]], key: str) -> str:
+    """At most two of the values that the entries of a method have, such as commits."""
+    values = {one[key] for one in told if one.get(key)}
+    return ", ".join(sorted(values)[:2])
+
+
+def _minutes(told: Sequence[dict[str, Any]]) -> str:
+    """Median of the minutes that a method took."""
+    seconds = [one["seconds"] for one in told if "seconds" in one]
+    return f"{np.median(seconds) / 60:.1f}" if seconds else ""
+
+
+def _moved(pairs: Sequence[Results], method: str) -> str:
+    """Mean change since the fine-tuned model, OOD / ID, in points, of one target."""
+    if not pairs:
+        return ""
+    shift = _change(pairs, method, "ood")
+    target = _change(pairs, method, "id")
+    return f"{shift.value:+.1f} / {target.value:+.1f} ({len(pairs)})"
+
+
+def merged(every: Sequence[Results]) -> Rows:
+    """`auto` on held-out pairs, by target: accuracies, standing, gain."""
+    rows = [["target (pairs)", ZEROSHOT, FINETUNED, "merged", *_FIGURES]]
+    for name, pairs in _merged_groups(every).items():
+        zeroshot = _both(pairs, ZEROSHOT)
+        rows.append([name, zeroshot, *_merged_cells(pairs, AUTO)])
+    return rows
+
+
+def short_by_target(every: Sequence[Results]) -> Rows:
+    """The same without the zero-shot model, for README."""
+    rows = [["target (pairs)", FINETUNED, "merged", *_FIGURES]]
+    for name, pairs in _merged_groups(every).items():
+        rows.append([name, *_merged_cells(pairs, AUTO)])
+    return rows
+
+
+def face(every: Sequence[Results]) -> Rows:
+    """Two rows for README: real pictures, and what small transformers were trained on."""
+    pairs = having(every, [AUTO])
+    kinds = {
+        "real pictures": [each for each in pairs if each.target not in _DRAWN],
+        "digits and emoji": [each for each in pairs if each.target in _DRAWN],
+    }
+    rows = [["pairs", ZEROSHOT, FINETUNED, "merged", "gain"]]
+    for name, ours in kinds.items():
+        if ours:
+            accurate = [_both(ours, model, digits=0) for model in (ZEROSHOT, FINETUNED, AUTO)]
+            rows.append([f"{len(ours)} of {name}", *accurate, _gain(ours, AUTO)])
+    return rows
+
+
+def merged_before(every: Sequence[Results]) -> Rows:
+    """The same by an earlier form of `auto`, on pairs that today's has not met."""
+    rows = [["target (pairs)", FINETUNED, "merged", *_FIGURES]]
+    met = having(every, [AUTO])
+    pairs = [each for each in having(every, [_BEFORE]) if each not in met]
+    for target, ours in by_target(pairs).items():
+        rows.append([f"{target} ({len(ours)})", *_merged_cells(ours, _BEFORE)])
+    return rows
+
+
+_FIGURES = ("beats/beaten/neither", "gain")
+
+
+def _merged_groups(every: Sequence[Results]) -> dict[str, list[Results]]:
+    """Pairs of each target, and of targets together; never tuned ones first."""
+    pairs = having(every, [AUTO])
+    targets = by_target(pairs)
+    order = [name for name in _NEVER_TUNED if name in targets]
+    order += [name for name in targets if name not in (*_NEVER_TUNED, *_DRAWN)]
+    order += [name for name in _DRAWN if name in targets]
+    found = {}
+    for name in order:
+        found[f"{name} ({len(targets[name])})"] = targets[name]
+    together = {
+        "never tuned on": [each for each in pairs if each.target in _NEVER_TUNED],
+        "real pictures": [each for each in pairs if each.target not in _DRAWN],
+        "all": pairs,
+    }
+    for name, ours in together.items():
+        if ours:
+            count = len(by_target(ours))
+            found[f"**{name}**: {count} targets ({len(ours)})"] = ours
+    return found
+
+
+def _merged_cells(pairs: Sequence[Results], form: str) -> list[str]:
+    models = [_both(pairs, method) for method in (FINETUNED, form)]
+    return [*models, _standing(pairs, form), _gain(pairs, form)]
+
+
+def new_targets(every: Sequence[Results]) -> Rows:
+    """Every method on pairs with natural shifts: accuracies, gains, and the advice on `auto`."""
+    found = having(every, [AUTO])
+    pairs = [each for each in found if each.name in _NATURAL]
+    pairs.sort(key=lambda each: _NATURAL.index(each.name))
+    if not pairs:
+        return [["ID / OOD"]]
+    columns = [[each] for each in pairs]
+    rows = [["ID / OOD", *(each.name for each in pairs)]]
+    rows += _accuracy_rows(columns)
+    for method in ("straggler-sparse", "continued", "anew", AUTO):
+        if having(pairs, [method]):
+            rows.append([f"gain, {method}", *_cells(columns, method, _gain)])
+    rows.append(["curve, auto", *(standing_word(each) for each in pairs)])
+    rows.append(["advice", *(_advice(each) for each in pairs)])
+    return rows
+
+
+def _accuracy_rows(columns: Sequence[Sequence[Results]]) -> Rows:
+    """ID / OOD of every method that some column has."""
+    rows = []
+    for method, called in _METHODS.items():
+        cells = _cells(columns, method, _both)
+        if any(cells) and method not in _MEANS_ONLY:
+            rows.append([called, *cells])
+    return rows
+
+
+def _cells(
+    columns: Sequence[Sequence[Results]],
+    method: str,
+    figure: Callable[[Sequence[Results], str], str],
+) -> list[str]:
+    """One cell for each column; empty where not all of its pairs have the method."""
+    cells = []
+    for pairs in columns:
+        is_known = len(having(pairs, [method])) == len(pairs)
+        cells.append(figure(pairs, method) if is_known else "")
+    return cells
+
+
+def standing_word(results: Results) -> str:
+    """How `auto` stands against the curve of a pair."""
+    return standing(_point(results, AUTO), accuracies(results, CURVE))
+
+
+def _advice(results: Results) -> str:
+    """What was said of a merge by `auto`, and whether it was right."""
+    said: str = results.methods[AUTO]["recommendation"]
+    changes = {}
+    for axis in ("id", "ood"):
+        changes[axis] = _change([results], AUTO, axis).value / 100
+    if said in ("use", "probably-use"):
+        return f"{said}: {'right' if is_right(changes) else 'wrong'}"
+    if said == "keep-finetuned":
+        return f"{said}: {'wrong' if is_right(changes) else 'right'}"
+    return said
+
+
+def equal_labels(every: Sequence[Results]) -> Rows:
+    """What else the labels could have bought: mean over targets, each on the pairs that have it."""
+    pairs = having(every, _WITH_LABELS)
+    rows = [
+        [
+            "method (pairs)",
+            "ID / OOD",
+            "OOD since fine-tuned",
+            "gain over the curve",
+            "auto minus it: OOD",
+            "auto minus it: ID",
+        ]
+    ]
+    for method, called in _METHODS.items():
+        ours = having(pairs, [method])
+        if ours:
+            row = [f"{called} ({len(ours)})", _both(ours, method)]
+            row.append(str(_change(ours, method, "ood")))
+            row.append(_gain(ours, method))
+            for axis in ("ood", "id"):
+                ahead = _change(ours, AUTO, axis, method)
+                row.append("" if method == AUTO else str(ahead))
+            rows.append(row)
+    return rows
+
+
+def equal_by_target(every: Sequence[Results]) -> Rows:
+    """ID / OOD of the same, for each target that is not among the pairs with natural shifts."""
+    pairs = having(every, _WITH_LABELS)
+    others = by_target([each for each in pairs if each.name not in _NATURAL])
+    head = ["ID / OOD"]
+    for name, ours in others.items():
+        head.append(f"{name} ({len(ours)})")
+    return [head, *_accuracy_rows(list(others.values()))]
+
+
+def over_curves(every: Sequence[Results]) -> Rows:
+    """`auto` against the whole curve of each way to use the labels, at equal ID accuracy."""
+    pairs = having(every, _WITH_LABELS)
+    rows = [["target (pairs)", "the curve", "continued", "anew", "beats/beaten/neither, anew"]]
+    groups = by_target(pairs)
+    if pairs:
+        groups["every target"] = pairs
+    for target, ours in groups.items():
+        row = [f"{target} ({len(ours)})"]
+        for curve in (CURVE, "continued", "anew"):
+            row.append(_gain(ours, AUTO, curve))
+        row.append(_standing(ours, AUTO, "anew"))
+        rows.append(row)
+    return rows
+
+
+def seeds(every: Sequence[Results]) -> Rows:
+    """`auto` learned several times: ID / OOD of each seed."""
+    names = (AUTO, f"{AUTO} seed=1", f"{AUTO} seed=2")
+    rows = [["pair", "seed 0", "seed 1", "seed 2"]]
+    for each in every:
+        if all(name in each.methods for name in names):
+            rows.append([each.name, *(_both([each], name) for name in names)])
+    return rows
+
+
+def smaller(every: Sequence[Results]) -> Rows:
+    """Gains on the smaller models: with four times the work, now, and with 64 images."""
+    whole = "auto-whole"
+    few = f"{AUTO} images=64"
+    groups: dict[str, list[Results]] = defaultdict(list)
+    for each in every:
+        tuned = ", tuned on" if each.told["tuned"] else ""
+        groups[f"{each.target}, {each.told['regime']}{tuned}"].append(each)
+    held_out = [each for each in every if not each.told["tuned"]]
+    if held_out:
+        groups["**held out**"] = held_out
+    rows = [["pairs", "four times the work", "now", "difference", "now, 64 images"]]
+    for name, pairs in groups.items():
+        moved = _mean(pairs, lambda each: _above(each, AUTO) - _above(each, whole))
+        gains = [_gain(pairs, method) for method in (whole, AUTO, few)]
+        rows.append([f"{name} ({len(pairs)})", *gains[:2], str(moved), gains[2]])
+    return rows
+
+
+def advice(_: Sequence[Results]) -> Rows:
+    """Advice by number of images: merges that are right, of those that were told so."""
+    found = counted(read_merges(), by_images)
+    advices = sorted(found["all"])
+    rows = [["images", *advices]]
+    for size, told in found.items():
+        row = [size]
+        for each in advices:
+            right, count = told.get(each, (0, 0))
+            row.append(f"{right} of {count}")
+        rows.append(row)
+    return rows
+
+
+TABLES: dict[str, Callable[[Sequence[Results]], Rows]] = {
+    "leaderboard": leaderboard,
+    "face": face,
+    "by-target": short_by_target,
+    "merged": merged,
+    "merged-before": merged_before,
+    "new-targets": new_targets,
+    "equal-labels": equal_labels,
+    "equal-by-target": equal_by_target,
+    "over-curves": over_curves,
+    "seeds": seeds,
+    "smaller": lambda _: smaller(every_result(SMALLER_FOLDER)),
+    "advice": advice,
+}
