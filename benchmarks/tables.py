@@ -237,8 +237,7 @@ def _merged_groups(every: Sequence[Results]) -> dict[str, list[Results]]:
     }
     for name, ours in together.items():
         if ours:
-            count = len(by_target(ours))
-            found[f"**{name}**: {count} targets ({len(ours)})"] = ours
+            found[f"**{name}** ({len(ours)})"] = ours
     return found
 
 
