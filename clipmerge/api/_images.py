@@ -18,13 +18,13 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.checks import check_sources, raise_unless_allowed
 from clipmerge.distributed import DistributedContext, exact_float32
 from clipmerge.errors import VerdictError
-from clipmerge.evaluation.verdict import judge
+from clipmerge.evaluation.verdict import MOST_IMAGES, judge
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.classes import class_prompts, templates_for
 from clipmerge.images.copies import Prints, shared_notes
 from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
-from clipmerge.images.split import SHARE, Split, only_judged, split_shift
+from clipmerge.images.split import MAX_TEST, SHARE, Split, only_judged, split_shift
 from clipmerge.images.split import split_images as divide
 from clipmerge.learning.interpolate import Path
 from clipmerge.learning.objective import Batch, HeldOut, Objective
@@ -288,6 +288,7 @@ def judge_plan(
         ood={name: part.test for name, part in split.ood.items() if part.test is not None},
         max_loss=limit,
         chosen=decided.measured.choice is not None,
+        most_images=MAX_TEST if decided.plan.recipe.measure else MOST_IMAGES,
         progress=journal,
     )
     if verdict.recommendation in options.fail_on:

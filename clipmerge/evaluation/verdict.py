@@ -32,15 +32,15 @@ from clipmerge.types import Recommendation
 JUDGED = (94, 102)
 #: The same of interpolations at a given alpha, of which no more than that is surely lost.
 JUDGED_INTERPOLATIONS = (19, 21)
-#: Fewest test images that "probably use it" rests on: the record has no merge judged on fewer.
-FEWEST_IMAGES = 25
+#: Images that may judge a merge for which nothing is measured: `images` may be raised, up to what
+#: people have.
+MOST_IMAGES = 20_000
 # Images of which a model's input size is learned.
 _USUAL_SIDE = 224
 # Bytes of preprocessed images in memory at once; moving a model costs as much as a few images.
 _LOAD_BYTES = 256 << 20
 # Accuracies are ratios of counts; rounding errors are far below one image in a billion.
 _ROUNDING = 1e-9
-_MOST_IMAGES = 20_000
 # Classes that a model card's example names.
 _EXAMPLES = 3
 # What sets a merge apart from those on record, by the verdict's reason.
@@ -48,7 +48,6 @@ _UNLIKE_JUDGED = {
     "nothing-learned": "fine-tuning itself did not measurably help on your images",
     "loses-corrupted": "the merge surely loses under corruptions, which often means that it loses"
     " more on new images, too",
-    "few": f"no merge on record was judged on fewer than {FEWEST_IMAGES} test images",
 }
 #: A recommendation, its reason for programs, and both in words.
 Advice = tuple[Recommendation, str, str]
@@ -63,6 +62,7 @@ def recommend(
     same_answers: bool = False,
     chosen: bool = False,
     class_gain: float = 0.0,
+    most_images: int = MOST_IMAGES,
 ) -> Advice:
     """Apply the rules in order; the first that holds decides.
 
@@ -74,45 +74,49 @@ def recommend(
         same_answers: Whether merged and fine-tuned model give the same answer on every image.
         chosen: Whether held-out images chose how far the merge goes.
         class_gain: Merged minus fine-tuned as a mean over classes, if their sizes are uneven.
+        most_images: How many images may judge the target.
     """
     limit = max_loss / 100 + _ROUNDING
     points = f"{max_loss:g} points (`max_loss`)"
-    sources = {"your images": target, **{each.name: each for each in ood}}
-    lost = [name for name, at in sources.items() if at.gain.interval[1] < -limit]
-    gained = [name for name, at in sources.items() if at.gain.interval[0] > 0]
-    if corrupted.gain.interval[0] > 0:
-        gained.append("corruptions of your images")
+    at_home = {"your images": target, "corruptions of your images": corrupted}
+    shifts = {each.name: each for each in ood}
     if doubt := _doubt(target, corrupted):
         return doubt
-    if lost:
+    sources = {"your images": target} | shifts
+    if lost := [name for name, at in sources.items() if at.gain.interval[1] < -limit]:
         text = f"the merged one surely loses more than {points} on {' and '.join(lost)}."
         return "keep-finetuned", "loses", f"Keep the fine-tuned model: {text}"
     if same_answers:
         text = "the merged model gives the fine-tuned one's answer on every image."
         return "either", "same-answers", f"Either will do: {text}"
+    gained_at_home = _surely_gained(at_home)
+    gained = gained_at_home + _surely_gained(shifts)
+    is_kept = target.gain.interval[0] >= -limit
     unclear = [name for name, at in sources.items() if _may_lose(at, limit)]
-    # where no images chose how far to go, the whole interval must lie within the limit
-    if not (chosen or unclear) and target.gain.interval[0] < -limit:
+    if not (chosen or is_kept or unclear):
         unclear.append("your images")
     if class_gain < -limit:
         unclear.append("the rarer classes")
-    if gained and not unclear:
+    # a gain on a shift tells nothing of the target, where a small measured loss may be a large one
+    if not unclear and (gained_at_home or (gained and is_kept)):
         text = f"the merged model surely gains on {' and '.join(gained)}, and loses nowhere more"
         return "use", "gains", f"Use it: {text} than {points}."
     ends = [*target.finetuning_gain.interval, *target.gain.interval]
-    widest = max(map(abs, ends))
-    if widest < limit and not unclear:
+    if not unclear and max(map(abs, ends)) < limit:
         text = f"on your images fine-tuning and merging surely change less than {points}."
         return "either", "little-changed", f"Either will do: {text}"
-    then = _what_tells_more(target, limit, has_ood=bool(ood))
+    then = _what_tells_more(target, limit, most_images, _shift_to_add(ood))
     if unclear:
         text = f"the merged model may lose more than {points} on {' and '.join(unclear)}"
-        return "too-few-images", "unclear-loss", f"Too few images: {text}. {then}"
+        return "too-few-images", "unclear-loss", f"Too few images: {text}.{then}"
     if reason := _why_not_probably(target, corrupted, chosen=chosen):
-        text = f"Too few images: no gain is sure, and {_UNLIKE_JUDGED[reason]}. {then}"
-        return "too-few-images", reason, text
-    text = f"Probably use it: {_record_of_others(points, chosen=chosen)}. {then}"
+        return "too-few-images", reason, f"Too few images: {_UNLIKE_JUDGED[reason]}.{then}"
+    text = f"Probably use it: {_record_of_others(points, gained, chosen=chosen)}.{then}"
     return "probably-use", "like-judged-merges", text
+
+
+def _surely_gained(sources: Mapping[str, Comparison]) -> list[str]:
+    return [name for name, at in sources.items() if at.gain.interval[0] > 0]
 
 
 def _may_lose(at: Comparison, limit: float) -> bool:
@@ -121,15 +125,17 @@ def _may_lose(at: Comparison, limit: float) -> bool:
     return at.gain.value < -max(limit, one_image)
 
 
-def _record_of_others(points: str, *, chosen: bool) -> str:
+def _record_of_others(points: str, gained: Sequence[str], *, chosen: bool) -> str:
     """What became of judged merges like this one."""
-    loss, kind = f"no measured loss is beyond {points}", "merges"
+    found, kind = f"no measured loss is beyond {points}", "merges"
     right, judged = JUDGED
     if not chosen:
-        loss, kind = f"the loss is surely within {points}", "interpolations"
+        found, kind = f"the loss is surely within {points}", "interpolations"
         right, judged = JUDGED_INTERPOLATIONS
+    if gained:
+        found = f"it surely gains on {' and '.join(gained)}, {found}"
     return (
-        f"{loss}, and {right} of {judged} judged {kind} like this kept to that on new images and"
+        f"{found}, and {right} of {judged} judged {kind} like this kept to that on new images and"
         " were no worse under the real shift"
     )
 
@@ -161,32 +167,43 @@ def _doubt(target: Comparison, corrupted: Comparison) -> Advice | None:
 def _why_not_probably(target: Comparison, corrupted: Comparison, *, chosen: bool) -> str:
     """Why a merge without a sure gain is unlike those on record; empty if it is like them.
 
-    Corruptions tell of new images of the target what the images that chose the merge cannot.
+    Corruptions tell of new images of the target what the images that chose the merge cannot. No
+    number of images is too small: the fewer choose, the nearer to fine-tuned the merge stays.
     """
     if target.finetuning_gain.value <= 0:
         return "nothing-learned"
     if chosen and corrupted.gain.interval[1] < 0:
         return "loses-corrupted"
-    return "few" if target.images < FEWEST_IMAGES else ""
+    return ""
 
 
-def _what_tells_more(target: Comparison, limit: float, *, has_ood: bool) -> str:
-    """How many images would tell whether the loss is within the limit, and what tells more."""
-    more = "more images of the shift" if has_ood else "100 labelled images of the shift, as `ood`,"
+def _shift_to_add(ood: Sequence[Comparison]) -> str:
+    """The images of the shift that would tell what is gained there; none if that is sure."""
+    if not ood:
+        return "100 labelled images of the shift, as `ood`,"
+    return "" if all(at.gain.interval[0] > 0 for at in ood) else "more images of the shift"
+
+
+def _what_tells_more(target: Comparison, limit: float, most: int, shift: str) -> str:
+    """How many images would tell whether the loss keeps to the limit, if so many may judge, and
+    which ones what is gained under the shift.
+    """
     low, high = target.gain.interval
     margin = max(abs(target.gain.value + limit), _ROUNDING)
-    half = (high - low) / 2
-    images = target.images * (half / margin) ** 2
-    if images <= target.images:
-        return f"{more[:1].upper()}{more[1:]} would tell more."
-    number = f"more than {_MOST_IMAGES:,}"
-    if images <= _MOST_IMAGES:
+    images = target.images * ((high - low) / 2 / margin) ** 2
+    told = []
+    if images > most:
+        told.append(f"not even {most:,} test images would tell whether the loss keeps to the limit")
+    elif images > target.images:
         digits = 10 ** max(0, len(str(int(images))) - 2)
-        number = f"about {round(images / digits) * digits:,.0f}"
-    return (
-        f"It takes {number} test images (here {target.images:,}) to be sure whether the loss keeps"
-        f" to the limit; {more} would tell more."
-    )
+        number = (
+            f"about {round(images / digits) * digits:,.0f} test images (here {target.images:,})"
+        )
+        told.append(f"{number} would tell whether the loss keeps to the limit")
+    if shift:
+        told.append(f"{shift} would tell what is gained there")
+    text = "; ".join(told)
+    return f" {text[0].upper()}{text[1:]}." if text else ""
 
 
 def judge(
@@ -198,9 +215,12 @@ def judge(
     ood: Mapping[str, Images] | None = None,
     max_loss: float,
     chosen: bool = False,
+    most_images: int = MOST_IMAGES,
     progress: Progress,
 ) -> Verdict:
-    """Judge a plan on the target's images, from which it was not learned, and on `ood` sources."""
+    """Judge a plan on the target's images, from which it was not learned, and on `ood` sources;
+    see `recommend`.
+    """
     model = build_model(inputs)
     pixels = model.pixels([Pillow.new("RGB", (_USUAL_SIDE, _USUAL_SIDE))])
     # models that take an image as a list of patches have no fixed size
@@ -229,6 +249,7 @@ def judge(
         ),
         chosen=chosen,
         class_gain=_class_gain(images, right[""][-1] - right[""][reference]),
+        most_images=most_images,
     )
     return Verdict(
         recommendation=recommendation,
