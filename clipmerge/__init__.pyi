@@ -24,7 +24,7 @@ from clipmerge.planning.plan import Plan as Plan
 from clipmerge.planning.recipe import Recipe as Recipe
 from clipmerge.planning.recipe import load_recipe as load_recipe
 from clipmerge.progress import Progress as Progress
-from clipmerge.publish.push import Published as Published
+from clipmerge.publish.push import PushResult as PushResult
 from clipmerge.publish.push import push as push
 
 __version__: str

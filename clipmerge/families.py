@@ -310,7 +310,7 @@ def layers_of(names: Iterable[str]) -> dict[str, str]:
         >>> list(layers_of(names).values())
         ['vision.0.conv', 'vision.1.conv', 'vision.projection']
     """
-    places = {name: _place(name) for name in names}
+    places = {name: _parts_of_name(name) for name in names}
     blocks = {(tower, numbers) for tower, numbers, _ in places.values() if numbers}
     staged = {tower for tower, numbers in blocks if len(numbers) > 1}
     depths = {}
@@ -325,22 +325,22 @@ def layers_of(names: Iterable[str]) -> dict[str, str]:
     return layers
 
 
-def _place(name: str) -> tuple[str, tuple[int, ...], str]:
+def _parts_of_name(name: str) -> tuple[str, tuple[int, ...], str]:
     """The tower of a parameter, the numbers of its block if it is in one, and its part."""
-    place = _look_up(name, _PLACES, "vision")
+    place = _first_match(name, _PLACES, "vision")
     if place not in _TOWERS_OF_BLOCKS:
         return place, (), ""
     block = None if _STEM.match(name) else _BLOCK.search(name)
     if block is None:
         module, _, _ = _CONTAINERS.sub("", name).partition(".")
-        return place, (), _look_up(module, _PARTS, module)
+        return place, (), _first_match(module, _PARTS, module)
     numbers = tuple(map(int, filter(None, block.groups())))
     if "cross_attn" in block[0]:
         return place, numbers, "cross"
-    return place, numbers, _look_up(name[block.end() :], _HALVES, "conv")
+    return place, numbers, _first_match(name[block.end() :], _HALVES, "conv")
 
 
-def _look_up(text: str, patterns: tuple[tuple[str, str], ...], otherwise: str) -> str:
+def _first_match(text: str, patterns: tuple[tuple[str, str], ...], otherwise: str) -> str:
     """The word beside the first pattern that a text has."""
     for pattern, word in patterns:
         if re.search(pattern, text):

@@ -100,17 +100,17 @@ def resolve(hub_id: HubId) -> Snapshot:
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE:
-        return _cached(hub_id)
+        return _cached_snapshot(hub_id)
     with as_hub_errors(f"reading {hub_id}"):
         info: Any = HfApi(library_name="clipmerge").model_info(
             hub_id.repo_id, revision=hub_id.revision, timeout=_TIMEOUT
         )
-    _remember(hub_id, info.sha)
+    _remember_commit(hub_id, info.sha)
     names = tuple(item.rfilename for item in info.siblings or ())
     return Snapshot(hub_id.at(info.sha), names)
 
 
-def _cache_of(hub_id: HubId) -> Path:
+def _cache_folder(hub_id: HubId) -> Path:
     """The model's folder in the Hub's cache, whose layout huggingface_hub documents."""
     from huggingface_hub import constants
 
@@ -118,20 +118,20 @@ def _cache_of(hub_id: HubId) -> Path:
     return Path(constants.HF_HUB_CACHE) / folder
 
 
-def _remember(hub_id: HubId, sha: str) -> None:
+def _remember_commit(hub_id: HubId, sha: str) -> None:
     """Record the revision's commit in the cache, as the client does, so that offline use finds
     it.
     """
-    ref = _cache_of(hub_id) / "refs" / (hub_id.revision or "main")
+    ref = _cache_folder(hub_id) / "refs" / (hub_id.revision or "main")
     if hub_id.revision != sha:
         with contextlib.suppress(OSError):  # a read-only cache must not stop the download
             ref.parent.mkdir(parents=True, exist_ok=True)
             ref.write_text(sha, encoding="ascii")
 
 
-def _cached(hub_id: HubId) -> Snapshot:
+def _cached_snapshot(hub_id: HubId) -> Snapshot:
     """The commit that the cache has of a revision, and the files that it has of the commit."""
-    cache = _cache_of(hub_id)
+    cache = _cache_folder(hub_id)
     sha = hub_id.revision or "main"
     ref = cache / "refs" / sha
     if ref.is_file():

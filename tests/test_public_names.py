@@ -20,7 +20,7 @@ NAMES = [
     "OutputError",
     "Plan",
     "Progress",
-    "Published",
+    "PushResult",
     "Recipe",
     "RobustMergeCallback",
     "SweepResult",

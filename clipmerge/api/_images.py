@@ -13,7 +13,7 @@ import torch
 from torch.linalg import vector_norm
 
 from clipmerge.api._pair import Pair
-from clipmerge.api._write import Decided
+from clipmerge.api._write import PlannedMerge
 from clipmerge.checkpoint import Inputs
 from clipmerge.checks import check_sources, raise_unless_allowed
 from clipmerge.distributed import DistributedContext, exact_float32
@@ -24,7 +24,7 @@ from clipmerge.images.classes import class_prompts, templates_for
 from clipmerge.images.copies import Prints, shared_notes
 from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
-from clipmerge.images.split import MAX_TEST, SHARE, Split, only_judged, split_shift
+from clipmerge.images.split import MAX_TEST, SHARE, Split, sample_for_judging, split_shift
 from clipmerge.images.split import split_images as divide
 from clipmerge.learning.interpolate import Path
 from clipmerge.learning.objective import Batch, HeldOut, Objective
@@ -43,7 +43,7 @@ from clipmerge.progress import Journal, Progress
 Images: TypeAlias = LabelledImages | CaptionedImages
 #: The measurements, the images that they were taken on, and the saved state of learning, which is
 #: removed once the result is written.
-Found = tuple[Measurements, CalibrationRecord, LearningState]
+MeasureResult = tuple[Measurements, CalibrationRecord, LearningState]
 
 
 def open_target(options: DecisionOptions, progress: Progress) -> Images:
@@ -109,7 +109,7 @@ def split_images(
         test = SHARE if judged else 0.0
         split = divide(images, options.images, options.seed, val=share, test=test)
     else:
-        split = only_judged(images, options.images, options.seed)
+        split = sample_for_judging(images, options.images, options.seed)
     for note in split.notes:
         progress.warn(note)
     return split
@@ -122,12 +122,12 @@ def measure(
     split: Split[Images],
     options: DecisionOptions,
     progress: Progress,
-) -> Found:
+) -> MeasureResult:
     """Run the measure of a recipe that has one."""
     assert recipe.measure is not None
     progress.stage("learn" if recipe.learns else "measure")
     with own_settings():
-        objective, state, record = _objective_for(inputs, recipe, split, options, progress)
+        objective, state, record = _build_objective(inputs, recipe, split, options, progress)
         with state.underway():
             measurements: Measurements = load_plugin("measures", recipe.measure["name"])(
                 objective, **recipe.measure_options
@@ -141,13 +141,13 @@ def measure(
     return measurements, record, state
 
 
-def ranks_by_gradients(recipe: Recipe) -> bool:
+def masks_by_gradients(recipe: Recipe) -> bool:
     """Whether the recipe's method has a mask that ranks entries by their gradients."""
     mask = recipe.method.get("mask")
     return mask is not None and needs_score(mask)
 
 
-def _objective_for(
+def _build_objective(
     inputs: Inputs,
     recipe: Recipe,
     split: Split[Images],
@@ -219,7 +219,7 @@ def _objective_for(
         val=None if val is None else HeldOut(read_batch(val), classifier),
         ood=ood,
         seed=options.seed,
-        wants_gradients=ranks_by_gradients(recipe),
+        wants_gradients=masks_by_gradients(recipe),
         state=state,
         progress=progress,
     )
@@ -262,7 +262,7 @@ def _relative_change(path: Path) -> Statistic:
 
 
 def judge_plan(
-    pair: Pair, decided: Decided, split: Split[Images], options: MergeOptions, journal: Journal
+    pair: Pair, planned: PlannedMerge, split: Split[Images], options: MergeOptions, journal: Journal
 ) -> Verdict | None:
     """Judge a plan on images from which nothing was learned; ``None`` if there are none.
 
@@ -279,16 +279,16 @@ def judge_plan(
         )
         return None
     journal.stage("judge")
-    limit = decided.plan.recipe.max_loss if options.max_loss is None else options.max_loss
+    limit = planned.plan.recipe.max_loss if options.max_loss is None else options.max_loss
     verdict = judge(
         pair.inputs,
-        decided.plan,
+        planned.plan,
         split.test,
         options,
         ood={name: part.test for name, part in split.ood.items() if part.test is not None},
         max_loss=limit,
-        chosen=decided.measured.choice is not None,
-        most_images=MAX_TEST if decided.plan.recipe.measure else MOST_IMAGES,
+        chosen=planned.measured.choice is not None,
+        most_images=MAX_TEST if planned.plan.recipe.measure else MOST_IMAGES,
         progress=journal,
     )
     if verdict.recommendation in options.fail_on:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from clipmerge.api._pair import Pair
 from clipmerge.checkpoint import Checkpoint
 from clipmerge.distributed import is_main_process
-from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
+from clipmerge.files.staging import PLAN_FOLDER, RECORD, stage_output
 from clipmerge.planning import Rows, Tabular
 from clipmerge.planning.plan import Plan, write_plan_files
-from clipmerge.planning.record import Measured, Record
+from clipmerge.planning.record import Findings, Record
 from clipmerge.progress import Journal
 from clipmerge.types import Json, Names
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from clipmerge.options import ApplyOptions, MergeOptions
     from clipmerge.planning.measurements import CalibrationRecord
     from clipmerge.planning.record import Verdict
-    from clipmerge.publish.push import Published
+    from clipmerge.publish.push import PushResult
     from clipmerge.types import Recommendation
 
 # a path may hold bytes that are not valid text
@@ -35,7 +35,7 @@ _NAMES = "backslashreplace"
 
 
 @dataclass(frozen=True)
-class Decided:
+class PlannedMerge:
     """A plan, and what was found on the way to it.
 
     Attributes:
@@ -47,7 +47,7 @@ class Decided:
     """
 
     plan: Plan
-    measured: Measured
+    measured: Findings
     values: dict[str, dict[str, float]] = field(default_factory=dict)
     calibration: CalibrationRecord | None = None
     state: LearningState | None = None
@@ -74,7 +74,7 @@ class MergeResult(Tabular):
     plan: Plan
     record: Record | None
     warnings: Names = ()
-    published: Published | None = None
+    published: PushResult | None = None
 
     @property
     def verdict(self) -> Verdict | None:
@@ -96,7 +96,7 @@ class MergeResult(Tabular):
 
 def write_merged(
     pair: Pair,
-    decided: Decided,
+    planned: PlannedMerge,
     verdict: Verdict | None,
     output: Path | None,
     options: MergeOptions | ApplyOptions,
@@ -104,19 +104,19 @@ def write_merged(
 ) -> MergeResult:
     """Merge by a plan, and write the output in the main process; without one make the record."""
     if not is_main_process():
-        return MergeResult(output, decided.plan, None)
+        return MergeResult(output, planned.plan, None)
     if output is None:
-        plan = decided.plan.replace(**pair.sources(hashed=True))
-        record = _make_record(pair, decided, plan, verdict, journal)
+        plan = planned.plan.replace(**pair.sources(hashed=True))
+        record = _make_record(pair, planned, plan, verdict, journal)
     else:
-        plan, record = _write_output(pair, decided, verdict, output, options, journal)
-    decided.forget()
+        plan, record = _write_output(pair, planned, verdict, output, options, journal)
+    planned.forget()
     return MergeResult(output, plan, record, record.warnings)
 
 
 def _write_output(
     pair: Pair,
-    decided: Decided,
+    planned: PlannedMerge,
     verdict: Verdict | None,
     output: Path,
     options: MergeOptions | ApplyOptions,
@@ -131,19 +131,19 @@ def _write_output(
     from clipmerge.merging.stream import merged_tensors
     from clipmerge.report.pages import CARD, REPORT, html_page, model_card
 
-    with staged(output, overwrite=options.overwrite) as folder:
+    with stage_output(output, overwrite=options.overwrite) as folder:
         journal.stage("merge")
-        tensors = merged_tensors(inputs, decided.plan)
+        tensors = merged_tensors(inputs, planned.plan)
         shards = assign_shards(inputs, tensors, options.max_shard_size)
         files = write_weights(folder, tensors, shards, journal)
         journal.stage("write")
-        files |= write_side_files(folder, inputs, decided.plan.dtype, journal)
+        files |= write_side_files(folder, inputs, planned.plan.dtype, journal)
         list(hashing)  # waits, and raises what went wrong
-        plan = decided.plan.replace(**pair.sources(hashed=True))
+        plan = planned.plan.replace(**pair.sources(hashed=True))
         if plan.coefficients:  # kept with the output, because learning them takes minutes
             written = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.public)
             plan = plan.replace(tensors=written.tensors)
-        record = _make_record(pair, decided, plan, verdict, journal, output, files)
+        record = _make_record(pair, planned, plan, verdict, journal, output, files)
         texts = {REPORT: html_page(record), CARD: model_card(record)}
         texts[RECORD] = json.dumps(record.as_json(), indent=2) + "\n"
         for name, text in texts.items():
@@ -153,14 +153,14 @@ def _write_output(
 
 def _make_record(
     pair: Pair,
-    decided: Decided,
+    planned: PlannedMerge,
     plan: Plan,
     verdict: Verdict | None,
     journal: Journal,
     output: Path | None = None,
     files: Json | None = None,
 ) -> Record:
-    inputs, measured = pair.inputs, decided.measured
+    inputs, measured = pair.inputs, planned.measured
     journal.stage("draw")
     if plan.coefficients:
         from clipmerge.merging.folder import coefficient_histograms
@@ -172,9 +172,9 @@ def _make_record(
         family=inputs.family.name,
         classifier=inputs.is_classifier,
         plan=plan.public,
-        measurements=decided.values,
+        measurements=planned.values,
         measured=measured,
-        calibration=decided.calibration,
+        calibration=planned.calibration,
         verdict=verdict,
         warnings=tuple(map(without_folders, journal.warnings)),
         command=command_line(),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.api._pair import CheckpointLike, Pair, as_sources, finetuned_as_list
-from clipmerge.api._write import Decided, MergeResult, write_merged
+from clipmerge.api._write import MergeResult, PlannedMerge, write_merged
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoints
 from clipmerge.checks import check_models, raise_unless_allowed
 from clipmerge.distributed import is_main_process
@@ -20,7 +20,7 @@ from clipmerge.files.staging import TENSORS_SUFFIX, check_output
 from clipmerge.methods import Task
 from clipmerge.options import ApplyOptions
 from clipmerge.planning.plan import Plan, SourceRecord, check_coefficients, extrapolation_note
-from clipmerge.planning.record import Measured
+from clipmerge.planning.record import Findings
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import StrPath
 
@@ -79,7 +79,7 @@ def apply(
         as_sources(checkpoints, processor) as sources,
         open_planned(opened, str(file or "the plan"), sources, opts, journal) as pair,
     ):
-        return write_merged(pair, Decided(opened, Measured()), None, target, opts, journal)
+        return write_merged(pair, PlannedMerge(opened, Findings()), None, target, opts, journal)
 
 
 @contextmanager

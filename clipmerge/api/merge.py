@@ -18,7 +18,7 @@ from clipmerge.api._pair import (
     open_pair,
     with_zeroshot_head,
 )
-from clipmerge.api._write import Decided, MergeResult, write_merged
+from clipmerge.api._write import MergeResult, PlannedMerge, write_merged
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError
 from clipmerge.files import local_path
@@ -28,13 +28,13 @@ from clipmerge.methods import Decision, Task, run_method
 from clipmerge.options import DecisionOptions, MergeOptions, PlanOptions
 from clipmerge.planning.plan import Plan, extrapolation_note, write_plan_files
 from clipmerge.planning.recipe import Recipe, RecipeLike, load_recipe
-from clipmerge.planning.record import Measured
+from clipmerge.planning.record import Findings
 from clipmerge.plugins import takes_several_finetuned
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import Layers, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
-    from clipmerge.api._images import Found, Images
+    from clipmerge.api._images import Images, MeasureResult
     from clipmerge.images.split import Split
     from clipmerge.planning.measurements import Measurements
 
@@ -80,13 +80,13 @@ def merge(
         zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
         pair, split = open_split(pair, chosen, opts, journal)
-        decided = decide(pair, chosen, split, opts, journal)
+        planned = decide(pair, chosen, split, opts, journal)
         verdict = None
         if split is not None and opts.verdict:
             from clipmerge.api._images import judge_plan
 
-            verdict = judge_plan(pair, decided, split, opts, journal)
-        result = write_merged(pair, decided, verdict, target, opts, journal)
+            verdict = judge_plan(pair, planned, split, opts, journal)
+        result = write_merged(pair, planned, verdict, target, opts, journal)
     if opts.push is None or result.record is None:
         return result
     return _push_result(result, opts.push, opts, journal)
@@ -128,13 +128,13 @@ def plan(
         zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
         pair, split = open_split(pair, chosen, opts, journal)
-        decided = decide(pair, chosen, split, opts, journal)
+        planned = decide(pair, chosen, split, opts, journal)
         if not is_main_process():
-            return decided.plan
-        plan = decided.plan.replace(**pair.sources(hashed=True))
+            return planned.plan
+        plan = planned.plan.replace(**pair.sources(hashed=True))
         if target is not None:
             plan = write_plan_files(target, plan)
-        decided.forget()
+        planned.forget()
     return plan
 
 
@@ -246,7 +246,7 @@ def decide(
     split: Split[Images] | None,
     options: DecisionOptions,
     journal: Journal,
-) -> Decided:
+) -> PlannedMerge:
     """Measure what the recipe asks for, and let its method decide."""
     if split is None or recipe.measure is None:
         return decide_by_method(pair, recipe, options, journal)
@@ -262,7 +262,7 @@ def decide_by_method(
     options: DecisionOptions,
     journal: Journal,
     measurements: Measurements | None = None,
-) -> Decided:
+) -> PlannedMerge:
     """Let the recipe's method decide, and make a plan of its decision."""
     journal.stage("decide")
     task = Task(pair.inputs, measurements, options.seed)
@@ -285,22 +285,22 @@ def decide_by_method(
         plan = plan.with_tensors(decision.scores, decision.coefficients)
     if note := extrapolation_note(plan):
         journal.warn(note)
-    measured = Measured(
+    measured = Findings(
         decision=decision.found,
         reasons=decision.reasons,
         straggler_statistic=decision.straggler_statistic,
         straggler_scores=decision.straggler_scores,
     )
-    return Decided(plan, measured)
+    return PlannedMerge(plan, measured)
 
 
 def decide_by_measurements(
-    found: Found, pair: Pair, recipe: Recipe, options: DecisionOptions, journal: Journal
-) -> Decided:
+    found: MeasureResult, pair: Pair, recipe: Recipe, options: DecisionOptions, journal: Journal
+) -> PlannedMerge:
     """Let the recipe's method decide by what was measured."""
     measurements, calibration, state = found
-    decided = decide_by_method(pair, recipe, options, journal, measurements)
-    measured = decided.measured.replace(
+    planned = decide_by_method(pair, recipe, options, journal, measurements)
+    measured = planned.measured.replace(
         statistics={value.name: value.reading for value in measurements.statistics},
         path=measurements.path,
         trace=measurements.trace,
@@ -308,7 +308,7 @@ def decide_by_measurements(
         checks=measurements.checks,
     )
     return replace(
-        decided, measured=measured, values=measurements.layers, calibration=calibration, state=state
+        planned, measured=measured, values=measurements.layers, calibration=calibration, state=state
     )
 
 
@@ -318,7 +318,7 @@ def _apply_overrides(decision: Decision, recipe: Recipe, parameters: Layers) -> 
     coefficients = dict(decision.coefficients)
     for override in recipe.overrides:
         for name in match_layers(override.layers, layers):
-            layers[name] = layers[name].overridden(override)
+            layers[name] = layers[name].with_override(override)
             reasons[name] = f"override '{override.layers}'"
             if override.alpha is not None:
                 for parameter in parameters[name]:

@@ -72,11 +72,11 @@ def merge_models(
         zeroshot, models, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
         pair, split = open_split(pair, chosen, opts, journal)
-        decided = decide(pair, chosen, split, opts, journal)
-        tensors = merged_tensors(pair.inputs, decided.plan)
+        planned = decide(pair, chosen, split, opts, journal)
+        tensors = merged_tensors(pair.inputs, planned.plan)
         keys = [tensor.key for tensor in tensors]
         weights = dict(zip(keys, tensors_in_memory(tensors), strict=True))
-        decided.forget()
+        planned.forget()
     layout = unwrap_model(zeroshot) if pair.inputs.layout is pair.inputs.zeroshot else models[0]
     return _copy_with_weights(layout, weights, pair.inputs.dtype)  # type: ignore[return-value]
 

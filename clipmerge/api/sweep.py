@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge import __version__
-from clipmerge.api._images import Images, measure, open_target, ranks_by_gradients, split_images
+from clipmerge.api._images import Images, masks_by_gradients, measure, open_target, split_images
 from clipmerge.api._pair import (
     CheckpointLike,
     Pair,
@@ -23,7 +23,7 @@ from clipmerge.api._pair import (
     open_pair,
     with_zeroshot_head,
 )
-from clipmerge.api._write import Decided, command_line
+from clipmerge.api._write import PlannedMerge, command_line
 from clipmerge.api.merge import check_recipe, decide_by_measurements, decide_by_method
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.converted import convert_checkpoint
@@ -33,7 +33,7 @@ from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation.scorer import Move
 from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
 from clipmerge.files import local_path
-from clipmerge.files.staging import check_output, staged
+from clipmerge.files.staging import check_output, stage_output
 from clipmerge.images.copies import overlap_notes
 from clipmerge.images.dataset import open_images, require_labelled
 from clipmerge.learning import interpolate
@@ -117,7 +117,7 @@ def sweep(
     journal = Journal(progress)
     recipes = [load_recipe(each, opts.set, max_loss=opts.max_loss) for each in opts.recipes or ()]
     ids, oods = named_sources(id), named_sources(ood)
-    _check_names(ids, oods, recipes, opts)
+    _refuse_same_names(ids, oods, recipes, opts)
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
         checkpoints = (zeroshot, *finetuned_as_list(finetuned))
@@ -131,7 +131,7 @@ def sweep(
         as_sources(list(dict(opts.points).values()), processor) as shown,
     ):
         sources = _open_sources(ids, oods, opts, journal)
-        data = _open_data(recipes, sources, list(ids), opts, journal)
+        data = _open_calibration_images(recipes, sources, list(ids), opts, journal)
         pair = with_zeroshot_head(pair, data, opts)
         for note in pair.inputs.notes:
             journal.warn(note)
@@ -139,25 +139,25 @@ def sweep(
         checked = sources if data is None else {**sources, "": data}
         doubts = check_sources(pair.inputs, checked, opts, journal, seed=opts.seed)
         raise_unless_allowed(doubts, opts.allow, journal)
-        decided = _decide_each(pair, recipes, data, opts, journal)
+        planned = _decide_by_each_recipe(pair, recipes, data, opts, journal)
         others = {}
         for name, source in zip(dict(opts.points), shown, strict=True):
             others[name] = _align_checkpoint(source, pair.inputs, opts)
         journal.stage("evaluate")
         correct = _score_points(
-            pair, _moves_to_points(opts.alphas, decided, others), sources, opts, journal
+            pair, _moves_to_points(opts.alphas, planned, others), sources, opts, journal
         )
     journal.stage("bootstrap")
-    record = _make_record(pair, correct, decided, others, list(ids), sources, opts, journal)
+    record = _make_sweep_record(pair, correct, planned, others, list(ids), sources, opts, journal)
     if target is not None and is_main_process():
         record["output"] = target.name
         _write_sweep(record, target, overwrite=opts.overwrite)
-    for each in decided:  # what was learned is saved until nothing more can fail
+    for each in planned:  # what was learned is saved until nothing more can fail
         each.forget()
     return SweepResult(target, record, correct, tuple(record["warnings"]))
 
 
-def _check_names(ids: Json, oods: Json, recipes: list[Recipe], options: SweepOptions) -> None:
+def _refuse_same_names(ids: Json, oods: Json, recipes: list[Recipe], options: SweepOptions) -> None:
     if shared := sorted(ids.keys() & oods.keys()):
         raise UsageError(
             f"`id` and `ood`: both have a source named '{shared[0]}'; write NAME=SOURCE, each name"
@@ -193,7 +193,7 @@ def _open_sources(
     return sources
 
 
-def _open_data(
+def _open_calibration_images(
     recipes: list[Recipe],
     sources: dict[str, Images],
     ids: list[str],
@@ -212,24 +212,24 @@ def _open_data(
     return data
 
 
-def _decide_each(
+def _decide_by_each_recipe(
     pair: Pair, recipes: list[Recipe], data: Images | None, options: SweepOptions, journal: Journal
-) -> list[Decided]:
+) -> list[PlannedMerge]:
     """Decide by each recipe; those that measure alike measure once."""
-    decided = []
+    planned = []
     known: dict[str, Any] = {}
     for recipe in recipes:
         check_recipe(pair, recipe, has_images=data is not None)
         if recipe.measure is None or data is None:
-            decided.append(decide_by_method(pair, recipe, options, journal))
+            planned.append(decide_by_method(pair, recipe, options, journal))
             continue
-        key = json.dumps([recipe.measure, ranks_by_gradients(recipe)], sort_keys=True)
+        key = json.dumps([recipe.measure, masks_by_gradients(recipe)], sort_keys=True)
         if key not in known:
             # the images held back are those of `merge`, so that both decide alike
             split = split_images(data, recipe, options, journal, judged=True)
             known[key] = measure(pair.inputs, recipe, split, options, journal)
-        decided.append(decide_by_measurements(known[key], pair, recipe, options, journal))
-    return decided
+        planned.append(decide_by_measurements(known[key], pair, recipe, options, journal))
+    return planned
 
 
 def _align_checkpoint(source: str, inputs: Inputs, options: SweepOptions) -> Inputs:
@@ -240,11 +240,11 @@ def _align_checkpoint(source: str, inputs: Inputs, options: SweepOptions) -> Inp
 
 
 def _moves_to_points(
-    alphas: Sequence[float], decided: list[Decided], others: dict[str, Inputs]
+    alphas: Sequence[float], planned: list[PlannedMerge], others: dict[str, Inputs]
 ) -> list[Move]:
     """Functions that move the model to the points of the curve, of recipes and of checkpoints."""
     moves: list[Move] = [partial(interpolate.Path.set_alpha, alpha=alpha) for alpha in alphas]
-    moves += [partial(interpolate.Path.set_plan, plan=each.plan) for each in decided]
+    moves += [partial(interpolate.Path.set_plan, plan=each.plan) for each in planned]
     for inputs in others.values():
         moves.append(partial(interpolate.Path.set_checkpoint, other=inputs))
     return moves
@@ -270,10 +270,10 @@ def _score_points(
     return {name: stack_correct(each) for name, each in outcomes.items()}
 
 
-def _make_record(
+def _make_sweep_record(
     pair: Pair,
     correct: dict[str, Correct],
-    decided: list[Decided],
+    planned: list[PlannedMerge],
     others: dict[str, Inputs],
     ids: list[str],
     sources: dict[str, Images],
@@ -282,10 +282,10 @@ def _make_record(
 ) -> Json:
     """What `--json` prints and ``sweep.json`` holds."""
     count = len(options.alphas)
-    rows = _accuracy_rows(correct, ids, count + len(decided) + len(others), options)
+    rows = _accuracy_rows(correct, ids, count + len(planned) + len(others), options)
     curve = [{"alpha": alpha, **row} for alpha, row in zip(options.alphas, rows, strict=False)]
     recipes = []
-    for each, row in zip(decided, rows[count:], strict=False):
+    for each, row in zip(planned, rows[count:], strict=False):
         about = {
             "name": each.plan.recipe.name,
             "decision": decision_sentence(each.plan, each.measured),
@@ -294,7 +294,7 @@ def _make_record(
         }
         recipes.append(about | row)
     shown = []
-    for (name, inputs), row in zip(others.items(), rows[count + len(decided) :], strict=True):
+    for (name, inputs), row in zip(others.items(), rows[count + len(planned) :], strict=True):
         shown.append({"name": name, "checkpoint": inputs.finetuned[0].provenance(), **row})
     for row in (*recipes, *shown):
         if row["exceeds_max_loss"]:
@@ -358,7 +358,7 @@ def _write_sweep(record: Json, output: Path, *, overwrite: bool) -> None:
 
     picture = png(sweep_figure(record))
     page = sweep_page(record, picture)
-    with staged(output, overwrite=overwrite) as folder:
+    with stage_output(output, overwrite=overwrite) as folder:
         (folder / "sweep.png").write_bytes(picture)
         (folder / "sweep.html").write_text(page, encoding="utf-8", errors=_NAMES)
         (folder / SWEEP_RECORD).write_text(

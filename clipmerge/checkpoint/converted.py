@@ -20,7 +20,7 @@ from clipmerge.types import Names
 if TYPE_CHECKING:
     from torch import Tensor
 
-_Formed = dict[str, TensorEntry]
+_Entries = dict[str, TensorEntry]
 
 
 def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor]) -> Checkpoint:
@@ -66,20 +66,20 @@ def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
     )
 
 
-def _form_plain(checkpoint: Checkpoint, layout: Layout, prefix: str) -> _Formed:
+def _form_plain(checkpoint: Checkpoint, layout: Layout, prefix: str) -> _Entries:
     """The tensors in the other one of the layouts of OpenCLIP and transformers."""
-    formed: _Formed = {}
+    formed: _Entries = {}
     for match in match_keys(checkpoint.entries, layout, text_prefix=prefix):
         formed |= _form_match(checkpoint, match, layout)
     return formed
 
 
-def _form_timm(checkpoint: Checkpoint, like: Checkpoint, layout: Layout, prefix: str) -> _Formed:
+def _form_timm(checkpoint: Checkpoint, like: Checkpoint, layout: Layout, prefix: str) -> _Entries:
     """The tensors of the vision tower in timm's layout, in the shapes that they have there."""
     formed = checkpoint.entries
     if layout == "transformers":
         formed = _form_plain(checkpoint, layout, prefix)
-    renamed: _Formed = {}
+    renamed: _Entries = {}
     for key, entry in formed.items():
         name = timm_name(key)
         if name is None:
@@ -91,7 +91,7 @@ def _form_timm(checkpoint: Checkpoint, like: Checkpoint, layout: Layout, prefix:
     return renamed
 
 
-def _form_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Formed:
+def _form_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Entries:
     """The tensors of one match in the other layout: entries, and how their elements are formed."""
     keys: Names = (match.open_clip,)
     names = match.transformers
@@ -101,24 +101,24 @@ def _form_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Formed
     shape = first.shape
     read = partial(checkpoint.array, keys[0])
     if len(names) > 1:
-        return _split(checkpoint, match.open_clip, names)
+        return _split_array(checkpoint, match.open_clip, names)
     if len(keys) > 1:
         shape = (len(keys) * shape[0], *shape[1:])
-        read = partial(_join, checkpoint, keys)
+        read = partial(_join_arrays, checkpoint, keys)
     elif match.transposed:
-        read = partial(_transpose, checkpoint, keys[0])
+        read = partial(_transpose_array, checkpoint, keys[0])
         shape = shape[::-1]
     elif names == ("logit_scale",) and first.size == 1:  # with or without a dimension
         shape = ()
     return {names[0]: replace(first, shape=shape, form=read)}
 
 
-def _split(checkpoint: Checkpoint, key: str, names: Names) -> _Formed:
+def _split_array(checkpoint: Checkpoint, key: str, names: Names) -> _Entries:
     """Query, key and value, which are stacked in one tensor."""
     stacked = checkpoint.entries[key]
     rows, *rest = stacked.shape
     entry = replace(stacked, shape=(rows // len(names), *rest))
-    formed: _Formed = {}
+    formed: _Entries = {}
     for number, name in enumerate(names):
         start = number * entry.size
         read = partial(checkpoint.array, key, start, start + entry.size)
@@ -126,13 +126,13 @@ def _split(checkpoint: Checkpoint, key: str, names: Names) -> _Formed:
     return formed
 
 
-def _join(checkpoint: Checkpoint, keys: Names) -> Array:
+def _join_arrays(checkpoint: Checkpoint, keys: Names) -> Array:
     """Query, key and value, one after another."""
     parts = [checkpoint.array(key) for key in keys]
     return np.concatenate(parts)
 
 
-def _transpose(checkpoint: Checkpoint, key: str) -> Array:
+def _transpose_array(checkpoint: Checkpoint, key: str) -> Array:
     """A projection, which the other library multiplies from the other side."""
     shape = checkpoint.entries[key].shape
     matrix = checkpoint.array(key).reshape(shape)

@@ -28,7 +28,7 @@ def settle_differences(inputs: Inputs, *, refuse: bool) -> Inputs:
     """Note what is not simply merged, decide on one dtype, and refuse what cannot be merged."""
     if HEAD in inputs.layers:
         inputs = _without_other_head(inputs)
-    inputs.notes.extend(_notes(inputs))
+    inputs.notes.extend(_describe_differences(inputs))
     dtype = _finetuned_dtype(inputs)
     if inputs.dtype == "keep" and dtype is not None:
         inputs.notes.append(
@@ -177,7 +177,7 @@ def _key_mismatches(inputs: Inputs, source: str, theirs: dict[str, str]) -> Iter
             )
 
 
-def _notes(inputs: Inputs) -> Iterator[str]:
+def _describe_differences(inputs: Inputs) -> Iterator[str]:
     """Describe the parameters that are not simply merged (kept, copied or left out), one line
     each.
     """

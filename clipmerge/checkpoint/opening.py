@@ -52,11 +52,11 @@ def open_checkpoints(names: Sequence[str], models: Sequence[str | None]) -> list
     """Open a zero-shot checkpoint and its fine-tuned ones, each with open_clip's name of its
     architecture, if one is given; all are found before one is downloaded.
     """
-    snapshots = [_find(name) for name in names]
+    snapshots = [_find_snapshot(name) for name in names]
     opened: list[Checkpoint] = []
     for name, snapshot, model in zip(names, snapshots, models, strict=True):
         base = opened[0] if opened else None
-        opened.append(_open(name, snapshot, base, model))
+        opened.append(_open_source(name, snapshot, base, model))
     return opened
 
 
@@ -70,17 +70,17 @@ def open_checkpoint(
         base: The checkpoint that an adapter is applied to.
         model: open_clip's name of the architecture, if no configuration lies beside the weights.
     """
-    return _open(source, _find(source), base, model)
+    return _open_source(source, _find_snapshot(source), base, model)
 
 
-def _open(
+def _open_source(
     source: str, snapshot: Snapshot | None, base: Checkpoint | None, model: str | None
 ) -> Checkpoint:
     """Open a checkpoint on disk, or that of a commit on the Hub."""
     address, part = split_part(source)
     path = local_path(address)
     if snapshot is not None:
-        path = _download(snapshot)
+        path = _download_snapshot(snapshot)
     elif path.is_dir():
         # models of other libraries hold it in a folder of their own
         files = (*path.glob("*"), *path.glob("*/*"))
@@ -104,7 +104,7 @@ def _open(
     return checkpoint
 
 
-def _find(name: str) -> Snapshot | None:
+def _find_snapshot(name: str) -> Snapshot | None:
     """Ask the Hub for the commit of a checkpoint, the only time in a run; ``None`` if it is on
     disk.
     """
@@ -132,7 +132,7 @@ def _not_found(name: str, path: Path) -> CheckpointError:
     )
 
 
-def _download(snapshot: Snapshot) -> Path:
+def _download_snapshot(snapshot: Snapshot) -> Path:
     """Download one set of weights and the small files beside it."""
     weights = _choose_weights(str(snapshot.hub_id), snapshot.files)
     folder, _, file = weights.rpartition("/")
@@ -178,7 +178,7 @@ def _only_weights(source: str, names: Sequence[str]) -> str:
 def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
     """Open a file of weights, or an index of shards; ``part`` names what is meant in it."""
     is_index = path.name.endswith(_INDICES)
-    files = _shards(path) if is_index else (path,)
+    files = _shard_files(path) if is_index else (path,)
     states = {file: file_state(file) for file in files}
     entries: dict[str, TensorEntry] = {}
     notes: list[str] = []
@@ -213,7 +213,7 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
     )
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
+def _shard_files(index: Path) -> tuple[Path, ...]:
     """The shards that an index names, which lie beside it."""
     content = read_side_json(index.parent, index.name) or {}
     weight_map = content.get("weight_map")

@@ -81,7 +81,7 @@ class Terminal(Progress):
         self._time_is_said = False
 
     @functools.cached_property
-    def _err(self) -> Console:
+    def _error_console(self) -> Console:
         return _make_console(sys.stderr.isatty(), stderr=True)
 
     def stage(self, name: str) -> None:
@@ -91,7 +91,7 @@ class Terminal(Progress):
         self._stage_begin = time.monotonic()
         self._time_is_said = False
         if self.verbose and not self._silent:
-            self._err.print(f"{self._stage} ...")
+            self._error_console.print(f"{self._stage} ...")
 
     def advance(self, done: float, total: float) -> None:
         """Move the progress bar of a terminal; elsewhere say once how long a long stage takes."""
@@ -120,7 +120,7 @@ class Terminal(Progress):
     def _start_bar(self) -> Bar:
         from rich.progress import Progress
 
-        self._bar = Progress(console=self._err, transient=True)
+        self._bar = Progress(console=self._error_console, transient=True)
         self._bar.add_task(self._stage)
         self._bar.start()
         return self._bar
@@ -130,7 +130,7 @@ class Terminal(Progress):
         from clipmerge.options import with_flags
 
         if not self._silent and not (self._quiet and kind == "note"):
-            self._err.print(f"{kind}: {with_flags(text)}")
+            self._error_console.print(f"{kind}: {with_flags(text)}")
 
     def warn(self, text: str) -> None:
         """Print a warning on stderr."""
@@ -142,7 +142,7 @@ class Terminal(Progress):
             self._bar.stop()
             self._bar = None
 
-    def result(
+    def print_result(
         self, record: Mapping[str, Any], human: Callable[[], RenderableType], last: str = ""
     ) -> None:
         """Print a result on stdout: as one JSON object, or for people, with a last line."""

@@ -32,7 +32,7 @@ def demo_command(
     from clipmerge.api.demo import demo
 
     record = demo(output, progress=terminal)
-    terminal.result(record, lambda: _accuracy_table(record))
+    terminal.print_result(record, lambda: _accuracy_table(record))
 
 
 def _accuracy_table(record: Json) -> RenderableType:

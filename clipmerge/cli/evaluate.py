@@ -27,7 +27,7 @@ def inspect_command(
     from clipmerge.api.inspect import inspect
 
     record = inspect(zeroshot, finetuned, progress=terminal).record
-    terminal.result(record, lambda: _layer_table(record))
+    terminal.print_result(record, lambda: _layer_table(record))
 
 
 def _layer_table(record: Json) -> RenderableType:
@@ -75,7 +75,7 @@ def evaluate_command(
     from clipmerge.api.evaluate import evaluate
 
     record = evaluate(checkpoint, data, progress=terminal, **options).record
-    terminal.result(record, lambda: _accuracy_table(record))
+    terminal.print_result(record, lambda: _accuracy_table(record))
 
 
 def _accuracy_table(record: Json) -> RenderableType:
@@ -124,4 +124,4 @@ def sweep_command(
         zeroshot, finetuned, id=id, ood=ood, output=output, progress=terminal, **options
     ).record
     last = f"Wrote {output} (page: {output / 'sweep.html'}, picture: {output / 'sweep.png'})."
-    terminal.result(record, lambda: sweep_summary(record), last)
+    terminal.print_result(record, lambda: sweep_summary(record), last)

@@ -38,10 +38,10 @@ def merge_command(
     if result.published is not None:
         data["published"] = result.published.model_dump()
         last += f" Published {result.published.url}."
-    terminal.result(data, lambda: _summary(record, terminal), last)
+    terminal.print_result(data, lambda: _render_summary(record, terminal), last)
 
 
-def _summary(record: Record, terminal: Terminal) -> RenderableType:
+def _render_summary(record: Record, terminal: Terminal) -> RenderableType:
     from clipmerge.report.terminal import summary
 
     return summary(record, verbose=terminal.verbose)
@@ -62,7 +62,7 @@ def plan_command(
 
     made = plan(zeroshot, finetuned, recipe, output=output, progress=terminal, **options)
     apply = shlex.join(["clipmerge", "apply", str(output), "--output", "DIR"])
-    terminal.result(
+    terminal.print_result(
         made.model_dump(mode="json"),
         lambda: decision_sentence(made),
         f"Wrote {output}; apply it with: {apply} .",
@@ -84,4 +84,4 @@ def apply_command(
     record = apply(plan_file, output=output, progress=terminal, **options).record
     if record is not None:
         last = f"Wrote {output} (report: {output / 'report.html'})."
-        terminal.result(record.as_json(), lambda: _summary(record, terminal), last)
+        terminal.print_result(record.as_json(), lambda: _render_summary(record, terminal), last)

@@ -31,6 +31,6 @@ def push_command(
     from clipmerge.publish.push import push
 
     published = push(folder, repo_id, private=private, license=license, progress=terminal)
-    terminal.result(
+    terminal.print_result(
         published.model_dump(), lambda: f"Published {published.url} at {published.commit}"
     )

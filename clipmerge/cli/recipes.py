@@ -56,7 +56,7 @@ def list_recipes(
             table.add_row("", "", f"({len(others)} others: clipmerge recipes list --all)")
         return table
 
-    terminal.result({"recipes": about, "needs_images": images}, table)
+    terminal.print_result({"recipes": about, "needs_images": images}, table)
 
 
 @recipes_command.callback()
@@ -80,7 +80,7 @@ def show_recipe(terminal: Terminal, name: _Name) -> None:
     from clipmerge.planning.recipe import load_recipe, recipe_text
 
     text = recipe_text(name)
-    terminal.result(load_recipe(name).model_dump(mode="json"), lambda: text.rstrip())
+    terminal.print_result(load_recipe(name).model_dump(mode="json"), lambda: text.rstrip())
 
 
 @recipes_command.command("copy")
@@ -100,4 +100,6 @@ def copy_recipe(
     if target.exists():
         raise OutputError(f"{target}: already exists; give another file")
     write_whole_file(target, text.encode())
-    terminal.result({"file": str(target)}, lambda: f"Wrote {target}; run it with --recipe {target}")
+    terminal.print_result(
+        {"file": str(target)}, lambda: f"Wrote {target}; run it with --recipe {target}"
+    )

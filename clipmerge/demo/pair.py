@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clipmerge.demo import data as demo_data
 from clipmerge.demo.data import SHIFTS
-from clipmerge.files.staging import refuse_existing, staged
+from clipmerge.files.staging import refuse_existing, stage_output
 from clipmerge.images.digits import CLASS_NAMES, as_images, digits_as_rgb
 
 #: The weights of both models in 16 bits, and the files beside them in ``files``.
@@ -50,7 +50,7 @@ def prepare(folder: Path) -> DemoPair:
     if not _is_finished(folder):
         if folder.exists():
             refuse_existing(folder, _MANIFEST, overwrite=True)
-        with staged(folder, overwrite=True) as stage:
+        with stage_output(folder, overwrite=True) as stage:
             _write_models_and_images(stage)
             (stage / _MANIFEST).write_text(_manifest_text(), encoding="utf-8")
     return pair

@@ -103,7 +103,7 @@ class Scorer:
         # the texts of captions that each point's images are compared with at the end
         texts: dict[tuple[str, int], Tensor] = {}
         parts = []
-        for number, load in self._loads(moves, sources, progress):
+        for number, load in self._batches_by_load(moves, sources, progress):
             for name, start, pixels in load:
                 features = self._text_features(name)
                 if isinstance(sources[name], CaptionedImages):
@@ -118,7 +118,9 @@ class Scorer:
             values[name, number].append(part)
         return {
             name: [
-                _outcome(images, np.concatenate(values[name, number]), texts.get((name, number)))
+                _make_outcome(
+                    images, np.concatenate(values[name, number]), texts.get((name, number))
+                )
                 for number in range(len(moves))
             ]
             for name, images in sources.items()
@@ -165,7 +167,7 @@ class Scorer:
             return features.cpu().numpy()
         return self._classifiers[name].logits(features, texts).argmax(dim=1).cpu().numpy()
 
-    def _loads(
+    def _batches_by_load(
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
     ) -> Iterator[tuple[int, list[_SourceBatch]]]:
         """This process's batches at every point: the point's number and some batches, until all
@@ -192,7 +194,7 @@ class Scorer:
                 yield name, number * size, pixels
 
 
-def _outcome(images: Images, values: NDArray[Any], texts: Tensor | None) -> Outcome:
+def _make_outcome(images: Images, values: NDArray[Any], texts: Tensor | None) -> Outcome:
     if isinstance(images, LabelledImages):
         return Outcome(values, values == np.asarray(images.labels))
     from clipmerge.evaluation.recall import retrieve

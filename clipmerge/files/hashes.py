@@ -47,10 +47,10 @@ def require_unchanged(states: dict[Path, FileState]) -> None:
         except OSError:
             is_same = False
         if not is_same:
-            raise changed_error(file)
+            raise error_of_changed_file(file)
 
 
-def changed_error(file: Path) -> CheckpointError:
+def error_of_changed_file(file: Path) -> CheckpointError:
     """The error for a file that changed meanwhile."""
     return CheckpointError(
         f"{file}: changed while it was read, or could not be read to its end; run again when"

@@ -151,7 +151,7 @@ def _read_json_object(path: Path) -> Json:
 
 
 @contextlib.contextmanager
-def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def stage_output(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a folder to write into, and move it to ``output`` if the block succeeds.
 
     However the process ends, ``output`` is absent, the old one, or the complete new one. What a

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from clipmerge.errors import DataError, counted, shorten
-from clipmerge.images.image_set import Opened
+from clipmerge.images.image_set import OpenedSource
 from clipmerge.images.registry import DEFAULT_TEMPLATE, imagenet_names
 from clipmerge.types import Json, Names, Shape
 
@@ -25,7 +25,7 @@ _UNLABELLED = (-1, None)
 _DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
-def name_classes(opened: Opened, given_names: ClassNames) -> tuple[Shape, Names, Names]:
+def name_classes(opened: OpenedSource, given_names: ClassNames) -> tuple[Shape, Names, Names]:
     """Name the classes of a source: labels, one name per class, and notes for the user.
 
     Names that are given in a list belong to numbers by their order. Where the source has names of
@@ -79,7 +79,7 @@ def _assign_given_names(
     return labels, _check_names(title, data, numbers), notes
 
 
-def _number_classes(opened: Opened) -> tuple[Shape, Names | None]:
+def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
     """The class of each image, its number or the order of its text; and the names of the classes,
     ``None`` for bare numbers.
     """

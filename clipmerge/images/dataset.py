@@ -13,7 +13,7 @@ from clipmerge.images.image_set import (
     CaptionedImages,
     Columns,
     LabelledImages,
-    Opened,
+    OpenedSource,
     number_texts,
 )
 from clipmerge.images.registry import KnownSet, find_known, known_sets
@@ -53,13 +53,13 @@ def open_images(
         address = str(source)
         if isinstance(source, str):
             known, address = find_known(source)
-        opened = _open(address, columns)
+        opened = _open_source(address, columns)
     if not len(opened.values):
         raise DataError(f"{opened.title}: holds no images")
     captioned = opened.captioned
     if captioned is None:
         captioned = _look_like_captions(opened)
-    return _captioned(opened, classes) if captioned else _labelled(opened, classes, known)
+    return _with_captions(opened, classes) if captioned else _with_labels(opened, classes, known)
 
 
 def require_labelled(images: LabelledImages | CaptionedImages) -> LabelledImages:
@@ -72,7 +72,7 @@ def require_labelled(images: LabelledImages | CaptionedImages) -> LabelledImages
     return images
 
 
-def _open(title: str, columns: Columns) -> Opened:
+def _open_source(title: str, columns: Columns) -> OpenedSource:
     """Open a folder, files, or a data set on the Hub."""
     if not title.strip():  # as a path it would be the working directory
         raise DataError(
@@ -114,7 +114,7 @@ def _open(title: str, columns: Columns) -> Opened:
     return load_folder(title, path, columns)
 
 
-def _look_like_captions(opened: Opened) -> bool:
+def _look_like_captions(opened: OpenedSource) -> bool:
     """Whether images come with captions and not classes, by the look of the values: lists, or texts
     of several words each, most of which differ.
     """
@@ -128,7 +128,7 @@ def _look_like_captions(opened: Opened) -> bool:
     return words >= _WORDS_OF_A_CAPTION * len(values) and 2 * len(set(values)) > len(values)
 
 
-def _captioned(opened: Opened, classes: ClassNames) -> CaptionedImages:
+def _with_captions(opened: OpenedSource, classes: ClassNames) -> CaptionedImages:
     """Images with the captions of each, a text or those of a list, without empty ones."""
     captions: list[Names] = []
     empty: list[str] = []
@@ -162,7 +162,9 @@ def _captioned(opened: Opened, classes: ClassNames) -> CaptionedImages:
     )
 
 
-def _labelled(opened: Opened, classes: ClassNames, known: KnownSet | None) -> LabelledImages:
+def _with_labels(
+    opened: OpenedSource, classes: ClassNames, known: KnownSet | None
+) -> LabelledImages:
     """Images with the number of the class of each, and the classes' names."""
     if known:
         opened = known.describe(opened)

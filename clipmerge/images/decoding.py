@@ -51,7 +51,7 @@ def open_picture(
     notes = set() if notes is None else notes
     path = f" ({encoded})" if isinstance(encoded, str) and encoded not in name else ""
     try:
-        image = _open(encoded)
+        image = _open_encoded(encoded)
         if max(image.size) > _MAX_STRETCHED * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels, too long and thin")
         written_as = image.format
@@ -101,7 +101,7 @@ def change_notes(source: str, changes: set[str]) -> tuple[str, ...]:
     return tuple(f"{source}: {text}" for key, text in sentences.items() if key in changes)
 
 
-def _open(encoded: Encoded) -> Image:
+def _open_encoded(encoded: Encoded) -> Image:
     """Open a picture of any size in pixels, by its content and not by its name."""
     from PIL import Image
 

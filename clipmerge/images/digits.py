@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from clipmerge.images.image_set import Opened, Pictures
+from clipmerge.images.image_set import OpenedSource, Pictures
 
 #: Words for the digits 0 to 9.
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -47,11 +47,11 @@ def as_images(pixels: Tensor) -> list[Image.Image]:
     return list(map(Image.fromarray, channels_last))
 
 
-def load_digits() -> Opened:
+def load_digits() -> OpenedSource:
     """All digits as a source of images, light on dark."""
     ink, labels = read_digits()
     images = as_images(ink)
-    return Opened(
+    return OpenedSource(
         "digits",
         Pictures(images.__getitem__, "digits, image {}".format, range(len(images))),
         labels.tolist(),

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from clipmerge.errors import DataError, counted, shorten
-from clipmerge.images.image_set import Columns, Opened, picture_files
+from clipmerge.images.image_set import Columns, OpenedSource, picture_files
 from clipmerge.types import Names
 
 IMAGE_SUFFIXES = frozenset(
@@ -24,7 +24,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def load_folder(title: str, folder: Path, columns: Columns) -> Opened:
+def load_folder(title: str, folder: Path, columns: Columns) -> OpenedSource:
     """List the pictures of a folder without opening any.
 
     The classes are its subfolders, with the pictures inside them at any depth; a folder without
@@ -53,10 +53,10 @@ def load_folder(title: str, folder: Path, columns: Columns) -> Opened:
     if others:
         kinds = shorten(f"{count} {kind}" for kind, count in others.most_common())
         notes = (f"{title}: not read, because they are no images: {kinds}",)
-    return Opened(title, picture_files(paths), labels, captioned=False, notes=notes)
+    return OpenedSource(title, picture_files(paths), labels, captioned=False, notes=notes)
 
 
-def _load_captions(title: str, folder: Path) -> Opened:
+def _load_captions(title: str, folder: Path) -> OpenedSource:
     """Read the text beside each picture of a folder and of all inside it, one caption per line."""
     paths, _ = _list_files(folder)
     texts = [path.with_suffix(".txt") for path in paths]
@@ -74,7 +74,7 @@ def _load_captions(title: str, folder: Path) -> Opened:
             " image, to the same name in .txt"
         )
     captions = [caption_lines(text.read_text("utf-8", "replace")) for text in texts]
-    return Opened(title, picture_files(list(map(str, paths))), captions, captioned=True)
+    return OpenedSource(title, picture_files(list(map(str, paths))), captions, captioned=True)
 
 
 def caption_lines(text: str) -> list[str]:

@@ -77,7 +77,7 @@ def picture_files(paths: Sequence[str]) -> Pictures:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedSource:
     """A source, opened: no picture has been read, and its labels or captions are as they stand
     there.
     """

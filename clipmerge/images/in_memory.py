@@ -10,7 +10,7 @@ import numpy as np
 
 from clipmerge.errors import DataError
 from clipmerge.images.decoding import Encoded
-from clipmerge.images.image_set import CAPTION_NAMES, LABEL_NAMES, Columns, Opened, Pictures
+from clipmerge.images.image_set import CAPTION_NAMES, LABEL_NAMES, Columns, OpenedSource, Pictures
 from clipmerge.images.tables import load_dataset, load_files
 from clipmerge.types import Names
 
@@ -19,7 +19,7 @@ _IMAGES = ("pixel_values", "image", "images", "pixels")
 _SHOWN = 8
 
 
-def load_in_memory(data: Any, columns: Columns) -> Opened:
+def load_in_memory(data: Any, columns: Columns) -> OpenedSource:
     """Open pictures in memory, or a list of files."""
     title = f"{type(data).__name__} in memory"
     if hasattr(data, "features") and hasattr(data, "num_rows"):
@@ -46,9 +46,9 @@ def load_in_memory(data: Any, columns: Columns) -> Opened:
             f"{title}: its items are not (image, label) or (image, caption) pairs, or mappings of"
             " these names"
         )
-    return Opened(
+    return OpenedSource(
         title=title,
-        pictures=_pictures(title, data),
+        pictures=_pictures_of_items(title, data),
         values=[_as_label(title, label) for label in labels],
         captioned=columns.captioned,
         class_names=_class_names(data),
@@ -66,19 +66,19 @@ def _class_names(data: Any) -> Names | None:
 
 
 def _image_of(item: Any) -> Any:
-    return _named(item, _IMAGES) if isinstance(item, Mapping) else item[0]
+    return _first_named(item, _IMAGES) if isinstance(item, Mapping) else item[0]
 
 
 def _label_of(item: Any, columns: Columns) -> Any:
     """The label or the captions of an item; ``None`` if it has neither."""
     if isinstance(item, Mapping):
         wanted = columns.caption or columns.label
-        return _named(item, (wanted,) if wanted else (*LABEL_NAMES, *CAPTION_NAMES))
+        return _first_named(item, (wanted,) if wanted else (*LABEL_NAMES, *CAPTION_NAMES))
     is_pair = isinstance(item, (tuple, list)) and len(item) > 1
     return item[1] if is_pair else None
 
 
-def _named(item: Mapping[str, Any], names: Names) -> Any:
+def _first_named(item: Mapping[str, Any], names: Names) -> Any:
     return next((item[name] for name in names if name in item), None)
 
 
@@ -96,7 +96,7 @@ def _as_label(title: str, label: Any) -> Any:
     return int(values.item())
 
 
-def _pictures(title: str, data: Any) -> Pictures:
+def _pictures_of_items(title: str, data: Any) -> Pictures:
     """Pictures by position. Floats are preprocessed already, unless all of some that are looked at
     are within [0, 1], which no normalised photograph is.
     """

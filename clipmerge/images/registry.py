@@ -18,7 +18,7 @@ import yaml
 
 from clipmerge.errors import UsageError, did_you_mean
 from clipmerge.files import local_path
-from clipmerge.images.image_set import Opened
+from clipmerge.images.image_set import OpenedSource
 from clipmerge.types import Names, Shape
 
 _HERE = Path(__file__).parent
@@ -72,7 +72,7 @@ class KnownSet:
         rows = range(IMAGENET_CLASSES) if self.rows == "all" else self.rows
         return tuple((row,) if isinstance(row, int) else tuple(row) for row in rows)
 
-    def describe(self, opened: Opened) -> Opened:
+    def describe(self, opened: OpenedSource) -> OpenedSource:
         """Replace the opened set's class names and templates by those known here, if these are
         used.
         """

@@ -14,7 +14,7 @@ from typing import Any
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files import replace_bytes, user_cache
 from clipmerge.hub import as_hub_errors
-from clipmerge.images.image_set import Columns, Opened
+from clipmerge.images.image_set import Columns, OpenedSource
 from clipmerge.images.tables import READERS, load_files, one_line
 from clipmerge.images.tar import TEXTS
 
@@ -39,15 +39,15 @@ def holds_tables(folder: Path) -> bool:
     )
 
 
-def load_repository(title: str, folder: Path, columns: Columns, split: str | None) -> Opened:
+def load_repository(title: str, folder: Path, columns: Columns, split: str | None) -> OpenedSource:
     """Open a split of a folder of tables or tar files, laid out as a repository on the Hub is."""
     names = [str(file.relative_to(folder)) for file in folder.rglob("[!.]*.*")]
-    splits = _by_split(names, {".tar"}) or _by_split(names, READERS)
+    splits = _files_by_split(names, {".tar"}) or _files_by_split(names, READERS)
     _, files = _choose_split(title, splits, split)
     return load_files(title, [str(folder / file) for file in files], columns)
 
 
-def load_from_hub(title: str, columns: Columns) -> Opened:
+def load_from_hub(title: str, columns: Columns) -> OpenedSource:
     """Open ``hf://datasets/ORG/NAME[@REVISION][:[CONFIG/]SPLIT]``: the split is downloaded into the
     Hub's cache or that of `datasets`, and read from there; offline what was read last.
     """
@@ -61,7 +61,7 @@ def load_from_hub(title: str, columns: Columns) -> Opened:
     last = user_cache("datasets") / f"{sha256(title.encode()).hexdigest()}.json"
     if not constants.HF_HUB_OFFLINE:
         with as_hub_errors(f"opening {title}"):
-            downloaded = _download(title, *match.groups())
+            downloaded = _download_split(title, *match.groups())
         replace_bytes(last, json.dumps(downloaded).encode())
     elif not last.is_file():
         raise DataError(f"{title}: was not opened before; unset HF_HUB_OFFLINE to download it")
@@ -69,7 +69,7 @@ def load_from_hub(title: str, columns: Columns) -> Opened:
     return replace(load_files(title, files, columns), revision=commit)
 
 
-def _download(
+def _download_split(
     title: str, repo: str, revision: str | None, config: str | None, split: str | None
 ) -> tuple[str | None, list[str]]:
     """Download a split: the commit to which the revision points now, and the tar files, or the
@@ -79,7 +79,7 @@ def _download(
 
     about = HfApi().dataset_info(repo, revision=revision)
     names = [file.rfilename for file in about.siblings or ()]
-    splits = _by_split(names, {".tar"})
+    splits = _files_by_split(names, {".tar"})
     if splits:
         _, files = _choose_split(title, splits, split)
         folder = snapshot_download(
@@ -100,7 +100,7 @@ def _download(
     return about.sha, [file["filename"] for file in table.cache_files]
 
 
-def _by_split(names: Iterable[str], suffixes: Collection[str]) -> dict[str, list[str]]:
+def _files_by_split(names: Iterable[str], suffixes: Collection[str]) -> dict[str, list[str]]:
     """Files of these kinds by split: by the word for one in their names, or by their folder; in the
     order of their numbers.
     """

@@ -69,9 +69,9 @@ def split_images(
     # halves are rounded up, unlike in round(): a fifth of three to seven images is always one
     aside = min(wanted, int(len(sampled) * test + 0.5))
     if images.labels_are_classes:
-        judge = _same_share(images.labels, sampled.labels, aside, seed)
+        judge = _pick_same_share(images.labels, sampled.labels, aside, seed)
     else:
-        judge = _whole_groups(sampled.labels, aside, seed)
+        judge = _pick_whole_groups(sampled.labels, aside, seed)
     others = sorted(set(range(len(sampled))) - set(judge))
     labels = [sampled.labels[at] for at in others]
     choose = [others[at] for at in held_out_positions(labels, val, seed)]
@@ -90,7 +90,7 @@ def split_images(
     )
 
 
-def only_judged(images: Images, count: int, seed: int) -> Split[Images]:
+def sample_for_judging(images: Images, count: int, seed: int) -> Split[Images]:
     """Sample images that judge a merge for which nothing is measured."""
     drawn = images.sample(count, seed)
     return split_shift(drawn, seed, chooses=False)
@@ -103,7 +103,7 @@ def split_shift(images: Images, seed: int, *, chooses: bool) -> Split[Images]:
     alone, notes = without_copies(images)
     choose: list[int] = []
     if chooses and images.labels_are_classes and len(alone) >= _FEWEST:
-        choose = _same_share(alone.labels, alone.labels, len(alone) // 2, seed)
+        choose = _pick_same_share(alone.labels, alone.labels, len(alone) // 2, seed)
     judge = sorted(set(range(len(alone))) - set(choose))
     return Split(
         train=None,
@@ -138,7 +138,7 @@ def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[i
     return sorted(sorted(order, key=ranks.__getitem__)[:count])
 
 
-def _same_share(available: Shape, labels: Shape, count: int, seed: int) -> list[int]:
+def _pick_same_share(available: Shape, labels: Shape, count: int, seed: int) -> list[int]:
     """Pick the same share of every class of a sample, ascending; classes of which the source has
     one image learn from it, and the only one of a class in the sample is picked last.
     """
@@ -168,7 +168,7 @@ def _places_in_class(order: Iterable[int], labels: Sequence[int]) -> Iterator[tu
         yield at, seen[label], sizes[label]
 
 
-def _whole_groups(labels: Shape, count: int, seed: int) -> list[int]:
+def _pick_whole_groups(labels: Shape, count: int, seed: int) -> list[int]:
     """Pick at most ``count`` images at random, ascending, all of one label or none: a caption that
     was seen would be known.
     """

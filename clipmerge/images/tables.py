@@ -20,7 +20,7 @@ from clipmerge.images.image_set import (
     CAPTION_NAMES,
     LABEL_NAMES,
     Columns,
-    Opened,
+    OpenedSource,
     Pictures,
     picture_files,
 )
@@ -40,7 +40,7 @@ _LONGEST_LINE = 1 << 24
 
 def load_files(
     title: str, files: Sequence[str], columns: Columns, folder: Path | None = None
-) -> Opened:
+) -> OpenedSource:
     """Open one table or tar file, or several of a kind as one. Names of files in a table start from
     ``folder``, by default the table's own.
     """
@@ -63,7 +63,7 @@ def load_files(
     return _open_table(title, table.schema, table.select, columns, folder or Path(files[0]).parent)
 
 
-def load_dataset(title: str, data: Any, columns: Columns) -> Opened:
+def load_dataset(title: str, data: Any, columns: Columns) -> OpenedSource:
     """Open a `datasets.Dataset`, in memory or mapped from a disk."""
     select = data.with_format("arrow").select_columns
     return _open_table(title, data.features.arrow_schema, select, columns, Path())
@@ -139,7 +139,7 @@ def _open_table(
     select: Callable[[list[str]], Any],
     columns: Columns,
     folder: Path,
-) -> Opened:
+) -> OpenedSource:
     """Read labels or captions now, and pictures when they are needed.
 
     Args:
@@ -159,10 +159,10 @@ def _open_table(
             files, values = _join_captions(files, values)
         pictures = picture_files(files)
     else:
-        pictures = _pictures(title, images, len(values))
+        pictures = _pictures_of_rows(title, images, len(values))
     if not captioned:
         values = [None if value == "" else value for value in values]  # an empty cell of a CSV
-    return Opened(
+    return OpenedSource(
         title=title,
         pictures=pictures,
         values=values,
@@ -183,7 +183,7 @@ def _class_names(schema: pa.Schema) -> dict[str, Names]:
     }
 
 
-def _pictures(title: str, images: Any, count: int) -> Pictures:
+def _pictures_of_rows(title: str, images: Any, count: int) -> Pictures:
     """The pictures of a table of one column, by row."""
 
     def name(row: int) -> str:

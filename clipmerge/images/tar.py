@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from clipmerge.errors import DataError, shorten
 from clipmerge.images.folder import IMAGE_SUFFIXES, caption_lines, is_hidden
-from clipmerge.images.image_set import CAPTION_NAMES, LABEL_NAMES, Columns, Opened, Pictures
+from clipmerge.images.image_set import CAPTION_NAMES, LABEL_NAMES, Columns, OpenedSource, Pictures
 from clipmerge.types import Names
 
 #: Texts that CLIP_benchmark writes beside the archives of a data set.
@@ -40,7 +40,7 @@ class Member(NamedTuple):
         return content
 
 
-def load_tars(title: str, archives: Sequence[str], columns: Columns) -> Opened:
+def load_tars(title: str, archives: Sequence[str], columns: Columns) -> OpenedSource:
     """Index tar files as one source, with the texts beside them or in the folder above."""
     class_names, templates, kind = (_text_beside(Path(archives[0]), name) for name in TEXTS)
     if kind == ("retrieval",) and columns.captioned is None:
@@ -48,7 +48,7 @@ def load_tars(title: str, archives: Sequence[str], columns: Columns) -> Opened:
     images: list[Member] = []
     values: list[Any] = []
     for archive in archives:
-        for key, samples in groupby(_members(archive), key=itemgetter(0)):
+        for key, samples in groupby(_read_members(archive), key=itemgetter(0)):
             files = {ending: member for _, ending, member in samples}
             where = f"{archive}, {key}"
             images.append(_image_of(where, files, columns.image))
@@ -59,7 +59,7 @@ def load_tars(title: str, archives: Sequence[str], columns: Columns) -> Opened:
             f"{title}: its images have no .cls, .json or .txt with a label beside them, and are not"
             " in class folders"
         )
-    return Opened(
+    return OpenedSource(
         title,
         Pictures(
             lambda at: images[at].read(),
@@ -83,7 +83,7 @@ def _text_beside(archive: Path, name: str) -> Names:
     return ()
 
 
-def _members(archive: str) -> Iterator[tuple[str, str, Member]]:
+def _read_members(archive: str) -> Iterator[tuple[str, str, Member]]:
     """The files of an archive: their key, which those of one sample share, their ending, and where
     they lie.
     """

@@ -17,7 +17,7 @@ from clipmerge.learning.objective import FORWARD, PROMPTS_A_GRADIENT, HeldOut, O
 from clipmerge.learning.train import LearningOptions, train
 from clipmerge.models.classifier import draw_prompts
 from clipmerge.models.passes import passes
-from clipmerge.planning.measurements import HeldBackChoice
+from clipmerge.planning.measurements import BackoffChoice
 from clipmerge.stats import class_weights, paired_mean_and_error
 
 #: Shares of the way from the learned point to the fine-tuned model that are tried, in order.
@@ -109,7 +109,7 @@ def accuracies_on_val(objective: Objective, options: LearningOptions) -> Tensor:
 
 def choose(
     objective: Objective, coefficients: Coefficients, options: LearningOptions
-) -> HeldBackChoice:
+) -> BackoffChoice:
     """Move the coefficients to the choice of the images ``objective.val`` and ``objective.ood``.
 
     If nothing between the learned and the fine-tuned point keeps the accuracy, they become the
@@ -127,7 +127,7 @@ def choose(
     chosen, finetuned = choose_backoff(look_at, options.max_loss, by_ood=bool(objective.ood))
     coefficients.take(chosen.backoff)
     _, error = chosen.loss_against(finetuned)
-    return HeldBackChoice(
+    return BackoffChoice(
         images=len(chosen.accuracies),
         training_images=len(objective.images),
         alpha=1.0 if chosen.backoff == _FINETUNED else None,
@@ -142,7 +142,7 @@ def choose(
 
 
 @dataclass(frozen=True)
-class Learned:
+class LearningResult:
     """The result of learning.
 
     Attributes:
@@ -151,7 +151,7 @@ class Learned:
     """
 
     trace: list[list[float]]
-    choice: HeldBackChoice | None = None
+    choice: BackoffChoice | None = None
 
 
 def learn(
@@ -161,7 +161,7 @@ def learn(
     *,
     units: Mapping[str, float] | None = None,
     find_sparse: Callable[[], tuple[Sequence[str], float]] | None = None,
-) -> Learned:
+) -> LearningResult:
     """Learn coefficients, and move them to the choice of the images ``objective.val``, if any.
 
     Args:
@@ -177,9 +177,9 @@ def learn(
         coefficients.make_sparse(*find_sparse(), objective.seed)
     trace = train(objective, coefficients, options, units)
     if objective.val is None:
-        return Learned(trace)
+        return LearningResult(trace)
     choice = choose(objective, coefficients, options)
     coefficients.place()
     last = trace[-max(1, len(trace) // 10) :]  # the last steps, of little rate
     accuracy = sum(losses[1] for losses in last) / len(last)
-    return Learned(trace, choice.replace(train_accuracy=accuracy))
+    return LearningResult(trace, choice.replace(train_accuracy=accuracy))

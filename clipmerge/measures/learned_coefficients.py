@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from clipmerge.learning.choose import Learned, learn
+from clipmerge.learning.choose import LearningResult, learn
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.train import LearningOptions
-from clipmerge.planning.measurements import HeldBackChoice, Measurements, Statistic
+from clipmerge.planning.measurements import BackoffChoice, Measurements, Statistic
 from clipmerge.plugins import with_options_of
 from clipmerge.types import Names
 
@@ -55,7 +55,7 @@ def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
     return learned_measurements("learned-coefficients", objective, coefficients, learned)
 
 
-def _overfitting_notes(choice: HeldBackChoice | None) -> Names:
+def _overfitting_notes(choice: BackoffChoice | None) -> Names:
     """A note if the images that learning saw are recognised far more often than those held back."""
     if choice is None or choice.train_accuracy is None:
         return ()
@@ -69,7 +69,7 @@ def _overfitting_notes(choice: HeldBackChoice | None) -> Names:
 
 
 def learned_measurements(
-    name: str, objective: Objective, coefficients: Coefficients, learned: Learned
+    name: str, objective: Objective, coefficients: Coefficients, learned: LearningResult
 ) -> Measurements:
     """Make measurements from the result of learning.
 

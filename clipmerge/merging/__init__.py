@@ -166,7 +166,7 @@ def bind_mask(name: str, density: float, options: Json, **filled_in: Any) -> Rul
     if "density" in inspect.signature(function).parameters:
         given["density"] = density
     checked = check_options("masks", name, given)
-    wanted = _wanted_by(function, {**checked, **filled_in})
+    wanted = _arguments_for(function, {**checked, **filled_in})
     return partial(function, **wanted)
 
 
@@ -178,11 +178,11 @@ def bind_combination(
     """
     function = load_plugin("combinations", name)
     checked = check_options("combinations", name, options)
-    wanted = _wanted_by(function, {**checked, "key": key, "sparsify": sparsify})
+    wanted = _arguments_for(function, {**checked, "key": key, "sparsify": sparsify})
     return partial(function, weights=tuple(weights), **wanted)
 
 
-def _wanted_by(function: Callable[..., Any], available: Json) -> Json:
+def _arguments_for(function: Callable[..., Any], available: Json) -> Json:
     parameters = inspect.signature(function).parameters
     wanted = {}
     for name, value in available.items():

@@ -116,7 +116,7 @@ class Statistic(StatisticAbout):
         return StatisticAbout(**{name: getattr(self, name) for name in StatisticAbout.model_fields})
 
 
-class HeldBackChoice(Frozen):
+class BackoffChoice(Frozen):
     """How far images held back from learning chose to go from what was learned to fine-tuned.
 
     Attributes:
@@ -148,7 +148,7 @@ class HeldBackChoice(Frozen):
     finetuned_ood_accuracy: float | None = None
 
 
-def takes_learned(trace: Mapping[str, Sequence[float]], choice: HeldBackChoice | None) -> bool:
+def takes_learned(trace: Mapping[str, Sequence[float]], choice: BackoffChoice | None) -> bool:
     """Whether a merge takes learned coefficients, not one alpha for all weights."""
     return any(trace.values()) and not (choice and choice.alpha is not None)
 
@@ -182,7 +182,7 @@ class Measurements(Frozen):
     checks: dict[str, Check] = Field(default_factory=dict)
     notes: Names = ()
     trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
-    choice: HeldBackChoice | None = None
+    choice: BackoffChoice | None = None
     coefficients: SkipJsonSchema[Json] = Field(default_factory=dict, exclude=True, repr=False)
     gradients: SkipJsonSchema[Json] = Field(default_factory=dict, exclude=True, repr=False)
     tensors: SkipJsonSchema[dict[str, Json]] = Field(default_factory=dict, exclude=True, repr=False)

@@ -112,7 +112,7 @@ class LayerPlan(Frozen):
     mask_options: Json = Field(default_factory=dict)
     parameters: dict[str, Json] = Field(default_factory=dict)
 
-    def overridden(self, override: Override) -> LayerPlan:
+    def with_override(self, override: Override) -> LayerPlan:
         """The settings after an override of the recipe that names this layer."""
         entry = self
         if override.alpha is not None:

@@ -15,9 +15,9 @@ from clipmerge.errors import OutputError, shorten
 from clipmerge.files.staging import RECORD
 from clipmerge.planning import Frozen
 from clipmerge.planning.measurements import (
+    BackoffChoice,
     CalibrationRecord,
     Check,
-    HeldBackChoice,
     LossPath,
     StatisticAbout,
 )
@@ -114,7 +114,7 @@ def finetuned_names(count: int) -> list[str]:
     return [f"fine-tuned {number + 1}" for number in range(count)]
 
 
-class Measured(Frozen):
+class Findings(Frozen):
     """What was found on the way to the plan; empty if the method decides without looking.
 
     Attributes:
@@ -136,7 +136,7 @@ class Measured(Frozen):
     statistics: dict[str, StatisticAbout] = Field(default_factory=dict)
     path: LossPath | None = None
     trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
-    choice: HeldBackChoice | None = None
+    choice: BackoffChoice | None = None
     checks: dict[str, Check] = Field(default_factory=dict)
     straggler_statistic: str | None = None
     straggler_scores: dict[str, dict[str, float]] = Field(default_factory=dict)
@@ -172,7 +172,7 @@ class Record(Frozen):
     classifier: bool = False
     plan: Plan
     measurements: dict[str, dict[str, float]] = Field(default_factory=dict)
-    measured: Measured = Measured()
+    measured: Findings = Findings()
     calibration: CalibrationRecord | None = None
     verdict: Verdict | None = None
     warnings: Names = ()

@@ -25,7 +25,7 @@ _FRESH = {".gitattributes", CARD}
 _STALE = ["*.safetensors", "*.safetensors.index.json"]
 
 
-class Published(Frozen):
+class PushResult(Frozen):
     """The place of a published model: its page, ``org/name`` and the commit."""
 
     url: str
@@ -40,7 +40,7 @@ def push(
     private: bool = False,
     license: str | None = None,
     progress: Progress | None = None,
-) -> Published:
+) -> PushResult:
     """Check an output folder and publish its files, in one commit or none; others stay where they
     are.
 
@@ -85,7 +85,7 @@ def push(
             delete_patterns=_STALE,
             commit_message="Upload a model merged with clipmerge",
         )
-    return Published(url=f"{api.endpoint}/{repo_id}", repo_id=repo_id, commit=commit.oid)
+    return PushResult(url=f"{api.endpoint}/{repo_id}", repo_id=repo_id, commit=commit.oid)
 
 
 def check_access(repo_id: str) -> HfApi:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from clipmerge.planning.plan import LayerPlan
 from clipmerge.planning.record import Record, Verdict
-from clipmerge.report.wording import points_of
+from clipmerge.report.wording import recipes_and_points
 from clipmerge.types import Json
 
 CURVE, INK, MUTED, GRID = "#1f6fb2", "#1b1f24", "#59626d", "#eceff2"
@@ -120,7 +120,7 @@ def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
 @rc_context(_STYLE)
 def sweep_figure(record: Json) -> Figure:
     """The alpha curve, and every recipe or checkpoint as a point; thin lines are intervals."""
-    points = points_of(record)
+    points = recipes_and_points(record)
     figure = Figure((_WIDTH, 4.2 + 0.25 * len(points)))
     axes = figure.add_subplot()
     curve = record["curve"]

@@ -67,13 +67,13 @@ def model_card(record: Record, *, repo_id: str | None = None, license: str | Non
         "judged": None,
     }
     if any(source.revision for source in record.plan.checkpoints):
-        values["bases"] = _repositories(record)
+        values["bases"] = _hub_repositories(record)
     if record.verdict:
-        values["judged"] = _judged(record)
+        values["judged"] = _card_fields(record)
     return render("card.md.j2", values)
 
 
-def _repositories(record: Record) -> list[str]:
+def _hub_repositories(record: Record) -> list[str]:
     """The models on the Hub that were merged."""
     from clipmerge.hub import parse_hub_id
 
@@ -85,7 +85,7 @@ def _repositories(record: Record) -> list[str]:
     return repositories
 
 
-def _judged(record: Record) -> dict[str, Any]:
+def _card_fields(record: Record) -> dict[str, Any]:
     """What the card tells of the verdict, and prompts of classes that were judged."""
     assert record.verdict is not None
     datasets = {}
@@ -120,7 +120,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         optimized=False,  # folding constants takes a quarter of the time to compile
     )
-    environment.filters |= {"base64": b64encode, "cell": _cell, "flags": mark_code}
+    environment.filters |= {"base64": b64encode, "cell": _cell_text, "flags": mark_code}
     return environment.get_template(template).render(values)
 
 
@@ -136,7 +136,7 @@ def mark_code(text: str) -> Markup:
     return Markup(_CODE.sub(r"<code>\1</code>", str(escape(with_flags(text)))))
 
 
-def _cell(value: object) -> str:
+def _cell_text(value: object) -> str:
     """Escape a value for one cell or line of Markdown, so that it is neither markup nor HTML."""
     text = " ".join(str(value).split())
     text = text.replace("&", "&amp;")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipmerge.report.pages import render
-from clipmerge.report.wording import Table, points_of, signed
+from clipmerge.report.wording import Table, recipes_and_points, signed
 from clipmerge.types import Json
 
 
@@ -26,7 +26,7 @@ def sweep_sentence(record: Json) -> str:
 
     A recipe is recommended only if it surely gains, and does not lose too much on the target.
     """
-    points = points_of(record)
+    points = recipes_and_points(record)
     judged = [row for row in points if row["gain_interval"]]
     if not judged:
         best = max(points or record["curve"], key=_mean_ood_accuracy)
@@ -68,7 +68,7 @@ def sweep_table(record: Json) -> Table:
     points = {}
     for row in record["curve"]:
         points[curve_name(record, row["alpha"])] = row
-    for row in points_of(record):
+    for row in recipes_and_points(record):
         points[row["name"]] = row
     table = []
     for head, row in points.items():
@@ -95,7 +95,11 @@ def _gain_cell(row: Json, unit: str = "") -> str:
 
 def sweep_notes(record: Json) -> list[str]:
     """Why a point has no gain or no interval."""
-    return [f"{row['name']}: {row['gain_note']}." for row in points_of(record) if row["gain_note"]]
+    return [
+        f"{row['name']}: {row['gain_note']}."
+        for row in recipes_and_points(record)
+        if row["gain_note"]
+    ]
 
 
 def sweep_page(record: Json, picture: bytes) -> str:

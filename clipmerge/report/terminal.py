@@ -22,7 +22,7 @@ def summary(record: Record, *, verbose: bool = False) -> RenderableType:
     if record.verdict:
         advice, colon, why = with_flags(record.verdict.sentence).partition(":")
         sentence = Text.assemble((advice + colon, "bold"), why)
-        lines += [sentence, _table(*verdict_table(record.verdict))]
+        lines += [sentence, _render_table(*verdict_table(record.verdict))]
     if verbose or not record.verdict:
         measured = record.measured if verbose else None
         lines.append(Text(decision_sentence(record.plan, measured)))
@@ -33,10 +33,10 @@ def summary(record: Record, *, verbose: bool = False) -> RenderableType:
 
 def sweep_summary(record: Json) -> RenderableType:
     """The answer of a sweep, and its table."""
-    return Group(Text(sweep_sentence(record), style="bold"), _table(*sweep_table(record)))
+    return Group(Text(sweep_sentence(record), style="bold"), _render_table(*sweep_table(record)))
 
 
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+def _render_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for number, head in enumerate(heads):
         table.add_column(Text(head), justify="right" if number else "left", no_wrap=number > 0)

@@ -4,9 +4,9 @@ their interval deserves.
 
 from __future__ import annotations
 
-from clipmerge.planning.measurements import HeldBackChoice
+from clipmerge.planning.measurements import BackoffChoice
 from clipmerge.planning.plan import Plan
-from clipmerge.planning.record import Estimate, Measured, Verdict
+from clipmerge.planning.record import Estimate, Findings, Verdict
 from clipmerge.types import Json
 
 # Half the width of an interval, as a share, from which whole points are shown.
@@ -18,7 +18,7 @@ _SHOWN = 0.005
 Table = tuple[list[str], list[list[str]]]
 
 
-def decision_sentence(plan: Plan, measured: Measured | None = None) -> str:
+def decision_sentence(plan: Plan, measured: Findings | None = None) -> str:
     """How far the layers go, and which have a mask; before it what was found, if it is given."""
     layers = plan.layers.values()
     ends = [layer.alpha_range or (layer.alpha, layer.alpha) for layer in layers]
@@ -45,7 +45,7 @@ def decision_sentence(plan: Plan, measured: Measured | None = None) -> str:
     if measured and measured.decision:
         found.append(measured.decision)
     if measured and measured.choice:
-        found.append(_choice(measured.choice))
+        found.append(_choice_sentence(measured.choice))
     if found:
         reasons = "; ".join(found)
         begin = reasons[:1].upper()
@@ -53,7 +53,7 @@ def decision_sentence(plan: Plan, measured: Measured | None = None) -> str:
     return f"{text}."
 
 
-def _choice(choice: HeldBackChoice) -> str:
+def _choice_sentence(choice: BackoffChoice) -> str:
     """How far held-out images let the merge go."""
     images = f"{choice.images} held-out images"
     why = "which keeps the accuracy"
@@ -80,7 +80,7 @@ def share_text(estimate: Estimate) -> str:
         >>> share_text(Estimate(value=0.758, interval=(0.72, 0.79)))
         '75.8'
     """
-    digits = _digits(estimate)
+    digits = _decimals_of(estimate)
     return f"{100 * estimate.value:.{digits}f}"
 
 
@@ -94,7 +94,7 @@ def gain_text(difference: Estimate) -> str:
         '+6.0 [+0.2, +11.8]'
     """
     low, high = difference.interval
-    digits = _digits(difference)
+    digits = _decimals_of(difference)
     if 0 < abs(low) < _SHOWN or 0 < abs(high) < _SHOWN:
         digits = 1
     value = signed(difference.value, digits)
@@ -117,7 +117,7 @@ def signed(share: float, digits: int = 1) -> str:
     return text
 
 
-def _digits(estimate: Estimate) -> int:
+def _decimals_of(estimate: Estimate) -> int:
     low, high = estimate.interval
     half = (high - low) / 2
     return 0 if half > _COARSE else 1
@@ -145,6 +145,6 @@ def verdict_table(verdict: Verdict) -> Table:
     return heads, rows
 
 
-def points_of(record: Json) -> list[Json]:
+def recipes_and_points(record: Json) -> list[Json]:
     """The rows that are not points of the curve: recipes, then other checkpoints."""
     return [*record["recipes"], *record.get("points", [])]

@@ -11,7 +11,7 @@ import clipmerge
 from clipmerge.evaluation.corruptions import CORRUPTIONS, corrupt, corrupted_sets
 from clipmerge.evaluation.verdict import recommend
 from clipmerge.images.image_set import LabelledImages, Pictures
-from clipmerge.images.split import only_judged
+from clipmerge.images.split import sample_for_judging
 from tests.support.merge_records import gain, source
 
 NOT_HELPED = source(0.1, 0.09, finetuning_gain=gain(0.0, 0.1))
@@ -238,7 +238,7 @@ def test_all_images_judge_a_merge_that_learned_nothing(
 
     pictures = Pictures(noise, str, range(given))
     images = LabelledImages("here", pictures, tuple(at % 2 for at in range(given)), ("a", "b"))
-    split = only_judged(images, 500, 0)
+    split = sample_for_judging(images, 500, 0)
     assert split.test is not None
     assert (split.train, split.val, len(split.test)) == (None, None, judged)
     assert len(corrupted_sets(split.test, 8)) == copies

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clipmerge.errors import OutputError
-from clipmerge.files.staging import check_output, check_output_file, staged, write_whole_file
+from clipmerge.files.staging import check_output, check_output_file, stage_output, write_whole_file
 
 IO_ERROR = OSError(errno.EIO, "Input/output error")
 WRITTEN = ["out", "out/clipmerge.json"]
@@ -19,7 +19,7 @@ WRITTEN = ["out", "out/clipmerge.json"]
 def write(
     output: Path, text: str, *, overwrite: bool = False, fail: BaseException | None = None
 ) -> None:
-    with staged(output, overwrite=overwrite) as folder:
+    with stage_output(output, overwrite=overwrite) as folder:
         (folder / "clipmerge.json").write_text(text)
         if fail:
             raise fail
@@ -35,7 +35,7 @@ def text_of(output: Path) -> str:
 
 def test_the_folder_appears_at_the_end(tmp_path: Path) -> None:
     output = tmp_path / "a" / "b" / "out"
-    with staged(output) as folder:
+    with stage_output(output) as folder:
         (folder / "x").write_text("1")
         assert not output.exists()
     assert content(tmp_path) == ["a", "a/b", "a/b/out", "a/b/out/x"]
@@ -111,7 +111,7 @@ def test_what_a_killed_run_left_is_removed_and_what_it_set_aside_comes_back(tmp_
 
 
 def test_two_runs_do_not_write_the_same_output(tmp_path: Path) -> None:
-    with staged(tmp_path / "out") as first:
+    with stage_output(tmp_path / "out") as first:
         with pytest.raises(OutputError, match="out: another run is writing it"):
             write(tmp_path / "out", "second")
         (first / "x").write_text("1")

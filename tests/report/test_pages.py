@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from clipmerge.planning.record import Measured
+from clipmerge.planning.record import Findings
 from clipmerge.report.figures import merge_figure, png, sweep_figure
 from clipmerge.report.pages import html_page
 from clipmerge.report.sweep import sweep_page, sweep_sentence, sweep_table
@@ -69,7 +69,7 @@ def test_an_unjudged_merge_says_so_and_a_plain_one_has_no_picture() -> None:
 
 
 def test_statistics_that_were_not_measured_have_no_column() -> None:
-    assert '<th scope="col">barrier</th>' not in html_page(record(measured=Measured()))
+    assert '<th scope="col">barrier</th>' not in html_page(record(measured=Findings()))
     assert '<th scope="col">barrier</th>' in html_page(record())
 
 

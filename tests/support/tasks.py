@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipmerge import methods
 from clipmerge.api._pair import Pair, open_pair
-from clipmerge.api._write import Decided
+from clipmerge.api._write import PlannedMerge
 from clipmerge.api.merge import decide as decide_by_recipe
 from clipmerge.api.merge import open_split
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
@@ -35,7 +35,7 @@ def inputs_of(folders: Sequence[Path], **options: Any) -> Inputs:
 
 def decided(
     folders: Sequence[Path], recipe: str, *sets: str, **options: Any
-) -> tuple[Pair, Decided]:
+) -> tuple[Pair, PlannedMerge]:
     """The checkpoints, and what a recipe with settings decides for them."""
     zeroshot, *finetuned = folders
     chosen = load_recipe(recipe, list(sets))
