@@ -370,7 +370,8 @@ def parse_size(size: str | int) -> int:
     count = 0
     if match:
         base = 1024 if match[3] else 1000
-        count = int(Decimal(match[1]) * base ** " KMGT".index(match[2] or " "))
+        power = " KMGT".index(match[2] or " ")
+        count = int(Decimal(match[1]) * base**power)
     if count < 1:
         raise UsageError(
             f"`max_shard_size` {size}: expected a size with its unit, such as 200MB or 5GB"
@@ -390,8 +391,9 @@ def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
         alphas = _parse_alpha_text(points) if isinstance(points, str) else list(map(float, points))
     except (ArithmeticError, IndexError, TypeError, ValueError):
         alphas = []
-    # 1e400 is valid as text but overflows a float
-    if len(alphas) < 2 or not all(map(math.isfinite, alphas)) or alphas != sorted(set(alphas)):
+    is_ascending = alphas == sorted(set(alphas))
+    is_finite = all(map(math.isfinite, alphas))  # 1e400 is valid as text but overflows a float
+    if len(alphas) < 2 or not is_finite or not is_ascending:
         raise UsageError(
             f"`alphas` {points}: expected two or more finite numbers in ascending order, such as"
             f" 0,0.25,0.5 or 0,0.1,...,1 (where '...' stands for at most {_MAX_ALPHAS} numbers)"
@@ -404,7 +406,9 @@ def _parse_alpha_text(text: str) -> list[float]:
     values: list[Decimal] = []
     for position, word in enumerate(words):
         if word == "...":
-            values += _continue_steps(values[-2], values[-1], Decimal(words[position + 1]))
+            before, last = values[-2:]
+            end = Decimal(words[position + 1])
+            values += _continue_steps(before, last, end)
         else:
             values.append(Decimal(word))
     return sorted({float(value) for value in values})
@@ -412,10 +416,11 @@ def _parse_alpha_text(text: str) -> list[float]:
 
 def _continue_steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
     """Numbers after ``last`` up to ``end``, in steps of ``last - before``."""
-    count = (end - last) / (last - before)
+    step = last - before
+    count = (end - last) / step
     if not 0 < count <= _MAX_ALPHAS:
         raise ValueError("the steps before '...' do not reach the number after it, or are too many")
-    return [last + (last - before) * step for step in range(1, int(count) + 1)]
+    return [last + step * number for number in range(1, int(count) + 1)]
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
@@ -429,9 +434,9 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "max_shard_size": parse_size,
 }
 #: The keywords that messages name in backticks.
-_KEYWORDS = {"output", "recipe", "id"}.union(
-    *({field.name for field in fields(options)} for options in (MergeOptions, SweepOptions))
-)
+_KEYWORDS = {"output", "recipe", "id"}
+for _field in (*fields(MergeOptions), *fields(SweepOptions)):
+    _KEYWORDS.add(_field.name)
 #: Flags that may be repeated, where the keyword takes all of them.
 _SINGULAR = {"recipes": "recipe", "points": "point"}
 _KEYWORD = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")

@@ -128,16 +128,17 @@ def measure(
     progress.stage("learn" if recipe.learns else "measure")
     with own_settings():
         objective, state, record = _build_objective(inputs, recipe, split, options, progress)
+        run_measure = load_plugin("measures", recipe.measure["name"])
         with state.underway():
-            measurements: Measurements = load_plugin("measures", recipe.measure["name"])(
-                objective, **recipe.measure_options
-            )
+            measurements: Measurements = run_measure(objective, **recipe.measure_options)
         # no process leaves while another still gathers
         objective.context.state.wait_for_everyone()
         change = _relative_change(objective.path)
-    for note in (notes := (*measurements.notes, *objective.notes)):
+    notes = (*measurements.notes, *objective.notes)
+    for note in notes:
         progress.warn(note)
-    measurements = measurements.replace(statistics=(*measurements.statistics, change), notes=notes)
+    statistics = (*measurements.statistics, change)
+    measurements = measurements.replace(statistics=statistics, notes=notes)
     return measurements, record, state
 
 

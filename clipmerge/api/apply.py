@@ -72,9 +72,9 @@ def apply(
         read = [] if file is None else [file, file.with_suffix(TENSORS_SUFFIX)]
         check_output(target, overwrite=opts.overwrite, read=read)
     opened = plan if isinstance(plan, Plan) else Plan.load(local_path(plan))
-    checkpoints = (
-        [] if zeroshot is None or finetuned is None else [zeroshot, *finetuned_as_list(finetuned)]
-    )
+    checkpoints: list[CheckpointLike] = []
+    if zeroshot is not None:
+        checkpoints = [zeroshot, *finetuned_as_list(finetuned)]
     with (
         as_sources(checkpoints, processor) as sources,
         open_planned(opened, str(file or "the plan"), sources, opts, journal) as pair,
@@ -106,7 +106,8 @@ def open_planned(
     raise_unless_allowed(check_models(inputs), options.allow, journal)
     if beyond := extrapolation_note(plan):
         journal.warn(beyond)
-    if left_out := [layer for layer in task.layers if layer not in plan.layers]:
+    left_out = [layer for layer in task.layers if layer not in plan.layers]
+    if left_out:
         journal.warn(
             f"{name}: does not name {counted(len(left_out), 'layer', 'layers')}, which will stay"
             f" zero-shot: {shorten(left_out, 3)}"
@@ -132,7 +133,8 @@ def _locate(name: str, plan: Plan, record: SourceRecord) -> str:
     source = record.source
     if record.revision:
         return record.pinned
-    if source.startswith("hf://") or local_path(source).is_absolute() or source_exists(source):
+    is_absolute = source.startswith("hf://") or local_path(source).is_absolute()
+    if is_absolute or source_exists(source):
         return source
     beside = str((plan.folder or Path()) / source)
     if source_exists(beside):

@@ -33,10 +33,10 @@ def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> 
             progress=progress,
         )
     sources = {"clean": pair.clean, **pair.shifted}
-    accuracy = {
-        name: evaluate(path, sources, template=TEMPLATE, progress=progress).accuracy
-        for name, path in models.items()
-    }
+    accuracy = {}
+    for name, path in models.items():
+        found = evaluate(path, sources, template=TEMPLATE, progress=progress)
+        accuracy[name] = found.accuracy
     return {
         "folder": str(folder),
         "models": {name: str(path) for name, path in models.items()},
@@ -65,4 +65,6 @@ def headline_of(accuracy: Mapping[str, Mapping[str, float]]) -> str:
 
 def mean_shifted(accuracy: Mapping[str, float]) -> float:
     """The mean accuracy of one model over the shifts."""
-    return fmean(value for name, value in accuracy.items() if name != "clean")
+    shifted = dict(accuracy)
+    shifted.pop("clean")
+    return fmean(shifted.values())

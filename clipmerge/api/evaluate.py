@@ -35,25 +35,26 @@ class EvaluateResult(Tabular):
         """Recall at K, 0 to 1, by source with captions: ``image_to_text`` and ``text_to_image``, by
         K as text.
         """
-        return dict(self.record.get("recall", {}))
+        recall = self.record.get("recall", {})
+        return dict(recall)
 
     def _rows(self) -> Rows:
-        rows: Rows = [
-            {"source": name, "images": self.images[name], "accuracy": value}
-            for name, value in self.accuracy.items()
-        ]
+        rows: Rows = []
+        for name, value in self.accuracy.items():
+            rows.append({"source": name, "images": self.images[name], "accuracy": value})
         for name, recall in self.recall.items():
-            values = {
-                f"{way} R@{rank}": value
-                for way, by_rank in recall.items()
-                for rank, value in by_rank.items()
-            }
-            rows.append({"source": name, "images": self.images[name], **values})
+            row: Json = {"source": name, "images": self.images[name]}
+            for way, by_rank in recall.items():
+                for rank, value in by_rank.items():
+                    row[f"{way} R@{rank}"] = value
+            rows.append(row)
         return rows
 
     def _caption(self) -> str:
         parts = [f"{name} {value:.1%}" for name, value in self.accuracy.items()]
-        parts += [f"{name} R@1 {of['image_to_text']['1']:.1%}" for name, of in self.recall.items()]
+        for name, recall in self.recall.items():
+            first = recall["image_to_text"]["1"]
+            parts.append(f"{name} R@1 {first:.1%}")
         return ", ".join(parts)
 
 
@@ -99,8 +100,9 @@ def evaluate(
             name: open_images(source, opts.classes, columns=opts.columns)
             for name, source in sources.items()
         }
-        for note in (*opened.notes, *(n for each in loaded.values() for n in each.notes)):
-            journal.warn(note)
+        for each in (opened, *loaded.values()):
+            for note in each.notes:
+                journal.warn(note)
         model = load_model(opened)
         for images in loaded.values():
             raise_unless_allowed(check_pixels(images, model), opts.allow, journal)

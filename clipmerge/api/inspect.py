@@ -35,11 +35,12 @@ class InspectResult(Tabular):
     record: Json
 
     def _rows(self) -> Rows:
-        keys = ("parameters", "size", "change")
-        return [
-            {"layer": name, **{key: layer[key] for key in keys if key in layer}}
-            for name, layer in self.layers.items()
-        ]
+        rows = []
+        for name, layer in self.layers.items():
+            row = {"layer": name, **layer}
+            del row["shapes"]
+            rows.append(row)
+        return rows
 
     def _caption(self) -> str:
         return f"{self.family}, {len(self.layers)} layers, {len(self.mismatches)} mismatches"
@@ -67,13 +68,14 @@ def inspect(
         CheckpointError: If a checkpoint cannot be read.
     """
     journal = Journal(progress)
-    with as_sources([zeroshot] if finetuned is None else [zeroshot, finetuned]) as sources:
-        base = open_checkpoint(sources[0])
-        record = (
-            _describe_alone(base)
-            if finetuned is None
-            else _compare_checkpoints(base, open_checkpoint(sources[1], base=base), journal)
-        )
+    checkpoints = [zeroshot] if finetuned is None else [zeroshot, finetuned]
+    with as_sources(checkpoints) as (first, *others):
+        base = open_checkpoint(first)
+        if others:
+            other = open_checkpoint(others[0], base=base)
+            record = _compare_checkpoints(base, other, journal)
+        else:
+            record = _describe_alone(base)
     return InspectResult(record["family"], record["layers"], tuple(record["mismatches"]), record)
 
 
@@ -137,14 +139,15 @@ def _describe_all_tensors(checkpoint: Checkpoint) -> Json:
 def _describe_layers(
     checkpoint: Checkpoint, keys: dict[str, str], layers: Layers
 ) -> dict[str, Json]:
-    return {
-        layer: {
+    described = {}
+    for layer, names in layers.items():
+        entries = {name: checkpoint.entries[keys[name]] for name in names}
+        described[layer] = {
             "parameters": len(names),
-            "size": sum(checkpoint.entries[keys[name]].size for name in names),
-            "shapes": {name: list(checkpoint.entries[keys[name]].shape) for name in names},
+            "size": sum(entry.size for entry in entries.values()),
+            "shapes": {name: list(entry.shape) for name, entry in entries.items()},
         }
-        for layer, names in layers.items()
-    }
+    return described
 
 
 def _relative_change(inputs: Inputs, names: Names) -> float | None:

@@ -205,8 +205,8 @@ def coefficient_histograms(coefficients: Mapping[str, Array], inputs: Inputs) ->
         values = np.clip(coefficient, 0, TOP)
         found, _ = np.histogram(values, bins=BINS, range=(0, TOP))
         size = inputs.zeroshot_entry(name).size
-        found *= size // max(1, values.size)  # a coefficient counts for its whole row
+        repeats = size // max(1, values.size)  # a coefficient counts for its whole row
         tower, _, _ = inputs.layer_of[name].partition(".")
         before = counts.get(tower, 0)
-        counts[tower] = before + found
+        counts[tower] = before + repeats * found
     return {tower: tuple(values.tolist()) for tower, values in counts.items()}

@@ -28,14 +28,14 @@ def merged_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
     outputs = []
     for name in inputs.zeroshot_keys:
         layer = plan.layers.get(inputs.layer_of[name])
-        if name not in inputs.finetuned_keys[0] and _is_left_out(inputs, plan, name):
+        is_finetuned = name in inputs.finetuned_keys[0]
+        if not is_finetuned and _is_left_out(inputs, plan, name):
             continue
-        if layer is None or not inputs.merges(name):
-            outputs.append(
-                _copied_tensor(inputs, plan, name, *_holders_of_copied(inputs, name, layer))
-            )
-        else:
+        if layer is not None and inputs.merges(name):
             outputs.append(_merged_tensor(inputs, plan, name, layer))
+        else:
+            holders = _holders_of_copied(inputs, name, layer)
+            outputs.append(_copied_tensor(inputs, plan, name, holders))
     if inputs.keeps_head or plan.missing == "keep-finetuned":
         outputs += _finetuned_only_tensors(inputs, plan)
     return outputs
@@ -52,13 +52,13 @@ def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
 
 def _finetuned_only_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
     """The tensors that only the first fine-tuned checkpoint has: all, or those of its head."""
-    keys = inputs.finetuned_keys[0]
-    return [
-        _copied_tensor(inputs, plan, name, (inputs.finetuned[0], keys[name]))
-        for name in keys
-        if name not in inputs.zeroshot_keys
-        if inputs.layer_of.get(name) == HEAD or plan.missing == "keep-finetuned"
-    ]
+    outputs = []
+    for name, key in inputs.finetuned_keys[0].items():
+        is_wanted = plan.missing == "keep-finetuned" or inputs.layer_of.get(name) == HEAD
+        if is_wanted and name not in inputs.zeroshot_keys:
+            holder = (inputs.finetuned[0], key)
+            outputs.append(_copied_tensor(inputs, plan, name, [holder]))
+    return outputs
 
 
 def _output_dtype(plan: Plan, entry: TensorEntry) -> str:
@@ -197,7 +197,9 @@ def _masked_change(
 
 def _is_unranked(plan: Plan, layer: LayerPlan, name: str) -> bool:
     """Whether a parameter's mask ranks entries by scores, and the plan has none."""
-    return layer.mask is not None and needs_score(layer.mask) and name not in plan.scores
+    if layer.mask is None or not needs_score(layer.mask):
+        return False
+    return name not in plan.scores
 
 
 def coefficient_of(plan: Plan, layer: LayerPlan, name: str) -> float | Array:
@@ -230,13 +232,11 @@ def coefficients_of_run(coefficient: Array, shape: Shape, start: int, stop: int)
 # --- tensors that are copied ---
 
 
-def _copied_tensor(
-    inputs: Inputs, plan: Plan, name: str, holder: Location, *others: Location
-) -> OutputTensor:
-    """A tensor that is copied from one checkpoint, and must be equal in others unless it is of
-    floats.
+def _copied_tensor(inputs: Inputs, plan: Plan, name: str, holders: list[Location]) -> OutputTensor:
+    """A tensor that is copied from the first of these checkpoints, and must be equal in the others
+    unless it is of floats.
     """
-    checkpoint, key = holder
+    (checkpoint, key), *others = holders
     entry = checkpoint.entries[key]
     for other, other_key in others:  # may differ here only if they are of integers
         shape = other.entries[other_key].shape
@@ -245,7 +245,7 @@ def _copied_tensor(
                 f"tensor {name} differs in shape: zeroshot {entry.shape}, finetuned {shape}"
             )
     dtype = _output_dtype(plan, entry)
-    fill = partial(_copy_run, name, holder, others, dtype)
+    fill = partial(_copy_run, name, holders, dtype)
     return OutputTensor(inputs.output_keys[name], name, dtype, entry.shape, fill)
 
 
@@ -263,18 +263,12 @@ def _holders_of_copied(inputs: Inputs, name: str, layer: LayerPlan | None) -> li
 
 
 def _copy_run(
-    name: str,
-    holder: Location,
-    others: Sequence[Location],
-    dtype: str,
-    start: int,
-    out: Array,
-    change: None = None,
+    name: str, holders: list[Location], dtype: str, start: int, out: Array, change: None = None
 ) -> None:
     """Copy a run of a tensor, rounded to the output's dtype, and check the others' tensors of that
     name.
     """
-    checkpoint, key = holder
+    (checkpoint, key), *others = holders
     entry = checkpoint.entries[key]
     stop = start + len(out)
     stored = checkpoint.array(key, start, stop)

@@ -51,19 +51,18 @@ class Tabular(ABC):
         """The table, for a notebook."""
 
         def html_cell(value: Any) -> str:
-            return (
-                ""
-                if value is None
-                else escape(f"{value:.4g}" if isinstance(value, float) else str(value))
-            )
+            if value is None:
+                return "<td></td>"
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            return f"<td>{escape(text)}</td>"
 
         rows = self._rows()
         names = list(dict.fromkeys(name for row in rows for name in row))  # rows may lack some
         head = "".join(f"<th>{escape(name)}</th>" for name in names)
-        body = "".join(
-            f"<tr>{''.join(f'<td>{html_cell(row.get(name))}</td>' for name in names)}</tr>"
-            for row in rows
-        )
+        body = ""
+        for row in rows:
+            cells = "".join(html_cell(row.get(name)) for name in names)
+            body += f"<tr>{cells}</tr>"
         above = f"<caption>{escape(self._caption())}</caption>"
         return f"<table>{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 

@@ -61,7 +61,9 @@ class Check(Frozen):
     def relative_error(self) -> float:
         """|sum - measured| / |measured|; infinite if only the latter is zero."""
         gap = abs(self.sum_of_layers - self.measured)
-        return gap / abs(self.measured) if self.measured else gap and float("inf")
+        if self.measured:
+            return gap / abs(self.measured)
+        return float("inf") if gap else 0.0
 
 
 class Mixture(Frozen):
@@ -150,7 +152,8 @@ class BackoffChoice(Frozen):
 
 def takes_learned(trace: Mapping[str, Sequence[float]], choice: BackoffChoice | None) -> bool:
     """Whether a merge takes learned coefficients, not one alpha for all weights."""
-    return any(trace.values()) and not (choice and choice.alpha is not None)
+    has_one_alpha = choice is not None and choice.alpha is not None
+    return any(trace.values()) and not has_one_alpha
 
 
 class Measurements(Frozen):

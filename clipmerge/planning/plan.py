@@ -397,7 +397,8 @@ def check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -
         stated = (entry.alpha, *entry.alpha_range)
         found = expected[layer]
         actual = (found.alpha, *(found.alpha_range or ()))
-        if len(actual) != 3 or not np.allclose(stated, actual, atol=_SAME):
+        is_learned = len(actual) == len(stated)
+        if not is_learned or not np.allclose(stated, actual, atol=_SAME):
             raise UsageError(
                 f"layer '{layer}': alpha {entry.alpha:g} and alpha_range are not the mean and range"
                 " of its coefficients; remove alpha_range to give the layer one alpha"
@@ -423,7 +424,8 @@ def read_plan(path: Path) -> Plan:
         raise UsageError(
             f"{path}: is not a plan ({error}); make one with `clipmerge plan`"
         ) from None
-    if not isinstance(data, dict) or not str(data.get("format")).startswith("clipmerge-plan/"):
+    form = str(data.get("format")) if isinstance(data, dict) else ""
+    if not form.startswith("clipmerge-plan/"):
         raise UsageError(f"{path}: is not a plan; make one with `clipmerge plan`")
     if data["format"] != _FORMAT:
         raise UsageError(
@@ -434,11 +436,12 @@ def read_plan(path: Path) -> Plan:
         return Plan.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        known = LayerPlan.model_fields if "layers" in first["loc"] else Plan.model_fields
-        hint = (
-            did_you_mean(str(first["loc"][-1]), known) if first["type"] == "extra_forbidden" else ""
-        )
+        place = [str(part) for part in first["loc"]]
+        where = ".".join(place)
+        known = LayerPlan.model_fields if "layers" in place else Plan.model_fields
+        hint = ""
+        if first["type"] == "extra_forbidden":
+            hint = did_you_mean(place[-1], known)
         raise UsageError(f"{path}: {where}: {first['msg']}.{hint}") from None
 
 
