@@ -57,7 +57,7 @@ def check_output(
 
 def _require_writable_parent(output: Path) -> None:
     parents = output.resolve().parents
-    existing = next(filter(Path.exists, parents))
+    existing = next(filter(Path.exists, parents), output)
     if not existing.is_dir():
         raise OutputError(
             f"{output}: cannot be created in {existing}, which is a file; choose another output"

@@ -84,8 +84,10 @@ class LearningState:
             state = {"adam": adam.state_dict(), "scaler": scaler.state_dict(), "trace": trace}
             torch.save(state, part)
             part.replace(self._file)
-        except OSError as error:  # learning goes on without it
-            self._say(f"the state of learning cannot be saved ({error})")
+        except (OSError, RuntimeError) as error:  # torch's own where the disk is full
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            self._say(f"the state of learning cannot be saved ({error}); learning goes on")
 
     @contextlib.contextmanager
     def underway(self) -> Iterator[None]:

@@ -158,6 +158,8 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path: Path) -> 
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match=r"cannot be created in .*file, which is a file"):
         check_output(tmp_path / "file" / "out", overwrite=False)
+    with pytest.raises(OutputError, match="/: holds"):
+        check_output(Path("/"), overwrite=True, read=[tmp_path])
     for read in (tmp_path, tmp_path / "file"):
         with pytest.raises(OutputError, match=f"holds {read}, which this command reads"):
             check_output(tmp_path, overwrite=True, read=[read])

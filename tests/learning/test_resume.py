@@ -74,6 +74,24 @@ def test_a_damaged_state_starts_over(
     assert file.is_file()  # saved after every step
 
 
+@pytest.mark.parametrize("error", [OSError("no space"), RuntimeError("unexpected pos 64 vs 0")])
+def test_on_a_full_disk_learning_goes_on(
+    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
+    said = list[str]()
+
+    def full(_: object, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    found = learned(saving(ends, tmp_path / "state.pt", said))
+    assert found[1] == learned(objective_for(ends, make_batches((8, 8))))[1]
+    assert said[0] == f"the state of learning cannot be saved ({error}); learning goes on"
+    assert not any(tmp_path.iterdir())
+
+
 def test_every_part_of_a_request_names_another_file(tmp_path: Path) -> None:
     one, again, other = (state_file(["a", {"steps": n}], tmp_path) for n in (1, 1, 2))
     assert one == again != other
