@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,16 +39,18 @@ class Batch:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        target = torch.device(device)
-        return Batch(self.number, to_device(self.pixels, target), to_device(self.labels, target))
+        pixels = to_device(self.pixels, device)
+        labels = to_device(self.labels, device)
+        return Batch(self.number, pixels, labels)
 
     def pieces(self, size: int | None) -> list[Batch]:
         """Split it into numbered pieces of at most ``size`` images; ``None`` leaves it whole."""
         size = size or len(self)
-        parts = zip(torch.split(self.pixels, size), torch.split(self.labels, size), strict=True)
-        return [Batch(number, *part) for number, part in enumerate(parts)]
+        pixels = torch.split(self.pixels, size)
+        labels = torch.split(self.labels, size)
+        return list(map(Batch, range(len(labels)), pixels, labels))
 
 
 def batch_size_for(images: int, wanted: int | None, world_size: int = 1) -> int:
@@ -59,7 +63,9 @@ def batch_size_for(images: int, wanted: int | None, world_size: int = 1) -> int:
         >>> batch_size_for(1024, None, world_size=16)
         64
     """
-    return wanted or max(1, min(_MAX_BATCH, -(-images // max(_MIN_BATCHES, world_size))))
+    batches = max(_MIN_BATCHES, world_size)
+    size = math.ceil(images / batches)
+    return wanted or min(max(1, size), _MAX_BATCH)
 
 
 def read_pixels(
@@ -77,12 +83,13 @@ def read_pixels(
     """
     rank, world_size = share
     positions = range(len(pictures))
-    batches = {
-        number: positions[number * batch_size : (number + 1) * batch_size]
-        for number in range(rank, -(-len(pictures) // batch_size), world_size)
-    }
+    starts = enumerate(positions[::batch_size])
+    batches = {}
+    for number, start in itertools.islice(starts, rank, None, world_size):
+        batches[number] = positions[start : start + batch_size]
     if pictures.preprocessed:
-        yield from ((number, pictures.tensors(batch)) for number, batch in batches.items())
+        for number, batch in batches.items():
+            yield number, pictures.tensors(batch)
         return
 
     def preprocess(position: int, encoded: Encoded) -> Tensor:
@@ -93,7 +100,8 @@ def read_pixels(
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as decoding:
         try:
             # data sets in memory are read here, because some of them bear no threads
-            jobs = (partial(preprocess, at, pictures[at]) for of in batches.values() for at in of)
+            order = itertools.chain.from_iterable(batches.values())
+            jobs = (partial(preprocess, at, pictures[at]) for at in order)
             images = prefetch(decoding, batch_size, jobs)
             for number, batch in batches.items():
                 yield number, torch.cat([next(images) for _ in batch])

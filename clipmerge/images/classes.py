@@ -114,12 +114,17 @@ def _as_numbers(labels: Sequence[Any]) -> list[int] | None:
     return numbers
 
 
-def _are_numbered(names: Iterable[str]) -> bool:
+def _are_numbered(names: Sequence[str]) -> bool:
     """Whether all classes have a number in front of their names, and differ in both."""
-    matches = [_NUMBERED.fullmatch(name) for name in names]
-    numbers = {int(match["number"]) for match in matches if match}
-    texts = {match["name"] for match in matches if match}
-    return len(matches) > 1 and len(numbers) == len(texts) == len(matches)
+    numbers: set[int] = set()
+    texts: set[str] = set()
+    for name in names:
+        match = _NUMBERED.fullmatch(name)
+        if match is None:
+            return False
+        numbers.add(int(match["number"]))
+        texts.add(match["name"])
+    return 1 < len(names) == len(numbers) == len(texts)
 
 
 def _class_order(names: Iterable[str]) -> Names:
@@ -138,12 +143,15 @@ def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
     wanted = list(map(normalise_name, classes))
     if set(by_name) == set(wanted):
         return tuple(by_name[name] for name in wanted)
-    for name, plain in zip(names, map(normalise_name, names), strict=True):
-        if plain in wanted and names[wanted.index(plain)] != name:
+    for number, name in enumerate(names, 1):
+        plain = normalise_name(name)
+        if plain not in wanted:
+            continue
+        place = wanted.index(plain)
+        if names[place] != name:
             raise DataError(
-                f"{title}: '{name}' is name {names.index(name) + 1}, but class"
-                f" {wanted.index(plain) + 1} of the images; write the names in the order of the"
-                " classes, or JSON with a name for each class"
+                f"{title}: '{name}' is name {number}, but class {place + 1} of the images; write"
+                " the names in the order of the classes, or JSON with a name for each class"
             )
     return names
 
@@ -164,7 +172,8 @@ def _without_number(name: str) -> str:
 
 def read_class_names(given_names: Path | Sequence[str], classes: Sequence[str]) -> Names:
     """Read the names of classes, in their order or by class."""
-    return _check_names(_title_of(given_names), _read_names(given_names), classes)
+    names = _read_names(given_names)
+    return _check_names(_title_of(given_names), names, classes)
 
 
 def _title_of(given_names: Path | Sequence[str]) -> str:
@@ -211,14 +220,16 @@ def _check_names(title: str, data: list[Any] | Json, classes: Sequence[str]) -> 
 
 def templates_for(from_user: Sequence[str], from_source: Sequence[str]) -> Names:
     """Choose the templates for a source."""
-    return tuple(from_user) or tuple(from_source) or (DEFAULT_TEMPLATE,)
+    return tuple(from_user or from_source or (DEFAULT_TEMPLATE,))
 
 
 def source_templates(from_user: Sequence[str], sources: Mapping[str, Any]) -> dict[str, list[str]]:
     """The templates of the sources that are evaluated with their own; for records."""
-    if from_user:
-        return {}
-    return {name: list(images.templates) for name, images in sources.items() if images.templates}
+    own: dict[str, list[str]] = {}
+    for name, images in sources.items():
+        if images.templates and not from_user:
+            own[name] = list(images.templates)
+    return own
 
 
 def class_prompts(class_names: Names, templates: Names) -> list[str]:

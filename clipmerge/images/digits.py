@@ -28,11 +28,13 @@ def read_digits() -> tuple[Tensor, Tensor]:
     """Read the digits once: ink in [0, 1] of shape (1797, 1, SIZE, SIZE), float64, and labels
     (1797,).
     """
-    with np.load(Path(__file__).with_name("digits.npz")) as stored:
-        small = torch.from_numpy(stored["images"]).double().div(16).unsqueeze(1)
-        labels = torch.from_numpy(stored["labels"]).long()
-    ink = interpolate(small, size=(SIZE, SIZE), mode="bicubic", align_corners=False).clamp(0, 1)
-    return ink, labels
+    file = Path(__file__).with_name("digits.npz")
+    with np.load(file) as stored:
+        levels = torch.from_numpy(stored["images"])  # 0 to 16
+        labels = torch.from_numpy(stored["labels"])
+    small = levels.double().unsqueeze(1) / 16
+    ink = interpolate(small, SIZE, mode="bicubic").clamp(0, 1)
+    return ink, labels.long()
 
 
 def digits_as_rgb(ink: Tensor) -> Tensor:
@@ -42,9 +44,9 @@ def digits_as_rgb(ink: Tensor) -> Tensor:
 
 def as_images(pixels: Tensor) -> list[Image.Image]:
     """Turn pixels in [0, 1], grey or colours, shape (N, 1 or 3, H, W), into 8-bit RGB images."""
-    eight_bit = pixels.expand(-1, 3, -1, -1).mul(255).round().to(torch.uint8)
-    channels_last = eight_bit.permute(0, 2, 3, 1).contiguous().numpy()
-    return list(map(Image.fromarray, channels_last))
+    channels_last = digits_as_rgb(pixels).permute(0, 2, 3, 1)
+    levels = (255 * channels_last).round().byte()
+    return list(map(Image.fromarray, levels.numpy()))
 
 
 def load_digits() -> OpenedSource:

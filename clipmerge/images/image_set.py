@@ -37,7 +37,9 @@ class Columns:
     @property
     def captioned(self) -> bool | None:
         """Whether the user asked for captions, or for labels; ``None`` for neither."""
-        return None if self.caption is None and self.label is None else self.caption is not None
+        if self.caption:
+            return True
+        return False if self.label else None
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,21 @@ class Pictures:
 
     def take(self, positions: Sequence[int]) -> Pictures:
         """Some of the pictures, in the order of the positions."""
-        return replace(self, items=tuple(self.items[at] for at in positions))
+        items = tuple(self.items[at] for at in positions)
+        return replace(self, items=items)
 
     def tensors(self, positions: Sequence[int]) -> Tensor:
         """Stack preprocessed pictures: (images, 3, height, width), float32."""
         import torch
 
-        return torch.stack([torch.as_tensor(self[at]).float() for at in positions])
+        images = [torch.as_tensor(self[at]) for at in positions]
+        return torch.stack(images).float()
 
 
 def picture_files(paths: Sequence[str]) -> Pictures:
     """Pictures stored one per file."""
-    return Pictures(paths.__getitem__, paths.__getitem__, range(len(paths)))
+    path_of = paths.__getitem__
+    return Pictures(path_of, path_of, range(len(paths)))
 
 
 @dataclass(frozen=True)
@@ -117,11 +122,14 @@ class ImageSource:
 
     def image(self, index: int) -> Image:
         """Decode one image, as RGB."""
-        return to_rgb(open_picture(self.pictures.name_of(index), self.pictures[index]))
+        name = self.pictures.name_of(index)
+        picture = open_picture(name, self.pictures[index])
+        return to_rgb(picture)
 
     def sample(self, count: int, seed: int) -> Self:
         """Sample images with labels as balanced as possible, shuffled."""
-        return self.subset(balanced_sample(self.labels, count, seed))
+        positions = balanced_sample(self.labels, count, seed)
+        return self.subset(positions)
 
     def subset(self, positions: list[int]) -> Self:
         """Pick images, in the order of the positions."""
@@ -204,8 +212,20 @@ def number_texts(texts: Iterable[str], known: Iterable[str] = ()) -> tuple[Shape
         ((1, 2, 1), ('c', 'a', 'b'))
     """
     numbers = {text: number for number, text in enumerate(known)}
-    labels = tuple(numbers.setdefault(text, len(numbers)) for text in texts)
-    return labels, tuple(numbers)
+    labels: list[int] = []
+    for text in texts:
+        label = numbers.setdefault(text, len(numbers))
+        labels.append(label)
+    return tuple(labels), tuple(numbers)
+
+
+def positions_by_class(labels: Sequence[int], order: Iterable[int]) -> list[list[int]]:
+    """The positions of the images of each class, in the given order."""
+    groups: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
+    for position in order:
+        label = labels[position]
+        groups[label].append(position)
+    return list(groups.values())
 
 
 def balanced_sample(labels: Shape, count: int, seed: int) -> list[int]:
@@ -214,18 +234,15 @@ def balanced_sample(labels: Shape, count: int, seed: int) -> list[int]:
     """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels)).tolist()
-    by_class: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
-    for position in reversed(shuffled):  # they are taken from the end
-        by_class[labels[position]].append(position)
+    waiting = positions_by_class(labels, reversed(shuffled))  # they are taken from the end
     picked: list[int] = []
-    while by_class and len(picked) < count:
-        turn = [positions.pop() for positions in by_class.values()]
+    while waiting and len(picked) < count:
+        turn = [positions.pop() for positions in waiting]
         missing = count - len(picked)
         if missing < len(turn):
             # drawn apart, so that a sample of some blocks draws the same classes
             drawn = np.random.default_rng([seed, count]).permutation(len(turn))
-            turn = [turn[at] for at in sorted(drawn[:missing].tolist())]
+            turn = [turn[at] for at in sorted(drawn[:missing])]
         picked += turn
-        by_class = {label: positions for label, positions in by_class.items() if positions}
-    order = rng.permutation(len(picked)).tolist()
-    return [picked[at] for at in order]
+        waiting = list(filter(None, waiting))
+    return [picked[at] for at in rng.permutation(len(picked))]

@@ -79,7 +79,8 @@ def _label_of(item: Any, columns: Columns) -> Any:
 
 
 def _first_named(item: Mapping[str, Any], names: Names) -> Any:
-    return next((item[name] for name in names if name in item), None)
+    found = [item[name] for name in names if name in item]
+    return found[0] if found else None
 
 
 def _as_label(title: str, label: Any) -> Any:

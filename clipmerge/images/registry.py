@@ -39,7 +39,7 @@ class KnownSet:
         split: The split that is read if none is named, or ``CONFIG/SPLIT``.
         texts: Where class names and templates come from: ``repository``, or only ``here``.
         classes: The list of class names in ``classes/``, if there is one.
-        templates: The set of templates, or templates; empty if only the repository has them.
+        templates: Templates, or names of sets of them; empty if only the repository has them.
         rows: For each class its index, or indices, among ImageNet's 1000; ``all`` for all of them
             in order.
     """
@@ -49,7 +49,7 @@ class KnownSet:
     split: str = "test"
     texts: Literal["repository", "here"] = "repository"
     classes: str = ""
-    templates: str | Names = ()
+    templates: Names = ()
     rows: Literal["all"] | tuple[int | Shape, ...] = ()
 
     @property
@@ -57,20 +57,20 @@ class KnownSet:
         """Class names, if they are known without the repository."""
         if self.classes:
             return class_list(self.classes)
-        return tuple(class_list("imagenet")[rows[0]] for rows in self.imagenet_rows)
+        names = class_list("imagenet")
+        return tuple(names[rows[0]] for rows in self.imagenet_rows)
 
     @property
     def prompts(self) -> Names:
         """Templates, if they are known without the repository."""
-        if isinstance(self.templates, str):
-            return check_templates([self.templates])
         return check_templates(self.templates)
 
     @property
     def imagenet_rows(self) -> tuple[Shape, ...]:
         """For each class its rows in a head of ImageNet's 1000 classes; empty if it has none."""
-        rows = range(IMAGENET_CLASSES) if self.rows == "all" else self.rows
-        return tuple((row,) if isinstance(row, int) else tuple(row) for row in rows)
+        if self.rows == "all":
+            return tuple((row,) for row in range(IMAGENET_CLASSES))
+        return tuple((row,) if isinstance(row, int) else tuple(row) for row in self.rows)
 
     def describe(self, opened: OpenedSource) -> OpenedSource:
         """Replace the opened set's class names and templates by those known here, if these are
@@ -92,7 +92,9 @@ def find_known(source: str) -> tuple[KnownSet | None, str]:
     known = known_sets().get(match["name"])
     if known is None:
         return None, source
-    return known, f"{known.source}{match['revision'] or ''}:{match['split'] or known.split}"
+    revision = match["revision"] or ""
+    split = match["split"] or known.split
+    return known, f"{known.source}{revision}:{split}"
 
 
 @functools.cache
@@ -118,14 +120,17 @@ def class_list(name: str) -> Names:
 
 def imagenet_names(ids: Names) -> Names | None:
     """ImageNet's names for WordNet ids; ``None`` if not all of them are ids of its classes."""
-    # the file lists the ids in the classes' order
-    by_id = dict(zip(_read_lines("imagenet_ids.txt"), class_list("imagenet"), strict=True))
-    return tuple(by_id[name] for name in ids) if ids and set(ids) <= set(by_id) else None
+    known = _read_lines("imagenet_ids.txt")  # in the order of the classes
+    by_id = dict(zip(known, class_list("imagenet"), strict=True))
+    if set(ids) <= by_id.keys():
+        return tuple(by_id[name] for name in ids)
+    return None
 
 
 def template_set(name: str) -> Names:
     """Templates of a set, without the comments after ``#``."""
-    return tuple(line for line in _read_lines(f"templates/{name}.txt") if not line.startswith("#"))
+    lines = _read_lines(f"templates/{name}.txt")
+    return tuple(line for line in lines if not line.startswith("#"))
 
 
 def check_templates(templates: Sequence[str]) -> Names:

@@ -43,8 +43,9 @@ def load_repository(title: str, folder: Path, columns: Columns, split: str | Non
     """Open a split of a folder of tables or tar files, laid out as a repository on the Hub is."""
     names = [str(file.relative_to(folder)) for file in folder.rglob("[!.]*.*")]
     splits = _files_by_split(names, {".tar"}) or _files_by_split(names, READERS)
-    _, files = _choose_split(title, splits, split)
-    return load_files(title, [str(folder / file) for file in files], columns)
+    _, chosen = _choose_split(title, splits, split)
+    files = [str(folder / name) for name in chosen]
+    return load_files(title, files, columns)
 
 
 def load_from_hub(title: str, columns: Columns) -> OpenedSource:
@@ -104,19 +105,20 @@ def _files_by_split(names: Iterable[str], suffixes: Collection[str]) -> dict[str
     """Files of these kinds by split: by the word for one in their names, or by their folder; in the
     order of their numbers.
     """
-
-    def by_number(name: str) -> list[str | int]:
-        parts = re.split(r"(\d+)", name)
-        return [int(part) if part.isdecimal() else part for part in parts]
-
     splits: dict[str, list[str]] = {}
-    for name in sorted(names, key=by_number):
+    for name in sorted(names, key=_by_number):
         path = PurePosixPath(name)
         if path.suffix in suffixes:
             word = _SPLIT.search(name.lower())
             split = word[0] if word else path.parent.name
             splits.setdefault(split or "train", []).append(name)
     return splits
+
+
+def _by_number(name: str) -> list[str | int]:
+    """A key that sorts ``part10`` after ``part9``."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if part.isdecimal() else part for part in parts]
 
 
 def _choose_split(

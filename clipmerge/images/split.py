@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from clipmerge.images.copies import without_copies
-from clipmerge.images.image_set import ImageSource, balanced_sample
+from clipmerge.images.image_set import ImageSource, balanced_sample, positions_by_class
 from clipmerge.types import Names, Shape
 
 #: Share of the sampled images that judge the result, and of the others that choose it.
@@ -172,13 +172,11 @@ def _pick_whole_groups(labels: Shape, count: int, seed: int) -> list[int]:
     """Pick at most ``count`` images at random, ascending, all of one label or none: a caption that
     was seen would be known.
     """
-    groups: dict[int, list[int]] = {}
-    for at, label in enumerate(labels):
-        groups.setdefault(label, []).append(at)
+    groups = positions_by_class(labels, range(len(labels)))
     rng = np.random.default_rng(seed)
     picked: list[int] = []
-    for label in rng.permutation(sorted(groups)).tolist():
-        group = groups[label]
+    for at in rng.permutation(len(groups)):
+        group = groups[at]
         if len(picked) + len(group) <= count:
             picked += group
     return sorted(picked)
