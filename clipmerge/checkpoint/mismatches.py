@@ -97,12 +97,13 @@ def find_mismatches(inputs: Inputs) -> list[str]:
             " kept, not several; give one of them, or a base with a head of the same classes"
         )
     for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
-        problems += _tensor_mismatches(inputs, finetuned, keys)
+        found = list(_tensor_mismatches(inputs, finetuned, keys))
         ours = zeroshot.stored or zeroshot
         theirs = finetuned.stored or finetuned
-        problems += silent_mismatches(ours, theirs, inputs.tower)
+        found += silent_mismatches(ours, theirs, inputs.tower)
         if inputs.missing == "error":
-            problems += _key_mismatches(inputs, finetuned.source, keys)
+            found += _key_mismatches(inputs, keys)
+        problems += [f"{finetuned.source}: {problem}" for problem in found]
     # names of scales and biases are the same in many models
     if not problems and not any("." in layer for layer in inputs.merged_layers):
         problems.append(
@@ -148,7 +149,7 @@ def _tensor_mismatches(
             )
 
 
-def _key_mismatches(inputs: Inputs, source: str, theirs: dict[str, str]) -> Iterator[str]:
+def _key_mismatches(inputs: Inputs, theirs: dict[str, str]) -> Iterator[str]:
     ours = inputs.zeroshot_keys
     if ours.keys() == theirs.keys():
         return
@@ -163,9 +164,8 @@ def _key_mismatches(inputs: Inputs, source: str, theirs: dict[str, str]) -> Iter
             only_theirs.append(name)
     if not ours.keys() & theirs.keys():
         yield (
-            f"{source}: holds no parameter of the {inputs.family.name}"
-            f" model {inputs.zeroshot.source}, but {shorten(only_theirs)}; give the fine-tuned"
-            " model as a whole, or one of its towers"
+            f"holds no parameter of the {inputs.family.name} model {inputs.zeroshot.source}, but"
+            f" {shorten(only_theirs)}; give the fine-tuned model as a whole, or one of its towers"
         )
         return
     for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):

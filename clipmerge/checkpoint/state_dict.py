@@ -27,7 +27,7 @@ from clipmerge.files.safetensors import FLOATS, SAFETENSORS_NAME, TensorEntry
 # Keys under which training scripts store the model's weights, in order of preference.
 _INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
 # What torch's message says of a file that holds code.
-_CODE = ("TorchScript", "Unsupported global", "Unsupported class")
+_CODE = ("TorchScript", "GLOBAL", "Unsupported class")
 # Classes beside the weights of many trainings that hold values and run no code; numpy's function
 # has had two places.
 _SCALAR = np.float64(0).__reduce__()[0]
@@ -103,7 +103,7 @@ def load_torch_file(file: Path) -> Any:
             warnings.simplefilter("ignore")  # about TorchScript, which is refused below
             return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # a damaged pickle can raise anything
-        text = " ".join(str(error).split())
+        _, _, text = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")
         if any(words in text for words in _CODE):
             found = re.search(r"GLOBAL (\S+)", text)
             what = f" ({found[1]})" if found else ""

@@ -1,9 +1,11 @@
 """Bad inputs: one line with what, where and what next, and nothing written."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,14 @@ Q = "vision_model__encoder__layers__0__self_attn__q_proj__weight"
 Change = Callable[[Path], object]
 
 
+@dataclass
 class Harmful:
-    """Runs a command when it is unpickled."""
+    """Calls a function when it is unpickled."""
+
+    function: Callable[[str], object] = print
 
     def __reduce__(self) -> Any:
-        return print, ("harm",)
+        return self.function, ("true",)
 
 
 def pickle_of(content: Any) -> Change:
@@ -110,6 +115,10 @@ BAD: dict[str, tuple[Change, str]] = {
     "a pickle with code": (
         pickle_of({"state_dict": {"a": torch.ones(2)}, "harm": Harmful()}),
         "holds code .*print.* besides tensors, which loading would run, so it is not opened",
+    ),
+    "a pickle with a command": (
+        pickle_of({"state_dict": {"a": torch.ones(2)}, "harm": Harmful(os.system)}),
+        "holds code .*system.* besides tensors",
     ),
     "a damaged pickle": (
         lambda folder: (
