@@ -46,10 +46,6 @@ class HubId:
     def __str__(self) -> str:
         return self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
 
-    def at(self, sha: str) -> HubId:
-        """Return the same repository pinned to a commit."""
-        return replace(self, revision=sha)
-
 
 def parse_hub_id(source: str) -> HubId | None:
     """Read ``org/name``, ``org/name@revision`` or either after ``hf://``.
@@ -107,7 +103,7 @@ def resolve(hub_id: HubId) -> Snapshot:
         )
     _remember_commit(hub_id, info.sha)
     names = tuple(item.rfilename for item in info.siblings or ())
-    return Snapshot(hub_id.at(info.sha), names)
+    return Snapshot(replace(hub_id, revision=info.sha), names)
 
 
 def _cache_folder(hub_id: HubId) -> Path:
@@ -144,7 +140,7 @@ def _cached_snapshot(hub_id: HubId) -> Snapshot:
         )
     names = tuple(path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")))
     note = f"HF_HUB_OFFLINE is set: {hub_id} is the cached commit {sha}, not checked"
-    return Snapshot(hub_id.at(sha), names, (note,))
+    return Snapshot(replace(hub_id, revision=sha), names, (note,))
 
 
 @contextlib.contextmanager

@@ -57,14 +57,15 @@ def apply_adapter(base: Checkpoint | None, adapter: Path, source: str) -> Checkp
         f"{source}: was trained on '{trained_on}' and is applied to {base.source}; make sure they"
         " are the same"
     )
-    is_same = not trained_on or Path(trained_on).name == Path(base.source.partition("@")[0]).name
-    files = tuple(adapter / name for name in (*ADAPTERS, CONFIG) if (adapter / name).is_file())
+    base_name, _, _ = base.source.partition("@")
+    is_same = Path(trained_on).name in ("", Path(base_name).name)
+    beside = [adapter / name for name in (*ADAPTERS, CONFIG)]
     return replace(
         base,
         is_adapted=True,
         source=source,
         revision=None,
-        files=files,
+        files=tuple(filter(Path.is_file, beside)),
         entries=entries,
         notes=() if is_same else (note,),
     )

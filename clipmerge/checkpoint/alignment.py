@@ -127,8 +127,10 @@ class Inputs:
     @cached_property
     def output_keys(self) -> dict[str, str]:
         """Keys in the output by canonical name: those of `layout` where it has the parameter."""
-        ours, theirs = self.zeroshot_keys, self.finetuned_keys[0]
-        return theirs | ours if self.layout is self.zeroshot else ours | theirs
+        theirs = self.finetuned_keys[0]
+        if self.layout is self.zeroshot:
+            return theirs | self.zeroshot_keys
+        return self.zeroshot_keys | theirs
 
     def expects(self, name: str) -> bool:
         """Whether the fine-tuned checkpoints must hold a zero-shot parameter, even if they are one

@@ -62,8 +62,8 @@ def architecture_config(model: str) -> Json:
     pretrained = [open_clip.get_pretrained_cfg(model, tag) for tag in tags]
     preprocessing = {}
     for key in _PREPROCESSING:
-        values = [settings.get(key) for settings in pretrained]
-        if values and values[0] is not None and values.count(values[0]) == len(values):
+        values = [settings.get(key) for settings in pretrained] or [None]
+        if values[0] is not None and values.count(values[0]) == len(values):
             preprocessing[key] = values[0]
     return {"model_cfg": open_clip.get_model_config(model), "preprocess_cfg": preprocessing}
 
@@ -71,11 +71,13 @@ def architecture_config(model: str) -> Json:
 def _check_shapes(checkpoint: Checkpoint, model: str, config: Json) -> None:
     """Refuse the name of another architecture, whose configuration the output would have."""
     vision, text = config["vision_cfg"], config["text_cfg"]
+    patch = vision.get("patch_size")
+    width = text.get("width")
     expected: dict[str, tuple[int | None, ...]] = {
-        "visual.conv1.weight": (vision.get("width"), 3, *(vision.get("patch_size"),) * 2),
-        "token_embedding.weight": (text.get("vocab_size"), text.get("width")),
-        "text_projection": (text.get("width"), config.get("embed_dim")),
-        "positional_embedding": (text.get("context_length"), text.get("width")),
+        "visual.conv1.weight": (vision.get("width"), 3, patch, patch),
+        "token_embedding.weight": (text.get("vocab_size"), width),
+        "text_projection": (width, config.get("embed_dim")),
+        "positional_embedding": (text.get("context_length"), width),
     }
     for name, shape in expected.items():
         entry = checkpoint.entries.get(name)

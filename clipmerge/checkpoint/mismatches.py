@@ -4,8 +4,9 @@ not simply merged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import filterfalse
 from typing import cast, get_args
 
 from clipmerge.checkpoint.alignment import Inputs
@@ -126,7 +127,7 @@ def _tensor_mismatches(
 ) -> Iterator[str]:
     """Name the first of the shared tensors that differ in shape, and in dtype."""
     shapes, dtypes = [], []
-    shared = [name for name in keys if name in inputs.zeroshot_keys and not is_incidental(name)]
+    shared = [name for name in _weights_of(keys) if name in inputs.zeroshot_keys]
     for name in shared:
         ours = inputs.zeroshot_entry(name)
         theirs = finetuned.entries[keys[name]]
@@ -153,14 +154,11 @@ def _key_mismatches(inputs: Inputs, theirs: dict[str, str]) -> Iterator[str]:
     ours = inputs.zeroshot_keys
     if ours.keys() == theirs.keys():
         return
-    only_ours = []
-    for name in ours:
-        if name not in theirs and not is_incidental(name) and inputs.expects(name):
-            only_ours.append(name)
+    only_ours = [name for name in _weights_of(ours) if name not in theirs and inputs.expects(name)]
     only_theirs = []
-    for name in theirs:
+    for name in _weights_of(theirs):
         is_kept = inputs.keeps_head and inputs.layer_of[name] == HEAD
-        if name not in ours and not is_incidental(name) and not is_kept:
+        if name not in ours and not is_kept:
             only_theirs.append(name)
     if not ours.keys() & theirs.keys():
         yield (
@@ -207,26 +205,17 @@ def _describe_differences(inputs: Inputs) -> Iterator[str]:
         kept = inputs.output_keys
         if inputs.missing == "keep-zeroshot":
             kept = inputs.zeroshot_keys
-        lost = []
-        lost_size = 0
-        size = 1
-        for name, key in keys.items():
-            entry = finetuned.entries[key]
-            size += entry.size
-            if name not in kept and not is_incidental(name):
-                lost.append(name)
-                lost_size += entry.size
+        sizes = {name: finetuned.entries[key].size for name, key in keys.items()}
+        lost = [name for name in _weights_of(keys) if name not in kept]
         if lost:
-            share = lost_size / size
+            share = sum(map(sizes.__getitem__, lost)) / max(1, sum(sizes.values()))
             number = counted(len(lost), "tensor", "tensors")
             yield (
                 f"{finetuned.source}: {number} that the output lacks ({share:.1%} of its numbers)"
                 f" are left behind, and what they learned is lost: {shorten(lost)}"
             )
-    stay = []
-    for name in inputs.zeroshot_keys:
-        if not is_incidental(name) and inputs.expects(name) and not inputs.merges(name):
-            stay.append(name)
+    expected = filter(inputs.expects, _weights_of(inputs.zeroshot_keys))
+    stay = list(filterfalse(inputs.merges, expected))
     if stay:
         yield (
             f"{counted(len(stay), 'parameter', 'parameters')} that not every fine-tuned checkpoint"
@@ -234,8 +223,6 @@ def _describe_differences(inputs: Inputs) -> Iterator[str]:
         )
 
 
-def is_incidental(name: str) -> bool:
-    """Whether a tensor holds position ids or a counter, which may be missing from some files of the
-    same model.
-    """
-    return is_index_buffer(name) or is_counter(name)
+def _weights_of(names: Iterable[str]) -> list[str]:
+    """The names without those of position ids and counters, which some files of a model lack."""
+    return [name for name in names if not is_index_buffer(name) and not is_counter(name)]

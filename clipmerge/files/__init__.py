@@ -18,7 +18,9 @@ IN_MEMORY = "clipmerge-in-memory-"
 
 def is_plain_name(name: object) -> bool:
     """Whether a text from a file is a plain file name in the same folder, not a path."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\\"} & {*name}
+    if not isinstance(name, str) or name in ("", ".", ".."):
+        return False
+    return "/" not in name and "\\" not in name
 
 
 #: The variable that lists the user's folders of plugins.
@@ -102,10 +104,11 @@ def user_cache(name: str) -> Path:
 
 
 def replace_bytes(file: Path, content: bytes) -> None:
-    """Write a small file of a cache; concurrent readers see either the old or the new one
-    completely.
-    """
+    """Write a small file; concurrent readers see either the old or the new one completely."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(file)
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)

@@ -38,9 +38,7 @@ DTYPES: dict[str, tuple[str, int]] = {
 SAFETENSORS_NAME = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
 FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
 #: numpy dtype of the stored bytes by safetensors dtype; numpy has no bfloat16, so its bits are kept
-STORED: dict[str, str] = {
-    name: {"BF16": "uint16"}.get(name, torch_name) for name, (torch_name, _) in DTYPES.items()
-}
+STORED = {name: torch_name for name, (torch_name, _) in DTYPES.items()} | {"BF16": "uint16"}
 
 _LFS_POINTER = b"version https://git-lfs"
 #: Suffixes of PyTorch files.
@@ -148,7 +146,9 @@ def is_finite(values: Any) -> bool:
         # NaN and Inf survive a sum, the cheapest pass there is. If the sum is not finite, entries
         # are checked one by one, because finite ones may have overflowed: a difference with itself
         # is not zero for NaN and Inf alone
-        return math.isfinite(float(values.sum())) or bool((values - values == 0).all())
+        if math.isfinite(values.sum()):
+            return True
+        return bool((values - values == 0).all())
 
 
 def require_finite(values: Any, name: str, source: str) -> None:

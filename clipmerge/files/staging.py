@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.errors import OutputError, shorten
-from clipmerge.files import local_path
+from clipmerge.files import local_path, replace_bytes
 from clipmerge.types import Json
 
 try:
@@ -200,14 +200,8 @@ def _lock_stage(file: int, output: Path) -> None:
 
 def write_whole_file(file: Path, content: bytes) -> None:
     """Write a file completely or not at all."""
-    part = file.with_name(f".{file.name}.part")
     with as_output_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(content)
-            part.replace(file)
-        finally:
-            part.unlink(missing_ok=True)
+        replace_bytes(file, content)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -78,19 +78,15 @@ class Prints:
                 hashes[at] = number
         return cls(images, small, hashes, change_notes(images.source, changes))
 
-    @cached_property
-    def grey(self) -> NDArray[np.float32]:
-        """Their levels without colours, around zero: (images, SIDE * SIDE)."""
-        levels: NDArray[np.float32] = self.small.mean(axis=2)
-        return levels - 128
-
     def copies_in(self, others: Prints) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Positions of images with copies among others, and the positions of these, ascending."""
-        limits = np.minimum(_LEVELS, _SHARE_OF_SPREAD * self.grey.std(axis=1))
-        lengths = np.square(self.grey).sum(axis=1)
-        their_lengths = np.square(others.grey).sum(axis=1)
-        for start in range(0, len(self.grey), _AT_ONCE):
-            products = self.grey[start : start + _AT_ONCE] @ others.grey.T
+        grey = self.small.mean(axis=2) - 128
+        their_grey = others.small.mean(axis=2) - 128
+        lengths = np.square(grey).sum(axis=1)
+        their_lengths = np.square(their_grey).sum(axis=1)
+        limits = np.minimum(_LEVELS, _SHARE_OF_SPREAD * grey.std(axis=1))
+        for start in range(0, len(grey), _AT_ONCE):
+            products = grey[start : start + _AT_ONCE] @ their_grey.T
             for at, product in enumerate(products, start):
                 # where no pixel differs by more than the limit, the mean square does not either
                 squares = lengths[at] + their_lengths - 2 * product

@@ -4,7 +4,7 @@ reader gives: pictures by position, and their labels or captions as they stand t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -40,6 +40,12 @@ class Columns:
         if self.caption:
             return True
         return False if self.label else None
+
+
+def first_named(item: Mapping[str, Any], names: Iterable[str]) -> Any:
+    """The value under the first of some names that an item has; ``None`` if it has none."""
+    found = [item[name] for name in names if name in item]
+    return found[0] if found else None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,14 @@ import numpy as np
 
 from clipmerge.errors import DataError
 from clipmerge.images.decoding import Encoded
-from clipmerge.images.image_set import CAPTION_NAMES, LABEL_NAMES, Columns, OpenedSource, Pictures
+from clipmerge.images.image_set import (
+    CAPTION_NAMES,
+    LABEL_NAMES,
+    Columns,
+    OpenedSource,
+    Pictures,
+    first_named,
+)
 from clipmerge.images.tables import load_dataset, load_files
 from clipmerge.types import Names
 
@@ -66,21 +73,16 @@ def _class_names(data: Any) -> Names | None:
 
 
 def _image_of(item: Any) -> Any:
-    return _first_named(item, _IMAGES) if isinstance(item, Mapping) else item[0]
+    return first_named(item, _IMAGES) if isinstance(item, Mapping) else item[0]
 
 
 def _label_of(item: Any, columns: Columns) -> Any:
     """The label or the captions of an item; ``None`` if it has neither."""
     if isinstance(item, Mapping):
         wanted = columns.caption or columns.label
-        return _first_named(item, (wanted,) if wanted else (*LABEL_NAMES, *CAPTION_NAMES))
+        return first_named(item, [wanted] if wanted else [*LABEL_NAMES, *CAPTION_NAMES])
     is_pair = isinstance(item, (tuple, list)) and len(item) > 1
     return item[1] if is_pair else None
-
-
-def _first_named(item: Mapping[str, Any], names: Names) -> Any:
-    found = [item[name] for name in names if name in item]
-    return found[0] if found else None
 
 
 def _as_label(title: str, label: Any) -> Any:

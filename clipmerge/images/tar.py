@@ -15,7 +15,14 @@ from typing import Any, NamedTuple
 
 from clipmerge.errors import DataError, shorten
 from clipmerge.images.folder import IMAGE_SUFFIXES, caption_lines, is_hidden
-from clipmerge.images.image_set import CAPTION_NAMES, LABEL_NAMES, Columns, OpenedSource, Pictures
+from clipmerge.images.image_set import (
+    CAPTION_NAMES,
+    LABEL_NAMES,
+    Columns,
+    OpenedSource,
+    Pictures,
+    first_named,
+)
 from clipmerge.types import Names
 
 #: Texts that CLIP_benchmark writes beside the archives of a data set.
@@ -133,7 +140,7 @@ def _label_or_captions(where: str, key: str, files: dict[str, Member], columns: 
         except ValueError as error:
             raise DataError(f"{where}.json: cannot be read as JSON ({error})") from None
         names = [field] if field else (*LABEL_NAMES, *CAPTION_NAMES)
-        value = next((data[name] for name in names if name in data), None)
+        value = first_named(data, names)
         if value is not None:
             return [value] if columns.caption and isinstance(value, str) else value
     if wanted:
