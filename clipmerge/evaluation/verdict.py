@@ -45,7 +45,7 @@ _ROUNDING = 1e-9
 _EXAMPLES = 3
 # What sets a merge apart from those on record, by the verdict's reason.
 _UNLIKE_JUDGED = {
-    "nothing-learned": "fine-tuning itself did not measurably help on your images",
+    "nothing-learned": "as measured, fine-tuning made the model worse on your images",
     "loses-corrupted": "the merge surely loses under corruptions, which often means that it loses"
     " more on new images, too",
 }
@@ -170,7 +170,7 @@ def _why_not_probably(target: Comparison, corrupted: Comparison, *, chosen: bool
     Corruptions tell of new images of the target what the images that chose the merge cannot. No
     number of images is too small: the fewer choose, the nearer to fine-tuned the merge stays.
     """
-    if target.finetuning_gain.value <= 0:
+    if target.finetuning_gain.value < 0:  # a tie is as frequent on the target as on a shift
         return "nothing-learned"
     if chosen and corrupted.gain.interval[1] < 0:
         return "loses-corrupted"

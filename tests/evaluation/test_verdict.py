@@ -38,8 +38,8 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "use",
         "gains",
     ),
-    "nothing helped": (
-        {"target": source(0.0, 0.1, finetuning_gain=gain(0.0, 0.1))},
+    "fine-tuning did worse, perhaps": (
+        {"target": source(0.0, 0.1, finetuning_gain=gain(-0.01, 0.1))},
         "too-few-images",
         "nothing-learned",
     ),
@@ -94,9 +94,9 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "unclear-loss",
     ),
     "only an --ood source gains": (
-        {"target": source(0.0, 0.1, finetuning_gain=gain(0.0, 0.1)), "ood": [source(0.1, 0.09)]},
-        "too-few-images",
-        "nothing-learned",
+        {"target": source(0.0, 0.03, finetuning_gain=gain(0.0, 0.1)), "ood": [source(0.1, 0.09)]},
+        "use",
+        "gains",
     ),
     "nothing changes much": (
         {"target": source(0.0, 0.029, finetuning_gain=gain(0.01, 0.015))},
@@ -156,8 +156,8 @@ def test_the_limit_is_the_users() -> None:
             " labelled images of the shift, as `ood`, would tell what is gained there.",
         ),
         (
-            {"target": source(0.02, 0.08), "most_images": 256, "ood": [source(0.0, 0.08)]},
-            " Not even 256 test images would tell whether the loss keeps to the limit; more images"
+            {"target": source(0.02, 0.08), "most_images": 250, "ood": [source(0.0, 0.08)]},
+            " Not even 250 test images would tell whether the loss keeps to the limit; more images"
             " of the shift would tell what is gained there.",
         ),
         (
