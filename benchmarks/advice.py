@@ -4,7 +4,8 @@
 test images said (merged minus fine-tuned, and the same under corruptions, with intervals), and the
 changes on hundreds of images that the merge never saw, of the target and of a real shift. What
 fine-tuning gained is that on as many other images of the target. `results/interpolations.json`
-has interpolations, of which no images chose the alpha.
+has merges of which no images chose how far they go, and `results/shifts.json` merges of both kinds
+that 50 or 100 labelled images of one shift judge as well: the changes are on all others.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from clipmerge.planning.record import Comparison, Estimate
 
 MERGES = FOLDER / "advice.json"
 INTERPOLATIONS = FOLDER / "interpolations.json"
+SHIFTS = FOLDER / "shifts.json"
 _LIMIT = 3.0
 # Of a pair that is not recorded: a fine-tuned model is usually the better one on its target.
 _USUAL = (0.5, 0.01, 0.99)
@@ -33,8 +35,9 @@ def advised(merge: Merge) -> str:
     recommendation, *_ = recommend(
         _comparison("gain", merge),
         _comparison("corrupted", merge),
+        [_comparison("shift", merge)] if "shift" in merge else (),
         max_loss=_LIMIT,
-        chosen="alpha" not in merge,
+        chosen="recipe" not in merge,
         same_answers=merge.get("same_answers", False),
     )
     return recommendation
@@ -45,7 +48,7 @@ def _comparison(key: str, merge: Merge) -> Comparison:
     return Comparison(
         name=key,
         source="",
-        images=merge["judging"],
+        images=merge.get(f"{key}_images", merge["judging"]),
         models=dict.fromkeys(("zero-shot", "merged"), usual),
         gain=_estimate(merge[key]),
         finetuning_gain=_estimate(merge.get("finetuning_gain", _USUAL)),
@@ -75,15 +78,15 @@ def by_images(merge: Merge) -> str:
     return "240 to 412" if images < 500 else "697 to 1,024"
 
 
-def by_alpha(merge: Merge) -> str:
-    """The alpha of an interpolation."""
-    return f"alpha {merge['alpha']:g}"
+def by_recipe(merge: Merge) -> str:
+    """The recipe that made it."""
+    return str(merge.get("recipe", "auto"))
 
 
 def counted(merges: Sequence[Merge], group: Callable[[Merge], str]) -> dict[str, Counts]:
     """Counts by group, and of all."""
     found: dict[str, Counts] = {}
-    for merge in sorted(merges, key=lambda each: each.get("alpha", each["images"])):
+    for merge in sorted(merges, key=lambda each: each["images"]):
         found.setdefault(group(merge), {})
     found["all"] = {}
     for merge in merges:

@@ -30,8 +30,8 @@ from clipmerge.types import Recommendation
 #: Of judged merges of which the verdict says "probably use it": those that lose at most 3 points
 #: on new images and nothing under the real shift, and all (`benchmarks/advice.py`).
 JUDGED = (94, 102)
-#: The same of interpolations at a given alpha, of which no more than that is surely lost.
-JUDGED_INTERPOLATIONS = (19, 21)
+#: The same where no images chose how far the merge goes, and no more than that is surely lost.
+JUDGED_UNCHOSEN = (76, 78)
 #: Images that may judge a merge for which nothing is measured: `images` may be raised, up to what
 #: people have.
 MOST_IMAGES = 20_000
@@ -127,15 +127,15 @@ def _may_lose(at: Comparison, limit: float) -> bool:
 
 def _record_of_others(points: str, gained: Sequence[str], *, chosen: bool) -> str:
     """What became of judged merges like this one."""
-    found, kind = f"no measured loss is beyond {points}", "merges"
+    found = f"no measured loss is beyond {points}"
     right, judged = JUDGED
     if not chosen:
-        found, kind = f"the loss is surely within {points}", "interpolations"
-        right, judged = JUDGED_INTERPOLATIONS
+        found = f"the loss is surely within {points}"
+        right, judged = JUDGED_UNCHOSEN
     if gained:
         found = f"it surely gains on {' and '.join(gained)}, {found}"
     return (
-        f"{found}, and {right} of {judged} judged {kind} like this kept to that on new images and"
+        f"{found}, and {right} of {judged} judged merges like this kept to that on new images and"
         " were no worse under the real shift"
     )
 

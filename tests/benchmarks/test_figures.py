@@ -170,9 +170,10 @@ def test_verdicts_figure_is_that_of_the_judged_merges() -> None:
     """`probably-use` says how many judged merges were right."""
     merges = advice.counted(advice.read_merges(), advice.by_images)
     assert merges["all"]["probably-use"] == verdict.JUDGED
-    interpolated = advice.read_merges(advice.INTERPOLATIONS)
-    interpolations = advice.counted(interpolated, advice.by_alpha)
-    assert interpolations["all"]["probably-use"] == verdict.JUDGED_INTERPOLATIONS
+    unchosen = advice.counted(advice.read_merges(advice.INTERPOLATIONS), advice.by_recipe)
+    assert unchosen["all"]["probably-use"] == verdict.JUDGED_UNCHOSEN
+    shifts = advice.counted(advice.read_merges(advice.SHIFTS), advice.by_recipe)
+    assert shifts["all"]["use"] == (61, 64)  # research.md, and the page on the verdict
 
 
 @pytest.mark.slow
