@@ -228,7 +228,7 @@ def _build_objective(
         from clipmerge.models.captions import caption_notes
 
         for note in caption_notes(images.source, model, images.class_names):
-            objective.note(note)
+            objective.add_note(note)
     record = CalibrationRecord(
         source=images.source if images.revision else last_part(images.source),
         revision=images.revision,

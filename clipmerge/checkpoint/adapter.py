@@ -83,7 +83,7 @@ def _merged_by_peft(
         ) from None
     import torch
 
-    model_class = _class_of(base, config)
+    model_class = _model_class(base, config)
     try:
         with _quietly():
             model = model_class.from_pretrained(
@@ -107,7 +107,7 @@ def _merged_by_peft(
         ) from None
 
 
-def _class_of(base: Checkpoint, config: Json) -> Any:
+def _model_class(base: Checkpoint, config: Json) -> Any:
     """The class of transformers that the adapter was trained on, by default that of the base."""
     import transformers
 

@@ -76,7 +76,7 @@ class Checkpoint:
         """View `array` as a torch tensor: in the tensor's own shape, or 1-D for a run of its
         elements.
         """
-        torch = _torch_for_views()
+        torch = _import_torch_for_views()
         values = self.array(key, start, stop)
         view: Tensor = torch.from_numpy(values)
         if view.dtype == torch.uint16:
@@ -133,7 +133,7 @@ def prefix_errors(source: object) -> Iterator[None]:
 
 
 @cache
-def _torch_for_views() -> Any:
+def _import_torch_for_views() -> Any:
     """Import torch and silently trigger its once-per-process warning that a view of an array is
     read-only.
 

@@ -24,7 +24,7 @@ from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_t
 from clipmerge.learning.interpolate import Path
 from clipmerge.models import ImageTextModel
 from clipmerge.models.classifier import Classifier, Prompts, classifier_for
-from clipmerge.models.passes import MicroBatcher, passes
+from clipmerge.models.passes import MicroBatcher, in_precision
 from clipmerge.options import ImageOptions
 from clipmerge.planning.record import Recall
 from clipmerge.progress import Progress
@@ -158,7 +158,7 @@ class Scorer:
     ) -> NDArray[Any]:
         """The best class of each image, or its features for images with captions."""
         # a card takes six times as long in float32
-        with passes(self.device, "float32" if self.device.type == "cpu" else "auto"):
+        with in_precision(self.device, "float32" if self.device.type == "cpu" else "auto"):
             features = self._micro_batcher.forward(
                 self._model.image_features, to_device(pixels, self.device)
             )

@@ -93,7 +93,7 @@ def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
         raise DataError(f"{where}: {have} no label; give a labelled split, such as validation")
     if numbers is None:
         texts = list(map(str, values))
-        classes = _class_order(set(texts))
+        classes = _sort_class_names(set(texts))
         index = {name: number for number, name in enumerate(classes)}
         return tuple(index[text] for text in texts), classes
     names = opened.class_names
@@ -127,7 +127,7 @@ def _are_numbered(names: Sequence[str]) -> bool:
     return 1 < len(names) == len(numbers) == len(texts)
 
 
-def _class_order(names: Iterable[str]) -> Names:
+def _sort_class_names(names: Iterable[str]) -> Names:
     """Sort class names: by the numbers in front if all have one, otherwise by text."""
     ordered = sorted(names)
     if _are_numbered(ordered):

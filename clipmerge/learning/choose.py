@@ -16,7 +16,7 @@ from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import FORWARD, PROMPTS_A_GRADIENT, HeldOut, Objective
 from clipmerge.learning.train import LearningOptions, train
 from clipmerge.models.classifier import draw_prompts
-from clipmerge.models.passes import passes
+from clipmerge.models.passes import in_precision
 from clipmerge.planning.measurements import BackoffChoice
 from clipmerge.stats import class_weights, paired_mean_and_error
 
@@ -79,19 +79,19 @@ def choose_backoff(
 
 
 @torch.no_grad()
-def recognised(objective: Objective, held_out: HeldOut, options: LearningOptions) -> Tensor:
+def accuracy_by_image(objective: Objective, held_out: HeldOut, options: LearningOptions) -> Tensor:
     """Which images the current weights recognise, (images,), float64 on the CPU."""
     images, classifier = held_out
     objective.announce_work(FORWARD * len(images))
     prompts, columns = draw_prompts(classifier, images.labels, objective.seed, PROMPTS_A_GRADIENT)
     device = objective.path.device
-    with passes(device, options.precision):
+    with in_precision(device, options.precision):
         classes = classifier.class_features(*prompts)
         features = objective.embed(images.pixels.to(device))
     logits = classifier.logits(features, classes.float())
     right = (logits.argmax(-1).cpu() == columns.cpu()).double()
     broadcast_(objective.context, right)
-    objective.tick(FORWARD * len(images))
+    objective.count_work(FORWARD * len(images))
     return right
 
 
@@ -100,7 +100,7 @@ def accuracies_on_val(objective: Objective, options: LearningOptions) -> Tensor:
     the same, so that none is given up for the others.
     """
     assert objective.val is not None
-    right = recognised(objective, objective.val, options)
+    right = accuracy_by_image(objective, objective.val, options)
     if objective.val.classifier.compares_images:
         return right
     labels = objective.val.images.labels.tolist()
@@ -121,11 +121,13 @@ def choose(
         coefficients.place(backoff)
         distance = coefficients.distance(backoff) / learned
         accuracies = accuracies_on_val(objective, options)
-        shifts = [float(recognised(objective, shift, options).mean()) for shift in objective.ood]
+        shifts = [
+            float(accuracy_by_image(objective, shift, options).mean()) for shift in objective.ood
+        ]
         return Look(backoff, distance, accuracies, sum(shifts) / max(1, len(shifts)))
 
     chosen, finetuned = choose_backoff(look_at, options.max_loss, by_ood=bool(objective.ood))
-    coefficients.take(chosen.backoff)
+    coefficients.back_off(chosen.backoff)
     _, error = chosen.loss_against(finetuned)
     return BackoffChoice(
         images=len(chosen.accuracies),

@@ -71,7 +71,7 @@ class Path:
         self.device = device
         self._dtype = None if dtype == "keep" else getattr(torch, dtype)
         self._ends: dict[str, list[Tensor]] = {}
-        model.load(self._read, inputs.zeroshot.source)
+        model.load(self._keep_ends, inputs.zeroshot.source)
         model.module.to(device)
         self.parameters = model.parameters
         for name, parameter in self.parameters.items():
@@ -93,7 +93,7 @@ class Path:
         # a point elsewhere may have set weights that the path does not move
         self._is_elsewhere = False
 
-    def _read(self, name: str) -> Tensor:
+    def _keep_ends(self, name: str) -> Tensor:
         """Keep theta_0, and theta_1 to theta_K if they are merged, as they are in their files; a
         head that only the fine-tuned checkpoint has stays as it is there.
         """
@@ -131,8 +131,8 @@ class Path:
         names = list(self.parameters) if self._is_elsewhere else self.names
         self._is_elsewhere = False
         for name in names:
-            value = mixture(self._ends[name], weights)
-            self._set(name, value.to(self._dtype or self._ends[name][0].dtype))
+            value = mix(self._ends[name], weights)
+            self._set_parameter(name, value.to(self._dtype or self._ends[name][0].dtype))
             if not all(0 <= weight <= 1 for weight in weights):
                 self._refuse_beyond(name)
 
@@ -152,7 +152,7 @@ class Path:
         left = set(self.parameters)
         merged = [tensor for tensor in merged_tensors(self.inputs, plan) if tensor.name in left]
         for tensor, weights in zip(merged, tensors_in_memory(merged), strict=True):
-            self._set(tensor.name, weights)
+            self._set_parameter(tensor.name, weights)
             left.remove(tensor.name)
         if left:
             raise CheckpointError(
@@ -167,9 +167,9 @@ class Path:
         for name in self.parameters:
             value = other.theta_1(name) if other.merges(name) else self._ends[name][0]
             require_finite(value, name, other.finetuned[0].source)
-            self._set(name, value.to(self._dtype or self._ends[name][0].dtype))
+            self._set_parameter(name, value.to(self._dtype or self._ends[name][0].dtype))
 
-    def _set(self, name: str, value: Tensor) -> None:
+    def _set_parameter(self, name: str, value: Tensor) -> None:
         self.parameters[name].data.copy_(value)
         self._count_move(name)
 
@@ -203,7 +203,7 @@ class Path:
             self.parameters[name].grad = None
 
 
-def mixture(ends: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def mix(ends: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Theta_0 + sum_i weights_i * (theta_i - theta_0), float32, as `merging` rounds it."""
     theta_0 = ends[0].float()
     changes = []
@@ -274,13 +274,13 @@ class Coefficients:
             return moved
         count = self._kept[key]
         count += int(backoff * (value.numel() - count))
-        return moved.where(_largest(value, count), 0.0)
+        return moved.where(_mark_largest(value, count), 0.0)
 
     def place(self, backoff: float = 0.0) -> None:
         """Go to theta(c)."""
         self._path.set_coefficients(lambda name: self.effective(self._key[name], backoff))
 
-    def take(self, backoff: float) -> None:
+    def back_off(self, backoff: float) -> None:
         """Go a share of the way to the fine-tuned model's for good."""
         for key in self.values:
             self.values[key] = self.effective(key, backoff).clone()
@@ -327,11 +327,11 @@ class Coefficients:
         return found
 
 
-def _largest(scores: Tensor, count: int) -> Tensor:
+def _mark_largest(scores: Tensor, count: int) -> Tensor:
     """Mark exactly ``count`` largest entries; among equal entries, the first ones.
 
     Example:
-        >>> _largest(torch.tensor([0.5, 1.0, 0.2, 0.5]), 2)
+        >>> _mark_largest(torch.tensor([0.5, 1.0, 0.2, 0.5]), 2)
         tensor([ True,  True, False, False])
     """
     flat = scores.flatten()

@@ -92,11 +92,11 @@ class Objective:
         every = self.images.pieces(self.batch_size)
         self.batch_sizes = tuple(map(len, every))
         self.batches = every[self.context.rank :: self.context.world_size]
-        self.micro_batcher = MicroBatcher(self.max_images, self.note)
+        self.micro_batcher = MicroBatcher(self.max_images, self.add_note)
         self._done = 0.0
         self._announced = 0.0
 
-    def note(self, note: str) -> None:
+    def add_note(self, note: str) -> None:
         """Tell the user and the record, once."""
         if note not in self.notes:
             self.notes.append(note)
@@ -131,7 +131,7 @@ class Objective:
         """Announce work to come."""
         self._announced += work
 
-    def tick(self, work: float) -> None:
+    def count_work(self, work: float) -> None:
         """Report work done."""
         self._done += work
         self.progress.advance(self._done, self._announced)
@@ -164,8 +164,8 @@ class Objective:
             losses = self.classifier.image_losses(logits, columns)
             right = (logits.argmax(-1) == columns).float()
             values[batch.number] = (float(losses.mean()), float(right.mean()))
-            self.tick(FORWARD * len(batch))
-        return self.by_batch(values)
+            self.count_work(FORWARD * len(batch))
+        return self.gather_by_batch(values)
 
     def layer_loss(self, batch: Batch, layer: str) -> Callable[[], Tensor]:
         """A function that computes the loss of one batch while only this layer moves.
@@ -218,7 +218,7 @@ class Objective:
                     " checkpoints"
                 )
             yield batch, value
-            self.tick(GRADIENT * len(batch))
+            self.count_work(GRADIENT * len(batch))
         self.path.clear_gradients()
 
     def _backward(self, batch: Batch, loss_of: Loss | None, at_once: int) -> float:
@@ -248,7 +248,7 @@ class Objective:
 
     # Several processes
 
-    def by_batch(self, values: dict[int, Any]) -> list[Any]:
+    def gather_by_batch(self, values: dict[int, Any]) -> list[Any]:
         """Collect one value per batch from every process, in batch order."""
         items = list(values.items())
         if self.context.world_size > 1:
@@ -262,7 +262,7 @@ class Objective:
             total += size * value
         return total / sum(self.batch_sizes)
 
-    def total(self, tensors: Tensors) -> Tensors:
+    def sum_over_processes(self, tensors: Tensors) -> Tensors:
         """Sum tensors of the same names and shapes over all processes; the sums lie on the CPU."""
         for value in tensors.values():
             all_reduce_(self.context, value)

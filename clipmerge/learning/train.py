@@ -29,7 +29,7 @@ from clipmerge.learning.loss import (
 )
 from clipmerge.learning.objective import FORWARD, GRADIENT, Objective
 from clipmerge.models.classifier import draw_prompts
-from clipmerge.models.passes import Precision, dtype_of, embed_with_graph, passes
+from clipmerge.models.passes import Precision, dtype_of, embed_with_graph, in_precision
 from clipmerge.plugins import (
     Augmentation,
     Count,
@@ -162,7 +162,7 @@ def train(
                 scaler.update()
             if state:
                 state.save(number + 1)
-            objective.tick(work)
+            objective.count_work(work)
     for value in coefficients.values.values():
         broadcast_(objective.context, value)
     losses: list[list[float]] = trace.tolist()
@@ -198,7 +198,7 @@ def lessons(
     for first in range(begin, len(order), _TAUGHT_TOGETHER):
         numbers = range(first, min(first + _TAUGHT_TOGETHER, len(order)))
         prepared = [make_lesson(objective, order[at], at, options) for at in numbers]
-        taught = teach(objective, prepared, options)
+        taught = compute_targets(objective, prepared, options)
         yield from zip(numbers, prepared, taught, strict=True)
 
 
@@ -219,7 +219,7 @@ def make_lesson(
 
 
 @torch.no_grad()
-def teach(
+def compute_targets(
     objective: Objective, steps: Sequence[Lesson], options: LearningOptions
 ) -> list[Targets | None]:
     """What the teachers make of the strongly augmented images of some steps; ``None`` where there
@@ -234,7 +234,7 @@ def teach(
         objective.path.set_alpha(alpha)
         classes: Tensor | None = None
         for step, lesson in enumerate(steps):
-            with passes(objective.path.device, options.precision):
+            with in_precision(objective.path.device, options.precision):
                 if classes is None or lesson.prompts != (None, None):
                     classes = classifier.class_features(*lesson.prompts)
                 embedded = objective.embed(lesson.strong)
@@ -262,7 +262,7 @@ def backward(
 
     def attempt(at_once: int) -> Tensor:
         adam.zero_grad()  # of an attempt with more images at once
-        with passes(objective.path.device, options.precision):
+        with in_precision(objective.path.device, options.precision):
             classes = classifier.class_features(*lesson.prompts)
             features = embed_with_graph(classifier.model.image_features, pixels, at_once)
         features = features.float()

@@ -23,7 +23,7 @@ def by_layer(objective: Objective, values: dict[int, list[float]]) -> dict[str, 
     Returns:
         One value per batch, by layer, over all processes.
     """
-    rows = objective.by_batch(values)
+    rows = objective.gather_by_batch(values)
     return {
         layer: tuple(row[column] for row in rows)
         for column, layer in enumerate(objective.path.layers)

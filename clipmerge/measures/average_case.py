@@ -48,7 +48,7 @@ def average_case(
         rises[batch.number] = []
         with torch.no_grad():
             base = float(objective.loss(batch))
-        objective.tick(FORWARD * len(batch))
+        objective.count_work(FORWARD * len(batch))
         for column, (layer, names) in enumerate(layers.items()):
             parameters = [path.parameters[name] for name in names]
             ball = LayerBall(parameters, norm="l2", radius=rho, adaptive=adaptive)
@@ -58,7 +58,7 @@ def average_case(
                 ball.place(rho * concatenate_flat(_draw_noise(objective, parameters, draw)))
                 with torch.no_grad():
                     total += float(loss()) - base
-                objective.tick(FORWARD * len(batch))
+                objective.count_work(FORWARD * len(batch))
             ball.restore()
             rises[batch.number].append(total / draws)
     sharpness = statistic(

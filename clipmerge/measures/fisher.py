@@ -56,7 +56,8 @@ def fisher(
         squares, batches = _sum_squares(objective, probes, labels)
         scale = 1 / (sum(objective.batch_sizes) * probes)
         tensors[name] = {
-            parameter: value.mul_(scale) for parameter, value in objective.total(squares).items()
+            parameter: value.mul_(scale)
+            for parameter, value in objective.sum_over_processes(squares).items()
         }
         statistics.append(
             statistic(

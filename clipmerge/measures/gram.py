@@ -38,7 +38,7 @@ def gram(objective: Objective) -> Measurements:
     for statistic, alpha in _ENDS.items():
         objective.path.set_alpha(alpha)
         sums = _gram_matrices(objective)
-        tensors[statistic] = objective.total(sums)
+        tensors[statistic] = objective.sum_over_processes(sums)
     missing = [
         name
         for name in objective.path.names
@@ -87,7 +87,7 @@ def _gram_matrices(objective: Objective) -> Tensors:
             hooks.callback(module.register_forward_pre_hook(partial(add_inputs, name)).remove)
         for batch in objective.batches:
             objective.embed(batch.pixels)
-            objective.tick(FORWARD * len(batch))
+            objective.count_work(FORWARD * len(batch))
         classifier = objective.classifier
         if (
             objective.context.is_main_process

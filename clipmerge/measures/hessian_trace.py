@@ -50,7 +50,7 @@ def hessian_trace(
             values = objective.micro_batcher.run(len(batch), products)
             for column, value in enumerate(values):
                 traces_by_batch[batch.number][column] += value / probes
-            objective.tick(HESSIAN * len(batch))
+            objective.count_work(HESSIAN * len(batch))
     traces = by_layer(objective, traces_by_batch)
     sizes = sizes_of(objective)
     trace = statistic(

@@ -171,13 +171,13 @@ def _integrate_slopes(
             part = weight * len(batch) / sum(objective.batch_sizes)
             for name, total in sums.items():
                 total.add_(path.gradient(name), alpha=part)
-        losses[alpha] = objective.mean(objective.by_batch(values))
+        losses[alpha] = objective.mean(objective.gather_by_batch(values))
         _require_finite(losses[alpha], alpha)
     integrals = {
         name: by_layer(objective, {at: row.tolist() for at, row in rows.items()})
         for name, rows in shares.items()
     }
-    means = {name: value.float() for name, value in objective.total(sums).items()}
+    means = {name: value.float() for name, value in objective.sum_over_processes(sums).items()}
     return integrals, losses, means
 
 

@@ -29,12 +29,12 @@ def soup_accuracy(objective: Objective) -> Measurements:
     """
     count = len(objective.path.inputs.finetuned)
     objective.announce(forward=2 * count - 1)
-    tried = [try_mixture(objective, _average([which], count)) for which in range(count)]
+    tried = [try_mixture(objective, _average_weights([which], count)) for which in range(count)]
     order = sorted(range(count), key=lambda which: -tried[which].accuracy)
     soup = [order[0]]
     best = tried[order[0]].accuracy
     for which in order[1:]:
-        tried.append(try_mixture(objective, _average([*soup, which], count)))
+        tried.append(try_mixture(objective, _average_weights([*soup, which], count)))
         if tried[-1].accuracy >= best:
             soup.append(which)
             best = tried[-1].accuracy
@@ -43,5 +43,5 @@ def soup_accuracy(objective: Objective) -> Measurements:
     )
 
 
-def _average(chosen: list[int], count: int) -> tuple[float, ...]:
+def _average_weights(chosen: list[int], count: int) -> tuple[float, ...]:
     return tuple(1 / len(chosen) if which in chosen else 0.0 for which in range(count))

@@ -63,7 +63,7 @@ def worst_case(
             with torch.no_grad():
                 rises.append(float(loss()) - base)
             ball.restore()
-        objective.tick(FORWARD * len(path.layers) * len(batch))
+        objective.count_work(FORWARD * len(path.layers) * len(batch))
     sharpness = statistic(
         objective,
         "worst_case",

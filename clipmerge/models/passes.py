@@ -75,7 +75,7 @@ class DepthwiseInFloat32(TorchFunctionMode):
 
 
 @contextmanager
-def passes(device: torch.device, precision: Precision) -> Iterator[None]:
+def in_precision(device: torch.device, precision: Precision) -> Iterator[None]:
     """In this context, compute forward passes in this precision; weights and their gradients stay
     in float32.
     """

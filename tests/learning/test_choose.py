@@ -136,12 +136,7 @@ def moved(objective: Objective) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("max_loss", [100.0, 30.0, 10.0, -100.0])
 def test_the_model_is_left_at_the_choice(ends: Ends, max_loss: float) -> None:
     told = Told()
-    objective = objective_for(
-        ends,
-        make_batches(SIZES),
-        val_share=0.3,
-        progress=told,
-    )
+    objective = objective_for(ends, make_batches(SIZES), val_share=0.3, progress=told)
     path = objective.path
     learned, coefficients = (Coefficients(path, "entry") for _ in range(2))
     learn(objective, learned, OPTIONS)
@@ -213,13 +208,7 @@ def right_answers(reference: Reference, images: Batch) -> torch.Tensor:
 def test_learning_by_heart_is_noted(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES), val_share=0.4)
     found = learned_coefficients(
-        objective,
-        steps=60,
-        batch_size=8,
-        lr=0.3,
-        weak_aug=0.0,
-        distill_weight=0.0,
-        max_loss=100,
+        objective, steps=60, batch_size=8, lr=0.3, weak_aug=0.0, distill_weight=0.0, max_loss=100
     )
     assert found.choice is not None
     assert found.choice.train_accuracy is not None

@@ -13,7 +13,7 @@ from clipmerge.learning import augment
 from clipmerge.learning import train as training
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
-from clipmerge.learning.train import BoxAdam, backward, draw_order, make_lesson, teach
+from clipmerge.learning.train import BoxAdam, backward, compute_targets, draw_order, make_lesson
 from tests.support.small_objective import PLAIN, TEMPLATES, Ends, make_batches, objective_for
 
 
@@ -42,7 +42,7 @@ def test_a_step_has_all_tensors_where_the_model_is_and_does_not_wait(
     adam = BoxAdam(coefficients.values, options.lr, 1.0, {})
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     lesson = make_lesson(objective, draw_order(7, 1, 4, 0)[0], 0, options)
-    (targets,) = teach(objective, [lesson], options)
+    (targets,) = compute_targets(objective, [lesson], options)
     coefficients.place()
     with coefficients.collect_gradients():
         objective.micro_batcher.max_images = at_once

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipmerge.learning.interpolate import Coefficients, _largest
+from clipmerge.learning.interpolate import Coefficients, _mark_largest
 from clipmerge.learning.objective import Objective
 from clipmerge.measures.learned_sparse import layer_sharpness, learned_sparse, sharpest
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
@@ -23,7 +23,7 @@ SIZES = (8, 8, 7)
 def test_the_largest_are_exactly_so_many(scores: list[float], data: Any) -> None:
     count = data.draw(st.integers(1, len(scores)))
     order = sorted(range(len(scores)), key=lambda place: (-scores[place], place))
-    chosen = _largest(torch.tensor(scores), count)
+    chosen = _mark_largest(torch.tensor(scores), count)
     assert [place for place, taken in enumerate(chosen) if taken] == sorted(order[:count])
 
 
@@ -68,7 +68,7 @@ def test_the_whole_way_back_ends_at_the_finetuned_model(ends: Ends) -> None:
         assert kept.tolist() == [at >= value.numel() - count for at in range(value.numel())]
         distances.append(coefficients.distance(share))
     assert distances == sorted(distances, reverse=True)
-    coefficients.take(0.3)
+    coefficients.back_off(0.3)
     assert coefficients.distance() == pytest.approx(distances[1])
 
 

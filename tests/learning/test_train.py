@@ -19,9 +19,9 @@ from clipmerge.learning.train import (
     BoxAdam,
     LearningOptions,
     backward,
+    compute_targets,
     draw_order,
     make_lesson,
-    teach,
     train,
 )
 from clipmerge.measures.projection_radii import projection_radii
@@ -59,7 +59,7 @@ def one_step(
     images = objective.images
     order = draw_order(len(images), options.steps, options.batch_size, objective.seed)
     lesson = make_lesson(objective, order[number], number, options)
-    (targets,) = teach(objective, [lesson], options)
+    (targets,) = compute_targets(objective, [lesson], options)
     coefficients.place()
     with coefficients.collect_gradients():
         objective.micro_batcher.max_images = at_once

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.models.passes import MicroBatcher, affordable_images, embed_with_graph, passes
+from clipmerge.models.passes import MicroBatcher, affordable_images, embed_with_graph, in_precision
 
 
 def holding(most: int) -> Callable[[Tensor], Tensor]:
@@ -95,7 +95,7 @@ def test_a_convolution_of_single_channels_is_float32s_under_autocast(at_once: in
         return torch.nn.functional.conv2d(images, of, padding=1, groups=8)
 
     embed(expected, images).square().sum().backward()  # type: ignore[no-untyped-call]
-    with passes(torch.device("cpu"), "bfloat16"):
+    with in_precision(torch.device("cpu"), "bfloat16"):
         features = embed_with_graph(partial(embed, got), images, at_once)
     features.square().sum().backward()  # type: ignore[no-untyped-call]
     assert expected.grad is not None

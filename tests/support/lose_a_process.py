@@ -7,7 +7,7 @@ import signal
 from clipmerge.__main__ import run
 from clipmerge.learning.objective import Objective
 
-tick = Objective.tick
+tick = Objective.count_work
 
 
 def ticked(self: Objective, cost: float) -> None:
@@ -17,5 +17,5 @@ def ticked(self: Objective, cost: float) -> None:
 
 
 if __name__ == "__main__":
-    Objective.tick = ticked  # type: ignore[method-assign]
+    Objective.count_work = ticked  # type: ignore[method-assign]
     run()
