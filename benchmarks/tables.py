@@ -177,16 +177,7 @@ def _moved(pairs: Sequence[Results], method: str) -> str:
 
 def merged(every: Sequence[Results]) -> Rows:
     """`auto` on held-out pairs, by target: accuracies, standing, gain."""
-    rows = [["target (pairs)", ZEROSHOT, FINETUNED, "merged", *_FIGURES]]
-    for name, pairs in _merged_groups(every).items():
-        zeroshot = _both(pairs, ZEROSHOT)
-        rows.append([name, zeroshot, *_merged_cells(pairs, AUTO)])
-    return rows
-
-
-def short_by_target(every: Sequence[Results]) -> Rows:
-    """The same without the zero-shot model, for README."""
-    rows = [["target (pairs)", FINETUNED, "merged", *_FIGURES]]
+    rows = [_MERGED]
     for name, pairs in _merged_groups(every).items():
         rows.append([name, *_merged_cells(pairs, AUTO)])
     return rows
@@ -209,7 +200,7 @@ def face(every: Sequence[Results]) -> Rows:
 
 def merged_before(every: Sequence[Results]) -> Rows:
     """The same by an earlier form of `auto`, on pairs that today's has not met."""
-    rows = [["target (pairs)", FINETUNED, "merged", *_FIGURES]]
+    rows = [_MERGED]
     met = having(every, [AUTO])
     pairs = [each for each in having(every, [_BEFORE]) if each not in met]
     for target, ours in by_target(pairs).items():
@@ -217,7 +208,7 @@ def merged_before(every: Sequence[Results]) -> Rows:
     return rows
 
 
-_FIGURES = ("beats/beaten/neither", "gain")
+_MERGED = ["target (pairs)", FINETUNED, "merged", "beats/beaten/neither", "gain"]
 
 
 def _merged_groups(every: Sequence[Results]) -> dict[str, list[Results]]:
@@ -242,8 +233,8 @@ def _merged_groups(every: Sequence[Results]) -> dict[str, list[Results]]:
 
 
 def _merged_cells(pairs: Sequence[Results], form: str) -> list[str]:
-    models = [_both(pairs, method) for method in (FINETUNED, form)]
-    return [*models, _standing(pairs, form), _gain(pairs, form)]
+    finetuned = _both(pairs, FINETUNED)
+    return [finetuned, _both(pairs, form), _standing(pairs, form), _gain(pairs, form)]
 
 
 def new_targets(every: Sequence[Results]) -> Rows:
@@ -251,17 +242,25 @@ def new_targets(every: Sequence[Results]) -> Rows:
     found = having(every, [AUTO])
     pairs = [each for each in found if each.name in _NATURAL]
     pairs.sort(key=lambda each: _NATURAL.index(each.name))
-    if not pairs:
-        return [["ID / OOD"]]
     columns = [[each] for each in pairs]
     rows = [["ID / OOD", *(each.name for each in pairs)]]
     rows += _accuracy_rows(columns)
-    for method in ("straggler-sparse", "continued", "anew", AUTO):
+    for method in ("straggler-sparse", *_WITH_LABELS):
         if having(pairs, [method]):
             rows.append([f"gain, {method}", *_cells(columns, method, _gain)])
-    rows.append(["curve, auto", *(standing_word(each) for each in pairs)])
+    rows.append(_over_anew(columns))
+    rows.append(["curve, auto", *(_standing_word(each) for each in pairs)])
     rows.append(["advice", *(_advice(each) for each in pairs)])
-    return rows
+    return rows if pairs else rows[:1]
+
+
+def _over_anew(columns: Sequence[Sequence[Results]]) -> list[str]:
+    """`auto` against the whole curve of the model fine-tuned anew, at equal ID accuracy."""
+    cells = ["auto over the curve of anew"]
+    for pairs in columns:
+        is_known = len(having(pairs, ["anew"])) == len(pairs)
+        cells.append(_gain(pairs, AUTO, "anew") if is_known else "")
+    return cells
 
 
 def _accuracy_rows(columns: Sequence[Sequence[Results]]) -> Rows:
@@ -287,7 +286,7 @@ def _cells(
     return cells
 
 
-def standing_word(results: Results) -> str:
+def _standing_word(results: Results) -> str:
     """How `auto` stands against the curve of a pair."""
     return standing(_point(results, AUTO), accuracies(results, CURVE))
 
@@ -308,27 +307,21 @@ def _advice(results: Results) -> str:
 def equal_labels(every: Sequence[Results]) -> Rows:
     """What else the labels could have bought: mean over targets, each on the pairs that have it."""
     pairs = having(every, _WITH_LABELS)
-    rows = [
-        [
-            "method (pairs)",
-            "ID / OOD",
-            "OOD since fine-tuned",
-            "gain over the curve",
-            "auto minus it: OOD",
-            "auto minus it: ID",
-        ]
-    ]
+    rows = [["method (pairs)", "ID / OOD", "gain", *_AHEAD]]
     for method, called in _METHODS.items():
         ours = having(pairs, [method])
         if ours:
-            row = [f"{called} ({len(ours)})", _both(ours, method)]
-            row.append(str(_change(ours, method, "ood")))
-            row.append(_gain(ours, method))
-            for axis in ("ood", "id"):
-                ahead = _change(ours, AUTO, axis, method)
-                row.append("" if method == AUTO else str(ahead))
+            row = [f"{called} ({len(ours)})", _both(ours, method), _gain(ours, method)]
+            for axis in ("id", "ood"):
+                row.append(str(_change(ours, AUTO, axis, method)))
+            has_curve = method in ("continued", "anew")
+            row.append(_gain(ours, AUTO, method) if has_curve else "")
             rows.append(row)
     return rows
+
+
+#: `auto` minus the method, and against the whole curve of the method, at equal ID accuracy.
+_AHEAD = ("auto minus it: ID", "OOD", "auto over its curve")
 
 
 def equal_by_target(every: Sequence[Results]) -> Rows:
@@ -338,23 +331,8 @@ def equal_by_target(every: Sequence[Results]) -> Rows:
     head = ["ID / OOD"]
     for name, ours in others.items():
         head.append(f"{name} ({len(ours)})")
-    return [head, *_accuracy_rows(list(others.values()))]
-
-
-def over_curves(every: Sequence[Results]) -> Rows:
-    """`auto` against the whole curve of each way to use the labels, at equal ID accuracy."""
-    pairs = having(every, _WITH_LABELS)
-    rows = [["target (pairs)", "the curve", "continued", "anew", "beats/beaten/neither, anew"]]
-    groups = by_target(pairs)
-    if pairs:
-        groups["every target"] = pairs
-    for target, ours in groups.items():
-        row = [f"{target} ({len(ours)})"]
-        for curve in (CURVE, "continued", "anew"):
-            row.append(_gain(ours, AUTO, curve))
-        row.append(_standing(ours, AUTO, "anew"))
-        rows.append(row)
-    return rows
+    columns = list(others.values())
+    return [head, *_accuracy_rows(columns), _over_anew(columns)] if columns else [head]
 
 
 def seeds(every: Sequence[Results]) -> Rows:
@@ -403,13 +381,11 @@ def advice(_: Sequence[Results]) -> Rows:
 TABLES: dict[str, Callable[[Sequence[Results]], Rows]] = {
     "leaderboard": leaderboard,
     "face": face,
-    "by-target": short_by_target,
     "merged": merged,
     "merged-before": merged_before,
     "new-targets": new_targets,
     "equal-labels": equal_labels,
     "equal-by-target": equal_by_target,
-    "over-curves": over_curves,
     "seeds": seeds,
     "smaller": lambda _: smaller(every_result(SMALLER_FOLDER)),
     "advice": advice,

@@ -107,7 +107,7 @@ def test_tables_of_one_pair() -> None:
     assert held_out[1].startswith("+50.0 [")
     assert held_out[3] == "+0.0 [+0.0, +0.0]"
     assert tables.face([results])[1][:4] == ["1 of real pictures", "25 / 75", "75 / 25", "75 / 75"]
-    stands = {row[0]: row[3] for row in tables.short_by_target([results])}
+    stands = {row[0]: row[3] for row in tables.merged([results])}
     assert stands == {"target (pairs)": "beats/beaten/neither"} | dict.fromkeys(
         ("a (1)", "**real pictures** (1)", "**all** (1)"), "0/0/1"
     )
