@@ -42,14 +42,15 @@ def wilson(share: float, images: float) -> Interval:
         [0.796, 1.0]
     """
     weight = _Z**2 / images
-    half = math.sqrt(share * (1 - share) * weight + weight**2 / 4)
+    spread = share * (1 - share) * weight
+    half = math.sqrt(spread + weight**2 / 4)
     centre = share + weight / 2
     low = (centre - half) / (1 + weight)
     high = (centre + half) / (1 + weight)
     # both are in [0, 1], around the share, but for rounding
-    low = max(0.0, min(share, low))
-    high = min(1.0, max(share, high))
-    return low, high
+    low = min(share, low)
+    high = max(share, high)
+    return max(0.0, low), min(1.0, high)
 
 
 def class_weights(labels: Sequence[int]) -> Floats:
@@ -78,10 +79,12 @@ def mean_share(by_image: Floats) -> Interval:
     binary = share * (1 - share)
     if binary == 0:
         return wilson(share, images)
-    spread = float(((by_image - share) ** 2).sum())
+    distances = by_image - share
+    spread = float((distances**2).sum())
     spread += _PRIOR_IMAGES * binary
-    effect = spread / (images - 1 + _PRIOR_IMAGES) / binary
-    return wilson(share, images / min(1.0, effect))
+    variance = spread / (images - 1 + _PRIOR_IMAGES)
+    effect = min(1.0, variance / binary)
+    return wilson(share, images / effect)
 
 
 def mean_of_sources(correct: Sequence[NDArray[np.bool_] | Floats]) -> Interval:
@@ -104,7 +107,9 @@ def mean_of_sources(correct: Sequence[NDArray[np.bool_] | Floats]) -> Interval:
         above += (high - share) ** 2
     count = len(correct)
     mean = total / count
-    return mean - math.sqrt(below) / count, mean + math.sqrt(above) / count
+    down = math.sqrt(below) / count
+    up = math.sqrt(above) / count
+    return mean - down, mean + up
 
 
 def paired_accuracy_interval(differences: Floats, views: int = 1) -> Interval:
@@ -166,6 +171,7 @@ def gain_interval(gain: float, drawn: Floats, images: int, least: float = 0.0) -
     quantile = float(stdtrit(images - 1, (1 + LEVEL) / 2))
     quantile *= math.sqrt(images / (images - 1))
     tail = NormalDist().cdf(-quantile)
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    half = max(least, quantile * float(np.std(defined)))
-    return min(float(low), gain - half), max(float(high), gain + half)
+    low, high = np.quantile(defined, [tail, 1 - tail]).tolist()
+    half = quantile * float(np.std(defined))
+    half = max(least, half)
+    return min(low, gain - half), max(high, gain + half)

@@ -46,25 +46,27 @@ def curve_height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
     xs = np.moveaxis(curve_id, -1, 0)[..., None]
     ys = np.moveaxis(curve_ood, -1, 0)[..., None]
     curve = list(zip(xs, ys, strict=True))
-    best = np.full(np.broadcast_shapes(xs.shape[1:], at.shape), -np.inf)
+    shape = np.broadcast_shapes(xs.shape[1:], at.shape)
+    best = np.full(shape, np.nan)
     for x, y in curve:
         # at a point of the curve its own accuracy, not an interpolated one
         tied = np.abs(at - x) <= _ROUNDING
-        best = np.where(tied, np.maximum(best, y), best)
+        here = np.where(tied, y, np.nan)
+        best = np.fmax(best, here)
     for (x_0, y_0), (x_1, y_1) in pairwise(curve):
         low = np.minimum(x_0, x_1) + _ROUNDING
         high = np.maximum(x_0, x_1) - _ROUNDING
         inside = (low < at) & (at < high)
         length = np.where(inside, x_1 - x_0, 1.0)
-        height = y_0 + (at - x_0) / length * (y_1 - y_0)
-        best = np.where(inside, np.maximum(best, height), best)
+        share = (at - x_0) / length
+        height = y_0 + share * (y_1 - y_0)
+        here = np.where(inside, height, np.nan)
+        best = np.fmax(best, here)
     top = xs.max(axis=0)
     at_top = xs >= top - _ROUNDING
     most_accurate = np.where(at_top, ys, -np.inf).max(axis=0)
     beyond = at > top + _ROUNDING
-    best = np.where(beyond, most_accurate, best)
-    is_below = np.isinf(best)
-    return np.where(is_below, np.nan, best)
+    return np.where(beyond, most_accurate, best)
 
 
 def resampled_accuracy(
