@@ -46,22 +46,12 @@ Images: TypeAlias = LabelledImages | CaptionedImages
 MeasureResult = tuple[Measurements, CalibrationRecord, LearningState]
 
 
-def open_target(options: DecisionOptions, progress: Progress) -> Images:
-    """Open `data`, the images of what the model was fine-tuned for."""
-    return open_named_images({"": options.data}, progress, options)[""]
-
-
-def open_named_images(
-    sources: Mapping[str, Any], progress: Progress, options: ImageOptions | None = None
-) -> dict[str, Images]:
-    """Open images by name, with the class names and columns of ``options``."""
-    opened = {}
-    options = options or ImageOptions()
-    for name, source in sources.items():
-        opened[name] = open_images(source, options.classes, columns=options.columns)
-        for note in opened[name].notes:
-            progress.warn(note)
-    return opened
+def open_source(source: Any, options: ImageOptions, progress: Progress) -> Images:
+    """Open images with the class names and columns of ``options``."""
+    images = open_images(source, options.classes, columns=options.columns)
+    for note in images.notes:
+        progress.warn(note)
+    return images
 
 
 def split_and_check(
@@ -71,8 +61,9 @@ def split_and_check(
     them by how both models see them.
     """
     split = split_images(images, recipe, options, journal, judged=options.verdict)
-    sources = open_named_images(dict(options.ood), journal)
-    for name, shift in sources.items():
+    sources = {}
+    for name, source in dict(options.ood).items():
+        shift = open_source(source, ImageOptions(), journal)
         shift.require_classes()
         sources[name] = shift.sample(min(options.images, len(shift)), options.seed)
     notes = _overlap_notes(sources, split) if sources else []
@@ -125,7 +116,8 @@ def measure(
 ) -> MeasureResult:
     """Run the measure of a recipe that has one."""
     assert recipe.measure is not None
-    progress.stage("learn" if recipe.learns else "measure")
+    is_learning = "steps" in recipe.measure_options
+    progress.stage("learn" if is_learning else "measure")
     with own_settings():
         objective, state, record = _build_objective(inputs, recipe, split, options, progress)
         run_measure = load_plugin("measures", recipe.measure["name"])

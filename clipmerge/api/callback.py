@@ -19,7 +19,7 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import UsageError
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output
-from clipmerge.options import MergeOptions
+from clipmerge.options import ImageOptions, MergeOptions
 from clipmerge.planning.recipe import RecipeLike
 from clipmerge.progress import Progress
 from clipmerge.publish.push import check_access
@@ -106,10 +106,11 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         read = (zeroshot, options.data, options.classes, *dict(options.ood).values())
         check_output(self._folder(args), overwrite=options.overwrite, read=read)
         if options.data is not None:
-            from clipmerge.api._images import open_named_images, open_target
+            from clipmerge.api._images import open_source
 
-            open_target(options, Progress())
-            open_named_images(dict(options.ood), Progress())
+            open_source(options.data, options, Progress())
+            for shift in dict(options.ood).values():
+                open_source(shift, ImageOptions(), Progress())
         if options.push is not None:
             check_access(options.push)
 

@@ -36,7 +36,6 @@ from clipmerge.types import Layers, StrPath
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from clipmerge.api._images import Images, MeasureResult
     from clipmerge.images.split import Split
-    from clipmerge.planning.measurements import Measurements
 
 
 def merge(
@@ -207,9 +206,9 @@ def open_split(
     """Open the images, split them, and doubt them and the recipe before anything is learned."""
     images = None
     if options.data is not None:
-        from clipmerge.api._images import open_target, split_and_check
+        from clipmerge.api._images import open_source, split_and_check
 
-        images = open_target(options, journal)
+        images = open_source(options.data, options, journal)
     if pair.inputs.keeps_head:
         pair = with_zeroshot_head(pair, images, options)
     for note in pair.inputs.notes:  # a head that was built has other ones
@@ -253,7 +252,7 @@ def decide(
     from clipmerge.api._images import measure
 
     found = measure(pair.inputs, recipe, split, options, journal)
-    return decide_by_measurements(found, pair, recipe, options, journal)
+    return decide_by_method(pair, recipe, options, journal, found)
 
 
 def decide_by_method(
@@ -261,12 +260,15 @@ def decide_by_method(
     recipe: Recipe,
     options: DecisionOptions,
     journal: Journal,
-    measurements: Measurements | None = None,
+    found: MeasureResult | None = None,
 ) -> PlannedMerge:
-    """Let the recipe's method decide, and make a plan of its decision."""
+    """Let the recipe's method decide, by what was measured if anything was, and make a plan of its
+    decision.
+    """
     journal.stage("decide")
+    measurements, calibration, state = found or (None, None, None)
     task = Task(pair.inputs, measurements, options.seed)
-    decision = run_method(task, recipe.method["name"], recipe.method_options)
+    decision = run_method(task, recipe.method)
     if recipe.overrides:
         decision = _apply_overrides(decision, recipe, task.layers)
     plan = Plan(
@@ -291,25 +293,16 @@ def decide_by_method(
         straggler_statistic=decision.straggler_statistic,
         straggler_scores=decision.straggler_scores,
     )
-    return PlannedMerge(plan, measured)
-
-
-def decide_by_measurements(
-    found: MeasureResult, pair: Pair, recipe: Recipe, options: DecisionOptions, journal: Journal
-) -> PlannedMerge:
-    """Let the recipe's method decide by what was measured."""
-    measurements, calibration, state = found
-    planned = decide_by_method(pair, recipe, options, journal, measurements)
-    measured = planned.measured.replace(
+    if measurements is None:
+        return PlannedMerge(plan, measured)
+    measured = measured.replace(
         statistics={value.name: value.reading for value in measurements.statistics},
         path=measurements.path,
         trace=measurements.trace,
         choice=measurements.choice,
         checks=measurements.checks,
     )
-    return replace(
-        planned, measured=measured, values=measurements.layers, calibration=calibration, state=state
-    )
+    return PlannedMerge(plan, measured, measurements.layers, calibration, state)
 
 
 def _apply_overrides(decision: Decision, recipe: Recipe, parameters: Layers) -> Decision:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge import __version__
-from clipmerge.api._images import Images, masks_by_gradients, measure, open_target, split_images
+from clipmerge.api._images import Images, masks_by_gradients, measure, open_source, split_images
 from clipmerge.api._pair import (
     CheckpointLike,
     Pair,
@@ -24,7 +24,7 @@ from clipmerge.api._pair import (
     with_zeroshot_head,
 )
 from clipmerge.api._write import PlannedMerge, command_line
-from clipmerge.api.merge import check_recipe, decide_by_measurements, decide_by_method
+from clipmerge.api.merge import check_recipe, decide_by_method
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.converted import convert_checkpoint
 from clipmerge.checks import check_sources, raise_unless_allowed
@@ -201,7 +201,9 @@ def _open_calibration_images(
     journal: Journal,
 ) -> Images | None:
     """Open the images that recipes measure on, and refuse those that a source shares with them."""
-    data = open_target(options, journal) if recipes and options.data is not None else None
+    data = None
+    if recipes and options.data is not None:
+        data = open_source(options.data, options, journal)
     notes = overlap_notes(
         data,
         {name: sources[name] for name in ids},
@@ -220,15 +222,12 @@ def _decide_by_each_recipe(
     known: dict[str, Any] = {}
     for recipe in recipes:
         check_recipe(pair, recipe, has_images=data is not None)
-        if recipe.measure is None or data is None:
-            planned.append(decide_by_method(pair, recipe, options, journal))
-            continue
         key = json.dumps([recipe.measure, masks_by_gradients(recipe)], sort_keys=True)
-        if key not in known:
+        if recipe.measure and data is not None and key not in known:
             # the images held back are those of `merge`, so that both decide alike
             split = split_images(data, recipe, options, journal, judged=True)
             known[key] = measure(pair.inputs, recipe, split, options, journal)
-        planned.append(decide_by_measurements(known[key], pair, recipe, options, journal))
+        planned.append(decide_by_method(pair, recipe, options, journal, known.get(key)))
     return planned
 
 

@@ -82,8 +82,9 @@ def _merged_tensor(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan) -> O
     entry = inputs.zeroshot_entry(name)
     dtype = _output_dtype(plan, entry)
     alpha: float | Array = layer.alpha
-    if layer.is_learned:
-        alpha = coefficient_of(plan, layer, name)
+    learned = plan.coefficients.get(name)  # a parameter that has none goes with its layer
+    if layer.is_learned and learned is not None:
+        alpha = float(learned.item()) if learned.size == 1 else learned
     fill = partial(_merge_run, inputs, plan, name, alpha, dtype)
     change = None
     is_masked = layer.mask is not None and is_sparsifiable(inputs, name)
@@ -200,15 +201,6 @@ def _is_unranked(plan: Plan, layer: LayerPlan, name: str) -> bool:
     if layer.mask is None or not needs_score(layer.mask):
         return False
     return name not in plan.scores
-
-
-def coefficient_of(plan: Plan, layer: LayerPlan, name: str) -> float | Array:
-    """A parameter's own coefficients, or the mean of its layer's."""
-    # a parameter without coefficients of its own goes with the others
-    coefficient = plan.coefficients.get(name)
-    if coefficient is None:
-        return layer.alpha
-    return float(coefficient.item()) if coefficient.size == 1 else coefficient
 
 
 def coefficients_of_run(coefficient: Array, shape: Shape, start: int, stop: int) -> Array:

@@ -180,8 +180,10 @@ class Decision:
     coefficients: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run_method(task: Task, method: str, options: Json) -> Decision:
-    """Run a method by its recipe name, which precedes its errors."""
+def run_method(task: Task, section: Json) -> Decision:
+    """Run the method of a recipe's section, with its options; its name precedes its errors."""
+    options = dict(section)
+    method = options.pop("name")
     try:
         decision: Decision = load_plugin("methods", method)(task, **options)
     except UsageError as error:

@@ -371,20 +371,11 @@ def with_coefficients(
         arrays = learned.values()
         low = float(min(values.min() for values in arrays))
         high = float(max(values.max() for values in arrays))
-        mean = _mean_coefficient(learned, shapes)
+        sizes = [math.prod(shapes[name]) for name in learned]  # a coefficient may be a whole row's
+        means = [values.mean(dtype=np.float64) for values in arrays]
+        mean = float(np.average(means, weights=sizes))
         filled[layer] = entry.replace(alpha=mean, alpha_range=(low, high))
     return filled
-
-
-def _mean_coefficient(learned: Mapping[str, Array], shapes: Mapping[str, Shape]) -> float:
-    """The mean over all entries of the parameters."""
-    total = 0.0
-    count = 0
-    for name, values in learned.items():
-        size = math.prod(shapes[name])
-        total += size * float(values.mean(dtype=np.float64))
-        count += size
-    return total / max(count, 1)
 
 
 def check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -> None:

@@ -69,23 +69,11 @@ class Recipe(Frozen):
         return options
 
     @property
-    def method_options(self) -> Json:
-        """Options of the method."""
-        options = dict(self.method)
-        options.pop("name")
-        return options
-
-    @property
     def max_loss(self) -> float:
         """Points of accuracy that may be lost against the fine-tuned model: the limit of the
         recipe's measure, if it has one.
         """
         return float(self.measure_options.get("max_loss", MAX_LOSS))
-
-    @property
-    def learns(self) -> bool:
-        """Whether the recipe's measure learns step by step."""
-        return "steps" in self.measure_options
 
     def to_yaml(self) -> str:
         """Write it as a recipe file, without empty top-level keys."""

@@ -56,7 +56,7 @@ def task_of(
 
 
 def decide(task: Task, method: str, **options: Any) -> Decision:
-    return methods.run_method(task, method, options)
+    return methods.run_method(task, {"name": method, **options})
 
 
 def plan_with(
