@@ -45,7 +45,7 @@ _ROUNDING = 1e-9
 _EXAMPLES = 3
 # What sets a merge apart from those on record, by the verdict's reason.
 _UNLIKE_JUDGED = {
-    "nothing-learned": "as measured, fine-tuning made the model worse on your images",
+    "nothing-learned": "as measured, fine-tuning did not help on your images",
     "loses-corrupted": "the merge surely loses under corruptions, which often means that it loses"
     " more on new images, too",
 }
@@ -60,6 +60,7 @@ def recommend(
     *,
     max_loss: float,
     same_answers: bool = False,
+    nothing_learned: bool = False,
     chosen: bool = False,
     class_gain: float = 0.0,
     most_images: int = MOST_IMAGES,
@@ -72,6 +73,7 @@ def recommend(
         ood: The models on each ``--ood`` source.
         max_loss: Accepted loss, in points.
         same_answers: Whether merged and fine-tuned model give the same answer on every image.
+        nothing_learned: Whether fine-tuning changed no answer on the target's images.
         chosen: Whether held-out images chose how far the merge goes.
         class_gain: Merged minus fine-tuned as a mean over classes, if their sizes are uneven.
         most_images: How many images may judge the target.
@@ -109,7 +111,8 @@ def recommend(
     if unclear:
         text = f"the merged model may lose more than {points} on {' and '.join(unclear)}"
         return "too-few-images", "unclear-loss", f"Too few images: {text}.{then}"
-    if reason := _why_not_probably(target, corrupted, chosen=chosen):
+    did_harm = target.finetuning_gain.value < 0
+    if reason := _why_not_probably(corrupted, nothing_learned or did_harm, chosen=chosen):
         return "too-few-images", reason, f"Too few images: {_UNLIKE_JUDGED[reason]}.{then}"
     text = f"Probably use it: {_record_of_others(points, gained, chosen=chosen)}.{then}"
     return "probably-use", "like-judged-merges", text
@@ -164,13 +167,15 @@ def _doubt(target: Comparison, corrupted: Comparison) -> Advice | None:
     return None
 
 
-def _why_not_probably(target: Comparison, corrupted: Comparison, *, chosen: bool) -> str:
+def _why_not_probably(corrupted: Comparison, did_not_help: bool, *, chosen: bool) -> str:
     """Why a merge without a sure gain is unlike those on record; empty if it is like them.
 
-    Corruptions tell of new images of the target what the images that chose the merge cannot. No
-    number of images is too small: the fewer choose, the nearer to fine-tuned the merge stays.
+    Fine-tuning that changed answers to no better and no worse is as frequent on the target as on a
+    shift, so it is no reason. Corruptions tell of new images of the target what the images that
+    chose the merge cannot. No number of images is too small: the fewer choose, the nearer to
+    fine-tuned the merge stays.
     """
-    if target.finetuning_gain.value < 0:  # a tie is as frequent on the target as on a shift
+    if did_not_help:
         return "nothing-learned"
     if chosen and corrupted.gain.interval[1] < 0:
         return "loses-corrupted"
@@ -247,6 +252,7 @@ def judge(
         same_answers=all(
             np.array_equal(of[-1].best, of[reference].best) for of in outcomes.values()
         ),
+        nothing_learned=np.array_equal(outcomes[""][0].best, outcomes[""][reference].best),
         chosen=chosen,
         class_gain=_class_gain(images, right[""][-1] - right[""][reference]),
         most_images=most_images,

@@ -43,6 +43,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "too-few-images",
         "nothing-learned",
     ),
+    "fine-tuning changed nothing": ({"nothing_learned": True}, "too-few-images", "nothing-learned"),
     "a sure loss beyond the limit": ({"target": source(-0.1, 0.06)}, "keep-finetuned", "loses"),
     "a sure loss within the limit": (
         {"target": source(-0.02, 0.01)},
