@@ -1,7 +1,8 @@
 """Imports without circles, and no flag outside the command line."""
 
-import ast
+import io
 import re
+import tokenize
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -36,37 +37,18 @@ def test_no_file_holds_an_unresolved_merge() -> None:
         ), path
 
 
+#: Whole strings; since Python 3.12 those of f-strings between their braces.
+STRINGS = {tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", None)}
+
+
 def flags_outside_commands(text: str) -> list[str]:
     """Flags of the command line that strings name, but for docstrings and commands in backticks."""
-    tree = ast.parse(text)
-    documented = {
-        id(node.body[0].value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
-        and node.body
-        and isinstance(node.body[0], ast.Expr)
-    }
-    parts = {
-        id(part)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.JoinedStr)
-        for part in ast.walk(node)
-        if part is not node
-    }
     found = []
-    for node in ast.walk(tree):
-        if id(node) in documented | parts:
-            continue
-        if isinstance(node, ast.JoinedStr):
-            words = "".join(
-                str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values
-            )
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            words = node.value
-        else:
-            continue
-        flags = re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"`[^`]*`", "", words))
-        found += [f"{node.lineno}: {flag}" for flag in flags]
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in STRINGS and '"""' not in token.string:
+            words = re.sub(r"`[^`]*`", "", token.string)
+            flags = re.findall(r"(?<![\w-])--[a-z][\w-]*", words)
+            found += [f"{token.start[0]}: {flag}" for flag in flags]
     return found
 
 

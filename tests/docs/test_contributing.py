@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clipmerge.plugins import load_plugin
-from tests.support.command import anywhere, printed
+from tests.support.command import printed
 from tests.support.small_objective import Ends, make_batches, objective_for
 
 PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -30,8 +30,10 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     return written
 
 
-def test_the_method_merges_one_tower(files: dict[str, Path], pair: tuple[Path, Path]) -> None:
-    record = printed("merge", *pair, "--recipe", "vision-only", *anywhere())
+def test_the_method_merges_one_tower(
+    files: dict[str, Path], pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    record = printed("merge", *pair, "--recipe", "vision-only", "-o", tmp_path / "out")
     alphas = {name: layer["alpha"] for name, layer in record["plan"]["layers"].items()}
     assert {alpha for name, alpha in alphas.items() if name.startswith("vision.")} == {0.5}
     assert {alpha for name, alpha in alphas.items() if not name.startswith("vision.")} == {0.0}

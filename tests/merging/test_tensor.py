@@ -15,14 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clipmerge.merging import bind_mask, merge_tensor
+from clipmerge.merging import merge_tensor
 from clipmerge.merging.floats import LIMITS, fits, narrow, widen
 from clipmerge.merging.selection import RandomKey, keep_largest, keep_random, keep_top_k
 from clipmerge.merging.spectral import singular_values, spectral_split
 from tests.support.command import python
-from tests.support.tasks import merge_masked
 from tests.support.tiny_clip import Folders
-from tests.test_parallel import threads
 
 Array = np.ndarray[Any, Any]
 WIDE = [np.float32, np.float64]
@@ -86,31 +84,6 @@ def test_an_alpha_a_row_or_an_entry_broadcasts(
         base, *others = (np.array([each[place]]) for each in (theta_0, *finetuned))
         one = merge_tensor(base, others, alpha=float(own), weights=weights)
         assert same_bits(np.array([merged[place]]), one)
-
-
-@given(seed=st.integers(0, 1000), alpha=st.floats(-2, 2), cut=st.integers(1, 34))
-def test_chunks_give_the_same_bytes(seed: int, alpha: float, cut: int) -> None:
-    theta_0, theta_1 = (each.ravel() for each in arrays(seed))
-    before = theta_0.copy(), theta_1.copy()
-    whole = merge_tensor(theta_0, [theta_1], alpha=alpha)
-    parts = [
-        merge_tensor(theta_0[run], [theta_1[run]], alpha=alpha)
-        for run in (slice(cut), slice(cut, None))
-    ]
-    assert same_bits(np.concatenate(parts), whole)
-    assert same_bits(theta_0, before[0])
-    assert same_bits(theta_1, before[1])
-
-
-def test_threads_give_the_same_bytes() -> None:
-    theta_0, theta_1 = arrays(6, shape=(300, 400))
-    mask = bind_mask("magnitude", 0.4, {})
-    results = []
-    for count in (1, 2):
-        with threads(count):
-            masked = merge_masked(theta_0, [theta_1], alpha=0.3, mask=mask)
-            results.append((masked, *spectral_split(theta_1, 7), singular_values(theta_1)))
-    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
 
 
 # --- conversions ---

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +55,6 @@ def done(*arguments: object) -> Outcome:
 def printed(*arguments: object) -> Any:
     """Run a command that must succeed, and return the record that it prints."""
     return done(*arguments, "--json").json
-
-
-def anywhere() -> tuple[str, str]:
-    """Flags for an output that nobody looks at."""
-    return "--output", str(Path(tempfile.mkdtemp()) / "out")
 
 
 def counted() -> dict[str, str]:

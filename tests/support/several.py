@@ -13,15 +13,10 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from multiprocessing import get_context
-from multiprocessing.context import ForkContext, ForkServerContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from resource import RLIMIT_FSIZE, setrlimit
 from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
@@ -45,49 +40,23 @@ context = get_context("forkserver")
 context.set_forkserver_preload([__name__, *IMPORTED])
 
 
-@dataclass(frozen=True)
-class Run:
-    """A module that runs in processes of its own; its output goes to files of a folder."""
-
-    launcher: BaseProcess
-    words: list[str]
-    folder: TemporaryDirectory[str]
-
-    def end(self) -> CompletedProcess[str]:
-        """Wait for its end."""
-        with self.folder:
-            self.launcher.join(900)
-            assert self.launcher.exitcode is not None, "it still runs"
-            output = [Path(self.folder.name, name).read_text() for name in STREAMS]
-            return CompletedProcess(self.words, self.launcher.exitcode, *output)
-
-
-def begin(
-    count: int,
-    module: str,
-    *arguments: object,
-    env: Mapping[str, str] = os.environ,
-    largest_file: int = 0,
-    context: ForkContext | ForkServerContext = context,
-) -> Run:
-    """Start ``python -m MODULE ARGUMENTS`` in so many processes, each with one thread."""
+def several(
+    count: int, module: str, *arguments: object, env: Mapping[str, str] = os.environ
+) -> CompletedProcess[str]:
+    """Run ``python -m MODULE ARGUMENTS`` to its end in so many processes, each with one thread."""
     words = [module, *map(str, arguments)]
-    folder = TemporaryDirectory()
-    launcher = context.Process(
-        target=launch, args=(count, words, dict(env), folder.name, largest_file), daemon=True
-    )
-    launcher.start()
-    return Run(launcher, words, folder)
+    with TemporaryDirectory() as folder:
+        launcher = context.Process(
+            target=launch, args=(count, words, dict(env), folder), daemon=True
+        )
+        launcher.start()
+        launcher.join(900)
+        assert launcher.exitcode is not None, "it still runs"
+        output = [Path(folder, name).read_text() for name in STREAMS]
+    return CompletedProcess(words, launcher.exitcode, *output)
 
 
-def several(count: int, module: str, *arguments: object, **options: Any) -> CompletedProcess[str]:
-    """Run a module to its end in several processes; options are those of `begin`."""
-    return begin(count, module, *arguments, **options).end()
-
-
-def launch(
-    count: int, words: list[str], env: dict[str, str], folder: str, largest_file: int
-) -> None:
+def launch(count: int, words: list[str], env: dict[str, str], folder: str) -> None:
     """In a process of its own: fork, wait for all, and fail if one failed."""
     gc.freeze()  # a search for garbage would copy what was imported
     torch.set_num_threads(1)
@@ -97,8 +66,6 @@ def launch(
     sys.argv = words
     for stream, name in enumerate(STREAMS, 1):
         os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    if largest_file:
-        setrlimit(RLIMIT_FSIZE, (largest_file, largest_file))
     if "COVERAGE_PROCESS_START" in env:
         import coverage
 
