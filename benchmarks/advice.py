@@ -31,7 +31,9 @@ Counts = dict[str, tuple[int, int]]
 
 
 def advised(merge: Merge) -> str:
-    """What the verdict's rules recommend of a merge."""
+    """What the verdict's rules recommend of a merge, or did where no more of it was kept."""
+    if "told" in merge:
+        return str(merge["told"])
     recommendation, *_ = recommend(
         _comparison("gain", merge),
         _comparison("corrupted", merge),

@@ -29,7 +29,7 @@ from clipmerge.types import Recommendation
 
 #: Of judged merges of which the verdict says "probably use it": those that lose at most 3 points
 #: on new images and nothing under the real shift, and all (`benchmarks/advice.py`).
-JUDGED = (105, 113)
+JUDGED = (107, 116)
 #: The same where no images chose how far the merge goes, and no more than that is surely lost.
 JUDGED_UNCHOSEN = (76, 78)
 #: Images that may judge a merge for which nothing is measured: `images` may be raised, up to what
