@@ -78,7 +78,7 @@ def merge(
     with open_pair(
         zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
-        pair, split = open_split(pair, chosen, opts, journal)
+        pair, split = open_and_split_images(pair, chosen, opts, journal)
         planned = decide(pair, chosen, split, opts, journal)
         verdict = None
         if split is not None and opts.verdict:
@@ -126,7 +126,7 @@ def plan(
     with open_pair(
         zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
-        pair, split = open_split(pair, chosen, opts, journal)
+        pair, split = open_and_split_images(pair, chosen, opts, journal)
         planned = decide(pair, chosen, split, opts, journal)
         if not is_main_process():
             return planned.plan
@@ -200,7 +200,7 @@ def _check_plan_file(output: StrPath | None, options: PlanOptions) -> Path | Non
     return file
 
 
-def open_split(
+def open_and_split_images(
     pair: Pair, recipe: Recipe, options: PlanOptions, journal: Journal
 ) -> tuple[Pair, Split[Images] | None]:
     """Open the images, split them, and doubt them and the recipe before anything is learned."""

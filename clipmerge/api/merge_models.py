@@ -10,7 +10,7 @@ import torch
 
 from clipmerge.api._in_memory import unwrap_model
 from clipmerge.api._pair import finetuned_as_list, open_pair
-from clipmerge.api.merge import choose_recipe, decide, open_split
+from clipmerge.api.merge import choose_recipe, decide, open_and_split_images
 from clipmerge.errors import CheckpointError, UsageError, shorten
 from clipmerge.families import is_index_buffer
 from clipmerge.files.writer import tensors_in_memory
@@ -71,7 +71,7 @@ def merge_models(
     with open_pair(
         zeroshot, models, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
-        pair, split = open_split(pair, chosen, opts, journal)
+        pair, split = open_and_split_images(pair, chosen, opts, journal)
         planned = decide(pair, chosen, split, opts, journal)
         tensors = merged_tensors(pair.inputs, planned.plan)
         keys = [tensor.key for tensor in tensors]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from clipmerge.distributed import is_main_process
+from clipmerge.distributed import is_main_process, is_out_of_memory
 from clipmerge.errors import ClipmergeError, UsageError, printable
 from clipmerge.progress import Progress, format_seconds
 
@@ -238,7 +238,7 @@ def _describe_error(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or text}", 1
-    if isinstance(error, MemoryError) or "memory" in text:  # torch's, of every device
+    if is_out_of_memory(error):
         return f"out of memory (a smaller `batch_size` needs less): {text[:300]}", 1
     kind = type(error).__name__
     return f"clipmerge failed unexpectedly ({kind}): {text[:300]}; {DEBUG}=1 shows where", 1

@@ -164,6 +164,7 @@ def _print_versions() -> None:
         typer.echo(f"{package} {version(package)}")
 
 
+# names for ``--help``; `_Commands` makes the command that is used
 for _name, (_, _first_line) in COMMANDS.items():
     app.command(_name, help=_first_line)(lambda: None)
 

@@ -1,9 +1,9 @@
-"""What a terminal or a pipe shows of long work."""
+"""What a terminal or a pipe shows of long work, and of what nobody expected."""
 
 import pytest
 
 from clipmerge.cli import _terminal
-from clipmerge.cli._terminal import Terminal
+from clipmerge.cli._terminal import Terminal, report_error
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,21 @@ def test_a_pipe_is_told_once_how_long_a_long_stage_takes(
         now += 6.0
         terminal.advance(step, 400)
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "out of memory (a smaller --batch-size needs less): MemoryError"),
+        (RuntimeError("CUDA out of memory."), "out of memory (a smaller --batch-size needs less)"),
+        (RuntimeError("no memory map"), "clipmerge failed unexpectedly (RuntimeError)"),
+        (FileNotFoundError(2, "Gone", "a"), "a: Gone"),
+    ],
+)
+def test_what_nobody_expected_is_one_line(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report_error(error) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {said}")
+    assert shown.count("\n") == 1

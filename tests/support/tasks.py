@@ -11,7 +11,7 @@ from clipmerge import methods
 from clipmerge.api._pair import Pair, open_pair
 from clipmerge.api._write import PlannedMerge
 from clipmerge.api.merge import decide as decide_by_recipe
-from clipmerge.api.merge import open_split
+from clipmerge.api.merge import open_and_split_images
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.files import writer
 from clipmerge.files.safetensors import Array
@@ -41,7 +41,7 @@ def decided(
     chosen = load_recipe(recipe, list(sets))
     opts, journal = PlanOptions.of({"device": "cpu", **options}), Journal(Progress())
     with open_pair(zeroshot, finetuned, opts, journal, missing=chosen.missing) as pair:
-        pair, split = open_split(pair, chosen, opts, journal)
+        pair, split = open_and_split_images(pair, chosen, opts, journal)
         return pair, decide_by_recipe(pair, chosen, split, opts, journal)
 
 
