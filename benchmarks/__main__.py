@@ -7,7 +7,13 @@ import logging
 import sys
 from pathlib import Path
 
+from benchmarks.equal_labels import equal_labels
+from benchmarks.judge import judge
+from benchmarks.make_pairs import PAIRS, make
+from benchmarks.make_pairs.pair import Pair, Places
+from benchmarks.page import PICTURE, draw, write_pages
 from benchmarks.pair_results import PAIRS_FOLDER
+from benchmarks.references import references
 from clipmerge.errors import ClipmergeError
 
 SMALLEST = "aggressive-digits-0"
@@ -32,14 +38,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("pairs", help="list every pair")
     page = commands.add_parser("page", help="write the tables from the JSON files again")
-    judge = commands.add_parser("judge", help="judge a recipe, and add its row to the leaderboard")
-    judge.add_argument("recipe", help="name or file of a recipe")
-    judge.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
-    judge.add_argument("--seed", type=int, default=0, help="of learning")
-    judge.add_argument("--who", default="", help="whose row it is")
+    judging = commands.add_parser("judge", help="judge a recipe, and add its row")
+    judging.add_argument("recipe", help="name or file of a recipe")
+    judging.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    judging.add_argument("--seed", type=int, default=0, help="of learning")
+    judging.add_argument("--who", default="", help="whose row it is")
     equal = commands.add_parser("equal-labels", help="fine-tune on the labels that auto may use")
-    references = commands.add_parser("references", help="models that are no merges")
-    for command in (judge, equal, references):
+    others = commands.add_parser("references", help="models that are no merges")
+    for command in (judging, equal, others):
         command.add_argument("pairs", nargs="*", default=[SMALLEST], help=f"{SMALLEST} by default")
         command.add_argument("--pictures", type=Path, help="folder of the tar files")
         command.add_argument("--clones", type=Path, help="folder of the clones")
@@ -47,15 +53,13 @@ def _parser() -> argparse.ArgumentParser:
             "--zeroshot", action="append", default=[], metavar="NAME=DIR", help="a ready model"
         )
         command.add_argument("--cache", type=Path, default=_CACHE, help="where pairs are kept")
-    for command in (judge, equal, references, page):
+    for command in (judging, equal, others, page):
         command.add_argument("--results", type=Path, default=PAIRS_FOLDER)
         command.add_argument("--no-page", action="store_true", help="leave the pages as they are")
     return parser
 
 
 def _run(given: argparse.Namespace) -> None:
-    from benchmarks.make_pairs import PAIRS, Places, make
-
     if given.command == "pairs":
         for name, spec in PAIRS.items():
             print(f"{name:32}{'tuned on' if spec.tuned else 'held out'}")
@@ -68,32 +72,22 @@ def _run(given: argparse.Namespace) -> None:
             zeroshots[name] = Path(folder)
         places = Places(given.cache, given.pictures, given.clones, zeroshots)
         for name in given.pairs:
-            pair = make(name, places)
-            if given.command == "judge":
-                from benchmarks.judge import judge
-
-                judge(
-                    pair,
-                    given.recipe,
-                    given.settings,
-                    seed=given.seed,
-                    who=given.who,
-                    folder=given.results,
-                )
-            elif given.command == "equal-labels":
-                from benchmarks.equal_labels import equal_labels
-
-                equal_labels(pair, given.results)
-            else:
-                from benchmarks.references import references
-
-                references(pair, given.results)
+            _add_results(make(name, places), given)
     if not given.no_page:
-        from benchmarks.page import PICTURE, draw, write_pages
-
         for page in write_pages(folder=given.results):
             print(page)
         draw(PICTURE, given.results)
+
+
+def _add_results(pair: Pair, given: argparse.Namespace) -> None:
+    folder = given.results
+    if given.command == "equal-labels":
+        equal_labels(pair, folder)
+    elif given.command == "references":
+        references(pair, folder)
+    else:
+        options = {"seed": given.seed, "who": given.who, "folder": folder}
+        judge(pair, given.recipe, given.settings, **options)
 
 
 def quiet() -> None:

@@ -200,17 +200,16 @@ def finetune(
 def _train(model: Model, how: Regime, source: Source, template: str) -> None:
     pixels, labels = model.input(source.images), source.labels
     tokens = model.tokenize(prompts_of(source.classes, template))
-    towers = dict(model.network.named_parameters())
-    learned = [
-        value
-        for name, value in towers.items()
-        if name.startswith(("visual", "vision")) or (how.text and name != "logit_scale")
-    ]
-    pictures = how.epochs * len(pixels)
-    steps = max(2, int(pictures / how.batch))
+    learned = []
+    for name, value in model.network.named_parameters():
+        is_seeing = name.startswith(("visual", "vision"))
+        if is_seeing or (how.text and name != "logit_scale"):
+            learned.append(value)
+    steps = max(2, int(how.epochs * len(pixels) / how.batch))
+    warm_up = 0.1 if steps >= 20 else 0.15
     optimizer = torch.optim.AdamW(learned, lr=how.rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, how.rate, total_steps=steps, pct_start=0.1 if steps >= 20 else 0.15
+        optimizer, how.rate, total_steps=steps, pct_start=warm_up
     )
     passes = range(int(how.epochs) + 1)
     order = torch.cat([torch.randperm(len(pixels)) for _ in passes])
@@ -232,7 +231,8 @@ def _add_gradients(model: Model, images: Tensor, labels: Tensor, texts: Tensor) 
     leaf = texts.detach().requires_grad_(texts.requires_grad)
     for piece, wanted in zip(images.split(_PIECE), labels.split(_PIECE), strict=True):
         logits = scale * model.embed_image(piece) @ leaf.T
-        (cross_entropy(logits, wanted, reduction="sum") / len(images)).backward()
+        loss = cross_entropy(logits, wanted, reduction="sum")
+        (loss / len(images)).backward()
     if leaf.grad is not None:
         texts.backward(leaf.grad)
 

@@ -38,22 +38,22 @@ class Accuracies:
 
 
 @lru_cache(maxsize=512)
-def accuracies(results: Results, method: str, resamples: int = RESAMPLES) -> Accuracies:
+def accuracies(results: Results, method: str) -> Accuracies:
     """Accuracies of a method on a pair."""
     correct = results.correct(method)
-    target = _resampled(results, "test", correct["test"], resamples)
+    target = _resampled(results, "test", correct["test"])
     shifts = []
     for name in results.shifts:
-        shift = _resampled(results, name, correct[name], resamples)
+        shift = _resampled(results, name, correct[name])
         shifts.append(shift)
     return Accuracies(target, np.mean(shifts, axis=0))
 
 
-def _resampled(results: Results, source: str, right: np.ndarray, resamples: int) -> np.ndarray:
+def _resampled(results: Results, source: str, right: np.ndarray) -> np.ndarray:
     """Accuracies on one source, shape (1 + resamples, points), its things drawn again."""
     columns = []
     for thing in results.told["things"][source]:
-        column = _drawn(results.target, thing, resamples)
+        column = _drawn(results.target, thing)
         columns.append(column)
     times = np.stack(columns, axis=1).astype(float)
     counts = times.sum(axis=1)
@@ -62,10 +62,10 @@ def _resampled(results: Results, source: str, right: np.ndarray, resamples: int)
 
 
 @cache
-def _drawn(target: str, thing: int, resamples: int) -> np.ndarray:
+def _drawn(target: str, thing: int) -> np.ndarray:
     """How often a thing was drawn, the same for all pairs of a target; once in row 0."""
     rng = np.random.default_rng([sum(target.encode()), thing])
-    times = rng.poisson(1.0, size=1 + resamples)
+    times = rng.poisson(1.0, size=1 + RESAMPLES)
     times[0] = 1
     return times.astype(np.int8)
 
@@ -146,18 +146,16 @@ def gain(point: Accuracies, curve: Accuracies) -> np.ndarray:
 def _heights(curve: Accuracies, wanted: np.ndarray) -> np.ndarray:
     """The best OOD accuracy at these ID accuracies or higher ones, shape (1 + resamples,)."""
     reaches = curve.id >= wanted[:, None]
-    best = np.where(reaches, curve.ood, -np.inf).max(axis=1)
-    for left in range(curve.id.shape[1] - 1):
-        start = curve.point(left)
-        end = curve.point(left + 1)
-        rise = end.id - start.id
-        rise[rise == 0] = np.nan
-        share = (wanted[:, None] - start.id) / rise
-        between = start.ood + share * (end.ood - start.ood)
-        is_inside = (share >= 0) & (share <= 1)
-        better = np.where(is_inside, between, -np.inf)
-        best = np.maximum(best, better[:, 0])
-    return best
+    at_points = np.where(reaches, curve.ood, -np.inf)
+    # between two points the straight line, where it passes this ID accuracy
+    start, end = curve.id[:, :-1], curve.id[:, 1:]
+    rise = np.where(end == start, np.nan, end - start)
+    share = (wanted[:, None] - start) / rise
+    climb = curve.ood[:, 1:] - curve.ood[:, :-1]
+    line = curve.ood[:, :-1] + share * climb
+    is_inside = (share >= 0) & (share <= 1)
+    on_lines = np.where(is_inside, line, -np.inf)
+    return np.maximum(at_points.max(axis=1), on_lines.max(axis=1))
 
 
 def standing(point: Accuracies, curve: Accuracies) -> str:
@@ -185,26 +183,29 @@ class Estimate:
         return f"{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
 
 
-def over_targets(values: Sequence[tuple[str, np.ndarray]], resamples: int = RESAMPLES) -> Estimate:
+def over_targets(values: Sequence[tuple[str, np.ndarray]]) -> Estimate:
     """Average a figure over pairs, each target counted once.
 
     Args:
         values: Target of each pair, and its figure, shape (1 + resamples,), the measured one first.
-        resamples: Number of draws.
     """
     by_target: dict[str, list[np.ndarray]] = defaultdict(list)
     for target, each in values:
         by_target[target].append(each)
     targets = [np.stack(each) for each in by_target.values()]
-    of_targets = [each[:, 0].mean() for each in targets]
-    measured = float(np.mean(of_targets))
+    measured = np.mean([each[:, 0].mean() for each in targets])
     rng = np.random.default_rng(1)
-    drawn = rng.integers(len(targets), size=(resamples, len(targets)))
+    drawn = rng.integers(len(targets), size=(RESAMPLES, len(targets)))
     means = np.zeros(drawn.shape)
     for number, pairs in enumerate(targets):
-        times = int((drawn == number).sum())
-        chosen = rng.integers(len(pairs), size=(times, len(pairs)))
-        pictures = rng.integers(1, pairs.shape[1], size=(times, 1))
-        means[drawn == number] = pairs[chosen, pictures].mean(axis=1)
+        is_drawn = drawn == number
+        means[is_drawn] = _drawn_means(pairs, int(is_drawn.sum()), rng)
     low, high = np.percentile(means.mean(axis=1), [2.5, 97.5])
-    return Estimate(100 * measured, 100 * low, 100 * high)
+    return Estimate(100 * float(measured), 100 * low, 100 * high)
+
+
+def _drawn_means(pairs: np.ndarray, times: int, rng: np.random.Generator) -> np.ndarray:
+    """Means over one target, so many times, its pairs and their pictures drawn again."""
+    chosen = rng.integers(len(pairs), size=(times, len(pairs)))
+    pictures = rng.integers(1, pairs.shape[1], size=(times, 1))
+    return pairs[chosen, pictures].mean(axis=1)

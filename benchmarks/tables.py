@@ -238,39 +238,35 @@ def _merged_cells(pairs: Sequence[Results], form: str) -> list[str]:
 
 
 def new_targets(every: Sequence[Results]) -> Rows:
-    """Every method on pairs with natural shifts: accuracies, gains, and the advice on `auto`."""
-    found = having(every, [AUTO])
-    pairs = [each for each in found if each.name in _NATURAL]
+    """Every method on the pairs with natural shifts."""
+    pairs = [each for each in having(every, [AUTO]) if each.name in _NATURAL]
     pairs.sort(key=lambda each: _NATURAL.index(each.name))
-    columns = [[each] for each in pairs]
-    rows = [["ID / OOD", *(each.name for each in pairs)]]
-    rows += _accuracy_rows(columns)
-    for method in ("straggler-sparse", *_WITH_LABELS):
-        if having(pairs, [method]):
-            rows.append([f"gain, {method}", *_cells(columns, method, _gain)])
-    rows.append(_over_anew(columns))
-    rows.append(["curve, auto", *(_standing_word(each) for each in pairs)])
-    rows.append(["advice", *(_advice(each) for each in pairs)])
-    return rows if pairs else rows[:1]
+    return _methods({each.name: [each] for each in pairs})
 
 
-def _over_anew(columns: Sequence[Sequence[Results]]) -> list[str]:
-    """`auto` against the whole curve of the model fine-tuned anew, at equal ID accuracy."""
-    cells = ["auto over the curve of anew"]
-    for pairs in columns:
-        is_known = len(having(pairs, ["anew"])) == len(pairs)
-        cells.append(_gain(pairs, AUTO, "anew") if is_known else "")
-    return cells
+def equal_by_target(every: Sequence[Results]) -> Rows:
+    """Every method on the other targets on which labels were spent otherwise."""
+    pairs = having(every, _WITH_LABELS)
+    return _methods(by_target(each for each in pairs if each.name not in _NATURAL))
 
 
-def _accuracy_rows(columns: Sequence[Sequence[Results]]) -> Rows:
-    """ID / OOD of every method that some column has."""
-    rows = []
+def _methods(columns: dict[str, list[Results]]) -> Rows:
+    """Accuracies of every method, gains, and the advice on `auto`, in columns of pairs."""
+    groups = list(columns.values())
+    head = ["ID / OOD"]
+    for name, pairs in columns.items():
+        head.append(name if name == pairs[0].name else f"{name} ({len(pairs)})")
+    rows = [head]
     for method, called in _METHODS.items():
-        cells = _cells(columns, method, _both)
-        if any(cells) and method not in _MEANS_ONLY:
-            rows.append([called, *cells])
-    return rows
+        if method not in _MEANS_ONLY:
+            rows.append([called, *_cells(groups, method, _both)])
+    for method in ("straggler-sparse", *_WITH_LABELS):
+        rows.append([f"gain, {method}", *_cells(groups, method, _gain)])
+    over_anew = _cells(groups, "anew", lambda pairs, curve: _gain(pairs, AUTO, curve))
+    rows.append(["auto over the curve of anew", *over_anew])
+    rows.append(["beats/beaten/neither, auto", *_cells(groups, AUTO, _standing)])
+    rows.append(["advice on auto", *_cells(groups, AUTO, _advice)])
+    return [row for row in rows if any(row[1:])] or [head]
 
 
 def _cells(
@@ -286,22 +282,16 @@ def _cells(
     return cells
 
 
-def _standing_word(results: Results) -> str:
-    """How `auto` stands against the curve of a pair."""
-    return standing(_point(results, AUTO), accuracies(results, CURVE))
-
-
-def _advice(results: Results) -> str:
-    """What was said of a merge by `auto`, and whether it was right."""
-    said: str = results.methods[AUTO]["recommendation"]
-    changes = {}
-    for axis in ("id", "ood"):
-        changes[axis] = _change([results], AUTO, axis).value / 100
-    if said in ("use", "probably-use"):
-        return f"{said}: {'right' if is_right(changes) else 'wrong'}"
-    if said == "keep-finetuned":
-        return f"{said}: {'wrong' if is_right(changes) else 'right'}"
-    return said
+def _advice(pairs: Sequence[Results], method: str) -> str:
+    """What was said of each merge, and whether that was right."""
+    found = []
+    for each in pairs:
+        said = each.methods[method]["recommendation"]
+        changes = {axis: _change([each], method, axis).value / 100 for axis in ("id", "ood")}
+        if said in ("use", "probably-use"):
+            said += ": right" if is_right(changes) else ": wrong"
+        found.append(said)
+    return ", ".join(found)
 
 
 def equal_labels(every: Sequence[Results]) -> Rows:
@@ -322,17 +312,6 @@ def equal_labels(every: Sequence[Results]) -> Rows:
 
 #: `auto` minus the method, and against the whole curve of the method, at equal ID accuracy.
 _AHEAD = ("auto minus it: ID", "OOD", "auto over its curve")
-
-
-def equal_by_target(every: Sequence[Results]) -> Rows:
-    """ID / OOD of the same, for each target that is not among the pairs with natural shifts."""
-    pairs = having(every, _WITH_LABELS)
-    others = by_target([each for each in pairs if each.name not in _NATURAL])
-    head = ["ID / OOD"]
-    for name, ours in others.items():
-        head.append(f"{name} ({len(ours)})")
-    columns = list(others.values())
-    return [head, *_accuracy_rows(columns), _over_anew(columns)] if columns else [head]
 
 
 def seeds(every: Sequence[Results]) -> Rows:

@@ -84,7 +84,7 @@ def features_of(classifier: Any, pictures: Sequence[Picture], size: int = SIZE) 
     return torch.cat(found)
 
 
-def teach_zeroshot(backbone: str, features: Tensor, folder: Path, *, steps: int = _STEPS) -> None:
+def teach_zeroshot(backbone: str, features: Tensor, folder: Path) -> None:
     """Teach a zero-shot model by features of unlabelled pictures and write it, unless it exists."""
     if folder.is_dir():
         return
@@ -98,7 +98,7 @@ def teach_zeroshot(backbone: str, features: Tensor, folder: Path, *, steps: int 
         weights = classifier.state_dict().items()
         trunk = {name: value for name, value in weights if not name.startswith("classifier.")}
         model.visual.trunk.load_state_dict(trunk)
-        _teach(model, classifier.classifier, features, steps)
+        _teach(model, classifier.classifier, features)
     save_open_clip(model, config, folder)
 
 
@@ -111,47 +111,54 @@ def config_of(vision: dict[str, Any]) -> dict[str, Any]:
     return {"model_cfg": model, "preprocess_cfg": seen}
 
 
-def _teach(model: CLIP, classifier: nn.Linear, features: Tensor, steps: int) -> None:
-    weight, bias = classifier.weight.detach(), classifier.bias.detach()
-    taught = (features @ weight.T + bias).softmax(dim=1)
-    grouped = torch.stack([taught[:, list(group)].sum(dim=1) for group in _GROUPS.values()], dim=1)
+def _teach(model: CLIP, classifier: nn.Linear, features: Tensor) -> None:
+    """Learn to give the classifier's probabilities for prompts."""
+    taught = classifier(features).softmax(dim=1).detach()
+    of_groups = [taught[:, list(group)].sum(dim=1) for group in _GROUPS.values()]
+    grouped = torch.stack(of_groups, dim=1)
+    is_known = grouped.sum(dim=1) > _LEAST_GROUPED
     projection = model.visual.head.proj
-    centred = weight - weight.mean(dim=0)
-    directions = torch.linalg.svd(centred, full_matrices=False).Vh
-    directions = directions[: projection.out_features]
-    with torch.no_grad():
-        projection.weight.copy_(directions)
-        projection.bias.copy_(-features.mean(dim=0) @ directions.T)
-        model.logit_scale.fill_(math.log(30.0))
+    _start(model, projection, classifier.weight.detach(), features.mean(dim=0))
     names = prompts_of([*IMAGENET, *_GROUPS], TEMPLATE)
     tokens = open_clip.tokenize(names, context_length=_CONTEXT)
     text = [value for name, value in model.named_parameters() if not name.startswith("visual.")]
     rates = [_TEXT_RATE, _PROJECTION_RATE]
-    parts = zip((text, projection.parameters()), rates, strict=True)
-    optimizer = torch.optim.AdamW(
-        [{"params": values, "lr": rate} for values, rate in parts], weight_decay=1e-4
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
-    groups = torch.arange(len(IMAGENET), len(tokens))
-    for _ in range(steps):
+    groups = [
+        {"params": text, "lr": _TEXT_RATE},
+        {"params": list(projection.parameters()), "lr": _PROJECTION_RATE},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=_STEPS)
+    for _ in range(_STEPS):
         drawn = torch.randint(len(features), (_BATCH,))
         some = torch.randperm(len(IMAGENET))[:_NAMES_A_STEP]
         images = normalize(projection(features[drawn]), dim=1)
-        named = torch.cat([some, groups])
-        texts = normalize(model.encode_text(tokens[named]), dim=1)
+        named = torch.cat([tokens[some], tokens[len(IMAGENET) :]])
+        texts = normalize(model.encode_text(named), dim=1)
         logits = model.logit_scale.exp() * images @ texts.T
-        general, special = logits.split([len(some), len(groups)], dim=1)
-        sure = grouped[drawn].sum(dim=1) > _LEAST_GROUPED
+        general = logits[:, : len(some)]
         loss = cross_entropy(general, _shares(taught[drawn][:, some]))
+        sure = is_known[drawn]
         if sure.any():
-            wanted = _shares(grouped[drawn][sure])
-            loss = loss + cross_entropy(special[sure], wanted)
+            special = logits[sure, len(some) :]
+            loss = loss + cross_entropy(special, _shares(grouped[drawn][sure]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(_LARGEST_SCALE))
+
+
+@torch.no_grad()
+def _start(model: CLIP, projection: nn.Linear, weight: Tensor, mean: Tensor) -> None:
+    """Begin with the directions in which the classes of the classifier differ most."""
+    centred = weight - weight.mean(dim=0)
+    directions = torch.linalg.svd(centred, full_matrices=False).Vh
+    directions = directions[: projection.out_features]
+    projection.weight.copy_(directions)
+    projection.bias.copy_(-mean @ directions.T)
+    model.logit_scale.fill_(math.log(30.0))
 
 
 def _shares(probabilities: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from benchmarks.make_pairs.pair import Pair, Places, Roles, Spec, write_pair
-from benchmarks.make_pairs.pictures import Picture, as_png
+from benchmarks.make_pairs.pictures import Album
 from benchmarks.models import Regime
 from clipmerge.demo.data import SHIFTS, TEMPLATE, digits_of_split, shifted_pixels
 from clipmerge.demo.pair import prepare
@@ -28,19 +28,18 @@ PAIRS = tuple(
 def make_pair(spec: Spec, places: Places) -> Pair:
     """Make one pair; seeds differ in fine-tuning alone."""
     zeroshot = prepare(places.cache / "demo").zeroshot
-    pictures: list[Picture] = []
-
-    def added(domain: str, pixels: Tensor, digits: Tensor) -> list[int]:
-        start = len(pictures)
-        for image, digit in zip(pixels, digits.tolist(), strict=True):
-            pictures.append(Picture(domain, CLASS_NAMES[digit], as_png(image)))
-        return list(range(start, len(pictures)))
-
-    own = {}
+    album = Album()
+    positions = {}
     for role, split in (("train", "train"), ("val", "calibration"), ("test", "test")):
         ink, digits = digits_of_split(split)
-        own[role] = added(role, digits_as_rgb(ink), digits)
+        positions[role] = album.add(role, digits_as_rgb(ink), _names(digits))
     ink, digits = digits_of_split("test")
-    ood = {shift: added(shift, shifted_pixels(shift, ink), digits) for shift in SHIFTS}
-    roles = Roles(tuple(CLASS_NAMES), own["train"], own["val"], own["test"], ood)
-    return write_pair(spec, places.cache, zeroshot, TEMPLATE, pictures, roles)
+    for shift in SHIFTS:
+        pixels = shifted_pixels(shift, ink)
+        positions[f"ood-{shift}"] = album.add(shift, pixels, _names(digits))
+    roles = Roles(tuple(CLASS_NAMES), positions)
+    return write_pair(spec, places.cache, zeroshot, TEMPLATE, album.pictures, roles)
+
+
+def _names(digits: Tensor) -> list[str]:
+    return [CLASS_NAMES[digit] for digit in digits.tolist()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from open_clip.model import CLIP
@@ -69,21 +70,32 @@ def _lessons(known: Model, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
     rng = random.Random(0)
     rows = []
     for piece in pictures.split(32) * _VIEWS:
-        share = rng.uniform(_LEAST, 1)
-        side = int(share * known.size)
-        top = rng.randint(0, known.size - side)
-        left = rng.randint(0, known.size - side)
-        cut = piece[:, :, top : top + side, left : left + side].float()
-        cut = cut / 127.5 - 1
+        cut = _cut(piece, known.size, rng)
         small = interpolate(cut, _SIZE, mode="bilinear", antialias=True)
         large = interpolate(cut, known.size, mode="bilinear", antialias=True)
         told = known.network.visual.forward_intermediates(large, indices=_STAGES)
-        row = [small, told["image_features"]]
-        for each, wanted in zip(told["image_intermediates"], _SIDES, strict=True):
-            row.append(adaptive_avg_pool2d(each, wanted))
+        row = [small, *_embedding_and_maps(told)]
         rows.append([each.half() for each in row])
     pixels, *lessons = (torch.cat(parts) for parts in zip(*rows, strict=True))
     return pixels, lessons
+
+
+def _cut(pictures: Tensor, size: int, rng: random.Random) -> Tensor:
+    """The same square of each picture, in [-1, 1]."""
+    share = rng.uniform(_LEAST, 1)
+    side = int(share * size)
+    top = rng.randint(0, size - side)
+    left = rng.randint(0, size - side)
+    square_ = pictures[:, :, top : top + side, left : left + side]
+    return square_.float() / 127.5 - 1
+
+
+def _embedding_and_maps(told: dict[str, Any]) -> list[Tensor]:
+    """The embedding, and what is seen at each place, in as few places as both models have."""
+    found = [told["image_features"]]
+    for each, side in zip(told["image_intermediates"], _SIDES, strict=True):
+        found.append(adaptive_avg_pool2d(each, side))
+    return found
 
 
 def _learn(
@@ -91,12 +103,7 @@ def _learn(
 ) -> None:
     """Give the teacher's embedding, its maps, and its answers among ImageNet's names."""
     heads = nn.ModuleList([nn.Conv2d(_WIDTH, each.shape[1], 1) for each in lessons[1:]])
-    scales = []
-    for lesson in lessons:
-        some = lesson[:4096].float()
-        places = [at for at in range(some.dim()) if at != 1]
-        deviation = some.std(dim=places, keepdim=True)
-        scales.append(deviation + 1e-3)
+    deviations = [_deviation(lesson) for lesson in lessons]
 
     def loss(_: float) -> Tensor:
         drawn = torch.randint(len(pixels), (_BATCH,))
@@ -107,16 +114,23 @@ def _learn(
             wanted[1:] = [each.flip(-1) for each in wanted[1:]]
         with torch.autocast("cpu", torch.bfloat16):
             told = visual.forward_intermediates(seen, indices=_BLOCKS)
-            given = [told["image_features"].float()]
-            for head, each, side in zip(heads, told["image_intermediates"], _SIDES, strict=True):
-                seen_there = head(each).float()
-                given.append(adaptive_avg_pool2d(seen_there, side))
+            maps = zip(heads, told["image_intermediates"], strict=True)
+            told["image_intermediates"] = [head(each).float() for head, each in maps]
+        told["image_features"] = told["image_features"].float()
+        given = _embedding_and_maps(told)
         logits = normalize(given[0], dim=1) @ names.T
         answers = normalize(wanted[0], dim=1) @ names.T
         total = _NAMES_WEIGHT * cross_entropy(logits, answers.softmax(dim=1))
-        for one, other, scale in zip(given, wanted, scales, strict=True):
-            apart = (one - other) / scale
+        for one, other, deviation in zip(given, wanted, deviations, strict=True):
+            apart = (one - other) / deviation
             total = total + apart.square().mean()
         return total
 
     fit([*visual.parameters(), *heads.parameters()], loss, steps, _RATE)
+
+
+def _deviation(lesson: Tensor) -> Tensor:
+    """Standard deviation of each channel, so that all count alike."""
+    some = lesson[:4096].float()
+    places = [at for at in range(some.dim()) if at != 1]
+    return some.std(dim=places, keepdim=True) + 1e-3

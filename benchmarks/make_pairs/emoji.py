@@ -27,11 +27,11 @@ from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from benchmarks.make_pairs.pair import Pair, Places, Roles, Spec, write_pair
-from benchmarks.make_pairs.pictures import Picture, as_png
+from benchmarks.make_pairs.pictures import Album
 from benchmarks.make_pairs.pretraining import pretrain
 from benchmarks.models import Regime
 
-_CLASSES, _SIZE = 80, 32
+_CLASSES, _SIZE, _BATCH = 80, 32, 64
 _GLYPH = 2 * _SIZE  # so that a drawing can be rotated and shrunk without aliasing
 _TEMPLATES = ("a photo of a {}.", "a drawing of a {}.", "a picture of the {}.", "{}.")
 _TRAIN, _VAL, _TEST, _OOD = 10, 6, 4, 2  # pictures of each drawing
@@ -76,49 +76,53 @@ PAIRS = tuple(
 def make_pair(spec: Spec, places: Places) -> Pair:
     """Make one pair, each part once."""
     styles = _STYLES[spec.target]
-    folders, drawings = load_drawings(places.cache / "emoji")
-    classes = tuple(name.replace("_", " ") for name in folders)
+    names, drawings = load_drawings(places.cache / "emoji")
+    classes = tuple(name.replace("_", " ") for name in names)
     zeroshot = places.cache / f"zeroshot-{spec.model}"
-    _pretrain(classes, torch.cat([drawings[name] for name in styles.seen]), zeroshot)
-    pictures: list[Picture] = []
+    seen = torch.cat([drawings[vendor] for vendor in styles.seen])
+    _pretrain(classes, seen, zeroshot)
+    album = Album()
 
     def taken(vendor: str, copies: int, seed: int) -> list[int]:
-        start = len(pictures)
+        """Positions of so many pictures of each of a vendor's drawings."""
         generator = torch.Generator().manual_seed(seed)
+        found = []
         for _ in range(copies):
-            taken_now = photographed(drawings[vendor], PLAIN, generator)
-            for name, pixels in zip(classes, taken_now, strict=True):
-                pictures.append(Picture(vendor, name, as_png(pixels)))
-        return list(range(start, len(pictures)))
+            pixels = photographed(drawings[vendor], PLAIN, generator)
+            found += album.add(vendor, pixels, classes)
+        return found
 
-    train = taken(styles.target, _TRAIN, 10 + spec.seed)
-    val = taken(styles.target, _VAL, 11)
-    test = taken(styles.target, _TEST, 12)
-    ood = {}
-    for at, name in enumerate(styles.others):
-        ood[name] = taken(name, _OOD, 20 + at)
-    roles = Roles(classes, train, val, test, ood)
-    template = _TEMPLATES[0]
-    return write_pair(spec, places.cache, zeroshot, template, pictures, roles)
+    positions = {
+        "train": taken(styles.target, _TRAIN, 10 + spec.seed),
+        "val": taken(styles.target, _VAL, 11),
+        "test": taken(styles.target, _TEST, 12),
+    }
+    for at, vendor in enumerate(styles.others):
+        positions[f"ood-{vendor}"] = taken(vendor, _OOD, 20 + at)
+    roles = Roles(classes, positions)
+    return write_pair(spec, places.cache, zeroshot, _TEMPLATES[0], album.pictures, roles)
 
 
 def _pretrain(classes: Sequence[str], drawings: Tensor, folder: Path) -> None:
-    captions = [form.format(name) for name in classes for form in _TEMPLATES]
+    forms = len(_TEMPLATES)
+    captions = []
+    for name in classes:
+        captions += [form.format(name) for form in _TEMPLATES]
 
     def batch(done: float, generator: Generator) -> tuple[Tensor, Tensor]:
-        picked = torch.randint(len(drawings), (64,), generator=generator)
+        """Plain pictures, and ever more strongly altered ones."""
+        picked = torch.randint(len(drawings), (_BATCH,), generator=generator)
         share = 0.6 * min(1.0, done / 0.3)
-        strong = max(1, round(64 * share))
-        some = drawings[picked].float() / 255
-        parts = [
-            photographed(some[strong:], PLAIN, generator),
-            photographed(some[:strong], STRONG, generator),
-        ]
+        strong = max(1, round(_BATCH * share))
+        some = drawings[picked]
+        plain = photographed(some[strong:], PLAIN, generator)
+        altered = photographed(some[:strong], STRONG, generator)
         picked = torch.cat([picked[strong:], picked[:strong]])
-        form = torch.randint(len(_TEMPLATES), (64,), generator=generator)
-        return torch.cat(parts), picked % len(classes) * len(_TEMPLATES) + form
+        drawn = picked % len(classes)
+        form = torch.randint(forms, (_BATCH,), generator=generator)
+        return torch.cat([plain, altered]), drawn * forms + form
 
-    pretrain(captions, batch, folder, size=_SIZE, width=64, layers=(3, 1), steps=600)
+    pretrain(captions, batch, folder, _SIZE)
 
 
 def load_drawings(folder: Path) -> tuple[tuple[str, ...], dict[str, Tensor]]:
@@ -130,21 +134,30 @@ def load_drawings(folder: Path) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """
     kept = folder / "drawings.safetensors"
     if not kept.is_file():
-        roots = {vendor: _fetch(package, folder) for vendor, (package, *_) in _VENDORS.items()}
-        found = {}
-        for name, symbol in _emoji_names().items():
-            files = {vendor: roots[vendor] / _file_of(vendor, symbol) for vendor in _VENDORS}
-            if all(file.is_file() for file in files.values()):
-                found[name] = files
-        every = sorted(found)
+        files = _files(folder)
+        every = sorted(files)
         chosen = [every[place * len(every) // _CLASSES] for place in range(_CLASSES)]
         tensors = {}
         for vendor in _VENDORS:
-            tensors[vendor] = torch.stack([_rendered(found[name][vendor]) for name in chosen])
+            rendered = [_rendered(files[name][vendor]) for name in chosen]
+            tensors[vendor] = torch.stack(rendered)
         save_file(tensors, kept, metadata={"classes": " ".join(chosen)})
     with safe_open(kept, "pt") as opened:
-        classes = tuple(opened.metadata()["classes"].split())
-        return classes, {vendor: opened.get_tensor(vendor) for vendor in _VENDORS}
+        classes = opened.metadata()["classes"].split()
+        return tuple(classes), {vendor: opened.get_tensor(vendor) for vendor in _VENDORS}
+
+
+def _files(folder: Path) -> dict[str, dict[str, Path]]:
+    """Files by vendor of every emoji, by name, that all vendors draw."""
+    roots = {}
+    for vendor, (package, *_) in _VENDORS.items():
+        roots[vendor] = _fetch(package, folder)
+    found = {}
+    for name, symbol in _emoji_names().items():
+        files = {vendor: roots[vendor] / _file_of(vendor, symbol) for vendor in _VENDORS}
+        if all(file.is_file() for file in files.values()):
+            found[name] = files
+    return found
 
 
 def _fetch(package: str, folder: Path) -> Path:
@@ -162,7 +175,9 @@ def _fetch(package: str, folder: Path) -> Path:
 def _file_of(vendor: str, symbol: str) -> str:
     _, folder, suffix, is_upper = _VENDORS[vendor]
     code = f"{ord(symbol):x}"
-    return f"{folder}{code.upper() if is_upper else code}{suffix}"
+    if is_upper:
+        code = code.upper()
+    return f"{folder}{code}{suffix}"
 
 
 def _emoji_names() -> dict[str, str]:
@@ -171,10 +186,12 @@ def _emoji_names() -> dict[str, str]:
 
     found: dict[str, str] = {}
     for symbol, told in sorted(emoji.EMOJI_DATA.items()):
-        plain = unicodedata.normalize("NFKD", told["en"]).encode("ascii", "ignore").decode()
-        name = re.sub(r"[^a-z0-9_]", "", plain.lower().replace("-", "_"))
+        bare = symbol.replace("\ufe0f", "")
         is_whole = told["status"] == emoji.STATUS["fully_qualified"]
-        if is_whole and len(bare := symbol.replace("\ufe0f", "")) == 1 and name.count("_") < 4:
+        plain = unicodedata.normalize("NFKD", told["en"]).encode("ascii", "ignore").decode()
+        words = plain.lower().replace("-", "_")
+        name = re.sub(r"[^a-z0-9_]", "", words)
+        if is_whole and len(bare) == 1 and name.count("_") < 4:
             found.setdefault(name, bare)
     return found
 
@@ -227,6 +244,26 @@ PLAIN = Strength(15, (0.75, 1.0), 0.12, 0.8, 0.2, 0.04, 0.2)
 STRONG = Strength(30, (0.65, 1.05), 0.2, 0.0, 0.6, 0.12, 0.3, recolour=0.4, grey=0.25)
 
 
+class Draws:
+    """Random numbers for so many pictures, all from one generator."""
+
+    def __init__(self, count: int, generator: Generator) -> None:
+        self.count = count
+        self.generator = generator
+
+    def between(self, low: float, high: float, *shape: int) -> Tensor:
+        """Uniform numbers, shape (N, *shape)."""
+        share = torch.rand(self.count, *shape, generator=self.generator)
+        return low + (high - low) * share
+
+    def chance(self, rate: float) -> Tensor:
+        """Whether something happens to each picture, shape (N, 1, 1, 1)."""
+        return self.between(0, 1, 1, 1, 1) < rate
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(self.count, *shape, generator=self.generator)
+
+
 def photographed(drawings: Tensor, how: Strength, generator: Generator) -> Tensor:
     """Take one picture of each drawing: posed, on a background, through a camera.
 
@@ -238,36 +275,51 @@ def photographed(drawings: Tensor, how: Strength, generator: Generator) -> Tenso
     Returns:
         RGB in [0, 1], shape (N, 3, _SIZE, _SIZE).
     """
-    count = len(drawings)
+    draws = Draws(len(drawings), generator)
     if drawings.dtype == torch.uint8:
         drawings = drawings.float() / 255
-
-    def between(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(count, *shape, generator=generator)
-
-    def chance(rate: float) -> Tensor:
-        return between(0, 1, 1, 1, 1) < rate
-
-    angle = between(-how.degrees, how.degrees) * (math.pi / 180)
-    zoom = between(*how.zoom)
-    move = how.shift * between(-1, 1, 2)
-    cosine = torch.cos(angle) / zoom
-    sine = torch.sin(angle) / zoom
-    rows = [torch.stack([cosine, -sine, move[:, 0]], 1), torch.stack([sine, cosine, move[:, 1]], 1)]
-    # colours are weighted by their opacity, so that the edges of a drawing stay clean
-    weighted = torch.cat([drawings[:, :3] * drawings[:, 3:], drawings[:, 3:]], dim=1)
-    grid = affine_grid(torch.stack(rows, dim=1), list(weighted.shape), align_corners=False)
-    posed = grid_sample(weighted, grid, align_corners=False)
+    posed = _posed(drawings, how, draws)
     cover = posed[:, 3:]
     colour = posed[:, :3] / cover.clamp(min=1e-3)
-    mixing = torch.eye(3) + 0.5 * torch.randn(count, 3, 3, generator=generator)
+    colour = _recoloured(colour, how, draws)
+    background = draws.between(how.background, 1, 3, 1, 1)
+    picture = colour * cover + background * (1 - cover)
+    return _through_camera(avg_pool2d(picture, 2), how, draws)
+
+
+def _posed(drawings: Tensor, how: Strength, draws: Draws) -> Tensor:
+    """Rotated, scaled and moved; colours are weighted by their opacity."""
+    angle = draws.between(-how.degrees, how.degrees) * (math.pi / 180)
+    zoom = draws.between(*how.zoom)
+    move = how.shift * draws.between(-1, 1, 2)
+    cosine = torch.cos(angle) / zoom
+    sine = torch.sin(angle) / zoom
+    across = torch.stack([cosine, -sine, move[:, 0]], dim=1)
+    down = torch.stack([sine, cosine, move[:, 1]], dim=1)
+    turn = torch.stack([across, down], dim=1)
+    # so that the edges of a drawing stay clean
+    opacity = drawings[:, 3:]
+    weighted = torch.cat([drawings[:, :3] * opacity, opacity], dim=1)
+    grid = affine_grid(turn, list(weighted.shape), align_corners=False)
+    return grid_sample(weighted, grid, align_corners=False)
+
+
+def _recoloured(colour: Tensor, how: Strength, draws: Draws) -> Tensor:
+    """Some with their channels mixed at random, and some in grey."""
+    mixing = torch.eye(3) + 0.5 * draws.normal(3, 3)
     mixed = torch.einsum("nij,njhw->nihw", mixing, colour - 0.5) + 0.5
-    colour = torch.where(chance(how.recolour), mixed.clamp(0, 1), colour)
-    colour = torch.where(chance(how.grey), colour.mean(dim=1, keepdim=True), colour)
-    picture = avg_pool2d(colour * cover + between(how.background, 1, 3, 1, 1) * (1 - cover), 2)
+    colour = torch.where(draws.chance(how.recolour), mixed.clamp(0, 1), colour)
+    grey = colour.mean(dim=1, keepdim=True)
+    return torch.where(draws.chance(how.grey), grey, colour)
+
+
+def _through_camera(picture: Tensor, how: Strength, draws: Draws) -> Tensor:
+    """Some blurred, all with another contrast, brightness and noise."""
     soft = avg_pool2d(picture, 3, stride=1, padding=1, count_include_pad=False)
-    picture = torch.where(chance(how.blur), soft, picture)
-    contrast = 1 + how.contrast * between(-1, 1, 1, 1, 1)
-    brightness = 0.3 * how.contrast * between(-1, 1, 1, 1, 1)
-    noise = how.noise * between(0, 1, 1, 1, 1) * torch.randn(picture.shape, generator=generator)
-    return (picture.sub(0.5).mul(contrast).add(0.5) + brightness + noise).clamp(0, 1)
+    picture = torch.where(draws.chance(how.blur), soft, picture)
+    contrast = 1 + how.contrast * draws.between(-1, 1, 1, 1, 1)
+    brightness = 0.3 * how.contrast * draws.between(-1, 1, 1, 1, 1)
+    deviation = how.noise * draws.between(0, 1, 1, 1, 1)
+    noise = deviation * draws.normal(*picture.shape[1:])
+    contrasted = (picture - 0.5) * contrast + 0.5
+    return (contrasted + brightness + noise).clamp(0, 1)

@@ -44,12 +44,9 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     of_domain = of_domains(pictures)
     own = of_domain.pop(_TARGET)
     random.Random(spec.seed).shuffle(own)
-    test = own[:_TEST]
     others = own[_TEST:]
-    val = others[:_VAL]
-    train = others[_VAL:]
-    ood = {}
+    positions = {"train": others[_VAL:], "val": others[:_VAL], "test": sorted(own[:_TEST])}
     for name, ours in of_domain.items():
-        ood[name.lower()] = sampled(ours, _TEST)
-    roles = Roles(classes, train, val, sorted(test), ood)
+        positions[f"ood-{name.lower()}"] = sampled(ours, _TEST)
+    roles = Roles(classes, positions)
     return write_pair(spec, places.cache, zeroshot, "a photo of a {}.", pictures, roles)

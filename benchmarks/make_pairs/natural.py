@@ -62,8 +62,8 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     for name, (_, data) in zip(IMAGENET, tar, strict=True):
         samples.append(Picture("imagenet", name, data))
     some = sampled(range(len(samples)), _TEST)
-    roles.ood["imagenet"] = [len(pictures) + at for at in some]
-    roles.ood_classes["imagenet"] = IMAGENET
+    roles.positions["ood-imagenet"] = [len(pictures) + at for at in some]
+    roles.other_classes["ood-imagenet"] = IMAGENET
     pictures += samples
     return write_pair(spec, places.cache, zeroshot, TEMPLATE, pictures, roles)
 
@@ -125,11 +125,11 @@ def deal(pictures: Sequence[Picture], groups: Sequence[int], seed: int) -> Roles
     while len(val) < min(_VAL, len(own) // 3):
         val += members[order.pop()]
     train = [at for group in order for at in members[group]]
-    ood = {}
-    for name in sorted(of_domain):
-        ood[name] = sampled(of_domain[name], _TEST)
-    classes = tuple(sorted({pictures[at].label for at in own}))
-    return Roles(classes, train, sorted(val), sorted(test), ood, group=groups)
+    positions = {"train": train, "val": sorted(val), "test": sorted(test)}
+    for name, ours in of_domain.items():
+        positions[f"ood-{name}"] = sampled(ours, _TEST)
+    classes = {pictures[at].label for at in own}
+    return Roles(tuple(sorted(classes)), positions, group=groups)
 
 
 _LAND = {

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.make_pairs.pictures import Picture, Source, read_source, write_source
 from benchmarks.models import Regime, finetune, load
 
-_ABOUT = "pair.json"
+_SEEN = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -57,43 +58,28 @@ class Roles:
 
     Attributes:
         classes: The target's class names.
-        train: Positions of the pictures that the fine-tuned model sees.
-        val: Of those that recipes may use.
-        test: Of those of the target that only the judge uses.
-        ood: Of those of each shift that only the judge uses.
-        ood_classes: Class names of a shift that has others.
+        positions: Positions of the pictures by name of the source: ``train`` are those that the
+            fine-tuned model sees, ``val`` those that recipes may use; ``test``, of the target, and
+            ``ood-NAME``, of each shift, only the judge uses.
+        other_classes: Class names of a source that has others.
         group: Group of near-copies of each position; by default each is its own.
     """
 
     classes: tuple[str, ...]
-    train: list[int]
-    val: list[int]
-    test: list[int]
-    ood: dict[str, list[int]]
-    ood_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    positions: dict[str, list[int]]
+    other_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     group: Sequence[int] = ()
-
-    def sources(self) -> dict[str, tuple[list[int], tuple[str, ...]]]:
-        """Positions and class names by name of the source."""
-        own = {"train": self.train, "val": self.val, "test": self.test}
-        found = {name: (chosen, self.classes) for name, chosen in own.items()}
-        return found | {
-            f"ood-{name}": (sorted(chosen), self.ood_classes.get(name, self.classes))
-            for name, chosen in self.ood.items()
-        }
 
     def tested_on(self, most: int) -> Roles:
         """The same with a sample of each source of test pictures."""
         fewer = {}
-        for name, chosen in self.ood.items():
-            fewer[name] = sampled(chosen, most)
-        return replace(self, test=sampled(self.test, most), ood=fewer)
+        for name, chosen in self.positions.items():
+            fewer[name] = chosen if name in _SEEN else sampled(chosen, most)
+        return replace(self, positions=fewer)
 
 
 def sampled(chosen: Sequence[int], most: int) -> list[int]:
     """At most so many of them, always the same."""
-    import random
-
     count = min(most, len(chosen))
     return sorted(random.Random(3).sample(list(chosen), count))
 
@@ -132,9 +118,10 @@ class Pair:
 
     def tested(self) -> dict[str, Source]:
         """What the judge tests on, by name: ``test`` and the shifts."""
-        return {"test": self.source("test")} | {
-            name: self.source(f"ood-{name}") for name in self.ood
-        }
+        found = {"test": self.source("test")}
+        for name in self.ood:
+            found[name] = self.source(f"ood-{name}")
+        return found
 
 
 def write_pair(
@@ -148,15 +135,13 @@ def write_pair(
     """Write the pictures of a pair and fine-tune its model, unless that was done."""
     pair = Pair(spec, cache / spec.name, zeroshot, template)
     group = roles.group or range(len(pictures))
-    for name, (chosen, classes) in roles.sources().items():
+    for name, chosen in roles.positions.items():
         if not pair.file(name).is_file():
             # pictures are resampled by themselves, near-copies are split by their group
-            things = [group[at] if name in ("train", "val") else at for at in chosen]
+            things = [group[at] if name in _SEEN else at for at in chosen]
+            classes = roles.other_classes.get(name, roles.classes)
             write_source(pair.file(name), [pictures[at] for at in chosen], things, classes)
     finetune(zeroshot, spec.regime, spec.seed, pair.source("train"), template, pair.finetuned)
-    about = {**asdict(spec), "zeroshot": zeroshot.name, "template": template}
-    text = json.dumps(about, indent=1) + "\n"
-    (pair.folder / _ABOUT).write_text(text, encoding="utf-8")
     return pair
 
 

@@ -160,19 +160,30 @@ def _groups(pictures: Sequence[Picture], cache: Path) -> list[int]:
     digest = hashlib.sha256(data).hexdigest()[:8]
     file = cache / f"groups-{digest}.json"
     if not file.is_file():
-        small = [at for at, each in enumerate(pictures) if each.domain.startswith("cifar10")]
-        large = sorted({*range(len(pictures))} - {*small})
-        of_large = [pictures[at] for at in large]
-        features = alike_features(features_of(classifier_of("lite0"), of_large), _NEARLY_ALIKE)
-        pixels = alike_pixels(of_large, _NEARLY_ALIKE)
-        alike = [pair for pair, cosine in features.items() if cosine > _ALIKE or pair in pixels]
-        copies = alike_pixels([pictures[at] for at in small], _ALIKE_CIFAR10)
-        pairs = [(large[one], large[other]) for one, other in alike]
-        pairs += [(small[one], small[other]) for one, other in copies]
+        alike = _alike_pairs(pictures)
         cache.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(grouped(len(pictures), pairs))
+        text = json.dumps(grouped(len(pictures), alike))
         file.write_text(text, encoding="utf-8")
     found: list[int] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def _alike_pairs(pictures: Sequence[Picture]) -> list[tuple[int, int]]:
+    """Positions of near-copies, two by two."""
+    small = []
+    large = []
+    for at, each in enumerate(pictures):
+        (small if each.domain.startswith("cifar10") else large).append(at)
+    of_large = [pictures[at] for at in large]
+    features = alike_features(features_of(classifier_of("lite0"), of_large), _NEARLY_ALIKE)
+    pixels = alike_pixels(of_large, _NEARLY_ALIKE)
+    found = []
+    for (one, other), cosine in features.items():
+        if cosine > _ALIKE or (one, other) in pixels:
+            found.append((large[one], large[other]))
+    of_small = [pictures[at] for at in small]
+    for one, other in alike_pixels(of_small, _ALIKE_CIFAR10):
+        found.append((small[one], small[other]))
     return found
 
 
@@ -211,25 +222,27 @@ class Dealer:
     def deal(self, target: str, seed: int) -> Roles:
         """Deal out one target; seeds differ in train and val."""
         if target == "cifar10":
+            classes, others = _CIFAR10, {"photo": _SHARED, "art": _SHARED}
             test = self._of("cifar10")
             pool = self._apart(self._of("cifar10-train"), test)
             random.Random(7).shuffle(test)
             test = sorted(test[:_CIFAR10_TEST])
-            others, shown = ["photo", "art"], _SHARED
         else:
+            classes, others = _PACS, {name: _PACS for name in _DOMAINS if name != target}
             test = self._parts(target, "test")
             pool = self._parts(target, "middle", "unlabelled")
-            others, shown = [domain for domain in _DOMAINS if domain != target], _PACS
         val, train = self._split(pool, seed)
-        ood = {name: self._parts(name, "middle", "test", labels=shown) for name in others}
+        shifts = {}
+        for name, shown in others.items():
+            shifts[name] = self._parts(name, "middle", "test", labels=shown)
         if target == "cifar10":
             train = train[:_CIFAR10_TRAIN]
-            ood["imagenet"] = self._of("imagenet")
+            shifts["imagenet"] = self._of("imagenet")
+        positions = {"train": train, "val": val, "test": test}
         used = [*val, *train, *test]
-        for name, tested in ood.items():
-            ood[name] = sampled(self._apart(tested, used), _MOST)
-        classes = _CIFAR10 if target == "cifar10" else _PACS
-        return Roles(classes, train, val, test, ood, {"imagenet": IMAGENET}, self.groups)
+        for name, tested in shifts.items():
+            positions[f"ood-{name}"] = sampled(self._apart(tested, used), _MOST)
+        return Roles(classes, positions, {"ood-imagenet": IMAGENET}, self.groups)
 
     def _split(self, pool: list[int], seed: int) -> tuple[list[int], list[int]]:
         """Val and train, in random order, near-copies together."""

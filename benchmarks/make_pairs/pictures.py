@@ -39,6 +39,20 @@ class Picture:
             return opened.convert("RGB")
 
 
+class Album:
+    """Pictures that are drawn here, in their order."""
+
+    def __init__(self) -> None:
+        self.pictures: list[Picture] = []
+
+    def add(self, domain: str, pixels: Tensor, labels: Iterable[str]) -> list[int]:
+        """Add RGB in [0, 1], shape (N, 3, H, W), and return the positions."""
+        start = len(self.pictures)
+        for image, label in zip(pixels, labels, strict=True):
+            self.pictures.append(Picture(domain, label, as_png(image)))
+        return list(range(start, len(self.pictures)))
+
+
 def of_domains(pictures: Iterable[Picture]) -> dict[str, list[int]]:
     """Positions of the pictures of each domain."""
     found: dict[str, list[int]] = {}

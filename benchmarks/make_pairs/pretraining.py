@@ -14,24 +14,14 @@ from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-_PATCH = 8
+_PATCH, _WIDTH, _LAYERS, _TEXT_LAYERS = 8, 64, 3, 1
+_TOKENS = 32  # of the longest prompt
+_STEPS, _RATE = 600, 1.5e-3
 #: A batch: pixels in [0, 1], the caption of each picture as an index, by the share of steps done.
 Batches = Callable[[float, Generator], tuple[Tensor, Tensor]]
 
 
-def pretrain(
-    captions: list[str],
-    batches: Batches,
-    folder: Path,
-    *,
-    size: int,
-    width: int,
-    layers: tuple[int, int],
-    steps: int,
-    rate: float = 1.5e-3,
-    tokens: int = 32,
-    seed: int = 0,
-) -> None:
+def pretrain(captions: list[str], batches: Batches, folder: Path, size: int) -> None:
     """Train a zero-shot model and write it, unless it exists.
 
     Args:
@@ -39,19 +29,13 @@ def pretrain(
         batches: Draws a batch.
         folder: Folder to write.
         size: Side of a picture.
-        width: Width of both towers.
-        layers: Blocks of the vision and of the text tower.
-        steps: Contrastive steps.
-        rate: Peak learning rate.
-        tokens: Most tokens of a prompt.
-        seed: Seed of the weights, the batches and the pictures.
     """
     if folder.is_dir():
         return
-    tools = processor(captions, size, tokens)
+    tools = processor(captions, size)
     encoded = tools.tokenizer(captions, padding=True, return_tensors="pt")["input_ids"]
-    model = _untrained(tools.tokenizer, size, width, layers, tokens, seed)
-    generator = torch.Generator().manual_seed(seed)
+    model = _untrained(tools.tokenizer, size)
+    generator = torch.Generator().manual_seed(0)
 
     def loss(done: float) -> Tensor:
         pixels, drawn = batches(done, generator)
@@ -60,14 +44,14 @@ def pretrain(
         output = model(input_ids=encoded[rows], pixel_values=scaled)
         return _contrastive_loss(output.logits_per_image, target)
 
-    fit(list(model.parameters()), loss, steps, rate)
+    fit(list(model.parameters()), loss, _STEPS, _RATE)
     scratch = folder.with_name(f".{folder.name}")
     model.save_pretrained(scratch)
     tools.save_pretrained(scratch)
     scratch.rename(folder)
 
 
-def processor(captions: list[str], size: int, tokens: int) -> CLIPProcessor:
+def processor(captions: list[str], size: int) -> CLIPProcessor:
     """Images scaled to [-1, 1], and CLIP's tokenizer with a small vocabulary."""
     half = [0.5] * 3
     images = CLIPImageProcessor(
@@ -76,10 +60,10 @@ def processor(captions: list[str], size: int, tokens: int) -> CLIPProcessor:
         image_mean=half,
         image_std=half,
     )
-    return CLIPProcessor(image_processor=images, tokenizer=_tokenizer(captions, tokens))
+    return CLIPProcessor(image_processor=images, tokenizer=_tokenizer(captions))
 
 
-def _tokenizer(captions: list[str], tokens: int) -> CLIPTokenizer:
+def _tokenizer(captions: list[str]) -> CLIPTokenizer:
     """A byte-level BPE in which each word of the captions is one token.
 
     As in OpenAI's vocabulary the end-of-text token has the highest id and is used for padding.
@@ -87,11 +71,15 @@ def _tokenizer(captions: list[str], tokens: int) -> CLIPTokenizer:
     from tokenizers import pre_tokenizers
 
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = _merges({word for caption in captions for word in caption.rstrip(".").split()})
-    pieces = [*bytes_, *(f"{byte}</w>" for byte in bytes_), *("".join(merge) for merge in merges)]
-    words = [*pieces, "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {piece: index for index, piece in enumerate(words)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=tokens)
+    words: set[str] = set()
+    for caption in captions:
+        words.update(caption.rstrip(".").split())
+    merges = _merges(words)
+    pieces = [*bytes_, *(f"{byte}</w>" for byte in bytes_)]
+    pieces += ["".join(merge) for merge in merges]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=_TOKENS)
 
 
 def _merges(words: set[str]) -> list[tuple[str, str]]:
@@ -113,29 +101,27 @@ def _merges(words: set[str]) -> list[tuple[str, str]]:
     return merges
 
 
-def _untrained(
-    tokenizer: Any, size: int, width: int, layers: tuple[int, int], tokens: int, seed: int
-) -> CLIPModel:
+def _untrained(tokenizer: Any, size: int) -> CLIPModel:
     tower = {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_attention_heads": width // 32,
-        "projection_dim": width,
+        "hidden_size": _WIDTH,
+        "intermediate_size": 4 * _WIDTH,
+        "num_attention_heads": _WIDTH // 32,
+        "projection_dim": _WIDTH,
     }
     text = {
-        "num_hidden_layers": layers[1],
-        "max_position_embeddings": tokens,
+        "num_hidden_layers": _TEXT_LAYERS,
+        "max_position_embeddings": _TOKENS,
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    vision = {"num_hidden_layers": layers[0], "image_size": size, "patch_size": _PATCH}
+    vision = {"num_hidden_layers": _LAYERS, "image_size": size, "patch_size": _PATCH}
     config = CLIPConfig(
-        text_config=tower | text, vision_config=tower | vision, projection_dim=width
+        text_config=tower | text, vision_config=tower | vision, projection_dim=_WIDTH
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         model = CLIPModel(config)
         # over 17 patches the fused kernel's backward pass takes ten times as long
         model.set_attn_implementation("eager")

@@ -101,7 +101,8 @@ def test_tables_of_one_pair() -> None:
     assert shown["wise-ft, alpha 0.5"] == "50.0 / 50.0"
     assert shown["auto"] == "75.0 / 75.0"
     assert shown["gain, auto"].startswith("+50.0 [")
-    assert (shown["curve, auto"], shown["advice"]) == ("neither", "use: right")
+    assert shown["beats/beaten/neither, auto"] == "0/0/1"
+    assert shown["advice on auto"] == "use: right"
     (_, small, held_out) = tables.smaller([results])
     assert small[0] == "a, mild (1)"
     assert held_out[1].startswith("+50.0 [")
@@ -122,15 +123,15 @@ def test_roles_share_no_group() -> None:
     ]
     groups = [at - at % 2 for at in range(len(pictures))]  # every second is a near-copy
     roles = photos.Dealer(pictures, groups).deal("art", 1)
-    assert len(roles.train) > len(roles.val) > 0
-    parts = [roles.train, roles.val, roles.test, *roles.ood.values()]
+    parts = list(roles.positions.values())
+    assert len(roles.positions["train"]) > len(roles.positions["val"]) > 0
     seen = [{groups[at] for at in part} for part in parts]
     assert sum(map(len, seen)) == len(set().union(*seen))
     own = [Picture("own", f"class {at % 5}", b"") for at in range(300)]
     others = [Picture("far", f"class {at % 5}", b"") for at in range(50)]
     groups = [*(at - at % 2 for at in range(300)), *range(300, 350)]
     roles = natural.deal([*own, *others], groups, 0)
-    parts = [roles.train, roles.val, roles.test, *roles.ood.values()]
+    parts = list(roles.positions.values())
     seen = [{groups[at] for at in part} for part in parts]
     assert sum(map(len, seen)) == len(set().union(*seen))
     assert {pictures_of for part in parts[:3] for pictures_of in part} == set(range(300))
