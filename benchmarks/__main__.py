@@ -7,6 +7,9 @@ import logging
 import sys
 from pathlib import Path
 
+import datasets
+import transformers
+
 from benchmarks.equal_labels import equal_labels
 from benchmarks.judge import judge
 from benchmarks.make_pairs import PAIRS, make
@@ -65,7 +68,8 @@ def _run(given: argparse.Namespace) -> None:
             print(f"{name:32}{'tuned on' if spec.tuned else 'held out'}")
         return
     if given.command != "page":
-        quiet()
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
         zeroshots = {}
         for word in given.zeroshot:
             name, _, folder = word.partition("=")
@@ -88,15 +92,6 @@ def _add_results(pair: Pair, given: argparse.Namespace) -> None:
     else:
         options = {"seed": given.seed, "who": given.who, "folder": folder}
         judge(pair, given.recipe, given.settings, **options)
-
-
-def quiet() -> None:
-    """Without the progress bars of libraries."""
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

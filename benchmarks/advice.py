@@ -68,8 +68,7 @@ def is_right(merge: Merge) -> bool:
 
 
 def read_merges(file: Path = MERGES) -> list[Merge]:
-    merges: list[Merge] = json.loads(file.read_text(encoding="utf-8"))
-    return merges
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def by_images(merge: Merge) -> str:

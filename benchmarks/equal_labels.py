@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.judge import Judge
 from benchmarks.make_pairs.pair import Pair
-from benchmarks.make_pairs.pictures import Source, by_group
+from benchmarks.make_pairs.pictures import Source, by_group, taken
 from benchmarks.models import finetune
 from benchmarks.pair_results import PAIRS_FOLDER, open_results
 from benchmarks.references import ALPHAS
@@ -48,12 +48,8 @@ def split(val: Source) -> tuple[Source, Source]:
     members = by_group(range(len(things)), things)
     order = sorted(members)
     random.Random(5).shuffle(order)
-    choose: list[int] = []
-    while len(choose) < len(val.labels) // 5:
-        choose += members[order.pop()]
-    learn: list[int] = []
-    for group in order:
-        learn += members[group]
+    choose = taken(members, order, len(things) // 5)
+    learn = [at for group in order for at in members[group]]
     return _some(val, learn), _some(val, sorted(choose))
 
 

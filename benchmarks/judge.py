@@ -36,17 +36,14 @@ class Judge:
         for name, each in self.sources.items():
             self.pixels[name] = self.model.input(each.images)
 
-    def logits(self, model: Model, name: str) -> Any:
-        """Logits on one source, shape (N, C)."""
-        prompts = prompts_of(self.sources[name].classes, self.pair.template)
-        return model.logits(self.pixels[name], prompts)
-
     def right(self, model: Model) -> dict[str, np.ndarray]:
         """Which pictures of each source a model recognises, shape (N,)."""
-        return {
-            name: (self.logits(model, name).argmax(dim=1) == source.labels).numpy()
-            for name, source in self.sources.items()
-        }
+        found = {}
+        for name, source in self.sources.items():
+            prompts = prompts_of(source.classes, self.pair.template)
+            answers = model.logits(self.pixels[name], prompts).argmax(dim=1)
+            found[name] = (answers == source.labels).numpy()
+        return found
 
     def curve(
         self, finetuned: Path, alphas: Sequence[float], prepare: Callable[[], None] = lambda: None

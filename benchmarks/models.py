@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPModel, CLIPProcessor
 
-from benchmarks.make_pairs.pictures import Source, square
+from benchmarks.make_pairs.pictures import Source, pixels_of
 
 _OPEN_CLIP = "open_clip_config.json"
 _DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,10 +51,9 @@ class Model:
 
     def input(self, images: Sequence[Image.Image]) -> Tensor:
         """Pixels of pictures, shape (N, 3, size, size), channels last in memory."""
-        pixels = torch.stack([square(image, self.size) for image in images])
         mean = torch.tensor(self.mean).view(3, 1, 1)
         std = torch.tensor(self.std).view(3, 1, 1)
-        shares = pixels.permute(0, 3, 1, 2).float() / 255
+        shares = pixels_of(images, self.size).float() / 255
         return (shares - mean) / std
 
     def texts(self, prompts: Sequence[str]) -> Tensor:

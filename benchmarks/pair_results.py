@@ -57,13 +57,11 @@ class Results:
 
     @property
     def target(self) -> str:
-        target: str = self.told["target"]
-        return target
+        return self.told["target"]
 
     @property
     def methods(self) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = self.told["methods"]
-        return found
+        return self.told["methods"]
 
     @cached_property
     def shifts(self) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Accuracies:
         return Accuracies(self.id[:, [at]], self.ood[:, [at]])
 
 
-@lru_cache(maxsize=512)
+@cache
 def accuracies(results: Results, method: str) -> Accuracies:
     """Accuracies of a method on a pair."""
     correct = results.correct(method)

@@ -13,7 +13,6 @@ from benchmarks.pair_results import CURVE, SMALLER_FOLDER, Results, every_result
 from benchmarks.statistics import (
     FINETUNED,
     ZEROSHOT,
-    Accuracies,
     Estimate,
     accuracies,
     gain,
@@ -86,14 +85,7 @@ def by_target(every: Iterable[Results]) -> dict[str, list[Results]]:
 
 def accuracy(results: Results, method: str, axis: str) -> np.ndarray:
     """Accuracy of a method's point on the axis ``id`` or ``ood``, the measured one first."""
-    return getattr(_point(results, method), axis)[:, 0]
-
-
-def _point(results: Results, method: str) -> Accuracies:
-    point = point_of(results, method)
-    if point is None:
-        raise KeyError(f"{results.name}: no {method}")
-    return point
+    return getattr(point_of(results, method), axis)[:, 0]
 
 
 def _mean(pairs: Sequence[Results], figure: Callable[[Results], np.ndarray]) -> Estimate:
@@ -117,7 +109,7 @@ def _change(pairs: Sequence[Results], method: str, axis: str, since: str = FINET
 
 def _above(results: Results, method: str, curve: str = CURVE) -> np.ndarray:
     """Gain of a method over the curve of another one."""
-    return gain(_point(results, method), accuracies(results, curve))
+    return gain(point_of(results, method), accuracies(results, curve))
 
 
 def _gain(pairs: Sequence[Results], method: str, curve: str = CURVE) -> str:
@@ -127,7 +119,7 @@ def _gain(pairs: Sequence[Results], method: str, curve: str = CURVE) -> str:
 def _standing(pairs: Sequence[Results], method: str, curve: str = CURVE) -> str:
     found: Counter[str] = Counter()
     for each in pairs:
-        stands = standing(_point(each, method), accuracies(each, curve))
+        stands = standing(point_of(each, method), accuracies(each, curve))
         found[stands] += 1
     return f"{found['beats']}/{found['beaten']}/{found['neither']}"
 
@@ -186,12 +178,9 @@ def merged(every: Sequence[Results]) -> Rows:
 def face(every: Sequence[Results]) -> Rows:
     """Two rows for README: real pictures, and what small transformers were trained on."""
     pairs = having(every, [AUTO])
-    kinds = {
-        "real pictures": [each for each in pairs if each.target not in _DRAWN],
-        "digits and emoji": [each for each in pairs if each.target in _DRAWN],
-    }
     rows = [["pairs", ZEROSHOT, FINETUNED, "merged", "gain"]]
-    for name, ours in kinds.items():
+    for name, is_drawn in (("real pictures", False), ("digits and emoji", True)):
+        ours = [each for each in pairs if (each.target in _DRAWN) == is_drawn]
         if ours:
             accurate = [_both(ours, model, digits=0) for model in (ZEROSHOT, FINETUNED, AUTO)]
             rows.append([f"{len(ours)} of {name}", *accurate, _gain(ours, AUTO)])
@@ -214,22 +203,12 @@ _MERGED = ["target (pairs)", FINETUNED, "merged", "beats/beaten/neither", "gain"
 def _merged_groups(every: Sequence[Results]) -> dict[str, list[Results]]:
     """Pairs of each target, and of targets together; never tuned ones first."""
     pairs = having(every, [AUTO])
-    targets = by_target(pairs)
-    order = [name for name in _NEVER_TUNED if name in targets]
-    order += [name for name in targets if name not in (*_NEVER_TUNED, *_DRAWN)]
-    order += [name for name in _DRAWN if name in targets]
-    found = {}
-    for name in order:
-        found[f"{name} ({len(targets[name])})"] = targets[name]
-    together = {
-        "never tuned on": [each for each in pairs if each.target in _NEVER_TUNED],
-        "real pictures": [each for each in pairs if each.target not in _DRAWN],
-        "all": pairs,
-    }
-    for name, ours in together.items():
-        if ours:
-            found[f"**{name}** ({len(ours)})"] = ours
-    return found
+    pairs.sort(key=lambda each: (each.target not in _NEVER_TUNED, each.target in _DRAWN))
+    found = by_target(pairs)
+    found["**never tuned on**"] = [each for each in pairs if each.target in _NEVER_TUNED]
+    found["**real pictures**"] = [each for each in pairs if each.target not in _DRAWN]
+    found["**all**"] = pairs
+    return {f"{name} ({len(ours)})": ours for name, ours in found.items() if ours}
 
 
 def _merged_cells(pairs: Sequence[Results], form: str) -> list[str]:

@@ -21,7 +21,7 @@ from open_clip.model import CLIP
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from benchmarks.make_pairs.pictures import Picture, square
+from benchmarks.make_pairs.pictures import Picture, pixels_of
 from benchmarks.models import prompts_of, save_open_clip
 
 TEMPLATE = "a picture of a {}"
@@ -77,8 +77,8 @@ def features_of(classifier: Any, pictures: Sequence[Picture], size: int = SIZE) 
     found = []
     for start in range(0, len(pictures), 16):
         piece = pictures[start : start + 16]
-        pixels = torch.stack([square(each.image(), size) for each in piece])
-        shares = pixels.permute(0, 3, 1, 2).float() / 255
+        pixels = pixels_of((each.image() for each in piece), size)
+        shares = pixels.float() / 255
         seen = (shares - 0.5) / 0.5
         found.append(classifier.forward_head(classifier.forward_features(seen), pre_logits=True))
     return torch.cat(found)

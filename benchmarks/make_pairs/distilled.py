@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, interpolate, normalize
 
 from benchmarks.make_pairs.backbone import IMAGENET, TEMPLATE, config_of
-from benchmarks.make_pairs.pictures import square
+from benchmarks.make_pairs.pictures import pixels_of
 from benchmarks.make_pairs.pretraining import fit
 from benchmarks.models import Model, load, prompts_of, save_open_clip
 
@@ -46,8 +46,7 @@ def distil(
     if folder.is_dir():
         return
     known = load(teacher)
-    whole = torch.stack([square(each, known.size) for each in pictures])
-    pixels, lessons = _lessons(known, whole.permute(0, 3, 1, 2))
+    pixels, lessons = _lessons(known, pixels_of(pictures, known.size))
     config = config_of({**_VISION})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -86,8 +85,8 @@ def _cut(pictures: Tensor, size: int, rng: random.Random) -> Tensor:
     side = int(share * size)
     top = rng.randint(0, size - side)
     left = rng.randint(0, size - side)
-    square_ = pictures[:, :, top : top + side, left : left + side]
-    return square_.float() / 127.5 - 1
+    cut = pictures[:, :, top : top + side, left : left + side]
+    return cut.float() / 127.5 - 1
 
 
 def _embedding_and_maps(told: dict[str, Any]) -> list[Tensor]:

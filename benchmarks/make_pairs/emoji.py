@@ -244,12 +244,12 @@ PLAIN = Strength(15, (0.75, 1.0), 0.12, 0.8, 0.2, 0.04, 0.2)
 STRONG = Strength(30, (0.65, 1.05), 0.2, 0.0, 0.6, 0.12, 0.3, recolour=0.4, grey=0.25)
 
 
+@dataclass(frozen=True)
 class Draws:
     """Random numbers for so many pictures, all from one generator."""
 
-    def __init__(self, count: int, generator: Generator) -> None:
-        self.count = count
-        self.generator = generator
+    count: int
+    generator: Generator
 
     def between(self, low: float, high: float, *shape: int) -> Tensor:
         """Uniform numbers, shape (N, *shape)."""

@@ -7,7 +7,6 @@ Nobody has run it on the real weights yet.
 
 from __future__ import annotations
 
-import io
 import random
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import datasets
 from huggingface_hub import snapshot_download
 
 from benchmarks.make_pairs.pair import Pair, Places, Roles, Spec, sampled, write_pair
-from benchmarks.make_pairs.pictures import Picture, of_domains
+from benchmarks.make_pairs.pictures import Picture, encoded, of_domains
 from benchmarks.models import Regime
 
 _CLIP, _DATA, _TARGET = "openai/clip-vit-base-patch32", "flwrlabs/office-home", "Real World"
@@ -37,10 +36,9 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     classes = tuple(name.replace("_", " ").lower() for name in label.names)
     pictures = []
     for row in data:
-        file = io.BytesIO()
-        row["image"].convert("RGB").save(file, "jpeg", quality=95)
         name = classes[row["label"]]
-        pictures.append(Picture(row["domain"], name, file.getvalue()))
+        image = row["image"].convert("RGB")
+        pictures.append(Picture(row["domain"], name, encoded(image, "jpeg")))
     of_domain = of_domains(pictures)
     own = of_domain.pop(_TARGET)
     random.Random(spec.seed).shuffle(own)

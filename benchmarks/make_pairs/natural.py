@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,9 +19,11 @@ from benchmarks.make_pairs.pictures import (
     Picture,
     alike_features,
     by_group,
+    encoded,
     grouped,
     of_domains,
     read_tar,
+    taken,
 )
 from benchmarks.models import load
 from clipmerge.errors import DataError
@@ -89,9 +90,7 @@ def _scaled(path: Path) -> bytes:
         image = opened.convert("RGB")
     scale = min(1.0, _SIZE / min(image.size))
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BOX)
-    file = io.BytesIO()
-    image.save(file, "jpeg", quality=95)
-    return file.getvalue()
+    return encoded(image, "jpeg")
 
 
 @torch.no_grad()
@@ -117,13 +116,9 @@ def deal(pictures: Sequence[Picture], groups: Sequence[int], seed: int) -> Roles
     members = by_group(own, groups)
     order = sorted(members)
     random.Random(0).shuffle(order)
-    test: list[int] = []
-    while len(test) < min(_TEST, len(own) // 4):
-        test += members[order.pop()]
+    test = taken(members, order, min(_TEST, len(own) // 4))
     random.Random(100 + seed).shuffle(order)
-    val: list[int] = []
-    while len(val) < min(_VAL, len(own) // 3):
-        val += members[order.pop()]
+    val = taken(members, order, min(_VAL, len(own) // 3))
     train = [at for group in order for at in members[group]]
     positions = {"train": train, "val": sorted(val), "test": sorted(test)}
     for name, ours in of_domain.items():

@@ -26,6 +26,7 @@ from benchmarks.make_pairs.pictures import (
     by_group,
     grouped,
     read_tar,
+    taken,
 )
 from benchmarks.models import Regime
 from clipmerge.errors import DataError
@@ -78,14 +79,8 @@ _OTHERS, _LEFT_OUT = 8000, {"Homework3-PACS", "fruits-360-3-body-problem"}
 _ALIKE, _NEARLY_ALIKE, _ALIKE_CIFAR10 = 0.93, 0.90, 0.95
 
 
-def _spec(
-    regime: str, target: str, seed: int, model: str = "lite0", *, tuned: bool = False
-) -> Spec:
-    prefix = "" if model == "lite0" else f"{model}-"
-    how = REGIMES[regime]
-    if target == "cifar10" and regime == "aggressive":
-        how = _CIFAR10_AGGRESSIVE
-    return Spec(f"{prefix}{regime}-{target}-{seed}", target, model, how, seed, tuned)
+def _spec(regime: str, target: str, seed: int, *, tuned: bool = False) -> Spec:
+    return Spec(f"{regime}-{target}-{seed}", target, "lite0", REGIMES[regime], seed, tuned)
 
 
 _BOTH = ("aggressive", "mild")
@@ -101,10 +96,11 @@ PAIRS = (
         for how in _BOTH
     ),
     _spec("mild", "sketch", 2),
-    _spec("aggressive", "cifar10", 2),
-    _spec("aggressive", "sketch", 0, "lite2"),
-    *(_spec(how, "art", 0, "lite2", tuned=True) for how in _BOTH),
-    _spec("aggressive", "cifar10", 0, "lite2"),
+    Spec("aggressive-cifar10-2", "cifar10", "lite0", _CIFAR10_AGGRESSIVE, 2),
+    Spec("lite2-aggressive-sketch-0", "sketch", "lite2", REGIMES["aggressive"]),
+    Spec("lite2-aggressive-art-0", "art", "lite2", REGIMES["aggressive"], tuned=True),
+    Spec("lite2-mild-art-0", "art", "lite2", REGIMES["mild"], tuned=True),
+    Spec("lite2-aggressive-cifar10-0", "cifar10", "lite2", _CIFAR10_AGGRESSIVE),
     Spec("vit-mild-photo-0", "photo", "vit", Regime(3e-4, 5)),
 )
 
@@ -164,8 +160,7 @@ def _groups(pictures: Sequence[Picture], cache: Path) -> list[int]:
         cache.mkdir(parents=True, exist_ok=True)
         text = json.dumps(grouped(len(pictures), alike))
         file.write_text(text, encoding="utf-8")
-    found: list[int] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _alike_pairs(pictures: Sequence[Picture]) -> list[tuple[int, int]]:
@@ -250,11 +245,9 @@ class Dealer:
         members = by_group(pool, self.groups)
         order = sorted(members)
         rng.shuffle(order)
-        wanted = min(_VAL, round(_VAL_SHARE * len(pool)))
-        val: list[int] = []
-        train: list[int] = []
-        for group in order:
-            (val if len(val) < wanted else train).extend(members[group])
+        order.reverse()
+        val = taken(members, order, min(_VAL, round(_VAL_SHARE * len(pool))))
+        train = [at for group in reversed(order) for at in members[group]]
         return val, train
 
     def _of(self, domain: str, labels: Sequence[str] = ()) -> list[int]:

@@ -128,12 +128,23 @@ def square(image: Image.Image, size: int) -> Tensor:
     return torch.from_numpy(np.asarray(cut).copy())
 
 
+def pixels_of(images: Iterable[Image.Image], size: int) -> Tensor:
+    """RGB of 8 bits, shape (N, 3, size, size), channels last in memory."""
+    pixels = torch.stack([square(image, size) for image in images])
+    return pixels.permute(0, 3, 1, 2)
+
+
 def as_png(pixels: Tensor) -> bytes:
     """Encode RGB in [0, 1], shape (3, H, W)."""
     bytes_ = (pixels * 255).round().byte()
     image = Image.fromarray(bytes_.permute(1, 2, 0).numpy())
+    return encoded(image, "png")
+
+
+def encoded(image: Image.Image, form: str) -> bytes:
+    """The file of a picture, as ``png`` or ``jpeg``."""
     file = io.BytesIO()
-    image.save(file, "png")
+    image.save(file, form, quality=95)
     return file.getvalue()
 
 
@@ -147,9 +158,8 @@ def read_tar(file: Path) -> list[tuple[str, bytes]]:
 
 def alike_pixels(pictures: Sequence[Picture], least: float) -> dict[tuple[int, int], float]:
     """Correlation of thumbnails, mirrored ones too, for the pairs in which it is large."""
-    small = torch.stack([square(each.image(), 2 * _THUMB) for each in pictures])
-    pixels = small.permute(0, 3, 1, 2).float()
-    thumbs = interpolate(pixels, (_THUMB, _THUMB), mode="area")
+    pixels = pixels_of((each.image() for each in pictures), 2 * _THUMB)
+    thumbs = interpolate(pixels.float(), (_THUMB, _THUMB), mode="area")
     centred = thumbs - thumbs.mean(dim=(2, 3), keepdim=True)
     plain = normalize(centred.flatten(1), dim=1)
     mirrored = normalize(centred.flip(-1).flatten(1), dim=1)
@@ -181,6 +191,14 @@ def by_group(positions: Iterable[int], groups: Sequence[int]) -> dict[int, list[
     for at in positions:
         members.setdefault(groups[at], []).append(at)
     return members
+
+
+def taken(members: dict[int, list[int]], order: list[int], wanted: int) -> list[int]:
+    """So many positions or a few more, whole groups from the end of the order, which is cut."""
+    found: list[int] = []
+    while len(found) < wanted:
+        found += members[order.pop()]
+    return found
 
 
 def grouped(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:

@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import advice, references, speed, tables
+from benchmarks import advice, references, tables
 from benchmarks.make_pairs import natural, photos
-from benchmarks.make_pairs.pair import Pair
 from benchmarks.make_pairs.pictures import Picture
 from benchmarks.pair_results import Results, packed
 from benchmarks.statistics import (
@@ -175,9 +174,3 @@ def test_verdicts_figure_is_that_of_the_judged_merges() -> None:
     assert unchosen["all"]["probably-use"] == verdict.JUDGED_UNCHOSEN
     shifts = advice.counted(advice.read_merges(advice.SHIFTS), advice.by_recipe)
     assert shifts["all"]["use"] == (61, 64)  # research.md, and the page on the verdict
-
-
-@pytest.mark.slow
-def test_speed_of_tiny_checkpoints(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
-    speed.main([str(pair.zeroshot), str(pair.finetuned), "--rounds", "1"])
-    assert "ratio" in capsys.readouterr().out
