@@ -206,7 +206,6 @@ def _merged_groups(every: Sequence[Results]) -> dict[str, list[Results]]:
     pairs.sort(key=lambda each: (each.target not in _NEVER_TUNED, each.target in _DRAWN))
     found = by_target(pairs)
     found["**never tuned on**"] = [each for each in pairs if each.target in _NEVER_TUNED]
-    found["**real pictures**"] = [each for each in pairs if each.target not in _DRAWN]
     found["**all**"] = pairs
     return {f"{name} ({len(ours)})": ours for name, ours in found.items() if ours}
 
