@@ -91,7 +91,7 @@ class Snapshot:
         return Path(folder)
 
 
-def resolve(hub_id: HubId) -> Snapshot:
+def resolve_revision(hub_id: HubId) -> Snapshot:
     """Ask the Hub for the commit of a revision; with ``HF_HUB_OFFLINE`` set, look in the cache."""
     from huggingface_hub import HfApi, constants
 

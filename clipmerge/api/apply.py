@@ -124,11 +124,11 @@ def _open_checkpoints(
             f"{name}: is for {len(records) - 1} fine-tuned checkpoints, but {len(sources) - 1} were"
             " given"
         )
-    addresses = sources or [_locate(name, plan, record) for record in records]
+    addresses = sources or [_locate_checkpoint(name, plan, record) for record in records]
     return open_checkpoints(addresses, [model or record.model for record in records])
 
 
-def _locate(name: str, plan: Plan, record: SourceRecord) -> str:
+def _locate_checkpoint(name: str, plan: Plan, record: SourceRecord) -> str:
     """Current place of one of the plan's checkpoints."""
     source = record.source
     if record.revision:

@@ -114,12 +114,12 @@ def _find_snapshot(name: str) -> Snapshot | None:
     path = local_path(address)
     if path.exists():
         return None
-    from clipmerge.hub import parse_hub_id, resolve
+    from clipmerge.hub import parse_hub_id, resolve_revision
 
     hub_id = parse_hub_id(address)
     if hub_id is None:
         raise _not_found(name, path)
-    return resolve(hub_id)
+    return resolve_revision(hub_id)
 
 
 def _not_found(name: str, path: Path) -> CheckpointError:

@@ -57,7 +57,7 @@ def read_state_dict(
     entries = {}
     for key, value in loaded.items():
         if isinstance(value, Tensor):
-            entries[str(key)] = _entry(file, str(key), value)
+            entries[str(key)] = _make_entry(file, str(key), value)
     if not entries:
         raise CheckpointError(
             f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but"
@@ -132,7 +132,7 @@ def _look_up(loaded: Any, part: str) -> tuple[Any, str | None]:
     return loaded, part
 
 
-def _entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:
+def _make_entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:
     name = str(tensor.dtype).removeprefix("torch.")
     dtype = SAFETENSORS_NAME.get(name)
     if dtype is None or tensor.layout != torch.strided:

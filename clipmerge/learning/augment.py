@@ -45,7 +45,7 @@ def strong_augment(
     if kinds:
         _require_images(pixels)
     generator = torch.Generator().manual_seed(seed)
-    draw = partial(_uniform, generator, pixels)
+    draw = partial(_draw_uniform, generator, pixels)
     if "geometry" in kinds:
         is_mirrored = draw(0, 1, 1, 1, 1) < 0.5
         pixels = torch.where(is_mirrored, pixels.flip(-1), pixels)
@@ -64,7 +64,7 @@ def strong_augment(
         pixels = torch.where(chosen, blurred, pixels)
     if "noise" in kinds:
         spread = draw(0, 2 * _SHEAR, 1, 1, 1)
-        pixels = pixels + spread * _normal(generator, pixels)
+        pixels = pixels + spread * _draw_normal(generator, pixels)
     return pixels
 
 
@@ -78,18 +78,18 @@ def weak_augment(pixels: Tensor, seed: int, strength: float = 1.0) -> Tensor:
     if strength == 0:
         return pixels
     _require_images(pixels)
-    draw = partial(_uniform, torch.Generator().manual_seed(seed), pixels)
+    draw = partial(_draw_uniform, torch.Generator().manual_seed(seed), pixels)
     return _geometry(pixels, draw, _WEAK * strength)
 
 
-def _uniform(
+def _draw_uniform(
     generator: torch.Generator, images: Tensor, low: float, high: float, *shape: int
 ) -> Tensor:
     drawn = torch.rand((len(images), *shape), generator=generator)
     return (drawn * (high - low) + low).to(images)
 
 
-def _normal(generator: torch.Generator, images: Tensor) -> Tensor:
+def _draw_normal(generator: torch.Generator, images: Tensor) -> Tensor:
     """Standard normal numbers in the images' shape."""
     device = images.device
     if device.type != "cpu":
@@ -106,7 +106,7 @@ def _require_images(pixels: Tensor) -> None:
         )
 
 
-def _resampled(pixels: Tensor, first: list[Tensor], second: list[Tensor]) -> Tensor:
+def _resample(pixels: Tensor, first: list[Tensor], second: list[Tensor]) -> Tensor:
     """Resample every image under an affine map of two rows of three numbers; outside, the border is
     repeated.
 
@@ -129,7 +129,7 @@ def _geometry(pixels: Tensor, draw: _Draw, strength: float) -> Tensor:
     shift = strength * draw(-_MAGNITUDE / 2, _MAGNITUDE / 2, 2)
     cos = scale * turn.cos()
     sin = scale * turn.sin()
-    return _resampled(pixels, [cos, shear - sin, shift[:, 0]], [sin, cos, shift[:, 1]])
+    return _resample(pixels, [cos, shear - sin, shift[:, 0]], [sin, cos, shift[:, 1]])
 
 
 def _colour(pixels: Tensor, draw: _Draw) -> Tensor:

@@ -44,7 +44,7 @@ def hessian_trace(
     layers = objective.path.layers
     traces_by_batch = {batch.number: [0.0] * len(layers) for batch in batches}
     for probe in range(probes):
-        vectors = _rademacher(objective, probe)
+        vectors = _draw_signs(objective, probe)
         for batch in batches:
             products = partial(_products_of_pieces, objective, vectors, adaptive, batch)
             values = objective.micro_batcher.run(len(batch), products)
@@ -74,7 +74,7 @@ def hessian_trace(
     )
 
 
-def _rademacher(objective: Objective, probe: int) -> Tensors:
+def _draw_signs(objective: Objective, probe: int) -> Tensors:
     generator = torch.Generator().manual_seed(objective.seed * 100_003 + probe)
     path = objective.path
     return {

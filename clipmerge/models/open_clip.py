@@ -30,7 +30,7 @@ class OpenClip(ImageTextModel):
         text = module.text if hasattr(module, "text") else module.transformer
         super().__init__(family, folder, module, {"vision": module.visual, "text": text})
         self._transform = transform_for(config, folder, module.visual.image_size)
-        self._tokenize = _tokenizer(library, model_cfg, folder)
+        self._tokenize = _load_tokenizer(library, model_cfg, folder)
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess images like open_clip: (batch, 3, height, width), float32."""
@@ -124,7 +124,7 @@ def transform_for(config: Json, folder: Path, image_size: Any) -> Callable[[Imag
         return transform
 
 
-def _tokenizer(library: Any, model_cfg: Json, folder: Path) -> Any:
+def _load_tokenizer(library: Any, model_cfg: Json, folder: Path) -> Any:
     """The same tokenizer as ``open_clip.get_tokenizer``, with its files from the folder."""
     text = model_cfg.get("text_cfg") or {}
     length = text.get("context_length", 77)

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError, HubError
-from clipmerge.hub import HubId, dataset_repo, parse_hub_id, resolve
+from clipmerge.hub import HubId, dataset_repo, parse_hub_id, resolve_revision
 from tests.support.command import one_line
 from tests.support.hub_double import FakeHub, upload
 from tests.support.tiny_clip import Folders
@@ -52,7 +52,7 @@ def test_only_what_a_merge_needs_is_downloaded(hub: FakeHub, sha: str, pair: Fol
 def test_a_branch_that_moves_between_two_calls_stays_at_its_commit(
     hub: FakeHub, sha: str, pair: Folders
 ) -> None:
-    snapshot = resolve(MODEL)
+    snapshot = resolve_revision(MODEL)
     upload(hub, MODEL.repo_id, pair[1])
     folder = snapshot.download(["model.safetensors"])
     assert (folder.name, folder / "model.safetensors") == (sha, folder / "model.safetensors")
@@ -71,7 +71,7 @@ def test_offline_the_cache_is_used_and_said(
         assert (offline.revision, offline.entries) == (sha, online.entries)
         assert any("HF_HUB_OFFLINE is set" in note for note in offline.notes)
     with one_line(HubError, "reading bob/clip: HF_HUB_OFFLINE is set, and it is not in the cache"):
-        resolve(HubId("bob/clip"))
+        resolve_revision(HubId("bob/clip"))
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {

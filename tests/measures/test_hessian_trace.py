@@ -84,7 +84,7 @@ def feed(monkeypatch: pytest.MonkeyPatch, exact: Exact, probes: np.ndarray) -> N
         return {name: vectors[name] for name in objective.path.names}
 
     monkeypatch.setattr(
-        importlib.import_module("clipmerge.measures.hessian_trace"), "_rademacher", given
+        importlib.import_module("clipmerge.measures.hessian_trace"), "_draw_signs", given
     )
 
 

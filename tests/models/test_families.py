@@ -23,7 +23,7 @@ from clipmerge.learning.interpolate import Path as Between
 from clipmerge.learning.objective import Batch, Objective
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.classifier import Prompts
-from clipmerge.models.open_clip import _tokenizer, build_module, transform_for
+from clipmerge.models.open_clip import _load_tokenizer, build_module, transform_for
 from clipmerge.models.transformers_clip import TransformersClip
 from tests.support.command import done
 from tests.support.tasks import inputs_of
@@ -197,7 +197,7 @@ def test_preprocessing_may_stand_in_the_folder_alone(tmp_path: Path) -> None:
 
 
 def test_a_text_tower_of_clips_size_needs_no_tokenizer_of_its_own(tmp_path: Path) -> None:
-    tokenizer = _tokenizer(
+    tokenizer = _load_tokenizer(
         open_clip, model_config(text={"vocab_size": 49408, "context_length": 9}), tmp_path
     )
     assert tokenizer(["a cat"]).shape == (1, 9)
