@@ -43,12 +43,6 @@ _LOAD_BYTES = 256 << 20
 _ROUNDING = 1e-9
 # Classes that a model card's example names.
 _EXAMPLES = 3
-# What sets a merge apart from those on record, by the verdict's reason.
-_UNLIKE_JUDGED = {
-    "nothing-learned": "as measured, fine-tuning did not help on your images",
-    "loses-corrupted": "the merge surely loses under corruptions, which often means that it loses"
-    " more on new images, too",
-}
 #: A recommendation, its reason for programs, and both in words.
 Advice = tuple[Recommendation, str, str]
 
@@ -80,10 +74,10 @@ def recommend(
     """
     limit = max_loss / 100 + _ROUNDING
     points = f"{max_loss:g} points (`max_loss`)"
-    at_home = {"your images": target, "corruptions of your images": corrupted}
-    shifts = {each.name: each for each in ood}
     if doubt := _doubt(target, corrupted):
         return doubt
+    at_home = {"your images": target, "corruptions of your images": corrupted}
+    shifts = {each.name: each for each in ood}
     sources = {"your images": target} | shifts
     if lost := [name for name, at in sources.items() if at.gain.interval[1] < -limit]:
         text = f"the merged one surely loses more than {points} on {' and '.join(lost)}."
@@ -99,23 +93,29 @@ def recommend(
         unclear.append("your images")
     if class_gain < -limit:
         unclear.append("the rarer classes")
-    is_beyond = any(at.gain.value < -limit for at in sources.values())
-    accepted = "one image" if is_beyond else points
-    # a gain on a shift tells nothing of the target, where a small measured loss may be a large one
-    if not unclear and (gained_at_home or (gained and is_kept)):
-        text = f"the merged model surely gains on {' and '.join(gained)}, and loses nowhere more"
-        return "use", "gains", f"Use it: {text} than {accepted}."
-    ends = [*target.finetuning_gain.interval, *target.gain.interval]
-    if not unclear and max(map(abs, ends)) < limit:
-        text = f"on your images fine-tuning and merging surely change less than {points}."
-        return "either", "little-changed", f"Either will do: {text}"
-    then = _what_tells_more(target, limit, most_images, _shift_to_add(ood))
+    then = _what_tells_more(target, ood, limit, most_images)
     if unclear:
         text = f"the merged model may lose more than {points} on {' and '.join(unclear)}"
         return "too-few-images", "unclear-loss", f"Too few images: {text}.{then}"
-    did_harm = target.finetuning_gain.value < 0
-    if reason := _why_not_probably(corrupted, nothing_learned or did_harm, chosen=chosen):
-        return "too-few-images", reason, f"Too few images: {_UNLIKE_JUDGED[reason]}.{then}"
+    is_beyond = any(at.gain.value < -limit for at in sources.values())
+    accepted = "one image" if is_beyond else points
+    # a gain on a shift tells nothing of the target, where a small measured loss may be a large one
+    if gained_at_home or (gained and is_kept):
+        text = f"the merged model surely gains on {' and '.join(gained)}, and loses nowhere more"
+        return "use", "gains", f"Use it: {text} than {accepted}."
+    if max(map(abs, target.finetuning_gain.interval + target.gain.interval)) < limit:
+        text = f"on your images fine-tuning and merging surely change less than {points}."
+        return "either", "little-changed", f"Either will do: {text}"
+    # fine-tuning that changed answers to no better and no worse is as frequent on the target as on
+    # a shift, so it is no reason
+    if nothing_learned or target.finetuning_gain.value < 0:
+        text = "as measured, fine-tuning did not help on your images"
+        return "too-few-images", "nothing-learned", f"Too few images: {text}.{then}"
+    # which tells of new images of the target what the images that chose the merge cannot
+    if chosen and corrupted.gain.interval[1] < 0:
+        text = "the merge surely loses under corruptions, and then often on new images, too"
+        return "too-few-images", "loses-corrupted", f"Too few images: {text}.{then}"
+    # no number of images is too small: the fewer choose, the nearer to fine-tuned the merge stays
     text = f"Probably use it: {_record_of_others(accepted, gained, chosen=chosen)}.{then}"
     return "probably-use", "like-judged-merges", text
 
@@ -148,50 +148,23 @@ def _record_of_others(accepted: str, gained: Sequence[str], *, chosen: bool) -> 
 def _doubt(target: Comparison, corrupted: Comparison) -> Advice | None:
     """Doubt images on which fine-tuning surely failed, or merging helped and fine-tuning less."""
     learned = target.finetuning_gain
-    question = "Are they images of what the model was fine-tuned for? If so,"
-    if learned.interval[1] < 0:
-        zeroshot = target.models["zero-shot"].value
-        better = "zero-shot"
-        if target.models["merged"].value > zeroshot:
-            better = "merged"
-        text = "the zero-shot model is surely better on them than the fine-tuned one."
-        then = f"fine-tuning failed: take the {better} model."
-        return "check-images", "zeroshot-better", f"Check the images: {text} {question} {then}"
     gains = [at.gain.value for at in (target, corrupted) if at.gain.interval[0] > 0]
-    if gains and learned.interval[0] <= 0 and max(gains) > learned.value:
-        text = "merging surely helps on them, and fine-tuning less or not at all, as on a shift."
-        then = "use the merged model."
-        return (
-            "check-images",
-            "fine-tuning-helped-less",
-            f"Check the images: {text} {question} {then}",
-        )
-    return None
+    if learned.interval[1] < 0:
+        reason = "zeroshot-better"
+        found = "the zero-shot model is surely better on them than the fine-tuned one"
+        better = max(("zero-shot", "merged"), key=lambda name: target.models[name].value)
+        then = f"fine-tuning failed: take the {better} model"
+    elif gains and learned.interval[0] <= 0 and max(gains) > learned.value:
+        reason = "fine-tuning-helped-less"
+        found = "merging surely helps on them, and fine-tuning less or not at all, as on a shift"
+        then = "use the merged model"
+    else:
+        return None
+    question = "Are they images of what the model was fine-tuned for?"
+    return "check-images", reason, f"Check the images: {found}. {question} If so, {then}."
 
 
-def _why_not_probably(corrupted: Comparison, did_not_help: bool, *, chosen: bool) -> str:
-    """Why a merge without a sure gain is unlike those on record; empty if it is like them.
-
-    Fine-tuning that changed answers to no better and no worse is as frequent on the target as on a
-    shift, so it is no reason. Corruptions tell of new images of the target what the images that
-    chose the merge cannot. No number of images is too small: the fewer choose, the nearer to
-    fine-tuned the merge stays.
-    """
-    if did_not_help:
-        return "nothing-learned"
-    if chosen and corrupted.gain.interval[1] < 0:
-        return "loses-corrupted"
-    return ""
-
-
-def _shift_to_add(ood: Sequence[Comparison]) -> str:
-    """The images of the shift that would tell what is gained there; none if that is sure."""
-    if not ood:
-        return "100 labelled images of the shift, as `ood`,"
-    return "" if all(at.gain.interval[0] > 0 for at in ood) else "more images of the shift"
-
-
-def _what_tells_more(target: Comparison, limit: float, most: int, shift: str) -> str:
+def _what_tells_more(target: Comparison, ood: Sequence[Comparison], limit: float, most: int) -> str:
     """How many images would tell whether the loss keeps to the limit, if so many may judge, and
     which ones what is gained under the shift.
     """
@@ -202,13 +175,13 @@ def _what_tells_more(target: Comparison, limit: float, most: int, shift: str) ->
     if images > most:
         told.append(f"not even {most:,} test images would tell whether the loss keeps to the limit")
     elif images > target.images:
-        digits = 10 ** max(0, len(str(int(images))) - 2)
-        number = (
-            f"about {round(images / digits) * digits:,.0f} test images (here {target.images:,})"
-        )
+        rounded = float(f"{images:.2g}")
+        number = f"about {rounded:,.0f} test images (here {target.images:,})"
         told.append(f"{number} would tell whether the loss keeps to the limit")
-    if shift:
-        told.append(f"{shift} would tell what is gained there")
+    if not ood:
+        told.append("100 labelled images of the shift, as `ood`, would tell what is gained there")
+    elif any(at.gain.interval[0] <= 0 for at in ood):
+        told.append("more images of the shift would tell what is gained there")
     text = "; ".join(told)
     return f" {text[0].upper()}{text[1:]}." if text else ""
 
@@ -219,10 +192,10 @@ def judge(
     images: Images,
     settings: ImageOptions,
     *,
-    ood: Mapping[str, Images] | None = None,
+    ood: Mapping[str, Images],
     max_loss: float,
-    chosen: bool = False,
-    most_images: int = MOST_IMAGES,
+    chosen: bool,
+    most_images: int,
     progress: Progress,
 ) -> Verdict:
     """Judge a plan on the target's images, from which it was not learned, and on `ood` sources;
@@ -234,7 +207,7 @@ def judge(
     side = min(pixels.shape[-2:]) if pixels.ndim == 4 else _USUAL_SIDE
     copies = corrupted_sets(images, side)
     scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
-    sources = {"": images, **copies, **(ood or {})}
+    sources = {"": images, **copies, **ood}
     outcomes = scorer.score(moves_of(plan), sources, progress)
     right = {name: stack_correct(of).astype(np.float64) for name, of in outcomes.items()}
     reference = 1 + int(np.argmax(right[""][1:-1].sum(axis=1)))
@@ -244,7 +217,7 @@ def judge(
     each_copy = np.stack([right[name] for name in copies])
     corrupted = compared("corrupted", images, each_copy.mean(axis=0), views=len(copies))
     judged_ood = tuple(
-        compared(name, source, right[name], outcomes[name]) for name, source in (ood or {}).items()
+        compared(name, source, right[name], outcomes[name]) for name, source in ood.items()
     )
     recommendation, reason, sentence = recommend(
         target,
