@@ -13,7 +13,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.scorer import Outcome, Scorer
 from clipmerge.families import layers_of, tower_of
 from clipmerge.files.safetensors import require_finite
-from clipmerge.images.classes import source_templates, templates_for
+from clipmerge.images.classes import templates_for
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.options import ImageOptions
@@ -60,39 +60,35 @@ def evaluate_sources(
     answers.
     """
     scorer = Scorer(model, None, settings, load_bytes=0)
-    accuracy, recall, outcomes = {}, {}, {}
+    today = datetime.date.today().isoformat()
+    outcomes: dict[str, Outcome] = {}
+    described: Json = {}
+    accuracy: Json = {}
+    intervals: Json = {}
+    templates: Json = {}
+    recall: Json = {}
+    captions: Json = {}
     for name, images in sources.items():
         outcome = scorer.score_one(images, progress)
         outcomes[name] = outcome
-        if outcome.recall:
+        described[name] = {"source": images.source, "revision": images.revision, "date": today}
+        if isinstance(images, CaptionedImages):
             recall[name] = outcome.recall
-        else:
-            accuracy[name] = float(outcome.correct.mean())
-    labelled = {
-        name: images for name, images in sources.items() if isinstance(images, LabelledImages)
-    }
+            captions[name] = images.caption_count
+            continue
+        share = float(outcome.correct.mean())
+        accuracy[name] = share
+        intervals[name] = list(wilson(share, len(images)))
+        if images.templates and not settings.template:
+            templates[name] = list(images.templates)
     record: Json = {
         "accuracy": accuracy,
-        "accuracy_intervals": {
-            name: list(wilson(share, len(sources[name]))) for name, share in accuracy.items()
-        },
+        "accuracy_intervals": intervals,
         "images": {name: len(images) for name, images in sources.items()},
-        "sources": {
-            name: {
-                "source": images.source,
-                "revision": images.revision,
-                "date": datetime.date.today().isoformat(),
-            }
-            for name, images in sources.items()
-        },
+        "sources": described,
         "templates": list(templates_for(settings.template, ())),
-        "source_templates": source_templates(settings.template, labelled),
+        "source_templates": templates,
     }
     if recall:
-        record["recall"] = recall
-        record["captions"] = {
-            name: images.caption_count
-            for name, images in sources.items()
-            if isinstance(images, CaptionedImages)
-        }
+        record |= {"recall": recall, "captions": captions}
     return record, outcomes

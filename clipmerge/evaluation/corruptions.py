@@ -43,11 +43,8 @@ def corrupt(image: Image, corruption: str, seed: int) -> Image:
             image.save(file, "JPEG", quality=_JPEG)
             return Pillow.open(file).convert("RGB")
         case "pixelate":
-            small = (
-                max(1, round(_PIXELATE * image.width)),
-                max(1, round(_PIXELATE * image.height)),
-            )
-            return image.resize(small, Resampling.BOX).resize(image.size, Resampling.NEAREST)
+            small = ImageOps.scale(image, _PIXELATE, Resampling.BOX)
+            return small.resize(image.size, Resampling.NEAREST)
         case "posterize":
             return ImageOps.posterize(image, _POSTERIZE)
         case "dither":  # as if printed in the eight colours with or without red, green and blue
@@ -74,21 +71,18 @@ def corrupted_sets(images: Any, side: int) -> dict[str, Any]:
     In each copy the corruptions take turns, and an image has another in every copy.
     """
     copies = min(len(CORRUPTIONS), max(1, _ENOUGH // len(images)))
-    scaled = [_scale(images.image(at), side) for at in range(len(images))]
+    scaled: list[Image] = []
+    for at in range(len(images)):
+        image = images.image(at)
+        scaled.append(ImageOps.scale(image, side / min(image.size), Resampling.BICUBIC))
 
     def corrupted(at: int, copy: int) -> Image:
-        return corrupt(scaled[at], CORRUPTIONS[(at * copies + copy) % len(CORRUPTIONS)], at)
+        turn = (at * copies + copy) % len(CORRUPTIONS)
+        return corrupt(scaled[at], CORRUPTIONS[turn], at)
 
-    names = images.pictures.name_of
-    return {
-        f"corrupted {copy}": replace(
-            images, pictures=Pictures(partial(corrupted, copy=copy), names, range(len(images)))
-        )
-        for copy in range(copies)
-    }
-
-
-def _scale(image: Image, side: int) -> Image:
-    scale = side / min(image.size)
-    size = (max(side, round(scale * image.width)), max(side, round(scale * image.height)))
-    return image.resize(size, Resampling.BICUBIC)
+    sets: dict[str, Any] = {}
+    for copy in range(copies):
+        get = partial(corrupted, copy=copy)
+        pictures = Pictures(get, images.pictures.name_of, range(len(images)))
+        sets[f"corrupted {copy}"] = replace(images, pictures=pictures)
+    return sets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -32,8 +33,8 @@ def retrieve(
         for the first caption of each of the first images its best images, best first, (examples,
         `IMAGES_PER_EXAMPLE`).
     """
-    numbers, distinct = number_texts(text for of_image in captions for text in of_image)
-    images = [at for at, of_image in enumerate(captions) for _ in of_image]
+    numbers, distinct = number_texts(chain.from_iterable(captions))
+    images = torch.arange(len(captions)).repeat_interleave(torch.tensor(list(map(len, captions))))
     own = torch.zeros(len(captions), len(texts), dtype=torch.bool)
     own[images, list(numbers)] = True
     of_images, of_texts, best = retrieval_ranks(features, texts, own)
@@ -48,10 +49,10 @@ def retrieve(
 def recall_at(of_images: Tensor, of_texts: Tensor, ranks: Sequence[int] = RANKS) -> Recall:
     """Recall at K from the results of `retrieval_ranks`."""
     ways = {"image_to_text": of_images, "text_to_image": of_texts}
-    return {
-        way: {str(rank): int((found < rank).sum()) / len(found) for rank in ranks}
-        for way, found in ways.items()
-    }
+    recall: Recall = {}
+    for way, found in ways.items():
+        recall[way] = {str(rank): int((found < rank).sum()) / len(found) for rank in ranks}
+    return recall
 
 
 def retrieval_ranks(images: Tensor, texts: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,9 +87,9 @@ def _ranks_of_own_items(rows: Tensor, columns: Tensor, own: Tensor) -> tuple[Ten
         scores = rows[start : start + block] @ columns.T
         is_own = own[start : start + block]
         best = scores.masked_fill(~is_own, -torch.inf).amax(dim=1, keepdim=True)
-        first = torch.where(is_own & (scores == best), positions, len(columns)).amin(
-            dim=1, keepdim=True
-        )
-        ranks.append(((scores > best) | ((scores == best) & (positions < first))).sum(dim=1))
+        as_good = scores == best
+        first = torch.where(is_own & as_good, positions, len(columns)).amin(dim=1, keepdim=True)
+        is_before = (scores > best) | (as_good & (positions < first))
+        ranks.append(is_before.sum(dim=1))
         bests.append(scores.argmax(dim=1))
     return torch.cat(ranks), torch.cat(bests)

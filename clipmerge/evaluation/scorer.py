@@ -5,6 +5,8 @@ Images with classes are classified, images with captions are compared with all c
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_t
 from clipmerge.learning.interpolate import Path
 from clipmerge.models import ImageTextModel
 from clipmerge.models.classifier import Classifier, Prompts, classifier_for
-from clipmerge.models.passes import MicroBatcher, in_precision
+from clipmerge.models.passes import MicroBatcher, Precision, in_precision
 from clipmerge.options import ImageOptions
 from clipmerge.planning.record import Recall
 from clipmerge.progress import Progress
@@ -135,9 +137,9 @@ class Scorer:
         """What the images of a source are compared with."""
         model = self._model
         if isinstance(images, CaptionedImages):
-            _, texts = number_texts(text for of_image in images.captions for text in of_image)
             from clipmerge.models.captions import caption_notes
 
+            _, texts = number_texts(itertools.chain.from_iterable(images.captions))
             for note in caption_notes(images.source, model, texts):
                 progress.say(note)
             return Prompts(model, texts, 1, self.device)
@@ -149,23 +151,25 @@ class Scorer:
         moved.
         """
         moves = self._path.class_moves if self._path else 0
-        if name not in self._texts or self._texts[name][0] != moves:
-            self._texts[name] = moves, self._classifiers[name].class_features()
-        return self._texts[name][1]
+        known, features = self._texts.get(name, (None, None))
+        if features is None or known != moves:
+            features = self._classifiers[name].class_features()
+            self._texts[name] = moves, features
+        return features
 
     def _outputs(
         self, name: str, pixels: Tensor, texts: Tensor, sources: Mapping[str, Images]
     ) -> NDArray[Any]:
         """The best class of each image, or its features for images with captions."""
         # a card takes six times as long in float32
-        with in_precision(self.device, "float32" if self.device.type == "cpu" else "auto"):
-            features = self._micro_batcher.forward(
-                self._model.image_features, to_device(pixels, self.device)
-            )
-        features = features.float()
+        precision: Precision = "float32" if self.device.type == "cpu" else "auto"
+        pixels = to_device(pixels, self.device)
+        with in_precision(self.device, precision):
+            features = self._micro_batcher.forward(self._model.image_features, pixels).float()
         if isinstance(sources[name], CaptionedImages):
             return features.cpu().numpy()
-        return self._classifiers[name].logits(features, texts).argmax(dim=1).cpu().numpy()
+        logits = self._classifiers[name].logits(features, texts)
+        return logits.argmax(dim=1).cpu().numpy()
 
     def _batches_by_load(
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
@@ -186,10 +190,9 @@ class Scorer:
     def _batches(self, sources: Mapping[str, Images]) -> Iterator[_SourceBatch]:
         share = (self._context.rank, self._context.world_size)
         for name, images in sources.items():
-            size = self._settings.batch_size or max(
-                batch_size_for(len(images), None),
-                min(_SMALL_BATCH, -(-len(images) // self._context.world_size)),
-            )
+            of_process = math.ceil(len(images) / self._context.world_size)
+            least = min(_SMALL_BATCH, of_process)
+            size = self._settings.batch_size or max(batch_size_for(len(images), None), least)
             for number, pixels in read_pixels(images.pictures, size, self._model.pixels, share):
                 yield name, number * size, pixels
 

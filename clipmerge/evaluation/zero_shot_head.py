@@ -36,8 +36,8 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
     from clipmerge.models.building import build_two_towers
     from clipmerge.models.classifier import Prompts
 
-    finetuned = inputs.finetuned[0]
-    entry = finetuned.entries[inputs.finetuned_keys[0][HEAD_WEIGHT]]
+    finetuned, keys = inputs.finetuned[0], inputs.finetuned_keys[0]
+    entry = finetuned.entries[keys[HEAD_WEIGHT]]
     if entry.shape[0] != len(head.classes):
         raise CheckpointError(
             f"{finetuned.source}: its head has {entry.shape[0]} classes, but {len(head.classes)}"
@@ -57,13 +57,11 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
             " zero-shot counterpart"
         )
     values = {HEAD_WEIGHT: embeddings * scale, HEAD_BIAS: torch.zeros(len(head.classes))}
-    keys = {
-        inputs.finetuned_keys[0][name]: values[name]
-        for name in values
-        if name in inputs.finetuned_keys[0]
-    }
-    dtypes = {key: finetuned.tensor(key, 0, 1).dtype for key in keys}
-    made = {key: value.to(dtypes[key]).contiguous() for key, value in keys.items()}
+    made = {}
+    for name, value in values.items():
+        if name in keys:
+            dtype = finetuned.tensor(keys[name], 0, 1).dtype
+            made[keys[name]] = value.to(dtype).contiguous()
     zeroshot = with_head(inputs.zeroshot, finetuned, made)
     return align_checkpoints(
         zeroshot, list(inputs.finetuned), missing=inputs.missing, dtype=inputs.dtype

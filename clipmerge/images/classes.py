@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -221,15 +221,6 @@ def _check_names(title: str, data: list[Any] | Json, classes: Sequence[str]) -> 
 def templates_for(from_user: Sequence[str], from_source: Sequence[str]) -> Names:
     """Choose the templates for a source."""
     return tuple(from_user or from_source or (DEFAULT_TEMPLATE,))
-
-
-def source_templates(from_user: Sequence[str], sources: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The templates of the sources that are evaluated with their own; for records."""
-    own: dict[str, list[str]] = {}
-    for name, images in sources.items():
-        if images.templates and not from_user:
-            own[name] = list(images.templates)
-    return own
 
 
 def class_prompts(class_names: Names, templates: Names) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipmerge.errors import ClipmergeError
 from clipmerge.learning.objective import Objective
+from clipmerge.measures._statistics import require_finite_loss
 from clipmerge.planning.measurements import Mixture
 
 
@@ -14,9 +14,6 @@ def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
     objective.path.set_mixture(weights)
     rows = objective.losses_and_accuracies()
     loss, accuracy = (objective.mean(values) for values in zip(*rows, strict=True))
-    if not loss < float("inf"):
-        listed = ", ".join(f"{weight:g}" for weight in weights)
-        raise ClipmergeError(
-            f"the calibration loss at weights {listed} is {loss}; check that the checkpoints work"
-        )
+    listed = ", ".join(f"{weight:g}" for weight in weights)
+    require_finite_loss(loss, f"weights {listed}")
     return Mixture(weights=tuple(weights), loss=loss, accuracy=accuracy)

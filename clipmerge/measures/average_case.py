@@ -8,7 +8,7 @@ import torch
 
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.measures._ball import LayerBall, concatenate_flat
-from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
+from clipmerge.measures._statistics import by_layer, generator_for, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count, Positive
 
@@ -78,7 +78,7 @@ def average_case(
 def _draw_noise(
     objective: Objective, parameters: list[torch.nn.Parameter], draw: int
 ) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(objective.seed * 100_003 + draw)
+    generator = generator_for(objective, draw)
     return [
         torch.randn(parameter.shape, generator=generator).to(objective.path.device)
         for parameter in parameters

@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipmerge.learning.objective import Batch, Loss, Objective
-from clipmerge.measures._statistics import by_layer, sizes_of, statistic, with_few_prompts
+from clipmerge.measures._statistics import (
+    by_layer,
+    generator_for,
+    random_signs,
+    sizes_of,
+    statistic,
+    with_few_prompts,
+)
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count
 from clipmerge.types import Tensors
@@ -82,23 +89,20 @@ def _sum_squares(
     """Sum over this process's images and probes per entry; average over a layer's entries and a
     batch's images.
     """
-    squares = {
-        name: torch.zeros_like(objective.path.parameters[name].detach())
-        for name in objective.path.names
-    }
-    values = {batch.number: [0.0] * len(objective.path.layers) for batch in objective.batches}
+    path = objective.path
+    squares = {name: torch.zeros_like(path.parameters[name].detach()) for name in path.names}
+    values = {batch.number: [0.0] * len(path.layers) for batch in objective.batches}
     sizes = list(sizes_of(objective).values())
     for probe in range(probes):
         for batch, _ in objective.gradients(_random_sign_loss(objective, probe, labels)):
             sums = {}
-            for name, total in squares.items():
-                square = objective.path.gradient(name).square()
-                total.add_(square)
+            for name, squared in squares.items():
+                square = path.gradient(name).square()
+                squared.add_(square)
                 sums[name] = square.sum()
-            for column, names in enumerate(objective.path.layers.values()):
-                share = torch.stack([sums[name] for name in names]).sum() / (
-                    sizes[column] * len(batch) * probes
-                )
+            for column, names in enumerate(path.layers.values()):
+                total = torch.stack([sums[name] for name in names]).sum()
+                share = total / (sizes[column] * len(batch) * probes)
                 values[batch.number][column] += float(share)
     return squares, values
 
@@ -107,14 +111,14 @@ def _random_sign_loss(objective: Objective, probe: int, labels: Literal["model",
     """The sum of a batch's losses, each with a random sign."""
 
     def loss(batch: Batch, logits: Tensor, targets: Tensor) -> Tensor:
-        # drawn on the CPU: the same numbers on every device and in every process
-        generator = torch.Generator().manual_seed(
-            objective.seed * 100_003 + probe * 10_007 + batch.number
-        )
-        signs = torch.randint(0, 2, (len(batch),), generator=generator, dtype=torch.float32) * 2 - 1
+        generator = generator_for(objective, probe * 10_007 + batch.number)
+        signs = random_signs(targets.shape, generator)
         if labels == "model":
             chances = logits.detach().softmax(dim=-1).cpu()
-            targets = torch.multinomial(chances, 1, generator=generator).flatten().to(logits.device)
-        return (signs.to(logits.device) * cross_entropy(logits, targets, reduction="none")).sum()
+            drawn = torch.multinomial(chances, 1, generator=generator)
+            targets = drawn.flatten().to(logits.device)
+        losses = cross_entropy(logits, targets, reduction="none")
+        total: Tensor = (signs.to(logits.device) * losses).sum()
+        return total
 
     return loss

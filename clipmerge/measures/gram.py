@@ -39,17 +39,14 @@ def gram(objective: Objective) -> Measurements:
         objective.path.set_alpha(alpha)
         sums = _gram_matrices(objective)
         tensors[statistic] = objective.sum_over_processes(sums)
-    missing = [
-        name
-        for name in objective.path.names
-        if objective.path.parameters[name].ndim > 1 and name not in sums
-    ]
+    parameters = objective.path.parameters
+    wide = [name for name in objective.path.names if parameters[name].ndim > 1]
+    missing = len(wide) - len(sums)
+    note = f"{missing} weights of two or more dimensions are not linear maps"
     return Measurements(
         measure="gram",
         batch_sizes=objective.batch_sizes,
-        notes=(f"{len(missing)} weights of two or more dimensions are not linear maps",)
-        if missing
-        else (),
+        notes=(note,) if missing else (),
         tensors=tensors,
     )
 
@@ -70,16 +67,14 @@ def _gram_matrices(objective: Objective) -> Tensors:
         name: torch.zeros(module.in_features, module.in_features, device=module.weight.device)
         for name, module in linear.items()
     }
-    attention_mask: list[Tensor | None] = [None]
+    mask: Tensor | None = None  # of the prompts that are embedded
 
     def add_inputs(name: str, _module: torch.nn.Module, positional: tuple[Tensor, ...]) -> None:
         inputs = positional[0]
-        mask = attention_mask[0]
-        rows = (
-            inputs[mask.bool()]
-            if mask is not None and inputs.shape[:-1] == mask.shape
-            else inputs.flatten(0, -2)
-        )
+        if mask is not None and inputs.shape[:-1] == mask.shape:
+            rows = inputs[mask.bool()]
+        else:
+            rows = inputs.flatten(0, -2)
         sums[name].add_(rows.T @ rows)
 
     with ExitStack() as hooks:
@@ -95,6 +90,6 @@ def _gram_matrices(objective: Objective) -> Tensors:
             and isinstance(classifier, Prompts)
         ):
             for tokens in classifier.pieces():
-                attention_mask[0] = tokens.get("attention_mask")
+                mask = tokens.get("attention_mask")
                 classifier.model.text_features(tokens)
     return sums

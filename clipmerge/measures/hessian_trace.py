@@ -8,7 +8,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipmerge.learning.objective import HESSIAN, Batch, Objective
-from clipmerge.measures._statistics import by_layer, sizes_of, statistic, with_few_prompts
+from clipmerge.measures._statistics import (
+    by_layer,
+    generator_for,
+    random_signs,
+    sizes_of,
+    statistic,
+    with_few_prompts,
+)
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count
 from clipmerge.types import Tensors
@@ -75,15 +82,13 @@ def hessian_trace(
 
 
 def _draw_signs(objective: Objective, probe: int) -> Tensors:
-    generator = torch.Generator().manual_seed(objective.seed * 100_003 + probe)
+    generator = generator_for(objective, probe)
     path = objective.path
-    return {
-        name: _signs(path.parameters[name].shape, generator).to(path.device) for name in path.names
-    }
-
-
-def _signs(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    return torch.randint(0, 2, shape, generator=generator, dtype=torch.float32) * 2 - 1
+    vectors: Tensors = {}
+    for name in path.names:
+        signs = random_signs(path.parameters[name].shape, generator)
+        vectors[name] = signs.to(path.device)
+    return vectors
 
 
 def _products_of_pieces(
@@ -91,13 +96,11 @@ def _products_of_pieces(
 ) -> list[float]:
     """`_quadratic_forms` of a batch, as means over pieces of it."""
     pieces = [batch] if objective.classifier.compares_images else batch.pieces(at_once)
-    weighted = [
-        [
-            len(piece) / len(batch) * value
-            for value in _quadratic_forms(objective, vectors, adaptive, piece)
-        ]
-        for piece in pieces
-    ]
+    weighted = []
+    for piece in pieces:
+        share = len(piece) / len(batch)
+        forms = _quadratic_forms(objective, vectors, adaptive, piece)
+        weighted.append([share * value for value in forms])
     return [sum(column) for column in zip(*weighted, strict=True)]
 
 

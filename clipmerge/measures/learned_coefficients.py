@@ -80,12 +80,10 @@ def learned_measurements(
         learned: The losses of the steps, and the choice.
     """
     values = coefficients.by_parameter()
+    parameters = objective.path.parameters
     at_zero, at_one = {}, {}
     for layer, names in objective.path.layers.items():
-        shapes = {name: objective.path.parameters[name].shape for name in names}
-        spread = torch.cat(
-            [values[name].broadcast_to(shape).reshape(-1) for name, shape in shapes.items()]
-        )
+        spread = torch.cat([values[name].expand_as(parameters[name]).flatten() for name in names])
         at_zero[layer] = float((spread == 0).double().mean())
         at_one[layer] = float((spread >= 1).double().mean())
     return Measurements(

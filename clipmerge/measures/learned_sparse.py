@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -129,15 +131,12 @@ def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
     direction.
     """
     path = objective.path
-    rows = {}
-    radii = [_norm([path.delta(name) for name in names]) for names in path.layers.values()]
+    layers = path.layers.values()
+    rows: dict[int, list[float]] = {}
+    radii = [_norm(map(path.delta, names)) for names in layers]
     for batch, _ in objective.gradients():
-        gradients = [
-            _norm([path.gradient(name) for name in names]) for names in path.layers.values()
-        ]
-        rows[batch.number] = [
-            gradient * radius for gradient, radius in zip(gradients, radii, strict=True)
-        ]
+        slopes = [_norm(map(path.gradient, names)) for names in layers]
+        rows[batch.number] = list(map(operator.mul, slopes, radii))
     return by_layer(objective, rows)
 
 
@@ -166,5 +165,6 @@ def sharpest(sharpness: dict[str, float], share: float) -> Names:
     return tuple(layer for layer in sharpness if layer in chosen)
 
 
-def _norm(tensors: list[Tensor]) -> float:
-    return float(sum(float(vector_norm(tensor)) ** 2 for tensor in tensors) ** 0.5)
+def _norm(tensors: Iterable[Tensor]) -> float:
+    squares = [float(vector_norm(tensor)) ** 2 for tensor in tensors]
+    return float(sum(squares) ** 0.5)

@@ -7,9 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from clipmerge.errors import ClipmergeError
 from clipmerge.learning.objective import Objective
-from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
+from clipmerge.measures._statistics import (
+    by_layer,
+    require_finite_loss,
+    statistic,
+    with_few_prompts,
+)
 from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
 from clipmerge.types import Json, Names, Tensors
@@ -81,7 +85,7 @@ def path_barrier(
     objective.announce(forward=1, gradient=2 * nodes)
     objective.path.set_alpha(0.5)
     middle = objective.mean([loss for loss, _ in objective.losses_and_accuracies()])
-    _require_finite(middle, 0.5)
+    require_finite_loss(middle, "alpha 0.5")
     notes: Names = ()
     while True:
         shares, losses, mean_gradients = _integrate_slopes(objective, nodes, gradients=wanted)
@@ -135,13 +139,6 @@ def _worst_error(checks: dict[str, Check], *, rounding: float) -> float:
     return max(errors, default=0.0)
 
 
-def _require_finite(loss: float, alpha: float) -> None:
-    if not np.isfinite(loss):
-        raise ClipmergeError(
-            f"the calibration loss at alpha {alpha:g} is {loss}; check that the checkpoints work"
-        )
-
-
 def _integrate_slopes(
     objective: Objective, nodes: int, *, gradients: bool
 ) -> tuple[dict[str, dict[str, tuple[float, ...]]], dict[float, float], Tensors]:
@@ -172,7 +169,7 @@ def _integrate_slopes(
             for name, total in sums.items():
                 total.add_(path.gradient(name), alpha=part)
         losses[alpha] = objective.mean(objective.gather_by_batch(values))
-        _require_finite(losses[alpha], alpha)
+        require_finite_loss(losses[alpha], f"alpha {alpha:g}")
     integrals = {
         name: by_layer(objective, {at: row.tolist() for at, row in rows.items()})
         for name, rows in shares.items()
@@ -186,8 +183,10 @@ def _nodes_on_both_halves(nodes: int) -> Iterator[tuple[float, float, float]]:
     theta_1 last, because the objective is left there.
     """
     points = list(zip(*_radau_nodes_and_weights(nodes), strict=True))
-    yield from ((point / 2, weight / 2, 0.5) for point, weight in points)
-    yield from ((1 - point / 2, weight / 2, -0.5) for point, weight in reversed(points))
+    for point, weight in points:
+        yield point / 2, weight / 2, 0.5
+    for point, weight in reversed(points):
+        yield 1 - point / 2, weight / 2, -0.5
 
 
 def _slopes(objective: Objective, changes: Tensors) -> np.ndarray:
@@ -205,7 +204,9 @@ def _radau_nodes_and_weights(nodes: int) -> tuple[list[float], list[float]]:
     2.
     """
     legendre = np.polynomial.legendre
-    last = np.eye(nodes + 1)[nodes - 1]  # coefficients of P_(n-1)
-    points = np.sort(legendre.legroots(last + np.eye(nodes + 1)[nodes]).real)[1:]
+    *_, last, whole = np.eye(nodes + 1)  # coefficients of P_(n-1) and P_n
+    roots = legendre.legroots(last + whole).real
+    points = np.sort(roots)[1:]  # the first one is -1
     weights = (1 - points) / (nodes * legendre.legval(points, last)) ** 2
-    return [0.0, *((points + 1) / 2).tolist()], [1 / nodes**2, *(weights / 2).tolist()]
+    inner = (points + 1) / 2
+    return [0.0, *inner.tolist()], [1 / nodes**2, *(weights / 2).tolist()]

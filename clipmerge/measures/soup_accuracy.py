@@ -44,4 +44,7 @@ def soup_accuracy(objective: Objective) -> Measurements:
 
 
 def _average_weights(chosen: list[int], count: int) -> tuple[float, ...]:
-    return tuple(1 / len(chosen) if which in chosen else 0.0 for which in range(count))
+    weights = [0.0] * count
+    for which in chosen:
+        weights[which] = 1 / len(chosen)
+    return tuple(weights)

@@ -47,9 +47,8 @@ class ImageTextModel(ABC):
         self.module, self.folder, self.towers = module, folder, towers
         self.layout = image_layout(module)
         named: dict[str, torch.nn.Parameter] = dict(module.named_parameters())
-        self.parameters = {
-            name: named[key] for name, key in family.by_canonical_name(named).items()
-        }
+        keys = family.by_canonical_name(named)
+        self.parameters = {name: named[key] for name, key in keys.items()}
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
         """Load every parameter by canonical name; ``source`` is named in errors."""
@@ -192,14 +191,11 @@ def blaming_processor(folder: Path, what: str) -> AbstractContextManager[None]:
 
 def check_words(folder: Path, ids: Tensor, module: torch.nn.Module) -> None:
     """Check that a text tower has embeddings for a tokenizer's tokens, before it looks them up."""
-    tables = [
-        submodule
-        for name, submodule in module.named_modules()
-        if name.endswith(_WORDS) and isinstance(submodule, torch.nn.Embedding)
-    ]
-    known = min((table.num_embeddings for table in tables), default=None)
-    if known is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < known:
-        raise CheckpointError(
-            f"{folder}: its tokenizer has token {int(ids.max())}, but its text tower knows {known};"
-            " copy the base model's tokenizer files into it"
-        )
+    largest = int(ids.max())
+    for name, table in module.named_modules():
+        is_table = name.endswith(_WORDS) and isinstance(table, torch.nn.Embedding)
+        if is_table and largest >= table.num_embeddings:
+            raise CheckpointError(
+                f"{folder}: its tokenizer has token {largest}, but its text tower knows"
+                f" {table.num_embeddings}; copy the base model's tokenizer files into it"
+            )

@@ -11,6 +11,7 @@ from clipmerge.families import Family
 from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.layers import HEAD
 from clipmerge.models import ImageTextModel, model_for
+from clipmerge.types import Names
 
 
 def build_model(inputs: Inputs) -> ImageTextModel:
@@ -53,8 +54,8 @@ def _build_headed(inputs: Inputs) -> ImageTextModel:
     weight = next(name for name in head if name.endswith("weight"))
     rows, has_bias = finetuned.entries[keys[weight]].shape[0], len(head) > 1
     # WiSE-FT's files hold weights alone: the zero-shot model says what tower it is
-    described = next((c for c in (finetuned, inputs.zeroshot) if c.config is not None), None)
-    if described is None or described.config is None:
+    described = finetuned if finetuned.config is not None else inputs.zeroshot
+    if described.config is None:
         raise CheckpointError(
             f"{finetuned.source}: using its head needs {inputs.family.config} beside the weights"
         )
@@ -63,13 +64,14 @@ def _build_headed(inputs: Inputs) -> ImageTextModel:
     )
     folder = described.folder
     if build is build_transformers:  # training often saves no image processor beside the weights
-        folders = (folder, inputs.zeroshot.folder)
-        folder = next(filter(_has_image_processor, folders), folder)
+        base = inputs.zeroshot.folder
+        if not _holds_one_of(folder, PROCESSORS) and _holds_one_of(base, PROCESSORS):
+            folder = base
     return build(inputs.family, described.config, folder, rows, has_bias)
 
 
-def _has_image_processor(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in PROCESSORS)
+def _holds_one_of(folder: Path, names: Names) -> bool:
+    return any((folder / name).is_file() for name in names)
 
 
 def has_processor(folder: Path, family: Family) -> bool:
@@ -78,6 +80,4 @@ def has_processor(folder: Path, family: Family) -> bool:
     """
     if family.config == OPEN_CLIP_CONFIG:
         return (folder / OPEN_CLIP_CONFIG).is_file()
-    return all(
-        any((folder / name).is_file() for name in names) for names in (PROCESSORS, VOCABULARIES)
-    )
+    return _holds_one_of(folder, PROCESSORS) and _holds_one_of(folder, VOCABULARIES)

@@ -94,9 +94,8 @@ class Prompts(Classifier):
         tokens = model.tokens(list(texts))
         _refuse_one_prompt(tokens, self.templates)
         self.tokens = {key: value.to(device) for key, value in tokens.items()}
-        self.at_once = max(
-            1, min(_PROMPTS_AT_ONCE, _TOKENS_AT_ONCE // self.tokens["input_ids"].shape[1])
-        )
+        length = self.tokens["input_ids"].shape[1]
+        self.at_once = max(1, min(_PROMPTS_AT_ONCE, _TOKENS_AT_ONCE // length))
         self._fixed: Tensor | None = None
 
     def fewer_prompts(self, max_prompts: int, seed: int) -> Prompts:
@@ -124,7 +123,8 @@ class Prompts(Classifier):
         else:
             features = self._fixed_features()[positions]
         count = self.templates if templates is None else len(templates)
-        return normalize(features.view(-1, count, features.shape[-1]).mean(dim=1), dim=-1)
+        by_class = features.view(-1, count, features.shape[-1])
+        return normalize(by_class.mean(dim=1), dim=-1)
 
     def pieces(self) -> Iterator[Tensors]:
         """The tokens of all prompts, piece by piece."""
@@ -268,8 +268,8 @@ def sigmoid_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _split_tokens(tokens: Tensors, size: int) -> Iterator[Tensors]:
-    for piece in zip(*(torch.split(value, size) for value in tokens.values()), strict=True):
-        yield dict(zip(tokens, piece, strict=True))
+    for start in range(0, len(tokens["input_ids"]), size):
+        yield {key: value[start : start + size] for key, value in tokens.items()}
 
 
 def _refuse_one_prompt(tokens: Tensors, templates: int) -> None:

@@ -79,7 +79,8 @@ class HeadedTower(ImageTextModel):
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
         """Score features, (batch, width), by rows of `head_rows`: (batch, rows)."""
-        return images @ classes[:, :-1].T + classes[:, -1]
+        weights, biases = classes[:, :-1], classes[:, -1]
+        return images @ weights.T + biases
 
     def classifier(self, source: str, names: Names, rows: Sequence[Sequence[int]]) -> Classifier:
         """The head as it tells the classes of a source apart: by the given ``rows`` of each class;
@@ -92,7 +93,7 @@ class HeadedTower(ImageTextModel):
         if not chosen and set(wanted) == set(by_name):
             chosen = [by_name[name] for name in wanted]
         chosen = chosen or [(row,) for row in range(self.classes)]
-        if len(chosen) != classes or max(max(indices) for indices in chosen) >= self.classes:
+        if len(chosen) != classes or max(map(max, chosen)) >= self.classes:
             raise DataError(
                 f"{source}: has {classes} classes, and the model's head {self.classes}; their"
                 " correspondence is known for ImageNet and its shifts, given by their short names"
@@ -192,8 +193,7 @@ def group_logits(logits: Tensor, rows: Sequence[Tensor]) -> Tensor:
     """Give each class of a source the largest logit of its rows: (batch, rows of the head) ->
     (batch, classes).
     """
+    rows = [indices.to(logits.device) for indices in rows]
     if all(len(indices) == 1 for indices in rows):
-        return logits[:, torch.cat(list(rows)).to(logits.device)]
-    return torch.stack(
-        [logits[:, indices.to(logits.device)].amax(dim=1) for indices in rows], dim=1
-    )
+        return logits[:, torch.cat(rows)]
+    return torch.stack([logits[:, indices].amax(dim=1) for indices in rows], dim=1)

@@ -77,10 +77,10 @@ class TransformersClip(ImageTextModel):
                 return_tensors="pt",
             )
             check_words(self.folder, encoded["input_ids"], self.module)
-            return {
-                key: encoded[key]
-                for key in ("input_ids", "attention_mask")[: 1 if self._reads_padding else 2]
-            }
+            tokens = {"input_ids": encoded["input_ids"]}
+            if not self._reads_padding:
+                tokens["attention_mask"] = encoded["attention_mask"]
+            return tokens
 
     def _text_length(self) -> int:
         """Number of tokens with positions in the text tower; RoBERTa's positions start after the
@@ -94,12 +94,10 @@ class TransformersClip(ImageTextModel):
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Embed images: (batch, width), unit length."""
-        whole = pixels.ndim == 4
-        inputs = (
-            {"pixel_values": pixels.contiguous(memory_format=self.layout)}
-            if whole
-            else _unpack_patches(pixels)
-        )
+        if pixels.ndim == 4:
+            inputs = {"pixel_values": pixels.contiguous(memory_format=self.layout)}
+        else:
+            inputs = _unpack_patches(pixels)
         try:
             output = self.module.get_image_features(**inputs)
         except ValueError as error:  # images whose size is not the model's
@@ -125,11 +123,10 @@ def _pack_patches(processed: Mapping[str, Any]) -> Tensor:
     float32.
     """
     patches = torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
-    mask = torch.as_tensor(processed["pixel_attention_mask"], dtype=torch.float32)[..., None]
-    shapes = torch.as_tensor(processed["spatial_shapes"], dtype=torch.float32)[:, None].expand(
-        -1, patches.shape[1], -1
-    )
-    return torch.cat([patches, mask, shapes], dim=-1)
+    mask = torch.as_tensor(processed["pixel_attention_mask"], dtype=torch.float32)
+    shapes = torch.as_tensor(processed["spatial_shapes"], dtype=torch.float32)
+    shapes = shapes[:, None].expand(-1, patches.shape[1], -1)  # the same for every patch
+    return torch.cat([patches, mask[..., None], shapes], dim=-1)
 
 
 def _unpack_patches(pixels: Tensor) -> dict[str, Tensor]:
@@ -155,10 +152,11 @@ def _build_uninitialised(model_class: Any, config: Json) -> Any:
     """Build a model with uninitialised weights, float32, in eval mode, with correct position
     buffers.
     """
+    settings = model_class.config_class.from_dict(config)
     with torch.device("meta"):
-        module = model_class(model_class.config_class.from_dict(config))
+        module = model_class(settings)
     if not all(name.endswith(_UNINITIALISED) for name, _ in module.named_buffers()):
-        return model_class(model_class.config_class.from_dict(config)).float().eval()
+        return model_class(settings).float().eval()
     module = module.to_empty(device="cpu").float().eval()
     for name, buffer in module.named_buffers():
         if name.endswith("position_ids"):
