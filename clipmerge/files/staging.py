@@ -160,12 +160,15 @@ def stage_output(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     target = output.resolve()  # a link stays a link: its target is replaced
     stage = target.with_name(f".{target.name}.clipmerge")
     new, old = stage / "new", stage / "old"
+    made = [folder for folder in target.parents if not folder.exists()]
     with as_output_errors(output):
         stage.mkdir(parents=True, exist_ok=True)
         with (stage / "lock").open("wb") as lock, contextlib.ExitStack() as cleanup:
             _lock_stage(lock.fileno(), output)
             if old.exists() and not target.exists():
                 old.rename(target)  # a run was killed between the renames of `_replace_folder`
+            for folder in reversed(made):  # they stay if the output is in them
+                cleanup.callback(_remove_empty_folder, folder)
             cleanup.callback(shutil.rmtree, stage, ignore_errors=True)
             for left in (new, old):
                 shutil.rmtree(left, ignore_errors=True)
@@ -175,6 +178,11 @@ def stage_output(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 _replace_folder(target, new, old)
             else:
                 new.rename(target)
+
+
+def _remove_empty_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _replace_folder(target: Path, new: Path, old: Path) -> None:

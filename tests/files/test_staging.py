@@ -51,7 +51,7 @@ def test_the_folder_appears_at_the_end(tmp_path: Path) -> None:
 def test_a_block_that_fails_leaves_the_old_output(tmp_path: Path, error: BaseException) -> None:
     expected = OutputError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected):
-        write(tmp_path / "out", "1", fail=error)
+        write(tmp_path / "a" / "b" / "out", "1", fail=error)
     assert content(tmp_path) == []
     write(tmp_path / "out", "old")
     with pytest.raises(expected):
