@@ -8,6 +8,7 @@ through. To add one, yield its doubt from a function here and enter its name in
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -279,11 +280,9 @@ def describe_odd_names(names: Names) -> str:
     for pattern, look in _LOOKS.items():
         if all(re.fullmatch(pattern, name.strip()) for name in names):
             return look
-    first, last = min(names), max(names)  # all begin as these two do
-    shared = 0
-    while first[shared : shared + 1] == last[shared : shared + 1] != "":
-        shared += 1
-    different = [name[shared:] for name in names]
-    if first != last and shared >= 3 and not any(map(_WORD.search, different)):
+    shared = os.path.commonprefix(names)  # noqa: RUF071 - of strings, not of paths
+    different = [name.removeprefix(shared) for name in names]
+    begin_alike = len(shared) >= 3 and len(set(names)) > 1
+    if begin_alike and not any(map(_WORD.search, different)):
         return "differ in letters or numbers alone"
     return ""

@@ -327,27 +327,25 @@ def _accuracy_rows(
     correct: dict[str, Correct], ids: list[str], count: int, options: SweepOptions
 ) -> list[Json]:
     """Accuracies of every point, and its gain over the curve."""
-    comparisons = compare_with_curve(
-        [correct[name] for name in ids],
-        [right for name, right in correct.items() if name not in ids],
-        range(len(options.alphas)),
-        seed=options.seed,
-    )
+    near = [correct[name] for name in ids]
+    far = [right for name, right in correct.items() if name not in ids]
+    curve = range(len(options.alphas))
+    comparisons = compare_with_curve(near, far, curve, seed=options.seed)
     limit = MAX_LOSS if options.max_loss is None else options.max_loss
     finetuned = None
     if 1.0 in options.alphas:
         finetuned = comparisons[options.alphas.index(1.0)]["id"]
-    return [
-        {
-            "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
-            **comparisons[number],
+    rows = []
+    for number in range(count):
+        exceeds = None
+        if finetuned is not None:
+            lost = 100 * (finetuned - comparisons[number]["id"])
             # accuracies are ratios of counts; rounding errors are far below
-            "exceeds_max_loss": None
-            if finetuned is None
-            else 100 * (finetuned - comparisons[number]["id"]) > limit + 1e-7,
-        }
-        for number in range(count)
-    ]
+            exceeds = lost > limit + 1e-7
+        accuracy = {name: float(right[number].mean()) for name, right in correct.items()}
+        row = {"accuracy": accuracy, **comparisons[number], "exceeds_max_loss": exceeds}
+        rows.append(row)
+    return rows
 
 
 def _write_sweep(record: Json, output: Path, *, overwrite: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from clipmerge.errors import UsageError
 from clipmerge.methods import Decision, Task
 from clipmerge.plugins import Alpha
@@ -33,14 +35,12 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
     # the soup never gets worse while it grows, and rejected averages are worse than the soup at
     # that time
     soup = max(
-        measurements.mixtures,
-        key=lambda tried: (tried.accuracy, sum(weight > 0 for weight in tried.weights)),
+        measurements.mixtures, key=lambda tried: (tried.accuracy, np.count_nonzero(tried.weights))
     )
-    chosen = [
-        checkpoint.source
-        for checkpoint, weight in zip(task.inputs.finetuned, soup.weights, strict=True)
-        if weight > 0
-    ]
+    chosen = []
+    for checkpoint, weight in zip(task.inputs.finetuned, soup.weights, strict=True):
+        if weight > 0:
+            chosen.append(checkpoint.source)
     return Decision(
         task.everywhere(alpha),
         found=(

@@ -77,20 +77,18 @@ def straggler_outlier(
             f"the {mask} mask needs gradients, which {measurements.measure} does not keep; "
             "measure with path-barrier, or set method.mask=magnitude"
         )
+    has_density = mask is not None and "density" in plugin_options("masks", mask)
     straggler = LayerPlan(
         alpha=straggler_alpha,
-        density=density if mask and "density" in plugin_options("masks", mask) else 1.0,
+        density=density if has_density else 1.0,
         mask=mask,
         mask_options=mask_options or {},
     )
     layers = task.everywhere(alpha) | dict.fromkeys(stragglers.names, straggler)
-    reasons = {
-        layer: (
-            f"straggler: {statistic} z {stragglers.scores[layer]['z']:.1f}, in"
-            f" {stragglers.scores[layer]['stability']:.0%} of the resamples"
-        )
-        for layer in stragglers.names
-    }
+    reasons = {}
+    for layer in stragglers.names:
+        z, share = (stragglers.scores[layer][score] for score in ("z", "stability"))
+        reasons[layer] = f"straggler: {statistic} z {z:.1f}, in {share:.0%} of the resamples"
     return Decision(
         layers,
         found=stragglers.found,
@@ -107,10 +105,11 @@ def mask_scores(task: Task, layers: dict[str, LayerPlan]) -> Tensors:
     them.
     """
     gradients = task.measurements.gradients if task.measurements else {}
-    scored = [layer for layer, entry in layers.items() if entry.mask and needs_score(entry.mask)]
-    return {
-        name: gradients[name]
-        for layer in scored
-        for name in task.layers[layer]
-        if name in gradients
-    }
+    scores = {}
+    for layer, entry in layers.items():
+        if entry.mask is None or not needs_score(entry.mask):
+            continue
+        for name in task.layers[layer]:
+            if name in gradients:
+                scores[name] = gradients[name]
+    return scores

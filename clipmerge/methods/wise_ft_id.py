@@ -36,12 +36,13 @@ def wise_ft_id(
         Ilharco et al. 2022, arXiv:2208.05592.
     """
     measurements = task.need_measurements()
-    if measurements.path is None or len(measurements.mixtures) != len(measurements.path.alphas):
+    alphas = measurements.path.alphas if measurements.path else ()
+    if not alphas or len(measurements.mixtures) != len(alphas):
         raise UsageError(
             f"needs the accuracy along the path, which {measurements.measure} does not measure; "
             "measure with path-accuracy"
         )
-    points = zip(measurements.path.alphas, measurements.mixtures, strict=True)
+    points = zip(alphas, measurements.mixtures, strict=True)
     considered = {alpha: mixture for alpha, mixture in points if alpha <= at_most}
     if not considered:
         raise UsageError(f"no point of the path has an alpha of at most {at_most:g}")
