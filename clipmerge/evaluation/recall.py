@@ -34,7 +34,7 @@ def retrieve(
         `IMAGES_PER_EXAMPLE`).
     """
     numbers, distinct = number_texts(chain.from_iterable(captions))
-    images = torch.arange(len(captions)).repeat_interleave(torch.tensor(list(map(len, captions))))
+    images = [at for at, of_image in enumerate(captions) for _ in of_image]
     own = torch.zeros(len(captions), len(texts), dtype=torch.bool)
     own[images, list(numbers)] = True
     of_images, of_texts, best = retrieval_ranks(features, texts, own)
@@ -43,15 +43,16 @@ def retrieve(
     first = [distinct.index(of_image[0]) for of_image in captions[:EXAMPLES]]
     shown = texts[first] @ features.T
     best_images = shown.topk(min(IMAGES_PER_EXAMPLE, len(captions))).indices
-    return best.numpy(), by_image.numpy(), recall_at(of_images, of_texts), best_images.numpy()
+    recall = _recall_from_ranks(of_images, of_texts)
+    return best.numpy(), by_image.numpy(), recall, best_images.numpy()
 
 
-def recall_at(of_images: Tensor, of_texts: Tensor, ranks: Sequence[int] = RANKS) -> Recall:
+def _recall_from_ranks(of_images: Tensor, of_texts: Tensor) -> Recall:
     """Recall at K from the results of `retrieval_ranks`."""
     ways = {"image_to_text": of_images, "text_to_image": of_texts}
     recall: Recall = {}
     for way, found in ways.items():
-        recall[way] = {str(rank): int((found < rank).sum()) / len(found) for rank in ranks}
+        recall[way] = {str(rank): int((found < rank).sum()) / len(found) for rank in RANKS}
     return recall
 
 

@@ -86,7 +86,7 @@ class Scorer:
         self._model = model
         self._settings = settings
         self._load_bytes = load_bytes
-        self._micro_batcher = MicroBatcher(None, lambda _: None)
+        self._micro_batcher: MicroBatcher
         self._classifiers: dict[str, Classifier] = {}
         # embeddings of each source's texts, with the text tower's number of moves before
         self._texts: dict[str, tuple[int, Tensor]] = {}
@@ -179,7 +179,7 @@ class Scorer:
         """
         total = len(moves) * sum(map(len, sources.values())) / self._context.world_size
         done = 0
-        for load in group_by_bytes(self._batches(sources), self._load_bytes):
+        for load in _group_by_bytes(self._batches(sources), self._load_bytes):
             for number, move in enumerate(moves):
                 if self._path:
                     move(self._path)
@@ -212,7 +212,9 @@ def stack_correct(outcomes: Sequence[Outcome]) -> Correct:
     return np.stack(rows)
 
 
-def group_by_bytes(batches: Iterable[_SourceBatch], max_bytes: int) -> Iterator[list[_SourceBatch]]:
+def _group_by_bytes(
+    batches: Iterable[_SourceBatch], max_bytes: int
+) -> Iterator[list[_SourceBatch]]:
     """Group batches into loads of at most so many bytes, and at least one batch."""
     load = list[_SourceBatch]()
     size = 0

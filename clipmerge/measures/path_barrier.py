@@ -94,13 +94,10 @@ def path_barrier(
             "barrier": middle - (losses[0.0] + losses[1.0]) / 2,
             "loss_drop": losses[1.0] - losses[0.0],
         }
-        checks = {
-            name: Check(
-                sum_of_layers=sum(map(objective.mean, shares[name].values())),
-                measured=measured[name],
-            )
-            for name in shares
-        }
+        checks = {}
+        for name, total in measured.items():
+            sum_of_layers = sum(map(objective.mean, shares[name].values()))
+            checks[name] = Check(sum_of_layers=sum_of_layers, measured=total)
         worst = _worst_error(checks, rounding=_ROUNDING * max(losses[0.0], middle, losses[1.0]))
         if worst <= tolerance or 2 * nodes > _MAX_NODES:
             break
@@ -115,14 +112,14 @@ def path_barrier(
             f"the layers' shares are off the measured total by {worst:.1%} even with {nodes} nodes"
             " on each half",
         )
-    path = sorted(losses.items())
+    alphas, values = zip(*sorted(losses.items()), strict=True)
     return Measurements(
         measure="path-barrier",
         statistics=tuple(
             statistic(objective, name, shares[name], **_READINGS[name]) for name in _READINGS
         ),
         batch_sizes=objective.batch_sizes,
-        path=LossPath(alphas=tuple(a for a, _ in path), losses=tuple(loss for _, loss in path)),
+        path=LossPath(alphas=alphas, losses=values),
         checks=checks,
         notes=notes,
         gradients=mean_gradients,

@@ -37,7 +37,7 @@ def build_two_towers(inputs: Inputs) -> ImageTextModel:
     candidates = [inputs.zeroshot]
     if not inputs.is_partial:
         candidates = [*inputs.finetuned, inputs.zeroshot]
-    with_processor = [each for each in candidates if has_processor(each.folder, inputs.family)]
+    with_processor = [each for each in candidates if _has_processor(each.folder, inputs.family)]
     chosen = (with_processor or candidates)[0]
     config = inputs.zeroshot.config
     if not inputs.is_partial and not inputs.keeps_head:
@@ -74,7 +74,7 @@ def _holds_one_of(folder: Path, names: Names) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def has_processor(folder: Path, family: Family) -> bool:
+def _has_processor(folder: Path, family: Family) -> bool:
     """Whether a folder holds an image processor and a tokenizer; OpenCLIP's configuration counts as
     both.
     """

@@ -20,7 +20,7 @@ from clipmerge.images.classes import normalise_name
 from clipmerge.images.decoding import to_rgb
 from clipmerge.models import ImageTextModel, blaming_files, blaming_processor
 from clipmerge.models.classifier import Classifier
-from clipmerge.models.open_clip import build_module, import_open_clip, transform_for
+from clipmerge.models.open_clip import build_module, import_open_clip, preparation_of
 from clipmerge.types import Json, Names, Tensors
 
 # a text tower that is built but not used
@@ -79,8 +79,7 @@ class HeadedTower(ImageTextModel):
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
         """Score features, (batch, width), by rows of `head_rows`: (batch, rows)."""
-        weights, biases = classes[:, :-1], classes[:, -1]
-        return images @ weights.T + biases
+        return images @ classes[:, :-1].T + classes[:, -1]
 
     def classifier(self, source: str, names: Names, rows: Sequence[Sequence[int]]) -> Classifier:
         """The head as it tells the classes of a source apart: by the given ``rows`` of each class;
@@ -127,14 +126,13 @@ def build_open_clip(
     settings = deepcopy(config.get("model_cfg", config)) | {"text_cfg": _NO_TEXT}
     visual = build_module(import_open_clip(), settings).visual
     head = nn.Linear(settings["embed_dim"], rows, bias=has_bias)
-    transform = transform_for(config, folder, visual.image_size)
     return HeadedTower(
         family,
         folder,
         nn.ModuleDict({"visual": visual, "classification_head": head}).eval(),
         head,
         lambda pixels: normalize(visual(pixels), dim=-1),
-        lambda images: torch.stack([transform(image) for image in images]),
+        preparation_of(config, folder, visual.image_size),
     )
 
 

@@ -29,13 +29,13 @@ class OpenClip(ImageTextModel):
         module = build_module(library, model_cfg)
         text = module.text if hasattr(module, "text") else module.transformer
         super().__init__(family, folder, module, {"vision": module.visual, "text": text})
-        self._transform = transform_for(config, folder, module.visual.image_size)
+        self._prepare = preparation_of(config, folder, module.visual.image_size)
         self._tokenize = _load_tokenizer(library, model_cfg, folder)
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess images like open_clip: (batch, 3, height, width), float32."""
         with blaming_processor(self.folder, "images"):
-            return torch.stack([self._transform(image) for image in images])
+            return self._prepare(images)
 
     def tokens(self, prompts: list[str]) -> Tensors:
         """Tokenise prompts, padded and cut to the text tower's length: ``input_ids`` (prompts,
@@ -108,20 +108,16 @@ def _without_remote_code() -> Iterator[None]:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
-def transform_for(config: Json, folder: Path, image_size: Any) -> Callable[[Image], Tensor]:
+def preparation_of(config: Json, folder: Path, image_size: Any) -> Callable[[list[Image]], Tensor]:
     """The preprocessing of open_clip for inference."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     beside = read_side_json(folder, OPEN_CLIP_CONFIG) or {}
     stated = config.get("preprocess_cfg") or beside.get("preprocess_cfg") or {}
     with blaming_processor(folder, "images"):
-        settings = merge_preprocess_dict(
-            merge_preprocess_dict(PreprocessCfg(), stated), {"size": image_size}
-        )
-        transform: Callable[[Image], Tensor] = image_transform_v2(
-            PreprocessCfg(**settings), is_train=False
-        )
-        return transform
+        settings = merge_preprocess_dict(PreprocessCfg(), {**stated, "size": image_size})
+        transform = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+    return lambda images: torch.stack([transform(image) for image in images])
 
 
 def _load_tokenizer(library: Any, model_cfg: Json, folder: Path) -> Any:

@@ -63,14 +63,12 @@ class DepthwiseInFloat32(TorchFunctionMode):
     ) -> Any:
         """Call the function, in float32 if it is such a convolution."""
         named = kwargs or {}
-        if func is not conv2d:
+        is_depthwise = func is conv2d and args[1].shape[1] == 1 < args[0].shape[-3]
+        if not is_depthwise or args[0].device.type != "cpu":
             return func(*args, **named)
-        images, weight = args[:2]
-        is_depthwise = weight.shape[1] == 1 < images.shape[-3]
-        if not (is_depthwise and images.device.type == "cpu"):
-            return func(*args, **named)
+        images, *others = args
         with torch.autocast("cpu", enabled=False):
-            output: Tensor = func(images.float(), *args[1:], **named)
+            output: Tensor = func(images.float(), *others, **named)
         return output.to(images.dtype)
 
 

@@ -23,7 +23,7 @@ from clipmerge.learning.interpolate import Path as Between
 from clipmerge.learning.objective import Batch, Objective
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.classifier import Prompts
-from clipmerge.models.open_clip import _load_tokenizer, build_module, transform_for
+from clipmerge.models.open_clip import _load_tokenizer, build_module, preparation_of
 from clipmerge.models.transformers_clip import TransformersClip
 from tests.support.command import done
 from tests.support.tasks import inputs_of
@@ -190,9 +190,9 @@ def test_preprocessing_may_stand_in_the_folder_alone(tmp_path: Path) -> None:
     config = {"preprocess_cfg": {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     white = Image.new("RGB", (8, 8), (255, 255, 255))
-    assert transform_for({}, tmp_path, 8)(white) == pytest.approx(torch.ones(3, 8, 8))
+    assert preparation_of({}, tmp_path, 8)([white]) == pytest.approx(torch.ones(1, 3, 8, 8))
     assert (
-        transform_for({}, tmp_path / "nowhere", 8)(white).mean() > 1.5
+        preparation_of({}, tmp_path / "nowhere", 8)([white]).mean() > 1.5
     )  # OpenAI's mean and deviation
 
 
