@@ -127,17 +127,27 @@ class ImageOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecisionOptions(ImageOptions):
-    """What a merge is decided by."""
+class InspectOptions(ImageOptions):
+    """Options of `inspect`: what is measured, and on which images."""
 
     data: Annotated[
         Any,
-        _flag("--data", "-d", metavar="SOURCE", help="Labelled or captioned images to decide by."),
+        _flag("--data", "-d", metavar="SOURCE", help="Labelled or captioned images to measure on."),
         str,
     ] = None
     images: Annotated[
         int, Ge(1), _flag(metavar="COUNT", help="Images taken from --data, class-balanced.")
     ] = 1024
+    allow: Allow = ()
+    seed: Seed = 0
+    model: Model = None
+    state_key: StateKey = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionOptions(InspectOptions):
+    """What a merge is decided by."""
+
     set: Annotated[
         Any,
         _flag(metavar="KEY=VALUE", help="Change the recipe, as method.alpha=0.4; may be repeated."),
@@ -152,11 +162,7 @@ class DecisionOptions(ImageOptions):
             help="Points of accuracy that may be lost; by default the recipe's limit, or 3.",
         ),
     ] = None
-    allow: Allow = ()
-    seed: Seed = 0
     dtype: Annotated[OutputDtype, _flag(help="Dtype of the merged weights.")] = "keep"
-    model: Model = None
-    state_key: StateKey = None
 
 
 @dataclass(frozen=True, kw_only=True)

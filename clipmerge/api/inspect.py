@@ -1,14 +1,19 @@
-"""`clipmerge inspect`: layers, shapes, relative changes, and mismatches between two checkpoints."""
+"""`clipmerge inspect`: layers, shapes, relative changes, and mismatches between two checkpoints;
+with images also how sharp each layer is.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from clipmerge.api._pair import CheckpointLike, as_sources
-from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints, open_checkpoint
+from clipmerge.api._pair import CheckpointLike, Pair, as_sources
+from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints, open_checkpoints
 from clipmerge.checkpoint.mismatches import find_mismatches
+from clipmerge.errors import UsageError
 from clipmerge.files.safetensors import DTYPES
+from clipmerge.options import InspectOptions, PlanOptions
 from clipmerge.planning import Rows, Tabular
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import Json, Layers, Names
@@ -24,7 +29,7 @@ class InspectResult(Tabular):
     Attributes:
         family: Name of the model family.
         layers: Number of tensors, number of entries, shapes and relative change by layer, in
-            network order.
+            network order; with images also its sharpness, and whether it is a straggler.
         mismatches: Obstacles to a merge, one line each; empty if the checkpoints match.
         record: The output of ``clipmerge inspect --json``.
     """
@@ -51,31 +56,39 @@ def inspect(
     finetuned: CheckpointLike | None = None,
     *,
     progress: Progress | None = None,
+    **options: Any,
 ) -> InspectResult:
-    """Describe a checkpoint, or compare two.
+    """Describe a checkpoint, or compare two, and with images measure how sharp each layer is.
 
     Args:
         zeroshot: A folder, a file, ``org/name[@revision]``, or a model of transformers or
             open_clip.
         finetuned: The same, fine-tuned from it.
         progress: See `merge`.
+        **options: The fields of `clipmerge.options.InspectOptions`.
 
     Returns:
         Layers in network order, each with its number of tensors and entries, shapes and, for two
-        checkpoints, ||theta_1 - theta_0|| / ||theta_0||; and obstacles to a merge.
+        checkpoints, ||theta_1 - theta_0|| / ||theta_0||; and obstacles to a merge. With ``data``,
+        the sharpness of each layer that fine-tuning changed, in nats, in the middle of the path.
 
     Raises:
         CheckpointError: If a checkpoint cannot be read.
+        UsageError: If there are images and one checkpoint alone.
     """
+    opts = InspectOptions.of(options)
+    if opts.data is not None and finetuned is None:
+        raise UsageError("`data` measures the layers that fine-tuning changed; name FINETUNED too")
     journal = Journal(progress)
     checkpoints = [zeroshot] if finetuned is None else [zeroshot, finetuned]
-    with as_sources(checkpoints) as (first, *others):
-        base = open_checkpoint(first)
-        if others:
-            other = open_checkpoint(others[0], base=base)
-            record = _compare_checkpoints(base, other, journal)
-        else:
+    with as_sources(checkpoints) as sources:
+        base, *others = open_checkpoints(sources, [opts.model] * len(sources))
+        if not others:
             record = _describe_alone(base)
+        else:
+            record = _compare_checkpoints(base, others[0], journal)
+            if opts.data is not None:
+                _add_sharpness(record, base, others[0], opts, journal)
     return InspectResult(record["family"], record["layers"], tuple(record["mismatches"]), record)
 
 
@@ -119,6 +132,30 @@ def _compare_checkpoints(base: Checkpoint, other: Checkpoint, journal: Journal) 
         "total": _describe_all_tensors(inputs.zeroshot),
         "warnings": journal.warnings,
     }
+
+
+def _add_sharpness(
+    record: Json, base: Checkpoint, other: Checkpoint, options: InspectOptions, journal: Journal
+) -> None:
+    """Measure the sharpness of every layer on images, and mark the stragglers."""
+    from clipmerge.api._images import measure
+    from clipmerge.api.merge import open_and_split_images
+    from clipmerge.planning.recipe import load_recipe
+
+    if record["mismatches"]:
+        journal.warn("sharpness is not measured, because the checkpoints do not match")
+        return
+    recipe = load_recipe({"measure": {"name": "sharpness"}, "method": {"name": "wise-ft"}})
+    opts = PlanOptions(**vars(options), verdict=False)
+    pair = Pair(align_checkpoints(base, [other]))
+    pair, split = open_and_split_images(pair, recipe, opts, journal)
+    assert split is not None
+    found, images, _ = measure(pair.inputs, recipe, split, opts, journal)
+    record["images"] = images.images
+    for layer, values in found.layers.items():
+        record["layers"][layer]["sharpness"] = values["sharpness"]
+        record["layers"][layer]["straggler"] = bool(values["straggler"])
+    record["warnings"] = journal.warnings
 
 
 def _describe_source(checkpoint: Checkpoint) -> Json:

@@ -29,6 +29,8 @@ DEBUG = "CLIPMERGE_DEBUG"
 # A launcher ends all processes as soon as one has failed. The others wait this long for the main
 # one to tell an error that all of them find.
 SECONDS_FOR_THE_MAIN_PROCESS = 10.0
+# A shorter time may be spent on imports.
+_SECONDS_TO_ESTIMATE = 10.0
 # base class of all errors about flags, whether or not typer vendors its own click
 _WrongFlag: Any = typer.BadParameter.__base__
 _STAGES = {
@@ -107,13 +109,14 @@ class Terminal(Progress):
         bar.update(bar.task_ids[0], completed=done, total=total)
 
     def _say_time_left(self, done: float, total: float) -> None:
-        """Say once that a stage takes minutes: after a twentieth, since the first batches also do
-        what later ones need.
+        """Say once that a stage takes minutes: after a twentieth and some seconds, since the first
+        batches also do what later ones need.
         """
-        if self._time_is_said or done < total / 20:
+        spent = time.monotonic() - self._stage_begin
+        if self._time_is_said or done < total / 20 or spent < _SECONDS_TO_ESTIMATE:
             return
         self._time_is_said = True
-        minutes = (time.monotonic() - self._stage_begin) * (total - done) / done / 60
+        minutes = spent * (total - done) / done / 60
         if minutes > 1.5:
             self.say(f"{self._stage} takes about {minutes:.0f} minutes more")
 

@@ -26,7 +26,7 @@ COMMANDS = {
     "merge": ("merge", "Measure, decide, merge, judge and write."),
     "plan": ("merge", "Measure and decide like merge, and write the plan."),
     "apply": ("merge", "Apply a plan: writes the same bytes as merge."),
-    "inspect": ("evaluate", "List layers, how far each moved, and mismatches."),
+    "inspect": ("evaluate", "List layers, how far each moved, how sharp each is."),
     "evaluate": ("evaluate", "Measure accuracy and retrieval recall, one row per source."),
     "sweep": ("evaluate", "Compare recipes with the alpha curve."),
     "push": ("push", "Publish an output folder on the Hugging Face Hub."),

@@ -8,7 +8,7 @@ import typer
 
 from clipmerge.cli._terminal import Terminal, table_of
 from clipmerge.cli.app import FineTuned, Output, ZeroShot, command
-from clipmerge.options import EvaluateOptions, SweepOptions
+from clipmerge.options import EvaluateOptions, InspectOptions, SweepOptions
 from clipmerge.types import Json
 
 if TYPE_CHECKING:
@@ -22,11 +22,12 @@ def inspect_command(
     finetuned: Annotated[
         str | None, typer.Argument(metavar="FINETUNED", help="The same, fine-tuned from ZEROSHOT.")
     ] = None,
+    **options: Annotated[Any, InspectOptions],
 ) -> None:
-    """List layers, how far each moved, and mismatches."""
+    """List layers, how far each moved, mismatches, and with images how sharp each layer is."""
     from clipmerge.api.inspect import inspect
 
-    record = inspect(zeroshot, finetuned, progress=terminal).record
+    record = inspect(zeroshot, finetuned, progress=terminal, **options).record
     terminal.print_result(record, lambda: _layer_table(record))
 
 
@@ -35,11 +36,15 @@ def _layer_table(record: Json) -> RenderableType:
     from rich.console import Group
 
     paired = record["finetuned"] is not None
-    table = table_of("layer", "tensors", "entries", *["change"] * paired)
+    measured = "images" in record
+    columns = ["change"] * paired + ["sharpness"] * measured
+    table = table_of("layer", "tensors", "entries", *columns)
     for layer, entry in record["layers"].items():
         row = [layer, str(entry["parameters"]), f"{entry['size']:,}"]
         if paired:
             row.append("-" if entry.get("change") is None else f"{entry['change']:.2%}")
+        if measured:
+            row.append(f"{entry['sharpness']:.2g}" if "sharpness" in entry else "-")
         table.add_row(*row)
     total = record["total"]
     lines = [
@@ -48,10 +53,22 @@ def _layer_table(record: Json) -> RenderableType:
     ]
     if paired:
         lines.append("change = ||finetuned - zeroshot|| / ||zeroshot|| of the layer")
+        if measured:
+            lines += _sharpness_lines(record)
         lines += [f"mismatch: {problem}" for problem in record["mismatches"]]
         if not record["mismatches"]:
             lines.append("The two match: they can be merged.")
     return Group(table, *lines)
+
+
+def _sharpness_lines(record: Json) -> list[str]:
+    layers = record["layers"].items()
+    stragglers = [layer for layer, entry in layers if entry.get("straggler")]
+    return [
+        "sharpness = largest first-order rise of the loss, in nats, if the layer alone moved as far"
+        f" as fine-tuning moved it; on {record['images']} images, half-way",
+        f"stragglers (the sharpest layers of the blocks): {', '.join(stragglers)}",
+    ]
 
 
 @command

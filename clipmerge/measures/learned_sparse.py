@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
-from torch.linalg import vector_norm
-
-from clipmerge.layers import block_of
 from clipmerge.learning.choose import learn
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.train import LearningOptions
-from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.measures.learned_coefficients import learned_measurements
+from clipmerge.measures.sharpness import (
+    STRAGGLER_SHARE,
+    find_stragglers,
+    measure_sharpness,
+    with_shares,
+)
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Count, Density, Positive, Share, with_options_of
 from clipmerge.types import Names
@@ -33,7 +32,7 @@ class SparseOptions(LearningOptions):
     """
 
     granularity: Literal["channel", "entry"] = "entry"
-    share: Share = 0.15
+    share: Share = STRAGGLER_SHARE
     density: Density = 0.5
     steps: Count = 200
     batch_size: Count = 64
@@ -75,96 +74,15 @@ def learned_sparse(objective: Objective, **options: Any) -> Measurements:
     def find() -> tuple[list[str], float]:
         """Find the stragglers where learning starts: their parameters, and the density."""
         nonlocal sharpness, notes, stragglers
-        sharpness, notes = _measure_sharpness(objective)
-        stragglers = sharpest(block_sharpness(sharpness), chosen.share)
+        sharpness, notes = measure_sharpness(objective)
+        stragglers = find_stragglers(sharpness, chosen.share)
         names = [name for layer in stragglers for name in objective.path.layers[layer]]
         return names, chosen.density
 
     coefficients = Coefficients(objective.path, chosen.granularity, chosen.start)
     learned = learn(objective, coefficients, chosen, find_sparse=find)
     measurements = learned_measurements("learned-sparse", objective, coefficients, learned)
-    values = sharpness.values
-    total = sum(values.values()) or 1.0
-    share = Statistic(
-        name="sharpness_share",
-        values={layer: value / total for layer, value in values.items()},
-        title="share of the sharpness",
-        about="the layer's share of all layers' sharpness.",
-    )
-    straggler = Statistic(
-        name="straggler",
-        values={layer: float(layer in stragglers) for layer in values},
-        title="straggler",
-        about="1 if the layer was made sparse, else 0.",
-    )
     return measurements.replace(
-        statistics=(*measurements.statistics, sharpness, share, straggler),
+        statistics=(*measurements.statistics, *with_shares(sharpness, stragglers)),
         notes=(*measurements.notes, *notes),
     )
-
-
-def _measure_sharpness(objective: Objective) -> tuple[Statistic, Names]:
-    """Measure the sharpness of every layer at the current weights, with notes about it."""
-    objective.announce(gradient=1)
-    with objective.fewer_prompts() as notes:
-        sharpness = layer_sharpness(objective)
-    measured = statistic(
-        objective,
-        "sharpness",
-        sharpness,
-        unit="nats",
-        title="sharpness",
-        about=(
-            "largest first-order rise of the loss when this layer alone moves as far as"
-            " fine-tuning moved it."
-        ),
-    )
-    return measured, tuple(f"sharpness {note}" for note in notes)
-
-
-def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
-    """Estimate how much a change of each layer can raise the loss at the current weights, in one
-    gradient pass.
-
-    For layer l and batch B it is ||gradient_l of L_B|| * ||task_vector_l||: to first order the
-    largest rise of the loss if the layer alone moves as far as fine-tuning moved it, in any
-    direction.
-    """
-    path = objective.path
-    layers = path.layers.values()
-    rows: dict[int, list[float]] = {}
-    radii = [_norm(map(path.delta, names)) for names in layers]
-    for batch, _ in objective.gradients():
-        slopes = [_norm(map(path.gradient, names)) for names in layers]
-        rows[batch.number] = list(map(operator.mul, slopes, radii))
-    return by_layer(objective, rows)
-
-
-def block_sharpness(sharpness: Statistic) -> dict[str, float]:
-    """The sharpness of the blocks' layers, among which stragglers are chosen.
-
-    A step sees too few rows of an embedding table to learn its mask, and other layers are small.
-    """
-    return {layer: value for layer, value in sharpness.values.items() if block_of(layer)}
-
-
-def sharpest(sharpness: dict[str, float], share: float) -> Names:
-    """Choose the fewest layers, sharpest first, that together hold a share of the total; at least
-    one.
-
-    Example:
-        >>> sharpest({"a": 1.0, "b": 6.0, "c": 3.0}, 0.65), sharpest({"a": 1.0}, 1.0)
-        (('b', 'c'), ('a',))
-    """
-    total = sum(sharpness.values())
-    chosen: list[str] = []
-    for layer in sorted(sharpness, key=sharpness.__getitem__, reverse=True):
-        if chosen and sum(sharpness[previous] for previous in chosen) >= share * total:
-            break
-        chosen.append(layer)
-    return tuple(layer for layer in sharpness if layer in chosen)
-
-
-def _norm(tensors: Iterable[Tensor]) -> float:
-    squares = [float(vector_norm(tensor)) ** 2 for tensor in tensors]
-    return float(sum(squares) ** 0.5)

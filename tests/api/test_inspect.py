@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import clipmerge
-from clipmerge import Progress
+from clipmerge import Progress, UsageError
 from tests.support.command import done, printed
 from tests.support.raw_safetensors import edit, edit_json
 from tests.support.tiny_clip import Folders, layer_of, save_pair
@@ -42,3 +42,32 @@ def test_weights_that_are_no_numbers_are_named(copies: Folders) -> None:
     edit(copies[1], **{name: torch.full_like(bias, float("nan"))})
     found = clipmerge.inspect(*copies, progress=Progress())
     assert "vision.0.mlp: its weights hold NaN or Inf" in found.mismatches
+
+
+def test_with_images_it_measures_sharpness_and_names_stragglers(
+    pair: Folders, images: Path
+) -> None:
+    record = printed("inspect", *pair, "--data", images, "--allow", "at-chance")
+    layers = record["layers"]
+    sharp = {layer: about["sharpness"] for layer, about in layers.items() if "sharpness" in about}
+    assert set(sharp) == {layer for layer, about in layers.items() if about["change"]}
+    stragglers = [layer for layer in sharp if layers[layer]["straggler"]]
+    blocks = {layer: value for layer, value in sharp.items() if layer.count(".") == 2}
+    assert max(blocks, key=blocks.__getitem__) in stragglers
+    assert min(value for layer, value in blocks.items() if layer in stragglers) >= max(
+        value for layer, value in blocks.items() if layer not in stragglers
+    )
+    assert f"stragglers (the sharpest layers of the blocks): {', '.join(stragglers)}" in (
+        done("inspect", *pair, "--data", images, "--allow", "at-chance").out
+    )
+
+
+def test_images_need_two_checkpoints_that_match(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="name FINETUNED too"):
+        clipmerge.inspect(pair[0], data=images)
+    other = save_pair(tmp_path, blocks=2)[1]
+    found = clipmerge.inspect(pair[0], other, data=images, progress=Progress())
+    assert "images" not in found.record
+    assert any("sharpness is not measured" in text for text in found.record["warnings"])

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from clipmerge.learning.interpolate import Coefficients, _mark_largest
 from clipmerge.learning.objective import Objective
-from clipmerge.measures.learned_sparse import layer_sharpness, learned_sparse, sharpest
+from clipmerge.measures.learned_sparse import learned_sparse
+from clipmerge.measures.sharpness import layer_sharpness, sharpest
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 
 # the zero-shot model of these tests knows nothing, and nothing would be learned

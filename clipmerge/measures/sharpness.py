@@ -1,0 +1,135 @@
+"""Sharpness of every layer: how much the loss could rise if it alone moved as far as fine-tuning
+moved it. Stragglers are the sharpest ones.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from clipmerge.layers import block_of
+from clipmerge.learning.objective import Objective
+from clipmerge.measures._statistics import by_layer, statistic
+from clipmerge.planning.measurements import Measurements, Statistic
+from clipmerge.plugins import Alpha, Share
+from clipmerge.types import Names
+
+#: Share of the blocks' sharpness that stragglers hold by default.
+STRAGGLER_SHARE = 0.15
+
+
+def sharpness(
+    objective: Objective, *, at: Alpha = 0.5, share: Share = STRAGGLER_SHARE
+) -> Measurements:
+    """Measure the sharpness of every layer at one point of the path, in one gradient pass.
+
+    Args:
+        objective: Calibration loss; left at theta(at).
+        at: alpha of the point.
+        share: Share of the blocks' sharpness that stragglers hold.
+
+    Returns:
+        The statistics ``sharpness`` in nats, ``sharpness_share`` of the total, and ``straggler``, 1
+        or 0.
+
+    Source:
+        Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476. The definition is ours.
+    """
+    objective.path.set_alpha(at)
+    measured, notes = measure_sharpness(objective)
+    return Measurements(
+        measure="sharpness",
+        statistics=with_shares(measured, find_stragglers(measured, share)),
+        notes=notes,
+        batch_sizes=objective.batch_sizes,
+    )
+
+
+def with_shares(sharpness: Statistic, stragglers: Names) -> tuple[Statistic, ...]:
+    """Sharpness, the layers' shares of it, and which of them are stragglers."""
+    values = sharpness.values
+    total = sum(values.values()) or 1.0
+    share = Statistic(
+        name="sharpness_share",
+        values={layer: value / total for layer, value in values.items()},
+        title="share of the sharpness",
+        about="the layer's share of all layers' sharpness.",
+    )
+    straggler = Statistic(
+        name="straggler",
+        values={layer: float(layer in stragglers) for layer in values},
+        title="straggler",
+        about="1 for the sharpest layers of the blocks, which `straggler-sparse` makes sparse.",
+    )
+    return sharpness, share, straggler
+
+
+def measure_sharpness(objective: Objective) -> tuple[Statistic, Names]:
+    """Measure the sharpness of every layer at the current weights, with notes about it."""
+    objective.announce(gradient=1)
+    with objective.fewer_prompts() as notes:
+        sharpness = layer_sharpness(objective)
+    measured = statistic(
+        objective,
+        "sharpness",
+        sharpness,
+        unit="nats",
+        title="sharpness",
+        about=(
+            "largest first-order rise of the loss when this layer alone moves as far as"
+            " fine-tuning moved it."
+        ),
+    )
+    return measured, tuple(f"sharpness {note}" for note in notes)
+
+
+def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
+    """Estimate how much a change of each layer can raise the loss at the current weights, in one
+    gradient pass.
+
+    For layer l and batch B it is ||gradient_l of L_B|| * ||task_vector_l||: to first order the
+    largest rise of the loss if the layer alone moves as far as fine-tuning moved it, in any
+    direction.
+    """
+    path = objective.path
+    layers = path.layers.values()
+    rows: dict[int, list[float]] = {}
+    radii = [_norm(map(path.delta, names)) for names in layers]
+    for batch, _ in objective.gradients():
+        slopes = [_norm(map(path.gradient, names)) for names in layers]
+        rows[batch.number] = list(map(operator.mul, slopes, radii))
+    return by_layer(objective, rows)
+
+
+def find_stragglers(sharpness: Statistic, share: float) -> Names:
+    """The sharpest layers of the blocks, which together hold a share of the blocks' sharpness.
+
+    A step sees too few rows of an embedding table to learn its mask, and other layers are small.
+    """
+    in_blocks = {layer: value for layer, value in sharpness.values.items() if block_of(layer)}
+    return sharpest(in_blocks, share)
+
+
+def sharpest(sharpness: dict[str, float], share: float) -> Names:
+    """Choose the fewest layers, sharpest first, that together hold a share of the total; at least
+    one.
+
+    Example:
+        >>> sharpest({"a": 1.0, "b": 6.0, "c": 3.0}, 0.65), sharpest({"a": 1.0}, 1.0)
+        (('b', 'c'), ('a',))
+    """
+    total = sum(sharpness.values())
+    chosen: list[str] = []
+    for layer in sorted(sharpness, key=sharpness.__getitem__, reverse=True):
+        if chosen and sum(sharpness[previous] for previous in chosen) >= share * total:
+            break
+        chosen.append(layer)
+    return tuple(layer for layer in sharpness if layer in chosen)
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    squares = [float(vector_norm(tensor)) ** 2 for tensor in tensors]
+    return float(sum(squares) ** 0.5)
