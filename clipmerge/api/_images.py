@@ -147,7 +147,9 @@ def _build_objective(
     options: DecisionOptions,
     progress: Progress,
 ) -> tuple[Objective, LearningState, CalibrationRecord]:
-    """Move images and model to the device."""
+    """Build the loss of the model on these images, the state of learning, and the record of what
+    was measured on.
+    """
     drawn, val = split.train, split.val
     assert drawn is not None
     contrastive = isinstance(drawn, CaptionedImages)
@@ -221,7 +223,15 @@ def _build_objective(
 
         for note in caption_notes(images.source, model, images.class_names):
             objective.add_note(note)
-    record = CalibrationRecord(
+    record = _describe_images(images, split, options, templates=templates, batch_size=size)
+    return objective, state, record
+
+
+def _describe_images(
+    images: LabelledImages, split: Split[Images], options: DecisionOptions, **more: Any
+) -> CalibrationRecord:
+    """What the record tells of the images that are measured on."""
+    return CalibrationRecord(
         source=images.source if images.revision else last_part(images.source),
         revision=images.revision,
         images=len(images),
@@ -229,11 +239,9 @@ def _build_objective(
         duplicates=split.copies,
         classes=len(images.class_names),
         classes_with_images=len(set(images.labels)),
-        batch_size=size,
-        templates=templates,
         seed=options.seed,
+        **more,
     )
-    return objective, state, record
 
 
 def _relative_change(path: Path) -> Statistic:
