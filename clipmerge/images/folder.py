@@ -59,8 +59,7 @@ def load_folder(title: str, folder: Path, columns: Columns) -> OpenedSource:
 def _load_captions(title: str, folder: Path) -> OpenedSource:
     """Read the text beside each picture of a folder and of all inside it, one caption per line."""
     paths, _ = _list_files(folder)
-    texts = [path.with_suffix(".txt") for path in paths]
-    missing = [path.name for path, text in zip(paths, texts, strict=True) if not text.is_file()]
+    missing = [path.name for path in paths if not path.with_suffix(".txt").is_file()]
     if len(missing) == len(paths):
         raise DataError(
             f"{title}: has no subfolders; expected one per class, such as {title}/cat/1.jpg, or"
@@ -73,8 +72,12 @@ def _load_captions(title: str, folder: Path) -> OpenedSource:
             f"{title}: {have} no text with captions ({shorten(missing, 3)}); write them beside the"
             " image, to the same name in .txt"
         )
-    captions = [caption_lines(text.read_text("utf-8", "replace")) for text in texts]
-    return OpenedSource(title, picture_files(list(map(str, paths))), captions, captioned=True)
+    captions: list[list[str]] = []
+    for path in paths:
+        text = path.with_suffix(".txt").read_text("utf-8", "replace")
+        captions.append(caption_lines(text))
+    files = list(map(str, paths))
+    return OpenedSource(title, picture_files(files), captions, captioned=True)
 
 
 def caption_lines(text: str) -> list[str]:

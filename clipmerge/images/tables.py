@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -150,25 +151,25 @@ def _open_table(
         folder: Where names of files start from, if not from the working folder.
     """
     class_names = _class_names(schema)
-    image, text, captioned, notes = _choose_columns(title, schema, columns, list(class_names))
-    values = select([text])[:].column(0).to_pylist()
-    images = select([image])
-    if _kind_of_column(schema.field(image).type) == "texts":
+    chosen = _choose_columns(title, schema, columns, list(class_names))
+    values = select([chosen.text])[:].column(0).to_pylist()
+    images = select([chosen.image])
+    if _kind_of_column(schema.field(chosen.image).type) == "texts":
         files = _find_files(title, images[:].column(0).to_pylist(), folder)
-        if captioned:
+        if chosen.captioned:
             files, values = _join_captions(files, values)
         pictures = picture_files(files)
     else:
         pictures = _pictures_of_rows(title, images, len(values))
-    if not captioned:
+    if not chosen.captioned:
         values = [None if value == "" else value for value in values]  # an empty cell of a CSV
     return OpenedSource(
         title=title,
         pictures=pictures,
         values=values,
-        captioned=captioned,
-        class_names=class_names.get(text),
-        notes=notes,
+        captioned=chosen.captioned,
+        class_names=class_names.get(chosen.text),
+        notes=chosen.notes,
     )
 
 
@@ -207,12 +208,19 @@ def _join_captions(files: list[str], values: list[Any]) -> tuple[list[str], list
     return list(captions), list(captions.values())
 
 
-def _choose_columns(
-    title: str, schema: pa.Schema, wanted: Columns, classes: list[str]
-) -> tuple[str, str, bool, Names]:
-    """The columns of images and of labels or captions, which of these they are, and notes: those
-    that the user named; otherwise those of a type or with a usual name, and captions only without
-    labels.
+@dataclass(frozen=True)
+class _Choice:
+    """The columns of a table that are read."""
+
+    image: str
+    text: str  # labels or captions
+    captioned: bool
+    notes: Names
+
+
+def _choose_columns(title: str, schema: pa.Schema, wanted: Columns, classes: list[str]) -> _Choice:
+    """Choose the columns that the user named; otherwise those of a type or with a usual name, and
+    captions only without labels.
     """
     kinds = {field.name: _kind_of_column(field.type) for field in schema}
     pictures = [name for name, kind in kinds.items() if kind == "images"]
@@ -233,12 +241,15 @@ def _choose_columns(
                 f"{title}: has labels (column '{text}') and captions ('{captions[0]}'); the labels"
                 f" are taken; the captions are with `caption_column` {captions[0]}",
             )
-    text_kinds = ("texts", "lists") if captioned else ("texts", "numbers")
-    for column, allowed in ((image, ("images", "texts")), (text, text_kinds)):
-        if kinds[column] not in allowed:
-            holds = schema.field(column).type
-            raise DataError(f"{title}: column '{column}' holds {holds}, not {' or '.join(allowed)}")
-    return image, text, captioned, notes
+    _require_kind(title, schema.field(image), ("images", "texts"))
+    _require_kind(title, schema.field(text), ("texts", "lists" if captioned else "numbers"))
+    return _Choice(image, text, captioned, notes)
+
+
+def _require_kind(title: str, column: pa.Field, allowed: Names) -> None:
+    if _kind_of_column(column.type) not in allowed:
+        kinds = " or ".join(allowed)
+        raise DataError(f"{title}: column '{column.name}' holds {column.type}, not {kinds}")
 
 
 def _pick_column(
@@ -247,15 +258,16 @@ def _pick_column(
     """The column that the user named; or the one that was found, or of several the one that has the
     usual name.
     """
-    if wanted is not None and wanted in columns:
-        return wanted
-    if not wanted and kind in found:
-        return kind
-    if not wanted and len(found) == 1:
-        return found[0]
-    what = f"several {kind} columns ({shorten(found)})" if found else f"no {kind} column"
     if wanted:
+        if wanted in columns:
+            return wanted
         what = f"no column '{wanted}'"
+    elif kind in found:
+        return kind
+    elif len(found) == 1:
+        return found[0]
+    else:
+        what = f"several {kind} columns ({shorten(found)})" if found else f"no {kind} column"
     flags = " or ".join(f"`{name}_column`" for name in kind.split(" or "))
     raise DataError(
         f"{title}: {what} (columns: {shorten(columns, 12)}); name it with"

@@ -111,11 +111,11 @@ def _read_members(archive: str) -> Iterator[tuple[str, str, Member]]:
 
 def _image_of(where: str, files: dict[str, Member], wanted: str | None) -> Member:
     """A sample's picture."""
-    found = [
-        member
-        for ending, member in files.items()
-        if ending == wanted or (not wanted and f".{ending.rpartition('.')[2]}" in IMAGE_SUFFIXES)
-    ]
+    found: list[Member] = []
+    for ending, member in files.items():
+        _, _, last = ending.rpartition(".")
+        if ending == wanted or (not wanted and f".{last}" in IMAGE_SUFFIXES):
+            found.append(member)
     if len(found) != 1:
         raise DataError(
             f"{where}: has {len(found) or 'no'} images (endings: {shorten(files)}); name one by its"
