@@ -11,7 +11,7 @@ that 50 or 100 labelled images of one shift judge as well: the changes are on al
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,20 +79,15 @@ def by_images(merge: Merge) -> str:
     return "240 to 412" if images < 500 else "697 to 1,024"
 
 
-def by_recipe(merge: Merge) -> str:
-    """The recipe that made it."""
-    return str(merge.get("recipe", "auto"))
-
-
-def counted(merges: Sequence[Merge], group: Callable[[Merge], str]) -> dict[str, Counts]:
-    """Counts by group, and of all."""
+def counted(merges: Sequence[Merge]) -> dict[str, Counts]:
+    """Counts by number of images, and of all."""
     found: dict[str, Counts] = {}
     for merge in sorted(merges, key=lambda each: each["images"]):
-        found.setdefault(group(merge), {})
+        found.setdefault(by_images(merge), {})
     found["all"] = {}
     for merge in merges:
         advice = advised(merge)
-        for name in (group(merge), "all"):
+        for name in (by_images(merge), "all"):
             right, count = found[name].get(advice, (0, 0))
             found[name][advice] = (right + is_right(merge), count + 1)
     return found

@@ -38,7 +38,7 @@ def equal_labels(pair: Pair, folder: Path = PAIRS_FOLDER) -> None:
         finetune(start, pair.spec.regime, pair.spec.seed, learned, pair.template, model)
         seconds = time.process_time() - begin
         curve = tests.curve(model, ALPHAS)
-        labels = sum(results.told["labels"].values())
+        labels = results.labels
         results.add(name, alphas=ALPHAS, correct=curve, labels=labels, seconds=round(seconds, 1))
 
 

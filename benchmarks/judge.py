@@ -108,15 +108,13 @@ def judge(
         seconds = time.process_time() - begin
         record = json.loads((output / "clipmerge.json").read_text(encoding="utf-8"))
         correct = stacked([tests.right(load(output))])
-    verdict = record.get("verdict")
-    advice = verdict.get("recommendation") if isinstance(verdict, dict) else None
-    labels = sum(results.told["labels"].values())
+    verdict = record.get("verdict") or {}
     results.add(
         name,
         correct=correct,
-        labels=labels,
+        labels=results.labels,
         seconds=round(seconds, 1),
-        recommendation=advice,
+        recommendation=verdict.get("recommendation"),
         commit=_commit(),
         who=who,
     )

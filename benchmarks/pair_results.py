@@ -63,6 +63,11 @@ class Results:
     def methods(self) -> dict[str, dict[str, Any]]:
         return self.told["methods"]
 
+    @property
+    def labels(self) -> int:
+        """Labelled pictures that fine-tuning and merging may use together."""
+        return sum(self.told["labels"].values())
+
     @cached_property
     def shifts(self) -> list[str]:
         return [name for name in self.told["things"] if name != "test"]

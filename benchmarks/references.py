@@ -15,6 +15,7 @@ alpha, from the validation pictures.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.judge import Judge, add_curve
 from benchmarks.make_pairs.pair import Pair
-from benchmarks.models import Model, load, prompts_of
+from benchmarks.models import load, prompts_of
 from benchmarks.pair_results import CURVE, PAIRS_FOLDER, open_results, stacked
 
 ALPHAS = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -41,7 +42,7 @@ def references(pair: Pair, folder: Path = PAIRS_FOLDER) -> None:
     add_curve(tests, results)
     zeroshot = _answers(pair.zeroshot, tests)
     finetuned = _answers(pair.finetuned, tests)
-    labels = sum(results.told["labels"].values())
+    labels = results.labels
     alphas = torch.tensor(results.methods[CURVE]["alphas"])
     found = {
         "ensemble": _ensemble(zeroshot, finetuned, tests),
@@ -50,12 +51,11 @@ def references(pair: Pair, folder: Path = PAIRS_FOLDER) -> None:
     }
     for name, right in found.items():
         results.add(name, correct=stacked([right]), labels=labels)
-    norms = _norms(tests.model)
+    norms = [each for each in tests.model.network.modules() if isinstance(each, nn.BatchNorm2d)]
     if norms:
-        pixels = tests.pixels["val"]
 
         def prepare() -> None:
-            _recalibrate(tests.model, pixels)
+            _recalibrate(norms, lambda: tests.model.embedded(tests.pixels["val"]))
 
         curve = tests.curve(pair.finetuned, ALPHAS, prepare)
         results.add("recalibrated", alphas=ALPHAS, correct=curve, labels=labels)
@@ -141,18 +141,12 @@ def _vrf(zeroshot: Answers, finetuned: Answers, tests: Judge) -> Right:
     return right
 
 
-def _norms(model: Model) -> list[nn.BatchNorm2d]:
-    return [each for each in model.network.modules() if isinstance(each, nn.BatchNorm2d)]
-
-
-@torch.no_grad()
-def _recalibrate(model: Model, pixels: Tensor) -> None:
-    """Means and variances of the inputs of all batch norms, over these pictures."""
-    norms = _norms(model)
+def _recalibrate(norms: Sequence[nn.BatchNorm2d], see: Callable[[], Tensor]) -> None:
+    """Means and variances of the inputs of all batch norms, over the pictures that are seen."""
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over batches
         norm.train()
-    model.embedded(pixels)
+    see()
     for norm in norms:
         norm.eval()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.advice import by_images, counted, is_right, read_merges
+from benchmarks.advice import counted, is_right, read_merges
 from benchmarks.pair_results import CURVE, SMALLER_FOLDER, Results, every_result
 from benchmarks.statistics import (
     FINETUNED,
@@ -62,6 +62,16 @@ _METHODS = {
 }
 #: Those of which only the mean over targets is shown.
 _MEANS_ONLY = ("recalibrated", "continued-3", "anew-3", "dawin", "vrf")
+#: What the table of ablations has, and how it is called there.
+_ABLATED = {
+    AUTO: "as it is",
+    f"{AUTO} seed=1": "the same, another seed",
+    f"{AUTO} measure.distill=predictions": "close to predictions alone",
+    f"{AUTO} measure.distill=features": "close to features alone",
+    f"{AUTO} measure.distill=path-features": "close to features, the middle's too",
+    f"{AUTO} measure.distill_weight=0": "no restraint",
+    f"{AUTO} measure.weak_aug=0": "no weak changes",
+}
 _WITH_LABELS = ("continued", "anew", AUTO)
 
 
@@ -217,9 +227,8 @@ def _merged_cells(pairs: Sequence[Results], form: str) -> list[str]:
 
 def new_targets(every: Sequence[Results]) -> Rows:
     """Every method on the pairs with natural shifts."""
-    pairs = [each for each in having(every, [AUTO]) if each.name in _NATURAL]
-    pairs.sort(key=lambda each: _NATURAL.index(each.name))
-    return _methods({each.name: [each] for each in pairs})
+    pairs = {each.name: [each] for each in having(every, [AUTO])}
+    return _methods({name: pairs[name] for name in _NATURAL if name in pairs})
 
 
 def equal_by_target(every: Sequence[Results]) -> Rows:
@@ -292,38 +301,38 @@ def equal_labels(every: Sequence[Results]) -> Rows:
 _AHEAD = ("auto minus it: ID", "OOD", "auto over its curve")
 
 
-def seeds(every: Sequence[Results]) -> Rows:
-    """`auto` learned several times: ID / OOD of each seed."""
-    names = (AUTO, f"{AUTO} seed=1", f"{AUTO} seed=2")
-    rows = [["pair", "seed 0", "seed 1", "seed 2"]]
-    for each in every:
-        if all(name in each.methods for name in names):
-            rows.append([each.name, *(_both([each], name) for name in names)])
+def ablations(every: Sequence[Results]) -> Rows:
+    """`auto` with a part taken out, on tuning pairs: change since fine-tuned, and gain."""
+    pairs = [each for each in every if _ABLATED.keys() <= each.methods.keys()]
+    columns = by_target(pairs)
+    rows = [["auto"]]
+    for target in columns:
+        rows[0] += [f"{target}: OOD / ID", "gain"]
+    for method, called in _ABLATED.items():
+        row = [called]
+        for ours in columns.values():
+            row += [_moved(ours, method), _gain(ours, method)]
+        rows.append(row)
     return rows
 
 
 def smaller(every: Sequence[Results]) -> Rows:
-    """Gains on the smaller models: with four times the work, now, and with 64 images."""
-    whole = "auto-whole"
-    few = f"{AUTO} images=64"
+    """Gains on the smaller models, with all images and with 64."""
     groups: dict[str, list[Results]] = defaultdict(list)
     for each in every:
         tuned = ", tuned on" if each.told["tuned"] else ""
         groups[f"{each.target}, {each.told['regime']}{tuned}"].append(each)
-    held_out = [each for each in every if not each.told["tuned"]]
-    if held_out:
-        groups["**held out**"] = held_out
-    rows = [["pairs", "four times the work", "now", "difference", "now, 64 images"]]
+    groups["**held out**"] = [each for each in every if not each.told["tuned"]]
+    rows = [["pairs", "gain", "with 64 images"]]
     for name, pairs in groups.items():
-        moved = _mean(pairs, lambda each: _above(each, AUTO) - _above(each, whole))
-        gains = [_gain(pairs, method) for method in (whole, AUTO, few)]
-        rows.append([f"{name} ({len(pairs)})", *gains[:2], str(moved), gains[2]])
+        few = _gain(pairs, f"{AUTO} images=64")
+        rows.append([f"{name} ({len(pairs)})", _gain(pairs, AUTO), few])
     return rows
 
 
 def advice(_: Sequence[Results]) -> Rows:
     """Advice by number of images: merges that are right, of those that were told so."""
-    found = counted(read_merges(), by_images)
+    found = counted(read_merges())
     advices = sorted(found["all"])
     rows = [["images", *advices]]
     for size, told in found.items():
@@ -343,7 +352,7 @@ TABLES: dict[str, Callable[[Sequence[Results]], Rows]] = {
     "new-targets": new_targets,
     "equal-labels": equal_labels,
     "equal-by-target": equal_by_target,
-    "seeds": seeds,
+    "ablations": lambda every: ablations([*every_result(SMALLER_FOLDER), *every]),
     "smaller": lambda _: smaller(every_result(SMALLER_FOLDER)),
     "advice": advice,
 }
