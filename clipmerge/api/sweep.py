@@ -26,7 +26,7 @@ from clipmerge.api._pair import (
 from clipmerge.api._write import PlannedMerge, command_line
 from clipmerge.api.merge import check_recipe, decide_by_method
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
-from clipmerge.checkpoint.converted import convert_checkpoint
+from clipmerge.checkpoint.views import convert_checkpoint
 from clipmerge.checks import check_sources, raise_unless_allowed
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, UsageError

@@ -204,7 +204,7 @@ def pair_keys(
     """Match keys by canonical name, in the layout of the first fine-tuned checkpoint."""
     checkpoints = [zeroshot, *finetuned]
     if len({one.family.layout for one in checkpoints}) > 1:
-        from clipmerge.checkpoint.converted import convert_checkpoint
+        from clipmerge.checkpoint.views import convert_checkpoint
 
         checkpoints = [convert_checkpoint(one, finetuned[0]) for one in checkpoints]
     # those without a config have the family of the others

@@ -134,11 +134,8 @@ def prefix_errors(source: object) -> Iterator[None]:
 
 @cache
 def _import_torch_for_views() -> Any:
-    """Import torch and silently trigger its once-per-process warning that a view of an array is
-    read-only.
-
-    The maps are read-only, and so is every use of the views. Warning filters must not be changed in
-    threads.
+    """Import torch, and have it warn once, unheard, that a view of an array is read-only, because
+    warning filters must not be changed in threads.
     """
     import torch
 

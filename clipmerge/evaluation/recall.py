@@ -15,7 +15,7 @@ from clipmerge.planning.record import RANKS, Recall
 
 #: Captions whose images are shown, and images shown for each.
 EXAMPLES, IMAGES_PER_EXAMPLE = 4, 3
-# Scores computed at once.
+# Scores computed at once: 64 MB in float32.
 _SCORES = 1 << 24
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.checkpoint.alignment import HEAD_BIAS, HEAD_WEIGHT
-from clipmerge.checkpoint.converted import with_head
+from clipmerge.checkpoint.views import with_head
 from clipmerge.errors import CheckpointError
 from clipmerge.parallel import one_thread
 from clipmerge.planning.plan import HeadRecord

@@ -19,7 +19,8 @@ from clipmerge.images.image_set import (
 from clipmerge.images.registry import KnownSet, find_known, known_sets
 from clipmerge.types import Names
 
-# Texts are captions if their mean number of words is at least this and most of them differ.
+# Texts are captions if their mean number of words is at least this and most of them differ; names
+# of classes have one or two.
 _WORDS_OF_A_CAPTION = 3
 
 

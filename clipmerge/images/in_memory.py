@@ -22,7 +22,7 @@ from clipmerge.images.tables import load_dataset, load_files
 from clipmerge.types import Names
 
 _IMAGES = ("pixel_values", "image", "images", "pixels")
-# Items that are looked at to see whether floats are normalised.
+# Items that are looked at to see whether floats are normalised; all would take too long.
 _SHOWN = 8
 
 

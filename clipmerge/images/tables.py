@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 #: Names of columns with names of image files.
 FILE_NAMES = ("file_name", "filepath", "file", "path", "image", "image_path", "filename")
-# Rows of a Parquet file that are in memory at once while it is copied.
+# Rows of a Parquet file in memory at once while it is copied; a picture may have megabytes.
 _ROWS_AT_ONCE = 256
 # Bytes of a line of JSON, at most.
 _LONGEST_LINE = 1 << 24
@@ -141,14 +141,8 @@ def _open_table(
     columns: Columns,
     folder: Path,
 ) -> OpenedSource:
-    """Read labels or captions now, and pictures when they are needed.
-
-    Args:
-        title: The table, in messages.
-        schema: Its columns, with the features of `datasets` if it was written by that.
-        select: Gives some of the columns, whose rows are slices.
-        columns: The columns that the user named.
-        folder: Where names of files start from, if not from the working folder.
+    """Read labels or captions now, and pictures when they are needed; ``select`` gives some of the
+    columns, whose rows are slices.
     """
     class_names = _class_names(schema)
     chosen = _choose_columns(title, schema, columns, list(class_names))

@@ -1,5 +1,5 @@
-"""What measures share: statistics of one value per batch and layer, and fewer prompts where there
-are many.
+"""What measures share: statistics of one value per batch and layer, random numbers, and fewer
+prompts where there are many.
 """
 
 from __future__ import annotations

@@ -139,11 +139,8 @@ def _worst_error(checks: dict[str, Check], *, rounding: float) -> float:
 def _integrate_slopes(
     objective: Objective, nodes: int, *, gradients: bool
 ) -> tuple[dict[str, dict[str, tuple[float, ...]]], dict[float, float], Tensors]:
-    """Integrate the slopes along the path.
-
-    Returns:
-        The statistics by batch and layer, the losses at the nodes, and the mean gradient along the
-        path by parameter, if it is wanted.
+    """Integrate the slopes along the path: the statistics by batch and layer, the losses at the
+    nodes, and the mean gradient by parameter, if it is wanted.
     """
     path, layers = objective.path, len(objective.path.layers)
     shares = {

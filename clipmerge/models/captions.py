@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from clipmerge.models import ImageTextModel
 from clipmerge.types import Names
 
+# Captions that are tokenised at once: a megabyte of tokens.
 _TEXTS_AT_ONCE = 1024
 
 

@@ -22,7 +22,8 @@ from clipmerge.models import ImageTextModel
 from clipmerge.models.passes import recomputed
 from clipmerge.types import Names, Tensors
 
-# Prompts, and tokens, whose activations are held at once.
+# Prompts, and tokens, whose activations are held at once: about as many tokens as a ViT-B/32 makes
+# of 80 images.
 _PROMPTS_AT_ONCE, _TOKENS_AT_ONCE = 512, 4096
 
 
