@@ -4,7 +4,7 @@ the fine-tuned model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -162,7 +162,6 @@ def learn(
     options: LearningOptions,
     *,
     units: Mapping[str, float] | None = None,
-    find_sparse: Callable[[], tuple[Sequence[str], float]] | None = None,
 ) -> LearningResult:
     """Learn coefficients, and move them to the choice of the images ``objective.val``, if any.
 
@@ -171,12 +170,7 @@ def learn(
         coefficients: Changed in place.
         options: How to learn and choose.
         units: See `train`.
-        find_sparse: Called at the weights where learning starts; returns the parameters to make
-            sparse and their density.
     """
-    if find_sparse is not None:
-        objective.path.set_alpha(options.start)
-        coefficients.make_sparse(*find_sparse(), objective.seed)
     trace = train(objective, coefficients, options, units)
     if objective.val is None:
         return LearningResult(trace)

@@ -10,15 +10,9 @@ from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.train import LearningOptions
 from clipmerge.measures.learned_coefficients import learned_measurements
-from clipmerge.measures.sharpness import (
-    STRAGGLER_SHARE,
-    find_stragglers,
-    measure_sharpness,
-    with_shares,
-)
-from clipmerge.planning.measurements import Measurements, Statistic
+from clipmerge.measures.sharpness import STRAGGLER_SHARE, measure_sharpness
+from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count, Density, Positive, Share, with_options_of
-from clipmerge.types import Names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,22 +61,15 @@ def learned_sparse(objective: Objective, **options: Any) -> Measurements:
         arXiv:1308.3432. The definitions are ours.
     """
     chosen = SparseOptions(**options)
-    sharpness = Statistic(name="sharpness", values={})
-    notes: Names = ()
-    stragglers: Names = ()
-
-    def find() -> tuple[list[str], float]:
-        """Find the stragglers where learning starts: their parameters, and the density."""
-        nonlocal sharpness, notes, stragglers
-        sharpness, notes = measure_sharpness(objective)
-        stragglers = find_stragglers(sharpness, chosen.share)
-        names = [name for layer in stragglers for name in objective.path.layers[layer]]
-        return names, chosen.density
-
     coefficients = Coefficients(objective.path, chosen.granularity, chosen.start)
-    learned = learn(objective, coefficients, chosen, find_sparse=find)
+    objective.path.set_alpha(chosen.start)
+    measured = measure_sharpness(objective, chosen.share)
+    stragglers = [layer for layer, value in measured["straggler"].values.items() if value]
+    names = [name for layer in stragglers for name in objective.path.layers[layer]]
+    coefficients.make_sparse(names, chosen.density, objective.seed)
+    learned = learn(objective, coefficients, chosen)
     measurements = learned_measurements("learned-sparse", objective, coefficients, learned)
     return measurements.replace(
-        statistics=(*measurements.statistics, *with_shares(sharpness, stragglers)),
-        notes=(*measurements.notes, *notes),
+        statistics=(*measurements.statistics, *measured.statistics),
+        notes=(*measurements.notes, *measured.notes),
     )

@@ -39,43 +39,18 @@ def sharpness(
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476. The definition is ours.
     """
     objective.path.set_alpha(at)
-    measured, notes = measure_sharpness(objective)
-    return Measurements(
-        measure="sharpness",
-        statistics=with_shares(measured, find_stragglers(measured, share)),
-        notes=notes,
-        batch_sizes=objective.batch_sizes,
-    )
+    return measure_sharpness(objective, share)
 
 
-def with_shares(sharpness: Statistic, stragglers: Names) -> tuple[Statistic, ...]:
-    """Sharpness, the layers' shares of it, and which of them are stragglers."""
-    values = sharpness.values
-    total = sum(values.values()) or 1.0
-    share = Statistic(
-        name="sharpness_share",
-        values={layer: value / total for layer, value in values.items()},
-        title="share of the sharpness",
-        about="the layer's share of all layers' sharpness.",
-    )
-    straggler = Statistic(
-        name="straggler",
-        values={layer: float(layer in stragglers) for layer in values},
-        title="straggler",
-        about="1 for the sharpest layers of the blocks, which `straggler-sparse` makes sparse.",
-    )
-    return sharpness, share, straggler
-
-
-def measure_sharpness(objective: Objective) -> tuple[Statistic, Names]:
-    """Measure the sharpness of every layer at the current weights, with notes about it."""
+def measure_sharpness(objective: Objective, share: float) -> Measurements:
+    """Measure the sharpness of every layer at the current weights; see `sharpness`."""
     objective.announce(gradient=1)
     with objective.fewer_prompts() as notes:
-        sharpness = layer_sharpness(objective)
+        rises = layer_sharpness(objective)
     measured = statistic(
         objective,
         "sharpness",
-        sharpness,
+        rises,
         unit="nats",
         title="sharpness",
         about=(
@@ -83,7 +58,29 @@ def measure_sharpness(objective: Objective) -> tuple[Statistic, Names]:
             " fine-tuning moved it."
         ),
     )
-    return measured, tuple(f"sharpness {note}" for note in notes)
+    values = measured.values
+    total = sum(values.values()) or 1.0
+    shares = Statistic(
+        name="sharpness_share",
+        values={layer: value / total for layer, value in values.items()},
+        title="share of the sharpness",
+        about="the layer's share of all layers' sharpness.",
+    )
+    # a step sees too few rows of an embedding table to learn its mask, and other layers are small
+    blocks = {layer: value for layer, value in values.items() if block_of(layer)}
+    stragglers = sharpest(blocks, share)
+    straggler = Statistic(
+        name="straggler",
+        values={layer: float(layer in stragglers) for layer in values},
+        title="straggler",
+        about="1 for the sharpest layers of the blocks, which `straggler-sparse` makes sparse.",
+    )
+    return Measurements(
+        measure="sharpness",
+        statistics=(measured, shares, straggler),
+        notes=tuple(f"sharpness {note}" for note in notes),
+        batch_sizes=objective.batch_sizes,
+    )
 
 
 def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
@@ -102,15 +99,6 @@ def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
         slopes = [_norm(map(path.gradient, names)) for names in layers]
         rows[batch.number] = list(map(operator.mul, slopes, radii))
     return by_layer(objective, rows)
-
-
-def find_stragglers(sharpness: Statistic, share: float) -> Names:
-    """The sharpest layers of the blocks, which together hold a share of the blocks' sharpness.
-
-    A step sees too few rows of an embedding table to learn its mask, and other layers are small.
-    """
-    in_blocks = {layer: value for layer, value in sharpness.values.items() if block_of(layer)}
-    return sharpest(in_blocks, share)
 
 
 def sharpest(sharpness: dict[str, float], share: float) -> Names:
