@@ -51,7 +51,6 @@ _METHODS = {
     "straggler-sparse": "straggler-sparse",
     "recalibrated": "wise-ft-id, batch norms recalibrated",
     "continued": "continued on val, best alpha",
-    "continued-3": "continued on val, smallest alpha",
     "anew": "anew on train + val, best alpha",
     "anew-3": "anew on train + val, smallest alpha",
     AUTO: "auto",
@@ -61,13 +60,14 @@ _METHODS = {
     "vrf": "VRF (two models)",
 }
 #: Those of which only the mean over targets is shown.
-_MEANS_ONLY = ("recalibrated", "continued-3", "anew-3", "dawin", "vrf")
+_MEANS_ONLY = ("recalibrated", "anew-3", "dawin", "vrf")
+_FEATURES = "measure.distill=features"
 #: What the table of ablations has, and how it is called there.
 _ABLATED = {
     AUTO: "as it is",
     f"{AUTO} seed=1": "the same, another seed",
     f"{AUTO} measure.distill=predictions": "close to predictions alone",
-    f"{AUTO} measure.distill=features": "close to features alone",
+    f"{AUTO} {_FEATURES}": "close to features alone",
     f"{AUTO} measure.distill=path-features": "close to features, the middle's too",
     f"{AUTO} measure.distill_weight=0": "no restraint",
     f"{AUTO} measure.weak_aug=0": "no weak changes",
@@ -303,15 +303,15 @@ _AHEAD = ("auto minus it: ID", "OOD", "auto over its curve")
 
 def ablations(every: Sequence[Results]) -> Rows:
     """`auto` with a part taken out, on tuning pairs: change since fine-tuned, and gain."""
-    pairs = [each for each in every if _ABLATED.keys() <= each.methods.keys()]
-    columns = by_target(pairs)
+    columns = by_target(each for each in every if f"{AUTO} {_FEATURES}" in each.methods)
     rows = [["auto"]]
     for target in columns:
         rows[0] += [f"{target}: OOD / ID", "gain"]
     for method, called in _ABLATED.items():
         row = [called]
         for ours in columns.values():
-            row += [_moved(ours, method), _gain(ours, method)]
+            is_known = all(method in each.methods for each in ours)
+            row += [_moved(ours, method), _gain(ours, method)] if is_known else ["", ""]
         rows.append(row)
     return rows
 
