@@ -128,15 +128,11 @@ def choose(
 
     chosen, finetuned = choose_backoff(look_at, options.max_loss, by_ood=bool(objective.ood))
     coefficients.back_off(chosen.backoff)
-    _, error = chosen.loss_against(finetuned)
     return BackoffChoice(
         images=len(chosen.accuracies),
-        training_images=len(objective.images),
-        alpha=1.0 if chosen.backoff == _FINETUNED else None,
-        extrapolation=chosen.backoff,
+        backoff=chosen.backoff,
         accuracy=float(chosen.accuracies.mean()),
         finetuned_accuracy=float(finetuned.accuracies.mean()),
-        loss_error=error,
         ood_images=sum(len(shift.images) for shift in objective.ood),
         ood_accuracy=chosen.ood_accuracy if objective.ood else None,
         finetuned_ood_accuracy=finetuned.ood_accuracy if objective.ood else None,
@@ -148,7 +144,7 @@ class LearningResult:
     """The result of learning.
 
     Attributes:
-        trace: Mean cross-entropy, accuracy and mean distillation loss of each step.
+        trace: Mean cross-entropy and mean distillation loss of each step.
         choice: The choice of the held-out images; ``None`` if none are held out.
     """
 
@@ -176,6 +172,4 @@ def learn(
         return LearningResult(trace)
     choice = choose(objective, coefficients, options)
     coefficients.place()
-    last = trace[-max(1, len(trace) // 10) :]  # the last steps, of little rate
-    accuracy = sum(losses[1] for losses in last) / len(last)
-    return LearningResult(trace, choice.replace(train_accuracy=accuracy))
+    return LearningResult(trace, choice)

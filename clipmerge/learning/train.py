@@ -133,7 +133,7 @@ def train(
         units: Adam's step size by coefficient, in units of ``options.lr``; 1 by default.
 
     Returns:
-        Mean cross-entropy, accuracy and mean distillation loss of every step.
+        Mean cross-entropy and mean distillation loss of every step.
 
     Raises:
         ClipmergeError: If a loss is not finite.
@@ -146,7 +146,7 @@ def train(
     device = objective.path.device
     is_half = dtype_of(device, options.precision) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=is_half)
-    trace = torch.zeros(options.steps, 3)
+    trace = torch.zeros(options.steps, 2)
     begin = state.restore(adam, scaler, trace) if state else 0
     objective.bound_activations()
     work = _work_of_a_step(size, options)
@@ -254,7 +254,7 @@ def backward(
     """Compute the gradient of a step's loss, with no more activations at once than memory holds.
 
     Returns:
-        Mean cross-entropy, accuracy and mean distillation loss, (3,).
+        Mean cross-entropy and mean distillation loss, (2,).
     """
     classifier = objective.classifier
     pixels = torch.cat([lesson.weak, lesson.strong])
@@ -268,7 +268,6 @@ def backward(
         features = features.float()
         logits = classifier.logits(features, classes.float())
         entropy = classifier.image_losses(logits[:weak], lesson.columns).mean()
-        right = (logits[:weak].argmax(-1) == lesson.columns).float().mean()
         distance = torch.zeros_like(entropy)
         if targets is not None:
             distances = distillation_losses(
@@ -277,7 +276,7 @@ def backward(
             distance = distances.mean()
         loss = entropy + options.distill_weight * distance
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        return torch.stack([entropy, right, distance]).detach()
+        return torch.stack([entropy, distance]).detach()
 
     return objective.micro_batcher.run(len(pixels), attempt)
 

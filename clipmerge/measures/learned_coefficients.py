@@ -12,13 +12,8 @@ from clipmerge.learning.choose import LearningResult, learn
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.train import LearningOptions
-from clipmerge.planning.measurements import BackoffChoice, Measurements, Statistic
+from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import with_options_of
-from clipmerge.types import Names
-
-#: Difference in accuracy between the images that learning saw and those held back from which a note
-#: warns.
-OVERFIT = 0.1
 
 
 @with_options_of(LearningOptions)
@@ -53,19 +48,6 @@ def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
     coefficients = Coefficients(objective.path, chosen.granularity, chosen.start)
     learned = learn(objective, coefficients, chosen)
     return learned_measurements("learned-coefficients", objective, coefficients, learned)
-
-
-def _overfitting_notes(choice: BackoffChoice | None) -> Names:
-    """A note if the images that learning saw are recognised far more often than those held back."""
-    if choice is None or choice.train_accuracy is None:
-        return ()
-    if choice.train_accuracy - choice.accuracy < OVERFIT:
-        return ()
-    return (
-        f"overfitting: {choice.train_accuracy:.0%} of the views of training images are recognised,"
-        f" and {choice.accuracy:.0%} of held-out images and views; use more images or fewer steps"
-        " (measure.steps)",
-    )
 
 
 def learned_measurements(
@@ -105,9 +87,8 @@ def learned_measurements(
         batch_sizes=objective.batch_sizes,
         trace={
             "cross_entropy": tuple(losses[0] for losses in learned.trace),
-            "distillation_loss": tuple(losses[2] for losses in learned.trace),
+            "distillation_loss": tuple(losses[1] for losses in learned.trace),
         },
         choice=learned.choice,
-        notes=_overfitting_notes(learned.choice),
         coefficients=values,
     )

@@ -122,38 +122,29 @@ class BackoffChoice(Frozen):
     """How far images held back from learning chose to go from what was learned to fine-tuned.
 
     Attributes:
-        images: Number of images that chose: those held back, or all that judged ``alpha``.
-        training_images: Number of images that were learned from.
-        alpha: The coefficient of all weights, if nothing learned keeps the accuracy; 1 is the
-            fine-tuned model itself. ``None`` for a learned point.
-        extrapolation: Share of the way from the learned coefficients to the fine-tuned model.
+        images: Number of images that chose.
+        backoff: Share of the way from the learned coefficients to the fine-tuned model; 1 is that
+            model itself, because nothing learned keeps the accuracy.
         accuracy: Share of these images that the chosen point recognises, a mean over classes.
         finetuned_accuracy: The same for the fine-tuned model.
-        loss_error: Standard error of the difference between the two, paired by image.
-        train_accuracy: Share of the views of its own images that learning recognised in its last
-            steps.
         ood_images: Number of labelled images of shifts that chose, too.
         ood_accuracy: Share of these that the chosen point recognises, a mean over shifts.
         finetuned_ood_accuracy: The same for the fine-tuned model.
     """
 
     images: int
-    training_images: int
-    alpha: float | None
-    extrapolation: float
+    backoff: float
     accuracy: float
     finetuned_accuracy: float
-    loss_error: float | None = None
-    train_accuracy: float | None = None
     ood_images: int = 0
     ood_accuracy: float | None = None
     finetuned_ood_accuracy: float | None = None
 
 
 def takes_learned(trace: Mapping[str, Sequence[float]], choice: BackoffChoice | None) -> bool:
-    """Whether a merge takes learned coefficients, not one alpha for all weights."""
-    has_one_alpha = choice is not None and choice.alpha is not None
-    return any(trace.values()) and not has_one_alpha
+    """Whether a merge takes learned coefficients, and is not the fine-tuned model."""
+    is_finetuned = choice is not None and choice.backoff == 1
+    return any(trace.values()) and not is_finetuned
 
 
 class Measurements(Frozen):

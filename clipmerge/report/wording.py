@@ -60,14 +60,14 @@ def _choice_sentence(choice: BackoffChoice) -> str:
     if choice.ood_images:
         images += f" and {choice.ood_images} of a shift"
         why = "the best under the shift that keeps the accuracy"
-    if choice.alpha is not None:
+    if choice.backoff == 1:
         nothing = "nothing learned surely keeps the accuracy"
         if choice.ood_images:
             nothing += " and is better there"
         return f"{images} chose the fine-tuned model: {nothing}"
     way = "take all that was learned"
-    if choice.extrapolation:
-        way = f"go back {choice.extrapolation:.0%} of the way to fine-tuned"
+    if choice.backoff:
+        way = f"go back {choice.backoff:.0%} of the way to fine-tuned"
     return f"{images} chose to {way}, {why}"
 
 

@@ -169,7 +169,7 @@ def test_a_step_is_the_loss_of_views_and_the_distance_of_changed_copies_also_in_
         "features": 2 * (1 - to_old),
         "path-features": path_features,
     }[distill]
-    assert float(seen[2]) == pytest.approx(expected.mean().item(), rel=1e-3)
+    assert float(seen[1]) == pytest.approx(expected.mean().item(), rel=1e-3)
     whole, *_ = one_step(objective, options, at=0.9)
     for key, value in whole.values.items():
         if not key.endswith("k_proj.bias"):
