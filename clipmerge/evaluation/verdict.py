@@ -116,7 +116,7 @@ def recommend(
         text = "the merge surely loses under corruptions, and then often on new images, too"
         return "too-few-images", "loses-corrupted", f"Too few images: {text}.{then}"
     # no number of images is too small: the fewer choose, the nearer to fine-tuned the merge stays
-    text = f"Probably use it: {_record_of_others(accepted, gained, chosen=chosen)}.{then}"
+    text = f"Probably use it: {_say_how_others_fared(accepted, gained, chosen=chosen)}.{then}"
     return "probably-use", "like-judged-merges", text
 
 
@@ -130,7 +130,7 @@ def _may_lose(at: Comparison, limit: float) -> bool:
     return at.gain.value < -max(limit, one_image)
 
 
-def _record_of_others(accepted: str, gained: Sequence[str], *, chosen: bool) -> str:
+def _say_how_others_fared(accepted: str, gained: Sequence[str], *, chosen: bool) -> str:
     """What became of judged merges like this one."""
     found = f"no measured loss is more than {accepted}"
     right, judged = JUDGED

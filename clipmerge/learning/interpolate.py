@@ -134,7 +134,7 @@ class Path:
             value = mix(self._ends[name], weights)
             self._set_parameter(name, value.to(self._dtype or self._ends[name][0].dtype))
             if not all(0 <= weight <= 1 for weight in weights):
-                self._refuse_beyond(name)
+                self._refuse_overflow(name)
 
     @torch.no_grad()
     def set_coefficients(self, coefficient_of: Callable[[str], Tensor]) -> None:
@@ -178,7 +178,7 @@ class Path:
         if layer.startswith("text.") or layer == HEAD:
             self.class_moves += 1
 
-    def _refuse_beyond(self, name: str) -> None:
+    def _refuse_overflow(self, name: str) -> None:
         """Refuse what going beyond the ends can do to a weight."""
         value = self.parameters[name]
         if not is_finite(value.detach()):
