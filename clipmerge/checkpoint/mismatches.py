@@ -127,7 +127,7 @@ def _tensor_mismatches(
 ) -> Iterator[str]:
     """Name the first of the shared tensors that differ in shape, and in dtype."""
     shapes, dtypes = [], []
-    shared = [name for name in _only_weights(keys) if name in inputs.zeroshot_keys]
+    shared = [name for name in _weights_in(keys) if name in inputs.zeroshot_keys]
     for name in shared:
         ours = inputs.zeroshot_entry(name)
         theirs = finetuned.entries[keys[name]]
@@ -154,9 +154,9 @@ def _key_mismatches(inputs: Inputs, theirs: dict[str, str]) -> Iterator[str]:
     ours = inputs.zeroshot_keys
     if ours.keys() == theirs.keys():
         return
-    only_ours = [name for name in _only_weights(ours) if name not in theirs and inputs.expects(name)]
+    only_ours = [name for name in _weights_in(ours) if name not in theirs and inputs.expects(name)]
     only_theirs = []
-    for name in _only_weights(theirs):
+    for name in _weights_in(theirs):
         is_kept = inputs.keeps_head and inputs.layer_of[name] == HEAD
         if name not in ours and not is_kept:
             only_theirs.append(name)
@@ -206,7 +206,7 @@ def _describe_differences(inputs: Inputs) -> Iterator[str]:
         if inputs.missing == "keep-zeroshot":
             kept = inputs.zeroshot_keys
         sizes = {name: finetuned.entries[key].size for name, key in keys.items()}
-        lost = [name for name in _only_weights(keys) if name not in kept]
+        lost = [name for name in _weights_in(keys) if name not in kept]
         if lost:
             share = sum(map(sizes.__getitem__, lost)) / max(1, sum(sizes.values()))
             number = counted(len(lost), "tensor", "tensors")
@@ -214,7 +214,7 @@ def _describe_differences(inputs: Inputs) -> Iterator[str]:
                 f"{finetuned.source}: {number} that the output lacks ({share:.1%} of its numbers)"
                 f" are left behind, and what they learned is lost: {shorten(lost)}"
             )
-    expected = filter(inputs.expects, _only_weights(inputs.zeroshot_keys))
+    expected = filter(inputs.expects, _weights_in(inputs.zeroshot_keys))
     stay = list(filterfalse(inputs.merges, expected))
     if stay:
         yield (
@@ -223,6 +223,6 @@ def _describe_differences(inputs: Inputs) -> Iterator[str]:
         )
 
 
-def _only_weights(names: Iterable[str]) -> list[str]:
+def _weights_in(names: Iterable[str]) -> list[str]:
     """The names without those of position ids and counters, which some files of a model lack."""
     return [name for name in names if not is_index_buffer(name) and not is_counter(name)]
