@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("pairs", help="list every pair")
-    page = commands.add_parser("page", help="write the tables from the JSON files again")
+    commands.add_parser("page", help="write the tables from the JSON files again")
     judging = commands.add_parser("judge", help="judge a recipe, and add its row")
     judging.add_argument("recipe", help="name or file of a recipe")
     judging.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
@@ -56,9 +56,9 @@ def _parser() -> argparse.ArgumentParser:
             "--zeroshot", action="append", default=[], metavar="NAME=DIR", help="a ready model"
         )
         command.add_argument("--cache", type=Path, default=_CACHE, help="where pairs are kept")
-    for command in (judging, equal, others, page):
-        command.add_argument("--results", type=Path, default=PAIRS_FOLDER)
-        command.add_argument("--no-page", action="store_true", help="leave the pages as they are")
+        command.add_argument(
+            "--results", type=Path, default=PAIRS_FOLDER, help="another one leaves the pages alone"
+        )
     return parser
 
 
@@ -77,10 +77,10 @@ def _run(given: argparse.Namespace) -> None:
         places = Places(given.cache, given.pictures, given.clones, zeroshots)
         for name in given.pairs:
             _add_results(make(name, places), given)
-    if not given.no_page:
-        for page in write_pages(folder=given.results):
+    if given.command == "page" or given.results == PAIRS_FOLDER:
+        for page in write_pages():
             print(page)
-        draw(PICTURE, given.results)
+        draw(PICTURE)
 
 
 def _add_results(pair: Pair, given: argparse.Namespace) -> None:

@@ -21,9 +21,9 @@ PICTURE = ROOT / "docs" / "assets" / "results.png"
 _MARK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def write_pages(pages: Iterable[Path] = PAGES, folder: Path = PAIRS_FOLDER) -> list[Path]:
+def write_pages(pages: Iterable[Path] = PAGES) -> list[Path]:
     """Write every marked table again, and return the pages that have changed."""
-    every = every_result(folder)
+    every = every_result(PAIRS_FOLDER)
     changed = []
     for page in pages:
         text = page.read_text(encoding="utf-8")
@@ -49,11 +49,11 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def draw(file: Path, folder: Path = PAIRS_FOLDER) -> None:
+def draw(file: Path) -> None:
     """Draw ID and OOD accuracy of zero-shot, fine-tuned and merged models, one line per target."""
     from matplotlib.figure import Figure
 
-    groups = by_target(having(every_result(folder), [AUTO]))
+    groups = by_target(having(every_result(PAIRS_FOLDER), [AUTO]))
     figure = Figure(figsize=(8.6, 1.3 + 0.4 * len(groups)), dpi=110, layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     titles = {"id": "on the target", "ood": "under shifts"}

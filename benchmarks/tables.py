@@ -23,8 +23,6 @@ from benchmarks.statistics import (
 
 Rows = list[list[str]]
 AUTO = "auto"
-#: `auto` by the rules of 7fea82b5 with a quarter of its work, where today's was not run.
-_BEFORE = "auto-quarter"
 #: Targets on no pair of which anything was tuned, and those with pictures that are no photographs.
 _NEVER_TUNED = ("office", "cartoon", "scenes", "waste")
 _DRAWN = ("digits", "emoji-3d", "emoji-lines")
@@ -126,10 +124,10 @@ def _gain(pairs: Sequence[Results], method: str, curve: str = CURVE) -> str:
     return str(_mean(pairs, lambda each: _above(each, method, curve)))
 
 
-def _standing(pairs: Sequence[Results], method: str, curve: str = CURVE) -> str:
+def _standing(pairs: Sequence[Results], method: str) -> str:
     found: Counter[str] = Counter()
     for each in pairs:
-        stands = standing(point_of(each, method), accuracies(each, curve))
+        stands = standing(point_of(each, method), accuracies(each, CURVE))
         found[stands] += 1
     return f"{found['beats']}/{found['beaten']}/{found['neither']}"
 
@@ -181,7 +179,7 @@ def merged(every: Sequence[Results]) -> Rows:
     """`auto` on held-out pairs, by target: accuracies, standing, gain."""
     rows = [_MERGED]
     for name, pairs in _merged_groups(every).items():
-        rows.append([name, *_merged_cells(pairs, AUTO)])
+        rows.append([name, *_merged_cells(pairs)])
     return rows
 
 
@@ -194,16 +192,6 @@ def face(every: Sequence[Results]) -> Rows:
         if ours:
             accurate = [_both(ours, model, digits=0) for model in (ZEROSHOT, FINETUNED, AUTO)]
             rows.append([f"{len(ours)} of {name}", *accurate, _gain(ours, AUTO)])
-    return rows
-
-
-def merged_before(every: Sequence[Results]) -> Rows:
-    """The same by an earlier form of `auto`, on pairs that today's has not met."""
-    rows = [_MERGED]
-    met = having(every, [AUTO])
-    pairs = [each for each in having(every, [_BEFORE]) if each not in met]
-    for target, ours in by_target(pairs).items():
-        rows.append([f"{target} ({len(ours)})", *_merged_cells(ours, _BEFORE)])
     return rows
 
 
@@ -220,9 +208,9 @@ def _merged_groups(every: Sequence[Results]) -> dict[str, list[Results]]:
     return {f"{name} ({len(ours)})": ours for name, ours in found.items() if ours}
 
 
-def _merged_cells(pairs: Sequence[Results], form: str) -> list[str]:
+def _merged_cells(pairs: Sequence[Results]) -> list[str]:
     finetuned = _both(pairs, FINETUNED)
-    return [finetuned, _both(pairs, form), _standing(pairs, form), _gain(pairs, form)]
+    return [finetuned, _both(pairs, AUTO), _standing(pairs, AUTO), _gain(pairs, AUTO)]
 
 
 def new_targets(every: Sequence[Results]) -> Rows:
@@ -348,7 +336,6 @@ TABLES: dict[str, Callable[[Sequence[Results]], Rows]] = {
     "leaderboard": leaderboard,
     "face": face,
     "merged": merged,
-    "merged-before": merged_before,
     "new-targets": new_targets,
     "equal-labels": equal_labels,
     "equal-by-target": equal_by_target,

@@ -71,7 +71,7 @@ def test_pages_are_those_of_the_results(tmp_path: Path) -> None:
 
 
 def test_unknown_pair_and_list(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["judge", "lines", "aggresive-digits-0", "--no-page"]) == 1
+    assert main(["judge", "lines", "aggresive-digits-0"]) == 1
     assert "Did you mean 'aggressive-digits-0'?" in capsys.readouterr().err
     assert main(["pairs"]) == 0
     assert "mild-photo-0" in capsys.readouterr().out
