@@ -63,12 +63,14 @@ class DepthwiseInFloat32(TorchFunctionMode):
     ) -> Any:
         """Call the function, in float32 if it is such a convolution."""
         named = kwargs or {}
-        is_depthwise = func is conv2d and args[1].shape[1] == 1 < args[0].shape[-3]
-        if not is_depthwise or args[0].device.type != "cpu":
+        if func is not conv2d:
             return func(*args, **named)
-        images, *others = args
+        images, weight, *others = args
+        is_depthwise = weight.shape[1] == 1 < images.shape[-3]
+        if not is_depthwise or images.device.type != "cpu":
+            return func(*args, **named)
         with torch.autocast("cpu", enabled=False):
-            output: Tensor = func(images.float(), *others, **named)
+            output: Tensor = func(images.float(), weight, *others, **named)
         return output.to(images.dtype)
 
 
