@@ -140,7 +140,7 @@ def _label_or_captions(where: str, key: str, files: dict[str, Member], columns: 
         except ValueError as error:
             raise DataError(f"{where}.json: cannot be read as JSON ({error})") from None
         names = [field] if field else (*LABEL_NAMES, *CAPTION_NAMES)
-        value = first_named(data, names)
+        value = first_named(data, names) if isinstance(data, dict) else None
         if value is not None:
             return [value] if columns.caption and isinstance(value, str) else value
     if wanted:

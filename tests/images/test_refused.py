@@ -102,6 +102,10 @@ SOURCES: dict[str, tuple[Make, str]] = {
         lambda f: save_tar(f / "x.tar", {"0.png": png(0)}),
         r"its images have no \.cls, \.json or \.txt with a label beside them",
     ),
+    "a tar of JSON that is no object": (
+        lambda f: save_tar(f / "x.tar", {"0.png": png(0), "0.json": b"7"}),
+        r"its images have no \.cls, \.json or \.txt with a label beside them",
+    ),
     "a tar without an image": (
         lambda f: save_tar(f / "x.tar", {"0.cls": b"a"}),
         r"x\.tar, 0: has no images \(endings: cls\); name one by its ending with `image_column`",
