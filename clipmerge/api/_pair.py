@@ -58,9 +58,8 @@ def open_pair(
     processor: Any = None,
 ) -> Iterator[Pair]:
     """Open and align checkpoints; models in memory lie on the disk in this block."""
-    with as_sources([zeroshot, *finetuned_as_list(finetuned)], processor) as (first, *others):
-        part = f"#{options.state_key}" if options.state_key else ""
-        sources = [first, *(f"{source}{part}" for source in others)]
+    checkpoints = [zeroshot, *finetuned_as_list(finetuned)]
+    with as_sources(checkpoints, processor, options.state_key) as sources:
         base, *rest = open_checkpoints(sources, [options.model] * len(sources))
         inputs = align_checkpoints(base, rest, missing=missing, dtype=options.dtype)
         raise_unless_allowed(check_models(inputs), options.allow, journal)
@@ -68,18 +67,22 @@ def open_pair(
 
 
 @contextmanager
-def as_sources(checkpoints: Sequence[CheckpointLike], processor: Any = None) -> Iterator[list[str]]:
+def as_sources(
+    checkpoints: Sequence[CheckpointLike], processor: Any = None, state_key: str | None = None
+) -> Iterator[list[str]]:
     """Turn checkpoints into sources of `open_checkpoint`; models in memory lie in temporary folders
-    during the block.
+    during the block. ``state_key`` says where in a fine-tuned file the weights are.
     """
+    part = f"#{state_key}" if state_key else ""
     with ExitStack() as stack:
-        sources = []
+        sources: list[str] = []
         for checkpoint in checkpoints:
             if not isinstance(checkpoint, (str, os.PathLike)):
                 from clipmerge.api._in_memory import saved_model
 
                 checkpoint = stack.enter_context(saved_model(checkpoint, processor))
-            sources.append(os.fspath(checkpoint))
+            source = os.fspath(checkpoint)
+            sources.append(f"{source}{part}" if sources else source)
         yield sources
 
 

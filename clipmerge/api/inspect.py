@@ -81,19 +81,20 @@ def inspect(
         raise UsageError("`data` measures the layers that fine-tuning changed; name FINETUNED too")
     journal = Journal(progress)
     checkpoints = [zeroshot] if finetuned is None else [zeroshot, finetuned]
-    with as_sources(checkpoints) as sources:
+    with as_sources(checkpoints, state_key=opts.state_key) as sources:
         base, *others = open_checkpoints(sources, [opts.model] * len(sources))
+        inputs = align_checkpoints(base, others, refuse=False)
         if not others:
-            record = _describe_alone(base)
+            record = _describe_alone(inputs)
         else:
-            record = _compare_checkpoints(base, others[0], journal)
+            record = _compare_checkpoints(inputs, others[0], journal)
             if opts.data is not None:
-                _add_sharpness(record, base, others[0], opts, journal)
+                _add_sharpness(record, inputs, opts, journal)
     return InspectResult(record["family"], record["layers"], tuple(record["mismatches"]), record)
 
 
-def _describe_alone(checkpoint: Checkpoint) -> Json:
-    inputs = align_checkpoints(checkpoint, [])
+def _describe_alone(inputs: Inputs) -> Json:
+    checkpoint = inputs.zeroshot
     return {
         "family": inputs.family.name,
         "zeroshot": _describe_source(checkpoint),
@@ -104,10 +105,10 @@ def _describe_alone(checkpoint: Checkpoint) -> Json:
     }
 
 
-def _compare_checkpoints(base: Checkpoint, other: Checkpoint, journal: Journal) -> Json:
+def _compare_checkpoints(inputs: Inputs, other: Checkpoint, journal: Journal) -> Json:
+    """Compare the two as they are aligned; ``other`` is the fine-tuned one as it was opened."""
     from clipmerge.checks import check_models
 
-    inputs = align_checkpoints(base, [other], refuse=False)
     for note in inputs.notes:
         journal.warn(note)
     mismatches = find_mismatches(inputs)
@@ -125,7 +126,7 @@ def _compare_checkpoints(base: Checkpoint, other: Checkpoint, journal: Journal) 
         journal.warn(doubt.text)
     return {
         "family": inputs.family.name,
-        "zeroshot": _describe_source(base),
+        "zeroshot": _describe_source(inputs.zeroshot),
         "finetuned": _describe_source(other),
         "layers": layers,
         "mismatches": mismatches,
@@ -134,9 +135,7 @@ def _compare_checkpoints(base: Checkpoint, other: Checkpoint, journal: Journal) 
     }
 
 
-def _add_sharpness(
-    record: Json, base: Checkpoint, other: Checkpoint, options: InspectOptions, journal: Journal
-) -> None:
+def _add_sharpness(record: Json, inputs: Inputs, options: InspectOptions, journal: Journal) -> None:
     """Measure the sharpness of every layer on images, and mark the stragglers."""
     from clipmerge.api._images import measure
     from clipmerge.api.merge import open_and_split_images
@@ -147,8 +146,7 @@ def _add_sharpness(
         return
     recipe = load_recipe({"measure": {"name": "sharpness"}, "method": {"name": "wise-ft"}})
     opts = PlanOptions(**vars(options), verdict=False)
-    pair = Pair(align_checkpoints(base, [other]))
-    pair, split = open_and_split_images(pair, recipe, opts, journal)
+    pair, split = open_and_split_images(Pair(inputs), recipe, opts, journal)
     assert split is not None
     found, images, _ = measure(pair.inputs, recipe, split, opts, journal)
     record["images"] = images.images

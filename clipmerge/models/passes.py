@@ -110,7 +110,7 @@ def embed_with_graph(embed: Callable[[Tensor], Tensor], inputs: Tensor, at_once:
 
 
 def recomputed(function: Callable[[T], Tensor], inputs: T) -> Tensor:
-    """Call a function whose activations the backward pass computes again, as `passes` does."""
+    """Call a function whose activations the backward pass computes again, in the same precision."""
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[Any]]:
         return nullcontext(), DepthwiseInFloat32()

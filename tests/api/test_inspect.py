@@ -62,6 +62,17 @@ def test_with_images_it_measures_sharpness_and_names_stragglers(
     )
 
 
+def test_weights_lie_where_the_key_of_a_file_says(copies: Folders) -> None:
+    weights = copies[1] / "model.safetensors"
+    torch.save({"averaged": load_file(weights), "last": {}}, copies[1] / "pytorch_model.bin")
+    weights.unlink()
+    found = clipmerge.inspect(*copies, state_key="averaged", progress=Progress())
+    assert found.mismatches == ()
+    assert found.layers["vision.0.mlp"]["change"]
+    with pytest.raises(clipmerge.CheckpointError, match="but averaged, last"):
+        clipmerge.inspect(*copies, state_key="there", progress=Progress())
+
+
 def test_images_need_two_checkpoints_that_match(
     pair: Folders, images: Path, tmp_path: Path
 ) -> None:
