@@ -74,9 +74,12 @@ def recommend(
     """
     limit = max_loss / 100 + _ROUNDING
     points = f"{max_loss:g} points (`max_loss`)"
-    if doubt := _doubt(target, corrupted):
+    if doubt := _doubt(target):
         return doubt
-    at_home = {"your images": target, "corruptions of your images": corrupted}
+    at_home = {"your images": target}
+    # where fine-tuning hardly helped, the images may be of a shift, and corruptions of it tell less
+    if target.finetuning_gain.interval[0] > 0:
+        at_home["corruptions of your images"] = corrupted
     shifts = {each.name: each for each in ood}
     sources = {"your images": target} | shifts
     if lost := [name for name, at in sources.items() if at.gain.interval[1] < -limit]:
@@ -111,10 +114,6 @@ def recommend(
     if nothing_learned or target.finetuning_gain.value < 0:
         text = "as measured, fine-tuning did not help on your images"
         return "too-few-images", "nothing-learned", f"Too few images: {text}.{then}"
-    # which tells of new images of the target what the images that chose the merge cannot
-    if chosen and corrupted.gain.interval[1] < 0:
-        text = "the merge surely loses under corruptions, and then often on new images, too"
-        return "too-few-images", "loses-corrupted", f"Too few images: {text}.{then}"
     # no number of images is too small: the fewer choose, the nearer to fine-tuned the merge stays
     text = f"Probably use it: {_say_how_others_fared(accepted, gained, chosen=chosen)}.{then}"
     return "probably-use", "like-judged-merges", text
@@ -145,18 +144,20 @@ def _say_how_others_fared(accepted: str, gained: Sequence[str], *, chosen: bool)
     )
 
 
-def _doubt(target: Comparison, corrupted: Comparison) -> Advice | None:
-    """Doubt images on which fine-tuning surely failed, or merging helped and fine-tuning less."""
+def _doubt(target: Comparison) -> Advice | None:
+    """Doubt images on which fine-tuning surely failed, or merging surely gained half as much again:
+    on images of its own task the fine-tuned model leaves no such gain.
+    """
     learned = target.finetuning_gain
-    gains = [at.gain.value for at in (target, corrupted) if at.gain.interval[0] > 0]
+    gain = target.gain
     if learned.interval[1] < 0:
         reason = "zeroshot-better"
         found = "the zero-shot model is surely better on them than the fine-tuned one"
         better = max(("zero-shot", "merged"), key=lambda name: target.models[name].value)
         then = f"fine-tuning failed: take the {better} model"
-    elif gains and learned.interval[0] <= 0 and max(gains) > learned.value:
-        reason = "fine-tuning-helped-less"
-        found = "merging surely helps on them, and fine-tuning less or not at all, as on a shift"
+    elif gain.interval[0] > 0 and gain.value > learned.value / 2:
+        reason = "gains-as-on-a-shift"
+        found = "merging surely gains on them more than half of what fine-tuning did, as on a shift"
         then = "use the merged model"
     else:
         return None
