@@ -41,6 +41,9 @@ _USUAL_SIDE = 224
 _LOAD_BYTES = 256 << 20
 # Accuracies are ratios of counts; rounding errors are far below one image in a billion.
 _ROUNDING = 1e-9
+# Share of what fine-tuning gained that a merge may gain on the same images: at most 0.36 in 282
+# merges judged on images of their target, and 0.49 and more on images of a shift.
+_MOST_GAINED = 0.4
 # Classes that a model card's example names.
 _EXAMPLES = 3
 #: A recommendation, its reason for programs, and both in words.
@@ -145,8 +148,8 @@ def _say_how_others_fared(accepted: str, gained: Sequence[str], *, chosen: bool)
 
 
 def _doubt(target: Comparison) -> Advice | None:
-    """Doubt images on which fine-tuning surely failed, or merging surely gained half as much again:
-    on images of its own task the fine-tuned model leaves no such gain.
+    """Doubt images on which fine-tuning surely failed, or merging surely gained much beside it: on
+    images of its own task a fine-tuned model leaves little to gain.
     """
     learned = target.finetuning_gain
     gain = target.gain
@@ -155,9 +158,9 @@ def _doubt(target: Comparison) -> Advice | None:
         found = "the zero-shot model is surely better on them than the fine-tuned one"
         better = max(("zero-shot", "merged"), key=lambda name: target.models[name].value)
         then = f"fine-tuning failed: take the {better} model"
-    elif gain.interval[0] > 0 and gain.value > learned.value / 2:
+    elif gain.interval[0] > 0 and gain.value > _MOST_GAINED * learned.value:
         reason = "gains-as-on-a-shift"
-        found = "merging surely gains on them more than half of what fine-tuning did, as on a shift"
+        found = "merging surely gains on them two fifths of what fine-tuning did, as on a shift"
         then = "use the merged model"
     else:
         return None
