@@ -1,6 +1,6 @@
 """How often the verdict advises, and how often it is right, over judged merges.
 
-`results/advice.json` has merges of `auto`, by three commits, on pairs of all kinds: what their own
+`results/advice.json` has merges of `auto`, by five commits, on pairs of all kinds: what their own
 test images said (merged minus fine-tuned, and the same under corruptions, with intervals), and the
 changes on hundreds of images that the merge never saw, of the target and of a real shift. What
 fine-tuning gained is that on as many other images of the target. `results/interpolations.json`
@@ -76,7 +76,7 @@ def by_images(merge: Merge) -> str:
     images = merge["images"]
     if images < 100:
         return "64"
-    return "240 to 412" if images < 500 else "697 to 1,024"
+    return "240 to 412" if images < 500 else "697 to 1,040"
 
 
 def counted(merges: Sequence[Merge]) -> dict[str, Counts]:

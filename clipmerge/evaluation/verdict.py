@@ -29,7 +29,10 @@ from clipmerge.types import Recommendation
 
 #: Of judged merges of which the verdict says "probably use it": those that lose at most 3 points
 #: on new images and nothing under the real shift, and all (`benchmarks/advice.py`).
-JUDGED = (107, 116)
+JUDGED = (187, 198)
+#: The same with fewer than `FEW_IMAGES` test images.
+JUDGED_FEW = (85, 97)
+FEW_IMAGES = 50
 #: The same where no images chose how far the merge goes, and no more than that is surely lost.
 JUDGED_UNCHOSEN = (76, 78)
 #: Images that may judge a merge for which nothing is measured: `images` may be raised, up to what
@@ -118,8 +121,8 @@ def recommend(
         text = "as measured, fine-tuning did not help on your images"
         return "too-few-images", "nothing-learned", f"Too few images: {text}.{then}"
     # no number of images is too small: the fewer choose, the nearer to fine-tuned the merge stays
-    text = f"Probably use it: {_say_how_others_fared(accepted, gained, chosen=chosen)}.{then}"
-    return "probably-use", "like-judged-merges", text
+    others = _say_how_others_fared(accepted, gained, chosen=chosen, images=target.images)
+    return "probably-use", "like-judged-merges", f"Probably use it: {others}.{then}"
 
 
 def _surely_gained(sources: Mapping[str, Comparison]) -> list[str]:
@@ -132,10 +135,12 @@ def _may_lose(at: Comparison, limit: float) -> bool:
     return at.gain.value < -max(limit, one_image)
 
 
-def _say_how_others_fared(accepted: str, gained: Sequence[str], *, chosen: bool) -> str:
+def _say_how_others_fared(
+    accepted: str, gained: Sequence[str], *, chosen: bool, images: int
+) -> str:
     """What became of judged merges like this one."""
     found = f"no measured loss is more than {accepted}"
-    right, judged = JUDGED
+    right, judged = JUDGED if images >= FEW_IMAGES else JUDGED_FEW
     if not chosen:
         found = f"the loss is surely within {accepted}"
         right, judged = JUDGED_UNCHOSEN
