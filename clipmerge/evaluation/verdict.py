@@ -165,7 +165,7 @@ def _doubt(target: Comparison) -> Advice | None:
         then = f"fine-tuning failed: take the {better} model"
     elif gain.interval[0] > 0 and gain.value > _MOST_GAINED * learned.value:
         reason = "gains-as-on-a-shift"
-        found = "merging surely gains on them two fifths of what fine-tuning did, as on a shift"
+        found = "merging surely gains on them, more than two fifths of what fine-tuning did"
         then = "use the merged model"
     else:
         return None
