@@ -161,8 +161,18 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path: Path) -> 
     with pytest.raises(OutputError, match="/: holds"):
         check_output(Path("/"), overwrite=True, read=[tmp_path])
     for read in (tmp_path, tmp_path / "file"):
-        with pytest.raises(OutputError, match=f"holds {read}, which this command reads"):
+        with pytest.raises(OutputError, match=f"holds {read}, which is in use"):
             check_output(tmp_path, overwrite=True, read=[read])
+
+
+def test_the_working_folder_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for output in ("", ".", tmp_path):
+        with pytest.raises(OutputError, match=f"holds {tmp_path}, which is in use"):
+            check_output(Path(output), overwrite=True)
+    check_output(Path("out"), overwrite=False)
 
 
 def test_a_plan_replaces_plans_alone(tmp_path: Path) -> None:
