@@ -50,8 +50,10 @@ def check_output(
     _require_writable_parent(output)
     target = output.resolve()
     if target.exists():
-        # a folder is replaced by a new one, and a shell in the old one would see nothing
-        _refuse_inputs(output, target, [*read, Path.cwd()])
+        # a new folder takes its place, and a shell in the old one would see nothing
+        if target.samefile(os.curdir):
+            raise OutputError(f"{output}: is the working folder; choose another output")
+        _refuse_inputs(output, target, read)
         refuse_existing(target, record, overwrite=overwrite)
         _refuse_foreign(target, record)
 
@@ -71,7 +73,7 @@ def _require_writable_parent(output: Path) -> None:
 
 
 def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
-    """Refuse a folder that holds what the command reads, or where it runs."""
+    """Refuse a folder that holds what the command reads."""
     for source in read:
         if not isinstance(source, (str, os.PathLike)):  # an object in memory
             continue
@@ -81,7 +83,9 @@ def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
             continue
         resolved = path.resolve()
         if target in (resolved, *resolved.parents):
-            raise OutputError(f"{output}: holds {path}, which is in use; choose another output")
+            raise OutputError(
+                f"{output}: holds {path}, which this command reads; choose another output"
+            )
 
 
 def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> None:

@@ -183,7 +183,7 @@ def test_an_output_is_replaced_only_if_asked(pair: Folders, tmp_path: Path) -> N
     clipmerge.merge(*pair, output=tmp_path / "out", alpha=0, **QUIET)
     with pytest.raises(OutputError, match="already exists"):
         clipmerge.merge(*pair, output=tmp_path / "out", alpha=1, **QUIET)
-    with pytest.raises(OutputError, match=r"holds .*, which is in use"):
+    with pytest.raises(OutputError, match=r"holds .*, which this command reads"):
         clipmerge.merge(*pair, output=pair[0].parent, overwrite=True, **QUIET)
     clipmerge.merge(*pair, output=tmp_path / "out", alpha=1, overwrite=True, **QUIET)
     found, finetuned = (

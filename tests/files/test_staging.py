@@ -161,7 +161,7 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path: Path) -> 
     with pytest.raises(OutputError, match="/: holds"):
         check_output(Path("/"), overwrite=True, read=[tmp_path])
     for read in (tmp_path, tmp_path / "file"):
-        with pytest.raises(OutputError, match=f"holds {read}, which is in use"):
+        with pytest.raises(OutputError, match=f"holds {read}, which this command reads"):
             check_output(tmp_path, overwrite=True, read=[read])
 
 
@@ -170,9 +170,20 @@ def test_the_working_folder_is_not_replaced(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for output in ("", ".", tmp_path):
-        with pytest.raises(OutputError, match=f"holds {tmp_path}, which is in use"):
+        with pytest.raises(OutputError, match="is the working folder"):
             check_output(Path(output), overwrite=True)
     check_output(Path("out"), overwrite=False)
+
+
+def test_a_working_folder_that_is_gone_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, output = tmp_path / "gone", tmp_path / "out"
+    for folder in (gone, output):
+        folder.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    check_output(output, overwrite=False)
 
 
 def test_a_plan_replaces_plans_alone(tmp_path: Path) -> None:
