@@ -17,9 +17,6 @@ from clipmerge.types import Names, Shape
 SHARE = 0.2
 #: Number of images that judge, at most: more would cost time and narrow the intervals very little.
 MAX_TEST = 256
-# Of fewer images all are learned from: neither part would be informative.
-_FEWEST = 8
-
 
 Images = TypeVar("Images", bound=ImageSource)
 
@@ -102,7 +99,7 @@ def split_shift(images: Images, seed: int, *, chooses: bool) -> Split[Images]:
     """
     alone, notes = without_copies(images)
     choose: list[int] = []
-    if chooses and images.labels_are_classes and len(alone) >= _FEWEST:
+    if chooses and images.labels_are_classes:
         choose = _pick_same_share(alone.labels, alone.labels, len(alone) // 2, seed)
     judge = sorted(set(range(len(alone))) - set(choose))
     return Split(
@@ -125,7 +122,7 @@ def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[i
     """
     import torch
 
-    if len(labels) < _FEWEST or not share:
+    if not share:
         return []
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator).tolist()
