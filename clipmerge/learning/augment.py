@@ -31,8 +31,6 @@ _MAGNITUDE = 0.3
 _TURN = math.radians(25)
 # Shears; channels are mixed, and noise is added, by twice as much.
 _SHEAR = 0.2
-# Share of these changes in a weak augmentation at strength 1: it leaves what an image shows.
-_WEAK = 0.25
 
 #: Draws numbers between two bounds, (images, *shape), on the images' device.
 _Draw = Callable[..., Tensor]
@@ -68,18 +66,19 @@ def strong_augment(
     return pixels
 
 
-def weak_augment(pixels: Tensor, seed: int, strength: float = 1.0) -> Tensor:
+def weak_augment(pixels: Tensor, seed: int, strength: float) -> Tensor:
     """Rotate, scale, shear and shift every image slightly, so that learning cannot memorise its
     pixels.
 
-    Strength 1 rotates by up to 6 degrees, scales by up to 8% and shifts by up to 2% of the side; 0
-    does nothing.
+    Strength 1 is that of `strong_augment`; a quarter of it, which rotates by up to 6 degrees,
+    scales by up to 8% and shifts by up to 2% of the side, leaves what an image shows. 0 does
+    nothing.
     """
     if strength == 0:
         return pixels
     _require_images(pixels)
     draw = partial(_draw_uniform, torch.Generator().manual_seed(seed), pixels)
-    return _geometry(pixels, draw, _WEAK * strength)
+    return _geometry(pixels, draw, strength)
 
 
 def _draw_uniform(

@@ -68,7 +68,7 @@ class LearningOptions:
         max_coefficient: Largest coefficient; with 1 the merged weights stay in the box between both
             checkpoints.
         weak_aug: Strength of the small rotations, rescalings and shifts of the cross-entropy's
-            images; 0 for none.
+            images, as a share of the strong ones'; 0 for none.
         held_back: Share of the images that learning does not see; 0 uses the learned coefficients
             unchanged.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned
@@ -91,7 +91,7 @@ class LearningOptions:
     lr: Positive = 0.033
     start: Share = 0.5
     max_coefficient: Positive = 1.0
-    weak_aug: NonNegative = 1.0
+    weak_aug: NonNegative = 0.25
     held_back: PartialShare = 0.2
     max_loss: Points = 3.0
     distill: DistillTarget = "both"

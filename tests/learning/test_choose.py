@@ -23,7 +23,7 @@ from tests.support.small_objective import (
 from tests.support.told import Told
 
 SIZES = (8, 8, 7)
-OPTIONS = replace(PLAIN, steps=8, lr=0.1, distill_weight=0.3, weak_aug=1.0, max_loss=100.0)
+OPTIONS = replace(PLAIN, steps=8, lr=0.1, distill_weight=0.3, weak_aug=0.25, max_loss=100.0)
 
 
 def accuracies(right: int, images: int = 100) -> torch.Tensor:

@@ -37,7 +37,7 @@ def objective(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> Objective:
 def test_a_step_has_all_tensors_where_the_model_is_and_does_not_wait(
     objective: Objective, at_once: int
 ) -> None:
-    options = replace(PLAIN, batch_size=4, weak_aug=1.0, distill_weight=0.6, num_strong=2)
+    options = replace(PLAIN, batch_size=4, weak_aug=0.25, distill_weight=0.6, num_strong=2)
     coefficients = Coefficients(objective.path, "entry")
     adam = BoxAdam(coefficients.values, options.lr, 1.0, {})
     scaler = torch.amp.GradScaler("cpu", enabled=False)

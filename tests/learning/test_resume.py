@@ -15,7 +15,7 @@ from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.learning.train import train
 from tests.support.small_objective import PLAIN, Ends, make_batches, objective_for
 
-OPTIONS = replace(PLAIN, steps=7, lr=0.05, distill_weight=0.6, weak_aug=1.0)
+OPTIONS = replace(PLAIN, steps=7, lr=0.05, distill_weight=0.6, weak_aug=0.25)
 Learned = tuple[dict[str, torch.Tensor], list[list[float]]]
 
 

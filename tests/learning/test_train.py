@@ -146,11 +146,11 @@ def test_a_step_is_the_loss_of_views_and_the_distance_of_changed_copies_also_in_
     ends: Ends, distill: DistillTarget, at_once: int
 ) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    views = {"weak_aug": 1.0, "num_strong": 3, "augmentations": AUGMENTATIONS}
+    views = {"weak_aug": 0.25, "num_strong": 3, "augmentations": AUGMENTATIONS}
     options = replace(STILL, distill=distill, distill_weight=1.0, **views)
     coefficients, batch, seen = one_step(objective, options, at_once=at_once, at=0.9)
     reference, zeroshot, middle = (Reference(ends).at(alpha) for alpha in (0.9, 0.0, 0.5))
-    view = replace(batch, pixels=weak_augment(batch.pixels, 1))
+    view = replace(batch, pixels=weak_augment(batch.pixels, 1, 0.25))
     assert float(seen[0]) == pytest.approx(reference.loss(view).item(), rel=1e-4)
     pixels = strong_augment(batch.pixels[:3], 0).double()
     own, old, half = (
