@@ -70,9 +70,9 @@ def weak_augment(pixels: Tensor, seed: int, strength: float) -> Tensor:
     """Rotate, scale, shear and shift every image slightly, so that learning cannot memorise its
     pixels.
 
-    Strength 1 is that of `strong_augment`; a quarter of it, which rotates by up to 6 degrees,
-    scales by up to 8% and shifts by up to 2% of the side, leaves what an image shows. 0 does
-    nothing.
+    Strength 1 is as strong as `strong_augment`. A quarter of it rotates by up to 6 degrees, scales
+    by up to 8% and shifts by up to 2% of the side, which does not change what an image shows. 0
+    does nothing.
     """
     if strength == 0:
         return pixels

@@ -68,7 +68,7 @@ class LearningOptions:
         max_coefficient: Largest coefficient; with 1 the merged weights stay in the box between both
             checkpoints.
         weak_aug: Strength of the small rotations, rescalings and shifts of the cross-entropy's
-            images; 1 would be as strong as the strong augmentation, 0 is none.
+            images; 1 is as strong as the strong augmentation, and 0 does nothing.
         held_back: Share of the images that learning does not see; 0 uses the learned coefficients
             unchanged.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned
