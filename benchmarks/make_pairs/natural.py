@@ -6,23 +6,25 @@ import csv
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.make_pairs.backbone import IMAGENET, TEMPLATE
+from benchmarks.make_pairs.backbone import TEMPLATE
+from benchmarks.make_pairs.broad import teach_shifts
 from benchmarks.make_pairs.pair import Pair, Places, Roles, Spec, resized, sampled, write_pair
 from benchmarks.make_pairs.photos import REGIMES
 from benchmarks.make_pairs.pictures import (
     Picture,
+    Source,
     alike_features,
     by_group,
     encoded,
     grouped,
     of_domains,
-    read_tar,
     taken,
 )
 from benchmarks.models import load
@@ -30,7 +32,8 @@ from clipmerge.errors import DataError
 
 #: Domain of the pictures like those of fine-tuning; every other domain is a shift.
 _OWN = "own"
-_SIZE, _MOST, _TEST, _VAL = 112, 1000, 200, 300
+_SIZE, _MOST, _TEST, _VAL, _TASK = 112, 1000, 200, 300, 100
+_FEWEST_TAUGHT = 100  # labelled pictures of a shift, for it to be taught to a zero-shot model
 _ALIKE = 0.93  # cosine of two pictures' features from which on they are near-copies
 
 
@@ -55,18 +58,49 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     if not given.is_dir():
         raise DataError(f"{given}: make a pair of real pictures first, or name --zeroshot")
     zeroshot = resized(given, _SIZE, places.cache / f"zeroshot-lite0-{_SIZE}")
-    pictures = _load(places.clones or Path(), spec.target)
-    groups = _groups(pictures, given)
-    roles = deal(pictures, groups, spec.seed)
-    samples = []
-    tar = read_tar((places.pictures or Path()) / "imagenet-samples.tar")
-    for name, (_, data) in zip(IMAGENET, tar, strict=True):
-        samples.append(Picture("imagenet", name, data))
-    some = sampled(range(len(samples)), _TEST)
-    roles.positions["ood-imagenet"] = [len(pictures) + at for at in some]
-    roles.other_classes["ood-imagenet"] = IMAGENET
-    pictures += samples
+    dealt = {target: _dealt(target, spec.seed, places, zeroshot) for target in _READERS}
+    if spec.model == "broad":
+        taught = places.cache / "zeroshot-broad"
+        teach_shifts(zeroshot, _shift_sources(dealt), taught)
+        zeroshot = taught
+    pictures, roles = dealt.pop(spec.target)
+    for target, (others, other_roles) in dealt.items():
+        name = f"task-{target}"
+        some = sampled(other_roles.positions["test"], _TASK)
+        roles.positions[name] = list(range(len(pictures), len(pictures) + len(some)))
+        roles.other_classes[name] = other_roles.classes
+        pictures = [*pictures, *(others[at] for at in some)]
     return write_pair(spec, places.cache, zeroshot, TEMPLATE, pictures, roles)
+
+
+def _dealt(
+    target: str, seed: int, places: Places, zeroshot: Path
+) -> tuple[list[Picture], Roles]:
+    """The pictures of a target and their roles; read and compared once."""
+    file = places.cache / f"pictures-{target}.pt"
+    if not file.is_file():
+        pictures = _load(places.clones or Path(), target)
+        groups = _groups(pictures, zeroshot)
+        rows = [(each.domain, each.label, each.data) for each in pictures]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"rows": rows, "groups": groups}, file)
+    stored = torch.load(file, weights_only=True)  # noqa: TID251 (written above)
+    pictures = [Picture(*row) for row in stored["rows"]]
+    return pictures, deal(pictures, stored["groups"], seed)
+
+
+def _shift_sources(dealt: Mapping[str, tuple[list[Picture], Roles]]) -> list[Source]:
+    """The labelled pictures of every shift of every target that no test holds."""
+    sources = []
+    for pictures, roles in dealt.values():
+        for name, chosen in roles.positions.items():
+            if name.startswith("labels-") and len(chosen) >= _FEWEST_TAUGHT:
+                ours = [pictures[at] for at in chosen]
+                labels = [roles.classes.index(each.label) for each in ours]
+                images = [each.image() for each in ours]
+                things = np.arange(len(ours))
+                sources.append(Source(images, torch.tensor(labels), things, roles.classes))
+    return sources
 
 
 def _load(clones: Path, target: str) -> list[Picture]:
@@ -95,17 +129,17 @@ def _scaled(path: Path) -> bytes:
 
 @torch.no_grad()
 def _groups(pictures: Sequence[Picture], zeroshot: Path) -> list[int]:
-    """Groups of near-copies among the pictures of the target; each of a shift is its own."""
-    own = of_domains(pictures)[_OWN]
-    model = replace(load(zeroshot), size=_SIZE)
-    images = [pictures[at].image() for at in own]
-    features = []
-    for piece in model.input(images).split(16):
-        on_device = piece.to(model.scale.device)
-        seen = model.network.encode_image(on_device)
-        features.append(seen.cpu())
-    alike = alike_features(torch.cat(features), _ALIKE)
-    pairs = [(own[one], own[other]) for one, other in alike]
+    """Groups of near-copies among the pictures of each domain."""
+    model = load(zeroshot)
+    pairs = []
+    for ours in of_domains(pictures).values():
+        features = []
+        for piece in model.input([pictures[at].image() for at in ours]).split(16):
+            on_device = piece.to(model.scale.device)
+            seen = model.network.encode_image(on_device)
+            features.append(seen.cpu())
+        alike = alike_features(torch.cat(features), _ALIKE)
+        pairs += [(ours[one], ours[other]) for one, other in alike]
     return grouped(len(pictures), pairs)
 
 
@@ -122,7 +156,10 @@ def deal(pictures: Sequence[Picture], groups: Sequence[int], seed: int) -> Roles
     train = [at for group in order for at in members[group]]
     positions = {"train": train, "val": sorted(val), "test": sorted(test)}
     for name, ours in of_domain.items():
-        positions[f"ood-{name}"] = sampled(ours, _TEST)
+        tested = sampled(ours, min(_TEST, len(ours) * 2 // 3))
+        positions[f"ood-{name}"] = tested
+        seen = {groups[at] for at in tested}
+        positions[f"labels-{name}"] = [at for at in ours if groups[at] not in seen]
     classes = {pictures[at].label for at in own}
     return Roles(tuple(sorted(classes)), positions, group=groups)
 
@@ -226,9 +263,10 @@ _READERS: dict[str, Callable[[Path], Iterator[File]]] = {
 }
 #: These were looked at before images were split into those that choose and those that judge, and
 #: were a reason for it. Office and cartoons were first looked at when all was settled.
-_TUNED = ("aggressive-aerial-0", "aggressive-groceries-0")
+_TUNED = ("aerial", "groceries", "office")
 PAIRS = tuple(
-    Spec(name := f"{how}-{target}-0", target, "lite0", REGIMES[how], 0, name in _TUNED)
+    Spec(f"{prefix}{how}-{target}-0", target, model, REGIMES[how], 0, target in _TUNED)
+    for prefix, model in (("", "lite0"), ("broad-", "broad"))
     for target in _READERS
     for how in ("aggressive", "mild")
 )
