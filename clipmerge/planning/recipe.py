@@ -222,7 +222,7 @@ def _explain_invalid_recipe(error: ValidationError, data: Json) -> str:
     if len(place) > 1 or first["type"] != "extra_forbidden":
         where = ".".join(map(str, place))
         return f"{where}: {first['msg']}.{did_you_mean(key, Override.model_fields)}"
-    method = data.get("method")
-    if isinstance(method, dict) and key in plugin_options("methods", method["name"]):
+    name = data["method"].get("name")
+    if name in plugin_names("methods") and key in plugin_options("methods", name):
         return f"unknown key '{key}'. Did you mean 'method.{key}'?"  # without its section
     return f"unknown key '{key}'{list_choices('keys', key, Recipe.model_fields)}"

@@ -3,6 +3,7 @@ it."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -113,6 +114,12 @@ def test_what_is_wrong_is_named_in_one_line(what: str) -> None:
     name, assignments, message = WRONG[what]
     with one_line(UsageError, message):
         load_recipe(name, assignments)
+
+
+@pytest.mark.parametrize("method", [{"alpha": 0.3}, {"name": 5}, {"name": "no"}, {}])
+def test_an_unknown_key_is_named_whatever_the_method(method: dict[str, Any]) -> None:
+    with one_line(UsageError, r"^recipe: unknown key 'foo' \(keys: name, "):
+        load_recipe({"method": method, "foo": 1})
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "method: wise-ft", "name: x", "\xff", "1: 2"])
