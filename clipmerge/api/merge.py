@@ -285,6 +285,7 @@ def decide_by_method(
     )
     if decision.scores or decision.coefficients:
         plan = plan.with_tensors(decision.scores, decision.coefficients)
+    plan.check(task.layers, task.shapes)
     if note := extrapolation_note(plan):
         journal.warn(note)
     measured = Findings(

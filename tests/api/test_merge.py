@@ -103,6 +103,42 @@ def test_a_plan_is_for_its_checkpoints(copies: Folders, tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
+def test_the_same_bytes_under_another_name_are_the_same_checkpoint(
+    copies: Folders, tmp_path: Path
+) -> None:
+    plan = clipmerge.plan(*copies, "wise-ft", **QUIET)
+    (copies[1] / "model.safetensors").rename(copies[1] / "best.safetensors")
+    ends = {"zeroshot": copies[0], "finetuned": copies[1] / "best.safetensors"}
+    clipmerge.apply(plan, output=tmp_path / "out", **ends, **QUIET)
+
+
+@pytest.mark.parametrize("how", ["absolute", "beside", "link", "loaded", "given", "its own"])
+def test_applying_a_plan_does_not_replace_what_it_reads(
+    copies: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    zeroshot, finetuned = copies
+    output = file = tmp_path / "run" / "merged"
+    clipmerge.merge(zeroshot, finetuned, output=output, alpha=0.7, **QUIET)
+    finetuned, file, given = output, tmp_path / "run" / "plan.json", {}
+    if how in ("beside", "link"):
+        monkeypatch.chdir(file.parent)
+        finetuned = Path("merged")
+    if how == "its own":
+        finetuned, file = copies[1], output / "plan" / "plan.json"
+    plan: Plan | Path = file
+    clipmerge.plan(zeroshot, finetuned, "wise-ft", output=file, **QUIET)
+    monkeypatch.chdir(tmp_path)
+    if how == "link":
+        output = tmp_path / "link"
+        output.symlink_to(tmp_path / "run" / "merged")
+    if how == "given":
+        given = {"zeroshot": zeroshot, "finetuned": finetuned}
+    if how in ("loaded", "its own"):
+        plan = Plan.load(file)
+    with pytest.raises(OutputError, match=r"holds .*, which this command reads"):
+        clipmerge.apply(plan, output=output, overwrite=True, **given, **QUIET)
+
+
 def test_several_finetuned_models_are_averaged(family: list[Path], tmp_path: Path) -> None:
     clipmerge.merge(family[0], family[1:3], output=tmp_path / "out", alpha=1, **QUIET)
     merged, *finetuned = (
@@ -160,6 +196,11 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "push alone": ({"push": "a/b", "output": None}, UsageError, "`push` needs `output`"),
     "template": ({"template": "photo"}, UsageError, r"has no \{\} for the class name"),
     "no images": ({"data": "nowhere"}, ClipmergeError, "nowhere: no such folder"),
+    "density of a mask without one": (
+        {"recipe": "monosoup", "set": ["overrides=[{layers: '*', density: 0.5}]"]},
+        UsageError,
+        "density 0.5, which the mask 'spectral' does not have",
+    ),
     "layers": ({"set": ["overrides=[{layers: x, alpha: 0}]"]}, ClipmergeError, "'x'"),
     "alpha too far": ({"alpha": 1e39}, ClipmergeError, "overflow"),
 }
