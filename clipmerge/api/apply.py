@@ -39,8 +39,8 @@ def apply(
     Args:
         plan: A plan, or its JSON file.
         output: Folder to write, whole or not at all.
-        zeroshot: theta_0, if it is not at the place named in the plan; it must hold the same bytes, under
-            any file name.
+        zeroshot: theta_0, if it is not at the place named in the plan; it must hold the same bytes,
+            under any file name.
         finetuned: theta_1 ... theta_K, likewise.
         processor: See `merge`.
         progress: See `merge`.

@@ -118,8 +118,9 @@ class LayerPlan(Frozen):
             entry = entry.replace(alpha=override.alpha, alpha_range=None)
         if override.density is None:
             return entry
-        mask = (entry.mask or "magnitude") if override.density < 1 else None
-        return entry.replace(density=override.density, mask=mask)
+        if override.density == 1:
+            return entry.replace(density=1.0, mask=None, mask_options={}, parameters={})
+        return entry.replace(density=override.density, mask=entry.mask or "magnitude")
 
     @property
     def is_learned(self) -> bool:

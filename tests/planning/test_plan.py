@@ -15,7 +15,7 @@ from clipmerge.planning.plan import (
     last_part,
     read_plan,
 )
-from clipmerge.planning.recipe import Recipe
+from clipmerge.planning.recipe import Override, Recipe
 from tests.support.command import one_line
 from tests.support.tasks import plan_of, plan_with
 
@@ -62,6 +62,13 @@ def test_an_edit_that_says_nonsense_is_refused(tmp_path: Path, what: str) -> Non
     file.write_text(json.dumps(data))
     with one_line(UsageError, message):
         read_plan(file).check(LAYERS, {})
+
+
+def test_an_override_that_keeps_everything_leaves_a_layer_without_a_mask() -> None:
+    split = LayerPlan(alpha=0.5, mask="spectral", parameters={"a.weight": {"rank": 2}})
+    entry = split.with_override(Override(layers="*", density=1))
+    assert entry == LayerPlan(alpha=0.5)
+    plan_with(dict.fromkeys(LAYERS, entry)).check(LAYERS, {})
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", "\xff"])
