@@ -33,6 +33,7 @@ CHECKS: Names = (
     "swapped",
     "unrelated",
     "equal-models",
+    "class-order",
     "blank-images",
     "same-images",
     "pixel-range",

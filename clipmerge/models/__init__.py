@@ -38,7 +38,10 @@ class ImageTextModel(ABC):
         folder: Folder of the processor and the tokenizer.
         towers: Modules of the two towers.
         layout: Order of an image's entries.
+        row_names: Names of the classes of a head's rows, if they are known.
     """
+
+    row_names: Names = ()
 
     def __init__(
         self, family: Family, folder: Path, module: Any, towers: dict[Tower, torch.nn.Module]

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families import Family
-from clipmerge.images.classes import normalise_name
+from clipmerge.images.classes import places_of
 from clipmerge.images.decoding import to_rgb
 from clipmerge.models import ImageTextModel, blaming_files, blaming_processor
 from clipmerge.models.classifier import Classifier
@@ -32,10 +32,7 @@ class HeadedTower(ImageTextModel):
 
     Attributes:
         classes: Number of the head's rows.
-        names: Names of the rows, if its configuration has them.
     """
-
-    names: Names = ()
 
     def __init__(
         self,
@@ -86,12 +83,8 @@ class HeadedTower(ImageTextModel):
         by name, where the head's rows have the same names; otherwise both are in one order.
         """
         classes = len(names)
-        by_name = {normalise_name(name): (row,) for row, name in enumerate(self.names)}
-        wanted = list(map(normalise_name, names))
-        chosen: list[Sequence[int]] = list(rows)
-        if not chosen and set(wanted) == set(by_name):
-            chosen = [by_name[name] for name in wanted]
-        chosen = chosen or [(row,) for row in range(self.classes)]
+        by_name = places_of(names, self.row_names) or range(self.classes)
+        chosen = rows or [(row,) for row in by_name]
         if len(chosen) != classes or max(map(max, chosen)) >= self.classes:
             raise DataError(
                 f"{source}: has {classes} classes, and the model's head {self.classes}; their"
@@ -158,7 +151,6 @@ def build_transformers(
         return torch.as_tensor(processor(images, return_tensors="pt")["pixel_values"]).float()
 
     tower = HeadedTower(family, folder, module, module.classifier, embed, prepare)
-    tower.names = tuple(map(str, parsed.id2label.values()))
     module.classifier = nn.Identity()  # the library pools, and the head scores
     module.head = tower._head  # so that it goes to the device
     return tower

@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPForImageClassification
 
+from clipmerge import merge
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.distributed import DistributedContext
 from clipmerge.errors import DataError
+from clipmerge.evaluation.accuracy import load_model
 from clipmerge.images.batches import Batch
 from clipmerge.learning.interpolate import Path as Between
 from clipmerge.learning.objective import HeldOut, Objective
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.models.building import build_model
 from clipmerge.models.classifier import classifier_for
+from clipmerge.types import CHECKS
 from tests.support.image_files import load_images, png
 from tests.support.raw_safetensors import edit_json
 from tests.support.tiny_clip import tiny_config, tiny_processor
@@ -126,6 +129,12 @@ def test_a_head_gives_the_librarys_logits_and_learns(
             path.set_alpha(alpha)
             found = classifier.logits(model.image_features(pixels), classifier.class_features())
             assert torch.allclose(found, reference(alpha, pixels), atol=1e-5), alpha
+        output = tmp_path / "merged"
+        merge(zeroshot, finetuned, "wise-ft", alpha=1, allow=CHECKS, output=output)
+        alone = load_model(open_checkpoint(str(output)))
+        rows = alone.classifier("here", ("a", "b", "c"), ())
+        scores = rows.logits(alone.image_features(pixels), rows.class_features())
+        assert torch.allclose(scores, reference(1.0, pixels), atol=1e-5)
         several = model.classifier("here", ("a", "b"), [(0, 2), (1,)])
         grouped = several.logits(model.image_features(pixels), several.class_features())
         assert torch.equal(grouped, torch.stack([found[:, [0, 2]].amax(1), found[:, 1]], 1))
