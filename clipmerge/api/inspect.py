@@ -111,7 +111,7 @@ def _compare_checkpoints(inputs: Inputs, other: Checkpoint, journal: Journal) ->
 
     for note in inputs.notes:
         journal.warn(note)
-    mismatches = find_mismatches(inputs)
+    mismatches = find_mismatches(inputs, every=True)
     layers = _describe_layers(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
     journal.stage("inspect")
     done, total = 0, sum(layer["size"] for layer in layers.values())
@@ -122,7 +122,7 @@ def _compare_checkpoints(inputs: Inputs, other: Checkpoint, journal: Journal) ->
             mismatches.append(f"{layer}: its weights hold NaN or Inf")
         done += layers[layer]["size"]
         journal.advance(done, total)
-    for doubt in check_models(inputs):
+    for doubt in () if mismatches else check_models(inputs):  # of those that could be merged
         journal.warn(doubt.text)
     return {
         "family": inputs.family.name,
@@ -150,9 +150,12 @@ def _add_sharpness(record: Json, inputs: Inputs, options: InspectOptions, journa
     assert split is not None
     found, images, _ = measure(pair.inputs, recipe, split, opts, journal)
     record["images"] = images.images
+    inputs = pair.inputs  # with a head, if one was built
+    described = _describe_layers(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
     for layer, values in found.layers.items():
-        record["layers"][layer]["sharpness"] = values["sharpness"]
-        record["layers"][layer]["straggler"] = bool(values["straggler"])
+        measured = {"change": values["change"], "sharpness": values["sharpness"]}
+        straggler = bool(values["straggler"])
+        record["layers"][layer] = described[layer] | measured | {"straggler": straggler}
     record["warnings"] = journal.warnings
 
 

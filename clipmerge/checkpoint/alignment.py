@@ -24,7 +24,7 @@ from clipmerge.families import Family, is_index_buffer, layers_of, tower_of
 from clipmerge.files.safetensors import Array, TensorEntry
 from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.layers import HEAD, network_order
-from clipmerge.types import Layers, Missing, Names, OutputDtype
+from clipmerge.types import Kind, Layers, Missing, Names, OutputDtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,6 +109,13 @@ class Inputs:
             return False
         everyone = 1 + len(self.finetuned)
         return all(len(self.holders[name]) == everyone for name in head)
+
+    @property
+    def kind(self) -> Kind:
+        """What the output is."""
+        if self.is_classifier:
+            return "classifier"
+        return tower_of(self.layer_of[name] for name in self.output_keys)
 
     @property
     def row_names(self) -> Names:
