@@ -90,13 +90,17 @@ class HeadedTower(ImageTextModel):
                 f"{source}: has {classes} classes, and the model's head {self.classes}; their"
                 " correspondence is known for ImageNet and its shifts, given by their short names"
             )
-        return Head(self, [torch.tensor(indices) for indices in chosen])
+        most = max(map(len, chosen))  # a class with fewer rows has its first one several times
+        padded = [[*each, *[each[0]] * (most - len(each))] for each in chosen]
+        return Head(self, torch.tensor(padded))
 
 
 class Head(Classifier):
-    """A head on the image tower; a class of the images may have several of its rows."""
+    """A head on the image tower; a class of the images has the largest logit of its ``rows``,
+    (classes, rows of each).
+    """
 
-    def __init__(self, model: HeadedTower, rows: Sequence[Tensor]) -> None:
+    def __init__(self, model: HeadedTower, rows: Tensor) -> None:
         super().__init__(model, len(rows), moves=True)
         self._tower = model
         self._rows = rows
@@ -109,7 +113,9 @@ class Head(Classifier):
 
     def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Score images against classes: (images, classes)."""
-        return group_logits(self.model.logits(image_features, class_features), self._rows)
+        logits = self.model.logits(image_features, class_features)
+        self._rows = self._rows.to(logits.device)  # copied once
+        return logits[:, self._rows].amax(dim=2)
 
 
 def build_open_clip(
@@ -177,13 +183,3 @@ def build_timm(
         lambda pixels: module.forward_head(module.forward_features(pixels), pre_logits=True),
         lambda images: torch.stack([transform(image) for image in images]),
     )
-
-
-def group_logits(logits: Tensor, rows: Sequence[Tensor]) -> Tensor:
-    """Give each class of a source the largest logit of its rows: (batch, rows of the head) ->
-    (batch, classes).
-    """
-    rows = [indices.to(logits.device) for indices in rows]
-    if all(len(indices) == 1 for indices in rows):
-        return logits[:, torch.cat(rows)]
-    return torch.stack([logits[:, indices].amax(dim=1) for indices in rows], dim=1)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPForImageClassification
 
 from clipmerge import merge
@@ -149,6 +151,31 @@ def test_a_head_gives_the_librarys_logits_and_learns(
     moved = [float((value - 0.5).abs().max()) for value in losses.coefficients.values()]
     assert max(moved) > 0.05
     assert losses.choice is not None
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies to another device."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += function is torch.ops.aten._to_copy.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_rows_of_classes_are_copied_to_the_device_once(tmp_path: Path) -> None:
+    zeroshot, finetuned, _ = of_transformers(tmp_path)
+    inputs = align_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))])
+    model = build_model(inputs)
+    classifier = model.classifier("here", ("a", "b"), [(0, 2), (1,)])
+    with Copies() as copies:
+        for _ in range(3):
+            features = torch.empty(4, 32, device="meta")
+            logits = classifier.logits(features, torch.empty(3, 33, device="meta"))
+    assert logits.shape == (4, 2)
+    assert copies.count == 1
 
 
 @pytest.mark.parametrize("given", [None, ["Five", "four", "two"], ["two", "five", "four"]])
