@@ -5,14 +5,11 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 
-from torch import Tensor
-
 from clipmerge.checkpoint import Checkpoint
 from clipmerge.checkpoint.alignment import pair_keys
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.scorer import Outcome, Scorer
 from clipmerge.families import tower_of
-from clipmerge.files.safetensors import require_finite
 from clipmerge.images.classes import templates_for
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.models import ImageTextModel
@@ -33,13 +30,7 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
             " `clipmerge sweep` with the model that it was fine-tuned from evaluates it as alpha 1"
         )
     model = build_model(inputs)
-
-    def read(name: str) -> Tensor:
-        tensor = inputs.theta_0(name)
-        require_finite(tensor, name, checkpoint.source)
-        return tensor
-
-    model.load(read, checkpoint.source)
+    model.load(inputs.theta_0, checkpoint.source)
     return model
 
 

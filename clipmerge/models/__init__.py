@@ -19,6 +19,7 @@ from torch.nn.functional import batch_norm
 
 from clipmerge.errors import CheckpointError, ClipmergeError
 from clipmerge.families import Family
+from clipmerge.files.safetensors import require_finite
 from clipmerge.types import Json, Names, Tensors
 
 Tower = Literal["vision", "text"]
@@ -68,6 +69,7 @@ class ImageTextModel(ABC):
                     f"{source}: config.json does not match the weights: {name} is"
                     f" {tuple(value.shape)}, but the config says {tuple(parameter.shape)}"
                 )
+            require_finite(value, name, source)
             parameter.data.copy_(value)
 
     @abstractmethod
