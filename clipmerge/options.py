@@ -20,6 +20,7 @@ from typer import Option as _flag
 
 from clipmerge.errors import UsageError, did_you_mean, list_choices
 from clipmerge.files import local_path
+from clipmerge.files.side_files import names_by_number
 from clipmerge.types import CHECKS, RECOMMENDATIONS, Device, Json, Names, OutputDtype
 
 if TYPE_CHECKING:
@@ -307,14 +308,13 @@ def _check_words(option: str, words: Iterable[str], texts: Any) -> Names:
 def class_names(classes: Any) -> Path | Names:
     """A file of class names, or the names themselves; a file wins over a shipped list."""
     if isinstance(classes, Mapping):  # such as `id2label` of a configuration of transformers
-        by_number = {str(number): name for number, name in classes.items()}
-        numbers = [str(number) for number in range(len(by_number))]
-        if set(by_number) != set(numbers):
+        names = names_by_number(classes)
+        if names is None:
             raise UsageError(
-                f"`classes`: its keys are not the numbers 0 to {len(numbers) - 1}; give the names"
+                f"`classes`: its keys are not the numbers 0 to {len(classes) - 1}; give the names"
                 " in the order of the classes"
             )
-        return tuple(by_number[number] for number in numbers)
+        return names
     if not isinstance(classes, (str, os.PathLike)):
         return tuple(classes)
     from clipmerge.images.registry import class_list, class_lists

@@ -23,6 +23,8 @@ Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 OutputDtype = Literal["keep", "float32", "bfloat16", "float16"]
 #: Treatment of keys that only one checkpoint has: an error, or one of the two key sets.
 Missing = Literal["error", "keep-zeroshot", "keep-finetuned"]
+#: What a checkpoint is: both towers, one of them, or an image tower with a head.
+Kind = Literal["full", "vision", "text", "classifier"]
 #: What to do with a merged model, in the order of the verdict's rules.
 Recommendation = Literal[
     "check-images", "keep-finetuned", "either", "use", "probably-use", "too-few-images"
@@ -33,6 +35,7 @@ CHECKS: Names = (
     "swapped",
     "unrelated",
     "equal-models",
+    "class-order",
     "blank-images",
     "same-images",
     "pixel-range",

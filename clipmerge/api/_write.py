@@ -170,7 +170,7 @@ def _make_record(
         output=output.name if output else None,
         files=files or {},
         family=inputs.family.name,
-        classifier=inputs.is_classifier,
+        kind=inputs.kind,
         plan=plan.public,
         measurements=planned.values,
         measured=measured,

@@ -139,21 +139,35 @@ def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
     """Sort names by the classes that they equal, if they are the same; where some are and stand
     elsewhere, the list has another order, by which every image would get a wrong name.
     """
-    by_name = {normalise_name(name): name for name in names}
-    wanted = list(map(normalise_name, classes))
-    if set(by_name) == set(wanted):
-        return tuple(by_name[name] for name in wanted)
-    for number, name in enumerate(names, 1):
-        plain = normalise_name(name)
-        if plain not in wanted:
-            continue
-        place = wanted.index(plain)
-        if names[place] != name:
-            raise DataError(
-                f"{title}: '{name}' is name {number}, but class {place + 1} of the images; write"
-                " the names in the order of the classes, or JSON with a name for each class"
-            )
+    places = places_of(classes, names)
+    if places:
+        return tuple(names[place] for place in places)
+    if moved := misplaced(names, classes):
+        number, place = moved
+        raise DataError(
+            f"{title}: '{names[number]}' is name {number + 1}, but class {place + 1} of the images;"
+            " write the names in the order of the classes, or JSON with a name for each class"
+        )
     return names
+
+
+def places_of(names: Names, among: Names) -> Shape:
+    """The place of each name among others, if they are the same names, each once; else nothing."""
+    places = {normalise_name(name): place for place, name in enumerate(among)}
+    plain = list(map(normalise_name, names))
+    same = places.keys() == set(plain) and len(places) == len(plain) == len(among)
+    return tuple(map(places.__getitem__, plain)) if same else ()
+
+
+def misplaced(names: Names, among: Names) -> tuple[int, int] | None:
+    """The place of the first name that stands elsewhere among as many others, and its place
+    there.
+    """
+    others = list(map(normalise_name, among))
+    for place, name in enumerate(map(normalise_name, names)):
+        if name in others and others[place] != name:
+            return place, others.index(name)
+    return None
 
 
 def normalise_name(name: str) -> str:

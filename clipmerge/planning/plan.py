@@ -31,7 +31,7 @@ from clipmerge.plugins import (
     check_options,
     plugin_options,
 )
-from clipmerge.types import Json, Layers, Missing, Names, OutputDtype, Shape, StrPath
+from clipmerge.types import Device, Json, Layers, Missing, Names, OutputDtype, Shape, StrPath
 
 # Beginnings of the names of a plan's tensors in their file, followed by the parameter.
 _SCORES, _COEFFICIENTS = "scores:", "coefficients:"
@@ -76,10 +76,12 @@ class HeadRecord(Frozen):
     Attributes:
         classes: Class names, in the order of the rows.
         templates: Prompt templates.
+        device: Where it is built, because another kind of device rounds differently.
     """
 
     classes: Names
     templates: Names
+    device: Device = "cpu"
 
 
 class TensorsRecord(Frozen):
