@@ -87,7 +87,8 @@ def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
     """
     where = opened.title
     values = [_as_label(where, value) for value in opened.values]
-    numbers = _as_numbers(values)
+    texts = list(map(str, values))
+    numbers = list(map(int, texts)) if all(map(_DIGITS.fullmatch, texts)) else None
     count = len(values)
     missing = [at for at, value in enumerate(numbers or values) if value in _UNLABELLED]
     if missing:
@@ -97,7 +98,6 @@ def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
             " them, leave them out, or give a labelled split, such as validation"
         )
     if numbers is None:
-        texts = list(map(str, values))
         classes = _sort_class_names(set(texts))
         index = {name: number for number, name in enumerate(classes)}
         return tuple(index[text] for text in texts), classes
@@ -110,7 +110,7 @@ def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
 
 def _as_label(title: str, label: Any) -> str | int | None:
     """A class index, a name, or nothing."""
-    if label is None or isinstance(label, (str, int)):
+    if label is None or isinstance(label, str):
         return label
     values = np.asarray(label)
     is_number = values.size == 1 and values.dtype.kind in "biuf"
@@ -120,17 +120,6 @@ def _as_label(title: str, label: Any) -> str | int | None:
             " image (of one-hot labels the argmax), or captions as texts"
         )
     return int(values.item())
-
-
-def _as_numbers(labels: Sequence[Any]) -> list[int] | None:
-    """Labels as numbers, if all are numbers or texts of digits; otherwise ``None``."""
-    numbers: list[int] = []
-    for label in labels:
-        is_digits = isinstance(label, str) and _DIGITS.fullmatch(label)
-        if not is_digits and not isinstance(label, int):
-            return None
-        numbers.append(int(label))
-    return numbers
 
 
 def _are_numbered(names: Sequence[str]) -> bool:

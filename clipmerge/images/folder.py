@@ -53,16 +53,10 @@ def load_folder(title: str, folder: Path, columns: Columns) -> OpenedSource:
         paths += map(str, found)
         labels += [name] * len(found)
     notes: Names = ()
-    beside = sorted(filter(_is_picture, beside))
-    if beside:
-        images = counted(len(beside), "image", "images")
-        notes = (
-            f"{title}: not read, because they are in no class folder: {images}"
-            f" ({shorten(beside, 3)})",
-        )
+    others.update(Path(name).suffix for name in filter(_is_picture, beside))
     if others:
         kinds = shorten(f"{count} {kind}" for kind, count in others.most_common())
-        notes += (f"{title}: not read, because they are no images: {kinds}",)
+        notes = (f"{title}: not read, because they are no images in a class folder: {kinds}",)
     return OpenedSource(title, picture_files(paths), labels, captioned=False, notes=notes)
 
 

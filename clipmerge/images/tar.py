@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from posixpath import normpath
 from typing import Any, NamedTuple
 
-from clipmerge.errors import DataError, counted, shorten
+from clipmerge.errors import DataError, shorten
 from clipmerge.images.folder import IMAGE_SUFFIXES, caption_lines, is_hidden
 from clipmerge.images.image_set import (
     CAPTION_NAMES,
@@ -103,7 +103,6 @@ def _read_members(archive: str) -> Iterator[tuple[str, str, Member]]:
             f"{archive}: cannot be read as a tar archive ({error}); is it whole?"
         ) from None
     by_name = {normpath(info.name): info for info in members}
-    dead: list[str] = []
     for info in members:
         path = PurePosixPath(info.name)
         if info.isdir() or any(map(is_hidden, path.parts)):
@@ -113,16 +112,13 @@ def _read_members(archive: str) -> Iterator[tuple[str, str, Member]]:
             linked = info.linkname if info.islnk() else path.parent / info.linkname
             content = by_name.get(normpath(linked), info)
         if not content.isreg():
-            dead.append(info.name)
+            raise DataError(
+                f"{archive}, {info.name}: is a link to no file of the archive; write it with files"
+                " in place of links, by --dereference"
+            )
         stem, _, ending = path.name.partition(".")
         member = Member(archive, info.name, content.offset_data, content.size)
         yield str(path.with_name(stem)), ending.lower(), member
-    if dead:
-        lead = counted(len(dead), "link leads", "links lead")
-        raise DataError(
-            f"{archive}: {lead} to no file in it ({shorten(dead, 3)}); write the archive with the"
-            " files in place of links, with --dereference"
-        )
 
 
 def _image_of(where: str, files: dict[str, Member], wanted: str | None) -> Member:

@@ -418,6 +418,19 @@ def test_rows_of_one_image_are_its_captions(tmp_path: Path) -> None:
     assert_images(found, [0, 1])
 
 
+@pytest.mark.parametrize(
+    ("written", "read"), [('"a cat,\nasleep"', "a cat,\nasleep"), ('"Cats" asleep', "Cats asleep")]
+)
+def test_a_caption_may_have_line_breaks_or_begin_with_a_quote(
+    written: str, read: str, tmp_path: Path
+) -> None:
+    pictures(tmp_path)
+    (tmp_path / "x.csv").write_text(f"filepath,title\n00.png,{written}\n01.png,a dog\n")
+    found = open_images(str(tmp_path / "x.csv"))
+    assert isinstance(found, CaptionedImages)
+    assert found.captions == ((read,), ("a dog",))
+
+
 def test_preprocessed_pixels_are_taken_as_they_are() -> None:
     ready = [(torch.randn(3, 8, 8, generator=torch.manual_seed(k)), k % 2) for k in range(4)]
     found = load_images(ready, ["a", "b"])

@@ -121,7 +121,7 @@ SOURCES: dict[str, tuple[Make, str]] = {
     ),
     "a link out of a tar": (
         lambda f: with_link(save_tar(f / "x.tar", {"a/0.png": png(0)}), "../../1.png"),
-        r"x\.tar: 1 link leads to no file in it \(a/1\.png\); write .*--dereference",
+        r"x\.tar, a/1\.png: is a link to no file of the archive; write .*--dereference",
     ),
     "a damaged tar": (lambda f: files(f, "x.tar") / "x.tar", r"cannot be read as a tar archive"),
     "a tar without labels": (
@@ -219,10 +219,10 @@ def test_classes_and_captions_at_once_are_refused() -> None:
 
 
 def test_pictures_beside_class_folders_are_counted(tmp_path: Path) -> None:
-    files(tmp_path, "a/0.png", "b/1.png", "2.png", "3.jpg", "names.txt")
+    files(tmp_path, "a/0.png", "b/1.png", "2.png", "3.png", "4.jpg", "a/x.md")
     (note,) = load_images(str(tmp_path)).notes
     assert note == (
-        f"{tmp_path}: not read, because they are in no class folder: 2 images (2.png, 3.jpg)"
+        f"{tmp_path}: not read, because they are no images in a class folder: 2 .png, 1 .md, 1 .jpg"
     )
 
 
