@@ -45,7 +45,8 @@ def evaluate_sources(
     """
     scorer = Scorer(model, None, settings, load_bytes=0)
     today = datetime.date.today().isoformat()
-    outcomes: dict[str, Outcome] = {}
+    scored = scorer.score([lambda _: None], sources, progress)
+    outcomes = {name: outcome for name, (outcome,) in scored.items()}
     described: Json = {}
     accuracy: Json = {}
     intervals: Json = {}
@@ -53,8 +54,7 @@ def evaluate_sources(
     recall: Json = {}
     captions: Json = {}
     for name, images in sources.items():
-        outcome = scorer.score_one(images, progress)
-        outcomes[name] = outcome
+        outcome = outcomes[name]
         described[name] = {"source": images.source, "revision": images.revision, "date": today}
         if isinstance(images, CaptionedImages):
             recall[name] = outcome.recall

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from clipmerge.errors import DataError, counted, shorten
 from clipmerge.images.image_set import OpenedSource
 from clipmerge.images.registry import DEFAULT_TEMPLATE, imagenet_names
@@ -20,8 +22,8 @@ ClassNames: TypeAlias = Path | Sequence[str] | None
 
 #: A class name with a number in front, such as ``001.Black_footed_Albatross`` or ``0 - zero``.
 _NUMBERED = re.compile(r"(?P<number>\d{1,18}) ?[._-]+ ?(?P<name>[^\W\d_].*)", re.ASCII | re.DOTALL)
-# What data sets give for images without a label.
-_UNLABELLED = (-1, None)
+# What data sets give for images without a label; texts may be an empty cell, file or folder name.
+_UNLABELLED = (-1, None, "")
 _DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
@@ -84,15 +86,18 @@ def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
     ``None`` for bare numbers.
     """
     where = opened.title
-    values = opened.values
-    numbers = _as_numbers(values)
+    values = [_as_label(where, value) for value in opened.values]
+    texts = list(map(str, values))
+    numbers = list(map(int, texts)) if all(map(_DIGITS.fullmatch, texts)) else None
     count = len(values)
-    missing = sum(value in _UNLABELLED for value in numbers or values)
+    missing = [at for at, value in enumerate(numbers or values) if value in _UNLABELLED]
     if missing:
-        have = counted(missing, f"of {count} images has", f"of {count} images have")
-        raise DataError(f"{where}: {have} no label; give a labelled split, such as validation")
+        have = counted(len(missing), f"of {count} images has", f"of {count} images have")
+        raise DataError(
+            f"{where}: {have} no label ({shorten(map(opened.pictures.name_of, missing), 3)}); label"
+            " them, leave them out, or give a labelled split, such as validation"
+        )
     if numbers is None:
-        texts = list(map(str, values))
         classes = _sort_class_names(set(texts))
         index = {name: number for number, name in enumerate(classes)}
         return tuple(index[text] for text in texts), classes
@@ -103,15 +108,18 @@ def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
     return tuple(numbers), names
 
 
-def _as_numbers(labels: Sequence[Any]) -> list[int] | None:
-    """Labels as numbers, if all are numbers or texts of digits; otherwise ``None``."""
-    numbers: list[int] = []
-    for label in labels:
-        is_digits = isinstance(label, str) and _DIGITS.fullmatch(label)
-        if not is_digits and not isinstance(label, int):
-            return None
-        numbers.append(int(label))
-    return numbers
+def _as_label(title: str, label: Any) -> str | int | None:
+    """A class index, a name, or nothing."""
+    if label is None or isinstance(label, str):
+        return label
+    values = np.asarray(label)
+    is_number = values.size == 1 and values.dtype.kind in "biuf"
+    if not is_number or values.item() % 1 != 0:  # nor are NaN and infinity whole
+        raise DataError(
+            f"{title}: {str(label)[:60]} is not a label; give a class index or a name for each"
+            " image (of one-hot labels the argmax), or captions as texts"
+        )
+    return int(values.item())
 
 
 def _are_numbered(names: Sequence[str]) -> bool:

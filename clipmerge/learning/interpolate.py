@@ -45,8 +45,8 @@ class Path:
         layers: Names of the changed parameters by layer; only layers that fine-tuning changed.
         names: Names of the changed parameters.
         text_changes: Whether fine-tuning changed the text tower.
-        class_moves: Counts the moves of the text tower or the head, so that what is compared with
-            images can be used again.
+        class_moves: Counts the changes of the text tower or the head, so that what is compared
+            with images can be used again.
     """
 
     def __init__(
@@ -170,8 +170,11 @@ class Path:
             self._set_parameter(name, value.to(self._dtype or self._ends[name][0].dtype))
 
     def _set_parameter(self, name: str, value: Tensor) -> None:
-        self.parameters[name].data.copy_(value)
-        self._count_move(name)
+        weights = self.parameters[name].data
+        value = value.to(weights)
+        if not torch.equal(weights, value):
+            weights.copy_(value)
+            self._count_move(name)
 
     def _count_move(self, name: str) -> None:
         layer = self.inputs.layer_of[name]
