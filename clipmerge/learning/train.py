@@ -146,7 +146,7 @@ def train(
     device = objective.path.device
     is_half = dtype_of(device, options.precision) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=is_half)
-    trace = torch.zeros(options.steps, 2)
+    trace = torch.zeros(options.steps, 2, device=device)
     begin = state.restore(adam, scaler, trace) if state else 0
     objective.bound_activations()
     work = _work_of_a_step(size, options)
@@ -157,12 +157,17 @@ def train(
             coefficients.place()
             while adam.steps_taken == number:  # again if gradients in float16 overflow
                 trace[number] = backward(objective, lesson, targets, options, scaler, adam)
-                _require_finite(trace[number], number, scaler)
+                if scaler.is_enabled() or number % _TAUGHT_TOGETHER == 0:  # a card waits for it
+                    _require_finite(trace, number, scaler)
                 scaler.step(adam)
                 scaler.update()
             if state:
                 state.save(number + 1)
             objective.count_work(work)
+    _require_finite(trace, options.steps - 1, scaler)
+    adam.zero_grad()  # gradients and moments are as large as the model, and not needed again
+    if state:
+        state.release()
     for value in coefficients.values.values():
         broadcast_(objective.context, value)
     losses: list[list[float]] = trace.tolist()
@@ -281,11 +286,16 @@ def backward(
     return objective.micro_batcher.run(len(pixels), attempt)
 
 
-def _require_finite(losses: Tensor, number: int, scaler: torch.amp.GradScaler) -> None:
-    overflows = scaler.is_enabled() and scaler.get_scale() < 1
-    if overflows or not bool(losses.isfinite().all()):
+def _require_finite(trace: Tensor, number: int, scaler: torch.amp.GradScaler) -> None:
+    """Refuse losses up to this step that are not finite, and gradients that overflow at any
+    scale.
+    """
+    broken = (~trace.isfinite().all(1)).nonzero().flatten().tolist()
+    if scaler.is_enabled() and scaler.get_scale() < 1:
+        broken.append(number)
+    if broken:
         raise ClipmergeError(
-            f"the loss of calibration batch {number} is not finite; check the checkpoints, or"
+            f"the loss of calibration batch {broken[0]} is not finite; check the checkpoints, or"
             " compute with measure.precision=float32"
         )
 
@@ -318,7 +328,7 @@ class BoxAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take a step, and clamp to [0, ceiling]."""
-        self.steps_taken += 1
+        self.steps_taken += 1  # before any change: a state that counts one step less is whole
         for name, value in self.values.items():
             if value.grad is None:
                 continue

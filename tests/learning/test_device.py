@@ -1,8 +1,12 @@
 """Steps on another device: on one without data, which refuses tensors of the CPU and any wait for a
 result."""
 
+import gc
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ from clipmerge.learning import augment
 from clipmerge.learning import train as training
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
+from clipmerge.learning.resume import LearningState
 from clipmerge.learning.train import BoxAdam, backward, compute_targets, draw_order, make_lesson
 from tests.support.small_objective import PLAIN, TEMPLATES, Ends, make_batches, objective_for
 
@@ -56,6 +61,18 @@ def test_a_step_has_all_tensors_where_the_model_is_and_does_not_wait(
     assert len(held) > 2 * len(coefficients.values)
 
 
+def test_the_loop_reads_losses_once_for_many_steps(
+    objective: Objective, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[int]()
+    monkeypatch.setattr(training, "_TAUGHT_TOGETHER", 2)
+    monkeypatch.setattr(training, "_require_finite", lambda _, number, __: read.append(number))
+    options = replace(PLAIN, batch_size=4, steps=5)
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):  # its losses at the end
+        training.train(objective, Coefficients(objective.path, "entry"), options)
+    assert read == [0, 2, 4, 4]
+
+
 def test_gradients_of_a_batch_too(objective: Objective) -> None:
     objective.path.set_alpha(0.5)
     objective.loss(objective.batches[0]).backward()
@@ -63,3 +80,24 @@ def test_gradients_of_a_batch_too(objective: Objective) -> None:
     for layer in ("vision.0.mlp", "text.0.attn"):
         loss = objective.layer_loss(objective.batches[0], layer)()
         assert loss.device.type == "meta"
+
+
+def test_what_learning_no_longer_needs_is_let_go(
+    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients and moments would take twelve bytes per weight while others choose and judge."""
+    made: list[weakref.ref[BoxAdam]] = []
+
+    def make(*arguments: Any) -> BoxAdam:
+        adam = BoxAdam(*arguments)
+        made.append(weakref.ref(adam))
+        return adam
+
+    monkeypatch.setattr(training, "BoxAdam", make)
+    objective = objective_for(ends, make_batches((4, 3)))
+    objective.state = LearningState(tmp_path / "state.pt", objective.context, str)
+    coefficients = Coefficients(objective.path, "entry")
+    training.train(objective, coefficients, replace(PLAIN, steps=2))
+    gc.collect()
+    assert made[0]() is None
+    assert all(value.grad is None for value in coefficients.values.values())
