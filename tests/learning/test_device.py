@@ -19,7 +19,21 @@ from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.resume import LearningState
 from clipmerge.learning.train import BoxAdam, backward, compute_targets, draw_order, make_lesson
+from clipmerge.measures.path_barrier import path_barrier
 from tests.support.small_objective import PLAIN, TEMPLATES, Ends, make_batches, objective_for
+
+
+class OnApple(Tensor):
+    """A tensor of a device that, like Apple's, has no float64."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = super().__torch_function__(func, types, args, kwargs)
+        if func is Tensor.cpu:
+            return found.as_subclass(Tensor)
+        if isinstance(found, cls) and found.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return found
 
 
 @pytest.fixture
@@ -80,6 +94,19 @@ def test_gradients_of_a_batch_too(objective: Objective) -> None:
     for layer in ("vision.0.mlp", "text.0.attn"):
         loss = objective.layer_loss(objective.batches[0], layer)()
         assert loss.device.type == "meta"
+
+
+def test_sums_need_no_float64_of_the_device(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = objective_for(ends, make_batches((4, 3)))
+    expected = path_barrier(objective)
+    coefficients = Coefficients(objective.path, "entry", 0.3)
+    distance = coefficients.distance()
+    for name, value in coefficients.values.items():
+        coefficients.values[name] = value.as_subclass(OnApple)
+    assert coefficients.distance() == distance
+    real = objective.path.gradient
+    monkeypatch.setattr(objective.path, "gradient", lambda name: real(name).as_subclass(OnApple))
+    assert path_barrier(objective) == expected
 
 
 def test_what_learning_no_longer_needs_is_let_go(
