@@ -319,10 +319,8 @@ class Coefficients:
 
     def by_parameter(self) -> dict[str, Tensor]:
         """The coefficients used, by parameter, float32 on the CPU."""
-        found = {}
-        for name, key in self._key.items():
-            found[name] = self.effective(key).detach().clone().cpu()
-        return found
+        keys = self._key.items()
+        return {name: self.effective(key).detach().clone().cpu() for name, key in keys}
 
 
 def _mark_largest(scores: Tensor, count: int) -> Tensor:

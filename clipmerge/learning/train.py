@@ -27,8 +27,7 @@ from clipmerge.learning.loss import (
     distillation_losses,
     mean_of_teachers,
 )
-from clipmerge.learning.objective import FORWARD, GRADIENT, Objective
-from clipmerge.models.classifier import draw_prompts
+from clipmerge.learning.objective import FORWARD, GRADIENT, PROMPTS_A_GRADIENT, Objective
 from clipmerge.models.passes import Precision, dtype_of, embed_with_graph, in_precision
 from clipmerge.plugins import (
     Augmentation,
@@ -40,9 +39,6 @@ from clipmerge.plugins import (
     Share,
 )
 
-# Prompts that a step embeds at most: about as much work as its images. If there are more, it draws
-# templates, and then classes.
-_PROMPTS_A_STEP = 256
 # Steps whose teachers' outputs are computed together, so that weights are placed less often.
 _TAUGHT_TOGETHER = 16
 
@@ -219,7 +215,7 @@ def make_lesson(
     if options.distill_weight:
         strong = strong_augment(pixels[: options.num_strong], seed, options.augmentations)
     weak = weak_augment(pixels, seed + 1, options.weak_aug)
-    prompts, columns = draw_prompts(objective.classifier, labels, seed, _PROMPTS_A_STEP)
+    prompts, columns = objective.classifier.draw(labels, seed, PROMPTS_A_GRADIENT)
     return Lesson(weak, strong, columns, prompts)
 
 
@@ -291,7 +287,7 @@ def _require_finite(trace: Tensor, number: int, scaler: torch.amp.GradScaler) ->
     scale.
     """
     broken = (~trace.isfinite().all(1)).nonzero().flatten().tolist()
-    if scaler.is_enabled() and scaler.get_scale() < 1:
+    if scaler.get_scale() < 1:
         broken.append(number)
     if broken:
         raise ClipmergeError(

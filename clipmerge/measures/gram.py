@@ -22,7 +22,7 @@ def gram(objective: Objective) -> Measurements:
     """Sum x x^T over all inputs x of each linear map that fine-tuning changed, images and prompts.
 
     Inputs at padding positions are left out if the tokens mark them. Costs one forward pass per
-    end. Needs memory for one square matrix of each map's input width, in addition to the model.
+    end. Needs memory for two square matrices of each map's input width, in addition to the model.
 
     Args:
         objective: Calibration loss; left at theta_1.

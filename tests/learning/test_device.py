@@ -43,7 +43,7 @@ def objective(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> Objective:
     # it has no random numbers and no autocast of its own
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     monkeypatch.setattr(augment, "_draw_normal", lambda _, images: torch.empty_like(images))
-    monkeypatch.setattr(training, "_PROMPTS_A_STEP", 100)
+    monkeypatch.setattr(training, "PROMPTS_A_GRADIENT", 100)
     # a card keeps a parameter's identity as it is
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
