@@ -17,7 +17,7 @@ from clipmerge.api._write import PlannedMerge
 from clipmerge.checkpoint import Inputs
 from clipmerge.checks import check_sources, raise_unless_allowed
 from clipmerge.distributed import DistributedContext, exact_float32
-from clipmerge.errors import VerdictError
+from clipmerge.errors import DataError, VerdictError
 from clipmerge.evaluation.verdict import MOST_IMAGES, judge
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.classes import class_prompts, templates_for
@@ -99,6 +99,12 @@ def split_images(
         share = recipe.measure_options.get("held_back", 0.0)  # some learn from all images
         test = SHARE if judged else 0.0
         split = divide(images, options.images, options.seed, val=share, test=test)
+        if share and split.val is None:
+            raise DataError(
+                f"{images.source}: one image is too few for recipe '{recipe.name}', which learns"
+                " from some images and lets others choose; use 2 or more that are not copies"
+                " (`images`), or take the result unchecked with `set=measure.held_back=0`"
+            )
     else:
         split = sample_for_judging(images, options.images, options.seed)
     for note in split.notes:

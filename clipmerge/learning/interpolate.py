@@ -291,11 +291,9 @@ class Coefficients:
 
     def distance(self, backoff: float = 0.0) -> float:
         """Euclidean distance of the coefficients used from the fine-tuned model's."""
-        total = 0.0
-        for key in self.values:
-            left = 1 - self.effective(key, backoff)
-            total += float(left.square().sum(dtype=torch.float64))
-        return math.sqrt(total)
+        squares = [(1 - self.effective(key, backoff)).square().sum() for key in self.values]
+        # the CPU has float64, which Apple's devices lack
+        return math.sqrt(float(torch.stack(squares).cpu().double().sum()))
 
     @contextmanager
     def collect_gradients(self) -> Iterator[None]:
@@ -324,10 +322,8 @@ class Coefficients:
 
     def by_parameter(self) -> dict[str, Tensor]:
         """The coefficients used, by parameter, float32 on the CPU."""
-        found = {}
-        for name, key in self._key.items():
-            found[name] = self.effective(key).detach().clone().cpu()
-        return found
+        keys = self._key.items()
+        return {name: self.effective(key).detach().clone().cpu() for name, key in keys}
 
 
 def _mark_largest(scores: Tensor, count: int) -> Tensor:
