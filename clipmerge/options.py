@@ -454,9 +454,18 @@ def with_flags(message: str) -> str:
         keyword, value = match.groups()
         if keyword not in _KEYWORDS:
             return match[0]
-        name = _SINGULAR.get(keyword, keyword).replace("_", "-")
-        if value == "False":
-            return f"--no-{name}"
-        return f"--{name}" if value in (None, "True") else f"--{name} {value}"
+        name = flag_of(keyword, value)
+        return name if value in (None, "True", "False") else f"{name} {value}"
 
     return _KEYWORD.sub(flag, message)
+
+
+def flag_of(keyword: str, value: Any = None) -> str:
+    """The flag of a keyword, which for a switch depends on its value.
+
+    Example:
+        >>> flag_of("max_loss"), flag_of("recipes"), flag_of("verdict", False)
+        ('--max-loss', '--recipe', '--no-verdict')
+    """
+    no = "no-" if str(value) == "False" else ""
+    return f"--{no}{_SINGULAR.get(keyword, keyword).replace('_', '-')}"

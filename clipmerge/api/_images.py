@@ -34,7 +34,7 @@ from clipmerge.models.classifier import Captions, Prompts, classifier_for
 from clipmerge.models.passes import own_settings
 from clipmerge.options import DecisionOptions, ImageOptions, MergeOptions, PlanOptions
 from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
-from clipmerge.planning.plan import last_part
+from clipmerge.planning.plan import public_source
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.record import Verdict
 from clipmerge.plugins import load_plugin, needs_score
@@ -232,7 +232,7 @@ def _describe_images(
 ) -> CalibrationRecord:
     """What the record tells of the images that are measured on."""
     return CalibrationRecord(
-        source=images.source if images.revision else last_part(images.source),
+        source=public_source(images.source, images.revision),
         revision=images.revision,
         images=len(images),
         requested=options.images if split.test else None,

@@ -136,7 +136,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 output=folder,
                 processor=self._processor or processor,
                 progress=self._progress,
-                **{**self._options, "alpha": None, "set": ()},
+                **self._options,  # those that change the recipe do so once more
             )
         except Exception as error:  # whatever it is, the training must end with its result
             self.error = error

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipmerge.api._call import CallJournal
 from clipmerge.api._pair import (
     CheckpointLike,
     Pair,
@@ -72,7 +73,8 @@ def merge(
             next.
     """
     opts = MergeOptions.of(options)
-    journal = Journal(progress)
+    about = {"recipe": recipe, **options, "processor": processor, "output": output}
+    journal = CallJournal(progress, "merge", zeroshot, finetuned, **about)
     chosen = choose_recipe(recipe, opts, journal)
     target = _check_output_folder(output, opts, zeroshot, *finetuned_as_list(finetuned))
     with open_pair(
