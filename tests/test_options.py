@@ -53,6 +53,7 @@ def test_help_is_short() -> None:
 
 def test_options_are_brought_into_one_form() -> None:
     given = {
+        "data": "val",
         "images": "12",
         "alpha": 1,
         "template": "a {}.",

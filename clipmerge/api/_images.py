@@ -17,7 +17,6 @@ from clipmerge.api._write import PlannedMerge
 from clipmerge.checkpoint import Inputs
 from clipmerge.checks import check_sources, raise_unless_allowed
 from clipmerge.distributed import DistributedContext, exact_float32
-from clipmerge.errors import VerdictError
 from clipmerge.evaluation.verdict import MOST_IMAGES, judge
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.classes import class_prompts, templates_for
@@ -264,24 +263,12 @@ def _relative_change(path: Path) -> Statistic:
 
 def judge_plan(
     pair: Pair, planned: PlannedMerge, split: Split[Images], options: MergeOptions, journal: Journal
-) -> Verdict | None:
-    """Judge a plan on images from which nothing was learned; ``None`` if there are none.
-
-    Raises:
-        VerdictError: If the verdict is one on which the user fails.
-    """
-    if split.test is None or not len(split.test):
-        journal.warn("there are too few images to hold any back, so there is no verdict")
-        return None
-    if split.test.pictures.preprocessed:
-        journal.warn(
-            f"{split.test.source} holds preprocessed pixels, and a verdict needs images; give the"
-            " data set without its transform"
-        )
-        return None
+) -> Verdict:
+    """Judge a plan on images from which nothing was learned."""
+    assert split.test is not None
     journal.stage("judge")
     limit = planned.plan.recipe.max_loss if options.max_loss is None else options.max_loss
-    verdict = judge(
+    return judge(
         pair.inputs,
         planned.plan,
         split.test,
@@ -292,8 +279,3 @@ def judge_plan(
         most_images=MAX_TEST if planned.plan.recipe.measure else MOST_IMAGES,
         progress=journal,
     )
-    if verdict.recommendation in options.fail_on:
-        raise VerdictError(
-            f"{verdict.sentence} Nothing was written (`fail_on={verdict.recommendation}`)"
-        )
-    return verdict

@@ -107,7 +107,6 @@ def write_merged(
         record = _make_record(pair, planned, plan, verdict, journal)
     else:
         plan, record = _write_output(pair, planned, verdict, output, options, journal)
-    planned.forget()
     return MergeResult(output, plan, record, record.warnings)
 
 

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from clipmerge.api._in_memory import unwrap_model
 from clipmerge.api._pair import CheckpointLike
 from clipmerge.api._write import MergeResult
-from clipmerge.api.merge import choose_recipe, merge
+from clipmerge.api.merge import choose_recipe, judged_split, merge
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import UsageError
 from clipmerge.files import local_path
@@ -106,9 +106,12 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         read = (zeroshot, options.data, options.classes, *dict(options.ood).values())
         check_output(self._folder(args), overwrite=options.overwrite, read=read)
         if options.data is not None:
-            from clipmerge.api._images import open_source
+            from clipmerge.api._images import open_source, split_images
 
-            open_source(options.data, options, Progress())
+            images, quiet = open_source(options.data, options, Progress()), Progress()
+            if options.fail_on:
+                split = split_images(images, self._recipe, options, quiet, judged=True)
+                judged_split(split, options, quiet)
             for shift in dict(options.ood).values():
                 open_source(shift, ImageOptions(), Progress())
         if options.push is not None:

@@ -21,7 +21,7 @@ from clipmerge.api._pair import (
 )
 from clipmerge.api._write import MergeResult, PlannedMerge, write_merged
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import UsageError
+from clipmerge.errors import DataError, UsageError, VerdictError
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, check_output_file
 from clipmerge.layers import match_layers
@@ -69,6 +69,7 @@ def merge(
         The folder, the plan and the record.
 
     Raises:
+        VerdictError: If the verdict is one of ``fail_on``; its ``result`` has the record.
         ClipmergeError: If an argument cannot be used; one line says what, where and what to do
             next.
     """
@@ -81,13 +82,18 @@ def merge(
         zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
         pair, split = open_and_split_images(pair, chosen, opts, journal)
+        judged = judged_split(split, opts, journal)
         planned = decide(pair, chosen, split, opts, journal)
         verdict = None
-        if split is not None and opts.verdict:
+        if judged is not None:
             from clipmerge.api._images import judge_plan
 
-            verdict = judge_plan(pair, planned, split, opts, journal)
-        result = write_merged(pair, planned, verdict, target, opts, journal)
+            verdict = judge_plan(pair, planned, judged, opts, journal)
+        refused = verdict.sentence if verdict and verdict.recommendation in opts.fail_on else ""
+        result = write_merged(pair, planned, verdict, None if refused else target, opts, journal)
+    if refused:
+        raise VerdictError(f"{refused} Nothing was written (`fail_on`)", result)
+    planned.forget()
     if opts.push is None or result.record is None:
         return result
     return _push_result(result, opts.push, opts, journal)
@@ -141,8 +147,6 @@ def plan(
 
 def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Progress) -> Recipe:
     """Load the recipe with the options that change it; if none is named, the one that fits."""
-    if options.ood and options.data is None:
-        raise UsageError("`ood` is judged beside `data`; give images of the target too")
     if recipe is None:
         recipe, reason = "wise-ft", "there are no images"
         if options.alpha is not None:  # in `auto` it would scale what was learned
@@ -220,6 +224,31 @@ def open_and_split_images(
     if images is None:
         return pair, None
     return pair, split_and_check(pair, images, recipe, options, journal)
+
+
+def judged_split(
+    split: Split[Images] | None, options: MergeOptions, progress: Progress
+) -> Split[Images] | None:
+    """The images if there will be a verdict, which is known before anything is learned.
+
+    Raises:
+        DataError: If there will be none, and the user fails on some verdicts.
+    """
+    if split is None or not options.verdict:
+        return None
+    if split.test is None or not len(split.test):
+        reason = "there are too few images to hold any back, so there is no verdict"
+    elif split.test.pictures.preprocessed:
+        reason = (
+            f"{split.test.source} holds preprocessed pixels, and a verdict needs images; give the"
+            " data set without its transform"
+        )
+    else:
+        return split
+    if options.fail_on:
+        raise DataError(f"`fail_on` needs a verdict: {reason}")
+    progress.warn(reason)
+    return None
 
 
 def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:

@@ -15,15 +15,17 @@ import clipmerge
 from clipmerge import (
     CheckpointError,
     ClipmergeError,
+    DataError,
     OutputError,
     Progress,
     UsageError,
     VerdictError,
 )
 from clipmerge.planning.plan import Plan
+from tests.support.command import clipmerge as command_line
 from tests.support.command import done
 from tests.support.merging import run_and_check_merge
-from tests.support.tiny_clip import Folders
+from tests.support.tiny_clip import Folders, save_images
 from tests.support.told import Told
 
 QUIET: dict[str, Any] = {"progress": Progress()}
@@ -62,7 +64,7 @@ def test_learning_is_judged_on_images_that_it_does_not_see(
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("again", "out")
     )
     assert again == written
-    with pytest.raises(VerdictError, match="Nothing was written"):
+    with pytest.raises(VerdictError, match="Nothing was written") as caught:
         clipmerge.merge(
             *far,
             data=images,
@@ -72,7 +74,39 @@ def test_learning_is_judged_on_images_that_it_does_not_see(
             **FEW,
             **QUIET,
         )
+    assert caught.value.result.record.verdict.model_dump(mode="json") == verdict
+    gate = ("--fail-on", verdict["recommendation"], "-o", tmp_path / "no")
+    shown = command_line("merge", *far, *flags, *gate)
+    assert shown.code == 1
+    assert "zero-shot" in shown.out
+    assert "Nothing was written (--fail-on)" in shown.err
     assert not (tmp_path / "no").exists()
+
+
+def test_a_gate_that_cannot_judge_is_shut_before_anything_is_learned(
+    far: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    data = [(image, number % 2) for number, image in enumerate(pixels)]
+    tensors = {"data": data, "classes": ["cat", "dog"]}
+    two = save_images(tmp_path / "two", each=1, classes=("cat", "dog"))
+    gate = {"recipe": "auto", "fail_on": "too-few-images", "output": tmp_path / "out"}
+    gate |= {**FEW, "allow": ("at-chance", "pixel-range")}
+    told, stages = Told(), []
+    monkeypatch.setattr(told, "stage", stages.append)
+    for options, error, said in (
+        ({"data": two}, DataError, "^`fail_on` needs a verdict: there are too few images"),
+        (tensors, DataError, "^`fail_on` needs a verdict: .* preprocessed pixels"),
+        ({"data": two, "verdict": False}, UsageError, "with `verdict=False` there is none"),
+        ({"recipe": "lines"}, UsageError, "without `data` there is none"),
+    ):
+        with pytest.raises(error, match=said):
+            clipmerge.merge(*far, **{**gate, "progress": told, **options})
+        if error is UsageError:
+            with pytest.raises(error, match=said):
+                clipmerge.RobustMergeCallback(far[0], **{**gate, **options})
+    assert set(stages) == {"read", "check"}
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_plan_is_read_edited_and_applied(pair: Folders, tmp_path: Path) -> None:
