@@ -192,11 +192,6 @@ class PlanOptions(DecisionOptions):
     ] = True
     overwrite: Overwrite = False
 
-    def __post_init__(self) -> None:
-        """Refuse options that need another one."""
-        if self.ood and self.data is None:
-            raise UsageError("`ood` is judged beside `data`; give images of the target too")
-
 
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions(PlanOptions):
@@ -221,13 +216,6 @@ class MergeOptions(PlanOptions):
     license: Annotated[
         str | None, _flag(metavar="LICENCE", hidden=True, help="With --push: under this licence.")
     ] = None
-
-    def __post_init__(self) -> None:
-        """Refuse options that need another one."""
-        super().__post_init__()
-        if self.fail_on and (self.data is None or not self.verdict):
-            without = "without `data`" if self.data is None else "with `verdict=False`"
-            raise UsageError(f"`fail_on` needs a verdict, and {without} there is none")
 
 
 @dataclass(frozen=True, kw_only=True)

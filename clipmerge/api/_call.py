@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.files import glob_files, local_path, source_exists
-from clipmerge.options import flag_of, named_sources
+from clipmerge.options import flag_of
 from clipmerge.planning.plan import last_part
 from clipmerge.planning.recipe import Recipe
 from clipmerge.progress import Journal, Progress
-from clipmerge.types import Json, as_tuple
+from clipmerge.types import as_tuple
 
 # A longer value is told by its type.
 _MOST_ENTRIES = 20
 
 
 class CallJournal(Journal):
-    """Also keeps the call, with local paths by their last part; what else the program that called
-    was given, such as tokens, is never looked at.
+    """Also keeps the call, with local paths by their last part. It never looks at the command line
+    of the program that called, where tokens may be.
 
     Attributes:
         command: The call, as clipmerge's own command line or as Python.
@@ -34,34 +34,39 @@ class CallJournal(Journal):
         """Begin to read; options that are ``None`` were not given."""
         super().__init__(progress)
         self._last_parts: dict[str, str] = {}
-        for name, value in options.items():
-            if name in ("ood", "points"):
-                options[name] = named_sources(value)
-            elif name == "output" and value is not None:  # it is a path before it is there
-                options[name] = Path(value)
+        if options["output"] is not None:  # a path, though it is not there yet
+            options["output"] = Path(options["output"])
         words = [self._public(value) for value in given]
         told = {name: self._public(value) for name, value in options.items() if value is not None}
         if self._progress.is_command_line:
-            self.command = _command_line(function, words, told)
+            line = [text for word in words for text in as_tuple(word)]
+            for name, value in told.items():
+                for each in as_tuple(value):
+                    flag = flag_of(name, each)
+                    line += [flag] if isinstance(each, bool) else [flag, str(each)]
+            self.command = shlex.join(["clipmerge", function, *line])
         else:
             arguments = [*map(repr, words), *(f"{name}={value!r}" for name, value in told.items())]
             self.command = f"clipmerge.{function}({', '.join(arguments)})"
 
     def _public(self, value: Any) -> Any:
-        """A value as it may be told: data as they are, paths cut, and other objects by their
-        type.
-        """
-        if isinstance(value, os.PathLike) or (isinstance(value, str) and _is_local(value)):
+        """A value as it may be told: data as they are, paths cut, other objects by their type."""
+        if isinstance(value, os.PathLike):
             return self.cut(os.fspath(value))
+        if isinstance(value, str):
+            for begin in (0, value.rfind("=") + 1):  # NAME=SOURCE
+                if _is_local(value[begin:]):
+                    return value[:begin] + self.cut(value[begin:])
+            return value
         if isinstance(value, Recipe):
             return value.name
-        if isinstance(value, (str, int, float)):
+        if isinstance(value, (int, float)):
             return value
-        if isinstance(value, Mapping) and len(value) <= _MOST_ENTRIES:
-            return {key: self._public(each) for key, each in value.items()}
-        if isinstance(value, (list, tuple)) and len(value) <= _MOST_ENTRIES:
-            return [self._public(each) for each in value]
-        return _Verbatim(f"<{type(value).__name__}>")
+        if isinstance(value, (Mapping, list, tuple)) and len(value) <= _MOST_ENTRIES:
+            if isinstance(value, Mapping):
+                return dict(zip(value, map(self._public, value.values()), strict=True))
+            return list(map(self._public, value))
+        return f"{type(value).__name__} in memory"
 
     def cut(self, path: str) -> str:
         """The last part of a path, which warnings will show in its place, too."""
@@ -74,7 +79,7 @@ class CallJournal(Journal):
         """A sentence without the folders of its paths, which are nobody else's business.
 
         Example:
-            >>> CallJournal(None, "merge").without_folders(
+            >>> CallJournal(None, "merge", output=None).without_folders(
             ...     "/home/me/val: 2 of hf://datasets/a/b show what /tmp/1.png shows"
             ... )
             'val: 2 of hf://datasets/a/b show what 1.png shows'
@@ -84,29 +89,9 @@ class CallJournal(Journal):
         return re.sub(r"(?<![\w.:/])(/|~|\.\.?/)[^\s,;)]*/", "", text)
 
 
-class _Verbatim(str):
-    """A text that stands in Python code without quotes."""
-
-    __repr__ = str.__str__
-
-
 def _is_local(text: str) -> bool:
     """Whether a text is a path on this machine; Hub ids, names and prompts are not."""
     try:
         return text.startswith(("/", "~")) or source_exists(text) or bool(glob_files(text))
     except (OSError, ValueError):  # it is too long for a path
         return False
-
-
-def _command_line(command: str, words: list[Any], options: Json) -> str:
-    line = ["clipmerge", command]
-    for word in words:
-        line += as_tuple(word)
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            value = [f"{key}={each}" for key, each in value.items()]
-        for each in as_tuple(value):
-            line.append(flag_of(name, each))
-            if not isinstance(each, bool):
-                line.append(str(each))
-    return shlex.join(line)

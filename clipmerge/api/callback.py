@@ -105,15 +105,17 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             open_checkpoint(os.fspath(zeroshot))
         read = (zeroshot, options.data, options.classes, *dict(options.ood).values())
         check_output(self._folder(args), overwrite=options.overwrite, read=read)
+        split, quiet = None, Progress()
         if options.data is not None:
             from clipmerge.api._images import open_source, split_images
 
-            images, quiet = open_source(options.data, options, Progress()), Progress()
+            images = open_source(options.data, options, quiet)
             if options.fail_on:
                 split = split_images(images, self._recipe, options, quiet, judged=True)
-                judged_split(split, options, quiet)
             for shift in dict(options.ood).values():
-                open_source(shift, ImageOptions(), Progress())
+                open_source(shift, ImageOptions(), quiet)
+        if options.fail_on:
+            judged_split(split, options, quiet)
         if options.push is not None:
             check_access(options.push)
 

@@ -21,7 +21,7 @@ from clipmerge.api._pair import (
 )
 from clipmerge.api._write import MergeResult, PlannedMerge, write_merged
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import DataError, UsageError, VerdictError
+from clipmerge.errors import UsageError, VerdictError
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, check_output_file
 from clipmerge.layers import match_layers
@@ -96,7 +96,13 @@ def merge(
     planned.forget()
     if opts.push is None or result.record is None:
         return result
-    return _push_result(result, opts.push, opts, journal)
+    from clipmerge.publish.push import push
+
+    assert target is not None
+    published = push(
+        target, opts.push, private=opts.private, license=opts.license, progress=journal
+    )
+    return replace(result, published=published)
 
 
 def plan(
@@ -130,7 +136,9 @@ def plan(
     opts = PlanOptions.of(options)
     journal = Journal(progress)
     chosen = choose_recipe(recipe, opts, journal)
-    target = _check_plan_file(output, opts)
+    target = None if output is None else local_path(output)
+    if target is not None and is_main_process():
+        check_output_file(target, overwrite=opts.overwrite)
     with open_pair(
         zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
@@ -147,6 +155,8 @@ def plan(
 
 def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Progress) -> Recipe:
     """Load the recipe with the options that change it; if none is named, the one that fits."""
+    if options.ood and options.data is None:
+        raise UsageError("`ood` is judged beside `data`; give images of the target too")
     if recipe is None:
         recipe, reason = "wise-ft", "there are no images"
         if options.alpha is not None:  # in `auto` it would scale what was learned
@@ -184,28 +194,6 @@ def _check_push(output: StrPath | None, repo_id: str) -> None:
         check_access(repo_id)
 
 
-def _push_result(
-    result: MergeResult, repo_id: str, options: MergeOptions, progress: Progress
-) -> MergeResult:
-    """The result after its folder was published."""
-    from clipmerge.publish.push import push
-
-    assert result.path is not None
-    published = push(
-        result.path, repo_id, private=options.private, license=options.license, progress=progress
-    )
-    return replace(result, published=published)
-
-
-def _check_plan_file(output: StrPath | None, options: PlanOptions) -> Path | None:
-    if output is None:
-        return None
-    file = local_path(output)
-    if is_main_process():
-        check_output_file(file, overwrite=options.overwrite)
-    return file
-
-
 def open_and_split_images(
     pair: Pair, recipe: Recipe, options: PlanOptions, journal: Journal
 ) -> tuple[Pair, Split[Images] | None]:
@@ -232,11 +220,11 @@ def judged_split(
     """The images if there will be a verdict, which is known before anything is learned.
 
     Raises:
-        DataError: If there will be none, and the user fails on some verdicts.
+        UsageError: If there will be none, and the user fails on some verdicts.
     """
     if split is None or not options.verdict:
-        return None
-    if split.test is None or not len(split.test):
+        reason = ""
+    elif split.test is None or not len(split.test):
         reason = "there are too few images to hold any back, so there is no verdict"
     elif split.test.pictures.preprocessed:
         reason = (
@@ -246,8 +234,10 @@ def judged_split(
     else:
         return split
     if options.fail_on:
-        raise DataError(f"`fail_on` needs a verdict: {reason}")
-    progress.warn(reason)
+        why = reason or "give `data`, and leave out `verdict=False`"
+        raise UsageError(f"`fail_on` needs a verdict: {why}")
+    if reason:
+        progress.warn(reason)
     return None
 
 

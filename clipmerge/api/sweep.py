@@ -36,7 +36,7 @@ from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, stage_output
 from clipmerge.images.copies import overlap_notes
-from clipmerge.images.dataset import open_images, require_labelled
+from clipmerge.images.dataset import require_labelled
 from clipmerge.learning import interpolate
 from clipmerge.options import SweepOptions, named_sources
 from clipmerge.planning import Rows, Tabular
@@ -116,10 +116,10 @@ def sweep(
         ClipmergeError: If another argument cannot be used.
     """
     opts = SweepOptions.of(options)
-    ids, oods = named_sources(id), named_sources(ood)
-    about = {"id": ids, "ood": oods, **options, "processor": processor, "output": output}
+    about = {"id": id, "ood": ood, **options, "processor": processor, "output": output}
     journal = CallJournal(progress, "sweep", zeroshot, finetuned, **about)
     recipes = [load_recipe(each, opts.set, max_loss=opts.max_loss) for each in opts.recipes or ()]
+    ids, oods = named_sources(id), named_sources(ood)
     _refuse_same_names(ids, oods, recipes, opts)
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
@@ -187,12 +187,9 @@ def _open_sources(
     for flag, named in (("id", ids), ("ood", oods)):
         for name, source in named.items():
             try:
-                images = open_images(source, options.classes, columns=options.columns)
+                sources[name] = open_source(source, options, journal)
             except DataError as error:
                 raise DataError(f"`{flag}` {name}: {error}") from None
-            for note in images.notes:
-                journal.warn(note)
-            sources[name] = images
     return sources
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,6 @@ import clipmerge
 from clipmerge import (
     CheckpointError,
     ClipmergeError,
-    DataError,
     OutputError,
     Progress,
     UsageError,
@@ -94,17 +94,20 @@ def test_a_gate_that_cannot_judge_is_shut_before_anything_is_learned(
     gate |= {**FEW, "allow": ("at-chance", "pixel-range")}
     told, stages = Told(), []
     monkeypatch.setattr(told, "stage", stages.append)
-    for options, error, said in (
-        ({"data": two}, DataError, "^`fail_on` needs a verdict: there are too few images"),
-        (tensors, DataError, "^`fail_on` needs a verdict: .* preprocessed pixels"),
-        ({"data": two, "verdict": False}, UsageError, "with `verdict=False` there is none"),
-        ({"recipe": "lines"}, UsageError, "without `data` there is none"),
+    for options, said in (
+        ({"data": two}, "there are too few images"),
+        (tensors, ".* preprocessed pixels"),
+        ({"data": two, "verdict": False}, "give `data`, and leave out `verdict=False`"),
+        ({"recipe": "wise-ft", "set": None}, "give `data`"),
     ):
-        with pytest.raises(error, match=said):
-            clipmerge.merge(*far, **{**gate, "progress": told, **options})
-        if error is UsageError:
-            with pytest.raises(error, match=said):
-                clipmerge.RobustMergeCallback(far[0], **{**gate, **options})
+        given = {**gate, "progress": told, **options}
+        with pytest.raises(UsageError, match=f"^`fail_on` needs a verdict: {said}"):
+            clipmerge.merge(*far, **given)
+        callback = clipmerge.RobustMergeCallback(far[0], **given)
+        with pytest.raises(UsageError, match=f"^`fail_on` needs a verdict: {said}"):
+            callback.on_train_begin(
+                SimpleNamespace(), None, None, CLIPModel.from_pretrained(far[0])
+            )
     assert set(stages) == {"read", "check"}
     assert not (tmp_path / "out").exists()
 
@@ -188,7 +191,7 @@ def test_an_output_tells_neither_folders_nor_what_another_program_was_given(
             "out/clipmerge.json": "merge zeroshot finetuned --data val --allow at-chance --alpha 0.5 --output out",
             "again/clipmerge.json": "apply plan.json --output again",
             "s/sweep.json": "sweep zeroshot finetuned --id v=val --ood o=val --allow at-chance"
-            " --point finetuned=finetuned --alphas 0,1 --output s",
+            " --point finetuned --alphas 0,1 --output s",
         }
         expected = {name: f"clipmerge {command}" for name, command in commands.items()}
     else:
@@ -199,12 +202,12 @@ def test_an_output_tells_neither_folders_nor_what_another_program_was_given(
         clipmerge.apply(Plan.load(plan), output=again, **QUIET)
         sides = {"id": data, "ood": {"o": tmp_path / data}, "alphas": [0, 1]}
         clipmerge.sweep(*ends, **sides, output="secret client/s", **more)
-        last = "allow='at-chance', processor=<CLIPProcessor>, output='{}')"
+        last = "allow='at-chance', processor='CLIPProcessor in memory', output='{}')"
         expected = {
-            "out/clipmerge.json": "clipmerge.merge('zeroshot', <CLIPModel>, data='val', alpha=0.5, "
+            "out/clipmerge.json": "clipmerge.merge('zeroshot', 'CLIPModel in memory', data='val', alpha=0.5, "
             + last.format("out"),
-            "again/clipmerge.json": "clipmerge.apply(<Plan>, output='again')",
-            "s/sweep.json": "clipmerge.sweep('zeroshot', 'finetuned', id={'val': 'val'}, ood={'o': 'val'},"
+            "again/clipmerge.json": "clipmerge.apply('Plan in memory', output='again')",
+            "s/sweep.json": "clipmerge.sweep('zeroshot', 'finetuned', id='val', ood={'o': 'val'},"
             " alphas=[0, 1], " + last.format("s"),
         }
     for file, command in expected.items():
