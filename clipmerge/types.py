@@ -1,6 +1,7 @@
 """Types and words that are written everywhere."""
 
 import os
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 if TYPE_CHECKING:
@@ -42,3 +43,16 @@ CHECKS: Names = (
     "at-chance",
     "odd-names",
 )
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """One value or several, where users may give either.
+
+    Example:
+        >>> as_tuple("auto"), as_tuple(["auto", "lines"]), as_tuple(None)
+        (('auto',), ('auto', 'lines'), ())
+    """
+    if value is None:
+        return ()
+    is_one = isinstance(value, (str, bytes, Mapping))
+    return (value,) if is_one or not isinstance(value, (Collection, Iterator)) else tuple(value)

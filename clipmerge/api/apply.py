@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from clipmerge.api._call import CallJournal
 from clipmerge.api._pair import CheckpointLike, Pair, as_sources, finetuned_as_list
 from clipmerge.api._write import MergeResult, PlannedMerge, write_merged
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoints
@@ -55,7 +56,8 @@ def apply(
         ClipmergeError: If another argument cannot be used.
     """
     opts = ApplyOptions.of(options)
-    journal = Journal(progress)
+    ends = {"zeroshot": zeroshot, "finetuned": finetuned, "processor": processor}
+    journal = CallJournal(progress, "apply", plan, **ends, **options, output=output)
     if not isinstance(plan, (Plan, str, os.PathLike)):
         raise UsageError(
             f"{type(plan).__name__} is not a plan; give a Plan, or a file that `clipmerge plan`"

@@ -62,6 +62,8 @@ _WIDEST = 10_000
 class Terminal(Progress):
     """Prints the result and the progress of one command, in the main process."""
 
+    is_command_line = True
+
     def __init__(
         self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False
     ) -> None:

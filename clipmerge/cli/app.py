@@ -112,13 +112,16 @@ def command(function: Any) -> Callable[..., None]:
         elif each.name != "terminal":
             parameters.append(each.replace(annotation=hint, kind=each.KEYWORD_ONLY))
     parameters += _EVERYWHERE
+    defaults = {each.name: each.default for each in parameters}
 
     @functools.wraps(function)
     def run(as_json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
         terminal = Terminal(as_json=as_json, quiet=quiet, verbose=verbose)
+        # what was not given is left to the function, and no record tells of it
+        given = {name: value for name, value in values.items() if value != defaults[name]}
         try:
             with closing(terminal):
-                function(terminal, **values)
+                function(terminal, **given)
         except KeyboardInterrupt as error:  # typer would print an empty line
             raise typer.Exit(report_error(error)) from None
 

@@ -66,8 +66,8 @@ class SourceRecord(Frozen):
 
     @property
     def public(self) -> SourceRecord:
-        """The same without the folders above a local source, which are nobody else's concern."""
-        return self if self.revision else self.replace(source=last_part(self.source))
+        """The same with `public_source`."""
+        return self.replace(source=public_source(self.source, self.revision))
 
 
 class HeadRecord(Frozen):
@@ -316,6 +316,11 @@ class Plan(Tabular, Frozen):
             except UsageError as error:
                 raise UsageError(f"layer '{name}': {error}") from None
         _check_coefficients(self, layers, shapes)
+
+
+def public_source(source: str, revision: str | None) -> str:
+    """A source without the folders above it if it is local, which are nobody else's concern."""
+    return source if revision else last_part(source)
 
 
 def last_part(path: str) -> str:

@@ -88,9 +88,14 @@ def test_assignments_reach_every_place() -> None:
 def test_a_recipe_in_memory_takes_the_same_assignments() -> None:
     changes = {"measure.name": "path-accuracy"}
     assert load_recipe(load_recipe("wise-ft"), changes) == load_recipe("wise-ft", changes)
+    expected = load_recipe("wise-ft", {"method.alpha": 0.3})
+    for alike in ("method.alpha=0.3", [("method.alpha", 0.3)], ("method.alpha=0.3",)):
+        assert load_recipe("wise-ft", alike) == expected
 
 
-WRONG: dict[str, tuple[str, list[str], str]] = {
+WRONG: dict[str, tuple[Any, Any, str]] = {
+    "a number for a recipe": (3, [], "^`recipe` 3: expected the name of a recipe"),
+    "a number for a change": ("wise-ft", 3, "^`set` 3: expected KEY=VALUE"),
     "unknown recipe": ("wise-tf", [], r"no recipe 'wise-tf'\. Did you mean 'wise-ft'\? \(recipes: "),
     "unknown option": ("wise-ft", ["method.alhpa=1"], r"method wise-ft: no option 'alhpa'.*Did you mean 'alpha'"),
     "measure without a name": ("wise-ft", ["measure.nodes=3"], "measure: needs a `name:`"),
