@@ -1,11 +1,14 @@
 import shutil
 from pathlib import Path
 
+import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 from tests.support.command import clipmerge, refused
-from tests.support.tiny_clip import Folders
+from tests.support.raw_safetensors import edit
+from tests.support.tiny_clip import CLASSES, Folders
 
 
 def test_what_is_no_whole_checkpoint_is_refused(
@@ -24,3 +27,22 @@ def test_what_is_no_whole_checkpoint_is_refused(
     next(iter(weights.values())).view(-1)[0] = float("nan")
     save_file(weights, tmp_path / "broken" / "model.safetensors")
     assert "NaN" in refused(clipmerge("evaluate", tmp_path / "broken", "--data", images))
+
+
+@pytest.mark.parametrize("data", ["classes", "captions"])
+@pytest.mark.parametrize("tower", ["visual_projection", "text_projection"])
+def test_scores_that_are_not_finite_are_no_answers(
+    copies: Folders, images: Path, tmp_path: Path, data: str, tower: str
+) -> None:
+    """Of NaN, argmax made the first class, which some of the images have."""
+    weight = load_file(copies[0] / "model.safetensors")[f"{tower}.weight"]
+    edit(copies[0], **{f"{tower}__weight": torch.full_like(weight, 3e38)})
+    source = images if data == "classes" else tmp_path / "captioned"
+    if data == "captions":
+        source.mkdir()
+        for number, image in enumerate(sorted(images.rglob("*.png"))[:6]):
+            shutil.copy(image, source / f"{number}.png")
+            (source / f"{number}.txt").write_text(CLASSES[number % 3])
+    told = refused(clipmerge("evaluate", copies[0], "--data", source, "--allow", "at-chance"))
+    assert str(source) in told
+    assert "scores are NaN or infinite" in told
