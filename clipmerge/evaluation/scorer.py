@@ -26,7 +26,7 @@ from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_t
 from clipmerge.learning.interpolate import Path
 from clipmerge.models import ImageTextModel
 from clipmerge.models.classifier import Classifier, Prompts, classifier_for
-from clipmerge.models.passes import MicroBatcher, Precision, in_precision
+from clipmerge.models.passes import MicroBatcher, finite_scores
 from clipmerge.options import ImageOptions
 from clipmerge.planning.record import Recall
 from clipmerge.progress import Progress
@@ -115,7 +115,7 @@ class Scorer:
             for name, start, pixels in load:
                 features = self._text_features(name, number)
                 if isinstance(sources[name], CaptionedImages):
-                    texts[name, number] = features
+                    texts[name, number] = finite_scores(features, sources[name].source)
                 parts.append((name, number, start, self._outputs(name, pixels, features, sources)))
         if self._context.world_size > 1:
             parts = gather_object(parts)
@@ -161,15 +161,13 @@ class Scorer:
         self, name: str, pixels: Tensor, texts: Tensor, sources: Mapping[str, Images]
     ) -> NDArray[Any]:
         """The best class of each image, or its features for images with captions."""
-        # a card takes six times as long in float32
-        precision: Precision = "float32" if self.device.type == "cpu" else "auto"
+        source = sources[name].source
         pixels = to_device(pixels, self.device)
-        with in_precision(self.device, precision):
-            features = self._micro_batcher.forward(self._model.image_features, pixels).float()
+        features = self._micro_batcher.forward(self._model.image_features, pixels)
         if isinstance(sources[name], CaptionedImages):
-            return features.cpu().numpy()
+            return finite_scores(features, source).cpu().numpy()
         logits = self._classifiers[name].logits(features, texts.to(self.device))
-        return logits.argmax(dim=1).cpu().numpy()
+        return finite_scores(logits, source).argmax(dim=1).cpu().numpy()
 
     def _batches_by_load(
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress

@@ -15,7 +15,7 @@ from clipmerge.distributed import broadcast_
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import FORWARD, HeldOut, Objective
 from clipmerge.learning.train import LearningOptions, train
-from clipmerge.models.passes import in_precision
+from clipmerge.models.passes import finite_scores, in_precision
 from clipmerge.planning.measurements import BackoffChoice
 from clipmerge.stats import class_weights, paired_mean_and_error
 
@@ -90,6 +90,7 @@ def accuracy_by_image(objective: Objective, held_out: HeldOut, options: Learning
         classes = classifier.class_features(*prompts)
         features = objective.embed(images.pixels.to(device))
     logits = classifier.logits(features, classes.float())
+    finite_scores(logits, f"held-out images, with measure.precision={options.precision}")
     right = (logits.argmax(-1).cpu() == columns.cpu()).double()
     broadcast_(objective.context, right)
     objective.count_work(FORWARD * len(images))

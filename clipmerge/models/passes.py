@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from clipmerge.distributed import is_out_of_memory
+from clipmerge.errors import ClipmergeError
 
 T = TypeVar("T")
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -117,6 +118,18 @@ def recomputed(function: Callable[[T], Tensor], inputs: T) -> Tensor:
 
     output: Tensor = checkpoint(function, inputs, use_reentrant=False, context_fn=contexts)
     return output
+
+
+def finite_scores(scores: Tensor, images: str) -> Tensor:
+    """The scores, or the features that they come from, if all are finite: argmax would take NaN for
+    the best.
+    """
+    if bool(scores.isfinite().all()):
+        return scores
+    raise ClipmergeError(
+        f"{images}: the model's scores are NaN or infinite, so they name no class; check the"
+        " checkpoints and these images"
+    )
 
 
 class MicroBatcher:

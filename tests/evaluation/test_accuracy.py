@@ -2,13 +2,21 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPForImageClassification, CLIPModel
 
 from tests.support.command import clipmerge, done, printed, refused
-from tests.support.tiny_clip import Folders, save_classifiers, save_images, tiny_processor
+from tests.support.raw_safetensors import edit
+from tests.support.tiny_clip import (
+    CLASSES,
+    Folders,
+    save_classifiers,
+    save_images,
+    tiny_processor,
+)
 
 
 def test_what_is_no_whole_checkpoint_is_refused(
@@ -49,3 +57,22 @@ def test_a_head_of_many_classes_is_right_as_often_as_transformers_says(tmp_path:
     done("merge", zeroshot, finetuned, "--alpha", 1, "--allow", "unrelated", "-o", output)
     for folder in (finetuned, output):
         assert printed("evaluate", folder, "--data", images)["accuracy"] == {"images": 1.0}
+
+
+@pytest.mark.parametrize("data", ["classes", "captions"])
+@pytest.mark.parametrize("tower", ["visual_projection", "text_projection"])
+def test_scores_that_are_not_finite_are_no_answers(
+    copies: Folders, images: Path, tmp_path: Path, data: str, tower: str
+) -> None:
+    """Of NaN, argmax made the first class, which some of the images have."""
+    weight = load_file(copies[0] / "model.safetensors")[f"{tower}.weight"]
+    edit(copies[0], **{f"{tower}__weight": torch.full_like(weight, 3e38)})
+    source = images if data == "classes" else tmp_path / "captioned"
+    if data == "captions":
+        source.mkdir()
+        for number, image in enumerate(sorted(images.rglob("*.png"))[:6]):
+            shutil.copy(image, source / f"{number}.png")
+            (source / f"{number}.txt").write_text(CLASSES[number % 3])
+    told = refused(clipmerge("evaluate", copies[0], "--data", source, "--allow", "at-chance"))
+    assert str(source) in told
+    assert "scores are NaN or infinite" in told
