@@ -114,7 +114,7 @@ def _read_members(archive: str) -> Iterator[tuple[str, str, Member]]:
         if not content.isreg():
             raise DataError(
                 f"{archive}, {info.name}: is a link to no file of the archive; write it with files"
-                " in place of links, by --dereference"
+                " in place of links (`tar -h`)"
             )
         stem, _, ending = path.name.partition(".")
         member = Member(archive, info.name, content.offset_data, content.size)

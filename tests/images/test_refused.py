@@ -121,7 +121,7 @@ SOURCES: dict[str, tuple[Make, str]] = {
     ),
     "a link out of a tar": (
         lambda f: with_link(save_tar(f / "x.tar", {"a/0.png": png(0)}), "../../1.png"),
-        r"x\.tar, a/1\.png: is a link to no file of the archive; write .*--dereference",
+        r"x\.tar, a/1\.png: is a link to no file of the archive; write .*tar -h",
     ),
     "a damaged tar": (lambda f: files(f, "x.tar") / "x.tar", r"cannot be read as a tar archive"),
     "a tar without labels": (
