@@ -14,6 +14,7 @@ from clipmerge.learning import train as training
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.train import BoxAdam, backward, compute_targets, draw_order, make_lesson
+from clipmerge.models.classifier import Prompts
 from tests.support.small_objective import PLAIN, TEMPLATES, Ends, make_batches, objective_for
 
 
@@ -63,3 +64,22 @@ def test_gradients_of_a_batch_too(objective: Objective) -> None:
     for layer in ("vision.0.mlp", "text.0.attn"):
         loss = objective.layer_loss(objective.batches[0], layer)()
         assert loss.device.type == "meta"
+
+
+def test_a_card_embeds_prompts_in_few_pieces_until_its_memory_runs_out(
+    ends: Ends, objective: Objective
+) -> None:
+    """Going forward again costs a card time, and its memory tells when it must."""
+    on_cpu = objective_for(ends, make_batches((2,)), templates=TEMPLATES).classifier
+    assert isinstance(on_cpu, Prompts)
+    there = objective.classifier
+    assert isinstance(there, Prompts)
+    assert there.at_once == 512 > on_cpu.at_once == 4096 // there.tokens["input_ids"].shape[1]
+
+    def work(count: int) -> int:
+        if count > 3:
+            raise torch.OutOfMemoryError
+        return count
+
+    assert objective.micro_batcher.run(4, work) == 2
+    assert there.at_once == on_cpu.at_once
