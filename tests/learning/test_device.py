@@ -57,15 +57,6 @@ def test_a_step_has_all_tensors_where_the_model_is_and_does_not_wait(
     assert len(held) > 2 * len(coefficients.values)
 
 
-def test_gradients_of_a_batch_too(objective: Objective) -> None:
-    objective.path.set_alpha(0.5)
-    objective.loss(objective.batches[0]).backward()
-    assert {objective.path.gradient(name).device.type for name in objective.path.names} == {"meta"}
-    for layer in ("vision.0.mlp", "text.0.attn"):
-        loss = objective.layer_loss(objective.batches[0], layer)()
-        assert loss.device.type == "meta"
-
-
 def test_a_card_embeds_prompts_in_few_pieces_until_its_memory_runs_out(
     ends: Ends, objective: Objective
 ) -> None:
@@ -83,3 +74,12 @@ def test_a_card_embeds_prompts_in_few_pieces_until_its_memory_runs_out(
 
     assert objective.micro_batcher.run(4, work) == 2
     assert there.at_once == on_cpu.at_once
+
+
+def test_gradients_of_a_batch_too(objective: Objective) -> None:
+    objective.path.set_alpha(0.5)
+    objective.loss(objective.batches[0]).backward()
+    assert {objective.path.gradient(name).device.type for name in objective.path.names} == {"meta"}
+    for layer in ("vision.0.mlp", "text.0.attn"):
+        loss = objective.layer_loss(objective.batches[0], layer)()
+        assert loss.device.type == "meta"
