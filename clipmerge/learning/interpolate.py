@@ -288,11 +288,9 @@ class Coefficients:
 
     def distance(self, backoff: float = 0.0) -> float:
         """Euclidean distance of the coefficients used from the fine-tuned model's."""
-        total = 0.0
-        for key in self.values:
-            left = 1 - self.effective(key, backoff)
-            total += float(left.square().sum(dtype=torch.float64))
-        return math.sqrt(total)
+        squares = [(1 - self.effective(key, backoff)).square().sum() for key in self.values]
+        # the CPU has float64, which Apple's devices lack
+        return math.sqrt(float(torch.stack(squares).cpu().double().sum()))
 
     @contextmanager
     def collect_gradients(self) -> Iterator[None]:

@@ -190,7 +190,7 @@ def _slopes(objective: Objective, changes: Tensors) -> np.ndarray:
         torch.stack([torch.dot(path.gradient(n).flatten(), changes[n]) for n in names]).sum()
         for names in path.layers.values()
     ]
-    return torch.stack(slopes).double().cpu().numpy()
+    return torch.stack(slopes).cpu().double().numpy()  # Apple's devices lack float64
 
 
 def _radau_nodes_and_weights(nodes: int) -> tuple[list[float], list[float]]:
