@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from clipmerge.cli._terminal import Terminal, report_error
+from clipmerge.distributed import watch_processes
 from clipmerge.errors import UsageError
 from clipmerge.files import recipe_files
 
@@ -175,6 +176,7 @@ for _name, (_, _first_line) in COMMANDS.items():
 def main() -> int:
     """Run the command line, and return the exit code."""
     try:
+        watch_processes()
         return app(prog_name="clipmerge", standalone_mode=False) or 0
     except Exception as error:
         return report_error(error)

@@ -97,7 +97,9 @@ class Objective:
         every = self.images.pieces(self.batch_size)
         self.batch_sizes = tuple(map(len, every))
         self.batches = every[self.context.rank :: self.context.world_size]
-        self.micro_batcher = MicroBatcher(self.max_images, self.add_note)
+        self.micro_batcher = MicroBatcher(
+            self.max_images, self.add_note, lambda: self.classifier.spare_memory()
+        )
         self._done = 0.0
         self._announced = 0.0
 

@@ -21,8 +21,8 @@ from clipmerge.models import ImageTextModel
 from clipmerge.models.passes import recomputed
 from clipmerge.types import Names, Tensors
 
-# Prompts, and tokens, whose activations are held at once: about as many tokens as a ViT-B/32 makes
-# of 80 images.
+# Prompts whose activations are held at once; and tokens, on a CPU, which is as fast with few, and
+# on a card whose memory ran out: about as many as a ViT-B/32 makes of 80 images.
 _PROMPTS_AT_ONCE, _TOKENS_AT_ONCE = 512, 4096
 
 
@@ -67,6 +67,9 @@ class Classifier(ABC):
         """Score images against classes: (images, classes)."""
         return self.model.logits(image_features, class_features)
 
+    def spare_memory(self) -> None:  # noqa: B027 - a head has nothing to spare
+        """Hold fewer activations at once, because memory ran out."""
+
     def image_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each image, (images,), in nats."""
         return cross_entropy(logits, labels, reduction="none")
@@ -95,8 +98,9 @@ class Prompts(Classifier):
         tokens = model.tokens(list(texts))
         _refuse_one_prompt(tokens, self.templates)
         self.tokens = {key: value.to(device) for key, value in tokens.items()}
-        length = self.tokens["input_ids"].shape[1]
-        self.at_once = max(1, min(_PROMPTS_AT_ONCE, _TOKENS_AT_ONCE // length))
+        self.at_once = _PROMPTS_AT_ONCE
+        if device.type == "cpu":
+            self.spare_memory()
         self._fixed: Tensor | None = None
 
     def class_features(
@@ -129,6 +133,11 @@ class Prompts(Classifier):
         others = others[: max(0, most - len(present))]
         chosen = torch.cat([present, others]).sort().values
         return (chosen, written), torch.searchsorted(chosen.to(labels.device), labels)
+
+    def spare_memory(self) -> None:
+        """Hold the activations of no more than `_TOKENS_AT_ONCE` at once."""
+        length = self.tokens["input_ids"].shape[1]
+        self.at_once = max(1, min(_PROMPTS_AT_ONCE, _TOKENS_AT_ONCE // length))
 
     def pieces(self) -> Iterator[Tensors]:
         """The tokens of all prompts, piece by piece."""

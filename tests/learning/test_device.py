@@ -87,6 +87,23 @@ def test_the_loop_reads_losses_once_for_many_steps(
     assert read == [0, 2, 4, 4]
 
 
+def test_a_card_embeds_prompts_in_few_pieces_until_its_memory_runs_out(
+    ends: Ends, objective: Objective
+) -> None:
+    """Going forward again costs a card time, and its memory tells when it must."""
+    on_cpu = objective_for(ends, make_batches((2,)), templates=TEMPLATES).classifier
+    there = objective.classifier
+    assert there.at_once == 512 > on_cpu.at_once == 4096 // there.tokens["input_ids"].shape[1]
+
+    def work(count: int) -> int:
+        if count > 3:
+            raise torch.OutOfMemoryError
+        return count
+
+    assert objective.micro_batcher.run(4, work) == 2
+    assert there.at_once == on_cpu.at_once
+
+
 def test_gradients_of_a_batch_too(objective: Objective) -> None:
     objective.path.set_alpha(0.5)
     objective.loss(objective.batches[0]).backward()
