@@ -18,6 +18,7 @@ import numpy as np
 
 from clipmerge.checkpoint.alignment import UNRELATED, are_equal, cosines_of
 from clipmerge.errors import CheckpointError, DataError, printable
+from clipmerge.layers import HEAD
 from clipmerge.types import Names
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def raise_unless_allowed(
     """Raise the first doubt that is not allowed; the others are warnings."""
     for check, text in doubts:
         if check not in allow:
-            about_models = check in ("equal-models", "unrelated", "swapped")
+            about_models = check in ("equal-models", "unrelated", "swapped", "class-order")
             error = CheckpointError if about_models else DataError
             raise error(f"{text}; nothing was written (`allow={check}` goes on)")
         progress.warn(text)
@@ -86,6 +87,9 @@ def check_models(inputs: Inputs) -> Iterator[Doubt]:
                 f"{zeroshot} and {source} hold the same weights, so there is nothing to merge",
             )
             continue
+        if HEAD in inputs.merged_layers:
+            names = inputs.zeroshot.row_names
+            yield from _check_order(zeroshot, names, source, finetuned.row_names)
         apart = [
             f"{abs(cosine):.2f} in the {tower} tower"
             for tower, cosine in cosines.items()
@@ -98,6 +102,32 @@ def check_models(inputs: Inputs) -> Iterator[Doubt]:
                 f" between their matrices is {' and '.join(apart)}, as between models trained"
                 " apart; merge it with the model that it was fine-tuned from",
             )
+
+
+def check_classes(images: Images, model: str, rows: Names) -> Iterator[Doubt]:
+    """Doubt the order of the images' classes, unless a head's rows have the same names."""
+    from clipmerge.images.classes import places_of
+    from clipmerge.images.image_set import CaptionedImages
+
+    if isinstance(images, CaptionedImages) or images.imagenet_rows:
+        return
+    if not places_of(images.class_names, rows):
+        yield from _check_order(images.source, images.class_names, model, rows)
+
+
+def _check_order(source: str, names: Names, other: str, rows: Names) -> Iterator[Doubt]:
+    """Doubt classes that are matched with a head's rows by their order, if one has the name of
+    another row.
+    """
+    from clipmerge.images.classes import misplaced
+
+    if len(names) == len(rows) and (moved := misplaced(names, rows)):
+        place, row = moved
+        yield Doubt(
+            "class-order",
+            f"'{names[place]}' is class {place} of {source}, but row {row} of the head of {other},"
+            " and the two are matched by their order; put both in one order (images by `classes`)",
+        )
 
 
 def check_sources(
@@ -118,10 +148,11 @@ def check_sources(
     from clipmerge.models.building import build_model
 
     # of heads without a zero-shot counterpart nothing can be expected
-    own_heads = inputs.have_heads_only or (inputs.keeps_head and not inputs.zeroshot.has_built_head)
+    own_heads = inputs.is_classifier and not inputs.zeroshot.has_built_head
     model = None if own_heads else build_model(inputs)
     samples: dict[str, LabelledImages] = {}
     for name, images in sources.items():
+        yield from check_classes(images, inputs.finetuned[0].source, inputs.row_names)
         yield from check_pixels(images, model)
         images.require_classes()
         samples[name] = _sample_with_one_prompt(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clipmerge.types import Device
+
+# Exists in the store of a run as soon as one of its processes tells an error.
+_FAILED = "clipmerge/failed"
+# Seconds between two looks for it. The main process has so many looks' time to tell an error that
+# all find, and a process to stop.
+_LOOK_SECONDS, _LOOKS = 0.5, 20
+_store: Any = None
+_is_ending = threading.Event()
 
 
 def cores_per_process() -> int:
@@ -29,6 +40,49 @@ def cores_per_process() -> int:
 def is_main_process() -> bool:
     """Whether this process prints and writes: rank 0 of those that a launcher started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def watch_processes() -> None:
+    """If a launcher started several processes, let an error in one end this one within seconds:
+    it may wait for that one, and not every launcher ends the others.
+    """
+    global _store
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a store whose keeper is done
+    from torch.distributed.rendezvous import rendezvous
+
+    _store, *_ = next(rendezvous("env://"))
+    threading.Thread(target=_end_with_others, daemon=True).start()
+
+
+def _end_with_others() -> None:
+    with suppress(RuntimeError):  # the main process, which may keep the store, is done
+        while not _is_ending.wait(_LOOK_SECONDS):
+            if _store.check([_FAILED]):
+                os.kill(os.getpid(), signal.SIGTERM)
+                # in a library's code the interruption is not seen
+                if not _is_ending.wait(_LOOKS * _LOOK_SECONDS):
+                    os._exit(1)
+
+
+def claim_error() -> bool:
+    """Whether this process is to tell the error that ends it: the main one, if it fails, too, or
+    else the first.
+    """
+    _is_ending.set()
+    if _store is None:
+        return is_main_process()
+    try:
+        for _ in range(0 if is_main_process() else _LOOKS):
+            if _store.check([_FAILED]):
+                return False
+            time.sleep(_LOOK_SECONDS)
+        is_first = bool(_store.add(_FAILED, 1) == 1)
+    except RuntimeError:  # the main process was killed
+        return True
+    time.sleep(2 * _LOOK_SECONDS)  # the store may end with this process
+    return is_first
 
 
 class DistributedContext:

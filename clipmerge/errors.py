@@ -14,6 +14,7 @@ Every message is one line: what happened, where, what was expected and what to d
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 # Not printable according to Python, but shown as they are: wide blanks, and the joiners of scripts
 # and emoji
@@ -43,7 +44,16 @@ class DataError(ClipmergeError):
 
 
 class VerdictError(ClipmergeError):
-    """A verdict that the user fails on; nothing was written."""
+    """A verdict that the user fails on; nothing was written.
+
+    Attributes:
+        result: What `merge` would have returned, without an output.
+    """
+
+    def __init__(self, message: object, result: Any) -> None:
+        """Store the message and the result."""
+        super().__init__(message)
+        self.result = result
 
 
 class OutputError(ClipmergeError):

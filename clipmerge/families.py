@@ -92,7 +92,7 @@ def _prefix_of_tower(keys: Iterable[str]) -> str:
     return "text_model." if is_text else "vision_model."
 
 
-def tower_of(layers: Iterable[str]) -> str:
+def tower_of(layers: Iterable[str]) -> Literal["full", "vision", "text"]:
     """Return the towers of a checkpoint's layers: ``"full"``, ``"vision"`` or ``"text"``."""
     towers = {layer.partition(".")[0] for layer in layers}
     if {"vision", "text"} <= towers:

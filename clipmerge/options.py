@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from decimal import Decimal
 from functools import partial
 from inspect import Parameter
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, get_args, get_type_hints
 
@@ -20,7 +21,8 @@ from typer import Option as _flag
 
 from clipmerge.errors import UsageError, did_you_mean, list_choices
 from clipmerge.files import local_path
-from clipmerge.types import CHECKS, RECOMMENDATIONS, Device, Json, Names, OutputDtype
+from clipmerge.files.side_files import names_by_number
+from clipmerge.types import CHECKS, RECOMMENDATIONS, Device, Json, Names, OutputDtype, as_tuple
 
 if TYPE_CHECKING:
     from clipmerge.images.image_set import Columns
@@ -80,8 +82,10 @@ class Options:
                 raise TypeError(f"unexpected option '{name}'.{did_you_mean(name, defaults)}")
         given = dict(values)
         for name in _READERS.keys() & defaults.keys():
-            value = given.get(name) or defaults[name]  # the command line gives `None` for none
-            given[name] = _READERS[name](value) if value else value
+            value = given.get(name)
+            if value is None:
+                value = defaults[name] or None
+            given[name] = defaults[name] if value is None else _READERS[name](value)
         try:
             return TypeAdapter(cls).validate_python(given)
         except ValidationError as error:
@@ -277,25 +281,15 @@ def flags_of(options: type[Options]) -> list[Parameter]:
     return parameters
 
 
-def as_texts(texts: Any) -> Names:
-    """One text or several.
-
-    Example:
-        >>> as_texts("a photo of a {}."), as_texts(None)
-        (('a photo of a {}.',), ())
-    """
-    return (texts,) if isinstance(texts, str) else tuple(texts or ())
-
-
 def _check_prompts(texts: Any) -> Names:
     from clipmerge.images.registry import check_templates
 
-    return check_templates(as_texts(texts))
+    return check_templates(tuple(map(str, as_tuple(texts))))
 
 
 def _check_words(option: str, words: Iterable[str], texts: Any) -> Names:
     """Words of an option, one or several, with commas or without, each of which must exist."""
-    listed = tuple(word for text in as_texts(texts) for word in text.split(","))
+    listed = tuple(word.strip() for text in as_tuple(texts) for word in str(text).split(","))
     for word in listed:
         if word not in words:
             raise UsageError(
@@ -307,16 +301,17 @@ def _check_words(option: str, words: Iterable[str], texts: Any) -> Names:
 def class_names(classes: Any) -> Path | Names:
     """A file of class names, or the names themselves; a file wins over a shipped list."""
     if isinstance(classes, Mapping):  # such as `id2label` of a configuration of transformers
-        by_number = {str(number): name for number, name in classes.items()}
-        numbers = [str(number) for number in range(len(by_number))]
-        if set(by_number) != set(numbers):
+        names = names_by_number(classes)
+        if names is None:
             raise UsageError(
-                f"`classes`: its keys are not the numbers 0 to {len(numbers) - 1}; give the names"
+                f"`classes`: its keys are not the numbers 0 to {len(classes) - 1}; give the names"
                 " in the order of the classes"
             )
-        return tuple(by_number[number] for number in numbers)
+        return names
+    if isinstance(classes, (set, frozenset)):
+        raise UsageError("`classes`: a set has no order; give a list in the order of the classes")
     if not isinstance(classes, (str, os.PathLike)):
-        return tuple(classes)
+        return tuple(map(str, as_tuple(classes)))
     from clipmerge.images.registry import class_list, class_lists
 
     name = os.fspath(classes)
@@ -333,10 +328,8 @@ def named_sources(sources: Any) -> Json:
     """
     if isinstance(sources, Mapping):
         return {str(name): source for name, source in sources.items()}
-    if isinstance(sources, (str, os.PathLike)):
-        sources = [sources]
     named: Json = {}
-    for source in sources or ():
+    for source in as_tuple(sources):
         if not isinstance(source, (str, os.PathLike)):
             raise UsageError('sources are named: texts NAME=SOURCE, or a mapping {"val": SOURCE}')
         name, place = _named_source(os.fspath(source))
@@ -363,15 +356,15 @@ def _named_source(text: str) -> tuple[str, str]:
     return own_name or text, text
 
 
-def parse_size(size: str | int) -> int:
+def parse_size(size: str | float) -> int:
     """Bytes of a shard's size: a number of bytes, or text such as ``200MB``, ``5GB`` or ``1GiB``.
 
     Example:
-        >>> parse_size("1.5GB"), parse_size("2KiB"), parse_size(200_000_000)
-        (1500000000, 2048, 200000000)
+        >>> parse_size("1.5GB"), parse_size("2KiB"), parse_size(5e9)
+        (1500000000, 2048, 5000000000)
     """
     # text without a unit would be bytes, where gigabytes are meant
-    text = f"{size}B" if isinstance(size, int) else size.upper()
+    text = f"{size:.0f}B" if isinstance(size, Real) else str(size).upper()
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?)B?|B)\s*", text)
     count = 0
     if match:
@@ -438,6 +431,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "points": named_sources,
     "alphas": parse_alphas,
     "max_shard_size": parse_size,
+    "recipes": as_tuple,
 }
 #: The keywords that messages name in backticks.
 _KEYWORDS = {"output", "recipe", "id"}
@@ -460,9 +454,18 @@ def with_flags(message: str) -> str:
         keyword, value = match.groups()
         if keyword not in _KEYWORDS:
             return match[0]
-        name = _SINGULAR.get(keyword, keyword).replace("_", "-")
-        if value == "False":
-            return f"--no-{name}"
-        return f"--{name}" if value in (None, "True") else f"--{name} {value}"
+        name = flag_of(keyword, value)
+        return name if value in (None, "True", "False") else f"{name} {value}"
 
     return _KEYWORD.sub(flag, message)
+
+
+def flag_of(keyword: str, value: Any = None) -> str:
+    """The flag of a keyword, which for a switch depends on its value.
+
+    Example:
+        >>> flag_of("max_loss"), flag_of("recipes"), flag_of("verdict", False)
+        ('--max-loss', '--recipe', '--no-verdict')
+    """
+    no = "no-" if str(value) == "False" else ""
+    return f"--{no}{_SINGULAR.get(keyword, keyword).replace('_', '-')}"

@@ -13,6 +13,9 @@ class Progress:
     shows them in its own way.
     """
 
+    #: Whether clipmerge's own command line runs, which records then quote.
+    is_command_line = False
+
     def stage(self, name: str) -> None:
         """A stage starts, and the one before it ends."""
         _LOG.info("stage: %s", name)

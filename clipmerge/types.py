@@ -1,6 +1,7 @@
 """Types and words that are written everywhere."""
 
 import os
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 OutputDtype = Literal["keep", "float32", "bfloat16", "float16"]
 #: Treatment of keys that only one checkpoint has: an error, or one of the two key sets.
 Missing = Literal["error", "keep-zeroshot", "keep-finetuned"]
+#: What a checkpoint is: both towers, one of them, or an image tower with a head.
+Kind = Literal["full", "vision", "text", "classifier"]
 #: What to do with a merged model, in the order of the verdict's rules.
 Recommendation = Literal[
     "check-images", "keep-finetuned", "either", "use", "probably-use", "too-few-images"
@@ -33,9 +36,23 @@ CHECKS: Names = (
     "swapped",
     "unrelated",
     "equal-models",
+    "class-order",
     "blank-images",
     "same-images",
     "pixel-range",
     "at-chance",
     "odd-names",
 )
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """One value or several, where users may give either.
+
+    Example:
+        >>> as_tuple("auto"), as_tuple(["auto", "lines"]), as_tuple(None)
+        (('auto',), ('auto', 'lines'), ())
+    """
+    if value is None:
+        return ()
+    is_one = isinstance(value, (str, bytes, Mapping))
+    return (value,) if is_one or not isinstance(value, (Collection, Iterator)) else tuple(value)

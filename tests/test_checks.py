@@ -14,7 +14,7 @@ from clipmerge import ClipmergeError
 from clipmerge.checks import check_answers, describe_odd_names
 from clipmerge.images.dataset import open_images
 from clipmerge.types import CHECKS
-from tests.support.tiny_clip import Folders, save_images, save_pair
+from tests.support.tiny_clip import CLASSES, Folders, save_classifiers, save_images, save_pair
 from tests.support.told import Told
 
 
@@ -49,16 +49,26 @@ def places(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory
         "blank-images": (*pair, {"data": blank(folder / "blank", 0, same=False)}),
         "same-images": (*pair, {"data": striped}),
         "odd-names": (*pair, {"data": codes}),
+        "class-order": (*save_classifiers(folder / "heads", CLASSES, CLASSES[::-1]), {}),
+        "class-order of images": (
+            *save_classifiers(folder / "head", ("cat", "bird", "fish"), ("cat", "bird", "fish")),
+            {"data": images},
+        ),
     }
 
 
 @pytest.mark.parametrize(
-    "check", ["unrelated", "equal-models", "blank-images", "same-images", "odd-names"]
+    "case",
+    [
+        *("unrelated", "equal-models", "blank-images", "same-images", "odd-names"),
+        *("class-order", "class-order of images"),
+    ],
 )
 def test_what_is_doubted_is_an_error_that_allow_waves_through(
-    places: dict[str, Any], tmp_path: Path, check: str
+    places: dict[str, Any], tmp_path: Path, case: str
 ) -> None:
-    zeroshot, finetuned, options = places[check]
+    zeroshot, finetuned, options = places[case]
+    check, *_ = case.split()
     given = {"recipe": "wise-ft", "output": tmp_path / "out", **options}
     told = Told()
     with pytest.raises(ClipmergeError, match=rf"nothing was written \(`allow={check}` goes on"):
@@ -116,6 +126,6 @@ def test_names_that_look_like_none(names: tuple[str, ...], look: str) -> None:
 
 def test_preprocessed_pixels_are_in_the_range_of_the_model(pair: Folders) -> None:
     pixels = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    data = [(image, number % 2) for number, image in enumerate(pixels * 255)]
+    data = [(image, number % 2) for number, image in enumerate(pixels * 7)]
     with pytest.raises(ClipmergeError, match=r"its pixels go from .*`allow=pixel-range`"):
         clipmerge.merge(*pair, "wise-ft", data=data, classes=["cat", "dog"])

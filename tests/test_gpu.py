@@ -2,8 +2,8 @@
 the reference.
 
 Skipped without a device. Two kinds of processor sum in different orders, so values are compared to
-1e-3 of the largest of their statistic; what is written is computed on the CPU everywhere, so bytes
-are compared exactly.
+1e-3 of the largest of their statistic; what is written is computed on the CPU everywhere (but for a
+zero-shot head, whose plan names its device), so bytes are compared exactly.
 """
 
 import json

@@ -4,6 +4,7 @@ import re
 from dataclasses import fields
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from clipmerge import UsageError
@@ -52,12 +53,13 @@ def test_help_is_short() -> None:
 
 def test_options_are_brought_into_one_form() -> None:
     given = {
+        "data": "val",
         "images": "12",
         "alpha": 1,
         "template": "a {}.",
         "ood": ["near=a/b", "c/far"],
         "allow": "swapped",
-        "fail_on": "use,either",
+        "fail_on": "use, either",
         "classes": {1: "dog", 0: "cat"},
         "max_shard_size": "2KB",
     }
@@ -66,6 +68,9 @@ def test_options_are_brought_into_one_form() -> None:
     assert made.ood == {"near": "a/b", "far": "c/far"}
     assert (made.allow, made.fail_on) == (("swapped",), ("use", "either"))
     assert (made.classes, made.max_shard_size) == (("cat", "dog"), 2000)
+    assert SweepOptions.of({"recipes": "auto"}).recipes == ("auto",)
+    assert SweepOptions.of({"alphas": np.linspace(0, 1, 3)}).alphas == (0.0, 0.5, 1.0)
+    assert MergeOptions.of({"classes": np.array(["a", "b"])}).classes == ("a", "b")
     defaults = MergeOptions.of({"ood": None, "classes": None})
     assert all(getattr(defaults, field.name) in (field.default, {}) for field in fields(defaults))
 
@@ -74,6 +79,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "not a number": ({"max_loss": float("nan")}, "should be a finite number"),
     "too much": ({"max_loss": 101}, "should be less than or equal to 100"),
     "not a switch": ({"verdict": "perhaps"}, "should be a valid boolean"),
+    "classes without order": ({"classes": {"cat", "dog"}}, "a set has no order"),
+    "a number in place of words": ({"fail_on": 3}, "`fail_on` 3: there is no such word"),
+    "a number in place of sources": ({"ood": 3}, "sources are named"),
+    "not a size": ({"max_shard_size": float("inf")}, "expected a size with its unit"),
     "classes by name": ({"classes": {"cat": 0}}, "its keys are not the numbers 0 to 0"),
     "two of a name": ({"ood": ["a=x", "a=y"]}, "have the same name"),
     "no source": ({"ood": ["a="]}, "names no images"),
@@ -102,6 +111,7 @@ def test_alphas_are_read(text: Any, expected: tuple[float, ...]) -> None:
 
 def test_small_readers() -> None:
     assert parse_size("1KiB") == 1024
+    assert parse_size(5e9) == 5 * 10**9
     assert class_names(["a", "b"]) == ("a", "b")
     assert named_sources(["data/val", "x=y"]) == {"val": "data/val", "x": "y"}
 

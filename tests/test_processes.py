@@ -5,14 +5,18 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from clipmerge import distributed
 from clipmerge.distributed import cores_per_process
 from tests.support.command import ROOT, done, start
 from tests.support.several import several
@@ -72,6 +76,63 @@ def test_a_process_that_is_killed_ends_the_others(
     assert ended.returncode != 0
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        ("", "error: {output}: "),  # a check of the main process alone
+        ("0", "error: out of memory (a smaller --batch-size needs less): no more memory"),
+        ("1", "error in process 1: out of memory (a smaller --batch-size needs less)"),
+    ],
+)
+def test_an_error_of_one_process_is_told_once_and_ends_all(
+    pair: Folders, images: Path, tmp_path: Path, lost: str, told: str
+) -> None:
+    """Started as ``srun`` does: nobody ends the others."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    output = tmp_path / "out"
+    if not lost:
+        output.write_text("")
+    flags = ("-r", "auto", "--data", images, *LEARN[:4], "--set", "measure.steps=3000")
+    words = ("merge", *pair, *flags, "--allow", "at-chance", "-o", output)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    processes = []
+    for rank in ("0", "1"):
+        env = {**address, "RANK": rank, "LOCAL_RANK": rank, "LOSE": lost, **cached(tmp_path)}
+        processes.append(start(*words, module="tests.support.lose_a_process", env=env))
+    try:
+        ended = [process.communicate(timeout=90) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode for process in processes)
+    lines = [line for _, err in ended for line in err.splitlines() if "note: " not in line]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(told.format(output=output))
+
+
+def test_a_process_that_does_not_see_a_signal_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one in the code of a card's library."""
+    sent: list[tuple[int, ...]] = []
+    failed = Mock(**{"check.side_effect": [False, True, RuntimeError("the store has ended")]})
+    ending = threading.Event()
+    monkeypatch.setattr(distributed, "_is_ending", ending)
+    for name, value in (("_store", failed), ("_LOOK_SECONDS", 0.0)):
+        monkeypatch.setattr(distributed, name, value)
+    monkeypatch.setattr(os, "kill", lambda *words: sent.append(words))
+    monkeypatch.setattr(os, "_exit", lambda code: sent.append((code,)))
+    distributed._end_with_others()
+    assert sent == [(os.getpid(), signal.SIGTERM), (1,)]
+    monkeypatch.setenv("RANK", "1")
+    failed = Mock(**{"check.side_effect": [False, True]})
+    monkeypatch.setattr(distributed, "_store", failed)
+    assert not distributed.claim_error()
+    failed.check.side_effect = RuntimeError("its main process was killed, and told nothing")
+    assert distributed.claim_error()
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from clipmerge.api._write import PlannedMerge
 from clipmerge.checkpoint import Inputs
 from clipmerge.checks import check_sources, raise_unless_allowed
 from clipmerge.distributed import DistributedContext, exact_float32
-from clipmerge.errors import VerdictError
+from clipmerge.errors import DataError
 from clipmerge.evaluation.verdict import MOST_IMAGES, judge
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.classes import class_prompts, templates_for
@@ -34,7 +34,7 @@ from clipmerge.models.classifier import Captions, Prompts, classifier_for
 from clipmerge.models.passes import own_settings
 from clipmerge.options import DecisionOptions, ImageOptions, MergeOptions, PlanOptions
 from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
-from clipmerge.planning.plan import last_part
+from clipmerge.planning.plan import public_source
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.record import Verdict
 from clipmerge.plugins import load_plugin, needs_score
@@ -99,6 +99,12 @@ def split_images(
         share = recipe.measure_options.get("held_back", 0.0)  # some learn from all images
         test = SHARE if judged else 0.0
         split = divide(images, options.images, options.seed, val=share, test=test)
+        if share and split.val is None:
+            raise DataError(
+                f"{images.source}: one image is too few for recipe '{recipe.name}', which learns"
+                " from some images and lets others choose; use 2 or more that are not copies"
+                " (`images`), or take the result unchecked with `set=measure.held_back=0`"
+            )
     else:
         split = sample_for_judging(images, options.images, options.seed)
     for note in split.notes:
@@ -232,7 +238,7 @@ def _describe_images(
 ) -> CalibrationRecord:
     """What the record tells of the images that are measured on."""
     return CalibrationRecord(
-        source=images.source if images.revision else last_part(images.source),
+        source=public_source(images.source, images.revision),
         revision=images.revision,
         images=len(images),
         requested=options.images if split.test else None,
@@ -264,24 +270,12 @@ def _relative_change(path: Path) -> Statistic:
 
 def judge_plan(
     pair: Pair, planned: PlannedMerge, split: Split[Images], options: MergeOptions, journal: Journal
-) -> Verdict | None:
-    """Judge a plan on images from which nothing was learned; ``None`` if there are none.
-
-    Raises:
-        VerdictError: If the verdict is one on which the user fails.
-    """
-    if split.test is None or not len(split.test):
-        journal.warn("there are too few images to hold any back, so there is no verdict")
-        return None
-    if split.test.pictures.preprocessed:
-        journal.warn(
-            f"{split.test.source} holds preprocessed pixels, and a verdict needs images; give the"
-            " data set without its transform"
-        )
-        return None
+) -> Verdict:
+    """Judge a plan on images from which nothing was learned."""
+    assert split.test is not None
     journal.stage("judge")
     limit = planned.plan.recipe.max_loss if options.max_loss is None else options.max_loss
-    verdict = judge(
+    return judge(
         pair.inputs,
         planned.plan,
         split.test,
@@ -292,8 +286,3 @@ def judge_plan(
         most_images=MAX_TEST if planned.plan.recipe.measure else MOST_IMAGES,
         progress=journal,
     )
-    if verdict.recommendation in options.fail_on:
-        raise VerdictError(
-            f"{verdict.sentence} Nothing was written (`fail_on={verdict.recommendation}`)"
-        )
-    return verdict

@@ -6,16 +6,17 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoints
 from clipmerge.checkpoint.alignment import HEAD_WEIGHT
 from clipmerge.checks import check_models, raise_unless_allowed
+from clipmerge.distributed import DistributedContext
 from clipmerge.errors import UsageError
 from clipmerge.options import DecisionOptions
 from clipmerge.planning.plan import HeadRecord, SourceRecord
 from clipmerge.progress import Journal
-from clipmerge.types import Json, Missing, StrPath
+from clipmerge.types import Device, Json, Missing, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from torch.nn import Module
@@ -107,7 +108,11 @@ def with_zeroshot_head(
         names, templates = read_class_names(options.classes, list(map(str, range(rows)))), ()
     else:
         return pair
-    head = HeadRecord(classes=names, templates=templates_for(options.template, templates))
+    head = HeadRecord(
+        classes=names,
+        templates=templates_for(options.template, templates),
+        device=cast("Device", DistributedContext(options.device).device.type),
+    )
     inputs = build_zeroshot_head(pair.inputs, head)
     return replace(pair, inputs=inputs, head=head)
 

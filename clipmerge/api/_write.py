@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
-import shlex
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipmerge.api._call import CallJournal
 from clipmerge.api._pair import Pair
 from clipmerge.checkpoint import Checkpoint
 from clipmerge.distributed import is_main_process
@@ -19,7 +17,6 @@ from clipmerge.files.staging import PLAN_FOLDER, RECORD, stage_output
 from clipmerge.planning import Rows, Tabular
 from clipmerge.planning.plan import Plan, write_plan_files
 from clipmerge.planning.record import Findings, Record
-from clipmerge.progress import Journal
 from clipmerge.types import Json, Names
 
 if TYPE_CHECKING:
@@ -100,7 +97,7 @@ def write_merged(
     verdict: Verdict | None,
     output: Path | None,
     options: MergeOptions | ApplyOptions,
-    journal: Journal,
+    journal: CallJournal,
 ) -> MergeResult:
     """Merge by a plan, and write the output in the main process; without one make the record."""
     if not is_main_process():
@@ -110,7 +107,6 @@ def write_merged(
         record = _make_record(pair, planned, plan, verdict, journal)
     else:
         plan, record = _write_output(pair, planned, verdict, output, options, journal)
-    planned.forget()
     return MergeResult(output, plan, record, record.warnings)
 
 
@@ -120,7 +116,7 @@ def _write_output(
     verdict: Verdict | None,
     output: Path,
     options: MergeOptions | ApplyOptions,
-    journal: Journal,
+    journal: CallJournal,
 ) -> tuple[Plan, Record]:
     inputs = pair.inputs
     # first, so that hashing overlaps with the import of what merges
@@ -156,12 +152,14 @@ def _make_record(
     planned: PlannedMerge,
     plan: Plan,
     verdict: Verdict | None,
-    journal: Journal,
+    journal: CallJournal,
     output: Path | None = None,
     files: Json | None = None,
 ) -> Record:
     inputs, measured = pair.inputs, planned.measured
     journal.stage("draw")
+    for source in plan.checkpoints:
+        journal.cut(source.source)
     if plan.coefficients:
         from clipmerge.merging.folder import coefficient_histograms
 
@@ -170,31 +168,14 @@ def _make_record(
         output=output.name if output else None,
         files=files or {},
         family=inputs.family.name,
-        classifier=inputs.is_classifier,
+        kind=inputs.kind,
         plan=plan.public,
         measurements=planned.values,
         measured=measured,
         calibration=planned.calibration,
         verdict=verdict,
-        warnings=tuple(map(without_folders, journal.warnings)),
-        command=command_line(),
+        warnings=tuple(map(journal.without_folders, journal.warnings)),
+        command=journal.command,
         date=datetime.date.today().isoformat(),
         seconds=journal.seconds,
     )
-
-
-def without_folders(text: str) -> str:
-    """A sentence without the folders of its paths, which are nobody else's business.
-
-    Example:
-        >>> without_folders("/home/me/val: 2 of hf://datasets/a/b show what /tmp/1.png shows")
-        'val: 2 of hf://datasets/a/b show what 1.png shows'
-    """
-    return re.sub(r"(?<![\w.:/])(/|~|\.\.?/)[^\s,;)]*/", "", text)
-
-
-def command_line() -> str:
-    """The running command, without the folders of its paths, which are nobody else's business."""
-    name = "clipmerge" if "clipmerge" in sys.argv[0] else Path(sys.argv[0]).name
-    words = [re.sub(r"(^|=)(/|~|\.\.?/).*/", r"\1", word) for word in sys.argv[1:]]
-    return shlex.join([name, *words])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from clipmerge.api._call import CallJournal
 from clipmerge.api._pair import CheckpointLike, Pair, as_sources, finetuned_as_list
 from clipmerge.api._write import MergeResult, PlannedMerge, write_merged
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoints
@@ -16,10 +16,10 @@ from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, counted, shorten
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files import local_path, source_exists
-from clipmerge.files.staging import TENSORS_SUFFIX, check_output
+from clipmerge.files.staging import check_output
 from clipmerge.methods import Task
 from clipmerge.options import ApplyOptions
-from clipmerge.planning.plan import Plan, SourceRecord, check_coefficients, extrapolation_note
+from clipmerge.planning.plan import Plan, SourceRecord, extrapolation_note
 from clipmerge.planning.record import Findings
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import StrPath
@@ -40,7 +40,8 @@ def apply(
     Args:
         plan: A plan, or its JSON file.
         output: Folder to write, whole or not at all.
-        zeroshot: theta_0, if it is not at the place named in the plan; it must hold the same bytes.
+        zeroshot: theta_0, if it is not at the place named in the plan; it must hold the same bytes,
+            under any file name.
         finetuned: theta_1 ... theta_K, likewise.
         processor: See `merge`.
         progress: See `merge`.
@@ -55,7 +56,8 @@ def apply(
         ClipmergeError: If another argument cannot be used.
     """
     opts = ApplyOptions.of(options)
-    journal = Journal(progress)
+    ends = {"zeroshot": zeroshot, "finetuned": finetuned, "processor": processor}
+    journal = CallJournal(progress, "apply", plan, **ends, **options, output=output)
     if not isinstance(plan, (Plan, str, os.PathLike)):
         raise UsageError(
             f"{type(plan).__name__} is not a plan; give a Plan, or a file that `clipmerge plan`"
@@ -66,18 +68,19 @@ def apply(
             "zeroshot and finetuned: give both, or neither if they are at the places named in the"
             " plan"
         )
-    target = local_path(output)
-    file = None if isinstance(plan, Plan) else local_path(plan)
-    if is_main_process():
-        read = [] if file is None else [file, file.with_suffix(TENSORS_SUFFIX)]
-        check_output(target, overwrite=opts.overwrite, read=read)
     opened = plan if isinstance(plan, Plan) else Plan.load(local_path(plan))
-    checkpoints: list[CheckpointLike] = []
-    if zeroshot is not None:
+    name = str(opened.files[0]) if opened.files else "the plan"
+    checkpoints: list[CheckpointLike]
+    if zeroshot is None:
+        checkpoints = [_locate_checkpoint(name, opened, record) for record in opened.checkpoints]
+    else:
         checkpoints = [zeroshot, *finetuned_as_list(finetuned)]
+    target = local_path(output)
+    if is_main_process():
+        check_output(target, overwrite=opts.overwrite, read=(*opened.files, *checkpoints))
     with (
         as_sources(checkpoints, processor) as sources,
-        open_planned(opened, str(file or "the plan"), sources, opts, journal) as pair,
+        open_planned(opened, name, sources, opts, journal) as pair,
     ):
         return write_merged(pair, PlannedMerge(opened, Findings()), None, target, opts, journal)
 
@@ -87,7 +90,14 @@ def open_planned(
     plan: Plan, name: str, sources: Sequence[str], options: ApplyOptions, journal: Journal
 ) -> Iterator[Pair]:
     """Open a plan's inputs, and check that the plan was made for them."""
-    zeroshot, *finetuned = _open_checkpoints(plan, name, sources, options.model)
+    records = plan.checkpoints
+    if len(sources) != len(records):
+        raise UsageError(
+            f"{name}: is for {len(records) - 1} fine-tuned checkpoints, but {len(sources) - 1} were"
+            " given"
+        )
+    models = [options.model or record.model for record in records]
+    zeroshot, *finetuned = open_checkpoints(sources, models)
     inputs = align_checkpoints(zeroshot, finetuned, missing=plan.missing, dtype=plan.dtype)
     if plan.head:
         if not lacks_zeroshot_head(inputs):
@@ -96,11 +106,10 @@ def open_planned(
                 " 'head'"
             )
         inputs = build_zeroshot_head(inputs, plan.head)
-    for record, checkpoint in zip(plan.checkpoints, (zeroshot, *finetuned), strict=True):
+    for record, checkpoint in zip(records, (zeroshot, *finetuned), strict=True):
         _check_hashes(name, record, checkpoint, journal)
     task = Task(inputs)
-    plan.check(task.layers)
-    check_coefficients(plan, task.layers, task.shapes)
+    plan.check(task.layers, task.shapes)
     for note in inputs.notes:
         journal.warn(note)
     raise_unless_allowed(check_models(inputs), options.allow, journal)
@@ -115,19 +124,6 @@ def open_planned(
     yield Pair(inputs, plan.head)
 
 
-def _open_checkpoints(
-    plan: Plan, name: str, sources: Sequence[str], model: str | None
-) -> list[Checkpoint]:
-    records = plan.checkpoints
-    if sources and len(sources) != len(records):
-        raise UsageError(
-            f"{name}: is for {len(records) - 1} fine-tuned checkpoints, but {len(sources) - 1} were"
-            " given"
-        )
-    addresses = sources or [_locate_checkpoint(name, plan, record) for record in records]
-    return open_checkpoints(addresses, [model or record.model for record in records])
-
-
 def _locate_checkpoint(name: str, plan: Plan, record: SourceRecord) -> str:
     """Current place of one of the plan's checkpoints."""
     source = record.source
@@ -136,9 +132,10 @@ def _locate_checkpoint(name: str, plan: Plan, record: SourceRecord) -> str:
     is_absolute = source.startswith("hf://") or local_path(source).is_absolute()
     if is_absolute or source_exists(source):
         return source
-    beside = str((plan.folder or Path()) / source)
-    if source_exists(beside):
-        return beside
+    for file in plan.files[:1]:
+        beside = str(file.parent / source)
+        if source_exists(beside):
+            return beside
     if source.endswith(" in memory"):
         raise UsageError(
             f"{name}: was made for models in memory; give them as zeroshot= and finetuned="
@@ -157,8 +154,9 @@ def _check_hashes(
         journal.warn(f"{name} has no sha256 of {record.source}: used unchecked")
         return
     hashes = checkpoint.provenance()["files"]
-    if record.files != hashes:
-        changed = [file for file, digest in hashes.items() if record.files.get(file) != digest]
+    known = set(record.files.values())
+    if known != set(hashes.values()):  # the files may have other names now
+        changed = [file for file, digest in hashes.items() if digest not in known]
         raise UsageError(
             f"{name}: {record.source} is not the checkpoint that the plan was made for: the sha256"
             f" of {', '.join(changed) or 'its file list'} differs; plan again with `clipmerge plan`"

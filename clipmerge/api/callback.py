@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from clipmerge.api._in_memory import unwrap_model
 from clipmerge.api._pair import CheckpointLike
 from clipmerge.api._write import MergeResult
-from clipmerge.api.merge import choose_recipe, merge
+from clipmerge.api.merge import choose_recipe, judged_split, merge
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import UsageError
 from clipmerge.files import local_path
@@ -105,12 +105,17 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             open_checkpoint(os.fspath(zeroshot))
         read = (zeroshot, options.data, options.classes, *dict(options.ood).values())
         check_output(self._folder(args), overwrite=options.overwrite, read=read)
+        split, quiet = None, Progress()
         if options.data is not None:
-            from clipmerge.api._images import open_source
+            from clipmerge.api._images import open_source, split_images
 
-            open_source(options.data, options, Progress())
+            images = open_source(options.data, options, quiet)
+            if options.fail_on:
+                split = split_images(images, self._recipe, options, quiet, judged=True)
             for shift in dict(options.ood).values():
-                open_source(shift, ImageOptions(), Progress())
+                open_source(shift, ImageOptions(), quiet)
+        if options.fail_on:
+            judged_split(split, options, quiet)
         if options.push is not None:
             check_access(options.push)
 
@@ -136,7 +141,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 output=folder,
                 processor=self._processor or processor,
                 progress=self._progress,
-                **{**self._options, "alpha": None, "set": ()},
+                **self._options,  # those that change the recipe do so once more
             )
         except Exception as error:  # whatever it is, the training must end with its result
             self.error = error

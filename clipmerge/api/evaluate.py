@@ -1,14 +1,15 @@
-"""`clipmerge evaluate`: zero-shot accuracy of one checkpoint on several sources of images."""
+"""`clipmerge evaluate`: accuracy of one checkpoint on several sources of images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from clipmerge.api._pair import CheckpointLike, as_sources
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.checks import check_answers, check_pixels, raise_unless_allowed
+from clipmerge.checks import check_answers, check_classes, check_pixels, raise_unless_allowed
 from clipmerge.errors import UsageError
 from clipmerge.options import EvaluateOptions, named_sources
 from clipmerge.planning import Rows, Tabular
@@ -66,8 +67,8 @@ def evaluate(
     progress: Progress | None = None,
     **options: Any,
 ) -> EvaluateResult:
-    """Measure zero-shot accuracy, the share of images whose class prompt scores highest, or recall
-    for images with captions.
+    """Measure accuracy, the share of images whose class prompt (or row of the head, for a model
+    with one) scores highest, or recall for images with captions.
 
     Args:
         checkpoint: A folder, a file, ``org/name[@revision]``, or a model of transformers or
@@ -105,7 +106,10 @@ def evaluate(
                 journal.warn(note)
         model = load_model(opened)
         for images in loaded.values():
-            raise_unless_allowed(check_pixels(images, model), opts.allow, journal)
+            doubts = chain(
+                check_classes(images, opened.source, model.row_names), check_pixels(images, model)
+            )
+            raise_unless_allowed(doubts, opts.allow, journal)
         facts, outcomes = evaluate_sources(model, loaded, opts, journal)
         for name, images in loaded.items():
             for doubt in check_answers(name, images, outcomes[name].correct):

@@ -16,7 +16,7 @@ from clipmerge.files.safetensors import DTYPES
 from clipmerge.options import InspectOptions, PlanOptions
 from clipmerge.planning import Rows, Tabular
 from clipmerge.progress import Journal, Progress
-from clipmerge.types import Json, Layers, Names
+from clipmerge.types import Json, Names
 
 # Numbers of a parameter that are compared at once.
 _CHUNK = 1 << 20
@@ -84,35 +84,35 @@ def inspect(
     with as_sources(checkpoints, state_key=opts.state_key) as sources:
         base, *others = open_checkpoints(sources, [opts.model] * len(sources))
         inputs = align_checkpoints(base, others, refuse=False)
-        if not others:
-            record = _describe_alone(inputs)
-        else:
-            record = _compare_checkpoints(inputs, others[0], journal)
-            if opts.data is not None:
-                _add_sharpness(record, inputs, opts, journal)
+        record = _describe(inputs, others, journal)
+        if opts.data is not None:
+            _add_sharpness(record, inputs, opts, journal)
     return InspectResult(record["family"], record["layers"], tuple(record["mismatches"]), record)
 
 
-def _describe_alone(inputs: Inputs) -> Json:
-    checkpoint = inputs.zeroshot
+def _describe(inputs: Inputs, others: list[Checkpoint], journal: Journal) -> Json:
+    """Describe the zero-shot checkpoint, and compare it with the fine-tuned one; ``others`` has
+    that one as it was opened.
+    """
+    layers = _describe_layers(inputs)
     return {
         "family": inputs.family.name,
-        "zeroshot": _describe_source(checkpoint),
-        "finetuned": None,
-        "layers": _describe_layers(checkpoint, inputs.zeroshot_keys, inputs.layers),
-        "mismatches": [],
-        "total": _describe_all_tensors(checkpoint),
+        "zeroshot": _describe_source(inputs.zeroshot),
+        "finetuned": _describe_source(others[0]) if others else None,
+        "layers": layers,
+        "mismatches": _compare(inputs, layers, journal) if others else [],
+        "total": _describe_all_tensors(inputs.zeroshot),
+        "warnings": journal.warnings,
     }
 
 
-def _compare_checkpoints(inputs: Inputs, other: Checkpoint, journal: Journal) -> Json:
-    """Compare the two as they are aligned; ``other`` is the fine-tuned one as it was opened."""
+def _compare(inputs: Inputs, layers: dict[str, Json], journal: Journal) -> list[str]:
+    """Add each layer's change to its description, and list the mismatches."""
     from clipmerge.checks import check_models
 
     for note in inputs.notes:
         journal.warn(note)
-    mismatches = find_mismatches(inputs)
-    layers = _describe_layers(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
+    mismatches = find_mismatches(inputs, every=True)
     journal.stage("inspect")
     done, total = 0, sum(layer["size"] for layer in layers.values())
     for layer, names in inputs.layers.items():
@@ -122,17 +122,9 @@ def _compare_checkpoints(inputs: Inputs, other: Checkpoint, journal: Journal) ->
             mismatches.append(f"{layer}: its weights hold NaN or Inf")
         done += layers[layer]["size"]
         journal.advance(done, total)
-    for doubt in check_models(inputs):
+    for doubt in () if mismatches else check_models(inputs):  # of those that could be merged
         journal.warn(doubt.text)
-    return {
-        "family": inputs.family.name,
-        "zeroshot": _describe_source(inputs.zeroshot),
-        "finetuned": _describe_source(other),
-        "layers": layers,
-        "mismatches": mismatches,
-        "total": _describe_all_tensors(inputs.zeroshot),
-        "warnings": journal.warnings,
-    }
+    return mismatches
 
 
 def _add_sharpness(record: Json, inputs: Inputs, options: InspectOptions, journal: Journal) -> None:
@@ -150,10 +142,11 @@ def _add_sharpness(record: Json, inputs: Inputs, options: InspectOptions, journa
     assert split is not None
     found, images, _ = measure(pair.inputs, recipe, split, opts, journal)
     record["images"] = images.images
+    described = _describe_layers(pair.inputs)  # with a head, if one was built
     for layer, values in found.layers.items():
-        record["layers"][layer]["sharpness"] = values["sharpness"]
-        record["layers"][layer]["straggler"] = bool(values["straggler"])
-    record["warnings"] = journal.warnings
+        measured = {"change": values["change"], "sharpness": values["sharpness"]}
+        straggler = bool(values["straggler"])
+        record["layers"][layer] = described[layer] | measured | {"straggler": straggler}
 
 
 def _describe_source(checkpoint: Checkpoint) -> Json:
@@ -171,12 +164,10 @@ def _describe_all_tensors(checkpoint: Checkpoint) -> Json:
     }
 
 
-def _describe_layers(
-    checkpoint: Checkpoint, keys: dict[str, str], layers: Layers
-) -> dict[str, Json]:
+def _describe_layers(inputs: Inputs) -> dict[str, Json]:
     described = {}
-    for layer, names in layers.items():
-        entries = {name: checkpoint.entries[keys[name]] for name in names}
+    for layer, names in inputs.layers.items():
+        entries = {name: inputs.zeroshot_entry(name) for name in names}
         described[layer] = {
             "parameters": len(names),
             "size": sum(entry.size for entry in entries.values()),

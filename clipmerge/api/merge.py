@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipmerge.api._call import CallJournal
 from clipmerge.api._pair import (
     CheckpointLike,
     Pair,
@@ -20,7 +21,7 @@ from clipmerge.api._pair import (
 )
 from clipmerge.api._write import MergeResult, PlannedMerge, write_merged
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import UsageError
+from clipmerge.errors import UsageError, VerdictError
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, check_output_file
 from clipmerge.layers import match_layers
@@ -68,27 +69,40 @@ def merge(
         The folder, the plan and the record.
 
     Raises:
+        VerdictError: If the verdict is one of ``fail_on``; its ``result`` has the record.
         ClipmergeError: If an argument cannot be used; one line says what, where and what to do
             next.
     """
     opts = MergeOptions.of(options)
-    journal = Journal(progress)
+    about = {"recipe": recipe, **options, "processor": processor, "output": output}
+    journal = CallJournal(progress, "merge", zeroshot, finetuned, **about)
     chosen = choose_recipe(recipe, opts, journal)
     target = _check_output_folder(output, opts, zeroshot, *finetuned_as_list(finetuned))
     with open_pair(
         zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
         pair, split = open_and_split_images(pair, chosen, opts, journal)
+        judged = judged_split(split, opts, journal)
         planned = decide(pair, chosen, split, opts, journal)
         verdict = None
-        if split is not None and opts.verdict:
+        if judged is not None:
             from clipmerge.api._images import judge_plan
 
-            verdict = judge_plan(pair, planned, split, opts, journal)
-        result = write_merged(pair, planned, verdict, target, opts, journal)
+            verdict = judge_plan(pair, planned, judged, opts, journal)
+        refused = verdict.sentence if verdict and verdict.recommendation in opts.fail_on else ""
+        result = write_merged(pair, planned, verdict, None if refused else target, opts, journal)
+    if refused:
+        raise VerdictError(f"{refused} Nothing was written (`fail_on`)", result)
+    planned.forget()
     if opts.push is None or result.record is None:
         return result
-    return _push_result(result, opts.push, opts, journal)
+    from clipmerge.publish.push import push
+
+    assert target is not None
+    published = push(
+        target, opts.push, private=opts.private, license=opts.license, progress=journal
+    )
+    return replace(result, published=published)
 
 
 def plan(
@@ -122,7 +136,9 @@ def plan(
     opts = PlanOptions.of(options)
     journal = Journal(progress)
     chosen = choose_recipe(recipe, opts, journal)
-    target = _check_plan_file(output, opts)
+    target = None if output is None else local_path(output)
+    if target is not None and is_main_process():
+        check_output_file(target, overwrite=opts.overwrite)
     with open_pair(
         zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
@@ -178,28 +194,6 @@ def _check_push(output: StrPath | None, repo_id: str) -> None:
         check_access(repo_id)
 
 
-def _push_result(
-    result: MergeResult, repo_id: str, options: MergeOptions, progress: Progress
-) -> MergeResult:
-    """The result after its folder was published."""
-    from clipmerge.publish.push import push
-
-    assert result.path is not None
-    published = push(
-        result.path, repo_id, private=options.private, license=options.license, progress=progress
-    )
-    return replace(result, published=published)
-
-
-def _check_plan_file(output: StrPath | None, options: PlanOptions) -> Path | None:
-    if output is None:
-        return None
-    file = local_path(output)
-    if is_main_process():
-        check_output_file(file, overwrite=options.overwrite)
-    return file
-
-
 def open_and_split_images(
     pair: Pair, recipe: Recipe, options: PlanOptions, journal: Journal
 ) -> tuple[Pair, Split[Images] | None]:
@@ -218,6 +212,33 @@ def open_and_split_images(
     if images is None:
         return pair, None
     return pair, split_and_check(pair, images, recipe, options, journal)
+
+
+def judged_split(
+    split: Split[Images] | None, options: MergeOptions, progress: Progress
+) -> Split[Images] | None:
+    """The images if there will be a verdict, which is known before anything is learned.
+
+    Raises:
+        UsageError: If there will be none, and the user fails on some verdicts.
+    """
+    if split is None or not options.verdict:
+        reason = ""
+    elif split.test is None or not len(split.test):
+        reason = "there are too few images to hold any back, so there is no verdict"
+    elif split.test.pictures.preprocessed:
+        reason = (
+            f"{split.test.source} holds preprocessed pixels, and a verdict needs images; give the"
+            " data set without its transform"
+        )
+    else:
+        return split
+    if options.fail_on:
+        why = reason or "give `data`, and leave out `verdict=False`"
+        raise UsageError(f"`fail_on` needs a verdict: {why}")
+    if reason:
+        progress.warn(reason)
+    return None
 
 
 def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:
@@ -285,6 +306,7 @@ def decide_by_method(
     )
     if decision.scores or decision.coefficients:
         plan = plan.with_tensors(decision.scores, decision.coefficients)
+    plan.check(task.layers, task.shapes)
     if note := extrapolation_note(plan):
         journal.warn(note)
     measured = Findings(

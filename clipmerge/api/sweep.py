@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge import __version__
+from clipmerge.api._call import CallJournal
 from clipmerge.api._images import Images, masks_by_gradients, measure, open_source, split_images
 from clipmerge.api._pair import (
     CheckpointLike,
@@ -23,7 +24,7 @@ from clipmerge.api._pair import (
     open_pair,
     with_zeroshot_head,
 )
-from clipmerge.api._write import PlannedMerge, command_line
+from clipmerge.api._write import PlannedMerge
 from clipmerge.api.merge import check_recipe, decide_by_method
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.views import convert_checkpoint
@@ -35,10 +36,11 @@ from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, stage_output
 from clipmerge.images.copies import overlap_notes
-from clipmerge.images.dataset import open_images, require_labelled
+from clipmerge.images.dataset import require_labelled
 from clipmerge.learning import interpolate
 from clipmerge.options import SweepOptions, named_sources
 from clipmerge.planning import Rows, Tabular
+from clipmerge.planning.plan import SourceRecord, public_source
 from clipmerge.planning.recipe import MAX_LOSS, Recipe, load_recipe
 from clipmerge.planning.record import SWEEP_FORMAT
 from clipmerge.progress import Journal, Progress
@@ -114,7 +116,8 @@ def sweep(
         ClipmergeError: If another argument cannot be used.
     """
     opts = SweepOptions.of(options)
-    journal = Journal(progress)
+    about = {"id": id, "ood": ood, **options, "processor": processor, "output": output}
+    journal = CallJournal(progress, "sweep", zeroshot, finetuned, **about)
     recipes = [load_recipe(each, opts.set, max_loss=opts.max_loss) for each in opts.recipes or ()]
     ids, oods = named_sources(id), named_sources(ood)
     _refuse_same_names(ids, oods, recipes, opts)
@@ -184,12 +187,9 @@ def _open_sources(
     for flag, named in (("id", ids), ("ood", oods)):
         for name, source in named.items():
             try:
-                images = open_images(source, options.classes, columns=options.columns)
+                sources[name] = open_source(source, options, journal)
             except DataError as error:
                 raise DataError(f"`{flag}` {name}: {error}") from None
-            for note in images.notes:
-                journal.warn(note)
-            sources[name] = images
     return sources
 
 
@@ -261,7 +261,7 @@ def _score_points(
     from clipmerge.models.building import build_model
 
     inputs = pair.inputs
-    if inputs.have_heads_only or inputs.keeps_head:
+    if inputs.is_classifier:
         sources = {name: require_labelled(images) for name, images in sources.items()}
     model = build_model(inputs)
     scorer = Scorer(model, inputs, options, dtype=pair.inputs.dtype)
@@ -277,11 +277,15 @@ def _make_sweep_record(
     ids: list[str],
     sources: dict[str, Images],
     options: SweepOptions,
-    journal: Journal,
+    journal: CallJournal,
 ) -> Json:
     """What `--json` prints and ``sweep.json`` holds."""
     count = len(options.alphas)
-    rows = _accuracy_rows(correct, ids, count + len(planned) + len(others), options)
+    limits = [MAX_LOSS] * count + [each.plan.recipe.max_loss for each in planned]
+    limits += [MAX_LOSS] * len(others)
+    if options.max_loss is not None:
+        limits = [options.max_loss] * len(limits)
+    rows = _accuracy_rows(correct, ids, limits, options)
     curve = [{"alpha": alpha, **row} for alpha, row in zip(options.alphas, rows, strict=False)]
     recipes = []
     for each, row in zip(planned, rows[count:], strict=False):
@@ -294,7 +298,8 @@ def _make_sweep_record(
         recipes.append(about | row)
     shown = []
     for (name, inputs), row in zip(others.items(), rows[count + len(planned) :], strict=True):
-        shown.append({"name": name, "checkpoint": inputs.finetuned[0].provenance(), **row})
+        (source,) = Pair(inputs).sources(hashed=True)["finetuned"]
+        shown.append({"name": name, "checkpoint": _public_json(source), **row})
     for row in (*recipes, *shown):
         if row["exceeds_max_loss"]:
             journal.warn(f"{row['name']} loses more than `max_loss` on the ID images")
@@ -304,12 +309,14 @@ def _make_sweep_record(
         "format": SWEEP_FORMAT,
         "clipmerge": __version__,
         "output": None,
-        "command": command_line(),
-        "zeroshot": pinned["zeroshot"].public.model_dump(mode="json"),
-        "finetuned": [each.public.model_dump(mode="json") for each in pinned["finetuned"]],
+        "command": journal.command,
+        "zeroshot": _public_json(pinned["zeroshot"]),
+        "finetuned": list(map(_public_json, pinned["finetuned"])),
         "id": ids,
         "ood": [name for name in sources if name not in ids],
-        "sources": {name: images.source for name, images in sources.items()},
+        "sources": {
+            name: public_source(images.source, images.revision) for name, images in sources.items()
+        },
         "images": {name: len(images) for name, images in sources.items()},
         "revisions": {name: images.revision for name, images in sources.items()},
         "seed": options.seed,
@@ -317,26 +324,31 @@ def _make_sweep_record(
         "curve": curve,
         "recipes": recipes,
         "points": shown,
-        "warnings": journal.warnings,
+        "warnings": list(map(journal.without_folders, journal.warnings)),
         "seconds": journal.seconds,
     }
     return record | {"answer": sweep_sentence(record)}
 
 
+def _public_json(source: SourceRecord) -> Json:
+    return source.public.model_dump(mode="json")
+
+
 def _accuracy_rows(
-    correct: dict[str, Correct], ids: list[str], count: int, options: SweepOptions
+    correct: dict[str, Correct], ids: list[str], limits: list[float], options: SweepOptions
 ) -> list[Json]:
-    """Accuracies of every point, and its gain over the curve."""
+    """Accuracies of every point, its gain over the curve, and whether it loses more than its limit
+    in points.
+    """
     near = [correct[name] for name in ids]
     far = [right for name, right in correct.items() if name not in ids]
     curve = range(len(options.alphas))
     comparisons = compare_with_curve(near, far, curve, seed=options.seed)
-    limit = MAX_LOSS if options.max_loss is None else options.max_loss
     finetuned = None
     if 1.0 in options.alphas:
         finetuned = comparisons[options.alphas.index(1.0)]["id"]
     rows = []
-    for number in range(count):
+    for number, limit in enumerate(limits):
         exceeds = None
         if finetuned is not None:
             lost = 100 * (finetuned - comparisons[number]["id"])

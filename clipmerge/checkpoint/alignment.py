@@ -24,7 +24,7 @@ from clipmerge.families import Family, is_index_buffer, layers_of, tower_of
 from clipmerge.files.safetensors import Array, TensorEntry
 from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.layers import HEAD, network_order
-from clipmerge.types import Layers, Missing, OutputDtype
+from clipmerge.types import Kind, Layers, Missing, Names, OutputDtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,11 +97,13 @@ class Inputs:
             return self.zeroshot.has_built_head
         return HEAD in self.layer_of.values()
 
-    @property
-    def have_heads_only(self) -> bool:
-        """Whether every checkpoint tells classes apart by a head alone: it has one, and no blocks
-        of a text tower.
+    @cached_property
+    def is_classifier(self) -> bool:
+        """Whether the output tells classes apart by a head alone: it is kept, or every checkpoint
+        has one, and no blocks of a text tower.
         """
+        if self.keeps_head:
+            return True
         head = self.layers.get(HEAD, ())
         if not head or any(map(_TEXT_BLOCK.match, self.layers)):
             return False
@@ -109,11 +111,19 @@ class Inputs:
         return all(len(self.holders[name]) == everyone for name in head)
 
     @property
-    def is_classifier(self) -> bool:
-        """Whether the output has a classification head, and no class prompts."""
-        if self.keeps_head:
-            return True
-        return self.tower == "vision" and HEAD in self.layers
+    def kind(self) -> Kind:
+        """What the output is."""
+        if self.is_classifier:
+            return "classifier"
+        return tower_of(self.layer_of[name] for name in self.output_keys)
+
+    @property
+    def row_names(self) -> Names:
+        """Names of the rows of the output's head, if it has one and a configuration has them."""
+        if not self.is_classifier:
+            return ()
+        known = [one.row_names for one in (*self.finetuned, self.zeroshot)]
+        return next(filter(None, known), ())
 
     @cached_property
     def layout(self) -> Checkpoint:

@@ -82,8 +82,10 @@ def _finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
     return cast(OutputDtype, dtype) if dtype in get_args(OutputDtype) else None
 
 
-def find_mismatches(inputs: Inputs) -> list[str]:
-    """List the mismatches that prevent a merge, most informative first, one line each."""
+def find_mismatches(inputs: Inputs, *, every: bool = False) -> list[str]:
+    """List the mismatches that prevent a merge, most informative first, one line each: of tensors
+    the first one of each kind, or ``every`` one.
+    """
     zeroshot = inputs.zeroshot
     problems = []
     tower = tower_of(inputs.layers)
@@ -98,7 +100,7 @@ def find_mismatches(inputs: Inputs) -> list[str]:
             " kept, not several; give one of them, or a base with a head of the same classes"
         )
     for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
-        found = list(_tensor_mismatches(inputs, finetuned, keys))
+        found = list(_tensor_mismatches(inputs, finetuned, keys, every=every))
         ours = zeroshot.stored or zeroshot
         theirs = finetuned.stored or finetuned
         found += silent_mismatches(ours, theirs, inputs.tower)
@@ -123,10 +125,12 @@ def find_mismatches(inputs: Inputs) -> list[str]:
 
 
 def _tensor_mismatches(
-    inputs: Inputs, finetuned: Checkpoint, keys: dict[str, str]
+    inputs: Inputs, finetuned: Checkpoint, keys: dict[str, str], *, every: bool
 ) -> Iterator[str]:
-    """Name the first of the shared tensors that differ in shape, and in dtype."""
+    """Name the shared tensors that differ in shape, and in dtype, or the first of each."""
     shapes, dtypes = [], []
+    advice = "Compare both with `clipmerge inspect`."
+    dtype_advice = f"{advice} Or name one with `dtype`." if inputs.dtype == "keep" else advice
     shared = [name for name in _weights_in(keys) if name in inputs.zeroshot_keys]
     for name in shared:
         ours = inputs.zeroshot_entry(name)
@@ -138,16 +142,17 @@ def _tensor_mismatches(
         is_settled = is_converted and ours.is_float == theirs.is_float
         if ours.dtype != theirs.dtype and not is_settled:
             dtypes.append((name, DTYPES[ours.dtype][0], DTYPES[theirs.dtype][0]))
-    advice = " Or name one with `dtype`." if inputs.dtype == "keep" else ""
+            if ours.is_float != theirs.is_float:
+                dtype_advice = "Integers do not merge; give weights that are not quantised."
     of = f"of {len(shared)} tensors"
-    for differing, what, then in ((shapes, "shape", ""), (dtypes, "dtype", advice)):
-        if differing:
-            first, a, b = differing[0]
+    for differing, what, then in ((shapes, "shape", advice), (dtypes, "dtype", dtype_advice)):
+        if differing and not every:
             number = counted(len(differing), f"{of} differs", f"{of} differ")
-            yield (
-                f"{number} in {what}; first {first}: zeroshot {a}, finetuned {b}. Compare both"
-                f" with `clipmerge inspect`.{then}"
-            )
+            first, a, b = differing[0]
+            yield f"{number} in {what}; first {first}: zeroshot {a}, finetuned {b}. {then}"
+            continue
+        for name, a, b in differing:
+            yield f"{name} differs in {what}: zeroshot {a}, finetuned {b}"
 
 
 def _key_mismatches(inputs: Inputs, theirs: dict[str, str]) -> Iterator[str]:

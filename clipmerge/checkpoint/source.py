@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.hashes import FileState, remembered_sha256, require_unchanged
 from clipmerge.files.safetensors import STORED, Array, TensorEntry
+from clipmerge.files.side_files import names_by_number
 from clipmerge.types import Json, Names
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ INDEX = "model.safetensors.index.json"
 #: OpenCLIP's names for its weights: the current one, which is written, and an older one.
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+# What transformers calls a row without a name.
+_NO_NAME = re.compile(r"LABEL_\d+")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,18 @@ class Checkpoint:
     architecture: str | None = None
     _latest: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
     _hashes: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def row_names(self) -> Names:
+        """Names of the classes in the order of its head's rows, if its configuration has them."""
+        stated = self.config or {}
+        # of transformers; of timm
+        names = stated.get("id2label") or stated.get("label_names") or ()
+        if isinstance(names, list):
+            names = dict(enumerate(names))
+        numbered = names_by_number(names) if isinstance(names, dict) else None
+        known = tuple(map(str, numbered or ()))
+        return () if all(map(_NO_NAME.fullmatch, known)) else known
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Read a run of one tensor's elements in memory order, without torch: 1-D, bfloat16 as its

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from clipmerge.distributed import is_main_process, is_out_of_memory
+from clipmerge.distributed import claim_error, is_main_process, is_out_of_memory
 from clipmerge.errors import ClipmergeError, UsageError, printable
 from clipmerge.progress import Progress, format_seconds
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 DEBUG = "CLIPMERGE_DEBUG"
-# A launcher ends all processes as soon as one has failed. The others wait this long for the main
-# one to tell an error that all of them find.
-SECONDS_FOR_THE_MAIN_PROCESS = 10.0
 # A shorter time may be spent on imports.
 _SECONDS_TO_ESTIMATE = 10.0
 # base class of all errors about flags, whether or not typer vendors its own click
@@ -61,6 +58,8 @@ _WIDEST = 10_000
 
 class Terminal(Progress):
     """Prints the result and the progress of one command, in the main process."""
+
+    is_command_line = True
 
     def __init__(
         self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False
@@ -210,16 +209,16 @@ def report_error(error: BaseException) -> int:
         return 0
     from clipmerge.options import with_flags
 
+    is_told_here = claim_error()
     text, code = _describe_error(error)
     if os.environ.get(DEBUG) and code == 1:
         raise error
     line = printable(with_flags(" ".join(text.split())))
-    if not is_main_process():
-        if code != 130:
-            time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
-            sys.stderr.write(f"error in process {os.environ['RANK']}: {line}\n")
+    if not is_told_here:
         return code
-    if "--json" in sys.argv:
+    if not is_main_process():
+        line = f"error in process {os.environ['RANK']}: {line}"
+    elif "--json" in sys.argv:
         line = json.dumps({"error": line, "kind": type(error).__name__, "exit_code": code})
     else:
         line = f"error: {line}"

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from clipmerge.cli._terminal import Terminal, report_error
+from clipmerge.distributed import watch_processes
 from clipmerge.errors import UsageError
 from clipmerge.files import recipe_files
 
@@ -112,13 +113,16 @@ def command(function: Any) -> Callable[..., None]:
         elif each.name != "terminal":
             parameters.append(each.replace(annotation=hint, kind=each.KEYWORD_ONLY))
     parameters += _EVERYWHERE
+    defaults = {each.name: each.default for each in parameters}
 
     @functools.wraps(function)
     def run(as_json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
         terminal = Terminal(as_json=as_json, quiet=quiet, verbose=verbose)
+        # what was not given is left to the function, and no record tells of it
+        given = {name: value for name, value in values.items() if value != defaults[name]}
         try:
             with closing(terminal):
-                function(terminal, **values)
+                function(terminal, **given)
         except KeyboardInterrupt as error:  # typer would print an empty line
             raise typer.Exit(report_error(error)) from None
 
@@ -172,6 +176,7 @@ for _name, (_, _first_line) in COMMANDS.items():
 def main() -> int:
     """Run the command line, and return the exit code."""
     try:
+        watch_processes()
         return app(prog_name="clipmerge", standalone_mode=False) or 0
     except Exception as error:
         return report_error(error)

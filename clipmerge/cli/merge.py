@@ -10,11 +10,10 @@ import typer
 
 from clipmerge.cli._terminal import Terminal
 from clipmerge.cli.app import FineTuned, Output, RecipeName, ZeroShot, command
+from clipmerge.errors import VerdictError
 from clipmerge.options import ApplyOptions, MergeOptions, PlanOptions
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from clipmerge.planning.record import Record
 
 
@@ -30,21 +29,26 @@ def merge_command(
     """Measure, decide, merge, judge and write."""
     from clipmerge.api.merge import merge
 
-    result = merge(zeroshot, finetuned, recipe, output=output, progress=terminal, **options)
-    record = result.record
-    if record is None:  # of another process
-        return
-    data, last = record.as_json(), f"Wrote {output} (report: {output / 'report.html'})."
+    try:
+        result = merge(zeroshot, finetuned, recipe, output=output, progress=terminal, **options)
+    except VerdictError as error:
+        _print_record(terminal, error.result.record)
+        raise
+    last = f"Wrote {output} (report: {output / 'report.html'})."
+    more = {}
     if result.published is not None:
-        data["published"] = result.published.model_dump()
+        more["published"] = result.published.model_dump()
         last += f" Published {result.published.url}."
-    terminal.print_result(data, lambda: _render_summary(record, terminal), last)
+    _print_record(terminal, result.record, last, **more)
 
 
-def _render_summary(record: Record, terminal: Terminal) -> RenderableType:
-    from clipmerge.report.terminal import summary
+def _print_record(terminal: Terminal, record: Record | None, last: str = "", **more: Any) -> None:
+    """Print a merge, in the process that has its record."""
+    if record is not None:
+        from clipmerge.report.terminal import summary
 
-    return summary(record, verbose=terminal.verbose)
+        data = {**record.as_json(), **more}
+        terminal.print_result(data, lambda: summary(record, verbose=terminal.verbose), last)
 
 
 @command
@@ -82,6 +86,4 @@ def apply_command(
     from clipmerge.api.apply import apply
 
     record = apply(plan_file, output=output, progress=terminal, **options).record
-    if record is not None:
-        last = f"Wrote {output} (report: {output / 'report.html'})."
-        terminal.print_result(record.as_json(), lambda: _render_summary(record, terminal), last)
+    _print_record(terminal, record, f"Wrote {output} (report: {output / 'report.html'}).")

@@ -1,21 +1,19 @@
-"""Zero-shot accuracy of one checkpoint, and its recall of captions."""
+"""Accuracy of one checkpoint, zero-shot or by its head, and its recall of captions."""
 
 from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
 
-from torch import Tensor
-
 from clipmerge.checkpoint import Checkpoint
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
+from clipmerge.checkpoint.alignment import pair_keys
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.scorer import Outcome, Scorer
-from clipmerge.families import layers_of, tower_of
-from clipmerge.files.safetensors import require_finite
+from clipmerge.families import tower_of
 from clipmerge.images.classes import templates_for
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
-from clipmerge.models import ImageTextModel, model_for
+from clipmerge.models import ImageTextModel
+from clipmerge.models.building import build_model
 from clipmerge.options import ImageOptions
 from clipmerge.progress import Progress
 from clipmerge.stats import wilson
@@ -23,30 +21,16 @@ from clipmerge.types import Json
 
 
 def load_model(checkpoint: Checkpoint) -> ImageTextModel:
-    """Load a full CLIP with its weights, in float32."""
-    family = checkpoint.family
-    keys = family.by_canonical_name(checkpoint.entries, checkpoint.source)
-    tower = tower_of(layers_of(keys).values())
-    if tower != "full":
+    """Load a full CLIP, or a tower with a head, with its weights, in float32."""
+    inputs = pair_keys(checkpoint, [], "error", "keep")
+    tower = tower_of(inputs.layers)
+    if tower != "full" and not inputs.is_classifier:
         raise CheckpointError(
             f"{checkpoint.source}: holds the {tower} tower only, which has no zero-shot classes;"
             " `clipmerge sweep` with the model that it was fine-tuned from evaluates it as alpha 1"
         )
-    if checkpoint.config is None:
-        named = ", name the architecture with `model`" if family.config == OPEN_CLIP_CONFIG else ""
-        raise CheckpointError(
-            f"{checkpoint.source}: no {family.config} beside it says how to build the model; copy"
-            f" that of the model that it was fine-tuned from{named}, or use `clipmerge sweep` with"
-            " that model, which evaluates it as alpha 1"
-        )
-    model = model_for(family, checkpoint.config, checkpoint.folder)
-
-    def read(name: str) -> Tensor:
-        tensor = checkpoint.tensor(keys[name])
-        require_finite(tensor, name, checkpoint.source)
-        return tensor
-
-    model.load(read, checkpoint.source)
+    model = build_model(inputs)
+    model.load(inputs.theta_0, checkpoint.source)
     return model
 
 
@@ -61,7 +45,8 @@ def evaluate_sources(
     """
     scorer = Scorer(model, None, settings, load_bytes=0)
     today = datetime.date.today().isoformat()
-    outcomes: dict[str, Outcome] = {}
+    scored = scorer.score([lambda _: None], sources, progress)
+    outcomes = {name: outcome for name, (outcome,) in scored.items()}
     described: Json = {}
     accuracy: Json = {}
     intervals: Json = {}
@@ -69,8 +54,7 @@ def evaluate_sources(
     recall: Json = {}
     captions: Json = {}
     for name, images in sources.items():
-        outcome = scorer.score_one(images, progress)
-        outcomes[name] = outcome
+        outcome = outcomes[name]
         described[name] = {"source": images.source, "revision": images.revision, "date": today}
         if isinstance(images, CaptionedImages):
             recall[name] = outcome.recall

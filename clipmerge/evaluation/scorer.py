@@ -26,7 +26,7 @@ from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_t
 from clipmerge.learning.interpolate import Path
 from clipmerge.models import ImageTextModel
 from clipmerge.models.classifier import Classifier, Prompts, classifier_for
-from clipmerge.models.passes import MicroBatcher, Precision, in_precision
+from clipmerge.models.passes import MicroBatcher, finite_scores
 from clipmerge.options import ImageOptions
 from clipmerge.planning.record import Recall
 from clipmerge.progress import Progress
@@ -88,8 +88,10 @@ class Scorer:
         self._load_bytes = load_bytes
         self._micro_batcher: MicroBatcher
         self._classifiers: dict[str, Classifier] = {}
-        # embeddings of each source's texts, with the text tower's number of moves before
-        self._texts: dict[str, tuple[int, Tensor]] = {}
+        # what images are compared with, by classifier and the text tower's number of changes before
+        self._texts: dict[tuple[Classifier, int], Tensor] = {}
+        # that number at each point, when the model was there first
+        self._changes: dict[int, int] = {}
 
     @torch.no_grad()
     @exact_float32()
@@ -99,17 +101,21 @@ class Scorer:
         """Score every point on every source: by source, one outcome per point, in every process."""
         self._micro_batcher = MicroBatcher(None, progress.say)
         self._texts.clear()
-        self._classifiers = {
-            name: self._classifier_for(images, progress) for name, images in sources.items()
-        }
+        self._changes.clear()
+        shared: dict[object, Classifier] = {}  # by what it consists of
+        for name, images in sources.items():
+            texts_of = _texts_of(images)
+            if texts_of not in shared:
+                shared[texts_of] = self._classifier_for(images, progress)
+            self._classifiers[name] = shared[texts_of]
         # the texts of captions that each point's images are compared with at the end
         texts: dict[tuple[str, int], Tensor] = {}
         parts = []
         for number, load in self._batches_by_load(moves, sources, progress):
             for name, start, pixels in load:
-                features = self._text_features(name)
+                features = self._text_features(name, number)
                 if isinstance(sources[name], CaptionedImages):
-                    texts[name, number] = features.cpu()
+                    texts[name, number] = finite_scores(features, sources[name].source)
                 parts.append((name, number, start, self._outputs(name, pixels, features, sources)))
         if self._context.world_size > 1:
             parts = gather_object(parts)
@@ -128,11 +134,6 @@ class Scorer:
             for name, images in sources.items()
         }
 
-    def score_one(self, images: Images, progress: Progress) -> Outcome:
-        """Score the model as it is."""
-        ((outcome,),) = self.score([lambda _: None], {"": images}, progress).values()
-        return outcome
-
     def _classifier_for(self, images: Images, progress: Progress) -> Classifier:
         """What the images of a source are compared with."""
         model = self._model
@@ -146,30 +147,27 @@ class Scorer:
         templates = templates_for(self._settings.template, images.templates)
         return classifier_for(model, images, templates, self.device)
 
-    def _text_features(self, name: str) -> Tensor:
-        """Features of a source's classes or captions, computed anew only if the text tower has
-        moved.
+    def _text_features(self, name: str, number: int) -> Tensor:
+        """Features of a source's classes or captions at a point, computed once for all points at
+        which the text tower is the same.
         """
-        moves = self._path.class_moves if self._path else 0
-        known, features = self._texts.get(name, (None, None))
-        if features is None or known != moves:
-            features = self._classifiers[name].class_features()
-            self._texts[name] = moves, features
-        return features
+        now = self._path.class_moves if self._path else 0
+        key = self._classifiers[name], self._changes.setdefault(number, now)
+        if key not in self._texts:
+            self._texts[key] = key[0].class_features().cpu()  # points may be many
+        return self._texts[key]
 
     def _outputs(
         self, name: str, pixels: Tensor, texts: Tensor, sources: Mapping[str, Images]
     ) -> NDArray[Any]:
         """The best class of each image, or its features for images with captions."""
-        # a card takes six times as long in float32
-        precision: Precision = "float32" if self.device.type == "cpu" else "auto"
+        source = sources[name].source
         pixels = to_device(pixels, self.device)
-        with in_precision(self.device, precision):
-            features = self._micro_batcher.forward(self._model.image_features, pixels).float()
+        features = self._micro_batcher.forward(self._model.image_features, pixels)
         if isinstance(sources[name], CaptionedImages):
-            return features.cpu().numpy()
-        logits = self._classifiers[name].logits(features, texts)
-        return logits.argmax(dim=1).cpu().numpy()
+            return finite_scores(features, source).cpu().numpy()
+        logits = self._classifiers[name].logits(features, texts.to(self.device))
+        return finite_scores(logits, source).argmax(dim=1).cpu().numpy()
 
     def _batches_by_load(
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
@@ -195,6 +193,13 @@ class Scorer:
             size = self._settings.batch_size or max(batch_size_for(len(images), None), least)
             for number, pixels in read_pixels(images.pictures, size, self._model.pixels, share):
                 yield name, number * size, pixels
+
+
+def _texts_of(images: Images) -> object:
+    """What images are compared with; sources of which it is equal share a classifier."""
+    if isinstance(images, CaptionedImages):
+        return images.captions
+    return images.class_names, images.templates, images.imagenet_rows
 
 
 def _make_outcome(images: Images, values: NDArray[Any], texts: Tensor | None) -> Outcome:

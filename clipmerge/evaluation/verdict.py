@@ -21,7 +21,7 @@ from clipmerge.images.image_set import CaptionedImages
 from clipmerge.learning.interpolate import Path
 from clipmerge.models.building import build_model
 from clipmerge.options import ImageOptions
-from clipmerge.planning.plan import Plan, last_part
+from clipmerge.planning.plan import Plan, public_source
 from clipmerge.planning.record import Comparison, Estimate, Verdict, finetuned_names
 from clipmerge.progress import Progress
 from clipmerge.stats import class_weights, mean_share, paired_accuracy_interval
@@ -291,7 +291,7 @@ def compare(
     }
     return Comparison(
         name=name,
-        source=images.source if images.revision else last_part(images.source),
+        source=public_source(images.source, images.revision),
         revision=images.revision,
         images=len(images),
         models=shares,

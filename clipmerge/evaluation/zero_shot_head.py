@@ -8,12 +8,21 @@ logits.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.checkpoint.alignment import HEAD_BIAS, HEAD_WEIGHT
 from clipmerge.checkpoint.views import with_head
-from clipmerge.errors import CheckpointError
+from clipmerge.distributed import DistributedContext, exact_float32
+from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.parallel import one_thread
 from clipmerge.planning.plan import HeadRecord
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from clipmerge.models import ImageTextModel
 
 
 def lacks_zeroshot_head(inputs: Inputs) -> bool:
@@ -32,9 +41,7 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
     """
     import torch
 
-    from clipmerge.images.classes import class_prompts
     from clipmerge.models.building import build_two_towers
-    from clipmerge.models.classifier import Prompts
 
     finetuned, keys = inputs.finetuned[0], inputs.finetuned_keys[0]
     entry = finetuned.entries[keys[HEAD_WEIGHT]]
@@ -45,10 +52,17 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
         )
     model = build_two_towers(inputs)
     model.load(inputs.theta_0, inputs.zeroshot.source)
-    with torch.no_grad(), one_thread():
-        texts = class_prompts(tuple(head.classes), tuple(head.templates))
-        prompts = Prompts(model, texts, len(head.templates), torch.device("cpu"))
-        embeddings = prompts.class_features()
+    notes = []
+    try:
+        device = DistributedContext(head.device).device
+    except UsageError:  # a plan from a machine with another one
+        device = torch.device("cpu")
+        notes.append(
+            f"the zero-shot head was built on {head.device} and is built on the CPU here, so its"
+            " last digits differ"
+        )
+    embeddings = embed_classes(model, head, device).cpu()
+    with one_thread():
         scale = inputs.theta_0("logit_scale").float().exp()
     if embeddings.shape[1:] != entry.shape[1:]:
         raise CheckpointError(
@@ -63,6 +77,23 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
             dtype = finetuned.tensor(keys[name], 0, 1).dtype
             made[keys[name]] = value.to(dtype).contiguous()
     zeroshot = with_head(inputs.zeroshot, finetuned, made)
-    return align_checkpoints(
+    aligned = align_checkpoints(
         zeroshot, list(inputs.finetuned), missing=inputs.missing, dtype=inputs.dtype
     )
+    aligned.notes.extend(notes)
+    return aligned
+
+
+def embed_classes(model: ImageTextModel, head: HeadRecord, device: torch.device) -> Tensor:
+    """Class embeddings, (classes, width), of unit length, on the device; a piece of the prompts at
+    a time.
+    """
+    import torch
+
+    from clipmerge.images.classes import class_prompts
+    from clipmerge.models.classifier import Prompts
+
+    model.module.to(device)
+    texts = class_prompts(head.classes, head.templates)
+    with torch.no_grad(), exact_float32(), one_thread():
+        return Prompts(model, texts, len(head.templates), device).class_features()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.errors import OutputError, shorten
-from clipmerge.files import local_path, replace_bytes
+from clipmerge.files import local_path, replace_bytes, split_part
 from clipmerge.types import Json
 
 try:
@@ -77,15 +77,14 @@ def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
     for source in read:
         if not isinstance(source, (str, os.PathLike)):  # an object in memory
             continue
-        file, _, _ = os.fspath(source).partition("#")
-        path = local_path(file)
-        if not path.exists():
-            continue
-        resolved = path.resolve()
-        if target in (resolved, *resolved.parents):
-            raise OutputError(
-                f"{output}: holds {path}, which this command reads; choose another output"
-            )
+        path = local_path(split_part(os.fspath(source))[0])
+        links = filter(Path.is_symlink, path.glob("*"))  # weights may lie elsewhere
+        for file in filter(Path.exists, (path, *links)):
+            resolved = file.resolve()
+            if target in (resolved, *resolved.parents):
+                raise OutputError(
+                    f"{output}: holds {file}, which this command reads; choose another output"
+                )
 
 
 def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> None:

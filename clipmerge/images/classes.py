@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from clipmerge.errors import DataError, counted, shorten
 from clipmerge.images.image_set import OpenedSource
 from clipmerge.images.registry import DEFAULT_TEMPLATE, imagenet_names
@@ -20,8 +22,8 @@ ClassNames: TypeAlias = Path | Sequence[str] | None
 
 #: A class name with a number in front, such as ``001.Black_footed_Albatross`` or ``0 - zero``.
 _NUMBERED = re.compile(r"(?P<number>\d{1,18}) ?[._-]+ ?(?P<name>[^\W\d_].*)", re.ASCII | re.DOTALL)
-# What data sets give for images without a label.
-_UNLABELLED = (-1, None)
+# What data sets give for images without a label; texts may be an empty cell, file or folder name.
+_UNLABELLED = (-1, None, "")
 _DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
@@ -84,15 +86,18 @@ def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
     ``None`` for bare numbers.
     """
     where = opened.title
-    values = opened.values
-    numbers = _as_numbers(values)
+    values = [_as_label(where, value) for value in opened.values]
+    texts = list(map(str, values))
+    numbers = list(map(int, texts)) if all(map(_DIGITS.fullmatch, texts)) else None
     count = len(values)
-    missing = sum(value in _UNLABELLED for value in numbers or values)
+    missing = [at for at, value in enumerate(numbers or values) if value in _UNLABELLED]
     if missing:
-        have = counted(missing, f"of {count} images has", f"of {count} images have")
-        raise DataError(f"{where}: {have} no label; give a labelled split, such as validation")
+        have = counted(len(missing), f"of {count} images has", f"of {count} images have")
+        raise DataError(
+            f"{where}: {have} no label ({shorten(map(opened.pictures.name_of, missing), 3)}); label"
+            " them, leave them out, or give a labelled split, such as validation"
+        )
     if numbers is None:
-        texts = list(map(str, values))
         classes = _sort_class_names(set(texts))
         index = {name: number for number, name in enumerate(classes)}
         return tuple(index[text] for text in texts), classes
@@ -103,15 +108,18 @@ def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
     return tuple(numbers), names
 
 
-def _as_numbers(labels: Sequence[Any]) -> list[int] | None:
-    """Labels as numbers, if all are numbers or texts of digits; otherwise ``None``."""
-    numbers: list[int] = []
-    for label in labels:
-        is_digits = isinstance(label, str) and _DIGITS.fullmatch(label)
-        if not is_digits and not isinstance(label, int):
-            return None
-        numbers.append(int(label))
-    return numbers
+def _as_label(title: str, label: Any) -> str | int | None:
+    """A class index, a name, or nothing."""
+    if label is None or isinstance(label, str):
+        return label
+    values = np.asarray(label)
+    is_number = values.size == 1 and values.dtype.kind in "biuf"
+    if not is_number or values.item() % 1 != 0:  # nor are NaN and infinity whole
+        raise DataError(
+            f"{title}: {str(label)[:60]} is not a label; give a class index or a name for each"
+            " image (of one-hot labels the argmax), or captions as texts"
+        )
+    return int(values.item())
 
 
 def _are_numbered(names: Sequence[str]) -> bool:
@@ -139,21 +147,35 @@ def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
     """Sort names by the classes that they equal, if they are the same; where some are and stand
     elsewhere, the list has another order, by which every image would get a wrong name.
     """
-    by_name = {normalise_name(name): name for name in names}
-    wanted = list(map(normalise_name, classes))
-    if set(by_name) == set(wanted):
-        return tuple(by_name[name] for name in wanted)
-    for number, name in enumerate(names, 1):
-        plain = normalise_name(name)
-        if plain not in wanted:
-            continue
-        place = wanted.index(plain)
-        if names[place] != name:
-            raise DataError(
-                f"{title}: '{name}' is name {number}, but class {place + 1} of the images; write"
-                " the names in the order of the classes, or JSON with a name for each class"
-            )
+    places = places_of(classes, names)
+    if places:
+        return tuple(names[place] for place in places)
+    if moved := misplaced(names, classes):
+        number, place = moved
+        raise DataError(
+            f"{title}: '{names[number]}' is name {number + 1}, but class {place + 1} of the images;"
+            " write the names in the order of the classes, or JSON with a name for each class"
+        )
     return names
+
+
+def places_of(names: Names, among: Names) -> Shape:
+    """The place of each name among others, if they are the same names, each once; else nothing."""
+    places = {normalise_name(name): place for place, name in enumerate(among)}
+    plain = list(map(normalise_name, names))
+    same = places.keys() == set(plain) and len(places) == len(plain) == len(among)
+    return tuple(map(places.__getitem__, plain)) if same else ()
+
+
+def misplaced(names: Names, among: Names) -> tuple[int, int] | None:
+    """The place of the first name that stands elsewhere among as many others, and its place
+    there.
+    """
+    others = list(map(normalise_name, among))
+    for place, name in enumerate(map(normalise_name, names)):
+        if name in others and others[place] != name:
+            return place, others.index(name)
+    return None
 
 
 def normalise_name(name: str) -> str:

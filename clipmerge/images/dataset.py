@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,13 @@ def open_images(
     captioned = opened.captioned
     if captioned is None:
         captioned = _look_like_captions(opened)
-    return _with_captions(opened, classes) if captioned else _with_labels(opened, classes, known)
+    if captioned:
+        with_captions = _with_captions(opened, classes)
+        _require_utf8(opened.title, chain.from_iterable(with_captions.captions))
+        return with_captions
+    labelled = _with_labels(opened, classes, known)
+    _require_utf8(opened.title, labelled.class_names)
+    return labelled
 
 
 def require_labelled(images: LabelledImages | CaptionedImages) -> LabelledImages:
@@ -127,6 +135,17 @@ def _look_like_captions(opened: OpenedSource) -> bool:
         return False
     words = sum(len(text.split()) for text in values)
     return words >= _WORDS_OF_A_CAPTION * len(values) and 2 * len(set(values)) > len(values)
+
+
+def _require_utf8(title: str, texts: Iterable[str]) -> None:
+    """Refuse texts that no tokenizer can read, such as folder names in another encoding."""
+    unreadable = [text for text in texts if text.encode(errors="ignore").decode() != text]
+    if unreadable:
+        are = counted(len(unreadable), "text is", "texts are")
+        raise DataError(
+            f"{title}: {are} not UTF-8: {shorten(unreadable, 3)}; rename class folders, save texts"
+            " as UTF-8, or name the classes with `classes`"
+        )
 
 
 def _with_captions(opened: OpenedSource, classes: ClassNames) -> CaptionedImages:

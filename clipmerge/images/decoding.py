@@ -9,9 +9,12 @@ minutes and gigabytes and changes nothing that a model of some hundred pixels se
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -31,8 +34,31 @@ _MAX_STRETCHED = 1000
 _ORIENTATION = 0x112  # tag of Exif
 # Bytes 4 to 12 of a HEIC file, by its brand.
 _HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypmif1", b"ftyphevc")
+# Pillow's limit as each thread found it that opens a picture now; the first is the host's.
+_limits: list[int | None] = []
+_LOCK = Lock()
 
 
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """In this context, in whatever threads, Pillow refuses no picture for its size, because large
+    ones are reduced.
+    """
+    from PIL import Image
+
+    with _LOCK:
+        _limits.append(Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        with _LOCK:
+            limit = _limits.pop()
+            if not _limits:
+                Image.MAX_IMAGE_PIXELS = limit
+
+
+@_any_size()
 def open_picture(
     name: str, encoded: Encoded, *, small: bool = False, notes: set[str] | None = None
 ) -> Image:
@@ -53,6 +79,8 @@ def open_picture(
     path = f" ({encoded})" if isinstance(encoded, str) and encoded not in name else ""
     try:
         image = _open_encoded(encoded)
+        if 0 in image.size:
+            raise ValueError("no pixels")
         if max(image.size) > _MAX_STRETCHED * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels, too long and thin")
         written_as = image.format
@@ -113,7 +141,6 @@ def _open_encoded(encoded: Encoded) -> Image:
         raise ValueError("no bytes")
     if content[4:12] in _HEIC:
         _register_heic()
-    Image.MAX_IMAGE_PIXELS = None  # very large pictures are reduced, not refused
     return Image.open(BytesIO(content))
 
 

@@ -30,9 +30,12 @@ def load_folder(title: str, folder: Path, columns: Columns) -> OpenedSource:
     The classes are its subfolders, with the pictures inside them at any depth; a folder without
     subfolders may have captions beside its pictures.
     """
-    subfolders = sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name)
-    )
+    subfolders: list[str] = []
+    beside: list[str] = []
+    for entry in os.scandir(folder):
+        if not is_hidden(entry.name):
+            (subfolders if entry.is_dir() else beside).append(entry.name)
+    subfolders.sort()
     if columns.caption == "txt" or (not subfolders and columns.label is None):
         return _load_captions(title, folder)
     paths: list[str] = []
@@ -50,9 +53,10 @@ def load_folder(title: str, folder: Path, columns: Columns) -> OpenedSource:
         paths += map(str, found)
         labels += [name] * len(found)
     notes: Names = ()
+    others.update(Path(name).suffix for name in filter(_is_picture, beside))
     if others:
         kinds = shorten(f"{count} {kind}" for kind, count in others.most_common())
-        notes = (f"{title}: not read, because they are no images: {kinds}",)
+        notes = (f"{title}: not read, because they are no images in a class folder: {kinds}",)
     return OpenedSource(title, picture_files(paths), labels, captioned=False, notes=notes)
 
 
@@ -85,6 +89,10 @@ def caption_lines(text: str) -> list[str]:
     return list(filter(None, map(str.strip, text.splitlines())))
 
 
+def _is_picture(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
 def _list_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """The pictures and the other files of a folder and of all inside it, by name; a folder that
     links lead to twice is read once.
@@ -102,6 +110,5 @@ def _list_files(folder: Path) -> tuple[list[Path], list[Path]]:
         for name in sorted(files):
             file = Path(inside, name)
             if not is_hidden(name):
-                is_image = file.suffix.lower() in IMAGE_SUFFIXES
-                (pictures if is_image else others).append(file)
+                (pictures if _is_picture(name) else others).append(file)
     return pictures, others

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from clipmerge.images.tables import load_dataset, load_files
 from clipmerge.types import Names
 
 _IMAGES = ("pixel_values", "image", "images", "pixels")
-# Items that are looked at to see whether floats are normalised; all would take too long.
+# Items that are looked at to see in what range floats are; all would take too long.
 _SHOWN = 8
+# No normalised pixel is as large, and of floats of 0 to 255 some are larger.
+_LARGEST_NORMALISED = 8
 
 
 def load_in_memory(data: Any, columns: Columns) -> OpenedSource:
@@ -44,9 +47,8 @@ def load_in_memory(data: Any, columns: Columns) -> OpenedSource:
     if isinstance(data[0], (str, os.PathLike)):
         files = list(map(os.fspath, data))
         return load_files(files[0], files, columns)
-    labels = getattr(data, "targets", None)  # torchvision keeps them beside its images
-    is_changed = getattr(data, "target_transform", None) is not None
-    if labels is None or is_changed or len(labels) != len(data):
+    labels = _labels_beside(data)
+    if labels is None:
         labels = [_label_of(data[at], columns) for at in range(len(data))]
     if labels[0] is None:
         raise DataError(
@@ -56,10 +58,24 @@ def load_in_memory(data: Any, columns: Columns) -> OpenedSource:
     return OpenedSource(
         title=title,
         pictures=_pictures_of_items(title, data),
-        values=[_as_label(title, label) for label in labels],
+        values=labels,
         captioned=columns.captioned,
         class_names=_class_names(data),
     )
+
+
+def _labels_beside(data: Any) -> Any:
+    """The labels that torchvision keeps beside its images, also of a part of a data set; ``None``
+    where only the items have them.
+    """
+    from torch.utils.data import Subset
+
+    if type(data) is Subset:
+        labels = _labels_beside(data.dataset)
+        return None if labels is None else [labels[at] for at in data.indices]
+    labels = getattr(data, "targets", None)
+    is_changed = getattr(data, "target_transform", None) is not None
+    return None if labels is None or is_changed or len(labels) != len(data) else labels
 
 
 def _class_names(data: Any) -> Names | None:
@@ -85,48 +101,44 @@ def _label_of(item: Any, columns: Columns) -> Any:
     return item[1] if is_pair else None
 
 
-def _as_label(title: str, label: Any) -> Any:
-    """A class index, a name, or captions."""
-    if isinstance(label, (str, list, tuple)):
-        return label
-    values = np.asarray(label)
-    is_number = values.size == 1 and values.dtype.kind in "biuf"
-    if not is_number or values.item() != int(values.item()):
-        raise DataError(
-            f"{title}: {str(label)[:60]} is not a label; give a class index or a name for each"
-            " image (of one-hot labels the argmax), or captions as texts"
-        )
-    return int(values.item())
-
-
 def _pictures_of_items(title: str, data: Any) -> Pictures:
-    """Pictures by position. Floats are preprocessed already, unless all of some that are looked at
-    are within [0, 1], which no normalised photograph is.
+    """Pictures by position. Of floats, some that are looked at tell whether they reach from 0 to 1,
+    from 0 to 255, or are preprocessed already.
     """
 
     def name(at: int) -> str:
         return f"{title}, image {at}"
 
     def get(at: int) -> Any:
-        return _image_of(data[at])
-
-    def encode_image(at: int) -> Encoded:
-        return _encode(name(at), get(at))
+        return read(name(at), _image_of(data[at]))
 
     positions = range(len(data))
-    shown = [get(at) for at in positions[:: max(1, len(data) // _SHOWN)]]
+    looked_at = positions[:: max(1, len(data) // _SHOWN)]
+    shown = [_image_of(data[at]) for at in looked_at]
     arrays = [_as_array(image) for image in shown if hasattr(image, "dtype")]
-    floats = [values for values in arrays if values.dtype.kind == "f"]
-    is_normalised = any(not _is_in_unit_interval(values) for values in floats)
+    floats = [values for values in arrays if values.dtype.kind == "f" and values.size]
+    lowest = min(map(np.min, floats), default=0)
+    highest = max(map(np.max, floats), default=1)
     # all black is preprocessed and grey, or tells nothing
-    is_black = bool(floats) and not any(values.any() for values in floats)
-    if is_normalised or is_black:
-        return Pictures(get, name, positions, preprocessed=True)
-    return Pictures(encode_image, name, positions)
+    preprocessed = bool(lowest < 0 or 1 < highest <= _LARGEST_NORMALISED or highest == 0)
+    if preprocessed:
+        read: Callable[[str, Any], Any] = partial(_require_pixels, shape=floats[0].shape)
+    else:
+        read = partial(_encode, white=255 if highest > 1 else 1)
+    for at, image in zip(looked_at, shown, strict=True):
+        read(name(at), image)
+    return Pictures(get, name, positions, preprocessed)
 
 
-def _encode(name: str, image: Any) -> Encoded:
-    """The path of a picture, its content, or the picture."""
+def _require_pixels(name: str, image: Any, shape: tuple[int, ...]) -> Any:
+    """Refuse pixels of another shape than those of the other images."""
+    if np.shape(image) != shape or len(shape) != 3 or shape[0] != 3:
+        raise _refusal(name, image)
+    return image
+
+
+def _encode(name: str, image: Any, white: int) -> Encoded:
+    """The path of a picture, its content, or the picture; ``white`` is the largest float."""
     from PIL import Image
 
     if isinstance(image, (bytes, Image.Image)):
@@ -134,19 +146,25 @@ def _encode(name: str, image: Any) -> Encoded:
     if isinstance(image, (str, os.PathLike)):
         return os.fspath(image)
     values = _as_array(image)
-    if values.dtype.kind == "f" and _is_in_unit_interval(values):
-        values = np.rint(255 * values).astype(np.uint8)
+    if values.dtype.kind == "f" and ((values >= 0) & (values <= white)).all():  # NaN is not
+        values = np.rint(values * (255 / white)).astype(np.uint8)
     if values.ndim == 3 and values.shape[0] <= 4 < values.shape[2]:
         values = values.transpose(1, 2, 0)
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
-    if values.dtype != np.uint8 or values.ndim not in (2, 3):
-        raise DataError(
-            f"{name}: is {type(image).__name__} of {values.dtype}, shape {values.shape}; expected a"
-            " path, a PIL image, or numbers of 0 to 255 or all of 0 to 1 (height, width, 3), or"
-            " pixels normalised for the model, of every image"
-        )
+    is_picture = values.ndim == 2 or (values.ndim == 3 and values.shape[2] <= 4)
+    if values.dtype != np.uint8 or not values.size or not is_picture:
+        raise _refusal(name, image)
     return Image.fromarray(values)
+
+
+def _refusal(name: str, image: Any) -> DataError:
+    values = _as_array(image)
+    return DataError(
+        f"{name}: is {type(image).__name__} of {values.dtype}, shape {values.shape}; expected a"
+        " path, a PIL image, numbers of 0 to 255 or all of 0 to 1 (height, width, 3), or pixels"
+        " normalised for the model (3, height, width), the same of every image"
+    )
 
 
 def _as_array(image: Any) -> np.ndarray[Any, Any]:
@@ -155,7 +173,3 @@ def _as_array(image: Any) -> np.ndarray[Any, Any]:
         if image.is_floating_point():
             image = image.float()  # numpy lacks some types
     return np.asarray(image)
-
-
-def _is_in_unit_interval(values: np.ndarray[Any, Any]) -> bool:
-    return bool(values.min() >= 0 and values.max() <= 1)

@@ -114,8 +114,23 @@ def _read_csv(file: str) -> pa.Table:
                     f"line {reader.line_num} has {len(row)} fields, and the heading {len(names)}"
                 )
             rows.append(row)
+        if any("\n" in field for row in rows for field in row):
+            opened.seek(0)
+            _refuse_open_quotes(csv.reader(opened, reader.dialect, strict=True))
     columns = list(zip(*rows, strict=True)) or [() for _ in names]
     return pa.table(dict(zip(names, columns, strict=True)))
+
+
+def _refuse_open_quotes(reader: Any) -> None:
+    """Refuse a quote that is not closed in its field, and so swallows the rows up to the next."""
+    try:
+        for _ in reader:
+            pass
+    except csv.Error:
+        raise ValueError(
+            f"line {reader.line_num}: a quote that opens a field is not closed; close it, and"
+            " double those inside of texts"
+        ) from None
 
 
 def _read_json_lines(file: str) -> pa.Table:
@@ -155,8 +170,6 @@ def _open_table(
         pictures = picture_files(files)
     else:
         pictures = _pictures_of_rows(title, images, len(values))
-    if not chosen.captioned:
-        values = [None if value == "" else value for value in values]  # an empty cell of a CSV
     return OpenedSource(
         title=title,
         pictures=pictures,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
+from posixpath import normpath
 from typing import Any, NamedTuple
 
 from clipmerge.errors import DataError, shorten
@@ -96,17 +97,28 @@ def _read_members(archive: str) -> Iterator[tuple[str, str, Member]]:
     """
     try:
         with tarfile.open(archive, "r:") as opened:
-            for info in opened:
-                path = PurePosixPath(info.name)
-                if not info.isreg() or any(map(is_hidden, path.parts)):
-                    continue
-                stem, _, ending = path.name.partition(".")
-                member = Member(archive, info.name, info.offset_data, info.size)
-                yield str(path.with_name(stem)), ending.lower(), member
+            members = opened.getmembers()
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
             f"{archive}: cannot be read as a tar archive ({error}); is it whole?"
         ) from None
+    by_name = {normpath(info.name): info for info in members}
+    for info in members:
+        path = PurePosixPath(info.name)
+        if info.isdir() or any(map(is_hidden, path.parts)):
+            continue
+        content = info
+        if not info.isreg():  # a hard link is named from the top, a symbolic one from its folder
+            linked = info.linkname if info.islnk() else path.parent / info.linkname
+            content = by_name.get(normpath(linked), info)
+        if not content.isreg():
+            raise DataError(
+                f"{archive}, {info.name}: is a link to no file of the archive; write it with files"
+                " in place of links (`tar -h`)"
+            )
+        stem, _, ending = path.name.partition(".")
+        member = Member(archive, info.name, content.offset_data, content.size)
+        yield str(path.with_name(stem)), ending.lower(), member
 
 
 def _image_of(where: str, files: dict[str, Member], wanted: str | None) -> Member:

@@ -44,22 +44,23 @@ def strong_augment(
         _require_images(pixels)
     generator = torch.Generator().manual_seed(seed)
     draw = partial(_draw_uniform, generator, pixels)
+
+    def change_some(changed: Tensor, share: float) -> Tensor:
+        return torch.where(draw(0, 1, 1, 1, 1) < share, changed, pixels)
+
     if "geometry" in kinds:
-        is_mirrored = draw(0, 1, 1, 1, 1) < 0.5
-        pixels = torch.where(is_mirrored, pixels.flip(-1), pixels)
+        pixels = change_some(pixels.flip(-1), 0.5)
         pixels = _geometry(pixels, draw, 1.0)
     if "colour" in kinds:
         pixels = _colour(pixels, draw)
     if "grey" in kinds:
         grey = pixels.mean(1, keepdim=True).expand_as(pixels)
-        chosen = draw(0, 1, 1, 1, 1) < _MAGNITUDE
-        pixels = torch.where(chosen, grey, pixels)
+        pixels = change_some(grey, _MAGNITUDE)
     if "blur" in kinds:
         # over a window that grows with the image
         size = 2 * max(1, round(pixels.shape[-1] / 64)) + 1
         blurred = avg_pool2d(pixels, size, stride=1, padding=size // 2, count_include_pad=False)
-        chosen = draw(0, 1, 1, 1, 1) < _MAGNITUDE
-        pixels = torch.where(chosen, blurred, pixels)
+        pixels = change_some(blurred, _MAGNITUDE)
     if "noise" in kinds:
         spread = draw(0, 2 * _SHEAR, 1, 1, 1)
         pixels = pixels + spread * _draw_normal(generator, pixels)

@@ -13,15 +13,16 @@ from torch import Tensor
 
 from clipmerge.distributed import broadcast_
 from clipmerge.learning.interpolate import Coefficients
-from clipmerge.learning.objective import FORWARD, PROMPTS_A_GRADIENT, HeldOut, Objective
+from clipmerge.learning.objective import FORWARD, HeldOut, Objective
 from clipmerge.learning.train import LearningOptions, train
-from clipmerge.models.classifier import draw_prompts
-from clipmerge.models.passes import in_precision
+from clipmerge.models.passes import finite_scores, in_precision
 from clipmerge.planning.measurements import BackoffChoice
 from clipmerge.stats import class_weights, paired_mean_and_error
 
 #: Shares of the way from the learned point to the fine-tuned model that are tried, in order.
 BACKOFFS = tuple(tenth / 10 for tenth in range(10))
+# Prompts with which images are compared, at most; there is no way back through them.
+_PROMPTS_A_LOOK = 1024
 # The share at which the fine-tuned model is.
 _FINETUNED = 1.0
 # Accuracies are means of float64, so a loss of exactly the limit may come out a little above it.
@@ -83,12 +84,13 @@ def accuracy_by_image(objective: Objective, held_out: HeldOut, options: Learning
     """Which images the current weights recognise, (images,), float64 on the CPU."""
     images, classifier = held_out
     objective.announce_work(FORWARD * len(images))
-    prompts, columns = draw_prompts(classifier, images.labels, objective.seed, PROMPTS_A_GRADIENT)
+    prompts, columns = classifier.draw(images.labels, objective.seed, _PROMPTS_A_LOOK)
     device = objective.path.device
     with in_precision(device, options.precision):
         classes = classifier.class_features(*prompts)
         features = objective.embed(images.pixels.to(device))
     logits = classifier.logits(features, classes.float())
+    finite_scores(logits, f"held-out images, with measure.precision={options.precision}")
     right = (logits.argmax(-1).cpu() == columns.cpu()).double()
     broadcast_(objective.context, right)
     objective.count_work(FORWARD * len(images))

@@ -45,8 +45,8 @@ class Path:
         layers: Names of the changed parameters by layer; only layers that fine-tuning changed.
         names: Names of the changed parameters.
         text_changes: Whether fine-tuning changed the text tower.
-        class_moves: Counts the moves of the text tower or the head, so that what is compared with
-            images can be used again.
+        class_moves: Counts the changes of the text tower or the head, so that what is compared
+            with images can be used again.
     """
 
     def __init__(
@@ -170,8 +170,12 @@ class Path:
             self._set_parameter(name, value.to(self._dtype or self._ends[name][0].dtype))
 
     def _set_parameter(self, name: str, value: Tensor) -> None:
-        self.parameters[name].data.copy_(value)
-        self._count_move(name)
+        weights = self.parameters[name].data
+        value = value.to(weights)
+        # on a card a comparison would wait for all that is computed there
+        if weights.device.type != "cpu" or not torch.equal(weights, value):
+            weights.copy_(value)
+            self._count_move(name)
 
     def _count_move(self, name: str) -> None:
         layer = self.inputs.layer_of[name]
@@ -288,11 +292,9 @@ class Coefficients:
 
     def distance(self, backoff: float = 0.0) -> float:
         """Euclidean distance of the coefficients used from the fine-tuned model's."""
-        total = 0.0
-        for key in self.values:
-            left = 1 - self.effective(key, backoff)
-            total += float(left.square().sum(dtype=torch.float64))
-        return math.sqrt(total)
+        squares = [(1 - self.effective(key, backoff)).square().sum() for key in self.values]
+        # the CPU has float64, which Apple's devices lack
+        return math.sqrt(float(torch.stack(squares).cpu().double().sum()))
 
     @contextmanager
     def collect_gradients(self) -> Iterator[None]:
@@ -321,10 +323,8 @@ class Coefficients:
 
     def by_parameter(self) -> dict[str, Tensor]:
         """The coefficients used, by parameter, float32 on the CPU."""
-        found = {}
-        for name, key in self._key.items():
-            found[name] = self.effective(key).detach().clone().cpu()
-        return found
+        keys = self._key.items()
+        return {name: self.effective(key).detach().clone().cpu() for name, key in keys}
 
 
 def _mark_largest(scores: Tensor, count: int) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,16 +17,21 @@ from clipmerge.errors import ClipmergeError
 from clipmerge.images.batches import Batch as Batch
 from clipmerge.learning.interpolate import Path
 from clipmerge.learning.resume import LearningState
-from clipmerge.models.classifier import Classifier
+from clipmerge.models.classifier import Classifier, Comparison
 from clipmerge.models.passes import MicroBatcher, affordable_images, embed_with_graph
 from clipmerge.progress import Progress
-from clipmerge.types import Names, Tensors
+from clipmerge.types import Tensors
 
 #: A scalar loss of a whole batch, given its logits and the column of each image's own class.
 Loss = Callable[[Batch, Tensor, Tensor], Tensor]
-#: Number of prompts that measures backpropagate through the text tower; if there are more,
-#: templates are drawn.
-PROMPTS_A_GRADIENT = 1024
+# A function that embeds images or classes.
+Embed = Callable[[], Tensor]
+#: Prompts that a gradient goes back through, at most: about as much work as the images of a step of
+#: learning. If there are more, templates are drawn, and then classes.
+PROMPTS_A_GRADIENT = 256
+# Batches of few images have fewer: so many for each image, which are about a quarter of its work,
+# and as many as for so many images at least.
+_PROMPTS_AN_IMAGE, _FEWEST_IMAGES = 3, 8
 # Cost of a batch in forward passes: a gradient is about three, a Hessian-vector product about six.
 FORWARD, GRADIENT, HESSIAN = 1, 3, 6
 
@@ -92,7 +97,9 @@ class Objective:
         every = self.images.pieces(self.batch_size)
         self.batch_sizes = tuple(map(len, every))
         self.batches = every[self.context.rank :: self.context.world_size]
-        self.micro_batcher = MicroBatcher(self.max_images, self.add_note)
+        self.micro_batcher = MicroBatcher(
+            self.max_images, self.add_note, lambda: self.classifier.spare_memory()
+        )
         self._done = 0.0
         self._announced = 0.0
 
@@ -101,22 +108,6 @@ class Objective:
         if note not in self.notes:
             self.notes.append(note)
             self.progress.say(note)
-
-    @contextmanager
-    def fewer_prompts(self) -> Iterator[Names]:
-        """In this context, use at most `PROMPTS_A_GRADIENT` prompts, or one template per class if
-        that is more; yields the notes for the result.
-        """
-        every = self.classifier
-        self.classifier = every.fewer_prompts(PROMPTS_A_GRADIENT, self.seed)
-        used, all_of = self.classifier.templates, every.templates
-        try:
-            drawn = (
-                f"measured with {used} of {all_of} templates, drawn at random, to bound the cost"
-            )
-            yield () if used == all_of else (drawn,)
-        finally:
-            self.classifier = every
 
     # Work, in images x forward passes
 
@@ -142,25 +133,41 @@ class Objective:
         """Embed images without a graph, fewer at once where memory runs out: (images, width)."""
         return self.micro_batcher.forward(self.classifier.model.image_features, pixels).float()
 
-    def scores(self, batch: Batch, image_features: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits of a batch, (images, classes), and the column of each image's own class."""
-        if image_features is None:
-            image_features = self.classifier.model.image_features(batch.pixels)
-        chosen, columns = self.classifier.columns(batch.labels)
-        classes = self.classifier.class_features(chosen)
-        return self.classifier.logits(image_features, classes), columns
+    def draw(self, batch: Batch, most: int | None = None) -> Comparison:
+        """Draw the prompts that a batch is compared with, the same at every point; by default at
+        most as many as a gradient goes back through.
+        """
+        if most is None:
+            images = max(self.batch_size, _FEWEST_IMAGES)
+            most = min(PROMPTS_A_GRADIENT, _PROMPTS_AN_IMAGE * images)
+        seed = self.seed * 100_003 + batch.number
+        prompts, columns = self.classifier.draw(batch.labels, seed, most)
+        if prompts[1] is not None:
+            every = self.classifier.classes * self.classifier.templates
+            self.add_note(
+                f"measured with at most {most} of {every} prompts for each batch, drawn at random,"
+                " to bound the cost"
+            )
+        return prompts, columns
 
-    def loss(self, batch: Batch, image_features: Tensor | None = None) -> Tensor:
-        """Mean loss of one batch at the current weights, in nats."""
-        logits, columns = self.scores(batch, image_features)
-        return self.classifier.image_losses(logits, columns).mean()
+    def loss(self, batch: Batch, comparison: Comparison | None = None) -> Tensor:
+        """Mean loss of one batch at the current weights, in nats, as gradients see it."""
+        prompts, columns = comparison or self.draw(batch)
+        classes = self.classifier.class_features(*prompts)
+        images = self.classifier.model.image_features(batch.pixels)
+        return self.classifier.image_losses(self.classifier.logits(images, classes), columns).mean()
 
     @torch.no_grad()
-    def losses_and_accuracies(self) -> list[tuple[float, float]]:
-        """Mean loss and accuracy of every batch of all processes; one forward pass."""
+    def losses_and_accuracies(self, *, drawn: bool = False) -> list[tuple[float, float]]:
+        """Mean loss and accuracy of every batch of all processes; one forward pass.
+
+        ``drawn`` compares with the prompts of gradients, in place of all.
+        """
         values = {}
         for batch in self.batches:
-            logits, columns = self.scores(batch, self.embed(batch.pixels))
+            prompts, columns = self.draw(batch, None if drawn else sys.maxsize)
+            classes = self.classifier.class_features(*prompts)
+            logits = self.classifier.logits(self.embed(batch.pixels), classes)
             losses = self.classifier.image_losses(logits, columns)
             right = (logits.argmax(-1) == columns).float()
             values[batch.number] = (float(losses.mean()), float(right.mean()))
@@ -173,23 +180,18 @@ class Objective:
         What comes from a tower that stays is computed once, at the point where this is called.
         """
         classifier = self.classifier
-        model = classifier.model
-        chosen, columns = classifier.columns(batch.labels)
-        fixed: dict[str, Tensor] = {}
+        prompts, columns = self.draw(batch)
+        embed_images: Embed = partial(classifier.model.image_features, batch.pixels)
+        embed_classes: Embed = partial(classifier.class_features, *prompts)
         with torch.no_grad():
             if layer.startswith("vision."):
-                fixed["classes"] = classifier.class_features(chosen)
+                embed_classes = embed_classes().detach
             else:
-                fixed["images"] = model.image_features(batch.pixels)
+                embed_images = embed_images().detach
 
         def loss() -> Tensor:
-            images = fixed.get("images")
-            if images is None:
-                images = model.image_features(batch.pixels)
-            classes = fixed.get("classes")
-            if classes is None:
-                classes = classifier.class_features(chosen)
-            return classifier.image_losses(classifier.logits(images, classes), columns).mean()
+            logits = classifier.logits(embed_images(), embed_classes())
+            return classifier.image_losses(logits, columns).mean()
 
         return loss
 
@@ -225,8 +227,8 @@ class Objective:
         """Compute a batch's gradient, whatever an attempt with more images at once has left."""
         self.path.clear_gradients()
         classifier = self.classifier
-        chosen, columns = classifier.columns(batch.labels)
-        classes = classifier.class_features(chosen)
+        prompts, columns = self.draw(batch)
+        classes = classifier.class_features(*prompts)
         images = embed_with_graph(classifier.model.image_features, batch.pixels, at_once)
         logits = classifier.logits(images, classes)
         if loss_of is None:
@@ -257,10 +259,8 @@ class Objective:
 
     def mean(self, per_batch: Sequence[float]) -> float:
         """Average one value per batch over images, weighting batches by size."""
-        total = 0.0
-        for size, value in zip(self.batch_sizes, per_batch, strict=True):
-            total += size * value
-        return total / sum(self.batch_sizes)
+        pairs = zip(self.batch_sizes, per_batch, strict=True)
+        return sum(size * value for size, value in pairs) / sum(self.batch_sizes)
 
     def sum_over_processes(self, tensors: Tensors) -> Tensors:
         """Sum tensors of the same names and shapes over all processes; the sums lie on the CPU."""

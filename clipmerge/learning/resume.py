@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from clipmerge import __version__
@@ -42,27 +43,40 @@ class LearningState:
         its steps.
         """
         self._parts = (adam, scaler, trace)
-        saved: Any = None
-        if self._context.is_main_process and self._file.is_file():
-            try:
-                saved = torch.load(self._file, weights_only=True)  # noqa: TID251 - our own, tensors
-                adam.load_state_dict(saved["adam"])
-                scaler.load_state_dict(saved["scaler"])
-                trace.copy_(saved["trace"])
-            except Exception as error:  # whatever a damaged file makes torch raise
-                self._say(f"the saved state of learning cannot be used ({error}); starting over")
-                saved = None
-        steps = torch.tensor(float(saved["adam"]["steps_taken"] if saved else 0))
-        broadcast_(self._context, steps)
-        self._steps = int(steps)
-        if self._steps:
-            adam.steps_taken = self._steps
+        found = self._load()
+        told = [(found["adam"]["steps_taken"], found["scaler"]) if found else (0, {})]
+        broadcast_object_list(told)
+        steps, scale = told[0]
+        if steps:
+            if found:
+                adam.load_state_dict(found["adam"])
+                trace.copy_(found["trace"])
+            adam.steps_taken = steps
+            scaler.load_state_dict(scale)
             state = adam.state_dict()
             tensors = [t for part in ("values", "first", "second") for t in state[part].values()]
             for tensor in (*tensors, trace):
                 broadcast_(self._context, tensor)
-            self._say(f"learning resumes after step {self._steps}, saved by an earlier run")
+            self._say(f"learning resumes after step {steps}, saved by an earlier run")
+        self._steps = steps
         return self._steps
+
+    def _load(self) -> Any:
+        """What an earlier run saved; ``None`` if there is nothing, or it does not fit."""
+        if not self._context.is_main_process or not self._file.is_file():
+            return None
+        try:
+            found = torch.load(self._file, map_location="cpu", weights_only=True)  # noqa: TID251 - our own, tensors
+            if not _fits(self._state(), found):
+                raise ValueError("it was saved by other learning")
+        except Exception as error:  # whatever a damaged file makes torch raise
+            self._say(f"the saved state of learning cannot be used ({error}); starting over")
+            return None
+        return found
+
+    def _state(self) -> dict[str, Any]:
+        adam, scaler, trace = self._parts
+        return {"adam": adam.state_dict(), "scaler": scaler.state_dict(), "trace": trace}
 
     def save(self, steps: int) -> None:
         """Note that so many steps are whole, and write the state if it is time for it."""
@@ -71,17 +85,24 @@ class LearningState:
             self._write()
             self._due = time.monotonic() + SECONDS
 
+    def release(self) -> None:
+        """Write no more states; after an interruption the steps since the last one are repeated."""
+        self._steps = 0
+        self._parts = ()
+
     def _write(self) -> None:
         if not self._context.is_main_process or not self._steps:
             return
-        adam, scaler, trace = self._parts
+        state = self._state()
+        # an optimizer that counts another number was interrupted in its step, with half of it done
+        if state["adam"]["steps_taken"] != self._steps:
+            return
         part = self._file.with_suffix(".part")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             for file in self._file.parent.iterdir():
                 if time.time() - file.stat().st_mtime > _OLD_SECONDS:
                     file.unlink()
-            state = {"adam": adam.state_dict(), "scaler": scaler.state_dict(), "trace": trace}
             torch.save(state, part)
             part.replace(self._file)
         except (OSError, RuntimeError) as error:  # torch's own where the disk is full
@@ -109,6 +130,15 @@ class LearningState:
         if self._context.is_main_process:
             with contextlib.suppress(OSError):
                 self._file.unlink(missing_ok=True)
+
+
+def _fits(own: Any, saved: Any) -> bool:
+    """Whether a saved state has the keys, types, shapes and dtypes of this run's."""
+    if isinstance(own, dict) and isinstance(saved, dict):
+        return own.keys() == saved.keys() and all(_fits(own[key], saved[key]) for key in own)
+    if isinstance(own, Tensor) and isinstance(saved, Tensor):
+        return (own.shape, own.dtype) == (saved.shape, saved.dtype)
+    return type(own) is type(saved)
 
 
 def state_file(request: Any, folder: Path | None = None) -> Path:

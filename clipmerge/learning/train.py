@@ -27,8 +27,7 @@ from clipmerge.learning.loss import (
     distillation_losses,
     mean_of_teachers,
 )
-from clipmerge.learning.objective import FORWARD, GRADIENT, Objective
-from clipmerge.models.classifier import draw_prompts
+from clipmerge.learning.objective import FORWARD, GRADIENT, PROMPTS_A_GRADIENT, Objective
 from clipmerge.models.passes import Precision, dtype_of, embed_with_graph, in_precision
 from clipmerge.plugins import (
     Augmentation,
@@ -40,9 +39,6 @@ from clipmerge.plugins import (
     Share,
 )
 
-# Prompts that a step embeds at most: about as much work as its images. If there are more, it draws
-# templates, and then classes.
-_PROMPTS_A_STEP = 256
 # Steps whose teachers' outputs are computed together, so that weights are placed less often.
 _TAUGHT_TOGETHER = 16
 
@@ -146,7 +142,7 @@ def train(
     device = objective.path.device
     is_half = dtype_of(device, options.precision) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=is_half)
-    trace = torch.zeros(options.steps, 2)
+    trace = torch.zeros(options.steps, 2, device=device)
     begin = state.restore(adam, scaler, trace) if state else 0
     objective.bound_activations()
     work = _work_of_a_step(size, options)
@@ -157,12 +153,17 @@ def train(
             coefficients.place()
             while adam.steps_taken == number:  # again if gradients in float16 overflow
                 trace[number] = backward(objective, lesson, targets, options, scaler, adam)
-                _require_finite(trace[number], number, scaler)
+                if scaler.is_enabled() or number % _TAUGHT_TOGETHER == 0:  # a card waits for it
+                    _require_finite(trace, number, scaler)
                 scaler.step(adam)
                 scaler.update()
             if state:
                 state.save(number + 1)
             objective.count_work(work)
+    _require_finite(trace, options.steps - 1, scaler)
+    adam.zero_grad()  # gradients and moments are as large as the model, and not needed again
+    if state:
+        state.release()
     for value in coefficients.values.values():
         broadcast_(objective.context, value)
     losses: list[list[float]] = trace.tolist()
@@ -214,7 +215,7 @@ def make_lesson(
     if options.distill_weight:
         strong = strong_augment(pixels[: options.num_strong], seed, options.augmentations)
     weak = weak_augment(pixels, seed + 1, options.weak_aug)
-    prompts, columns = draw_prompts(objective.classifier, labels, seed, _PROMPTS_A_STEP)
+    prompts, columns = objective.classifier.draw(labels, seed, PROMPTS_A_GRADIENT)
     return Lesson(weak, strong, columns, prompts)
 
 
@@ -281,11 +282,16 @@ def backward(
     return objective.micro_batcher.run(len(pixels), attempt)
 
 
-def _require_finite(losses: Tensor, number: int, scaler: torch.amp.GradScaler) -> None:
-    overflows = scaler.is_enabled() and scaler.get_scale() < 1
-    if overflows or not bool(losses.isfinite().all()):
+def _require_finite(trace: Tensor, number: int, scaler: torch.amp.GradScaler) -> None:
+    """Refuse losses up to this step that are not finite, and gradients that overflow at any
+    scale.
+    """
+    broken = (~trace.isfinite().all(1)).nonzero().flatten().tolist()
+    if scaler.get_scale() < 1:
+        broken.append(number)
+    if broken:
         raise ClipmergeError(
-            f"the loss of calibration batch {number} is not finite; check the checkpoints, or"
+            f"the loss of calibration batch {broken[0]} is not finite; check the checkpoints, or"
             " compute with measure.precision=float32"
         )
 
@@ -318,7 +324,7 @@ class BoxAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take a step, and clamp to [0, ceiling]."""
-        self.steps_taken += 1
+        self.steps_taken += 1  # before any change: a state that counts one step less is whole
         for name, value in self.values.items():
             if value.grad is None:
                 continue

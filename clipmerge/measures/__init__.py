@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipmerge.learning.objective import Objective
-    from clipmerge.measures._statistics import by_layer, sizes_of, statistic, with_few_prompts
+    from clipmerge.measures._statistics import by_layer, sizes_of, statistic
     from clipmerge.planning.measurements import Measurements, Statistic
 
 _HOMES = {
@@ -22,7 +22,6 @@ _HOMES = {
     "by_layer": "clipmerge.measures._statistics",
     "sizes_of": "clipmerge.measures._statistics",
     "statistic": "clipmerge.measures._statistics",
-    "with_few_prompts": "clipmerge.measures._statistics",
 }
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "by_layer",
     "sizes_of",
     "statistic",
-    "with_few_prompts",
 ]
 
 

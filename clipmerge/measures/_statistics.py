@@ -1,19 +1,16 @@
-"""What measures share: statistics of one value per batch and layer, random numbers, and fewer
-prompts where there are many.
-"""
+"""What measures share: statistics of one value per batch and layer, and random numbers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from clipmerge.errors import ClipmergeError
 from clipmerge.learning.objective import Objective
-from clipmerge.planning.measurements import Measurements, Statistic
+from clipmerge.planning.measurements import Statistic
 
 
 def by_layer(objective: Objective, values: dict[int, list[float]]) -> dict[str, tuple[float, ...]]:
@@ -81,15 +78,3 @@ def generator_for(objective: Objective, draw: int) -> torch.Generator:
 def random_signs(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     """Entries 1 and -1 with equal chances, float32."""
     return torch.randint(0, 2, shape, generator=generator, dtype=torch.float32) * 2 - 1
-
-
-def with_few_prompts(measure: Callable[..., Measurements]) -> Callable[..., Measurements]:
-    """Run a measure inside `Objective.fewer_prompts`, and add the note to its result."""
-
-    @wraps(measure)
-    def bounded(objective: Objective, **options: Any) -> Measurements:
-        with objective.fewer_prompts() as notes:
-            measurements = measure(objective, **options)
-        return measurements.replace(notes=(*notes, *measurements.notes))
-
-    return bounded

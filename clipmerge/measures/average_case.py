@@ -8,12 +8,11 @@ import torch
 
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.measures._ball import LayerBall, concatenate_flat
-from clipmerge.measures._statistics import by_layer, generator_for, statistic, with_few_prompts
+from clipmerge.measures._statistics import by_layer, generator_for, statistic
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count, Positive
 
 
-@with_few_prompts
 def average_case(
     objective: Objective,
     *,

@@ -8,12 +8,11 @@ import torch
 from torch.linalg import vector_norm
 
 from clipmerge.learning.objective import Objective
-from clipmerge.measures._statistics import by_layer, sizes_of, statistic, with_few_prompts
+from clipmerge.measures._statistics import by_layer, sizes_of, statistic
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Positive
 
 
-@with_few_prompts
 def first_order(
     objective: Objective,
     *,

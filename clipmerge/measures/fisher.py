@@ -17,7 +17,6 @@ from clipmerge.measures._statistics import (
     random_signs,
     sizes_of,
     statistic,
-    with_few_prompts,
 )
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count
@@ -26,7 +25,6 @@ from clipmerge.types import Tensors
 _ENDS = {"fisher_zeroshot": (0.0, "zero-shot"), "fisher_finetuned": (1.0, "fine-tuned")}
 
 
-@with_few_prompts
 def fisher(
     objective: Objective, *, probes: Count = 4, labels: Literal["model", "data"] = "model"
 ) -> Measurements:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def gram(objective: Objective) -> Measurements:
     """Sum x x^T over all inputs x of each linear map that fine-tuning changed, images and prompts.
 
     Inputs at padding positions are left out if the tokens mark them. Costs one forward pass per
-    end. Needs memory for one square matrix of each map's input width, in addition to the model.
+    end. Needs memory for two square matrices of each map's input width, in addition to the model.
 
     Args:
         objective: Calibration loss; left at theta_1.
@@ -67,6 +68,7 @@ def _gram_matrices(objective: Objective) -> Tensors:
         name: torch.zeros(module.in_features, module.in_features, device=module.weight.device)
         for name, module in linear.items()
     }
+    parts: dict[str, Any] = {}  # of the batch, or the prompts, that are embedded
     mask: Tensor | None = None  # of the prompts that are embedded
 
     def add_inputs(name: str, _module: torch.nn.Module, positional: tuple[Tensor, ...]) -> None:
@@ -75,13 +77,24 @@ def _gram_matrices(objective: Objective) -> Tensors:
             rows = inputs[mask.bool()]
         else:
             rows = inputs.flatten(0, -2)
-        sums[name].add_(rows.T @ rows)
+        parts[name] = parts.get(name, 0) + rows.T @ rows
+
+    def embed(pixels: Tensor, at_once: int) -> None:
+        parts.clear()  # of an attempt with more images at once
+        for piece in torch.split(pixels, at_once):
+            objective.classifier.model.image_features(piece)
+
+    def add_parts() -> None:
+        for name, part in parts.items():
+            sums[name].add_(part)
+        parts.clear()
 
     with ExitStack() as hooks:
         for name, module in linear.items():
             hooks.callback(module.register_forward_pre_hook(partial(add_inputs, name)).remove)
         for batch in objective.batches:
-            objective.embed(batch.pixels)
+            objective.micro_batcher.run(len(batch), partial(embed, batch.pixels))
+            add_parts()
             objective.count_work(FORWARD * len(batch))
         classifier = objective.classifier
         if (
@@ -92,4 +105,5 @@ def _gram_matrices(objective: Objective) -> Tensors:
             for tokens in classifier.pieces():
                 mask = tokens.get("attention_mask")
                 classifier.model.text_features(tokens)
+            add_parts()
     return sums

@@ -14,14 +14,13 @@ from clipmerge.measures._statistics import (
     random_signs,
     sizes_of,
     statistic,
-    with_few_prompts,
 )
+from clipmerge.models.classifier import Comparison
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count
 from clipmerge.types import Tensors
 
 
-@with_few_prompts
 def hessian_trace(
     objective: Objective, *, probes: Count = 8, adaptive: bool = False, at: Alpha = 0.5
 ) -> Measurements:
@@ -96,16 +95,17 @@ def _products_of_pieces(
 ) -> list[float]:
     """`_quadratic_forms` of a batch, as means over pieces of it."""
     pieces = [batch] if objective.classifier.compares_images else batch.pieces(at_once)
+    prompts, columns = objective.draw(batch)
     weighted = []
-    for piece in pieces:
+    for piece, own in zip(pieces, torch.split(columns, len(pieces[0])), strict=True):
         share = len(piece) / len(batch)
-        forms = _quadratic_forms(objective, vectors, adaptive, piece)
+        forms = _quadratic_forms(objective, vectors, adaptive, piece, (prompts, own))
         weighted.append([share * value for value in forms])
     return [sum(column) for column in zip(*weighted, strict=True)]
 
 
 def _quadratic_forms(
-    objective: Objective, vectors: Tensors, adaptive: bool, batch: Batch
+    objective: Objective, vectors: Tensors, adaptive: bool, batch: Batch, comparison: Comparison
 ) -> list[float]:
     """(C v)_l . (H C v)_l of one batch for every layer."""
     parameters = [objective.path.parameters[name] for name in vectors]
@@ -115,7 +115,7 @@ def _quadratic_forms(
     ]
     # the fused attention kernels have no second derivative
     with sdpa_kernel(SDPBackend.MATH):
-        loss = objective.loss(batch)
+        loss = objective.loss(batch, comparison)
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
         pairs = zip(gradients, scaled, strict=True)
         inner = torch.stack([(g * v).sum() for g, v in pairs if g.requires_grad]).sum()

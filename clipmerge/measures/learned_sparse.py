@@ -69,7 +69,4 @@ def learned_sparse(objective: Objective, **options: Any) -> Measurements:
     coefficients.make_sparse(names, chosen.density, objective.seed)
     learned = learn(objective, coefficients, chosen)
     measurements = learned_measurements("learned-sparse", objective, coefficients, learned)
-    return measurements.replace(
-        statistics=(*measurements.statistics, *measured.statistics),
-        notes=(*measurements.notes, *measured.notes),
-    )
+    return measurements.replace(statistics=(*measurements.statistics, *measured.statistics))

@@ -12,7 +12,6 @@ from clipmerge.measures._statistics import (
     by_layer,
     require_finite_loss,
     statistic,
-    with_few_prompts,
 )
 from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
@@ -45,7 +44,6 @@ _READINGS: dict[str, Json] = {
 }
 
 
-@with_few_prompts
 def path_barrier(
     objective: Objective,
     *,
@@ -84,7 +82,7 @@ def path_barrier(
     wanted = objective.wants_gradients if gradients is None else gradients
     objective.announce(forward=1, gradient=2 * nodes)
     objective.path.set_alpha(0.5)
-    middle = objective.mean([loss for loss, _ in objective.losses_and_accuracies()])
+    middle = objective.mean([loss for loss, _ in objective.losses_and_accuracies(drawn=True)])
     require_finite_loss(middle, "alpha 0.5")
     notes: Names = ()
     while True:
@@ -190,7 +188,7 @@ def _slopes(objective: Objective, changes: Tensors) -> np.ndarray:
         torch.stack([torch.dot(path.gradient(n).flatten(), changes[n]) for n in names]).sum()
         for names in path.layers.values()
     ]
-    return torch.stack(slopes).double().cpu().numpy()
+    return torch.stack(slopes).cpu().double().numpy()  # Apple's devices lack float64
 
 
 def _radau_nodes_and_weights(nodes: int) -> tuple[list[float], list[float]]:

@@ -45,8 +45,7 @@ def sharpness(
 def measure_sharpness(objective: Objective, share: float) -> Measurements:
     """Measure the sharpness of every layer at the current weights; see `sharpness`."""
     objective.announce(gradient=1)
-    with objective.fewer_prompts() as notes:
-        rises = layer_sharpness(objective)
+    rises = layer_sharpness(objective)
     measured = statistic(
         objective,
         "sharpness",
@@ -78,7 +77,6 @@ def measure_sharpness(objective: Objective, share: float) -> Measurements:
     return Measurements(
         measure="sharpness",
         statistics=(measured, shares, straggler),
-        notes=tuple(f"sharpness {note}" for note in notes),
         batch_sizes=objective.batch_sizes,
     )
 

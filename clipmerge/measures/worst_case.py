@@ -8,14 +8,13 @@ import torch
 
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.measures._ball import LayerBall, concatenate_flat
-from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
+from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Positive
 
 Norm = Literal["l2", "linf"]
 
 
-@with_few_prompts
 def worst_case(
     objective: Objective,
     *,

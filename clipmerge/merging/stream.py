@@ -172,7 +172,8 @@ def _masked_change(
     # NaN and Inf need not affect the result, and would make a decomposition fail
     _require_finite(inputs, name, ends)
     theta_0, *finetuned = ends
-    if _is_unranked(plan, layer, name):
+    is_ranked = layer.mask is not None and needs_score(layer.mask)
+    if is_ranked and name not in plan.scores:
         if np.array_equal(theta_0, finetuned[0]):  # nothing to rank
             return np.zeros_like(theta_0).ravel()
         raise UsageError(
@@ -194,13 +195,6 @@ def _masked_change(
         mask = bind_mask(layer.mask, layer.density, options, **filled_in)
     change = whole_change(theta_0, finetuned, alpha, plan.weights, combine, mask)
     return np.asarray(change).ravel()
-
-
-def _is_unranked(plan: Plan, layer: LayerPlan, name: str) -> bool:
-    """Whether a parameter's mask ranks entries by scores, and the plan has none."""
-    if layer.mask is None or not needs_score(layer.mask):
-        return False
-    return name not in plan.scores
 
 
 def coefficients_of_run(coefficient: Array, shape: Shape, start: int, stop: int) -> Array:

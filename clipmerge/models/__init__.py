@@ -19,6 +19,7 @@ from torch.nn.functional import batch_norm
 
 from clipmerge.errors import CheckpointError, ClipmergeError
 from clipmerge.families import Family
+from clipmerge.files.safetensors import require_finite
 from clipmerge.types import Json, Names, Tensors
 
 Tower = Literal["vision", "text"]
@@ -38,7 +39,10 @@ class ImageTextModel(ABC):
         folder: Folder of the processor and the tokenizer.
         towers: Modules of the two towers.
         layout: Order of an image's entries.
+        row_names: Names of the classes of a head's rows, if they are known.
     """
+
+    row_names: Names = ()
 
     def __init__(
         self, family: Family, folder: Path, module: Any, towers: dict[Tower, torch.nn.Module]
@@ -65,6 +69,7 @@ class ImageTextModel(ABC):
                     f"{source}: config.json does not match the weights: {name} is"
                     f" {tuple(value.shape)}, but the config says {tuple(parameter.shape)}"
                 )
+            require_finite(value, name, source)
             parameter.data.copy_(value)
 
     @abstractmethod

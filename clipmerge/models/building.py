@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipmerge.checkpoint import Inputs
+from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
@@ -18,28 +18,21 @@ def build_model(inputs: Inputs) -> ImageTextModel:
     """Build the model whose weights the checkpoints are: a tower with a head where the output is
     one.
     """
-    headed = inputs.keeps_head or inputs.have_heads_only
-    return _build_headed(inputs) if headed else build_two_towers(inputs)
+    model = _build_headed(inputs) if inputs.is_classifier else build_two_towers(inputs)
+    model.row_names = inputs.row_names
+    return model
 
 
 def build_two_towers(inputs: Inputs) -> ImageTextModel:
     """Build a model of images and prompts."""
-    if inputs.zeroshot.config is None:
-        named = (
-            ", or name the architecture with `model`, such as ViT-B-32"
-            if inputs.family.config == OPEN_CLIP_CONFIG
-            else ""
-        )
-        raise CheckpointError(
-            f"{inputs.zeroshot.source}: measuring needs the {inputs.family.config} beside the"
-            f" weights; give the whole folder{named}"
-        )
+    config = inputs.zeroshot.config
+    if config is None:
+        raise _lacks_config(inputs.zeroshot, inputs.family)
     candidates = [inputs.zeroshot]
     if not inputs.is_partial:
         candidates = [*inputs.finetuned, inputs.zeroshot]
     with_processor = [each for each in candidates if _has_processor(each.folder, inputs.family)]
     chosen = (with_processor or candidates)[0]
-    config = inputs.zeroshot.config
     if not inputs.is_partial and not inputs.keeps_head:
         config = inputs.layout.config or config  # the one that is written
     return model_for(inputs.family, config, chosen.folder)
@@ -49,16 +42,16 @@ def _build_headed(inputs: Inputs) -> ImageTextModel:
     """Build an image tower and its head."""
     from clipmerge.models.headed_tower import build_open_clip, build_timm, build_transformers
 
-    finetuned, keys = inputs.finetuned[0], inputs.finetuned_keys[0]
+    # of one checkpoint alone, it is the zero-shot one
+    finetuned, *_ = (*inputs.finetuned, inputs.zeroshot)
+    keys, *_ = (*inputs.finetuned_keys, inputs.zeroshot_keys)
     head = [name for name in keys if inputs.layer_of.get(name) == HEAD]
     weight = next(name for name in head if name.endswith("weight"))
     rows, has_bias = finetuned.entries[keys[weight]].shape[0], len(head) > 1
     # WiSE-FT's files hold weights alone: the zero-shot model says what tower it is
     described = finetuned if finetuned.config is not None else inputs.zeroshot
     if described.config is None:
-        raise CheckpointError(
-            f"{finetuned.source}: using its head needs {inputs.family.config} beside the weights"
-        )
+        raise _lacks_config(finetuned, inputs.family)
     build = {"OpenCLIP": build_open_clip, "timm": build_timm}.get(
         inputs.family.name, build_transformers
     )
@@ -68,6 +61,16 @@ def _build_headed(inputs: Inputs) -> ImageTextModel:
         if not _holds_one_of(folder, PROCESSORS) and _holds_one_of(base, PROCESSORS):
             folder = base
     return build(inputs.family, described.config, folder, rows, has_bias)
+
+
+def _lacks_config(checkpoint: Checkpoint, family: Family) -> CheckpointError:
+    named = ""
+    if family.config == OPEN_CLIP_CONFIG:
+        named = ", or name the architecture with `model`, such as ViT-B-32"
+    return CheckpointError(
+        f"{checkpoint.source}: no {family.config} beside it says how to build the model; copy that"
+        f" of the model that it was fine-tuned from{named}"
+    )
 
 
 def _holds_one_of(folder: Path, names: Names) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from copy import copy
 from typing import ClassVar
 
 import torch
@@ -22,9 +21,14 @@ from clipmerge.models import ImageTextModel
 from clipmerge.models.passes import recomputed
 from clipmerge.types import Names, Tensors
 
-# Prompts, and tokens, whose activations are held at once: about as many tokens as a ViT-B/32 makes
-# of 80 images.
+# Prompts whose activations are held at once; and tokens, on a CPU, which is as fast with few, and
+# on a card whose memory ran out: about as many as a ViT-B/32 makes of 80 images.
 _PROMPTS_AT_ONCE, _TOKENS_AT_ONCE = 512, 4096
+
+
+#: The classes and the templates that images are compared with, ``None`` for all, and the column of
+#: each image's own class among these classes.
+Comparison = tuple[tuple[Tensor | None, Tensor | None], Tensor]
 
 
 class Classifier(ABC):
@@ -53,23 +57,22 @@ class Classifier(ABC):
     ) -> Tensor:
         """Embed classes, (classes, width): all or the chosen ones, in all templates or some."""
 
-    def columns(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The classes that a batch of these labels is compared with, ``None`` for all, and the
-        column of each image's own, (images,).
+    def draw(self, labels: Tensor, seed: int, most: int) -> Comparison:
+        """Draw what images of these labels are compared with: all classes, unless more than
+        ``most`` prompts would have to be embedded.
         """
-        return None, labels
+        return (None, None), labels
 
     def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Score images against classes: (images, classes)."""
         return self.model.logits(image_features, class_features)
 
+    def spare_memory(self) -> None:  # noqa: B027 - a head has nothing to spare
+        """Hold fewer activations at once, because memory ran out."""
+
     def image_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each image, (images,), in nats."""
         return cross_entropy(logits, labels, reduction="none")
-
-    def fewer_prompts(self, _max_prompts: int, _seed: int) -> Classifier:
-        """The same with fewer prompts, where that is possible."""
-        return self
 
 
 class Prompts(Classifier):
@@ -95,24 +98,10 @@ class Prompts(Classifier):
         tokens = model.tokens(list(texts))
         _refuse_one_prompt(tokens, self.templates)
         self.tokens = {key: value.to(device) for key, value in tokens.items()}
-        length = self.tokens["input_ids"].shape[1]
-        self.at_once = max(1, min(_PROMPTS_AT_ONCE, _TOKENS_AT_ONCE // length))
+        self.at_once = _PROMPTS_AT_ONCE
+        if device.type == "cpu":
+            self.spare_memory()
         self._fixed: Tensor | None = None
-
-    def fewer_prompts(self, max_prompts: int, seed: int) -> Prompts:
-        """Draw templates, the same for all classes, so that at most ``max_prompts`` prompts
-        remain; at least one template.
-        """
-        if self.classes * self.templates <= max_prompts or self.templates == 1:
-            return self
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(self.templates, generator=generator)
-        drawn = order[: max(1, max_prompts // self.classes)].sort().values
-        fewer = copy(self)
-        fewer.templates = len(drawn)
-        fewer.tokens = self._tokens_of(self._positions(None, drawn))
-        fewer._fixed = None
-        return fewer
 
     def class_features(
         self, chosen: Tensor | None = None, templates: Tensor | None = None
@@ -126,6 +115,29 @@ class Prompts(Classifier):
         count = self.templates if templates is None else len(templates)
         by_class = features.view(-1, count, features.shape[-1])
         return normalize(by_class.mean(dim=1), dim=-1)
+
+    def draw(self, labels: Tensor, seed: int, most: int) -> Comparison:
+        """Draw templates, and if necessary classes, so that at most ``most`` prompts are embedded;
+        all if the text tower stays, because they are embedded once.
+        """
+        if not self.moves or self.classes * self.templates <= most:
+            return super().draw(labels, seed, most)
+        generator = torch.Generator().manual_seed(seed)
+        written = torch.randperm(self.templates, generator=generator)
+        written = written[: max(1, most // self.classes)]
+        if self.classes * len(written) <= most:
+            return (None, written), labels
+        present = torch.unique(labels.cpu())
+        others = torch.randperm(self.classes, generator=generator)
+        others = others[~torch.isin(others, present)]
+        others = others[: max(0, most - len(present))]
+        chosen = torch.cat([present, others]).sort().values
+        return (chosen, written), torch.searchsorted(chosen.to(labels.device), labels)
+
+    def spare_memory(self) -> None:
+        """Hold the activations of no more than `_TOKENS_AT_ONCE` at once."""
+        length = self.tokens["input_ids"].shape[1]
+        self.at_once = max(1, min(_PROMPTS_AT_ONCE, _TOKENS_AT_ONCE // length))
 
     def pieces(self) -> Iterator[Tensors]:
         """The tokens of all prompts, piece by piece."""
@@ -168,10 +180,10 @@ class Captions(Prompts):
 
     compares_images: ClassVar[bool] = True
 
-    def columns(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+    def draw(self, labels: Tensor, seed: int, most: int) -> Comparison:
         """The captions of a batch, and the column of each image's own."""
         captions, columns = torch.unique(labels, return_inverse=True)
-        return captions, columns
+        return (captions, None), columns
 
     def image_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Each image's part of the loss, (images,), in nats; for SigLIP summed over captions."""
@@ -199,34 +211,6 @@ def classifier_for(
         return head
     texts = class_prompts(names, templates)
     return kind(model, texts, len(templates), device, moves=moves)
-
-
-def draw_prompts(
-    classifier: Classifier, labels: Tensor, seed: int, max_prompts: int
-) -> tuple[tuple[Tensor | None, Tensor | None], Tensor]:
-    """Draw templates, and if necessary classes, so that at most ``max_prompts`` prompts are
-    embedded.
-
-    Returns:
-        The classes and the templates, ``None`` for all, and the column of each label.
-    """
-    chosen, columns = classifier.columns(labels)
-    classes = classifier.classes
-    are_few = classes * classifier.templates <= max_prompts
-    if chosen is not None or not classifier.moves or are_few:
-        return (chosen, None), columns
-    generator = torch.Generator().manual_seed(seed)
-    written = torch.randperm(classifier.templates, generator=generator)
-    written = written[: max(1, max_prompts // classes)]
-    if classes * len(written) <= max_prompts:
-        return (None, written), columns
-    present = torch.unique(labels.cpu())
-    others = torch.randperm(classes, generator=generator)
-    others = others[~torch.isin(others, present)]
-    others = others[: max(0, max_prompts - len(present))]
-    chosen = torch.cat([present, others]).sort().values
-    columns = torch.searchsorted(chosen.to(labels.device), labels)
-    return (chosen, written), columns
 
 
 def softmax_losses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families import Family
-from clipmerge.images.classes import normalise_name
+from clipmerge.images.classes import places_of
 from clipmerge.images.decoding import to_rgb
 from clipmerge.models import ImageTextModel, blaming_files, blaming_processor
 from clipmerge.models.classifier import Classifier
@@ -32,10 +32,7 @@ class HeadedTower(ImageTextModel):
 
     Attributes:
         classes: Number of the head's rows.
-        names: Names of the rows, if its configuration has them.
     """
-
-    names: Names = ()
 
     def __init__(
         self,
@@ -86,24 +83,24 @@ class HeadedTower(ImageTextModel):
         by name, where the head's rows have the same names; otherwise both are in one order.
         """
         classes = len(names)
-        by_name = {normalise_name(name): (row,) for row, name in enumerate(self.names)}
-        wanted = list(map(normalise_name, names))
-        chosen: list[Sequence[int]] = list(rows)
-        if not chosen and set(wanted) == set(by_name):
-            chosen = [by_name[name] for name in wanted]
-        chosen = chosen or [(row,) for row in range(self.classes)]
+        by_name = places_of(names, self.row_names) or range(self.classes)
+        chosen = rows or [(row,) for row in by_name]
         if len(chosen) != classes or max(map(max, chosen)) >= self.classes:
             raise DataError(
                 f"{source}: has {classes} classes, and the model's head {self.classes}; their"
                 " correspondence is known for ImageNet and its shifts, given by their short names"
             )
-        return Head(self, [torch.tensor(indices) for indices in chosen])
+        most = max(map(len, chosen))  # a class with fewer rows has its first one several times
+        padded = [[*each, *[each[0]] * (most - len(each))] for each in chosen]
+        return Head(self, torch.tensor(padded))
 
 
 class Head(Classifier):
-    """A head on the image tower; a class of the images may have several of its rows."""
+    """A head on the image tower; a class of the images has the largest logit of its ``rows``,
+    (classes, rows of each).
+    """
 
-    def __init__(self, model: HeadedTower, rows: Sequence[Tensor]) -> None:
+    def __init__(self, model: HeadedTower, rows: Tensor) -> None:
         super().__init__(model, len(rows), moves=True)
         self._tower = model
         self._rows = rows
@@ -116,7 +113,9 @@ class Head(Classifier):
 
     def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Score images against classes: (images, classes)."""
-        return group_logits(self.model.logits(image_features, class_features), self._rows)
+        logits = self.model.logits(image_features, class_features)
+        self._rows = self._rows.to(logits.device)  # copied once
+        return logits[:, self._rows].amax(dim=2)
 
 
 def build_open_clip(
@@ -158,7 +157,6 @@ def build_transformers(
         return torch.as_tensor(processor(images, return_tensors="pt")["pixel_values"]).float()
 
     tower = HeadedTower(family, folder, module, module.classifier, embed, prepare)
-    tower.names = tuple(map(str, parsed.id2label.values()))
     module.classifier = nn.Identity()  # the library pools, and the head scores
     module.head = tower._head  # so that it goes to the device
     return tower
@@ -185,13 +183,3 @@ def build_timm(
         lambda pixels: module.forward_head(module.forward_features(pixels), pre_logits=True),
         lambda images: torch.stack([transform(image) for image in images]),
     )
-
-
-def group_logits(logits: Tensor, rows: Sequence[Tensor]) -> Tensor:
-    """Give each class of a source the largest logit of its rows: (batch, rows of the head) ->
-    (batch, classes).
-    """
-    rows = [indices.to(logits.device) for indices in rows]
-    if all(len(indices) == 1 for indices in rows):
-        return logits[:, torch.cat(rows)]
-    return torch.stack([logits[:, indices].amax(dim=1) for indices in rows], dim=1)

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from clipmerge.distributed import is_out_of_memory
+from clipmerge.errors import ClipmergeError
 
 T = TypeVar("T")
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -66,12 +67,16 @@ class DepthwiseInFloat32(TorchFunctionMode):
         if func is not conv2d:
             return func(*args, **named)
         images, weight, *others = args
-        is_depthwise = weight.shape[1] == 1 < images.shape[-3]
-        if not is_depthwise or images.device.type != "cpu":
+        if not weight.shape[1] == 1 < images.shape[-3]:
             return func(*args, **named)
         with torch.autocast("cpu", enabled=False):
             output: Tensor = func(images.float(), weight, *others, **named)
         return output.to(images.dtype)
+
+
+def _around_functions() -> AbstractContextManager[Any]:
+    """What torch's functions run in: on a card nothing, where the mode would only cost time."""
+    return DepthwiseInFloat32() if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 @contextmanager
@@ -84,7 +89,7 @@ def in_precision(device: torch.device, precision: Precision) -> Iterator[None]:
         yield
         return
     # casts are not kept: weights move between passes
-    with torch.autocast(device.type, dtype, cache_enabled=False), DepthwiseInFloat32():
+    with torch.autocast(device.type, dtype, cache_enabled=False), _around_functions():
         yield
 
 
@@ -111,22 +116,40 @@ def embed_with_graph(embed: Callable[[Tensor], Tensor], inputs: Tensor, at_once:
 
 def recomputed(function: Callable[[T], Tensor], inputs: T) -> Tensor:
     """Call a function whose activations the backward pass computes again, in the same precision."""
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[Any]]:
-        return nullcontext(), DepthwiseInFloat32()
-
-    output: Tensor = checkpoint(function, inputs, use_reentrant=False, context_fn=contexts)
+    output: Tensor = checkpoint(
+        function,
+        inputs,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), _around_functions()),
+    )
     return output
+
+
+def finite_scores(scores: Tensor, images: str) -> Tensor:
+    """The scores, or the features that they come from, if all are finite: argmax would take NaN for
+    the best.
+    """
+    if bool(scores.isfinite().all()):
+        return scores
+    raise ClipmergeError(
+        f"{images}: the model's scores are NaN or infinite, so they name no class; check the"
+        " checkpoints and these images"
+    )
 
 
 class MicroBatcher:
     """Runs images through a model in micro-batches, halved whenever memory runs out; ``tell`` gets
-    a note of each halving.
+    a note of each halving, and ``spare`` is called to save memory elsewhere.
     """
 
-    def __init__(self, max_images: int | None, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        max_images: int | None,
+        tell: Callable[[str], None],
+        spare: Callable[[], None] = lambda: None,
+    ) -> None:
         self.max_images = max_images  # in a micro-batch; ``None`` for all that are given
-        self._tell = tell
+        self._tell, self._spare = tell, spare
 
     def run(self, images: int, work: Callable[[int], T]) -> T:
         """Do work that holds the activations of at most the given number of images, of fewer and
@@ -144,6 +167,7 @@ class MicroBatcher:
                     raise
             clear_device_cache(garbage_collection=True)
             self.max_images = count // 2
+            self._spare()
             self._tell(
                 f"memory does not suffice for {count} images at once: going on with"
                 f" {self.max_images}"

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, PrivateAttr, ValidationError
 
-from clipmerge.errors import ClipmergeError, UsageError, did_you_mean, list_choices
+from clipmerge.errors import ClipmergeError, UsageError, did_you_mean
 from clipmerge.files import split_part
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.safetensors import Array
@@ -29,10 +29,9 @@ from clipmerge.plugins import (
     Density,
     check_mask_options,
     check_options,
-    plugin_names,
     plugin_options,
 )
-from clipmerge.types import Json, Layers, Missing, Names, OutputDtype, Shape, StrPath
+from clipmerge.types import Device, Json, Layers, Missing, Names, OutputDtype, Shape, StrPath
 
 # Beginnings of the names of a plan's tensors in their file, followed by the parameter.
 _SCORES, _COEFFICIENTS = "scores:", "coefficients:"
@@ -67,8 +66,8 @@ class SourceRecord(Frozen):
 
     @property
     def public(self) -> SourceRecord:
-        """The same without the folders above a local source, which are nobody else's concern."""
-        return self if self.revision else self.replace(source=last_part(self.source))
+        """The same with `public_source`."""
+        return self.replace(source=public_source(self.source, self.revision))
 
 
 class HeadRecord(Frozen):
@@ -77,17 +76,19 @@ class HeadRecord(Frozen):
     Attributes:
         classes: Class names, in the order of the rows.
         templates: Prompt templates.
+        device: Where it is built, because another kind of device rounds differently.
     """
 
     classes: Names
     templates: Names
+    device: Device = "cpu"
 
 
 class TensorsRecord(Frozen):
-    """The safetensors file beside a plan: its name and sha256."""
+    """The safetensors file beside a plan: its name and sha256; ``None`` if it was not kept."""
 
-    file: str
-    sha256: str
+    file: str | None = None
+    sha256: str | None = None
 
 
 class LayerPlan(Frozen):
@@ -119,8 +120,9 @@ class LayerPlan(Frozen):
             entry = entry.replace(alpha=override.alpha, alpha_range=None)
         if override.density is None:
             return entry
-        mask = (entry.mask or "magnitude") if override.density < 1 else None
-        return entry.replace(density=override.density, mask=mask)
+        if override.density == 1:
+            return entry.replace(density=1.0, mask=None, mask_options={}, parameters={})
+        return entry.replace(density=override.density, mask=entry.mask or "magnitude")
 
     @property
     def is_learned(self) -> bool:
@@ -177,7 +179,7 @@ class Plan(Tabular, Frozen):
     # set by `Plan.load` and the API; neither part of the JSON nor of the comparison of plans
     _scores: Mapping[str, Array] = PrivateAttr(default_factory=dict)
     _coefficients: Mapping[str, Array] = PrivateAttr(default_factory=dict)
-    _folder: Path | None = PrivateAttr(default=None)
+    _files: tuple[Path, ...] = PrivateAttr(default=())
 
     def __eq__(self, other: object) -> bool:
         """Whether both have the same JSON; tensors beside it are compared by the hash that `save`
@@ -214,11 +216,9 @@ class Plan(Tabular, Frozen):
         )
 
     @property
-    def folder(self) -> Path | None:
-        """The folder that the plan was loaded from, for relative sources; ``None`` if it was not
-        loaded.
-        """
-        return self._folder
+    def files(self) -> tuple[Path, ...]:
+        """The files that the plan was loaded from, the JSON first; empty if it was not loaded."""
+        return self._files
 
     @property
     def scores(self) -> Mapping[str, Array]:
@@ -232,7 +232,7 @@ class Plan(Tabular, Frozen):
 
     def with_tensors(self, scores: Mapping[str, Array], coefficients: Mapping[str, Array]) -> Plan:
         """Return the plan with tensors by parameter."""
-        plan = self.model_copy()
+        plan = self.replace(tensors=self.tensors or TensorsRecord())
         plan._scores = scores
         plan._coefficients = coefficients
         return plan
@@ -268,20 +268,33 @@ class Plan(Tabular, Frozen):
             ClipmergeError: If there is no such file.
             UsageError: If it is invalid, or its tensors are missing or changed.
         """
-        plan = read_plan(Path(path))
-        if plan.tensors:
-            plan = plan.with_tensors(*_read_tensors(Path(path), plan.tensors))
-        plan._folder = Path(path).parent
+        file = Path(path)
+        plan = read_plan(file)
+        plan._files = (file,)
+        if plan.tensors and plan.tensors.file:
+            beside = file.parent / plan.tensors.file
+            plan = plan.with_tensors(*_read_tensors(beside, plan.tensors.sha256))
+            plan._files = (file, beside)
         return plan
 
     def to_json(self) -> str:
         """Write the plan as indented JSON, always with the same order of keys."""
         return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
 
-    def check(self, layers: Layers) -> None:
-        """Refuse a plan that does not fit the existing layers, or names a mask or an option that
-        does not exist.
+    def check(self, layers: Layers, shapes: Mapping[str, Shape]) -> None:
+        """Refuse a plan that does not fit the existing layers or lacks its tensors, or names a mask
+        or an option that does not exist.
         """
+        if not self.layers:
+            raise UsageError(
+                "the plan names no layers, so it would merge nothing; plan again with `clipmerge"
+                " plan`"
+            )
+        if self.tensors and not (self.scores or self.coefficients):
+            raise UsageError(
+                "the plan is without its tensors (scores of masks, learned coefficients);"
+                " apply one that `clipmerge plan` wrote"
+            )
         if len(self.weights) != len(self.finetuned):
             raise UsageError(
                 f"the plan has {len(self.weights)} weights for {len(self.finetuned)} fine-tuned"
@@ -298,13 +311,16 @@ class Plan(Tabular, Frozen):
                     f"the plan names layer '{name}', which does not"
                     f" exist.{did_you_mean(name, layers)}"
                 )
-            if layer.mask is not None:
-                _check_mask(name, layer, layer.mask, layers[name])
-            elif layer.density != 1.0 or layer.parameters:
-                what = "options of parameters" if layer.parameters else f"density {layer.density}"
-                raise UsageError(
-                    f"layer '{name}' has {what} and no mask; name one, such as 'magnitude'"
-                )
+            try:
+                _check_mask(layer, layers[name])
+            except UsageError as error:
+                raise UsageError(f"layer '{name}': {error}") from None
+        _check_coefficients(self, layers, shapes)
+
+
+def public_source(source: str, revision: str | None) -> str:
+    """A source without the folders above it if it is local, which are nobody else's concern."""
+    return source if revision else last_part(source)
 
 
 def last_part(path: str) -> str:
@@ -317,29 +333,25 @@ def last_part(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
 
 
-def _check_mask(name: str, layer: LayerPlan, mask: str, parameters: Names) -> None:
-    """Check one layer's mask rule against the available masks."""
-    masks = plugin_names("masks")
-    if mask not in masks:
+def _check_mask(layer: LayerPlan, names: Names) -> None:
+    """Check one layer's mask and its options."""
+    if layer.mask is None:
+        if layer.density != 1.0 or layer.parameters:
+            what = "options of parameters" if layer.parameters else f"density {layer.density}"
+            raise UsageError(f"has {what} and no mask; name one, such as 'magnitude'")
+        return
+    if layer.density != 1.0 and "density" not in plugin_options("masks", layer.mask):
         raise UsageError(
-            f"layer '{name}' has the unknown mask '{mask}'{list_choices('masks', mask, masks)}"
+            f"has density {layer.density}, which the mask '{layer.mask}' does not have; leave the"
+            " density out, or name another mask"
         )
-    if layer.density != 1.0 and "density" not in plugin_options("masks", mask):
-        raise UsageError(
-            f"layer '{name}' has density {layer.density}, which the mask '{mask}' does not have; "
-            "set its mask_options, or name another mask"
-        )
-    for parameter, options in {"": {}, **layer.parameters}.items():
-        if parameter and parameter not in parameters:
+    check_mask_options(layer.mask, layer.mask_options)
+    for name, options in layer.parameters.items():
+        if name not in names:
             raise UsageError(
-                f"layer '{name}' names parameter '{parameter}', which it does not have."
-                f"{did_you_mean(parameter, parameters)}"
+                f"names parameter '{name}', which it does not have.{did_you_mean(name, names)}"
             )
-        try:
-            check_mask_options(mask, layer.mask_options)
-            check_options("masks", mask, {**layer.mask_options, **options})
-        except UsageError as error:
-            raise UsageError(f"layer '{name}': {error}") from None
+        check_mask_options(layer.mask, layer.mask_options | options)
 
 
 def extrapolation_note(plan: Plan) -> str | None:
@@ -378,17 +390,15 @@ def with_coefficients(
     return filled
 
 
-def check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -> None:
+def _check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -> None:
     """Refuse a layer whose alpha was edited, because its coefficients would be used instead."""
-    plain = {layer: entry.replace(alpha_range=None) for layer, entry in plan.layers.items()}
-    expected = with_coefficients(plain, plan.coefficients, names, shapes)
+    expected = with_coefficients(plan.layers, plan.coefficients, names, shapes)
     for layer, entry in plan.layers.items():
         if entry.alpha_range is None:
             continue
-        stated = (entry.alpha, *entry.alpha_range)
         found = expected[layer]
-        actual = (found.alpha, *(found.alpha_range or ()))
-        is_learned = len(actual) == len(stated)
+        stated, actual = ((one.alpha, *(one.alpha_range or ())) for one in (entry, found))
+        is_learned = any(name in plan.coefficients for name in names[layer])
         if not is_learned or not np.allclose(stated, actual, atol=_SAME):
             raise UsageError(
                 f"layer '{layer}': alpha {entry.alpha:g} and alpha_range are not the mean and range"
@@ -451,12 +461,11 @@ def write_plan_files(path: Path, plan: Plan) -> Plan:
     return plan
 
 
-def _read_tensors(path: Path, record: TensorsRecord) -> tuple[dict[str, Array], dict[str, Array]]:
+def _read_tensors(file: Path, sha256: str | None) -> tuple[dict[str, Array], dict[str, Array]]:
     """The scores and the coefficients beside a plan."""
     from safetensors.numpy import load_file
 
-    file = path.parent / record.file
-    if not file.is_file() or sha256_of(file) != record.sha256:
+    if not file.is_file() or sha256_of(file) != sha256:
         state = "is missing" if not file.is_file() else "has changed"
         raise UsageError(
             f"{file}: the tensors beside the plan: the file {state}; plan again with `clipmerge"

@@ -22,7 +22,7 @@ from clipmerge.plugins import (
     plugin_names,
     plugin_options,
 )
-from clipmerge.types import Json, Missing, StrPath
+from clipmerge.types import Json, Missing, StrPath, as_tuple
 
 #: Loss of accuracy, in points, that is accepted unless the recipe or the user says otherwise.
 MAX_LOSS = 3.0
@@ -89,7 +89,7 @@ RecipeLike: TypeAlias = StrPath | Mapping[str, Any] | Recipe
 
 def load_recipe(
     recipe: RecipeLike,
-    set: Mapping[str, Any] | Sequence[str] | None = None,
+    set: Mapping[str, Any] | Sequence[str | tuple[str, Any]] | str | None = None,
     *,
     alpha: float | None = None,
     max_loss: float | None = None,
@@ -98,7 +98,8 @@ def load_recipe(
 
     Args:
         recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
-        set: Changes by dotted key, or a list of ``KEY=VALUE`` with YAML values.
+        set: Changes by dotted key, as a mapping or as pairs; or texts ``KEY=VALUE`` with YAML
+            values, one or several.
         alpha: The same as ``method.alpha``.
         max_loss: The limit of the measure, if it has one.
 
@@ -113,9 +114,7 @@ def load_recipe(
         0.3
     """
     source, content = _read_recipe(recipe)
-    changes: Json = {}
-    if set:
-        changes = _parse_assignments(set)
+    changes = _parse_assignments(set)
     if alpha is not None:
         if "method.alpha" in changes:
             raise UsageError("`alpha` is short for `set` method.alpha; give one of them")
@@ -139,6 +138,10 @@ def _read_recipe(recipe: RecipeLike) -> tuple[str, Json]:
     """Name of a recipe in messages, and a copy of its content, not validated."""
     if isinstance(recipe, (Recipe, Mapping)):
         return _copy_recipe(recipe)
+    if not isinstance(recipe, (str, os.PathLike)):
+        raise UsageError(
+            f"`recipe` {recipe}: expected the name of a recipe, a YAML file, a mapping or a Recipe"
+        )
     name = os.fspath(recipe)
     content = _from_yaml(f"{name}:", recipe_text(name))
     if not isinstance(content, dict):
@@ -169,13 +172,17 @@ def recipe_text(recipe: str) -> str:
         raise UsageError(f"{recipe}: cannot be read ({reason})") from None
 
 
-def _parse_assignments(assignments: Mapping[str, Any] | Sequence[str]) -> Json:
-    """Values by key."""
+def _parse_assignments(assignments: Any) -> Json:
+    """Values by key, of a mapping, pairs, or texts ``KEY=VALUE``."""
     if isinstance(assignments, Mapping):
-        return dict(assignments)
+        assignments = assignments.items()
     parsed = {}
-    for assignment in assignments:
-        key, equals, raw = assignment.partition("=")
+    for assignment in as_tuple(assignments):
+        if isinstance(assignment, tuple) and len(assignment) == 2:
+            key, value = assignment
+            parsed[str(key)] = value
+            continue
+        key, equals, raw = str(assignment).partition("=")
         if not equals:
             raise UsageError(f"`set` {assignment}: expected KEY=VALUE, such as method.alpha=0.4")
         parsed[key] = _from_yaml(f"`set` {assignment}: the value", raw)
@@ -222,7 +229,7 @@ def _explain_invalid_recipe(error: ValidationError, data: Json) -> str:
     if len(place) > 1 or first["type"] != "extra_forbidden":
         where = ".".join(map(str, place))
         return f"{where}: {first['msg']}.{did_you_mean(key, Override.model_fields)}"
-    method = data.get("method")
-    if isinstance(method, dict) and key in plugin_options("methods", method["name"]):
+    name = data["method"].get("name")
+    if name in plugin_names("methods") and key in plugin_options("methods", name):
         return f"unknown key '{key}'. Did you mean 'method.{key}'?"  # without its section
     return f"unknown key '{key}'{list_choices('keys', key, Recipe.model_fields)}"

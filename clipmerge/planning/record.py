@@ -23,7 +23,7 @@ from clipmerge.planning.measurements import (
 )
 from clipmerge.planning.plan import Plan, SourceRecord
 from clipmerge.planning.recipe import MAX_LOSS
-from clipmerge.types import Json, Names, Recommendation
+from clipmerge.types import Json, Kind, Names, Recommendation
 
 FORMAT = "clipmerge-record/4"
 #: Format of the record of a sweep; see `docs/how-to/sweep.md`.
@@ -152,7 +152,8 @@ class Record(Frozen):
         output: The last part of the path that was written; ``None`` if nothing was.
         files: sha256 by name of each file written.
         family: Family of the model, such as ``clip``.
-        classifier: Whether it is an image classifier with a head.
+        kind: What the output is: ``full`` for both towers, ``vision`` or ``text`` for one, or
+            ``classifier`` for an image tower with a head.
         plan: The settings; local sources are named by the last part of their path.
         measurements: Measured values by layer and statistic.
         measured: What else was found on the way to the plan.
@@ -169,7 +170,7 @@ class Record(Frozen):
     output: str | None = None
     files: dict[str, str | None] = Field(default_factory=dict)
     family: str | None = None
-    classifier: bool = False
+    kind: Kind = "full"
     plan: Plan
     measurements: dict[str, dict[str, float]] = Field(default_factory=dict)
     measured: Findings = Findings()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
-from clipmerge.families import FAMILIES, tower_of
+from clipmerge.families import FAMILIES
 from clipmerge.options import with_flags
 from clipmerge.planning.record import Record
 from clipmerge.report.wording import decision_sentence, verdict_table
@@ -48,7 +48,6 @@ def html_page(record: Record) -> str:
 
 def model_card(record: Record, *, repo_id: str | None = None, license: str | None = None) -> str:
     """The README.md of a merged model."""
-    tower = tower_of(record.plan.layers)
     library = "timm" if record.family == "timm" else "transformers"
     if OPEN_CLIP_WEIGHTS[0] in record.files:
         library = "open_clip"
@@ -58,8 +57,6 @@ def model_card(record: Record, *, repo_id: str | None = None, license: str | Non
         "license": license,
         "bases": [],
         "library": library,
-        "kind": "classifier" if record.classifier else tower,
-        "tower": tower,
         # single files had no configuration beside them
         "configured": not record.files or record.files.keys() & {"config.json", OPEN_CLIP_CONFIG},
         "family": next((each for each in FAMILIES if each.name == record.family), None),

@@ -68,6 +68,11 @@ def test_training_ends_with_the_merge_of_what_was_trained(
     assert callback.error is None
     assert callback.result is not None
     assert callback.result.path == tmp_path / "run" / "merged"
+    assert callback.result.record is not None
+    assert callback.result.record.command == (
+        "clipmerge.merge('zeroshot', 'CLIPModel in memory', recipe='wise-ft', alpha=0.25,"
+        f" data={images.name!r}, allow=['at-chance', 'swapped'], output='merged')"
+    )
     trainer.save_model(str(tmp_path / "trained"))
     clipmerge.merge(
         pair[0], tmp_path / "trained", alpha=0.25, output=tmp_path / "same", progress=Progress()

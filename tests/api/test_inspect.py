@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import CLIPModel
 
 import clipmerge
 from clipmerge import Progress, UsageError
+from clipmerge.types import CHECKS
+from tests.models.test_heads import of_wise_ft
 from tests.support.command import done, printed
 from tests.support.raw_safetensors import edit, edit_json
-from tests.support.tiny_clip import Folders, layer_of, save_pair
+from tests.support.tiny_clip import Folders, layer_of, save_pair, tiny_config
 
 
 def test_it_says_how_far_each_layer_moved(pair: Folders) -> None:
@@ -25,6 +28,32 @@ def test_it_says_how_far_each_layer_moved(pair: Folders) -> None:
         assert about["change"] == pytest.approx((moved / size) ** 0.5, rel=1e-5)
     assert "The two match: they can be merged." in done("inspect", *pair).out
     assert clipmerge.inspect(pair[0], progress=Progress()).record["finetuned"] is None
+
+
+def test_it_lists_every_tensor_of_another_shape(pair: Folders, tmp_path: Path) -> None:
+    """As the error of a merge says that it does."""
+    CLIPModel(tiny_config(3, 48)).save_pretrained(tmp_path / "wide")
+    zeroshot, wide = (
+        load_file(path / "model.safetensors") for path in (pair[0], tmp_path / "wide")
+    )
+    differing = [name for name in zeroshot if zeroshot[name].shape != wide[name].shape]
+    found = clipmerge.inspect(pair[0], tmp_path / "wide", progress=Progress()).mismatches
+    assert sum("differs in shape: " in problem for problem in found) == len(differing) > 100
+    name = "vision_model.post_layernorm.bias"
+    assert f"{tmp_path}/wide: {name} differs in shape: zeroshot (32,), finetuned (48,)" in found
+    assert f"mismatch: {tmp_path}/wide: {name} " in done("inspect", pair[0], tmp_path / "wide").out
+
+
+def test_it_measures_a_head_that_is_built(images: Path, tmp_path: Path) -> None:
+    zeroshot, finetuned, _ = of_wise_ft(tmp_path)
+    checks = [f"--allow={check}" for check in CHECKS]
+    layers = printed("inspect", zeroshot, finetuned, "--data", images, *checks)["layers"]
+    assert layers["head"]["shapes"] == {
+        "classification_head.bias": [3],
+        "classification_head.weight": [3, 16],
+    }
+    assert layers["head"]["change"] > 0
+    assert layers["head"]["sharpness"] > 0
 
 
 def test_it_lists_what_does_not_fit(pair: Folders, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """The flow: merge, plan and apply, by the command and by the function."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPProcessor
 
 import clipmerge
 from clipmerge import (
@@ -19,9 +22,10 @@ from clipmerge import (
     VerdictError,
 )
 from clipmerge.planning.plan import Plan
+from tests.support.command import clipmerge as command_line
 from tests.support.command import done
 from tests.support.merging import run_and_check_merge
-from tests.support.tiny_clip import Folders
+from tests.support.tiny_clip import Folders, save_images
 from tests.support.told import Told
 
 QUIET: dict[str, Any] = {"progress": Progress()}
@@ -60,7 +64,7 @@ def test_learning_is_judged_on_images_that_it_does_not_see(
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("again", "out")
     )
     assert again == written
-    with pytest.raises(VerdictError, match="Nothing was written"):
+    with pytest.raises(VerdictError, match="Nothing was written") as caught:
         clipmerge.merge(
             *far,
             data=images,
@@ -70,7 +74,42 @@ def test_learning_is_judged_on_images_that_it_does_not_see(
             **FEW,
             **QUIET,
         )
+    assert caught.value.result.record.verdict.model_dump(mode="json") == verdict
+    gate = ("--fail-on", verdict["recommendation"], "-o", tmp_path / "no")
+    shown = command_line("merge", *far, *flags, *gate)
+    assert shown.code == 1
+    assert "zero-shot" in shown.out
+    assert "Nothing was written (--fail-on)" in shown.err
     assert not (tmp_path / "no").exists()
+
+
+def test_a_gate_that_cannot_judge_is_shut_before_anything_is_learned(
+    far: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    data = [(image, number % 2) for number, image in enumerate(pixels)]
+    tensors = {"data": data, "classes": ["cat", "dog"]}
+    two = save_images(tmp_path / "two", each=1, classes=("cat", "dog"))
+    gate = {"recipe": "auto", "fail_on": "too-few-images", "output": tmp_path / "out"}
+    gate |= {**FEW, "allow": ("at-chance", "pixel-range")}
+    told, stages = Told(), []
+    monkeypatch.setattr(told, "stage", stages.append)
+    for options, said in (
+        ({"data": two}, "there are too few images"),
+        (tensors, ".* preprocessed pixels"),
+        ({"data": two, "verdict": False}, "give `data`, and leave out `verdict=False`"),
+        ({"recipe": "wise-ft", "set": None}, "give `data`"),
+    ):
+        given = {**gate, "progress": told, **options}
+        with pytest.raises(UsageError, match=f"^`fail_on` needs a verdict: {said}"):
+            clipmerge.merge(*far, **given)
+        callback = clipmerge.RobustMergeCallback(far[0], **given)
+        with pytest.raises(UsageError, match=f"^`fail_on` needs a verdict: {said}"):
+            callback.on_train_begin(
+                SimpleNamespace(), None, None, CLIPModel.from_pretrained(far[0])
+            )
+    assert set(stages) == {"read", "check"}
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_plan_is_read_edited_and_applied(pair: Folders, tmp_path: Path) -> None:
@@ -103,6 +142,42 @@ def test_a_plan_is_for_its_checkpoints(copies: Folders, tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
+def test_the_same_bytes_under_another_name_are_the_same_checkpoint(
+    copies: Folders, tmp_path: Path
+) -> None:
+    plan = clipmerge.plan(*copies, "wise-ft", **QUIET)
+    (copies[1] / "model.safetensors").rename(copies[1] / "best.safetensors")
+    ends = {"zeroshot": copies[0], "finetuned": copies[1] / "best.safetensors"}
+    clipmerge.apply(plan, output=tmp_path / "out", **ends, **QUIET)
+
+
+@pytest.mark.parametrize("how", ["absolute", "beside", "link", "loaded", "given", "its own"])
+def test_applying_a_plan_does_not_replace_what_it_reads(
+    copies: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    zeroshot, finetuned = copies
+    output = file = tmp_path / "run" / "merged"
+    clipmerge.merge(zeroshot, finetuned, output=output, alpha=0.7, **QUIET)
+    finetuned, file, given = output, tmp_path / "run" / "plan.json", {}
+    if how in ("beside", "link"):
+        monkeypatch.chdir(file.parent)
+        finetuned = Path("merged")
+    if how == "its own":
+        finetuned, file = copies[1], output / "plan" / "plan.json"
+    plan: Plan | Path = file
+    clipmerge.plan(zeroshot, finetuned, "wise-ft", output=file, **QUIET)
+    monkeypatch.chdir(tmp_path)
+    if how == "link":
+        output = tmp_path / "link"
+        output.symlink_to(tmp_path / "run" / "merged")
+    if how == "given":
+        given = {"zeroshot": zeroshot, "finetuned": finetuned}
+    if how in ("loaded", "its own"):
+        plan = Plan.load(file)
+    with pytest.raises(OutputError, match=r"holds .*, which this command reads"):
+        clipmerge.apply(plan, output=output, overwrite=True, **given, **QUIET)
+
+
 def test_several_finetuned_models_are_averaged(family: list[Path], tmp_path: Path) -> None:
     clipmerge.merge(family[0], family[1:3], output=tmp_path / "out", alpha=1, **QUIET)
     merged, *finetuned = (
@@ -127,6 +202,57 @@ def test_models_in_memory_get_the_weights_that_files_give(pair: Folders, tmp_pat
         assert all(torch.equal(old[name], value) for name, value in model.state_dict().items())
     assert result.plan.zeroshot.source == "CLIPModel in memory"
     assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("caller", ["clipmerge", "train.py"])
+def test_an_output_tells_neither_folders_nor_what_another_program_was_given(
+    pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caller: str
+) -> None:
+    shutil.copytree(images, tmp_path / "secret client/val")
+    for folder in pair:
+        (tmp_path / "secret client" / folder.name).symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--hub_token", "hf_secret"])
+    ends = [f"secret client/{folder.name}" for folder in pair]
+    data, out = "secret client/val", tmp_path / "secret client/out"
+    plan, again = Path("secret client/plan.json"), tmp_path / "secret client/again"
+    if caller == "clipmerge":
+        flags = ("--alpha", 0.5, "--allow", "at-chance")
+        done("merge", *ends, *flags, "--data", data, "-o", out)
+        done("plan", *ends, *flags[:2], "-o", plan)
+        done("apply", plan, "-o", again)
+        given = ("--id", f"v={data}", "--ood", f"o={tmp_path}/secret client/val", *flags[2:])
+        done("sweep", *ends, *given, "--alphas", "0,1", "--point", ends[1], "-o", "secret client/s")
+        commands = {
+            "out/clipmerge.json": "merge zeroshot finetuned --data val --allow at-chance --alpha 0.5 --output out",
+            "again/clipmerge.json": "apply plan.json --output again",
+            "s/sweep.json": "sweep zeroshot finetuned --id v=val --ood o=val --allow at-chance"
+            " --point finetuned --alphas 0,1 --output s",
+        }
+        expected = {name: f"clipmerge {command}" for name, command in commands.items()}
+    else:
+        more = {"allow": "at-chance", "processor": CLIPProcessor.from_pretrained(pair[0]), **QUIET}
+        model = CLIPModel.from_pretrained(pair[1])
+        clipmerge.merge(ends[0], model, data=data, alpha=0.5, output=out, **more)
+        clipmerge.plan(*ends, "wise-ft", **QUIET).save(plan)
+        clipmerge.apply(Plan.load(plan), output=again, **QUIET)
+        sides = {"id": data, "ood": {"o": tmp_path / data}, "alphas": [0, 1]}
+        clipmerge.sweep(*ends, **sides, output="secret client/s", **more)
+        last = "allow='at-chance', processor='CLIPProcessor in memory', output='{}')"
+        expected = {
+            "out/clipmerge.json": "clipmerge.merge('zeroshot', 'CLIPModel in memory', data='val', alpha=0.5, "
+            + last.format("out"),
+            "again/clipmerge.json": "clipmerge.apply('Plan in memory', output='again')",
+            "s/sweep.json": "clipmerge.sweep('zeroshot', 'finetuned', id='val', ood={'o': 'val'},"
+            " alphas=[0, 1], " + last.format("s"),
+        }
+    for file, command in expected.items():
+        assert json.loads((out.parent / file).read_text())["command"] == command
+    written = [file for name in ("out", "again", "s") for file in (out.parent / name).rglob("*.*")]
+    for file in written:
+        assert file.suffix not in (".json", ".html", ".md") or "secret" not in file.read_text()
+    warned = "val/bird/0.png shows what val/bird/0.png shows"
+    assert warned in (out.parent / "s/sweep.json").read_text()
 
 
 def test_what_happens_is_told_once(pair: Folders, images: Path) -> None:
@@ -160,6 +286,11 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "push alone": ({"push": "a/b", "output": None}, UsageError, "`push` needs `output`"),
     "template": ({"template": "photo"}, UsageError, r"has no \{\} for the class name"),
     "no images": ({"data": "nowhere"}, ClipmergeError, "nowhere: no such folder"),
+    "density of a mask without one": (
+        {"recipe": "monosoup", "set": ["overrides=[{layers: '*', density: 0.5}]"]},
+        UsageError,
+        "density 0.5, which the mask 'spectral' does not have",
+    ),
     "layers": ({"set": ["overrides=[{layers: x, alpha: 0}]"]}, ClipmergeError, "'x'"),
     "alpha too far": ({"alpha": 1e39}, ClipmergeError, "overflow"),
 }

@@ -74,6 +74,19 @@ def test_a_recipe_decides_as_in_a_merge(far: Folders, images: Path, shifted: Pat
     assert row["accuracy"]["o"] == pytest.approx(np.mean(swept.correct["o"][2]))
 
 
+def test_a_recipe_is_judged_by_its_own_limit(far: Folders, images: Path, shifted: Path) -> None:
+    learned = {"name": "learned-coefficients", "steps": 1, "max_loss": 20}
+    recipe = {"measure": learned, "method": {"name": "wise-ft", "alpha": 0.8}}
+    options: dict[str, Any] = {"recipes": recipe, "data": images, "alphas": [0.8, 1], **QUIET}
+    exceeds = {}
+    for limit in (None, 9, 11):
+        swept = clipmerge.sweep(*far, id=images, ood=shifted, max_loss=limit, **options)
+        rows = (*swept.record["recipes"], swept.record["curve"][0])
+        exceeds[limit] = [row["exceeds_max_loss"] for row in rows]
+    # both lose ten points
+    assert exceeds == {None: [False, True], 9: [True, True], 11: [False, False]}
+
+
 def test_images_on_both_sides_are_told(pair: Folders, images: Path, tmp_path: Path) -> None:
     other = save_images(tmp_path / "other", seed=1)
     swept = clipmerge.sweep(*pair, id={"v": other}, ood={"o": images}, data=images, **QUIET)

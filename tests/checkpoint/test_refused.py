@@ -154,6 +154,10 @@ BAD: dict[str, tuple[Change, str]] = {
         other_model(text_length=40),
         r"differs in shape; first text_model.embeddings.position_embedding.weight",
     ),
+    "integers": (
+        lambda folder: edit(folder, **{Q: torch.ones(32, 32, dtype=torch.int8)}),
+        "finetuned int8. Integers do not merge; give weights that are not quantised.$",
+    ),
     "fewer blocks": (other_model(blocks=2), "keys are only in the zero-shot checkpoint: "),
     "a missing key": (
         lambda folder: edit(folder, **{Q: None}),

@@ -42,6 +42,7 @@ COMMANDS = {
     "too few class names": "merge {z} {f} -r wise-ft --data {images} --classes {two} -o out",
     "class names in another order than the folders": "merge {z} {f} -r wise-ft --data {images} --classes {order} -o out",
     "a template without `{}`": "merge {z} {f} -r wise-ft --data {images} --template photo -o out",
+    "one image to learn from": "merge {z} {f} --data {few} --images 1 -o out",
     "a handful of images": "merge {z} {f} -r wise-ft --data {few} -o out",
     "an empty class folder": "merge {z} {f} -r wise-ft --data {hollow} -o out",
     "a column that is not there": "merge {z} {f} -r wise-ft --data {table} --caption-column caption -o out",

@@ -165,6 +165,29 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path: Path) -> 
             check_output(tmp_path, overwrite=True, read=[read])
 
 
+@pytest.mark.parametrize(
+    ("output", "read"),
+    [
+        ("run#1", "run#1"),
+        ("run#1", "run#1/last.pt#ema"),
+        ("link", "run#1"),
+        ("run#1", "link/last.pt"),
+        ("run#1", "folder of links"),
+    ],
+)
+def test_an_output_that_holds_an_input_is_refused_however_it_is_named(
+    tmp_path: Path, output: str, read: str
+) -> None:
+    run, links = tmp_path / "run#1", tmp_path / "folder of links"
+    write(run, "{}")
+    (run / "last.pt").write_text("x")
+    (tmp_path / "link").symlink_to(run)
+    links.mkdir()
+    (links / "model.safetensors").symlink_to(run / "last.pt")
+    with pytest.raises(OutputError, match=r"holds .*, which this command reads"):
+        check_output(tmp_path / output, overwrite=True, read=[str(tmp_path / read)])
+
+
 def test_the_working_folder_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

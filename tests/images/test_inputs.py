@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from PIL import Image
+from torch.utils.data import Subset
 from transformers import CLIPModel, CLIPProcessor
 
 from clipmerge.checkpoint import open_checkpoint
@@ -117,6 +119,21 @@ def archive(path: Path, numbers: range = COUNT, ending: str = "cls") -> Path:
     return save_tar(path, {"._00.png": b"no image", **members})
 
 
+def tar_with_links(folder: Path) -> Path:
+    """Class folders whose pictures are hard and symbolic links, in the archive, to others there."""
+    path = folder.with_suffix(".tar")
+    for at, file in enumerate(sorted(folder.glob("*/[0-9]*"))):
+        blob = write(folder / ".blobs" / file.name, file.read_bytes())
+        file.unlink()
+        if at % 2:
+            file.hardlink_to(blob)
+        else:
+            file.symlink_to(Path("..", ".blobs", file.name))
+    with tarfile.open(path, "w") as archive:
+        archive.add(folder, ".")
+    return path
+
+
 def archives(folder: Path) -> list[str]:
     return [str(archive(folder / f"{at}.tar", range(4 * at, 4 * at + 4))) for at in range(3)]
 
@@ -170,6 +187,7 @@ LABELLED: dict[str, Callable[[Path], Any]] = {
     "folders in tar": lambda f: save_tar(
         f / "x.tar", {f"{NAMES[LABELS[k]]}/{k:02}.png": png(k) for k in COUNT}
     ),
+    "links in tar": lambda f: tar_with_links(class_folders(f / "x")),
     "list of tars": archives,
     "pattern of tars": lambda f: Path(archives(f)[0]).with_name("[0-9].tar"),
     "folder of tars": lambda f: Path(archives(f)[0]).parent,
@@ -184,6 +202,9 @@ LABELLED: dict[str, Callable[[Path], Any]] = {
     "tensors of 0 to 1": lambda _: [
         (torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255, NAMES[LABELS[k]])
         for image, k in pairs(COUNT)
+    ],
+    "floats of 0 to 255": lambda _: [
+        (np.asarray(image).astype(np.float32), NAMES[LABELS[k]]) for image, k in pairs(COUNT)
     ],
 }
 CAPTIONED: dict[str, Callable[[Path], Any]] = {
@@ -397,6 +418,19 @@ def test_rows_of_one_image_are_its_captions(tmp_path: Path) -> None:
     assert_images(found, [0, 1])
 
 
+@pytest.mark.parametrize(
+    ("written", "read"), [('"a cat,\nasleep"', "a cat,\nasleep"), ('"Cats" asleep', "Cats asleep")]
+)
+def test_a_caption_may_have_line_breaks_or_begin_with_a_quote(
+    written: str, read: str, tmp_path: Path
+) -> None:
+    pictures(tmp_path)
+    (tmp_path / "x.csv").write_text(f"filepath,title\n00.png,{written}\n01.png,a dog\n")
+    found = open_images(str(tmp_path / "x.csv"))
+    assert isinstance(found, CaptionedImages)
+    assert found.captions == ((read,), ("a dog",))
+
+
 def test_preprocessed_pixels_are_taken_as_they_are() -> None:
     ready = [(torch.randn(3, 8, 8, generator=torch.manual_seed(k)), k % 2) for k in range(4)]
     found = load_images(ready, ["a", "b"])
@@ -406,7 +440,7 @@ def test_preprocessed_pixels_are_taken_as_they_are() -> None:
 
 def test_what_torchvision_keeps_is_not_decoded_for_its_labels() -> None:
     class Kept(Torch):
-        targets = LABELS
+        targets = torch.tensor(LABELS)
         read: ClassVar[list[int]] = []
 
         def __getitem__(self, at: int) -> tuple[Image.Image, int]:
@@ -415,4 +449,9 @@ def test_what_torchvision_keeps_is_not_decoded_for_its_labels() -> None:
 
     data = Kept()
     assert load_images(data).labels == LABELS
-    assert len(data.read) < 2 * len(COUNT)  # a few, to see what kind of pictures they are
+    part = Subset(Subset(data, [11, *range(11)]), range(11))
+    found = load_images(part)
+    assert found.labels == (2, *LABELS[:10])
+    assert_images(found.subset([0, 1]), [11, 0])
+    # the first of each, some to see what kind of pictures they are, and the two above
+    assert len(data.read) == (1 + 12) + (1 + 11) + 2

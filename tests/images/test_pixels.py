@@ -2,8 +2,10 @@
 
 import io
 import struct
+import threading
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from transformers import CLIPImageProcessor
 from clipmerge.errors import DataError
 from clipmerge.images import decoding
 from clipmerge.images.copies import Prints
-from clipmerge.images.decoding import open_picture, to_rgb
+from clipmerge.images.decoding import Encoded, open_picture, to_rgb
 from tests.support.image_files import load_images, saved
 
 RNG = np.random.default_rng(0)
@@ -150,6 +152,21 @@ def test_very_large_pictures_are_reduced_and_noted(monkeypatch: pytest.MonkeyPat
         assert (found.size, notes) == ((25, 20), {"large"})
         expected = np.asarray(smooth.resize((25, 20), Image.Resampling.BICUBIC)).astype(int)
         assert np.abs(np.asarray(found).astype(int) - expected).mean() < 3
+    assert Image.MAX_IMAGE_PIXELS == 500
+
+
+def test_pillows_limit_returns_whatever_thread_ends_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    barrier = threading.Barrier(4)
+
+    def read(content: bytes) -> None:
+        barrier.wait()
+        for _ in range(50):
+            open_picture("x", content)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read, [saved(RGB, "PNG")] * 4))
+    assert Image.MAX_IMAGE_PIXELS == 500
 
 
 @pytest.mark.parametrize(
@@ -159,12 +176,13 @@ def test_very_large_pictures_are_reduced_and_noted(monkeypatch: pytest.MonkeyPat
         (b"no image", "x: cannot be read as an image (cannot identify image file)"),
         (saved(RGB, "PNG")[:700], "x: cannot be read as an image (image file is truncated"),
         (b"\0\0\0\x18ftypheic" + bytes(12), "x: is a HEIC picture, which needs pillow-heif"),
+        (Image.new("RGB", (0, 0)), "x: cannot be read as an image (no pixels)"),
         (saved(Image.new("L", (2000, 1)), "PNG"), "2000 x 1 pixels, too long and thin"),
         (saved(Image.fromarray(GREY / 9.0), "TIFF"), "x: holds 32-bit or signed numbers"),
         (saved(Image.fromarray(GREY.astype(np.int32)), "TIFF"), "x: holds 32-bit or signed"),
     ],
 )
-def test_what_cannot_be_read_is_named(content: bytes, message: str) -> None:
+def test_what_cannot_be_read_is_named(content: Encoded, message: str) -> None:
     with pytest.raises(DataError) as raised:
         open_picture("x", content)
     assert message in str(raised.value)

@@ -1,10 +1,13 @@
 """Sources that cannot be used: one line that says what, where, and what next."""
 
+import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 
 from clipmerge.errors import DataError, UsageError
@@ -28,6 +31,18 @@ def table(folder: Path, text: str, name: str = "x.csv") -> Path:
 
 def parquet(folder: Path, **columns: Any) -> Path:
     return save_plain_parquet(folder / "x.parquet", {"image": [png(0), png(1)], **columns})
+
+
+def with_link(path: Path, target: str) -> Path:
+    with tarfile.open(path, "a") as archive:
+        info = tarfile.TarInfo("a/1.png")
+        info.type, info.linkname = tarfile.SYMTYPE, target
+        archive.addfile(info)
+    return path
+
+
+def arrays(*values: Any) -> list[tuple[Any, str]]:
+    return [(array, "ab"[at % 2]) for at, array in enumerate(values)]
 
 
 Make = Callable[[Path], Any]
@@ -74,13 +89,16 @@ SOURCES: dict[str, tuple[Make, str]] = {
     "no image": (lambda f: table(f, "name,label\n0.png,a\n"), r"no image column \(columns: name"),
     "an empty label": (
         lambda f: table(f, "filepath,label\n0.png,a\n1.png,\n"),
-        r"1 of 2 images has no label; give a labelled split",
+        r"x\.csv: 1 of 2 images has no label \(.*1\.png\); label them, leave them out",
     ),
     "no JSON": (
         lambda f: table(f, '{"file_name": "0.png", "label": "a"}\n{"file', "x.jsonl"),
         r"x\.jsonl: cannot be read \(",
     ),
-    "no labels at all": (lambda f: parquet(f, label=[-1, -1]), r"2 of 2 images have no label"),
+    "no labels at all": (
+        lambda f: parquet(f, label=[-1, -1]),
+        r"2 of 2 images have no label .* or give a labelled split, such as validation",
+    ),
     "labels without names": (
         lambda f: parquet(f, label=[0, 1]),
         "the numbers 0 to 1 without names",
@@ -97,10 +115,26 @@ SOURCES: dict[str, tuple[Make, str]] = {
         lambda f: files(f, "x.parquet") / "x.parquet",
         r"x\.parquet: cannot be read",
     ),
+    "an unclosed quote": (
+        lambda f: table(f, 'filepath,label\n0.png,"a\n1.png,b\n0.png,"a"\n'),
+        r"x\.csv: cannot be read \(line 4: a quote that opens a field is not closed; close it",
+    ),
+    "a link out of a tar": (
+        lambda f: with_link(save_tar(f / "x.tar", {"a/0.png": png(0)}), "../../1.png"),
+        r"x\.tar, a/1\.png: is a link to no file of the archive; write .*tar -h",
+    ),
     "a damaged tar": (lambda f: files(f, "x.tar") / "x.tar", r"cannot be read as a tar archive"),
     "a tar without labels": (
         lambda f: save_tar(f / "x.tar", {"0.png": png(0)}),
         r"its images have no \.cls, \.json or \.txt with a label beside them",
+    ),
+    "a tar with a label missing": (
+        lambda f: save_tar(f / "x.tar", {"0.png": png(0), "0.cls": b"a", "1.png": png(1)}),
+        r"x\.tar: 1 of 2 images has no label \(.*1\.png\); label them",
+    ),
+    "a tar of JSON that is no label": (
+        lambda f: save_tar(f / "x.tar", {"0.png": png(0), "0.json": b'{"label": NaN}'}),
+        r"x\.tar: nan is not a label; give a class index or a name",
     ),
     "a tar of JSON that is no object": (
         lambda f: save_tar(f / "x.tar", {"0.png": png(0), "0.json": b"7"}),
@@ -121,6 +155,32 @@ SOURCES: dict[str, tuple[Make, str]] = {
     "an array of labels": (
         lambda _: [(png(0), datasets.Dataset)],
         r"is not a label; give a class index or a name",
+    ),
+    "NaN as a label": (lambda _: [(png(0), float("nan"))], "nan is not a label; give a class"),
+    "infinity as a label": (lambda _: [(png(0), np.float32("inf"))], "inf is not a label; give"),
+    "five channels": (
+        lambda _: arrays(np.zeros((8, 8, 5), np.uint8)),
+        r"image 0: is ndarray of uint8, shape \(8, 8, 5\); expected a path, a PIL image",
+    ),
+    "no pixels": (
+        lambda _: arrays(*[np.ones((8, 8, 3), np.float32)] * 3, np.zeros((0, 0, 3), np.float32)),
+        r"image 3: is ndarray of float32, shape \(0, 0, 3\); expected",
+    ),
+    "NaN as a pixel": (
+        lambda _: arrays(np.full((8, 8), 9.0), np.full((8, 8), np.nan)),
+        r"image 1: is ndarray of float64, shape \(8, 8\); expected",
+    ),
+    "pixels of other shapes": (
+        lambda _: arrays(-np.ones((3, 8, 8)), -np.ones((3, 8, 9))),
+        r"image 1: is ndarray of float64, shape \(3, 8, 9\); expected",
+    ),
+    "pixels with channels last": (
+        lambda _: arrays(-np.ones((8, 8, 3))),
+        r"image 0: is ndarray of float64, shape \(8, 8, 3\); expected",
+    ),
+    "a name that is no text": (
+        lambda f: files(f, os.fsdecode(b"caf\xe9/0.png"), "bar/0.png"),
+        r"1 text is not UTF-8: caf\\xe9; rename",
     ),
     "no pairs": (lambda _: [png(0)], r"its items are not \(image, label\) or \(image, caption\)"),
     "a mapping": (lambda _: {"a": 1}, r"dict holds no labelled images; give a path"),
@@ -156,6 +216,14 @@ def test_a_wrong_column_is_refused(columns: Columns, message: str, tmp_path: Pat
 def test_classes_and_captions_at_once_are_refused() -> None:
     with pytest.raises(UsageError, match="`label_column` asks for classes and"):
         load_images("digits", columns=Columns(label="label", caption="text"))
+
+
+def test_pictures_beside_class_folders_are_counted(tmp_path: Path) -> None:
+    files(tmp_path, "a/0.png", "b/1.png", "2.png", "3.png", "4.jpg", "a/x.md")
+    (note,) = load_images(str(tmp_path)).notes
+    assert note == (
+        f"{tmp_path}: not read, because they are no images in a class folder: 2 .png, 1 .md, 1 .jpg"
+    )
 
 
 def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
 """Steps on another device: on one without data, which refuses tensors of the CPU and any wait for a
 result."""
 
+import gc
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +17,23 @@ from clipmerge.learning import augment
 from clipmerge.learning import train as training
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
+from clipmerge.learning.resume import LearningState
 from clipmerge.learning.train import BoxAdam, backward, compute_targets, draw_order, make_lesson
+from clipmerge.measures.path_barrier import path_barrier
 from tests.support.small_objective import PLAIN, TEMPLATES, Ends, make_batches, objective_for
+
+
+class OnApple(Tensor):
+    """A tensor of a device that, like Apple's, has no float64."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = super().__torch_function__(func, types, args, kwargs)
+        if func is Tensor.cpu:
+            return found.as_subclass(Tensor)
+        if isinstance(found, cls) and found.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return found
 
 
 @pytest.fixture
@@ -24,7 +43,7 @@ def objective(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> Objective:
     # it has no random numbers and no autocast of its own
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     monkeypatch.setattr(augment, "_draw_normal", lambda _, images: torch.empty_like(images))
-    monkeypatch.setattr(training, "_PROMPTS_A_STEP", 100)
+    monkeypatch.setattr(training, "PROMPTS_A_GRADIENT", 100)
     # a card keeps a parameter's identity as it is
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
@@ -56,6 +75,35 @@ def test_a_step_has_all_tensors_where_the_model_is_and_does_not_wait(
     assert len(held) > 2 * len(coefficients.values)
 
 
+def test_the_loop_reads_losses_once_for_many_steps(
+    objective: Objective, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[int]()
+    monkeypatch.setattr(training, "_TAUGHT_TOGETHER", 2)
+    monkeypatch.setattr(training, "_require_finite", lambda _, number, __: read.append(number))
+    options = replace(PLAIN, batch_size=4, steps=5)
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):  # its losses at the end
+        training.train(objective, Coefficients(objective.path, "entry"), options)
+    assert read == [0, 2, 4, 4]
+
+
+def test_a_card_embeds_prompts_in_few_pieces_until_its_memory_runs_out(
+    ends: Ends, objective: Objective
+) -> None:
+    """Going forward again costs a card time, and its memory tells when it must."""
+    on_cpu = objective_for(ends, make_batches((2,)), templates=TEMPLATES).classifier
+    there = objective.classifier
+    assert there.at_once == 512 > on_cpu.at_once == 4096 // there.tokens["input_ids"].shape[1]
+
+    def work(count: int) -> int:
+        if count > 3:
+            raise torch.OutOfMemoryError
+        return count
+
+    assert objective.micro_batcher.run(4, work) == 2
+    assert there.at_once == on_cpu.at_once
+
+
 def test_gradients_of_a_batch_too(objective: Objective) -> None:
     objective.path.set_alpha(0.5)
     objective.loss(objective.batches[0]).backward()
@@ -63,3 +111,37 @@ def test_gradients_of_a_batch_too(objective: Objective) -> None:
     for layer in ("vision.0.mlp", "text.0.attn"):
         loss = objective.layer_loss(objective.batches[0], layer)()
         assert loss.device.type == "meta"
+
+
+def test_sums_need_no_float64_of_the_device(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = objective_for(ends, make_batches((4, 3)))
+    expected = path_barrier(objective)
+    coefficients = Coefficients(objective.path, "entry", 0.3)
+    distance = coefficients.distance()
+    for name, value in coefficients.values.items():
+        coefficients.values[name] = value.as_subclass(OnApple)
+    assert coefficients.distance() == distance
+    real = objective.path.gradient
+    monkeypatch.setattr(objective.path, "gradient", lambda name: real(name).as_subclass(OnApple))
+    assert path_barrier(objective) == expected
+
+
+def test_what_learning_no_longer_needs_is_let_go(
+    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients and moments would take twelve bytes per weight while others choose and judge."""
+    made: list[weakref.ref[BoxAdam]] = []
+
+    def make(*arguments: Any) -> BoxAdam:
+        adam = BoxAdam(*arguments)
+        made.append(weakref.ref(adam))
+        return adam
+
+    monkeypatch.setattr(training, "BoxAdam", make)
+    objective = objective_for(ends, make_batches((4, 3)))
+    objective.state = LearningState(tmp_path / "state.pt", objective.context, str)
+    coefficients = Coefficients(objective.path, "entry")
+    training.train(objective, coefficients, replace(PLAIN, steps=2))
+    gc.collect()
+    assert made[0]() is None
+    assert all(value.grad is None for value in coefficients.values.values())

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from clipmerge.errors import CheckpointError, ClipmergeError
+from clipmerge.learning.choose import accuracy_by_image
 from clipmerge.learning.interpolate import Path as InterpolationPath
-from clipmerge.learning.objective import Objective
+from clipmerge.learning.objective import HeldOut, Objective
 from clipmerge.measures._mixtures import try_mixture
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.models.building import build_model
 from tests.support.raw_safetensors import edit
 from tests.support.small_objective import (
+    PLAIN,
     TEMPLATES,
     Ends,
     Reference,
@@ -159,6 +161,12 @@ def test_unusable_checkpoints_are_refused(ends: Ends, tmp_path: Path) -> None:
         (path_barrier, r"loss at alpha 0\.5 is nan; check that the checkpoints work"),
         (lambda objective: try_mixture(objective, (0.5,)), r"loss at weights 0\.5 is nan"),
         (lambda objective: learned_coefficients(objective, steps=1), "batch 0 is not finite"),
+        (
+            lambda objective: accuracy_by_image(
+                objective, HeldOut(objective.images, objective.classifier), PLAIN
+            ),
+            r"held-out images, with measure\.precision=float32: .* NaN or infinite",
+        ),
     ],
 )
 def test_a_loss_that_is_not_a_number_is_reported_with_its_place(

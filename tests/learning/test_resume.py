@@ -1,18 +1,20 @@
 """Learning that is interrupted: the same command goes on, and ends with the same bits."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from clipmerge.learning import resume
 from clipmerge.learning import train as training
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.resume import LearningState, state_file
-from clipmerge.learning.train import train
+from clipmerge.learning.train import BoxAdam, train
 from tests.support.small_objective import PLAIN, Ends, make_batches, objective_for
 
 OPTIONS = replace(PLAIN, steps=7, lr=0.05, distill_weight=0.6, weak_aug=0.25)
@@ -23,6 +25,11 @@ def learned(objective: Objective) -> Learned:
     coefficients = Coefficients(objective.path, "entry")
     trace = train(objective, coefficients, OPTIONS)
     return coefficients.by_parameter(), trace
+
+
+def assert_equal(found: Learned, expected: Learned) -> None:
+    assert found[1] == expected[1]
+    assert all(torch.equal(found[0][name], value) for name, value in expected[0].items())
 
 
 def saving(ends: Ends, file: Path, said: list[str]) -> Objective:
@@ -38,6 +45,7 @@ def test_a_run_that_resumes_ends_with_the_same_bits(
     expected = learned(objective_for(ends, make_batches((8, 8))))
     said: list[str] = []
     objective = saving(ends, tmp_path / "cache" / "state.pt", said)
+    assert objective.state is not None
     real, taken = training.backward, iter(range(steps))
 
     def interrupted(*arguments: Any) -> torch.Tensor:
@@ -55,10 +63,68 @@ def test_a_run_that_resumes_ends_with_the_same_bits(
         "the learning is saved; the same command resumes there",
         f"learning resumes after step {steps}, saved by an earlier run",
     ]
-    assert found[1] == expected[1]
-    assert all(torch.equal(found[0][name], value) for name, value in expected[0].items())
+    assert_equal(found, expected)
+    assert again.state is not None
     again.state.remove()
     assert not any((tmp_path / "cache").iterdir())
+
+
+class Signal(TorchFunctionMode):
+    """Ctrl-C in place of one of torch's functions: the one before which so many are called."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.calls == 0:
+            raise KeyboardInterrupt
+        self.calls -= 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_interruption_inside_a_step_resumes_after_the_last_whole_one(
+    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At twelve moments of the third step."""
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
+    real, signal = BoxAdam.step, Signal(10**6)
+
+    def step(adam: BoxAdam) -> None:
+        with signal if adam.steps_taken == 2 else nullcontext():
+            real(adam)
+
+    monkeypatch.setattr(BoxAdam, "step", step)
+    expected = learned(objective_for(ends, make_batches((8, 8))))
+    calls = 10**6 - signal.calls
+    for moment in range(12):
+        signal.calls = moment * (calls - 1) // 11
+        file, said = tmp_path / f"{moment}.pt", list[str]()
+        objective = saving(ends, file, said)
+        assert objective.state is not None
+        # the last call turns gradients on again
+        with pytest.raises(KeyboardInterrupt), objective.state.underway(), torch.enable_grad():
+            learned(objective)
+        signal.calls = 10**6
+        found = learned(saving(ends, file, said))
+        assert "after step 2" in said[-1]
+        assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("part", ["adam", "scaler", "trace"])
+def test_of_a_state_that_does_not_fit_nothing_is_restored(
+    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
+    file, said = tmp_path / "state.pt", list[str]()
+    expected = learned(saving(ends, file, said))
+    state = torch.load(file, weights_only=True)  # noqa: TID251 - our own
+    other: dict[str, Any] = {"scaler": {"scale": 2.0}, "trace": torch.ones(3, 2)}
+    other["adam"] = state["adam"] | {"first": {}}
+    torch.save(state | {part: other[part]}, file)
+    found = learned(saving(ends, file, said))
+    assert "cannot be used" in said[-1]
+    assert_equal(found, expected)
 
 
 def test_a_damaged_state_starts_over(

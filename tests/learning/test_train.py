@@ -25,7 +25,6 @@ from clipmerge.learning.train import (
     train,
 )
 from clipmerge.measures.projection_radii import projection_radii
-from clipmerge.models.classifier import draw_prompts
 from tests.support.small_objective import (
     CAPTIONS,
     PLAIN,
@@ -196,7 +195,7 @@ def test_16_bits_learn_nearly_the_same(ends: Ends, precision: Any) -> None:
 def test_many_prompts_are_drawn_from(ends: Ends, limit: int) -> None:
     classifier = objective_for(ends, make_batches(SIZES), templates=TEMPLATES).classifier
     labels = torch.tensor([2, 2, 0])
-    (chosen, templates), columns = draw_prompts(classifier, labels, 0, limit)
+    (chosen, templates), columns = classifier.draw(labels, 0, limit)
     classes = list(range(3)) if chosen is None else chosen.tolist()
     written = 3 if templates is None else len(templates)
     assert written * len(classes) <= max(limit, 2)
@@ -207,11 +206,11 @@ def test_many_prompts_are_drawn_from(ends: Ends, limit: int) -> None:
 def test_a_drawn_step_is_the_loss_over_its_classes(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "_PROMPTS_A_STEP", 2)
+    monkeypatch.setattr(training, "PROMPTS_A_GRADIENT", 2)
     batch = Batch(0, make_batches((2,))[0].pixels, torch.tensor([2, 2]))
     objective = objective_for(ends, [batch])
     _, shown, seen = one_step(objective, replace(PLAIN, batch_size=2), at=1.0)
-    (chosen, _), _ = draw_prompts(objective.classifier, shown.labels, 0, 2)
+    (chosen, _), _ = objective.classifier.draw(shown.labels, 0, 2)
     assert chosen is not None
     kept = chosen.tolist()
     reference = Reference(ends).at(1.0)

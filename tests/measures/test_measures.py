@@ -4,8 +4,11 @@ import json
 import math
 
 import pytest
+import torch
+from torch import Tensor
 
 from clipmerge.learning.objective import Objective
+from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import plugin_names
 from tests.support.command import counted
@@ -104,6 +107,34 @@ def test_batches_do_not_depend_on_one_another(
         for layer, values in statistic.batches.items():
             expected = found[name][statistic.name].batches[layer][-1]
             assert values[0] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in MEASURES if name not in ("average-case", "worst-case")]
+)
+def test_a_batch_that_is_repeated_begins_from_nothing(
+    found: dict[str, Measurements], ends: Ends, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Memory runs out after a forward pass of more than two images."""
+    real = TransformersClip.image_features
+
+    def failing(self: TransformersClip, pixels: Tensor) -> Tensor:
+        features = real(self, pixels)
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return features
+
+    monkeypatch.setattr(TransformersClip, "image_features", failing)
+    objective = objective_for(ends, make_batches(SIZES), max_images=4)
+    again = measured(name, objective)
+    for layer, values in found[name].layers.items():
+        slack = unseen_share(ends, layer) if name in LEARN else 0.0
+        assert again.layers[layer] == pytest.approx(values, rel=1e-3, abs=slack + 1e-5), layer
+    for statistic, tensors in found[name].tensors.items():
+        largest = max(float(tensor.abs().max()) for tensor in tensors.values())
+        for key, tensor in tensors.items():
+            repeated = again.tensors[statistic][key]
+            assert torch.allclose(repeated, tensor, rtol=1e-3, atol=1e-5 * largest), key
 
 
 @pytest.mark.parametrize("name", MEASURES)

@@ -5,30 +5,37 @@ import json
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPForImageClassification
 
+import clipmerge
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.distributed import DistributedContext
 from clipmerge.errors import DataError
+from clipmerge.evaluation.accuracy import load_model
+from clipmerge.evaluation.zero_shot_head import embed_classes
 from clipmerge.images.batches import Batch
 from clipmerge.learning.interpolate import Path as Between
 from clipmerge.learning.objective import HeldOut, Objective
 from clipmerge.measures.learned_coefficients import learned_coefficients
-from clipmerge.models.building import build_model
+from clipmerge.models.building import build_model, build_two_towers
 from clipmerge.models.classifier import classifier_for
+from clipmerge.types import CHECKS
 from tests.support.image_files import load_images, png
 from tests.support.raw_safetensors import edit_json
 from tests.support.tiny_clip import tiny_config, tiny_processor
 from tests.support.tiny_open_clip import build, model_config, save
+from tests.support.told import Told
 
 CLASSES, SIDE = 3, 32
 #: Both ends, and the logits that the library's own models have for pixels at an alpha.
@@ -126,9 +133,17 @@ def test_a_head_gives_the_librarys_logits_and_learns(
             path.set_alpha(alpha)
             found = classifier.logits(model.image_features(pixels), classifier.class_features())
             assert torch.allclose(found, reference(alpha, pixels), atol=1e-5), alpha
+        output = tmp_path / "merged"
+        clipmerge.merge(zeroshot, finetuned, "wise-ft", alpha=1, allow=CHECKS, output=output)
+        alone = load_model(open_checkpoint(str(output)))
+        rows = alone.classifier("here", ("a", "b", "c"), ())
+        scores = rows.logits(alone.image_features(pixels), rows.class_features())
+        assert torch.allclose(scores, reference(1.0, pixels), atol=1e-5)
         several = model.classifier("here", ("a", "b"), [(0, 2), (1,)])
         grouped = several.logits(model.image_features(pixels), several.class_features())
         assert torch.equal(grouped, torch.stack([found[:, [0, 2]].amax(1), found[:, 1]], 1))
+    labels = torch.tensor([2, 0])
+    assert classifier.draw(labels, 0, 1) == ((None, None), labels)  # its rows cost nothing
     with pytest.raises(DataError, match="has 5 classes, and the model's head 3"):
         model.classifier("here", tuple("abcde"), ())
     batch = Batch(0, pixels + 0.3 * torch.randn(pixels.shape), torch.arange(12) % CLASSES)
@@ -140,6 +155,31 @@ def test_a_head_gives_the_librarys_logits_and_learns(
     moved = [float((value - 0.5).abs().max()) for value in losses.coefficients.values()]
     assert max(moved) > 0.05
     assert losses.choice is not None
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies to another device."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += function is torch.ops.aten._to_copy.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_rows_of_classes_are_copied_to_the_device_once(tmp_path: Path) -> None:
+    zeroshot, finetuned, _ = of_transformers(tmp_path)
+    inputs = align_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))])
+    model = build_model(inputs)
+    classifier = model.classifier("here", ("a", "b"), [(0, 2), (1,)])
+    with Copies() as copies:
+        for _ in range(3):
+            features = torch.empty(4, 32, device="meta")
+            logits = classifier.logits(features, torch.empty(3, 33, device="meta"))
+    assert logits.shape == (4, 2)
+    assert copies.count == 1
 
 
 @pytest.mark.parametrize("given", [None, ["Five", "four", "two"], ["two", "five", "four"]])
@@ -161,3 +201,30 @@ def test_classes_meet_the_rows_of_their_names(tmp_path: Path, given: list[str] |
     rows = by_row.logits(features, by_row.class_features())
     found = by_name.logits(features, by_name.class_features())
     assert torch.equal(found, rows[:, [1, 2, 0]])
+
+
+def test_a_zero_shot_head_is_built_where_models_run(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    zeroshot, finetuned, _ = of_wise_ft(tmp_path)
+    options = {"classes": ("ant", "bee", "cow"), "template": ("a {}.", "{}"), "device": "cpu"}
+    plan = clipmerge.plan(zeroshot, finetuned, "wise-ft", allow=CHECKS, **options)
+    assert plan.head is not None
+    assert plan.head.device == "cpu"
+    inputs = align_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))])
+    model = build_two_towers(inputs)
+    # a card keeps a parameter's identity as it is
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        embedded = embed_classes(model, plan.head, torch.device("meta"))
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert (embedded.device.type, embedded.shape) == ("meta", (3, 16))
+    told = Told()
+    for device in ("cpu", "xpu"):
+        elsewhere = plan.replace(head=plan.head.replace(device=device))
+        clipmerge.apply(elsewhere, output=tmp_path / device, allow=CHECKS, progress=told)
+    assert len([line for line in told.lines if "was built on xpu" in line]) == 1
+    weights = [
+        load_file(tmp_path / device / "open_clip_model.safetensors") for device in ("cpu", "xpu")
+    ]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

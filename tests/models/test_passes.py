@@ -1,13 +1,22 @@
 """Forward passes in 16 bits, memory that a process may use, and what happens when it runs out."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.models.passes import MicroBatcher, affordable_images, embed_with_graph, in_precision
+from clipmerge.models.passes import (
+    DepthwiseInFloat32,
+    MicroBatcher,
+    Precision,
+    affordable_images,
+    embed_with_graph,
+    in_precision,
+)
 
 
 def holding(most: int) -> Callable[[Tensor], Tensor]:
@@ -82,6 +91,20 @@ def test_as_many_images_are_sent_as_activations_fit(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4 * kept}.get(name, 7))
     assert affordable_images(module, module, image) == 7
     assert affordable_images(module, module, image.to("meta")) is None
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("at_once", [4, 1])
+def test_nothing_of_ours_is_called_on_a_card(
+    precision: Precision, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python around every function costs a card a fifth of a step of a small model."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(DepthwiseInFloat32, "__torch_function__", Mock(side_effect=AssertionError))
+    images = torch.zeros(4, 3, device="meta", requires_grad=True)
+    with in_precision(images.device, precision):
+        features = embed_with_graph(torch.nn.functional.silu, images, at_once)
+    features.sum().backward()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("at_once", [4, 1], ids=["kept", "computed again"])

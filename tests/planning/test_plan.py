@@ -15,7 +15,7 @@ from clipmerge.planning.plan import (
     last_part,
     read_plan,
 )
-from clipmerge.planning.recipe import Recipe
+from clipmerge.planning.recipe import Override, Recipe
 from tests.support.command import one_line
 from tests.support.tasks import plan_of, plan_with
 
@@ -31,14 +31,17 @@ def plan_dict() -> dict[str, Any]:
 FIRST = ("layers", "vision.1.mlp")
 EDITS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "unknown layer": (("layers", "vision.2.mlp"), {"alpha": 1}, r"names layer 'vision\.2\.mlp'.*Did you mean"),
-    "unknown mask": ((*FIRST, "mask"), "magnitud", "unknown mask 'magnitud'.*mean 'magnitude'"),
+    "unknown mask": ((*FIRST, "mask"), "magnitud", "layer 'vision.1.mlp': no mask 'magnitud'.*mean 'magnitude'"),
     "unknown option": ((*FIRST, "alhpa"), 1, "alhpa: Extra inputs.*Did you mean 'alpha'"),
+    "no layers": (("layers",), {}, "names no layers, so it would merge nothing"),
+    "tensors not kept": (("tensors",), {"file": None, "sha256": None}, "is without its tensors .* `clipmerge plan`"),
     "alpha NaN": ((*FIRST, "alpha"), float("nan"), r"vision\.1\.mlp\.alpha: .*finite"),
     "density without mask": ((*FIRST, "density"), 0.5, "has density 0.5 and no mask; name one"),
     "parameters without mask": ((*FIRST, "parameters"), {"a.weight": {}}, "has options of parameters and no mask"),
     "option of a mask": (FIRST, {"alpha": 1, "mask": "n-m", "mask_options": {"n": 0}}, "mask n-m: option 'n' cannot be 0"),
     "density of another mask": (FIRST, {"alpha": 1, "mask": "n-m", "density": 0.5}, "density 0.5, which the mask 'n-m' does not have"),
     "unknown parameter": (FIRST, {"alpha": 1, "mask": "spectral", "parameters": {"a.weigth": {}}}, "'a.weigth', which it does not have.*mean 'a.weight'"),
+    "density of a parameter": (FIRST, {"alpha": 1, "mask": "magnitude", "parameters": {"a.weight": {"density": 0.5}}}, "has its density beside"),
     "parameter NaN": (FIRST, {"alpha": 1, "mask": "spectral", "parameters": {"a.weight": {"low": float("nan")}}}, "option 'low' cannot be nan"),
     "weights too many": (("weights",), [1, 2], "2 weights for 1 fine-tuned checkpoints"),
     "another format": (("format",), "clipmerge-plan/9", "has the format 'clipmerge-plan/9'.*plan again"),
@@ -58,7 +61,14 @@ def test_an_edit_that_says_nonsense_is_refused(tmp_path: Path, what: str) -> Non
     file = tmp_path / "plan.json"
     file.write_text(json.dumps(data))
     with one_line(UsageError, message):
-        read_plan(file).check(LAYERS)
+        read_plan(file).check(LAYERS, {})
+
+
+def test_an_override_that_keeps_everything_leaves_a_layer_without_a_mask() -> None:
+    split = LayerPlan(alpha=0.5, mask="spectral", parameters={"a.weight": {"rank": 2}})
+    entry = split.with_override(Override(layers="*", density=1))
+    assert entry == LayerPlan(alpha=0.5)
+    plan_with(dict.fromkeys(LAYERS, entry)).check(LAYERS, {})
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", "\xff"])

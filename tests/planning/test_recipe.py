@@ -3,6 +3,7 @@ it."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -87,9 +88,14 @@ def test_assignments_reach_every_place() -> None:
 def test_a_recipe_in_memory_takes_the_same_assignments() -> None:
     changes = {"measure.name": "path-accuracy"}
     assert load_recipe(load_recipe("wise-ft"), changes) == load_recipe("wise-ft", changes)
+    expected = load_recipe("wise-ft", {"method.alpha": 0.3})
+    for alike in ("method.alpha=0.3", [("method.alpha", 0.3)], ("method.alpha=0.3",)):
+        assert load_recipe("wise-ft", alike) == expected
 
 
-WRONG: dict[str, tuple[str, list[str], str]] = {
+WRONG: dict[str, tuple[Any, Any, str]] = {
+    "a number for a recipe": (3, [], "^`recipe` 3: expected the name of a recipe"),
+    "a number for a change": ("wise-ft", 3, "^`set` 3: expected KEY=VALUE"),
     "unknown recipe": ("wise-tf", [], r"no recipe 'wise-tf'\. Did you mean 'wise-ft'\? \(recipes: "),
     "unknown option": ("wise-ft", ["method.alhpa=1"], r"method wise-ft: no option 'alhpa'.*Did you mean 'alpha'"),
     "measure without a name": ("wise-ft", ["measure.nodes=3"], "measure: needs a `name:`"),
@@ -113,6 +119,12 @@ def test_what_is_wrong_is_named_in_one_line(what: str) -> None:
     name, assignments, message = WRONG[what]
     with one_line(UsageError, message):
         load_recipe(name, assignments)
+
+
+@pytest.mark.parametrize("method", [{"alpha": 0.3}, {"name": 5}, {"name": "no"}, {}])
+def test_an_unknown_key_is_named_whatever_the_method(method: dict[str, Any]) -> None:
+    with one_line(UsageError, r"^recipe: unknown key 'foo' \(keys: name, "):
+        load_recipe({"method": method, "foo": 1})
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "method: wise-ft", "name: x", "\xff", "1: 2"])

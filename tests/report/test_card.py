@@ -66,6 +66,12 @@ def one_tower(name: str) -> Callable[[Path], tuple[Path, ...]]:
     return make
 
 
+def one_tower_of_two(folder: Path) -> tuple[Path, ...]:
+    """A whole model, and one tower of it."""
+    (zeroshot, _), (_, tower) = save_pair(folder), one_tower("CLIPVisionModel")(folder / "tower")
+    return zeroshot, tower
+
+
 def bare(name: str) -> Callable[[Path], tuple[Path, ...]]:
     """A pair of files, without the configuration beside them."""
 
@@ -117,6 +123,7 @@ KINDS: dict[str, tuple[Callable[[Path], tuple[Path, ...]], str, str, str]] = {
         TEXTS,
         "[2, 16]",
     ),
+    "a tower of a CLIPModel": (one_tower_of_two, "transformers", ZERO_SHOT, "a photo of an eight"),
     "OpenCLIP": (
         lambda folder: save_open_clip_pair(folder, model_config()),
         "open_clip",

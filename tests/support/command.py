@@ -90,9 +90,9 @@ def python(
     return subprocess.run([sys.executable, *map(str, words)], text=True, env=env, **settings)
 
 
-def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """Start ``python -m clipmerge ARGUMENTS`` in a new process."""
-    command = [sys.executable, "-m", "clipmerge", *map(str, arguments)]
+def start(*arguments: object, module: str = "clipmerge", **options: Any) -> subprocess.Popen[str]:
+    """Start ``python -m MODULE ARGUMENTS`` in a new process."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     environment = {**os.environ, **options.pop("env", {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes, **options)

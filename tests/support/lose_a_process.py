@@ -1,5 +1,5 @@
-"""The command line, in which the second of several processes is killed after its first pass;
-test_processes.py."""
+"""The command line, in which the second of several processes is lost after its first pass: it is
+killed, or, where ``LOSE`` names a rank, that one runs out of memory; test_processes.py."""
 
 import os
 import signal
@@ -11,7 +11,9 @@ tick = Objective.count_work
 
 
 def ticked(self: Objective, cost: float) -> None:
-    if os.environ["RANK"] == "1":
+    if os.environ["RANK"] == os.environ.get("LOSE"):
+        raise MemoryError("no more memory")
+    if os.environ["RANK"] == "1" and "LOSE" not in os.environ:
         os.kill(os.getpid(), signal.SIGKILL)
     tick(self, cost)
 

@@ -101,6 +101,6 @@ def merged(
 ) -> dict[str, Tensor]:
     """The tensors that a decision gives, by parameter."""
     plan = plan_with(decision.layers, decision.weights, combine=decision.combine, seed=seed)
-    plan.check(task.layers)
-    plan = plan.with_tensors(decision.scores, {})
+    plan = plan.with_tensors(decision.scores, {}) if decision.scores else plan
+    plan.check(task.layers, task.shapes)
     return in_runs(task.inputs, plan, run)

@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPForImageClassification,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+)
 
 from clipmerge.families import layers_of
 
@@ -97,6 +104,24 @@ def save_family(
         model.save_pretrained(path)
         processor.save_pretrained(path)
     return paths
+
+
+def save_classifiers(folder: Path, *names: tuple[str, ...]) -> list[Path]:
+    """Save ``0``, ``1`` ...: a tower with a head, and the same with every weight moved a little,
+    each with names of its own for its rows."""
+    torch.manual_seed(0)
+    config = tiny_config(2)
+    config.num_labels = len(names[0])
+    model = CLIPForImageClassification(config)
+    for number, rows in enumerate(names):
+        # with texts as keys, as a configuration has that was read, and written sorted as texts
+        model.config.id2label = {str(row): name for row, name in enumerate(rows)}
+        model.save_pretrained(folder / str(number))
+        tiny_processor().image_processor.save_pretrained(folder / str(number))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape))
+    return [folder / str(number) for number in range(len(names))]
 
 
 def save_images(

@@ -1,0 +1,97 @@
+"""A call as its record tells it, which may be published."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clipmerge.files import glob_files, local_path, source_exists
+from clipmerge.options import flag_of
+from clipmerge.planning.plan import last_part
+from clipmerge.planning.recipe import Recipe
+from clipmerge.progress import Journal, Progress
+from clipmerge.types import as_tuple
+
+# A longer value is told by its type.
+_MOST_ENTRIES = 20
+
+
+class CallJournal(Journal):
+    """Also keeps the call, with local paths by their last part. It never looks at the command line
+    of the program that called, where tokens may be.
+
+    Attributes:
+        command: The call, as clipmerge's own command line or as Python.
+    """
+
+    def __init__(
+        self, progress: Progress | None, function: str, *given: Any, **options: Any
+    ) -> None:
+        """Begin to read; options that are ``None`` were not given."""
+        super().__init__(progress)
+        self._last_parts: dict[str, str] = {}
+        if options["output"] is not None:  # a path, though it is not there yet
+            options["output"] = Path(options["output"])
+        words = [self._public(value) for value in given]
+        told = {name: self._public(value) for name, value in options.items() if value is not None}
+        if self._progress.is_command_line:
+            line = [text for word in words for text in as_tuple(word)]
+            for name, value in told.items():
+                for each in as_tuple(value):
+                    flag = flag_of(name, each)
+                    line += [flag] if isinstance(each, bool) else [flag, str(each)]
+            self.command = shlex.join(["clipmerge", function, *line])
+        else:
+            arguments = [*map(repr, words), *(f"{name}={value!r}" for name, value in told.items())]
+            self.command = f"clipmerge.{function}({', '.join(arguments)})"
+
+    def _public(self, value: Any) -> Any:
+        """A value as it may be told: data as they are, paths cut, other objects by their type."""
+        if isinstance(value, os.PathLike):
+            return self.cut(os.fspath(value))
+        if isinstance(value, str):
+            for begin in (0, value.rfind("=") + 1):  # NAME=SOURCE
+                if _is_local(value[begin:]):
+                    return value[:begin] + self.cut(value[begin:])
+            return value
+        if isinstance(value, Recipe):
+            return value.name
+        if isinstance(value, (int, float)):
+            return value
+        if isinstance(value, (Mapping, list, tuple)) and len(value) <= _MOST_ENTRIES:
+            if isinstance(value, Mapping):
+                return dict(zip(value, map(self._public, value.values()), strict=True))
+            return list(map(self._public, value))
+        return f"{type(value).__name__} in memory"
+
+    def cut(self, path: str) -> str:
+        """The last part of a path, which warnings will show in its place, too."""
+        place = local_path(path)
+        for form in (path, str(place), str(place.absolute())):
+            self._last_parts[form] = last_part(path)
+        return last_part(path)
+
+    def without_folders(self, text: str) -> str:
+        """A sentence without the folders of its paths, which are nobody else's business.
+
+        Example:
+            >>> CallJournal(None, "merge", output=None).without_folders(
+            ...     "/home/me/val: 2 of hf://datasets/a/b show what /tmp/1.png shows"
+            ... )
+            'val: 2 of hf://datasets/a/b show what 1.png shows'
+        """
+        for path in sorted(self._last_parts, key=len, reverse=True):
+            text = text.replace(path, self._last_parts[path])
+        return re.sub(r"(?<![\w.:/])(/|~|\.\.?/)[^\s,;)]*/", "", text)
+
+
+def _is_local(text: str) -> bool:
+    """Whether a text is a path on this machine; Hub ids, names and prompts are not."""
+    try:
+        return text.startswith(("/", "~")) or source_exists(text) or bool(glob_files(text))
+    except (OSError, ValueError):  # it is too long for a path
+        return False
