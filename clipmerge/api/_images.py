@@ -27,7 +27,7 @@ from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.split import MAX_TEST, SHARE, Split, sample_for_judging, split_shift
 from clipmerge.images.split import split_images as divide
 from clipmerge.learning.interpolate import Path
-from clipmerge.learning.objective import Batch, HeldOut, Objective
+from clipmerge.learning.objective import Batch, Labelled, Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.models.building import build_model
 from clipmerge.models.classifier import Captions, Prompts, classifier_for
@@ -37,7 +37,7 @@ from clipmerge.planning.measurements import CalibrationRecord, Measurements, Sta
 from clipmerge.planning.plan import public_source
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.record import Verdict
-from clipmerge.plugins import load_plugin, needs_score
+from clipmerge.plugins import load_plugin, needs_score, plugin_options
 from clipmerge.progress import Journal, Progress
 
 Images: TypeAlias = LabelledImages | CaptionedImages
@@ -72,8 +72,11 @@ def split_and_check(
     doubts = check_sources(pair.inputs, checked, options, journal, seed=options.seed)
     raise_unless_allowed(doubts, options.allow, journal)
     ood = {}
+    teaches = recipe.measure is not None and "ood_weight" in plugin_options(
+        "measures", recipe.measure["name"]
+    )
     for name, shift in sources.items():
-        ood[name] = split_shift(shift, options.seed, chooses=split.val is not None)
+        ood[name] = split_shift(shift, options.seed, teaches=teaches)
         notes += ood[name].notes
     for note in notes:
         journal.warn(note)
@@ -190,23 +193,29 @@ def _build_objective(
     )
     ood = []
     for of_shift in split.ood.values():
-        if of_shift.val is None:
+        if of_shift.train is None:
             continue
         classes = classifier_for(
             model,
-            of_shift.val,
-            templates_for(options.template, of_shift.val.templates),
+            of_shift.train,
+            templates_for(options.template, of_shift.train.templates),
             context.device,
             moves=path.text_changes,
         )
-        ood.append(HeldOut(read_batch(of_shift.val), classes))
+        ood.append(Labelled(read_batch(of_shift.train), classes))
     seen = read_batch(images)
+    taught = {
+        name: [part.train.labels, float(each.images.pixels.double().sum())]
+        for (name, part), each in zip(split.ood.items(), ood, strict=True)
+        if part.train is not None
+    }
     asked = [
         *(checkpoint.provenance() for checkpoint in inputs.checkpoints),
         recipe.measure,
         options.seed,
         [images.source, images.revision, images.labels, class_prompts(names, templates)],
         float(seen.pixels.double().sum()),
+        taught,
         size,
         context.device.type,
     ]
@@ -217,7 +226,7 @@ def _build_objective(
         seen,
         context,
         batch_size=size,
-        val=None if val is None else HeldOut(read_batch(val), classifier),
+        val=None if val is None else Labelled(read_batch(val), classifier),
         ood=ood,
         seed=options.seed,
         wants_gradients=masks_by_gradients(recipe),

@@ -45,6 +45,11 @@ class Batch:
         labels = to_device(self.labels, device)
         return Batch(self.number, pixels, labels)
 
+    def take(self, positions: Tensor) -> Batch:
+        """The images at these positions."""
+        positions = positions.to(self.labels.device)
+        return Batch(self.number, self.pixels[positions], self.labels[positions])
+
     def pieces(self, size: int | None) -> list[Batch]:
         """Split it into numbered pieces of at most ``size`` images; ``None`` leaves it whole."""
         size = size or len(self)

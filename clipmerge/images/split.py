@@ -33,7 +33,7 @@ class Split(Generic[Images]):
             too few, or none are wanted.
         copies: Number of copies left out.
         notes: Sentences for the user.
-        ood: By name, the images of shifts: some may choose, the others judge.
+        ood: By name, the images of shifts or other tasks: half may teach, the others judge.
     """
 
     train: Images | None
@@ -90,21 +90,19 @@ def split_images(
 def sample_for_judging(images: Images, count: int, seed: int) -> Split[Images]:
     """Sample images that judge a merge for which nothing is measured."""
     drawn = images.sample(count, seed)
-    return split_shift(drawn, seed, chooses=False)
+    return split_shift(drawn, seed, teaches=False)
 
 
-def split_shift(images: Images, seed: int, *, chooses: bool) -> Split[Images]:
-    """Split images of a shift: all judge, or if they are labelled and also choose, half of each
-    class.
-    """
+def split_shift(images: Images, seed: int, *, teaches: bool) -> Split[Images]:
+    """Split images of a shift: all judge, or if they also teach, half of each class does."""
     alone, notes = without_copies(images)
-    choose: list[int] = []
-    if chooses and images.labels_are_classes:
-        choose = _pick_same_share(alone.labels, alone.labels, len(alone) // 2, seed)
-    judge = sorted(set(range(len(alone))) - set(choose))
+    teach: list[int] = []
+    if teaches and images.labels_are_classes:
+        teach = _pick_same_share(alone.labels, alone.labels, len(alone) // 2, seed)
+    judge = sorted(set(range(len(alone))) - set(teach))
     return Split(
-        train=None,
-        val=alone.subset(choose) if choose else None,
+        train=alone.subset(teach) if teach else None,
+        val=None,
         test=alone.subset(judge),
         copies=len(images) - len(alone),
         notes=notes,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipmerge.distributed import broadcast_
 from clipmerge.learning.interpolate import Coefficients
-from clipmerge.learning.objective import FORWARD, HeldOut, Objective
+from clipmerge.learning.objective import FORWARD, Labelled, Objective
 from clipmerge.learning.train import LearningOptions, train
 from clipmerge.models.passes import finite_scores, in_precision
 from clipmerge.planning.measurements import BackoffChoice
@@ -36,13 +36,11 @@ class Look(NamedTuple):
         backoff: Share of the way from the learned point to the fine-tuned model.
         distance: Distance from the fine-tuned model, in units of the learned point's.
         accuracies: Accuracy by image of the target, (images,), float64.
-        ood_accuracy: Mean accuracy over shifts; 0 without any.
     """
 
     backoff: float
     distance: float
     accuracies: Tensor
-    ood_accuracy: float = 0.0
 
     def loss_against(self, finetuned: Look) -> tuple[float, float]:
         """Accuracy lost against the fine-tuned model on the same images, and its standard error.
@@ -53,34 +51,26 @@ class Look(NamedTuple):
         return paired_mean_and_error(finetuned.accuracies - self.accuracies, self.distance)
 
 
-def choose_backoff(
-    look_at: Callable[[float], Look], max_loss: float, *, by_ood: bool = False
-) -> tuple[Look, Look]:
+def choose_backoff(look_at: Callable[[float], Look], max_loss: float) -> tuple[Look, Look]:
     """Find the least share of the way to the fine-tuned model that keeps enough accuracy.
 
     Args:
         look_at: The images' answers at a share of the way.
         max_loss: Points of accuracy that may be lost, standard error included.
-        by_ood: Whether to find the share of the best accuracy under shifts instead, among those
-            that keep enough and the fine-tuned model itself; of equal ones the least.
 
     Returns:
         The answers there, and those of the fine-tuned model.
     """
     finetuned = look_at(_FINETUNED)
-    kept = []
     for backoff in BACKOFFS:
         look = look_at(backoff)
         if sum(look.loss_against(finetuned)) <= max_loss / 100 + _ROUNDING:
-            kept.append(look)
-            if not by_ood:
-                break
-    # the first of the best
-    return max([*kept, finetuned], key=lambda look: look.ood_accuracy), finetuned
+            return look, finetuned
+    return finetuned, finetuned
 
 
 @torch.no_grad()
-def accuracy_by_image(objective: Objective, held_out: HeldOut, options: LearningOptions) -> Tensor:
+def accuracy_by_image(objective: Objective, held_out: Labelled, options: LearningOptions) -> Tensor:
     """Which images the current weights recognise, (images,), float64 on the CPU."""
     images, classifier = held_out
     objective.announce_work(FORWARD * len(images))
@@ -112,7 +102,7 @@ def accuracies_on_val(objective: Objective, options: LearningOptions) -> Tensor:
 def choose(
     objective: Objective, coefficients: Coefficients, options: LearningOptions
 ) -> BackoffChoice:
-    """Move the coefficients to the choice of the images ``objective.val`` and ``objective.ood``.
+    """Move the coefficients to the choice of the images ``objective.val``.
 
     If nothing between the learned and the fine-tuned point keeps the accuracy, they become the
     fine-tuned model's.
@@ -123,21 +113,15 @@ def choose(
         coefficients.place(backoff)
         distance = coefficients.distance(backoff) / learned
         accuracies = accuracies_on_val(objective, options)
-        shifts = [
-            float(accuracy_by_image(objective, shift, options).mean()) for shift in objective.ood
-        ]
-        return Look(backoff, distance, accuracies, sum(shifts) / max(1, len(shifts)))
+        return Look(backoff, distance, accuracies)
 
-    chosen, finetuned = choose_backoff(look_at, options.max_loss, by_ood=bool(objective.ood))
+    chosen, finetuned = choose_backoff(look_at, options.max_loss)
     coefficients.back_off(chosen.backoff)
     return BackoffChoice(
         images=len(chosen.accuracies),
         backoff=chosen.backoff,
         accuracy=float(chosen.accuracies.mean()),
         finetuned_accuracy=float(finetuned.accuracies.mean()),
-        ood_images=sum(len(shift.images) for shift in objective.ood),
-        ood_accuracy=chosen.ood_accuracy if objective.ood else None,
-        finetuned_ood_accuracy=finetuned.ood_accuracy if objective.ood else None,
     )
 
 

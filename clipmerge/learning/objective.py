@@ -36,8 +36,8 @@ _PROMPTS_AN_IMAGE, _FEWEST_IMAGES = 3, 8
 FORWARD, GRADIENT, HESSIAN = 1, 3, 6
 
 
-class HeldOut(NamedTuple):
-    """Images that learning does not see, and what they are compared with."""
+class Labelled(NamedTuple):
+    """Labelled images, and what they are compared with."""
 
     images: Batch
     classifier: Classifier
@@ -56,7 +56,7 @@ class Objective:
         context: The processes.
         batch_size: Images in every batch but the last.
         val: Images that choose how far learning goes; ``None`` for none.
-        ood: Images of shifts that choose among the points that ``val`` finds safe.
+        ood: Images of shifts and other tasks that teach beside ``images``, by source.
         seed: Seed for measures that draw random numbers.
         wants_gradients: Whether the recipe's method ranks entries by mean gradients.
         state: Saves and restores the state of measures that learn; ``None`` to save nothing.
@@ -72,8 +72,8 @@ class Objective:
     images: Batch
     context: DistributedContext
     batch_size: int
-    val: HeldOut | None = None
-    ood: Sequence[HeldOut] = ()
+    val: Labelled | None = None
+    ood: Sequence[Labelled] = ()
     seed: int = 0
     wants_gradients: bool = False
     state: LearningState | None = None
@@ -94,6 +94,7 @@ class Objective:
                 " measure or merge"
             )
         self.images = self.images.to(self.path.device)
+        self.ood = [each._replace(images=each.images.to(self.path.device)) for each in self.ood]
         every = self.images.pieces(self.batch_size)
         self.batch_sizes = tuple(map(len, every))
         self.batches = every[self.context.rank :: self.context.world_size]

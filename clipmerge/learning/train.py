@@ -1,7 +1,8 @@
 """The loop that learns coefficients, from top to bottom.
 
     each step: B <- some images; T <- mean over the teachers of their predictions and features of
-    strong(B); loss <- CE(weak(B)) + weight * distance of strong(B) from T; one step of Adam in c
+    strong(B); loss <- CE(weak(B)) + weight * distance of strong(B) from T; if there are labelled
+    images of a shift, S <- some of these, and loss += weight * CE(weak(S)); one step of Adam in c
 
 Views, losses and teachers are functions of tensors: see `augment` and `loss`.
 """
@@ -27,7 +28,14 @@ from clipmerge.learning.loss import (
     distillation_losses,
     mean_of_teachers,
 )
-from clipmerge.learning.objective import FORWARD, GRADIENT, PROMPTS_A_GRADIENT, Objective
+from clipmerge.learning.objective import (
+    FORWARD,
+    GRADIENT,
+    PROMPTS_A_GRADIENT,
+    Labelled,
+    Objective,
+)
+from clipmerge.models.classifier import Classifier
 from clipmerge.models.passes import Precision, dtype_of, embed_with_graph, in_precision
 from clipmerge.plugins import (
     Augmentation,
@@ -59,6 +67,8 @@ class LearningOptions:
         batch_size: Maximum number of images per step.
         num_strong: Maximum number of strongly augmented images per step, on which the distillation
             loss is computed.
+        ood_weight: Weight of the cross-entropy on the labelled images of shifts or other tasks.
+        ood_batch_size: Maximum number of these per step, all of one source; sources take turns.
         lr: Adam's step size in coefficients; it falls to zero along a half cosine.
         start: Initial coefficient.
         max_coefficient: Largest coefficient; with 1 the merged weights stay in the box between both
@@ -84,6 +94,8 @@ class LearningOptions:
     steps: Count = 320
     batch_size: Count = 10
     num_strong: Count = 10
+    ood_weight: NonNegative = 1.0
+    ood_batch_size: Count = 5
     lr: Positive = 0.033
     start: Share = 0.5
     max_coefficient: Positive = 1.0
@@ -95,20 +107,41 @@ class LearningOptions:
     precision: Precision = "auto"
 
 
+class Examples(NamedTuple):
+    """Labelled images of one source in one step.
+
+    Attributes:
+        weak: Weakly augmented images, (images, 3, height, width).
+        columns: The column of each one's class, (images,).
+        prompts: Classes and templates to compare them with; ``None`` for all.
+        classifier: What they are compared with.
+    """
+
+    weak: Tensor
+    columns: Tensor
+    prompts: tuple[Tensor | None, Tensor | None]
+    classifier: Classifier
+
+    def logits(self, features: Tensor, precision: Precision) -> Tensor:
+        """Score image features, (images, width), against the classes: (images, columns)."""
+        with in_precision(features.device, precision):
+            classes = self.classifier.class_features(*self.prompts)
+        return self.classifier.logits(features, classes.float())
+
+
 class Lesson(NamedTuple):
     """The images of one step.
 
     Attributes:
-        weak: Weakly augmented images, (images, 3, height, width).
-        strong: Strongly augmented ones, (strong, 3, height, width); none without distillation.
-        columns: The column of each weak one's class, (images,).
-        prompts: Classes and templates to compare them with; ``None`` for all.
+        target: Labelled images of the target.
+        strong: Strongly augmented images of the target, (strong, 3, height, width); none without
+            distillation.
+        ood: Labelled images of one shift; ``None`` if there are no shifts.
     """
 
-    weak: Tensor
+    target: Examples
     strong: Tensor
-    columns: Tensor
-    prompts: tuple[Tensor | None, Tensor | None]
+    ood: Examples | None
 
 
 def train(
@@ -136,8 +169,11 @@ def train(
     """
     state = objective.state
     images = len(objective.images)
-    size = min(options.batch_size, images)
-    order = draw_order(images, options.steps, size, objective.seed)
+    order = draw_order(images, options.steps, options.batch_size, objective.seed)
+    shifts = [
+        draw_order(len(each.images), options.steps, options.ood_batch_size, objective.seed)
+        for each in objective.ood
+    ]
     adam = BoxAdam(coefficients.values, options.lr, options.max_coefficient, units or {})
     device = objective.path.device
     is_half = dtype_of(device, options.precision) == torch.float16
@@ -145,10 +181,12 @@ def train(
     trace = torch.zeros(options.steps, 2, device=device)
     begin = state.restore(adam, scaler, trace) if state else 0
     objective.bound_activations()
-    work = _work_of_a_step(size, options)
+    work = _work_of_a_step(order.shape[1], options) + GRADIENT * sum(
+        each.shape[1] for each in shifts[:1]
+    )
     objective.announce_work((options.steps - begin) * work)
     with coefficients.collect_gradients():
-        for number, lesson, targets in lessons(objective, order, begin, options):
+        for number, lesson, targets in lessons(objective, order, shifts, begin, options):
             adam.fall = (1 + math.cos(math.pi * number / options.steps)) / 2
             coefficients.place()
             while adam.steps_taken == number:  # again if gradients in float16 overflow
@@ -171,9 +209,10 @@ def train(
 
 
 def draw_order(images: int, steps: int, size: int, seed: int) -> Tensor:
-    """Positions of every step's images, (steps, size): every image once, in random order, before
-    any is repeated.
+    """Positions of every step's images, (steps, size), or fewer if there are fewer images: every
+    image once, in random order, before any is repeated.
     """
+    size = min(size, images)
     generator = torch.Generator().manual_seed(seed)
     rounds = range(-(-steps * size // images))
     every = torch.cat([torch.randperm(images, generator=generator) for _ in rounds])
@@ -190,7 +229,11 @@ def _work_of_a_step(images: int, options: LearningOptions) -> float:
 
 
 def lessons(
-    objective: Objective, order: Tensor, begin: int, options: LearningOptions
+    objective: Objective,
+    order: Tensor,
+    shifts: Sequence[Tensor],
+    begin: int,
+    options: LearningOptions,
 ) -> Iterator[tuple[int, Lesson, Targets | None]]:
     """Every step's number, images, and what the teachers make of them.
 
@@ -198,25 +241,40 @@ def lessons(
     """
     for first in range(begin, len(order), _TAUGHT_TOGETHER):
         numbers = range(first, min(first + _TAUGHT_TOGETHER, len(order)))
-        prepared = [make_lesson(objective, order[at], at, options) for at in numbers]
+        prepared = [make_lesson(objective, order, shifts, at, options) for at in numbers]
         taught = compute_targets(objective, prepared, options)
         yield from zip(numbers, prepared, taught, strict=True)
 
 
 def make_lesson(
-    objective: Objective, positions: Tensor, number: int, options: LearningOptions
+    objective: Objective,
+    order: Tensor,
+    shifts: Sequence[Tensor],
+    number: int,
+    options: LearningOptions,
 ) -> Lesson:
     """Augment a step's images as its number says."""
-    positions = positions.to(objective.path.device)
-    pixels = objective.images.pixels[positions]
-    labels = objective.images.labels[positions]
     seed = objective.seed * 1_000_003 + 2 * number
-    strong = pixels[:0]
+    images = objective.images.take(order[number])
+    strong = images.pixels[:0]
     if options.distill_weight:
-        strong = strong_augment(pixels[: options.num_strong], seed, options.augmentations)
-    weak = weak_augment(pixels, seed + 1, options.weak_aug)
-    prompts, columns = objective.classifier.draw(labels, seed, PROMPTS_A_GRADIENT)
-    return Lesson(weak, strong, columns, prompts)
+        strong = strong_augment(images.pixels[: options.num_strong], seed, options.augmentations)
+    target = make_examples(Labelled(images, objective.classifier), seed, options.weak_aug)
+    ood = None
+    if shifts:
+        turn = number % len(shifts)
+        source = objective.ood[turn]
+        images = source.images.take(shifts[turn][number])
+        ood = make_examples(source._replace(images=images), seed, options.weak_aug)
+    return Lesson(target, strong, ood)
+
+
+def make_examples(source: Labelled, seed: int, weak_aug: float) -> Examples:
+    """Augment images weakly, and draw the prompts that they are compared with."""
+    images, classifier = source
+    prompts, columns = classifier.draw(images.labels, seed, PROMPTS_A_GRADIENT)
+    weak = weak_augment(images.pixels, seed + 1, weak_aug)
+    return Examples(weak, columns, prompts, classifier)
 
 
 @torch.no_grad()
@@ -236,8 +294,8 @@ def compute_targets(
         classes: Tensor | None = None
         for step, lesson in enumerate(steps):
             with in_precision(objective.path.device, options.precision):
-                if classes is None or lesson.prompts != (None, None):
-                    classes = classifier.class_features(*lesson.prompts)
+                if classes is None or lesson.target.prompts != (None, None):
+                    classes = classifier.class_features(*lesson.target.prompts)
                 embedded = objective.embed(lesson.strong)
             features[step].append(embedded)
             logits[step].append(classifier.logits(embedded, classes.float()))
@@ -257,25 +315,29 @@ def backward(
     Returns:
         Mean cross-entropy and mean distillation loss, (2,).
     """
-    classifier = objective.classifier
-    pixels = torch.cat([lesson.weak, lesson.strong])
-    weak = len(lesson.weak)
+    target, strong, ood = lesson
+    parts = [target.weak, strong, *([ood.weak] if ood else [])]
+    pixels = torch.cat(parts)
+    weak = len(target.weak)
+    run = objective.classifier.model.image_features
 
     def attempt(at_once: int) -> Tensor:
         adam.zero_grad()  # of an attempt with more images at once
         with in_precision(objective.path.device, options.precision):
-            classes = classifier.class_features(*lesson.prompts)
-            features = embed_with_graph(classifier.model.image_features, pixels, at_once)
-        features = features.float()
-        logits = classifier.logits(features, classes.float())
-        entropy = classifier.image_losses(logits[:weak], lesson.columns).mean()
+            features = embed_with_graph(run, pixels, at_once)
+        seen, of_shift = features.float().tensor_split([weak + len(strong)])
+        logits = target.logits(seen, options.precision)
+        entropy = target.classifier.image_losses(logits[:weak], target.columns).mean()
         distance = torch.zeros_like(entropy)
         if targets is not None:
-            distances = distillation_losses(
-                features[weak:], logits[weak:], targets, options.distill
-            )
+            distances = distillation_losses(seen[weak:], logits[weak:], targets, options.distill)
             distance = distances.mean()
         loss = entropy + options.distill_weight * distance
+        if ood:
+            losses = ood.classifier.image_losses(
+                ood.logits(of_shift, options.precision), ood.columns
+            )
+            loss = loss + options.ood_weight * losses.mean()
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return torch.stack([entropy, distance]).detach()
 
