@@ -184,7 +184,7 @@ class PlanOptions(DecisionOptions):
         Any,
         _flag(
             metavar="NAME=SOURCE",
-            help="Images of a shift or another task: half choose, half judge; may be repeated.",
+            help="Labelled images of a shift or task: half teach, half judge; may be repeated.",
         ),
         list[str],
     ] = ()

@@ -73,9 +73,7 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     return write_pair(spec, places.cache, zeroshot, TEMPLATE, pictures, roles)
 
 
-def _dealt(
-    target: str, seed: int, places: Places, zeroshot: Path
-) -> tuple[list[Picture], Roles]:
+def _dealt(target: str, seed: int, places: Places, zeroshot: Path) -> tuple[list[Picture], Roles]:
     """The pictures of a target and their roles; read and compared once."""
     file = places.cache / f"pictures-{target}.pt"
     if not file.is_file():

@@ -195,27 +195,26 @@ def _build_objective(
     for of_shift in split.ood.values():
         if of_shift.train is None:
             continue
+        shift = of_shift.train
+        if is_captioned := isinstance(shift, CaptionedImages):
+            shift = shift.with_one_caption(options.seed)
         classes = classifier_for(
             model,
-            of_shift.train,
-            templates_for(options.template, of_shift.train.templates),
+            shift,
+            templates_for(() if is_captioned else options.template, shift.templates),
             context.device,
             moves=path.text_changes,
+            kind=Captions if is_captioned else Prompts,
         )
-        ood.append(Labelled(read_batch(of_shift.train), classes))
+        ood.append(Labelled(read_batch(shift), classes))
     seen = read_batch(images)
-    taught = {
-        name: [part.train.labels, float(each.images.pixels.double().sum())]
-        for (name, part), each in zip(split.ood.items(), ood, strict=True)
-        if part.train is not None
-    }
     asked = [
         *(checkpoint.provenance() for checkpoint in inputs.checkpoints),
         recipe.measure,
         options.seed,
         [images.source, images.revision, images.labels, class_prompts(names, templates)],
         float(seen.pixels.double().sum()),
-        taught,
+        [[each.images.labels.tolist(), float(each.images.pixels.double().sum())] for each in ood],
         size,
         context.device.type,
     ]
@@ -255,6 +254,7 @@ def _describe_images(
         classes=len(images.class_names),
         classes_with_images=len(set(images.labels)),
         seed=options.seed,
+        ood={name: len(part.train) for name, part in split.ood.items() if part.train is not None},
         **more,
     )
 

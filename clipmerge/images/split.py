@@ -97,8 +97,12 @@ def split_shift(images: Images, seed: int, *, teaches: bool) -> Split[Images]:
     """Split images of a shift: all judge, or if they also teach, half of each class does."""
     alone, notes = without_copies(images)
     teach: list[int] = []
-    if teaches and images.labels_are_classes:
-        teach = _pick_same_share(alone.labels, alone.labels, len(alone) // 2, seed)
+    if teaches:
+        half = len(alone) // 2
+        if images.labels_are_classes:
+            teach = _pick_same_share(alone.labels, alone.labels, half, seed)
+        else:
+            teach = _pick_whole_groups(alone.labels, half, seed)
     judge = sorted(set(range(len(alone))) - set(teach))
     return Split(
         train=alone.subset(teach) if teach else None,

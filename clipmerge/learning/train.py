@@ -168,12 +168,7 @@ def train(
         ClipmergeError: If a loss is not finite.
     """
     state = objective.state
-    images = len(objective.images)
-    order = draw_order(images, options.steps, options.batch_size, objective.seed)
-    shifts = [
-        draw_order(len(each.images), options.steps, options.ood_batch_size, objective.seed)
-        for each in objective.ood
-    ]
+    orders = draw_orders(objective, options)
     adam = BoxAdam(coefficients.values, options.lr, options.max_coefficient, units or {})
     device = objective.path.device
     is_half = dtype_of(device, options.precision) == torch.float16
@@ -181,12 +176,10 @@ def train(
     trace = torch.zeros(options.steps, 2, device=device)
     begin = state.restore(adam, scaler, trace) if state else 0
     objective.bound_activations()
-    work = _work_of_a_step(order.shape[1], options) + GRADIENT * sum(
-        each.shape[1] for each in shifts[:1]
-    )
+    work = _work_of_a_step(orders, options)
     objective.announce_work((options.steps - begin) * work)
     with coefficients.collect_gradients():
-        for number, lesson, targets in lessons(objective, order, shifts, begin, options):
+        for number, lesson, targets in lessons(objective, orders, begin, options):
             adam.fall = (1 + math.cos(math.pi * number / options.steps)) / 2
             coefficients.place()
             while adam.steps_taken == number:  # again if gradients in float16 overflow
@@ -208,6 +201,13 @@ def train(
     return losses
 
 
+def draw_orders(objective: Objective, options: LearningOptions) -> list[Tensor]:
+    """Draw the order of the target's images, and that of every shift's: see `draw_order`."""
+    sizes = [(len(objective.images), options.batch_size)]
+    sizes += [(len(shift.images), options.ood_batch_size) for shift in objective.ood]
+    return [draw_order(images, options.steps, size, objective.seed) for images, size in sizes]
+
+
 def draw_order(images: int, steps: int, size: int, seed: int) -> Tensor:
     """Positions of every step's images, (steps, size), or fewer if there are fewer images: every
     image once, in random order, before any is repeated.
@@ -219,41 +219,36 @@ def draw_order(images: int, steps: int, size: int, seed: int) -> Tensor:
     return every[: steps * size].view(steps, size)
 
 
-def _work_of_a_step(images: int, options: LearningOptions) -> float:
+def _work_of_a_step(orders: Sequence[Tensor], options: LearningOptions) -> float:
     """The work of a step, in images x forward passes."""
+    images, *of_shifts = (order.shape[1] for order in orders)
+    labelled = images + sum(of_shifts) / max(1, len(of_shifts))
     if not options.distill_weight:
-        return GRADIENT * images
+        return GRADIENT * labelled
     strong = min(images, options.num_strong)
     taught = FORWARD * strong * len(TEACHER_ALPHAS[options.distill])
-    return taught + GRADIENT * (images + strong)
+    return taught + GRADIENT * (labelled + strong)
 
 
 def lessons(
-    objective: Objective,
-    order: Tensor,
-    shifts: Sequence[Tensor],
-    begin: int,
-    options: LearningOptions,
+    objective: Objective, orders: Sequence[Tensor], begin: int, options: LearningOptions
 ) -> Iterator[tuple[int, Lesson, Targets | None]]:
     """Every step's number, images, and what the teachers make of them.
 
     Moves the path to the teachers now and then.
     """
-    for first in range(begin, len(order), _TAUGHT_TOGETHER):
-        numbers = range(first, min(first + _TAUGHT_TOGETHER, len(order)))
-        prepared = [make_lesson(objective, order, shifts, at, options) for at in numbers]
+    for first in range(begin, options.steps, _TAUGHT_TOGETHER):
+        numbers = range(first, min(first + _TAUGHT_TOGETHER, options.steps))
+        prepared = [make_lesson(objective, orders, at, options) for at in numbers]
         taught = compute_targets(objective, prepared, options)
         yield from zip(numbers, prepared, taught, strict=True)
 
 
 def make_lesson(
-    objective: Objective,
-    order: Tensor,
-    shifts: Sequence[Tensor],
-    number: int,
-    options: LearningOptions,
+    objective: Objective, orders: Sequence[Tensor], number: int, options: LearningOptions
 ) -> Lesson:
-    """Augment a step's images as its number says."""
+    """Augment a step's images as its number says; every step has those of one shift."""
+    order, *of_shifts = orders
     seed = objective.seed * 1_000_003 + 2 * number
     images = objective.images.take(order[number])
     strong = images.pixels[:0]
@@ -261,11 +256,11 @@ def make_lesson(
         strong = strong_augment(images.pixels[: options.num_strong], seed, options.augmentations)
     target = make_examples(Labelled(images, objective.classifier), seed, options.weak_aug)
     ood = None
-    if shifts:
-        turn = number % len(shifts)
+    if of_shifts:
+        turn = number % len(of_shifts)
         source = objective.ood[turn]
-        images = source.images.take(shifts[turn][number])
-        ood = make_examples(source._replace(images=images), seed, options.weak_aug)
+        some = source._replace(images=source.images.take(of_shifts[turn][number]))
+        ood = make_examples(some, seed, options.weak_aug)
     return Lesson(target, strong, ood)
 
 
@@ -316,8 +311,7 @@ def backward(
         Mean cross-entropy and mean distillation loss, (2,).
     """
     target, strong, ood = lesson
-    parts = [target.weak, strong, *([ood.weak] if ood else [])]
-    pixels = torch.cat(parts)
+    pixels = torch.cat([target.weak, strong, *([ood.weak] if ood else [])])
     weak = len(target.weak)
     run = objective.classifier.model.image_features
 

@@ -127,18 +127,12 @@ class BackoffChoice(Frozen):
             model itself, because nothing learned keeps the accuracy.
         accuracy: Share of these images that the chosen point recognises, a mean over classes.
         finetuned_accuracy: The same for the fine-tuned model.
-        ood_images: Number of labelled images of shifts that chose, too.
-        ood_accuracy: Share of these that the chosen point recognises, a mean over shifts.
-        finetuned_ood_accuracy: The same for the fine-tuned model.
     """
 
     images: int
     backoff: float
     accuracy: float
     finetuned_accuracy: float
-    ood_images: int = 0
-    ood_accuracy: float | None = None
-    finetuned_ood_accuracy: float | None = None
 
 
 def takes_learned(trace: Mapping[str, Sequence[float]], choice: BackoffChoice | None) -> bool:
@@ -209,6 +203,7 @@ class CalibrationRecord(Frozen):
         batch_size: Images per batch.
         templates: Prompt templates.
         seed: Seed of the draw.
+        ood: Number of images of each ``--ood`` source that taught.
     """
 
     source: str
@@ -221,3 +216,4 @@ class CalibrationRecord(Frozen):
     batch_size: int
     templates: Names
     seed: int
+    ood: dict[str, int] = Field(default_factory=dict)

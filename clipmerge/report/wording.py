@@ -56,19 +56,12 @@ def decision_sentence(plan: Plan, measured: Findings | None = None) -> str:
 def _choice_sentence(choice: BackoffChoice) -> str:
     """How far held-out images let the merge go."""
     images = f"{choice.images} held-out images"
-    why = "which keeps the accuracy"
-    if choice.ood_images:
-        images += f" and {choice.ood_images} of a shift"
-        why = "the best under the shift that keeps the accuracy"
     if choice.backoff == 1:
-        nothing = "nothing learned surely keeps the accuracy"
-        if choice.ood_images:
-            nothing += " and is better there"
-        return f"{images} chose the fine-tuned model: {nothing}"
+        return f"{images} chose the fine-tuned model: nothing learned surely keeps the accuracy"
     way = "take all that was learned"
     if choice.backoff:
         way = f"go back {choice.backoff:.0%} of the way to fine-tuned"
-    return f"{images} chose to {way}, {why}"
+    return f"{images} chose to {way}, which keeps the accuracy"
 
 
 def share_text(estimate: Estimate) -> str:

@@ -53,7 +53,7 @@ def test_learning_is_judged_on_images_that_it_does_not_see(
     assert verdict["target"]["images"] + used["images"] <= 30
     assert [source["name"] for source in verdict["ood"]] == ["far"]
     # of 20 sampled ones
-    assert record["measured"]["choice"]["ood_images"] == verdict["ood"][0]["images"] == 10
+    assert used["ood"]["far"] == verdict["ood"][0]["images"] == 10
     assert verdict["target"]["models"].keys() == {"zero-shot", "fine-tuned", "merged"}
     assert record["seconds"].keys() >= {"read", "check", "learn", "decide", "judge", "merge"}
     # its own plan gives the same bytes again

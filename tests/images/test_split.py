@@ -126,19 +126,19 @@ def test_images_that_choose_are_equally_many_of_each_class() -> None:
 
 
 @given(st.lists(st.integers(2, 9), min_size=2, max_size=4), st.integers(0, 3))
-def test_half_of_each_class_of_a_shift_chooses_and_the_other_half_judges(
+def test_half_of_each_class_of_a_shift_teaches_and_the_other_half_judges(
     sizes: list[int], seed: int
 ) -> None:
     labels = tuple(label for label, size in enumerate(sizes) for _ in range(size))
     images = labelled(labels)
-    split, again = (split_shift(images, seed, chooses=True) for _ in range(2))
-    choose, judge = items(split.val), items(split.test)
-    assert sorted([*choose, *judge]) == list(range(len(labels)))
-    assert (choose, judge) == (items(again.val), items(again.test))
-    assert items(split_shift(images, seed, chooses=False).test) == list(range(len(labels)))
-    assert abs(len(choose) - len(judge)) <= 1
+    split, again = (split_shift(images, seed, teaches=True) for _ in range(2))
+    teach, judge = items(split.train), items(split.test)
+    assert sorted([*teach, *judge]) == list(range(len(labels)))
+    assert (teach, judge) == (items(again.train), items(again.test))
+    assert items(split_shift(images, seed, teaches=False).test) == list(range(len(labels)))
+    assert abs(len(teach) - len(judge)) <= 1
     for label, size in enumerate(sizes):
-        assert abs(2 * sum(labels[at] == label for at in choose) - size) <= 1
+        assert abs(2 * sum(labels[at] == label for at in teach) - size) <= 1
 
 
 def test_the_same_seed_chooses_what_it_always_chose() -> None:

@@ -10,8 +10,7 @@ from scipy import stats
 from clipmerge.images.batches import Batch
 from clipmerge.learning.choose import BACKOFFS, Look, accuracies_on_val, choose_backoff, learn
 from clipmerge.learning.interpolate import Coefficients
-from clipmerge.learning.objective import HeldOut, Objective
-from clipmerge.learning.train import train
+from clipmerge.learning.objective import Objective
 from tests.support.small_objective import (
     PLAIN,
     Ends,
@@ -52,31 +51,6 @@ def test_the_nearest_point_that_surely_keeps_the_accuracy_is_taken(max_loss: flo
     assert chosen.backoff == (kept[0] if kept else 1)
     assert finetuned.backoff == 1
     assert asked == [1, *(share for share in BACKOFFS if share <= chosen.backoff)]
-
-
-@pytest.mark.parametrize("max_loss", [100, 6, 1])
-@pytest.mark.parametrize(
-    "under_shift",
-    [
-        [5, 5, 9, 6, 9, 1, 2, 3, 3, 3, 4],  # two are best: the one that is nearer to learned
-        [1, 2, 3, 4, 5, 6, 7, 8, 7, 6, 9],  # the fine-tuned model is
-        [9, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1],  # what was learned is, which loses the most
-    ],
-)
-def test_labels_of_a_shift_choose_the_best_of_the_points_that_keep_the_accuracy(
-    max_loss: float, under_shift: list[int]
-) -> None:
-    def look_at(share: float) -> Look:
-        right = accuracies(90 + round(10 * share))
-        return Look(share, 1 - share, right, under_shift[round(10 * share)] / 10)
-
-    best, expected = under_shift[10], 1.0
-    for tenth in reversed(range(10)):
-        lost = np.arange(100) >= 90 + tenth
-        if bound(lost.astype(float), 1 - tenth / 10) <= max_loss and under_shift[tenth] >= best:
-            best, expected = under_shift[tenth], tenth / 10
-    chosen, _ = choose_backoff(look_at, max_loss, by_ood=True)
-    assert chosen.backoff == expected
 
 
 @pytest.mark.parametrize("uneven", [False, True])
@@ -130,40 +104,6 @@ def test_the_model_is_left_at_the_choice(ends: Ends, max_loss: float) -> None:
         path.set_alpha(1.0)
     for name, value in moved(objective).items():
         assert torch.allclose(value, left[name], atol=1e-6)
-
-
-def test_a_shift_chooses_by_the_mean_of_its_sources(ends: Ends) -> None:
-    """Two sources of different sizes, recognised by a forward pass of transformers' model."""
-    shifts = [joined(make_batches((9,), seed=8)), joined(make_batches((40,), seed=9))]
-    objective = objective_for(ends, make_batches(SIZES), val_share=0.3)
-    objective.ood = [HeldOut(shift, objective.classifier) for shift in shifts]
-    learned, coefficients = (Coefficients(objective.path, "entry") for _ in range(2))
-    choice = learn(objective, coefficients, replace(OPTIONS, max_loss=60.0)).choice
-    assert choice is not None
-    train(objective, learned, OPTIONS)
-    path, reference = objective.path, Reference(ends)
-    means, kept = {}, [1.0]
-    for share in (1.0, *BACKOFFS):
-        weights = {
-            name: path.theta_0(name) + (value + share * (1 - value)) * path.delta(name)
-            for name, value in learned.by_parameter().items()
-        }
-        for name, weight in weights.items():
-            reference.parameters[name].data.copy_(weight)
-        means[share] = np.mean([right_answers(reference, shift).mean() for shift in shifts])
-        learned.place(share)
-        answers = accuracies_on_val(objective, OPTIONS)
-        if share == 1:
-            finetuned = answers
-        elif bound((finetuned - answers).numpy(), 1 - share) <= 60:
-            kept.append(share)
-    assert len(kept) > 2
-    assert len({means[share] for share in kept}) > 2
-    best = max(means[share] for share in kept)
-    assert choice.backoff == min(share for share in kept if means[share] == best)
-    assert choice.ood_accuracy == pytest.approx(best)
-    assert choice.finetuned_ood_accuracy == pytest.approx(means[1.0])
-    assert choice.ood_images == 49
 
 
 def right_answers(reference: Reference, images: Batch) -> torch.Tensor:

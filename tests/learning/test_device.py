@@ -16,9 +16,9 @@ from clipmerge.distributed import DistributedContext
 from clipmerge.learning import augment
 from clipmerge.learning import train as training
 from clipmerge.learning.interpolate import Coefficients
-from clipmerge.learning.objective import Objective
+from clipmerge.learning.objective import Labelled, Objective
 from clipmerge.learning.resume import LearningState
-from clipmerge.learning.train import BoxAdam, backward, compute_targets, draw_order, make_lesson
+from clipmerge.learning.train import BoxAdam, backward, compute_targets, draw_orders, make_lesson
 from clipmerge.measures.path_barrier import path_barrier
 from tests.support.small_objective import PLAIN, TEMPLATES, Ends, make_batches, objective_for
 
@@ -56,11 +56,12 @@ def objective(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> Objective:
 def test_a_step_has_all_tensors_where_the_model_is_and_does_not_wait(
     objective: Objective, at_once: int
 ) -> None:
+    objective.ood = [Labelled(objective.images, objective.classifier)]
     options = replace(PLAIN, batch_size=4, weak_aug=0.25, distill_weight=0.6, num_strong=2)
     coefficients = Coefficients(objective.path, "entry")
     adam = BoxAdam(coefficients.values, options.lr, 1.0, {})
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    lesson = make_lesson(objective, draw_order(7, 1, 4, 0)[0], 0, options)
+    lesson = make_lesson(objective, draw_orders(objective, options), 0, options)
     (targets,) = compute_targets(objective, [lesson], options)
     coefficients.place()
     with coefficients.collect_gradients():
@@ -68,7 +69,7 @@ def test_a_step_has_all_tensors_where_the_model_is_and_does_not_wait(
         losses = backward(objective, lesson, targets, options, scaler, adam)
     adam.step()
     coefficients.place()
-    held: list[Tensor] = [losses, lesson.weak, lesson.strong, *(targets or ())]
+    held: list[Tensor] = [losses, lesson.target.weak, lesson.strong, *(targets or ())]
     held += list(coefficients.values.values())
     held += [value.grad for value in coefficients.values.values() if value.grad is not None]
     assert {tensor.device.type for tensor in held} == {"meta"}

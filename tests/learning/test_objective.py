@@ -10,7 +10,7 @@ from torch import Tensor
 from clipmerge.errors import CheckpointError, ClipmergeError
 from clipmerge.learning.choose import accuracy_by_image
 from clipmerge.learning.interpolate import Path as InterpolationPath
-from clipmerge.learning.objective import HeldOut, Objective
+from clipmerge.learning.objective import Labelled, Objective
 from clipmerge.measures._mixtures import try_mixture
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.path_barrier import path_barrier
@@ -163,7 +163,7 @@ def test_unusable_checkpoints_are_refused(ends: Ends, tmp_path: Path) -> None:
         (lambda objective: learned_coefficients(objective, steps=1), "batch 0 is not finite"),
         (
             lambda objective: accuracy_by_image(
-                objective, HeldOut(objective.images, objective.classifier), PLAIN
+                objective, Labelled(objective.images, objective.classifier), PLAIN
             ),
             r"held-out images, with measure\.precision=float32: .* NaN or infinite",
         ),

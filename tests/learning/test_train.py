@@ -14,7 +14,7 @@ from clipmerge.learning import train as training
 from clipmerge.learning.augment import AUGMENTATIONS, strong_augment, weak_augment
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.loss import DistillTarget
-from clipmerge.learning.objective import Batch, Objective
+from clipmerge.learning.objective import Batch, Labelled, Objective
 from clipmerge.learning.train import (
     BoxAdam,
     LearningOptions,
@@ -33,6 +33,7 @@ from tests.support.small_objective import (
     Reference,
     captioned,
     contrastive,
+    joined,
     make_batches,
     objective_for,
 )
@@ -57,7 +58,7 @@ def one_step(
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     images = objective.images
     order = draw_order(len(images), options.steps, options.batch_size, objective.seed)
-    lesson = make_lesson(objective, order[number], number, options)
+    lesson = make_lesson(objective, [order], number, options)
     (targets,) = compute_targets(objective, [lesson], options)
     coefficients.place()
     with coefficients.collect_gradients():
@@ -99,7 +100,9 @@ class SlowLearner:
         images = output.image_embeds / output.image_embeds.norm(dim=-1, keepdim=True)
         return weights["logit_scale"].exp() * images @ text.T
 
-    def loss(self, coefficients: dict[str, Tensor], batch: Batch) -> Tensor:
+    def loss(
+        self, coefficients: dict[str, Tensor], batch: Batch, shift: Batch | None = None
+    ) -> Tensor:
         ends = self.reference.ends
         weights = {
             name: (1 - coefficients[self.key(name)]) * zero + coefficients[self.key(name)] * fine
@@ -109,23 +112,37 @@ class SlowLearner:
             old = self.logits({name: zero for name, (zero, _) in ends.items()}, batch).softmax(-1)
         new = self.logits(weights, batch).softmax(-1)
         loss = -new[range(len(batch)), batch.labels].log().mean()
+        if shift is not None:
+            seen = self.logits(weights, shift).softmax(-1)
+            loss = loss - 0.5 * seen[range(len(shift)), shift.labels].log().mean()
         return loss + 0.7 * (old * (old / new).log()).sum(-1).mean()
 
 
-@pytest.mark.parametrize("granularity", ["layer", "parameter", "channel", "entry"])
+@pytest.mark.parametrize(
+    ("granularity", "sizes_of_shifts"),
+    [("layer", ()), ("parameter", ()), ("channel", (3,)), ("entry", ()), ("entry", (3, 7))],
+)
 def test_steps_are_adams_with_a_falling_rate_and_one_second_moment_per_parameter_in_the_box(
-    ends: Ends, granularity: Any
+    ends: Ends, granularity: Any, sizes_of_shifts: tuple[int, ...]
 ) -> None:
+    """Shifts teach in turn."""
     objective = objective_for(ends, make_batches(SIZES))
+    shifts = [joined(make_batches((size,), seed=size)) for size in sizes_of_shifts]
+    objective.ood = [Labelled(shift, objective.classifier) for shift in shifts]
+    of_shifts = [draw_order(size, 5, 4, 0) for size in sizes_of_shifts]
     coefficients = Coefficients(objective.path, granularity, 0.9)
-    train(objective, coefficients, replace(STILL, lr=0.2))
+    train(objective, coefficients, replace(STILL, lr=0.2, ood_weight=0.5, ood_batch_size=4))
     slow = SlowLearner(ends, objective, granularity)
     values = slow.start(0.9)
     first: dict[str, Any] = dict.fromkeys(values, 0.0)
     second = dict.fromkeys(values, 0.0)
     for t, positions in enumerate(draw_order(sum(SIZES), 5, SIZES[0], 0)):
         batch = Batch(0, objective.images.pixels[positions], objective.images.labels[positions])
-        slow.loss(values, batch).backward()
+        shift = None
+        if shifts:
+            turn = t % len(shifts)
+            shift = shifts[turn].take(of_shifts[turn][t])
+        slow.loss(values, batch, shift).backward()
         rate = 0.2 * (1 + math.cos(math.pi * t / 5)) / 2
         for key, value in values.items():
             g: Any = value.grad

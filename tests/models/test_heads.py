@@ -26,7 +26,7 @@ from clipmerge.evaluation.accuracy import load_model
 from clipmerge.evaluation.zero_shot_head import embed_classes
 from clipmerge.images.batches import Batch
 from clipmerge.learning.interpolate import Path as Between
-from clipmerge.learning.objective import HeldOut, Objective
+from clipmerge.learning.objective import Labelled, Objective
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.models.building import build_model, build_two_towers
 from clipmerge.models.classifier import classifier_for
@@ -148,7 +148,7 @@ def test_a_head_gives_the_librarys_logits_and_learns(
         model.classifier("here", tuple("abcde"), ())
     batch = Batch(0, pixels + 0.3 * torch.randn(pixels.shape), torch.arange(12) % CLASSES)
     objective = Objective(
-        path, classifier, batch, context, batch_size=6, val=HeldOut(batch, classifier)
+        path, classifier, batch, context, batch_size=6, val=Labelled(batch, classifier)
     )
     losses = learned_coefficients(objective, steps=4, lr=0.1, batch_size=6)
     assert all(0 < loss < 10 for loss in losses.trace["cross_entropy"])

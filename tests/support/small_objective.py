@@ -16,7 +16,7 @@ from clipmerge.distributed import DistributedContext
 from clipmerge.images.batches import Batch
 from clipmerge.images.split import held_out_positions
 from clipmerge.learning.interpolate import Path as Between
-from clipmerge.learning.objective import HeldOut, Objective
+from clipmerge.learning.objective import Labelled, Objective
 from clipmerge.learning.train import LearningOptions
 from clipmerge.models import model_for
 from clipmerge.models.classifier import Captions, Prompts
@@ -103,7 +103,7 @@ def objective_for(
         images, val = (Batch(0, images.pixels[at], images.labels[at]) for at in (rest, held_out))
         options.setdefault("val", val)
     if "val" in options:
-        options["val"] = HeldOut(options["val"], prompts)
+        options["val"] = Labelled(options["val"], prompts)
     return Objective(path, prompts, images, here, len(batches[0]), **options)
 
 
