@@ -16,7 +16,7 @@ from clipmerge.families import is_counter, is_statistic, is_variance
 from clipmerge.files.safetensors import DTYPES, SAFETENSORS_NAME, Array, require_finite
 from clipmerge.files.writer import OutputTensor
 from clipmerge.layers import HEAD
-from clipmerge.merging import add_change, bind_combination, bind_mask, merge_tensor, whole_change
+from clipmerge.merging import add_change, bind_mask, merge_tensor, whole_change
 from clipmerge.merging.floats import compute_dtype, fits, narrow, widen
 from clipmerge.planning.plan import LayerPlan, Plan
 from clipmerge.plugins import needs_score
@@ -164,37 +164,47 @@ def _overflow_error(name: str, dtype: str) -> CheckpointError:
 def _masked_change(
     inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, alpha: float | Array
 ) -> Array:
-    """The change of a whole parameter under a mask or a combination, 1-D."""
+    """The change of a whole parameter under masks, 1-D."""
     from clipmerge.merging.selection import RandomKey
 
-    shape = inputs.zeroshot_entry(name).shape
+    shape = inputs.zeroshot_entry(name).shape or (1,)
     ends = [values.reshape(shape) for values in _read_run(inputs, name)]
     # NaN and Inf need not affect the result, and would make a decomposition fail
     _require_finite(inputs, name, ends)
     theta_0, *finetuned = ends
-    is_ranked = layer.mask is not None and needs_score(layer.mask)
-    if is_ranked and name not in plan.scores:
-        if np.array_equal(theta_0, finetuned[0]):  # nothing to rank
-            return np.zeros_like(theta_0).ravel()
-        raise UsageError(
-            f"layer '{inputs.layer_of[name]}' has the mask '{layer.mask}', but the plan holds no"
-            f" scores for {name}; use 'magnitude' there, or plan again"
-        )
     key = RandomKey(plan.seed, name)
-    sparsify = is_sparsifiable(inputs, name)
-    combine = mask = None
-    if plan.combine is not None:
-        rule = plan.combine.rule
-        options = plan.combine.options
-        combine = bind_combination(rule, options, plan.weights, key, sparsify=sparsify)
-    if layer.mask is not None and sparsify:
-        options = {**layer.mask_options, **layer.parameters.get(name, {})}
-        filled_in = {"theta_0": theta_0, "key": key}
-        if name in plan.scores:
-            filled_in["score"] = plan.scores[name]
-        mask = bind_mask(layer.mask, layer.density, options, **filled_in)
-    change = whole_change(theta_0, finetuned, alpha, plan.weights, combine, mask)
-    return np.asarray(change).ravel()
+    filled_in = {"theta_0": theta_0}
+    if name in plan.scores:
+        filled_in["score"] = plan.scores[name]
+    combine = plan.combine
+    vector_masks = []
+    mask = None
+    if is_sparsifiable(inputs, name):
+        masks = [named.mask for named in (layer, combine) if named and named.mask]
+        if name not in plan.scores and any(map(needs_score, masks)):
+            if np.array_equal(theta_0, finetuned[0]):  # nothing to rank
+                return np.zeros_like(theta_0).ravel()
+            raise UsageError(
+                f"layer '{inputs.layer_of[name]}' has the mask '{masks[0]}', but the plan holds no"
+                f" scores for {name}; use 'magnitude' there, or plan again"
+            )
+        if combine is not None:
+            bind = partial(bind_mask, combine.mask, combine.density, combine.mask_options)
+            keys = map(key.for_checkpoint, range(len(finetuned)))
+            vector_masks = [bind(**filled_in, key=own) for own in keys]
+        if layer.mask is not None:
+            options = {**layer.mask_options, **layer.parameters.get(name, {})}
+            mask = bind_mask(layer.mask, layer.density, options, **filled_in, key=key)
+    change = whole_change(
+        theta_0,
+        finetuned,
+        alpha=alpha,
+        weights=plan.weights,
+        vector_masks=vector_masks,
+        elect_signs=combine is not None and combine.elect_signs,
+        mask=mask,
+    )
+    return change.ravel()
 
 
 def coefficients_of_run(coefficient: Array, shape: Shape, start: int, stop: int) -> Array:

@@ -2,14 +2,6 @@
 
 A method is a function of a `Task` that returns a `Decision`; its keyword-only parameters are its
 options. A `UsageError` that it raises is told with its name before it.
-
-A method may combine several task vectors other than by their weighted sum: its file then has a
-function ``combine`` of the stacked task vectors theta_i - theta_0 of one parameter, float32 of
-shape (checkpoints, ...), which it may write into, and of the checkpoints' ``weights``. It returns
-one task vector of the parameter's shape; the merge multiplies it by alpha, masks it if the plan
-says so and adds it to theta_0. Keyword-only parameters are its options. The arithmetic fills in two
-names: ``key`` (seed and parameter name, for random rules) and ``sparsify`` (whether entries may be
-dropped: not in a scalar or in batch norm statistics).
 """
 
 from __future__ import annotations
@@ -71,12 +63,23 @@ class Task:
         """The same coefficient for every layer."""
         return dict.fromkeys(self.layers, LayerPlan(alpha=alpha))
 
-    def combined(self, alpha: float, rule: str, options: Json) -> Decision:
-        """One coefficient for every layer, and a rule that combines the task vectors."""
+    def combined(
+        self,
+        alpha: float,
+        mask: str,
+        density: float,
+        options: Json | None = None,
+        *,
+        elect_signs: bool = False,
+    ) -> Decision:
+        """One coefficient for every layer, and a mask of each task vector."""
+        combination = Combination(
+            mask=mask, density=density, mask_options=options or {}, elect_signs=elect_signs
+        )
         return Decision(
             self.everywhere(alpha),
             weights=(1.0,) * len(self.inputs.finetuned),
-            combine=Combination(rule=rule, options=options),
+            combine=combination,
         )
 
     @property
@@ -158,7 +161,7 @@ class Decision:
             method decides without looking.
         reasons: Why a layer has its settings, by layer, where there is something to say.
         weights: One factor per fine-tuned checkpoint.
-        combine: The rule that replaces the weighted sum of task vectors, if any.
+        combine: What is done to each task vector before they are added up, if anything.
         stragglers: Layers found to be stragglers.
         straggler_statistic: Statistic used to look for stragglers; ``None`` if the method does not.
         straggler_scores: Scores by layer.
