@@ -147,6 +147,17 @@ def _read_run(inputs: Inputs, name: str, start: int = 0, stop: int | None = None
     return ends
 
 
+def read_parameter(inputs: Inputs, name: str) -> list[Array]:
+    """A whole parameter in every checkpoint, in its shape, or (1,) for a scalar.
+
+    Refuses NaN and Inf, which a mask may hide, and with which a decomposition fails.
+    """
+    shape = inputs.zeroshot_entry(name).shape or (1,)
+    ends = [values.reshape(shape) for values in _read_run(inputs, name)]
+    _require_finite(inputs, name, ends)
+    return ends
+
+
 def _require_finite(inputs: Inputs, name: str, ends: Sequence[Array]) -> None:
     for values, checkpoint in zip(ends, inputs.checkpoints, strict=True):
         require_finite(values, name, checkpoint.source)
@@ -167,11 +178,7 @@ def _masked_change(
     """The change of a whole parameter under masks, 1-D."""
     from clipmerge.merging.selection import RandomKey
 
-    shape = inputs.zeroshot_entry(name).shape or (1,)
-    ends = [values.reshape(shape) for values in _read_run(inputs, name)]
-    # NaN and Inf need not affect the result, and would make a decomposition fail
-    _require_finite(inputs, name, ends)
-    theta_0, *finetuned = ends
+    theta_0, *finetuned = read_parameter(inputs, name)
     key = RandomKey(plan.seed, name)
     filled_in = {"theta_0": theta_0}
     if name in plan.scores:

@@ -6,6 +6,7 @@ options. A `UsageError` that it raises is told with its name before it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,8 +15,8 @@ import numpy as np
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import UsageError
-from clipmerge.files.safetensors import Array, require_finite
-from clipmerge.merging.floats import widen
+from clipmerge.files.safetensors import Array
+from clipmerge.merging.stream import read_parameter
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Combination, LayerPlan, with_coefficients
 from clipmerge.plugins import load_plugin
@@ -44,9 +45,9 @@ class Task:
     @property
     def sizes(self) -> dict[str, int]:
         """Number of entries by layer."""
-        entries = self.inputs.entries
+        shapes = self.shapes
         return {
-            layer: sum(entries(name)[0].size for name in names)
+            layer: sum(math.prod(shapes[name]) for name in names)
             for layer, names in self.layers.items()
         }
 
@@ -54,7 +55,7 @@ class Task:
     def shapes(self) -> dict[str, Shape]:
         """Shapes of the mergeable parameters."""
         return {
-            name: self.inputs.entries(name)[0].shape
+            name: self.inputs.zeroshot_entry(name).shape
             for names in self.layers.values()
             for name in names
         }
@@ -90,18 +91,12 @@ class Task:
 
     def task_vectors(self, name: str) -> list[Array]:
         """One parameter's theta_i - theta_0 for each fine-tuned checkpoint, float64, in the
-        parameter's shape.
+        parameter's shape, or (1,) for a scalar.
 
         Raises:
             CheckpointError: If a weight is NaN or infinite.
         """
-        ends = []
-        for checkpoint, key in self.inputs.holders[name]:
-            entry = checkpoint.entries[key]
-            values = widen(checkpoint.array(key), entry.dtype)
-            require_finite(values, name, checkpoint.source)
-            exact = values.astype(np.float64)
-            ends.append(exact.reshape(entry.shape))
+        ends = [values.astype(np.float64) for values in read_parameter(self.inputs, name)]
         theta_0, *finetuned = ends
         return [theta_i - theta_0 for theta_i in finetuned]
 
