@@ -91,9 +91,7 @@ def zero_others(values: Array, mask: Array) -> Array:
     return values
 
 
-def keep_random(
-    shape: Shape, density: float | Array, key: RandomKey, *, draws: int = DRAWS
-) -> Array:
+def keep_random(shape: Shape, density: float | Array, key: RandomKey) -> Array:
     """Select entries with probability ``density``, one or one per entry; the draws depend on the
     key alone.
     """
@@ -102,8 +100,8 @@ def keep_random(
     # the top 53 bits, so that the limit is exact as a float and density 1 keeps everything
     limits = np.rint(np.asarray(density, np.float64).ravel() * 2**53).astype(np.uint64)
     limits = np.broadcast_to(limits, keep.shape)
-    for start in range(0, len(keep), draws):
-        chunk = slice(start, start + draws)
+    for start in range(0, len(keep), DRAWS):
+        chunk = slice(start, start + DRAWS)
         drawn = generator.random_raw(len(keep[chunk])) >> np.uint64(11)
         np.less(drawn, limits[chunk], out=keep[chunk])
     return keep.reshape(shape)

@@ -2,7 +2,6 @@
 sorting.
 """
 
-import hashlib
 import json
 import struct
 from pathlib import Path
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from clipmerge.merging import merge_tensor
 from clipmerge.merging.floats import LIMITS, fits, narrow, widen
-from clipmerge.merging.selection import RandomKey, keep_largest, keep_random, keep_top_k
-from clipmerge.merging.spectral import singular_values, spectral_split
+from clipmerge.merging.selection import keep_largest, keep_top_k
+from clipmerge.merging.spectral import singular_values
 from tests.support.command import python
 from tests.support.tiny_clip import Folders
 
@@ -169,33 +168,7 @@ def test_of_many_entries_the_largest_are_those_of_sorting() -> None:
             assert np.array_equal(kept, np.sort(ranked[:count]))
 
 
-@pytest.mark.parametrize("density", [1e-9, 0.1, 0.5, 1.0])
-def test_random_entries_come_from_seed_and_name_alone(density: float) -> None:
-    """One draw at a time, as a fraction of 2^64 in Python's integers."""
-    key = RandomKey(3, "vision_model.a")
-    digest = hashlib.sha256(b"3:vision_model.a").digest()[:16]
-    generator = np.random.Philox(key=int.from_bytes(digest, "little"))
-    expected = [int(generator.random_raw()) // 2**11 < round(density * 2**53) for _ in range(1200)]
-    kept = keep_random((30, 40), density, key)
-    assert kept.ravel().tolist() == expected
-    assert np.array_equal(keep_random((30, 40), density, key, draws=7), kept)
-
-
 # --- singular directions ---
-
-
-@pytest.mark.parametrize("shape", [(6, 9), (9, 6), (7, 7), (4, 3, 2, 2), (5, 1)])
-@pytest.mark.parametrize("rank", [1, 3, 100])
-def test_a_spectral_split_is_the_truncated_svd(shape: tuple[int, ...], rank: int) -> None:
-    (matrix,) = arrays(7, 1, shape)
-    principal, rest = spectral_split(matrix, rank)
-    flat = matrix.reshape(shape[0], -1)
-    u, s, vh = np.linalg.svd(flat.astype(np.float64), full_matrices=False)
-    expected = (u[:, :rank] * s[:rank]) @ vh[:rank]
-    assert principal.shape == rest.shape == matrix.shape
-    assert np.allclose(principal.reshape(flat.shape), expected, atol=1e-6)
-    assert np.allclose(principal + rest, matrix, atol=1e-6)
-    assert np.allclose(singular_values(matrix), s, atol=1e-12)
 
 
 def test_small_singular_values_are_as_exact_as_large_ones() -> None:
