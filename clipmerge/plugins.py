@@ -55,7 +55,7 @@ MaskName = Annotated[str, AfterValidator(_check_mask_name)]
 Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]
 
 # Parameters of masks that the arithmetic fills in; not options.
-_FILLED_IN = {"theta_0", "score", "key"}
+_FILLED_IN = {"score", "key"}
 _Plugin = TypeVar("_Plugin", bound=Callable[..., Any])
 
 

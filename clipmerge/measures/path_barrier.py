@@ -62,11 +62,11 @@ def path_barrier(
         nodes: Quadrature points on each half of the path; each costs one gradient pass.
         tolerance: Accepted relative error of the sums.
         gradients: Whether to keep the mean gradient along the path, for masks that rank entries by
-            it; ``None`` if the recipe's method asks for one.
+            it; ``None`` keeps it if the recipe's method needs it.
 
     Returns:
         Statistics ``barrier`` (B_l) and ``loss_drop`` (G_l) in nats, the loss along the path, the
-        checks, and the mean gradient along the path if it is wanted.
+        checks, and perhaps the mean gradient along the path.
 
     Raises:
         ClipmergeError: If a loss is not finite.
@@ -131,8 +131,10 @@ def path_barrier(
 def _integrate_slopes(
     objective: Objective, nodes: int, *, gradients: bool
 ) -> tuple[dict[str, dict[str, tuple[float, ...]]], dict[float, float], Tensors]:
-    """Integrate the slopes along the path: the statistics by batch and layer, the losses at the
-    nodes, and the mean gradient by parameter, if it is wanted.
+    """Integrate the slopes along the path.
+
+    Returns the statistics by batch and layer, the losses at the nodes, and the mean gradient by
+    parameter, empty unless ``gradients``.
     """
     path, layers = objective.path, len(objective.path.layers)
     shares = {

@@ -159,7 +159,7 @@ def bind_mask(name: str, density: float, options: Json, **filled_in: Any) -> Rul
         name: Name of the mask.
         density: Share of the change to keep, by masks that have a density.
         options: The mask's own options.
-        **filled_in: What masks may name beside their options: ``theta_0``, ``key``, ``score``.
+        **filled_in: ``key`` and ``score``, for the masks that have them.
     """
     function = load_plugin("masks", name)
     parameters = inspect.signature(function).parameters

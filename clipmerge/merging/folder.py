@@ -131,7 +131,7 @@ def write_side_files(
 
 
 def _find_side_files(checkpoint: Checkpoint) -> dict[str, Path]:
-    if checkpoint.config is None:  # whatever lies beside a bare file
+    if checkpoint.config is None:  # files beside a bare file need not belong to it
         return {}
     # a folder may hold both layouts; files of the other layout do not describe the output
     strange = OPEN_CLIP_CONFIG

@@ -42,8 +42,8 @@ def merged_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
 
 
 def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
-    """Whether the output lacks a parameter that only the zero-shot checkpoint has, because it has
-    the form of the fine-tuned one.
+    """Whether the output, in the fine-tuned checkpoint's form, has no place for a parameter that
+    only the zero-shot one has.
     """
     if inputs.keeps_head:
         return not inputs.expects(name)
@@ -77,7 +77,7 @@ def is_sparsifiable(inputs: Inputs, name: str) -> bool:
 
 
 def _merged_tensor(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan) -> OutputTensor:
-    """A tensor that moves as far as its layer does, or as far as was learned for it."""
+    """Merge a parameter by its layer's alpha, or by its own learned coefficients."""
     key = inputs.output_keys[name]
     entry = inputs.zeroshot_entry(name)
     dtype = _output_dtype(plan, entry)
@@ -113,7 +113,7 @@ def _merge_run(
         if isinstance(alpha, np.ndarray):
             shape = inputs.zeroshot_entry(name).shape
             alpha = coefficients_of_run(alpha, shape, start, stop)
-        if isinstance(alpha, np.ndarray) or alpha in (0, 1):  # NaN may not affect the result
+        if isinstance(alpha, np.ndarray) or alpha in (0, 1):  # NaN need not reach the result
             _require_finite(inputs, name, ends)
         place = out if out.dtype == theta_0.dtype else None
         merged = merge_tensor(theta_0, finetuned, alpha=alpha, weights=plan.weights, out=place)
@@ -127,7 +127,7 @@ def _merge_run(
 
 
 def _refuse_negative(merged: Array, name: str) -> None:
-    """Refuse a variance below zero, as beyond the two models."""
+    """Refuse a negative variance, which extrapolation can give."""
     if bool((merged < 0).any()):
         raise CheckpointError(
             f"tensor {name} is a variance and becomes negative when merged; use an alpha in [0, 1]"
@@ -180,9 +180,7 @@ def _masked_change(
 
     theta_0, *finetuned = read_parameter(inputs, name)
     key = RandomKey(plan.seed, name)
-    filled_in = {"theta_0": theta_0}
-    if name in plan.scores:
-        filled_in["score"] = plan.scores[name]
+    filled_in = {"score": plan.scores[name]} if name in plan.scores else {}
     combine = plan.combine
     vector_masks = []
     mask = None
@@ -236,12 +234,10 @@ def coefficients_of_run(coefficient: Array, shape: Shape, start: int, stop: int)
 
 
 def _copied_tensor(inputs: Inputs, plan: Plan, name: str, holders: list[Location]) -> OutputTensor:
-    """A tensor that is copied from the first of these checkpoints, and must be equal in the others
-    unless it is of floats.
-    """
+    """Copy a tensor from the first of these checkpoints; integers must be equal in the others."""
     (checkpoint, key), *others = holders
     entry = checkpoint.entries[key]
-    for other, other_key in others:  # may differ here only if they are of integers
+    for other, other_key in others:  # alignment has compared the shapes of floats
         shape = other.entries[other_key].shape
         if shape != entry.shape:
             raise CheckpointError(
@@ -253,8 +249,8 @@ def _copied_tensor(inputs: Inputs, plan: Plan, name: str, holders: list[Location
 
 
 def _holders_of_copied(inputs: Inputs, name: str, layer: LayerPlan | None) -> list[Location]:
-    """The checkpoint that a zero-shot tensor is copied from, then those that must agree: it is of
-    another kind than weights, or of a layer that the plan leaves out.
+    """The checkpoint from which a tensor that is not merged is copied, then those that must
+    agree.
     """
     holders = inputs.holders[name]
     if not is_counter(name):
@@ -268,8 +264,8 @@ def _holders_of_copied(inputs: Inputs, name: str, layer: LayerPlan | None) -> li
 def _copy_run(
     name: str, holders: list[Location], dtype: str, start: int, out: Array, change: None = None
 ) -> None:
-    """Copy a run of a tensor, rounded to the output's dtype, and check the others' tensors of that
-    name.
+    """Copy a run of a tensor in the output's dtype, and check the tensor in the other
+    checkpoints.
     """
     (checkpoint, key), *others = holders
     entry = checkpoint.entries[key]

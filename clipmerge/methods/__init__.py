@@ -1,7 +1,7 @@
 """Methods that choose coefficients and masks, one file per method.
 
 A method is a function of a `Task` that returns a `Decision`; its keyword-only parameters are its
-options. A `UsageError` that it raises is told with its name before it.
+options. `run_method` puts its name before a `UsageError` that it raises.
 """
 
 from __future__ import annotations
@@ -152,13 +152,14 @@ class Decision:
 
     Attributes:
         layers: The settings of each layer.
-        found: What was found before deciding, as a sentence without its full stop; empty if the
-            method decides without looking.
-        reasons: Why a layer has its settings, by layer, where there is something to say.
+        found: The finding that decided, as a sentence without its full stop; empty if there is
+            none.
+        reasons: The reason for a layer's settings, by layer; not every layer has one.
         weights: One factor per fine-tuned checkpoint.
         combine: What is done to each task vector before they are added up, if anything.
         stragglers: Layers found to be stragglers.
-        straggler_statistic: Statistic used to look for stragglers; ``None`` if the method does not.
+        straggler_statistic: Statistic by which stragglers are found; ``None`` if the method looks
+            for none.
         straggler_scores: Scores by layer.
         scores: Saliency by parameter, for the masks that need it.
         coefficients: Coefficients by parameter, which replace the layer's alpha: one number, one
@@ -179,7 +180,7 @@ class Decision:
 
 
 def run_method(task: Task, section: Json) -> Decision:
-    """Run the method of a recipe's section, with its options; its name precedes its errors."""
+    """Run the method of a recipe's section with its options, and put its name before its errors."""
     options = dict(section)
     method = options.pop("name")
     try:

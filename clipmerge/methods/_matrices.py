@@ -25,8 +25,8 @@ def split_matrices(
     alpha: float,
     takes: Callable[[Shape], bool] = lambda shape: len(shape) >= 2,
 ) -> Decision:
-    """Split each matrix's task vector, given its singular values and its shape; what is no matrix
-    is taken whole.
+    """Split each matrix's task vector by its singular values and its shape; other parameters stay
+    whole.
     """
     task.need_one_finetuned()
     shapes = task.shapes
