@@ -22,7 +22,7 @@ _threads_outside = 1
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Limit torch to one thread: with more, sums are split by their number, which changes the last
+    """Limit torch to one thread; it splits a sum by the number of threads, which changes the last
     bits.
     """
     import torch

@@ -1,9 +1,7 @@
-"""Find measures, methods, masks and combinations by their files, and define common ranges of their
-options.
+"""Find measures, methods and masks by their files, and define common ranges of their options.
 
 A file's name is its recipe name (``path_barrier.py`` is ``path-barrier``), the function of that
-name is the plugin, and its keyword-only parameters are its options. There is no registry. A
-combination is the function ``combine`` in the file of the method that uses it.
+name is the plugin, and its keyword-only parameters are its options. There is no registry.
 """
 
 from __future__ import annotations
@@ -56,8 +54,8 @@ MaskName = Annotated[str, AfterValidator(_check_mask_name)]
 #: A kind of generic change of images.
 Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]
 
-# Parameters filled in by the arithmetic for masks and combinations; not options.
-_FILLED_IN = {"masks": {"theta_0", "score", "key"}, "combinations": {"key", "sparsify"}}
+# Parameters of masks that the arithmetic fills in; not options.
+_FILLED_IN = {"score", "key"}
 _Plugin = TypeVar("_Plugin", bound=Callable[..., Any])
 
 
@@ -68,9 +66,6 @@ def plugin_names(package: str) -> Names:
 
 @cache
 def _find_plugins(package: str, folders: tuple[Path, ...]) -> Names:
-    if package == "combinations":
-        methods = _find_plugins("methods", folders)
-        return tuple(name for name in methods if _has_combination(name))
     known = import_module(f"clipmerge.{package}").__path__  # a plugin is imported from there
     paths = [known[0]]
     for folder in folders:
@@ -85,21 +80,14 @@ def _find_plugins(package: str, folders: tuple[Path, ...]) -> Names:
     return tuple(sorted(names))
 
 
-def _has_combination(method: str) -> bool:
-    return hasattr(import_module(f"clipmerge.methods.{method.replace('-', '_')}"), "combine")
-
-
 def load_plugin(package: str, name: str) -> Callable[..., Any]:
     """Load the function behind a recipe name."""
     file = name.replace("-", "_")
-    folder, attribute = package, file
-    if package == "combinations":
-        folder, attribute = "methods", "combine"
     if os.environ.get(PLUGINS):
-        plugin_names(folder)  # which lets Python find them
+        plugin_names(package)  # which lets Python find them
     try:
-        module = import_module(f"clipmerge.{folder}.{file}")
-        function: Callable[..., Any] = getattr(module, attribute)
+        module = import_module(f"clipmerge.{package}.{file}")
+        function: Callable[..., Any] = getattr(module, file)
     except (ImportError, AttributeError):
         known = plugin_names(package)
         if name in known:  # a mistake in the file itself
@@ -113,7 +101,7 @@ def load_plugin(package: str, name: str) -> Callable[..., Any]:
 def plugin_options(package: str, name: str) -> Json:
     """List a plugin's options with their defaults."""
     signature = inspect.signature(load_plugin(package, name))
-    filled_in = _FILLED_IN.get(package, set())
+    filled_in = _FILLED_IN if package == "masks" else ()
     options = {}
     for option, declared in signature.parameters.items():
         if declared.kind is declared.KEYWORD_ONLY and option not in filled_in:
@@ -162,16 +150,14 @@ def takes_several_finetuned(measure: str) -> bool:
     return bool(getattr(module, "SEVERAL", False))
 
 
-def with_options_of(
-    other: Callable[..., Any], *, without: Names = ()
-) -> Callable[[_Plugin], _Plugin]:
-    """Give a plugin with ``**options`` the keyword-only parameters of another one, but for some,
-    after its own.
+def with_options_of(other: Callable[..., Any]) -> Callable[[_Plugin], _Plugin]:
+    """Give a plugin with ``**options`` the keyword-only parameters of another one, after its
+    own.
     """
     hints = get_type_hints(other, include_extras=True)
     taken = []
     for offered in inspect.signature(other).parameters.values():
-        if offered.kind is offered.KEYWORD_ONLY and offered.name not in without:
+        if offered.kind is offered.KEYWORD_ONLY:
             taken.append(offered)
 
     def decorate(plugin: _Plugin) -> _Plugin:

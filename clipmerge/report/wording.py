@@ -28,7 +28,7 @@ def decision_sentence(plan: Plan, measured: Findings | None = None) -> str:
     if len(plan.finetuned) > 1:
         rule = "weighted sum"
         if plan.combine:
-            rule = plan.combine.rule
+            rule = plan.recipe.method["name"]
         target = f"the {rule} of {len(plan.finetuned)} models"
     far = f"{low:.4g}"
     if low < high:
