@@ -148,7 +148,7 @@ def check_sources(
     from clipmerge.models.building import build_model
 
     # of heads without a zero-shot counterpart nothing can be expected
-    own_heads = inputs.is_classifier and not inputs.zeroshot.has_built_head
+    own_heads = inputs.output.is_classifier and not inputs.zeroshot.has_built_head
     model = None if own_heads else build_model(inputs)
     samples: dict[str, LabelledImages] = {}
     for name, images in sources.items():

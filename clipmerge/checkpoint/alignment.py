@@ -9,9 +9,9 @@ numbered by chance. Which of two related models came first is asked of images, n
 from __future__ import annotations
 
 import math
-import re
 import sys
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
 from statistics import median
 from typing import TYPE_CHECKING
@@ -42,7 +42,20 @@ _SAMPLE = 1 << 14
 # The cosine of a smaller matrix says little: its random spread is one over the root of its number
 # of entries.
 _LEAST = 256
-_TEXT_BLOCK = re.compile(r"text\.\d+\.")
+
+
+class OutputKind(Enum):
+    """What a merge writes, by the parts that its checkpoints have."""
+
+    MODEL = "what every checkpoint is: both towers, or one"
+    ZEROSHOT_MODEL = "the zero-shot model with a merged tower; the fine-tuned ones are this tower"
+    CLASSIFIER = "what every checkpoint is: an image tower with a head"
+    FINETUNED_CLASSIFIER = "a tower with a head, which only the fine-tuned ones are"
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the output recognises classes by a head, not by prompts."""
+        return self in (OutputKind.CLASSIFIER, OutputKind.FINETUNED_CLASSIFIER)
 
 
 @dataclass(frozen=True)
@@ -82,55 +95,41 @@ class Inputs:
         return tower_of(self.layer_of[name] for keys in self.finetuned_keys for name in keys)
 
     @cached_property
-    def is_partial(self) -> bool:
-        """Whether the fine-tuned checkpoints are one tower of a full zero-shot model."""
-        return self.tower != "full" and tower_of(self.layers) == "full"
-
-    @cached_property
-    def keeps_head(self) -> bool:
-        """Whether only the fine-tuned checkpoints are classifiers; the output then has their head
-        and their tower.
-        """
-        if self.tower == "full" or self.missing == "keep-zeroshot":
-            return False
-        if HEAD in self.layers:
-            return self.zeroshot.has_built_head
-        return HEAD in self.layer_of.values()
-
-    @cached_property
-    def is_classifier(self) -> bool:
-        """Whether the output tells classes apart by a head alone: it is kept, or every checkpoint
-        has one, and no blocks of a text tower.
-        """
-        if self.keeps_head:
-            return True
+    def output(self) -> OutputKind:
+        """What the output is; everything that depends on it asks this."""
+        is_tower = self.tower != "full"
+        # a zero-shot checkpoint gets a head only where the fine-tuned ones' is kept
+        only_theirs = HEAD not in self.layers and HEAD in self.layer_of.values()
+        is_new = only_theirs or self.zeroshot.has_built_head
+        if is_tower and is_new and self.missing != "keep-zeroshot":
+            return OutputKind.FINETUNED_CLASSIFIER
+        if tower_of(self.layers) == "full":
+            return OutputKind.ZEROSHOT_MODEL if is_tower else OutputKind.MODEL
+        everyone = len(self.checkpoints)
         head = self.layers.get(HEAD, ())
-        if not head or any(map(_TEXT_BLOCK.match, self.layers)):
-            return False
-        everyone = 1 + len(self.finetuned)
-        return all(len(self.holders[name]) == everyone for name in head)
+        if head and all(len(self.holders[name]) == everyone for name in head):
+            return OutputKind.CLASSIFIER
+        return OutputKind.MODEL
 
     @property
     def kind(self) -> Kind:
-        """What the output is."""
-        if self.is_classifier:
+        """What the output is, in a word for the model card."""
+        if self.output.is_classifier:
             return "classifier"
         return tower_of(self.layer_of[name] for name in self.output_keys)
 
     @property
     def row_names(self) -> Names:
         """Names of the rows of the output's head, if it has one and a configuration has them."""
-        if not self.is_classifier:
+        if not self.output.is_classifier:
             return ()
         known = [one.row_names for one in (*self.finetuned, self.zeroshot)]
         return next(filter(None, known), ())
 
     @cached_property
     def layout(self) -> Checkpoint:
-        """The checkpoint whose keys, configuration and side files the output has: the zero-shot one
-        if the others are one of its towers.
-        """
-        if self.is_partial and not self.keeps_head:
+        """The checkpoint whose keys, configuration and side files the output has."""
+        if self.output is OutputKind.ZEROSHOT_MODEL:
             return self.zeroshot
         return self.finetuned[0]
 
@@ -147,7 +146,7 @@ class Inputs:
         tower.
         """
         layer = self.layer_of[name]
-        if not self.is_partial or layer == HEAD:
+        if self.output in (OutputKind.MODEL, OutputKind.CLASSIFIER) or layer == HEAD:
             return True
         if not layer.startswith(f"{self.tower}."):
             return False

@@ -160,7 +160,7 @@ def _lend_side_files(inputs: Inputs, chosen: dict[str, Path]) -> tuple[dict[str,
     lent.pop("config.json", None)
     is_open_clip = inputs.zeroshot.family.layout == "open-clip"
     needs = {
-        "tokenizer": not inputs.keeps_head,  # a classifier has no texts
+        "tokenizer": not inputs.output.is_classifier,  # a classifier has no texts
         "processor": not is_open_clip,  # whose configuration holds the preprocessing
     }
     for part, names in (("tokenizer", VOCABULARIES), ("processor", PROCESSORS)):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPVisionModel
 
-from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
+from clipmerge.checkpoint import Inputs, OutputKind, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.alignment import UNRELATED, are_equal, cosines_of
 from clipmerge.checkpoint.mismatches import find_mismatches
 from clipmerge.checkpoint.settings import differing_settings
@@ -57,7 +57,8 @@ def test_equal_models_are_found(pair: Folders, tmp_path: Path) -> None:
 def test_one_tower_leaves_the_rest_to_the_zeroshot_model(pair: Folders, tmp_path: Path) -> None:
     CLIPVisionModel.from_pretrained(pair[1]).save_pretrained(tmp_path / "tower")
     inputs = inputs_of(pair[0], tmp_path / "tower")
-    assert (inputs.tower, inputs.is_partial, inputs.layout) == ("vision", True, inputs.zeroshot)
+    assert (inputs.tower, inputs.layout) == ("vision", inputs.zeroshot)
+    assert inputs.output is OutputKind.ZEROSHOT_MODEL
     assert any("only the vision tower is merged" in note for note in inputs.notes)
     assert {layer.partition(".")[0] for layer in inputs.merged_layers} == {"vision"}
 
@@ -169,5 +170,5 @@ def test_both_classifiers_need_the_same_classes(copies: Folders) -> None:
         (folder / "new").replace(file)
         edit_json(folder / "config.json", architectures=["CLIPForImageClassification"])
     inputs = inputs_of(*copies)
-    assert inputs.is_classifier
+    assert inputs.output is OutputKind.FINETUNED_CLASSIFIER
     assert any("its head has 3 rows, the fine-tuned one's 5" in note for note in inputs.notes)
