@@ -108,36 +108,3 @@ def _match_block_keys(ours: str, theirs: str) -> Iterator[Match]:
 def _weight_and_bias(ours: str, theirs: str) -> Iterator[Match]:
     for part in _PARTS:
         yield Match(f"{ours}.{part}", (f"{theirs}.{part}",))
-
-
-# timm's ViTs of CLIP (``vit_base_patch32_clip_224`` and the like): the vision tower, under these
-# names, and a head that reads features before the projection.
-_TIMM_NAMES = (
-    (r"class_embedding$", "cls_token"),
-    (r"positional_embedding$", "pos_embed"),
-    (r"conv1\.", "patch_embed.proj."),
-    (r"ln_pre\.", "norm_pre."),
-    (r"transformer\.resblocks\.(\d+)\.ln_1\.", r"blocks.\1.norm1."),
-    (r"transformer\.resblocks\.(\d+)\.attn\.in_proj_", r"blocks.\1.attn.qkv."),
-    (r"transformer\.resblocks\.(\d+)\.attn\.out_proj\.", r"blocks.\1.attn.proj."),
-    (r"transformer\.resblocks\.(\d+)\.ln_2\.", r"blocks.\1.norm2."),
-    (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.", r"blocks.\1.mlp.fc1."),
-    (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.", r"blocks.\1.mlp.fc2."),
-    (r"ln_post\.", "norm."),
-)
-
-
-def timm_name(key: str) -> str | None:
-    """The name in timm of a parameter of OpenCLIP's vision tower; ``None`` if timm's has none.
-
-    Example:
-        >>> timm_name("visual.ln_post.weight"), timm_name("visual.proj")
-        ('norm.weight', None)
-    """
-    name = key.removeprefix("visual.")
-    if name == key:
-        return None
-    for pattern, replacement in _TIMM_NAMES:
-        if re.match(pattern, name):
-            return re.sub(rf"^{pattern}", replacement, name)
-    return None

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipmerge.checkpoint.layout_keys import Match, match_keys, timm_name
+from clipmerge.checkpoint.layout_keys import Match, match_keys
 from clipmerge.checkpoint.source import Checkpoint, prefix_errors, stored_array
-from clipmerge.errors import CheckpointError
 from clipmerge.families import Layout
 from clipmerge.files.safetensors import Array, TensorEntry
 from clipmerge.types import Names
@@ -39,20 +38,14 @@ def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
     """
     layout = checkpoint.family.layout
     wanted = like.family.layout
-    if layout == wanted:
+    if layout == wanted or "timm" in (layout, wanted):
         return checkpoint
-    if layout == "timm":
-        raise CheckpointError(
-            f"{checkpoint.source}: is a tower of timm, and {like.source} has another layout; give"
-            " both in one"
-        )
     is_custom = "text.ln_final.weight" in {*checkpoint.entries, *like.entries}
     prefix = "text." if is_custom else ""
     with prefix_errors(checkpoint.source):
-        if wanted == "timm":
-            entries = _form_timm(checkpoint, like, layout, prefix)
-        else:
-            entries = _form_plain(checkpoint, layout, prefix)
+        entries: _Entries = {}
+        for match in match_keys(checkpoint.entries, layout, text_prefix=prefix):
+            entries |= _form_match(checkpoint, match, layout)
     note = f"{checkpoint.source}: is converted to the layout of {wanted}, like {like.source}"
     return replace(
         checkpoint,
@@ -64,31 +57,6 @@ def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
         sharded=False,
         notes=(*checkpoint.notes, note),
     )
-
-
-def _form_plain(checkpoint: Checkpoint, layout: Layout, prefix: str) -> _Entries:
-    """The tensors in the other one of the layouts of OpenCLIP and transformers."""
-    formed: _Entries = {}
-    for match in match_keys(checkpoint.entries, layout, text_prefix=prefix):
-        formed |= _form_match(checkpoint, match, layout)
-    return formed
-
-
-def _form_timm(checkpoint: Checkpoint, like: Checkpoint, layout: Layout, prefix: str) -> _Entries:
-    """The tensors of the vision tower in timm's layout, in the shapes that they have there."""
-    formed = checkpoint.entries
-    if layout == "transformers":
-        formed = _form_plain(checkpoint, layout, prefix)
-    renamed: _Entries = {}
-    for key, entry in formed.items():
-        name = timm_name(key)
-        if name is None:
-            continue
-        other = like.entries.get(name, entry)
-        if other.size == entry.size:  # but for leading dimensions of one
-            entry = replace(entry, shape=other.shape)
-        renamed[name] = entry
-    return renamed
 
 
 def _form_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Entries:

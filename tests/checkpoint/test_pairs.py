@@ -96,11 +96,15 @@ def test_stated_and_default_settings_are_the_same() -> None:
     openai = {"model_type": "clip", "text_config": {"eos_token_id": 2, "vocab_size": 49408}}
     ours = {"model_type": "clip", "text_config": {"eos_token_id": 49407, "vocab_size": 49408}}
     assert list(differing_settings(openai, ours)) == []
-    plain = {"embed_dim": 512, "vision_cfg": {"width": 768}, "text_cfg": {"heads": 8}}
-    heads = {"embed_dim": 512, "vision_cfg": {"width": 768, "head_width": 32}, "text_cfg": {}}
-    assert list(differing_settings(plain, heads)) == [("vision", "head_width", 64, 32)]
+    vision = {"width": 768, "patch_size": 32}
+    plain = {"embed_dim": 512, "vision_cfg": vision, "text_cfg": {"heads": 8}}
+    heads = {"embed_dim": 512, "vision_cfg": {**vision, "head_width": 32}, "text_cfg": {}}
+    assert list(differing_settings(plain, heads)) == [("vision", "num_attention_heads", 12, 24)]
+    causal = {**plain, "text_cfg": {"heads": 8, "no_causal_mask": True}}
+    assert list(differing_settings(plain, causal)) == [("text", "no_causal_mask", False, True)]
+    assert list(differing_settings({**plain, "vision_cfg": 5}, plain)) == []
     # of both libraries
-    assert [name for _, name, *_ in differing_settings(plain, bare)] == ["activation"] * 2
+    assert [name for _, name, *_ in differing_settings(plain, bare)] == ["hidden_act"] * 2
     assert list(differing_settings({**plain, "quick_gelu": True}, bare)) == []
 
 
