@@ -60,48 +60,32 @@ def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
 
 
 def _form_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Entries:
-    """The tensors of one match in the other layout: entries, and how their elements are formed."""
+    """The tensors of one match in the other layout: their entries, and how they are formed."""
     keys: Names = (match.open_clip,)
     names = match.transformers
     if layout == "transformers":
         keys, names = names, keys
     first = checkpoint.entries[keys[0]]
-    shape = first.shape
-    read = partial(checkpoint.array, keys[0])
-    if len(names) > 1:
-        return _split_array(checkpoint, match.open_clip, names)
-    if len(keys) > 1:
-        shape = (len(keys) * shape[0], *shape[1:])
-        read = partial(_join_arrays, checkpoint, keys)
-    elif match.transposed:
-        read = partial(_transpose_array, checkpoint, keys[0])
-        shape = shape[::-1]
-    elif names == ("logit_scale",) and first.size == 1:  # with or without a dimension
+    shape = first.shape[::-1] if match.transposed else first.shape
+    if len(keys) != len(names):  # query, key and value
+        rows, *rest = shape
+        shape = (rows * len(keys) // len(names), *rest)
+    elif names == ("logit_scale",) and first.size == 1:  # stored with or without a dimension
         shape = ()
-    return {names[0]: replace(first, shape=shape, form=read)}
-
-
-def _split_array(checkpoint: Checkpoint, key: str, names: Names) -> _Entries:
-    """Query, key and value, which are stacked in one tensor."""
-    stacked = checkpoint.entries[key]
-    rows, *rest = stacked.shape
-    entry = replace(stacked, shape=(rows // len(names), *rest))
-    formed: _Entries = {}
-    for number, name in enumerate(names):
-        start = number * entry.size
-        read = partial(checkpoint.array, key, start, start + entry.size)
-        formed[name] = replace(entry, form=read)
+    formed = {}
+    for part, name in enumerate(names):
+        form = partial(_form_array, checkpoint, keys, match.transposed, part, len(names))
+        formed[name] = replace(first, shape=shape, form=form)
     return formed
 
 
-def _join_arrays(checkpoint: Checkpoint, keys: Names) -> Array:
-    """Query, key and value, one after another."""
-    parts = [checkpoint.array(key) for key in keys]
-    return np.concatenate(parts)
-
-
-def _transpose_array(checkpoint: Checkpoint, key: str) -> Array:
-    """A projection, which the other library multiplies from the other side."""
-    shape = checkpoint.entries[key].shape
-    matrix = checkpoint.array(key).reshape(shape)
-    return matrix.T.flatten()
+def _form_array(
+    checkpoint: Checkpoint, keys: Names, transposed: bool, part: int, parts: int
+) -> Array:
+    """One of the equal parts of a tensor, which is stored under one key or several."""
+    arrays = [checkpoint.array(key) for key in keys]
+    whole = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+    if transposed:
+        whole = whole.reshape(checkpoint.entries[keys[0]].shape).T.flatten()
+    size = len(whole) // parts
+    return whole[part * size : (part + 1) * size]
