@@ -70,6 +70,7 @@ def of_a_training_run(weights: dict[str, Tensor]) -> dict[str, Any]:
         "name": "run",
         "state_dict": {f"module.{key}": value for key, value in weights.items()},
         "optimizer": {"state": moments, "param_groups": []},
+        "ema": {"logit_scale": torch.ones(())},
         "scaler": {"scale": 65536.0},
     }
 
@@ -248,6 +249,8 @@ def test_kinds_of_open_clip(tmp_path: Path, kind: str) -> None:
     source: Source = folders[1]
     if kind == "training run":
         source = pickled(folders[1], tmp_path / "run" / "epoch_3.pt", inside=of_a_training_run)
+        (note,) = open_checkpoint(str(source)).notes
+        assert "the weights are those under state_dict; ema holds some too" in note
     elif kind == "in memory":
         source = build(model_config())
         source.load_state_dict(finetuned)

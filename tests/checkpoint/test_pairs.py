@@ -119,13 +119,13 @@ def test_stated_and_default_settings_are_the_same() -> None:
             ["visual.class_embedding", "visual.ln_pre.weight"],
             None,
         ),
-        (["trunk.stem.0.weight"], ["visual.trunk.stem.0.weight"], None),
+        (["trunk.a", "head.proj.weight"], ["visual.trunk.a", "visual.head.proj.weight"], None),
         (
             ["visual.proj", "n_averaged", "input_resolution", "text.attn_mask"],
             ["visual.proj"],
             None,
         ),
-        (["embeddings.class_embedding"], ["embeddings.class_embedding"], None),
+        (["embeddings.class_embedding", "norm.a"], ["embeddings.class_embedding", "norm.a"], None),
         (["model.embeddings.a", "model.encoder.b"], ["embeddings.a", "encoder.b"], None),
         (["module.cls_token", "module.blocks.0.a"], ["cls_token", "blocks.0.a"], None),
         (
