@@ -10,7 +10,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.layers import HEAD
-from clipmerge.models import ImageTextModel, model_for
+from clipmerge.models import ImageTextModel, model_for, refused_code, without_kernels
 from clipmerge.types import Names
 
 
@@ -59,7 +59,9 @@ def _build_headed(inputs: Inputs) -> ImageTextModel:
         base = inputs.zeroshot.folder
         if not _holds_one_of(folder, PROCESSORS) and _holds_one_of(base, PROCESSORS):
             folder = base
-    return build(inputs.family, described.config, folder, rows, has_bias)
+    with refused_code():
+        config = without_kernels(described.config)
+        return build(inputs.family, config, folder, rows, has_bias)
 
 
 def _lacks_config(checkpoint: Checkpoint, family: Family) -> CheckpointError:
