@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPVisionModel
 
 from clipmerge.checkpoint import Inputs, OutputKind, align_checkpoints, open_checkpoint
-from clipmerge.checkpoint.alignment import UNRELATED, are_equal, cosines_of
 from clipmerge.checkpoint.mismatches import find_mismatches
 from clipmerge.checkpoint.settings import differing_settings
 from clipmerge.checkpoint.wrappers import unwrap
+from clipmerge.checks import UNRELATED, are_equal, cosines_of
 from clipmerge.errors import CheckpointError
 from tests.support.raw_safetensors import edit, edit_json, rename_keys
 from tests.support.tiny_clip import Folders, tiny_config
