@@ -11,10 +11,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
-from clipmerge.files.side_files import read_side_json
 from clipmerge.models import ImageTextModel, named_files
 from clipmerge.types import Json, Tensors
 
@@ -86,8 +84,7 @@ def preparation_of(config: Json, folder: Path, image_size: Any) -> Callable[[lis
     """The preprocessing of open_clip for inference."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
-    beside = read_side_json(folder, OPEN_CLIP_CONFIG) or {}
-    stated = config.get("preprocess_cfg") or beside.get("preprocess_cfg") or {}
+    stated = config.get("preprocess_cfg") or {}
     with named_files(f"{folder}: its images cannot be prepared"):
         settings = merge_preprocess_dict(PreprocessCfg(), {**stated, "size": image_size})
         transform = image_transform_v2(PreprocessCfg(**settings), is_train=False)
@@ -105,16 +102,13 @@ def _load_tokenizer(library: Any, model_cfg: Json, folder: Path) -> Any:
     )
     with named_files(f"{folder}: its tokenizer cannot be loaded", advice):
         if not text.get("hf_tokenizer_name"):
-            tokenizer = library.SimpleTokenizer(context_length=length, **options)
-        else:
-            mode = {"tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
-            return library.tokenizer.HFTokenizer(
-                str(folder), context_length=length, **mode, **options
-            )
-    if tokenizer.vocab_size > text.get("vocab_size", 49408):
-        raise CheckpointError(
-            f"{folder}: the text tower has {text['vocab_size']} tokens, but CLIP's tokenizer"
-            f" {tokenizer.vocab_size}; name its tokenizer in text_cfg.hf_tokenizer_name and put the"
-            " tokenizer's files there"
+            return library.SimpleTokenizer(context_length=length, **options)
+        mode = text.get("tokenizer_mode")
+        # an option of the configuration must not allow code: it is given twice, which is an error
+        return library.tokenizer.HFTokenizer(
+            str(folder),
+            context_length=length,
+            tokenizer_mode=mode,
+            trust_remote_code=False,
+            **options,
         )
-    return tokenizer

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModel
 
 import clipmerge
-from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.layout_keys import match_keys
 from tests.support.hub_double import FakeHub, upload
 from tests.support.raw_safetensors import rename_keys, shard
@@ -147,22 +147,6 @@ def test_a_hub_id_at_a_revision(pair: Folders, tmp_path: Path, hub: FakeHub) -> 
     assert open_checkpoint("acme/cars").revision != sha
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_dtypes(pair: Folders, tmp_path: Path, dtype: torch.dtype) -> None:
-    folders = []
-    for folder in pair:
-        folders.append(Path(shutil.copytree(folder, tmp_path / folder.name)))
-        CLIPModel.from_pretrained(folder).to(dtype).save_pretrained(folders[-1])
-    zeroshot, finetuned = (
-        {key: value.double() for key, value in load_file(folder / WEIGHTS).items()}
-        for folder in folders
-    )
-    found = halfway(*folders, tmp_path / "out")
-    expected = {key: value.to(dtype) for key, value in mean_of(zeroshot, finetuned).items()}
-    assert {value.dtype for value in found.values()} == {dtype}
-    same(found, expected)
-
-
 LORAS: dict[str, dict[str, Any]] = {
     "lora": {},
     "rslora": {"use_rslora": True},
@@ -278,23 +262,6 @@ def test_a_mixed_pair_has_the_finetuned_layout(pair: Folders, tmp_path: Path, fi
     same(found, expected)
 
 
-def test_a_tower_with_a_head_keeps_it(tmp_path: Path) -> None:
-    """The state dict of WiSE-FT's ImageClassifier, without the text tower's blocks."""
-    folders = save_open_clip_pair(tmp_path / "pair", model_config())
-    ours, weights = (load_file(folder / OPEN_CLIP_WEIGHTS) for folder in folders)
-    head = {
-        "classification_head.weight": torch.ones(3, 16),
-        "classification_head.bias": torch.zeros(3),
-    }
-    tower = {key: value for key, value in weights.items() if key.startswith("visual.")}
-    remains = {**tower, "token_embedding.weight": torch.ones(4, 32)}
-    stored = {f"image_encoder.model.{key}": value for key, value in remains.items()}
-    torch.save({**stored, **head}, tmp_path / "checkpoint_10.pt")
-    found = halfway(folders[0], tmp_path / "checkpoint_10.pt", tmp_path / "out")
-    expected = mean_of({key: ours[key] for key in tower}, tower)
-    same(found, expected | head)
-
-
 def test_a_head_is_built_from_prompts(tmp_path: Path) -> None:
     folders = save_open_clip_pair(tmp_path / "pair", model_config())
     tower = load_file(folders[1] / OPEN_CLIP_WEIGHTS)
@@ -306,15 +273,3 @@ def test_a_head_is_built_from_prompts(tmp_path: Path) -> None:
     rows = 2 * found["classification_head.weight"] - 1  # of the zero-shot model
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folders[0]}")
     torch.testing.assert_close(rows.norm(dim=1), model.logit_scale.exp().expand(3))
-
-
-def test_runs_of_elements_are_those_of_the_whole(pair: Folders, tmp_path: Path) -> None:
-    adapter = adapter_of(pair[0], tmp_path / "adapter")
-    base = open_checkpoint(str(pair[0]))
-    inputs = align_checkpoints(base, [open_checkpoint(str(adapter), base=base)])
-    for name in inputs.zeroshot_keys:
-        whole = inputs.theta_1(name).flatten()
-        assert torch.equal(inputs.theta_1(name, 0, len(whole) // 2), whole[: len(whole) // 2])
-        assert torch.equal(
-            inputs.theta_1(name, len(whole) // 2, len(whole)), whole[len(whole) // 2 :]
-        )

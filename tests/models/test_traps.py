@@ -148,6 +148,7 @@ UNPREPARED = r"its images cannot be prepared \("
         ),
         ({"preprocess_cfg": {"mean": [1, 2, 3, 4]}}, UNPREPARED),
         ({"preprocess_cfg": 5}, UNPREPARED),
+        ({"model_cfg": {"text_cfg": 3}}, "has no model_cfg with vision_cfg and text_cfg"),
     ],
 )
 def test_what_open_clip_cannot_build_is_an_error_of_one_line(
