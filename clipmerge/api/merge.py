@@ -20,6 +20,7 @@ from clipmerge.api._pair import (
     with_zeroshot_head,
 )
 from clipmerge.api._write import MergeResult, PlannedMerge, write_merged
+from clipmerge.checkpoint import OutputKind
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, VerdictError
 from clipmerge.files import local_path
@@ -203,7 +204,7 @@ def open_and_split_images(
         from clipmerge.api._images import open_source, split_and_check
 
         images = open_source(options.data, options, journal)
-    if pair.inputs.keeps_head:
+    if pair.inputs.output is OutputKind.FINETUNED_CLASSIFIER:
         pair = with_zeroshot_head(pair, images, options)
     for note in pair.inputs.notes:  # a head that was built has other ones
         journal.warn(note)

@@ -261,7 +261,7 @@ def _score_points(
     from clipmerge.models.building import build_model
 
     inputs = pair.inputs
-    if inputs.is_classifier:
+    if inputs.output.is_classifier:
         sources = {name: require_labelled(images) for name, images in sources.items()}
     model = build_model(inputs)
     scorer = Scorer(model, inputs, options, dtype=pair.inputs.dtype)

@@ -155,7 +155,7 @@ def _lend_side_files(inputs: Inputs, chosen: dict[str, Path]) -> tuple[dict[str,
         )
         return lent, [note] if lent else []
     needs = {
-        "tokenizer": not inputs.keeps_head,  # a classifier has no texts
+        "tokenizer": not inputs.output.is_classifier,  # a classifier has no texts
         # the configuration of open_clip holds the preprocessing
         "processor": inputs.zeroshot.family.layout != "open-clip",
     }

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from clipmerge.checkpoint import Inputs, Location, TensorEntry
+from clipmerge.checkpoint import Inputs, Location, OutputKind, TensorEntry
 from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.families import is_counter, is_statistic, is_variance
 from clipmerge.files.safetensors import DTYPES, SAFETENSORS_NAME, Array, require_finite
@@ -36,7 +36,8 @@ def merged_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
         else:
             holders = _holders_of_copied(inputs, name, layer)
             outputs.append(_copied_tensor(inputs, plan, name, holders))
-    if inputs.keeps_head or plan.missing == "keep-finetuned":
+    is_headed = inputs.output is OutputKind.FINETUNED_CLASSIFIER
+    if is_headed or plan.missing == "keep-finetuned":
         outputs += _finetuned_only_tensors(inputs, plan)
     return outputs
 
@@ -45,9 +46,9 @@ def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
     """Whether the output, in the fine-tuned checkpoint's form, has no place for a parameter that
     only the zero-shot one has.
     """
-    if inputs.keeps_head:
+    if inputs.output is OutputKind.FINETUNED_CLASSIFIER:
         return not inputs.expects(name)
-    return plan.missing == "keep-finetuned" and not inputs.is_partial
+    return plan.missing == "keep-finetuned" and inputs.layout is not inputs.zeroshot
 
 
 def _finetuned_only_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
