@@ -14,7 +14,6 @@ from torch.linalg import vector_norm
 
 from clipmerge.api._pair import Pair
 from clipmerge.api._write import PlannedMerge
-from clipmerge.checkpoint import Inputs
 from clipmerge.checks import check_sources, raise_unless_allowed
 from clipmerge.distributed import DistributedContext, exact_float32
 from clipmerge.errors import DataError
@@ -29,7 +28,6 @@ from clipmerge.images.split import split_images as divide
 from clipmerge.learning.interpolate import Path
 from clipmerge.learning.objective import Batch, HeldOut, Objective
 from clipmerge.learning.resume import LearningState, state_file
-from clipmerge.models.building import build_model
 from clipmerge.models.classifier import Captions, Prompts, classifier_for
 from clipmerge.models.passes import own_settings
 from clipmerge.options import DecisionOptions, ImageOptions, MergeOptions, PlanOptions
@@ -69,7 +67,15 @@ def split_and_check(
     notes = _overlap_notes(sources, split) if sources else []
     journal.stage("check")
     checked = {"": images, **sources}
-    doubts = check_sources(pair.inputs, checked, options, journal, seed=options.seed)
+    doubts = check_sources(
+        pair.path,
+        checked,
+        journal,
+        device=pair.device,
+        template=options.template,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
     raise_unless_allowed(doubts, options.allow, journal)
     ood = {}
     for name, shift in sources.items():
@@ -114,7 +120,7 @@ def split_images(
 
 @exact_float32()
 def measure(
-    inputs: Inputs,
+    pair: Pair,
     recipe: Recipe,
     split: Split[Images],
     options: DecisionOptions,
@@ -125,13 +131,14 @@ def measure(
     is_learning = "steps" in recipe.measure_options
     progress.stage("learn" if is_learning else "measure")
     with own_settings():
-        objective, state, record = _build_objective(inputs, recipe, split, options, progress)
+        objective, state, record = _build_objective(pair, recipe, split, options, progress)
         run_measure = load_plugin("measures", recipe.measure["name"])
         with state.underway():
             measurements: Measurements = run_measure(objective, **recipe.measure_options)
         # no process leaves while another still gathers
         objective.context.state.wait_for_everyone()
-        change = _relative_change(objective.path)
+        change = _relative_change(pair.path)
+        pair.path.clear_gradients()
     notes = (*measurements.notes, *objective.notes)
     for note in notes:
         progress.warn(note)
@@ -147,7 +154,7 @@ def masks_by_gradients(recipe: Recipe) -> bool:
 
 
 def _build_objective(
-    inputs: Inputs,
+    pair: Pair,
     recipe: Recipe,
     split: Split[Images],
     options: DecisionOptions,
@@ -170,16 +177,16 @@ def _build_objective(
     if isinstance(val, CaptionedImages):
         val = val.with_one_caption(options.seed, known=names)
         names = val.class_names
-    context = DistributedContext(options.device)
-    model = build_model(inputs)
-
+    context, path = DistributedContext(pair.device), pair.path
+    model = path.model
+    path.dtype = "float32"
+    path.set_alpha(0.0)
     size = batch_size_for(len(images), options.batch_size, context.world_size)
 
     def read_batch(images: LabelledImages) -> Batch:  # every process reads all of them
         pieces = [pixels for _, pixels in read_pixels(images.pictures, size, model.pixels)]
         return Batch(0, torch.cat(pieces), torch.tensor(images.labels))
 
-    path = Path(model, inputs, context.device)
     classifier = classifier_for(
         model,
         replace(images, class_names=names),
@@ -202,7 +209,7 @@ def _build_objective(
         ood.append(HeldOut(read_batch(of_shift.val), classes))
     seen = read_batch(images)
     asked = [
-        *(checkpoint.provenance() for checkpoint in inputs.checkpoints),
+        *(checkpoint.provenance() for checkpoint in pair.inputs.checkpoints),
         recipe.measure,
         options.seed,
         [images.source, images.revision, images.labels, class_prompts(names, templates)],
@@ -276,13 +283,15 @@ def judge_plan(
     journal.stage("judge")
     limit = planned.plan.recipe.max_loss if options.max_loss is None else options.max_loss
     return judge(
-        pair.inputs,
+        pair.path,
         planned.plan,
         split.test,
-        options,
+        journal,
         ood={name: part.test for name, part in split.ood.items() if part.test is not None},
         max_loss=limit,
         chosen=planned.measured.choice is not None,
         most_images=MAX_TEST if planned.plan.recipe.measure else MOST_IMAGES,
-        progress=journal,
+        device=pair.device,
+        template=options.template,
+        batch_size=options.batch_size,
     )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoints
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from torch.nn import Module
 
     from clipmerge.images.image_set import CaptionedImages, LabelledImages
+    from clipmerge.learning.interpolate import Path
 
 #: A folder, a file, ``org/name[@revision]``, or a model in memory (of transformers or open_clip).
 CheckpointLike: TypeAlias = "StrPath | Module"
@@ -29,15 +31,34 @@ CheckpointLike: TypeAlias = "StrPath | Module"
 
 @dataclass(frozen=True)
 class Pair:
-    """The zero-shot checkpoint and its fine-tuned ones, aligned.
+    """The zero-shot checkpoint and its fine-tuned ones, aligned, and the one model that checks,
+    measures and judges move between them.
 
     Attributes:
         inputs: The checkpoints.
+        device: Where the model runs.
         head: The classes of a head whose zero-shot counterpart was built from prompts, if any.
     """
 
     inputs: Inputs
+    device: Device = "auto"
     head: HeadRecord | None = None
+
+    @cached_property
+    def path(self) -> Path:
+        """The model on the device, with the weights of all checkpoints; made on first use."""
+        from clipmerge.learning.interpolate import Path
+        from clipmerge.models.building import build_model
+        from clipmerge.models.passes import own_settings
+
+        with own_settings():
+            return Path(
+                build_model(self.inputs), self.inputs, DistributedContext(self.device).device
+            )
+
+    def free_model(self) -> None:
+        """Free the memory of the model and the weights, which writing does not need."""
+        self.__dict__.pop("path", None)
 
     def sources(self, *, hashed: bool = False) -> Json:
         """The checkpoints as fields of a plan, with the sha256 of their files if ``hashed``."""
@@ -64,7 +85,7 @@ def open_pair(
         base, *rest = open_checkpoints(sources, [options.model] * len(sources))
         inputs = align_checkpoints(base, rest, missing=missing, dtype=options.dtype)
         raise_unless_allowed(check_models(inputs), options.allow, journal)
-        yield Pair(inputs)
+        yield Pair(inputs, options.device)
 
 
 @contextmanager
@@ -111,7 +132,7 @@ def with_zeroshot_head(
     head = HeadRecord(
         classes=names,
         templates=templates_for(options.template, templates),
-        device=cast("Device", DistributedContext(options.device).device.type),
+        device=cast("Device", DistributedContext(pair.device).device.type),
     )
     inputs = build_zeroshot_head(pair.inputs, head)
     return replace(pair, inputs=inputs, head=head)

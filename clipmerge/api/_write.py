@@ -100,6 +100,7 @@ def write_merged(
     journal: CallJournal,
 ) -> MergeResult:
     """Merge by a plan, and write the output in the main process; without one make the record."""
+    pair.free_model()
     if not is_main_process():
         return MergeResult(output, planned.plan, None)
     if output is None:

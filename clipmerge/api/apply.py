@@ -121,7 +121,7 @@ def open_planned(
             f"{name}: does not name {counted(len(left_out), 'layer', 'layers')}, which will stay"
             f" zero-shot: {shorten(left_out, 3)}"
         )
-    yield Pair(inputs, plan.head)
+    yield Pair(inputs, head=plan.head)
 
 
 def _locate_checkpoint(name: str, plan: Plan, record: SourceRecord) -> str:

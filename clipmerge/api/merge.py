@@ -272,7 +272,7 @@ def decide(
         return decide_by_method(pair, recipe, options, journal)
     from clipmerge.api._images import measure
 
-    found = measure(pair.inputs, recipe, split, options, journal)
+    found = measure(pair, recipe, split, options, journal)
     return decide_by_method(pair, recipe, options, journal, found)
 
 

@@ -140,7 +140,15 @@ def sweep(
             journal.warn(note)
         journal.stage("check")
         checked = sources if data is None else {**sources, "": data}
-        doubts = check_sources(pair.inputs, checked, opts, journal, seed=opts.seed)
+        doubts = check_sources(
+            pair.path,
+            checked,
+            journal,
+            device=opts.device,
+            template=opts.template,
+            batch_size=opts.batch_size,
+            seed=opts.seed,
+        )
         raise_unless_allowed(doubts, opts.allow, journal)
         planned = _decide_by_each_recipe(pair, recipes, data, opts, journal)
         others = {}
@@ -226,7 +234,7 @@ def _decide_by_each_recipe(
         if recipe.measure and data is not None and key not in known:
             # the images held back are those of `merge`, so that both decide alike
             split = split_images(data, recipe, options, journal, judged=True)
-            known[key] = measure(pair.inputs, recipe, split, options, journal)
+            known[key] = measure(pair, recipe, split, options, journal)
         planned.append(decide_by_method(pair, recipe, options, journal, known.get(key)))
     return planned
 
@@ -258,13 +266,17 @@ def _score_points(
 ) -> dict[str, Correct]:
     """Whether each image is recognised at each point, by source."""
     from clipmerge.evaluation.scorer import Scorer, stack_correct
-    from clipmerge.models.building import build_model
 
-    inputs = pair.inputs
-    if inputs.is_classifier:
+    if pair.inputs.is_classifier:
         sources = {name: require_labelled(images) for name, images in sources.items()}
-    model = build_model(inputs)
-    scorer = Scorer(model, inputs, options, dtype=pair.inputs.dtype)
+    scorer = Scorer(
+        pair.path.model,
+        pair.device,
+        pair.path,
+        template=options.template,
+        batch_size=options.batch_size,
+        dtype=pair.inputs.dtype,
+    )
     outcomes = scorer.score(moves, sources, progress)
     return {name: stack_correct(each) for name, each in outcomes.items()}
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,10 @@ from clipmerge import (
     UsageError,
     VerdictError,
 )
+from clipmerge.api import _pair
+from clipmerge.evaluation import verdict
+from clipmerge.learning import interpolate
+from clipmerge.models import building
 from clipmerge.planning.plan import Plan
 from tests.support.command import clipmerge as command_line
 from tests.support.command import done
@@ -81,6 +86,31 @@ def test_learning_is_judged_on_images_that_it_does_not_see(
     assert "zero-shot" in shown.out
     assert "Nothing was written (--fail-on)" in shown.err
     assert not (tmp_path / "no").exists()
+
+
+def test_checkpoints_are_opened_and_their_model_built_once(
+    far: Folders, images: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merged twice: in memory to be judged, and to the disk in pieces, which needs no memory."""
+    counts = Counter[str]()
+
+    def count(place: Any, name: str) -> None:
+        real = getattr(place, name)
+
+        def counting(*given: Any, **options: Any) -> Any:
+            counts[name] += 1
+            return real(*given, **options)
+
+        monkeypatch.setattr(place, name, counting)
+
+    count(_pair, "open_checkpoints")
+    count(interpolate.Path, "__init__")
+    count(building, "model_for")
+    count(interpolate, "merged_tensors")
+    monkeypatch.setattr(verdict, "_LOAD_BYTES", 1)  # so that the model is moved for each batch
+    out, sources = tmp_path / "out", {"data": images, "ood": {"far": shifted}}
+    clipmerge.merge(*far, output=out, **sources, **FEW, **QUIET)
+    assert counts == {"open_checkpoints": 1, "__init__": 1, "model_for": 1, "merged_tensors": 1}
 
 
 def test_a_gate_that_cannot_judge_is_shut_before_anything_is_learned(
