@@ -9,7 +9,7 @@ from typing import Any
 
 from clipmerge.api._call import CallJournal
 from clipmerge.api._pair import CheckpointLike, Pair, as_sources, finetuned_as_list
-from clipmerge.api._write import MergeResult, PlannedMerge, write_merged
+from clipmerge.api._write import MergeResult, write_merged
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoints
 from clipmerge.checks import check_models, raise_unless_allowed
 from clipmerge.distributed import is_main_process
@@ -19,8 +19,8 @@ from clipmerge.files import local_path, source_exists
 from clipmerge.files.staging import check_output
 from clipmerge.methods import Task
 from clipmerge.options import ApplyOptions
-from clipmerge.planning.plan import Plan, SourceRecord, extrapolation_note
-from clipmerge.planning.record import Findings
+from clipmerge.planning.plan import Plan, SourceRecord
+from clipmerge.planning.record import Record
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import StrPath
 
@@ -82,7 +82,7 @@ def apply(
         as_sources(checkpoints, processor) as sources,
         open_planned(opened, name, sources, opts, journal) as pair,
     ):
-        return write_merged(pair, PlannedMerge(opened, Findings()), None, target, opts, journal)
+        return write_merged(pair, Record(plan=opened), target, opts, journal)
 
 
 @contextmanager
@@ -109,12 +109,8 @@ def open_planned(
     for record, checkpoint in zip(records, (zeroshot, *finetuned), strict=True):
         _check_hashes(name, record, checkpoint, journal)
     task = Task(inputs)
-    plan.check(task.layers, task.shapes)
-    for note in inputs.notes:
-        journal.warn(note)
+    journal.warn(*plan.check(task.layers, task.shapes), *inputs.notes)
     raise_unless_allowed(check_models(inputs), options.allow, journal)
-    if beyond := extrapolation_note(plan):
-        journal.warn(beyond)
     left_out = [layer for layer in task.layers if layer not in plan.layers]
     if left_out:
         journal.warn(

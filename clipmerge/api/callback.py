@@ -19,7 +19,7 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import UsageError
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output
-from clipmerge.options import ImageOptions, MergeOptions
+from clipmerge.options import MergeOptions
 from clipmerge.planning.recipe import RecipeLike
 from clipmerge.progress import Progress
 from clipmerge.publish.push import check_access
@@ -107,13 +107,15 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         check_output(self._folder(args), overwrite=options.overwrite, read=read)
         split, quiet = None, Progress()
         if options.data is not None:
-            from clipmerge.api._images import open_source, split_images
+            from clipmerge.api._images import split_images
+            from clipmerge.images.dataset import open_images
 
-            images = open_source(options.data, options, quiet)
+            images = open_images(options.data, options.classes, columns=options.columns)
             if options.fail_on:
-                split = split_images(images, self._recipe, options, quiet, judged=True)
+                count, seed = options.images, options.seed
+                split = split_images(images, self._recipe, count, seed, judged=True)
             for shift in dict(options.ood).values():
-                open_source(shift, ImageOptions(), quiet)
+                open_images(shift)
         if options.fail_on:
             judged_split(split, options, quiet)
         if options.push is not None:

@@ -110,8 +110,7 @@ def _compare(inputs: Inputs, layers: dict[str, Json], journal: Journal) -> list[
     """Add each layer's change to its description, and list the mismatches."""
     from clipmerge.checks import check_models
 
-    for note in inputs.notes:
-        journal.warn(note)
+    journal.warn(*inputs.notes)
     mismatches = find_mismatches(inputs, every=True)
     journal.stage("inspect")
     done, total = 0, sum(layer["size"] for layer in layers.values())
@@ -140,7 +139,7 @@ def _add_sharpness(record: Json, pair: Pair, options: InspectOptions, journal: J
     opts = PlanOptions(**vars(options), verdict=False)
     pair, split = open_and_split_images(pair, recipe, opts, journal)
     assert split is not None
-    found, images, _ = measure(pair, recipe, split, opts, journal)
+    found, images = measure(pair, recipe, split, opts, journal)
     record["images"] = images.images
     described = _describe_layers(pair.inputs)  # with a head, if one was built
     for layer, values in found.layers.items():

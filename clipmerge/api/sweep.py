@@ -15,7 +15,13 @@ from typing import Any
 
 from clipmerge import __version__
 from clipmerge.api._call import CallJournal
-from clipmerge.api._images import Images, masks_by_gradients, measure, open_source, split_images
+from clipmerge.api._images import (
+    Images,
+    doubt_images,
+    masks_by_gradients,
+    measure,
+    split_images,
+)
 from clipmerge.api._pair import (
     CheckpointLike,
     Pair,
@@ -24,11 +30,9 @@ from clipmerge.api._pair import (
     open_pair,
     with_zeroshot_head,
 )
-from clipmerge.api._write import PlannedMerge
 from clipmerge.api.merge import check_recipe, decide_by_method
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.views import convert_checkpoint
-from clipmerge.checks import check_sources, raise_unless_allowed
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation.scorer import Move
@@ -36,13 +40,13 @@ from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, stage_output
 from clipmerge.images.copies import overlap_notes
-from clipmerge.images.dataset import require_labelled
+from clipmerge.images.dataset import open_images, require_labelled
 from clipmerge.learning import interpolate
 from clipmerge.options import SweepOptions, named_sources
 from clipmerge.planning import Rows, Tabular
 from clipmerge.planning.plan import SourceRecord, public_source
 from clipmerge.planning.recipe import MAX_LOSS, Recipe, load_recipe
-from clipmerge.planning.record import SWEEP_FORMAT
+from clipmerge.planning.record import SWEEP_FORMAT, Record
 from clipmerge.progress import Journal, Progress
 from clipmerge.report.sweep import sweep_sentence
 from clipmerge.report.wording import decision_sentence
@@ -135,21 +139,9 @@ def sweep(
     ):
         sources = _open_sources(ids, oods, opts, journal)
         data = _open_calibration_images(recipes, sources, list(ids), opts, journal)
-        pair = with_zeroshot_head(pair, data, opts)
-        for note in pair.inputs.notes:
-            journal.warn(note)
-        journal.stage("check")
-        checked = sources if data is None else {**sources, "": data}
-        doubts = check_sources(
-            pair.path,
-            checked,
-            journal,
-            device=opts.device,
-            template=opts.template,
-            batch_size=opts.batch_size,
-            seed=opts.seed,
-        )
-        raise_unless_allowed(doubts, opts.allow, journal)
+        pair = with_zeroshot_head(pair, data, opts.classes, opts.template)
+        journal.warn(*pair.inputs.notes)
+        doubt_images(pair, sources if data is None else {**sources, "": data}, opts, journal)
         planned = _decide_by_each_recipe(pair, recipes, data, opts, journal)
         others = {}
         for name, source in zip(dict(opts.points), shown, strict=True):
@@ -163,8 +155,7 @@ def sweep(
     if target is not None and is_main_process():
         record["output"] = target.name
         _write_sweep(record, target, overwrite=opts.overwrite)
-    for each in planned:  # what was learned is saved until nothing more can fail
-        each.forget()
+    pair.forget_learning()  # what was learned is saved until nothing more can fail
     return SweepResult(target, record, correct, tuple(record["warnings"]))
 
 
@@ -195,9 +186,10 @@ def _open_sources(
     for flag, named in (("id", ids), ("ood", oods)):
         for name, source in named.items():
             try:
-                sources[name] = open_source(source, options, journal)
+                sources[name] = open_images(source, options.classes, columns=options.columns)
             except DataError as error:
                 raise DataError(f"`{flag}` {name}: {error}") from None
+            journal.warn(*sources[name].notes)
     return sources
 
 
@@ -211,20 +203,20 @@ def _open_calibration_images(
     """Open the images that recipes measure on, and refuse those that a source shares with them."""
     data = None
     if recipes and options.data is not None:
-        data = open_source(options.data, options, journal)
+        data = open_images(options.data, options.classes, columns=options.columns)
+        journal.warn(*data.notes)
     notes = overlap_notes(
         data,
         {name: sources[name] for name in ids},
         {name: images for name, images in sources.items() if name not in ids},
     )
-    for note in notes:
-        journal.warn(note)
+    journal.warn(*notes)
     return data
 
 
 def _decide_by_each_recipe(
     pair: Pair, recipes: list[Recipe], data: Images | None, options: SweepOptions, journal: Journal
-) -> list[PlannedMerge]:
+) -> list[Record]:
     """Decide by each recipe; those that measure alike measure once."""
     planned = []
     known: dict[str, Any] = {}
@@ -233,9 +225,11 @@ def _decide_by_each_recipe(
         key = json.dumps([recipe.measure, masks_by_gradients(recipe)], sort_keys=True)
         if recipe.measure and data is not None and key not in known:
             # the images held back are those of `merge`, so that both decide alike
-            split = split_images(data, recipe, options, journal, judged=True)
+            split = split_images(data, recipe, options.images, options.seed, judged=True)
+            journal.warn(*split.notes)
             known[key] = measure(pair, recipe, split, options, journal)
-        planned.append(decide_by_method(pair, recipe, options, journal, known.get(key)))
+        found = known.get(key, ())
+        planned.append(decide_by_method(pair, recipe, options.seed, journal, *found))
     return planned
 
 
@@ -247,7 +241,7 @@ def _align_checkpoint(source: str, inputs: Inputs, options: SweepOptions) -> Inp
 
 
 def _moves_to_points(
-    alphas: Sequence[float], planned: list[PlannedMerge], others: dict[str, Inputs]
+    alphas: Sequence[float], planned: list[Record], others: dict[str, Inputs]
 ) -> list[Move]:
     """Functions that move the model to the points of the curve, of recipes and of checkpoints."""
     moves: list[Move] = [partial(interpolate.Path.set_alpha, alpha=alpha) for alpha in alphas]
@@ -284,7 +278,7 @@ def _score_points(
 def _make_sweep_record(
     pair: Pair,
     correct: dict[str, Correct],
-    planned: list[PlannedMerge],
+    planned: list[Record],
     others: dict[str, Inputs],
     ids: list[str],
     sources: dict[str, Images],

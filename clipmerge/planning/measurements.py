@@ -112,11 +112,6 @@ class Statistic(StatisticAbout):
     values: dict[str, float]
     batches: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 
-    @property
-    def reading(self) -> StatisticAbout:
-        """Its interpretation, without values."""
-        return StatisticAbout(**{name: getattr(self, name) for name in StatisticAbout.model_fields})
-
 
 class BackoffChoice(Frozen):
     """How far images held back from learning chose to go from what was learned to fine-tuned.
@@ -189,6 +184,12 @@ class Measurements(Frozen):
             for layer, value in statistic.values.items():
                 table.setdefault(layer, {})[statistic.name] = value
         return table
+
+    @property
+    def observed(self) -> Json:
+        """What a record keeps beside the values, under the names of `Findings`."""
+        shared = {name: getattr(self, name) for name in ("path", "trace", "choice", "checks")}
+        return {"statistics": {each.name: each for each in self.statistics}, **shared}
 
     def __getitem__(self, name: str) -> Statistic:
         """Return the statistic of this name."""

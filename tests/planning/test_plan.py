@@ -11,7 +11,7 @@ from clipmerge.planning.plan import (
     LayerPlan,
     Plan,
     SourceRecord,
-    extrapolation_note,
+    extrapolation_notes,
     last_part,
     read_plan,
 )
@@ -100,5 +100,6 @@ def test_a_record_names_local_sources_by_their_last_part() -> None:
     ("alpha", "told"), [(0.0, ""), (1.0, ""), (1.2, "alpha 1.2 is"), (30, "half of the way is 0.5")]
 )
 def test_extrapolation_is_told(alpha: float, told: str) -> None:
-    note = extrapolation_note(plan_with({"a": LayerPlan(alpha=alpha), "b": LayerPlan(alpha=0.5)}))
-    assert told in note if note else not told
+    plan = plan_with({"a": LayerPlan(alpha=alpha), "b": LayerPlan(alpha=0.5)})
+    assert told in "".join(extrapolation_notes(plan))
+    assert bool(extrapolation_notes(plan)) == bool(told)
