@@ -98,7 +98,7 @@ def split_images(
     """Sample images, and split them by their use."""
     if not recipe.measure:
         return sample_for_judging(images, count, seed)
-    share = recipe.measure_options.get("held_back", 0.0)  # some learn from all images
+    share = recipe.measure_options["held_back"] if recipe.measure_is("HOLDS_BACK") else 0.0
     split = divide(images, count, seed, val=share, test=SHARE if judged else 0.0)
     if share and split.val is None:
         raise DataError(
@@ -119,8 +119,7 @@ def measure(
 ) -> tuple[Measurements, CalibrationRecord]:
     """Run the measure of a recipe that has one, on the images that the record describes."""
     assert recipe.measure is not None
-    is_learning = "steps" in recipe.measure_options
-    journal.stage("learn" if is_learning else "measure")
+    journal.stage("learn" if recipe.measure_is("LEARNS") else "measure")
     with own_settings():
         objective, state, record = _build_objective(pair, recipe, split, options, journal)
         pair.learning.append(state)

@@ -32,7 +32,6 @@ from clipmerge.planning.measurements import CalibrationRecord, Measurements
 from clipmerge.planning.plan import Plan, write_plan_files
 from clipmerge.planning.recipe import Recipe, RecipeLike, load_recipe
 from clipmerge.planning.record import Findings, Record
-from clipmerge.plugins import takes_several_finetuned
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import Layers, StrPath
 
@@ -270,11 +269,10 @@ def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:
         )
     for override in recipe.overrides:
         match_layers(override.layers, inputs.merged_layers)
-    name = recipe.measure["name"] if recipe.measure else ""
-    if name and len(inputs.finetuned) > 1 and not takes_several_finetuned(name):
+    if recipe.measure and len(inputs.finetuned) > 1 and not recipe.measure_is("SEVERAL"):
         raise UsageError(
-            f"measure {name}: takes one fine-tuned checkpoint; for several use a recipe without a"
-            " measure, such as 'wise-ft' or 'ties', or the measure 'soup-accuracy'"
+            f"measure {recipe.measure['name']}: takes one fine-tuned checkpoint; for several use a"
+            " recipe without a measure, such as 'wise-ft' or 'ties', or the measure 'soup-accuracy'"
         )
 
 
