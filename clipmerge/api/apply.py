@@ -122,23 +122,16 @@ def open_planned(
 
 def _locate_checkpoint(name: str, plan: Plan, record: SourceRecord) -> str:
     """Current place of one of the plan's checkpoints."""
-    source = record.source
-    if record.revision:
+    if record.revision or record.source.startswith("hf://"):
         return record.pinned
-    is_absolute = source.startswith("hf://") or local_path(source).is_absolute()
-    if is_absolute or source_exists(source):
-        return source
-    for file in plan.files[:1]:
-        beside = str(file.parent / source)
-        if source_exists(beside):
-            return beside
-    if source.endswith(" in memory"):
-        raise UsageError(
-            f"{name}: was made for models in memory; give them as zeroshot= and finetuned="
-        )
+    beside = [str(file.parent / record.source) for file in plan.files[:1]]
+    for place in (record.source, *beside):
+        if source_exists(place):
+            return place
     raise UsageError(
-        f"{name}: {source} is not in the working folder or beside the plan; apply the plan in the"
-        " folder where it was made, or write the absolute path (or hf://ORG/NAME) into it"
+        f"{name}: {record.source} is not in the working folder or beside the plan; apply the plan"
+        " where it was made, write the absolute path into it, or in Python give zeroshot= and"
+        " finetuned="
     )
 
 

@@ -78,7 +78,7 @@ def merge(
     about = {"recipe": recipe, **options, "processor": processor, "output": output}
     journal = CallJournal(progress, "merge", zeroshot, finetuned, **about)
     chosen = choose_recipe(recipe, opts, journal)
-    target = _check_output_folder(output, opts, zeroshot, *finetuned_as_list(finetuned))
+    target = check_output_folder(output, opts, zeroshot, *finetuned_as_list(finetuned))
     with open_pair(
         zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
@@ -185,7 +185,7 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
     return load_recipe(recipe, options.set, alpha=options.alpha, max_loss=options.max_loss)
 
 
-def _check_output_folder(
+def check_output_folder(
     output: StrPath | None, options: MergeOptions, *checkpoints: CheckpointLike
 ) -> Path | None:
     """Refuse an output or a push that would fail, before anything is learned."""
