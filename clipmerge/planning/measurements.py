@@ -22,22 +22,6 @@ class LossPath(Frozen):
     alphas: tuple[float, ...]
     losses: tuple[float, ...]
 
-    @property
-    def points(self) -> list[tuple[float, float]]:
-        """Pairs (alpha, loss), sorted by alpha."""
-        return sorted(zip(self.alphas, self.losses, strict=True))
-
-    @property
-    def barrier(self) -> tuple[float, float] | None:
-        """Barrier L(1/2) - (L(0) + L(1)) / 2 and the endpoints' average, in nats; ``None`` if one
-        was not measured.
-        """
-        losses = {round(alpha, 6): loss for alpha, loss in self.points}
-        if not {0.0, 0.5, 1.0} <= losses.keys():
-            return None
-        average = (losses[0.0] + losses[1.0]) / 2
-        return losses[0.5] - average, average
-
     @model_validator(mode="after")
     def _of_one_length(self) -> LossPath:
         if len(self.alphas) != len(self.losses):
