@@ -19,7 +19,7 @@ import numpy as np
 from clipmerge.checkpoint.alignment import UNRELATED, are_equal, cosines_of
 from clipmerge.errors import CheckpointError, DataError, printable
 from clipmerge.layers import HEAD
-from clipmerge.types import Device, Names
+from clipmerge.types import Names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from clipmerge.images.image_set import ImageSource, LabelledImages
     from clipmerge.learning.interpolate import Path
     from clipmerge.models import ImageTextModel
+    from clipmerge.options import ImageOptions
     from clipmerge.progress import Progress
 
 #: Images that are classified before learning: half a per cent of the passes that learning takes.
@@ -133,11 +134,9 @@ def _check_order(source: str, names: Names, other: str, rows: Names) -> Iterator
 def check_sources(
     path: Path,
     sources: Mapping[str, Images],
+    settings: ImageOptions,
     progress: Progress,
     *,
-    device: Device,
-    template: Names = (),
-    batch_size: int | None = None,
     seed: int = 0,
 ) -> Iterator[Doubt]:
     """Doubt images and class names: by some pixels, and by how well the zero-shot and the first
@@ -152,13 +151,17 @@ def check_sources(
         yield from check_pixels(images, path.model)
         images.require_classes()
         samples[name] = _sample_with_one_prompt(
-            images.sample(min(PROBE, len(images)), seed), template
+            images.sample(min(PROBE, len(images)), seed), settings.template
         )
     # of heads without a zero-shot counterpart nothing can be expected
     if inputs.is_classifier and not inputs.zeroshot.has_built_head:
         return
     # one batch: on small models most of the cost is that of each
-    scorer = Scorer(path.model, device, path, batch_size=batch_size or PROBE)
+    scorer = Scorer(
+        path.model,
+        replace(settings, template=(), batch_size=settings.batch_size or PROBE),
+        path,
+    )
     ends: list[Move] = [lambda at: at.set_alpha(0.0), lambda at: at.set_mixture((1.0,))]
     for name, (zeroshot, finetuned) in scorer.score(ends, samples, progress).items():
         among = len(samples[name].class_names)

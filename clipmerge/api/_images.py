@@ -69,15 +69,7 @@ def doubt_images(
 ) -> None:
     """Doubt images, and their names, by how both models see some of them."""
     journal.stage("check")
-    doubts = check_sources(
-        pair.path,
-        sources,
-        journal,
-        device=pair.device,
-        template=options.template,
-        batch_size=options.batch_size,
-        seed=options.seed,
-    )
+    doubts = check_sources(pair.path, sources, options, journal, seed=options.seed)
     raise_unless_allowed(doubts, options.allow, journal)
 
 
@@ -267,13 +259,11 @@ def judge_plan(
         pair.path,
         record.plan,
         split.test,
+        options,
         journal,
         ood={name: part.test for name, part in split.ood.items() if part.test is not None},
         max_loss=recipe.max_loss if options.max_loss is None else options.max_loss,
         chosen=record.measured.choice is not None,
         most_images=MAX_TEST if recipe.measure else MOST_IMAGES,
-        device=pair.device,
-        template=options.template,
-        batch_size=options.batch_size,
     )
     return record.replace(verdict=verdict)

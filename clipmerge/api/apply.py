@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from clipmerge.api._call import CallJournal
@@ -78,17 +77,14 @@ def apply(
     target = local_path(output)
     if is_main_process():
         check_output(target, overwrite=opts.overwrite, read=(*opened.files, *checkpoints))
-    with (
-        as_sources(checkpoints, processor) as sources,
-        open_planned(opened, name, sources, opts, journal) as pair,
-    ):
+    with as_sources(checkpoints, processor) as sources:
+        pair = open_planned(opened, name, sources, opts, journal)
         return write_merged(pair, Record(plan=opened), target, opts, journal)
 
 
-@contextmanager
 def open_planned(
     plan: Plan, name: str, sources: Sequence[str], options: ApplyOptions, journal: Journal
-) -> Iterator[Pair]:
+) -> Pair:
     """Open a plan's inputs, and check that the plan was made for them."""
     records = plan.checkpoints
     if len(sources) != len(records):
@@ -117,7 +113,7 @@ def open_planned(
             f"{name}: does not name {counted(len(left_out), 'layer', 'layers')}, which will stay"
             f" zero-shot: {shorten(left_out, 3)}"
         )
-    yield Pair(inputs, head=plan.head)
+    return Pair(inputs, head=plan.head)
 
 
 def _locate_checkpoint(name: str, plan: Plan, record: SourceRecord) -> str:

@@ -109,14 +109,7 @@ def evaluate(
                 check_classes(images, opened.source, model.row_names), check_pixels(images, model)
             )
             raise_unless_allowed(doubts, opts.allow, journal)
-        facts, outcomes = evaluate_sources(
-            model,
-            loaded,
-            journal,
-            device=opts.device,
-            template=opts.template,
-            batch_size=opts.batch_size,
-        )
+        facts, outcomes = evaluate_sources(model, loaded, opts, journal)
         for name, images in loaded.items():
             for doubt in check_answers(name, images, outcomes[name].correct):
                 journal.warn(doubt.text)  # a poor model is no fault of the images

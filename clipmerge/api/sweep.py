@@ -256,14 +256,7 @@ def _score_points(
 
     if pair.inputs.is_classifier:
         sources = {name: require_labelled(images) for name, images in sources.items()}
-    scorer = Scorer(
-        pair.path.model,
-        pair.device,
-        pair.path,
-        template=options.template,
-        batch_size=options.batch_size,
-        dtype=pair.inputs.dtype,
-    )
+    scorer = Scorer(pair.path.model, options, pair.path, dtype=pair.inputs.dtype)
     outcomes = scorer.score([point.move for point in points], sources, progress)
     return {name: stack_correct(each) for name, each in outcomes.items()}
 

@@ -14,9 +14,10 @@ from clipmerge.images.classes import templates_for
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.models import ImageTextModel
 from clipmerge.models.building import build_model
+from clipmerge.options import ImageOptions
 from clipmerge.progress import Progress
 from clipmerge.stats import wilson
-from clipmerge.types import Device, Json, Names
+from clipmerge.types import Json
 
 
 def load_model(checkpoint: Checkpoint) -> ImageTextModel:
@@ -36,16 +37,13 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
 def evaluate_sources(
     model: ImageTextModel,
     sources: Mapping[str, LabelledImages | CaptionedImages],
+    settings: ImageOptions,
     progress: Progress,
-    *,
-    device: Device,
-    template: Names = (),
-    batch_size: int | None = None,
 ) -> tuple[Json, dict[str, Outcome]]:
     """Measure a model on several sources: the part of the record that describes them, and the
     answers.
     """
-    scorer = Scorer(model, device, template=template, batch_size=batch_size, load_bytes=0)
+    scorer = Scorer(model, settings, load_bytes=0)
     today = datetime.date.today().isoformat()
     scored = scorer.score([lambda _: None], sources, progress)
     outcomes = {name: outcome for name, (outcome,) in scored.items()}
@@ -65,14 +63,14 @@ def evaluate_sources(
         share = float(outcome.correct.mean())
         accuracy[name] = share
         intervals[name] = list(wilson(share, len(images)))
-        if images.templates and not template:
+        if images.templates and not settings.template:
             templates[name] = list(images.templates)
     record: Json = {
         "accuracy": accuracy,
         "accuracy_intervals": intervals,
         "images": {name: len(images) for name, images in sources.items()},
         "sources": described,
-        "templates": list(templates_for(template, ())),
+        "templates": list(templates_for(settings.template, ())),
         "source_templates": templates,
     }
     if recall:

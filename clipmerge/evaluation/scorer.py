@@ -26,9 +26,10 @@ from clipmerge.learning.interpolate import Path
 from clipmerge.models import ImageTextModel
 from clipmerge.models.classifier import Classifier, Prompts, classifier_for
 from clipmerge.models.passes import MicroBatcher, finite_scores
+from clipmerge.options import ImageOptions
 from clipmerge.planning.record import Recall
 from clipmerge.progress import Progress
-from clipmerge.types import Device, Names, OutputDtype
+from clipmerge.types import OutputDtype
 
 if TYPE_CHECKING:
     from clipmerge.evaluation.tradeoff import Correct
@@ -71,23 +72,20 @@ class Scorer:
     def __init__(
         self,
         model: ImageTextModel,
-        device: Device,
+        settings: ImageOptions,
         path: Path | None = None,
         *,
-        template: Names = (),
-        batch_size: int | None = None,
         dtype: OutputDtype = "keep",
         load_bytes: int = _LOAD_BYTES,
     ) -> None:
-        self._context = DistributedContext(device)
+        self._context = DistributedContext(settings.device)
         self.device = self._context.device
         self._path = path
         if path:
             path.dtype = dtype
         model.module.to(self.device)
         self._model = model
-        self._template = template
-        self._batch_size = batch_size
+        self._settings = settings
         self._load_bytes = load_bytes
         self._micro_batcher: MicroBatcher
         self._classifiers: dict[str, Classifier] = {}
@@ -147,7 +145,7 @@ class Scorer:
             for note in caption_notes(images.source, model, texts):
                 progress.say(note)
             return Prompts(model, texts, 1, self.device)
-        templates = templates_for(self._template, images.templates)
+        templates = templates_for(self._settings.template, images.templates)
         return classifier_for(model, images, templates, self.device)
 
     def _text_features(self, name: str, number: int) -> Tensor:
@@ -193,7 +191,7 @@ class Scorer:
         for name, images in sources.items():
             of_process = math.ceil(len(images) / self._context.world_size)
             least = min(_SMALL_BATCH, of_process)
-            size = self._batch_size or max(batch_size_for(len(images), None), least)
+            size = self._settings.batch_size or max(batch_size_for(len(images), None), least)
             for number, pixels in read_pixels(images.pictures, size, self._model.pixels, share):
                 yield name, number * size, pixels
 

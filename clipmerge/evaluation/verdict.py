@@ -18,11 +18,12 @@ from clipmerge.evaluation.corruptions import corrupted_sets
 from clipmerge.evaluation.scorer import Images, Move, Outcome, Scorer, stack_correct
 from clipmerge.images.image_set import CaptionedImages
 from clipmerge.learning.interpolate import Path
+from clipmerge.options import ImageOptions
 from clipmerge.planning.plan import Plan, public_source
 from clipmerge.planning.record import Comparison, Estimate, Verdict, finetuned_names
 from clipmerge.progress import Progress
 from clipmerge.stats import class_weights, mean_share, paired_accuracy_interval
-from clipmerge.types import Device, Names, Recommendation
+from clipmerge.types import Recommendation
 
 #: Of judged merges of which the verdict says "probably use it": those that lose at most 3 points
 #: on new images and nothing under the real shift, and all (`benchmarks/advice.py`).
@@ -197,15 +198,13 @@ def judge(
     path: Path,
     plan: Plan,
     images: Images,
+    settings: ImageOptions,
     progress: Progress,
     *,
     ood: Mapping[str, Images],
     max_loss: float,
     chosen: bool,
     most_images: int,
-    device: Device,
-    template: Names,
-    batch_size: int | None,
 ) -> Verdict:
     """Judge a plan on the target's images, from which it was not learned, and on `ood` sources;
     see `recommend`.
@@ -214,14 +213,7 @@ def judge(
     # models that take an image as a list of patches have no fixed size
     side = min(pixels.shape[-2:]) if pixels.ndim == 4 else _USUAL_SIDE
     copies = corrupted_sets(images, side)
-    scorer = Scorer(
-        path.model,
-        device,
-        path,
-        template=template,
-        batch_size=batch_size,
-        load_bytes=_LOAD_BYTES,
-    )
+    scorer = Scorer(path.model, settings, path, load_bytes=_LOAD_BYTES)
     sources = {"": images, **copies, **ood}
     outcomes = scorer.score(moves_of(path, plan), sources, progress)
     right = {name: stack_correct(of).astype(np.float64) for name, of in outcomes.items()}

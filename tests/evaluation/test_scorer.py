@@ -18,6 +18,7 @@ from clipmerge.evaluation.verdict import moves_of
 from clipmerge.images.dataset import open_images
 from clipmerge.learning import interpolate
 from clipmerge.models.building import build_model
+from clipmerge.options import ImageOptions
 from clipmerge.progress import Progress
 from tests.support.tasks import inputs_of, plan_of
 from tests.support.tiny_clip import Folders
@@ -55,10 +56,11 @@ def test_texts_are_embedded_once_for_each_text_tower(
     path = interpolate.Path(build_model(inputs), inputs, torch.device("cpu"))
     moves = moves_of(path, plan_of(copies, "wise-ft"))
     calls = spied(path.model, "text_features")
-    scorer = Scorer(path.model, "cpu", path, batch_size=8, load_bytes=1)
+    settings = ImageOptions(device="cpu", batch_size=8)
+    scorer = Scorer(path.model, settings, path, load_bytes=1)
     found = scorer.score(moves, sources, Progress())
     assert (len(sources), calls.call_count) == (6, embedded)
-    alone = Scorer(path.model, "cpu", path, batch_size=8)
+    alone = Scorer(path.model, settings, path)
     (expected,) = alone.score(moves, {"": sources["corrupted 4"]}, Progress()).values()
     for mine, by_itself in zip(found["corrupted 4"], expected, strict=True):
         assert np.array_equal(mine.best, by_itself.best)
@@ -71,5 +73,5 @@ def test_sources_of_the_same_classes_share_their_texts(
     target = open_images(str(images))
     model = load_model(open_checkpoint(str(pair[0])))
     calls = spied(model, "text_features")
-    evaluate_sources(model, {"a": target, "b": target}, Progress(), device="cpu")
+    evaluate_sources(model, {"a": target, "b": target}, ImageOptions(), Progress())
     assert calls.call_count == 1

@@ -24,6 +24,7 @@ from clipmerge.evaluation.accuracy import evaluate_sources, load_model
 from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, Columns, LabelledImages
 from clipmerge.models import ImageTextModel
+from clipmerge.options import EvaluateOptions
 from clipmerge.progress import Progress
 from tests.support.benchmark_sets import classification_set, save_files, webdataset
 from tests.support.hub_double import FakeHub, upload
@@ -252,7 +253,7 @@ def test_the_same_images_labels_names_and_accuracy(
     assert_images(found, COUNT)
     assert found.notes == ()
     plain = replace(found, templates=())
-    facts, outcomes = evaluate_sources(model, {"x": plain}, Progress(), device="cpu")
+    facts, outcomes = evaluate_sources(model, {"x": plain}, EvaluateOptions(), Progress())
     assert outcomes["x"].correct.tolist() == right
     assert facts["accuracy"]["x"] == sum(right) / 12
     assert 0 < sum(right) < 12
@@ -289,7 +290,7 @@ def test_the_same_images_captions_and_recall(
     assert found.captions == tuple((caption,) for caption in CAPTIONS)
     assert_images(found, COUNT)
     assert found.sample(5, seed=0).captions == found.sample(5, seed=0).captions
-    facts, _ = evaluate_sources(model, {"x": found}, Progress(), device="cpu")
+    facts, _ = evaluate_sources(model, {"x": found}, EvaluateOptions(), Progress())
     assert facts["recall"]["x"] == recall
     assert 0 < recall["image_to_text"]["5"] < 1
 
