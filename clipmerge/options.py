@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from clipmerge.images.image_set import Columns
 
 _MAX_ALPHAS = 1000
+# Decimals of the alphas that "..." stands for, and a share of a step that is lost in rounding.
+_DIGITS, _ROUNDING = 9, 1e-6
 
 
 Allow = Annotated[
@@ -369,8 +371,7 @@ def parse_size(size: str | float) -> int:
     count = 0
     if match:
         base = 1024 if match[3] else 1000
-        power = " KMGT".index(match[2] or " ")
-        count = int(Decimal(match[1]) * base**power)
+        count = int(Decimal(match[1]) * base ** " KMGT".index(match[2] or " "))
     if count < 1:
         raise UsageError(
             f"`max_shard_size` {size}: expected a size with its unit, such as 200MB or 5GB"
@@ -387,12 +388,11 @@ def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
         (0.0, 0.25, 0.5, 0.75, 1.0)
     """
     try:
-        alphas = _parse_alpha_text(points) if isinstance(points, str) else list(map(float, points))
+        alphas = _read_alphas(points)
     except (ArithmeticError, IndexError, TypeError, ValueError):
         alphas = []
-    is_ascending = alphas == sorted(set(alphas))
     is_finite = all(map(math.isfinite, alphas))  # 1e400 is valid as text but overflows a float
-    if len(alphas) < 2 or not is_finite or not is_ascending:
+    if len(alphas) < 2 or not is_finite or alphas != sorted(set(alphas)):
         raise UsageError(
             f"`alphas` {points}: expected two or more finite numbers in ascending order, such as"
             f" 0,0.25,0.5 or 0,0.1,...,1 (where '...' stands for at most {_MAX_ALPHAS} numbers)"
@@ -400,26 +400,22 @@ def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
     return tuple(alphas)
 
 
-def _parse_alpha_text(text: str) -> list[float]:
-    words = [word.strip() for word in text.split(",")]
-    values: list[Decimal] = []
+def _read_alphas(points: Sequence[float] | str) -> list[float]:
+    if not isinstance(points, str):
+        return list(map(float, points))
+    alphas: list[float] = []
+    words = points.split(",")
     for position, word in enumerate(words):
-        if word == "...":
-            before, last = values[-2:]
-            end = Decimal(words[position + 1])
-            values += _continue_steps(before, last, end)
-        else:
-            values.append(Decimal(word))
-    return sorted({float(value) for value in values})
-
-
-def _continue_steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
-    """Numbers after ``last`` up to ``end``, in steps of ``last - before``."""
-    step = last - before
-    count = (end - last) / step
-    if not 0 < count <= _MAX_ALPHAS:
-        raise ValueError("the steps before '...' do not reach the number after it, or are too many")
-    return [last + step * number for number in range(1, int(count) + 1)]
+        if word.strip() != "...":
+            alphas.append(float(word))
+            continue
+        last = alphas[-1]
+        step = last - alphas[-2]
+        count = math.floor((float(words[position + 1]) - last) / step + _ROUNDING)
+        if not 0 < count <= _MAX_ALPHAS:
+            raise ValueError("the steps do not reach the number after '...', or are too many")
+        alphas += [round(last + step * number, _DIGITS) for number in range(1, count + 1)]
+    return sorted(set(alphas))
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {

@@ -53,6 +53,9 @@ def _check_mask_name(name: str) -> str:
 MaskName = Annotated[str, AfterValidator(_check_mask_name)]
 #: A kind of generic change of images.
 Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]
+#: What a measure may declare: it uses all fine-tuned checkpoints; it learns; it lets images that it
+#: does not learn from choose, and has the options ``held_back`` and ``max_loss``.
+MeasureKind = Literal["SEVERAL", "LEARNS", "HOLDS_BACK"]
 
 # Parameters of masks that the arithmetic fills in; not options.
 _FILLED_IN = {"score", "key"}
@@ -142,12 +145,10 @@ def check_mask_options(mask: str, options: Json) -> None:
     check_options("masks", mask, options)
 
 
-def takes_several_finetuned(measure: str) -> bool:
-    """Whether a measure's file says ``SEVERAL = True``: it uses all fine-tuned checkpoints, not
-    just one.
-    """
+def measure_is(measure: str, kind: MeasureKind) -> bool:
+    """Whether a measure's file says that it is of a kind, as ``LEARNS = True``."""
     module = import_module(load_plugin("measures", measure).__module__)
-    return bool(getattr(module, "SEVERAL", False))
+    return bool(getattr(module, kind, False))
 
 
 def with_options_of(other: Callable[..., Any]) -> Callable[[_Plugin], _Plugin]:

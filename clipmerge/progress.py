@@ -64,11 +64,12 @@ class Journal(Progress):
             self._notes.add(text)
             self._progress.say(text)
 
-    def warn(self, text: str) -> None:
-        """Forward a warning, once, and keep it."""
-        if text not in self.warnings:
-            self.warnings.append(text)
-            self._progress.warn(text)
+    def warn(self, *texts: str) -> None:
+        """Forward warnings, each once, and keep them."""
+        for text in texts:
+            if text not in self.warnings:
+                self.warnings.append(text)
+                self._progress.warn(text)
 
 
 def format_seconds(seconds: float) -> str:

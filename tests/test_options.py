@@ -15,11 +15,8 @@ from clipmerge.options import (
     Options,
     PlanOptions,
     SweepOptions,
-    class_names,
     flags_of,
-    named_sources,
     parse_alphas,
-    parse_size,
     with_flags,
 )
 from tests.support.command import done
@@ -78,13 +75,11 @@ def test_options_are_brought_into_one_form() -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "not a number": ({"max_loss": float("nan")}, "should be a finite number"),
     "too much": ({"max_loss": 101}, "should be less than or equal to 100"),
-    "not a switch": ({"verdict": "perhaps"}, "should be a valid boolean"),
     "classes without order": ({"classes": {"cat", "dog"}}, "a set has no order"),
     "a number in place of words": ({"fail_on": 3}, "`fail_on` 3: there is no such word"),
     "a number in place of sources": ({"ood": 3}, "sources are named"),
     "not a size": ({"max_shard_size": float("inf")}, "expected a size with its unit"),
     "classes by name": ({"classes": {"cat": 0}}, "its keys are not the numbers 0 to 0"),
-    "two of a name": ({"ood": ["a=x", "a=y"]}, "have the same name"),
     "no source": ({"ood": ["a="]}, "names no images"),
 }
 
@@ -107,13 +102,6 @@ def test_a_wrong_value_is_refused(what: str) -> None:
 )
 def test_alphas_are_read(text: Any, expected: tuple[float, ...]) -> None:
     assert parse_alphas(text) == expected
-
-
-def test_small_readers() -> None:
-    assert parse_size("1KiB") == 1024
-    assert parse_size(5e9) == 5 * 10**9
-    assert class_names(["a", "b"]) == ("a", "b")
-    assert named_sources(["data/val", "x=y"]) == {"val": "data/val", "x": "y"}
 
 
 @pytest.mark.parametrize(

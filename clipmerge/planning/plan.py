@@ -285,9 +285,9 @@ class Plan(Tabular, Frozen):
         """Write the plan as indented JSON, always with the same order of keys."""
         return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
 
-    def check(self, layers: Layers, shapes: Mapping[str, Shape]) -> None:
+    def check(self, layers: Layers, shapes: Mapping[str, Shape]) -> Names:
         """Refuse a plan that does not fit the existing layers or lacks its tensors, or names a mask
-        or an option that does not exist.
+        or an option that does not exist; return warnings.
         """
         if not self.layers:
             raise UsageError(
@@ -320,6 +320,7 @@ class Plan(Tabular, Frozen):
             except UsageError as error:
                 raise UsageError(f"layer '{name}': {error}") from None
         _check_coefficients(self, layers, shapes)
+        return extrapolation_notes(self)
 
 
 def public_source(source: str, revision: str | None) -> str:
@@ -358,17 +359,17 @@ def _check_mask(layer: LayerPlan, names: Names) -> None:
         check_mask_options(layer.mask, layer.mask_options | options)
 
 
-def extrapolation_note(plan: Plan) -> str | None:
+def extrapolation_notes(plan: Plan) -> Names:
     """A warning of the alpha that is farthest beyond the two models; none if several fine-tuned
     models are merged.
     """
     alphas = [entry.alpha for entry in plan.layers.values() if not entry.is_learned]
     farthest = max(alphas, key=lambda alpha: abs(alpha - 0.5), default=0.0)
     if len(plan.finetuned) > 1 or 0 <= farthest <= 1:
-        return None
+        return ()
     half = "; half of the way is 0.5" if abs(farthest) > 2 else ""
     return (
-        f"alpha {farthest:g} is outside [0, 1]: the merge extrapolates beyond the two models{half}"
+        f"alpha {farthest:g} is outside [0, 1]: the merge extrapolates beyond the two models{half}",
     )
 
 
