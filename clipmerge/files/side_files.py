@@ -73,27 +73,18 @@ _PRIVATE = frozenset(
 
 
 def copy_side_file(source: Path, target: Path) -> None:
-    """Copy one file; JSON loses its private fields, and without any it keeps its bytes."""
+    """Copy one file; JSON with private fields loses them, and anything else keeps its bytes."""
+    content = source.read_bytes()
     if target.suffix == ".json" and target.name not in _WORDS:
         data = read_side_json(source.parent, source.name)
-        cleaned = _without_private_fields(data)
-        if cleaned != data:
-            target.write_text(f"{json.dumps(cleaned, indent=2)}\n", encoding="utf-8")
-            return
-    target.write_bytes(source.read_bytes())
+        public = json.loads(json.dumps(data), object_hook=_without_private_fields)
+        if public != data:
+            content = f"{json.dumps(public, indent=2)}\n".encode()
+    target.write_bytes(content)
 
 
-def _without_private_fields(data: Any) -> Any:
-    """Copy a JSON value without private fields, at any depth."""
-    if isinstance(data, list):
-        return [_without_private_fields(value) for value in data]
-    if not isinstance(data, dict):
-        return data
-    kept = {}
-    for key, value in data.items():
-        if key not in _PRIVATE:
-            kept[key] = _without_private_fields(value)
-    return kept
+def _without_private_fields(fields: Json) -> Json:
+    return {name: value for name, value in fields.items() if name not in _PRIVATE}
 
 
 def read_side_json(folder: Path, name: str) -> Json | None:
