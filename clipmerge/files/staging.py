@@ -1,5 +1,5 @@
-"""Outputs that are complete or absent: refused before any work if they would destroy something, then
-written beside their final path and renamed.
+"""Outputs that are complete or absent: refused before any work if they would destroy something,
+then written beside their final path and renamed.
 """
 
 from __future__ import annotations
