@@ -28,15 +28,6 @@ _store: Any = None
 _is_ending = threading.Event()
 
 
-def cores_per_process() -> int:
-    """CPU cores for the threads of this process: those that it may use, divided by the processes of
-    this run on this machine.
-    """
-    every = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
-    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
 def is_main_process() -> bool:
     """Whether this process prints and writes: rank 0 of those that a launcher started."""
     return os.environ.get("RANK", "0") == "0"

@@ -17,7 +17,7 @@ from unittest.mock import Mock
 import pytest
 
 from clipmerge import distributed
-from clipmerge.distributed import cores_per_process
+from clipmerge.parallel import cores_per_process
 from tests.support.command import ROOT, done, start
 from tests.support.several import several
 from tests.support.tiny_clip import Folders
