@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,7 +23,6 @@ from clipmerge.progress import Progress, format_seconds
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as Bar
-    from rich.table import Table
 
 DEBUG = "CLIPMERGE_DEBUG"
 # A shorter time may be spent on imports.
@@ -62,7 +61,15 @@ class Terminal(Progress):
     is_command_line = True
 
     def __init__(
-        self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False
+        self,
+        *,
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+        quiet: Annotated[
+            bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")
+        ] = False,
+        verbose: Annotated[
+            bool, typer.Option("--verbose", "-v", help="Print stages, and warnings of libraries.")
+        ] = False,
     ) -> None:
         """Keep the libraries' own bars and warnings off both streams."""
         if not verbose:
@@ -100,12 +107,16 @@ class Terminal(Progress):
             return
         if not sys.stderr.isatty():
             self._say_time_left(done, total)
-            return
-        if done >= total:  # something without a count may follow
+        elif done >= total:  # work of unknown length may follow
             self.close()
-            return
-        bar = self._bar or self._start_bar()
-        bar.update(bar.task_ids[0], completed=done, total=total)
+        else:
+            if self._bar is None:
+                from rich.progress import Progress
+
+                self._bar = Progress(console=self._error_console, transient=True)
+                self._bar.add_task(self._stage)
+                self._bar.start()
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     def _say_time_left(self, done: float, total: float) -> None:
         """Say once that a stage takes minutes: after a twentieth and some seconds, since the first
@@ -118,14 +129,6 @@ class Terminal(Progress):
         minutes = spent * (total - done) / done / 60
         if minutes > 1.5:
             self.say(f"{self._stage} takes about {minutes:.0f} minutes more")
-
-    def _start_bar(self) -> Bar:
-        from rich.progress import Progress
-
-        self._bar = Progress(console=self._error_console, transient=True)
-        self._bar.add_task(self._stage)
-        self._bar.start()
-        return self._bar
 
     def say(self, text: str, kind: str = "note") -> None:
         """Print a note on stderr."""
@@ -154,13 +157,9 @@ class Terminal(Progress):
         if self._as_json:
             typer.echo(json.dumps(record, indent=2, allow_nan=False))
         elif not self._quiet:
-            self._show_with_last_line(human(), last)
-
-    def _show_with_last_line(self, renderable: RenderableType, last: str) -> None:
-        self.show(renderable)
-        if last:
-            took = format_seconds(time.monotonic() - self._begin)
-            self.show(f"{last} Took {took}.")
+            self.show(human())
+            if last:
+                self.show(f"{last} Took {format_seconds(time.monotonic() - self._begin)}.")
 
     def show(self, renderable: RenderableType) -> None:
         """Print for people on stdout."""
@@ -180,14 +179,6 @@ def _make_console(is_terminal: bool, **options: Any) -> Console:
 
     width = None if is_terminal else _WIDEST
     return Console(markup=False, emoji=False, highlight=False, width=width, **options)
-
-
-def table_of(name: str, *numbers: str) -> Table:
-    """An empty table without lines: a column of names, and columns of numbers."""
-    from rich.table import Column, Table
-
-    columns = (Column(head, justify="right", no_wrap=True) for head in numbers)
-    return Table(Column(name, overflow="fold"), *columns, box=None, pad_edge=False)
 
 
 def interrupt(_number: int, _frame: object) -> None:

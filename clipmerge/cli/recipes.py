@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from clipmerge.cli._terminal import Terminal, table_of
-from clipmerge.cli.app import command, complete_recipe
+from clipmerge.cli._terminal import Terminal
+from clipmerge.cli.app import GroupedCommand, command, complete_recipe
 from clipmerge.errors import OutputError
 from clipmerge.files import local_path, recipe_files
 from clipmerge.files.staging import write_whole_file
@@ -28,7 +28,7 @@ _Name = Annotated[
 ]
 
 
-@recipes_command.command("list")
+@recipes_command.command("list", cls=GroupedCommand)
 @command
 def list_recipes(
     terminal: Terminal,
@@ -41,20 +41,15 @@ def list_recipes(
     names = [*_RECOMMENDED, *others] if every else _RECOMMENDED
     texts = {name: recipe_text(name) for name in names}
     about = {name: _first_sentence(text) for name, text in texts.items()}
-    measures = re.compile(r"^measure:", re.MULTILINE)
-    images = {name: measures.search(text) is not None for name, text in texts.items()}
+    images = {name: "\nmeasure:" in text for name, text in texts.items()}
 
     def table() -> Any:
-        from rich.text import Text
+        from clipmerge.report.terminal import render_table
 
-        table = table_of("recipe")
-        table.add_column("images")
-        table.add_column("what it does")
-        for name, text in about.items():
-            table.add_row(name, "needed" if images[name] else "no", Text(text))
+        rows = [[name, "needed" if images[name] else "no", text] for name, text in about.items()]
         if not every:
-            table.add_row("", "", f"({len(others)} others: clipmerge recipes list --all)")
-        return table
+            rows.append(["", "", f"({len(others)} others: clipmerge recipes list --all)"])
+        return render_table(["recipe", "images", "what it does"], rows, words=3)
 
     terminal.print_result({"recipes": about, "needs_images": images}, table)
 
@@ -73,7 +68,7 @@ def _first_sentence(recipe: str) -> str:
     return text[: end.end()] if end else text
 
 
-@recipes_command.command("show")
+@recipes_command.command("show", cls=GroupedCommand)
 @command
 def show_recipe(terminal: Terminal, name: _Name) -> None:
     """Print a recipe with its comments; as JSON, its settings."""
@@ -83,7 +78,7 @@ def show_recipe(terminal: Terminal, name: _Name) -> None:
     terminal.print_result(load_recipe(name).model_dump(mode="json"), lambda: text.rstrip())
 
 
-@recipes_command.command("copy")
+@recipes_command.command("copy", cls=GroupedCommand)
 @command
 def copy_recipe(
     terminal: Terminal,
