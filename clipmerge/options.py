@@ -28,8 +28,6 @@ from clipmerge.types import CHECKS, RECOMMENDATIONS, Device, Json, Names, Output
 if TYPE_CHECKING:
     from clipmerge.images.image_set import Columns
 
-_MAX_ALPHAS = 1000
-
 #: The groups of flags in their order in ``--help``.
 HELP_GROUPS = ("What", "Images", "Decide", "Write", "Publish", "Run")
 _what, _images, _decide, _write, _publish, _run = (
@@ -288,7 +286,7 @@ class SweepOptions(DecisionOptions):
         Any,
         _decide(metavar="LIST", help="Alphas of the curve: 0 = zero-shot, 1 = fine-tuned."),
         str,
-    ] = "0,0.1,...,1"
+    ] = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1"
     overwrite: Overwrite = False
 
 
@@ -402,47 +400,23 @@ def parse_size(size: str | float) -> int:
 
 
 def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
-    """Points of a curve, given as numbers or as a text, in which ``...`` continues the steps before
-    it.
+    """Alphas of a curve, given as numbers or as a text with commas.
 
     Example:
-        >>> parse_alphas("0,0.25,...,1")
-        (0.0, 0.25, 0.5, 0.75, 1.0)
+        >>> parse_alphas("0, 0.5, 1")
+        (0.0, 0.5, 1.0)
     """
     try:
-        alphas = _parse_alpha_text(points) if isinstance(points, str) else list(map(float, points))
-    except (ArithmeticError, IndexError, TypeError, ValueError):
-        alphas = []
-    is_ascending = alphas == sorted(set(alphas))
-    is_finite = all(map(math.isfinite, alphas))  # 1e400 is valid as text but overflows a float
-    if len(alphas) < 2 or not is_finite or not is_ascending:
+        alphas = tuple(map(float, points.split(",") if isinstance(points, str) else points))
+    except (TypeError, ValueError):
+        alphas = ()
+    is_ascending = list(alphas) == sorted(set(alphas))
+    if len(alphas) < 2 or not is_ascending or not all(map(math.isfinite, alphas)):
         raise UsageError(
             f"`alphas` {points}: expected two or more finite numbers in ascending order, such as"
-            f" 0,0.25,0.5 or 0,0.1,...,1 (where '...' stands for at most {_MAX_ALPHAS} numbers)"
+            " 0,0.25,0.5"
         )
-    return tuple(alphas)
-
-
-def _parse_alpha_text(text: str) -> list[float]:
-    words = [word.strip() for word in text.split(",")]
-    values: list[Decimal] = []
-    for position, word in enumerate(words):
-        if word == "...":
-            before, last = values[-2:]
-            end = Decimal(words[position + 1])
-            values += _continue_steps(before, last, end)
-        else:
-            values.append(Decimal(word))
-    return sorted({float(value) for value in values})
-
-
-def _continue_steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
-    """Numbers after ``last`` up to ``end``, in steps of ``last - before``."""
-    step = last - before
-    count = (end - last) / step
-    if not 0 < count <= _MAX_ALPHAS:
-        raise ValueError("the steps before '...' do not reach the number after it, or are too many")
-    return [last + step * number for number in range(1, int(count) + 1)]
+    return alphas
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {

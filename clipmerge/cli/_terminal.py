@@ -1,5 +1,5 @@
-"""Output of the command line: results on stdout; progress, notes, warnings and the one line about
-an error on stderr; and the exit codes 0, 1, 2 and 130.
+"""Output of the command line: results on stdout, all else on stderr, and the exit codes 0, 1, 2 and
+130.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 DEBUG = "CLIPMERGE_DEBUG"
-# A shorter time may be spent on imports.
+# In a shorter time little but imports may have happened.
 _SECONDS_TO_ESTIMATE = 10.0
-# base class of all errors about flags, whether or not typer vendors its own click
+# base class of errors about flags, whether or not typer vendors its own click
 _WrongFlag: Any = typer.BadParameter.__base__
 _STAGES = {
     "read": "reading",
@@ -44,14 +44,14 @@ _STAGES = {
     "draw": "drawing",
     "publish": "publishing",
 }
-# Settings of libraries by environment variable.
+# Environment variables of libraries.
 _LIBRARIES = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # on a busy machine spinning threads take the processor from those that they wait for
+    # on a busy machine, threads that spin delay the threads that they wait for
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-# A width that no terminal has: a pipe gets one line per paragraph.
+# Width for a pipe: lines are not wrapped there.
 _WIDEST = 10_000
 
 
@@ -71,7 +71,7 @@ class Terminal(Progress):
             bool, typer.Option("--verbose", "-v", help="Print stages, and warnings of libraries.")
         ] = False,
     ) -> None:
-        """Keep the libraries' own bars and warnings off both streams."""
+        """Silence the progress bars and warnings of libraries."""
         if not verbose:
             warnings.simplefilter("ignore")
             os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -119,9 +119,7 @@ class Terminal(Progress):
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     def _say_time_left(self, done: float, total: float) -> None:
-        """Say once that a stage takes minutes: after a twentieth and some seconds, since the first
-        batches also do what later ones need.
-        """
+        """Say once that a stage takes minutes, after a twentieth of it: the first batches are slow."""
         spent = time.monotonic() - self._stage_begin
         if self._time_is_said or done < total / 20 or spent < _SECONDS_TO_ESTIMATE:
             return
@@ -163,15 +161,9 @@ class Terminal(Progress):
 
     def show(self, renderable: RenderableType) -> None:
         """Print for people on stdout."""
-        is_terminal = sys.stdout.isatty()
-        console = _make_console(is_terminal)
-        if is_terminal:
-            # a line of text may be a command to copy
-            console.print(renderable, soft_wrap=isinstance(renderable, str))
-            return
-        with console.capture() as captured:
-            console.print(renderable)
-        typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+        # a line of text may be a command to copy
+        is_text = isinstance(renderable, str)
+        _make_console(sys.stdout.isatty()).print(renderable, soft_wrap=is_text)
 
 
 def _make_console(is_terminal: bool, **options: Any) -> Console:
@@ -182,42 +174,41 @@ def _make_console(is_terminal: bool, **options: Any) -> Console:
 
 
 def interrupt(_number: int, _frame: object) -> None:
-    """End the command after Ctrl-C or SIGTERM; further signals do not disturb its cleaning up."""
+    """End the command after Ctrl-C or SIGTERM, and ignore further signals while it cleans up."""
     ignore_signals()
     raise KeyboardInterrupt
 
 
 def ignore_signals() -> None:
-    """Let neither Ctrl-C nor SIGTERM disturb what is left to do."""
+    """Ignore Ctrl-C and SIGTERM from now on."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def report_error(error: BaseException) -> int:
-    """Print one line about what ended a command, and return the exit code."""
+    """Print one line about the error that ended a command, and return the exit code."""
     if isinstance(error, BrokenPipeError):  # of `clipmerge recipes | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     from clipmerge.options import with_flags
 
-    is_told_here = claim_error()
+    is_reported_here = claim_error()
     text, code = _describe_error(error)
     if os.environ.get(DEBUG) and code == 1:
         raise error
     line = printable(with_flags(" ".join(text.split())))
-    if not is_told_here:
-        return code
-    if not is_main_process():
-        line = f"error in process {os.environ['RANK']}: {line}"
-    elif "--json" in sys.argv:
+    if "--json" in sys.argv and is_main_process():
         line = json.dumps({"error": line, "kind": type(error).__name__, "exit_code": code})
     else:
-        line = f"error: {line}"
-    sys.stderr.write(f"{line}\n")
+        process = "" if is_main_process() else f" in process {os.environ['RANK']}"
+        line = f"error{process}: {line}"
+    if is_reported_here:
+        sys.stderr.write(f"{line}\n")
     return code
 
 
 def _describe_error(error: BaseException) -> tuple[str, int]:
+    """What happened, in words, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, ClipmergeError):
@@ -227,11 +218,11 @@ def _describe_error(error: BaseException) -> tuple[str, int]:
         message = error.format_message().rstrip(".")
         see = " See" if message.endswith("?") else "; see"
         return f"{message}{see} `{where} --help`", UsageError.exit_code
-    text = " ".join(str(error).split()) or type(error).__name__
+    kind = type(error).__name__
+    text = str(error)[:300] or kind
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or text}", 1
     if is_out_of_memory(error):
-        return f"out of memory (a smaller `batch_size` needs less): {text[:300]}", 1
-    kind = type(error).__name__
-    return f"clipmerge failed unexpectedly ({kind}): {text[:300]}; {DEBUG}=1 shows where", 1
+        return f"out of memory (a smaller `batch_size` needs less): {text}", 1
+    return f"clipmerge failed unexpectedly ({kind}): {text}; {DEBUG}=1 shows where", 1

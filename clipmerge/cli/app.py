@@ -9,6 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import closing
+from glob import glob
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,12 +40,8 @@ _START = "Start with: clipmerge merge zeroshot finetuned --data val --output mer
 
 def complete_recipe(incomplete: str) -> list[str]:
     """Complete the name of a recipe, or of a YAML file."""
-    folder, slash, _ = incomplete.rpartition("/")
-    beginning = folder + slash
-    names = list(recipe_files())
-    for file in sorted(Path(beginning or ".").glob("*.y*ml")):
-        names.append(f"{beginning}{file.name}")
-    return [name for name in names if name.startswith(incomplete)]
+    names = [name for name in recipe_files() if name.startswith(incomplete)]
+    return [*names, *sorted(glob(f"{incomplete}*.y*ml"))]  # noqa: PTH207
 
 
 ZeroShot = Annotated[

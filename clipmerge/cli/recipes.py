@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +20,7 @@ recipes_command = typer.Typer(
     rich_markup_mode=None,
     help="List, show and copy the recipes.",
 )
-# The others follow with `--all`, by name.
+# `--all` lists the others after these.
 _RECOMMENDED = ("auto", "wise-ft", "straggler-sparse", "lines", "monosoup")
 _Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Name of a recipe.", autocompletion=complete_recipe)
@@ -32,7 +31,7 @@ _Name = Annotated[
 @command
 def list_recipes(
     terminal: Terminal,
-    every: Annotated[bool, typer.Option("--all", help="List the others, too.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="List all recipes.")] = False,
 ) -> None:
     """List the recommended recipes."""
     from clipmerge.planning.recipe import recipe_text
@@ -61,11 +60,9 @@ def _list_by_default(context: typer.Context) -> None:
 
 
 def _first_sentence(recipe: str) -> str:
-    """The first sentence of a recipe's comments, however many lines it takes."""
-    comments = itertools.takewhile(lambda line: line.startswith("#"), recipe.splitlines())
-    text = " ".join(itertools.takewhile(bool, (line.lstrip("# ") for line in comments)))
-    end = re.search(r"\.(?= |$)", text)
-    return text[: end.end()] if end else text
+    """The first sentence of a recipe's comments."""
+    comments = " ".join(re.findall(r"^# ?(.*)", recipe, re.MULTILINE))
+    return re.split(r"(?<=\.) ", comments)[0]
 
 
 @recipes_command.command("show", cls=GroupedCommand)
