@@ -119,7 +119,7 @@ class Terminal(Progress):
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     def _say_time_left(self, done: float, total: float) -> None:
-        """Say once that a stage takes minutes, after a twentieth of it: the first batches are slow."""
+        """Say once that a stage takes minutes; not at its beginning, where batches are slow."""
         spent = time.monotonic() - self._stage_begin
         if self._time_is_said or done < total / 20 or spent < _SECONDS_TO_ESTIMATE:
             return

@@ -20,33 +20,22 @@ TEMPLATE: str = "a photo of a {}."
 SHIFTS: Names = ("noise", "inversion", "rotation", "blur")
 """The shifted copies of the test images, in the order of the demo's table."""
 
-# the models have seen the first ones, in a shuffled order
+# the models were trained on the first ones
 _SPLITS = {"train": 700, "calibration": 697, "test": 400}
 _SPLIT_SEED = 0
 _SHIFT_SEED = 1
 
 
-def shuffled_digits() -> tuple[Tensor, Tensor]:
-    """All clean digits, always in the same order: ink in [0, 1], shape (N, 1, SIZE, SIZE), and
-    digits 0 to 9, (N,).
+def digits_of_split(split: str) -> tuple[Tensor, Tensor]:
+    """Clean digits of ``train``, ``calibration`` or ``test``, which are disjoint, in fixed order.
+
+    Returns:
+        Ink in [0, 1], shape (N, 1, SIZE, SIZE), and digits 0 to 9, shape (N,).
     """
     ink, digits = read_digits()
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(_SPLIT_SEED))
-    return ink[order], digits[order]
-
-
-def digits_of_split(split: str) -> tuple[Tensor, Tensor]:
-    """The digits of ``train``, ``calibration`` or ``test``, which are disjoint; see
-    `shuffled_digits`.
-    """
-    ink, digits = shuffled_digits()
-    start = 0
-    for name, length in _SPLITS.items():
-        if name == split:
-            break
-        start += length
-    chosen = slice(start, start + length)
-    return ink[chosen], digits[chosen]
+    parts = dict(zip(_SPLITS, torch.split(order, list(_SPLITS.values())), strict=True))
+    return ink[parts[split]], digits[parts[split]]
 
 
 def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
