@@ -59,7 +59,7 @@ StateKey = Annotated[
 Seed = Annotated[
     int,
     Ge(0),
-    Le(2**32 - 1),  # random generators take 64 bits, of which steps and layers add some
+    Le(2**32 - 1),  # steps and layers add to it, and random generators take 64 bits
     _decide(metavar="NUMBER", help="Seed of image samples and of random masks."),
 ]
 Private = Annotated[bool, _publish("--private", help="Create a private repository.")]
@@ -70,7 +70,7 @@ License = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a command."""
+    """Checked options of a command."""
 
     __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012 - pydantic's own name
 
@@ -309,18 +309,16 @@ def _check_prompts(texts: Any) -> Names:
 
 
 def _check_words(option: str, words: Iterable[str], texts: Any) -> Names:
-    """Words of an option, one or several, with commas or without, each of which must exist."""
+    """Read one or several words, also separated by commas; each must be among ``words``."""
     listed = tuple(word.strip() for text in as_tuple(texts) for word in str(text).split(","))
     for word in listed:
         if word not in words:
-            raise UsageError(
-                f"`{option}` {word}: there is no such word{list_choices('words', word, words)}"
-            )
+            raise UsageError(f"`{option}` {word}: no such word{list_choices('words', word, words)}")
     return listed
 
 
 def class_names(classes: Any) -> Path | Names:
-    """A file of class names, or the names themselves; a file wins over a shipped list."""
+    """Class names, or the file that has them; a file hides a list of the same name."""
     if isinstance(classes, Mapping):  # such as `id2label` of a configuration of transformers
         names = names_by_number(classes)
         if names is None:
@@ -341,7 +339,7 @@ def class_names(classes: Any) -> Path | Names:
 
 
 def named_sources(sources: Any) -> Json:
-    """Sources by name, from a mapping, or from texts ``NAME=SOURCE`` or paths.
+    """Sources by name, from a mapping or from texts ``NAME=SOURCE`` and paths.
 
     Example:
         >>> named_sources(["val=data/val", "data/test"])
@@ -372,19 +370,19 @@ def _named_source(text: str) -> tuple[str, str]:
     if is_named and not path.exists():
         return name, source
     own_name = path.name
-    if own_name in ("", ".."):  # these and "." are not names
+    if own_name in ("", ".."):  # no names, like "."
         own_name = path.resolve().name
     return own_name or text, text
 
 
 def parse_size(size: str | float) -> int:
-    """Bytes of a shard's size: a number of bytes, or text such as ``200MB``, ``5GB`` or ``1GiB``.
+    """Bytes in a size, given as a number or as text such as ``200MB``, ``5GB`` or ``1GiB``.
 
     Example:
         >>> parse_size("1.5GB"), parse_size("2KiB"), parse_size(5e9)
         (1500000000, 2048, 5000000000)
     """
-    # text without a unit would be bytes, where gigabytes are meant
+    # "5" would be 5 bytes, though gigabytes are meant
     text = f"{size:.0f}B" if isinstance(size, Real) else str(size).upper()
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?)B?|B)\s*", text)
     count = 0
@@ -430,17 +428,17 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "max_shard_size": parse_size,
     "recipes": as_tuple,
 }
-#: The keywords that messages name in backticks.
+# Keywords that messages may name in backticks.
 _KEYWORDS = {"output", "recipe", "id"}
 for _field in (*fields(MergeOptions), *fields(SweepOptions)):
     _KEYWORDS.add(_field.name)
-#: Flags that may be repeated, where the keyword takes all of them.
+# Flags of one value whose keyword takes several.
 _SINGULAR = {"recipes": "recipe", "points": "point"}
 _KEYWORD = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 
 
 def with_flags(message: str) -> str:
-    """Write the keywords that a message names in backticks as flags of the command line.
+    """Write keywords in backticks as flags of the command line.
 
     Example:
         >>> with_flags("`images` 0: too few; with `verdict=False` or `device=cpu`, see `me`")
@@ -458,7 +456,7 @@ def with_flags(message: str) -> str:
 
 
 def flag_of(keyword: str, value: Any = None) -> str:
-    """The flag of a keyword, which for a switch depends on its value.
+    """The flag of a keyword; that of a switch depends on its value.
 
     Example:
         >>> flag_of("max_loss"), flag_of("recipes"), flag_of("verdict", False)

@@ -1,5 +1,4 @@
-"""Find measures, methods, masks and combinations by their files, and define common ranges of their
-options.
+"""Measures, methods, masks and combinations, found by their files, and common types of options.
 
 A file's name is its recipe name (``path_barrier.py`` is ``path-barrier``), the function of that
 name is the plugin, and its keyword-only parameters are its options. There is no registry. A
@@ -23,7 +22,7 @@ from clipmerge.errors import UsageError, list_choices
 from clipmerge.files import PLUGINS, plugin_folders
 from clipmerge.types import Json, Names
 
-# beyond it float32 arithmetic can overflow, which would look like a fault of the weights
+# a larger factor can overflow float32, which would look like broken weights
 _LARGEST = 1e9
 
 #: Mixing coefficient: 0 = zero-shot, 1 = fine-tuned; outside [0, 1] it extrapolates.
@@ -56,7 +55,7 @@ MaskName = Annotated[str, AfterValidator(_check_mask_name)]
 #: A kind of generic change of images.
 Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]
 
-# Parameters filled in by the arithmetic for masks and combinations; not options.
+# Parameters of masks and combinations that the arithmetic passes; they are no options.
 _FILLED_IN = {"masks": {"theta_0", "score", "key"}, "combinations": {"key", "sparsify"}}
 _Plugin = TypeVar("_Plugin", bound=Callable[..., Any])
 
@@ -71,7 +70,7 @@ def _find_plugins(package: str, folders: tuple[Path, ...]) -> Names:
     if package == "combinations":
         methods = _find_plugins("methods", folders)
         return tuple(name for name in methods if _has_combination(name))
-    known = import_module(f"clipmerge.{package}").__path__  # a plugin is imported from there
+    known = import_module(f"clipmerge.{package}").__path__  # Python imports plugins from here
     paths = [known[0]]
     for folder in folders:
         path = str(folder / package)
@@ -96,13 +95,13 @@ def load_plugin(package: str, name: str) -> Callable[..., Any]:
     if package == "combinations":
         folder, attribute = "methods", "combine"
     if os.environ.get(PLUGINS):
-        plugin_names(folder)  # which lets Python find them
+        plugin_names(folder)  # adds the user's folders to the package's path
     try:
         module = import_module(f"clipmerge.{folder}.{file}")
         function: Callable[..., Any] = getattr(module, attribute)
     except (ImportError, AttributeError):
         known = plugin_names(package)
-        if name in known:  # a mistake in the file itself
+        if name in known:  # the fault is in the file
             raise
         raise UsageError(
             f"no {package.removesuffix('s')} '{name}'{list_choices(package, name, known)}"
@@ -122,7 +121,7 @@ def plugin_options(package: str, name: str) -> Json:
 
 
 def needs_score(mask: str) -> bool:
-    """Whether a mask needs the ``score`` that a measure makes, which the arithmetic fills in."""
+    """Whether a mask needs the ``score`` of a measure, which the arithmetic passes."""
     declared = inspect.signature(load_plugin("masks", mask)).parameters.get("score")
     return declared is not None and declared.default is declared.empty
 
@@ -155,9 +154,7 @@ def check_mask_options(mask: str, options: Json) -> None:
 
 
 def takes_several_finetuned(measure: str) -> bool:
-    """Whether a measure's file says ``SEVERAL = True``: it uses all fine-tuned checkpoints, not
-    just one.
-    """
+    """Whether a measure uses all fine-tuned checkpoints: its file has ``SEVERAL = True``."""
     module = import_module(load_plugin("measures", measure).__module__)
     return bool(getattr(module, "SEVERAL", False))
 
@@ -165,9 +162,7 @@ def takes_several_finetuned(measure: str) -> bool:
 def with_options_of(
     other: Callable[..., Any], *, without: Names = ()
 ) -> Callable[[_Plugin], _Plugin]:
-    """Give a plugin with ``**options`` the keyword-only parameters of another one, but for some,
-    after its own.
-    """
+    """Add the options of another plugin, except ``without``, to a plugin with ``**options``."""
     hints = get_type_hints(other, include_extras=True)
     taken = []
     for offered in inspect.signature(other).parameters.values():

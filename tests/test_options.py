@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "too much": ({"max_loss": 101}, "should be less than or equal to 100"),
     "not a switch": ({"verdict": "perhaps"}, "should be a valid boolean"),
     "classes without order": ({"classes": {"cat", "dog"}}, "a set has no order"),
-    "a number in place of words": ({"fail_on": 3}, "`fail_on` 3: there is no such word"),
+    "a number in place of words": ({"fail_on": 3}, "`fail_on` 3: no such word"),
     "a number in place of sources": ({"ood": 3}, "sources are named"),
     "not a size": ({"max_shard_size": float("inf")}, "expected a size with its unit"),
     "classes by name": ({"classes": {"cat": 0}}, "its keys are not the numbers 0 to 0"),

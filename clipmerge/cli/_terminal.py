@@ -1,6 +1,4 @@
-"""Output of the command line: results on stdout, all else on stderr, and the exit codes 0, 1, 2 and
-130.
-"""
+"""Output of the command line: results on stdout, everything else on stderr, and exit codes."""
 
 from __future__ import annotations
 
@@ -56,7 +54,7 @@ _WIDEST = 10_000
 
 
 class Terminal(Progress):
-    """Prints the result and the progress of one command, in the main process."""
+    """Prints the progress and the result of one command, in the main process."""
 
     is_command_line = True
 
@@ -93,7 +91,7 @@ class Terminal(Progress):
         return _make_console(sys.stderr.isatty(), stderr=True)
 
     def stage(self, name: str) -> None:
-        """Begin a stage: its progress bar replaces the last one."""
+        """Begin a stage, with a progress bar of its own."""
         self.close()
         self._stage = _STAGES[name]
         self._stage_begin = time.monotonic()
@@ -161,7 +159,7 @@ class Terminal(Progress):
 
     def show(self, renderable: RenderableType) -> None:
         """Print for people on stdout."""
-        # a line of text may be a command to copy
+        # a wrapped command could not be copied
         is_text = isinstance(renderable, str)
         _make_console(sys.stdout.isatty()).print(renderable, soft_wrap=is_text)
 
@@ -187,7 +185,7 @@ def ignore_signals() -> None:
 
 def report_error(error: BaseException) -> int:
     """Print one line about the error that ended a command, and return the exit code."""
-    if isinstance(error, BrokenPipeError):  # of `clipmerge recipes | head -1`
+    if isinstance(error, BrokenPipeError):  # from `clipmerge recipes | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     from clipmerge.options import with_flags
@@ -208,7 +206,7 @@ def report_error(error: BaseException) -> int:
 
 
 def _describe_error(error: BaseException) -> tuple[str, int]:
-    """What happened, in words, and the exit code."""
+    """The text and the exit code of an error."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, ClipmergeError):

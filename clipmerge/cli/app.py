@@ -27,8 +27,8 @@ from clipmerge.files import recipe_files
 COMMANDS = {
     "merge": ("merge", "Measure, decide, merge, judge and write."),
     "plan": ("merge", "Measure and decide like merge, and write the plan."),
-    "apply": ("merge", "Apply a plan: writes the same bytes as merge."),
-    "inspect": ("evaluate", "List layers, how far each moved, how sharp each is."),
+    "apply": ("merge", "Apply a plan, and write the same bytes as merge."),
+    "inspect": ("evaluate", "List layers: how far each moved, and how sharp it is."),
     "evaluate": ("evaluate", "Measure accuracy and retrieval recall, one row per source."),
     "sweep": ("evaluate", "Compare recipes with the alpha curve."),
     "push": ("push", "Publish an output folder on the Hugging Face Hub."),
@@ -69,7 +69,7 @@ Output = Annotated[
 
 
 class GroupedCommand(TyperCommand):
-    """Lists its flags in groups, in ``--help``."""
+    """A command whose ``--help`` lists flags in groups."""
 
     def format_options(self, context: Any, formatter: Any) -> None:
         """Write a section for each group."""
@@ -90,10 +90,10 @@ class GroupedCommand(TyperCommand):
 
 
 class _Commands(TyperGroup):
-    """Knows only the name and the summary of a command until that command is used."""
+    """A group that imports the file of a command when the command is used."""
 
     def resolve_command(self, context: Any, words: list[str]) -> Any:
-        """Import the command that the words name, or the group of commands, from its file."""
+        """Import the command, or the group of commands, that the first word names."""
         name, stub, rest = super().resolve_command(context, words)
         if stub is None:
             return name, stub, rest
@@ -107,9 +107,9 @@ class _Commands(TyperGroup):
 
 
 def command(function: Any) -> Callable[..., None]:
-    """Make a command of a function with a terminal and with flags as parameters.
+    """Turn a function into a command: its parameters after the terminal become flags.
 
-    The class that annotates its ``**options`` declares more flags.
+    ``**options`` stands for the fields of the class in its annotation.
     """
     from clipmerge.options import flags_of
 
@@ -127,7 +127,7 @@ def command(function: Any) -> Callable[..., None]:
     @functools.wraps(function)
     def run(**values: Any) -> None:
         printing = {name: values.pop(name) for name in of_terminal}
-        # the function has its own defaults, and a record quotes only options that were given
+        # a record quotes only options that were given
         given = {name: value for name, value in values.items() if value != defaults[name]}
         try:
             with closing(Terminal(**printing)) as terminal:

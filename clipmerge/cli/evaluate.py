@@ -24,7 +24,7 @@ def inspect_command(
     ] = None,
     **options: Annotated[Any, InspectOptions],
 ) -> None:
-    """List layers, how far each moved, mismatches, and with images how sharp each layer is."""
+    """List layers and mismatches: how far each layer moved and, with images, how sharp it is."""
     from clipmerge.api.inspect import inspect
 
     record = inspect(zeroshot, finetuned, progress=terminal, **options).record
@@ -32,7 +32,7 @@ def inspect_command(
 
 
 def _layer_table(record: Json) -> RenderableType:
-    """A table of layers with the mismatches below it."""
+    """A table of layers, and the mismatches."""
     from rich.console import Group
 
     from clipmerge.report.terminal import render_table

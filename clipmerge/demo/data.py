@@ -1,8 +1,8 @@
 """Images of the demo: handwritten digits, clean and under four shifts.
 
-The zero-shot model saw heavily styled digits, the fine-tuned one only clean ones
-(`benchmarks/digits` of commit 7fea82b5); the *shifts* are four single styles at greater strength.
-Computed in float64 and rounded once, so every processor writes the same.
+The zero-shot model was trained on heavily styled digits, and fine-tuned on clean ones. The shifts
+are four of these styles, stronger. They are computed in float64 and rounded once, so that every
+processor writes the same images.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def digits_of_split(split: str) -> tuple[Tensor, Tensor]:
 
 
 def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
-    """Apply one shift to clean digits, always with the same result; float64 like the ink."""
+    """Apply a shift to clean digits, always with the same result; ink (N, 1, SIZE, SIZE) to RGB."""
     generator = torch.Generator().manual_seed(_SHIFT_SEED)
     count = len(ink)
     if shift == "noise":
@@ -58,7 +58,7 @@ def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
 
 
 def _rotate(pixels: Tensor, degrees: Tensor) -> Tensor:
-    """Rotate each image about its centre; outside, its edge is repeated."""
+    """Rotate each image about its centre, and continue its edge outside."""
     angle = torch.deg2rad(degrees)
     cosine = torch.cos(angle)
     sine = torch.sin(angle)

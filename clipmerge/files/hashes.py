@@ -3,7 +3,7 @@
 Hashes of input weights are kept in the user's cache: computing them again takes a third of the time
 of a merge. Weights are mapped instead of copied (reading them by ``pread`` took 1.6 times the
 processor time of a merge). A file that is overwritten in the meantime yields a mixture of old and
-new bytes; one that is truncated is noticed when its next run is read.
+new bytes; a truncated file is noticed when its next tensor is read.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from pathlib import Path
 from clipmerge.errors import CheckpointError
 from clipmerge.files import replace_bytes, user_cache
 
-#: Bytes hashed at a time; a multiple of every system's mapping granularity.
+#: Bytes hashed at a time; a multiple of the mapping granularity of every system.
 WINDOW = 32 << 20
-#: A file that changes twice within one tick of the file system's clock keeps its times. So the hash
-#: is kept only of a file that has not changed for longer than any such tick, in nanoseconds. Git
-#: does the same for its index.
+#: Nanoseconds since its last change before the hash of a file is kept. Of two changes within one
+#: tick of the file system's clock, the second one does not show. Git treats its index alike.
 SETTLED_NS = 3_000_000_000
 #: Device, inode, size, time of modification, and time of status change. After a write or a
 #: replacement at least one of them differs: the system sets the last time at every write, and

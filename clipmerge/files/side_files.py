@@ -1,5 +1,6 @@
-"""Side files that are copied along with the weights: only those that loaders read, without fields
-that only held on the machine where the model was saved.
+"""Files beside the weights, such as configuration and tokenizer.
+
+Only files that loaders read are copied, without fields about the machine that saved the model.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from clipmerge.errors import CheckpointError
 from clipmerge.types import Json
 
-#: Vocabularies: a folder with one of these has a tokenizer.
+#: Vocabularies; a folder with one of them has a tokenizer.
 VOCABULARIES = (
     "tokenizer.json",
     "vocab.json",
@@ -20,9 +21,9 @@ VOCABULARIES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
-#: Files of an image processor, the one that is read first in front.
+#: Files of an image processor, in the order in which loaders look for them.
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-#: Files that transformers, tokenizers and open_clip read beside weights, and those of licences.
+#: Files that transformers, tokenizers and open_clip read beside weights, and licences.
 SIDE_FILES = frozenset(
     {
         "config.json",
@@ -45,10 +46,10 @@ SIDE_FILES = frozenset(
         ),
     }
 )
-# Files in which any text is a word of a vocabulary.
+# Files whose keys are words of a vocabulary.
 _WORDS = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json"})
-# Fields with paths on the machine where a model was saved, and with secrets, which no loader needs;
-# and with code, which is not copied.
+# Fields with paths on the machine that saved the model, with secrets, and with code, which is not
+# copied. No loader needs them.
 _PRIVATE = frozenset(
     {
         "_name_or_path",
@@ -102,9 +103,7 @@ def read_side_json(folder: Path, name: str) -> Json | None:
 
 
 def read_vocabulary(folder: Path) -> dict[str, int]:
-    """Read the ids of the tokens of the tokenizer beside the weights; none if there is none, or if
-    its file does not list them by id.
-    """
+    """Read the tokenizer beside the weights: id by token; empty if its file does not list them."""
     try:
         vocabulary: Any = read_side_json(folder, "vocab.json")
         if vocabulary is None:
@@ -126,10 +125,9 @@ def read_image_processor(folder: Path) -> Json:
 
 
 def names_by_number(numbered: Mapping[Any, Any]) -> tuple[Any, ...] | None:
-    """Names in the order of their numbers, not of the mapping; ``None`` if the numbers are not 0,
-    1, 2 and so on.
+    """Names sorted by their numbers; ``None`` if the numbers are not 0, 1, 2 and so on.
 
-    JSON has numbers as texts, which transformers sorts as texts: "1", "10", "2".
+    Keys of JSON are texts, which transformers sorts as texts: "1", "10", "2".
 
     Example:
         >>> names_by_number({"1": "b", "0": "a"}), names_by_number({1: "b"})

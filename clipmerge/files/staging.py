@@ -53,7 +53,7 @@ def _require_writable_parent(output: Path) -> None:
     existing = next(filter(Path.exists, parents), output)
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise OutputError(
-            f"{output}: cannot be created in {existing}, which is no folder or not writable; choose"
+            f"{output}: cannot be created, because {existing} is not a writable folder; choose"
             " another output"
         )
 
@@ -61,10 +61,10 @@ def _require_writable_parent(output: Path) -> None:
 def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
     """Refuse a folder that contains an input of the command."""
     for source in read:
-        if not isinstance(source, (str, os.PathLike)):  # an object in memory
+        if not isinstance(source, (str, os.PathLike)):  # a model in memory
             continue
         path = local_path(split_part(os.fspath(source))[0])
-        links = filter(Path.is_symlink, path.glob("*"))  # weights may lie elsewhere
+        links = filter(Path.is_symlink, path.glob("*"))  # such as weights in another folder
         for file in filter(Path.exists, (path, *links)):
             resolved = file.resolve()
             if target in (resolved, *resolved.parents):
@@ -74,8 +74,9 @@ def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
 
 
 def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> None:
-    """Refuse to replace an output without `overwrite`, and ever to replace anything else: a folder
-    without this record. An empty folder may be replaced.
+    """Refuse to replace an output without `overwrite`, and a folder without this record at all.
+
+    An empty folder may be replaced.
     """
     if output.is_dir() and not any(output.iterdir()):
         return
@@ -124,7 +125,7 @@ def stage_output(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
             _lock_stage(lock.fileno(), output)
             if old.exists() and not target.exists():
                 old.rename(target)  # a run was killed between the renames of `_replace_folder`
-            for folder in reversed(made):  # they stay if the output is in them
+            for folder in reversed(made):  # those of an output are not empty
                 cleanup.callback(_remove_empty_folder, folder)
             cleanup.callback(shutil.rmtree, stage, ignore_errors=True)
             for left in (new, old):

@@ -87,7 +87,7 @@ def push(
 
 
 def check_access(repo_id: str) -> HfApi:
-    """Refuse a push that would fail, or overwrite another model, before anything is learned."""
+    """Refuse a push that would fail or overwrite another model, before a merge begins."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 

@@ -1,4 +1,4 @@
-"""The page and the model card of a merge, from its record alone.
+"""The page and the model card of a merge, made from its record alone.
 
 A page loads nothing from the network, and the same record gives the same page.
 """
@@ -56,7 +56,7 @@ def model_card(record: Record, *, repo_id: str | None = None, license: str | Non
         "license": license,
         "bases": _hub_repositories(record),
         "library": library,
-        # single files had no configuration beside them
+        # a merge of single files has no configuration
         "configured": not record.files or record.files.keys() & {"config.json", OPEN_CLIP_CONFIG},
         "family": next((each for each in FAMILIES if each.name == record.family), None),
         "settings": decision_sentence(record.plan),
@@ -120,7 +120,7 @@ def mark_code(text: str) -> Markup:
 
 
 def _cell_text(value: object) -> str:
-    """Escape a value for one cell or line of Markdown, so that it is neither markup nor HTML."""
+    """Escape a value for a cell or a line of Markdown."""
     text = " ".join(str(value).split())
     text = text.replace("&", "&amp;")
     text = text.replace("<", "&lt;")

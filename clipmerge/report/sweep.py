@@ -1,4 +1,4 @@
-"""The answer, the table and the page of a sweep, from its record."""
+"""The answer, the table and the page of a sweep, made from its record."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def _name_of(record: Json, row: Json) -> str:
 
 
 def sweep_sentence(record: Json) -> str:
-    """Compare the best recipe with the alpha curve, or say why that is not possible.
+    """Recommend the best recipe or the alpha curve; without intervals, name the highest accuracy.
 
-    A recipe is recommended only if it surely gains, and does not lose too much on the target.
+    A recipe is recommended if its gain is surely positive and its loss on the target is acceptable.
     """
     points = recipes_and_points(record)
     judged = [row for row in points if row["gain_interval"]]
@@ -46,7 +46,7 @@ def sweep_sentence(record: Json) -> str:
 
 
 def _is_recommended(row: Json) -> bool:
-    """Whether a point surely gains, and keeps the ID accuracy."""
+    """Whether the gain is surely positive, and the loss of ID accuracy within its limit."""
     return row["gain_interval"][0] > 0 and row["exceeds_max_loss"] is False
 
 

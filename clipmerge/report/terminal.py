@@ -37,7 +37,7 @@ def sweep_summary(record: Json) -> RenderableType:
 
 
 def render_table(heads: Iterable[str], rows: Iterable[Iterable[str]], *, words: int = 1) -> Table:
-    """A table without lines whose first columns hold ``words``, and the others numbers."""
+    """A table without lines; all but the first ``words`` columns are numbers."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for at, head in enumerate(heads):
         if at < words:

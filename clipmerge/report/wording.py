@@ -1,6 +1,6 @@
-"""Sentences and numbers of a merge, for card, page and terminal.
+"""Sentences and numbers about a merge for card, page and terminal.
 
-A number has as many digits as its interval deserves.
+The digits of a number depend on the width of its interval.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from clipmerge.planning.plan import Plan
 from clipmerge.planning.record import Estimate, Findings, Verdict
 from clipmerge.types import Json
 
-# Half the width of an interval, as a share, from which whole points are shown.
+# Intervals whose half is wider than this share are shown in whole points.
 _COARSE = 0.05
-# Smallest share that is not 0 in whole points.
+# A smaller share would be rounded to 0 points.
 _SHOWN = 0.005
 
 #: A table: its headings, and its rows.
@@ -20,7 +20,7 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def decision_sentence(plan: Plan, measured: Findings | None = None) -> str:
-    """How far the layers move and which have a mask, after the findings behind it if given."""
+    """How far the layers move, how many have a mask and, given the findings, why."""
     layers = plan.layers.values()
     ends = [end for layer in layers for end in layer.alpha_range or (layer.alpha,)]
     low, high = min(ends), max(ends)
@@ -45,7 +45,7 @@ def decision_sentence(plan: Plan, measured: Findings | None = None) -> str:
 
 
 def _choice_sentence(choice: BackoffChoice) -> str:
-    """How far the held-out images let the merge go."""
+    """The point that held-out images chose, and why."""
     images = f"{choice.images} held-out images"
     why = "which keeps the accuracy"
     otherwise = ""
@@ -78,7 +78,7 @@ def share_text(estimate: Estimate) -> str:
 
 
 def gain_text(difference: Estimate) -> str:
-    """A difference in points, with its interval, whose ends keep their signs.
+    """A difference in points with its interval.
 
     Example:
         >>> gain_text(Estimate(value=0.019, interval=(-0.067, 0.104)))
@@ -110,7 +110,7 @@ def _decimals_of(estimate: Estimate) -> int:
 
 
 def verdict_table(verdict: Verdict) -> Table:
-    """The accuracies of the models by source, and what the merge gains over fine-tuned."""
+    """A row for each source: accuracy of each model, and gain of the merge over fine-tuned."""
     target = verdict.target
     compared = {
         f"{target.source}, {target.images:,} images": target,
@@ -127,5 +127,5 @@ def verdict_table(verdict: Verdict) -> Table:
 
 
 def recipes_and_points(record: Json) -> list[Json]:
-    """The rows that are not points of the curve: recipes, then other checkpoints."""
+    """The rows of a sweep that are not on the curve: recipes, then checkpoints."""
     return [*record["recipes"], *record.get("points", [])]

@@ -134,7 +134,9 @@ def test_only_an_output_of_the_same_command_is_replaced(tmp_path: Path) -> None:
     check_output(tmp_path / "out", overwrite=True)
     with pytest.raises(OutputError, match="already exists"):
         check_output(tmp_path / "out", overwrite=False)
-    with pytest.raises(OutputError, match=r"cannot be created in .*file, which is no folder"):
+    with pytest.raises(
+        OutputError, match=r"cannot be created, because .*file is not a writable folder"
+    ):
         check_output(tmp_path / "file" / "out", overwrite=False)
 
 
