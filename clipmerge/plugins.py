@@ -1,4 +1,4 @@
-"""Find measures, methods and masks by their files, and define common ranges of their options.
+"""Measures, methods and masks, found by their files, and common types of their options.
 
 A file's name is its recipe name (``path_barrier.py`` is ``path-barrier``), the function of that
 name is the plugin, and its keyword-only parameters are its options. There is no registry.
@@ -21,7 +21,7 @@ from clipmerge.errors import UsageError, list_choices
 from clipmerge.files import PLUGINS, plugin_folders
 from clipmerge.types import Json, Names
 
-# beyond it float32 arithmetic can overflow, which would look like a fault of the weights
+# a larger factor can overflow float32, which would look like broken weights
 _LARGEST = 1e9
 
 #: Mixing coefficient: 0 = zero-shot, 1 = fine-tuned; outside [0, 1] it extrapolates.
@@ -57,7 +57,7 @@ Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]
 #: does not learn from choose, and has the options ``held_back`` and ``max_loss``.
 MeasureKind = Literal["SEVERAL", "LEARNS", "HOLDS_BACK"]
 
-# Parameters of masks that the arithmetic fills in; not options.
+# Parameters of masks that the arithmetic passes; they are no options.
 _FILLED_IN = {"score", "key"}
 _Plugin = TypeVar("_Plugin", bound=Callable[..., Any])
 
@@ -69,7 +69,7 @@ def plugin_names(package: str) -> Names:
 
 @cache
 def _find_plugins(package: str, folders: tuple[Path, ...]) -> Names:
-    known = import_module(f"clipmerge.{package}").__path__  # a plugin is imported from there
+    known = import_module(f"clipmerge.{package}").__path__  # Python imports plugins from here
     paths = [known[0]]
     for folder in folders:
         path = str(folder / package)
@@ -87,13 +87,13 @@ def load_plugin(package: str, name: str) -> Callable[..., Any]:
     """Load the function behind a recipe name."""
     file = name.replace("-", "_")
     if os.environ.get(PLUGINS):
-        plugin_names(package)  # which lets Python find them
+        plugin_names(package)  # adds the user's folders to the package's path
     try:
         module = import_module(f"clipmerge.{package}.{file}")
         function: Callable[..., Any] = getattr(module, file)
     except (ImportError, AttributeError):
         known = plugin_names(package)
-        if name in known:  # a mistake in the file itself
+        if name in known:  # the fault is in the file
             raise
         raise UsageError(
             f"no {package.removesuffix('s')} '{name}'{list_choices(package, name, known)}"
@@ -113,7 +113,7 @@ def plugin_options(package: str, name: str) -> Json:
 
 
 def needs_score(mask: str) -> bool:
-    """Whether a mask needs the ``score`` that a measure makes, which the arithmetic fills in."""
+    """Whether a mask needs the ``score`` of a measure, which the arithmetic passes."""
     declared = inspect.signature(load_plugin("masks", mask)).parameters.get("score")
     return declared is not None and declared.default is declared.empty
 
@@ -152,9 +152,7 @@ def measure_is(measure: str, kind: MeasureKind) -> bool:
 
 
 def with_options_of(other: Callable[..., Any]) -> Callable[[_Plugin], _Plugin]:
-    """Give a plugin with ``**options`` the keyword-only parameters of another one, after its
-    own.
-    """
+    """Add the options of another plugin to a plugin with ``**options``."""
     hints = get_type_hints(other, include_extras=True)
     taken = []
     for offered in inspect.signature(other).parameters.values():

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmerge.distributed import cores_per_process
 from clipmerge.errors import counted
 from clipmerge.images.batches import prefetch
 from clipmerge.images.decoding import change_notes, open_picture, to_rgb
 from clipmerge.images.image_set import ImageSource
+from clipmerge.parallel import cores_per_process
 from clipmerge.types import Names
 
 #: Pictures are compared at this height and width.
