@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -15,7 +14,7 @@ from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files import replace_bytes, user_cache
 from clipmerge.hub import as_hub_errors
 from clipmerge.images.image_set import Columns, OpenedSource
-from clipmerge.images.tables import READERS, load_files, one_line
+from clipmerge.images.tables import TABLES, import_datasets, load_files, one_line, parquet_options
 from clipmerge.images.tar import TEXTS
 
 HUB = "hf://datasets/"
@@ -35,14 +34,14 @@ def holds_tables(folder: Path) -> bool:
     if any((folder / name).is_file() for name in TEXTS):  # CLIP_benchmark's sets
         places += folder.iterdir()
     return any(
-        file.suffix in {".tar", *READERS} for place in places for file in place.glob("[!.]*.*")
+        file.suffix in {".tar", *TABLES} for place in places for file in place.glob("[!.]*.*")
     )
 
 
 def load_repository(title: str, folder: Path, columns: Columns, split: str | None) -> OpenedSource:
     """Open a split of a folder of tables or tar files, laid out as a repository on the Hub is."""
     names = [str(file.relative_to(folder)) for file in folder.rglob("[!.]*.*")]
-    splits = _files_by_split(names, {".tar"}) or _files_by_split(names, READERS)
+    splits = _files_by_split(names, {".tar"}) or _files_by_split(names, TABLES)
     _, chosen = _choose_split(title, splits, split)
     files = [str(folder / name) for name in chosen]
     return load_files(title, files, columns)
@@ -88,15 +87,16 @@ def _download_split(
         )
         return about.sha, [str(Path(folder, file)) for file in files]
 
-    import datasets  # takes a second
-
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+    datasets = import_datasets()
     builder: Any = datasets.load_dataset_builder(repo, config, revision=about.sha)
     name, files = _choose_split(title, builder.config.data_files or {}, split)
     with one_line(title):
         table: Any = datasets.load_dataset(
-            builder.name, data_files={name: files}, split=name, features=builder.info.features
+            builder.name,
+            data_files={name: files},
+            split=name,
+            features=builder.info.features,
+            **(parquet_options() if builder.name == "parquet" else {}),
         )
     return about.sha, [file["filename"] for file in table.cache_files]
 
