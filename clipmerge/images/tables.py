@@ -160,7 +160,7 @@ def load_dataset(title: str, data: Any, columns: Columns, folder: Path = Path())
 def _pick_column(
     title: str, kind: str, wanted: str | None, found: Sequence[str], columns: Sequence[str]
 ) -> str:
-    """The column that the user named, or the one of this kind, or of several the one with its name."""
+    """The column that the user named, or the only one of a kind, or the one named like the kind."""
     if wanted:
         if wanted in columns:
             return wanted
@@ -198,7 +198,7 @@ def _join_captions(files: list[str], values: list[Any]) -> tuple[list[str], list
 
 
 def _find_files(title: str, names: Sequence[Any], folder: Path) -> list[str]:
-    """The files of all rows, in the folder or else in the working folder; missing ones are named."""
+    """The files of all rows, in the folder or else in the working folder."""
     files: list[str] = []
     missing: list[str] = []
     for row, name in enumerate(map(str, names), 1):
