@@ -7,7 +7,7 @@ options. `run_method` puts its name before a `UsageError` that it raises.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from clipmerge.merging.stream import read_parameter
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Combination, LayerPlan, with_coefficients
 from clipmerge.plugins import load_plugin
-from clipmerge.types import Json, Layers, Names, Shape, Tensors
+from clipmerge.types import Json, Layers, Names, Shape
 
 
 @dataclass(frozen=True)
@@ -121,29 +121,22 @@ class Task:
         if len(self.inputs.finetuned) > 1:
             raise UsageError("takes one fine-tuned checkpoint; for several use 'wise-ft'")
 
-    def need_measurements(self) -> Measurements:
-        """Return the measurements; fail if the recipe has no measure.
+    def need_measured(
+        self, what: str, measure: str, is_measured: Callable[[Measurements], object]
+    ) -> Measurements:
+        """Return the measurements; refuse those of another measure.
+
+        Args:
+            what: What the method needs, for the message.
+            measure: The measure that gives it.
+            is_measured: Whether some measurements have it.
 
         Raises:
-            UsageError: If there are none.
+            UsageError: If they do not have it, or the recipe has no measure.
         """
-        if self.measurements is None:
-            raise UsageError("needs a `measure:` in the recipe, such as `name: path-barrier`")
+        if self.measurements is None or not is_measured(self.measurements):
+            raise UsageError(f"needs {what}; set `measure.name` to {measure} in the recipe")
         return self.measurements
-
-    def need_tensors(self, measure: str, what: str) -> tuple[Tensors, Tensors]:
-        """Return the tensors that a measure takes at the zero-shot and at the fine-tuned end, by
-        parameter.
-
-        Raises:
-            UsageError: If the recipe has another measure, or none.
-        """
-        measured = self.need_measurements()
-        if f"{measure}_finetuned" not in measured.tensors:
-            raise UsageError(
-                f"needs {what}, which {measured.measure} does not measure; measure with {measure}"
-            )
-        return measured.tensors[f"{measure}_zeroshot"], measured.tensors[f"{measure}_finetuned"]
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,10 @@ def fisher(
         Fisher merging, Matena and Raffel 2022, arXiv:2111.09832.
     """
     task.need_one_finetuned()
-    first, second = task.need_tensors("fisher", "the Fisher information")
+    tensors = task.need_measured(
+        "the Fisher information", "fisher", lambda found: "fisher_finetuned" in found.tensors
+    ).tensors
+    first, second = tensors["fisher_zeroshot"], tensors["fisher_finetuned"]
     ours, theirs = (
         sum(float(value.double().sum()) for value in end.values()) for end in (first, second)
     )

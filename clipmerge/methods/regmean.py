@@ -41,7 +41,10 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
         RegMean, Jin et al. 2022, arXiv:2212.09849.
     """
     task.need_one_finetuned()
-    first, second = task.need_tensors("gram", "the inputs of linear maps")
+    tensors = task.need_measured(
+        "the inputs of linear maps", "gram", lambda found: "gram_finetuned" in found.tensors
+    ).tensors
+    first, second = tensors["gram_zeroshot"], tensors["gram_finetuned"]
     scores = {
         name: _regression_matrix(first[name].double(), second[name].double(), alpha, off_diagonal)
         for name in first

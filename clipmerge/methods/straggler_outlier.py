@@ -61,7 +61,7 @@ def straggler_outlier(
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.
     """
     task.need_one_finetuned()
-    measurements = task.need_measurements()
+    measurements = task.need_measured("a statistic", "path-barrier", lambda found: found.statistics)
     stragglers = find_stragglers(
         measurements,
         task.sizes,

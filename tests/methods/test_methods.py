@@ -96,6 +96,15 @@ def test_a_method_for_one_model_is_its_formula(
         assert np.allclose(tensor.numpy(), base + change, atol=1e-6), name
 
 
+def test_a_method_for_one_model_refuses_several_and_equal_models_stay(family: list[Path]) -> None:
+    with pytest.raises(UsageError, match="method monosoup: takes one fine-tuned checkpoint"):
+        decide(task_of(family), "monosoup")
+    task = task_of([family[0], family[0]])
+    base = load_file(family[0] / "model.safetensors")
+    for name, tensor in merged(task, decide(task, "monosoup")).items():
+        assert np.array_equal(tensor.numpy(), base[name])
+
+
 def test_dg_hard_has_the_published_threshold() -> None:
     # for square matrices and noise of unknown strength: 2.858 times the median
     assert dg_hard_threshold(1.0) == pytest.approx(2.858, abs=5e-4)
