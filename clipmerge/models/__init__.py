@@ -77,14 +77,14 @@ class ImageTextModel(ABC):
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess images: float32, images along the first dimension."""
-        with named_files(f"{self.folder}: its images cannot be prepared", _COPY_PROCESSOR):
+        with explain_errors(f"{self.folder}: its images cannot be prepared", _COPY_PROCESSOR):
             return self.prepare(images)
 
     def tokens(self, prompts: list[str]) -> Tensors:
         """Tokenise prompts: ``input_ids`` and other inputs of the text tower, int64, prompts along
         the first dimension.
         """
-        with named_files(f"{self.folder}: its prompts cannot be prepared", _COPY_PROCESSOR):
+        with explain_errors(f"{self.folder}: its prompts cannot be prepared", _COPY_PROCESSOR):
             tokens = self.tokenize(prompts)
         self._require_embeddings(int(tokens["input_ids"].max()))
         return tokens
@@ -137,7 +137,7 @@ class ImageTextModel(ABC):
 def model_for(family: Family, config: Json, folder: Path) -> ImageTextModel:
     """Build a family's model without weights, to be loaded with `load`."""
     build = import_module(f"{__name__}.{family.model}").build
-    with refused_code():
+    with refuse_code():
         model: ImageTextModel = build(family, without_kernels(config), folder)
     return model
 
@@ -196,7 +196,7 @@ def freeze_batch_norms(module: torch.nn.Module) -> None:
 
 
 @contextmanager
-def named_files(what: str, advice: str = "correct it") -> Iterator[None]:
+def explain_errors(what: str, advice: str = "correct it") -> Iterator[None]:
     """Name a checkpoint's files in whatever a library raises while it works with them."""
     try:
         yield
@@ -209,7 +209,7 @@ def named_files(what: str, advice: str = "correct it") -> Iterator[None]:
 
 
 @contextmanager
-def refused_code() -> Iterator[None]:
+def refuse_code() -> Iterator[None]:
     """Make transformers refuse code that a checkpoint's files name.
 
     It would ask on the terminal whether to run it, and a "y" on standard input would agree.

@@ -10,7 +10,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.layers import HEAD
-from clipmerge.models import ImageTextModel, model_for, refused_code, without_kernels
+from clipmerge.models import ImageTextModel, model_for, refuse_code, without_kernels
 from clipmerge.types import Names
 
 
@@ -39,7 +39,11 @@ def build_two_towers(inputs: Inputs) -> ImageTextModel:
 
 def _build_headed(inputs: Inputs) -> ImageTextModel:
     """Build an image tower and its head."""
-    from clipmerge.models.headed_tower import build_open_clip, build_timm, build_transformers
+    from clipmerge.models.headed_tower import (
+        open_clip_classifier,
+        timm_classifier,
+        transformers_classifier,
+    )
 
     # of one checkpoint alone, it is the zero-shot one
     finetuned, *_ = (*inputs.finetuned, inputs.zeroshot)
@@ -51,15 +55,15 @@ def _build_headed(inputs: Inputs) -> ImageTextModel:
     described = finetuned if finetuned.config is not None else inputs.zeroshot
     if described.config is None:
         raise _lacks_config(finetuned, inputs.family)
-    build = {"OpenCLIP": build_open_clip, "timm": build_timm}.get(
-        inputs.family.name, build_transformers
+    build = {"OpenCLIP": open_clip_classifier, "timm": timm_classifier}.get(
+        inputs.family.name, transformers_classifier
     )
     folder = described.folder
-    if build is build_transformers:  # training often saves no image processor beside the weights
+    if build is transformers_classifier:  # training often saves no image processor
         base = inputs.zeroshot.folder
         if not _holds_one_of(folder, PROCESSORS) and _holds_one_of(base, PROCESSORS):
             folder = base
-    with refused_code():
+    with refuse_code():
         config = without_kernels(described.config)
         return build(inputs.family, config, folder, rows, has_bias)
 

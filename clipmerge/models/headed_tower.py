@@ -18,7 +18,7 @@ from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families import Family
 from clipmerge.images.classes import places_of
 from clipmerge.images.decoding import to_rgb
-from clipmerge.models import ImageTextModel, named_files
+from clipmerge.models import ImageTextModel, explain_errors
 from clipmerge.models.classifier import Classifier
 from clipmerge.models.open_clip import build_module, import_open_clip, preparation_of
 from clipmerge.types import Json, Names, Tensors
@@ -117,7 +117,7 @@ class Head(Classifier):
         return logits[:, self._rows].amax(dim=2)
 
 
-def build_open_clip(
+def open_clip_classifier(
     family: Family, config: Json, folder: Path, rows: int, has_bias: bool
 ) -> HeadedTower:
     """A tower of OpenCLIP whose features of unit length a head scores."""
@@ -134,13 +134,13 @@ def build_open_clip(
     )
 
 
-def build_transformers(
+def transformers_classifier(
     family: Family, config: Json, folder: Path, rows: int, _has_bias: bool
 ) -> HeadedTower:
     """A ``...ForImageClassification`` of transformers, such as `CLIPForImageClassification`."""
     import transformers
 
-    with named_files(f"{folder}: transformers cannot build the classifier"):
+    with explain_errors(f"{folder}: transformers cannot build the classifier"):
         parsed = transformers.AutoConfig.for_model(**config)
         parsed.num_labels = rows
         module = transformers.AutoModelForImageClassification.from_config(parsed).float().eval()
@@ -161,13 +161,13 @@ def build_transformers(
     return tower
 
 
-def build_timm(
+def timm_classifier(
     family: Family, config: Json, folder: Path, rows: int, _has_bias: bool
 ) -> HeadedTower:
     """A model of timm."""
     import timm
 
-    with named_files(f"{folder}: timm cannot build its model"):
+    with explain_errors(f"{folder}: timm cannot build its model"):
         arguments = config.get("model_args", {})
         module: Any = timm.create_model(config["architecture"], num_classes=rows, **arguments)
         module = module.float().eval()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
-from clipmerge.models import ImageTextModel, named_files
+from clipmerge.models import ImageTextModel, explain_errors
 from clipmerge.types import Json, Tensors
 
 
@@ -76,7 +76,7 @@ def build_module(library: Any, model_cfg: Json) -> Any:
     kind = library.CLIP
     if settings.pop("custom_text", False) or "hf_model_name" in text:
         kind = library.CoCa if "multimodal_cfg" in settings else library.CustomTextCLIP
-    with named_files("open_clip cannot build the model of open_clip_config.json"):
+    with explain_errors("open_clip cannot build the model of open_clip_config.json"):
         return kind(**settings).float().eval()
 
 
@@ -85,7 +85,7 @@ def preparation_of(config: Json, folder: Path, image_size: Any) -> Callable[[lis
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     stated = config.get("preprocess_cfg") or {}
-    with named_files(f"{folder}: its images cannot be prepared"):
+    with explain_errors(f"{folder}: its images cannot be prepared"):
         settings = merge_preprocess_dict(PreprocessCfg(), {**stated, "size": image_size})
         transform = image_transform_v2(PreprocessCfg(**settings), is_train=False)
     return lambda images: torch.stack([transform(image) for image in images])
@@ -100,7 +100,7 @@ def _load_tokenizer(library: Any, model_cfg: Json, folder: Path) -> Any:
         f"copy the files of {text.get('hf_tokenizer_name') or 'CLIP'}'s tokenizer beside the"
         " weights"
     )
-    with named_files(f"{folder}: its tokenizer cannot be loaded", advice):
+    with explain_errors(f"{folder}: its tokenizer cannot be loaded", advice):
         if not text.get("hf_tokenizer_name"):
             return library.SimpleTokenizer(context_length=length, **options)
         mode = text.get("tokenizer_mode")

@@ -16,7 +16,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.side_files import PROCESSORS
 from clipmerge.images.decoding import to_rgb
-from clipmerge.models import ImageTextModel, named_files
+from clipmerge.models import ImageTextModel, explain_errors
 from clipmerge.types import Json, Tensors
 
 _UNINITIALISED = (
@@ -33,7 +33,7 @@ class TransformersClip(ImageTextModel):
 
     def __init__(self, family: Family, config: Json, folder: Path) -> None:
         self.processor = _load_processor(folder)
-        with named_files(f"{folder}: transformers cannot build the model of its configuration"):
+        with explain_errors(f"{folder}: transformers cannot build the model of its configuration"):
             module = _build_uninitialised(getattr(transformers, family.model_class), config)
         super().__init__(family, folder, module)
         self._reads_padding = family.reads_padding
@@ -144,7 +144,7 @@ def _build_uninitialised(model_class: Any, config: Json) -> Any:
 
 def _load_processor(folder: Path) -> Any:
     needed = f"{' or '.join(PROCESSORS)} and the tokenizer's files"
-    with named_files(
+    with explain_errors(
         f"{folder}: its processor cannot be loaded", f"measuring needs {needed} beside the weights"
     ):
         processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)

@@ -101,7 +101,7 @@ def test_the_clip_among_the_keys(keys: str, names: str) -> None:
     said: list[str] = []
     found = unwrap(Path("x.pt"), {key: key for key in keys.split()}, None, said)
     assert list(found) == names.split()
-    left = ["x.pt: the CLIP is what lies under clip; 2 tensors left out: head.weight, head.bias"]
+    left = ["x.pt: the CLIP lies under clip; 2 tensors left out: head.weight, head.bias"]
     assert said == (left if "clip." in keys else [])
 
 
@@ -128,4 +128,4 @@ def test_both_classifiers_need_the_same_classes(copies: Folders) -> None:
         edit_json(folder / "config.json", architectures=["CLIPForImageClassification"])
     inputs = inputs_of(*copies)
     assert inputs.output is OutputKind.FINETUNED_CLASSIFIER
-    assert any("its head has 3 rows, the fine-tuned one's 5" in note for note in inputs.notes)
+    assert any("its head has 3 rows and the fine-tuned one's 5" in note for note in inputs.notes)

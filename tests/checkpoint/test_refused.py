@@ -128,7 +128,7 @@ BAD: dict[str, tuple[Change, str]] = {
         ),
         "has no model.safetensors but a.safetensors, b.safetensors; give the file you mean",
     ),
-    "another family": (siglip, "is a SigLIP checkpoint and .* a CLIP one; models of different"),
+    "another family": (siglip, "is of the family SigLIP, .* of CLIP; models of different"),
     "an unknown model": (
         lambda folder: edit_json(folder / CONFIG, model_type="llava"),
         "is a 'llava' checkpoint; clipmerge merges ",
