@@ -1,4 +1,4 @@
-"""OpenCLIP's models: features of pixels and prompts, computed by open_clip itself in float32."""
+"""Models of open_clip, which computes the features of pixels and prompts in float32."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def import_open_clip() -> Any:
 
 
 def build_module(library: Any, model_cfg: Json) -> Any:
-    """Build the same class as ``open_clip.create_model``, without loading pretrained towers."""
+    """Build the class that ``open_clip.create_model`` builds, without loading pretrained towers."""
     settings = deepcopy(model_cfg)
     vision, text = (settings.get(f"{side}_cfg") for side in ("vision", "text"))
     if not (isinstance(vision, dict) and isinstance(text, dict)):
@@ -81,7 +81,7 @@ def build_module(library: Any, model_cfg: Json) -> Any:
 
 
 def preparation_of(config: Json, folder: Path, image_size: Any) -> Callable[[list[Image]], Tensor]:
-    """The preprocessing of open_clip for inference."""
+    """open_clip's preprocessing for inference."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     stated = config.get("preprocess_cfg") or {}
@@ -92,7 +92,7 @@ def preparation_of(config: Json, folder: Path, image_size: Any) -> Callable[[lis
 
 
 def _load_tokenizer(library: Any, model_cfg: Json, folder: Path) -> Any:
-    """The same tokenizer as ``open_clip.get_tokenizer``, with its files from the folder."""
+    """Load the tokenizer that ``open_clip.get_tokenizer`` loads, from files in the folder."""
     text = model_cfg.get("text_cfg") or {}
     length = text.get("context_length", 77)
     options = text.get("tokenizer_kwargs") or {}
@@ -104,7 +104,7 @@ def _load_tokenizer(library: Any, model_cfg: Json, folder: Path) -> Any:
         if not text.get("hf_tokenizer_name"):
             return library.SimpleTokenizer(context_length=length, **options)
         mode = text.get("tokenizer_mode")
-        # an option of the configuration must not allow code: it is given twice, which is an error
+        # a configuration that allows code gives the option twice, which is an error
         return library.tokenizer.HFTokenizer(
             str(folder),
             context_length=length,
