@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPVisionModel
 
 from clipmerge.checkpoint import Inputs, OutputKind, align_checkpoints, open_checkpoint
+from clipmerge.checkpoint.layout_keys import match_keys
 from clipmerge.checkpoint.mismatches import find_mismatches
 from clipmerge.checkpoint.settings import differing_settings
 from clipmerge.checkpoint.wrappers import unwrap
@@ -129,3 +130,18 @@ def test_both_classifiers_need_the_same_classes(copies: Folders) -> None:
     inputs = inputs_of(*copies)
     assert inputs.output is OutputKind.FINETUNED_CLASSIFIER
     assert any("its head has 3 rows and the fine-tuned one's 5" in note for note in inputs.notes)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            ["visual.proj", "visual.extra"],
+            "1 tensor has no counterpart in .*: visual.extra; only a",
+        ),
+        (["visual.proj"], "tensors of a CLIP are missing: "),
+    ],
+)
+def test_only_a_plain_clip_has_both_layouts(keys: list[str], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        match_keys(keys, "open-clip")
