@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipmerge.checkpoint import Inputs
-    from clipmerge.evaluation.scorer import Images
+    from clipmerge.evaluation.scorer import Images, Move
     from clipmerge.images.image_set import ImageSource, LabelledImages
+    from clipmerge.learning.interpolate import Path
     from clipmerge.models import ImageTextModel
     from clipmerge.options import ImageOptions
     from clipmerge.progress import Progress
@@ -191,7 +192,7 @@ def _check_order(source: str, names: Names, other: str, rows: Names) -> Iterator
 
 
 def check_sources(
-    inputs: Inputs,
+    path: Path,
     sources: Mapping[str, Images],
     settings: ImageOptions,
     progress: Progress,
@@ -201,37 +202,34 @@ def check_sources(
     """Doubt images and class names, by the pixels of a few images, and by the share of a few images
     that the zero-shot and the first fine-tuned model recognise with one template.
     """
-    from functools import partial
-
     from clipmerge.evaluation.scorer import Scorer
-    from clipmerge.learning.interpolate import Path
-    from clipmerge.models.building import build_model
 
-    # a head that the zero-shot model lacks knows nothing at theta_0
-    own_heads = inputs.output.is_classifier and not inputs.zeroshot.has_built_head
-    model = None if own_heads else build_model(inputs)
+    inputs = path.inputs
     samples: dict[str, LabelledImages] = {}
     for name, images in sources.items():
         yield from check_classes(images, inputs.finetuned[0].source, inputs.row_names)
-        yield from check_pixels(images, model)
+        yield from check_pixels(images, path.model)
         images.require_classes()
         samples[name] = _sample_with_one_prompt(
-            images.sample(min(PROBE, len(images)), seed), settings
+            images.sample(min(PROBE, len(images)), seed), settings.template
         )
-    if model is None:
+    # a head that the zero-shot model lacks knows nothing at theta_0
+    if inputs.output.is_classifier and not inputs.zeroshot.has_built_head:
         return
     # one batch, because on small models each batch has a fixed cost
     scorer = Scorer(
-        model, inputs, replace(settings, template=(), batch_size=settings.batch_size or PROBE)
+        path.model,
+        replace(settings, template=(), batch_size=settings.batch_size or PROBE),
+        path,
     )
-    moves = [partial(Path.set_alpha, alpha=0.0), partial(Path.set_mixture, weights=(1.0,))]
-    for name, (zeroshot, finetuned) in scorer.score(moves, samples, progress).items():
+    ends: list[Move] = [lambda at: at.set_alpha(0.0), lambda at: at.set_mixture((1.0,))]
+    for name, (zeroshot, finetuned) in scorer.score(ends, samples, progress).items():
         among = len(samples[name].class_names)
         images = sources[name]
         yield from check_answers(name, images, finetuned.correct, zeroshot.correct, among=among)
 
 
-def _sample_with_one_prompt(images: Images, settings: ImageOptions) -> LabelledImages:
+def _sample_with_one_prompt(images: Images, template: Names) -> LabelledImages:
     """The images with one prompt of each class, or with a caption of each image."""
     from clipmerge.images.classes import templates_for
     from clipmerge.images.image_set import CaptionedImages
@@ -241,7 +239,7 @@ def _sample_with_one_prompt(images: Images, settings: ImageOptions) -> LabelledI
         # one image of each caption: guesses would often hit the most common one
         first = dict(zip(reversed(drawn.labels), reversed(range(len(drawn))), strict=True))
         return drawn.subset(sorted(first.values()))
-    return replace(images, templates=templates_for(settings.template, images.templates)[:1])
+    return replace(images, templates=templates_for(template, images.templates)[:1])
 
 
 def check_pixels(images: ImageSource, model: ImageTextModel | None = None) -> Iterator[Doubt]:

@@ -42,8 +42,9 @@ class CallJournal(Journal):
             line = [text for word in words for text in as_tuple(word)]
             for name, value in told.items():
                 for each in as_tuple(value):
-                    flag = flag_of(name, each)
-                    line += [flag] if isinstance(each, bool) else [flag, str(each)]
+                    line.append(flag_of(name, each))
+                    if not isinstance(each, bool):
+                        line.append(str(each))
             self.command = shlex.join(["clipmerge", function, *line])
         else:
             arguments = [*map(repr, words), *(f"{name}={value!r}" for name, value in told.items())]
@@ -54,19 +55,17 @@ class CallJournal(Journal):
         if isinstance(value, os.PathLike):
             return self.cut(os.fspath(value))
         if isinstance(value, str):
-            for begin in (0, value.rfind("=") + 1):  # NAME=SOURCE
-                if _is_local(value[begin:]):
-                    return value[:begin] + self.cut(value[begin:])
-            return value
-        if isinstance(value, Recipe):
-            return value.name
+            name, equals, place = value.rpartition("=")  # NAME=SOURCE
+            if _is_local(value):
+                return self.cut(value)
+            return name + equals + self.cut(place) if _is_local(place) else value
         if isinstance(value, (int, float)):
             return value
         if isinstance(value, (Mapping, list, tuple)) and len(value) <= _MOST_ENTRIES:
             if isinstance(value, Mapping):
                 return dict(zip(value, map(self._public, value.values()), strict=True))
             return list(map(self._public, value))
-        return f"{type(value).__name__} in memory"
+        return value.name if isinstance(value, Recipe) else f"{type(value).__name__} in memory"
 
     def cut(self, path: str) -> str:
         """The last part of a path, which warnings will show in its place, too."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoints
@@ -16,12 +17,14 @@ from clipmerge.errors import UsageError
 from clipmerge.options import DecisionOptions
 from clipmerge.planning.plan import HeadRecord, SourceRecord
 from clipmerge.progress import Journal
-from clipmerge.types import Device, Json, Missing, StrPath
+from clipmerge.types import Device, Json, Missing, Names, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from torch.nn import Module
 
     from clipmerge.images.image_set import CaptionedImages, LabelledImages
+    from clipmerge.learning.interpolate import Path
+    from clipmerge.learning.resume import LearningState
 
 #: A folder, a file, ``org/name[@revision]``, or a model in memory (of transformers or open_clip).
 CheckpointLike: TypeAlias = "StrPath | Module"
@@ -29,15 +32,41 @@ CheckpointLike: TypeAlias = "StrPath | Module"
 
 @dataclass(frozen=True)
 class Pair:
-    """The zero-shot checkpoint and its fine-tuned ones, aligned.
+    """The zero-shot checkpoint and its fine-tuned ones, aligned, and the one model that checks,
+    measures and judges move between them.
 
     Attributes:
         inputs: The checkpoints.
+        device: Where the model runs.
         head: The classes of a head whose zero-shot counterpart was built from prompts, if any.
+        learning: The saved states of learning.
     """
 
     inputs: Inputs
+    device: Device = "auto"
     head: HeadRecord | None = None
+    learning: list[LearningState] = field(default_factory=list)
+
+    @cached_property
+    def path(self) -> Path:
+        """The model on the device, with the weights of all checkpoints; made on first use."""
+        from clipmerge.learning.interpolate import Path
+        from clipmerge.models.building import build_model
+        from clipmerge.models.passes import own_settings
+
+        with own_settings():
+            return Path(
+                build_model(self.inputs), self.inputs, DistributedContext(self.device).device
+            )
+
+    def free_model(self) -> None:
+        """Free the memory of the model and the weights, which writing does not need."""
+        self.__dict__.pop("path", None)
+
+    def forget_learning(self) -> None:
+        """Remove the saved states of learning, because the results are stored elsewhere."""
+        for state in self.learning:
+            state.remove()
 
     def sources(self, *, hashed: bool = False) -> Json:
         """The checkpoints as fields of a plan, with the sha256 of their files if ``hashed``."""
@@ -64,7 +93,7 @@ def open_pair(
         base, *rest = open_checkpoints(sources, [options.model] * len(sources))
         inputs = align_checkpoints(base, rest, missing=missing, dtype=options.dtype)
         raise_unless_allowed(check_models(inputs), options.allow, journal)
-        yield Pair(inputs)
+        yield Pair(inputs, options.device)
 
 
 @contextmanager
@@ -88,7 +117,7 @@ def as_sources(
 
 
 def with_zeroshot_head(
-    pair: Pair, images: LabelledImages | CaptionedImages | None, options: DecisionOptions
+    pair: Pair, images: LabelledImages | CaptionedImages | None, classes: Any, template: Names
 ) -> Pair:
     """Give the zero-shot model a head if only the fine-tuned one has a head, and its classes are
     known from images or by name.
@@ -102,16 +131,16 @@ def with_zeroshot_head(
 
     if images is not None:
         names, templates = require_labelled(images).class_names, require_labelled(images).templates
-    elif options.classes:
+    elif classes:
         key = pair.inputs.finetuned_keys[0][HEAD_WEIGHT]
         rows = pair.inputs.finetuned[0].entries[key].shape[0]
-        names, templates = read_class_names(options.classes, list(map(str, range(rows)))), ()
+        names, templates = read_class_names(classes, list(map(str, range(rows)))), ()
     else:
         return pair
     head = HeadRecord(
         classes=names,
-        templates=templates_for(options.template, templates),
-        device=cast("Device", DistributedContext(options.device).device.type),
+        templates=templates_for(template, templates),
+        device=cast("Device", DistributedContext(pair.device).device.type),
     )
     inputs = build_zeroshot_head(pair.inputs, head)
     return replace(pair, inputs=inputs, head=head)

@@ -102,8 +102,7 @@ def evaluate(
             for name, source in sources.items()
         }
         for each in (opened, *loaded.values()):
-            for note in each.notes:
-                journal.warn(note)
+            journal.warn(*each.notes)
         model = load_model(opened)
         for images in loaded.values():
             doubts = chain(

@@ -86,7 +86,7 @@ def inspect(
         inputs = align_checkpoints(base, others, refuse=False)
         record = _describe(inputs, others, journal)
         if opts.data is not None:
-            _add_sharpness(record, inputs, opts, journal)
+            _add_sharpness(record, Pair(inputs, opts.device), opts, journal)
     return InspectResult(record["family"], record["layers"], tuple(record["mismatches"]), record)
 
 
@@ -110,8 +110,7 @@ def _compare(inputs: Inputs, layers: dict[str, Json], journal: Journal) -> list[
     """Add each layer's change to its description, and list the mismatches."""
     from clipmerge.checks import check_models
 
-    for note in inputs.notes:
-        journal.warn(note)
+    journal.warn(*inputs.notes)
     mismatches = find_mismatches(inputs, every=True)
     journal.stage("inspect")
     done, total = 0, sum(layer["size"] for layer in layers.values())
@@ -127,7 +126,7 @@ def _compare(inputs: Inputs, layers: dict[str, Json], journal: Journal) -> list[
     return mismatches
 
 
-def _add_sharpness(record: Json, inputs: Inputs, options: InspectOptions, journal: Journal) -> None:
+def _add_sharpness(record: Json, pair: Pair, options: InspectOptions, journal: Journal) -> None:
     """Measure the sharpness of every layer on images, and mark the stragglers."""
     from clipmerge.api._images import measure
     from clipmerge.api.merge import open_and_split_images
@@ -138,9 +137,9 @@ def _add_sharpness(record: Json, inputs: Inputs, options: InspectOptions, journa
         return
     recipe = load_recipe({"measure": {"name": "sharpness"}, "method": {"name": "wise-ft"}})
     opts = PlanOptions(**vars(options), verdict=False)
-    pair, split = open_and_split_images(Pair(inputs), recipe, opts, journal)
+    pair, split = open_and_split_images(pair, recipe, opts, journal)
     assert split is not None
-    found, images, _ = measure(pair.inputs, recipe, split, opts, journal)
+    found, images = measure(pair, recipe, split, opts, journal)
     record["images"] = images.images
     described = _describe_layers(pair.inputs)  # with a head, if one was built
     for layer, values in found.layers.items():

@@ -43,7 +43,7 @@ def evaluate_sources(
     """Measure a model on several sources: the part of the record that describes them, and the
     answers.
     """
-    scorer = Scorer(model, None, settings, load_bytes=0)
+    scorer = Scorer(model, settings, load_bytes=0)
     today = datetime.date.today().isoformat()
     scored = scorer.score([lambda _: None], sources, progress)
     outcomes = {name: outcome for name, (outcome,) in scored.items()}

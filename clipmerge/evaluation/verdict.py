@@ -14,12 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.corruptions import corrupted_sets
 from clipmerge.evaluation.scorer import Images, Move, Outcome, Scorer, stack_correct
 from clipmerge.images.image_set import CaptionedImages
 from clipmerge.learning.interpolate import Path
-from clipmerge.models.building import build_model
 from clipmerge.options import ImageOptions
 from clipmerge.planning.plan import Plan, public_source
 from clipmerge.planning.record import Comparison, Estimate, Verdict, finetuned_names
@@ -197,28 +195,27 @@ def _what_tells_more(target: Comparison, ood: Sequence[Comparison], limit: float
 
 
 def judge(
-    inputs: Inputs,
+    path: Path,
     plan: Plan,
     images: Images,
     settings: ImageOptions,
+    progress: Progress,
     *,
     ood: Mapping[str, Images],
     max_loss: float,
     chosen: bool,
     most_images: int,
-    progress: Progress,
 ) -> Verdict:
     """Judge a plan on the target's images, from which it was not learned, and on `ood` sources;
     see `recommend`.
     """
-    model = build_model(inputs)
-    pixels = model.pixels([Pillow.new("RGB", (_USUAL_SIDE, _USUAL_SIDE))])
+    pixels = path.model.pixels([Pillow.new("RGB", (_USUAL_SIDE, _USUAL_SIDE))])
     # models that take an image as a list of patches have no fixed size
     side = min(pixels.shape[-2:]) if pixels.ndim == 4 else _USUAL_SIDE
     copies = corrupted_sets(images, side)
-    scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
+    scorer = Scorer(path.model, settings, path, load_bytes=_LOAD_BYTES)
     sources = {"": images, **copies, **ood}
-    outcomes = scorer.score(moves_of(plan), sources, progress)
+    outcomes = scorer.score(moves_of(path, plan), sources, progress)
     right = {name: stack_correct(of).astype(np.float64) for name, of in outcomes.items()}
     reference = 1 + int(np.argmax(right[""][1:-1].sum(axis=1)))
     names = ["zero-shot", *finetuned_names(len(plan.finetuned)), "merged"]
@@ -302,12 +299,15 @@ def compare(
     )
 
 
-def moves_of(plan: Plan) -> list[Move]:
-    """Functions that move the model to zero-shot, each fine-tuned and the merged one."""
+def moves_of(path: Path, plan: Plan) -> list[Move]:
+    """Functions that move the model to zero-shot, each fine-tuned and the merged one, which is
+    merged once for all batches.
+    """
     moves: list[Move] = [partial(Path.set_alpha, alpha=0.0)]
     for before in range(len(plan.finetuned)):
         moves.append(partial(Path.set_mixture, weights=(0.0,) * before + (1.0,)))
-    moves.append(partial(Path.set_plan, plan=plan))
+    merged = list(path.merged_weights(plan))
+    moves.append(partial(Path.set_merged, weights=merged))
     return moves
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipmerge.learning.objective import Objective
-    from clipmerge.measures._statistics import by_layer, sizes_of, statistic
+    from clipmerge.measures._statistics import by_layer, statistic
     from clipmerge.planning.measurements import Measurements, Statistic
 
 _HOMES = {
@@ -20,7 +20,6 @@ _HOMES = {
     "Measurements": "clipmerge.planning.measurements",
     "Statistic": "clipmerge.planning.measurements",
     "by_layer": "clipmerge.measures._statistics",
-    "sizes_of": "clipmerge.measures._statistics",
     "statistic": "clipmerge.measures._statistics",
 }
 
@@ -29,7 +28,6 @@ __all__ = [
     "Objective",
     "Statistic",
     "by_layer",
-    "sizes_of",
     "statistic",
 ]
 

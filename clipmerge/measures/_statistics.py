@@ -1,12 +1,10 @@
-"""What measures share: statistics of one value per batch and layer, and random numbers."""
+"""Statistics of one value per batch and layer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import torch
 
 from clipmerge.errors import ClipmergeError
 from clipmerge.learning.objective import Objective
@@ -53,28 +51,9 @@ def statistic(
     )
 
 
-def sizes_of(objective: Objective) -> dict[str, int]:
-    """Number of entries by layer."""
-    parameters = objective.path.parameters
-    return {
-        layer: sum(parameters[name].numel() for name in names)
-        for layer, names in objective.path.layers.items()
-    }
-
-
 def require_finite_loss(loss: float, place: str) -> None:
     """Refuse to go on from a calibration loss that is NaN or infinite."""
     if not math.isfinite(loss):
         raise ClipmergeError(
             f"the calibration loss at {place} is {loss}; check that the checkpoints work"
         )
-
-
-def generator_for(objective: Objective, draw: int) -> torch.Generator:
-    """Random numbers of one draw, from the CPU: the same on every device and in every process."""
-    return torch.Generator().manual_seed(objective.seed * 100_003 + draw)
-
-
-def random_signs(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """Entries 1 and -1 with equal chances, float32."""
-    return torch.randint(0, 2, shape, generator=generator, dtype=torch.float32) * 2 - 1

@@ -11,13 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipmerge.learning.objective import Batch, Loss, Objective
-from clipmerge.measures._statistics import (
-    by_layer,
-    generator_for,
-    random_signs,
-    sizes_of,
-    statistic,
-)
+from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count
 from clipmerge.types import Tensors
@@ -90,7 +84,8 @@ def _sum_squares(
     path = objective.path
     squares = {name: torch.zeros_like(path.parameters[name].detach()) for name in path.names}
     values = {batch.number: [0.0] * len(path.layers) for batch in objective.batches}
-    sizes = list(sizes_of(objective).values())
+    layers = path.layers.values()
+    sizes = [sum(squares[name].numel() for name in names) for names in layers]
     for probe in range(probes):
         for batch, _ in objective.gradients(_random_sign_loss(objective, probe, labels)):
             sums = {}
@@ -98,7 +93,7 @@ def _sum_squares(
                 square = path.gradient(name).square()
                 squared.add_(square)
                 sums[name] = square.sum()
-            for column, names in enumerate(path.layers.values()):
+            for column, names in enumerate(layers):
                 total = torch.stack([sums[name] for name in names]).sum()
                 share = total / (sizes[column] * len(batch) * probes)
                 values[batch.number][column] += float(share)
@@ -109,8 +104,10 @@ def _random_sign_loss(objective: Objective, probe: int, labels: Literal["model",
     """The sum of a batch's losses, each with a random sign."""
 
     def loss(batch: Batch, logits: Tensor, targets: Tensor) -> Tensor:
-        generator = generator_for(objective, probe * 10_007 + batch.number)
-        signs = random_signs(targets.shape, generator)
+        # on the CPU: the same numbers on every device and in every process
+        seed = objective.seed * 100_003 + probe * 10_007 + batch.number
+        generator = torch.Generator().manual_seed(seed)
+        signs = torch.randint(0, 2, targets.shape, generator=generator, dtype=torch.float32) * 2 - 1
         if labels == "model":
             chances = logits.detach().softmax(dim=-1).cpu()
             drawn = torch.multinomial(chances, 1, generator=generator)

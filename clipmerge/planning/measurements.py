@@ -22,22 +22,6 @@ class LossPath(Frozen):
     alphas: tuple[float, ...]
     losses: tuple[float, ...]
 
-    @property
-    def points(self) -> list[tuple[float, float]]:
-        """Pairs (alpha, loss), sorted by alpha."""
-        return sorted(zip(self.alphas, self.losses, strict=True))
-
-    @property
-    def barrier(self) -> tuple[float, float] | None:
-        """Barrier L(1/2) - (L(0) + L(1)) / 2 and the endpoints' average, in nats; ``None`` if one
-        was not measured.
-        """
-        losses = {round(alpha, 6): loss for alpha, loss in self.points}
-        if not {0.0, 0.5, 1.0} <= losses.keys():
-            return None
-        average = (losses[0.0] + losses[1.0]) / 2
-        return losses[0.5] - average, average
-
     @model_validator(mode="after")
     def _of_one_length(self) -> LossPath:
         if len(self.alphas) != len(self.losses):
@@ -112,11 +96,6 @@ class Statistic(StatisticAbout):
     values: dict[str, float]
     batches: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 
-    @property
-    def reading(self) -> StatisticAbout:
-        """Its interpretation, without values."""
-        return StatisticAbout(**{name: getattr(self, name) for name in StatisticAbout.model_fields})
-
 
 class BackoffChoice(Frozen):
     """How far images held back from learning chose to go from what was learned to fine-tuned.
@@ -189,6 +168,12 @@ class Measurements(Frozen):
             for layer, value in statistic.values.items():
                 table.setdefault(layer, {})[statistic.name] = value
         return table
+
+    @property
+    def observed(self) -> Json:
+        """What a record keeps beside the values, under the names of `Findings`."""
+        shared = {name: getattr(self, name) for name in ("path", "trace", "choice", "checks")}
+        return {"statistics": {each.name: each for each in self.statistics}, **shared}
 
     def __getitem__(self, name: str) -> Statistic:
         """Return the statistic of this name."""

@@ -28,7 +28,6 @@ from clipmerge.plugins import (
     Alpha,
     Density,
     check_mask_options,
-    check_options,
     plugin_options,
 )
 from clipmerge.types import Device, Json, Layers, Missing, Names, OutputDtype, Shape, StrPath
@@ -131,15 +130,20 @@ class LayerPlan(Frozen):
 
 
 class Combination(Frozen):
-    """A rule that replaces the weighted sum of several fine-tuned checkpoints' task vectors.
+    """What is done to each task vector before they are added up; see `LayerPlan` for its mask.
 
     Attributes:
-        rule: Name of the method whose file holds the rule.
-        options: Its options.
+        mask: Rule that selects the entries of each task vector to keep.
+        density: Share of each task vector kept, in (0, 1].
+        mask_options: The mask's own options.
+        elect_signs: Whether an entry is the mean of the task vectors that have the sign of their
+            sum, instead of the sum.
     """
 
-    rule: str
-    options: Json = Field(default_factory=dict)
+    mask: str
+    density: Density = 1.0
+    mask_options: Json = Field(default_factory=dict)
+    elect_signs: bool = False
 
 
 class Plan(Tabular, Frozen):
@@ -152,7 +156,7 @@ class Plan(Tabular, Frozen):
         finetuned: theta_1 ... theta_K.
         weights: One factor per fine-tuned checkpoint; checkpoint i enters layer l with ``weights[i]
             * alpha[l]``.
-        combine: The rule that replaces the weighted sum, if any.
+        combine: What is done to each task vector before they are added up, if anything.
         dtype: Output dtype, or ``keep``.
         missing: Treatment of keys that only one checkpoint has.
         head: The head whose zero-shot counterpart is built, if any.
@@ -281,9 +285,9 @@ class Plan(Tabular, Frozen):
         """Write the plan as indented JSON, always with the same order of keys."""
         return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
 
-    def check(self, layers: Layers, shapes: Mapping[str, Shape]) -> None:
+    def check(self, layers: Layers, shapes: Mapping[str, Shape]) -> Names:
         """Refuse a plan that does not fit the existing layers or lacks its tensors, or names a mask
-        or an option that does not exist.
+        or an option that does not exist; return warnings.
         """
         if not self.layers:
             raise UsageError(
@@ -302,7 +306,7 @@ class Plan(Tabular, Frozen):
             )
         if self.combine:
             try:
-                check_options("combinations", self.combine.rule, self.combine.options)
+                check_mask_options(self.combine.mask, self.combine.mask_options)
             except UsageError as error:
                 raise UsageError(f"combine: {error}") from None
         for name, layer in self.layers.items():
@@ -316,6 +320,7 @@ class Plan(Tabular, Frozen):
             except UsageError as error:
                 raise UsageError(f"layer '{name}': {error}") from None
         _check_coefficients(self, layers, shapes)
+        return extrapolation_notes(self)
 
 
 def public_source(source: str, revision: str | None) -> str:
@@ -354,17 +359,17 @@ def _check_mask(layer: LayerPlan, names: Names) -> None:
         check_mask_options(layer.mask, layer.mask_options | options)
 
 
-def extrapolation_note(plan: Plan) -> str | None:
+def extrapolation_notes(plan: Plan) -> Names:
     """A warning of the alpha that is farthest beyond the two models; none if several fine-tuned
     models are merged.
     """
     alphas = [entry.alpha for entry in plan.layers.values() if not entry.is_learned]
     farthest = max(alphas, key=lambda alpha: abs(alpha - 0.5), default=0.0)
     if len(plan.finetuned) > 1 or 0 <= farthest <= 1:
-        return None
+        return ()
     half = "; half of the way is 0.5" if abs(farthest) > 2 else ""
     return (
-        f"alpha {farthest:g} is outside [0, 1]: the merge extrapolates beyond the two models{half}"
+        f"alpha {farthest:g} is outside [0, 1]: the merge extrapolates beyond the two models{half}",
     )
 
 

@@ -17,8 +17,10 @@ from clipmerge.planning import Frozen
 from clipmerge.plugins import (
     Alpha,
     Density,
+    MeasureKind,
     check_mask_options,
     check_options,
+    measure_is,
     plugin_names,
     plugin_options,
 )
@@ -70,10 +72,13 @@ class Recipe(Frozen):
 
     @property
     def max_loss(self) -> float:
-        """Points of accuracy that may be lost against the fine-tuned model: the limit of the
-        recipe's measure, if it has one.
-        """
-        return float(self.measure_options.get("max_loss", MAX_LOSS))
+        """Points of accuracy that may be lost against the fine-tuned model."""
+        limit = self.measure_options["max_loss"] if self.measure_is("HOLDS_BACK") else MAX_LOSS
+        return float(limit)
+
+    def measure_is(self, kind: MeasureKind) -> bool:
+        """Whether there is a measure, and it is of a kind."""
+        return self.measure is not None and measure_is(self.measure["name"], kind)
 
     def to_yaml(self) -> str:
         """Write it as a recipe file, without empty top-level keys."""
@@ -129,9 +134,10 @@ def load_recipe(
         raise UsageError(f"{source}: {_explain_invalid_recipe(error, content)}") from None
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from None
-    if measure and max_loss is not None and "max_loss" in measure:
+    checked = loaded.replace(method=method, measure=measure)
+    if measure and max_loss is not None and checked.measure_is("HOLDS_BACK"):
         measure["max_loss"] = max_loss
-    return loaded.replace(method=method, measure=measure)
+    return checked
 
 
 def _read_recipe(recipe: RecipeLike) -> tuple[str, Json]:

@@ -187,11 +187,6 @@ class Record(Frozen):
         roles = ["zero-shot", *finetuned_names(len(self.plan.finetuned))]
         return list(zip(roles, self.plan.checkpoints, strict=True))
 
-    @property
-    def looked_for_stragglers(self) -> bool:
-        """Whether the merge looked for stragglers."""
-        return self.measured.straggler_statistic is not None or bool(self.plan.stragglers)
-
     def as_json(self) -> Json:
         """The JSON object."""
         data: Json = json.loads(json.dumps(self.model_dump()))

@@ -109,9 +109,7 @@ def test_batches_do_not_depend_on_one_another(
             assert values[0] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in MEASURES if name not in ("average-case", "worst-case")]
-)
+@pytest.mark.parametrize("name", MEASURES)
 def test_a_batch_that_is_repeated_begins_from_nothing(
     found: dict[str, Measurements], ends: Ends, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

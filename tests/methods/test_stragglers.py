@@ -29,7 +29,7 @@ class World:
 
     @property
     def statistic(self) -> str:
-        return "barrier" if self.signed else "first_order"
+        return "barrier" if self.signed else "sharpness"
 
     def measure(self, seed: int, planted: dict[str, float] | None = None) -> Measurements:
         rng = np.random.default_rng(seed)
@@ -106,7 +106,7 @@ def test_what_one_batch_alone_says_is_not_stable() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-3, 5.0])
-@pytest.mark.parametrize("statistic", ["barrier", "first_order"])
+@pytest.mark.parametrize("statistic", ["barrier", "sharpness"])
 def test_layers_that_are_all_alike_hold_no_straggler(value: float, statistic: str) -> None:
     found = find_stragglers(
         record(statistic, {layer: [value] * BATCHES for layer in sizes_of()}),

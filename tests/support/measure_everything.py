@@ -18,13 +18,12 @@ STEPS = 6
 
 
 def measured(name: str, objective: Objective) -> Measurements:
-    """Run a measure with its defaults, but few steps, draws and probes, nothing held back, and
+    """Run a measure with its defaults, but few steps and probes, nothing held back, and
     gradients kept."""
     known = plugin_options("measures", name)
     wanted = {
         "steps": STEPS,
         "held_back": 0.0,
-        "draws": 2,
         "probes": 2,
         "gradients": True,
         "precision": "float32",
