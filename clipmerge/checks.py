@@ -1,9 +1,7 @@
-"""Doubts about the inputs, asked once before anything is learned: whether names, images or models
-would make any answer wrong.
+"""Checks before anything is learned: whether names, images or models would make every result wrong.
 
-A check is a function that yields doubts. A doubt is an error that names the ``allow`` that waves it
-through. To add one, yield its doubt from a function here and enter its name in
-`clipmerge.types.CHECKS`.
+A check is a function that yields doubts. A doubt is an error unless the user allows it by name. To
+add one, yield it from a function here and add its name to `clipmerge.types.CHECKS`.
 """
 
 from __future__ import annotations
@@ -35,14 +33,14 @@ if TYPE_CHECKING:
     from clipmerge.options import ImageOptions
     from clipmerge.progress import Progress
 
-#: Images that are classified before learning: half a per cent of the passes that learning takes.
+#: Images that are classified before learning: half a per cent of the passes of learning.
 PROBE = 128
-# Images whose pixels are looked at, and the fewest of which anything is said.
+# Images whose pixels are checked, and the fewest that allow a judgement.
 _LOOKED_AT, _FEWEST = 16, 4
-# Numbers from 0 to 255 between the darkest and the brightest pixel of images that show nothing.
+# Largest difference, of 255, between the darkest and the brightest pixel of blank images.
 _BLANK = 16
-# Share of the pixels that may lie outside the range of the model's preprocessing, and how far, in
-# lengths of the range: interpolation overshoots a little at edges.
+# Share of pixels that may lie outside the range of the model's preprocessing, and how far, in parts
+# of the range, because interpolation overshoots a little at edges.
 _OUTSIDE, _OVERSHOOT = 0.01, 0.05
 #: Median cosine between the matrices of a tower below which two models are unrelated. Models
 #: trained apart stay within 0.01 of 0; the furthest fine-tuning of `benchmarks/ancestry` (at
@@ -57,7 +55,7 @@ _SAMPLE = 1 << 14
 _LEAST = 256
 # Letters of a class name or a caption that are shown.
 _SHOWN = 120
-#: What class names look like that look unlike names.
+#: Patterns of labels that are no class names, and a description of each.
 _LOOKS = {
     r"\d+": "are numbers",
     r"n\d{8}": "are WordNet's codes",
@@ -77,7 +75,7 @@ class Doubt(NamedTuple):
 def raise_unless_allowed(
     doubts: Iterable[Doubt], allow: Collection[str], progress: Progress
 ) -> None:
-    """Raise the first doubt that is not allowed; the others are warnings."""
+    """Raise the first doubt that is not allowed; those before it are warnings."""
     for check, text in doubts:
         if check not in allow:
             about_models = check in ("equal-models", "unrelated", "swapped", "class-order")
@@ -87,12 +85,12 @@ def raise_unless_allowed(
 
 
 def check_models(inputs: Inputs) -> Iterator[Doubt]:
-    """Doubt the pair, by its weights: equal or unrelated."""
+    """Doubt pairs whose weights are equal or unrelated."""
     zeroshot = inputs.zeroshot.source
     for which, finetuned in enumerate(inputs.finetuned):
         source = finetuned.source
         cosines = cosines_of(inputs, which)
-        # most pairs are seen to differ without reading all their weights
+        # only weights of nearly equal direction are worth reading in full
         is_near = min(cosines.values(), default=1) > _NEARLY_EQUAL
         if is_near and are_equal(inputs, which):
             yield Doubt(
@@ -168,7 +166,7 @@ def are_equal(inputs: Inputs, which: int) -> bool:
 
 
 def check_classes(images: Images, model: str, rows: Names) -> Iterator[Doubt]:
-    """Doubt the order of the images' classes, unless a head's rows have the same names."""
+    """Doubt the order of the images' classes, unless a head's rows are matched by name."""
     from clipmerge.images.classes import places_of
     from clipmerge.images.image_set import CaptionedImages
 
@@ -179,8 +177,8 @@ def check_classes(images: Images, model: str, rows: Names) -> Iterator[Doubt]:
 
 
 def _check_order(source: str, names: Names, other: str, rows: Names) -> Iterator[Doubt]:
-    """Doubt classes that are matched with a head's rows by their order, if one has the name of
-    another row.
+    """Doubt classes that a head's rows are matched with by order, if one has another row's
+    name.
     """
     from clipmerge.images.classes import misplaced
 
@@ -201,8 +199,8 @@ def check_sources(
     *,
     seed: int = 0,
 ) -> Iterator[Doubt]:
-    """Doubt images and class names: by some pixels, and by how well the zero-shot and the first
-    fine-tuned model classify a few images with one template.
+    """Doubt images and class names, by the pixels of a few images, and by the share of a few images
+    that the zero-shot and the first fine-tuned model recognise with one template.
     """
     from clipmerge.evaluation.scorer import Scorer
 
@@ -215,10 +213,10 @@ def check_sources(
         samples[name] = _sample_with_one_prompt(
             images.sample(min(PROBE, len(images)), seed), settings.template
         )
-    # of heads without a zero-shot counterpart nothing can be expected
+    # a head that the zero-shot model lacks knows nothing at theta_0
     if inputs.output.is_classifier and not inputs.zeroshot.has_built_head:
         return
-    # one batch: on small models most of the cost is that of each
+    # one batch, because on small models each batch has a fixed cost
     scorer = Scorer(
         path.model,
         replace(settings, template=(), batch_size=settings.batch_size or PROBE),
@@ -238,15 +236,15 @@ def _sample_with_one_prompt(images: Images, template: Names) -> LabelledImages:
 
     if isinstance(images, CaptionedImages):
         drawn = images.with_one_caption(0)
-        # an image of each: the most common caption would be guessed too often by chance
+        # one image of each caption: guesses would often hit the most common one
         first = dict(zip(reversed(drawn.labels), reversed(range(len(drawn))), strict=True))
         return drawn.subset(sorted(first.values()))
     return replace(images, templates=templates_for(template, images.templates)[:1])
 
 
 def check_pixels(images: ImageSource, model: ImageTextModel | None = None) -> Iterator[Doubt]:
-    """Doubt the images, by the pixels of a few: blank, all the same, or (preprocessed ones) out of
-    the range of the model's own preprocessing.
+    """Doubt images that are blank or all the same, and preprocessed ones that are out of the range
+    of the model's own preprocessing, by the pixels of a few.
     """
     last = len(images) - 1
     parts = _LOOKED_AT - 1
@@ -277,7 +275,7 @@ def _check_range(
     from PIL import Image
 
     ends = model.pixels([Image.new("RGB", (64, 64), colour) for colour in ("black", "white")])
-    if ends.ndim != 4:  # not of the shape that preprocessed pixels have
+    if ends.ndim != 4:  # patches, as of SigLIP 2
         return
     # one by channel
     low = ends.amin(dim=(0, 2, 3))[:, None, None]
@@ -289,7 +287,7 @@ def _check_range(
     outside = (too_low | too_high).float().mean()
     lowest = float(pixels.min())
     highest = float(pixels.max())
-    # what mean and deviation 0.5 make of images that have some black and some white
+    # mean and deviation 0.5 turn black into -1 and white into 1
     is_halved = abs(lowest + 1) < 1e-3 and abs(highest - 1) < 1e-3
     darkest = float(low.min())
     brightest = float(high.max())
@@ -310,11 +308,13 @@ def check_answers(
     *,
     among: int = 0,
 ) -> Iterator[Doubt]:
-    """Doubt class names or captions by the images that a model recognises by them, and on the
-    target (which has no name) the order of the models, if the zero-shot one is surely better.
+    """Doubt class names or captions by which models recognise images no better than by chance, and
+    the order of the models, if the zero-shot one is surely better on the target (whose name is
+    empty).
 
-    Captions were chosen ``among`` so many. With few images a good model may seem to guess: then
-    nothing is said. Names that the zero-shot model surely knows are not at fault.
+    ``among`` is the number of captions that each was chosen from. With few images a good model may
+    seem to guess, so there is no doubt then. Nor is there one if the zero-shot model surely
+    recognises images by these names.
     """
     from clipmerge.images.image_set import CaptionedImages
     from clipmerge.stats import wilson
@@ -330,7 +330,7 @@ def check_answers(
     known = correct if zeroshot is None else zeroshot
     share, known_share = float(correct.mean()), float(known.mean())
     known_low, _ = wilson(known_share, len(known))
-    if name:  # what fine-tuning forgot is no fault of the names
+    if name:  # the names are not to blame for what fine-tuning forgot
         share = max(share, known_share)
     low, high = wilson(share, len(correct))
     where = f"{name}: " if name else ""
@@ -360,7 +360,7 @@ def check_answers(
 
 
 def describe_odd_names(names: Names) -> str:
-    """How class names look unlike names, in words; empty if they look like names.
+    """Describe labels that are no class names; empty for usual names.
 
     Example:
         >>> describe_odd_names(("0", "1")), describe_odd_names(("cat", "car"))

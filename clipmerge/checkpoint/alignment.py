@@ -1,4 +1,4 @@
-"""Checkpoints aligned by canonical parameter name: their keys, and the layout of the output."""
+"""Checkpoints aligned by canonical parameter name, and the kind of output that they merge into."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Location = tuple[Checkpoint, str]
 
 
 class OutputKind(Enum):
-    """What a merge writes, by the parts that its checkpoints have."""
+    """The kind of model that a merge writes, which follows from the parts of its checkpoints."""
 
-    MODEL = "what every checkpoint is: both towers, or one"
-    ZEROSHOT_MODEL = "the zero-shot model with a merged tower; the fine-tuned ones are this tower"
-    CLASSIFIER = "what every checkpoint is: an image tower with a head"
-    FINETUNED_CLASSIFIER = "a tower with a head, which only the fine-tuned ones are"
+    MODEL = "the towers that every checkpoint has: both, or one"
+    ZEROSHOT_MODEL = "both towers of the zero-shot model; the fine-tuned ones have one tower"
+    CLASSIFIER = "a tower with a head, as every checkpoint has"
+    FINETUNED_CLASSIFIER = "a tower with a head, as only the fine-tuned checkpoints have"
 
     @property
     def is_classifier(self) -> bool:
@@ -49,15 +49,13 @@ class Inputs:
     zeroshot_keys: dict[str, str]
     finetuned_keys: tuple[dict[str, str], ...]  # the same for each fine-tuned file
     layer_of: dict[str, str]  # layers by canonical name, for the parameters of all checkpoints
-    missing: Missing = "error"  # treatment of keys that only one side has
+    missing: Missing = "error"  # treatment of keys that not every checkpoint has
     dtype: OutputDtype = "keep"  # of the merged weights
     notes: list[str] = field(default_factory=list)
 
     @cached_property
     def layers(self) -> Layers:
-        """Canonical parameter names by layer, sorted, in network order; all parameters of the
-        zero-shot file.
-        """
+        """Canonical names of all zero-shot parameters by layer, sorted, in network order."""
         groups: dict[str, list[str]] = {}
         for name in sorted(self.zeroshot_keys):
             layer = self.layer_of[name]
@@ -76,9 +74,9 @@ class Inputs:
 
     @cached_property
     def output(self) -> OutputKind:
-        """What the output is; everything that depends on it asks this."""
+        """The kind of output."""
         is_tower = self.tower != "full"
-        # a zero-shot checkpoint gets a head only where the fine-tuned ones' is kept
+        # a head is built only for a zero-shot checkpoint that has none
         only_theirs = HEAD not in self.layers and HEAD in self.layer_of.values()
         is_new = only_theirs or self.zeroshot.has_built_head
         if is_tower and is_new and self.missing != "keep-zeroshot":
@@ -93,14 +91,16 @@ class Inputs:
 
     @property
     def kind(self) -> Kind:
-        """What the output is, in a word for the model card."""
+        """The kind of output in a word, for records and cards."""
         if self.output.is_classifier:
             return "classifier"
         return tower_of(self.layer_of[name] for name in self.output_keys)
 
     @property
     def row_names(self) -> Names:
-        """Names of the rows of the output's head, if it has one and a configuration has them."""
+        """Names of the rows of the output's head; empty without a head, or without names in a
+        configuration.
+        """
         if not self.output.is_classifier:
             return ()
         known = [one.row_names for one in (*self.finetuned, self.zeroshot)]
@@ -122,8 +122,8 @@ class Inputs:
         return self.zeroshot_keys | theirs
 
     def expects(self, name: str) -> bool:
-        """Whether the fine-tuned checkpoints must hold a zero-shot parameter, even if they are one
-        tower.
+        """Whether the fine-tuned checkpoints must hold a zero-shot parameter: a parameter of the
+        towers that they have.
         """
         layer = self.layer_of[name]
         if self.output in (OutputKind.MODEL, OutputKind.CLASSIFIER) or layer == HEAD:
@@ -169,16 +169,12 @@ class Inputs:
         return self.finetuned[which].tensor(key, start, stop)
 
     def entries(self, name: str) -> list[TensorEntry]:
-        """Entries of a tensor: in the zero-shot checkpoint, then in the fine-tuned ones that have
-        it.
-        """
+        """Entries of a tensor in the checkpoints that hold it, zero-shot first."""
         return [checkpoint.entries[key] for checkpoint, key in self.holders[name]]
 
     @cached_property
     def holders(self) -> dict[str, list[Location]]:
-        """The checkpoints that hold each tensor, zero-shot first, each with the tensor's key in its
-        file.
-        """
+        """Each tensor's checkpoints, zero-shot first, and its key in each."""
         found: dict[str, list[Location]] = {}
         everyone = (self.zeroshot_keys, *self.finetuned_keys)
         for checkpoint, keys in zip(self.checkpoints, everyone, strict=True):
@@ -196,15 +192,15 @@ def pair_keys(
         from clipmerge.checkpoint.views import convert_checkpoint
 
         checkpoints = [convert_checkpoint(one, finetuned[0]) for one in checkpoints]
-    # those without a config have the family of the others
+    # a checkpoint without a configuration is of the others' family
     known = [one for one in checkpoints if one.config is not None] or checkpoints
     family = known[0].family
     for other in known:
         if other.family is not family:
             raise CheckpointError(
-                f"{other.source} is a {other.family.name} checkpoint and {known[0].source} a"
-                f" {family.name} one; models of different families do not merge. Give the base that"
-                " was fine-tuned"
+                f"{other.source} is of the family {other.family.name}, {known[0].source} of"
+                f" {family.name}; models of different families do not merge. Give the base that was"
+                " fine-tuned"
             )
     keys = [family.by_canonical_name(one.entries, one.source) for one in checkpoints]
     first, *others = checkpoints
@@ -222,8 +218,8 @@ def pair_keys(
 
 
 def are_alike(inputs: Inputs) -> bool:
-    """Whether all checkpoints have the same parameters, of the same shapes and dtypes, and the same
-    configuration, processor and tokenizer beside them.
+    """Whether all checkpoints have the same parameters, shapes and dtypes, and the same
+    configuration, processor and tokenizer.
     """
     zeroshot, *finetuned = inputs.checkpoints
     if zeroshot.config is None or zeroshot.stored:
@@ -234,7 +230,7 @@ def are_alike(inputs: Inputs) -> bool:
 
 
 def _facts_without_weights(checkpoint: Checkpoint, keys: dict[str, str]) -> tuple[object, ...]:
-    """What is known of a checkpoint without its weights."""
+    """The facts about a checkpoint that take no reading of weights."""
     tensors = {}
     for name, key in keys.items():
         entry = checkpoint.entries[key]

@@ -66,9 +66,7 @@ _SILENT = (
 
 
 def silent_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -> Iterator[str]:
-    """Name the differences between two checkpoints that no tensor tells of; ``tower`` is that of
-    the fine-tuned one.
-    """
+    """Name the differences that no tensor shows, in the towers that the fine-tuned one has."""
     if zeroshot.config is not None and finetuned.config is not None:
         for side, name, a, b in differing_settings(zeroshot.config, finetuned.config):
             if tower in ("full", side):
@@ -80,15 +78,16 @@ def silent_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -
         return
     ours = _preprocessing_of(zeroshot)
     theirs = _preprocessing_of(finetuned)
-    for key in ours.keys() & theirs.keys():
-        if ours[key] != theirs[key]:
-            values = f"{key} is {ours[key]} for zeroshot, {theirs[key]} for finetuned"
+    for key, value in ours.items():
+        other = theirs.get(key, value)
+        if value != other:
+            values = f"{key} is {value} for zeroshot, {other} for finetuned"
             yield f"images are prepared differently: {values}; {_SILENT} preprocessing"
 
 
 def _preprocessing_of(checkpoint: Checkpoint) -> Json:
-    """Mean, deviation and interpolation according to the files beside a checkpoint, as far as they
-    are given.
+    """Mean, deviation and interpolation of a checkpoint's preprocessing, as far as files give
+    them.
     """
     known: Json = {}
     with contextlib.suppress(CheckpointError, *_UNREADABLE):

@@ -1,5 +1,4 @@
-"""PyTorch's own files, ``.bin`` and ``.pt``: only tensors are read, memory-mapped, and no code is
-run.
+"""PyTorch's own files, ``.bin`` and ``.pt``: tensors are memory-mapped, and no code is run.
 
 ``torch.load(weights_only=True)`` builds tensors and plain containers and refuses everything else.
 Other content of a file (an optimiser, an epoch) is ignored.
@@ -26,10 +25,10 @@ from clipmerge.files.safetensors import FLOATS, SAFETENSORS_NAME, TensorEntry
 
 # Keys under which training scripts store the model's weights, in order of preference.
 _INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
-# What torch's message says of a file that holds code.
+# Words in torch's message about a file that holds code.
 _CODE = ("TorchScript", "GLOBAL", "Unsupported class")
-# Classes beside the weights of many trainings that hold values and run no code; numpy's function
-# has had two places.
+# Classes beside the weights of many training runs, which hold values and run no code; numpy has
+# moved its function once.
 _SCALAR = np.float64(0).__reduce__()[0]
 _HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -54,7 +53,7 @@ def read_state_dict(
     while part and isinstance(loaded, Mapping):
         name = part if part in loaded else part.partition(".")[0]
         if name not in loaded:
-            break  # a prefix of keys
+            break  # the rest is a prefix of keys
         loaded, part = loaded[name], part[len(name) + 1 :]
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{file}: holds a {type(loaded).__name__}, not a state_dict")
@@ -85,7 +84,7 @@ def read_state_dict(
 
 
 def _load_torch_file(file: Path) -> Any:
-    """The content of a file of PyTorch, mapped if it was written by torch 1.6 or newer."""
+    """Load a file of PyTorch, memory-mapped if torch 1.6 or newer wrote it."""
     is_zip = zipfile.is_zipfile(file)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):

@@ -1,6 +1,4 @@
-"""Views of a checkpoint: in another checkpoint's layout, or with a head; tensors are formed on
-demand.
-"""
+"""Views of a checkpoint in another layout, or with a head, whose tensors are formed on demand."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ _Entries = dict[str, TensorEntry]
 
 
 def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor]) -> Checkpoint:
-    """Add a head to a zero-shot checkpoint, with the dtypes that it has in the fine-tuned one,
-    ``like``.
-    """
+    """Add a head to a zero-shot checkpoint, in the dtypes of the fine-tuned one, ``like``."""
     entries = dict(checkpoint.entries)
     for key, values in head.items():
         entries[key] = replace(like.entries[key], form=partial(stored_array, values))
@@ -33,8 +29,9 @@ def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor])
 
 
 def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
-    """View a plain ViT CLIP in the layout of another checkpoint, with its configuration and side
-    files, which describe the same model.
+    """View a plain ViT CLIP in the layout of another checkpoint.
+
+    The view has the other one's configuration and side files, which describe the same model.
     """
     layout = checkpoint.family.layout
     wanted = like.family.layout

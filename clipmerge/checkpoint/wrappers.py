@@ -1,6 +1,4 @@
-"""Find the CLIP among the keys of a file: below the prefixes that wrappers and users' own modules
-put before its towers.
-"""
+"""Find the CLIP among the keys of a file, below prefixes of wrappers and of users' modules."""
 
 from __future__ import annotations
 
@@ -14,20 +12,20 @@ from clipmerge.checkpoint.source import prefix_errors
 from clipmerge.errors import CheckpointError, counted, shorten
 
 T = TypeVar("T")
-# Where a tower's part of a key begins, after whatever comes before it.
+# The place in a key where a tower's own name begins.
 _TOWER = re.compile(r"(?:^|\.)(?=(vision_model|text_model|visual)\.)")
-# Put into keys by wrappers of single modules: torch.compile, FSDP, checkpoints of activations.
+# Words that wrappers of modules put into keys: torch.compile, FSDP, activation checkpointing.
 _WRAPPED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# Counts and masks that OpenAI's archives, old versions of open_clip and averages of weights keep
-# beside the weights.
+# Counts and masks beside the weights: of OpenAI's archives, old versions of open_clip, and averages
+# of weights.
 _NOT_WEIGHTS = re.compile(
     r"(?:module\.)*(?:input_resolution|context_length|vocab_size|(?:text\.)?attn_mask|n_averaged)"
 )
 _HEAD = "classification_head."
-# Parameters of an image tower of OpenCLIP that was saved by itself, without ``visual.``.
+# Parameters of OpenCLIP's image tower, which has no ``visual.`` before them if it is saved alone.
 _LONE_TOWER = re.compile(r"class_embedding|attnpool\.positional_embedding|trunk\..*")
-# Marks of weights that are not whole, with what they are and what to do.
-_NOT_WHOLE = (
+# Keys of incomplete weights, a name for them, and the way out.
+_INCOMPLETE = (
     (
         r"\.lora_(?:up|down|(?:embedding_)?[AB])\b",
         "factors of LoRA",
@@ -37,8 +35,9 @@ _NOT_WHOLE = (
     (
         r"\.parametrizations\.|\.weight_(?:g|v|orig)$|\.mlp\.[\w.]+\.(?:theta|r)$",
         "parts of weights in place of the weights (weight normalisation, GmP)",
-        "form them where it was trained: torch.nn.utils.parametrize.remove_parametrizations(module,"
-        " 'weight'), or the converter of its repository",
+        "put them together where the model was trained:"
+        " torch.nn.utils.parametrize.remove_parametrizations(module, 'weight'), or the converter of"
+        " its repository",
     ),
     (
         r"\.(?:absmax|quant_map|SCB|qweight|qzeros|weight_packed|weight_scale|W_q)$|\.quant_state\.",
@@ -62,7 +61,7 @@ def unwrap(
     """
     with prefix_errors(path):
         names = {key: tensor for key, tensor in tensors.items() if not _NOT_WEIGHTS.fullmatch(key)}
-        _refuse_not_whole(names)
+        _refuse_incomplete(names)
         if part is not None:
             names = _take_part(names, part)
         names = {_WRAPPED.sub("", name): tensor for name, tensor in names.items()}
@@ -80,24 +79,22 @@ def unwrap(
     if outside:
         under = " and ".join(prefix.removesuffix(".") for prefix in sorted(prefixes))
         left = counted(len(outside), "tensor", "tensors")
-        notes.append(
-            f"{path}: the CLIP is what lies under {under}; {left} left out: {shorten(outside)}"
-        )
+        notes.append(f"{path}: the CLIP lies under {under}; {left} left out: {shorten(outside)}")
     if any(map(_LONE_TOWER.fullmatch, found)):
         return {f"visual.{name}": tensor for name, tensor in found.items()}
     return _without_remains(found)
 
 
-def _refuse_not_whole(names: Iterable[str]) -> None:
-    """Refuse weights that are not whole, or not there."""
-    for mark, what, way_out in _NOT_WHOLE:
+def _refuse_incomplete(names: Iterable[str]) -> None:
+    """Refuse weights that only their own library can put together."""
+    for mark, what, way_out in _INCOMPLETE:
         marked = [name for name in names if re.search(mark, name)]
         if marked:
             raise CheckpointError(f"holds {what} ({shorten(marked, 2)}); {way_out}")
 
 
 def _take_part(names: dict[str, T], part: str) -> dict[str, T]:
-    """The keys that lie under an attribute, without its name."""
+    """The tensors under an attribute, by keys without its name."""
     start = f"{part}."
     found = {name.removeprefix(start): names[name] for name in names if name.startswith(start)}
     if not found:
@@ -109,8 +106,8 @@ def _take_part(names: dict[str, T], part: str) -> dict[str, T]:
 
 
 def _prefixes_of(names: Collection[str]) -> list[str]:
-    """The prefixes of the towers' names, the longest first; without a known tower the path that all
-    names share.
+    """The prefixes before the towers' names, the longest first; if there is no known tower, the
+    path that all names share.
     """
     prefixes: dict[str, dict[str, None]] = {}  # by tower, in the file's order
     for name in names:
@@ -134,8 +131,8 @@ def _shared_prefix(names: Collection[str]) -> str:
 
 
 def _without_remains(names: dict[str, T]) -> dict[str, T]:
-    """The tower and the head of WiSE-FT's and model soups' classifiers, without the rest of the
-    text tower, which has no blocks there.
+    """Drop the embeddings of the text tower from classifiers of WiSE-FT and model soups, which keep
+    none of its blocks.
     """
     has_head = any(name.startswith(_HEAD) for name in names)
     if not has_head or any(name.startswith(("transformer.", "text.")) for name in names):

@@ -1,6 +1,4 @@
-"""The forward pass from images and class prompts to logits; a family names the module with its own
-forward pass.
-"""
+"""Models that turn images and class prompts into logits; each family names its module here."""
 
 from __future__ import annotations
 
@@ -23,9 +21,9 @@ from clipmerge.families import Family
 from clipmerge.files.safetensors import require_finite
 from clipmerge.types import Json, Names, Tensors
 
-# torch 2.13 computes strided 1x1 convolutions of fewer input channels wrongly with channels last.
+# With fewer input channels, torch 2.13 computes strided 1x1 convolutions wrongly in channels last.
 _FEW_CHANNELS = 16
-# Modules of text towers that look up tokens.
+# Names of modules that look up tokens in text towers.
 _WORDS = ("token_embedding", "word_embeddings")
 _COPY_PROCESSOR = "copy the base model's processor and tokenizer files into it"
 # Settings of a configuration that say how weights are stored, and kernels, whose code transformers
@@ -36,14 +34,13 @@ _LEFT_OUT = re.compile(
 
 
 class ImageTextModel(ABC):
-    """A two-tower model in eval mode whose weights are set from outside; each library has its own
-    subclass.
+    """A model in eval mode whose weights are set from outside; each library has its own subclass.
 
     Attributes:
         module: The model, float32.
         parameters: Parameters by canonical name, including the statistics of batch norms.
-        folder: Folder of the processor and the tokenizer.
-        layout: Order of an image's entries.
+        folder: The folder of the processor and the tokenizer.
+        layout: Memory format of images.
         row_names: Names of the classes of a head's rows, if they are known.
     """
 
@@ -77,14 +74,14 @@ class ImageTextModel(ABC):
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess images: float32, images along the first dimension."""
-        with named_files(f"{self.folder}: its images cannot be prepared", _COPY_PROCESSOR):
+        with explain_errors(f"{self.folder}: its images cannot be prepared", _COPY_PROCESSOR):
             return self.prepare(images)
 
     def tokens(self, prompts: list[str]) -> Tensors:
         """Tokenise prompts: ``input_ids`` and other inputs of the text tower, int64, prompts along
         the first dimension.
         """
-        with named_files(f"{self.folder}: its prompts cannot be prepared", _COPY_PROCESSOR):
+        with explain_errors(f"{self.folder}: its prompts cannot be prepared", _COPY_PROCESSOR):
             tokens = self.tokenize(prompts)
         self._require_embeddings(int(tokens["input_ids"].max()))
         return tokens
@@ -118,14 +115,14 @@ class ImageTextModel(ABC):
         """Embed prompts: (prompts, width), unit length."""
 
     def classifier(self, source: str, names: Names, rows: Sequence[Sequence[int]]) -> Any:
-        """The `clipmerge.models.classifier.Classifier` of a head for the classes of a source;
-        ``None`` for a model of prompts.
+        """A `clipmerge.models.classifier.Classifier` of the head for the classes of a source;
+        ``None`` for a model without a head.
         """
         return None
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Score unit features (batch, width) against unit features (classes, width): (batch,
-        classes).
+        """Score images, (batch, width), against classes, (classes, width), both of unit length:
+        (batch, classes).
         """
         if hasattr(self.module, "temperature"):  # ALIGN divides by it
             return torch.div(images @ classes.T, self.module.temperature)
@@ -137,15 +134,13 @@ class ImageTextModel(ABC):
 def model_for(family: Family, config: Json, folder: Path) -> ImageTextModel:
     """Build a family's model without weights, to be loaded with `load`."""
     build = import_module(f"{__name__}.{family.model}").build
-    with refused_code():
+    with refuse_code():
         model: ImageTextModel = build(family, without_kernels(config), folder)
     return model
 
 
 def image_layout(model: torch.nn.Module) -> torch.memory_format:
-    """The order of an image's entries: channels last where there are many convolutions, which are
-    faster with it.
-    """
+    """The memory format of images: channels last for several convolutions, which are faster so."""
     convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
     if len(convolutions) < 2:  # a transformer has one, for patches
         return torch.contiguous_format
@@ -155,8 +150,8 @@ def image_layout(model: torch.nn.Module) -> torch.memory_format:
 
 
 def _corrupts_memory(convolution: torch.nn.Conv2d) -> bool:
-    """Whether torch's backward pass writes outside its memory with channels last, which ends the
-    process (docs/contributing/upstream.md); MobileCLIP's S models have such a layer.
+    """Whether the layer's backward pass writes outside its memory with channels last, and so ends
+    the process (docs/contributing/upstream.md); MobileCLIP's S models have such a layer.
     """
     is_pointwise = tuple(convolution.kernel_size) == (1, 1)
     return is_pointwise and max(convolution.stride) > 1 and convolution.in_channels < _FEW_CHANNELS
@@ -179,7 +174,7 @@ class FrozenBatchNorm(torch.nn.Module):
         """Normalise (batch, channels, height, width), and activate if the batch norm did."""
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         shift = self.bias - self.running_mean * scale
-        # one fused operation, forward and backward, that multiplies by `scale` and adds `shift`
+        # a fused operation, forward and backward, multiplies by `scale` and adds `shift`
         still = torch.zeros_like(scale), torch.ones_like(scale)
         normalised: Tensor = self.act(
             batch_norm(inputs, *still, scale, shift, training=False, eps=0.0)
@@ -196,20 +191,25 @@ def freeze_batch_norms(module: torch.nn.Module) -> None:
 
 
 @contextmanager
-def named_files(what: str, advice: str = "correct it") -> Iterator[None]:
-    """Name a checkpoint's files in whatever a library raises while it works with them."""
+def explain_errors(what: str, advice: str = "correct it") -> Iterator[None]:
+    """Turn any error of a library that works with a checkpoint's files into one line.
+
+    Args:
+        what: The files, and what fails.
+        advice: What the user does next.
+    """
     try:
         yield
     except (MemoryError, ClipmergeError):
         raise
-    except Exception as error:  # an odd configuration can make it raise anything
+    except Exception as error:  # odd files can make a library raise anything
         first = (str(error) or type(error).__name__).strip().splitlines()[0]
         reason = textwrap.shorten(first, 160, placeholder=" ...")
         raise CheckpointError(f"{what} ({reason}); {advice}") from None
 
 
 @contextmanager
-def refused_code() -> Iterator[None]:
+def refuse_code() -> Iterator[None]:
     """Make transformers refuse code that a checkpoint's files name.
 
     It would ask on the terminal whether to run it, and a "y" on standard input would agree.

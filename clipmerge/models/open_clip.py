@@ -1,4 +1,4 @@
-"""OpenCLIP's models: features of pixels and prompts, computed by open_clip itself in float32."""
+"""Models of open_clip, which computes the features of pixels and prompts in float32."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
-from clipmerge.models import ImageTextModel, named_files
+from clipmerge.models import ImageTextModel, explain_errors
 from clipmerge.types import Json, Tensors
 
 
@@ -64,7 +64,7 @@ def import_open_clip() -> Any:
 
 
 def build_module(library: Any, model_cfg: Json) -> Any:
-    """Build the same class as ``open_clip.create_model``, without loading pretrained towers."""
+    """Build the class that ``open_clip.create_model`` builds, without loading pretrained towers."""
     settings = deepcopy(model_cfg)
     vision, text = (settings.get(f"{side}_cfg") for side in ("vision", "text"))
     if not (isinstance(vision, dict) and isinstance(text, dict)):
@@ -76,23 +76,23 @@ def build_module(library: Any, model_cfg: Json) -> Any:
     kind = library.CLIP
     if settings.pop("custom_text", False) or "hf_model_name" in text:
         kind = library.CoCa if "multimodal_cfg" in settings else library.CustomTextCLIP
-    with named_files("open_clip cannot build the model of open_clip_config.json"):
+    with explain_errors("open_clip cannot build the model of open_clip_config.json"):
         return kind(**settings).float().eval()
 
 
 def preparation_of(config: Json, folder: Path, image_size: Any) -> Callable[[list[Image]], Tensor]:
-    """The preprocessing of open_clip for inference."""
+    """open_clip's preprocessing for inference."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     stated = config.get("preprocess_cfg") or {}
-    with named_files(f"{folder}: its images cannot be prepared"):
+    with explain_errors(f"{folder}: its images cannot be prepared"):
         settings = merge_preprocess_dict(PreprocessCfg(), {**stated, "size": image_size})
         transform = image_transform_v2(PreprocessCfg(**settings), is_train=False)
     return lambda images: torch.stack([transform(image) for image in images])
 
 
 def _load_tokenizer(library: Any, model_cfg: Json, folder: Path) -> Any:
-    """The same tokenizer as ``open_clip.get_tokenizer``, with its files from the folder."""
+    """Load the tokenizer that ``open_clip.get_tokenizer`` loads, from files in the folder."""
     text = model_cfg.get("text_cfg") or {}
     length = text.get("context_length", 77)
     options = text.get("tokenizer_kwargs") or {}
@@ -100,11 +100,11 @@ def _load_tokenizer(library: Any, model_cfg: Json, folder: Path) -> Any:
         f"copy the files of {text.get('hf_tokenizer_name') or 'CLIP'}'s tokenizer beside the"
         " weights"
     )
-    with named_files(f"{folder}: its tokenizer cannot be loaded", advice):
+    with explain_errors(f"{folder}: its tokenizer cannot be loaded", advice):
         if not text.get("hf_tokenizer_name"):
             return library.SimpleTokenizer(context_length=length, **options)
         mode = text.get("tokenizer_mode")
-        # an option of the configuration must not allow code: it is given twice, which is an error
+        # a configuration that allows code gives the option twice, which is an error
         return library.tokenizer.HFTokenizer(
             str(folder),
             context_length=length,

@@ -1,4 +1,4 @@
-"""The two-tower models of transformers: features of pixels and prompts, in float32."""
+"""Models of transformers with two towers, which compute features in float32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.side_files import PROCESSORS
 from clipmerge.images.decoding import to_rgb
-from clipmerge.models import ImageTextModel, named_files
+from clipmerge.models import ImageTextModel, explain_errors
 from clipmerge.types import Json, Tensors
 
 _UNINITIALISED = (
@@ -33,11 +33,11 @@ class TransformersClip(ImageTextModel):
 
     def __init__(self, family: Family, config: Json, folder: Path) -> None:
         self.processor = _load_processor(folder)
-        with named_files(f"{folder}: transformers cannot build the model of its configuration"):
+        with explain_errors(f"{folder}: transformers cannot build the model of its configuration"):
             module = _build_uninitialised(getattr(transformers, family.model_class), config)
         super().__init__(family, folder, module)
         self._reads_padding = family.reads_padding
-        # its text tower pools the end of a text, which sees what comes before it alone
+        # its text tower pools the last token of a text, which attends only to the tokens before it
         self._sees_no_padding = type(module.text_model).__name__ in (
             "CLIPTextModel",
             "CLIPTextTransformer",
@@ -68,8 +68,8 @@ class TransformersClip(ImageTextModel):
         return {name: encoded[name] for name in names}
 
     def _text_length(self) -> int:
-        """Number of tokens with positions in the text tower; RoBERTa's positions start after the
-        padding's.
+        """Number of tokens that the text tower has positions for; RoBERTa's positions begin after
+        the one of padding.
         """
         for name, embedding in self.module.text_model.named_modules():
             if name.endswith(("position_embedding", "position_embeddings")):
@@ -85,7 +85,7 @@ class TransformersClip(ImageTextModel):
             inputs = _unpack_patches(pixels)
         try:
             output = self.module.get_image_features(**inputs)
-        except ValueError as error:  # images whose size is not the model's
+        except ValueError as error:  # images of another size than the model's
             raise CheckpointError(
                 f"{self.folder}: its image processor does not fit its model ({error}); copy the"
                 " base model's files"
@@ -95,7 +95,7 @@ class TransformersClip(ImageTextModel):
     def text_features(self, tokens: Tensors) -> Tensor:
         """Embed prompts: (prompts, width), unit length."""
         if self._sees_no_padding and tokens["input_ids"].device.type != "cpu":
-            # with a mask a card's CPU waits to see whether it hides anything, twice in each pass
+            # with a mask the CPU waits for the card, twice in a pass, to see if it hides anything
             tokens = {"input_ids": tokens["input_ids"]}
         return normalize(self.module.get_text_features(**tokens).pooler_output, dim=-1)
 
@@ -125,8 +125,8 @@ def _unpack_patches(pixels: Tensor) -> dict[str, Tensor]:
 
 
 def _build_uninitialised(model_class: Any, config: Json) -> Any:
-    """Build a model with uninitialised weights, float32, in eval mode, with correct position
-    buffers.
+    """Build a model in float32 and eval mode, with correct buffers of positions, but uninitialised
+    weights.
     """
     settings = model_class.config_class.from_dict(config)
     with torch.device("meta"):
@@ -144,7 +144,7 @@ def _build_uninitialised(model_class: Any, config: Json) -> Any:
 
 def _load_processor(folder: Path) -> Any:
     needed = f"{' or '.join(PROCESSORS)} and the tokenizer's files"
-    with named_files(
+    with explain_errors(
         f"{folder}: its processor cannot be loaded", f"measuring needs {needed} beside the weights"
     ):
         processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)

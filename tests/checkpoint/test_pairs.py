@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPVisionModel
 
 from clipmerge.checkpoint import Inputs, OutputKind, align_checkpoints, open_checkpoint
+from clipmerge.checkpoint.layout_keys import match_keys
 from clipmerge.checkpoint.mismatches import find_mismatches
 from clipmerge.checkpoint.settings import differing_settings
 from clipmerge.checkpoint.wrappers import unwrap
@@ -101,7 +102,7 @@ def test_the_clip_among_the_keys(keys: str, names: str) -> None:
     said: list[str] = []
     found = unwrap(Path("x.pt"), {key: key for key in keys.split()}, None, said)
     assert list(found) == names.split()
-    left = ["x.pt: the CLIP is what lies under clip; 2 tensors left out: head.weight, head.bias"]
+    left = ["x.pt: the CLIP lies under clip; 2 tensors left out: head.weight, head.bias"]
     assert said == (left if "clip." in keys else [])
 
 
@@ -128,4 +129,19 @@ def test_both_classifiers_need_the_same_classes(copies: Folders) -> None:
         edit_json(folder / "config.json", architectures=["CLIPForImageClassification"])
     inputs = inputs_of(*copies)
     assert inputs.output is OutputKind.FINETUNED_CLASSIFIER
-    assert any("its head has 3 rows, the fine-tuned one's 5" in note for note in inputs.notes)
+    assert any("its head has 3 rows and the fine-tuned one's 5" in note for note in inputs.notes)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            ["visual.proj", "visual.extra"],
+            "1 tensor has no counterpart in .*: visual.extra; only a",
+        ),
+        (["visual.proj"], "tensors of a CLIP are missing: "),
+    ],
+)
+def test_only_a_plain_clip_has_both_layouts(keys: list[str], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        match_keys(keys, "open-clip")

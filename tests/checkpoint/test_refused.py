@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel, SiglipConfig, SiglipModel
+from transformers import CLIPModel, CLIPVisionModel, SiglipConfig, SiglipModel
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
 from tests.checkpoint.test_kinds import adapter_of
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, upload
-from tests.support.raw_safetensors import edit, edit_json, raw_file, shard
+from tests.support.raw_safetensors import edit, edit_json, raw_file, rename_keys, shard
 from tests.support.tiny_clip import Folders, tiny_config, tiny_processor
 from tests.support.tiny_open_clip import model_config, save_open_clip_pair
 
@@ -119,6 +119,21 @@ BAD: dict[str, tuple[Change, str]] = {
         pickle_of({"loss": 1.0, "epoch": 2}),
         "holds no weights under a known name .*, but loss, epoch; name what holds them .FILE#KEY.",
     ),
+    "a list": (pickle_of([1]), "pytorch_model.bin: holds a list, not a state_dict"),
+    "a sparse tensor": (
+        pickle_of({"a": torch.ones(2, 2).to_sparse()}),
+        "a is a torch.sparse_coo tensor of float32; clipmerge merges plain tensors",
+    ),
+    "an index of nothing": (
+        lambda folder: (
+            (folder / WEIGHTS).unlink() or (folder / f"{WEIGHTS}.index.json").write_text("{}")
+        ),
+        "index.json: has no weight_map; it is not an index of shards",
+    ),
+    "other keys": (
+        lambda folder: rename_keys(folder, "vision_model.{}.x".format),
+        "holds no parameter of the CLIP model .*; give the fine-tuned model as a whole",
+    ),
     "a shard outside": (shard_outside, "points outside its folder, to '../elsewhere.safetensors'"),
     "a shard missing": (shard_missing, "lacks 1 of its 3 shards: model-0000"),
     "two files": (
@@ -128,7 +143,7 @@ BAD: dict[str, tuple[Change, str]] = {
         ),
         "has no model.safetensors but a.safetensors, b.safetensors; give the file you mean",
     ),
-    "another family": (siglip, "is a SigLIP checkpoint and .* a CLIP one; models of different"),
+    "another family": (siglip, "is of the family SigLIP, .* of CLIP; models of different"),
     "an unknown model": (
         lambda folder: edit_json(folder / CONFIG, model_type="llava"),
         "is a 'llava' checkpoint; clipmerge merges ",
@@ -232,3 +247,18 @@ def test_an_adapter_alone_and_one_of_another_base(pair: Folders, tmp_path: Path)
     tiny_processor().save_pretrained(tmp_path / "wide")
     with pytest.raises(CheckpointError, match="peft cannot apply this adapter to"):
         open_checkpoint(str(adapter), base=open_checkpoint(str(tmp_path / "wide")))
+    base = open_checkpoint(str(pair[0]))
+    bare = tmp_path / "bare.safetensors"
+    bare.symlink_to(pair[0] / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"merges into a folder of transformers, but .*bare"):
+        open_checkpoint(str(adapter), base=open_checkpoint(str(bare)))
+    (adapter / "adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no adapter_config.json beside the adapter"):
+        open_checkpoint(str(adapter), base=base)
+
+
+def test_a_zero_shot_tower_alone_is_refused(pair: Folders, tmp_path: Path) -> None:
+    CLIPVisionModel.from_pretrained(pair[0]).save_pretrained(tmp_path / "tower")
+    words = ("merge", tmp_path / "tower", pair[1], "-r", "wise-ft", "-o", tmp_path / "out")
+    line = refused(clipmerge(*words))
+    assert "holds the vision tower only, and the fine-tuned checkpoint both towers" in line
