@@ -1,4 +1,4 @@
-"""The options of every command, once: keyword, type, default, flag and help.
+"""The options of all commands, each declared once: keyword, type, default, flag and help.
 
 ``merge(..., images=64)`` and ``clipmerge merge ... --images 64`` are the same field. A field has
 the type that Python takes, its bounds, its flag, and the flag's own type where that is narrower.
@@ -75,7 +75,7 @@ class Options:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Make options of keywords, each of which must exist and have the declared type."""
+        """Make options from keywords; refuse unknown keywords and values of the wrong type."""
         from pydantic import TypeAdapter, ValidationError  # `--help` needs no pydantic
 
         defaults = {field.name: field.default for field in fields(cls)}
@@ -98,7 +98,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(Options):
-    """How images are read, and where models look at them."""
+    """Options of reading images and of running models on them."""
 
     classes: Annotated[
         Any,
@@ -152,7 +152,7 @@ class InspectOptions(ImageOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionOptions(InspectOptions):
-    """What a merge is decided by."""
+    """Options of deciding a merge."""
 
     set: Annotated[
         Any,
@@ -270,7 +270,7 @@ class SweepOptions(DecisionOptions):
 
 
 def flags_of(options: type[Options]) -> list[Parameter]:
-    """The parameters of which typer makes flags, one for each field."""
+    """Make a parameter of each field, from which typer makes a flag."""
     parameters = []
     for name, hint in get_type_hints(options, include_extras=True).items():
         kind, *about = get_args(hint)
@@ -290,7 +290,7 @@ def _check_prompts(texts: Any) -> Names:
 
 
 def _check_words(option: str, words: Iterable[str], texts: Any) -> Names:
-    """Words of an option, one or several, with commas or without, each of which must exist."""
+    """Read one or several words, also separated by commas, and refuse unknown ones."""
     listed = tuple(word.strip() for text in as_tuple(texts) for word in str(text).split(","))
     for word in listed:
         if word not in words:
@@ -301,7 +301,7 @@ def _check_words(option: str, words: Iterable[str], texts: Any) -> Names:
 
 
 def class_names(classes: Any) -> Path | Names:
-    """A file of class names, or the names themselves; a file wins over a shipped list."""
+    """Return a file of class names, or the names themselves; a file wins over a shipped list."""
     if isinstance(classes, Mapping):  # such as `id2label` of a configuration of transformers
         names = names_by_number(classes)
         if names is None:
@@ -322,7 +322,7 @@ def class_names(classes: Any) -> Path | Names:
 
 
 def named_sources(sources: Any) -> Json:
-    """Sources by name, from a mapping, or from texts ``NAME=SOURCE`` or paths.
+    """Read sources by name from a mapping, or from texts ``NAME=SOURCE`` or paths.
 
     Example:
         >>> named_sources(["val=data/val", "data/test"])
@@ -359,7 +359,7 @@ def _named_source(text: str) -> tuple[str, str]:
 
 
 def parse_size(size: str | float) -> int:
-    """Bytes of a shard's size: a number of bytes, or text such as ``200MB``, ``5GB`` or ``1GiB``.
+    """Read the size of a shard: a number of bytes, or text such as ``200MB``, ``5GB`` or ``1GiB``.
 
     Example:
         >>> parse_size("1.5GB"), parse_size("2KiB"), parse_size(5e9)
@@ -380,8 +380,8 @@ def parse_size(size: str | float) -> int:
 
 
 def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
-    """Points of a curve, given as numbers or as a text, in which ``...`` continues the steps before
-    it.
+    """Read the points of a curve from numbers or from text, where ``...`` continues the steps
+    before it.
 
     Example:
         >>> parse_alphas("0,0.25,...,1")
@@ -439,7 +439,7 @@ _KEYWORD = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 
 
 def with_flags(message: str) -> str:
-    """Write the keywords that a message names in backticks as flags of the command line.
+    """Replace keywords in backticks by the flags of the command line.
 
     Example:
         >>> with_flags("`images` 0: too few; with `verdict=False` or `device=cpu`, see `me`")
@@ -457,7 +457,7 @@ def with_flags(message: str) -> str:
 
 
 def flag_of(keyword: str, value: Any = None) -> str:
-    """The flag of a keyword, which for a switch depends on its value.
+    """Return the flag of a keyword; that of a switch depends on its value.
 
     Example:
         >>> flag_of("max_loss"), flag_of("recipes"), flag_of("verdict", False)
