@@ -8,17 +8,20 @@ through. To add one, yield its doubt from a function here and enter its name in
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from clipmerge.checkpoint.alignment import UNRELATED, are_equal, cosines_of
 from clipmerge.errors import CheckpointError, DataError, printable
 from clipmerge.layers import HEAD
+from clipmerge.merging.floats import widen
 from clipmerge.types import Names
 
 if TYPE_CHECKING:
@@ -41,8 +44,17 @@ _BLANK = 16
 # Share of the pixels that may lie outside the range of the model's preprocessing, and how far, in
 # lengths of the range: interpolation overshoots a little at edges.
 _OUTSIDE, _OVERSHOOT = 0.01, 0.05
-# Median cosine of matrices above which two models may be equal.
+#: Median cosine between the matrices of a tower below which two models are unrelated. Models
+#: trained apart stay within 0.01 of 0; the furthest fine-tuning of `benchmarks/ancestry` (at
+#: 7fea82b5) stays above 0.3.
+UNRELATED = 0.05
+# The same above which two models may be equal.
 _NEARLY_EQUAL = 0.999
+# Entries of a matrix that are read: 64 KB in float32.
+_SAMPLE = 1 << 14
+# Entries of the smallest matrix that counts: by chance, a cosine is one over the root of their
+# number.
+_LEAST = 256
 # Letters of a class name or a caption that are shown.
 _SHOWN = 120
 #: What class names look like that look unlike names.
@@ -105,6 +117,56 @@ def check_models(inputs: Inputs) -> Iterator[Doubt]:
             )
 
 
+def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
+    """The median cosine between the matrices of a fine-tuned checkpoint and the zero-shot one's, by
+    tower; empty for an adapter, which is related to every base that it fits.
+
+    Training moves weights and does not replace them: even after long training at a high rate, a
+    matrix mostly points where it pointed. Matrices of models that were trained apart are at right
+    angles, because their hidden units are numbered by chance.
+    """
+    if inputs.finetuned[which].is_adapted:
+        return {}
+    cosines: dict[str, list[float]] = {}
+    for name in filter(inputs.merges, inputs.zeroshot_keys):
+        entry = inputs.zeroshot_entry(name)
+        tower, _, rest = inputs.layer_of[name].partition(".")
+        # a head, outside both towers, may have been built anew
+        if not rest or len(entry.shape) < 2 or entry.size < _LEAST:
+            continue
+        holders = inputs.holders[name]
+        ends = []
+        for checkpoint, key in (holders[0], holders[which + 1]):
+            stored = checkpoint.array(key, 0, min(_SAMPLE, entry.size))
+            dtype = checkpoint.entries[key].dtype
+            ends.append(widen(stored, dtype, np.dtype(np.float64)))
+        theta_0, theta_1 = ends
+        with np.errstate(all="ignore"):  # NaN and Inf are refused where they are merged
+            # sums in this thread: a BLAS's threads would spin, waiting for others
+            lengths = (theta_0 * theta_0).sum() * (theta_1 * theta_1).sum()
+            cosine = float((theta_0 * theta_1).sum() / np.sqrt(lengths))
+        if math.isfinite(cosine):  # an empty or a broken matrix is no evidence
+            cosines.setdefault(tower, []).append(cosine)
+    return {tower: median(values) for tower, values in cosines.items()}
+
+
+def are_equal(inputs: Inputs, which: int) -> bool:
+    """Whether a fine-tuned checkpoint and the zero-shot one hold the same weights; of models that
+    differ, usually only samples are read.
+    """
+    names = list(filter(inputs.merges, inputs.zeroshot_keys))
+    for length in (_SAMPLE, sys.maxsize):
+        for name in names:
+            (theirs, their_key), *finetuned = inputs.holders[name]
+            ours, key = finetuned[which]
+            stop = min(length, ours.entries[key].size)
+            first = ours.array(key, 0, stop)
+            second = theirs.array(their_key, 0, stop)
+            if not np.array_equal(first, second):
+                return False
+    return True
+
+
 def check_classes(images: Images, model: str, rows: Names) -> Iterator[Doubt]:
     """Doubt the order of the images' classes, unless a head's rows have the same names."""
     from clipmerge.images.classes import places_of
@@ -154,7 +216,7 @@ def check_sources(
             images.sample(min(PROBE, len(images)), seed), settings.template
         )
     # of heads without a zero-shot counterpart nothing can be expected
-    if inputs.is_classifier and not inputs.zeroshot.has_built_head:
+    if inputs.output.is_classifier and not inputs.zeroshot.has_built_head:
         return
     # one batch: on small models most of the cost is that of each
     scorer = Scorer(

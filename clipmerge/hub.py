@@ -1,4 +1,4 @@
-"""Reading models from the Hugging Face Hub: their names, one commit of each, and its errors.
+"""The Hugging Face Hub: names of models, downloads of one commit, and errors in one line.
 
 A revision is resolved to a commit first, and only the commit is used from then on: the client's own
 download silently falls back to a stale cache when the Hub does not answer.
@@ -22,23 +22,24 @@ _NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[\w])?"
 _ID = re.compile(rf"(?:hf://)?(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^\s@]+))?", re.ASCII)
 _DATASET = re.compile(rf"hf://datasets/(?P<repo>{_NAME}/{_NAME})(?:@[^:\s]+)?(?::\S+)?", re.ASCII)
 _FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".json", ".yaml", ".git")
-# What to do by class of the error, looked up along the method resolution order; by name, so that
-# nothing need be imported, and because the client has changed its HTTP library.
+_LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN, with a token that permits this."
+# The next step by class of the error, looked up along the method resolution order. Classes are
+# named by text, so that none need be imported: the client has changed its HTTP library.
 _REMEDIES = {
     "GatedRepoError": "Accept its conditions on its page on the Hub, then `hf auth login`.",
     "RevisionNotFoundError": "Check the name after the @.",
     "RepositoryNotFoundError": "Check the name; if it is private, `hf auth login` or set HF_TOKEN.",
     "OfflineModeIsEnabled": "Unset HF_HUB_OFFLINE to reach the Hub.",
     "LocalEntryNotFoundError": "It is not in the cache: go online and run again.",
+    "LocalTokenNotFoundError": _LOG_IN,
     "TransportError": "Check the connection and HF_ENDPOINT; HF_HUB_OFFLINE=1 uses the cache.",
 }
-_LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN."
-_TRY_AGAIN = "Try again later; HF_HUB_OFFLINE=1 uses what is in the cache."
+_TRY_AGAIN = "Try again later; HF_HUB_OFFLINE=1 reads from the cache."
 
 
 @dataclass(frozen=True)
 class HubId:
-    """A model on the Hub and the revision asked for; None is the default branch."""
+    """A model on the Hub and a revision; ``None`` is the default branch."""
 
     repo_id: str
     revision: str | None = None
@@ -67,11 +68,11 @@ def parse_hub_id(source: str) -> HubId | None:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model at one commit, whose files lie in the Hub's cache once they are downloaded."""
+    """A model at one commit; its files are in the Hub's cache once they are downloaded."""
 
     hub_id: HubId  # its revision is the commit
     files: Names = field(default=(), repr=False)
-    notes: Names = ()  # says that the Hub was not asked: the files are those in the cache
+    notes: Names = ()  # offline: the files are those in the cache, and the Hub was not asked
 
     @property
     def revision(self) -> str:
@@ -115,9 +116,7 @@ def _cache_folder(hub_id: HubId) -> Path:
 
 
 def _remember_commit(hub_id: HubId, sha: str) -> None:
-    """Record the revision's commit in the cache, as the client does, so that offline use finds
-    it.
-    """
+    """Record the revision's commit in the cache, as the client does, for later use offline."""
     ref = _cache_folder(hub_id) / "refs" / (hub_id.revision or "main")
     if hub_id.revision != sha:
         with contextlib.suppress(OSError):  # a read-only cache must not stop the download
@@ -126,7 +125,7 @@ def _remember_commit(hub_id: HubId, sha: str) -> None:
 
 
 def _cached_snapshot(hub_id: HubId) -> Snapshot:
-    """The commit that the cache has of a revision, and the files that it has of the commit."""
+    """The commit of a revision according to the cache, and its files there."""
     cache = _cache_folder(hub_id)
     sha = hub_id.revision or "main"
     ref = cache / "refs" / sha
@@ -144,21 +143,21 @@ def _cached_snapshot(hub_id: HubId) -> Snapshot:
 
 
 @contextlib.contextmanager
-def as_hub_errors(doing: str) -> Iterator[None]:
-    """Turn any error of the client into a one-line HubError."""
+def as_hub_errors(action: str) -> Iterator[None]:
+    """Report any error of the client in one line: what was done, what it says, and what next."""
     try:
         yield
     except ClipmergeError:
         raise
     except Exception as error:
         names = [cls.__name__ for cls in type(error).__mro__]
-        is_unauthorised = getattr(getattr(error, "response", None), "status_code", None) == 401
-        otherwise = _LOG_IN if is_unauthorised else _TRY_AGAIN
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        otherwise = _LOG_IN if status in (401, 403) else _TRY_AGAIN
         remedy = next((_REMEDIES[name] for name in names if name in _REMEDIES), otherwise)
         lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
-        told = [line for line in lines if not re.match(r"\d+ \w+ Error", line)]
-        reason = next(iter(told or lines), names[0])
-        raise HubError(f"{doing}: {reason}. {remedy}") from error
+        # the client's first line may hold only the status, such as "404 Client Error"
+        reasons = [line for line in lines if not re.match(r"\d+ \w+ Error", line)]
+        raise HubError(f"{action}: {[*reasons, *lines, names[0]][0]}. {remedy}") from error
 
 
 def dataset_repo(source: str | None) -> str | None:

@@ -21,6 +21,7 @@ from clipmerge.api._pair import (
     with_zeroshot_head,
 )
 from clipmerge.api._write import MergeResult, write_merged
+from clipmerge.checkpoint import OutputKind
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, VerdictError
 from clipmerge.files import local_path
@@ -221,7 +222,7 @@ def open_and_split_images(
 
         images = open_images(options.data, options.classes, columns=options.columns)
         journal.warn(*images.notes)
-    if pair.inputs.keeps_head:
+    if pair.inputs.output is OutputKind.FINETUNED_CLASSIFIER:
         pair = with_zeroshot_head(pair, images, options.classes, options.template)
     journal.warn(*pair.inputs.notes)  # building a head replaces them
     if recipe.measure or recipe.overrides:

@@ -254,7 +254,7 @@ def _score_points(
     """Whether each image is recognised at each point, by source."""
     from clipmerge.evaluation.scorer import Scorer, stack_correct
 
-    if pair.inputs.is_classifier:
+    if pair.inputs.output.is_classifier:
         sources = {name: require_labelled(images) for name, images in sources.items()}
     scorer = Scorer(pair.path.model, options, pair.path, dtype=pair.inputs.dtype)
     outcomes = scorer.score([point.move for point in points], sources, progress)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import filterfalse
 from typing import cast, get_args
 
-from clipmerge.checkpoint.alignment import Inputs
+from clipmerge.checkpoint.alignment import Inputs, OutputKind
 from clipmerge.checkpoint.settings import silent_mismatches
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
 from clipmerge.errors import CheckpointError, counted, shorten
@@ -94,7 +94,8 @@ def find_mismatches(inputs: Inputs, *, every: bool = False) -> list[str]:
             f"{zeroshot.source}: holds the {tower} tower only, the fine-tuned checkpoint "
             f"{_TOWER_WORDS[inputs.tower]}; give the zero-shot model that was fine-tuned"
         )
-    if len(inputs.finetuned) > 1 and inputs.keeps_head and not zeroshot.has_built_head:
+    is_kept = inputs.output is OutputKind.FINETUNED_CLASSIFIER and not zeroshot.has_built_head
+    if is_kept and len(inputs.finetuned) > 1:
         problems.append(
             "several fine-tuned classifiers, and a zero-shot model without a head: one head can be"
             " kept, not several; give one of them, or a base with a head of the same classes"
@@ -160,11 +161,9 @@ def _key_mismatches(inputs: Inputs, theirs: dict[str, str]) -> Iterator[str]:
     if ours.keys() == theirs.keys():
         return
     only_ours = [name for name in _weights_in(ours) if name not in theirs and inputs.expects(name)]
-    only_theirs = []
-    for name in _weights_in(theirs):
-        is_kept = inputs.keeps_head and inputs.layer_of[name] == HEAD
-        if name not in ours and not is_kept:
-            only_theirs.append(name)
+    only_theirs = [name for name in _weights_in(theirs) if name not in ours]
+    if inputs.output is OutputKind.FINETUNED_CLASSIFIER:
+        only_theirs = [name for name in only_theirs if inputs.layer_of[name] != HEAD]
     if not ours.keys() & theirs.keys():
         yield (
             f"holds no parameter of the {inputs.family.name} model {inputs.zeroshot.source}, but"
@@ -189,14 +188,14 @@ def _describe_differences(inputs: Inputs) -> Iterator[str]:
             "the fine-tuned checkpoint is a classifier: the zero-shot side of its head is built"
             " from class prompts, and the output is a classifier too"
         )
-    elif inputs.keeps_head:
+    elif inputs.output is OutputKind.FINETUNED_CLASSIFIER:
         yield (
             "the fine-tuned checkpoint is a classifier: its head is kept unchanged, and the output"
             " is a classifier too, without the rest of the zero-shot model"
             " (`set=missing=keep-zeroshot` writes the whole zero-shot model with the merged tower"
             " instead)"
         )
-    elif inputs.is_partial:
+    elif inputs.output is OutputKind.ZEROSHOT_MODEL:
         yield f"only the {inputs.tower} tower is merged; the rest is the zero-shot model's"
     for checkpoint in inputs.checkpoints:
         if checkpoint.config is None:

@@ -4,6 +4,7 @@ put before its towers.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -51,15 +52,20 @@ _NOT_WHOLE = (
 def unwrap(
     path: Path, tensors: Mapping[str, T], part: str | None, notes: list[str]
 ) -> dict[str, T]:
-    """The tensors of the CLIP in a file by its own names, or those under the attribute ``part``; a
-    note says what is left out, if anything is.
+    """The tensors of the CLIP in a file, by its own names.
+
+    Args:
+        path: The file, for messages.
+        tensors: Everything that the file holds, by key.
+        part: The attribute that the CLIP lies under, if the user named one.
+        notes: A note on tensors that are left out is added.
     """
     with prefix_errors(path):
         names = {key: tensor for key, tensor in tensors.items() if not _NOT_WEIGHTS.fullmatch(key)}
         _refuse_not_whole(names)
         if part is not None:
             names = _take_part(names, part)
-        names = _without_wrappers(names)
+        names = {_WRAPPED.sub("", name): tensor for name, tensor in names.items()}
         prefixes = _prefixes_of(names)
     found: dict[str, T] = {}
     outside = []
@@ -72,12 +78,13 @@ def unwrap(
         else:
             outside.append(name)
     if outside:
-        places = [prefix.removesuffix(".") for prefix in sorted(prefixes)]
-        under = " and ".join(places)
+        under = " and ".join(prefix.removesuffix(".") for prefix in sorted(prefixes))
         left = counted(len(outside), "tensor", "tensors")
         notes.append(
             f"{path}: the CLIP is what lies under {under}; {left} left out: {shorten(outside)}"
         )
+    if any(map(_LONE_TOWER.fullmatch, found)):
+        return {f"visual.{name}": tensor for name, tensor in found.items()}
     return _without_remains(found)
 
 
@@ -92,10 +99,7 @@ def _refuse_not_whole(names: Iterable[str]) -> None:
 def _take_part(names: dict[str, T], part: str) -> dict[str, T]:
     """The keys that lie under an attribute, without its name."""
     start = f"{part}."
-    found = {}
-    for name, tensor in names.items():
-        if name.startswith(start):
-            found[name.removeprefix(start)] = tensor
+    found = {name.removeprefix(start): names[name] for name in names if name.startswith(start)}
     if not found:
         firsts = dict.fromkeys(name.partition(".")[0] for name in names)
         raise CheckpointError(
@@ -104,61 +108,14 @@ def _take_part(names: dict[str, T], part: str) -> dict[str, T]:
     return found
 
 
-def _without_remains(names: dict[str, T]) -> dict[str, T]:
-    """The tower and the head of WiSE-FT's and model soups' classifiers, without what remains of the
-    text tower.
-    """
-    has_head = any(name.startswith(_HEAD) for name in names)
-    has_text = any(name.startswith(("transformer.", "text.")) for name in names)
-    if has_text or not has_head:
-        return names
-    kept = {}
-    for name, tensor in names.items():
-        if name.startswith(("visual.", _HEAD)):
-            kept[name] = tensor
-    return kept
-
-
-def _without_wrappers(names: dict[str, T]) -> dict[str, T]:
-    """The keys by names without wrappers of PyTorch, unless two would have one name; and without
-    what all share, if there is no tower by a known name.
-    """
-    plain = {_WRAPPED.sub("", name): tensor for name, tensor in names.items()}
-    if len(plain) < len(names):
-        plain = names
-    if any(map(_TOWER.search, plain)):
-        return plain
-    start = _shared_prefix(plain)
-    inside = {name.removeprefix(start): tensor for name, tensor in plain.items()}
-    if not any(map(_LONE_TOWER.fullmatch, inside)):
-        return inside
-    return {f"visual.{name}": tensor for name, tensor in inside.items()}
-
-
-def _shared_prefix(names: Collection[str]) -> str:
-    """The longest path that all names begin with."""
-    if len(names) < 2:
-        return ""
-    shared = ""
-    paths = [name.split(".")[:-1] for name in names]
-    for words in zip(*paths, strict=False):
-        if len(set(words)) > 1:
-            break
-        shared += f"{words[0]}."
-    return shared
-
-
-def _prefixes_of(names: Iterable[str]) -> list[str]:
-    """What stands before the towers' names, the longest first; one empty prefix if there is no
-    tower by a known name.
+def _prefixes_of(names: Collection[str]) -> list[str]:
+    """The prefixes of the towers' names, the longest first; without a known tower the path that all
+    names share.
     """
     prefixes: dict[str, dict[str, None]] = {}  # by tower, in the file's order
-    found: set[str] = set()
     for name in names:
-        match = _TOWER.search(name)
-        if match:
-            start = name[: match.end()]
-            prefixes.setdefault(match[1], {})[start] = None
+        if match := _TOWER.search(name):
+            prefixes.setdefault(match[1], {})[name[: match.end()]] = None
     for tower, starts in prefixes.items():
         if len(starts) > 1:
             under = shorten(f"'{start.removesuffix('.')}'" for start in starts)
@@ -166,5 +123,21 @@ def _prefixes_of(names: Iterable[str]) -> list[str]:
                 f"holds {len(starts)} models, each with a '{tower}', under {under}; name the one"
                 " that you mean: FILE#KEY"
             )
-        found |= starts.keys()
-    return sorted(found, key=len, reverse=True) or [""]
+    found = {start for starts in prefixes.values() for start in starts}
+    return sorted(found, key=len, reverse=True) or [_shared_prefix(names)]
+
+
+def _shared_prefix(names: Collection[str]) -> str:
+    """The path of modules that all names begin with."""
+    shared = os.path.commonprefix([name.split(".")[:-1] for name in names])  # noqa: RUF071 - lists
+    return "".join(f"{word}." for word in shared)
+
+
+def _without_remains(names: dict[str, T]) -> dict[str, T]:
+    """The tower and the head of WiSE-FT's and model soups' classifiers, without the rest of the
+    text tower, which has no blocks there.
+    """
+    has_head = any(name.startswith(_HEAD) for name in names)
+    if not has_head or any(name.startswith(("transformer.", "text.")) for name in names):
+        return names
+    return {name: names[name] for name in names if name.startswith(("visual.", _HEAD))}

@@ -24,7 +24,7 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
     """Load a full CLIP, or a tower with a head, with its weights, in float32."""
     inputs = pair_keys(checkpoint, [], "error", "keep")
     tower = tower_of(inputs.layers)
-    if tower != "full" and not inputs.is_classifier:
+    if tower != "full" and not inputs.output.is_classifier:
         raise CheckpointError(
             f"{checkpoint.source}: holds the {tower} tower only, which has no zero-shot classes;"
             " `clipmerge sweep` with the model that it was fine-tuned from evaluates it as alpha 1"

@@ -1,39 +1,30 @@
-"""Refuse an output that would destroy something before any work is done; then write it beside its
-place and rename it, so that it is written completely or not at all.
+"""Outputs that are complete or absent: refused before any work if they would destroy something,
+then written beside their final path and renamed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from clipmerge.errors import OutputError, shorten
+from clipmerge.errors import OutputError
 from clipmerge.files import local_path, replace_bytes, split_part
-from clipmerge.types import Json
 
 try:
     import fcntl
 except ImportError:  # pragma: no cover - Windows, where two runs may disturb each other
     fcntl = None  # type: ignore[assignment]
 
-#: The record in every output folder, which identifies it.
+#: The record in every output folder. A folder without one is never replaced.
 RECORD = "clipmerge.json"
-#: Folder in an output for a plan whose learned coefficients do not fit into the record.
+#: Folder in an output that holds a plan with its learned coefficients, too large for the record.
 PLAN_FOLDER = "plan"
-#: End of the name of a plan's tensors, in place of ``.json``.
+#: Suffix of the file with a plan's tensors, in place of ``.json``.
 TENSORS_SUFFIX = ".tensors.safetensors"
-# What commands write beside the files that their records list, and what systems leave in a folder.
-_WRITTEN = frozenset(
-    {
-        *(PLAN_FOLDER, "README.md", "report.html", "path.png", "examples.png"),
-        *("sweep.html", "sweep.png", ".cache", ".DS_Store"),
-    }
-)
 
 
 def check_output(
@@ -44,8 +35,8 @@ def check_output(
     Args:
         output: The folder.
         overwrite: Whether an earlier output of the same command may be replaced.
-        read: What the command reads; the folder must hold none of the files and folders among it.
-        record: Name of the record that the command writes.
+        read: Inputs of the command: the folder must not contain any of their files and folders.
+        record: File name of the command's record.
     """
     _require_writable_parent(output)
     target = output.resolve()
@@ -55,30 +46,25 @@ def check_output(
             raise OutputError(f"{output}: is the working folder; choose another output")
         _refuse_inputs(output, target, read)
         refuse_existing(target, record, overwrite=overwrite)
-        _refuse_foreign(target, record)
 
 
 def _require_writable_parent(output: Path) -> None:
     parents = output.resolve().parents
     existing = next(filter(Path.exists, parents), output)
-    if not existing.is_dir():
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise OutputError(
-            f"{output}: cannot be created in {existing}, which is a file; choose another output"
-        )
-    if not os.access(existing, os.W_OK):
-        raise OutputError(
-            f"{output}: cannot be created in {existing}, which may not be written; choose another"
-            " output"
+            f"{output}: cannot be created, because {existing} is not a writable folder; choose"
+            " another output"
         )
 
 
 def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
-    """Refuse a folder that holds what the command reads."""
+    """Refuse a folder that contains an input of the command."""
     for source in read:
-        if not isinstance(source, (str, os.PathLike)):  # an object in memory
+        if not isinstance(source, (str, os.PathLike)):  # a model in memory
             continue
         path = local_path(split_part(os.fspath(source))[0])
-        links = filter(Path.is_symlink, path.glob("*"))  # weights may lie elsewhere
+        links = filter(Path.is_symlink, path.glob("*"))  # such as weights in another folder
         for file in filter(Path.exists, (path, *links)):
             resolved = file.resolve()
             if target in (resolved, *resolved.parents):
@@ -88,8 +74,9 @@ def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
 
 
 def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> None:
-    """Refuse to replace what exists without `overwrite`, or what the same command, whose record has
-    this name, did not write. An empty folder may be replaced.
+    """Refuse to replace an output without `overwrite`, and a folder without this record at all.
+
+    An empty folder may be replaced.
     """
     if output.is_dir() and not any(output.iterdir()):
         return
@@ -109,21 +96,6 @@ def _require_overwrite(output: Path, *, overwrite: bool) -> None:
         )
 
 
-def _refuse_foreign(output: Path, record: str) -> None:
-    """Refuse to replace a folder to which the user added files."""
-    files = _read_json_object(output / record).get("files")
-    written = {record, *_WRITTEN}
-    if isinstance(files, dict):
-        written.update(files)
-    found = {path.name for path in output.iterdir()}
-    own = sorted(found - written)
-    if own:
-        raise OutputError(
-            f"{output}: also holds {shorten(own, 3)}, which this command did not write, so"
-            " `overwrite=True` leaves it alone; move that elsewhere, or remove the folder yourself"
-        )
-
-
 def check_output_file(output: Path, *, overwrite: bool) -> None:
     """Refuse a plan's file that may not be written or replaced."""
     if output.is_dir() or output.suffix == ".safetensors":
@@ -131,35 +103,19 @@ def check_output_file(output: Path, *, overwrite: bool) -> None:
             f"{output}: a plan is a JSON file; choose another output, such as plan.json"
         )
     _require_writable_parent(output)
-    is_plan = str(_read_json_object(output).get("format")).startswith("clipmerge-plan/")
     for file in (output, output.with_suffix(TENSORS_SUFFIX)):
-        if not file.exists():
-            continue
-        _require_overwrite(file, overwrite=overwrite)
-        if not is_plan:
-            raise OutputError(
-                f"{file}: was not written as a plan by clipmerge, so `overwrite=True` leaves it"
-                " alone; choose another output"
-            )
-
-
-def _read_json_object(path: Path) -> Json:
-    """A JSON object; an empty one if there is none at this path."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        if file.exists():
+            _require_overwrite(file, overwrite=overwrite)
 
 
 @contextlib.contextmanager
 def stage_output(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a folder to write into, and move it to ``output`` if the block succeeds.
 
-    However the process ends, ``output`` is absent, the old one, or the complete new one. What a
-    killed run left is removed by the next run with the same output.
+    However the process ends, ``output`` is absent, the old one, or the complete new one. The next
+    run with the same output removes the leftovers of a killed one.
     """
-    target = output.resolve()  # a link stays a link: its target is replaced
+    target = output.resolve()  # of a link the target is replaced
     stage = target.with_name(f".{target.name}.clipmerge")
     new, old = stage / "new", stage / "old"
     made = [folder for folder in target.parents if not folder.exists()]
@@ -169,7 +125,7 @@ def stage_output(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
             _lock_stage(lock.fileno(), output)
             if old.exists() and not target.exists():
                 old.rename(target)  # a run was killed between the renames of `_replace_folder`
-            for folder in reversed(made):  # they stay if the output is in them
+            for folder in reversed(made):  # those of an output are not empty
                 cleanup.callback(_remove_empty_folder, folder)
             cleanup.callback(shutil.rmtree, stage, ignore_errors=True)
             for left in (new, old):
@@ -188,7 +144,7 @@ def _remove_empty_folder(folder: Path) -> None:
 
 
 def _replace_folder(target: Path, new: Path, old: Path) -> None:
-    """Put a folder in the place of an earlier one, which comes back if that fails."""
+    """Replace a folder by another one; if that fails, restore it."""
     try:
         target.rename(old)
         new.rename(target)
@@ -199,7 +155,7 @@ def _replace_folder(target: Path, new: Path, old: Path) -> None:
 
 
 def _lock_stage(file: int, output: Path) -> None:
-    """Hold the lock of a stage as long as it is open, which the system ends with the process."""
+    """Lock a stage until its file is closed; the system closes it when the process ends."""
     if fcntl is None:  # pragma: no cover - Windows
         return
     try:
@@ -216,7 +172,7 @@ def write_whole_file(file: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def as_output_errors(output: Path) -> Iterator[None]:
-    """Tell an error of the system in one line."""
+    """Report an error of the system in one line."""
     try:
         yield
     except OSError as error:

@@ -88,7 +88,7 @@ def _open_source(title: str, columns: Columns) -> OpenedSource:
             f"'{title}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT"
         )
     from clipmerge.images.folder import is_hidden, load_folder
-    from clipmerge.images.repository import holds_tables, load_from_hub, load_repository
+    from clipmerge.images.repository import choose_split, load_from_hub, splits_of_folder
     from clipmerge.images.tables import load_files
 
     if title.startswith("hf://"):
@@ -113,8 +113,8 @@ def _open_source(title: str, columns: Columns) -> OpenedSource:
     for name in names:
         if Path(name).stem == "metadata":
             return load_files(title, [str(path / name)], columns)
-    if holds_tables(path):
-        return load_repository(title, path, columns, split)
+    if splits := splits_of_folder(path):
+        return load_files(title, splits[choose_split(title, splits, split)], columns)
     if split is not None:
         raise DataError(
             f"{title}: {path} has no folder '{split}' (it has {shorten(names)})."

@@ -20,8 +20,8 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
 
     Returns:
         Coefficients of the granularity in which they were learned; those dropped in stragglers are
-        zero, which gives the zero-shot model's bytes. No layer is named if nothing learned was
-        taken.
+        zero, which gives the zero-shot model's bytes. If nothing learned is used, no layer is
+        named.
 
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.

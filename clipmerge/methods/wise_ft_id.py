@@ -46,13 +46,14 @@ def wise_ft_id(
     considered = {alpha: mixture for alpha, mixture in points if alpha <= at_most}
     if not considered:
         raise UsageError(f"no point of the path has an alpha of at most {at_most:g}")
-    if criterion == "accuracy":
-        alpha = min(considered, key=lambda alpha: (-considered[alpha].accuracy, alpha))
-        value = considered[alpha].accuracy
-    else:
-        alpha = min(considered, key=lambda alpha: (considered[alpha].loss, alpha))
-        value = considered[alpha].loss
-    score = f"{value:.1%}" if criterion == "accuracy" else f"{value:.3f}"
+
+    def loss_of(alpha: float) -> float:
+        tried = considered[alpha]
+        return -tried.accuracy if criterion == "accuracy" else tried.loss
+
+    alpha = min(considered, key=lambda alpha: (loss_of(alpha), alpha))
+    best = considered[alpha]
+    score = f"{best.accuracy:.1%}" if criterion == "accuracy" else f"{best.loss:.3f}"
     return Decision(
         task.everywhere(alpha),
         found=(

@@ -4,13 +4,14 @@ forward pass.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from PIL.Image import Image
@@ -22,11 +23,16 @@ from clipmerge.families import Family
 from clipmerge.files.safetensors import require_finite
 from clipmerge.types import Json, Names, Tensors
 
-Tower = Literal["vision", "text"]
 # torch 2.13 computes strided 1x1 convolutions of fewer input channels wrongly with channels last.
 _FEW_CHANNELS = 16
 # Modules of text towers that look up tokens.
 _WORDS = ("token_embedding", "word_embeddings")
+_COPY_PROCESSOR = "copy the base model's processor and tokenizer files into it"
+# Settings of a configuration that say how weights are stored, and kernels, whose code transformers
+# would fetch and run.
+_LEFT_OUT = re.compile(
+    r"_implementation|^(torch_)?dtype$|^quantization_config$|^compression_config$"
+)
 
 
 class ImageTextModel(ABC):
@@ -37,18 +43,15 @@ class ImageTextModel(ABC):
         module: The model, float32.
         parameters: Parameters by canonical name, including the statistics of batch norms.
         folder: Folder of the processor and the tokenizer.
-        towers: Modules of the two towers.
         layout: Order of an image's entries.
         row_names: Names of the classes of a head's rows, if they are known.
     """
 
     row_names: Names = ()
 
-    def __init__(
-        self, family: Family, folder: Path, module: Any, towers: dict[Tower, torch.nn.Module]
-    ) -> None:
+    def __init__(self, family: Family, folder: Path, module: Any) -> None:
         freeze_batch_norms(module)
-        self.module, self.folder, self.towers = module, folder, towers
+        self.module, self.folder = module, folder
         self.layout = image_layout(module)
         named: dict[str, torch.nn.Parameter] = dict(module.named_parameters())
         keys = family.by_canonical_name(named)
@@ -72,17 +75,39 @@ class ImageTextModel(ABC):
             require_finite(value, name, source)
             parameter.data.copy_(value)
 
-    @abstractmethod
     def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess images like the checkpoint: one tensor, with images along its first
-        dimension.
+        """Preprocess images: float32, images along the first dimension."""
+        with named_files(f"{self.folder}: its images cannot be prepared", _COPY_PROCESSOR):
+            return self.prepare(images)
+
+    def tokens(self, prompts: list[str]) -> Tensors:
+        """Tokenise prompts: ``input_ids`` and other inputs of the text tower, int64, prompts along
+        the first dimension.
         """
+        with named_files(f"{self.folder}: its prompts cannot be prepared", _COPY_PROCESSOR):
+            tokens = self.tokenize(prompts)
+        self._require_embeddings(int(tokens["input_ids"].max()))
+        return tokens
+
+    def _require_embeddings(self, token: int) -> None:
+        """Check that the text tower knows a token; on a card, looking it up would end the
+        process.
+        """
+        for name, table in self.module.named_modules():
+            is_table = name.endswith(_WORDS) and isinstance(table, torch.nn.Embedding)
+            if is_table and token >= table.num_embeddings:
+                raise CheckpointError(
+                    f"{self.folder}: its tokenizer has token {token}, but its text tower knows"
+                    f" {table.num_embeddings}; copy the base model's tokenizer files into it"
+                )
 
     @abstractmethod
-    def tokens(self, prompts: list[str]) -> Tensors:
-        """Tokenise prompts: ``input_ids`` and other inputs of the text tower, prompts along the
-        first dimension.
-        """
+    def prepare(self, images: list[Image]) -> Tensor:
+        """Do the work of `pixels` with the checkpoint's own preprocessing."""
+
+    @abstractmethod
+    def tokenize(self, prompts: list[str]) -> Tensors:
+        """Do the work of `tokens` with the checkpoint's own tokenizer."""
 
     @abstractmethod
     def image_features(self, pixels: Tensor) -> Tensor:
@@ -111,9 +136,9 @@ class ImageTextModel(ABC):
 
 def model_for(family: Family, config: Json, folder: Path) -> ImageTextModel:
     """Build a family's model without weights, to be loaded with `load`."""
-    model: ImageTextModel = import_module(f"{__name__}.{family.model}").build(
-        family, config, folder
-    )
+    build = import_module(f"{__name__}.{family.model}").build
+    with refused_code():
+        model: ImageTextModel = build(family, without_kernels(config), folder)
     return model
 
 
@@ -170,12 +195,9 @@ def freeze_batch_norms(module: torch.nn.Module) -> None:
                 setattr(parent, name, FrozenBatchNorm(child))
 
 
-__all__ = ["ImageTextModel", "Tower", "model_for"]
-
-
 @contextmanager
-def blaming_files(what: str, advice: str = "correct it") -> Iterator[None]:
-    """Attribute to a checkpoint's files whatever a library raises while it works with them."""
+def named_files(what: str, advice: str = "correct it") -> Iterator[None]:
+    """Name a checkpoint's files in whatever a library raises while it works with them."""
     try:
         yield
     except (MemoryError, ClipmergeError):
@@ -186,21 +208,26 @@ def blaming_files(what: str, advice: str = "correct it") -> Iterator[None]:
         raise CheckpointError(f"{what} ({reason}); {advice}") from None
 
 
-def blaming_processor(folder: Path, what: str) -> AbstractContextManager[None]:
-    """Attribute failures to the files of a processor that loads, but fails when it is used; see
-    `blaming_files`.
+@contextmanager
+def refused_code() -> Iterator[None]:
+    """Make transformers refuse code that a checkpoint's files name.
+
+    It would ask on the terminal whether to run it, and a "y" on standard input would agree.
     """
-    advice = "copy the base model's processor and tokenizer files into it"
-    return blaming_files(f"{folder}: its {what} cannot be prepared", advice)
+    from transformers import dynamic_module_utils
+
+    seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
-def check_words(folder: Path, ids: Tensor, module: torch.nn.Module) -> None:
-    """Check that a text tower has embeddings for a tokenizer's tokens, before it looks them up."""
-    largest = int(ids.max())
-    for name, table in module.named_modules():
-        is_table = name.endswith(_WORDS) and isinstance(table, torch.nn.Embedding)
-        if is_table and largest >= table.num_embeddings:
-            raise CheckpointError(
-                f"{folder}: its tokenizer has token {largest}, but its text tower knows"
-                f" {table.num_embeddings}; copy the base model's tokenizer files into it"
-            )
+def without_kernels(config: Any) -> Any:
+    """Copy a configuration without kernels, and without the storage of weights."""
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: without_kernels(value) for key, value in config.items() if not _LEFT_OUT.search(key)
+    }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipmerge.checkpoint import Checkpoint, Inputs
+from clipmerge.checkpoint import Checkpoint, Inputs, OutputKind
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.layers import HEAD
-from clipmerge.models import ImageTextModel, model_for
+from clipmerge.models import ImageTextModel, model_for, refused_code, without_kernels
 from clipmerge.types import Names
 
 
@@ -18,7 +18,7 @@ def build_model(inputs: Inputs) -> ImageTextModel:
     """Build the model whose weights the checkpoints are: a tower with a head where the output is
     one.
     """
-    model = _build_headed(inputs) if inputs.is_classifier else build_two_towers(inputs)
+    model = _build_headed(inputs) if inputs.output.is_classifier else build_two_towers(inputs)
     model.row_names = inputs.row_names
     return model
 
@@ -29,12 +29,11 @@ def build_two_towers(inputs: Inputs) -> ImageTextModel:
     if config is None:
         raise _lacks_config(inputs.zeroshot, inputs.family)
     candidates = [inputs.zeroshot]
-    if not inputs.is_partial:
+    if inputs.output is OutputKind.MODEL:
         candidates = [*inputs.finetuned, inputs.zeroshot]
+        config = candidates[0].config or config  # the one that is written
     with_processor = [each for each in candidates if _has_processor(each.folder, inputs.family)]
     chosen = (with_processor or candidates)[0]
-    if not inputs.is_partial and not inputs.keeps_head:
-        config = inputs.layout.config or config  # the one that is written
     return model_for(inputs.family, config, chosen.folder)
 
 
@@ -60,7 +59,9 @@ def _build_headed(inputs: Inputs) -> ImageTextModel:
         base = inputs.zeroshot.folder
         if not _holds_one_of(folder, PROCESSORS) and _holds_one_of(base, PROCESSORS):
             folder = base
-    return build(inputs.family, described.config, folder, rows, has_bias)
+    with refused_code():
+        config = without_kernels(described.config)
+        return build(inputs.family, config, folder, rows, has_bias)
 
 
 def _lacks_config(checkpoint: Checkpoint, family: Family) -> CheckpointError:

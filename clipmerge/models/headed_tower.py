@@ -18,7 +18,7 @@ from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families import Family
 from clipmerge.images.classes import places_of
 from clipmerge.images.decoding import to_rgb
-from clipmerge.models import ImageTextModel, blaming_files, blaming_processor
+from clipmerge.models import ImageTextModel, named_files
 from clipmerge.models.classifier import Classifier
 from clipmerge.models.open_clip import build_module, import_open_clip, preparation_of
 from clipmerge.types import Json, Names, Tensors
@@ -46,20 +46,19 @@ class HeadedTower(ImageTextModel):
         """Take a module with all parameters, the part of it that is the head, and what embeds and
         prepares images.
         """
-        super().__init__(family, folder, module, {"vision": module})
+        super().__init__(family, folder, module)
         self.classes = head.out_features
         self._head, self._embed, self._prepare = head, embed, prepare
 
-    def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess images: (batch, 3, height, width), float32."""
-        with blaming_processor(self.folder, "images"):
-            return self._prepare(list(map(to_rgb, images)))
+    def prepare(self, images: list[Image]) -> Tensor:
+        """Preprocess images: (batch, 3, height, width)."""
+        return self._prepare(list(map(to_rgb, images)))
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """What the head takes: (batch, width)."""
         return self._embed(pixels.contiguous(memory_format=self.layout))
 
-    def tokens(self, prompts: list[str]) -> Tensors:
+    def tokenize(self, prompts: list[str]) -> Tensors:
         """There is no text tower."""
         raise CheckpointError(f"{self.folder}: a tower with a head reads no prompts")
 
@@ -141,12 +140,12 @@ def build_transformers(
     """A ``...ForImageClassification`` of transformers, such as `CLIPForImageClassification`."""
     import transformers
 
-    with blaming_files(f"{folder}: transformers cannot build the classifier"):
+    with named_files(f"{folder}: transformers cannot build the classifier"):
         parsed = transformers.AutoConfig.for_model(**config)
         parsed.num_labels = rows
         module = transformers.AutoModelForImageClassification.from_config(parsed).float().eval()
         processor: Any = transformers.AutoImageProcessor.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
+            folder, local_files_only=True
         )
 
     def embed(pixels: Tensor) -> Tensor:
@@ -168,7 +167,7 @@ def build_timm(
     """A model of timm."""
     import timm
 
-    with blaming_files(f"{folder}: timm cannot build its model"):
+    with named_files(f"{folder}: timm cannot build its model"):
         arguments = config.get("model_args", {})
         module: Any = timm.create_model(config["architecture"], num_classes=rows, **arguments)
         module = module.float().eval()

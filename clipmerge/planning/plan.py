@@ -28,7 +28,6 @@ from clipmerge.plugins import (
     Alpha,
     Density,
     check_mask_options,
-    check_options,
     plugin_options,
 )
 from clipmerge.types import Device, Json, Layers, Missing, Names, OutputDtype, Shape, StrPath
@@ -131,15 +130,20 @@ class LayerPlan(Frozen):
 
 
 class Combination(Frozen):
-    """A rule that replaces the weighted sum of several fine-tuned checkpoints' task vectors.
+    """What is done to each task vector before they are added up; see `LayerPlan` for its mask.
 
     Attributes:
-        rule: Name of the method whose file holds the rule.
-        options: Its options.
+        mask: Rule that selects the entries of each task vector to keep.
+        density: Share of each task vector kept, in (0, 1].
+        mask_options: The mask's own options.
+        elect_signs: Whether an entry is the mean of the task vectors that have the sign of their
+            sum, instead of the sum.
     """
 
-    rule: str
-    options: Json = Field(default_factory=dict)
+    mask: str
+    density: Density = 1.0
+    mask_options: Json = Field(default_factory=dict)
+    elect_signs: bool = False
 
 
 class Plan(Tabular, Frozen):
@@ -152,7 +156,7 @@ class Plan(Tabular, Frozen):
         finetuned: theta_1 ... theta_K.
         weights: One factor per fine-tuned checkpoint; checkpoint i enters layer l with ``weights[i]
             * alpha[l]``.
-        combine: The rule that replaces the weighted sum, if any.
+        combine: What is done to each task vector before they are added up, if anything.
         dtype: Output dtype, or ``keep``.
         missing: Treatment of keys that only one checkpoint has.
         head: The head whose zero-shot counterpart is built, if any.
@@ -300,7 +304,7 @@ class Plan(Tabular, Frozen):
             )
         if self.combine:
             try:
-                check_options("combinations", self.combine.rule, self.combine.options)
+                check_mask_options(self.combine.mask, self.combine.mask_options)
             except UsageError as error:
                 raise UsageError(f"combine: {error}") from None
         for name, layer in self.layers.items():

@@ -44,7 +44,7 @@ def test_points_are_as_accurate_as_the_merges_that_they_stand_for(
         assert row["accuracy"] == found.accuracy
 
 
-def test_an_earlier_sweep_is_replaced_if_asked(
+def test_an_earlier_sweep_is_replaced_on_demand(
     pair: Folders, images: Path, shifted: Path, tmp_path: Path
 ) -> None:
     options = {"id": {"v": images}, "ood": {"o": shifted}, "output": tmp_path / "out", **QUIET}

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from benchmarks import advice, references, tables
+from benchmarks import advice, tables
 from benchmarks.make_pairs import natural, photos
 from benchmarks.make_pairs.pictures import Picture
 from benchmarks.pair_results import Results, packed
@@ -134,35 +132,6 @@ def test_roles_share_no_group() -> None:
     seen = [{groups[at] for at in part} for part in parts]
     assert sum(map(len, seen)) == len(set().union(*seen))
     assert {pictures_of for part in parts[:3] for pictures_of in part} == set(range(300))
-
-
-def test_scenes_in_grey_are_the_shift(tmp_path: Path) -> None:
-    colour = tmp_path / "Intel-Image-Classifier" / "test" / "sea" / "1.jpg"
-    grey = tmp_path / "Landscape-Image-Classification" / "data" / "test" / "coast" / "2.jpg"
-    for path in (colour, grey):
-        path.parent.mkdir(parents=True)
-        path.touch()
-    found = list(natural._READERS["scenes"](tmp_path))
-    assert found == [natural.File("own", "sea", colour), natural.File("grey", "sea", grey)]
-
-
-def test_dawin_of_two_models_alike() -> None:
-    shares = torch.tensor([[0.9, 0.1], [0.6, 0.4]])
-    both = references.Answers({}, {"test": shares})
-    alphas = np.arange(11)[:, None] == 5  # right at alpha 0.5 alone
-    found = references._dawin(
-        both, both, torch.arange(11) / 10, {"test": np.repeat(alphas, 2, axis=1)}
-    )
-    assert found["test"].all()
-
-
-def test_recalibrated_norms_have_the_statistics_of_the_pictures() -> None:
-    norm = nn.BatchNorm2d(3)
-    norm.running_mean.fill_(7)
-    pixels = torch.randn(8, 3, 4, 4)
-    references._recalibrate([norm], lambda: norm(pixels))
-    assert torch.allclose(norm.running_mean, pixels.mean(dim=(0, 2, 3)), atol=1e-6)
-    assert not norm.training
 
 
 def test_verdicts_figure_is_that_of_the_judged_merges() -> None:

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,11 @@ Q = "vision_model__encoder__layers__0__self_attn__q_proj__weight"
 Change = Callable[[Path], object]
 
 
-@dataclass
 class Harmful:
     """Calls a function when it is unpickled."""
 
-    function: Callable[[str], object] = print
-
     def __reduce__(self) -> Any:
-        return self.function, ("true",)
+        return os.system, ("true",)
 
 
 def pickle_of(content: Any) -> Change:
@@ -104,21 +100,13 @@ BAD: dict[str, tuple[Change, str]] = {
         lambda folder: torch.save({"a": torch.ones(2)}, folder / WEIGHTS),
         "model.safetensors: is a pickle instead of safetensors",
     ),
-    "no safetensors": (
-        lambda folder: (folder / WEIGHTS).write_bytes(b"<html>" * 9),
-        "damaged or not a safetensors file",
-    ),
     "empty": (
         lambda folder: raw_file(folder / WEIGHTS, {}),
         "holds no tensors; give a checkpoint with weights",
     ),
     "a pickle with code": (
         pickle_of({"state_dict": {"a": torch.ones(2)}, "harm": Harmful()}),
-        "holds code .*print.* besides tensors, which loading would run, so it is not opened",
-    ),
-    "a pickle with a command": (
-        pickle_of({"state_dict": {"a": torch.ones(2)}, "harm": Harmful(os.system)}),
-        "holds code .*system.* besides tensors",
+        "holds code .*system.* besides tensors, which loading would run, so it is not opened",
     ),
     "a damaged pickle": (
         lambda folder: (
@@ -133,7 +121,6 @@ BAD: dict[str, tuple[Change, str]] = {
     ),
     "a shard outside": (shard_outside, "points outside its folder, to '../elsewhere.safetensors'"),
     "a shard missing": (shard_missing, "lacks 1 of its 3 shards: model-0000"),
-    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "no weights in this folder"),
     "two files": (
         lambda folder: (
             [shutil.copy(folder / WEIGHTS, folder / f"{name}.safetensors") for name in "ab"]
@@ -150,23 +137,14 @@ BAD: dict[str, tuple[Change, str]] = {
         other_model(width=48),
         r"differ in shape; first .* zeroshot \(.*\), finetuned \(.*\)\. Compare both with",
     ),
-    "longer texts": (
-        other_model(text_length=40),
-        r"differs in shape; first text_model.embeddings.position_embedding.weight",
-    ),
     "integers": (
         lambda folder: edit(folder, **{Q: torch.ones(32, 32, dtype=torch.int8)}),
         "finetuned int8. Integers do not merge; give weights that are not quantised.$",
     ),
-    "fewer blocks": (other_model(blocks=2), "keys are only in the zero-shot checkpoint: "),
     "a missing key": (
         lambda folder: edit(folder, **{Q: None}),
         "1 key is only in the zero-shot checkpoint: vision_model.encoder.layers.0.self_attn.q_proj"
         ".weight; if that is meant, pass",
-    ),
-    "an extra key": (
-        lambda folder: edit(folder, vision_model__adapter__weight=torch.ones(2)),
-        "1 key is only in the fine-tuned checkpoint: vision_model.adapter.weight",
     ),
     "NaN": (
         lambda folder: edit(folder, **{Q: torch.full((32, 32), torch.nan)}),
@@ -175,7 +153,6 @@ BAD: dict[str, tuple[Change, str]] = {
     "codes": (renamed("qweight"), "holds quantised weights"),
     "factors of LoRA": (renamed("lora_A.weight"), "holds factors of LoRA .*merge_and_unload"),
     "GmP": (renamed("theta"), "holds parts of weights .*remove_parametrizations"),
-    "weight norm": (renamed("weight_g"), "holds parts of weights .*remove_parametrizations"),
     "two models": (
         lambda folder: save_file(
             {f"{name}.{k}": v + 0 for k, v in load_file(folder / WEIGHTS).items() for name in "ab"},
@@ -186,10 +163,6 @@ BAD: dict[str, tuple[Change, str]] = {
     "another activation": (
         other_model(hidden_act="gelu"),
         "the vision towers differ in hidden_act: zeroshot quick_gelu, finetuned gelu; the weights",
-    ),
-    "other heads": (
-        lambda folder: edit_json(folder / CONFIG, text_config={"num_attention_heads": 4}),
-        "the text towers differ in num_attention_heads: zeroshot 2, finetuned 4",
     ),
     "other preprocessing": (
         lambda folder: edit_json(

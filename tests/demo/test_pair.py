@@ -1,8 +1,6 @@
 """The demo's folder: models that load anywhere, images by class, written once, whole or not at
 all."""
 
-import filecmp
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from clipmerge.demo import data as demo_data
 from clipmerge.demo import pair as demo
 from clipmerge.demo.pair import DemoPair, prepare
 from clipmerge.images.digits import read_digits
-from tests.support.command import done, printed, python
+from tests.support.command import done, printed
 
 
 @pytest.fixture(scope="module")
@@ -64,30 +62,6 @@ def test_both_checkpoints_load_as_ordinary_ones(pair: DemoPair) -> None:
         assert config.eos_token_id != 2, "2 would make transformers pool at the highest id instead"
         assert config.max_position_embeddings == tokenizer.model_max_length
         assert sum(parameter.numel() for parameter in model.parameters()) < 1_000_000
-
-
-@pytest.mark.slow
-def test_another_processor_gets_the_same_models_and_images_to_the_byte(
-    pair: DemoPair, tmp_path: Path
-) -> None:
-    """README's numbers are those of one pair: nothing of it is computed so that a processor's own
-    rounding shows."""
-    code = (
-        "import pathlib, sys; from clipmerge.demo.pair import prepare;"
-        " prepare(pathlib.Path(sys.argv[1]))"
-    )
-    plain = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
-    python("-c", code, tmp_path / "pair", env={**os.environ, **plain}, check=True)
-    files = [
-        path.relative_to(tmp_path / "pair")
-        for path in (tmp_path / "pair").rglob("*")
-        if path.is_file()
-    ]
-    assert len(files) > 697 + 5 * 400
-    assert filecmp.cmpfiles(pair.zeroshot.parent, tmp_path / "pair", files, shallow=False)[1:] == (
-        [],
-        [],
-    )
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ SOURCES: dict[str, tuple[Make, str]] = {
         lambda f: table(f, "filepath,label\n0.png,a\n1.png,a,b\n"),
         r"x\.csv: cannot be read \(line 3 has 3 fields, and the heading 2\)",
     ),
-    "no rows": (lambda f: table(f, "filepath,label\n"), r"x\.csv: (has no rows|cannot be read)"),
+    "no rows": (lambda f: table(f, "filepath,label\n"), r"x\.csv: holds no images"),
     "no label": (lambda f: table(f, "filepath,size\n0.png,3\n"), r"no label or caption column"),
     "no image": (lambda f: table(f, "name,label\n0.png,a\n"), r"no image column \(columns: name"),
     "an empty label": (
@@ -104,7 +104,7 @@ SOURCES: dict[str, tuple[Make, str]] = {
         "the numbers 0 to 1 without names",
     ),
     "ids": (lambda f: parquet(f, label=[0, 10**9]), "if they are ids, name the column"),
-    "scores": (lambda f: parquet(f, label=[0.5, 1.5]), r"column 'label' holds double"),
+    "scores": (lambda f: parquet(f, label=[0.5, 1.5]), r"0\.5 is not a label; give a class index"),
     "two image columns": (
         lambda f: save_plain_parquet(
             f / "x.parquet", {"left": [png(0)], "right": [png(1)], "label": ["a"]}

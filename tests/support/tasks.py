@@ -13,7 +13,7 @@ from clipmerge.api.merge import decided as decide_in_merge
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.files import writer
 from clipmerge.files.safetensors import Array
-from clipmerge.merging import Rule, add_change, whole_change
+from clipmerge.merging import add_change, whole_change
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.methods import Decision, Task
 from clipmerge.options import PlanOptions
@@ -80,18 +80,9 @@ def in_runs(inputs: Inputs, plan: Plan, run: int = writer.RUN) -> dict[str, Tens
         return dict(zip(names, writer.tensors_in_memory(tensors), strict=True))
 
 
-def merge_masked(
-    theta_0: Array,
-    finetuned: Sequence[Array],
-    *,
-    alpha: float,
-    weights: Sequence[float] = (1.0,),
-    combine: Rule | None = None,
-    mask: Rule | None = None,
-) -> Array:
-    """Merge one parameter under a mask or a combination, as the stream does."""
-    change = whole_change(theta_0, finetuned, alpha, weights, combine, mask)
-    return add_change(theta_0, change)
+def merge_masked(theta_0: Array, finetuned: Sequence[Array], **options: Any) -> Array:
+    """Merge one parameter under masks, as the stream does."""
+    return add_change(theta_0, whole_change(theta_0, finetuned, **options))
 
 
 def merged(
