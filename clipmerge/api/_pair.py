@@ -1,4 +1,4 @@
-"""The checkpoints of a merge: opened, aligned and doubted once."""
+"""Open the checkpoints of a merge once, and lend the one model that stands between them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ CheckpointLike: TypeAlias = "StrPath | Module"
 
 @dataclass(frozen=True)
 class Pair:
-    """The zero-shot checkpoint and its fine-tuned ones, aligned, and the one model that checks,
-    measures and judges move between them.
+    """The zero-shot checkpoint, its fine-tuned ones, and one model that moves between them: it is
+    used to check images, to measure and to judge.
 
     Attributes:
         inputs: The checkpoints.
         device: Where the model runs.
         head: The classes of a head whose zero-shot counterpart was built from prompts, if any.
-        learning: The saved states of learning.
+        learning: Saved states of learning, one for each run.
     """
 
     inputs: Inputs
@@ -49,7 +49,9 @@ class Pair:
 
     @cached_property
     def path(self) -> Path:
-        """The model on the device, with the weights of all checkpoints; made on first use."""
+        """The model on the device, with the weights of every checkpoint; built when it is first
+        used.
+        """
         from clipmerge.learning.interpolate import Path
         from clipmerge.models.building import build_model
         from clipmerge.models.passes import own_settings
@@ -60,16 +62,16 @@ class Pair:
             )
 
     def free_model(self) -> None:
-        """Free the memory of the model and the weights, which writing does not need."""
+        """Free the memory of the model and its weights before writing, which does not need them."""
         self.__dict__.pop("path", None)
 
     def forget_learning(self) -> None:
-        """Remove the saved states of learning, because the results are stored elsewhere."""
+        """Remove the saved states of learning once their results are stored."""
         for state in self.learning:
             state.remove()
 
     def sources(self, *, hashed: bool = False) -> Json:
-        """The checkpoints as fields of a plan, with the sha256 of their files if ``hashed``."""
+        """The checkpoints as fields of a plan; ``hashed`` adds the sha256 of their files."""
         zeroshot, *finetuned = (
             SourceRecord(**checkpoint.provenance(hashed=hashed), model=checkpoint.architecture)
             for checkpoint in self.inputs.checkpoints
@@ -87,7 +89,7 @@ def open_pair(
     missing: Missing = "error",
     processor: Any = None,
 ) -> Iterator[Pair]:
-    """Open and align checkpoints; models in memory lie on the disk in this block."""
+    """Open and align checkpoints; models in memory are saved to disk during the block."""
     checkpoints = [zeroshot, *finetuned_as_list(finetuned)]
     with as_sources(checkpoints, processor, options.state_key) as sources:
         base, *rest = open_checkpoints(sources, [options.model] * len(sources))
@@ -100,8 +102,9 @@ def open_pair(
 def as_sources(
     checkpoints: Sequence[CheckpointLike], processor: Any = None, state_key: str | None = None
 ) -> Iterator[list[str]]:
-    """Turn checkpoints into sources of `open_checkpoint`; models in memory lie in temporary folders
-    during the block. ``state_key`` says where in a fine-tuned file the weights are.
+    """Turn checkpoints into addresses for `open_checkpoints`; models in memory are saved to
+    temporary folders during the block. ``state_key`` is the key of the weights in a fine-tuned
+    file.
     """
     part = f"#{state_key}" if state_key else ""
     with ExitStack() as stack:
@@ -119,8 +122,8 @@ def as_sources(
 def with_zeroshot_head(
     pair: Pair, images: LabelledImages | CaptionedImages | None, classes: Any, template: Names
 ) -> Pair:
-    """Give the zero-shot model a head if only the fine-tuned one has a head, and its classes are
-    known from images or by name.
+    """Build a head for the zero-shot model if only the fine-tuned one has a head; the classes come
+    from the images or from ``classes``.
     """
     from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
     from clipmerge.images.classes import read_class_names, templates_for
@@ -147,7 +150,7 @@ def with_zeroshot_head(
 
 
 def finetuned_as_list(finetuned: Any) -> list[Any]:
-    """One checkpoint or several as a list, which must not be empty."""
+    """Put one checkpoint or several into a list, and refuse an empty one."""
     if not isinstance(finetuned, (list, tuple)):
         return [finetuned]
     if not finetuned:

@@ -1,4 +1,4 @@
-"""Write a merge: weights, side files, record, report and card, as a whole or not at all."""
+"""Write the output of a merge: weights, side files, record, report and card, all or nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NAMES = "backslashreplace"
 
 @dataclass(frozen=True, repr=False)
 class MergeResult(Tabular):
-    """Result of `merge` and `apply`; only the main process of several has more than the plan.
+    """Result of `merge` and `apply`; of several processes only the main one has a record.
 
     Attributes:
         path: The folder written; ``None`` if nothing was written.
@@ -49,7 +49,7 @@ class MergeResult(Tabular):
 
     @property
     def verdict(self) -> Verdict | None:
-        """Whether to use the merge, and the accuracies behind it; ``None`` without images."""
+        """Whether to use the merge, with the accuracies that say so; ``None`` without images."""
         return self.record.verdict if self.record else None
 
     @property
@@ -72,8 +72,8 @@ def write_merged(
     options: MergeOptions | ApplyOptions,
     journal: CallJournal,
 ) -> MergeResult:
-    """Merge by a record's plan, and write the output in the main process; without one complete the
-    record.
+    """Merge by the record's plan and write the output, in the main process; without ``output`` only
+    complete the record.
     """
     pair.free_model()
     if not is_main_process():
@@ -125,7 +125,7 @@ def _write_output(
 def _complete(
     record: Record, pair: Pair, plan: Plan, journal: CallJournal, **written: Any
 ) -> Record:
-    """The record with all that was not known when its plan was decided."""
+    """Complete a record that so far holds a plan, measurements and a verdict."""
     journal.stage("draw")
     for source in plan.checkpoints:
         journal.cut(source.source)

@@ -117,7 +117,7 @@ def open_planned(
 
 
 def _locate_checkpoint(name: str, plan: Plan, record: SourceRecord) -> str:
-    """Current place of one of the plan's checkpoints."""
+    """Find one of the plan's checkpoints: at its source, or beside the plan."""
     if record.revision or record.source.startswith("hf://"):
         return record.pinned
     beside = [str(file.parent / record.source) for file in plan.files[:1]]
@@ -134,7 +134,7 @@ def _locate_checkpoint(name: str, plan: Plan, record: SourceRecord) -> str:
 def _check_hashes(
     name: str, record: SourceRecord, checkpoint: Checkpoint, journal: Journal
 ) -> None:
-    """Refuse another checkpoint than the plan's; a warning if that cannot be told."""
+    """Refuse a checkpoint that is not the plan's; warn if the plan has no hashes to compare."""
     if not any(record.files.values()):
         journal.warn(f"{name} has no sha256 of {record.source}: used unchecked")
         return

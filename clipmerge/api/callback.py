@@ -1,4 +1,4 @@
-"""The merge as the last step of a training with transformers' `Trainer`."""
+"""Merge at the end of training with transformers' `Trainer`."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
-        """Check whatever would fail at the end."""
+        """Check everything that would make the merge fail at the end."""
         if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
             raise UsageError(
                 "RobustMergeCallback: with DeepSpeed or FSDP no process holds the whole model;"
@@ -166,8 +166,8 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _find_clip(model: Module) -> Module:
-    """The model of transformers or open_clip that is trained: the module itself, or the first such
-    part of it; a model of peft is returned whole.
+    """Find the model of transformers or open_clip that is trained: the module itself or the first
+    such part of it. A model of peft is returned whole.
     """
     model = unwrap_model(model)
     if hasattr(model, "merge_and_unload"):  # peft's
@@ -183,7 +183,9 @@ def _find_clip(model: Module) -> Module:
 
 
 def _without_factors(model: Module) -> Module:
-    """A copy of peft's model whose factors are part of the weights; any other model itself."""
+    """For a model of peft, a copy with the factors merged into the weights; any other model
+    unchanged.
+    """
     if not hasattr(model, "merge_and_unload"):
         return model
     adapted: Any = copy.deepcopy(model)

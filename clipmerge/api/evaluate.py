@@ -1,4 +1,4 @@
-"""`clipmerge evaluate`: accuracy of one checkpoint on several sources of images."""
+"""`clipmerge evaluate`: measure the accuracy of one checkpoint on several sources of images."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""`clipmerge inspect`: layers, shapes, relative changes, and mismatches between two checkpoints;
-with images also how sharp each layer is.
+"""`clipmerge inspect`: list the layers of a checkpoint, or compare two; with images, also measure
+how sharp each layer is.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def inspect(
     progress: Progress | None = None,
     **options: Any,
 ) -> InspectResult:
-    """Describe a checkpoint, or compare two, and with images measure how sharp each layer is.
+    """Describe one checkpoint or compare two; with images, also measure how sharp each layer is.
 
     Args:
         zeroshot: A folder, a file, ``org/name[@revision]``, or a model of transformers or
@@ -91,8 +91,8 @@ def inspect(
 
 
 def _describe(inputs: Inputs, others: list[Checkpoint], journal: Journal) -> Json:
-    """Describe the zero-shot checkpoint, and compare it with the fine-tuned one; ``others`` has
-    that one as it was opened.
+    """Describe the zero-shot checkpoint, and compare it with the fine-tuned one in ``others``, if
+    there is one.
     """
     layers = _describe_layers(inputs)
     return {
@@ -176,8 +176,8 @@ def _describe_layers(inputs: Inputs) -> dict[str, Json]:
 
 
 def _relative_change(inputs: Inputs, names: Names) -> float | None:
-    """||task_vector|| / ||theta_0|| of a layer; ``None`` if nothing can be compared, NaN if weights
-    are not finite.
+    """Compute ||task_vector|| / ||theta_0|| of a layer: ``None`` if nothing can be compared, NaN if
+    a weight is not finite.
     """
     comparable = [name for name in names if _are_comparable(inputs, name)]
     if not comparable:
@@ -200,6 +200,6 @@ def _relative_change(inputs: Inputs, names: Names) -> float | None:
 
 
 def _are_comparable(inputs: Inputs, name: str) -> bool:
-    """Whether both checkpoints hold a float parameter of this name, of one shape."""
+    """Whether both checkpoints have a float parameter of this name and of the same shape."""
     shapes = {entry.shape for entry in inputs.entries(name)}
     return inputs.merges(name) and len(shapes) == 1

@@ -1,4 +1,4 @@
-"""`clipmerge merge`: open, measure, decide, judge and write; `clipmerge plan` stops after deciding.
+"""`clipmerge merge`: open, measure, decide, judge, write; `clipmerge plan` stops after deciding.
 
 Every process of ``accelerate launch`` or ``torchrun`` does the same, up to the same plan and
 verdict; only the main one looks at the output and writes.
@@ -160,8 +160,8 @@ def decided(
     journal: Journal,
     processor: Any = None,
 ) -> Iterator[tuple[Pair, Record]]:
-    """Open checkpoints and images, measure and decide; models in memory lie on the disk in this
-    block.
+    """Open checkpoints and images, measure and decide; models in memory are saved to disk during
+    the block.
     """
     with open_pair(
         zeroshot, finetuned, options, journal, missing=recipe.missing, processor=processor
@@ -171,7 +171,7 @@ def decided(
 
 
 def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Progress) -> Recipe:
-    """Load the recipe with the options that change it; if none is named, the one that fits."""
+    """Load the named recipe, or else the default one, with the options that change it."""
     if options.ood and options.data is None:
         raise UsageError("`ood` is judged beside `data`; give images of the target too")
     if recipe is None:
@@ -189,7 +189,7 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
 def check_output_folder(
     output: StrPath | None, options: MergeOptions, *checkpoints: CheckpointLike
 ) -> Path | None:
-    """Refuse an output or a push that would fail, before anything is learned."""
+    """Refuse an output or a push that would fail at the end."""
     if options.push is not None:
         _check_push(output, options.push)
     if output is None:
@@ -214,7 +214,7 @@ def _check_push(output: StrPath | None, repo_id: str) -> None:
 def open_and_split_images(
     pair: Pair, recipe: Recipe, options: PlanOptions, journal: Journal
 ) -> tuple[Pair, Split[Images] | None]:
-    """Open the images, split them, and doubt them and the recipe before anything is learned."""
+    """Open, split and check the images, and check the recipe, before anything is learned."""
     images = None
     if options.data is not None:
         from clipmerge.api._images import split_and_check
@@ -224,7 +224,7 @@ def open_and_split_images(
         journal.warn(*images.notes)
     if pair.inputs.output is OutputKind.FINETUNED_CLASSIFIER:
         pair = with_zeroshot_head(pair, images, options.classes, options.template)
-    journal.warn(*pair.inputs.notes)  # a head that was built has other ones
+    journal.warn(*pair.inputs.notes)  # building a head replaces them
     if recipe.measure or recipe.overrides:
         check_recipe(pair, recipe, has_images=images is not None)
     if images is None:
@@ -235,10 +235,11 @@ def open_and_split_images(
 def judged_split(
     split: Split[Images] | None, options: MergeOptions, progress: Progress
 ) -> Split[Images] | None:
-    """The images if there will be a verdict, which is known before anything is learned.
+    """Return the split if there will be a verdict, else ``None``; called before anything is
+    learned.
 
     Raises:
-        UsageError: If there will be none, and the user fails on some verdicts.
+        UsageError: If there will be none, but ``fail_on`` needs one.
     """
     if split is None or not options.verdict:
         reason = ""
@@ -260,7 +261,7 @@ def judged_split(
 
 
 def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:
-    """Find what a recipe cannot do with these checkpoints before measuring, which takes minutes."""
+    """Refuse a recipe that does not fit these checkpoints, before minutes of measuring."""
     inputs = pair.inputs
     if recipe.measure and not has_images:
         raise UsageError(
@@ -301,8 +302,8 @@ def decide_by_method(
     measurements: Measurements | None = None,
     calibration: CalibrationRecord | None = None,
 ) -> Record:
-    """Let the recipe's method decide, by what was measured if anything was: the record of a merge
-    that is yet to be judged and written.
+    """Let the recipe's method decide from the measurements, if there are any, and begin the record
+    of the merge.
     """
     journal.stage("decide")
     task = Task(pair.inputs, measurements, seed)
@@ -339,7 +340,9 @@ def decide_by_method(
 
 
 def _apply_overrides(decision: Decision, recipe: Recipe, parameters: Layers) -> Decision:
-    """A decision after the recipe's overrides; a layer whose alpha they set has no coefficients."""
+    """Apply the recipe's overrides to a decision; a layer whose alpha they set loses its
+    coefficients.
+    """
     layers, reasons = dict(decision.layers), dict(decision.reasons)
     coefficients = dict(decision.coefficients)
     for override in recipe.overrides:

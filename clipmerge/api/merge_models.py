@@ -1,4 +1,4 @@
-"""Merging models in memory; no output is written."""
+"""Merge models in memory, without an output folder."""
 
 from __future__ import annotations
 

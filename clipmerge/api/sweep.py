@@ -59,7 +59,7 @@ _NAMES = "backslashreplace"
 
 
 class _Point(NamedTuple):
-    """One point of a sweep: its part of the record, the move to it, and the accepted loss."""
+    """One point of a sweep: its entries in the record, the move to it, and the loss it may have."""
 
     about: Json
     move: Move
@@ -198,7 +198,7 @@ def _refuse_same_names(ids: Json, oods: Json, recipes: list[Recipe], options: Sw
 def _open_sources(
     flag: str, named: Json, options: SweepOptions, journal: Journal
 ) -> dict[str, Images]:
-    """Open images that are evaluated, by name."""
+    """Open the images to evaluate on, by name."""
     sources: dict[str, Images] = {}
     for name, source in named.items():
         try:
@@ -212,7 +212,7 @@ def _open_sources(
 def _decide_by_each_recipe(
     pair: Pair, recipes: list[Recipe], data: Images | None, options: SweepOptions, journal: Journal
 ) -> list[_Point]:
-    """Decide by each recipe; those that measure alike measure once."""
+    """Decide by each recipe; recipes with the same measure share its result."""
     points = []
     known: dict[str, Any] = {}
     for recipe in recipes:
@@ -235,7 +235,7 @@ def _decide_by_each_recipe(
 
 
 def _open_point(name: str, place: str, inputs: Inputs, model: str | None) -> _Point:
-    """Open a checkpoint that is shown as it is, and align it with the zero-shot one."""
+    """Open a checkpoint to show beside the curve, and align it with the zero-shot one."""
     opened = open_checkpoint(place, base=inputs.zeroshot, model=model)
     point = convert_checkpoint(opened, inputs.zeroshot)
     other = align_checkpoints(inputs.zeroshot, [point], dtype="float32")
@@ -270,7 +270,7 @@ def _make_sweep_record(
     options: SweepOptions,
     journal: CallJournal,
 ) -> Json:
-    """What `--json` prints and ``sweep.json`` holds."""
+    """Make the record that `--json` prints and ``sweep.json`` holds."""
     limits = [point.max_loss if options.max_loss is None else options.max_loss for point in points]
     rows = _accuracy_rows(correct, ids, limits, options.alphas, options.seed)
     every = [point.about | row for point, row in zip(points, rows, strict=True)]
@@ -315,9 +315,7 @@ def _accuracy_rows(
     alphas: Sequence[float],
     seed: int,
 ) -> list[Json]:
-    """Accuracies of every point, its gain over the curve, and whether it loses more than its limit
-    in points.
-    """
+    """Compute each point's accuracies, its gain, and whether it loses more than its limit."""
     near = [correct[name] for name in ids]
     far = [right for name, right in correct.items() if name not in ids]
     rows = compare_with_curve(near, far, range(len(alphas)), seed=seed)
@@ -332,7 +330,7 @@ def _accuracy_rows(
 
 
 def _write_sweep(record: Json, output: Path, *, overwrite: bool) -> None:
-    """Write record, picture and page."""
+    """Write the record, the picture and the page."""
     from clipmerge.report.figures import png, sweep_figure
     from clipmerge.report.sweep import sweep_page
 

@@ -1,4 +1,5 @@
-"""Judge a merge: zero-shot, fine-tuned and merged model on images from which nothing was learned.
+"""Judge a merge: compare zero-shot, fine-tuned and merged model on images that were not learned
+from.
 
 `recommend` holds the four rules, which `docs/how-to/verdict.md` explains. The weights that
 the merge would write are set in place, so nothing needs to be written first.
@@ -129,7 +130,7 @@ def _surely_gained(sources: Mapping[str, Comparison]) -> list[str]:
 
 
 def _may_lose(at: Comparison, limit: float) -> bool:
-    """Whether the measured loss is beyond the limit; one image of few may be more than that."""
+    """Whether the measured loss exceeds the limit; a loss of one image is always accepted."""
     one_image = 1 / at.images + _ROUNDING
     return at.gain.value < -max(limit, one_image)
 
@@ -137,7 +138,7 @@ def _may_lose(at: Comparison, limit: float) -> bool:
 def _say_how_others_fared(
     accepted: str, gained: Sequence[str], *, chosen: bool, images: int
 ) -> str:
-    """What became of judged merges like this one."""
+    """Say how earlier merges with such a verdict did."""
     found = f"no measured loss is more than {accepted}"
     right, judged = JUDGED if images >= FEW_IMAGES else JUDGED_FEW
     if not chosen:
@@ -173,8 +174,8 @@ def _doubt(target: Comparison) -> Advice | None:
 
 
 def _what_tells_more(target: Comparison, ood: Sequence[Comparison], limit: float, most: int) -> str:
-    """How many images would tell whether the loss keeps to the limit, if so many may judge, and
-    which ones what is gained under the shift.
+    """Say how many more images would decide whether the loss keeps to the limit, and which images
+    would show a gain under the shift.
     """
     low, high = target.gain.interval
     margin = max(abs(target.gain.value + limit), _ROUNDING)
@@ -206,9 +207,7 @@ def judge(
     chosen: bool,
     most_images: int,
 ) -> Verdict:
-    """Judge a plan on the target's images, from which it was not learned, and on `ood` sources;
-    see `recommend`.
-    """
+    """Judge a plan on the target's test images and on `ood` sources; see `recommend`."""
     pixels = path.model.pixels([Pillow.new("RGB", (_USUAL_SIDE, _USUAL_SIDE))])
     # models that take an image as a list of patches have no fixed size
     side = min(pixels.shape[-2:]) if pixels.ndim == 4 else _USUAL_SIDE
@@ -260,7 +259,7 @@ def compare(
     reference: int,
     views: int = 1,
 ) -> Comparison:
-    """Compare the models, the last one being the merged one, on one source of images.
+    """Compare the models on one source of images; the last one is the merged model.
 
     Args:
         name: Its name in the verdict.
@@ -300,8 +299,8 @@ def compare(
 
 
 def moves_of(path: Path, plan: Plan) -> list[Move]:
-    """Functions that move the model to zero-shot, each fine-tuned and the merged one, which is
-    merged once for all batches.
+    """Make the moves to zero-shot, to each fine-tuned model and to the merged one, which is merged
+    once for all batches of images.
     """
     moves: list[Move] = [partial(Path.set_alpha, alpha=0.0)]
     for before in range(len(plan.finetuned)):
@@ -312,7 +311,9 @@ def moves_of(path: Path, plan: Plan) -> list[Move]:
 
 
 def _class_gain(images: Images, by_image: NDArray[np.float64]) -> float:
-    """The mean difference over classes if one has more than twice the images of another."""
+    """The mean difference over classes, if one class has more than twice the images of another;
+    else 0.
+    """
     if isinstance(images, CaptionedImages):
         return 0.0
     counts = Counter(images.labels).values()

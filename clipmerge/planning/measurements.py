@@ -1,4 +1,4 @@
-"""The result of a measure: statistics per layer, the loss along the path, and its own checks."""
+"""The result of a measure: statistics per layer, the loss along the path, and self-tests."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Mixture(Frozen):
 
 
 class StatisticAbout(Frozen):
-    """The interpretation of a statistic, as needed by tables and rules.
+    """How tables and rules read a statistic.
 
     Attributes:
         signed: Whether values below zero are meaningful. Signed values are compared directly,
@@ -83,7 +83,7 @@ class StatisticAbout(Frozen):
 
 
 class Statistic(StatisticAbout):
-    """One number per layer, with its interpretation.
+    """One number per layer, and how to read it.
 
     Attributes:
         name: Its name in recipes and files, such as ``loss_drop``.
@@ -98,7 +98,7 @@ class Statistic(StatisticAbout):
 
 
 class BackoffChoice(Frozen):
-    """How far images held back from learning chose to go from what was learned to fine-tuned.
+    """The choice of the held-back images: how far to go from the learned to the fine-tuned model.
 
     Attributes:
         images: Number of images that chose.
@@ -121,7 +121,7 @@ class BackoffChoice(Frozen):
 
 
 def takes_learned(trace: Mapping[str, Sequence[float]], choice: BackoffChoice | None) -> bool:
-    """Whether a merge takes learned coefficients, and is not the fine-tuned model."""
+    """Whether a merge uses learned coefficients, and is not just the fine-tuned model."""
     is_finetuned = choice is not None and choice.backoff == 1
     return any(trace.values()) and not is_finetuned
 
@@ -171,7 +171,7 @@ class Measurements(Frozen):
 
     @property
     def observed(self) -> Json:
-        """What a record keeps beside the values, under the names of `Findings`."""
+        """The fields of `Findings` that a measure fills."""
         shared = {name: getattr(self, name) for name in ("path", "trace", "choice", "checks")}
         return {"statistics": {each.name: each for each in self.statistics}, **shared}
 

@@ -57,7 +57,7 @@ class SourceRecord(Frozen):
 
     @property
     def pinned(self) -> str:
-        """The source at its commit, whatever revision the user named."""
+        """The source at the commit that was used, whatever revision the user named."""
         if self.revision is None:
             return self.source
         address, part = split_part(self.source)
@@ -65,7 +65,7 @@ class SourceRecord(Frozen):
 
     @property
     def public(self) -> SourceRecord:
-        """The same with `public_source`."""
+        """This record with a source that may be published."""
         return self.replace(source=public_source(self.source, self.revision))
 
 
@@ -113,7 +113,7 @@ class LayerPlan(Frozen):
     parameters: dict[str, Json] = Field(default_factory=dict)
 
     def with_override(self, override: Override) -> LayerPlan:
-        """The settings after an override of the recipe that names this layer."""
+        """Apply an override of the recipe."""
         entry = self
         if override.alpha is not None:
             entry = entry.replace(alpha=override.alpha, alpha_range=None)
@@ -186,9 +186,7 @@ class Plan(Tabular, Frozen):
     _files: tuple[Path, ...] = PrivateAttr(default=())
 
     def __eq__(self, other: object) -> bool:
-        """Whether both have the same JSON; tensors beside it are compared by the hash that `save`
-        writes into it.
-        """
+        """Whether both have the same JSON, which names the tensors by hash once they are saved."""
         return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
 
     def _caption(self) -> str:
@@ -213,7 +211,7 @@ class Plan(Tabular, Frozen):
 
     @property
     def public(self) -> Plan:
-        """The same plan without the folders of its local sources, as records have it."""
+        """This plan with sources that may be published."""
         return self.replace(
             zeroshot=self.zeroshot.public,
             finetuned=tuple(source.public for source in self.finetuned),
@@ -226,7 +224,7 @@ class Plan(Tabular, Frozen):
 
     @property
     def scores(self) -> Mapping[str, Array]:
-        """Saliency for the masks that need it, by parameter."""
+        """Saliency scores for masks, by parameter."""
         return self._scores
 
     @property
@@ -235,7 +233,7 @@ class Plan(Tabular, Frozen):
         return self._coefficients
 
     def with_tensors(self, scores: Mapping[str, Array], coefficients: Mapping[str, Array]) -> Plan:
-        """Return the plan with tensors by parameter."""
+        """Copy with scores and coefficients by parameter."""
         plan = self.replace(tensors=self.tensors or TensorsRecord())
         plan._scores = scores
         plan._coefficients = coefficients
@@ -286,8 +284,8 @@ class Plan(Tabular, Frozen):
         return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
 
     def check(self, layers: Layers, shapes: Mapping[str, Shape]) -> Names:
-        """Refuse a plan that does not fit the existing layers or lacks its tensors, or names a mask
-        or an option that does not exist; return warnings.
+        """Refuse a plan that does not fit the layers, lacks its tensors, or names an unknown mask
+        or option; return warnings.
         """
         if not self.layers:
             raise UsageError(
@@ -324,7 +322,7 @@ class Plan(Tabular, Frozen):
 
 
 def public_source(source: str, revision: str | None) -> str:
-    """A source without the folders above it if it is local, which are nobody else's concern."""
+    """Cut the folders from a local source, because they are private."""
     return source if revision else last_part(source)
 
 
@@ -360,8 +358,8 @@ def _check_mask(layer: LayerPlan, names: Names) -> None:
 
 
 def extrapolation_notes(plan: Plan) -> Names:
-    """A warning of the alpha that is farthest beyond the two models; none if several fine-tuned
-    models are merged.
+    """Warn of the alpha that is farthest beyond the two models; never if several fine-tuned models
+    are merged.
     """
     alphas = [entry.alpha for entry in plan.layers.values() if not entry.is_learned]
     farthest = max(alphas, key=lambda alpha: abs(alpha - 0.5), default=0.0)

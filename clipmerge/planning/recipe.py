@@ -77,7 +77,7 @@ class Recipe(Frozen):
         return float(limit)
 
     def measure_is(self, kind: MeasureKind) -> bool:
-        """Whether there is a measure, and it is of a kind."""
+        """Whether the recipe has a measure of this kind."""
         return self.measure is not None and measure_is(self.measure["name"], kind)
 
     def to_yaml(self) -> str:
@@ -141,9 +141,11 @@ def load_recipe(
 
 
 def _read_recipe(recipe: RecipeLike) -> tuple[str, Json]:
-    """Name of a recipe in messages, and a copy of its content, not validated."""
-    if isinstance(recipe, (Recipe, Mapping)):
-        return _copy_recipe(recipe)
+    """Read a recipe: its name for messages, and a copy of its content, not yet validated."""
+    if isinstance(recipe, Recipe):
+        return recipe.name, recipe.model_dump(mode="json")
+    if isinstance(recipe, Mapping):
+        return "recipe", {"name": "custom", **copy.deepcopy(dict(recipe))}
     if not isinstance(recipe, (str, os.PathLike)):
         raise UsageError(
             f"`recipe` {recipe}: expected the name of a recipe, a YAML file, a mapping or a Recipe"
@@ -157,16 +159,8 @@ def _read_recipe(recipe: RecipeLike) -> tuple[str, Json]:
     return name, {"name": Path(name).stem, **content}
 
 
-def _copy_recipe(recipe: Mapping[str, Any] | Recipe) -> tuple[str, Json]:
-    """A recipe in memory, likewise."""
-    if isinstance(recipe, Recipe):
-        return recipe.name, recipe.model_dump(mode="json")
-    content = copy.deepcopy(dict(recipe))
-    return "recipe", {"name": "custom", **content}
-
-
 def recipe_text(recipe: str) -> str:
-    """Text of a recipe, which is known by name or in a file of the user, including comments."""
+    """Read the text of a shipped recipe or of the user's file, with its comments."""
     known = recipe_files()
     file = known.get(recipe) or local_path(recipe)
     try:
@@ -179,7 +173,7 @@ def recipe_text(recipe: str) -> str:
 
 
 def _parse_assignments(assignments: Any) -> Json:
-    """Values by key, of a mapping, pairs, or texts ``KEY=VALUE``."""
+    """Read changes by key from a mapping, from pairs, or from texts ``KEY=VALUE``."""
     if isinstance(assignments, Mapping):
         assignments = assignments.items()
     parsed = {}
@@ -216,7 +210,7 @@ def _from_yaml(subject: str, text: str) -> Any:
 
 
 def _check_section(section: str, value: Json) -> Json:
-    """A measure or a method with all of its options."""
+    """Check a measure or a method, and add the defaults of its options."""
     package, options = f"{section}s", dict(value)
     name = options.pop("name", None)
     if not isinstance(name, str):
@@ -228,7 +222,7 @@ def _check_section(section: str, value: Json) -> Json:
 
 
 def _explain_invalid_recipe(error: ValidationError, data: Json) -> str:
-    """What is wrong with a recipe, and what may be meant."""
+    """Say what is wrong with a recipe, and suggest what was meant."""
     first = error.errors()[0]
     place = first["loc"]
     key = str(place[-1])

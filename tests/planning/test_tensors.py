@@ -83,19 +83,6 @@ def test_the_merge_is_the_formula_entry_by_entry(
         assert np.array_equal(tensor.numpy(), merged[name])
 
 
-@pytest.mark.parametrize("value", [0, 1])
-@pytest.mark.parametrize("form", FORMS)
-def test_zeros_and_ones_are_a_sources_bytes(
-    planner: Planner, pair: Folders, value: int, form: str
-) -> None:
-    plan = planner(forms=(form,))
-    for coefficient in plan.coefficients.values():
-        coefficient.fill(value)
-    source = weights(pair[value])
-    for name, tensor in in_runs(inputs_of(pair), plan).items():
-        assert tensor.numpy().tobytes() == source[name].tobytes(), name
-
-
 def test_the_plan_tells_mean_and_range(planner: Planner, pair: Folders) -> None:
     plan, task = planner(), Task(inputs_of(pair))
     coefficients = coefficients_for(task)
