@@ -94,11 +94,17 @@ class Snapshot:
 
 def resolve_revision(hub_id: HubId) -> Snapshot:
     """Ask the Hub for the commit of a revision; with ``HF_HUB_OFFLINE`` set, look in the cache."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi, constants, snapshot_download
 
-    if constants.HF_HUB_OFFLINE:
-        return _cached_snapshot(hub_id)
     with as_hub_errors(f"reading {hub_id}"):
+        if constants.HF_HUB_OFFLINE:
+            # no file is asked for, so only the folder has to exist
+            cached = snapshot_download(hub_id.repo_id, revision=hub_id.revision, allow_patterns=[])
+            folder = Path(cached)
+            sha = folder.name
+            cached_names = [file.relative_to(folder).as_posix() for file in folder.rglob("*")]
+            note = f"HF_HUB_OFFLINE is set: {hub_id} is the cached commit {sha}, not checked"
+            return Snapshot(replace(hub_id, revision=sha), tuple(sorted(cached_names)), (note,))
         info: Any = HfApi(library_name="clipmerge").model_info(
             hub_id.repo_id, revision=hub_id.revision, timeout=_TIMEOUT
         )
@@ -107,39 +113,16 @@ def resolve_revision(hub_id: HubId) -> Snapshot:
     return Snapshot(replace(hub_id, revision=info.sha), names)
 
 
-def _cache_folder(hub_id: HubId) -> Path:
-    """The model's folder in the Hub's cache, whose layout huggingface_hub documents."""
+def _remember_commit(hub_id: HubId, sha: str) -> None:
+    """Record the revision's commit in the cache, as the client does, for later use offline."""
     from huggingface_hub import constants
 
     folder = f"models--{hub_id.repo_id.replace('/', '--')}"
-    return Path(constants.HF_HUB_CACHE) / folder
-
-
-def _remember_commit(hub_id: HubId, sha: str) -> None:
-    """Record the revision's commit in the cache, as the client does, for later use offline."""
-    ref = _cache_folder(hub_id) / "refs" / (hub_id.revision or "main")
+    ref = Path(constants.HF_HUB_CACHE, folder, "refs", hub_id.revision or "main")
     if hub_id.revision != sha:
         with contextlib.suppress(OSError):  # a read-only cache must not stop the download
             ref.parent.mkdir(parents=True, exist_ok=True)
             ref.write_text(sha, encoding="ascii")
-
-
-def _cached_snapshot(hub_id: HubId) -> Snapshot:
-    """The commit of a revision according to the cache, and its files there."""
-    cache = _cache_folder(hub_id)
-    sha = hub_id.revision or "main"
-    ref = cache / "refs" / sha
-    if ref.is_file():
-        sha = ref.read_text(encoding="ascii").strip()
-    folder = cache / "snapshots" / sha
-    if not folder.is_dir():
-        raise HubError(
-            f"reading {hub_id}: HF_HUB_OFFLINE is set, and it is not in the cache. Go online, or"
-            " give a folder."
-        )
-    names = tuple(path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")))
-    note = f"HF_HUB_OFFLINE is set: {hub_id} is the cached commit {sha}, not checked"
-    return Snapshot(replace(hub_id, revision=sha), names, (note,))
 
 
 @contextlib.contextmanager

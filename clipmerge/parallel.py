@@ -42,9 +42,8 @@ def one_thread() -> Iterator[None]:
 
 def cores_per_process() -> int:
     """CPU cores that this process may use, divided by the run's processes on this machine."""
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
+    every = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
