@@ -66,7 +66,7 @@ SOURCES: dict[str, tuple[Make, str]] = {
     ),
     "a split of a folder": (
         lambda f: f"{files(f, 'train/a/0.png')}:trian",
-        r"has no folder 'trian' \(it has train\)\. Did you mean 'train'",
+        r":trian: no such folder or file; .*Did you mean 'train'\?",
     ),
     "a text missing": (
         lambda f: files(files(f, "0.png", "1.png"), "0.txt", content=b"a dog"),
