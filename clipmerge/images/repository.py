@@ -28,13 +28,14 @@ _SPLIT = re.compile(
 
 
 def splits_of_folder(folder: Path) -> dict[str, list[str]]:
-    """The tar files, or else the tables, of a folder that is laid out as a repository on the Hub
-    is, by split; without opening class folders, which may be large.
+    """The tar files, or else the tables, of a folder by split; of several tables ``metadata.*``.
+    Class folders, which may be large, are not searched.
     """
     places = {folder, folder / "data"}
     if any((folder / name).is_file() for name in TEXTS):  # CLIP_benchmark's sets
         places.update(folder.iterdir())
-    found = [file for place in places for file in place.glob("[!.]*.*")]
+    found = list(folder.glob("metadata.*"))
+    found = found or [file for place in places for file in place.glob("[!.]*.*")]
     names = [str(file.relative_to(folder)) for file in found]
     splits = _files_by_split(names, (".tar",)) or _files_by_split(names, TABLES)
     return {name: [str(folder / file) for file in files] for name, files in splits.items()}
