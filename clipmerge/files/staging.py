@@ -5,26 +5,35 @@ then written beside their final path and renamed.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from clipmerge.errors import OutputError
+from clipmerge.errors import OutputError, shorten
 from clipmerge.files import local_path, replace_bytes, split_part
+from clipmerge.types import Json
 
 try:
     import fcntl
 except ImportError:  # pragma: no cover - Windows, where two runs may disturb each other
     fcntl = None  # type: ignore[assignment]
 
-#: The record in every output folder. A folder without one is never replaced.
+#: The record in every output folder, which identifies it.
 RECORD = "clipmerge.json"
-#: Folder in an output that holds a plan with its learned coefficients, too large for the record.
+#: Folder in an output for a plan whose learned coefficients do not fit into the record.
 PLAN_FOLDER = "plan"
-#: Suffix of the file with a plan's tensors, in place of ``.json``.
+#: End of the name of a plan's tensors, in place of ``.json``.
 TENSORS_SUFFIX = ".tensors.safetensors"
+# What commands write beside the files that their records list, and what systems leave in a folder.
+_WRITTEN = frozenset(
+    {
+        *(PLAN_FOLDER, "README.md", "report.html", "path.png", "examples.png"),
+        *("sweep.html", "sweep.png", ".cache", ".DS_Store"),
+    }
+)
 
 
 def check_output(
@@ -35,8 +44,8 @@ def check_output(
     Args:
         output: The folder.
         overwrite: Whether an earlier output of the same command may be replaced.
-        read: Inputs of the command: the folder must not contain any of their files and folders.
-        record: File name of the command's record.
+        read: What the command reads; the folder must hold none of the files and folders among it.
+        record: Name of the record that the command writes.
     """
     _require_writable_parent(output)
     target = output.resolve()
@@ -46,6 +55,7 @@ def check_output(
             raise OutputError(f"{output}: is the working folder; choose another output")
         _refuse_inputs(output, target, read)
         refuse_existing(target, record, overwrite=overwrite)
+        _refuse_foreign(target, record)
 
 
 def _require_writable_parent(output: Path) -> None:
@@ -59,7 +69,7 @@ def _require_writable_parent(output: Path) -> None:
 
 
 def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
-    """Refuse a folder that contains an input of the command."""
+    """Refuse a folder that holds what the command reads."""
     for source in read:
         if not isinstance(source, (str, os.PathLike)):  # a model in memory
             continue
@@ -74,9 +84,8 @@ def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
 
 
 def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> None:
-    """Refuse to replace an output without `overwrite`, and a folder without this record at all.
-
-    An empty folder may be replaced.
+    """Refuse to replace what exists without `overwrite`, or what the same command, whose record has
+    this name, did not write. An empty folder may be replaced.
     """
     if output.is_dir() and not any(output.iterdir()):
         return
@@ -96,6 +105,21 @@ def _require_overwrite(output: Path, *, overwrite: bool) -> None:
         )
 
 
+def _refuse_foreign(output: Path, record: str) -> None:
+    """Refuse to replace a folder to which the user added files."""
+    files = _read_json_object(output / record).get("files")
+    written = {record, *_WRITTEN}
+    if isinstance(files, dict):
+        written.update(files)
+    found = {path.name for path in output.iterdir()}
+    own = sorted(found - written)
+    if own:
+        raise OutputError(
+            f"{output}: also holds {shorten(own, 3)}, which this command did not write, so"
+            " `overwrite=True` leaves it alone; move that elsewhere, or remove the folder yourself"
+        )
+
+
 def check_output_file(output: Path, *, overwrite: bool) -> None:
     """Refuse a plan's file that may not be written or replaced."""
     if output.is_dir() or output.suffix == ".safetensors":
@@ -103,19 +127,35 @@ def check_output_file(output: Path, *, overwrite: bool) -> None:
             f"{output}: a plan is a JSON file; choose another output, such as plan.json"
         )
     _require_writable_parent(output)
+    is_plan = str(_read_json_object(output).get("format")).startswith("clipmerge-plan/")
     for file in (output, output.with_suffix(TENSORS_SUFFIX)):
-        if file.exists():
-            _require_overwrite(file, overwrite=overwrite)
+        if not file.exists():
+            continue
+        _require_overwrite(file, overwrite=overwrite)
+        if not is_plan:
+            raise OutputError(
+                f"{file}: was not written as a plan by clipmerge, so `overwrite=True` leaves it"
+                " alone; choose another output"
+            )
+
+
+def _read_json_object(path: Path) -> Json:
+    """A JSON object; an empty one if there is none at this path."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 @contextlib.contextmanager
 def stage_output(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a folder to write into, and move it to ``output`` if the block succeeds.
 
-    However the process ends, ``output`` is absent, the old one, or the complete new one. The next
-    run with the same output removes the leftovers of a killed one.
+    However the process ends, ``output`` is absent, the old one, or the complete new one. What a
+    killed run left is removed by the next run with the same output.
     """
-    target = output.resolve()  # of a link the target is replaced
+    target = output.resolve()  # a link stays a link: its target is replaced
     stage = target.with_name(f".{target.name}.clipmerge")
     new, old = stage / "new", stage / "old"
     made = [folder for folder in target.parents if not folder.exists()]
@@ -144,7 +184,7 @@ def _remove_empty_folder(folder: Path) -> None:
 
 
 def _replace_folder(target: Path, new: Path, old: Path) -> None:
-    """Replace a folder by another one; if that fails, restore it."""
+    """Put a folder in the place of an earlier one, which comes back if that fails."""
     try:
         target.rename(old)
         new.rename(target)
@@ -155,7 +195,7 @@ def _replace_folder(target: Path, new: Path, old: Path) -> None:
 
 
 def _lock_stage(file: int, output: Path) -> None:
-    """Lock a stage until its file is closed; the system closes it when the process ends."""
+    """Hold the lock of a stage as long as it is open, which the system ends with the process."""
     if fcntl is None:  # pragma: no cover - Windows
         return
     try:
@@ -172,7 +212,7 @@ def write_whole_file(file: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def as_output_errors(output: Path) -> Iterator[None]:
-    """Report an error of the system in one line."""
+    """Tell an error of the system in one line."""
     try:
         yield
     except OSError as error:

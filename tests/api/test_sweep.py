@@ -44,7 +44,7 @@ def test_points_are_as_accurate_as_the_merges_that_they_stand_for(
         assert row["accuracy"] == found.accuracy
 
 
-def test_an_earlier_sweep_is_replaced_on_demand(
+def test_an_earlier_sweep_is_replaced_and_a_foreign_file_kept(
     pair: Folders, images: Path, shifted: Path, tmp_path: Path
 ) -> None:
     options = {"id": {"v": images}, "ood": {"o": shifted}, "output": tmp_path / "out", **QUIET}
@@ -54,6 +54,10 @@ def test_an_earlier_sweep_is_replaced_on_demand(
     clipmerge.sweep(*pair, alphas=[0, 0.5, 1], overwrite=True, **options)
     record = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert [point["alpha"] for point in record["curve"]] == [0, 0.5, 1]
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    with pytest.raises(OutputError, match=r"also holds thesis\.tex"):
+        clipmerge.sweep(*pair, alphas=[0, 1], overwrite=True, **options)
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
 
 
 def test_a_recipe_decides_as_in_a_merge(far: Folders, images: Path, shifted: Path) -> None:

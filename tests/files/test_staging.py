@@ -1,8 +1,9 @@
-"""An output is complete or absent, the old one is kept until the new one exists, and the leftovers
-of a killed run are not in the way.
+"""The output is complete or absent, the old one is kept until the new one exists, and what a killed
+run left is not in the way.
 """
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -37,12 +38,13 @@ def test_the_folder_appears_at_the_end(tmp_path: Path) -> None:
     with stage_output(output) as folder:
         (folder / "x").write_text("1")
         assert not output.exists()
-        with pytest.raises(OutputError, match="out: another run is writing it"):
-            write(output, "second")
     assert content(tmp_path) == ["a", "a/b", "a/b/out", "a/b/out/x"]
     mask = os.umask(0)
     os.umask(mask)
     assert output.stat().st_mode & 0o777 == 0o777 & ~mask
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty", "1")
+    assert text_of(tmp_path / "empty") == "1"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), IO_ERROR])
@@ -61,11 +63,13 @@ def test_a_block_that_fails_leaves_the_old_output(tmp_path: Path, error: BaseExc
 def test_an_old_output_is_replaced_whole_and_a_link_stays_a_link(tmp_path: Path) -> None:
     write(tmp_path / "out", "old")
     (tmp_path / "out" / "extra").write_text("1")
-    (tmp_path / "link").symlink_to(tmp_path / "out")
-    write(tmp_path / "link", "new", overwrite=True)
-    assert (tmp_path / "link").is_symlink()
+    write(tmp_path / "out", "new", overwrite=True)
+    assert content(tmp_path) == WRITTEN
     assert text_of(tmp_path / "out") == "new"
-    assert not (tmp_path / "out" / "extra").exists()
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    write(tmp_path / "link", "newer", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert text_of(tmp_path / "out") == "newer"
 
 
 def test_when_the_move_fails_the_old_output_comes_back(
@@ -80,28 +84,38 @@ def test_when_the_move_fails_the_old_output_comes_back(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    message = r"out: cannot be written \(Input/output error\); nothing was left behind$"
-    with pytest.raises(OutputError, match=message):
+    told = r"out: cannot be written \(Input/output error\); nothing was left behind$"
+    with pytest.raises(OutputError, match=told):
         write(tmp_path / "out", "new", overwrite=True)
     assert content(tmp_path) == WRITTEN
     assert text_of(tmp_path / "out") == "old"
 
 
-def test_leftovers_of_a_killed_run_go_and_the_output_it_moved_comes_back(tmp_path: Path) -> None:
+def test_what_a_killed_run_left_is_removed_and_what_it_set_aside_comes_back(tmp_path: Path) -> None:
     stage = tmp_path / ".out.clipmerge"
-    write(tmp_path / "out", "old")
     (stage / "new").mkdir(parents=True)
     (stage / "new" / "model.safetensors").write_text("half")
-    (tmp_path / "out").rename(stage / "old")  # it was killed between the two renames
-    with pytest.raises(OutputError, match="Input/output"):
-        write(tmp_path / "out", "new", fail=IO_ERROR)
+    write(tmp_path / "out", "old")
+    assert content(tmp_path) == WRITTEN
+    (stage / "new").mkdir(parents=True)
+    (tmp_path / "out").rename(stage / "old")
+    with pytest.raises(OutputError, match="Interrupted"):
+        write(tmp_path / "out", "new", fail=OSError(errno.EINTR, "Interrupted"))
     assert content(tmp_path) == WRITTEN
     assert text_of(tmp_path / "out") == "old"
-    (stage / "old").mkdir(parents=True)  # it was killed after them
+    (stage / "old").mkdir(parents=True)  # a run was killed after the move
     (stage / "old" / "clipmerge.json").write_text("older")
     write(tmp_path / "out", "new", overwrite=True)
     assert content(tmp_path) == WRITTEN
     assert text_of(tmp_path / "out") == "new"
+
+
+def test_two_runs_do_not_write_the_same_output(tmp_path: Path) -> None:
+    with stage_output(tmp_path / "out") as first:
+        with pytest.raises(OutputError, match="out: another run is writing it"):
+            write(tmp_path / "out", "second")
+        (first / "x").write_text("1")
+    assert content(tmp_path) == ["out", "out/x"]
 
 
 def test_a_file_is_written_whole_or_not_at_all(
@@ -122,28 +136,38 @@ def test_a_file_is_written_whole_or_not_at_all(
 # --- refusals before any work ---
 
 
-def test_only_an_output_of_the_same_command_is_replaced(tmp_path: Path) -> None:
+def test_overwrite_never_touches_what_clipmerge_did_not_write(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    check_output(tmp_path / "folder", overwrite=False)  # it is empty
     (tmp_path / "folder" / "thesis.tex").write_text("x")
     (tmp_path / "file").write_text("x")
     for name in ("folder", "file"):
         with pytest.raises(OutputError, match="was not written by this command"):
             check_output(tmp_path / name, overwrite=True)
-    write(tmp_path / "out", "{}")
+    write(tmp_path / "out", json.dumps({"files": {"model.safetensors": "0"}}))
+    for name in ("model.safetensors", "report.html", "README.md"):
+        (tmp_path / "out" / name).write_text("x")
     check_output(tmp_path / "out", overwrite=True)
     with pytest.raises(OutputError, match="already exists"):
         check_output(tmp_path / "out", overwrite=False)
-    with pytest.raises(
-        OutputError, match=r"cannot be created, because .*file is not a writable folder"
-    ):
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"also holds notes\.txt, which this command did not"):
+        check_output(tmp_path / "out", overwrite=True)
+
+
+def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match=r"cannot be created, because .*file is not a writable folder"):
         check_output(tmp_path / "file" / "out", overwrite=False)
+    with pytest.raises(OutputError, match="/: holds"):
+        check_output(Path("/"), overwrite=True, read=[tmp_path])
+    for read in (tmp_path, tmp_path / "file"):
+        with pytest.raises(OutputError, match=f"holds {read}, which this command reads"):
+            check_output(tmp_path, overwrite=True, read=[read])
 
 
 @pytest.mark.parametrize(
     ("output", "read"),
     [
-        ("", "run#1"),
         ("run#1", "run#1"),
         ("run#1", "run#1/last.pt#ema"),
         ("link", "run#1"),
@@ -151,7 +175,7 @@ def test_only_an_output_of_the_same_command_is_replaced(tmp_path: Path) -> None:
         ("run#1", "folder of links"),
     ],
 )
-def test_an_output_that_contains_an_input_is_refused_however_it_is_named(
+def test_an_output_that_holds_an_input_is_refused_however_it_is_named(
     tmp_path: Path, output: str, read: str
 ) -> None:
     run, links = tmp_path / "run#1", tmp_path / "folder of links"
@@ -167,24 +191,36 @@ def test_an_output_that_contains_an_input_is_refused_however_it_is_named(
 def test_the_working_folder_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    for output in ("", ".", gone):
+    monkeypatch.chdir(tmp_path)
+    for output in ("", ".", tmp_path):
         with pytest.raises(OutputError, match="is the working folder"):
             check_output(Path(output), overwrite=True)
-    gone.rmdir()  # a shell may be in a folder that no longer exists
-    (tmp_path / "out").mkdir()
-    check_output(tmp_path / "out", overwrite=False)
+    check_output(Path("out"), overwrite=False)
 
 
-def test_a_plan_is_a_json_file_that_is_replaced_on_demand(tmp_path: Path) -> None:
+def test_a_working_folder_that_is_gone_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, output = tmp_path / "gone", tmp_path / "out"
+    for folder in (gone, output):
+        folder.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    check_output(output, overwrite=False)
+
+
+def test_a_plan_replaces_plans_alone(tmp_path: Path) -> None:
     plan, beside = tmp_path / "plan.json", tmp_path / "plan.tensors.safetensors"
     check_output_file(plan, overwrite=False)
     for wrong in (tmp_path, beside):
         with pytest.raises(OutputError, match="a plan is a JSON file"):
             check_output_file(wrong, overwrite=True)
+    plan.write_text('{"format": "clipmerge-plan/3"}')
     beside.write_text("tensors")
     check_output_file(plan, overwrite=True)
     with pytest.raises(OutputError, match="already exists"):
         check_output_file(plan, overwrite=False)
+    for text in ('{"model_type": "clip"}', '["clipmerge-plan/3"]', "{"):
+        plan.write_text(text)
+        with pytest.raises(OutputError, match="was not written as a plan by clipmerge"):
+            check_output_file(plan, overwrite=True)
