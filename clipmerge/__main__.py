@@ -1,6 +1,4 @@
-"""The process of the command line: ``clipmerge``, ``python -m clipmerge``, and ``torchrun -m
-clipmerge``.
-"""
+"""The entry point of ``clipmerge``, ``python -m clipmerge`` and ``torchrun -m clipmerge``."""
 
 import atexit
 import os
@@ -9,20 +7,20 @@ import sys
 
 
 def run() -> None:
-    """Run the command line, and end the process with its exit code."""
-    # paths hold any bytes
+    """Run the command line, and exit with its code."""
+    # a path may have bytes that are not UTF-8
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     code = 130
     try:
         from clipmerge.cli._terminal import ignore_signals, interrupt
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has set it
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under `nohup`
                 signal.signal(number, interrupt)
         from clipmerge.cli.app import main
 
         code = main()
-        # a launcher also ends processes that are done
+        # a launcher sends signals to processes that have finished, too
         ignore_signals()
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")
@@ -31,9 +29,7 @@ def run() -> None:
 
 
 def _end_process(code: int) -> None:
-    """End at once: Python itself would look for garbage for a second, and torch's threads can abort
-    it.
-    """
+    """Exit at once: Python would collect garbage for a second, and threads of torch may abort."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,50 +1,61 @@
-"""Doubts about the inputs, asked once before anything is learned: whether names, images or models
-would make any answer wrong.
+"""Checks before anything is learned: whether names, images or models would make every result wrong.
 
-A check is a function that yields doubts. A doubt is an error that names the ``allow`` that waves it
-through. To add one, yield its doubt from a function here and enter its name in
-`clipmerge.types.CHECKS`.
+A check is a function that yields doubts. A doubt is an error unless the user allows it by name. To
+add one, yield it from a function here and add its name to `clipmerge.types.CHECKS`.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from clipmerge.checkpoint.alignment import UNRELATED, are_equal, cosines_of
 from clipmerge.errors import CheckpointError, DataError, printable
 from clipmerge.layers import HEAD
+from clipmerge.merging.floats import widen
 from clipmerge.types import Names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from clipmerge.checkpoint import Inputs
-    from clipmerge.evaluation.scorer import Images
+    from clipmerge.evaluation.scorer import Images, Move
     from clipmerge.images.image_set import ImageSource, LabelledImages
+    from clipmerge.learning.interpolate import Path
     from clipmerge.models import ImageTextModel
     from clipmerge.options import ImageOptions
     from clipmerge.progress import Progress
 
-#: Images that are classified before learning: half a per cent of the passes that learning takes.
+#: Images that are classified before learning: half a per cent of the passes of learning.
 PROBE = 128
-# Images whose pixels are looked at, and the fewest of which anything is said.
+# Images whose pixels are checked, and the fewest that allow a judgement.
 _LOOKED_AT, _FEWEST = 16, 4
-# Numbers from 0 to 255 between the darkest and the brightest pixel of images that show nothing.
+# Largest difference, of 255, between the darkest and the brightest pixel of blank images.
 _BLANK = 16
-# Share of the pixels that may lie outside the range of the model's preprocessing, and how far, in
-# lengths of the range: interpolation overshoots a little at edges.
+# Share of pixels that may lie outside the range of the model's preprocessing, and how far, in parts
+# of the range, because interpolation overshoots a little at edges.
 _OUTSIDE, _OVERSHOOT = 0.01, 0.05
-# Median cosine of matrices above which two models may be equal.
+#: Median cosine between the matrices of a tower below which two models are unrelated. Models
+#: trained apart stay within 0.01 of 0; the furthest fine-tuning of `benchmarks/ancestry` (at
+#: 7fea82b5) stays above 0.3.
+UNRELATED = 0.05
+# The same above which two models may be equal.
 _NEARLY_EQUAL = 0.999
+# Entries of a matrix that are read: 64 KB in float32.
+_SAMPLE = 1 << 14
+# Entries of the smallest matrix that counts: by chance, a cosine is one over the root of their
+# number.
+_LEAST = 256
 # Letters of a class name or a caption that are shown.
 _SHOWN = 120
-#: What class names look like that look unlike names.
+#: Patterns of labels that are no class names, and a description of each.
 _LOOKS = {
     r"\d+": "are numbers",
     r"n\d{8}": "are WordNet's codes",
@@ -64,7 +75,7 @@ class Doubt(NamedTuple):
 def raise_unless_allowed(
     doubts: Iterable[Doubt], allow: Collection[str], progress: Progress
 ) -> None:
-    """Raise the first doubt that is not allowed; the others are warnings."""
+    """Raise the first doubt that is not allowed; those before it are warnings."""
     for check, text in doubts:
         if check not in allow:
             about_models = check in ("equal-models", "unrelated", "swapped", "class-order")
@@ -74,12 +85,12 @@ def raise_unless_allowed(
 
 
 def check_models(inputs: Inputs) -> Iterator[Doubt]:
-    """Doubt the pair, by its weights: equal or unrelated."""
+    """Doubt pairs whose weights are equal or unrelated."""
     zeroshot = inputs.zeroshot.source
     for which, finetuned in enumerate(inputs.finetuned):
         source = finetuned.source
         cosines = cosines_of(inputs, which)
-        # most pairs are seen to differ without reading all their weights
+        # only weights of nearly equal direction are worth reading in full
         is_near = min(cosines.values(), default=1) > _NEARLY_EQUAL
         if is_near and are_equal(inputs, which):
             yield Doubt(
@@ -104,8 +115,58 @@ def check_models(inputs: Inputs) -> Iterator[Doubt]:
             )
 
 
+def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
+    """The median cosine between the matrices of a fine-tuned checkpoint and the zero-shot one's, by
+    tower; empty for an adapter, which is related to every base that it fits.
+
+    Training moves weights and does not replace them: even after long training at a high rate, a
+    matrix mostly points where it pointed. Matrices of models that were trained apart are at right
+    angles, because their hidden units are numbered by chance.
+    """
+    if inputs.finetuned[which].is_adapted:
+        return {}
+    cosines: dict[str, list[float]] = {}
+    for name in filter(inputs.merges, inputs.zeroshot_keys):
+        entry = inputs.zeroshot_entry(name)
+        tower, _, rest = inputs.layer_of[name].partition(".")
+        # a head, outside both towers, may have been built anew
+        if not rest or len(entry.shape) < 2 or entry.size < _LEAST:
+            continue
+        holders = inputs.holders[name]
+        ends = []
+        for checkpoint, key in (holders[0], holders[which + 1]):
+            stored = checkpoint.array(key, 0, min(_SAMPLE, entry.size))
+            dtype = checkpoint.entries[key].dtype
+            ends.append(widen(stored, dtype, np.dtype(np.float64)))
+        theta_0, theta_1 = ends
+        with np.errstate(all="ignore"):  # NaN and Inf are refused where they are merged
+            # sums in this thread: a BLAS's threads would spin, waiting for others
+            lengths = (theta_0 * theta_0).sum() * (theta_1 * theta_1).sum()
+            cosine = float((theta_0 * theta_1).sum() / np.sqrt(lengths))
+        if math.isfinite(cosine):  # an empty or a broken matrix is no evidence
+            cosines.setdefault(tower, []).append(cosine)
+    return {tower: median(values) for tower, values in cosines.items()}
+
+
+def are_equal(inputs: Inputs, which: int) -> bool:
+    """Whether a fine-tuned checkpoint and the zero-shot one hold the same weights; of models that
+    differ, usually only samples are read.
+    """
+    names = list(filter(inputs.merges, inputs.zeroshot_keys))
+    for length in (_SAMPLE, sys.maxsize):
+        for name in names:
+            (theirs, their_key), *finetuned = inputs.holders[name]
+            ours, key = finetuned[which]
+            stop = min(length, ours.entries[key].size)
+            first = ours.array(key, 0, stop)
+            second = theirs.array(their_key, 0, stop)
+            if not np.array_equal(first, second):
+                return False
+    return True
+
+
 def check_classes(images: Images, model: str, rows: Names) -> Iterator[Doubt]:
-    """Doubt the order of the images' classes, unless a head's rows have the same names."""
+    """Doubt the order of the images' classes, unless a head's rows are matched by name."""
     from clipmerge.images.classes import places_of
     from clipmerge.images.image_set import CaptionedImages
 
@@ -116,8 +177,8 @@ def check_classes(images: Images, model: str, rows: Names) -> Iterator[Doubt]:
 
 
 def _check_order(source: str, names: Names, other: str, rows: Names) -> Iterator[Doubt]:
-    """Doubt classes that are matched with a head's rows by their order, if one has the name of
-    another row.
+    """Doubt classes that a head's rows are matched with by order, if one has another row's
+    name.
     """
     from clipmerge.images.classes import misplaced
 
@@ -131,62 +192,59 @@ def _check_order(source: str, names: Names, other: str, rows: Names) -> Iterator
 
 
 def check_sources(
-    inputs: Inputs,
+    path: Path,
     sources: Mapping[str, Images],
     settings: ImageOptions,
     progress: Progress,
     *,
     seed: int = 0,
 ) -> Iterator[Doubt]:
-    """Doubt images and class names: by some pixels, and by how well the zero-shot and the first
-    fine-tuned model classify a few images with one template.
+    """Doubt images and class names, by the pixels of a few images, and by the share of a few images
+    that the zero-shot and the first fine-tuned model recognise with one template.
     """
-    from functools import partial
-
     from clipmerge.evaluation.scorer import Scorer
-    from clipmerge.learning.interpolate import Path
-    from clipmerge.models.building import build_model
 
-    # of heads without a zero-shot counterpart nothing can be expected
-    own_heads = inputs.is_classifier and not inputs.zeroshot.has_built_head
-    model = None if own_heads else build_model(inputs)
+    inputs = path.inputs
     samples: dict[str, LabelledImages] = {}
     for name, images in sources.items():
         yield from check_classes(images, inputs.finetuned[0].source, inputs.row_names)
-        yield from check_pixels(images, model)
+        yield from check_pixels(images, path.model)
         images.require_classes()
         samples[name] = _sample_with_one_prompt(
-            images.sample(min(PROBE, len(images)), seed), settings
+            images.sample(min(PROBE, len(images)), seed), settings.template
         )
-    if model is None:
+    # a head that the zero-shot model lacks knows nothing at theta_0
+    if inputs.output.is_classifier and not inputs.zeroshot.has_built_head:
         return
-    # one batch: on small models most of the cost is that of each
+    # one batch, because on small models each batch has a fixed cost
     scorer = Scorer(
-        model, inputs, replace(settings, template=(), batch_size=settings.batch_size or PROBE)
+        path.model,
+        replace(settings, template=(), batch_size=settings.batch_size or PROBE),
+        path,
     )
-    moves = [partial(Path.set_alpha, alpha=0.0), partial(Path.set_mixture, weights=(1.0,))]
-    for name, (zeroshot, finetuned) in scorer.score(moves, samples, progress).items():
+    ends: list[Move] = [lambda at: at.set_alpha(0.0), lambda at: at.set_mixture((1.0,))]
+    for name, (zeroshot, finetuned) in scorer.score(ends, samples, progress).items():
         among = len(samples[name].class_names)
         images = sources[name]
         yield from check_answers(name, images, finetuned.correct, zeroshot.correct, among=among)
 
 
-def _sample_with_one_prompt(images: Images, settings: ImageOptions) -> LabelledImages:
+def _sample_with_one_prompt(images: Images, template: Names) -> LabelledImages:
     """The images with one prompt of each class, or with a caption of each image."""
     from clipmerge.images.classes import templates_for
     from clipmerge.images.image_set import CaptionedImages
 
     if isinstance(images, CaptionedImages):
         drawn = images.with_one_caption(0)
-        # an image of each: the most common caption would be guessed too often by chance
+        # one image of each caption: guesses would often hit the most common one
         first = dict(zip(reversed(drawn.labels), reversed(range(len(drawn))), strict=True))
         return drawn.subset(sorted(first.values()))
-    return replace(images, templates=templates_for(settings.template, images.templates)[:1])
+    return replace(images, templates=templates_for(template, images.templates)[:1])
 
 
 def check_pixels(images: ImageSource, model: ImageTextModel | None = None) -> Iterator[Doubt]:
-    """Doubt the images, by the pixels of a few: blank, all the same, or (preprocessed ones) out of
-    the range of the model's own preprocessing.
+    """Doubt images that are blank or all the same, and preprocessed ones that are out of the range
+    of the model's own preprocessing, by the pixels of a few.
     """
     last = len(images) - 1
     parts = _LOOKED_AT - 1
@@ -217,7 +275,7 @@ def _check_range(
     from PIL import Image
 
     ends = model.pixels([Image.new("RGB", (64, 64), colour) for colour in ("black", "white")])
-    if ends.ndim != 4:  # not of the shape that preprocessed pixels have
+    if ends.ndim != 4:  # patches, as of SigLIP 2
         return
     # one by channel
     low = ends.amin(dim=(0, 2, 3))[:, None, None]
@@ -229,7 +287,7 @@ def _check_range(
     outside = (too_low | too_high).float().mean()
     lowest = float(pixels.min())
     highest = float(pixels.max())
-    # what mean and deviation 0.5 make of images that have some black and some white
+    # mean and deviation 0.5 turn black into -1 and white into 1
     is_halved = abs(lowest + 1) < 1e-3 and abs(highest - 1) < 1e-3
     darkest = float(low.min())
     brightest = float(high.max())
@@ -250,11 +308,13 @@ def check_answers(
     *,
     among: int = 0,
 ) -> Iterator[Doubt]:
-    """Doubt class names or captions by the images that a model recognises by them, and on the
-    target (which has no name) the order of the models, if the zero-shot one is surely better.
+    """Doubt class names or captions by which models recognise images no better than by chance, and
+    the order of the models, if the zero-shot one is surely better on the target (whose name is
+    empty).
 
-    Captions were chosen ``among`` so many. With few images a good model may seem to guess: then
-    nothing is said. Names that the zero-shot model surely knows are not at fault.
+    ``among`` is the number of captions that each was chosen from. With few images a good model may
+    seem to guess, so there is no doubt then. Nor is there one if the zero-shot model surely
+    recognises images by these names.
     """
     from clipmerge.images.image_set import CaptionedImages
     from clipmerge.stats import wilson
@@ -270,7 +330,7 @@ def check_answers(
     known = correct if zeroshot is None else zeroshot
     share, known_share = float(correct.mean()), float(known.mean())
     known_low, _ = wilson(known_share, len(known))
-    if name:  # what fine-tuning forgot is no fault of the names
+    if name:  # the names are not to blame for what fine-tuning forgot
         share = max(share, known_share)
     low, high = wilson(share, len(correct))
     where = f"{name}: " if name else ""
@@ -300,7 +360,7 @@ def check_answers(
 
 
 def describe_odd_names(names: Names) -> str:
-    """How class names look unlike names, in words; empty if they look like names.
+    """Describe labels that are no class names; empty for usual names.
 
     Example:
         >>> describe_odd_names(("0", "1")), describe_odd_names(("cat", "car"))

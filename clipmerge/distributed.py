@@ -19,22 +19,13 @@ if TYPE_CHECKING:
 
     from clipmerge.types import Device
 
-# Exists in the store of a run as soon as one of its processes tells an error.
+# Key in the store of a run; set once one of its processes reports an error.
 _FAILED = "clipmerge/failed"
-# Seconds between two looks for it. The main process has so many looks' time to tell an error that
-# all find, and a process to stop.
+# Seconds between two looks at it, and the number of looks for which the other processes leave an
+# error that all have to the main process, and for which a process may take to stop.
 _LOOK_SECONDS, _LOOKS = 0.5, 20
 _store: Any = None
 _is_ending = threading.Event()
-
-
-def cores_per_process() -> int:
-    """CPU cores for the threads of this process: those that it may use, divided by the processes of
-    this run on this machine.
-    """
-    every = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
-    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def is_main_process() -> bool:
@@ -43,13 +34,14 @@ def is_main_process() -> bool:
 
 
 def watch_processes() -> None:
-    """If a launcher started several processes, let an error in one end this one within seconds:
-    it may wait for that one, and not every launcher ends the others.
+    """If a launcher started several processes, end this one seconds after an error in another one.
+
+    It may wait for the failed process, and not every launcher ends the others.
     """
     global _store
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         return
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a store whose keeper is done
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # about a store whose process has ended
     from torch.distributed.rendezvous import rendezvous
 
     _store, *_ = next(rendezvous("env://"))
@@ -57,19 +49,17 @@ def watch_processes() -> None:
 
 
 def _end_with_others() -> None:
-    with suppress(RuntimeError):  # the main process, which may keep the store, is done
+    with suppress(RuntimeError):  # the process that keeps the store has ended
         while not _is_ending.wait(_LOOK_SECONDS):
             if _store.check([_FAILED]):
                 os.kill(os.getpid(), signal.SIGTERM)
-                # in a library's code the interruption is not seen
+                # code of a library may not notice the signal
                 if not _is_ending.wait(_LOOKS * _LOOK_SECONDS):
                     os._exit(1)
 
 
 def claim_error() -> bool:
-    """Whether this process is to tell the error that ends it: the main one, if it fails, too, or
-    else the first.
-    """
+    """Whether this process reports its error: the main process does if it fails, else the first."""
     _is_ending.set()
     if _store is None:
         return is_main_process()
@@ -86,17 +76,15 @@ def claim_error() -> bool:
 
 
 class DistributedContext:
-    """The processes of this run as accelerate knows them, and the device on which this call
-    computes: for ``auto`` the accelerator that torch finds, if any.
+    """The processes of this run, and the device on which this call computes.
 
-    The device is not accelerate's, which has one for the life of a process: a notebook may use a
-    card and then the CPU. Collectives need tensors on ``state.device``.
+    ``auto`` is the accelerator that torch finds, if any. accelerate knows one device for the life
+    of a process, but a notebook may use a card and then the CPU, so the device is found here.
+    Collectives need tensors on ``state.device``.
     """
 
     def __init__(self, device: Device) -> None:
-        """Join the processes, if a launcher started several; a call that hangs is given up after
-        half an hour.
-        """
+        """Join the processes of a launcher; a collective that hangs fails after half an hour."""
         import torch  # takes a second, which commands without a model save
         from accelerate import PartialState
         from accelerate.utils import parse_flag_from_env
@@ -114,7 +102,7 @@ class DistributedContext:
         self.state = PartialState(cpu=kind == "cpu", timeout=timedelta(minutes=30))
         self.device = torch.device(kind)
         if kind not in ("cpu", "mps"):
-            # a process may see fewer cards than there are processes: one, often
+            # a process may see fewer cards than there are processes, often one
             index = self.state.local_process_index % torch.accelerator.device_count()
             self.device = torch.device(kind, index)
         self.world_size: int = self.state.num_processes
@@ -123,23 +111,25 @@ class DistributedContext:
 
 
 def all_reduce_(context: DistributedContext, tensor: Tensor) -> None:
-    """Replace a tensor by its sum over all processes, in place; the same bits in each of them."""
-    import torch
-
-    if context.world_size > 1:
-        carried = tensor.to(context.state.device)  # NCCL takes no tensor on the CPU
-        torch.distributed.all_reduce(carried)
-        tensor.copy_(carried)
+    """Replace a tensor by its sum over all processes, in place; all get the same bits."""
+    _run_collective(context, "all_reduce", tensor)
 
 
 def broadcast_(context: DistributedContext, tensor: Tensor) -> None:
-    """Replace a tensor by that of the main process, in place, in every process."""
+    """Replace a tensor in every process by the main process's, in place."""
+    _run_collective(context, "broadcast", tensor, 0)
+
+
+def _run_collective(
+    context: DistributedContext, name: str, tensor: Tensor, *arguments: int
+) -> None:
     import torch
 
     if context.world_size > 1:
-        carried = tensor.to(context.state.device).contiguous()
-        torch.distributed.broadcast(carried, 0)
-        tensor.copy_(carried)
+        # NCCL needs tensors on a card
+        on_device = tensor.to(context.state.device).contiguous()
+        getattr(torch.distributed, name)(on_device, *arguments)
+        tensor.copy_(on_device)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -148,8 +138,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the system has too little memory; Apple's, CUDA's and its libraries', and
-    the CPU say it in words alone.
+    """Whether a device or the system ran out of memory.
+
+    Errors of Apple's devices, of CUDA's libraries and of the CPU are recognised by their words.
     """
     import torch
 
@@ -171,9 +162,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Compute in exact float32 in this block; the caller's settings come back at its end.
+    """Compute in exact float32 in this block, then restore the caller's settings.
 
-    A relative perturbation of 5e-4 does not even change a weight in TF32.
+    In TF32 a relative perturbation of 5e-4 does not even change a weight.
     """
     import torch
 

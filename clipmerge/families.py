@@ -1,11 +1,11 @@
-"""Families of models: the names of their parameters, and the layers these lie in.
+"""Families of models: the names of their parameters, and the layer of each parameter.
 
 To add a family, add an entry to `FAMILIES`; `tests/families` has the requirements for every family.
-A *canonical name* is one spelling of a parameter; the output keeps the spelling of its sources.
-Layers are named by module path: `vision.3.attn`, `text.norm`, `logit_scale`. The first word of a
-path gives the tower, words such as ``layers.3`` the block, and two sets of keywords the half of a
-block: attention, or MLP; what is neither is ``conv``. Outside the blocks the first module gives the
-part; an unknown one is a layer named after the module.
+A *canonical name* is the one spelling of a parameter that clipmerge uses; the output keeps the
+spelling of its sources. Layers are named by module path: `vision.3.attn`, `text.norm`,
+`logit_scale`. The first word of a path gives the tower, and words such as ``layers.3`` give the
+block. Keywords give the half of a block, attention or MLP; a parameter without any is in ``conv``.
+Outside the blocks the first module gives the part; an unknown module is a layer of its own name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def is_open_clip(keys: Iterable[str]) -> bool:
     return any(key.startswith("visual.") or ".resblocks." in key for key in keys)
 
 
-# What a model of transformers has beside its towers.
+# Parameters of transformers' models outside the towers.
 _AROUND = ("visual_projection.", "text_projection.", "classifier.", "logit_", "temperature")
 _TOWERS = ("vision_model.", "text_model.")
 
@@ -42,15 +42,15 @@ class Family:
         layout: Layout of its keys.
         model_type: ``model_type`` in a config, if it has one; a tower's ends with ``_vision_model``
             or ``_text_model``.
-        marks: Parts of keys that tell the family where there is no config: all of them occur.
-        renames: Regex and replacement, applied to every key in order: from other spellings to the
-            canonical one.
+        marks: Parts of keys by which the family is recognised without a config; all must occur.
+        renames: Regexes and replacements that turn other spellings into the canonical one, applied
+            to every key in order.
         model: Module of `clipmerge.models` with the forward pass.
         model_class: transformers' class of the full model.
         reads_padding: Whether the text tower reads padding as text, so that prompts are padded to
             its full length.
-        weights: File from which the family's library reads unsharded weights.
-        config: File that describes the model.
+        weights: The file that the family's library reads unsharded weights from.
+        config: The file that describes the model.
     """
 
     name: str
@@ -67,8 +67,8 @@ class Family:
     def by_canonical_name(self, keys: Collection[str], source: str = "the model") -> dict[str, str]:
         """Map canonical names to a file's keys.
 
-        Towers of transformers that were saved alone lack their prefix
-        (``embeddings.class_embedding``), which is put before them.
+        The keys of a transformers tower that was saved alone lack the tower's prefix
+        (``embeddings.class_embedding``), so it is added.
         """
         prefix = ""
         if self.model_type and not any(key.startswith(_TOWERS) for key in keys):
@@ -87,13 +87,13 @@ class Family:
 
 
 def _prefix_of_tower(keys: Iterable[str]) -> str:
-    """What the keys of a tower that was saved alone have before them in a whole model."""
+    """The prefix that the keys of a lone tower have in a whole model."""
     is_text = any("token_embedding" in key or "word_embedding" in key for key in keys)
     return "text_model." if is_text else "vision_model."
 
 
 def tower_of(layers: Iterable[str]) -> Literal["full", "vision", "text"]:
-    """Return the towers of a checkpoint's layers: ``"full"``, ``"vision"`` or ``"text"``."""
+    """The towers that layers belong to: ``"full"`` for both, ``"vision"`` or ``"text"``."""
     towers = {layer.partition(".")[0] for layer in layers}
     if {"vision", "text"} <= towers:
         return "full"
@@ -116,8 +116,8 @@ def is_variance(name: str) -> bool:
 
 
 def is_counter(name: str) -> bool:
-    """Whether a tensor counts a batch norm's training steps: copied, because it has no effect at
-    inference.
+    """Whether a tensor counts a batch norm's training steps: copied, because inference ignores
+    it.
     """
     return name.endswith(".num_batches_tracked")
 
@@ -183,7 +183,7 @@ VISION_TEXT_DUAL_ENCODER = Family(
     model_class="VisionTextDualEncoderModel",
 )
 
-#: In the order in which they are tried where there is no config; CLIP is what no mark tells.
+#: Tried in this order for weights without a config; those without any marks are CLIP's.
 FAMILIES = (
     SIGLIP,
     Family(
@@ -249,7 +249,7 @@ def family_of(config: Json | None, keys: Collection[str], source: str) -> Family
 
 
 def _family_by_marks(keys: Collection[str]) -> Family:
-    """The first family of whose marks each occurs in a key."""
+    """The first family whose marks all occur in the keys."""
     text = "\n".join(keys)
     for family in FAMILIES:
         if family.marks and all(mark in text for mark in family.marks):
@@ -257,7 +257,7 @@ def _family_by_marks(keys: Collection[str]) -> Family:
     return CLIP
 
 
-# Patterns of names, and the tower or the layer outside the towers that they are in.
+# Patterns of names, with their tower, or their layer outside the towers.
 _PLACES = (
     (r"^(?:logit_scale|temperature)", "logit_scale"),  # the second is ALIGN's
     (r"^logit_bias", "logit_bias"),
@@ -267,14 +267,14 @@ _PLACES = (
     (r"^(?:text[_.]|transformer\.|token_emb|positional_embedding|cls_emb|ln_final\.)", "text"),
 )
 _TOWERS_OF_BLOCKS = ("vision", "text", "decoder")
-# The numbers of a block: of a stage and of a block in it, or of a block alone.
+# The number of a block, or of a stage and a block in it.
 _BLOCK = re.compile(
     r"(?:^|\.)(?:layers?|blocks?|resblocks|stages|cross_attn)\.?(\d+)"
     r"(?:\.(?:(?:layers?|blocks?)\.)?(\d+))?(?=\.)"
 )
-# What makes patches of an image, with blocks of its own in hybrid towers.
+# The modules that make patches of an image; hybrid towers have blocks in them.
 _STEM = re.compile(r"(?:(?:visual|vision_model)\.)?(?:trunk\.)?(?:patch_embed|stem)\.")
-# Words of a path in a block: attention with the norm before it, and MLP likewise.
+# Words of paths in a block: of attention and the norm before it, and of the MLP and its norm.
 _HALVES = (
     (
         r"(?i)attn|attention|(?:ln|norm|ls)_?1|gamma_1|layer_?scale_?1|layernorm_before"
@@ -287,7 +287,7 @@ _HALVES = (
         "mlp",
     ),
 )
-# Modules outside the blocks that only hold others: the towers, and what they are made of.
+# Modules outside the blocks that only contain other modules.
 _CONTAINERS = re.compile(
     r"^(?:(?:vision_model|visual|text_model|text|text_decoder"
     r"|trunk|transformer|encoder|roberta|backbone|model)\.)+(?=\w)"
@@ -302,8 +302,7 @@ _PARTS = (
 
 
 def layers_of(names: Iterable[str]) -> dict[str, str]:
-    """Name the layer of each parameter, from all names of a checkpoint: blocks in stages are
-    numbered consecutively.
+    """Name the layer of each parameter of a checkpoint; blocks are numbered through all stages.
 
     Example:
         >>> names = ["visual.layer1.0.conv1.weight", "visual.layer2.0.conv1.weight", "visual.proj"]
@@ -341,7 +340,7 @@ def _parts_of_name(name: str) -> tuple[str, tuple[int, ...], str]:
 
 
 def _first_match(text: str, patterns: tuple[tuple[str, str], ...], otherwise: str) -> str:
-    """The word beside the first pattern that a text has."""
+    """The word of the first pattern that matches a text."""
     for pattern, word in patterns:
         if re.search(pattern, text):
             return word

@@ -1,4 +1,4 @@
-"""Reading models from the Hugging Face Hub: their names, one commit of each, and its errors.
+"""The Hugging Face Hub: names of models, downloads of one commit, and errors in one line.
 
 A revision is resolved to a commit first, and only the commit is used from then on: the client's own
 download silently falls back to a stale cache when the Hub does not answer.
@@ -22,23 +22,24 @@ _NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[\w])?"
 _ID = re.compile(rf"(?:hf://)?(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^\s@]+))?", re.ASCII)
 _DATASET = re.compile(rf"hf://datasets/(?P<repo>{_NAME}/{_NAME})(?:@[^:\s]+)?(?::\S+)?", re.ASCII)
 _FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".json", ".yaml", ".git")
-# What to do by class of the error, looked up along the method resolution order; by name, so that
-# nothing need be imported, and because the client has changed its HTTP library.
+_LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN, with a token that permits this."
+# The next step by class of the error, looked up along the method resolution order. Classes are
+# named by text, so that none need be imported: the client has changed its HTTP library.
 _REMEDIES = {
     "GatedRepoError": "Accept its conditions on its page on the Hub, then `hf auth login`.",
     "RevisionNotFoundError": "Check the name after the @.",
     "RepositoryNotFoundError": "Check the name; if it is private, `hf auth login` or set HF_TOKEN.",
     "OfflineModeIsEnabled": "Unset HF_HUB_OFFLINE to reach the Hub.",
     "LocalEntryNotFoundError": "It is not in the cache: go online and run again.",
+    "LocalTokenNotFoundError": _LOG_IN,
     "TransportError": "Check the connection and HF_ENDPOINT; HF_HUB_OFFLINE=1 uses the cache.",
 }
-_LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN."
-_TRY_AGAIN = "Try again later; HF_HUB_OFFLINE=1 uses what is in the cache."
+_TRY_AGAIN = "Try again later; HF_HUB_OFFLINE=1 reads from the cache."
 
 
 @dataclass(frozen=True)
 class HubId:
-    """A model on the Hub and the revision asked for; None is the default branch."""
+    """A model on the Hub and a revision; ``None`` is the default branch."""
 
     repo_id: str
     revision: str | None = None
@@ -67,11 +68,11 @@ def parse_hub_id(source: str) -> HubId | None:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model at one commit, whose files lie in the Hub's cache once they are downloaded."""
+    """A model at one commit; its files are in the Hub's cache once they are downloaded."""
 
     hub_id: HubId  # its revision is the commit
     files: Names = field(default=(), repr=False)
-    notes: Names = ()  # says that the Hub was not asked: the files are those in the cache
+    notes: Names = ()  # offline: the files are those in the cache, and the Hub was not asked
 
     @property
     def revision(self) -> str:
@@ -93,11 +94,17 @@ class Snapshot:
 
 def resolve_revision(hub_id: HubId) -> Snapshot:
     """Ask the Hub for the commit of a revision; with ``HF_HUB_OFFLINE`` set, look in the cache."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi, constants, snapshot_download
 
-    if constants.HF_HUB_OFFLINE:
-        return _cached_snapshot(hub_id)
     with as_hub_errors(f"reading {hub_id}"):
+        if constants.HF_HUB_OFFLINE:
+            # no file is asked for, so only the folder has to exist
+            cached = snapshot_download(hub_id.repo_id, revision=hub_id.revision, allow_patterns=[])
+            folder = Path(cached)
+            sha = folder.name
+            cached_names = [file.relative_to(folder).as_posix() for file in folder.rglob("*")]
+            note = f"HF_HUB_OFFLINE is set: {hub_id} is the cached commit {sha}, not checked"
+            return Snapshot(replace(hub_id, revision=sha), tuple(sorted(cached_names)), (note,))
         info: Any = HfApi(library_name="clipmerge").model_info(
             hub_id.repo_id, revision=hub_id.revision, timeout=_TIMEOUT
         )
@@ -106,59 +113,34 @@ def resolve_revision(hub_id: HubId) -> Snapshot:
     return Snapshot(replace(hub_id, revision=info.sha), names)
 
 
-def _cache_folder(hub_id: HubId) -> Path:
-    """The model's folder in the Hub's cache, whose layout huggingface_hub documents."""
+def _remember_commit(hub_id: HubId, sha: str) -> None:
+    """Record the revision's commit in the cache, as the client does, for later use offline."""
     from huggingface_hub import constants
 
     folder = f"models--{hub_id.repo_id.replace('/', '--')}"
-    return Path(constants.HF_HUB_CACHE) / folder
-
-
-def _remember_commit(hub_id: HubId, sha: str) -> None:
-    """Record the revision's commit in the cache, as the client does, so that offline use finds
-    it.
-    """
-    ref = _cache_folder(hub_id) / "refs" / (hub_id.revision or "main")
+    ref = Path(constants.HF_HUB_CACHE, folder, "refs", hub_id.revision or "main")
     if hub_id.revision != sha:
         with contextlib.suppress(OSError):  # a read-only cache must not stop the download
             ref.parent.mkdir(parents=True, exist_ok=True)
             ref.write_text(sha, encoding="ascii")
 
 
-def _cached_snapshot(hub_id: HubId) -> Snapshot:
-    """The commit that the cache has of a revision, and the files that it has of the commit."""
-    cache = _cache_folder(hub_id)
-    sha = hub_id.revision or "main"
-    ref = cache / "refs" / sha
-    if ref.is_file():
-        sha = ref.read_text(encoding="ascii").strip()
-    folder = cache / "snapshots" / sha
-    if not folder.is_dir():
-        raise HubError(
-            f"reading {hub_id}: HF_HUB_OFFLINE is set, and it is not in the cache. Go online, or"
-            " give a folder."
-        )
-    names = tuple(path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")))
-    note = f"HF_HUB_OFFLINE is set: {hub_id} is the cached commit {sha}, not checked"
-    return Snapshot(replace(hub_id, revision=sha), names, (note,))
-
-
 @contextlib.contextmanager
-def as_hub_errors(doing: str) -> Iterator[None]:
-    """Turn any error of the client into a one-line HubError."""
+def as_hub_errors(action: str) -> Iterator[None]:
+    """Report any error of the client in one line: what was done, what it says, and what next."""
     try:
         yield
     except ClipmergeError:
         raise
     except Exception as error:
         names = [cls.__name__ for cls in type(error).__mro__]
-        is_unauthorised = getattr(getattr(error, "response", None), "status_code", None) == 401
-        otherwise = _LOG_IN if is_unauthorised else _TRY_AGAIN
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        otherwise = _LOG_IN if status in (401, 403) else _TRY_AGAIN
         remedy = next((_REMEDIES[name] for name in names if name in _REMEDIES), otherwise)
         lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
-        told = [line for line in lines if not re.match(r"\d+ \w+ Error", line)]
-        reason = next(iter(told or lines), names[0])
-        raise HubError(f"{doing}: {reason}. {remedy}") from error
+        # the client's first line may hold only the status, such as "404 Client Error"
+        reasons = [line for line in lines if not re.match(r"\d+ \w+ Error", line)]
+        raise HubError(f"{action}: {[*reasons, *lines, names[0]][0]}. {remedy}") from error
 
 
 def dataset_repo(source: str | None) -> str | None:

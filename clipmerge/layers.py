@@ -1,4 +1,4 @@
-"""Layers: their order in the network, and the globs that name them; the same for every family.
+"""Layers of every family: their order in the network, and globs over their names.
 
 A *layer* is the unit of recipes, plans and reports: half a transformer block with the norm before
 it (``vision.3.attn``, ``vision.3.mlp``), a convolutional block (``vision.3.conv``), or a part
@@ -30,8 +30,9 @@ _PART_ORDER = ("vision", "text", "decoder", HEAD, "logit_scale", "logit_bias")
 
 
 def network_order(layer: str) -> tuple[int, int, str]:
-    """Sort key for network order: vision, text, then layers in neither tower; parts without a known
-    place come last.
+    """Sort key for network order: vision, text, then layers in neither tower.
+
+    Inside a tower, parts without a known place come last.
 
     Example:
         >>> layers = ["logit_scale", "text.norm", "vision.10.attn", "vision.2.mlp", "vision.2.attn"]
@@ -48,7 +49,7 @@ def network_order(layer: str) -> tuple[int, int, str]:
 
 
 def block_of(layer: str) -> tuple[str, int, str] | None:
-    """Split a block's layer into tower, depth and half; ``None`` for layers outside the blocks.
+    """Split the layer of a block into tower, depth and half; ``None`` for other layers.
 
     Example:
         >>> block_of("vision.10.mlp")
@@ -63,8 +64,8 @@ def block_of(layer: str) -> tuple[str, int, str] | None:
 
 
 def may_precede_blocks(layer: str) -> bool:
-    """Whether a layer outside the blocks may act before or in them; so may every part without a
-    known place.
+    """Whether a layer outside the blocks may act before or in them, as parts without a known place
+    may.
 
     Example:
         >>> layers = ("vision.embeddings", "vision.features.3", "vision.norm")
@@ -76,8 +77,7 @@ def may_precede_blocks(layer: str) -> bool:
 
 
 def match_layers(glob: str, layers: Iterable[str]) -> list[str]:
-    """Find the layers that match a glob; the whole name must match, so ``vision.1.*`` excludes
-    ``vision.10.*``.
+    """Find the layers whose whole name matches a glob: ``vision.1.*`` excludes ``vision.10.attn``.
 
     Example:
         >>> match_layers("vision.1.*", ["vision.1.attn", "vision.10.attn"])

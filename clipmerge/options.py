@@ -1,7 +1,8 @@
-"""The options of every command, once: keyword, type, default, flag and help.
+"""The options of every command, each declared once: keyword, type, default, flag and help.
 
 ``merge(..., images=64)`` and ``clipmerge merge ... --images 64`` are the same field. A field has
-the type that Python takes, its bounds, its flag, and the flag's own type where that is narrower.
+its type in Python, its bounds, its flag, and the flag's own type where that is narrower. Flags are
+listed by ``--help`` in the groups `HELP_GROUPS`.
 """
 
 import math
@@ -11,13 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from functools import partial
-from inspect import Parameter
+from inspect import Parameter, signature
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 
 from annotated_types import Ge, Le
-from typer import Option as _flag
+from typer import Option
 
 from clipmerge.errors import UsageError, did_you_mean, list_choices
 from clipmerge.files import local_path
@@ -27,53 +28,55 @@ from clipmerge.types import CHECKS, RECOMMENDATIONS, Device, Json, Names, Output
 if TYPE_CHECKING:
     from clipmerge.images.image_set import Columns
 
-_MAX_ALPHAS = 1000
-
+#: The groups of flags in their order in ``--help``.
+HELP_GROUPS = ("What", "Images", "Decide", "Write", "Publish", "Run")
+_what, _images, _decide, _write, _publish, _run = (
+    partial(Option, rich_help_panel=group) for group in HELP_GROUPS
+)
 
 Allow = Annotated[
     Any,
-    _flag("--allow", metavar="CHECK", help="Go on in spite of a failed check; may be repeated."),
+    _what("--allow", metavar="CHECK", help="Go on although this check fails; may be repeated."),
     list[str],
 ]
-Overwrite = Annotated[bool, _flag("--overwrite", help="Replace an earlier output.")]
+Overwrite = Annotated[bool, _write("--overwrite", help="Replace an earlier output.")]
 ShardSize = Annotated[
     Any,
-    _flag(
+    _write(
         metavar="SIZE",
-        hidden=True,
-        help="Largest shard, such as 5GB; by default sharded like the fine-tuned checkpoint.",
+        help="Largest file, such as 5GB; by default the files of the fine-tuned checkpoint.",
     ),
     str,
 ]
 Model = Annotated[
     str | None,
-    _flag(metavar="NAME", help="Architecture in OpenCLIP of weights without a configuration."),
+    _what(metavar="NAME", help="OpenCLIP architecture of weights without a configuration."),
 ]
 StateKey = Annotated[
     str | None,
-    _flag(metavar="KEY", hidden=True, help="Where in a file of training the weights are."),
+    _what(metavar="KEY", help="Key of the weights in a training checkpoint."),
 ]
 Seed = Annotated[
     int,
     Ge(0),
-    Le(2**32 - 1),  # random generators take 64 bits, of which steps and layers add some
-    _flag(metavar="NUMBER", help="Seed of samples and random masks."),
+    Le(2**32 - 1),  # steps and layers add to it, and random generators take 64 bits
+    _decide(metavar="NUMBER", help="Seed of image samples and of random masks."),
 ]
-Private = Annotated[bool, _flag("--private", help="Create a private repository.")]
+Private = Annotated[bool, _publish("--private", help="Create a private repository.")]
 License = Annotated[
-    str | None, _flag(metavar="LICENCE", help="Licence to publish under, such as mit.")
+    str | None, _publish(metavar="LICENCE", help="Licence to publish under, such as mit.")
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of a command."""
+    """Checked options of a command."""
 
     __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012 - pydantic's own name
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Make options of keywords, each of which must exist and have the declared type."""
+        """Check keywords against the fields: each must exist and have the declared type."""
         from pydantic import TypeAdapter, ValidationError  # `--help` needs no pydantic
 
         defaults = {field.name: field.default for field in fields(cls)}
@@ -95,78 +98,91 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataOptions(Options):
+    """The images of a measurement."""
+
+    data: Annotated[
+        Any,
+        _images(
+            "--data", "-d", metavar="SOURCE", help="Labelled or captioned images to measure on."
+        ),
+        str,
+    ] = None
+    images: Annotated[
+        int,
+        Ge(1),
+        _images(metavar="COUNT", help="Number of images drawn from --data, class-balanced."),
+    ] = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageOptions(Options):
-    """How images are read, and where models look at them."""
+    """How images are read, and on which device models see them."""
 
     classes: Annotated[
         Any,
-        _flag(metavar="FILE", help="Class names: a file, one per line or JSON, or a list's name."),
+        _images(metavar="FILE", help="Class names: one per line, JSON, or the name of a list."),
         str,
     ] = None
     template: Annotated[
         Any,
-        _flag(metavar="TEXT", help="Prompt with {} for the class, or a set; may be repeated."),
+        _images(metavar="TEXT", help="Prompt with {} for the class, or a set; may be repeated."),
         list[str],
     ] = ()
     image_column: Annotated[
-        str | None, _flag(metavar="NAME", help="Column of the images, if it is not found.")
+        str | None, _images(metavar="NAME", help="Column of the images, if not found.")
     ] = None
     label_column: Annotated[
-        str | None, _flag(metavar="NAME", help="Column of the labels, if it is not found.")
+        str | None, _images(metavar="NAME", help="Column of the labels, if not found.")
     ] = None
     caption_column: Annotated[
-        str | None, _flag(metavar="NAME", help="Column of captions, taken in place of classes.")
+        str | None, _images(metavar="NAME", help="Column of captions, to use instead of classes.")
     ] = None
-    device: Annotated[Device, _flag(help="Where models run.")] = "auto"
+    device: Annotated[Device, _run(help="Device for the models.")] = "auto"
     batch_size: Annotated[
-        int | None, Ge(1), _flag(metavar="COUNT", help="Images per batch; by default at most 128.")
+        int | None, Ge(1), _run(metavar="COUNT", help="Images per batch; by default at most 128.")
     ] = None
 
     @property
     def columns(self) -> "Columns":
-        """The columns that the user named."""
+        """The columns named by the user."""
         from clipmerge.images.image_set import Columns
 
         return Columns(self.image_column, self.label_column, self.caption_column)
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectOptions(ImageOptions):
-    """Options of `inspect`: what is measured, and on which images."""
+class InspectOptions(ImageOptions, DataOptions):
+    """Options of `inspect`."""
 
-    data: Annotated[
-        Any,
-        _flag("--data", "-d", metavar="SOURCE", help="Labelled or captioned images to measure on."),
-        str,
-    ] = None
-    images: Annotated[
-        int, Ge(1), _flag(metavar="COUNT", help="Images taken from --data, class-balanced.")
-    ] = 1024
-    allow: Allow = ()
-    seed: Seed = 0
     model: Model = None
     state_key: StateKey = None
+    allow: Allow = ()
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionOptions(InspectOptions):
-    """What a merge is decided by."""
+    """Options that decide a merge."""
 
     set: Annotated[
         Any,
-        _flag(metavar="KEY=VALUE", help="Change the recipe, as method.alpha=0.4; may be repeated."),
+        _decide(
+            metavar="KEY=VALUE",
+            help="Change the recipe, such as method.alpha=0.4; may be repeated.",
+        ),
         list[str],
     ] = ()
     max_loss: Annotated[
         float | None,
         Ge(0),
         Le(100),
-        _flag(
+        _decide(
             metavar="POINTS",
-            help="Points of accuracy that may be lost; by default the recipe's limit, or 3.",
+            help="Accuracy that may be lost, in points; by default as in the recipe, or 3.",
         ),
     ] = None
-    dtype: Annotated[OutputDtype, _flag(help="Dtype of the merged weights.")] = "keep"
+    dtype: Annotated[OutputDtype, _write(help="Dtype of the merged weights.")] = "keep"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,21 +191,26 @@ class PlanOptions(DecisionOptions):
 
     alpha: Annotated[
         float | None,
-        _flag(
+        _decide(
             metavar="NUMBER",
             help="Short for --set method.alpha=NUMBER: 0 = zero-shot, 1 = fine-tuned.",
         ),
     ] = None
     ood: Annotated[
         Any,
-        _flag(
+        _images(
             metavar="NAME=SOURCE",
             help="Labelled images of a shift or task: half teach, half judge; may be repeated.",
         ),
         list[str],
     ] = ()
     verdict: Annotated[
-        bool, _flag(" /--no-verdict", help="Decide by all images, and judge by none.")
+        bool,
+        _decide(
+            " /--no-verdict",
+            show_default=False,
+            help="Use all images to decide, and none to judge the merge.",
+        ),
     ] = True
     overwrite: Overwrite = False
 
@@ -200,22 +221,22 @@ class MergeOptions(PlanOptions):
 
     fail_on: Annotated[
         Any,
-        _flag(
+        _decide(
             metavar="RECOMMENDATION",
-            help="Write nothing, and exit with 1, on a verdict such as keep-finetuned; may be"
-            " repeated, or a list with commas.",
+            help="Exit with 1 and write nothing on a verdict such as keep-finetuned; may be"
+            " repeated.",
         ),
         list[str],
     ] = ()
     max_shard_size: ShardSize = None
     push: Annotated[
-        str | None, _flag(metavar="ORG/NAME", help="Publish the output on the Hub.")
+        str | None, _publish(metavar="ORG/NAME", help="Publish the output on the Hub.")
     ] = None
-    private: Annotated[bool, _flag("--private", hidden=True, help="With --push: privately.")] = (
-        False
-    )
+    private: Annotated[
+        bool, _publish("--private", help="With --push: in a private repository.")
+    ] = False
     license: Annotated[
-        str | None, _flag(metavar="LICENCE", hidden=True, help="With --push: under this licence.")
+        str | None, _publish(metavar="LICENCE", help="With --push: the licence, such as mit.")
     ] = None
 
 
@@ -233,9 +254,9 @@ class ApplyOptions(Options):
 class EvaluateOptions(ImageOptions):
     """Options of `evaluate`."""
 
-    allow: Allow = ()
     model: Model = None
     state_key: StateKey = None
+    allow: Allow = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,40 +265,40 @@ class SweepOptions(DecisionOptions):
 
     recipes: Annotated[
         Any,
-        _flag(
+        _decide(
             "--recipe",
             "-r",
             metavar="RECIPE",
-            help="Recipe to compare with the curve; may be repeated.",
+            help="Recipe to compare with the alpha curve; may be repeated.",
         ),
         list[str],
     ] = ()
     points: Annotated[
         Any,
-        _flag(
+        _what(
             "--point",
             metavar="NAME=CHECKPOINT",
-            help="Checkpoint to show beside the curve; may be repeated.",
+            help="Checkpoint to compare with the curve; may be repeated.",
         ),
         list[str],
     ] = ()
     alphas: Annotated[
-        Any, _flag(metavar="LIST", help="Points of the curve; 0 = zero-shot, 1 = fine-tuned."), str
-    ] = "0,0.1,...,1"
+        Any,
+        _decide(metavar="LIST", help="Alphas of the curve: 0 = zero-shot, 1 = fine-tuned."),
+        str,
+    ] = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1"
     overwrite: Overwrite = False
 
 
 def flags_of(options: type[Options]) -> list[Parameter]:
-    """The parameters of which typer makes flags, one for each field."""
+    """The fields of a class as parameters with typer's flags."""
     parameters = []
-    for name, hint in get_type_hints(options, include_extras=True).items():
-        kind, *about = get_args(hint)
+    for each in signature(options).parameters.values():
+        kind, *about = get_args(each.annotation)
         if kind is Any:
             flag, narrower = about
-            hint = Annotated[narrower, flag]
-        default = getattr(options, name)
-        default = None if default == () else default
-        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hint))
+            each = each.replace(annotation=Annotated[narrower, flag])
+        parameters.append(each.replace(default=None if each.default == () else each.default))
     return parameters
 
 
@@ -288,18 +309,16 @@ def _check_prompts(texts: Any) -> Names:
 
 
 def _check_words(option: str, words: Iterable[str], texts: Any) -> Names:
-    """Words of an option, one or several, with commas or without, each of which must exist."""
+    """Read one or several words, also separated by commas; each must be among ``words``."""
     listed = tuple(word.strip() for text in as_tuple(texts) for word in str(text).split(","))
     for word in listed:
         if word not in words:
-            raise UsageError(
-                f"`{option}` {word}: there is no such word{list_choices('words', word, words)}"
-            )
+            raise UsageError(f"`{option}` {word}: no such word{list_choices('words', word, words)}")
     return listed
 
 
 def class_names(classes: Any) -> Path | Names:
-    """A file of class names, or the names themselves; a file wins over a shipped list."""
+    """Class names, or the file that has them; a file hides a list of the same name."""
     if isinstance(classes, Mapping):  # such as `id2label` of a configuration of transformers
         names = names_by_number(classes)
         if names is None:
@@ -320,7 +339,7 @@ def class_names(classes: Any) -> Path | Names:
 
 
 def named_sources(sources: Any) -> Json:
-    """Sources by name, from a mapping, or from texts ``NAME=SOURCE`` or paths.
+    """Sources by name, from a mapping or from texts ``NAME=SOURCE`` and paths.
 
     Example:
         >>> named_sources(["val=data/val", "data/test"])
@@ -351,26 +370,25 @@ def _named_source(text: str) -> tuple[str, str]:
     if is_named and not path.exists():
         return name, source
     own_name = path.name
-    if own_name in ("", ".."):  # these and "." are not names
+    if own_name in ("", ".."):  # no names, like "."
         own_name = path.resolve().name
     return own_name or text, text
 
 
 def parse_size(size: str | float) -> int:
-    """Bytes of a shard's size: a number of bytes, or text such as ``200MB``, ``5GB`` or ``1GiB``.
+    """Bytes in a size, given as a number or as text such as ``200MB``, ``5GB`` or ``1GiB``.
 
     Example:
         >>> parse_size("1.5GB"), parse_size("2KiB"), parse_size(5e9)
         (1500000000, 2048, 5000000000)
     """
-    # text without a unit would be bytes, where gigabytes are meant
+    # "5" would be 5 bytes, though gigabytes are meant
     text = f"{size:.0f}B" if isinstance(size, Real) else str(size).upper()
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?)B?|B)\s*", text)
     count = 0
     if match:
         base = 1024 if match[3] else 1000
-        power = " KMGT".index(match[2] or " ")
-        count = int(Decimal(match[1]) * base**power)
+        count = int(Decimal(match[1]) * base ** " KMGT".index(match[2] or " "))
     if count < 1:
         raise UsageError(
             f"`max_shard_size` {size}: expected a size with its unit, such as 200MB or 5GB"
@@ -379,47 +397,23 @@ def parse_size(size: str | float) -> int:
 
 
 def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
-    """Points of a curve, given as numbers or as a text, in which ``...`` continues the steps before
-    it.
+    """Alphas of a curve, given as numbers or as a text with commas.
 
     Example:
-        >>> parse_alphas("0,0.25,...,1")
-        (0.0, 0.25, 0.5, 0.75, 1.0)
+        >>> parse_alphas("0, 0.5, 1")
+        (0.0, 0.5, 1.0)
     """
     try:
-        alphas = _parse_alpha_text(points) if isinstance(points, str) else list(map(float, points))
-    except (ArithmeticError, IndexError, TypeError, ValueError):
-        alphas = []
-    is_ascending = alphas == sorted(set(alphas))
-    is_finite = all(map(math.isfinite, alphas))  # 1e400 is valid as text but overflows a float
-    if len(alphas) < 2 or not is_finite or not is_ascending:
+        alphas = tuple(map(float, points.split(",") if isinstance(points, str) else points))
+    except (TypeError, ValueError):
+        alphas = ()
+    is_ascending = list(alphas) == sorted(set(alphas))
+    if len(alphas) < 2 or not is_ascending or not all(map(math.isfinite, alphas)):
         raise UsageError(
             f"`alphas` {points}: expected two or more finite numbers in ascending order, such as"
-            f" 0,0.25,0.5 or 0,0.1,...,1 (where '...' stands for at most {_MAX_ALPHAS} numbers)"
+            " 0,0.25,0.5"
         )
-    return tuple(alphas)
-
-
-def _parse_alpha_text(text: str) -> list[float]:
-    words = [word.strip() for word in text.split(",")]
-    values: list[Decimal] = []
-    for position, word in enumerate(words):
-        if word == "...":
-            before, last = values[-2:]
-            end = Decimal(words[position + 1])
-            values += _continue_steps(before, last, end)
-        else:
-            values.append(Decimal(word))
-    return sorted({float(value) for value in values})
-
-
-def _continue_steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
-    """Numbers after ``last`` up to ``end``, in steps of ``last - before``."""
-    step = last - before
-    count = (end - last) / step
-    if not 0 < count <= _MAX_ALPHAS:
-        raise ValueError("the steps before '...' do not reach the number after it, or are too many")
-    return [last + step * number for number in range(1, int(count) + 1)]
+    return alphas
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
@@ -433,17 +427,17 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "max_shard_size": parse_size,
     "recipes": as_tuple,
 }
-#: The keywords that messages name in backticks.
+# Keywords that messages may name in backticks.
 _KEYWORDS = {"output", "recipe", "id"}
 for _field in (*fields(MergeOptions), *fields(SweepOptions)):
     _KEYWORDS.add(_field.name)
-#: Flags that may be repeated, where the keyword takes all of them.
+# Flags of one value whose keyword takes several.
 _SINGULAR = {"recipes": "recipe", "points": "point"}
 _KEYWORD = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 
 
 def with_flags(message: str) -> str:
-    """Write the keywords that a message names in backticks as flags of the command line.
+    """Write keywords in backticks as flags of the command line.
 
     Example:
         >>> with_flags("`images` 0: too few; with `verdict=False` or `device=cpu`, see `me`")
@@ -461,7 +455,7 @@ def with_flags(message: str) -> str:
 
 
 def flag_of(keyword: str, value: Any = None) -> str:
-    """The flag of a keyword, which for a switch depends on its value.
+    """The flag of a keyword; that of a switch depends on its value.
 
     Example:
         >>> flag_of("max_loss"), flag_of("recipes"), flag_of("verdict", False)

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
-#: Limit on the total bytes of the tensors in progress and the one in use; a larger tensor is
-#: computed alone. The computation needs a few times as much.
+#: Limit in bytes on all tensors in progress and the one in use; a larger tensor is computed alone.
+#: The computation needs a few times as much memory.
 HELD_BYTES = 64 << 20
 
 _lock = threading.Lock()
@@ -22,9 +22,7 @@ _threads_outside = 1
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Limit torch to one thread: with more, sums are split by their number, which changes the last
-    bits.
-    """
+    """Limit torch to one thread: the number of threads changes the last bits of sums."""
     import torch
 
     global _inside, _threads_outside
@@ -42,27 +40,27 @@ def one_thread() -> Iterator[None]:
                 torch.set_num_threads(_threads_outside)
 
 
-def thread_count() -> int:
-    """Number of threads to compute with: those of ``OMP_NUM_THREADS``, as in torch, or the
-    processors of this process.
-    """
-    named = os.environ.get("OMP_NUM_THREADS", "")
-    if named.isdigit() and int(named):
-        return int(named)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def cores_per_process() -> int:
+    """CPU cores that this process may use, divided by the run's processes on this machine."""
+    every = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def run_in_threads(
     jobs: Iterable[tuple[int, Callable[[], T]]], *, held_bytes: int = HELD_BYTES
 ) -> Generator[T]:
-    """Run jobs, given by the bytes of their results, in as many threads as there are processors;
-    the results are in order.
+    """Run jobs in threads, and yield their results in order.
 
+    ``OMP_NUM_THREADS`` sets the number of threads, as in torch; by default there is one per core.
     Close the iterator (`contextlib.closing`) if it may not be exhausted.
+
+    Args:
+        jobs: The size of each result in bytes, and the function that computes it.
+        held_bytes: See `HELD_BYTES`.
     """
-    threads = thread_count()
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    threads = (int(named) if named.isdigit() else 0) or cores_per_process()
     if threads == 1:
         yield from (job() for _, job in jobs)
         return

@@ -1,9 +1,7 @@
-"""Find measures, methods, masks and combinations by their files, and define common ranges of their
-options.
+"""Measures, methods and masks, found by their files, and common types of their options.
 
 A file's name is its recipe name (``path_barrier.py`` is ``path-barrier``), the function of that
-name is the plugin, and its keyword-only parameters are its options. There is no registry. A
-combination is the function ``combine`` in the file of the method that uses it.
+name is the plugin, and its keyword-only parameters are its options. There is no registry.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from clipmerge.errors import UsageError, list_choices
 from clipmerge.files import PLUGINS, plugin_folders
 from clipmerge.types import Json, Names
 
-# beyond it float32 arithmetic can overflow, which would look like a fault of the weights
+# a larger factor can overflow float32, which would look like broken weights
 _LARGEST = 1e9
 
 #: Mixing coefficient: 0 = zero-shot, 1 = fine-tuned; outside [0, 1] it extrapolates.
@@ -55,9 +53,12 @@ def _check_mask_name(name: str) -> str:
 MaskName = Annotated[str, AfterValidator(_check_mask_name)]
 #: A kind of generic change of images.
 Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]
+#: What a measure may declare: it uses all fine-tuned checkpoints; it learns; it lets images that it
+#: does not learn from choose, and has the options ``held_back`` and ``max_loss``.
+MeasureKind = Literal["SEVERAL", "LEARNS", "HOLDS_BACK"]
 
-# Parameters filled in by the arithmetic for masks and combinations; not options.
-_FILLED_IN = {"masks": {"theta_0", "score", "key"}, "combinations": {"key", "sparsify"}}
+# Parameters of masks that the arithmetic passes; they are no options.
+_FILLED_IN = {"score", "key"}
 _Plugin = TypeVar("_Plugin", bound=Callable[..., Any])
 
 
@@ -68,10 +69,7 @@ def plugin_names(package: str) -> Names:
 
 @cache
 def _find_plugins(package: str, folders: tuple[Path, ...]) -> Names:
-    if package == "combinations":
-        methods = _find_plugins("methods", folders)
-        return tuple(name for name in methods if _has_combination(name))
-    known = import_module(f"clipmerge.{package}").__path__  # a plugin is imported from there
+    known = import_module(f"clipmerge.{package}").__path__  # Python imports plugins from here
     paths = [known[0]]
     for folder in folders:
         path = str(folder / package)
@@ -85,24 +83,17 @@ def _find_plugins(package: str, folders: tuple[Path, ...]) -> Names:
     return tuple(sorted(names))
 
 
-def _has_combination(method: str) -> bool:
-    return hasattr(import_module(f"clipmerge.methods.{method.replace('-', '_')}"), "combine")
-
-
 def load_plugin(package: str, name: str) -> Callable[..., Any]:
     """Load the function behind a recipe name."""
     file = name.replace("-", "_")
-    folder, attribute = package, file
-    if package == "combinations":
-        folder, attribute = "methods", "combine"
     if os.environ.get(PLUGINS):
-        plugin_names(folder)  # which lets Python find them
+        plugin_names(package)  # adds the user's folders to the package's path
     try:
-        module = import_module(f"clipmerge.{folder}.{file}")
-        function: Callable[..., Any] = getattr(module, attribute)
+        module = import_module(f"clipmerge.{package}.{file}")
+        function: Callable[..., Any] = getattr(module, file)
     except (ImportError, AttributeError):
         known = plugin_names(package)
-        if name in known:  # a mistake in the file itself
+        if name in known:  # the fault is in the file
             raise
         raise UsageError(
             f"no {package.removesuffix('s')} '{name}'{list_choices(package, name, known)}"
@@ -113,7 +104,7 @@ def load_plugin(package: str, name: str) -> Callable[..., Any]:
 def plugin_options(package: str, name: str) -> Json:
     """List a plugin's options with their defaults."""
     signature = inspect.signature(load_plugin(package, name))
-    filled_in = _FILLED_IN.get(package, set())
+    filled_in = _FILLED_IN if package == "masks" else ()
     options = {}
     for option, declared in signature.parameters.items():
         if declared.kind is declared.KEYWORD_ONLY and option not in filled_in:
@@ -122,7 +113,7 @@ def plugin_options(package: str, name: str) -> Json:
 
 
 def needs_score(mask: str) -> bool:
-    """Whether a mask needs the ``score`` that a measure makes, which the arithmetic fills in."""
+    """Whether a mask needs the ``score`` of a measure, which the arithmetic passes."""
     declared = inspect.signature(load_plugin("masks", mask)).parameters.get("score")
     return declared is not None and declared.default is declared.empty
 
@@ -154,24 +145,18 @@ def check_mask_options(mask: str, options: Json) -> None:
     check_options("masks", mask, options)
 
 
-def takes_several_finetuned(measure: str) -> bool:
-    """Whether a measure's file says ``SEVERAL = True``: it uses all fine-tuned checkpoints, not
-    just one.
-    """
+def measure_is(measure: str, kind: MeasureKind) -> bool:
+    """Whether a measure's file says that it is of a kind, as ``LEARNS = True``."""
     module = import_module(load_plugin("measures", measure).__module__)
-    return bool(getattr(module, "SEVERAL", False))
+    return bool(getattr(module, kind, False))
 
 
-def with_options_of(
-    other: Callable[..., Any], *, without: Names = ()
-) -> Callable[[_Plugin], _Plugin]:
-    """Give a plugin with ``**options`` the keyword-only parameters of another one, but for some,
-    after its own.
-    """
+def with_options_of(other: Callable[..., Any]) -> Callable[[_Plugin], _Plugin]:
+    """Add the options of another plugin to a plugin with ``**options``."""
     hints = get_type_hints(other, include_extras=True)
     taken = []
     for offered in inspect.signature(other).parameters.values():
-        if offered.kind is offered.KEYWORD_ONLY and offered.name not in without:
+        if offered.kind is offered.KEYWORD_ONLY:
             taken.append(offered)
 
     def decorate(plugin: _Plugin) -> _Plugin:

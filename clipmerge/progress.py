@@ -9,19 +9,17 @@ _LOG = logging.getLogger("clipmerge")
 
 
 class Progress:
-    """Receives the reports of a run, and logs them to Python's logger ``clipmerge``; a subclass
-    shows them in its own way.
-    """
+    """Logs the progress of a run to Python's logger ``clipmerge``; a subclass may show it."""
 
-    #: Whether clipmerge's own command line runs, which records then quote.
+    #: Whether clipmerge's own command line runs; records then quote it.
     is_command_line = False
 
     def stage(self, name: str) -> None:
-        """A stage starts, and the one before it ends."""
+        """A stage begins, and the one before it ends."""
         _LOG.info("stage: %s", name)
 
     def advance(self, done: float, total: float) -> None:
-        """``done`` of ``total`` is complete, in the stage's own unit."""
+        """``done`` of ``total`` is complete, in any unit."""
 
     def say(self, text: str) -> None:
         """A note for the user."""
@@ -33,12 +31,12 @@ class Progress:
 
 
 class Journal(Progress):
-    """Forwards the reports of one run, and keeps what its record needs: the warnings, each once,
-    and the seconds of each stage that ended.
+    """Forwards the progress of one run, each text once, and keeps what the record needs: warnings,
+    and the seconds of each finished stage.
     """
 
     def __init__(self, progress: Progress | None) -> None:
-        """Begin to read."""
+        """Begin the stage ``read``."""
         self.warnings: list[str] = []
         self.seconds: dict[str, float] = {}
         self._progress = progress or Progress()
@@ -47,7 +45,7 @@ class Journal(Progress):
         self._progress.stage("read")
 
     def stage(self, name: str) -> None:
-        """End a stage, and begin another one."""
+        """End a stage, and begin the next one."""
         now = time.perf_counter()
         spent = self.seconds.get(self._stage, 0.0) + now - self._begin
         self.seconds[self._stage] = round(spent, 3)
@@ -64,30 +62,19 @@ class Journal(Progress):
             self._notes.add(text)
             self._progress.say(text)
 
-    def warn(self, text: str) -> None:
-        """Forward a warning, once, and keep it."""
-        if text not in self.warnings:
-            self.warnings.append(text)
-            self._progress.warn(text)
+    def warn(self, *texts: str) -> None:
+        """Forward warnings, each once, and keep them."""
+        for text in texts:
+            if text not in self.warnings:
+                self.warnings.append(text)
+                self._progress.warn(text)
 
 
 def format_seconds(seconds: float) -> str:
     """Format a time for people.
 
     Example:
-        >>> format_seconds(0.2), format_seconds(75), format_seconds(1000), format_seconds(4000)
-        ('under 1 s', '1 min 15 s', '17 min', '1 h 7 min')
+        >>> format_seconds(75.3), format_seconds(1000)
+        ('75 s', '17 min')
     """
-    whole = round(seconds)
-    if whole < 1:
-        return "under 1 s"
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 600:
-        minutes, rest = divmod(whole, 60)
-        return f"{minutes} min {rest} s"
-    minutes = round(whole / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, rest = divmod(minutes, 60)
-    return f"{hours} h {rest} min"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

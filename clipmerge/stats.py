@@ -22,12 +22,11 @@ if TYPE_CHECKING:  # the plan needs `LEVEL` alone, before numpy is loaded
 
 #: Share of the intervals that contain the true value.
 LEVEL = 0.95
-#: Share of the resamples that must have a value for an interval: one over fewer would be biased by
-#: the choice of resamples.
+#: Share of the resamples in which a gain must be defined; an interval over fewer would be biased.
 MIN_DEFINED = 0.9
 Interval = tuple[float, float]
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-# Weight, in images, of the assumption that several views of one image tell no more than one.
+# Weight, in images, of the prior assumption that all views of an image agree.
 _PRIOR_IMAGES = 2.0
 
 
@@ -116,8 +115,8 @@ def paired_accuracy_interval(differences: Floats, views: int = 1) -> Interval:
     """Interval, in [-1, 1], of the mean difference of two models on the same images.
 
     Agresti and Min add half an image to each of the four outcomes of a pair (both models recognise
-    it, only the first, only the second, neither) and take the normal interval. It does not shrink
-    to a point if the models never differ, and approaches the bootstrap over images when there are
+    it, only the first, only the second, neither) and take the normal interval. The interval has a
+    width even if the models never differ, and approaches the bootstrap over images when there are
     many. ``differences`` is the first model minus the second on each image (images,), in [-1, 1];
     where each is the mean over several ``views``, that of the added images is smaller too.
 
@@ -153,10 +152,10 @@ def paired_mean_and_error(differences: Floats | Tensor, added: float = 1.0) -> t
 def gain_interval(gain: float, drawn: Floats, images: int, least: float = 0.0) -> Interval | None:
     """Interval of a gain from resampled gains; ``None`` if fewer than nine in ten are numbers.
 
-    The best point of a curve that was measured on few images is better than it should be, in a
-    resample twice so. The interval therefore reaches as far as the percentiles and as the normal
-    interval around the measured gain, both widened for few images, and by ``least`` on either side.
-    ``images`` is the number of images of the smallest source.
+    The best point of a curve looks better on the images that chose it than it is, and in a resample
+    it does so twice. The interval therefore covers the percentiles and the normal interval around
+    the measured gain. Both are widened for few images, and the normal one is at least ``least`` on
+    either side. ``images`` is the number of images of the smallest source.
 
     Source:
         Hesterberg 2015, The American Statistician 69, for the widened percentiles.

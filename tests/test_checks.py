@@ -1,6 +1,7 @@
 """Doubts about the inputs: errors that `allow` waves through."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import clipmerge
 from clipmerge import ClipmergeError
-from clipmerge.checks import check_answers, describe_odd_names
+from clipmerge.checks import (
+    UNRELATED,
+    are_equal,
+    check_answers,
+    cosines_of,
+    describe_odd_names,
+)
 from clipmerge.images.dataset import open_images
 from clipmerge.types import CHECKS
+from tests.support.raw_safetensors import edit
+from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import CLASSES, Folders, save_classifiers, save_images, save_pair
 from tests.support.told import Told
 
@@ -79,6 +89,26 @@ def test_what_is_doubted_is_an_error_that_allow_waves_through(
     said = [line.rpartition("/")[2] for line in told.lines]  # the record names no folders
     assert any(text in record for text in said)
     assert str(tmp_path.parent) not in record
+
+
+def test_cosines_and_samples_tell_related_models_from_others(pair: Folders, tmp_path: Path) -> None:
+    other = save_pair(tmp_path, seed=5)[1]
+    assert min(cosines_of(inputs_of(pair)).values()) > 0.3
+    unrelated = inputs_of((pair[0], other))
+    assert max(cosines_of(unrelated).values()) < UNRELATED
+    matrix = "vision_model.encoder.layers.0.mlp.fc1.weight"
+    keys = {matrix: matrix}
+    only = replace(unrelated, zeroshot_keys=keys, finetuned_keys=(keys,))
+    a, b = only.theta_0(matrix).flatten(), only.theta_1(matrix).flatten()
+    expected = float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+    assert cosines_of(only) == {"vision": pytest.approx(expected, abs=1e-6)}
+    copy = Path(shutil.copytree(pair[1], tmp_path / "copy"))
+    assert are_equal(inputs_of((pair[1], copy)), 0)
+    name = "text_model.embeddings.token_embedding.weight"
+    last = load_file(pair[1] / "model.safetensors")[name]
+    last[-1, -1] += 1  # beyond the sample of a larger matrix
+    edit(copy, **{name.replace(".", "__"): last})
+    assert not are_equal(inputs_of((pair[1], copy)), 0)
 
 
 def right(share: float, count: int = 100) -> Any:

@@ -5,7 +5,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from clipmerge.errors import UsageError
-from clipmerge.families import layers_of, tower_of
+from clipmerge.families import layers_of
 from clipmerge.layers import match_layers, network_order
 from tests.support.merge_records import layer_names
 
@@ -67,9 +67,3 @@ def test_a_glob_that_matches_nothing_is_an_error(glob: str) -> None:
         UsageError, match=r"'visoin\.1\.attn' matches no layer\. Did you mean 'vision\.1\.attn'"
     ):
         match_layers("visoin.1.attn", LAYERS)
-
-
-def test_a_tower_is_known_by_its_layers() -> None:
-    assert tower_of(["vision.norm", "text.3.mlp", "logit_scale"]) == "full"
-    assert tower_of(["vision.embeddings", "vision.projection", "head"]) == "vision"
-    assert tower_of(["text.norm", "logit_scale"]) == "text"

@@ -9,8 +9,6 @@ from pathlib import Path
 import grimp
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("clipmerge", "benchmarks", "examples", "scripts", "tests")
-FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
 
 
 def test_no_import_leads_in_a_circle() -> None:
@@ -18,23 +16,6 @@ def test_no_import_leads_in_a_circle() -> None:
     graph = grimp.build_graph("clipmerge", cache_dir=None)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
-
-
-def test_no_file_holds_an_unresolved_merge() -> None:
-    marks = ("<" * 7 + " ", ">" * 7 + " ")
-    inner = [
-        path for folder in (*FOLDERS, "docs", "recipes") for path in (ROOT / folder).rglob("*.*")
-    ]
-    texts = [
-        path
-        for path in [*ROOT.glob("*.*"), *inner]
-        if path.suffix in {".md", ".py", ".pyi", ".yaml", ".toml"}
-    ]
-    assert len(texts) > len(FILES)
-    for path in texts:
-        assert not any(
-            line.startswith(marks) for line in path.read_text(encoding="utf-8").splitlines()
-        ), path
 
 
 #: Whole strings; since Python 3.12 those of f-strings between their braces.

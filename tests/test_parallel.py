@@ -65,20 +65,6 @@ def test_jobs_are_begun_ahead_but_hold_no_more_than_they_may() -> None:
     assert all(len(each) == 1 or sum(sizes[number] for number in each) <= 10 for each in seen)
 
 
-def test_the_first_failure_is_the_one_told_and_ends_the_rest() -> None:
-    begun = []
-
-    def job(number: int) -> None:
-        begun.append(number)
-        time.sleep(0.05 if number == 1 else 0)
-        if number:
-            raise ValueError(str(number))
-
-    with threads(2), pytest.raises(ValueError, match="1"):
-        list(run_in_threads((64 << 20, partial(job, number)) for number in range(50)))
-    assert len(begun) < 10
-
-
 #: By name: the recipe, its settings, and the dtype of the output.
 RECIPES = {
     "plain": ("wise-ft", [], "keep"),
@@ -102,8 +88,7 @@ def test_bytes_are_the_same_for_any_number_of_threads(
 ) -> None:
     sources = family[: 3 if name in ("ties", "dare") else 2]
     alone = merged(name, sources, tmp_path / "1", 1)
-    for count in (2, 5):
-        assert merged(name, sources, tmp_path / str(count), count) == alone
+    assert merged(name, sources, tmp_path / "5", 5) == alone
 
 
 @pytest.mark.parametrize("count", [1, 4])

@@ -1,4 +1,4 @@
-"""A call as its record tells it, which may be published."""
+"""The call of a command, written so that its record can be published."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from clipmerge.planning.recipe import Recipe
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import as_tuple
 
-# A longer value is told by its type.
+# A value with more entries is named by its type.
 _MOST_ENTRIES = 20
 
 
 class CallJournal(Journal):
-    """Also keeps the call, with local paths by their last part. It never looks at the command line
-    of the program that called, where tokens may be.
+    """A journal that also keeps the call. Local paths are cut to their last part. The command line
+    of the calling program is never read, because it may hold tokens.
 
     Attributes:
         command: The call, as clipmerge's own command line or as Python.
@@ -31,10 +31,10 @@ class CallJournal(Journal):
     def __init__(
         self, progress: Progress | None, function: str, *given: Any, **options: Any
     ) -> None:
-        """Begin to read; options that are ``None`` were not given."""
+        """Start the first stage; options that are ``None`` were not given."""
         super().__init__(progress)
         self._last_parts: dict[str, str] = {}
-        if options["output"] is not None:  # a path, though it is not there yet
+        if options["output"] is not None:  # it does not exist yet, so it would not look like a path
             options["output"] = Path(options["output"])
         words = [self._public(value) for value in given]
         told = {name: self._public(value) for name, value in options.items() if value is not None}
@@ -42,41 +42,40 @@ class CallJournal(Journal):
             line = [text for word in words for text in as_tuple(word)]
             for name, value in told.items():
                 for each in as_tuple(value):
-                    flag = flag_of(name, each)
-                    line += [flag] if isinstance(each, bool) else [flag, str(each)]
+                    line.append(flag_of(name, each))
+                    if not isinstance(each, bool):
+                        line.append(str(each))
             self.command = shlex.join(["clipmerge", function, *line])
         else:
             arguments = [*map(repr, words), *(f"{name}={value!r}" for name, value in told.items())]
             self.command = f"clipmerge.{function}({', '.join(arguments)})"
 
     def _public(self, value: Any) -> Any:
-        """A value as it may be told: data as they are, paths cut, other objects by their type."""
+        """The public form of a value: data as is, a path cut, another object named by its type."""
         if isinstance(value, os.PathLike):
             return self.cut(os.fspath(value))
         if isinstance(value, str):
-            for begin in (0, value.rfind("=") + 1):  # NAME=SOURCE
-                if _is_local(value[begin:]):
-                    return value[:begin] + self.cut(value[begin:])
-            return value
-        if isinstance(value, Recipe):
-            return value.name
+            name, equals, place = value.rpartition("=")  # NAME=SOURCE
+            if _is_local(value):
+                return self.cut(value)
+            return name + equals + self.cut(place) if _is_local(place) else value
         if isinstance(value, (int, float)):
             return value
         if isinstance(value, (Mapping, list, tuple)) and len(value) <= _MOST_ENTRIES:
             if isinstance(value, Mapping):
                 return dict(zip(value, map(self._public, value.values()), strict=True))
             return list(map(self._public, value))
-        return f"{type(value).__name__} in memory"
+        return value.name if isinstance(value, Recipe) else f"{type(value).__name__} in memory"
 
     def cut(self, path: str) -> str:
-        """The last part of a path, which warnings will show in its place, too."""
+        """Cut a path to its last part, here and in all warnings."""
         place = local_path(path)
         for form in (path, str(place), str(place.absolute())):
             self._last_parts[form] = last_part(path)
         return last_part(path)
 
     def without_folders(self, text: str) -> str:
-        """A sentence without the folders of its paths, which are nobody else's business.
+        """Cut the folders from the paths in a sentence, because they are private.
 
         Example:
             >>> CallJournal(None, "merge", output=None).without_folders(
@@ -90,8 +89,8 @@ class CallJournal(Journal):
 
 
 def _is_local(text: str) -> bool:
-    """Whether a text is a path on this machine; Hub ids, names and prompts are not."""
+    """Whether a text is a path on this machine, and not a Hub id, a name or a prompt."""
     try:
         return text.startswith(("/", "~")) or source_exists(text) or bool(glob_files(text))
-    except (OSError, ValueError):  # it is too long for a path
+    except (OSError, ValueError):  # too long for a path
         return False

@@ -7,14 +7,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch.linalg import vector_norm
 
 from clipmerge.api._pair import Pair
-from clipmerge.api._write import PlannedMerge
-from clipmerge.checkpoint import Inputs
 from clipmerge.checks import check_sources, raise_unless_allowed
 from clipmerge.distributed import DistributedContext, exact_float32
 from clipmerge.errors import DataError
@@ -29,29 +27,17 @@ from clipmerge.images.split import split_images as divide
 from clipmerge.learning.interpolate import Path
 from clipmerge.learning.objective import Batch, Labelled, Objective
 from clipmerge.learning.resume import LearningState, state_file
-from clipmerge.models.building import build_model
 from clipmerge.models.classifier import Captions, Prompts, classifier_for
 from clipmerge.models.passes import own_settings
-from clipmerge.options import DecisionOptions, ImageOptions, MergeOptions, PlanOptions
+from clipmerge.options import DecisionOptions, MergeOptions, PlanOptions
 from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
 from clipmerge.planning.plan import public_source
 from clipmerge.planning.recipe import Recipe
-from clipmerge.planning.record import Verdict
-from clipmerge.plugins import load_plugin, needs_score, plugin_options
+from clipmerge.planning.record import Record
+from clipmerge.plugins import load_plugin, needs_score
 from clipmerge.progress import Journal, Progress
 
 Images: TypeAlias = LabelledImages | CaptionedImages
-#: The measurements, the images that they were taken on, and the saved state of learning, which is
-#: removed once the result is written.
-MeasureResult = tuple[Measurements, CalibrationRecord, LearningState]
-
-
-def open_source(source: Any, options: ImageOptions, progress: Progress) -> Images:
-    """Open images with the class names and columns of ``options``."""
-    images = open_images(source, options.classes, columns=options.columns)
-    for note in images.notes:
-        progress.warn(note)
-    return images
 
 
 def split_and_check(
@@ -60,27 +46,32 @@ def split_and_check(
     """Split the target's images, open `ood`, which have class names of their own, and doubt all of
     them by how both models see them.
     """
-    split = split_images(images, recipe, options, journal, judged=options.verdict)
+    split = split_images(images, recipe, options.images, options.seed, judged=options.verdict)
+    journal.warn(*split.notes)
     sources = {}
     for name, source in dict(options.ood).items():
-        shift = open_source(source, ImageOptions(), journal)
+        shift = open_images(source)
+        journal.warn(*shift.notes)
         shift.require_classes()
         sources[name] = shift.sample(min(options.images, len(shift)), options.seed)
     notes = _overlap_notes(sources, split) if sources else []
-    journal.stage("check")
-    checked = {"": images, **sources}
-    doubts = check_sources(pair.inputs, checked, options, journal, seed=options.seed)
-    raise_unless_allowed(doubts, options.allow, journal)
+    doubt_images(pair, {"": images, **sources}, options, journal)
     ood = {}
-    teaches = recipe.measure is not None and "ood_weight" in plugin_options(
-        "measures", recipe.measure["name"]
-    )
+    teaches = recipe.measure_is("LEARNS")
     for name, shift in sources.items():
         ood[name] = split_shift(shift, options.seed, teaches=teaches)
         notes += ood[name].notes
-    for note in notes:
-        journal.warn(note)
+    journal.warn(*notes)
     return replace(split, ood=ood)
+
+
+def doubt_images(
+    pair: Pair, sources: Mapping[str, Images], options: DecisionOptions, journal: Journal
+) -> None:
+    """Doubt images, and their names, by how both models see some of them."""
+    journal.stage("check")
+    doubts = check_sources(pair.path, sources, options, journal, seed=options.seed)
+    raise_unless_allowed(doubts, options.allow, journal)
 
 
 def _overlap_notes(sources: Mapping[str, Images], split: Split[Images]) -> list[str]:
@@ -95,52 +86,45 @@ def _overlap_notes(sources: Mapping[str, Images], split: Split[Images]) -> list[
 
 
 def split_images(
-    images: Images, recipe: Recipe, options: DecisionOptions, progress: Progress, *, judged: bool
+    images: Images, recipe: Recipe, count: int, seed: int, *, judged: bool
 ) -> Split[Images]:
     """Sample images, and split them by their use."""
-    if recipe.measure:
-        share = recipe.measure_options.get("held_back", 0.0)  # some learn from all images
-        test = SHARE if judged else 0.0
-        split = divide(images, options.images, options.seed, val=share, test=test)
-        if share and split.val is None:
-            raise DataError(
-                f"{images.source}: one image is too few for recipe '{recipe.name}', which learns"
-                " from some images and lets others choose; use 2 or more that are not copies"
-                " (`images`), or take the result unchecked with `set=measure.held_back=0`"
-            )
-    else:
-        split = sample_for_judging(images, options.images, options.seed)
-    for note in split.notes:
-        progress.warn(note)
+    if not recipe.measure:
+        return sample_for_judging(images, count, seed)
+    share = recipe.measure_options["held_back"] if recipe.measure_is("HOLDS_BACK") else 0.0
+    split = divide(images, count, seed, val=share, test=SHARE if judged else 0.0)
+    if share and split.val is None:
+        raise DataError(
+            f"{images.source}: one image is too few for recipe '{recipe.name}', which learns"
+            " from some images and lets others choose; use 2 or more that are not copies"
+            " (`images`), or take the result unchecked with `set=measure.held_back=0`"
+        )
     return split
 
 
 @exact_float32()
 def measure(
-    inputs: Inputs,
+    pair: Pair,
     recipe: Recipe,
     split: Split[Images],
     options: DecisionOptions,
-    progress: Progress,
-) -> MeasureResult:
-    """Run the measure of a recipe that has one."""
+    journal: Journal,
+) -> tuple[Measurements, CalibrationRecord]:
+    """Run the measure of a recipe that has one, on the images that the record describes."""
     assert recipe.measure is not None
-    is_learning = "steps" in recipe.measure_options
-    progress.stage("learn" if is_learning else "measure")
+    journal.stage("learn" if recipe.measure_is("LEARNS") else "measure")
     with own_settings():
-        objective, state, record = _build_objective(inputs, recipe, split, options, progress)
+        objective, state, record = _build_objective(pair, recipe, split, options, journal)
+        pair.learning.append(state)
         run_measure = load_plugin("measures", recipe.measure["name"])
         with state.underway():
             measurements: Measurements = run_measure(objective, **recipe.measure_options)
         # no process leaves while another still gathers
         objective.context.state.wait_for_everyone()
-        change = _relative_change(objective.path)
-    notes = (*measurements.notes, *objective.notes)
-    for note in notes:
-        progress.warn(note)
-    statistics = (*measurements.statistics, change)
-    measurements = measurements.replace(statistics=statistics, notes=notes)
-    return measurements, record, state
+        change = _relative_change(pair.path)
+        pair.path.clear_gradients()
+    journal.warn(*measurements.notes, *objective.notes)
+    return measurements.replace(statistics=(*measurements.statistics, change)), record
 
 
 def masks_by_gradients(recipe: Recipe) -> bool:
@@ -150,7 +134,7 @@ def masks_by_gradients(recipe: Recipe) -> bool:
 
 
 def _build_objective(
-    inputs: Inputs,
+    pair: Pair,
     recipe: Recipe,
     split: Split[Images],
     options: DecisionOptions,
@@ -173,16 +157,16 @@ def _build_objective(
     if isinstance(val, CaptionedImages):
         val = val.with_one_caption(options.seed, known=names)
         names = val.class_names
-    context = DistributedContext(options.device)
-    model = build_model(inputs)
-
+    context, path = DistributedContext(pair.device), pair.path
+    model = path.model
+    path.dtype = "float32"
+    path.set_alpha(0.0)
     size = batch_size_for(len(images), options.batch_size, context.world_size)
 
     def read_batch(images: LabelledImages) -> Batch:  # every process reads all of them
         pieces = [pixels for _, pixels in read_pixels(images.pictures, size, model.pixels)]
         return Batch(0, torch.cat(pieces), torch.tensor(images.labels))
 
-    path = Path(model, inputs, context.device)
     classifier = classifier_for(
         model,
         replace(images, class_names=names),
@@ -209,7 +193,7 @@ def _build_objective(
         ood.append(Labelled(read_batch(shift), classes))
     seen = read_batch(images)
     asked = [
-        *(checkpoint.provenance() for checkpoint in inputs.checkpoints),
+        *(checkpoint.provenance() for checkpoint in pair.inputs.checkpoints),
         recipe.measure,
         options.seed,
         [images.source, images.revision, images.labels, class_prompts(names, templates)],
@@ -237,15 +221,7 @@ def _build_objective(
 
         for note in caption_notes(images.source, model, images.class_names):
             objective.add_note(note)
-    record = _describe_images(images, split, options, templates=templates, batch_size=size)
-    return objective, state, record
-
-
-def _describe_images(
-    images: LabelledImages, split: Split[Images], options: DecisionOptions, **more: Any
-) -> CalibrationRecord:
-    """What the record tells of the images that are measured on."""
-    return CalibrationRecord(
+    record = CalibrationRecord(
         source=public_source(images.source, images.revision),
         revision=images.revision,
         images=len(images),
@@ -253,10 +229,12 @@ def _describe_images(
         duplicates=split.copies,
         classes=len(images.class_names),
         classes_with_images=len(set(images.labels)),
+        batch_size=size,
+        templates=templates,
         seed=options.seed,
         ood={name: len(part.train) for name, part in split.ood.items() if part.train is not None},
-        **more,
     )
+    return objective, state, record
 
 
 def _relative_change(path: Path) -> Statistic:
@@ -278,20 +256,21 @@ def _relative_change(path: Path) -> Statistic:
 
 
 def judge_plan(
-    pair: Pair, planned: PlannedMerge, split: Split[Images], options: MergeOptions, journal: Journal
-) -> Verdict:
-    """Judge a plan on images from which nothing was learned."""
+    pair: Pair, record: Record, split: Split[Images], options: MergeOptions, journal: Journal
+) -> Record:
+    """Add a verdict to the record, on images from which nothing was learned."""
     assert split.test is not None
     journal.stage("judge")
-    limit = planned.plan.recipe.max_loss if options.max_loss is None else options.max_loss
-    return judge(
-        pair.inputs,
-        planned.plan,
+    recipe = record.plan.recipe
+    verdict = judge(
+        pair.path,
+        record.plan,
         split.test,
         options,
+        journal,
         ood={name: part.test for name, part in split.ood.items() if part.test is not None},
-        max_loss=limit,
-        chosen=planned.measured.choice is not None,
-        most_images=MAX_TEST if planned.plan.recipe.measure else MOST_IMAGES,
-        progress=journal,
+        max_loss=recipe.max_loss if options.max_loss is None else options.max_loss,
+        chosen=record.measured.choice is not None,
+        most_images=MAX_TEST if recipe.measure else MOST_IMAGES,
     )
+    return record.replace(verdict=verdict)

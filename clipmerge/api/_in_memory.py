@@ -1,4 +1,4 @@
-"""Models in memory, written to a temporary folder in the layout of their own library."""
+"""Write models in memory to a temporary folder, in the layout of their own library."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
 def unwrap_model(model: Module) -> Module:
-    """The model inside the wrappers of `torch.compile` and of parallel training."""
+    """Take a model out of the wrappers of `torch.compile` and of parallel training."""
     for name in _WRAPPERS * 2:
         children = dict(model.named_children())
         model = children[name] if set(children) == {name} else model
@@ -33,7 +33,7 @@ def unwrap_model(model: Module) -> Module:
 
 @contextmanager
 def saved_model(checkpoint: Module, processor: Any) -> Iterator[str]:
-    """Save a model in memory in a folder of its name, which is there during the block."""
+    """Save a model in memory to a folder that exists during the block."""
     with TemporaryDirectory(prefix=IN_MEMORY) as parent:
         yield _save_model(checkpoint, Path(parent), processor)
 
@@ -60,8 +60,8 @@ def _save_model(checkpoint: Module, parent: Path, processor: Any) -> str:
 
 
 def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
-    """Write weights, configuration and the processor: the given one, or the one in the model's
-    original folder.
+    """Write weights, configuration and processor: the given processor, or the one beside the
+    model's original files.
     """
     # in a process group transformers writes in the first process alone; each reads its own copy
     if hasattr(model, "should_save_on_this_rank"):
@@ -98,7 +98,7 @@ def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
 
 
 def _original_folder(name: str) -> Path | None:
-    """The folder that a model was loaded from: a local folder, or one in the Hub's cache."""
+    """Find the folder that a model was loaded from, on disk or in the Hub's cache."""
     if not name:
         return None
     if Path(name).is_dir():
@@ -114,7 +114,9 @@ def _original_folder(name: str) -> Path | None:
 
 
 def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
-    """Write weights and, if known, the configuration, which open_clip's models do not hold."""
+    """Write the weights and, if it is given, the configuration; models of open_clip do not keep
+    theirs.
+    """
     from safetensors.torch import save_file
 
     weights = {}

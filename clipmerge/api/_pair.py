@@ -1,11 +1,12 @@
-"""The checkpoints of a merge: opened, aligned and doubted once."""
+"""Open the checkpoints of a merge once, and lend the one model that stands between them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoints
@@ -16,12 +17,14 @@ from clipmerge.errors import UsageError
 from clipmerge.options import DecisionOptions
 from clipmerge.planning.plan import HeadRecord, SourceRecord
 from clipmerge.progress import Journal
-from clipmerge.types import Device, Json, Missing, StrPath
+from clipmerge.types import Device, Json, Missing, Names, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from torch.nn import Module
 
     from clipmerge.images.image_set import CaptionedImages, LabelledImages
+    from clipmerge.learning.interpolate import Path
+    from clipmerge.learning.resume import LearningState
 
 #: A folder, a file, ``org/name[@revision]``, or a model in memory (of transformers or open_clip).
 CheckpointLike: TypeAlias = "StrPath | Module"
@@ -29,18 +32,46 @@ CheckpointLike: TypeAlias = "StrPath | Module"
 
 @dataclass(frozen=True)
 class Pair:
-    """The zero-shot checkpoint and its fine-tuned ones, aligned.
+    """The zero-shot checkpoint, its fine-tuned ones, and one model that moves between them: it is
+    used to check images, to measure and to judge.
 
     Attributes:
         inputs: The checkpoints.
+        device: Where the model runs.
         head: The classes of a head whose zero-shot counterpart was built from prompts, if any.
+        learning: Saved states of learning, one for each run.
     """
 
     inputs: Inputs
+    device: Device = "auto"
     head: HeadRecord | None = None
+    learning: list[LearningState] = field(default_factory=list)
+
+    @cached_property
+    def path(self) -> Path:
+        """The model on the device, with the weights of every checkpoint; built when it is first
+        used.
+        """
+        from clipmerge.learning.interpolate import Path
+        from clipmerge.models.building import build_model
+        from clipmerge.models.passes import own_settings
+
+        with own_settings():
+            return Path(
+                build_model(self.inputs), self.inputs, DistributedContext(self.device).device
+            )
+
+    def free_model(self) -> None:
+        """Free the memory of the model and its weights before writing, which does not need them."""
+        self.__dict__.pop("path", None)
+
+    def forget_learning(self) -> None:
+        """Remove the saved states of learning once their results are stored."""
+        for state in self.learning:
+            state.remove()
 
     def sources(self, *, hashed: bool = False) -> Json:
-        """The checkpoints as fields of a plan, with the sha256 of their files if ``hashed``."""
+        """The checkpoints as fields of a plan; ``hashed`` adds the sha256 of their files."""
         zeroshot, *finetuned = (
             SourceRecord(**checkpoint.provenance(hashed=hashed), model=checkpoint.architecture)
             for checkpoint in self.inputs.checkpoints
@@ -58,21 +89,22 @@ def open_pair(
     missing: Missing = "error",
     processor: Any = None,
 ) -> Iterator[Pair]:
-    """Open and align checkpoints; models in memory lie on the disk in this block."""
+    """Open and align checkpoints; models in memory are saved to disk during the block."""
     checkpoints = [zeroshot, *finetuned_as_list(finetuned)]
     with as_sources(checkpoints, processor, options.state_key) as sources:
         base, *rest = open_checkpoints(sources, [options.model] * len(sources))
         inputs = align_checkpoints(base, rest, missing=missing, dtype=options.dtype)
         raise_unless_allowed(check_models(inputs), options.allow, journal)
-        yield Pair(inputs)
+        yield Pair(inputs, options.device)
 
 
 @contextmanager
 def as_sources(
     checkpoints: Sequence[CheckpointLike], processor: Any = None, state_key: str | None = None
 ) -> Iterator[list[str]]:
-    """Turn checkpoints into sources of `open_checkpoint`; models in memory lie in temporary folders
-    during the block. ``state_key`` says where in a fine-tuned file the weights are.
+    """Turn checkpoints into addresses for `open_checkpoints`; models in memory are saved to
+    temporary folders during the block. ``state_key`` is the key of the weights in a fine-tuned
+    file.
     """
     part = f"#{state_key}" if state_key else ""
     with ExitStack() as stack:
@@ -88,10 +120,10 @@ def as_sources(
 
 
 def with_zeroshot_head(
-    pair: Pair, images: LabelledImages | CaptionedImages | None, options: DecisionOptions
+    pair: Pair, images: LabelledImages | CaptionedImages | None, classes: Any, template: Names
 ) -> Pair:
-    """Give the zero-shot model a head if only the fine-tuned one has a head, and its classes are
-    known from images or by name.
+    """Build a head for the zero-shot model if only the fine-tuned one has a head; the classes come
+    from the images or from ``classes``.
     """
     from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
     from clipmerge.images.classes import read_class_names, templates_for
@@ -102,23 +134,23 @@ def with_zeroshot_head(
 
     if images is not None:
         names, templates = require_labelled(images).class_names, require_labelled(images).templates
-    elif options.classes:
+    elif classes:
         key = pair.inputs.finetuned_keys[0][HEAD_WEIGHT]
         rows = pair.inputs.finetuned[0].entries[key].shape[0]
-        names, templates = read_class_names(options.classes, list(map(str, range(rows)))), ()
+        names, templates = read_class_names(classes, list(map(str, range(rows)))), ()
     else:
         return pair
     head = HeadRecord(
         classes=names,
-        templates=templates_for(options.template, templates),
-        device=cast("Device", DistributedContext(options.device).device.type),
+        templates=templates_for(template, templates),
+        device=cast("Device", DistributedContext(pair.device).device.type),
     )
     inputs = build_zeroshot_head(pair.inputs, head)
     return replace(pair, inputs=inputs, head=head)
 
 
 def finetuned_as_list(finetuned: Any) -> list[Any]:
-    """One checkpoint or several as a list, which must not be empty."""
+    """Put one checkpoint or several into a list, and refuse an empty one."""
     if not isinstance(finetuned, (list, tuple)):
         return [finetuned]
     if not finetuned:

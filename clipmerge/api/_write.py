@@ -1,13 +1,13 @@
-"""Write a merge: weights, side files, record, report and card, as a whole or not at all."""
+"""Write the output of a merge: weights, side files, record, report and card, all or nothing."""
 
 from __future__ import annotations
 
 import datetime
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.api._call import CallJournal
 from clipmerge.api._pair import Pair
@@ -16,13 +16,11 @@ from clipmerge.distributed import is_main_process
 from clipmerge.files.staging import PLAN_FOLDER, RECORD, stage_output
 from clipmerge.planning import Rows, Tabular
 from clipmerge.planning.plan import Plan, write_plan_files
-from clipmerge.planning.record import Findings, Record
-from clipmerge.types import Json, Names
+from clipmerge.planning.record import Record
+from clipmerge.types import Names
 
 if TYPE_CHECKING:
-    from clipmerge.learning.resume import LearningState
     from clipmerge.options import ApplyOptions, MergeOptions
-    from clipmerge.planning.measurements import CalibrationRecord
     from clipmerge.planning.record import Verdict
     from clipmerge.publish.push import PushResult
     from clipmerge.types import Recommendation
@@ -31,33 +29,9 @@ if TYPE_CHECKING:
 _NAMES = "backslashreplace"
 
 
-@dataclass(frozen=True)
-class PlannedMerge:
-    """A plan, and what was found on the way to it.
-
-    Attributes:
-        plan: The settings, with their tensors.
-        measured: What the report tells of the way.
-        values: Measured values by layer and statistic.
-        calibration: The images that were measured on, if there were any.
-        state: The saved state of learning, if there is one.
-    """
-
-    plan: Plan
-    measured: Findings
-    values: dict[str, dict[str, float]] = field(default_factory=dict)
-    calibration: CalibrationRecord | None = None
-    state: LearningState | None = None
-
-    def forget(self) -> None:
-        """Remove the saved state of learning, because the result is stored elsewhere."""
-        if self.state is not None:
-            self.state.remove()
-
-
 @dataclass(frozen=True, repr=False)
 class MergeResult(Tabular):
-    """Result of `merge` and `apply`; only the main process of several has more than the plan.
+    """Result of `merge` and `apply`; of several processes only the main one has a record.
 
     Attributes:
         path: The folder written; ``None`` if nothing was written.
@@ -75,7 +49,7 @@ class MergeResult(Tabular):
 
     @property
     def verdict(self) -> Verdict | None:
-        """Whether to use the merge, and the accuracies behind it; ``None`` without images."""
+        """Whether to use the merge, with the accuracies that say so; ``None`` without images."""
         return self.record.verdict if self.record else None
 
     @property
@@ -93,32 +67,33 @@ class MergeResult(Tabular):
 
 def write_merged(
     pair: Pair,
-    planned: PlannedMerge,
-    verdict: Verdict | None,
+    record: Record,
     output: Path | None,
     options: MergeOptions | ApplyOptions,
     journal: CallJournal,
 ) -> MergeResult:
-    """Merge by a plan, and write the output in the main process; without one make the record."""
+    """Merge by the record's plan and write the output, in the main process; without ``output`` only
+    complete the record.
+    """
+    pair.free_model()
     if not is_main_process():
-        return MergeResult(output, planned.plan, None)
+        return MergeResult(output, record.plan, None)
     if output is None:
-        plan = planned.plan.replace(**pair.sources(hashed=True))
-        record = _make_record(pair, planned, plan, verdict, journal)
+        plan = record.plan.replace(**pair.sources(hashed=True))
+        record = _complete(record, pair, plan, journal)
     else:
-        plan, record = _write_output(pair, planned, verdict, output, options, journal)
+        plan, record = _write_output(pair, record, output, options, journal)
     return MergeResult(output, plan, record, record.warnings)
 
 
 def _write_output(
     pair: Pair,
-    planned: PlannedMerge,
-    verdict: Verdict | None,
+    record: Record,
     output: Path,
     options: MergeOptions | ApplyOptions,
     journal: CallJournal,
 ) -> tuple[Plan, Record]:
-    inputs = pair.inputs
+    inputs, plan = pair.inputs, record.plan
     # first, so that hashing overlaps with the import of what merges
     pool = ThreadPoolExecutor(max_workers=2)
     hashing = pool.map(Checkpoint.provenance, inputs.checkpoints)
@@ -129,17 +104,17 @@ def _write_output(
 
     with stage_output(output, overwrite=options.overwrite) as folder:
         journal.stage("merge")
-        tensors = merged_tensors(inputs, planned.plan)
+        tensors = merged_tensors(inputs, plan)
         shards = assign_shards(inputs, tensors, options.max_shard_size)
         files = write_weights(folder, tensors, shards, journal)
         journal.stage("write")
-        files |= write_side_files(folder, inputs, planned.plan.dtype, journal)
+        files |= write_side_files(folder, inputs, plan.dtype, journal)
         list(hashing)  # waits, and raises what went wrong
-        plan = planned.plan.replace(**pair.sources(hashed=True))
+        plan = plan.replace(**pair.sources(hashed=True))
         if plan.coefficients:  # kept with the output, because learning them takes minutes
             written = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.public)
             plan = plan.replace(tensors=written.tensors)
-        record = _make_record(pair, planned, plan, verdict, journal, output, files)
+        record = _complete(record, pair, plan, journal, output=output.name, files=files)
         texts = {REPORT: html_page(record), CARD: model_card(record)}
         texts[RECORD] = json.dumps(record.as_json(), indent=2) + "\n"
         for name, text in texts.items():
@@ -147,35 +122,27 @@ def _write_output(
     return plan, record
 
 
-def _make_record(
-    pair: Pair,
-    planned: PlannedMerge,
-    plan: Plan,
-    verdict: Verdict | None,
-    journal: CallJournal,
-    output: Path | None = None,
-    files: Json | None = None,
+def _complete(
+    record: Record, pair: Pair, plan: Plan, journal: CallJournal, **written: Any
 ) -> Record:
-    inputs, measured = pair.inputs, planned.measured
+    """Complete a record that so far holds a plan, measurements and a verdict."""
     journal.stage("draw")
     for source in plan.checkpoints:
         journal.cut(source.source)
+    measured = record.measured
     if plan.coefficients:
         from clipmerge.merging.folder import coefficient_histograms
 
-        measured = measured.replace(coefficients=coefficient_histograms(plan.coefficients, inputs))
-    return Record(
-        output=output.name if output else None,
-        files=files or {},
-        family=inputs.family.name,
-        kind=inputs.kind,
+        counts = coefficient_histograms(plan.coefficients, pair.inputs)
+        measured = measured.replace(coefficients=counts)
+    return record.replace(
+        family=pair.inputs.family.name,
+        kind=pair.inputs.kind,
         plan=plan.public,
-        measurements=planned.values,
         measured=measured,
-        calibration=planned.calibration,
-        verdict=verdict,
         warnings=tuple(map(journal.without_folders, journal.warnings)),
         command=journal.command,
         date=datetime.date.today().isoformat(),
         seconds=journal.seconds,
+        **written,
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from clipmerge.api._call import CallJournal
 from clipmerge.api._pair import CheckpointLike, Pair, as_sources, finetuned_as_list
-from clipmerge.api._write import MergeResult, PlannedMerge, write_merged
+from clipmerge.api._write import MergeResult, write_merged
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoints
 from clipmerge.checks import check_models, raise_unless_allowed
 from clipmerge.distributed import is_main_process
@@ -19,8 +18,8 @@ from clipmerge.files import local_path, source_exists
 from clipmerge.files.staging import check_output
 from clipmerge.methods import Task
 from clipmerge.options import ApplyOptions
-from clipmerge.planning.plan import Plan, SourceRecord, extrapolation_note
-from clipmerge.planning.record import Findings
+from clipmerge.planning.plan import Plan, SourceRecord
+from clipmerge.planning.record import Record
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import StrPath
 
@@ -78,17 +77,14 @@ def apply(
     target = local_path(output)
     if is_main_process():
         check_output(target, overwrite=opts.overwrite, read=(*opened.files, *checkpoints))
-    with (
-        as_sources(checkpoints, processor) as sources,
-        open_planned(opened, name, sources, opts, journal) as pair,
-    ):
-        return write_merged(pair, PlannedMerge(opened, Findings()), None, target, opts, journal)
+    with as_sources(checkpoints, processor) as sources:
+        pair = open_planned(opened, name, sources, opts, journal)
+        return write_merged(pair, Record(plan=opened), target, opts, journal)
 
 
-@contextmanager
 def open_planned(
     plan: Plan, name: str, sources: Sequence[str], options: ApplyOptions, journal: Journal
-) -> Iterator[Pair]:
+) -> Pair:
     """Open a plan's inputs, and check that the plan was made for them."""
     records = plan.checkpoints
     if len(sources) != len(records):
@@ -109,47 +105,36 @@ def open_planned(
     for record, checkpoint in zip(records, (zeroshot, *finetuned), strict=True):
         _check_hashes(name, record, checkpoint, journal)
     task = Task(inputs)
-    plan.check(task.layers, task.shapes)
-    for note in inputs.notes:
-        journal.warn(note)
+    journal.warn(*plan.check(task.layers, task.shapes), *inputs.notes)
     raise_unless_allowed(check_models(inputs), options.allow, journal)
-    if beyond := extrapolation_note(plan):
-        journal.warn(beyond)
     left_out = [layer for layer in task.layers if layer not in plan.layers]
     if left_out:
         journal.warn(
             f"{name}: does not name {counted(len(left_out), 'layer', 'layers')}, which will stay"
             f" zero-shot: {shorten(left_out, 3)}"
         )
-    yield Pair(inputs, plan.head)
+    return Pair(inputs, head=plan.head)
 
 
 def _locate_checkpoint(name: str, plan: Plan, record: SourceRecord) -> str:
-    """Current place of one of the plan's checkpoints."""
-    source = record.source
-    if record.revision:
+    """Find one of the plan's checkpoints: at its source, or beside the plan."""
+    if record.revision or record.source.startswith("hf://"):
         return record.pinned
-    is_absolute = source.startswith("hf://") or local_path(source).is_absolute()
-    if is_absolute or source_exists(source):
-        return source
-    for file in plan.files[:1]:
-        beside = str(file.parent / source)
-        if source_exists(beside):
-            return beside
-    if source.endswith(" in memory"):
-        raise UsageError(
-            f"{name}: was made for models in memory; give them as zeroshot= and finetuned="
-        )
+    beside = [str(file.parent / record.source) for file in plan.files[:1]]
+    for place in (record.source, *beside):
+        if source_exists(place):
+            return place
     raise UsageError(
-        f"{name}: {source} is not in the working folder or beside the plan; apply the plan in the"
-        " folder where it was made, or write the absolute path (or hf://ORG/NAME) into it"
+        f"{name}: {record.source} is not in the working folder or beside the plan; apply the plan"
+        " where it was made, write the absolute path into it, or in Python give zeroshot= and"
+        " finetuned="
     )
 
 
 def _check_hashes(
     name: str, record: SourceRecord, checkpoint: Checkpoint, journal: Journal
 ) -> None:
-    """Refuse another checkpoint than the plan's; a warning if that cannot be told."""
+    """Refuse a checkpoint that is not the plan's; warn if the plan has no hashes to compare."""
     if not any(record.files.values()):
         journal.warn(f"{name} has no sha256 of {record.source}: used unchecked")
         return

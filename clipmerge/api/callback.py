@@ -1,4 +1,4 @@
-"""The merge as the last step of a training with transformers' `Trainer`."""
+"""Merge at the end of training with transformers' `Trainer`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from transformers import TrainerCallback
 from clipmerge.api._in_memory import unwrap_model
 from clipmerge.api._pair import CheckpointLike
 from clipmerge.api._write import MergeResult
-from clipmerge.api.merge import choose_recipe, judged_split, merge
+from clipmerge.api.merge import check_output_folder, choose_recipe, judged_split, merge
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import UsageError
 from clipmerge.files import local_path
-from clipmerge.files.staging import check_output
-from clipmerge.options import ImageOptions, MergeOptions
+from clipmerge.options import MergeOptions
 from clipmerge.planning.recipe import RecipeLike
 from clipmerge.progress import Progress
-from clipmerge.publish.push import check_access
 from clipmerge.types import StrPath
 
 _LOG = logging.getLogger("clipmerge")
@@ -87,7 +85,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
-        """Check whatever would fail at the end."""
+        """Check everything that would make the merge fail at the end."""
         if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
             raise UsageError(
                 "RobustMergeCallback: with DeepSpeed or FSDP no process holds the whole model;"
@@ -103,21 +101,20 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             )
         if isinstance(zeroshot, (str, os.PathLike)):
             open_checkpoint(os.fspath(zeroshot))
-        read = (zeroshot, options.data, options.classes, *dict(options.ood).values())
-        check_output(self._folder(args), overwrite=options.overwrite, read=read)
-        split, quiet = None, Progress()
+        check_output_folder(self._folder(args), options, zeroshot)
+        split = None
         if options.data is not None:
-            from clipmerge.api._images import open_source, split_images
+            from clipmerge.api._images import split_images
+            from clipmerge.images.dataset import open_images
 
-            images = open_source(options.data, options, quiet)
+            images = open_images(options.data, options.classes, columns=options.columns)
             if options.fail_on:
-                split = split_images(images, self._recipe, options, quiet, judged=True)
+                count, seed = options.images, options.seed
+                split = split_images(images, self._recipe, count, seed, judged=True)
             for shift in dict(options.ood).values():
-                open_source(shift, ImageOptions(), quiet)
+                open_images(shift)
         if options.fail_on:
-            judged_split(split, options, quiet)
-        if options.push is not None:
-            check_access(options.push)
+            judged_split(split, options, Progress())
 
     def on_train_end(
         self,
@@ -169,8 +166,8 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _find_clip(model: Module) -> Module:
-    """The model of transformers or open_clip that is trained: the module itself, or the first such
-    part of it; a model of peft is returned whole.
+    """Find the model of transformers or open_clip that is trained: the module itself or the first
+    such part of it. A model of peft is returned whole.
     """
     model = unwrap_model(model)
     if hasattr(model, "merge_and_unload"):  # peft's
@@ -186,7 +183,9 @@ def _find_clip(model: Module) -> Module:
 
 
 def _without_factors(model: Module) -> Module:
-    """A copy of peft's model whose factors are part of the weights; any other model itself."""
+    """For a model of peft, a copy with the factors merged into the weights; any other model
+    unchanged.
+    """
     if not hasattr(model, "merge_and_unload"):
         return model
     adapted: Any = copy.deepcopy(model)

@@ -1,4 +1,4 @@
-"""`clipmerge demo`: merging and comparing two small real CLIPs."""
+"""`clipmerge demo`: merge two small real CLIPs, and compare the results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RECIPES = ("wise-ft", "straggler-sparse", "auto")
 
 
 def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> Json:
-    """Merge the demo's two small models by each recipe, and measure all of them."""
+    """Merge two small models by each recipe, and measure the accuracy of all models."""
     folder = local_path(output) if output else user_cache("demo")
     pair = prepare(folder)
     models = {"zero-shot": pair.zeroshot, "fine-tuned": pair.finetuned}
@@ -47,7 +47,7 @@ def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> 
 
 
 def headline_of(accuracy: Mapping[str, Mapping[str, float]]) -> str:
-    """Say what `auto` keeps on clean digits, and how much of the loss under shift it gets back.
+    """Say how much accuracy `auto` keeps on clean digits, and how much it regains under shift.
 
     Args:
         accuracy: Accuracies from 0 to 1, by model and then by name of the images.

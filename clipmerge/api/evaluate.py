@@ -1,4 +1,4 @@
-"""`clipmerge evaluate`: accuracy of one checkpoint on several sources of images."""
+"""`clipmerge evaluate`: measure the accuracy of one checkpoint on several sources of images."""
 
 from __future__ import annotations
 
@@ -102,8 +102,7 @@ def evaluate(
             for name, source in sources.items()
         }
         for each in (opened, *loaded.values()):
-            for note in each.notes:
-                journal.warn(note)
+            journal.warn(*each.notes)
         model = load_model(opened)
         for images in loaded.values():
             doubts = chain(

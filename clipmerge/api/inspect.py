@@ -1,5 +1,5 @@
-"""`clipmerge inspect`: layers, shapes, relative changes, and mismatches between two checkpoints;
-with images also how sharp each layer is.
+"""`clipmerge inspect`: list the layers of a checkpoint, or compare two; with images, also measure
+how sharp each layer is.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def inspect(
     progress: Progress | None = None,
     **options: Any,
 ) -> InspectResult:
-    """Describe a checkpoint, or compare two, and with images measure how sharp each layer is.
+    """Describe one checkpoint or compare two; with images, also measure how sharp each layer is.
 
     Args:
         zeroshot: A folder, a file, ``org/name[@revision]``, or a model of transformers or
@@ -86,13 +86,13 @@ def inspect(
         inputs = align_checkpoints(base, others, refuse=False)
         record = _describe(inputs, others, journal)
         if opts.data is not None:
-            _add_sharpness(record, inputs, opts, journal)
+            _add_sharpness(record, Pair(inputs, opts.device), opts, journal)
     return InspectResult(record["family"], record["layers"], tuple(record["mismatches"]), record)
 
 
 def _describe(inputs: Inputs, others: list[Checkpoint], journal: Journal) -> Json:
-    """Describe the zero-shot checkpoint, and compare it with the fine-tuned one; ``others`` has
-    that one as it was opened.
+    """Describe the zero-shot checkpoint, and compare it with the fine-tuned one in ``others``, if
+    there is one.
     """
     layers = _describe_layers(inputs)
     return {
@@ -110,8 +110,7 @@ def _compare(inputs: Inputs, layers: dict[str, Json], journal: Journal) -> list[
     """Add each layer's change to its description, and list the mismatches."""
     from clipmerge.checks import check_models
 
-    for note in inputs.notes:
-        journal.warn(note)
+    journal.warn(*inputs.notes)
     mismatches = find_mismatches(inputs, every=True)
     journal.stage("inspect")
     done, total = 0, sum(layer["size"] for layer in layers.values())
@@ -127,7 +126,7 @@ def _compare(inputs: Inputs, layers: dict[str, Json], journal: Journal) -> list[
     return mismatches
 
 
-def _add_sharpness(record: Json, inputs: Inputs, options: InspectOptions, journal: Journal) -> None:
+def _add_sharpness(record: Json, pair: Pair, options: InspectOptions, journal: Journal) -> None:
     """Measure the sharpness of every layer on images, and mark the stragglers."""
     from clipmerge.api._images import measure
     from clipmerge.api.merge import open_and_split_images
@@ -138,9 +137,9 @@ def _add_sharpness(record: Json, inputs: Inputs, options: InspectOptions, journa
         return
     recipe = load_recipe({"measure": {"name": "sharpness"}, "method": {"name": "wise-ft"}})
     opts = PlanOptions(**vars(options), verdict=False)
-    pair, split = open_and_split_images(Pair(inputs), recipe, opts, journal)
+    pair, split = open_and_split_images(pair, recipe, opts, journal)
     assert split is not None
-    found, images, _ = measure(pair.inputs, recipe, split, opts, journal)
+    found, images = measure(pair, recipe, split, opts, journal)
     record["images"] = images.images
     described = _describe_layers(pair.inputs)  # with a head, if one was built
     for layer, values in found.layers.items():
@@ -177,8 +176,8 @@ def _describe_layers(inputs: Inputs) -> dict[str, Json]:
 
 
 def _relative_change(inputs: Inputs, names: Names) -> float | None:
-    """||task_vector|| / ||theta_0|| of a layer; ``None`` if nothing can be compared, NaN if weights
-    are not finite.
+    """Compute ||task_vector|| / ||theta_0|| of a layer: ``None`` if nothing can be compared, NaN if
+    a weight is not finite.
     """
     comparable = [name for name in names if _are_comparable(inputs, name)]
     if not comparable:
@@ -201,6 +200,6 @@ def _relative_change(inputs: Inputs, names: Names) -> float | None:
 
 
 def _are_comparable(inputs: Inputs, name: str) -> bool:
-    """Whether both checkpoints hold a float parameter of this name, of one shape."""
+    """Whether both checkpoints have a float parameter of this name and of the same shape."""
     shapes = {entry.shape for entry in inputs.entries(name)}
     return inputs.merges(name) and len(shapes) == 1

@@ -1,4 +1,4 @@
-"""`clipmerge merge`: open, measure, decide, judge and write; `clipmerge plan` stops after deciding.
+"""`clipmerge merge`: open, measure, decide, judge, write; `clipmerge plan` stops after deciding.
 
 Every process of ``accelerate launch`` or ``torchrun`` does the same, up to the same plan and
 verdict; only the main one looks at the output and writes.
@@ -6,7 +6,8 @@ verdict; only the main one looks at the output and writes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,8 @@ from clipmerge.api._pair import (
     open_pair,
     with_zeroshot_head,
 )
-from clipmerge.api._write import MergeResult, PlannedMerge, write_merged
+from clipmerge.api._write import MergeResult, write_merged
+from clipmerge.checkpoint import OutputKind
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, VerdictError
 from clipmerge.files import local_path
@@ -27,15 +29,15 @@ from clipmerge.files.staging import check_output, check_output_file
 from clipmerge.layers import match_layers
 from clipmerge.methods import Decision, Task, run_method
 from clipmerge.options import DecisionOptions, MergeOptions, PlanOptions
-from clipmerge.planning.plan import Plan, extrapolation_note, write_plan_files
+from clipmerge.planning.measurements import CalibrationRecord, Measurements
+from clipmerge.planning.plan import Plan, write_plan_files
 from clipmerge.planning.recipe import Recipe, RecipeLike, load_recipe
-from clipmerge.planning.record import Findings
-from clipmerge.plugins import takes_several_finetuned
+from clipmerge.planning.record import Findings, Record
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import Layers, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
-    from clipmerge.api._images import Images, MeasureResult
+    from clipmerge.api._images import Images
     from clipmerge.images.split import Split
 
 
@@ -77,23 +79,23 @@ def merge(
     about = {"recipe": recipe, **options, "processor": processor, "output": output}
     journal = CallJournal(progress, "merge", zeroshot, finetuned, **about)
     chosen = choose_recipe(recipe, opts, journal)
-    target = _check_output_folder(output, opts, zeroshot, *finetuned_as_list(finetuned))
+    target = check_output_folder(output, opts, zeroshot, *finetuned_as_list(finetuned))
     with open_pair(
         zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
     ) as pair:
         pair, split = open_and_split_images(pair, chosen, opts, journal)
         judged = judged_split(split, opts, journal)
-        planned = decide(pair, chosen, split, opts, journal)
-        verdict = None
+        record = decide(pair, chosen, split, opts, journal)
         if judged is not None:
             from clipmerge.api._images import judge_plan
 
-            verdict = judge_plan(pair, planned, judged, opts, journal)
+            record = judge_plan(pair, record, judged, opts, journal)
+        verdict = record.verdict
         refused = verdict.sentence if verdict and verdict.recommendation in opts.fail_on else ""
-        result = write_merged(pair, planned, verdict, None if refused else target, opts, journal)
+        result = write_merged(pair, record, None if refused else target, opts, journal)
     if refused:
         raise VerdictError(f"{refused} Nothing was written (`fail_on`)", result)
-    planned.forget()
+    pair.forget_learning()
     if opts.push is None or result.record is None:
         return result
     from clipmerge.publish.push import push
@@ -139,22 +141,37 @@ def plan(
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
         check_output_file(target, overwrite=opts.overwrite)
-    with open_pair(
-        zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
-    ) as pair:
-        pair, split = open_and_split_images(pair, chosen, opts, journal)
-        planned = decide(pair, chosen, split, opts, journal)
+    with decided(zeroshot, finetuned, chosen, opts, journal, processor) as (pair, record):
         if not is_main_process():
-            return planned.plan
-        plan = planned.plan.replace(**pair.sources(hashed=True))
+            return record.plan
+        plan = record.plan.replace(**pair.sources(hashed=True))
         if target is not None:
             plan = write_plan_files(target, plan)
-        planned.forget()
+        pair.forget_learning()
     return plan
 
 
+@contextmanager
+def decided(
+    zeroshot: CheckpointLike,
+    finetuned: CheckpointLike | Sequence[CheckpointLike],
+    recipe: Recipe,
+    options: PlanOptions,
+    journal: Journal,
+    processor: Any = None,
+) -> Iterator[tuple[Pair, Record]]:
+    """Open checkpoints and images, measure and decide; models in memory are saved to disk during
+    the block.
+    """
+    with open_pair(
+        zeroshot, finetuned, options, journal, missing=recipe.missing, processor=processor
+    ) as pair:
+        pair, split = open_and_split_images(pair, recipe, options, journal)
+        yield pair, decide(pair, recipe, split, options, journal)
+
+
 def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Progress) -> Recipe:
-    """Load the recipe with the options that change it; if none is named, the one that fits."""
+    """Load the named recipe, or else the default one, with the options that change it."""
     if options.ood and options.data is None:
         raise UsageError("`ood` is judged beside `data`; give images of the target too")
     if recipe is None:
@@ -169,10 +186,10 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
     return load_recipe(recipe, options.set, alpha=options.alpha, max_loss=options.max_loss)
 
 
-def _check_output_folder(
+def check_output_folder(
     output: StrPath | None, options: MergeOptions, *checkpoints: CheckpointLike
 ) -> Path | None:
-    """Refuse an output or a push that would fail, before anything is learned."""
+    """Refuse an output or a push that would fail at the end."""
     if options.push is not None:
         _check_push(output, options.push)
     if output is None:
@@ -197,16 +214,17 @@ def _check_push(output: StrPath | None, repo_id: str) -> None:
 def open_and_split_images(
     pair: Pair, recipe: Recipe, options: PlanOptions, journal: Journal
 ) -> tuple[Pair, Split[Images] | None]:
-    """Open the images, split them, and doubt them and the recipe before anything is learned."""
+    """Open, split and check the images, and check the recipe, before anything is learned."""
     images = None
     if options.data is not None:
-        from clipmerge.api._images import open_source, split_and_check
+        from clipmerge.api._images import split_and_check
+        from clipmerge.images.dataset import open_images
 
-        images = open_source(options.data, options, journal)
-    if pair.inputs.keeps_head:
-        pair = with_zeroshot_head(pair, images, options)
-    for note in pair.inputs.notes:  # a head that was built has other ones
-        journal.warn(note)
+        images = open_images(options.data, options.classes, columns=options.columns)
+        journal.warn(*images.notes)
+    if pair.inputs.output is OutputKind.FINETUNED_CLASSIFIER:
+        pair = with_zeroshot_head(pair, images, options.classes, options.template)
+    journal.warn(*pair.inputs.notes)  # building a head replaces them
     if recipe.measure or recipe.overrides:
         check_recipe(pair, recipe, has_images=images is not None)
     if images is None:
@@ -217,10 +235,11 @@ def open_and_split_images(
 def judged_split(
     split: Split[Images] | None, options: MergeOptions, progress: Progress
 ) -> Split[Images] | None:
-    """The images if there will be a verdict, which is known before anything is learned.
+    """Return the split if there will be a verdict, else ``None``; called before anything is
+    learned.
 
     Raises:
-        UsageError: If there will be none, and the user fails on some verdicts.
+        UsageError: If there will be none, but ``fail_on`` needs one.
     """
     if split is None or not options.verdict:
         reason = ""
@@ -242,7 +261,7 @@ def judged_split(
 
 
 def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:
-    """Find what a recipe cannot do with these checkpoints before measuring, which takes minutes."""
+    """Refuse a recipe that does not fit these checkpoints, before minutes of measuring."""
     inputs = pair.inputs
     if recipe.measure and not has_images:
         raise UsageError(
@@ -252,11 +271,10 @@ def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:
         )
     for override in recipe.overrides:
         match_layers(override.layers, inputs.merged_layers)
-    name = recipe.measure["name"] if recipe.measure else ""
-    if name and len(inputs.finetuned) > 1 and not takes_several_finetuned(name):
+    if recipe.measure and len(inputs.finetuned) > 1 and not recipe.measure_is("SEVERAL"):
         raise UsageError(
-            f"measure {name}: takes one fine-tuned checkpoint; for several use a recipe without a"
-            " measure, such as 'wise-ft' or 'ties', or the measure 'soup-accuracy'"
+            f"measure {recipe.measure['name']}: takes one fine-tuned checkpoint; for several use a"
+            " recipe without a measure, such as 'wise-ft' or 'ties', or the measure 'soup-accuracy'"
         )
 
 
@@ -266,29 +284,29 @@ def decide(
     split: Split[Images] | None,
     options: DecisionOptions,
     journal: Journal,
-) -> PlannedMerge:
+) -> Record:
     """Measure what the recipe asks for, and let its method decide."""
     if split is None or recipe.measure is None:
-        return decide_by_method(pair, recipe, options, journal)
+        return decide_by_method(pair, recipe, options.seed, journal)
     from clipmerge.api._images import measure
 
-    found = measure(pair.inputs, recipe, split, options, journal)
-    return decide_by_method(pair, recipe, options, journal, found)
+    found = measure(pair, recipe, split, options, journal)
+    return decide_by_method(pair, recipe, options.seed, journal, *found)
 
 
 def decide_by_method(
     pair: Pair,
     recipe: Recipe,
-    options: DecisionOptions,
+    seed: int,
     journal: Journal,
-    found: MeasureResult | None = None,
-) -> PlannedMerge:
-    """Let the recipe's method decide, by what was measured if anything was, and make a plan of its
-    decision.
+    measurements: Measurements | None = None,
+    calibration: CalibrationRecord | None = None,
+) -> Record:
+    """Let the recipe's method decide from the measurements, if there are any, and begin the record
+    of the merge.
     """
     journal.stage("decide")
-    measurements, calibration, state = found or (None, None, None)
-    task = Task(pair.inputs, measurements, options.seed)
+    task = Task(pair.inputs, measurements, seed)
     decision = run_method(task, recipe.method)
     if recipe.overrides:
         decision = _apply_overrides(decision, recipe, task.layers)
@@ -300,35 +318,31 @@ def decide_by_method(
         dtype=pair.inputs.dtype,
         missing=recipe.missing,
         head=pair.head,
-        seed=options.seed,
+        seed=seed,
         layers=decision.layers,
         stragglers=decision.stragglers,
     )
     if decision.scores or decision.coefficients:
         plan = plan.with_tensors(decision.scores, decision.coefficients)
-    plan.check(task.layers, task.shapes)
-    if note := extrapolation_note(plan):
-        journal.warn(note)
-    measured = Findings(
-        decision=decision.found,
-        reasons=decision.reasons,
-        straggler_statistic=decision.straggler_statistic,
-        straggler_scores=decision.straggler_scores,
+    journal.warn(*plan.check(task.layers, task.shapes))
+    return Record(
+        plan=plan,
+        measurements=measurements.layers if measurements else {},
+        measured=Findings(
+            decision=decision.found,
+            reasons=decision.reasons,
+            straggler_statistic=decision.straggler_statistic,
+            straggler_scores=decision.straggler_scores,
+            **(measurements.observed if measurements else {}),
+        ),
+        calibration=calibration,
     )
-    if measurements is None:
-        return PlannedMerge(plan, measured)
-    measured = measured.replace(
-        statistics={value.name: value.reading for value in measurements.statistics},
-        path=measurements.path,
-        trace=measurements.trace,
-        choice=measurements.choice,
-        checks=measurements.checks,
-    )
-    return PlannedMerge(plan, measured, measurements.layers, calibration, state)
 
 
 def _apply_overrides(decision: Decision, recipe: Recipe, parameters: Layers) -> Decision:
-    """A decision after the recipe's overrides; a layer whose alpha they set has no coefficients."""
+    """Apply the recipe's overrides to a decision; a layer whose alpha they set loses its
+    coefficients.
+    """
     layers, reasons = dict(decision.layers), dict(decision.reasons)
     coefficients = dict(decision.coefficients)
     for override in recipe.overrides:

@@ -1,4 +1,4 @@
-"""Merging models in memory; no output is written."""
+"""Merge models in memory, without an output folder."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 
 from clipmerge.api._in_memory import unwrap_model
-from clipmerge.api._pair import finetuned_as_list, open_pair
-from clipmerge.api.merge import choose_recipe, decide, open_and_split_images
+from clipmerge.api._pair import finetuned_as_list
+from clipmerge.api.merge import choose_recipe, decided
 from clipmerge.errors import CheckpointError, UsageError, shorten
 from clipmerge.families import is_index_buffer
 from clipmerge.files.writer import tensors_in_memory
@@ -68,15 +68,12 @@ def merge_models(
     journal = Journal(progress)
     chosen = choose_recipe(recipe, opts, journal)
     models = [unwrap_model(model) for model in finetuned_as_list(finetuned)]
-    with open_pair(
-        zeroshot, models, opts, journal, missing=chosen.missing, processor=processor
-    ) as pair:
-        pair, split = open_and_split_images(pair, chosen, opts, journal)
-        planned = decide(pair, chosen, split, opts, journal)
-        tensors = merged_tensors(pair.inputs, planned.plan)
+    with decided(zeroshot, models, chosen, opts, journal, processor) as (pair, record):
+        pair.free_model()
+        tensors = merged_tensors(pair.inputs, record.plan)
         keys = [tensor.key for tensor in tensors]
         weights = dict(zip(keys, tensors_in_memory(tensors), strict=True))
-        planned.forget()
+        pair.forget_learning()
     layout = unwrap_model(zeroshot) if pair.inputs.layout is pair.inputs.zeroshot else models[0]
     return _copy_with_weights(layout, weights, pair.inputs.dtype)  # type: ignore[return-value]
 

@@ -11,11 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clipmerge import __version__
 from clipmerge.api._call import CallJournal
-from clipmerge.api._images import Images, masks_by_gradients, measure, open_source, split_images
+from clipmerge.api._images import (
+    Images,
+    doubt_images,
+    masks_by_gradients,
+    measure,
+    split_images,
+)
 from clipmerge.api._pair import (
     CheckpointLike,
     Pair,
@@ -24,11 +30,9 @@ from clipmerge.api._pair import (
     open_pair,
     with_zeroshot_head,
 )
-from clipmerge.api._write import PlannedMerge
 from clipmerge.api.merge import check_recipe, decide_by_method
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.views import convert_checkpoint
-from clipmerge.checks import check_sources, raise_unless_allowed
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation.scorer import Move
@@ -36,8 +40,8 @@ from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, stage_output
 from clipmerge.images.copies import overlap_notes
-from clipmerge.images.dataset import require_labelled
-from clipmerge.learning import interpolate
+from clipmerge.images.dataset import open_images, require_labelled
+from clipmerge.learning.interpolate import Path as Between
 from clipmerge.options import SweepOptions, named_sources
 from clipmerge.planning import Rows, Tabular
 from clipmerge.planning.plan import SourceRecord, public_source
@@ -52,6 +56,14 @@ from clipmerge.types import Json, Missing, Names, StrPath
 #: The record in the output folder of a sweep, which identifies it.
 SWEEP_RECORD = "sweep.json"
 _NAMES = "backslashreplace"
+
+
+class _Point(NamedTuple):
+    """One point of a sweep: its entries in the record, the move to it, and the loss it may have."""
+
+    about: Json
+    move: Move
+    max_loss: float = MAX_LOSS
 
 
 @dataclass(frozen=True, repr=False)
@@ -123,40 +135,44 @@ def sweep(
     _refuse_same_names(ids, oods, recipes, opts)
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
-        checkpoints = (zeroshot, *finetuned_as_list(finetuned))
-        images = (opts.data, opts.classes, *ids.values(), *oods.values())
-        read = (*checkpoints, *images)
+        read = [zeroshot, *finetuned_as_list(finetuned), opts.data, opts.classes]
+        read += [*ids.values(), *oods.values()]
         check_output(target, overwrite=opts.overwrite, read=read, record=SWEEP_RECORD)
     # keys that only one checkpoint has are an error unless a recipe allows them
     missing: Missing = next((each.missing for each in recipes if each.missing != "error"), "error")
+    shown = dict(opts.points)
     with (
         open_pair(zeroshot, finetuned, opts, journal, missing=missing, processor=processor) as pair,
-        as_sources(list(dict(opts.points).values()), processor) as shown,
+        as_sources(list(shown.values()), processor) as places,
     ):
-        sources = _open_sources(ids, oods, opts, journal)
-        data = _open_calibration_images(recipes, sources, list(ids), opts, journal)
-        pair = with_zeroshot_head(pair, data, opts)
-        for note in pair.inputs.notes:
-            journal.warn(note)
-        journal.stage("check")
-        checked = sources if data is None else {**sources, "": data}
-        doubts = check_sources(pair.inputs, checked, opts, journal, seed=opts.seed)
-        raise_unless_allowed(doubts, opts.allow, journal)
-        planned = _decide_by_each_recipe(pair, recipes, data, opts, journal)
-        others = {}
-        for name, source in zip(dict(opts.points), shown, strict=True):
-            others[name] = _align_checkpoint(source, pair.inputs, opts)
+        sources = {
+            **_open_sources("id", ids, opts, journal),
+            **_open_sources("ood", oods, opts, journal),
+        }
+        data = None
+        if recipes and opts.data is not None:
+            data = open_images(opts.data, opts.classes, columns=opts.columns)
+            journal.warn(*data.notes)
+        near, far = ({name: sources[name] for name in named} for named in (ids, oods))
+        journal.warn(*overlap_notes(data, near, far))
+        pair = with_zeroshot_head(pair, data, opts.classes, opts.template)
+        journal.warn(*pair.inputs.notes)
+        doubt_images(pair, sources if data is None else {**sources, "": data}, opts, journal)
+        points = [
+            _Point({"alpha": alpha}, partial(Between.set_alpha, alpha=alpha))
+            for alpha in opts.alphas
+        ]
+        points += _decide_by_each_recipe(pair, recipes, data, opts, journal)
+        for name, place in zip(shown, places, strict=True):
+            points.append(_open_point(name, place, pair.inputs, opts.model))
         journal.stage("evaluate")
-        correct = _score_points(
-            pair, _moves_to_points(opts.alphas, planned, others), sources, opts, journal
-        )
+        correct = _score_points(pair, points, sources, opts, journal)
     journal.stage("bootstrap")
-    record = _make_sweep_record(pair, correct, planned, others, list(ids), sources, opts, journal)
+    record = _make_sweep_record(pair, correct, points, list(ids), sources, opts, journal)
     if target is not None and is_main_process():
         record["output"] = target.name
         _write_sweep(record, target, overwrite=opts.overwrite)
-    for each in planned:  # what was learned is saved until nothing more can fail
-        each.forget()
+    pair.forget_learning()  # what was learned is saved until nothing more can fail
     return SweepResult(target, record, correct, tuple(record["warnings"]))
 
 
@@ -180,128 +196,86 @@ def _refuse_same_names(ids: Json, oods: Json, recipes: list[Recipe], options: Sw
 
 
 def _open_sources(
-    ids: Json, oods: Json, options: SweepOptions, journal: Journal
+    flag: str, named: Json, options: SweepOptions, journal: Journal
 ) -> dict[str, Images]:
-    """Open all images that are evaluated, by name."""
+    """Open the images to evaluate on, by name."""
     sources: dict[str, Images] = {}
-    for flag, named in (("id", ids), ("ood", oods)):
-        for name, source in named.items():
-            try:
-                sources[name] = open_source(source, options, journal)
-            except DataError as error:
-                raise DataError(f"`{flag}` {name}: {error}") from None
+    for name, source in named.items():
+        try:
+            sources[name] = open_images(source, options.classes, columns=options.columns)
+        except DataError as error:
+            raise DataError(f"`{flag}` {name}: {error}") from None
+        journal.warn(*sources[name].notes)
     return sources
-
-
-def _open_calibration_images(
-    recipes: list[Recipe],
-    sources: dict[str, Images],
-    ids: list[str],
-    options: SweepOptions,
-    journal: Journal,
-) -> Images | None:
-    """Open the images that recipes measure on, and refuse those that a source shares with them."""
-    data = None
-    if recipes and options.data is not None:
-        data = open_source(options.data, options, journal)
-    notes = overlap_notes(
-        data,
-        {name: sources[name] for name in ids},
-        {name: images for name, images in sources.items() if name not in ids},
-    )
-    for note in notes:
-        journal.warn(note)
-    return data
 
 
 def _decide_by_each_recipe(
     pair: Pair, recipes: list[Recipe], data: Images | None, options: SweepOptions, journal: Journal
-) -> list[PlannedMerge]:
-    """Decide by each recipe; those that measure alike measure once."""
-    planned = []
+) -> list[_Point]:
+    """Decide by each recipe; recipes with the same measure share its result."""
+    points = []
     known: dict[str, Any] = {}
     for recipe in recipes:
         check_recipe(pair, recipe, has_images=data is not None)
         key = json.dumps([recipe.measure, masks_by_gradients(recipe)], sort_keys=True)
         if recipe.measure and data is not None and key not in known:
             # the images held back are those of `merge`, so that both decide alike
-            split = split_images(data, recipe, options, journal, judged=True)
-            known[key] = measure(pair.inputs, recipe, split, options, journal)
-        planned.append(decide_by_method(pair, recipe, options, journal, known.get(key)))
-    return planned
+            split = split_images(data, recipe, options.images, options.seed, judged=True)
+            journal.warn(*split.notes)
+            known[key] = measure(pair, recipe, split, options, journal)
+        made = decide_by_method(pair, recipe, options.seed, journal, *known.get(key, ()))
+        about = {
+            "name": recipe.name,
+            "decision": decision_sentence(made.plan, made.measured),
+            "calibration": made.calibration and made.calibration.model_dump(mode="json"),
+            "recipe": recipe.model_dump(mode="json"),
+        }
+        points.append(_Point(about, partial(Between.set_plan, plan=made.plan), recipe.max_loss))
+    return points
 
 
-def _align_checkpoint(source: str, inputs: Inputs, options: SweepOptions) -> Inputs:
-    """Align a checkpoint that is shown as it is with the zero-shot one."""
-    opened = open_checkpoint(source, base=inputs.zeroshot, model=options.model)
+def _open_point(name: str, place: str, inputs: Inputs, model: str | None) -> _Point:
+    """Open a checkpoint to show beside the curve, and align it with the zero-shot one."""
+    opened = open_checkpoint(place, base=inputs.zeroshot, model=model)
     point = convert_checkpoint(opened, inputs.zeroshot)
-    return align_checkpoints(inputs.zeroshot, [point], dtype="float32")
-
-
-def _moves_to_points(
-    alphas: Sequence[float], planned: list[PlannedMerge], others: dict[str, Inputs]
-) -> list[Move]:
-    """Functions that move the model to the points of the curve, of recipes and of checkpoints."""
-    moves: list[Move] = [partial(interpolate.Path.set_alpha, alpha=alpha) for alpha in alphas]
-    moves += [partial(interpolate.Path.set_plan, plan=each.plan) for each in planned]
-    for inputs in others.values():
-        moves.append(partial(interpolate.Path.set_checkpoint, other=inputs))
-    return moves
+    other = align_checkpoints(inputs.zeroshot, [point], dtype="float32")
+    (source,) = Pair(other).sources(hashed=True)["finetuned"]
+    about = {"name": name, "checkpoint": _public_json(source)}
+    return _Point(about, partial(Between.set_checkpoint, other=other))
 
 
 def _score_points(
     pair: Pair,
-    moves: list[Move],
+    points: list[_Point],
     sources: dict[str, Images],
     options: SweepOptions,
     progress: Progress,
 ) -> dict[str, Correct]:
     """Whether each image is recognised at each point, by source."""
     from clipmerge.evaluation.scorer import Scorer, stack_correct
-    from clipmerge.models.building import build_model
 
-    inputs = pair.inputs
-    if inputs.is_classifier:
+    if pair.inputs.output.is_classifier:
         sources = {name: require_labelled(images) for name, images in sources.items()}
-    model = build_model(inputs)
-    scorer = Scorer(model, inputs, options, dtype=pair.inputs.dtype)
-    outcomes = scorer.score(moves, sources, progress)
+    scorer = Scorer(pair.path.model, options, pair.path, dtype=pair.inputs.dtype)
+    outcomes = scorer.score([point.move for point in points], sources, progress)
     return {name: stack_correct(each) for name, each in outcomes.items()}
 
 
 def _make_sweep_record(
     pair: Pair,
     correct: dict[str, Correct],
-    planned: list[PlannedMerge],
-    others: dict[str, Inputs],
+    points: list[_Point],
     ids: list[str],
     sources: dict[str, Images],
     options: SweepOptions,
     journal: CallJournal,
 ) -> Json:
-    """What `--json` prints and ``sweep.json`` holds."""
-    count = len(options.alphas)
-    limits = [MAX_LOSS] * count + [each.plan.recipe.max_loss for each in planned]
-    limits += [MAX_LOSS] * len(others)
-    if options.max_loss is not None:
-        limits = [options.max_loss] * len(limits)
-    rows = _accuracy_rows(correct, ids, limits, options)
-    curve = [{"alpha": alpha, **row} for alpha, row in zip(options.alphas, rows, strict=False)]
-    recipes = []
-    for each, row in zip(planned, rows[count:], strict=False):
-        about = {
-            "name": each.plan.recipe.name,
-            "decision": decision_sentence(each.plan, each.measured),
-            "calibration": each.calibration and each.calibration.model_dump(mode="json"),
-            "recipe": each.plan.recipe.model_dump(mode="json"),
-        }
-        recipes.append(about | row)
-    shown = []
-    for (name, inputs), row in zip(others.items(), rows[count + len(planned) :], strict=True):
-        (source,) = Pair(inputs).sources(hashed=True)["finetuned"]
-        shown.append({"name": name, "checkpoint": _public_json(source), **row})
-    for row in (*recipes, *shown):
-        if row["exceeds_max_loss"]:
+    """Make the record that `--json` prints and ``sweep.json`` holds."""
+    limits = [point.max_loss if options.max_loss is None else options.max_loss for point in points]
+    rows = _accuracy_rows(correct, ids, limits, options.alphas, options.seed)
+    every = [point.about | row for point, row in zip(points, rows, strict=True)]
+    for row in every:
+        if "name" in row and row["exceeds_max_loss"]:
             journal.warn(f"{row['name']} loses more than `max_loss` on the ID images")
     journal.stage("draw")
     pinned = pair.sources(hashed=True)
@@ -321,9 +295,9 @@ def _make_sweep_record(
         "revisions": {name: images.revision for name, images in sources.items()},
         "seed": options.seed,
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
-        "curve": curve,
-        "recipes": recipes,
-        "points": shown,
+        "curve": [row for row in every if "alpha" in row],
+        "recipes": [row for row in every if "recipe" in row],
+        "points": [row for row in every if "checkpoint" in row],
         "warnings": list(map(journal.without_folders, journal.warnings)),
         "seconds": journal.seconds,
     }
@@ -335,33 +309,28 @@ def _public_json(source: SourceRecord) -> Json:
 
 
 def _accuracy_rows(
-    correct: dict[str, Correct], ids: list[str], limits: list[float], options: SweepOptions
+    correct: dict[str, Correct],
+    ids: list[str],
+    limits: list[float],
+    alphas: Sequence[float],
+    seed: int,
 ) -> list[Json]:
-    """Accuracies of every point, its gain over the curve, and whether it loses more than its limit
-    in points.
-    """
+    """Compute each point's accuracies, its gain, and whether it loses more than its limit."""
     near = [correct[name] for name in ids]
     far = [right for name, right in correct.items() if name not in ids]
-    curve = range(len(options.alphas))
-    comparisons = compare_with_curve(near, far, curve, seed=options.seed)
-    finetuned = None
-    if 1.0 in options.alphas:
-        finetuned = comparisons[options.alphas.index(1.0)]["id"]
-    rows = []
-    for number, limit in enumerate(limits):
-        exceeds = None
+    rows = compare_with_curve(near, far, range(len(alphas)), seed=seed)
+    finetuned = rows[alphas.index(1.0)]["id"] if 1.0 in alphas else None
+    for number, (row, limit) in enumerate(zip(rows, limits, strict=True)):
+        row["accuracy"] = {name: float(right[number].mean()) for name, right in correct.items()}
+        row["exceeds_max_loss"] = None
         if finetuned is not None:
-            lost = 100 * (finetuned - comparisons[number]["id"])
             # accuracies are ratios of counts; rounding errors are far below
-            exceeds = lost > limit + 1e-7
-        accuracy = {name: float(right[number].mean()) for name, right in correct.items()}
-        row = {"accuracy": accuracy, **comparisons[number], "exceeds_max_loss": exceeds}
-        rows.append(row)
+            row["exceeds_max_loss"] = 100 * (finetuned - row["id"]) > limit + 1e-7
     return rows
 
 
 def _write_sweep(record: Json, output: Path, *, overwrite: bool) -> None:
-    """Write record, picture and page."""
+    """Write the record, the picture and the page."""
     from clipmerge.report.figures import png, sweep_figure
     from clipmerge.report.sweep import sweep_page
 

@@ -1,6 +1,12 @@
 """Checkpoints: opened lazily, and checked before anything is computed."""
 
-from clipmerge.checkpoint.alignment import Inputs, Location, are_alike, pair_keys
+from clipmerge.checkpoint.alignment import (
+    Inputs,
+    Location,
+    OutputKind,
+    are_alike,
+    pair_keys,
+)
 from clipmerge.checkpoint.opening import open_checkpoint, open_checkpoints
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.files.safetensors import TensorEntry
@@ -10,6 +16,7 @@ __all__ = [
     "Checkpoint",
     "Location",
     "Inputs",
+    "OutputKind",
     "TensorEntry",
     "open_checkpoint",
     "open_checkpoints",

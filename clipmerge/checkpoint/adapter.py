@@ -1,4 +1,4 @@
-"""Adapters of peft, such as LoRA, DoRA and rsLoRA, merged into their base by peft itself."""
+"""Adapters such as LoRA, DoRA and rsLoRA, which peft merges into their base."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ _MERGE_IT = "merge it where it was trained (peft: merge_and_unload()) and give t
 
 
 def apply_adapter(base: Checkpoint | None, adapter: Path, source: str) -> Checkpoint:
-    """Merge the adapter in a folder into its base, which has the side files, with peft in
-    float32.
-    """
+    """View the base with the adapter in a folder merged into it, which peft does in float32."""
     if base is None:
         raise CheckpointError(f"{source}: is an adapter, not a full model; {_MERGE_IT}")
     config = read_side_json(adapter, CONFIG)
@@ -38,8 +36,8 @@ def apply_adapter(base: Checkpoint | None, adapter: Path, source: str) -> Checkp
         raise CheckpointError(f"{source}: has no {CONFIG} beside the adapter; copy it there")
     if base.config is None or base.family.layout != "transformers":
         raise CheckpointError(
-            f"{source}: is an adapter, which peft merges into a folder of transformers, and"
-            f" {base.source} is none; {_MERGE_IT}"
+            f"{source}: is an adapter, which peft merges into a folder of transformers, but"
+            f" {base.source} is another checkpoint; {_MERGE_IT}"
         )
     keys = base.family.by_canonical_name(base.entries, base.source)
     merged = _merged_by_peft(base, adapter, config, source)
@@ -54,8 +52,8 @@ def apply_adapter(base: Checkpoint | None, adapter: Path, source: str) -> Checkp
             entries[key] = replace(entries[key], dtype="F32", form=form)
     trained_on = str(config.get("base_model_name_or_path") or "")
     note = (
-        f"{source}: was trained on '{trained_on}' and is applied to {base.source}; make sure they"
-        " are the same"
+        f"{source}: was trained on '{trained_on}' and is applied to {base.source}; make sure that"
+        " they are the same model"
     )
     base_name, _, _ = base.source.partition("@")
     is_same = Path(trained_on).name in ("", Path(base_name).name)
@@ -108,7 +106,7 @@ def _merged_by_peft(
 
 
 def _model_class(base: Checkpoint, config: Json) -> Any:
-    """The class of transformers that the adapter was trained on, by default that of the base."""
+    """The class of transformers that the adapter was trained on, by default the base's."""
     import transformers
 
     stated = (config.get("auto_mapping") or {}).get("base_model_class")
@@ -121,7 +119,7 @@ def _model_class(base: Checkpoint, config: Json) -> Any:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Silence the reports of both libraries: what does not fit is an error here."""
+    """Silence the reports of both libraries about keys, which are errors here."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

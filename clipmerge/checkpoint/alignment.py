@@ -1,27 +1,16 @@
-"""Checkpoints aligned by canonical parameter name: their keys, and the layout of the output.
-
-Whether one started from the other is told by its matrices. Training moves weights, and does not
-replace them: even after long training at a high rate, most of a matrix points where it pointed.
-Two models that were trained apart have matrices at right angles, for their hidden units are
-numbered by chance. Which of two related models came first is asked of images, not of weights.
-"""
+"""Checkpoints aligned by canonical parameter name, and the kind of output that they merge into."""
 
 from __future__ import annotations
 
-import math
-import re
-import sys
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
-from statistics import median
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family, is_index_buffer, layers_of, tower_of
-from clipmerge.files.safetensors import Array, TensorEntry
+from clipmerge.files.safetensors import TensorEntry
 from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.layers import HEAD, network_order
 from clipmerge.types import Kind, Layers, Missing, Names, OutputDtype
@@ -33,16 +22,20 @@ if TYPE_CHECKING:
 HEAD_WEIGHT, HEAD_BIAS = "classification_head.weight", "classification_head.bias"
 #: A checkpoint that holds a tensor, and the tensor's key there.
 Location = tuple[Checkpoint, str]
-#: Median cosine of a tower's matrices below which it did not come from the other checkpoint's.
-#: Models trained apart stay within 0.01 of 0; the furthest fine-tuning of `benchmarks/ancestry`
-#: (at 7fea82b5) stays above 0.3.
-UNRELATED = 0.05
-# Entries of a matrix that are read: 64 KB in float32.
-_SAMPLE = 1 << 14
-# The cosine of a smaller matrix says little: its random spread is one over the root of its number
-# of entries.
-_LEAST = 256
-_TEXT_BLOCK = re.compile(r"text\.\d+\.")
+
+
+class OutputKind(Enum):
+    """The kind of model that a merge writes, which follows from the parts of its checkpoints."""
+
+    MODEL = "the towers that every checkpoint has: both, or one"
+    ZEROSHOT_MODEL = "both towers of the zero-shot model; the fine-tuned ones have one tower"
+    CLASSIFIER = "a tower with a head, as every checkpoint has"
+    FINETUNED_CLASSIFIER = "a tower with a head, as only the fine-tuned checkpoints have"
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the output recognises classes by a head, not by prompts."""
+        return self in (OutputKind.CLASSIFIER, OutputKind.FINETUNED_CLASSIFIER)
 
 
 @dataclass(frozen=True)
@@ -56,15 +49,13 @@ class Inputs:
     zeroshot_keys: dict[str, str]
     finetuned_keys: tuple[dict[str, str], ...]  # the same for each fine-tuned file
     layer_of: dict[str, str]  # layers by canonical name, for the parameters of all checkpoints
-    missing: Missing = "error"  # treatment of keys that only one side has
+    missing: Missing = "error"  # treatment of keys that not every checkpoint has
     dtype: OutputDtype = "keep"  # of the merged weights
     notes: list[str] = field(default_factory=list)
 
     @cached_property
     def layers(self) -> Layers:
-        """Canonical parameter names by layer, sorted, in network order; all parameters of the
-        zero-shot file.
-        """
+        """Canonical names of all zero-shot parameters by layer, sorted, in network order."""
         groups: dict[str, list[str]] = {}
         for name in sorted(self.zeroshot_keys):
             layer = self.layer_of[name]
@@ -82,55 +73,43 @@ class Inputs:
         return tower_of(self.layer_of[name] for keys in self.finetuned_keys for name in keys)
 
     @cached_property
-    def is_partial(self) -> bool:
-        """Whether the fine-tuned checkpoints are one tower of a full zero-shot model."""
-        return self.tower != "full" and tower_of(self.layers) == "full"
-
-    @cached_property
-    def keeps_head(self) -> bool:
-        """Whether only the fine-tuned checkpoints are classifiers; the output then has their head
-        and their tower.
-        """
-        if self.tower == "full" or self.missing == "keep-zeroshot":
-            return False
-        if HEAD in self.layers:
-            return self.zeroshot.has_built_head
-        return HEAD in self.layer_of.values()
-
-    @cached_property
-    def is_classifier(self) -> bool:
-        """Whether the output tells classes apart by a head alone: it is kept, or every checkpoint
-        has one, and no blocks of a text tower.
-        """
-        if self.keeps_head:
-            return True
+    def output(self) -> OutputKind:
+        """The kind of output."""
+        is_tower = self.tower != "full"
+        # a head is built only for a zero-shot checkpoint that has none
+        only_theirs = HEAD not in self.layers and HEAD in self.layer_of.values()
+        is_new = only_theirs or self.zeroshot.has_built_head
+        if is_tower and is_new and self.missing != "keep-zeroshot":
+            return OutputKind.FINETUNED_CLASSIFIER
+        if tower_of(self.layers) == "full":
+            return OutputKind.ZEROSHOT_MODEL if is_tower else OutputKind.MODEL
+        everyone = len(self.checkpoints)
         head = self.layers.get(HEAD, ())
-        if not head or any(map(_TEXT_BLOCK.match, self.layers)):
-            return False
-        everyone = 1 + len(self.finetuned)
-        return all(len(self.holders[name]) == everyone for name in head)
+        if head and all(len(self.holders[name]) == everyone for name in head):
+            return OutputKind.CLASSIFIER
+        return OutputKind.MODEL
 
     @property
     def kind(self) -> Kind:
-        """What the output is."""
-        if self.is_classifier:
+        """The kind of output in a word, for records and cards."""
+        if self.output.is_classifier:
             return "classifier"
         return tower_of(self.layer_of[name] for name in self.output_keys)
 
     @property
     def row_names(self) -> Names:
-        """Names of the rows of the output's head, if it has one and a configuration has them."""
-        if not self.is_classifier:
+        """Names of the rows of the output's head; empty without a head, or without names in a
+        configuration.
+        """
+        if not self.output.is_classifier:
             return ()
         known = [one.row_names for one in (*self.finetuned, self.zeroshot)]
         return next(filter(None, known), ())
 
     @cached_property
     def layout(self) -> Checkpoint:
-        """The checkpoint whose keys, configuration and side files the output has: the zero-shot one
-        if the others are one of its towers.
-        """
-        if self.is_partial and not self.keeps_head:
+        """The checkpoint whose keys, configuration and side files the output has."""
+        if self.output is OutputKind.ZEROSHOT_MODEL:
             return self.zeroshot
         return self.finetuned[0]
 
@@ -143,11 +122,11 @@ class Inputs:
         return self.zeroshot_keys | theirs
 
     def expects(self, name: str) -> bool:
-        """Whether the fine-tuned checkpoints must hold a zero-shot parameter, even if they are one
-        tower.
+        """Whether the fine-tuned checkpoints must hold a zero-shot parameter: a parameter of the
+        towers that they have.
         """
         layer = self.layer_of[name]
-        if not self.is_partial or layer == HEAD:
+        if self.output in (OutputKind.MODEL, OutputKind.CLASSIFIER) or layer == HEAD:
             return True
         if not layer.startswith(f"{self.tower}."):
             return False
@@ -190,16 +169,12 @@ class Inputs:
         return self.finetuned[which].tensor(key, start, stop)
 
     def entries(self, name: str) -> list[TensorEntry]:
-        """Entries of a tensor: in the zero-shot checkpoint, then in the fine-tuned ones that have
-        it.
-        """
+        """Entries of a tensor in the checkpoints that hold it, zero-shot first."""
         return [checkpoint.entries[key] for checkpoint, key in self.holders[name]]
 
     @cached_property
     def holders(self) -> dict[str, list[Location]]:
-        """The checkpoints that hold each tensor, zero-shot first, each with the tensor's key in its
-        file.
-        """
+        """Each tensor's checkpoints, zero-shot first, and its key in each."""
         found: dict[str, list[Location]] = {}
         everyone = (self.zeroshot_keys, *self.finetuned_keys)
         for checkpoint, keys in zip(self.checkpoints, everyone, strict=True):
@@ -217,15 +192,15 @@ def pair_keys(
         from clipmerge.checkpoint.views import convert_checkpoint
 
         checkpoints = [convert_checkpoint(one, finetuned[0]) for one in checkpoints]
-    # those without a config have the family of the others
+    # a checkpoint without a configuration is of the others' family
     known = [one for one in checkpoints if one.config is not None] or checkpoints
     family = known[0].family
     for other in known:
         if other.family is not family:
             raise CheckpointError(
-                f"{other.source} is a {other.family.name} checkpoint and {known[0].source} a"
-                f" {family.name} one; models of different families do not merge. Give the base that"
-                " was fine-tuned"
+                f"{other.source} is of the family {other.family.name}, {known[0].source} of"
+                f" {family.name}; models of different families do not merge. Give the base that was"
+                " fine-tuned"
             )
     keys = [family.by_canonical_name(one.entries, one.source) for one in checkpoints]
     first, *others = checkpoints
@@ -243,8 +218,8 @@ def pair_keys(
 
 
 def are_alike(inputs: Inputs) -> bool:
-    """Whether all checkpoints have the same parameters, of the same shapes and dtypes, and the same
-    configuration, processor and tokenizer beside them.
+    """Whether all checkpoints have the same parameters, shapes and dtypes, and the same
+    configuration, processor and tokenizer.
     """
     zeroshot, *finetuned = inputs.checkpoints
     if zeroshot.config is None or zeroshot.stored:
@@ -255,7 +230,7 @@ def are_alike(inputs: Inputs) -> bool:
 
 
 def _facts_without_weights(checkpoint: Checkpoint, keys: dict[str, str]) -> tuple[object, ...]:
-    """What is known of a checkpoint without its weights."""
+    """The facts about a checkpoint that take no reading of weights."""
     tensors = {}
     for name, key in keys.items():
         entry = checkpoint.entries[key]
@@ -266,56 +241,3 @@ def _facts_without_weights(checkpoint: Checkpoint, keys: dict[str, str]) -> tupl
         if file.is_file():
             beside[name] = file.read_bytes()
     return checkpoint.config, tensors, beside
-
-
-def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
-    """The median cosine between the matrices of a fine-tuned checkpoint and of the zero-shot one,
-    by tower; empty for an adapter, which is related to every base that it fits.
-    """
-    if inputs.finetuned[which].is_adapted:
-        return {}
-    cosines: dict[str, list[float]] = {}
-    for name in filter(inputs.merges, inputs.zeroshot_keys):
-        entry = inputs.zeroshot_entry(name)
-        tower, _, rest = inputs.layer_of[name].partition(".")
-        # a head, outside both towers, may have been built anew
-        if not rest or len(entry.shape) < 2 or entry.size < _LEAST:
-            continue
-        holders = inputs.holders[name]
-        theta_0 = _first_values(holders[0])
-        theta_1 = _first_values(holders[which + 1])
-        with np.errstate(all="ignore"):  # NaN and Inf are refused where they are merged
-            # sums in this thread: a BLAS's threads would spin, waiting for others
-            lengths = (theta_0 * theta_0).sum() * (theta_1 * theta_1).sum()
-            cosine = float((theta_0 * theta_1).sum() / np.sqrt(lengths))
-        if math.isfinite(cosine):  # an empty or a broken matrix is no evidence
-            cosines.setdefault(tower, []).append(cosine)
-    return {tower: median(values) for tower, values in cosines.items()}
-
-
-def _first_values(location: Location) -> Array:
-    """The first elements of a tensor, 1-D, as floats that can be multiplied."""
-    checkpoint, key = location
-    size = checkpoint.entries[key].size
-    values = checkpoint.array(key, 0, min(_SAMPLE, size))
-    if values.dtype == np.uint16:  # bfloat16
-        bits = values.astype(np.uint32) << 16
-        return bits.view(np.float32)
-    return values.astype(np.float64)
-
-
-def are_equal(inputs: Inputs, which: int) -> bool:
-    """Whether a fine-tuned checkpoint and the zero-shot one hold the same weights; of most that do
-    not, only samples are read.
-    """
-    names = list(filter(inputs.merges, inputs.zeroshot_keys))
-    for length in (_SAMPLE, sys.maxsize):
-        for name in names:
-            (theirs, their_key), *finetuned = inputs.holders[name]
-            ours, key = finetuned[which]
-            stop = min(length, ours.entries[key].size)
-            first = ours.array(key, 0, stop)
-            second = theirs.array(their_key, 0, stop)
-            if not np.array_equal(first, second):
-                return False
-    return True

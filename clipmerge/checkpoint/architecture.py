@@ -1,4 +1,4 @@
-"""Weights without a configuration, described by the name of an architecture of open_clip."""
+"""A configuration for weights without one, from open_clip's name of their architecture."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 def with_architecture(checkpoint: Checkpoint, model: str) -> Checkpoint:
-    """Describe weights that have no configuration beside them.
+    """Give a configuration to weights without one.
 
-    The configuration is written to the user's cache, where whatever reads files beside the weights
-    finds it and nothing else.
+    It is written to a folder of its own in the user's cache, which counts as the weights' folder.
     """
     if checkpoint.config is not None:
         return checkpoint
     if checkpoint.family.layout != "open-clip":
         raise CheckpointError(
-            f"{checkpoint.source}: `model` {model} describes weights in OpenCLIP's layout, and"
+            f"{checkpoint.source}: `model` {model} describes weights in OpenCLIP's layout, but"
             " these have another one; put the config.json of their model beside them"
         )
     config = architecture_config(model)
@@ -34,7 +33,7 @@ def with_architecture(checkpoint: Checkpoint, model: str) -> Checkpoint:
 
     notes = checkpoint.notes
     other = f"{model}-quickgelu"
-    if other in open_clip.list_models():  # no weight tells of it
+    if other in open_clip.list_models():  # weights do not show the activation
         note = f"taken as {model} with GELU; weights trained from OpenAI's are {other}"
         notes = (*notes, note)
     return replace(checkpoint, folder=folder, config=config, architecture=model, notes=notes)
@@ -43,7 +42,7 @@ def with_architecture(checkpoint: Checkpoint, model: str) -> Checkpoint:
 def architecture_config(model: str) -> Json:
     """The content of ``open_clip_config.json`` for a model that open_clip knows by name.
 
-    Its preprocessing is that of the pretrained weights of this name, where they agree.
+    Its preprocessing is that of all pretrained weights of this name, where they agree.
     """
     try:
         import open_clip
@@ -69,7 +68,7 @@ def architecture_config(model: str) -> Json:
 
 
 def _check_shapes(checkpoint: Checkpoint, model: str, config: Json) -> None:
-    """Refuse the name of another architecture, whose configuration the output would have."""
+    """Refuse the name of another architecture than the weights'."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     patch = vision.get("patch_size")
     width = text.get("width")

@@ -1,8 +1,8 @@
-"""The tensors of a plain ViT CLIP in OpenCLIP's layout, with their counterparts in transformers'.
+"""The keys of a plain ViT CLIP in OpenCLIP's layout, with their counterparts in transformers'.
 
-One list serves both directions, for pairs of two layouts. OpenCLIP keeps query, key and value
-stacked in one ``in_proj`` and multiplies features by its projections from the right; transformers
-keeps three matrices and multiplies from the left.
+One table serves both directions. OpenCLIP stacks query, key and value in one ``in_proj`` and
+multiplies features by its projections from the right; transformers keeps three matrices and
+multiplies from the left.
 """
 
 from __future__ import annotations
@@ -15,16 +15,36 @@ from clipmerge.errors import CheckpointError, counted, shorten
 from clipmerge.families import Layout
 from clipmerge.types import Names
 
-_BLOCK = {
-    "open-clip": re.compile(r"(visual\.|text\.)?transformer\.resblocks\.(\d+)\."),
-    "transformers": re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\."),
-}
+_BLOCK = re.compile(r"(?:resblocks|layers)\.(\d+)\.")
 # Tensors that are not parameters: causal masks, position ids, and the integers of OpenAI's
 # archives.
 _BUFFERS = re.compile(
     r"(text\.)?attn_mask|(vision|text)_model\.embeddings\.position_ids|input_resolution|context_length|vocab_size"
 )
-_PARTS = ("weight", "bias")
+# Keys of the parts outside the blocks: OpenCLIP's, below the tower's prefix, and transformers'.
+_VISION = {
+    "class_embedding": "embeddings.class_embedding",
+    "conv1.weight": "embeddings.patch_embedding.weight",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_pre.weight": "pre_layrnorm.weight",
+    "ln_pre.bias": "pre_layrnorm.bias",
+    "ln_post.weight": "post_layernorm.weight",
+    "ln_post.bias": "post_layernorm.bias",
+}
+_TEXT = {
+    "token_embedding.weight": "embeddings.token_embedding.weight",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_final.weight": "final_layer_norm.weight",
+    "ln_final.bias": "final_layer_norm.bias",
+}
+# Modules of a block, each with a weight and a bias.
+_MODULES = {
+    "ln_1": "layer_norm1",
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
 
 
 @dataclass(frozen=True)
@@ -36,20 +56,21 @@ class Match:
     transposed: bool = False
 
 
-def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") -> tuple[Match, ...]:
+def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") -> list[Match]:
     """Match every parameter of a plain ViT CLIP with the other layout's."""
     names = {key for key in keys if not _BUFFERS.fullmatch(key)}
     blocks = {"vision": 0, "text": 0}
     for key in names:
-        if block := _BLOCK[layout].match(key):
-            tower = "vision" if block[1] in ("visual.", "vision") else "text"
-            blocks[tower] = max(blocks[tower], int(block[2]) + 1)
-    scale = Match("logit_scale", ("logit_scale",))
-    matches = (
-        *_match_vision_keys(blocks["vision"]),
-        *_match_text_keys(blocks["text"], text_prefix),
-        scale,
-    )
+        if block := _BLOCK.search(key):
+            tower = "vision" if key.startswith("vis") else "text"
+            blocks[tower] = max(blocks[tower], int(block[1]) + 1)
+    matches = [
+        Match("logit_scale", ("logit_scale",)),
+        Match("visual.proj", ("visual_projection.weight",), transposed=True),
+        Match(f"{text_prefix}text_projection", ("text_projection.weight",), transposed=True),
+        *_match_tower("visual.", "vision_model.", _VISION, blocks["vision"]),
+        *_match_tower(text_prefix, "text_model.", _TEXT, blocks["text"]),
+    ]
     expected: set[str] = set()
     for match in matches:
         expected |= {match.open_clip} if layout == "open-clip" else {*match.transformers}
@@ -68,76 +89,13 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
     return matches
 
 
-def _match_vision_keys(blocks: int) -> Iterator[Match]:
-    embeddings = "vision_model.embeddings"
-    yield Match("visual.class_embedding", (f"{embeddings}.class_embedding",))
-    yield Match("visual.conv1.weight", (f"{embeddings}.patch_embedding.weight",))
-    yield Match("visual.positional_embedding", (f"{embeddings}.position_embedding.weight",))
-    yield from _weight_and_bias("visual.ln_pre", "vision_model.pre_layrnorm")
-    for index in range(blocks):
-        yield from _match_block_keys(
-            f"visual.transformer.resblocks.{index}", f"vision_model.encoder.layers.{index}"
-        )
-    yield from _weight_and_bias("visual.ln_post", "vision_model.post_layernorm")
-    yield Match("visual.proj", ("visual_projection.weight",), transposed=True)
-
-
-def _match_text_keys(blocks: int, prefix: str) -> Iterator[Match]:
-    embeddings = "text_model.embeddings"
-    yield Match(f"{prefix}token_embedding.weight", (f"{embeddings}.token_embedding.weight",))
-    yield Match(f"{prefix}positional_embedding", (f"{embeddings}.position_embedding.weight",))
-    for index in range(blocks):
-        yield from _match_block_keys(
-            f"{prefix}transformer.resblocks.{index}", f"text_model.encoder.layers.{index}"
-        )
-    yield from _weight_and_bias(f"{prefix}ln_final", "text_model.final_layer_norm")
-    yield Match(f"{prefix}text_projection", ("text_projection.weight",), transposed=True)
-
-
-def _match_block_keys(ours: str, theirs: str) -> Iterator[Match]:
-    yield from _weight_and_bias(f"{ours}.ln_1", f"{theirs}.layer_norm1")
-    for part in _PARTS:
-        stacked = tuple(f"{theirs}.self_attn.{name}_proj.{part}" for name in "qkv")
-        yield Match(f"{ours}.attn.in_proj_{part}", stacked)
-    yield from _weight_and_bias(f"{ours}.attn.out_proj", f"{theirs}.self_attn.out_proj")
-    yield from _weight_and_bias(f"{ours}.ln_2", f"{theirs}.layer_norm2")
-    yield from _weight_and_bias(f"{ours}.mlp.c_fc", f"{theirs}.mlp.fc1")
-    yield from _weight_and_bias(f"{ours}.mlp.c_proj", f"{theirs}.mlp.fc2")
-
-
-def _weight_and_bias(ours: str, theirs: str) -> Iterator[Match]:
-    for part in _PARTS:
-        yield Match(f"{ours}.{part}", (f"{theirs}.{part}",))
-
-
-# timm's ViTs of CLIP (``vit_base_patch32_clip_224`` and the like): the vision tower, under these
-# names, and a head that reads features before the projection.
-_TIMM_NAMES = (
-    (r"class_embedding$", "cls_token"),
-    (r"positional_embedding$", "pos_embed"),
-    (r"conv1\.", "patch_embed.proj."),
-    (r"ln_pre\.", "norm_pre."),
-    (r"transformer\.resblocks\.(\d+)\.ln_1\.", r"blocks.\1.norm1."),
-    (r"transformer\.resblocks\.(\d+)\.attn\.in_proj_", r"blocks.\1.attn.qkv."),
-    (r"transformer\.resblocks\.(\d+)\.attn\.out_proj\.", r"blocks.\1.attn.proj."),
-    (r"transformer\.resblocks\.(\d+)\.ln_2\.", r"blocks.\1.norm2."),
-    (r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.", r"blocks.\1.mlp.fc1."),
-    (r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.", r"blocks.\1.mlp.fc2."),
-    (r"ln_post\.", "norm."),
-)
-
-
-def timm_name(key: str) -> str | None:
-    """The name in timm of a parameter of OpenCLIP's vision tower; ``None`` if timm's has none.
-
-    Example:
-        >>> timm_name("visual.ln_post.weight"), timm_name("visual.proj")
-        ('norm.weight', None)
-    """
-    name = key.removeprefix("visual.")
-    if name == key:
-        return None
-    for pattern, replacement in _TIMM_NAMES:
-        if re.match(pattern, name):
-            return re.sub(rf"^{pattern}", replacement, name)
-    return None
+def _match_tower(ours: str, theirs: str, outside: dict[str, str], blocks: int) -> Iterator[Match]:
+    for name, other in outside.items():
+        yield Match(ours + name, (theirs + other,))
+    for number in range(blocks):
+        block, layer = f"{ours}transformer.resblocks.{number}", f"{theirs}encoder.layers.{number}"
+        for part in ("weight", "bias"):
+            stacked = tuple(f"{layer}.self_attn.{name}_proj.{part}" for name in "qkv")
+            yield Match(f"{block}.attn.in_proj_{part}", stacked)
+            for name, other in _MODULES.items():
+                yield Match(f"{block}.{name}.{part}", (f"{layer}.{other}.{part}",))

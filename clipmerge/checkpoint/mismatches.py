@@ -1,6 +1,4 @@
-"""What differs between aligned checkpoints: mismatches that prevent a merge, and notes on what is
-not simply merged.
-"""
+"""Differences between aligned checkpoints: errors that prevent a merge, and notes on the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from dataclasses import replace
 from itertools import filterfalse
 from typing import cast, get_args
 
-from clipmerge.checkpoint.alignment import Inputs
+from clipmerge.checkpoint.alignment import Inputs, OutputKind
 from clipmerge.checkpoint.settings import silent_mismatches
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
 from clipmerge.errors import CheckpointError, counted, shorten
@@ -26,7 +24,7 @@ _TOWER_WORDS = {
 
 
 def settle_differences(inputs: Inputs, *, refuse: bool) -> Inputs:
-    """Note what is not simply merged, decide on one dtype, and refuse what cannot be merged."""
+    """Note the differences, decide on one dtype, and refuse a pair that cannot be merged."""
     if HEAD in inputs.layers:
         inputs = _without_other_head(inputs)
     inputs.notes.extend(_describe_differences(inputs))
@@ -44,38 +42,29 @@ def settle_differences(inputs: Inputs, *, refuse: bool) -> Inputs:
 
 
 def _without_other_head(inputs: Inputs) -> Inputs:
-    """Leave out the zero-shot checkpoint's head if it has other classes than the fine-tuned one's,
-    and say so.
-    """
-    theirs = inputs.finetuned_keys[0]
-    head = {name for name in inputs.layers[HEAD] if name in theirs}
+    """Leave out the zero-shot head if the fine-tuned one has another number of rows."""
+    head = inputs.layers[HEAD]
     for name in head:
-        shape, other, *_ = (entry.shape for entry in inputs.entries(name))
-        if shape != other:
+        shapes = [entry.shape for entry in inputs.entries(name)]
+        if len(set(shapes[:2])) > 1:
             inputs.notes.append(
-                f"{inputs.zeroshot.source}: its head has {shape[0]} rows, the fine-tuned one's"
-                f" {other[0]}; it is left out"
+                f"{inputs.zeroshot.source}: its head has {shapes[0][0]} rows and the fine-tuned"
+                f" one's {shapes[1][0]}, so it is left out"
             )
-            kept = {}
-            for other_name, key in inputs.zeroshot_keys.items():
-                if other_name not in head:
-                    kept[other_name] = key
+            kept = {name: key for name, key in inputs.zeroshot_keys.items() if name not in head}
             return replace(inputs, zeroshot_keys=kept)
     return inputs
 
 
 def _finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
-    """The one dtype of the fine-tuned weights, if the zero-shot ones have another; an adapter has
-    that of its base.
+    """The dtype of all fine-tuned weights, if the zero-shot ones have another; ``None`` for an
+    adapter, which is written in its base's.
     """
     if any(finetuned.is_adapted for finetuned in inputs.finetuned):
         return None
-    zeroshot = set()
-    finetuned = set()
-    for name in filter(inputs.merges, inputs.zeroshot_keys):
-        ours, *theirs = (entry.dtype for entry in inputs.entries(name))
-        zeroshot.add(ours)
-        finetuned.update(theirs)
+    names = list(filter(inputs.merges, inputs.zeroshot_keys))
+    zeroshot = {inputs.zeroshot_entry(name).dtype for name in names}
+    finetuned = {entry.dtype for name in names for entry in inputs.entries(name)[1:]}
     if zeroshot == finetuned or len(finetuned) != 1:
         return None
     dtype, _ = DTYPES[finetuned.pop()]
@@ -83,21 +72,23 @@ def _finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
 
 
 def find_mismatches(inputs: Inputs, *, every: bool = False) -> list[str]:
-    """List the mismatches that prevent a merge, most informative first, one line each: of tensors
-    the first one of each kind, or ``every`` one.
+    """List the differences that prevent a merge, one line each, the most informative first.
+
+    Of tensors that differ the first one is named, or ``every`` one.
     """
     zeroshot = inputs.zeroshot
     problems = []
     tower = tower_of(inputs.layers)
     if tower not in ("full", inputs.tower):
         problems.append(
-            f"{zeroshot.source}: holds the {tower} tower only, the fine-tuned checkpoint "
+            f"{zeroshot.source}: holds the {tower} tower only, and the fine-tuned checkpoint "
             f"{_TOWER_WORDS[inputs.tower]}; give the zero-shot model that was fine-tuned"
         )
-    if len(inputs.finetuned) > 1 and inputs.keeps_head and not zeroshot.has_built_head:
+    is_kept = inputs.output is OutputKind.FINETUNED_CLASSIFIER and not zeroshot.has_built_head
+    if is_kept and len(inputs.finetuned) > 1:
         problems.append(
-            "several fine-tuned classifiers, and a zero-shot model without a head: one head can be"
-            " kept, not several; give one of them, or a base with a head of the same classes"
+            "several fine-tuned classifiers, but a zero-shot model without a head: only one head"
+            " can be kept; give one of them, or a base with a head for the same classes"
         )
     for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
         found = list(_tensor_mismatches(inputs, finetuned, keys, every=every))
@@ -111,7 +102,7 @@ def find_mismatches(inputs: Inputs, *, every: bool = False) -> list[str]:
     if not problems and not any("." in layer for layer in inputs.merged_layers):
         problems.append(
             f"{inputs.finetuned[0].source}: has no weight in common with {zeroshot.source},"
-            f" so there is nothing to merge; is it a {inputs.family.name} checkpoint?"
+            f" so there is nothing to merge; is it of the family {inputs.family.name}?"
         )
     is_open_clip = inputs.family.config == OPEN_CLIP_CONFIG
     needs_config = is_open_clip or zeroshot.stored
@@ -127,7 +118,7 @@ def find_mismatches(inputs: Inputs, *, every: bool = False) -> list[str]:
 def _tensor_mismatches(
     inputs: Inputs, finetuned: Checkpoint, keys: dict[str, str], *, every: bool
 ) -> Iterator[str]:
-    """Name the shared tensors that differ in shape, and in dtype, or the first of each."""
+    """Name the shared tensors that differ in shape or in dtype: each one, or the first."""
     shapes, dtypes = [], []
     advice = "Compare both with `clipmerge inspect`."
     dtype_advice = f"{advice} Or name one with `dtype`." if inputs.dtype == "keep" else advice
@@ -137,7 +128,7 @@ def _tensor_mismatches(
         theirs = finetuned.entries[keys[name]]
         if ours.shape != theirs.shape:
             shapes.append((name, ours.shape, theirs.shape))
-        # what an adapter changes is in float32, and written in the base's dtype
+        # an adapter's changes are in float32, and are written in the base's dtype
         is_converted = inputs.dtype != "keep" or finetuned.is_adapted
         is_settled = is_converted and ours.is_float == theirs.is_float
         if ours.dtype != theirs.dtype and not is_settled:
@@ -160,11 +151,9 @@ def _key_mismatches(inputs: Inputs, theirs: dict[str, str]) -> Iterator[str]:
     if ours.keys() == theirs.keys():
         return
     only_ours = [name for name in _weights_in(ours) if name not in theirs and inputs.expects(name)]
-    only_theirs = []
-    for name in _weights_in(theirs):
-        is_kept = inputs.keeps_head and inputs.layer_of[name] == HEAD
-        if name not in ours and not is_kept:
-            only_theirs.append(name)
+    only_theirs = [name for name in _weights_in(theirs) if name not in ours]
+    if inputs.output is OutputKind.FINETUNED_CLASSIFIER:
+        only_theirs = [name for name in only_theirs if inputs.layer_of[name] != HEAD]
     if not ours.keys() & theirs.keys():
         yield (
             f"holds no parameter of the {inputs.family.name} model {inputs.zeroshot.source}, but"
@@ -181,22 +170,20 @@ def _key_mismatches(inputs: Inputs, theirs: dict[str, str]) -> Iterator[str]:
 
 
 def _describe_differences(inputs: Inputs) -> Iterator[str]:
-    """Describe the parameters that are not simply merged (kept, copied or left out), one line
-    each.
-    """
+    """Describe the parameters that are kept, copied or left out, one line each."""
     if inputs.zeroshot.has_built_head:
         yield (
             "the fine-tuned checkpoint is a classifier: the zero-shot side of its head is built"
             " from class prompts, and the output is a classifier too"
         )
-    elif inputs.keeps_head:
+    elif inputs.output is OutputKind.FINETUNED_CLASSIFIER:
         yield (
             "the fine-tuned checkpoint is a classifier: its head is kept unchanged, and the output"
             " is a classifier too, without the rest of the zero-shot model"
             " (`set=missing=keep-zeroshot` writes the whole zero-shot model with the merged tower"
             " instead)"
         )
-    elif inputs.is_partial:
+    elif inputs.output is OutputKind.ZEROSHOT_MODEL:
         yield f"only the {inputs.tower} tower is merged; the rest is the zero-shot model's"
     for checkpoint in inputs.checkpoints:
         if checkpoint.config is None:
@@ -217,7 +204,7 @@ def _describe_differences(inputs: Inputs) -> Iterator[str]:
             number = counted(len(lost), "tensor", "tensors")
             yield (
                 f"{finetuned.source}: {number} that the output lacks ({share:.1%} of its numbers)"
-                f" are left behind, and what they learned is lost: {shorten(lost)}"
+                f" are left out, and their training is lost: {shorten(lost)}"
             )
     expected = filter(inputs.expects, _weights_in(inputs.zeroshot_keys))
     stay = list(filterfalse(inputs.merges, expected))

@@ -1,7 +1,4 @@
-"""Find and open checkpoints: a folder, a file, an index of shards or a Hub id.
-
-An adapter is applied to its base.
-"""
+"""Find and open checkpoints: a folder, a file, an index of shards, a Hub id or an adapter."""
 
 from __future__ import annotations
 
@@ -23,9 +20,9 @@ if TYPE_CHECKING:
     from clipmerge.hub import Snapshot
 
 _INDICES = (".safetensors.index.json", ".bin.index.json")
-# Folders that hold the CLIP in a model of sentence-transformers, and in a pipeline of diffusers.
+# Subfolders of the CLIP in models of sentence-transformers and in pipelines of diffusers.
 _FOLDERS = ("0_CLIPModel/", "text_encoder/")
-# Names of weights in a folder, the first that is there is read.
+# Files of weights in the order of preference: the first one in a folder is read.
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -37,20 +34,23 @@ _WEIGHTS = (
     "open_clip_pytorch_model.bin",
     "adapter_model.bin",
 )
-# Keys of whole models without wrappers, which end in a usual parameter's name.
+# Usual keys of a CLIP by its own names; a file with these alone needs no search for wrappers.
 _PLAIN = re.compile(
     r"(?!.*(?:lora_|_orig_mod|_module\.|parametri))(?:vision_model|text_model|visual|transformer)\."
     r".*(?:(?:\.|_proj_)(?:weight|bias)|position_ids|class_embedding|positional_embedding|proj)"
     r"|visual_projection\.weight|text_projection(?:\.weight)?|logit_scale|logit_bias"
     r"|token_embedding\.weight|positional_embedding|ln_final\.(?:weight|bias)"
 )
-# What training leaves beside weights.
+# Files that training saves beside weights.
 _NOT_WEIGHTS = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args.")
 
 
 def open_checkpoints(names: Sequence[str], models: Sequence[str | None]) -> list[Checkpoint]:
-    """Open a zero-shot checkpoint and its fine-tuned ones, each with open_clip's name of its
-    architecture, if one is given; all are found before one is downloaded.
+    """Open a zero-shot checkpoint and its fine-tuned ones; all are found before one is downloaded.
+
+    Args:
+        names: Their sources.
+        models: For each, open_clip's name of its architecture, if the user gave one.
     """
     snapshots = [_find_snapshot(name) for name in names]
     opened: list[Checkpoint] = []
@@ -76,13 +76,13 @@ def open_checkpoint(
 def _open_source(
     source: str, snapshot: Snapshot | None, base: Checkpoint | None, model: str | None
 ) -> Checkpoint:
-    """Open a checkpoint on disk, or that of a commit on the Hub."""
+    """Open a checkpoint on disk, or a commit on the Hub."""
     address, part = split_part(source)
     path = local_path(address)
     if snapshot is not None:
         path = _download_snapshot(snapshot)
     elif path.is_dir():
-        # models of other libraries hold it in a folder of their own
+        # other libraries save the CLIP in a subfolder
         files = (*path.glob("*"), *path.glob("*/*"))
         names = [file.relative_to(path).as_posix() for file in files]
         path /= _choose_weights(source, names)
@@ -105,9 +105,7 @@ def _open_source(
 
 
 def _find_snapshot(name: str) -> Snapshot | None:
-    """Ask the Hub for the commit of a checkpoint, the only time in a run; ``None`` if it is on
-    disk.
-    """
+    """Ask the Hub, once in a run, for the commit of a checkpoint; ``None`` for one on disk."""
     if not name.strip():
         raise CheckpointError("the name of the checkpoint is empty; is a shell variable unset?")
     address, _ = split_part(name)
@@ -148,7 +146,7 @@ def _download_snapshot(snapshot: Snapshot) -> Path:
 
 
 def _choose_weights(source: str, names: Sequence[str]) -> str:
-    """The file of weights, or the index of shards, among the paths of a folder's files."""
+    """Choose the file of weights, or the index of shards, among the files of a folder."""
     for folder in ("", *_FOLDERS):
         for name in _WEIGHTS:
             if folder + name in names:
@@ -157,7 +155,7 @@ def _choose_weights(source: str, names: Sequence[str]) -> str:
 
 
 def _only_weights(source: str, names: Sequence[str]) -> str:
-    """The one file of weights of another name in a folder."""
+    """Find the only file of weights in a folder without one of the usual names."""
     found = []
     for name in sorted(names):
         is_of_weights = name.endswith((".safetensors", *PICKLE_SUFFIXES)) and "/" not in name
@@ -176,7 +174,7 @@ def _only_weights(source: str, names: Sequence[str]) -> str:
 
 
 def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
-    """Open a file of weights, or an index of shards; ``part`` names what is meant in it."""
+    """Open a file of weights, or an index of shards; ``part`` names one of several models in it."""
     is_index = path.name.endswith(_INDICES)
     files = _shard_files(path) if is_index else (path,)
     states = {file: file_state(file) for file in files}
@@ -214,7 +212,7 @@ def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
 
 
 def _shard_files(index: Path) -> tuple[Path, ...]:
-    """The shards that an index names, which lie beside it."""
+    """Find the shards that an index names beside it."""
     content = read_side_json(index.parent, index.name) or {}
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

@@ -1,15 +1,14 @@
-"""Compare what changes the function of a model but no shape: configurations, preprocessing,
-tokenizers.
+"""Differences between two checkpoints that no shape shows: settings, preprocessing, vocabularies.
 
-Settings that both state are compared as they are. What only one states has its library's default in
-the other: `AutoConfig`, and open_clip's own classes, which are imported only then.
+Settings that both configurations state are compared as they are. If the two state different ones,
+each library fills in its defaults first, and is imported only then.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from clipmerge.checkpoint.source import Checkpoint
@@ -18,6 +17,8 @@ from clipmerge.files.side_files import read_image_processor, read_vocabulary
 from clipmerge.types import Json
 
 _SIDES = ("vision", "text")
+# Settings that change what a model computes. The names that both libraries have are compared in
+# pairs of two layouts too.
 _TRANSFORMERS = (
     "model_type",
     "hidden_act",
@@ -31,13 +32,9 @@ _TRANSFORMERS = (
     "batch_norm_eps",
 )
 _OPEN_CLIP = (
-    "quick_gelu",
-    "head_width",
-    "heads",
     "image_size",
     "patch_size",
     "pool_type",
-    "eos_id",
     "attn_pooler_heads",
     "final_ln_after_pool",
     "scaled_cosine_attn",
@@ -49,8 +46,17 @@ _OPEN_CLIP = (
     "hf_model_name",
     "hf_pooler_type",
 )
-# Raised by a library for a configuration that it cannot read: then what both state is compared.
-_UNREADABLE = (ImportError, LookupError, TypeError, ValueError, AttributeError)
+#: Values of settings by side (``vision`` or ``text``) and name.
+_Settings = dict[tuple[str, str], Any]
+# Raised for a configuration that cannot be read. Loaders refuse it; here it is not compared.
+_UNREADABLE = (
+    ImportError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+)
 # OpenCLIP's names of Pillow's filters.
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 _SILENT = (
@@ -60,9 +66,7 @@ _SILENT = (
 
 
 def silent_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -> Iterator[str]:
-    """Name the differences between two checkpoints that no tensor tells of; ``tower`` is that of
-    the fine-tuned one.
-    """
+    """Name the differences that no tensor shows, in the towers that the fine-tuned one has."""
     if zeroshot.config is not None and finetuned.config is not None:
         for side, name, a, b in differing_settings(zeroshot.config, finetuned.config):
             if tower in ("full", side):
@@ -74,19 +78,19 @@ def silent_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -
         return
     ours = _preprocessing_of(zeroshot)
     theirs = _preprocessing_of(finetuned)
-    for key in ours.keys() & theirs.keys():
-        if ours[key] != theirs[key]:
-            values = f"{key} is {ours[key]} for zeroshot, {theirs[key]} for finetuned"
+    for key, value in ours.items():
+        other = theirs.get(key, value)
+        if value != other:
+            values = f"{key} is {value} for zeroshot, {other} for finetuned"
             yield f"images are prepared differently: {values}; {_SILENT} preprocessing"
 
 
 def _preprocessing_of(checkpoint: Checkpoint) -> Json:
-    """Mean, deviation and interpolation according to the files beside a checkpoint, as far as they
-    are given.
+    """Mean, deviation and interpolation of a checkpoint's preprocessing, as far as files give
+    them.
     """
     known: Json = {}
-    # loaders refuse what cannot be understood
-    with contextlib.suppress(CheckpointError, LookupError, TypeError, ValueError, AttributeError):
+    with contextlib.suppress(CheckpointError, *_UNREADABLE):
         settings = (checkpoint.config or {}).get("preprocess_cfg")
         if settings is None:
             processor = read_image_processor(checkpoint.folder)
@@ -121,149 +125,73 @@ def _vocabulary_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint) -> Itera
 
 
 def differing_settings(ours: Json, theirs: Json) -> Iterator[tuple[str, str, Any, Any]]:
-    """Side (``vision`` or ``text``), name and both values of each setting in which two
-    configurations of the same or of two libraries differ.
-    """
-    libraries = {_library_of(config) for config in (ours, theirs)}
-    if len(libraries) > 1:
-        first, second = _settings_of_plain_clip(ours), _settings_of_plain_clip(theirs)
-    elif libraries == {"open_clip"}:
-        first, second = _read_settings_of_both(ours, theirs, _open_clip_stated, _open_clip_complete)
-    else:
-        first, second = _read_settings_of_both(
-            ours, theirs, _transformers_stated, _transformers_complete
-        )
-    for side in _SIDES:
-        others = second.get(side, {})
-        for name, value in first.get(side, {}).items():
-            other = others.get(name)
-            if value is None or other is None:
-                continue
-            if value != other:
-                yield side, name, value, other
+    """Side (``vision`` or ``text``), name and both values of each setting that differs."""
+    first: _Settings = {}
+    second: _Settings = {}
+    with contextlib.suppress(*_UNREADABLE):
+        first, second = _settings_in(ours), _settings_in(theirs)
+        if first != second:
+            first, second = (_settings_in(_with_defaults(config)) for config in (ours, theirs))
+    for (side, name), value in first.items():
+        other = second.get((side, name), value)
+        if value != other:
+            yield side, name, value, other
 
 
-def _library_of(config: Json) -> str:
-    if "model_cfg" in config or "vision_cfg" in config:
-        return "open_clip"
-    return "timm" if "pretrained_cfg" in config else "transformers"
+def _is_open_clip(config: Json) -> bool:
+    return "model_cfg" in config or "vision_cfg" in config
 
 
-def _settings_of_plain_clip(config: Json) -> Json:
-    """What a plain ViT CLIP has in every library."""
-    library = _library_of(config)
-    if library == "open_clip":
-        return _plain_settings_of_open_clip(config)
-    if library == "transformers":
-        return _plain_settings_of_transformers(config)
-    has_quick_gelu = "quickgelu" in str(config.get("architecture"))
-    return {"vision": {"activation": "quick_gelu" if has_quick_gelu else "gelu"}}
+def _with_defaults(config: Json) -> Json:
+    """The configuration with its library's defaults for the settings that it does not state."""
+    if not _is_open_clip(config):
+        from transformers import AutoConfig
 
-
-def _read_settings_of_both(
-    ours: Json, theirs: Json, stated: Callable[[Json], Json], complete: Callable[[Json], Json]
-) -> tuple[Json, Json]:
-    """The settings of both, with their library's defaults if the two do not state the same."""
-    first = stated(ours)
-    second = stated(theirs)
-    if first == second:
-        return first, second
-    try:
-        return complete(ours), complete(theirs)
-    except _UNREADABLE:
-        return first, second
-
-
-def _transformers_stated(config: Json) -> Json:
-    found: Json = {}
-    for side in _SIDES:
-        section = config
-        if not _is_lone(config, side):
-            older = config.get(f"{side}_config_dict") or {}  # which takes precedence
-            section = {**(config.get(f"{side}_config") or {}), **older}
-        found[side] = {name: section[name] for name in _TRANSFORMERS if name in section}
-    return found
-
-
-def _is_lone(config: Json, side: str) -> bool:
-    """Whether a configuration is of one tower."""
-    return str(config.get("model_type")).endswith(f"_{side}_model")
-
-
-def _transformers_complete(config: Json) -> Json:
-    from transformers import AutoConfig
-
-    whole = AutoConfig.for_model(**config)
-    found: Json = {}
-    for side in _SIDES:
-        section = whole
-        if not _is_lone(config, side):
-            section = getattr(whole, f"{side}_config", None)
-        found[side] = {name: getattr(section, name, None) for name in _TRANSFORMERS}
-    text = getattr(whole, "text_config", whole)
-    words = getattr(text, "vocab_size", None)
-    is_clip = whole.model_type.startswith("clip")
-    if is_clip and words and found["text"]["eos_token_id"] == 2:
-        # as OpenAI's configurations say; transformers then takes the largest token, the last word
-        found["text"]["eos_token_id"] = words - 1
-    return found
-
-
-def _open_clip_stated(config: Json) -> Json:
-    model = config.get("model_cfg", config)
-    found: Json = {}
-    for side in _SIDES:
-        section = model.get(f"{side}_cfg") or {}
-        found[side] = {name: section.get(name) or None for name in _OPEN_CLIP}
-        # towers of other libraries have their own activation
-        if not (section.get("timm_model_name") or section.get("hf_model_name")):
-            found[side]["quick_gelu"] = bool(model.get("quick_gelu"))
-    return found
-
-
-def _open_clip_complete(config: Json) -> Json:
+        completed: Json = AutoConfig.for_model(**config).to_dict()
+        return completed
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
-    found = _open_clip_stated(config)
-    for side, kind in (("vision", CLIPVisionCfg), ("text", CLIPTextCfg)):
-        settings = found[side]
-        for field in dataclasses.fields(kind):
-            if field.name in settings and settings[field.name] is None:
-                settings[field.name] = field.default or None
-        if settings["pool_type"] != "eos":
-            settings["eos_id"] = None
-    return found
+    model = dict(config.get("model_cfg", config))
+    for name, kind in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
+        model[name] = dataclasses.asdict(kind()) | (model.get(name) or {})
+    return model
 
 
-def _plain_settings_of_transformers(config: Json) -> Json:
-    found: Json = {}
-    for side, section in _transformers_complete(config).items():
-        activation = section["hidden_act"]
-        if activation not in ("quick_gelu", "gelu"):
-            activation = "another"
-        found[side] = {
-            "activation": activation,
-            "heads": section["num_attention_heads"],
-            "image_size": section["image_size"],
-        }
-    return found
-
-
-def _plain_settings_of_open_clip(config: Json) -> Json:
-    model = config.get("model_cfg", config)
-    whole = _open_clip_complete(config)
-    vision, text = whole["vision"], whole["text"]
-    stated = model.get("vision_cfg") or {}
-    found: Json = {
-        "vision": {
-            "heads": int(stated.get("width", 768)) // int(vision["head_width"]),
-            "image_size": vision["image_size"],
-        },
-        "text": {"heads": text["heads"]},
-    }
+def _settings_in(config: Json) -> _Settings:
+    """The settings that a configuration states, by transformers' names where it has one."""
+    read = _read_open_clip if _is_open_clip(config) else _read_transformers
+    found = {}
     for side in _SIDES:
-        activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
-        if whole[side]["act_kwargs"]:
-            activation = "another"
-        found[side]["activation"] = activation
+        for name, value in read(config, side).items():
+            if value is not None:
+                found[side, name] = value
     return found
+
+
+def _read_transformers(config: Json, side: str) -> Json:
+    model_type = str(config.get("model_type"))
+    section = config
+    if not model_type.endswith(f"_{side}_model"):  # not of this tower alone
+        older = config.get(f"{side}_config_dict") or {}  # takes precedence
+        section = {**(config.get(f"{side}_config") or {}), **older}
+    settings = {name: section.get(name) for name in _TRANSFORMERS}
+    words = section.get("vocab_size")
+    if model_type.startswith("clip") and settings["eos_token_id"] == 2 and words:
+        # OpenAI's configurations say 2, and transformers then pools the token of the largest number
+        settings["eos_token_id"] = words - 1
+    return settings
+
+
+def _read_open_clip(config: Json, side: str) -> Json:
+    model = config.get("model_cfg", config)
+    section = model.get(f"{side}_cfg") or {}
+    settings = {name: section.get(name) for name in _OPEN_CLIP}
+    settings["num_attention_heads"] = section.get("heads")
+    if "width" in section and "head_width" in section:
+        settings["num_attention_heads"] = section["width"] // section["head_width"]
+    if settings["pool_type"] == "eos":
+        settings["eos_id"] = section.get("eos_id")
+    # towers of other libraries have their own activation
+    if not (section.get("timm_model_name") or section.get("hf_model_name")):
+        settings["hidden_act"] = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    return settings

@@ -1,4 +1,4 @@
-"""A checkpoint: names, shapes and dtypes at once, tensors read on demand."""
+"""A checkpoint whose tensors are read on demand; names, shapes and dtypes are known at once."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ INDEX = "model.safetensors.index.json"
 #: OpenCLIP's names for its weights: the current one, which is written, and an older one.
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-# What transformers calls a row without a name.
+# transformers' name of a row that was given none.
 _NO_NAME = re.compile(r"LABEL_\d+")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One opened checkpoint: names, shapes and dtypes are known, weights have not been read."""
+    """One opened checkpoint."""
 
     source: str  # the source as the user wrote it
     revision: str | None  # commit sha for a Hub id, else ``None``
@@ -52,19 +52,19 @@ class Checkpoint:
     notes: Names = ()  # for the user, about the origin of the weights
     has_built_head: bool = False  # whether its head was built from class prompts
     is_adapted: bool = False  # whether it is a base with an adapter
-    # the checkpoint as it is stored, with its own configuration and side files, if this one has
-    # another one's layout
+    # the checkpoint in its own layout, with its own configuration and side files, if this is a
+    # conversion of it
     stored: Checkpoint | None = field(default=None, repr=False, compare=False)
-    # open_clip's name of the architecture, where it was named for weights without a configuration
+    # open_clip's name of the architecture, if the user gave one
     architecture: str | None = None
     _latest: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
     _hashes: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def row_names(self) -> Names:
-        """Names of the classes in the order of its head's rows, if its configuration has them."""
+        """Names of the classes in the order of the head's rows; empty if they are not known."""
         stated = self.config or {}
-        # of transformers; of timm
+        # transformers' field, or timm's
         names = stated.get("id2label") or stated.get("label_names") or ()
         if isinstance(names, list):
             names = dict(enumerate(names))
@@ -73,25 +73,22 @@ class Checkpoint:
         return () if all(map(_NO_NAME.fullmatch, known)) else known
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Read a run of one tensor's elements in memory order, without torch: 1-D, bfloat16 as its
-        bits (uint16).
+        """Read a run of one tensor's elements in memory order: 1-D, bfloat16 as its bits (uint16).
 
         The values may be views of the file: never write to them. The latest tensor stays mapped.
         """
         values = self._latest.get(key)
         if values is None:  # several threads may get here, each with its own key
-            self._latest.clear()  # before the next one is formed, so that there are never two
+            self._latest.clear()  # first, so that memory never holds two
             form = self.entries[key].form
             values = self._map(key) if form is None else form()
             self._latest[key] = values
         run = values[start:stop]
-        # tensors are unaligned if the header is not padded
+        # a header that is not padded leaves tensors unaligned
         return run if run.flags.aligned else run.copy()
 
     def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """View `array` as a torch tensor: in the tensor's own shape, or 1-D for a run of its
-        elements.
-        """
+        """View `array` as a torch tensor: a whole tensor in its own shape, a run 1-D."""
         torch = _import_torch_for_views()
         values = self.array(key, start, stop)
         view: Tensor = torch.from_numpy(values)
@@ -102,7 +99,7 @@ class Checkpoint:
         return view
 
     def _map(self, key: str) -> Array:
-        """Map one tensor; its memory is released with the last view of it."""
+        """Map one tensor; the last view of it releases its memory."""
         entry = self.entries[key]
         dtype = np.dtype(STORED[entry.dtype])
         if not entry.size:
@@ -116,8 +113,9 @@ class Checkpoint:
         return np.frombuffer(mapped, dtype, entry.size, before)
 
     def provenance(self, *, hashed: bool = True) -> Json:
-        """Describe this checkpoint for records: ``{source, revision, files: {name: sha256}}``, each
-        ``None`` if unhashed. A file is hashed once.
+        """Describe this checkpoint for records: ``{source, revision, files: {name: sha256}}``.
+
+        Without ``hashed``, a sha256 is ``None`` unless it is already known.
         """
         require_unchanged(self.states)
         for file in self.files if hashed else ():
@@ -129,7 +127,7 @@ class Checkpoint:
 
 
 def stored_array(values: Tensor) -> Array:
-    """A tensor in the form of `Checkpoint.array`: 1-D, bfloat16 as its bits."""
+    """The elements of a tensor as `Checkpoint.array` returns them."""
     import torch
 
     flat = values.detach().flatten()
@@ -141,7 +139,7 @@ def stored_array(values: Tensor) -> Array:
 
 @contextlib.contextmanager
 def prefix_errors(source: object) -> Iterator[None]:
-    """Put the name of a checkpoint or a file before what is wrong with it."""
+    """Begin errors with the name of a checkpoint or a file."""
     try:
         yield
     except CheckpointError as error:
@@ -150,8 +148,9 @@ def prefix_errors(source: object) -> Iterator[None]:
 
 @cache
 def _import_torch_for_views() -> Any:
-    """Import torch, and have it warn once, unheard, that a view of an array is read-only, because
-    warning filters must not be changed in threads.
+    """Import torch, and let it give its one warning about views of read-only arrays here.
+
+    Warning filters must not be changed later, in threads.
     """
     import torch
 

@@ -1,5 +1,4 @@
-"""PyTorch's own files, ``.bin`` and ``.pt``: only tensors are read, memory-mapped, and no code is
-run.
+"""PyTorch's own files, ``.bin`` and ``.pt``: tensors are memory-mapped, and no code is run.
 
 ``torch.load(weights_only=True)`` builds tensors and plain containers and refuses everything else.
 Other content of a file (an optimiser, an epoch) is ignored.
@@ -26,10 +25,10 @@ from clipmerge.files.safetensors import FLOATS, SAFETENSORS_NAME, TensorEntry
 
 # Keys under which training scripts store the model's weights, in order of preference.
 _INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
-# What torch's message says of a file that holds code.
+# Words in torch's message about a file that holds code.
 _CODE = ("TorchScript", "GLOBAL", "Unsupported class")
-# Classes beside the weights of many trainings that hold values and run no code; numpy's function
-# has had two places.
+# Classes beside the weights of many training runs, which hold values and run no code; numpy has
+# moved its function once.
 _SCALAR = np.float64(0).__reduce__()[0]
 _HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -45,15 +44,32 @@ _HARMLESS: list[Any] = [
 def read_state_dict(
     file: Path, part: str | None, notes: list[str]
 ) -> tuple[dict[str, TensorEntry], str | None]:
-    """Map the tensors of a file written by ``torch.save``: their entries, and what is left of the
-    name of a part; a note for the user is added.
+    """Map the tensors of a file that ``torch.save`` wrote.
+
+    ``part`` names a dictionary in the file, a prefix of keys, or both; the prefix is returned. A
+    note for the user names other weights in the file.
     """
-    loaded = load_torch_file(file)
-    if part is not None:
-        loaded, part = _look_up(loaded, part)
-    loaded, path, others = _find_weights(loaded)
+    loaded = _load_torch_file(file)
+    while part and isinstance(loaded, Mapping):
+        name = part if part in loaded else part.partition(".")[0]
+        if name not in loaded:
+            break  # the rest is a prefix of keys
+        loaded, part = loaded[name], part[len(name) + 1 :]
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{file}: holds a {type(loaded).__name__}, not a state_dict")
+    weights = {
+        str(name): value
+        for name, value in loaded.items()
+        if isinstance(value, Mapping) and any(isinstance(each, Tensor) for each in value.values())
+    }
+    known = [name for name in _INSIDE if name in weights]
+    if known:
+        loaded = weights.pop(known[0])
+        if others := list(weights):
+            notes.append(
+                f"{file}: the weights are those under {known[0]}; {shorten(others)} holds some too"
+                f" ({file.name}#{others[0]} takes them)"
+            )
     entries = {}
     for key, value in loaded.items():
         if isinstance(value, Tensor):
@@ -64,39 +80,11 @@ def read_state_dict(
             f" {shorten(map(str, loaded)) or 'nothing'}; name what holds them (FILE#KEY), or"
             " save the state_dict alone: torch.save(model.state_dict(), FILE)"
         )
-    if others:
-        notes.append(
-            f"{file}: the weights are those under {path}; {shorten(others)} holds some too"
-            f" ({file.name}#{others[0]} takes them)"
-        )
-    return entries, part
+    return entries, part or None
 
 
-def _find_weights(loaded: Any) -> tuple[Any, str, list[str]]:
-    """The weights inside the content of a training's file, their path, and those of other
-    weights, such as a moving average's.
-    """
-    path: list[str] = []
-    others = []
-    while isinstance(loaded, Mapping) and len(path) < len(_INSIDE):
-        holding = {}
-        for name, value in loaded.items():
-            if isinstance(value, Mapping):
-                holding[str(name)] = value
-        known = [name for name in _INSIDE if name in holding]
-        if not known:
-            break
-        loaded = holding.pop(known[0])
-        for name, value in holding.items():
-            has_tensors = any(isinstance(inner, Tensor) for inner in value.values())
-            if has_tensors:
-                others.append(".".join((*path, name)))
-        path.append(known[0])
-    return loaded, ".".join(path), others
-
-
-def load_torch_file(file: Path) -> Any:
-    """The content of a file of PyTorch, mapped if it was written by torch 1.6 or newer."""
+def _load_torch_file(file: Path) -> Any:
+    """Load a file of PyTorch, memory-mapped if torch 1.6 or newer wrote it."""
     is_zip = zipfile.is_zipfile(file)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
@@ -116,20 +104,6 @@ def load_torch_file(file: Path) -> Any:
             f"{file}: is damaged or not a PyTorch file ({text[:80] or type(error).__name__});"
             " download or copy it again"
         ) from None
-
-
-def _look_up(loaded: Any, part: str) -> tuple[Any, str | None]:
-    """What lies under a name, which may itself hold dots, and what of it names no dictionary but
-    begins keys of the weights.
-    """
-    if not isinstance(loaded, Mapping):
-        return loaded, part
-    if part in loaded:
-        return loaded[part], None
-    first, _, rest = part.partition(".")
-    if rest and first in loaded:
-        return _look_up(loaded[first], rest)
-    return loaded, part
 
 
 def _make_entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:

@@ -1,6 +1,4 @@
-"""Views of a checkpoint: in another checkpoint's layout, or with a head; tensors are formed on
-demand.
-"""
+"""Views of a checkpoint in another layout, or with a head, whose tensors are formed on demand."""
 
 from __future__ import annotations
 
@@ -10,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipmerge.checkpoint.layout_keys import Match, match_keys, timm_name
+from clipmerge.checkpoint.layout_keys import Match, match_keys
 from clipmerge.checkpoint.source import Checkpoint, prefix_errors, stored_array
-from clipmerge.errors import CheckpointError
 from clipmerge.families import Layout
 from clipmerge.files.safetensors import Array, TensorEntry
 from clipmerge.types import Names
@@ -24,9 +21,7 @@ _Entries = dict[str, TensorEntry]
 
 
 def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor]) -> Checkpoint:
-    """Add a head to a zero-shot checkpoint, with the dtypes that it has in the fine-tuned one,
-    ``like``.
-    """
+    """Add a head to a zero-shot checkpoint, in the dtypes of the fine-tuned one, ``like``."""
     entries = dict(checkpoint.entries)
     for key, values in head.items():
         entries[key] = replace(like.entries[key], form=partial(stored_array, values))
@@ -34,25 +29,20 @@ def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor])
 
 
 def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
-    """View a plain ViT CLIP in the layout of another checkpoint, with its configuration and side
-    files, which describe the same model.
+    """View a plain ViT CLIP in the layout of another checkpoint.
+
+    The view has the other one's configuration and side files, which describe the same model.
     """
     layout = checkpoint.family.layout
     wanted = like.family.layout
-    if layout == wanted:
+    if layout == wanted or "timm" in (layout, wanted):
         return checkpoint
-    if layout == "timm":
-        raise CheckpointError(
-            f"{checkpoint.source}: is a tower of timm, and {like.source} has another layout; give"
-            " both in one"
-        )
     is_custom = "text.ln_final.weight" in {*checkpoint.entries, *like.entries}
     prefix = "text." if is_custom else ""
     with prefix_errors(checkpoint.source):
-        if wanted == "timm":
-            entries = _form_timm(checkpoint, like, layout, prefix)
-        else:
-            entries = _form_plain(checkpoint, layout, prefix)
+        entries: _Entries = {}
+        for match in match_keys(checkpoint.entries, layout, text_prefix=prefix):
+            entries |= _form_match(checkpoint, match, layout)
     note = f"{checkpoint.source}: is converted to the layout of {wanted}, like {like.source}"
     return replace(
         checkpoint,
@@ -66,74 +56,33 @@ def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
     )
 
 
-def _form_plain(checkpoint: Checkpoint, layout: Layout, prefix: str) -> _Entries:
-    """The tensors in the other one of the layouts of OpenCLIP and transformers."""
-    formed: _Entries = {}
-    for match in match_keys(checkpoint.entries, layout, text_prefix=prefix):
-        formed |= _form_match(checkpoint, match, layout)
-    return formed
-
-
-def _form_timm(checkpoint: Checkpoint, like: Checkpoint, layout: Layout, prefix: str) -> _Entries:
-    """The tensors of the vision tower in timm's layout, in the shapes that they have there."""
-    formed = checkpoint.entries
-    if layout == "transformers":
-        formed = _form_plain(checkpoint, layout, prefix)
-    renamed: _Entries = {}
-    for key, entry in formed.items():
-        name = timm_name(key)
-        if name is None:
-            continue
-        other = like.entries.get(name, entry)
-        if other.size == entry.size:  # but for leading dimensions of one
-            entry = replace(entry, shape=other.shape)
-        renamed[name] = entry
-    return renamed
-
-
 def _form_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Entries:
-    """The tensors of one match in the other layout: entries, and how their elements are formed."""
+    """The tensors of one match in the other layout: their entries, and how they are formed."""
     keys: Names = (match.open_clip,)
     names = match.transformers
     if layout == "transformers":
         keys, names = names, keys
     first = checkpoint.entries[keys[0]]
-    shape = first.shape
-    read = partial(checkpoint.array, keys[0])
-    if len(names) > 1:
-        return _split_array(checkpoint, match.open_clip, names)
-    if len(keys) > 1:
-        shape = (len(keys) * shape[0], *shape[1:])
-        read = partial(_join_arrays, checkpoint, keys)
-    elif match.transposed:
-        read = partial(_transpose_array, checkpoint, keys[0])
-        shape = shape[::-1]
-    elif names == ("logit_scale",) and first.size == 1:  # with or without a dimension
+    shape = first.shape[::-1] if match.transposed else first.shape
+    if len(keys) != len(names):  # query, key and value
+        rows, *rest = shape
+        shape = (rows * len(keys) // len(names), *rest)
+    elif names == ("logit_scale",) and first.size == 1:  # stored with or without a dimension
         shape = ()
-    return {names[0]: replace(first, shape=shape, form=read)}
-
-
-def _split_array(checkpoint: Checkpoint, key: str, names: Names) -> _Entries:
-    """Query, key and value, which are stacked in one tensor."""
-    stacked = checkpoint.entries[key]
-    rows, *rest = stacked.shape
-    entry = replace(stacked, shape=(rows // len(names), *rest))
-    formed: _Entries = {}
-    for number, name in enumerate(names):
-        start = number * entry.size
-        read = partial(checkpoint.array, key, start, start + entry.size)
-        formed[name] = replace(entry, form=read)
+    formed = {}
+    for part, name in enumerate(names):
+        form = partial(_form_array, checkpoint, keys, match.transposed, part, len(names))
+        formed[name] = replace(first, shape=shape, form=form)
     return formed
 
 
-def _join_arrays(checkpoint: Checkpoint, keys: Names) -> Array:
-    """Query, key and value, one after another."""
-    parts = [checkpoint.array(key) for key in keys]
-    return np.concatenate(parts)
-
-
-def _transpose_array(checkpoint: Checkpoint, key: str) -> Array:
-    """A projection, which the other library multiplies from the other side."""
-    shape = checkpoint.entries[key].shape
-    matrix = checkpoint.array(key).reshape(shape)
-    return matrix.T.flatten()
+def _form_array(
+    checkpoint: Checkpoint, keys: Names, transposed: bool, part: int, parts: int
+) -> Array:
+    """One of the equal parts of a tensor, which is stored under one key or several."""
+    arrays = [checkpoint.array(key) for key in keys]
+    whole = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+    if transposed:
+        whole = whole.reshape(checkpoint.entries[keys[0]].shape).T.flatten()
+    size = len(whole) // parts
+    return whole[part * size : (part + 1) * size]

@@ -1,9 +1,8 @@
-"""Find the CLIP among the keys of a file: below the prefixes that wrappers and users' own modules
-put before its towers.
-"""
+"""Find the CLIP among the keys of a file, below prefixes of wrappers and of users' modules."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -13,20 +12,20 @@ from clipmerge.checkpoint.source import prefix_errors
 from clipmerge.errors import CheckpointError, counted, shorten
 
 T = TypeVar("T")
-# Where a tower's part of a key begins, after whatever comes before it.
+# The place in a key where a tower's own name begins.
 _TOWER = re.compile(r"(?:^|\.)(?=(vision_model|text_model|visual)\.)")
-# Put into keys by wrappers of single modules: torch.compile, FSDP, checkpoints of activations.
+# Words that wrappers of modules put into keys: torch.compile, FSDP, activation checkpointing.
 _WRAPPED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# Counts and masks that OpenAI's archives, old versions of open_clip and averages of weights keep
-# beside the weights.
+# Counts and masks beside the weights: of OpenAI's archives, old versions of open_clip, and averages
+# of weights.
 _NOT_WEIGHTS = re.compile(
     r"(?:module\.)*(?:input_resolution|context_length|vocab_size|(?:text\.)?attn_mask|n_averaged)"
 )
 _HEAD = "classification_head."
-# Parameters of an image tower of OpenCLIP that was saved by itself, without ``visual.``.
+# Parameters of OpenCLIP's image tower, which has no ``visual.`` before them if it is saved alone.
 _LONE_TOWER = re.compile(r"class_embedding|attnpool\.positional_embedding|trunk\..*")
-# Marks of weights that are not whole, with what they are and what to do.
-_NOT_WHOLE = (
+# Keys of incomplete weights, a name for them, and the way out.
+_INCOMPLETE = (
     (
         r"\.lora_(?:up|down|(?:embedding_)?[AB])\b",
         "factors of LoRA",
@@ -36,8 +35,9 @@ _NOT_WHOLE = (
     (
         r"\.parametrizations\.|\.weight_(?:g|v|orig)$|\.mlp\.[\w.]+\.(?:theta|r)$",
         "parts of weights in place of the weights (weight normalisation, GmP)",
-        "form them where it was trained: torch.nn.utils.parametrize.remove_parametrizations(module,"
-        " 'weight'), or the converter of its repository",
+        "put them together where the model was trained:"
+        " torch.nn.utils.parametrize.remove_parametrizations(module, 'weight'), or the converter of"
+        " its repository",
     ),
     (
         r"\.(?:absmax|quant_map|SCB|qweight|qzeros|weight_packed|weight_scale|W_q)$|\.quant_state\.",
@@ -51,15 +51,20 @@ _NOT_WHOLE = (
 def unwrap(
     path: Path, tensors: Mapping[str, T], part: str | None, notes: list[str]
 ) -> dict[str, T]:
-    """The tensors of the CLIP in a file by its own names, or those under the attribute ``part``; a
-    note says what is left out, if anything is.
+    """The tensors of the CLIP in a file, by its own names.
+
+    Args:
+        path: The file, for messages.
+        tensors: Everything that the file holds, by key.
+        part: The attribute that the CLIP lies under, if the user named one.
+        notes: A note on tensors that are left out is added.
     """
     with prefix_errors(path):
         names = {key: tensor for key, tensor in tensors.items() if not _NOT_WEIGHTS.fullmatch(key)}
-        _refuse_not_whole(names)
+        _refuse_incomplete(names)
         if part is not None:
             names = _take_part(names, part)
-        names = _without_wrappers(names)
+        names = {_WRAPPED.sub("", name): tensor for name, tensor in names.items()}
         prefixes = _prefixes_of(names)
     found: dict[str, T] = {}
     outside = []
@@ -72,30 +77,26 @@ def unwrap(
         else:
             outside.append(name)
     if outside:
-        places = [prefix.removesuffix(".") for prefix in sorted(prefixes)]
-        under = " and ".join(places)
+        under = " and ".join(prefix.removesuffix(".") for prefix in sorted(prefixes))
         left = counted(len(outside), "tensor", "tensors")
-        notes.append(
-            f"{path}: the CLIP is what lies under {under}; {left} left out: {shorten(outside)}"
-        )
+        notes.append(f"{path}: the CLIP lies under {under}; {left} left out: {shorten(outside)}")
+    if any(map(_LONE_TOWER.fullmatch, found)):
+        return {f"visual.{name}": tensor for name, tensor in found.items()}
     return _without_remains(found)
 
 
-def _refuse_not_whole(names: Iterable[str]) -> None:
-    """Refuse weights that are not whole, or not there."""
-    for mark, what, way_out in _NOT_WHOLE:
+def _refuse_incomplete(names: Iterable[str]) -> None:
+    """Refuse weights that only their own library can put together."""
+    for mark, what, way_out in _INCOMPLETE:
         marked = [name for name in names if re.search(mark, name)]
         if marked:
             raise CheckpointError(f"holds {what} ({shorten(marked, 2)}); {way_out}")
 
 
 def _take_part(names: dict[str, T], part: str) -> dict[str, T]:
-    """The keys that lie under an attribute, without its name."""
+    """The tensors under an attribute, by keys without its name."""
     start = f"{part}."
-    found = {}
-    for name, tensor in names.items():
-        if name.startswith(start):
-            found[name.removeprefix(start)] = tensor
+    found = {name.removeprefix(start): names[name] for name in names if name.startswith(start)}
     if not found:
         firsts = dict.fromkeys(name.partition(".")[0] for name in names)
         raise CheckpointError(
@@ -104,61 +105,14 @@ def _take_part(names: dict[str, T], part: str) -> dict[str, T]:
     return found
 
 
-def _without_remains(names: dict[str, T]) -> dict[str, T]:
-    """The tower and the head of WiSE-FT's and model soups' classifiers, without what remains of the
-    text tower.
-    """
-    has_head = any(name.startswith(_HEAD) for name in names)
-    has_text = any(name.startswith(("transformer.", "text.")) for name in names)
-    if has_text or not has_head:
-        return names
-    kept = {}
-    for name, tensor in names.items():
-        if name.startswith(("visual.", _HEAD)):
-            kept[name] = tensor
-    return kept
-
-
-def _without_wrappers(names: dict[str, T]) -> dict[str, T]:
-    """The keys by names without wrappers of PyTorch, unless two would have one name; and without
-    what all share, if there is no tower by a known name.
-    """
-    plain = {_WRAPPED.sub("", name): tensor for name, tensor in names.items()}
-    if len(plain) < len(names):
-        plain = names
-    if any(map(_TOWER.search, plain)):
-        return plain
-    start = _shared_prefix(plain)
-    inside = {name.removeprefix(start): tensor for name, tensor in plain.items()}
-    if not any(map(_LONE_TOWER.fullmatch, inside)):
-        return inside
-    return {f"visual.{name}": tensor for name, tensor in inside.items()}
-
-
-def _shared_prefix(names: Collection[str]) -> str:
-    """The longest path that all names begin with."""
-    if len(names) < 2:
-        return ""
-    shared = ""
-    paths = [name.split(".")[:-1] for name in names]
-    for words in zip(*paths, strict=False):
-        if len(set(words)) > 1:
-            break
-        shared += f"{words[0]}."
-    return shared
-
-
-def _prefixes_of(names: Iterable[str]) -> list[str]:
-    """What stands before the towers' names, the longest first; one empty prefix if there is no
-    tower by a known name.
+def _prefixes_of(names: Collection[str]) -> list[str]:
+    """The prefixes before the towers' names, the longest first; if there is no known tower, the
+    path that all names share.
     """
     prefixes: dict[str, dict[str, None]] = {}  # by tower, in the file's order
-    found: set[str] = set()
     for name in names:
-        match = _TOWER.search(name)
-        if match:
-            start = name[: match.end()]
-            prefixes.setdefault(match[1], {})[start] = None
+        if match := _TOWER.search(name):
+            prefixes.setdefault(match[1], {})[name[: match.end()]] = None
     for tower, starts in prefixes.items():
         if len(starts) > 1:
             under = shorten(f"'{start.removesuffix('.')}'" for start in starts)
@@ -166,5 +120,21 @@ def _prefixes_of(names: Iterable[str]) -> list[str]:
                 f"holds {len(starts)} models, each with a '{tower}', under {under}; name the one"
                 " that you mean: FILE#KEY"
             )
-        found |= starts.keys()
-    return sorted(found, key=len, reverse=True) or [""]
+    found = {start for starts in prefixes.values() for start in starts}
+    return sorted(found, key=len, reverse=True) or [_shared_prefix(names)]
+
+
+def _shared_prefix(names: Collection[str]) -> str:
+    """The path of modules that all names begin with."""
+    shared = os.path.commonprefix([name.split(".")[:-1] for name in names])  # noqa: RUF071 - lists
+    return "".join(f"{word}." for word in shared)
+
+
+def _without_remains(names: dict[str, T]) -> dict[str, T]:
+    """Drop the embeddings of the text tower from classifiers of WiSE-FT and model soups, which keep
+    none of its blocks.
+    """
+    has_head = any(name.startswith(_HEAD) for name in names)
+    if not has_head or any(name.startswith(("transformer.", "text.")) for name in names):
+        return names
+    return {name: names[name] for name in names if name.startswith(("visual.", _HEAD))}

@@ -1,6 +1,4 @@
-"""Output of the command line: results on stdout; progress, notes, warnings and the one line about
-an error on stderr; and the exit codes 0, 1, 2 and 130.
-"""
+"""Output of the command line: results on stdout, everything else on stderr, and exit codes."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,12 +21,11 @@ from clipmerge.progress import Progress, format_seconds
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as Bar
-    from rich.table import Table
 
 DEBUG = "CLIPMERGE_DEBUG"
-# A shorter time may be spent on imports.
+# In a shorter time little but imports may have happened.
 _SECONDS_TO_ESTIMATE = 10.0
-# base class of all errors about flags, whether or not typer vendors its own click
+# base class of errors about flags, whether or not typer vendors its own click
 _WrongFlag: Any = typer.BadParameter.__base__
 _STAGES = {
     "read": "reading",
@@ -45,26 +42,34 @@ _STAGES = {
     "draw": "drawing",
     "publish": "publishing",
 }
-# Settings of libraries by environment variable.
+# Environment variables of libraries.
 _LIBRARIES = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # on a busy machine spinning threads take the processor from those that they wait for
+    # on a busy machine, threads that spin delay the threads that they wait for
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-# A width that no terminal has: a pipe gets one line per paragraph.
+# Width for a pipe: lines are not wrapped there.
 _WIDEST = 10_000
 
 
 class Terminal(Progress):
-    """Prints the result and the progress of one command, in the main process."""
+    """Prints the progress and the result of one command, in the main process."""
 
     is_command_line = True
 
     def __init__(
-        self, *, as_json: bool = False, quiet: bool = False, verbose: bool = False
+        self,
+        *,
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+        quiet: Annotated[
+            bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")
+        ] = False,
+        verbose: Annotated[
+            bool, typer.Option("--verbose", "-v", help="Print stages, and warnings of libraries.")
+        ] = False,
     ) -> None:
-        """Keep the libraries' own bars and warnings off both streams."""
+        """Silence the progress bars and warnings of libraries."""
         if not verbose:
             warnings.simplefilter("ignore")
             os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -86,7 +91,7 @@ class Terminal(Progress):
         return _make_console(sys.stderr.isatty(), stderr=True)
 
     def stage(self, name: str) -> None:
-        """Begin a stage: its progress bar replaces the last one."""
+        """Begin a stage, with a progress bar of its own."""
         self.close()
         self._stage = _STAGES[name]
         self._stage_begin = time.monotonic()
@@ -100,17 +105,19 @@ class Terminal(Progress):
             return
         if not sys.stderr.isatty():
             self._say_time_left(done, total)
-            return
-        if done >= total:  # something without a count may follow
+        elif done >= total:  # work of unknown length may follow
             self.close()
-            return
-        bar = self._bar or self._start_bar()
-        bar.update(bar.task_ids[0], completed=done, total=total)
+        else:
+            if self._bar is None:
+                from rich.progress import Progress
+
+                self._bar = Progress(console=self._error_console, transient=True)
+                self._bar.add_task(self._stage)
+                self._bar.start()
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     def _say_time_left(self, done: float, total: float) -> None:
-        """Say once that a stage takes minutes: after a twentieth and some seconds, since the first
-        batches also do what later ones need.
-        """
+        """Say once that a stage takes minutes; not at its beginning, where batches are slow."""
         spent = time.monotonic() - self._stage_begin
         if self._time_is_said or done < total / 20 or spent < _SECONDS_TO_ESTIMATE:
             return
@@ -118,14 +125,6 @@ class Terminal(Progress):
         minutes = spent * (total - done) / done / 60
         if minutes > 1.5:
             self.say(f"{self._stage} takes about {minutes:.0f} minutes more")
-
-    def _start_bar(self) -> Bar:
-        from rich.progress import Progress
-
-        self._bar = Progress(console=self._error_console, transient=True)
-        self._bar.add_task(self._stage)
-        self._bar.start()
-        return self._bar
 
     def say(self, text: str, kind: str = "note") -> None:
         """Print a note on stderr."""
@@ -154,25 +153,15 @@ class Terminal(Progress):
         if self._as_json:
             typer.echo(json.dumps(record, indent=2, allow_nan=False))
         elif not self._quiet:
-            self._show_with_last_line(human(), last)
-
-    def _show_with_last_line(self, renderable: RenderableType, last: str) -> None:
-        self.show(renderable)
-        if last:
-            took = format_seconds(time.monotonic() - self._begin)
-            self.show(f"{last} Took {took}.")
+            self.show(human())
+            if last:
+                self.show(f"{last} Took {format_seconds(time.monotonic() - self._begin)}.")
 
     def show(self, renderable: RenderableType) -> None:
         """Print for people on stdout."""
-        is_terminal = sys.stdout.isatty()
-        console = _make_console(is_terminal)
-        if is_terminal:
-            # a line of text may be a command to copy
-            console.print(renderable, soft_wrap=isinstance(renderable, str))
-            return
-        with console.capture() as captured:
-            console.print(renderable)
-        typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+        # a wrapped command could not be copied
+        is_text = isinstance(renderable, str)
+        _make_console(sys.stdout.isatty()).print(renderable, soft_wrap=is_text)
 
 
 def _make_console(is_terminal: bool, **options: Any) -> Console:
@@ -182,51 +171,42 @@ def _make_console(is_terminal: bool, **options: Any) -> Console:
     return Console(markup=False, emoji=False, highlight=False, width=width, **options)
 
 
-def table_of(name: str, *numbers: str) -> Table:
-    """An empty table without lines: a column of names, and columns of numbers."""
-    from rich.table import Column, Table
-
-    columns = (Column(head, justify="right", no_wrap=True) for head in numbers)
-    return Table(Column(name, overflow="fold"), *columns, box=None, pad_edge=False)
-
-
 def interrupt(_number: int, _frame: object) -> None:
-    """End the command after Ctrl-C or SIGTERM; further signals do not disturb its cleaning up."""
+    """End the command after Ctrl-C or SIGTERM, and ignore further signals while it cleans up."""
     ignore_signals()
     raise KeyboardInterrupt
 
 
 def ignore_signals() -> None:
-    """Let neither Ctrl-C nor SIGTERM disturb what is left to do."""
+    """Ignore Ctrl-C and SIGTERM from now on."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def report_error(error: BaseException) -> int:
-    """Print one line about what ended a command, and return the exit code."""
-    if isinstance(error, BrokenPipeError):  # of `clipmerge recipes | head -1`
+    """Print one line about the error that ended a command, and return the exit code."""
+    if isinstance(error, BrokenPipeError):  # from `clipmerge recipes | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     from clipmerge.options import with_flags
 
-    is_told_here = claim_error()
+    is_reported_here = claim_error()
     text, code = _describe_error(error)
     if os.environ.get(DEBUG) and code == 1:
         raise error
     line = printable(with_flags(" ".join(text.split())))
-    if not is_told_here:
-        return code
-    if not is_main_process():
-        line = f"error in process {os.environ['RANK']}: {line}"
-    elif "--json" in sys.argv:
+    if "--json" in sys.argv and is_main_process():
         line = json.dumps({"error": line, "kind": type(error).__name__, "exit_code": code})
     else:
-        line = f"error: {line}"
-    sys.stderr.write(f"{line}\n")
+        process = "" if is_main_process() else f" in process {os.environ['RANK']}"
+        line = f"error{process}: {line}"
+    if is_reported_here:
+        sys.stderr.write(f"{line}\n")
     return code
 
 
 def _describe_error(error: BaseException) -> tuple[str, int]:
+    """The text and the exit code of an error."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, ClipmergeError):
@@ -236,11 +216,11 @@ def _describe_error(error: BaseException) -> tuple[str, int]:
         message = error.format_message().rstrip(".")
         see = " See" if message.endswith("?") else "; see"
         return f"{message}{see} `{where} --help`", UsageError.exit_code
-    text = " ".join(str(error).split()) or type(error).__name__
+    kind = type(error).__name__
+    text = str(error)[:300] or kind
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or text}", 1
     if is_out_of_memory(error):
-        return f"out of memory (a smaller `batch_size` needs less): {text[:300]}", 1
-    kind = type(error).__name__
-    return f"clipmerge failed unexpectedly ({kind}): {text[:300]}; {DEBUG}=1 shows where", 1
+        return f"out of memory (a smaller `batch_size` needs less): {text}", 1
+    return f"clipmerge failed unexpectedly ({kind}): {text}; {DEBUG}=1 shows where", 1

@@ -1,6 +1,6 @@
-"""The command line: all commands in one program.
+"""The program: all commands by name.
 
-A command's file is imported when that command is used, so `clipmerge --help` imports none of them.
+The file of a command is imported when the command is used; `clipmerge --help` imports none.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import closing
+from glob import glob
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from clipmerge.cli._terminal import Terminal, report_error
@@ -22,12 +23,12 @@ from clipmerge.distributed import watch_processes
 from clipmerge.errors import UsageError
 from clipmerge.files import recipe_files
 
-#: Every command in the order of ``--help``: its file, and what it does.
+#: Commands in the order of ``--help``: file and summary.
 COMMANDS = {
     "merge": ("merge", "Measure, decide, merge, judge and write."),
     "plan": ("merge", "Measure and decide like merge, and write the plan."),
-    "apply": ("merge", "Apply a plan: writes the same bytes as merge."),
-    "inspect": ("evaluate", "List layers, how far each moved, how sharp each is."),
+    "apply": ("merge", "Apply a plan, and write the same bytes as merge."),
+    "inspect": ("evaluate", "List layers: how far each moved, and how sharp it is."),
     "evaluate": ("evaluate", "Measure accuracy and retrieval recall, one row per source."),
     "sweep": ("evaluate", "Compare recipes with the alpha curve."),
     "push": ("push", "Publish an output folder on the Hugging Face Hub."),
@@ -35,17 +36,12 @@ COMMANDS = {
     "demo": ("demo", "Merge two small CLIPs that come with clipmerge, and compare."),
 }
 _START = "Start with: clipmerge merge zeroshot finetuned --data val --output merged"
-_RARE = "Flags that are rarely needed: docs/reference/command-line.md"
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Complete a recipe: a shipped one, or a YAML file here."""
-    folder, slash, _ = incomplete.rpartition("/")
-    beginning = folder + slash
-    names = list(recipe_files())
-    for file in sorted(Path(beginning or ".").glob("*.y*ml")):
-        names.append(f"{beginning}{file.name}")
-    return [name for name in names if name.startswith(incomplete)]
+    """Complete the name of a recipe, or of a YAML file."""
+    names = [name for name in recipe_files() if name.startswith(incomplete)]
+    return [*names, *sorted(glob(f"{incomplete}*.y*ml"))]  # noqa: PTH207
 
 
 ZeroShot = Annotated[
@@ -61,67 +57,80 @@ RecipeName = Annotated[
         "--recipe",
         "-r",
         metavar="RECIPE",
+        rich_help_panel="Decide",
         help="Name or YAML file; by default auto with --data and without --alpha, else wise-ft.",
         autocompletion=complete_recipe,
     ),
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="Where to write.")]
-_EVERYWHERE = [
-    inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=False,
-        annotation=Annotated[bool, typer.Option(*flags, help=about)],
-    )
-    for name, flags, about in (
-        ("as_json", ["--json"], "Print one JSON object."),
-        ("quiet", ["--quiet", "-q"], "Print nothing but warnings and errors."),
-        ("verbose", ["--verbose", "-v"], "Print each stage, and warnings of libraries."),
-    )
+Output = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="PATH", rich_help_panel="Write", help="Path to write."),
 ]
 
 
+class GroupedCommand(TyperCommand):
+    """A command whose ``--help`` lists flags in groups."""
+
+    def format_options(self, context: Any, formatter: Any) -> None:
+        """Write a section for each group."""
+        from clipmerge.options import HELP_GROUPS
+
+        groups: dict[str, list[tuple[str, str]]] = {title: [] for title in HELP_GROUPS}
+        for parameter in self.get_params(context):
+            flags, about = parameter.get_help_record(context)  # type: ignore[misc]
+            group = getattr(parameter, "rich_help_panel", None) or "Run"
+            if parameter.param_type_name == "argument":
+                group = "What"
+                flags = parameter.metavar or ""  # typer adds its type
+            groups[group].append((flags.removeprefix(" / "), about))
+        for title, rows in groups.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
 class _Commands(TyperGroup):
-    """Knows only the name and the first line of a command until that command is used."""
+    """A group that imports the file of a command when the command is used."""
 
     def resolve_command(self, context: Any, words: list[str]) -> Any:
-        """Make the command that the words name, or a group of commands, from its file."""
+        """Import the command, or the group of commands, that the first word names."""
         name, stub, rest = super().resolve_command(context, words)
         if stub is None:
             return name, stub, rest
-        file, first_line = COMMANDS[str(name)]
+        file, summary = COMMANDS[str(name)]
         made = getattr(import_module(f"clipmerge.cli.{file}"), f"{name}_command")
         if not isinstance(made, typer.Typer):
             one = typer.Typer(add_completion=False, rich_markup_mode=None)
-            one.command(name, help=first_line, epilog=_RARE)(made)
+            one.command(name, cls=GroupedCommand, help=summary)(made)
             made = one
         return name, get_command(made), rest
 
 
 def command(function: Any) -> Callable[..., None]:
-    """Make a command of a function of a terminal and of flags; its ``**options`` are the flags of
-    the class that annotates them.
-    """
-    hints = get_type_hints(function, include_extras=True)
-    parameters: list[inspect.Parameter] = []
-    for each in inspect.signature(function).parameters.values():
-        hint = hints[each.name]
-        if each.kind is each.VAR_KEYWORD:
-            from clipmerge.options import flags_of
+    """Turn a function into a command: its parameters after the terminal become flags.
 
-            parameters += flags_of(hint.__metadata__[0])
-        elif each.name != "terminal":
-            parameters.append(each.replace(annotation=hint, kind=each.KEYWORD_ONLY))
-    parameters += _EVERYWHERE
+    ``**options`` stands for the fields of the class in its annotation.
+    """
+    from clipmerge.options import flags_of
+
+    _, *own = inspect.signature(function, eval_str=True).parameters.values()
+    parameters = []
+    for each in own:
+        if each.kind is each.VAR_KEYWORD:
+            parameters += flags_of(each.annotation.__metadata__[0])
+        else:
+            parameters.append(each.replace(kind=each.KEYWORD_ONLY))
+    of_terminal = inspect.signature(Terminal, eval_str=True).parameters
+    parameters += of_terminal.values()
     defaults = {each.name: each.default for each in parameters}
 
     @functools.wraps(function)
-    def run(as_json: bool, quiet: bool, verbose: bool, **values: Any) -> None:
-        terminal = Terminal(as_json=as_json, quiet=quiet, verbose=verbose)
-        # what was not given is left to the function, and no record tells of it
+    def run(**values: Any) -> None:
+        printing = {name: values.pop(name) for name in of_terminal}
+        # a record quotes only options that were given
         given = {name: value for name, value in values.items() if value != defaults[name]}
         try:
-            with closing(terminal):
+            with closing(Terminal(**printing)) as terminal:
                 function(terminal, **given)
         except KeyboardInterrupt as error:  # typer would print an empty line
             raise typer.Exit(report_error(error)) from None
@@ -168,7 +177,7 @@ def _print_versions() -> None:
         typer.echo(f"{package} {version(package)}")
 
 
-# names for ``--help``; `_Commands` makes the command that is used
+# names for ``--help``; `_Commands` imports the command that is used
 for _name, (_, _first_line) in COMMANDS.items():
     app.command(_name, help=_first_line)(lambda: None)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipmerge.cli._terminal import Terminal, table_of
+from clipmerge.cli._terminal import Terminal
 from clipmerge.cli.app import command
 from clipmerge.types import Json
 
@@ -24,6 +24,7 @@ def demo_command(
             "--output",
             "-o",
             metavar="DIR",
+            rich_help_panel="Write",
             help="Folder for models and images; the user's cache by default.",
         ),
     ] = None,
@@ -41,15 +42,16 @@ def _accuracy_table(record: Json) -> RenderableType:
     from rich.text import Text
 
     from clipmerge.api.demo import mean_shifted
+    from clipmerge.report.terminal import render_table
 
     accuracy: dict[str, dict[str, float]] = record["accuracy"]
-    shifts = [name for name in next(iter(accuracy.values())) if name != "clean"]
-    table = table_of("accuracy, %", "clean", *shifts, "mean shifted")
+    rows = []
     for model, by_images in accuracy.items():
-        cells = [by_images["clean"], *(by_images[name] for name in shifts), mean_shifted(by_images)]
-        table.add_row(model, *(f"{100 * value:.1f}" for value in cells))
+        shares = [*by_images.values(), mean_shifted(by_images)]
+        rows.append([model, *(f"{100 * share:.1f}" for share in shares)])
+    heads = ["accuracy, %", *next(iter(accuracy.values())), "mean shifted"]
     return Group(
-        table,
+        render_table(heads, rows),
         f"Report of auto: {record['report']}",
         "Next, with your own pair and about a thousand labelled images:",
         "  clipmerge merge ZEROSHOT FINETUNED --data IMAGES --output merged",

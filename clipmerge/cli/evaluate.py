@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipmerge.cli._terminal import Terminal, table_of
+from clipmerge.cli._terminal import Terminal
 from clipmerge.cli.app import FineTuned, Output, ZeroShot, command
 from clipmerge.options import EvaluateOptions, InspectOptions, SweepOptions
 from clipmerge.types import Json
@@ -24,7 +24,7 @@ def inspect_command(
     ] = None,
     **options: Annotated[Any, InspectOptions],
 ) -> None:
-    """List layers, how far each moved, mismatches, and with images how sharp each layer is."""
+    """List layers and mismatches: how far each layer moved and, with images, how sharp it is."""
     from clipmerge.api.inspect import inspect
 
     record = inspect(zeroshot, finetuned, progress=terminal, **options).record
@@ -32,33 +32,36 @@ def inspect_command(
 
 
 def _layer_table(record: Json) -> RenderableType:
-    """A table of layers, with the mismatches below it."""
+    """A table of layers, and the mismatches."""
     from rich.console import Group
 
-    paired = record["finetuned"] is not None
-    measured = "images" in record
-    columns = ["change"] * paired + ["sharpness"] * measured
-    table = table_of("layer", "tensors", "entries", *columns)
-    for layer, entry in record["layers"].items():
-        row = [layer, str(entry["parameters"]), f"{entry['size']:,}"]
-        if paired:
-            row.append("-" if entry.get("change") is None else f"{entry['change']:.2%}")
-        if measured:
-            row.append(f"{entry['sharpness']:.2g}" if "sharpness" in entry else "-")
-        table.add_row(*row)
+    from clipmerge.report.terminal import render_table
+
+    formats = {"parameters": "d", "size": ",d"}
+    heads = ["layer", "tensors", "entries"]
     total = record["total"]
-    lines = [
-        f"{record['family']}: {total['parameters']} tensors, {total['size']:,} entries,"
-        f" {', '.join(total['dtypes'])}"
-    ]
-    if paired:
+    dtypes = ", ".join(total["dtypes"])
+    entries = f"{total['parameters']} tensors, {total['size']:,} entries, {dtypes}"
+    lines = [f"{record['family']}: {entries}"]
+    if record["finetuned"] is not None:
+        heads.append("change")
+        formats["change"] = ".2%"
         lines.append("change = ||finetuned - zeroshot|| / ||zeroshot|| of the layer")
-        if measured:
+        if "images" in record:
+            heads.append("sharpness")
+            formats["sharpness"] = ".2g"
             lines += _sharpness_lines(record)
         lines += [f"mismatch: {problem}" for problem in record["mismatches"]]
         if not record["mismatches"]:
             lines.append("The two match: they can be merged.")
-    return Group(table, *lines)
+    rows = []
+    for layer, entry in record["layers"].items():
+        cells = [
+            "-" if entry.get(name) is None else format(entry[name], pattern)
+            for name, pattern in formats.items()
+        ]
+        rows.append([layer, *cells])
+    return Group(render_table(heads, rows), *lines)
 
 
 def _sharpness_lines(record: Json) -> list[str]:
@@ -83,6 +86,7 @@ def evaluate_command(
             "--data",
             "-d",
             metavar="[NAME=]SOURCE",
+            rich_help_panel="Images",
             help="Images, named like their folder or file by default; may be repeated.",
         ),
     ],
@@ -96,21 +100,22 @@ def evaluate_command(
 
 
 def _accuracy_table(record: Json) -> RenderableType:
-    table = table_of("source", "images", "accuracy" if record["accuracy"] else "recall")
+    from clipmerge.report.terminal import render_table
+
+    rows = []
     images = record["images"]
     for name, value in record["accuracy"].items():
         low, high = record["accuracy_intervals"][name]
         interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
-        table.add_row(name, str(images[name]), f"{value:.1%} {interval}")
+        rows.append([name, str(images[name]), f"{value:.1%} {interval}"])
     for name, recall in record.get("recall", {}).items():
-        # recalls of other numbers of images and captions do not compare
-        captions = record["captions"][name]
-        gallery = f"{images[name]}, {captions} captions"
-        for way, by_rank in recall.items():
-            words = way.replace("_", " ")
+        # recall depends on how many images and captions there are
+        gallery = f"{images[name]}, {record['captions'][name]} captions"
+        for direction, by_rank in recall.items():
+            words = direction.replace("_", " ")
             for rank, value in by_rank.items():
-                table.add_row(f"{name}, {words} R@{rank}", gallery, f"{value:.1%}")
-    return table
+                rows.append([f"{name}, {words} R@{rank}", gallery, f"{value:.1%}"])
+    return render_table(["source", "images", "accuracy" if record["accuracy"] else "recall"], rows)
 
 
 @command
@@ -121,13 +126,19 @@ def sweep_command(
     id: Annotated[
         list[str],
         typer.Option(
-            "--id", metavar="NAME=SOURCE", help="Images like the training data; may be repeated."
+            "--id",
+            metavar="NAME=SOURCE",
+            rich_help_panel="Images",
+            help="Images like the training data; may be repeated.",
         ),
     ],
     ood: Annotated[
         list[str],
         typer.Option(
-            "--ood", metavar="NAME=SOURCE", help="Images unlike the training data; may be repeated."
+            "--ood",
+            metavar="NAME=SOURCE",
+            rich_help_panel="Images",
+            help="Images unlike the training data; may be repeated.",
         ),
     ],
     output: Output,

@@ -43,7 +43,7 @@ def merge_command(
 
 
 def _print_record(terminal: Terminal, record: Record | None, last: str = "", **more: Any) -> None:
-    """Print a merge, in the process that has its record."""
+    """Print the record of a merge, which only the main process has."""
     if record is not None:
         from clipmerge.report.terminal import summary
 
@@ -82,7 +82,7 @@ def apply_command(
     output: Output,
     **options: Annotated[Any, ApplyOptions],
 ) -> None:
-    """Apply a plan: writes the same bytes as merge."""
+    """Apply a plan, and write the same bytes as merge."""
     from clipmerge.api.apply import apply
 
     record = apply(plan_file, output=output, progress=terminal, **options).record

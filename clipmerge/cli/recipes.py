@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from clipmerge.cli._terminal import Terminal, table_of
-from clipmerge.cli.app import command, complete_recipe
+from clipmerge.cli._terminal import Terminal
+from clipmerge.cli.app import GroupedCommand, command, complete_recipe
 from clipmerge.errors import OutputError
 from clipmerge.files import local_path, recipe_files
 from clipmerge.files.staging import write_whole_file
@@ -21,18 +20,18 @@ recipes_command = typer.Typer(
     rich_markup_mode=None,
     help="List, show and copy the recipes.",
 )
-# The others follow with `--all`, by name.
+# `--all` lists the others after these.
 _RECOMMENDED = ("auto", "wise-ft", "straggler-sparse", "lines", "monosoup")
 _Name = Annotated[
     str, typer.Argument(metavar="NAME", help="Name of a recipe.", autocompletion=complete_recipe)
 ]
 
 
-@recipes_command.command("list")
+@recipes_command.command("list", cls=GroupedCommand)
 @command
 def list_recipes(
     terminal: Terminal,
-    every: Annotated[bool, typer.Option("--all", help="List the others, too.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="List all recipes.")] = False,
 ) -> None:
     """List the recommended recipes."""
     from clipmerge.planning.recipe import recipe_text
@@ -41,20 +40,15 @@ def list_recipes(
     names = [*_RECOMMENDED, *others] if every else _RECOMMENDED
     texts = {name: recipe_text(name) for name in names}
     about = {name: _first_sentence(text) for name, text in texts.items()}
-    measures = re.compile(r"^measure:", re.MULTILINE)
-    images = {name: measures.search(text) is not None for name, text in texts.items()}
+    images = {name: "\nmeasure:" in text for name, text in texts.items()}
 
     def table() -> Any:
-        from rich.text import Text
+        from clipmerge.report.terminal import render_table
 
-        table = table_of("recipe")
-        table.add_column("images")
-        table.add_column("what it does")
-        for name, text in about.items():
-            table.add_row(name, "needed" if images[name] else "no", Text(text))
+        rows = [[name, "needed" if images[name] else "no", text] for name, text in about.items()]
         if not every:
-            table.add_row("", "", f"({len(others)} others: clipmerge recipes list --all)")
-        return table
+            rows.append(["", "", f"({len(others)} others: clipmerge recipes list --all)"])
+        return render_table(["recipe", "images", "what it does"], rows, words=3)
 
     terminal.print_result({"recipes": about, "needs_images": images}, table)
 
@@ -66,14 +60,12 @@ def _list_by_default(context: typer.Context) -> None:
 
 
 def _first_sentence(recipe: str) -> str:
-    """The first sentence of a recipe's comments, however many lines it takes."""
-    comments = itertools.takewhile(lambda line: line.startswith("#"), recipe.splitlines())
-    text = " ".join(itertools.takewhile(bool, (line.lstrip("# ") for line in comments)))
-    end = re.search(r"\.(?= |$)", text)
-    return text[: end.end()] if end else text
+    """The first sentence of a recipe's comments."""
+    comments = " ".join(re.findall(r"^# ?(.*)", recipe, re.MULTILINE))
+    return re.split(r"(?<=\.) ", comments)[0]
 
 
-@recipes_command.command("show")
+@recipes_command.command("show", cls=GroupedCommand)
 @command
 def show_recipe(terminal: Terminal, name: _Name) -> None:
     """Print a recipe with its comments; as JSON, its settings."""
@@ -83,7 +75,7 @@ def show_recipe(terminal: Terminal, name: _Name) -> None:
     terminal.print_result(load_recipe(name).model_dump(mode="json"), lambda: text.rstrip())
 
 
-@recipes_command.command("copy")
+@recipes_command.command("copy", cls=GroupedCommand)
 @command
 def copy_recipe(
     terminal: Terminal,

@@ -1,8 +1,8 @@
 """Images of the demo: handwritten digits, clean and under four shifts.
 
-The zero-shot model saw heavily styled digits, the fine-tuned one only clean ones
-(`benchmarks/digits` of commit 7fea82b5); the *shifts* are four single styles at greater strength.
-Computed in float64 and rounded once, so every processor writes the same.
+The zero-shot model was trained on heavily styled digits, and fine-tuned on clean ones. The shifts
+are four of these styles, stronger. They are computed in float64 and rounded once, so that every
+processor writes the same images.
 """
 
 from __future__ import annotations
@@ -20,37 +20,26 @@ TEMPLATE: str = "a photo of a {}."
 SHIFTS: Names = ("noise", "inversion", "rotation", "blur")
 """The shifted copies of the test images, in the order of the demo's table."""
 
-# the models have seen the first ones, in a shuffled order
+# the models were trained on the first ones
 _SPLITS = {"train": 700, "calibration": 697, "test": 400}
 _SPLIT_SEED = 0
 _SHIFT_SEED = 1
 
 
-def shuffled_digits() -> tuple[Tensor, Tensor]:
-    """All clean digits, always in the same order: ink in [0, 1], shape (N, 1, SIZE, SIZE), and
-    digits 0 to 9, (N,).
+def digits_of_split(split: str) -> tuple[Tensor, Tensor]:
+    """Clean digits of ``train``, ``calibration`` or ``test``, which are disjoint, in fixed order.
+
+    Returns:
+        Ink in [0, 1], shape (N, 1, SIZE, SIZE), and digits 0 to 9, shape (N,).
     """
     ink, digits = read_digits()
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(_SPLIT_SEED))
-    return ink[order], digits[order]
-
-
-def digits_of_split(split: str) -> tuple[Tensor, Tensor]:
-    """The digits of ``train``, ``calibration`` or ``test``, which are disjoint; see
-    `shuffled_digits`.
-    """
-    ink, digits = shuffled_digits()
-    start = 0
-    for name, length in _SPLITS.items():
-        if name == split:
-            break
-        start += length
-    chosen = slice(start, start + length)
-    return ink[chosen], digits[chosen]
+    parts = dict(zip(_SPLITS, torch.split(order, list(_SPLITS.values())), strict=True))
+    return ink[parts[split]], digits[parts[split]]
 
 
 def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
-    """Apply one shift to clean digits, always with the same result; float64 like the ink."""
+    """Apply a shift to clean digits, always with the same result; ink (N, 1, SIZE, SIZE) to RGB."""
     generator = torch.Generator().manual_seed(_SHIFT_SEED)
     count = len(ink)
     if shift == "noise":
@@ -69,7 +58,7 @@ def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
 
 
 def _rotate(pixels: Tensor, degrees: Tensor) -> Tensor:
-    """Rotate each image about its centre; outside, its edge is repeated."""
+    """Rotate each image about its centre, and continue its edge outside."""
     angle = torch.deg2rad(degrees)
     cosine = torch.cos(angle)
     sine = torch.sin(angle)

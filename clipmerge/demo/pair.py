@@ -1,4 +1,4 @@
-"""The demo's pair of checkpoints and its images, written once and kept in the user's cache.
+"""The demo's two checkpoints and its images, written once and kept in the user's cache.
 
 Both are ordinary transformers checkpoints. They come with clipmerge, so that every machine merges
 the same models; `benchmarks/digits` of commit 7fea82b5 trained them.
@@ -6,7 +6,6 @@ the same models; `benchmarks/digits` of commit 7fea82b5 trained them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from clipmerge import __version__
 from clipmerge.demo import data as demo_data
 from clipmerge.demo.data import SHIFTS
 from clipmerge.files.staging import refuse_existing, stage_output
@@ -31,14 +31,14 @@ class DemoPair:
 
     zeroshot: Path  # checkpoint folder of the model trained on styled digits
     finetuned: Path  # checkpoint folder of the model fine-tuned on clean digits
-    # clean digits that no model was trained on, for measuring; one subfolder per class
+    # clean digits to measure on, new to both models, in one subfolder per class
     calibration: Path
     clean: Path  # clean test digits, likewise
-    shifted: dict[str, Path]  # folders of the same test digits, shifted, by name of the shift
+    shifted: dict[str, Path]  # the same test digits by name of the shift
 
 
 def prepare(folder: Path) -> DemoPair:
-    """Write the demo's two models and its images, unless the folder holds them already."""
+    """Write the two models and the images, unless the folder has them already."""
     images = folder / "images"
     pair = DemoPair(
         zeroshot=folder / "zeroshot",
@@ -57,7 +57,7 @@ def prepare(folder: Path) -> DemoPair:
 
 
 def _is_finished(folder: Path) -> bool:
-    """Whether this version made the folder, which is written as a whole."""
+    """Whether this version wrote the folder."""
     try:
         return (folder / _MANIFEST).read_text(encoding="utf-8") == _manifest_text()
     except (OSError, ValueError):
@@ -65,17 +65,7 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _manifest_text() -> str:
-    """A hash of everything that determines the result: the models and the code that makes the
-    images.
-    """
-    models = sorted(MODELS.rglob("*"))
-    code = [Path(demo_data.__file__), Path(__file__)]
-    digest = hashlib.sha256()
-    for file in (*models, *code):
-        if file.is_file():
-            digest.update(file.read_bytes())
-    made_by = {"made_by": "clipmerge demo", "fingerprint": digest.hexdigest()}
-    return json.dumps(made_by, indent=1)
+    return json.dumps({"made_by": "clipmerge demo", "version": __version__})
 
 
 def _write_models_and_images(folder: Path) -> None:

@@ -24,7 +24,7 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
     """Load a full CLIP, or a tower with a head, with its weights, in float32."""
     inputs = pair_keys(checkpoint, [], "error", "keep")
     tower = tower_of(inputs.layers)
-    if tower != "full" and not inputs.is_classifier:
+    if tower != "full" and not inputs.output.is_classifier:
         raise CheckpointError(
             f"{checkpoint.source}: holds the {tower} tower only, which has no zero-shot classes;"
             " `clipmerge sweep` with the model that it was fine-tuned from evaluates it as alpha 1"
@@ -43,7 +43,7 @@ def evaluate_sources(
     """Measure a model on several sources: the part of the record that describes them, and the
     answers.
     """
-    scorer = Scorer(model, None, settings, load_bytes=0)
+    scorer = Scorer(model, settings, load_bytes=0)
     today = datetime.date.today().isoformat()
     scored = scorer.score([lambda _: None], sources, progress)
     outcomes = {name: outcome for name, (outcome,) in scored.items()}

@@ -43,17 +43,12 @@ def retrieve(
     first = [distinct.index(of_image[0]) for of_image in captions[:EXAMPLES]]
     shown = texts[first] @ features.T
     best_images = shown.topk(min(IMAGES_PER_EXAMPLE, len(captions))).indices
-    recall = _recall_from_ranks(of_images, of_texts)
-    return best.numpy(), by_image.numpy(), recall, best_images.numpy()
-
-
-def _recall_from_ranks(of_images: Tensor, of_texts: Tensor) -> Recall:
-    """Recall at K from the results of `retrieval_ranks`."""
     ways = {"image_to_text": of_images, "text_to_image": of_texts}
-    recall: Recall = {}
-    for way, found in ways.items():
-        recall[way] = {str(rank): int((found < rank).sum()) / len(found) for rank in RANKS}
-    return recall
+    recall: Recall = {
+        way: {str(rank): int((ranks < rank).sum()) / len(ranks) for rank in RANKS}
+        for way, ranks in ways.items()
+    }
+    return best.numpy(), by_image.numpy(), recall, best_images.numpy()
 
 
 def retrieval_ranks(images: Tensor, texts: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,6 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import DistributedContext, exact_float32, to_device
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.classes import templates_for
@@ -68,20 +67,22 @@ class Outcome:
 
 
 class Scorer:
-    """One model on the device, moved from point to point; without ``inputs`` it stays as it is."""
+    """One model on the device, moved from point to point of ``path``; without it it stays."""
 
     def __init__(
         self,
         model: ImageTextModel,
-        inputs: Inputs | None,
         settings: ImageOptions,
+        path: Path | None = None,
         *,
         dtype: OutputDtype = "keep",
         load_bytes: int = _LOAD_BYTES,
     ) -> None:
         self._context = DistributedContext(settings.device)
         self.device = self._context.device
-        self._path = Path(model, inputs, self.device, dtype=dtype) if inputs else None
+        self._path = path
+        if path:
+            path.dtype = dtype
         model.module.to(self.device)
         self._model = model
         self._settings = settings

@@ -36,8 +36,8 @@ Correct = NDArray[np.bool_] | NDArray[np.float64]
 
 
 def curve_height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
-    """Best mean OOD accuracy of a curve (..., alphas) at given ID accuracies (..., points); NaN
-    below its range.
+    """Compute the best mean OOD accuracy of a curve (..., alphas) at ID accuracies (..., points);
+    NaN below the curve's range.
 
     Example:
         >>> curve_height(np.array([0.2, 0.6]), np.array([0.5, 0.3]), np.array([0.4, 0.7, 0.1]))
@@ -72,8 +72,8 @@ def curve_height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
 def resampled_accuracy(
     correct: Sequence[Correct], seed: int, resamples: int = RESAMPLES
 ) -> list[Floats]:
-    """Accuracies over images drawn with replacement: (resamples, points) per source, each from
-    (points, images).
+    """Compute accuracies on images drawn with replacement: per source from (points, images) to
+    (resamples, points).
     """
     accuracies = []
     for index, right in enumerate(correct):
@@ -147,8 +147,8 @@ def _mean_id_and_ood_accuracy(accuracies: Sequence[Floats], ids: int) -> tuple[F
 
 
 def _least_half(ood_correct: Sequence[Correct]) -> float:
-    """Half the interval between points that recognise the same images, among which resamples know
-    no difference.
+    """Half the interval between points that recognise the same images, for which all resamples
+    agree.
     """
     images = min(right.shape[1] for right in ood_correct)
     _, half = paired_accuracy_interval(np.zeros(images))
@@ -164,7 +164,7 @@ def _gains_over_curve(near: Floats, far: Floats, curve: Sequence[int]) -> Floats
 
 
 def _gain_note(gain: float, drawn: Floats, *, beyond: bool) -> str:
-    """Why a point off the curve has no gain or no interval, or what its gain is compared with."""
+    """Say why a point has no gain or no interval, or with which point it is compared."""
     if math.isnan(gain):
         return "less accurate on ID images than any alpha, so it has no gain"
     defined = ~np.isnan(drawn)

@@ -1,4 +1,5 @@
-"""Judge a merge: zero-shot, fine-tuned and merged model on images from which nothing was learned.
+"""Judge a merge: compare zero-shot, fine-tuned and merged model on images that were not learned
+from.
 
 `recommend` holds the four rules, which `docs/how-to/verdict.md` explains. The weights that
 the merge would write are set in place, so nothing needs to be written first.
@@ -14,12 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 
-from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.corruptions import corrupted_sets
 from clipmerge.evaluation.scorer import Images, Move, Outcome, Scorer, stack_correct
 from clipmerge.images.image_set import CaptionedImages
 from clipmerge.learning.interpolate import Path
-from clipmerge.models.building import build_model
 from clipmerge.options import ImageOptions
 from clipmerge.planning.plan import Plan, public_source
 from clipmerge.planning.record import Comparison, Estimate, Verdict, finetuned_names
@@ -131,7 +130,7 @@ def _surely_gained(sources: Mapping[str, Comparison]) -> list[str]:
 
 
 def _may_lose(at: Comparison, limit: float) -> bool:
-    """Whether the measured loss is beyond the limit; one image of few may be more than that."""
+    """Whether the measured loss exceeds the limit; a loss of one image is always accepted."""
     one_image = 1 / at.images + _ROUNDING
     return at.gain.value < -max(limit, one_image)
 
@@ -139,7 +138,7 @@ def _may_lose(at: Comparison, limit: float) -> bool:
 def _say_how_others_fared(
     accepted: str, gained: Sequence[str], *, chosen: bool, images: int
 ) -> str:
-    """What became of judged merges like this one."""
+    """Say how earlier merges with such a verdict did."""
     found = f"no measured loss is more than {accepted}"
     right, judged = JUDGED if images >= FEW_IMAGES else JUDGED_FEW
     if not chosen:
@@ -175,8 +174,8 @@ def _doubt(target: Comparison) -> Advice | None:
 
 
 def _what_tells_more(target: Comparison, ood: Sequence[Comparison], limit: float, most: int) -> str:
-    """How many images would tell whether the loss keeps to the limit, if so many may judge, and
-    which ones what is gained under the shift.
+    """Say how many more images would decide whether the loss keeps to the limit, and which images
+    would show a gain under the shift.
     """
     low, high = target.gain.interval
     margin = max(abs(target.gain.value + limit), _ROUNDING)
@@ -197,28 +196,25 @@ def _what_tells_more(target: Comparison, ood: Sequence[Comparison], limit: float
 
 
 def judge(
-    inputs: Inputs,
+    path: Path,
     plan: Plan,
     images: Images,
     settings: ImageOptions,
+    progress: Progress,
     *,
     ood: Mapping[str, Images],
     max_loss: float,
     chosen: bool,
     most_images: int,
-    progress: Progress,
 ) -> Verdict:
-    """Judge a plan on the target's images, from which it was not learned, and on `ood` sources;
-    see `recommend`.
-    """
-    model = build_model(inputs)
-    pixels = model.pixels([Pillow.new("RGB", (_USUAL_SIDE, _USUAL_SIDE))])
+    """Judge a plan on the target's test images and on `ood` sources; see `recommend`."""
+    pixels = path.model.pixels([Pillow.new("RGB", (_USUAL_SIDE, _USUAL_SIDE))])
     # models that take an image as a list of patches have no fixed size
     side = min(pixels.shape[-2:]) if pixels.ndim == 4 else _USUAL_SIDE
     copies = corrupted_sets(images, side)
-    scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
+    scorer = Scorer(path.model, settings, path, load_bytes=_LOAD_BYTES)
     sources = {"": images, **copies, **ood}
-    outcomes = scorer.score(moves_of(plan), sources, progress)
+    outcomes = scorer.score(moves_of(path, plan), sources, progress)
     right = {name: stack_correct(of).astype(np.float64) for name, of in outcomes.items()}
     reference = 1 + int(np.argmax(right[""][1:-1].sum(axis=1)))
     names = ["zero-shot", *finetuned_names(len(plan.finetuned)), "merged"]
@@ -263,7 +259,7 @@ def compare(
     reference: int,
     views: int = 1,
 ) -> Comparison:
-    """Compare the models, the last one being the merged one, on one source of images.
+    """Compare the models on one source of images; the last one is the merged model.
 
     Args:
         name: Its name in the verdict.
@@ -302,17 +298,22 @@ def compare(
     )
 
 
-def moves_of(plan: Plan) -> list[Move]:
-    """Functions that move the model to zero-shot, each fine-tuned and the merged one."""
+def moves_of(path: Path, plan: Plan) -> list[Move]:
+    """Make the moves to zero-shot, to each fine-tuned model and to the merged one, which is merged
+    once for all batches of images.
+    """
     moves: list[Move] = [partial(Path.set_alpha, alpha=0.0)]
     for before in range(len(plan.finetuned)):
         moves.append(partial(Path.set_mixture, weights=(0.0,) * before + (1.0,)))
-    moves.append(partial(Path.set_plan, plan=plan))
+    merged = list(path.merged_weights(plan))
+    moves.append(partial(Path.set_merged, weights=merged))
     return moves
 
 
 def _class_gain(images: Images, by_image: NDArray[np.float64]) -> float:
-    """The mean difference over classes if one has more than twice the images of another."""
+    """The mean difference over classes, if one class has more than twice the images of another;
+    else 0.
+    """
     if isinstance(images, CaptionedImages):
         return 0.0
     counts = Counter(images.labels).values()

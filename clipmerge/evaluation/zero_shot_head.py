@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipmerge.checkpoint import Inputs, align_checkpoints
+from clipmerge.checkpoint import Inputs, OutputKind, align_checkpoints
 from clipmerge.checkpoint.alignment import HEAD_BIAS, HEAD_WEIGHT
 from clipmerge.checkpoint.views import with_head
 from clipmerge.distributed import DistributedContext, exact_float32
@@ -29,7 +29,8 @@ def lacks_zeroshot_head(inputs: Inputs) -> bool:
     """Whether the fine-tuned checkpoints have a head on the model's embeddings that the zero-shot
     one lacks.
     """
-    return inputs.keeps_head and all(HEAD_WEIGHT in keys for keys in inputs.finetuned_keys)
+    is_headed = inputs.output is OutputKind.FINETUNED_CLASSIFIER
+    return is_headed and all(HEAD_WEIGHT in keys for keys in inputs.finetuned_keys)
 
 
 def build_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:

@@ -1,4 +1,4 @@
-"""Files on disk: paths as users write them; reading, hashing and writing have their own modules.
+"""Paths as users write them, and folders of the user: plugins, recipes and the cache.
 
 Importing it takes no time.
 """
@@ -12,40 +12,38 @@ from pathlib import Path
 from clipmerge.errors import UsageError
 from clipmerge.types import StrPath
 
-#: Temporary folders have this prefix that hold one model in memory, in a folder of its name.
+#: Prefix of temporary folders for a model in memory.
 IN_MEMORY = "clipmerge-in-memory-"
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether a text from a file is a plain file name in the same folder, not a path."""
+    """Whether a value read from a file is a plain file name, without a folder."""
     if not isinstance(name, str) or name in ("", ".", ".."):
         return False
     return "/" not in name and "\\" not in name
 
 
-#: The variable that lists the user's folders of plugins.
+#: Environment variable with the user's folders of plugins.
 PLUGINS = "CLIPMERGE_PLUGINS"
 
 
 def plugin_folders() -> tuple[Path, ...]:
-    """The user's folders of plugins: those that the variable ``CLIPMERGE_PLUGINS`` lists."""
+    """The folders in the environment variable ``CLIPMERGE_PLUGINS``."""
     listed = os.environ.get(PLUGINS, "")
     folders = tuple(Path(folder).absolute() for folder in listed.split(os.pathsep) if folder)
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(
-                f"CLIPMERGE_PLUGINS: {folder} is not a folder; it lists folders of plugins, with"
+                f"CLIPMERGE_PLUGINS: {folder} is not a folder; list folders of plugins, with"
                 f" '{os.pathsep}' between them"
             )
     return folders
 
 
 def recipe_files() -> dict[str, Path]:
-    """The files of all recipes by name, sorted: the shipped ones, and ``recipes/`` in the user's
-    folders of plugins; the shipped one where both have a name.
-    """
+    """All recipe files by name, sorted: clipmerge's own, and others in the user's folders."""
     shipped = Path(__file__).parents[1] / "recipes"
-    if not shipped.is_dir():  # in a checkout they are at its top
+    if not shipped.is_dir():  # in a git checkout
         shipped = shipped.parents[1] / "recipes"
     files = {}
     for folder in (*(folder / "recipes" for folder in plugin_folders()[::-1]), shipped):
@@ -55,19 +53,19 @@ def recipe_files() -> dict[str, Path]:
 
 
 def local_path(source: StrPath) -> Path:
-    """A path on disk, with ``~`` and ``~user`` expanded; an unknown home is left unchanged."""
+    """Expand ``~`` and ``~user`` in a path, unless the home folder is unknown."""
     path = Path(source)
     try:
         return path.expanduser()
     except RuntimeError:
-        # no such user, or no home folder, as in containers that run under a numeric user
+        # no such user, or no home folder, as for numeric users in containers
         return path
 
 
 def split_part(source: str) -> tuple[str, str | None]:
-    """Split a source such as ``last.pt#ema`` into the place and the name of a part of it.
+    """Split a source such as ``last.pt#ema`` into a path and the name of a part of the file.
 
-    If a file or folder with ``#`` in its own name exists, it is meant.
+    The source is not split if a file or folder of this very name exists.
 
     Example:
         >>> split_part("runs/last.pt#ema"), split_part("runs/last.pt")
@@ -80,31 +78,27 @@ def split_part(source: str) -> tuple[str, str | None]:
 
 
 def glob_files(pattern: str) -> list[Path]:
-    """The files that a pattern such as ``shards/*.tar`` stands for, sorted."""
+    """The files that match a pattern such as ``shards/*.tar``, sorted."""
     if not has_magic(pattern) or local_path(pattern).exists():
         return []
-    return sorted(map(Path, glob(str(local_path(pattern)))))  # noqa: PTH207  # a Path knows no "."
+    return sorted(map(Path, glob(str(local_path(pattern)))))  # noqa: PTH207  # Path.glob takes no absolute pattern
 
 
 def source_exists(source: str) -> bool:
-    """Whether a source exists at its path or in the working folder; the name of a part is
-    ignored.
-    """
+    """Whether the file or folder of a source exists; see `split_part`."""
     return local_path(split_part(source)[0]).exists()
 
 
 def user_cache(name: str) -> Path:
-    """Return a folder in the user's cache: on Linux ``clipmerge/NAME`` in ``$XDG_CACHE_HOME`` or
-    ``~/.cache``.
-    """
-    # imported here because it takes 0.01 s, which ``--help`` saves
+    """A folder in the user's cache: ``clipmerge/NAME`` in ``$XDG_CACHE_HOME`` on Linux."""
+    # takes 0.01 s to import, which ``--help`` saves
     from platformdirs import user_cache_path
 
     return user_cache_path("clipmerge", appauthor=False) / name
 
 
 def replace_bytes(file: Path, content: bytes) -> None:
-    """Write a small file; concurrent readers see either the old or the new one completely."""
+    """Write a small file atomically: concurrent readers see the old or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:

@@ -1,9 +1,9 @@
 """The content of files: its sha256, and whether it stayed the same while it was read.
 
-Hashes of large files are remembered in the user's cache until the file changes. Weights are mapped,
-not copied (reading them by ``pread`` took 1.6 times the processor time of a merge). A file that is
-overwritten meanwhile gives a mixture of old and new; one that is cut short is found when its next
-run is read.
+Hashes of input weights are kept in the user's cache: computing them again takes a third of the time
+of a merge. Weights are mapped instead of copied (reading them by ``pread`` took 1.6 times the
+processor time of a merge). A file that is overwritten in the meantime yields a mixture of old and
+new bytes; a truncated file is noticed when its next tensor is read.
 """
 
 from __future__ import annotations
@@ -18,29 +18,26 @@ from pathlib import Path
 from clipmerge.errors import CheckpointError
 from clipmerge.files import replace_bytes, user_cache
 
-#: Bytes hashed at a time; a multiple of every system's mapping granularity.
+#: Bytes hashed at a time; a multiple of the mapping granularity of every system.
 WINDOW = 32 << 20
-#: Smaller files are hashed faster than their hash is looked up.
-REMEMBERED_BYTES = 16 << 20
-#: A file that changes twice within one tick of the file system's clock keeps its times. So a hash
-#: is remembered only if the file has not changed for longer than any such tick, in nanoseconds; git
-#: does the same for its index.
+#: Nanoseconds since its last change before the hash of a file is kept. Of two changes within one
+#: tick of the file system's clock, the second one does not show. Git treats its index alike.
 SETTLED_NS = 3_000_000_000
-#: Facts of which at least one differs after a file was written to or replaced: device, inode, size,
-#: times of modification and of status change. The system sets the last at every write, and programs
-#: cannot set it back.
+#: Device, inode, size, time of modification, and time of status change. After a write or a
+#: replacement at least one of them differs: the system sets the last time at every write, and
+#: programs cannot set it back.
 FileState = tuple[int, int, int, int, int]
 
 
 def file_state(file: Path) -> FileState:
-    """The present state of a file."""
+    """The current state of a file."""
     status = file.stat()
     times = status.st_mtime_ns, status.st_ctime_ns
     return status.st_dev, status.st_ino, status.st_size, *times
 
 
 def require_unchanged(states: dict[Path, FileState]) -> None:
-    """Refuse results made from files that were written to, replaced or removed meanwhile."""
+    """Refuse results computed from files that were written to, replaced or removed since."""
     for file, state in states.items():
         try:
             is_same = file_state(file) == state
@@ -51,7 +48,7 @@ def require_unchanged(states: dict[Path, FileState]) -> None:
 
 
 def error_of_changed_file(file: Path) -> CheckpointError:
-    """The error for a file that changed meanwhile."""
+    """The error for a file that changed while it was read."""
     return CheckpointError(
         f"{file}: changed while it was read, or could not be read to its end; run again when"
         " nothing writes it"
@@ -59,9 +56,7 @@ def error_of_changed_file(file: Path) -> CheckpointError:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash one file by large mapped windows: between two of them a thread waits for the interpreter
-    lock.
-    """
+    """Hash a file in large mapped windows: a thread waits for the interpreter lock between two."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -75,22 +70,17 @@ def sha256_of(path: Path) -> str:
 
 
 def remembered_sha256(path: Path) -> str:
-    """Hash one file, unless it was hashed before and has not changed since.
+    """Hash a file, or look up its hash if it has not changed since it was hashed.
 
-    A cache that cannot be read or written costs only time.
+    If the cache cannot be read or written, the file is hashed every time.
     """
     state = file_state(path)
-    *_, size, modified, changed = state
-    if size < REMEMBERED_BYTES:
-        return sha256_of(path)
     entry = user_cache("hashes") / "-".join(map(str, state))
-    with contextlib.suppress(OSError, ValueError):
-        known = entry.read_text(encoding="ascii")
-        if len(known) == 64:
-            return known
+    with contextlib.suppress(OSError):
+        return entry.read_text(encoding="ascii")
     digest = sha256_of(path)
-    is_settled = time.time_ns() - max(modified, changed) > SETTLED_NS
-    if is_settled and file_state(path) == state:
+    *_, modified, changed = state
+    if time.time_ns() - max(modified, changed) > SETTLED_NS:
         with contextlib.suppress(OSError):
             replace_bytes(entry, digest.encode())
     return digest

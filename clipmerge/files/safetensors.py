@@ -1,8 +1,7 @@
-"""Tensors in safetensors files: their types and places, and whether their values are finite.
+"""Tensors in safetensors files: their types and offsets, and whether their values are finite.
 
-The library checks the header, but does not tell the places of the tensors, which are mapped. A
-Git-LFS pointer and a pickle, which it cannot tell apart, are recognised: a user needs to know which
-one it is, and what to do.
+The library checks the header but does not return the offsets, which are needed to map tensors. Its
+errors do not name a Git-LFS pointer or a pickle, for which a user has to do different things.
 """
 
 from __future__ import annotations
@@ -48,14 +47,14 @@ _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Type and place of one tensor, or how it is formed."""
+    """Type and offsets of one tensor, or the function that computes it."""
 
     file: Path
     dtype: str  # safetensors dtype, such as ``F32``
     shape: Shape
     begin: int  # first byte, counted from the start of the file
     end: int  # one past the last byte
-    # how its elements are formed, 1-D, if they do not stand in the file as they are needed
+    # computes the elements, 1-D, if the file has them in another form
     form: Callable[[], Array] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -70,11 +69,11 @@ class TensorEntry:
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """Read the header of a safetensors file: its length in 8 bytes, little-endian, JSON, data."""
+    """Read the header of a safetensors file, which is JSON after its own length in 8 bytes."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        # checks the header, and that the tensors fill the file, one after another
+        # also checks that the tensors fill the file without gaps
         with safe_open(path, framework="numpy"), path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
@@ -97,7 +96,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def _header_error(path: Path, error: Exception) -> CheckpointError:
-    """Say what a file is that safetensors cannot read."""
+    """The error for a file that safetensors cannot read."""
     with path.open("rb") as file:
         start = file.read(len(_LFS_POINTER))
     if start == _LFS_POINTER:
@@ -106,9 +105,7 @@ def _header_error(path: Path, error: Exception) -> CheckpointError:
             " repository, or give the Hub id instead of the clone"
         )
     if is_pickle(path):
-        return CheckpointError(
-            f"{path}: is a pickle instead of safetensors; give it its own ending, .pt"
-        )
+        return CheckpointError(f"{path}: is a pickle instead of safetensors; rename it to .pt")
     reason = str(error).removeprefix("Error while deserializing header: ")
     return CheckpointError(
         f"{path}: is truncated, damaged or not a safetensors file ({reason}); download or copy"
@@ -127,7 +124,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def header_bytes(tensors: Mapping[str, tuple[str, Shape]]) -> bytes:
-    """Make the header of a file whose tensors follow one another in the given order."""
+    """Make the header of a file with these tensors in this order."""
     header: Json = {"__metadata__": {"format": "pt"}}
     begin = 0
     for name, (dtype, shape) in tensors.items():
@@ -143,16 +140,15 @@ def header_bytes(tensors: Mapping[str, tuple[str, Shape]]) -> bytes:
 def is_finite(values: Any) -> bool:
     """Whether no entry of a numpy array or a tensor is NaN or Inf."""
     with np.errstate(all="ignore"):
-        # NaN and Inf survive a sum, the cheapest pass there is. If the sum is not finite, entries
-        # are checked one by one, because finite ones may have overflowed: a difference with itself
-        # is not zero for NaN and Inf alone
+        # A sum is the cheapest pass, and NaN and Inf survive it. But a sum of finite entries may
+        # overflow, so then each entry is checked: only NaN and Inf minus themselves are not zero
         if math.isfinite(values.sum()):
             return True
         return bool((values - values == 0).all())
 
 
 def require_finite(values: Any, name: str, source: str) -> None:
-    """Refuse a parameter that holds NaN or Inf."""
+    """Refuse a tensor with NaN or Inf."""
     if not is_finite(values):
         kind = "NaN" if bool((values != values).any()) else "Inf"
         raise CheckpointError(

@@ -1,5 +1,6 @@
-"""Side files that are copied along with the weights: only those that loaders read, without fields
-that only held on the machine where the model was saved.
+"""Files beside the weights, such as configuration and tokenizer.
+
+Only files that loaders read are copied, without fields about the machine that saved the model.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from clipmerge.errors import CheckpointError
 from clipmerge.types import Json
 
-#: Vocabularies: a folder with one of these has a tokenizer.
+#: Vocabularies; a folder with one of them has a tokenizer.
 VOCABULARIES = (
     "tokenizer.json",
     "vocab.json",
@@ -20,9 +21,9 @@ VOCABULARIES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
-#: Files of an image processor, the one that is read first in front.
+#: Files of an image processor, in the order in which loaders look for them.
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-#: Files that transformers, tokenizers and open_clip read beside weights, and those of licences.
+#: Files that transformers, tokenizers and open_clip read beside weights, and licences.
 SIDE_FILES = frozenset(
     {
         "config.json",
@@ -45,10 +46,10 @@ SIDE_FILES = frozenset(
         ),
     }
 )
-# Files in which any text is a word of a vocabulary.
+# Files whose keys are words of a vocabulary.
 _WORDS = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json"})
-# Fields with paths on the machine where a model was saved, and with secrets, which no loader needs;
-# and with code, which is not copied.
+# Fields with paths on the machine that saved the model, with secrets, and with code, which is not
+# copied. No loader needs them.
 _PRIVATE = frozenset(
     {
         "_name_or_path",
@@ -73,27 +74,18 @@ _PRIVATE = frozenset(
 
 
 def copy_side_file(source: Path, target: Path) -> None:
-    """Copy one file; JSON loses its private fields, and without any it keeps its bytes."""
+    """Copy one file; JSON with private fields loses them, and anything else keeps its bytes."""
+    content = source.read_bytes()
     if target.suffix == ".json" and target.name not in _WORDS:
         data = read_side_json(source.parent, source.name)
-        cleaned = _without_private_fields(data)
-        if cleaned != data:
-            target.write_text(f"{json.dumps(cleaned, indent=2)}\n", encoding="utf-8")
-            return
-    target.write_bytes(source.read_bytes())
+        public = json.loads(json.dumps(data), object_hook=_without_private_fields)
+        if public != data:
+            content = f"{json.dumps(public, indent=2)}\n".encode()
+    target.write_bytes(content)
 
 
-def _without_private_fields(data: Any) -> Any:
-    """Copy a JSON value without private fields, at any depth."""
-    if isinstance(data, list):
-        return [_without_private_fields(value) for value in data]
-    if not isinstance(data, dict):
-        return data
-    kept = {}
-    for key, value in data.items():
-        if key not in _PRIVATE:
-            kept[key] = _without_private_fields(value)
-    return kept
+def _without_private_fields(fields: Json) -> Json:
+    return {name: value for name, value in fields.items() if name not in _PRIVATE}
 
 
 def read_side_json(folder: Path, name: str) -> Json | None:
@@ -111,9 +103,7 @@ def read_side_json(folder: Path, name: str) -> Json | None:
 
 
 def read_vocabulary(folder: Path) -> dict[str, int]:
-    """Read the ids of the tokens of the tokenizer beside the weights; none if there is none, or if
-    its file does not list them by id.
-    """
+    """Read the tokenizer beside the weights: id by token; empty if its file does not list them."""
     try:
         vocabulary: Any = read_side_json(folder, "vocab.json")
         if vocabulary is None:
@@ -135,10 +125,9 @@ def read_image_processor(folder: Path) -> Json:
 
 
 def names_by_number(numbered: Mapping[Any, Any]) -> tuple[Any, ...] | None:
-    """Names in the order of their numbers, not of the mapping; ``None`` if the numbers are not 0,
-    1, 2 and so on.
+    """Names sorted by their numbers; ``None`` if the numbers are not 0, 1, 2 and so on.
 
-    JSON has numbers as texts, which transformers sorts as texts: "1", "10", "2".
+    Keys of JSON are texts, which transformers sorts as texts: "1", "10", "2".
 
     Example:
         >>> names_by_number({"1": "b", "0": "a"}), names_by_number({1: "b"})

@@ -1,5 +1,5 @@
-"""Refuse an output that would destroy something before any work is done; then write it beside its
-place and rename it, so that it is written completely or not at all.
+"""Outputs that are complete or absent: refused before any work if they would destroy something,
+then written beside their final path and renamed.
 """
 
 from __future__ import annotations
@@ -61,24 +61,20 @@ def check_output(
 def _require_writable_parent(output: Path) -> None:
     parents = output.resolve().parents
     existing = next(filter(Path.exists, parents), output)
-    if not existing.is_dir():
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise OutputError(
-            f"{output}: cannot be created in {existing}, which is a file; choose another output"
-        )
-    if not os.access(existing, os.W_OK):
-        raise OutputError(
-            f"{output}: cannot be created in {existing}, which may not be written; choose another"
-            " output"
+            f"{output}: cannot be created, because {existing} is not a writable folder; choose"
+            " another output"
         )
 
 
 def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
     """Refuse a folder that holds what the command reads."""
     for source in read:
-        if not isinstance(source, (str, os.PathLike)):  # an object in memory
+        if not isinstance(source, (str, os.PathLike)):  # a model in memory
             continue
         path = local_path(split_part(os.fspath(source))[0])
-        links = filter(Path.is_symlink, path.glob("*"))  # weights may lie elsewhere
+        links = filter(Path.is_symlink, path.glob("*"))  # such as weights in another folder
         for file in filter(Path.exists, (path, *links)):
             resolved = file.resolve()
             if target in (resolved, *resolved.parents):
@@ -169,7 +165,7 @@ def stage_output(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
             _lock_stage(lock.fileno(), output)
             if old.exists() and not target.exists():
                 old.rename(target)  # a run was killed between the renames of `_replace_folder`
-            for folder in reversed(made):  # they stay if the output is in them
+            for folder in reversed(made):  # those of an output are not empty
                 cleanup.callback(_remove_empty_folder, folder)
             cleanup.callback(shutil.rmtree, stage, ignore_errors=True)
             for left in (new, old):

@@ -1,6 +1,4 @@
-"""Write tensors to a safetensors file, front to back: one block is computed while others are hashed
-and written to disk. Tensors are computed when they are written.
-"""
+"""Write a safetensors file: one block is computed while earlier ones are hashed and written."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from clipmerge.types import Shape
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Elements computed at a time: inputs, result and the steps of a conversion stay in a core's cache.
+#: Elements computed at a time, few enough that all steps stay in the cache of a core.
 RUN = 1 << 15
 BLOCK = 4 << 20  # bytes of a block, a multiple of every dtype's width
 BLOCKS = 6  # number of blocks in memory
@@ -33,16 +31,16 @@ _DTYPE_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "B
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """One tensor of the output, whose content is computed on demand.
+    """A tensor of the output, computed on demand.
 
     Attributes:
         key: Key in the output file.
         name: Canonical parameter name.
         dtype: safetensors dtype.
         shape: Lengths of its dimensions.
-        fill: Computes a run of elements in memory order: given the index of the first one, the
-            array for the run, 1-D and in stored form (bfloat16 as its bits), and the ``change``.
-        change: Computes the change of the whole tensor, 1-D, as masks and combinations require.
+        fill: Computes a run of elements. Arguments: index of the first one, 1-D array to fill in
+            stored form (bfloat16 as its bits), and the result of ``change``.
+        change: Computes the change of the whole tensor, 1-D, if a mask or combination needs it.
     """
 
     key: str
@@ -59,7 +57,7 @@ class OutputTensor:
 
 
 def tensors_in_memory(tensors: Sequence[OutputTensor]) -> Iterator[Tensor]:
-    """Compute each tensor as a whole, in turn."""
+    """Compute whole tensors, one after another."""
     import torch
 
     changes = _compute_changes(tensors)
@@ -96,7 +94,7 @@ def write_safetensors(
         for block in _compute_blocks(tensors):
             jobs.append(writer.submit(file.write, block))
             jobs.append(hasher.submit(digest.update, block))
-            while len(jobs) > 2 * (BLOCKS - 1):  # the block after this one has the oldest's memory
+            while len(jobs) > 2 * (BLOCKS - 1):  # the next block overwrites the oldest one
                 jobs.popleft().result()
             advance(len(block))
         for job in jobs:
@@ -105,7 +103,7 @@ def write_safetensors(
 
 
 def _compute_blocks(tensors: Sequence[OutputTensor]) -> Iterator[memoryview]:
-    """Compute the tensors' bytes block by block; one in `BLOCKS` has the same memory."""
+    """Compute the bytes of the tensors in blocks, which reuse the memory of `BLOCKS` blocks."""
     memory = itertools.cycle([np.empty(BLOCK, np.uint8) for _ in range(BLOCKS)])
     block = next(memory)
     filled = 0
@@ -128,7 +126,7 @@ def _compute_blocks(tensors: Sequence[OutputTensor]) -> Iterator[memoryview]:
 
 
 def _compute_changes(tensors: Sequence[OutputTensor]) -> Generator[Array]:
-    """The change of each tensor that is computed as a whole, in turn, early and on other cores."""
+    """Compute the changes of whole tensors in other threads, ahead of time and in order."""
     from clipmerge.parallel import run_in_threads
 
     jobs = [(tensor.nbytes, tensor.change) for tensor in tensors if tensor.change]

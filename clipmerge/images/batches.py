@@ -15,9 +15,10 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from clipmerge.distributed import cores_per_process, to_device
+from clipmerge.distributed import to_device
 from clipmerge.images.decoding import Encoded, open_picture
 from clipmerge.images.image_set import Pictures
+from clipmerge.parallel import cores_per_process
 
 T = TypeVar("T")
 # More threads than this do not decode faster: part of Pillow's work holds Python's lock.

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,16 +27,15 @@ _UNLABELLED = (-1, None, "")
 _DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
-def name_classes(opened: OpenedSource, given_names: ClassNames) -> tuple[Shape, Names, Names]:
-    """Name the classes of a source: labels, one name per class, and notes for the user.
+def name_classes(opened: OpenedSource, given: ClassNames) -> tuple[Shape, Names, Names]:
+    """Name the classes of a source: the label of each image, one name per class, and notes.
 
-    Names that are given in a list belong to numbers by their order. Where the source has names of
-    its own, a list of the same names is matched by name; any other list is in the order of the
-    source's classes.
+    A list of given names is in the order of the numbers or of the source's own class names, unless
+    it has these same names in another order.
     """
     labels, classes = _number_classes(opened)
-    if given_names is not None:
-        return _assign_given_names(labels, classes, given_names)
+    if given is not None:
+        return _assign_names(labels, classes, given)
     title = opened.title
     if classes is None:
         raise DataError(
@@ -54,31 +53,28 @@ def name_classes(opened: OpenedSource, given_names: ClassNames) -> tuple[Shape, 
     return labels, names, (f"{title}: class '{classes[0]}' is prompted as '{names[0]}'",)
 
 
-def _assign_given_names(
-    labels: Shape, classes: Names | None, given_names: Path | Sequence[str]
+def _assign_names(
+    labels: Shape, classes: Names | None, given: Path | Sequence[str]
 ) -> tuple[Shape, Names, Names]:
-    """Assign names that the user gave to the classes of a source."""
-    title = _title_of(given_names)
-    data = _read_names(given_names)
-    if classes is not None:
-        names = _check_names(title, data, classes)
-        if isinstance(data, list):
-            names = _sort_by_class(title, names, classes)
-        return labels, names, ()
+    """Assign the user's names to the classes of a source; ``None`` for classes that are numbers."""
+    names, title = _read_names(given), _title_of(given)
     notes: Names = ()
-    count = len(data)
-    counts_from_one = min(labels) == 1 and max(labels) == count
-    if counts_from_one and isinstance(data, list):
-        labels = tuple(label - 1 for label in labels)
-        notes = (f"{title}: the labels are 1 to {count}, so 1 is the first name",)
-    if max(labels) >= count:
-        have = counted(count, "class name", "class names")
-        raise DataError(
-            f"{title}: has {have}, and the labels go to {max(labels)}; give one name per class, or"
-            " name the column of the labels with `label_column`"
-        )
-    numbers = list(map(str, range(count)))
-    return labels, _check_names(title, data, numbers), notes
+    if classes is None:
+        count = len(names)
+        if isinstance(names, list) and min(labels) == 1 and max(labels) == count:
+            labels = tuple(label - 1 for label in labels)
+            notes = (f"{title}: the labels are 1 to {count}, so 1 is the first name",)
+        if max(labels) >= count:
+            have = counted(count, "class name", "class names")
+            raise DataError(
+                f"{title}: has {have}, and the labels go to {max(labels)}; give one name per class,"
+                " or name the column of the labels with `label_column`"
+            )
+        classes = tuple(map(str, range(count)))
+    checked = _check_names(title, names, classes)
+    if isinstance(names, list):
+        checked = _sort_by_class(title, checked, classes)
+    return labels, checked, notes
 
 
 def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
@@ -89,22 +85,25 @@ def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
     values = [_as_label(where, value) for value in opened.values]
     texts = list(map(str, values))
     numbers = list(map(int, texts)) if all(map(_DIGITS.fullmatch, texts)) else None
-    count = len(values)
     missing = [at for at, value in enumerate(numbers or values) if value in _UNLABELLED]
     if missing:
+        count = len(values)
         have = counted(len(missing), f"of {count} images has", f"of {count} images have")
         raise DataError(
             f"{where}: {have} no label ({shorten(map(opened.pictures.name_of, missing), 3)}); label"
             " them, leave them out, or give a labelled split, such as validation"
         )
     if numbers is None:
-        classes = _sort_class_names(set(texts))
+        classes = sorted(set(texts))
+        if _are_numbered(classes):
+            classes.sort(key=lambda name: int(re.split(r"\D", name)[0]))
         index = {name: number for number, name in enumerate(classes)}
-        return tuple(index[text] for text in texts), classes
+        return tuple(map(index.__getitem__, texts)), tuple(classes)
     names = opened.class_names
-    largest = max(numbers)
-    if names is not None and largest >= len(names):
-        raise DataError(f"{where}: label {largest} has no name; there are {len(names)} class names")
+    if names is not None and max(numbers) >= len(names):
+        raise DataError(
+            f"{where}: label {max(numbers)} has no name; there are {len(names)} class names"
+        )
     return tuple(numbers), names
 
 
@@ -124,31 +123,17 @@ def _as_label(title: str, label: Any) -> str | int | None:
 
 def _are_numbered(names: Sequence[str]) -> bool:
     """Whether all classes have a number in front of their names, and differ in both."""
-    numbers: set[int] = set()
-    texts: set[str] = set()
-    for name in names:
-        match = _NUMBERED.fullmatch(name)
-        if match is None:
-            return False
-        numbers.add(int(match["number"]))
-        texts.add(match["name"])
+    parts = [match.groups() for match in map(_NUMBERED.fullmatch, names) if match]
+    numbers = {int(number) for number, _ in parts}
+    texts = {text for _, text in parts}
     return 1 < len(names) == len(numbers) == len(texts)
 
 
-def _sort_class_names(names: Iterable[str]) -> Names:
-    """Sort class names: by the numbers in front if all have one, otherwise by text."""
-    ordered = sorted(names)
-    if _are_numbered(ordered):
-        ordered.sort(key=lambda name: int(re.split(r"\D", name)[0]))
-    return tuple(ordered)
-
-
 def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
-    """Sort names by the classes that they equal, if they are the same; where some are and stand
-    elsewhere, the list has another order, by which every image would get a wrong name.
+    """Sort names by the classes that they equal, if they are the same; refuse a list in which some
+    stand elsewhere, because every image would get a wrong name.
     """
-    places = places_of(classes, names)
-    if places:
+    if places := places_of(classes, names):
         return tuple(names[place] for place in places)
     if moved := misplaced(names, classes):
         number, place = moved
@@ -161,8 +146,8 @@ def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
 
 def places_of(names: Names, among: Names) -> Shape:
     """The place of each name among others, if they are the same names, each once; else nothing."""
-    places = {normalise_name(name): place for place, name in enumerate(among)}
-    plain = list(map(normalise_name, names))
+    places = {_normalise(name): place for place, name in enumerate(among)}
+    plain = list(map(_normalise, names))
     same = places.keys() == set(plain) and len(places) == len(plain) == len(among)
     return tuple(map(places.__getitem__, plain)) if same else ()
 
@@ -171,15 +156,15 @@ def misplaced(names: Names, among: Names) -> tuple[int, int] | None:
     """The place of the first name that stands elsewhere among as many others, and its place
     there.
     """
-    others = list(map(normalise_name, among))
-    for place, name in enumerate(map(normalise_name, names)):
+    others = list(map(_normalise, among))
+    for place, name in enumerate(map(_normalise, names)):
         if name in others and others[place] != name:
             return place, others.index(name)
     return None
 
 
-def normalise_name(name: str) -> str:
-    """A class name without what its spellings differ in: a number in front, underscores, case."""
+def _normalise(name: str) -> str:
+    """A class name without its number, underscores and case, in which spellings differ."""
     return _without_number(_name_in_words(name).strip()).casefold()
 
 
@@ -192,52 +177,48 @@ def _without_number(name: str) -> str:
     return match["name"] if match else name
 
 
-def read_class_names(given_names: Path | Sequence[str], classes: Sequence[str]) -> Names:
+def read_class_names(given: Path | Sequence[str], classes: Sequence[str]) -> Names:
     """Read the names of classes, in their order or by class."""
-    names = _read_names(given_names)
-    return _check_names(_title_of(given_names), names, classes)
+    return _check_names(_title_of(given), _read_names(given), classes)
 
 
-def _title_of(given_names: Path | Sequence[str]) -> str:
-    return str(given_names) if isinstance(given_names, Path) else "the class names given"
+def _title_of(given: Path | Sequence[str]) -> str:
+    return str(given) if isinstance(given, Path) else "the class names given"
 
 
-def _read_names(given_names: Path | Sequence[str]) -> list[Any] | Json:
+def _read_names(given: Path | Sequence[str]) -> list[Any] | Json:
     """Names in order, one per line or in JSON, or by class in JSON."""
-    if not isinstance(given_names, Path):
-        return list(given_names)
+    if not isinstance(given, Path):
+        return list(given)
     try:
-        text = given_names.read_text(encoding="utf-8-sig")
-        if given_names.suffix != ".json":
-            lines = map(str.strip, text.splitlines())
-            return list(filter(None, lines))
+        text = given.read_text(encoding="utf-8-sig")
+        if given.suffix != ".json":
+            return list(filter(None, map(str.strip, text.splitlines())))
         data = json.loads(text)
     except (OSError, ValueError) as error:
-        raise DataError(f"{given_names}: cannot be read as class names ({error})") from None
+        raise DataError(f"{given}: cannot be read as class names ({error})") from None
     return data if isinstance(data, (list, dict)) else []
 
 
-def _check_names(title: str, data: list[Any] | Json, classes: Sequence[str]) -> Names:
+def _check_names(title: str, names: list[Any] | Json, classes: Sequence[str]) -> Names:
     """One name per class."""
-    if isinstance(data, dict):
-        missing = [name for name in classes if name not in data]
+    if isinstance(names, dict):
+        missing = [name for name in classes if name not in names]
         if missing:
             which = counted(len(missing), "class", "classes")
             raise DataError(f"{title}: has no name for {which}: {shorten(missing)}")
-        data = [data[name] for name in classes]
-    if len(data) != len(classes):
-        have = counted(len(data), "class name", "class names")
+        names = [names[name] for name in classes]
+    if len(names) != len(classes):
+        have = counted(len(names), "class name", "class names")
         raise DataError(
             f"{title}: has {have}, there are {len(classes)} classes; give one name per class"
         )
-    for name in data:
-        is_text = isinstance(name, str) and name.strip()
-        if not is_text:
+    for name in names:
+        if not (isinstance(name, str) and name.strip()):
             raise DataError(
                 f"{title}: {json.dumps(name)[:60]} is not a class name; write a text for each class"
             )
-    # as in the names of folders
-    return tuple(map(_name_in_words, data))
+    return tuple(map(_name_in_words, names))  # as in the names of folders
 
 
 def templates_for(from_user: Sequence[str], from_source: Sequence[str]) -> Names:

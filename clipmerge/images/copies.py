@@ -4,6 +4,7 @@ saved anew, scaled, or with a little noise, as in frames of a video or exports o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,14 +12,15 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmerge.distributed import cores_per_process
 from clipmerge.errors import counted
 from clipmerge.images.batches import prefetch
 from clipmerge.images.decoding import change_notes, open_picture, to_rgb
 from clipmerge.images.image_set import ImageSource
+from clipmerge.parallel import cores_per_process
 from clipmerge.types import Names
 
 #: Pictures are compared at this height and width.
@@ -80,23 +82,19 @@ class Prints:
 
     def copies_in(self, others: Prints) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Positions of images with copies among others, and the positions of these, ascending."""
+        # numbers around zero, whose products are exact enough for a first choice
         grey = self.small.mean(axis=2) - 128
-        their_grey = others.small.mean(axis=2) - 128
-        lengths = np.square(grey).sum(axis=1)
-        their_lengths = np.square(their_grey).sum(axis=1)
+        their_grey = torch.from_numpy(others.small.mean(axis=2) - 128)
         limits = np.minimum(_LEVELS, _SHARE_OF_SPREAD * grey.std(axis=1))
         for start in range(0, len(grey), _AT_ONCE):
-            products = grey[start : start + _AT_ONCE] @ their_grey.T
-            for at, product in enumerate(products, start):
-                # where no pixel differs by more than the limit, the mean square does not either
-                squares = lengths[at] + their_lengths - 2 * product
-                near = squares <= SIDE**2 * limits[at] ** 2 + 1
+            block = torch.from_numpy(grey[start : start + _AT_ONCE])
+            for at, distances in enumerate(torch.cdist(block, their_grey).numpy(), start):
+                # pixels that differ by the limit at most are at most SIDE times as far apart
+                near = distances <= SIDE * limits[at] + 2
                 equal = others.hashes == self.hashes[at]
                 found = np.flatnonzero(near | equal)
-                differences = np.abs(others.small[found] - self.small[at])
-                largest = differences.mean(axis=2).max(axis=1)
-                is_alike = largest < limits[at]
-                found = found[is_alike | equal[found]]
+                differences = np.abs(others.small[found] - self.small[at]).mean(axis=2)
+                found = found[(differences.max(axis=1) < limits[at]) | equal[found]]
                 if len(found):
                     yield at, found
 
@@ -124,15 +122,12 @@ def without_copies(images: Images) -> tuple[Images, Names]:
 def shared_notes(ours: Mapping[str, Prints], others: Mapping[str, Prints]) -> Names:
     """Note the images that sources share, by their names on the command line."""
     notes: list[str] = []
-    for name, mine in ours.items():
-        for other, theirs in others.items():
-            pictures = mine.images.pictures
-            their_pictures = theirs.images.pictures
-            if pictures.preprocessed != their_pictures.preprocessed:
-                continue
-            shared = list(mine.copies_in(theirs))
-            if not shared:
-                continue
+    for (name, mine), (other, theirs) in itertools.product(ours.items(), others.items()):
+        pictures, their_pictures = mine.images.pictures, theirs.images.pictures
+        if pictures.preprocessed != their_pictures.preprocessed:
+            continue
+        shared = list(mine.copies_in(theirs))
+        if shared:
             at, found = shared[0]
             example = pictures.name_of(at)
             same = their_pictures.name_of(int(found[0]))
@@ -150,18 +145,15 @@ def overlap_notes(
     """Note images of a sweep that are in two sources, or twice in one, where each counts."""
     target = {f"`id` {name}": Prints.of(images) for name, images in ids.items()}
     shifts = {f"`ood` {name}": Prints.of(images) for name, images in oods.items()}
-    data: dict[str, Prints] = {}
-    if measured is not None:
-        data[f"`data` {measured.source}"] = Prints.of(measured)
-    evaluated = target | shifts
     notes: list[str] = []
-    for name, prints in evaluated.items():
+    for name, prints in (target | shifts).items():
         notes += prints.notes
         copies = len(prints.images) - len(first_copies(prints))
         if copies:
             are = counted(copies, "image is a copy", "images are copies")
             notes.append(f"{name}: {are} of an earlier one, and count in its accuracy")
-    notes += shared_notes(evaluated, data)
+    if measured is not None:
+        notes += shared_notes(target | shifts, {f"`data` {measured.source}": Prints.of(measured)})
     notes += shared_notes(shifts, target)
     return tuple(notes)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from clipmerge.errors import DataError, UsageError, counted, did_you_mean, shorten
@@ -21,8 +20,8 @@ from clipmerge.images.image_set import (
 from clipmerge.images.registry import KnownSet, find_known, known_sets
 from clipmerge.types import Names
 
-# Texts are captions if their mean number of words is at least this and most of them differ; names
-# of classes have one or two.
+# Texts are captions if they have at least so many words on average and most of them differ; names
+# of classes have one or two words.
 _WORDS_OF_A_CAPTION = 3
 
 
@@ -35,8 +34,8 @@ def open_images(
     with one subfolder per class, with captions in texts beside the images, with a table, or with
     Parquet or tar files; one or several such files (``*`` stands for any letters);
     ``hf://datasets/org/name[@revision][:split]``; ``digits``, which come with clipmerge; or images
-    in memory (`clipmerge.images.in_memory`). Where both are there, classes are taken unless
-    ``columns`` names captions.
+    in memory (`clipmerge.images.in_memory`). Classes are preferred to captions unless ``columns``
+    names captions.
     """
     columns = columns or Columns()
     if columns.label and columns.caption:
@@ -56,16 +55,13 @@ def open_images(
         address = str(source)
         if isinstance(source, str):
             known, address = find_known(source)
-        opened = _open_source(address, columns)
+        opened = _open_address(address, columns)
     if not len(opened.values):
         raise DataError(f"{opened.title}: holds no images")
-    captioned = opened.captioned
-    if captioned is None:
-        captioned = _look_like_captions(opened)
-    if captioned:
-        with_captions = _with_captions(opened, classes)
-        _require_utf8(opened.title, chain.from_iterable(with_captions.captions))
-        return with_captions
+    if _look_like_captions(opened) if opened.captioned is None else opened.captioned:
+        captioned = _with_captions(opened, classes)
+        _require_utf8(opened.title, chain.from_iterable(captioned.captions))
+        return captioned
     labelled = _with_labels(opened, classes, known)
     _require_utf8(opened.title, labelled.class_names)
     return labelled
@@ -81,14 +77,14 @@ def require_labelled(images: LabelledImages | CaptionedImages) -> LabelledImages
     return images
 
 
-def _open_source(title: str, columns: Columns) -> OpenedSource:
+def _open_address(title: str, columns: Columns) -> OpenedSource:
     """Open a folder, files, or a data set on the Hub."""
     if not title.strip():  # as a path it would be the working directory
         raise DataError(
             f"'{title}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT"
         )
-    from clipmerge.images.folder import is_hidden, load_folder
-    from clipmerge.images.repository import holds_tables, load_from_hub, load_repository
+    from clipmerge.images.folder import load_folder
+    from clipmerge.images.repository import choose_split, load_from_hub, splits_of_folder
     from clipmerge.images.tables import load_files
 
     if title.startswith("hf://"):
@@ -97,41 +93,32 @@ def _open_source(title: str, columns: Columns) -> OpenedSource:
     files = [path] if path.is_file() else glob_files(title)
     if files:
         return load_files(title, list(map(str, files)), columns)
-    split = None
+    folder, split = path, None
     if not path.exists() and ":" in title:  # DIR:SPLIT
         above, _, split = title.rpartition(":")
-        path = local_path(above)
-        if (path / split).is_dir():
-            path, split = path / split, None
+        folder = local_path(above)
+        path = folder / split
+        if path.is_dir():
+            folder, split = path, None
+    if splits := splits_of_folder(folder):
+        return load_files(title, splits[choose_split(title, splits, split)], columns)
     if not path.is_dir():
+        beside = [file.name for file in path.parent.glob("[!.]*")]
         raise DataError(
             f"{title}: no such folder or file; give a folder with one subfolder per class or with"
             " captions beside the images, Parquet, tar, CSV or JSONL files,"
-            f" hf://datasets/ORG/NAME:SPLIT, or 'digits'.{did_you_mean(title, known_sets())}"
-        )
-    names = sorted(entry.name for entry in path.iterdir() if not is_hidden(entry.name))
-    for name in names:
-        if Path(name).stem == "metadata":
-            return load_files(title, [str(path / name)], columns)
-    if holds_tables(path):
-        return load_repository(title, path, columns, split)
-    if split is not None:
-        raise DataError(
-            f"{title}: {path} has no folder '{split}' (it has {shorten(names)})."
-            f"{did_you_mean(split, names)}"
+            " hf://datasets/ORG/NAME:SPLIT, or"
+            f" 'digits'.{did_you_mean(path.name, [*known_sets(), *beside])}"
         )
     return load_folder(title, path, columns)
 
 
 def _look_like_captions(opened: OpenedSource) -> bool:
-    """Whether images come with captions and not classes, by the look of the values: lists, or texts
-    of several words each, most of which differ.
-    """
+    """Whether values are captions: lists, or texts of several words, most of which differ."""
     values = opened.values
     if any(isinstance(value, (list, tuple)) for value in values):
         return True
-    are_texts = all(isinstance(value, str) for value in values)
-    if opened.class_names is not None or not are_texts:
+    if opened.class_names is not None or not all(isinstance(value, str) for value in values):
         return False
     words = sum(len(text.split()) for text in values)
     return words >= _WORDS_OF_A_CAPTION * len(values) and 2 * len(set(values)) > len(values)
@@ -149,7 +136,7 @@ def _require_utf8(title: str, texts: Iterable[str]) -> None:
 
 
 def _with_captions(opened: OpenedSource, classes: ClassNames) -> CaptionedImages:
-    """Images with the captions of each, a text or those of a list, without empty ones."""
+    """Images with the captions of each, a text or several, without empty ones."""
     captions: list[Names] = []
     empty: list[str] = []
     for at, value in enumerate(opened.values):
@@ -157,8 +144,7 @@ def _with_captions(opened: OpenedSource, classes: ClassNames) -> CaptionedImages
         name = opened.pictures.name_of(at)
         if not all(isinstance(text, str) for text in texts):
             raise DataError(f"{opened.title}: {name} has a caption that is not a text")
-        stripped = map(str.strip, texts)
-        written = tuple(filter(None, stripped))
+        written = tuple(filter(None, map(str.strip, texts)))
         captions.append(written)
         if not written:
             empty.append(name)

@@ -13,7 +13,7 @@ from clipmerge.errors import DataError, counted, shorten
 from clipmerge.images.image_set import Columns, OpenedSource, picture_files
 from clipmerge.types import Names
 
-IMAGE_SUFFIXES = frozenset(
+_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".heic", ".heif"}
 )
@@ -53,7 +53,7 @@ def load_folder(title: str, folder: Path, columns: Columns) -> OpenedSource:
         paths += map(str, found)
         labels += [name] * len(found)
     notes: Names = ()
-    others.update(Path(name).suffix for name in filter(_is_picture, beside))
+    others.update(Path(name).suffix for name in filter(is_picture, beside))
     if others:
         kinds = shorten(f"{count} {kind}" for kind, count in others.most_common())
         notes = (f"{title}: not read, because they are no images in a class folder: {kinds}",)
@@ -89,8 +89,9 @@ def caption_lines(text: str) -> list[str]:
     return list(filter(None, map(str.strip, text.splitlines())))
 
 
-def _is_picture(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+def is_picture(name: str) -> bool:
+    """Whether a file's name ends as those of pictures do."""
+    return Path(name).suffix.lower() in _SUFFIXES
 
 
 def _list_files(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -110,5 +111,5 @@ def _list_files(folder: Path) -> tuple[list[Path], list[Path]]:
         for name in sorted(files):
             file = Path(inside, name)
             if not is_hidden(name):
-                (pictures if _is_picture(name) else others).append(file)
+                (pictures if is_picture(name) else others).append(file)
     return pictures, others

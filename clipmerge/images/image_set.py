@@ -24,6 +24,7 @@ CAPTION_NAMES = (
     *("caption", "captions", "text", "texts", "title", "sentence", "sentences"),
     *("description", "alt_text", "prompt"),
 )
+TEXT_NAMES = (*LABEL_NAMES, *CAPTION_NAMES)
 
 
 @dataclass(frozen=True)

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from clipmerge.errors import DataError
-from clipmerge.images.decoding import Encoded
-from clipmerge.images.image_set import (
-    CAPTION_NAMES,
-    LABEL_NAMES,
-    Columns,
-    OpenedSource,
-    Pictures,
-    first_named,
-)
+from clipmerge.images.image_set import TEXT_NAMES, Columns, OpenedSource, Pictures, first_named
 from clipmerge.images.tables import load_dataset, load_files
 from clipmerge.types import Names
 
 _IMAGES = ("pixel_values", "image", "images", "pixels")
-# Items that are looked at to see in what range floats are; all would take too long.
+# The range of floats is found from so many items; reading all would take too long.
 _SHOWN = 8
-# No normalised pixel is as large, and of floats of 0 to 255 some are larger.
+# Pixels normalised for a model are smaller; of pixels from 0 to 255 some are larger.
 _LARGEST_NORMALISED = 8
 
 
@@ -35,38 +26,26 @@ def load_in_memory(data: Any, columns: Columns) -> OpenedSource:
     if hasattr(data, "features") and hasattr(data, "num_rows"):
         return load_dataset(title, data, columns)
     is_sequence = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    is_table = isinstance(data, Mapping) or hasattr(data, "iloc")  # iloc is of pandas
+    is_table = isinstance(data, Mapping) or hasattr(data, "iloc")  # pandas has iloc
     if not is_sequence or is_table:
         raise DataError(
             f"data: {type(data).__name__} holds no labelled images; give a path, a datasets.Dataset"
             " (one split), a torch Dataset (of a DataLoader its .dataset) or a list of (image,"
             " label)"
         )
-    if not len(data):
-        raise DataError(f"{title}: holds no images")
-    if isinstance(data[0], (str, os.PathLike)):
+    if len(data) and isinstance(data[0], (str, os.PathLike)):
         files = list(map(os.fspath, data))
         return load_files(files[0], files, columns)
     labels = _labels_beside(data)
     if labels is None:
-        labels = [_label_of(data[at], columns) for at in range(len(data))]
-    if labels[0] is None:
-        raise DataError(
-            f"{title}: its items are not (image, label) or (image, caption) pairs, or mappings of"
-            " these names"
-        )
-    return OpenedSource(
-        title=title,
-        pictures=_pictures_of_items(title, data),
-        values=labels,
-        captioned=columns.captioned,
-        class_names=_class_names(data),
-    )
+        labels = [_pair_of(title, data[at], columns)[1] for at in range(len(data))]
+    pictures = _pictures_of_items(title, data, columns)
+    return OpenedSource(title, pictures, labels, columns.captioned, _class_names(data))
 
 
 def _labels_beside(data: Any) -> Any:
-    """The labels that torchvision keeps beside its images, also of a part of a data set; ``None``
-    where only the items have them.
+    """The labels that torchvision keeps beside its images, also for a subset; ``None`` if only the
+    items have labels.
     """
     from torch.utils.data import Subset
 
@@ -79,66 +58,75 @@ def _labels_beside(data: Any) -> Any:
 
 
 def _class_names(data: Any) -> Names | None:
-    """The class names of a data set, or of the one that it is a part of, as torch's `Subset` is."""
+    """The class names of a data set, or of the data set of a torch ``Subset``."""
     while not hasattr(data, "classes") and hasattr(data, "dataset"):
         data = data.dataset
     names = getattr(data, "classes", ())
-    # torchvision's ImageNet has several names of each class
-    first = tuple(name[0] if isinstance(name, tuple) else name for name in names)
-    return first or None
+    # torchvision's ImageNet has several names for each class
+    return tuple(name[0] if isinstance(name, tuple) else name for name in names) or None
 
 
-def _image_of(item: Any) -> Any:
-    return first_named(item, _IMAGES) if isinstance(item, Mapping) else item[0]
-
-
-def _label_of(item: Any, columns: Columns) -> Any:
-    """The label or the captions of an item; ``None`` if it has neither."""
+def _pair_of(title: str, item: Any, columns: Columns) -> tuple[Any, Any]:
+    """The image of an item, and its label or captions."""
     if isinstance(item, Mapping):
         wanted = columns.caption or columns.label
-        return first_named(item, [wanted] if wanted else [*LABEL_NAMES, *CAPTION_NAMES])
-    is_pair = isinstance(item, (tuple, list)) and len(item) > 1
-    return item[1] if is_pair else None
+        text = first_named(item, [wanted] if wanted else TEXT_NAMES)
+        return first_named(item, [columns.image] if columns.image else _IMAGES), text
+    if not isinstance(item, (tuple, list)) or len(item) < 2:
+        raise DataError(
+            f"{title}: its items are not (image, label) or (image, caption) pairs, or mappings of"
+            " these names"
+        )
+    return item[0], item[1]
 
 
-def _pictures_of_items(title: str, data: Any) -> Pictures:
-    """Pictures by position. Of floats, some that are looked at tell whether they reach from 0 to 1,
-    from 0 to 255, or are preprocessed already.
+def _pictures_of_items(title: str, data: Any, columns: Columns) -> Pictures:
+    """Pictures by position. A few of them show whether floats are from 0 to 1, from 0 to 255, or
+    preprocessed.
     """
 
     def name(at: int) -> str:
         return f"{title}, image {at}"
 
-    def get(at: int) -> Any:
-        return read(name(at), _image_of(data[at]))
+    def image_of(at: int) -> Any:
+        return _pair_of(title, data[at], columns)[0]
 
     positions = range(len(data))
-    looked_at = positions[:: max(1, len(data) // _SHOWN)]
-    shown = [_image_of(data[at]) for at in looked_at]
-    arrays = [_as_array(image) for image in shown if hasattr(image, "dtype")]
+    shown = {at: image_of(at) for at in positions[:: max(1, len(data) // _SHOWN)]}
+    arrays = [_as_array(image) for image in shown.values() if hasattr(image, "dtype")]
     floats = [values for values in arrays if values.dtype.kind == "f" and values.size]
-    lowest = min(map(np.min, floats), default=0)
-    highest = max(map(np.max, floats), default=1)
-    # all black is preprocessed and grey, or tells nothing
+    pixels = np.concatenate([values.ravel() for values in floats] or [np.arange(2.0)])
+    lowest, highest = np.fmin.reduce(pixels), np.fmax.reduce(pixels)  # without NaN
+    # all zeros are preprocessed grey, or black, which looks the same to every model
     preprocessed = bool(lowest < 0 or 1 < highest <= _LARGEST_NORMALISED or highest == 0)
-    if preprocessed:
-        read: Callable[[str, Any], Any] = partial(_require_pixels, shape=floats[0].shape)
-    else:
-        read = partial(_encode, white=255 if highest > 1 else 1)
-    for at, image in zip(looked_at, shown, strict=True):
-        read(name(at), image)
-    return Pictures(get, name, positions, preprocessed)
+    white = 255 if highest > 1 else 1
+
+    def read(at: int, image: Any) -> Any:
+        if preprocessed:
+            shape = np.shape(image)
+            is_like_others = shape == floats[0].shape and len(shape) == 3 == shape[0]
+            found = image if is_like_others else None
+        else:
+            found = _as_picture(image, white)
+        if found is None:
+            values = _as_array(image)
+            raise DataError(
+                f"{name(at)}: is {type(image).__name__} of {values.dtype}, shape {values.shape};"
+                " expected a path, a PIL image, numbers of 0 to 255 or all of 0 to 1 (height,"
+                " width, 3), or pixels normalised for the model (3, height, width), the same of"
+                " every image"
+            )
+        return found
+
+    for at, image in shown.items():
+        read(at, image)
+    return Pictures(lambda at: read(at, image_of(at)), name, positions, preprocessed)
 
 
-def _require_pixels(name: str, image: Any, shape: tuple[int, ...]) -> Any:
-    """Refuse pixels of another shape than those of the other images."""
-    if np.shape(image) != shape or len(shape) != 3 or shape[0] != 3:
-        raise _refusal(name, image)
-    return image
-
-
-def _encode(name: str, image: Any, white: int) -> Encoded:
-    """The path of a picture, its content, or the picture; ``white`` is the largest float."""
+def _as_picture(image: Any, white: int) -> Any:
+    """The path of a picture, its content, or the picture; ``None`` if an array is none. ``white``
+    is the largest float.
+    """
     from PIL import Image
 
     if isinstance(image, (bytes, Image.Image)):
@@ -154,17 +142,8 @@ def _encode(name: str, image: Any, white: int) -> Encoded:
         values = values[:, :, 0]
     is_picture = values.ndim == 2 or (values.ndim == 3 and values.shape[2] <= 4)
     if values.dtype != np.uint8 or not values.size or not is_picture:
-        raise _refusal(name, image)
+        return None
     return Image.fromarray(values)
-
-
-def _refusal(name: str, image: Any) -> DataError:
-    values = _as_array(image)
-    return DataError(
-        f"{name}: is {type(image).__name__} of {values.dtype}, shape {values.shape}; expected a"
-        " path, a PIL image, numbers of 0 to 255 or all of 0 to 1 (height, width, 3), or pixels"
-        " normalised for the model (3, height, width), the same of every image"
-    )
 
 
 def _as_array(image: Any) -> np.ndarray[Any, Any]:

@@ -1,11 +1,10 @@
-"""Folders of tables or tar files, and repositories of them on the Hub, with their splits."""
+"""Tables and tar files by split: those of a folder, and those of a data set on the Hub."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -15,10 +14,9 @@ from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files import replace_bytes, user_cache
 from clipmerge.hub import as_hub_errors
 from clipmerge.images.image_set import Columns, OpenedSource
-from clipmerge.images.tables import READERS, load_files, one_line
+from clipmerge.images.tables import TABLES, import_datasets, load_files, one_line, parquet_options
 from clipmerge.images.tar import TEXTS
 
-HUB = "hf://datasets/"
 _ON_HUB = re.compile(
     r"hf://datasets/(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:\s]+))?"
     r"(?::(?:(?P<config>[^\s/]+)/)?(?P<split>[^:\s/]+))?"
@@ -29,35 +27,30 @@ _SPLIT = re.compile(
 )
 
 
-def holds_tables(folder: Path) -> bool:
-    """Whether a folder holds tables or tar files."""
-    places = [folder, folder / "data"]
+def splits_of_folder(folder: Path) -> dict[str, list[str]]:
+    """The tar files, or else the tables, of a folder by split; of several tables ``metadata.*``.
+    Class folders, which may be large, are not searched.
+    """
+    places = {folder, folder / "data"}
     if any((folder / name).is_file() for name in TEXTS):  # CLIP_benchmark's sets
-        places += folder.iterdir()
-    return any(
-        file.suffix in {".tar", *READERS} for place in places for file in place.glob("[!.]*.*")
-    )
-
-
-def load_repository(title: str, folder: Path, columns: Columns, split: str | None) -> OpenedSource:
-    """Open a split of a folder of tables or tar files, laid out as a repository on the Hub is."""
-    names = [str(file.relative_to(folder)) for file in folder.rglob("[!.]*.*")]
-    splits = _files_by_split(names, {".tar"}) or _files_by_split(names, READERS)
-    _, chosen = _choose_split(title, splits, split)
-    files = [str(folder / name) for name in chosen]
-    return load_files(title, files, columns)
+        places.update(folder.iterdir())
+    found = list(folder.glob("metadata.*"))
+    found = found or [file for place in places for file in place.glob("[!.]*.*")]
+    names = [str(file.relative_to(folder)) for file in found]
+    splits = _files_by_split(names, (".tar",)) or _files_by_split(names, TABLES)
+    return {name: [str(folder / file) for file in files] for name, files in splits.items()}
 
 
 def load_from_hub(title: str, columns: Columns) -> OpenedSource:
-    """Open ``hf://datasets/ORG/NAME[@REVISION][:[CONFIG/]SPLIT]``: the split is downloaded into the
-    Hub's cache or that of `datasets`, and read from there; offline what was read last.
+    """Open ``hf://datasets/ORG/NAME[@REVISION][:[CONFIG/]SPLIT]``: download the split into the
+    Hub's cache or that of `datasets`; offline, open the files of the last time.
     """
     from huggingface_hub import constants
 
     match = _ON_HUB.fullmatch(title)
     if match is None:
         raise DataError(
-            f"{title}: is not a dataset on the Hub; write {HUB}ORG/NAME[@REVISION][:SPLIT]"
+            f"{title}: is not a dataset on the Hub; write hf://datasets/ORG/NAME[@REVISION][:SPLIT]"
         )
     last = user_cache("datasets") / f"{sha256(title.encode()).hexdigest()}.json"
     if not constants.HF_HUB_OFFLINE:
@@ -79,30 +72,31 @@ def _download_split(
     from huggingface_hub import HfApi, snapshot_download
 
     about = HfApi().dataset_info(repo, revision=revision)
-    names = [file.rfilename for file in about.siblings or ()]
-    splits = _files_by_split(names, {".tar"})
+    splits = _files_by_split((file.rfilename for file in about.siblings or ()), (".tar",))
     if splits:
-        _, files = _choose_split(title, splits, split)
+        files = splits[choose_split(title, splits, split)]
         folder = snapshot_download(
             repo, repo_type="dataset", revision=about.sha, allow_patterns=[*files, *TEXTS]
         )
         return about.sha, [str(Path(folder, file)) for file in files]
 
-    import datasets  # takes a second
-
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    builder: Any = datasets.load_dataset_builder(repo, config, revision=about.sha)
-    name, files = _choose_split(title, builder.config.data_files or {}, split)
+    datasets = import_datasets()
+    builder = datasets.load_dataset_builder(repo, config, revision=about.sha)
+    files_of = {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
+    name = choose_split(title, files_of, split)
     with one_line(title):
-        table: Any = datasets.load_dataset(
-            builder.name, data_files={name: files}, split=name, features=builder.info.features
+        table = datasets.load_dataset(
+            builder.name,
+            data_files={name: files_of[name]},
+            split=name,
+            features=builder.info.features,
+            **(parquet_options() if builder.name == "parquet" else {}),
         )
     return about.sha, [file["filename"] for file in table.cache_files]
 
 
-def _files_by_split(names: Iterable[str], suffixes: Collection[str]) -> dict[str, list[str]]:
-    """Files of these kinds by split: by the word for one in their names, or by their folder; in the
+def _files_by_split(names: Iterable[str], suffixes: Sequence[str]) -> dict[str, list[str]]:
+    """Files of some kinds by split, the word for it in their names or else their folder; in the
     order of their numbers.
     """
     splits: dict[str, list[str]] = {}
@@ -117,22 +111,16 @@ def _files_by_split(names: Iterable[str], suffixes: Collection[str]) -> dict[str
 
 def _by_number(name: str) -> list[str | int]:
     """A key that sorts ``part10`` after ``part9``."""
-    parts = re.split(r"(\d+)", name)
-    return [int(part) if part.isdecimal() else part for part in parts]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def _choose_split(
-    title: str, splits: Mapping[Any, Sequence[str]], wanted: str | None
-) -> tuple[str, list[str]]:
-    """The name and the files of the split that the user named, or of the only one."""
-    named = {str(name): list(files) for name, files in splits.items()}
-    name = wanted or ""
-    if not wanted and len(named) == 1:
-        (name,) = named
-    if name not in named:
+def choose_split(title: str, splits: Mapping[str, Any], wanted: str | None) -> str:
+    """The split that the user named, or the only one."""
+    name = next(iter(splits)) if not wanted and len(splits) == 1 else wanted or ""
+    if name not in splits:
         what = f"no split '{wanted}'" if wanted else "which split?"
         raise DataError(
-            f"{title}: {what} (splits: {shorten(named, 12)}); write it after a"
-            f" colon.{did_you_mean(wanted or '', named)}"
+            f"{title}: {what} (splits: {shorten(splits, 12)}); write it after a"
+            f" colon.{did_you_mean(name, splits)}"
         )
-    return name, named[name]
+    return name

@@ -15,15 +15,8 @@ from posixpath import normpath
 from typing import Any, NamedTuple
 
 from clipmerge.errors import DataError, shorten
-from clipmerge.images.folder import IMAGE_SUFFIXES, caption_lines, is_hidden
-from clipmerge.images.image_set import (
-    CAPTION_NAMES,
-    LABEL_NAMES,
-    Columns,
-    OpenedSource,
-    Pictures,
-    first_named,
-)
+from clipmerge.images.folder import caption_lines, is_hidden, is_picture
+from clipmerge.images.image_set import TEXT_NAMES, Columns, OpenedSource, Pictures, first_named
 from clipmerge.types import Names
 
 #: Texts that CLIP_benchmark writes beside the archives of a data set.
@@ -31,7 +24,7 @@ TEXTS = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_typ
 
 
 class Member(NamedTuple):
-    """A file in an archive, and where it lies there."""
+    """A file in an archive, and its place there."""
 
     archive: str
     name: str
@@ -60,23 +53,23 @@ def load_tars(title: str, archives: Sequence[str], columns: Columns) -> OpenedSo
             files = {ending: member for _, ending, member in samples}
             where = f"{archive}, {key}"
             images.append(_image_of(where, files, columns.image))
-            values.append(_label_or_captions(where, key, files, columns))
-    has_values = any(value not in (None, "") for value in values)
-    if values and not has_values:
+            value = _label_or_captions(where, files, columns.caption or columns.label)
+            values.append(PurePosixPath(key).parent.name if value is None else value)
+    if images and all(value == "" for value in values):
         raise DataError(
             f"{title}: its images have no .cls, .json or .txt with a label beside them, and are not"
             " in class folders"
         )
+
+    def name(at: int) -> str:
+        return f"{images[at].archive}, {images[at].name}"
+
     return OpenedSource(
         title,
-        Pictures(
-            lambda at: images[at].read(),
-            lambda at: f"{images[at].archive}, {images[at].name}",
-            range(len(images)),
-        ),
+        Pictures(lambda at: images[at].read(), name, range(len(images))),
         values,
-        captioned=columns.captioned,
-        class_names=class_names or None,
+        columns.captioned,
+        class_names or None,
         verbatim=True,
         templates=tuple(line.replace("{c}", "{}") for line in templates),
     )
@@ -92,9 +85,7 @@ def _text_beside(archive: Path, name: str) -> Names:
 
 
 def _read_members(archive: str) -> Iterator[tuple[str, str, Member]]:
-    """The files of an archive: their key, which those of one sample share, their ending, and where
-    they lie.
-    """
+    """The files of an archive, each with its key, which the files of a sample share, and ending."""
     try:
         with tarfile.open(archive, "r:") as opened:
             members = opened.getmembers()
@@ -108,7 +99,7 @@ def _read_members(archive: str) -> Iterator[tuple[str, str, Member]]:
         if info.isdir() or any(map(is_hidden, path.parts)):
             continue
         content = info
-        if not info.isreg():  # a hard link is named from the top, a symbolic one from its folder
+        if not info.isreg():  # a hard link is relative to the top, a symbolic one to its folder
             linked = info.linkname if info.islnk() else path.parent / info.linkname
             content = by_name.get(normpath(linked), info)
         if not content.isreg():
@@ -123,11 +114,11 @@ def _read_members(archive: str) -> Iterator[tuple[str, str, Member]]:
 
 def _image_of(where: str, files: dict[str, Member], wanted: str | None) -> Member:
     """A sample's picture."""
-    found: list[Member] = []
-    for ending, member in files.items():
-        _, _, last = ending.rpartition(".")
-        if ending == wanted or (not wanted and f".{last}" in IMAGE_SUFFIXES):
-            found.append(member)
+    found = [
+        member
+        for ending, member in files.items()
+        if (ending == wanted if wanted else is_picture(member.name))
+    ]
     if len(found) != 1:
         raise DataError(
             f"{where}: has {len(found) or 'no'} images (endings: {shorten(files)}); name one by its"
@@ -136,25 +127,24 @@ def _image_of(where: str, files: dict[str, Member], wanted: str | None) -> Membe
     return found[0]
 
 
-def _label_or_captions(where: str, key: str, files: dict[str, Member], columns: Columns) -> Any:
-    """A sample's label or captions; without a file of either, the name of its folder."""
-    wanted, _, field = (columns.caption or columns.label or "").partition(".")
-    for ending in [wanted.lower()] if wanted else ("cls", "json", "txt"):
-        if ending not in files:
-            continue
-        text = files[ending].read().decode("utf-8", "replace").strip()
-        if ending != "json":
-            lines = caption_lines(text)
-            is_list = columns.caption or (ending == "txt" and len(lines) > 1)
-            return lines if is_list else text
+def _label_or_captions(where: str, files: dict[str, Member], wanted: str | None) -> Any:
+    """A sample's label or captions in the file of the wanted ending or under that key of its JSON;
+    ``None`` if it has none and none is wanted.
+    """
+    field = (wanted or "").removeprefix("json.")
+    found: dict[str, Any] = {}
+    if "json" in files:
         try:
-            data = json.loads(text)
+            data = json.loads(files["json"].read())
         except ValueError as error:
             raise DataError(f"{where}.json: cannot be read as JSON ({error})") from None
-        names = [field] if field else (*LABEL_NAMES, *CAPTION_NAMES)
-        value = first_named(data, names) if isinstance(data, dict) else None
-        if value is not None:
-            return [value] if columns.caption and isinstance(value, str) else value
-    if wanted:
+        if isinstance(data, dict):
+            found = {key: value for key, value in data.items() if value is not None}
+    for ending in files.keys() & {"cls", "txt", field}:
+        text = files[ending].read().decode("utf-8", "replace")
+        lines = caption_lines(text)
+        found[ending] = lines if len(lines) > 1 else text.strip()
+    value = first_named(found, [field] if wanted else ["cls", *TEXT_NAMES, "txt"])
+    if value is None and wanted:
         raise DataError(f"{where}: has no .{wanted} (endings: {shorten(files)})")
-    return PurePosixPath(key).parent.name
+    return value

@@ -40,6 +40,8 @@ class Path:
         model: The model.
         inputs: The checkpoints.
         device: Where the model is.
+        dtype: The dtype to which weights are rounded before they are used; ``keep`` for the
+            zero-shot checkpoint's.
         parameters: The model's parameters by canonical name; those that fine-tuning did not change
             are frozen.
         layers: Names of the changed parameters by layer; only layers that fine-tuning changed.
@@ -63,13 +65,12 @@ class Path:
             model: The model without weights.
             inputs: The checkpoints.
             device: Where to compute.
-            dtype: The dtype to which weights are rounded before they are used; ``keep`` for the
-                zero-shot checkpoint's.
+            dtype: See the attribute.
         """
         self.model = model
         self.inputs = inputs
         self.device = device
-        self._dtype = None if dtype == "keep" else getattr(torch, dtype)
+        self.dtype = dtype
         self._ends: dict[str, list[Tensor]] = {}
         model.load(self._keep_ends, inputs.zeroshot.source)
         model.module.to(device)
@@ -131,8 +132,7 @@ class Path:
         names = list(self.parameters) if self._is_elsewhere else self.names
         self._is_elsewhere = False
         for name in names:
-            value = mix(self._ends[name], weights)
-            self._set_parameter(name, value.to(self._dtype or self._ends[name][0].dtype))
+            self._set_parameter(name, self._rounded(name, mix(self._ends[name], weights)))
             if not all(0 <= weight <= 1 for weight in weights):
                 self._refuse_overflow(name)
 
@@ -145,15 +145,26 @@ class Path:
             torch.lerp(theta_0.float(), theta_1.float(), coefficient_of(name), out=weights)
             self._count_move(name)
 
-    @torch.no_grad()
+    def merged_weights(self, plan: Plan) -> Iterator[tuple[str, Tensor]]:
+        """Merge by a plan, in memory: the weights that a merge writes, by parameter."""
+        tensors = [
+            each for each in merged_tensors(self.inputs, plan) if each.name in self.parameters
+        ]
+        names = [tensor.name for tensor in tensors]
+        return zip(names, tensors_in_memory(tensors), strict=True)
+
     def set_plan(self, plan: Plan) -> None:
         """Go to the weights that a merge by this plan writes."""
+        self.set_merged(self.merged_weights(plan))
+
+    @torch.no_grad()
+    def set_merged(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Go to merged weights."""
         self._is_elsewhere = True
         left = set(self.parameters)
-        merged = [tensor for tensor in merged_tensors(self.inputs, plan) if tensor.name in left]
-        for tensor, weights in zip(merged, tensors_in_memory(merged), strict=True):
-            self._set_parameter(tensor.name, weights)
-            left.remove(tensor.name)
+        for name, value in weights:
+            self._set_parameter(name, value)
+            left.remove(name)
         if left:
             raise CheckpointError(
                 f"the merged checkpoint has no {sorted(left)[0]}, so it cannot be evaluated; see"
@@ -167,7 +178,11 @@ class Path:
         for name in self.parameters:
             value = other.theta_1(name) if other.merges(name) else self._ends[name][0]
             require_finite(value, name, other.finetuned[0].source)
-            self._set_parameter(name, value.to(self._dtype or self._ends[name][0].dtype))
+            self._set_parameter(name, self._rounded(name, value))
+
+    def _rounded(self, name: str, value: Tensor) -> Tensor:
+        kept = self._ends[name][0].dtype
+        return value.to(kept if self.dtype == "keep" else getattr(torch, self.dtype))
 
     def _set_parameter(self, name: str, value: Tensor) -> None:
         weights = self.parameters[name].data

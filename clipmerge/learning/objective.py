@@ -108,7 +108,7 @@ class Objective:
         """Tell the user and the record, once."""
         if note not in self.notes:
             self.notes.append(note)
-            self.progress.say(note)
+            self.progress.warn(note)
 
     # Work, in images x forward passes
 

@@ -15,6 +15,8 @@ from clipmerge.learning.train import LearningOptions
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import with_options_of
 
+LEARNS = HOLDS_BACK = True
+
 
 @with_options_of(LearningOptions)
 def learned_coefficients(objective: Objective, **options: Any) -> Measurements:

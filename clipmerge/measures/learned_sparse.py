@@ -14,6 +14,8 @@ from clipmerge.measures.sharpness import STRAGGLER_SHARE, measure_sharpness
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count, Density, Positive, Share, with_options_of
 
+LEARNS = HOLDS_BACK = True
+
 
 @dataclass(frozen=True, kw_only=True)
 class SparseOptions(LearningOptions):

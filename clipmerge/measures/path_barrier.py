@@ -8,11 +8,7 @@ import numpy as np
 import torch
 
 from clipmerge.learning.objective import Objective
-from clipmerge.measures._statistics import (
-    by_layer,
-    require_finite_loss,
-    statistic,
-)
+from clipmerge.measures._statistics import by_layer, require_finite_loss, statistic
 from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
 from clipmerge.types import Json, Names, Tensors
@@ -66,11 +62,11 @@ def path_barrier(
         nodes: Quadrature points on each half of the path; each costs one gradient pass.
         tolerance: Accepted relative error of the sums.
         gradients: Whether to keep the mean gradient along the path, for masks that rank entries by
-            it; ``None`` if the recipe's method asks for one.
+            it; ``None`` keeps it if the recipe's method needs it.
 
     Returns:
         Statistics ``barrier`` (B_l) and ``loss_drop`` (G_l) in nats, the loss along the path, the
-        checks, and the mean gradient along the path if it is wanted.
+        checks, and perhaps the mean gradient along the path.
 
     Raises:
         ClipmergeError: If a loss is not finite.
@@ -92,11 +88,21 @@ def path_barrier(
             "barrier": middle - (losses[0.0] + losses[1.0]) / 2,
             "loss_drop": losses[1.0] - losses[0.0],
         }
-        checks = {}
-        for name, total in measured.items():
-            sum_of_layers = sum(map(objective.mean, shares[name].values()))
-            checks[name] = Check(sum_of_layers=sum_of_layers, measured=total)
-        worst = _worst_error(checks, rounding=_ROUNDING * max(losses[0.0], middle, losses[1.0]))
+        readings = [
+            statistic(objective, name, shares[name], **reading)
+            for name, reading in _READINGS.items()
+        ]
+        checks = {
+            each.name: Check(sum_of_layers=sum(each.values.values()), measured=measured[each.name])
+            for each in readings
+        }
+        rounding = _ROUNDING * max(losses[0.0], middle, losses[1.0])
+        wrong = [
+            check.relative_error
+            for check in checks.values()
+            if abs(check.sum_of_layers - check.measured) > rounding
+        ]
+        worst = max(wrong, default=0.0)
         if worst <= tolerance or 2 * nodes > _MAX_NODES:
             break
         nodes *= 2
@@ -113,9 +119,7 @@ def path_barrier(
     alphas, values = zip(*sorted(losses.items()), strict=True)
     return Measurements(
         measure="path-barrier",
-        statistics=tuple(
-            statistic(objective, name, shares[name], **_READINGS[name]) for name in _READINGS
-        ),
+        statistics=tuple(readings),
         batch_sizes=objective.batch_sizes,
         path=LossPath(alphas=alphas, losses=values),
         checks=checks,
@@ -124,21 +128,13 @@ def path_barrier(
     )
 
 
-def _worst_error(checks: dict[str, Check], *, rounding: float) -> float:
-    """The largest relative error of the sums that are wrong by more than rounding."""
-    errors = (
-        check.relative_error
-        for check in checks.values()
-        if abs(check.sum_of_layers - check.measured) > rounding
-    )
-    return max(errors, default=0.0)
-
-
 def _integrate_slopes(
     objective: Objective, nodes: int, *, gradients: bool
 ) -> tuple[dict[str, dict[str, tuple[float, ...]]], dict[float, float], Tensors]:
-    """Integrate the slopes along the path: the statistics by batch and layer, the losses at the
-    nodes, and the mean gradient by parameter, if it is wanted.
+    """Integrate the slopes along the path.
+
+    Returns the statistics by batch and layer, the losses at the nodes, and the mean gradient by
+    parameter, empty unless ``gradients``.
     """
     path, layers = objective.path, len(objective.path.layers)
     shares = {

@@ -10,6 +10,8 @@ from clipmerge.measures.learned_coefficients import learned_measurements
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count, Positive
 
+LEARNS = True
+
 
 def projection_radii(
     objective: Objective, *, steps: Count = 200, lr: Positive = 0.01

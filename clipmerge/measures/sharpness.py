@@ -4,7 +4,6 @@ moved it. Stragglers are the sharpest ones.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 
 from torch import Tensor
@@ -17,7 +16,7 @@ from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Alpha, Share
 from clipmerge.types import Names
 
-#: Share of the blocks' sharpness that stragglers hold by default.
+#: Share of the blocks' sharpness that stragglers have together, by default.
 STRAGGLER_SHARE = 0.15
 
 
@@ -29,7 +28,7 @@ def sharpness(
     Args:
         objective: Calibration loss; left at theta(at).
         at: alpha of the point.
-        share: Share of the blocks' sharpness that stragglers hold.
+        share: Share of the blocks' sharpness that stragglers have together.
 
     Returns:
         The statistics ``sharpness`` in nats, ``sharpness_share`` of the total, and ``straggler``, 1
@@ -45,11 +44,10 @@ def sharpness(
 def measure_sharpness(objective: Objective, share: float) -> Measurements:
     """Measure the sharpness of every layer at the current weights; see `sharpness`."""
     objective.announce(gradient=1)
-    rises = layer_sharpness(objective)
     measured = statistic(
         objective,
         "sharpness",
-        rises,
+        layer_sharpness(objective),
         unit="nats",
         title="sharpness",
         about=(
@@ -65,7 +63,8 @@ def measure_sharpness(objective: Objective, share: float) -> Measurements:
         title="share of the sharpness",
         about="the layer's share of all layers' sharpness.",
     )
-    # a step sees too few rows of an embedding table to learn its mask, and other layers are small
+    # no other layer can be sparse: a step of learning sees too few rows of an embedding table, and
+    # the others are small
     blocks = {layer: value for layer, value in values.items() if block_of(layer)}
     stragglers = sharpest(blocks, share)
     straggler = Statistic(
@@ -82,25 +81,27 @@ def measure_sharpness(objective: Objective, share: float) -> Measurements:
 
 
 def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
-    """Estimate how much a change of each layer can raise the loss at the current weights, in one
-    gradient pass.
+    """Compute ||gradient of L_B|| * ||task_vector|| of each layer at the current weights, for each
+    batch B.
 
-    For layer l and batch B it is ||gradient_l of L_B|| * ||task_vector_l||: to first order the
-    largest rise of the loss if the layer alone moves as far as fine-tuning moved it, in any
-    direction.
+    To first order this is the most that the loss can rise if the layer alone moves, in any
+    direction, as far as fine-tuning moved it.
     """
     path = objective.path
     layers = path.layers.values()
-    rows: dict[int, list[float]] = {}
     radii = [_norm(map(path.delta, names)) for names in layers]
-    for batch, _ in objective.gradients():
-        slopes = [_norm(map(path.gradient, names)) for names in layers]
-        rows[batch.number] = list(map(operator.mul, slopes, radii))
+    rows = {
+        batch.number: [
+            _norm(map(path.gradient, names)) * radius
+            for names, radius in zip(layers, radii, strict=True)
+        ]
+        for batch, _ in objective.gradients()
+    }
     return by_layer(objective, rows)
 
 
 def sharpest(sharpness: dict[str, float], share: float) -> Names:
-    """Choose the fewest layers, sharpest first, that together hold a share of the total; at least
+    """Choose the fewest layers, sharpest first, that together have a share of the total; at least
     one.
 
     Example:
@@ -110,7 +111,7 @@ def sharpest(sharpness: dict[str, float], share: float) -> Names:
     total = sum(sharpness.values())
     chosen: list[str] = []
     for layer in sorted(sharpness, key=sharpness.__getitem__, reverse=True):
-        if chosen and sum(sharpness[previous] for previous in chosen) >= share * total:
+        if chosen and sum(sharpness[sharper] for sharper in chosen) >= share * total:
             break
         chosen.append(layer)
     return tuple(layer for layer in sharpness if layer in chosen)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +17,10 @@ from clipmerge.files.safetensors import Array
 from clipmerge.plugins import check_options, load_plugin
 from clipmerge.types import Json
 
-if TYPE_CHECKING:
-    from clipmerge.merging.selection import RandomKey
-
-#: A function of an array that returns one: a combination of task vectors, or a mask of a change.
+#: A mask with its options: a function of a change that returns one.
 Rule = Callable[[Array], Array]
+# Number of entries averaged at a time: they stay in a core's cache.
+_RUN = 1 << 16
 
 
 def weighted_change(
@@ -74,7 +73,7 @@ def merge_tensor(
 
     Computes theta_0 + alpha * sum_i weights_i * (theta_i - theta_0) in the inputs' float32 or
     float64. Where the change is zero the result is theta_0 bit for bit, and with alpha=1 it is
-    theta_1. Under a mask or a combination see `whole_change`.
+    theta_1. Under masks see `whole_change`.
 
     Args:
         theta_0: Zero-shot parameter, any shape; never written to.
@@ -110,37 +109,38 @@ def merge_tensor(
 def whole_change(
     theta_0: Array,
     finetuned: Sequence[Array],
+    *,
     alpha: float | Array,
-    weights: Sequence[float],
-    combine: Rule | None,
-    mask: Rule | None,
+    weights: Sequence[float] = (1.0,),
+    vector_masks: Sequence[Rule] = (),
+    elect_signs: bool = False,
+    mask: Rule | None = None,
 ) -> Array:
-    """The change of a whole parameter under a mask or a combination.
+    """The change of a whole parameter under masks.
 
-    Computes mask(alpha * combine(theta_i - theta_0)).
+    Computes mask(alpha * sum_i weights_i * mask_i(theta_i - theta_0)), or the mean of elected signs
+    in place of the sum.
 
     Args:
-        theta_0: Zero-shot parameter, any shape.
+        theta_0: Zero-shot parameter, any shape but ().
         finetuned: Fine-tuned parameters, same shape and dtype.
         alpha: Mixing coefficient; see `merge_tensor`.
         weights: Factor of each fine-tuned checkpoint.
-        combine: Combines task vectors stacked along the first dimension into one, see
-            `bind_combination`; ``None`` for their weighted sum.
-        mask: See `bind_mask`; ``None`` keeps the whole change.
+        vector_masks: A mask of each task vector, see `bind_mask`; empty for none.
+        elect_signs: Whether task vectors are combined by `disjoint_mean`.
+        mask: A mask of the change; ``None`` keeps all of it.
 
     Returns:
         Same shape and dtype; see `add_change`.
     """
     with np.errstate(all="ignore"):
-        if combine is None:
-            change = weighted_change(theta_0, finetuned, alpha=alpha, weights=weights)
-        else:
-            stack = np.empty((len(finetuned), *theta_0.shape), theta_0.dtype)
-            for which, theta_i in enumerate(finetuned):
-                np.subtract(theta_i, theta_0, out=stack[which, ...])
-            change = combine(stack)
-            del stack  # free memory for the mask
-            change = change * alpha
+        vectors = [theta_i - theta_0 for theta_i in finetuned]
+        for which, vector_mask in enumerate(vector_masks):
+            vectors[which] = vector_mask(vectors[which])
+        combine = disjoint_mean if elect_signs else weighted_sum
+        change = combine(vectors, weights)
+        del vectors  # free memory for the mask
+        change *= alpha
         return change if mask is None else mask(change)
 
 
@@ -159,41 +159,49 @@ def bind_mask(name: str, density: float, options: Json, **filled_in: Any) -> Rul
         name: Name of the mask.
         density: Share of the change to keep, by masks that have a density.
         options: The mask's own options.
-        **filled_in: What masks may name beside their options: ``theta_0``, ``key``, ``score``.
+        **filled_in: ``key`` and ``score``, for the masks that have them.
     """
     function = load_plugin("masks", name)
-    given = dict(options)
-    if "density" in inspect.signature(function).parameters:
-        given["density"] = density
-    checked = check_options("masks", name, given)
-    wanted = _arguments_for(function, {**checked, **filled_in})
-    return partial(function, **wanted)
-
-
-def bind_combination(
-    name: str, options: Json, weights: Sequence[float], key: RandomKey, *, sparsify: bool = True
-) -> Rule:
-    """Prepare a method's rule for several task vectors: a function from (checkpoints, ...) to one
-    (...).
-    """
-    function = load_plugin("combinations", name)
-    checked = check_options("combinations", name, options)
-    wanted = _arguments_for(function, {**checked, "key": key, "sparsify": sparsify})
-    return partial(function, weights=tuple(weights), **wanted)
-
-
-def _arguments_for(function: Callable[..., Any], available: Json) -> Json:
     parameters = inspect.signature(function).parameters
-    wanted = {}
-    for name, value in available.items():
-        if name in parameters and value is not inspect.Parameter.empty:
-            wanted[name] = value
-    return wanted
+    given = dict(options)
+    if "density" in parameters:
+        given["density"] = density
+    given = check_options("masks", name, given)
+    given.update((name, value) for name, value in filled_in.items() if name in parameters)
+    return partial(function, **given)
 
 
-def weighted_sum(task_vectors: Array, weights: Sequence[float]) -> Array:
-    """Add task vectors one after another, always in the same order: (checkpoints, ...) to (...)."""
+def weighted_sum(task_vectors: Sequence[Array] | Array, weights: Sequence[float]) -> Array:
+    """Add task vectors one after another, always in the same order."""
     total: Array = task_vectors[0] * weights[0]
     for task_vector, weight in zip(task_vectors[1:], weights[1:], strict=True):
         total += task_vector * weight
     return total
+
+
+def disjoint_mean(task_vectors: Sequence[Array], weights: Sequence[float]) -> Array:
+    """Average, entry by entry, the task vectors whose sign is that of their sum; zero if there are
+    none.
+
+    Args:
+        task_vectors: One per checkpoint, any shape; zeros are ignored.
+        weights: Factor of each task vector in the average, not in the election.
+
+    Returns:
+        Same shape.
+
+    Example:
+        >>> disjoint_mean([np.array([4.0, 1.0]), np.array([2.0, -3.0])], (1.0, 1.0))
+        array([ 3., -3.])
+    """
+    flat = [task_vector.ravel() for task_vector in task_vectors]
+    mean: Array = np.empty_like(flat[0])
+    for start in range(0, len(mean), _RUN):
+        stop = start + _RUN
+        run = np.stack([task_vector[start:stop] for task_vector in flat])
+        votes = weighted_sum(run, (1.0,) * len(run))
+        agrees = np.sign(run) == np.where(votes >= 0, 1.0, -1.0)
+        total = weighted_sum(np.where(agrees, run, 0), weights)
+        count = np.maximum(agrees.sum(axis=0), 1).astype(run.dtype)
+        np.divide(total, count, out=mean[start:stop])
+    return mean.reshape(task_vectors[0].shape)

@@ -12,12 +12,14 @@ import numpy as np
 
 from clipmerge.files.safetensors import STORED, Array
 
-# Bits of a float32: of its exponent in a float16 as the upper half of one, and their difference.
+# A float32 has 13 more bits of fraction than a float16, and a larger bias of the exponent.
 _HALF_SHIFT = 13
 _HALF_BIAS = 127 - 15
-# Rounds to the last bit of a float16's fraction, and takes the difference from the exponent.
+# Added to the bits of a float32, it rounds them to a float16's fraction, and subtracts the
+# difference of the biases from the exponent.
 _HALF_ROUNDING = np.uint32((1 << 32) + 0xFFF - (_HALF_BIAS << 23))
-# 0.5 has the rounding unit of float16's smallest numbers, 2 ** -24.
+# Added to a number below the normal ones of float16, it rounds it to a multiple of 2 ** -24, as a
+# float16 would be.
 _HALF = np.float32(0.5)
 _SMALLEST_NORMAL = np.float32(2.0**-14)
 
@@ -25,7 +27,7 @@ _SMALLEST_NORMAL = np.float32(2.0**-14)
 LIMITS = {
     "F64": float("inf"),
     "F32": float("inf"),
-    # the middle between the largest number and the one that would follow it
+    # halfway from the largest number to the one that would follow it
     "BF16": float(np.uint32(0x7F7F8000).view(np.float32)),
     "F16": 65520.0,
 }

@@ -21,6 +21,9 @@ from clipmerge.planning.record import BINS, TOP
 from clipmerge.progress import Progress
 from clipmerge.types import Shape
 
+# Files of which a checkpoint needs one to have a part of its processor.
+_PARTS = {"tokenizer": VOCABULARIES, "processor": PROCESSORS}
+
 
 def write_weights(
     folder: Path, tensors: list[OutputTensor], shards: dict[str, str], progress: Progress
@@ -113,9 +116,7 @@ def write_side_files(
         sha256 by name of each file written.
     """
     chosen = _find_side_files(inputs.layout)
-    has_tokenizer = not chosen.keys().isdisjoint(VOCABULARIES)
-    has_processor = not chosen.keys().isdisjoint(PROCESSORS)
-    if not (has_tokenizer and has_processor):
+    if inputs.layout is not inputs.zeroshot and not inputs.zeroshot.stored:
         chosen, notes = _lend_side_files(inputs, chosen)
         for note in notes:
             progress.warn(note)
@@ -130,7 +131,7 @@ def write_side_files(
 
 
 def _find_side_files(checkpoint: Checkpoint) -> dict[str, Path]:
-    if checkpoint.config is None:  # whatever lies beside a bare file
+    if checkpoint.config is None:  # files beside a bare file need not belong to it
         return {}
     # a folder may hold both layouts; files of the other layout do not describe the output
     strange = OPEN_CLIP_CONFIG
@@ -145,32 +146,30 @@ def _find_side_files(checkpoint: Checkpoint) -> dict[str, Path]:
 
 
 def _lend_side_files(inputs: Inputs, chosen: dict[str, Path]) -> tuple[dict[str, Path], list[str]]:
-    """Complete the files by those of the zero-shot checkpoint, if they are for the same library."""
-    if inputs.layout is inputs.zeroshot or inputs.zeroshot.stored:
-        return chosen, []
+    """Complete the fine-tuned checkpoint's files by those of the zero-shot one, and say so."""
     lent = _find_side_files(inputs.zeroshot)
-    notes = []
     if inputs.layout.config is None:
-        if lent:
-            notes.append(
-                f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's"
-                " side files were copied"
-            )
-        return lent, notes
-    lent.pop("config.json", None)
-    is_open_clip = inputs.zeroshot.family.layout == "open-clip"
+        note = (
+            f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's"
+            " side files were copied"
+        )
+        return lent, [note] if lent else []
     needs = {
-        "tokenizer": not inputs.keeps_head,  # a classifier has no texts
-        "processor": not is_open_clip,  # whose configuration holds the preprocessing
+        "tokenizer": not inputs.output.is_classifier,  # a classifier has no texts
+        # the configuration of open_clip holds the preprocessing
+        "processor": inputs.zeroshot.family.layout != "open-clip",
     }
-    for part, names in (("tokenizer", VOCABULARIES), ("processor", PROCESSORS)):
+    notes = []
+    unwanted = {"config.json"}
+    for part, names in _PARTS.items():
         is_lacking = needs[part] and chosen.keys().isdisjoint(names)
         if is_lacking and not lent.keys().isdisjoint(names):
             notes.append(f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied")
-            continue
-        for name in names:
-            lent.pop(name, None)
-    return (lent | chosen if notes else chosen), notes
+        else:
+            unwanted.update(names)
+    if notes:
+        chosen = {name: lent[name] for name in lent.keys() - unwanted} | chosen
+    return chosen, notes
 
 
 def _write_dtype_into_config(path: Path, dtype: str, checkpoint: Checkpoint) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +14,6 @@ from clipmerge.types import Shape
 
 #: Random numbers drawn at once: a draw takes 64 times the bytes of its result.
 DRAWS = 1 << 20
-# Magnitudes computed at once: they stay in a core's cache.
-_RUN = 1 << 17
 # Entries in the sample, and how many positions of the sorted sample the search reaches to either
 # side of the expected one: four standard deviations if the entries are in random order.
 _SAMPLE, _MARGIN = 1 << 14, 1 << 8
@@ -36,10 +33,8 @@ class RandomKey:
 
     def generator(self) -> np.random.Philox:
         """A counter-based generator that depends only on this key."""
-        seed = str(self.seed)
-        if self.which is not None:
-            seed += f"#{self.which}"
-        text = f"{seed}:{self.name}"
+        which = "" if self.which is None else f"#{self.which}"
+        text = f"{self.seed}{which}:{self.name}"
         digest = hashlib.sha256(text.encode()).digest()
         key = int.from_bytes(digest[:16], "little")
         return np.random.Philox(key=key)
@@ -62,54 +57,32 @@ def keep_top_k(score: Array, count: int) -> Array:
     """
     if count <= 0 or count >= score.size:
         return np.full(score.shape, count > 0)
-    values = score.ravel()
-    threshold = _nth_largest(values, count)
-    selected = np.empty(values.size, dtype=bool)
-    ties = []
-    for start, run in _magnitudes(values):
-        stop = start + len(run)
-        np.greater_equal(run, threshold, out=selected[start:stop])
-        ties.append(start + np.flatnonzero(run == threshold))
-    equal = np.concatenate(ties)
+    sizes = np.abs(score.ravel())
+    threshold = _nth_largest(sizes, count)
+    selected = sizes >= threshold
+    equal = np.flatnonzero(sizes == threshold)
     surplus = np.count_nonzero(selected) - count
-    dropped = equal[len(equal) - surplus :]
-    selected[dropped] = False
-    return selected.reshape(score.shape)
+    selected[equal[len(equal) - surplus :]] = False
+    return np.asarray(selected.reshape(score.shape))
 
 
-def _nth_largest(values: Array, count: int) -> Any:
-    """The ``count``-th largest magnitude, sought between two values of a sample; among all entries
-    if it is not there.
+def _nth_largest(sizes: Array, count: int) -> Any:
+    """The ``count``-th largest number, sought between two values of a sample; among all numbers if
+    it is not there.
 
-    Partitioning all entries takes a copy of them, and twice as long.
+    A partition of all numbers takes three times as long.
     """
-    total = len(values)
-    step = max(1, total // _SAMPLE)
-    sample = np.abs(values[::step])
-    sample.sort()
+    total = len(sizes)
+    sample = np.sort(sizes[:: max(1, total // _SAMPLE)])
     index = len(sample) * (total - count) // total
-    last = len(sample) - 1
     low = sample[max(0, index - _MARGIN)]
-    high = sample[min(index + _MARGIN, last)]
-    found = []
-    above = 0
-    for _, run in _magnitudes(values):
-        is_near = (low <= run) & (run <= high)
-        found.append(run[is_near])
-        above += int(np.count_nonzero(run > high))
-    near = np.concatenate(found)
-    rank = len(near) + above - count
+    high = sample[min(index + _MARGIN, len(sample) - 1)]
+    near = sizes[(low <= sizes) & (sizes <= high)]
+    rank = len(near) + int(np.count_nonzero(sizes > high)) - count
     if not 0 <= rank < len(near):
-        near = np.abs(values)
+        near = sizes
         rank = total - count
     return np.partition(near, rank)[rank]
-
-
-def _magnitudes(values: Array) -> Iterator[tuple[int, Array]]:
-    """The magnitudes run by run, each with the index of its first entry."""
-    for start in range(0, len(values), _RUN):
-        run = values[start : start + _RUN]
-        yield start, np.abs(run)
 
 
 def zero_others(values: Array, mask: Array) -> Array:
@@ -118,23 +91,17 @@ def zero_others(values: Array, mask: Array) -> Array:
     return values
 
 
-def keep_random(
-    shape: Shape, density: float | Array, key: RandomKey, *, draws: int = DRAWS
-) -> Array:
+def keep_random(shape: Shape, density: float | Array, key: RandomKey) -> Array:
     """Select entries with probability ``density``, one or one per entry; the draws depend on the
     key alone.
     """
     generator = key.generator()
-    # use the top 53 bits, so that the limit is exact as a float and density 1 keeps everything
-    chances = np.asarray(density, np.float64).ravel()
     keep = np.empty(math.prod(shape), dtype=bool)
-    limits = np.rint(chances * 2**53).astype(np.uint64)
-    for start in range(0, len(keep), draws):
-        part = keep[start : start + draws]
-        drawn = generator.random_raw(len(part))
-        drawn >>= np.uint64(11)
-        limit = limits
-        if len(limits) > 1:
-            limit = limits[start : start + draws]
-        np.less(drawn, limit, out=part)
+    # the top 53 bits, so that the limit is exact as a float and density 1 keeps everything
+    limits = np.rint(np.asarray(density, np.float64).ravel() * 2**53).astype(np.uint64)
+    limits = np.broadcast_to(limits, keep.shape)
+    for start in range(0, len(keep), DRAWS):
+        chunk = slice(start, start + DRAWS)
+        drawn = generator.random_raw(len(keep[chunk])) >> np.uint64(11)
+        np.less(drawn, limits[chunk], out=keep[chunk])
     return keep.reshape(shape)

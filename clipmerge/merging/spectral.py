@@ -1,7 +1,6 @@
-"""Singular values and directions of one matrix, exact enough, and the same for any number of
-threads.
+"""Singular values and directions of one matrix, the same for any number of threads.
 
-They are torch's, the only part of merging that is: numpy's linear algebra takes its own number of
+torch computes them, and nothing else of a merge: numpy's linear algebra chooses its own number of
 threads, which changes the last bits.
 """
 

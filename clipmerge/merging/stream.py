@@ -10,13 +10,13 @@ from functools import partial
 
 import numpy as np
 
-from clipmerge.checkpoint import Inputs, Location, TensorEntry
+from clipmerge.checkpoint import Inputs, Location, OutputKind, TensorEntry
 from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.families import is_counter, is_statistic, is_variance
 from clipmerge.files.safetensors import DTYPES, SAFETENSORS_NAME, Array, require_finite
 from clipmerge.files.writer import OutputTensor
 from clipmerge.layers import HEAD
-from clipmerge.merging import add_change, bind_combination, bind_mask, merge_tensor, whole_change
+from clipmerge.merging import add_change, bind_mask, merge_tensor, whole_change
 from clipmerge.merging.floats import compute_dtype, fits, narrow, widen
 from clipmerge.planning.plan import LayerPlan, Plan
 from clipmerge.plugins import needs_score
@@ -36,18 +36,19 @@ def merged_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
         else:
             holders = _holders_of_copied(inputs, name, layer)
             outputs.append(_copied_tensor(inputs, plan, name, holders))
-    if inputs.keeps_head or plan.missing == "keep-finetuned":
+    is_headed = inputs.output is OutputKind.FINETUNED_CLASSIFIER
+    if is_headed or plan.missing == "keep-finetuned":
         outputs += _finetuned_only_tensors(inputs, plan)
     return outputs
 
 
 def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
-    """Whether the output lacks a parameter that only the zero-shot checkpoint has, because it has
-    the form of the fine-tuned one.
+    """Whether the output, in the fine-tuned checkpoint's form, has no place for a parameter that
+    only the zero-shot one has.
     """
-    if inputs.keeps_head:
+    if inputs.output is OutputKind.FINETUNED_CLASSIFIER:
         return not inputs.expects(name)
-    return plan.missing == "keep-finetuned" and not inputs.is_partial
+    return plan.missing == "keep-finetuned" and inputs.layout is not inputs.zeroshot
 
 
 def _finetuned_only_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
@@ -77,7 +78,7 @@ def is_sparsifiable(inputs: Inputs, name: str) -> bool:
 
 
 def _merged_tensor(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan) -> OutputTensor:
-    """A tensor that moves as far as its layer does, or as far as was learned for it."""
+    """Merge a parameter by its layer's alpha, or by its own learned coefficients."""
     key = inputs.output_keys[name]
     entry = inputs.zeroshot_entry(name)
     dtype = _output_dtype(plan, entry)
@@ -113,7 +114,7 @@ def _merge_run(
         if isinstance(alpha, np.ndarray):
             shape = inputs.zeroshot_entry(name).shape
             alpha = coefficients_of_run(alpha, shape, start, stop)
-        if isinstance(alpha, np.ndarray) or alpha in (0, 1):  # NaN may not affect the result
+        if isinstance(alpha, np.ndarray) or alpha in (0, 1):  # NaN need not reach the result
             _require_finite(inputs, name, ends)
         place = out if out.dtype == theta_0.dtype else None
         merged = merge_tensor(theta_0, finetuned, alpha=alpha, weights=plan.weights, out=place)
@@ -127,7 +128,7 @@ def _merge_run(
 
 
 def _refuse_negative(merged: Array, name: str) -> None:
-    """Refuse a variance below zero, as beyond the two models."""
+    """Refuse a negative variance, which extrapolation can give."""
     if bool((merged < 0).any()):
         raise CheckpointError(
             f"tensor {name} is a variance and becomes negative when merged; use an alpha in [0, 1]"
@@ -144,6 +145,17 @@ def _read_run(inputs: Inputs, name: str, start: int = 0, stop: int | None = None
     for dtype, (checkpoint, key) in zip(dtypes, holders, strict=True):
         stored = checkpoint.array(key, start, stop)
         ends.append(widen(stored, dtype, wide))
+    return ends
+
+
+def read_parameter(inputs: Inputs, name: str) -> list[Array]:
+    """A whole parameter in every checkpoint, in its shape, or (1,) for a scalar.
+
+    Refuses NaN and Inf, which a mask may hide, and with which a decomposition fails.
+    """
+    shape = inputs.zeroshot_entry(name).shape or (1,)
+    ends = [values.reshape(shape) for values in _read_run(inputs, name)]
+    _require_finite(inputs, name, ends)
     return ends
 
 
@@ -164,37 +176,41 @@ def _overflow_error(name: str, dtype: str) -> CheckpointError:
 def _masked_change(
     inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, alpha: float | Array
 ) -> Array:
-    """The change of a whole parameter under a mask or a combination, 1-D."""
+    """The change of a whole parameter under masks, 1-D."""
     from clipmerge.merging.selection import RandomKey
 
-    shape = inputs.zeroshot_entry(name).shape
-    ends = [values.reshape(shape) for values in _read_run(inputs, name)]
-    # NaN and Inf need not affect the result, and would make a decomposition fail
-    _require_finite(inputs, name, ends)
-    theta_0, *finetuned = ends
-    is_ranked = layer.mask is not None and needs_score(layer.mask)
-    if is_ranked and name not in plan.scores:
-        if np.array_equal(theta_0, finetuned[0]):  # nothing to rank
-            return np.zeros_like(theta_0).ravel()
-        raise UsageError(
-            f"layer '{inputs.layer_of[name]}' has the mask '{layer.mask}', but the plan holds no"
-            f" scores for {name}; use 'magnitude' there, or plan again"
-        )
+    theta_0, *finetuned = read_parameter(inputs, name)
     key = RandomKey(plan.seed, name)
-    sparsify = is_sparsifiable(inputs, name)
-    combine = mask = None
-    if plan.combine is not None:
-        rule = plan.combine.rule
-        options = plan.combine.options
-        combine = bind_combination(rule, options, plan.weights, key, sparsify=sparsify)
-    if layer.mask is not None and sparsify:
-        options = {**layer.mask_options, **layer.parameters.get(name, {})}
-        filled_in = {"theta_0": theta_0, "key": key}
-        if name in plan.scores:
-            filled_in["score"] = plan.scores[name]
-        mask = bind_mask(layer.mask, layer.density, options, **filled_in)
-    change = whole_change(theta_0, finetuned, alpha, plan.weights, combine, mask)
-    return np.asarray(change).ravel()
+    filled_in = {"score": plan.scores[name]} if name in plan.scores else {}
+    combine = plan.combine
+    vector_masks = []
+    mask = None
+    if is_sparsifiable(inputs, name):
+        masks = [named.mask for named in (layer, combine) if named and named.mask]
+        if name not in plan.scores and any(map(needs_score, masks)):
+            if np.array_equal(theta_0, finetuned[0]):  # nothing to rank
+                return np.zeros_like(theta_0).ravel()
+            raise UsageError(
+                f"layer '{inputs.layer_of[name]}' has the mask '{masks[0]}', but the plan holds no"
+                f" scores for {name}; use 'magnitude' there, or plan again"
+            )
+        if combine is not None:
+            bind = partial(bind_mask, combine.mask, combine.density, combine.mask_options)
+            keys = map(key.for_checkpoint, range(len(finetuned)))
+            vector_masks = [bind(**filled_in, key=own) for own in keys]
+        if layer.mask is not None:
+            options = {**layer.mask_options, **layer.parameters.get(name, {})}
+            mask = bind_mask(layer.mask, layer.density, options, **filled_in, key=key)
+    change = whole_change(
+        theta_0,
+        finetuned,
+        alpha=alpha,
+        weights=plan.weights,
+        vector_masks=vector_masks,
+        elect_signs=combine is not None and combine.elect_signs,
+        mask=mask,
+    )
+    return change.ravel()
 
 
 def coefficients_of_run(coefficient: Array, shape: Shape, start: int, stop: int) -> Array:
@@ -219,12 +235,10 @@ def coefficients_of_run(coefficient: Array, shape: Shape, start: int, stop: int)
 
 
 def _copied_tensor(inputs: Inputs, plan: Plan, name: str, holders: list[Location]) -> OutputTensor:
-    """A tensor that is copied from the first of these checkpoints, and must be equal in the others
-    unless it is of floats.
-    """
+    """Copy a tensor from the first of these checkpoints; integers must be equal in the others."""
     (checkpoint, key), *others = holders
     entry = checkpoint.entries[key]
-    for other, other_key in others:  # may differ here only if they are of integers
+    for other, other_key in others:  # alignment has compared the shapes of floats
         shape = other.entries[other_key].shape
         if shape != entry.shape:
             raise CheckpointError(
@@ -236,8 +250,8 @@ def _copied_tensor(inputs: Inputs, plan: Plan, name: str, holders: list[Location
 
 
 def _holders_of_copied(inputs: Inputs, name: str, layer: LayerPlan | None) -> list[Location]:
-    """The checkpoint that a zero-shot tensor is copied from, then those that must agree: it is of
-    another kind than weights, or of a layer that the plan leaves out.
+    """The checkpoint from which a tensor that is not merged is copied, then those that must
+    agree.
     """
     holders = inputs.holders[name]
     if not is_counter(name):
@@ -251,8 +265,8 @@ def _holders_of_copied(inputs: Inputs, name: str, layer: LayerPlan | None) -> li
 def _copy_run(
     name: str, holders: list[Location], dtype: str, start: int, out: Array, change: None = None
 ) -> None:
-    """Copy a run of a tensor, rounded to the output's dtype, and check the others' tensors of that
-    name.
+    """Copy a run of a tensor in the output's dtype, and check the tensor in the other
+    checkpoints.
     """
     (checkpoint, key), *others = holders
     entry = checkpoint.entries[key]

@@ -1,20 +1,13 @@
 """Methods that choose coefficients and masks, one file per method.
 
 A method is a function of a `Task` that returns a `Decision`; its keyword-only parameters are its
-options. A `UsageError` that it raises is told with its name before it.
-
-A method may combine several task vectors other than by their weighted sum: its file then has a
-function ``combine`` of the stacked task vectors theta_i - theta_0 of one parameter, float32 of
-shape (checkpoints, ...), which it may write into, and of the checkpoints' ``weights``. It returns
-one task vector of the parameter's shape; the merge multiplies it by alpha, masks it if the plan
-says so and adds it to theta_0. Keyword-only parameters are its options. The arithmetic fills in two
-names: ``key`` (seed and parameter name, for random rules) and ``sparsify`` (whether entries may be
-dropped: not in a scalar or in batch norm statistics).
+options. `run_method` puts its name before a `UsageError` that it raises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,12 +15,12 @@ import numpy as np
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import UsageError
-from clipmerge.files.safetensors import Array, require_finite
-from clipmerge.merging.floats import widen
+from clipmerge.files.safetensors import Array
+from clipmerge.merging.stream import read_parameter
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Combination, LayerPlan, with_coefficients
 from clipmerge.plugins import load_plugin
-from clipmerge.types import Json, Layers, Names, Shape, Tensors
+from clipmerge.types import Json, Layers, Names, Shape
 
 
 @dataclass(frozen=True)
@@ -52,9 +45,9 @@ class Task:
     @property
     def sizes(self) -> dict[str, int]:
         """Number of entries by layer."""
-        entries = self.inputs.entries
+        shapes = self.shapes
         return {
-            layer: sum(entries(name)[0].size for name in names)
+            layer: sum(math.prod(shapes[name]) for name in names)
             for layer, names in self.layers.items()
         }
 
@@ -62,7 +55,7 @@ class Task:
     def shapes(self) -> dict[str, Shape]:
         """Shapes of the mergeable parameters."""
         return {
-            name: self.inputs.entries(name)[0].shape
+            name: self.inputs.zeroshot_entry(name).shape
             for names in self.layers.values()
             for name in names
         }
@@ -71,12 +64,23 @@ class Task:
         """The same coefficient for every layer."""
         return dict.fromkeys(self.layers, LayerPlan(alpha=alpha))
 
-    def combined(self, alpha: float, rule: str, options: Json) -> Decision:
-        """One coefficient for every layer, and a rule that combines the task vectors."""
+    def combined(
+        self,
+        alpha: float,
+        mask: str,
+        density: float,
+        options: Json | None = None,
+        *,
+        elect_signs: bool = False,
+    ) -> Decision:
+        """One coefficient for every layer, and a mask of each task vector."""
+        combination = Combination(
+            mask=mask, density=density, mask_options=options or {}, elect_signs=elect_signs
+        )
         return Decision(
             self.everywhere(alpha),
             weights=(1.0,) * len(self.inputs.finetuned),
-            combine=Combination(rule=rule, options=options),
+            combine=combination,
         )
 
     @property
@@ -87,18 +91,12 @@ class Task:
 
     def task_vectors(self, name: str) -> list[Array]:
         """One parameter's theta_i - theta_0 for each fine-tuned checkpoint, float64, in the
-        parameter's shape.
+        parameter's shape, or (1,) for a scalar.
 
         Raises:
             CheckpointError: If a weight is NaN or infinite.
         """
-        ends = []
-        for checkpoint, key in self.inputs.holders[name]:
-            entry = checkpoint.entries[key]
-            values = widen(checkpoint.array(key), entry.dtype)
-            require_finite(values, name, checkpoint.source)
-            exact = values.astype(np.float64)
-            ends.append(exact.reshape(entry.shape))
+        ends = [values.astype(np.float64) for values in read_parameter(self.inputs, name)]
         theta_0, *finetuned = ends
         return [theta_i - theta_0 for theta_i in finetuned]
 
@@ -123,29 +121,22 @@ class Task:
         if len(self.inputs.finetuned) > 1:
             raise UsageError("takes one fine-tuned checkpoint; for several use 'wise-ft'")
 
-    def need_measurements(self) -> Measurements:
-        """Return the measurements; fail if the recipe has no measure.
+    def need_measured(
+        self, what: str, measure: str, is_measured: Callable[[Measurements], object]
+    ) -> Measurements:
+        """Return the measurements; refuse those of another measure.
+
+        Args:
+            what: What the method needs, for the message.
+            measure: The measure that gives it.
+            is_measured: Whether some measurements have it.
 
         Raises:
-            UsageError: If there are none.
+            UsageError: If they do not have it, or the recipe has no measure.
         """
-        if self.measurements is None:
-            raise UsageError("needs a `measure:` in the recipe, such as `name: path-barrier`")
+        if self.measurements is None or not is_measured(self.measurements):
+            raise UsageError(f"needs {what}; set `measure.name` to {measure} in the recipe")
         return self.measurements
-
-    def need_tensors(self, measure: str, what: str) -> tuple[Tensors, Tensors]:
-        """Return the tensors that a measure takes at the zero-shot and at the fine-tuned end, by
-        parameter.
-
-        Raises:
-            UsageError: If the recipe has another measure, or none.
-        """
-        measured = self.need_measurements()
-        if f"{measure}_finetuned" not in measured.tensors:
-            raise UsageError(
-                f"needs {what}, which {measured.measure} does not measure; measure with {measure}"
-            )
-        return measured.tensors[f"{measure}_zeroshot"], measured.tensors[f"{measure}_finetuned"]
 
 
 @dataclass(frozen=True)
@@ -154,13 +145,14 @@ class Decision:
 
     Attributes:
         layers: The settings of each layer.
-        found: What was found before deciding, as a sentence without its full stop; empty if the
-            method decides without looking.
-        reasons: Why a layer has its settings, by layer, where there is something to say.
+        found: The finding that decided, as a sentence without its full stop; empty if there is
+            none.
+        reasons: The reason for a layer's settings, by layer; not every layer has one.
         weights: One factor per fine-tuned checkpoint.
-        combine: The rule that replaces the weighted sum of task vectors, if any.
+        combine: What is done to each task vector before they are added up, if anything.
         stragglers: Layers found to be stragglers.
-        straggler_statistic: Statistic used to look for stragglers; ``None`` if the method does not.
+        straggler_statistic: Statistic by which stragglers are found; ``None`` if the method looks
+            for none.
         straggler_scores: Scores by layer.
         scores: Saliency by parameter, for the masks that need it.
         coefficients: Coefficients by parameter, which replace the layer's alpha: one number, one
@@ -181,7 +173,7 @@ class Decision:
 
 
 def run_method(task: Task, section: Json) -> Decision:
-    """Run the method of a recipe's section, with its options; its name precedes its errors."""
+    """Run the method of a recipe's section with its options, and put its name before its errors."""
     options = dict(section)
     method = options.pop("name")
     try:

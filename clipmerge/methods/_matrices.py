@@ -25,8 +25,8 @@ def split_matrices(
     alpha: float,
     takes: Callable[[Shape], bool] = lambda shape: len(shape) >= 2,
 ) -> Decision:
-    """Split each matrix's task vector, given its singular values and its shape; what is no matrix
-    is taken whole.
+    """Split each matrix's task vector by its singular values and its shape; other parameters stay
+    whole.
     """
     task.need_one_finetuned()
     shapes = task.shapes
@@ -34,21 +34,16 @@ def split_matrices(
 
     def split_one(name: str) -> Split:
         (task_vector,) = task.task_vectors(name)
-        values = singular_values(task_vector)
-        return split(values, shapes[name])
+        return split(singular_values(task_vector), shapes[name])
 
-    jobs = []
-    for name in matrices:
-        size = math.prod(shapes[name])
-        jobs.append((4 * size, partial(split_one, name)))
+    jobs = [(4 * math.prod(shapes[name]), partial(split_one, name)) for name in matrices]
     split_by_name = dict(zip(matrices, run_in_threads(jobs), strict=True))
     layers = {}
     reasons = {}
     for layer, names in task.layers.items():
         splits = {name: split_by_name[name] for name in names if name in split_by_name}
-        layers[layer] = LayerPlan(
-            alpha=alpha, mask="spectral" if splits else None, parameters=splits
-        )
+        mask = "spectral" if splits else None
+        layers[layer] = LayerPlan(alpha=alpha, mask=mask, parameters=splits)
         reasons[layer] = _describe_splits(list(splits.values()))
     return Decision(layers, reasons=reasons)
 

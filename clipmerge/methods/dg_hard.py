@@ -1,4 +1,4 @@
-"""Drop the singular directions of each matrix's change that noise alone would have."""
+"""Drop the singular directions of each matrix's change that look like noise."""
 
 from __future__ import annotations
 

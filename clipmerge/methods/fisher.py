@@ -7,7 +7,6 @@ from torch import Tensor
 
 from clipmerge.methods import Decision, Task
 from clipmerge.plugins import NonNegative, Share
-from clipmerge.types import Tensors
 
 
 def fisher(
@@ -38,29 +37,25 @@ def fisher(
         Fisher merging, Matena and Raffel 2022, arXiv:2111.09832.
     """
     task.need_one_finetuned()
-    first, second = task.need_tensors("fisher", "the Fisher information")
-    ours, theirs = _sum_of_entries(first), _sum_of_entries(second)
-    scale = 1.0
-    if normalise and ours * theirs > 0:
-        scale = ours / theirs
+    tensors = task.need_measured(
+        "the Fisher information", "fisher", lambda found: "fisher_finetuned" in found.tensors
+    ).tensors
+    first, second = tensors["fisher_zeroshot"], tensors["fisher_finetuned"]
+    ours, theirs = (
+        sum(float(value.double().sum()) for value in end.values()) for end in (first, second)
+    )
+    scale = ours / theirs if normalise and ours * theirs > 0 else 1.0
     coefficients = {}
-    for name in first:
-        f_0 = first[name].double()
+    for name, value in first.items():
         f_1 = second[name].double() * scale
-        coefficients[name] = _fisher_coefficients(f_0, f_1, alpha, floor)
+        coefficients[name] = _fisher_coefficients(value.double(), f_1, alpha, floor)
     return Decision(task.everywhere(alpha), coefficients=coefficients)
 
 
-def _sum_of_entries(fisher: Tensors) -> float:
-    return sum(float(value.double().sum()) for value in fisher.values())
-
-
 def _fisher_coefficients(f_0: Tensor, f_1: Tensor, alpha: float, floor: float) -> Tensor:
-    mean = (f_0.mean() + f_1.mean()) / 2
-    least = floor * float(mean)
+    least = floor * float((f_0.mean() + f_1.mean()) / 2)
     ours = (1 - alpha) * f_0.clamp(min=least)
     theirs = alpha * f_1.clamp(min=least)
     total = ours + theirs
-    tiny = torch.finfo(total.dtype).tiny
-    share = theirs / total.clamp(min=tiny)
+    share = theirs / total.clamp(min=torch.finfo(total.dtype).tiny)
     return torch.where(total > 0, share, alpha).float()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from clipmerge.errors import UsageError
 from clipmerge.methods import Decision, Task
 from clipmerge.plugins import Alpha
 
@@ -26,12 +25,11 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
         Model soups, Wortsman et al. 2022, arXiv:2203.05482.
     """
     task.need_several_finetuned("there is no choice: use 'wise-ft'")
-    measurements = task.need_measurements()
-    if measurements.measure != "soup-accuracy":
-        raise UsageError(
-            f"needs averages tried one by one, which {measurements.measure} does not do; measure"
-            " with soup-accuracy"
-        )
+    measurements = task.need_measured(
+        "averages tried one by one",
+        "soup-accuracy",
+        lambda found: found.measure == "soup-accuracy",
+    )
     # the soup never gets worse while it grows, and rejected averages are worse than the soup at
     # that time
     soup = max(

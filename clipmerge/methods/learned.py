@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from clipmerge.errors import UsageError
 from clipmerge.layers import HEAD
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.plan import LayerPlan
@@ -27,11 +26,9 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
         zero-shot and the learned model.
     """
     task.need_one_finetuned()
-    measurements = task.need_measurements()
-    if not measurements.coefficients:
-        raise UsageError(
-            f"{measurements.measure} learns no coefficients; measure with learned-coefficients"
-        )
+    measurements = task.need_measured(
+        "learned coefficients", "learned-coefficients", lambda found: found.coefficients
+    )
     coefficients = {name: alpha * value for name, value in measurements.coefficients.items()}
     layers = task.everywhere(0.0)
     reasons = {}

@@ -29,16 +29,9 @@ def lines(task: Task, *, alpha: Alpha = 0.5, slope: Alpha | None = None) -> Deci
     rise = 1.0 - alpha if slope is None else slope
     layers = task.everywhere(alpha)
     reasons = dict.fromkeys(layers, "outside the blocks")
-    last: dict[str, int] = {}
-    for layer in layers:
-        if block := block_of(layer):
-            tower, depth, _ = block
-            last[tower] = max(depth, last.get(tower, 0))
-    for layer in layers:
-        if block := block_of(layer):
-            tower, depth, _ = block
-            deepest = last[tower]
-            own = alpha + rise * depth / max(deepest, 1)
-            layers[layer] = LayerPlan(alpha=own)
-            reasons[layer] = f"block {depth + 1} of {deepest + 1}, {tower} tower"
+    blocks = {layer: block for layer in layers if (block := block_of(layer))}
+    for layer, (tower, depth, _) in blocks.items():
+        deepest = max(other for of, other, _ in blocks.values() if of == tower)
+        layers[layer] = LayerPlan(alpha=alpha + rise * depth / max(deepest, 1))
+        reasons[layer] = f"block {depth + 1} of {deepest + 1}, {tower} tower"
     return Decision(layers, reasons=reasons, weights=task.uniform_weights)

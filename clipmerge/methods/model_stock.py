@@ -54,13 +54,6 @@ def _mean_cosine(task: Task, names: Names) -> float | None:
                 # a matrix product would depend on the number of threads
                 products[i, j] += (vectors[i] * vectors[j]).sum()
     norms = np.sqrt(products.diagonal())
-    cosines = []
-    for i in range(count):
-        for j in range(i):
-            scale = norms[i] * norms[j]
-            if scale > 0:
-                cosine = products[i, j] / scale
-                cosines.append(float(cosine))
-    if not cosines:
-        return None
-    return sum(cosines) / len(cosines)
+    pairs = [(i, j) for i in range(count) for j in range(i) if norms[i] * norms[j] > 0]
+    cosines = [float(products[i, j] / (norms[i] * norms[j])) for i, j in pairs]
+    return sum(cosines) / len(cosines) if cosines else None

@@ -50,17 +50,11 @@ def _split_at_rank(s: Array, rank: str, energy: float) -> Split:
         return {"rank": 1, "high": 1.0, "low": 1.0}
     if rank == "effective":
         p = s[s > 0] / s.sum()
-        entropy = float(-(p * np.log(p)).sum())
-        k = math.ceil(math.exp(entropy) - 1e-9)
+        k = math.ceil(math.exp(float(-(p * np.log(p)).sum())) - 1e-9)
     else:
-        shares = squares.cumsum() / total
-        is_less = shares < energy - 1e-12
-        k = int(is_less.sum()) + 1
+        k = int((squares.cumsum() / total < energy - 1e-12).sum()) + 1
     k = min(k, len(s))
-    principal = float(squares[:k].sum())
-    share = min(1.0, principal / total)
-    ratio = 0.0
-    if k < len(s):
-        ratio = float((s[k] / s[0]) ** 2)
+    share = min(1.0, float(squares[:k].sum()) / total)
+    ratio = float((s[k] / s[0]) ** 2) if k < len(s) else 0.0
     low = ratio + (1 - ratio) * math.sqrt(1 - share)
     return {"rank": k, "high": 1 - low, "low": low}

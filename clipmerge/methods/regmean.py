@@ -41,18 +41,19 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
         RegMean, Jin et al. 2022, arXiv:2212.09849.
     """
     task.need_one_finetuned()
-    first, second = task.need_tensors("gram", "the inputs of linear maps")
-    scores = {}
-    for name in first:
-        g_0 = first[name].double()
-        g_1 = second[name].double()
-        scores[name] = _regression_matrix(g_0, g_1, alpha, off_diagonal)
+    tensors = task.need_measured(
+        "the inputs of linear maps", "gram", lambda found: "gram_finetuned" in found.tensors
+    ).tensors
+    first, second = tensors["gram_zeroshot"], tensors["gram_finetuned"]
+    scores = {
+        name: _regression_matrix(first[name].double(), second[name].double(), alpha, off_diagonal)
+        for name in first
+    }
     layers = {}
     reasons = {}
     for layer, names in task.layers.items():
         regressed = sum(name in scores for name in names)
-        mask = "right-multiply" if regressed else None
-        layers[layer] = LayerPlan(alpha=alpha, mask=mask)
+        layers[layer] = LayerPlan(alpha=alpha, mask="right-multiply" if regressed else None)
         reasons[layer] = f"{regressed} of {len(names)} parameters by regression"
     return Decision(layers, reasons=reasons, scores=scores)
 

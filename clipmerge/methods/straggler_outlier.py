@@ -61,7 +61,7 @@ def straggler_outlier(
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.
     """
     task.need_one_finetuned()
-    measurements = task.need_measurements()
+    measurements = task.need_measured("a statistic", "path-barrier", lambda found: found.statistics)
     stragglers = find_stragglers(
         measurements,
         task.sizes,
@@ -72,11 +72,15 @@ def straggler_outlier(
         bootstraps=bootstraps,
         seed=task.seed,
     )
-    if mask and needs_score(mask) and not measurements.gradients:
-        raise UsageError(
-            f"the {mask} mask needs gradients, which {measurements.measure} does not keep; "
-            "measure with path-barrier, or set method.mask=magnitude"
-        )
+    scores: Tensors = {}
+    if mask and needs_score(mask):
+        if not measurements.gradients:
+            raise UsageError(
+                f"the {mask} mask needs gradients, which {measurements.measure} does not keep; "
+                "measure with path-barrier, or set method.mask=magnitude"
+            )
+        held = {name for layer in stragglers.names for name in task.layers[layer]}
+        scores = {name: value for name, value in measurements.gradients.items() if name in held}
     has_density = mask is not None and "density" in plugin_options("masks", mask)
     straggler = LayerPlan(
         alpha=straggler_alpha,
@@ -96,20 +100,5 @@ def straggler_outlier(
         stragglers=stragglers.names,
         straggler_statistic=statistic,
         straggler_scores=stragglers.scores,
-        scores=mask_scores(task, layers),
+        scores=scores,
     )
-
-
-def mask_scores(task: Task, layers: dict[str, LayerPlan]) -> Tensors:
-    """The mean gradients along the path, by parameter, of the layers whose mask ranks entries by
-    them.
-    """
-    gradients = task.measurements.gradients if task.measurements else {}
-    scores = {}
-    for layer, entry in layers.items():
-        if entry.mask is None or not needs_score(entry.mask):
-            continue
-        for name in task.layers[layer]:
-            if name in gradients:
-                scores[name] = gradients[name]
-    return scores

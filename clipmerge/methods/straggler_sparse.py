@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clipmerge.errors import UsageError, counted
+from clipmerge.errors import counted
 from clipmerge.methods import Decision, Task
 from clipmerge.methods.learned import learned
 from clipmerge.planning.measurements import takes_learned
@@ -20,20 +20,21 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
 
     Returns:
         Coefficients of the granularity in which they were learned; those dropped in stragglers are
-        zero, which gives the zero-shot model's bytes. No layer is named if nothing learned was
-        taken.
+        zero, which gives the zero-shot model's bytes. If nothing learned is used, no layer is
+        named.
 
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.
     """
     task.need_one_finetuned()
-    measurements = task.need_measurements()
+    measurements = task.need_measured(
+        "layers that learning made sparse",
+        "learned-sparse",
+        lambda found: (
+            found.coefficients and any(one.name == "straggler" for one in found.statistics)
+        ),
+    )
     known = {statistic.name: statistic.values for statistic in measurements.statistics}
-    if "straggler" not in known:
-        raise UsageError(
-            f"{measurements.measure} makes no layer sparse; measure with learned-sparse, or "
-            "use the method straggler-outlier"
-        )
     decision = learned(task, alpha=alpha)
     if not takes_learned(measurements.trace, measurements.choice):
         return decision  # no entry was dropped

@@ -35,24 +35,22 @@ def wise_ft_id(
         WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903; chosen on held-out data as in PAINT,
         Ilharco et al. 2022, arXiv:2208.05592.
     """
-    measurements = task.need_measurements()
-    alphas = measurements.path.alphas if measurements.path else ()
-    if not alphas or len(measurements.mixtures) != len(alphas):
-        raise UsageError(
-            f"needs the accuracy along the path, which {measurements.measure} does not measure; "
-            "measure with path-accuracy"
-        )
-    points = zip(alphas, measurements.mixtures, strict=True)
+    measurements = task.need_measured(
+        "the accuracy along the path", "path-accuracy", lambda found: found.path and found.mixtures
+    )
+    assert measurements.path is not None
+    points = zip(measurements.path.alphas, measurements.mixtures, strict=True)
     considered = {alpha: mixture for alpha, mixture in points if alpha <= at_most}
     if not considered:
         raise UsageError(f"no point of the path has an alpha of at most {at_most:g}")
-    if criterion == "accuracy":
-        alpha = min(considered, key=lambda alpha: (-considered[alpha].accuracy, alpha))
-        value = considered[alpha].accuracy
-    else:
-        alpha = min(considered, key=lambda alpha: (considered[alpha].loss, alpha))
-        value = considered[alpha].loss
-    score = f"{value:.1%}" if criterion == "accuracy" else f"{value:.3f}"
+
+    def loss_of(alpha: float) -> float:
+        tried = considered[alpha]
+        return -tried.accuracy if criterion == "accuracy" else tried.loss
+
+    alpha = min(considered, key=lambda alpha: (loss_of(alpha), alpha))
+    best = considered[alpha]
+    score = f"{best.accuracy:.1%}" if criterion == "accuracy" else f"{best.loss:.3f}"
     return Decision(
         task.everywhere(alpha),
         found=(

@@ -1,16 +1,15 @@
-"""The forward pass from images and class prompts to logits; a family names the module with its own
-forward pass.
-"""
+"""Models that turn images and class prompts into logits; each family names its module here."""
 
 from __future__ import annotations
 
+import re
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from PIL.Image import Image
@@ -22,33 +21,34 @@ from clipmerge.families import Family
 from clipmerge.files.safetensors import require_finite
 from clipmerge.types import Json, Names, Tensors
 
-Tower = Literal["vision", "text"]
-# torch 2.13 computes strided 1x1 convolutions of fewer input channels wrongly with channels last.
+# With fewer input channels, torch 2.13 computes strided 1x1 convolutions wrongly in channels last.
 _FEW_CHANNELS = 16
-# Modules of text towers that look up tokens.
+# Names of modules that look up tokens in text towers.
 _WORDS = ("token_embedding", "word_embeddings")
+_COPY_PROCESSOR = "copy the base model's processor and tokenizer files into it"
+# Settings of a configuration that say how weights are stored, and kernels, whose code transformers
+# would fetch and run.
+_LEFT_OUT = re.compile(
+    r"_implementation|^(torch_)?dtype$|^quantization_config$|^compression_config$"
+)
 
 
 class ImageTextModel(ABC):
-    """A two-tower model in eval mode whose weights are set from outside; each library has its own
-    subclass.
+    """A model in eval mode whose weights are set from outside; each library has its own subclass.
 
     Attributes:
         module: The model, float32.
         parameters: Parameters by canonical name, including the statistics of batch norms.
-        folder: Folder of the processor and the tokenizer.
-        towers: Modules of the two towers.
-        layout: Order of an image's entries.
+        folder: The folder of the processor and the tokenizer.
+        layout: Memory format of images.
         row_names: Names of the classes of a head's rows, if they are known.
     """
 
     row_names: Names = ()
 
-    def __init__(
-        self, family: Family, folder: Path, module: Any, towers: dict[Tower, torch.nn.Module]
-    ) -> None:
+    def __init__(self, family: Family, folder: Path, module: Any) -> None:
         freeze_batch_norms(module)
-        self.module, self.folder, self.towers = module, folder, towers
+        self.module, self.folder = module, folder
         self.layout = image_layout(module)
         named: dict[str, torch.nn.Parameter] = dict(module.named_parameters())
         keys = family.by_canonical_name(named)
@@ -72,17 +72,39 @@ class ImageTextModel(ABC):
             require_finite(value, name, source)
             parameter.data.copy_(value)
 
-    @abstractmethod
     def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess images like the checkpoint: one tensor, with images along its first
-        dimension.
+        """Preprocess images: float32, images along the first dimension."""
+        with explain_errors(f"{self.folder}: its images cannot be prepared", _COPY_PROCESSOR):
+            return self.prepare(images)
+
+    def tokens(self, prompts: list[str]) -> Tensors:
+        """Tokenise prompts: ``input_ids`` and other inputs of the text tower, int64, prompts along
+        the first dimension.
         """
+        with explain_errors(f"{self.folder}: its prompts cannot be prepared", _COPY_PROCESSOR):
+            tokens = self.tokenize(prompts)
+        self._require_embeddings(int(tokens["input_ids"].max()))
+        return tokens
+
+    def _require_embeddings(self, token: int) -> None:
+        """Check that the text tower knows a token; on a card, looking it up would end the
+        process.
+        """
+        for name, table in self.module.named_modules():
+            is_table = name.endswith(_WORDS) and isinstance(table, torch.nn.Embedding)
+            if is_table and token >= table.num_embeddings:
+                raise CheckpointError(
+                    f"{self.folder}: its tokenizer has token {token}, but its text tower knows"
+                    f" {table.num_embeddings}; copy the base model's tokenizer files into it"
+                )
 
     @abstractmethod
-    def tokens(self, prompts: list[str]) -> Tensors:
-        """Tokenise prompts: ``input_ids`` and other inputs of the text tower, prompts along the
-        first dimension.
-        """
+    def prepare(self, images: list[Image]) -> Tensor:
+        """Do the work of `pixels` with the checkpoint's own preprocessing."""
+
+    @abstractmethod
+    def tokenize(self, prompts: list[str]) -> Tensors:
+        """Do the work of `tokens` with the checkpoint's own tokenizer."""
 
     @abstractmethod
     def image_features(self, pixels: Tensor) -> Tensor:
@@ -93,14 +115,14 @@ class ImageTextModel(ABC):
         """Embed prompts: (prompts, width), unit length."""
 
     def classifier(self, source: str, names: Names, rows: Sequence[Sequence[int]]) -> Any:
-        """The `clipmerge.models.classifier.Classifier` of a head for the classes of a source;
-        ``None`` for a model of prompts.
+        """A `clipmerge.models.classifier.Classifier` of the head for the classes of a source;
+        ``None`` for a model without a head.
         """
         return None
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Score unit features (batch, width) against unit features (classes, width): (batch,
-        classes).
+        """Score images, (batch, width), against classes, (classes, width), both of unit length:
+        (batch, classes).
         """
         if hasattr(self.module, "temperature"):  # ALIGN divides by it
             return torch.div(images @ classes.T, self.module.temperature)
@@ -111,16 +133,14 @@ class ImageTextModel(ABC):
 
 def model_for(family: Family, config: Json, folder: Path) -> ImageTextModel:
     """Build a family's model without weights, to be loaded with `load`."""
-    model: ImageTextModel = import_module(f"{__name__}.{family.model}").build(
-        family, config, folder
-    )
+    build = import_module(f"{__name__}.{family.model}").build
+    with refuse_code():
+        model: ImageTextModel = build(family, without_kernels(config), folder)
     return model
 
 
 def image_layout(model: torch.nn.Module) -> torch.memory_format:
-    """The order of an image's entries: channels last where there are many convolutions, which are
-    faster with it.
-    """
+    """The memory format of images: channels last for several convolutions, which are faster so."""
     convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
     if len(convolutions) < 2:  # a transformer has one, for patches
         return torch.contiguous_format
@@ -130,8 +150,8 @@ def image_layout(model: torch.nn.Module) -> torch.memory_format:
 
 
 def _corrupts_memory(convolution: torch.nn.Conv2d) -> bool:
-    """Whether torch's backward pass writes outside its memory with channels last, which ends the
-    process (docs/contributing/upstream.md); MobileCLIP's S models have such a layer.
+    """Whether the layer's backward pass writes outside its memory with channels last, and so ends
+    the process (docs/contributing/upstream.md); MobileCLIP's S models have such a layer.
     """
     is_pointwise = tuple(convolution.kernel_size) == (1, 1)
     return is_pointwise and max(convolution.stride) > 1 and convolution.in_channels < _FEW_CHANNELS
@@ -154,7 +174,7 @@ class FrozenBatchNorm(torch.nn.Module):
         """Normalise (batch, channels, height, width), and activate if the batch norm did."""
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         shift = self.bias - self.running_mean * scale
-        # one fused operation, forward and backward, that multiplies by `scale` and adds `shift`
+        # a fused operation, forward and backward, multiplies by `scale` and adds `shift`
         still = torch.zeros_like(scale), torch.ones_like(scale)
         normalised: Tensor = self.act(
             batch_norm(inputs, *still, scale, shift, training=False, eps=0.0)
@@ -170,37 +190,44 @@ def freeze_batch_norms(module: torch.nn.Module) -> None:
                 setattr(parent, name, FrozenBatchNorm(child))
 
 
-__all__ = ["ImageTextModel", "Tower", "model_for"]
-
-
 @contextmanager
-def blaming_files(what: str, advice: str = "correct it") -> Iterator[None]:
-    """Attribute to a checkpoint's files whatever a library raises while it works with them."""
+def explain_errors(what: str, advice: str = "correct it") -> Iterator[None]:
+    """Turn any error of a library that works with a checkpoint's files into one line.
+
+    Args:
+        what: The files, and what fails.
+        advice: What the user does next.
+    """
     try:
         yield
     except (MemoryError, ClipmergeError):
         raise
-    except Exception as error:  # an odd configuration can make it raise anything
+    except Exception as error:  # odd files can make a library raise anything
         first = (str(error) or type(error).__name__).strip().splitlines()[0]
         reason = textwrap.shorten(first, 160, placeholder=" ...")
         raise CheckpointError(f"{what} ({reason}); {advice}") from None
 
 
-def blaming_processor(folder: Path, what: str) -> AbstractContextManager[None]:
-    """Attribute failures to the files of a processor that loads, but fails when it is used; see
-    `blaming_files`.
+@contextmanager
+def refuse_code() -> Iterator[None]:
+    """Make transformers refuse code that a checkpoint's files name.
+
+    It would ask on the terminal whether to run it, and a "y" on standard input would agree.
     """
-    advice = "copy the base model's processor and tokenizer files into it"
-    return blaming_files(f"{folder}: its {what} cannot be prepared", advice)
+    from transformers import dynamic_module_utils
+
+    seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
-def check_words(folder: Path, ids: Tensor, module: torch.nn.Module) -> None:
-    """Check that a text tower has embeddings for a tokenizer's tokens, before it looks them up."""
-    largest = int(ids.max())
-    for name, table in module.named_modules():
-        is_table = name.endswith(_WORDS) and isinstance(table, torch.nn.Embedding)
-        if is_table and largest >= table.num_embeddings:
-            raise CheckpointError(
-                f"{folder}: its tokenizer has token {largest}, but its text tower knows"
-                f" {table.num_embeddings}; copy the base model's tokenizer files into it"
-            )
+def without_kernels(config: Any) -> Any:
+    """Copy a configuration without kernels, and without the storage of weights."""
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: without_kernels(value) for key, value in config.items() if not _LEFT_OUT.search(key)
+    }

@@ -1,24 +1,22 @@
-"""Build the model for a pair of checkpoints, without weights; faults of its files are named."""
+"""Build the model of aligned checkpoints, without weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from clipmerge.checkpoint import Checkpoint, Inputs
+from clipmerge.checkpoint import Checkpoint, Inputs, OutputKind
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.layers import HEAD
-from clipmerge.models import ImageTextModel, model_for
+from clipmerge.models import ImageTextModel, model_for, refuse_code, without_kernels
 from clipmerge.types import Names
 
 
 def build_model(inputs: Inputs) -> ImageTextModel:
-    """Build the model whose weights the checkpoints are: a tower with a head where the output is
-    one.
-    """
-    model = _build_headed(inputs) if inputs.is_classifier else build_two_towers(inputs)
+    """Build the model that the checkpoints are weights of: a tower with a head, or two towers."""
+    model = _build_headed(inputs) if inputs.output.is_classifier else build_two_towers(inputs)
     model.row_names = inputs.row_names
     return model
 
@@ -29,38 +27,43 @@ def build_two_towers(inputs: Inputs) -> ImageTextModel:
     if config is None:
         raise _lacks_config(inputs.zeroshot, inputs.family)
     candidates = [inputs.zeroshot]
-    if not inputs.is_partial:
+    if inputs.output is OutputKind.MODEL:
         candidates = [*inputs.finetuned, inputs.zeroshot]
+        config = candidates[0].config or config  # the one that is written
     with_processor = [each for each in candidates if _has_processor(each.folder, inputs.family)]
     chosen = (with_processor or candidates)[0]
-    if not inputs.is_partial and not inputs.keeps_head:
-        config = inputs.layout.config or config  # the one that is written
     return model_for(inputs.family, config, chosen.folder)
 
 
 def _build_headed(inputs: Inputs) -> ImageTextModel:
     """Build an image tower and its head."""
-    from clipmerge.models.headed_tower import build_open_clip, build_timm, build_transformers
+    from clipmerge.models.headed_tower import (
+        open_clip_classifier,
+        timm_classifier,
+        transformers_classifier,
+    )
 
-    # of one checkpoint alone, it is the zero-shot one
+    # a single checkpoint is the zero-shot one
     finetuned, *_ = (*inputs.finetuned, inputs.zeroshot)
     keys, *_ = (*inputs.finetuned_keys, inputs.zeroshot_keys)
     head = [name for name in keys if inputs.layer_of.get(name) == HEAD]
     weight = next(name for name in head if name.endswith("weight"))
     rows, has_bias = finetuned.entries[keys[weight]].shape[0], len(head) > 1
-    # WiSE-FT's files hold weights alone: the zero-shot model says what tower it is
+    # WiSE-FT's files have no configuration: the zero-shot model has the same tower
     described = finetuned if finetuned.config is not None else inputs.zeroshot
     if described.config is None:
         raise _lacks_config(finetuned, inputs.family)
-    build = {"OpenCLIP": build_open_clip, "timm": build_timm}.get(
-        inputs.family.name, build_transformers
+    build = {"OpenCLIP": open_clip_classifier, "timm": timm_classifier}.get(
+        inputs.family.name, transformers_classifier
     )
     folder = described.folder
-    if build is build_transformers:  # training often saves no image processor beside the weights
+    if build is transformers_classifier:  # training often saves no image processor
         base = inputs.zeroshot.folder
         if not _holds_one_of(folder, PROCESSORS) and _holds_one_of(base, PROCESSORS):
             folder = base
-    return build(inputs.family, described.config, folder, rows, has_bias)
+    with refuse_code():
+        config = without_kernels(described.config)
+        return build(inputs.family, config, folder, rows, has_bias)
 
 
 def _lacks_config(checkpoint: Checkpoint, family: Family) -> CheckpointError:
@@ -78,8 +81,8 @@ def _holds_one_of(folder: Path, names: Names) -> bool:
 
 
 def _has_processor(folder: Path, family: Family) -> bool:
-    """Whether a folder holds an image processor and a tokenizer; OpenCLIP's configuration counts as
-    both.
+    """Whether a folder holds an image processor and a tokenizer; an OpenCLIP configuration counts
+    as both.
     """
     if family.config == OPEN_CLIP_CONFIG:
         return (folder / OPEN_CLIP_CONFIG).is_file()

@@ -1,4 +1,4 @@
-"""What can be told of captions before a model reads them: whether they fit."""
+"""A check of captions before a model reads them: whether they fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TEXTS_AT_ONCE = 1024
 
 
 def caption_notes(source: str, model: ImageTextModel, captions: Sequence[str]) -> Names:
-    """A note on captions that are cut off."""
+    """Note how many captions are cut off, if any are."""
     cut = 0
     length = 0
     for start in range(0, len(captions), _TEXTS_AT_ONCE):
@@ -26,5 +26,5 @@ def caption_notes(source: str, model: ImageTextModel, captions: Sequence[str]) -
         return ()
     return (
         f"{source}: {cut} of {len(captions)} captions are as long as the {length} tokens that the"
-        " model reads, or longer; what is beyond is cut off",
+        " model reads, or longer; their ends are cut off",
     )

@@ -1,7 +1,6 @@
-"""From image features to logits: against class prompts, the captions of a batch, or the rows of a
-head.
+"""Turn image features into logits, by class prompts, a batch's captions or the rows of a head.
 
-Everything else takes a `Classifier`, and does not ask which of the three it is.
+Other modules take a `Classifier` and do not ask which of the three it is.
 """
 
 from __future__ import annotations
@@ -21,18 +20,19 @@ from clipmerge.models import ImageTextModel
 from clipmerge.models.passes import recomputed
 from clipmerge.types import Names, Tensors
 
-# Prompts whose activations are held at once; and tokens, on a CPU, which is as fast with few, and
-# on a card whose memory ran out: about as many as a ViT-B/32 makes of 80 images.
+# Most prompts, and most tokens, whose activations are in memory at once. The second holds on a CPU,
+# which is as fast with few, and on a card whose memory ran out: a ViT-B/32 makes as many of 80
+# images.
 _PROMPTS_AT_ONCE, _TOKENS_AT_ONCE = 512, 4096
 
 
-#: The classes and the templates that images are compared with, ``None`` for all, and the column of
-#: each image's own class among these classes.
+#: The classes and the templates that images are compared with (``None`` for all), and the column of
+#: each image's class among these classes.
 Comparison = tuple[tuple[Tensor | None, Tensor | None], Tensor]
 
 
 class Classifier(ABC):
-    """What a model's images are compared with, at the weights that the model has now.
+    """The classes that a model's images are compared with, at the model's current weights.
 
     Attributes:
         model: The model.
@@ -58,8 +58,8 @@ class Classifier(ABC):
         """Embed classes, (classes, width): all or the chosen ones, in all templates or some."""
 
     def draw(self, labels: Tensor, seed: int, most: int) -> Comparison:
-        """Draw what images of these labels are compared with: all classes, unless more than
-        ``most`` prompts would have to be embedded.
+        """Draw the classes that images of these labels are compared with: all, unless these have
+        more than ``most`` prompts to embed.
         """
         return (None, None), labels
 
@@ -68,7 +68,7 @@ class Classifier(ABC):
         return self.model.logits(image_features, class_features)
 
     def spare_memory(self) -> None:  # noqa: B027 - a head has nothing to spare
-        """Hold fewer activations at once, because memory ran out."""
+        """Keep fewer activations in memory at once, because memory ran out."""
 
     def image_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of each image, (images,), in nats."""
@@ -80,7 +80,7 @@ class Prompts(Classifier):
 
     Attributes:
         tokens: Result of `ImageTextModel.tokens` for all prompts, class by class, on the device.
-        at_once: Prompts whose activations are held at once.
+        at_once: Most prompts whose activations are in memory at once.
     """
 
     def __init__(
@@ -117,8 +117,9 @@ class Prompts(Classifier):
         return normalize(by_class.mean(dim=1), dim=-1)
 
     def draw(self, labels: Tensor, seed: int, most: int) -> Comparison:
-        """Draw templates, and if necessary classes, so that at most ``most`` prompts are embedded;
-        all if the text tower stays, because they are embedded once.
+        """Draw templates, and if necessary classes, so that at most ``most`` prompts are embedded.
+
+        None are left out if the text tower does not move, because they are embedded only once.
         """
         if not self.moves or self.classes * self.templates <= most:
             return super().draw(labels, seed, most)
@@ -135,7 +136,7 @@ class Prompts(Classifier):
         return (chosen, written), torch.searchsorted(chosen.to(labels.device), labels)
 
     def spare_memory(self) -> None:
-        """Hold the activations of no more than `_TOKENS_AT_ONCE` at once."""
+        """Keep the activations of at most `_TOKENS_AT_ONCE` tokens in memory at once."""
         length = self.tokens["input_ids"].shape[1]
         self.at_once = max(1, min(_PROMPTS_AT_ONCE, _TOKENS_AT_ONCE // length))
 
@@ -155,7 +156,7 @@ class Prompts(Classifier):
         return {key: value[positions] for key, value in self.tokens.items()}
 
     def _embed(self, tokens: Tensors) -> Tensor:
-        """Embed prompts; of many, the graph holds one piece's activations at a time."""
+        """Embed prompts; the graph holds the activations of one piece of them at a time."""
         run = self.model.text_features
         if len(tokens["input_ids"]) <= self.at_once:
             return run(tokens).float()
@@ -163,7 +164,7 @@ class Prompts(Classifier):
         return torch.cat([recomputed(run, piece).float() for piece in pieces])
 
     def _fixed_features(self) -> Tensor:
-        """Features of all prompts of a text tower that stays, in float32."""
+        """Features of all prompts, in float32, by a text tower that does not move."""
         if self._fixed is None:
             device = self.tokens["input_ids"].device.type
             with torch.no_grad(), torch.autocast(device, enabled=False):
@@ -172,21 +173,21 @@ class Prompts(Classifier):
 
 
 class Captions(Prompts):
-    """Captions, each the one prompt of a class of its own: a batch is compared with its own.
+    """Captions, each the one prompt of a class; a batch is compared with its own captions.
 
-    The loss is CLIP's softmax in both directions, or SigLIP's sigmoid of every pair for models with
-    a bias of their logits.
+    The loss is CLIP's softmax in both directions, or, for models with a bias of their logits,
+    SigLIP's sigmoid of every pair.
     """
 
     compares_images: ClassVar[bool] = True
 
     def draw(self, labels: Tensor, seed: int, most: int) -> Comparison:
-        """The captions of a batch, and the column of each image's own."""
+        """The captions of a batch, and the column of each image's own caption."""
         captions, columns = torch.unique(labels, return_inverse=True)
         return (captions, None), columns
 
     def image_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Each image's part of the loss, (images,), in nats; for SigLIP summed over captions."""
+        """The loss of each image, (images,), in nats; for SigLIP summed over captions."""
         is_sigmoid = getattr(self.model.module, "logit_bias", None) is not None
         return (sigmoid_losses if is_sigmoid else softmax_losses)(logits, labels)
 
@@ -200,9 +201,9 @@ def classifier_for(
     moves: bool = True,
     kind: type[Prompts] = Prompts,
 ) -> Classifier:
-    """What a model compares labelled images with: a head's rows, or prompts of their classes.
+    """The classifier of a model for labelled images: its head, or prompts of their classes.
 
-    ``moves`` says whether fine-tuning changed the text tower; with `Captions` as ``kind`` each
+    ``moves`` says whether fine-tuning changed the text tower. With `Captions` as ``kind``, each
     class is a caption.
     """
     names = images.class_names
@@ -221,8 +222,7 @@ def softmax_losses(logits: Tensor, labels: Tensor) -> Tensor:
         labels: The column of each image's caption, (images,).
 
     Returns:
-        Shape (images,), in nats. Other images of the same caption are left out where a caption is
-        to find its image.
+        Shape (images,), in nats. A caption finds its image among images with other captions.
 
     Source:
         Radford et al. 2021, arXiv:2103.00020.

@@ -1,5 +1,5 @@
-"""An image tower with a classification head in place of a text tower: of OpenCLIP, as WiSE-FT and
-model soups save it, of transformers and of timm.
+"""Image towers with a classification head: of OpenCLIP (as WiSE-FT and model soups save them), of
+transformers and of timm.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families import Family
 from clipmerge.images.classes import places_of
 from clipmerge.images.decoding import to_rgb
-from clipmerge.models import ImageTextModel, blaming_files, blaming_processor
+from clipmerge.models import ImageTextModel, explain_errors
 from clipmerge.models.classifier import Classifier
 from clipmerge.models.open_clip import build_module, import_open_clip, preparation_of
 from clipmerge.types import Json, Names, Tensors
 
-# a text tower that is built but not used
+# open_clip builds a text tower, too, which is not used
 _NO_TEXT = {"context_length": 8, "vocab_size": 8, "width": 64, "heads": 1, "layers": 1}
 
 
 class HeadedTower(ImageTextModel):
-    """An image classifier; each library's own function embeds images.
+    """An image classifier, which embeds images by a function of its library.
 
     Attributes:
         classes: Number of the head's rows.
@@ -43,28 +43,27 @@ class HeadedTower(ImageTextModel):
         embed: Callable[[Tensor], Tensor],
         prepare: Callable[[list[Image]], Tensor],
     ) -> None:
-        """Take a module with all parameters, the part of it that is the head, and what embeds and
-        prepares images.
+        """Take the module with all parameters, the head in it, and functions that embed and prepare
+        images.
         """
-        super().__init__(family, folder, module, {"vision": module})
+        super().__init__(family, folder, module)
         self.classes = head.out_features
         self._head, self._embed, self._prepare = head, embed, prepare
 
-    def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess images: (batch, 3, height, width), float32."""
-        with blaming_processor(self.folder, "images"):
-            return self._prepare(list(map(to_rgb, images)))
+    def prepare(self, images: list[Image]) -> Tensor:
+        """Preprocess images: (batch, 3, height, width)."""
+        return self._prepare(list(map(to_rgb, images)))
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """What the head takes: (batch, width)."""
+        """Embed images for the head: (batch, width)."""
         return self._embed(pixels.contiguous(memory_format=self.layout))
 
-    def tokens(self, prompts: list[str]) -> Tensors:
-        """There is no text tower."""
+    def tokenize(self, prompts: list[str]) -> Tensors:
+        """Raise an error: there is no text tower."""
         raise CheckpointError(f"{self.folder}: a tower with a head reads no prompts")
 
     def text_features(self, tokens: Tensors) -> Tensor:
-        """There is no text tower."""
+        """Raise an error: there is no text tower."""
         raise CheckpointError(f"{self.folder}: a tower with a head reads no prompts")
 
     def head_rows(self) -> Tensor:
@@ -79,8 +78,10 @@ class HeadedTower(ImageTextModel):
         return images @ classes[:, :-1].T + classes[:, -1]
 
     def classifier(self, source: str, names: Names, rows: Sequence[Sequence[int]]) -> Classifier:
-        """The head as it tells the classes of a source apart: by the given ``rows`` of each class;
-        by name, where the head's rows have the same names; otherwise both are in one order.
+        """Match the head's rows with the classes of a source.
+
+        They are matched by ``rows``, the numbers of each class's rows, if these are given; by name,
+        if rows and classes have the same names; otherwise by their order.
         """
         classes = len(names)
         by_name = places_of(names, self.row_names) or range(self.classes)
@@ -90,15 +91,13 @@ class HeadedTower(ImageTextModel):
                 f"{source}: has {classes} classes, and the model's head {self.classes}; their"
                 " correspondence is known for ImageNet and its shifts, given by their short names"
             )
-        most = max(map(len, chosen))  # a class with fewer rows has its first one several times
+        most = max(map(len, chosen))  # a class with fewer rows repeats its first
         padded = [[*each, *[each[0]] * (most - len(each))] for each in chosen]
         return Head(self, torch.tensor(padded))
 
 
 class Head(Classifier):
-    """A head on the image tower; a class of the images has the largest logit of its ``rows``,
-    (classes, rows of each).
-    """
+    """A head; the logit of a class is the largest of its ``rows``, (classes, rows of each)."""
 
     def __init__(self, model: HeadedTower, rows: Tensor) -> None:
         super().__init__(model, len(rows), moves=True)
@@ -108,7 +107,7 @@ class Head(Classifier):
     def class_features(
         self, chosen: Tensor | None = None, templates: Tensor | None = None
     ) -> Tensor:
-        """Weights and biases of all rows, whatever is chosen: they cost nothing."""
+        """Weights and biases of all rows: unlike prompts they cost nothing, so none is left out."""
         return self._tower.head_rows()
 
     def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
@@ -118,10 +117,10 @@ class Head(Classifier):
         return logits[:, self._rows].amax(dim=2)
 
 
-def build_open_clip(
+def open_clip_classifier(
     family: Family, config: Json, folder: Path, rows: int, has_bias: bool
 ) -> HeadedTower:
-    """A tower of OpenCLIP whose features of unit length a head scores."""
+    """A tower of OpenCLIP, with a head on features of unit length."""
     settings = deepcopy(config.get("model_cfg", config)) | {"text_cfg": _NO_TEXT}
     visual = build_module(import_open_clip(), settings).visual
     head = nn.Linear(settings["embed_dim"], rows, bias=has_bias)
@@ -135,18 +134,18 @@ def build_open_clip(
     )
 
 
-def build_transformers(
+def transformers_classifier(
     family: Family, config: Json, folder: Path, rows: int, _has_bias: bool
 ) -> HeadedTower:
     """A ``...ForImageClassification`` of transformers, such as `CLIPForImageClassification`."""
     import transformers
 
-    with blaming_files(f"{folder}: transformers cannot build the classifier"):
+    with explain_errors(f"{folder}: transformers cannot build the classifier"):
         parsed = transformers.AutoConfig.for_model(**config)
         parsed.num_labels = rows
         module = transformers.AutoModelForImageClassification.from_config(parsed).float().eval()
         processor: Any = transformers.AutoImageProcessor.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
+            folder, local_files_only=True
         )
 
     def embed(pixels: Tensor) -> Tensor:
@@ -162,13 +161,13 @@ def build_transformers(
     return tower
 
 
-def build_timm(
+def timm_classifier(
     family: Family, config: Json, folder: Path, rows: int, _has_bias: bool
 ) -> HeadedTower:
     """A model of timm."""
     import timm
 
-    with blaming_files(f"{folder}: timm cannot build its model"):
+    with explain_errors(f"{folder}: timm cannot build its model"):
         arguments = config.get("model_args", {})
         module: Any = timm.create_model(config["architecture"], num_classes=rows, **arguments)
         module = module.float().eval()

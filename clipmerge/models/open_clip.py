@@ -1,9 +1,8 @@
-"""OpenCLIP's models: features of pixels and prompts, computed by open_clip itself in float32."""
+"""Models of open_clip, which computes the features of pixels and prompts in float32."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,9 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
-from clipmerge.files.side_files import read_side_json
-from clipmerge.models import ImageTextModel, blaming_files, blaming_processor, check_words
+from clipmerge.models import ImageTextModel, explain_errors
 from clipmerge.types import Json, Tensors
 
 
@@ -27,24 +24,17 @@ class OpenClip(ImageTextModel):
         library = import_open_clip()
         model_cfg: Json = config.get("model_cfg", config)
         module = build_module(library, model_cfg)
-        text = module.text if hasattr(module, "text") else module.transformer
-        super().__init__(family, folder, module, {"vision": module.visual, "text": text})
+        super().__init__(family, folder, module)
         self._prepare = preparation_of(config, folder, module.visual.image_size)
         self._tokenize = _load_tokenizer(library, model_cfg, folder)
 
-    def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess images like open_clip: (batch, 3, height, width), float32."""
-        with blaming_processor(self.folder, "images"):
-            return self._prepare(images)
+    def prepare(self, images: list[Image]) -> Tensor:
+        """Preprocess images like open_clip: (batch, 3, height, width)."""
+        return self._prepare(images)
 
-    def tokens(self, prompts: list[str]) -> Tensors:
-        """Tokenise prompts, padded and cut to the text tower's length: ``input_ids`` (prompts,
-        length), int64.
-        """
-        with blaming_processor(self.folder, "prompts"):
-            ids = torch.as_tensor(self._tokenize(prompts))
-            check_words(self.folder, ids, self.module)
-            return {"input_ids": ids}
+    def tokenize(self, prompts: list[str]) -> Tensors:
+        """Pad and cut prompts to the text tower's length: ``input_ids`` (prompts, length)."""
+        return {"input_ids": torch.as_tensor(self._tokenize(prompts))}
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """Embed images: (batch, width), unit length."""
@@ -74,7 +64,7 @@ def import_open_clip() -> Any:
 
 
 def build_module(library: Any, model_cfg: Json) -> Any:
-    """Build the same class as ``open_clip.create_model``, without loading pretrained towers."""
+    """Build the class that ``open_clip.create_model`` builds, without loading pretrained towers."""
     settings = deepcopy(model_cfg)
     vision, text = (settings.get(f"{side}_cfg") for side in ("vision", "text"))
     if not (isinstance(vision, dict) and isinstance(text, dict)):
@@ -86,42 +76,23 @@ def build_module(library: Any, model_cfg: Json) -> Any:
     kind = library.CLIP
     if settings.pop("custom_text", False) or "hf_model_name" in text:
         kind = library.CoCa if "multimodal_cfg" in settings else library.CustomTextCLIP
-    with (
-        blaming_files("open_clip cannot build the model of open_clip_config.json"),
-        _without_remote_code(),
-    ):
+    with explain_errors("open_clip cannot build the model of open_clip_config.json"):
         return kind(**settings).float().eval()
 
 
-@contextlib.contextmanager
-def _without_remote_code() -> Iterator[None]:
-    """Make transformers refuse code named in a text tower's configuration, instead of asking
-    whether to run it.
-    """
-    from transformers import dynamic_module_utils
-
-    seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
-    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
-    try:
-        yield
-    finally:
-        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
-
-
 def preparation_of(config: Json, folder: Path, image_size: Any) -> Callable[[list[Image]], Tensor]:
-    """The preprocessing of open_clip for inference."""
+    """open_clip's preprocessing for inference."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
-    beside = read_side_json(folder, OPEN_CLIP_CONFIG) or {}
-    stated = config.get("preprocess_cfg") or beside.get("preprocess_cfg") or {}
-    with blaming_processor(folder, "images"):
+    stated = config.get("preprocess_cfg") or {}
+    with explain_errors(f"{folder}: its images cannot be prepared"):
         settings = merge_preprocess_dict(PreprocessCfg(), {**stated, "size": image_size})
         transform = image_transform_v2(PreprocessCfg(**settings), is_train=False)
     return lambda images: torch.stack([transform(image) for image in images])
 
 
 def _load_tokenizer(library: Any, model_cfg: Json, folder: Path) -> Any:
-    """The same tokenizer as ``open_clip.get_tokenizer``, with its files from the folder."""
+    """Load the tokenizer that ``open_clip.get_tokenizer`` loads, from files in the folder."""
     text = model_cfg.get("text_cfg") or {}
     length = text.get("context_length", 77)
     options = text.get("tokenizer_kwargs") or {}
@@ -129,18 +100,15 @@ def _load_tokenizer(library: Any, model_cfg: Json, folder: Path) -> Any:
         f"copy the files of {text.get('hf_tokenizer_name') or 'CLIP'}'s tokenizer beside the"
         " weights"
     )
-    with blaming_files(f"{folder}: its tokenizer cannot be loaded", advice):
+    with explain_errors(f"{folder}: its tokenizer cannot be loaded", advice):
         if not text.get("hf_tokenizer_name"):
-            tokenizer = library.SimpleTokenizer(context_length=length, **options)
-        else:
-            mode = {"tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
-            return library.tokenizer.HFTokenizer(
-                str(folder), context_length=length, **mode, **options
-            )
-    if tokenizer.vocab_size > text.get("vocab_size", 49408):
-        raise CheckpointError(
-            f"{folder}: the text tower has {text['vocab_size']} tokens, but CLIP's tokenizer"
-            f" {tokenizer.vocab_size}; name its tokenizer in text_cfg.hf_tokenizer_name and put the"
-            " tokenizer's files there"
+            return library.SimpleTokenizer(context_length=length, **options)
+        mode = text.get("tokenizer_mode")
+        # a configuration that allows code gives the option twice, which is an error
+        return library.tokenizer.HFTokenizer(
+            str(folder),
+            context_length=length,
+            tokenizer_mode=mode,
+            trust_remote_code=False,
+            **options,
         )
-    return tokenizer

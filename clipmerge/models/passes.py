@@ -1,5 +1,5 @@
-"""Forward passes that fit a device: in 16 bits if it multiplies them in hardware, and of no more
-images at once than memory holds.
+"""Forward passes that fit a device: in 16 bits if its hardware multiplies them, and with no more
+images at once than fit into memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clipmerge.errors import ClipmergeError
 
 T = TypeVar("T")
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-# Share of a machine's memory that activations may take: the rest is weights, and others'.
+# Share of a machine's memory for activations; the rest is for weights and for other programs.
 _SHARE = 0.25
 
 
@@ -46,7 +46,7 @@ def dtype_of(device: torch.device, precision: Precision) -> torch.dtype:
         return dtype
     if multiplies_bfloat16(device):
         return torch.bfloat16
-    # T4, V100 and AMD's older cards; what CPUs, Apple's and Intel's gain by it is not known
+    # T4, V100 and AMD's older cards; for CPUs and for Apple's and Intel's cards the gain is unknown
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
@@ -75,27 +75,25 @@ class DepthwiseInFloat32(TorchFunctionMode):
 
 
 def _around_functions() -> AbstractContextManager[Any]:
-    """What torch's functions run in: on a card nothing, where the mode would only cost time."""
+    """The mode that torch's functions run in; none on a card, where it would only cost time."""
     return DepthwiseInFloat32() if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 @contextmanager
 def in_precision(device: torch.device, precision: Precision) -> Iterator[None]:
-    """In this context, compute forward passes in this precision; weights and their gradients stay
-    in float32.
-    """
+    """Compute forward passes in this precision; weights and their gradients stay in float32."""
     dtype = dtype_of(device, precision)
     if dtype == torch.float32:
         yield
         return
-    # casts are not kept: weights move between passes
+    # no cache of casts, because weights move between passes
     with torch.autocast(device.type, dtype, cache_enabled=False), _around_functions():
         yield
 
 
 @contextmanager
 def own_settings() -> Iterator[None]:
-    """In this context, gradients are on and numbers float32, whatever the caller has set."""
+    """Switch gradients and float32 on, whatever the caller has set."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -106,8 +104,8 @@ def own_settings() -> Iterator[None]:
 
 
 def embed_with_graph(embed: Callable[[Tensor], Tensor], inputs: Tensor, at_once: int) -> Tensor:
-    """Embed inputs; of more than ``at_once``, the graph holds so many inputs' activations, and
-    computes them again when it goes back.
+    """Embed inputs; the graph holds activations of at most ``at_once``, and the backward pass
+    computes the others again.
     """
     if len(inputs) <= at_once:
         return embed(inputs)
@@ -126,8 +124,9 @@ def recomputed(function: Callable[[T], Tensor], inputs: T) -> Tensor:
 
 
 def finite_scores(scores: Tensor, images: str) -> Tensor:
-    """The scores, or the features that they come from, if all are finite: argmax would take NaN for
-    the best.
+    """Return scores, or the features that they come from, if all are finite.
+
+    argmax would choose NaN.
     """
     if bool(scores.isfinite().all()):
         return scores
@@ -138,8 +137,9 @@ def finite_scores(scores: Tensor, images: str) -> Tensor:
 
 
 class MicroBatcher:
-    """Runs images through a model in micro-batches, halved whenever memory runs out; ``tell`` gets
-    a note of each halving, and ``spare`` is called to save memory elsewhere.
+    """Runs images through a model in micro-batches, and halves them whenever memory runs out.
+
+    ``tell`` gets a note of each halving, and ``spare`` is called to save memory elsewhere.
     """
 
     def __init__(
@@ -152,17 +152,17 @@ class MicroBatcher:
         self._tell, self._spare = tell, spare
 
     def run(self, images: int, work: Callable[[int], T]) -> T:
-        """Do work that holds the activations of at most the given number of images, of fewer and
-        fewer until memory suffices.
+        """Call ``work`` with the number of images whose activations it may keep, and with half of
+        it whenever memory runs out.
 
-        Work that fails is started again, so it must not build on what it did before.
+        ``work`` starts anew each time, so it must not go on from a failed attempt.
         """
         while True:
             count = min(self.max_images or images, images)
             try:
                 return work(count)
             except (RuntimeError, MemoryError) as error:
-                # a retry in here would keep the tensors of the failed attempt alive
+                # a retry inside this block would keep the failed attempt's tensors alive
                 if count <= 1 or not is_out_of_memory(error):
                     raise
             clear_device_cache(garbage_collection=True)
@@ -184,8 +184,8 @@ class MicroBatcher:
 def affordable_images(
     module: torch.nn.Module, embed: Callable[[Tensor], Tensor], image: Tensor
 ) -> int | None:
-    """How many images' activations fit into a CPU's memory, from those of one image, (1, 3, height,
-    width); ``None`` for a card, which says when it has too little.
+    """Estimate from one image, (1, 3, height, width), how many images' activations fit into a CPU's
+    memory; ``None`` for a card, which reports when its memory runs out.
     """
     pages = getattr(os, "sysconf", None)
     if image.device.type != "cpu" or pages is None:
@@ -200,7 +200,7 @@ def affordable_images(
         return tensor.detach()
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        graph = embed(image)  # alive until all is counted, or its memory would be used again
+        graph = embed(image)  # kept until the end, so that no memory is reused and counted twice
     room = _SHARE * pages("SC_PAGE_SIZE") * pages("SC_PHYS_PAGES")
     count = max(1, int(room / max(1, sum(sizes.values()))))
     del graph

@@ -1,8 +1,7 @@
-"""The two-tower models of transformers: features of pixels and prompts, in float32."""
+"""Models of transformers with two towers, which compute features in float32."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,9 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.side_files import PROCESSORS
 from clipmerge.images.decoding import to_rgb
-from clipmerge.models import ImageTextModel, blaming_files, blaming_processor, check_words
-from clipmerge.types import Json
+from clipmerge.models import ImageTextModel, explain_errors
+from clipmerge.types import Json, Tensors
 
-_KERNELS = re.compile(
-    r"_implementation|^(torch_)?dtype$|^quantization_config$|^compression_config$"
-)
 _UNINITIALISED = (
     "position_ids",
     "token_type_ids",
@@ -37,56 +33,45 @@ class TransformersClip(ImageTextModel):
 
     def __init__(self, family: Family, config: Json, folder: Path) -> None:
         self.processor = _load_processor(folder)
-        with blaming_files(f"{folder}: transformers cannot build the model of its configuration"):
-            module = _build_uninitialised(
-                getattr(transformers, family.model_class), _strip_config(config)
-            )
-        super().__init__(
-            family, folder, module, {"vision": module.vision_model, "text": module.text_model}
-        )
+        with explain_errors(f"{folder}: transformers cannot build the model of its configuration"):
+            module = _build_uninitialised(getattr(transformers, family.model_class), config)
+        super().__init__(family, folder, module)
         self._reads_padding = family.reads_padding
-        # its text tower pools the end of a text, which sees what comes before it alone
+        # its text tower pools the last token of a text, which attends only to the tokens before it
         self._sees_no_padding = type(module.text_model).__name__ in (
             "CLIPTextModel",
             "CLIPTextTransformer",
         )
 
-    def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess images: (batch, 3, height, width), float32; for SigLIP 2 see
-        `_pack_patches`.
-        """
-        with blaming_processor(self.folder, "images"):
-            processor = self.processor.image_processor
-            if not getattr(processor, "do_convert_rgb", None):
-                images = list(map(to_rgb, images))
-            processed = processor(images, return_tensors="pt")
-            if "spatial_shapes" in processed:
-                return _pack_patches(processed)
-            return torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
+    def prepare(self, images: list[Image]) -> Tensor:
+        """Preprocess images: (batch, 3, height, width); for SigLIP 2 see `_pack_patches`."""
+        processor = self.processor.image_processor
+        if not getattr(processor, "do_convert_rgb", None):
+            images = list(map(to_rgb, images))
+        processed = processor(images, return_tensors="pt")
+        if "spatial_shapes" in processed:
+            return _pack_patches(processed)
+        return torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
 
-    def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Tokenise prompts: (prompts, length), int64; without a mask if the family reads padding as
+    def tokenize(self, prompts: list[str]) -> Tensors:
+        """Tokenise prompts: (prompts, length); without a mask if the family reads padding as
         text.
         """
-        with blaming_processor(self.folder, "prompts"):
-            encoded = self.processor.tokenizer(
-                prompts,
-                padding="max_length" if self._reads_padding else True,
-                truncation=True,
-                max_length=self._text_length(),
-                return_tensors="pt",
-            )
-            check_words(self.folder, encoded["input_ids"], self.module)
-            tokens = {"input_ids": encoded["input_ids"]}
-            if not self._reads_padding:
-                tokens["attention_mask"] = encoded["attention_mask"]
-            return tokens
+        encoded = self.processor.tokenizer(
+            prompts,
+            padding="max_length" if self._reads_padding else True,
+            truncation=True,
+            max_length=self._text_length(),
+            return_tensors="pt",
+        )
+        names = ["input_ids"] if self._reads_padding else ["input_ids", "attention_mask"]
+        return {name: encoded[name] for name in names}
 
     def _text_length(self) -> int:
-        """Number of tokens with positions in the text tower; RoBERTa's positions start after the
-        padding's.
+        """Number of tokens that the text tower has positions for; RoBERTa's positions begin after
+        the one of padding.
         """
-        for name, embedding in self.towers["text"].named_modules():
+        for name, embedding in self.module.text_model.named_modules():
             if name.endswith(("position_embedding", "position_embeddings")):
                 offset = 0 if embedding.padding_idx is None else embedding.padding_idx + 1
                 return int(embedding.num_embeddings) - int(offset)
@@ -100,17 +85,17 @@ class TransformersClip(ImageTextModel):
             inputs = _unpack_patches(pixels)
         try:
             output = self.module.get_image_features(**inputs)
-        except ValueError as error:  # images whose size is not the model's
+        except ValueError as error:  # images of another size than the model's
             raise CheckpointError(
                 f"{self.folder}: its image processor does not fit its model ({error}); copy the"
                 " base model's files"
             ) from None
         return normalize(output.pooler_output, dim=-1)
 
-    def text_features(self, tokens: dict[str, Tensor]) -> Tensor:
+    def text_features(self, tokens: Tensors) -> Tensor:
         """Embed prompts: (prompts, width), unit length."""
         if self._sees_no_padding and tokens["input_ids"].device.type != "cpu":
-            # with a mask a card's CPU waits to see whether it hides anything, twice in each pass
+            # with a mask the CPU waits for the card, twice in a pass, to see if it hides anything
             tokens = {"input_ids": tokens["input_ids"]}
         return normalize(self.module.get_text_features(**tokens).pooler_output, dim=-1)
 
@@ -139,18 +124,9 @@ def _unpack_patches(pixels: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _strip_config(config: Any) -> Any:
-    """Copy a configuration without the storage of weights, and without kernels, whose code would be
-    fetched and run.
-    """
-    if not isinstance(config, dict):
-        return config
-    return {key: _strip_config(value) for key, value in config.items() if not _KERNELS.search(key)}
-
-
 def _build_uninitialised(model_class: Any, config: Json) -> Any:
-    """Build a model with uninitialised weights, float32, in eval mode, with correct position
-    buffers.
+    """Build a model in float32 and eval mode, with correct buffers of positions, but uninitialised
+    weights.
     """
     settings = model_class.config_class.from_dict(config)
     with torch.device("meta"):
@@ -168,14 +144,10 @@ def _build_uninitialised(model_class: Any, config: Json) -> Any:
 
 def _load_processor(folder: Path) -> Any:
     needed = f"{' or '.join(PROCESSORS)} and the tokenizer's files"
-    with blaming_files(
+    with explain_errors(
         f"{folder}: its processor cannot be loaded", f"measuring needs {needed} beside the weights"
     ):
-        # False: otherwise it asks whether to run code from the folder, and a "y" on standard input
-        # would agree
-        processor = transformers.AutoProcessor.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
     if not (hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")):
         raise CheckpointError(
             f"{folder}: holds {type(processor).__name__}, not a processor for images and text; copy"

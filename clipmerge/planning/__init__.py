@@ -1,4 +1,6 @@
-"""What was decided, measured and judged: frozen records, in JSON, and results that are tables."""
+"""Frozen records of decisions, measurements and verdicts, stored as JSON; and results shown as
+tables.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with other values in some fields, which are not validated."""
+        """Copy with new values in some fields, without validating them."""
         return self.model_copy(update=changes)
 
 
@@ -36,11 +38,11 @@ class Tabular(ABC):
 
     @abstractmethod
     def _rows(self) -> Rows:
-        """The table's rows, by name of the value; the first one says what a row is about."""
+        """The rows, each a value by column; the first column names the row."""
 
     @abstractmethod
     def _caption(self) -> str:
-        """The result in a few words."""
+        """The result in one line."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._caption()})"

@@ -1,4 +1,4 @@
-"""The result of a measure: statistics per layer, the loss along the path, and its own checks."""
+"""The result of a measure: statistics per layer, the loss along the path, and self-tests."""
 
 from __future__ import annotations
 
@@ -21,22 +21,6 @@ class LossPath(Frozen):
 
     alphas: tuple[float, ...]
     losses: tuple[float, ...]
-
-    @property
-    def points(self) -> list[tuple[float, float]]:
-        """Pairs (alpha, loss), sorted by alpha."""
-        return sorted(zip(self.alphas, self.losses, strict=True))
-
-    @property
-    def barrier(self) -> tuple[float, float] | None:
-        """Barrier L(1/2) - (L(0) + L(1)) / 2 and the endpoints' average, in nats; ``None`` if one
-        was not measured.
-        """
-        losses = {round(alpha, 6): loss for alpha, loss in self.points}
-        if not {0.0, 0.5, 1.0} <= losses.keys():
-            return None
-        average = (losses[0.0] + losses[1.0]) / 2
-        return losses[0.5] - average, average
 
     @model_validator(mode="after")
     def _of_one_length(self) -> LossPath:
@@ -82,7 +66,7 @@ class Mixture(Frozen):
 
 
 class StatisticAbout(Frozen):
-    """The interpretation of a statistic, as needed by tables and rules.
+    """How tables and rules read a statistic.
 
     Attributes:
         signed: Whether values below zero are meaningful. Signed values are compared directly,
@@ -99,7 +83,7 @@ class StatisticAbout(Frozen):
 
 
 class Statistic(StatisticAbout):
-    """One number per layer, with its interpretation.
+    """One number per layer, and how to read it.
 
     Attributes:
         name: Its name in recipes and files, such as ``loss_drop``.
@@ -112,14 +96,9 @@ class Statistic(StatisticAbout):
     values: dict[str, float]
     batches: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 
-    @property
-    def reading(self) -> StatisticAbout:
-        """Its interpretation, without values."""
-        return StatisticAbout(**{name: getattr(self, name) for name in StatisticAbout.model_fields})
-
 
 class BackoffChoice(Frozen):
-    """How far images held back from learning chose to go from what was learned to fine-tuned.
+    """The choice of the held-back images: how far to go from the learned to the fine-tuned model.
 
     Attributes:
         images: Number of images that chose.
@@ -136,7 +115,7 @@ class BackoffChoice(Frozen):
 
 
 def takes_learned(trace: Mapping[str, Sequence[float]], choice: BackoffChoice | None) -> bool:
-    """Whether a merge takes learned coefficients, and is not the fine-tuned model."""
+    """Whether a merge uses learned coefficients, and is not just the fine-tuned model."""
     is_finetuned = choice is not None and choice.backoff == 1
     return any(trace.values()) and not is_finetuned
 
@@ -183,6 +162,12 @@ class Measurements(Frozen):
             for layer, value in statistic.values.items():
                 table.setdefault(layer, {})[statistic.name] = value
         return table
+
+    @property
+    def observed(self) -> Json:
+        """The fields of `Findings` that a measure fills."""
+        shared = {name: getattr(self, name) for name in ("path", "trace", "choice", "checks")}
+        return {"statistics": {each.name: each for each in self.statistics}, **shared}
 
     def __getitem__(self, name: str) -> Statistic:
         """Return the statistic of this name."""

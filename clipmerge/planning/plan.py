@@ -28,7 +28,6 @@ from clipmerge.plugins import (
     Alpha,
     Density,
     check_mask_options,
-    check_options,
     plugin_options,
 )
 from clipmerge.types import Device, Json, Layers, Missing, Names, OutputDtype, Shape, StrPath
@@ -58,7 +57,7 @@ class SourceRecord(Frozen):
 
     @property
     def pinned(self) -> str:
-        """The source at its commit, whatever revision the user named."""
+        """The source at the commit that was used, whatever revision the user named."""
         if self.revision is None:
             return self.source
         address, part = split_part(self.source)
@@ -66,7 +65,7 @@ class SourceRecord(Frozen):
 
     @property
     def public(self) -> SourceRecord:
-        """The same with `public_source`."""
+        """This record with a source that may be published."""
         return self.replace(source=public_source(self.source, self.revision))
 
 
@@ -114,7 +113,7 @@ class LayerPlan(Frozen):
     parameters: dict[str, Json] = Field(default_factory=dict)
 
     def with_override(self, override: Override) -> LayerPlan:
-        """The settings after an override of the recipe that names this layer."""
+        """Apply an override of the recipe."""
         entry = self
         if override.alpha is not None:
             entry = entry.replace(alpha=override.alpha, alpha_range=None)
@@ -131,15 +130,20 @@ class LayerPlan(Frozen):
 
 
 class Combination(Frozen):
-    """A rule that replaces the weighted sum of several fine-tuned checkpoints' task vectors.
+    """What is done to each task vector before they are added up; see `LayerPlan` for its mask.
 
     Attributes:
-        rule: Name of the method whose file holds the rule.
-        options: Its options.
+        mask: Rule that selects the entries of each task vector to keep.
+        density: Share of each task vector kept, in (0, 1].
+        mask_options: The mask's own options.
+        elect_signs: Whether an entry is the mean of the task vectors that have the sign of their
+            sum, instead of the sum.
     """
 
-    rule: str
-    options: Json = Field(default_factory=dict)
+    mask: str
+    density: Density = 1.0
+    mask_options: Json = Field(default_factory=dict)
+    elect_signs: bool = False
 
 
 class Plan(Tabular, Frozen):
@@ -152,7 +156,7 @@ class Plan(Tabular, Frozen):
         finetuned: theta_1 ... theta_K.
         weights: One factor per fine-tuned checkpoint; checkpoint i enters layer l with ``weights[i]
             * alpha[l]``.
-        combine: The rule that replaces the weighted sum, if any.
+        combine: What is done to each task vector before they are added up, if anything.
         dtype: Output dtype, or ``keep``.
         missing: Treatment of keys that only one checkpoint has.
         head: The head whose zero-shot counterpart is built, if any.
@@ -182,9 +186,7 @@ class Plan(Tabular, Frozen):
     _files: tuple[Path, ...] = PrivateAttr(default=())
 
     def __eq__(self, other: object) -> bool:
-        """Whether both have the same JSON; tensors beside it are compared by the hash that `save`
-        writes into it.
-        """
+        """Whether both have the same JSON, which names the tensors by hash once they are saved."""
         return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
 
     def _caption(self) -> str:
@@ -209,7 +211,7 @@ class Plan(Tabular, Frozen):
 
     @property
     def public(self) -> Plan:
-        """The same plan without the folders of its local sources, as records have it."""
+        """This plan with sources that may be published."""
         return self.replace(
             zeroshot=self.zeroshot.public,
             finetuned=tuple(source.public for source in self.finetuned),
@@ -222,7 +224,7 @@ class Plan(Tabular, Frozen):
 
     @property
     def scores(self) -> Mapping[str, Array]:
-        """Saliency for the masks that need it, by parameter."""
+        """Saliency scores for masks, by parameter."""
         return self._scores
 
     @property
@@ -231,7 +233,7 @@ class Plan(Tabular, Frozen):
         return self._coefficients
 
     def with_tensors(self, scores: Mapping[str, Array], coefficients: Mapping[str, Array]) -> Plan:
-        """Return the plan with tensors by parameter."""
+        """Copy with scores and coefficients by parameter."""
         plan = self.replace(tensors=self.tensors or TensorsRecord())
         plan._scores = scores
         plan._coefficients = coefficients
@@ -281,9 +283,9 @@ class Plan(Tabular, Frozen):
         """Write the plan as indented JSON, always with the same order of keys."""
         return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
 
-    def check(self, layers: Layers, shapes: Mapping[str, Shape]) -> None:
-        """Refuse a plan that does not fit the existing layers or lacks its tensors, or names a mask
-        or an option that does not exist.
+    def check(self, layers: Layers, shapes: Mapping[str, Shape]) -> Names:
+        """Refuse a plan that does not fit the layers, lacks its tensors, or names an unknown mask
+        or option; return warnings.
         """
         if not self.layers:
             raise UsageError(
@@ -302,7 +304,7 @@ class Plan(Tabular, Frozen):
             )
         if self.combine:
             try:
-                check_options("combinations", self.combine.rule, self.combine.options)
+                check_mask_options(self.combine.mask, self.combine.mask_options)
             except UsageError as error:
                 raise UsageError(f"combine: {error}") from None
         for name, layer in self.layers.items():
@@ -316,10 +318,11 @@ class Plan(Tabular, Frozen):
             except UsageError as error:
                 raise UsageError(f"layer '{name}': {error}") from None
         _check_coefficients(self, layers, shapes)
+        return extrapolation_notes(self)
 
 
 def public_source(source: str, revision: str | None) -> str:
-    """A source without the folders above it if it is local, which are nobody else's concern."""
+    """Cut the folders from a local source, because they are private."""
     return source if revision else last_part(source)
 
 
@@ -354,17 +357,17 @@ def _check_mask(layer: LayerPlan, names: Names) -> None:
         check_mask_options(layer.mask, layer.mask_options | options)
 
 
-def extrapolation_note(plan: Plan) -> str | None:
-    """A warning of the alpha that is farthest beyond the two models; none if several fine-tuned
-    models are merged.
+def extrapolation_notes(plan: Plan) -> Names:
+    """Warn of the alpha that is farthest beyond the two models; never if several fine-tuned models
+    are merged.
     """
     alphas = [entry.alpha for entry in plan.layers.values() if not entry.is_learned]
     farthest = max(alphas, key=lambda alpha: abs(alpha - 0.5), default=0.0)
     if len(plan.finetuned) > 1 or 0 <= farthest <= 1:
-        return None
+        return ()
     half = "; half of the way is 0.5" if abs(farthest) > 2 else ""
     return (
-        f"alpha {farthest:g} is outside [0, 1]: the merge extrapolates beyond the two models{half}"
+        f"alpha {farthest:g} is outside [0, 1]: the merge extrapolates beyond the two models{half}",
     )
 
 

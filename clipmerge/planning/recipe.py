@@ -17,8 +17,10 @@ from clipmerge.planning import Frozen
 from clipmerge.plugins import (
     Alpha,
     Density,
+    MeasureKind,
     check_mask_options,
     check_options,
+    measure_is,
     plugin_names,
     plugin_options,
 )
@@ -70,10 +72,13 @@ class Recipe(Frozen):
 
     @property
     def max_loss(self) -> float:
-        """Points of accuracy that may be lost against the fine-tuned model: the limit of the
-        recipe's measure, if it has one.
-        """
-        return float(self.measure_options.get("max_loss", MAX_LOSS))
+        """Points of accuracy that may be lost against the fine-tuned model."""
+        limit = self.measure_options["max_loss"] if self.measure_is("HOLDS_BACK") else MAX_LOSS
+        return float(limit)
+
+    def measure_is(self, kind: MeasureKind) -> bool:
+        """Whether the recipe has a measure of this kind."""
+        return self.measure is not None and measure_is(self.measure["name"], kind)
 
     def to_yaml(self) -> str:
         """Write it as a recipe file, without empty top-level keys."""
@@ -129,15 +134,18 @@ def load_recipe(
         raise UsageError(f"{source}: {_explain_invalid_recipe(error, content)}") from None
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from None
-    if measure and max_loss is not None and "max_loss" in measure:
+    checked = loaded.replace(method=method, measure=measure)
+    if measure and max_loss is not None and checked.measure_is("HOLDS_BACK"):
         measure["max_loss"] = max_loss
-    return loaded.replace(method=method, measure=measure)
+    return checked
 
 
 def _read_recipe(recipe: RecipeLike) -> tuple[str, Json]:
-    """Name of a recipe in messages, and a copy of its content, not validated."""
-    if isinstance(recipe, (Recipe, Mapping)):
-        return _copy_recipe(recipe)
+    """Read a recipe: its name for messages, and a copy of its content, not yet validated."""
+    if isinstance(recipe, Recipe):
+        return recipe.name, recipe.model_dump(mode="json")
+    if isinstance(recipe, Mapping):
+        return "recipe", {"name": "custom", **copy.deepcopy(dict(recipe))}
     if not isinstance(recipe, (str, os.PathLike)):
         raise UsageError(
             f"`recipe` {recipe}: expected the name of a recipe, a YAML file, a mapping or a Recipe"
@@ -151,16 +159,8 @@ def _read_recipe(recipe: RecipeLike) -> tuple[str, Json]:
     return name, {"name": Path(name).stem, **content}
 
 
-def _copy_recipe(recipe: Mapping[str, Any] | Recipe) -> tuple[str, Json]:
-    """A recipe in memory, likewise."""
-    if isinstance(recipe, Recipe):
-        return recipe.name, recipe.model_dump(mode="json")
-    content = copy.deepcopy(dict(recipe))
-    return "recipe", {"name": "custom", **content}
-
-
 def recipe_text(recipe: str) -> str:
-    """Text of a recipe, which is known by name or in a file of the user, including comments."""
+    """Read the text of a shipped recipe or of the user's file, with its comments."""
     known = recipe_files()
     file = known.get(recipe) or local_path(recipe)
     try:
@@ -173,7 +173,7 @@ def recipe_text(recipe: str) -> str:
 
 
 def _parse_assignments(assignments: Any) -> Json:
-    """Values by key, of a mapping, pairs, or texts ``KEY=VALUE``."""
+    """Read changes by key from a mapping, from pairs, or from texts ``KEY=VALUE``."""
     if isinstance(assignments, Mapping):
         assignments = assignments.items()
     parsed = {}
@@ -210,7 +210,7 @@ def _from_yaml(subject: str, text: str) -> Any:
 
 
 def _check_section(section: str, value: Json) -> Json:
-    """A measure or a method with all of its options."""
+    """Check a measure or a method, and add the defaults of its options."""
     package, options = f"{section}s", dict(value)
     name = options.pop("name", None)
     if not isinstance(name, str):
@@ -222,7 +222,7 @@ def _check_section(section: str, value: Json) -> Json:
 
 
 def _explain_invalid_recipe(error: ValidationError, data: Json) -> str:
-    """What is wrong with a recipe, and what may be meant."""
+    """Say what is wrong with a recipe, and suggest what was meant."""
     first = error.errors()[0]
     place = first["loc"]
     key = str(place[-1])

@@ -103,7 +103,7 @@ class Verdict(Frozen):
 
 
 def finetuned_names(count: int) -> list[str]:
-    """The names of so many fine-tuned models.
+    """Name each of ``count`` fine-tuned models.
 
     Example:
         >>> finetuned_names(1), finetuned_names(2)
@@ -115,7 +115,7 @@ def finetuned_names(count: int) -> list[str]:
 
 
 class Findings(Frozen):
-    """What was found on the way to the plan; empty if the method decides without looking.
+    """What was found before deciding; empty if nothing was measured.
 
     Attributes:
         decision: What was found before deciding, as a sentence without its full stop.
@@ -154,7 +154,8 @@ class Record(Frozen):
         family: Family of the model, such as ``clip``.
         kind: What the output is: ``full`` for both towers, ``vision`` or ``text`` for one, or
             ``classifier`` for an image tower with a head.
-        plan: The settings; local sources are named by the last part of their path.
+        plan: The settings. In a finished record local sources are named by the last part of their
+            path.
         measurements: Measured values by layer and statistic.
         measured: What else was found on the way to the plan.
         calibration: The images used for measuring, if there were any.
@@ -183,14 +184,9 @@ class Record(Frozen):
 
     @property
     def checkpoints(self) -> list[tuple[str, SourceRecord]]:
-        """Role and source of every input checkpoint, the zero-shot one first."""
+        """Role and source of each checkpoint, the zero-shot one first."""
         roles = ["zero-shot", *finetuned_names(len(self.plan.finetuned))]
         return list(zip(roles, self.plan.checkpoints, strict=True))
-
-    @property
-    def looked_for_stragglers(self) -> bool:
-        """Whether the merge looked for stragglers."""
-        return self.measured.straggler_statistic is not None or bool(self.plan.stragglers)
 
     def as_json(self) -> Json:
         """The JSON object."""
@@ -198,39 +194,33 @@ class Record(Frozen):
         return data
 
 
-def parse_record(text: str, where: str) -> Record:
-    """Read a record's text."""
-    try:
-        data = json.loads(text)
-        if isinstance(data, dict) and data.get("format") != FORMAT:
-            raise OutputError(
-                f"{where}: has the format {str(data.get('format'))[:40]!r}, but this version of"
-                f" clipmerge reads {FORMAT!r}; merge again"
-            )
-        return Record.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])[:80]
-        reason = f"{field}: {first['msg']}" if field else first["msg"]
-    except ValueError as error:
-        reason = str(error)[:80]
-    raise OutputError(f"{where}: not a clipmerge record ({reason}). Merge again.")
-
-
 def read_output(folder: Path) -> Record:
-    """Read the record of a merge output and check that its weights are there."""
+    """Read the record of an output folder, and check that its weights are there."""
     path = folder / RECORD
     if not path.is_file():
         what = "no such folder" if not folder.is_dir() else f"no {RECORD} in it"
         raise OutputError(f"{folder}: {what}. Give a folder written by `clipmerge merge --output`.")
     try:
-        text = path.read_text(encoding="utf-8")
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(data, dict) and data.get("format") != FORMAT:
+            raise OutputError(
+                f"{path}: has the format {str(data.get('format'))[:40]!r}, but this version of"
+                f" clipmerge reads {FORMAT!r}; merge again"
+            )
+        record = Record.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))[:80]
+        raise _not_a_record(path, f"{place}: {first['msg']}") from None
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path}: cannot be read ({error}). Merge again.") from None
-    record = parse_record(text, str(path))
+        raise _not_a_record(path, str(error)[:80]) from None
     missing = [name for name in record.files if not (folder / name).is_file()]
     if missing or not list(folder.glob("*.safetensors")):
         raise OutputError(
             f"{folder}: {shorten(missing or ['*.safetensors'])} missing. Merge again."
         )
     return record
+
+
+def _not_a_record(path: Path, reason: str) -> OutputError:
+    return OutputError(f"{path}: not a clipmerge record ({reason}). Merge again.")

@@ -37,7 +37,7 @@ _FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class Stragglers:
-    """The stragglers, in network order, every layer's scores, and what was found in a sentence."""
+    """The stragglers in network order, the scores of every layer, and a sentence about them."""
 
     names: Names
     # {"z": robust z-score, "stability": share of bootstraps that flag it}

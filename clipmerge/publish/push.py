@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from clipmerge.errors import ClipmergeError, HubError, OutputError, UsageError, shorten
+from clipmerge.errors import OutputError, UsageError, shorten
 from clipmerge.files import local_path
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.staging import RECORD
+from clipmerge.hub import as_hub_errors
 from clipmerge.planning import Frozen
 from clipmerge.planning.record import read_output
 from clipmerge.progress import Progress
@@ -21,12 +20,12 @@ if TYPE_CHECKING:
 
 # Files that the Hub itself writes into a new repository.
 _FRESH = {".gitattributes", CARD}
-# Weights in the repository that are not in the folder would be loaded in their place.
+# Older weights in the repository that the folder lacks are deleted: they would be loaded, too.
 _STALE = ["*.safetensors", "*.safetensors.index.json"]
 
 
 class PushResult(Frozen):
-    """The place of a published model: its page, ``org/name`` and the commit."""
+    """A published model: its page, ``org/name`` and the commit."""
 
     url: str
     repo_id: str
@@ -41,10 +40,9 @@ def push(
     license: str | None = None,
     progress: Progress | None = None,
 ) -> PushResult:
-    """Check an output folder and publish its files, in one commit or none; others stay where they
-    are.
+    """Check an output folder, and publish the files of the merge in one commit, or nothing.
 
-    Its model card gets the repository's name, unless it was edited by hand.
+    The model card gets the repository's name, unless somebody has edited the card.
 
     Args:
         folder: Folder written by `merge` or `apply`.
@@ -72,11 +70,11 @@ def push(
         raise OutputError(f"{folder}: {shorten(changed)} changed since the merge. Merge again.")
     api = check_access(repo_id)
     if record.verdict and record.verdict.recommendation != "use":
-        progress.warn(f"publishing a merge of which the verdict says: {record.verdict.sentence}")
+        progress.warn(f"the verdict on this merge is: {record.verdict.sentence}")
     card = folder / CARD
     if not card.exists() or card.read_text(encoding="utf-8") == model_card(record):
         card.write_text(model_card(record, repo_id=repo_id, license=license), encoding="utf-8")
-    with _as_hub_errors(repo_id):
+    with as_hub_errors(f"push to {repo_id}"):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo_id,
@@ -89,14 +87,14 @@ def push(
 
 
 def check_access(repo_id: str) -> HfApi:
-    """Refuse a push that would fail, or overwrite another model, before anything is learned."""
+    """Refuse a push that would fail or overwrite another model, before a merge begins."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if repo_id.count("/") != 1 or not all(repo_id.split("/")):
         raise UsageError(f"{repo_id}: not a name on the Hub; write it as ORG/NAME")
     api = HfApi()
-    with _as_hub_errors(repo_id):
+    with as_hub_errors(f"push to {repo_id}"):
         api.whoami()
         try:
             files = set(api.list_repo_files(repo_id))
@@ -108,22 +106,3 @@ def check_access(repo_id: str) -> HfApi:
             " published. Choose another name."
         )
     return api
-
-
-@contextmanager
-def _as_hub_errors(repo_id: str) -> Iterator[None]:
-    """Say what the Hub's client says in one line, and what to do next."""
-    from huggingface_hub.errors import LocalTokenNotFoundError
-
-    try:
-        yield
-    except ClipmergeError:
-        raise
-    except Exception as error:  # of the client, of its HTTP library, or of the network
-        response = getattr(error, "response", None)
-        refused = response is not None and response.status_code in (401, 403)
-        hint = "the same command tries again"
-        if refused or isinstance(error, LocalTokenNotFoundError):
-            hint = f"log in by `hf auth login` with a token that may write to {repo_id}"
-        line = str(error).strip().partition("\n")[0].rstrip(".")
-        raise HubError(f"push to {repo_id}: {line or type(error).__name__}; {hint}") from error

@@ -1,7 +1,6 @@
-"""The picture of a merge and that of a sweep, drawn by matplotlib in one style.
+"""The pictures of a merge and of a sweep, narrow enough to be read on a telephone.
 
-They are narrow enough to be read on a telephone. A sweep's is that of the WiSE-FT paper: mean OOD
-accuracy against ID accuracy.
+A sweep's is that of the WiSE-FT paper: mean OOD accuracy against ID accuracy.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,27 +20,18 @@ from clipmerge.planning.record import Record, Verdict
 from clipmerge.report.wording import recipes_and_points
 from clipmerge.types import Json
 
-CURVE, INK, MUTED, GRID = "#1f6fb2", "#1b1f24", "#59626d", "#eceff2"
-#: Colours and shapes of recipes; the circle in blue is the alpha curve's.
-MARKS = ("#c2410c", "#6b4fbb", "#0f766e", "#b8285f", "#8a6d00", "#3b4cc0", "#5b7f00", "#7a4a2b")
-SHAPES = ("D", "^", "s", "P", "v", "X", "<", "p", ">", "h")
+_SHAPES = "hD^sPvX<p>"
 # Inches: as wide as a telephone.
 _WIDTH = 4.8
 _STYLE: Any = {
     "figure.dpi": 180,
     "figure.constrained_layout.use": True,
-    "figure.facecolor": "white",
     "axes.axisbelow": True,
-    "axes.edgecolor": MUTED,
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "grid.color": GRID,
-    "legend.fontsize": 9,
+    "grid.color": "#eceff2",
     "legend.frameon": False,
-    "legend.labelcolor": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
 }
 # A legend above its panel.
 _ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 3}
@@ -48,11 +39,10 @@ _ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 3}
 
 @rc_context(_STYLE)
 def merge_figure(record: Record) -> Figure:
-    """The accuracies of the models, if there is a verdict, and how far each layer goes."""
+    """The alpha of every layer, below the accuracy of every model if there is a verdict."""
     heights = [2.3]
     if record.verdict:
-        rows = len(record.verdict.sources) + 1
-        heights = [0.9 + 0.6 * rows, *heights]
+        heights.insert(0, 1.5 + 0.6 * len(record.verdict.sources))
     figure = Figure((_WIDTH, sum(heights)))
     panels = figure.subplots(len(heights), squeeze=False, height_ratios=heights).ravel()
     if record.verdict:
@@ -62,56 +52,34 @@ def merge_figure(record: Record) -> Figure:
 
 
 def _draw_verdict(axes: Axes, verdict: Verdict) -> None:
-    """A row for each source, with every model's accuracy and its interval."""
+    """Draw a row for each source: the accuracy of every model, with its interval."""
     rows = [verdict.target, verdict.corrupted, *verdict.ood]
-    colours = (MUTED, CURVE, *MARKS)
+    places = np.arange(len(rows))
     for number, model in enumerate(verdict.target.models):
-        values, below, above = [], [], []
-        for row in rows:
-            estimate = row.models[model]
-            low, high = estimate.interval
-            value = estimate.value
-            values.append(100 * value)
-            below.append(100 * (value - low))
-            above.append(100 * (high - value))
-        shift = 0.2 * number - 0.2
-        axes.errorbar(
-            values,
-            [at + shift for at in range(len(rows))],
-            xerr=[below, above],
-            fmt="o",
-            color=colours[number % len(colours)],
-            label=model,
-        )
-    names = [row.name for row in rows]
-    axes.set_yticks(range(len(rows)), names, parse_math=False)
+        values = np.array([100 * row.models[model].value for row in rows])
+        ends = np.array([[100 * end for end in row.models[model].interval] for row in rows]).T
+        offset = 0.2 * (number - 1)
+        axes.errorbar(values, places + offset, xerr=abs(ends - values), fmt="o", label=model)
+    axes.set_yticks(places, [row.name for row in rows], parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel("recall at 1, %" if verdict.target.recall else "accuracy, %")
     axes.legend(**_ABOVE)
 
 
 def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
-    """The alpha of every layer in network order, and the range of learned coefficients."""
-    towers: dict[str, list[int]] = {}
-    for at, name in enumerate(layers):
-        if "." in name:  # a scalar belongs to no tower
-            towers.setdefault(name.partition(".")[0], []).append(at)
-    entries = list(layers.values())
-    colours = iter((CURVE, *MARKS))
-    for tower, places in towers.items():
-        colour = next(colours)
-        chosen = [entries[at] for at in places]
-        alphas = [layer.alpha for layer in chosen]
-        axes.plot(places, alphas, "o-", ms=3, color=colour, label=tower)
-        ends = [layer.alpha_range or (layer.alpha, layer.alpha) for layer in chosen]
-        axes.fill_between(
-            places,
-            [low for low, _ in ends],
-            [high for _, high in ends],
-            color=colour,
-            alpha=0.15,
-            linewidth=0,
-        )
+    """Draw the alpha of every layer, and the range of learned coefficients as a line."""
+    towers: dict[str, list[tuple[int, LayerPlan]]] = {}
+    for place, (name, layer) in enumerate(layers.items()):
+        tower, dot, _ = name.partition(".")
+        if dot:  # scalars belong to no tower
+            towers.setdefault(tower, []).append((place, layer))
+    for number, (tower, members) in enumerate(towers.items()):
+        places = [place for place, _ in members]
+        colour = f"C{number}"
+        axes.plot(places, [layer.alpha for _, layer in members], "o-", c=colour, ms=3, label=tower)
+        for place, layer in members:
+            if layer.alpha_range:
+                axes.vlines(place, *layer.alpha_range, colors=colour, alpha=0.3)
     axes.set_xlabel("layer, in network order (alpha 0: zero-shot, 1: fine-tuned)")
     axes.set_ylabel("alpha")
     axes.legend(**_ABOVE)
@@ -119,47 +87,35 @@ def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
 
 @rc_context(_STYLE)
 def sweep_figure(record: Json) -> Figure:
-    """The alpha curve, and every recipe or checkpoint as a point; thin lines are intervals."""
+    """The alpha curve, and every recipe or checkpoint as a point with its intervals."""
     points = recipes_and_points(record)
     figure = Figure((_WIDTH, 4.2 + 0.25 * len(points)))
     axes = figure.add_subplot()
     curve = record["curve"]
     across = [100 * row["id"] for row in curve]
     up = [100 * row["ood"] for row in curve]
-    axes.plot(across, up, "o-", ms=5, color=CURVE, mfc="white", label="alpha curve (WiSE-FT)")
+    axes.plot(across, up, "C0", label="alpha curve (WiSE-FT)")
+    styles: dict[float, Any] = {
+        0: {"mfc": "white", "label": "zero-shot"},
+        1: {"label": "fine-tuned"},
+    }
     for row in curve:
-        _draw_intervals(axes, row, CURVE)
-        if row["alpha"] == 0:
-            _draw_point(axes, row, "o", CURVE, label="zero-shot", mfc="white", ms=10)
-        elif row["alpha"] == 1:
-            _draw_point(axes, row, "o", CURVE, label="fine-tuned", ms=10)
-    for number, row in enumerate(points):
-        colour = MARKS[number % len(MARKS)]
-        shape = SHAPES[number % len(SHAPES)]
+        _draw_point(axes, row, "o", c="C0", **styles.get(row["alpha"], {"ms": 3}))
+    for number, row in enumerate(points, 1):
         name = row["name"].replace("$", r"\$").lstrip("_")  # neither a formula nor hidden
-        _draw_intervals(axes, row, colour)
-        _draw_point(axes, row, shape, colour, label=name, mec="white", ms=9)
-    for kind, name in (("id", axes.set_xlabel), ("ood", axes.set_ylabel)):
+        _draw_point(axes, row, _SHAPES[number % len(_SHAPES)], c=f"C{number}", ms=8, label=name)
+    for kind, set_label in (("id", axes.set_xlabel), ("ood", axes.set_ylabel)):
         mean = "mean " if len(record[kind]) > 1 else ""
-        name(f"{mean}{kind.upper()} accuracy, %")
+        set_label(f"{mean}{kind.upper()} accuracy, %")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
-def _draw_point(axes: Axes, row: Json, shape: str, colour: str, **style: Any) -> None:
-    x = 100 * row["id"]
-    y = 100 * row["ood"]
-    axes.plot(x, y, shape, color=colour, **style)
-
-
-def _draw_intervals(axes: Axes, row: Json, colour: str) -> None:
-    left, right = row["id_interval"]
-    low, high = row["ood_interval"]
-    style: Any = {"color": colour, "linewidth": 1, "alpha": 0.4}
-    x = 100 * row["id"]
-    y = 100 * row["ood"]
-    axes.hlines(y, 100 * left, 100 * right, **style)
-    axes.vlines(x, 100 * low, 100 * high, **style)
+def _draw_point(axes: Axes, row: Json, shape: str, **style: Any) -> None:
+    """Draw a point with its intervals as thin lines."""
+    x, y = (np.array([row[kind], *row[f"{kind}_interval"]]) * 100 for kind in ("id", "ood"))
+    lengths = {"xerr": abs(x[1:, None] - x[0]), "yerr": abs(y[1:, None] - y[0])}
+    axes.errorbar(x[0], y[0], **lengths, fmt=shape, elinewidth=0.7, **style)
 
 
 @rc_context(_STYLE)
@@ -167,7 +123,7 @@ def png(figure: Figure) -> bytes:
     """A figure as PNG; equal ones give equal bytes with the same matplotlib and fonts."""
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # a name in letters that the font lacks has boxes, which the user cannot help
+        # the user cannot help that the font lacks the letters of a name
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""The page and the model card of a merge, from its record alone.
+"""The page and the model card of a merge, made from its record alone.
 
 A page loads nothing from the network, and the same record gives the same page.
 """
@@ -14,35 +14,34 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.families import FAMILIES
 from clipmerge.options import with_flags
-from clipmerge.planning.record import Record
+from clipmerge.planning.record import Record, Verdict
 from clipmerge.report.wording import decision_sentence, verdict_table
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-#: The card, and the report beside it.
+#: File names of the card and of the report.
 CARD = "README.md"
 REPORT = "report.html"
 _CODE = re.compile(r"`([^`]+)`")
-# Beginnings of names that want "an": "an eight", but "a one" and "a unicorn".
+# Names that take "an": "an eight", but "a one" and "a unicorn".
 _VOWEL = re.compile(r"(?!one|uni|use|eu)[aeiou]", re.IGNORECASE)
 
 
 def html_page(record: Record) -> str:
     """The report of a merge."""
-    values: dict[str, Any] = {
-        "record": record,
-        "decision": decision_sentence(record.plan, record.measured),
-        "accuracies": None,
-        "picture": None,
-    }
-    if record.verdict:
-        values["accuracies"] = verdict_table(record.verdict)
+    picture = None
     alphas = {layer.alpha for layer in record.plan.layers.values()}
     if record.verdict or len(alphas) > 1:  # matplotlib takes longer than a small merge
         from clipmerge.report.figures import merge_figure, png
 
-        values["picture"] = png(merge_figure(record))
+        picture = png(merge_figure(record))
+    values = {
+        "record": record,
+        "decision": decision_sentence(record.plan, record.measured),
+        "accuracies": record.verdict and verdict_table(record.verdict),
+        "picture": picture,
+    }
     return render("report.html.j2", values)
 
 
@@ -51,57 +50,44 @@ def model_card(record: Record, *, repo_id: str | None = None, license: str | Non
     library = "timm" if record.family == "timm" else "transformers"
     if OPEN_CLIP_WEIGHTS[0] in record.files:
         library = "open_clip"
-    values: dict[str, Any] = {
+    values = {
         "record": record,
         "where": repo_id or ".",
         "license": license,
-        "bases": [],
+        "bases": _hub_repositories(record),
         "library": library,
-        # single files had no configuration beside them
+        # a merge of single files has no configuration
         "configured": not record.files or record.files.keys() & {"config.json", OPEN_CLIP_CONFIG},
         "family": next((each for each in FAMILIES if each.name == record.family), None),
         "settings": decision_sentence(record.plan),
-        "judged": None,
+        "judged": record.verdict and _card_fields(record.verdict),
     }
-    if any(source.revision for source in record.plan.checkpoints):
-        values["bases"] = _hub_repositories(record)
-    if record.verdict:
-        values["judged"] = _card_fields(record)
     return render("card.md.j2", values)
 
 
 def _hub_repositories(record: Record) -> list[str]:
     """The models on the Hub that were merged."""
-    from clipmerge.hub import parse_hub_id
-
-    repositories: list[str] = []
+    repositories = []
     for source in record.plan.checkpoints:
-        found = parse_hub_id(source.source)
-        if source.revision and found and found.repo_id not in repositories:
-            repositories.append(found.repo_id)
-    return repositories
+        if source.revision:  # only those on the Hub have one
+            repositories.append(re.split("[@#]", source.source.removeprefix("hf://"))[0])
+    return list(dict.fromkeys(repositories))
 
 
-def _card_fields(record: Record) -> dict[str, Any]:
-    """What the card tells of the verdict, and prompts of classes that were judged."""
-    assert record.verdict is not None
-    datasets = {}
-    for source in record.verdict.sources:
-        if not source.source.startswith("hf://"):
-            continue
-        from clipmerge.hub import dataset_repo
+def _card_fields(verdict: Verdict) -> dict[str, Any]:
+    """The verdict as the card shows it, and example prompts from its classes."""
+    from clipmerge.hub import dataset_repo
 
-        if repository := dataset_repo(source.source):
-            datasets[source.name] = repository
+    datasets = {source.name: dataset_repo(source.source) for source in verdict.sources}
     prompts = []
-    for name in record.verdict.target.class_names:
+    for name in verdict.target.class_names:
         article = "an" if _VOWEL.match(name) else "a"
         prompts.append(f"a photo of {article} {name}")
     return {
-        "sentence": with_flags(record.verdict.sentence),
-        "accuracies": verdict_table(record.verdict),
+        "sentence": with_flags(verdict.sentence),
+        "accuracies": verdict_table(verdict),
         "prompts": prompts,
-        "datasets": datasets,
+        "datasets": {name: found for name, found in datasets.items() if found},
     }
 
 
@@ -122,7 +108,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 
 
 def mark_code(text: str) -> Markup:
-    """Write parameters as flags, and mark what stands between backticks as code.
+    """Write parameters as flags, and text between backticks as code.
 
     Example:
         >>> mark_code("`clipmerge merge` & `max_loss`")
@@ -134,7 +120,7 @@ def mark_code(text: str) -> Markup:
 
 
 def _cell_text(value: object) -> str:
-    """Escape a value for one cell or line of Markdown, so that it is neither markup nor HTML."""
+    """Escape a value for a cell or a line of Markdown."""
     text = " ".join(str(value).split())
     text = text.replace("&", "&amp;")
     text = text.replace("<", "&lt;")

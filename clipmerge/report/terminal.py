@@ -1,4 +1,4 @@
-"""The result of a merge and of a sweep on a terminal: few lines; the page has the rest."""
+"""The short result of a merge or a sweep on a terminal; the page has everything."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from clipmerge.types import Json
 
 
 def summary(record: Record, *, verbose: bool = False) -> RenderableType:
-    """The verdict, or without one what was decided; both and why if ``verbose``."""
+    """The verdict; without one, or if ``verbose``, the decision."""
     lines: list[RenderableType] = []
     if record.verdict:
         advice, colon, why = with_flags(record.verdict.sentence).partition(":")
         sentence = Text.assemble((advice + colon, "bold"), why)
-        lines += [sentence, _render_table(*verdict_table(record.verdict))]
+        lines += [sentence, render_table(*verdict_table(record.verdict))]
     if verbose or not record.verdict:
         measured = record.measured if verbose else None
         lines.append(Text(decision_sentence(record.plan, measured)))
@@ -32,14 +32,18 @@ def summary(record: Record, *, verbose: bool = False) -> RenderableType:
 
 
 def sweep_summary(record: Json) -> RenderableType:
-    """The answer of a sweep, and its table."""
-    return Group(Text(sweep_sentence(record), style="bold"), _render_table(*sweep_table(record)))
+    """The answer of a sweep with its table."""
+    return Group(Text(sweep_sentence(record), style="bold"), render_table(*sweep_table(record)))
 
 
-def _render_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+def render_table(heads: Iterable[str], rows: Iterable[Iterable[str]], *, words: int = 1) -> Table:
+    """A table without lines; all but the first ``words`` columns are numbers."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for number, head in enumerate(heads):
-        table.add_column(Text(head), justify="right" if number else "left", no_wrap=number > 0)
+    for at, head in enumerate(heads):
+        if at < words:
+            table.add_column(Text(head), overflow="fold")
+        else:
+            table.add_column(Text(head), justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row))
     return table

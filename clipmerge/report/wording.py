@@ -1,5 +1,6 @@
-"""What card, page and terminal say of a merge: its settings, and its numbers with as many digits as
-their interval deserves.
+"""Sentences and numbers about a merge for card, page and terminal.
+
+The digits of a number depend on the width of its interval.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from clipmerge.planning.plan import Plan
 from clipmerge.planning.record import Estimate, Findings, Verdict
 from clipmerge.types import Json
 
-# Half the width of an interval, as a share, from which whole points are shown.
+# Intervals whose half is wider than this share are shown in whole points.
 _COARSE = 0.05
-# Smallest share that is not 0 in whole points.
+# A smaller share would be rounded to 0 points.
 _SHOWN = 0.005
 
 #: A table: its headings, and its rows.
@@ -19,42 +20,32 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def decision_sentence(plan: Plan, measured: Findings | None = None) -> str:
-    """How far the layers go, and which have a mask; before it what was found, if it is given."""
+    """How far the layers move, how many have a mask and, given the findings, why."""
     layers = plan.layers.values()
-    ends = [layer.alpha_range or (layer.alpha, layer.alpha) for layer in layers]
-    low = min(start for start, _ in ends)
-    high = max(end for _, end in ends)
+    ends = [end for layer in layers for end in layer.alpha_range or (layer.alpha,)]
+    low, high = min(ends), max(ends)
+    far = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
     target = "fine-tuned"
     if len(plan.finetuned) > 1:
-        rule = "weighted sum"
-        if plan.combine:
-            rule = plan.combine.rule
+        rule = plan.recipe.method["name"] if plan.combine else "weighted sum"
         target = f"the {rule} of {len(plan.finetuned)} models"
-    far = f"{low:.4g}"
-    if low < high:
-        far += f" to {high:.4g}"
     text = f"The layers go {far} of the way from zero-shot to {target}"
     if any(layer.is_learned for layer in layers):
         text += ", each weight as far as was learned"
     masks = [layer.mask for layer in layers if layer.mask]
     if masks:
-        rules = ", ".join(sorted(set(masks)))
-        share = f"{len(masks)} of {len(layers)}"
-        text += f"; {share} have a mask ({rules})"
-    found = []
-    if measured and measured.decision:
-        found.append(measured.decision)
+        text += f"; {len(masks)} of {len(layers)} have a mask ({', '.join(sorted(set(masks)))})"
+    reasons = [measured.decision] if measured and measured.decision else []
     if measured and measured.choice:
-        found.append(_choice_sentence(measured.choice))
-    if found:
-        reasons = "; ".join(found)
-        begin = reasons[:1].upper()
-        text = f"{begin}{reasons[1:]}. {text}"
+        reasons.append(_choice_sentence(measured.choice))
+    if reasons:
+        reason = "; ".join(reasons)
+        text = f"{reason[0].upper()}{reason[1:]}. {text}"
     return f"{text}."
 
 
 def _choice_sentence(choice: BackoffChoice) -> str:
-    """How far held-out images let the merge go."""
+    """The point that held-out images chose, and why."""
     images = f"{choice.images} held-out images"
     if choice.backoff == 1:
         return f"{images} chose the fine-tuned model: nothing learned surely keeps the accuracy"
@@ -78,7 +69,7 @@ def share_text(estimate: Estimate) -> str:
 
 
 def gain_text(difference: Estimate) -> str:
-    """A difference in points, with its interval, whose ends keep their signs.
+    """A difference in points with its interval.
 
     Example:
         >>> gain_text(Estimate(value=0.019, interval=(-0.067, 0.104)))
@@ -86,14 +77,11 @@ def gain_text(difference: Estimate) -> str:
         >>> gain_text(Estimate(value=0.06, interval=(0.002, 0.118)))
         '+6.0 [+0.2, +11.8]'
     """
-    low, high = difference.interval
     digits = _decimals_of(difference)
-    if 0 < abs(low) < _SHOWN or 0 < abs(high) < _SHOWN:
+    if any(0 < abs(end) < _SHOWN for end in difference.interval):
         digits = 1
-    value = signed(difference.value, digits)
-    begin = signed(low, digits)
-    end = signed(high, digits)
-    return f"{value} [{begin}, {end}]"
+    value, low, high = (signed(share, digits) for share in (difference.value, *difference.interval))
+    return f"{value} [{low}, {high}]"
 
 
 def signed(share: float, digits: int = 1) -> str:
@@ -103,41 +91,32 @@ def signed(share: float, digits: int = 1) -> str:
         >>> signed(0.0123), signed(-0.0001)
         ('+1.2', '0.0')
     """
-    points = 100 * share
-    text = f"{points:+.{digits}f}"
-    if float(text) == 0:
-        text = text[1:]
-    return text
+    text = f"{100 * share:+.{digits}f}"
+    return text if float(text) else text[1:]
 
 
 def _decimals_of(estimate: Estimate) -> int:
     low, high = estimate.interval
-    half = (high - low) / 2
-    return 0 if half > _COARSE else 1
+    return 0 if (high - low) / 2 > _COARSE else 1
 
 
 def verdict_table(verdict: Verdict) -> Table:
-    """The accuracies of the models by source, and what the merge gains over fine-tuned."""
+    """A row for each source: accuracy of each model, and gain of the merge over fine-tuned."""
     target = verdict.target
     compared = {
         f"{target.source}, {target.images:,} images": target,
         "the same, corrupted": verdict.corrupted,
     }
     for source in verdict.ood:
-        images = f"{source.images:,} images"
-        compared[f"{source.name}, {images}"] = source
-    rows = []
-    for name, comparison in compared.items():
-        shares = map(share_text, comparison.models.values())
-        gain = gain_text(comparison.gain)
-        rows.append([name, *shares, gain])
-    title = "accuracy, %"
-    if target.recall:
-        title = "recall at 1, %"
-    heads = [title, *target.models, "gain"]
-    return heads, rows
+        compared[f"{source.name}, {source.images:,} images"] = source
+    rows = [
+        [name, *map(share_text, source.models.values()), gain_text(source.gain)]
+        for name, source in compared.items()
+    ]
+    title = "recall at 1, %" if target.recall else "accuracy, %"
+    return [title, *target.models, "gain"], rows
 
 
 def recipes_and_points(record: Json) -> list[Json]:
-    """The rows that are not points of the curve: recipes, then other checkpoints."""
+    """The rows of a sweep that are not on the curve: recipes, then checkpoints."""
     return [*record["recipes"], *record.get("points", [])]

@@ -104,7 +104,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no images": ({"id": {"v": "nowhere"}}, "`id` v: nowhere: no such folder"),
     **{
         f"alphas {text!r}": ({"alphas": text}, "^`alphas` .*: expected two or more finite numbers")
-        for text in ("a", "0,...,1", "0,0.1,...", "0,1,...,1002", "0,1e400", "nan,1", [1, 0])
+        for text in ("a", "0,...,1", "0,0.1,...", "0,1,...,1002", "0,1e400", [1, 0])
     },
 }
 

@@ -1,6 +1,5 @@
 """What the pair tells of itself: relation, dtypes, notes, what is kept and left out."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPVisionModel
 
-from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
-from clipmerge.checkpoint.alignment import UNRELATED, are_equal, cosines_of
+from clipmerge.checkpoint import Inputs, OutputKind, align_checkpoints, open_checkpoint
+from clipmerge.checkpoint.layout_keys import match_keys
 from clipmerge.checkpoint.mismatches import find_mismatches
 from clipmerge.checkpoint.settings import differing_settings
 from clipmerge.checkpoint.wrappers import unwrap
 from clipmerge.errors import CheckpointError
 from tests.support.raw_safetensors import edit, edit_json, rename_keys
-from tests.support.tiny_clip import Folders, tiny_config
+from tests.support.tiny_clip import Folders
 
 WEIGHTS = "model.safetensors"
 
@@ -26,38 +25,11 @@ def inputs_of(*folders: Path, **options: Any) -> Inputs:
     return align_checkpoints(zeroshot, finetuned, **options)
 
 
-def test_cosines_tell_related_models_from_others(pair: Folders, tmp_path: Path) -> None:
-    torch.manual_seed(9)
-    CLIPModel(tiny_config()).save_pretrained(tmp_path / "other")
-    related, unrelated = inputs_of(*pair), inputs_of(pair[0], tmp_path / "other")
-    assert cosines_of(related).keys() == {"vision", "text"}
-    assert min(cosines_of(related).values()) > 0.3
-    assert max(cosines_of(unrelated).values()) < UNRELATED
-    matrix = "vision_model.encoder.layers.0.mlp.fc1.weight"
-    only = Inputs(
-        *(unrelated.family, unrelated.zeroshot, unrelated.finetuned),
-        *({matrix: matrix}, ({matrix: matrix},), unrelated.layer_of),
-    )
-    a, b = only.theta_0(matrix).flatten(), only.theta_1(matrix).flatten()
-    expected = float(torch.nn.functional.cosine_similarity(a, b, dim=0))
-    assert cosines_of(only) == {"vision": pytest.approx(expected, abs=1e-6)}
-
-
-def test_equal_models_are_found(pair: Folders, tmp_path: Path) -> None:
-    copy = shutil.copytree(pair[1], tmp_path / "copy")
-    inputs = inputs_of(pair[1], Path(copy), pair[0])
-    assert are_equal(inputs, 0)
-    assert not are_equal(inputs, 1)
-    last = load_file(pair[1] / WEIGHTS)["text_model.embeddings.token_embedding.weight"]
-    last[-1, -1] += 1  # beyond the sample of a larger matrix, but not equal
-    edit(Path(copy), text_model__embeddings__token_embedding__weight=last)
-    assert not are_equal(inputs_of(pair[1], Path(copy)), 0)
-
-
 def test_one_tower_leaves_the_rest_to_the_zeroshot_model(pair: Folders, tmp_path: Path) -> None:
     CLIPVisionModel.from_pretrained(pair[1]).save_pretrained(tmp_path / "tower")
     inputs = inputs_of(pair[0], tmp_path / "tower")
-    assert (inputs.tower, inputs.is_partial, inputs.layout) == ("vision", True, inputs.zeroshot)
+    assert (inputs.tower, inputs.layout) == ("vision", inputs.zeroshot)
+    assert inputs.output is OutputKind.ZEROSHOT_MODEL
     assert any("only the vision tower is merged" in note for note in inputs.notes)
     assert {layer.partition(".")[0] for layer in inputs.merged_layers} == {"vision"}
 
@@ -95,56 +67,43 @@ def test_stated_and_default_settings_are_the_same() -> None:
     openai = {"model_type": "clip", "text_config": {"eos_token_id": 2, "vocab_size": 49408}}
     ours = {"model_type": "clip", "text_config": {"eos_token_id": 49407, "vocab_size": 49408}}
     assert list(differing_settings(openai, ours)) == []
-    plain = {"embed_dim": 512, "vision_cfg": {"width": 768}, "text_cfg": {"heads": 8}}
-    heads = {"embed_dim": 512, "vision_cfg": {"width": 768, "head_width": 32}, "text_cfg": {}}
-    assert list(differing_settings(plain, heads)) == [("vision", "head_width", 64, 32)]
+    vision = {"width": 768, "patch_size": 32}
+    plain = {"embed_dim": 512, "vision_cfg": vision, "text_cfg": {"heads": 8}}
+    heads = {"embed_dim": 512, "vision_cfg": {**vision, "head_width": 32}, "text_cfg": {}}
+    assert list(differing_settings(plain, heads)) == [("vision", "num_attention_heads", 12, 24)]
+    causal = {**plain, "text_cfg": {"heads": 8, "no_causal_mask": True}}
+    assert list(differing_settings(plain, causal)) == [("text", "no_causal_mask", False, True)]
+    assert list(differing_settings({**plain, "vision_cfg": 5}, plain)) == []
     # of both libraries
-    assert [name for _, name, *_ in differing_settings(plain, bare)] == ["activation"] * 2
+    assert [name for _, name, *_ in differing_settings(plain, bare)] == ["hidden_act"] * 2
     assert list(differing_settings({**plain, "quick_gelu": True}, bare)) == []
 
 
 @pytest.mark.parametrize(
-    ("keys", "names", "note"),
+    ("keys", "names"),
     [
-        (["module.module.visual.proj"], ["visual.proj"], None),
-        (["_orig_mod.visual.proj", "_orig_mod.logit_scale"], ["visual.proj", "logit_scale"], None),
-        (["visual._fsdp_wrapped_module.proj"], ["visual.proj"], None),
+        ("_orig_mod.visual.proj _orig_mod.logit_scale", "visual.proj logit_scale"),
+        ("visual._fsdp_wrapped_module.proj n_averaged text.attn_mask", "visual.proj"),
+        ("class_embedding ln_pre.weight", "visual.class_embedding visual.ln_pre.weight"),
+        ("trunk.a head.proj.weight", "visual.trunk.a visual.head.proj.weight"),
+        ("model.embeddings.a model.encoder.b", "embeddings.a encoder.b"),
         (
-            ["class_embedding", "ln_pre.weight"],
-            ["visual.class_embedding", "visual.ln_pre.weight"],
-            None,
-        ),
-        (["trunk.stem.0.weight"], ["visual.trunk.stem.0.weight"], None),
-        (
-            ["visual.proj", "n_averaged", "input_resolution", "text.attn_mask"],
-            ["visual.proj"],
-            None,
-        ),
-        (["embeddings.class_embedding"], ["embeddings.class_embedding"], None),
-        (["model.embeddings.a", "model.encoder.b"], ["embeddings.a", "encoder.b"], None),
-        (["module.cls_token", "module.blocks.0.a"], ["cls_token", "blocks.0.a"], None),
-        (
-            ["a.vision_model.x", "b.text_model.y", "a.logit_scale"],
-            ["vision_model.x", "text_model.y", "logit_scale"],
-            None,
+            "a.vision_model.x b.text_model.y a.logit_scale",
+            "vision_model.x text_model.y logit_scale",
         ),
         (
-            ["model.visual.proj", "model.ln_final.bias", "classification_head.weight"],
-            ["visual.proj", "classification_head.weight"],
-            None,
+            "model.visual.proj model.ln_final.bias classification_head.weight",
+            "visual.proj classification_head.weight",
         ),
-        (
-            ["clip.visual.proj", "head.weight", "head.bias"],
-            ["visual.proj"],
-            "the CLIP is what lies under clip; 2 tensors left out: head.weight, head.bias",
-        ),
+        ("clip.visual.proj head.weight head.bias", "visual.proj"),
     ],
 )
-def test_the_clip_among_the_keys(keys: list[str], names: list[str], note: str | None) -> None:
+def test_the_clip_among_the_keys(keys: str, names: str) -> None:
     said: list[str] = []
-    found = unwrap(Path("x.pt"), {key: key for key in keys}, None, said)
-    assert (list(found), said) == (names, [f"x.pt: {note}"] if note else [])
-    assert set(found.values()) <= set(keys)
+    found = unwrap(Path("x.pt"), {key: key for key in keys.split()}, None, said)
+    assert list(found) == names.split()
+    left = ["x.pt: the CLIP lies under clip; 2 tensors left out: head.weight, head.bias"]
+    assert said == (left if "clip." in keys else [])
 
 
 def test_a_part_by_its_name() -> None:
@@ -169,5 +128,20 @@ def test_both_classifiers_need_the_same_classes(copies: Folders) -> None:
         (folder / "new").replace(file)
         edit_json(folder / "config.json", architectures=["CLIPForImageClassification"])
     inputs = inputs_of(*copies)
-    assert inputs.is_classifier
-    assert any("its head has 3 rows, the fine-tuned one's 5" in note for note in inputs.notes)
+    assert inputs.output is OutputKind.FINETUNED_CLASSIFIER
+    assert any("its head has 3 rows and the fine-tuned one's 5" in note for note in inputs.notes)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            ["visual.proj", "visual.extra"],
+            "1 tensor has no counterpart in .*: visual.extra; only a",
+        ),
+        (["visual.proj"], "tensors of a CLIP are missing: "),
+    ],
+)
+def test_only_a_plain_clip_has_both_layouts(keys: list[str], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        match_keys(keys, "open-clip")

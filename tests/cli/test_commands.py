@@ -28,11 +28,7 @@ def test_help_lists_nine_commands_and_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["mrege"], 2, "Did you mean 'merge'?"),
         (["recipes", "shwo", "auto"], 2, "Did you mean 'show'?"),
-        (["recipes", "show", "wise-tf"], 2, "Did you mean 'wise-ft'?"),
-        (["merge", "a", "b", "--ouput", "c"], 2, "No such option: --ouput"),
-        (["merge", "a", "b"], 2, "Missing option '--output'"),
         (["merge", "a", "b", "-o", "c", "--images", "0"], 2, "--images"),
         (
             ["merge", "a", "b", "-o", "c", "--alpha", "0", "--set", "method.alpha=1"],
@@ -40,10 +36,8 @@ def test_help_lists_nine_commands_and_imports_nothing_heavy() -> None:
             "--alpha is short for --set method.alpha; give one of them",
         ),
         (["merge", "a", "b", "-o", "c"], 1, "a: no such folder or file, and not a Hub id"),
-        (["merge", "a", "b", "-o", "c", "--allow", "x"], 2, "--allow x: there is no such word"),
         (["apply", "nowhere.json", "-o", "c"], 1, "nowhere.json: cannot be read"),
         (["push", "nowhere", "a/b"], 1, "nowhere: no such folder"),
-        (["evaluate", "a", "--data", "x=nowhere"], 1, "a: no such folder or file"),
     ],
 )
 def test_errors_are_one_line_and_say_what_next(

@@ -8,7 +8,6 @@ import pytest
 
 from clipmerge.plugins import load_plugin
 from tests.support.command import printed
-from tests.support.small_objective import Ends, make_batches, objective_for
 
 PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 SHOWN = re.compile(
@@ -42,19 +41,6 @@ def test_the_method_merges_one_tower(
 def test_the_mask_keeps_what_grows(files: dict[str, Path]) -> None:
     change = load_plugin("masks", "positive")(np.array([[1.0, -1.0, 0.5]]))
     assert change.tolist() == [[1.0, 0.0, 0.5]]
-
-
-def test_the_measure_is_the_slope_of_the_loss(files: dict[str, Path], ends: Ends) -> None:
-    objective = objective_for(ends, make_batches((4, 3)))
-    (tilt,) = load_plugin("measures", "tilt")(objective, at=0.5).statistics
-    step = 1e-2
-    rises = []
-    for alpha in (0.5 - step, 0.5 + step):
-        objective.path.set_alpha(alpha)
-        rises.append(objective.mean([loss for loss, _ in objective.losses_and_accuracies()]))
-    assert sum(tilt.values.values()) == pytest.approx(
-        (rises[1] - rises[0]) / (2 * step), rel=1e-2, abs=1e-5
-    )
 
 
 def test_the_measure_reaches_the_page_and_the_rule_for_stragglers(

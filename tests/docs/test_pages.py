@@ -66,7 +66,7 @@ def test_every_page_is_in_the_navigation_and_every_public_name_in_the_reference(
 
 @pytest.mark.slow
 @pytest.mark.uncounted
-def test_the_site_builds_and_shows_arguments(tmp_path: Path) -> None:
+def test_the_site_builds_with_formulas(tmp_path: Path) -> None:
     for name in ("docs", "clipmerge", "scripts"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "zensical.toml", tmp_path)
@@ -76,10 +76,6 @@ def test_the_site_builds_and_shows_arguments(tmp_path: Path) -> None:
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert built.returncode == 0, built.stdout + built.stderr
-    formulas = (tmp_path / "site" / "reference" / "recipes" / "index.html").read_text("utf-8")
-    assert formulas.count("<math") > 5
-    assert "\\alpha" not in formulas
-    page = (tmp_path / "site" / "reference" / "api" / "index.html").read_text(encoding="utf-8")
-    assert all(
-        f'id="clipmerge.{name}"' in page for name in set(clipmerge.__all__) - {"__version__"}
-    )
+    page = (tmp_path / "site" / "reference" / "recipes" / "index.html").read_text("utf-8")
+    assert page.count("<math") > 5
+    assert "\\alpha" not in page

@@ -12,6 +12,7 @@ from typer.main import get_command
 from clipmerge.cli.app import app
 from tests.support.command import done, python
 from tests.support.hub_double import serving, upload
+from tests.support.published import publishing
 from tests.support.quick import FEW_STEPS, SMALL_STEPS, shorten_recipes
 from tests.support.tiny_clip import Folders, save_images
 
@@ -90,6 +91,7 @@ def test_the_commands_run(
     with serving(tmp_path, monkeypatch) as hub:
         for repo, folder in (("acme/clip-base", pair[0]), ("acme/clip-cars", pair[1])):
             upload(hub, repo, folder)
+        publishing(monkeypatch)
         monkeypatch.chdir(workplace)
         shorten_recipes(monkeypatch, FEW_STEPS | SMALL_STEPS)
         for line in lines:  # in this process, where imports take their time once

@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from clipmerge.checkpoint import open_checkpoint
@@ -15,8 +16,9 @@ from clipmerge.evaluation.corruptions import corrupted_sets
 from clipmerge.evaluation.scorer import Scorer
 from clipmerge.evaluation.verdict import moves_of
 from clipmerge.images.dataset import open_images
+from clipmerge.learning import interpolate
 from clipmerge.models.building import build_model
-from clipmerge.options import MergeOptions
+from clipmerge.options import ImageOptions
 from clipmerge.progress import Progress
 from tests.support.tasks import inputs_of, plan_of
 from tests.support.tiny_clip import Folders
@@ -50,14 +52,15 @@ def test_texts_are_embedded_once_for_each_text_tower(
         source = [(str(file), f"{file.parent.name} {file.stem}") for file in images.glob("*/*")]
     target = open_images(source)
     sources = {"": target, **corrupted_sets(target, 32)}
-    moves = moves_of(plan_of(copies, "wise-ft"))
     inputs = inputs_of(copies)
-    settings = MergeOptions.of({"device": "cpu", "batch_size": 8})
-    model = build_model(inputs)
-    calls = spied(model, "text_features")
-    found = Scorer(model, inputs, settings, load_bytes=1).score(moves, sources, Progress())
+    path = interpolate.Path(build_model(inputs), inputs, torch.device("cpu"))
+    moves = moves_of(path, plan_of(copies, "wise-ft"))
+    calls = spied(path.model, "text_features")
+    settings = ImageOptions(device="cpu", batch_size=8)
+    scorer = Scorer(path.model, settings, path, load_bytes=1)
+    found = scorer.score(moves, sources, Progress())
     assert (len(sources), calls.call_count) == (6, embedded)
-    alone = Scorer(build_model(inputs), inputs, settings)
+    alone = Scorer(path.model, settings, path)
     (expected,) = alone.score(moves, {"": sources["corrupted 4"]}, Progress()).values()
     for mine, by_itself in zip(found["corrupted 4"], expected, strict=True):
         assert np.array_equal(mine.best, by_itself.best)
@@ -70,5 +73,5 @@ def test_sources_of_the_same_classes_share_their_texts(
     target = open_images(str(images))
     model = load_model(open_checkpoint(str(pair[0])))
     calls = spied(model, "text_features")
-    evaluate_sources(model, {"a": target, "b": target}, MergeOptions(), Progress())
+    evaluate_sources(model, {"a": target, "b": target}, ImageOptions(), Progress())
     assert calls.call_count == 1

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipmerge.evaluation.tradeoff import compare_with_curve, curve_height
-from clipmerge.stats import gain_interval, paired_accuracy_interval
+from clipmerge.stats import paired_accuracy_interval
 
 
 def by_hand(curve: list[tuple[float, float]], at: float) -> float | None:
@@ -92,10 +92,3 @@ def test_a_gain_of_a_point_that_gives_the_same_answers_is_not_certain() -> None:
         "gain_interval"
     ]
     assert high == -low == pytest.approx(paired_accuracy_interval(np.zeros(10))[1] / math.sqrt(2))
-
-
-def test_few_defined_resamples_give_no_interval() -> None:
-    defined = [np.array([0.1] * count + [np.nan] * (100 - count)) for count in (89, 90)]
-    few, enough = (gain_interval(0.1, each, 30) for each in defined)
-    assert few is None
-    assert enough == pytest.approx((0.1, 0.1))

@@ -8,11 +8,13 @@ import pytest
 from PIL import Image
 
 import clipmerge
+from clipmerge import Progress
 from clipmerge.evaluation.corruptions import CORRUPTIONS, corrupt, corrupted_sets
 from clipmerge.evaluation.verdict import recommend
 from clipmerge.images.image_set import LabelledImages, Pictures
 from clipmerge.images.split import sample_for_judging
 from tests.support.merge_records import gain, source
+from tests.support.tiny_clip import save_images, save_pair
 
 NOT_HELPED = source(0.1, 0.09, finetuning_gain=gain(0.0, 0.1))
 #: What differs from a target without a sure gain that fine-tuning surely helped, and the reason.
@@ -32,11 +34,6 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         {"target": source(0.1, 0.09, finetuning_gain=gain(0.3, 0.08))},
         "use",
         "gains",
-    ),
-    "merging gained more, perhaps": (
-        {"target": source(0.1, 0.11, finetuning_gain=gain(0.1, 0.08))},
-        "probably-use",
-        "like-judged-merges",
     ),
     "only merging helped, under corruptions": (
         {"corrupted": source(0.1, 0.09), "target": source(0, 0.02, finetuning_gain=gain(0, 0.1))},
@@ -60,11 +57,6 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "too-few-images",
         "unclear-loss",
     ),
-    "the same with a sure gain under corruptions": (
-        {"target": source(-0.05, 0.06), "corrupted": source(0.1, 0.05)},
-        "too-few-images",
-        "unclear-loss",
-    ),
     "the limit in whole images": (
         {"target": source(-1 / 29, 0.1, images=29)},
         "probably-use",
@@ -72,11 +64,6 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "a sure gain": ({"target": source(0.08, 0.07)}, "use", "gains"),
     "a sure gain under corruptions": ({"corrupted": source(0.02, 0.01)}, "use", "gains"),
-    "a sure loss under corruptions": (
-        {"corrupted": source(-0.1, 0.01)},
-        "probably-use",
-        "like-judged-merges",
-    ),
     "a sure gain on a shift, and surely little lost": (
         {"target": source(0.0, 0.03), "ood": [source(0.1, 0.09)]},
         "use",
@@ -93,11 +80,6 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         {"corrupted": source(0.1, 0.01), "class_gain": -0.04},
         "too-few-images",
         "unclear-loss",
-    ),
-    "only an --ood source gains": (
-        {"target": source(0.0, 0.03, finetuning_gain=gain(0.0, 0.1)), "ood": [source(0.1, 0.09)]},
-        "use",
-        "gains",
     ),
     "nothing changes much": (
         {"target": source(0.0, 0.029, finetuning_gain=gain(0.01, 0.015))},
@@ -120,11 +102,6 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         {"chosen": False, "corrupted": source(0.1, 0.01)},
         "too-few-images",
         "unclear-loss",
-    ),
-    "very few images": (
-        {"target": source(0.0, 0.1, images=10)},
-        "probably-use",
-        "like-judged-merges",
     ),
 }
 
@@ -183,48 +160,6 @@ def test_it_says_what_would_tell_more(changes: dict[str, Any], told: str) -> Non
     assert told_of(**changes)[2].partition(record)[2] == told
 
 
-def test_a_merge_is_judged_by_its_own_answers(small_judged: Any) -> None:
-    result, folder = small_judged
-    (target, *ood) = result.verdict.sources
-    assert [at.name for at in ood] == ["other"]
-    written = {"zero-shot": folder / "zeroshot", "merged": result.path}
-    for name, path in written.items():
-        accuracy = clipmerge.evaluate(path, {"x": folder / "other"}).accuracy["x"]
-        assert ood[0].models[name].value == pytest.approx(accuracy)
-    assert target.gain.value == pytest.approx(
-        target.models["merged"].value - target.models["fine-tuned"].value
-    )
-
-
-def test_the_record_names_no_folder_of_this_machine(small_judged: Any) -> None:
-    result, folder = small_judged
-    for name in ("clipmerge.json", "README.md", "report.html"):
-        assert str(folder) not in (result.path / name).read_text()
-
-
-@pytest.fixture(scope="module")
-def small_judged(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A merge at alpha 0.5, judged on noise in two classes, beside other noise."""
-    folder = tmp_path_factory.mktemp("judged")
-    rng = np.random.default_rng(0)
-    for name in ("data", "other"):
-        for label in ("cat", "dog"):
-            (folder / name / label).mkdir(parents=True)
-            for number in range(12):
-                pixels = rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / name / label / f"{number}.png")
-    (folder / "zeroshot").symlink_to(pair[0])
-    result = clipmerge.merge(
-        *pair,
-        "wise-ft",
-        output=folder / "merged",
-        data=folder / "data",
-        ood={"other": folder / "other"},
-        allow=["at-chance", "odd-names", "unrelated"],
-    )
-    return result, folder
-
-
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_a_corruption_changes_every_image_alike_in_every_run(corruption: str) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -234,6 +169,9 @@ def test_a_corruption_changes_every_image_alike_in_every_run(corruption: str) ->
     assert np.array_equal(first, again)
     assert not np.array_equal(first, pixels)
     assert np.array_equal(first, other) == (corruption != "occlusion")
+    if corruption == "occlusion":  # a quarter is hidden
+        changed = (first != pixels).any(axis=2)
+        assert (changed.any(axis=1).sum(), changed.any(axis=0).sum()) == (20, 30)
 
 
 @pytest.mark.parametrize(("given", "judged", "copies"), [(60, 60, 5), (256, 256, 2), (600, 500, 1)])
@@ -252,8 +190,17 @@ def test_all_images_judge_a_merge_that_learned_nothing(
     assert len(corrupted_sets(split.test, 8)) == copies
 
 
-def test_occlusion_hides_a_quarter() -> None:
-    pixels = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    changed = (np.asarray(corrupt(Image.fromarray(pixels), "occlusion", 0)) != pixels).any(axis=2)
-    rows, columns = changed.any(axis=1).sum(), changed.any(axis=0).sum()
-    assert (rows, columns) == (20, 30)
+def test_a_merge_is_judged_by_its_own_answers(images: Path, tmp_path: Path) -> None:
+    far = save_pair(tmp_path, change=1.0)
+    other = save_images(tmp_path / "other", each=7, seed=5)
+    options: dict[str, Any] = {"allow": "at-chance", "progress": Progress()}
+    made = clipmerge.merge(
+        *far, "wise-ft", output=tmp_path / "out", data=images, ood={"other": other}, **options
+    )
+    assert made.verdict is not None
+    target, shift = made.verdict.sources
+    for name, path in (("zero-shot", far[0]), ("fine-tuned", far[1]), ("merged", made.path)):
+        accuracy = clipmerge.evaluate(path, {"x": other}, **options).accuracy["x"]
+        assert shift.models[name].value == pytest.approx(accuracy)
+    merged, finetuned = (target.models[name].value for name in ("merged", "fine-tuned"))
+    assert target.gain.value == pytest.approx(merged - finetuned)

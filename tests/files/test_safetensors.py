@@ -67,7 +67,7 @@ def test_a_pickle_is_recognised_whatever_its_name(tmp_path: Path) -> None:
         for zipped in (True, False):
             file = tmp_path / name
             torch.save({"a": torch.zeros(2)}, file, _use_new_zipfile_serialization=zipped)
-            refused(file, rf"{name}: is a pickle instead of safetensors; give it its own ending")
+            refused(file, rf"{name}: is a pickle instead of safetensors; rename it to")
             if name != "renamed.safetensors":
                 assert torch.equal(open_checkpoint(str(file)).tensor("a"), torch.zeros(2))
 

@@ -16,7 +16,7 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import DataError
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.images import batches
-from clipmerge.images.batches import batch_size_for, read_pixels
+from clipmerge.images.batches import read_pixels
 from clipmerge.images.decoding import to_rgb
 from clipmerge.images.image_set import LabelledImages, picture_files
 from tests.support.image_files import load_images
@@ -43,15 +43,6 @@ def first_pixel(images: list[Any]) -> Tensor:
     return torch.tensor(
         [[to_rgb(image).getpixel((0, 0)) for image in images]], dtype=torch.float32
     ).reshape(len(images), 3, 1)
-
-
-@pytest.mark.parametrize(
-    ("images", "wanted", "size"), [(1, None, 1), (9, None, 2), (5000, None, 128), (9, 50, 50)]
-)
-def test_there_are_eight_batches_when_images_are_scarce(
-    images: int, wanted: int | None, size: int
-) -> None:
-    assert batch_size_for(images, wanted) == size
 
 
 def test_threads_prepare_the_same_bytes(

@@ -1,9 +1,7 @@
 """Pictures reach a model as its own processor reads them, but where the processor is at fault."""
 
 import io
-import struct
 import threading
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +18,7 @@ from transformers import CLIPImageProcessor
 from clipmerge.errors import DataError
 from clipmerge.images import decoding
 from clipmerge.images.copies import Prints
-from clipmerge.images.decoding import Encoded, open_picture, to_rgb
+from clipmerge.images.decoding import Encoded, open_picture
 from tests.support.image_files import load_images, saved
 
 RNG = np.random.default_rng(0)
@@ -45,20 +43,6 @@ def animated() -> bytes:
     return saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50)
 
 
-def deep_colours() -> bytes:
-    """A PNG of 16 bits in each of three channels, which Pillow cannot write: signature, header,
-    unfiltered rows, end."""
-    low = RNG.integers(0, 256, COLOURS.shape)
-    rows = (COLOURS.astype(np.uint16) << 8 | low).astype(">u2").reshape(len(COLOURS), -1)
-    content = b"".join(b"\0" + row.tobytes() for row in rows)
-    header = struct.pack(">IIBBBBB", COLOURS.shape[1], COLOURS.shape[0], 16, 2, 0, 0, 0)
-    written = b"\x89PNG\r\n\x1a\n"
-    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(content)), (b"IEND", b"")):
-        check = zlib.crc32(kind + data)
-        written += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
-    return written
-
-
 PICTURES: dict[str, Callable[[], bytes]] = {
     "RGB": lambda: saved(RGB, "PNG"),
     "transparent": lambda: saved(transparent(), "PNG"),
@@ -75,7 +59,6 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "a line": lambda: saved(RGB.resize((900, 1)), "PNG"),
     "long": lambda: saved(RGB.resize((20_000, 40)), "PNG"),
     "TIFF": lambda: saved(RGB, "TIFF"),
-    "16-bit colours": deep_colours,
 }
 
 
@@ -95,21 +78,6 @@ def test_a_picture_is_as_the_processor_reads_its_file(kind: str) -> None:
     for name, process in processors().items():
         expected = process(Image.open(io.BytesIO(content)))
         assert torch.equal(process(open_picture("x", content)), expected), name
-
-
-def test_transparency_is_white_for_transformers_and_gone_for_open_clip() -> None:
-    clear = saved(Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "PNG")
-    white, black = (
-        {
-            name: process(Image.new("RGB", (40, 40), colour))
-            for name, process in processors().items()
-        }
-        for colour in ("white", "black")
-    )
-    found = {name: process(open_picture("x", clear)) for name, process in processors().items()}
-    assert torch.equal(found["transformers"], white["transformers"])
-    assert torch.equal(found["open_clip"], black["open_clip"])
-    assert to_rgb(open_picture("x", clear)).getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize(
@@ -186,14 +154,3 @@ def test_what_cannot_be_read_is_named(content: Encoded, message: str) -> None:
     with pytest.raises(DataError) as raised:
         open_picture("x", content)
     assert message in str(raised.value)
-
-
-def test_16_bit_colours_lose_their_lower_eight_bits() -> None:
-    notes = set[str]()
-    found = open_picture("x", deep_colours(), notes=notes)
-    assert np.array_equal(np.asarray(found), COLOURS)
-    assert not notes  # every processor reads them so, by Pillow
-
-
-def test_rgb_is_left_alone() -> None:
-    assert to_rgb(RGB) is RGB

@@ -47,7 +47,6 @@ def arrays(*values: Any) -> list[tuple[Any, str]]:
 
 Make = Callable[[Path], Any]
 SOURCES: dict[str, tuple[Make, str]] = {
-    "nothing there": (lambda f: f / "none", r"none: no such folder or file; give a folder with"),
     "a set misspelled": (lambda _: "imagenetv3", r"Did you mean 'imagenetv2'\?"),
     "no name": (lambda _: " ", "names no images; give a folder"),
     "another kind of file": (
@@ -55,36 +54,23 @@ SOURCES: dict[str, tuple[Make, str]] = {
         r"x\.zip: is \.zip; give files",
     ),
     "files of two kinds": (lambda _: ["x.tar", "y.parquet"], r"is \.parquet, \.tar; give files of"),
-    "an empty class folder": (
-        lambda f: files(f, "a/0.png", "b/notes.md"),
-        r"/b: this class folder holds no images; it holds notes\.md; add some, remove the folder",
-    ),
-    "an empty folder": (lambda f: f, r"has no subfolders; expected one per class, such as"),
     "pictures without classes": (
         lambda f: files(f, "0.png"),
         r"has no subfolders; expected one per",
     ),
     "a split of a folder": (
         lambda f: f"{files(f, 'train/a/0.png')}:trian",
-        r"has no folder 'trian' \(it has train\)\. Did you mean 'train'",
+        r":trian: no such folder or file; .*Did you mean 'train'\?",
     ),
     "a text missing": (
         lambda f: files(files(f, "0.png", "1.png"), "0.txt", content=b"a dog"),
         r"1 image has no text with captions \(1\.png\); write them beside the image",
     ),
-    "an empty text": (
-        lambda f: files(files(f, "0.png"), "0.txt", content=b" "),
-        r"1 image has no caption \(of 1\): .*0\.png; write one",
-    ),
-    "a file missing": (
-        lambda f: table(f, "filepath,label\n0.png,a\n9.png,b\n"),
-        r"x\.csv: 1 file is missing \(of 2\): row 2, 9\.png; names start from .* Add the files",
-    ),
     "a row too long": (
         lambda f: table(f, "filepath,label\n0.png,a\n1.png,a,b\n"),
         r"x\.csv: cannot be read \(line 3 has 3 fields, and the heading 2\)",
     ),
-    "no rows": (lambda f: table(f, "filepath,label\n"), r"x\.csv: (has no rows|cannot be read)"),
+    "no rows": (lambda f: table(f, "filepath,label\n"), r"x\.csv: holds no images"),
     "no label": (lambda f: table(f, "filepath,size\n0.png,3\n"), r"no label or caption column"),
     "no image": (lambda f: table(f, "name,label\n0.png,a\n"), r"no image column \(columns: name"),
     "an empty label": (
@@ -99,12 +85,7 @@ SOURCES: dict[str, tuple[Make, str]] = {
         lambda f: parquet(f, label=[-1, -1]),
         r"2 of 2 images have no label .* or give a labelled split, such as validation",
     ),
-    "labels without names": (
-        lambda f: parquet(f, label=[0, 1]),
-        "the numbers 0 to 1 without names",
-    ),
-    "ids": (lambda f: parquet(f, label=[0, 10**9]), "if they are ids, name the column"),
-    "scores": (lambda f: parquet(f, label=[0.5, 1.5]), r"column 'label' holds double"),
+    "scores": (lambda f: parquet(f, label=[0.5, 1.5]), r"0\.5 is not a label; give a class index"),
     "two image columns": (
         lambda f: save_plain_parquet(
             f / "x.parquet", {"left": [png(0)], "right": [png(1)], "label": ["a"]}
@@ -157,7 +138,6 @@ SOURCES: dict[str, tuple[Make, str]] = {
         r"is not a label; give a class index or a name",
     ),
     "NaN as a label": (lambda _: [(png(0), float("nan"))], "nan is not a label; give a class"),
-    "infinity as a label": (lambda _: [(png(0), np.float32("inf"))], "inf is not a label; give"),
     "five channels": (
         lambda _: arrays(np.zeros((8, 8, 5), np.uint8)),
         r"image 0: is ndarray of uint8, shape \(8, 8, 5\); expected a path, a PIL image",
@@ -184,10 +164,6 @@ SOURCES: dict[str, tuple[Make, str]] = {
     ),
     "no pairs": (lambda _: [png(0)], r"its items are not \(image, label\) or \(image, caption\)"),
     "a mapping": (lambda _: {"a": 1}, r"dict holds no labelled images; give a path"),
-    "a stream": (
-        lambda _: datasets.Dataset.from_dict({"image": [1], "label": [1]}).to_iterable_dataset(),
-        r"IterableDataset holds no labelled images",
-    ),
 }
 
 
@@ -200,17 +176,11 @@ def test_a_source_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        (Columns(label="lable"), r"no column 'lable' .*`label_column`.*Did you mean 'label'"),
-        (Columns(image="label"), r"0 file|are missing"),
-        (Columns(image="label2"), r"no column 'label2' .*`image_column`"),
-    ],
-)
-def test_a_wrong_column_is_refused(columns: Columns, message: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=message):
-        load_images(str(parquet(tmp_path, label=["a", "b"])), columns=columns)
+def test_a_wrong_column_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"no column 'lable' .*`label_column`.*Did you mean 'label'"
+    ):
+        load_images(str(parquet(tmp_path, label=["a", "b"])), columns=Columns(label="lable"))
 
 
 def test_classes_and_captions_at_once_are_refused() -> None:
@@ -224,17 +194,6 @@ def test_pictures_beside_class_folders_are_counted(tmp_path: Path) -> None:
     assert note == (
         f"{tmp_path}: not read, because they are no images in a class folder: 2 .png, 1 .md, 1 .jpg"
     )
-
-
-def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
-    files(tmp_path, "a/0.png")
-    files(tmp_path, "b/1.png", content=b"no image")
-    images = load_images(str(tmp_path))
-    with pytest.raises(DataError, match=r"/b/1\.png: cannot be read as an image"):
-        images.image(1)
-    (tmp_path / "a" / "0.png").unlink()
-    with pytest.raises(DataError, match=r"/a/0\.png: cannot be read as an image .*No such file"):
-        images.image(0)
 
 
 def test_images_with_captions_are_refused_where_classes_are_needed(tmp_path: Path) -> None:

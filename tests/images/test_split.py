@@ -14,7 +14,6 @@ from clipmerge.images.image_set import (
     ImageSource,
     LabelledImages,
     Pictures,
-    balanced_sample,
 )
 from clipmerge.images.split import held_out_positions, split_images, split_shift
 from tests.support.image_files import load_images
@@ -77,14 +76,6 @@ def test_the_shares(available: int, wanted: int, sizes: tuple[int, int, int]) ->
     assert len(items(plain.train)) == min(available - len(items(plain.test)), wanted)
 
 
-@given(st.lists(st.integers(5, 20), min_size=2, max_size=6), st.integers(0, 3))
-def test_every_class_gives_its_share_to_those_that_judge(sizes: list[int], seed: int) -> None:
-    labels = tuple(label for label, size in enumerate(sizes) for _ in range(size))
-    judging = split_images(labelled(labels), 1024, seed, val=0).test
-    taken = Counter(judging.labels if judging else ())
-    assert all(abs(taken[label] - 0.2 * size) <= 1 for label, size in enumerate(sizes))
-
-
 def test_a_class_with_one_image_is_learned_from_and_judges_nothing() -> None:
     labels = (*range(10), 10, 10, 10, 11, 11, 11)
     split = split_images(labelled(labels), 1024, seed=0, val=0)
@@ -102,21 +93,6 @@ def test_images_with_one_caption_are_on_one_side(labels: tuple[int, ...], seed: 
     split = split_images(CaptionedImages("here", pictures, labels, captions), 1024, seed)
     seen = split.train.labels if split.train else ()
     assert split.test is None or not set(seen) & set(split.test.labels)
-
-
-@given(
-    st.lists(st.integers(0, 4), min_size=1, max_size=60).map(tuple),
-    st.integers(1, 80),
-    st.integers(0, 3),
-)
-def test_a_sample_is_balanced_and_without_repetition(
-    labels: tuple[int, ...], count: int, seed: int
-) -> None:
-    drawn = balanced_sample(labels, count, seed)
-    assert len(set(drawn)) == len(drawn) == min(count, len(labels))
-    taken, there = Counter(labels[at] for at in drawn), Counter(labels)
-    most = max(taken.values())
-    assert all(taken[label] >= min(most - 1, there[label]) for label in there)
 
 
 def test_images_that_choose_are_equally_many_of_each_class() -> None:

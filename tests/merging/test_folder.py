@@ -21,7 +21,7 @@ from transformers import (
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.families import CLIP
 from tests.support.command import done
-from tests.support.raw_safetensors import edit, edit_json, rename_keys, shard
+from tests.support.raw_safetensors import edit, edit_json, shard
 from tests.support.tiny_clip import Folders
 
 TOWERS: dict[str, Any] = {
@@ -136,12 +136,6 @@ def test_what_the_finetuned_lacks_comes_from_the_zero_shot(
         assert (output / name).read_bytes() == (copies[0] / name).read_bytes()
     warnings = json.loads((output / "clipmerge.json").read_text())["warnings"]
     assert any("the zero-shot one's was copied" in warning for warning in warnings)
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_wrappers_prefix_is_not_written(copies: Folders, which: int) -> None:
-    rename_keys(copies[which], lambda key: f"module.{key}")
-    works(merge(*copies))
 
 
 def save_tower(folder: Path, name: str, *, bare: bool = False, prefix: str = "") -> tuple[Any, str]:

@@ -2,7 +2,6 @@
 sorting.
 """
 
-import hashlib
 import json
 import struct
 from pathlib import Path
@@ -13,12 +12,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from clipmerge.merging import merge_tensor
 from clipmerge.merging.floats import LIMITS, fits, narrow, widen
-from clipmerge.merging.selection import RandomKey, keep_largest, keep_random, keep_top_k
-from clipmerge.merging.spectral import singular_values, spectral_split
+from clipmerge.merging.selection import keep_largest, keep_top_k
+from clipmerge.merging.spectral import singular_values
 from tests.support.command import python
 from tests.support.tiny_clip import Folders
 
@@ -63,12 +61,10 @@ def test_both_ends_are_the_inputs_bit_for_bit(dtype: Any, alpha: float, which: i
 
 
 def test_the_only_checkpoint_with_a_weight_is_copied_where_that_is_one() -> None:
-    theta_0, *finetuned = arrays(8, 4)
-    for which in range(3):
-        weights = [float(i == which) for i in range(3)]
-        merged = merge_tensor(theta_0, finetuned, alpha=1, weights=weights)
-        assert same_bits(merged, finetuned[which])
-    assert same_bits(merge_tensor(theta_0, finetuned, alpha=1, weights=[0.0] * 3), theta_0)
+    theta_0, *finetuned = arrays(8, 3)
+    merged = merge_tensor(theta_0, finetuned, alpha=1, weights=[0.0, 1.0])
+    assert same_bits(merged, finetuned[1])
+    assert same_bits(merge_tensor(theta_0, finetuned, alpha=1, weights=[0.0, 0.0]), theta_0)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 1), (1, 7)])
@@ -89,49 +85,38 @@ def test_an_alpha_a_row_or_an_entry_broadcasts(
 # --- conversions ---
 
 
-def all_bits(dtype: str) -> Tensor:
-    """Every number of 16 bits, in torch's type."""
-    bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
-    return bits.view(getattr(torch, dtype))
-
-
 @pytest.mark.parametrize(("name", "dtype"), [("BF16", "bfloat16"), ("F16", "float16")])
-def test_every_number_of_16_bits_is_widened_and_narrowed_as_torch_does(
+def test_every_number_of_16_bits_is_widened_and_rounded_to_as_torch_does(
     name: str, dtype: str
 ) -> None:
-    values = all_bits(dtype)
-    finite = values[values.isfinite()]
-    stored = finite.view(torch.int16).numpy().view(np.float16 if name == "F16" else np.uint16)
-    wide = widen(stored, name)
-    assert same_bits(wide, finite.float().numpy())
-    assert narrow(wide, name).tobytes() == stored.tobytes()
-    broken = values.view(torch.int16).numpy().view(stored.dtype)
-    assert np.array_equal(widen(broken, name), values.float().numpy(), equal_nan=True)
-
-
-@pytest.mark.parametrize(("name", "dtype"), [("BF16", "bfloat16"), ("F16", "float16")])
-def test_rounding_is_torchs_next_to_every_middle(name: str, dtype: str) -> None:
-    values = all_bits(dtype)
-    values = values[values.isfinite()].float().numpy()
-    values.sort()
-    middles = (values[1:] / 2 + values[:-1] / 2).astype(np.float32)
+    bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
+    values = bits.view(getattr(torch, dtype))
+    stored = bits.numpy().view(np.float16 if name == "F16" else np.uint16)
+    assert np.array_equal(widen(stored, name), values.float().numpy(), equal_nan=True)
+    is_finite = values.isfinite()
+    wide = widen(stored[is_finite.numpy()], name)
+    assert same_bits(wide, values[is_finite].float().numpy())
+    # the numbers themselves, the middles between them, and what is next to the middles
+    wide.sort()
+    middles = (wide[1:] / 2 + wide[:-1] / 2).astype(np.float32)
     near = [np.nextafter(middles, np.float32(end)) for end in (-np.inf, np.inf)]
-    tried = np.concatenate([middles, *near, *arrays(2, 1, (50_000,))])
-    expected = torch.from_numpy(tried).to(getattr(torch, dtype)).view(torch.int16).numpy()
+    tried = np.concatenate([wide, middles, *near, *arrays(2, 1, (50_000,))])
+    expected = torch.from_numpy(tried).to(values.dtype).view(torch.int16).numpy()
     assert narrow(tried, name).tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("BF16", "bfloat16"), ("F16", "float16")])
-def test_what_rounds_to_infinity_does_not_fit(name: str, dtype: str) -> None:
+@pytest.mark.parametrize("name", ["BF16", "F16"])
+def test_what_rounds_to_infinity_does_not_fit(name: str) -> None:
     limit = np.float32(LIMITS[name])
     below = np.nextafter(limit, np.float32(0))
-    for value, is_fitting in ((below, True), (limit, False), (-limit, False), (-below, True)):
-        assert fits(np.array([1.0, value], np.float32), name) is is_fitting
-        rounded = torch.tensor(value).to(getattr(torch, dtype))
-        assert bool(rounded.isfinite()) is is_fitting
+    kind = torch.bfloat16 if name == "BF16" else torch.float16
+    for value in (below, limit, -limit, -below):
+        is_finite = bool(torch.tensor(value).to(kind).isfinite())
+        assert (
+            fits(np.array([1.0, value], np.float32), name) is is_finite is bool(abs(value) < limit)
+        )
     for value in (np.nan, np.inf, -np.inf):
         assert not fits(np.array([0.0, value], np.float32), "F32")
-    assert fits(np.full(10_000, 3e38, np.float32), "F32")
 
 
 # --- selections ---
@@ -169,33 +154,7 @@ def test_of_many_entries_the_largest_are_those_of_sorting() -> None:
             assert np.array_equal(kept, np.sort(ranked[:count]))
 
 
-@pytest.mark.parametrize("density", [1e-9, 0.1, 0.5, 1.0])
-def test_random_entries_come_from_seed_and_name_alone(density: float) -> None:
-    """One draw at a time, as a fraction of 2^64 in Python's integers."""
-    key = RandomKey(3, "vision_model.a")
-    digest = hashlib.sha256(b"3:vision_model.a").digest()[:16]
-    generator = np.random.Philox(key=int.from_bytes(digest, "little"))
-    expected = [int(generator.random_raw()) // 2**11 < round(density * 2**53) for _ in range(1200)]
-    kept = keep_random((30, 40), density, key)
-    assert kept.ravel().tolist() == expected
-    assert np.array_equal(keep_random((30, 40), density, key, draws=7), kept)
-
-
 # --- singular directions ---
-
-
-@pytest.mark.parametrize("shape", [(6, 9), (9, 6), (7, 7), (4, 3, 2, 2), (5, 1)])
-@pytest.mark.parametrize("rank", [1, 3, 100])
-def test_a_spectral_split_is_the_truncated_svd(shape: tuple[int, ...], rank: int) -> None:
-    (matrix,) = arrays(7, 1, shape)
-    principal, rest = spectral_split(matrix, rank)
-    flat = matrix.reshape(shape[0], -1)
-    u, s, vh = np.linalg.svd(flat.astype(np.float64), full_matrices=False)
-    expected = (u[:, :rank] * s[:rank]) @ vh[:rank]
-    assert principal.shape == rest.shape == matrix.shape
-    assert np.allclose(principal.reshape(flat.shape), expected, atol=1e-6)
-    assert np.allclose(principal + rest, matrix, atol=1e-6)
-    assert np.allclose(singular_values(matrix), s, atol=1e-12)
 
 
 def test_small_singular_values_are_as_exact_as_large_ones() -> None:

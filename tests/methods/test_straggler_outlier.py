@@ -47,15 +47,23 @@ def test_a_mask_that_is_not_there_or_lacks_its_gradients_is_refused(pair: Folder
         decide(task, method)
     assert decide(task, method, mask="magnitude").scores == {}
     with pytest.raises(
-        UsageError, match=r"option 'mask' cannot be 'saliancy': .*mean 'saliency'.*masks: magnitude"
+        UsageError, match=r"option 'mask' cannot be 'saliancy': .*mean 'saliency'.*masks: "
     ):
         check_options("methods", method, {"mask": "saliancy"})
 
 
-def test_another_measure_makes_no_layer_sparse(pair: Folders) -> None:
-    told = (
-        r"method straggler-sparse: made-up makes no layer sparse; measure with learned-sparse, or"
-        r" use the method"
-    )
-    with pytest.raises(UsageError, match=told):
-        tasks.decide(task_with(pair), "straggler-sparse")
+@pytest.mark.parametrize(
+    ("method", "measure"),
+    [
+        ("fisher", "fisher"),
+        ("learned", "learned-coefficients"),
+        ("regmean", "gram"),
+        ("straggler-sparse", "learned-sparse"),
+        ("wise-ft-id", "path-accuracy"),
+    ],
+)
+def test_the_measure_that_a_method_needs_is_named(pair: Folders, method: str, measure: str) -> None:
+    told = rf"method {method}: needs .*; set `measure.name` to {measure} in the recipe"
+    for task in (task_with(pair), tasks.task_of(pair)):
+        with pytest.raises(UsageError, match=told):
+            tasks.decide(task, method)

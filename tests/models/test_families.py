@@ -17,15 +17,13 @@ from transformers import AutoProcessor
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import DistributedContext
-from clipmerge.errors import CheckpointError
 from clipmerge.families import VISION_TEXT_DUAL_ENCODER
 from clipmerge.learning.interpolate import Path as Between
 from clipmerge.learning.objective import Batch, Objective
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.classifier import Prompts
-from clipmerge.models.open_clip import _load_tokenizer, build_module, preparation_of
+from clipmerge.models.open_clip import build_module
 from clipmerge.models.transformers_clip import TransformersClip
-from tests.support.command import done
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import Folders
 from tests.support.tiny_families import TINY
@@ -142,40 +140,6 @@ def test_loss_and_gradients_are_those_of_the_librarys_forward(
         assert float((ours[key] - theirs[key]).abs().max()) <= 3e-4 * largest, key
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param("SigLIP2", marks=pytest.mark.uncounted), "CLIP classifier"]
-)
-def test_a_recipe_that_measures_adds_up(
-    name: str, family_pairs: Pairs, images: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    flags = (
-        "--data",
-        images,
-        "--images",
-        12,
-        "--set",
-        "method.bootstraps=20",
-        "--output",
-        output,
-        "--json",
-    )
-    outcome = done("merge", *family_pairs(name), "--recipe", "straggler-outlier", *flags)
-    for check in outcome.json["measured"]["checks"].values():
-        assert check["sum_of_layers"] == pytest.approx(check["measured"], rel=0.02, abs=1e-4)
-    # a classifier is measured by its base's text tower
-    towers = {layer.partition(".")[0] for layer in outcome.json["measurements"]}
-    assert ("text" in towers) == (TINY[name].base is None)
-    TINY[name].model.from_pretrained(output)
-
-
-def test_a_configuration_without_towers_is_refused() -> None:
-    for broken in ({"embed_dim": 3}, {"embed_dim": 3, "vision_cfg": {}, "text_cfg": 3}):
-        with pytest.raises(CheckpointError, match=r"has no model_cfg with vision_cfg and text_cfg"):
-            build_module(open_clip, broken)
-
-
 def test_a_text_tower_of_transformers_is_built_without_its_weights(tmp_path: Path) -> None:
     model_cfg = model_config(text={**bert_text(tmp_path), "hf_model_pretrained": True})
     for setting in ("layers", "heads", "mlp_ratio", "vocab_size", "context_length"):
@@ -184,23 +148,6 @@ def test_a_text_tower_of_transformers_is_built_without_its_weights(tmp_path: Pat
     model = build_module(open_clip, model_cfg)
     assert isinstance(model, open_clip.CustomTextCLIP)
     assert type(model.text.transformer).__name__ == "BertModel"
-
-
-def test_preprocessing_may_stand_in_the_folder_alone(tmp_path: Path) -> None:
-    config = {"preprocess_cfg": {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    white = Image.new("RGB", (8, 8), (255, 255, 255))
-    assert preparation_of({}, tmp_path, 8)([white]) == pytest.approx(torch.ones(1, 3, 8, 8))
-    assert (
-        preparation_of({}, tmp_path / "nowhere", 8)([white]).mean() > 1.5
-    )  # OpenAI's mean and deviation
-
-
-def test_a_text_tower_of_clips_size_needs_no_tokenizer_of_its_own(tmp_path: Path) -> None:
-    tokenizer = _load_tokenizer(
-        open_clip, model_config(text={"vocab_size": 49408, "context_length": 9}), tmp_path
-    )
-    assert tokenizer(["a cat"]).shape == (1, 9)
 
 
 @pytest.mark.filterwarnings(

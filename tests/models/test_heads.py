@@ -102,6 +102,7 @@ def of_wise_ft(folder: Path) -> Pair:
     zeroshot = save(model, model_config(), folder / "zeroshot")
     visual, head = stirred(model.visual), nn.Linear(16, CLASSES)
     stored = {f"image_encoder.model.visual.{k}": v for k, v in visual.state_dict().items()}
+    stored["image_encoder.model.token_embedding.weight"] = torch.ones(4, 32)  # of the text tower
     stored |= {f"classification_head.{k}": v.detach() for k, v in head.state_dict().items()}
     torch.save(stored, folder / "checkpoint_10.pt")
 

@@ -13,7 +13,7 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.learning.objective import Batch
 from clipmerge.plugins import load_plugin
-from tests.support.command import clipmerge, printed, refused
+from tests.support.command import clipmerge, refused
 from tests.support.small_objective import objective_for
 from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import ARCHITECTURES, load, model_config, save_open_clip_pair
@@ -54,7 +54,7 @@ def test_features_and_logits_are_open_clips_own(pairs: dict[str, Folders], kind:
     torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["vit", "resnet", "timm siglip", "timm efficientnet", "coca"])
+@pytest.mark.parametrize("kind", ["resnet", "timm siglip"])
 def test_the_shares_of_all_layers_are_the_measured_barrier(
     pairs: dict[str, Folders], kind: str
 ) -> None:
@@ -68,32 +68,6 @@ def test_the_shares_of_all_layers_are_the_measured_barrier(
     for check in found.checks.values():
         assert check.sum_of_layers == pytest.approx(check.measured, rel=0.02, abs=2e-5)
     assert objective.path.layers.keys() == set(found.layers)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_a_sweep_ends_at_both_checkpoints(
-    pairs: dict[str, Folders], kind: str, images: Path, tmp_path: Path
-) -> None:
-    ends = pairs[kind]
-    sources = (
-        "--id",
-        f"a={images}",
-        "--ood",
-        f"b={images}",
-        "--alphas",
-        "0,1",
-        "--output",
-        tmp_path / "sweep",
-        "--allow",
-        "at-chance",
-    )
-    swept = printed("sweep", ends[0], ends[1], *sources)
-    for point, folder in zip(swept["curve"], ends, strict=True):
-        assert (
-            point["accuracy"]["a"]
-            == printed("evaluate", folder, "--data", f"a={images}")["accuracy"]["a"]
-        )
 
 
 def test_without_open_clip_one_line_says_what_to_install(
@@ -111,7 +85,7 @@ def test_without_open_clip_one_line_says_what_to_install(
         (
             '"hf_tokenizer_name": "acme/tiny"',
             '"pad_id": 0',
-            "the text tower has 58 tokens, but CLIP's tokenizer 49408",
+            "its tokenizer has token 49407, but its text tower knows 58",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.evaluation.accuracy import load_model
 from tests.support.command import clipmerge, refused
 from tests.support.raw_safetensors import edit, edit_json
-from tests.support.tiny_clip import Folders
+from tests.support.tiny_clip import CLASSES, Folders, save_classifiers, save_pair
 from tests.support.tiny_open_clip import build, model_config, save
 
 CODE = """
@@ -148,6 +148,7 @@ UNPREPARED = r"its images cannot be prepared \("
         ),
         ({"preprocess_cfg": {"mean": [1, 2, 3, 4]}}, UNPREPARED),
         ({"preprocess_cfg": 5}, UNPREPARED),
+        ({"model_cfg": {"text_cfg": 3}}, "has no model_cfg with vision_cfg and text_cfg"),
     ],
 )
 def test_what_open_clip_cannot_build_is_an_error_of_one_line(
@@ -172,10 +173,12 @@ def test_nobody_is_asked_whether_code_may_run(
     assert not (tmp_path / "it ran").exists()
 
 
-def test_no_kernel_that_a_configuration_names_is_fetched(copies: Folders) -> None:
+@pytest.mark.parametrize("headed", [False, True])
+def test_no_kernel_that_a_configuration_names_is_fetched(tmp_path: Path, headed: bool) -> None:
     """transformers would download it from the Hub and run it."""
+    folder, *_ = save_classifiers(tmp_path, CLASSES) if headed else save_pair(tmp_path)
     strange = {"attn_implementation": "evil/kernel", "_attn_implementation": "evil/kernel"}
-    edit_json(copies[0] / "config.json", **strange, text_config=strange, vision_config=strange)
-    model = load_model(open_checkpoint(str(copies[0])))
+    edit_json(folder / "config.json", **strange, text_config=strange, vision_config=strange)
+    model = load_model(open_checkpoint(str(folder)))
     assert "evil" not in str(model.module.config.to_dict())
     assert model.module.config._attn_implementation in ("sdpa", "eager")

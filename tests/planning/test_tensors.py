@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 import clipmerge
 from clipmerge import methods
 from clipmerge.errors import UsageError
-from clipmerge.files.hashes import sha256_of
 from clipmerge.merging.folder import coefficient_histograms
-from clipmerge.merging.stream import coefficients_of_run
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.plan import Plan, rows_shape
 from tests.support.command import one_line
@@ -85,19 +83,6 @@ def test_the_merge_is_the_formula_entry_by_entry(
         assert np.array_equal(tensor.numpy(), merged[name])
 
 
-@pytest.mark.parametrize("value", [0, 1])
-@pytest.mark.parametrize("form", FORMS)
-def test_zeros_and_ones_are_a_sources_bytes(
-    planner: Planner, pair: Folders, value: int, form: str
-) -> None:
-    plan = planner(forms=(form,))
-    for coefficient in plan.coefficients.values():
-        coefficient.fill(value)
-    source = weights(pair[value])
-    for name, tensor in in_runs(inputs_of(pair), plan).items():
-        assert tensor.numpy().tobytes() == source[name].tobytes(), name
-
-
 def test_the_plan_tells_mean_and_range(planner: Planner, pair: Folders) -> None:
     plan, task = planner(), Task(inputs_of(pair))
     coefficients = coefficients_for(task)
@@ -124,14 +109,6 @@ def test_an_override_gives_its_layers_one_alpha(planner: Planner, pair: Folders)
     kept = merged[name] != zeroshot[name]
     assert kept.sum() == pytest.approx(kept.size / 2, abs=1)
     assert intended[kept].min() >= intended[~kept].max()
-
-
-@pytest.mark.parametrize("shape", [(5, 7), (5, 1)])
-@pytest.mark.parametrize(("start", "stop"), [(0, 35), (0, 7), (3, 4), (6, 23), (34, 35)])
-def test_a_run_gets_its_own_coefficients(shape: tuple[int, ...], start: int, stop: int) -> None:
-    coefficient = np.arange(1.0, 1 + int(np.prod(shape))).reshape(shape)
-    found = coefficients_of_run(coefficient, (5, 7), start, stop)
-    assert np.array_equal(found, np.broadcast_to(coefficient, (5, 7)).ravel()[start:stop])
 
 
 def test_entries_are_counted_by_their_coefficient(pair: Folders) -> None:
@@ -190,15 +167,6 @@ def test_a_hand_edit_against_the_coefficients_is_refused(
 def test_a_hand_edit_gives_a_layer_one_alpha(planned: Path, pair: Folders) -> None:
     edit_json(planned, layers={"vision.1.mlp": {"alpha": 1, "alpha_range": None}})
     assert np.array_equal(apply(planned)[FC1], weights(pair[1])[FC1])
-
-
-def test_a_layer_without_the_coefficients_that_it_states_is_refused(planned: Path) -> None:
-    file = planned.with_suffix(".tensors.safetensors")
-    held = load_file(file)
-    save_file({key: held[key] for key in held if layer_of(key[13:]) != "vision.1.mlp"}, file)
-    edit_json(planned, tensors={"sha256": sha256_of(file)})
-    with pytest.raises(UsageError, match=r"'vision.1.mlp': alpha .* are not the mean and range"):
-        apply(planned)
 
 
 def test_a_layer_that_a_plan_does_not_name_stays_zeroshot_and_is_told(

@@ -1,44 +1,41 @@
-"""The push, to a Hub in this process."""
+"""The push: the files of the merge and nothing else, and no push that would do harm."""
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-import clipmerge
 from clipmerge.errors import HubError, OutputError, UsageError
 from clipmerge.publish.push import push
-from tests.support.hub_double import FakeHub, upload
+from tests.support.command import one_line
+from tests.support.published import Published, publishing
 from tests.support.told import Told
 
 
-def test_a_push_publishes_the_files_of_the_merge_in_one_commit(merged: Path, hub: FakeHub) -> None:
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> type[Published]:
+    return publishing(monkeypatch)
+
+
+def test_a_push_publishes_the_files_of_the_merge(merged: Path, hub: type[Published]) -> None:
     (merged / "notes.txt").write_text("mine")
     published = push(merged, "alice/robust")
-    files = hub.files("alice/robust")
-    assert {"model.safetensors", "config.json", "README.md", "report.html"} <= set(files)
-    assert "notes.txt" not in files
-    card = hub.files("alice/robust")["README.md"].decode()
+    assert published.url.endswith("/alice/robust")
+    files = dict(hub.models["alice/robust"])
+    names = ["README.md", "clipmerge.json", "config.json", "model.safetensors", "report.html"]
+    assert sorted(files) == [".gitattributes", *names]
+    card = files["README.md"].decode()
     assert "# robust" in card
     assert 'from_pretrained("alice/robust")' in card
-    assert published.url.endswith("/alice/robust")
-    assert (
-        json.loads(hub.files("alice/robust")["clipmerge.json"])["plan"]["recipe"]["name"]
-        == "straggler-outlier"
-    )
-    upload(hub, "alice/robust", {"model-00001-of-00002.safetensors": b"of an earlier merge"})
-    assert push(merged, "alice/robust").url == published.url
-    assert hub.files("alice/robust").keys() == files.keys()
-
-
-def test_an_edited_card_is_published_as_it_is(merged: Path, hub: FakeHub) -> None:
-    card = (merged / "README.md").read_text().replace("# A merged CLIP", "# My own words")
-    (merged / "README.md").write_text(card)
+    hub.models["alice/robust"]["model-00001-of-00002.safetensors"] = b"of an earlier merge"
+    (merged / "README.md").write_text("my own words")
     push(merged, "alice/robust")
-    assert hub.files("alice/robust")["README.md"].decode() == card
+    assert hub.models["alice/robust"] == files | {"README.md": b"my own words"}
 
 
-def test_another_answer_than_use_is_said(merged: Path, hub: FakeHub) -> None:
+def test_another_verdict_than_use_is_a_warning(merged: Path, hub: type[Published]) -> None:
     told = Told()
     push(merged, "alice/first", progress=told)
     assert told.lines == []
@@ -46,39 +43,34 @@ def test_another_answer_than_use_is_said(merged: Path, hub: FakeHub) -> None:
     data["verdict"] |= {"recommendation": "keep-finetuned", "sentence": "Keep the fine-tuned."}
     (merged / "clipmerge.json").write_text(json.dumps(data))
     push(merged, "alice/second", progress=told)
-    (line,) = told.lines
-    assert "Keep the fine-tuned." in line
+    assert told.lines == ["the verdict on this merge is: Keep the fine-tuned."]
 
 
-def test_weights_that_changed_are_not_published(merged: Path, hub: FakeHub) -> None:
+def test_nothing_is_published_that_would_do_harm(merged: Path, hub: type[Published]) -> None:
+    hub.models["alice/other"] = {"model.safetensors": b"theirs"}
+    with one_line(UsageError, "exists and holds something else"):
+        push(merged, "alice/other")
+    for name in ("robust", "a/b/c", "/x", "a/"):
+        with one_line(UsageError, "write it as ORG/NAME"):
+            push(merged, name)
     with (merged / "model.safetensors").open("ab") as file:
         file.write(b" ")
-    with pytest.raises(OutputError, match=r"model\.safetensors changed since the merge"):
+    with one_line(OutputError, r"model\.safetensors changed since the merge"):
         push(merged, "alice/robust")
-
-
-def test_another_model_is_not_overwritten(merged: Path, hub: FakeHub, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "model.safetensors").write_bytes(b"theirs")
-    upload(hub, "alice/other", other)
-    with pytest.raises(UsageError, match="exists and holds something else"):
-        push(merged, "alice/other")
-
-
-@pytest.mark.parametrize("name", ["robust", "a/b/c", "/x", "a/"])
-def test_a_name_that_is_none_is_refused(merged: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="write it as ORG/NAME"):
-        clipmerge.push(merged, name)
+    assert hub.models == {"alice/other": {"model.safetensors": b"theirs"}}
 
 
 @pytest.mark.parametrize(
-    ("status", "told"), [(401, "hf auth login"), (403, "hf auth login"), (409, "tries again")]
+    ("error", "next_step"),
+    [
+        (LocalTokenNotFoundError("no token"), "hf auth login"),
+        (HfHubHTTPError("403 Client Error\n\nno", response=Mock(status_code=403)), "auth login"),
+        (HfHubHTTPError("409", response=Mock(status_code=409)), "Try again later"),
+    ],
 )
-def test_a_refusal_is_one_line_with_what_to_do(
-    merged: Path, hub: FakeHub, status: int, told: str
+def test_a_refusal_is_one_line_with_the_next_step(
+    merged: Path, hub: type[Published], error: Exception, next_step: str
 ) -> None:
-    hub.fail("POST", "/api/repos/create", status=status)
-    with pytest.raises(HubError, match=told) as caught:
+    hub.error = error
+    with one_line(HubError, f"push to alice/robust: .*{next_step}"):
         push(merged, "alice/robust")
-    assert "\n" not in str(caught.value)

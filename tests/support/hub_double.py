@@ -1,10 +1,9 @@
 """A small Hub on localhost for the real client: it keeps repositories by commit, serves their files,
-takes pushes, and fails where a test says so.
+and fails where a test says so.
 
-It speaks HTTP/1.0, so a connection carries one request; every pushed file is sent inside its commit.
+It speaks HTTP/1.0, so a connection carries one request.
 """
 
-import base64
 import hashlib
 import json
 import re
@@ -28,7 +27,7 @@ Files = dict[str, bytes]
 FILE_URL = "/{repo_id}/resolve/{revision}/{filename}"
 REPOSITORY = re.compile(
     r"/api/(?P<repo>(?:model|dataset)s/[^/]+/[^/]+)"
-    r"(?:/(?P<part>revision|tree|preupload|commit)/(?P<revision>[^/]+)(?:/(?P<path>.+))?)?"
+    r"(?:/(?P<part>revision|tree)/(?P<revision>[^/]+)(?:/(?P<path>.+))?)?"
 )
 FILE = re.compile(
     r"/(?P<datasets>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"
@@ -78,14 +77,12 @@ class FakeHub:
         """Inject a `Fault`."""
         self.faults.append(Fault(*what, **more))
 
-    def commit(self, repo: str, changes: Mapping[str, bytes | None]) -> str:
-        """Add, replace and (``None``) remove files of ``models/ORG/NAME`` or
-        ``datasets/ORG/NAME``, and return the commit.
-        """
+    def commit(self, repo: str, changes: Files) -> str:
+        """Add or replace files of ``models/ORG/NAME`` or ``datasets/ORG/NAME``; the commit."""
         commits = self.repos.setdefault(repo, {})
-        held = {**commits[[*commits][-1]], **changes} if commits else changes
+        earlier = commits[[*commits][-1]] if commits else {}
         sha = hashlib.sha1(f"{repo} {len(commits)}".encode()).hexdigest()
-        commits[sha] = {name: data for name, data in held.items() if data is not None}
+        commits[sha] = earlier | changes
         return sha
 
     def find(self, repo: str, revision: str = "main") -> tuple[str, Files]:
@@ -97,10 +94,6 @@ class FakeHub:
         if sha not in commits:
             raise Refusal("RevisionNotFound")
         return sha, commits[sha]
-
-    def files(self, repo_id: str) -> Files:
-        """The files of a model."""
-        return self.find(f"models/{repo_id}")[1]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -124,34 +117,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def serve(self) -> None:
         path = self.path.partition("?")[0]
-        asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.log.append(f"{self.command} {path}")
         for fault in self.hub.faults:
             if fault.times and fault.method == self.command and re.search(fault.path, path):
                 fault.times -= 1
                 return self.answer({"error": "injected"}, fault.status, fault.headers)
         try:
-            self.route(path, asked)
+            self.route(path)
         except Refusal as refusal:
             self.answer({}, 404, {"X-Error-Code": str(refusal)})
 
-    do_GET = do_HEAD = do_POST = serve
+    do_GET = do_HEAD = serve
 
-    def route(self, path: str, asked: bytes) -> None:
-        if path == "/api/whoami-v2":
-            self.answer({"type": "user", "name": "alice"})
-        elif path == "/api/repos/create":
-            repo_id = "{organization}/{name}".format_map(json.loads(asked))
-            if f"models/{repo_id}" not in self.hub.repos:
-                upload(self.hub, repo_id, {".gitattributes": b""})
-            self.answer({"url": f"{self.hub.url}/{repo_id}"})
-        elif path == "/api/validate-yaml":
-            self.answer({"errors": [], "warnings": []})
-        elif file := FILE.fullmatch(path):
+    def route(self, path: str) -> None:
+        if file := FILE.fullmatch(path):
             self.download(**{name: unquote(part or "") for name, part in file.groupdict().items()})
         elif repository := REPOSITORY.fullmatch(path):
             words = {name: unquote(part or "") for name, part in repository.groupdict().items()}
-            self.repository(**words, asked=asked)
+            self.repository(**words)
         else:
             raise Refusal("")
 
@@ -162,19 +145,8 @@ class Handler(BaseHTTPRequestHandler):
         etag = hashlib.sha256(files[path]).hexdigest()
         self.answer(files[path], headers={"ETag": f'"{etag}"', "X-Repo-Commit": sha})
 
-    def repository(self, repo: str, part: str, revision: str, path: str, asked: bytes) -> None:
-        if part == "preupload":
-            names = [file["path"] for file in json.loads(asked)["files"]]
-            regular = {"uploadMode": "regular", "shouldIgnore": False}
-            self.answer({"files": [{"path": name, **regular} for name in names]})
-        elif part == "commit":
-            changes: dict[str, bytes | None] = {}
-            for line in map(json.loads, asked.splitlines()[1:]):  # the first is the message
-                content = line["value"].get("content")
-                changes[line["value"]["path"]] = content and base64.b64decode(content)
-            sha = self.hub.commit(repo, changes)
-            self.answer({"commitOid": sha, "commitUrl": f"{self.hub.url}/{repo}/commit/{sha}"})
-        elif part == "tree":
+    def repository(self, repo: str, part: str, revision: str, path: str) -> None:
+        if part == "tree":
             self.answer(self.tree(repo, revision, path))
         else:
             sha, files = self.hub.find(repo, revision or "main")

@@ -8,20 +8,19 @@ import pytest
 from torch import Tensor
 
 from clipmerge import methods
-from clipmerge.api._pair import Pair, open_pair
-from clipmerge.api._write import PlannedMerge
-from clipmerge.api.merge import decide as decide_by_recipe
-from clipmerge.api.merge import open_and_split_images
+from clipmerge.api._pair import Pair
+from clipmerge.api.merge import decided as decide_in_merge
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.files import writer
 from clipmerge.files.safetensors import Array
-from clipmerge.merging import Rule, add_change, whole_change
+from clipmerge.merging import add_change, whole_change
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.methods import Decision, Task
 from clipmerge.options import PlanOptions
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import LayerPlan, Plan, SourceRecord
 from clipmerge.planning.recipe import Recipe, load_recipe
+from clipmerge.planning.record import Record
 from clipmerge.progress import Journal, Progress
 
 RECORD = SourceRecord(source="x", files={})
@@ -35,14 +34,13 @@ def inputs_of(folders: Sequence[Path], **options: Any) -> Inputs:
 
 def decided(
     folders: Sequence[Path], recipe: str, *sets: str, **options: Any
-) -> tuple[Pair, PlannedMerge]:
+) -> tuple[Pair, Record]:
     """The checkpoints, and what a recipe with settings decides for them."""
     zeroshot, *finetuned = folders
     chosen = load_recipe(recipe, list(sets))
     opts, journal = PlanOptions.of({"device": "cpu", **options}), Journal(Progress())
-    with open_pair(zeroshot, finetuned, opts, journal, missing=chosen.missing) as pair:
-        pair, split = open_and_split_images(pair, chosen, opts, journal)
-        return pair, decide_by_recipe(pair, chosen, split, opts, journal)
+    with decide_in_merge(zeroshot, finetuned, chosen, opts, journal) as made:
+        return made
 
 
 def plan_of(folders: Sequence[Path], recipe: str, *sets: str, **options: Any) -> Plan:
@@ -82,18 +80,9 @@ def in_runs(inputs: Inputs, plan: Plan, run: int = writer.RUN) -> dict[str, Tens
         return dict(zip(names, writer.tensors_in_memory(tensors), strict=True))
 
 
-def merge_masked(
-    theta_0: Array,
-    finetuned: Sequence[Array],
-    *,
-    alpha: float,
-    weights: Sequence[float] = (1.0,),
-    combine: Rule | None = None,
-    mask: Rule | None = None,
-) -> Array:
-    """Merge one parameter under a mask or a combination, as the stream does."""
-    change = whole_change(theta_0, finetuned, alpha, weights, combine, mask)
-    return add_change(theta_0, change)
+def merge_masked(theta_0: Array, finetuned: Sequence[Array], **options: Any) -> Array:
+    """Merge one parameter under masks, as the stream does."""
+    return add_change(theta_0, whole_change(theta_0, finetuned, **options))
 
 
 def merged(

@@ -1,0 +1,68 @@
+"""Keep entries of the change at random, large ones more often, and scale them up to compensate for
+the others.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from clipmerge.errors import UsageError
+from clipmerge.files.safetensors import Array
+from clipmerge.merging.selection import RandomKey, keep_random, zero_others
+from clipmerge.plugins import Density, Share
+
+# Number of entries sorted at a time, in whole rows: sorting takes several times their memory.
+_SORTED = 1 << 20
+
+
+def mag_prune(
+    change: Array, *, key: RandomKey, density: Density = 1.0, window: Share = 0.2
+) -> Array:
+    """Keep each entry with a probability that rises with its rank in its row, and divide it by that
+    probability.
+
+    The probability rises in equal steps from density - window / 2 for a row's smallest entry to
+    density + window / 2 for its largest. A vector is one row.
+
+    Args:
+        change: alpha * task_vector, any shape.
+        key: Seed and parameter name.
+        density: Mean probability that an entry is kept.
+        window: Difference between the probabilities of a row's largest and smallest entry.
+
+    Returns:
+        The change with kept entries scaled and the others zero, same shape.
+
+    Raises:
+        UsageError: If a probability would be 0 or less, or more than 1.
+
+    Source:
+        MagPrune of DELLA, Deep et al. 2024, arXiv:2406.11617.
+    """
+    require_probabilities(density, window)
+    rows = change.reshape(len(change) if change.ndim > 1 else 1, -1)
+    probabilities = np.full_like(rows, density)
+    height, width = rows.shape
+    if width > 1:
+        ascending = np.arange(width, dtype=rows.dtype)
+        step = max(1, _SORTED // width)
+        for start in range(0, height, step):
+            chunk = slice(start, start + step)
+            # a stable sort ranks equal entries by index
+            order = np.abs(rows[chunk]).argsort(axis=1, kind="stable")
+            ranks = np.empty(order.shape, rows.dtype)
+            np.put_along_axis(ranks, order, ascending[None], axis=1)
+            probabilities[chunk] = density + window * (ranks / (width - 1) - 0.5)
+    zero_others(rows, keep_random(rows.shape, probabilities, key))
+    rows /= probabilities
+    return rows.reshape(change.shape)
+
+
+def require_probabilities(density: float, window: float) -> None:
+    """Refuse a window that is too wide for its density."""
+    low, high = density - window / 2, density + window / 2
+    if not (low > 0 and high <= 1):
+        raise UsageError(
+            f"density {density:g} and window {window:g} give probabilities from {low:g} to"
+            f" {high:g}, which must lie above 0 and not above 1; choose a smaller window"
+        )
