@@ -76,11 +76,11 @@ def doubt_images(
 
 def _overlap_notes(sources: Mapping[str, Images], split: Split[Images]) -> list[str]:
     """Notes of images of `ood` that are also among those that learn or judge."""
-    prints = {f"`ood` {name}": Prints.of(images) for name, images in sources.items()}
+    prints = {f"`ood` {name}": Prints.read(images) for name, images in sources.items()}
     notes: list[str] = []
     for part in (split.train, split.test):
         if part is not None:
-            target = {f"`data` {part.source}": Prints.of(part)}
+            target = {f"`data` {part.source}": Prints.read(part)}
             notes += shared_notes(prints, target)
     return notes
 

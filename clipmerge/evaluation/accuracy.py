@@ -1,4 +1,4 @@
-"""Accuracy of one checkpoint, zero-shot or by its head, and its recall of captions."""
+"""Measure accuracy, by class prompts or by a head, and recall of captions of a checkpoint."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def evaluate_sources(
     settings: ImageOptions,
     progress: Progress,
 ) -> tuple[Json, dict[str, Outcome]]:
-    """Measure a model on several sources: the part of the record that describes them, and the
-    answers.
+    """Measure a model on several sources. Return the record of accuracy and recall, and the outcome
+    by source.
     """
     scorer = Scorer(model, settings, load_bytes=0)
     today = datetime.date.today().isoformat()

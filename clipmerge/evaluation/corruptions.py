@@ -1,7 +1,7 @@
-"""Five fixed corruptions of images, of kinds that no recipe learns from.
+"""Five corruptions of images that no recipe learns from.
 
-An image is scaled to the model's input size first, so a corruption is equally strong in images of
-any size. The same image is corrupted alike in every run.
+Images are scaled to the model's input size first, so that corruptions are equally strong at any
+size. Every run corrupts an image in the same way.
 
 Source:
     Hendrycks and Dietterich 2019, arXiv:1903.12261: the middle severities of ImageNet-C.
@@ -24,13 +24,13 @@ from clipmerge.images.image_set import Pictures
 CORRUPTIONS = ("jpeg", "pixelate", "posterize", "dither", "occlusion")
 # JPEG quality, at most 100.
 _JPEG = 10
-# Share of the pixels along each side that pixelating keeps.
+# Factor by which pixelating scales each side.
 _PIXELATE = 0.4
-# Bits of each channel that posterizing keeps.
+# Bits per channel after posterizing.
 _POSTERIZE = 2
-# Share of each side that a rectangle hides.
+# Sides of the hidden rectangle as a share of those of the image.
 _OCCLUSION = 0.5
-# Corrupted images that are enough: few images are seen under all corruptions, many under one.
+# Enough corrupted images: of few images several copies are made, of many only one.
 _ENOUGH = 512
 _SEED = 20260
 
@@ -47,13 +47,13 @@ def corrupt(image: Image, corruption: str, seed: int) -> Image:
             return small.resize(image.size, Resampling.NEAREST)
         case "posterize":
             return ImageOps.posterize(image, _POSTERIZE)
-        case "dither":  # as if printed in the eight colours with or without red, green and blue
+        case "dither":  # as if printed in eight colours, each with or without red, green and blue
             palette = Pillow.new("P", (1, 1))
             palette.putpalette(
                 [255 * (colour >> channel & 1) for colour in range(8) for channel in range(3)]
             )
             return image.quantize(palette=palette, dither=Dither.FLOYDSTEINBERG).convert("RGB")
-        case _:  # hide a rectangle, at a random place, by the mean colour
+        case _:  # hide a random rectangle behind the mean colour
             pixels = np.array(image)
             height, width = (max(1, round(_OCCLUSION * side)) for side in pixels.shape[:2])
             rng = np.random.default_rng([_SEED, seed])
@@ -65,10 +65,10 @@ def corrupt(image: Image, corruption: str, seed: int) -> Image:
 
 
 def corrupted_sets(images: Any, side: int) -> dict[str, Any]:
-    """Corrupted copies of a set of images, by name; ``side`` is the shorter side of the model's
-    input in pixels.
+    """Make corrupted copies of a set of images, by name. ``side`` is the shorter side of the
+    model's input in pixels.
 
-    In each copy the corruptions take turns, and an image has another in every copy.
+    The corruptions take turns in each copy, and an image has a different one in every copy.
     """
     copies = min(len(CORRUPTIONS), max(1, _ENOUGH // len(images)))
     scaled: list[Image] = []

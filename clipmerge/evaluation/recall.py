@@ -13,7 +13,7 @@ from torch import Tensor
 from clipmerge.images.image_set import number_texts
 from clipmerge.planning.record import RANKS, Recall
 
-#: Captions whose images are shown, and images shown for each.
+#: Number of captions shown, and number of images shown for each.
 EXAMPLES, IMAGES_PER_EXAMPLE = 4, 3
 # Scores computed at once: 64 MB in float32.
 _SCORES = 1 << 24
@@ -22,15 +22,14 @@ _SCORES = 1 << 24
 def retrieve(
     features: Tensor, texts: Tensor, captions: Sequence[Sequence[str]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], Recall, NDArray[np.int64]]:
-    """Compare the features of all images, (images, width), with those of all different captions, in
-    the order in which they first appear.
+    """Compare image features, (images, width), with features of all different captions in the order
+    in which they first appear, (texts, width).
 
-    Captions of the same text are one answer: each of their images is right for it.
+    Equal captions are one text, for which each of their images is right.
 
     Returns:
-        For each image its best caption among all different ones, and the mean of two shares:
-        whether that is its own, and of its captions those whose best image it is; the recall; and
-        for the first caption of each of the first images its best images, best first, (examples,
+        The best caption of each image, (images,); `Outcome.correct`, (images,); the recall; and the
+        best images for the first captions of the first images, best first, (examples,
         `IMAGES_PER_EXAMPLE`).
     """
     numbers, distinct = number_texts(chain.from_iterable(captions))
@@ -52,16 +51,14 @@ def retrieve(
 
 
 def retrieval_ranks(images: Tensor, texts: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rank of each image's best own caption among all captions, and of each caption's best own
-    image among all images.
+    """Rank the best own caption of each image, and the best own image of each caption.
 
-    Of equal scores, the first counts as better, so that a model that scores everything equally is
-    at chance level.
+    Of equal scores the first is better, so a model that scores everything equally is at chance.
 
     Args:
         images: Image features, (images, width), of unit length.
         texts: Caption features, (captions, width), of unit length.
-        own: Whether each caption is an image's own, (images, captions); one or more of each.
+        own: Whether a caption belongs to an image, (images, captions); no row or column is empty.
 
     Returns:
         Ranks from 0, (images,) and (captions,), and the best caption of each image, (images,).
@@ -72,8 +69,8 @@ def retrieval_ranks(images: Tensor, texts: Tensor, own: Tensor) -> tuple[Tensor,
 
 
 def _ranks_of_own_items(rows: Tensor, columns: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row, (rows,), the number of columns that match better than the best of its own, and
-    the column that matches best.
+    """For each row, count the columns that match better than the best of its own, (rows,), and find
+    the column that matches best, (rows,).
     """
     positions = torch.arange(len(columns), device=columns.device)
     block = max(1, _SCORES // len(columns))

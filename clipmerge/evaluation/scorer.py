@@ -1,6 +1,6 @@
-"""Score a model at many points of the path on sources of images, decoding every image once.
+"""Score a model at several points of a path on several sources, and decode every image once.
 
-Images with classes are classified, images with captions are compared with all captions.
+Images with classes are classified. Images with captions are compared with all captions.
 """
 
 from __future__ import annotations
@@ -36,14 +36,13 @@ if TYPE_CHECKING:
 
 #: Images with classes, or with captions.
 Images = LabelledImages | CaptionedImages
-#: Sets the model's weights to those of one point.
+#: Moves the model's weights to one point.
 Move = Callable[[Path], None]
-# Bytes of preprocessed images in memory at once; every point sees them before more are decoded.
+# Bytes of preprocessed images in memory; all points are scored on them before more are decoded.
 _LOAD_BYTES = 2 << 30
-# Images that are classified at once though there may be only one batch: a small model takes as long
-# for a few.
+# A batch has at least so many images, even if it is the only one: fewer take as long.
 _SMALL_BATCH = 32
-# Source, position of the batch's first image in it, and the batch's pixels.
+# Name of a source, position of the first image of a batch, and the pixels of the batch.
 _SourceBatch = tuple[str, int, Tensor]
 
 
@@ -52,11 +51,12 @@ class Outcome:
     """The result of one point on one source.
 
     Attributes:
-        best: For each image, (images,), the index of its best class, or caption among all different
-            captions.
-        correct: For each image, (images,), whether its class is right, or the mean of two shares:
-            whether its best caption is its own, and of its captions those whose best image it is.
-        recall: Recall at K both ways, for images with captions.
+        best: Index of the best class of each image, or of its best caption among all different
+            captions, (images,).
+        correct: Whether the class of each image is right, (images,). For captions, the mean of two
+            numbers: whether the best caption is its own, and the share of its captions for which it
+            is the best image.
+        recall: Recall at K in both directions, for images with captions.
         best_images: The best images for some captions; see `retrieve`.
     """
 
@@ -67,7 +67,7 @@ class Outcome:
 
 
 class Scorer:
-    """One model on the device, moved from point to point of ``path``; without it it stays."""
+    """A model on the device that moves from point to point of ``path``; without one it stays."""
 
     def __init__(
         self,
@@ -89,9 +89,9 @@ class Scorer:
         self._load_bytes = load_bytes
         self._micro_batcher: MicroBatcher
         self._classifiers: dict[str, Classifier] = {}
-        # what images are compared with, by classifier and the text tower's number of changes before
+        # text features by classifier and by the number of earlier changes of the text tower
         self._texts: dict[tuple[Classifier, int], Tensor] = {}
-        # that number at each point, when the model was there first
+        # that number at the first visit to each point
         self._changes: dict[int, int] = {}
 
     @torch.no_grad()
@@ -99,17 +99,17 @@ class Scorer:
     def score(
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
     ) -> dict[str, list[Outcome]]:
-        """Score every point on every source: by source, one outcome per point, in every process."""
+        """Score every point on every source. Every process gets one outcome per point by source."""
         self._micro_batcher = MicroBatcher(None, progress.say)
         self._texts.clear()
         self._changes.clear()
-        shared: dict[object, Classifier] = {}  # by what it consists of
+        shared: dict[object, Classifier] = {}  # by class names or captions
         for name, images in sources.items():
             texts_of = _texts_of(images)
             if texts_of not in shared:
                 shared[texts_of] = self._classifier_for(images, progress)
             self._classifiers[name] = shared[texts_of]
-        # the texts of captions that each point's images are compared with at the end
+        # features of captions, which are compared with the images at the end
         texts: dict[tuple[str, int], Tensor] = {}
         parts = []
         for number, load in self._batches_by_load(moves, sources, progress):
@@ -136,7 +136,7 @@ class Scorer:
         }
 
     def _classifier_for(self, images: Images, progress: Progress) -> Classifier:
-        """What the images of a source are compared with."""
+        """Build the classifier of a source."""
         model = self._model
         if isinstance(images, CaptionedImages):
             from clipmerge.models.captions import caption_notes
@@ -149,9 +149,7 @@ class Scorer:
         return classifier_for(model, images, templates, self.device)
 
     def _text_features(self, name: str, number: int) -> Tensor:
-        """Features of a source's classes or captions at a point, computed once for all points at
-        which the text tower is the same.
-        """
+        """Return text features of a source at a point; points with equal text towers share them."""
         now = self._path.class_moves if self._path else 0
         key = self._classifiers[name], self._changes.setdefault(number, now)
         if key not in self._texts:
@@ -161,7 +159,7 @@ class Scorer:
     def _outputs(
         self, name: str, pixels: Tensor, texts: Tensor, sources: Mapping[str, Images]
     ) -> NDArray[Any]:
-        """The best class of each image, or its features for images with captions."""
+        """Return the best class of each image, or for captions the image features."""
         source = sources[name].source
         pixels = to_device(pixels, self.device)
         features = self._micro_batcher.forward(self._model.image_features, pixels)
@@ -173,9 +171,7 @@ class Scorer:
     def _batches_by_load(
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
     ) -> Iterator[tuple[int, list[_SourceBatch]]]:
-        """This process's batches at every point: the point's number and some batches, until all
-        points have seen all batches.
-        """
+        """Move the model to every point for each load of batches; yield the point and the load."""
         total = len(moves) * sum(map(len, sources.values())) / self._context.world_size
         done = 0
         for load in _group_by_bytes(self._batches(sources), self._load_bytes):
@@ -197,7 +193,7 @@ class Scorer:
 
 
 def _texts_of(images: Images) -> object:
-    """What images are compared with; sources of which it is equal share a classifier."""
+    """Return a key of the texts of a source: sources with equal keys share a classifier."""
     if isinstance(images, CaptionedImages):
         return images.captions
     return images.class_names, images.templates, images.imagenet_rows
@@ -213,7 +209,7 @@ def _make_outcome(images: Images, values: NDArray[Any], texts: Tensor | None) ->
 
 
 def stack_correct(outcomes: Sequence[Outcome]) -> Correct:
-    """Whether each image was recognised at each point: (points, images)."""
+    """Stack the correctness of each image at each point: (points, images)."""
     rows: list[NDArray[Any]] = [outcome.correct for outcome in outcomes]
     return np.stack(rows)
 
@@ -221,7 +217,7 @@ def stack_correct(outcomes: Sequence[Outcome]) -> Correct:
 def _group_by_bytes(
     batches: Iterable[_SourceBatch], max_bytes: int
 ) -> Iterator[list[_SourceBatch]]:
-    """Group batches into loads of at most so many bytes, and at least one batch."""
+    """Group batches into loads of at most ``max_bytes``, or of one batch that is larger."""
     load = list[_SourceBatch]()
     size = 0
     for part in batches:

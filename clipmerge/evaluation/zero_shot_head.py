@@ -1,9 +1,8 @@
-"""Build the zero-shot counterpart of a classification head that only the fine-tuned checkpoint has,
-from class prompts.
+"""Build a zero-shot head from class prompts if only the fine-tuned checkpoint has a head.
 
-The rows are class embeddings of unit length, times exp(logit_scale); the bias is zero. On features
-of unit length, which the heads of WiSE-FT and model soups take, it gives the zero-shot model's
-logits.
+The rows are class embeddings of unit length times exp(logit_scale), and the bias is zero. On
+features of unit length, which the heads of WiSE-FT and model soups use, the head gives the
+zero-shot model's logits.
 """
 
 from __future__ import annotations
@@ -26,16 +25,14 @@ if TYPE_CHECKING:
 
 
 def lacks_zeroshot_head(inputs: Inputs) -> bool:
-    """Whether the fine-tuned checkpoints have a head on the model's embeddings that the zero-shot
-    one lacks.
-    """
+    """Whether only the fine-tuned checkpoints have a head on the embeddings."""
     is_headed = inputs.output is OutputKind.FINETUNED_CLASSIFIER
     return is_headed and all(HEAD_WEIGHT in keys for keys in inputs.finetuned_keys)
 
 
 def build_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
-    """Give the zero-shot checkpoint a head for the fine-tuned one's classes, which are in the order
-    of its rows.
+    """Give the zero-shot checkpoint a head for ``head.classes``, which name the rows of the
+    fine-tuned head.
 
     Source:
         Wortsman et al. 2022, arXiv:2109.01903.
@@ -86,8 +83,8 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
 
 
 def embed_classes(model: ImageTextModel, head: HeadRecord, device: torch.device) -> Tensor:
-    """Class embeddings, (classes, width), of unit length, on the device; a piece of the prompts at
-    a time.
+    """Embed the classes on the device, a part of the prompts at a time: (classes, width), of unit
+    length.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Batches of labelled images: decoded, preprocessed and dealt out to processes."""
+"""Decode and preprocess images in batches, and share the batches among processes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ from clipmerge.images.image_set import Pictures
 from clipmerge.parallel import cores_per_process
 
 T = TypeVar("T")
-# More threads than this do not decode faster: part of Pillow's work holds Python's lock.
+# More threads do not decode faster, because Pillow holds Python's lock for part of the work.
 _MAX_WORKERS = 16
-# A batch is the unit of the bootstrap, so there should be a few of them even when images are
-# scarce.
+# The bootstrap resamples batches, so there should be several even if images are few.
 _MAX_BATCH = 128
 _MIN_BATCHES = 8
 
@@ -33,7 +32,7 @@ _MIN_BATCHES = 8
 class Batch:
     """One batch of preprocessed images."""
 
-    number: int  # its index among the batches of all processes
+    number: int  # index among the batches of all processes
     pixels: Tensor  # (batch, 3, height, width), float32
     labels: Tensor  # (batch,), class indices, int64
 
@@ -41,7 +40,7 @@ class Batch:
         return len(self.labels)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
+        """Copy the batch to another device."""
         pixels = to_device(self.pixels, device)
         labels = to_device(self.labels, device)
         return Batch(self.number, pixels, labels)
@@ -52,7 +51,7 @@ class Batch:
         return Batch(self.number, self.pixels[positions], self.labels[positions])
 
     def pieces(self, size: int | None) -> list[Batch]:
-        """Split it into numbered pieces of at most ``size`` images; ``None`` leaves it whole."""
+        """Split the batch into numbered pieces of at most ``size`` images, or leave it whole."""
         size = size or len(self)
         pixels = torch.split(self.pixels, size)
         labels = torch.split(self.labels, size)
@@ -60,8 +59,8 @@ class Batch:
 
 
 def batch_size_for(images: int, wanted: int | None, world_size: int = 1) -> int:
-    """Choose the batch size: at most 128, and small enough for eight batches, or for one per
-    process if there are more.
+    """Choose a batch size of at most 128 that gives at least eight batches, and at least one per
+    process.
 
     Example:
         >>> batch_size_for(1024, None), batch_size_for(160, None), batch_size_for(160, 64)
@@ -80,12 +79,12 @@ def read_pixels(
     to_pixels: Callable[[list[Image]], Tensor],
     share: tuple[int, int] = (0, 1),
 ) -> Generator[tuple[int, Tensor], None, None]:
-    """Decode and preprocess this process's batches in their order, on the CPU, each with its
-    number; the next one while this one is used.
+    """Yield the number and the pixels of each batch of this process, in order, on the CPU. The next
+    batch is prepared while this one is used.
 
-    Several threads decode and preprocess images one by one, so that at most two batches of pixels,
-    and as many decoded images as there are threads, are in memory. ``share`` is this process's
-    index and the number of processes; batches are dealt out in turn.
+    Several threads decode and preprocess single images, so memory has at most two batches of
+    pixels, and one decoded image per thread. ``share`` is the index of this process and the number
+    of processes, which take batches in turn.
     """
     rank, world_size = share
     positions = range(len(pictures))
@@ -102,10 +101,10 @@ def read_pixels(
         return to_pixels([open_picture(pictures.name_of(position), encoded)])
 
     workers = min(cores_per_process(), _MAX_WORKERS)
-    # threads of torch in every worker would only get in one another's way
+    # torch gets one thread per worker, or the workers would compete for cores
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as decoding:
         try:
-            # data sets in memory are read here, because some of them bear no threads
+            # items are read in this thread, because not every data set is thread-safe
             order = itertools.chain.from_iterable(batches.values())
             jobs = (partial(preprocess, at, pictures[at]) for at in order)
             images = prefetch(decoding, batch_size, jobs)
@@ -113,12 +112,12 @@ def read_pixels(
                 yield number, torch.cat([next(images) for _ in batch])
         finally:
             decoding.shutdown(wait=False, cancel_futures=True)
-            # threads that are started later do not get the workers' one
+            # or threads that start later would inherit the one thread of the workers
             torch.set_num_threads(torch.get_num_threads())
 
 
 def prefetch(pool: ThreadPoolExecutor, count: int, jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Results in order; up to ``count`` further jobs are started before a result is asked for."""
+    """Yield results in order, while up to ``count`` further jobs run."""
     running: deque[Future[T]] = deque()
     for job in jobs:
         running.append(pool.submit(job))

@@ -1,6 +1,4 @@
-"""Classes of images: from the labels of a source to a number for each image, and a name and prompts
-for each class.
-"""
+"""Number the classes of a source's labels, name them, and write their prompts."""
 
 from __future__ import annotations
 
@@ -17,12 +15,12 @@ from clipmerge.images.image_set import OpenedSource
 from clipmerge.images.registry import DEFAULT_TEMPLATE, imagenet_names
 from clipmerge.types import Json, Names, Shape
 
-#: A file with class names, the names in the order of the classes, or ``None`` for the source's own.
+#: A file of class names, names in the order of the classes, or ``None`` for the source's own names.
 ClassNames: TypeAlias = Path | Sequence[str] | None
 
 #: A class name with a number in front, such as ``001.Black_footed_Albatross`` or ``0 - zero``.
 _NUMBERED = re.compile(r"(?P<number>\d{1,18}) ?[._-]+ ?(?P<name>[^\W\d_].*)", re.ASCII | re.DOTALL)
-# What data sets give for images without a label; texts may be an empty cell, file or folder name.
+# Labels of unlabelled images; the text is that of an empty cell, file or folder name.
 _UNLABELLED = (-1, None, "")
 _DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
 
@@ -78,8 +76,8 @@ def _assign_names(
 
 
 def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
-    """The class of each image, its number or the order of its text; and the names of the classes,
-    ``None`` for bare numbers.
+    """Return the class of each image and the class names, ``None`` for numbers without names. Texts
+    are numbered in sorted order.
     """
     where = opened.title
     values = [_as_label(where, value) for value in opened.values]
@@ -108,12 +106,12 @@ def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
 
 
 def _as_label(title: str, label: Any) -> str | int | None:
-    """A class index, a name, or nothing."""
+    """Convert a label to a class index or a name; ``None`` if there is none."""
     if label is None or isinstance(label, str):
         return label
     values = np.asarray(label)
     is_number = values.size == 1 and values.dtype.kind in "biuf"
-    if not is_number or values.item() % 1 != 0:  # nor are NaN and infinity whole
+    if not is_number or values.item() % 1 != 0:  # true for NaN and infinity, too
         raise DataError(
             f"{title}: {str(label)[:60]} is not a label; give a class index or a name for each"
             " image (of one-hot labels the argmax), or captions as texts"
@@ -122,7 +120,7 @@ def _as_label(title: str, label: Any) -> str | int | None:
 
 
 def _are_numbered(names: Sequence[str]) -> bool:
-    """Whether all classes have a number in front of their names, and differ in both."""
+    """Whether every class name begins with a number, and both numbers and names differ."""
     parts = [match.groups() for match in map(_NUMBERED.fullmatch, names) if match]
     numbers = {int(number) for number, _ in parts}
     texts = {text for _, text in parts}
@@ -130,8 +128,8 @@ def _are_numbered(names: Sequence[str]) -> bool:
 
 
 def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
-    """Sort names by the classes that they equal, if they are the same; refuse a list in which some
-    stand elsewhere, because every image would get a wrong name.
+    """Sort names by the classes that have the same names. Refuse a list with some of these names in
+    other places: images would get wrong names.
     """
     if places := places_of(classes, names):
         return tuple(names[place] for place in places)
@@ -145,7 +143,7 @@ def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
 
 
 def places_of(names: Names, among: Names) -> Shape:
-    """The place of each name among others, if they are the same names, each once; else nothing."""
+    """Return the position of each name among others, or nothing unless the names are the same."""
     places = {_normalise(name): place for place, name in enumerate(among)}
     plain = list(map(_normalise, names))
     same = places.keys() == set(plain) and len(places) == len(plain) == len(among)
@@ -153,9 +151,7 @@ def places_of(names: Names, among: Names) -> Shape:
 
 
 def misplaced(names: Names, among: Names) -> tuple[int, int] | None:
-    """The place of the first name that stands elsewhere among as many others, and its place
-    there.
-    """
+    """Find the first name with another position among as many others; return both positions."""
     others = list(map(_normalise, among))
     for place, name in enumerate(map(_normalise, names)):
         if name in others and others[place] != name:
@@ -164,7 +160,7 @@ def misplaced(names: Names, among: Names) -> tuple[int, int] | None:
 
 
 def _normalise(name: str) -> str:
-    """A class name without its number, underscores and case, in which spellings differ."""
+    """Reduce a class name to what all its spellings share: no number, underscores or case."""
     return _without_number(_name_in_words(name).strip()).casefold()
 
 
@@ -178,7 +174,7 @@ def _without_number(name: str) -> str:
 
 
 def read_class_names(given: Path | Sequence[str], classes: Sequence[str]) -> Names:
-    """Read the names of classes, in their order or by class."""
+    """Read one name for each class, from a list in the order of the classes or a mapping."""
     return _check_names(_title_of(given), _read_names(given), classes)
 
 
@@ -187,7 +183,7 @@ def _title_of(given: Path | Sequence[str]) -> str:
 
 
 def _read_names(given: Path | Sequence[str]) -> list[Any] | Json:
-    """Names in order, one per line or in JSON, or by class in JSON."""
+    """Read a list of names, one per line or in JSON, or a JSON mapping from class to name."""
     if not isinstance(given, Path):
         return list(given)
     try:
@@ -201,7 +197,7 @@ def _read_names(given: Path | Sequence[str]) -> list[Any] | Json:
 
 
 def _check_names(title: str, names: list[Any] | Json, classes: Sequence[str]) -> Names:
-    """One name per class."""
+    """Check that there is one name per class."""
     if isinstance(names, dict):
         missing = [name for name in classes if name not in names]
         if missing:
@@ -227,5 +223,7 @@ def templates_for(from_user: Sequence[str], from_source: Sequence[str]) -> Names
 
 
 def class_prompts(class_names: Names, templates: Names) -> list[str]:
-    """Write the prompts, class by class: entry ``c * len(templates) + t``."""
+    """Write the prompts class by class; class c and template t have entry
+    ``c * len(templates) + t``.
+    """
     return [template.replace("{}", name) for name in class_names for template in templates]

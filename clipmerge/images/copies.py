@@ -1,5 +1,7 @@
-"""Copies of images by their pixels, inside one source and between sources: the same picture again,
-saved anew, scaled, or with a little noise, as in frames of a video or exports of one photograph.
+"""Find copies of images by their pixels, in one source and between sources.
+
+A copy may have been saved again, scaled, or changed by a little noise, as frames of a video and
+exports of one photograph are.
 """
 
 from __future__ import annotations
@@ -23,15 +25,15 @@ from clipmerge.images.image_set import ImageSource
 from clipmerge.parallel import cores_per_process
 from clipmerge.types import Names
 
-#: Pictures are compared at this height and width.
+#: Height and width at which pictures are compared.
 SIDE = 16
-# No pixel of two copies differs by more levels of 256, nor by more than this share of the spread of
-# the levels. Copies saved as JPEG of quality 50 or at three quarters of the size differ by up to 4;
-# the most alike of 1,797 digits by 34, of 4,000 photographs by 39, of 2,480 letters and symbols
-# (but for the same sign in two alphabets) by 10.
+# Pixels of two copies differ by at most so many of 256 levels, and by at most this share of the
+# standard deviation. Copies saved as JPEG of quality 50, or at three quarters of the size, differ
+# by up to 4. The two most similar of 1,797 digits differ by 34, of 4,000 photographs by 39, and of
+# 2,480 letters and symbols by 10 (except signs that two alphabets share).
 _LEVELS = 8.0
 _SHARE_OF_SPREAD = 0.3
-# Pictures compared with all others at once: with 10,000 others 20 MB of products.
+# Pictures that are compared with all others at once: 20 MB of distances for 10,000 others.
 _AT_ONCE = 512
 
 Images = TypeVar("Images", bound=ImageSource)
@@ -39,13 +41,13 @@ Images = TypeVar("Images", bound=ImageSource)
 
 @dataclass(frozen=True, eq=False)
 class Prints:
-    """The images of one source, small enough to be compared with one another.
+    """The images of one source, reduced so that they can be compared.
 
     Attributes:
         images: The images.
-        small: Their pixels at `SIDE`, (images, SIDE * SIDE, 3), 0 to 255.
-        hashes: Hashes of all their pixels, (images,), which tell copies of blank pictures.
-        notes: How pictures are shown to models otherwise than their processors would read them.
+        small: Pixels at `SIDE`, (images, SIDE * SIDE, 3), 0 to 255.
+        hashes: Hash of all pixels of each image, (images,); it finds copies of blank pictures.
+        notes: Differences from the way in which the model's processor would read the pictures.
     """
 
     images: ImageSource
@@ -54,8 +56,8 @@ class Prints:
     notes: Names
 
     @classmethod
-    def of(cls, images: ImageSource) -> Prints:
-        """Decode each image once, JPEG at an eighth of its size."""
+    def read(cls, images: ImageSource) -> Prints:
+        """Decode each image once; JPEG is decoded at an eighth of its size."""
         pictures = images.pictures
         changes = set[str]()
 
@@ -81,15 +83,15 @@ class Prints:
         return cls(images, small, hashes, change_notes(images.source, changes))
 
     def copies_in(self, others: Prints) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Positions of images with copies among others, and the positions of these, ascending."""
-        # numbers around zero, whose products are exact enough for a first choice
+        """Yield the position of each image that has copies among others, and their positions."""
+        # centred, because torch computes distances from products, which would lose digits
         grey = self.small.mean(axis=2) - 128
         their_grey = torch.from_numpy(others.small.mean(axis=2) - 128)
         limits = np.minimum(_LEVELS, _SHARE_OF_SPREAD * grey.std(axis=1))
         for start in range(0, len(grey), _AT_ONCE):
             block = torch.from_numpy(grey[start : start + _AT_ONCE])
             for at, distances in enumerate(torch.cdist(block, their_grey).numpy(), start):
-                # pixels that differ by the limit at most are at most SIDE times as far apart
+                # copies are no farther apart than SIDE times the limit of a pixel
                 near = distances <= SIDE * limits[at] + 2
                 equal = others.hashes == self.hashes[at]
                 found = np.flatnonzero(near | equal)
@@ -100,16 +102,16 @@ class Prints:
 
 
 def first_copies(prints: Prints) -> list[int]:
-    """Positions of the images that are not copies of an earlier one, ascending."""
+    """Return the positions of the images that are not copies of an earlier one."""
     # every image is among its own copies
     return [at for at, found in prints.copies_in(prints) if found[0] == at]
 
 
 def without_copies(images: Images) -> tuple[Images, Names]:
-    """Drop images that are copies of an earlier one, which would count twice, or be seen and judge;
-    and sentences for the user.
+    """Drop copies of earlier images, which would count twice or both learn and judge. Return the
+    other images, and notes.
     """
-    prints = Prints.of(images)
+    prints = Prints.read(images)
     first = first_copies(prints)
     copies = len(images) - len(first)
     if not copies:
@@ -120,7 +122,7 @@ def without_copies(images: Images) -> tuple[Images, Names]:
 
 
 def shared_notes(ours: Mapping[str, Prints], others: Mapping[str, Prints]) -> Names:
-    """Note the images that sources share, by their names on the command line."""
+    """Note images that two sources share. Sources go by their names on the command line."""
     notes: list[str] = []
     for (name, mine), (other, theirs) in itertools.product(ours.items(), others.items()):
         pictures, their_pictures = mine.images.pictures, theirs.images.pictures
@@ -142,9 +144,9 @@ def shared_notes(ours: Mapping[str, Prints], others: Mapping[str, Prints]) -> Na
 def overlap_notes(
     measured: ImageSource | None, ids: Mapping[str, ImageSource], oods: Mapping[str, ImageSource]
 ) -> Names:
-    """Note images of a sweep that are in two sources, or twice in one, where each counts."""
-    target = {f"`id` {name}": Prints.of(images) for name, images in ids.items()}
-    shifts = {f"`ood` {name}": Prints.of(images) for name, images in oods.items()}
+    """Note images of a sweep that are in two sources, or twice in one; all of them count."""
+    target = {f"`id` {name}": Prints.read(images) for name, images in ids.items()}
+    shifts = {f"`ood` {name}": Prints.read(images) for name, images in oods.items()}
     notes: list[str] = []
     for name, prints in (target | shifts).items():
         notes += prints.notes
@@ -153,13 +155,13 @@ def overlap_notes(
             are = counted(copies, "image is a copy", "images are copies")
             notes.append(f"{name}: {are} of an earlier one, and count in its accuracy")
     if measured is not None:
-        notes += shared_notes(target | shifts, {f"`data` {measured.source}": Prints.of(measured)})
+        notes += shared_notes(target | shifts, {f"`data` {measured.source}": Prints.read(measured)})
     notes += shared_notes(shifts, target)
     return tuple(notes)
 
 
 def _as_picture(tensor: Any) -> Image.Image:
-    """A preprocessed picture, whose numbers lie around zero, as one of 256 levels."""
+    """Turn preprocessed pixels, which are around zero, into a picture of 256 levels."""
     values = np.asarray(tensor, dtype=np.float32)
     levels = np.clip(128 + 48 * values, 0, 255).astype(np.uint8)
     return Image.fromarray(levels.transpose(1, 2, 0))

@@ -1,10 +1,10 @@
-"""Open a picture as its file shows it: upright, with at most eight bits per channel.
+"""Open a picture upright, with at most eight bits per channel.
 
-Everything else is left to the model's own processor, which also converts it to RGB: transformers
-puts transparent pictures on white, open_clip drops their transparency. Where a processor would
-differ, it is at fault: it would turn photographs of phones on their sides, and clip grey pictures
-of 16 bits or floats to white. Pictures of more than `LARGE` pixels are reduced first, which spares
-minutes and gigabytes and changes nothing that a model of some hundred pixels sees.
+The model's own processor does the rest, including the conversion to RGB: transformers puts
+transparent pictures on white, and open_clip drops their transparency. Two faults of processors are
+avoided: they ignore the orientation of a camera, and clip grey pictures of 16 bits or floats to
+white. Pictures of more than `LARGE` pixels are reduced first. This saves minutes and gigabytes, and
+a model with an input of a few hundred pixels does not see the difference.
 """
 
 from __future__ import annotations
@@ -26,24 +26,22 @@ if TYPE_CHECKING:
 
 #: A picture: the content of its file, the file's path, or the picture itself.
 Encoded: TypeAlias = "bytes | str | Image"
-#: Pictures of more pixels are reduced to `REDUCED_SIDE` when they are opened.
+#: Pictures with more pixels are reduced to `REDUCED_SIDE`.
 LARGE = 1 << 26
 REDUCED_SIDE = 4096
-# A processor scales the shorter side to its input, so that a line would fill memory.
+# A processor scales the shorter side to its input size, so a very long picture would fill memory.
 _MAX_STRETCHED = 1000
 _ORIENTATION = 0x112  # tag of Exif
 # Bytes 4 to 12 of a HEIC file, by its brand.
 _HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypmif1", b"ftyphevc")
-# Pillow's limit as each thread found it that opens a picture now; the first is the host's.
+# Pillow's limit before each picture that is open now; the first is the limit of the program.
 _limits: list[int | None] = []
 _LOCK = Lock()
 
 
 @contextmanager
 def _any_size() -> Iterator[None]:
-    """In this context, in whatever threads, Pillow refuses no picture for its size, because large
-    ones are reduced.
-    """
+    """Lift Pillow's limit of pixels, in all threads: large pictures are reduced."""
     from PIL import Image
 
     with _LOCK:
@@ -62,16 +60,16 @@ def _any_size() -> Iterator[None]:
 def open_picture(
     name: str, encoded: Encoded, *, small: bool = False, notes: set[str] | None = None
 ) -> Image:
-    """Open a picture upright, as its processor gets it.
+    """Open a picture for the model's processor.
 
     Args:
-        name: The picture, in messages.
-        encoded: Its file.
-        small: Whether it may be decoded at an eighth of its size, if that has 64 pixels.
-        notes: Collects how it was changed, for `change_notes`.
+        name: Name of the picture in messages.
+        encoded: The picture or its file.
+        small: Whether JPEG may be decoded at an eighth of its size, if that has 64 pixels.
+        notes: Receives the kinds of changes, for `change_notes`.
 
     Raises:
-        DataError: If it cannot be read.
+        DataError: If the picture cannot be read.
     """
     from PIL import ImageOps
 
@@ -107,7 +105,7 @@ def open_picture(
 
 
 def to_rgb(image: Image) -> Image:
-    """Convert to RGB as transformers does: what is transparent becomes white."""
+    """Convert to RGB as transformers does: transparent pixels become white."""
     from PIL import Image as Pillow
 
     if "A" in image.getbands() or "transparency" in image.info:
@@ -118,10 +116,10 @@ def to_rgb(image: Image) -> Image:
 
 
 def change_notes(source: str, changes: set[str]) -> tuple[str, ...]:
-    """Say where pictures are shown to models otherwise than their processors would read them."""
+    """Describe changes of pictures that the model's own processor would not make."""
     sentences = {
-        "turned": "has pictures that say how the camera was held, and are turned upright; the"
-        " model's own processor would leave them on their sides",
+        "turned": "has pictures with a camera orientation, which are turned upright; the model's"
+        " own processor would ignore it",
         "scaled": "has grey pictures of 16 bits or floats, which are scaled to 8 bits; the model's"
         " own processor would clip them",
         "large": f"has pictures of more than {LARGE >> 20} million pixels, which are reduced to"
@@ -131,7 +129,7 @@ def change_notes(source: str, changes: set[str]) -> tuple[str, ...]:
 
 
 def _open_encoded(encoded: Encoded) -> Image:
-    """Open a picture of any size in pixels, by its content and not by its name."""
+    """Open a picture by its content, whatever its name."""
     from PIL import Image
 
     if isinstance(encoded, Image.Image):
@@ -146,7 +144,7 @@ def _open_encoded(encoded: Encoded) -> Image:
 
 @cache
 def _register_heic() -> None:
-    """Let Pillow read the pictures of iPhones."""
+    """Let Pillow read HEIC, the format of iPhones."""
     try:
         from pillow_heif import register_heif_opener  # type: ignore[import-not-found]
     except ImportError:
@@ -157,10 +155,10 @@ def _register_heic() -> None:
 
 
 def _scale_to_eight_bits(image: Image, written_as: str | None) -> Image:
-    """Scale a grey picture of more than eight bits to eight, by its value for white."""
+    """Scale a grey picture of more than eight bits to eight bits."""
     from PIL import Image as Pillow
 
-    # Pillow widens the 16 bits of some formats to 32; of other files nobody knows what is white
+    # Pillow widens 16 bits to 32 in these formats; in others the value of white is unknown
     is_known = image.mode != "I" or written_as in ("PNG", "PPM")
     white = 1.0 if image.mode == "F" else 65535.0
     shares = np.asarray(image).astype(np.float32) / white

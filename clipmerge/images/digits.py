@@ -38,19 +38,19 @@ def read_digits() -> tuple[Tensor, Tensor]:
 
 
 def digits_as_rgb(ink: Tensor) -> Tensor:
-    """Repeat grey (N, 1, H, W) into colour (N, 3, H, W)."""
+    """Repeat the grey channel, (N, 1, H, W), as (N, 3, H, W)."""
     return ink.expand(-1, 3, -1, -1)
 
 
 def as_images(pixels: Tensor) -> list[Image.Image]:
-    """Turn pixels in [0, 1], grey or colours, shape (N, 1 or 3, H, W), into 8-bit RGB images."""
+    """Turn pixels in [0, 1], (N, 1 or 3, H, W), into 8-bit RGB images."""
     channels_last = digits_as_rgb(pixels).permute(0, 2, 3, 1)
     levels = (255 * channels_last).round().byte()
     return list(map(Image.fromarray, levels.numpy()))
 
 
 def load_digits() -> OpenedSource:
-    """All digits as a source of images, light on dark."""
+    """Open all digits, light on dark, as a source."""
     ink, labels = read_digits()
     images = as_images(ink)
     return OpenedSource(

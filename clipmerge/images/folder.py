@@ -20,7 +20,7 @@ _SUFFIXES = frozenset(
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name is one of those that systems leave behind, such as ``.DS_Store``."""
+    """Whether a file is hidden or left behind by a system, such as ``.DS_Store``."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -61,7 +61,7 @@ def load_folder(title: str, folder: Path, columns: Columns) -> OpenedSource:
 
 
 def _load_captions(title: str, folder: Path) -> OpenedSource:
-    """Read the text beside each picture of a folder and of all inside it, one caption per line."""
+    """Read the captions beside each picture in a folder and its subfolders, one per line."""
     paths, _ = _list_files(folder)
     missing = [path.name for path in paths if not path.with_suffix(".txt").is_file()]
     if len(missing) == len(paths):
@@ -85,18 +85,18 @@ def _load_captions(title: str, folder: Path) -> OpenedSource:
 
 
 def caption_lines(text: str) -> list[str]:
-    """The captions in a text file, one per line."""
+    """Split the text of a file into captions, one per line."""
     return list(filter(None, map(str.strip, text.splitlines())))
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file's name ends as those of pictures do."""
+    """Whether a file name has the suffix of a picture format."""
     return Path(name).suffix.lower() in _SUFFIXES
 
 
 def _list_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The pictures and the other files of a folder and of all inside it, by name; a folder that
-    links lead to twice is read once.
+    """List the pictures and the other files in a folder and its subfolders, sorted. A folder that
+    several links point to is read once.
     """
     pictures: list[Path] = []
     others: list[Path] = []

@@ -1,5 +1,7 @@
-"""Images of one source, each with its class or its captions, and samples of them; and what every
-reader gives: pictures by position, and their labels or captions as they stand there.
+"""Images of one source with their classes or captions, and samples of them.
+
+Every reader returns an `OpenedSource`: pictures by position, with the labels or captions of the
+source as they are.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-#: Usual names of labels and of captions, in order of preference.
+#: Common names of fields with labels and with captions, the preferred ones first.
 LABEL_NAMES = ("label", "labels", "class", "cls", "target", "class_name", "category")
 CAPTION_NAMES = (
     *("caption", "captions", "text", "texts", "title", "sentence", "sentences"),
@@ -29,34 +31,34 @@ TEXT_NAMES = (*LABEL_NAMES, *CAPTION_NAMES)
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that the user named; ``None`` to find them."""
+    """The columns that the user named; a column that is ``None`` is found by its type or name."""
 
-    image: str | None = None  # column of a table, or ending of a tar's files
+    image: str | None = None  # column of a table, or file ending in a tar
     label: str | None = None  # the same; ``json.KEY`` for a key of a tar's JSON files
     caption: str | None = None  # the same; naming it asks for captions in place of classes
 
     @property
     def captioned(self) -> bool | None:
-        """Whether the user asked for captions, or for labels; ``None`` for neither."""
+        """``True`` if the user asked for captions, ``False`` for labels, ``None`` for neither."""
         if self.caption:
             return True
         return False if self.label else None
 
 
 def first_named(item: Mapping[str, Any], names: Iterable[str]) -> Any:
-    """The value under the first of some names that an item has; ``None`` if it has none."""
+    """Return an item's value under the first name that it has, or ``None``."""
     found = [item[name] for name in names if name in item]
     return found[0] if found else None
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of a source, read one by one when they are needed."""
+    """Pictures of a source, which are read one by one on demand."""
 
     get: Callable[[int], Any]  # the content, path or picture of an item
     name: Callable[[int], str]  # its name in messages
     items: Sequence[int]  # the item at each position
-    # whether items are tensors (3, height, width) that the model's preprocessing has made already
+    # whether items are already preprocessed for the model: tensors (3, height, width)
     preprocessed: bool = False
 
     def __len__(self) -> int:
@@ -70,7 +72,7 @@ class Pictures:
         return self.name(self.items[position])
 
     def take(self, positions: Sequence[int]) -> Pictures:
-        """Some of the pictures, in the order of the positions."""
+        """Select pictures, in the order of the positions."""
         items = tuple(self.items[at] for at in positions)
         return replace(self, items=items)
 
@@ -90,18 +92,16 @@ def picture_files(paths: Sequence[str]) -> Pictures:
 
 @dataclass(frozen=True)
 class OpenedSource:
-    """A source, opened: no picture has been read, and its labels or captions are as they stand
-    there.
-    """
+    """A source whose labels or captions were read as they are; no picture was read."""
 
     title: str
     pictures: Pictures
     # for each picture its class, a number or a name, or its captions, a text or several
     values: Sequence[Any]
-    # whether the values are captions; ``None`` to tell by their look
+    # whether the values are captions; ``None`` to decide from the values
     captioned: bool | None = None
-    class_names: Names | None = None  # of labels that are numbers
-    # whether the names are written as they go into prompts, underscores and all
+    class_names: Names | None = None  # names of labels that are numbers
+    # whether the class names go into prompts unchanged, with their underscores
     verbatim: bool = False
     templates: Names = ()  # the source's own prompt templates, with ``{}`` for the class
     revision: str | None = None  # commit of a dataset on the Hub
@@ -112,7 +112,7 @@ class OpenedSource:
 class ImageSource:
     """Images of one source with a label each; decoded one by one, on demand."""
 
-    # whether an image that shares its label with no other shows what no other image shows
+    # whether labels are classes, so that images with one label show different pictures
     labels_are_classes: ClassVar[bool] = True
 
     source: str
@@ -154,7 +154,7 @@ class LabelledImages(ImageSource):
     imagenet_rows: tuple[Shape, ...] = ()
 
     def require_classes(self) -> None:
-        """Refuse images of a single class, which every model would recognise."""
+        """Refuse images of one class: every model would recognise them."""
         if len(self.class_names) < 2:
             raise DataError(f"{self.source}: has one class; measuring needs at least two")
 
@@ -173,7 +173,7 @@ class CaptionedImages(ImageSource):
         return sum(map(len, self.captions))
 
     def require_classes(self) -> None:
-        """Refuse images with one caption, which every model would find."""
+        """Refuse images that share one caption: every model would find it."""
         if len(set(self.captions)) < 2:
             raise DataError(
                 f"{self.source}: all images have the same captions, so every model finds them;"
@@ -181,10 +181,8 @@ class CaptionedImages(ImageSource):
             )
 
     def with_one_caption(self, seed: int, known: Names = ()) -> LabelledImages:
-        """Draw a caption of each image; images of one class have the same caption.
-
-        The captions are the names of the classes, for prompts that add nothing to them, after those
-        that are known.
+        """Draw one caption per image. Each different caption is a class, numbered after the known
+        ones, and its prompt is the caption itself.
         """
         rng = np.random.default_rng(seed)
         drawn = [texts[int(rng.integers(len(texts)))] for texts in self.captions]
@@ -200,7 +198,7 @@ class CaptionedImages(ImageSource):
         )
 
     def sample(self, count: int, seed: int) -> Self:
-        """Sample images, with all their captions, in a random order."""
+        """Sample images with all their captions, in random order."""
         drawn = np.random.default_rng(seed).permutation(len(self))
         return self.subset(drawn[:count].tolist())
 
@@ -211,8 +209,8 @@ class CaptionedImages(ImageSource):
 
 
 def number_texts(texts: Iterable[str], known: Iterable[str] = ()) -> tuple[Shape, Names]:
-    """Number texts by their first appearance, equal ones alike, after those that are known: the
-    number of each, and all texts.
+    """Number texts in the order in which they first appear, after the known ones. Equal texts have
+    equal numbers. Return the number of each text, and the different texts.
 
     Example:
         >>> number_texts(["a", "b", "a"], known=["c"])
@@ -227,7 +225,7 @@ def number_texts(texts: Iterable[str], known: Iterable[str] = ()) -> tuple[Shape
 
 
 def positions_by_class(labels: Sequence[int], order: Iterable[int]) -> list[list[int]]:
-    """The positions of the images of each class, in the given order."""
+    """Group positions by class; each group is in the given order."""
     groups: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
     for position in order:
         label = labels[position]
@@ -236,18 +234,19 @@ def positions_by_class(labels: Sequence[int], order: Iterable[int]) -> list[list
 
 
 def balanced_sample(labels: Shape, count: int, seed: int) -> list[int]:
-    """Positions of a shuffled sample with classes as balanced as possible; the seed draws which get
-    one more.
+    """Draw a shuffled sample whose classes are as balanced as possible, and return its positions.
+
+    The seed decides which classes get one image more.
     """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels)).tolist()
-    waiting = positions_by_class(labels, reversed(shuffled))  # they are taken from the end
+    waiting = positions_by_class(labels, reversed(shuffled))  # images are popped from the end
     picked: list[int] = []
     while waiting and len(picked) < count:
         turn = [positions.pop() for positions in waiting]
         missing = count - len(picked)
         if missing < len(turn):
-            # drawn apart, so that a sample of some blocks draws the same classes
+            # a generator of its own: the draw does not depend on the draws before
             drawn = np.random.default_rng([seed, count]).permutation(len(turn))
             turn = [turn[at] for at in sorted(drawn[:missing])]
         picked += turn

@@ -1,8 +1,8 @@
-"""What comes with clipmerge: public data sets by a short name, and lists of class names and of
-prompt templates.
+"""Public data sets by short name, and the lists of class names and templates that come with
+clipmerge.
 
-Each family of sets is one file in ``sets/``, each list of class names one file in ``classes/``,
-each set of templates one file in ``templates/``.
+``sets/`` has one file per family of data sets, ``classes/`` one per list of class names, and
+``templates/`` one per set of templates.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from clipmerge.types import Names, Shape
 
 _HERE = Path(__file__).parent
 _NAMED = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)(?P<revision>@[^:\s@]+)?(?::(?P<split>[^:\s]+))?")
-#: The template of sources that have none, if the user names none.
+#: The template if neither the user nor the source has one.
 DEFAULT_TEMPLATE = "a photo of a {}."
-#: Classes of ImageNet, whose indices are used in `KnownSet.rows`.
+#: Number of ImageNet's classes, to whose indices `KnownSet.rows` refers.
 IMAGENET_CLASSES = 1000
 
 
@@ -34,14 +34,14 @@ class KnownSet:
     """A public data set.
 
     Attributes:
-        title: A few words about it.
+        title: A short description.
         source: ``hf://datasets/ORG/NAME``.
-        split: The split that is read if none is named, or ``CONFIG/SPLIT``.
-        texts: Where class names and templates come from: ``repository``, or only ``here``.
+        split: The default split, or ``CONFIG/SPLIT``.
+        texts: Where class names and templates come from: the ``repository``, or only ``here``.
         classes: The list of class names in ``classes/``, if there is one.
-        templates: Templates, or names of sets of them; empty if only the repository has them.
-        rows: For each class its index, or indices, among ImageNet's 1000; ``all`` for all of them
-            in order.
+        templates: Templates or names of template sets; empty if only the repository has them.
+        rows: For each class its index or indices among ImageNet's 1000 classes; ``all`` if the
+            classes are ImageNet's.
     """
 
     title: str
@@ -54,7 +54,7 @@ class KnownSet:
 
     @property
     def class_names(self) -> Names:
-        """Class names, if they are known without the repository."""
+        """Class names that are known without the repository."""
         if self.classes:
             return class_list(self.classes)
         names = class_list("imagenet")
@@ -62,7 +62,7 @@ class KnownSet:
 
     @property
     def prompts(self) -> Names:
-        """Templates, if they are known without the repository."""
+        """Templates that are known without the repository."""
         return check_templates(self.templates)
 
     @property
@@ -73,8 +73,8 @@ class KnownSet:
         return tuple((row,) if isinstance(row, int) else tuple(row) for row in self.rows)
 
     def describe(self, opened: OpenedSource) -> OpenedSource:
-        """Replace the opened set's class names and templates by those known here, if these are
-        used.
+        """Give an opened set the class names and templates of this entry, unless the repository has
+        its own and they are preferred.
         """
         has_names = opened.verbatim and opened.class_names is not None
         if self.texts == "repository" and (has_names or not self.class_names):
@@ -83,8 +83,8 @@ class KnownSet:
 
 
 def find_known(source: str) -> tuple[KnownSet | None, str]:
-    """Read ``NAME[@REVISION][:SPLIT]``: the public set of that name and its source on the Hub, or
-    no set and the source as it is.
+    """Parse ``NAME[@REVISION][:SPLIT]``. Return the public set of that name and its source on the
+    Hub, or ``None`` and the unchanged source.
     """
     match = _NAMED.fullmatch(source)
     if match is None or local_path(source).exists():
@@ -99,7 +99,7 @@ def find_known(source: str) -> tuple[KnownSet | None, str]:
 
 @functools.cache
 def known_sets() -> Mapping[str, KnownSet]:
-    """All sets by name, family by family."""
+    """All public sets by name."""
     sets: dict[str, KnownSet] = {}
     for file in sorted((_HERE / "sets").glob("*.yaml")):
         family = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -114,12 +114,12 @@ def class_lists() -> Names:
 
 @functools.cache
 def class_list(name: str) -> Names:
-    """Class names by the name of their list."""
+    """Read a list of class names."""
     return _read_lines(f"classes/{name}.txt")
 
 
 def imagenet_names(ids: Names) -> Names | None:
-    """ImageNet's names for WordNet ids; ``None`` if not all of them are ids of its classes."""
+    """Return ImageNet's class names for WordNet ids, or ``None`` if some are not ImageNet's."""
     known = _read_lines("imagenet_ids.txt")  # in the order of the classes
     by_id = dict(zip(known, class_list("imagenet"), strict=True))
     if set(ids) <= by_id.keys():
@@ -128,13 +128,13 @@ def imagenet_names(ids: Names) -> Names | None:
 
 
 def template_set(name: str) -> Names:
-    """Templates of a set, without the comments after ``#``."""
+    """Read the templates of a set."""
     lines = _read_lines(f"templates/{name}.txt")
     return tuple(line for line in lines if not line.startswith("#"))
 
 
 def check_templates(templates: Sequence[str]) -> Names:
-    """Check the prompt templates that the user named, and spell out sets of templates."""
+    """Check the user's templates, and replace names of template sets by their templates."""
     checked: list[str] = []
     sets = _list_names("templates")
     for text in templates:

@@ -1,4 +1,4 @@
-"""One split of the sampled images, decided before anything is learned."""
+"""Split the sampled images once, before anything is learned."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from clipmerge.images.copies import without_copies
 from clipmerge.images.image_set import ImageSource, balanced_sample, positions_by_class
 from clipmerge.types import Names, Shape
 
-#: Share of the sampled images that judge the result, and of the others that choose it.
+#: Share of the sampled images that judge the result, and share of the rest that choose it.
 SHARE = 0.2
-#: Number of images that judge, at most: more would cost time and narrow the intervals very little.
+#: At most so many images judge: more would cost time and hardly narrow the intervals.
 MAX_TEST = 256
 
 Images = TypeVar("Images", bound=ImageSource)
@@ -23,17 +23,18 @@ Images = TypeVar("Images", bound=ImageSource)
 
 @dataclass(frozen=True)
 class Split(Generic[Images]):
-    """Images of one source by their use; none is a copy of another.
+    """Images of one source by use. No image is a copy of another.
 
     Attributes:
-        train: Images to learn from, or to measure on; ``None`` to do neither.
-        val: Images that choose among what was learned; with fewer than `MAX_TEST` test images,
-            these too, because a few dozen images choose by luck. ``None`` if there are too few.
-        test: Images that judge the result, which nothing was learned from; ``None`` if there are
-            too few, or none are wanted.
-        copies: Number of copies left out.
+        train: Images to learn from or to measure on, if any.
+        val: Images that choose among the learned results. They include the test images if those are
+            fewer than `MAX_TEST`, because a few dozen images choose by luck. ``None`` if there are
+            too few.
+        test: Images that judge the result; nothing was learned from them. ``None`` if there are too
+            few or none are wanted.
+        copies: Number of copies that were left out.
         notes: Sentences for the user.
-        ood: By name, the images of shifts or other tasks: half may teach, the others judge.
+        ood: Splits of the images of shifts and other tasks, by name: half may teach, half judge.
     """
 
     train: Images | None
@@ -47,23 +48,24 @@ class Split(Generic[Images]):
 def split_images(
     images: Images, count: int, seed: int, *, val: float = SHARE, test: float = SHARE
 ) -> Split[Images]:
-    """Sample images, and divide them for learning, choosing and judging.
+    """Sample images and divide them into images that learn, choose and judge.
 
-    With enough images ``count`` of them are for learning and choosing, and those that judge are
-    additional. With fewer, the available images are divided by the shares. Of images that are
-    copies of one another, one is used, so that none is on two sides.
+    If there are enough images, ``count`` of them learn and choose, and others judge. If there are
+    fewer, they are divided by the shares. Only one of several copies is used, so that no picture is
+    on two sides.
 
     Args:
         images: The source.
         count: Number of images for learning and choosing.
-        seed: Of the sample and of the split.
-        val: Share of the images for learning that choose; 0 for a recipe that does not learn.
-        test: Share of all images that judge; 0 to judge by none.
+        seed: Seed of the sample and of the split.
+        val: Share of the images for learning that choose instead; 0 for a recipe that does not
+            learn.
+        test: Share of all images that judge; may be 0.
     """
     wanted = min(MAX_TEST, round(count * test / (1 - test)))
     drawn = images.sample(count + wanted, seed)
     sampled, notes = without_copies(drawn)
-    # halves are rounded up, unlike in round(): a fifth of three to seven images is always one
+    # round() would round halves to even; a fifth of three to seven images must be one
     aside = min(wanted, int(len(sampled) * test + 0.5))
     if images.labels_are_classes:
         judge = _pick_same_share(images.labels, sampled.labels, aside, seed)
@@ -75,7 +77,7 @@ def split_images(
     train = sorted(set(others) - set(choose))
     if choose and 0 < len(judge) < MAX_TEST:
         choose = [*judge, *choose]
-        # captions that are held out may also belong to images that learning sees
+        # but a caption that chooses may also belong to an image that is learned from
         if images.labels_are_classes:
             judge = choose[:MAX_TEST]
     return Split(
@@ -88,13 +90,15 @@ def split_images(
 
 
 def sample_for_judging(images: Images, count: int, seed: int) -> Split[Images]:
-    """Sample images that judge a merge for which nothing is measured."""
+    """Sample images to judge a merge that measures nothing."""
     drawn = images.sample(count, seed)
     return split_shift(drawn, seed, teaches=False)
 
 
 def split_shift(images: Images, seed: int, *, teaches: bool) -> Split[Images]:
-    """Split images of a shift: all judge, or if they also teach, half of each class does."""
+    """Split images of a shift. If ``teaches`` is set, half of each class teaches; all others
+    judge.
+    """
     alone, notes = without_copies(images)
     teach: list[int] = []
     if teaches:
@@ -114,8 +118,10 @@ def split_shift(images: Images, seed: int, *, teaches: bool) -> Split[Images]:
 
 
 def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[int]:
-    """Choose images to hold out, ascending: equally many per class if possible, more than half of a
-    class only after half of all, and its last one at the very last.
+    """Choose images to hold out, as many of each class as possible, and return ascending positions.
+
+    More than half of a class is held out only after half of every class, and its last image after
+    all others.
 
     Example:
         >>> labels = (0,) * 4 + (1,) * 4
@@ -138,8 +144,10 @@ def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[i
 
 
 def _pick_same_share(available: Shape, labels: Shape, count: int, seed: int) -> list[int]:
-    """Pick the same share of every class of a sample, ascending; classes of which the source has
-    one image learn from it, and the only one of a class in the sample is picked last.
+    """Pick the same share of every class of a sample, and return ascending positions.
+
+    A class with one image in the source is never picked, so that it can be learned from. The only
+    image of a class in the sample is picked last.
     """
     there = Counter(available)
     shared = [at for at, label in enumerate(labels) if there[label] > 1]
@@ -156,8 +164,8 @@ def _pick_same_share(available: Shape, labels: Shape, count: int, seed: int) -> 
 
 
 def _places_in_class(order: Iterable[int], labels: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Each position in an order, which image of its class it is there, counted from 1, and how many
-    the class has.
+    """For each position: the position, its number among the images of its class, counted from 1,
+    and the size of the class.
     """
     sizes = Counter(labels)
     seen = Counter[int]()
@@ -168,8 +176,9 @@ def _places_in_class(order: Iterable[int], labels: Sequence[int]) -> Iterator[tu
 
 
 def _pick_whole_groups(labels: Shape, count: int, seed: int) -> list[int]:
-    """Pick at most ``count`` images at random, ascending, all of one label or none: a caption that
-    was seen would be known.
+    """Pick at most ``count`` images at random, and return ascending positions.
+
+    All images of a label are picked or none, because learning must not see a caption that judges.
     """
     groups = positions_by_class(labels, range(len(labels)))
     rng = np.random.default_rng(seed)

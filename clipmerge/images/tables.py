@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clipmerge.errors import ClipmergeError, DataError, counted, did_you_mean, shorten
+from clipmerge.errors import DataError, counted, did_you_mean, shorten
 from clipmerge.files import local_path
 from clipmerge.images.image_set import (
     CAPTION_NAMES,
@@ -222,8 +222,6 @@ def one_line(title: str) -> Iterator[None]:
     """Turn any error of `datasets` into one line: the first of its cause."""
     try:
         yield
-    except ClipmergeError:
-        raise
     except Exception as error:  # each library below raises its own
         cause: BaseException = error
         while cause.__cause__ is not None:

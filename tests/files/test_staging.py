@@ -156,7 +156,9 @@ def test_overwrite_never_touches_what_clipmerge_did_not_write(tmp_path: Path) ->
 
 def test_an_output_that_cannot_be_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match=r"cannot be created, because .*file is not a writable folder"):
+    with pytest.raises(
+        OutputError, match=r"cannot be created, because .*file is not a writable folder"
+    ):
         check_output(tmp_path / "file" / "out", overwrite=False)
     with pytest.raises(OutputError, match="/: holds"):
         check_output(Path("/"), overwrite=True, read=[tmp_path])

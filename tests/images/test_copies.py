@@ -43,29 +43,29 @@ COPIES = {
 @pytest.mark.parametrize("how", COPIES)
 def test_a_picture_saved_anew_is_a_copy(how: str) -> None:
     pairs = [(picture, "a") for at in range(20) for picture in (photo(at), COPIES[how](photo(at)))]
-    assert first_copies(Prints.of(load_images(pairs))) == list(range(0, 40, 2))
+    assert first_copies(Prints.read(load_images(pairs))) == list(range(0, 40, 2))
 
 
 def test_digits_and_blank_pictures_are_no_copies_of_others() -> None:
     digits = load_images("digits")
-    assert len(first_copies(Prints.of(digits))) == len(digits)
+    assert len(first_copies(Prints.read(digits))) == len(digits)
     dark = [Image.new("RGB", (32, 32), (value,) * 3) for value in (0, 1, 2, 0)]
     dot = Image.new("RGB", (512, 512))
     dot.putpixel((100, 100), (255, 255, 255))
     pairs = [(image, "a") for image in (*dark, dot)]
-    assert first_copies(Prints.of(load_images(pairs))) == [0, 1, 2, 4]
+    assert first_copies(Prints.read(load_images(pairs))) == [0, 1, 2, 4]
 
 
 def test_many_pictures_are_compared_in_blocks() -> None:
     pairs = [(Image.open(io.BytesIO(png(at % 700))), "a") for at in range(1400)]
-    assert first_copies(Prints.of(load_images(pairs))) == list(range(700))
+    assert first_copies(Prints.read(load_images(pairs))) == list(range(700))
 
 
 def test_preprocessed_pictures_are_compared_with_one_another() -> None:
     ready = [(torch.randn(3, 8, 8, generator=torch.manual_seed(at % 4)), 0) for at in range(6)]
-    prints = Prints.of(load_images(ready, ["a"]))
+    prints = Prints.read(load_images(ready, ["a"]))
     assert first_copies(prints) == [0, 1, 2, 3]
-    assert shared_notes({"a": prints}, {"b": Prints.of(load_images("digits"))}) == ()
+    assert shared_notes({"a": prints}, {"b": Prints.read(load_images("digits"))}) == ()
 
 
 def test_sources_of_all_kinds_are_compared(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_sources_of_all_kinds_are_compared(tmp_path: Path) -> None:
     table = load_images(str(save_plain_parquet(tmp_path / "x.parquet", columns)))
     members = {"a.png": png(1), "a.cls": b"a", "b.png": png(9), "b.cls": b"b"}
     tar = load_images(str(save_tar(tmp_path / "x.tar", members)))
-    (note,) = shared_notes({"tar": Prints.of(tar)}, {"table": Prints.of(table)})
+    (note,) = shared_notes({"tar": Prints.read(tar)}, {"table": Prints.read(table)})
     same = f"{tmp_path}/x.tar, a.png shows what {tmp_path}/x.parquet, row 1 shows"
     assert note.startswith(f"tar: 1 image is also in table ({same})")
 

@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessor
 from clipmerge.errors import DataError
 from clipmerge.images import decoding
 from clipmerge.images.copies import Prints
-from clipmerge.images.decoding import Encoded, open_picture
+from clipmerge.images.decoding import Encoded, open_picture, to_rgb
 from tests.support.image_files import load_images, saved
 
 RNG = np.random.default_rng(0)
@@ -105,8 +105,8 @@ def test_pictures_of_phones_are_turned_upright_and_noted(tmp_path: Path) -> None
         RGB.rotate(90, expand=True).save(folder / "x.png", exif=exif)
     images = load_images(str(tmp_path))
     assert np.array_equal(np.asarray(images.image(0)), COLOURS)
-    (note,) = Prints.of(images).notes
-    assert note.startswith(f"{tmp_path}: has pictures that say how the camera was held")
+    (note,) = Prints.read(images).notes
+    assert note.startswith(f"{tmp_path}: has pictures with a camera orientation")
 
 
 def test_very_large_pictures_are_reduced_and_noted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,3 +154,9 @@ def test_what_cannot_be_read_is_named(content: Encoded, message: str) -> None:
     with pytest.raises(DataError) as raised:
         open_picture("x", content)
     assert message in str(raised.value)
+
+
+def test_transparent_pixels_become_white() -> None:
+    clear = saved(Image.new("RGBA", (4, 4), (0, 0, 0, 0)), "PNG")
+    assert to_rgb(open_picture("x", clear)).getpixel((0, 0)) == (255, 255, 255)
+    assert to_rgb(RGB) is RGB

@@ -117,6 +117,16 @@ SOURCES: dict[str, tuple[Make, str]] = {
         lambda f: save_tar(f / "x.tar", {"0.png": png(0), "0.json": b'{"label": NaN}'}),
         r"x\.tar: nan is not a label; give a class index or a name",
     ),
+    "a tar of damaged JSON": (
+        lambda f: save_tar(f / "x.tar", {"0.png": png(0), "0.json": b"{"}),
+        r"x\.tar, 0\.json: cannot be read as JSON",
+    ),
+    "a label without a name": (
+        lambda f: save_tar(
+            files(f, "classnames.txt", content=b"a\nb") / "x.tar", {"0.png": png(0), "0.cls": b"2"}
+        ),
+        "label 2 has no name; there are 2 class names",
+    ),
     "a tar of JSON that is no object": (
         lambda f: save_tar(f / "x.tar", {"0.png": png(0), "0.json": b"7"}),
         r"its images have no \.cls, \.json or \.txt with a label beside them",
