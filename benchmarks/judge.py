@@ -73,6 +73,7 @@ def judge(
     settings: Sequence[str] = (),
     *,
     seed: int = 0,
+    labels: int = 0,
     who: str = "",
     folder: Path = PAIRS_FOLDER,
 ) -> str:
@@ -83,6 +84,7 @@ def judge(
         recipe: Name or file of the recipe.
         settings: Its settings, ``measure.steps=80``.
         seed: Seed of learning.
+        labels: Labelled pictures of the first shift that the merge gets as `ood`.
         who: Whose row it is.
         folder: Folder of the JSON files.
     """
@@ -92,6 +94,10 @@ def judge(
         with_val = Judge(pair, {"val": pair.source("val")})
         add_curve(with_val, results)
     name = " ".join([Path(recipe).stem, *settings, *([f"seed={seed}"] if seed else [])])
+    ood = {}
+    if labels:
+        name += f" labels={labels}"
+        ood[pair.ood[0]] = str(pair.labelled(pair.ood[0], labels, seed))
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "merged"
         begin = time.process_time()
@@ -101,6 +107,7 @@ def judge(
             recipe,
             output=str(output),
             data=str(pair.file("val")),
+            ood=ood,
             template=[pair.template],
             set=list(settings),
             seed=seed,

@@ -70,7 +70,13 @@ class Results:
 
     @cached_property
     def shifts(self) -> list[str]:
-        return [name for name in self.told["things"] if name != "test"]
+        """Natural shifts of the target."""
+        return [name for name in self.told["things"] if name != "test" and name not in self.tasks]
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """Other tasks."""
+        return [name for name in self.told["things"] if name.startswith("task-")]
 
     def correct(self, method: str) -> dict[str, np.ndarray]:
         """Which pictures of each source a method recognised, shape (points, pictures)."""

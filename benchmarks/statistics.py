@@ -26,15 +26,18 @@ class Accuracies:
 
     Attributes:
         id: Accuracy on the target, shape (1 + resamples, points).
-        ood: Mean accuracy under the shifts, same shape.
+        ood: Mean accuracy under the natural shifts, same shape.
+        tasks: Mean accuracy on other tasks, same shape; ``None`` without any.
     """
 
     id: np.ndarray
     ood: np.ndarray
+    tasks: np.ndarray | None = None
 
     def point(self, at: int) -> Accuracies:
         """One of the points, shapes (1 + resamples, 1)."""
-        return Accuracies(self.id[:, [at]], self.ood[:, [at]])
+        tasks = None if self.tasks is None else self.tasks[:, [at]]
+        return Accuracies(self.id[:, [at]], self.ood[:, [at]], tasks)
 
 
 @cache
@@ -42,11 +45,11 @@ def accuracies(results: Results, method: str) -> Accuracies:
     """Accuracies of a method on a pair."""
     correct = results.correct(method)
     target = _resampled(results, "test", correct["test"])
-    shifts = []
-    for name in results.shifts:
-        shift = _resampled(results, name, correct[name])
-        shifts.append(shift)
-    return Accuracies(target, np.mean(shifts, axis=0))
+    means = []
+    for names in (results.shifts, results.tasks):
+        each = [_resampled(results, name, correct[name]) for name in names]
+        means.append(np.mean(each, axis=0) if each else None)
+    return Accuracies(target, *means)
 
 
 def _resampled(results: Results, source: str, right: np.ndarray) -> np.ndarray:
@@ -124,8 +127,8 @@ def chosen_alpha(results: Results, method: str, source: str, max_loss: float | N
     return int((right >= least).argmax())
 
 
-def gain(point: Accuracies, curve: Accuracies) -> np.ndarray:
-    """OOD accuracy above the curve's at the same ID accuracy, shape (1 + resamples,).
+def gain(point: Accuracies, curve: Accuracies, axis: str = "ood") -> np.ndarray:
+    """Accuracy on the axis ``ood`` or ``tasks`` above the curve's at the same ID accuracy, shape (1 + resamples,).
 
     The curve's is the best that it reaches at this ID accuracy or a higher one, between its points
     on straight lines; a point more accurate than all of the curve is compared with the curve's most
@@ -140,19 +143,19 @@ def gain(point: Accuracies, curve: Accuracies) -> np.ndarray:
     """
     most = curve.id.max(axis=1)
     wanted = np.minimum(point.id[:, 0], most)
-    return point.ood[:, 0] - _heights(curve, wanted)
+    return getattr(point, axis)[:, 0] - _heights(curve.id, getattr(curve, axis), wanted)
 
 
-def _heights(curve: Accuracies, wanted: np.ndarray) -> np.ndarray:
-    """The best OOD accuracy at these ID accuracies or higher ones, shape (1 + resamples,)."""
-    reaches = curve.id >= wanted[:, None]
-    at_points = np.where(reaches, curve.ood, -np.inf)
+def _heights(target: np.ndarray, other: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The best other accuracy at these ID accuracies or higher ones, shape (1 + resamples,)."""
+    reaches = target >= wanted[:, None]
+    at_points = np.where(reaches, other, -np.inf)
     # between two points the straight line, where it passes this ID accuracy
-    start, end = curve.id[:, :-1], curve.id[:, 1:]
+    start, end = target[:, :-1], target[:, 1:]
     rise = np.where(end == start, np.nan, end - start)
     share = (wanted[:, None] - start) / rise
-    climb = curve.ood[:, 1:] - curve.ood[:, :-1]
-    line = curve.ood[:, :-1] + share * climb
+    climb = other[:, 1:] - other[:, :-1]
+    line = other[:, :-1] + share * climb
     is_inside = (share >= 0) & (share <= 1)
     on_lines = np.where(is_inside, line, -np.inf)
     return np.maximum(at_points.max(axis=1), on_lines.max(axis=1))

@@ -115,13 +115,15 @@ def _change(pairs: Sequence[Results], method: str, axis: str, since: str = FINET
     return _mean(pairs, figure)
 
 
-def _above(results: Results, method: str, curve: str = CURVE) -> np.ndarray:
+def _above(results: Results, method: str, curve: str = CURVE, axis: str = "ood") -> np.ndarray:
     """Gain of a method over the curve of another one."""
-    return gain(point_of(results, method), accuracies(results, curve))
+    return gain(point_of(results, method), accuracies(results, curve), axis)
 
 
-def _gain(pairs: Sequence[Results], method: str, curve: str = CURVE) -> str:
-    return str(_mean(pairs, lambda each: _above(each, method, curve)))
+def _gain(pairs: Sequence[Results], method: str, curve: str = CURVE, axis: str = "ood") -> str:
+    """Mean gain; of other tasks over the pairs that have some."""
+    ours = [each for each in pairs if axis == "ood" or each.tasks]
+    return str(_mean(ours, lambda each: _above(each, method, curve, axis))) if ours else ""
 
 
 def _standing(pairs: Sequence[Results], method: str) -> str:
@@ -211,6 +213,45 @@ def _merged_groups(every: Sequence[Results]) -> dict[str, list[Results]]:
 def _merged_cells(pairs: Sequence[Results]) -> list[str]:
     finetuned = _both(pairs, FINETUNED)
     return [finetuned, _both(pairs, AUTO), _standing(pairs, AUTO), _gain(pairs, AUTO)]
+
+
+def questions(every: Sequence[Results]) -> Rows:
+    """The three questions, by method and pair: the target, natural shifts, other tasks."""
+    rows = [["pair", "method", "target", "natural shifts", "other tasks", "gain, shifts", "tasks"]]
+    pairs = [each for each in having(every, [AUTO]) if each.tasks]
+    for each in pairs:
+        for method in (ZEROSHOT, FINETUNED, *_ASKED):
+            if point_of(each, method):
+                rows.append([each.name, method, *_answers([each], method)])
+    for name, ours in _by_start(pairs).items():
+        for method in _ASKED:
+            known = having(ours, [method])
+            if known:
+                rows.append([f"**{name}** ({len(known)})", method, *_answers(known, method)])
+    return rows
+
+
+#: Methods that the table of the three questions has.
+_ASKED = (AUTO, f"{AUTO} labels=100", "straggler-sparse", "straggler-sparse labels=100")
+
+
+def _by_start(pairs: Sequence[Results]) -> dict[str, list[Results]]:
+    """All pairs, and by which of both models is better under the natural shifts."""
+    worse = [each for each in pairs if _change([each], FINETUNED, "ood", ZEROSHOT).value < 0]
+    better = [each for each in pairs if each not in worse]
+    groups = {"all": pairs, "fine-tuned is better": better, "zero-shot is better": worse}
+    return {name: ours for name, ours in groups.items() if ours}
+
+
+def _answers(pairs: Sequence[Results], method: str) -> list[str]:
+    """Mean accuracies of the three questions, and both gains."""
+    cells = []
+    for axis in ("id", "ood", "tasks"):
+        mean = _mean(pairs, lambda each: accuracy(each, method, axis))  # noqa: B023 - used at once
+        cells.append(f"{mean.value:.1f}")
+    if method in (ZEROSHOT, FINETUNED):
+        return [*cells, "", ""]
+    return [*cells, _gain(pairs, method), _gain(pairs, method, axis="tasks")]
 
 
 def new_targets(every: Sequence[Results]) -> Rows:
@@ -335,6 +376,7 @@ def advice(_: Sequence[Results]) -> Rows:
 TABLES: dict[str, Callable[[Sequence[Results]], Rows]] = {
     "leaderboard": leaderboard,
     "face": face,
+    "questions": questions,
     "merged": merged,
     "new-targets": new_targets,
     "equal-labels": equal_labels,

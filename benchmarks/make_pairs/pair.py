@@ -6,7 +6,10 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
+
+from PIL import Image
 
 from benchmarks.make_pairs.pictures import Picture, Source, read_source, write_source
 from benchmarks.models import Regime, finetune, load
@@ -60,7 +63,8 @@ class Roles:
         classes: The target's class names.
         positions: Positions of the pictures by name of the source: ``train`` are those that the
             fine-tuned model sees, ``val`` those that recipes may use; ``test``, of the target, and
-            ``ood-NAME``, of each shift, only the judge uses.
+            ``ood-NAME``, of each shift, and ``task-NAME``, of other tasks, only the judge uses;
+            ``labels-NAME`` are other pictures of a shift, which recipes may use, too.
         other_classes: Class names of a source that has others.
         group: Group of near-copies of each position; by default each is its own.
     """
@@ -117,11 +121,39 @@ class Pair:
         return read_source(self.file(name))
 
     def tested(self) -> dict[str, Source]:
-        """What the judge tests on, by name: ``test`` and the shifts."""
+        """What the judge tests on, by name: ``test``, the shifts, and other tasks as ``task-NAME``."""
         found = {"test": self.source("test")}
         for name in self.ood:
             found[name] = self.source(f"ood-{name}")
+        for file in sorted(self.folder.glob("task-*.parquet")):
+            found[file.stem] = read_source(file)
         return found
+
+    def labelled(self, shift: str, count: int, seed: int) -> Path:
+        """A folder with so many labelled pictures of a shift that are not tested, as equally many of
+        each class as there are.
+        """
+        folder = self.folder / f"labels-{shift}-{count}-{seed}"
+        if not folder.is_dir():
+            scratch = folder.with_suffix(".part")
+            for number, (label, image) in enumerate(self.drawn(shift, count, seed)):
+                (scratch / label).mkdir(parents=True, exist_ok=True)
+                image.save(scratch / label / f"{number:04}.png")
+            scratch.rename(folder)
+        return folder
+
+    def drawn(self, shift: str, count: int, seed: int) -> list[tuple[str, Image.Image]]:
+        """Class and picture of a draw of labelled pictures: one of each class in turn."""
+        source = self.source(f"labels-{shift}")
+        of_class: dict[int, list[int]] = {}
+        for at, label in enumerate(source.labels.tolist()):
+            of_class.setdefault(label, []).append(at)
+        rng = random.Random(seed + 17)
+        for ours in of_class.values():
+            rng.shuffle(ours)
+        rounds = zip_longest(*of_class.values())
+        order = [at for each in rounds for at in each if at is not None]
+        return [(source.classes[source.labels[at]], source.images[at]) for at in order[:count]]
 
 
 def write_pair(
