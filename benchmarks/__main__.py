@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     judging.add_argument("recipe", help="name or file of a recipe")
     judging.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     judging.add_argument("--seed", type=int, default=0, help="of learning")
-    judging.add_argument("--labels", type=int, default=0, help="of the first shift, as `ood`")
+    judging.add_argument("--labels", type=int, default=0, help="of one shift, as `ood`")
     judging.add_argument("--who", default="", help="whose row it is")
     equal = commands.add_parser("equal-labels", help="fine-tune on the labels that auto may use")
     others = commands.add_parser("references", help="models that are no merges")

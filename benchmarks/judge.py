@@ -84,7 +84,7 @@ def judge(
         recipe: Name or file of the recipe.
         settings: Its settings, ``measure.steps=80``.
         seed: Seed of learning.
-        labels: Labelled pictures of the first shift that the merge gets as `ood`.
+        labels: Labelled pictures of one shift that the merge gets as `ood`.
         who: Whose row it is.
         folder: Folder of the JSON files.
     """
@@ -97,7 +97,7 @@ def judge(
     ood = {}
     if labels:
         name += f" labels={labels}"
-        ood[pair.ood[0]] = str(pair.labelled(pair.ood[0], labels, seed))
+        ood[pair.best_labelled] = str(pair.labelled(pair.best_labelled, labels, seed))
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "merged"
         begin = time.process_time()

@@ -128,7 +128,7 @@ def chosen_alpha(results: Results, method: str, source: str, max_loss: float | N
 
 
 def gain(point: Accuracies, curve: Accuracies, axis: str = "ood") -> np.ndarray:
-    """Accuracy on the axis ``ood`` or ``tasks`` above the curve's at the same ID accuracy, shape (1 + resamples,).
+    """Accuracy on an axis, ``ood`` or ``tasks``, above the curve's at the same ID accuracy.
 
     The curve's is the best that it reaches at this ID accuracy or a higher one, between its points
     on straight lines; a point more accurate than all of the curve is compared with the curve's most

@@ -121,7 +121,7 @@ class Pair:
         return read_source(self.file(name))
 
     def tested(self) -> dict[str, Source]:
-        """What the judge tests on, by name: ``test``, the shifts, and other tasks as ``task-NAME``."""
+        """What the judge tests on: ``test``, the shifts by name, other tasks as ``task-NAME``."""
         found = {"test": self.source("test")}
         for name in self.ood:
             found[name] = self.source(f"ood-{name}")
@@ -129,10 +129,13 @@ class Pair:
             found[file.stem] = read_source(file)
         return found
 
+    @property
+    def best_labelled(self) -> str:
+        """The shift with the most labelled pictures that are not tested."""
+        return max(self.ood, key=lambda shift: len(self.source(f"labels-{shift}").labels))
+
     def labelled(self, shift: str, count: int, seed: int) -> Path:
-        """A folder with so many labelled pictures of a shift that are not tested, as equally many of
-        each class as there are.
-        """
+        """A folder with labelled pictures of a shift that are not tested."""
         folder = self.folder / f"labels-{shift}-{count}-{seed}"
         if not folder.is_dir():
             scratch = folder.with_suffix(".part")
