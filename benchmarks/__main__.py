@@ -45,9 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     judging.add_argument("recipe", help="name or file of a recipe")
     judging.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     judging.add_argument("--seed", type=int, default=0, help="of learning")
-    judging.add_argument("--labels", type=int, default=0, help="of one shift, as `ood`")
     judging.add_argument("--who", default="", help="whose row it is")
     equal = commands.add_parser("equal-labels", help="fine-tune on the labels that auto may use")
+    for command in (judging, equal):
+        command.add_argument("--labels", type=int, default=0, help="labels of a shift to use, too")
     others = commands.add_parser("references", help="models that are no merges")
     for command in (judging, equal, others):
         command.add_argument("pairs", nargs="*", default=[SMALLEST], help=f"{SMALLEST} by default")
@@ -87,7 +88,7 @@ def _run(given: argparse.Namespace) -> None:
 def _add_results(pair: Pair, given: argparse.Namespace) -> None:
     folder = given.results
     if given.command == "equal-labels":
-        equal_labels(pair, folder)
+        equal_labels(pair, folder, given.labels)
     elif given.command == "references":
         references(pair, folder)
     else:

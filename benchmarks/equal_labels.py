@@ -3,7 +3,7 @@
 `auto` learns from labelled pictures that fine-tuning has not seen. With as many labels one can
 fine-tune anew on both (``anew``), or fine-tune the fine-tuned model further (``continued``), and
 take any point of the WiSE-FT curve of either. Four fifths of the validation pictures are learned
-from, and a fifth chooses alpha, as in `auto`.
+from, and a fifth chooses alpha, as in `auto`. Labelled pictures of a shift are divided likewise.
 """
 
 from __future__ import annotations
@@ -24,22 +24,37 @@ from benchmarks.pair_results import PAIRS_FOLDER, open_results
 from benchmarks.references import ALPHAS
 
 
-def equal_labels(pair: Pair, folder: Path = PAIRS_FOLDER) -> None:
-    """Add ``anew`` and ``continued`` to the results of a pair."""
+def equal_labels(pair: Pair, folder: Path = PAIRS_FOLDER, labels: int = 0) -> None:
+    """Add ``anew`` and ``continued`` to the results of a pair.
+
+    Args:
+        pair: The pair.
+        folder: Folder of the JSON files.
+        labels: Labelled pictures of one shift that are learned from, too.
+    """
     results = open_results(pair, folder)
     val = pair.source("val")
     learn, choose = split(val)
+    suffix = ""
+    if labels:
+        suffix = f" labels={labels}"
+        drawn = pair.drawn(pair.best_labelled, labels, 0)
+        images = [image for _, image in drawn]
+        positions = torch.tensor([val.classes.index(label) for label, _ in drawn])
+        of_shift, chooses = split(Source(images, positions, np.arange(len(images)), val.classes))
+        learn, choose = joined(learn, of_shift), joined(choose, chooses)
     tests = Judge(pair, {"choose": choose})
     both = joined(pair.source("train"), learn)
     starts = {"anew": (pair.zeroshot, both), "continued": (pair.finetuned, learn)}
-    for name, (start, learned) in starts.items():
+    for kind, (start, learned) in starts.items():
+        name = kind + suffix
         begin = time.process_time()
-        model = pair.folder / name
+        model = pair.folder / name.replace(" ", "-")
         finetune(start, pair.spec.regime, pair.spec.seed, learned, pair.template, model)
         seconds = time.process_time() - begin
         curve = tests.curve(model, ALPHAS)
-        labels = results.labels
-        results.add(name, alphas=ALPHAS, correct=curve, labels=labels, seconds=round(seconds, 1))
+        labelled = results.labels + labels
+        results.add(name, alphas=ALPHAS, correct=curve, labels=labelled, seconds=round(seconds, 1))
 
 
 def split(val: Source) -> tuple[Source, Source]:
