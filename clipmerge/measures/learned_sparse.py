@@ -12,14 +12,14 @@ from clipmerge.learning.train import LearningOptions
 from clipmerge.measures.learned_coefficients import learned_measurements
 from clipmerge.measures.sharpness import STRAGGLER_SHARE, measure_sharpness
 from clipmerge.planning.measurements import Measurements
-from clipmerge.plugins import Count, Density, Positive, Share, with_options_of
+from clipmerge.plugins import Density, Share, with_options_of
 
 LEARNS = HOLDS_BACK = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class SparseOptions(LearningOptions):
-    """How `learned_sparse` learns: as `LearningOptions`, in fewer and larger steps.
+    """How `learned_sparse` learns: as `LearningOptions`.
 
     Attributes:
         granularity: Unit that has its own coefficient; of one coefficient none can be dropped.
@@ -30,10 +30,6 @@ class SparseOptions(LearningOptions):
     granularity: Literal["channel", "entry"] = "entry"
     share: Share = STRAGGLER_SHARE
     density: Density = 0.5
-    steps: Count = 200
-    batch_size: Count = 64
-    num_strong: Count = 64
-    lr: Positive = 0.04
 
 
 @with_options_of(SparseOptions)
