@@ -35,10 +35,10 @@ def equal_labels(pair: Pair, folder: Path = PAIRS_FOLDER, labels: int = 0) -> No
     results = open_results(pair, folder)
     val = pair.source("val")
     learn, choose = split(val)
-    suffix = ""
+    suffix, shift = "", None
     if labels:
-        suffix = f" labels={labels}"
-        drawn = pair.drawn(pair.best_labelled, labels, 0)
+        suffix, shift = f" labels={labels}", pair.best_labelled
+        drawn = pair.drawn(shift, labels, 0)
         images = [image for _, image in drawn]
         positions = torch.tensor([val.classes.index(label) for label, _ in drawn])
         of_shift, chooses = split(Source(images, positions, np.arange(len(images)), val.classes))
@@ -54,7 +54,14 @@ def equal_labels(pair: Pair, folder: Path = PAIRS_FOLDER, labels: int = 0) -> No
         seconds = time.process_time() - begin
         curve = tests.curve(model, ALPHAS)
         labelled = results.labels + labels
-        results.add(name, alphas=ALPHAS, correct=curve, labels=labelled, seconds=round(seconds, 1))
+        results.add(
+            name,
+            alphas=ALPHAS,
+            correct=curve,
+            labels=labelled,
+            shift=shift,
+            seconds=round(seconds, 1),
+        )
 
 
 def split(val: Source) -> tuple[Source, Source]:

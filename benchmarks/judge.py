@@ -94,10 +94,11 @@ def judge(
         with_val = Judge(pair, {"val": pair.source("val")})
         add_curve(with_val, results)
     name = " ".join([Path(recipe).stem, *settings, *([f"seed={seed}"] if seed else [])])
-    ood = {}
+    ood, shift = {}, None
     if labels:
         name += f" labels={labels}"
-        ood[pair.best_labelled] = str(pair.labelled(pair.best_labelled, labels, seed))
+        shift = pair.best_labelled
+        ood[shift] = str(pair.labelled(shift, labels, seed))
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "merged"
         begin = time.process_time()
@@ -119,7 +120,8 @@ def judge(
     results.add(
         name,
         correct=correct,
-        labels=results.labels,
+        labels=results.labels + labels,
+        shift=shift,
         seconds=round(seconds, 1),
         recommendation=verdict.get("recommendation"),
         commit=_commit(),

@@ -6,14 +6,15 @@ A table stands between the marks `<!-- table: NAME -->` and `<!-- end -->`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.pair_results import PAIRS_FOLDER, Results, every_result
-from benchmarks.statistics import FINETUNED, ZEROSHOT
-from benchmarks.tables import AUTO, TABLES, accuracy, by_target, having
+from benchmarks.statistics import FINETUNED, ZEROSHOT, Accuracies, curve_of, point_of
+from benchmarks.tables import AUTO, AXES, TABLES, TAUGHT, by_target, having
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "research.md")
@@ -50,24 +51,38 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def draw(file: Path) -> None:
-    """Draw ID and OOD accuracy of zero-shot, fine-tuned and merged models, one line per target."""
+    """Draw the mean curve of real pairs, and the merges: shifts and other tasks by the target."""
     from matplotlib.figure import Figure
 
-    groups = by_target(having(every_result(PAIRS_FOLDER), [AUTO]))
-    figure = Figure(figsize=(8.6, 1.3 + 0.4 * len(groups)), dpi=110, layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    titles = {"id": "on the target", "ood": "under shifts"}
-    markers = {ZEROSHOT: "o", FINETUNED: "s", AUTO: "D"}
-    for axes, (axis, title) in zip(panels, titles.items(), strict=True):
-        for method, marker in markers.items():
-            means = []
-            for pairs in groups.values():
-                values = [accuracy(each, method, axis)[0] for each in pairs]
-                means.append(100 * np.mean(values))
-            axes.scatter(means, list(groups), marker=marker, label=method, zorder=3)
-        axes.set_title(f"accuracy {title}, %", fontsize=10)
+    pairs = having(every_result(PAIRS_FOLDER), [AUTO, TAUGHT])
+    groups = by_target(each for each in pairs if each.tasks)
+    figure = Figure(figsize=(9, 4), dpi=110, layout="constrained")
+    panels = figure.subplots(1, 2)
+    points = {"plain interpolation, best alpha": "wise-ft-id", "auto": AUTO}
+    points["auto, 100 labels of a shift"] = TAUGHT
+
+    def mean(axis: str, of: Callable[[Results], Accuracies]) -> np.ndarray:
+        each = [
+            np.mean([getattr(of(pair), axis)[0] for pair in ours], axis=0)
+            for ours in groups.values()
+        ]
+        return 100 * np.mean(each, axis=0)
+
+    for axes, axis in zip(panels, ("ood", "tasks"), strict=True):
+        target, other = mean("id", curve_of), mean(axis, curve_of)
+        axes.plot(
+            target, other, color="#888888", marker=".", label="plain interpolation, every alpha"
+        )
+        for end, name in ((0, ZEROSHOT), (-1, FINETUNED)):
+            axes.annotate(
+                name, (target[end], other[end]), xytext=(4, -11), textcoords="offset points"
+            )
+        for marker, (label, method) in zip("oDs", points.items(), strict=True):
+            x, y = (mean(each, partial(point_of, method=method)) for each in ("id", axis))
+            axes.scatter(x, y, marker=marker, s=50, zorder=3, label=label)
+        axes.set(xlabel="accuracy on the target, %", ylabel=f"accuracy, {AXES[axis]}, %")
         axes.grid(color="#dddddd")
-    panels[0].invert_yaxis()
-    handles = panels[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
+    )
     figure.savefig(file, metadata={"Software": None})

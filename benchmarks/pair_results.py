@@ -14,9 +14,7 @@ import numpy as np
 
 from benchmarks.make_pairs.pair import Pair
 
-FOLDER = Path(__file__).with_name("results")
-PAIRS_FOLDER = FOLDER / "pairs"
-SMALLER_FOLDER = FOLDER / "smaller"
+PAIRS_FOLDER = Path(__file__).parent / "results" / "pairs"
 CURVE = "wise-ft"
 
 

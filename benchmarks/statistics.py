@@ -7,8 +7,8 @@ intervals are 95% percentile intervals over resamples.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -28,28 +28,36 @@ class Accuracies:
         id: Accuracy on the target, shape (1 + resamples, points).
         ood: Mean accuracy under the natural shifts, same shape.
         tasks: Mean accuracy on other tasks, same shape; ``None`` without any.
+        shifts: Accuracy under each of the natural shifts, by name.
     """
 
     id: np.ndarray
     ood: np.ndarray
     tasks: np.ndarray | None = None
+    shifts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def point(self, at: int) -> Accuracies:
         """One of the points, shapes (1 + resamples, 1)."""
         tasks = None if self.tasks is None else self.tasks[:, [at]]
-        return Accuracies(self.id[:, [at]], self.ood[:, [at]], tasks)
+        shifts = {name: each[:, [at]] for name, each in self.shifts.items()}
+        return Accuracies(self.id[:, [at]], self.ood[:, [at]], tasks, shifts)
 
 
 @cache
 def accuracies(results: Results, method: str) -> Accuracies:
     """Accuracies of a method on a pair."""
     correct = results.correct(method)
-    target = _resampled(results, "test", correct["test"])
-    means = []
-    for names in (results.shifts, results.tasks):
-        each = [_resampled(results, name, correct[name]) for name in names]
-        means.append(np.mean(each, axis=0) if each else None)
-    return Accuracies(target, *means)
+
+    def of(names: Sequence[str]) -> dict[str, np.ndarray]:
+        return {name: _resampled(results, name, correct[name]) for name in names}
+
+    shifts, tasks = of(results.shifts), of(results.tasks)
+    return Accuracies(
+        of(["test"])["test"],
+        np.mean(list(shifts.values()), axis=0),
+        np.mean(list(tasks.values()), axis=0) if tasks else None,
+        shifts,
+    )
 
 
 def _resampled(results: Results, source: str, right: np.ndarray) -> np.ndarray:
@@ -159,19 +167,6 @@ def _heights(target: np.ndarray, other: np.ndarray, wanted: np.ndarray) -> np.nd
     is_inside = (share >= 0) & (share <= 1)
     on_lines = np.where(is_inside, line, -np.inf)
     return np.maximum(at_points.max(axis=1), on_lines.max(axis=1))
-
-
-def standing(point: Accuracies, curve: Accuracies) -> str:
-    """Whether the point ``beats`` every alpha on both axes, some alpha beats ``it`` on both, or
-    neither."""
-    ahead = point.id[0] - curve.id[0]
-    ahead_ood = point.ood[0] - curve.ood[0]
-    if min(ahead.min(), ahead_ood.min()) > 0:
-        return "beats"
-    worse = np.maximum(ahead, ahead_ood)
-    better = np.minimum(ahead, ahead_ood)
-    beaten = (worse <= 0) & (better < 0)
-    return "beaten" if beaten.any() else "neither"
 
 
 @dataclass(frozen=True)

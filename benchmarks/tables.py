@@ -1,15 +1,18 @@
-"""Tables of the pages, as rows of cells, each made from the JSON files of the results."""
+"""Tables of the pages, as rows of cells, each made from the JSON files of the results.
+
+Three questions are asked of every method: how accurate is it on the target, under natural shifts
+of the target, and on other tasks? No figure mixes the answers.
+"""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from benchmarks.advice import counted, is_right, read_merges
-from benchmarks.pair_results import CURVE, SMALLER_FOLDER, Results, every_result
+from benchmarks.pair_results import CURVE, Results
 from benchmarks.statistics import (
     FINETUNED,
     ZEROSHOT,
@@ -18,69 +21,39 @@ from benchmarks.statistics import (
     gain,
     over_targets,
     point_of,
-    standing,
 )
 
 Rows = list[list[str]]
-AUTO = "auto"
-#: Targets on no pair of which anything was tuned, and those with pictures that are no photographs.
-_NEVER_TUNED = ("office", "cartoon", "scenes", "waste")
+AUTO, SPARSE = "auto", "straggler-sparse"
+TAUGHT = f"{AUTO} labels=100"
+#: The three questions, and their names.
+AXES = {"id": "target", "ood": "natural shifts", "tasks": "other tasks"}
+#: Targets whose zero-shot models are small transformers that were trained on drawings.
 _DRAWN = ("digits", "emoji-3d", "emoji-lines")
-#: Pairs with natural shifts, one of each kind.
-_NATURAL = (
-    "aggressive-office-0",
-    "mild-cartoon-0",
-    "mild-scenes-0",
-    "mild-waste-0",
-    "mild-aerial-0",
-    "mild-groceries-0",
-    "vit-mild-photo-0",
-)
-#: Every method of the tables about equal labels, and how it is called there.
+#: Every method of the tables, and its name there.
 _METHODS = {
     ZEROSHOT: "zero-shot",
-    f"{CURVE} 0.3": "wise-ft, alpha 0.3",
-    f"{CURVE} 0.5": "wise-ft, alpha 0.5",
-    f"{CURVE} 0.7": "wise-ft, alpha 0.7",
     FINETUNED: "fine-tuned",
-    "wise-ft-id": "wise-ft-id",
+    "wise-ft-id": "plain interpolation, best alpha",
+    AUTO: "auto",
+    TAUGHT: "auto, 100 labels of a shift",
+    SPARSE: "straggler-sparse",
+    f"{SPARSE} labels=100": "straggler-sparse, 100 labels",
     "lines": "lines",
     "monosoup": "monosoup",
-    "straggler-sparse": "straggler-sparse",
-    "recalibrated": "wise-ft-id, batch norms recalibrated",
-    "continued": "continued on val, best alpha",
-    "anew": "anew on train + val, best alpha",
-    "anew-3": "anew on train + val, smallest alpha",
-    AUTO: "auto",
+    "anew": "fine-tuned anew, best alpha",
+    "continued": "fine-tuned further, best alpha",
+    "anew labels=100": "fine-tuned anew, 100 labels",
+    "continued labels=100": "fine-tuned further, 100 labels",
     f"{AUTO} measure.distill_weight=0": "auto without its restraint",
     "ensemble": "ensemble (two models)",
-    "dawin": "DaWin (two models)",
-    "vrf": "VRF (two models)",
 }
-#: Those of which only the mean over targets is shown.
-_MEANS_ONLY = ("recalibrated", "anew-3", "dawin", "vrf")
-_FEATURES = "measure.distill=features"
-#: What the table of ablations has, and how it is called there.
-_ABLATED = {
-    AUTO: "as it is",
-    f"{AUTO} seed=1": "the same, another seed",
-    f"{AUTO} measure.distill=predictions": "close to predictions alone",
-    f"{AUTO} {_FEATURES}": "close to features alone",
-    f"{AUTO} measure.distill=path-features": "close to features, the middle's too",
-    f"{AUTO} measure.distill_weight=0": "no restraint",
-    f"{AUTO} measure.weak_aug=0": "no weak changes",
-}
-_WITH_LABELS = ("continued", "anew", AUTO)
+_LABELS = (AUTO, *(f"{AUTO} labels={count}" for count in (20, 50, 100, 200)))
 
 
 def having(every: Iterable[Results], methods: Sequence[str]) -> list[Results]:
-    """Held-out pairs on which all of these methods have been run."""
-    found = []
-    for each in every:
-        points = [point_of(each, method) for method in methods]
-        if all(points) and not each.told["tuned"]:
-            found.append(each)
-    return found
+    """Pairs on which all of these methods have been run."""
+    return [each for each in every if all(point_of(each, method) for method in methods)]
 
 
 def by_target(every: Iterable[Results]) -> dict[str, list[Results]]:
@@ -92,67 +65,171 @@ def by_target(every: Iterable[Results]) -> dict[str, list[Results]]:
 
 
 def accuracy(results: Results, method: str, axis: str) -> np.ndarray:
-    """Accuracy of a method's point on the axis ``id`` or ``ood``, the measured one first."""
+    """Accuracy of a method's point on an axis, the measured one first."""
     return getattr(point_of(results, method), axis)[:, 0]
 
 
-def _mean(pairs: Sequence[Results], figure: Callable[[Results], np.ndarray]) -> Estimate:
-    """Mean of a figure, each target counted once."""
-    return over_targets([(each.target, figure(each)) for each in pairs])
+def _mean(
+    pairs: Sequence[Results], figure: Callable[[Results], np.ndarray], axis: str
+) -> Estimate | None:
+    """Mean of a figure, each target counted once, over the pairs that answer the question."""
+    known = [each for each in pairs if axis != "tasks" or each.tasks]
+    return over_targets([(each.target, figure(each)) for each in known]) if known else None
 
 
-def _both(pairs: Sequence[Results], method: str, digits: int = 1) -> str:
-    """Mean ID / OOD accuracy."""
-    target = _mean(pairs, lambda each: accuracy(each, method, "id"))
-    shift = _mean(pairs, lambda each: accuracy(each, method, "ood"))
-    return f"{target.value:.{digits}f} / {shift.value:.{digits}f}"
+def _accuracies(pairs: Sequence[Results], method: str, digits: int = 1) -> list[str]:
+    """Mean accuracy for each of the three questions."""
+    cells = []
+    for axis in AXES:
+        found = _mean(pairs, lambda each: accuracy(each, method, axis), axis)  # noqa: B023
+        cells.append(f"{found.value:.{digits}f}" if found else "")
+    return cells
 
 
-def _change(pairs: Sequence[Results], method: str, axis: str, since: str = FINETUNED) -> Estimate:
-    def figure(each: Results) -> np.ndarray:
+def _changes(pairs: Sequence[Results], method: str, since: str) -> list[str]:
+    """Mean change of accuracy since another method, for each of the three questions."""
+
+    def change(each: Results, axis: str) -> np.ndarray:
         return accuracy(each, method, axis) - accuracy(each, since, axis)
 
-    return _mean(pairs, figure)
+    cells = []
+    for axis in AXES:
+        found = _mean(pairs, lambda each: change(each, axis), axis)  # noqa: B023 - used at once
+        cells.append(str(found or ""))
+    return cells
 
 
-def _above(results: Results, method: str, curve: str = CURVE, axis: str = "ood") -> np.ndarray:
-    """Gain of a method over the curve of another one."""
-    return gain(point_of(results, method), accuracies(results, curve), axis)
+def _gains(pairs: Sequence[Results], method: str, curve: str = CURVE) -> list[str]:
+    """Mean gain over a curve, under natural shifts and on other tasks."""
+    cells = []
+    for axis in ("ood", "tasks"):
+
+        def above(each: Results, axis: str = axis) -> np.ndarray:
+            return gain(point_of(each, method), accuracies(each, curve), axis)
+
+        cells.append(str(_mean(pairs, above, axis) or ""))
+    return cells
 
 
-def _gain(pairs: Sequence[Results], method: str, curve: str = CURVE, axis: str = "ood") -> str:
-    """Mean gain; of other tasks over the pairs that have some."""
-    ours = [each for each in pairs if axis == "ood" or each.tasks]
-    return str(_mean(ours, lambda each: _above(each, method, curve, axis))) if ours else ""
+def face(every: Sequence[Results]) -> Rows:
+    """The rows of README: the means of the pairs of real pictures."""
+    pairs = having(_real(every), [AUTO, TAUGHT])
+    rows = [["", *AXES.values()]]
+    for method in (ZEROSHOT, FINETUNED, "wise-ft-id", AUTO, TAUGHT):
+        rows.append([_METHODS[method], *_accuracies(pairs, method)])
+    return rows
 
 
-def _standing(pairs: Sequence[Results], method: str) -> str:
-    found: Counter[str] = Counter()
+def _real(every: Iterable[Results]) -> list[Results]:
+    """Pairs of real pictures that answer all three questions."""
+    return [each for each in every if each.tasks]
+
+
+def pairs(every: Sequence[Results]) -> Rows:
+    """Accuracies on every pair of real pictures: target / natural shifts / other tasks."""
+    methods = (ZEROSHOT, FINETUNED, AUTO, TAUGHT, SPARSE)
+    rows = [["pair", *(_METHODS[method] for method in methods)]]
+    for each in having(_real(every), [AUTO]):
+        cells = []
+        for method in methods:
+            known = having([each], [method])
+            cells.append(" / ".join(_accuracies(known, method)) if known else "")
+        rows.append([each.name, *cells])
+    return rows
+
+
+def gains(every: Sequence[Results]) -> Rows:
+    """Gains over the curve, by target and by group of pairs."""
+    methods = (AUTO, TAUGHT, SPARSE)
+    head = ["pairs"]
+    for method in methods:
+        head += [f"{_METHODS[method]}: shifts", "tasks"]
+    rows = [head]
+    for name, ours in _groups(having(_real(every), [AUTO])).items():
+        row = [f"{name} ({len(ours)})"]
+        for method in methods:
+            is_known = len(having(ours, [method])) == len(ours)
+            row += _gains(ours, method) if is_known else ["", ""]
+        rows.append(row)
+    return rows
+
+
+def _groups(known: Sequence[Results]) -> dict[str, list[Results]]:
+    """Pairs by target, by what was tuned on, and by which model is better under the shifts."""
+    found = by_target(known)
+    found["**tuned on**"] = [each for each in known if each.told["tuned"]]
+    found["**held out**"] = [each for each in known if not each.told["tuned"]]
+    for name, is_lost in (("fine-tuned is better", False), ("zero-shot is better", True)):
+        found[f"**{name} under the shifts**"] = [
+            each for each in known if _is_lost(each) == is_lost
+        ]
+    found["**all**"] = list(known)
+    return {name: ours for name, ours in found.items() if ours}
+
+
+def _is_lost(results: Results) -> bool:
+    """Whether fine-tuning lost accuracy under the natural shifts."""
+    zeroshot, finetuned = (accuracy(results, each, "ood")[0] for each in (ZEROSHOT, FINETUNED))
+    return bool(finetuned < zeroshot)
+
+
+def labels(every: Sequence[Results]) -> Rows:
+    """What labels of a shift change, beside `auto` without them, on the same pairs."""
+    head = ["method (pairs)", *AXES.values(), "named shift", "other shifts", *_GAINS]
+    rows = [head]
+    for method in (*_LABELS[1:], f"{TAUGHT} seed=1", "continued labels=100", "anew labels=100"):
+        ours = having(_real(every), [AUTO, method])
+        if ours:
+            named = [_shift_change(ours, method, is_named) for is_named in (True, False)]
+            row = [f"{_METHODS.get(method, method)} ({len(ours)})", *_changes(ours, method, AUTO)]
+            rows.append([*row, *named, *_gains(ours, method)])
+    return rows
+
+
+_GAINS = ("gain, shifts", "gain, tasks")
+
+
+def _shift_change(pairs: Sequence[Results], method: str, is_named: bool) -> str:
+    """Mean change since `auto` under the shift whose labels were used, or under the others."""
+    values = []
     for each in pairs:
-        stands = standing(point_of(each, method), accuracies(each, CURVE))
-        found[stands] += 1
-    return f"{found['beats']}/{found['beaten']}/{found['neither']}"
+        after, before = point_of(each, method).shifts, point_of(each, AUTO).shifts
+        named = each.methods[method]["shift"]
+        changes = [
+            after[name] - before[name] for name in each.shifts if (name == named) == is_named
+        ]
+        if changes:
+            values.append((each.target, np.mean(changes, axis=0)[:, 0]))
+    return str(over_targets(values)) if values else ""
+
+
+def drawn(every: Sequence[Results]) -> Rows:
+    """`auto` on digits and emoji: accuracies on the target and under shifts, and the gain."""
+    known = [each for each in having(every, [AUTO]) if each.target in _DRAWN]
+    groups = by_target(known)
+    groups["**all**"] = known
+    rows = [["pairs", ZEROSHOT, FINETUNED, AUTO, "gain, shifts"]]
+    for name, ours in groups.items():
+        cells = [
+            " / ".join(_accuracies(ours, method)[:2]) for method in (ZEROSHOT, FINETUNED, AUTO)
+        ]
+        rows.append([f"{name} ({len(ours)})", *cells, _gains(ours, AUTO)[0]])
+    return rows
 
 
 def leaderboard(every: Sequence[Results]) -> Rows:
-    """Every method that was judged: change of OOD and ID accuracy for each target."""
+    """Every method that was judged: change since fine-tuned for each question, and gains."""
     pairs_of: dict[str, list[Results]] = defaultdict(list)
     for each in every:
         for method in each.methods:
             if method != CURVE and point_of(each, method):
                 pairs_of[method].append(each)
-    targets = sorted(by_target(every))
-    rows = [["method", "commit", *targets, "processor minutes", "who"]]
+    rows = [["method (pairs)", *AXES.values(), *_GAINS, "processor minutes", "commit", "who"]]
     for method in sorted(pairs_of, key=lambda method: (-len(pairs_of[method]), method)):
-        pairs = pairs_of[method]
-        told = [each.methods[method] for each in pairs]
-        row = [method, _named(told, "commit")]
-        grouped = by_target(pairs)
-        for target in targets:
-            row.append(_moved(grouped.get(target, []), method))
-        row.append(_minutes(told))
-        row.append(_named(told, "who"))
-        rows.append(row)
+        ours = pairs_of[method]
+        told = [each.methods[method] for each in ours]
+        row = [f"{method} ({len(ours)})", *_changes(ours, method, FINETUNED), *_gains(ours, method)]
+        rows.append([*row, _minutes(told), _named(told, "commit"), _named(told, "who")])
     return rows
 
 
@@ -168,220 +245,11 @@ def _minutes(told: Sequence[dict[str, Any]]) -> str:
     return f"{np.median(seconds) / 60:.1f}" if seconds else ""
 
 
-def _moved(pairs: Sequence[Results], method: str) -> str:
-    """Mean change since the fine-tuned model, OOD / ID, in points, of one target."""
-    if not pairs:
-        return ""
-    shift = _change(pairs, method, "ood")
-    target = _change(pairs, method, "id")
-    return f"{shift.value:+.1f} / {target.value:+.1f} ({len(pairs)})"
-
-
-def merged(every: Sequence[Results]) -> Rows:
-    """`auto` on held-out pairs, by target: accuracies, standing, gain."""
-    rows = [_MERGED]
-    for name, pairs in _merged_groups(every).items():
-        rows.append([name, *_merged_cells(pairs)])
-    return rows
-
-
-def face(every: Sequence[Results]) -> Rows:
-    """Two rows for README: real pictures, and what small transformers were trained on."""
-    pairs = having(every, [AUTO])
-    rows = [["pairs", ZEROSHOT, FINETUNED, "merged", "gain"]]
-    for name, is_drawn in (("real pictures", False), ("digits and emoji", True)):
-        ours = [each for each in pairs if (each.target in _DRAWN) == is_drawn]
-        if ours:
-            accurate = [_both(ours, model, digits=0) for model in (ZEROSHOT, FINETUNED, AUTO)]
-            rows.append([f"{len(ours)} of {name}", *accurate, _gain(ours, AUTO)])
-    return rows
-
-
-_MERGED = ["target (pairs)", FINETUNED, "merged", "beats/beaten/neither", "gain"]
-
-
-def _merged_groups(every: Sequence[Results]) -> dict[str, list[Results]]:
-    """Pairs of each target, and of targets together; never tuned ones first."""
-    pairs = having(every, [AUTO])
-    pairs.sort(key=lambda each: (each.target not in _NEVER_TUNED, each.target in _DRAWN))
-    found = by_target(pairs)
-    found["**never tuned on**"] = [each for each in pairs if each.target in _NEVER_TUNED]
-    found["**all**"] = pairs
-    return {f"{name} ({len(ours)})": ours for name, ours in found.items() if ours}
-
-
-def _merged_cells(pairs: Sequence[Results]) -> list[str]:
-    finetuned = _both(pairs, FINETUNED)
-    return [finetuned, _both(pairs, AUTO), _standing(pairs, AUTO), _gain(pairs, AUTO)]
-
-
-def questions(every: Sequence[Results]) -> Rows:
-    """The three questions, by method and pair: the target, natural shifts, other tasks."""
-    rows = [["pair", "method", "target", "natural shifts", "other tasks", "gain, shifts", "tasks"]]
-    pairs = [each for each in having(every, [AUTO]) if each.tasks]
-    for each in pairs:
-        for method in (ZEROSHOT, FINETUNED, *_ASKED):
-            if point_of(each, method):
-                rows.append([each.name, method, *_answers([each], method)])
-    for name, ours in _by_start(pairs).items():
-        for method in _ASKED:
-            known = having(ours, [method])
-            if known:
-                rows.append([f"**{name}** ({len(known)})", method, *_answers(known, method)])
-    return rows
-
-
-#: Methods that the table of the three questions has.
-_ASKED = (AUTO, f"{AUTO} labels=100", "straggler-sparse", "straggler-sparse labels=100")
-
-
-def _by_start(pairs: Sequence[Results]) -> dict[str, list[Results]]:
-    """All pairs, and by which of both models is better under the natural shifts."""
-    worse = [each for each in pairs if _change([each], FINETUNED, "ood", ZEROSHOT).value < 0]
-    better = [each for each in pairs if each not in worse]
-    groups = {"all": pairs, "fine-tuned is better": better, "zero-shot is better": worse}
-    return {name: ours for name, ours in groups.items() if ours}
-
-
-def _answers(pairs: Sequence[Results], method: str) -> list[str]:
-    """Mean accuracies of the three questions, and both gains."""
-    cells = []
-    for axis in ("id", "ood", "tasks"):
-        mean = _mean(pairs, lambda each: accuracy(each, method, axis))  # noqa: B023 - used at once
-        cells.append(f"{mean.value:.1f}")
-    if method in (ZEROSHOT, FINETUNED):
-        return [*cells, "", ""]
-    return [*cells, _gain(pairs, method), _gain(pairs, method, axis="tasks")]
-
-
-def new_targets(every: Sequence[Results]) -> Rows:
-    """Every method on the pairs with natural shifts."""
-    pairs = {each.name: [each] for each in having(every, [AUTO])}
-    return _methods({name: pairs[name] for name in _NATURAL if name in pairs})
-
-
-def equal_by_target(every: Sequence[Results]) -> Rows:
-    """Every method on the other targets on which labels were spent otherwise."""
-    pairs = having(every, _WITH_LABELS)
-    return _methods(by_target(each for each in pairs if each.name not in _NATURAL))
-
-
-def _methods(columns: dict[str, list[Results]]) -> Rows:
-    """Accuracies of every method, gains, and the advice on `auto`, in columns of pairs."""
-    groups = list(columns.values())
-    head = ["ID / OOD"]
-    for name, pairs in columns.items():
-        head.append(name if name == pairs[0].name else f"{name} ({len(pairs)})")
-    rows = [head]
-    for method, called in _METHODS.items():
-        if method not in _MEANS_ONLY:
-            rows.append([called, *_cells(groups, method, _both)])
-    for method in ("straggler-sparse", *_WITH_LABELS):
-        rows.append([f"gain, {method}", *_cells(groups, method, _gain)])
-    over_anew = _cells(groups, "anew", lambda pairs, curve: _gain(pairs, AUTO, curve))
-    rows.append(["auto over the curve of anew", *over_anew])
-    rows.append(["beats/beaten/neither, auto", *_cells(groups, AUTO, _standing)])
-    rows.append(["advice on auto", *_cells(groups, AUTO, _advice)])
-    return [row for row in rows if any(row[1:])] or [head]
-
-
-def _cells(
-    columns: Sequence[Sequence[Results]],
-    method: str,
-    figure: Callable[[Sequence[Results], str], str],
-) -> list[str]:
-    """One cell for each column; empty where not all of its pairs have the method."""
-    cells = []
-    for pairs in columns:
-        is_known = len(having(pairs, [method])) == len(pairs)
-        cells.append(figure(pairs, method) if is_known else "")
-    return cells
-
-
-def _advice(pairs: Sequence[Results], method: str) -> str:
-    """What was said of each merge, and whether that was right."""
-    found = []
-    for each in pairs:
-        said = each.methods[method]["recommendation"]
-        changes = {axis: _change([each], method, axis).value / 100 for axis in ("id", "ood")}
-        if said in ("use", "probably-use"):
-            said += ": right" if is_right(changes) else ": wrong"
-        found.append(said)
-    return ", ".join(found)
-
-
-def equal_labels(every: Sequence[Results]) -> Rows:
-    """What else the labels could have bought: mean over targets, each on the pairs that have it."""
-    pairs = having(every, _WITH_LABELS)
-    rows = [["method (pairs)", "ID / OOD", "gain", *_AHEAD]]
-    for method, called in _METHODS.items():
-        ours = having(pairs, [method])
-        if ours:
-            row = [f"{called} ({len(ours)})", _both(ours, method), _gain(ours, method)]
-            for axis in ("id", "ood"):
-                row.append(str(_change(ours, AUTO, axis, method)))
-            has_curve = method in ("continued", "anew")
-            row.append(_gain(ours, AUTO, method) if has_curve else "")
-            rows.append(row)
-    return rows
-
-
-#: `auto` minus the method, and against the whole curve of the method, at equal ID accuracy.
-_AHEAD = ("auto minus it: ID", "OOD", "auto over its curve")
-
-
-def ablations(every: Sequence[Results]) -> Rows:
-    """`auto` with a part taken out, on tuning pairs: change since fine-tuned, and gain."""
-    columns = by_target(each for each in every if f"{AUTO} {_FEATURES}" in each.methods)
-    rows = [["auto"]]
-    for target in columns:
-        rows[0] += [f"{target}: OOD / ID", "gain"]
-    for method, called in _ABLATED.items():
-        row = [called]
-        for ours in columns.values():
-            is_known = all(method in each.methods for each in ours)
-            row += [_moved(ours, method), _gain(ours, method)] if is_known else ["", ""]
-        rows.append(row)
-    return rows
-
-
-def smaller(every: Sequence[Results]) -> Rows:
-    """Gains on the smaller models, with all images and with 64."""
-    groups: dict[str, list[Results]] = defaultdict(list)
-    for each in every:
-        tuned = ", tuned on" if each.told["tuned"] else ""
-        groups[f"{each.target}, {each.told['regime']}{tuned}"].append(each)
-    groups["**held out**"] = [each for each in every if not each.told["tuned"]]
-    rows = [["pairs", "gain", "with 64 images"]]
-    for name, pairs in groups.items():
-        few = _gain(pairs, f"{AUTO} images=64")
-        rows.append([f"{name} ({len(pairs)})", _gain(pairs, AUTO), few])
-    return rows
-
-
-def advice(_: Sequence[Results]) -> Rows:
-    """Advice by number of images: merges that are right, of those that were told so."""
-    found = counted(read_merges())
-    advices = sorted(found["all"])
-    rows = [["images", *advices]]
-    for size, told in found.items():
-        row = [size]
-        for each in advices:
-            right, count = told.get(each, (0, 0))
-            row.append(f"{right} of {count}")
-        rows.append(row)
-    return rows
-
-
 TABLES: dict[str, Callable[[Sequence[Results]], Rows]] = {
     "leaderboard": leaderboard,
     "face": face,
-    "questions": questions,
-    "merged": merged,
-    "new-targets": new_targets,
-    "equal-labels": equal_labels,
-    "equal-by-target": equal_by_target,
-    "ablations": lambda every: ablations([*every_result(SMALLER_FOLDER), *every]),
-    "smaller": lambda _: smaller(every_result(SMALLER_FOLDER)),
-    "advice": advice,
+    "pairs": pairs,
+    "gains": gains,
+    "labels": labels,
+    "drawn": drawn,
 }

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from PIL import Image
 
 from benchmarks.make_pairs.backbone import (
     IMAGENET,
@@ -17,7 +15,6 @@ from benchmarks.make_pairs.backbone import (
     features_of,
     teach_zeroshot,
 )
-from benchmarks.make_pairs.distilled import distil
 from benchmarks.make_pairs.pair import Pair, Places, Roles, Spec, sampled, write_pair
 from benchmarks.make_pairs.pictures import (
     Picture,
@@ -71,9 +68,6 @@ _MOST, _TESTED = 1000, 400
 _CIFAR10_TRAIN, _CIFAR10_TEST, _CIFAR10_UNLABELLED = 3000, 2000, 3000
 #: What CIFAR-10 and PACS both name.
 _SHARED = ("dog", "horse")
-#: Pictures that the vision transformer sees beside ours; not of the clone that holds ours, nor of
-#: turning fruit.
-_OTHERS, _LEFT_OUT = 8000, {"Homework3-PACS", "fruits-360-3-body-problem"}
 # A pair of pictures is alike if its features are, or if its features and its pixels nearly are;
 # CIFAR-10's are too small for features.
 _ALIKE, _NEARLY_ALIKE, _ALIKE_CIFAR10 = 0.93, 0.90, 0.95
@@ -101,7 +95,6 @@ PAIRS = (
     Spec("lite2-aggressive-art-0", "art", "lite2", REGIMES["aggressive"], tuned=True),
     Spec("lite2-mild-art-0", "art", "lite2", REGIMES["mild"], tuned=True),
     Spec("lite2-aggressive-cifar10-0", "cifar10", "lite2", _CIFAR10_AGGRESSIVE),
-    Spec("vit-mild-photo-0", "photo", "vit", Regime(3e-4, 5)),
 )
 
 
@@ -111,25 +104,11 @@ def make_pair(spec: Spec, places: Places) -> Pair:
     dealer = Dealer(pictures, _groups(pictures, places.cache))
     zeroshot = places.zeroshots.get(spec.model, places.cache / f"zeroshot-{spec.model}")
     seen = [pictures[at] for at in dealer.unlabelled()]
-    if spec.model == "vit":
-        teacher = places.zeroshots.get("lite0", places.cache / "zeroshot-lite0")
-        distil(teacher, _with_others(seen, places.clones), zeroshot)
-    elif not zeroshot.is_dir():
+    if not zeroshot.is_dir():
         features = features_of(classifier_of(spec.model), seen)
         teach_zeroshot(spec.model, features, zeroshot)
     roles = dealer.deal(spec.target, spec.seed).tested_on(_TESTED)
     return write_pair(spec, places.cache, zeroshot, TEMPLATE, pictures, roles)
-
-
-def _with_others(seen: Sequence[Picture], clones: Path | None) -> Iterator[Image.Image]:
-    """These pictures, and a sample of those of the clones."""
-    yield from (each.image() for each in seen)
-    folder = clones or Path()
-    found = folder.rglob("*.[jp]*g")
-    paths = [path for path in found if _LEFT_OUT.isdisjoint(path.parts)]
-    for path in sampled(sorted(paths), _OTHERS):
-        with Image.open(path) as opened:
-            yield opened.convert("RGB")
 
 
 def load_pictures(places: Places) -> list[Picture]:
@@ -232,12 +211,11 @@ class Dealer:
             shifts[name] = self._parts(name, "middle", "test", labels=shown)
         if target == "cifar10":
             train = train[:_CIFAR10_TRAIN]
-            shifts["imagenet"] = self._of("imagenet")
         positions = {"train": train, "val": val, "test": test}
         used = [*val, *train, *test]
         for name, tested in shifts.items():
             positions[f"ood-{name}"] = sampled(self._apart(tested, used), _MOST)
-        return Roles(classes, positions, {"ood-imagenet": IMAGENET}, self.groups)
+        return Roles(classes, positions, groups=self.groups)
 
     def _split(self, pool: list[int], seed: int) -> tuple[list[int], list[int]]:
         """Val and train, in random order, near-copies together."""

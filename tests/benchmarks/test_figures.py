@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import advice, tables
+from benchmarks import tables
 from benchmarks.make_pairs import natural
 from benchmarks.make_pairs.pictures import Picture
 from benchmarks.pair_results import Results, packed
@@ -19,9 +19,7 @@ from benchmarks.statistics import (
     curve_of,
     gain,
     over_targets,
-    standing,
 )
-from clipmerge.evaluation import verdict
 
 
 def _accuracies(*points: tuple[float, float]) -> Accuracies:
@@ -32,20 +30,18 @@ _CURVE = _accuracies((0.2, 0.70), (0.6, 0.80), (0.8, 0.50))
 
 
 @pytest.mark.parametrize(
-    ("point", "stands", "above"),
+    ("point", "above"),
     [
-        ((0.9, 0.81), "beats", 0.31),
-        ((0.9, 0.60), "neither", 0.10),
-        ((0.6, 0.80), "neither", 0.00),
-        ((0.5, 0.79), "beaten", -0.01),  # more accurate alphas count too
-        ((0.7, 0.70), "neither", 0.05),
-        ((0.1, 0.90), "neither", 0.10),
+        ((0.9, 0.81), 0.31),
+        ((0.9, 0.60), 0.10),
+        ((0.6, 0.80), 0.00),
+        ((0.5, 0.79), -0.01),  # more accurate alphas count too
+        ((0.7, 0.70), 0.05),
+        ((0.1, 0.90), 0.10),
     ],
 )
-def test_standing_and_gain(point: tuple[float, float], stands: str, above: float) -> None:
-    found = _accuracies(point)
-    assert standing(found, _CURVE) == stands
-    assert gain(found, _CURVE)[0] == pytest.approx(above)
+def test_gain(point: tuple[float, float], above: float) -> None:
+    assert gain(_accuracies(point), _CURVE)[0] == pytest.approx(above)
 
 
 def test_targets_count_once_and_are_resampled() -> None:
@@ -84,31 +80,40 @@ def test_accuracies_of_a_file() -> None:
 
 
 def test_tables_of_one_pair() -> None:
-    """The merge is the curve's middle, and right on one picture more."""
+    """The merges are the curve's middle, and right on one picture more; with labels on two."""
     rows = [[0, 0, 0, 1], [0, 1, 1, 0], [1, 1, 1, 0]]
-    things = {"test": [0, 1, 2, 3], "ood-x": [4, 5, 6, 7]}
-    results = _results({"test": rows, "ood-x": rows[::-1], "val": rows}, things)
-    results = Results(Path("mild-waste-0.json"), {**results.told, "tuned": False, "regime": "mild"})
+    names = ("test", "x", "y", "task-z")
+    things = {name: [*range(4 * at, 4 * at + 4)] for at, name in enumerate(names)}
+    sources = {"test": rows, "x": rows[::-1], "y": rows[::-1], "task-z": rows[::-1], "val": rows}
+    results = _results(sources, things)
+    results = Results(Path("mild-waste-0.json"), {**results.told, "tuned": False})
     merged = {name: packed(np.array([[1, 1, 1, 0]], bool)) for name in things}
-    results.methods["auto"] = {"correct": merged, "recommendation": "use"}
-    results.methods["auto images=64"] = results.methods["auto"]
-    shown = {row[0]: row[1] for row in tables.new_targets([results])}
-    assert shown["zero-shot"] == "25.0 / 75.0"
-    assert shown["wise-ft, alpha 0.5"] == "50.0 / 50.0"
-    assert shown["auto"] == "75.0 / 75.0"
-    assert shown["gain, auto"].startswith("+50.0 [")
-    assert shown["beats/beaten/neither, auto"] == "0/0/1"
-    assert shown["advice on auto"] == "use: right"
-    (_, small, held_out) = tables.smaller([results])
-    assert small[0] == "a, mild (1)"
-    assert held_out[1].startswith("+50.0 [")
-    assert tables.face([results])[1][:4] == ["1 of real pictures", "25 / 75", "75 / 25", "75 / 75"]
-    stands = {row[0]: row[3] for row in tables.merged([results])}
-    assert stands == {
-        "target (pairs)": "beats/beaten/neither",
-        "a (1)": "0/0/1",
-        "**all** (1)": "0/0/1",
+    results.methods["auto"] = {"correct": merged}
+    taught = merged | {"x": packed(np.ones((1, 4), bool))}
+    results.methods["auto labels=100"] = {"correct": taught, "shift": "x"}
+    shown = {row[0]: row[1:] for row in tables.face([results])}
+    assert shown["zero-shot"] == ["25.0", "75.0", "75.0"]
+    assert shown["plain interpolation, best alpha"] == ["75.0", "25.0", "25.0"]
+    assert shown["auto, 100 labels of a shift"] == ["75.0", "87.5", "75.0"]
+    (_, pair) = tables.pairs([results])
+    assert pair[:4] == [
+        "mild-waste-0",
+        "25.0 / 75.0 / 75.0",
+        "75.0 / 25.0 / 25.0",
+        "75.0 / 75.0 / 75.0",
+    ]
+    gains = {
+        row[0]: [cell.partition(" ")[0] for cell in row[1:]] for row in tables.gains([results])
     }
+    assert gains["**zero-shot is better under the shifts** (1)"][:4] == [
+        "+50.0",
+        "+50.0",
+        "+62.5",
+        "+50.0",
+    ]
+    (_, changes) = tables.labels([results])
+    means = [cell.partition(" ")[0] for cell in changes]
+    assert means == ["auto,", "+0.0", "+12.5", "+0.0", "+25.0", "+0.0", "+62.5", "+50.0"]
 
 
 def test_roles_share_no_group() -> None:
@@ -119,16 +124,3 @@ def test_roles_share_no_group() -> None:
     seen = [{groups[at] for at in part} for part in parts]
     assert sum(map(len, seen)) == len(set().union(*seen))
     assert {at for part in parts[:3] for at in part} == set(range(300))
-
-
-def test_verdicts_figure_is_that_of_the_judged_merges() -> None:
-    """`probably-use` says how many judged merges were right."""
-    merges = advice.read_merges()
-    few = [merge for merge in merges if merge["images"] < 100]
-    many = [merge for merge in merges if merge not in few]
-    assert advice.counted(few)["all"]["probably-use"] == verdict.JUDGED_FEW
-    assert advice.counted(many)["all"]["probably-use"] == verdict.JUDGED
-    unchosen = advice.counted(advice.read_merges(advice.INTERPOLATIONS))
-    assert unchosen["all"]["probably-use"] == verdict.JUDGED_UNCHOSEN
-    shifts = advice.counted(advice.read_merges(advice.SHIFTS))
-    assert shifts["all"]["use"] == (79, 82)  # research.md, and the page on the verdict

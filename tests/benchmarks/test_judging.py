@@ -47,7 +47,7 @@ def test_every_method_is_in_every_table(judged: Path) -> None:
     for name in TABLES:
         assert table(name, every)
     told = table("leaderboard", every)
-    assert "| lines |" in told
+    assert "| lines (1) |" in told
     assert "| a test |" in told
     # more pictures of the target help on the target
     anew, start = (every[0].correct(method)["test"] for method in ("anew", CURVE))
