@@ -54,17 +54,23 @@ class Look(NamedTuple):
 def choose_backoff(look_at: Callable[[float], Look], max_loss: float) -> tuple[Look, Look]:
     """Find the least share of the way to the fine-tuned model that keeps enough accuracy.
 
+    A point is far enough if its loss and the standard error together keep to the limit. A point
+    that loses nothing is, too: with few images the error alone exceeds the limit, and would send
+    back a model that is better than the fine-tuned one.
+
     Args:
         look_at: The images' answers at a share of the way.
-        max_loss: Points of accuracy that may be lost, standard error included.
+        max_loss: Points of accuracy that may be lost.
 
     Returns:
         The answers there, and those of the fine-tuned model.
     """
+    limit = max_loss / 100
     finetuned = look_at(_FINETUNED)
     for backoff in BACKOFFS:
         look = look_at(backoff)
-        if sum(look.loss_against(finetuned)) <= max_loss / 100 + _ROUNDING:
+        loss, error = look.loss_against(finetuned)
+        if loss <= max(limit - error, min(limit, 0)) + _ROUNDING:
             return look, finetuned
     return finetuned, finetuned
 

@@ -78,7 +78,7 @@ class LearningOptions:
         held_back: Share of the images that learning does not see; 0 uses the learned coefficients
             unchanged.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned
-            model, the standard error of that loss included.
+            model, together with the standard error of that loss; no loss is always within it.
         distill: Target of distillation: the zero-shot model's ``predictions`` (KL divergence), its
             ``features`` (twice one minus the cosine), ``path-features`` (four times one minus the
             cosine to the mean of its features and those of the middle of the path), or ``both``:

@@ -53,6 +53,20 @@ def test_the_nearest_point_that_surely_keeps_the_accuracy_is_taken(max_loss: flo
     assert asked == [1, *(share for share in BACKOFFS if share <= chosen.backoff)]
 
 
+@pytest.mark.parametrize(("lost", "backoff"), [(1, 0.1), (0, 0.0), (-1, 0.0)])
+def test_a_point_that_loses_nothing_is_not_sent_back(lost: int, backoff: float) -> None:
+    """Of 30 images the learned point and the fine-tuned model each recognise some alone: the
+    standard error is above the limit of 3 points."""
+    finetuned, learned = torch.zeros(30), torch.zeros(30)
+    finetuned[:6] = 1
+    learned[3 + lost : 9] = 1
+
+    def look_at(share: float) -> Look:
+        return Look(share, 1 - share, (finetuned if share else learned).double())
+
+    assert choose_backoff(look_at, 3)[0].backoff == backoff
+
+
 @pytest.mark.parametrize("uneven", [False, True])
 def test_images_are_recognised_as_the_reference_recognises_them(ends: Ends, uneven: bool) -> None:
     """Each class counts alike."""
