@@ -123,7 +123,7 @@ def measure(
         objective.context.state.wait_for_everyone()
         change = _relative_change(pair.path)
         pair.path.clear_gradients()
-    journal.warn(*measurements.notes, *objective.notes)
+    journal.warn(*measurements.notes)
     return measurements.replace(statistics=(*measurements.statistics, change)), record
 
 
@@ -220,7 +220,7 @@ def _build_objective(
         from clipmerge.models.captions import caption_notes
 
         for note in caption_notes(images.source, model, images.class_names):
-            objective.add_note(note)
+            progress.warn(note)
     record = CalibrationRecord(
         source=public_source(images.source, images.revision),
         revision=images.revision,

@@ -5,7 +5,6 @@ the fine-tuned model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -76,10 +75,13 @@ def choose_backoff(look_at: Callable[[float], Look], max_loss: float) -> tuple[L
 
 
 @torch.no_grad()
-def accuracy_by_image(objective: Objective, held_out: Labelled, options: LearningOptions) -> Tensor:
-    """Which images the current weights recognise, (images,), float64 on the CPU."""
-    images, classifier = held_out
-    objective.announce_work(FORWARD * len(images))
+def weighted_accuracies(objective: Objective, val: Labelled, options: LearningOptions) -> Tensor:
+    """Compute which images the current weights recognise, (images,), float64 on the CPU.
+
+    The mean of the result is a mean over classes, so that none is given up for the others.
+    """
+    images, classifier = val
+    objective.work.announce(FORWARD * len(images))
     prompts, columns = classifier.draw(images.labels, objective.seed, _PROMPTS_A_LOOK)
     device = objective.path.device
     with in_precision(device, options.precision):
@@ -89,26 +91,16 @@ def accuracy_by_image(objective: Objective, held_out: Labelled, options: Learnin
     finite_scores(logits, f"held-out images, with measure.precision={options.precision}")
     right = (logits.argmax(-1).cpu() == columns.cpu()).double()
     broadcast_(objective.context, right)
-    objective.count_work(FORWARD * len(images))
-    return right
-
-
-def accuracies_on_val(objective: Objective, options: LearningOptions) -> Tensor:
-    """Accuracy by image of ``objective.val`` at the current weights, (images,); every class counts
-    the same, so that none is given up for the others.
-    """
-    assert objective.val is not None
-    right = accuracy_by_image(objective, objective.val, options)
-    if objective.val.classifier.compares_images:
+    objective.work.count(FORWARD * len(images))
+    if classifier.compares_images:
         return right
-    labels = objective.val.images.labels.tolist()
-    return right * torch.from_numpy(class_weights(labels))
+    return right * torch.from_numpy(class_weights(images.labels.tolist()))
 
 
 def choose(
-    objective: Objective, coefficients: Coefficients, options: LearningOptions
+    objective: Objective, coefficients: Coefficients, val: Labelled, options: LearningOptions
 ) -> BackoffChoice:
-    """Move the coefficients to the choice of the images ``objective.val``.
+    """Move the coefficients to the choice of images that learning did not see.
 
     If nothing between the learned and the fine-tuned point keeps the accuracy, they become the
     fine-tuned model's.
@@ -118,11 +110,11 @@ def choose(
     def look_at(backoff: float) -> Look:
         coefficients.place(backoff)
         distance = coefficients.distance(backoff) / learned
-        accuracies = accuracies_on_val(objective, options)
-        return Look(backoff, distance, accuracies)
+        return Look(backoff, distance, weighted_accuracies(objective, val, options))
 
     chosen, finetuned = choose_backoff(look_at, options.max_loss)
     coefficients.back_off(chosen.backoff)
+    coefficients.place()
     return BackoffChoice(
         images=len(chosen.accuracies),
         backoff=chosen.backoff,
@@ -131,37 +123,25 @@ def choose(
     )
 
 
-@dataclass(frozen=True)
-class LearningResult:
-    """The result of learning.
-
-    Attributes:
-        trace: Mean cross-entropy and mean distillation loss of each step.
-        choice: The choice of the held-out images; ``None`` if none are held out.
-    """
-
-    trace: list[list[float]]
-    choice: BackoffChoice | None = None
-
-
 def learn(
     objective: Objective,
     coefficients: Coefficients,
     options: LearningOptions,
     *,
     units: Mapping[str, float] | None = None,
-) -> LearningResult:
-    """Learn coefficients, and move them to the choice of the images ``objective.val``, if any.
+) -> tuple[list[list[float]], BackoffChoice | None]:
+    """Learn coefficients, and let the held-out images choose how far to back off, if there are any.
 
     Args:
         objective: Left at the chosen coefficients.
         coefficients: Changed in place.
         options: How to learn and choose.
         units: See `train`.
+
+    Returns:
+        The trace of `train`, and the choice.
     """
-    trace = train(objective, coefficients, options, units)
-    if objective.val is None:
-        return LearningResult(trace)
-    choice = choose(objective, coefficients, options)
-    coefficients.place()
-    return LearningResult(trace, choice)
+    ood, val, state = objective.ood, objective.val, objective.state
+    trace = train(objective, coefficients, options, ood, state, units)
+    choice = choose(objective, coefficients, val, options) if val else None
+    return trace, choice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,21 +20,20 @@ from clipmerge.learning.interpolate import Path
 from clipmerge.learning.resume import LearningState
 from clipmerge.models.classifier import Classifier, Comparison
 from clipmerge.models.passes import MicroBatcher, affordable_images, embed_with_graph
+from clipmerge.planning.measurements import Statistic
 from clipmerge.progress import Progress
 from clipmerge.types import Tensors
 
 #: A scalar loss of a whole batch, given its logits and the column of each image's own class.
 Loss = Callable[[Batch, Tensor, Tensor], Tensor]
-# A function that embeds images or classes.
-Embed = Callable[[], Tensor]
 #: Prompts that a gradient goes back through, at most: about as much work as the images of a step of
 #: learning. If there are more, templates are drawn, and then classes.
 PROMPTS_A_GRADIENT = 256
 # Batches of few images have fewer: so many for each image, which are about a quarter of its work,
 # and as many as for so many images at least.
 _PROMPTS_AN_IMAGE, _FEWEST_IMAGES = 3, 8
-# Cost of a batch in forward passes: a gradient is about three, a Hessian-vector product about six.
-FORWARD, GRADIENT, HESSIAN = 1, 3, 6
+# Cost of a pass over images, in forward passes.
+FORWARD, GRADIENT = 1, 3
 
 
 class Labelled(NamedTuple):
@@ -41,6 +41,25 @@ class Labelled(NamedTuple):
 
     images: Batch
     classifier: Classifier
+
+
+class Work:
+    """The work of a measure, in images x forward passes: announced first, and then counted, so that
+    progress and the time left can be shown.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._announced = self._done = 0.0
+
+    def announce(self, work: float) -> None:
+        """Announce work to come."""
+        self._announced += work
+
+    def count(self, work: float) -> None:
+        """Count work that is done."""
+        self._done += work
+        self._progress.advance(self._done, self._announced)
 
 
 @dataclass(eq=False)
@@ -64,7 +83,7 @@ class Objective:
         max_images: Images whose activations are held at once; ``None`` for as many as fit.
         batches: This process's batches of `images`.
         batch_sizes: Images in every batch of all processes.
-        notes: What the record of the measure should say beside its own notes.
+        work: Counts the work.
     """
 
     path: Path
@@ -79,7 +98,6 @@ class Objective:
     state: LearningState | None = None
     progress: Progress = field(default_factory=Progress)
     max_images: int | None = None
-    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Deal the batches out to the processes.
@@ -99,34 +117,14 @@ class Objective:
         self.batch_sizes = tuple(map(len, every))
         self.batches = every[self.context.rank :: self.context.world_size]
         self.micro_batcher = MicroBatcher(
-            self.max_images, self.add_note, lambda: self.classifier.spare_memory()
+            self.max_images, self.progress.warn, lambda: self.classifier.spare_memory()
         )
-        self._done = 0.0
-        self._announced = 0.0
+        self.work = Work(self.progress)
 
-    def add_note(self, note: str) -> None:
-        """Tell the user and the record, once."""
-        if note not in self.notes:
-            self.notes.append(note)
-            self.progress.warn(note)
-
-    # Work, in images x forward passes
-
-    def announce(self, *, forward: float = 0, gradient: float = 0, hessian: float = 0) -> None:
-        """Announce passes over this process's batches before they start, so that their progress and
-        time can be shown.
-        """
-        passes = forward * FORWARD + gradient * GRADIENT + hessian * HESSIAN
-        self.announce_work(passes * sum(map(len, self.batches)))
-
-    def announce_work(self, work: float) -> None:
-        """Announce work to come."""
-        self._announced += work
-
-    def count_work(self, work: float) -> None:
-        """Report work done."""
-        self._done += work
-        self.progress.advance(self._done, self._announced)
+    def announce(self, *, forward: float = 0, gradient: float = 0) -> None:
+        """Announce passes over this process's batches before they start."""
+        passes = forward * FORWARD + gradient * GRADIENT
+        self.work.announce(passes * sum(map(len, self.batches)))
 
     # Forward passes
 
@@ -145,24 +143,21 @@ class Objective:
         prompts, columns = self.classifier.draw(batch.labels, seed, most)
         if prompts[1] is not None:
             every = self.classifier.classes * self.classifier.templates
-            self.add_note(
+            self.progress.warn(
                 f"measured with at most {most} of {every} prompts for each batch, drawn at random,"
                 " to bound the cost"
             )
         return prompts, columns
 
-    def loss(self, batch: Batch, comparison: Comparison | None = None) -> Tensor:
-        """Mean loss of one batch at the current weights, in nats, as gradients see it."""
-        prompts, columns = comparison or self.draw(batch)
-        classes = self.classifier.class_features(*prompts)
-        images = self.classifier.model.image_features(batch.pixels)
-        return self.classifier.image_losses(self.classifier.logits(images, classes), columns).mean()
-
     @torch.no_grad()
     def losses_and_accuracies(self, *, drawn: bool = False) -> list[tuple[float, float]]:
         """Mean loss and accuracy of every batch of all processes; one forward pass.
 
-        ``drawn`` compares with the prompts of gradients, in place of all.
+        Args:
+            drawn: Compare with the prompts of gradients, in place of all.
+
+        Raises:
+            ClipmergeError: If a loss is not finite.
         """
         values = {}
         for batch in self.batches:
@@ -171,30 +166,10 @@ class Objective:
             logits = self.classifier.logits(self.embed(batch.pixels), classes)
             losses = self.classifier.image_losses(logits, columns)
             right = (logits.argmax(-1) == columns).float()
-            values[batch.number] = (float(losses.mean()), float(right.mean()))
-            self.count_work(FORWARD * len(batch))
+            loss = _require_finite(batch, float(losses.mean()))
+            values[batch.number] = (loss, float(right.mean()))
+            self.work.count(FORWARD * len(batch))
         return self.gather_by_batch(values)
-
-    def layer_loss(self, batch: Batch, layer: str) -> Callable[[], Tensor]:
-        """A function that computes the loss of one batch while only this layer moves.
-
-        What comes from a tower that stays is computed once, at the point where this is called.
-        """
-        classifier = self.classifier
-        prompts, columns = self.draw(batch)
-        embed_images: Embed = partial(classifier.model.image_features, batch.pixels)
-        embed_classes: Embed = partial(classifier.class_features, *prompts)
-        with torch.no_grad():
-            if layer.startswith("vision."):
-                embed_classes = embed_classes().detach
-            else:
-                embed_images = embed_images().detach
-
-        def loss() -> Tensor:
-            logits = classifier.logits(embed_images(), embed_classes())
-            return classifier.image_losses(logits, columns).mean()
-
-        return loss
 
     # Gradients
 
@@ -214,14 +189,8 @@ class Objective:
         self.bound_activations()
         for batch in self.batches:
             run = partial(self._backward, batch, loss_of)
-            value = self.micro_batcher.run(len(batch), run)
-            if not value < float("inf"):
-                raise ClipmergeError(
-                    f"the loss of calibration batch {batch.number} is {value}; check the"
-                    " checkpoints"
-                )
-            yield batch, value
-            self.count_work(GRADIENT * len(batch))
+            yield batch, _require_finite(batch, self.micro_batcher.run(len(batch), run))
+            self.work.count(GRADIENT * len(batch))
         self.path.clear_gradients()
 
     def _backward(self, batch: Batch, loss_of: Loss | None, at_once: int) -> float:
@@ -263,8 +232,30 @@ class Objective:
         pairs = zip(self.batch_sizes, per_batch, strict=True)
         return sum(size * value for size, value in pairs) / sum(self.batch_sizes)
 
+    def statistic(self, name: str, values: dict[int, list[float]], **reading: Any) -> Statistic:
+        """Average one value per batch and layer over the images of all processes.
+
+        Args:
+            name: Name of the statistic.
+            values: One value per layer, in the order of ``path.layers``, by batch number; this
+                process's batches.
+            **reading: Fields of `StatisticAbout`: ``signed``, ``unit``, ``title``, ``about``.
+        """
+        columns = zip(*self.gather_by_batch(values), strict=True)
+        batches = dict(zip(self.path.layers, columns, strict=True))
+        means = {layer: self.mean(column) for layer, column in batches.items()}
+        return Statistic(name=name, values=means, batches=batches, **reading)
+
     def sum_over_processes(self, tensors: Tensors) -> Tensors:
         """Sum tensors of the same names and shapes over all processes; the sums lie on the CPU."""
         for value in tensors.values():
             all_reduce_(self.context, value)
         return {name: value.cpu() for name, value in tensors.items()}
+
+
+def _require_finite(batch: Batch, loss: float) -> float:
+    if not math.isfinite(loss):
+        raise ClipmergeError(
+            f"the loss of calibration batch {batch.number} is {loss}; check the checkpoints"
+        )
+    return loss

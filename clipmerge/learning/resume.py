@@ -34,49 +34,50 @@ class LearningState:
     def __init__(self, file: Path, context: DistributedContext, say: Callable[[str], None]) -> None:
         """Store the arguments; nothing is read or written."""
         self._file, self._context, self._say = file, context, say
-        self._parts: tuple[Any, ...] = ()
+        self._adam: Any = None
+        self._scaler: Any = None
+        self._tensors: list[Tensor] = []
         self._steps = 0
         self._due = time.monotonic() + SECONDS
 
     def restore(self, adam: Any, scaler: Any, trace: Tensor) -> int:
-        """Restore what an earlier run saved, the same in every process, and return the number of
-        its steps.
+        """Restore the state that an earlier run saved, the same in every process, and return the
+        number of its steps.
         """
-        self._parts = (adam, scaler, trace)
+        self._adam, self._scaler, self._tensors = adam, scaler, [*adam.tensors(), trace]
         found = self._load()
-        told = [(found["adam"]["steps_taken"], found["scaler"]) if found else (0, {})]
-        broadcast_object_list(told)
-        steps, scale = told[0]
-        if steps:
-            if found:
-                adam.load_state_dict(found["adam"])
-                trace.copy_(found["trace"])
-            adam.steps_taken = steps
-            scaler.load_state_dict(scale)
-            state = adam.state_dict()
-            tensors = [t for part in ("values", "first", "second") for t in state[part].values()]
-            for tensor in (*tensors, trace):
+        shared = [(found["steps"], found["scaler"]) if found else (0, {})]
+        broadcast_object_list(shared)
+        self._steps, scale = shared[0]
+        if self._steps:
+            saved = found["tensors"] if found else self._tensors
+            for tensor, value in zip(self._tensors, saved, strict=True):
+                tensor.copy_(value)
+            for tensor in self._tensors:
                 broadcast_(self._context, tensor)
-            self._say(f"learning resumes after step {steps}, saved by an earlier run")
-        self._steps = steps
+            adam.steps_taken = self._steps
+            scaler.load_state_dict(scale)
+            self._say(f"learning resumes after step {self._steps}, saved by an earlier run")
         return self._steps
 
     def _load(self) -> Any:
-        """What an earlier run saved; ``None`` if there is nothing, or it does not fit."""
+        """Load the state that an earlier run saved; ``None`` if there is none, or it does not
+        fit.
+        """
         if not self._context.is_main_process or not self._file.is_file():
             return None
         try:
             found = torch.load(self._file, map_location="cpu", weights_only=True)  # noqa: TID251 - our own, tensors
-            if not _fits(self._state(), found):
+            shapes = [
+                [tensor.shape for tensor in each] for each in (found["tensors"], self._tensors)
+            ]
+            # a card of another kind may learn in another precision
+            if shapes[0] != shapes[1] or found["scaler"].keys() != self._scaler.state_dict().keys():
                 raise ValueError("it was saved by other learning")
         except Exception as error:  # whatever a damaged file makes torch raise
             self._say(f"the saved state of learning cannot be used ({error}); starting over")
             return None
         return found
-
-    def _state(self) -> dict[str, Any]:
-        adam, scaler, trace = self._parts
-        return {"adam": adam.state_dict(), "scaler": scaler.state_dict(), "trace": trace}
 
     def save(self, steps: int) -> None:
         """Note that so many steps are whole, and write the state if it is time for it."""
@@ -88,15 +89,16 @@ class LearningState:
     def release(self) -> None:
         """Write no more states; after an interruption the steps since the last one are repeated."""
         self._steps = 0
-        self._parts = ()
+        self._adam, self._scaler, self._tensors = None, None, []
 
     def _write(self) -> None:
         if not self._context.is_main_process or not self._steps:
             return
-        state = self._state()
         # an optimizer that counts another number was interrupted in its step, with half of it done
-        if state["adam"]["steps_taken"] != self._steps:
+        if self._adam.steps_taken != self._steps:
             return
+        scale = self._scaler.state_dict()
+        state = {"steps": self._steps, "scaler": scale, "tensors": self._tensors}
         part = self._file.with_suffix(".part")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -117,28 +119,15 @@ class LearningState:
             yield
         except KeyboardInterrupt:
             self._write()
-            self.tell_stopped()
+            if self._file.is_file():
+                self._say("the learning is saved; the same command resumes there")
             raise
-
-    def tell_stopped(self, _stopped: BaseException | None = None) -> None:
-        """Tell the user that the same command resumes, if the state is saved."""
-        if self._file.is_file():
-            self._say("the learning is saved; the same command resumes there")
 
     def remove(self) -> None:
         """Remove the file once its result is stored elsewhere."""
         if self._context.is_main_process:
             with contextlib.suppress(OSError):
                 self._file.unlink(missing_ok=True)
-
-
-def _fits(own: Any, saved: Any) -> bool:
-    """Whether a saved state has the keys, types, shapes and dtypes of this run's."""
-    if isinstance(own, dict) and isinstance(saved, dict):
-        return own.keys() == saved.keys() and all(_fits(own[key], saved[key]) for key in own)
-    if isinstance(own, Tensor) and isinstance(saved, Tensor):
-        return (own.shape, own.dtype) == (saved.shape, saved.dtype)
-    return type(own) is type(saved)
 
 
 def state_file(request: Any, folder: Path | None = None) -> Path:

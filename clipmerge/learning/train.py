@@ -10,9 +10,9 @@ Views, losses and teachers are functions of tensors: see `augment` and `loss`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,19 +22,14 @@ from clipmerge.errors import ClipmergeError
 from clipmerge.learning.augment import AUGMENTATIONS, strong_augment, weak_augment
 from clipmerge.learning.interpolate import Coefficients, Granularity
 from clipmerge.learning.loss import (
-    TEACHER_ALPHAS,
+    DISTILLATIONS,
+    Answer,
     DistillTarget,
-    Targets,
     distillation_losses,
     mean_of_teachers,
 )
-from clipmerge.learning.objective import (
-    FORWARD,
-    GRADIENT,
-    PROMPTS_A_GRADIENT,
-    Labelled,
-    Objective,
-)
+from clipmerge.learning.objective import GRADIENT, PROMPTS_A_GRADIENT, Labelled, Objective
+from clipmerge.learning.resume import LearningState
 from clipmerge.models.classifier import Classifier
 from clipmerge.models.passes import Precision, dtype_of, embed_with_graph, in_precision
 from clipmerge.plugins import (
@@ -80,10 +75,9 @@ class LearningOptions:
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned
             model, together with the standard error of that loss; no loss is always within it.
         distill: Target of distillation: the zero-shot model's ``predictions`` (KL divergence), its
-            ``features`` (twice one minus the cosine), ``path-features`` (four times one minus the
-            cosine to the mean of its features and those of the middle of the path), or ``both``:
-            half of ``path-features`` and half of the KL divergence from the mean of these two
-            models' probabilities.
+            ``features`` (twice one minus the cosine), or ``both``: half of the KL divergence, plus
+            twice one minus the cosine, of the mean predictions and features of the zero-shot model
+            and the middle of the path.
         augmentations: Kinds of strong augmentation; empty to distil on unchanged images.
         precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU
             multiplies it faster, and float16 on a CUDA device without.
@@ -114,7 +108,7 @@ class Examples(NamedTuple):
         weak: Weakly augmented images, (images, 3, height, width).
         columns: The column of each one's class, (images,).
         prompts: Classes and templates to compare them with; ``None`` for all.
-        classifier: What they are compared with.
+        classifier: Scores them against the classes.
     """
 
     weak: Tensor
@@ -148,17 +142,21 @@ def train(
     objective: Objective,
     coefficients: Coefficients,
     options: LearningOptions,
+    ood: Sequence[Labelled] = (),
+    state: LearningState | None = None,
     units: Mapping[str, float] | None = None,
 ) -> list[list[float]]:
     """Learn coefficients, in place, from the objective's images.
 
-    Of several processes each takes every step: sums of parts in another order would not give the
+    Each of several processes takes every step: sums of parts in another order would not give the
     same coefficients. All go on with those of the first.
 
     Args:
         objective: Its path is left near the coefficients.
         coefficients: Where learning starts, and the result.
         options: How to learn.
+        ood: Labelled images of shifts, which teach in turn.
+        state: Saves and restores the state of learning; ``None`` to save nothing.
         units: Adam's step size by coefficient, in units of ``options.lr``; 1 by default.
 
     Returns:
@@ -167,30 +165,39 @@ def train(
     Raises:
         ClipmergeError: If a loss is not finite.
     """
-    state = objective.state
-    orders = draw_orders(objective, options)
+    path = objective.path
+    sizes = [(len(objective.images), options.batch_size)]
+    sizes += [(len(shift.images), options.ood_batch_size) for shift in ood]
+    orders = [draw_order(images, options.steps, size, objective.seed) for images, size in sizes]
+    teachers = DISTILLATIONS[options.distill].teachers if options.distill_weight else ()
     adam = BoxAdam(coefficients.values, options.lr, options.max_coefficient, units or {})
-    device = objective.path.device
-    is_half = dtype_of(device, options.precision) == torch.float16
-    scaler = torch.amp.GradScaler(device.type, enabled=is_half)
-    trace = torch.zeros(options.steps, 2, device=device)
+    is_half = dtype_of(path.device, options.precision) == torch.float16
+    scaler = torch.amp.GradScaler(path.device.type, enabled=is_half)
+    trace = torch.zeros(options.steps, 2, device=path.device)
     begin = state.restore(adam, scaler, trace) if state else 0
     objective.bound_activations()
-    work = _work_of_a_step(orders, options)
-    objective.announce_work((options.steps - begin) * work)
+    work = GRADIENT * (options.batch_size + options.num_strong)
+    objective.work.announce((options.steps - begin) * work)
     with coefficients.collect_gradients():
-        for number, lesson, targets in lessons(objective, orders, begin, options):
-            adam.fall = (1 + math.cos(math.pi * number / options.steps)) / 2
-            coefficients.place()
-            while adam.steps_taken == number:  # again if gradients in float16 overflow
-                trace[number] = backward(objective, lesson, targets, options, scaler, adam)
-                if scaler.is_enabled() or number % _TAUGHT_TOGETHER == 0:  # a card waits for it
-                    _require_finite(trace, number, scaler)
-                scaler.step(adam)
-                scaler.update()
-            if state:
-                state.save(number + 1)
-            objective.count_work(work)
+        for first in range(begin, options.steps, _TAUGHT_TOGETHER):
+            numbers = range(first, min(first + _TAUGHT_TOGETHER, options.steps))
+            lessons = [make_lesson(objective, ood, orders, at, options) for at in numbers]
+            answers = []
+            for alpha in teachers:
+                path.set_alpha(alpha)  # the teacher
+                answers.append(answer_lessons(objective, lessons, options))
+            for number, lesson, *of_teachers in zip(numbers, lessons, *answers, strict=True):
+                coefficients.place()  # the learner
+                adam.fall = (1 + math.cos(math.pi * number / options.steps)) / 2
+                while adam.steps_taken == number:  # again if gradients in float16 overflow
+                    trace[number] = backward(objective, lesson, of_teachers, options, scaler, adam)
+                    if scaler.is_enabled() or number % _TAUGHT_TOGETHER == 0:  # a card waits for it
+                        _require_finite(trace, number, scaler)
+                    scaler.step(adam)
+                    scaler.update()
+                if state:
+                    state.save(number + 1)
+                objective.work.count(work)
     _require_finite(trace, options.steps - 1, scaler)
     adam.zero_grad()  # gradients and moments are as large as the model, and not needed again
     if state:
@@ -201,16 +208,9 @@ def train(
     return losses
 
 
-def draw_orders(objective: Objective, options: LearningOptions) -> list[Tensor]:
-    """Draw the order of the target's images, and that of every shift's: see `draw_order`."""
-    sizes = [(len(objective.images), options.batch_size)]
-    sizes += [(len(shift.images), options.ood_batch_size) for shift in objective.ood]
-    return [draw_order(images, options.steps, size, objective.seed) for images, size in sizes]
-
-
 def draw_order(images: int, steps: int, size: int, seed: int) -> Tensor:
-    """Positions of every step's images, (steps, size), or fewer if there are fewer images: every
-    image once, in random order, before any is repeated.
+    """Draw the positions of every step's images, (steps, size), or fewer if there are fewer images:
+    every image once, in random order, before any is repeated.
     """
     size = min(size, images)
     generator = torch.Generator().manual_seed(seed)
@@ -219,88 +219,53 @@ def draw_order(images: int, steps: int, size: int, seed: int) -> Tensor:
     return every[: steps * size].view(steps, size)
 
 
-def _work_of_a_step(orders: Sequence[Tensor], options: LearningOptions) -> float:
-    """The work of a step, in images x forward passes."""
-    images, *of_shifts = (order.shape[1] for order in orders)
-    labelled = images + sum(of_shifts) / max(1, len(of_shifts))
-    if not options.distill_weight:
-        return GRADIENT * labelled
-    strong = min(images, options.num_strong)
-    taught = FORWARD * strong * len(TEACHER_ALPHAS[options.distill])
-    return taught + GRADIENT * (labelled + strong)
-
-
-def lessons(
-    objective: Objective, orders: Sequence[Tensor], begin: int, options: LearningOptions
-) -> Iterator[tuple[int, Lesson, Targets | None]]:
-    """Every step's number, images, and what the teachers make of them.
-
-    Moves the path to the teachers now and then.
-    """
-    for first in range(begin, options.steps, _TAUGHT_TOGETHER):
-        numbers = range(first, min(first + _TAUGHT_TOGETHER, options.steps))
-        prepared = [make_lesson(objective, orders, at, options) for at in numbers]
-        taught = compute_targets(objective, prepared, options)
-        yield from zip(numbers, prepared, taught, strict=True)
-
-
 def make_lesson(
-    objective: Objective, orders: Sequence[Tensor], number: int, options: LearningOptions
+    objective: Objective,
+    shifts: Sequence[Labelled],
+    orders: Sequence[Tensor],
+    number: int,
+    options: LearningOptions,
 ) -> Lesson:
-    """Augment a step's images as its number says; every step has those of one shift."""
-    order, *of_shifts = orders
+    """Augment a step's images; its number is their seed, and chooses one of the shifts."""
     seed = objective.seed * 1_000_003 + 2 * number
-    images = objective.images.take(order[number])
-    strong = images.pixels[:0]
-    if options.distill_weight:
-        strong = strong_augment(images.pixels[: options.num_strong], seed, options.augmentations)
-    target = make_examples(Labelled(images, objective.classifier), seed, options.weak_aug)
-    ood = None
-    if of_shifts:
-        turn = number % len(of_shifts)
-        source = objective.ood[turn]
-        some = source._replace(images=source.images.take(of_shifts[turn][number]))
-        ood = make_examples(some, seed, options.weak_aug)
-    return Lesson(target, strong, ood)
 
+    def take_examples(source: Labelled, order: Tensor) -> Examples:
+        images = source.images.take(order[number])
+        prompts, columns = source.classifier.draw(images.labels, seed, PROMPTS_A_GRADIENT)
+        weak = weak_augment(images.pixels, seed + 1, options.weak_aug)
+        return Examples(weak, columns, prompts, source.classifier)
 
-def make_examples(source: Labelled, seed: int, weak_aug: float) -> Examples:
-    """Augment images weakly, and draw the prompts that they are compared with."""
-    images, classifier = source
-    prompts, columns = classifier.draw(images.labels, seed, PROMPTS_A_GRADIENT)
-    weak = weak_augment(images.pixels, seed + 1, weak_aug)
-    return Examples(weak, columns, prompts, classifier)
+    order, *of_shifts = orders
+    count = options.num_strong if options.distill_weight else 0
+    plain = objective.images.take(order[number][:count]).pixels
+    turn = number % max(1, len(shifts))
+    return Lesson(
+        target=take_examples(Labelled(objective.images, objective.classifier), order),
+        strong=strong_augment(plain, seed, options.augmentations) if count else plain,
+        ood=take_examples(shifts[turn], of_shifts[turn]) if shifts else None,
+    )
 
 
 @torch.no_grad()
-def compute_targets(
-    objective: Objective, steps: Sequence[Lesson], options: LearningOptions
-) -> list[Targets | None]:
-    """What the teachers make of the strongly augmented images of some steps; ``None`` where there
-    are none.
-    """
-    if not options.distill_weight:
-        return [None] * len(steps)
-    features: list[list[Tensor]] = [[] for _ in steps]
-    logits: list[list[Tensor]] = [[] for _ in steps]
-    classifier = objective.classifier
-    for alpha in TEACHER_ALPHAS[options.distill]:
-        objective.path.set_alpha(alpha)
-        classes: Tensor | None = None
-        for step, lesson in enumerate(steps):
-            with in_precision(objective.path.device, options.precision):
-                if classes is None or lesson.target.prompts != (None, None):
-                    classes = classifier.class_features(*lesson.target.prompts)
-                embedded = objective.embed(lesson.strong)
-            features[step].append(embedded)
-            logits[step].append(classifier.logits(embedded, classes.float()))
-    return [mean_of_teachers(*of_step) for of_step in zip(features, logits, strict=True)]
+def answer_lessons(
+    objective: Objective, lessons: Sequence[Lesson], options: LearningOptions
+) -> list[Answer]:
+    """Embed and score the strongly augmented images of some steps at the current weights."""
+    answers = []
+    classes: Tensor | None = None
+    for lesson in lessons:
+        with in_precision(objective.path.device, options.precision):
+            if classes is None or lesson.target.prompts != (None, None):
+                classes = objective.classifier.class_features(*lesson.target.prompts)
+            features = objective.embed(lesson.strong)
+        answers.append(Answer(features, objective.classifier.logits(features, classes.float())))
+    return answers
 
 
 def backward(
     objective: Objective,
     lesson: Lesson,
-    targets: Targets | None,
+    of_teachers: Sequence[Answer],
     options: LearningOptions,
     scaler: torch.amp.GradScaler,
     adam: BoxAdam,
@@ -323,14 +288,14 @@ def backward(
         logits = target.logits(seen, options.precision)
         entropy = target.classifier.image_losses(logits[:weak], target.columns).mean()
         distance = torch.zeros_like(entropy)
-        if targets is not None:
-            distances = distillation_losses(seen[weak:], logits[weak:], targets, options.distill)
-            distance = distances.mean()
+        if of_teachers:
+            own = Answer(seen[weak:], logits[weak:])
+            targets = mean_of_teachers(of_teachers)
+            distance = distillation_losses(own, targets, options.distill).mean()
         loss = entropy + options.distill_weight * distance
         if ood:
-            losses = ood.classifier.image_losses(
-                ood.logits(of_shift, options.precision), ood.columns
-            )
+            scores = ood.logits(of_shift, options.precision)
+            losses = ood.classifier.image_losses(scores, ood.columns)
             loss = loss + options.ood_weight * losses.mean()
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return torch.stack([entropy, distance]).detach()
@@ -359,7 +324,6 @@ class BoxAdam(torch.optim.Optimizer):
     those that matter. With a shared one it takes a small step.
 
     Attributes:
-        values: The numbers, by name.
         fall: Factor of the step sizes, set before every step.
         steps_taken: Steps taken so far.
     """
@@ -368,41 +332,33 @@ class BoxAdam(torch.optim.Optimizer):
         self, values: Mapping[str, Tensor], lr: float, max_value: float, units: Mapping[str, float]
     ) -> None:
         """Start with zero moments; ``units`` are factors of the step size by name, 1 by default."""
-        super().__init__(list(values.values()), {})
-        self.values = dict(values)
+        rates = [lr * units.get(name, 1.0) for name in values]
+        groups = zip(values.values(), rates, strict=True)
+        super().__init__([{"params": [value], "lr": rate} for value, rate in groups], {})
         self.fall = 1.0
         self.steps_taken = 0
-        self._lr = {name: lr * units.get(name, 1.0) for name in values}
         self._max_value = max_value
-        self._first = {name: torch.zeros_like(value) for name, value in values.items()}
-        self._second = {name: value.new_zeros(()) for name, value in values.items()}
+        for value in values.values():
+            self.state[value] = {"first": torch.zeros_like(value), "second": value.new_zeros(())}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take a step, and clamp to [0, ceiling]."""
         self.steps_taken += 1  # before any change: a state that counts one step less is whole
-        for name, value in self.values.items():
+        for group in self.param_groups:
+            (value,) = group["params"]
             if value.grad is None:
                 continue
-            first = self._first[name].lerp_(value.grad, 1 - _MEMORY)
+            moments = self.state[value]
+            first = moments["first"].lerp_(value.grad, 1 - _MEMORY)
             mean_square = torch.linalg.vector_norm(value.grad).square() / value.numel()
-            second = self._second[name].lerp_(mean_square, 1 - _LONG_MEMORY)
+            second = moments["second"].lerp_(mean_square, 1 - _LONG_MEMORY)
             scale = (second / (1 - _LONG_MEMORY**self.steps_taken)).sqrt() + _TINY
-            rate = self._lr[name] * self.fall / (scale * (1 - _MEMORY**self.steps_taken))
+            rate = group["lr"] * self.fall / (scale * (1 - _MEMORY**self.steps_taken))
             value.addcmul_(first, rate, value=-1).clamp_(0, self._max_value)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What goes on from here: the numbers, their moments and the number of steps."""
-        parts = {"values": self.values, "first": self._first, "second": self._second}
-        return {**parts, "steps_taken": self.steps_taken}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what another one ended with, in place."""
-        for part, tensors in (
-            ("values", self.values),
-            ("first", self._first),
-            ("second", self._second),
-        ):
-            for name, tensor in tensors.items():
-                tensor.copy_(state[part][name])
-        self.steps_taken = state["steps_taken"]
+    def tensors(self) -> list[Tensor]:
+        """List the coefficients and their moments, on which the next step depends."""
+        return [
+            tensor for value, moments in self.state.items() for tensor in (value, *moments.values())
+        ]

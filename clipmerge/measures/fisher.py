@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipmerge.learning.objective import Batch, Loss, Objective
-from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count
 from clipmerge.types import Tensors
@@ -59,10 +58,9 @@ def fisher(
             for parameter, value in objective.sum_over_processes(squares).items()
         }
         statistics.append(
-            statistic(
-                objective,
+            objective.statistic(
                 name,
-                by_layer(objective, batches),
+                batches,
                 title=f"{end} Fisher information",
                 about=f"mean Fisher information of the layer's entries at the {end} end.",
             )

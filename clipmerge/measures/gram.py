@@ -95,7 +95,7 @@ def _gram_matrices(objective: Objective) -> Tensors:
         for batch in objective.batches:
             objective.micro_batcher.run(len(batch), partial(embed, batch.pixels))
             add_parts()
-            objective.count_work(FORWARD * len(batch))
+            objective.work.count(FORWARD * len(batch))
         classifier = objective.classifier
         if (
             objective.context.is_main_process

@@ -4,15 +4,16 @@ predictions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from clipmerge.learning.choose import LearningResult, learn
+from clipmerge.learning.choose import learn
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.train import LearningOptions
-from clipmerge.planning.measurements import Measurements, Statistic
+from clipmerge.planning.measurements import BackoffChoice, Measurements, Statistic
 from clipmerge.plugins import with_options_of
 
 LEARNS = HOLDS_BACK = True
@@ -49,11 +50,15 @@ def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
     chosen = LearningOptions(**options)
     coefficients = Coefficients(objective.path, chosen.granularity, chosen.start)
     learned = learn(objective, coefficients, chosen)
-    return learned_measurements("learned-coefficients", objective, coefficients, learned)
+    return learned_measurements("learned-coefficients", objective, coefficients, *learned)
 
 
 def learned_measurements(
-    name: str, objective: Objective, coefficients: Coefficients, learned: LearningResult
+    name: str,
+    objective: Objective,
+    coefficients: Coefficients,
+    trace: Sequence[Sequence[float]],
+    choice: BackoffChoice | None,
 ) -> Measurements:
     """Make measurements from the result of learning.
 
@@ -61,7 +66,8 @@ def learned_measurements(
         name: The measure.
         objective: Calibration loss that was minimised.
         coefficients: The learned coefficients.
-        learned: The losses of the steps, and the choice.
+        trace: Mean cross-entropy and mean distillation loss of every step.
+        choice: The choice of the held-out images, if there are any.
     """
     values = coefficients.by_parameter()
     parameters = objective.path.parameters
@@ -88,9 +94,9 @@ def learned_measurements(
         ),
         batch_sizes=objective.batch_sizes,
         trace={
-            "cross_entropy": tuple(losses[0] for losses in learned.trace),
-            "distillation_loss": tuple(losses[1] for losses in learned.trace),
+            "cross_entropy": tuple(losses[0] for losses in trace),
+            "distillation_loss": tuple(losses[1] for losses in trace),
         },
-        choice=learned.choice,
+        choice=choice,
         coefficients=values,
     )

@@ -66,5 +66,5 @@ def learned_sparse(objective: Objective, **options: Any) -> Measurements:
     names = [name for layer in stragglers for name in objective.path.layers[layer]]
     coefficients.make_sparse(names, chosen.density, objective.seed)
     learned = learn(objective, coefficients, chosen)
-    measurements = learned_measurements("learned-sparse", objective, coefficients, learned)
+    measurements = learned_measurements("learned-sparse", objective, coefficients, *learned)
     return measurements.replace(statistics=(*measurements.statistics, *measured.statistics))

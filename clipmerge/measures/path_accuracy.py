@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from clipmerge.learning.objective import Objective
-from clipmerge.measures._mixtures import try_mixture
-from clipmerge.planning.measurements import LossPath, Measurements
+from clipmerge.planning.measurements import LossPath, Measurements, Mixture
 from clipmerge.plugins import Count
 
 # with several fine-tuned checkpoints the path ends at their average
@@ -34,3 +35,11 @@ def path_accuracy(objective: Objective, *, steps: Count = 10) -> Measurements:
         path=LossPath(alphas=tuple(alphas), losses=tuple(mixture.loss for mixture in mixtures)),
         mixtures=mixtures,
     )
+
+
+def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
+    """Evaluate theta_0 + sum_i weights_i * (theta_i - theta_0); one forward pass."""
+    objective.path.set_mixture(weights)
+    rows = objective.losses_and_accuracies()
+    loss, accuracy = (objective.mean(values) for values in zip(*rows, strict=True))
+    return Mixture(weights=tuple(weights), loss=loss, accuracy=accuracy)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from clipmerge.learning.objective import Objective
-from clipmerge.measures._statistics import by_layer, require_finite_loss, statistic
 from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
 from clipmerge.types import Json, Names, Tensors
@@ -79,7 +78,6 @@ def path_barrier(
     objective.announce(forward=1, gradient=2 * nodes)
     objective.path.set_alpha(0.5)
     middle = objective.mean([loss for loss, _ in objective.losses_and_accuracies(drawn=True)])
-    require_finite_loss(middle, "alpha 0.5")
     notes: Names = ()
     while True:
         shares, losses, mean_gradients = _integrate_slopes(objective, nodes, gradients=wanted)
@@ -89,7 +87,7 @@ def path_barrier(
             "loss_drop": losses[1.0] - losses[0.0],
         }
         readings = [
-            statistic(objective, name, shares[name], **reading)
+            objective.statistic(name, shares[name], **reading)
             for name, reading in _READINGS.items()
         ]
         checks = {
@@ -130,11 +128,11 @@ def path_barrier(
 
 def _integrate_slopes(
     objective: Objective, nodes: int, *, gradients: bool
-) -> tuple[dict[str, dict[str, tuple[float, ...]]], dict[float, float], Tensors]:
+) -> tuple[dict[str, dict[int, list[float]]], dict[float, float], Tensors]:
     """Integrate the slopes along the path.
 
-    Returns the statistics by batch and layer, the losses at the nodes, and the mean gradient by
-    parameter, empty unless ``gradients``.
+    Returns the statistics by batch, in the order of the layers, the losses at the nodes, and the
+    mean gradient by parameter, empty unless ``gradients``.
     """
     path, layers = objective.path, len(objective.path.layers)
     shares = {
@@ -157,9 +155,8 @@ def _integrate_slopes(
             for name, total in sums.items():
                 total.add_(path.gradient(name), alpha=part)
         losses[alpha] = objective.mean(objective.gather_by_batch(values))
-        require_finite_loss(losses[alpha], f"alpha {alpha:g}")
     integrals = {
-        name: by_layer(objective, {at: row.tolist() for at, row in rows.items()})
+        name: {number: row.tolist() for number, row in rows.items()}
         for name, rows in shares.items()
     }
     means = {name: value.float() for name, value in objective.sum_over_processes(sums).items()}

@@ -50,4 +50,4 @@ def projection_radii(
         precision="float32",
     )
     learned = learn(objective, coefficients, options, units=units)
-    return learned_measurements("projection-radii", objective, coefficients, learned)
+    return learned_measurements("projection-radii", objective, coefficients, *learned)

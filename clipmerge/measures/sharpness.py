@@ -11,7 +11,6 @@ from torch.linalg import vector_norm
 
 from clipmerge.layers import block_of
 from clipmerge.learning.objective import Objective
-from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Alpha, Share
 from clipmerge.types import Names
@@ -42,12 +41,25 @@ def sharpness(
 
 
 def measure_sharpness(objective: Objective, share: float) -> Measurements:
-    """Measure the sharpness of every layer at the current weights; see `sharpness`."""
+    """Measure the sharpness of every layer at the current weights; see `sharpness`.
+
+    For each batch B it is ||gradient of L_B|| * ||task_vector||: to first order the most that the
+    loss can rise if the layer alone moves, in any direction, as far as fine-tuning moved it.
+    """
     objective.announce(gradient=1)
-    measured = statistic(
-        objective,
+    path = objective.path
+    layers = path.layers.values()
+    radii = [_norm(map(path.delta, names)) for names in layers]
+    rows = {
+        batch.number: [
+            _norm(map(path.gradient, names)) * radius
+            for names, radius in zip(layers, radii, strict=True)
+        ]
+        for batch, _ in objective.gradients()
+    }
+    measured = objective.statistic(
         "sharpness",
-        layer_sharpness(objective),
+        rows,
         unit="nats",
         title="sharpness",
         about=(
@@ -78,26 +90,6 @@ def measure_sharpness(objective: Objective, share: float) -> Measurements:
         statistics=(measured, shares, straggler),
         batch_sizes=objective.batch_sizes,
     )
-
-
-def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
-    """Compute ||gradient of L_B|| * ||task_vector|| of each layer at the current weights, for each
-    batch B.
-
-    To first order this is the most that the loss can rise if the layer alone moves, in any
-    direction, as far as fine-tuning moved it.
-    """
-    path = objective.path
-    layers = path.layers.values()
-    radii = [_norm(map(path.delta, names)) for names in layers]
-    rows = {
-        batch.number: [
-            _norm(map(path.gradient, names)) * radius
-            for names, radius in zip(layers, radii, strict=True)
-        ]
-        for batch, _ in objective.gradients()
-    }
-    return by_layer(objective, rows)
 
 
 def sharpest(sharpness: dict[str, float], share: float) -> Names:

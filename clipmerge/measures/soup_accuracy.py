@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipmerge.learning.objective import Objective
-from clipmerge.measures._mixtures import try_mixture
+from clipmerge.measures.path_accuracy import try_mixture
 from clipmerge.planning.measurements import Measurements
 
 SEVERAL = True

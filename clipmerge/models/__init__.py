@@ -102,16 +102,17 @@ class ImageTextModel(ABC):
     def prepare(self, images: list[Image]) -> Tensor:
         """Do the work of `pixels` with the checkpoint's own preprocessing."""
 
-    @abstractmethod
     def tokenize(self, prompts: list[str]) -> Tensors:
-        """Do the work of `tokens` with the checkpoint's own tokenizer."""
+        """Do the work of `tokens` with the checkpoint's own tokenizer; without a text tower, raise
+        an error.
+        """
+        raise CheckpointError(f"{self.folder}: a tower with a head reads no prompts")
 
     @abstractmethod
     def image_features(self, pixels: Tensor) -> Tensor:
         """Embed images: (batch, width), unit length."""
 
-    @abstractmethod
-    def text_features(self, tokens: Tensors) -> Tensor:
+    def text_features(self, tokens: Tensors) -> Tensor:  # type: ignore[empty-body]
         """Embed prompts: (prompts, width), unit length."""
 
     def classifier(self, source: str, names: Names, rows: Sequence[Sequence[int]]) -> Any:
@@ -131,12 +132,16 @@ class ImageTextModel(ABC):
         return logits if bias is None else logits + bias
 
 
-def model_for(family: Family, config: Json, folder: Path) -> ImageTextModel:
-    """Build a family's model without weights, to be loaded with `load`."""
-    build = import_module(f"{__name__}.{family.model}").build
-    with refuse_code():
-        model: ImageTextModel = build(family, without_kernels(config), folder)
-    return model
+def model_for(
+    family: Family,
+    config: Json,
+    folder: Path,
+    build: Callable[[Family, Json, Path], ImageTextModel] | None = None,
+) -> ImageTextModel:
+    """Build a model without weights, to be loaded with `load`; by default a family's two towers."""
+    build = build or import_module(f"{__name__}.{family.model}").build
+    with _refuse_code():
+        return build(family, _without_kernels(config), folder)
 
 
 def image_layout(model: torch.nn.Module) -> torch.memory_format:
@@ -209,7 +214,7 @@ def explain_errors(what: str, advice: str = "correct it") -> Iterator[None]:
 
 
 @contextmanager
-def refuse_code() -> Iterator[None]:
+def _refuse_code() -> Iterator[None]:
     """Make transformers refuse code that a checkpoint's files name.
 
     It would ask on the terminal whether to run it, and a "y" on standard input would agree.
@@ -224,10 +229,10 @@ def refuse_code() -> Iterator[None]:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
-def without_kernels(config: Any) -> Any:
+def _without_kernels(config: Any) -> Any:
     """Copy a configuration without kernels, and without the storage of weights."""
     if not isinstance(config, dict):
         return config
     return {
-        key: without_kernels(value) for key, value in config.items() if not _LEFT_OUT.search(key)
+        key: _without_kernels(value) for key, value in config.items() if not _LEFT_OUT.search(key)
     }

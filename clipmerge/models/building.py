@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from clipmerge.checkpoint import Checkpoint, Inputs, OutputKind
@@ -10,7 +11,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.layers import HEAD
-from clipmerge.models import ImageTextModel, model_for, refuse_code, without_kernels
+from clipmerge.models import ImageTextModel, model_for
 from clipmerge.types import Names
 
 
@@ -61,9 +62,8 @@ def _build_headed(inputs: Inputs) -> ImageTextModel:
         base = inputs.zeroshot.folder
         if not _holds_one_of(folder, PROCESSORS) and _holds_one_of(base, PROCESSORS):
             folder = base
-    with refuse_code():
-        config = without_kernels(described.config)
-        return build(inputs.family, config, folder, rows, has_bias)
+    build_with_head = partial(build, rows=rows, has_bias=has_bias)
+    return model_for(inputs.family, described.config, folder, build_with_head)
 
 
 def _lacks_config(checkpoint: Checkpoint, family: Family) -> CheckpointError:

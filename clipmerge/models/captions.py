@@ -7,24 +7,16 @@ from collections.abc import Sequence
 from clipmerge.models import ImageTextModel
 from clipmerge.types import Names
 
-# Captions that are tokenised at once: a megabyte of tokens.
-_TEXTS_AT_ONCE = 1024
-
 
 def caption_notes(source: str, model: ImageTextModel, captions: Sequence[str]) -> Names:
     """Note how many captions are cut off, if any are."""
-    cut = 0
-    length = 0
-    for start in range(0, len(captions), _TEXTS_AT_ONCE):
-        part = list(captions[start : start + _TEXTS_AT_ONCE])
-        longer = [f"{text} x" for text in part]
-        rows = model.tokens([*part, *longer])["input_ids"]  # padded to one length
-        length = rows.shape[1]
-        full = (rows[: len(part)] == rows[len(part) :]).all(dim=1)
-        cut += int(full.sum())
+    longer = [f"{text} x" for text in captions]
+    # padded to one length
+    rows, longer_rows = model.tokens([*captions, *longer])["input_ids"].chunk(2)
+    cut = int((rows == longer_rows).all(dim=1).sum())
     if not cut:
         return ()
     return (
-        f"{source}: {cut} of {len(captions)} captions are as long as the {length} tokens that the"
-        " model reads, or longer; their ends are cut off",
+        f"{source}: {cut} of {len(captions)} captions are as long as the {rows.shape[1]} tokens"
+        " that the model reads, or longer; their ends are cut off",
     )

@@ -14,14 +14,14 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from clipmerge.errors import CheckpointError, DataError
+from clipmerge.errors import DataError
 from clipmerge.families import Family
 from clipmerge.images.classes import places_of
 from clipmerge.images.decoding import to_rgb
 from clipmerge.models import ImageTextModel, explain_errors
 from clipmerge.models.classifier import Classifier
 from clipmerge.models.open_clip import build_module, import_open_clip, preparation_of
-from clipmerge.types import Json, Names, Tensors
+from clipmerge.types import Json, Names
 
 # open_clip builds a text tower, too, which is not used
 _NO_TEXT = {"context_length": 8, "vocab_size": 8, "width": 64, "heads": 1, "layers": 1}
@@ -57,14 +57,6 @@ class HeadedTower(ImageTextModel):
     def image_features(self, pixels: Tensor) -> Tensor:
         """Embed images for the head: (batch, width)."""
         return self._embed(pixels.contiguous(memory_format=self.layout))
-
-    def tokenize(self, prompts: list[str]) -> Tensors:
-        """Raise an error: there is no text tower."""
-        raise CheckpointError(f"{self.folder}: a tower with a head reads no prompts")
-
-    def text_features(self, tokens: Tensors) -> Tensor:
-        """Raise an error: there is no text tower."""
-        raise CheckpointError(f"{self.folder}: a tower with a head reads no prompts")
 
     def head_rows(self) -> Tensor:
         """The head's weights and its biases: (rows, width + 1)."""
@@ -135,7 +127,7 @@ def open_clip_classifier(
 
 
 def transformers_classifier(
-    family: Family, config: Json, folder: Path, rows: int, _has_bias: bool
+    family: Family, config: Json, folder: Path, rows: int, has_bias: bool
 ) -> HeadedTower:
     """A ``...ForImageClassification`` of transformers, such as `CLIPForImageClassification`."""
     import transformers
@@ -162,7 +154,7 @@ def transformers_classifier(
 
 
 def timm_classifier(
-    family: Family, config: Json, folder: Path, rows: int, _has_bias: bool
+    family: Family, config: Json, folder: Path, rows: int, has_bias: bool
 ) -> HeadedTower:
     """A model of timm."""
     import timm

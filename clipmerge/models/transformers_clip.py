@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -18,14 +19,6 @@ from clipmerge.files.side_files import PROCESSORS
 from clipmerge.images.decoding import to_rgb
 from clipmerge.models import ImageTextModel, explain_errors
 from clipmerge.types import Json, Tensors
-
-_UNINITIALISED = (
-    "position_ids",
-    "token_type_ids",
-    "running_mean",
-    "running_var",
-    "num_batches_tracked",
-)
 
 
 class TransformersClip(ImageTextModel):
@@ -125,21 +118,15 @@ def _unpack_patches(pixels: Tensor) -> dict[str, Tensor]:
 
 
 def _build_uninitialised(model_class: Any, config: Json) -> Any:
-    """Build a model in float32 and eval mode, with correct buffers of positions, but uninitialised
-    weights.
+    """Build a model in float32 and eval mode whose weights are not initialised, which would take as
+    long as reading them.
     """
-    settings = model_class.config_class.from_dict(config)
-    with torch.device("meta"):
-        module = model_class(settings)
-    if not all(name.endswith(_UNINITIALISED) for name, _ in module.named_buffers()):
-        return model_class(settings).float().eval()
-    module = module.to_empty(device="cpu").float().eval()
-    for name, buffer in module.named_buffers():
-        if name.endswith("position_ids"):
-            buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
-        elif name.endswith("token_type_ids"):
-            buffer.zero_()
-    return module
+    with init_empty_weights():
+        module = model_class(model_class.config_class.from_dict(config))
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            setattr(part, name, torch.nn.Parameter(torch.empty_like(parameter, device="cpu")))
+    return module.float().eval()
 
 
 def _load_processor(folder: Path) -> Any:

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from clipmerge.images.batches import Batch
-from clipmerge.learning.choose import BACKOFFS, Look, accuracies_on_val, choose_backoff, learn
+from clipmerge.learning.choose import BACKOFFS, Look, choose_backoff, learn, weighted_accuracies
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
 from tests.support.small_objective import (
@@ -75,7 +75,8 @@ def test_images_are_recognised_as_the_reference_recognises_them(ends: Ends, unev
     val = Batch(0, given.pixels, labels)
     objective = objective_for(ends, make_batches(SIZES), val=val)
     objective.path.set_alpha(0.7)
-    seen = accuracies_on_val(objective, OPTIONS)
+    assert objective.val is not None
+    seen = weighted_accuracies(objective, objective.val, OPTIONS)
     reference = Reference(ends).at(0.7)
     right = right_answers(reference, val)
     means = [right[labels == label].mean() for label in labels.unique()]
@@ -97,19 +98,20 @@ def test_the_model_is_left_at_the_choice(ends: Ends, max_loss: float) -> None:
     learned, coefficients = (Coefficients(path, "entry") for _ in range(2))
     learn(objective, learned, OPTIONS)
     options = replace(OPTIONS, max_loss=max_loss)
-    choice = learn(objective, coefficients, options).choice
+    _, choice = learn(objective, coefficients, options)
     assert choice is not None
+    assert objective.val is not None
     done, announced = told.work[-1]
     assert done == pytest.approx(announced)
     left = moved(objective)
     path.set_alpha(1.0)
-    finetuned = accuracies_on_val(objective, OPTIONS)
+    finetuned = weighted_accuracies(objective, objective.val, OPTIONS)
     assert choice.images == len(finetuned)
     assert choice.finetuned_accuracy == pytest.approx(float(finetuned.mean()))
     found = None
     for share in BACKOFFS:
         learned.place(share)
-        lost = finetuned - accuracies_on_val(objective, OPTIONS)
+        lost = finetuned - weighted_accuracies(objective, objective.val, OPTIONS)
         if bound(lost.numpy(), 1 - share) <= max_loss + 1e-7:
             found = share
             break

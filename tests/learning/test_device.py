@@ -18,7 +18,7 @@ from clipmerge.learning import train as training
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Labelled, Objective
 from clipmerge.learning.resume import LearningState
-from clipmerge.learning.train import BoxAdam, backward, compute_targets, draw_orders, make_lesson
+from clipmerge.learning.train import BoxAdam
 from clipmerge.measures.path_barrier import path_barrier
 from tests.support.small_objective import PLAIN, TEMPLATES, Ends, make_batches, objective_for
 
@@ -53,39 +53,20 @@ def objective(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> Objective:
 
 
 @pytest.mark.parametrize("at_once", [99, 3])
-def test_a_step_has_all_tensors_where_the_model_is_and_does_not_wait(
-    objective: Objective, at_once: int
-) -> None:
-    objective.ood = [Labelled(objective.images, objective.classifier)]
-    options = replace(PLAIN, batch_size=4, weak_aug=0.25, distill_weight=0.6, num_strong=2)
-    coefficients = Coefficients(objective.path, "entry")
-    adam = BoxAdam(coefficients.values, options.lr, 1.0, {})
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    lesson = make_lesson(objective, draw_orders(objective, options), 0, options)
-    (targets,) = compute_targets(objective, [lesson], options)
-    coefficients.place()
-    with coefficients.collect_gradients():
-        objective.micro_batcher.max_images = at_once
-        losses = backward(objective, lesson, targets, options, scaler, adam)
-    adam.step()
-    coefficients.place()
-    held: list[Tensor] = [losses, lesson.target.weak, lesson.strong, *(targets or ())]
-    held += list(coefficients.values.values())
-    held += [value.grad for value in coefficients.values.values() if value.grad is not None]
-    assert {tensor.device.type for tensor in held} == {"meta"}
-    assert len(held) > 2 * len(coefficients.values)
-
-
-def test_the_loop_reads_losses_once_for_many_steps(
-    objective: Objective, monkeypatch: pytest.MonkeyPatch
+def test_steps_have_all_tensors_where_the_model_is_and_read_losses_once_for_many(
+    objective: Objective, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     read = list[int]()
     monkeypatch.setattr(training, "_TAUGHT_TOGETHER", 2)
     monkeypatch.setattr(training, "_require_finite", lambda _, number, __: read.append(number))
-    options = replace(PLAIN, batch_size=4, steps=5)
+    shift = Labelled(objective.images, objective.classifier)
+    options = replace(PLAIN, batch_size=4, weak_aug=0.25, distill_weight=0.6, num_strong=2, steps=5)
+    coefficients = Coefficients(objective.path, "entry")
+    objective.micro_batcher.max_images = at_once
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):  # its losses at the end
-        training.train(objective, Coefficients(objective.path, "entry"), options)
+        training.train(objective, coefficients, options, [shift])
     assert read == [0, 2, 4, 4]
+    assert {value.device.type for value in coefficients.values.values()} == {"meta"}
 
 
 def test_a_card_embeds_prompts_in_few_pieces_until_its_memory_runs_out(
@@ -103,15 +84,6 @@ def test_a_card_embeds_prompts_in_few_pieces_until_its_memory_runs_out(
 
     assert objective.micro_batcher.run(4, work) == 2
     assert there.at_once == on_cpu.at_once
-
-
-def test_gradients_of_a_batch_too(objective: Objective) -> None:
-    objective.path.set_alpha(0.5)
-    objective.loss(objective.batches[0]).backward()
-    assert {objective.path.gradient(name).device.type for name in objective.path.names} == {"meta"}
-    for layer in ("vision.0.mlp", "text.0.attn"):
-        loss = objective.layer_loss(objective.batches[0], layer)()
-        assert loss.device.type == "meta"
 
 
 def test_sums_need_no_float64_of_the_device(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,9 +112,9 @@ def test_what_learning_no_longer_needs_is_let_go(
 
     monkeypatch.setattr(training, "BoxAdam", make)
     objective = objective_for(ends, make_batches((4, 3)))
-    objective.state = LearningState(tmp_path / "state.pt", objective.context, str)
+    state = LearningState(tmp_path / "state.pt", objective.context, str)
     coefficients = Coefficients(objective.path, "entry")
-    training.train(objective, coefficients, replace(PLAIN, steps=2))
+    training.train(objective, coefficients, replace(PLAIN, steps=2), state=state)
     gc.collect()
     assert made[0]() is None
     assert all(value.grad is None for value in coefficients.values.values())

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from clipmerge.errors import CheckpointError, ClipmergeError
-from clipmerge.learning.choose import accuracy_by_image
+from clipmerge.learning.choose import weighted_accuracies
 from clipmerge.learning.interpolate import Path as InterpolationPath
 from clipmerge.learning.objective import Labelled, Objective
-from clipmerge.measures._mixtures import try_mixture
 from clipmerge.measures.learned_coefficients import learned_coefficients
-from clipmerge.measures.path_barrier import path_barrier
+from clipmerge.measures.path_accuracy import path_accuracy
 from clipmerge.models.building import build_model
 from tests.support.raw_safetensors import edit
 from tests.support.small_objective import (
@@ -92,28 +91,6 @@ def test_a_frozen_text_tower_is_embedded_once_for_a_path(tmp_path: Path, spied: 
     assert embedded.call_count == 1
 
 
-@pytest.mark.parametrize(
-    "layer", ["vision.embeddings", "vision.1.mlp", "text.0.attn", "text.projection", "logit_scale"]
-)
-def test_the_loss_of_one_moving_layer_is_the_whole_loss(ends: Ends, layer: str) -> None:
-    batch = make_batches(SIZES)[1]
-    objective = objective_for(ends, [batch])
-    path, names = objective.path, objective.path.layers[layer]
-    for alpha in (0.0, 0.5):
-        path.set_alpha(alpha)
-        reference = Reference(ends).at(alpha)
-        loss = objective.layer_loss(batch, layer)
-        with torch.no_grad():
-            for name in names:
-                path.parameters[name].data.mul_(1.1)
-                reference.parameters[name].mul_(1.1)
-        value = loss()
-        parameters = [path.parameters[name] for name in names]
-        found = dict(zip(names, torch.autograd.grad(value, parameters), strict=True))
-        assert value.item() == pytest.approx(reference.loss(batch).item(), rel=1e-5)
-        assert_close(found, reference.gradient(batch))
-
-
 def test_both_ends_are_the_checkpoints_bit_for_bit(ends: Ends) -> None:
     path = objective_for(ends, make_batches((2,))).path
     reference = Reference(ends)
@@ -158,11 +135,10 @@ def test_unusable_checkpoints_are_refused(ends: Ends, tmp_path: Path) -> None:
     ("look", "told"),
     [
         (lambda objective: list(objective.gradients()), "batch 0 is"),
-        (path_barrier, r"loss at alpha 0\.5 is nan; check that the checkpoints work"),
-        (lambda objective: try_mixture(objective, (0.5,)), r"loss at weights 0\.5 is nan"),
+        (path_accuracy, "batch 0 is nan; check the checkpoints"),
         (lambda objective: learned_coefficients(objective, steps=1), "batch 0 is not finite"),
         (
-            lambda objective: accuracy_by_image(
+            lambda objective: weighted_accuracies(
                 objective, Labelled(objective.images, objective.classifier), PLAIN
             ),
             r"held-out images, with measure\.precision=float32: .* NaN or infinite",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from clipmerge.learning.interpolate import Coefficients, _mark_largest
 from clipmerge.learning.objective import Objective
 from clipmerge.measures.learned_sparse import learned_sparse
-from clipmerge.measures.sharpness import layer_sharpness, sharpest
+from clipmerge.measures.sharpness import sharpest, sharpness
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 
 # the zero-shot model of these tests knows nothing, and nothing would be learned
@@ -43,12 +43,10 @@ def test_dropped_entries_are_the_zero_shot_models_and_their_scores_move(ends: En
     assert torch.equal(path.parameters[name][dropped], path.theta_0(name)[dropped])
     assert torch.equal(placed[~dropped], before[~dropped])
     assert float(coefficients.by_parameter()["logit_scale"]) == 0.5  # a scalar stays
-    batch = objective.batches[0]
-    objective.loss(batch).backward()
+    next(objective.gradients())
     gradient = path.gradient(name).clone()
-    path.clear_gradients()
     with coefficients.collect_gradients():
-        objective.loss(batch).backward()
+        next(objective.gradients())
     slope = coefficients.values[name].grad
     # straight through: the gradient at the placed value, dropped or not
     assert torch.allclose(slope, gradient * path.delta(name))
@@ -76,8 +74,7 @@ def test_the_whole_way_back_ends_at_the_finetuned_model(ends: Ends) -> None:
 def test_sharpness_is_the_norm_of_the_gradient_times_that_of_the_change(ends: Ends) -> None:
     batches = make_batches(SIZES)
     objective = objective_for(ends, batches)
-    objective.path.set_alpha(0.3)
-    measured = layer_sharpness(objective)
+    measured = sharpness(objective, at=0.3)["sharpness"].batches
     reference = Reference(ends).at(0.3)
     for number, batch in enumerate(batches):
         gradients = reference.gradient(batch)

@@ -15,16 +15,9 @@ from clipmerge.learning.augment import AUGMENTATIONS, strong_augment, weak_augme
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.loss import DistillTarget
 from clipmerge.learning.objective import Batch, Labelled, Objective
-from clipmerge.learning.train import (
-    BoxAdam,
-    LearningOptions,
-    backward,
-    compute_targets,
-    draw_order,
-    make_lesson,
-    train,
-)
+from clipmerge.learning.train import LearningOptions, draw_order, train
 from clipmerge.measures.projection_radii import projection_radii
+from clipmerge.models.classifier import softmax_losses
 from tests.support.small_objective import (
     CAPTIONS,
     PLAIN,
@@ -39,33 +32,28 @@ from tests.support.small_objective import (
 )
 
 SIZES = (4, 4, 3)
+RATE = 0.01
 STILL = replace(
     PLAIN, steps=5, batch_size=4, augmentations=(), distill="predictions", distill_weight=0.7
 )
 
 
 def one_step(
-    objective: Objective,
-    options: LearningOptions,
-    number: int = 0,
-    at_once: int = 999,
-    at: Any = 0.3,
-) -> tuple[Coefficients, Batch, Tensor]:
-    """The gradient of a step's loss at some coefficient; also the step's images, and the means of
-    its cross-entropy, accuracy and distillation loss."""
-    coefficients = Coefficients(objective.path, "entry", at)
-    adam = BoxAdam(coefficients.values, 0.1, 1.0, {})
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    images = objective.images
-    order = draw_order(len(images), options.steps, options.batch_size, objective.seed)
-    lesson = make_lesson(objective, [order], number, options)
-    (targets,) = compute_targets(objective, [lesson], options)
-    coefficients.place()
-    with coefficients.collect_gradients():
-        objective.micro_batcher.max_images = at_once
-        losses = backward(objective, lesson, targets, options, scaler, adam)
-    shown = Batch(0, images.pixels[order[number]], images.labels[order[number]])
-    return coefficients, shown, losses
+    objective: Objective, options: LearningOptions, at_once: int = 999, start: float = 0.3
+) -> tuple[dict[str, Tensor], Batch, list[float]]:
+    """The coefficients after a step, which is in proportion to the gradient; also the step's
+    images, and its mean cross-entropy and distillation loss."""
+    objective.micro_batcher.max_images = at_once
+    coefficients = Coefficients(objective.path, "entry", start)
+    (losses,) = train(objective, coefficients, replace(options, steps=1, lr=RATE))
+    order = draw_order(len(objective.images), 1, options.batch_size, objective.seed)
+    return coefficients.values, objective.images.take(order[0]), losses
+
+
+def assert_equal_steps(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for key, value in expected.items():
+        if not key.endswith("k_proj.bias"):  # a softmax does not see it: its gradient is rounding
+            assert torch.allclose(found[key], value, atol=2e-3 * RATE), key
 
 
 class SlowLearner:
@@ -128,10 +116,10 @@ def test_steps_are_adams_with_a_falling_rate_and_one_second_moment_per_parameter
     """Shifts teach in turn."""
     objective = objective_for(ends, make_batches(SIZES))
     shifts = [joined(make_batches((size,), seed=size)) for size in sizes_of_shifts]
-    objective.ood = [Labelled(shift, objective.classifier) for shift in shifts]
+    ood = [Labelled(shift, objective.classifier) for shift in shifts]
     of_shifts = [draw_order(size, 5, 4, 0) for size in sizes_of_shifts]
     coefficients = Coefficients(objective.path, granularity, 0.9)
-    train(objective, coefficients, replace(STILL, lr=0.2, ood_weight=0.5, ood_batch_size=4))
+    train(objective, coefficients, replace(STILL, lr=0.2, ood_weight=0.5, ood_batch_size=4), ood)
     slow = SlowLearner(ends, objective, granularity)
     values = slow.start(0.9)
     first: dict[str, Any] = dict.fromkeys(values, 0.0)
@@ -156,7 +144,7 @@ def test_steps_are_adams_with_a_falling_rate_and_one_second_moment_per_parameter
             assert torch.allclose(coefficients.values[key].double(), value, atol=2e-3), key
 
 
-@pytest.mark.parametrize("distill", ["both", "predictions", "features", "path-features"])
+@pytest.mark.parametrize("distill", ["both", "predictions", "features"])
 @pytest.mark.parametrize("at_once", [999, 3, 1])
 def test_a_step_is_the_loss_of_views_and_the_distance_of_changed_copies_also_in_pieces(
     ends: Ends, distill: DistillTarget, at_once: int
@@ -164,10 +152,10 @@ def test_a_step_is_the_loss_of_views_and_the_distance_of_changed_copies_also_in_
     objective = objective_for(ends, make_batches(SIZES))
     views = {"weak_aug": 0.25, "num_strong": 3, "augmentations": AUGMENTATIONS}
     options = replace(STILL, distill=distill, distill_weight=1.0, **views)
-    coefficients, batch, seen = one_step(objective, options, at_once=at_once, at=0.9)
+    values, batch, (entropy, distance) = one_step(objective, options, at_once, 0.9)
     reference, zeroshot, middle = (Reference(ends).at(alpha) for alpha in (0.9, 0.0, 0.5))
     view = replace(batch, pixels=weak_augment(batch.pixels, 1, 0.25))
-    assert float(seen[0]) == pytest.approx(reference.loss(view).item(), rel=1e-4)
+    assert entropy == pytest.approx(reference.loss(view).item(), rel=1e-4)
     pixels = strong_augment(batch.pixels[:3], 0).double()
     own, old, half = (
         each.model(pixel_values=pixels, **each.tokens) for each in (reference, zeroshot, middle)
@@ -177,20 +165,15 @@ def test_a_step_is_the_loss_of_views_and_the_distance_of_changed_copies_also_in_
     of_both = (target + half.logits_per_image.softmax(-1)) / 2
     to_old = cosine_similarity(own.image_embeds, old.image_embeds)
     to_half = cosine_similarity(own.image_embeds, half.image_embeds)
-    path_features = 4 * (1 - (to_old + to_half) / 2)
-    path_predictions = (of_both * (of_both / probabilities).log()).sum(-1)
+    divergence = (of_both * (of_both / probabilities).log()).sum(-1)
     expected = {
-        "both": (path_predictions + path_features) / 2,
+        "both": divergence / 2 + 2 * (1 - (to_old + to_half) / 2),
         "predictions": (target * (target / probabilities).log()).sum(-1),
         "features": 2 * (1 - to_old),
-        "path-features": path_features,
     }[distill]
-    assert float(seen[1]) == pytest.approx(expected.mean().item(), rel=1e-3)
-    whole, *_ = one_step(objective, options, at=0.9)
-    for key, value in whole.values.items():
-        if not key.endswith("k_proj.bias"):
-            near = {"rtol": 1e-3, "atol": 1e-5 * float(value.grad.abs().max()) + 1e-9}
-            assert torch.allclose(coefficients.values[key].grad, value.grad, **near), key
+    assert distance == pytest.approx(expected.mean().item(), rel=1e-3)
+    whole, *_ = one_step(objective, options, start=0.9)
+    assert_equal_steps(values, whole)
     assert all(objective.path.parameters[name].grad is None for name in objective.path.names)
 
 
@@ -226,7 +209,7 @@ def test_a_drawn_step_is_the_loss_over_its_classes(
     monkeypatch.setattr(training, "PROMPTS_A_GRADIENT", 2)
     batch = Batch(0, make_batches((2,))[0].pixels, torch.tensor([2, 2]))
     objective = objective_for(ends, [batch])
-    _, shown, seen = one_step(objective, replace(PLAIN, batch_size=2), at=1.0)
+    _, shown, (entropy, _) = one_step(objective, replace(PLAIN, batch_size=2), start=1.0)
     (chosen, _), _ = objective.classifier.draw(shown.labels, 0, 2)
     assert chosen is not None
     kept = chosen.tolist()
@@ -234,25 +217,20 @@ def test_a_drawn_step_is_the_loss_over_its_classes(
     output = reference.model(pixel_values=shown.pixels.double(), **reference.tokens)
     logits = output.logits_per_image[:, kept]
     expected = -logits.log_softmax(-1)[:, kept.index(2)].mean().item()
-    assert float(seen[0]) == pytest.approx(expected, rel=1e-5)
+    assert entropy == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_step_of_captions_is_the_loss_of_its_images_also_in_pieces(ends: Ends) -> None:
     objective = contrastive(ends, captioned((8,)))
     options = replace(STILL, batch_size=8)
-    found = [one_step(objective, options, at_once=at_once, at=0.6) for at_once in (999, 3)]
-    from clipmerge.models.classifier import softmax_losses
-
+    values, shown, (entropy, _) = one_step(objective, options, start=0.6)
     reference = Reference(ends, templates=("{}",), classes=CAPTIONS).at(0.6)
-    shown = found[0][1]
     output = reference.model(pixel_values=shown.pixels.double(), **reference.tokens)
     captions, columns = torch.unique(shown.labels, return_inverse=True)
     expected = softmax_losses(output.logits_per_image[:, captions], columns).mean().item()
-    for coefficients, _, seen in found:
-        assert float(seen[0]) == pytest.approx(expected, abs=1e-4)
-        for key, value in found[0][0].values.items():
-            near = {"rtol": 1e-3, "atol": 1e-6}
-            assert torch.allclose(coefficients.values[key].grad, value.grad, **near), key
+    assert entropy == pytest.approx(expected, abs=1e-4)
+    in_pieces, *_ = one_step(objective, options, at_once=3, start=0.6)
+    assert_equal_steps(in_pieces, values)
 
 
 def test_every_image_is_seen_before_any_is_repeated() -> None:

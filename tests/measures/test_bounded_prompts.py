@@ -11,6 +11,7 @@ from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.plugins import plugin_names
 from tests.support.measure_everything import measured
 from tests.support.small_objective import Ends, make_batches, objective_for
+from tests.support.told import Told
 
 # These only go forward, once for each point, so they take all prompts.
 FORWARD_ONLY = ("gram", "path-accuracy", "soup-accuracy")
@@ -32,9 +33,11 @@ def test_a_path_of_many_prompts_is_bounded(
     """By three for each of eight images at least, and by what a step of learning takes."""
     for module in (objective_module, training):
         monkeypatch.setattr(module, "PROMPTS_A_GRADIENT", bound)
+    told = Told()
     objective = objective_for(
         ends,
         make_batches((3, 2), classes),
+        progress=told,
         templates=tuple("{} " + name for name in NAMES[:templates]),
         classes=NAMES[:classes],
     )
@@ -46,7 +49,7 @@ def test_a_path_of_many_prompts_is_bounded(
         assert most == templates * classes
     else:
         assert most <= (bound if learns or name == "learned-sparse" else min(24, bound))
-    drawn = [note for note in objective.notes if "prompts for each batch, drawn at" in note]
+    drawn = [note for note in {*told.lines} if "prompts for each batch, drawn at" in note]
     assert len(drawn) == (not learns and name not in FORWARD_ONLY)
     # every loss of the path is over the same prompts
     assert all(check.relative_error < 0.01 for check in found.checks.values())

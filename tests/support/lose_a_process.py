@@ -5,19 +5,19 @@ import os
 import signal
 
 from clipmerge.__main__ import run
-from clipmerge.learning.objective import Objective
+from clipmerge.learning.objective import Work
 
-tick = Objective.count_work
+tick = Work.count
 
 
-def ticked(self: Objective, cost: float) -> None:
+def ticked(self: Work, work: float) -> None:
     if os.environ["RANK"] == os.environ.get("LOSE"):
         raise MemoryError("no more memory")
     if os.environ["RANK"] == "1" and "LOSE" not in os.environ:
         os.kill(os.getpid(), signal.SIGKILL)
-    tick(self, cost)
+    tick(self, work)
 
 
 if __name__ == "__main__":
-    Objective.count_work = ticked  # type: ignore[method-assign]
+    Work.count = ticked  # type: ignore[method-assign]
     run()
