@@ -142,6 +142,7 @@ def learn(
         The trace of `train`, and the choice.
     """
     ood, val, state = objective.ood, objective.val, objective.state
+    options = options.for_images(objective.images.pixels)
     trace = train(objective, coefficients, options, ood, state, units)
     choice = choose(objective, coefficients, val, options) if val else None
     return trace, choice

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -42,6 +42,9 @@ from clipmerge.plugins import (
     Share,
 )
 
+# Largest side of images that count as small, in pixels.
+_SMALL = 64
+
 # Steps whose teachers' outputs are computed together, so that weights are placed less often.
 _TAUGHT_TOGETHER = 16
 
@@ -62,6 +65,8 @@ class LearningOptions:
         batch_size: Maximum number of images per step.
         num_strong: Maximum number of strongly augmented images per step, on which the distillation
             loss is computed.
+        small_factor: Factor of both numbers for images of at most 64 pixels a side, whose models
+            are small, so that more work costs little.
         ood_weight: Weight of the cross-entropy on the labelled images of shifts or other tasks.
         ood_batch_size: Maximum number of these per step, all of one source; sources take turns.
         lr: Adam's step size in coefficients; it falls to zero along a half cosine.
@@ -88,6 +93,7 @@ class LearningOptions:
     steps: Count = 320
     batch_size: Count = 10
     num_strong: Count = 10
+    small_factor: Count = 4
     ood_weight: NonNegative = 1.0
     ood_batch_size: Count = 5
     lr: Positive = 0.033
@@ -99,6 +105,12 @@ class LearningOptions:
     distill: DistillTarget = "both"
     augmentations: tuple[Augmentation, ...] = AUGMENTATIONS
     precision: Precision = "auto"
+
+    def for_images(self, pixels: Tensor) -> LearningOptions:
+        """Apply ``small_factor`` if images, (images, 3, height, width), are small."""
+        factor = self.small_factor if max(pixels.shape[-2:]) <= _SMALL else 1
+        numbers = {name: factor * getattr(self, name) for name in ("batch_size", "num_strong")}
+        return replace(self, **numbers, small_factor=1)
 
 
 class Examples(NamedTuple):
