@@ -92,10 +92,6 @@ def read_pixels(
     batches = {}
     for number, start in itertools.islice(starts, rank, None, world_size):
         batches[number] = positions[start : start + batch_size]
-    if pictures.preprocessed:
-        for number, batch in batches.items():
-            yield number, pictures.tensors(batch)
-        return
 
     def preprocess(position: int, encoded: Encoded) -> Tensor:
         return to_pixels([open_picture(pictures.name_of(position), encoded)])

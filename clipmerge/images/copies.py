@@ -62,11 +62,8 @@ class Prints:
         changes = set[str]()
 
         def look(position: int, encoded: Any) -> tuple[NDArray[np.uint8], int]:
-            if pictures.preprocessed:
-                image = _as_picture(encoded)
-            else:
-                name = pictures.name_of(position)
-                image = open_picture(name, encoded, notes=changes, small=True)
+            name = pictures.name_of(position)
+            image = open_picture(name, encoded, notes=changes, small=True)
             shown = (image.mode, image.size, image.tobytes())
             small = to_rgb(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
             return np.asarray(small), hash(shown)
@@ -125,14 +122,11 @@ def shared_notes(ours: Mapping[str, Prints], others: Mapping[str, Prints]) -> Na
     """Note images that two sources share. Sources go by their names on the command line."""
     notes: list[str] = []
     for (name, mine), (other, theirs) in itertools.product(ours.items(), others.items()):
-        pictures, their_pictures = mine.images.pictures, theirs.images.pictures
-        if pictures.preprocessed != their_pictures.preprocessed:
-            continue
         shared = list(mine.copies_in(theirs))
         if shared:
             at, found = shared[0]
-            example = pictures.name_of(at)
-            same = their_pictures.name_of(int(found[0]))
+            example = mine.images.pictures.name_of(at)
+            same = theirs.images.pictures.name_of(int(found[0]))
             are = counted(len(shared), "image is", "images are")
             notes.append(
                 f"{name}: {are} also in {other} ({example} shows what {same} shows), so its"
@@ -158,10 +152,3 @@ def overlap_notes(
         notes += shared_notes(target | shifts, {f"`data` {measured.source}": Prints.read(measured)})
     notes += shared_notes(shifts, target)
     return tuple(notes)
-
-
-def _as_picture(tensor: Any) -> Image.Image:
-    """Turn preprocessed pixels, which are around zero, into a picture of 256 levels."""
-    values = np.asarray(tensor, dtype=np.float32)
-    levels = np.clip(128 + 48 * values, 0, 255).astype(np.uint8)
-    return Image.fromarray(levels.transpose(1, 2, 0))

@@ -18,7 +18,6 @@ from clipmerge.types import Names, Shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
 #: Common names of fields with labels and with captions, the preferred ones first.
 LABEL_NAMES = ("label", "labels", "class", "cls", "target", "class_name", "category")
@@ -58,8 +57,6 @@ class Pictures:
     get: Callable[[int], Any]  # the content, path or picture of an item
     name: Callable[[int], str]  # its name in messages
     items: Sequence[int]  # the item at each position
-    # whether items are already preprocessed for the model: tensors (3, height, width)
-    preprocessed: bool = False
 
     def __len__(self) -> int:
         return len(self.items)
@@ -75,13 +72,6 @@ class Pictures:
         """Select pictures, in the order of the positions."""
         items = tuple(self.items[at] for at in positions)
         return replace(self, items=items)
-
-    def tensors(self, positions: Sequence[int]) -> Tensor:
-        """Stack preprocessed pictures: (images, 3, height, width), float32."""
-        import torch
-
-        images = [torch.as_tensor(self[at]) for at in positions]
-        return torch.stack(images).float()
 
 
 def picture_files(paths: Sequence[str]) -> Pictures:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from clipmerge.images.copies import Prints, first_copies, overlap_notes, shared_notes
@@ -59,13 +58,6 @@ def test_digits_and_blank_pictures_are_no_copies_of_others() -> None:
 def test_many_pictures_are_compared_in_blocks() -> None:
     pairs = [(Image.open(io.BytesIO(png(at % 700))), "a") for at in range(1400)]
     assert first_copies(Prints.read(load_images(pairs))) == list(range(700))
-
-
-def test_preprocessed_pictures_are_compared_with_one_another() -> None:
-    ready = [(torch.randn(3, 8, 8, generator=torch.manual_seed(at % 4)), 0) for at in range(6)]
-    prints = Prints.read(load_images(ready, ["a"]))
-    assert first_copies(prints) == [0, 1, 2, 3]
-    assert shared_notes({"a": prints}, {"b": Prints.read(load_images("digits"))}) == ()
 
 
 def test_sources_of_all_kinds_are_compared(tmp_path: Path) -> None:
