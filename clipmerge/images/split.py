@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from clipmerge.images.copies import without_copies
+from clipmerge.images.copies import Thumbnails
 from clipmerge.images.image_set import ImageSource, balanced_sample, positions_by_class
 from clipmerge.types import Names, Shape
 
@@ -32,6 +32,7 @@ class Split(Generic[Images]):
             too few.
         test: Images that judge the result; nothing was learned from them. ``None`` if there are too
             few or none are wanted.
+        thumbnails: Thumbnails of all images of the split.
         copies: Number of copies that were left out.
         notes: Sentences for the user.
         ood: Splits of the images of shifts and other tasks, by name: half may teach, half judge.
@@ -40,6 +41,7 @@ class Split(Generic[Images]):
     train: Images | None
     val: Images | None
     test: Images | None
+    thumbnails: Thumbnails[Images]
     copies: int
     notes: Names
     ood: Mapping[str, Split[Any]] = field(default_factory=dict)
@@ -64,7 +66,8 @@ def split_images(
     """
     wanted = min(MAX_TEST, round(count * test / (1 - test)))
     drawn = images.sample(count + wanted, seed)
-    sampled, notes = without_copies(drawn)
+    thumbnails = Thumbnails.read(drawn).without_copies()
+    sampled = thumbnails.images
     # round() would round halves to even; a fifth of three to seven images must be one
     aside = min(wanted, int(len(sampled) * test + 0.5))
     if images.labels_are_classes:
@@ -84,8 +87,9 @@ def split_images(
         train=sampled.subset(train),
         val=sampled.subset(choose) if choose else None,
         test=sampled.subset(judge) if judge else None,
+        thumbnails=thumbnails,
         copies=len(drawn) - len(sampled),
-        notes=notes,
+        notes=_copy_notes(drawn, sampled),
     )
 
 
@@ -99,7 +103,8 @@ def split_shift(images: Images, seed: int, *, teaches: bool) -> Split[Images]:
     """Split images of a shift. If ``teaches`` is set, half of each class teaches; all others
     judge.
     """
-    alone, notes = without_copies(images)
+    thumbnails = Thumbnails.read(images).without_copies()
+    alone = thumbnails.images
     teach: list[int] = []
     if teaches:
         half = len(alone) // 2
@@ -112,9 +117,18 @@ def split_shift(images: Images, seed: int, *, teaches: bool) -> Split[Images]:
         train=alone.subset(teach) if teach else None,
         val=None,
         test=alone.subset(judge),
+        thumbnails=thumbnails,
         copies=len(images) - len(alone),
-        notes=notes,
+        notes=_copy_notes(images, alone),
     )
+
+
+def _copy_notes(drawn: ImageSource, kept: ImageSource) -> Names:
+    """Note copies, which would count twice, or learn on one side and judge on the other."""
+    if len(kept) == len(drawn):
+        return ()
+    are = f"{len(drawn) - len(kept)} of the {len(drawn)} sampled images"
+    return (f"{drawn.source}: {are} show what another one shows; of such copies one is used",)
 
 
 def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[int]:
