@@ -37,7 +37,6 @@ class KnownSet:
         title: A short description.
         source: ``hf://datasets/ORG/NAME``.
         split: The default split, or ``CONFIG/SPLIT``.
-        texts: Where class names and templates come from: the ``repository``, or only ``here``.
         classes: The list of class names in ``classes/``, if there is one.
         templates: Templates or names of template sets; empty if only the repository has them.
         rows: For each class its index or indices among ImageNet's 1000 classes; ``all`` if the
@@ -47,7 +46,6 @@ class KnownSet:
     title: str
     source: str
     split: str = "test"
-    texts: Literal["repository", "here"] = "repository"
     classes: str = ""
     templates: Names = ()
     rows: Literal["all"] | tuple[int | Shape, ...] = ()
@@ -74,10 +72,10 @@ class KnownSet:
 
     def describe(self, opened: OpenedSource) -> OpenedSource:
         """Give an opened set the class names and templates of this entry, unless the repository has
-        its own and they are preferred.
+        its own, as CLIP_benchmark's have.
         """
         has_names = opened.verbatim and opened.class_names is not None
-        if self.texts == "repository" and (has_names or not self.class_names):
+        if has_names or not self.class_names:
             return opened
         return replace(opened, class_names=self.class_names, verbatim=True, templates=self.prompts)
 

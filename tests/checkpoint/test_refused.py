@@ -82,13 +82,6 @@ def cut(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(data[:-100])
 
 
-def other_words(folder: Path) -> None:
-    text = json.loads((folder / "tokenizer.json").read_text())
-    words = text["model"]["vocab"]
-    words["a"], words["b"] = words["b"], words["a"]
-    (folder / "tokenizer.json").write_text(json.dumps(text))
-
-
 CONFIG = "config.json"
 BAD: dict[str, tuple[Change, str]] = {
     "truncated": (cut, r"model.safetensors: is truncated, damaged .*; download or copy it again"),
@@ -185,7 +178,6 @@ BAD: dict[str, tuple[Change, str]] = {
         ),
         "images are prepared differently: mean is .* finetuned; the weights would merge silently",
     ),
-    "other words": (other_words, "texts are read differently: .* to 2 words, such as 'a'"),
     "no settings": (
         lambda folder: (folder / CONFIG).write_text("{"),
         "config.json: cannot be read as JSON",
