@@ -1,16 +1,16 @@
 """Copies are found however they were saved, and pictures that are merely alike are no copies."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from clipmerge.images.copies import Thumbnails, overlap_notes, shared_notes
+from clipmerge.images import copies
+from clipmerge.images.copies import Thumbnails, overlap_notes
 from clipmerge.images.image_set import LabelledImages
-from tests.support.image_files import load_images, png, save_plain_parquet, save_tar
+from tests.support.image_files import load_images
 
 
 def kept(source: Any) -> list[int]:
@@ -60,19 +60,9 @@ def test_digits_and_blank_pictures_are_no_copies_of_others() -> None:
     assert kept(pairs) == [0, 1, 2, 4]
 
 
-def test_many_pictures_are_compared_in_blocks() -> None:
-    pairs = [(Image.open(io.BytesIO(png(at % 700))), "a") for at in range(1400)]
-    assert kept(pairs) == list(range(700))
-
-
-def test_sources_of_all_kinds_are_compared(tmp_path: Path) -> None:
-    columns = {"image": [png(at) for at in range(3)], "label": ["a", "b", "c"]}
-    table = load_images(str(save_plain_parquet(tmp_path / "x.parquet", columns)))
-    members = {"a.png": png(1), "a.cls": b"a", "b.png": png(9), "b.cls": b"b"}
-    tar = load_images(str(save_tar(tmp_path / "x.tar", members)))
-    (note,) = shared_notes({"tar": Thumbnails.read(tar)}, {"table": Thumbnails.read(table)})
-    same = f"{tmp_path}/x.tar, a.png shows what {tmp_path}/x.parquet, row 1 shows"
-    assert note.startswith(f"tar: 1 image is also in table ({same})")
+def test_many_pictures_are_compared_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "_AT_ONCE", 7)
+    assert kept([(photo(at % 20), "a") for at in range(40)]) == list(range(20))
 
 
 def images_of(numbers: range) -> LabelledImages:
@@ -88,4 +78,5 @@ def test_images_of_a_sweep_that_are_used_twice_are_noted() -> None:
         "`id` y: 2 images are also in `",
         "`ood` z: 1 image is also in `i",
     ]
+    assert "(list in memory, image 0 shows what list in memory, image 8 shows)" in notes[1]
     assert overlap_notes(None, {"y": target}, {}) == ()

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 
@@ -50,10 +49,6 @@ SOURCES: dict[str, tuple[Make, str]] = {
         r"x\.zip: is \.zip; give files",
     ),
     "files of two kinds": (lambda _: ["x.tar", "y.parquet"], r"is \.parquet, \.tar; give files of"),
-    "pictures without classes": (
-        lambda f: files(f, "0.png"),
-        r"has no subfolders; expected one per",
-    ),
     "a split of a folder": (
         lambda f: f"{files(f, 'train/a/0.png')}:trian",
         r":trian: no such folder or file; .*Did you mean 'train'\?",
@@ -73,15 +68,10 @@ SOURCES: dict[str, tuple[Make, str]] = {
         lambda f: table(f, "filepath,label\n0.png,a\n1.png,\n"),
         r"x\.csv: 1 of 2 images has no label \(.*1\.png\); label them, leave them out",
     ),
-    "no JSON": (
-        lambda f: table(f, '{"file_name": "0.png", "label": "a"}\n{"file', "x.jsonl"),
-        r"x\.jsonl: cannot be read \(",
-    ),
     "no labels at all": (
         lambda f: parquet(f, label=[-1, -1]),
         r"2 of 2 images have no label .* or give a labelled split, such as validation",
     ),
-    "scores": (lambda f: parquet(f, label=[0.5, 1.5]), r"0\.5 is not a label; give a class index"),
     "two image columns": (
         lambda f: save_plain_parquet(
             f / "x.parquet", {"left": [png(0)], "right": [png(1)], "label": ["a"]}
@@ -101,17 +91,9 @@ SOURCES: dict[str, tuple[Make, str]] = {
         r"x\.tar, a/1\.png: is a link to no file of the archive; write .*tar -h",
     ),
     "a damaged tar": (lambda f: files(f, "x.tar") / "x.tar", r"cannot be read as a tar archive"),
-    "a tar without labels": (
-        lambda f: save_tar(f / "x.tar", {"0.png": png(0)}),
-        r"its images have no \.cls, \.json or \.txt with a label beside them",
-    ),
     "a tar with a label missing": (
         lambda f: save_tar(f / "x.tar", {"0.png": png(0), "0.cls": b"a", "1.png": png(1)}),
         r"x\.tar: 1 of 2 images has no label \(.*1\.png\); label them",
-    ),
-    "a tar of JSON that is no label": (
-        lambda f: save_tar(f / "x.tar", {"0.png": png(0), "0.json": b'{"label": NaN}'}),
-        r"x\.tar: nan is not a label; give a class index or a name",
     ),
     "a tar of damaged JSON": (
         lambda f: save_tar(f / "x.tar", {"0.png": png(0), "0.json": b"{"}),
@@ -138,10 +120,6 @@ SOURCES: dict[str, tuple[Make, str]] = {
     "one-hot labels": (
         lambda _: [(png(0), [0, 0, 1]), (png(1), [1, 0, 0])],
         r"has a caption that is not a text",
-    ),
-    "an array of labels": (
-        lambda _: [(png(0), datasets.Dataset)],
-        r"is not a label; give a class index or a name",
     ),
     "NaN as a label": (lambda _: [(png(0), float("nan"))], "nan is not a label; give a class"),
     "a name that is no text": (
