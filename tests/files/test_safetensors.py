@@ -47,7 +47,7 @@ def test_reads_what_safetensors_wrote(tmp_path: Path) -> None:
 def test_a_header_of_any_length_is_read(tmp_path: Path) -> None:
     """Data may be unaligned after it, and its length may begin like a pickle."""
     raw = json.dumps({"a": entry()}).encode()
-    for length in (*range(len(raw), len(raw) + 8), 640, 896):
+    for length in (len(raw), len(raw) + 1, 640, 896):
         file = raw_file(
             tmp_path / "x.safetensors", raw.ljust(length), struct.pack("<2f", 1.5, -2.25)
         )

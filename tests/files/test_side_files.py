@@ -3,10 +3,7 @@
 import json
 from pathlib import Path
 
-import pytest
-
-from clipmerge.errors import CheckpointError
-from clipmerge.files.side_files import copy_side_file, read_side_json
+from clipmerge.files.side_files import copy_side_file
 from tests.support.command import done
 from tests.support.tiny_clip import Folders
 
@@ -40,12 +37,3 @@ def test_a_merge_copies_known_files_alone_and_follows_links(copies: Folders) -> 
     assert not (output / "tokenizer.json").is_symlink()
     assert (output / "tokenizer.json").read_bytes() == (finetuned.parent / "words").read_bytes()
     assert not (output / "credentials.json").exists()
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", b"\xff\xfe"])
-def test_what_is_no_object_is_refused_by_name(tmp_path: Path, text: str | bytes) -> None:
-    file = tmp_path / "config.json"
-    file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(CheckpointError, match=r"config\.json: (?:cannot be read as|is not a) JSON"):
-        read_side_json(tmp_path, "config.json")
-    assert read_side_json(tmp_path, "absent.json") is None
