@@ -163,12 +163,12 @@ def are_equal(inputs: Inputs, which: int) -> bool:
 
 def check_classes(images: Images, model: str, rows: Names) -> Iterator[Doubt]:
     """Doubt the order of the images' classes, unless a head's rows are matched by name."""
-    from clipmerge.images.classes import places_of
+    from clipmerge.images.classes import positions_among
     from clipmerge.images.image_set import CaptionedImages
 
     if isinstance(images, CaptionedImages) or images.imagenet_rows:
         return
-    if not places_of(images.class_names, rows):
+    if not positions_among(images.class_names, rows):
         yield from _check_order(images.source, images.class_names, model, rows)
 
 
@@ -176,9 +176,9 @@ def _check_order(source: str, names: Names, other: str, rows: Names) -> Iterator
     """Doubt classes that a head's rows are matched with by order, if one has another row's
     name.
     """
-    from clipmerge.images.classes import misplaced
+    from clipmerge.images.classes import first_misplaced
 
-    if len(names) == len(rows) and (moved := misplaced(names, rows)):
+    if len(names) == len(rows) and (moved := first_misplaced(names, rows)):
         place, row = moved
         yield Doubt(
             "class-order",

@@ -33,7 +33,7 @@ SIDE = 16
 # 2,480 letters and symbols by 10 (except signs that two alphabets share).
 _LEVELS = 8.0
 _SHARE_OF_SPREAD = 0.3
-# Pictures that are compared with all others at once: 20 MB of distances for 10,000 others.
+# Number of pictures compared with all others at once; for 10,000 others this takes 20 MB.
 _AT_ONCE = 512
 
 Images = TypeVar("Images", bound=ImageSource)
@@ -75,7 +75,7 @@ class Thumbnails(Generic[Images]):
         return cls(images, pixels, hashes)
 
     def copies_in(self, others: Thumbnails[Any]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Yield the position of each image that has copies among others, and their positions."""
+        """For each image with copies among others, yield its position and theirs."""
         # centred, because torch computes distances from products, which would lose digits
         grey = self.pixels.mean(axis=2) - 128
         their_grey = torch.from_numpy(others.pixels.mean(axis=2) - 128)
@@ -102,7 +102,7 @@ class Thumbnails(Generic[Images]):
 def shared_notes(
     ours: Mapping[str, Thumbnails[Any]], others: Mapping[str, Thumbnails[Any]]
 ) -> Names:
-    """Note images that two sources share. Sources go by their names on the command line."""
+    """Note images that two sources share; keys are the sources' names on the command line."""
     notes: list[str] = []
     for (name, mine), (other, theirs) in itertools.product(ours.items(), others.items()):
         shared = list(mine.copies_in(theirs))
@@ -121,7 +121,7 @@ def shared_notes(
 def overlap_notes(
     measured: ImageSource | None, ids: Mapping[str, ImageSource], oods: Mapping[str, ImageSource]
 ) -> Names:
-    """Note images of a sweep that are in two sources, or twice in one; all of them count."""
+    """Note images of a sweep that occur twice, in one source or in two; all of them count."""
     target = {f"`id` {name}": Thumbnails.read(images) for name, images in ids.items()}
     shifts = {f"`ood` {name}": Thumbnails.read(images) for name, images in oods.items()}
     notes: list[str] = []

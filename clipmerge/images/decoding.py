@@ -1,9 +1,9 @@
 """Open a picture upright, with at most eight bits per channel.
 
 The model's own processor does the rest, including the conversion to RGB: transformers puts
-transparent pictures on white, and open_clip drops their transparency. Two faults of processors are
-avoided: they ignore the orientation of a camera, and clip grey pictures of 16 bits or floats to
-white.
+transparent pictures on white, and open_clip drops their transparency. Processors have two faults,
+which this module corrects first: they ignore the orientation of a camera, and they clip grey
+pictures of 16 bits or of floats to white.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from clipmerge.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: A picture: the content of its file, the file's path, or the picture itself.
+#: A picture before it is decoded: the content of its file, the file's path, or a PIL image.
 Encoded: TypeAlias = "bytes | str | Image"
-# A processor scales the shorter side to its input size, so a very long picture would fill memory.
+# Largest ratio of the sides. A processor scales the shorter side to its input size, so a longer
+# picture would fill memory.
 _MAX_STRETCHED = 1000
 _ORIENTATION = 0x112  # tag of Exif
 # Bytes 4 to 12 of a HEIC file, by its brand.
@@ -34,8 +35,8 @@ def open_picture(name: str, encoded: Encoded, *, small: bool = False) -> Image:
 
     Args:
         name: Name of the picture in messages.
-        encoded: The picture or its file.
-        small: Whether JPEG may be decoded at an eighth of its size, if that has 64 pixels.
+        encoded: The picture, its file's path, or the file's content.
+        small: Decode JPEG at down to an eighth of its size, if both sides keep 64 pixels.
 
     Raises:
         DataError: If the picture cannot be read.
@@ -108,7 +109,7 @@ def _scale_to_eight_bits(image: Image, written_as: str | None) -> Image:
     """Scale a grey picture of more than eight bits to eight bits."""
     from PIL import Image as Pillow
 
-    # Pillow widens 16 bits to 32 in these formats; in others the value of white is unknown
+    # in these formats Pillow widens 16 bits to 32; in others nobody knows which number is white
     is_known = image.mode != "I" or written_as in ("PNG", "PPM")
     white = 1.0 if image.mode == "F" else 65535.0
     shares = np.asarray(image).astype(np.float32) / white

@@ -15,7 +15,7 @@ from clipmerge.types import Names
 
 
 def load_in_memory(data: Any, columns: Columns) -> OpenedSource:
-    """Open pictures in memory, or a list of files."""
+    """Open a data set or a list of pictures in memory, or a list of files."""
     title = f"{type(data).__name__} in memory"
     if hasattr(data, "features") and hasattr(data, "num_rows"):
         return load_dataset(title, data, columns)
@@ -45,8 +45,8 @@ def load_in_memory(data: Any, columns: Columns) -> OpenedSource:
 
 
 def _labels_beside(data: Any) -> Any:
-    """The labels that torchvision keeps beside its images, also for a subset; ``None`` if only the
-    items have labels.
+    """The labels that torchvision's data sets keep in a list, also those of a subset; ``None``
+    if labels come only with the images.
     """
     from torch.utils.data import Subset
 

@@ -23,15 +23,14 @@ Images = TypeVar("Images", bound=ImageSource)
 
 @dataclass(frozen=True)
 class Split(Generic[Images]):
-    """Images of one source by use. No image is a copy of another.
+    """Images of one source by their use. No two are copies of one picture.
 
     Attributes:
         train: Images to learn from or to measure on, if any.
-        val: Images that choose among the learned results. They include the test images if those are
-            fewer than `MAX_TEST`, because a few dozen images choose by luck. ``None`` if there are
-            too few.
-        test: Images that judge the result; nothing was learned from them. ``None`` if there are too
-            few or none are wanted.
+        val: Images that choose among learned results; ``None`` if there are too few. If fewer than
+            `MAX_TEST` images judge, they choose too, because a few dozen alone choose by luck.
+        test: Images that judge the result and teach nothing; ``None`` if there are too few or none
+            are wanted.
         thumbnails: Thumbnails of all images of the split.
         copies: Number of copies that were left out.
         notes: Sentences for the user.
@@ -50,18 +49,16 @@ class Split(Generic[Images]):
 def split_images(
     images: Images, count: int, seed: int, *, val: float = SHARE, test: float = SHARE
 ) -> Split[Images]:
-    """Sample images and divide them into images that learn, choose and judge.
+    """Draw images, and divide them into images that teach, choose and judge.
 
-    If there are enough images, ``count`` of them learn and choose, and others judge. If there are
-    fewer, they are divided by the shares. Only one of several copies is used, so that no picture is
-    on two sides.
+    If there are enough, ``count`` images teach and choose, and others judge. If there are fewer,
+    the shares divide them. Of several copies one is used, so that no picture is on two sides.
 
     Args:
         images: The source.
-        count: Number of images for learning and choosing.
+        count: Number of images that teach or choose.
         seed: Seed of the sample and of the split.
-        val: Share of the images for learning that choose instead; 0 for a recipe that does not
-            learn.
+        val: Share of these images that choose; 0 for a recipe that does not learn.
         test: Share of all images that judge; may be 0.
     """
     wanted = min(MAX_TEST, round(count * test / (1 - test)))
@@ -94,7 +91,7 @@ def split_images(
 
 
 def sample_for_judging(images: Images, count: int, seed: int) -> Split[Images]:
-    """Sample images to judge a merge that measures nothing."""
+    """Draw images that judge a merge which measures nothing."""
     drawn = images.sample(count, seed)
     return split_shift(drawn, seed, teaches=False)
 
@@ -132,10 +129,11 @@ def _copy_notes(drawn: ImageSource, kept: ImageSource) -> Names:
 
 
 def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[int]:
-    """Choose images to hold out, as many of each class as possible, and return ascending positions.
+    """Choose images to hold out, as many of each class as possible, and return their positions in
+    ascending order.
 
-    More than half of a class is held out only after half of every class, and its last image after
-    all others.
+    A class gives more than half of its images only after every class has given half, and its last
+    image only after all others.
 
     Example:
         >>> labels = (0,) * 4 + (1,) * 4
@@ -158,10 +156,10 @@ def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[i
 
 
 def _pick_same_share(available: Shape, labels: Shape, count: int, seed: int) -> list[int]:
-    """Pick the same share of every class of a sample, and return ascending positions.
+    """Pick the same share of every class of a sample, and return positions in ascending order.
 
-    A class with one image in the source is never picked, so that it can be learned from. The only
-    image of a class in the sample is picked last.
+    If the source has one image of a class, the image is never picked, so that it can teach. If only
+    the sample has one image of a class, the image is picked last.
     """
     there = Counter(available)
     shared = [at for at, label in enumerate(labels) if there[label] > 1]
@@ -190,9 +188,9 @@ def _places_in_class(order: Iterable[int], labels: Sequence[int]) -> Iterator[tu
 
 
 def _pick_whole_groups(labels: Shape, count: int, seed: int) -> list[int]:
-    """Pick at most ``count`` images at random, and return ascending positions.
+    """Pick at most ``count`` images at random, and return positions in ascending order.
 
-    All images of a label are picked or none, because learning must not see a caption that judges.
+    All images of a label are picked or none, because a caption that judges must not teach.
     """
     groups = positions_by_class(labels, range(len(labels)))
     rng = np.random.default_rng(seed)
