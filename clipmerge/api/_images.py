@@ -22,7 +22,7 @@ from clipmerge.images.classes import class_prompts, templates_for
 from clipmerge.images.copies import shared_notes
 from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
-from clipmerge.images.split import MAX_TEST, SHARE, Split, sample_for_judging, split_shift
+from clipmerge.images.split import MAX_TEST, SHARE, Split, split_shift
 from clipmerge.images.split import split_images as divide
 from clipmerge.learning.interpolate import Path
 from clipmerge.learning.objective import Batch, Labelled, Objective
@@ -80,7 +80,7 @@ def split_images(
 ) -> Split[Images]:
     """Sample images, and split them by their use."""
     if not recipe.measure:
-        return sample_for_judging(images, count, seed)
+        return split_shift(images.sample(count, seed), seed, teaches=False)
     share = recipe.measure_options["held_back"] if recipe.measure_is("HOLDS_BACK") else 0.0
     split = divide(images, count, seed, val=share, test=SHARE if judged else 0.0)
     if share and split.val is None:

@@ -11,7 +11,7 @@ from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family, is_index_buffer, layers_of, tower_of
 from clipmerge.files.safetensors import TensorEntry
-from clipmerge.files.side_files import PROCESSORS
+from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.layers import HEAD, network_order
 from clipmerge.types import Kind, Layers, Missing, Names, OutputDtype
 
@@ -219,7 +219,7 @@ def pair_keys(
 
 def are_alike(inputs: Inputs) -> bool:
     """Whether all checkpoints have the same parameters, shapes and dtypes, and the same
-    configuration and processor.
+    configuration, processor and tokenizer.
     """
     zeroshot, *finetuned = inputs.checkpoints
     if zeroshot.config is None or zeroshot.stored:
@@ -236,7 +236,7 @@ def _facts_without_weights(checkpoint: Checkpoint, keys: dict[str, str]) -> tupl
         entry = checkpoint.entries[key]
         tensors[name] = entry.shape, entry.dtype
     beside = {}
-    for name in PROCESSORS:
+    for name in (*PROCESSORS, *VOCABULARIES):
         file = checkpoint.folder / name
         if file.is_file():
             beside[name] = file.read_bytes()

@@ -1,4 +1,4 @@
-"""Compare settings and preprocessing of two checkpoints, which shapes of tensors do not show.
+"""Compare settings, preprocessing and vocabularies, which shapes of tensors do not show.
 
 If both configurations state the same settings, nothing is imported. If not, their libraries first
 fill in their defaults, because a setting that is not stated may have the same value.
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from clipmerge.checkpoint.source import Checkpoint
-from clipmerge.errors import CheckpointError
-from clipmerge.files.side_files import read_image_processor
+from clipmerge.errors import CheckpointError, counted
+from clipmerge.files.side_files import read_image_processor, read_vocabulary
 from clipmerge.types import Json
 
 _SIDES = ("vision", "text")
@@ -72,6 +72,8 @@ def silent_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -
             if tower in ("full", side):
                 values = f"zeroshot {a}, finetuned {b}"
                 yield f"the {side} towers differ in {name}: {values}; {_SILENT} config.json"
+        if tower != "vision":
+            yield from _vocabulary_mismatches(zeroshot, finetuned)
     if tower == "text":
         return
     ours = _preprocessing_of(zeroshot)
@@ -105,6 +107,21 @@ def _preprocessing_of(checkpoint: Checkpoint) -> Json:
             if values is not None:
                 known[name] = [round(float(value), 4) for value in values]
     return known
+
+
+def _vocabulary_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[str]:
+    """Compare the tokenizers beside two checkpoints by the words that both know."""
+    ours = read_vocabulary(zeroshot.folder)
+    theirs = read_vocabulary(finetuned.folder)
+    shared = ours.keys() & theirs.keys()
+    other = [word for word in shared if ours[word] != theirs[word]]
+    if other:
+        word = min(other, key=lambda word: (ours[word], word))
+        yield (
+            "texts are read differently: the tokenizers give other numbers to"
+            f" {counted(len(other), 'word', 'words')}, such as '{word}', which is {ours[word]} for"
+            f" zeroshot, {theirs[word]} for finetuned; {_SILENT} tokenizer"
+        )
 
 
 def differing_settings(ours: Json, theirs: Json) -> Iterator[tuple[str, str, Any, Any]]:

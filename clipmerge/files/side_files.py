@@ -102,6 +102,18 @@ def read_side_json(folder: Path, name: str) -> Json | None:
     return data
 
 
+def read_vocabulary(folder: Path) -> dict[str, int]:
+    """Read the tokenizer beside the weights: id by token; empty if its file does not list them."""
+    try:
+        vocabulary: Any = read_side_json(folder, "vocab.json")
+        if vocabulary is None:
+            tokenizer: Any = read_side_json(folder, "tokenizer.json")
+            vocabulary = tokenizer["model"]["vocab"]
+        return {str(token): int(index) for token, index in vocabulary.items()}
+    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def read_image_processor(folder: Path) -> Json:
     """Read the settings of the image processor beside the weights; empty if there are none."""
     for name in PROCESSORS:

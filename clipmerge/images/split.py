@@ -33,7 +33,6 @@ class Split(Generic[Images]):
             are wanted.
         thumbnails: Thumbnails of all images of the split.
         copies: Number of copies that were left out.
-        notes: Sentences for the user.
         ood: Splits of the images of shifts and other tasks, by name: half may teach, half judge.
     """
 
@@ -42,8 +41,16 @@ class Split(Generic[Images]):
     test: Images | None
     thumbnails: Thumbnails[Images]
     copies: int
-    notes: Names
     ood: Mapping[str, Split[Any]] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> Names:
+        """Note copies, which would count twice, or teach on one side and judge on the other."""
+        if not self.copies:
+            return ()
+        kept = self.thumbnails.images
+        are = f"{self.copies} of the {len(kept) + self.copies} sampled images"
+        return (f"{kept.source}: {are} show what another one shows; of such copies one is used",)
 
 
 def split_images(
@@ -86,19 +93,12 @@ def split_images(
         test=sampled.subset(judge) if judge else None,
         thumbnails=thumbnails,
         copies=len(drawn) - len(sampled),
-        notes=_copy_notes(drawn, sampled),
     )
 
 
-def sample_for_judging(images: Images, count: int, seed: int) -> Split[Images]:
-    """Draw images that judge a merge which measures nothing."""
-    drawn = images.sample(count, seed)
-    return split_shift(drawn, seed, teaches=False)
-
-
 def split_shift(images: Images, seed: int, *, teaches: bool) -> Split[Images]:
-    """Split images of a shift. If ``teaches`` is set, half of each class teaches; all others
-    judge.
+    """Divide images into half of each class, which teaches, and the rest, which judges. Without
+    ``teaches`` all of them judge.
     """
     thumbnails = Thumbnails.read(images).without_copies()
     alone = thumbnails.images
@@ -116,16 +116,7 @@ def split_shift(images: Images, seed: int, *, teaches: bool) -> Split[Images]:
         test=alone.subset(judge),
         thumbnails=thumbnails,
         copies=len(images) - len(alone),
-        notes=_copy_notes(images, alone),
     )
-
-
-def _copy_notes(drawn: ImageSource, kept: ImageSource) -> Names:
-    """Note copies, which would count twice, or learn on one side and judge on the other."""
-    if len(kept) == len(drawn):
-        return ()
-    are = f"{len(drawn) - len(kept)} of the {len(drawn)} sampled images"
-    return (f"{drawn.source}: {are} show what another one shows; of such copies one is used",)
 
 
 def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[int]:

@@ -231,5 +231,5 @@ def test_a_head_is_built_from_prompts(tmp_path: Path) -> None:
     images = save_images(tmp_path / "images", each=2)
     found = halfway(folders[0], tmp_path / "soup.pt", tmp_path / "out", data=images, verdict=False)
     rows = 2 * found["classification_head.weight"] - 1  # of the zero-shot model
-    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folders[0]}")
-    torch.testing.assert_close(rows.norm(dim=1), model.logit_scale.exp().expand(3))
+    scale = load_file(folders[0] / OPEN_CLIP_WEIGHTS)["logit_scale"].exp()
+    torch.testing.assert_close(rows.norm(dim=1), scale.expand(3))

@@ -76,6 +76,13 @@ def renamed(ending: str) -> Change:
     return change
 
 
+def other_words(folder: Path) -> None:
+    text = json.loads((folder / "tokenizer.json").read_text())
+    words = text["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(text))
+
+
 CONFIG = "config.json"
 BAD: dict[str, tuple[Change, str]] = {
     "empty": (
@@ -134,15 +141,6 @@ BAD: dict[str, tuple[Change, str]] = {
         lambda folder: edit(folder, **{Q: torch.ones(32, 32, dtype=torch.int8)}),
         "finetuned int8. Integers do not merge; give weights that are not quantised.$",
     ),
-    "a missing key": (
-        lambda folder: edit(folder, **{Q: None}),
-        "1 key is only in the zero-shot checkpoint: vision_model.encoder.layers.0.self_attn.q_proj"
-        ".weight; if that is meant, pass",
-    ),
-    "NaN": (
-        lambda folder: edit(folder, **{Q: torch.full((32, 32), torch.nan)}),
-        "self_attn.q_proj.weight holds NaN; the checkpoint is broken, merge an earlier one",
-    ),
     "codes": (renamed("qweight"), "holds quantised weights"),
     "factors of LoRA": (renamed("lora_A.weight"), "holds factors of LoRA .*merge_and_unload"),
     "GmP": (renamed("theta"), "holds parts of weights .*remove_parametrizations"),
@@ -163,6 +161,7 @@ BAD: dict[str, tuple[Change, str]] = {
         ),
         "images are prepared differently: mean is .* finetuned; the weights would merge silently",
     ),
+    "other words": (other_words, "texts are read differently: .* to 2 words, such as 'a'"),
     "a list as settings": (
         lambda folder: (folder / CONFIG).write_text("[1]"),
         "config.json: is not a JSON object; copy it again",

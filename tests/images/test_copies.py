@@ -34,9 +34,7 @@ def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
 COPIES = {
     "the same": lambda image: image.copy(),
     "JPEG": lambda image: as_jpeg(image, 50),
-    "JPEG of a JPEG": lambda image: as_jpeg(as_jpeg(image, 90), 60),
     "three quarters": lambda image: image.resize((72, 72), Image.Resampling.BICUBIC),
-    "twice": lambda image: image.resize((192, 192), Image.Resampling.LANCZOS),
     "noise": lambda image: Image.fromarray(
         (np.asarray(image).astype(int) + np.random.default_rng(0).integers(-3, 4, (96, 96, 3)))
         .clip(0, 255)
