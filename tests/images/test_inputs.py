@@ -59,6 +59,7 @@ def links(folder: Path) -> Path:
     file = real / "two" / "08.png"
     file.replace(folder / "elsewhere")
     file.symlink_to(folder / "elsewhere")
+    (real / "two" / "again").symlink_to(real / "two")
     return folder / "linked"
 
 
@@ -168,6 +169,9 @@ LABELLED: dict[str, Callable[[Path], Any]] = {
     "CLIP_benchmark's": lambda f: save_files(f / "set", classification_set(f, LABELS, NAMES)),
     "torch Dataset": lambda _: Torch(),
     "list": lambda _: pairs([NAMES[label] for label in LABELS]),
+    "paths": lambda f: [
+        (file, file.parent.name) for file in sorted(class_folders(f).glob("*/[0-9]*"))
+    ],
     "tensors of 0 to 1": lambda _: [
         (torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255, NAMES[LABELS[k]])
         for image, k in pairs(COUNT)

@@ -151,7 +151,8 @@ def test_a_source_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     ],
 )
 def test_an_array_that_is_no_picture_is_refused(values: Any) -> None:
-    images = load_images([(np.zeros((8, 8), np.uint8), "a"), (values, "b")])
+    images = load_images([(np.zeros((8, 8, 1), np.uint8), "a"), (values, "b")])
+    assert images.image(0).size == (8, 8)
     with pytest.raises(DataError, match=r"image 1: is ndarray of .*, shape \(.*\); expected a"):
         images.image(1)
 
