@@ -10,7 +10,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from clipmerge.evaluation.scorer import Images, Move
     from clipmerge.images.image_set import ImageSource, LabelledImages
     from clipmerge.learning.interpolate import Path
-    from clipmerge.models import ImageTextModel
     from clipmerge.options import ImageOptions
     from clipmerge.progress import Progress
 
@@ -39,9 +38,6 @@ PROBE = 128
 _LOOKED_AT, _FEWEST = 16, 4
 # Largest difference, of 255, between the darkest and the brightest pixel of blank images.
 _BLANK = 16
-# Share of pixels that may lie outside the range of the model's preprocessing, and how far, in parts
-# of the range, because interpolation overshoots a little at edges.
-_OUTSIDE, _OVERSHOOT = 0.01, 0.05
 #: Median cosine between the matrices of a tower below which two models are unrelated. Models
 #: trained apart stay within 0.01 of 0; the furthest fine-tuning of `benchmarks/ancestry` (at
 #: 7fea82b5) stays above 0.3.
@@ -167,12 +163,12 @@ def are_equal(inputs: Inputs, which: int) -> bool:
 
 def check_classes(images: Images, model: str, rows: Names) -> Iterator[Doubt]:
     """Doubt the order of the images' classes, unless a head's rows are matched by name."""
-    from clipmerge.images.classes import places_of
+    from clipmerge.images.classes import positions_among
     from clipmerge.images.image_set import CaptionedImages
 
     if isinstance(images, CaptionedImages) or images.imagenet_rows:
         return
-    if not places_of(images.class_names, rows):
+    if not positions_among(images.class_names, rows):
         yield from _check_order(images.source, images.class_names, model, rows)
 
 
@@ -180,9 +176,9 @@ def _check_order(source: str, names: Names, other: str, rows: Names) -> Iterator
     """Doubt classes that a head's rows are matched with by order, if one has another row's
     name.
     """
-    from clipmerge.images.classes import misplaced
+    from clipmerge.images.classes import first_misplaced
 
-    if len(names) == len(rows) and (moved := misplaced(names, rows)):
+    if len(names) == len(rows) and (moved := first_misplaced(names, rows)):
         place, row = moved
         yield Doubt(
             "class-order",
@@ -208,7 +204,7 @@ def check_sources(
     samples: dict[str, LabelledImages] = {}
     for name, images in sources.items():
         yield from check_classes(images, inputs.finetuned[0].source, inputs.row_names)
-        yield from check_pixels(images, path.model)
+        yield from check_pixels(images)
         images.require_classes()
         samples[name] = _sample_with_one_prompt(
             images.sample(min(PROBE, len(images)), seed), settings.template
@@ -242,18 +238,12 @@ def _sample_with_one_prompt(images: Images, template: Names) -> LabelledImages:
     return replace(images, templates=templates_for(template, images.templates)[:1])
 
 
-def check_pixels(images: ImageSource, model: ImageTextModel | None = None) -> Iterator[Doubt]:
-    """Doubt images that are blank or all the same, and preprocessed ones that are out of the range
-    of the model's own preprocessing, by the pixels of a few.
-    """
+def check_pixels(images: ImageSource) -> Iterator[Doubt]:
+    """Doubt images that are blank or all the same, by the pixels of a few."""
     last = len(images) - 1
     parts = _LOOKED_AT - 1
     looked_at = sorted({part * last // parts for part in range(_LOOKED_AT)})
     if len(looked_at) < _FEWEST:
-        return
-    if images.pictures.preprocessed:
-        if model is not None:
-            yield from _check_range(images, looked_at, model)
         return
     shown = [np.asarray(images.image(at)) for at in looked_at]
     darkest = int(min(map(np.min, shown)))
@@ -266,38 +256,6 @@ def check_pixels(images: ImageSource, model: ImageTextModel | None = None) -> It
         )
     elif all(np.array_equal(shown[0], other) for other in shown[1:]):
         yield Doubt("same-images", f"{images.source}: {len(shown)} images are all the same")
-
-
-def _check_range(
-    images: ImageSource, looked_at: Sequence[int], model: ImageTextModel
-) -> Iterator[Doubt]:
-    """Compare preprocessed pixels with a black and a white image that the model preprocesses."""
-    from PIL import Image
-
-    ends = model.pixels([Image.new("RGB", (64, 64), colour) for colour in ("black", "white")])
-    if ends.ndim != 4:  # patches, as of SigLIP 2
-        return
-    # one by channel
-    low = ends.amin(dim=(0, 2, 3))[:, None, None]
-    high = ends.amax(dim=(0, 2, 3))[:, None, None]
-    pixels = images.pictures.tensors(looked_at)
-    margin = _OVERSHOOT * (high - low)
-    too_low = pixels < low - margin
-    too_high = pixels > high + margin
-    outside = (too_low | too_high).float().mean()
-    lowest = float(pixels.min())
-    highest = float(pixels.max())
-    # mean and deviation 0.5 turn black into -1 and white into 1
-    is_halved = abs(lowest + 1) < 1e-3 and abs(highest - 1) < 1e-3
-    darkest = float(low.min())
-    brightest = float(high.max())
-    if outside > _OUTSIDE or (is_halved and brightest > 1 + _OVERSHOOT):
-        yield Doubt(
-            "pixel-range",
-            f"{images.source}: its pixels go from {lowest:.2f} to {highest:.2f}, and the model's"
-            f" own preprocessing gives {darkest:.2f} to {brightest:.2f}; preprocess with the"
-            " checkpoint's processor, or give the images themselves",
-        )
 
 
 def check_answers(

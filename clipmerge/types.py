@@ -39,7 +39,6 @@ CHECKS: Names = (
     "class-order",
     "blank-images",
     "same-images",
-    "pixel-range",
     "at-chance",
     "odd-names",
 )

@@ -152,10 +152,3 @@ def test_answers_tell_wrong_names_and_a_wrong_order(
 )
 def test_names_that_look_like_none(names: tuple[str, ...], look: str) -> None:
     assert describe_odd_names(names) == look
-
-
-def test_preprocessed_pixels_are_in_the_range_of_the_model(pair: Folders) -> None:
-    pixels = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    data = [(image, number % 2) for number, image in enumerate(pixels * 7)]
-    with pytest.raises(ClipmergeError, match=r"its pixels go from .*`allow=pixel-range`"):
-        clipmerge.merge(*pair, "wise-ft", data=data, classes=["cat", "dog"])

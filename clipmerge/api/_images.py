@@ -19,10 +19,10 @@ from clipmerge.errors import DataError
 from clipmerge.evaluation.verdict import MOST_IMAGES, judge
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.classes import class_prompts, templates_for
-from clipmerge.images.copies import Prints, shared_notes
+from clipmerge.images.copies import shared_notes
 from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
-from clipmerge.images.split import MAX_TEST, SHARE, Split, sample_for_judging, split_shift
+from clipmerge.images.split import MAX_TEST, SHARE, Split, split_shift
 from clipmerge.images.split import split_images as divide
 from clipmerge.learning.interpolate import Path
 from clipmerge.learning.objective import Batch, Labelled, Objective
@@ -49,18 +49,19 @@ def split_and_check(
     split = split_images(images, recipe, options.images, options.seed, judged=options.verdict)
     journal.warn(*split.notes)
     sources = {}
+    ood = {}
+    notes: list[str] = []
+    teaches = recipe.measure_is("LEARNS")
+    target = {f"`data` {images.source}": split.thumbnails}
     for name, source in dict(options.ood).items():
         shift = open_images(source)
         journal.warn(*shift.notes)
         shift.require_classes()
         sources[name] = shift.sample(min(options.images, len(shift)), options.seed)
-    notes = _overlap_notes(sources, split) if sources else []
-    doubt_images(pair, {"": images, **sources}, options, journal)
-    ood = {}
-    teaches = recipe.measure_is("LEARNS")
-    for name, shift in sources.items():
-        ood[name] = split_shift(shift, options.seed, teaches=teaches)
+        ood[name] = split_shift(sources[name], options.seed, teaches=teaches)
+        notes += shared_notes({f"`ood` {name}": ood[name].thumbnails}, target)
         notes += ood[name].notes
+    doubt_images(pair, {"": images, **sources}, options, journal)
     journal.warn(*notes)
     return replace(split, ood=ood)
 
@@ -74,23 +75,12 @@ def doubt_images(
     raise_unless_allowed(doubts, options.allow, journal)
 
 
-def _overlap_notes(sources: Mapping[str, Images], split: Split[Images]) -> list[str]:
-    """Notes of images of `ood` that are also among those that learn or judge."""
-    prints = {f"`ood` {name}": Prints.read(images) for name, images in sources.items()}
-    notes: list[str] = []
-    for part in (split.train, split.test):
-        if part is not None:
-            target = {f"`data` {part.source}": Prints.read(part)}
-            notes += shared_notes(prints, target)
-    return notes
-
-
 def split_images(
     images: Images, recipe: Recipe, count: int, seed: int, *, judged: bool
 ) -> Split[Images]:
     """Sample images, and split them by their use."""
     if not recipe.measure:
-        return sample_for_judging(images, count, seed)
+        return split_shift(images.sample(count, seed), seed, teaches=False)
     share = recipe.measure_options["held_back"] if recipe.measure_is("HOLDS_BACK") else 0.0
     split = divide(images, count, seed, val=share, test=SHARE if judged else 0.0)
     if share and split.val is None:

@@ -106,7 +106,7 @@ def evaluate(
         model = load_model(opened)
         for images in loaded.values():
             doubts = chain(
-                check_classes(images, opened.source, model.row_names), check_pixels(images, model)
+                check_classes(images, opened.source, model.row_names), check_pixels(images)
             )
             raise_unless_allowed(doubts, opts.allow, journal)
         facts, outcomes = evaluate_sources(model, loaded, opts, journal)

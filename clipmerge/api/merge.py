@@ -245,11 +245,6 @@ def judged_split(
         reason = ""
     elif split.test is None or not len(split.test):
         reason = "there are too few images to hold any back, so there is no verdict"
-    elif split.test.pictures.preprocessed:
-        reason = (
-            f"{split.test.source} holds preprocessed pixels, and a verdict needs images; give the"
-            " data set without its transform"
-        )
     else:
         return split
     if options.fail_on:

@@ -1,4 +1,4 @@
-"""Checkpoints: opened lazily, and checked before anything is computed."""
+"""Open checkpoints without reading weights, and check that they can be merged."""
 
 from clipmerge.checkpoint.alignment import (
     Inputs,
@@ -32,14 +32,17 @@ def align_checkpoints(
     dtype: OutputDtype = "keep",
     refuse: bool = True,
 ) -> Inputs:
-    """Match checkpoints' tensors by name, without reading weights, and settle what differs.
+    """Match the tensors of checkpoints by name, without reading weights, and note differences.
 
     Args:
         zeroshot: The zero-shot checkpoint.
-        finetuned: The fine-tuned ones.
+        finetuned: The fine-tuned checkpoints.
         missing: Treatment of keys that only one side has.
-        dtype: That of the merged weights.
-        refuse: Whether mismatches that prevent a merge are errors.
+        dtype: The dtype of the merged weights.
+        refuse: Whether a mismatch that prevents a merge is an error.
+
+    Raises:
+        CheckpointError: If the checkpoints are of different families, or cannot be merged.
     """
     inputs = pair_keys(zeroshot, finetuned, missing, dtype)
     if are_alike(inputs):

@@ -28,7 +28,7 @@ _MERGE_IT = "merge it where it was trained (peft: merge_and_unload()) and give t
 
 
 def apply_adapter(base: Checkpoint | None, adapter: Path, source: str) -> Checkpoint:
-    """View the base with the adapter in a folder merged into it, which peft does in float32."""
+    """Return the base with the adapter of a folder merged into it by peft, in float32."""
     if base is None:
         raise CheckpointError(f"{source}: is an adapter, not a full model; {_MERGE_IT}")
     config = read_side_json(adapter, CONFIG)
@@ -106,7 +106,7 @@ def _merged_by_peft(
 
 
 def _model_class(base: Checkpoint, config: Json) -> Any:
-    """The class of transformers that the adapter was trained on, by default the base's."""
+    """Find the class of transformers that the adapter was trained on, by default the base's."""
     import transformers
 
     stated = (config.get("auto_mapping") or {}).get("base_model_class")
@@ -119,7 +119,7 @@ def _model_class(base: Checkpoint, config: Json) -> Any:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Silence the reports of both libraries about keys, which are errors here."""
+    """Silence both libraries' reports of unused keys, which are errors here."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

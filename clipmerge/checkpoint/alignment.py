@@ -1,4 +1,4 @@
-"""Checkpoints aligned by canonical parameter name, and the kind of output that they merge into."""
+"""Align checkpoints by canonical parameter name, and settle the kind of the output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Location = tuple[Checkpoint, str]
 
 
 class OutputKind(Enum):
-    """The kind of model that a merge writes, which follows from the parts of its checkpoints."""
+    """The kind of model that a merge writes, as the parts of its checkpoints decide it."""
 
     MODEL = "the towers that every checkpoint has: both, or one"
     ZEROSHOT_MODEL = "both towers of the zero-shot model; the fine-tuned ones have one tower"
@@ -40,7 +40,7 @@ class OutputKind(Enum):
 
 @dataclass(frozen=True)
 class Inputs:
-    """The zero-shot checkpoint and its fine-tuned ones, aligned by canonical parameter name."""
+    """A zero-shot checkpoint and its fine-tuned ones, aligned by canonical parameter name."""
 
     family: Family
     zeroshot: Checkpoint  # theta_0
@@ -122,8 +122,8 @@ class Inputs:
         return self.zeroshot_keys | theirs
 
     def expects(self, name: str) -> bool:
-        """Whether the fine-tuned checkpoints must hold a zero-shot parameter: a parameter of the
-        towers that they have.
+        """Whether the fine-tuned checkpoints must hold a zero-shot parameter, because they have its
+        tower.
         """
         layer = self.layer_of[name]
         if self.output in (OutputKind.MODEL, OutputKind.CLASSIFIER) or layer == HEAD:
@@ -136,7 +136,7 @@ class Inputs:
 
     @cached_property
     def merged_layers(self) -> Layers:
-        """Mergeable parameters by layer, in network order, without empty layers."""
+        """Parameters that can be merged, by layer, in network order; no layer is empty."""
         merged = {}
         for layer, names in self.layers.items():
             found = tuple(filter(self.merges, names))
@@ -152,7 +152,7 @@ class Inputs:
         return all(checkpoint.entries[key].is_float for checkpoint, key in holders)
 
     def zeroshot_entry(self, name: str) -> TensorEntry:
-        """Type and place of a zero-shot parameter."""
+        """The entry of a zero-shot parameter in its file."""
         key = self.zeroshot_keys[name]
         return self.zeroshot.entries[key]
 
@@ -169,12 +169,12 @@ class Inputs:
         return self.finetuned[which].tensor(key, start, stop)
 
     def entries(self, name: str) -> list[TensorEntry]:
-        """Entries of a tensor in the checkpoints that hold it, zero-shot first."""
+        """The entries of a tensor in all checkpoints that hold it, zero-shot first."""
         return [checkpoint.entries[key] for checkpoint, key in self.holders[name]]
 
     @cached_property
     def holders(self) -> dict[str, list[Location]]:
-        """Each tensor's checkpoints, zero-shot first, and its key in each."""
+        """For each tensor the checkpoints that hold it, zero-shot first, and its key there."""
         found: dict[str, list[Location]] = {}
         everyone = (self.zeroshot_keys, *self.finetuned_keys)
         for checkpoint, keys in zip(self.checkpoints, everyone, strict=True):
@@ -230,7 +230,7 @@ def are_alike(inputs: Inputs) -> bool:
 
 
 def _facts_without_weights(checkpoint: Checkpoint, keys: dict[str, str]) -> tuple[object, ...]:
-    """The facts about a checkpoint that take no reading of weights."""
+    """Collect all facts about a checkpoint that need no weights."""
     tensors = {}
     for name, key in keys.items():
         entry = checkpoint.entries[key]

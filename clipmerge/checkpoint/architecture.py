@@ -14,9 +14,9 @@ _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 def with_architecture(checkpoint: Checkpoint, model: str) -> Checkpoint:
-    """Give a configuration to weights without one.
+    """Give weights without a configuration that of a named architecture.
 
-    It is written to a folder of its own in the user's cache, which counts as the weights' folder.
+    The configuration is written to the user's cache, whose folder replaces the weights' own.
     """
     if checkpoint.config is not None:
         return checkpoint
@@ -40,9 +40,9 @@ def with_architecture(checkpoint: Checkpoint, model: str) -> Checkpoint:
 
 
 def architecture_config(model: str) -> Json:
-    """The content of ``open_clip_config.json`` for a model that open_clip knows by name.
+    """Make the content of ``open_clip_config.json`` for a model that open_clip knows by name.
 
-    Its preprocessing is that of all pretrained weights of this name, where they agree.
+    Preprocessing settings are included if all pretrained weights of this name share them.
     """
     try:
         import open_clip
@@ -68,7 +68,7 @@ def architecture_config(model: str) -> Json:
 
 
 def _check_shapes(checkpoint: Checkpoint, model: str, config: Json) -> None:
-    """Refuse the name of another architecture than the weights'."""
+    """Refuse a name whose architecture has other shapes than the weights."""
     vision, text = config["vision_cfg"], config["text_cfg"]
     patch = vision.get("patch_size")
     width = text.get("width")

@@ -1,4 +1,4 @@
-"""The keys of a plain ViT CLIP in OpenCLIP's layout, with their counterparts in transformers'.
+"""Match the keys of a plain ViT CLIP in OpenCLIP's layout with those in transformers'.
 
 One table serves both directions. OpenCLIP stacks query, key and value in one ``in_proj`` and
 multiplies features by its projections from the right; transformers keeps three matrices and
@@ -16,12 +16,11 @@ from clipmerge.families import Layout
 from clipmerge.types import Names
 
 _BLOCK = re.compile(r"(?:resblocks|layers)\.(\d+)\.")
-# Tensors that are not parameters: causal masks, position ids, and the integers of OpenAI's
-# archives.
+# Tensors that are no parameters: causal masks, position ids, and integers in OpenAI's archives.
 _BUFFERS = re.compile(
     r"(text\.)?attn_mask|(vision|text)_model\.embeddings\.position_ids|input_resolution|context_length|vocab_size"
 )
-# Keys of the parts outside the blocks: OpenCLIP's, below the tower's prefix, and transformers'.
+# Keys outside the blocks, without the tower's prefix: OpenCLIP's, then transformers'.
 _VISION = {
     "class_embedding": "embeddings.class_embedding",
     "conv1.weight": "embeddings.patch_embedding.weight",
@@ -57,7 +56,7 @@ class Match:
 
 
 def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") -> list[Match]:
-    """Match every parameter of a plain ViT CLIP with the other layout's."""
+    """Match every parameter of a plain ViT CLIP with its counterpart in the other layout."""
     names = {key for key in keys if not _BUFFERS.fullmatch(key)}
     blocks = {"vision": 0, "text": 0}
     for key in names:

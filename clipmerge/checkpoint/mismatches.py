@@ -1,4 +1,4 @@
-"""Differences between aligned checkpoints: errors that prevent a merge, and notes on the rest."""
+"""Find differences between aligned checkpoints: some prevent a merge, and notes report the rest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TOWER_WORDS = {
 
 
 def settle_differences(inputs: Inputs, *, refuse: bool) -> Inputs:
-    """Note the differences, decide on one dtype, and refuse a pair that cannot be merged."""
+    """Note differences, choose the output's dtype, and refuse a pair that cannot be merged."""
     if HEAD in inputs.layers:
         inputs = _without_other_head(inputs)
     inputs.notes.extend(_describe_differences(inputs))
@@ -57,8 +57,8 @@ def _without_other_head(inputs: Inputs) -> Inputs:
 
 
 def _finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
-    """The dtype of all fine-tuned weights, if the zero-shot ones have another; ``None`` for an
-    adapter, which is written in its base's.
+    """Return the dtype of all fine-tuned weights if the zero-shot weights have another one, else
+    ``None``. It is ``None`` for an adapter too, whose merge has the dtype of its base.
     """
     if any(finetuned.is_adapted for finetuned in inputs.finetuned):
         return None
@@ -74,7 +74,7 @@ def _finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
 def find_mismatches(inputs: Inputs, *, every: bool = False) -> list[str]:
     """List the differences that prevent a merge, one line each, the most informative first.
 
-    Of tensors that differ the first one is named, or ``every`` one.
+    Of the tensors that differ, name the first, or ``every`` one.
     """
     zeroshot = inputs.zeroshot
     problems = []

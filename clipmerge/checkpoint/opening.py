@@ -1,4 +1,4 @@
-"""Find and open checkpoints: a folder, a file, an index of shards, a Hub id or an adapter."""
+"""Open a checkpoint: a folder, a file, an index of shards, a Hub id or an adapter."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ _WEIGHTS = (
     "open_clip_pytorch_model.bin",
     "adapter_model.bin",
 )
-# Usual keys of a CLIP by its own names; a file with these alone needs no search for wrappers.
+# The usual keys of a CLIP. A file that has no others needs no search for wrappers.
 _PLAIN = re.compile(
     r"(?!.*(?:lora_|_orig_mod|_module\.|parametri))(?:vision_model|text_model|visual|transformer)\."
     r".*(?:(?:\.|_proj_)(?:weight|bias)|position_ids|class_embedding|positional_embedding|proj)"
     r"|visual_projection\.weight|text_projection(?:\.weight)?|logit_scale|logit_bias"
     r"|token_embedding\.weight|positional_embedding|ln_final\.(?:weight|bias)"
 )
-# Files that training saves beside weights.
+# First letters of files that training saves beside weights.
 _NOT_WEIGHTS = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args.")
 
 
 def open_checkpoints(names: Sequence[str], models: Sequence[str | None]) -> list[Checkpoint]:
-    """Open a zero-shot checkpoint and its fine-tuned ones; all are found before one is downloaded.
+    """Open a zero-shot checkpoint and its fine-tuned ones. All are found before any is downloaded.
 
     Args:
         names: Their sources.
@@ -121,7 +121,7 @@ def _find_snapshot(name: str) -> Snapshot | None:
 
 
 def _not_found(name: str, path: Path) -> CheckpointError:
-    """The error for a source that is neither on disk nor on the Hub."""
+    """Make the error for a source that is neither on disk nor a Hub id."""
     folder = path.parent
     beside = [file.name for file in folder.iterdir()] if folder.is_dir() else []
     return CheckpointError(
@@ -174,7 +174,7 @@ def _only_weights(source: str, names: Sequence[str]) -> str:
 
 
 def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
-    """Open a file of weights, or an index of shards; ``part`` names one of several models in it."""
+    """Open a file of weights or an index of shards; ``part`` names one of several models in it."""
     is_index = path.name.endswith(_INDICES)
     files = _shard_files(path) if is_index else (path,)
     states = {file: file_state(file) for file in files}

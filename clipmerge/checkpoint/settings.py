@@ -1,7 +1,7 @@
-"""Differences between two checkpoints that no shape shows: settings, preprocessing, vocabularies.
+"""Compare settings, preprocessing and vocabularies, which shapes of tensors do not show.
 
-Settings that both configurations state are compared as they are. If the two state different ones,
-each library fills in its defaults first, and is imported only then.
+If both configurations state the same settings, nothing is imported. If not, their libraries first
+fill in their defaults, because a setting that is not stated may have the same value.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from clipmerge.files.side_files import read_image_processor, read_vocabulary
 from clipmerge.types import Json
 
 _SIDES = ("vision", "text")
-# Settings that change what a model computes. The names that both libraries have are compared in
-# pairs of two layouts too.
+# Settings on which a model's results depend. If a pair has two layouts, the settings that both
+# libraries know by one name are compared.
 _TRANSFORMERS = (
     "model_type",
     "hidden_act",
@@ -48,7 +48,7 @@ _OPEN_CLIP = (
 )
 #: Values of settings by side (``vision`` or ``text``) and name.
 _Settings = dict[tuple[str, str], Any]
-# Raised for a configuration that cannot be read. Loaders refuse it; here it is not compared.
+# Errors about a malformed configuration. It is not compared, because loaders refuse it anyway.
 _UNREADABLE = (
     ImportError,
     LookupError,
@@ -66,7 +66,7 @@ _SILENT = (
 
 
 def silent_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -> Iterator[str]:
-    """Name the differences that no tensor shows, in the towers that the fine-tuned one has."""
+    """Name differences in settings of the towers that the fine-tuned checkpoint has."""
     if zeroshot.config is not None and finetuned.config is not None:
         for side, name, a, b in differing_settings(zeroshot.config, finetuned.config):
             if tower in ("full", side):
@@ -86,8 +86,8 @@ def silent_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -
 
 
 def _preprocessing_of(checkpoint: Checkpoint) -> Json:
-    """Mean, deviation and interpolation of a checkpoint's preprocessing, as far as files give
-    them.
+    """Read mean, deviation and interpolation of a checkpoint's preprocessing, as far as its files
+    state them.
     """
     known: Json = {}
     with contextlib.suppress(CheckpointError, *_UNREADABLE):
@@ -125,7 +125,7 @@ def _vocabulary_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint) -> Itera
 
 
 def differing_settings(ours: Json, theirs: Json) -> Iterator[tuple[str, str, Any, Any]]:
-    """Side (``vision`` or ``text``), name and both values of each setting that differs."""
+    """Yield side (``vision`` or ``text``), name and both values of each setting that differs."""
     first: _Settings = {}
     second: _Settings = {}
     with contextlib.suppress(*_UNREADABLE):
@@ -143,7 +143,7 @@ def _is_open_clip(config: Json) -> bool:
 
 
 def _with_defaults(config: Json) -> Json:
-    """The configuration with its library's defaults for the settings that it does not state."""
+    """Complete a configuration by its library's defaults."""
     if not _is_open_clip(config):
         from transformers import AutoConfig
 
@@ -158,7 +158,7 @@ def _with_defaults(config: Json) -> Json:
 
 
 def _settings_in(config: Json) -> _Settings:
-    """The settings that a configuration states, by transformers' names where it has one."""
+    """Collect the settings that a configuration states, by transformers' names where they exist."""
     read = _read_open_clip if _is_open_clip(config) else _read_transformers
     found = {}
     for side in _SIDES:

@@ -1,4 +1,4 @@
-"""A checkpoint whose tensors are read on demand; names, shapes and dtypes are known at once."""
+"""A checkpoint: names, shapes and dtypes are known at once, and tensors are read when needed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INDEX = "model.safetensors.index.json"
 #: OpenCLIP's names for its weights: the current one, which is written, and an older one.
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-# transformers' name of a row that was given none.
+# Name that transformers gives to a row without one.
 _NO_NAME = re.compile(r"LABEL_\d+")
 
 
@@ -73,9 +73,9 @@ class Checkpoint:
         return () if all(map(_NO_NAME.fullmatch, known)) else known
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Read a run of one tensor's elements in memory order: 1-D, bfloat16 as its bits (uint16).
+        """Read a run of a tensor's elements in memory order: 1-D, bfloat16 as its bits (uint16).
 
-        The values may be views of the file: never write to them. The latest tensor stays mapped.
+        Never write to the values, which may be views of the file. The latest tensor stays mapped.
         """
         values = self._latest.get(key)
         if values is None:  # several threads may get here, each with its own key
@@ -88,7 +88,7 @@ class Checkpoint:
         return run if run.flags.aligned else run.copy()
 
     def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """View `array` as a torch tensor: a whole tensor in its own shape, a run 1-D."""
+        """Read a tensor in its own shape, or a run of its elements as 1-D; see `array`."""
         torch = _import_torch_for_views()
         values = self.array(key, start, stop)
         view: Tensor = torch.from_numpy(values)
@@ -99,7 +99,7 @@ class Checkpoint:
         return view
 
     def _map(self, key: str) -> Array:
-        """Map one tensor; the last view of it releases its memory."""
+        """Map one tensor into memory, which is released with the last view of it."""
         entry = self.entries[key]
         dtype = np.dtype(STORED[entry.dtype])
         if not entry.size:
@@ -127,7 +127,7 @@ class Checkpoint:
 
 
 def stored_array(values: Tensor) -> Array:
-    """The elements of a tensor as `Checkpoint.array` returns them."""
+    """Convert a tensor to the form that `Checkpoint.array` returns."""
     import torch
 
     flat = values.detach().flatten()
@@ -139,7 +139,7 @@ def stored_array(values: Tensor) -> Array:
 
 @contextlib.contextmanager
 def prefix_errors(source: object) -> Iterator[None]:
-    """Begin errors with the name of a checkpoint or a file."""
+    """Put the name of a checkpoint or a file in front of errors."""
     try:
         yield
     except CheckpointError as error:

@@ -27,8 +27,8 @@ from clipmerge.files.safetensors import FLOATS, SAFETENSORS_NAME, TensorEntry
 _INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
 # Words in torch's message about a file that holds code.
 _CODE = ("TorchScript", "GLOBAL", "Unsupported class")
-# Classes beside the weights of many training runs, which hold values and run no code; numpy has
-# moved its function once.
+# Classes that many training runs save beside weights. They hold values and run no code. The same
+# function of numpy has two names, because numpy moved it once.
 _SCALAR = np.float64(0).__reduce__()[0]
 _HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -46,8 +46,8 @@ def read_state_dict(
 ) -> tuple[dict[str, TensorEntry], str | None]:
     """Map the tensors of a file that ``torch.save`` wrote.
 
-    ``part`` names a dictionary in the file, a prefix of keys, or both; the prefix is returned. A
-    note for the user names other weights in the file.
+    ``part`` names a dictionary in the file, a prefix of keys, or both; the prefix is returned for
+    the caller to apply. If the file holds other weights too, a note names them.
     """
     loaded = _load_torch_file(file)
     while part and isinstance(loaded, Mapping):

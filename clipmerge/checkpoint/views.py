@@ -1,4 +1,4 @@
-"""Views of a checkpoint in another layout, or with a head, whose tensors are formed on demand."""
+"""View a checkpoint in another layout or with a head; tensors are computed when needed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
 
 
 def _form_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Entries:
-    """The tensors of one match in the other layout: their entries, and how they are formed."""
+    """Make the entries in the other layout of one match of keys."""
     keys: Names = (match.open_clip,)
     names = match.transformers
     if layout == "transformers":
@@ -79,7 +79,7 @@ def _form_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Entrie
 def _form_array(
     checkpoint: Checkpoint, keys: Names, transposed: bool, part: int, parts: int
 ) -> Array:
-    """One of the equal parts of a tensor, which is stored under one key or several."""
+    """Compute one of the equal parts of a tensor that is stored under one key or several."""
     arrays = [checkpoint.array(key) for key in keys]
     whole = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
     if transposed:

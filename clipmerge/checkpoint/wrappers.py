@@ -16,13 +16,13 @@ T = TypeVar("T")
 _TOWER = re.compile(r"(?:^|\.)(?=(vision_model|text_model|visual)\.)")
 # Words that wrappers of modules put into keys: torch.compile, FSDP, activation checkpointing.
 _WRAPPED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# Counts and masks beside the weights: of OpenAI's archives, old versions of open_clip, and averages
-# of weights.
+# Counts and masks that OpenAI's archives, old versions of open_clip and averages of weights hold
+# beside the weights.
 _NOT_WEIGHTS = re.compile(
     r"(?:module\.)*(?:input_resolution|context_length|vocab_size|(?:text\.)?attn_mask|n_averaged)"
 )
 _HEAD = "classification_head."
-# Parameters of OpenCLIP's image tower, which has no ``visual.`` before them if it is saved alone.
+# Parameters of OpenCLIP's image tower. If it is saved alone, their keys lack ``visual.``.
 _LONE_TOWER = re.compile(r"class_embedding|attnpool\.positional_embedding|trunk\..*")
 # Keys of incomplete weights, a name for them, and the way out.
 _INCOMPLETE = (
@@ -51,13 +51,13 @@ _INCOMPLETE = (
 def unwrap(
     path: Path, tensors: Mapping[str, T], part: str | None, notes: list[str]
 ) -> dict[str, T]:
-    """The tensors of the CLIP in a file, by its own names.
+    """Select the tensors of the CLIP in a file, by the CLIP's own names.
 
     Args:
         path: The file, for messages.
         tensors: Everything that the file holds, by key.
-        part: The attribute that the CLIP lies under, if the user named one.
-        notes: A note on tensors that are left out is added.
+        part: The attribute below which the CLIP lies, if the user named one.
+        notes: Receives a note about tensors that are left out.
     """
     with prefix_errors(path):
         names = {key: tensor for key, tensor in tensors.items() if not _NOT_WEIGHTS.fullmatch(key)}
@@ -94,7 +94,7 @@ def _refuse_incomplete(names: Iterable[str]) -> None:
 
 
 def _take_part(names: dict[str, T], part: str) -> dict[str, T]:
-    """The tensors under an attribute, by keys without its name."""
+    """Select the tensors below an attribute, by keys without its name."""
     start = f"{part}."
     found = {name.removeprefix(start): names[name] for name in names if name.startswith(start)}
     if not found:
@@ -106,7 +106,7 @@ def _take_part(names: dict[str, T], part: str) -> dict[str, T]:
 
 
 def _prefixes_of(names: Collection[str]) -> list[str]:
-    """The prefixes before the towers' names, the longest first; if there is no known tower, the
+    """Find the prefixes of the towers' names, the longest first; if there is no known tower, the
     path that all names share.
     """
     prefixes: dict[str, dict[str, None]] = {}  # by tower, in the file's order

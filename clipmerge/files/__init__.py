@@ -17,7 +17,7 @@ IN_MEMORY = "clipmerge-in-memory-"
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether a value read from a file is a plain file name, without a folder."""
+    """Whether a value from a file is the plain name of a file, without a folder."""
     if not isinstance(name, str) or name in ("", ".", ".."):
         return False
     return "/" not in name and "\\" not in name
@@ -41,7 +41,7 @@ def plugin_folders() -> tuple[Path, ...]:
 
 
 def recipe_files() -> dict[str, Path]:
-    """All recipe files by name, sorted: clipmerge's own, and others in the user's folders."""
+    """All recipe files by name, sorted: clipmerge's own, and those in the user's folders."""
     shipped = Path(__file__).parents[1] / "recipes"
     if not shipped.is_dir():  # in a git checkout
         shipped = shipped.parents[1] / "recipes"
@@ -63,9 +63,8 @@ def local_path(source: StrPath) -> Path:
 
 
 def split_part(source: str) -> tuple[str, str | None]:
-    """Split a source such as ``last.pt#ema`` into a path and the name of a part of the file.
-
-    The source is not split if a file or folder of this very name exists.
+    """Split a source such as ``last.pt#ema`` into a path and the name of a part of the file, unless
+    a file or folder has this very name.
 
     Example:
         >>> split_part("runs/last.pt#ema"), split_part("runs/last.pt")
@@ -85,7 +84,7 @@ def glob_files(pattern: str) -> list[Path]:
 
 
 def source_exists(source: str) -> bool:
-    """Whether the file or folder of a source exists; see `split_part`."""
+    """Whether the file or folder of a source, which may name a part, exists."""
     return local_path(split_part(source)[0]).exists()
 
 
@@ -98,7 +97,7 @@ def user_cache(name: str) -> Path:
 
 
 def replace_bytes(file: Path, content: bytes) -> None:
-    """Write a small file atomically: concurrent readers see the old or the new one."""
+    """Write a small file atomically: another process reads either the old or the new content."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:

@@ -1,9 +1,9 @@
-"""The content of files: its sha256, and whether it stayed the same while it was read.
+"""The sha256 of files, and whether a file changed while it was read.
 
-Hashes of input weights are kept in the user's cache: computing them again takes a third of the time
-of a merge. Weights are mapped instead of copied (reading them by ``pread`` took 1.6 times the
-processor time of a merge). A file that is overwritten in the meantime yields a mixture of old and
-new bytes; a truncated file is noticed when its next tensor is read.
+Hashes of input weights are kept in the user's cache, because computing them takes a third of the
+time of a merge. Weights are mapped into memory (reading them by ``pread`` took 1.6 times the
+processor time of a merge). If a file is overwritten meanwhile, a merge would mix old and new bytes,
+so the states of all files are compared at the end.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from clipmerge.files import replace_bytes, user_cache
 
 #: Bytes hashed at a time; a multiple of the mapping granularity of every system.
 WINDOW = 32 << 20
-#: Nanoseconds since its last change before the hash of a file is kept. Of two changes within one
-#: tick of the file system's clock, the second one does not show. Git treats its index alike.
+#: The hash of a file is kept only if its last change is so many nanoseconds ago. If a file changes
+#: twice within one tick of the file system's clock, its times do not show the second change. Git
+#: treats its index the same way.
 SETTLED_NS = 3_000_000_000
-#: Device, inode, size, time of modification, and time of status change. After a write or a
-#: replacement at least one of them differs: the system sets the last time at every write, and
-#: programs cannot set it back.
+#: Device, inode, size, time of modification, and time of status change. Every write or replacement
+#: changes at least one: the system sets the last at every write, and no program can set it back.
 FileState = tuple[int, int, int, int, int]
 
 
 def file_state(file: Path) -> FileState:
-    """The current state of a file."""
+    """Read the state of a file, which every change of its content changes."""
     status = file.stat()
     times = status.st_mtime_ns, status.st_ctime_ns
     return status.st_dev, status.st_ino, status.st_size, *times
 
 
 def require_unchanged(states: dict[Path, FileState]) -> None:
-    """Refuse results computed from files that were written to, replaced or removed since."""
+    """Refuse files that were written to, replaced or removed since these states were read."""
     for file, state in states.items():
         try:
             is_same = file_state(file) == state
@@ -56,7 +56,7 @@ def error_of_changed_file(file: Path) -> CheckpointError:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash a file in large mapped windows: a thread waits for the interpreter lock between two."""
+    """Hash a file in large mapped windows, which release the interpreter's lock for long."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size

@@ -1,7 +1,7 @@
 """Tensors in safetensors files: their types and offsets, and whether their values are finite.
 
-The library checks the header but does not return the offsets, which are needed to map tensors. Its
-errors do not name a Git-LFS pointer or a pickle, for which a user has to do different things.
+The library checks a header but does not return offsets, without which no tensor can be mapped. Its
+errors do not tell a Git-LFS pointer or a pickle from damage, which users mend in different ways.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TensorEntry:
     shape: Shape
     begin: int  # first byte, counted from the start of the file
     end: int  # one past the last byte
-    # computes the elements, 1-D, if the file has them in another form
+    # computes the elements, 1-D, if the file stores them in another form
     form: Callable[[], Array] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -64,12 +64,12 @@ class TensorEntry:
 
     @property
     def is_float(self) -> bool:
-        """Whether the tensor is merged (others are copied)."""
+        """Whether the tensor is merged; integers and booleans are copied."""
         return self.dtype in FLOATS
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """Read the header of a safetensors file, which is JSON after its own length in 8 bytes."""
+    """Read the header of a safetensors file: its length in 8 bytes, then JSON."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -114,7 +114,7 @@ def _header_error(path: Path, error: Exception) -> CheckpointError:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a PyTorch file, by its suffix and its first bytes."""
+    """Recognise a PyTorch file by its suffix and its first bytes."""
     with path.open("rb") as file:
         start = file.read(len(_LFS_POINTER))
     # 0x80 0x02 followed by zeros may be the length of a header
@@ -140,8 +140,8 @@ def header_bytes(tensors: Mapping[str, tuple[str, Shape]]) -> bytes:
 def is_finite(values: Any) -> bool:
     """Whether no entry of a numpy array or a tensor is NaN or Inf."""
     with np.errstate(all="ignore"):
-        # A sum is the cheapest pass, and NaN and Inf survive it. But a sum of finite entries may
-        # overflow, so then each entry is checked: only NaN and Inf minus themselves are not zero
+        # A sum is the cheapest pass: NaN or Inf makes it NaN or Inf. A sum of finite entries may
+        # overflow, so then each entry is checked: only NaN and Inf minus themselves are not zero.
         if math.isfinite(values.sum()):
             return True
         return bool((values - values == 0).all())

@@ -1,6 +1,6 @@
 """Files beside the weights, such as configuration and tokenizer.
 
-Only files that loaders read are copied, without fields about the machine that saved the model.
+A merge copies only files that loaders read, without fields about the machine that saved the model.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ SIDE_FILES = frozenset(
 )
 # Files whose keys are words of a vocabulary.
 _WORDS = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json"})
-# Fields with paths on the machine that saved the model, with secrets, and with code, which is not
-# copied. No loader needs them.
+# Fields that no loader needs: paths on the machine that saved the model, secrets, and names of code
+# files, which are not copied.
 _PRIVATE = frozenset(
     {
         "_name_or_path",
@@ -74,7 +74,7 @@ _PRIVATE = frozenset(
 
 
 def copy_side_file(source: Path, target: Path) -> None:
-    """Copy one file; JSON with private fields loses them, and anything else keeps its bytes."""
+    """Copy one file. JSON loses its private fields; a file without any keeps its bytes."""
     content = source.read_bytes()
     if target.suffix == ".json" and target.name not in _WORDS:
         data = read_side_json(source.parent, source.name)
@@ -125,9 +125,9 @@ def read_image_processor(folder: Path) -> Json:
 
 
 def names_by_number(numbered: Mapping[Any, Any]) -> tuple[Any, ...] | None:
-    """Names sorted by their numbers; ``None`` if the numbers are not 0, 1, 2 and so on.
+    """Sort names by their numbers; ``None`` if the numbers are not 0, 1, 2 and so on.
 
-    Keys of JSON are texts, which transformers sorts as texts: "1", "10", "2".
+    The numbers may be texts, as in JSON, whose order is "1", "10", "2".
 
     Example:
         >>> names_by_number({"1": "b", "0": "a"}), names_by_number({1: "b"})

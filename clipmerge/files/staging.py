@@ -1,5 +1,5 @@
-"""Outputs that are complete or absent: refused before any work if they would destroy something,
-then written beside their final path and renamed.
+"""Write an output completely or not at all: refuse one that would destroy something, before any
+work; then write beside the final path, and rename.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ except ImportError:  # pragma: no cover - Windows, where two runs may disturb ea
 
 #: The record in every output folder, which identifies it.
 RECORD = "clipmerge.json"
-#: Folder in an output for a plan whose learned coefficients do not fit into the record.
+#: Folder in an output for a plan whose learned coefficients are too large for the record.
 PLAN_FOLDER = "plan"
-#: End of the name of a plan's tensors, in place of ``.json``.
+#: Suffix of the file of a plan's tensors, in place of ``.json``.
 TENSORS_SUFFIX = ".tensors.safetensors"
-# What commands write beside the files that their records list, and what systems leave in a folder.
+# Files that commands write and their records do not list, and files that systems leave in folders.
 _WRITTEN = frozenset(
     {
         *(PLAN_FOLDER, "README.md", "report.html", "path.png", "examples.png"),
@@ -39,12 +39,12 @@ _WRITTEN = frozenset(
 def check_output(
     output: Path, *, overwrite: bool, read: Iterable[Any] = (), record: str = RECORD
 ) -> None:
-    """Refuse a folder that may not be written or replaced.
+    """Refuse an output folder that may not be written or replaced.
 
     Args:
         output: The folder.
         overwrite: Whether an earlier output of the same command may be replaced.
-        read: What the command reads; the folder must hold none of the files and folders among it.
+        read: Inputs of the command; the folder must hold none of their files and folders.
         record: Name of the record that the command writes.
     """
     _require_writable_parent(output)
@@ -69,7 +69,7 @@ def _require_writable_parent(output: Path) -> None:
 
 
 def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
-    """Refuse a folder that holds what the command reads."""
+    """Refuse an output folder that holds an input of the command."""
     for source in read:
         if not isinstance(source, (str, os.PathLike)):  # a model in memory
             continue
@@ -84,8 +84,8 @@ def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
 
 
 def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> None:
-    """Refuse to replace what exists without `overwrite`, or what the same command, whose record has
-    this name, did not write. An empty folder may be replaced.
+    """Refuse to replace an existing output without `overwrite`, or one without the record that the
+    same command writes. An empty folder may be replaced.
     """
     if output.is_dir() and not any(output.iterdir()):
         return
@@ -121,7 +121,7 @@ def _refuse_foreign(output: Path, record: str) -> None:
 
 
 def check_output_file(output: Path, *, overwrite: bool) -> None:
-    """Refuse a plan's file that may not be written or replaced."""
+    """Refuse a path to which no plan may be written, or whose file may not be replaced."""
     if output.is_dir() or output.suffix == ".safetensors":
         raise OutputError(
             f"{output}: a plan is a JSON file; choose another output, such as plan.json"
@@ -140,7 +140,7 @@ def check_output_file(output: Path, *, overwrite: bool) -> None:
 
 
 def _read_json_object(path: Path) -> Json:
-    """A JSON object; an empty one if there is none at this path."""
+    """Read a JSON object; empty if there is none at this path."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -152,14 +152,14 @@ def _read_json_object(path: Path) -> Json:
 def stage_output(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a folder to write into, and move it to ``output`` if the block succeeds.
 
-    However the process ends, ``output`` is absent, the old one, or the complete new one. What a
-    killed run left is removed by the next run with the same output.
+    However the process ends, ``output`` is absent, the old folder, or the complete new one. The
+    next run with the same output removes the remains of a killed one.
     """
     target = output.resolve()  # a link stays a link: its target is replaced
     stage = target.with_name(f".{target.name}.clipmerge")
     new, old = stage / "new", stage / "old"
     made = [folder for folder in target.parents if not folder.exists()]
-    with as_output_errors(output):
+    with report_write_errors(output):
         stage.mkdir(parents=True, exist_ok=True)
         with (stage / "lock").open("wb") as lock, contextlib.ExitStack() as cleanup:
             _lock_stage(lock.fileno(), output)
@@ -184,7 +184,7 @@ def _remove_empty_folder(folder: Path) -> None:
 
 
 def _replace_folder(target: Path, new: Path, old: Path) -> None:
-    """Put a folder in the place of an earlier one, which comes back if that fails."""
+    """Replace an earlier folder by a new one; if that fails, the earlier one comes back."""
     try:
         target.rename(old)
         new.rename(target)
@@ -195,7 +195,7 @@ def _replace_folder(target: Path, new: Path, old: Path) -> None:
 
 
 def _lock_stage(file: int, output: Path) -> None:
-    """Hold the lock of a stage as long as it is open, which the system ends with the process."""
+    """Lock a stage until its lock file is closed, as the system does when the process ends."""
     if fcntl is None:  # pragma: no cover - Windows
         return
     try:
@@ -206,13 +206,13 @@ def _lock_stage(file: int, output: Path) -> None:
 
 def write_whole_file(file: Path, content: bytes) -> None:
     """Write a file completely or not at all."""
-    with as_output_errors(file):
+    with report_write_errors(file):
         replace_bytes(file, content)
 
 
 @contextlib.contextmanager
-def as_output_errors(output: Path) -> Iterator[None]:
-    """Tell an error of the system in one line."""
+def report_write_errors(output: Path) -> Iterator[None]:
+    """Report an error of the system in one line."""
     try:
         yield
     except OSError as error:

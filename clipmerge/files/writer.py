@@ -1,4 +1,4 @@
-"""Write a safetensors file: one block is computed while earlier ones are hashed and written."""
+"""Write a safetensors file: one block is computed while earlier blocks are hashed and written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from clipmerge.types import Shape
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Elements computed at a time, few enough that all steps stay in the cache of a core.
+#: Elements computed at a time; so few that a core keeps all steps in its cache.
 RUN = 1 << 15
 BLOCK = 4 << 20  # bytes of a block, a multiple of every dtype's width
 BLOCKS = 6  # number of blocks in memory
@@ -38,9 +38,10 @@ class OutputTensor:
         name: Canonical parameter name.
         dtype: safetensors dtype.
         shape: Lengths of its dimensions.
-        fill: Computes a run of elements. Arguments: index of the first one, 1-D array to fill in
-            stored form (bfloat16 as its bits), and the result of ``change``.
-        change: Computes the change of the whole tensor, 1-D, if a mask or combination needs it.
+        fill: Computes a run of elements. Its arguments are the index of the first element, a 1-D
+            array to fill (bfloat16 as its bits), and the result of ``change``.
+        change: Computes the change of the whole tensor, 1-D, for a mask or a combination; ``None``
+            if neither needs it.
     """
 
     key: str
@@ -126,7 +127,7 @@ def _compute_blocks(tensors: Sequence[OutputTensor]) -> Iterator[memoryview]:
 
 
 def _compute_changes(tensors: Sequence[OutputTensor]) -> Generator[Array]:
-    """Compute the changes of whole tensors in other threads, ahead of time and in order."""
+    """Yield the changes of whole tensors in order; other threads compute them ahead of time."""
     from clipmerge.parallel import run_in_threads
 
     jobs = [(tensor.nbytes, tensor.change) for tensor in tensors if tensor.change]

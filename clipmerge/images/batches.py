@@ -79,12 +79,12 @@ def read_pixels(
     to_pixels: Callable[[list[Image]], Tensor],
     share: tuple[int, int] = (0, 1),
 ) -> Generator[tuple[int, Tensor], None, None]:
-    """Yield the number and the pixels of each batch of this process, in order, on the CPU. The next
-    batch is prepared while this one is used.
+    """Yield the number and the pixels of each batch of this process, in order, on the CPU. Threads
+    prepare the next batch while the caller uses this one.
 
-    Several threads decode and preprocess single images, so memory has at most two batches of
-    pixels, and one decoded image per thread. ``share`` is the index of this process and the number
-    of processes, which take batches in turn.
+    Each thread decodes and preprocesses one image at a time, so memory holds at most two batches of
+    pixels and one decoded image per thread. Processes take batches in turn; ``share`` is the index
+    of this process and their number.
     """
     rank, world_size = share
     positions = range(len(pictures))
@@ -92,10 +92,6 @@ def read_pixels(
     batches = {}
     for number, start in itertools.islice(starts, rank, None, world_size):
         batches[number] = positions[start : start + batch_size]
-    if pictures.preprocessed:
-        for number, batch in batches.items():
-            yield number, pictures.tensors(batch)
-        return
 
     def preprocess(position: int, encoded: Encoded) -> Tensor:
         return to_pixels([open_picture(pictures.name_of(position), encoded)])

@@ -1,4 +1,4 @@
-"""Number the classes of a source's labels, name them, and write their prompts."""
+"""Turn the labels of a source into class numbers and names, and names into prompts."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ ClassNames: TypeAlias = Path | Sequence[str] | None
 
 #: A class name with a number in front, such as ``001.Black_footed_Albatross`` or ``0 - zero``.
 _NUMBERED = re.compile(r"(?P<number>\d{1,18}) ?[._-]+ ?(?P<name>[^\W\d_].*)", re.ASCII | re.DOTALL)
-# Labels of unlabelled images; the text is that of an empty cell, file or folder name.
+# Values that stand for a missing label; an empty cell or file gives the empty text.
 _UNLABELLED = (-1, None, "")
 _DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
 
 
 def name_classes(opened: OpenedSource, given: ClassNames) -> tuple[Shape, Names, Names]:
-    """Name the classes of a source: the label of each image, one name per class, and notes.
+    """Return the class number of each image, the name of each class, and notes.
 
-    A list of given names is in the order of the numbers or of the source's own class names, unless
-    it has these same names in another order.
+    The user lists names in the order of the class numbers, or of the source's own class names. A
+    list of those same names in another order is matched by name.
     """
     labels, classes = _number_classes(opened)
     if given is not None:
@@ -54,7 +54,7 @@ def name_classes(opened: OpenedSource, given: ClassNames) -> tuple[Shape, Names,
 def _assign_names(
     labels: Shape, classes: Names | None, given: Path | Sequence[str]
 ) -> tuple[Shape, Names, Names]:
-    """Assign the user's names to the classes of a source; ``None`` for classes that are numbers."""
+    """Give the user's names to classes; ``None`` stands for classes that are numbers."""
     names, title = _read_names(given), _title_of(given)
     notes: Names = ()
     if classes is None:
@@ -76,8 +76,8 @@ def _assign_names(
 
 
 def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
-    """Return the class of each image and the class names, ``None`` for numbers without names. Texts
-    are numbered in sorted order.
+    """Return the class number of each image and the class names, ``None`` if there are only
+    numbers. Labels that are texts are numbered in sorted order.
     """
     where = opened.title
     values = [_as_label(where, value) for value in opened.values]
@@ -106,7 +106,7 @@ def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
 
 
 def _as_label(title: str, label: Any) -> str | int | None:
-    """Convert a label to a class index or a name; ``None`` if there is none."""
+    """Convert a label to a class number or a name; ``None`` if the image has none."""
     if label is None or isinstance(label, str):
         return label
     values = np.asarray(label)
@@ -120,7 +120,7 @@ def _as_label(title: str, label: Any) -> str | int | None:
 
 
 def _are_numbered(names: Sequence[str]) -> bool:
-    """Whether every class name begins with a number, and both numbers and names differ."""
+    """Whether every class name is a number followed by a name, and no two share either."""
     parts = [match.groups() for match in map(_NUMBERED.fullmatch, names) if match]
     numbers = {int(number) for number, _ in parts}
     texts = {text for _, text in parts}
@@ -128,12 +128,12 @@ def _are_numbered(names: Sequence[str]) -> bool:
 
 
 def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
-    """Sort names by the classes that have the same names. Refuse a list with some of these names in
-    other places: images would get wrong names.
+    """Put names in the order of the classes that they match. Refuse a list that has the name of a
+    class in another position, because images would get wrong names.
     """
-    if places := places_of(classes, names):
+    if places := positions_among(classes, names):
         return tuple(names[place] for place in places)
-    if moved := misplaced(names, classes):
+    if moved := first_misplaced(names, classes):
         number, place = moved
         raise DataError(
             f"{title}: '{names[number]}' is name {number + 1}, but class {place + 1} of the images;"
@@ -142,16 +142,20 @@ def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
     return names
 
 
-def places_of(names: Names, among: Names) -> Shape:
-    """Return the position of each name among others, or nothing unless the names are the same."""
+def positions_among(names: Names, among: Names) -> Shape:
+    """Return the position of each name in another list; empty unless both lists have the same
+    names.
+    """
     places = {_normalise(name): place for place, name in enumerate(among)}
     plain = list(map(_normalise, names))
     same = places.keys() == set(plain) and len(places) == len(plain) == len(among)
     return tuple(map(places.__getitem__, plain)) if same else ()
 
 
-def misplaced(names: Names, among: Names) -> tuple[int, int] | None:
-    """Find the first name with another position among as many others; return both positions."""
+def first_misplaced(names: Names, among: Names) -> tuple[int, int] | None:
+    """Find the first name that has another position in a list of the same length; return both
+    positions.
+    """
     others = list(map(_normalise, among))
     for place, name in enumerate(map(_normalise, names)):
         if name in others and others[place] != name:
@@ -160,7 +164,7 @@ def misplaced(names: Names, among: Names) -> tuple[int, int] | None:
 
 
 def _normalise(name: str) -> str:
-    """Reduce a class name to what all its spellings share: no number, underscores or case."""
+    """Strip a class name of its number, underscores and case, in which spellings differ."""
     return _without_number(_name_in_words(name).strip()).casefold()
 
 
@@ -174,7 +178,7 @@ def _without_number(name: str) -> str:
 
 
 def read_class_names(given: Path | Sequence[str], classes: Sequence[str]) -> Names:
-    """Read one name for each class, from a list in the order of the classes or a mapping."""
+    """Read one name for each class, from a list in the order of the classes or from a mapping."""
     return _check_names(_title_of(given), _read_names(given), classes)
 
 
@@ -218,12 +222,12 @@ def _check_names(title: str, names: list[Any] | Json, classes: Sequence[str]) ->
 
 
 def templates_for(from_user: Sequence[str], from_source: Sequence[str]) -> Names:
-    """Choose the templates for a source."""
+    """Choose the user's templates, else the source's own, else the default."""
     return tuple(from_user or from_source or (DEFAULT_TEMPLATE,))
 
 
 def class_prompts(class_names: Names, templates: Names) -> list[str]:
-    """Write the prompts class by class; class c and template t have entry
+    """Write the prompts class by class: class c with template t is at
     ``c * len(templates) + t``.
     """
     return [template.replace("{}", name) for name in class_names for template in templates]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from PIL import Image
 
 from clipmerge.errors import counted
 from clipmerge.images.batches import prefetch
-from clipmerge.images.decoding import change_notes, open_picture, to_rgb
+from clipmerge.images.decoding import open_picture, to_rgb
 from clipmerge.images.image_set import ImageSource
 from clipmerge.parallel import cores_per_process
 from clipmerge.types import Names
@@ -33,60 +33,52 @@ SIDE = 16
 # 2,480 letters and symbols by 10 (except signs that two alphabets share).
 _LEVELS = 8.0
 _SHARE_OF_SPREAD = 0.3
-# Pictures that are compared with all others at once: 20 MB of distances for 10,000 others.
+# Number of pictures compared with all others at once; for 10,000 others this takes 20 MB.
 _AT_ONCE = 512
 
 Images = TypeVar("Images", bound=ImageSource)
 
 
 @dataclass(frozen=True, eq=False)
-class Prints:
-    """The images of one source, reduced so that they can be compared.
+class Thumbnails(Generic[Images]):
+    """The images of one source, reduced to a size at which they can be compared.
 
     Attributes:
         images: The images.
-        small: Pixels at `SIDE`, (images, SIDE * SIDE, 3), 0 to 255.
+        pixels: Pixels at `SIDE`, (images, SIDE * SIDE, 3), 0 to 255.
         hashes: Hash of all pixels of each image, (images,); it finds copies of blank pictures.
-        notes: Differences from the way in which the model's processor would read the pictures.
     """
 
-    images: ImageSource
-    small: NDArray[np.float32]
+    images: Images
+    pixels: NDArray[np.float32]
     hashes: NDArray[np.int64]
-    notes: Names
 
     @classmethod
-    def read(cls, images: ImageSource) -> Prints:
+    def read(cls, images: Images) -> Thumbnails[Images]:
         """Decode each image once; JPEG is decoded at an eighth of its size."""
         pictures = images.pictures
-        changes = set[str]()
 
-        def look(position: int, encoded: Any) -> tuple[NDArray[np.uint8], int]:
-            if pictures.preprocessed:
-                image = _as_picture(encoded)
-            else:
-                name = pictures.name_of(position)
-                image = open_picture(name, encoded, notes=changes, small=True)
+        def reduce(position: int, encoded: Any) -> tuple[NDArray[np.uint8], int]:
+            image = open_picture(pictures.name_of(position), encoded, small=True)
             shown = (image.mode, image.size, image.tobytes())
             small = to_rgb(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
             return np.asarray(small), hash(shown)
 
         count = len(images)
-        small = np.empty((count, SIDE * SIDE, 3), dtype=np.float32)
+        pixels = np.empty((count, SIDE * SIDE, 3), dtype=np.float32)
         hashes = np.empty(count, dtype=np.int64)
-        jobs = (partial(look, at, pictures[at]) for at in range(count))
+        jobs = (partial(reduce, at, pictures[at]) for at in range(count))
         with ThreadPoolExecutor(cores_per_process()) as pool:
-            looked_at = prefetch(pool, _AT_ONCE, jobs)
-            for at, (pixels, number) in enumerate(looked_at):
-                small[at] = pixels.reshape(-1, 3)
+            for at, (small, number) in enumerate(prefetch(pool, _AT_ONCE, jobs)):
+                pixels[at] = small.reshape(-1, 3)
                 hashes[at] = number
-        return cls(images, small, hashes, change_notes(images.source, changes))
+        return cls(images, pixels, hashes)
 
-    def copies_in(self, others: Prints) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Yield the position of each image that has copies among others, and their positions."""
+    def copies_in(self, others: Thumbnails[Any]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """For each image with copies among others, yield its position and theirs."""
         # centred, because torch computes distances from products, which would lose digits
-        grey = self.small.mean(axis=2) - 128
-        their_grey = torch.from_numpy(others.small.mean(axis=2) - 128)
+        grey = self.pixels.mean(axis=2) - 128
+        their_grey = torch.from_numpy(others.pixels.mean(axis=2) - 128)
         limits = np.minimum(_LEVELS, _SHARE_OF_SPREAD * grey.std(axis=1))
         for start in range(0, len(grey), _AT_ONCE):
             block = torch.from_numpy(grey[start : start + _AT_ONCE])
@@ -95,44 +87,29 @@ class Prints:
                 near = distances <= SIDE * limits[at] + 2
                 equal = others.hashes == self.hashes[at]
                 found = np.flatnonzero(near | equal)
-                differences = np.abs(others.small[found] - self.small[at]).mean(axis=2)
+                differences = np.abs(others.pixels[found] - self.pixels[at]).mean(axis=2)
                 found = found[(differences.max(axis=1) < limits[at]) | equal[found]]
                 if len(found):
                     yield at, found
 
-
-def first_copies(prints: Prints) -> list[int]:
-    """Return the positions of the images that are not copies of an earlier one."""
-    # every image is among its own copies
-    return [at for at, found in prints.copies_in(prints) if found[0] == at]
-
-
-def without_copies(images: Images) -> tuple[Images, Names]:
-    """Drop copies of earlier images, which would count twice or both learn and judge. Return the
-    other images, and notes.
-    """
-    prints = Prints.read(images)
-    first = first_copies(prints)
-    copies = len(images) - len(first)
-    if not copies:
-        return images, prints.notes
-    are = f"{copies} of the {len(images)} sampled images"
-    note = f"{images.source}: {are} show what another one shows; of such copies one is used"
-    return images.subset(first), (*prints.notes, note)
+    def without_copies(self) -> Thumbnails[Images]:
+        """Keep one of several copies, the first."""
+        # every image is among its own copies
+        first = [at for at, found in self.copies_in(self) if found[0] == at]
+        return Thumbnails(self.images.subset(first), self.pixels[first], self.hashes[first])
 
 
-def shared_notes(ours: Mapping[str, Prints], others: Mapping[str, Prints]) -> Names:
-    """Note images that two sources share. Sources go by their names on the command line."""
+def shared_notes(
+    ours: Mapping[str, Thumbnails[Any]], others: Mapping[str, Thumbnails[Any]]
+) -> Names:
+    """Note images that two sources share; keys are the sources' names on the command line."""
     notes: list[str] = []
     for (name, mine), (other, theirs) in itertools.product(ours.items(), others.items()):
-        pictures, their_pictures = mine.images.pictures, theirs.images.pictures
-        if pictures.preprocessed != their_pictures.preprocessed:
-            continue
         shared = list(mine.copies_in(theirs))
         if shared:
             at, found = shared[0]
-            example = pictures.name_of(at)
-            same = their_pictures.name_of(int(found[0]))
+            example = mine.images.pictures.name_of(at)
+            same = theirs.images.pictures.name_of(int(found[0]))
             are = counted(len(shared), "image is", "images are")
             notes.append(
                 f"{name}: {are} also in {other} ({example} shows what {same} shows), so its"
@@ -144,24 +121,16 @@ def shared_notes(ours: Mapping[str, Prints], others: Mapping[str, Prints]) -> Na
 def overlap_notes(
     measured: ImageSource | None, ids: Mapping[str, ImageSource], oods: Mapping[str, ImageSource]
 ) -> Names:
-    """Note images of a sweep that are in two sources, or twice in one; all of them count."""
-    target = {f"`id` {name}": Prints.read(images) for name, images in ids.items()}
-    shifts = {f"`ood` {name}": Prints.read(images) for name, images in oods.items()}
+    """Note images of a sweep that occur twice, in one source or in two; all of them count."""
+    target = {f"`id` {name}": Thumbnails.read(images) for name, images in ids.items()}
+    shifts = {f"`ood` {name}": Thumbnails.read(images) for name, images in oods.items()}
     notes: list[str] = []
-    for name, prints in (target | shifts).items():
-        notes += prints.notes
-        copies = len(prints.images) - len(first_copies(prints))
-        if copies:
+    for name, every in (target | shifts).items():
+        if copies := len(every.images) - len(every.without_copies().images):
             are = counted(copies, "image is a copy", "images are copies")
             notes.append(f"{name}: {are} of an earlier one, and count in its accuracy")
     if measured is not None:
-        notes += shared_notes(target | shifts, {f"`data` {measured.source}": Prints.read(measured)})
+        learned = {f"`data` {measured.source}": Thumbnails.read(measured)}
+        notes += shared_notes(target | shifts, learned)
     notes += shared_notes(shifts, target)
     return tuple(notes)
-
-
-def _as_picture(tensor: Any) -> Image.Image:
-    """Turn preprocessed pixels, which are around zero, into a picture of 256 levels."""
-    values = np.asarray(tensor, dtype=np.float32)
-    levels = np.clip(128 + 48 * values, 0, 255).astype(np.uint8)
-    return Image.fromarray(levels.transpose(1, 2, 0))

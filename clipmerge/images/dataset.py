@@ -1,4 +1,4 @@
-"""Find images with their classes or captions, in any source; images are decoded only on demand."""
+"""Open a source of any kind, and return its images with classes or captions."""
 
 from __future__ import annotations
 
@@ -28,14 +28,20 @@ _WORDS_OF_A_CAPTION = 3
 def open_images(
     source: Any, classes: ClassNames = None, *, columns: Columns | None = None
 ) -> LabelledImages | CaptionedImages:
-    """Find images with classes or with captions, without decoding them.
+    """Open images with classes or with captions. None is decoded yet.
 
-    The source is the short name of a public data set (`clipmerge.images.registry`); a folder
-    with one subfolder per class, with captions in texts beside the images, with a table, or with
-    Parquet or tar files; one or several such files (``*`` stands for any letters);
-    ``hf://datasets/org/name[@revision][:split]``; ``digits``, which come with clipmerge; or images
-    in memory (`clipmerge.images.in_memory`). Classes are preferred to captions unless ``columns``
-    names captions.
+    Args:
+        source: The short name of a public data set (`clipmerge.images.registry`); a folder with one
+            subfolder per class, with captions in texts beside the images, with a table, or with
+            Parquet or tar files; one or several such files (``*`` stands for any letters);
+            ``hf://datasets/org/name[@revision][:split]``; ``digits``, which come with clipmerge; or
+            images in memory (`clipmerge.images.in_memory`).
+        classes: Class names of the user's, in place of the source's own.
+        columns: Columns that the user named. A source that has classes and captions gives its
+            classes unless the caption column is named.
+
+    Raises:
+        DataError: If the source is not there, cannot be read, or lacks labels.
     """
     columns = columns or Columns()
     if columns.label and columns.caption:
@@ -68,7 +74,7 @@ def open_images(
 
 
 def require_labelled(images: LabelledImages | CaptionedImages) -> LabelledImages:
-    """Refuse images with captions."""
+    """Refuse images that have captions in place of classes."""
     if isinstance(images, CaptionedImages):
         raise DataError(
             f"{images.source}: its images have captions and no classes, which cannot be used here;"
@@ -114,7 +120,7 @@ def _open_address(title: str, columns: Columns) -> OpenedSource:
 
 
 def _look_like_captions(opened: OpenedSource) -> bool:
-    """Whether values are captions: lists, or texts of several words, most of which differ."""
+    """Whether values are captions: lists of texts, or texts of several words that mostly differ."""
     values = opened.values
     if any(isinstance(value, (list, tuple)) for value in values):
         return True
@@ -125,7 +131,7 @@ def _look_like_captions(opened: OpenedSource) -> bool:
 
 
 def _require_utf8(title: str, texts: Iterable[str]) -> None:
-    """Refuse texts that no tokenizer can read, such as folder names in another encoding."""
+    """Refuse texts that are not UTF-8, such as old folder names; no tokenizer reads them."""
     unreadable = [text for text in texts if text.encode(errors="ignore").decode() != text]
     if unreadable:
         are = counted(len(unreadable), "text is", "texts are")
@@ -136,7 +142,7 @@ def _require_utf8(title: str, texts: Iterable[str]) -> None:
 
 
 def _with_captions(opened: OpenedSource, classes: ClassNames) -> CaptionedImages:
-    """Images with the captions of each, a text or several, without empty ones."""
+    """Attach to each image its captions, one or several; empty ones are dropped."""
     captions: list[Names] = []
     empty: list[str] = []
     for at, value in enumerate(opened.values):
@@ -171,7 +177,7 @@ def _with_captions(opened: OpenedSource, classes: ClassNames) -> CaptionedImages
 def _with_labels(
     opened: OpenedSource, classes: ClassNames, known: KnownSet | None
 ) -> LabelledImages:
-    """Images with the number of the class of each, and the classes' names."""
+    """Attach to each image the number of its class, and name the classes."""
     if known:
         opened = known.describe(opened)
     labels, names, notes = name_classes(opened, classes)

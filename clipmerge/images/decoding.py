@@ -1,20 +1,16 @@
 """Open a picture upright, with at most eight bits per channel.
 
 The model's own processor does the rest, including the conversion to RGB: transformers puts
-transparent pictures on white, and open_clip drops their transparency. Two faults of processors are
-avoided: they ignore the orientation of a camera, and clip grey pictures of 16 bits or floats to
-white. Pictures of more than `LARGE` pixels are reduced first. This saves minutes and gigabytes, and
-a model with an input of a few hundred pixels does not see the difference.
+transparent pictures on white, and open_clip drops their transparency. Processors have two faults,
+which this module corrects first: they ignore the orientation of a camera, and they clip grey
+pictures of 16 bits or of floats to white.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -24,56 +20,29 @@ from clipmerge.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: A picture: the content of its file, the file's path, or the picture itself.
+#: A picture before it is decoded: the content of its file, the file's path, or a PIL image.
 Encoded: TypeAlias = "bytes | str | Image"
-#: Pictures with more pixels are reduced to `REDUCED_SIDE`.
-LARGE = 1 << 26
-REDUCED_SIDE = 4096
-# A processor scales the shorter side to its input size, so a very long picture would fill memory.
+# Largest ratio of the sides. A processor scales the shorter side to its input size, so a longer
+# picture would fill memory.
 _MAX_STRETCHED = 1000
 _ORIENTATION = 0x112  # tag of Exif
 # Bytes 4 to 12 of a HEIC file, by its brand.
 _HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypmif1", b"ftyphevc")
-# Pillow's limit before each picture that is open now; the first is the limit of the program.
-_limits: list[int | None] = []
-_LOCK = Lock()
 
 
-@contextmanager
-def _any_size() -> Iterator[None]:
-    """Lift Pillow's limit of pixels, in all threads: large pictures are reduced."""
-    from PIL import Image
-
-    with _LOCK:
-        _limits.append(Image.MAX_IMAGE_PIXELS)
-        Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        with _LOCK:
-            limit = _limits.pop()
-            if not _limits:
-                Image.MAX_IMAGE_PIXELS = limit
-
-
-@_any_size()
-def open_picture(
-    name: str, encoded: Encoded, *, small: bool = False, notes: set[str] | None = None
-) -> Image:
+def open_picture(name: str, encoded: Encoded, *, small: bool = False) -> Image:
     """Open a picture for the model's processor.
 
     Args:
         name: Name of the picture in messages.
-        encoded: The picture or its file.
-        small: Whether JPEG may be decoded at an eighth of its size, if that has 64 pixels.
-        notes: Receives the kinds of changes, for `change_notes`.
+        encoded: The picture, its file's path, or the file's content.
+        small: Decode JPEG at down to an eighth of its size, if both sides keep 64 pixels.
 
     Raises:
         DataError: If the picture cannot be read.
     """
     from PIL import ImageOps
 
-    notes = set() if notes is None else notes
     path = f" ({encoded})" if isinstance(encoded, str) and encoded not in name else ""
     try:
         image = _open_encoded(encoded)
@@ -82,17 +51,12 @@ def open_picture(
         if max(image.size) > _MAX_STRETCHED * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels, too long and thin")
         written_as = image.format
-        if image.width * image.height > LARGE:
-            notes.add("large")
-            image.thumbnail((REDUCED_SIDE, REDUCED_SIDE))
         if small:
             image.draft(None, (64, 64))
         image.load()
         if image.getexif().get(_ORIENTATION, 1) != 1:
-            notes.add("turned")
             image = ImageOps.exif_transpose(image)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
-            notes.add("scaled")
             image = _scale_to_eight_bits(image, written_as)
     except DataError as error:
         raise DataError(f"{name}{path}: {error}") from None
@@ -113,19 +77,6 @@ def to_rgb(image: Image) -> Image:
         white = Pillow.new("RGBA", image.size, "white")
         image = Pillow.alpha_composite(white, image)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def change_notes(source: str, changes: set[str]) -> tuple[str, ...]:
-    """Describe changes of pictures that the model's own processor would not make."""
-    sentences = {
-        "turned": "has pictures with a camera orientation, which are turned upright; the model's"
-        " own processor would ignore it",
-        "scaled": "has grey pictures of 16 bits or floats, which are scaled to 8 bits; the model's"
-        " own processor would clip them",
-        "large": f"has pictures of more than {LARGE >> 20} million pixels, which are reduced to"
-        f" {REDUCED_SIDE} before the model's own processor gets them",
-    }
-    return tuple(f"{source}: {text}" for key, text in sentences.items() if key in changes)
 
 
 def _open_encoded(encoded: Encoded) -> Image:
@@ -158,7 +109,7 @@ def _scale_to_eight_bits(image: Image, written_as: str | None) -> Image:
     """Scale a grey picture of more than eight bits to eight bits."""
     from PIL import Image as Pillow
 
-    # Pillow widens 16 bits to 32 in these formats; in others the value of white is unknown
+    # in these formats Pillow widens 16 bits to 32; in others nobody knows which number is white
     is_known = image.mode != "I" or written_as in ("PNG", "PPM")
     white = 1.0 if image.mode == "F" else 65535.0
     shares = np.asarray(image).astype(np.float32) / white

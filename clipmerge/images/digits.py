@@ -43,14 +43,14 @@ def digits_as_rgb(ink: Tensor) -> Tensor:
 
 
 def as_images(pixels: Tensor) -> list[Image.Image]:
-    """Turn pixels in [0, 1], (N, 1 or 3, H, W), into 8-bit RGB images."""
+    """Convert pixels in [0, 1], (N, 1 or 3, H, W), to 8-bit RGB images."""
     channels_last = digits_as_rgb(pixels).permute(0, 2, 3, 1)
     levels = (255 * channels_last).round().byte()
     return list(map(Image.fromarray, levels.numpy()))
 
 
 def load_digits() -> OpenedSource:
-    """Open all digits, light on dark, as a source."""
+    """Open all digits, light on dark, as a source of images."""
     ink, labels = read_digits()
     images = as_images(ink)
     return OpenedSource(

@@ -20,15 +20,15 @@ _SUFFIXES = frozenset(
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file is hidden or left behind by a system, such as ``.DS_Store``."""
+    """Whether a file is hidden, or one that systems leave behind, such as ``.DS_Store``."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def load_folder(title: str, folder: Path, columns: Columns) -> OpenedSource:
-    """List the pictures of a folder without opening any.
+    """List the pictures of a folder, with classes or captions; no picture is opened.
 
-    The classes are its subfolders, with the pictures inside them at any depth; a folder without
-    subfolders may have captions beside its pictures.
+    Each subfolder is a class, whose pictures may lie at any depth. A folder without subfolders may
+    have captions beside its pictures.
     """
     subfolders: list[str] = []
     beside: list[str] = []
@@ -95,8 +95,8 @@ def is_picture(name: str) -> bool:
 
 
 def _list_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """List the pictures and the other files in a folder and its subfolders, sorted. A folder that
-    several links point to is read once.
+    """List the pictures and the other files in a folder and its subfolders, sorted. If several
+    links lead to one folder, it is read once.
     """
     pictures: list[Path] = []
     others: list[Path] = []

@@ -1,7 +1,7 @@
 """Images of one source with their classes or captions, and samples of them.
 
-Every reader returns an `OpenedSource`: pictures by position, with the labels or captions of the
-source as they are.
+Every reader returns an `OpenedSource`, which has the labels or captions as the source writes them.
+`clipmerge.images.dataset` makes `LabelledImages` or `CaptionedImages` of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from clipmerge.types import Names, Shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
 #: Common names of fields with labels and with captions, the preferred ones first.
 LABEL_NAMES = ("label", "labels", "class", "cls", "target", "class_name", "category")
@@ -31,7 +30,7 @@ TEXT_NAMES = (*LABEL_NAMES, *CAPTION_NAMES)
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that the user named; a column that is ``None`` is found by its type or name."""
+    """Columns that the user named. ``None`` means that a reader looks for the column itself."""
 
     image: str | None = None  # column of a table, or file ending in a tar
     label: str | None = None  # the same; ``json.KEY`` for a key of a tar's JSON files
@@ -46,20 +45,18 @@ class Columns:
 
 
 def first_named(item: Mapping[str, Any], names: Iterable[str]) -> Any:
-    """Return an item's value under the first name that it has, or ``None``."""
+    """Return the value of the first of these names that an item has, or ``None``."""
     found = [item[name] for name in names if name in item]
     return found[0] if found else None
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of a source, which are read one by one on demand."""
+    """Pictures of a source; each is read when it is needed."""
 
     get: Callable[[int], Any]  # the content, path or picture of an item
     name: Callable[[int], str]  # its name in messages
     items: Sequence[int]  # the item at each position
-    # whether items are already preprocessed for the model: tensors (3, height, width)
-    preprocessed: bool = False
 
     def __len__(self) -> int:
         return len(self.items)
@@ -76,23 +73,16 @@ class Pictures:
         items = tuple(self.items[at] for at in positions)
         return replace(self, items=items)
 
-    def tensors(self, positions: Sequence[int]) -> Tensor:
-        """Stack preprocessed pictures: (images, 3, height, width), float32."""
-        import torch
-
-        images = [torch.as_tensor(self[at]) for at in positions]
-        return torch.stack(images).float()
-
 
 def picture_files(paths: Sequence[str]) -> Pictures:
-    """Pictures stored one per file."""
+    """Pictures that lie in files, one in each."""
     path_of = paths.__getitem__
     return Pictures(path_of, path_of, range(len(paths)))
 
 
 @dataclass(frozen=True)
 class OpenedSource:
-    """A source whose labels or captions were read as they are; no picture was read."""
+    """A source with its labels or captions as they are written; no picture is read yet."""
 
     title: str
     pictures: Pictures
@@ -110,7 +100,7 @@ class OpenedSource:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images of one source with a label each; decoded one by one, on demand."""
+    """Images of one source with a label each; each image is decoded when it is needed."""
 
     # whether labels are classes, so that images with one label show different pictures
     labels_are_classes: ClassVar[bool] = True
@@ -134,12 +124,12 @@ class ImageSource:
         return to_rgb(picture)
 
     def sample(self, count: int, seed: int) -> Self:
-        """Sample images with labels as balanced as possible, shuffled."""
+        """Draw images at random, as many of each label as possible."""
         positions = balanced_sample(self.labels, count, seed)
         return self.subset(positions)
 
     def subset(self, positions: list[int]) -> Self:
-        """Pick images, in the order of the positions."""
+        """Select images, in the order of the positions."""
         labels = tuple(self.labels[at] for at in positions)
         return replace(self, pictures=self.pictures.take(positions), labels=labels)
 
@@ -198,19 +188,19 @@ class CaptionedImages(ImageSource):
         )
 
     def sample(self, count: int, seed: int) -> Self:
-        """Sample images with all their captions, in random order."""
+        """Draw images at random, with all their captions."""
         drawn = np.random.default_rng(seed).permutation(len(self))
         return self.subset(drawn[:count].tolist())
 
     def subset(self, positions: list[int]) -> Self:
-        """Pick images with all their captions, in the order of the positions."""
+        """Select images with all their captions, in the order of the positions."""
         captions = tuple(self.captions[at] for at in positions)
         return replace(super().subset(positions), captions=captions)
 
 
 def number_texts(texts: Iterable[str], known: Iterable[str] = ()) -> tuple[Shape, Names]:
-    """Number texts in the order in which they first appear, after the known ones. Equal texts have
-    equal numbers. Return the number of each text, and the different texts.
+    """Give each different text a number, in order of appearance and after the known texts. Return
+    the number of each text, and the different texts.
 
     Example:
         >>> number_texts(["a", "b", "a"], known=["c"])
@@ -234,9 +224,9 @@ def positions_by_class(labels: Sequence[int], order: Iterable[int]) -> list[list
 
 
 def balanced_sample(labels: Shape, count: int, seed: int) -> list[int]:
-    """Draw a shuffled sample whose classes are as balanced as possible, and return its positions.
+    """Draw the same number of images from each class, shuffled, and return their positions.
 
-    The seed decides which classes get one image more.
+    If the count does not divide evenly, the seed decides which classes give one image more.
     """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels)).tolist()

@@ -37,24 +37,22 @@ class KnownSet:
         title: A short description.
         source: ``hf://datasets/ORG/NAME``.
         split: The default split, or ``CONFIG/SPLIT``.
-        texts: Where class names and templates come from: the ``repository``, or only ``here``.
         classes: The list of class names in ``classes/``, if there is one.
         templates: Templates or names of template sets; empty if only the repository has them.
-        rows: For each class its index or indices among ImageNet's 1000 classes; ``all`` if the
-            classes are ImageNet's.
+        rows: For each class its number or numbers among ImageNet's 1000 classes; ``all`` if the
+            set has ImageNet's classes.
     """
 
     title: str
     source: str
     split: str = "test"
-    texts: Literal["repository", "here"] = "repository"
     classes: str = ""
     templates: Names = ()
     rows: Literal["all"] | tuple[int | Shape, ...] = ()
 
     @property
     def class_names(self) -> Names:
-        """Class names that are known without the repository."""
+        """Class names by this entry; empty if it names neither a list nor rows."""
         if self.classes:
             return class_list(self.classes)
         names = class_list("imagenet")
@@ -62,22 +60,22 @@ class KnownSet:
 
     @property
     def prompts(self) -> Names:
-        """Templates that are known without the repository."""
+        """Templates by this entry; empty if it has none."""
         return check_templates(self.templates)
 
     @property
     def imagenet_rows(self) -> tuple[Shape, ...]:
-        """For each class its rows in a head of ImageNet's 1000 classes; empty if it has none."""
+        """For each class its rows in a head of ImageNet's 1000 classes; empty if unknown."""
         if self.rows == "all":
             return tuple((row,) for row in range(IMAGENET_CLASSES))
         return tuple((row,) if isinstance(row, int) else tuple(row) for row in self.rows)
 
     def describe(self, opened: OpenedSource) -> OpenedSource:
-        """Give an opened set the class names and templates of this entry, unless the repository has
-        its own and they are preferred.
+        """Add the class names and templates of this entry to an opened set, unless its repository
+        has its own, as CLIP_benchmark's have.
         """
         has_names = opened.verbatim and opened.class_names is not None
-        if self.texts == "repository" and (has_names or not self.class_names):
+        if has_names or not self.class_names:
             return opened
         return replace(opened, class_names=self.class_names, verbatim=True, templates=self.prompts)
 

@@ -1,4 +1,4 @@
-"""Tables and tar files by split: those of a folder, and those of a data set on the Hub."""
+"""Find the tables or tar files of a split, in a folder or in a data set on the Hub."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _SPLIT = re.compile(
 
 
 def splits_of_folder(folder: Path) -> dict[str, list[str]]:
-    """The tar files, or else the tables, of a folder by split; of several tables ``metadata.*``.
-    Class folders, which may be large, are not searched.
+    """The tar files of a folder by split, or else its tables. A table named ``metadata.*`` takes
+    precedence. Class folders, which may be large, are not searched.
     """
     places = {folder, folder / "data"}
     if any((folder / name).is_file() for name in TEXTS):  # CLIP_benchmark's sets
@@ -42,8 +42,8 @@ def splits_of_folder(folder: Path) -> dict[str, list[str]]:
 
 
 def load_from_hub(title: str, columns: Columns) -> OpenedSource:
-    """Open ``hf://datasets/ORG/NAME[@REVISION][:[CONFIG/]SPLIT]``: download the split into the
-    Hub's cache or that of `datasets`; offline, open the files of the last time.
+    """Download the split ``hf://datasets/ORG/NAME[@REVISION][:[CONFIG/]SPLIT]`` into the cache of
+    the Hub or of `datasets`, and open it. Offline, open the files of the last download.
     """
     from huggingface_hub import constants
 
@@ -66,8 +66,8 @@ def load_from_hub(title: str, columns: Columns) -> OpenedSource:
 def _download_split(
     title: str, repo: str, revision: str | None, config: str | None, split: str | None
 ) -> tuple[str | None, list[str]]:
-    """Download a split: the commit to which the revision points now, and the tar files, or the
-    Arrow files that `datasets` makes of others.
+    """Download a split at the commit to which the revision points now. Return the commit and the
+    files: tar files, or the Arrow files that `datasets` makes of all others.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -96,8 +96,8 @@ def _download_split(
 
 
 def _files_by_split(names: Iterable[str], suffixes: Sequence[str]) -> dict[str, list[str]]:
-    """Files of some kinds by split, the word for it in their names or else their folder; in the
-    order of their numbers.
+    """Group files with these suffixes by split, which is a word in the file's name or else its
+    folder. Files are sorted by their numbers.
     """
     splits: dict[str, list[str]] = {}
     for name in sorted(names, key=_by_number):
@@ -115,7 +115,7 @@ def _by_number(name: str) -> list[str | int]:
 
 
 def choose_split(title: str, splits: Mapping[str, Any], wanted: str | None) -> str:
-    """The split that the user named, or the only one."""
+    """Return the split that the user named, or the only one."""
     name = next(iter(splits)) if not wanted and len(splits) == 1 else wanted or ""
     if name not in splits:
         what = f"no split '{wanted}'" if wanted else "which split?"

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from clipmerge.images.copies import without_copies
+from clipmerge.images.copies import Thumbnails
 from clipmerge.images.image_set import ImageSource, balanced_sample, positions_by_class
 from clipmerge.types import Names, Shape
 
@@ -23,48 +23,55 @@ Images = TypeVar("Images", bound=ImageSource)
 
 @dataclass(frozen=True)
 class Split(Generic[Images]):
-    """Images of one source by use. No image is a copy of another.
+    """Images of one source by their use. No two are copies of one picture.
 
     Attributes:
         train: Images to learn from or to measure on, if any.
-        val: Images that choose among the learned results. They include the test images if those are
-            fewer than `MAX_TEST`, because a few dozen images choose by luck. ``None`` if there are
-            too few.
-        test: Images that judge the result; nothing was learned from them. ``None`` if there are too
-            few or none are wanted.
+        val: Images that choose among learned results; ``None`` if there are too few. If fewer than
+            `MAX_TEST` images judge, they choose too, because a few dozen alone choose by luck.
+        test: Images that judge the result and teach nothing; ``None`` if there are too few or none
+            are wanted.
+        thumbnails: Thumbnails of all images of the split.
         copies: Number of copies that were left out.
-        notes: Sentences for the user.
         ood: Splits of the images of shifts and other tasks, by name: half may teach, half judge.
     """
 
     train: Images | None
     val: Images | None
     test: Images | None
+    thumbnails: Thumbnails[Images]
     copies: int
-    notes: Names
     ood: Mapping[str, Split[Any]] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> Names:
+        """Note copies, which would count twice, or teach on one side and judge on the other."""
+        if not self.copies:
+            return ()
+        kept = self.thumbnails.images
+        are = f"{self.copies} of the {len(kept) + self.copies} sampled images"
+        return (f"{kept.source}: {are} show what another one shows; of such copies one is used",)
 
 
 def split_images(
     images: Images, count: int, seed: int, *, val: float = SHARE, test: float = SHARE
 ) -> Split[Images]:
-    """Sample images and divide them into images that learn, choose and judge.
+    """Draw images, and divide them into images that teach, choose and judge.
 
-    If there are enough images, ``count`` of them learn and choose, and others judge. If there are
-    fewer, they are divided by the shares. Only one of several copies is used, so that no picture is
-    on two sides.
+    If there are enough, ``count`` images teach and choose, and others judge. If there are fewer,
+    the shares divide them. Of several copies one is used, so that no picture is on two sides.
 
     Args:
         images: The source.
-        count: Number of images for learning and choosing.
+        count: Number of images that teach or choose.
         seed: Seed of the sample and of the split.
-        val: Share of the images for learning that choose instead; 0 for a recipe that does not
-            learn.
+        val: Share of these images that choose; 0 for a recipe that does not learn.
         test: Share of all images that judge; may be 0.
     """
     wanted = min(MAX_TEST, round(count * test / (1 - test)))
     drawn = images.sample(count + wanted, seed)
-    sampled, notes = without_copies(drawn)
+    thumbnails = Thumbnails.read(drawn).without_copies()
+    sampled = thumbnails.images
     # round() would round halves to even; a fifth of three to seven images must be one
     aside = min(wanted, int(len(sampled) * test + 0.5))
     if images.labels_are_classes:
@@ -84,22 +91,17 @@ def split_images(
         train=sampled.subset(train),
         val=sampled.subset(choose) if choose else None,
         test=sampled.subset(judge) if judge else None,
+        thumbnails=thumbnails,
         copies=len(drawn) - len(sampled),
-        notes=notes,
     )
 
 
-def sample_for_judging(images: Images, count: int, seed: int) -> Split[Images]:
-    """Sample images to judge a merge that measures nothing."""
-    drawn = images.sample(count, seed)
-    return split_shift(drawn, seed, teaches=False)
-
-
 def split_shift(images: Images, seed: int, *, teaches: bool) -> Split[Images]:
-    """Split images of a shift. If ``teaches`` is set, half of each class teaches; all others
-    judge.
+    """Divide images into half of each class, which teaches, and the rest, which judges. Without
+    ``teaches`` all of them judge.
     """
-    alone, notes = without_copies(images)
+    thumbnails = Thumbnails.read(images).without_copies()
+    alone = thumbnails.images
     teach: list[int] = []
     if teaches:
         half = len(alone) // 2
@@ -112,16 +114,17 @@ def split_shift(images: Images, seed: int, *, teaches: bool) -> Split[Images]:
         train=alone.subset(teach) if teach else None,
         val=None,
         test=alone.subset(judge),
+        thumbnails=thumbnails,
         copies=len(images) - len(alone),
-        notes=notes,
     )
 
 
 def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[int]:
-    """Choose images to hold out, as many of each class as possible, and return ascending positions.
+    """Choose images to hold out, as many of each class as possible, and return their positions in
+    ascending order.
 
-    More than half of a class is held out only after half of every class, and its last image after
-    all others.
+    A class gives more than half of its images only after every class has given half, and its last
+    image only after all others.
 
     Example:
         >>> labels = (0,) * 4 + (1,) * 4
@@ -144,10 +147,10 @@ def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[i
 
 
 def _pick_same_share(available: Shape, labels: Shape, count: int, seed: int) -> list[int]:
-    """Pick the same share of every class of a sample, and return ascending positions.
+    """Pick the same share of every class of a sample, and return positions in ascending order.
 
-    A class with one image in the source is never picked, so that it can be learned from. The only
-    image of a class in the sample is picked last.
+    If the source has one image of a class, the image is never picked, so that it can teach. If only
+    the sample has one image of a class, the image is picked last.
     """
     there = Counter(available)
     shared = [at for at, label in enumerate(labels) if there[label] > 1]
@@ -176,9 +179,9 @@ def _places_in_class(order: Iterable[int], labels: Sequence[int]) -> Iterator[tu
 
 
 def _pick_whole_groups(labels: Shape, count: int, seed: int) -> list[int]:
-    """Pick at most ``count`` images at random, and return ascending positions.
+    """Pick at most ``count`` images at random, and return positions in ascending order.
 
-    All images of a label are picked or none, because learning must not see a caption that judges.
+    All images of a label are picked or none, because a caption that judges must not teach.
     """
     groups = positions_by_class(labels, range(len(labels)))
     rng = np.random.default_rng(seed)

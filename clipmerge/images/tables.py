@@ -1,6 +1,6 @@
 """Tables of pictures: Parquet, CSV, TSV, JSON Lines and Arrow files, and a `datasets.Dataset`.
 
-The library `datasets` reads them into its cache, where any row can be read in place.
+The library `datasets` copies them to its cache, from which it reads single rows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ _ROWS_AT_ONCE = 256
 
 
 def import_datasets() -> Any:
-    """Import `datasets`, which takes a second; its progress bars are for terminals."""
+    """Import `datasets` when it is needed, which takes a second, and keep its progress bars for
+    terminals.
+    """
     import datasets
 
     if not sys.stderr.isatty():
@@ -46,8 +48,8 @@ def import_datasets() -> Any:
 def load_files(
     title: str, files: Sequence[str], columns: Columns, folder: Path | None = None
 ) -> OpenedSource:
-    """Open one or several tables or tar files of one kind. File names in a table are relative to
-    ``folder``, by default the table's own.
+    """Open tables or tar files, all of one kind. File names in a table start from ``folder``, by
+    default the folder of the first table.
     """
     suffixes = sorted({Path(file).suffix.lower() for file in files})
     if suffixes == [".tar"]:
@@ -74,7 +76,7 @@ def _read_tables(suffix: str, files: list[str]) -> Any:
 
 
 def parquet_options() -> dict[str, Any]:
-    """Options for `datasets` that keep a file's row groups out of memory, all but one."""
+    """Options for `datasets` by which memory holds one row group of a Parquet file at a time."""
     from pyarrow.dataset import ParquetFragmentScanOptions
 
     scan = ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
@@ -82,7 +84,9 @@ def parquet_options() -> dict[str, Any]:
 
 
 def _read_csv(file: str) -> Any:
-    """Read texts between tabs, as open_clip has them, semicolons or commas, whatever the suffix."""
+    """Read a table of texts, with tabs (as for open_clip), semicolons or commas between them,
+    whatever its suffix.
+    """
     import datasets
 
     text = Path(file).read_text(encoding="utf-8-sig")
@@ -115,7 +119,7 @@ def _read_csv(file: str) -> Any:
 
 
 def load_dataset(title: str, data: Any, columns: Columns, folder: Path = Path()) -> OpenedSource:
-    """Open a `datasets.Dataset`: read labels or captions now, and pictures when they are needed."""
+    """Open a `datasets.Dataset`: read labels or captions now, and each picture when needed."""
     class_names = {
         name: tuple(feature.names)
         for name, feature in data.features.items()
@@ -160,7 +164,9 @@ def load_dataset(title: str, data: Any, columns: Columns, folder: Path = Path())
 def _pick_column(
     title: str, kind: str, wanted: str | None, found: Sequence[str], columns: Sequence[str]
 ) -> str:
-    """The column that the user named, or the only one of a kind, or the one named like the kind."""
+    """Return the column that the user named, else the only candidate, else the candidate that is
+    named like the kind.
+    """
     if wanted:
         if wanted in columns:
             return wanted
@@ -189,7 +195,7 @@ def _pictures_of_rows(title: str, images: Any) -> Pictures:
 
 
 def _join_captions(files: list[str], values: list[Any]) -> tuple[list[str], list[Any]]:
-    """The captions of each picture, which may have a row for each of them."""
+    """Join the captions of all rows that name the same picture."""
     captions: dict[str, list[Any]] = {}
     for file, value in zip(files, values, strict=True):
         listed = value if isinstance(value, list) else [value]
@@ -198,7 +204,7 @@ def _join_captions(files: list[str], values: list[Any]) -> tuple[list[str], list
 
 
 def _find_files(title: str, names: Sequence[Any], folder: Path) -> list[str]:
-    """The files of all rows, in the folder or else in the working folder."""
+    """Find the files that rows name, in the folder or else in the working folder."""
     files: list[str] = []
     missing: list[str] = []
     for row, name in enumerate(map(str, names), 1):
@@ -219,7 +225,7 @@ def _find_files(title: str, names: Sequence[Any], folder: Path) -> list[str]:
 
 @contextmanager
 def one_line(title: str) -> Iterator[None]:
-    """Turn any error of `datasets` into one line: the first of its cause."""
+    """Report any error of `datasets` by the first line of its cause."""
     try:
         yield
     except Exception as error:  # each library below raises its own

@@ -1,5 +1,5 @@
 """Pictures in tar files as WebDataset writes them: ``KEY.jpg`` beside ``KEY.cls``, ``KEY.json`` or
-``KEY.txt``, or in class folders. Headers and labels are read once, pictures in place.
+``KEY.txt``, or in class folders. Headers and labels are read at once, pictures when needed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Member(NamedTuple):
 
 
 def load_tars(title: str, archives: Sequence[str], columns: Columns) -> OpenedSource:
-    """Index tar files as one source, with the texts beside them or in the folder above."""
+    """Open tar files as one source. Texts with class names and templates may lie beside them or in
+    the folder above.
+    """
     class_names, templates, kind = (_text_beside(Path(archives[0]), name) for name in TEXTS)
     if kind == ("retrieval",) and columns.captioned is None:
         columns = replace(columns, caption="txt")
@@ -73,7 +75,9 @@ def load_tars(title: str, archives: Sequence[str], columns: Columns) -> OpenedSo
 
 
 def _text_beside(archive: Path, name: str) -> Names:
-    """The lines of a text in the folder of an archive or in the one above; empty without it."""
+    """Read the lines of a text in the folder of an archive or in the one above; empty if there is
+    none.
+    """
     for folder in archive.absolute().parents[:2]:
         file = folder / name
         if file.is_file():
@@ -82,7 +86,9 @@ def _text_beside(archive: Path, name: str) -> Names:
 
 
 def _read_members(archive: str) -> Iterator[tuple[str, str, Member]]:
-    """The files of an archive, each with its key, which the files of a sample share, and ending."""
+    """For each file of an archive, yield its key, its ending and its place. All files of a sample
+    share the key.
+    """
     try:
         with tarfile.open(archive, "r:") as opened:
             members = opened.getmembers()
@@ -110,7 +116,7 @@ def _read_members(archive: str) -> Iterator[tuple[str, str, Member]]:
 
 
 def _image_of(where: str, files: dict[str, Member], wanted: str | None) -> Member:
-    """A sample's picture."""
+    """Find the picture among the files of a sample."""
     found = [
         member
         for ending, member in files.items()
@@ -125,8 +131,8 @@ def _image_of(where: str, files: dict[str, Member], wanted: str | None) -> Membe
 
 
 def _label_or_captions(where: str, files: dict[str, Member], wanted: str | None) -> Any:
-    """A sample's label or captions in the file of the wanted ending or under that key of its JSON;
-    ``None`` if it has none and none is wanted.
+    """Read the label or captions of a sample, from the file with the wanted ending or from that
+    key of its JSON; ``None`` if there are none and the user named none.
     """
     field = (wanted or "").removeprefix("json.")
     found: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from clipmerge.errors import DataError
 from clipmerge.families import Family
-from clipmerge.images.classes import places_of
+from clipmerge.images.classes import positions_among
 from clipmerge.images.decoding import to_rgb
 from clipmerge.models import ImageTextModel, explain_errors
 from clipmerge.models.classifier import Classifier
@@ -76,7 +76,7 @@ class HeadedTower(ImageTextModel):
         if rows and classes have the same names; otherwise by their order.
         """
         classes = len(names)
-        by_name = places_of(names, self.row_names) or range(self.classes)
+        by_name = positions_among(names, self.row_names) or range(self.classes)
         chosen = rows or [(row,) for row in by_name]
         if len(chosen) != classes or max(map(max, chosen)) >= self.classes:
             raise DataError(

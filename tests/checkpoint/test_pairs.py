@@ -82,9 +82,7 @@ def test_stated_and_default_settings_are_the_same() -> None:
 @pytest.mark.parametrize(
     ("keys", "names"),
     [
-        ("_orig_mod.visual.proj _orig_mod.logit_scale", "visual.proj logit_scale"),
         ("visual._fsdp_wrapped_module.proj n_averaged text.attn_mask", "visual.proj"),
-        ("class_embedding ln_pre.weight", "visual.class_embedding visual.ln_pre.weight"),
         ("trunk.a head.proj.weight", "visual.trunk.a visual.head.proj.weight"),
         ("model.embeddings.a model.encoder.b", "embeddings.a encoder.b"),
         (

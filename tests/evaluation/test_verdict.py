@@ -12,7 +12,7 @@ from clipmerge import Progress
 from clipmerge.evaluation.corruptions import CORRUPTIONS, corrupt, corrupted_sets
 from clipmerge.evaluation.verdict import recommend
 from clipmerge.images.image_set import LabelledImages, Pictures
-from clipmerge.images.split import sample_for_judging
+from clipmerge.images.split import split_shift
 from tests.support.merge_records import gain, source
 from tests.support.tiny_clip import save_images, save_pair
 
@@ -184,7 +184,7 @@ def test_all_images_judge_a_merge_that_learned_nothing(
 
     pictures = Pictures(noise, str, range(given))
     images = LabelledImages("here", pictures, tuple(at % 2 for at in range(given)), ("a", "b"))
-    split = sample_for_judging(images, 500, 0)
+    split = split_shift(images.sample(500, 0), 0, teaches=False)
     assert split.test is not None
     assert (split.train, split.val, len(split.test)) == (None, None, judged)
     assert len(corrupted_sets(split.test, 8)) == copies

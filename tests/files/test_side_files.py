@@ -3,17 +3,9 @@
 import json
 from pathlib import Path
 
-import pytest
-
-from clipmerge.errors import CheckpointError
-from clipmerge.files.side_files import (
-    copy_side_file,
-    read_image_processor,
-    read_side_json,
-    read_vocabulary,
-)
+from clipmerge.files.side_files import copy_side_file
 from tests.support.command import done
-from tests.support.tiny_clip import Folders, vocabulary
+from tests.support.tiny_clip import Folders
 
 
 def test_private_fields_go_and_everything_else_keeps_its_bytes(tmp_path: Path) -> None:
@@ -45,21 +37,3 @@ def test_a_merge_copies_known_files_alone_and_follows_links(copies: Folders) -> 
     assert not (output / "tokenizer.json").is_symlink()
     assert (output / "tokenizer.json").read_bytes() == (finetuned.parent / "words").read_bytes()
     assert not (output / "credentials.json").exists()
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", b"\xff\xfe"])
-def test_what_is_no_object_is_refused_by_name(tmp_path: Path, text: str | bytes) -> None:
-    file = tmp_path / "config.json"
-    file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(CheckpointError, match=r"config\.json: (?:cannot be read as|is not a) JSON"):
-        read_side_json(tmp_path, "config.json")
-    assert read_side_json(tmp_path, "absent.json") is None
-
-
-def test_processors_and_vocabularies_are_compared(pair: Folders, copies: Folders) -> None:
-    assert read_vocabulary(pair[0]) == vocabulary()
-    assert read_image_processor(pair[0])["crop_size"] == {"height": 32, "width": 32}
-    (copies[0] / "tokenizer.json").write_text('{"model": {"vocab": {"a": 1}}}')
-    assert read_vocabulary(copies[0]) == {"a": 1}
-    (copies[0] / "tokenizer.json").write_text('{"model": {}}')
-    assert read_vocabulary(copies[0]) == {}

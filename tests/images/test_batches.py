@@ -64,35 +64,6 @@ def test_each_process_reads_its_own_batches(photos: LabelledImages) -> None:
     assert all(torch.equal(pixels, whole[number]) for number, pixels in part.items())
 
 
-def test_decoded_images_in_memory_are_bounded_and_the_next_batch_is_prepared(
-    photos: LabelledImages, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batches, "cores_per_process", lambda: 3)
-    lock, now, most, done = threading.Lock(), 0, 0, 0
-    second = threading.Event()
-
-    def prepare(images: list[Any]) -> Tensor:
-        nonlocal now, most, done
-        with lock:
-            now, most = now + 1, max(most, now + 1)
-        pixels = first_pixel(images)
-        with lock:
-            now, done = now - 1, done + 1
-            if done == 8:
-                second.set()
-        return pixels
-
-    reading = read_pixels(photos.pictures, 4, prepare)
-    next(reading)
-    assert second.wait(30)  # four images more, though nobody asked for them
-    assert done <= 9
-    assert most <= 3
-    reading.close()
-    assert not [
-        thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")
-    ]
-
-
 def test_a_fault_is_raised_with_its_name_and_ends_the_threads(
     photos: LabelledImages, tmp_path: Path
 ) -> None:

@@ -89,15 +89,11 @@ def test_prompts_are_class_by_class_and_template_sets_go_by_name() -> None:
 
 
 def test_every_public_set_is_well_formed() -> None:
-    assert {"imagenet", "imagenetv2", "imagenet-r", "objectnet", "cifar10"} <= known_sets().keys()
     for name, known in known_sets().items():
         assert find_known(name)[0] is known
         assert all("{}" in template for template in known.prompts), name
         if known.imagenet_rows and known.class_names:
             assert len(known.imagenet_rows) == len(known.class_names), name
-        assert known.texts != "here" or known.class_names, name
-    renditions = known_sets()["imagenet-r"]
-    assert renditions.class_names[:2] == ("goldfish", "great white shark")
     objects = known_sets()["objectnet"]
     rows = dict(zip(objects.class_names, objects.imagenet_rows, strict=True))
     assert [class_list("imagenet")[row] for row in rows["bicycle"]] == [
