@@ -1,17 +1,18 @@
-"""Evaluate the alpha curve, recipes and checkpoints on ID and OOD images, in one run.
+"""Evaluate the alpha curve, recipes and checkpoints on the target, under shifts and on other tasks.
 
-A loop over the parts of `merge`: every image is decoded once, and no checkpoint is written. No
-recipe sees an OOD image.
+A loop over the parts of `merge`; no checkpoint is written. No recipe sees an OOD image.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from clipmerge import __version__
 from clipmerge.api._call import CallJournal
@@ -36,7 +37,14 @@ from clipmerge.checkpoint.views import convert_checkpoint
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation.scorer import Move
-from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
+from clipmerge.evaluation.tradeoff import (
+    RESAMPLES,
+    Correct,
+    alphas_to_add,
+    gains_over_curve,
+    mean_accuracy,
+    question_of,
+)
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, stage_output
 from clipmerge.images.copies import overlap_notes
@@ -50,7 +58,7 @@ from clipmerge.planning.record import SWEEP_FORMAT
 from clipmerge.progress import Journal, Progress
 from clipmerge.report.sweep import sweep_sentence
 from clipmerge.report.wording import decision_sentence
-from clipmerge.stats import LEVEL
+from clipmerge.stats import LEVEL, mean_of_sources
 from clipmerge.types import Json, Missing, Names, StrPath
 
 #: The record in the output folder of a sweep, which identifies it.
@@ -87,8 +95,12 @@ class SweepResult(Tabular):
         rows = []
         for point in (*self.record["curve"], *self.record["recipes"], *self.record["points"]):
             name = point.get("name") or f"alpha {point['alpha']:g}"
-            means = {key: point[key] for key in ("id", "ood", "gain")}
-            rows.append({"point": name, **point["accuracy"], **means})
+            row = {"point": name, **point["accuracy"], "id": point["id"]}
+            for question in ("shift", "task"):
+                for key, value in (point[question] or {}).items():
+                    if not key.endswith("interval"):
+                        row[f"{question} {key}"] = value
+            rows.append(row)
         return rows
 
     def _caption(self) -> str:
@@ -158,17 +170,18 @@ def sweep(
         pair = with_zeroshot_head(pair, data, opts.classes, opts.template)
         journal.warn(*pair.inputs.notes)
         doubt_images(pair, sources if data is None else {**sources, "": data}, opts, journal)
-        points = [
-            _Point({"alpha": alpha}, partial(Between.set_alpha, alpha=alpha))
-            for alpha in opts.alphas
-        ]
-        points += _decide_by_each_recipe(pair, recipes, data, opts, journal)
+        points = _decide_by_each_recipe(pair, recipes, data, opts, journal)
         for name, place in zip(shown, places, strict=True):
             points.append(_open_point(name, place, pair.inputs, opts.model))
+        questions = {
+            "id": list(ids),
+            "shift": [name for name in oods if question_of(far[name], [*near.values()]) == "shift"],
+        }
+        questions["task"] = [name for name in oods if name not in questions["shift"]]
         journal.stage("evaluate")
-        correct = _score_points(pair, points, sources, opts, journal)
+        curve, correct = _score_points(pair, points, sources, questions, opts, journal)
     journal.stage("bootstrap")
-    record = _make_sweep_record(pair, correct, points, list(ids), sources, opts, journal)
+    record = _make_sweep_record(pair, correct, [*curve, *points], questions, sources, opts, journal)
     if target is not None and is_main_process():
         record["output"] = target.name
         _write_sweep(record, target, overwrite=opts.overwrite)
@@ -248,31 +261,60 @@ def _score_points(
     pair: Pair,
     points: list[_Point],
     sources: dict[str, Images],
+    questions: dict[str, list[str]],
     options: SweepOptions,
     progress: Progress,
-) -> dict[str, Correct]:
-    """Whether each image is recognised at each point, by source."""
+) -> tuple[list[_Point], dict[str, Correct]]:
+    """Score the alpha curve and the points. Return the curve, with the alphas that were added to
+    it, and whether each image is recognised, by source, at the curve's points and then the others.
+    """
     from clipmerge.evaluation.scorer import Scorer, stack_correct
 
     if pair.inputs.output.is_classifier:
         sources = {name: require_labelled(images) for name, images in sources.items()}
     scorer = Scorer(pair.path.model, options, pair.path, dtype=pair.inputs.dtype)
-    outcomes = scorer.score([point.move for point in points], sources, progress)
-    return {name: stack_correct(each) for name, each in outcomes.items()}
+
+    def score(points: list[_Point]) -> dict[str, Correct]:
+        outcomes = scorer.score([point.move for point in points], sources, progress)
+        return {name: stack_correct(each) for name, each in outcomes.items()}
+
+    curve = _curve_points(options.alphas)
+    correct = score([*curve, *points])
+    near, *others = (
+        mean_accuracy([correct[name] for name in names]) for names in questions.values() if names
+    )
+    added = set[float]()
+    for far in others if points else ():
+        added.update(alphas_to_add(options.alphas, near, far))
+    if added:
+        more = _curve_points(sorted(added))
+        alphas = np.array([point.about["alpha"] for point in (*curve, *more)])
+        order = np.argsort(alphas)
+        curve = _curve_points(alphas[order].tolist())
+        count = len(options.alphas)
+        for name, right in score(more).items():
+            on_curve = np.concatenate([correct[name][:count], right])
+            correct[name] = np.concatenate([on_curve[order], correct[name][count:]])
+    return curve, correct
+
+
+def _curve_points(alphas: Sequence[float]) -> list[_Point]:
+    return [_Point({"alpha": alpha}, partial(Between.set_alpha, alpha=alpha)) for alpha in alphas]
 
 
 def _make_sweep_record(
     pair: Pair,
     correct: dict[str, Correct],
     points: list[_Point],
-    ids: list[str],
+    questions: dict[str, list[str]],
     sources: dict[str, Images],
     options: SweepOptions,
     journal: CallJournal,
 ) -> Json:
     """Make the record that `--json` prints and ``sweep.json`` holds."""
     limits = [point.max_loss if options.max_loss is None else options.max_loss for point in points]
-    rows = _accuracy_rows(correct, ids, limits, options.alphas, options.seed)
+    alphas = [point.about["alpha"] for point in points if "alpha" in point.about]
+    rows = _accuracy_rows(correct, questions, limits, alphas, options.seed)
     every = [point.about | row for point, row in zip(points, rows, strict=True)]
     for row in every:
         if "name" in row and row["exceeds_max_loss"]:
@@ -286,8 +328,7 @@ def _make_sweep_record(
         "command": journal.command,
         "zeroshot": _public_json(pinned["zeroshot"]),
         "finetuned": list(map(_public_json, pinned["finetuned"])),
-        "id": ids,
-        "ood": [name for name in sources if name not in ids],
+        **questions,
         "sources": {
             name: public_source(images.source, images.revision) for name, images in sources.items()
         },
@@ -310,23 +351,51 @@ def _public_json(source: SourceRecord) -> Json:
 
 def _accuracy_rows(
     correct: dict[str, Correct],
-    ids: list[str],
+    questions: dict[str, list[str]],
     limits: list[float],
     alphas: Sequence[float],
     seed: int,
 ) -> list[Json]:
-    """Compute each point's accuracies, its gain, and whether it loses more than its limit."""
-    near = [correct[name] for name in ids]
-    far = [right for name, right in correct.items() if name not in ids]
-    rows = compare_with_curve(near, far, range(len(alphas)), seed=seed)
-    finetuned = rows[alphas.index(1.0)]["id"] if 1.0 in alphas else None
-    for number, (row, limit) in enumerate(zip(rows, limits, strict=True)):
-        row["accuracy"] = {name: float(right[number].mean()) for name, right in correct.items()}
-        row["exceeds_max_loss"] = None
+    """Compute each point's accuracies, its gains, and whether it loses more than its limit."""
+    near = [correct[name] for name in questions["id"]]
+    target = mean_accuracy(near)
+    of_curve = target[: len(alphas)]
+    finetuned = target[alphas.index(1.0)] if 1.0 in alphas else None
+    rows: list[Json] = []
+    for number, limit in enumerate(limits):
+        of_sources = [right[number] for right in near]
+        row: Json = {
+            "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
+            "id": float(target[number]),
+            "id_interval": list(mean_of_sources(of_sources)),
+            "beyond_curve": bool(target[number] > of_curve.max() + 1e-12),
+            "exceeds_max_loss": None,
+        }
         if finetuned is not None:
             # accuracies are ratios of counts; rounding errors are far below
-            row["exceeds_max_loss"] = 100 * (finetuned - row["id"]) > limit + 1e-7
+            row["exceeds_max_loss"] = bool(100 * (finetuned - target[number]) > limit + 1e-7)
+        rows.append(row)
+    for question in ("shift", "task"):
+        others = [correct[name] for name in questions[question]]
+        answers = _answers(near, others, len(alphas), seed) if others else [None] * len(rows)
+        for row, answer in zip(rows, answers, strict=True):
+            row[question] = answer
     return rows
+
+
+def _answers(near: list[Correct], others: list[Correct], alphas: int, seed: int) -> Iterator[Json]:
+    """Each point's mean accuracy on the sources of one question and, where it is not on the curve,
+    its gain.
+    """
+    gains = [None] * alphas + gains_over_curve(near, others, alphas, seed=seed)
+    for number, gain in enumerate(gains):
+        of_sources = [right[number] for right in others]
+        yield {
+            "accuracy": float(np.mean([right.mean() for right in of_sources])),
+            "interval": list(mean_of_sources(of_sources)),
+            "gain": gain and gain.value,
+            "gain_interval": gain and list(gain.interval),
+        }
 
 
 def _write_sweep(record: Json, output: Path, *, overwrite: bool) -> None:

@@ -27,7 +27,7 @@ from clipmerge.types import Json, Kind, Names, Recommendation
 
 FORMAT = "clipmerge-record/4"
 #: Format of the record of a sweep; see `docs/how-to/sweep.md`.
-SWEEP_FORMAT = "clipmerge-sweep/3"
+SWEEP_FORMAT = "clipmerge-sweep/4"
 #: Equal bins from 0 to `TOP`, twice the fine-tuned model's: no coefficient is learned beyond it.
 BINS, TOP = 40, 2.0
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -37,6 +37,10 @@ RANKS = (1, 5, 10)
 #: the images with one of their captions among the K best-matching, and ``text_to_image``, the share
 #: of the captions with their image among the K best-matching.
 Recall = dict[str, dict[str, float]]
+
+#: Question that a source given with ``--ood`` answers: accuracy under a natural shift of the
+#: target, whose classes are all among the target's, or on another task.
+Question = Literal["shift", "task"]
 
 _Share = Annotated[float, Field(ge=-1, le=1)]
 

@@ -1,13 +1,13 @@
 """The pictures of a merge and of a sweep, narrow enough to be read on a telephone.
 
-A sweep's is that of the WiSE-FT paper: mean OOD accuracy against ID accuracy.
+A sweep's is that of the WiSE-FT paper: accuracy under shift against accuracy on the target.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipmerge.planning.plan import LayerPlan
-from clipmerge.planning.record import Record, Verdict
-from clipmerge.report.wording import recipes_and_points
+from clipmerge.planning.record import Estimate, Record, Verdict
+from clipmerge.report.wording import QUESTIONS, recipes_and_points
 from clipmerge.types import Json
 
 _SHAPES = "hD^sPvX<p>"
@@ -87,35 +87,59 @@ def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
 
 @rc_context(_STYLE)
 def sweep_figure(record: Json) -> Figure:
-    """The alpha curve, and every recipe or checkpoint as a point with its intervals."""
+    """The alpha curve, and every recipe or checkpoint as a point with its intervals: a panel for
+    shifts, and one for other tasks.
+    """
     points = recipes_and_points(record)
-    figure = Figure((_WIDTH, 4.2 + 0.25 * len(points)))
-    axes = figure.add_subplot()
+    asked = [question for question in QUESTIONS if record[question]]
+    figure = Figure((_WIDTH, 3.6 * len(asked) + 0.6 + 0.25 * len(points)))
+    for question, axes in zip(
+        asked, figure.subplots(len(asked), squeeze=False).ravel(), strict=True
+    ):
+        _draw_sweep(axes, record, question)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _draw_sweep(axes: Axes, record: Json, question: str) -> None:
+    """Draw accuracy on the sources of one question against that on the target."""
+
+    def draw(row: Json, shape: str, **style: Any) -> None:
+        answer = row[question]
+        across = Estimate(value=row["id"], interval=row["id_interval"])
+        up = Estimate(value=answer["accuracy"], interval=answer["interval"])
+        _draw_point(axes, across, up, shape, **style)
+
     curve = record["curve"]
-    across = [100 * row["id"] for row in curve]
-    up = [100 * row["ood"] for row in curve]
-    axes.plot(across, up, "C0", label="alpha curve (WiSE-FT)")
+    _draw_curve(axes, [row["id"] for row in curve], [row[question]["accuracy"] for row in curve])
     styles: dict[float, Any] = {
         0: {"mfc": "white", "label": "zero-shot"},
         1: {"label": "fine-tuned"},
     }
     for row in curve:
-        _draw_point(axes, row, "o", c="C0", **styles.get(row["alpha"], {"ms": 3}))
-    for number, row in enumerate(points, 1):
+        draw(row, "o", c="C0", **styles.get(row["alpha"], {"ms": 3}))
+    for number, row in enumerate(recipes_and_points(record), 1):
         name = row["name"].replace("$", r"\$").lstrip("_")  # neither a formula nor hidden
-        _draw_point(axes, row, _SHAPES[number % len(_SHAPES)], c=f"C{number}", ms=8, label=name)
-    for kind, set_label in (("id", axes.set_xlabel), ("ood", axes.set_ylabel)):
-        mean = "mean " if len(record[kind]) > 1 else ""
-        set_label(f"{mean}{kind.upper()} accuracy, %")
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure
+        draw(row, _SHAPES[number % len(_SHAPES)], c=f"C{number}", ms=8, label=name)
+    _label_tradeoff(axes, question, means=len(record["id"]) > 1)
 
 
-def _draw_point(axes: Axes, row: Json, shape: str, **style: Any) -> None:
+def _draw_curve(axes: Axes, across: Sequence[float], up: Sequence[float]) -> None:
+    axes.plot(100 * np.array(across), 100 * np.array(up), "C0", label="plain interpolation")
+
+
+def _label_tradeoff(axes: Axes, question: str, *, means: bool = False) -> None:
+    axes.set_xlabel(f"{'mean ' if means else ''}accuracy on the target, %")
+    axes.set_ylabel(f"accuracy {QUESTIONS[question]}, %")
+
+
+def _draw_point(axes: Axes, across: Estimate, up: Estimate, shape: str, **style: Any) -> None:
     """Draw a point with its intervals as thin lines."""
-    x, y = (np.array([row[kind], *row[f"{kind}_interval"]]) * 100 for kind in ("id", "ood"))
-    lengths = {"xerr": abs(x[1:, None] - x[0]), "yerr": abs(y[1:, None] - y[0])}
-    axes.errorbar(x[0], y[0], **lengths, fmt=shape, elinewidth=0.7, **style)
+    x, y = (100 * np.array([[each.value], [each.value]]) for each in (across, up))
+    ends = (100 * np.array(each.interval)[:, None] for each in (across, up))
+    lengths = [abs(end - value) for end, value in zip(ends, (x, y), strict=True)]
+    axes.errorbar(x[0], y[0], xerr=lengths[0], yerr=lengths[1], fmt=shape, elinewidth=0.7, **style)
 
 
 @rc_context(_STYLE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from clipmerge.report.pages import render
-from clipmerge.report.wording import Table, recipes_and_points, signed
+from clipmerge.report.wording import QUESTIONS, Table, recipes_and_points, signed
 from clipmerge.types import Json
 
 
@@ -16,60 +16,92 @@ def _name_of(record: Json, row: Json) -> str:
     return f"alpha {row['alpha']:g}{ends.get(row['alpha'], '')}"
 
 
-def sweep_sentence(record: Json) -> str:
-    """Recommend the best recipe or the alpha curve; without intervals, name the highest accuracy.
+def _asked(record: Json) -> list[str]:
+    """The questions that have sources; the first one decides."""
+    return [question for question in QUESTIONS if record[question]]
 
-    A recipe is recommended if its gain is surely positive and its loss on the target is acceptable.
+
+def _best_row(record: Json) -> Json:
+    """The row of which the answer speaks: a recipe or checkpoint or, if there are none, an alpha
+    that keeps to the limit.
     """
-    points = recipes_and_points(record)
-    judged = [row for row in points if row["gain_interval"]]
-    if not judged:
-        best = max(points or record["curve"], key=lambda row: float(row["ood"]))
-        name = _name_of(record, best)
-        ood = 100 * best["ood"]
+    first = _asked(record)[0]
+    if points := recipes_and_points(record):
+        return max(points, key=lambda row: (_is_recommended(row, first), row[first]["gain"]))
+    kept = [row for row in record["curve"] if not row["exceeds_max_loss"]]
+    return max(kept, key=lambda row: float(row[first]["accuracy"]))
+
+
+def best_name(record: Json) -> str:
+    """The name of the row of which the answer speaks."""
+    return _name_of(record, _best_row(record))
+
+
+def sweep_sentence(record: Json) -> str:
+    """Recommend the best recipe or the alpha curve; without recipes, name the best alpha.
+
+    A recipe is recommended if its gain is surely positive, on shifts if there are any, and its loss
+    on the target is acceptable.
+    """
+    asked = _asked(record)
+    first = asked[0]
+    best = _best_row(record)
+    name = _name_of(record, best)
+    if best[first]["gain"] is None:
+        shares = [f"{best[each]['accuracy']:.1%} {QUESTIONS[each]}" for each in asked]
         return (
-            f"{name} has the highest OOD accuracy, {ood:.1f}%, with {best['id']:.1%} ID accuracy."
+            f"The best alpha within `max_loss` is {best['alpha']:g}: {best['id']:.1%} on the"
+            f" target, {', '.join(shares)}."
         )
-    best = max(judged, key=lambda row: (_is_recommended(row), row["gain"]))
-    name = best["name"]
-    numbers = (
-        f"{_gain_cell(best, ' points')} of OOD accuracy over the alpha curve at equal ID accuracy"
-    )
-    low, high = best["gain_interval"]
-    if _is_recommended(best):
+    gains = [f"{_gain_cell(best[each], ' points')} {QUESTIONS[each]}" for each in asked]
+    numbers = f"{', '.join(gains)} over the alpha curve at equal accuracy on the target"
+    low, high = best[first]["gain_interval"]
+    if _is_recommended(best, first):
         return f"Use {name}: {numbers}."
     if low > 0:
-        return f"{name} gains {numbers}, but loses more ID accuracy than the limit."
+        return f"{name} gains {numbers}, but loses more on the target than the limit."
     if high < 0:
         return f"Keep to the alpha curve: {name}, the best of the others, has {numbers}."
     return f"No difference is shown: {name} has {numbers}; more images would tell."
 
 
-def _is_recommended(row: Json) -> bool:
-    """Whether the gain is surely positive, and the loss of ID accuracy within its limit."""
-    return row["gain_interval"][0] > 0 and row["exceeds_max_loss"] is False
+def _is_recommended(row: Json, question: str) -> bool:
+    """Whether the gain is surely positive, and the loss on the target within its limit."""
+    return row[question]["gain_interval"][0] > 0 and row["exceeds_max_loss"] is False
 
 
 def sweep_table(record: Json) -> Table:
-    """A row per point: accuracy on every source, the means, and the gain over the curve."""
-    names = [*record["id"], *record["ood"]]
-    means = [kind for kind in ("id", "ood") if len(record[kind]) > 1]
-    rows = []
-    for row in (*record["curve"], *recipes_and_points(record)):
-        shares = [row["accuracy"][name] for name in names] + [row[kind] for kind in means]
-        rows.append([_name_of(record, row), *(f"{100 * s:.1f}" for s in shares), _gain_cell(row)])
-    titles = [f"mean {kind.upper()}" for kind in means]
-    return ["accuracy, %", *names, *titles, "gain"], rows
+    """A row per point: accuracy on every source, and the mean of each question with its gain."""
+    heads = ["accuracy, %"]
+    for question in ("id", *_asked(record)):
+        heads += record[question]
+        if len(record[question]) > 1:
+            heads.append(f"mean {question}")
+    heads += [f"gain, {question}" for question in _asked(record)]
+    rows = [
+        [_name_of(record, row), *_cells(record, row)]
+        for row in (*record["curve"], *recipes_and_points(record))
+    ]
+    return heads, rows
 
 
-def _gain_cell(row: Json, unit: str = "") -> str:
-    if row["gain"] is None:
+def _cells(record: Json, row: Json) -> list[str]:
+    means = {"id": row["id"]}
+    means |= {question: row[question]["accuracy"] for question in _asked(record)}
+    shares = []
+    for question, mean in means.items():
+        shares += [row["accuracy"][name] for name in record[question]]
+        if len(record[question]) > 1:
+            shares.append(mean)
+    gains = [_gain_cell(row[question]) for question in _asked(record)]
+    return [*(f"{100 * share:.1f}" for share in shares), *gains]
+
+
+def _gain_cell(answer: Json, unit: str = "") -> str:
+    if answer["gain"] is None:
         return ""
-    text = signed(row["gain"]) + unit
-    if row["gain_interval"] is None:
-        return text
-    low, high = map(signed, row["gain_interval"])
-    return f"{text} [{low}, {high}]"
+    low, high = map(signed, answer["gain_interval"])
+    return f"{signed(answer['gain'])}{unit} [{low}, {high}]"
 
 
 def sweep_page(record: Json, picture: bytes) -> str:
@@ -79,6 +111,7 @@ def sweep_page(record: Json, picture: bytes) -> str:
         "picture": picture,
         "sentence": sweep_sentence(record),
         "table": sweep_table(record),
+        "best": best_name(record),
         "points": recipes_and_points(record),
     }
     return render("sweep.html.j2", values)

@@ -11,7 +11,7 @@ from rich.text import Text
 from clipmerge.errors import shorten
 from clipmerge.options import with_flags
 from clipmerge.planning.record import Record
-from clipmerge.report.sweep import sweep_sentence, sweep_table
+from clipmerge.report.sweep import best_name, sweep_sentence, sweep_table
 from clipmerge.report.wording import decision_sentence, verdict_table
 from clipmerge.types import Json
 
@@ -33,17 +33,23 @@ def summary(record: Record, *, verbose: bool = False) -> RenderableType:
 
 def sweep_summary(record: Json) -> RenderableType:
     """The answer of a sweep with its table."""
-    return Group(Text(sweep_sentence(record), style="bold"), render_table(*sweep_table(record)))
+    sentence = Text(with_flags(sweep_sentence(record)), style="bold")
+    return Group(sentence, render_table(*sweep_table(record), bold=best_name(record)))
 
 
-def render_table(heads: Iterable[str], rows: Iterable[Iterable[str]], *, words: int = 1) -> Table:
-    """A table without lines; all but the first ``words`` columns are numbers."""
+def render_table(
+    heads: Iterable[str], rows: Iterable[Iterable[str]], *, words: int = 1, bold: str = ""
+) -> Table:
+    """A table without lines; all but the first ``words`` columns are numbers, and the row of the
+    name ``bold`` is bold.
+    """
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for at, head in enumerate(heads):
         if at < words:
             table.add_column(Text(head), overflow="fold")
         else:
             table.add_column(Text(head), justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, row))
+    for name, *cells in rows:
+        style = "bold" if bold and name == bold else None
+        table.add_row(*map(Text, [name, *cells]), style=style)
     return table

@@ -15,6 +15,8 @@ _COARSE = 0.05
 # A smaller share would be rounded to 0 points.
 _SHOWN = 0.005
 
+#: Where the accuracy is that answers each question.
+QUESTIONS = {"shift": "under shift", "task": "on other tasks"}
 #: A table: its headings, and its rows.
 Table = tuple[list[str], list[list[str]]]
 

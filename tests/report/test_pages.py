@@ -100,32 +100,33 @@ def test_the_picture_shows_the_verdicts_numbers() -> None:
 
 def sweep(**changes: Any) -> dict[str, Any]:
     def row(id: float, ood: float, gain: float | None = None, **about: Any) -> dict[str, Any]:
+        answer = {"accuracy": ood, "interval": [ood - 0.02, ood + 0.02], "gain": gain}
+        answer["gain_interval"] = None if gain is None else [gain - 0.03, gain + 0.03]
         return {
-            "accuracy": {"val": id, "sketch": ood},
+            "accuracy": {"val": id, "sketch": ood, "cars": ood},
             "id": id,
             "id_interval": [id - 0.02, id + 0.02],
-            "ood": ood,
-            "ood_interval": [ood - 0.02, ood + 0.02],
-            "gain": gain,
-            "gain_interval": None if gain is None else [gain - 0.03, gain + 0.03],
-            "gain_note": about.pop("note", ""),
+            "shift": answer,
+            "task": answer,
+            "beyond_curve": False,
             "exceeds_max_loss": False,
             **about,
         }
 
     return {
         "id": ["val"],
-        "ood": ["sketch"],
+        "shift": ["sketch"],
+        "task": ["cars"],
         "curve": [row(0.5, 0.6, alpha=0.0), row(0.8, 0.7, alpha=0.5), row(0.9, 0.5, alpha=1.0)],
         "recipes": [
             row(0.89, 0.62, 0.1, name="auto <x>"),
-            row(0.7, 0.6, name="$low$", note="no gain"),
+            row(0.91, 0.6, 0.05, name="$high$", beyond_curve=True),
         ],
         "points": [],
         "zeroshot": {"source": "base"},
         "finetuned": [{"source": "cars"}],
-        "sources": {"val": "val/", "sketch": "sketch/"},
-        "images": {"val": 400, "sketch": 1000},
+        "sources": {"val": "val/", "sketch": "sketch/", "cars": "cars/"},
+        "images": {"val": 400, "sketch": 1000, "cars": 500},
         "bootstrap": {"resamples": 1000, "level": 0.95},
         "command": "clipmerge sweep base cars",
         "clipmerge": "0.1.0",
@@ -136,27 +137,46 @@ def sweep(**changes: Any) -> dict[str, Any]:
 def test_a_sweep_has_a_page_a_table_and_an_answer() -> None:
     page = sweep_page(sweep(), png(sweep_figure(sweep())))
     assert Tags(page).open == []
-    assert "Use auto &lt;x&gt;: +10.0 points [+7.0, +13.0]" in page
-    assert "$low$: no gain." in page
+    gain = "+10.0 points [+7.0, +13.0]"
+    assert f"Use auto &lt;x&gt;: {gain} under shift, {gain} on other tasks over" in page
+    assert page.count('class="marked"') == 1
+    assert "$high$: more accurate on the target than any alpha" in page
     heads, rows = sweep_table(sweep())
-    assert heads == ["accuracy, %", "val", "sketch", "gain"]
-    assert rows[2] == ["alpha 1 (fine-tuned)", "90.0", "50.0", ""]
-    assert rows[3] == ["auto <x>", "89.0", "62.0", "+10.0 [+7.0, +13.0]"]
-    assert len(told(sweep_summary(sweep())).splitlines()) == 7
+    assert heads == ["accuracy, %", "val", "sketch", "cars", "gain, shift", "gain, task"]
+    assert rows[2] == ["alpha 1 (fine-tuned)", "90.0", "50.0", "50.0", "", ""]
+    assert rows[3] == ["auto <x>", "89.0", *["62.0"] * 2, *["+10.0 [+7.0, +13.0]"] * 2]
+    assert len(told(sweep_summary(sweep()), width=120).splitlines()) == 8
+
+
+def test_shifts_and_tasks_are_never_in_one_mean() -> None:
+    made = sweep(task=["cars", "birds"])
+    for row in (*made["curve"], *made["recipes"]):
+        row["accuracy"]["birds"] = 0.2
+        row["task"] = row["task"] | {"accuracy": 0.4}
+    heads, rows = sweep_table(made)
+    assert heads[1:6] == ["val", "sketch", "cars", "birds", "mean task"]
+    assert rows[0][1:6] == ["50.0", "60.0", "60.0", "20.0", "40.0"]
 
 
 @pytest.mark.parametrize(
     ("gain", "lost", "answer"),
     [
-        (0.1, True, "auto <x> gains .* but loses more ID accuracy"),
+        (0.1, True, "auto <x> gains .* but loses more on the target"),
         (0.01, False, "No difference is shown"),
         (-0.1, False, "Keep to the alpha curve"),
-        (None, False, "alpha 0.5 has|auto <x> has the highest OOD accuracy, 62.0%"),
     ],
 )
-def test_the_answer_follows_the_interval(gain: float | None, lost: bool, answer: str) -> None:
+def test_the_answer_follows_the_interval(gain: float, lost: bool, answer: str) -> None:
     made = sweep()
+    made["recipes"] = made["recipes"][:1]
     row = made["recipes"][0]
-    row["gain"], row["exceeds_max_loss"] = gain, lost
-    row["gain_interval"] = None if gain is None else [gain - 0.03, gain + 0.03]
+    row["exceeds_max_loss"] = lost
+    row["shift"] |= {"gain": gain, "gain_interval": [gain - 0.03, gain + 0.03]}
     assert re.search(answer, sweep_sentence(made))
+
+
+def test_a_sweep_without_recipes_names_the_best_alpha_within_the_limit() -> None:
+    made = sweep(recipes=[])
+    made["curve"][1]["exceeds_max_loss"] = True
+    told = "The best alpha within `max_loss` is 0: 50.0% on the target, 60.0% under shift"
+    assert sweep_sentence(made).startswith(told)
