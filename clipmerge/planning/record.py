@@ -25,7 +25,7 @@ from clipmerge.planning.plan import Plan, SourceRecord
 from clipmerge.planning.recipe import MAX_LOSS
 from clipmerge.types import Json, Kind, Names, Recommendation
 
-FORMAT = "clipmerge-record/4"
+FORMAT = "clipmerge-record/5"
 #: Format of the record of a sweep; see `docs/how-to/sweep.md`.
 SWEEP_FORMAT = "clipmerge-sweep/4"
 #: Equal bins from 0 to `TOP`, twice the fine-tuned model's: no coefficient is learned beyond it.
@@ -52,29 +52,45 @@ class Estimate(Frozen):
     interval: tuple[_Share, _Share]
 
 
-class Comparison(Frozen):
+class Accuracies(Frozen):
+    """The models on one source of images, or on the mean of several.
+
+    Attributes:
+        models: Accuracy by model: ``zero-shot``, ``fine-tuned`` (or ``fine-tuned 1``, ...) and
+            ``merged``. Of captions it is the mean of recall at 1 both ways.
+        change: Merged minus fine-tuned, the most accurate one on the target's images.
+        finetuning_change: Fine-tuned minus zero-shot.
+        curve: Accuracy of plain interpolation at each of the verdict's `alphas`; empty for
+            corrupted images.
+        gain: Merged minus the curve of plain interpolation at the same accuracy on the target or a
+            higher one; for shifts and other tasks.
+    """
+
+    models: dict[str, Estimate]
+    change: Estimate
+    finetuning_change: Estimate
+    curve: tuple[_Share, ...] = ()
+    gain: Estimate | None = None
+
+
+class Comparison(Accuracies):
     """The models on one source of images.
 
     Attributes:
         name: ``target``, ``corrupted``, or the name given with ``--ood``.
+        kind: ``target``, ``corrupted``, or the question that it answers.
         source: Where the images come from.
         revision: The commit, for a data set of the Hub.
         images: Number of images.
-        models: Accuracy by model: ``zero-shot``, ``fine-tuned`` (or ``fine-tuned 1``, ...) and
-            ``merged``. Of captions it is the mean of recall at 1 both ways.
-        gain: Merged minus fine-tuned, the most accurate one on the target's images.
-        finetuning_gain: Fine-tuned minus zero-shot.
         class_names: The first classes, for examples; empty for captions.
         recall: Recall at K by model, for captions.
     """
 
     name: str
+    kind: Literal["target", "corrupted"] | Question
     source: str
     revision: str | None = None
     images: _Count
-    models: dict[str, Estimate]
-    gain: Estimate
-    finetuning_gain: Estimate
     class_names: Names = ()
     recall: dict[str, Recall] = Field(default_factory=dict)
 
@@ -87,18 +103,28 @@ class Verdict(Frozen):
         reason: The rule's reason, for programs.
         sentence: Recommendation and reason in words; the numbers are in the fields below.
         max_loss: Loss of accuracy, in points, that is accepted.
+        alphas: Alphas of plain interpolation that were scored beside the merge.
+        best_alpha: The one that is most accurate under the shifts (or else on the other tasks)
+            among those that lose at most `max_loss` on the target; without ``--ood``, the most
+            accurate one on the target.
+        chose: Whether the target's images also chose how far the merge goes.
         target: The models on the target's images, from which nothing was learned.
         corrupted: The models on the same images under corruptions that no recipe learns from.
         ood: The models on each source given with ``--ood``.
+        means: Means over the shifts, and over the other tasks.
     """
 
     recommendation: Recommendation
     reason: str
     sentence: str
     max_loss: Annotated[float, Field(ge=0)] = MAX_LOSS
+    alphas: tuple[float, ...]
+    best_alpha: float
+    chose: bool
     target: Comparison
     corrupted: Comparison
     ood: tuple[Comparison, ...] = ()
+    means: dict[Question, Accuracies] = Field(default_factory=dict)
 
     @property
     def sources(self) -> tuple[Comparison, ...]:
@@ -170,7 +196,7 @@ class Record(Frozen):
         seconds: Wall-clock seconds by stage.
     """
 
-    format: Literal["clipmerge-record/4"] = FORMAT  # type: ignore[assignment]
+    format: Literal["clipmerge-record/5"] = FORMAT  # type: ignore[assignment]
     clipmerge: str = __version__
     output: str | None = None
     files: dict[str, str | None] = Field(default_factory=dict)
