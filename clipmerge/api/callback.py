@@ -20,7 +20,7 @@ from clipmerge.errors import UsageError
 from clipmerge.files import local_path
 from clipmerge.options import MergeOptions
 from clipmerge.planning.recipe import RecipeLike
-from clipmerge.progress import Progress
+from clipmerge.progress import Progress, default_progress
 from clipmerge.types import StrPath
 
 _LOG = logging.getLogger("clipmerge")
@@ -77,7 +77,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         self._zeroshot = zeroshot
         self._output = output
         self._processor = processor
-        self._progress = progress or Progress()
+        self._progress = progress or default_progress()
         self._options = options
         self._checked = MergeOptions.of(options)
         self._recipe = choose_recipe(recipe, self._checked, self._progress)
