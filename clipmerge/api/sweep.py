@@ -103,6 +103,12 @@ class SweepResult(Tabular):
             rows.append(row)
         return rows
 
+    def _repr_html_(self) -> str:
+        """The answer, the table and the picture, for a notebook."""
+        from clipmerge.report.notebook import sweep_html
+
+        return sweep_html(self.record)
+
     def _caption(self) -> str:
         return str(self.record["answer"])
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from clipmerge import __version__
-from clipmerge.errors import OutputError, shorten
+from clipmerge.errors import OutputError, did_you_mean_path, shorten
 from clipmerge.files.staging import RECORD
 from clipmerge.planning import Frozen
 from clipmerge.planning.measurements import (
@@ -228,8 +228,12 @@ def read_output(folder: Path) -> Record:
     """Read the record of an output folder, and check that its weights are there."""
     path = folder / RECORD
     if not path.is_file():
-        what = "no such folder" if not folder.is_dir() else f"no {RECORD} in it"
-        raise OutputError(f"{folder}: {what}. Give a folder written by `clipmerge merge --output`.")
+        is_folder = folder.is_dir()
+        what = f"no {RECORD} in it" if is_folder else "no such folder"
+        meant = "" if is_folder else did_you_mean_path(folder)
+        raise OutputError(
+            f"{folder}: {what}. Give a folder written by `clipmerge merge --output`.{meant}"
+        )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(data, dict) and data.get("format") != FORMAT:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.families import FAMILIES
 from clipmerge.options import with_flags
+from clipmerge.planning.plan import Plan
 from clipmerge.planning.record import Record, Verdict
 from clipmerge.report.wording import decision_sentence, verdict_table
 
@@ -31,8 +32,7 @@ _VOWEL = re.compile(r"(?!one|uni|use|eu)[aeiou]", re.IGNORECASE)
 def html_page(record: Record) -> str:
     """The report of a merge."""
     picture = None
-    alphas = {layer.alpha for layer in record.plan.layers.values()}
-    if record.verdict or len(alphas) > 1:  # matplotlib takes longer than a small merge
+    if record.verdict or layers_differ(record.plan):  # matplotlib takes longer than a small merge
         from clipmerge.report.figures import merge_figure, png
 
         picture = png(merge_figure(record))
@@ -43,6 +43,11 @@ def html_page(record: Record) -> str:
         "picture": picture,
     }
     return render("report.html.j2", values)
+
+
+def layers_differ(plan: Plan) -> bool:
+    """Whether a picture of the layers' alphas shows anything."""
+    return len({layer.alpha for layer in plan.layers.values()}) > 1
 
 
 def model_card(record: Record, *, repo_id: str | None = None, license: str | None = None) -> str:
@@ -103,20 +108,25 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         optimized=False,  # folding constants takes a quarter of the time to compile
     )
-    environment.filters |= {"base64": b64encode, "cell": _cell_text, "flags": mark_code}
+    environment.filters |= {
+        "base64": b64encode,
+        "cell": _cell_text,
+        "code": mark_code,
+        "flags": lambda text: mark_code(with_flags(text)),
+    }
     return environment.get_template(template).render(values)
 
 
 def mark_code(text: str) -> Markup:
-    """Write parameters as flags, and text between backticks as code.
+    """Mark text between backticks as code.
 
     Example:
-        >>> mark_code("`clipmerge merge` & `max_loss`")
-        Markup('<code>clipmerge merge</code> &amp; --max-loss')
+        >>> mark_code("`clipmerge merge` & more")
+        Markup('<code>clipmerge merge</code> &amp; more')
     """
     from markupsafe import Markup, escape
 
-    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(with_flags(text)))))
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))
 
 
 def _cell_text(value: object) -> str:

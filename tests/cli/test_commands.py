@@ -37,6 +37,11 @@ def test_help_lists_nine_commands_and_imports_nothing_heavy() -> None:
         ),
         (["merge", "a", "b", "-o", "c"], 1, "a: no such folder or file, and not a Hub id"),
         (["apply", "nowhere.json", "-o", "c"], 1, "nowhere.json: cannot be read"),
+        (
+            ["merge", "a", "b", "-o", "c", "--device", "gpu"],
+            2,
+            "Did you mean 'cuda'? See `clipmerge",
+        ),
         (["push", "nowhere", "a/b"], 1, "nowhere: no such folder"),
     ],
 )
@@ -46,6 +51,26 @@ def test_errors_are_one_line_and_say_what_next(
     with contextlib.chdir(tmp_path):
         assert said in refused(clipmerge(*words), code)
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "beside"),
+    [
+        (["merge", "modle", "b", "-o", "c"], "model"),
+        (["merge", "a", "b", "-o", "c", "-r", "mien.yaml"], "mine.yaml"),
+        (["apply", "pln.json", "-o", "c"], "plan.json"),
+        (["push", "mergde", "a/b"], "merged"),
+        (["evaluate", "model", "--data", "vall"], "val"),
+        (["evaluate", "model", "--data", "rusn/val"], "runs"),
+    ],
+)
+def test_a_misspelt_path_names_the_one_beside_it(
+    words: list[str], beside: str, pair: Folders, tmp_path: Path
+) -> None:
+    (tmp_path / "model").symlink_to(pair[0])
+    (tmp_path / beside).mkdir(exist_ok=True)
+    with contextlib.chdir(tmp_path):
+        assert f"Did you mean '{beside}'?" in refused(clipmerge(*words), clipmerge(*words).code)
 
 
 def test_json_is_one_object_and_an_error_too(pair: Folders, tmp_path: Path) -> None:

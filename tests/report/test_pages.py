@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from clipmerge.api.merge import MergeResult
+from clipmerge.api.sweep import SweepResult
 from clipmerge.planning.record import Findings
 from clipmerge.report.figures import merge_figure, png, sweep_figure
 from clipmerge.report.pages import html_page
@@ -67,6 +69,25 @@ def test_an_unjudged_merge_says_so_and_a_plain_one_has_no_picture() -> None:
     layers = {"vision.0.mlp": next(iter(unjudged.plan.layers.values()))}
     plain = unjudged.replace(plan=unjudged.plan.replace(layers=layers, stragglers=()))
     assert Tags(html_page(plain)).loaded == []
+
+
+def test_a_notebook_shows_the_answer_the_accuracies_and_the_picture() -> None:
+    made = record()
+    result = MergeResult(None, made.plan, made)
+    lines = str(result.verdict).splitlines()
+    assert lines[0] == made.verdict.sentence if made.verdict else False
+    assert [line.split()[-3:] for line in lines[2:3]] == [["+2", "[-6,", "+10]"]]
+    merged, swept = result._repr_html_(), SweepResult(None, sweep(), {})._repr_html_()
+    for html, answer in ((merged, "<b>Use it:</b>"), (swept, "<b>Use auto &lt;x&gt;:</b>")):
+        assert Tags(html).open == []
+        assert 0 < html.find(answer) < html.find("<table>") < html.find("data:image/png;base64,")
+    assert "vision.0" not in merged
+    assert result.verdict is not None
+    assert "Use it" in result.verdict._repr_html_()
+    unjudged = MergeResult(None, made.plan, record(verdict=None))
+    assert unjudged.verdict is None
+    assert "The layers go" in unjudged._repr_html_()
+    assert "vision.0" in MergeResult(None, made.plan, None)._repr_html_()
 
 
 def test_statistics_that_were_not_measured_have_no_column() -> None:
