@@ -89,9 +89,7 @@ def mean_of_sources(correct: Sequence[NDArray[np.bool_] | Floats]) -> Interval:
     recognised.
     """
     shares = [float(right.mean()) for right in correct]
-    intervals = [
-        wilson(share, len(right)) for share, right in zip(shares, correct, strict=True)
-    ]
+    intervals = [wilson(share, len(right)) for share, right in zip(shares, correct, strict=True)]
     return mean_interval(shares, intervals)
 
 

@@ -16,7 +16,7 @@ from clipmerge.api._pair import Pair
 from clipmerge.checks import check_sources, raise_unless_allowed
 from clipmerge.distributed import DistributedContext, exact_float32
 from clipmerge.errors import DataError
-from clipmerge.evaluation.verdict import MOST_IMAGES, judge
+from clipmerge.evaluation.verdict import judge
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.classes import class_prompts, templates_for
 from clipmerge.images.copies import Prints, shared_notes
@@ -271,6 +271,7 @@ def judge_plan(
         ood={name: part.test for name, part in split.ood.items() if part.test is not None},
         max_loss=recipe.max_loss if options.max_loss is None else options.max_loss,
         chosen=record.measured.choice is not None,
-        most_images=MAX_TEST if recipe.measure else MOST_IMAGES,
+        chose=record.measured.choice is not None and split.test_chooses,
+        most_images=MAX_TEST if recipe.measure else split.available,
     )
     return record.replace(verdict=verdict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -32,6 +32,7 @@ class Split(Generic[Images]):
             too few.
         test: Images that judge the result; nothing was learned from them. ``None`` if there are too
             few or none are wanted.
+        available: Number of images of the source.
         copies: Number of copies that were left out.
         notes: Sentences for the user.
         ood: Splits of the images of shifts and other tasks, by name: half may teach, half judge.
@@ -40,9 +41,17 @@ class Split(Generic[Images]):
     train: Images | None
     val: Images | None
     test: Images | None
+    available: int
     copies: int
     notes: Names
     ood: Mapping[str, Split[Any]] = field(default_factory=dict)
+
+    @property
+    def test_chooses(self) -> bool:
+        """Whether some test images are among those that choose."""
+        if self.val is None or self.test is None:
+            return False
+        return not set(self.val.pictures.items).isdisjoint(self.test.pictures.items)
 
 
 def split_images(
@@ -84,6 +93,7 @@ def split_images(
         train=sampled.subset(train),
         val=sampled.subset(choose) if choose else None,
         test=sampled.subset(judge) if judge else None,
+        available=len(images),
         copies=len(drawn) - len(sampled),
         notes=notes,
     )
@@ -92,7 +102,7 @@ def split_images(
 def sample_for_judging(images: Images, count: int, seed: int) -> Split[Images]:
     """Sample images to judge a merge that measures nothing."""
     drawn = images.sample(count, seed)
-    return split_shift(drawn, seed, teaches=False)
+    return replace(split_shift(drawn, seed, teaches=False), available=len(images))
 
 
 def split_shift(images: Images, seed: int, *, teaches: bool) -> Split[Images]:
@@ -112,6 +122,7 @@ def split_shift(images: Images, seed: int, *, teaches: bool) -> Split[Images]:
         train=alone.subset(teach) if teach else None,
         val=None,
         test=alone.subset(judge),
+        available=len(images),
         copies=len(images) - len(alone),
         notes=notes,
     )

@@ -41,8 +41,14 @@ Recall = dict[str, dict[str, float]]
 #: Question that a source given with ``--ood`` answers: accuracy under a natural shift of the
 #: target, whose classes are all among the target's, or on another task.
 Question = Literal["shift", "task"]
+#: Where the accuracy is that answers each question; the first one that has images decides.
+QUESTIONS: dict[Question, str] = {"shift": "under shift", "task": "on other tasks"}
 
 _Share = Annotated[float, Field(ge=-1, le=1)]
+# Intervals whose half is wider than this share are shown in whole points.
+_COARSE = 0.05
+# A smaller share would be rounded to 0 points.
+_SHOWN = 0.005
 
 
 class Estimate(Frozen):
@@ -50,6 +56,41 @@ class Estimate(Frozen):
 
     value: _Share
     interval: tuple[_Share, _Share]
+
+    @property
+    def digits(self) -> int:
+        """Digits after the point that a percentage has with such an interval."""
+        low, high = self.interval
+        return 0 if (high - low) / 2 > _COARSE else 1
+
+    def as_share(self) -> str:
+        """The share in per cent.
+
+        Example:
+            >>> Estimate(value=0.758, interval=(0.66, 0.83)).as_share()
+            '76'
+            >>> Estimate(value=0.758, interval=(0.72, 0.79)).as_share()
+            '75.8'
+        """
+        return f"{100 * self.value:.{self.digits}f}"
+
+    def as_difference(self) -> str:
+        """The difference in points with its interval.
+
+        Example:
+            >>> Estimate(value=0.019, interval=(-0.067, 0.104)).as_difference()
+            '+2 [-7, +10]'
+            >>> Estimate(value=0.06, interval=(0.002, 0.118)).as_difference()
+            '+6.0 [+0.2, +11.8]'
+            >>> Estimate(value=-0.0001, interval=(-0.03, 0.03)).as_difference()
+            '0.0 [-3.0, +3.0]'
+        """
+        digits = self.digits
+        if any(0 < abs(end) < _SHOWN for end in self.interval):
+            digits = 1
+        texts = (f"{100 * share:+.{digits}f}" for share in (self.value, *self.interval))
+        value, low, high = (text if float(text) else text[1:] for text in texts)
+        return f"{value} [{low}, {high}]"
 
 
 class Accuracies(Frozen):
@@ -59,18 +100,13 @@ class Accuracies(Frozen):
         models: Accuracy by model: ``zero-shot``, ``fine-tuned`` (or ``fine-tuned 1``, ...) and
             ``merged``. Of captions it is the mean of recall at 1 both ways.
         change: Merged minus fine-tuned, the most accurate one on the target's images.
-        finetuning_change: Fine-tuned minus zero-shot.
         curve: Accuracy of plain interpolation at each of the verdict's `alphas`; empty for
             corrupted images.
-        gain: Merged minus the curve of plain interpolation at the same accuracy on the target or a
-            higher one; for shifts and other tasks.
     """
 
     models: dict[str, Estimate]
     change: Estimate
-    finetuning_change: Estimate
     curve: tuple[_Share, ...] = ()
-    gain: Estimate | None = None
 
 
 class Comparison(Accuracies):
@@ -78,21 +114,34 @@ class Comparison(Accuracies):
 
     Attributes:
         name: ``target``, ``corrupted``, or the name given with ``--ood``.
-        kind: ``target``, ``corrupted``, or the question that it answers.
+        question: The question that it answers, if it was given with ``--ood``.
         source: Where the images come from.
         revision: The commit, for a data set of the Hub.
         images: Number of images.
+        finetuning_change: Fine-tuned minus zero-shot.
         class_names: The first classes, for examples; empty for captions.
         recall: Recall at K by model, for captions.
     """
 
     name: str
-    kind: Literal["target", "corrupted"] | Question
+    question: Question | None = None
     source: str
     revision: str | None = None
     images: _Count
+    finetuning_change: Estimate
     class_names: Names = ()
     recall: dict[str, Recall] = Field(default_factory=dict)
+
+
+class Mean(Accuracies):
+    """The mean over the sources of one question.
+
+    Attributes:
+        gain: Merged minus the best that plain interpolation reaches with the same accuracy on the
+            target or a higher one.
+    """
+
+    gain: Estimate
 
 
 class Verdict(Frozen):
@@ -104,11 +153,10 @@ class Verdict(Frozen):
         sentence: Recommendation and reason in words; the numbers are in the fields below.
         max_loss: Loss of accuracy, in points, that is accepted.
         alphas: Alphas of plain interpolation that were scored beside the merge.
-        best_alpha: The one that is most accurate under the shifts (or else on the other tasks)
-            among those that lose at most `max_loss` on the target; without ``--ood``, the most
-            accurate one on the target.
-        chose: Whether the target's images also chose how far the merge goes.
-        target: The models on the target's images, from which nothing was learned.
+        best_alpha: The most accurate one under shift (without shifts, on the other tasks) that
+            loses at most `max_loss` on the target; without ``--ood``, on the target.
+        chose: Whether some of the target's images also chose how far the merge goes.
+        target: The models on the target's images.
         corrupted: The models on the same images under corruptions that no recipe learns from.
         ood: The models on each source given with ``--ood``.
         means: Means over the shifts, and over the other tasks.
@@ -120,11 +168,11 @@ class Verdict(Frozen):
     max_loss: Annotated[float, Field(ge=0)] = MAX_LOSS
     alphas: tuple[float, ...]
     best_alpha: float
-    chose: bool
+    chose: bool = False
     target: Comparison
     corrupted: Comparison
     ood: tuple[Comparison, ...] = ()
-    means: dict[Question, Accuracies] = Field(default_factory=dict)
+    means: dict[Question, Mean] = Field(default_factory=dict)
 
     @property
     def sources(self) -> tuple[Comparison, ...]:

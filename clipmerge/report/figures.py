@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipmerge.planning.plan import LayerPlan
-from clipmerge.planning.record import Estimate, Record, Verdict
-from clipmerge.report.wording import QUESTIONS, recipes_and_points
+from clipmerge.planning.record import QUESTIONS, Estimate, Question, Record, Verdict
+from clipmerge.report.wording import recipes_and_points
 from clipmerge.types import Json
 
 _SHAPES = "hD^sPvX<p>"
@@ -41,14 +41,33 @@ _ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 3}
 def merge_figure(record: Record) -> Figure:
     """The alpha of every layer, below the accuracy of every model if there is a verdict."""
     heights = [2.3]
-    if record.verdict:
-        heights.insert(0, 1.5 + 0.6 * len(record.verdict.sources))
+    if verdict := record.verdict:
+        rows = 1.5 + 0.6 * len(verdict.sources)
+        heights = [rows, *(3.6 for _ in verdict.means), *heights]
     figure = Figure((_WIDTH, sum(heights)))
     panels = figure.subplots(len(heights), squeeze=False, height_ratios=heights).ravel()
-    if record.verdict:
-        _draw_verdict(panels[0], record.verdict)
+    if verdict:
+        _draw_verdict(panels[0], verdict)
+        for axes, question in zip(panels[1:], verdict.means, strict=False):
+            _draw_plain(axes, verdict, question)
     _draw_layers(panels[-1], record.plan.layers)
     return figure
+
+
+def _draw_plain(axes: Axes, verdict: Verdict, question: Question) -> None:
+    """Draw the merge beside the curve of plain interpolation and its best alpha."""
+    target, mean = verdict.target, verdict.means[question]
+    _draw_curve(axes, target.curve, mean.curve)
+    best = verdict.alphas.index(verdict.best_alpha)
+    styles = {best: ("C1D", f"best alpha {verdict.best_alpha:g}")}
+    styles = {0: ("C0o", "zero-shot"), len(target.curve) - 1: ("C0s", "alpha 1")} | styles
+    for at, (shape, label) in styles.items():
+        axes.plot(100 * target.curve[at], 100 * mean.curve[at], shape, label=label)
+    _draw_point(
+        axes, target.models["merged"], mean.models["merged"], "*", c="C2", ms=11, label="this merge"
+    )
+    _label_tradeoff(axes, question)
+    axes.legend(**_ABOVE)
 
 
 def _draw_verdict(axes: Axes, verdict: Verdict) -> None:
@@ -102,7 +121,7 @@ def sweep_figure(record: Json) -> Figure:
     return figure
 
 
-def _draw_sweep(axes: Axes, record: Json, question: str) -> None:
+def _draw_sweep(axes: Axes, record: Json, question: Question) -> None:
     """Draw accuracy on the sources of one question against that on the target."""
 
     def draw(row: Json, shape: str, **style: Any) -> None:
@@ -129,7 +148,7 @@ def _draw_curve(axes: Axes, across: Sequence[float], up: Sequence[float]) -> Non
     axes.plot(100 * np.array(across), 100 * np.array(up), "C0", label="plain interpolation")
 
 
-def _label_tradeoff(axes: Axes, question: str, *, means: bool = False) -> None:
+def _label_tradeoff(axes: Axes, question: Question, *, means: bool = False) -> None:
     axes.set_xlabel(f"{'mean ' if means else ''}accuracy on the target, %")
     axes.set_ylabel(f"accuracy {QUESTIONS[question]}, %")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from clipmerge.planning.record import QUESTIONS, Estimate, Question
 from clipmerge.report.pages import render
-from clipmerge.report.wording import QUESTIONS, Table, recipes_and_points, signed
+from clipmerge.report.wording import Table, recipes_and_points
 from clipmerge.types import Json
 
 
@@ -16,7 +17,7 @@ def _name_of(record: Json, row: Json) -> str:
     return f"alpha {row['alpha']:g}{ends.get(row['alpha'], '')}"
 
 
-def _asked(record: Json) -> list[str]:
+def _asked(record: Json) -> list[Question]:
     """The questions that have sources; the first one decides."""
     return [question for question in QUESTIONS if record[question]]
 
@@ -53,16 +54,16 @@ def sweep_sentence(record: Json) -> str:
             f"The best alpha within `max_loss` is {best['alpha']:g}: {best['id']:.1%} on the"
             f" target, {', '.join(shares)}."
         )
-    gains = [f"{_gain_cell(best[each], ' points')} {QUESTIONS[each]}" for each in asked]
-    numbers = f"{', '.join(gains)} over the alpha curve at equal accuracy on the target"
+    gains = [f"{_gain_cell(best[each])} {QUESTIONS[each]}" for each in asked]
+    numbers = f"has a gain of {', '.join(gains)}"
     low, high = best[first]["gain_interval"]
     if _is_recommended(best, first):
-        return f"Use {name}: {numbers}."
+        return f"Use {name}: it {numbers}."
     if low > 0:
-        return f"{name} gains {numbers}, but loses more on the target than the limit."
+        return f"{name} {numbers}, but loses more on the target than `max_loss`."
     if high < 0:
-        return f"Keep to the alpha curve: {name}, the best of the others, has {numbers}."
-    return f"No difference is shown: {name} has {numbers}; more images would tell."
+        return f"Keep to the alpha curve: {name}, the best of the others, {numbers}."
+    return f"No difference is shown: {name} {numbers}; more images would tell."
 
 
 def _is_recommended(row: Json, question: str) -> bool:
@@ -97,11 +98,10 @@ def _cells(record: Json, row: Json) -> list[str]:
     return [*(f"{100 * share:.1f}" for share in shares), *gains]
 
 
-def _gain_cell(answer: Json, unit: str = "") -> str:
+def _gain_cell(answer: Json) -> str:
     if answer["gain"] is None:
         return ""
-    low, high = map(signed, answer["gain_interval"])
-    return f"{signed(answer['gain'])}{unit} [{low}, {high}]"
+    return Estimate(value=answer["gain"], interval=answer["gain_interval"]).as_difference()
 
 
 def sweep_page(record: Json, picture: bytes) -> str:

@@ -111,7 +111,9 @@ def test_pictures_are_narrow_and_equal_in_every_run() -> None:
 def test_the_picture_shows_the_verdicts_numbers() -> None:
     many = tuple(source(0.1, 0.05, name=f"$shift_{n}$") for n in range(3))
     figure = merge_figure(record(verdict=verdict(ood=many)))
-    accuracy, layers = figure.axes
+    accuracy, tradeoff, layers = figure.axes
+    names = [text.get_text() for text in tradeoff.get_legend().get_texts()]
+    assert names == ["plain interpolation", "zero-shot", "alpha 1", "best alpha 0.5", "this merge"]
     drawn = {line.get_label(): line for line in accuracy.containers}
     assert list(drawn) == ["zero-shot", "fine-tuned", "merged"]
     merged = accuracy.containers[2].lines[0].get_xdata()
@@ -158,8 +160,9 @@ def sweep(**changes: Any) -> dict[str, Any]:
 def test_a_sweep_has_a_page_a_table_and_an_answer() -> None:
     page = sweep_page(sweep(), png(sweep_figure(sweep())))
     assert Tags(page).open == []
-    gain = "+10.0 points [+7.0, +13.0]"
-    assert f"Use auto &lt;x&gt;: {gain} under shift, {gain} on other tasks over" in page
+    gain = "+10.0 [+7.0, +13.0]"
+    told = f"Use auto &lt;x&gt;: it has a gain of {gain} under shift, {gain} on other tasks."
+    assert told in page
     assert page.count('class="marked"') == 1
     assert "$high$: more accurate on the target than any alpha" in page
     heads, rows = sweep_table(sweep())
@@ -182,7 +185,7 @@ def test_shifts_and_tasks_are_never_in_one_mean() -> None:
 @pytest.mark.parametrize(
     ("gain", "lost", "answer"),
     [
-        (0.1, True, "auto <x> gains .* but loses more on the target"),
+        (0.1, True, "auto <x> has a gain of .* but loses more on the target"),
         (0.01, False, "No difference is shown"),
         (-0.1, False, "Keep to the alpha curve"),
     ],
