@@ -84,32 +84,21 @@ def mean_share(by_image: Floats) -> Interval:
     return wilson(share, images / effect)
 
 
-def mean_of_sources(correct: Sequence[NDArray[np.bool_] | Floats]) -> Interval:
+def mean_of_sources(correct: Sequence[Floats]) -> Interval:
     """Interval of the mean accuracy over sources, each given by whether its images (images,) were
-    recognised.
-    """
-    shares = [float(right.mean()) for right in correct]
-    intervals = [wilson(share, len(right)) for share, right in zip(shares, correct, strict=True)]
-    return mean_interval(shares, intervals)
+    recognised, or by the shares of their views.
 
-
-def mean_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Interval:
-    """Interval of the mean of independent values, each with its interval.
-
-    The distances to the ends of the intervals are squared and added up.
+    The distances to the ends of the sources' own intervals are squared and added up.
 
     Source:
         Zou and Donner 2008, Statistics in Medicine 27.
-
-    Example:
-        >>> mean_interval([0.5, 0.7], [(0.2, 0.7), (0.3, 0.7)])
-        (0.35, 0.7)
     """
-    count = len(values)
-    mean = sum(values) / count
-    below = [value - low for value, (low, _) in zip(values, intervals, strict=True)]
-    above = [high - value for value, (_, high) in zip(values, intervals, strict=True)]
-    return mean - math.hypot(*below) / count, mean + math.hypot(*above) / count
+    shares = [float(right.mean()) for right in correct]
+    intervals = list(map(mean_share, correct))
+    mean = sum(shares) / len(shares)
+    below = (share - low for share, (low, _) in zip(shares, intervals, strict=True))
+    above = (high - share for share, (_, high) in zip(shares, intervals, strict=True))
+    return mean - math.hypot(*below) / len(shares), mean + math.hypot(*above) / len(shares)
 
 
 def paired_accuracy_interval(differences: Floats, views: int = 1) -> Interval:

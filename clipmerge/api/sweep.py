@@ -6,13 +6,11 @@ A loop over the parts of `merge`; no checkpoint is written. No recipe sees an OO
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from clipmerge import __version__
 from clipmerge.api._call import CallJournal
@@ -40,10 +38,11 @@ from clipmerge.evaluation.scorer import Move
 from clipmerge.evaluation.tradeoff import (
     RESAMPLES,
     Correct,
-    alphas_to_add,
     gains_over_curve,
     mean_accuracy,
+    mean_estimate,
     question_of,
+    with_tenths,
 )
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, stage_output
@@ -58,7 +57,7 @@ from clipmerge.planning.record import SWEEP_FORMAT
 from clipmerge.progress import Journal, Progress
 from clipmerge.report.sweep import sweep_sentence
 from clipmerge.report.wording import decision_sentence
-from clipmerge.stats import LEVEL, mean_of_sources
+from clipmerge.stats import LEVEL
 from clipmerge.types import Json, Missing, Names, StrPath
 
 #: The record in the output folder of a sweep, which identifies it.
@@ -95,11 +94,10 @@ class SweepResult(Tabular):
         rows = []
         for point in (*self.record["curve"], *self.record["recipes"], *self.record["points"]):
             name = point.get("name") or f"alpha {point['alpha']:g}"
-            row = {"point": name, **point["accuracy"], "id": point["id"]}
-            for question in ("shift", "task"):
-                for key, value in (point[question] or {}).items():
-                    if not key.endswith("interval"):
-                        row[f"{question} {key}"] = value
+            row = {"point": name, **point["accuracy"]}
+            for kind in ("mean", "gain"):
+                for question, estimate in point[kind].items():
+                    row[f"{kind} {question}"] = estimate["value"]
             rows.append(row)
         return rows
 
@@ -176,18 +174,21 @@ def sweep(
         pair = with_zeroshot_head(pair, data, opts.classes, opts.template)
         journal.warn(*pair.inputs.notes)
         doubt_images(pair, sources if data is None else {**sources, "": data}, opts, journal)
-        points = _decide_by_each_recipe(pair, recipes, data, opts, journal)
+        # the gain of a point needs a fine curve
+        alphas = with_tenths(opts.alphas) if recipes or shown else opts.alphas
+        points = [
+            _Point({"alpha": alpha}, partial(Between.set_alpha, alpha=alpha)) for alpha in alphas
+        ]
+        points += _decide_by_each_recipe(pair, recipes, data, opts, journal)
         for name, place in zip(shown, places, strict=True):
             points.append(_open_point(name, place, pair.inputs, opts.model))
-        questions = {
-            "id": list(ids),
-            "shift": [name for name in oods if question_of(far[name], [*near.values()]) == "shift"],
-        }
-        questions["task"] = [name for name in oods if name not in questions["shift"]]
+        questions: dict[str, list[str]] = {"target": list(ids), "shift": [], "task": []}
+        for name, images in far.items():
+            questions[question_of(images, [*near.values()])].append(name)
         journal.stage("evaluate")
-        curve, correct = _score_points(pair, points, sources, questions, opts, journal)
+        correct = _score_points(pair, points, sources, opts, journal)
     journal.stage("bootstrap")
-    record = _make_sweep_record(pair, correct, [*curve, *points], questions, sources, opts, journal)
+    record = _make_sweep_record(pair, correct, points, questions, sources, opts, journal)
     if target is not None and is_main_process():
         record["output"] = target.name
         _write_sweep(record, target, overwrite=opts.overwrite)
@@ -267,45 +268,17 @@ def _score_points(
     pair: Pair,
     points: list[_Point],
     sources: dict[str, Images],
-    questions: dict[str, list[str]],
     options: SweepOptions,
     progress: Progress,
-) -> tuple[list[_Point], dict[str, Correct]]:
-    """Score the alpha curve and the points. Return the curve, with the alphas that were added to
-    it, and whether each image is recognised, by source, at the curve's points and then the others.
-    """
+) -> dict[str, Correct]:
+    """Whether each image is recognised at each point, by source."""
     from clipmerge.evaluation.scorer import Scorer, stack_correct
 
     if pair.inputs.output.is_classifier:
         sources = {name: require_labelled(images) for name, images in sources.items()}
     scorer = Scorer(pair.path.model, options, pair.path, dtype=pair.inputs.dtype)
-
-    def score(points: list[_Point]) -> dict[str, Correct]:
-        outcomes = scorer.score([point.move for point in points], sources, progress)
-        return {name: stack_correct(each) for name, each in outcomes.items()}
-
-    curve = _curve_points(options.alphas)
-    correct = score([*curve, *points])
-    near, *others = (
-        mean_accuracy([correct[name] for name in names]) for names in questions.values() if names
-    )
-    added = set[float]()
-    for far in others if points else ():
-        added.update(alphas_to_add(options.alphas, near, far))
-    if added:
-        more = _curve_points(sorted(added))
-        alphas = np.array([point.about["alpha"] for point in (*curve, *more)])
-        order = np.argsort(alphas)
-        curve = _curve_points(alphas[order].tolist())
-        count = len(options.alphas)
-        for name, right in score(more).items():
-            on_curve = np.concatenate([correct[name][:count], right])
-            correct[name] = np.concatenate([on_curve[order], correct[name][count:]])
-    return curve, correct
-
-
-def _curve_points(alphas: Sequence[float]) -> list[_Point]:
-    return [_Point({"alpha": alpha}, partial(Between.set_alpha, alpha=alpha)) for alpha in alphas]
+    outcomes = scorer.score([point.move for point in points], sources, progress)
+    return {name: stack_correct(each) for name, each in outcomes.items()}
 
 
 def _make_sweep_record(
@@ -324,7 +297,7 @@ def _make_sweep_record(
     every = [point.about | row for point, row in zip(points, rows, strict=True)]
     for row in every:
         if "name" in row and row["exceeds_max_loss"]:
-            journal.warn(f"{row['name']} loses more than `max_loss` on the ID images")
+            journal.warn(f"{row['name']} loses more than `max_loss` on the target")
     journal.stage("draw")
     pinned = pair.sources(hashed=True)
     record: Json = {
@@ -363,45 +336,40 @@ def _accuracy_rows(
     seed: int,
 ) -> list[Json]:
     """Compute each point's accuracies, its gains, and whether it loses more than its limit."""
-    near = [correct[name] for name in questions["id"]]
-    target = mean_accuracy(near)
-    of_curve = target[: len(alphas)]
-    finetuned = target[alphas.index(1.0)] if 1.0 in alphas else None
+    by_question = {
+        question: [correct[name] for name in names]
+        for question, names in questions.items()
+        if names
+    }
+    target = by_question["target"]
+    gains = {
+        question: gains_over_curve(target, others, len(alphas), seed=seed)
+        for question, others in by_question.items()
+        if question != "target"
+    }
+    accuracy = 100 * mean_accuracy(target)
     rows: list[Json] = []
     for number, limit in enumerate(limits):
-        of_sources = [right[number] for right in near]
+        off_curve = number - len(alphas)
         row: Json = {
             "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
-            "id": float(target[number]),
-            "id_interval": list(mean_of_sources(of_sources)),
-            "beyond_curve": bool(target[number] > of_curve.max() + 1e-12),
+            "mean": {
+                question: mean_estimate([right[number] for right in each]).model_dump(mode="json")
+                for question, each in by_question.items()
+            },
+            "gain": {
+                question: each[off_curve].model_dump(mode="json")
+                for question, each in gains.items()
+                if off_curve >= 0
+            },
             "exceeds_max_loss": None,
         }
-        if finetuned is not None:
+        if 1.0 in alphas:
+            lost = accuracy[alphas.index(1.0)] - accuracy[number]
             # accuracies are ratios of counts; rounding errors are far below
-            row["exceeds_max_loss"] = bool(100 * (finetuned - target[number]) > limit + 1e-7)
+            row["exceeds_max_loss"] = bool(lost > limit + 1e-7)
         rows.append(row)
-    for question in ("shift", "task"):
-        others = [correct[name] for name in questions[question]]
-        answers = _answers(near, others, len(alphas), seed) if others else [None] * len(rows)
-        for row, answer in zip(rows, answers, strict=True):
-            row[question] = answer
     return rows
-
-
-def _answers(near: list[Correct], others: list[Correct], alphas: int, seed: int) -> Iterator[Json]:
-    """Each point's mean accuracy on the sources of one question and, where it is not on the curve,
-    its gain.
-    """
-    gains = [None] * alphas + gains_over_curve(near, others, alphas, seed=seed)
-    for number, gain in enumerate(gains):
-        of_sources = [right[number] for right in others]
-        yield {
-            "accuracy": float(np.mean([right.mean() for right in of_sources])),
-            "interval": list(mean_of_sources(of_sources)),
-            "gain": gain and gain.value,
-            "gain_interval": gain and list(gain.interval),
-        }
 
 
 def _write_sweep(record: Json, output: Path, *, overwrite: bool) -> None:

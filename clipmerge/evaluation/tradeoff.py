@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.planning.record import Estimate, Question
-from clipmerge.stats import gain_interval, paired_accuracy_interval
+from clipmerge.stats import gain_interval, mean_of_sources, paired_accuracy_interval
 
 Floats = NDArray[np.float64]
 
@@ -29,8 +29,6 @@ RESAMPLES = 1000
 # Means of several sources that are equal in exact arithmetic differ by about 1e-16; one image
 # weighs far more.
 _ROUNDING = 1e-12
-# Distance of the alphas with which a merge is compared.
-_STEP = 0.05
 
 
 #: Whether each image was recognised, or its share of recall: shape (points, images).
@@ -54,6 +52,18 @@ def _class_names(images: LabelledImages | CaptionedImages) -> set[str]:
     return {" ".join(name.replace("_", " ").casefold().split()) for name in images.class_names}
 
 
+def with_tenths(alphas: Sequence[float]) -> list[float]:
+    """Add the tenths from 0 to 1 that lie between the alphas, so that a gain hardly depends on the
+    alphas that were asked for.
+
+    Example:
+        >>> with_tenths([0.75, 1])
+        [0.75, 0.8, 0.9, 1]
+    """
+    tenths = (step / 10 for step in range(11))
+    return sorted({*alphas, *(tenth for tenth in tenths if alphas[0] < tenth < alphas[-1])})
+
+
 def curve_height(curve_target: Floats, curve_other: Floats, at: Floats) -> Floats:
     """Compute the height of a curve (..., alphas) at accuracies on the target (..., points).
 
@@ -62,46 +72,16 @@ def curve_height(curve_target: Floats, curve_other: Floats, at: Floats) -> Float
         >>> curve_height(target, other, np.array([0.1, 0.7, 0.9]))
         array([0.8 , 0.65, 0.5 ])
     """
-    height: Floats = _line_heights(curve_target, curve_other, at).max(axis=-1)
-    return height
-
-
-def _line_heights(curve_target: Floats, curve_other: Floats, at: Floats) -> Floats:
-    """The height of each line of the curve, (..., points, alphas - 1); -inf where a line does not
-    reach the accuracy on the target.
-    """
     x, y = curve_target[..., None, :], curve_other[..., None, :]
     wanted = np.minimum(at, x.max(axis=-1))[..., None] - _ROUNDING
-    ends = np.where(x >= wanted, y, -np.inf)
+    at_points = np.where(x >= wanted, y, -np.inf)
+    # between two points the straight line, where it passes this accuracy
     x_0, x_1 = x[..., :-1], x[..., 1:]
     passes = (x_0 < wanted) != (x_1 < wanted)
     share = (wanted - x_0) / np.where(passes, x_1 - x_0, 1.0)
-    between = y[..., :-1] + share * np.diff(y)
-    inside = np.where(passes, between, -np.inf)
-    return np.maximum(inside, np.maximum(ends[..., :-1], ends[..., 1:]))
-
-
-def alphas_to_add(alphas: Sequence[float], target: Floats, other: Floats) -> list[float]:
-    """Find alphas that the curve lacks where the gain depends on them.
-
-    They are the multiples of 0.05 on the lines that give the height, and on the lines next to
-    these; so the gain of a merge hardly depends on the alphas that were asked for.
-
-    Args:
-        alphas: Alphas of the curve, ascending.
-        target: Accuracy on the target of the curve's points, and then of the points to compare.
-        other: Accuracy of the same points elsewhere.
-    """
-    count = len(alphas)
-    heights = _line_heights(target[:count], other[:count], target[count:])
-    gives = (heights >= heights.max(axis=-1, keepdims=True) - _ROUNDING).any(axis=0)
-    added = []
-    for line, (start, end) in enumerate(pairwise(alphas)):
-        if gives[max(0, line - 1) : line + 2].any():
-            first, last = (round(alpha / _STEP, 6) for alpha in (start, end))
-            steps = range(math.floor(first) + 1, math.ceil(last))
-            added += [round(step * _STEP, 6) for step in steps]
-    return added
+    on_lines = np.where(passes, y[..., :-1] + share * np.diff(y), -np.inf)
+    height: Floats = np.maximum(at_points.max(axis=-1), on_lines.max(axis=-1))
+    return height
 
 
 def resampled_accuracy(
@@ -128,6 +108,13 @@ def mean_accuracy(correct: Sequence[Correct]) -> Floats:
     """Mean accuracy of each point over sources, (points,); small sources count like large ones."""
     accuracy: Floats = np.mean([right.mean(axis=1) for right in correct], axis=0)
     return accuracy
+
+
+def mean_estimate(correct: Sequence[NDArray[Any]]) -> Estimate:
+    """Mean accuracy of one point over sources, each (images,), with its interval."""
+    rows = [right.astype(np.float64) for right in correct]
+    value = float(np.mean([right.mean() for right in rows]))
+    return Estimate(value=value, interval=mean_of_sources(rows))
 
 
 def gains_over_curve(

@@ -18,7 +18,12 @@ from PIL import Image as Pillow
 
 from clipmerge.evaluation.corruptions import corrupted_sets
 from clipmerge.evaluation.scorer import Images, Move, Outcome, Scorer, stack_correct
-from clipmerge.evaluation.tradeoff import gains_over_curve, question_of
+from clipmerge.evaluation.tradeoff import (
+    gains_over_curve,
+    mean_accuracy,
+    mean_estimate,
+    question_of,
+)
 from clipmerge.images.image_set import CaptionedImages
 from clipmerge.images.split import MAX_TEST
 from clipmerge.learning.interpolate import Path
@@ -26,16 +31,15 @@ from clipmerge.options import ImageOptions
 from clipmerge.planning.plan import Plan, public_source
 from clipmerge.planning.record import (
     QUESTIONS,
-    Accuracies,
+    Answer,
     Comparison,
     Estimate,
-    Mean,
     Question,
     Verdict,
     finetuned_names,
 )
 from clipmerge.progress import Progress
-from clipmerge.stats import class_weights, mean_interval, mean_share, paired_accuracy_interval
+from clipmerge.stats import class_weights, mean_share, paired_accuracy_interval
 from clipmerge.types import Recommendation
 
 #: Alphas of plain interpolation that are scored beside a merge.
@@ -219,20 +223,14 @@ def judge(
     copies = corrupted_sets(images, side)
     scorer = Scorer(path.model, settings, path, load_bytes=_LOAD_BYTES)
     sources = {"target": images, **ood}
-    count = len(plan.finetuned)
-    # the ends of the curve are the zero-shot model and, if it is the only one, the fine-tuned one
-    ends = {0.0: 0, 1.0: 1} if count == 1 else {0.0: 0}
-    inner = [alpha for alpha in ALPHAS if alpha not in ends]
-    plain = scorer.score([partial(Path.set_alpha, alpha=each) for each in inner], sources, progress)
+    moves = [partial(Path.set_alpha, alpha=alpha) for alpha in ALPHAS[1:]]
+    plain = scorer.score(moves, sources, progress)
     outcomes = scorer.score(moves_of(path, plan), sources | copies, progress)
     right = {name: stack_correct(of).astype(np.float64) for name, of in outcomes.items()}
-    curve = {}
-    for name in sources:
-        of_alpha = dict(zip(inner, stack_correct(plain[name]), strict=True))
-        of_alpha |= {alpha: right[name][at] for alpha, at in ends.items()}
-        curve[name] = np.stack([of_alpha[alpha] for alpha in ALPHAS])
+    curves = {name: np.vstack([right[name][0], stack_correct(plain[name])]) for name in sources}
     reference = 1 + int(np.argmax(right["target"][1:-1].sum(axis=1)))
-    names = ["zero-shot", *finetuned_names(count), "merged"]
+    names = ["zero-shot", *finetuned_names(len(plan.finetuned)), "merged"]
+    questions = {name: question_of(source, [images]) for name, source in ood.items()}
     compared = {
         name: compare(
             name,
@@ -241,8 +239,8 @@ def judge(
             outcomes[name],
             models=names,
             reference=reference,
-            question=question_of(source, [images]) if name in ood else None,
-            curve=tuple(curve[name].mean(axis=1).tolist()),
+            question=questions.get(name),
+            curve=tuple(curves[name].mean(axis=1).tolist()),
         )
         for name, source in sources.items()
     }
@@ -251,17 +249,15 @@ def judge(
     corrupted = compare(
         "corrupted", images, each_copy, models=names, reference=reference, views=len(copies)
     )
-    means = {}
-    for question in QUESTIONS:
-        group = [each for each in compared.values() if each.question == question]
+    scored = {name: np.vstack([curves[name], right[name][-1]]) for name in sources}
+    answers: dict[Question, Answer] = {"target": _answer([scored["target"]])}
+    asked: tuple[Question, ...] = ("shift", "task")
+    for question in asked:
+        group = [scored[name] for name, each in questions.items() if each == question]
         if group:
-            scored = [
-                np.stack([*curve[name], right[name][-1]])
-                for name in ("target", *(each.name for each in group))
-            ]
-            (gain,) = gains_over_curve(scored[:1], scored[1:], len(ALPHAS), seed=plan.seed)
-            means[question] = _mean(group, gain)
-    best = _best_plain(target, means, max_loss / 100 + _ROUNDING)
+            (gain,) = gains_over_curve([scored["target"]], group, len(ALPHAS), seed=plan.seed)
+            answers[question] = _answer(group, gain)
+    best = _best_plain(answers, target.models[names[reference]].value - max_loss / 100 - _ROUNDING)
     recommendation, reason, sentence = recommend(
         target,
         corrupted,
@@ -280,7 +276,7 @@ def judge(
     return Verdict(
         recommendation=recommendation,
         reason=reason,
-        sentence=f"{sentence} {_beside_plain(target, means, best)}",
+        sentence=f"{sentence} {_beside_plain(answers, best)}",
         max_loss=max_loss,
         alphas=ALPHAS,
         best_alpha=ALPHAS[best],
@@ -288,46 +284,39 @@ def judge(
         target=target,
         corrupted=corrupted,
         ood=tuple(compared.values()),
-        means=means,
+        answers=answers,
     )
 
 
-def _mean(sources: Sequence[Comparison], gain: Estimate) -> Mean:
-    """The mean over the sources of one question."""
-
-    def mean_of(estimates: Sequence[Estimate]) -> Estimate:
-        values = [each.value for each in estimates]
-        interval = mean_interval(values, [each.interval for each in estimates])
-        return Estimate(value=sum(values) / len(values), interval=interval)
-
-    return Mean(
-        models={
-            name: mean_of([source.models[name] for source in sources]) for name in sources[0].models
-        },
-        change=mean_of([source.change for source in sources]),
-        curve=tuple(np.mean([source.curve for source in sources], axis=0).tolist()),
-        gain=gain,
-    )
+def _answer(scored: Sequence[NDArray[np.float64]], gain: Estimate | None = None) -> Answer:
+    """The answer to a question by its sources, each scored on the curve and then on the merge."""
+    curve = mean_accuracy(scored)[:-1]
+    merged = mean_estimate([right[-1] for right in scored])
+    return Answer(merged=merged, curve=tuple(curve.tolist()), gain=gain)
 
 
-def _best_plain(target: Comparison, means: Mapping[Question, Mean], limit: float) -> int:
-    """Position of the best alpha; see `Verdict.best_alpha`."""
-    finetuned = target.models["merged"].value - target.change.value
-    elsewhere = next(iter(means.values()), target)
+def _best_plain(answers: Mapping[Question, Answer], least: float) -> int:
+    """Position of the best alpha with so much accuracy on the target; see `Verdict.best_alpha`."""
+    target, *others = (answer.curve for answer in answers.values())
+    decides = others[0] if others else target
     every = range(len(ALPHAS))
-    kept = [at for at in every if target.curve[at] >= finetuned - limit]
-    return max(kept or every, key=lambda at: (elsewhere.curve[at], target.curve[at]))
+    kept = [at for at in every if target[at] >= least]
+    return max(kept or every, key=lambda at: (decides[at], target[at]))
 
 
-def _beside_plain(target: Comparison, means: Mapping[Question, Mean], best: int) -> str:
+def _beside_plain(answers: Mapping[Question, Answer], best: int) -> str:
     """Say how accurate the merge and the best plain interpolation are."""
-    answers: list[Accuracies] = [target, *means.values()]
-    plain = [f"{100 * each.curve[best]:.{each.models['merged'].digits}f}" for each in answers]
-    merged = [each.models["merged"].as_share() for each in answers]
-    told = f"Best plain alpha {ALPHAS[best]:g}: {' / '.join(plain)}; this merge: "
-    told += f"{' / '.join(merged)} ({' / '.join(['target', *means])})."
-    gains = [f"{mean.gain.as_difference()} {QUESTIONS[name]}" for name, mean in means.items()]
-    return f"{told} Gain {', '.join(gains)}." if gains else told
+    every = answers.values()
+    plain = " / ".join(f"{100 * each.curve[best]:.{each.merged.digits}f}" for each in every)
+    merged = " / ".join(each.merged.as_share() for each in every)
+    told = f"Best plain alpha {ALPHAS[best]:g}: {plain}; this merge: {merged}"
+    told += f" ({' / '.join(answers)})."
+    gains = [
+        f"{answer.gain.as_difference()} {QUESTIONS[question]}"
+        for question, answer in answers.items()
+        if answer.gain
+    ]
+    return f"{told} Gain: {', '.join(gains)}." if gains else told
 
 
 def compare(

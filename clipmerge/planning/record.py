@@ -38,11 +38,15 @@ RANKS = (1, 5, 10)
 #: of the captions with their image among the K best-matching.
 Recall = dict[str, dict[str, float]]
 
-#: Question that a source given with ``--ood`` answers: accuracy under a natural shift of the
-#: target, whose classes are all among the target's, or on another task.
-Question = Literal["shift", "task"]
-#: Where the accuracy is that answers each question; the first one that has images decides.
-QUESTIONS: dict[Question, str] = {"shift": "under shift", "task": "on other tasks"}
+#: Question that a source answers: accuracy on the target, under a natural shift of it (its classes
+#: are all among the target's), or on another task.
+Question = Literal["target", "shift", "task"]
+#: Where the accuracy is that answers each question.
+QUESTIONS: dict[Question, str] = {
+    "target": "on the target",
+    "shift": "under shift",
+    "task": "on other tasks",
+}
 
 _Share = Annotated[float, Field(ge=-1, le=1)]
 # Intervals whose half is wider than this share are shown in whole points.
@@ -93,23 +97,7 @@ class Estimate(Frozen):
         return f"{value} [{low}, {high}]"
 
 
-class Accuracies(Frozen):
-    """The models on one source of images, or on the mean of several.
-
-    Attributes:
-        models: Accuracy by model: ``zero-shot``, ``fine-tuned`` (or ``fine-tuned 1``, ...) and
-            ``merged``. Of captions it is the mean of recall at 1 both ways.
-        change: Merged minus fine-tuned, the most accurate one on the target's images.
-        curve: Accuracy of plain interpolation at each of the verdict's `alphas`; empty for
-            corrupted images.
-    """
-
-    models: dict[str, Estimate]
-    change: Estimate
-    curve: tuple[_Share, ...] = ()
-
-
-class Comparison(Accuracies):
+class Comparison(Frozen):
     """The models on one source of images.
 
     Attributes:
@@ -118,7 +106,12 @@ class Comparison(Accuracies):
         source: Where the images come from.
         revision: The commit, for a data set of the Hub.
         images: Number of images.
+        models: Accuracy by model: ``zero-shot``, ``fine-tuned`` (or ``fine-tuned 1``, ...) and
+            ``merged``. Of captions it is the mean of recall at 1 both ways.
+        change: Merged minus fine-tuned, the most accurate one on the target's images.
         finetuning_change: Fine-tuned minus zero-shot.
+        curve: Accuracy of plain interpolation at each of the verdict's `alphas`; empty for
+            corrupted images.
         class_names: The first classes, for examples; empty for captions.
         recall: Recall at K by model, for captions.
     """
@@ -128,20 +121,27 @@ class Comparison(Accuracies):
     source: str
     revision: str | None = None
     images: _Count
+    models: dict[str, Estimate]
+    change: Estimate
     finetuning_change: Estimate
+    curve: tuple[_Share, ...] = ()
     class_names: Names = ()
     recall: dict[str, Recall] = Field(default_factory=dict)
 
 
-class Mean(Accuracies):
-    """The mean over the sources of one question.
+class Answer(Frozen):
+    """The answer to one question: the mean over its sources.
 
     Attributes:
+        merged: Accuracy of the merged model.
+        curve: Accuracy of plain interpolation at each of the verdict's `alphas`.
         gain: Merged minus the best that plain interpolation reaches with the same accuracy on the
-            target or a higher one.
+            target or a higher one; ``None`` for the target itself.
     """
 
-    gain: Estimate
+    merged: Estimate
+    curve: tuple[_Share, ...]
+    gain: Estimate | None = None
 
 
 class Verdict(Frozen):
@@ -159,7 +159,7 @@ class Verdict(Frozen):
         target: The models on the target's images.
         corrupted: The models on the same images under corruptions that no recipe learns from.
         ood: The models on each source given with ``--ood``.
-        means: Means over the shifts, and over the other tasks.
+        answers: The answers for the target, shifts and other tasks.
     """
 
     recommendation: Recommendation
@@ -172,7 +172,7 @@ class Verdict(Frozen):
     target: Comparison
     corrupted: Comparison
     ood: tuple[Comparison, ...] = ()
-    means: dict[Question, Mean] = Field(default_factory=dict)
+    answers: dict[Question, Answer]
 
     @property
     def sources(self) -> tuple[Comparison, ...]:

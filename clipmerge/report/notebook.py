@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 from clipmerge.planning.record import Record, Verdict
-from clipmerge.report.pages import layers_differ, render
+from clipmerge.report.pages import has_picture, render
 from clipmerge.report.sweep import sweep_sentence, sweep_table
 from clipmerge.report.wording import decision_sentence, verdict_table
 from clipmerge.types import Json
@@ -39,7 +39,7 @@ def shown(verdict: Verdict) -> ShownVerdict:
 def merge_html(record: Record) -> str:
     """A merge: its verdict, or else its decision, and its picture."""
     picture = None
-    if record.verdict or layers_differ(record.plan):
+    if has_picture(record):
         from clipmerge.report.figures import merge_figure, png
 
         picture = png(merge_figure(record))

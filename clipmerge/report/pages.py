@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.families import FAMILIES
 from clipmerge.options import with_flags
-from clipmerge.planning.plan import Plan
 from clipmerge.planning.record import Record, Verdict
 from clipmerge.report.wording import decision_sentence, verdict_table
 
@@ -32,7 +31,7 @@ _VOWEL = re.compile(r"(?!one|uni|use|eu)[aeiou]", re.IGNORECASE)
 def html_page(record: Record) -> str:
     """The report of a merge."""
     picture = None
-    if record.verdict or layers_differ(record.plan):  # matplotlib takes longer than a small merge
+    if has_picture(record):  # matplotlib takes longer than a small merge
         from clipmerge.report.figures import merge_figure, png
 
         picture = png(merge_figure(record))
@@ -45,9 +44,10 @@ def html_page(record: Record) -> str:
     return render("report.html.j2", values)
 
 
-def layers_differ(plan: Plan) -> bool:
-    """Whether a picture of the layers' alphas shows anything."""
-    return len({layer.alpha for layer in plan.layers.values()}) > 1
+def has_picture(record: Record) -> bool:
+    """Whether the picture shows anything: a curve, or layers that differ."""
+    is_judged = record.verdict is not None and bool(record.verdict.ood)
+    return is_judged or len({layer.alpha for layer in record.plan.layers.values()}) > 1
 
 
 def model_card(record: Record, *, repo_id: str | None = None, license: str | None = None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipmerge.planning.record import QUESTIONS, Estimate, Question
+from clipmerge.planning.record import QUESTIONS, Estimate
 from clipmerge.report.pages import render
 from clipmerge.report.wording import Table, recipes_and_points
 from clipmerge.types import Json
@@ -17,20 +17,15 @@ def _name_of(record: Json, row: Json) -> str:
     return f"alpha {row['alpha']:g}{ends.get(row['alpha'], '')}"
 
 
-def _asked(record: Json) -> list[Question]:
-    """The questions that have sources; the first one decides."""
-    return [question for question in QUESTIONS if record[question]]
-
-
 def _best_row(record: Json) -> Json:
     """The row of which the answer speaks: a recipe or checkpoint or, if there are none, an alpha
     that keeps to the limit.
     """
-    first = _asked(record)[0]
+    first = "shift" if record["shift"] else "task"
     if points := recipes_and_points(record):
-        return max(points, key=lambda row: (_is_recommended(row, first), row[first]["gain"]))
+        return max(points, key=lambda row: (_is_recommended(row), row["gain"][first]["value"]))
     kept = [row for row in record["curve"] if not row["exceeds_max_loss"]]
-    return max(kept, key=lambda row: float(row[first]["accuracy"]))
+    return max(kept, key=lambda row: float(row["mean"][first]["value"]))
 
 
 def best_name(record: Json) -> str:
@@ -44,21 +39,16 @@ def sweep_sentence(record: Json) -> str:
     A recipe is recommended if its gain is surely positive, on shifts if there are any, and its loss
     on the target is acceptable.
     """
-    asked = _asked(record)
-    first = asked[0]
     best = _best_row(record)
     name = _name_of(record, best)
-    if best[first]["gain"] is None:
-        shares = [f"{best[each]['accuracy']:.1%} {QUESTIONS[each]}" for each in asked]
-        return (
-            f"The best alpha within `max_loss` is {best['alpha']:g}: {best['id']:.1%} on the"
-            f" target, {', '.join(shares)}."
-        )
-    gains = [f"{_gain_cell(best[each])} {QUESTIONS[each]}" for each in asked]
+    if not best["gain"]:
+        shares = [f"{mean['value']:.1%} {QUESTIONS[each]}" for each, mean in best["mean"].items()]
+        return f"The best alpha within `max_loss` is {best['alpha']:g}: {', '.join(shares)}."
+    gains = [f"{_gain_cell(gain)} {QUESTIONS[each]}" for each, gain in best["gain"].items()]
     numbers = f"has a gain of {', '.join(gains)}"
-    low, high = best[first]["gain_interval"]
-    if _is_recommended(best, first):
+    if _is_recommended(best):
         return f"Use {name}: it {numbers}."
+    low, high = _deciding_interval(best)
     if low > 0:
         return f"{name} {numbers}, but loses more on the target than `max_loss`."
     if high < 0:
@@ -66,42 +56,42 @@ def sweep_sentence(record: Json) -> str:
     return f"No difference is shown: {name} {numbers}; more images would tell."
 
 
-def _is_recommended(row: Json, question: str) -> bool:
+def _deciding_interval(row: Json) -> list[float]:
+    """The interval of the gain on shifts or, if there are none, on other tasks."""
+    interval: list[float] = next(iter(row["gain"].values()))["interval"]
+    return interval
+
+
+def _is_recommended(row: Json) -> bool:
     """Whether the gain is surely positive, and the loss on the target within its limit."""
-    return row[question]["gain_interval"][0] > 0 and row["exceeds_max_loss"] is False
+    return _deciding_interval(row)[0] > 0 and row["exceeds_max_loss"] is False
 
 
 def sweep_table(record: Json) -> Table:
-    """A row per point: accuracy on every source, and the mean of each question with its gain."""
-    heads = ["accuracy, %"]
-    for question in ("id", *_asked(record)):
-        heads += record[question]
-        if len(record[question]) > 1:
+    """A row per point: accuracy on every source, the mean of several that answer one question, and
+    the gains.
+    """
+    rows = [*record["curve"], *recipes_and_points(record)]
+    asked = [question for question in QUESTIONS if record[question]]
+    heads, cells = ["accuracy, %"], [[_name_of(record, row)] for row in rows]
+    for question in asked:
+        names = record[question]
+        heads += names
+        for row, line in zip(rows, cells, strict=True):
+            line += [f"{100 * row['accuracy'][name]:.1f}" for name in names]
+            if len(names) > 1:
+                line.append(f"{100 * row['mean'][question]['value']:.1f}")
+        if len(names) > 1:
             heads.append(f"mean {question}")
-    heads += [f"gain, {question}" for question in _asked(record)]
-    rows = [
-        [_name_of(record, row), *_cells(record, row)]
-        for row in (*record["curve"], *recipes_and_points(record))
-    ]
-    return heads, rows
+    for question in asked[1:]:
+        heads.append(f"gain, {question}")
+        for row, line in zip(rows, cells, strict=True):
+            line.append(_gain_cell(row["gain"][question]) if row["gain"] else "")
+    return heads, cells
 
 
-def _cells(record: Json, row: Json) -> list[str]:
-    means = {"id": row["id"]}
-    means |= {question: row[question]["accuracy"] for question in _asked(record)}
-    shares = []
-    for question, mean in means.items():
-        shares += [row["accuracy"][name] for name in record[question]]
-        if len(record[question]) > 1:
-            shares.append(mean)
-    gains = [_gain_cell(row[question]) for question in _asked(record)]
-    return [*(f"{100 * share:.1f}" for share in shares), *gains]
-
-
-def _gain_cell(answer: Json) -> str:
-    if answer["gain"] is None:
-        return ""
-    return Estimate(value=answer["gain"], interval=answer["gain_interval"]).as_difference()
+def _gain_cell(gain: Json) -> str:
+    return Estimate(**gain).as_difference()
 
 
 def sweep_page(record: Json, picture: bytes) -> str:
@@ -112,6 +102,5 @@ def sweep_page(record: Json, picture: bytes) -> str:
         "sentence": sweep_sentence(record),
         "table": sweep_table(record),
         "best": best_name(record),
-        "points": recipes_and_points(record),
     }
     return render("sweep.html.j2", values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clipmerge.planning.measurements import BackoffChoice
 from clipmerge.planning.plan import Plan
-from clipmerge.planning.record import QUESTIONS, Accuracies, Findings, Verdict
+from clipmerge.planning.record import Findings, Verdict
 from clipmerge.types import Json
 
 #: A table: its headings, and its rows.
@@ -48,18 +48,14 @@ def _choice_sentence(choice: BackoffChoice) -> str:
 
 
 def verdict_table(verdict: Verdict) -> Table:
-    """A row for each source and mean: accuracy of each model, and change since fine-tuning."""
+    """A row for each source: accuracy of each model, and change since fine-tuning."""
     target = verdict.target
-    compared: dict[str, Accuracies] = {
+    compared = {
         f"{target.source}, {target.images:,} images": target,
         "the same, corrupted": verdict.corrupted,
     }
-    for question, mean in verdict.means.items():
-        sources = [source for source in verdict.ood if source.question == question]
-        for source in sources:
-            compared[f"{source.name} ({question}), {source.images:,} images"] = source
-        if len(sources) > 1:
-            compared[f"mean {QUESTIONS[question]}"] = mean
+    for source in verdict.ood:
+        compared[f"{source.name} ({source.question}), {source.images:,} images"] = source
     rows = [
         [name, *(each.as_share() for each in source.models.values()), source.change.as_difference()]
         for name, source in compared.items()

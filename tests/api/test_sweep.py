@@ -33,8 +33,8 @@ def test_points_are_as_accurate_as_the_merges_that_they_stand_for(
     wise, mono = record["recipes"]
     curve = {row["alpha"]: row for row in record["curve"]}
     assert wise["accuracy"] == curve[0.5]["accuracy"]
-    assert wise["shift"]["gain"] <= 0  # it is on the curve
-    assert (record["shift"], record["task"], wise["task"]) == (["odd"], [], None)
+    assert wise["gain"]["shift"]["value"] <= 0  # it is on the curve
+    assert (record["target"], record["shift"], record["task"]) == (["val"], ["odd"], [])
     clipmerge.merge(*far, "monosoup", output=tmp_path / "mono", **QUIET)
     for folder, row in (
         (far[0], curve[0]),

@@ -77,14 +77,14 @@ def test_a_gain_of_a_point_that_gives_the_same_answers_is_not_certain() -> None:
 def test_the_gain_of_a_merge_hardly_depends_on_the_grid(tmp_path: Path) -> None:
     demo = prepare(tmp_path / "demo")
     options: dict[str, Any] = {"id": demo.clean, "ood": dict(demo.shifted), "recipes": "lines"}
-    answers = []
+    gains = []
     for count in (3, 5, 11, 21):
         alphas = np.linspace(0, 1, count).round(2)
         swept = clipmerge.sweep(demo.zeroshot, demo.finetuned, alphas=alphas, **options)
-        answers.append(swept.record["recipes"][0]["shift"])
-    gains = [answer["gain"] for answer in answers]
-    widths = [high - low for answer in answers for low, high in [answer["gain_interval"]]]
-    assert max(gains) - min(gains) < min(widths) / 10
+        gains.append(swept.record["recipes"][0]["gain"]["shift"])
+    values = [gain["value"] for gain in gains]
+    widths = [high - low for gain in gains for low, high in [gain["interval"]]]
+    assert max(values) - min(values) < min(widths) / 10
 
 
 PICTURES = Pictures(str, str, range(2))

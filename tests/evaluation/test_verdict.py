@@ -216,10 +216,11 @@ def test_a_merge_is_judged_by_its_own_answers(images: Path, tmp_path: Path) -> N
         *far, id=images, ood={"other": other}, alphas=made.verdict.alphas, **options
     )
     curve = made_at.record["curve"]
-    assert target.curve == pytest.approx([row["id"] for row in curve])
+    assert target.curve == pytest.approx([row["mean"]["target"]["value"] for row in curve])
     assert shift.curve == pytest.approx([row["accuracy"]["other"] for row in curve])
-    assert made.verdict.means.keys() == {"shift"}
-    # the merge is on the curve, at its middle
-    assert made.verdict.means["shift"].gain.value <= 0
+    assert made.verdict.answers.keys() == {"target", "shift"}
+    gain = made.verdict.answers["shift"].gain
+    assert gain is not None
+    assert gain.value <= 0  # the merge is the middle of the curve
     said = f"Best plain alpha {made.verdict.best_alpha:g}: "
     assert made.verdict.sentence.count(said) == 1

@@ -16,7 +16,7 @@ from clipmerge.report.figures import merge_figure, png, sweep_figure
 from clipmerge.report.pages import html_page
 from clipmerge.report.sweep import sweep_page, sweep_sentence, sweep_table
 from clipmerge.report.terminal import summary, sweep_summary
-from tests.support.merge_records import record, source, verdict
+from tests.support.merge_records import estimate, record
 
 
 def told(renderable: Any, width: int = 100) -> str:
@@ -108,42 +108,46 @@ def test_pictures_are_narrow_and_equal_in_every_run() -> None:
     assert size_of(png(sweep_figure(sweep())))[0] == 864
 
 
-def test_the_picture_shows_the_verdicts_numbers() -> None:
-    many = tuple(source(0.1, 0.05, name=f"$shift_{n}$") for n in range(3))
-    figure = merge_figure(record(verdict=verdict(ood=many)))
-    accuracy, tradeoff, layers = figure.axes
+def test_the_picture_shows_the_merge_beside_plain_interpolation() -> None:
+    tradeoff, layers = merge_figure(record()).axes
     names = [text.get_text() for text in tradeoff.get_legend().get_texts()]
-    assert names == ["plain interpolation", "zero-shot", "alpha 1", "best alpha 0.5", "this merge"]
-    drawn = {line.get_label(): line for line in accuracy.containers}
-    assert list(drawn) == ["zero-shot", "fine-tuned", "merged"]
-    merged = accuracy.containers[2].lines[0].get_xdata()
-    assert list(merged) == pytest.approx([76, 76, 84, 84, 84])
+    assert names == [
+        "plain interpolation",
+        "zero-shot",
+        "alpha 1",
+        "best plain alpha",
+        "this merge",
+    ]
+    assert [line.get_data() for line in tradeoff.lines[3:4]] == [([70.0], [70.0])]
+    merged = tradeoff.containers[0].lines[0]
+    assert [*merged.get_xdata(), *merged.get_ydata()] == pytest.approx([76, 85])
     assert layers.lines[0].get_ydata()[0] == 0.5
 
 
 def sweep(**changes: Any) -> dict[str, Any]:
     def row(id: float, ood: float, gain: float | None = None, **about: Any) -> dict[str, Any]:
-        answer = {"accuracy": ood, "interval": [ood - 0.02, ood + 0.02], "gain": gain}
-        answer["gain_interval"] = None if gain is None else [gain - 0.03, gain + 0.03]
+        mean = estimate(ood, 0.02).model_dump()
+        gains = (
+            {}
+            if gain is None
+            else dict.fromkeys(("shift", "task"), estimate(gain, 0.03).model_dump())
+        )
         return {
             "accuracy": {"val": id, "sketch": ood, "cars": ood},
-            "id": id,
-            "id_interval": [id - 0.02, id + 0.02],
-            "shift": answer,
-            "task": answer,
-            "beyond_curve": False,
+            "mean": {"target": estimate(id, 0.02).model_dump(), "shift": mean, "task": mean},
+            "gain": gains,
             "exceeds_max_loss": False,
             **about,
         }
 
     return {
-        "id": ["val"],
+        "target": ["val"],
         "shift": ["sketch"],
         "task": ["cars"],
         "curve": [row(0.5, 0.6, alpha=0.0), row(0.8, 0.7, alpha=0.5), row(0.9, 0.5, alpha=1.0)],
         "recipes": [
             row(0.89, 0.62, 0.1, name="auto <x>"),
-            row(0.91, 0.6, 0.05, name="$high$", beyond_curve=True),
+            row(0.91, 0.6, 0.05, name="$high$"),
         ],
         "points": [],
         "zeroshot": {"source": "base"},
@@ -161,22 +165,21 @@ def test_a_sweep_has_a_page_a_table_and_an_answer() -> None:
     page = sweep_page(sweep(), png(sweep_figure(sweep())))
     assert Tags(page).open == []
     gain = "+10.0 [+7.0, +13.0]"
-    told = f"Use auto &lt;x&gt;: it has a gain of {gain} under shift, {gain} on other tasks."
-    assert told in page
+    answer = f"Use auto &lt;x&gt;: it has a gain of {gain} under shift, {gain} on other tasks."
+    assert answer in page
     assert page.count('class="marked"') == 1
-    assert "$high$: more accurate on the target than any alpha" in page
     heads, rows = sweep_table(sweep())
     assert heads == ["accuracy, %", "val", "sketch", "cars", "gain, shift", "gain, task"]
     assert rows[2] == ["alpha 1 (fine-tuned)", "90.0", "50.0", "50.0", "", ""]
     assert rows[3] == ["auto <x>", "89.0", *["62.0"] * 2, *["+10.0 [+7.0, +13.0]"] * 2]
-    assert len(told(sweep_summary(sweep()), width=120).splitlines()) == 8
+    assert len(told(sweep_summary(sweep()), width=120).splitlines()) == 7
 
 
 def test_shifts_and_tasks_are_never_in_one_mean() -> None:
     made = sweep(task=["cars", "birds"])
     for row in (*made["curve"], *made["recipes"]):
         row["accuracy"]["birds"] = 0.2
-        row["task"] = row["task"] | {"accuracy": 0.4}
+        row["mean"] = row["mean"] | {"task": estimate(0.4, 0.02).model_dump()}
     heads, rows = sweep_table(made)
     assert heads[1:6] == ["val", "sketch", "cars", "birds", "mean task"]
     assert rows[0][1:6] == ["50.0", "60.0", "60.0", "20.0", "40.0"]
@@ -195,7 +198,7 @@ def test_the_answer_follows_the_interval(gain: float, lost: bool, answer: str) -
     made["recipes"] = made["recipes"][:1]
     row = made["recipes"][0]
     row["exceeds_max_loss"] = lost
-    row["shift"] |= {"gain": gain, "gain_interval": [gain - 0.03, gain + 0.03]}
+    row["gain"] = {"shift": estimate(gain, 0.03).model_dump()}
     assert re.search(answer, sweep_sentence(made))
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from clipmerge.planning.record import Comparison, Estimate, Mean, Record, Verdict
+from clipmerge.planning.record import Answer, Comparison, Estimate, Record, Verdict
 from clipmerge.report.pages import model_card
 
 
@@ -37,7 +37,11 @@ def verdict(**changes: Any) -> Verdict:
     target = source(0.02, 0.08, class_names=("eight", "two"), curve=(0.52, 0.7, 0.74))
     curve = (0.6, 0.7, 0.5)
     ood = source(0.11, 0.04, name="sketch", source="sketches", question="shift", curve=curve)
-    mean = Mean(models=ood.models, change=ood.change, curve=curve, gain=estimate(0.13, 0.05))
+    answers = {
+        each.question or "target": Answer(merged=each.models["merged"], curve=each.curve)
+        for each in (target, ood)
+    }
+    answers["shift"] = answers["shift"].replace(gain=estimate(0.13, 0.05))
     return Verdict(
         recommendation="use",
         reason="better",
@@ -47,7 +51,7 @@ def verdict(**changes: Any) -> Verdict:
         target=target,
         corrupted=source(0.01, 0.03, name="corrupted", models=target.models),
         ood=(ood,),
-        means={"shift": mean},
+        answers=answers,
     ).replace(**changes)
 
 
