@@ -71,7 +71,10 @@ def test_an_unjudged_merge_says_so_and_a_plain_one_has_no_picture() -> None:
     assert Tags(html_page(plain)).loaded == []
 
 
-def test_a_notebook_shows_the_answer_the_accuracies_and_the_picture() -> None:
+def test_a_notebook_shows_the_answer_the_accuracies_and_the_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # there it displays tables itself
     made = record()
     result = MergeResult(None, made.plan, made)
     lines = str(result.verdict).splitlines()
