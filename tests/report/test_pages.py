@@ -113,13 +113,16 @@ def test_pictures_are_narrow_and_equal_in_every_run() -> None:
 
 def test_the_picture_shows_the_verdicts_numbers() -> None:
     many = tuple(source(0.1, 0.05, name=f"$shift_{n}$") for n in range(3))
-    figure = merge_figure(record(verdict=verdict(ood=many)))
-    accuracy, layers = figure.axes
+    learned = Findings(trace={"cross_entropy": (0.5, 0.3, 0.2)})
+    figure = merge_figure(record(verdict=verdict(ood=many), measured=learned))
+    accuracy, learning, layers = figure.axes
     drawn = {line.get_label(): line for line in accuracy.containers}
     assert list(drawn) == ["zero-shot", "fine-tuned", "merged"]
     merged = accuracy.containers[2].lines[0].get_xdata()
     assert list(merged) == pytest.approx([76, 76, 84, 84, 84])
-    assert layers.lines[0].get_ydata()[0] == 0.5
+    assert list(learning.lines[0].get_ydata()) == [0.5, 0.3, 0.2]
+    assert layers.lines[0].get_xdata()[0] == 0.5
+    assert layers.get_yticklabels()[0].get_text() == "vision.embeddings"
 
 
 def sweep(**changes: Any) -> dict[str, Any]:
