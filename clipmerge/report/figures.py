@@ -90,8 +90,8 @@ def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
     towers = list(dict.fromkeys(name.partition(".")[0] for name in layers))
     for place, (name, layer) in enumerate(layers.items()):
         colour = f"C{towers.index(name.partition('.')[0])}"
-        ends = layer.alpha_range or (0, layer.alpha)
-        axes.hlines(place, *ends, colors=colour, linewidth=4, alpha=0.4)
+        low, high = layer.alpha_range or (0, layer.alpha)
+        axes.hlines(place, low, high, colors=colour, linewidth=4, alpha=0.4)
         axes.plot(layer.alpha, place, "o", c=colour, ms=3)
     axes.set_yticks(range(len(layers)), list(layers), fontsize=6, parse_math=False)
     axes.set_ylim(len(layers) - 0.5, -0.5)
