@@ -122,7 +122,7 @@ def sweep(
     progress: Progress | None = None,
     **options: Any,
 ) -> SweepResult:
-    """Evaluate the alpha curve and recipes on ID and OOD images; see `docs/how-to/sweep.md`.
+    """Evaluate the alpha curve and recipes on ID and OOD images.
 
     Args:
         zeroshot: theta_0; see `merge`.

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 DEBUG = "CLIPMERGE_DEBUG"
 # In a shorter time little but imports may have happened.
 _SECONDS_TO_ESTIMATE = 10.0
+# The fields that a reader wants to see first.
+_ANSWERS = ("verdict", "answer", "headline", "accuracy")
 # base class of errors about flags, whether or not typer vendors its own click
 _WrongFlag: Any = typer.BadParameter.__base__
 # Environment variables of libraries.
@@ -121,7 +123,8 @@ class Terminal(BarProgress):
         if self._silent:
             return
         if self._as_json:
-            typer.echo(json.dumps(record, indent=2, allow_nan=False))
+            answers = {name: record[name] for name in _ANSWERS if name in record}
+            typer.echo(json.dumps(answers | {**record}, indent=2, allow_nan=False))
         elif not self._quiet:
             self.show(human())
             if last:

@@ -47,8 +47,7 @@ def _print_record(terminal: Terminal, record: Record | None, last: str = "", **m
     if record is not None:
         from clipmerge.report.terminal import summary
 
-        data = record.as_json()
-        data = {"verdict": data["verdict"], **data, **more}  # the answer first
+        data = {**record.as_json(), **more}
         terminal.print_result(data, lambda: summary(record, verbose=terminal.verbose), last)
 
 

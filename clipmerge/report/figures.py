@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipmerge.planning.plan import LayerPlan
-from clipmerge.planning.record import Estimate, Record
+from clipmerge.planning.record import Estimate, Question, Record, Verdict
 from clipmerge.report.wording import recipes_and_points
 from clipmerge.types import Json
 
@@ -39,44 +40,59 @@ _ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 3}
 
 @rc_context(_STYLE)
 def merge_figure(record: Record) -> Figure:
-    """The alpha of every layer, and above it the merge beside plain interpolation, if judged."""
-    verdict = record.verdict
-    answers = dict(verdict.answers) if verdict else {}
-    target = answers.pop("target", None)
-    heights = [*(3.6 for _ in answers), 2.3]
+    """The merge beside plain interpolation if both were judged on more than the target, the losses
+    of learning if there are any, and the alpha of every layer.
+    """
+    draw: list[tuple[float, Callable[[Axes], None]]] = []
+    if verdict := record.verdict:
+        _, *others = verdict.answers
+        for question in others:
+            draw.append((3.6, partial(_draw_verdict, verdict=verdict, question=question)))
+    if trace := record.measured.trace:
+        draw.append((2.0, partial(_draw_learning, losses=trace)))
+    layers = record.plan.layers
+    draw.append((0.7 + 0.13 * len(layers), partial(_draw_layers, layers=layers)))
+    heights = [height for height, _ in draw]
     figure = Figure((_WIDTH, sum(heights)))
     panels = figure.subplots(len(heights), squeeze=False, height_ratios=heights).ravel()
-    if verdict and target:
-        marked = {
-            0: "zero-shot",
-            -1: "alpha 1",
-            verdict.alphas.index(verdict.best_alpha): "best plain alpha",
-        }
-        for axes, (question, answer) in zip(panels, answers.items(), strict=False):
-            points = {"this merge": (target.merged, answer.merged)}
-            _draw_tradeoff(axes, question, (target.curve, answer.curve), marked, points)
-            axes.legend(**_ABOVE)
-    _draw_layers(panels[-1], record.plan.layers)
+    for axes, (_, panel) in zip(panels, draw, strict=True):
+        panel(axes)
     return figure
 
 
-def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
-    """Draw the alpha of every layer, and the range of learned coefficients as a line."""
-    towers: dict[str, list[tuple[int, LayerPlan]]] = {}
-    for place, (name, layer) in enumerate(layers.items()):
-        tower, dot, _ = name.partition(".")
-        if dot:  # scalars belong to no tower
-            towers.setdefault(tower, []).append((place, layer))
-    for number, (tower, members) in enumerate(towers.items()):
-        places = [place for place, _ in members]
-        colour = f"C{number}"
-        axes.plot(places, [layer.alpha for _, layer in members], "o-", c=colour, ms=3, label=tower)
-        for place, layer in members:
-            if layer.alpha_range:
-                axes.vlines(place, *layer.alpha_range, colors=colour, alpha=0.3)
-    axes.set_xlabel("layer, in network order (alpha 0: zero-shot, 1: fine-tuned)")
-    axes.set_ylabel("alpha")
+def _draw_verdict(axes: Axes, verdict: Verdict, question: Question) -> None:
+    """Draw the merge beside plain interpolation, whose ends and best alpha are marked."""
+    target, answer = (verdict.answers[each] for each in ("target", question))
+    best = verdict.alphas.index(verdict.best_alpha)
+    marked = {0: "zero-shot", len(verdict.alphas) - 1: "alpha 1"}
+    curve = (target.curve, answer.curve)
+    points = {"this merge": (target.merged, answer.merged)}
+    _draw_tradeoff(axes, question, curve, marked | {best: "best plain alpha"}, points)
     axes.legend(**_ABOVE)
+
+
+def _draw_learning(axes: Axes, losses: Mapping[str, Sequence[float]]) -> None:
+    """Draw each loss of learning, as the mean of windows of a twentieth of the steps."""
+    for name, values in losses.items():
+        size = max(1, len(values) // 20)
+        means = np.convolve(values, np.full(size, 1 / size), "valid")
+        axes.plot(np.arange(size, size + len(means)), means, label=name.replace("_", " "))
+    axes.set_xlabel("step of learning")
+    axes.set_ylabel("loss, nats")
+    axes.legend(**_ABOVE)
+
+
+def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
+    """Draw a row for each layer: its alpha, and a bar from 0 or over the learned coefficients."""
+    towers = list(dict.fromkeys(name.partition(".")[0] for name in layers))
+    for place, (name, layer) in enumerate(layers.items()):
+        colour = f"C{towers.index(name.partition('.')[0])}"
+        low, high = layer.alpha_range or (0, layer.alpha)
+        axes.hlines(place, low, high, colors=colour, linewidth=4, alpha=0.4)
+        axes.plot(layer.alpha, place, "o", c=colour, ms=3)
+    axes.set_yticks(range(len(layers)), list(layers), fontsize=6, parse_math=False)
+    axes.set_ylim(len(layers) - 0.5, -0.5)
+    axes.set_xlabel("alpha of each layer (0: zero-shot, 1: fine-tuned)")
 
 
 @rc_context(_STYLE)

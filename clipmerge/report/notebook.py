@@ -22,7 +22,7 @@ class ShownVerdict(Verdict):
 
         from clipmerge.report.terminal import render_table
 
-        console = Console(file=io.StringIO(), width=10_000, color_system=None)
+        console = Console(file=io.StringIO(), width=10_000, force_jupyter=False)
         console.print(render_table(*verdict_table(self)))
         lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
         return "\n".join([self.sentence, *(line.rstrip() for line in lines)])

@@ -15,7 +15,7 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.families import FAMILIES
 from clipmerge.options import with_flags
 from clipmerge.planning.record import Record, Verdict
-from clipmerge.report.wording import decision_sentence, verdict_table
+from clipmerge.report.wording import Table, decision_sentence, verdict_table
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -28,8 +28,8 @@ _CODE = re.compile(r"`([^`]+)`")
 _VOWEL = re.compile(r"(?!one|uni|use|eu)[aeiou]", re.IGNORECASE)
 
 
-def html_page(record: Record) -> str:
-    """The report of a merge."""
+def html_page(record: Record, shifts: Table | None = None) -> str:
+    """The report of a merge, with a table of accuracies under known shifts if there is one."""
     picture = None
     if has_picture(record):  # matplotlib takes longer than a small merge
         from clipmerge.report.figures import merge_figure, png
@@ -40,6 +40,7 @@ def html_page(record: Record) -> str:
         "decision": decision_sentence(record.plan, record.measured),
         "accuracies": record.verdict and verdict_table(record.verdict),
         "picture": picture,
+        "shifts": shifts,
     }
     return render("report.html.j2", values)
 

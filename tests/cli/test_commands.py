@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,13 @@ def test_help_lists_nine_commands_and_imports_nothing_heavy() -> None:
     for words in (["--help"], ["merge", "--help"]):
         python("-c", code, *words, check=True)
     assert clipmerge().code == 2
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_a_help_page_names_only_its_own_flags(command: list[str]) -> None:
+    page = done(*command, "--help").out
+    own = re.findall(r"^ +(?:-\w, )?(--[a-z-]+)", page, re.MULTILINE)
+    assert set(re.findall(r"--[a-z-]+", page)) <= set(own)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,10 @@ def test_an_unjudged_merge_says_so_and_a_plain_one_has_no_picture() -> None:
     assert Tags(html_page(plain)).loaded == []
 
 
-def test_a_notebook_shows_the_answer_the_accuracies_and_the_picture() -> None:
+def test_a_notebook_shows_the_answer_the_accuracies_and_the_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # there it displays tables itself
     made = record()
     result = MergeResult(None, made.plan, made)
     lines = str(result.verdict).splitlines()
@@ -109,19 +112,17 @@ def test_pictures_are_narrow_and_equal_in_every_run() -> None:
 
 
 def test_the_picture_shows_the_merge_beside_plain_interpolation() -> None:
-    tradeoff, layers = merge_figure(record()).axes
+    learned = Findings(trace={"cross_entropy": (0.5, 0.3, 0.2)})
+    tradeoff, learning, layers = merge_figure(record(measured=learned)).axes
     names = [text.get_text() for text in tradeoff.get_legend().get_texts()]
-    assert names == [
-        "plain interpolation",
-        "zero-shot",
-        "alpha 1",
-        "best plain alpha",
-        "this merge",
-    ]
-    assert [line.get_data() for line in tradeoff.lines[3:4]] == [([70.0], [70.0])]
+    marked = ["zero-shot", "alpha 1", "best plain alpha"]
+    assert names == ["plain interpolation", *marked, "this merge"]
+    assert [list(axis) for axis in tradeoff.lines[3].get_data()] == [[70.0], [70.0]]
     merged = tradeoff.containers[0].lines[0]
     assert [*merged.get_xdata(), *merged.get_ydata()] == pytest.approx([76, 85])
-    assert layers.lines[0].get_ydata()[0] == 0.5
+    assert list(learning.lines[0].get_ydata()) == [0.5, 0.3, 0.2]
+    assert layers.lines[0].get_xdata()[0] == 0.5
+    assert layers.get_yticklabels()[0].get_text() == "vision.embeddings"
 
 
 def sweep(**changes: Any) -> dict[str, Any]:
