@@ -19,7 +19,7 @@ from clipmerge.errors import DataError
 from clipmerge.evaluation.verdict import judge
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.classes import class_prompts, templates_for
-from clipmerge.images.copies import Prints, shared_notes
+from clipmerge.images.copies import Prints, without_shared
 from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.split import MAX_TEST, SHARE, Split, sample_for_judging, split_shift
@@ -48,20 +48,23 @@ def split_and_check(
     """
     split = split_images(images, recipe, options.images, options.seed, judged=options.verdict)
     journal.warn(*split.notes)
+    used = [part for part in (split.train, split.val, split.test) if part is not None]
+    prints = list(map(Prints.read, used)) if options.ood else []
     sources = {}
     for name, source in dict(options.ood).items():
         shift = open_images(source)
         journal.warn(*shift.notes)
         shift.require_classes()
-        sources[name] = shift.sample(min(options.images, len(shift)), options.seed)
-    notes = _overlap_notes(sources, split) if sources else []
+        shift = shift.sample(min(options.images, len(shift)), options.seed)
+        data = f"`data` {images.source}"
+        sources[name], notes = without_shared(shift, prints, f"`ood` {name}", data)
+        journal.warn(*notes)
     doubt_images(pair, {"": images, **sources}, options, journal)
     ood = {}
     teaches = recipe.measure_is("LEARNS")
     for name, shift in sources.items():
         ood[name] = split_shift(shift, options.seed, teaches=teaches)
-        notes += ood[name].notes
-    journal.warn(*notes)
+        journal.warn(*ood[name].notes)
     return replace(split, ood=ood)
 
 
@@ -72,17 +75,6 @@ def doubt_images(
     journal.stage("check")
     doubts = check_sources(pair.path, sources, options, journal, seed=options.seed)
     raise_unless_allowed(doubts, options.allow, journal)
-
-
-def _overlap_notes(sources: Mapping[str, Images], split: Split[Images]) -> list[str]:
-    """Notes of images of `ood` that are also among those that learn or judge."""
-    prints = {f"`ood` {name}": Prints.read(images) for name, images in sources.items()}
-    notes: list[str] = []
-    for part in (split.train, split.test):
-        if part is not None:
-            target = {f"`data` {part.source}": Prints.read(part)}
-            notes += shared_notes(prints, target)
-    return notes
 
 
 def split_images(

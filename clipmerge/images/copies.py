@@ -7,7 +7,7 @@ exports of one photograph are.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmerge.errors import counted
+from clipmerge.errors import DataError, counted
 from clipmerge.images.batches import prefetch
 from clipmerge.images.decoding import change_notes, open_picture, to_rgb
 from clipmerge.images.image_set import ImageSource
@@ -121,24 +121,45 @@ def without_copies(images: Images) -> tuple[Images, Names]:
     return images.subset(first), (*prints.notes, note)
 
 
+def without_shared(
+    images: Images, others: Iterable[Prints], name: str, other: str
+) -> tuple[Images, Names]:
+    """Drop the images that another source has, too. Return those left, and a note."""
+    mine = Prints.read(images)
+    shared: dict[int, str] = {}
+    for theirs in others:
+        shared |= _shared(mine, theirs)
+    if not shared:
+        return images, ()
+    if len(shared) == len(images):
+        raise DataError(f"{name}: all images are also in {other}; give others")
+    note = f"{_note_shared(name, shared, other)}, and left out"
+    return images.subset([at for at in range(len(images)) if at not in shared]), (note,)
+
+
+def _shared(mine: Prints, theirs: Prints) -> dict[int, str]:
+    """The positions of images that two sources share, each with the names of both."""
+    ours, others = mine.images.pictures, theirs.images.pictures
+    if ours.preprocessed != others.preprocessed:
+        return {}
+    return {
+        at: f"{ours.name_of(at)} shows what {others.name_of(int(found[0]))} shows"
+        for at, found in mine.copies_in(theirs)
+    }
+
+
+def _note_shared(name: str, shared: Mapping[int, str], other: str) -> str:
+    are = counted(len(shared), "image is", "images are")
+    return f"{name}: {are} also in {other} ({next(iter(shared.values()))})"
+
+
 def shared_notes(ours: Mapping[str, Prints], others: Mapping[str, Prints]) -> Names:
     """Note images that two sources share. Sources go by their names on the command line."""
-    notes: list[str] = []
-    for (name, mine), (other, theirs) in itertools.product(ours.items(), others.items()):
-        pictures, their_pictures = mine.images.pictures, theirs.images.pictures
-        if pictures.preprocessed != their_pictures.preprocessed:
-            continue
-        shared = list(mine.copies_in(theirs))
-        if shared:
-            at, found = shared[0]
-            example = pictures.name_of(at)
-            same = their_pictures.name_of(int(found[0]))
-            are = counted(len(shared), "image is", "images are")
-            notes.append(
-                f"{name}: {are} also in {other} ({example} shows what {same} shows), so its"
-                " accuracy is not that on unseen images"
-            )
-    return tuple(notes)
+    return tuple(
+        f"{_note_shared(name, shared, other)}, so its accuracy is not that on unseen images"
+        for (name, mine), (other, theirs) in itertools.product(ours.items(), others.items())
+        if (shared := _shared(mine, theirs))
+    )
 
 
 def overlap_notes(

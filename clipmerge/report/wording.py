@@ -7,6 +7,10 @@ from clipmerge.planning.plan import Plan
 from clipmerge.planning.record import Findings, Verdict
 from clipmerge.types import Json
 
+#: What is said of a merge without a verdict.
+NOT_JUDGED = (
+    "Not judged: labelled images, as `data` of `merge`, show what this merge keeps and loses."
+)
 #: A table: its headings, and its rows.
 Table = tuple[list[str], list[list[str]]]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import advice, tables
+from benchmarks import tables
 from benchmarks.make_pairs import natural
 from benchmarks.make_pairs.pictures import Picture
 from benchmarks.pair_results import Results, packed
@@ -119,16 +119,3 @@ def test_roles_share_no_group() -> None:
     seen = [{groups[at] for at in part} for part in parts]
     assert sum(map(len, seen)) == len(set().union(*seen))
     assert {at for part in parts[:3] for at in part} == set(range(300))
-
-
-def test_verdicts_figure_is_that_of_the_judged_merges() -> None:
-    """`probably-use` says how many judged merges were right."""
-    merges = advice.read_merges()
-    few = [merge for merge in merges if merge["images"] < 100]
-    many = [merge for merge in merges if merge not in few]
-    assert advice.counted(few)["all"]["probably-use"] == verdict.JUDGED_FEW
-    assert advice.counted(many)["all"]["probably-use"] == verdict.JUDGED
-    unchosen = advice.counted(advice.read_merges(advice.INTERPOLATIONS))
-    assert unchosen["all"]["probably-use"] == verdict.JUDGED_UNCHOSEN
-    shifts = advice.counted(advice.read_merges(advice.SHIFTS))
-    assert shifts["all"]["use"] == (79, 82)  # research.md, and the page on the verdict

@@ -8,7 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from clipmerge.images.copies import Prints, first_copies, overlap_notes, shared_notes
+from clipmerge.errors import DataError
+from clipmerge.images.copies import (
+    Prints,
+    first_copies,
+    overlap_notes,
+    shared_notes,
+    without_shared,
+)
 from clipmerge.images.image_set import LabelledImages
 from tests.support.image_files import load_images, png, save_plain_parquet, save_tar
 
@@ -92,3 +99,14 @@ def test_images_of_a_sweep_that_are_used_twice_are_noted() -> None:
         "`ood` z: 1 image is also in `i",
     ]
     assert overlap_notes(None, {"y": target}, {}) == ()
+
+
+def test_images_that_data_has_too_are_left_out_with_one_note() -> None:
+    shift = images_of(range(8, 20))
+    parts = [Prints.read(images_of(numbers)) for numbers in (range(9), range(9, 12))]
+    others, (note,) = without_shared(shift, parts, "`ood` x", "`data` y")
+    assert len(others) == 8
+    assert note.startswith("`ood` x: 4 images are also in `data` y (")
+    assert note.endswith("and left out")
+    with pytest.raises(DataError, match="all images are also in `data` y; give others"):
+        without_shared(images_of(range(3)), parts, "`ood` x", "`data` y")
