@@ -21,7 +21,6 @@ from benchmarks.statistics import (
     over_targets,
     standing,
 )
-from clipmerge.evaluation import verdict
 
 
 def _accuracies(*points: tuple[float, float]) -> Accuracies:
