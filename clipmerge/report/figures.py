@@ -35,7 +35,7 @@ _STYLE: Any = {
     "legend.frameon": False,
 }
 # A legend above its panel.
-_ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 3}
+_ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 2, "fontsize": 8}
 
 
 @rc_context(_STYLE)
