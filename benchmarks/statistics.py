@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 
 from benchmarks.pair_results import CURVE, Results
+from clipmerge.evaluation.tradeoff import curve_height
 
 RESAMPLES = 1000
 ZEROSHOT, FINETUNED = "zero-shot", "fine-tuned"
@@ -136,37 +137,15 @@ def chosen_alpha(results: Results, method: str, source: str, max_loss: float | N
 
 
 def gain(point: Accuracies, curve: Accuracies, axis: str = "ood") -> np.ndarray:
-    """Accuracy on an axis, ``ood`` or ``tasks``, above the curve's at the same ID accuracy.
-
-    The curve's is the best that it reaches at this ID accuracy or a higher one, between its points
-    on straight lines; a point more accurate than all of the curve is compared with the curve's most
-    accurate point.
+    """Accuracy on an axis, ``ood`` or ``tasks``, above the curve's, by clipmerge's definition.
 
     Example:
         >>> curve = Accuracies(np.array([[0.2, 0.6, 0.8]]), np.array([[0.7, 0.8, 0.5]]))
         >>> gain(Accuracies(np.array([[0.7]]), np.array([[0.7]])), curve).round(3).tolist()
         [0.05]
-        >>> gain(Accuracies(np.array([[0.9]]), np.array([[0.7]])), curve).round(3).tolist()
-        [0.2]
     """
-    most = curve.id.max(axis=1)
-    wanted = np.minimum(point.id[:, 0], most)
-    return getattr(point, axis)[:, 0] - _heights(curve.id, getattr(curve, axis), wanted)
-
-
-def _heights(target: np.ndarray, other: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The best other accuracy at these ID accuracies or higher ones, shape (1 + resamples,)."""
-    reaches = target >= wanted[:, None]
-    at_points = np.where(reaches, other, -np.inf)
-    # between two points the straight line, where it passes this ID accuracy
-    start, end = target[:, :-1], target[:, 1:]
-    rise = np.where(end == start, np.nan, end - start)
-    share = (wanted[:, None] - start) / rise
-    climb = other[:, 1:] - other[:, :-1]
-    line = other[:, :-1] + share * climb
-    is_inside = (share >= 0) & (share <= 1)
-    on_lines = np.where(is_inside, line, -np.inf)
-    return np.maximum(at_points.max(axis=1), on_lines.max(axis=1))
+    height = curve_height(curve.id, getattr(curve, axis), point.id)
+    return getattr(point, axis)[:, 0] - height[:, 0]
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,15 @@ Every message is one line: what happened, where, what was expected and what to d
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 # Not printable according to Python, but shown as they are: wide blanks, and the joiners of scripts
 # and emoji
 _SHOWN = frozenset("\xa0\u2002\u2003\u2009\u202f\u3000\u200c\u200d")
+
+# Common words for choices that are spelt otherwise.
+_OTHER_WORDS = {"gpu": "cuda", "fp16": "float16", "fp32": "float32"}
 
 
 class ClipmergeError(Exception):
@@ -112,6 +116,8 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
         " Did you mean 'alpha'?"
         >>> did_you_mean("ALPHA", ["alpha"])
         " Did you mean 'alpha'?"
+        >>> did_you_mean("gpu", ["cpu", "cuda"])
+        " Did you mean 'cuda'?"
         >>> did_you_mean("zzz", ["alpha"])
         ''
     """
@@ -121,10 +127,31 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     for option in options:
         if option != word:  # such as a link that leads nowhere
             folded.setdefault(option.casefold(), option)
-    close = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+    word = word.casefold()
+    close = difflib.get_close_matches(_OTHER_WORDS.get(word, word), folded, n=1, cutoff=0.6)
     if not close:
         return ""
     return f" Did you mean '{folded[close[0]]}'?"
+
+
+def did_you_mean_one_of(word: str, listed: str) -> str:
+    """Suggest the closest of the choices that a text quotes; see `did_you_mean`.
+
+    Example:
+        >>> did_you_mean_one_of("cdua", "should be 'cpu' or 'cuda'")
+        " Did you mean 'cuda'?"
+    """
+    return did_you_mean(word, listed.split("'")[1::2])
+
+
+def did_you_mean_path(path: Path, names: Iterable[str] = ()) -> str:
+    """Suggest the closest of ``names`` and of the files beside a path that does not exist, ready to
+    be appended to a message.
+    """
+    while not path.parent.is_dir():  # the first part that does not exist
+        path = path.parent
+    beside = (file.name for file in path.parent.iterdir() if not file.name.startswith("."))
+    return did_you_mean(path.name, [*names, *beside])
 
 
 def list_choices(kind: str, word: str, known: Iterable[str]) -> str:

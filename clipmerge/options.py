@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 from annotated_types import Ge, Le
 from typer import Option
 
-from clipmerge.errors import UsageError, did_you_mean, list_choices
+from clipmerge.errors import UsageError, did_you_mean, did_you_mean_one_of, list_choices
 from clipmerge.files import local_path
 from clipmerge.files.side_files import names_by_number
 from clipmerge.types import CHECKS, RECOMMENDATIONS, Device, Json, Names, OutputDtype, as_tuple
@@ -93,8 +93,10 @@ class Options:
             return TypeAdapter(cls).validate_python(given)
         except ValidationError as error:
             first = error.errors()[0]
-            reason = first["msg"].removeprefix("Input ")
-            raise UsageError(f"`{first['loc'][0]}` {first['input']}: {reason}") from None
+            given_value, reason = first["input"], first["msg"].removeprefix("Input ")
+            if first["type"] == "literal_error":
+                reason += f".{did_you_mean_one_of(str(given_value), reason)}"
+            raise UsageError(f"`{first['loc'][0]}` {given_value}: {reason}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
+import warnings
+from typing import Any
 
 _LOG = logging.getLogger("clipmerge")
+# A bar of a shorter stage would only flicker.
+_SECONDS_TO_BAR = 0.3
+#: The stages of a run, in words.
+STAGES = {
+    "read": "reading",
+    "check": "checking images and names",
+    "inspect": "comparing",
+    "measure": "measuring",
+    "learn": "learning",
+    "decide": "deciding",
+    "judge": "judging",
+    "evaluate": "evaluating",
+    "bootstrap": "resampling images for intervals",
+    "merge": "merging",
+    "write": "writing",
+    "draw": "drawing",
+    "publish": "publishing",
+}
 
 
 class Progress:
@@ -30,6 +52,73 @@ class Progress:
         _LOG.warning("%s", text)
 
 
+class BarProgress(Progress):
+    """Logs like `Progress`, and shows a bar for each stage on a terminal or in a notebook."""
+
+    def __init__(self) -> None:
+        """Show nothing yet."""
+        self._bar: Any = None
+        self._doing = ""
+
+    def stage(self, name: str) -> None:
+        """Begin a stage, with a bar of its own."""
+        super().stage(name)
+        self.begin_bar(name)
+
+    def begin_bar(self, name: str) -> None:
+        """Replace the bar by one for this stage, which is shown when it advances."""
+        self.close()
+        self._doing = STAGES[name]
+
+    def advance(self, done: float, total: float) -> None:
+        """Move the bar."""
+        percent = 100 * done / total if total else 100
+        if percent >= 100:  # work of unknown length may follow
+            self.close()
+            return
+        if self._bar is None:
+            self._bar = _make_bar(self._doing, percent)
+        self._bar.update(percent - self._bar.n)
+
+    def say(self, text: str) -> None:
+        """Log a note, which may be shown where the bar is."""
+        self.close()
+        super().say(text)
+
+    def warn(self, text: str) -> None:
+        """Log a warning, likewise."""
+        self.close()
+        super().warn(text)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _make_bar(doing: str, percent: float) -> Any:
+    with warnings.catch_warnings():
+        # without ipywidgets a notebook shows the bar as text
+        warnings.simplefilter("ignore")
+        from tqdm.auto import tqdm
+    return tqdm(
+        total=100,
+        initial=percent,
+        desc=doing,
+        leave=False,
+        delay=_SECONDS_TO_BAR,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left",
+    )
+
+
+def default_progress() -> Progress:
+    """Shows bars on a terminal and in a notebook, in the main process only; logs everywhere."""
+    is_watched = getattr(sys.stderr, "isatty", bool)() or "ipykernel.zmqshell" in sys.modules
+    is_main = os.environ.get("RANK", "0") == "0"
+    return BarProgress() if is_watched and is_main else Progress()
+
+
 class Journal(Progress):
     """Forwards the progress of one run, each text once, and keeps what the record needs: warnings,
     and the seconds of each finished stage.
@@ -39,7 +128,7 @@ class Journal(Progress):
         """Begin the stage ``read``."""
         self.warnings: list[str] = []
         self.seconds: dict[str, float] = {}
-        self._progress = progress or Progress()
+        self._progress = progress or default_progress()
         self._notes: set[str] = set()
         self._stage, self._begin = "read", time.perf_counter()
         self._progress.stage("read")

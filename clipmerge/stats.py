@@ -22,8 +22,6 @@ if TYPE_CHECKING:  # the plan needs `LEVEL` alone, before numpy is loaded
 
 #: Share of the intervals that contain the true value.
 LEVEL = 0.95
-#: Share of the resamples in which a gain must be defined; an interval over fewer would be biased.
-MIN_DEFINED = 0.9
 Interval = tuple[float, float]
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 # Weight, in images, of the prior assumption that all views of an image agree.
@@ -86,29 +84,21 @@ def mean_share(by_image: Floats) -> Interval:
     return wilson(share, images / effect)
 
 
-def mean_of_sources(correct: Sequence[NDArray[np.bool_] | Floats]) -> Interval:
+def mean_of_sources(correct: Sequence[Floats]) -> Interval:
     """Interval of the mean accuracy over sources, each given by whether its images (images,) were
-    recognised.
+    recognised, or by the shares of their views.
 
     The distances to the ends of the sources' own intervals are squared and added up.
 
     Source:
         Zou and Donner 2008, Statistics in Medicine 27.
     """
-    total = 0.0
-    below = 0.0
-    above = 0.0
-    for right in correct:
-        share = float(right.mean())
-        low, high = wilson(share, len(right))
-        total += share
-        below += (share - low) ** 2
-        above += (high - share) ** 2
-    count = len(correct)
-    mean = total / count
-    down = math.sqrt(below) / count
-    up = math.sqrt(above) / count
-    return mean - down, mean + up
+    shares = [float(right.mean()) for right in correct]
+    intervals = list(map(mean_share, correct))
+    mean = sum(shares) / len(shares)
+    below = (share - low for share, (low, _) in zip(shares, intervals, strict=True))
+    above = (high - share for share, (_, high) in zip(shares, intervals, strict=True))
+    return mean - math.hypot(*below) / len(shares), mean + math.hypot(*above) / len(shares)
 
 
 def paired_accuracy_interval(differences: Floats, views: int = 1) -> Interval:
@@ -149,8 +139,8 @@ def paired_mean_and_error(differences: Floats | Tensor, added: float = 1.0) -> t
     return mean, math.sqrt(variance / images)
 
 
-def gain_interval(gain: float, drawn: Floats, images: int, least: float = 0.0) -> Interval | None:
-    """Interval of a gain from resampled gains; ``None`` if fewer than nine in ten are numbers.
+def gain_interval(gain: float, drawn: Floats, images: int, least: float = 0.0) -> Interval:
+    """Interval of a gain, in [-1, 1], from resampled gains.
 
     The best point of a curve looks better on the images that chose it than it is, and in a resample
     it does so twice. The interval therefore covers the percentiles and the normal interval around
@@ -163,14 +153,11 @@ def gain_interval(gain: float, drawn: Floats, images: int, least: float = 0.0) -
     import numpy as np
     from scipy.special import stdtrit
 
-    defined = drawn[~np.isnan(drawn)]
-    if len(defined) < MIN_DEFINED * len(drawn):
-        return None
     images = max(2, images)
     quantile = float(stdtrit(images - 1, (1 + LEVEL) / 2))
     quantile *= math.sqrt(images / (images - 1))
     tail = NormalDist().cdf(-quantile)
-    low, high = np.quantile(defined, [tail, 1 - tail]).tolist()
-    half = quantile * float(np.std(defined))
+    low, high = np.quantile(drawn, [tail, 1 - tail]).tolist()
+    half = quantile * float(np.std(drawn))
     half = max(least, half)
-    return min(low, gain - half), max(high, gain + half)
+    return max(-1.0, min(low, gain - half)), min(1.0, max(high, gain + half))

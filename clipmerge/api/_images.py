@@ -16,10 +16,10 @@ from clipmerge.api._pair import Pair
 from clipmerge.checks import check_sources, raise_unless_allowed
 from clipmerge.distributed import DistributedContext, exact_float32
 from clipmerge.errors import DataError
-from clipmerge.evaluation.verdict import MOST_IMAGES, judge
+from clipmerge.evaluation.verdict import judge
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.classes import class_prompts, templates_for
-from clipmerge.images.copies import shared_notes
+from clipmerge.images.copies import Thumbnails
 from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.split import MAX_TEST, SHARE, Split, split_shift
@@ -48,19 +48,20 @@ def split_and_check(
     """
     split = split_images(images, recipe, options.images, options.seed, judged=options.verdict)
     journal.warn(*split.notes)
-    sources = {}
     ood = {}
     notes: list[str] = []
     teaches = recipe.measure_is("LEARNS")
-    target = {f"`data` {images.source}": split.thumbnails}
     for name, source in dict(options.ood).items():
         shift = open_images(source)
         journal.warn(*shift.notes)
         shift.require_classes()
-        sources[name] = shift.sample(min(options.images, len(shift)), options.seed)
-        ood[name] = split_shift(sources[name], options.seed, teaches=teaches)
-        notes += shared_notes({f"`ood` {name}": ood[name].thumbnails}, target)
-        notes += ood[name].notes
+        sample = shift.sample(min(options.images, len(shift)), options.seed)
+        thumbnails, shared = Thumbnails.read(sample).without_shared(
+            split.thumbnails, f"`ood` {name}", f"`data` {images.source}"
+        )
+        ood[name] = split_shift(thumbnails, options.seed, teaches=teaches)
+        notes += [*shared, *ood[name].notes]
+    sources = {name: shift.thumbnails.images for name, shift in ood.items()}
     doubt_images(pair, {"": images, **sources}, options, journal)
     journal.warn(*notes)
     return replace(split, ood=ood)
@@ -80,7 +81,8 @@ def split_images(
 ) -> Split[Images]:
     """Sample images, and split them by their use."""
     if not recipe.measure:
-        return split_shift(images.sample(count, seed), seed, teaches=False)
+        drawn = Thumbnails.read(images.sample(count, seed))
+        return replace(split_shift(drawn, seed, teaches=False), available=len(images))
     share = recipe.measure_options["held_back"] if recipe.measure_is("HOLDS_BACK") else 0.0
     split = divide(images, count, seed, val=share, test=SHARE if judged else 0.0)
     if share and split.val is None:
@@ -261,6 +263,7 @@ def judge_plan(
         ood={name: part.test for name, part in split.ood.items() if part.test is not None},
         max_loss=recipe.max_loss if options.max_loss is None else options.max_loss,
         chosen=record.measured.choice is not None,
-        most_images=MAX_TEST if recipe.measure else MOST_IMAGES,
+        chose=record.measured.choice is not None and split.test_chooses,
+        most_images=MAX_TEST if recipe.measure else split.available,
     )
     return record.replace(verdict=verdict)

@@ -50,7 +50,11 @@ class MergeResult(Tabular):
     @property
     def verdict(self) -> Verdict | None:
         """Whether to use the merge, with the accuracies that say so; ``None`` without images."""
-        return self.record.verdict if self.record else None
+        if self.record is None or self.record.verdict is None:
+            return None
+        from clipmerge.report.notebook import shown
+
+        return shown(self.record.verdict)
 
     @property
     def recommendation(self) -> Recommendation | None:
@@ -60,6 +64,14 @@ class MergeResult(Tabular):
     def _rows(self) -> Rows:
         measured = self.record.measurements if self.record else {}
         return [row | measured.get(row["layer"], {}) for row in self.plan._rows()]
+
+    def _repr_html_(self) -> str:
+        """The verdict, the accuracies and the picture, for a notebook."""
+        if self.record is None:
+            return super()._repr_html_()
+        from clipmerge.report.notebook import merge_html
+
+        return merge_html(self.record)
 
     def _caption(self) -> str:
         return self.verdict.sentence if self.verdict else f"{self.path}: {self.plan._caption()}"

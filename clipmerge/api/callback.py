@@ -20,7 +20,7 @@ from clipmerge.errors import UsageError
 from clipmerge.files import local_path
 from clipmerge.options import MergeOptions
 from clipmerge.planning.recipe import RecipeLike
-from clipmerge.progress import Progress
+from clipmerge.progress import Progress, default_progress
 from clipmerge.types import StrPath
 
 _LOG = logging.getLogger("clipmerge")
@@ -34,7 +34,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
     kept in ``error``, and never raised, so that no training is lost. The model in memory is merged
     as it is at the end, which with ``load_best_model_at_end`` is the best one, and is not changed.
 
-    The accuracies of the verdict are added to the trainer's ``log_history``, which ends up in
+    The verdict and its accuracies are added to the trainer's ``log_history``, which ends up in
     ``trainer_state.json``.
 
     Attributes:
@@ -77,7 +77,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         self._zeroshot = zeroshot
         self._output = output
         self._processor = processor
-        self._progress = progress or Progress()
+        self._progress = progress or default_progress()
         self._options = options
         self._checked = MergeOptions.of(options)
         self._recipe = choose_recipe(recipe, self._checked, self._progress)
@@ -148,15 +148,15 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             return
         verdict = self.result.verdict
         if verdict is not None and state.is_world_process_zero:
+            keep = verdict.recommendation == "keep-finetuned"
+            (self._progress.warn if keep else self._progress.say)(verdict.sentence)
             accuracies = {
                 f"clipmerge/{source.name}_accuracy_{model}": estimate.value
                 for source in verdict.sources
                 for model, estimate in source.models.items()
             }
-            state.log_history.append(
-                {**accuracies, "step": state.global_step, "epoch": state.epoch}
-            )
-            self._progress.say(verdict.sentence)
+            entry = {"clipmerge/verdict": verdict.recommendation, **accuracies}
+            state.log_history.append({**entry, "step": state.global_step, "epoch": state.epoch})
         self._progress.say(f"the merged model is in {folder}")
 
     def _folder(self, args: Any) -> Path:

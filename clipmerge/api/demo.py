@@ -11,6 +11,7 @@ from clipmerge.demo.data import TEMPLATE
 from clipmerge.demo.pair import prepare
 from clipmerge.files import local_path, user_cache
 from clipmerge.progress import Progress
+from clipmerge.report.wording import Table
 from clipmerge.types import Json, StrPath
 
 _RECIPES = ("wise-ft", "straggler-sparse", "auto")
@@ -18,12 +19,15 @@ _RECIPES = ("wise-ft", "straggler-sparse", "auto")
 
 def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> Json:
     """Merge two small models by each recipe, and measure the accuracy of all models."""
+    from clipmerge.report.pages import REPORT, html_page
+
     folder = local_path(output) if output else user_cache("demo")
     pair = prepare(folder)
     models = {"zero-shot": pair.zeroshot, "fine-tuned": pair.finetuned}
+    records = {}
     for recipe in _RECIPES:
         models[recipe] = folder / f"merged-{recipe}"
-        merge(
+        merged = merge(
             pair.zeroshot,
             pair.finetuned,
             recipe,
@@ -32,39 +36,61 @@ def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> 
             overwrite=True,
             progress=progress,
         )
+        records[recipe] = merged.record
     sources = {"clean": pair.clean, **pair.shifted}
     accuracy = {}
     for name, path in models.items():
         found = evaluate(path, sources, template=TEMPLATE, progress=progress)
         accuracy[name] = found.accuracy
-    return {
+    report = models[best_of(accuracy)] / REPORT
+    data = {
+        "headline": headline_of(accuracy),
         "folder": str(folder),
         "models": {name: str(path) for name, path in models.items()},
         "accuracy": accuracy,
-        "headline": headline_of(accuracy),
-        "report": str(models["auto"] / "report.html"),
+        "seconds": {name: sum(made.seconds.values()) for name, made in records.items() if made},
+        "report": str(report),
     }
+    if made := records[best_of(accuracy)]:
+        report.write_text(html_page(made, accuracy_table(data)), encoding="utf-8")
+    return data
+
+
+def accuracy_table(data: Json) -> Table:
+    """Accuracy of each model on each set of images, and the seconds that each recipe took."""
+    rows = []
+    for model, by_images in data["accuracy"].items():
+        shares = [*by_images.values(), mean_shifted(by_images)]
+        seconds = data["seconds"].get(model)
+        cost = "" if seconds is None else f"{seconds:.0f}"
+        rows.append([model, *(f"{100 * share:.1f}" for share in shares), cost])
+    return ["accuracy, %", *data["accuracy"]["zero-shot"], "mean shifted", "seconds"], rows
+
+
+def best_of(accuracy: Mapping[str, Mapping[str, float]]) -> str:
+    """The merge that is most accurate under shift."""
+    return max(list(accuracy)[2:], key=lambda model: mean_shifted(accuracy[model]))
 
 
 def headline_of(accuracy: Mapping[str, Mapping[str, float]]) -> str:
-    """Say how much accuracy `auto` keeps on clean digits, and how much it regains under shift.
+    """Say how much accuracy the best merge keeps on clean digits, and how much it regains under
+    shift.
 
     Args:
         accuracy: Accuracies from 0 to 1, by model and then by name of the images.
     """
+    best = best_of(accuracy)
     shifted = {model: mean_shifted(by_images) for model, by_images in accuracy.items()}
-    regained = shifted["auto"] - shifted["fine-tuned"]
+    regained = shifted[best] - shifted["fine-tuned"]
     lost = shifted["zero-shot"] - shifted["fine-tuned"]
-    kept = accuracy["auto"]["clean"]
+    kept = accuracy[best]["clean"]
     had = accuracy["fine-tuned"]["clean"]
     return (
-        f"auto keeps {100 * kept:.1f} of the {had:.1%} clean accuracy, and gets back"
+        f"{best} keeps {100 * kept:.1f} of the {had:.1%} clean accuracy, and gets back"
         f" {100 * regained:.0f} of the {100 * lost:.0f} points that fine-tuning lost under shift."
     )
 
 
 def mean_shifted(accuracy: Mapping[str, float]) -> float:
     """The mean accuracy of one model over the shifts."""
-    shifted = dict(accuracy)
-    shifted.pop("clean")
-    return fmean(shifted.values())
+    return fmean(share for name, share in accuracy.items() if name != "clean")

@@ -91,10 +91,11 @@ def merge(
 
             record = judge_plan(pair, record, judged, opts, journal)
         verdict = record.verdict
-        refused = verdict.sentence if verdict and verdict.recommendation in opts.fail_on else ""
+        word = verdict.recommendation if verdict else ""
+        refused = word if word in opts.fail_on else ""
         result = write_merged(pair, record, None if refused else target, opts, journal)
     if refused:
-        raise VerdictError(f"{refused} Nothing was written (`fail_on`)", result)
+        raise VerdictError(f"the verdict is {refused}, so nothing was written (`fail_on`)", result)
     pair.forget_learning()
     if opts.push is None or result.record is None:
         return result

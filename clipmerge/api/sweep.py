@@ -1,7 +1,6 @@
-"""Evaluate the alpha curve, recipes and checkpoints on ID and OOD images, in one run.
+"""Evaluate the alpha curve, recipes and checkpoints on the target, under shifts and on other tasks.
 
-A loop over the parts of `merge`: every image is decoded once, and no checkpoint is written. No
-recipe sees an OOD image.
+A loop over the parts of `merge`; no checkpoint is written. No recipe sees an OOD image.
 """
 
 from __future__ import annotations
@@ -36,7 +35,15 @@ from clipmerge.checkpoint.views import convert_checkpoint
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation.scorer import Move
-from clipmerge.evaluation.tradeoff import RESAMPLES, Correct, compare_with_curve
+from clipmerge.evaluation.tradeoff import (
+    RESAMPLES,
+    Correct,
+    gains_over_curve,
+    mean_accuracy,
+    mean_estimate,
+    question_of,
+    with_tenths,
+)
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, stage_output
 from clipmerge.images.copies import overlap_notes
@@ -87,9 +94,18 @@ class SweepResult(Tabular):
         rows = []
         for point in (*self.record["curve"], *self.record["recipes"], *self.record["points"]):
             name = point.get("name") or f"alpha {point['alpha']:g}"
-            means = {key: point[key] for key in ("id", "ood", "gain")}
-            rows.append({"point": name, **point["accuracy"], **means})
+            row = {"point": name, **point["accuracy"]}
+            for kind in ("mean", "gain"):
+                for question, estimate in point[kind].items():
+                    row[f"{kind} {question}"] = estimate["value"]
+            rows.append(row)
         return rows
+
+    def _repr_html_(self) -> str:
+        """The answer, the table and the picture, for a notebook."""
+        from clipmerge.report.notebook import sweep_html
+
+        return sweep_html(self.record)
 
     def _caption(self) -> str:
         return str(self.record["answer"])
@@ -106,7 +122,7 @@ def sweep(
     progress: Progress | None = None,
     **options: Any,
 ) -> SweepResult:
-    """Evaluate the alpha curve and recipes on ID and OOD images; see `docs/how-to/sweep.md`.
+    """Evaluate the alpha curve and recipes on ID and OOD images.
 
     Args:
         zeroshot: theta_0; see `merge`.
@@ -158,17 +174,21 @@ def sweep(
         pair = with_zeroshot_head(pair, data, opts.classes, opts.template)
         journal.warn(*pair.inputs.notes)
         doubt_images(pair, sources if data is None else {**sources, "": data}, opts, journal)
+        # the gain of a point needs a fine curve
+        alphas = with_tenths(opts.alphas) if recipes or shown else opts.alphas
         points = [
-            _Point({"alpha": alpha}, partial(Between.set_alpha, alpha=alpha))
-            for alpha in opts.alphas
+            _Point({"alpha": alpha}, partial(Between.set_alpha, alpha=alpha)) for alpha in alphas
         ]
         points += _decide_by_each_recipe(pair, recipes, data, opts, journal)
         for name, place in zip(shown, places, strict=True):
             points.append(_open_point(name, place, pair.inputs, opts.model))
+        questions: dict[str, list[str]] = {"target": list(ids), "shift": [], "task": []}
+        for name, images in far.items():
+            questions[question_of(images, [*near.values()])].append(name)
         journal.stage("evaluate")
         correct = _score_points(pair, points, sources, opts, journal)
     journal.stage("bootstrap")
-    record = _make_sweep_record(pair, correct, points, list(ids), sources, opts, journal)
+    record = _make_sweep_record(pair, correct, points, questions, sources, opts, journal)
     if target is not None and is_main_process():
         record["output"] = target.name
         _write_sweep(record, target, overwrite=opts.overwrite)
@@ -265,18 +285,19 @@ def _make_sweep_record(
     pair: Pair,
     correct: dict[str, Correct],
     points: list[_Point],
-    ids: list[str],
+    questions: dict[str, list[str]],
     sources: dict[str, Images],
     options: SweepOptions,
     journal: CallJournal,
 ) -> Json:
     """Make the record that `--json` prints and ``sweep.json`` holds."""
     limits = [point.max_loss if options.max_loss is None else options.max_loss for point in points]
-    rows = _accuracy_rows(correct, ids, limits, options.alphas, options.seed)
+    alphas = [point.about["alpha"] for point in points if "alpha" in point.about]
+    rows = _accuracy_rows(correct, questions, limits, alphas, options.seed)
     every = [point.about | row for point, row in zip(points, rows, strict=True)]
     for row in every:
         if "name" in row and row["exceeds_max_loss"]:
-            journal.warn(f"{row['name']} loses more than `max_loss` on the ID images")
+            journal.warn(f"{row['name']} loses more than `max_loss` on the target")
     journal.stage("draw")
     pinned = pair.sources(hashed=True)
     record: Json = {
@@ -286,8 +307,7 @@ def _make_sweep_record(
         "command": journal.command,
         "zeroshot": _public_json(pinned["zeroshot"]),
         "finetuned": list(map(_public_json, pinned["finetuned"])),
-        "id": ids,
-        "ood": [name for name in sources if name not in ids],
+        **questions,
         "sources": {
             name: public_source(images.source, images.revision) for name, images in sources.items()
         },
@@ -310,22 +330,45 @@ def _public_json(source: SourceRecord) -> Json:
 
 def _accuracy_rows(
     correct: dict[str, Correct],
-    ids: list[str],
+    questions: dict[str, list[str]],
     limits: list[float],
     alphas: Sequence[float],
     seed: int,
 ) -> list[Json]:
-    """Compute each point's accuracies, its gain, and whether it loses more than its limit."""
-    near = [correct[name] for name in ids]
-    far = [right for name, right in correct.items() if name not in ids]
-    rows = compare_with_curve(near, far, range(len(alphas)), seed=seed)
-    finetuned = rows[alphas.index(1.0)]["id"] if 1.0 in alphas else None
-    for number, (row, limit) in enumerate(zip(rows, limits, strict=True)):
-        row["accuracy"] = {name: float(right[number].mean()) for name, right in correct.items()}
-        row["exceeds_max_loss"] = None
-        if finetuned is not None:
+    """Compute each point's accuracies, its gains, and whether it loses more than its limit."""
+    by_question = {
+        question: [correct[name] for name in names]
+        for question, names in questions.items()
+        if names
+    }
+    target = by_question["target"]
+    gains = {
+        question: gains_over_curve(target, others, len(alphas), seed=seed)
+        for question, others in by_question.items()
+        if question != "target"
+    }
+    accuracy = 100 * mean_accuracy(target)
+    rows: list[Json] = []
+    for number, limit in enumerate(limits):
+        off_curve = number - len(alphas)
+        row: Json = {
+            "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
+            "mean": {
+                question: mean_estimate([right[number] for right in each]).model_dump(mode="json")
+                for question, each in by_question.items()
+            },
+            "gain": {
+                question: each[off_curve].model_dump(mode="json")
+                for question, each in gains.items()
+                if off_curve >= 0
+            },
+            "exceeds_max_loss": None,
+        }
+        if 1.0 in alphas:
+            lost = accuracy[alphas.index(1.0)] - accuracy[number]
             # accuracies are ratios of counts; rounding errors are far below
-            row["exceeds_max_loss"] = 100 * (finetuned - row["id"]) > limit + 1e-7
+            row["exceeds_max_loss"] = bool(lost > limit + 1e-7)
+        rows.append(row)
     return rows
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
-from clipmerge.errors import CheckpointError, did_you_mean, shorten
+from clipmerge.errors import CheckpointError, did_you_mean_path, shorten
 from clipmerge.families import family_of, is_open_clip
 from clipmerge.files import IN_MEMORY, is_plain_name, local_path, split_part
 from clipmerge.files.hashes import file_state
@@ -122,11 +122,9 @@ def _find_snapshot(name: str) -> Snapshot | None:
 
 def _not_found(name: str, path: Path) -> CheckpointError:
     """Make the error for a source that is neither on disk nor a Hub id."""
-    folder = path.parent
-    beside = [file.name for file in folder.iterdir()] if folder.is_dir() else []
     return CheckpointError(
         f"{name}: no such folder or file, and not a Hub id; give a folder, a .safetensors or"
-        f" .pt file, org/name or org/name@revision.{did_you_mean(path.name, beside)}"
+        f" .pt file, org/name or org/name@revision.{did_you_mean_path(path)}"
     )
 
 

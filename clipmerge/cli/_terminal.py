@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -15,33 +16,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipmerge.distributed import claim_error, is_main_process, is_out_of_memory
-from clipmerge.errors import ClipmergeError, UsageError, printable
-from clipmerge.progress import Progress, format_seconds
+from clipmerge.errors import ClipmergeError, UsageError, did_you_mean_one_of, printable
+from clipmerge.progress import STAGES, BarProgress, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.progress import Progress as Bar
 
 DEBUG = "CLIPMERGE_DEBUG"
 # In a shorter time little but imports may have happened.
 _SECONDS_TO_ESTIMATE = 10.0
+# The fields that a reader wants to see first.
+_ANSWERS = ("verdict", "answer", "headline", "accuracy")
 # base class of errors about flags, whether or not typer vendors its own click
 _WrongFlag: Any = typer.BadParameter.__base__
-_STAGES = {
-    "read": "reading",
-    "check": "checking images and names",
-    "inspect": "comparing",
-    "measure": "measuring",
-    "learn": "learning",
-    "decide": "deciding",
-    "judge": "judging",
-    "evaluate": "evaluating",
-    "bootstrap": "resampling images for intervals",
-    "merge": "merging",
-    "write": "writing",
-    "draw": "drawing",
-    "publish": "publishing",
-}
 # Environment variables of libraries.
 _LIBRARIES = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -53,7 +40,7 @@ _LIBRARIES = {
 _WIDEST = 10_000
 
 
-class Terminal(Progress):
+class Terminal(BarProgress):
     """Prints the progress and the result of one command, in the main process."""
 
     is_command_line = True
@@ -81,8 +68,7 @@ class Terminal(Progress):
         self._as_json, self._quiet = as_json, quiet
         self._silent = not is_main_process()
         self._begin = time.monotonic()
-        self._bar: Bar | None = None
-        self._stage = ""
+        super().__init__()
         self._stage_begin = self._begin
         self._time_is_said = False
 
@@ -92,29 +78,20 @@ class Terminal(Progress):
 
     def stage(self, name: str) -> None:
         """Begin a stage, with a progress bar of its own."""
-        self.close()
-        self._stage = _STAGES[name]
+        self.begin_bar(name)
         self._stage_begin = time.monotonic()
         self._time_is_said = False
         if self.verbose and not self._silent:
-            self._error_console.print(f"{self._stage} ...")
+            self._error_console.print(f"{STAGES[name]} ...")
 
     def advance(self, done: float, total: float) -> None:
         """Move the progress bar of a terminal; elsewhere say once how long a long stage takes."""
         if self._silent or self._quiet:
             return
-        if not sys.stderr.isatty():
-            self._say_time_left(done, total)
-        elif done >= total:  # work of unknown length may follow
-            self.close()
+        if sys.stderr.isatty():
+            super().advance(done, total)
         else:
-            if self._bar is None:
-                from rich.progress import Progress
-
-                self._bar = Progress(console=self._error_console, transient=True)
-                self._bar.add_task(self._stage)
-                self._bar.start()
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+            self._say_time_left(done, total)
 
     def _say_time_left(self, done: float, total: float) -> None:
         """Say once that a stage takes minutes; not at its beginning, where batches are slow."""
@@ -124,24 +101,19 @@ class Terminal(Progress):
         self._time_is_said = True
         minutes = spent * (total - done) / done / 60
         if minutes > 1.5:
-            self.say(f"{self._stage} takes about {minutes:.0f} minutes more")
+            self.say(f"{self._doing} takes about {minutes:.0f} minutes more")
 
     def say(self, text: str, kind: str = "note") -> None:
         """Print a note on stderr."""
         from clipmerge.options import with_flags
 
         if not self._silent and not (self._quiet and kind == "note"):
+            self.close()
             self._error_console.print(f"{kind}: {with_flags(text)}")
 
     def warn(self, text: str) -> None:
         """Print a warning on stderr."""
         self.say(text, "warning")
-
-    def close(self) -> None:
-        """Remove the progress bar."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
 
     def print_result(
         self, record: Mapping[str, Any], human: Callable[[], RenderableType], last: str = ""
@@ -151,7 +123,8 @@ class Terminal(Progress):
         if self._silent:
             return
         if self._as_json:
-            typer.echo(json.dumps(record, indent=2, allow_nan=False))
+            answers = {name: record[name] for name in _ANSWERS if name in record}
+            typer.echo(json.dumps(answers | {**record}, indent=2, allow_nan=False))
         elif not self._quiet:
             self.show(human())
             if last:
@@ -213,7 +186,10 @@ def _describe_error(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, _WrongFlag):
         where = error.ctx.command_path if error.ctx else "clipmerge"
-        message = error.format_message().rstrip(".")
+        message = error.format_message().rstrip(".").replace("Value error, ", "")
+        # typer suggests commands and flags, but no choices
+        if choice := re.search(r"'([^']*)' is not one of (.*)", message):
+            message += f".{meant}" if (meant := did_you_mean_one_of(*choice.groups())) else ""
         see = " See" if message.endswith("?") else "; see"
         return f"{message}{see} `{where} --help`", UsageError.exit_code
     kind = type(error).__name__

@@ -35,7 +35,10 @@ COMMANDS = {
     "recipes": ("recipes", "List, show and copy the recipes."),
     "demo": ("demo", "Merge two small CLIPs that come with clipmerge, and compare."),
 }
-_START = "Start with: clipmerge merge zeroshot finetuned --data val --output merged"
+_START = (
+    "Start with: clipmerge demo. Your own pair: clipmerge merge --help. Documentation:"
+    " https://github.com/OWNER/clipmerge"
+)
 
 
 def complete_recipe(incomplete: str) -> list[str]:

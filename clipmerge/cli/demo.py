@@ -33,27 +33,20 @@ def demo_command(
     from clipmerge.api.demo import demo
 
     record = demo(output, progress=terminal)
-    terminal.print_result(record, lambda: _accuracy_table(record))
+    terminal.print_result(record, lambda: _summary(record))
 
 
-def _accuracy_table(record: Json) -> RenderableType:
-    """Accuracy of each model on each set of images."""
+def _summary(record: Json) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from clipmerge.api.demo import mean_shifted
+    from clipmerge.api.demo import accuracy_table
     from clipmerge.report.terminal import render_table
 
-    accuracy: dict[str, dict[str, float]] = record["accuracy"]
-    rows = []
-    for model, by_images in accuracy.items():
-        shares = [*by_images.values(), mean_shifted(by_images)]
-        rows.append([model, *(f"{100 * share:.1f}" for share in shares)])
-    heads = ["accuracy, %", *next(iter(accuracy.values())), "mean shifted"]
     return Group(
-        render_table(heads, rows),
-        f"Report of auto: {record['report']}",
-        "Next, with your own pair and about a thousand labelled images:",
-        "  clipmerge merge ZEROSHOT FINETUNED --data IMAGES --output merged",
+        render_table(*accuracy_table(record)),
         Text(record["headline"], "bold"),
+        f"Its report: {record['report']}",
+        "Next, with your own pair and a few hundred labelled images:",
+        "  clipmerge merge ZEROSHOT FINETUNED --data IMAGES --output merged",
     )

@@ -1,27 +1,27 @@
-"""Compare points with a curve of ID and OOD accuracy: the gain at equal ID accuracy, and its
-interval.
+"""The gain of a merge: how far it lies above the curve of plain interpolation.
 
-The curve connects its points by straight lines, in order of alpha. Its height at an ID accuracy x
-is the best mean OOD accuracy on the curve at x: the highest of all segments at x. Above the highest
-ID accuracy of its points it is that of the most accurate point, so that a merge more accurate than
-every alpha is compared with the most accurate alpha, which understates its gain. Below the lowest
-ID accuracy it has no height. A point's gain at equal ID accuracy is its mean OOD accuracy minus
-that height: its gain over the best alpha of WiSE-FT with the same ID accuracy, even if OOD labels
-chose that alpha. The curve's own points have no gain. Accuracies that differ only by rounding count
-as equal.
+The curve joins the accuracies of the alphas by straight lines, in order of alpha: on the target
+from left to right, elsewhere (under a shift, or on another task) from bottom to top. Its *height*
+at an accuracy on the target is the best accuracy elsewhere that it reaches with this accuracy on
+the target or a higher one. A merge that is more accurate on the target than the whole curve is
+compared with the most accurate alpha. The *gain* of a merge is its accuracy elsewhere minus that
+height, so a merge with a gain is better than every alpha at least as accurate on the target, even
+one that was chosen by labels from elsewhere. Accuracies that differ only by rounding count as
+equal.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmerge.stats import MIN_DEFINED, gain_interval, mean_of_sources, paired_accuracy_interval
-from clipmerge.types import Json
+from clipmerge.images.image_set import CaptionedImages, LabelledImages
+from clipmerge.planning.record import Estimate, Question
+from clipmerge.stats import gain_interval, mean_of_sources, paired_accuracy_interval
 
 Floats = NDArray[np.float64]
 
@@ -35,38 +35,53 @@ _ROUNDING = 1e-12
 Correct = NDArray[np.bool_] | NDArray[np.float64]
 
 
-def curve_height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
-    """Compute the best mean OOD accuracy of a curve (..., alphas) at ID accuracies (..., points);
-    NaN below the curve's range.
+def question_of(
+    source: LabelledImages | CaptionedImages,
+    targets: Sequence[LabelledImages | CaptionedImages],
+) -> Question:
+    """Tell a natural shift of the target from another task: its classes are all among the target's,
+    or both have captions.
+    """
+    names, *of_targets = (_class_names(images) for images in (source, *targets))
+    return "shift" if names <= set().union(*of_targets) else "task"
+
+
+def _class_names(images: LabelledImages | CaptionedImages) -> set[str]:
+    if isinstance(images, CaptionedImages):
+        return {"any caption"}
+    return {" ".join(name.replace("_", " ").casefold().split()) for name in images.class_names}
+
+
+def with_tenths(alphas: Sequence[float]) -> list[float]:
+    """Add the tenths from 0 to 1 that lie between the alphas, so that a gain hardly depends on the
+    alphas that were asked for.
 
     Example:
-        >>> curve_height(np.array([0.2, 0.6]), np.array([0.5, 0.3]), np.array([0.4, 0.7, 0.1]))
-        array([0.4, 0.3, nan])
+        >>> with_tenths([0.75, 1])
+        [0.75, 0.8, 0.9, 1]
     """
-    xs = np.moveaxis(curve_id, -1, 0)[..., None]
-    ys = np.moveaxis(curve_ood, -1, 0)[..., None]
-    curve = list(zip(xs, ys, strict=True))
-    shape = np.broadcast_shapes(xs.shape[1:], at.shape)
-    best = np.full(shape, np.nan)
-    for x, y in curve:
-        # at a point of the curve its own accuracy, not an interpolated one
-        tied = np.abs(at - x) <= _ROUNDING
-        here = np.where(tied, y, np.nan)
-        best = np.fmax(best, here)
-    for (x_0, y_0), (x_1, y_1) in pairwise(curve):
-        low = np.minimum(x_0, x_1) + _ROUNDING
-        high = np.maximum(x_0, x_1) - _ROUNDING
-        inside = (low < at) & (at < high)
-        length = np.where(inside, x_1 - x_0, 1.0)
-        share = (at - x_0) / length
-        height = y_0 + share * (y_1 - y_0)
-        here = np.where(inside, height, np.nan)
-        best = np.fmax(best, here)
-    top = xs.max(axis=0)
-    at_top = xs >= top - _ROUNDING
-    most_accurate = np.where(at_top, ys, -np.inf).max(axis=0)
-    beyond = at > top + _ROUNDING
-    return np.where(beyond, most_accurate, best)
+    tenths = (step / 10 for step in range(11))
+    return sorted({*alphas, *(tenth for tenth in tenths if alphas[0] < tenth < alphas[-1])})
+
+
+def curve_height(curve_target: Floats, curve_other: Floats, at: Floats) -> Floats:
+    """Compute the height of a curve (..., alphas) at accuracies on the target (..., points).
+
+    Example:
+        >>> target, other = np.array([0.2, 0.6, 0.8]), np.array([0.7, 0.8, 0.5])
+        >>> curve_height(target, other, np.array([0.1, 0.7, 0.9]))
+        array([0.8 , 0.65, 0.5 ])
+    """
+    x, y = curve_target[..., None, :], curve_other[..., None, :]
+    wanted = np.minimum(at, x.max(axis=-1))[..., None] - _ROUNDING
+    at_points = np.where(x >= wanted, y, -np.inf)
+    # between two points the straight line, where it passes this accuracy
+    x_0, x_1 = x[..., :-1], x[..., 1:]
+    passes = (x_0 < wanted) != (x_1 < wanted)
+    share = (wanted - x_0) / np.where(passes, x_1 - x_0, 1.0)
+    on_lines = np.where(passes, y[..., :-1] + share * np.diff(y), -np.inf)
+    height: Floats = np.maximum(at_points.max(axis=-1), on_lines.max(axis=-1))
+    return height
 
 
 def resampled_accuracy(
@@ -89,88 +104,58 @@ def resampled_accuracy(
     return accuracies
 
 
-def compare_with_curve(
-    id_correct: Sequence[Correct],
-    ood_correct: Sequence[Correct],
-    curve: Sequence[int],
+def mean_accuracy(correct: Sequence[Correct]) -> Floats:
+    """Mean accuracy of each point over sources, (points,); small sources count like large ones."""
+    accuracy: Floats = np.mean([right.mean(axis=1) for right in correct], axis=0)
+    return accuracy
+
+
+def mean_estimate(correct: Sequence[NDArray[Any]]) -> Estimate:
+    """Mean accuracy of one point over sources, each (images,), with its interval."""
+    rows = [right.astype(np.float64) for right in correct]
+    value = float(np.mean([right.mean() for right in rows]))
+    return Estimate(value=value, interval=mean_of_sources(rows))
+
+
+def gains_over_curve(
+    target: Sequence[Correct],
+    others: Sequence[Correct],
+    alphas: int,
     *,
     seed: int,
     resamples: int = RESAMPLES,
-) -> list[Json]:
-    """Compare every point with the curve, whose points have the indices ``curve`` in order of
-    alpha.
+) -> list[Estimate]:
+    """Compute the gain of each point that is not on the curve, with its interval.
 
-    Each gets its mean accuracies and its gain, with their intervals, and a note that says why the
-    gain or its interval is missing, or that no alpha is as accurate, under the names of the sweep's
-    record.
+    Args:
+        target: Sources of the target, each (points, images); the curve's points come first, in
+            order of alpha.
+        others: Sources of shifts or of other tasks, of which the mean is taken, likewise.
+        alphas: Number of points of the curve.
+        seed: Seed of the resamples.
+        resamples: Number of times that the images are drawn again.
     """
-    sources = [*id_correct, *ood_correct]
-    ids = len(id_correct)
-    measured = [right.mean(axis=1) for right in sources]
-    near, far = _mean_id_and_ood_accuracy(measured, ids)
-    gains = _gains_over_curve(near, far, curve)
-    drawn = resampled_accuracy(sources, seed, resamples)
-    near_drawn, far_drawn = _mean_id_and_ood_accuracy(drawn, ids)
-    gains_drawn = _gains_over_curve(near_drawn, far_drawn, curve)
-    fewest = min(right.shape[1] for right in sources)
-    least = _least_half(ood_correct)
-    top = near[list(curve)].max()
-    comparisons = []
-    for point, gain in enumerate(gains.tolist()):
-        at_point = [right[point] for right in sources]
-        comparison: Json = {
-            "id": float(near[point]),
-            "id_interval": list(mean_of_sources(at_point[:ids])),
-            "ood": float(far[point]),
-            "ood_interval": list(mean_of_sources(at_point[ids:])),
-            "gain": None,
-            "gain_interval": None,
-            "gain_note": "a point of the curve",
-        }
-        if point not in curve:
-            here = gains_drawn[:, point]
-            beyond = bool(near[point] > top + _ROUNDING)
-            comparison["gain_note"] = _gain_note(gain, here, beyond=beyond)
-            if not math.isnan(gain):
-                interval = gain_interval(gain, here, fewest, least)
-                comparison["gain"] = gain
-                comparison["gain_interval"] = interval and list(interval)
-        comparisons.append(comparison)
-    return comparisons
+
+    def gains(near: Floats, far: Floats) -> Floats:
+        height = curve_height(near[..., :alphas], far[..., :alphas], near[..., alphas:])
+        return far[..., alphas:] - height
+
+    drawn = resampled_accuracy([*target, *others], seed, resamples)
+    near = np.mean(drawn[: len(target)], axis=0)
+    far = np.mean(drawn[len(target) :], axis=0)
+    measured = gains(mean_accuracy(target), mean_accuracy(others))
+    fewest = min(right.shape[1] for right in (*target, *others))
+    least = _least_half(others)
+    return [
+        Estimate(value=value, interval=gain_interval(value, of_draws, fewest, least))
+        for value, of_draws in zip(measured.tolist(), gains(near, far).T, strict=True)
+    ]
 
 
-def _mean_id_and_ood_accuracy(accuracies: Sequence[Floats], ids: int) -> tuple[Floats, Floats]:
-    """Mean accuracies over the ID sources, which come first, and over the OOD sources."""
-    near: Floats = np.mean(accuracies[:ids], axis=0)
-    far: Floats = np.mean(accuracies[ids:], axis=0)
-    return near, far
-
-
-def _least_half(ood_correct: Sequence[Correct]) -> float:
+def _least_half(others: Sequence[Correct]) -> float:
     """Half the interval between points that recognise the same images, for which all resamples
     agree.
     """
-    images = min(right.shape[1] for right in ood_correct)
+    images = min(right.shape[1] for right in others)
     _, half = paired_accuracy_interval(np.zeros(images))
-    return half / math.sqrt(len(ood_correct))
-
-
-def _gains_over_curve(near: Floats, far: Floats, curve: Sequence[int]) -> Floats:
-    """OOD accuracy above the curve's height, by point."""
-    on_curve = list(curve)
-    xs = near[..., on_curve]
-    ys = far[..., on_curve]
-    return far - curve_height(xs, ys, near)
-
-
-def _gain_note(gain: float, drawn: Floats, *, beyond: bool) -> str:
-    """Say why a point has no gain or no interval, or with which point it is compared."""
-    if math.isnan(gain):
-        return "less accurate on ID images than any alpha, so it has no gain"
-    defined = ~np.isnan(drawn)
-    share = float(defined.mean())
-    if share < MIN_DEFINED:
-        return f"the curve has its ID accuracy in {share:.0%} of the resamples only: no interval"
-    if beyond:
-        return "more accurate than any alpha, so compared with the most accurate one"
-    return ""
+    return half / math.sqrt(len(others))

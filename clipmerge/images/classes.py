@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from clipmerge.errors import DataError, counted, shorten
+from clipmerge.errors import DataError, counted, did_you_mean_path, shorten
 from clipmerge.images.image_set import OpenedSource
 from clipmerge.images.registry import DEFAULT_TEMPLATE, imagenet_names
 from clipmerge.types import Json, Names, Shape
@@ -195,6 +195,10 @@ def _read_names(given: Path | Sequence[str]) -> list[Any] | Json:
         if given.suffix != ".json":
             return list(filter(None, map(str.strip, text.splitlines())))
         data = json.loads(text)
+    except FileNotFoundError:
+        raise DataError(
+            f"{given}: no such file of class names.{did_you_mean_path(given)}"
+        ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{given}: cannot be read as class names ({error})") from None
     return data if isinstance(data, (list, dict)) else []

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipmerge.errors import counted
+from clipmerge.errors import DataError, counted
 from clipmerge.images.batches import prefetch
 from clipmerge.images.decoding import open_picture, to_rgb
 from clipmerge.images.image_set import ImageSource
@@ -98,24 +98,46 @@ class Thumbnails(Generic[Images]):
         first = [at for at, found in self.copies_in(self) if found[0] == at]
         return Thumbnails(self.images.subset(first), self.pixels[first], self.hashes[first])
 
+    def shared_with(self, others: Thumbnails[Any]) -> dict[int, str]:
+        """Find the images that others have, too: their positions, and what both copies are."""
+        mine, theirs = self.images.pictures, others.images.pictures
+        return {
+            at: f"{mine.name_of(at)} shows what {theirs.name_of(int(found[0]))} shows"
+            for at, found in self.copies_in(others)
+        }
+
+    def without_shared(
+        self, others: Thumbnails[Any], name: str, other: str
+    ) -> tuple[Thumbnails[Images], Names]:
+        """Drop the images that another source has, too, and note them.
+
+        Raises:
+            DataError: If none are left.
+        """
+        shared = self.shared_with(others)
+        if not shared:
+            return self, ()
+        left = [at for at in range(len(self.hashes)) if at not in shared]
+        if not left:
+            raise DataError(f"{name}: all images are also in {other}; give others")
+        kept = Thumbnails(self.images.subset(left), self.pixels[left], self.hashes[left])
+        return kept, (f"{_note_shared(name, shared, other)}, and left out",)
+
+
+def _note_shared(name: str, shared: Mapping[int, str], other: str) -> str:
+    are = counted(len(shared), "image is", "images are")
+    return f"{name}: {are} also in {other} ({next(iter(shared.values()))})"
+
 
 def shared_notes(
     ours: Mapping[str, Thumbnails[Any]], others: Mapping[str, Thumbnails[Any]]
 ) -> Names:
     """Note images that two sources share; keys are the sources' names on the command line."""
-    notes: list[str] = []
-    for (name, mine), (other, theirs) in itertools.product(ours.items(), others.items()):
-        shared = list(mine.copies_in(theirs))
-        if shared:
-            at, found = shared[0]
-            example = mine.images.pictures.name_of(at)
-            same = theirs.images.pictures.name_of(int(found[0]))
-            are = counted(len(shared), "image is", "images are")
-            notes.append(
-                f"{name}: {are} also in {other} ({example} shows what {same} shows), so its"
-                " accuracy is not that on unseen images"
-            )
-    return tuple(notes)
+    return tuple(
+        f"{_note_shared(name, shared, other)}, so its accuracy is not that on unseen images"
+        for (name, mine), (other, theirs) in itertools.product(ours.items(), others.items())
+        if (shared := mine.shared_with(theirs))
+    )
 
 
 def overlap_notes(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
-from clipmerge.errors import DataError, UsageError, counted, did_you_mean, shorten
+from clipmerge.errors import DataError, UsageError, counted, did_you_mean_path, shorten
 from clipmerge.files import glob_files, local_path
 from clipmerge.images.classes import ClassNames, name_classes
 from clipmerge.images.image_set import (
@@ -109,12 +109,11 @@ def _open_address(title: str, columns: Columns) -> OpenedSource:
     if splits := splits_of_folder(folder):
         return load_files(title, splits[choose_split(title, splits, split)], columns)
     if not path.is_dir():
-        beside = [file.name for file in path.parent.glob("[!.]*")]
         raise DataError(
             f"{title}: no such folder or file; give a folder with one subfolder per class or with"
             " captions beside the images, Parquet, tar, CSV or JSONL files,"
             " hf://datasets/ORG/NAME:SPLIT, or"
-            f" 'digits'.{did_you_mean(path.name, [*known_sets(), *beside])}"
+            f" 'digits'.{did_you_mean_path(path, known_sets())}"
         )
     return load_folder(title, path, columns)
 

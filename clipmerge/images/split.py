@@ -32,6 +32,7 @@ class Split(Generic[Images]):
         test: Images that judge the result and teach nothing; ``None`` if there are too few or none
             are wanted.
         thumbnails: Thumbnails of all images of the split.
+        available: Number of images of the source.
         copies: Number of copies that were left out.
         ood: Splits of the images of shifts and other tasks, by name: half may teach, half judge.
     """
@@ -40,6 +41,7 @@ class Split(Generic[Images]):
     val: Images | None
     test: Images | None
     thumbnails: Thumbnails[Images]
+    available: int
     copies: int
     ood: Mapping[str, Split[Any]] = field(default_factory=dict)
 
@@ -51,6 +53,13 @@ class Split(Generic[Images]):
         kept = self.thumbnails.images
         are = f"{self.copies} of the {len(kept) + self.copies} sampled images"
         return (f"{kept.source}: {are} show what another one shows; of such copies one is used",)
+
+    @property
+    def test_chooses(self) -> bool:
+        """Whether some test images are among those that choose."""
+        if self.val is None or self.test is None:
+            return False
+        return not set(self.val.pictures.items).isdisjoint(self.test.pictures.items)
 
 
 def split_images(
@@ -92,30 +101,32 @@ def split_images(
         val=sampled.subset(choose) if choose else None,
         test=sampled.subset(judge) if judge else None,
         thumbnails=thumbnails,
+        available=len(images),
         copies=len(drawn) - len(sampled),
     )
 
 
-def split_shift(images: Images, seed: int, *, teaches: bool) -> Split[Images]:
+def split_shift(drawn: Thumbnails[Images], seed: int, *, teaches: bool) -> Split[Images]:
     """Divide images into half of each class, which teaches, and the rest, which judges. Without
     ``teaches`` all of them judge.
     """
-    thumbnails = Thumbnails.read(images).without_copies()
-    alone = thumbnails.images
+    alone = drawn.without_copies()
+    images = alone.images
     teach: list[int] = []
     if teaches:
-        half = len(alone) // 2
+        half = len(images) // 2
         if images.labels_are_classes:
-            teach = _pick_same_share(alone.labels, alone.labels, half, seed)
+            teach = _pick_same_share(images.labels, images.labels, half, seed)
         else:
-            teach = _pick_whole_groups(alone.labels, half, seed)
-    judge = sorted(set(range(len(alone))) - set(teach))
+            teach = _pick_whole_groups(images.labels, half, seed)
+    judge = sorted(set(range(len(images))) - set(teach))
     return Split(
-        train=alone.subset(teach) if teach else None,
+        train=images.subset(teach) if teach else None,
         val=None,
-        test=alone.subset(judge),
-        thumbnails=thumbnails,
-        copies=len(images) - len(alone),
+        test=images.subset(judge),
+        thumbnails=alone,
+        available=len(images),
+        copies=len(drawn.images) - len(images),
     )
 
 

@@ -28,7 +28,7 @@ def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
     from 0 to ``max_coefficient``. Uses Adam with a few images per step, augmented anew in every
     step. At the end, images held out of learning choose how far to go from what was learned
     towards fine-tuned: no further than needed to lose at most ``max_loss`` points. With one
-    coefficient per entry it needs ten bytes per entry in addition to the model.
+    coefficient per entry it needs twelve bytes per entry in addition to the model.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.

@@ -156,7 +156,7 @@ def image_layout(model: torch.nn.Module) -> torch.memory_format:
 
 def _corrupts_memory(convolution: torch.nn.Conv2d) -> bool:
     """Whether the layer's backward pass writes outside its memory with channels last, and so ends
-    the process (docs/contributing/upstream.md); MobileCLIP's S models have such a layer.
+    the process; MobileCLIP's S models have such a layer.
     """
     is_pointwise = tuple(convolution.kernel_size) == (1, 1)
     return is_pointwise and max(convolution.stride) > 1 and convolution.in_channels < _FEW_CHANNELS

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, PrivateAttr, ValidationError
 
-from clipmerge.errors import ClipmergeError, UsageError, did_you_mean
+from clipmerge.errors import ClipmergeError, UsageError, did_you_mean, did_you_mean_path
 from clipmerge.files import split_part
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.safetensors import Array
@@ -422,7 +422,8 @@ def read_plan(path: Path) -> Plan:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ClipmergeError(
-            f"{path}: cannot be read ({error.strerror}); make one with `clipmerge plan`"
+            f"{path}: cannot be read ({error.strerror}); make one with `clipmerge plan`."
+            f"{did_you_mean_path(path)}"
         ) from None
     except ValueError as error:  # not UTF-8, or not JSON
         raise UsageError(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeAlias
 import yaml
 from pydantic import Field, ValidationError
 
-from clipmerge.errors import UsageError, did_you_mean, list_choices
+from clipmerge.errors import UsageError, did_you_mean, did_you_mean_path, list_choices
 from clipmerge.files import local_path, recipe_files
 from clipmerge.planning import Frozen
 from clipmerge.plugins import (
@@ -166,6 +166,9 @@ def recipe_text(recipe: str) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
+        if file.suffix in (".yaml", ".yml"):
+            meant = did_you_mean_path(file)
+            raise UsageError(f"{recipe}: no such recipe file.{meant}") from None
         raise UsageError(f"no recipe '{recipe}'{list_choices('recipes', recipe, known)}") from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8
         reason = getattr(error, "strerror", None) or error

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from clipmerge import __version__
-from clipmerge.errors import OutputError, shorten
+from clipmerge.errors import OutputError, did_you_mean_path, shorten
 from clipmerge.files.staging import RECORD
 from clipmerge.planning import Frozen
 from clipmerge.planning.measurements import (
@@ -25,9 +25,9 @@ from clipmerge.planning.plan import Plan, SourceRecord
 from clipmerge.planning.recipe import MAX_LOSS
 from clipmerge.types import Json, Kind, Names, Recommendation
 
-FORMAT = "clipmerge-record/4"
+FORMAT = "clipmerge-record/5"
 #: Format of the record of a sweep; see `docs/how-to/sweep.md`.
-SWEEP_FORMAT = "clipmerge-sweep/3"
+SWEEP_FORMAT = "clipmerge-sweep/4"
 #: Equal bins from 0 to `TOP`, twice the fine-tuned model's: no coefficient is learned beyond it.
 BINS, TOP = 40, 2.0
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -38,7 +38,21 @@ RANKS = (1, 5, 10)
 #: of the captions with their image among the K best-matching.
 Recall = dict[str, dict[str, float]]
 
+#: Question that a source answers: accuracy on the target, under a natural shift of it (its classes
+#: are all among the target's), or on another task.
+Question = Literal["target", "shift", "task"]
+#: Where the accuracy is that answers each question.
+QUESTIONS: dict[Question, str] = {
+    "target": "on the target",
+    "shift": "under shift",
+    "task": "on other tasks",
+}
+
 _Share = Annotated[float, Field(ge=-1, le=1)]
+# Intervals whose half is wider than this share are shown in whole points.
+_COARSE = 0.05
+# A smaller share would be rounded to 0 points.
+_SHOWN = 0.005
 
 
 class Estimate(Frozen):
@@ -47,32 +61,87 @@ class Estimate(Frozen):
     value: _Share
     interval: tuple[_Share, _Share]
 
+    @property
+    def digits(self) -> int:
+        """Digits after the point that a percentage has with such an interval."""
+        low, high = self.interval
+        return 0 if (high - low) / 2 > _COARSE else 1
+
+    def as_share(self) -> str:
+        """The share in per cent.
+
+        Example:
+            >>> Estimate(value=0.758, interval=(0.66, 0.83)).as_share()
+            '76'
+            >>> Estimate(value=0.758, interval=(0.72, 0.79)).as_share()
+            '75.8'
+        """
+        return f"{100 * self.value:.{self.digits}f}"
+
+    def as_difference(self) -> str:
+        """The difference in points with its interval.
+
+        Example:
+            >>> Estimate(value=0.019, interval=(-0.067, 0.104)).as_difference()
+            '+2 [-7, +10]'
+            >>> Estimate(value=0.06, interval=(0.002, 0.118)).as_difference()
+            '+6.0 [+0.2, +11.8]'
+            >>> Estimate(value=-0.0001, interval=(-0.03, 0.03)).as_difference()
+            '0.0 [-3.0, +3.0]'
+        """
+        digits = self.digits
+        if any(0 < abs(end) < _SHOWN for end in self.interval):
+            digits = 1
+        texts = (f"{100 * share:+.{digits}f}" for share in (self.value, *self.interval))
+        value, low, high = (text if float(text) else text[1:] for text in texts)
+        return f"{value} [{low}, {high}]"
+
 
 class Comparison(Frozen):
     """The models on one source of images.
 
     Attributes:
         name: ``target``, ``corrupted``, or the name given with ``--ood``.
+        question: The question that it answers, if it was given with ``--ood``.
         source: Where the images come from.
         revision: The commit, for a data set of the Hub.
         images: Number of images.
         models: Accuracy by model: ``zero-shot``, ``fine-tuned`` (or ``fine-tuned 1``, ...) and
             ``merged``. Of captions it is the mean of recall at 1 both ways.
-        gain: Merged minus fine-tuned, the most accurate one on the target's images.
-        finetuning_gain: Fine-tuned minus zero-shot.
+        change: Merged minus fine-tuned, the most accurate one on the target's images.
+        finetuning_change: Fine-tuned minus zero-shot.
+        curve: Accuracy of plain interpolation at each of the verdict's `alphas`; empty for
+            corrupted images.
         class_names: The first classes, for examples; empty for captions.
         recall: Recall at K by model, for captions.
     """
 
     name: str
+    question: Question | None = None
     source: str
     revision: str | None = None
     images: _Count
     models: dict[str, Estimate]
-    gain: Estimate
-    finetuning_gain: Estimate
+    change: Estimate
+    finetuning_change: Estimate
+    curve: tuple[_Share, ...] = ()
     class_names: Names = ()
     recall: dict[str, Recall] = Field(default_factory=dict)
+
+
+class Answer(Frozen):
+    """The answer to one question: the mean over its sources.
+
+    Attributes:
+        merged: Accuracy of the merged model.
+        curve: Accuracy of plain interpolation at each of the verdict's `alphas`.
+        gain: Merged minus the best that plain interpolation reaches with the same accuracy on the
+            target or a higher one; ``None`` for the target itself.
+    """
+
+    merged: Estimate
+    curve: tuple[_Share, ...]
+    gain: Estimate | None = None
 
 
 class Verdict(Frozen):
@@ -83,18 +152,27 @@ class Verdict(Frozen):
         reason: The rule's reason, for programs.
         sentence: Recommendation and reason in words; the numbers are in the fields below.
         max_loss: Loss of accuracy, in points, that is accepted.
-        target: The models on the target's images, from which nothing was learned.
+        alphas: Alphas of plain interpolation that were scored beside the merge.
+        best_alpha: The most accurate one under shift (without shifts, on the other tasks) that
+            loses at most `max_loss` on the target; without ``--ood``, on the target.
+        chose: Whether some of the target's images also chose how far the merge goes.
+        target: The models on the target's images.
         corrupted: The models on the same images under corruptions that no recipe learns from.
         ood: The models on each source given with ``--ood``.
+        answers: The answers for the target, shifts and other tasks.
     """
 
     recommendation: Recommendation
     reason: str
     sentence: str
     max_loss: Annotated[float, Field(ge=0)] = MAX_LOSS
+    alphas: tuple[float, ...]
+    best_alpha: float
+    chose: bool = False
     target: Comparison
     corrupted: Comparison
     ood: tuple[Comparison, ...] = ()
+    answers: dict[Question, Answer]
 
     @property
     def sources(self) -> tuple[Comparison, ...]:
@@ -166,7 +244,7 @@ class Record(Frozen):
         seconds: Wall-clock seconds by stage.
     """
 
-    format: Literal["clipmerge-record/4"] = FORMAT  # type: ignore[assignment]
+    format: Literal["clipmerge-record/5"] = FORMAT  # type: ignore[assignment]
     clipmerge: str = __version__
     output: str | None = None
     files: dict[str, str | None] = Field(default_factory=dict)
@@ -198,8 +276,12 @@ def read_output(folder: Path) -> Record:
     """Read the record of an output folder, and check that its weights are there."""
     path = folder / RECORD
     if not path.is_file():
-        what = "no such folder" if not folder.is_dir() else f"no {RECORD} in it"
-        raise OutputError(f"{folder}: {what}. Give a folder written by `clipmerge merge --output`.")
+        is_folder = folder.is_dir()
+        what = f"no {RECORD} in it" if is_folder else "no such folder"
+        meant = "" if is_folder else did_you_mean_path(folder)
+        raise OutputError(
+            f"{folder}: {what}. Give a folder written by `clipmerge merge --output`.{meant}"
+        )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(data, dict) and data.get("format") != FORMAT:

@@ -11,7 +11,7 @@ from clipmerge.files.staging import RECORD
 from clipmerge.hub import as_hub_errors
 from clipmerge.planning import Frozen
 from clipmerge.planning.record import read_output
-from clipmerge.progress import Progress
+from clipmerge.progress import Progress, default_progress
 from clipmerge.report.pages import CARD, REPORT, model_card
 from clipmerge.types import StrPath
 
@@ -60,7 +60,7 @@ def push(
         HubError: If the Hub refuses or fails.
     """
     folder = local_path(folder)
-    progress = progress or Progress()
+    progress = progress or default_progress()
     progress.stage("publish")
     record = read_output(folder)
     changed = [

@@ -15,7 +15,7 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.families import FAMILIES
 from clipmerge.options import with_flags
 from clipmerge.planning.record import Record, Verdict
-from clipmerge.report.wording import decision_sentence, verdict_table
+from clipmerge.report.wording import NOT_JUDGED, Table, decision_sentence, verdict_table
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -28,11 +28,10 @@ _CODE = re.compile(r"`([^`]+)`")
 _VOWEL = re.compile(r"(?!one|uni|use|eu)[aeiou]", re.IGNORECASE)
 
 
-def html_page(record: Record) -> str:
-    """The report of a merge."""
+def html_page(record: Record, shifts: Table | None = None) -> str:
+    """The report of a merge, with a table of accuracies under known shifts if there is one."""
     picture = None
-    alphas = {layer.alpha for layer in record.plan.layers.values()}
-    if record.verdict or len(alphas) > 1:  # matplotlib takes longer than a small merge
+    if has_picture(record):  # matplotlib takes longer than a small merge
         from clipmerge.report.figures import merge_figure, png
 
         picture = png(merge_figure(record))
@@ -41,8 +40,16 @@ def html_page(record: Record) -> str:
         "decision": decision_sentence(record.plan, record.measured),
         "accuracies": record.verdict and verdict_table(record.verdict),
         "picture": picture,
+        "not_judged": NOT_JUDGED,
+        "shifts": shifts,
     }
     return render("report.html.j2", values)
+
+
+def has_picture(record: Record) -> bool:
+    """Whether the picture shows anything: a curve, or layers that differ."""
+    is_judged = record.verdict is not None and bool(record.verdict.ood)
+    return is_judged or len({layer.alpha for layer in record.plan.layers.values()}) > 1
 
 
 def model_card(record: Record, *, repo_id: str | None = None, license: str | None = None) -> str:
@@ -103,20 +110,25 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         optimized=False,  # folding constants takes a quarter of the time to compile
     )
-    environment.filters |= {"base64": b64encode, "cell": _cell_text, "flags": mark_code}
+    environment.filters |= {
+        "base64": b64encode,
+        "cell": _cell_text,
+        "code": mark_code,
+        "flags": lambda text: mark_code(with_flags(text)),
+    }
     return environment.get_template(template).render(values)
 
 
 def mark_code(text: str) -> Markup:
-    """Write parameters as flags, and text between backticks as code.
+    """Mark text between backticks as code.
 
     Example:
-        >>> mark_code("`clipmerge merge` & `max_loss`")
-        Markup('<code>clipmerge merge</code> &amp; --max-loss')
+        >>> mark_code("`clipmerge merge` & more")
+        Markup('<code>clipmerge merge</code> &amp; more')
     """
     from markupsafe import Markup, escape
 
-    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(with_flags(text)))))
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))
 
 
 def _cell_text(value: object) -> str:

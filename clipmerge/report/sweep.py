@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from clipmerge.planning.record import QUESTIONS, Estimate
 from clipmerge.report.pages import render
-from clipmerge.report.wording import Table, recipes_and_points, signed
+from clipmerge.report.wording import Table, recipes_and_points
 from clipmerge.types import Json
 
 
@@ -16,60 +17,81 @@ def _name_of(record: Json, row: Json) -> str:
     return f"alpha {row['alpha']:g}{ends.get(row['alpha'], '')}"
 
 
-def sweep_sentence(record: Json) -> str:
-    """Recommend the best recipe or the alpha curve; without intervals, name the highest accuracy.
-
-    A recipe is recommended if its gain is surely positive and its loss on the target is acceptable.
+def _best_row(record: Json) -> Json:
+    """The row of which the answer speaks: a recipe or checkpoint or, if there are none, an alpha
+    that keeps to the limit.
     """
-    points = recipes_and_points(record)
-    judged = [row for row in points if row["gain_interval"]]
-    if not judged:
-        best = max(points or record["curve"], key=lambda row: float(row["ood"]))
-        name = _name_of(record, best)
-        ood = 100 * best["ood"]
-        return (
-            f"{name} has the highest OOD accuracy, {ood:.1f}%, with {best['id']:.1%} ID accuracy."
-        )
-    best = max(judged, key=lambda row: (_is_recommended(row), row["gain"]))
-    name = best["name"]
-    numbers = (
-        f"{_gain_cell(best, ' points')} of OOD accuracy over the alpha curve at equal ID accuracy"
-    )
-    low, high = best["gain_interval"]
+    first = "shift" if record["shift"] else "task"
+    if points := recipes_and_points(record):
+        return max(points, key=lambda row: (_is_recommended(row), row["gain"][first]["value"]))
+    kept = [row for row in record["curve"] if not row["exceeds_max_loss"]]
+    return max(kept, key=lambda row: float(row["mean"][first]["value"]))
+
+
+def best_name(record: Json) -> str:
+    """The name of the row of which the answer speaks."""
+    return _name_of(record, _best_row(record))
+
+
+def sweep_sentence(record: Json) -> str:
+    """Recommend the best recipe or the alpha curve; without recipes, name the best alpha.
+
+    A recipe is recommended if its gain is surely positive, on shifts if there are any, and its loss
+    on the target is acceptable.
+    """
+    best = _best_row(record)
+    name = _name_of(record, best)
+    if not best["gain"]:
+        shares = [f"{mean['value']:.1%} {QUESTIONS[each]}" for each, mean in best["mean"].items()]
+        return f"The best alpha within `max_loss` is {best['alpha']:g}: {', '.join(shares)}."
+    gains = [f"{_gain_cell(gain)} {QUESTIONS[each]}" for each, gain in best["gain"].items()]
+    numbers = f"has a gain of {', '.join(gains)}"
     if _is_recommended(best):
-        return f"Use {name}: {numbers}."
+        return f"Use {name}: it {numbers}."
+    low, high = _deciding_interval(best)
     if low > 0:
-        return f"{name} gains {numbers}, but loses more ID accuracy than the limit."
+        return f"{name} {numbers}, but loses more on the target than `max_loss`."
     if high < 0:
-        return f"Keep to the alpha curve: {name}, the best of the others, has {numbers}."
-    return f"No difference is shown: {name} has {numbers}; more images would tell."
+        return f"Keep to the alpha curve: {name}, the best of the others, {numbers}."
+    return f"No difference is shown: {name} {numbers}; more images would tell."
+
+
+def _deciding_interval(row: Json) -> list[float]:
+    """The interval of the gain on shifts or, if there are none, on other tasks."""
+    interval: list[float] = next(iter(row["gain"].values()))["interval"]
+    return interval
 
 
 def _is_recommended(row: Json) -> bool:
-    """Whether the gain is surely positive, and the loss of ID accuracy within its limit."""
-    return row["gain_interval"][0] > 0 and row["exceeds_max_loss"] is False
+    """Whether the gain is surely positive, and the loss on the target within its limit."""
+    return _deciding_interval(row)[0] > 0 and row["exceeds_max_loss"] is False
 
 
 def sweep_table(record: Json) -> Table:
-    """A row per point: accuracy on every source, the means, and the gain over the curve."""
-    names = [*record["id"], *record["ood"]]
-    means = [kind for kind in ("id", "ood") if len(record[kind]) > 1]
-    rows = []
-    for row in (*record["curve"], *recipes_and_points(record)):
-        shares = [row["accuracy"][name] for name in names] + [row[kind] for kind in means]
-        rows.append([_name_of(record, row), *(f"{100 * s:.1f}" for s in shares), _gain_cell(row)])
-    titles = [f"mean {kind.upper()}" for kind in means]
-    return ["accuracy, %", *names, *titles, "gain"], rows
+    """A row per point: accuracy on every source, the mean of several that answer one question, and
+    the gains.
+    """
+    rows = [*record["curve"], *recipes_and_points(record)]
+    asked = [question for question in QUESTIONS if record[question]]
+    heads, cells = ["accuracy, %"], [[_name_of(record, row)] for row in rows]
+    for question in asked:
+        names = record[question]
+        heads += names
+        for row, line in zip(rows, cells, strict=True):
+            line += [f"{100 * row['accuracy'][name]:.1f}" for name in names]
+            if len(names) > 1:
+                line.append(f"{100 * row['mean'][question]['value']:.1f}")
+        if len(names) > 1:
+            heads.append(f"mean {question}")
+    for question in asked[1:]:
+        heads.append(f"gain, {question}")
+        for row, line in zip(rows, cells, strict=True):
+            line.append(_gain_cell(row["gain"][question]) if row["gain"] else "")
+    return heads, cells
 
 
-def _gain_cell(row: Json, unit: str = "") -> str:
-    if row["gain"] is None:
-        return ""
-    text = signed(row["gain"]) + unit
-    if row["gain_interval"] is None:
-        return text
-    low, high = map(signed, row["gain_interval"])
-    return f"{text} [{low}, {high}]"
+def _gain_cell(gain: Json) -> str:
+    return Estimate(**gain).as_difference()
 
 
 def sweep_page(record: Json, picture: bytes) -> str:
@@ -79,6 +101,6 @@ def sweep_page(record: Json, picture: bytes) -> str:
         "picture": picture,
         "sentence": sweep_sentence(record),
         "table": sweep_table(record),
-        "points": recipes_and_points(record),
+        "best": best_name(record),
     }
     return render("sweep.html.j2", values)

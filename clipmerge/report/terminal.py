@@ -11,8 +11,8 @@ from rich.text import Text
 from clipmerge.errors import shorten
 from clipmerge.options import with_flags
 from clipmerge.planning.record import Record
-from clipmerge.report.sweep import sweep_sentence, sweep_table
-from clipmerge.report.wording import decision_sentence, verdict_table
+from clipmerge.report.sweep import best_name, sweep_sentence, sweep_table
+from clipmerge.report.wording import NOT_JUDGED, decision_sentence, verdict_table
 from clipmerge.types import Json
 
 
@@ -26,6 +26,8 @@ def summary(record: Record, *, verbose: bool = False) -> RenderableType:
     if verbose or not record.verdict:
         measured = record.measured if verbose else None
         lines.append(Text(decision_sentence(record.plan, measured)))
+    if not record.verdict:
+        lines.append(Text(with_flags(NOT_JUDGED)))
     if record.plan.stragglers:
         lines.append(Text(f"Stragglers: {shorten(record.plan.stragglers)}."))
     return Group(*lines)
@@ -33,17 +35,23 @@ def summary(record: Record, *, verbose: bool = False) -> RenderableType:
 
 def sweep_summary(record: Json) -> RenderableType:
     """The answer of a sweep with its table."""
-    return Group(Text(sweep_sentence(record), style="bold"), render_table(*sweep_table(record)))
+    sentence = Text(with_flags(sweep_sentence(record)), style="bold")
+    return Group(sentence, render_table(*sweep_table(record), bold=best_name(record)))
 
 
-def render_table(heads: Iterable[str], rows: Iterable[Iterable[str]], *, words: int = 1) -> Table:
-    """A table without lines; all but the first ``words`` columns are numbers."""
+def render_table(
+    heads: Iterable[str], rows: Iterable[Iterable[str]], *, words: int = 1, bold: str = ""
+) -> Table:
+    """A table without lines; all but the first ``words`` columns are numbers, and the row of the
+    name ``bold`` is bold.
+    """
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for at, head in enumerate(heads):
         if at < words:
             table.add_column(Text(head), overflow="fold")
         else:
             table.add_column(Text(head), justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, row))
+    for name, *cells in rows:
+        style = "bold" if bold and name == bold else None
+        table.add_row(*map(Text, [name, *cells]), style=style)
     return table

@@ -1,20 +1,16 @@
-"""Sentences and numbers about a merge for card, page and terminal.
-
-The digits of a number depend on the width of its interval.
-"""
+"""Sentences and numbers about a merge for card, page and terminal."""
 
 from __future__ import annotations
 
 from clipmerge.planning.measurements import BackoffChoice
 from clipmerge.planning.plan import Plan
-from clipmerge.planning.record import Estimate, Findings, Verdict
+from clipmerge.planning.record import Findings, Verdict
 from clipmerge.types import Json
 
-# Intervals whose half is wider than this share are shown in whole points.
-_COARSE = 0.05
-# A smaller share would be rounded to 0 points.
-_SHOWN = 0.005
-
+#: What is said of a merge without a verdict.
+NOT_JUDGED = (
+    "Not judged: labelled images, as `data` of `merge`, show what this merge keeps and loses."
+)
 #: A table: its headings, and its rows.
 Table = tuple[list[str], list[list[str]]]
 
@@ -55,66 +51,21 @@ def _choice_sentence(choice: BackoffChoice) -> str:
     return f"{images} chose to {way}, which keeps the accuracy"
 
 
-def share_text(estimate: Estimate) -> str:
-    """A share in per cent.
-
-    Example:
-        >>> share_text(Estimate(value=0.758, interval=(0.66, 0.83)))
-        '76'
-        >>> share_text(Estimate(value=0.758, interval=(0.72, 0.79)))
-        '75.8'
-    """
-    digits = _decimals_of(estimate)
-    return f"{100 * estimate.value:.{digits}f}"
-
-
-def gain_text(difference: Estimate) -> str:
-    """A difference in points with its interval.
-
-    Example:
-        >>> gain_text(Estimate(value=0.019, interval=(-0.067, 0.104)))
-        '+2 [-7, +10]'
-        >>> gain_text(Estimate(value=0.06, interval=(0.002, 0.118)))
-        '+6.0 [+0.2, +11.8]'
-    """
-    digits = _decimals_of(difference)
-    if any(0 < abs(end) < _SHOWN for end in difference.interval):
-        digits = 1
-    value, low, high = (signed(share, digits) for share in (difference.value, *difference.interval))
-    return f"{value} [{low}, {high}]"
-
-
-def signed(share: float, digits: int = 1) -> str:
-    """A difference in points with its sign.
-
-    Example:
-        >>> signed(0.0123), signed(-0.0001)
-        ('+1.2', '0.0')
-    """
-    text = f"{100 * share:+.{digits}f}"
-    return text if float(text) else text[1:]
-
-
-def _decimals_of(estimate: Estimate) -> int:
-    low, high = estimate.interval
-    return 0 if (high - low) / 2 > _COARSE else 1
-
-
 def verdict_table(verdict: Verdict) -> Table:
-    """A row for each source: accuracy of each model, and gain of the merge over fine-tuned."""
+    """A row for each source: accuracy of each model, and change since fine-tuning."""
     target = verdict.target
     compared = {
         f"{target.source}, {target.images:,} images": target,
         "the same, corrupted": verdict.corrupted,
     }
     for source in verdict.ood:
-        compared[f"{source.name}, {source.images:,} images"] = source
+        compared[f"{source.name} ({source.question}), {source.images:,} images"] = source
     rows = [
-        [name, *map(share_text, source.models.values()), gain_text(source.gain)]
+        [name, *(each.as_share() for each in source.models.values()), source.change.as_difference()]
         for name, source in compared.items()
     ]
     title = "recall at 1, %" if target.recall else "accuracy, %"
-    return [title, *target.models, "gain"], rows
+    return [title, *target.models, "change"], rows
 
 
 def recipes_and_points(record: Json) -> list[Json]:

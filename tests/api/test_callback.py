@@ -71,6 +71,7 @@ def test_training_ends_with_the_merge_of_what_was_trained(
     )
     assert merged == same != zeroshot
     assert (tmp_path / "run" / "merged" / "tokenizer.json").is_file()  # it loads as a whole
+    assert next(iter(trainer.state.log_history[-1])) == "clipmerge/verdict"
     logged = [entry for entry in trainer.state.log_history if "clipmerge" in str(entry)]
     verdict = callback.result.verdict
     assert verdict is not None

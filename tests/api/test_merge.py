@@ -53,6 +53,8 @@ def test_learning_is_judged_on_images_that_it_does_not_see(
 ) -> None:
     flags = ("--data", images, *FLAGS, "--ood", f"far={shifted}")
     record = run_and_check_merge(far, tmp_path / "out", *flags)
+    assert next(iter(record)) == "verdict"  # the answer comes first
+    assert next(iter(record["verdict"])) == "recommendation"
     verdict, used = record["verdict"], record["calibration"]
     assert verdict["target"]["images"] + used["images"] <= 30
     assert [source["name"] for source in verdict["ood"]] == ["far"]
@@ -68,7 +70,7 @@ def test_learning_is_judged_on_images_that_it_does_not_see(
         (tmp_path / name / "model.safetensors").read_bytes() for name in ("again", "out")
     )
     assert again == written
-    with pytest.raises(VerdictError, match="Nothing was written") as caught:
+    with pytest.raises(VerdictError, match="so nothing was written") as caught:
         clipmerge.merge(
             *far,
             data=images,
@@ -83,7 +85,9 @@ def test_learning_is_judged_on_images_that_it_does_not_see(
     shown = command_line("merge", *far, *flags, *gate)
     assert shown.code == 1
     assert "zero-shot" in shown.out
-    assert "Nothing was written (--fail-on)" in shown.err
+    words = f"error: the verdict is {verdict['recommendation']}, so nothing was written (--fail-on)"
+    assert words in shown.err
+    assert verdict["sentence"].partition(":")[0] not in shown.err
     assert not (tmp_path / "no").exists()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,13 @@ def test_help_lists_nine_commands_and_imports_nothing_heavy() -> None:
     assert clipmerge().code == 2
 
 
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_a_help_page_names_only_its_own_flags(command: list[str]) -> None:
+    page = done(*command, "--help").out
+    own = re.findall(r"^ +(?:-\w, )?(--[a-z-]+)", page, re.MULTILINE)
+    assert set(re.findall(r"--[a-z-]+", page)) <= set(own)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -37,6 +45,11 @@ def test_help_lists_nine_commands_and_imports_nothing_heavy() -> None:
         ),
         (["merge", "a", "b", "-o", "c"], 1, "a: no such folder or file, and not a Hub id"),
         (["apply", "nowhere.json", "-o", "c"], 1, "nowhere.json: cannot be read"),
+        (
+            ["merge", "a", "b", "-o", "c", "--device", "gpu"],
+            2,
+            "Did you mean 'cuda'? See `clipmerge",
+        ),
         (["push", "nowhere", "a/b"], 1, "nowhere: no such folder"),
     ],
 )
@@ -46,6 +59,26 @@ def test_errors_are_one_line_and_say_what_next(
     with contextlib.chdir(tmp_path):
         assert said in refused(clipmerge(*words), code)
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "beside"),
+    [
+        (["merge", "modle", "b", "-o", "c"], "model"),
+        (["merge", "a", "b", "-o", "c", "-r", "mien.yaml"], "mine.yaml"),
+        (["apply", "pln.json", "-o", "c"], "plan.json"),
+        (["push", "mergde", "a/b"], "merged"),
+        (["evaluate", "model", "--data", "vall"], "val"),
+        (["evaluate", "model", "--data", "rusn/val"], "runs"),
+    ],
+)
+def test_a_misspelt_path_names_the_one_beside_it(
+    words: list[str], beside: str, pair: Folders, tmp_path: Path
+) -> None:
+    (tmp_path / "model").symlink_to(pair[0])
+    (tmp_path / beside).mkdir(exist_ok=True)
+    with contextlib.chdir(tmp_path):
+        assert f"Did you mean '{beside}'?" in refused(clipmerge(*words), clipmerge(*words).code)
 
 
 def test_json_is_one_object_and_an_error_too(pair: Folders, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """What a terminal or a pipe shows of long work, and of what nobody expected."""
 
+import json
+
 import pytest
 
 from clipmerge.cli import _terminal
@@ -22,6 +24,13 @@ def test_a_pipe_is_told_once_how_long_a_long_stage_takes(
         now += 6.0
         terminal.advance(step, 400)
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("answer", ["verdict", "answer", "headline", "accuracy"])
+def test_json_begins_with_the_answer(answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"format": 1, answer: 2}
+    Terminal(as_json=True).print_result(record, str)
+    assert list(json.loads(capsys.readouterr().out)) == [answer, "format"]
 
 
 @pytest.mark.parametrize(

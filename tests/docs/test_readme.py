@@ -25,6 +25,7 @@ PAGES = [
         for name in (
             "index",
             "how-to/verdict",
+            "how-to/ci",
             "how-to/sweep",
             "reference/command-line",
             "reference/recipes",

@@ -11,37 +11,41 @@ import clipmerge
 from clipmerge import Progress
 from clipmerge.evaluation.corruptions import CORRUPTIONS, corrupt, corrupted_sets
 from clipmerge.evaluation.verdict import recommend
+from clipmerge.images.copies import Thumbnails
 from clipmerge.images.image_set import LabelledImages, Pictures
 from clipmerge.images.split import split_shift
-from tests.support.merge_records import gain, source
+from tests.support.merge_records import estimate, source
 from tests.support.tiny_clip import save_images, save_pair
 
-NOT_HELPED = source(0.1, 0.09, finetuning_gain=gain(0.0, 0.1))
-#: What differs from a target without a sure gain that fine-tuning surely helped, and the reason.
+NOT_HELPED = source(0.1, 0.09, finetuning_change=estimate(0.0, 0.1))
+#: What differs from a target without a sure change that fine-tuning surely helped, and the reason.
 CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "zero-shot surely better": (
-        {"target": source(0.0, 0.05, finetuning_gain=gain(-0.1, 0.09))},
+        {"target": source(0.0, 0.05, finetuning_change=estimate(-0.1, 0.09))},
         "check-images",
         "zeroshot-better",
     ),
-    "only merging helped": ({"target": NOT_HELPED}, "check-images", "gains-as-on-a-shift"),
-    "merging gained two fifths as much": (
-        {"target": source(0.1, 0.09, finetuning_gain=gain(0.24, 0.08))},
+    "only merging helped": ({"target": NOT_HELPED}, "check-images", "better-as-on-a-shift"),
+    "merging helped two fifths as much": (
+        {"target": source(0.1, 0.09, finetuning_change=estimate(0.24, 0.08))},
         "check-images",
-        "gains-as-on-a-shift",
+        "better-as-on-a-shift",
     ),
-    "merging gained a third as much": (
-        {"target": source(0.1, 0.09, finetuning_gain=gain(0.3, 0.08))},
+    "merging helped a third as much": (
+        {"target": source(0.1, 0.09, finetuning_change=estimate(0.3, 0.08))},
         "use",
-        "gains",
+        "better",
     ),
     "only merging helped, under corruptions": (
-        {"corrupted": source(0.1, 0.09), "target": source(0, 0.02, finetuning_gain=gain(0, 0.1))},
+        {
+            "corrupted": source(0.1, 0.09),
+            "target": source(0, 0.02, finetuning_change=estimate(0, 0.1)),
+        },
         "probably-use",
-        "like-judged-merges",
+        "little-lost",
     ),
     "fine-tuning did worse, perhaps": (
-        {"target": source(0.0, 0.1, finetuning_gain=gain(-0.01, 0.1))},
+        {"target": source(0.0, 0.1, finetuning_change=estimate(-0.01, 0.1))},
         "too-few-images",
         "nothing-learned",
     ),
@@ -50,7 +54,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a sure loss within the limit": (
         {"target": source(-0.02, 0.01)},
         "probably-use",
-        "like-judged-merges",
+        "little-lost",
     ),
     "a loss beyond the limit, not sure": (
         {"target": source(-0.05, 0.06)},
@@ -60,45 +64,45 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "the limit in whole images": (
         {"target": source(-1 / 29, 0.1, images=29)},
         "probably-use",
-        "like-judged-merges",
+        "little-lost",
     ),
-    "a sure gain": ({"target": source(0.08, 0.07)}, "use", "gains"),
-    "a sure gain under corruptions": ({"corrupted": source(0.02, 0.01)}, "use", "gains"),
-    "a sure gain on a shift, and surely little lost": (
+    "surely better": ({"target": source(0.08, 0.07)}, "use", "better"),
+    "surely better under corruptions": ({"corrupted": source(0.02, 0.01)}, "use", "better"),
+    "surely better on a shift, and surely little lost": (
         {"target": source(0.0, 0.03), "ood": [source(0.1, 0.09)]},
         "use",
-        "gains",
+        "better",
     ),
-    "a sure gain on a shift alone": (
+    "surely better on a shift alone": (
         {"ood": [source(0.1, 0.09)]},
         "probably-use",
-        "like-judged-merges",
+        "little-lost",
     ),
     "a sure loss on a shift": ({"ood": [source(-0.1, 0.06)]}, "keep-finetuned", "loses"),
     "a perhaps lost shift": ({"ood": [source(-0.05, 0.06)]}, "too-few-images", "unclear-loss"),
     "lost in rare classes": (
-        {"corrupted": source(0.1, 0.01), "class_gain": -0.04},
+        {"corrupted": source(0.1, 0.01), "class_change": -0.04},
         "too-few-images",
         "unclear-loss",
     ),
     "nothing changes much": (
-        {"target": source(0.0, 0.029, finetuning_gain=gain(0.01, 0.015))},
+        {"target": source(0.0, 0.029, finetuning_change=estimate(0.01, 0.015))},
         "either",
         "little-changed",
     ),
     "merging changes little": (
         {"target": source(0.0, 0.029)},
         "probably-use",
-        "like-judged-merges",
+        "little-lost",
     ),
     "no prediction differs": ({"same_answers": True}, "either", "same-answers"),
     "no images chose": ({"chosen": False}, "too-few-images", "unclear-loss"),
     "no images chose, and surely little is lost": (
         {"chosen": False, "target": source(0.0, 0.03), "corrupted": source(-0.1, 0.01)},
         "probably-use",
-        "like-judged-merges",
+        "little-lost",
     ),
-    "no images chose, with a sure gain under corruptions": (
+    "no images chose, with surely better under corruptions": (
         {"chosen": False, "corrupted": source(0.1, 0.01)},
         "too-few-images",
         "unclear-loss",
@@ -136,28 +140,33 @@ def test_the_limit_is_the_users() -> None:
     [
         # 100 images with half an interval of 8 points, where 5 points decide: 100 * (8 / 5) ** 2
         (
-            {"target": source(0.02, 0.08)},
-            " About 260 test images (here 100) would tell whether the loss keeps to the limit; 100"
+            {"target": source(0.02, 0.08), "most_images": 260},
+            " 100 images decide; about 260 would tell whether the loss keeps to the limit; 100"
             " labelled images of the shift, as `ood`, would tell what is gained there.",
         ),
         (
             {"target": source(0.02, 0.08), "most_images": 250, "ood": [source(0.0, 0.08)]},
-            " Not even 250 test images would tell whether the loss keeps to the limit; more images"
-            " of the shift would tell what is gained there.",
+            " 100 images decide; a `sweep` on more labelled images would tell whether the loss"
+            " keeps to the limit; more images of the shift would tell what is gained there.",
         ),
         (
-            {"target": source(0.02, 0.08), "ood": [source(0.1, 0.09)]},
-            " About 260 test images (here 100) would tell whether the loss keeps to the limit.",
+            {"target": source(0.0, 0.01), "ood": [source(0.1, 0.09)]},
+            "",
+        ),
+        # whatever the limit
+        (
+            {"target": source(-0.02, 0.01), "ood": [source(0.1, 0.09)]},
+            " The merged model surely loses on your images.",
         ),
         (
-            {"target": source(0.0, 0.01)},
-            " 100 labelled images of the shift, as `ood`, would tell what is gained there.",
+            {"target": source(-0.02, 0.01), "corrupted": source(0.1, 0.09)},
+            " The merged model surely loses on your images.",
         ),
     ],
 )
-def test_it_says_what_would_tell_more(changes: dict[str, Any], told: str) -> None:
-    record = "nothing under the real shift."
-    assert told_of(**changes)[2].partition(record)[2] == told
+def test_it_says_what_is_lost_and_what_would_tell_more(changes: dict[str, Any], told: str) -> None:
+    limit = "3 points (`max_loss`)."
+    assert told_of(**changes)[2].partition(limit)[2] == told
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
@@ -184,7 +193,7 @@ def test_all_images_judge_a_merge_that_learned_nothing(
 
     pictures = Pictures(noise, str, range(given))
     images = LabelledImages("here", pictures, tuple(at % 2 for at in range(given)), ("a", "b"))
-    split = split_shift(images.sample(500, 0), 0, teaches=False)
+    split = split_shift(Thumbnails.read(images.sample(500, 0)), 0, teaches=False)
     assert split.test is not None
     assert (split.train, split.val, len(split.test)) == (None, None, judged)
     assert len(corrupted_sets(split.test, 8)) == copies
@@ -203,4 +212,16 @@ def test_a_merge_is_judged_by_its_own_answers(images: Path, tmp_path: Path) -> N
         accuracy = clipmerge.evaluate(path, {"x": other}, **options).accuracy["x"]
         assert shift.models[name].value == pytest.approx(accuracy)
     merged, finetuned = (target.models[name].value for name in ("merged", "fine-tuned"))
-    assert target.gain.value == pytest.approx(merged - finetuned)
+    assert target.change.value == pytest.approx(merged - finetuned)
+    made_at: Any = clipmerge.sweep(
+        *far, id=images, ood={"other": other}, alphas=made.verdict.alphas, **options
+    )
+    curve = made_at.record["curve"]
+    assert target.curve == pytest.approx([row["mean"]["target"]["value"] for row in curve])
+    assert shift.curve == pytest.approx([row["accuracy"]["other"] for row in curve])
+    assert made.verdict.answers.keys() == {"target", "shift"}
+    gain = made.verdict.answers["shift"].gain
+    assert gain is not None
+    assert gain.value <= 0  # the merge is the middle of the curve
+    said = f"Best plain alpha {made.verdict.best_alpha:g}: "
+    assert made.verdict.sentence.count(said) == 1

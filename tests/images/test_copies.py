@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipmerge.errors import DataError
 from clipmerge.images import copies
 from clipmerge.images.copies import Thumbnails, overlap_notes
 from clipmerge.images.image_set import LabelledImages
@@ -78,3 +79,13 @@ def test_images_of_a_sweep_that_are_used_twice_are_noted() -> None:
     ]
     assert "(list in memory, image 0 shows what list in memory, image 8 shows)" in notes[1]
     assert overlap_notes(None, {"y": target}, {}) == ()
+
+
+def test_images_that_data_has_too_are_left_out_with_one_note() -> None:
+    shift, data = (Thumbnails.read(images_of(numbers)) for numbers in (range(8, 20), range(12)))
+    others, (note,) = shift.without_shared(data, "`ood` x", "`data` y")
+    assert len(others.images) == 8
+    assert note.startswith("`ood` x: 4 images are also in `data` y (")
+    assert note.endswith("and left out")
+    with pytest.raises(DataError, match="all images are also in `data` y; give others"):
+        Thumbnails.read(images_of(range(3))).without_shared(data, "`ood` x", "`data` y")

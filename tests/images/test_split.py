@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from clipmerge.images.copies import Thumbnails
 from clipmerge.images.image_set import (
     CaptionedImages,
     ImageSource,
@@ -95,7 +96,7 @@ def test_images_that_choose_are_equally_many_of_each_class() -> None:
 
 def test_half_of_each_class_of_a_shift_teaches_and_the_other_half_judges() -> None:
     labels = (0,) * 9 + (1,) * 2 + (2,) * 4
-    images = labelled(labels)
+    images = Thumbnails.read(labelled(labels))
     split = split_shift(images, 0, teaches=True)
     teach, judge = items(split.train), items(split.test)
     assert sorted([*teach, *judge]) == list(range(15))

@@ -24,7 +24,7 @@ def test_a_merge_writes_what_it_prints_and_it_reads_back(output: Path) -> None:
     printed = json.loads((output.parent / "printed.json").read_text())
     record = read_output(output)
     assert record.as_json().items() <= printed.items()
-    assert record.format == "clipmerge-record/4"
+    assert record.format == "clipmerge-record/5"
     assert record.plan.recipe.name == "lines"
     assert record.plan.zeroshot.source == "zeroshot"  # not the folder that it lies in
     assert record.measured.reasons["vision.0.mlp"] == "block 1 of 3, vision tower"

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from clipmerge.api.merge import MergeResult
+from clipmerge.api.sweep import SweepResult
 from clipmerge.planning.record import Findings
 from clipmerge.report.figures import merge_figure, png, sweep_figure
 from clipmerge.report.pages import html_page
 from clipmerge.report.sweep import sweep_page, sweep_sentence, sweep_table
 from clipmerge.report.terminal import summary, sweep_summary
-from tests.support.merge_records import record, source, verdict
+from tests.support.merge_records import estimate, record
 
 
 def told(renderable: Any, width: int = 100) -> str:
@@ -69,6 +71,28 @@ def test_an_unjudged_merge_says_so_and_a_plain_one_has_no_picture() -> None:
     assert Tags(html_page(plain)).loaded == []
 
 
+def test_a_notebook_shows_the_answer_the_accuracies_and_the_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)  # there it displays tables itself
+    made = record()
+    result = MergeResult(None, made.plan, made)
+    lines = str(result.verdict).splitlines()
+    assert lines[0] == made.verdict.sentence if made.verdict else False
+    assert [line.split()[-3:] for line in lines[2:3]] == [["+2", "[-6,", "+10]"]]
+    merged, swept = result._repr_html_(), SweepResult(None, sweep(), {})._repr_html_()
+    for html, answer in ((merged, "<b>Use it:</b>"), (swept, "<b>Use auto &lt;x&gt;:</b>")):
+        assert Tags(html).open == []
+        assert 0 < html.find(answer) < html.find("<table>") < html.find("data:image/png;base64,")
+    assert "vision.0" not in merged
+    assert result.verdict is not None
+    assert "Use it" in result.verdict._repr_html_()
+    unjudged = MergeResult(None, made.plan, record(verdict=None))
+    assert unjudged.verdict is None
+    assert "The layers go" in unjudged._repr_html_()
+    assert "vision.0" in MergeResult(None, made.plan, None)._repr_html_()
+
+
 def test_statistics_that_were_not_measured_have_no_column() -> None:
     assert '<th scope="col">barrier</th>' not in html_page(record(measured=Findings()))
     assert '<th scope="col">barrier</th>' in html_page(record())
@@ -87,45 +111,50 @@ def test_pictures_are_narrow_and_equal_in_every_run() -> None:
     assert size_of(png(sweep_figure(sweep())))[0] == 864
 
 
-def test_the_picture_shows_the_verdicts_numbers() -> None:
-    many = tuple(source(0.1, 0.05, name=f"$shift_{n}$") for n in range(3))
-    figure = merge_figure(record(verdict=verdict(ood=many)))
-    accuracy, layers = figure.axes
-    drawn = {line.get_label(): line for line in accuracy.containers}
-    assert list(drawn) == ["zero-shot", "fine-tuned", "merged"]
-    merged = accuracy.containers[2].lines[0].get_xdata()
-    assert list(merged) == pytest.approx([76, 76, 84, 84, 84])
-    assert layers.lines[0].get_ydata()[0] == 0.5
+def test_the_picture_shows_the_merge_beside_plain_interpolation() -> None:
+    learned = Findings(trace={"cross_entropy": (0.5, 0.3, 0.2)})
+    tradeoff, learning, layers = merge_figure(record(measured=learned)).axes
+    names = [text.get_text() for text in tradeoff.get_legend().get_texts()]
+    marked = ["zero-shot", "alpha 1", "best plain alpha"]
+    assert names == ["plain interpolation", *marked, "this merge"]
+    assert [list(axis) for axis in tradeoff.lines[3].get_data()] == [[70.0], [70.0]]
+    merged = tradeoff.containers[0].lines[0]
+    assert [*merged.get_xdata(), *merged.get_ydata()] == pytest.approx([76, 85])
+    assert list(learning.lines[0].get_ydata()) == [0.5, 0.3, 0.2]
+    assert layers.lines[0].get_xdata()[0] == 0.5
+    assert layers.get_yticklabels()[0].get_text() == "vision.embeddings"
 
 
 def sweep(**changes: Any) -> dict[str, Any]:
     def row(id: float, ood: float, gain: float | None = None, **about: Any) -> dict[str, Any]:
+        mean = estimate(ood, 0.02).model_dump()
+        gains = (
+            {}
+            if gain is None
+            else dict.fromkeys(("shift", "task"), estimate(gain, 0.03).model_dump())
+        )
         return {
-            "accuracy": {"val": id, "sketch": ood},
-            "id": id,
-            "id_interval": [id - 0.02, id + 0.02],
-            "ood": ood,
-            "ood_interval": [ood - 0.02, ood + 0.02],
-            "gain": gain,
-            "gain_interval": None if gain is None else [gain - 0.03, gain + 0.03],
-            "gain_note": about.pop("note", ""),
+            "accuracy": {"val": id, "sketch": ood, "cars": ood},
+            "mean": {"target": estimate(id, 0.02).model_dump(), "shift": mean, "task": mean},
+            "gain": gains,
             "exceeds_max_loss": False,
             **about,
         }
 
     return {
-        "id": ["val"],
-        "ood": ["sketch"],
+        "target": ["val"],
+        "shift": ["sketch"],
+        "task": ["cars"],
         "curve": [row(0.5, 0.6, alpha=0.0), row(0.8, 0.7, alpha=0.5), row(0.9, 0.5, alpha=1.0)],
         "recipes": [
             row(0.89, 0.62, 0.1, name="auto <x>"),
-            row(0.7, 0.6, name="$low$", note="no gain"),
+            row(0.91, 0.6, 0.05, name="$high$"),
         ],
         "points": [],
         "zeroshot": {"source": "base"},
         "finetuned": [{"source": "cars"}],
-        "sources": {"val": "val/", "sketch": "sketch/"},
-        "images": {"val": 400, "sketch": 1000},
+        "sources": {"val": "val/", "sketch": "sketch/", "cars": "cars/"},
+        "images": {"val": 400, "sketch": 1000, "cars": 500},
         "bootstrap": {"resamples": 1000, "level": 0.95},
         "command": "clipmerge sweep base cars",
         "clipmerge": "0.1.0",
@@ -136,27 +165,46 @@ def sweep(**changes: Any) -> dict[str, Any]:
 def test_a_sweep_has_a_page_a_table_and_an_answer() -> None:
     page = sweep_page(sweep(), png(sweep_figure(sweep())))
     assert Tags(page).open == []
-    assert "Use auto &lt;x&gt;: +10.0 points [+7.0, +13.0]" in page
-    assert "$low$: no gain." in page
+    gain = "+10.0 [+7.0, +13.0]"
+    answer = f"Use auto &lt;x&gt;: it has a gain of {gain} under shift, {gain} on other tasks."
+    assert answer in page
+    assert page.count('class="marked"') == 1
     heads, rows = sweep_table(sweep())
-    assert heads == ["accuracy, %", "val", "sketch", "gain"]
-    assert rows[2] == ["alpha 1 (fine-tuned)", "90.0", "50.0", ""]
-    assert rows[3] == ["auto <x>", "89.0", "62.0", "+10.0 [+7.0, +13.0]"]
-    assert len(told(sweep_summary(sweep())).splitlines()) == 7
+    assert heads == ["accuracy, %", "val", "sketch", "cars", "gain, shift", "gain, task"]
+    assert rows[2] == ["alpha 1 (fine-tuned)", "90.0", "50.0", "50.0", "", ""]
+    assert rows[3] == ["auto <x>", "89.0", *["62.0"] * 2, *["+10.0 [+7.0, +13.0]"] * 2]
+    assert len(told(sweep_summary(sweep()), width=120).splitlines()) == 7
+
+
+def test_shifts_and_tasks_are_never_in_one_mean() -> None:
+    made = sweep(task=["cars", "birds"])
+    for row in (*made["curve"], *made["recipes"]):
+        row["accuracy"]["birds"] = 0.2
+        row["mean"] = row["mean"] | {"task": estimate(0.4, 0.02).model_dump()}
+    heads, rows = sweep_table(made)
+    assert heads[1:6] == ["val", "sketch", "cars", "birds", "mean task"]
+    assert rows[0][1:6] == ["50.0", "60.0", "60.0", "20.0", "40.0"]
 
 
 @pytest.mark.parametrize(
     ("gain", "lost", "answer"),
     [
-        (0.1, True, "auto <x> gains .* but loses more ID accuracy"),
+        (0.1, True, "auto <x> has a gain of .* but loses more on the target"),
         (0.01, False, "No difference is shown"),
         (-0.1, False, "Keep to the alpha curve"),
-        (None, False, "alpha 0.5 has|auto <x> has the highest OOD accuracy, 62.0%"),
     ],
 )
-def test_the_answer_follows_the_interval(gain: float | None, lost: bool, answer: str) -> None:
+def test_the_answer_follows_the_interval(gain: float, lost: bool, answer: str) -> None:
     made = sweep()
+    made["recipes"] = made["recipes"][:1]
     row = made["recipes"][0]
-    row["gain"], row["exceeds_max_loss"] = gain, lost
-    row["gain_interval"] = None if gain is None else [gain - 0.03, gain + 0.03]
+    row["exceeds_max_loss"] = lost
+    row["gain"] = {"shift": estimate(gain, 0.03).model_dump()}
     assert re.search(answer, sweep_sentence(made))
+
+
+def test_a_sweep_without_recipes_names_the_best_alpha_within_the_limit() -> None:
+    made = sweep(recipes=[])
+    made["curve"][1]["exceeds_max_loss"] = True
+    told = "The best alpha within `max_loss` is 0: 50.0% on the target, 60.0% under shift"
+    assert sweep_sentence(made).startswith(told)

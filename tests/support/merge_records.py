@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from clipmerge.planning.record import Comparison, Estimate, Record, Verdict
+from clipmerge.planning.record import Answer, Comparison, Estimate, Record, Verdict
 from clipmerge.report.pages import model_card
 
 
@@ -18,30 +18,40 @@ def layer_names(vision: int, text: int) -> list[str]:
     return [*names, "text.norm", "text.projection", "logit_scale"]
 
 
-def gain(value: float, half: float) -> Estimate:
+def estimate(value: float, half: float) -> Estimate:
     return Estimate(value=value, interval=(max(-1, value - half), min(1, value + half)))
 
 
 def source(value: float, half: float, **about: Any) -> Comparison:
-    """A source of 100 images on which the merge gains so much, give or take ``half``."""
+    """A source of 100 images that the merge changes so much, give or take ``half``."""
     models = {
         name: Estimate(value=share, interval=(share - 0.08, share + 0.08))
         for name, share in (("zero-shot", 0.52), ("fine-tuned", 0.74), ("merged", 0.74 + value))
     }
     about = {"name": "target", "source": "digits", "images": 100} | about
-    about = {"models": models, "finetuning_gain": gain(0.22, 0.1)} | about
-    return Comparison(gain=gain(value, half), **about)
+    about = {"models": models, "finetuning_change": estimate(0.22, 0.1)} | about
+    return Comparison(change=estimate(value, half), **about)
 
 
 def verdict(**changes: Any) -> Verdict:
-    target = source(0.02, 0.08, class_names=("eight", "two"))
+    target = source(0.02, 0.08, class_names=("eight", "two"), curve=(0.52, 0.7, 0.74))
+    curve = (0.6, 0.7, 0.5)
+    ood = source(0.11, 0.04, name="sketch", source="sketches", question="shift", curve=curve)
+    answers = {
+        each.question or "target": Answer(merged=each.models["merged"], curve=each.curve)
+        for each in (target, ood)
+    }
+    answers["shift"] = answers["shift"].replace(gain=estimate(0.13, 0.05))
     return Verdict(
         recommendation="use",
-        reason="gains",
-        sentence="Use it: the merged model surely gains on sketch <&>.",
+        reason="better",
+        sentence="Use it: the merged model is surely better on sketch <&>.",
+        alphas=(0, 0.5, 1),
+        best_alpha=0.5,
         target=target,
         corrupted=source(0.01, 0.03, name="corrupted", models=target.models),
-        ood=(source(0.11, 0.04, name="sketch", source="sketches"),),
+        ood=(ood,),
+        answers=answers,
     ).replace(**changes)
 
 

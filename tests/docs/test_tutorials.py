@@ -1,0 +1,114 @@
+"""The tutorials' commands, run as they stand with small models and a few steps of learning."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import CLIPModel
+
+from tests.support import tiny_open_clip
+from tests.support.command import clipmerge
+from tests.support.quick import FEW_STEPS, SMALL_STEPS, shorten_recipes
+from tests.support.tiny_clip import Folders, save_images
+
+TUTORIALS = Path(__file__).parents[2] / "docs" / "tutorials"
+#: Beginning of the error that a page shows on purpose.
+SHOWN_ERROR = "error: zershot: no such folder or file"
+
+
+def commands(tutorial: str) -> list[list[str]]:
+    """The words of every command that needs neither the network nor the repository."""
+    text = (TUTORIALS / f"{tutorial}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [
+        shlex.split(line.removeprefix("$ "), comments=True)
+        for line in lines
+        if line.startswith(("clipmerge ", "$ clipmerge ", "cp "))
+    ]
+
+
+def save_captions(folder: Path, seed: int) -> None:
+    save_images(folder, seed=seed)
+    for number, image in enumerate(sorted(folder.rglob("*.png"))):
+        image.rename(folder / f"{number:04}.png")
+        (folder / f"{number:04}.txt").write_text(f"{image.parent.name} {number}")
+    for each in folder.iterdir():
+        if each.is_dir():
+            each.rmdir()
+
+
+def save_lora(base: Path, folder: Path) -> None:
+    config = LoraConfig(target_modules=["q_proj", "fc1"], r=2, init_lora_weights=False)
+    get_peft_model(CLIPModel.from_pretrained(base), config).save_pretrained(folder)
+
+
+def save_open_clip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small model under the name of the architecture, and a checkpoint of its training."""
+    import open_clip
+
+    config = tiny_open_clip.model_config()
+    config["text_cfg"]["vocab_size"] = 49408  # the architecture's own tokenizer
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", config)
+    model = open_clip.create_model("ViT-B-32")
+    torch.save(model.state_dict(), folder / "ViT-B-32.pt")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape))
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    (folder / "logs/cars/checkpoints").mkdir(parents=True)
+    torch.save({"epoch": 3, "state_dict": state}, folder / "logs/cars/checkpoints/epoch_3.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.uncounted
+@pytest.mark.draws
+@pytest.mark.parametrize("tutorial", ["first-merge", "captions", "lora", "openclip"])
+def test_a_tutorial_runs(
+    tutorial: str,
+    pair: Folders,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shorten_recipes(monkeypatch, FEW_STEPS | SMALL_STEPS)
+    if tutorial != "first-merge":  # which makes everything itself
+        shutil.copytree(images, "val")
+    if tutorial == "captions":
+        for name, source in zip(("zeroshot", "finetuned"), pair, strict=True):
+            shutil.copytree(source, name)
+        for seed, name in enumerate(("catalogue", "elsewhere")):
+            save_captions(tmp_path / name, seed)
+    elif tutorial == "lora":
+        shutil.copytree(pair[0], "base")
+        save_lora(pair[0], tmp_path / "lora")
+    elif tutorial == "openclip":
+        save_open_clip(tmp_path, monkeypatch)
+    for program, *words in commands(tutorial):
+        if program == "cp":
+            *sources, folder = words[1:]
+            for source in sources:
+                place = Path(folder) / Path(source).name if len(sources) > 1 else Path(folder)
+                shutil.copytree(source, place)
+        else:
+            ended = clipmerge(*words)
+            assert ended.code == 0 or ended.err.startswith(SHOWN_ERROR), ended.err
+    if tutorial == "openclip":
+        page = (TUTORIALS / "openclip.md").read_text(encoding="utf-8")
+        exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], {})
+
+
+def test_every_tutorial_is_run() -> None:
+    names = {page.stem for page in TUTORIALS.glob("*.md")}
+    assert names == {
+        "first-merge",
+        "captions",
+        "lora",
+        "openclip",
+        "publish",
+    }  # test_readme: publish
