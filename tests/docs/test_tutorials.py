@@ -67,6 +67,7 @@ def save_open_clip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.uncounted
 @pytest.mark.draws
+@pytest.mark.filterwarnings("default")  # as for a user
 @pytest.mark.parametrize("tutorial", ["first-merge", "captions", "lora", "openclip"])
 def test_a_tutorial_runs(
     tutorial: str,
