@@ -63,10 +63,6 @@ class BarProgress(Progress):
     def stage(self, name: str) -> None:
         """Begin a stage, with a bar of its own."""
         super().stage(name)
-        self.begin_bar(name)
-
-    def begin_bar(self, name: str) -> None:
-        """Replace the bar by one for this stage, which is shown when it advances."""
         self.close()
         self._doing = STAGES[name]
 

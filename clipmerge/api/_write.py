@@ -141,17 +141,10 @@ def _complete(
     journal.stage("draw")
     for source in plan.checkpoints:
         journal.cut(source.source)
-    measured = record.measured
-    if plan.coefficients:
-        from clipmerge.merging.folder import coefficient_histograms
-
-        counts = coefficient_histograms(plan.coefficients, pair.inputs)
-        measured = measured.replace(coefficients=counts)
     return record.replace(
         family=pair.inputs.family.name,
         kind=pair.inputs.kind,
         plan=plan.public,
-        measured=measured,
         warnings=tuple(map(journal.without_folders, journal.warnings)),
         command=journal.command,
         date=datetime.date.today().isoformat(),

@@ -78,7 +78,7 @@ class Terminal(BarProgress):
 
     def stage(self, name: str) -> None:
         """Begin a stage, with a progress bar of its own."""
-        self.begin_bar(name)
+        super().stage(name)
         self._stage_begin = time.monotonic()
         self._time_is_said = False
         if self.verbose and not self._silent:

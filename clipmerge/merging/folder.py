@@ -5,21 +5,16 @@ its layout (configuration, processor, tokenizer).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
 
 from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
 from clipmerge.errors import OutputError
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.safetensors import DTYPES, Array
+from clipmerge.files.safetensors import DTYPES
 from clipmerge.files.side_files import PROCESSORS, SIDE_FILES, VOCABULARIES, copy_side_file
 from clipmerge.files.writer import OutputTensor, write_safetensors
-from clipmerge.planning.record import BINS, TOP
 from clipmerge.progress import Progress
-from clipmerge.types import Shape
 
 # Files of which a checkpoint needs one to have a part of its processor.
 _PARTS = {"tokenizer": VOCABULARIES, "processor": PROCESSORS}
@@ -195,17 +190,3 @@ def _write_dtype_into_config(path: Path, dtype: str, checkpoint: Checkpoint) -> 
     if config != json.loads(text):
         text = json.dumps(config, indent=2)
         path.write_text(f"{text}\n", encoding="utf-8")
-
-
-def coefficient_histograms(coefficients: Mapping[str, Array], inputs: Inputs) -> dict[str, Shape]:
-    """Count a model's entries by their coefficient, by tower."""
-    counts: dict[str, Array] = {}
-    for name, coefficient in coefficients.items():
-        values = np.clip(coefficient, 0, TOP)
-        found, _ = np.histogram(values, bins=BINS, range=(0, TOP))
-        size = inputs.zeroshot_entry(name).size
-        repeats = size // max(1, values.size)  # a coefficient counts for its whole row
-        tower, _, _ = inputs.layer_of[name].partition(".")
-        before = counts.get(tower, 0)
-        counts[tower] = before + repeats * found
-    return {tower: tuple(values.tolist()) for tower, values in counts.items()}

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from clipmerge.errors import UsageError
 from clipmerge.types import Json
 
 if TYPE_CHECKING:
@@ -32,9 +31,7 @@ class Frozen(BaseModel):
 
 
 class Tabular(ABC):
-    """A result that is a table: a short repr, an HTML table for notebooks, and a pandas DataFrame
-    on request.
-    """
+    """A result that is a table: a short repr, HTML for notebooks, and a pandas DataFrame."""
 
     @abstractmethod
     def _rows(self) -> Rows:
@@ -51,34 +48,12 @@ class Tabular(ABC):
 
     def _repr_html_(self) -> str:
         """The table, for a notebook."""
-
-        def html_cell(value: Any) -> str:
-            if value is None:
-                return "<td></td>"
-            text = f"{value:.4g}" if isinstance(value, float) else str(value)
-            return f"<td>{escape(text)}</td>"
-
-        rows = self._rows()
-        names = list(dict.fromkeys(name for row in rows for name in row))  # rows may lack some
-        head = "".join(f"<th>{escape(name)}</th>" for name in names)
-        body = ""
-        for row in rows:
-            cells = "".join(html_cell(row.get(name)) for name in names)
-            body += f"<tr>{cells}</tr>"
-        above = f"<caption>{escape(self._caption())}</caption>"
-        return f"<table>{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        table = self.to_frame().to_html(float_format="{:.4g}".format, na_rep="")
+        return f"<p>{escape(self._caption())}</p>{table}"
 
     def to_frame(self) -> pandas.DataFrame:
-        """The table as a DataFrame.
+        """The table as a DataFrame."""
+        import pandas
 
-        Raises:
-            UsageError: If pandas is not installed.
-        """
-        try:
-            import pandas
-        except ImportError:
-            raise UsageError(
-                "to_frame() needs pandas; install it with `pip install pandas`"
-            ) from None
         frame = pandas.DataFrame(self._rows())
         return frame if frame.empty else frame.set_index(frame.columns[0])

@@ -28,8 +28,6 @@ from clipmerge.types import Json, Kind, Names, Recommendation
 FORMAT = "clipmerge-record/5"
 #: Format of the record of a sweep; see `docs/how-to/sweep.md`.
 SWEEP_FORMAT = "clipmerge-sweep/4"
-#: Equal bins from 0 to `TOP`, twice the fine-tuned model's: no coefficient is learned beyond it.
-BINS, TOP = 40, 2.0
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 #: Values of K in recall at K.
 RANKS = (1, 5, 10)
@@ -205,8 +203,6 @@ class Findings(Frozen):
         checks: Self-tests of the measure, by statistic.
         straggler_statistic: Statistic used to look for stragglers; ``None`` if the method does not.
         straggler_scores: ``{"z": ..., "stability": ...}`` or ``{"share": ...}`` by layer.
-        coefficients: Number of entries by their learned coefficient, in `BINS` bins from 0 to
-            `TOP`, by tower.
     """
 
     decision: str = ""
@@ -218,7 +214,6 @@ class Findings(Frozen):
     checks: dict[str, Check] = Field(default_factory=dict)
     straggler_statistic: str | None = None
     straggler_scores: dict[str, dict[str, float]] = Field(default_factory=dict)
-    coefficients: dict[str, tuple[_Count, ...]] = Field(default_factory=dict)
 
 
 class Record(Frozen):

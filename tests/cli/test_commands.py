@@ -50,6 +50,11 @@ def test_a_help_page_names_only_its_own_flags(command: list[str]) -> None:
             2,
             "Did you mean 'cuda'? See `clipmerge",
         ),
+        (
+            ["merge", "a", "b", "-o", "c", "--data", "d", "--fail-on", "keep-finetune"],
+            2,
+            "Did you mean 'keep-finetuned'?",
+        ),
         (["push", "nowhere", "a/b"], 1, "nowhere: no such folder"),
     ],
 )

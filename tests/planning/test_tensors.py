@@ -14,7 +14,6 @@ from safetensors.numpy import load_file
 import clipmerge
 from clipmerge import methods
 from clipmerge.errors import UsageError
-from clipmerge.merging.folder import coefficient_histograms
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.plan import Plan, rows_shape
 from tests.support.command import one_line
@@ -109,16 +108,6 @@ def test_an_override_gives_its_layers_one_alpha(planner: Planner, pair: Folders)
     kept = merged[name] != zeroshot[name]
     assert kept.sum() == pytest.approx(kept.size / 2, abs=1)
     assert intended[kept].min() >= intended[~kept].max()
-
-
-def test_entries_are_counted_by_their_coefficient(pair: Folders) -> None:
-    row = np.linspace(0, 1, 64, dtype=np.float32)[:, None]
-    found = coefficient_histograms({FC1: row, "logit_scale": np.array(0.5)}, inputs_of(pair))
-    assert {tower: sum(counts) for tower, counts in found.items()} == {
-        "vision": 64 * 32,
-        "logit_scale": 1,
-    }
-    assert (found["vision"][0], found["vision"][20], found["vision"][21]) == (4 * 32, 32, 0)
 
 
 # --- a plan and its tensors on the disk ---
