@@ -112,8 +112,9 @@ class ImageTextModel(ABC):
     def image_features(self, pixels: Tensor) -> Tensor:
         """Embed images: (batch, width), unit length."""
 
-    def text_features(self, tokens: Tensors) -> Tensor:  # type: ignore[empty-body]
+    def text_features(self, tokens: Tensors) -> Tensor:
         """Embed prompts: (prompts, width), unit length."""
+        raise NotImplementedError  # a tower with a head has no prompts to embed
 
     def classifier(self, source: str, names: Names, rows: Sequence[Sequence[int]]) -> Any:
         """A `clipmerge.models.classifier.Classifier` of the head for the classes of a source;
