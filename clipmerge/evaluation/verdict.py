@@ -18,7 +18,7 @@ from PIL import Image as Pillow
 from clipmerge.evaluation.corruptions import corrupted_sets
 from clipmerge.evaluation.scorer import Images, Move, Outcome, Scorer, stack_correct
 from clipmerge.images.image_set import CaptionedImages
-from clipmerge.learning.interpolate import Path
+from clipmerge.learning.interpolate import WeightPath
 from clipmerge.options import ImageOptions
 from clipmerge.planning.plan import Plan, public_source
 from clipmerge.planning.record import Comparison, Estimate, Verdict, finetuned_names
@@ -196,7 +196,7 @@ def _what_tells_more(target: Comparison, ood: Sequence[Comparison], limit: float
 
 
 def judge(
-    path: Path,
+    path: WeightPath,
     plan: Plan,
     images: Images,
     settings: ImageOptions,
@@ -298,15 +298,15 @@ def compare(
     )
 
 
-def moves_of(path: Path, plan: Plan) -> list[Move]:
+def moves_of(path: WeightPath, plan: Plan) -> list[Move]:
     """Make the moves to zero-shot, to each fine-tuned model and to the merged one, which is merged
     once for all batches of images.
     """
-    moves: list[Move] = [partial(Path.set_alpha, alpha=0.0)]
+    moves: list[Move] = [partial(WeightPath.set_alpha, alpha=0.0)]
     for before in range(len(plan.finetuned)):
-        moves.append(partial(Path.set_mixture, weights=(0.0,) * before + (1.0,)))
+        moves.append(partial(WeightPath.set_mixture, weights=(0.0,) * before + (1.0,)))
     merged = list(path.merged_weights(plan))
-    moves.append(partial(Path.set_merged, weights=merged))
+    moves.append(partial(WeightPath.set_merged, weights=merged))
     return moves
 
 

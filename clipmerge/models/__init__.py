@@ -112,12 +112,12 @@ class ImageTextModel(ABC):
     def image_features(self, pixels: Tensor) -> Tensor:
         """Embed images: (batch, width), unit length."""
 
-    def text_features(self, tokens: Tensors) -> Tensor:  # type: ignore[empty-body]
+    def text_features(self, tokens: Tensors) -> Tensor:  # type: ignore[empty-body]  # noqa: B027
         """Embed prompts: (prompts, width), unit length."""
 
     def classifier(self, source: str, names: Names, rows: Sequence[Sequence[int]]) -> Any:
-        """A `clipmerge.models.classifier.Classifier` of the head for the classes of a source;
-        ``None`` for a model without a head.
+        """Make a `clipmerge.models.classifier.Classifier` from the head for the classes of a
+        source; ``None`` for a model without a head.
         """
         return None
 
@@ -145,7 +145,7 @@ def model_for(
 
 
 def image_layout(model: torch.nn.Module) -> torch.memory_format:
-    """The memory format of images: channels last for several convolutions, which are faster so."""
+    """Choose the memory format of images: convolutions are faster with the channels last."""
     convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
     if len(convolutions) < 2:  # a transformer has one, for patches
         return torch.contiguous_format
