@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
     from clipmerge.evaluation.scorer import Images, Move
     from clipmerge.images.image_set import ImageSource, LabelledImages
-    from clipmerge.learning.interpolate import Path
+    from clipmerge.learning.interpolate import WeightPath
     from clipmerge.options import ImageOptions
     from clipmerge.progress import Progress
 
@@ -188,7 +188,7 @@ def _check_order(source: str, names: Names, other: str, rows: Names) -> Iterator
 
 
 def check_sources(
-    path: Path,
+    path: WeightPath,
     sources: Mapping[str, Images],
     settings: ImageOptions,
     progress: Progress,

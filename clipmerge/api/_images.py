@@ -24,7 +24,7 @@ from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.split import MAX_TEST, SHARE, Split, split_shift
 from clipmerge.images.split import split_images as divide
-from clipmerge.learning.interpolate import Path
+from clipmerge.learning.interpolate import WeightPath
 from clipmerge.learning.objective import Batch, Labelled, Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.models.classifier import Captions, Prompts, classifier_for
@@ -229,7 +229,7 @@ def _build_objective(
     return objective, state, record
 
 
-def _relative_change(path: Path) -> Statistic:
+def _relative_change(path: WeightPath) -> Statistic:
     """The statistic ``change``: ||task_vector_l|| / ||theta_0,l||."""
     values = {}
     for layer, names in path.layers.items():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from torch.nn import Module
 
     from clipmerge.images.image_set import CaptionedImages, LabelledImages
-    from clipmerge.learning.interpolate import Path
+    from clipmerge.learning.interpolate import WeightPath
     from clipmerge.learning.resume import LearningState
 
 #: A folder, a file, ``org/name[@revision]``, or a model in memory (of transformers or open_clip).
@@ -48,16 +48,16 @@ class Pair:
     learning: list[LearningState] = field(default_factory=list)
 
     @cached_property
-    def path(self) -> Path:
+    def path(self) -> WeightPath:
         """The model on the device, with the weights of every checkpoint; built when it is first
         used.
         """
-        from clipmerge.learning.interpolate import Path
+        from clipmerge.learning.interpolate import WeightPath
         from clipmerge.models.building import build_model
         from clipmerge.models.passes import own_settings
 
         with own_settings():
-            return Path(
+            return WeightPath(
                 build_model(self.inputs), self.inputs, DistributedContext(self.device).device
             )
 

@@ -48,7 +48,7 @@ from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, stage_output
 from clipmerge.images.copies import overlap_notes
 from clipmerge.images.dataset import open_images, require_labelled
-from clipmerge.learning.interpolate import Path as Between
+from clipmerge.learning.interpolate import WeightPath
 from clipmerge.options import SweepOptions, named_sources
 from clipmerge.planning import Rows, Tabular
 from clipmerge.planning.plan import SourceRecord, public_source
@@ -177,7 +177,7 @@ def sweep(
         # the gain of a point needs a fine curve
         alphas = with_tenths(opts.alphas) if recipes or shown else opts.alphas
         points = [
-            _Point({"alpha": alpha}, partial(Between.set_alpha, alpha=alpha)) for alpha in alphas
+            _Point({"alpha": alpha}, partial(WeightPath.set_alpha, alpha=alpha)) for alpha in alphas
         ]
         points += _decide_by_each_recipe(pair, recipes, data, opts, journal)
         for name, place in zip(shown, places, strict=True):
@@ -250,7 +250,7 @@ def _decide_by_each_recipe(
             "calibration": made.calibration and made.calibration.model_dump(mode="json"),
             "recipe": recipe.model_dump(mode="json"),
         }
-        points.append(_Point(about, partial(Between.set_plan, plan=made.plan), recipe.max_loss))
+        points.append(_Point(about, partial(WeightPath.set_plan, plan=made.plan), recipe.max_loss))
     return points
 
 
@@ -261,7 +261,7 @@ def _open_point(name: str, place: str, inputs: Inputs, model: str | None) -> _Po
     other = align_checkpoints(inputs.zeroshot, [point], dtype="float32")
     (source,) = Pair(other).sources(hashed=True)["finetuned"]
     about = {"name": name, "checkpoint": _public_json(source)}
-    return _Point(about, partial(Between.set_checkpoint, other=other))
+    return _Point(about, partial(WeightPath.set_checkpoint, other=other))
 
 
 def _score_points(

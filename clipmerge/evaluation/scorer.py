@@ -22,7 +22,7 @@ from clipmerge.distributed import DistributedContext, exact_float32, to_device
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.classes import templates_for
 from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_texts
-from clipmerge.learning.interpolate import Path
+from clipmerge.learning.interpolate import WeightPath
 from clipmerge.models import ImageTextModel
 from clipmerge.models.classifier import Classifier, Prompts, classifier_for
 from clipmerge.models.passes import MicroBatcher, finite_scores
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 #: Images with classes, or with captions.
 Images = LabelledImages | CaptionedImages
 #: Moves the model's weights to one point.
-Move = Callable[[Path], None]
+Move = Callable[[WeightPath], None]
 # Bytes of preprocessed images in memory; all points are scored on them before more are decoded.
 _LOAD_BYTES = 2 << 30
 # A batch has at least so many images, even if it is the only one: fewer take as long.
@@ -73,7 +73,7 @@ class Scorer:
         self,
         model: ImageTextModel,
         settings: ImageOptions,
-        path: Path | None = None,
+        path: WeightPath | None = None,
         *,
         dtype: OutputDtype = "keep",
         load_bytes: int = _LOAD_BYTES,

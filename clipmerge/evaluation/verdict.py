@@ -26,7 +26,7 @@ from clipmerge.evaluation.tradeoff import (
 )
 from clipmerge.images.image_set import CaptionedImages
 from clipmerge.images.split import MAX_TEST
-from clipmerge.learning.interpolate import Path
+from clipmerge.learning.interpolate import WeightPath
 from clipmerge.options import ImageOptions
 from clipmerge.planning.plan import Plan, public_source
 from clipmerge.planning.record import (
@@ -201,7 +201,7 @@ def _what_tells_more(target: Comparison, ood: Sequence[Comparison], limit: float
 
 
 def judge(
-    path: Path,
+    path: WeightPath,
     plan: Plan,
     images: Images,
     settings: ImageOptions,
@@ -223,7 +223,7 @@ def judge(
     copies = corrupted_sets(images, side)
     scorer = Scorer(path.model, settings, path, load_bytes=_LOAD_BYTES)
     sources = {"target": images, **ood}
-    moves = [partial(Path.set_alpha, alpha=alpha) for alpha in ALPHAS[1:]]
+    moves = [partial(WeightPath.set_alpha, alpha=alpha) for alpha in ALPHAS[1:]]
     plain = scorer.score(moves, sources, progress)
     outcomes = scorer.score(moves_of(path, plan), sources | copies, progress)
     right = {name: stack_correct(of).astype(np.float64) for name, of in outcomes.items()}
@@ -371,15 +371,15 @@ def compare(
     )
 
 
-def moves_of(path: Path, plan: Plan) -> list[Move]:
+def moves_of(path: WeightPath, plan: Plan) -> list[Move]:
     """Make the moves to zero-shot, to each fine-tuned model and to the merged one, which is merged
     once for all batches of images.
     """
-    moves: list[Move] = [partial(Path.set_alpha, alpha=0.0)]
+    moves: list[Move] = [partial(WeightPath.set_alpha, alpha=0.0)]
     for before in range(len(plan.finetuned)):
-        moves.append(partial(Path.set_mixture, weights=(0.0,) * before + (1.0,)))
+        moves.append(partial(WeightPath.set_mixture, weights=(0.0,) * before + (1.0,)))
     merged = list(path.merged_weights(plan))
-    moves.append(partial(Path.set_merged, weights=merged))
+    moves.append(partial(WeightPath.set_merged, weights=merged))
     return moves
 
 

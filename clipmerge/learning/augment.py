@@ -1,5 +1,4 @@
-"""Generic changes of images: geometry, colour, grey, blur, noise and small views, aimed at no
-particular shift.
+"""Augment images: geometry, colour, grey, blur and noise, none of it aimed at a particular shift.
 
 They act on preprocessed pixels, so that they work for any checkpoint's normalisation. Random
 numbers are drawn on the CPU, so that a seed gives the same changes on any device; only noise, of

@@ -1,5 +1,5 @@
-"""Learn coefficients, and let images that learning never saw choose how far to go from there to
-the fine-tuned model.
+"""Learn coefficients, and let images that learning never saw choose how far to move from there
+towards the fine-tuned model.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from clipmerge.stats import class_weights, paired_mean_and_error
 
 #: Shares of the way from the learned point to the fine-tuned model that are tried, in order.
 BACKOFFS = tuple(tenth / 10 for tenth in range(10))
-# Prompts with which images are compared, at most; there is no way back through them.
+# Prompts with which images are compared, at most; no gradient goes back through them.
 _PROMPTS_A_LOOK = 1024
-# The share at which the fine-tuned model is.
+# The whole way ends at the fine-tuned model.
 _FINETUNED = 1.0
 # Accuracies are means of float64, so a loss of exactly the limit may come out a little above it.
 _ROUNDING = 1e-9
 
 
 class Look(NamedTuple):
-    """The images' answers at one point.
+    """Which images the model recognises at one point.
 
     Attributes:
         backoff: Share of the way from the learned point to the fine-tuned model.
@@ -58,11 +58,11 @@ def choose_backoff(look_at: Callable[[float], Look], max_loss: float) -> tuple[L
     back a model that is better than the fine-tuned one.
 
     Args:
-        look_at: The images' answers at a share of the way.
+        look_at: Moves the model a share of the way, and looks at the images.
         max_loss: Points of accuracy that may be lost.
 
     Returns:
-        The answers there, and those of the fine-tuned model.
+        The look at that point, and the look at the fine-tuned model.
     """
     limit = max_loss / 100
     finetuned = look_at(_FINETUNED)

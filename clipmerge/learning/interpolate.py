@@ -1,4 +1,4 @@
-"""theta(c) = theta_0 + c * (theta_1 - theta_0): set in place in one model, and c's gradient."""
+"""Set a model's weights to theta_0 + c * (theta_1 - theta_0), in place, and find c's gradient."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Granularity = Literal["layer", "parameter", "channel", "entry"]
 _SPREAD = 0.02
 
 
-class Path:
-    """A model on a device, whose weights are set in place to points between checkpoints.
+class WeightPath:
+    """A model on a device whose weights move between checkpoints, in place.
 
     With several fine-tuned checkpoints the straight path ends at their average.
 
@@ -47,8 +47,8 @@ class Path:
         layers: Names of the changed parameters by layer; only layers that fine-tuning changed.
         names: Names of the changed parameters.
         text_changes: Whether fine-tuning changed the text tower.
-        class_moves: Counts the changes of the text tower or the head, so that what is compared
-            with images can be used again.
+        class_moves: Number of changes of the text tower or the head so far; while it stays the
+            same, class features can be reused.
     """
 
     def __init__(
@@ -95,8 +95,8 @@ class Path:
         self._is_elsewhere = False
 
     def _keep_ends(self, name: str) -> Tensor:
-        """Keep theta_0, and theta_1 to theta_K if they are merged, as they are in their files; a
-        head that only the fine-tuned checkpoint has stays as it is there.
+        """Keep theta_0, and theta_1 to theta_K if they are merged, in the dtypes of their files; a
+        head that only the fine-tuned checkpoint has never moves.
         """
         inputs = self.inputs
         has_it = name in inputs.zeroshot_keys
@@ -111,11 +111,11 @@ class Path:
         return self._ends[name][0]
 
     def theta_0(self, name: str) -> Tensor:
-        """The zero-shot value of a parameter, float32."""
+        """Return the zero-shot value of a parameter, float32."""
         return self._ends[name][0].float()
 
     def delta(self, name: str) -> Tensor:
-        """The task vector of a changed parameter, float32: theta_1 - theta_0."""
+        """Compute the task vector of a changed parameter, float32: theta_1 - theta_0."""
         theta_0, theta_1 = self._ends[name][:2]
         return theta_1.float() - theta_0
 
@@ -146,7 +146,7 @@ class Path:
             self._count_move(name)
 
     def merged_weights(self, plan: Plan) -> Iterator[tuple[str, Tensor]]:
-        """Merge by a plan, in memory: the weights that a merge writes, by parameter."""
+        """Merge by a plan, in memory; give the weights that a merge writes, by parameter."""
         tensors = [
             each for each in merged_tensors(self.inputs, plan) if each.name in self.parameters
         ]
@@ -173,7 +173,7 @@ class Path:
 
     @torch.no_grad()
     def set_checkpoint(self, other: Inputs) -> None:
-        """Go to a checkpoint that is not on the path; weights that it lacks are zero-shot's."""
+        """Go to a checkpoint that is not on the path; weights that it lacks stay zero-shot."""
         self._is_elsewhere = True
         for name in self.parameters:
             value = other.theta_1(name) if other.merges(name) else self._ends[name][0]
@@ -198,7 +198,7 @@ class Path:
             self.class_moves += 1
 
     def _refuse_overflow(self, name: str) -> None:
-        """Refuse what going beyond the ends can do to a weight."""
+        """Refuse weights that overflow, and negative variances, beyond the ends of the path."""
         value = self.parameters[name]
         if not is_finite(value.detach()):
             raise CheckpointError(f"tensor {name} overflows here; give `alphas` in [0, 1]")
@@ -210,8 +210,8 @@ class Path:
     # Gradients
 
     def gradient(self, name: str) -> Tensor:
-        """A parameter's gradient from the last backward pass; zero if the loss does not depend on
-        it.
+        """Return a parameter's gradient from the last backward pass; zero if the loss does not
+        depend on it.
         """
         gradient = self.parameters[name].grad
         return torch.zeros_like(self.parameters[name]) if gradient is None else gradient
@@ -223,7 +223,7 @@ class Path:
 
 
 def mix(ends: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Theta_0 + sum_i weights_i * (theta_i - theta_0), float32, as `merging` rounds it."""
+    """Compute theta_0 + sum_i weights_i * (theta_i - theta_0), float32, as `merging` rounds it."""
     theta_0 = ends[0].float()
     changes = []
     for end, weight in zip(ends[1:], weights, strict=False):
@@ -249,7 +249,9 @@ class Coefficients:
             path's device.
     """
 
-    def __init__(self, path: Path, granularity: Granularity, start: float = DEFAULT_ALPHA) -> None:
+    def __init__(
+        self, path: WeightPath, granularity: Granularity, start: float = DEFAULT_ALPHA
+    ) -> None:
         """Start with one coefficient everywhere."""
         self.values: dict[str, Tensor] = {}
         self._path = path
@@ -269,8 +271,7 @@ class Coefficients:
     def make_sparse(self, names: Iterable[str], density: float, seed: int) -> None:
         """Let parameters keep only a share of their coefficients; scalars stay dense.
 
-        Their scores, which start equal, get a little noise, so that the order of entries does not
-        matter.
+        Scores start equal, so a little noise decides which entries are kept first.
         """
         generator = torch.Generator().manual_seed(seed)
         for key in dict.fromkeys(self._key[name] for name in names):
@@ -281,11 +282,11 @@ class Coefficients:
                 value.add_(noise.to(value.device)).clamp_min_(0)
 
     def effective(self, key: str, backoff: float = 0.0) -> Tensor:
-        """The coefficients used for one parameter or layer, a share of the way to the fine-tuned
-        model's.
+        """Compute the coefficients of one parameter or layer after a share of the way to the
+        fine-tuned model.
 
-        The same share of the dropped coefficients returns, those with the highest scores first, so
-        that the way ends at the fine-tuned model.
+        The same share of the dropped coefficients returns, highest scores first, so that the way
+        ends at the fine-tuned model.
         """
         value = self.values[key]
         moved = torch.lerp(value, torch.ones_like(value), backoff) if backoff else value
@@ -296,17 +297,17 @@ class Coefficients:
         return moved.where(_mark_largest(value, count), 0.0)
 
     def place(self, backoff: float = 0.0) -> None:
-        """Go to theta(c)."""
+        """Set the model's weights to theta(c), or to a point on the way to the fine-tuned model."""
         self._path.set_coefficients(lambda name: self.effective(self._key[name], backoff))
 
     def back_off(self, backoff: float) -> None:
-        """Go a share of the way to the fine-tuned model's for good."""
+        """Move the coefficients a share of the way to the fine-tuned model, for good."""
         for key in self.values:
             self.values[key] = self.effective(key, backoff).clone()
         self._kept.clear()
 
     def distance(self, backoff: float = 0.0) -> float:
-        """Euclidean distance of the coefficients used from the fine-tuned model's."""
+        """Compute the Euclidean distance of the coefficients from the fine-tuned model's."""
         squares = [(1 - self.effective(key, backoff)).square().sum() for key in self.values]
         # the CPU has float64, which Apple's devices lack
         return math.sqrt(float(torch.stack(squares).cpu().double().sum()))
@@ -337,7 +338,7 @@ class Coefficients:
         value.grad = slope if value.grad is None else value.grad.add_(slope)
 
     def by_parameter(self) -> dict[str, Tensor]:
-        """The coefficients used, by parameter, float32 on the CPU."""
+        """Copy the coefficients of every parameter to the CPU, float32."""
         keys = self._key.items()
         return {name: self.effective(key).detach().clone().cpu() for name, key in keys}
 

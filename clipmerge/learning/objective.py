@@ -1,4 +1,4 @@
-"""The loss on some images as a function of the weights: the argument of every measure."""
+"""The loss on some images as a function of the weights, which every measure gets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from clipmerge.distributed import DistributedContext, all_reduce_
 from clipmerge.errors import ClipmergeError
 from clipmerge.images.batches import Batch as Batch
-from clipmerge.learning.interpolate import Path
+from clipmerge.learning.interpolate import WeightPath
 from clipmerge.learning.resume import LearningState
 from clipmerge.models.classifier import Classifier, Comparison
 from clipmerge.models.passes import MicroBatcher, affordable_images, embed_with_graph
@@ -37,15 +37,16 @@ FORWARD, GRADIENT = 1, 3
 
 
 class Labelled(NamedTuple):
-    """Labelled images, and what they are compared with."""
+    """Labelled images, and the classifier of their classes."""
 
     images: Batch
     classifier: Classifier
 
 
 class Work:
-    """The work of a measure, in images x forward passes: announced first, and then counted, so that
-    progress and the time left can be shown.
+    """Counts the work of a measure, in images x forward passes, and shows the progress.
+
+    Work is announced before it is done, so that the time left is known.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -70,7 +71,7 @@ class Objective:
 
     Attributes:
         path: The model between its ends, with `layers`, `parameters`, `theta_0` and `delta`.
-        classifier: What images are compared with.
+        classifier: Scores images against their classes.
         images: All images, the same in every process, on the device.
         context: The processes.
         batch_size: Images in every batch but the last.
@@ -86,7 +87,7 @@ class Objective:
         work: Counts the work.
     """
 
-    path: Path
+    path: WeightPath
     classifier: Classifier
     images: Batch
     context: DistributedContext
@@ -194,7 +195,7 @@ class Objective:
         self.path.clear_gradients()
 
     def _backward(self, batch: Batch, loss_of: Loss | None, at_once: int) -> float:
-        """Compute a batch's gradient, whatever an attempt with more images at once has left."""
+        """Compute a batch's gradient; an attempt with more images at once may have left parts."""
         self.path.clear_gradients()
         classifier = self.classifier
         prompts, columns = self.draw(batch)
@@ -209,7 +210,7 @@ class Objective:
         return float(loss.detach())
 
     def bound_activations(self) -> None:
-        """Hold the activations of no more images at once than fit into memory, where it is
+        """Limit the images whose activations are held at once, if the size of the memory is
         known.
         """
         if self.micro_batcher.max_images is None:

@@ -1,4 +1,4 @@
-"""The state of learning in the user's cache, so that the same command after an interruption goes on
+"""Save the state of learning in the user's cache: after an interruption the same command goes on,
 and ends with the same bits.
 
 There is one file per run of learning, named by a hash of the request.
@@ -131,7 +131,7 @@ class LearningState:
 
 
 def state_file(request: Any, folder: Path | None = None) -> Path:
-    """The file of a run of learning, named by all that determines its result: checkpoints, images,
+    """Name the file of a run of learning by all that determines its result: checkpoints, images and
     settings.
     """
     what = json.dumps([__version__, torch.__version__, request], sort_keys=True, default=str)

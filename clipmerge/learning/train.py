@@ -49,7 +49,7 @@ _SMALL = 64
 _TAUGHT_TOGETHER = 16
 
 
-# Adam's usual decay rates of the gradient and its square, and what keeps a quotient finite.
+# Adam's usual decay rates of the gradient and its square, and the constant against division by 0.
 _MEMORY, _LONG_MEMORY, _TINY = 0.9, 0.999, 1e-8
 
 
@@ -330,7 +330,7 @@ def _require_finite(trace: Tensor, number: int, scaler: torch.amp.GradScaler) ->
 
 
 class BoxAdam(torch.optim.Optimizer):
-    """Adam in the box, with one second moment for all coefficients of a parameter.
+    """Adam that keeps values from 0 to a maximum, with one second moment per parameter.
 
     With its own second moment, a coefficient whose gradient is mostly noise would move as far as
     those that matter. With a shared one it takes a small step.
@@ -355,7 +355,7 @@ class BoxAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take a step, and clamp to [0, ceiling]."""
+        """Take a step, and clamp the values."""
         self.steps_taken += 1  # before any change: a state that counts one step less is whole
         for group in self.param_groups:
             (value,) = group["params"]

@@ -99,7 +99,7 @@ def _sum_squares(
 
 
 def _random_sign_loss(objective: Objective, probe: int, labels: Literal["model", "data"]) -> Loss:
-    """The sum of a batch's losses, each with a random sign."""
+    """Make a loss that adds up a batch's losses, each with a random sign."""
 
     def loss(batch: Batch, logits: Tensor, targets: Tensor) -> Tensor:
         # on the CPU: the same numbers on every device and in every process

@@ -175,7 +175,7 @@ def _nodes_on_both_halves(nodes: int) -> Iterator[tuple[float, float, float]]:
 
 
 def _slopes(objective: Objective, changes: Tensors) -> np.ndarray:
-    """The slope of the current gradients along the change, by layer, (layers,), in nats."""
+    """Compute the slope of the loss along each layer's change, (layers,), in nats."""
     path = objective.path
     slopes = [
         torch.stack([torch.dot(path.gradient(n).flatten(), changes[n]) for n in names]).sum()

@@ -117,8 +117,8 @@ class ImageTextModel(ABC):
         raise NotImplementedError  # a tower with a head has no prompts to embed
 
     def classifier(self, source: str, names: Names, rows: Sequence[Sequence[int]]) -> Any:
-        """A `clipmerge.models.classifier.Classifier` of the head for the classes of a source;
-        ``None`` for a model without a head.
+        """Make a `clipmerge.models.classifier.Classifier` from the head for the classes of a
+        source; ``None`` for a model without a head.
         """
         return None
 
@@ -146,7 +146,7 @@ def model_for(
 
 
 def image_layout(model: torch.nn.Module) -> torch.memory_format:
-    """The memory format of images: channels last for several convolutions, which are faster so."""
+    """Choose the memory format of images: convolutions are faster with the channels last."""
     convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
     if len(convolutions) < 2:  # a transformer has one, for patches
         return torch.contiguous_format

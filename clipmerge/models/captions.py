@@ -1,4 +1,4 @@
-"""A check of captions before a model reads them: whether they fit."""
+"""Check that captions fit into a model's text length."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Turn image features into logits, by class prompts, a batch's captions or the rows of a head.
 
-Other modules take a `Classifier` and do not ask which of the three it is.
+Other modules use a `Classifier` without asking which of the three it is.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from clipmerge.models import ImageTextModel
 from clipmerge.models.passes import recomputed
 from clipmerge.types import Names, Tensors
 
-# Most prompts, and most tokens, whose activations are in memory at once. The second holds on a CPU,
-# which is as fast with few, and on a card whose memory ran out: a ViT-B/32 makes as many of 80
-# images.
+# Most prompts, and most tokens, whose activations are in memory at once. The second limit is for a
+# CPU, which is as fast with few, and for a card whose memory ran out; 80 images of a ViT-B/32 have
+# as many tokens.
 _PROMPTS_AT_ONCE, _TOKENS_AT_ONCE = 512, 4096
 
 
@@ -32,7 +32,7 @@ Comparison = tuple[tuple[Tensor | None, Tensor | None], Tensor]
 
 
 class Classifier(ABC):
-    """The classes that a model's images are compared with, at the model's current weights.
+    """Scores a model's images against classes, at the model's current weights.
 
     Attributes:
         model: The model.
@@ -71,7 +71,7 @@ class Classifier(ABC):
         """Keep fewer activations in memory at once, because memory ran out."""
 
     def image_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each image, (images,), in nats."""
+        """Compute the loss of each image, (images,), in nats."""
         return cross_entropy(logits, labels, reduction="none")
 
 
@@ -141,7 +141,7 @@ class Prompts(Classifier):
         self.at_once = max(1, min(_PROMPTS_AT_ONCE, _TOKENS_AT_ONCE // length))
 
     def pieces(self) -> Iterator[Tensors]:
-        """The tokens of all prompts, piece by piece."""
+        """Split the tokens of all prompts into pieces that fit into memory."""
         yield from _split_tokens(self.tokens, self.at_once)
 
     def _positions(self, chosen: Tensor | None, templates: Tensor | None) -> Tensor:
@@ -182,12 +182,12 @@ class Captions(Prompts):
     compares_images: ClassVar[bool] = True
 
     def draw(self, labels: Tensor, seed: int, most: int) -> Comparison:
-        """The captions of a batch, and the column of each image's own caption."""
+        """Return the captions of a batch, and the column of each image's own caption."""
         captions, columns = torch.unique(labels, return_inverse=True)
         return (captions, None), columns
 
     def image_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each image, (images,), in nats; for SigLIP summed over captions."""
+        """Compute the loss of each image, (images,), in nats; for SigLIP summed over captions."""
         is_sigmoid = getattr(self.model.module, "logit_bias", None) is not None
         return (sigmoid_losses if is_sigmoid else softmax_losses)(logits, labels)
 
@@ -201,7 +201,7 @@ def classifier_for(
     moves: bool = True,
     kind: type[Prompts] = Prompts,
 ) -> Classifier:
-    """The classifier of a model for labelled images: its head, or prompts of their classes.
+    """Make the classifier of labelled images: the model's head, or prompts of their classes.
 
     ``moves`` says whether fine-tuning changed the text tower. With `Captions` as ``kind``, each
     class is a caption.

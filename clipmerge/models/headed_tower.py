@@ -59,7 +59,7 @@ class HeadedTower(ImageTextModel):
         return self._embed(pixels.contiguous(memory_format=self.layout))
 
     def head_rows(self) -> Tensor:
-        """The head's weights and its biases: (rows, width + 1)."""
+        """Return the head's weights and its biases: (rows, width + 1)."""
         bias = self._head.bias
         if bias is None:
             bias = torch.zeros_like(self._head.weight[:, 0])
@@ -99,7 +99,7 @@ class Head(Classifier):
     def class_features(
         self, chosen: Tensor | None = None, templates: Tensor | None = None
     ) -> Tensor:
-        """Weights and biases of all rows: unlike prompts they cost nothing, so none is left out."""
+        """Return the weights and biases of all rows; unlike prompts they cost nothing."""
         return self._tower.head_rows()
 
     def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class Head(Classifier):
 def open_clip_classifier(
     family: Family, config: Json, folder: Path, rows: int, has_bias: bool
 ) -> HeadedTower:
-    """A tower of OpenCLIP, with a head on features of unit length."""
+    """Build a tower of OpenCLIP with a head on features of unit length."""
     settings = deepcopy(config.get("model_cfg", config)) | {"text_cfg": _NO_TEXT}
     visual = build_module(import_open_clip(), settings).visual
     head = nn.Linear(settings["embed_dim"], rows, bias=has_bias)
@@ -129,7 +129,7 @@ def open_clip_classifier(
 def transformers_classifier(
     family: Family, config: Json, folder: Path, rows: int, has_bias: bool
 ) -> HeadedTower:
-    """A ``...ForImageClassification`` of transformers, such as `CLIPForImageClassification`."""
+    """Build a classifier of transformers, such as `CLIPForImageClassification`."""
     import transformers
 
     with explain_errors(f"{folder}: transformers cannot build the classifier"):
@@ -156,7 +156,7 @@ def transformers_classifier(
 def timm_classifier(
     family: Family, config: Json, folder: Path, rows: int, has_bias: bool
 ) -> HeadedTower:
-    """A model of timm."""
+    """Build a model of timm."""
     import timm
 
     with explain_errors(f"{folder}: timm cannot build its model"):

@@ -40,7 +40,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def dtype_of(device: torch.device, precision: Precision) -> torch.dtype:
-    """The dtype in which matrices are multiplied; ``auto`` takes the fastest one of the device."""
+    """Choose the dtype in which matrices are multiplied; ``auto`` is the device's fastest."""
     if precision != "auto":
         dtype: torch.dtype = getattr(torch, precision)
         return dtype
@@ -75,7 +75,7 @@ class DepthwiseInFloat32(TorchFunctionMode):
 
 
 def _around_functions() -> AbstractContextManager[Any]:
-    """The mode that torch's functions run in; none on a card, where it would only cost time."""
+    """Make the mode in which torch's functions run; none on a card, where it would cost time."""
     return DepthwiseInFloat32() if torch.is_autocast_enabled("cpu") else nullcontext()
 
 

@@ -107,7 +107,7 @@ def test_checkpoints_are_opened_and_their_model_built_once(
         monkeypatch.setattr(place, name, counting)
 
     count(_pair, "open_checkpoints")
-    count(interpolate.Path, "__init__")
+    count(interpolate.WeightPath, "__init__")
     count(building, "model_for")
     count(interpolate, "merged_tensors")
     monkeypatch.setattr(verdict, "_LOAD_BYTES", 1)  # so that the model is moved for each batch

@@ -53,7 +53,7 @@ def test_texts_are_embedded_once_for_each_text_tower(
     target = open_images(source)
     sources = {"": target, **corrupted_sets(target, 32)}
     inputs = inputs_of(copies)
-    path = interpolate.Path(build_model(inputs), inputs, torch.device("cpu"))
+    path = interpolate.WeightPath(build_model(inputs), inputs, torch.device("cpu"))
     moves = moves_of(path, plan_of(copies, "wise-ft"))
     calls = spied(path.model, "text_features")
     settings = ImageOptions(device="cpu", batch_size=8)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipmerge.errors import CheckpointError, ClipmergeError
 from clipmerge.learning.choose import weighted_accuracies
-from clipmerge.learning.interpolate import Path as InterpolationPath
+from clipmerge.learning.interpolate import WeightPath
 from clipmerge.learning.objective import Labelled, Objective
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.path_accuracy import path_accuracy
@@ -156,7 +156,7 @@ def test_a_loss_that_is_not_a_number_is_reported_with_its_place(
 
 def test_a_weight_that_overflows_is_named(pair: Folders) -> None:
     inputs = inputs_of(pair)
-    moving = InterpolationPath(build_model(inputs), inputs, torch.device("cpu"), dtype="float16")
+    moving = WeightPath(build_model(inputs), inputs, torch.device("cpu"), dtype="float16")
     with pytest.raises(
         CheckpointError, match=r"^tensor \S+ overflows here; give `alphas` in \[0, 1\]$"
     ):

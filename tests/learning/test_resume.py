@@ -111,33 +111,22 @@ def test_an_interruption_inside_a_step_resumes_after_the_last_whole_one(
         assert_equal(found, expected)
 
 
-@pytest.mark.parametrize(
-    ("part", "other"), [("scaler", {"scale": 2.0}), ("tensors", [torch.ones(3, 2)])]
-)
+@pytest.mark.parametrize("part", ["scaler", "tensors", ""])
 def test_of_a_state_that_does_not_fit_nothing_is_restored(
-    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, other: Any
+    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     monkeypatch.setattr(resume, "SECONDS", 0.0)
     file, said = tmp_path / "state.pt", list[str]()
     expected = learned(saving(ends, file, said))
-    state = torch.load(file, weights_only=True)  # noqa: TID251 - our own
-    torch.save(state | {part: other}, file)
+    if part:
+        state = torch.load(file, weights_only=True)  # noqa: TID251 - our own
+        other = {"scaler": {"scale": 2.0}, "tensors": [torch.ones(3, 2)]}
+        torch.save(state | {part: other[part]}, file)
+    else:
+        file.write_bytes(b"no state")
     found = learned(saving(ends, file, said))
     assert "cannot be used" in said[-1]
     assert_equal(found, expected)
-
-
-def test_a_damaged_state_starts_over(
-    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(resume, "SECONDS", 0.0)
-    file, said = tmp_path / "state.pt", list[str]()
-    file.write_bytes(b"no state")
-    found = learned(saving(ends, file, said))
-    assert "cannot be used" in said[0]
-    expected = learned(objective_for(ends, make_batches((8, 8))))
-    assert found[1] == expected[1]
-    assert file.is_file()  # saved after every step
 
 
 @pytest.mark.parametrize("error", [OSError("no space"), RuntimeError("unexpected pos 64 vs 0")])

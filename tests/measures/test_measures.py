@@ -23,7 +23,6 @@ LEARN = (
     "learned-sparse",
     "projection-radii",
 )  # what they find is no average over batches
-Alone = dict[str, tuple[Measurements, tuple[float, float]]]
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +34,6 @@ def objective(ends: Ends) -> Objective:
 def found(objective: Objective) -> dict[str, Measurements]:
     """Every measure on one objective, each after those before it."""
     return {name: measured(name, objective) for name in MEASURES}
-
-
-@pytest.fixture(scope="module")
-def alone(ends: Ends) -> Alone:
-    """Every measure on an objective of its own, and the last work that it reported: done and
-    announced."""
-    found = {}
-    for name in MEASURES:
-        told = Told()
-        objective = objective_for(ends, make_batches(SIZES), progress=told)
-        found[name] = (measured(name, objective), told.work[-1])
-    return found
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -82,33 +69,6 @@ def test_batches_average_to_the_layers_value(found: dict[str, Measurements], nam
             assert len(set(per_batch)) == len(SIZES)
 
 
-@pytest.mark.slow
-@pytest.mark.uncounted
-@pytest.mark.parametrize("name", MEASURES)
-def test_measuring_again_gives_the_same_numbers(
-    found: dict[str, Measurements], alone: Alone, name: str
-) -> None:
-    """On an objective of its own, and on one that other measures used before."""
-    assert alone[name][0].layers == found[name].layers
-
-
-# where learning starts, and so what learned-sparse measures there, depends on all images; fisher
-# draws signs by the batch's number
-@pytest.mark.uncounted
-@pytest.mark.parametrize(
-    "name", [name for name in MEASURES if name not in ("learned-sparse", "fisher")]
-)
-def test_batches_do_not_depend_on_one_another(
-    found: dict[str, Measurements], ends: Ends, name: str
-) -> None:
-    last = make_batches(SIZES)[-1:]
-    single = measured(name, objective_for(ends, last))
-    for statistic in single.statistics:
-        for layer, values in statistic.batches.items():
-            expected = found[name][statistic.name].batches[layer][-1]
-            assert values[0] == pytest.approx(expected, rel=1e-4, abs=1e-5)
-
-
 @pytest.mark.parametrize("name", MEASURES)
 def test_a_batch_that_is_repeated_begins_from_nothing(
     found: dict[str, Measurements], ends: Ends, monkeypatch: pytest.MonkeyPatch, name: str
@@ -136,16 +96,12 @@ def test_a_batch_that_is_repeated_begins_from_nothing(
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_a_frozen_text_tower_is_left_out(frozen: Ends, name: str) -> None:
-    record = measured(name, objective_for(frozen, make_batches((2, 1))))
+def test_a_frozen_text_tower_is_left_out_and_the_work_is_announced(frozen: Ends, name: str) -> None:
+    told = Told()
+    record = measured(name, objective_for(frozen, make_batches((2, 1)), progress=told))
     assert all(layer.startswith("vision.") for layer in record.layers)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MEASURES)
-def test_the_work_done_is_the_work_announced(alone: Alone, name: str) -> None:
-    _, (done, total) = alone[name]
-    assert done == pytest.approx(total)
+    done, announced = told.work[-1]
+    assert done == pytest.approx(announced)
 
 
 def unseen_share(ends: Ends, layer: str) -> float:

@@ -133,9 +133,8 @@ def test_the_best_alpha_is_taken_of_equals_the_smallest(
         decide(task, "wise-ft-id", at_most=-1)
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_model_stock_is_its_formula_on_every_layer(family: list[Path], count: int) -> None:
-    folders = family[: 1 + count]
+def test_model_stock_is_its_formula_on_every_layer(family: list[Path]) -> None:
+    folders, count = family, len(family) - 1
     base, *others = states(folders)
     task = task_of(folders)
     decision = decide(task, "model-stock")

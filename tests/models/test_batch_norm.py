@@ -8,15 +8,10 @@ from clipmerge.models import FrozenBatchNorm, image_layout
 from clipmerge.models.passes import dtype_of, multiplies_bfloat16
 
 
-def test_images_have_their_channels_last_only_where_there_are_many_convolutions() -> None:
-    convolution = nn.Conv2d(3, 3, 2)
-    assert image_layout(nn.Sequential(convolution, nn.Conv2d(3, 3, 2))) == torch.channels_last
-    assert image_layout(nn.Sequential(convolution, nn.Linear(3, 3))) == torch.contiguous_format
-
-
-def test_a_layer_that_corrupts_memory_with_channels_last_keeps_images_contiguous() -> None:
-    """As MobileCLIP's S models have; the backward pass of many channels is sound."""
-    few, many = (nn.Conv2d(channels, 64, 1, stride=2) for channels in (3, 16))
+def test_images_have_their_channels_last_only_where_there_are_many_sound_convolutions() -> None:
+    """MobileCLIP's S models have a layer of few channels that corrupts memory so."""
+    one, few, many = nn.Conv2d(3, 3, 2), *(nn.Conv2d(n, 64, 1, stride=2) for n in (3, 16))
+    assert image_layout(nn.Sequential(one, nn.Linear(3, 3))) == torch.contiguous_format
     assert image_layout(nn.Sequential(few, nn.Conv2d(64, 3, 2))) == torch.contiguous_format
     assert image_layout(nn.Sequential(many, nn.Conv2d(64, 3, 2))) == torch.channels_last
 

@@ -18,7 +18,7 @@ from transformers import AutoProcessor
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import DistributedContext
 from clipmerge.families import VISION_TEXT_DUAL_ENCODER
-from clipmerge.learning.interpolate import Path as Between
+from clipmerge.learning.interpolate import WeightPath
 from clipmerge.learning.objective import Batch, Objective
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.classifier import Prompts
@@ -85,27 +85,6 @@ class Reference:
 LABELS = torch.tensor([0, 2, 1, 1])
 
 
-@pytest.mark.uncounted
-@pytest.mark.parametrize("name", MEASURED)
-def test_logits_are_those_of_the_library(name: str, family_pairs: Pairs) -> None:
-    pair, model = opened(family_pairs(name))
-    moving = Between(model, pair, torch.device("cpu"))
-    for alpha in (0.0, 0.5, 1.0):
-        moving.set_alpha(alpha)
-        with torch.no_grad():
-            images, classes = (
-                model.image_features(model.pixels(pictures())),
-                model.text_features(model.tokens(PROMPTS)),
-            )
-            found = model.logits(images, classes)
-        assert torch.allclose(
-            found.double(),
-            Reference(name, family_pairs(name), alpha).logits(),
-            rtol=1e-4,
-            atol=1e-4,
-        )
-
-
 @pytest.mark.parametrize("name", MEASURED)
 def test_loss_and_gradients_are_those_of_the_librarys_forward(
     name: str, family_pairs: Pairs
@@ -114,7 +93,7 @@ def test_loss_and_gradients_are_those_of_the_librarys_forward(
     batch = Batch(0, model.pixels(pictures()), LABELS)
     context = DistributedContext("cpu")
     prompts = Prompts(model, PROMPTS, 1, context.device)
-    path = Between(model, pair, context.device)
+    path = WeightPath(model, pair, context.device)
     objective = Objective(path, prompts, batch, context, batch_size=len(LABELS))
     objective.path.set_alpha(0.5)
     reference = Reference(name, family_pairs(name), 0.5)

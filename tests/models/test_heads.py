@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import pytest
@@ -15,7 +14,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPForImageClassification
 
 import clipmerge
@@ -25,7 +23,7 @@ from clipmerge.errors import DataError
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.evaluation.zero_shot_head import embed_classes
 from clipmerge.images.batches import Batch
-from clipmerge.learning.interpolate import Path as Between
+from clipmerge.learning.interpolate import WeightPath
 from clipmerge.learning.objective import Labelled, Objective
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.models.building import build_model, build_two_towers
@@ -124,7 +122,7 @@ def test_a_head_gives_the_librarys_logits_and_learns(
     inputs = align_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))])
     model = build_model(inputs)
     context = DistributedContext("cpu")
-    path = Between(model, inputs, context.device)
+    path = WeightPath(model, inputs, context.device)
     images = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green", "grey", "blue")]
     pixels = model.pixels(images * 3)
     assert pixels.shape == (12, 3, SIDE, SIDE)
@@ -156,31 +154,6 @@ def test_a_head_gives_the_librarys_logits_and_learns(
     moved = [float((value - 0.5).abs().max()) for value in losses.coefficients.values()]
     assert max(moved) > 0.05
     assert losses.choice is not None
-
-
-class Copies(TorchDispatchMode):
-    """Counts copies to another device."""
-
-    count = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        self.count += function is torch.ops.aten._to_copy.default
-        return function(*args, **(kwargs or {}))
-
-
-def test_the_rows_of_classes_are_copied_to_the_device_once(tmp_path: Path) -> None:
-    zeroshot, finetuned, _ = of_transformers(tmp_path)
-    inputs = align_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))])
-    model = build_model(inputs)
-    classifier = model.classifier("here", ("a", "b"), [(0, 2), (1,)])
-    with Copies() as copies:
-        for _ in range(3):
-            features = torch.empty(4, 32, device="meta")
-            logits = classifier.logits(features, torch.empty(3, 33, device="meta"))
-    assert logits.shape == (4, 2)
-    assert copies.count == 1
 
 
 @pytest.mark.parametrize("given", [None, ["Five", "four", "two"], ["two", "five", "four"]])

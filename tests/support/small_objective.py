@@ -15,7 +15,7 @@ from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.distributed import DistributedContext
 from clipmerge.images.batches import Batch
 from clipmerge.images.split import held_out_positions
-from clipmerge.learning.interpolate import Path as Between
+from clipmerge.learning.interpolate import WeightPath
 from clipmerge.learning.objective import Labelled, Objective
 from clipmerge.learning.train import LearningOptions
 from clipmerge.models import model_for
@@ -93,7 +93,7 @@ def objective_for(
     zeroshot, *finetuned = (open_checkpoint(str(folder)) for folder in ends)
     pair = align_checkpoints(zeroshot, finetuned, missing=missing)
     here = context or DistributedContext("cpu")
-    path = Between(model_for(pair.family, pair.zeroshot.config, ends[0]), pair, here.device)
+    path = WeightPath(model_for(pair.family, pair.zeroshot.config, ends[0]), pair, here.device)
     texts = [template.format(name) for name in classes for template in templates]
     prompts = kind(path.model, texts, len(templates), here.device, moves=path.text_changes)
     prompts.at_once = min(prompts.at_once, prompts_at_once)
