@@ -1,4 +1,4 @@
-"""The single declaration of options: keywords, flags and what is refused."""
+"""Options: their keywords and flags, and the values that are refused."""
 
 import re
 from dataclasses import fields

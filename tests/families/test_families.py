@@ -1,4 +1,4 @@
-"""Every family: a merged real model loads in its own library, and says what the average says."""
+"""Merges of every family load in their own library, and have the outputs of the averaged weights."""
 
 from collections.abc import Callable
 from pathlib import Path

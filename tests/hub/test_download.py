@@ -1,5 +1,4 @@
-"""Reading from the Hub, by the real client against the double: one commit, no stale cache, and one
-line for every fault."""
+"""Reads from the Hub use one commit and no stale cache, and every fault is an error of one line."""
 
 import re
 from pathlib import Path
@@ -34,7 +33,7 @@ def sha(hub: FakeHub, pair: Folders) -> str:
         *((name, None) for name in ("models/clip.safetensors", "org/na--me", "hf://datasets/a/b")),
     ],
 )
-def test_what_can_be_a_hub_id(source: str, expected: HubId | None) -> None:
+def test_hub_ids_are_recognised(source: str, expected: HubId | None) -> None:
     assert parse_hub_id(source) == expected
     if expected:
         assert str(expected) == source.removeprefix("hf://")
@@ -53,7 +52,7 @@ def test_one_commit_is_downloaded_without_files_that_a_merge_does_not_need(
     assert here == {file.name: file.read_bytes() for file in pair[0].iterdir()}
 
 
-def test_offline_the_cache_is_used_and_said(
+def test_offline_the_cache_is_used_and_a_note_says_so(
     hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     online = open_checkpoint("alice/clip")

@@ -1,5 +1,4 @@
-"""Half, single and mixed precision, and shards of any size: the numbers are those of a plain
-loop."""
+"""Merges of mixed precision, against torch, and outputs in shards."""
 
 import json
 from pathlib import Path

@@ -1,5 +1,4 @@
-"""The output loads like any CLIP: no missing or unexpected keys, with correct config and side
-files."""
+"""Output folders load in transformers: all keys are there, and configs and side files are right."""
 
 import json
 import shutil
@@ -103,7 +102,7 @@ def test_shards_are_kept_as_the_finetuned_has_them(copies: Folders, which: int) 
 
 
 @pytest.mark.parametrize("lacks", ["processor_config.json", "tokenizer.json tokenizer_config.json"])
-def test_what_the_finetuned_lacks_comes_from_the_zero_shot(copies: Folders, lacks: str) -> None:
+def test_missing_side_files_come_from_the_zero_shot_checkpoint(copies: Folders, lacks: str) -> None:
     for name in lacks.split():
         (copies[1] / name).unlink()
     output = merge(copies)

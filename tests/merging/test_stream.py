@@ -1,5 +1,4 @@
-"""The streamed merge: layers that a plan does not name, tensors that cannot be averaged, and NaN in
-any place."""
+"""The streamed merge: runs of any length, NaN and overflow, and integer tensors."""
 
 import pytest
 import torch
@@ -86,9 +85,7 @@ def test_a_change_that_overflows_is_an_error_and_a_large_sum_is_none(copies: Fol
     ("dtype_0", "dtype_1"),
     [("int64", "int32"), ("int64", "float32"), ("float32", "int64"), ("int64", "bfloat16")],
 )
-def test_position_ids_are_copied_when_they_say_the_same(
-    copies: Folders, dtype_0: str, dtype_1: str
-) -> None:
+def test_equal_position_ids_are_copied(copies: Folders, dtype_0: str, dtype_1: str) -> None:
     ids = torch.arange(32)[None]
     for folder, dtype in zip(copies, (dtype_0, dtype_1), strict=True):
         edit(folder, **{IDS: ids.to(getattr(torch, dtype))})

@@ -1,4 +1,4 @@
-"""The merge arithmetic against entry-by-entry loops in numpy scalars, and selections against
+"""The merge of one tensor against numpy scalars, conversions against torch, and selections against
 sorting.
 """
 
@@ -38,7 +38,9 @@ def same_bits(a: Array, b: Array) -> bool:
 @pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize("alpha", [0.5, 0.3, -0.4, 1.7, 1e-8])
 @pytest.mark.parametrize("weights", [[1.0], [0.5, 0.5], [1 / 3, 1 / 3, 1 / 3], [2.0, -1.0]])
-def test_it_is_the_formula_entry_by_entry(dtype: Any, alpha: float, weights: list[float]) -> None:
+def test_the_merge_of_a_tensor_is_the_formula_entry_by_entry(
+    dtype: Any, alpha: float, weights: list[float]
+) -> None:
     theta_0, *finetuned = arrays(1, 1 + len(weights), dtype=dtype)
     merged = merge_tensor(theta_0, finetuned, alpha=alpha, weights=weights)
     for place in np.ndindex(5, 7):
@@ -99,7 +101,7 @@ def test_every_number_of_16_bits_is_widened_and_rounded_to_as_torch_does(
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("BF16", torch.bfloat16), ("F16", torch.float16)])
-def test_what_rounds_to_infinity_does_not_fit(name: str, dtype: torch.dtype) -> None:
+def test_values_that_round_to_infinity_do_not_fit(name: str, dtype: torch.dtype) -> None:
     limit = np.float32(LIMITS[name])
     for value in (np.nextafter(limit, np.float32(0)), limit, -limit):
         rounded = torch.tensor(value).to(dtype)

@@ -1,5 +1,5 @@
-"""Recipes: every shipped file is valid and complete, and every fault gives one line that names
-it."""
+"""Every shipped recipe is valid and complete, and every fault in a recipe is an error of one
+line."""
 
 import re
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_every_recipe_is_valid_and_says_how_to_run_it(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_option_stands_in_the_recipe_with_its_effect_and_its_default(file: Path) -> None:
+def test_a_recipe_lists_every_option_with_its_default_and_a_comment(file: Path) -> None:
     text = file.read_text()
     explained = set(re.findall(r"^  +(\w+):.*#", text, re.MULTILINE))
     for section, written in yaml.safe_load(text).items():
@@ -93,7 +93,7 @@ WRONG: dict[str, tuple[Any, Any, str]] = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_what_is_wrong_is_named_in_one_line(what: str) -> None:
+def test_a_wrong_recipe_is_an_error_of_one_line(what: str) -> None:
     name, assignments, message = WRONG[what]
     with one_line(UsageError, message):
         load_recipe(name, assignments)
@@ -113,12 +113,12 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
         load_recipe(str(file))
 
 
-def test_a_limit_of_the_user_goes_to_the_measure_that_has_one() -> None:
+def test_max_loss_goes_to_a_measure_that_has_the_option() -> None:
     assert load_recipe("auto", max_loss=2).max_loss == 2
     assert load_recipe("wise-ft", max_loss=2).measure is None
 
 
-def test_a_file_called_like_a_recipe_is_not_taken_for_it(
+def test_a_file_with_a_recipes_name_does_not_hide_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,5 @@
-"""Learned coefficients: entry by entry in float32 scalars, kept beside the plan, and refused when
-they do not fit.
+"""Merges by learned coefficients, against float32 scalars, and the file of the coefficients beside
+the plan.
 """
 
 import json
@@ -87,7 +87,7 @@ def test_the_merge_is_the_formula_entry_by_entry(planned: Path, pair: Folders) -
         assert np.array_equal(tensor.numpy(), merged[name])
 
 
-def test_the_plan_tells_mean_and_range(plan: Any, pair: Folders) -> None:
+def test_the_plan_states_mean_and_range(plan: Any, pair: Folders) -> None:
     made, task = plan(), Task(inputs_of(pair))
     coefficients = coefficients_for(task)
     for layer, names in task.layers.items():
