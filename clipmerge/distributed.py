@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # Key in the store of a run; set once one of its processes reports an error.
 _FAILED = "clipmerge/failed"
-# Seconds between two looks at it, and the number of looks for which the other processes leave an
-# error that all have to the main process, and for which a process may take to stop.
+# Seconds between two looks at the key, and a number of looks: a failed process waits so long for
+# the main process to report an error that all have, and a process has so long to stop.
 _LOOK_SECONDS, _LOOKS = 0.5, 20
 _store: Any = None
 _is_ending = threading.Event()

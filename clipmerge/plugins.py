@@ -53,8 +53,8 @@ def _check_mask_name(name: str) -> str:
 MaskName = Annotated[str, AfterValidator(_check_mask_name)]
 #: A kind of generic change of images.
 Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]
-#: What a measure may declare: it uses all fine-tuned checkpoints; it learns; it lets images that it
-#: does not learn from choose, and has the options ``held_back`` and ``max_loss``.
+#: A declaration in a measure's file: it uses all fine-tuned checkpoints; it learns; it lets images
+#: that it does not learn from choose, and has the options ``held_back`` and ``max_loss``.
 MeasureKind = Literal["SEVERAL", "LEARNS", "HOLDS_BACK"]
 
 # Parameters of masks that the arithmetic passes; they are no options.

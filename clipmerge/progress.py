@@ -116,8 +116,8 @@ def default_progress() -> Progress:
 
 
 class Journal(Progress):
-    """Forwards the progress of one run, each text once, and keeps what the record needs: warnings,
-    and the seconds of each finished stage.
+    """Forwards the progress of one run, each text once, and keeps its warnings and the seconds of
+    each finished stage for the record.
     """
 
     def __init__(self, progress: Progress | None) -> None:

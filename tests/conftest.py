@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 from unittest.mock import Mock, create_autospec
 
 import pytest
@@ -57,29 +57,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files of slow tests, so that no process is left alone with a long one at the
-    end."""
+    """Begin with the files of slow tests, so that no process works alone at the end."""
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Let one process run all files that fork, so that one server imports what takes long."""
-    from xdist.scheduler import LoadFileScheduling
-
-    forking = {
-        path.relative_to(config.rootpath).as_posix()
-        for path in TESTS.rglob("test_*.py")
-        if "support.several import" in path.read_text()
-    }
-
-    class OneServer(LoadFileScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            scope = str(super()._split_scope(nodeid))
-            return "forking" if scope in forking else scope
-
-    return OneServer(config, log)
 
 
 def pytest_collection_finish() -> None:
@@ -89,7 +69,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Otherwise triton, where torch is one for cards, ends with a list of what was not collected."""
+    """Otherwise triton, which comes with torch for CUDA, ends with a list of uncollected objects."""
     gc.unfreeze()
 
 
@@ -126,7 +106,7 @@ def copies(pair: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Folders of both ends of a path that bends, smaller still; read only."""
+    """Folders of a smaller pair, between which the loss bends; read only."""
     from tests.support.small_objective import save_ends
 
     return save_ends(tmp_path_factory.mktemp("ends"))

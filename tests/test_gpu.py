@@ -47,55 +47,31 @@ def test_a_measure_is_that_of_the_cpu(ends: Folders, name: str) -> None:
             assert found.layers[layer][statistic] == near, (layer, statistic)
 
 
-def run(*arguments: object) -> Any:
-    """Run the command line in a new process."""
-    return json.loads(python("-m", "clipmerge", *arguments, check=True).stdout)
-
-
-def merge(pair: Folders, images: Path, output: Path, device: str, *more: str) -> Any:
-    flags = (
-        "--data",
-        images,
-        "--batch-size",
-        "7",
-        "--device",
-        device,
-        "--output",
-        output,
-        "--json",
-        *more,
-    )
-    return run("merge", *pair, "--recipe", "straggler-outlier", *flags)
-
-
-def decided(record: Any) -> dict[str, Any]:
-    """The settings of each layer; its reason names a score, which sums in another order change."""
-    return {
-        name: {key: layer[key] for key in ("alpha", "density", "mask")}
-        for name, layer in record["plan"]["layers"].items()
-    }
+def on_both(*arguments: object) -> list[Any]:
+    """The records of a command on the card and on the CPU, in new processes."""
+    return [
+        json.loads(
+            python("-m", "clipmerge", *arguments, "--device", device, "--json", check=True).stdout
+        )
+        for device in ("cuda", "cpu")
+    ]
 
 
 def test_a_merge_decides_and_writes_as_on_the_cpu(
     pair: Folders, images: Path, tmp_path: Path
 ) -> None:
-    records = {device: merge(pair, images, tmp_path / device, device) for device in ("cuda", "cpu")}
-    assert records["cuda"]["plan"]["stragglers"] == records["cpu"]["plan"]["stragglers"]
-    assert decided(records["cuda"]) == decided(records["cpu"])
-    assert (
-        records["cuda"]["files"]["model.safetensors"]
-        == records["cpu"]["files"]["model.safetensors"]
-    )
+    recipe = ("--recipe", "straggler-outlier", "--batch-size", 7)
+    flags = ("--overwrite", "--output", tmp_path / "out")
+    there, here = on_both("merge", *pair, "--data", images, *recipe, *flags)
+    for part in ("stragglers", "layers"):
+        assert there["plan"][part] == here["plan"][part]
+    assert there["files"]["model.safetensors"] == here["files"]["model.safetensors"]
 
 
 def test_evaluation_counts_as_on_the_cpu(pair: Folders, images: Path) -> None:
-    found = [
-        run("evaluate", pair[0], "--data", f"val={images}", "--device", device, "--json")
-        for device in ("cuda", "cpu")
-    ]
-    assert found[0]["accuracy"] == pytest.approx(
-        found[1]["accuracy"], abs=0.05
-    )  # near ties may turn
+    there, here = on_both("evaluate", pair[0], "--data", f"val={images}")
+    near = pytest.approx(here["accuracy"], abs=0.05)  # near ties may turn
+    assert there["accuracy"] == near
 
 
 class Peaks(Progress):
@@ -132,9 +108,8 @@ def test_auto_learns_chooses_and_judges(images: Path, tmp_path: Path) -> None:
     models, expected = (result.verdict.target.models for result in (there, here))
     for name in ("zero-shot", "fine-tuned"):  # near ties may turn
         assert models[name].value == pytest.approx(expected[name].value, abs=0.1)
-    first, second, merged = (
-        load_file(folder / "model.safetensors") for folder in (*ends, tmp_path / "cuda")
-    )
+    folders = (*ends, tmp_path / "cuda")
+    first, second, merged = (load_file(folder / "model.safetensors") for folder in folders)
     for name, value in merged.items():
         low, high = (
             torch.minimum(first[name], second[name]),

@@ -1,4 +1,4 @@
-"""Imports without circles, and no flag outside the command line."""
+"""No import leads in a circle, and only the command line names its flags."""
 
 import io
 import re

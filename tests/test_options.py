@@ -1,4 +1,4 @@
-"""The single declaration of options: keywords, flags and what is refused."""
+"""Options: their keywords and flags, and the values that are refused."""
 
 import re
 from dataclasses import fields
@@ -17,7 +17,6 @@ from clipmerge.options import (
     PlanOptions,
     SweepOptions,
     flags_of,
-    parse_alphas,
     with_flags,
 )
 from tests.support.command import done
@@ -68,7 +67,8 @@ def test_options_are_brought_into_one_form() -> None:
     assert (made.allow, made.fail_on) == (("swapped",), ("use", "either"))
     assert (made.classes, made.max_shard_size) == (("cat", "dog"), 2000)
     assert SweepOptions.of({"recipes": "auto"}).recipes == ("auto",)
-    assert SweepOptions.of({"alphas": np.linspace(0, 1, 3)}).alphas == (0.0, 0.5, 1.0)
+    for alphas in (np.linspace(0, 1, 3), [0, 0.5, 1], "0, 0.5,1"):
+        assert SweepOptions.of({"alphas": alphas}).alphas == (0.0, 0.5, 1.0)
     assert MergeOptions.of({"classes": np.array(["a", "b"])}).classes == ("a", "b")
     defaults = MergeOptions.of({"ood": None, "classes": None})
     assert all(getattr(defaults, field.name) in (field.default, {}) for field in fields(defaults))
@@ -91,13 +91,6 @@ def test_a_wrong_value_is_refused(what: str) -> None:
     options, said = REFUSED[what]
     with pytest.raises(UsageError, match=said):
         MergeOptions.of(options)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("0, 0.5,1", (0.0, 0.5, 1.0)), ([0, 1], (0.0, 1.0))]
-)
-def test_alphas_are_read(text: Any, expected: tuple[float, ...]) -> None:
-    assert parse_alphas(text) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Options that one plugin adopts from another, and the user's folders of plugins."""
+"""Options of plugins, and the user's folders of plugins."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from clipmerge.planning.recipe import load_recipe, recipe_text
 from clipmerge.plugins import check_options, load_plugin, plugin_names
 
 
-def test_what_is_taken_over_reaches_the_function() -> None:
+def test_options_of_another_plugin_reach_it() -> None:
     def other(task: Any, *, a: int = 1, folder: Path | None = None) -> dict[str, Any]:
         return {"a": a, "folder": folder}
 
@@ -22,13 +22,10 @@ def test_what_is_taken_over_reaches_the_function() -> None:
     assert one(None, a=5) == {"c": 3, "a": 5, "folder": None}
 
 
-def test_what_the_arithmetic_fills_in_is_no_option() -> None:
-    for package, name, option in (
-        ("masks", "saliency", "score"),
-        ("masks", "random", "key"),
-    ):
-        with pytest.raises(UsageError, match=rf"{name}: no option '{option}' \(options: density\)"):
-            check_options(package, name, {option: 1})
+@pytest.mark.parametrize(("mask", "option"), [("saliency", "score"), ("random", "key")])
+def test_inputs_of_the_arithmetic_are_no_options(mask: str, option: str) -> None:
+    with pytest.raises(UsageError, match=rf"{mask}: no option '{option}' \(options: density\)"):
+        check_options("masks", mask, {option: 1})
 
 
 @pytest.fixture
@@ -42,22 +39,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_plugins_and_recipes_of_the_users_folders_are_found(
+def test_plugins_and_recipes_of_the_users_folders_are_found_and_replace_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (folder / "masks" / "magnitude.py").write_text("raise AssertionError\n")
+    (folder / "recipes" / "auto.yaml").write_text("method: {name: wise-ft}\n")
     assert load_plugin("masks", "nothing")(3.0) == 0
     assert load_recipe("my-own").method["alpha"] == 0.1
+    assert load_plugin("masks", "magnitude").__module__ == "clipmerge.masks.magnitude"
+    assert "learned-coefficients" in recipe_text("auto")
     monkeypatch.delenv("CLIPMERGE_PLUGINS")
     assert "nothing" not in plugin_names("masks")
     with pytest.raises(UsageError, match="no recipe 'my-own'"):
         load_recipe("my-own")
-
-
-def test_no_folder_replaces_what_is_shipped(folder: Path) -> None:
-    (folder / "masks" / "magnitude.py").write_text("raise AssertionError\n")
-    (folder / "recipes" / "auto.yaml").write_text("method: {name: wise-ft}\n")
-    assert load_plugin("masks", "magnitude").__module__ == "clipmerge.masks.magnitude"
-    assert "learned-coefficients" in recipe_text("auto")
 
 
 def test_a_folder_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,7 @@
-"""Several processes of one run, and how a process ends: signals, kills, lost peers."""
+"""Runs of several processes, and processes that are interrupted or fail."""
 
 import json
 import os
-import re
 import resource
 import signal
 import socket
@@ -15,53 +14,34 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from clipmerge import distributed
 from clipmerge.parallel import cores_per_process
-from tests.support.command import ROOT, done, start
-from tests.support.several import several
+from tests.support.command import ROOT, done, several, start
 from tests.support.tiny_clip import Folders
 
 LEARN = ("--images", 24, "--batch-size", 4, "--set", "measure.steps=3", "--allow", "at-chance")
 
 
 @pytest.mark.slow
-def test_several_processes_measure_and_judge_as_one_does(
+def test_more_processes_than_batches_learn_and_judge_as_one_does(
     pair: Folders, images: Path, tmp_path: Path
 ) -> None:
-    flags = ("--data", images, "--images", 24, "--batch-size", 4, "--allow", "at-chance")
-    words = ("merge", *pair, "-r", "straggler-outlier", "--set", "measure.nodes=1", *flags)
-    words = (*words, "--set", "measure.tolerance=100")
-    alone = done(*words, "-o", tmp_path / "alone", "--json").json
-    ended = several(2, "clipmerge", *words, "-o", tmp_path / "out", "--json")
+    words = ("merge", *pair, "-r", "auto", "--data", images, *LEARN, "--json")
+    words = (*words, "--batch-size", 12, "--set", "measure.precision=float32", "-o")
+    alone = done(*words, tmp_path / "alone").json
+    ended = several(3, "clipmerge", *words, tmp_path / "out")
     assert ended.returncode == 0, ended.stderr
     record = json.loads(ended.stdout)  # only the main process prints
     assert record["verdict"] == alone["verdict"]
-    for layer, values in alone["measurements"].items():
-        assert record["measurements"][layer] == pytest.approx(values, rel=1e-4, abs=1e-7)
-
-
-@pytest.mark.slow
-def test_more_processes_than_batches_learn_together(
-    pair: Folders, images: Path, tmp_path: Path
-) -> None:
-    words = ("merge", *pair, "-r", "auto", "--data", images, *LEARN)
-    ended = several(9, "clipmerge", *words, "-o", tmp_path / "out", "--json")
-    assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["verdict"]["target"]["images"] > 0
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_ends_the_others(
-    pair: Folders, images: Path, tmp_path: Path
-) -> None:
-    flags = ("-r", "auto", "--data", images, *LEARN[:4], "--set", "measure.steps=3000")
-    words = ("merge", *pair, *flags, "--allow", "at-chance", "-o", tmp_path / "out")
-    ended = several(2, "tests.support.lose_a_process", *words)
-    assert ended.returncode != 0
-    assert "Traceback" not in ended.stderr
-    assert not (tmp_path / "out").exists()
+    written, expected = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("out", "alone")
+    )
+    for name, value in expected.items():
+        assert torch.allclose(written[name], value, rtol=1e-4, atol=1e-5), name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "out"]
 
 
 @pytest.mark.slow
@@ -69,11 +49,10 @@ def test_a_process_that_is_killed_ends_the_others(
     ("lost", "told"),
     [
         ("", "error: {output}: "),  # a check of the main process alone
-        ("0", "error: out of memory (a smaller --batch-size needs less): no more memory"),
         ("1", "error in process 1: out of memory (a smaller --batch-size needs less)"),
     ],
 )
-def test_an_error_of_one_process_is_told_once_and_ends_all(
+def test_an_error_of_one_process_is_reported_once_and_ends_all(
     pair: Folders, images: Path, tmp_path: Path, lost: str, told: str
 ) -> None:
     """Started as ``srun`` does: nobody ends the others."""
@@ -91,7 +70,7 @@ def test_an_error_of_one_process_is_told_once_and_ends_all(
         env = {**address, "RANK": rank, "LOCAL_RANK": rank, "LOSE": lost, **cached(tmp_path)}
         processes.append(start(*words, module="tests.support.lose_a_process", env=env))
     try:
-        ended = [process.communicate(timeout=90) for process in processes]
+        ended = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -102,7 +81,7 @@ def test_an_error_of_one_process_is_told_once_and_ends_all(
 
 
 def test_a_process_that_does_not_see_a_signal_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one in the code of a card's library."""
+    """The code of a library may not notice a signal."""
     sent: list[tuple[int, ...]] = []
     failed = Mock(**{"check.side_effect": [False, True, RuntimeError("the store has ended")]})
     ending = threading.Event()
@@ -117,39 +96,8 @@ def test_a_process_that_does_not_see_a_signal_is_ended(monkeypatch: pytest.Monke
     failed = Mock(**{"check.side_effect": [False, True]})
     monkeypatch.setattr(distributed, "_store", failed)
     assert not distributed.claim_error()
-    failed.check.side_effect = RuntimeError("its main process was killed, and told nothing")
+    failed.check.side_effect = RuntimeError("the main process was killed")
     assert distributed.claim_error()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "moment"), [(signal.SIGINT, "learning"), (signal.SIGTERM, "writing")]
-)
-def test_a_signal_ends_with_one_line_and_leaves_nothing(
-    pair: Folders, images: Path, tmp_path: Path, number: signal.Signals, moment: str
-) -> None:
-    flags: tuple[object, ...] = ("--data", images, *LEARN[:4], "--allow", "at-chance")
-    flags += ("--set", "measure.steps=100000" if moment == "learning" else "measure.steps=1")
-    stage = "learning" if moment == "learning" else "merging|writing|drawing"
-    process = start("merge", *pair, *flags, "-o", tmp_path / "out", "-v", env=cached(tmp_path))
-    assert process.stderr is not None
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if re.match(rf"({stage}) \.\.\.", line):
-            break
-    time.sleep(1 if moment == "learning" else 0)
-    process.send_signal(number)
-    _, rest = process.communicate(timeout=120)
-    if moment == "writing" and process.returncode == 0:  # it was done before
-        assert (tmp_path / "out" / "clipmerge.json").is_file()
-        return
-    assert process.returncode == 130, lines
-    errors = [line for line in rest.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert errors[0].startswith("error: interrupted")
-    assert "Traceback" not in rest
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
 
 
 def cached(tmp_path: Path) -> dict[str, str]:
@@ -158,32 +106,37 @@ def cached(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_learning_goes_on_after_a_kill(pair: Folders, images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_merge_leaves_nothing_and_goes_on_with_the_same_bits(
+    pair: Folders,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
     flags = ("--data", images, *LEARN[:4], "--allow", "at-chance", "--set", "measure.steps=40")
-    words = ("merge", *pair, *flags, "-o", tmp_path / "out")
-    process = start(*words, "-v", env=cached(tmp_path))
+    words = ("merge", *pair, *flags, "-v", "-o")
+    process = start(*words, tmp_path / "out", env=cached(tmp_path))
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("learning ..."):
             break
     time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
-    other = {"XDG_CACHE_HOME": str(tmp_path / "other")}
-    whole = start(*words[:-1], tmp_path / "whole", env=other)
-    assert "Wrote" in whole.communicate(timeout=300)[0]
-    killed = start(*words, env=cached(tmp_path))
-    time.sleep(3)
-    killed.kill()
-    killed.communicate()
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=120)
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        (error,) = [line for line in rest.splitlines() if line.startswith("error: ")]
+        assert error.startswith("error: interrupted")
+        assert "Traceback" not in rest
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
     assert not (tmp_path / "out").exists()
-    resumed = start(*words, env=cached(tmp_path))
-    assert "Wrote" in resumed.communicate(timeout=300)[0]
-    written, expected = (
-        (tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")
-    )
-    assert written == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "other", "out", "whole"]
+    written = []
+    for cache, output in (("cache", "out"), ("other", "whole")):  # here, which imports nothing
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+        record = done(*words, tmp_path / output, "--json").json
+        written.append(record["files"]["model.safetensors"])
+    assert written[0] == written[1]
 
 
 def test_a_pipe_may_be_closed() -> None:

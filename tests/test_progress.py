@@ -1,4 +1,4 @@
-"""The journal of one run: what it forwards, and what it keeps for the record."""
+"""The journal of one run forwards each text once, and keeps warnings and times."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""The public names: their list, their modules, and the cost of importing them."""
+"""The public names, their modules and their imports."""
 
 import ast
 from pathlib import Path
@@ -8,44 +8,10 @@ import pytest
 import clipmerge
 from tests.support.command import python
 
-NAMES = [
-    "CheckpointError",
-    "ClipmergeError",
-    "DataError",
-    "EvaluateResult",
-    "HubError",
-    "InspectResult",
-    "Measurements",
-    "MergeResult",
-    "OutputError",
-    "Plan",
-    "Progress",
-    "PushResult",
-    "Recipe",
-    "RobustMergeCallback",
-    "SweepResult",
-    "UsageError",
-    "VerdictError",
-    "__version__",
-    "apply",
-    "evaluate",
-    "inspect",
-    "load_recipe",
-    "merge",
-    "merge_models",
-    "plan",
-    "push",
-    "sweep",
-]
 
-
-def test_exactly_these_names_are_exported() -> None:
-    assert sorted(clipmerge.__all__) == NAMES
-    assert dir(clipmerge) == sorted(clipmerge.__all__)
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "__version__"])
+@pytest.mark.parametrize("name", [name for name in clipmerge.__all__ if name != "__version__"])
 def test_each_name_is_there_and_documented(name: str) -> None:
+    assert name in dir(clipmerge)
     value = getattr(clipmerge, name)
     assert value.__doc__
     assert value.__module__.startswith("clipmerge.")
@@ -69,7 +35,7 @@ def test_the_types_of_the_stub_are_the_names_of_the_module() -> None:
         ),
     ],
 )
-def test_importing_takes_nothing_that_is_not_needed(code: str, absent: str) -> None:
+def test_importing_loads_nothing_that_is_not_needed(code: str, absent: str) -> None:
     program = (
         f"import sys\ntry: {code}\nexcept Exception: pass\nprint(*(m for m in sys.argv[1:] if m in"
         " sys.modules))"

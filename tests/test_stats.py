@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from scipy.stats import binomtest
+from scipy.stats import binomtest, multinomial
 
 from clipmerge.evaluation.tradeoff import curve_height, gains_over_curve
 from clipmerge.stats import mean_of_sources, mean_share, paired_accuracy_interval, wilson
@@ -37,28 +37,22 @@ def recognised(accuracy: Floats, images: int, rng: np.random.Generator) -> Float
 
 
 @pytest.mark.uncounted
-@pytest.mark.parametrize(("images", "views"), [(20, 5), (100, 5), (256, 2), (1000, 1)])
-def test_the_verdicts_intervals_cover(images: int, views: int) -> None:
+@pytest.mark.parametrize(("images", "views"), [(20, 5), (100, 5), (256, 2)])
+def test_the_intervals_of_views_cover(images: int, views: int) -> None:
+    """Several views of one image go together. For one view, tests below are exact."""
     rng = np.random.default_rng(images)
-    covered: dict[str, list[bool]] = {"accuracy": [], "corrupted": [], "loss": [], "change": []}
+    shares, gains = list[bool](), list[bool]()
     for _ in range(1500 if images == 20 else 300):  # few images: a point or two off
         finetuned = rng.uniform(0.7, 0.97)
         clean = np.array([[finetuned], [finetuned - rng.uniform(-0.02, 0.15)]])
         worse = clean * rng.uniform(0.5, 0.95, (2, views))
-        (first,), (second,) = recognised(clean, images, rng)
-        of_views = recognised(worse, images, rng).mean(axis=1)
-        change = float(clean[1, 0] - clean[0, 0])
-        seen_change = float(worse[1].mean() - worse[0].mean())
-        intervals = {
-            "accuracy": (wilson(float(second.mean()), images), clean[1, 0]),
-            "corrupted": (mean_share(of_views[1]), worse[1].mean()),
-            "loss": (paired_accuracy_interval(second - first), change),
-            "change": (paired_accuracy_interval(of_views[1] - of_views[0], views), seen_change),
-        }
-        for name, ((low, high), value) in intervals.items():
-            covered[name].append(bool(low <= value <= high))
-    missed = {name: float(np.mean(hits)) for name, hits in covered.items() if not within(hits)}
-    assert missed == {}
+        first, second = recognised(worse, images, rng).mean(axis=1)
+        low, high = mean_share(second)
+        shares.append(bool(low <= worse[1].mean() <= high))
+        low, high = paired_accuracy_interval(second - first, views)
+        gains.append(bool(low <= worse[1].mean() - worse[0].mean() <= high))
+    assert within(shares), np.mean(shares)
+    assert within(gains), np.mean(gains)
 
 
 @pytest.mark.uncounted
@@ -83,20 +77,15 @@ def test_a_sweeps_intervals_cover() -> None:
     assert within(means), np.mean(means)
 
 
-@given(
-    st.integers(1, 300).flatmap(lambda images: st.tuples(st.integers(0, images), st.just(images)))
-)
-def test_wilson_is_scipys(counts: tuple[int, int]) -> None:
-    right, images = counts
+@given(st.integers(1, 300), st.data())
+def test_wilson_is_scipys(images: int, data: st.DataObject) -> None:
+    right = data.draw(st.integers(0, images))
     expected = binomtest(right, images).proportion_ci(confidence_level=0.95, method="wilson")
-    assert wilson(right / images, images) == pytest.approx((expected.low, expected.high), abs=1e-9)
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=40))
-def test_a_share_of_images_that_are_recognised_or_not_is_wilsons(right: list[bool]) -> None:
-    values = np.array(right, dtype=float)
-    assert mean_share(values) == pytest.approx(wilson(float(values.mean()), len(values)))
-    assert mean_of_sources([values > 0]) == pytest.approx(wilson(float(values.mean()), len(values)))
+    near = pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert wilson(right / images, images) == near
+    recognised = np.arange(images) < right
+    assert mean_share(recognised.astype(float)) == near
+    assert mean_of_sources([recognised]) == near
 
 
 @pytest.mark.parametrize("images", [5, 10, 20, 50])
@@ -107,22 +96,18 @@ def test_the_paired_interval_has_its_level_over_every_outcome(
     images: int, better: float, worse: float
 ) -> None:
     covered = 0.0
-    for plus in range(images + 1):
-        for minus in range(images + 1 - plus):
-            same = images - plus - minus
-            ways = math.factorial(images) // (
-                math.factorial(plus) * math.factorial(minus) * math.factorial(same)
-            )
+    for plus, minus in np.ndindex(images + 1, images + 1):
+        same = images - plus - minus
+        if same >= 0:
             low, high = paired_accuracy_interval(np.repeat([1.0, -1.0, 0.0], [plus, minus, same]))
-            if low <= better - worse <= high:
-                covered += ways * better**plus * worse**minus * (1 - better - worse) ** same
+            chance = multinomial.pmf(
+                [plus, minus, same], images, [better, worse, 1 - better - worse]
+            )
+            covered += float(chance) * (low <= better - worse <= high)
     assert covered >= 0.94  # within two points of the level, as all published intervals
 
 
 def test_the_paired_interval_stays_inside_what_a_difference_can_be() -> None:
     assert paired_accuracy_interval(np.ones(2))[1] <= 1
-    assert paired_accuracy_interval(-np.ones(2))[0] >= -1
-    low, high = paired_accuracy_interval(
-        np.zeros(20)
-    )  # models that never differ may still differ on other images
+    low, high = paired_accuracy_interval(np.zeros(20))  # on other images they may differ
     assert low < -0.08 < 0.08 < high

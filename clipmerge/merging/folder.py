@@ -104,8 +104,8 @@ def write_side_files(
     """Copy configuration, processor and tokenizer, so that the output can be loaded like its
     sources.
 
-    They are those of the fine-tuned checkpoint, unchanged except for the config's dtype. What it
-    lacks, and all files if it is one tower of a full model, are the zero-shot checkpoint's.
+    The fine-tuned checkpoint's files are copied, and only the config's dtype is changed. Files that
+    it lacks come from the zero-shot checkpoint, and so do all if it is one tower of a full model.
 
     Returns:
         sha256 by name of each file written.

@@ -130,7 +130,7 @@ class LayerPlan(Frozen):
 
 
 class Combination(Frozen):
-    """What is done to each task vector before they are added up; see `LayerPlan` for its mask.
+    """How several task vectors are masked and combined; see `LayerPlan` for its mask.
 
     Attributes:
         mask: Rule that selects the entries of each task vector to keep.
@@ -156,7 +156,7 @@ class Plan(Tabular, Frozen):
         finetuned: theta_1 ... theta_K.
         weights: One factor per fine-tuned checkpoint; checkpoint i enters layer l with ``weights[i]
             * alpha[l]``.
-        combine: What is done to each task vector before they are added up, if anything.
+        combine: How task vectors are masked and combined; ``None`` adds them up.
         dtype: Output dtype, or ``keep``.
         missing: Treatment of keys that only one checkpoint has.
         head: The head whose zero-shot counterpart is built, if any.

@@ -46,8 +46,7 @@ def test_the_mask_keeps_what_grows(files: dict[str, Path]) -> None:
 def test_the_measure_reaches_the_page_and_the_rule_for_stragglers(
     files: dict[str, Path], pair: tuple[Path, Path], images: Path, tmp_path: Path
 ) -> None:
-    """Its column, its sum and its sign: in logarithms, the rule would leave values below zero
-    out."""
+    """In logarithms, the rule would leave out values below zero."""
     (tmp_path / "recipe.yaml").write_text(
         "measure: {name: tilt}\nmethod: {name: straggler-outlier, statistic: tilt, mask: magnitude,"
         " mirror: 0}\n"

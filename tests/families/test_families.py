@@ -1,4 +1,4 @@
-"""Every family: a merged real model loads in its own library, and says what the average says."""
+"""Merges of every family load in their own library, and have the outputs of the averaged weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import clipmerge
-from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import FAMILIES, family_of, layers_of
 from tests.support import tiny_open_clip
@@ -33,11 +33,6 @@ def move(model: Any, zeroshot: Any) -> Any:
     return model
 
 
-def layers_in(folders: Folders) -> list[str]:
-    base = open_checkpoint(str(folders[0]))
-    return list(align_checkpoints(base, [open_checkpoint(str(folders[1]))]).layers)
-
-
 @pytest.mark.uncounted
 @pytest.mark.parametrize("name", TINY)
 def test_models_of_transformers(name: str, family_pairs: Pairs, tmp_path: Path) -> None:
@@ -47,20 +42,13 @@ def test_models_of_transformers(name: str, family_pairs: Pairs, tmp_path: Path) 
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     expected = move(load(folders[1]), TINY[tiny.base or name].model.from_pretrained(folders[0]))
     torch.testing.assert_close(tiny.outputs(found), tiny.outputs(expected), rtol=0, atol=1e-5)
-    assert open_checkpoint(str(folders[1])).config is not None
-    checkpoint = open_checkpoint(str(folders[1]))
-    assert checkpoint.family.name == tiny.family
-    layers = layers_in(folders)
-    expected_layers = set(tiny.blocks) | set(tiny.layers)
-    assert expected_layers - set(layers) <= {"head"}  # of the fine-tuned checkpoint alone
+    assert open_checkpoint(str(folders[1])).family.name == tiny.family
 
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("kind", [*ARCHITECTURES, "bert text"])
 def test_models_of_open_clip(kind: str, tmp_path: Path) -> None:
-    settings = (
-        ARCHITECTURES[kind] if kind != "bert text" else {"text": bert_text(tmp_path / "bert")}
-    )
+    settings = ARCHITECTURES.get(kind) or {"text": bert_text(tmp_path / "bert")}
     folders = save_open_clip_pair(tmp_path / "pair", model_config(**settings))
     found = tiny_open_clip.load(merged(folders, tmp_path / "out"))
     expected = move(*(tiny_open_clip.load(folder) for folder in folders[::-1])).float()

@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def hub(hub: "FakeHub", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "FakeHub":
-    """The double, to which `datasets` speaks too, with a cache of its own."""
+    """The double, and a cache of `datasets` of its own."""
     import datasets
 
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.url)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     return hub
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.several import several
+from tests.support.command import several
 from tests.support.small_objective import save_ends
 
 pytestmark = pytest.mark.slow

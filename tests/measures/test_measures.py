@@ -11,9 +11,8 @@ from clipmerge.learning.objective import Objective
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import plugin_names
-from tests.support.command import counted
+from tests.support.command import several
 from tests.support.measure_everything import SIZES, measured
-from tests.support.several import several
 from tests.support.small_objective import Ends, make_batches, objective_for
 from tests.support.told import Told
 
@@ -116,7 +115,7 @@ def unseen_share(ends: Ends, layer: str) -> float:
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(ends: Ends, found: dict[str, Measurements]) -> None:
-    run = several(2, "tests.support.measure_everything", ends[0].parent, env=counted())
+    run = several(2, "tests.support.measure_everything", ends[0].parent)
     assert run.returncode == 0, run.stderr[-3000:]
     both = json.loads(run.stdout)
     assert both["processes"] == 2

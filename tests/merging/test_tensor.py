@@ -1,9 +1,8 @@
-"""The merge arithmetic against entry-by-entry loops in numpy scalars, and selections against
+"""The merge of one tensor against numpy scalars, conversions against torch, and selections against
 sorting.
 """
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,9 @@ def same_bits(a: Array, b: Array) -> bool:
 @pytest.mark.parametrize("dtype", WIDE)
 @pytest.mark.parametrize("alpha", [0.5, 0.3, -0.4, 1.7, 1e-8])
 @pytest.mark.parametrize("weights", [[1.0], [0.5, 0.5], [1 / 3, 1 / 3, 1 / 3], [2.0, -1.0]])
-def test_it_is_the_formula_entry_by_entry(dtype: Any, alpha: float, weights: list[float]) -> None:
+def test_the_merge_of_a_tensor_is_the_formula_entry_by_entry(
+    dtype: Any, alpha: float, weights: list[float]
+) -> None:
     theta_0, *finetuned = arrays(1, 1 + len(weights), dtype=dtype)
     merged = merge_tensor(theta_0, finetuned, alpha=alpha, weights=weights)
     for place in np.ndindex(5, 7):
@@ -50,21 +51,15 @@ def test_it_is_the_formula_entry_by_entry(dtype: Any, alpha: float, weights: lis
 
 
 @pytest.mark.parametrize("dtype", WIDE)
-@pytest.mark.parametrize(("alpha", "which"), [(0.0, 0), (1.0, 1), (0, 0), (1, 1)])
-def test_both_ends_are_the_inputs_bit_for_bit(dtype: Any, alpha: float, which: int) -> None:
-    theta_0, theta_1 = ends = arrays(3, dtype=dtype)
+@pytest.mark.parametrize("which", [0, 1])
+def test_both_ends_are_the_inputs_bit_for_bit(dtype: Any, which: int) -> None:
+    theta_0, theta_1, theta_2 = ends = arrays(3, 3, dtype=dtype)
     theta_0.flat[:3] = 3e4, -0.0, 6e4  # differences that cannot be represented, negative zeros
     theta_1.flat[:3] = 1e-5, 0.0, 6e4
-    assert same_bits(merge_tensor(theta_0, [theta_1], alpha=alpha), ends[which])
-    spread = np.full((5, 7), alpha, np.float32)
-    assert same_bits(merge_tensor(theta_0, [theta_1], alpha=spread), ends[which])
-
-
-def test_the_only_checkpoint_with_a_weight_is_copied_where_that_is_one() -> None:
-    theta_0, *finetuned = arrays(8, 3)
-    merged = merge_tensor(theta_0, finetuned, alpha=1, weights=[0.0, 1.0])
-    assert same_bits(merged, finetuned[1])
-    assert same_bits(merge_tensor(theta_0, finetuned, alpha=1, weights=[0.0, 0.0]), theta_0)
+    for alpha in (which, float(which), np.full((5, 7), which, np.float32)):
+        assert same_bits(merge_tensor(theta_0, [theta_1], alpha=alpha), ends[which])
+    weighted = merge_tensor(theta_0, [theta_2, theta_1], alpha=1, weights=[0.0, float(which)])
+    assert same_bits(weighted, ends[which])
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 1), (1, 7)])
@@ -105,16 +100,12 @@ def test_every_number_of_16_bits_is_widened_and_rounded_to_as_torch_does(
     assert narrow(tried, name).tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("name", ["BF16", "F16"])
-def test_what_rounds_to_infinity_does_not_fit(name: str) -> None:
+@pytest.mark.parametrize(("name", "dtype"), [("BF16", torch.bfloat16), ("F16", torch.float16)])
+def test_values_that_round_to_infinity_do_not_fit(name: str, dtype: torch.dtype) -> None:
     limit = np.float32(LIMITS[name])
-    below = np.nextafter(limit, np.float32(0))
-    kind = torch.bfloat16 if name == "BF16" else torch.float16
-    for value in (below, limit, -limit, -below):
-        is_finite = bool(torch.tensor(value).to(kind).isfinite())
-        assert (
-            fits(np.array([1.0, value], np.float32), name) is is_finite is bool(abs(value) < limit)
-        )
+    for value in (np.nextafter(limit, np.float32(0)), limit, -limit):
+        rounded = torch.tensor(value).to(dtype)
+        assert fits(np.array([1.0, value], np.float32), name) is bool(rounded.isfinite())
     for value in (np.nan, np.inf, -np.inf):
         assert not fits(np.array([0.0, value], np.float32), "F32")
 
@@ -164,30 +155,25 @@ def test_small_singular_values_are_as_exact_as_large_ones() -> None:
     assert np.allclose(singular_values(left * expected @ right.T), expected, rtol=1e-8, atol=1e-14)
 
 
-# Runs commands, and tells which of the modules that they have no use for were imported all the
-# same.
+# Runs commands, and prints the heavy modules that were imported.
 LIGHT = """
-import contextlib, json, sys
+import json, sys
 from clipmerge.cli.app import main
 for command in json.loads(sys.argv.pop()):
     sys.argv[1:] = command
-    with contextlib.suppress(SystemExit):
-        main()
+    assert main() == 0
 unused = {"torch", "transformers", "accelerate", "datasets", "matplotlib", "sklearn"}
-sys.exit(str(unused & set(sys.modules)))
+sys.stderr.write(str(unused & set(sys.modules)))
 """
 
 
 def test_data_free_commands_import_nothing_heavy(pair: Folders, tmp_path: Path) -> None:
     plan, outputs = str(tmp_path / "plan.json"), [tmp_path / "merged", tmp_path / "applied"]
     half = ["--dtype", "bfloat16", "--set", "overrides=[{layers: '*', density: 0.5}]"]
-    commands = [
-        ["merge", *map(str, pair), "--recipe", "wise-ft", *half, "--output", str(outputs[0])],
-        ["plan", *map(str, pair), "--recipe", "wise-ft", *half, "--output", plan],
-        ["apply", plan, "--output", str(outputs[1])],
-    ]
+    given = [*map(str, pair), "--recipe", "wise-ft", *half, "--output"]
+    apply = ["apply", plan, "--output", str(outputs[1])]
+    commands = [["merge", *given, str(outputs[0])], ["plan", *given, plan], apply]
     ended = python("-c", LIGHT, json.dumps(commands))
-    assert ended.stderr.splitlines()[-1] == "set()", ended.stderr
+    assert ended.stderr.endswith("set()"), ended.stderr
     files = [(folder / "model.safetensors").read_bytes() for folder in outputs]
     assert files[0] == files[1]
-    assert struct.unpack("<Q", files[0][:8])[0] < len(files[0])

@@ -1,4 +1,4 @@
-"""A plan: read back unchanged, and a hand edit that says nonsense is named in one line."""
+"""A plan is read back unchanged, and an invalid edit is an error of one line."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ EDITS: dict[str, tuple[tuple[str, ...], Any, str]] = {
 
 
 @pytest.mark.parametrize("what", EDITS)
-def test_an_edit_that_says_nonsense_is_refused(tmp_path: Path, what: str) -> None:
+def test_an_invalid_edit_is_refused(tmp_path: Path, what: str) -> None:
     keys, value, message = EDITS[what]
     data = target = plan_dict()
     for key in keys[:-1]:
@@ -96,7 +96,7 @@ def test_a_record_names_local_sources_by_their_last_part() -> None:
 @pytest.mark.parametrize(
     ("alpha", "told"), [(0.0, ""), (1.0, ""), (1.2, "alpha 1.2 is"), (30, "half of the way is 0.5")]
 )
-def test_extrapolation_is_told(alpha: float, told: str) -> None:
+def test_extrapolation_is_reported(alpha: float, told: str) -> None:
     plan = plan_with({"a": LayerPlan(alpha=alpha), "b": LayerPlan(alpha=0.5)})
     assert told in "".join(extrapolation_notes(plan))
     assert bool(extrapolation_notes(plan)) == bool(told)

@@ -1,4 +1,4 @@
-"""The record: typed, versioned, read back unchanged, and refused in one line if it is invalid."""
+"""A record is read back unchanged, and an invalid one is an error of one line."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ NONSENSE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("what", NONSENSE)
-def test_nonsense_is_refused_in_one_line(output: Path, tmp_path: Path, what: str) -> None:
+def test_an_invalid_record_is_an_error_of_one_line(output: Path, tmp_path: Path, what: str) -> None:
     data, changes = json.loads((output / "clipmerge.json").read_text()), NONSENSE[what]
     text = json.dumps(data | changes if isinstance(changes, dict) else changes)
     (tmp_path / "clipmerge.json").write_text(text if changes is not None else "{")
@@ -52,7 +52,7 @@ def test_nonsense_is_refused_in_one_line(output: Path, tmp_path: Path, what: str
         read_output(tmp_path)
 
 
-def test_a_folder_that_no_merge_wrote_is_told_what_to_give(output: Path, tmp_path: Path) -> None:
+def test_a_folder_that_no_merge_wrote_is_refused(output: Path, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         with one_line(OutputError, "Give a folder written by `clipmerge merge --output`"):
             read_output(folder)

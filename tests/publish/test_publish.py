@@ -1,4 +1,4 @@
-"""The push: the files of the merge and nothing else, and no push that would do harm."""
+"""A push publishes the files of the merge and nothing else."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_another_verdict_than_use_is_a_warning(merged: Path, hub: type[Published
     assert told.lines == ["the verdict on this merge is: Keep the fine-tuned."]
 
 
-def test_nothing_is_published_that_would_do_harm(merged: Path, hub: type[Published]) -> None:
+def test_a_push_that_would_do_harm_is_refused(merged: Path, hub: type[Published]) -> None:
     hub.models["alice/other"] = {"model.safetensors": b"theirs"}
     with one_line(UsageError, "exists and holds something else"):
         push(merged, "alice/other")

@@ -57,12 +57,11 @@ def printed(*arguments: object) -> Any:
     return done(*arguments, "--json").json
 
 
-def counted() -> dict[str, str]:
-    """The environment of a process whose lines are counted as this one's are, if coverage counts
-    these.
+def coverage_environment() -> dict[str, str]:
+    """The environment of a new process whose lines coverage counts too, if it counts this one's.
 
-    Not for a process that is interrupted, by a test or by a launcher that stops the others when one
-    fails: coverage takes a lock on every call, for which the handler would wait.
+    Not for a process that receives signals: coverage takes a lock on every call, and a signal
+    handler would wait for it.
     """
     coverage = sys.modules.get("coverage")
     running = coverage.Coverage.current() if coverage else None
@@ -88,6 +87,12 @@ def python(
         **options,
     }
     return subprocess.run([sys.executable, *map(str, words)], text=True, env=env, **settings)
+
+
+def several(count: int, module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m MODULE ARGUMENTS`` to its end in several processes, as users do."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count)
+    return python(*launcher, "-m", module, *arguments, cwd=ROOT, env=coverage_environment())
 
 
 def start(*arguments: object, module: str = "clipmerge", **options: Any) -> subprocess.Popen[str]:

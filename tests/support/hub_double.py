@@ -1,17 +1,12 @@
-"""A small Hub on localhost for the real client: it keeps repositories by commit, serves their files,
-and fails where a test says so.
-
-It speaks HTTP/1.0, so a connection carries one request.
+"""A small Hub in memory behind the real client: it keeps repositories by commit, serves their
+files, and fails where a test says so.
 """
 
 import hashlib
-import json
 import re
-import threading
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import Any
@@ -24,149 +19,78 @@ from huggingface_hub.utils import _http
 
 #: A repository's files at one commit.
 Files = dict[str, bytes]
-FILE_URL = "/{repo_id}/resolve/{revision}/{filename}"
+#: The client's HTTP library, which was httpx and is httpx2.
+http: Any = sys.modules[type(huggingface_hub.get_session()).__module__]
 REPOSITORY = re.compile(
-    r"/api/(?P<repo>(?:model|dataset)s/[^/]+/[^/]+)"
-    r"(?:/(?P<part>revision|tree)/(?P<revision>[^/]+)(?:/(?P<path>.+))?)?"
+    r"/api/((?:model|dataset)s/[^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.+))?)?"
 )
-FILE = re.compile(
-    r"/(?P<datasets>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"
-)
-
-
-@dataclass
-class Fault:
-    """The answer to the next ``times`` requests with this method and a path in which this regex is
-    found.
-    """
-
-    method: str
-    path: str
-    status: int = 500
-    times: int = 1
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-class Refusal(Exception):
-    """An answer of 404, whose code the client turns into its exception class."""
+FILE = re.compile(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
 class FakeHub:
-    """The Hub, which lives as long as its ``with`` block."""
+    """The Hub. Its repositories are named ``models/ORG/NAME`` or ``datasets/ORG/NAME``."""
 
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, Files]] = {}  # each a dictionary of commits, in order
-        self.faults: list[Fault] = []
-        self.log: list[str] = []  # methods and paths
-        handler = type("BoundHandler", (Handler,), {"hub": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.faults: dict[str, tuple[int, str]] = {}
+        self.log: list[str] = []
 
-    def __enter__(self) -> "FakeHub":
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
+    def fail(self, path: str, status: int = 0, code: str = "") -> None:
+        """Answer paths that contain a text with a status and a code; with 0, do not answer."""
+        self.faults[path] = status, code
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def answer(self, request: Any) -> Any:
+        """Answer a request of the client."""
+        path = request.url.raw_path.decode().partition("?")[0]
+        self.log.append(path)
+        fault = next((self.faults[part] for part in self.faults if part in path), None)
+        try:
+            if fault is None:
+                return http.Response(200, **self.content(path))
+        except LookupError as error:
+            fault = (404, error.args[0])
+        status, code = fault
+        if not status:
+            raise http.ConnectError("no route to the Hub")
+        return http.Response(status, headers={"X-Error-Code": code})
 
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+    def content(self, path: str) -> dict[str, Any]:
+        if file := FILE.fullmatch(path):
+            return self.file(*map(unquote, file.groups()))
+        if found := REPOSITORY.fullmatch(path):
+            return {"json": self.listing(*(unquote(part or "") for part in found.groups()))}
+        raise LookupError("")
 
-    def fail(self, *what: Any, **more: Any) -> None:
-        """Inject a `Fault`."""
-        self.faults.append(Fault(*what, **more))
-
-    def commit(self, repo: str, changes: Files) -> str:
-        """Add or replace files of ``models/ORG/NAME`` or ``datasets/ORG/NAME``; the commit."""
-        commits = self.repos.setdefault(repo, {})
-        earlier = commits[[*commits][-1]] if commits else {}
-        sha = hashlib.sha1(f"{repo} {len(commits)}".encode()).hexdigest()
-        commits[sha] = earlier | changes
-        return sha
-
-    def find(self, repo: str, revision: str = "main") -> tuple[str, Files]:
+    def find(self, repo: str, revision: str) -> tuple[str, Files]:
         """A commit and its files."""
-        commits = self.repos.get(repo)
-        if commits is None:
-            raise Refusal("RepoNotFound")
-        sha = list(commits)[-1] if revision == "main" else revision
+        if repo not in self.repos:
+            raise LookupError("RepoNotFound")
+        commits = self.repos[repo]
+        sha = [*commits][-1] if revision in ("", "main") else revision
         if sha not in commits:
-            raise Refusal("RevisionNotFound")
+            raise LookupError("RevisionNotFound")
         return sha, commits[sha]
 
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers one request; a server sets ``hub`` on a subclass of its own."""
-
-    hub: FakeHub
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Stay silent; ``hub.log`` is the record."""
-
-    def answer(
-        self, body: Any, status: int = 200, headers: Mapping[str, str] | None = None
-    ) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    def serve(self) -> None:
-        path = self.path.partition("?")[0]
-        self.hub.log.append(f"{self.command} {path}")
-        for fault in self.hub.faults:
-            if fault.times and fault.method == self.command and re.search(fault.path, path):
-                fault.times -= 1
-                return self.answer({"error": "injected"}, fault.status, fault.headers)
-        try:
-            self.route(path)
-        except Refusal as refusal:
-            self.answer({}, 404, {"X-Error-Code": str(refusal)})
-
-    do_GET = do_HEAD = serve
-
-    def route(self, path: str) -> None:
-        if file := FILE.fullmatch(path):
-            self.download(**{name: unquote(part or "") for name, part in file.groupdict().items()})
-        elif repository := REPOSITORY.fullmatch(path):
-            words = {name: unquote(part or "") for name, part in repository.groupdict().items()}
-            self.repository(**words)
-        else:
-            raise Refusal("")
-
-    def download(self, datasets: str, repo: str, revision: str, path: str) -> None:
-        sha, files = self.hub.find(f"{datasets or 'models/'}{repo}", revision)
+    def file(self, repo: str, revision: str, path: str) -> dict[str, Any]:
+        sha, files = self.find(repo if "datasets/" in repo else f"models/{repo}", revision)
         if path not in files:
-            raise Refusal("EntryNotFound")
+            raise LookupError("EntryNotFound")
         etag = hashlib.sha256(files[path]).hexdigest()
-        self.answer(files[path], headers={"ETag": f'"{etag}"', "X-Repo-Commit": sha})
+        return {"content": files[path], "headers": {"ETag": f'"{etag}"', "X-Repo-Commit": sha}}
 
-    def repository(self, repo: str, part: str, revision: str, path: str) -> None:
-        if part == "tree":
-            self.answer(self.tree(repo, revision, path))
-        else:
-            sha, files = self.hub.find(repo, revision or "main")
+    def listing(self, repo: str, part: str, revision: str, path: str) -> Any:
+        """A repository's commit and files, or the files and folders at any depth below a path."""
+        sha, files = self.find(repo, revision)
+        if part != "tree":
             siblings = [{"rfilename": name} for name in sorted(files)]
-            self.answer({"id": repo.partition("/")[2], "sha": sha, "siblings": siblings})
-
-    def tree(self, repo: str, revision: str, path: str) -> list[dict[str, Any]]:
-        """Files and folders at any depth below a path."""
-        _, files = self.hub.find(repo, revision)
-        inside = {name: data for name, data in files.items() if f"/{name}".startswith(f"/{path}")}
+            return {"id": repo.partition("/")[2], "sha": sha, "siblings": siblings}
+        inside = [name for name in files if f"/{name}".startswith(f"/{path}")]
         if not inside:
-            raise Refusal("EntryNotFound")
+            raise LookupError("EntryNotFound")
         folders = {str(parent) for name in inside for parent in PurePosixPath(name).parents} - {"."}
-        return [
-            *({"type": "directory", "oid": "", "size": 0, "path": name} for name in folders),
-            *(
-                {"type": "file", "oid": "", "size": len(data), "path": name}
-                for name, data in inside.items()
-            ),
-        ]
+        kinds = [("directory", name, 0) for name in folders]
+        kinds += [("file", name, len(files[name])) for name in inside]
+        return [{"type": kind, "oid": "", "size": n, "path": name} for kind, name, n in kinds]
 
 
 @contextmanager
@@ -182,15 +106,20 @@ def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     for module in (_http, file_download):  # which sleep between retries
         monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _seconds: None))
-    with FakeHub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + FILE_URL)
-        yield hub
-    huggingface_hub.close_session()
+    hub = FakeHub()
+    transport = http.MockTransport(hub.answer)
+    hooks = {"request": [_http.hf_request_event_hook]}  # which refuses when offline
+    huggingface_hub.set_client_factory(lambda: http.Client(transport=transport, event_hooks=hooks))
+    yield hub
+    huggingface_hub.set_client_factory(_http.default_client_factory)
 
 
 def upload(hub: FakeHub, repo_id: str, files: Files | Path, *, kind: str = "model") -> str:
     """Commit these files, or a folder's, to a model or a dataset; the commit."""
     if isinstance(files, Path):
         files = {file.name: file.read_bytes() for file in files.iterdir()}
-    return hub.commit(f"{kind}s/{repo_id}", files)
+    commits = hub.repos.setdefault(f"{kind}s/{repo_id}", {})
+    earlier = commits[[*commits][-1]] if commits else {}
+    sha = hashlib.sha1(f"{repo_id} {len(commits)}".encode()).hexdigest()
+    commits[sha] = earlier | files
+    return sha

@@ -1,15 +1,10 @@
-"""The command line beside a card that is none: ``python -m tests.support.pretended_card FILE
-ARGUMENTS``. FILE gets the dtypes of matrix products, by stage of the run.
+"""The command line with a pretended accelerator: ``python -m tests.support.pretended_card ARGUMENTS``.
 
 The card's tensors say that they are on ``card``, and compute on the CPU. An operation refuses
-tensors of two devices, a generator of the CPU, and float64, as Apple's does. Autocast is torch's
-own but for the casts, which each kind of device registers itself.
+tensors of two devices, a generator of the CPU, and float64, as Apple's does.
 """
 
-import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -32,12 +27,8 @@ TAKE_NUMBERS = {
     *("add", "sub", "mul", "div", "pow", "maximum", "minimum", "where", "remainder", "rsub"),
     *("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "masked_fill", "fill"),
 }
-# These tell the CPU a number.
+# These return a number to the CPU.
 ASK = {aten._local_scalar_dense.default, aten.equal.default}
-# These multiply matrices, and take 16 bits under autocast.
-PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "conv2d")
-multiplied: dict[str, set[str]] = {}
-stage = "read"
 
 
 class OnCard(Tensor):
@@ -75,8 +66,6 @@ class OnCard(Tensor):
             raise RuntimeError(f"expected all tensors to be on the same device: {func}")
         if any(isinstance(one, torch.Generator) for one in inputs):
             raise RuntimeError(f"expected a generator of the card: {func}")
-        if name in PRODUCTS or name.startswith(("convolution", "_scaled_dot_product")):
-            multiplied.setdefault(stage, set()).add(str(given[0].dtype).removeprefix("torch."))
         to_cpu = torch.device(options.get("device") or NAME).type == "cpu"
         to_cpu |= func is aten.copy_.default and not isinstance(args[0], OnCard)
         if options.get("device") is not None:
@@ -98,34 +87,9 @@ def wrapped(value: Any, same: dict[int, Tensor]) -> Any:
     return same[id(value)] if id(value) in same else OnCard(value)
 
 
-def casting(operation: Callable[..., Any]) -> Callable[..., Any]:
-    """An operation under autocast, which casts its inputs."""
-
-    def cast(value: Any) -> Any:
-        is_float = isinstance(value, Tensor) and value.is_floating_point()
-        return value.to(torch.get_autocast_dtype(NAME)) if is_float else value
-
-    def run(*given: Any, **options: Any) -> Any:
-        words, named = tree_map(cast, (given, options))
-        with torch.autocast(NAME, enabled=False):
-            return operation(*words, **named)
-
-    return run
-
-
-class Module(backend_registration._DummyBackendModule):
-    """``torch.card``."""
-
-    def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        return [torch.bfloat16, torch.float16]
-
-    def is_bf16_supported(self, including_emulation: bool = True) -> bool:
-        return True
-
-
-def register() -> list[torch.library.Library]:
+def register() -> torch.library.Library:
     """Make the card known to torch, as long as the result lives."""
-    backend_registration._setup_privateuseone_for_python_backend(NAME, Module())
+    backend_registration._setup_privateuseone_for_python_backend(NAME)
     kernels = torch.library.Library("aten", "IMPL")
     for name, make in (
         ("empty.memory_format", torch.empty),
@@ -136,41 +100,20 @@ def register() -> list[torch.library.Library]:
             return OnCard(_make(*sizes, dtype=dtype))
 
         kernels.impl(name, on_card, "PrivateUse1")
-    for name in (*PRODUCTS, "scaled_dot_product_attention"):
-        kernels.impl(name, casting(getattr(aten, name).default), "AutocastPrivateUse1")
-    others = torch.library.Library("_", "IMPL")
-    others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     # a parameter becomes one of another class there, and its object must stay
     torch.__future__.set_swap_module_params_on_conversion(True)
-    return [kernels, others]
+    return kernels
 
 
-def run(file: str) -> int:
-    """Run the command line in this process."""
-    from clipmerge.cli.app import main
-    from clipmerge.learning import augment
-    from clipmerge.progress import Journal
-
-    libraries = register()
-    begin = Journal.stage
-
-    def noted(self: Journal, name: str) -> None:
-        global stage
-        stage = name
-        begin(self, name)
-
-    Journal.stage = noted  # type: ignore[method-assign]
-
-    def draw(generator: torch.Generator, images: Tensor) -> Tensor:
-        return torch.randn(images.shape, generator=generator).to(images.device)
-
-    augment._draw_normal = draw  # the card has no random numbers of its own
-    code = main()
-    found = {name: sorted(dtypes) for name, dtypes in multiplied.items()}
-    Path(file).write_text(json.dumps(found))
-    del libraries
-    return code
+def draw(generator: torch.Generator, images: Tensor) -> Tensor:
+    """Draw on the CPU: the card has no random numbers of its own."""
+    return torch.randn(images.shape, generator=generator).to(images.device)
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv.pop(1)))
+    from clipmerge.cli.app import main
+    from clipmerge.learning import augment
+
+    kernels = register()
+    augment._draw_normal = draw
+    sys.exit(main())

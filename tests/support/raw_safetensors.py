@@ -60,18 +60,17 @@ def rename_keys(folder: Path, rename: Any, *, keep: Any = lambda key: True) -> P
     return folder
 
 
-def shard(folder: Path, count: int = 3) -> Path:
-    """Turn a folder's one file into shards with an index, keys dealt out in turn."""
-    tensors = load_file(folder / "model.safetensors")
-    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-    weight_map = {key: names[i % count] for i, key in enumerate(sorted(tensors))}
-    for name in names:
-        save_file(
-            {k: v for k, v in tensors.items() if weight_map[k] == name},
-            folder / name,
-            metadata={"format": "pt"},
-        )
-    (folder / "model.safetensors").unlink()
+def shard(folder: Path) -> Path:
+    """Turn a folder's one file into three shards with an index, keys dealt out in turn."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    weight_map = {}
+    for at in range(3):
+        name = f"model-{at + 1:05}-of-00003.safetensors"
+        keys = sorted(tensors)[at::3]
+        weight_map |= dict.fromkeys(keys, name)
+        save_file({key: tensors[key] for key in keys}, folder / name, metadata={"format": "pt"})
+    file.unlink()
     text = json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map})
     (folder / "model.safetensors.index.json").write_text(text)
     return folder

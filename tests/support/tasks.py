@@ -8,8 +8,7 @@ import pytest
 from torch import Tensor
 
 from clipmerge import methods
-from clipmerge.api._pair import Pair
-from clipmerge.api.merge import decided as decide_in_merge
+from clipmerge.api.merge import decided
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.files import writer
 from clipmerge.files.safetensors import Array
@@ -20,7 +19,6 @@ from clipmerge.options import PlanOptions
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import LayerPlan, Plan, SourceRecord
 from clipmerge.planning.recipe import Recipe, load_recipe
-from clipmerge.planning.record import Record
 from clipmerge.progress import Journal, Progress
 
 RECORD = SourceRecord(source="x", files={})
@@ -32,19 +30,13 @@ def inputs_of(folders: Sequence[Path], **options: Any) -> Inputs:
     return align_checkpoints(zeroshot, finetuned, **options)
 
 
-def decided(
-    folders: Sequence[Path], recipe: str, *sets: str, **options: Any
-) -> tuple[Pair, Record]:
-    """The checkpoints, and what a recipe with settings decides for them."""
+def plan_of(folders: Sequence[Path], recipe: str, *sets: str, **options: Any) -> Plan:
+    """Plan a merge by a recipe with settings."""
     zeroshot, *finetuned = folders
     chosen = load_recipe(recipe, list(sets))
     opts, journal = PlanOptions.of({"device": "cpu", **options}), Journal(Progress())
-    with decide_in_merge(zeroshot, finetuned, chosen, opts, journal) as made:
-        return made
-
-
-def plan_of(folders: Sequence[Path], recipe: str, *sets: str, **options: Any) -> Plan:
-    return decided(folders, recipe, *sets, **options)[1].plan
+    with decided(zeroshot, finetuned, chosen, opts, journal) as (_, record):
+        return record.plan
 
 
 def task_of(

@@ -34,9 +34,7 @@ def vocabulary() -> dict[str, int]:
     return {word: index for index, word in enumerate(words)}
 
 
-def tiny_config(
-    blocks: int = 3, width: int = 32, text_length: int = 32, **changes: str
-) -> CLIPConfig:
+def tiny_config(blocks: int = 3, width: int = 32, **changes: str) -> CLIPConfig:
     vocab = vocabulary()
     tower = {
         "hidden_size": width,
@@ -47,7 +45,7 @@ def tiny_config(
     }
     text = {
         "vocab_size": len(vocab),
-        "max_position_embeddings": text_length,
+        "max_position_embeddings": 32,
         "bos_token_id": vocab[START],
     }
     ends = {"eos_token_id": vocab[END], "pad_token_id": vocab[END]}
@@ -57,9 +55,9 @@ def tiny_config(
     )
 
 
-def tiny_processor(text_length: int = 32) -> CLIPProcessor:
+def tiny_processor() -> CLIPProcessor:
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    tokenizer = CLIPTokenizer(vocab=vocabulary(), merges=[], model_max_length=text_length)
+    tokenizer = CLIPTokenizer(vocab=vocabulary(), merges=[], model_max_length=32)
     return CLIPProcessor(image_processor=images, tokenizer=tokenizer)
 
 
@@ -83,13 +81,11 @@ def save_pair(
     return paths
 
 
-def save_family(
-    folder: Path, *, count: int = 3, change: float = 0.3, blocks: int = 2
-) -> list[Path]:
+def save_family(folder: Path, *, count: int = 3, change: float = 0.3) -> list[Path]:
     """Save ``zeroshot`` and ``finetuned0``, ``finetuned1`` ...: one base, and as many changes that
     share a part."""
     torch.manual_seed(7)
-    model = CLIPModel(tiny_config(blocks, 16))
+    model = CLIPModel(tiny_config(2, 16))
     base = {name: value.clone() for name, value in model.state_dict().items()}
     shared = {name: torch.randn(value.shape) for name, value in base.items()}
     processor = tiny_processor()

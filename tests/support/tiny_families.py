@@ -92,20 +92,12 @@ def _dual(vision: Any, text: Any) -> Any:
 
 @dataclass(frozen=True)
 class Tiny:
-    """One kind of model, and what makes its configuration and its processor; a classifier has no
-    tokenizer."""
+    """One kind of model, and functions that make its configuration and its processor."""
 
+    family: str
     model: Any
     config: Callable[[], Any]
-    layers: tuple[str, ...]  # in network order, blocks left out
-    family: str
-    processor: Callable[[], Any] = _clip_images
-    blocks: tuple[str, ...] = (
-        "vision.0.attn",
-        "vision.1.mlp",
-        "text.0.attn",
-        "text.1.mlp",
-    )  # of two blocks
+    processor: Callable[[], Any] | None = None  # a classifier has its base's
     base: str | None = None  # the kind of the model that it was made from, if it is another
 
     def make(self, seed: int = 0) -> Any:
@@ -116,9 +108,7 @@ class Tiny:
         perturb(model, seed, by=0.3)
         with torch.no_grad():
             for parameter in model.parameters():
-                if (
-                    parameter.ndim == 4
-                ):  # drawn so small that a convolutional tower would answer all images alike
+                if parameter.ndim == 4:  # else a convolutional tower answers all images alike
                     parameter.mul_(8)
         return model
 
@@ -158,93 +148,53 @@ def perturb(model: Any, seed: int, *, by: float = 0.1) -> None:
             tensor.add_(noise.abs() if name.endswith("running_var") else noise)
 
 
-_AROUND_CLIP = (
-    "vision.embeddings", "vision.pre_norm", "vision.norm", "vision.projection",
-    "text.embeddings", "text.norm", "text.projection", "logit_scale",
-)  # fmt: skip
-_AROUND_SIGLIP = (
-    "vision.embeddings", "vision.norm", "vision.pooler",
-    "text.embeddings", "text.norm", "text.projection", "logit_scale", "logit_bias",
-)  # fmt: skip
-_AROUND_BERT = ("text.embeddings", "text.pooler", "text.projection", "logit_scale")
-_VIT_HEAD = ("vision.embeddings", "vision.pre_norm", "vision.norm", "head")
-
 TINY: dict[str, Tiny] = {
     "CLIP": Tiny(
-        hf.CLIPModel, lambda: _config(hf.CLIPConfig, projection_dim=16), _AROUND_CLIP, "CLIP",
-        processor=lambda: hf.CLIPProcessor(_clip_images(), tiny_processor().tokenizer),
+        "CLIP", hf.CLIPModel, lambda: _config(hf.CLIPConfig, projection_dim=16),
+        lambda: hf.CLIPProcessor(_clip_images(), tiny_processor().tokenizer),
     ),
     "MetaCLIP2": Tiny(
-        hf.MetaClip2Model, lambda: _config(hf.MetaClip2Config, projection_dim=16), _AROUND_CLIP, "MetaCLIP 2",
-        processor=lambda: hf.CLIPProcessor(_clip_images(), _xlm_roberta()),
+        "MetaCLIP 2", hf.MetaClip2Model, lambda: _config(hf.MetaClip2Config, projection_dim=16),
+        lambda: hf.CLIPProcessor(_clip_images(), _xlm_roberta()),
     ),
     "SigLIP": Tiny(
-        hf.SiglipModel, lambda: _config(hf.SiglipConfig), _AROUND_SIGLIP, "SigLIP",
-        processor=lambda: hf.SiglipProcessor(hf.SiglipImageProcessor(size=_SQUARE), _gemma()),
+        "SigLIP", hf.SiglipModel, lambda: _config(hf.SiglipConfig),
+        lambda: hf.SiglipProcessor(hf.SiglipImageProcessor(size=_SQUARE), _gemma()),
     ),
     "SigLIP2": Tiny(
-        hf.Siglip2Model, lambda: _config(hf.Siglip2Config, vision=_PATCHES), _AROUND_SIGLIP, "SigLIP 2",
-        processor=lambda: hf.Siglip2Processor(hf.Siglip2ImageProcessor(patch_size=4, max_num_patches=16), _gemma()),
+        "SigLIP 2", hf.Siglip2Model, lambda: _config(hf.Siglip2Config, vision=_PATCHES),
+        lambda: hf.Siglip2Processor(hf.Siglip2ImageProcessor(patch_size=4, max_num_patches=16), _gemma()),
     ),
     "ChineseCLIP": Tiny(
-        hf.ChineseCLIPModel,
-        lambda: _config(hf.ChineseCLIPConfig, projection_dim=16),
-        tuple(layer for layer in _AROUND_CLIP if layer != "text.norm"),
-        "Chinese-CLIP",
-        processor=lambda: hf.ChineseCLIPProcessor(
-            hf.ChineseCLIPImageProcessor(size=_SQUARE, crop_size=_SQUARE), _bert()
-        ),
+        "Chinese-CLIP", hf.ChineseCLIPModel, lambda: _config(hf.ChineseCLIPConfig, projection_dim=16),
+        lambda: hf.ChineseCLIPProcessor(hf.ChineseCLIPImageProcessor(size=_SQUARE, crop_size=_SQUARE), _bert()),
     ),
     "AltCLIP": Tiny(
-        hf.AltCLIPModel,
+        "AltCLIP", hf.AltCLIPModel,
         lambda: _config(hf.AltCLIPConfig, text={**_TEXT, "project_dim": 24, "pad_token_id": 1}, projection_dim=16),
-        (*_AROUND_CLIP[:6], "text.pooler", *_AROUND_CLIP[6:]),
-        "AltCLIP",
-        processor=lambda: hf.AltCLIPProcessor(_clip_images(), _xlm_roberta()),
+        lambda: hf.AltCLIPProcessor(_clip_images(), _xlm_roberta()),
     ),
     "ALIGN": Tiny(
-        hf.AlignModel,
-        lambda: _config(hf.AlignConfig, vision=_EFFICIENT_NET, projection_dim=32),
-        ("vision.embeddings", *_AROUND_BERT),
-        "ALIGN",
-        processor=lambda: hf.AlignProcessor(hf.EfficientNetImageProcessor(size=_SQUARE, crop_size=_SQUARE), _bert()),
-        blocks=("vision.0.conv", "vision.2.conv", "text.0.attn", "text.1.mlp"),
+        "ALIGN", hf.AlignModel, lambda: _config(hf.AlignConfig, vision=_EFFICIENT_NET, projection_dim=32),
+        lambda: hf.AlignProcessor(hf.EfficientNetImageProcessor(size=_SQUARE, crop_size=_SQUARE), _bert()),
     ),
     "ViT+BERT": Tiny(
-        hf.VisionTextDualEncoderModel,
+        "VisionTextDualEncoder", hf.VisionTextDualEncoderModel,
         lambda: _dual(hf.ViTConfig(**_VISION), hf.BertConfig(**_TEXT)),
-        ("vision.embeddings", "vision.norm", "vision.pooler", "vision.projection", *_AROUND_BERT),
-        "VisionTextDualEncoder",
-        processor=lambda: hf.VisionTextDualEncoderProcessor(hf.ViTImageProcessor(size=_SQUARE), _bert()),
+        lambda: hf.VisionTextDualEncoderProcessor(hf.ViTImageProcessor(size=_SQUARE), _bert()),
     ),
-    "CLIP+RoBERTa": Tiny(
-        hf.VisionTextDualEncoderModel,
-        lambda: _dual(hf.CLIPVisionConfig(**_VISION), hf.RobertaConfig(**_TEXT)),
-        (*_AROUND_CLIP[:4], *_AROUND_BERT),
-        "VisionTextDualEncoder",
-        processor=lambda: hf.VisionTextDualEncoderProcessor(_clip_images(), _xlm_roberta()),
-    ),
-    "DINOv2+BERT": Tiny(
-        hf.VisionTextDualEncoderModel,
-        lambda: _dual(hf.Dinov2Config(**{**_VISION, "mlp_ratio": 2}), hf.BertConfig(**_TEXT)),
-        ("vision.embeddings", "vision.norm", "vision.projection", *_AROUND_BERT),
-        "VisionTextDualEncoder",
-        processor=lambda: hf.VisionTextDualEncoderProcessor(hf.ViTImageProcessor(size=_SQUARE), _bert()),
+    "DINOv2+RoBERTa": Tiny(
+        "VisionTextDualEncoder", hf.VisionTextDualEncoderModel,
+        lambda: _dual(hf.Dinov2Config(**{**_VISION, "mlp_ratio": 2}), hf.RobertaConfig(**_TEXT)),
+        lambda: hf.VisionTextDualEncoderProcessor(_clip_images(), _xlm_roberta()),
     ),
     "SigLIP classifier": Tiny(
-        hf.SiglipForImageClassification,
-        lambda: _config(hf.SiglipConfig, num_labels=3),
-        ("vision.embeddings", "vision.norm", "head"),
-        "SigLIP",
-        blocks=("vision.0.attn", "vision.1.mlp"),
+        "SigLIP", hf.SiglipForImageClassification, lambda: _config(hf.SiglipConfig, num_labels=3),
         base="SigLIP",
     ),
     "CLIP classifier": Tiny(
-        hf.CLIPForImageClassification,
+        "CLIP", hf.CLIPForImageClassification,
         lambda: _config(hf.CLIPConfig, projection_dim=16, num_labels=3),
-        _VIT_HEAD,
-        "CLIP",
-        blocks=("vision.0.attn", "vision.1.mlp"),
         base="CLIP",
     ),
 }  # fmt: skip
@@ -253,18 +203,16 @@ TINY: dict[str, Tiny] = {
 def save_pair(name: str, folder: Path) -> tuple[Path, Path]:
     """Save ``zeroshot`` and ``finetuned`` of a kind; a classifier's tower comes from its base."""
     tiny = TINY[name]
-    base = TINY[tiny.base or name].make()
-    base.save_pretrained(folder / "zeroshot")
-    TINY[tiny.base or name].processor().save_pretrained(folder / "zeroshot")
-    finetuned = tiny.make()
+    paths = (folder / "zeroshot", folder / "finetuned")
+    base, finetuned = TINY[tiny.base or name].make(), tiny.make()
+    base.save_pretrained(paths[0])
+    TINY[tiny.base or name].processor().save_pretrained(paths[0])
+    tensors = base.state_dict()
     if tiny.base:
-        finetuned.load_state_dict(
-            {k: v for k, v in base.state_dict().items() if k.startswith("vision_")}, strict=False
-        )
-    else:
-        finetuned.load_state_dict(base.state_dict())
+        tensors = {key: value for key, value in tensors.items() if key.startswith("vision_")}
+    finetuned.load_state_dict(tensors, strict=not tiny.base)
     perturb(finetuned, 1)
-    finetuned.save_pretrained(folder / "finetuned")
-    if not tiny.base:
-        tiny.processor().save_pretrained(folder / "finetuned")
-    return folder / "zeroshot", folder / "finetuned"
+    finetuned.save_pretrained(paths[1])
+    if tiny.processor:
+        tiny.processor().save_pretrained(paths[1])
+    return paths

@@ -130,19 +130,18 @@ def stir(model: torch.nn.Module, amount: float) -> None:
             buffer.add_(7)
 
 
-def save(
-    model: torch.nn.Module, model_cfg: dict[str, Any], folder: Path, *, tokenizer: bool = True
-) -> Path:
-    """Save weights, configuration and the tiny tokenizer, which OpenCLIP then reads from the
+def save(model: torch.nn.Module, model_cfg: dict[str, Any], folder: Path) -> Path:
+    """Save weights, configuration and the tiny tokenizer, which open_clip then reads from the
     folder."""
     folder.mkdir(parents=True)
     tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
     save_file(tensors, folder / "open_clip_model.safetensors")
-    model_cfg = json.loads(json.dumps(model_cfg))
-    if tokenizer:
-        tiny_processor().tokenizer.save_pretrained(folder)
-        model_cfg["text_cfg"]["hf_tokenizer_name"] = "acme/tiny"
-    config = {"model_cfg": model_cfg, "preprocess_cfg": {"mean": MEAN, "std": STD}}
+    tiny_processor().tokenizer.save_pretrained(folder)
+    text = {**model_cfg["text_cfg"], "hf_tokenizer_name": "acme/tiny"}
+    config = {
+        "model_cfg": {**model_cfg, "text_cfg": text},
+        "preprocess_cfg": {"mean": MEAN, "std": STD},
+    }
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     return folder
 
@@ -173,12 +172,8 @@ def outputs(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.T
     size = open_clip.model.to_2tuple(model.visual.image_size)
     images = torch.randn(4, 3, *size, generator=generator)
     texts = token_ids()
-    kwargs = {"normalize": True}
-    return (
-        model.encode_image(images, **kwargs),
-        model.encode_text(texts, **kwargs),
-        model.logit_scale.exp(),
-    )
+    features = model.encode_image(images, normalize=True), model.encode_text(texts, normalize=True)
+    return (*features, model.logit_scale.exp())
 
 
 def token_ids() -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""A listener that keeps what it is told."""
+"""A receiver of progress that records its calls."""
 
 from clipmerge.progress import Progress
 
 
 class Told(Progress):
-    """Keeps the lines that it is told, and the work: done, of all that is announced."""
+    """Records notes and warnings in `lines`, and (done, total) in `work`."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
