@@ -81,6 +81,7 @@ def draw(file: Path) -> None:
             x, y = (mean(each, partial(point_of, method=method)) for each in ("id", axis))
             axes.scatter(x, y, marker=marker, s=50, zorder=3, label=label)
         axes.set(xlabel="accuracy on the target, %", ylabel=f"accuracy, {AXES[axis]}, %")
+        axes.margins(x=0.18, y=0.12)
         axes.grid(color="#dddddd")
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False
