@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.pair_results import PAIRS_FOLDER, Results, every_result
 from benchmarks.statistics import FINETUNED, ZEROSHOT, Accuracies, curve_of, point_of
-from benchmarks.tables import AUTO, AXES, TABLES, TAUGHT, by_target, having
+from benchmarks.tables import AUTO, AXES, INTERPOLATED, TABLES, TAUGHT, by_target, having
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "research.md")
@@ -58,7 +58,7 @@ def draw(file: Path) -> None:
     groups = by_target(each for each in pairs if each.tasks)
     figure = Figure(figsize=(9, 4), dpi=110, layout="constrained")
     panels = figure.subplots(1, 2)
-    points = {"plain interpolation, best alpha": "wise-ft-id", "auto": AUTO}
+    points = {"plain interpolation, chosen alpha": INTERPOLATED, "auto": AUTO}
     points["auto, 100 labels of a shift"] = TAUGHT
 
     def mean(axis: str, of: Callable[[Results], Accuracies]) -> np.ndarray:

@@ -157,7 +157,8 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+        value, low, high = (round(each, 1) + 0.0 for each in (self.value, self.low, self.high))
+        return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"  # adding 0.0 makes -0.0 positive
 
 
 def over_targets(values: Sequence[tuple[str, np.ndarray]]) -> Estimate:

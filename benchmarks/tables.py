@@ -26,6 +26,7 @@ from benchmarks.statistics import (
 Rows = list[list[str]]
 AUTO, SPARSE = "auto", "straggler-sparse"
 TAUGHT = f"{AUTO} labels=100"
+INTERPOLATED = "wise-ft-id"
 #: The three questions, and their names.
 AXES = {"id": "target", "ood": "natural shifts", "tasks": "other tasks"}
 #: Targets whose zero-shot models are small transformers that were trained on drawings.
@@ -34,7 +35,7 @@ _DRAWN = ("digits", "emoji-3d", "emoji-lines")
 _METHODS = {
     ZEROSHOT: "zero-shot",
     FINETUNED: "fine-tuned",
-    "wise-ft-id": "plain interpolation, best alpha",
+    INTERPOLATED: "plain interpolation, chosen alpha",
     AUTO: "auto",
     TAUGHT: "auto, 100 labels of a shift",
     SPARSE: "straggler-sparse",
@@ -114,9 +115,11 @@ def _gains(pairs: Sequence[Results], method: str, curve: str = CURVE) -> list[st
 def face(every: Sequence[Results]) -> Rows:
     """The rows of README: the means of the pairs of real pictures."""
     pairs = having(_real(every), [AUTO, TAUGHT])
-    rows = [["", *AXES.values()]]
-    for method in (ZEROSHOT, FINETUNED, "wise-ft-id", AUTO, TAUGHT):
-        rows.append([_METHODS[method], *_accuracies(pairs, method)])
+    rows = [["", *AXES.values(), *_GAINS]]
+    for method in (ZEROSHOT, FINETUNED, INTERPOLATED, AUTO, TAUGHT):
+        is_end = method in (ZEROSHOT, FINETUNED)  # no merge, so nothing to compare with the curve
+        gains = ["", ""] if is_end else [each.partition(" ")[0] for each in _gains(pairs, method)]
+        rows.append([_METHODS[method], *_accuracies(pairs, method), *gains])
     return rows
 
 

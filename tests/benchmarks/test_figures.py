@@ -92,9 +92,9 @@ def test_tables_of_one_pair() -> None:
     taught = merged | {"x": packed(np.ones((1, 4), bool))}
     results.methods["auto labels=100"] = {"correct": taught, "shift": "x"}
     shown = {row[0]: row[1:] for row in tables.face([results])}
-    assert shown["zero-shot"] == ["25.0", "75.0", "75.0"]
-    assert shown["plain interpolation, best alpha"] == ["75.0", "25.0", "25.0"]
-    assert shown["auto, 100 labels of a shift"] == ["75.0", "87.5", "75.0"]
+    assert shown["zero-shot"] == ["25.0", "75.0", "75.0", "", ""]
+    assert shown["plain interpolation, chosen alpha"] == ["75.0", "25.0", "25.0", "+0.0", "+0.0"]
+    assert shown["auto, 100 labels of a shift"] == ["75.0", "87.5", "75.0", "+62.5", "+50.0"]
     (_, pair) = tables.pairs([results])
     assert pair[:4] == [
         "mild-waste-0",
