@@ -28,7 +28,7 @@ Missing = Literal["error", "keep-zeroshot", "keep-finetuned"]
 Kind = Literal["full", "vision", "text", "classifier"]
 #: What to do with a merged model, in the order of the verdict's rules.
 Recommendation = Literal[
-    "check-images", "keep-finetuned", "either", "use", "probably-use", "too-few-images"
+    "check-images", "use-alpha", "keep-finetuned", "either", "use", "probably-use", "too-few-images"
 ]
 RECOMMENDATIONS = get_args(Recommendation)
 #: Checks of the inputs, of which each is an error that `allow` waves through.

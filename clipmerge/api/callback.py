@@ -148,8 +148,8 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             return
         verdict = self.result.verdict
         if verdict is not None and state.is_world_process_zero:
-            keep = verdict.recommendation == "keep-finetuned"
-            (self._progress.warn if keep else self._progress.say)(verdict.sentence)
+            is_better = verdict.recommendation not in ("use-alpha", "keep-finetuned")
+            (self._progress.say if is_better else self._progress.warn)(verdict.sentence)
             accuracies = {
                 f"clipmerge/{source.name}_accuracy_{model}": estimate.value
                 for source in verdict.sources

@@ -53,7 +53,10 @@ class Terminal(BarProgress):
             bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")
         ] = False,
         verbose: Annotated[
-            bool, typer.Option("--verbose", "-v", help="Print stages, and warnings of libraries.")
+            bool,
+            typer.Option(
+                "--verbose", "-v", help="Print stages, all layers, and warnings of libraries."
+            ),
         ] = False,
     ) -> None:
         """Silence the progress bars and warnings of libraries."""

@@ -14,6 +14,9 @@ from clipmerge.types import Json
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+# Mismatches that are listed without `-v`.
+_MISMATCHES = 3
+
 
 @command
 def inspect_command(
@@ -28,40 +31,70 @@ def inspect_command(
     from clipmerge.api.inspect import inspect
 
     record = inspect(zeroshot, finetuned, progress=terminal, **options).record
-    terminal.print_result(record, lambda: _layer_table(record))
+    terminal.print_result(record, lambda: _layer_table(record, every=terminal.verbose))
 
 
-def _layer_table(record: Json) -> RenderableType:
-    """A table of layers, and the mismatches."""
+def _layer_table(record: Json, *, every: bool) -> RenderableType:
+    """A table of the kinds of layers, or of every layer, and the mismatches."""
     from rich.console import Group
 
     from clipmerge.report.terminal import render_table
 
-    formats = {"parameters": "d", "size": ",d"}
-    heads = ["layer", "tensors", "entries"]
     total = record["total"]
     dtypes = ", ".join(total["dtypes"])
-    entries = f"{total['parameters']} tensors, {total['size']:,} entries, {dtypes}"
-    lines = [f"{record['family']}: {entries}"]
+    size = f"{total['parameters']} tensors, {total['size']:,} entries, {dtypes}"
+    lines = [f"{record['family']}: {size}; -v lists all {len(record['layers'])} layers"]
+    if every:
+        lines = [f"{record['family']}: {size}"]
+    patterns = {}
     if record["finetuned"] is not None:
-        heads.append("change")
-        formats["change"] = ".2%"
-        lines.append("change = ||finetuned - zeroshot|| / ||zeroshot|| of the layer")
+        patterns["change"] = ".2%"
+        lines.append("change = ||finetuned - zeroshot|| / ||zeroshot|| of a layer")
         if "images" in record:
-            heads.append("sharpness")
-            formats["sharpness"] = ".2g"
+            patterns["sharpness"] = ".2g"
             lines += _sharpness_lines(record)
-        lines += [f"mismatch: {problem}" for problem in record["mismatches"]]
-        if not record["mismatches"]:
-            lines.append("The two match: they can be merged.")
-    rows = []
+        lines += _mismatch_lines(record["mismatches"], every=every)
+    kinds: dict[str, list[Json]] = {}
     for layer, entry in record["layers"].items():
-        cells = [
-            "-" if entry.get(name) is None else format(entry[name], pattern)
-            for name, pattern in formats.items()
-        ]
-        rows.append([layer, *cells])
-    return Group(render_table(heads, rows), *lines)
+        kinds.setdefault(layer if every else _kind_of(layer), []).append(entry)
+    rows = []
+    for kind, entries in kinds.items():
+        counts = [sum(entry[name] for entry in entries) for name in ("parameters", "size")]
+        ranges = [_range_cell(entries, name, pattern) for name, pattern in patterns.items()]
+        rows.append([kind, *(f"{count:,}" for count in counts), *ranges])
+    return Group(render_table(["layers", "tensors", "entries", *patterns], rows), *lines)
+
+
+def _kind_of(layer: str) -> str:
+    """The tower of a layer, and the layer's place in a block, if it is in one.
+
+    Example:
+        >>> _kind_of("vision.3.attn"), _kind_of("text.norm"), _kind_of("logit_scale")
+        ('vision.*.attn', 'text, outside blocks', 'logit_scale')
+    """
+    tower, *places = layer.split(".")
+    if any(map(str.isdigit, places)):
+        return ".".join([tower, *("*" if place.isdigit() else place for place in places)])
+    return f"{tower}, outside blocks" if places else tower
+
+
+def _range_cell(entries: list[Json], name: str, pattern: str) -> str:
+    """The smallest and the largest value of some layers."""
+    values = [entry[name] for entry in entries if entry.get(name) is not None]
+    if not values:
+        return "-"
+    ends = [format(min(values), pattern), format(max(values), pattern)]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def _mismatch_lines(mismatches: list[str], *, every: bool) -> list[str]:
+    if not mismatches:
+        return ["The two match: they can be merged."]
+    shown = mismatches if every else mismatches[:_MISMATCHES]
+    lines = [f"mismatch: {problem}" for problem in shown]
+    if more := len(mismatches) - len(shown):
+        lines.append(f"-v lists {more} more mismatches")
+    return lines
 
 
 def _sharpness_lines(record: Json) -> list[str]:
@@ -151,5 +184,5 @@ def sweep_command(
     record = sweep(
         zeroshot, finetuned, id=id, ood=ood, output=output, progress=terminal, **options
     ).record
-    last = f"Wrote {output} (page: {output / 'sweep.html'}, picture: {output / 'sweep.png'})."
+    last = f"Wrote {output} (all alphas: {output / 'sweep.html'})."
     terminal.print_result(record, lambda: sweep_summary(record), last)

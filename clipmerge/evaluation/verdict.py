@@ -54,6 +54,8 @@ _ROUNDING = 1e-9
 # that surely gain on images of their target, five are at 0.36 or less, and one, where fine-tuning
 # hardly helped, at 1.1; those on images of a shift are at 0.49 or more.
 _MOST_CHANGED = 0.4
+# The command of plain interpolation, up to its alpha.
+_PLAIN = "`clipmerge merge ZEROSHOT FINETUNED --output DIR --alpha "
 # Classes that a model card's example names.
 _EXAMPLES = 3
 #: A recommendation, its reason for programs, and both in words.
@@ -71,6 +73,7 @@ def recommend(
     chosen: bool = False,
     class_change: float = 0.0,
     most_images: int = MAX_TEST,
+    better_alpha: float | None = None,
 ) -> Advice:
     """Apply the rules in order; the first that holds decides.
 
@@ -84,11 +87,15 @@ def recommend(
         chosen: Whether held-out images chose how far the merge goes.
         class_change: Merged minus fine-tuned as a mean over classes, if their sizes are uneven.
         most_images: How many images may judge the target.
+        better_alpha: Alpha of plain interpolation that is surely better than the merge, if any.
     """
     limit = max_loss / 100 + _ROUNDING
     points = f"{max_loss:g} points (`max_loss`)"
     if doubt := _doubt(target):
         return doubt
+    if better_alpha is not None:
+        text = f"plain interpolation is surely better than this merge. {_PLAIN}{better_alpha:g}`"
+        return "use-alpha", "plain-better", f"Use alpha {better_alpha:g}: {text} writes it."
     at_home = {"your images": target}
     # unless fine-tuning surely helped, the images may be of a shift, whose corruptions tell little
     if target.finetuning_change.interval[0] > 0:
@@ -272,6 +279,7 @@ def judge(
         chosen=chosen,
         class_change=_class_change(images, right["target"][-1] - right["target"][reference]),
         most_images=most_images,
+        better_alpha=ALPHAS[best] if _is_surely_better(answers, best) else None,
     )
     return Verdict(
         recommendation=recommendation,
@@ -304,19 +312,27 @@ def _best_plain(answers: Mapping[Question, Answer], least: float) -> int:
     return max(kept or every, key=lambda at: (decides[at], target[at]))
 
 
+def _is_surely_better(answers: Mapping[Question, Answer], best: int) -> bool:
+    """Whether the best plain alpha is surely better than the merge under shift or, without shifts,
+    on other tasks.
+    """
+    for answer in answers.values():
+        if answer.gain:
+            return answer.gain.interval[1] < 0 and answer.curve[best] > answer.merged.value
+    return False
+
+
 def _beside_plain(answers: Mapping[Question, Answer], best: int) -> str:
-    """Say how accurate the merge and the best plain interpolation are."""
-    every = answers.values()
-    plain = " / ".join(f"{100 * each.curve[best]:.{each.merged.digits}f}" for each in every)
-    merged = " / ".join(each.merged.as_share() for each in every)
-    told = f"Best plain alpha {ALPHAS[best]:g}: {plain}; this merge: {merged}"
-    told += f" ({' / '.join(answers)})."
-    gains = [
-        f"{answer.gain.as_difference()} {QUESTIONS[question]}"
-        for question, answer in answers.items()
-        if answer.gain
-    ]
-    return f"{told} Gain: {', '.join(gains)}." if gains else told
+    """Say how accurate the best plain interpolation is, and what the merge gains over it."""
+    shares = []
+    gains = []
+    for question, answer in answers.items():
+        where = QUESTIONS[question]
+        shares.append(f"{100 * answer.curve[best]:.{answer.merged.digits}f}% {where}")
+        if answer.gain:
+            gains.append(f"{answer.gain.as_difference()} {where}")
+    text = f"Best plain alpha {ALPHAS[best]:g}: {', '.join(shares)}."
+    return f"{text} Gain: {', '.join(gains)}." if gains else text
 
 
 def compare(

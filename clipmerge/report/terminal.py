@@ -34,9 +34,14 @@ def summary(record: Record, *, verbose: bool = False) -> RenderableType:
 
 
 def sweep_summary(record: Json) -> RenderableType:
-    """The answer of a sweep with its table."""
+    """The answer of a sweep with its table, of which about six alphas are shown."""
     sentence = Text(with_flags(sweep_sentence(record)), style="bold")
-    return Group(sentence, render_table(*sweep_table(record), bold=best_name(record)))
+    heads, rows = sweep_table(record)
+    best = best_name(record)
+    last = len(record["curve"]) - 1
+    step = max(1, last // 5)
+    shown = [row for at, row in enumerate(rows) if at >= last or at % step == 0 or row[0] == best]
+    return Group(sentence, render_table(heads, shown, bold=best))
 
 
 def render_table(

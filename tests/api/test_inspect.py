@@ -1,5 +1,6 @@
 """`inspect`: how far each layer moved, and what does not fit."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,14 @@ def test_it_says_how_far_each_layer_moved(pair: Folders) -> None:
         moved = sum(float(((finetuned[n] - zeroshot[n]).double() ** 2).sum()) for n in names)
         size = sum(float((zeroshot[n].double() ** 2).sum()) for n in names)
         assert about["change"] == pytest.approx((moved / size) ** 0.5, rel=1e-5)
-    assert "The two match: they can be merged." in done("inspect", *pair).out
+    shown = done("inspect", *pair).out
+    assert "The two match: they can be merged." in shown
+    assert len(shown.splitlines()) <= 14
+    assert re.search(r"^vision\.\*\.attn .* to ", shown, re.MULTILINE)
+    every = done("inspect", *pair, "-v").out
+    assert all(
+        re.search(rf"^{re.escape(layer)} ", every, re.MULTILINE) for layer in record["layers"]
+    )
     assert clipmerge.inspect(pair[0], progress=Progress()).record["finetuned"] is None
 
 
@@ -41,7 +49,11 @@ def test_it_lists_every_tensor_of_another_shape(pair: Folders, tmp_path: Path) -
     assert sum("differs in shape: " in problem for problem in found) == len(differing) > 100
     name = "vision_model.post_layernorm.bias"
     assert f"{tmp_path}/wide: {name} differs in shape: zeroshot (32,), finetuned (48,)" in found
-    assert f"mismatch: {tmp_path}/wide: {name} " in done("inspect", pair[0], tmp_path / "wide").out
+    every = done("inspect", pair[0], tmp_path / "wide", "-v").out
+    assert f"mismatch: {tmp_path}/wide: {name} " in every
+    few = done("inspect", pair[0], tmp_path / "wide").out
+    assert f"-v lists {len(found) - 3} more mismatches\n" in few
+    assert len(few.splitlines()) <= 14
 
 
 def test_it_measures_a_head_that_is_built(images: Path, tmp_path: Path) -> None:

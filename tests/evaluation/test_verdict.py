@@ -9,6 +9,7 @@ from PIL import Image
 
 import clipmerge
 from clipmerge import Progress
+from clipmerge.demo.pair import prepare
 from clipmerge.evaluation.corruptions import CORRUPTIONS, corrupt, corrupted_sets
 from clipmerge.evaluation.verdict import recommend
 from clipmerge.images.copies import Thumbnails
@@ -65,6 +66,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         {"target": source(-1 / 29, 0.1, images=29)},
         "probably-use",
         "little-lost",
+    ),
+    "plain interpolation surely better": (
+        {"target": source(0.08, 0.07), "better_alpha": 0.75},
+        "use-alpha",
+        "plain-better",
     ),
     "surely better": ({"target": source(0.08, 0.07)}, "use", "better"),
     "surely better under corruptions": ({"corrupted": source(0.02, 0.01)}, "use", "better"),
@@ -223,5 +229,35 @@ def test_a_merge_is_judged_by_its_own_answers(images: Path, tmp_path: Path) -> N
     gain = made.verdict.answers["shift"].gain
     assert gain is not None
     assert gain.value <= 0  # the merge is the middle of the curve
-    said = f"Best plain alpha {made.verdict.best_alpha:g}: "
+    said = f" Best plain alpha {made.verdict.best_alpha:g}: "
     assert made.verdict.sentence.count(said) == 1
+
+
+def test_plain_interpolation_that_is_surely_better_is_recommended(tmp_path: Path) -> None:
+    pair = prepare(tmp_path)
+    made = clipmerge.merge(
+        pair.zeroshot,
+        pair.finetuned,
+        alpha=2,  # far beyond the fine-tuned model
+        data=pair.calibration,
+        ood={"rotation": pair.shifted["rotation"]},
+        progress=Progress(),
+    )
+    verdict = made.verdict
+    assert verdict is not None
+    gain = verdict.answers["shift"].gain
+    assert gain is not None
+    assert gain.interval[1] < 0
+    assert (verdict.recommendation, verdict.reason) == ("use-alpha", "plain-better")
+    assert f"clipmerge merge ZEROSHOT FINETUNED --output DIR --alpha {verdict.best_alpha:g}" in (
+        verdict.sentence
+    )
+    again = clipmerge.merge(
+        pair.zeroshot,
+        pair.finetuned,
+        alpha=verdict.best_alpha,
+        data=pair.calibration,
+        ood={"rotation": pair.shifted["rotation"]},
+        progress=Progress(),
+    )
+    assert again.recommendation != "use-alpha"
