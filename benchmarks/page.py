@@ -73,10 +73,9 @@ def draw(file: Path) -> None:
         axes.plot(
             target, other, color="#888888", marker=".", label="plain interpolation, every alpha"
         )
-        for end, name in ((0, ZEROSHOT), (-1, FINETUNED)):
-            axes.annotate(
-                name, (target[end], other[end]), xytext=(4, -11), textcoords="offset points"
-            )
+        for end, name, side in ((0, ZEROSHOT, "left"), (-1, FINETUNED, "right")):
+            place = (target[end], other[end])
+            axes.annotate(name, place, xytext=(0, -13), textcoords="offset points", ha=side)
         for marker, (label, method) in zip("oDs", points.items(), strict=True):
             x, y = (mean(each, partial(point_of, method=method)) for each in ("id", axis))
             axes.scatter(x, y, marker=marker, s=50, zorder=3, label=label)
