@@ -33,9 +33,6 @@ STAGES = {
 class Progress:
     """Logs the progress of a run to Python's logger ``clipmerge``; a subclass may show it."""
 
-    #: Whether clipmerge's own command line runs; records then quote it.
-    is_command_line = False
-
     def stage(self, name: str) -> None:
         """A stage begins, and the one before it ends."""
         _LOG.info("stage: %s", name)

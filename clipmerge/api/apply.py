@@ -55,7 +55,7 @@ def apply(
         ClipmergeError: If another argument cannot be used.
     """
     opts = ApplyOptions.of(options)
-    ends = {"zeroshot": zeroshot, "finetuned": finetuned, "processor": processor}
+    ends = {"zeroshot": zeroshot, "finetuned": finetuned}
     journal = CallJournal(progress, "apply", plan, **ends, **options, output=output)
     if not isinstance(plan, (Plan, str, os.PathLike)):
         raise UsageError(

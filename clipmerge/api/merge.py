@@ -76,8 +76,8 @@ def merge(
             next.
     """
     opts = MergeOptions.of(options)
-    about = {"recipe": recipe, **options, "processor": processor, "output": output}
-    journal = CallJournal(progress, "merge", zeroshot, finetuned, **about)
+    ends = (zeroshot, finetuned)
+    journal = CallJournal(progress, "merge", *ends, recipe=recipe, **options, output=output)
     chosen = choose_recipe(recipe, opts, journal)
     target = check_output_folder(output, opts, zeroshot, *finetuned_as_list(finetuned))
     with open_pair(

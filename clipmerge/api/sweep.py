@@ -144,7 +144,7 @@ def sweep(
         ClipmergeError: If another argument cannot be used.
     """
     opts = SweepOptions.of(options)
-    about = {"id": id, "ood": ood, **options, "processor": processor, "output": output}
+    about = {"id": id, "ood": ood, **options, "output": output}
     journal = CallJournal(progress, "sweep", zeroshot, finetuned, **about)
     recipes = [load_recipe(each, opts.set, max_loss=opts.max_loss) for each in opts.recipes or ()]
     ids, oods = named_sources(id), named_sources(ood)

@@ -43,8 +43,6 @@ _WIDEST = 10_000
 class Terminal(BarProgress):
     """Prints the progress and the result of one command, in the main process."""
 
-    is_command_line = True
-
     def __init__(
         self,
         *,
