@@ -4,13 +4,11 @@ measured on: images and model go to the device, and come back as numbers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
 import torch
-from torch.linalg import vector_norm
 
 from clipmerge.api._pair import Pair
 from clipmerge.checks import check_sources, raise_unless_allowed
@@ -24,18 +22,18 @@ from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.split import MAX_TEST, SHARE, Split, split_shift
 from clipmerge.images.split import split_images as divide
-from clipmerge.learning.interpolate import WeightPath
 from clipmerge.learning.objective import Batch, Labelled, Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.models.classifier import Captions, Prompts, classifier_for
 from clipmerge.models.passes import own_settings
 from clipmerge.options import DecisionOptions, MergeOptions, PlanOptions
-from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
+from clipmerge.planning.measurements import CalibrationRecord, Measurements
 from clipmerge.planning.plan import public_source
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.record import Record
 from clipmerge.plugins import load_plugin, needs_score
 from clipmerge.progress import Journal, Progress
+from clipmerge.types import Names
 
 Images: TypeAlias = LabelledImages | CaptionedImages
 
@@ -113,10 +111,9 @@ def measure(
             measurements: Measurements = run_measure(objective, **recipe.measure_options)
         # no process leaves while another still gathers
         objective.context.state.wait_for_everyone()
-        change = _relative_change(pair.path)
         pair.path.clear_gradients()
     journal.warn(*measurements.notes)
-    return measurements.replace(statistics=(*measurements.statistics, change)), record
+    return measurements, record
 
 
 def masks_by_gradients(recipe: Recipe) -> bool:
@@ -135,62 +132,44 @@ def _build_objective(
     """Build the loss of the model on these images, the state of learning, and the record of what
     was measured on.
     """
-    drawn, val = split.train, split.val
-    assert drawn is not None
-    contrastive = isinstance(drawn, CaptionedImages)
-    if isinstance(drawn, CaptionedImages):
-        # a caption is the name and the only prompt of a class of its own
-        images = drawn.with_one_caption(options.seed)
-        templates = images.templates
-    else:
-        images = drawn
-        templates = templates_for(options.template, images.templates)
-    names = images.class_names
-    if isinstance(val, CaptionedImages):
-        val = val.with_one_caption(options.seed, known=names)
-        names = val.class_names
+    assert split.train is not None
     context, path = DistributedContext(pair.device), pair.path
     model = path.model
     path.dtype = "float32"
     path.set_alpha(0.0)
+    is_captioned = isinstance(split.train, CaptionedImages)
+    images = _as_labelled(split.train, options.seed)
+    val = None
+    if split.val is not None:
+        val = _as_labelled(split.val, options.seed, images.class_names)
+        images = replace(images, class_names=val.class_names)
     size = batch_size_for(len(images), options.batch_size, context.world_size)
 
     def read_batch(images: LabelledImages) -> Batch:  # every process reads all of them
         pieces = [pixels for _, pixels in read_pixels(images.pictures, size, model.pixels)]
         return Batch(0, torch.cat(pieces), torch.tensor(images.labels))
 
-    classifier = classifier_for(
-        model,
-        replace(images, class_names=names),
-        templates,
-        context.device,
-        moves=path.text_changes,
-        kind=Captions if contrastive else Prompts,
-    )
-    ood = []
-    for of_shift in split.ood.values():
-        if of_shift.train is None:
-            continue
-        shift = of_shift.train
-        if is_captioned := isinstance(shift, CaptionedImages):
-            shift = shift.with_one_caption(options.seed)
-        classes = classifier_for(
-            model,
-            shift,
-            templates_for(() if is_captioned else options.template, shift.templates),
-            context.device,
-            moves=path.text_changes,
-            kind=Captions if is_captioned else Prompts,
-        )
-        ood.append(Labelled(read_batch(shift), classes))
-    seen = read_batch(images)
+    def read(source: Images, images: LabelledImages) -> Labelled:
+        kind = Captions if isinstance(source, CaptionedImages) else Prompts
+        templates = _templates_of(source, images, options)
+        moves = path.text_changes
+        made = classifier_for(model, images, templates, context.device, moves=moves, kind=kind)
+        return Labelled(read_batch(images), made)
+
+    seen, classifier = read(split.train, images)
+    shifts = {name: part.train for name, part in split.ood.items() if part.train is not None}
+    ood = [read(shift, _as_labelled(shift, options.seed)) for shift in shifts.values()]
+    templates = _templates_of(split.train, images, options)
     asked = [
         *(checkpoint.provenance() for checkpoint in pair.inputs.checkpoints),
         recipe.measure,
         options.seed,
-        [images.source, images.revision, images.labels, class_prompts(names, templates)],
-        float(seen.pixels.double().sum()),
-        [[each.images.labels.tolist(), float(each.images.pixels.double().sum())] for each in ood],
+        [images.source, images.revision, images.labels],
+        class_prompts(images.class_names, templates),
+        [
+            [each.images.labels.tolist(), float(each.images.pixels.double().sum())]
+            for each in (Labelled(seen, classifier), *ood)
+        ],
         size,
         context.device.type,
     ]
@@ -208,7 +187,7 @@ def _build_objective(
         state=state,
         progress=progress,
     )
-    if contrastive:
+    if is_captioned:
         from clipmerge.models.captions import caption_notes
 
         for note in caption_notes(images.source, model, images.class_names):
@@ -224,27 +203,22 @@ def _build_objective(
         batch_size=size,
         templates=templates,
         seed=options.seed,
-        ood={name: len(part.train) for name, part in split.ood.items() if part.train is not None},
+        ood={name: len(shift) for name, shift in shifts.items()},
     )
     return objective, state, record
 
 
-def _relative_change(path: WeightPath) -> Statistic:
-    """The statistic ``change``: ||task_vector_l|| / ||theta_0,l||."""
-    values = {}
-    for layer, names in path.layers.items():
-        start = math.hypot(*(float(vector_norm(path.theta_0(name))) for name in names))
-        change = math.hypot(*(float(vector_norm(path.delta(name))) for name in names))
-        values[layer] = change / max(start, 1e-30)
-    return Statistic(
-        name="change",
-        values=values,
-        title="relative change",
-        about=(
-            "length of the layer's task vector (fine-tuned minus zero-shot) divided by the length"
-            " of its zero-shot weights."
-        ),
-    )
+def _as_labelled(images: Images, seed: int, known: Names = ()) -> LabelledImages:
+    """Images with classes; of captioned images each has one caption, which is its class."""
+    if isinstance(images, CaptionedImages):
+        return images.with_one_caption(seed, known)
+    return images
+
+
+def _templates_of(source: Images, images: LabelledImages, options: DecisionOptions) -> Names:
+    """The templates of the classes' prompts; a caption is its own."""
+    is_captioned = isinstance(source, CaptionedImages)
+    return templates_for(() if is_captioned else options.template, images.templates)
 
 
 def judge_plan(

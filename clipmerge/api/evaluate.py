@@ -36,8 +36,7 @@ class EvaluateResult(Tabular):
         """Recall at K, 0 to 1, by source with captions: ``image_to_text`` and ``text_to_image``, by
         K as text.
         """
-        recall = self.record.get("recall", {})
-        return dict(recall)
+        return dict(self.record["recall"])
 
     def _rows(self) -> Rows:
         rows: Rows = []
@@ -91,8 +90,11 @@ def evaluate(
     sources = named_sources(data)
     if not sources:
         raise UsageError("nothing to evaluate on: give images with `data` NAME=SOURCE")
-    from clipmerge.evaluation.accuracy import evaluate_sources, load_model
+    from clipmerge.evaluation.accuracy import load_model
+    from clipmerge.evaluation.scorer import Scorer
     from clipmerge.images.dataset import open_images
+    from clipmerge.images.image_set import CaptionedImages
+    from clipmerge.stats import wilson
 
     with as_sources([checkpoint], processor) as (address,):
         part = f"#{opts.state_key}" if opts.state_key else ""
@@ -109,9 +111,25 @@ def evaluate(
                 check_classes(images, opened.source, model.row_names), check_pixels(images)
             )
             raise_unless_allowed(doubts, opts.allow, journal)
-        facts, outcomes = evaluate_sources(model, loaded, opts, journal)
+        scored = Scorer(model, opts, load_bytes=0).score([lambda _: None], loaded, journal)
+        record: Json = {
+            "checkpoint": opened.provenance(),
+            "accuracy": {},
+            "accuracy_intervals": {},
+            "images": {name: len(images) for name, images in loaded.items()},
+            "recall": {},
+            "captions": {},
+            "warnings": journal.warnings,
+        }
         for name, images in loaded.items():
-            for doubt in check_answers(name, images, outcomes[name].correct):
+            (outcome,) = scored[name]
+            if isinstance(images, CaptionedImages):
+                record["recall"][name] = outcome.recall
+                record["captions"][name] = images.caption_count
+            else:
+                share = float(outcome.correct.mean())
+                record["accuracy"][name] = share
+                record["accuracy_intervals"][name] = list(wilson(share, len(images)))
+            for doubt in check_answers(name, images, outcome.correct):
                 journal.warn(doubt.text)  # a poor model is no fault of the images
-        record: Json = {"checkpoint": opened.provenance(), **facts, "warnings": journal.warnings}
     return EvaluateResult(record["accuracy"], record["images"], record)

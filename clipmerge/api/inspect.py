@@ -141,11 +141,13 @@ def _add_sharpness(record: Json, pair: Pair, options: InspectOptions, journal: J
     assert split is not None
     found, images = measure(pair, recipe, split, opts, journal)
     record["images"] = images.images
-    described = _describe_layers(pair.inputs)  # with a head, if one was built
+    layers = record["layers"]
+    for layer in pair.inputs.layers.keys() - layers.keys():  # a head that was built
+        layers[layer] = _describe_layers(pair.inputs)[layer]
+        layers[layer]["change"] = _relative_change(pair.inputs, pair.inputs.layers[layer])
     for layer, values in found.layers.items():
-        measured = {"change": values["change"], "sharpness": values["sharpness"]}
         straggler = bool(values["straggler"])
-        record["layers"][layer] = described[layer] | measured | {"straggler": straggler}
+        layers[layer] |= {"sharpness": values["sharpness"], "straggler": straggler}
 
 
 def _describe_source(checkpoint: Checkpoint) -> Json:

@@ -29,7 +29,6 @@ from clipmerge.files.staging import check_output, check_output_file
 from clipmerge.layers import match_layers
 from clipmerge.methods import Decision, Task, run_method
 from clipmerge.options import DecisionOptions, MergeOptions, PlanOptions
-from clipmerge.planning.measurements import CalibrationRecord, Measurements
 from clipmerge.planning.plan import Plan, write_plan_files
 from clipmerge.planning.recipe import Recipe, RecipeLike, load_recipe
 from clipmerge.planning.record import Findings, Record
@@ -281,28 +280,14 @@ def decide(
     options: DecisionOptions,
     journal: Journal,
 ) -> Record:
-    """Measure what the recipe asks for, and let its method decide."""
-    if split is None or recipe.measure is None:
-        return decide_by_method(pair, recipe, options.seed, journal)
-    from clipmerge.api._images import measure
+    """Measure, if the recipe does, let its method decide, and begin the record of the merge."""
+    measurements, calibration = None, None
+    if split is not None and recipe.measure is not None:
+        from clipmerge.api._images import measure
 
-    found = measure(pair, recipe, split, options, journal)
-    return decide_by_method(pair, recipe, options.seed, journal, *found)
-
-
-def decide_by_method(
-    pair: Pair,
-    recipe: Recipe,
-    seed: int,
-    journal: Journal,
-    measurements: Measurements | None = None,
-    calibration: CalibrationRecord | None = None,
-) -> Record:
-    """Let the recipe's method decide from the measurements, if there are any, and begin the record
-    of the merge.
-    """
+        measurements, calibration = measure(pair, recipe, split, options, journal)
     journal.stage("decide")
-    task = Task(pair.inputs, measurements, seed)
+    task = Task(pair.inputs, measurements, options.seed)
     decision = run_method(task, recipe.method)
     if recipe.overrides:
         decision = _apply_overrides(decision, recipe, task.layers)
@@ -314,7 +299,7 @@ def decide_by_method(
         dtype=pair.inputs.dtype,
         missing=recipe.missing,
         head=pair.head,
-        seed=seed,
+        seed=options.seed,
         layers=decision.layers,
         stragglers=decision.stragglers,
     )

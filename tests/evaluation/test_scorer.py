@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.evaluation.accuracy import evaluate_sources, load_model
+from clipmerge.evaluation.accuracy import load_model
 from clipmerge.evaluation.corruptions import corrupted_sets
 from clipmerge.evaluation.scorer import Scorer
 from clipmerge.evaluation.verdict import moves_of
@@ -73,5 +73,6 @@ def test_sources_of_the_same_classes_share_their_texts(
     target = open_images(str(images))
     model = load_model(open_checkpoint(str(pair[0])))
     calls = spied(model, "text_features")
-    evaluate_sources(model, {"a": target, "b": target}, ImageOptions(), Progress())
+    scorer = Scorer(model, ImageOptions())
+    scorer.score([lambda _: None], {"a": target, "b": target}, Progress())
     assert calls.call_count == 1
