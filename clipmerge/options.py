@@ -9,11 +9,10 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
-from decimal import Decimal
 from functools import partial
 from inspect import Parameter, signature
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 
@@ -22,7 +21,6 @@ from typer import Option
 
 from clipmerge.errors import UsageError, did_you_mean, did_you_mean_one_of, list_choices
 from clipmerge.files import local_path
-from clipmerge.files.side_files import names_by_number
 from clipmerge.types import CHECKS, RECOMMENDATIONS, Device, Json, Names, OutputDtype, as_tuple
 
 if TYPE_CHECKING:
@@ -321,16 +319,11 @@ def _check_words(option: str, words: Iterable[str], texts: Any) -> Names:
 
 def class_names(classes: Any) -> Path | Names:
     """Class names, or the file that has them; a file hides a list of the same name."""
-    if isinstance(classes, Mapping):  # such as `id2label` of a configuration of transformers
-        names = names_by_number(classes)
-        if names is None:
-            raise UsageError(
-                f"`classes`: its keys are not the numbers 0 to {len(classes) - 1}; give the names"
-                " in the order of the classes"
-            )
-        return names
-    if isinstance(classes, (set, frozenset)):
-        raise UsageError("`classes`: a set has no order; give a list in the order of the classes")
+    if isinstance(classes, (Mapping, set, frozenset)):
+        raise UsageError(
+            f"`classes`: a {type(classes).__name__} has no order; give a list in the order of the"
+            " classes"
+        )
     if not isinstance(classes, (str, os.PathLike)):
         return tuple(map(str, as_tuple(classes)))
     from clipmerge.images.registry import class_list, class_lists
@@ -384,13 +377,12 @@ def parse_size(size: str | float) -> int:
         >>> parse_size("1.5GB"), parse_size("2KiB"), parse_size(5e9)
         (1500000000, 2048, 5000000000)
     """
-    # "5" would be 5 bytes, though gigabytes are meant
-    text = f"{size:.0f}B" if isinstance(size, Real) else str(size).upper()
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?)B?|B)\s*", text)
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
     count = 0
-    if match:
-        base = 1024 if match[3] else 1000
-        count = int(Decimal(match[1]) * base ** " KMGT".index(match[2] or " "))
+    if not str(size).strip().isdecimal() or isinstance(size, int):  # "5" is not five bytes
+        with suppress(ValidationError, OverflowError):
+            count = int(TypeAdapter(ByteSize).validate_python(size))
     if count < 1:
         raise UsageError(
             f"`max_shard_size` {size}: expected a size with its unit, such as 200MB or 5GB"

@@ -58,7 +58,7 @@ def test_options_are_brought_into_one_form() -> None:
         "ood": ["near=a/b", "c/far"],
         "allow": "swapped",
         "fail_on": "use, either",
-        "classes": {1: "dog", 0: "cat"},
+        "classes": ["cat", "dog"],
         "max_shard_size": "2KB",
     }
     made = MergeOptions.of(given)
@@ -81,7 +81,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a number in place of words": ({"fail_on": 3}, "`fail_on` 3: no such word"),
     "a number in place of sources": ({"ood": 3}, "sources are named"),
     "not a size": ({"max_shard_size": float("inf")}, "expected a size with its unit"),
-    "classes by name": ({"classes": {"cat": 0}}, "its keys are not the numbers 0 to 0"),
+    "no unit": ({"max_shard_size": "5"}, "expected a size with its unit"),
     "no source": ({"ood": ["a="]}, "names no images"),
 }
 

@@ -78,7 +78,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         self._output = output
         self._processor = processor
         self._progress = progress or default_progress()
-        self._options = options
+        self._options = options  # `merge` checks them again
         self._checked = MergeOptions.of(options)
         self._recipe = choose_recipe(recipe, self._checked, self._progress)
 
@@ -92,29 +92,24 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 " leave it out, and merge what was saved with `clipmerge merge`"
             )
         _find_clip(model)
-        zeroshot, options = self._zeroshot, self._checked
         # peft puts its factors into the model that it is given
-        if any(part is zeroshot for part in model.modules()):
+        if any(part is self._zeroshot for part in model.modules()):
             raise UsageError(
                 "RobustMergeCallback: zeroshot is the model that is trained, and will have changed"
                 " by the end; give its folder or name on the Hub, or a copy.deepcopy of it"
             )
-        if isinstance(zeroshot, (str, os.PathLike)):
-            open_checkpoint(os.fspath(zeroshot))
-        check_output_folder(self._folder(args), options, zeroshot)
-        split = None
-        if options.data is not None:
-            from clipmerge.api._images import split_images
-            from clipmerge.images.dataset import open_images
+        if isinstance(self._zeroshot, (str, os.PathLike)):
+            open_checkpoint(os.fspath(self._zeroshot))
+        options = self._checked
+        check_output_folder(self._folder(args), options, self._zeroshot)
+        if options.data is None:
+            judged_split(None, options, self._progress)
+            return
+        from clipmerge.images.dataset import open_images
 
-            images = open_images(options.data, options.classes, columns=options.columns)
-            if options.fail_on:
-                count, seed = options.images, options.seed
-                split = split_images(images, self._recipe, count, seed, judged=True)
-            for shift in dict(options.ood).values():
-                open_images(shift)
-        if options.fail_on:
-            judged_split(split, options, Progress())
+        open_images(options.data, options.classes, columns=options.columns)
+        for shift in dict(options.ood).values():
+            open_images(shift)
 
     def on_train_end(
         self,
@@ -138,7 +133,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 output=folder,
                 processor=self._processor or processor,
                 progress=self._progress,
-                **self._options,  # those that change the recipe do so once more
+                **self._options,
             )
         except Exception as error:  # whatever it is, the training must end with its result
             self.error = error

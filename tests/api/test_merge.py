@@ -132,11 +132,9 @@ def test_a_gate_that_cannot_judge_is_shut_before_anything_is_learned(
         given = {**gate, "progress": told, **options}
         with pytest.raises(UsageError, match=f"^`fail_on` needs a verdict: {said}"):
             clipmerge.merge(*far, **given)
-        callback = clipmerge.RobustMergeCallback(far[0], **given)
-        with pytest.raises(UsageError, match=f"^`fail_on` needs a verdict: {said}"):
-            callback.on_train_begin(
-                SimpleNamespace(), None, None, CLIPModel.from_pretrained(far[0])
-            )
+    callback = clipmerge.RobustMergeCallback(far[0], **given)
+    with pytest.raises(UsageError, match=r"^`fail_on` needs a verdict: give `data`"):
+        callback.on_train_begin(SimpleNamespace(), None, None, CLIPModel.from_pretrained(far[0]))
     assert set(stages) == {"read", "check"}
     assert not (tmp_path / "out").exists()
 
