@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from clipmerge.api._in_memory import unwrap_model
 from clipmerge.api._pair import CheckpointLike
 from clipmerge.api._write import MergeResult
-from clipmerge.api.merge import check_output_folder, choose_recipe, judged_split, merge
+from clipmerge.api.merge import check_output_folder, choose_recipe, merge
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import UsageError
 from clipmerge.files import local_path
@@ -102,14 +102,12 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             open_checkpoint(os.fspath(self._zeroshot))
         options = self._checked
         check_output_folder(self._folder(args), options, self._zeroshot)
-        if options.data is None:
-            judged_split(None, options, self._progress)
-            return
-        from clipmerge.images.dataset import open_images
+        if options.data is not None:
+            from clipmerge.images.dataset import open_images
 
-        open_images(options.data, options.classes, columns=options.columns)
-        for shift in dict(options.ood).values():
-            open_images(shift)
+            open_images(options.data, options.classes, columns=options.columns)
+            for shift in dict(options.ood).values():
+                open_images(shift)
 
     def on_train_end(
         self,

@@ -79,18 +79,12 @@ def merge(
     journal = CallJournal(progress, "merge", *ends, recipe=recipe, **options, output=output)
     chosen = choose_recipe(recipe, opts, journal)
     target = check_output_folder(output, opts, zeroshot, *finetuned_as_list(finetuned))
-    with open_pair(
-        zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
-    ) as pair:
-        pair, split = open_and_split_images(pair, chosen, opts, journal)
-        judged = judged_split(split, opts, journal)
-        record = decide(pair, chosen, split, opts, journal)
-        if judged is not None:
+    with decided(zeroshot, finetuned, chosen, opts, journal, processor) as (pair, split, record):
+        if split is not None and split.test and opts.verdict:
             from clipmerge.api._images import judge_plan
 
-            record = judge_plan(pair, record, judged, opts, journal)
-        verdict = record.verdict
-        word = verdict.recommendation if verdict else ""
+            record = judge_plan(pair, record, split, opts, journal)
+        word = record.verdict.recommendation if record.verdict else ""
         refused = word if word in opts.fail_on else ""
         result = write_merged(pair, record, None if refused else target, opts, journal)
     if refused:
@@ -141,7 +135,7 @@ def plan(
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
         check_output_file(target, overwrite=opts.overwrite)
-    with decided(zeroshot, finetuned, chosen, opts, journal, processor) as (pair, record):
+    with decided(zeroshot, finetuned, chosen, opts, journal, processor) as (pair, _, record):
         if not is_main_process():
             return record.plan
         plan = record.plan.replace(**pair.sources(hashed=True))
@@ -159,7 +153,7 @@ def decided(
     options: PlanOptions,
     journal: Journal,
     processor: Any = None,
-) -> Iterator[tuple[Pair, Record]]:
+) -> Iterator[tuple[Pair, Split[Images] | None, Record]]:
     """Open checkpoints and images, measure and decide; models in memory are saved to disk during
     the block.
     """
@@ -167,7 +161,7 @@ def decided(
         zeroshot, finetuned, options, journal, missing=recipe.missing, processor=processor
     ) as pair:
         pair, split = open_and_split_images(pair, recipe, options, journal)
-        yield pair, decide(pair, recipe, split, options, journal)
+        yield pair, split, decide(pair, recipe, split, options, journal)
 
 
 def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Progress) -> Recipe:
@@ -189,9 +183,16 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
 def check_output_folder(
     output: StrPath | None, options: MergeOptions, *checkpoints: CheckpointLike
 ) -> Path | None:
-    """Refuse an output or a push that would fail at the end."""
+    """Refuse an output, a push or a gate that would fail at the end."""
+    if options.fail_on and (options.data is None or not options.verdict):
+        raise UsageError("`fail_on` needs a verdict: give `data`, and leave out `verdict=False`")
     if options.push is not None:
-        _check_push(output, options.push)
+        if output is None:
+            raise UsageError("`push` needs `output`, the folder to publish")
+        if is_main_process():
+            from clipmerge.publish.push import check_access
+
+            check_access(options.push)
     if output is None:
         return None
     target = local_path(output)
@@ -200,15 +201,6 @@ def check_output_folder(
         read = (*checkpoints, options.data, options.classes, *images)
         check_output(target, overwrite=options.overwrite, read=read)
     return target
-
-
-def _check_push(output: StrPath | None, repo_id: str) -> None:
-    if output is None:
-        raise UsageError("`push` needs `output`, the folder to publish")
-    if is_main_process():
-        from clipmerge.publish.push import check_access
-
-        check_access(repo_id)
 
 
 def open_and_split_images(
@@ -229,30 +221,13 @@ def open_and_split_images(
         check_recipe(pair, recipe, has_images=images is not None)
     if images is None:
         return pair, None
-    return pair, split_and_check(pair, images, recipe, options, journal)
-
-
-def judged_split(
-    split: Split[Images] | None, options: MergeOptions, progress: Progress
-) -> Split[Images] | None:
-    """Return the split if there will be a verdict, else ``None``; called before anything is
-    learned.
-
-    Raises:
-        UsageError: If there will be none, but ``fail_on`` needs one.
-    """
-    if split is None or not options.verdict:
-        reason = ""
-    elif split.test is None or not len(split.test):
+    split = split_and_check(pair, images, recipe, options, journal)
+    if isinstance(options, MergeOptions) and options.verdict and not split.test:
         reason = "there are too few images to hold any back, so there is no verdict"
-    else:
-        return split
-    if options.fail_on:
-        why = reason or "give `data`, and leave out `verdict=False`"
-        raise UsageError(f"`fail_on` needs a verdict: {why}")
-    if reason:
-        progress.warn(reason)
-    return None
+        if options.fail_on:
+            raise UsageError(f"`fail_on` needs a verdict: {reason}")
+        journal.warn(reason)
+    return pair, split
 
 
 def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:

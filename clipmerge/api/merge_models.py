@@ -68,7 +68,7 @@ def merge_models(
     journal = Journal(progress)
     chosen = choose_recipe(recipe, opts, journal)
     models = [unwrap_model(model) for model in finetuned_as_list(finetuned)]
-    with decided(zeroshot, models, chosen, opts, journal, processor) as (pair, record):
+    with decided(zeroshot, models, chosen, opts, journal, processor) as (pair, _, record):
         pair.free_model()
         tensors = merged_tensors(pair.inputs, record.plan)
         keys = [tensor.key for tensor in tensors]
