@@ -61,7 +61,7 @@ _LOOKS = {
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
-class Doubt(NamedTuple):
+class FailedCheck(NamedTuple):
     """A failed check, and the sentence about it."""
 
     check: str
@@ -85,11 +85,11 @@ def check_models(inputs: Inputs) -> Iterator[Doubt]:
     zeroshot = inputs.zeroshot.source
     for which, finetuned in enumerate(inputs.finetuned):
         source = finetuned.source
-        cosines = cosines_of(inputs, which)
+        cosines = tower_cosines(inputs, which)
         # only weights of nearly equal direction are worth reading in full
         is_near = min(cosines.values(), default=1) > _NEARLY_EQUAL
-        if is_near and are_equal(inputs, which):
-            yield Doubt(
+        if is_near and hold_same_weights(inputs, which):
+            yield FailedCheck(
                 "equal-models",
                 f"{zeroshot} and {source} hold the same weights, so there is nothing to merge",
             )
@@ -103,7 +103,7 @@ def check_models(inputs: Inputs) -> Iterator[Doubt]:
             if cosine < UNRELATED
         ]
         if apart:
-            yield Doubt(
+            yield FailedCheck(
                 "unrelated",
                 f"{source} was not fine-tuned from {zeroshot}: the median cosine"
                 f" between their matrices is {' and '.join(apart)}, as between models trained"
@@ -111,7 +111,7 @@ def check_models(inputs: Inputs) -> Iterator[Doubt]:
             )
 
 
-def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
+def tower_cosines(inputs: Inputs, which: int = 0) -> dict[str, float]:
     """The median cosine between the matrices of a fine-tuned checkpoint and the zero-shot one's, by
     tower; empty for an adapter, which is related to every base that it fits.
 
@@ -144,7 +144,7 @@ def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
     return {tower: median(values) for tower, values in cosines.items()}
 
 
-def are_equal(inputs: Inputs, which: int) -> bool:
+def hold_same_weights(inputs: Inputs, which: int) -> bool:
     """Whether a fine-tuned checkpoint and the zero-shot one hold the same weights; of models that
     differ, usually only samples are read.
     """
@@ -180,7 +180,7 @@ def _check_order(source: str, names: Names, other: str, rows: Names) -> Iterator
 
     if len(names) == len(rows) and (moved := first_misplaced(names, rows)):
         place, row = moved
-        yield Doubt(
+        yield FailedCheck(
             "class-order",
             f"'{names[place]}' is class {place} of {source}, but row {row} of the head of {other},"
             " and the two are matched by their order; put both in one order (images by `classes`)",
@@ -249,13 +249,13 @@ def check_pixels(images: ImageSource) -> Iterator[Doubt]:
     darkest = int(min(map(np.min, shown)))
     brightest = int(max(map(np.max, shown)))
     if brightest - darkest <= _BLANK:
-        yield Doubt(
+        yield FailedCheck(
             "blank-images",
             f"{images.source}: {len(shown)} images have pixels from {darkest} to {brightest} of"
             " 255, so they show nothing; were numbers from 0 to 1 saved as whole numbers?",
         )
     elif all(np.array_equal(shown[0], other) for other in shown[1:]):
-        yield Doubt("same-images", f"{images.source}: {len(shown)} images are all the same")
+        yield FailedCheck("same-images", f"{images.source}: {len(shown)} images are all the same")
 
 
 def check_answers(
@@ -296,20 +296,20 @@ def check_answers(
     example = printable((*names, *captions)[0], limit=_SHOWN)
     look = describe_odd_names(names) if names else ""
     if look and low < halfway:
-        yield Doubt(
+        yield FailedCheck(
             "odd-names",
             f"{where}the class names {look}, such as '{example}', and the model {numbers}; give the"
             " names with `classes`",
         )
     elif low <= chance and high < halfway and known_low <= chance:
         words = "captions" if captions else "class names"
-        yield Doubt(
+        yield FailedCheck(
             "at-chance",
             f"{where}the model {numbers}; are these the {words} of these images, such as"
             f" '{example}'?",
         )
     elif not name and known_low > high:
-        yield Doubt(
+        yield FailedCheck(
             "swapped",
             f"the zero-shot model recognises {known_share:.1%} of {len(correct)} images, the"
             f" fine-tuned one {share:.1%}: are the two swapped, are these images of another task,"

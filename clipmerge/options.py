@@ -290,7 +290,7 @@ class SweepOptions(DecisionOptions):
     overwrite: Overwrite = False
 
 
-def flags_of(options: type[Options]) -> list[Parameter]:
+def typer_parameters(options: type[Options]) -> list[Parameter]:
     """The fields of a class as parameters with typer's flags."""
     parameters = []
     for each in signature(options).parameters.values():
@@ -302,13 +302,13 @@ def flags_of(options: type[Options]) -> list[Parameter]:
     return parameters
 
 
-def _check_prompts(texts: Any) -> Names:
+def _parse_templates(texts: Any) -> Names:
     from clipmerge.images.registry import check_templates
 
     return check_templates(tuple(map(str, as_tuple(texts))))
 
 
-def _check_words(option: str, words: Iterable[str], texts: Any) -> Names:
+def _parse_words(option: str, words: Iterable[str], texts: Any) -> Names:
     """Read one or several words, also separated by commas; each must be among ``words``."""
     listed = tuple(word.strip() for text in as_tuple(texts) for word in str(text).split(","))
     for word in listed:
@@ -412,9 +412,9 @@ def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
 
 _READERS: dict[str, Callable[[Any], Any]] = {
     "classes": class_names,
-    "template": _check_prompts,
-    "allow": partial(_check_words, "allow", CHECKS),
-    "fail_on": partial(_check_words, "fail_on", RECOMMENDATIONS),
+    "template": _parse_templates,
+    "allow": partial(_parse_words, "allow", CHECKS),
+    "fail_on": partial(_parse_words, "fail_on", RECOMMENDATIONS),
     "ood": named_sources,
     "points": named_sources,
     "alphas": parse_alphas,

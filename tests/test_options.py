@@ -16,7 +16,7 @@ from clipmerge.options import (
     Options,
     PlanOptions,
     SweepOptions,
-    flags_of,
+    typer_parameters,
     with_flags,
 )
 from tests.support.command import done
@@ -33,7 +33,7 @@ COMMANDS: dict[str, type[Options]] = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_a_flag_with_a_sentence(command: str) -> None:
     shown = done(command, "--help").out
-    for parameter in flags_of(COMMANDS[command]):
+    for parameter in typer_parameters(COMMANDS[command]):
         name, flag = parameter.name, get_args(parameter.annotation)[-1]
         named = [each for each in (flag.default, *(flag.param_decls or ())) if each is not ...]
         long = [each for each in named if "--" in each] or [f"--{name.replace('_', '-')}"]

@@ -20,8 +20,7 @@ from clipmerge.images.classes import class_prompts, templates_for
 from clipmerge.images.copies import Thumbnails
 from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
-from clipmerge.images.split import MAX_TEST, SHARE, Split, split_shift
-from clipmerge.images.split import split_images as divide
+from clipmerge.images.split import MAX_TEST, SHARE, Split, split_images, split_shift
 from clipmerge.learning.objective import Batch, Labelled, Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.models.classifier import Captions, Prompts, classifier_for
@@ -44,7 +43,7 @@ def split_and_check(
     """Split the target's images, open `ood`, which have class names of their own, and doubt all of
     them by how both models see them.
     """
-    split = split_images(images, recipe, options.images, options.seed, judged=options.verdict)
+    split = split_for_recipe(images, recipe, options.images, options.seed, judged=options.verdict)
     journal.warn(*split.notes)
     ood = {}
     notes: list[str] = []
@@ -60,12 +59,12 @@ def split_and_check(
         ood[name] = split_shift(thumbnails, options.seed, teaches=teaches)
         notes += [*shared, *ood[name].notes]
     sources = {name: shift.thumbnails.images for name, shift in ood.items()}
-    doubt_images(pair, {"": images, **sources}, options, journal)
+    check_images(pair, {"": images, **sources}, options, journal)
     journal.warn(*notes)
     return replace(split, ood=ood)
 
 
-def doubt_images(
+def check_images(
     pair: Pair, sources: Mapping[str, Images], options: DecisionOptions, journal: Journal
 ) -> None:
     """Doubt images, and their names, by how both models see some of them."""
@@ -74,7 +73,7 @@ def doubt_images(
     raise_unless_allowed(doubts, options.allow, journal)
 
 
-def split_images(
+def split_for_recipe(
     images: Images, recipe: Recipe, count: int, seed: int, *, judged: bool
 ) -> Split[Images]:
     """Sample images, and split them by their use."""
@@ -82,7 +81,7 @@ def split_images(
         drawn = Thumbnails.read(images.sample(count, seed))
         return replace(split_shift(drawn, seed, teaches=False), available=len(images))
     share = recipe.measure_options["held_back"] if recipe.measure_is("HOLDS_BACK") else 0.0
-    split = divide(images, count, seed, val=share, test=SHARE if judged else 0.0)
+    split = split_images(images, count, seed, val=share, test=SHARE if judged else 0.0)
     if share and split.val is None:
         raise DataError(
             f"{images.source}: one image is too few for recipe '{recipe.name}', which learns"

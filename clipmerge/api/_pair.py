@@ -91,7 +91,7 @@ def open_pair(
 ) -> Iterator[Pair]:
     """Open and align checkpoints; models in memory are saved to disk during the block."""
     checkpoints = [zeroshot, *finetuned_as_list(finetuned)]
-    with as_sources(checkpoints, processor, options.state_key) as sources:
+    with as_addresses(checkpoints, processor, options.state_key) as sources:
         base, *rest = open_checkpoints(sources, [options.model] * len(sources))
         inputs = align_checkpoints(base, rest, missing=missing, dtype=options.dtype)
         raise_unless_allowed(check_models(inputs), options.allow, journal)
@@ -99,7 +99,7 @@ def open_pair(
 
 
 @contextmanager
-def as_sources(
+def as_addresses(
     checkpoints: Sequence[CheckpointLike], processor: Any = None, state_key: str | None = None
 ) -> Iterator[list[str]]:
     """Turn checkpoints into addresses for `open_checkpoints`; models in memory are saved to
@@ -125,7 +125,7 @@ def with_zeroshot_head(
     """Build a head for the zero-shot model if only the fine-tuned one has a head; the classes come
     from the images or from ``classes``.
     """
-    from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
+    from clipmerge.evaluation.zero_shot_head import add_zeroshot_head, lacks_zeroshot_head
     from clipmerge.images.classes import read_class_names, templates_for
     from clipmerge.images.dataset import require_labelled
 
@@ -145,7 +145,7 @@ def with_zeroshot_head(
         templates=templates_for(template, templates),
         device=cast("Device", DistributedContext(pair.device).device.type),
     )
-    inputs = build_zeroshot_head(pair.inputs, head)
+    inputs = add_zeroshot_head(pair.inputs, head)
     return replace(pair, inputs=inputs, head=head)
 
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipmerge.api._call import CallJournal
-from clipmerge.api._pair import CheckpointLike, Pair, as_sources, finetuned_as_list
+from clipmerge.api._pair import CheckpointLike, Pair, as_addresses, finetuned_as_list
 from clipmerge.api._write import MergeResult, write_merged
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoints
 from clipmerge.checks import check_models, raise_unless_allowed
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, counted, shorten
-from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
+from clipmerge.evaluation.zero_shot_head import add_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files import local_path, source_exists
 from clipmerge.files.staging import check_output
 from clipmerge.methods import Task
@@ -77,7 +77,7 @@ def apply(
     target = local_path(output)
     if is_main_process():
         check_output(target, overwrite=opts.overwrite, read=(*opened.files, *checkpoints))
-    with as_sources(checkpoints, processor) as sources:
+    with as_addresses(checkpoints, processor) as sources:
         pair = open_planned(opened, name, sources, opts, journal)
         return write_merged(pair, Record(plan=opened), target, opts, journal)
 
@@ -101,7 +101,7 @@ def open_planned(
                 f"{name}: has the classes of a head, but these checkpoints do not lack one; remove"
                 " 'head'"
             )
-        inputs = build_zeroshot_head(inputs, plan.head)
+        inputs = add_zeroshot_head(inputs, plan.head)
     for record, checkpoint in zip(records, (zeroshot, *finetuned), strict=True):
         _check_hashes(name, record, checkpoint, journal)
     task = Task(inputs)

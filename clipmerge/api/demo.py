@@ -42,16 +42,16 @@ def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> 
     for name, path in models.items():
         found = evaluate(path, sources, template=TEMPLATE, progress=progress)
         accuracy[name] = found.accuracy
-    report = models[best_of(accuracy)] / REPORT
+    report = models[best_merge(accuracy)] / REPORT
     data = {
-        "headline": headline_of(accuracy),
+        "headline": headline(accuracy),
         "folder": str(folder),
         "models": {name: str(path) for name, path in models.items()},
         "accuracy": accuracy,
         "seconds": {name: sum(made.seconds.values()) for name, made in records.items() if made},
         "report": str(report),
     }
-    if made := records[best_of(accuracy)]:
+    if made := records[best_merge(accuracy)]:
         report.write_text(html_page(made, accuracy_table(data)), encoding="utf-8")
     return data
 
@@ -67,19 +67,19 @@ def accuracy_table(data: Json) -> Table:
     return ["accuracy, %", *data["accuracy"]["zero-shot"], "mean shifted", "seconds"], rows
 
 
-def best_of(accuracy: Mapping[str, Mapping[str, float]]) -> str:
+def best_merge(accuracy: Mapping[str, Mapping[str, float]]) -> str:
     """The merge that is most accurate under shift."""
     return max(list(accuracy)[2:], key=lambda model: mean_shifted(accuracy[model]))
 
 
-def headline_of(accuracy: Mapping[str, Mapping[str, float]]) -> str:
+def headline(accuracy: Mapping[str, Mapping[str, float]]) -> str:
     """Say how much accuracy the best merge keeps on clean digits, and how much it regains under
     shift.
 
     Args:
         accuracy: Accuracies from 0 to 1, by model and then by name of the images.
     """
-    best = best_of(accuracy)
+    best = best_merge(accuracy)
     shifted = {model: mean_shifted(by_images) for model, by_images in accuracy.items()}
     regained = shifted[best] - shifted["fine-tuned"]
     lost = shifted["zero-shot"] - shifted["fine-tuned"]

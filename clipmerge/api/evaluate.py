@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from clipmerge.api._pair import CheckpointLike, as_sources
+from clipmerge.api._pair import CheckpointLike, as_addresses
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checks import check_answers, check_classes, check_pixels, raise_unless_allowed
 from clipmerge.errors import UsageError
@@ -96,7 +96,7 @@ def evaluate(
     from clipmerge.images.image_set import CaptionedImages
     from clipmerge.stats import wilson
 
-    with as_sources([checkpoint], processor) as (address,):
+    with as_addresses([checkpoint], processor) as (address,):
         part = f"#{opts.state_key}" if opts.state_key else ""
         opened = open_checkpoint(address + part, model=opts.model)
         loaded = {

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from clipmerge.api._pair import CheckpointLike, Pair, as_sources
+from clipmerge.api._pair import CheckpointLike, Pair, as_addresses
 from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints, open_checkpoints
 from clipmerge.checkpoint.mismatches import find_mismatches
 from clipmerge.errors import UsageError
@@ -81,7 +81,7 @@ def inspect(
         raise UsageError("`data` measures the layers that fine-tuning changed; name FINETUNED too")
     journal = Journal(progress)
     checkpoints = [zeroshot] if finetuned is None else [zeroshot, finetuned]
-    with as_sources(checkpoints, state_key=opts.state_key) as sources:
+    with as_addresses(checkpoints, state_key=opts.state_key) as sources:
         base, *others = open_checkpoints(sources, [opts.model] * len(sources))
         inputs = align_checkpoints(base, others, refuse=False)
         record = _describe(inputs, others, journal)

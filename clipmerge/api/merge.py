@@ -79,7 +79,11 @@ def merge(
     journal = CallJournal(progress, "merge", *ends, recipe=recipe, **options, output=output)
     chosen = choose_recipe(recipe, opts, journal)
     target = check_output_folder(output, opts, zeroshot, *finetuned_as_list(finetuned))
-    with decided(zeroshot, finetuned, chosen, opts, journal, processor) as (pair, split, record):
+    with open_and_decide(zeroshot, finetuned, chosen, opts, journal, processor) as (
+        pair,
+        split,
+        record,
+    ):
         if split is not None and split.test and opts.verdict:
             from clipmerge.api._images import judge_plan
 
@@ -135,7 +139,11 @@ def plan(
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
         check_output_file(target, overwrite=opts.overwrite)
-    with decided(zeroshot, finetuned, chosen, opts, journal, processor) as (pair, _, record):
+    with open_and_decide(zeroshot, finetuned, chosen, opts, journal, processor) as (
+        pair,
+        _,
+        record,
+    ):
         if not is_main_process():
             return record.plan
         plan = record.plan.replace(**pair.sources(hashed=True))
@@ -146,7 +154,7 @@ def plan(
 
 
 @contextmanager
-def decided(
+def open_and_decide(
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | Sequence[CheckpointLike],
     recipe: Recipe,

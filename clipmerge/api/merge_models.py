@@ -10,7 +10,7 @@ import torch
 
 from clipmerge.api._in_memory import unwrap_model
 from clipmerge.api._pair import finetuned_as_list
-from clipmerge.api.merge import choose_recipe, decided
+from clipmerge.api.merge import choose_recipe, open_and_decide
 from clipmerge.errors import CheckpointError, UsageError, shorten
 from clipmerge.families import is_index_buffer
 from clipmerge.files.writer import tensors_in_memory
@@ -68,7 +68,7 @@ def merge_models(
     journal = Journal(progress)
     chosen = choose_recipe(recipe, opts, journal)
     models = [unwrap_model(model) for model in finetuned_as_list(finetuned)]
-    with decided(zeroshot, models, chosen, opts, journal, processor) as (pair, _, record):
+    with open_and_decide(zeroshot, models, chosen, opts, journal, processor) as (pair, _, record):
         pair.free_model()
         tensors = merged_tensors(pair.inputs, record.plan)
         keys = [tensor.key for tensor in tensors]

@@ -16,13 +16,13 @@ from clipmerge import __version__
 from clipmerge.api._call import CallJournal
 from clipmerge.api._images import (
     Images,
-    doubt_images,
-    split_images,
+    check_images,
+    split_for_recipe,
 )
 from clipmerge.api._pair import (
     CheckpointLike,
     Pair,
-    as_sources,
+    as_addresses,
     finetuned_as_list,
     open_pair,
     with_zeroshot_head,
@@ -36,11 +36,11 @@ from clipmerge.evaluation.scorer import Move, Scorer, stack_correct
 from clipmerge.evaluation.tradeoff import (
     RESAMPLES,
     Correct,
+    add_tenths,
     gains_over_curve,
     mean_accuracy,
     mean_estimate,
     question_of,
-    with_tenths,
 )
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, stage_output
@@ -158,7 +158,7 @@ def sweep(
     missing: Missing = next((each.missing for each in recipes if each.missing != "error"), "error")
     with (
         open_pair(zeroshot, finetuned, opts, journal, missing=missing, processor=processor) as pair,
-        as_sources(list(shown.values()), processor) as places,
+        as_addresses(list(shown.values()), processor) as places,
     ):
         near, far = (_open_sources(*each, opts, journal) for each in (("id", ids), ("ood", oods)))
         data = None
@@ -169,9 +169,9 @@ def sweep(
         pair = with_zeroshot_head(pair, data, opts.classes, opts.template)
         journal.warn(*pair.inputs.notes)
         sources = near | far
-        doubt_images(pair, sources if data is None else {**sources, "": data}, opts, journal)
+        check_images(pair, sources if data is None else {**sources, "": data}, opts, journal)
         # the gain of a point needs a fine curve
-        alphas = with_tenths(opts.alphas) if recipes or shown else opts.alphas
+        alphas = add_tenths(opts.alphas) if recipes or shown else opts.alphas
         points = [
             _Point({"alpha": alpha}, partial(WeightPath.set_alpha, alpha=alpha)) for alpha in alphas
         ]
@@ -234,7 +234,7 @@ def _decide(
     split = None
     if recipe.measure and data is not None:
         # the images held back are those of `merge`, so that both decide alike
-        split = split_images(data, recipe, options.images, options.seed, judged=True)
+        split = split_for_recipe(data, recipe, options.images, options.seed, judged=True)
         journal.warn(*split.notes)
     made = decide(pair, recipe, split, options, journal)
     about = {

@@ -105,13 +105,13 @@ def command(function: Any) -> Callable[..., None]:
 
     ``**options`` stands for the fields of the class in its annotation.
     """
-    from clipmerge.options import flags_of
+    from clipmerge.options import typer_parameters
 
     _, *own = inspect.signature(function, eval_str=True).parameters.values()
     parameters = []
     for each in own:
         if each.kind is each.VAR_KEYWORD:
-            parameters += flags_of(each.annotation.__metadata__[0])
+            parameters += typer_parameters(each.annotation.__metadata__[0])
         else:
             parameters.append(each.replace(kind=each.KEYWORD_ONLY))
     of_terminal = inspect.signature(Terminal, eval_str=True).parameters

@@ -14,7 +14,7 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.evaluation.corruptions import corrupted_sets
 from clipmerge.evaluation.scorer import Scorer
-from clipmerge.evaluation.verdict import moves_of
+from clipmerge.evaluation.verdict import moves_to_models
 from clipmerge.images.dataset import open_images
 from clipmerge.learning import interpolate
 from clipmerge.models.building import build_model
@@ -54,7 +54,7 @@ def test_texts_are_embedded_once_for_each_text_tower(
     sources = {"": target, **corrupted_sets(target, 32)}
     inputs = inputs_of(copies)
     path = interpolate.WeightPath(build_model(inputs), inputs, torch.device("cpu"))
-    moves = moves_of(path, plan_of(copies, "wise-ft"))
+    moves = moves_to_models(path, plan_of(copies, "wise-ft"))
     calls = spied(path.model, "text_features")
     settings = ImageOptions(device="cpu", batch_size=8)
     scorer = Scorer(path.model, settings, path, load_bytes=1)
