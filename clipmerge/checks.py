@@ -69,7 +69,7 @@ class FailedCheck(NamedTuple):
 
 
 def raise_unless_allowed(
-    doubts: Iterable[Doubt], allow: Collection[str], progress: Progress
+    doubts: Iterable[FailedCheck], allow: Collection[str], progress: Progress
 ) -> None:
     """Raise the first doubt that is not allowed; those before it are warnings."""
     for check, text in doubts:
@@ -80,7 +80,7 @@ def raise_unless_allowed(
         progress.warn(text)
 
 
-def check_models(inputs: Inputs) -> Iterator[Doubt]:
+def check_models(inputs: Inputs) -> Iterator[FailedCheck]:
     """Doubt pairs whose weights are equal or unrelated."""
     zeroshot = inputs.zeroshot.source
     for which, finetuned in enumerate(inputs.finetuned):
@@ -161,7 +161,7 @@ def hold_same_weights(inputs: Inputs, which: int) -> bool:
     return True
 
 
-def check_classes(images: Images, model: str, rows: Names) -> Iterator[Doubt]:
+def check_classes(images: Images, model: str, rows: Names) -> Iterator[FailedCheck]:
     """Doubt the order of the images' classes, unless a head's rows are matched by name."""
     from clipmerge.images.classes import positions_among
     from clipmerge.images.image_set import CaptionedImages
@@ -172,7 +172,7 @@ def check_classes(images: Images, model: str, rows: Names) -> Iterator[Doubt]:
         yield from _check_order(images.source, images.class_names, model, rows)
 
 
-def _check_order(source: str, names: Names, other: str, rows: Names) -> Iterator[Doubt]:
+def _check_order(source: str, names: Names, other: str, rows: Names) -> Iterator[FailedCheck]:
     """Doubt classes that a head's rows are matched with by order, if one has another row's
     name.
     """
@@ -194,7 +194,7 @@ def check_sources(
     progress: Progress,
     *,
     seed: int = 0,
-) -> Iterator[Doubt]:
+) -> Iterator[FailedCheck]:
     """Doubt images and class names, by the pixels of a few images, and by the share of a few images
     that the zero-shot and the first fine-tuned model recognise with one template.
     """
@@ -238,7 +238,7 @@ def _sample_with_one_prompt(images: Images, template: Names) -> LabelledImages:
     return replace(images, templates=templates_for(template, images.templates)[:1])
 
 
-def check_pixels(images: ImageSource) -> Iterator[Doubt]:
+def check_pixels(images: ImageSource) -> Iterator[FailedCheck]:
     """Doubt images that are blank or all the same, by the pixels of a few."""
     last = len(images) - 1
     parts = _LOOKED_AT - 1
@@ -265,7 +265,7 @@ def check_answers(
     zeroshot: NDArray[Any] | None = None,
     *,
     among: int = 0,
-) -> Iterator[Doubt]:
+) -> Iterator[FailedCheck]:
     """Doubt class names or captions by which models recognise images no better than by chance, and
     the order of the models, if the zero-shot one is surely better on the target (whose name is
     empty).
