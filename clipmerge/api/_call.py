@@ -1,4 +1,4 @@
-"""The call of a command, written so that its record can be published."""
+"""The command line that a record quotes, without private folders."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ _MOST_ENTRIES = 20
 
 
 class CallJournal(Journal):
-    """A journal that also keeps the call. Local paths are cut to their last part. The command line
-    of the calling program is never read, because it may hold tokens.
+    """A journal that also writes the call as a command line, with the last part of each local path.
+
+    It never reads the command line of the calling program, which may contain tokens.
 
     Attributes:
         command: The call as a command line.
@@ -29,7 +30,7 @@ class CallJournal(Journal):
     def __init__(
         self, progress: Progress | None, function: str, *given: Any, output: Any, **options: Any
     ) -> None:
-        """Start the first stage; options that are ``None`` were not given."""
+        """Write the command line. Options that are ``None`` were not given."""
         super().__init__(progress)
         self._last_parts: dict[str, str] = {}
         words = ["clipmerge", function]
@@ -46,9 +47,7 @@ class CallJournal(Journal):
         self.command = shlex.join(words)
 
     def _words(self, value: Any) -> list[str]:
-        """A value as words: paths are cut, numbers and texts as they are, and others named by their
-        type.
-        """
+        """Write a value as words of a command line. Objects are named by their type."""
         if isinstance(value, os.PathLike):
             return [self.cut(os.fspath(value))]
         if isinstance(value, str):
@@ -68,14 +67,14 @@ class CallJournal(Journal):
         return [value.name if isinstance(value, Recipe) else f"{type(value).__name__} in memory"]
 
     def cut(self, path: str) -> str:
-        """Cut a path to its last part, here and in all warnings."""
+        """Return the last part of a path, and remember the path for `without_folders`."""
         place = local_path(path)
         for form in (path, str(place), str(place.absolute())):
             self._last_parts[form] = last_part(path)
         return last_part(path)
 
     def without_folders(self, text: str) -> str:
-        """Cut the folders from the paths in a sentence, because they are private.
+        """Remove the folders, which are private, from the paths in a sentence.
 
         Example:
             >>> CallJournal(None, "merge", output=None).without_folders(
@@ -89,7 +88,7 @@ class CallJournal(Journal):
 
 
 def _is_local(text: str) -> bool:
-    """Whether a text is a path on this machine, and not a Hub id, a name or a prompt."""
+    """Whether a text is a path on this machine, rather than a Hub id, a name or a prompt."""
     try:
         return text.startswith(("/", "~")) or source_exists(text) or bool(glob_files(text))
     except (OSError, ValueError):  # too long for a path

@@ -1,5 +1,5 @@
-"""The images of a merge: opened once, split once into those that learn, choose and judge, and
-measured on: images and model go to the device, and come back as numbers.
+"""The images of a merge: split them into those that teach, choose and judge, check them, measure
+on them, and judge the merge by them.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ Images: TypeAlias = LabelledImages | CaptionedImages
 def split_and_check(
     pair: Pair, images: Images, recipe: Recipe, options: PlanOptions, journal: Journal
 ) -> Split[Images]:
-    """Split the target's images, open `ood`, which have class names of their own, and doubt all of
-    them by how both models see them.
-    """
+    """Split the target's images and those of each `ood` source, and check all of them."""
     split = split_for_recipe(images, recipe, options.images, options.seed, judged=options.verdict)
     journal.warn(*split.notes)
     ood = {}
@@ -67,7 +65,7 @@ def split_and_check(
 def check_images(
     pair: Pair, sources: Mapping[str, Images], options: DecisionOptions, journal: Journal
 ) -> None:
-    """Doubt images, and their names, by how both models see some of them."""
+    """Check images and their names by the answers of both models to a sample."""
     journal.stage("check")
     doubts = check_sources(pair.path, sources, options, journal, seed=options.seed)
     raise_unless_allowed(doubts, options.allow, journal)
@@ -76,7 +74,7 @@ def check_images(
 def split_for_recipe(
     images: Images, recipe: Recipe, count: int, seed: int, *, judged: bool
 ) -> Split[Images]:
-    """Sample images, and split them by their use."""
+    """Sample images, and split them into those that teach, choose and judge under a recipe."""
     if not recipe.measure:
         drawn = Thumbnails.read(images.sample(count, seed))
         return replace(split_shift(drawn, seed, teaches=False), available=len(images))
@@ -84,9 +82,9 @@ def split_for_recipe(
     split = split_images(images, count, seed, val=share, test=SHARE if judged else 0.0)
     if share and split.val is None:
         raise DataError(
-            f"{images.source}: one image is too few for recipe '{recipe.name}', which learns"
-            " from some images and lets others choose; use 2 or more that are not copies"
-            " (`images`), or take the result unchecked with `set=measure.held_back=0`"
+            f"{images.source}: one image is too few for recipe '{recipe.name}', which learns from"
+            " some images and lets others choose; give 2 or more that are not copies (`images`),"
+            " or let none choose with `set=measure.held_back=0`"
         )
     return split
 
@@ -99,7 +97,7 @@ def measure(
     options: DecisionOptions,
     journal: Journal,
 ) -> tuple[Measurements, CalibrationRecord]:
-    """Run the measure of a recipe that has one, on the images that the record describes."""
+    """Run the recipe's measure; return its result, and the record of the images it used."""
     assert recipe.measure is not None
     journal.stage("learn" if recipe.measure_is("LEARNS") else "measure")
     with own_settings():
@@ -128,9 +126,7 @@ def _build_objective(
     options: DecisionOptions,
     progress: Progress,
 ) -> tuple[Objective, LearningState, CalibrationRecord]:
-    """Build the loss of the model on these images, the state of learning, and the record of what
-    was measured on.
-    """
+    """Build the loss on these images, the saved state of learning, and the record of the images."""
     assert split.train is not None
     context, path = DistributedContext(pair.device), pair.path
     model = path.model
@@ -208,14 +204,14 @@ def _build_objective(
 
 
 def _as_labelled(images: Images, seed: int, known: Names = ()) -> LabelledImages:
-    """Images with classes; of captioned images each has one caption, which is its class."""
+    """Give captioned images classes: each keeps one caption, drawn by the seed, as its class."""
     if isinstance(images, CaptionedImages):
         return images.with_one_caption(seed, known)
     return images
 
 
 def _templates_of(source: Images, images: LabelledImages, options: DecisionOptions) -> Names:
-    """The templates of the classes' prompts; a caption is its own."""
+    """Choose the templates of the prompts. A caption needs none: it is a prompt itself."""
     is_captioned = isinstance(source, CaptionedImages)
     return templates_for(() if is_captioned else options.template, images.templates)
 
@@ -223,7 +219,7 @@ def _templates_of(source: Images, images: LabelledImages, options: DecisionOptio
 def judge_plan(
     pair: Pair, record: Record, split: Split[Images], options: MergeOptions, journal: Journal
 ) -> Record:
-    """Add a verdict to the record, on images from which nothing was learned."""
+    """Judge the plan on images from which nothing was learned, and add the verdict."""
     assert split.test is not None
     journal.stage("judge")
     recipe = record.plan.recipe

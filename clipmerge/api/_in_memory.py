@@ -1,4 +1,4 @@
-"""Write models in memory to a temporary folder, in the layout of their own library."""
+"""Save models in memory to temporary folders, in the layout of their library."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
 def unwrap_model(model: Module) -> Module:
-    """Take a model out of the wrappers of `torch.compile` and of parallel training."""
+    """Return the model inside the wrappers of `torch.compile` and of parallel training."""
     for name in _WRAPPERS * 2:
         children = dict(model.named_children())
         model = children[name] if set(children) == {name} else model

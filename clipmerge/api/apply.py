@@ -1,4 +1,4 @@
-"""`clipmerge apply`: open a plan's checkpoints, and write the merge that it describes."""
+"""`clipmerge apply`: write the merge that a plan describes."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def apply(
     progress: Progress | None = None,
     **options: Any,
 ) -> MergeResult:
-    """Apply a plan: writes the same bytes as `merge`.
+    """Write the merge that a plan describes, with the same bytes as `merge`.
 
     Args:
         plan: A plan, or its JSON file.
-        output: Folder to write, whole or not at all.
-        zeroshot: theta_0, if it is not at the place named in the plan; it must hold the same bytes,
-            under any file name.
+        output: Folder to write, completely or not at all.
+        zeroshot: theta_0, if it is not where the plan says. Its weights must have the same bytes;
+            the files may have other names.
         finetuned: theta_1 ... theta_K, likewise.
         processor: See `merge`.
         progress: See `merge`.
@@ -85,7 +85,7 @@ def apply(
 def open_planned(
     plan: Plan, name: str, sources: Sequence[str], options: ApplyOptions, journal: Journal
 ) -> Pair:
-    """Open a plan's inputs, and check that the plan was made for them."""
+    """Open a plan's checkpoints, and check that the plan was made for them."""
     records = plan.checkpoints
     if len(sources) != len(records):
         raise UsageError(
@@ -117,7 +117,7 @@ def open_planned(
 
 
 def _locate_checkpoint(name: str, plan: Plan, record: SourceRecord) -> str:
-    """Find one of the plan's checkpoints: at its source, or beside the plan."""
+    """Find a checkpoint of the plan, in the working folder or beside the plan."""
     if record.revision or record.source.startswith("hf://"):
         return record.pinned
     beside = [str(file.parent / record.source) for file in plan.files[:1]]
@@ -134,7 +134,7 @@ def _locate_checkpoint(name: str, plan: Plan, record: SourceRecord) -> str:
 def _check_hashes(
     name: str, record: SourceRecord, checkpoint: Checkpoint, journal: Journal
 ) -> None:
-    """Refuse a checkpoint that is not the plan's; warn if the plan has no hashes to compare."""
+    """Check that a checkpoint has the plan's hashes. Warn if the plan has none."""
     if not any(record.files.values()):
         journal.warn(f"{name} has no sha256 of {record.source}: used unchecked")
         return

@@ -29,17 +29,17 @@ _LOG = logging.getLogger("clipmerge")
 class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
     """Merge the trained model with its zero-shot self when training ends.
 
-    What can be checked is checked when training begins: the recipe, the zero-shot checkpoint, the
-    images, the output folder, and the rights to publish. What goes wrong afterwards is logged and
-    kept in ``error``, and never raised, so that no training is lost. The model in memory is merged
-    as it is at the end, which with ``load_best_model_at_end`` is the best one, and is not changed.
+    The recipe, the zero-shot checkpoint, the images, the output folder and the rights to publish
+    are checked when training begins. Later errors are logged and kept in ``error``, and never
+    raised, so that no training is lost. The merge uses the model that is in memory at the end
+    (with ``load_best_model_at_end``, the best one), and does not change it.
 
-    The verdict and its accuracies are added to the trainer's ``log_history``, which ends up in
-    ``trainer_state.json``.
+    The verdict and its accuracies are added to the trainer's ``log_history``, which the trainer
+    saves in ``trainer_state.json``.
 
     Attributes:
         result: The result of the merge; ``None`` until training ends.
-        error: The reason why there is no merge, or why it was not published.
+        error: The error that prevented the merge or its publication, if any.
 
     Example:
         >>> callback = RobustMergeCallback("zeroshot", recipe="auto", data="val")
@@ -58,12 +58,12 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         progress: Progress | None = None,
         **options: Any,
     ) -> None:
-        """Keep the settings.
+        """Check the options, and load the recipe.
 
         Args:
             zeroshot: Checkpoint that training starts from: a folder, a file,
-                ``org/name[@revision]``, or a model in memory other than the one being trained.
-            recipe: In a form that `merge` accepts; by default the one that `merge` would choose.
+                ``org/name[@revision]``, or a model in memory other than the one in training.
+            recipe: See `merge`.
             output: Folder to write; by default ``merged`` in the trainer's output folder.
             processor: By default the trainer's, or the one beside the zero-shot checkpoint.
             progress: See `merge`.
@@ -85,7 +85,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
-        """Check everything that would make the merge fail at the end."""
+        """Check the inputs and the output of the merge before training."""
         if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
             raise UsageError(
                 "RobustMergeCallback: with DeepSpeed or FSDP no process holds the whole model;"
@@ -120,8 +120,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Merge, and log the verdict."""
         folder = self._folder(args)
-        # the trainer's, if it is one of images and texts: a tokenizer alone would leave out the
-        # images
+        # the trainer may have a tokenizer alone, without an image processor
         processor = processing_class if hasattr(processing_class, "image_processor") else None
         try:
             self.result = merge(
@@ -133,7 +132,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 progress=self._progress,
                 **self._options,
             )
-        except Exception as error:  # whatever it is, the training must end with its result
+        except Exception as error:  # training must end normally, whatever it is
             self.error = error
             is_merged = (folder / "clipmerge.json").is_file()
             left = f"the merge is in {folder}" if is_merged else "training itself succeeded"
@@ -159,8 +158,8 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _find_clip(model: Module) -> Module:
-    """Find the model of transformers or open_clip that is trained: the module itself or the first
-    such part of it. A model of peft is returned whole.
+    """Find the model of transformers or open_clip in a trained module: the module itself, or its
+    first part that is one. A model of peft is returned whole.
     """
     model = unwrap_model(model)
     if hasattr(model, "merge_and_unload"):  # peft's
@@ -176,8 +175,8 @@ def _find_clip(model: Module) -> Module:
 
 
 def _without_factors(model: Module) -> Module:
-    """For a model of peft, a copy with the factors merged into the weights; any other model
-    unchanged.
+    """Copy a model of peft with its adapter merged into the weights. Other models are returned as
+    they are.
     """
     if not hasattr(model, "merge_and_unload"):
         return model

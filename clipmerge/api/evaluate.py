@@ -1,4 +1,4 @@
-"""`clipmerge evaluate`: measure the accuracy of one checkpoint on several sources of images."""
+"""`clipmerge evaluate`: measure accuracy or recall of one checkpoint on sources of images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class EvaluateResult(Tabular):
     """Result of `evaluate`.
 
     Attributes:
-        accuracy: Share of the images recognised, 0 to 1, by source with classes.
+        accuracy: Accuracy, 0 to 1, by source with classes.
         images: Number of images by source.
         record: The output of ``clipmerge evaluate --json``.
     """
@@ -33,8 +33,8 @@ class EvaluateResult(Tabular):
 
     @property
     def recall(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Recall at K, 0 to 1, by source with captions: ``image_to_text`` and ``text_to_image``, by
-        K as text.
+        """Recall, 0 to 1, by source with captions, direction (``image_to_text`` or
+        ``text_to_image``) and rank as text (``"1"``, ``"5"``, ``"10"``).
         """
         return dict(self.record["recall"])
 
@@ -66,14 +66,16 @@ def evaluate(
     progress: Progress | None = None,
     **options: Any,
 ) -> EvaluateResult:
-    """Measure accuracy, the share of images whose class prompt (or row of the head, for a model
-    with one) scores highest, or recall for images with captions.
+    """Measure accuracy on images with classes, and recall on images with captions.
+
+    An image is right if its class has the highest score: by prompts or, for a model with a
+    classification head, by the head.
 
     Args:
         checkpoint: A folder, a file, ``org/name[@revision]``, or a model of transformers or
             open_clip.
-        data: Images by name of their row, each in any form accepted for ``data`` of `merge`; or
-            texts ``NAME=SOURCE`` or paths, one or several.
+        data: Sources by name, each as ``data`` of `merge`; or texts ``NAME=SOURCE`` or paths, one
+            or several.
         processor: See `merge`.
         progress: See `merge`.
         **options: The fields of `clipmerge.options.EvaluateOptions`.
@@ -82,8 +84,7 @@ def evaluate(
         Accuracy or recall, 0 to 1, and number of images by source.
 
     Raises:
-        ClipmergeError: If an argument cannot be used; one line says what, where and what to do
-            next.
+        ClipmergeError: If an argument cannot be used. One line says what, where and what next.
     """
     opts = EvaluateOptions.of(options)
     journal = Journal(progress)

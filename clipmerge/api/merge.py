@@ -1,7 +1,7 @@
-"""`clipmerge merge`: open, measure, decide, judge, write; `clipmerge plan` stops after deciding.
+"""`clipmerge merge`: open, measure, decide, judge, write. `clipmerge plan` stops after deciding.
 
-Every process of ``accelerate launch`` or ``torchrun`` does the same, up to the same plan and
-verdict; only the main one looks at the output and writes.
+Under ``accelerate launch`` or ``torchrun`` every process arrives at the same plan and the same
+verdict. Only the main process checks the output folder and writes.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def merge(
             open_clip.
         finetuned: theta_1, likewise; a sequence for several fine-tuned from the same zero-shot
             model.
-        recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`;
-            by default ``auto`` with ``data`` and without ``alpha``, else ``wise-ft``.
+        recipe: Name of a recipe, path of a YAML file, a mapping with the content of one, or a
+            `Recipe`. The default is ``auto`` with ``data`` and without ``alpha``, else ``wise-ft``.
         output: Folder to write, completely or not at all; ``None`` to write nothing.
-        processor: For models in memory, if it does not lie in the folder that they were loaded
-            from: their processor, or its folder; for open_clip the architecture's name or
-            configuration.
-        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
+        processor: Processor of models in memory, or its folder, unless it is in the folder that
+            they were loaded from. For open_clip: the name of the architecture, or its folder.
+        progress: Receives progress, notes and warnings. The default logs them to ``clipmerge``,
+            and shows a bar on a terminal and in a notebook.
         **options: The fields of `clipmerge.options.MergeOptions`.
 
     Returns:
@@ -71,19 +71,14 @@ def merge(
 
     Raises:
         VerdictError: If the verdict is one of ``fail_on``; its ``result`` has the record.
-        ClipmergeError: If an argument cannot be used; one line says what, where and what to do
-            next.
+        ClipmergeError: If an argument cannot be used. One line says what, where and what next.
     """
     opts = MergeOptions.of(options)
     ends = (zeroshot, finetuned)
     journal = CallJournal(progress, "merge", *ends, recipe=recipe, **options, output=output)
     chosen = choose_recipe(recipe, opts, journal)
     target = check_output_folder(output, opts, zeroshot, *finetuned_as_list(finetuned))
-    with open_and_decide(zeroshot, finetuned, chosen, opts, journal, processor) as (
-        pair,
-        split,
-        record,
-    ):
+    with open_and_decide(*ends, chosen, opts, journal, processor) as (pair, split, record):
         if split is not None and split.test and opts.verdict:
             from clipmerge.api._images import judge_plan
 
@@ -115,13 +110,13 @@ def plan(
     progress: Progress | None = None,
     **options: Any,
 ) -> Plan:
-    """Measure and decide like `merge`, without merging.
+    """Measure and decide as `merge` does, and stop there.
 
     Args:
         zeroshot: theta_0; see `merge`.
         finetuned: theta_1 ... theta_K; see `merge`.
         recipe: See `merge`.
-        output: JSON file to write the plan to; `Plan.save` can write it later.
+        output: JSON file for the plan; `Plan.save` can write it later.
         processor: See `merge`.
         progress: See `merge`.
         **options: The fields of `clipmerge.options.PlanOptions`.
@@ -130,8 +125,7 @@ def plan(
         The plan.
 
     Raises:
-        ClipmergeError: If an argument cannot be used; one line says what, where and what to do
-            next.
+        ClipmergeError: If an argument cannot be used. One line says what, where and what next.
     """
     opts = PlanOptions.of(options)
     journal = Journal(progress)
@@ -139,11 +133,8 @@ def plan(
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
         check_output_file(target, overwrite=opts.overwrite)
-    with open_and_decide(zeroshot, finetuned, chosen, opts, journal, processor) as (
-        pair,
-        _,
-        record,
-    ):
+    ends = (zeroshot, finetuned)
+    with open_and_decide(*ends, chosen, opts, journal, processor) as (pair, _, record):
         if not is_main_process():
             return record.plan
         plan = record.plan.replace(**pair.sources(hashed=True))
@@ -162,8 +153,8 @@ def open_and_decide(
     journal: Journal,
     processor: Any = None,
 ) -> Iterator[tuple[Pair, Split[Images] | None, Record]]:
-    """Open checkpoints and images, measure and decide; models in memory are saved to disk during
-    the block.
+    """Open checkpoints and images, measure and decide. Models in memory are on disk during the
+    block.
     """
     with open_pair(
         zeroshot, finetuned, options, journal, missing=recipe.missing, processor=processor
@@ -173,9 +164,9 @@ def open_and_decide(
 
 
 def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Progress) -> Recipe:
-    """Load the named recipe, or else the default one, with the options that change it."""
+    """Load the named recipe or the default one, and apply the options that change recipes."""
     if options.ood and options.data is None:
-        raise UsageError("`ood` is judged beside `data`; give images of the target too")
+        raise UsageError("`ood` needs `data`: give images of the target too")
     if recipe is None:
         recipe, reason = "wise-ft", "there are no images"
         if options.alpha is not None:  # in `auto` it would scale what was learned
@@ -191,7 +182,7 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
 def check_output_folder(
     output: StrPath | None, options: MergeOptions, *checkpoints: CheckpointLike
 ) -> Path | None:
-    """Refuse an output, a push or a gate that would fail at the end."""
+    """Check the output folder, the rights to push, and `fail_on`, which would fail at the end."""
     if options.fail_on and (options.data is None or not options.verdict):
         raise UsageError("`fail_on` needs a verdict: give `data`, and leave out `verdict=False`")
     if options.push is not None:
@@ -214,7 +205,7 @@ def check_output_folder(
 def open_and_split_images(
     pair: Pair, recipe: Recipe, options: PlanOptions, journal: Journal
 ) -> tuple[Pair, Split[Images] | None]:
-    """Open, split and check the images, and check the recipe, before anything is learned."""
+    """Open, split and check the images, and check that the recipe fits, before learning."""
     images = None
     if options.data is not None:
         from clipmerge.api._images import split_and_check
@@ -239,19 +230,18 @@ def open_and_split_images(
 
 
 def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:
-    """Refuse a recipe that does not fit these checkpoints, before minutes of measuring."""
+    """Check that a recipe fits these checkpoints and images, before minutes of measuring."""
     inputs = pair.inputs
     if recipe.measure and not has_images:
         raise UsageError(
-            f"recipe '{recipe.name}' measures, and needs labelled images of the target data:"
-            " `data` FOLDER with one subfolder per class (data-free recipes: wise-ft, lines,"
-            " monosoup)"
+            f"recipe '{recipe.name}' needs labelled images of the target: `data` FOLDER with one"
+            " subfolder per class (recipes without images: wise-ft, lines, monosoup)"
         )
     for override in recipe.overrides:
         match_layers(override.layers, inputs.merged_layers)
     if recipe.measure and len(inputs.finetuned) > 1 and not recipe.measure_is("SEVERAL"):
         raise UsageError(
-            f"measure {recipe.measure['name']}: takes one fine-tuned checkpoint; for several use a"
+            f"measure {recipe.measure['name']}: uses one fine-tuned checkpoint; for several, use a"
             " recipe without a measure, such as 'wise-ft' or 'ties', or the measure 'soup-accuracy'"
         )
 
@@ -263,7 +253,7 @@ def decide(
     options: DecisionOptions,
     journal: Journal,
 ) -> Record:
-    """Measure, if the recipe does, let its method decide, and begin the record of the merge."""
+    """Run the recipe's measure, if it has one, and its method; return the record so far."""
     measurements, calibration = None, None
     if split is not None and recipe.measure is not None:
         from clipmerge.api._images import measure
@@ -304,8 +294,8 @@ def decide(
 
 
 def _apply_overrides(decision: Decision, recipe: Recipe, parameters: Layers) -> Decision:
-    """Apply the recipe's overrides to a decision; a layer whose alpha they set loses its
-    coefficients.
+    """Apply the recipe's overrides to a decision. A layer with a new alpha loses the coefficients
+    that were learned for it.
     """
     layers, reasons = dict(decision.layers), dict(decision.reasons)
     coefficients = dict(decision.coefficients)

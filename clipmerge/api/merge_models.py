@@ -34,8 +34,8 @@ def merge_models(
 ) -> Model:
     """Merge models in memory.
 
-    The weights equal, bit for bit, those that `merge` writes for the same models saved to disk.
-    During the merge a temporary folder holds both models: it takes their size on disk, and about a
+    The weights equal, bit for bit, those that `merge` writes for the same models on disk. During
+    the merge both models are in a temporary folder, which takes their size on disk and about a
     second per gigabyte.
 
     Args:
@@ -52,8 +52,7 @@ def merge_models(
         mode; a copy of the zero-shot model if the fine-tuned one is a single tower.
 
     Raises:
-        ClipmergeError: If an argument cannot be used; one line says what, where and what to do
-            next.
+        ClipmergeError: If an argument cannot be used. One line says what, where and what next.
 
     Example:
         >>> robust = merge_models(zeroshot, finetuned, "wise-ft")  # doctest: +SKIP

@@ -1,6 +1,7 @@
-"""Evaluate the alpha curve, recipes and checkpoints on the target, under shifts and on other tasks.
+"""`clipmerge sweep`: compare plain interpolation, recipes and checkpoints on the target, under
+shifts and on other tasks.
 
-A loop over the parts of `merge`; no checkpoint is written. No recipe sees an OOD image.
+Recipes decide by the functions of `merge`, without the OOD images, and no checkpoint is written.
 """
 
 from __future__ import annotations
@@ -64,7 +65,13 @@ _NAMES = "backslashreplace"
 
 
 class _Point(NamedTuple):
-    """One point of a sweep: its entries in the record, the move to it, and the loss it may have."""
+    """A model to evaluate.
+
+    Attributes:
+        about: Its fields in the record.
+        move: Moves the model's weights there.
+        max_loss: Accuracy that it may lose on the target, in points.
+    """
 
     about: Json
     move: Move
@@ -76,10 +83,10 @@ class SweepResult(Tabular):
     """Result of `sweep`.
 
     Attributes:
-        path: The folder written; ``None`` if nothing was written.
+        path: The output folder; ``None`` if nothing was written.
         record: The content of ``sweep.json``.
-        correct: Whether each image was recognised, by source: shape (points, images), bool; the
-            curve's points first.
+        correct: Whether each image was recognised, by source: shape (points, images), bool. The
+            curve's points come first.
         warnings: Warnings, one line each.
     """
 
@@ -100,7 +107,7 @@ class SweepResult(Tabular):
         return rows
 
     def _repr_html_(self) -> str:
-        """The answer, the table and the picture, for a notebook."""
+        """Show the answer, the table and the picture in a notebook."""
         from clipmerge.report.notebook import sweep_html
 
         return sweep_html(self.record)
@@ -120,21 +127,21 @@ def sweep(
     progress: Progress | None = None,
     **options: Any,
 ) -> SweepResult:
-    """Evaluate the alpha curve and recipes on ID and OOD images.
+    """Compare plain interpolation and recipes on images of the target (ID) and others (OOD).
 
     Args:
         zeroshot: theta_0; see `merge`.
-        finetuned: theta_1 ... theta_K; see `merge`. With several the curve goes to their average.
-        id: Images like those of the fine-tuning, by name, each in any form accepted for ``data`` of
-            `merge`; or texts ``NAME=SOURCE`` or paths, one or several.
-        ood: Images unlike those of the fine-tuning, likewise.
+        finetuned: theta_1 ... theta_K; see `merge`. With several, the curve ends at their average.
+        id: Test images of the target by name, each as ``data`` of `merge`; or texts ``NAME=SOURCE``
+            or paths, one or several.
+        ood: Images of shifts and of other tasks, likewise.
         output: Folder to write; ``None`` to write nothing.
         processor: See `merge`.
         progress: See `merge`.
         **options: The fields of `clipmerge.options.SweepOptions`.
 
     Returns:
-        The record, and the images recognised at each point.
+        The record, and whether each image was recognised at each point.
 
     Raises:
         UsageError: If an OOD source shares images with ``data``, or two arguments contradict each
@@ -170,7 +177,7 @@ def sweep(
         journal.warn(*pair.inputs.notes)
         sources = near | far
         check_images(pair, sources if data is None else {**sources, "": data}, opts, journal)
-        # the gain of a point needs a fine curve
+        # gains are measured from a fine curve
         alphas = add_tenths(opts.alphas) if recipes or shown else opts.alphas
         points = [
             _Point({"alpha": alpha}, partial(WeightPath.set_alpha, alpha=alpha)) for alpha in alphas
@@ -215,7 +222,7 @@ def _check_names(ids: Json, oods: Json, points: list[str]) -> None:
 def _open_sources(
     flag: str, named: Json, options: SweepOptions, journal: Journal
 ) -> dict[str, Images]:
-    """Open the images to evaluate on, by name."""
+    """Open the images of a flag, by name."""
     sources: dict[str, Images] = {}
     for name, source in named.items():
         try:
@@ -229,11 +236,11 @@ def _open_sources(
 def _decide(
     pair: Pair, recipe: Recipe, data: Images | None, options: SweepOptions, journal: Journal
 ) -> _Point:
-    """Decide by a recipe as `merge` does, and keep the weights in memory."""
+    """Let a recipe decide, as `merge` does."""
     check_recipe(pair, recipe, has_images=data is not None)
     split = None
     if recipe.measure and data is not None:
-        # the images held back are those of `merge`, so that both decide alike
+        # split as in `merge`, so that both decide alike
         split = split_for_recipe(data, recipe, options.images, options.seed, judged=True)
         journal.warn(*split.notes)
     made = decide(pair, recipe, split, options, journal)
@@ -247,7 +254,7 @@ def _decide(
 
 
 def _open_point(name: str, place: str, inputs: Inputs, model: str | None) -> _Point:
-    """Open a checkpoint to show beside the curve, and align it with the zero-shot one."""
+    """Open a checkpoint to compare with the curve, and align it with the zero-shot one."""
     opened = open_checkpoint(place, base=inputs.zeroshot, model=model)
     point = convert_checkpoint(opened, inputs.zeroshot)
     other = align_checkpoints(inputs.zeroshot, [point], dtype="float32")
@@ -265,7 +272,7 @@ def _make_sweep_record(
     options: SweepOptions,
     journal: CallJournal,
 ) -> Json:
-    """Make the record that `--json` prints and ``sweep.json`` holds."""
+    """Make the content of ``sweep.json``."""
     rows = _accuracy_rows(points, correct, questions, options)
     for row in rows:
         if "name" in row and row["exceeds_max_loss"]:
@@ -305,7 +312,7 @@ def _accuracy_rows(
     questions: dict[str, list[str]],
     options: SweepOptions,
 ) -> list[Json]:
-    """Add each point's accuracies, its gains, and whether it loses more than its limit."""
+    """Compute a row for each point: its accuracies, its gains, and whether it loses too much."""
     alphas = [point.about["alpha"] for point in points if "alpha" in point.about]
     by_question = {
         question: [correct[name] for name in names]

@@ -293,7 +293,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "^`images` 0: should be greater than or equal to 1",
     ),
     "no device": ({"device": "gpu"}, UsageError, "^`device` gpu: should be 'auto', 'cpu'"),
-    "ood alone": ({"ood": {"a": "b"}}, UsageError, "judged beside `data`"),
+    "ood alone": ({"ood": {"a": "b"}}, UsageError, "`ood` needs `data`"),
     "ood without names": ({"ood": [3]}, UsageError, "sources are named: texts NAME=SOURCE"),
     "push alone": ({"push": "a/b", "output": None}, UsageError, "`push` needs `output`"),
     "density of a mask without one": (
