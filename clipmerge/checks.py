@@ -1,7 +1,7 @@
-"""Checks before anything is learned: whether names, images or models would make every result wrong.
+"""Checks of names, images and models before anything is learned from them.
 
-A check is a function that yields doubts. A doubt is an error unless the user allows it by name. To
-add one, yield it from a function here and add its name to `clipmerge.types.CHECKS`.
+A function here yields a `FailedCheck` for each fault. It is an error, unless the user allows the
+check by name. To add a check, yield its failure here and add its name to `clipmerge.types.CHECKS`.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ if TYPE_CHECKING:
     from clipmerge.options import ImageOptions
     from clipmerge.progress import Progress
 
-#: Images that are classified before learning: half a per cent of the passes of learning.
+#: Number of images that both models answer before learning: half a per cent of the work.
 PROBE = 128
-# Images whose pixels are checked, and the fewest that allow a judgement.
+# Number of images whose pixels are checked, and the fewest from which to conclude anything.
 _LOOKED_AT, _FEWEST = 16, 4
 # Largest difference, of 255, between the darkest and the brightest pixel of blank images.
 _BLANK = 16
-#: Median cosine between the matrices of a tower below which two models are unrelated. Models
-#: trained apart stay within 0.01 of 0; the furthest fine-tuning of `benchmarks/ancestry` (at
-#: 7fea82b5) stays above 0.3.
+#: Two models are unrelated if the median cosine between the matrices of a tower is smaller. Models
+#: trained apart are within 0.01 of 0. The furthest fine-tuning of `benchmarks/ancestry` (at
+#: 7fea82b5) is above 0.3.
 UNRELATED = 0.05
-# The same above which two models may be equal.
+# Two models may be equal if it is larger.
 _NEARLY_EQUAL = 0.999
-# Entries of a matrix that are read: 64 KB in float32.
+# Number of entries of a matrix that are read: 64 KB in float32.
 _SAMPLE = 1 << 14
-# Entries of the smallest matrix that counts: by chance, a cosine is one over the root of their
-# number.
+# Entries of the smallest matrix that counts. The cosine of random matrices is about one over the
+# root of their number of entries.
 _LEAST = 256
-# Letters of a class name or a caption that are shown.
+# Number of letters of a class name or a caption in a message.
 _SHOWN = 120
-#: Patterns of labels that are no class names, and a description of each.
+#: Patterns of labels that do not name a class, and a description of each.
 _LOOKS = {
     r"\d+": "are numbers",
     r"n\d{8}": "are WordNet's codes",
@@ -61,17 +61,17 @@ _LOOKS = {
 _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
-class Doubt(NamedTuple):
-    """A failed check, and the sentence about it."""
+class FailedCheck(NamedTuple):
+    """The name of a check that failed, and a sentence for the user."""
 
     check: str
     text: str
 
 
 def raise_unless_allowed(
-    doubts: Iterable[Doubt], allow: Collection[str], progress: Progress
+    doubts: Iterable[FailedCheck], allow: Collection[str], progress: Progress
 ) -> None:
-    """Raise the first doubt that is not allowed; those before it are warnings."""
+    """Raise an error for the first failed check that is not allowed; warn of those before it."""
     for check, text in doubts:
         if check not in allow:
             about_models = check in ("equal-models", "unrelated", "swapped", "class-order")
@@ -80,16 +80,16 @@ def raise_unless_allowed(
         progress.warn(text)
 
 
-def check_models(inputs: Inputs) -> Iterator[Doubt]:
-    """Doubt pairs whose weights are equal or unrelated."""
+def check_models(inputs: Inputs) -> Iterator[FailedCheck]:
+    """Check that the models of a pair are related, but not equal, and order their classes alike."""
     zeroshot = inputs.zeroshot.source
     for which, finetuned in enumerate(inputs.finetuned):
         source = finetuned.source
-        cosines = cosines_of(inputs, which)
+        cosines = tower_cosines(inputs, which)
         # only weights of nearly equal direction are worth reading in full
         is_near = min(cosines.values(), default=1) > _NEARLY_EQUAL
-        if is_near and are_equal(inputs, which):
-            yield Doubt(
+        if is_near and hold_same_weights(inputs, which):
+            yield FailedCheck(
                 "equal-models",
                 f"{zeroshot} and {source} hold the same weights, so there is nothing to merge",
             )
@@ -103,7 +103,7 @@ def check_models(inputs: Inputs) -> Iterator[Doubt]:
             if cosine < UNRELATED
         ]
         if apart:
-            yield Doubt(
+            yield FailedCheck(
                 "unrelated",
                 f"{source} was not fine-tuned from {zeroshot}: the median cosine"
                 f" between their matrices is {' and '.join(apart)}, as between models trained"
@@ -111,13 +111,13 @@ def check_models(inputs: Inputs) -> Iterator[Doubt]:
             )
 
 
-def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
-    """The median cosine between the matrices of a fine-tuned checkpoint and the zero-shot one's, by
-    tower; empty for an adapter, which is related to every base that it fits.
+def tower_cosines(inputs: Inputs, which: int = 0) -> dict[str, float]:
+    """Compute the median cosine between the matrices of a fine-tuned checkpoint and those of the
+    zero-shot one, by tower. The result is empty for an adapter, which fits every base of its shape.
 
-    Training moves weights and does not replace them: even after long training at a high rate, a
-    matrix mostly points where it pointed. Matrices of models that were trained apart are at right
-    angles, because their hidden units are numbered by chance.
+    Even after long training at a high rate, the cosine between a matrix and its start is far above
+    0. Between models that were trained apart it is about 0, because the order of their hidden units
+    is random.
     """
     if inputs.finetuned[which].is_adapted:
         return {}
@@ -125,7 +125,7 @@ def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
     for name in filter(inputs.merges, inputs.zeroshot_keys):
         entry = inputs.zeroshot_entry(name)
         tower, _, rest = inputs.layer_of[name].partition(".")
-        # a head, outside both towers, may have been built anew
+        # a head, which is in neither tower, may be new
         if not rest or len(entry.shape) < 2 or entry.size < _LEAST:
             continue
         holders = inputs.holders[name]
@@ -136,17 +136,17 @@ def cosines_of(inputs: Inputs, which: int = 0) -> dict[str, float]:
             ends.append(widen(stored, dtype, np.dtype(np.float64)))
         theta_0, theta_1 = ends
         with np.errstate(all="ignore"):  # NaN and Inf are refused where they are merged
-            # sums in this thread: a BLAS's threads would spin, waiting for others
+            # not `dot`: the threads of a BLAS would wait for others
             lengths = (theta_0 * theta_0).sum() * (theta_1 * theta_1).sum()
             cosine = float((theta_0 * theta_1).sum() / np.sqrt(lengths))
-        if math.isfinite(cosine):  # an empty or a broken matrix is no evidence
+        if math.isfinite(cosine):  # not so for matrices that are empty or broken
             cosines.setdefault(tower, []).append(cosine)
     return {tower: median(values) for tower, values in cosines.items()}
 
 
-def are_equal(inputs: Inputs, which: int) -> bool:
-    """Whether a fine-tuned checkpoint and the zero-shot one hold the same weights; of models that
-    differ, usually only samples are read.
+def hold_same_weights(inputs: Inputs, which: int) -> bool:
+    """Whether a fine-tuned checkpoint and the zero-shot one have the same weights. If they differ,
+    samples usually show it.
     """
     names = list(filter(inputs.merges, inputs.zeroshot_keys))
     for length in (_SAMPLE, sys.maxsize):
@@ -161,8 +161,8 @@ def are_equal(inputs: Inputs, which: int) -> bool:
     return True
 
 
-def check_classes(images: Images, model: str, rows: Names) -> Iterator[Doubt]:
-    """Doubt the order of the images' classes, unless a head's rows are matched by name."""
+def check_classes(images: Images, model: str, rows: Names) -> Iterator[FailedCheck]:
+    """Check that images and a head order the classes alike, unless names match rows and classes."""
     from clipmerge.images.classes import positions_among
     from clipmerge.images.image_set import CaptionedImages
 
@@ -172,15 +172,15 @@ def check_classes(images: Images, model: str, rows: Names) -> Iterator[Doubt]:
         yield from _check_order(images.source, images.class_names, model, rows)
 
 
-def _check_order(source: str, names: Names, other: str, rows: Names) -> Iterator[Doubt]:
-    """Doubt classes that a head's rows are matched with by order, if one has another row's
-    name.
+def _check_order(source: str, names: Names, other: str, rows: Names) -> Iterator[FailedCheck]:
+    """Check that no class has the name of another row of the head, where rows and classes are
+    matched by order.
     """
     from clipmerge.images.classes import first_misplaced
 
     if len(names) == len(rows) and (moved := first_misplaced(names, rows)):
         place, row = moved
-        yield Doubt(
+        yield FailedCheck(
             "class-order",
             f"'{names[place]}' is class {place} of {source}, but row {row} of the head of {other},"
             " and the two are matched by their order; put both in one order (images by `classes`)",
@@ -194,9 +194,9 @@ def check_sources(
     progress: Progress,
     *,
     seed: int = 0,
-) -> Iterator[Doubt]:
-    """Doubt images and class names, by the pixels of a few images, and by the share of a few images
-    that the zero-shot and the first fine-tuned model recognise with one template.
+) -> Iterator[FailedCheck]:
+    """Check images and class names: by the pixels of some images, and by the answers of the
+    zero-shot and the first fine-tuned model to a sample, with one template.
     """
     from clipmerge.evaluation.scorer import Scorer
 
@@ -209,10 +209,10 @@ def check_sources(
         samples[name] = _sample_with_one_prompt(
             images.sample(min(PROBE, len(images)), seed), settings.template
         )
-    # a head that the zero-shot model lacks knows nothing at theta_0
+    # at theta_0, a head that the zero-shot model lacks is not trained
     if inputs.output.is_classifier and not inputs.zeroshot.has_built_head:
         return
-    # one batch, because on small models each batch has a fixed cost
+    # one batch, because each has a fixed cost on small models
     scorer = Scorer(
         path.model,
         replace(settings, template=(), batch_size=settings.batch_size or PROBE),
@@ -226,20 +226,20 @@ def check_sources(
 
 
 def _sample_with_one_prompt(images: Images, template: Names) -> LabelledImages:
-    """The images with one prompt of each class, or with a caption of each image."""
+    """Give the images one prompt per class or, if they are captioned, one caption each."""
     from clipmerge.images.classes import templates_for
     from clipmerge.images.image_set import CaptionedImages
 
     if isinstance(images, CaptionedImages):
         drawn = images.with_one_caption(0)
-        # one image of each caption: guesses would often hit the most common one
+        # one image of each caption: a guess would often be right if one caption were common
         first = dict(zip(reversed(drawn.labels), reversed(range(len(drawn))), strict=True))
         return drawn.subset(sorted(first.values()))
     return replace(images, templates=templates_for(template, images.templates)[:1])
 
 
-def check_pixels(images: ImageSource) -> Iterator[Doubt]:
-    """Doubt images that are blank or all the same, by the pixels of a few."""
+def check_pixels(images: ImageSource) -> Iterator[FailedCheck]:
+    """Check that images are neither blank nor all the same, by the pixels of some."""
     last = len(images) - 1
     parts = _LOOKED_AT - 1
     looked_at = sorted({part * last // parts for part in range(_LOOKED_AT)})
@@ -249,13 +249,13 @@ def check_pixels(images: ImageSource) -> Iterator[Doubt]:
     darkest = int(min(map(np.min, shown)))
     brightest = int(max(map(np.max, shown)))
     if brightest - darkest <= _BLANK:
-        yield Doubt(
+        yield FailedCheck(
             "blank-images",
             f"{images.source}: {len(shown)} images have pixels from {darkest} to {brightest} of"
             " 255, so they show nothing; were numbers from 0 to 1 saved as whole numbers?",
         )
     elif all(np.array_equal(shown[0], other) for other in shown[1:]):
-        yield Doubt("same-images", f"{images.source}: {len(shown)} images are all the same")
+        yield FailedCheck("same-images", f"{images.source}: {len(shown)} images are all the same")
 
 
 def check_answers(
@@ -265,14 +265,18 @@ def check_answers(
     zeroshot: NDArray[Any] | None = None,
     *,
     among: int = 0,
-) -> Iterator[Doubt]:
-    """Doubt class names or captions by which models recognise images no better than by chance, and
-    the order of the models, if the zero-shot one is surely better on the target (whose name is
-    empty).
+) -> Iterator[FailedCheck]:
+    """Check that a model is better than chance by these class names or captions, and that the
+    zero-shot model is not surely better than the fine-tuned one on the target.
 
-    ``among`` is the number of captions that each was chosen from. With few images a good model may
-    seem to guess, so there is no doubt then. Nor is there one if the zero-shot model surely
-    recognises images by these names.
+    The check passes if there are too few images to be sure.
+
+    Args:
+        name: Name of the source; empty for the target.
+        images: The images.
+        correct: Whether the fine-tuned model, or the only one, is right, (sampled images,).
+        zeroshot: The same for the zero-shot model.
+        among: Number of captions from which each was chosen.
     """
     from clipmerge.images.image_set import CaptionedImages
     from clipmerge.stats import wilson
@@ -288,7 +292,7 @@ def check_answers(
     known = correct if zeroshot is None else zeroshot
     share, known_share = float(correct.mean()), float(known.mean())
     known_low, _ = wilson(known_share, len(known))
-    if name:  # the names are not to blame for what fine-tuning forgot
+    if name:  # fine-tuning may have forgotten another task
         share = max(share, known_share)
     low, high = wilson(share, len(correct))
     where = f"{name}: " if name else ""
@@ -296,20 +300,20 @@ def check_answers(
     example = printable((*names, *captions)[0], limit=_SHOWN)
     look = describe_odd_names(names) if names else ""
     if look and low < halfway:
-        yield Doubt(
+        yield FailedCheck(
             "odd-names",
             f"{where}the class names {look}, such as '{example}', and the model {numbers}; give the"
             " names with `classes`",
         )
     elif low <= chance and high < halfway and known_low <= chance:
         words = "captions" if captions else "class names"
-        yield Doubt(
+        yield FailedCheck(
             "at-chance",
             f"{where}the model {numbers}; are these the {words} of these images, such as"
             f" '{example}'?",
         )
     elif not name and known_low > high:
-        yield Doubt(
+        yield FailedCheck(
             "swapped",
             f"the zero-shot model recognises {known_share:.1%} of {len(correct)} images, the"
             f" fine-tuned one {share:.1%}: are the two swapped, are these images of another task,"
@@ -318,7 +322,7 @@ def check_answers(
 
 
 def describe_odd_names(names: Names) -> str:
-    """Describe labels that are no class names; empty for usual names.
+    """Say what is odd about class names; empty if nothing is.
 
     Example:
         >>> describe_odd_names(("0", "1")), describe_odd_names(("cat", "car"))

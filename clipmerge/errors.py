@@ -17,19 +17,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-# Not printable according to Python, but shown as they are: wide blanks, and the joiners of scripts
-# and emoji
+# Shown as they are, although Python calls them not printable: wide blanks, and joiners of scripts
+# and emoji.
 _SHOWN = frozenset("\xa0\u2002\u2003\u2009\u202f\u3000\u200c\u200d")
 
-# Common words for choices that are spelt otherwise.
+# Common words, and the choice that each means.
 _OTHER_WORDS = {"gpu": "cuda", "fp16": "float16", "fp32": "float32"}
 
 
 class ClipmergeError(Exception):
-    """Base of all errors that a user can fix; printed as one line, exit code 1.
+    """Base of all errors that a user can fix: one line, exit code 1.
 
-    The message is made printable here, once for all: names of tensors, folders and files come from
-    strangers.
+    Messages quote names of tensors, folders and files, which may contain anything, so the base
+    class makes them printable.
     """
 
     exit_code = 1
@@ -48,10 +48,10 @@ class DataError(ClipmergeError):
 
 
 class VerdictError(ClipmergeError):
-    """A verdict that the user fails on; nothing was written.
+    """A verdict named by ``fail_on``; nothing was written.
 
     Attributes:
-        result: What `merge` would have returned, without an output.
+        result: The result of `merge` without an output.
     """
 
     def __init__(self, message: object, result: Any) -> None:
@@ -75,11 +75,10 @@ class UsageError(ClipmergeError):
 
 
 def printable(text: str, *, limit: int = 10_000) -> str:
-    r"""Make foreign text safe for a terminal or a log: one line, and nothing that moves the cursor
-    or hides text.
+    r"""Make text safe to show: one line that neither moves the cursor nor hides anything.
 
-    Control characters, characters that change the writing direction, invisible or unassigned ones,
-    and bytes of a path that are not UTF-8 become escapes; line breaks and tabs become blanks.
+    Line breaks and tabs become blanks. Other control characters, characters that change the writing
+    direction, invisible or unassigned ones, and bytes that are not UTF-8 become escapes.
 
     Example:
         >>> printable("a\x1b[31mb\nc")
@@ -109,7 +108,7 @@ def _escape(letter: str) -> str:
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """Suggest the closest of ``options``, ready to be appended to a message.
+    """Suggest the closest option, as text to append to a message; empty if none is close.
 
     Example:
         >>> did_you_mean("alhpa", ["alpha", "density"])
@@ -135,7 +134,7 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
 
 def did_you_mean_one_of(word: str, listed: str) -> str:
-    """Suggest the closest of the choices that a text quotes; see `did_you_mean`.
+    """Suggest the closest of the choices that a text lists in quotes; see `did_you_mean`.
 
     Example:
         >>> did_you_mean_one_of("cdua", "should be 'cpu' or 'cuda'")
@@ -145,8 +144,8 @@ def did_you_mean_one_of(word: str, listed: str) -> str:
 
 
 def did_you_mean_path(path: Path, names: Iterable[str] = ()) -> str:
-    """Suggest the closest of ``names`` and of the files beside a path that does not exist, ready to
-    be appended to a message.
+    """Suggest the closest of ``names`` and of the files beside a path that does not exist, as text
+    to append to a message.
     """
     while not path.parent.is_dir():  # the first part that does not exist
         path = path.parent
@@ -155,7 +154,7 @@ def did_you_mean_path(path: Path, names: Iterable[str] = ()) -> str:
 
 
 def list_choices(kind: str, word: str, known: Iterable[str]) -> str:
-    """The name that may be meant, and those that exist, ready to be appended to a message.
+    """Suggest the closest known name and list all of them, as text to append to a message.
 
     Example:
         >>> list_choices("recipes", "atuo", ["auto", "lines"])
@@ -170,7 +169,7 @@ def list_choices(kind: str, word: str, known: Iterable[str]) -> str:
 
 
 def shorten(names: Iterable[str], limit: int = 5) -> str:
-    """Join names for a one-line message: the first ``limit`` names and the number of the others.
+    """List the first ``limit`` names, and the number of the others.
 
     Example:
         >>> shorten(["a", "b", "c"], limit=2)
@@ -183,7 +182,7 @@ def shorten(names: Iterable[str], limit: int = 5) -> str:
 
 
 def counted(number: int, one: str, several: str) -> str:
-    """Put a number before what is counted, as it is said of one or of several.
+    """Write a number with its noun in singular or plural.
 
     Example:
         >>> counted(1, "image is", "images are"), counted(2, "image is", "images are")

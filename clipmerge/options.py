@@ -1,19 +1,18 @@
 """The options of every command, each declared once: keyword, type, default, flag and help.
 
-``merge(..., images=64)`` and ``clipmerge merge ... --images 64`` are the same field. A field has
-its type in Python, its bounds, its flag, and the flag's own type where that is narrower. Flags are
-listed by ``--help`` in the groups `HELP_GROUPS`.
+``merge(..., images=64)`` and ``clipmerge merge ... --images 64`` set the same field. The annotation
+of a field lists its type in Python, its bounds, its flag and, if it is narrower, the type of the
+flag. ``--help`` lists the flags in the groups `HELP_GROUPS`.
 """
 
 import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
-from decimal import Decimal
 from functools import partial
 from inspect import Parameter, signature
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, get_args
 
@@ -22,7 +21,6 @@ from typer import Option
 
 from clipmerge.errors import UsageError, did_you_mean, did_you_mean_one_of, list_choices
 from clipmerge.files import local_path
-from clipmerge.files.side_files import names_by_number
 from clipmerge.types import CHECKS, RECOMMENDATIONS, Device, Json, Names, OutputDtype, as_tuple
 
 if TYPE_CHECKING:
@@ -70,13 +68,13 @@ License = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Checked options of a command."""
+    """Options of a command, checked."""
 
     __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012 - pydantic's own name
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Check keywords against the fields: each must exist and have the declared type."""
+        """Make options from keywords, which must be fields and have their types."""
         from pydantic import TypeAdapter, ValidationError  # `--help` needs no pydantic
 
         defaults = {field.name: field.default for field in fields(cls)}
@@ -101,7 +99,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(Options):
-    """The images of a measurement."""
+    """The images to measure on."""
 
     data: Annotated[
         Any,
@@ -119,7 +117,7 @@ class DataOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(Options):
-    """How images are read, and on which device models see them."""
+    """How to read images, and the device and batches of the models."""
 
     classes: Annotated[
         Any,
@@ -147,7 +145,7 @@ class ImageOptions(Options):
 
     @property
     def columns(self) -> "Columns":
-        """The columns named by the user."""
+        """The columns that the user named."""
         from clipmerge.images.image_set import Columns
 
         return Columns(self.image_column, self.label_column, self.caption_column)
@@ -292,8 +290,8 @@ class SweepOptions(DecisionOptions):
     overwrite: Overwrite = False
 
 
-def flags_of(options: type[Options]) -> list[Parameter]:
-    """The fields of a class as parameters with typer's flags."""
+def typer_parameters(options: type[Options]) -> list[Parameter]:
+    """Turn the fields of a class into parameters of a typer command."""
     parameters = []
     for each in signature(options).parameters.values():
         kind, *about = get_args(each.annotation)
@@ -304,14 +302,14 @@ def flags_of(options: type[Options]) -> list[Parameter]:
     return parameters
 
 
-def _check_prompts(texts: Any) -> Names:
+def _parse_templates(texts: Any) -> Names:
     from clipmerge.images.registry import check_templates
 
     return check_templates(tuple(map(str, as_tuple(texts))))
 
 
-def _check_words(option: str, words: Iterable[str], texts: Any) -> Names:
-    """Read one or several words, also separated by commas; each must be among ``words``."""
+def _parse_words(option: str, words: Iterable[str], texts: Any) -> Names:
+    """Split texts at commas into words, each of which must be one of ``words``."""
     listed = tuple(word.strip() for text in as_tuple(texts) for word in str(text).split(","))
     for word in listed:
         if word not in words:
@@ -320,17 +318,12 @@ def _check_words(option: str, words: Iterable[str], texts: Any) -> Names:
 
 
 def class_names(classes: Any) -> Path | Names:
-    """Class names, or the file that has them; a file hides a list of the same name."""
-    if isinstance(classes, Mapping):  # such as `id2label` of a configuration of transformers
-        names = names_by_number(classes)
-        if names is None:
-            raise UsageError(
-                f"`classes`: its keys are not the numbers 0 to {len(classes) - 1}; give the names"
-                " in the order of the classes"
-            )
-        return names
-    if isinstance(classes, (set, frozenset)):
-        raise UsageError("`classes`: a set has no order; give a list in the order of the classes")
+    """Read class names in any form: names, a file (returned as a path), or the name of a list."""
+    if isinstance(classes, (Mapping, set, frozenset)):
+        raise UsageError(
+            f"`classes`: a {type(classes).__name__} has no order; give a list in the order of the"
+            " classes"
+        )
     if not isinstance(classes, (str, os.PathLike)):
         return tuple(map(str, as_tuple(classes)))
     from clipmerge.images.registry import class_list, class_lists
@@ -341,7 +334,7 @@ def class_names(classes: Any) -> Path | Names:
 
 
 def named_sources(sources: Any) -> Json:
-    """Sources by name, from a mapping or from texts ``NAME=SOURCE`` and paths.
+    """Name sources: a mapping by name, or texts ``NAME=SOURCE`` or paths.
 
     Example:
         >>> named_sources(["val=data/val", "data/test"])
@@ -363,7 +356,7 @@ def named_sources(sources: Any) -> Json:
 
 
 def _named_source(text: str) -> tuple[str, str]:
-    """Split ``NAME=SOURCE``; the default name is the last part of the source."""
+    """Split ``NAME=SOURCE``. Without a name, the last part of the source is its name."""
     name, equals, source = text.partition("=")
     is_named = bool(equals and name)
     if not (source if is_named else text).strip():
@@ -378,19 +371,18 @@ def _named_source(text: str) -> tuple[str, str]:
 
 
 def parse_size(size: str | float) -> int:
-    """Bytes in a size, given as a number or as text such as ``200MB``, ``5GB`` or ``1GiB``.
+    """Parse a size in bytes: a number, or text such as ``200MB``, ``5GB`` or ``1GiB``.
 
     Example:
         >>> parse_size("1.5GB"), parse_size("2KiB"), parse_size(5e9)
         (1500000000, 2048, 5000000000)
     """
-    # "5" would be 5 bytes, though gigabytes are meant
-    text = f"{size:.0f}B" if isinstance(size, Real) else str(size).upper()
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?)B?|B)\s*", text)
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
     count = 0
-    if match:
-        base = 1024 if match[3] else 1000
-        count = int(Decimal(match[1]) * base ** " KMGT".index(match[2] or " "))
+    if not str(size).strip().isdecimal() or isinstance(size, int):  # "5" is not five bytes
+        with suppress(ValidationError, OverflowError):
+            count = int(TypeAdapter(ByteSize).validate_python(size))
     if count < 1:
         raise UsageError(
             f"`max_shard_size` {size}: expected a size with its unit, such as 200MB or 5GB"
@@ -399,7 +391,7 @@ def parse_size(size: str | float) -> int:
 
 
 def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
-    """Alphas of a curve, given as numbers or as a text with commas.
+    """Parse the alphas of a curve: numbers, or text with commas.
 
     Example:
         >>> parse_alphas("0, 0.5, 1")
@@ -420,9 +412,9 @@ def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
 
 _READERS: dict[str, Callable[[Any], Any]] = {
     "classes": class_names,
-    "template": _check_prompts,
-    "allow": partial(_check_words, "allow", CHECKS),
-    "fail_on": partial(_check_words, "fail_on", RECOMMENDATIONS),
+    "template": _parse_templates,
+    "allow": partial(_parse_words, "allow", CHECKS),
+    "fail_on": partial(_parse_words, "fail_on", RECOMMENDATIONS),
     "ood": named_sources,
     "points": named_sources,
     "alphas": parse_alphas,
@@ -439,7 +431,7 @@ _KEYWORD = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 
 
 def with_flags(message: str) -> str:
-    """Write keywords in backticks as flags of the command line.
+    """Replace option names in backticks by flags of the command line.
 
     Example:
         >>> with_flags("`images` 0: too few; with `verdict=False` or `device=cpu`, see `me`")
@@ -457,7 +449,7 @@ def with_flags(message: str) -> str:
 
 
 def flag_of(keyword: str, value: Any = None) -> str:
-    """The flag of a keyword; that of a switch depends on its value.
+    """Return the flag of an option. The flag of a switch depends on its value.
 
     Example:
         >>> flag_of("max_loss"), flag_of("recipes"), flag_of("verdict", False)

@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 _LOG = logging.getLogger("clipmerge")
-# A bar of a shorter stage would only flicker.
+# The bar of a shorter stage would only flicker.
 _SECONDS_TO_BAR = 0.3
 #: The stages of a run, in words.
 STAGES = {
@@ -31,32 +31,29 @@ STAGES = {
 
 
 class Progress:
-    """Logs the progress of a run to Python's logger ``clipmerge``; a subclass may show it."""
-
-    #: Whether clipmerge's own command line runs; records then quote it.
-    is_command_line = False
+    """Receives the progress of a run, and logs it to ``clipmerge``. Subclasses may show it."""
 
     def stage(self, name: str) -> None:
-        """A stage begins, and the one before it ends."""
+        """Begin a stage, and end the one before it."""
         _LOG.info("stage: %s", name)
 
     def advance(self, done: float, total: float) -> None:
-        """``done`` of ``total`` is complete, in any unit."""
+        """Report that ``done`` of ``total`` is complete, in any unit."""
 
     def say(self, text: str) -> None:
-        """A note for the user."""
+        """Give the user a note."""
         _LOG.info("%s", text)
 
     def warn(self, text: str) -> None:
-        """A warning for the user."""
+        """Warn the user."""
         _LOG.warning("%s", text)
 
 
 class BarProgress(Progress):
-    """Logs like `Progress`, and shows a bar for each stage on a terminal or in a notebook."""
+    """Logs, and shows a progress bar for each stage on a terminal or in a notebook."""
 
     def __init__(self) -> None:
-        """Show nothing yet."""
+        """Begin without a bar."""
         self._bar: Any = None
         self._doing = ""
 
@@ -77,12 +74,12 @@ class BarProgress(Progress):
         self._bar.update(percent - self._bar.n)
 
     def say(self, text: str) -> None:
-        """Log a note, which may be shown where the bar is."""
+        """Remove the bar, and log a note."""
         self.close()
         super().say(text)
 
     def warn(self, text: str) -> None:
-        """Log a warning, likewise."""
+        """Remove the bar, and log a warning."""
         self.close()
         super().warn(text)
 
@@ -109,15 +106,20 @@ def _make_bar(doing: str, percent: float) -> Any:
 
 
 def default_progress() -> Progress:
-    """Shows bars on a terminal and in a notebook, in the main process only; logs everywhere."""
+    """Make the receiver for calls without one. It logs; in the main process on a terminal or in a
+    notebook, it also shows bars.
+    """
     is_watched = getattr(sys.stderr, "isatty", bool)() or "ipykernel.zmqshell" in sys.modules
     is_main = os.environ.get("RANK", "0") == "0"
     return BarProgress() if is_watched and is_main else Progress()
 
 
 class Journal(Progress):
-    """Forwards the progress of one run, each text once, and keeps its warnings and the seconds of
-    each finished stage for the record.
+    """Forwards the progress of a run, each text once, and keeps warnings and times.
+
+    Attributes:
+        warnings: The warnings.
+        seconds: Seconds by finished stage.
     """
 
     def __init__(self, progress: Progress | None) -> None:

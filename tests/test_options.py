@@ -16,7 +16,7 @@ from clipmerge.options import (
     Options,
     PlanOptions,
     SweepOptions,
-    flags_of,
+    typer_parameters,
     with_flags,
 )
 from tests.support.command import done
@@ -33,7 +33,7 @@ COMMANDS: dict[str, type[Options]] = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_a_flag_with_a_sentence(command: str) -> None:
     shown = done(command, "--help").out
-    for parameter in flags_of(COMMANDS[command]):
+    for parameter in typer_parameters(COMMANDS[command]):
         name, flag = parameter.name, get_args(parameter.annotation)[-1]
         named = [each for each in (flag.default, *(flag.param_decls or ())) if each is not ...]
         long = [each for each in named if "--" in each] or [f"--{name.replace('_', '-')}"]
@@ -58,7 +58,7 @@ def test_options_are_brought_into_one_form() -> None:
         "ood": ["near=a/b", "c/far"],
         "allow": "swapped",
         "fail_on": "use, either",
-        "classes": {1: "dog", 0: "cat"},
+        "classes": ["cat", "dog"],
         "max_shard_size": "2KB",
     }
     made = MergeOptions.of(given)
@@ -81,7 +81,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a number in place of words": ({"fail_on": 3}, "`fail_on` 3: no such word"),
     "a number in place of sources": ({"ood": 3}, "sources are named"),
     "not a size": ({"max_shard_size": float("inf")}, "expected a size with its unit"),
-    "classes by name": ({"classes": {"cat": 0}}, "its keys are not the numbers 0 to 0"),
+    "no unit": ({"max_shard_size": "5"}, "expected a size with its unit"),
     "no source": ({"ood": ["a="]}, "names no images"),
 }
 

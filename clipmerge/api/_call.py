@@ -1,4 +1,4 @@
-"""The call of a command, written so that its record can be published."""
+"""The command line that a record quotes, without private folders."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from clipmerge.files import glob_files, local_path, source_exists
@@ -14,68 +13,68 @@ from clipmerge.options import flag_of
 from clipmerge.planning.plan import last_part
 from clipmerge.planning.recipe import Recipe
 from clipmerge.progress import Journal, Progress
-from clipmerge.types import as_tuple
 
 # A value with more entries is named by its type.
 _MOST_ENTRIES = 20
 
 
 class CallJournal(Journal):
-    """A journal that also keeps the call. Local paths are cut to their last part. The command line
-    of the calling program is never read, because it may hold tokens.
+    """A journal that also writes the call as a command line, with the last part of each local path.
+
+    It never reads the command line of the calling program, which may contain tokens.
 
     Attributes:
-        command: The call, as clipmerge's own command line or as Python.
+        command: The call as a command line.
     """
 
     def __init__(
-        self, progress: Progress | None, function: str, *given: Any, **options: Any
+        self, progress: Progress | None, function: str, *given: Any, output: Any, **options: Any
     ) -> None:
-        """Start the first stage; options that are ``None`` were not given."""
+        """Write the command line. Options that are ``None`` were not given."""
         super().__init__(progress)
         self._last_parts: dict[str, str] = {}
-        if options["output"] is not None:  # it does not exist yet, so it would not look like a path
-            options["output"] = Path(options["output"])
-        words = [self._public(value) for value in given]
-        told = {name: self._public(value) for name, value in options.items() if value is not None}
-        if self._progress.is_command_line:
-            line = [text for word in words for text in as_tuple(word)]
-            for name, value in told.items():
-                for each in as_tuple(value):
-                    line.append(flag_of(name, each))
-                    if not isinstance(each, bool):
-                        line.append(str(each))
-            self.command = shlex.join(["clipmerge", function, *line])
-        else:
-            arguments = [*map(repr, words), *(f"{name}={value!r}" for name, value in told.items())]
-            self.command = f"clipmerge.{function}({', '.join(arguments)})"
+        words = ["clipmerge", function]
+        for value in given:
+            words += self._words(value)
+        for name, value in options.items():
+            if isinstance(value, bool):
+                words.append(flag_of(name, value))
+            elif value is not None:
+                for word in self._words(value):
+                    words += [flag_of(name), word]
+        if output is not None:  # it does not exist yet, so it would not look like a path
+            words += ["--output", self.cut(os.fspath(output))]
+        self.command = shlex.join(words)
 
-    def _public(self, value: Any) -> Any:
-        """The public form of a value: data as is, a path cut, another object named by its type."""
+    def _words(self, value: Any) -> list[str]:
+        """Write a value as words of a command line. Objects are named by their type."""
         if isinstance(value, os.PathLike):
-            return self.cut(os.fspath(value))
+            return [self.cut(os.fspath(value))]
         if isinstance(value, str):
             name, equals, place = value.rpartition("=")  # NAME=SOURCE
             if _is_local(value):
-                return self.cut(value)
-            return name + equals + self.cut(place) if _is_local(place) else value
+                return [self.cut(value)]
+            return [name + equals + self.cut(place) if _is_local(place) else value]
         if isinstance(value, (int, float)):
-            return value
-        if isinstance(value, (Mapping, list, tuple)) and len(value) <= _MOST_ENTRIES:
-            if isinstance(value, Mapping):
-                return dict(zip(value, map(self._public, value.values()), strict=True))
-            return list(map(self._public, value))
-        return value.name if isinstance(value, Recipe) else f"{type(value).__name__} in memory"
+            return [str(value)]
+        short = isinstance(value, (Mapping, list, tuple)) and len(value) <= _MOST_ENTRIES
+        if short and isinstance(value, Mapping):
+            return [f"{name}={word}" for name in value for word in self._words(value[name])]
+        if short and all(isinstance(each, (int, float)) for each in value):
+            return [",".join(map(str, value))]
+        if short:
+            return [word for each in value for word in self._words(each)]
+        return [value.name if isinstance(value, Recipe) else f"{type(value).__name__} in memory"]
 
     def cut(self, path: str) -> str:
-        """Cut a path to its last part, here and in all warnings."""
+        """Return the last part of a path, and remember the path for `without_folders`."""
         place = local_path(path)
         for form in (path, str(place), str(place.absolute())):
             self._last_parts[form] = last_part(path)
         return last_part(path)
 
     def without_folders(self, text: str) -> str:
-        """Cut the folders from the paths in a sentence, because they are private.
+        """Remove the folders, which are private, from the paths in a sentence.
 
         Example:
             >>> CallJournal(None, "merge", output=None).without_folders(
@@ -89,7 +88,7 @@ class CallJournal(Journal):
 
 
 def _is_local(text: str) -> bool:
-    """Whether a text is a path on this machine, and not a Hub id, a name or a prompt."""
+    """Whether a text is a path on this machine, rather than a Hub id, a name or a prompt."""
     try:
         return text.startswith(("/", "~")) or source_exists(text) or bool(glob_files(text))
     except (OSError, ValueError):  # too long for a path

@@ -1,16 +1,14 @@
-"""The images of a merge: opened once, split once into those that learn, choose and judge, and
-measured on: images and model go to the device, and come back as numbers.
+"""The images of a merge: split them into those that teach, choose and judge, check them, measure
+on them, and judge the merge by them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
 import torch
-from torch.linalg import vector_norm
 
 from clipmerge.api._pair import Pair
 from clipmerge.checks import check_sources, raise_unless_allowed
@@ -22,20 +20,19 @@ from clipmerge.images.classes import class_prompts, templates_for
 from clipmerge.images.copies import Thumbnails
 from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, LabelledImages
-from clipmerge.images.split import MAX_TEST, SHARE, Split, split_shift
-from clipmerge.images.split import split_images as divide
-from clipmerge.learning.interpolate import WeightPath
+from clipmerge.images.split import MAX_TEST, SHARE, Split, split_images, split_shift
 from clipmerge.learning.objective import Batch, Labelled, Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.models.classifier import Captions, Prompts, classifier_for
 from clipmerge.models.passes import own_settings
 from clipmerge.options import DecisionOptions, MergeOptions, PlanOptions
-from clipmerge.planning.measurements import CalibrationRecord, Measurements, Statistic
+from clipmerge.planning.measurements import CalibrationRecord, Measurements
 from clipmerge.planning.plan import public_source
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.record import Record
 from clipmerge.plugins import load_plugin, needs_score
 from clipmerge.progress import Journal, Progress
+from clipmerge.types import Names
 
 Images: TypeAlias = LabelledImages | CaptionedImages
 
@@ -43,10 +40,8 @@ Images: TypeAlias = LabelledImages | CaptionedImages
 def split_and_check(
     pair: Pair, images: Images, recipe: Recipe, options: PlanOptions, journal: Journal
 ) -> Split[Images]:
-    """Split the target's images, open `ood`, which have class names of their own, and doubt all of
-    them by how both models see them.
-    """
-    split = split_images(images, recipe, options.images, options.seed, judged=options.verdict)
+    """Split the target's images and those of each `ood` source, and check all of them."""
+    split = split_for_recipe(images, recipe, options.images, options.seed, judged=options.verdict)
     journal.warn(*split.notes)
     ood = {}
     notes: list[str] = []
@@ -62,34 +57,34 @@ def split_and_check(
         ood[name] = split_shift(thumbnails, options.seed, teaches=teaches)
         notes += [*shared, *ood[name].notes]
     sources = {name: shift.thumbnails.images for name, shift in ood.items()}
-    doubt_images(pair, {"": images, **sources}, options, journal)
+    check_images(pair, {"": images, **sources}, options, journal)
     journal.warn(*notes)
     return replace(split, ood=ood)
 
 
-def doubt_images(
+def check_images(
     pair: Pair, sources: Mapping[str, Images], options: DecisionOptions, journal: Journal
 ) -> None:
-    """Doubt images, and their names, by how both models see some of them."""
+    """Check images and their names by the answers of both models to a sample."""
     journal.stage("check")
     doubts = check_sources(pair.path, sources, options, journal, seed=options.seed)
     raise_unless_allowed(doubts, options.allow, journal)
 
 
-def split_images(
+def split_for_recipe(
     images: Images, recipe: Recipe, count: int, seed: int, *, judged: bool
 ) -> Split[Images]:
-    """Sample images, and split them by their use."""
+    """Sample images, and split them into those that teach, choose and judge under a recipe."""
     if not recipe.measure:
         drawn = Thumbnails.read(images.sample(count, seed))
         return replace(split_shift(drawn, seed, teaches=False), available=len(images))
     share = recipe.measure_options["held_back"] if recipe.measure_is("HOLDS_BACK") else 0.0
-    split = divide(images, count, seed, val=share, test=SHARE if judged else 0.0)
+    split = split_images(images, count, seed, val=share, test=SHARE if judged else 0.0)
     if share and split.val is None:
         raise DataError(
-            f"{images.source}: one image is too few for recipe '{recipe.name}', which learns"
-            " from some images and lets others choose; use 2 or more that are not copies"
-            " (`images`), or take the result unchecked with `set=measure.held_back=0`"
+            f"{images.source}: one image is too few for recipe '{recipe.name}', which learns from"
+            " some images and lets others choose; give 2 or more that are not copies (`images`),"
+            " or let none choose with `set=measure.held_back=0`"
         )
     return split
 
@@ -102,7 +97,7 @@ def measure(
     options: DecisionOptions,
     journal: Journal,
 ) -> tuple[Measurements, CalibrationRecord]:
-    """Run the measure of a recipe that has one, on the images that the record describes."""
+    """Run the recipe's measure; return its result, and the record of the images it used."""
     assert recipe.measure is not None
     journal.stage("learn" if recipe.measure_is("LEARNS") else "measure")
     with own_settings():
@@ -113,10 +108,9 @@ def measure(
             measurements: Measurements = run_measure(objective, **recipe.measure_options)
         # no process leaves while another still gathers
         objective.context.state.wait_for_everyone()
-        change = _relative_change(pair.path)
         pair.path.clear_gradients()
     journal.warn(*measurements.notes)
-    return measurements.replace(statistics=(*measurements.statistics, change)), record
+    return measurements, record
 
 
 def masks_by_gradients(recipe: Recipe) -> bool:
@@ -132,65 +126,45 @@ def _build_objective(
     options: DecisionOptions,
     progress: Progress,
 ) -> tuple[Objective, LearningState, CalibrationRecord]:
-    """Build the loss of the model on these images, the state of learning, and the record of what
-    was measured on.
-    """
-    drawn, val = split.train, split.val
-    assert drawn is not None
-    contrastive = isinstance(drawn, CaptionedImages)
-    if isinstance(drawn, CaptionedImages):
-        # a caption is the name and the only prompt of a class of its own
-        images = drawn.with_one_caption(options.seed)
-        templates = images.templates
-    else:
-        images = drawn
-        templates = templates_for(options.template, images.templates)
-    names = images.class_names
-    if isinstance(val, CaptionedImages):
-        val = val.with_one_caption(options.seed, known=names)
-        names = val.class_names
+    """Build the loss on these images, the saved state of learning, and the record of the images."""
+    assert split.train is not None
     context, path = DistributedContext(pair.device), pair.path
     model = path.model
     path.dtype = "float32"
     path.set_alpha(0.0)
+    is_captioned = isinstance(split.train, CaptionedImages)
+    images = _as_labelled(split.train, options.seed)
+    val = None
+    if split.val is not None:
+        val = _as_labelled(split.val, options.seed, images.class_names)
+        images = replace(images, class_names=val.class_names)
     size = batch_size_for(len(images), options.batch_size, context.world_size)
 
     def read_batch(images: LabelledImages) -> Batch:  # every process reads all of them
         pieces = [pixels for _, pixels in read_pixels(images.pictures, size, model.pixels)]
         return Batch(0, torch.cat(pieces), torch.tensor(images.labels))
 
-    classifier = classifier_for(
-        model,
-        replace(images, class_names=names),
-        templates,
-        context.device,
-        moves=path.text_changes,
-        kind=Captions if contrastive else Prompts,
-    )
-    ood = []
-    for of_shift in split.ood.values():
-        if of_shift.train is None:
-            continue
-        shift = of_shift.train
-        if is_captioned := isinstance(shift, CaptionedImages):
-            shift = shift.with_one_caption(options.seed)
-        classes = classifier_for(
-            model,
-            shift,
-            templates_for(() if is_captioned else options.template, shift.templates),
-            context.device,
-            moves=path.text_changes,
-            kind=Captions if is_captioned else Prompts,
-        )
-        ood.append(Labelled(read_batch(shift), classes))
-    seen = read_batch(images)
+    def read(source: Images, images: LabelledImages) -> Labelled:
+        kind = Captions if isinstance(source, CaptionedImages) else Prompts
+        templates = _templates_of(source, images, options)
+        moves = path.text_changes
+        made = classifier_for(model, images, templates, context.device, moves=moves, kind=kind)
+        return Labelled(read_batch(images), made)
+
+    seen, classifier = read(split.train, images)
+    shifts = {name: part.train for name, part in split.ood.items() if part.train is not None}
+    ood = [read(shift, _as_labelled(shift, options.seed)) for shift in shifts.values()]
+    templates = _templates_of(split.train, images, options)
     asked = [
         *(checkpoint.provenance() for checkpoint in pair.inputs.checkpoints),
         recipe.measure,
         options.seed,
-        [images.source, images.revision, images.labels, class_prompts(names, templates)],
-        float(seen.pixels.double().sum()),
-        [[each.images.labels.tolist(), float(each.images.pixels.double().sum())] for each in ood],
+        [images.source, images.revision, images.labels],
+        class_prompts(images.class_names, templates),
+        [
+            [each.images.labels.tolist(), float(each.images.pixels.double().sum())]
+            for each in (Labelled(seen, classifier), *ood)
+        ],
         size,
         context.device.type,
     ]
@@ -208,7 +182,7 @@ def _build_objective(
         state=state,
         progress=progress,
     )
-    if contrastive:
+    if is_captioned:
         from clipmerge.models.captions import caption_notes
 
         for note in caption_notes(images.source, model, images.class_names):
@@ -224,33 +198,28 @@ def _build_objective(
         batch_size=size,
         templates=templates,
         seed=options.seed,
-        ood={name: len(part.train) for name, part in split.ood.items() if part.train is not None},
+        ood={name: len(shift) for name, shift in shifts.items()},
     )
     return objective, state, record
 
 
-def _relative_change(path: WeightPath) -> Statistic:
-    """The statistic ``change``: ||task_vector_l|| / ||theta_0,l||."""
-    values = {}
-    for layer, names in path.layers.items():
-        start = math.hypot(*(float(vector_norm(path.theta_0(name))) for name in names))
-        change = math.hypot(*(float(vector_norm(path.delta(name))) for name in names))
-        values[layer] = change / max(start, 1e-30)
-    return Statistic(
-        name="change",
-        values=values,
-        title="relative change",
-        about=(
-            "length of the layer's task vector (fine-tuned minus zero-shot) divided by the length"
-            " of its zero-shot weights."
-        ),
-    )
+def _as_labelled(images: Images, seed: int, known: Names = ()) -> LabelledImages:
+    """Give captioned images classes: each keeps one caption, drawn by the seed, as its class."""
+    if isinstance(images, CaptionedImages):
+        return images.with_one_caption(seed, known)
+    return images
+
+
+def _templates_of(source: Images, images: LabelledImages, options: DecisionOptions) -> Names:
+    """Choose the templates of the prompts. A caption needs none: it is a prompt itself."""
+    is_captioned = isinstance(source, CaptionedImages)
+    return templates_for(() if is_captioned else options.template, images.templates)
 
 
 def judge_plan(
     pair: Pair, record: Record, split: Split[Images], options: MergeOptions, journal: Journal
 ) -> Record:
-    """Add a verdict to the record, on images from which nothing was learned."""
+    """Judge the plan on images from which nothing was learned, and add the verdict."""
     assert split.test is not None
     journal.stage("judge")
     recipe = record.plan.recipe

@@ -1,14 +1,15 @@
-"""Write models in memory to a temporary folder, in the layout of their own library."""
+"""Save models in memory to temporary folders, in the layout of their library."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
@@ -24,7 +25,7 @@ _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
 def unwrap_model(model: Module) -> Module:
-    """Take a model out of the wrappers of `torch.compile` and of parallel training."""
+    """Return the model inside the wrappers of `torch.compile` and of parallel training."""
     for name in _WRAPPERS * 2:
         children = dict(model.named_children())
         model = children[name] if set(children) == {name} else model
@@ -73,28 +74,19 @@ def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
     if hasattr(processor, "save_pretrained"):
         processor.save_pretrained(folder)
         return
-    if isinstance(processor, (str, os.PathLike)):
-        origin = _original_folder(os.fspath(processor))
-        if origin is None:
-            raise UsageError(
-                f"processor={os.fspath(processor)!r}: is not a folder, and not in the Hub's cache;"
-                " give the processor itself"
-            )
-    elif processor is None:
-        origin = _original_folder(str(getattr(model, "name_or_path", "") or ""))
-    else:
+    if not isinstance(processor, (str, os.PathLike, NoneType)):
         raise UsageError(
             f"processor: {type(processor).__name__} is not a processor of transformers, nor the"
             " folder of one"
         )
-    for file in sorted(origin.iterdir()) if origin else ():
-        is_side_file = file.suffix in _SIDE_SUFFIXES and not file.name.endswith(".index.json")
-        if (
-            is_side_file
-            and file.name not in ("config.json", OPEN_CLIP_CONFIG)
-            and not (folder / file.name).exists()
-        ):
-            shutil.copyfile(file, folder / file.name)
+    name: Any = processor or getattr(model, "name_or_path", "")
+    origin = _original_folder(os.fspath(name))
+    if processor and origin is None:
+        raise UsageError(
+            f"processor={os.fspath(processor)!r}: is not a folder, and not in the Hub's cache; give"
+            " the processor itself"
+        )
+    _copy_side_files(origin, folder, but=OPEN_CLIP_CONFIG)
 
 
 def _original_folder(name: str) -> Path | None:
@@ -113,9 +105,19 @@ def _original_folder(name: str) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
+def _copy_side_files(origin: Path | None, folder: Path, *, but: str) -> None:
+    """Copy the small files beside a model's weights that the new folder lacks, but not the
+    configuration of the other library.
+    """
+    for file in sorted(origin.iterdir()) if origin else ():
+        is_side_file = file.suffix in _SIDE_SUFFIXES and not file.name.endswith(".index.json")
+        if is_side_file and file.name != but and not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
+
+
 def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
-    """Write the weights and, if it is given, the configuration; models of open_clip do not keep
-    theirs.
+    """Write the weights and, if it is given, the configuration, which models of open_clip do not
+    keep.
     """
     from safetensors.torch import save_file
 
@@ -130,29 +132,19 @@ def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
     save_file(weights, folder / OPEN_CLIP_WEIGHTS[0], metadata={"format": "pt"})
     if config is None:
         return
-    if isinstance(config, str) and not Path(config).is_dir():
-        import open_clip
-
-        named = open_clip.get_model_config(config)
-        if named is None:
-            raise UsageError(
-                f"processor={config!r}: open_clip has no model of this name; see"
-                " open_clip.list_models()"
-            )
-        config = named
-    elif isinstance(config, (str, os.PathLike)):
-        if not Path(config).is_dir():
-            raise UsageError(f"processor={os.fspath(config)!r}: no such folder")
-        for file in Path(config).iterdir():
-            if file.suffix in _SIDE_SUFFIXES and file.name != "config.json":
-                shutil.copyfile(file, folder / file.name)
+    if isinstance(config, (str, os.PathLike)) and Path(config).is_dir():
+        _copy_side_files(Path(config), folder, but="config.json")
         return
-    if not isinstance(config, Mapping):
+    import open_clip
+
+    named = open_clip.get_model_config(config) if isinstance(config, str) else None
+    if named is None:
         raise UsageError(
-            f"processor: {type(config).__name__} does not say what open_clip builds; give the name"
-            " of the architecture, such as 'ViT-B-32', its configuration, or the model's folder"
+            f"processor={config!r}: is neither a folder nor a model of open_clip; give the name of"
+            " the architecture, such as 'ViT-B-32' (open_clip.list_models() lists them), or the"
+            " model's folder"
         )
     preprocessing = getattr(model.visual, "preprocess_cfg", None)
     stated = {"preprocess_cfg": dict(preprocessing)} if preprocessing else {}
-    stated |= config if "model_cfg" in config else {"model_cfg": dict(config)}
+    stated |= {"model_cfg": named}
     (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")

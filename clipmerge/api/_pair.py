@@ -1,4 +1,4 @@
-"""Open the checkpoints of a merge once, and lend the one model that stands between them."""
+"""Open the checkpoints of a merge once, and share one model that moves between them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ CheckpointLike: TypeAlias = "StrPath | Module"
 
 @dataclass(frozen=True)
 class Pair:
-    """The zero-shot checkpoint, its fine-tuned ones, and one model that moves between them: it is
-    used to check images, to measure and to judge.
+    """The zero-shot checkpoint, its fine-tuned ones, and one model that moves between them.
+
+    The same model checks images, measures and judges.
 
     Attributes:
         inputs: The checkpoints.
-        device: Where the model runs.
-        head: The classes of a head whose zero-shot counterpart was built from prompts, if any.
-        learning: Saved states of learning, one for each run.
+        device: Device of the model.
+        head: Classes of the zero-shot head that was built from prompts, if one was.
+        learning: Saved states of learning, one for each measure that ran.
     """
 
     inputs: Inputs
@@ -49,9 +50,7 @@ class Pair:
 
     @cached_property
     def path(self) -> WeightPath:
-        """The model on the device, with the weights of every checkpoint; built when it is first
-        used.
-        """
+        """The model on the device, and the weights to move it; built on first use."""
         from clipmerge.learning.interpolate import WeightPath
         from clipmerge.models.building import build_model
         from clipmerge.models.passes import own_settings
@@ -62,16 +61,16 @@ class Pair:
             )
 
     def free_model(self) -> None:
-        """Free the memory of the model and its weights before writing, which does not need them."""
+        """Free the memory of the model, which writing does not need."""
         self.__dict__.pop("path", None)
 
     def forget_learning(self) -> None:
-        """Remove the saved states of learning once their results are stored."""
+        """Delete the saved states of learning, once the results are written."""
         for state in self.learning:
             state.remove()
 
     def sources(self, *, hashed: bool = False) -> Json:
-        """The checkpoints as fields of a plan; ``hashed`` adds the sha256 of their files."""
+        """Describe the checkpoints as a plan does; ``hashed`` adds the sha256 of their files."""
         zeroshot, *finetuned = (
             SourceRecord(**checkpoint.provenance(hashed=hashed), model=checkpoint.architecture)
             for checkpoint in self.inputs.checkpoints
@@ -89,9 +88,9 @@ def open_pair(
     missing: Missing = "error",
     processor: Any = None,
 ) -> Iterator[Pair]:
-    """Open and align checkpoints; models in memory are saved to disk during the block."""
+    """Open, align and check checkpoints. Models in memory are on disk during the block."""
     checkpoints = [zeroshot, *finetuned_as_list(finetuned)]
-    with as_sources(checkpoints, processor, options.state_key) as sources:
+    with as_addresses(checkpoints, processor, options.state_key) as sources:
         base, *rest = open_checkpoints(sources, [options.model] * len(sources))
         inputs = align_checkpoints(base, rest, missing=missing, dtype=options.dtype)
         raise_unless_allowed(check_models(inputs), options.allow, journal)
@@ -99,12 +98,11 @@ def open_pair(
 
 
 @contextmanager
-def as_sources(
+def as_addresses(
     checkpoints: Sequence[CheckpointLike], processor: Any = None, state_key: str | None = None
 ) -> Iterator[list[str]]:
-    """Turn checkpoints into addresses for `open_checkpoints`; models in memory are saved to
-    temporary folders during the block. ``state_key`` is the key of the weights in a fine-tuned
-    file.
+    """Turn checkpoints into paths and Hub ids. Models in memory are in temporary folders during the
+    block. ``state_key`` is the key of the weights in a fine-tuned file.
     """
     part = f"#{state_key}" if state_key else ""
     with ExitStack() as stack:
@@ -122,10 +120,10 @@ def as_sources(
 def with_zeroshot_head(
     pair: Pair, images: LabelledImages | CaptionedImages | None, classes: Any, template: Names
 ) -> Pair:
-    """Build a head for the zero-shot model if only the fine-tuned one has a head; the classes come
+    """Build a zero-shot head from prompts if only the fine-tuned model has a head. The classes come
     from the images or from ``classes``.
     """
-    from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
+    from clipmerge.evaluation.zero_shot_head import add_zeroshot_head, lacks_zeroshot_head
     from clipmerge.images.classes import read_class_names, templates_for
     from clipmerge.images.dataset import require_labelled
 
@@ -145,12 +143,12 @@ def with_zeroshot_head(
         templates=templates_for(template, templates),
         device=cast("Device", DistributedContext(pair.device).device.type),
     )
-    inputs = build_zeroshot_head(pair.inputs, head)
+    inputs = add_zeroshot_head(pair.inputs, head)
     return replace(pair, inputs=inputs, head=head)
 
 
 def finetuned_as_list(finetuned: Any) -> list[Any]:
-    """Put one checkpoint or several into a list, and refuse an empty one."""
+    """Return one checkpoint or several as a list, which must not be empty."""
     if not isinstance(finetuned, (list, tuple)):
         return [finetuned]
     if not finetuned:

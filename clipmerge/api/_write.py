@@ -1,4 +1,4 @@
-"""Write the output of a merge: weights, side files, record, report and card, all or nothing."""
+"""Write the output folder of a merge: weights, side files, record, report and card."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from clipmerge.publish.push import PushResult
     from clipmerge.types import Recommendation
 
-# a path may hold bytes that are not valid text
+# paths may contain bytes that are not valid text
 _NAMES = "backslashreplace"
 
 
 @dataclass(frozen=True, repr=False)
 class MergeResult(Tabular):
-    """Result of `merge` and `apply`; of several processes only the main one has a record.
+    """Result of `merge` and `apply`. Of several processes, only the main one has a record.
 
     Attributes:
-        path: The folder written; ``None`` if nothing was written.
+        path: The output folder; ``None`` if nothing was written.
         plan: The settings of each layer.
-        record: The content of ``clipmerge.json``; ``None`` if this process wrote nothing.
+        record: The content of ``clipmerge.json``; ``None`` if another process wrote it.
         warnings: Warnings, one line each.
-        published: The place that the output was pushed to, if it was.
+        published: The repository that the output was pushed to, if any.
     """
 
     path: Path | None
@@ -49,7 +49,7 @@ class MergeResult(Tabular):
 
     @property
     def verdict(self) -> Verdict | None:
-        """Whether to use the merge, with the accuracies that say so; ``None`` without images."""
+        """Whether to use the merge, with the accuracies behind it; ``None`` without images."""
         if self.record is None or self.record.verdict is None:
             return None
         from clipmerge.report.notebook import shown
@@ -66,7 +66,7 @@ class MergeResult(Tabular):
         return [row | measured.get(row["layer"], {}) for row in self.plan._rows()]
 
     def _repr_html_(self) -> str:
-        """The verdict, the accuracies and the picture, for a notebook."""
+        """Show the verdict, the accuracies and the picture in a notebook."""
         if self.record is None:
             return super()._repr_html_()
         from clipmerge.report.notebook import merge_html
@@ -84,8 +84,8 @@ def write_merged(
     options: MergeOptions | ApplyOptions,
     journal: CallJournal,
 ) -> MergeResult:
-    """Merge by the record's plan and write the output, in the main process; without ``output`` only
-    complete the record.
+    """Merge by the record's plan, and write the output in the main process. Without ``output``,
+    only complete the record.
     """
     pair.free_model()
     if not is_main_process():
@@ -106,7 +106,7 @@ def _write_output(
     journal: CallJournal,
 ) -> tuple[Plan, Record]:
     inputs, plan = pair.inputs, record.plan
-    # first, so that hashing overlaps with the import of what merges
+    # hashing overlaps with the imports below
     pool = ThreadPoolExecutor(max_workers=2)
     hashing = pool.map(Checkpoint.provenance, inputs.checkpoints)
     pool.shutdown(wait=False)
@@ -121,9 +121,9 @@ def _write_output(
         files = write_weights(folder, tensors, shards, journal)
         journal.stage("write")
         files |= write_side_files(folder, inputs, plan.dtype, journal)
-        list(hashing)  # waits, and raises what went wrong
+        list(hashing)  # waits, and raises the error of a thread
         plan = plan.replace(**pair.sources(hashed=True))
-        if plan.coefficients:  # kept with the output, because learning them takes minutes
+        if plan.coefficients:  # learning them took minutes
             written = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.public)
             plan = plan.replace(tensors=written.tensors)
         record = _complete(record, pair, plan, journal, output=output.name, files=files)
@@ -137,7 +137,7 @@ def _write_output(
 def _complete(
     record: Record, pair: Pair, plan: Plan, journal: CallJournal, **written: Any
 ) -> Record:
-    """Complete a record that so far holds a plan, measurements and a verdict."""
+    """Add the written files, warnings, command and times to a record."""
     journal.stage("draw")
     for source in plan.checkpoints:
         journal.cut(source.source)

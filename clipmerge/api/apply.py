@@ -1,4 +1,4 @@
-"""`clipmerge apply`: open a plan's checkpoints, and write the merge that it describes."""
+"""`clipmerge apply`: write the merge that a plan describes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipmerge.api._call import CallJournal
-from clipmerge.api._pair import CheckpointLike, Pair, as_sources, finetuned_as_list
+from clipmerge.api._pair import CheckpointLike, Pair, as_addresses, finetuned_as_list
 from clipmerge.api._write import MergeResult, write_merged
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoints
 from clipmerge.checks import check_models, raise_unless_allowed
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, counted, shorten
-from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
+from clipmerge.evaluation.zero_shot_head import add_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files import local_path, source_exists
 from clipmerge.files.staging import check_output
 from clipmerge.methods import Task
@@ -34,13 +34,13 @@ def apply(
     progress: Progress | None = None,
     **options: Any,
 ) -> MergeResult:
-    """Apply a plan: writes the same bytes as `merge`.
+    """Write the merge that a plan describes, with the same bytes as `merge`.
 
     Args:
         plan: A plan, or its JSON file.
-        output: Folder to write, whole or not at all.
-        zeroshot: theta_0, if it is not at the place named in the plan; it must hold the same bytes,
-            under any file name.
+        output: Folder to write, completely or not at all.
+        zeroshot: theta_0, if it is not where the plan says. Its weights must have the same bytes;
+            the files may have other names.
         finetuned: theta_1 ... theta_K, likewise.
         processor: See `merge`.
         progress: See `merge`.
@@ -55,7 +55,7 @@ def apply(
         ClipmergeError: If another argument cannot be used.
     """
     opts = ApplyOptions.of(options)
-    ends = {"zeroshot": zeroshot, "finetuned": finetuned, "processor": processor}
+    ends = {"zeroshot": zeroshot, "finetuned": finetuned}
     journal = CallJournal(progress, "apply", plan, **ends, **options, output=output)
     if not isinstance(plan, (Plan, str, os.PathLike)):
         raise UsageError(
@@ -77,7 +77,7 @@ def apply(
     target = local_path(output)
     if is_main_process():
         check_output(target, overwrite=opts.overwrite, read=(*opened.files, *checkpoints))
-    with as_sources(checkpoints, processor) as sources:
+    with as_addresses(checkpoints, processor) as sources:
         pair = open_planned(opened, name, sources, opts, journal)
         return write_merged(pair, Record(plan=opened), target, opts, journal)
 
@@ -85,7 +85,7 @@ def apply(
 def open_planned(
     plan: Plan, name: str, sources: Sequence[str], options: ApplyOptions, journal: Journal
 ) -> Pair:
-    """Open a plan's inputs, and check that the plan was made for them."""
+    """Open a plan's checkpoints, and check that the plan was made for them."""
     records = plan.checkpoints
     if len(sources) != len(records):
         raise UsageError(
@@ -101,7 +101,7 @@ def open_planned(
                 f"{name}: has the classes of a head, but these checkpoints do not lack one; remove"
                 " 'head'"
             )
-        inputs = build_zeroshot_head(inputs, plan.head)
+        inputs = add_zeroshot_head(inputs, plan.head)
     for record, checkpoint in zip(records, (zeroshot, *finetuned), strict=True):
         _check_hashes(name, record, checkpoint, journal)
     task = Task(inputs)
@@ -117,7 +117,7 @@ def open_planned(
 
 
 def _locate_checkpoint(name: str, plan: Plan, record: SourceRecord) -> str:
-    """Find one of the plan's checkpoints: at its source, or beside the plan."""
+    """Find a checkpoint of the plan, in the working folder or beside the plan."""
     if record.revision or record.source.startswith("hf://"):
         return record.pinned
     beside = [str(file.parent / record.source) for file in plan.files[:1]]
@@ -134,7 +134,7 @@ def _locate_checkpoint(name: str, plan: Plan, record: SourceRecord) -> str:
 def _check_hashes(
     name: str, record: SourceRecord, checkpoint: Checkpoint, journal: Journal
 ) -> None:
-    """Refuse a checkpoint that is not the plan's; warn if the plan has no hashes to compare."""
+    """Check that a checkpoint has the plan's hashes. Warn if the plan has none."""
     if not any(record.files.values()):
         journal.warn(f"{name} has no sha256 of {record.source}: used unchecked")
         return

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from clipmerge.api._in_memory import unwrap_model
 from clipmerge.api._pair import CheckpointLike
 from clipmerge.api._write import MergeResult
-from clipmerge.api.merge import check_output_folder, choose_recipe, judged_split, merge
+from clipmerge.api.merge import check_output_folder, choose_recipe, merge
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import UsageError
 from clipmerge.files import local_path
@@ -29,17 +29,17 @@ _LOG = logging.getLogger("clipmerge")
 class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
     """Merge the trained model with its zero-shot self when training ends.
 
-    What can be checked is checked when training begins: the recipe, the zero-shot checkpoint, the
-    images, the output folder, and the rights to publish. What goes wrong afterwards is logged and
-    kept in ``error``, and never raised, so that no training is lost. The model in memory is merged
-    as it is at the end, which with ``load_best_model_at_end`` is the best one, and is not changed.
+    The recipe, the zero-shot checkpoint, the images, the output folder and the rights to publish
+    are checked when training begins. Later errors are logged and kept in ``error``, and never
+    raised, so that no training is lost. The merge uses the model that is in memory at the end
+    (with ``load_best_model_at_end``, the best one), and does not change it.
 
-    The verdict and its accuracies are added to the trainer's ``log_history``, which ends up in
-    ``trainer_state.json``.
+    The verdict and its accuracies are added to the trainer's ``log_history``, which the trainer
+    saves in ``trainer_state.json``.
 
     Attributes:
         result: The result of the merge; ``None`` until training ends.
-        error: The reason why there is no merge, or why it was not published.
+        error: The error that prevented the merge or its publication, if any.
 
     Example:
         >>> callback = RobustMergeCallback("zeroshot", recipe="auto", data="val")
@@ -58,12 +58,12 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         progress: Progress | None = None,
         **options: Any,
     ) -> None:
-        """Keep the settings.
+        """Check the options, and load the recipe.
 
         Args:
             zeroshot: Checkpoint that training starts from: a folder, a file,
-                ``org/name[@revision]``, or a model in memory other than the one being trained.
-            recipe: In a form that `merge` accepts; by default the one that `merge` would choose.
+                ``org/name[@revision]``, or a model in memory other than the one in training.
+            recipe: See `merge`.
             output: Folder to write; by default ``merged`` in the trainer's output folder.
             processor: By default the trainer's, or the one beside the zero-shot checkpoint.
             progress: See `merge`.
@@ -78,43 +78,36 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         self._output = output
         self._processor = processor
         self._progress = progress or default_progress()
-        self._options = options
+        self._options = options  # `merge` checks them again
         self._checked = MergeOptions.of(options)
         self._recipe = choose_recipe(recipe, self._checked, self._progress)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
-        """Check everything that would make the merge fail at the end."""
+        """Check the inputs and the output of the merge before training."""
         if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
             raise UsageError(
                 "RobustMergeCallback: with DeepSpeed or FSDP no process holds the whole model;"
                 " leave it out, and merge what was saved with `clipmerge merge`"
             )
         _find_clip(model)
-        zeroshot, options = self._zeroshot, self._checked
         # peft puts its factors into the model that it is given
-        if any(part is zeroshot for part in model.modules()):
+        if any(part is self._zeroshot for part in model.modules()):
             raise UsageError(
                 "RobustMergeCallback: zeroshot is the model that is trained, and will have changed"
                 " by the end; give its folder or name on the Hub, or a copy.deepcopy of it"
             )
-        if isinstance(zeroshot, (str, os.PathLike)):
-            open_checkpoint(os.fspath(zeroshot))
-        check_output_folder(self._folder(args), options, zeroshot)
-        split = None
+        if isinstance(self._zeroshot, (str, os.PathLike)):
+            open_checkpoint(os.fspath(self._zeroshot))
+        options = self._checked
+        check_output_folder(self._folder(args), options, self._zeroshot)
         if options.data is not None:
-            from clipmerge.api._images import split_images
             from clipmerge.images.dataset import open_images
 
-            images = open_images(options.data, options.classes, columns=options.columns)
-            if options.fail_on:
-                count, seed = options.images, options.seed
-                split = split_images(images, self._recipe, count, seed, judged=True)
+            open_images(options.data, options.classes, columns=options.columns)
             for shift in dict(options.ood).values():
                 open_images(shift)
-        if options.fail_on:
-            judged_split(split, options, Progress())
 
     def on_train_end(
         self,
@@ -127,8 +120,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Merge, and log the verdict."""
         folder = self._folder(args)
-        # the trainer's, if it is one of images and texts: a tokenizer alone would leave out the
-        # images
+        # the trainer may have a tokenizer alone, without an image processor
         processor = processing_class if hasattr(processing_class, "image_processor") else None
         try:
             self.result = merge(
@@ -138,9 +130,9 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 output=folder,
                 processor=self._processor or processor,
                 progress=self._progress,
-                **self._options,  # those that change the recipe do so once more
+                **self._options,
             )
-        except Exception as error:  # whatever it is, the training must end with its result
+        except Exception as error:  # training must end normally, whatever it is
             self.error = error
             is_merged = (folder / "clipmerge.json").is_file()
             left = f"the merge is in {folder}" if is_merged else "training itself succeeded"
@@ -166,8 +158,8 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _find_clip(model: Module) -> Module:
-    """Find the model of transformers or open_clip that is trained: the module itself or the first
-    such part of it. A model of peft is returned whole.
+    """Find the model of transformers or open_clip in a trained module: the module itself, or its
+    first part that is one. A model of peft is returned whole.
     """
     model = unwrap_model(model)
     if hasattr(model, "merge_and_unload"):  # peft's
@@ -183,8 +175,8 @@ def _find_clip(model: Module) -> Module:
 
 
 def _without_factors(model: Module) -> Module:
-    """For a model of peft, a copy with the factors merged into the weights; any other model
-    unchanged.
+    """Copy a model of peft with its adapter merged into the weights. Other models are returned as
+    they are.
     """
     if not hasattr(model, "merge_and_unload"):
         return model

@@ -1,4 +1,4 @@
-"""`clipmerge demo`: merge two small real CLIPs, and compare the results."""
+"""`clipmerge demo`: merge two small CLIPs by several recipes, and compare the results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RECIPES = ("wise-ft", "straggler-sparse", "auto")
 
 
 def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> Json:
-    """Merge two small models by each recipe, and measure the accuracy of all models."""
+    """Merge the demo's models by each recipe, and measure all models on clean and shifted digits."""
     from clipmerge.report.pages import REPORT, html_page
 
     folder = local_path(output) if output else user_cache("demo")
@@ -42,22 +42,22 @@ def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> 
     for name, path in models.items():
         found = evaluate(path, sources, template=TEMPLATE, progress=progress)
         accuracy[name] = found.accuracy
-    report = models[best_of(accuracy)] / REPORT
+    report = models[best_merge(accuracy)] / REPORT
     data = {
-        "headline": headline_of(accuracy),
+        "headline": headline(accuracy),
         "folder": str(folder),
         "models": {name: str(path) for name, path in models.items()},
         "accuracy": accuracy,
         "seconds": {name: sum(made.seconds.values()) for name, made in records.items() if made},
         "report": str(report),
     }
-    if made := records[best_of(accuracy)]:
+    if made := records[best_merge(accuracy)]:
         report.write_text(html_page(made, accuracy_table(data)), encoding="utf-8")
     return data
 
 
 def accuracy_table(data: Json) -> Table:
-    """Accuracy of each model on each set of images, and the seconds that each recipe took."""
+    """Make the table: accuracy of each model on each set of images, and seconds of each recipe."""
     rows = []
     for model, by_images in data["accuracy"].items():
         shares = [*by_images.values(), mean_shifted(by_images)]
@@ -67,19 +67,18 @@ def accuracy_table(data: Json) -> Table:
     return ["accuracy, %", *data["accuracy"]["zero-shot"], "mean shifted", "seconds"], rows
 
 
-def best_of(accuracy: Mapping[str, Mapping[str, float]]) -> str:
-    """The merge that is most accurate under shift."""
+def best_merge(accuracy: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the name of the merge that is most accurate under shift."""
     return max(list(accuracy)[2:], key=lambda model: mean_shifted(accuracy[model]))
 
 
-def headline_of(accuracy: Mapping[str, Mapping[str, float]]) -> str:
-    """Say how much accuracy the best merge keeps on clean digits, and how much it regains under
-    shift.
+def headline(accuracy: Mapping[str, Mapping[str, float]]) -> str:
+    """Say how accurate the best merge is on clean digits, and how much it regains under shift.
 
     Args:
         accuracy: Accuracies from 0 to 1, by model and then by name of the images.
     """
-    best = best_of(accuracy)
+    best = best_merge(accuracy)
     shifted = {model: mean_shifted(by_images) for model, by_images in accuracy.items()}
     regained = shifted[best] - shifted["fine-tuned"]
     lost = shifted["zero-shot"] - shifted["fine-tuned"]
@@ -92,5 +91,5 @@ def headline_of(accuracy: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def mean_shifted(accuracy: Mapping[str, float]) -> float:
-    """The mean accuracy of one model over the shifts."""
+    """Average the accuracy of one model over the shifts."""
     return fmean(share for name, share in accuracy.items() if name != "clean")

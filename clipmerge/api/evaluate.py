@@ -1,4 +1,4 @@
-"""`clipmerge evaluate`: measure the accuracy of one checkpoint on several sources of images."""
+"""`clipmerge evaluate`: measure accuracy or recall of one checkpoint on sources of images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from clipmerge.api._pair import CheckpointLike, as_sources
+from clipmerge.api._pair import CheckpointLike, as_addresses
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checks import check_answers, check_classes, check_pixels, raise_unless_allowed
 from clipmerge.errors import UsageError
@@ -22,7 +22,7 @@ class EvaluateResult(Tabular):
     """Result of `evaluate`.
 
     Attributes:
-        accuracy: Share of the images recognised, 0 to 1, by source with classes.
+        accuracy: Accuracy, 0 to 1, by source with classes.
         images: Number of images by source.
         record: The output of ``clipmerge evaluate --json``.
     """
@@ -33,11 +33,10 @@ class EvaluateResult(Tabular):
 
     @property
     def recall(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Recall at K, 0 to 1, by source with captions: ``image_to_text`` and ``text_to_image``, by
-        K as text.
+        """Recall, 0 to 1, by source with captions, direction (``image_to_text`` or
+        ``text_to_image``) and rank as text (``"1"``, ``"5"``, ``"10"``).
         """
-        recall = self.record.get("recall", {})
-        return dict(recall)
+        return dict(self.record["recall"])
 
     def _rows(self) -> Rows:
         rows: Rows = []
@@ -67,14 +66,16 @@ def evaluate(
     progress: Progress | None = None,
     **options: Any,
 ) -> EvaluateResult:
-    """Measure accuracy, the share of images whose class prompt (or row of the head, for a model
-    with one) scores highest, or recall for images with captions.
+    """Measure accuracy on images with classes, and recall on images with captions.
+
+    An image is right if its class has the highest score: by prompts or, for a model with a
+    classification head, by the head.
 
     Args:
         checkpoint: A folder, a file, ``org/name[@revision]``, or a model of transformers or
             open_clip.
-        data: Images by name of their row, each in any form accepted for ``data`` of `merge`; or
-            texts ``NAME=SOURCE`` or paths, one or several.
+        data: Sources by name, each as ``data`` of `merge`; or texts ``NAME=SOURCE`` or paths, one
+            or several.
         processor: See `merge`.
         progress: See `merge`.
         **options: The fields of `clipmerge.options.EvaluateOptions`.
@@ -83,18 +84,20 @@ def evaluate(
         Accuracy or recall, 0 to 1, and number of images by source.
 
     Raises:
-        ClipmergeError: If an argument cannot be used; one line says what, where and what to do
-            next.
+        ClipmergeError: If an argument cannot be used. One line says what, where and what next.
     """
     opts = EvaluateOptions.of(options)
     journal = Journal(progress)
     sources = named_sources(data)
     if not sources:
         raise UsageError("nothing to evaluate on: give images with `data` NAME=SOURCE")
-    from clipmerge.evaluation.accuracy import evaluate_sources, load_model
+    from clipmerge.evaluation.accuracy import load_model
+    from clipmerge.evaluation.scorer import Scorer
     from clipmerge.images.dataset import open_images
+    from clipmerge.images.image_set import CaptionedImages
+    from clipmerge.stats import wilson
 
-    with as_sources([checkpoint], processor) as (address,):
+    with as_addresses([checkpoint], processor) as (address,):
         part = f"#{opts.state_key}" if opts.state_key else ""
         opened = open_checkpoint(address + part, model=opts.model)
         loaded = {
@@ -109,9 +112,25 @@ def evaluate(
                 check_classes(images, opened.source, model.row_names), check_pixels(images)
             )
             raise_unless_allowed(doubts, opts.allow, journal)
-        facts, outcomes = evaluate_sources(model, loaded, opts, journal)
+        scored = Scorer(model, opts, load_bytes=0).score([lambda _: None], loaded, journal)
+        record: Json = {
+            "checkpoint": opened.provenance(),
+            "accuracy": {},
+            "accuracy_intervals": {},
+            "images": {name: len(images) for name, images in loaded.items()},
+            "recall": {},
+            "captions": {},
+            "warnings": journal.warnings,
+        }
         for name, images in loaded.items():
-            for doubt in check_answers(name, images, outcomes[name].correct):
+            (outcome,) = scored[name]
+            if isinstance(images, CaptionedImages):
+                record["recall"][name] = outcome.recall
+                record["captions"][name] = images.caption_count
+            else:
+                share = float(outcome.correct.mean())
+                record["accuracy"][name] = share
+                record["accuracy_intervals"][name] = list(wilson(share, len(images)))
+            for doubt in check_answers(name, images, outcome.correct):
                 journal.warn(doubt.text)  # a poor model is no fault of the images
-        record: Json = {"checkpoint": opened.provenance(), **facts, "warnings": journal.warnings}
     return EvaluateResult(record["accuracy"], record["images"], record)

@@ -1,5 +1,6 @@
-"""`clipmerge inspect`: list the layers of a checkpoint, or compare two; with images, also measure
-how sharp each layer is.
+"""`clipmerge inspect`: list the layers of a checkpoint, or compare two checkpoints.
+
+With images it also measures the sharpness of each layer.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from clipmerge.api._pair import CheckpointLike, Pair, as_sources
+from clipmerge.api._pair import CheckpointLike, Pair, as_addresses
 from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints, open_checkpoints
 from clipmerge.checkpoint.mismatches import find_mismatches
 from clipmerge.errors import UsageError
@@ -18,7 +19,7 @@ from clipmerge.planning import Rows, Tabular
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import Json, Names
 
-# Numbers of a parameter that are compared at once.
+# Entries of a parameter that are compared at once.
 _CHUNK = 1 << 20
 
 
@@ -28,9 +29,9 @@ class InspectResult(Tabular):
 
     Attributes:
         family: Name of the model family.
-        layers: Number of tensors, number of entries, shapes and relative change by layer, in
-            network order; with images also its sharpness, and whether it is a straggler.
-        mismatches: Obstacles to a merge, one line each; empty if the checkpoints match.
+        layers: ``parameters`` (tensors), ``size`` (entries), ``shapes`` and ``change`` by layer, in
+            network order; with images also ``sharpness`` and ``straggler``.
+        mismatches: Reasons why the checkpoints cannot be merged, one line each.
         record: The output of ``clipmerge inspect --json``.
     """
 
@@ -58,7 +59,7 @@ def inspect(
     progress: Progress | None = None,
     **options: Any,
 ) -> InspectResult:
-    """Describe one checkpoint or compare two; with images, also measure how sharp each layer is.
+    """List the layers of one checkpoint, or compare two checkpoints layer by layer.
 
     Args:
         zeroshot: A folder, a file, ``org/name[@revision]``, or a model of transformers or
@@ -68,9 +69,9 @@ def inspect(
         **options: The fields of `clipmerge.options.InspectOptions`.
 
     Returns:
-        Layers in network order, each with its number of tensors and entries, shapes and, for two
-        checkpoints, ||theta_1 - theta_0|| / ||theta_0||; and obstacles to a merge. With ``data``,
-        the sharpness of each layer that fine-tuning changed, in nats, in the middle of the path.
+        The layers in network order. For two checkpoints, ``change`` is
+        ||theta_1 - theta_0|| / ||theta_0|| of the layer. With ``data``, ``sharpness`` is measured
+        in the middle of the path for each layer that fine-tuning changed, in nats.
 
     Raises:
         CheckpointError: If a checkpoint cannot be read.
@@ -81,7 +82,7 @@ def inspect(
         raise UsageError("`data` measures the layers that fine-tuning changed; name FINETUNED too")
     journal = Journal(progress)
     checkpoints = [zeroshot] if finetuned is None else [zeroshot, finetuned]
-    with as_sources(checkpoints, state_key=opts.state_key) as sources:
+    with as_addresses(checkpoints, state_key=opts.state_key) as sources:
         base, *others = open_checkpoints(sources, [opts.model] * len(sources))
         inputs = align_checkpoints(base, others, refuse=False)
         record = _describe(inputs, others, journal)
@@ -91,9 +92,7 @@ def inspect(
 
 
 def _describe(inputs: Inputs, others: list[Checkpoint], journal: Journal) -> Json:
-    """Describe the zero-shot checkpoint, and compare it with the fine-tuned one in ``others``, if
-    there is one.
-    """
+    """Describe the zero-shot checkpoint, and compare it with the one in ``others``, if any."""
     layers = _describe_layers(inputs)
     return {
         "family": inputs.family.name,
@@ -107,7 +106,7 @@ def _describe(inputs: Inputs, others: list[Checkpoint], journal: Journal) -> Jso
 
 
 def _compare(inputs: Inputs, layers: dict[str, Json], journal: Journal) -> list[str]:
-    """Add each layer's change to its description, and list the mismatches."""
+    """Add ``change`` to each layer, and list the mismatches."""
     from clipmerge.checks import check_models
 
     journal.warn(*inputs.notes)
@@ -121,8 +120,8 @@ def _compare(inputs: Inputs, layers: dict[str, Json], journal: Journal) -> list[
             mismatches.append(f"{layer}: its weights hold NaN or Inf")
         done += layers[layer]["size"]
         journal.advance(done, total)
-    for doubt in () if mismatches else check_models(inputs):  # of those that could be merged
-        journal.warn(doubt.text)
+    for failed in () if mismatches else check_models(inputs):
+        journal.warn(failed.text)
     return mismatches
 
 
@@ -141,11 +140,13 @@ def _add_sharpness(record: Json, pair: Pair, options: InspectOptions, journal: J
     assert split is not None
     found, images = measure(pair, recipe, split, opts, journal)
     record["images"] = images.images
-    described = _describe_layers(pair.inputs)  # with a head, if one was built
+    layers = record["layers"]
+    for layer in pair.inputs.layers.keys() - layers.keys():  # a head that was built
+        layers[layer] = _describe_layers(pair.inputs)[layer]
+        layers[layer]["change"] = _relative_change(pair.inputs, pair.inputs.layers[layer])
     for layer, values in found.layers.items():
-        measured = {"change": values["change"], "sharpness": values["sharpness"]}
         straggler = bool(values["straggler"])
-        record["layers"][layer] = described[layer] | measured | {"straggler": straggler}
+        layers[layer] |= {"sharpness": values["sharpness"], "straggler": straggler}
 
 
 def _describe_source(checkpoint: Checkpoint) -> Json:
@@ -176,8 +177,8 @@ def _describe_layers(inputs: Inputs) -> dict[str, Json]:
 
 
 def _relative_change(inputs: Inputs, names: Names) -> float | None:
-    """Compute ||task_vector|| / ||theta_0|| of a layer: ``None`` if nothing can be compared, NaN if
-    a weight is not finite.
+    """Compute ||task_vector|| / ||theta_0|| of a layer: ``None`` if nothing in the layer can be
+    compared, NaN if a weight is not finite.
     """
     comparable = [name for name in names if _are_comparable(inputs, name)]
     if not comparable:

@@ -1,7 +1,7 @@
-"""`clipmerge merge`: open, measure, decide, judge, write; `clipmerge plan` stops after deciding.
+"""`clipmerge merge`: open, measure, decide, judge, write. `clipmerge plan` stops after deciding.
 
-Every process of ``accelerate launch`` or ``torchrun`` does the same, up to the same plan and
-verdict; only the main one looks at the output and writes.
+Under ``accelerate launch`` or ``torchrun`` every process arrives at the same plan and the same
+verdict. Only the main process checks the output folder and writes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from clipmerge.files.staging import check_output, check_output_file
 from clipmerge.layers import match_layers
 from clipmerge.methods import Decision, Task, run_method
 from clipmerge.options import DecisionOptions, MergeOptions, PlanOptions
-from clipmerge.planning.measurements import CalibrationRecord, Measurements
 from clipmerge.planning.plan import Plan, write_plan_files
 from clipmerge.planning.recipe import Recipe, RecipeLike, load_recipe
 from clipmerge.planning.record import Findings, Record
@@ -58,13 +57,13 @@ def merge(
             open_clip.
         finetuned: theta_1, likewise; a sequence for several fine-tuned from the same zero-shot
             model.
-        recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`;
-            by default ``auto`` with ``data`` and without ``alpha``, else ``wise-ft``.
+        recipe: Name of a recipe, path of a YAML file, a mapping with the content of one, or a
+            `Recipe`. The default is ``auto`` with ``data`` and without ``alpha``, else ``wise-ft``.
         output: Folder to write, completely or not at all; ``None`` to write nothing.
-        processor: For models in memory, if it does not lie in the folder that they were loaded
-            from: their processor, or its folder; for open_clip the architecture's name or
-            configuration.
-        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
+        processor: Processor of models in memory, or its folder, unless it is in the folder that
+            they were loaded from. For open_clip: the name of the architecture, or its folder.
+        progress: Receives progress, notes and warnings. The default logs them to ``clipmerge``,
+            and shows a bar on a terminal and in a notebook.
         **options: The fields of `clipmerge.options.MergeOptions`.
 
     Returns:
@@ -72,26 +71,19 @@ def merge(
 
     Raises:
         VerdictError: If the verdict is one of ``fail_on``; its ``result`` has the record.
-        ClipmergeError: If an argument cannot be used; one line says what, where and what to do
-            next.
+        ClipmergeError: If an argument cannot be used. One line says what, where and what next.
     """
     opts = MergeOptions.of(options)
-    about = {"recipe": recipe, **options, "processor": processor, "output": output}
-    journal = CallJournal(progress, "merge", zeroshot, finetuned, **about)
+    ends = (zeroshot, finetuned)
+    journal = CallJournal(progress, "merge", *ends, recipe=recipe, **options, output=output)
     chosen = choose_recipe(recipe, opts, journal)
     target = check_output_folder(output, opts, zeroshot, *finetuned_as_list(finetuned))
-    with open_pair(
-        zeroshot, finetuned, opts, journal, missing=chosen.missing, processor=processor
-    ) as pair:
-        pair, split = open_and_split_images(pair, chosen, opts, journal)
-        judged = judged_split(split, opts, journal)
-        record = decide(pair, chosen, split, opts, journal)
-        if judged is not None:
+    with open_and_decide(*ends, chosen, opts, journal, processor) as (pair, split, record):
+        if split is not None and split.test and opts.verdict:
             from clipmerge.api._images import judge_plan
 
-            record = judge_plan(pair, record, judged, opts, journal)
-        verdict = record.verdict
-        word = verdict.recommendation if verdict else ""
+            record = judge_plan(pair, record, split, opts, journal)
+        word = record.verdict.recommendation if record.verdict else ""
         refused = word if word in opts.fail_on else ""
         result = write_merged(pair, record, None if refused else target, opts, journal)
     if refused:
@@ -118,13 +110,13 @@ def plan(
     progress: Progress | None = None,
     **options: Any,
 ) -> Plan:
-    """Measure and decide like `merge`, without merging.
+    """Measure and decide as `merge` does, and stop there.
 
     Args:
         zeroshot: theta_0; see `merge`.
         finetuned: theta_1 ... theta_K; see `merge`.
         recipe: See `merge`.
-        output: JSON file to write the plan to; `Plan.save` can write it later.
+        output: JSON file for the plan; `Plan.save` can write it later.
         processor: See `merge`.
         progress: See `merge`.
         **options: The fields of `clipmerge.options.PlanOptions`.
@@ -133,8 +125,7 @@ def plan(
         The plan.
 
     Raises:
-        ClipmergeError: If an argument cannot be used; one line says what, where and what to do
-            next.
+        ClipmergeError: If an argument cannot be used. One line says what, where and what next.
     """
     opts = PlanOptions.of(options)
     journal = Journal(progress)
@@ -142,7 +133,8 @@ def plan(
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
         check_output_file(target, overwrite=opts.overwrite)
-    with decided(zeroshot, finetuned, chosen, opts, journal, processor) as (pair, record):
+    ends = (zeroshot, finetuned)
+    with open_and_decide(*ends, chosen, opts, journal, processor) as (pair, _, record):
         if not is_main_process():
             return record.plan
         plan = record.plan.replace(**pair.sources(hashed=True))
@@ -153,28 +145,28 @@ def plan(
 
 
 @contextmanager
-def decided(
+def open_and_decide(
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | Sequence[CheckpointLike],
     recipe: Recipe,
     options: PlanOptions,
     journal: Journal,
     processor: Any = None,
-) -> Iterator[tuple[Pair, Record]]:
-    """Open checkpoints and images, measure and decide; models in memory are saved to disk during
-    the block.
+) -> Iterator[tuple[Pair, Split[Images] | None, Record]]:
+    """Open checkpoints and images, measure and decide. Models in memory are on disk during the
+    block.
     """
     with open_pair(
         zeroshot, finetuned, options, journal, missing=recipe.missing, processor=processor
     ) as pair:
         pair, split = open_and_split_images(pair, recipe, options, journal)
-        yield pair, decide(pair, recipe, split, options, journal)
+        yield pair, split, decide(pair, recipe, split, options, journal)
 
 
 def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Progress) -> Recipe:
-    """Load the named recipe, or else the default one, with the options that change it."""
+    """Load the named recipe or the default one, and apply the options that change recipes."""
     if options.ood and options.data is None:
-        raise UsageError("`ood` is judged beside `data`; give images of the target too")
+        raise UsageError("`ood` needs `data`: give images of the target too")
     if recipe is None:
         recipe, reason = "wise-ft", "there are no images"
         if options.alpha is not None:  # in `auto` it would scale what was learned
@@ -190,9 +182,16 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
 def check_output_folder(
     output: StrPath | None, options: MergeOptions, *checkpoints: CheckpointLike
 ) -> Path | None:
-    """Refuse an output or a push that would fail at the end."""
+    """Check the output folder, the rights to push, and `fail_on`, which would fail at the end."""
+    if options.fail_on and (options.data is None or not options.verdict):
+        raise UsageError("`fail_on` needs a verdict: give `data`, and leave out `verdict=False`")
     if options.push is not None:
-        _check_push(output, options.push)
+        if output is None:
+            raise UsageError("`push` needs `output`, the folder to publish")
+        if is_main_process():
+            from clipmerge.publish.push import check_access
+
+            check_access(options.push)
     if output is None:
         return None
     target = local_path(output)
@@ -203,19 +202,10 @@ def check_output_folder(
     return target
 
 
-def _check_push(output: StrPath | None, repo_id: str) -> None:
-    if output is None:
-        raise UsageError("`push` needs `output`, the folder to publish")
-    if is_main_process():
-        from clipmerge.publish.push import check_access
-
-        check_access(repo_id)
-
-
 def open_and_split_images(
     pair: Pair, recipe: Recipe, options: PlanOptions, journal: Journal
 ) -> tuple[Pair, Split[Images] | None]:
-    """Open, split and check the images, and check the recipe, before anything is learned."""
+    """Open, split and check the images, and check that the recipe fits, before learning."""
     images = None
     if options.data is not None:
         from clipmerge.api._images import split_and_check
@@ -230,46 +220,28 @@ def open_and_split_images(
         check_recipe(pair, recipe, has_images=images is not None)
     if images is None:
         return pair, None
-    return pair, split_and_check(pair, images, recipe, options, journal)
-
-
-def judged_split(
-    split: Split[Images] | None, options: MergeOptions, progress: Progress
-) -> Split[Images] | None:
-    """Return the split if there will be a verdict, else ``None``; called before anything is
-    learned.
-
-    Raises:
-        UsageError: If there will be none, but ``fail_on`` needs one.
-    """
-    if split is None or not options.verdict:
-        reason = ""
-    elif split.test is None or not len(split.test):
+    split = split_and_check(pair, images, recipe, options, journal)
+    if isinstance(options, MergeOptions) and options.verdict and not split.test:
         reason = "there are too few images to hold any back, so there is no verdict"
-    else:
-        return split
-    if options.fail_on:
-        why = reason or "give `data`, and leave out `verdict=False`"
-        raise UsageError(f"`fail_on` needs a verdict: {why}")
-    if reason:
-        progress.warn(reason)
-    return None
+        if options.fail_on:
+            raise UsageError(f"`fail_on` needs a verdict: {reason}")
+        journal.warn(reason)
+    return pair, split
 
 
 def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:
-    """Refuse a recipe that does not fit these checkpoints, before minutes of measuring."""
+    """Check that a recipe fits these checkpoints and images, before minutes of measuring."""
     inputs = pair.inputs
     if recipe.measure and not has_images:
         raise UsageError(
-            f"recipe '{recipe.name}' measures, and needs labelled images of the target data:"
-            " `data` FOLDER with one subfolder per class (data-free recipes: wise-ft, lines,"
-            " monosoup)"
+            f"recipe '{recipe.name}' needs labelled images of the target: `data` FOLDER with one"
+            " subfolder per class (recipes without images: wise-ft, lines, monosoup)"
         )
     for override in recipe.overrides:
         match_layers(override.layers, inputs.merged_layers)
     if recipe.measure and len(inputs.finetuned) > 1 and not recipe.measure_is("SEVERAL"):
         raise UsageError(
-            f"measure {recipe.measure['name']}: takes one fine-tuned checkpoint; for several use a"
+            f"measure {recipe.measure['name']}: uses one fine-tuned checkpoint; for several, use a"
             " recipe without a measure, such as 'wise-ft' or 'ties', or the measure 'soup-accuracy'"
         )
 
@@ -281,28 +253,14 @@ def decide(
     options: DecisionOptions,
     journal: Journal,
 ) -> Record:
-    """Measure what the recipe asks for, and let its method decide."""
-    if split is None or recipe.measure is None:
-        return decide_by_method(pair, recipe, options.seed, journal)
-    from clipmerge.api._images import measure
+    """Run the recipe's measure, if it has one, and its method; return the record so far."""
+    measurements, calibration = None, None
+    if split is not None and recipe.measure is not None:
+        from clipmerge.api._images import measure
 
-    found = measure(pair, recipe, split, options, journal)
-    return decide_by_method(pair, recipe, options.seed, journal, *found)
-
-
-def decide_by_method(
-    pair: Pair,
-    recipe: Recipe,
-    seed: int,
-    journal: Journal,
-    measurements: Measurements | None = None,
-    calibration: CalibrationRecord | None = None,
-) -> Record:
-    """Let the recipe's method decide from the measurements, if there are any, and begin the record
-    of the merge.
-    """
+        measurements, calibration = measure(pair, recipe, split, options, journal)
     journal.stage("decide")
-    task = Task(pair.inputs, measurements, seed)
+    task = Task(pair.inputs, measurements, options.seed)
     decision = run_method(task, recipe.method)
     if recipe.overrides:
         decision = _apply_overrides(decision, recipe, task.layers)
@@ -314,7 +272,7 @@ def decide_by_method(
         dtype=pair.inputs.dtype,
         missing=recipe.missing,
         head=pair.head,
-        seed=seed,
+        seed=options.seed,
         layers=decision.layers,
         stragglers=decision.stragglers,
     )
@@ -336,8 +294,8 @@ def decide_by_method(
 
 
 def _apply_overrides(decision: Decision, recipe: Recipe, parameters: Layers) -> Decision:
-    """Apply the recipe's overrides to a decision; a layer whose alpha they set loses its
-    coefficients.
+    """Apply the recipe's overrides to a decision. A layer with a new alpha loses the coefficients
+    that were learned for it.
     """
     layers, reasons = dict(decision.layers), dict(decision.reasons)
     coefficients = dict(decision.coefficients)

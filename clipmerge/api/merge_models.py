@@ -10,7 +10,7 @@ import torch
 
 from clipmerge.api._in_memory import unwrap_model
 from clipmerge.api._pair import finetuned_as_list
-from clipmerge.api.merge import choose_recipe, decided
+from clipmerge.api.merge import choose_recipe, open_and_decide
 from clipmerge.errors import CheckpointError, UsageError, shorten
 from clipmerge.families import is_index_buffer
 from clipmerge.files.writer import tensors_in_memory
@@ -34,8 +34,8 @@ def merge_models(
 ) -> Model:
     """Merge models in memory.
 
-    The weights equal, bit for bit, those that `merge` writes for the same models saved to disk.
-    During the merge a temporary folder holds both models: it takes their size on disk, and about a
+    The weights equal, bit for bit, those that `merge` writes for the same models on disk. During
+    the merge both models are in a temporary folder, which takes their size on disk and about a
     second per gigabyte.
 
     Args:
@@ -52,8 +52,7 @@ def merge_models(
         mode; a copy of the zero-shot model if the fine-tuned one is a single tower.
 
     Raises:
-        ClipmergeError: If an argument cannot be used; one line says what, where and what to do
-            next.
+        ClipmergeError: If an argument cannot be used. One line says what, where and what next.
 
     Example:
         >>> robust = merge_models(zeroshot, finetuned, "wise-ft")  # doctest: +SKIP
@@ -68,7 +67,7 @@ def merge_models(
     journal = Journal(progress)
     chosen = choose_recipe(recipe, opts, journal)
     models = [unwrap_model(model) for model in finetuned_as_list(finetuned)]
-    with decided(zeroshot, models, chosen, opts, journal, processor) as (pair, record):
+    with open_and_decide(zeroshot, models, chosen, opts, journal, processor) as (pair, _, record):
         pair.free_model()
         tensors = merged_tensors(pair.inputs, record.plan)
         keys = [tensor.key for tensor in tensors]

@@ -1,6 +1,7 @@
-"""Evaluate the alpha curve, recipes and checkpoints on the target, under shifts and on other tasks.
+"""`clipmerge sweep`: compare plain interpolation, recipes and checkpoints on the target, under
+shifts and on other tasks.
 
-A loop over the parts of `merge`; no checkpoint is written. No recipe sees an OOD image.
+Recipes decide by the functions of `merge`, without the OOD images, and no checkpoint is written.
 """
 
 from __future__ import annotations
@@ -16,33 +17,31 @@ from clipmerge import __version__
 from clipmerge.api._call import CallJournal
 from clipmerge.api._images import (
     Images,
-    doubt_images,
-    masks_by_gradients,
-    measure,
-    split_images,
+    check_images,
+    split_for_recipe,
 )
 from clipmerge.api._pair import (
     CheckpointLike,
     Pair,
-    as_sources,
+    as_addresses,
     finetuned_as_list,
     open_pair,
     with_zeroshot_head,
 )
-from clipmerge.api.merge import check_recipe, decide_by_method
+from clipmerge.api.merge import check_recipe, decide
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.views import convert_checkpoint
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, UsageError
-from clipmerge.evaluation.scorer import Move
+from clipmerge.evaluation.scorer import Move, Scorer, stack_correct
 from clipmerge.evaluation.tradeoff import (
     RESAMPLES,
     Correct,
+    add_tenths,
     gains_over_curve,
     mean_accuracy,
     mean_estimate,
     question_of,
-    with_tenths,
 )
 from clipmerge.files import local_path
 from clipmerge.files.staging import check_output, stage_output
@@ -66,7 +65,13 @@ _NAMES = "backslashreplace"
 
 
 class _Point(NamedTuple):
-    """One point of a sweep: its entries in the record, the move to it, and the loss it may have."""
+    """A model to evaluate.
+
+    Attributes:
+        about: Its fields in the record.
+        move: Moves the model's weights there.
+        max_loss: Accuracy that it may lose on the target, in points.
+    """
 
     about: Json
     move: Move
@@ -78,10 +83,10 @@ class SweepResult(Tabular):
     """Result of `sweep`.
 
     Attributes:
-        path: The folder written; ``None`` if nothing was written.
+        path: The output folder; ``None`` if nothing was written.
         record: The content of ``sweep.json``.
-        correct: Whether each image was recognised, by source: shape (points, images), bool; the
-            curve's points first.
+        correct: Whether each image was recognised, by source: shape (points, images), bool. The
+            curve's points come first.
         warnings: Warnings, one line each.
     """
 
@@ -102,7 +107,7 @@ class SweepResult(Tabular):
         return rows
 
     def _repr_html_(self) -> str:
-        """The answer, the table and the picture, for a notebook."""
+        """Show the answer, the table and the picture in a notebook."""
         from clipmerge.report.notebook import sweep_html
 
         return sweep_html(self.record)
@@ -122,21 +127,21 @@ def sweep(
     progress: Progress | None = None,
     **options: Any,
 ) -> SweepResult:
-    """Evaluate the alpha curve and recipes on ID and OOD images.
+    """Compare plain interpolation and recipes on images of the target (ID) and others (OOD).
 
     Args:
         zeroshot: theta_0; see `merge`.
-        finetuned: theta_1 ... theta_K; see `merge`. With several the curve goes to their average.
-        id: Images like those of the fine-tuning, by name, each in any form accepted for ``data`` of
-            `merge`; or texts ``NAME=SOURCE`` or paths, one or several.
-        ood: Images unlike those of the fine-tuning, likewise.
+        finetuned: theta_1 ... theta_K; see `merge`. With several, the curve ends at their average.
+        id: Test images of the target by name, each as ``data`` of `merge`; or texts ``NAME=SOURCE``
+            or paths, one or several.
+        ood: Images of shifts and of other tasks, likewise.
         output: Folder to write; ``None`` to write nothing.
         processor: See `merge`.
         progress: See `merge`.
         **options: The fields of `clipmerge.options.SweepOptions`.
 
     Returns:
-        The record, and the images recognised at each point.
+        The record, and whether each image was recognised at each point.
 
     Raises:
         UsageError: If an OOD source shares images with ``data``, or two arguments contradict each
@@ -144,11 +149,13 @@ def sweep(
         ClipmergeError: If another argument cannot be used.
     """
     opts = SweepOptions.of(options)
-    about = {"id": id, "ood": ood, **options, "processor": processor, "output": output}
+    about = {"id": id, "ood": ood, **options, "output": output}
     journal = CallJournal(progress, "sweep", zeroshot, finetuned, **about)
     recipes = [load_recipe(each, opts.set, max_loss=opts.max_loss) for each in opts.recipes or ()]
-    ids, oods = named_sources(id), named_sources(ood)
-    _refuse_same_names(ids, oods, recipes, opts)
+    ids, oods, shown = named_sources(id), named_sources(ood), dict(opts.points)
+    _check_names(ids, oods, [*(recipe.name for recipe in recipes), *shown])
+    if opts.set and not recipes:
+        raise UsageError("`set` changes recipes, and there are none; give `recipes` too")
     target = None if output is None else local_path(output)
     if target is not None and is_main_process():
         read = [zeroshot, *finetuned_as_list(finetuned), opts.data, opts.classes]
@@ -156,37 +163,38 @@ def sweep(
         check_output(target, overwrite=opts.overwrite, read=read, record=SWEEP_RECORD)
     # keys that only one checkpoint has are an error unless a recipe allows them
     missing: Missing = next((each.missing for each in recipes if each.missing != "error"), "error")
-    shown = dict(opts.points)
     with (
         open_pair(zeroshot, finetuned, opts, journal, missing=missing, processor=processor) as pair,
-        as_sources(list(shown.values()), processor) as places,
+        as_addresses(list(shown.values()), processor) as places,
     ):
-        sources = {
-            **_open_sources("id", ids, opts, journal),
-            **_open_sources("ood", oods, opts, journal),
-        }
+        near, far = (_open_sources(*each, opts, journal) for each in (("id", ids), ("ood", oods)))
         data = None
         if recipes and opts.data is not None:
             data = open_images(opts.data, opts.classes, columns=opts.columns)
             journal.warn(*data.notes)
-        near, far = ({name: sources[name] for name in named} for named in (ids, oods))
         journal.warn(*overlap_notes(data, near, far))
         pair = with_zeroshot_head(pair, data, opts.classes, opts.template)
         journal.warn(*pair.inputs.notes)
-        doubt_images(pair, sources if data is None else {**sources, "": data}, opts, journal)
-        # the gain of a point needs a fine curve
-        alphas = with_tenths(opts.alphas) if recipes or shown else opts.alphas
+        sources = near | far
+        check_images(pair, sources if data is None else {**sources, "": data}, opts, journal)
+        # gains are measured from a fine curve
+        alphas = add_tenths(opts.alphas) if recipes or shown else opts.alphas
         points = [
             _Point({"alpha": alpha}, partial(WeightPath.set_alpha, alpha=alpha)) for alpha in alphas
         ]
-        points += _decide_by_each_recipe(pair, recipes, data, opts, journal)
+        points += [_decide(pair, recipe, data, opts, journal) for recipe in recipes]
         for name, place in zip(shown, places, strict=True):
             points.append(_open_point(name, place, pair.inputs, opts.model))
         questions: dict[str, list[str]] = {"target": list(ids), "shift": [], "task": []}
         for name, images in far.items():
             questions[question_of(images, [*near.values()])].append(name)
+        if pair.inputs.output.is_classifier:
+            for images in sources.values():
+                require_labelled(images)
         journal.stage("evaluate")
-        correct = _score_points(pair, points, sources, opts, journal)
+        scorer = Scorer(pair.path.model, opts, pair.path, dtype=pair.inputs.dtype)
+        outcomes = scorer.score([point.move for point in points], sources, journal)
+    correct = {name: stack_correct(each) for name, each in outcomes.items()}
     journal.stage("bootstrap")
     record = _make_sweep_record(pair, correct, points, questions, sources, opts, journal)
     if target is not None and is_main_process():
@@ -196,19 +204,15 @@ def sweep(
     return SweepResult(target, record, correct, tuple(record["warnings"]))
 
 
-def _refuse_same_names(ids: Json, oods: Json, recipes: list[Recipe], options: SweepOptions) -> None:
-    if shared := sorted(ids.keys() & oods.keys()):
-        raise UsageError(
-            f"`id` and `ood`: both have a source named '{shared[0]}'; write NAME=SOURCE, each name"
-            " once"
-        )
+def _check_names(ids: Json, oods: Json, points: list[str]) -> None:
     if not ids or not oods:
         raise UsageError("a sweep needs at least one `id` and one `ood` source")
-    if options.set and not recipes:
-        raise UsageError("`set` changes recipes, and there are none; give `recipes` too")
-    names = [recipe.name for recipe in recipes]
-    for name in names:
-        if names.count(name) > 1 or name in options.points:
+    for name in ids.keys() & oods.keys():
+        raise UsageError(
+            f"`id` and `ood`: both have a source named '{name}'; write NAME=SOURCE, each name once"
+        )
+    for name in points:
+        if points.count(name) > 1:
             raise UsageError(
                 f"two recipes or points are named '{name}'; give a recipe another `name:` in its"
                 " file, or write NAME=CHECKPOINT with another name"
@@ -218,7 +222,7 @@ def _refuse_same_names(ids: Json, oods: Json, recipes: list[Recipe], options: Sw
 def _open_sources(
     flag: str, named: Json, options: SweepOptions, journal: Journal
 ) -> dict[str, Images]:
-    """Open the images to evaluate on, by name."""
+    """Open the images of a flag, by name."""
     sources: dict[str, Images] = {}
     for name, source in named.items():
         try:
@@ -229,56 +233,34 @@ def _open_sources(
     return sources
 
 
-def _decide_by_each_recipe(
-    pair: Pair, recipes: list[Recipe], data: Images | None, options: SweepOptions, journal: Journal
-) -> list[_Point]:
-    """Decide by each recipe; recipes with the same measure share its result."""
-    points = []
-    known: dict[str, Any] = {}
-    for recipe in recipes:
-        check_recipe(pair, recipe, has_images=data is not None)
-        key = json.dumps([recipe.measure, masks_by_gradients(recipe)], sort_keys=True)
-        if recipe.measure and data is not None and key not in known:
-            # the images held back are those of `merge`, so that both decide alike
-            split = split_images(data, recipe, options.images, options.seed, judged=True)
-            journal.warn(*split.notes)
-            known[key] = measure(pair, recipe, split, options, journal)
-        made = decide_by_method(pair, recipe, options.seed, journal, *known.get(key, ()))
-        about = {
-            "name": recipe.name,
-            "decision": decision_sentence(made.plan, made.measured),
-            "calibration": made.calibration and made.calibration.model_dump(mode="json"),
-            "recipe": recipe.model_dump(mode="json"),
-        }
-        points.append(_Point(about, partial(WeightPath.set_plan, plan=made.plan), recipe.max_loss))
-    return points
+def _decide(
+    pair: Pair, recipe: Recipe, data: Images | None, options: SweepOptions, journal: Journal
+) -> _Point:
+    """Let a recipe decide, as `merge` does."""
+    check_recipe(pair, recipe, has_images=data is not None)
+    split = None
+    if recipe.measure and data is not None:
+        # split as in `merge`, so that both decide alike
+        split = split_for_recipe(data, recipe, options.images, options.seed, judged=True)
+        journal.warn(*split.notes)
+    made = decide(pair, recipe, split, options, journal)
+    about = {
+        "name": recipe.name,
+        "decision": decision_sentence(made.plan, made.measured),
+        "calibration": made.calibration and made.calibration.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    return _Point(about, partial(WeightPath.set_plan, plan=made.plan), recipe.max_loss)
 
 
 def _open_point(name: str, place: str, inputs: Inputs, model: str | None) -> _Point:
-    """Open a checkpoint to show beside the curve, and align it with the zero-shot one."""
+    """Open a checkpoint to compare with the curve, and align it with the zero-shot one."""
     opened = open_checkpoint(place, base=inputs.zeroshot, model=model)
     point = convert_checkpoint(opened, inputs.zeroshot)
     other = align_checkpoints(inputs.zeroshot, [point], dtype="float32")
     (source,) = Pair(other).sources(hashed=True)["finetuned"]
     about = {"name": name, "checkpoint": _public_json(source)}
     return _Point(about, partial(WeightPath.set_checkpoint, other=other))
-
-
-def _score_points(
-    pair: Pair,
-    points: list[_Point],
-    sources: dict[str, Images],
-    options: SweepOptions,
-    progress: Progress,
-) -> dict[str, Correct]:
-    """Whether each image is recognised at each point, by source."""
-    from clipmerge.evaluation.scorer import Scorer, stack_correct
-
-    if pair.inputs.output.is_classifier:
-        sources = {name: require_labelled(images) for name, images in sources.items()}
-    scorer = Scorer(pair.path.model, options, pair.path, dtype=pair.inputs.dtype)
-    outcomes = scorer.score([point.move for point in points], sources, progress)
-    return {name: stack_correct(each) for name, each in outcomes.items()}
 
 
 def _make_sweep_record(
@@ -290,12 +272,9 @@ def _make_sweep_record(
     options: SweepOptions,
     journal: CallJournal,
 ) -> Json:
-    """Make the record that `--json` prints and ``sweep.json`` holds."""
-    limits = [point.max_loss if options.max_loss is None else options.max_loss for point in points]
-    alphas = [point.about["alpha"] for point in points if "alpha" in point.about]
-    rows = _accuracy_rows(correct, questions, limits, alphas, options.seed)
-    every = [point.about | row for point, row in zip(points, rows, strict=True)]
-    for row in every:
+    """Make the content of ``sweep.json``."""
+    rows = _accuracy_rows(points, correct, questions, options)
+    for row in rows:
         if "name" in row and row["exceeds_max_loss"]:
             journal.warn(f"{row['name']} loses more than `max_loss` on the target")
     journal.stage("draw")
@@ -312,12 +291,11 @@ def _make_sweep_record(
             name: public_source(images.source, images.revision) for name, images in sources.items()
         },
         "images": {name: len(images) for name, images in sources.items()},
-        "revisions": {name: images.revision for name, images in sources.items()},
         "seed": options.seed,
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
-        "curve": [row for row in every if "alpha" in row],
-        "recipes": [row for row in every if "recipe" in row],
-        "points": [row for row in every if "checkpoint" in row],
+        "curve": [row for row in rows if "alpha" in row],
+        "recipes": [row for row in rows if "recipe" in row],
+        "points": [row for row in rows if "checkpoint" in row],
         "warnings": list(map(journal.without_folders, journal.warnings)),
         "seconds": journal.seconds,
     }
@@ -329,13 +307,13 @@ def _public_json(source: SourceRecord) -> Json:
 
 
 def _accuracy_rows(
+    points: list[_Point],
     correct: dict[str, Correct],
     questions: dict[str, list[str]],
-    limits: list[float],
-    alphas: Sequence[float],
-    seed: int,
+    options: SweepOptions,
 ) -> list[Json]:
-    """Compute each point's accuracies, its gains, and whether it loses more than its limit."""
+    """Compute a row for each point: its accuracies, its gains, and whether it loses too much."""
+    alphas = [point.about["alpha"] for point in points if "alpha" in point.about]
     by_question = {
         question: [correct[name] for name in names]
         for question, names in questions.items()
@@ -343,32 +321,32 @@ def _accuracy_rows(
     }
     target = by_question["target"]
     gains = {
-        question: gains_over_curve(target, others, len(alphas), seed=seed)
+        question: gains_over_curve(target, others, len(alphas), seed=options.seed)
         for question, others in by_question.items()
         if question != "target"
     }
     accuracy = 100 * mean_accuracy(target)
     rows: list[Json] = []
-    for number, limit in enumerate(limits):
-        off_curve = number - len(alphas)
-        row: Json = {
-            "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
-            "mean": {
-                question: mean_estimate([right[number] for right in each]).model_dump(mode="json")
-                for question, each in by_question.items()
-            },
-            "gain": {
-                question: each[off_curve].model_dump(mode="json")
-                for question, each in gains.items()
-                if off_curve >= 0
-            },
-            "exceeds_max_loss": None,
-        }
+    for number, point in enumerate(points):
+        exceeds = None
         if 1.0 in alphas:
+            limit = point.max_loss if options.max_loss is None else options.max_loss
             lost = accuracy[alphas.index(1.0)] - accuracy[number]
             # accuracies are ratios of counts; rounding errors are far below
-            row["exceeds_max_loss"] = bool(lost > limit + 1e-7)
-        rows.append(row)
+            exceeds = bool(lost > limit + 1e-7)
+        means = {
+            question: mean_estimate([right[number] for right in each])
+            for question, each in by_question.items()
+        }
+        off_curve = number - len(alphas)
+        gained = {name: each[off_curve] for name, each in gains.items() if off_curve >= 0}
+        row = {
+            "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
+            "mean": {name: mean.model_dump(mode="json") for name, mean in means.items()},
+            "gain": {name: gain.model_dump(mode="json") for name, gain in gained.items()},
+            "exceeds_max_loss": exceeds,
+        }
+        rows.append(point.about | row)
     return rows
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 DEBUG = "CLIPMERGE_DEBUG"
-# In a shorter time little but imports may have happened.
-_SECONDS_TO_ESTIMATE = 10.0
 # The fields that a reader wants to see first.
 _ANSWERS = ("verdict", "answer", "headline", "accuracy")
 # base class of errors about flags, whether or not typer vendors its own click
@@ -42,8 +40,6 @@ _WIDEST = 10_000
 
 class Terminal(BarProgress):
     """Prints the progress and the result of one command, in the main process."""
-
-    is_command_line = True
 
     def __init__(
         self,
@@ -72,8 +68,6 @@ class Terminal(BarProgress):
         self._silent = not is_main_process()
         self._begin = time.monotonic()
         super().__init__()
-        self._stage_begin = self._begin
-        self._time_is_said = False
 
     @functools.cached_property
     def _error_console(self) -> Console:
@@ -82,29 +76,13 @@ class Terminal(BarProgress):
     def stage(self, name: str) -> None:
         """Begin a stage, with a progress bar of its own."""
         super().stage(name)
-        self._stage_begin = time.monotonic()
-        self._time_is_said = False
         if self.verbose and not self._silent:
             self._error_console.print(f"{STAGES[name]} ...")
 
     def advance(self, done: float, total: float) -> None:
-        """Move the progress bar of a terminal; elsewhere say once how long a long stage takes."""
-        if self._silent or self._quiet:
-            return
-        if sys.stderr.isatty():
+        """Move the progress bar, which only a terminal shows."""
+        if sys.stderr.isatty() and not (self._silent or self._quiet):
             super().advance(done, total)
-        else:
-            self._say_time_left(done, total)
-
-    def _say_time_left(self, done: float, total: float) -> None:
-        """Say once that a stage takes minutes; not at its beginning, where batches are slow."""
-        spent = time.monotonic() - self._stage_begin
-        if self._time_is_said or done < total / 20 or spent < _SECONDS_TO_ESTIMATE:
-            return
-        self._time_is_said = True
-        minutes = spent * (total - done) / done / 60
-        if minutes > 1.5:
-            self.say(f"{self._doing} takes about {minutes:.0f} minutes more")
 
     def say(self, text: str, kind: str = "note") -> None:
         """Print a note on stderr."""

@@ -9,7 +9,6 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import closing
-from glob import glob
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +20,6 @@ from typer.main import get_command
 from clipmerge.cli._terminal import Terminal, report_error
 from clipmerge.distributed import watch_processes
 from clipmerge.errors import UsageError
-from clipmerge.files import recipe_files
 
 #: Commands in the order of ``--help``: file and summary.
 COMMANDS = {
@@ -41,12 +39,6 @@ _START = (
 )
 
 
-def complete_recipe(incomplete: str) -> list[str]:
-    """Complete the name of a recipe, or of a YAML file."""
-    names = [name for name in recipe_files() if name.startswith(incomplete)]
-    return [*names, *sorted(glob(f"{incomplete}*.y*ml"))]  # noqa: PTH207
-
-
 ZeroShot = Annotated[
     str, typer.Argument(metavar="ZEROSHOT", help="Folder, file, ORG/NAME[@REVISION] or adapter.")
 ]
@@ -62,7 +54,6 @@ RecipeName = Annotated[
         metavar="RECIPE",
         rich_help_panel="Decide",
         help="Name or YAML file; by default auto with --data and without --alpha, else wise-ft.",
-        autocompletion=complete_recipe,
     ),
 ]
 Output = Annotated[
@@ -114,13 +105,13 @@ def command(function: Any) -> Callable[..., None]:
 
     ``**options`` stands for the fields of the class in its annotation.
     """
-    from clipmerge.options import flags_of
+    from clipmerge.options import typer_parameters
 
     _, *own = inspect.signature(function, eval_str=True).parameters.values()
     parameters = []
     for each in own:
         if each.kind is each.VAR_KEYWORD:
-            parameters += flags_of(each.annotation.__metadata__[0])
+            parameters += typer_parameters(each.annotation.__metadata__[0])
         else:
             parameters.append(each.replace(kind=each.KEYWORD_ONLY))
     of_terminal = inspect.signature(Terminal, eval_str=True).parameters
@@ -148,6 +139,7 @@ app = typer.Typer(
     cls=_Commands,
     help="Make a fine-tuned CLIP robust again by merging it with its zero-shot self.",
     epilog=_START,
+    add_completion=False,
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -141,7 +141,7 @@ def _accuracy_table(record: Json) -> RenderableType:
         low, high = record["accuracy_intervals"][name]
         interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
         rows.append([name, str(images[name]), f"{value:.1%} {interval}"])
-    for name, recall in record.get("recall", {}).items():
+    for name, recall in record["recall"].items():
         # recall depends on how many images and captions there are
         gallery = f"{images[name]}, {record['captions'][name]} captions"
         for direction, by_rank in recall.items():

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from clipmerge.cli._terminal import Terminal
-from clipmerge.cli.app import GroupedCommand, command, complete_recipe
+from clipmerge.cli.app import GroupedCommand, command
 from clipmerge.errors import OutputError
 from clipmerge.files import local_path, recipe_files
 from clipmerge.files.staging import write_whole_file
@@ -22,9 +22,7 @@ recipes_command = typer.Typer(
 )
 # `--all` lists the others after these.
 _RECOMMENDED = ("auto", "wise-ft", "straggler-sparse", "lines", "monosoup")
-_Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="Name of a recipe.", autocompletion=complete_recipe)
-]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe.")]
 
 
 @recipes_command.command("list", cls=GroupedCommand)

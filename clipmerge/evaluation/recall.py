@@ -13,41 +13,34 @@ from torch import Tensor
 from clipmerge.images.image_set import number_texts
 from clipmerge.planning.record import RANKS, Recall
 
-#: Number of captions shown, and number of images shown for each.
-EXAMPLES, IMAGES_PER_EXAMPLE = 4, 3
 # Scores computed at once: 64 MB in float32.
 _SCORES = 1 << 24
 
 
 def retrieve(
     features: Tensor, texts: Tensor, captions: Sequence[Sequence[str]]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], Recall, NDArray[np.int64]]:
+) -> tuple[NDArray[np.int64], NDArray[np.float64], Recall]:
     """Compare image features, (images, width), with features of all different captions in the order
     in which they first appear, (texts, width).
 
     Equal captions are one text, for which each of their images is right.
 
     Returns:
-        The best caption of each image, (images,); `Outcome.correct`, (images,); the recall; and the
-        best images for the first captions of the first images, best first, (examples,
-        `IMAGES_PER_EXAMPLE`).
+        The best caption of each image, (images,); `Outcome.correct`, (images,); and the recall.
     """
-    numbers, distinct = number_texts(chain.from_iterable(captions))
+    numbers, _ = number_texts(chain.from_iterable(captions))
     images = [at for at, of_image in enumerate(captions) for _ in of_image]
     own = torch.zeros(len(captions), len(texts), dtype=torch.bool)
     own[images, list(numbers)] = True
     of_images, of_texts, best = retrieval_ranks(features, texts, own)
     found = (own * (of_texts == 0)).sum(1) / own.sum(1)
     by_image = ((of_images == 0).double() + found.double()) / 2
-    first = [distinct.index(of_image[0]) for of_image in captions[:EXAMPLES]]
-    shown = texts[first] @ features.T
-    best_images = shown.topk(min(IMAGES_PER_EXAMPLE, len(captions))).indices
     ways = {"image_to_text": of_images, "text_to_image": of_texts}
     recall: Recall = {
         way: {str(rank): int((ranks < rank).sum()) / len(ranks) for rank in RANKS}
         for way, ranks in ways.items()
     }
-    return best.numpy(), by_image.numpy(), recall, best_images.numpy()
+    return best.numpy(), by_image.numpy(), recall
 
 
 def retrieval_ranks(images: Tensor, texts: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -57,13 +57,11 @@ class Outcome:
             numbers: whether the best caption is its own, and the share of its captions for which it
             is the best image.
         recall: Recall at K in both directions, for images with captions.
-        best_images: The best images for some captions; see `retrieve`.
     """
 
     best: NDArray[np.int64]
     correct: Correct
     recall: Recall | None = None
-    best_images: NDArray[np.int64] | None = None
 
 
 class Scorer:

@@ -52,12 +52,12 @@ def _class_names(images: LabelledImages | CaptionedImages) -> set[str]:
     return {" ".join(name.replace("_", " ").casefold().split()) for name in images.class_names}
 
 
-def with_tenths(alphas: Sequence[float]) -> list[float]:
+def add_tenths(alphas: Sequence[float]) -> list[float]:
     """Add the tenths from 0 to 1 that lie between the alphas, so that a gain hardly depends on the
     alphas that were asked for.
 
     Example:
-        >>> with_tenths([0.75, 1])
+        >>> add_tenths([0.75, 1])
         [0.75, 0.8, 0.9, 1]
     """
     tenths = (step / 10 for step in range(11))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 
 from clipmerge.evaluation.corruptions import corrupted_sets
-from clipmerge.evaluation.scorer import Images, Move, Outcome, Scorer, stack_correct
+from clipmerge.evaluation.scorer import Images, Move, Scorer, stack_correct
 from clipmerge.evaluation.tradeoff import (
     gains_over_curve,
     mean_accuracy,
@@ -91,7 +91,7 @@ def recommend(
     """
     limit = max_loss / 100 + _ROUNDING
     points = f"{max_loss:g} points (`max_loss`)"
-    if doubt := _doubt(target):
+    if doubt := _suspect_images(target):
         return doubt
     if better_alpha is not None:
         text = f"plain interpolation is surely better than this merge. {_PLAIN}{better_alpha:g}`"
@@ -119,7 +119,7 @@ def recommend(
     loss = ""
     if lost := _surely_lost(sources):
         loss = f" The merged model surely loses on {' and '.join(lost)}."
-    then = loss + _what_tells_more(target, ood, limit, most_images)
+    then = loss + _suggest_more_images(target, ood, limit, most_images)
     if unclear:
         text = f"the merged model may lose more than {points} on {' and '.join(unclear)}"
         return "too-few-images", "unclear-loss", f"Too few images: {text}.{then}"
@@ -162,7 +162,7 @@ def _may_lose(at: Comparison, limit: float) -> bool:
     return at.change.value < -max(limit, one_image)
 
 
-def _doubt(target: Comparison) -> Advice | None:
+def _suspect_images(target: Comparison) -> Advice | None:
     """Doubt images on which fine-tuning surely failed, or merging surely added a large share of
     what fine-tuning did: on its own task, a fine-tuned model leaves little to add.
     """
@@ -183,7 +183,9 @@ def _doubt(target: Comparison) -> Advice | None:
     return "check-images", reason, f"Check the images: {found}. {question} If so, {then}."
 
 
-def _what_tells_more(target: Comparison, ood: Sequence[Comparison], limit: float, most: int) -> str:
+def _suggest_more_images(
+    target: Comparison, ood: Sequence[Comparison], limit: float, most: int
+) -> str:
     """Say how many images decide, and how many would tell whether the loss keeps to the limit; and
     which images would show a gain under shift.
     """
@@ -226,56 +228,54 @@ def judge(
     """
     pixels = path.model.pixels([Pillow.new("RGB", (_USUAL_SIDE, _USUAL_SIDE))])
     # models that take an image as a list of patches have no fixed size
-    side = min(pixels.shape[-2:]) if pixels.ndim == 4 else _USUAL_SIDE
-    copies = corrupted_sets(images, side)
+    copies = corrupted_sets(images, min(pixels.shape[-2:]) if pixels.ndim == 4 else _USUAL_SIDE)
     scorer = Scorer(path.model, settings, path, load_bytes=_LOAD_BYTES)
     sources = {"target": images, **ood}
     moves = [partial(WeightPath.set_alpha, alpha=alpha) for alpha in ALPHAS[1:]]
     plain = scorer.score(moves, sources, progress)
-    outcomes = scorer.score(moves_of(path, plan), sources | copies, progress)
+    outcomes = scorer.score(moves_to_models(path, plan), sources | copies, progress)
     right = {name: stack_correct(of).astype(np.float64) for name, of in outcomes.items()}
-    curves = {name: np.vstack([right[name][0], stack_correct(plain[name])]) for name in sources}
+    # zero-shot, the other alphas, merged
+    curves = {
+        name: np.vstack([right[name][0], stack_correct(plain[name]), right[name][-1]])
+        for name in sources
+    }
     reference = 1 + int(np.argmax(right["target"][1:-1].sum(axis=1)))
     names = ["zero-shot", *finetuned_names(len(plan.finetuned)), "merged"]
     questions = {name: question_of(source, [images]) for name, source in ood.items()}
-    compared = {
-        name: compare(
+    target, *shifts = (
+        compare(
             name,
             source,
             right[name],
-            outcomes[name],
             models=names,
             reference=reference,
+            recall={
+                model: outcome.recall
+                for model, outcome in zip(names, outcomes[name], strict=True)
+                if outcome.recall
+            },
             question=questions.get(name),
-            curve=tuple(curves[name].mean(axis=1).tolist()),
+            curve=tuple(curves[name][:-1].mean(axis=1).tolist()),
         )
         for name, source in sources.items()
-    }
-    target = compared.pop("target")
+    )
     each_copy = np.stack([right[name] for name in copies]).mean(axis=0)
     corrupted = compare(
         "corrupted", images, each_copy, models=names, reference=reference, views=len(copies)
     )
-    scored = {name: np.vstack([curves[name], right[name][-1]]) for name in sources}
-    answers: dict[Question, Answer] = {"target": _answer([scored["target"]])}
-    asked: tuple[Question, ...] = ("shift", "task")
-    for question in asked:
-        group = [scored[name] for name, each in questions.items() if each == question]
-        if group:
-            (gain,) = gains_over_curve([scored["target"]], group, len(ALPHAS), seed=plan.seed)
-            answers[question] = _answer(group, gain)
+    answers = _answer_questions(curves, questions | {"target": "target"}, plan.seed)
     best = _best_plain(answers, target.models[names[reference]].value - max_loss / 100 - _ROUNDING)
+    merged_best, finetuned_best = (
+        [of[at].best for of in outcomes.values()] for at in (-1, reference)
+    )
     recommendation, reason, sentence = recommend(
         target,
         corrupted,
-        tuple(compared.values()),
+        shifts,
         max_loss=max_loss,
-        same_answers=all(
-            np.array_equal(of[-1].best, of[reference].best) for of in outcomes.values()
-        ),
-        nothing_learned=np.array_equal(
-            outcomes["target"][0].best, outcomes["target"][reference].best
-        ),
+        same_answers=all(map(np.array_equal, merged_best, finetuned_best)),
+        nothing_learned=np.array_equal(outcomes["target"][0].best, finetuned_best[0]),
         chosen=chosen,
         class_change=_class_change(images, right["target"][-1] - right["target"][reference]),
         most_images=most_images,
@@ -284,23 +284,34 @@ def judge(
     return Verdict(
         recommendation=recommendation,
         reason=reason,
-        sentence=f"{sentence} {_beside_plain(answers, best)}",
+        sentence=f"{sentence} {_describe_best_plain(answers, best)}",
         max_loss=max_loss,
         alphas=ALPHAS,
         best_alpha=ALPHAS[best],
         chose=chose,
         target=target,
         corrupted=corrupted,
-        ood=tuple(compared.values()),
+        ood=tuple(shifts),
         answers=answers,
     )
 
 
-def _answer(scored: Sequence[NDArray[np.float64]], gain: Estimate | None = None) -> Answer:
-    """The answer to a question by its sources, each scored on the curve and then on the merge."""
-    curve = mean_accuracy(scored)[:-1]
-    merged = mean_estimate([right[-1] for right in scored])
-    return Answer(merged=merged, curve=tuple(curve.tolist()), gain=gain)
+def _answer_questions(
+    curves: Mapping[str, NDArray[np.float64]], questions: Mapping[str, Question], seed: int
+) -> dict[Question, Answer]:
+    """Answer each question by its sources, each scored on the curve and then on the merge."""
+    answers: dict[Question, Answer] = {}
+    for question in QUESTIONS:
+        group = [scored for name, scored in curves.items() if questions[name] == question]
+        if not group:
+            continue
+        gain = None
+        if question != "target":
+            (gain,) = gains_over_curve([curves["target"]], group, len(ALPHAS), seed=seed)
+        curve = mean_accuracy(group)[:-1]
+        merged = mean_estimate([right[-1] for right in group])
+        answers[question] = Answer(merged=merged, curve=tuple(curve.tolist()), gain=gain)
+    return answers
 
 
 def _best_plain(answers: Mapping[Question, Answer], least: float) -> int:
@@ -322,7 +333,7 @@ def _is_surely_better(answers: Mapping[Question, Answer], best: int) -> bool:
     return False
 
 
-def _beside_plain(answers: Mapping[Question, Answer], best: int) -> str:
+def _describe_best_plain(answers: Mapping[Question, Answer], best: int) -> str:
     """Say how accurate the best plain interpolation is, and what the merge gains over it."""
     shares = []
     gains = []
@@ -339,7 +350,6 @@ def compare(
     name: str,
     images: Images,
     right: NDArray[np.float64],
-    outcomes: Sequence[Outcome] = (),
     *,
     models: Sequence[str],
     reference: int,
@@ -352,42 +362,34 @@ def compare(
         name: Its name in the verdict.
         images: The images.
         right: Share of each image's ``views`` that each model recognises, (models, images).
-        outcomes: What else is known of each model, for recall.
         models: The models' names.
         reference: Position of the fine-tuned model that the others are compared with.
         views: Number of views of each image.
         **about: Further fields of the comparison.
     """
 
-    def paired_difference(first: int, second: int) -> Estimate:
+    def difference(first: int, second: int) -> Estimate:
         by_image = right[first] - right[second]
         interval = paired_accuracy_interval(by_image, views)
         return Estimate(value=by_image.mean(), interval=interval)
 
-    shares = {
-        model: Estimate(value=row.mean(), interval=mean_share(row))
-        for model, row in zip(models, right, strict=True)
-    }
-    recall = {
-        model: outcome.recall
-        for model, outcome in zip(models, outcomes, strict=False)
-        if outcome.recall
-    }
     return Comparison(
         name=name,
         source=public_source(images.source, images.revision),
         revision=images.revision,
         images=len(images),
-        models=shares,
-        change=paired_difference(-1, reference),
-        finetuning_change=paired_difference(reference, 0),
+        models={
+            model: Estimate(value=row.mean(), interval=mean_share(row))
+            for model, row in zip(models, right, strict=True)
+        },
+        change=difference(-1, reference),
+        finetuning_change=difference(reference, 0),
         class_names=() if isinstance(images, CaptionedImages) else images.class_names[:_EXAMPLES],
-        recall=recall,
         **about,
     )
 
 
-def moves_of(path: WeightPath, plan: Plan) -> list[Move]:
+def moves_to_models(path: WeightPath, plan: Plan) -> list[Move]:
     """Make the moves to zero-shot, to each fine-tuned model and to the merged one, which is merged
     once for all batches of images.
     """

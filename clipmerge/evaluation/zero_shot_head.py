@@ -30,7 +30,7 @@ def lacks_zeroshot_head(inputs: Inputs) -> bool:
     return is_headed and all(HEAD_WEIGHT in keys for keys in inputs.finetuned_keys)
 
 
-def build_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
+def add_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
     """Give the zero-shot checkpoint a head for ``head.classes``, which name the rows of the
     fine-tuned head.
 

@@ -6,7 +6,7 @@ import io
 from typing import Any
 
 from clipmerge.planning.record import Record, Verdict
-from clipmerge.report.pages import has_picture, render
+from clipmerge.report.pages import merge_picture, render
 from clipmerge.report.sweep import sweep_sentence, sweep_table
 from clipmerge.report.wording import decision_sentence, verdict_table
 from clipmerge.types import Json
@@ -38,15 +38,10 @@ def shown(verdict: Verdict) -> ShownVerdict:
 
 def merge_html(record: Record) -> str:
     """A merge: its verdict, or else its decision, and its picture."""
-    picture = None
-    if has_picture(record):
-        from clipmerge.report.figures import merge_figure, png
-
-        picture = png(merge_figure(record))
     sentence, table = decision_sentence(record.plan, record.measured), None
     if record.verdict:
         sentence, table = record.verdict.sentence, verdict_table(record.verdict)
-    return _render(sentence, table=table, picture=picture, last=_LAYERS)
+    return _render(sentence, table=table, picture=merge_picture(record), last=_LAYERS)
 
 
 def sweep_html(record: Json) -> str:

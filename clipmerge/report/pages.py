@@ -30,26 +30,25 @@ _VOWEL = re.compile(r"(?!one|uni|use|eu)[aeiou]", re.IGNORECASE)
 
 def html_page(record: Record, shifts: Table | None = None) -> str:
     """The report of a merge, with a table of accuracies under known shifts if there is one."""
-    picture = None
-    if has_picture(record):  # matplotlib takes longer than a small merge
-        from clipmerge.report.figures import merge_figure, png
-
-        picture = png(merge_figure(record))
     values = {
         "record": record,
         "decision": decision_sentence(record.plan, record.measured),
         "accuracies": record.verdict and verdict_table(record.verdict),
-        "picture": picture,
+        "picture": merge_picture(record),
         "not_judged": NOT_JUDGED,
         "shifts": shifts,
     }
     return render("report.html.j2", values)
 
 
-def has_picture(record: Record) -> bool:
-    """Whether the picture shows anything: a curve, or layers that differ."""
+def merge_picture(record: Record) -> bytes | None:
+    """The picture of a merge as PNG, if it shows anything: a curve, or layers that differ."""
     is_judged = record.verdict is not None and bool(record.verdict.ood)
-    return is_judged or len({layer.alpha for layer in record.plan.layers.values()}) > 1
+    if not is_judged and len({layer.alpha for layer in record.plan.layers.values()}) == 1:
+        return None
+    from clipmerge.report.figures import merge_figure, png  # slower than a small merge
+
+    return png(merge_figure(record))
 
 
 def model_card(record: Record, *, repo_id: str | None = None, license: str | None = None) -> str:

@@ -8,7 +8,7 @@ from clipmerge.report.wording import Table, recipes_and_points
 from clipmerge.types import Json
 
 
-def _name_of(record: Json, row: Json) -> str:
+def _row_name(record: Json, row: Json) -> str:
     """The name of a recipe or a checkpoint, or of a point of the curve."""
     if "alpha" not in row:
         return str(row["name"])
@@ -30,7 +30,7 @@ def _best_row(record: Json) -> Json:
 
 def best_name(record: Json) -> str:
     """The name of the row of which the answer speaks."""
-    return _name_of(record, _best_row(record))
+    return _row_name(record, _best_row(record))
 
 
 def sweep_sentence(record: Json) -> str:
@@ -40,7 +40,7 @@ def sweep_sentence(record: Json) -> str:
     on the target is acceptable.
     """
     best = _best_row(record)
-    name = _name_of(record, best)
+    name = _row_name(record, best)
     if not best["gain"]:
         shares = [f"{mean['value']:.1%} {QUESTIONS[each]}" for each, mean in best["mean"].items()]
         return f"The best alpha within `max_loss` is {best['alpha']:g}: {', '.join(shares)}."
@@ -73,7 +73,7 @@ def sweep_table(record: Json) -> Table:
     """
     rows = [*record["curve"], *recipes_and_points(record)]
     asked = [question for question in QUESTIONS if record[question]]
-    heads, cells = ["accuracy, %"], [[_name_of(record, row)] for row in rows]
+    heads, cells = ["accuracy, %"], [[_row_name(record, row)] for row in rows]
     for question in asked:
         names = record[question]
         heads += names

@@ -58,8 +58,8 @@ def test_training_ends_with_the_merge_of_what_was_trained(
     assert callback.result is not None
     assert callback.result.record is not None
     assert callback.result.record.command == (
-        "clipmerge.merge('zeroshot', 'CLIPModel in memory', recipe='wise-ft', alpha=0.25,"
-        f" data={images.name!r}, allow=['at-chance', 'swapped'], output='merged')"
+        "clipmerge merge zeroshot 'CLIPModel in memory' --recipe wise-ft --alpha 0.25"
+        f" --data {images.name} --allow at-chance --allow swapped --output merged"
     )
     trainer.save_model(str(tmp_path / "trained"))
     clipmerge.merge(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipmerge.cli.app import COMMANDS, complete_recipe
+from clipmerge.cli.app import COMMANDS
 from tests.support.command import clipmerge, done, printed, python, refused
 from tests.support.tiny_clip import Folders
 
@@ -140,7 +140,6 @@ def test_recipes_are_listed_shown_and_copied(
     done("recipes", "copy", "wise-ft")
     assert (tmp_path / "wise-ft.yaml").read_text() == shown
     assert "already exists" in refused(clipmerge("recipes", "copy", "wise-ft"))
-    assert complete_recipe("wise-ft") == ["wise-ft", "wise-ft-id", "wise-ft.yaml"]
 
 
 def test_evaluate_prints_a_row_per_source(pair: Folders, images: Path) -> None:

@@ -1,29 +1,10 @@
-"""What a terminal or a pipe shows of long work, and of what nobody expected."""
+"""The beginning of a JSON result, and errors that nobody expected."""
 
 import json
 
 import pytest
 
-from clipmerge.cli import _terminal
 from clipmerge.cli._terminal import Terminal, report_error
-
-
-@pytest.mark.parametrize(
-    ("quiet", "expected"), [(False, "note: learning takes about 4 minutes more\n"), (True, "")]
-)
-def test_a_pipe_is_told_once_how_long_a_long_stage_takes(
-    quiet: bool, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = 100.0
-    monkeypatch.setattr(_terminal.time, "monotonic", lambda: now)
-    terminal = Terminal(quiet=quiet)
-    terminal.stage("check")
-    terminal.advance(2, 4)
-    terminal.stage("learn")
-    for step in (1, 20, 21):
-        now += 6.0
-        terminal.advance(step, 400)
-    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.parametrize("answer", ["verdict", "answer", "headline", "accuracy"])

@@ -39,7 +39,7 @@ def test_the_headline_is_computed_from_the_table() -> None:
         "auto": {"clean": 0.960, "noise": 0.82, "blur": 0.54},
     }
     accuracy["wise-ft"] = {"clean": 0.970, "noise": 0.75, "blur": 0.5}
-    assert of_the_api.headline_of(accuracy) == (
+    assert of_the_api.headline(accuracy) == (
         "auto keeps 96.0 of the 97.5% clean accuracy, and gets back 12 of the 15 points that"
         " fine-tuning lost under shift."
     )

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.evaluation.accuracy import evaluate_sources, load_model
+from clipmerge.evaluation.accuracy import load_model
 from clipmerge.evaluation.corruptions import corrupted_sets
 from clipmerge.evaluation.scorer import Scorer
-from clipmerge.evaluation.verdict import moves_of
+from clipmerge.evaluation.verdict import moves_to_models
 from clipmerge.images.dataset import open_images
 from clipmerge.learning import interpolate
 from clipmerge.models.building import build_model
@@ -54,7 +54,7 @@ def test_texts_are_embedded_once_for_each_text_tower(
     sources = {"": target, **corrupted_sets(target, 32)}
     inputs = inputs_of(copies)
     path = interpolate.WeightPath(build_model(inputs), inputs, torch.device("cpu"))
-    moves = moves_of(path, plan_of(copies, "wise-ft"))
+    moves = moves_to_models(path, plan_of(copies, "wise-ft"))
     calls = spied(path.model, "text_features")
     settings = ImageOptions(device="cpu", batch_size=8)
     scorer = Scorer(path.model, settings, path, load_bytes=1)
@@ -73,5 +73,6 @@ def test_sources_of_the_same_classes_share_their_texts(
     target = open_images(str(images))
     model = load_model(open_checkpoint(str(pair[0])))
     calls = spied(model, "text_features")
-    evaluate_sources(model, {"a": target, "b": target}, ImageOptions(), Progress())
+    scorer = Scorer(model, ImageOptions())
+    scorer.score([lambda _: None], {"a": target, "b": target}, Progress())
     assert calls.call_count == 1

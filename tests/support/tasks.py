@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor
 
 from clipmerge import methods
-from clipmerge.api.merge import decided
+from clipmerge.api.merge import open_and_decide
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.files import writer
 from clipmerge.files.safetensors import Array
@@ -35,7 +35,7 @@ def plan_of(folders: Sequence[Path], recipe: str, *sets: str, **options: Any) ->
     zeroshot, *finetuned = folders
     chosen = load_recipe(recipe, list(sets))
     opts, journal = PlanOptions.of({"device": "cpu", **options}), Journal(Progress())
-    with decided(zeroshot, finetuned, chosen, opts, journal) as (_, record):
+    with open_and_decide(zeroshot, finetuned, chosen, opts, journal) as (_, _, record):
         return record.plan
 
 
