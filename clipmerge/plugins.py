@@ -1,7 +1,7 @@
-"""Measures, methods and masks, found by their files, and common types of their options.
+"""Find measures, methods and masks by their files, and check their options.
 
-A file's name is its recipe name (``path_barrier.py`` is ``path-barrier``), the function of that
-name is the plugin, and its keyword-only parameters are its options. There is no registry.
+The name of a file is the name in recipes (``path_barrier.py`` is ``path-barrier``). The function of
+that name is the plugin, and its keyword-only parameters are its options. There is no registry.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clipmerge.errors import UsageError, list_choices
 from clipmerge.files import PLUGINS, plugin_folders
 from clipmerge.types import Json, Names
 
-# a larger factor can overflow float32, which would look like broken weights
+# a larger factor can overflow float32, and the user would suspect the weights
 _LARGEST = 1e9
 
 #: Mixing coefficient: 0 = zero-shot, 1 = fine-tuned; outside [0, 1] it extrapolates.
@@ -53,11 +53,11 @@ def _check_mask_name(name: str) -> str:
 MaskName = Annotated[str, AfterValidator(_check_mask_name)]
 #: A kind of generic change of images.
 Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]
-#: A declaration in a measure's file: it uses all fine-tuned checkpoints; it learns; it lets images
-#: that it does not learn from choose, and has the options ``held_back`` and ``max_loss``.
+#: Names that the file of a measure may set to ``True``: it uses all fine-tuned checkpoints; it
+#: learns; it holds images back that choose, with the options ``held_back`` and ``max_loss``.
 MeasureKind = Literal["SEVERAL", "LEARNS", "HOLDS_BACK"]
 
-# Parameters of masks that the arithmetic passes; they are no options.
+# Parameters of masks that are not options: the arithmetic passes them.
 _FILLED_IN = {"score", "key"}
 _Plugin = TypeVar("_Plugin", bound=Callable[..., Any])
 
@@ -84,7 +84,7 @@ def _find_plugins(package: str, folders: tuple[Path, ...]) -> Names:
 
 
 def load_plugin(package: str, name: str) -> Callable[..., Any]:
-    """Load the function behind a recipe name."""
+    """Load the measure, method or mask that has this name in recipes."""
     file = name.replace("-", "_")
     if os.environ.get(PLUGINS):
         plugin_names(package)  # adds the user's folders to the package's path
@@ -113,13 +113,13 @@ def plugin_options(package: str, name: str) -> Json:
 
 
 def needs_score(mask: str) -> bool:
-    """Whether a mask needs the ``score`` of a measure, which the arithmetic passes."""
+    """Whether a mask needs scores of the entries, which a measure computes."""
     declared = inspect.signature(load_plugin("masks", mask)).parameters.get("score")
     return declared is not None and declared.default is declared.empty
 
 
 def check_options(package: str, name: str, options: Json) -> Json:
-    """Validate options against a plugin's signature, and add its defaults."""
+    """Validate options against a plugin's signature, and add the defaults of the others."""
     hints = get_type_hints(load_plugin(package, name), include_extras=True)
     checked = plugin_options(package, name)
     where = f"{package.removesuffix('s')} {name}"
@@ -137,7 +137,7 @@ def check_options(package: str, name: str, options: Json) -> Json:
 
 
 def check_mask_options(mask: str, options: Json) -> None:
-    """Validate the options that a mask has beside its density."""
+    """Validate the options of a mask other than its density."""
     if "density" in options:
         raise UsageError(
             f"mask {mask}: has its density beside `mask_options`, not in them; give it there"
@@ -146,13 +146,13 @@ def check_mask_options(mask: str, options: Json) -> None:
 
 
 def measure_is(measure: str, kind: MeasureKind) -> bool:
-    """Whether a measure's file says that it is of a kind, as ``LEARNS = True``."""
+    """Whether the file of a measure declares a kind, such as ``LEARNS = True``."""
     module = import_module(load_plugin("measures", measure).__module__)
     return bool(getattr(module, kind, False))
 
 
 def with_options_of(other: Callable[..., Any]) -> Callable[[_Plugin], _Plugin]:
-    """Add the options of another plugin to a plugin with ``**options``."""
+    """Decorate a plugin with ``**options``, so that it has the options of another plugin, too."""
     hints = get_type_hints(other, include_extras=True)
     taken = []
     for offered in inspect.signature(other).parameters.values():

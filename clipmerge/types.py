@@ -45,7 +45,7 @@ CHECKS: Names = (
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
-    """One value or several, where users may give either.
+    """Return one value or several as a tuple.
 
     Example:
         >>> as_tuple("auto"), as_tuple(["auto", "lines"]), as_tuple(None)

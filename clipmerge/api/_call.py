@@ -60,7 +60,7 @@ class CallJournal(Journal):
         short = isinstance(value, (Mapping, list, tuple)) and len(value) <= _MOST_ENTRIES
         if short and isinstance(value, Mapping):
             return [f"{name}={word}" for name in value for word in self._words(value[name])]
-        if short and all(isinstance(each, (int, float)) for each in value):
+        if short and value and all(isinstance(each, (int, float)) for each in value):
             return [",".join(map(str, value))]
         if short:
             return [word for each in value for word in self._words(each)]

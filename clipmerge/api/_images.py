@@ -113,12 +113,6 @@ def measure(
     return measurements, record
 
 
-def masks_by_gradients(recipe: Recipe) -> bool:
-    """Whether the recipe's method has a mask that ranks entries by their gradients."""
-    mask = recipe.method.get("mask")
-    return mask is not None and needs_score(mask)
-
-
 def _build_objective(
     pair: Pair,
     recipe: Recipe,
@@ -169,6 +163,7 @@ def _build_objective(
         context.device.type,
     ]
     state = LearningState(state_file(asked), context, progress.say)
+    mask = recipe.method.get("mask")
     objective = Objective(
         path,
         classifier,
@@ -178,7 +173,7 @@ def _build_objective(
         val=None if val is None else Labelled(read_batch(val), classifier),
         ood=ood,
         seed=options.seed,
-        wants_gradients=masks_by_gradients(recipe),
+        wants_gradients=mask is not None and needs_score(mask),
         state=state,
         progress=progress,
     )

@@ -18,7 +18,7 @@ _RECIPES = ("wise-ft", "straggler-sparse", "auto")
 
 
 def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> Json:
-    """Merge the demo's models by each recipe, and measure all models on clean and shifted digits."""
+    """Merge the demo's models by each recipe, and measure all on clean and shifted digits."""
     from clipmerge.report.pages import REPORT, html_page
 
     folder = local_path(output) if output else user_cache("demo")

@@ -1,4 +1,4 @@
-"""Output of the command line: results on stdout, everything else on stderr, and exit codes."""
+"""Print results on stdout and everything else on stderr, and turn errors into exit codes."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 DEBUG = "CLIPMERGE_DEBUG"
-# The fields that a reader wants to see first.
+# Fields that come first in JSON.
 _ANSWERS = ("verdict", "answer", "headline", "accuracy")
-# base class of errors about flags, whether or not typer vendors its own click
+# base class of errors about flags, in click or in typer's own copy of it
 _WrongFlag: Any = typer.BadParameter.__base__
-# Environment variables of libraries.
+# Environment variables that libraries read.
 _LIBRARIES = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # on a busy machine, threads that spin delay the threads that they wait for
+    # threads that wait must not take time from those that work
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-# Width for a pipe: lines are not wrapped there.
+# Width of a pipe, in which no line is wrapped.
 _WIDEST = 10_000
 
 
@@ -74,13 +74,13 @@ class Terminal(BarProgress):
         return _make_console(sys.stderr.isatty(), stderr=True)
 
     def stage(self, name: str) -> None:
-        """Begin a stage, with a progress bar of its own."""
+        """Begin a stage, and name it if ``verbose``."""
         super().stage(name)
         if self.verbose and not self._silent:
             self._error_console.print(f"{STAGES[name]} ...")
 
     def advance(self, done: float, total: float) -> None:
-        """Move the progress bar, which only a terminal shows."""
+        """Move the progress bar, if stderr is a terminal."""
         if sys.stderr.isatty() and not (self._silent or self._quiet):
             super().advance(done, total)
 
@@ -99,7 +99,7 @@ class Terminal(BarProgress):
     def print_result(
         self, record: Mapping[str, Any], human: Callable[[], RenderableType], last: str = ""
     ) -> None:
-        """Print a result on stdout: as one JSON object, or for people, with a last line."""
+        """Print a result on stdout: the record as JSON, or ``human`` and a last line."""
         self.close()
         if self._silent:
             return
@@ -112,8 +112,8 @@ class Terminal(BarProgress):
                 self.show(f"{last} Took {format_seconds(time.monotonic() - self._begin)}.")
 
     def show(self, renderable: RenderableType) -> None:
-        """Print for people on stdout."""
-        # a wrapped command could not be copied
+        """Print text or a table on stdout."""
+        # lines of text are not wrapped, so that commands can be copied
         is_text = isinstance(renderable, str)
         _make_console(sys.stdout.isatty()).print(renderable, soft_wrap=is_text)
 
@@ -138,7 +138,7 @@ def ignore_signals() -> None:
 
 
 def report_error(error: BaseException) -> int:
-    """Print one line about the error that ended a command, and return the exit code."""
+    """Print the error that ended a command in one line, and return the exit code."""
     if isinstance(error, BrokenPipeError):  # from `clipmerge recipes | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
@@ -160,7 +160,7 @@ def report_error(error: BaseException) -> int:
 
 
 def _describe_error(error: BaseException) -> tuple[str, int]:
-    """The text and the exit code of an error."""
+    """Return the text and the exit code of an error."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, ClipmergeError):
@@ -168,7 +168,7 @@ def _describe_error(error: BaseException) -> tuple[str, int]:
     if isinstance(error, _WrongFlag):
         where = error.ctx.command_path if error.ctx else "clipmerge"
         message = error.format_message().rstrip(".").replace("Value error, ", "")
-        # typer suggests commands and flags, but no choices
+        # typer suggests commands and flags, but not choices
         if choice := re.search(r"'([^']*)' is not one of (.*)", message):
             message += f".{meant}" if (meant := did_you_mean_one_of(*choice.groups())) else ""
         see = " See" if message.endswith("?") else "; see"

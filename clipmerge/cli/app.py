@@ -1,6 +1,6 @@
-"""The program: all commands by name.
+"""The program and its commands by name.
 
-The file of a command is imported when the command is used; `clipmerge --help` imports none.
+The file of a command is imported when the command is used, so `clipmerge --help` imports none.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clipmerge.cli._terminal import Terminal, report_error
 from clipmerge.distributed import watch_processes
 from clipmerge.errors import UsageError
 
-#: Commands in the order of ``--help``: file and summary.
+#: File and summary of each command, in the order of ``--help``.
 COMMANDS = {
     "merge": ("merge", "Measure, decide, merge, judge and write."),
     "plan": ("merge", "Measure and decide like merge, and write the plan."),
@@ -66,7 +66,7 @@ class GroupedCommand(TyperCommand):
     """A command whose ``--help`` lists flags in groups."""
 
     def format_options(self, context: Any, formatter: Any) -> None:
-        """Write a section for each group."""
+        """Write a section for each group of flags."""
         from clipmerge.options import HELP_GROUPS
 
         groups: dict[str, list[tuple[str, str]]] = {title: [] for title in HELP_GROUPS}
@@ -87,7 +87,7 @@ class _Commands(TyperGroup):
     """A group that imports the file of a command when the command is used."""
 
     def resolve_command(self, context: Any, words: list[str]) -> Any:
-        """Import the command, or the group of commands, that the first word names."""
+        """Import the command or group of commands that the first word names."""
         name, stub, rest = super().resolve_command(context, words)
         if stub is None:
             return name, stub, rest
@@ -101,9 +101,9 @@ class _Commands(TyperGroup):
 
 
 def command(function: Any) -> Callable[..., None]:
-    """Turn a function into a command: its parameters after the terminal become flags.
+    """Turn a function into a command. Its parameters after the terminal become flags.
 
-    ``**options`` stands for the fields of the class in its annotation.
+    Annotated with a class of options, ``**options`` becomes a flag for each field.
     """
     from clipmerge.options import typer_parameters
 
@@ -121,7 +121,7 @@ def command(function: Any) -> Callable[..., None]:
     @functools.wraps(function)
     def run(**values: Any) -> None:
         printing = {name: values.pop(name) for name in of_terminal}
-        # a record quotes only options that were given
+        # records quote only options that were given
         given = {name: value for name, value in values.items() if value != defaults[name]}
         try:
             with closing(Terminal(**printing)) as terminal:
@@ -172,7 +172,7 @@ def _print_versions() -> None:
         typer.echo(f"{package} {version(package)}")
 
 
-# names for ``--help``; `_Commands` imports the command that is used
+# names and summaries for ``--help``; `_Commands` imports the command itself
 for _name, (_, _first_line) in COMMANDS.items():
     app.command(_name, help=_first_line)(lambda: None)
 

@@ -27,7 +27,7 @@ def inspect_command(
     ] = None,
     **options: Annotated[Any, InspectOptions],
 ) -> None:
-    """List layers and mismatches: how far each layer moved and, with images, how sharp it is."""
+    """List layers, how far each moved and, with images, how sharp it is; and mismatches."""
     from clipmerge.api.inspect import inspect
 
     record = inspect(zeroshot, finetuned, progress=terminal, **options).record
@@ -35,7 +35,7 @@ def inspect_command(
 
 
 def _layer_table(record: Json, *, every: bool) -> RenderableType:
-    """A table of the kinds of layers, or of every layer, and the mismatches."""
+    """Make a table with a row per kind of layer, or per layer, and list the mismatches."""
     from rich.console import Group
 
     from clipmerge.report.terminal import render_table
@@ -66,7 +66,7 @@ def _layer_table(record: Json, *, every: bool) -> RenderableType:
 
 
 def _kind_of(layer: str) -> str:
-    """The tower of a layer, and the layer's place in a block, if it is in one.
+    """Name the kind of a layer: its tower, and its place in a block if it is in one.
 
     Example:
         >>> _kind_of("vision.3.attn"), _kind_of("text.norm"), _kind_of("logit_scale")
@@ -79,7 +79,7 @@ def _kind_of(layer: str) -> str:
 
 
 def _range_cell(entries: list[Json], name: str, pattern: str) -> str:
-    """The smallest and the largest value of some layers."""
+    """Write the smallest and the largest value of some layers."""
     values = [entry[name] for entry in entries if entry.get(name) is not None]
     if not values:
         return "-"
@@ -142,7 +142,7 @@ def _accuracy_table(record: Json) -> RenderableType:
         interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
         rows.append([name, str(images[name]), f"{value:.1%} {interval}"])
     for name, recall in record["recall"].items():
-        # recall depends on how many images and captions there are
+        # recall is comparable only for equal numbers of images and captions
         gallery = f"{images[name]}, {record['captions'][name]} captions"
         for direction, by_rank in recall.items():
             words = direction.replace("_", " ")

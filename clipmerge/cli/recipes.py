@@ -20,7 +20,7 @@ recipes_command = typer.Typer(
     rich_markup_mode=None,
     help="List, show and copy the recipes.",
 )
-# `--all` lists the others after these.
+# Listed first; `--all` lists the others after them.
 _RECOMMENDED = ("auto", "wise-ft", "straggler-sparse", "lines", "monosoup")
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe.")]
 
@@ -58,7 +58,7 @@ def _list_by_default(context: typer.Context) -> None:
 
 
 def _first_sentence(recipe: str) -> str:
-    """The first sentence of a recipe's comments."""
+    """Return the first sentence of a recipe's comments."""
     comments = " ".join(re.findall(r"^# ?(.*)", recipe, re.MULTILINE))
     return re.split(r"(?<=\.) ", comments)[0]
 

@@ -27,7 +27,7 @@ _SHIFT_SEED = 1
 
 
 def digits_of_split(split: str) -> tuple[Tensor, Tensor]:
-    """Clean digits of ``train``, ``calibration`` or ``test``, which are disjoint, in fixed order.
+    """Return the clean digits of ``train``, ``calibration`` or ``test``, which are disjoint.
 
     Returns:
         Ink in [0, 1], shape (N, 1, SIZE, SIZE), and digits 0 to 9, shape (N,).
@@ -39,7 +39,15 @@ def digits_of_split(split: str) -> tuple[Tensor, Tensor]:
 
 
 def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
-    """Apply a shift to clean digits, always with the same result; ink (N, 1, SIZE, SIZE) to RGB."""
+    """Apply a shift to clean digits, always with the same result.
+
+    Args:
+        shift: One of `SHIFTS`.
+        ink: The digits, (N, 1, SIZE, SIZE), in [0, 1].
+
+    Returns:
+        RGB, (N, 3, SIZE, SIZE), in [0, 1].
+    """
     generator = torch.Generator().manual_seed(_SHIFT_SEED)
     count = len(ink)
     if shift == "noise":

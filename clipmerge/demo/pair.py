@@ -1,7 +1,7 @@
-"""The demo's two checkpoints and its images, written once and kept in the user's cache.
+"""Write the demo's two checkpoints and its images, once, to the user's cache.
 
-Both are ordinary transformers checkpoints. They come with clipmerge, so that every machine merges
-the same models; `benchmarks/digits` of commit 7fea82b5 trained them.
+Both are ordinary checkpoints of transformers. They come with clipmerge, so that every machine
+merges the same models. `benchmarks/digits` of commit 7fea82b5 trained them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def prepare(folder: Path) -> DemoPair:
 
 
 def _is_finished(folder: Path) -> bool:
-    """Whether this version wrote the folder."""
+    """Whether this version of clipmerge wrote the whole folder."""
     try:
         return (folder / _MANIFEST).read_text(encoding="utf-8") == _manifest_text()
     except (OSError, ValueError):

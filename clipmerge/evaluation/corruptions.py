@@ -1,6 +1,6 @@
-"""Five corruptions of images that no recipe learns from.
+"""Five corruptions of test images, from which no recipe learns.
 
-Images are scaled to the model's input size first, so that corruptions are equally strong at any
+Images are scaled to the model's input size first, so that a corruption is equally strong at any
 size. Every run corrupts an image in the same way.
 
 Source:
@@ -30,13 +30,13 @@ _PIXELATE = 0.4
 _POSTERIZE = 2
 # Sides of the hidden rectangle as a share of those of the image.
 _OCCLUSION = 0.5
-# Enough corrupted images: of few images several copies are made, of many only one.
+# Enough corrupted images. There are several copies of few images, and one of many.
 _ENOUGH = 512
 _SEED = 20260
 
 
 def corrupt(image: Image, corruption: str, seed: int) -> Image:
-    """Corrupt an RGB image at the model's input size."""
+    """Corrupt an RGB image that has the model's input size."""
     match corruption:
         case "jpeg":
             file = io.BytesIO()
@@ -65,10 +65,13 @@ def corrupt(image: Image, corruption: str, seed: int) -> Image:
 
 
 def corrupted_sets(images: Any, side: int) -> dict[str, Any]:
-    """Make corrupted copies of a set of images, by name. ``side`` is the shorter side of the
-    model's input in pixels.
+    """Make corrupted copies of a set of images, by name of the copy.
 
     The corruptions take turns in each copy, and an image has a different one in every copy.
+
+    Args:
+        images: The images.
+        side: Shorter side of the model's input, in pixels.
     """
     copies = min(len(CORRUPTIONS), max(1, _ENOUGH // len(images)))
     scaled: list[Image] = []

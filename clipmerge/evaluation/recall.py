@@ -20,10 +20,14 @@ _SCORES = 1 << 24
 def retrieve(
     features: Tensor, texts: Tensor, captions: Sequence[Sequence[str]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], Recall]:
-    """Compare image features, (images, width), with features of all different captions in the order
-    in which they first appear, (texts, width).
+    """Match images and captions by their features.
 
-    Equal captions are one text, for which each of their images is right.
+    Equal captions are one text, and each of their images is right for it.
+
+    Args:
+        features: Features of the images, (images, width).
+        texts: Features of all different captions, in order of first appearance, (texts, width).
+        captions: Captions of each image.
 
     Returns:
         The best caption of each image, (images,); `Outcome.correct`, (images,); and the recall.
@@ -62,8 +66,8 @@ def retrieval_ranks(images: Tensor, texts: Tensor, own: Tensor) -> tuple[Tensor,
 
 
 def _ranks_of_own_items(rows: Tensor, columns: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row, count the columns that match better than the best of its own, (rows,), and find
-    the column that matches best, (rows,).
+    """Count the columns that match each row better than its best own one, (rows,), and find the
+    column that matches best, (rows,).
     """
     positions = torch.arange(len(columns), device=columns.device)
     block = max(1, _SCORES // len(columns))

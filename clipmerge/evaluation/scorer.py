@@ -1,6 +1,7 @@
-"""Score a model at several points of a path on several sources, and decode every image once.
+"""Score a model with several sets of weights on several sources of images.
 
-Images with classes are classified. Images with captions are compared with all captions.
+Every image is decoded once. Images with classes are classified; images with captions are compared
+with all captions.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 
 #: Images with classes, or with captions.
 Images = LabelledImages | CaptionedImages
-#: Moves the model's weights to one point.
+#: Sets the weights of the model on a path, such as those at alpha 0.5: a *point*.
 Move = Callable[[WeightPath], None]
-# Bytes of preprocessed images in memory; all points are scored on them before more are decoded.
+# Bytes of preprocessed images in memory. All points are scored on them before more are decoded.
 _LOAD_BYTES = 2 << 30
-# A batch has at least so many images, even if it is the only one: fewer take as long.
+# Fewest images in a batch, if there are as many: fewer take as long.
 _SMALL_BATCH = 32
 # Name of a source, position of the first image of a batch, and the pixels of the batch.
 _SourceBatch = tuple[str, int, Tensor]
@@ -48,15 +49,15 @@ _SourceBatch = tuple[str, int, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """The result of one point on one source.
+    """The answers of one point on one source.
 
     Attributes:
         best: Index of the best class of each image, or of its best caption among all different
-            captions, (images,).
-        correct: Whether the class of each image is right, (images,). For captions, the mean of two
-            numbers: whether the best caption is its own, and the share of its captions for which it
-            is the best image.
-        recall: Recall at K in both directions, for images with captions.
+            ones, (images,).
+        correct: Whether the best class of each image is right, (images,). With captions it is the
+            mean of two numbers: whether the best caption is one of its own, and the share of its
+            captions for which it is the best image.
+        recall: Recall at K in both directions, with captions.
     """
 
     best: NDArray[np.int64]
@@ -65,7 +66,7 @@ class Outcome:
 
 
 class Scorer:
-    """A model on the device that moves from point to point of ``path``; without one it stays."""
+    """Scores a model, whose weights ``path`` can move, on images."""
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class Scorer:
     def score(
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
     ) -> dict[str, list[Outcome]]:
-        """Score every point on every source. Every process gets one outcome per point by source."""
+        """Score every point on every source: one outcome per point, by source, in every process."""
         self._micro_batcher = MicroBatcher(None, progress.say)
         self._texts.clear()
         self._changes.clear()
@@ -107,7 +108,7 @@ class Scorer:
             if texts_of not in shared:
                 shared[texts_of] = self._classifier_for(images, progress)
             self._classifiers[name] = shared[texts_of]
-        # features of captions, which are compared with the images at the end
+        # features of captions, to compare with all images at the end
         texts: dict[tuple[str, int], Tensor] = {}
         parts = []
         for number, load in self._batches_by_load(moves, sources, progress):
@@ -134,7 +135,7 @@ class Scorer:
         }
 
     def _classifier_for(self, images: Images, progress: Progress) -> Classifier:
-        """Build the classifier of a source."""
+        """Make the classifier of a source's classes or captions."""
         model = self._model
         if isinstance(images, CaptionedImages):
             from clipmerge.models.captions import caption_notes
@@ -147,7 +148,7 @@ class Scorer:
         return classifier_for(model, images, templates, self.device)
 
     def _text_features(self, name: str, number: int) -> Tensor:
-        """Return text features of a source at a point; points with equal text towers share them."""
+        """Return a source's text features at a point, shared by points with equal text towers."""
         now = self._path.class_moves if self._path else 0
         key = self._classifiers[name], self._changes.setdefault(number, now)
         if key not in self._texts:
@@ -157,7 +158,7 @@ class Scorer:
     def _outputs(
         self, name: str, pixels: Tensor, texts: Tensor, sources: Mapping[str, Images]
     ) -> NDArray[Any]:
-        """Return the best class of each image, or for captions the image features."""
+        """Return the best class of each image or, with captions, the features of each image."""
         source = sources[name].source
         pixels = to_device(pixels, self.device)
         features = self._micro_batcher.forward(self._model.image_features, pixels)
@@ -169,7 +170,7 @@ class Scorer:
     def _batches_by_load(
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
     ) -> Iterator[tuple[int, list[_SourceBatch]]]:
-        """Move the model to every point for each load of batches; yield the point and the load."""
+        """Move the model to every point for each load of batches. Yield the point and the load."""
         total = len(moves) * sum(map(len, sources.values())) / self._context.world_size
         done = 0
         for load in _group_by_bytes(self._batches(sources), self._load_bytes):
@@ -191,7 +192,7 @@ class Scorer:
 
 
 def _texts_of(images: Images) -> object:
-    """Return a key of the texts of a source: sources with equal keys share a classifier."""
+    """Return a key of the texts of a source. Sources with equal keys share a classifier."""
     if isinstance(images, CaptionedImages):
         return images.captions
     return images.class_names, images.templates, images.imagenet_rows
@@ -207,7 +208,7 @@ def _make_outcome(images: Images, values: NDArray[Any], texts: Tensor | None) ->
 
 
 def stack_correct(outcomes: Sequence[Outcome]) -> Correct:
-    """Stack the correctness of each image at each point: (points, images)."""
+    """Stack `Outcome.correct` of several points: (points, images)."""
     rows: list[NDArray[Any]] = [outcome.correct for outcome in outcomes]
     return np.stack(rows)
 
@@ -215,7 +216,7 @@ def stack_correct(outcomes: Sequence[Outcome]) -> Correct:
 def _group_by_bytes(
     batches: Iterable[_SourceBatch], max_bytes: int
 ) -> Iterator[list[_SourceBatch]]:
-    """Group batches into loads of at most ``max_bytes``, or of one batch that is larger."""
+    """Group batches into loads of at most ``max_bytes``, but at least one batch."""
     load = list[_SourceBatch]()
     size = 0
     for part in batches:

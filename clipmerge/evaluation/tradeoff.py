@@ -26,8 +26,7 @@ from clipmerge.stats import gain_interval, mean_of_sources, paired_accuracy_inte
 Floats = NDArray[np.float64]
 
 RESAMPLES = 1000
-# Means of several sources that are equal in exact arithmetic differ by about 1e-16; one image
-# weighs far more.
+# Means that are equal in exact arithmetic may differ by 1e-16; one image weighs far more.
 _ROUNDING = 1e-12
 
 
@@ -39,8 +38,8 @@ def question_of(
     source: LabelledImages | CaptionedImages,
     targets: Sequence[LabelledImages | CaptionedImages],
 ) -> Question:
-    """Tell a natural shift of the target from another task: its classes are all among the target's,
-    or both have captions.
+    """Return ``shift`` if a source's classes are all among the target's, or if both have captions;
+    else ``task``.
     """
     names, *of_targets = (_class_names(images) for images in (source, *targets))
     return "shift" if names <= set().union(*of_targets) else "task"
@@ -53,8 +52,8 @@ def _class_names(images: LabelledImages | CaptionedImages) -> set[str]:
 
 
 def add_tenths(alphas: Sequence[float]) -> list[float]:
-    """Add the tenths from 0 to 1 that lie between the alphas, so that a gain hardly depends on the
-    alphas that were asked for.
+    """Add the tenths from 0 to 1 that lie between the alphas, so that gains hardly depend on the
+    user's alphas.
 
     Example:
         >>> add_tenths([0.75, 1])
@@ -87,9 +86,7 @@ def curve_height(curve_target: Floats, curve_other: Floats, at: Floats) -> Float
 def resampled_accuracy(
     correct: Sequence[Correct], seed: int, resamples: int = RESAMPLES
 ) -> list[Floats]:
-    """Compute accuracies on images drawn with replacement: per source from (points, images) to
-    (resamples, points).
-    """
+    """Compute accuracies on images drawn with replacement: (resamples, points) per source."""
     accuracies = []
     for index, right in enumerate(correct):
         rng = np.random.default_rng([seed, index])
@@ -105,13 +102,13 @@ def resampled_accuracy(
 
 
 def mean_accuracy(correct: Sequence[Correct]) -> Floats:
-    """Mean accuracy of each point over sources, (points,); small sources count like large ones."""
+    """Average the accuracy of each point over sources, whatever their sizes: (points,)."""
     accuracy: Floats = np.mean([right.mean(axis=1) for right in correct], axis=0)
     return accuracy
 
 
 def mean_estimate(correct: Sequence[NDArray[Any]]) -> Estimate:
-    """Mean accuracy of one point over sources, each (images,), with its interval."""
+    """Average the accuracy of one point over sources, each (images,), with its interval."""
     rows = [right.astype(np.float64) for right in correct]
     value = float(np.mean([right.mean() for right in rows]))
     return Estimate(value=value, interval=mean_of_sources(rows))
@@ -125,15 +122,15 @@ def gains_over_curve(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> list[Estimate]:
-    """Compute the gain of each point that is not on the curve, with its interval.
+    """Compute the gain of each point after those of the curve, with its interval.
 
     Args:
-        target: Sources of the target, each (points, images); the curve's points come first, in
-            order of alpha.
-        others: Sources of shifts or of other tasks, of which the mean is taken, likewise.
+        target: Sources of the target, each (points, images). The points of the curve come first,
+            in order of alpha.
+        others: Sources of shifts, or of other tasks, likewise. Their accuracies are averaged.
         alphas: Number of points of the curve.
         seed: Seed of the resamples.
-        resamples: Number of times that the images are drawn again.
+        resamples: Number of resamples of the images.
     """
 
     def gains(near: Floats, far: Floats) -> Floats:
@@ -153,7 +150,7 @@ def gains_over_curve(
 
 
 def _least_half(others: Sequence[Correct]) -> float:
-    """Half the interval between points that recognise the same images, for which all resamples
+    """Compute half the interval of a gain of 0 between equal answers, about which all resamples
     agree.
     """
     images = min(right.shape[1] for right in others)

@@ -1,8 +1,7 @@
-"""Judge a merge: compare zero-shot, fine-tuned and merged model, and plain interpolation, on images
-that were not learned from.
+"""Judge a merge on images from which nothing was learned.
 
-`recommend` holds the four rules, which `docs/how-to/verdict.md` explains. The weights that
-the merge would write are set in place, so nothing needs to be written first.
+It is compared with the zero-shot model, the fine-tuned model and plain interpolation, before
+anything is written. `recommend` has the rules, which `docs/how-to/verdict.md` explains.
 """
 
 from __future__ import annotations
@@ -44,19 +43,19 @@ from clipmerge.types import Recommendation
 
 #: Alphas of plain interpolation that are scored beside a merge.
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-# Images of which a model's input size is learned.
+# Side of an image that shows the size of a model's input, in pixels.
 _USUAL_SIDE = 224
-# Bytes of preprocessed images in memory at once; moving a model costs as much as a few images.
+# Bytes of preprocessed images in memory at once. Moving a model takes as long as a few images.
 _LOAD_BYTES = 256 << 20
-# Accuracies are ratios of counts; rounding errors are far below one image in a billion.
+# Accuracies are ratios of counts, with rounding errors far below one image in a billion.
 _ROUNDING = 1e-9
-# Share of the change by fine-tuning that a merge may gain on the same images. Of six judged merges
-# that surely gain on images of their target, five are at 0.36 or less, and one, where fine-tuning
-# hardly helped, at 1.1; those on images of a shift are at 0.49 or more.
+# If the change by merging is a larger share of the change by fine-tuning, the images may be of a
+# shift. Of six merges that were surely better on their target, five had a share of 0.36 or less,
+# and one, where fine-tuning hardly helped, had 1.1. On images of a shift it was at least 0.49.
 _MOST_CHANGED = 0.4
 # The command of plain interpolation, up to its alpha.
 _PLAIN = "`clipmerge merge ZEROSHOT FINETUNED --output DIR --alpha "
-# Classes that a model card's example names.
+# Number of classes in the example of a model card.
 _EXAMPLES = 3
 #: A recommendation, its reason for programs, and both in words.
 Advice = tuple[Recommendation, str, str]
@@ -75,29 +74,29 @@ def recommend(
     most_images: int = MAX_TEST,
     better_alpha: float | None = None,
 ) -> Advice:
-    """Apply the rules in order; the first that holds decides.
+    """Apply the rules in order. The first that holds gives the recommendation.
 
     Args:
         target: The models on the target's images.
-        corrupted: The models on these under corruptions.
+        corrupted: The models on the same images, corrupted.
         ood: The models on each ``--ood`` source.
         max_loss: Accepted loss, in points.
         same_answers: Whether merged and fine-tuned model give the same answer on every image.
         nothing_learned: Whether fine-tuning changed no answer on the target's images.
         chosen: Whether held-out images chose how far the merge goes.
-        class_change: Merged minus fine-tuned as a mean over classes, if their sizes are uneven.
-        most_images: How many images may judge the target.
+        class_change: Merged minus fine-tuned, as a mean over classes of uneven sizes; else 0.
+        most_images: Most images of the target that can judge.
         better_alpha: Alpha of plain interpolation that is surely better than the merge, if any.
     """
     limit = max_loss / 100 + _ROUNDING
     points = f"{max_loss:g} points (`max_loss`)"
-    if doubt := _suspect_images(target):
-        return doubt
+    if advice := _suspect_images(target):
+        return advice
     if better_alpha is not None:
         text = f"plain interpolation is surely better than this merge. {_PLAIN}{better_alpha:g}`"
         return "use-alpha", "plain-better", f"Use alpha {better_alpha:g}: {text} writes it."
     at_home = {"your images": target}
-    # unless fine-tuning surely helped, the images may be of a shift, whose corruptions tell little
+    # if fine-tuning did not surely help, the images may be of a shift: their corruptions say little
     if target.finetuning_change.interval[0] > 0:
         at_home["corruptions of your images"] = corrupted
     shifts = {each.name: each for each in ood}
@@ -125,7 +124,7 @@ def recommend(
         return "too-few-images", "unclear-loss", f"Too few images: {text}.{then}"
     is_beyond = any(at.change.value < -limit for at in sources.values())
     accepted = "one image" if is_beyond else points
-    # a gain on a shift tells nothing of the target, where a small measured loss may be a large one
+    # better on a shift says nothing of the target, where the true loss may be larger than measured
     if gained_at_home or (gained and is_kept):
         text = (
             f"the merged model is surely better on {' and '.join(gained)}, and loses nowhere more"
@@ -157,14 +156,14 @@ def _surely_lost(sources: Mapping[str, Comparison], limit: float = 0.0) -> list[
 
 
 def _may_lose(at: Comparison, limit: float) -> bool:
-    """Whether the measured loss exceeds the limit; a loss of one image is always accepted."""
+    """Whether the measured loss exceeds the limit and is more than one image."""
     one_image = 1 / at.images + _ROUNDING
     return at.change.value < -max(limit, one_image)
 
 
 def _suspect_images(target: Comparison) -> Advice | None:
-    """Doubt images on which fine-tuning surely failed, or merging surely added a large share of
-    what fine-tuning did: on its own task, a fine-tuned model leaves little to add.
+    """Suspect images that are not of the target: the zero-shot model is surely better on them, or
+    merging surely helps almost as much as fine-tuning, which leaves little to gain on its own task.
     """
     learned = target.finetuning_change
     change = target.change
@@ -186,8 +185,8 @@ def _suspect_images(target: Comparison) -> Advice | None:
 def _suggest_more_images(
     target: Comparison, ood: Sequence[Comparison], limit: float, most: int
 ) -> str:
-    """Say how many images decide, and how many would tell whether the loss keeps to the limit; and
-    which images would show a gain under shift.
+    """Say how many images would show whether the loss keeps to the limit, and which images would
+    show the change under shift.
     """
     low, high = target.change.interval
     margin = max(abs(target.change.value + limit), _ROUNDING)
@@ -222,9 +221,9 @@ def judge(
     chose: bool = False,
     most_images: int = MAX_TEST,
 ) -> Verdict:
-    """Judge a plan on the target's test images and on `ood` sources; see `recommend` and `Verdict`.
+    """Judge a plan on test images of the target and of `ood` sources; see `recommend`.
 
-    Plain interpolation is scored on the same images, but not on their corruptions.
+    Plain interpolation is scored on the same images, but not on corrupted ones.
     """
     pixels = path.model.pixels([Pillow.new("RGB", (_USUAL_SIDE, _USUAL_SIDE))])
     # models that take an image as a list of patches have no fixed size
@@ -299,7 +298,14 @@ def judge(
 def _answer_questions(
     curves: Mapping[str, NDArray[np.float64]], questions: Mapping[str, Question], seed: int
 ) -> dict[Question, Answer]:
-    """Answer each question by its sources, each scored on the curve and then on the merge."""
+    """Average the accuracies of the sources that answer each question, and compute the gains.
+
+    Args:
+        curves: Whether each image is recognised at `ALPHAS` and by the merge, (alphas + 1, images),
+            by source.
+        questions: The question that each source answers.
+        seed: Seed of the resamples.
+    """
     answers: dict[Question, Answer] = {}
     for question in QUESTIONS:
         group = [scored for name, scored in curves.items() if questions[name] == question]
@@ -315,7 +321,9 @@ def _answer_questions(
 
 
 def _best_plain(answers: Mapping[Question, Answer], least: float) -> int:
-    """Position of the best alpha with so much accuracy on the target; see `Verdict.best_alpha`."""
+    """Find the position of `Verdict.best_alpha`, which has at least this accuracy on the target, if
+    any alpha has.
+    """
     target, *others = (answer.curve for answer in answers.values())
     decides = others[0] if others else target
     every = range(len(ALPHAS))
@@ -324,8 +332,8 @@ def _best_plain(answers: Mapping[Question, Answer], least: float) -> int:
 
 
 def _is_surely_better(answers: Mapping[Question, Answer], best: int) -> bool:
-    """Whether the best plain alpha is surely better than the merge under shift or, without shifts,
-    on other tasks.
+    """Whether the best plain alpha is surely better than the merge under shift or, if there is no
+    shift, on other tasks.
     """
     for answer in answers.values():
         if answer.gain:
@@ -334,7 +342,7 @@ def _is_surely_better(answers: Mapping[Question, Answer], best: int) -> bool:
 
 
 def _describe_best_plain(answers: Mapping[Question, Answer], best: int) -> str:
-    """Say how accurate the best plain interpolation is, and what the merge gains over it."""
+    """Say how accurate the best plain alpha is, and how far the merge is above the curve."""
     shares = []
     gains = []
     for question, answer in answers.items():
@@ -390,8 +398,8 @@ def compare(
 
 
 def moves_to_models(path: WeightPath, plan: Plan) -> list[Move]:
-    """Make the moves to zero-shot, to each fine-tuned model and to the merged one, which is merged
-    once for all batches of images.
+    """Make the moves to the zero-shot, each fine-tuned and the merged model. The merged weights are
+    computed once, here.
     """
     moves: list[Move] = [partial(WeightPath.set_alpha, alpha=0.0)]
     for before in range(len(plan.finetuned)):
@@ -402,9 +410,7 @@ def moves_to_models(path: WeightPath, plan: Plan) -> list[Move]:
 
 
 def _class_change(images: Images, by_image: NDArray[np.float64]) -> float:
-    """The mean difference over classes, if one class has more than twice the images of another;
-    else 0.
-    """
+    """Average a difference over classes if their sizes differ more than twofold; else return 0."""
     if isinstance(images, CaptionedImages):
         return 0.0
     counts = Counter(images.labels).values()

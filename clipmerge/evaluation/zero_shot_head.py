@@ -1,8 +1,8 @@
-"""Build a zero-shot head from class prompts if only the fine-tuned checkpoint has a head.
+"""Build a zero-shot head from class prompts, for pairs in which only the fine-tuned model has one.
 
-The rows are class embeddings of unit length times exp(logit_scale), and the bias is zero. On
-features of unit length, which the heads of WiSE-FT and model soups use, the head gives the
-zero-shot model's logits.
+Each row is a class embedding of unit length times exp(logit_scale), and the bias is zero. On
+features of unit length, as in WiSE-FT and model soups, the head's logits are those of the zero-shot
+model.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ def lacks_zeroshot_head(inputs: Inputs) -> bool:
 
 
 def add_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
-    """Give the zero-shot checkpoint a head for ``head.classes``, which name the rows of the
-    fine-tuned head.
+    """Give the zero-shot checkpoint a head. ``head.classes`` name the rows of the fine-tuned head.
 
     Source:
         Wortsman et al. 2022, arXiv:2109.01903.
@@ -83,9 +82,7 @@ def add_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
 
 
 def embed_classes(model: ImageTextModel, head: HeadRecord, device: torch.device) -> Tensor:
-    """Embed the classes on the device, a part of the prompts at a time: (classes, width), of unit
-    length.
-    """
+    """Embed the classes on the device: (classes, width), of unit length."""
     import torch
 
     from clipmerge.images.classes import class_prompts

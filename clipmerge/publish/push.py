@@ -40,7 +40,7 @@ def push(
     license: str | None = None,
     progress: Progress | None = None,
 ) -> PushResult:
-    """Check an output folder, and publish the files of the merge in one commit, or nothing.
+    """Check an output folder, and publish its files in one commit.
 
     The model card gets the repository's name, unless somebody has edited the card.
 
@@ -87,7 +87,7 @@ def push(
 
 
 def check_access(repo_id: str) -> HfApi:
-    """Refuse a push that would fail or overwrite another model, before a merge begins."""
+    """Check before a merge that a push may write, and that it would not replace another model."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 

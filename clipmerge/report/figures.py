@@ -1,6 +1,6 @@
-"""The pictures of a merge and of a sweep, narrow enough to be read on a telephone.
+"""The pictures of a merge and of a sweep, narrow enough for a telephone.
 
-A sweep's is that of the WiSE-FT paper: accuracy under shift against accuracy on the target.
+As in the WiSE-FT paper, accuracy under shift is drawn against accuracy on the target.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 2, "f
 
 @rc_context(_STYLE)
 def merge_figure(record: Record) -> Figure:
-    """The merge beside plain interpolation if both were judged on more than the target, the losses
-    of learning if there are any, and the alpha of every layer.
+    """Draw the picture of a merge: with `ood` images its accuracies beside plain interpolation, the
+    losses if it learned, and the alpha of every layer.
     """
     draw: list[tuple[float, Callable[[Axes], None]]] = []
     if verdict := record.verdict:
@@ -61,7 +61,7 @@ def merge_figure(record: Record) -> Figure:
 
 
 def _draw_verdict(axes: Axes, verdict: Verdict, question: Question) -> None:
-    """Draw the merge beside plain interpolation, whose ends and best alpha are marked."""
+    """Draw the merge beside plain interpolation, with marks at its ends and its best alpha."""
     target, answer = (verdict.answers[each] for each in ("target", question))
     best = verdict.alphas.index(verdict.best_alpha)
     marked = {0: "zero-shot", len(verdict.alphas) - 1: "alpha 1"}
@@ -72,7 +72,7 @@ def _draw_verdict(axes: Axes, verdict: Verdict, question: Question) -> None:
 
 
 def _draw_learning(axes: Axes, losses: Mapping[str, Sequence[float]]) -> None:
-    """Draw each loss of learning, as the mean of windows of a twentieth of the steps."""
+    """Draw each loss of learning, averaged over a twentieth of the steps."""
     for name, values in losses.items():
         size = max(1, len(values) // 20)
         means = np.convolve(values, np.full(size, 1 / size), "valid")
@@ -83,7 +83,7 @@ def _draw_learning(axes: Axes, losses: Mapping[str, Sequence[float]]) -> None:
 
 
 def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
-    """Draw a row for each layer: its alpha, and a bar from 0 or over the learned coefficients."""
+    """Draw a row per layer: its alpha, and a bar from 0 or over the range of its coefficients."""
     towers = list(dict.fromkeys(name.partition(".")[0] for name in layers))
     for place, (name, layer) in enumerate(layers.items()):
         colour = f"C{towers.index(name.partition('.')[0])}"
@@ -97,8 +97,8 @@ def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
 
 @rc_context(_STYLE)
 def sweep_figure(record: Json) -> Figure:
-    """The alpha curve, and every recipe or checkpoint as a point with its intervals: a panel for
-    shifts, and one for other tasks.
+    """Draw the picture of a sweep: the alpha curve, and every recipe and checkpoint with intervals,
+    in a panel for shifts and one for other tasks.
     """
     others = recipes_and_points(record)
     asked = [question for question in ("shift", "task") if record[question]]
@@ -126,8 +126,14 @@ def _draw_tradeoff(
     marked: Mapping[int, str],
     points: Mapping[str, tuple[Estimate, ...]],
 ) -> None:
-    """Draw the accuracy that answers a question against that on the target: a curve, (2, alphas),
-    of which some alphas are marked, and points with their intervals.
+    """Draw accuracy under shift or on other tasks against accuracy on the target.
+
+    Args:
+        axes: The panel.
+        question: ``shift`` or ``task``.
+        curve: Accuracies of plain interpolation on the target and elsewhere, (2, alphas).
+        marked: Labels of some alphas, by position.
+        points: Accuracies of other models on the target and elsewhere, by name.
     """
     across, up = 100 * np.array(curve)
     axes.plot(across, up, "C0o-", ms=3, label="plain interpolation")
@@ -145,7 +151,7 @@ def _draw_tradeoff(
 
 @rc_context(_STYLE)
 def png(figure: Figure) -> bytes:
-    """A figure as PNG; equal ones give equal bytes with the same matplotlib and fonts."""
+    """Save a figure as PNG. With the same matplotlib and fonts, equal figures give equal bytes."""
     file = io.BytesIO()
     with warnings.catch_warnings():
         # the user cannot help that the font lacks the letters of a name

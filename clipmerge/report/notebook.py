@@ -1,4 +1,4 @@
-"""Results as a notebook and Python's `print` show them: the answer, the accuracies, the picture."""
+"""Results for notebooks and for `print`: the answer, the accuracies and the picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LAYERS = "`to_frame()` lists the layers."
 
 
 class ShownVerdict(Verdict):
-    """A verdict that is shown as its sentence and its table."""
+    """A verdict that prints as its sentence and its table."""
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -32,12 +32,12 @@ class ShownVerdict(Verdict):
 
 
 def shown(verdict: Verdict) -> ShownVerdict:
-    """The same verdict, to be shown."""
+    """Copy a verdict so that it prints as its sentence and its table."""
     return ShownVerdict.model_construct(**dict(verdict))
 
 
 def merge_html(record: Record) -> str:
-    """A merge: its verdict, or else its decision, and its picture."""
+    """Show a merge: its verdict or, without one, its decision; and its picture."""
     sentence, table = decision_sentence(record.plan, record.measured), None
     if record.verdict:
         sentence, table = record.verdict.sentence, verdict_table(record.verdict)
@@ -45,7 +45,7 @@ def merge_html(record: Record) -> str:
 
 
 def sweep_html(record: Json) -> str:
-    """A sweep: its answer, its table and its picture."""
+    """Show a sweep: its answer, its table and its picture."""
     from clipmerge.report.figures import png, sweep_figure
 
     return _render(

@@ -1,6 +1,6 @@
-"""The page and the model card of a merge, made from its record alone.
+"""The HTML report and the model card of a merge, made from its record alone.
 
-A page loads nothing from the network, and the same record gives the same page.
+A report loads nothing from the network. Equal records give equal reports.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _VOWEL = re.compile(r"(?!one|uni|use|eu)[aeiou]", re.IGNORECASE)
 
 
 def html_page(record: Record, shifts: Table | None = None) -> str:
-    """The report of a merge, with a table of accuracies under known shifts if there is one."""
+    """Write the HTML report of a merge, with a table of accuracies under shifts if it is given."""
     values = {
         "record": record,
         "decision": decision_sentence(record.plan, record.measured),
@@ -42,7 +42,7 @@ def html_page(record: Record, shifts: Table | None = None) -> str:
 
 
 def merge_picture(record: Record) -> bytes | None:
-    """The picture of a merge as PNG, if it shows anything: a curve, or layers that differ."""
+    """Draw the picture of a merge as PNG, if there is a curve or if layers differ."""
     is_judged = record.verdict is not None and bool(record.verdict.ood)
     if not is_judged and len({layer.alpha for layer in record.plan.layers.values()}) == 1:
         return None
@@ -52,7 +52,7 @@ def merge_picture(record: Record) -> bytes | None:
 
 
 def model_card(record: Record, *, repo_id: str | None = None, license: str | None = None) -> str:
-    """The README.md of a merged model."""
+    """Write the README.md of a merged model."""
     library = "timm" if record.family == "timm" else "transformers"
     if OPEN_CLIP_WEIGHTS[0] in record.files:
         library = "open_clip"
@@ -62,7 +62,7 @@ def model_card(record: Record, *, repo_id: str | None = None, license: str | Non
         "license": license,
         "bases": _hub_repositories(record),
         "library": library,
-        # a merge of single files has no configuration
+        # a merge of two files has no configuration
         "configured": not record.files or record.files.keys() & {"config.json", OPEN_CLIP_CONFIG},
         "family": next((each for each in FAMILIES if each.name == record.family), None),
         "settings": decision_sentence(record.plan),
@@ -72,7 +72,7 @@ def model_card(record: Record, *, repo_id: str | None = None, license: str | Non
 
 
 def _hub_repositories(record: Record) -> list[str]:
-    """The models on the Hub that were merged."""
+    """List the models on the Hub that were merged."""
     repositories = []
     for source in record.plan.checkpoints:
         if source.revision:  # only those on the Hub have one
@@ -81,7 +81,7 @@ def _hub_repositories(record: Record) -> list[str]:
 
 
 def _card_fields(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as the card shows it, and example prompts from its classes."""
+    """Collect the verdict and the example prompts for the card."""
     from clipmerge.hub import dataset_repo
 
     datasets = {source.name: dataset_repo(source.source) for source in verdict.sources}
@@ -119,7 +119,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 
 
 def mark_code(text: str) -> Markup:
-    """Mark text between backticks as code.
+    """Turn text between backticks into HTML code.
 
     Example:
         >>> mark_code("`clipmerge merge` & more")

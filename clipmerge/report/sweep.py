@@ -1,4 +1,4 @@
-"""The answer, the table and the page of a sweep, made from its record."""
+"""The answer, the table and the HTML page of a sweep, made from its record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clipmerge.types import Json
 
 
 def _row_name(record: Json, row: Json) -> str:
-    """The name of a recipe or a checkpoint, or of a point of the curve."""
+    """Name a row: a recipe, a checkpoint, or an alpha."""
     if "alpha" not in row:
         return str(row["name"])
     count = len(record.get("finetuned", ()))
@@ -18,8 +18,8 @@ def _row_name(record: Json, row: Json) -> str:
 
 
 def _best_row(record: Json) -> Json:
-    """The row of which the answer speaks: a recipe or checkpoint or, if there are none, an alpha
-    that keeps to the limit.
+    """Choose the row that the answer is about: a recipe or checkpoint or, if there are none, an
+    alpha that loses at most the limit.
     """
     first = "shift" if record["shift"] else "task"
     if points := recipes_and_points(record):
@@ -29,16 +29,12 @@ def _best_row(record: Json) -> Json:
 
 
 def best_name(record: Json) -> str:
-    """The name of the row of which the answer speaks."""
+    """Name the row that the answer is about."""
     return _row_name(record, _best_row(record))
 
 
 def sweep_sentence(record: Json) -> str:
-    """Recommend the best recipe or the alpha curve; without recipes, name the best alpha.
-
-    A recipe is recommended if its gain is surely positive, on shifts if there are any, and its loss
-    on the target is acceptable.
-    """
+    """Recommend the best recipe or the alpha curve. Without recipes, name the best alpha."""
     best = _best_row(record)
     name = _row_name(record, best)
     if not best["gain"]:
@@ -57,19 +53,19 @@ def sweep_sentence(record: Json) -> str:
 
 
 def _deciding_interval(row: Json) -> list[float]:
-    """The interval of the gain on shifts or, if there are none, on other tasks."""
+    """Return the interval of the gain under shift or, if there is no shift, on other tasks."""
     interval: list[float] = next(iter(row["gain"].values()))["interval"]
     return interval
 
 
 def _is_recommended(row: Json) -> bool:
-    """Whether the gain is surely positive, and the loss on the target within its limit."""
+    """Whether the gain is surely positive, and the loss on the target within the limit."""
     return _deciding_interval(row)[0] > 0 and row["exceeds_max_loss"] is False
 
 
 def sweep_table(record: Json) -> Table:
-    """A row per point: accuracy on every source, the mean of several that answer one question, and
-    the gains.
+    """Make a table with a row per point: accuracy on every source, means over several shifts or
+    tasks, and gains.
     """
     rows = [*record["curve"], *recipes_and_points(record)]
     asked = [question for question in QUESTIONS if record[question]]
@@ -95,7 +91,7 @@ def _gain_cell(gain: Json) -> str:
 
 
 def sweep_page(record: Json, picture: bytes) -> str:
-    """The page of a sweep, with its picture as PNG."""
+    """Write the HTML page of a sweep around its picture, a PNG."""
     values = {
         "record": record,
         "picture": picture,

@@ -1,4 +1,4 @@
-"""The short result of a merge or a sweep on a terminal; the page has everything."""
+"""Results of a merge or a sweep for the terminal, in a few lines; the page has everything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipmerge.types import Json
 
 
 def summary(record: Record, *, verbose: bool = False) -> RenderableType:
-    """The verdict; without one, or if ``verbose``, the decision."""
+    """Show the verdict; without one, or if ``verbose``, show the decision."""
     lines: list[RenderableType] = []
     if record.verdict:
         advice, colon, why = with_flags(record.verdict.sentence).partition(":")
@@ -34,7 +34,7 @@ def summary(record: Record, *, verbose: bool = False) -> RenderableType:
 
 
 def sweep_summary(record: Json) -> RenderableType:
-    """The answer of a sweep with its table, of which about six alphas are shown."""
+    """Show the answer of a sweep, and its table with about six of the alphas."""
     sentence = Text(with_flags(sweep_sentence(record)), style="bold")
     heads, rows = sweep_table(record)
     best = best_name(record)
@@ -47,8 +47,8 @@ def sweep_summary(record: Json) -> RenderableType:
 def render_table(
     heads: Iterable[str], rows: Iterable[Iterable[str]], *, words: int = 1, bold: str = ""
 ) -> Table:
-    """A table without lines; all but the first ``words`` columns are numbers, and the row of the
-    name ``bold`` is bold.
+    """Make a table without lines. All but the first ``words`` columns are numbers. The row whose
+    name is ``bold`` is bold.
     """
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for at, head in enumerate(heads):

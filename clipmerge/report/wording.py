@@ -7,16 +7,16 @@ from clipmerge.planning.plan import Plan
 from clipmerge.planning.record import Findings, Verdict
 from clipmerge.types import Json
 
-#: What is said of a merge without a verdict.
+#: The sentence about a merge without a verdict.
 NOT_JUDGED = (
     "Not judged: labelled images, as `data` of `merge`, show what this merge keeps and loses."
 )
-#: A table: its headings, and its rows.
+#: The headings of a table, and its rows.
 Table = tuple[list[str], list[list[str]]]
 
 
 def decision_sentence(plan: Plan, measured: Findings | None = None) -> str:
-    """How far the layers move, how many have a mask and, given the findings, why."""
+    """Say how far the layers move, how many have a mask and, with the findings, why."""
     layers = plan.layers.values()
     ends = [end for layer in layers for end in layer.alpha_range or (layer.alpha,)]
     low, high = min(ends), max(ends)
@@ -41,7 +41,7 @@ def decision_sentence(plan: Plan, measured: Findings | None = None) -> str:
 
 
 def _choice_sentence(choice: BackoffChoice) -> str:
-    """The point that held-out images chose, and why."""
+    """Say which point held-out images chose, and why."""
     images = f"{choice.images} held-out images"
     if choice.backoff == 1:
         return f"{images} chose the fine-tuned model: nothing learned surely keeps the accuracy"
@@ -52,7 +52,7 @@ def _choice_sentence(choice: BackoffChoice) -> str:
 
 
 def verdict_table(verdict: Verdict) -> Table:
-    """A row for each source: accuracy of each model, and change since fine-tuning."""
+    """Make a table with a row per source: accuracy of each model, and merged minus fine-tuned."""
     target = verdict.target
     compared = {
         f"{target.source}, {target.images:,} images": target,
@@ -69,5 +69,5 @@ def verdict_table(verdict: Verdict) -> Table:
 
 
 def recipes_and_points(record: Json) -> list[Json]:
-    """The rows of a sweep that are not on the curve: recipes, then checkpoints."""
+    """Return the rows of a sweep that are not on the curve: recipes, then checkpoints."""
     return [*record["recipes"], *record.get("points", [])]

@@ -287,14 +287,7 @@ def test_what_happens_is_told_once(pair: Folders, images: Path) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no such option": ({"imags": 3}, TypeError, "Did you mean 'images'"),
-    "images out of range": (
-        {"images": 0},
-        UsageError,
-        "^`images` 0: should be greater than or equal to 1",
-    ),
-    "no device": ({"device": "gpu"}, UsageError, "^`device` gpu: should be 'auto', 'cpu'"),
     "ood alone": ({"ood": {"a": "b"}}, UsageError, "`ood` needs `data`"),
-    "ood without names": ({"ood": [3]}, UsageError, "sources are named: texts NAME=SOURCE"),
     "push alone": ({"push": "a/b", "output": None}, UsageError, "`push` needs `output`"),
     "density of a mask without one": (
         {"recipe": "monosoup", "set": ["overrides=[{layers: '*', density: 0.5}]"]},

@@ -99,14 +99,13 @@ def test_images_on_both_sides_are_told(pair: Folders, images: Path, tmp_path: Pa
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "one name twice": ({"ood": {"v": "digits"}}, "both have a source named 'v'"),
     "no shift": ({"ood": {}}, "at least one `id` and one `ood`"),
     "set without recipes": ({"set": {"method.alpha": 1}}, "there are none"),
     "one recipe twice": ({"recipes": ["lines", "lines"]}, "are named 'lines'"),
     "no images": ({"id": {"v": "nowhere"}}, "`id` v: nowhere: no such folder"),
     **{
         f"alphas {text!r}": ({"alphas": text}, "^`alphas` .*: expected two or more finite numbers")
-        for text in ("a", "0,...,1", "0,0.1,...", "0,1,...,1002", "0,1e400", [1, 0])
+        for text in ("a", "0,1e400", [1, 0])
     },
 }
 

@@ -46,11 +46,6 @@ def test_a_help_page_names_only_its_own_flags(command: list[str]) -> None:
         (["merge", "a", "b", "-o", "c"], 1, "a: no such folder or file, and not a Hub id"),
         (["apply", "nowhere.json", "-o", "c"], 1, "nowhere.json: cannot be read"),
         (
-            ["merge", "a", "b", "-o", "c", "--device", "gpu"],
-            2,
-            "Did you mean 'cuda'? See `clipmerge",
-        ),
-        (
             ["merge", "a", "b", "-o", "c", "--data", "d", "--fail-on", "keep-finetune"],
             2,
             "Did you mean 'keep-finetuned'?",

@@ -32,18 +32,6 @@ def finetuned(demo: DemoPair, change: Callable[[torch.Tensor, torch.Tensor], tor
     return folder
 
 
-def noise(value: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(value.shape, generator=generator) if value.ndim > 1 else value
-
-
-def numbered(demo: DemoPair) -> Path:
-    folder = demo.zeroshot.parent / "numbered"
-    for number, path in enumerate(sorted(demo.clean.iterdir())):
-        shutil.copytree(path, folder / str(number))
-    return folder
-
-
 #: Zero-shot model, fine-tuned model and images, and the recommendation or the error.
 SITUATIONS: dict[str, tuple[Callable[[DemoPair], tuple[Path, Path, Path]], str]] = {
     "a shift as the target": (
@@ -66,14 +54,6 @@ SITUATIONS: dict[str, tuple[Callable[[DemoPair], tuple[Path, Path, Path]], str]]
             demo.clean,
         ),
         "either",
-    ),
-    "unrelated": (
-        lambda demo: (demo.zeroshot, finetuned(demo, noise), demo.clean),
-        "was not fine-tuned from",
-    ),
-    "names as numbers": (
-        lambda demo: (demo.zeroshot, demo.finetuned, numbered(demo)),
-        "numbers 0 to 9",
     ),
 }
 

@@ -241,6 +241,7 @@ def test_plain_interpolation_that_is_surely_better_is_recommended(tmp_path: Path
         alpha=2,  # far beyond the fine-tuned model
         data=pair.calibration,
         ood={"rotation": pair.shifted["rotation"]},
+        images=150,
         progress=Progress(),
     )
     verdict = made.verdict
@@ -252,12 +253,3 @@ def test_plain_interpolation_that_is_surely_better_is_recommended(tmp_path: Path
     assert f"clipmerge merge ZEROSHOT FINETUNED --output DIR --alpha {verdict.best_alpha:g}" in (
         verdict.sentence
     )
-    again = clipmerge.merge(
-        pair.zeroshot,
-        pair.finetuned,
-        alpha=verdict.best_alpha,
-        data=pair.calibration,
-        ood={"rotation": pair.shifted["rotation"]},
-        progress=Progress(),
-    )
-    assert again.recommendation != "use-alpha"
