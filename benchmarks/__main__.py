@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     judging.add_argument("recipe", help="name or file of a recipe")
     judging.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     judging.add_argument("--seed", type=int, default=0, help="of learning")
+    judging.add_argument("--labels-of", metavar="PAIR", help="whose --labels, as another task")
     judging.add_argument("--who", default="", help="whose row it is")
     equal = commands.add_parser("equal-labels", help="fine-tune on the labels that auto may use")
     for command in (judging, equal):
@@ -78,22 +79,31 @@ def _run(given: argparse.Namespace) -> None:
             zeroshots[name] = Path(folder)
         places = Places(given.cache, given.pictures, given.clones, zeroshots)
         for name in given.pairs:
-            _add_results(make(name, places), given)
+            _add_results(make(name, places), given, places)
     if given.command == "page" or given.results == PAIRS_FOLDER:
         for page in write_pages():
             print(page)
         draw(PICTURE)
 
 
-def _add_results(pair: Pair, given: argparse.Namespace) -> None:
+def _add_results(pair: Pair, given: argparse.Namespace, places: Places) -> None:
     folder = given.results
     if given.command == "equal-labels":
         equal_labels(pair, folder, given.labels)
     elif given.command == "references":
         references(pair, folder)
     else:
-        options = {"seed": given.seed, "labels": given.labels, "who": given.who, "folder": folder}
-        judge(pair, given.recipe, given.settings, **options)
+        other = make(given.labels_of, places) if given.labels_of else None
+        judge(
+            pair,
+            given.recipe,
+            given.settings,
+            seed=given.seed,
+            labels=given.labels,
+            other=other,
+            who=given.who,
+            folder=folder,
+        )
 
 
 if __name__ == "__main__":

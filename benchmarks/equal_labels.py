@@ -4,6 +4,8 @@
 fine-tune anew on both (``anew``), or fine-tune the fine-tuned model further (``continued``), and
 take any point of the WiSE-FT curve of either. Four fifths of the validation pictures are learned
 from, and a fifth chooses alpha, as in `auto`. Labelled pictures of a shift are divided likewise.
+Without them, ``anew-l2-sp`` and ``anew-ema`` are fine-tuned anew by two ways of training that keep
+a model close to its start.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from benchmarks.models import finetune
 from benchmarks.pair_results import PAIRS_FOLDER, open_results
 from benchmarks.references import ALPHAS
 
+#: Weight of L2-SP, and decay of the moving average: ten of some twenty steps.
+_L2_SP, _EMA = 1.0, 0.9
+
 
 def equal_labels(pair: Pair, folder: Path = PAIRS_FOLDER, labels: int = 0) -> None:
     """Add ``anew`` and ``continued`` to the results of a pair.
@@ -38,19 +43,23 @@ def equal_labels(pair: Pair, folder: Path = PAIRS_FOLDER, labels: int = 0) -> No
     suffix, shift = "", None
     if labels:
         suffix, shift = f" labels={labels}", pair.best_labelled
-        drawn = pair.drawn(shift, labels, 0)
+        drawn = pair.drawn(f"labels-{shift}", labels, 0)
         images = [image for _, image in drawn]
         positions = torch.tensor([val.classes.index(label) for label, _ in drawn])
         of_shift, chooses = split(Source(images, positions, np.arange(len(images)), val.classes))
         learn, choose = joined(learn, of_shift), joined(choose, chooses)
     tests = Judge(pair, {"choose": choose})
     both = joined(pair.source("train"), learn)
-    starts = {"anew": (pair.zeroshot, both), "continued": (pair.finetuned, learn)}
-    for kind, (start, learned) in starts.items():
+    how = pair.spec.regime
+    starts = {"anew": (pair.zeroshot, both, how), "continued": (pair.finetuned, learn, how)}
+    if not labels:
+        starts["anew-l2-sp"] = (pair.zeroshot, both, replace(how, l2_sp=_L2_SP))
+        starts["anew-ema"] = (pair.zeroshot, both, replace(how, ema=_EMA))
+    for kind, (start, learned, regime) in starts.items():
         name = kind + suffix
         begin = time.process_time()
         model = pair.folder / name.replace(" ", "-")
-        finetune(start, pair.spec.regime, pair.spec.seed, learned, pair.template, model)
+        finetune(start, regime, pair.spec.seed, learned, pair.template, model)
         seconds = time.process_time() - begin
         curve = tests.curve(model, ALPHAS)
         labelled = results.labels + labels

@@ -74,6 +74,7 @@ def judge(
     *,
     seed: int = 0,
     labels: int = 0,
+    other: Pair | None = None,
     who: str = "",
     folder: Path = PAIRS_FOLDER,
 ) -> str:
@@ -85,6 +86,7 @@ def judge(
         settings: Its settings, ``measure.steps=80``.
         seed: Seed of learning.
         labels: Labelled pictures of one shift that the merge gets as `ood`.
+        other: Pair of another target, whose validation pictures these are instead.
         who: Whose row it is.
         folder: Folder of the JSON files.
     """
@@ -95,10 +97,14 @@ def judge(
         add_curve(with_val, results)
     name = " ".join([Path(recipe).stem, *settings, *([f"seed={seed}"] if seed else [])])
     ood, shift = {}, None
-    if labels:
+    if labels and other:
+        name += f" labels={labels} of another task"
+        shift = f"task-{other.spec.target}"
+        ood[other.spec.target] = str(other.labelled("val", labels, seed))
+    elif labels:
         name += f" labels={labels}"
         shift = pair.best_labelled
-        ood[shift] = str(pair.labelled(shift, labels, seed))
+        ood[shift] = str(pair.labelled(f"labels-{shift}", labels, seed))
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "merged"
         begin = time.process_time()

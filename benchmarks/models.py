@@ -169,6 +169,8 @@ class Regime:
         mirror: Whether every second picture is mirrored.
         move: Largest shift of a picture, in pixels.
         batch: Pictures per step.
+        l2_sp: Weight of half the squared distance to the start (arXiv 1802.01483).
+        ema: Decay of an exponential moving average of the weights, which is then the result.
     """
 
     rate: float
@@ -177,6 +179,8 @@ class Regime:
     mirror: bool = True
     move: int = 8
     batch: int = 64
+    l2_sp: float = 0
+    ema: float = 0
 
 
 def finetune(
@@ -206,6 +210,8 @@ def _train(model: Model, how: Regime, source: Source, template: str) -> None:
             learned.append(value)
     steps = max(2, int(how.epochs * len(pixels) / how.batch))
     warm_up = 0.1 if steps >= 20 else 0.15
+    start = [value.detach().clone() for value in learned]
+    average = [value.clone() for value in start]
     optimizer = torch.optim.AdamW(learned, lr=how.rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, how.rate, total_steps=steps, pct_start=warm_up
@@ -220,8 +226,16 @@ def _train(model: Model, how: Regime, source: Source, template: str) -> None:
         optimizer.zero_grad()
         texts = model.embed_text(tokens) if how.text else fixed
         _add_gradients(model, images, labels[at].to(_DEVICE), texts)
+        for value, first in zip(learned, start, strict=True):
+            if how.l2_sp and value.grad is not None:
+                value.grad += how.l2_sp * (value.detach() - first)
         optimizer.step()
         schedule.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, learned, 1 - how.ema)
+    if how.ema:
+        with torch.no_grad():
+            torch._foreach_copy_(learned, average)
 
 
 def _add_gradients(model: Model, images: Tensor, labels: Tensor, texts: Tensor) -> None:

@@ -29,19 +29,19 @@ class Accuracies:
         id: Accuracy on the target, shape (1 + resamples, points).
         ood: Mean accuracy under the natural shifts, same shape.
         tasks: Mean accuracy on other tasks, same shape; ``None`` without any.
-        shifts: Accuracy under each of the natural shifts, by name.
+        sources: Accuracy under each natural shift and on each other task, by name.
     """
 
     id: np.ndarray
     ood: np.ndarray
     tasks: np.ndarray | None = None
-    shifts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    sources: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def point(self, at: int) -> Accuracies:
         """One of the points, shapes (1 + resamples, 1)."""
         tasks = None if self.tasks is None else self.tasks[:, [at]]
-        shifts = {name: each[:, [at]] for name, each in self.shifts.items()}
-        return Accuracies(self.id[:, [at]], self.ood[:, [at]], tasks, shifts)
+        sources = {name: each[:, [at]] for name, each in self.sources.items()}
+        return Accuracies(self.id[:, [at]], self.ood[:, [at]], tasks, sources)
 
 
 @cache
@@ -57,7 +57,7 @@ def accuracies(results: Results, method: str) -> Accuracies:
         of(["test"])["test"],
         np.mean(list(shifts.values()), axis=0),
         np.mean(list(tasks.values()), axis=0) if tasks else None,
-        shifts,
+        shifts | tasks,
     )
 
 

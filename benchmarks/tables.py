@@ -40,15 +40,21 @@ _METHODS = {
     TAUGHT: "auto, 100 labels of a shift",
     SPARSE: "straggler-sparse",
     f"{SPARSE} labels=100": "straggler-sparse, 100 labels",
-    "lines": "lines",
-    "monosoup": "monosoup",
+    f"{AUTO} measure.ood_weight=3 labels=100": "the same with weight 3",
+    f"{TAUGHT} of another task": "auto, 100 labels of another task",
+    "lines": "LiNeS",
+    "monosoup": "MonoSoup",
     "anew": "fine-tuned anew, best alpha",
     "continued": "fine-tuned further, best alpha",
+    "anew-l2-sp": "fine-tuned anew with L2-SP, best alpha",
+    "anew-ema": "fine-tuned anew, averaged weights (EMA), best alpha",
     "anew labels=100": "fine-tuned anew, 100 labels",
     "continued labels=100": "fine-tuned further, 100 labels",
     f"{AUTO} measure.distill_weight=0": "auto without its restraint",
     "ensemble": "ensemble (two models)",
 }
+_WEIGHT_3 = f"{AUTO} measure.ood_weight=3 labels=100"
+_OF_TASK = f"{TAUGHT} of another task"
 _LABELS = (AUTO, *(f"{AUTO} labels={count}" for count in (20, 50, 100, 200)))
 
 
@@ -177,30 +183,50 @@ def _is_lost(results: Results) -> bool:
 
 
 def labels(every: Sequence[Results]) -> Rows:
-    """What labels of a shift change, beside `auto` without them, on the same pairs."""
-    head = ["method (pairs)", *AXES.values(), "named shift", "other shifts", *_GAINS]
+    """Changes that labels of a shift or of another task make to `auto`, on the same pairs."""
+    head = ["method (pairs)", *AXES.values(), "named source", "other shifts", *_GAINS]
+    methods = (*_LABELS[1:], _WEIGHT_3, _OF_TASK, "continued labels=100", "anew labels=100")
     rows = [head]
-    for method in (*_LABELS[1:], f"{TAUGHT} seed=1", "continued labels=100", "anew labels=100"):
-        ours = having(_real(every), [AUTO, method])
-        if ours:
-            named = [_shift_change(ours, method, is_named) for is_named in (True, False)]
-            row = [f"{_METHODS.get(method, method)} ({len(ours)})", *_changes(ours, method, AUTO)]
-            rows.append([*row, *named, *_gains(ours, method)])
+    for method, ours in _beside_auto(every, methods):
+        named = [_source_change(ours, method, is_named) for is_named in (True, False)]
+        changes = _changes(ours, method, AUTO)
+        rows.append([f"{_name(method)} ({len(ours)})", *changes, *named, *_gains(ours, method)])
     return rows
 
 
 _GAINS = ("gain, shifts", "gain, tasks")
 
 
-def _shift_change(pairs: Sequence[Results], method: str, is_named: bool) -> str:
-    """Mean change since `auto` under the shift whose labels were used, or under the others."""
+def others(every: Sequence[Results]) -> Rows:
+    """Other ways to use the same labels, or none, beside `auto` on the same pairs."""
+    methods = ("continued", "anew", "anew-l2-sp", "anew-ema", "lines", "monosoup")
+    rows = [["method (pairs)", *AXES.values(), *_GAINS]]
+    for method, ours in _beside_auto(every, methods):
+        changes = _changes(ours, method, AUTO)
+        rows.append([f"{_name(method)} ({len(ours)})", *changes, *_gains(ours, method)])
+    return rows
+
+
+def _beside_auto(
+    every: Sequence[Results], methods: Sequence[str]
+) -> list[tuple[str, list[Results]]]:
+    """Methods that have results, and the pairs of real pictures with theirs and with `auto`'s."""
+    found = [(method, having(_real(every), [AUTO, method])) for method in methods]
+    return [(method, ours) for method, ours in found if ours]
+
+
+def _name(method: str) -> str:
+    return _METHODS.get(method, method)
+
+
+def _source_change(pairs: Sequence[Results], method: str, is_named: bool) -> str:
+    """Mean change since `auto` on the source whose labels were used, or under other shifts."""
     values = []
     for each in pairs:
-        after, before = point_of(each, method).shifts, point_of(each, AUTO).shifts
+        after, before = point_of(each, method).sources, point_of(each, AUTO).sources
         named = each.methods[method]["shift"]
-        changes = [
-            after[name] - before[name] for name in each.shifts if (name == named) == is_named
-        ]
+        names = [named] if is_named else [name for name in each.shifts if name != named]
+        changes = [after[name] - before[name] for name in names]
         if changes:
             values.append((each.target, np.mean(changes, axis=0)[:, 0]))
     return str(over_targets(values)) if values else ""
@@ -254,5 +280,6 @@ TABLES: dict[str, Callable[[Sequence[Results]], Rows]] = {
     "pairs": pairs,
     "gains": gains,
     "labels": labels,
+    "others": others,
     "drawn": drawn,
 }

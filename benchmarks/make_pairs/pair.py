@@ -134,20 +134,20 @@ class Pair:
         """The shift with the most labelled pictures that are not tested."""
         return max(self.ood, key=lambda shift: len(self.source(f"labels-{shift}").labels))
 
-    def labelled(self, shift: str, count: int, seed: int) -> Path:
-        """A folder with labelled pictures of a shift that are not tested."""
-        folder = self.folder / f"labels-{shift}-{count}-{seed}"
+    def labelled(self, source: str, count: int, seed: int) -> Path:
+        """A folder with labelled pictures of a source that merging may use."""
+        folder = self.folder / f"{source}-{count}-{seed}"
         if not folder.is_dir():
             scratch = folder.with_suffix(".part")
-            for number, (label, image) in enumerate(self.drawn(shift, count, seed)):
+            for number, (label, image) in enumerate(self.drawn(source, count, seed)):
                 (scratch / label).mkdir(parents=True, exist_ok=True)
                 image.save(scratch / label / f"{number:04}.png")
             scratch.rename(folder)
         return folder
 
-    def drawn(self, shift: str, count: int, seed: int) -> list[tuple[str, Image.Image]]:
-        """Class and picture of a draw of labelled pictures: one of each class in turn."""
-        source = self.source(f"labels-{shift}")
+    def drawn(self, name: str, count: int, seed: int) -> list[tuple[str, Image.Image]]:
+        """Class and picture of a draw of a source's pictures: one of each class in turn."""
+        source = self.source(name)
         of_class: dict[int, list[int]] = {}
         for at, label in enumerate(source.labels.tolist()):
             of_class.setdefault(label, []).append(at)

@@ -42,7 +42,8 @@ def test_curve_is_that_of_sweep(pair: Pair, judged: Path, tmp_path: Path) -> Non
 
 def test_every_method_is_in_every_table(judged: Path) -> None:
     every = every_result(judged)
-    learned, kept = {"anew", "continued"}, {"ensemble", "dawin", "vrf"}
+    learned = {"anew", "continued", "anew-l2-sp", "anew-ema"}
+    kept = {"ensemble", "dawin", "vrf"}
     assert set(every[0].methods) == {CURVE, "lines", *learned, *kept}
     for name in TABLES:
         assert table(name, every)
