@@ -16,7 +16,7 @@ import numpy as np
 
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
-from clipmerge.files.hashes import FileState, remembered_sha256, require_unchanged
+from clipmerge.files.hashes import FileState, sha256_of, require_unchanged
 from clipmerge.files.safetensors import STORED, Array, TensorEntry
 from clipmerge.files.side_files import names_by_number
 from clipmerge.types import Json, Names
@@ -120,7 +120,7 @@ class Checkpoint:
         require_unchanged(self.states)
         for file in self.files if hashed else ():
             if file.name not in self._hashes:
-                self._hashes[file.name] = remembered_sha256(file)
+                self._hashes[file.name] = sha256_of(file)
         require_unchanged(self.states)
         files = {file.name: self._hashes.get(file.name) for file in self.files}
         return {"source": self.source, "revision": self.revision, "files": files}
