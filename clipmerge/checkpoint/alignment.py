@@ -11,7 +11,6 @@ from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family, is_index_buffer, layers_of, tower_of
 from clipmerge.files.safetensors import TensorEntry
-from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.layers import HEAD, network_order
 from clipmerge.types import Kind, Layers, Missing, Names, OutputDtype
 
@@ -217,27 +216,14 @@ def pair_keys(
     )
 
 
-def are_alike(inputs: Inputs) -> bool:
-    """Whether all checkpoints have the same parameters, shapes and dtypes, and the same
-    configuration, processor and tokenizer.
+def have_same_tensors(inputs: Inputs) -> bool:
+    """Whether all checkpoints have tensors of the same names, shapes and dtypes, each of its own,
+    and a configuration.
     """
-    zeroshot, *finetuned = inputs.checkpoints
-    if zeroshot.config is None or zeroshot.stored:
-        return False
-    ours = _facts_without_weights(zeroshot, inputs.zeroshot_keys)
-    theirs = map(_facts_without_weights, finetuned, inputs.finetuned_keys)
-    return all(ours == facts for facts in theirs)
-
-
-def _facts_without_weights(checkpoint: Checkpoint, keys: dict[str, str]) -> tuple[object, ...]:
-    """Collect all facts about a checkpoint that need no weights."""
-    tensors = {}
-    for name, key in keys.items():
-        entry = checkpoint.entries[key]
-        tensors[name] = entry.shape, entry.dtype
-    beside = {}
-    for name in (*PROCESSORS, *VOCABULARIES):
-        file = checkpoint.folder / name
-        if file.is_file():
-            beside[name] = file.read_bytes()
-    return checkpoint.config, tensors, beside
+    for name, holders in inputs.holders.items():
+        kinds = {(entry.shape, entry.dtype) for entry in inputs.entries(name)}
+        if len(kinds) > 1 or len(holders) <= len(inputs.finetuned):
+            return False
+    return all(one.config is not None for one in inputs.checkpoints) and (
+        not inputs.zeroshot.has_built_head
+    )

@@ -8,7 +8,7 @@ from itertools import filterfalse
 from typing import cast, get_args
 
 from clipmerge.checkpoint.alignment import Inputs, OutputKind
-from clipmerge.checkpoint.settings import silent_mismatches
+from clipmerge.checkpoint.settings import setting_mismatches
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
 from clipmerge.errors import CheckpointError, counted, shorten
 from clipmerge.families import is_counter, is_index_buffer, tower_of
@@ -92,9 +92,6 @@ def find_mismatches(inputs: Inputs, *, every: bool = False) -> list[str]:
         )
     for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
         found = list(_tensor_mismatches(inputs, finetuned, keys, every=every))
-        ours = zeroshot.stored or zeroshot
-        theirs = finetuned.stored or finetuned
-        found += silent_mismatches(ours, theirs, inputs.tower)
         if inputs.missing == "error":
             found += _key_mismatches(inputs, keys)
         problems += [f"{finetuned.source}: {problem}" for problem in found]
@@ -112,7 +109,7 @@ def find_mismatches(inputs: Inputs, *, every: bool = False) -> list[str]:
             f"{inputs.finetuned[0].source}: no {inputs.family.config} beside the weights says which"
             f" model they are, so nothing could load the merge; put it there{named}"
         )
-    return problems
+    return problems + list(setting_mismatches(inputs))
 
 
 def _tensor_mismatches(
