@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import mmap
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
-from clipmerge.files.hashes import FileState, sha256_of, require_unchanged
+from clipmerge.files.hashes import FileState, require_unchanged, sha256_of
 from clipmerge.files.safetensors import STORED, Array, TensorEntry
 from clipmerge.files.side_files import names_by_number
 from clipmerge.types import Json, Names
@@ -75,7 +73,7 @@ class Checkpoint:
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Read a run of a tensor's elements in memory order: 1-D, bfloat16 as its bits (uint16).
 
-        Never write to the values, which may be views of the file. The latest tensor stays mapped.
+        Never write to the values: other readers share them. The latest tensor stays mapped.
         """
         values = self._latest.get(key)
         if values is None:  # several threads may get here, each with its own key
@@ -89,9 +87,9 @@ class Checkpoint:
 
     def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Read a tensor in its own shape, or a run of its elements as 1-D; see `array`."""
-        torch = _import_torch_for_views()
-        values = self.array(key, start, stop)
-        view: Tensor = torch.from_numpy(values)
+        import torch
+
+        view = torch.from_numpy(self.array(key, start, stop))
         if view.dtype == torch.uint16:
             view = view.view(torch.bfloat16)
         if start == 0 and stop is None:
@@ -99,7 +97,10 @@ class Checkpoint:
         return view
 
     def _map(self, key: str) -> Array:
-        """Map one tensor into memory, which is released with the last view of it."""
+        """Map one tensor into memory, which is released with the last view of it.
+
+        The mapping can be written to, as torch wants it, but the file never changes.
+        """
         entry = self.entries[key]
         dtype = np.dtype(STORED[entry.dtype])
         if not entry.size:
@@ -109,7 +110,7 @@ class Checkpoint:
         first = entry.begin - before
         length = entry.end - first
         with entry.file.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=first)
+            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=first)
         return np.frombuffer(mapped, dtype, entry.size, before)
 
     def provenance(self, *, hashed: bool = True) -> Json:
@@ -144,17 +145,3 @@ def prefix_errors(source: object) -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
-
-
-@cache
-def _import_torch_for_views() -> Any:
-    """Import torch, and let it give its one warning about views of read-only arrays here.
-
-    Warning filters must not be changed later, in threads.
-    """
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        torch.from_numpy(np.frombuffer(bytes(1), np.uint8))
-    return torch
