@@ -4,18 +4,23 @@ tables.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from html import escape
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from clipmerge.errors import ClipmergeError, did_you_mean, did_you_mean_path
 from clipmerge.types import Json
 
 if TYPE_CHECKING:
     import pandas
 
 Rows = list[Json]
+_Kind = TypeVar("_Kind", bound="Frozen")
 
 
 class Frozen(BaseModel):
@@ -28,6 +33,48 @@ class Frozen(BaseModel):
     def replace(self, **changes: Any) -> Self:
         """Copy with new values in some fields, without validating them."""
         return self.model_copy(update=changes)
+
+
+def read_frozen(
+    kind: type[_Kind],
+    path: Path,
+    error: type[ClipmergeError],
+    advice: str,
+    fields: Iterable[str] = (),
+) -> _Kind:
+    """Read a plan or a record from its JSON file, in the one format that this version reads.
+
+    Args:
+        kind: The model, whose field ``format`` has the format as its default.
+        path: The file.
+        error: Class of the error for a file of another content.
+        advice: The next step, for messages.
+        fields: Names that an unknown key may be a misspelling of.
+    """
+    noun, expected = kind.__name__.lower(), kind.model_fields["format"].default
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as fault:
+        raise ClipmergeError(
+            f"{path}: cannot be read ({fault.strerror}); {advice}.{did_you_mean_path(path)}"
+        ) from None
+    except ValueError as fault:  # not UTF-8, or not JSON
+        raise error(f"{path}: is not a {noun} ({fault}); {advice}") from None
+    stated = str(data.get("format")) if isinstance(data, dict) else ""
+    if not stated.startswith(expected.partition("/")[0]):
+        raise error(f"{path}: is not a {noun}; {advice}")
+    if stated != expected:
+        raise error(
+            f"{path}: has the format {stated!r}, but this version of clipmerge reads"
+            f" {expected!r}; {advice}"
+        )
+    try:
+        return kind.model_validate(data)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        place = [str(part) for part in first["loc"]]
+        hint = did_you_mean(place[-1], fields) if first["type"] == "extra_forbidden" else ""
+        raise error(f"{path}: {'.'.join(place)}: {first['msg']}; {advice}.{hint}") from None
 
 
 class Tabular(ABC):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pydantic import Field, model_validator
-from pydantic.json_schema import SkipJsonSchema
 
 from clipmerge.planning import Frozen
 from clipmerge.types import Json, Names, Shape
@@ -150,9 +149,9 @@ class Measurements(Frozen):
     notes: Names = ()
     trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     choice: BackoffChoice | None = None
-    coefficients: SkipJsonSchema[Json] = Field(default_factory=dict, exclude=True, repr=False)
-    gradients: SkipJsonSchema[Json] = Field(default_factory=dict, exclude=True, repr=False)
-    tensors: SkipJsonSchema[dict[str, Json]] = Field(default_factory=dict, exclude=True, repr=False)
+    coefficients: Json = Field(default_factory=dict, exclude=True, repr=False)
+    gradients: Json = Field(default_factory=dict, exclude=True, repr=False)
+    tensors: dict[str, Json] = Field(default_factory=dict, exclude=True, repr=False)
 
     @property
     def layers(self) -> dict[str, dict[str, float]]:

@@ -4,16 +4,15 @@ report.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from clipmerge import __version__
 from clipmerge.errors import OutputError, did_you_mean_path, shorten
 from clipmerge.files.staging import RECORD
-from clipmerge.planning import Frozen
+from clipmerge.planning import Frozen, read_frozen
 from clipmerge.planning.measurements import (
     BackoffChoice,
     CalibrationRecord,
@@ -263,8 +262,7 @@ class Record(Frozen):
 
     def as_json(self) -> Json:
         """The JSON object."""
-        data: Json = json.loads(json.dumps(self.model_dump()))
-        return data
+        return self.model_dump(mode="json")
 
 
 def read_output(folder: Path) -> Record:
@@ -277,27 +275,10 @@ def read_output(folder: Path) -> Record:
         raise OutputError(
             f"{folder}: {what}. Give a folder written by `clipmerge merge --output`.{meant}"
         )
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(data, dict) and data.get("format") != FORMAT:
-            raise OutputError(
-                f"{path}: has the format {str(data.get('format'))[:40]!r}, but this version of"
-                f" clipmerge reads {FORMAT!r}; merge again"
-            )
-        record = Record.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))[:80]
-        raise _not_a_record(path, f"{place}: {first['msg']}") from None
-    except (OSError, ValueError) as error:
-        raise _not_a_record(path, str(error)[:80]) from None
+    record = read_frozen(Record, path, OutputError, "merge again")
     missing = [name for name in record.files if not (folder / name).is_file()]
     if missing or not list(folder.glob("*.safetensors")):
         raise OutputError(
             f"{folder}: {shorten(missing or ['*.safetensors'])} missing. Merge again."
         )
     return record
-
-
-def _not_a_record(path: Path, reason: str) -> OutputError:
-    return OutputError(f"{path}: not a clipmerge record ({reason}). Merge again.")
