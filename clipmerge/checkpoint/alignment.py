@@ -114,11 +114,24 @@ class Inputs:
 
     @cached_property
     def output_keys(self) -> dict[str, str]:
-        """Keys in the output by canonical name: those of `layout` where it has the parameter."""
+        """Keys in the output of all its tensors by canonical name, in the zero-shot file's order;
+        those of `layout` where it has the tensor.
+        """
         theirs = self.finetuned_keys[0]
-        if self.layout is self.zeroshot:
-            return theirs | self.zeroshot_keys
-        return self.zeroshot_keys | theirs
+        is_new_head = self.output is OutputKind.FINETUNED_CLASSIFIER
+        keeps_theirs = self.missing == "keep-finetuned"
+        keeps_ours = not keeps_theirs or self.layout is self.zeroshot
+        keys = {}
+        for name, key in self.zeroshot_keys.items():
+            if name in theirs or (self.expects(name) if is_new_head else keeps_ours):
+                keys[name] = key
+        for name, key in theirs.items():
+            if name not in self.zeroshot_keys:
+                if keeps_theirs or (is_new_head and self.layer_of[name] == HEAD):
+                    keys[name] = key
+            elif self.layout is not self.zeroshot:
+                keys[name] = key
+        return keys
 
     def expects(self, name: str) -> bool:
         """Whether the fine-tuned checkpoints must hold a zero-shot parameter, because they have its

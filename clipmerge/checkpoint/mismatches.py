@@ -191,11 +191,8 @@ def _describe_differences(inputs: Inputs) -> Iterator[str]:
     if inputs.missing == "error":
         return
     for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
-        kept = inputs.output_keys
-        if inputs.missing == "keep-zeroshot":
-            kept = inputs.zeroshot_keys
         sizes = {name: finetuned.entries[key].size for name, key in keys.items()}
-        lost = [name for name in _weights_in(keys) if name not in kept]
+        lost = [name for name in _weights_in(keys) if name not in inputs.output_keys]
         if lost:
             share = sum(map(sizes.__getitem__, lost)) / max(1, sum(sizes.values()))
             number = counted(len(lost), "tensor", "tensors")

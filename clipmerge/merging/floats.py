@@ -33,11 +33,6 @@ LIMITS = {
 }
 
 
-def compute_dtype(dtypes: set[str]) -> np.dtype[Any]:
-    """The dtype of the arithmetic for stored dtypes: float64 if any is, else float32."""
-    return np.dtype(np.float64 if "F64" in dtypes else np.float32)
-
-
 def widen(stored: Array, dtype: str, wide: np.dtype[Any] | None = None) -> Array:
     """Stored values as float32, or another dtype of the arithmetic; a view if they are already.
 
