@@ -1,5 +1,5 @@
-"""The files of an output folder: weights, streamed to files with their index, and the side files of
-its layout (configuration, processor, tokenizer).
+"""The files of an output folder: weights in one file or in shards with their index, and the side
+files of the output's layout (configuration, processor, tokenizer).
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from clipmerge.files.side_files import PROCESSORS, SIDE_FILES, VOCABULARIES, cop
 from clipmerge.files.writer import OutputTensor, write_safetensors
 from clipmerge.progress import Progress
 
-# Files of which a checkpoint needs one to have a part of its processor.
-_PARTS = {"tokenizer": VOCABULARIES, "processor": PROCESSORS}
+_Files = dict[str, Path]
 
 
 def write_weights(
     folder: Path, tensors: list[OutputTensor], shards: dict[str, str], progress: Progress
 ) -> dict[str, str]:
-    """Write the merged tensors to their files, with an index unless it is one file of its usual
+    """Write the merged tensors to their files, and an index unless there is one file of a usual
     name.
 
     Returns:
-        sha256 by name of each file written.
+        sha256 by name of each file.
     """
     files: dict[str, list[OutputTensor]] = {}
     for tensor in tensors:
@@ -44,40 +43,28 @@ def write_weights(
     for name in sorted(files):
         hashes[name] = write_safetensors(folder / name, files[name], advance)
     if not files.keys() <= {WEIGHTS, *OPEN_CLIP_WEIGHTS}:
-        hashes[INDEX] = _write_index(folder / INDEX, shards, total)
+        index = {"metadata": {"total_size": total}, "weight_map": shards}
+        text = json.dumps(index, indent=2, sort_keys=True)
+        (folder / INDEX).write_text(f"{text}\n", encoding="utf-8")
+        hashes[INDEX] = sha256_of(folder / INDEX)
     return hashes
-
-
-def _write_index(file: Path, shards: dict[str, str], total: int) -> str:
-    index = {"metadata": {"total_size": total}, "weight_map": shards}
-    text = json.dumps(index, indent=2, sort_keys=True)
-    file.write_text(f"{text}\n", encoding="utf-8")
-    return sha256_of(file)
 
 
 def assign_shards(
     inputs: Inputs, tensors: list[OutputTensor], max_shard_size: int | None = None
 ) -> dict[str, str]:
-    """Choose the file of each tensor: as the fine-tuned checkpoint has them, or by size."""
-    single = inputs.family.weights
+    """Choose a file for each tensor, by key: as the fine-tuned checkpoint has it, or by size."""
+    single, layout = inputs.family.weights, inputs.layout
     if max_shard_size is not None:
         return _split_by_size(tensors, max_shard_size, single)
-    if single == WEIGHTS and inputs.layout.sharded:
-        return _shards_of_layout(inputs, tensors)
-    return {tensor.key: single for tensor in tensors}
-
-
-def _shards_of_layout(inputs: Inputs, tensors: list[OutputTensor]) -> dict[str, str]:
-    layout = inputs.layout
-    keys = inputs.finetuned_keys[0]
-    if layout is inputs.zeroshot:
-        keys = inputs.zeroshot_keys
-    first = next(iter(keys.values()))
+    if single != WEIGHTS or not layout.sharded:
+        return {tensor.key: single for tensor in tensors}
+    first = next(iter(layout.entries.values()))
     shards = {}
     for tensor in tensors:
-        key = keys.get(tensor.name, first)  # only the other checkpoint may have it
-        stem = layout.entries[key].file.stem
-        shards[tensor.key] = f"{stem.removeprefix('pytorch_')}.safetensors"
+        entry = layout.entries.get(tensor.key, first)  # only the other checkpoint may have it
+        stem = entry.file.stem.removeprefix("pytorch_")
+        shards[tensor.key] = f"{stem}.safetensors"
     return shards
 
 
@@ -101,19 +88,18 @@ def _split_by_size(tensors: list[OutputTensor], max_shard_size: int, single: str
 def write_side_files(
     folder: Path, inputs: Inputs, dtype: str, progress: Progress
 ) -> dict[str, str]:
-    """Copy configuration, processor and tokenizer, so that the output can be loaded like its
-    sources.
+    """Copy configuration, processor and tokenizer, so that the output loads like its sources.
 
-    The fine-tuned checkpoint's files are copied, and only the config's dtype is changed. Files that
-    it lacks come from the zero-shot checkpoint, and so do all if it is one tower of a full model.
+    The files are the fine-tuned checkpoint's, and the zero-shot one's where it lacks some; all are
+    the zero-shot one's if the output is a full model and the fine-tuned one is a tower of it.
 
     Returns:
-        sha256 by name of each file written.
+        sha256 by name of each file.
     """
     chosen = _find_side_files(inputs.layout)
     if inputs.layout is not inputs.zeroshot and not inputs.zeroshot.stored:
-        chosen, notes = _lend_side_files(inputs, chosen)
-        for note in notes:
+        chosen, note = _with_zeroshot_files(inputs, chosen)
+        if note:
             progress.warn(note)
     hashes = {}
     for name in sorted(chosen):
@@ -125,46 +111,45 @@ def write_side_files(
     return hashes
 
 
-def _find_side_files(checkpoint: Checkpoint) -> dict[str, Path]:
-    if checkpoint.config is None:  # files beside a bare file need not belong to it
+def _find_side_files(checkpoint: Checkpoint) -> _Files:
+    """Find the files that describe a checkpoint; none beside a bare file, whose they need not
+    be.
+    """
+    if checkpoint.config is None:
         return {}
-    # a folder may hold both layouts; files of the other layout do not describe the output
-    strange = OPEN_CLIP_CONFIG
-    if checkpoint.family.layout == "open-clip":
-        strange = "config.json"
-    files = {}
-    for name in SIDE_FILES - {strange}:
-        path = checkpoint.folder / name
-        if path.is_file():
-            files[name] = path
-    return files
+    # a folder may hold both layouts, but the output has one
+    is_open_clip = checkpoint.family.layout == "open-clip"
+    other_layout = "config.json" if is_open_clip else OPEN_CLIP_CONFIG
+    paths = {name: checkpoint.folder / name for name in SIDE_FILES - {other_layout}}
+    return {name: path for name, path in paths.items() if path.is_file()}
 
 
-def _lend_side_files(inputs: Inputs, chosen: dict[str, Path]) -> tuple[dict[str, Path], list[str]]:
+def _with_zeroshot_files(inputs: Inputs, chosen: _Files) -> tuple[_Files, str]:
     """Complete the fine-tuned checkpoint's files by those of the zero-shot one, and say so."""
-    lent = _find_side_files(inputs.zeroshot)
+    offered = _find_side_files(inputs.zeroshot)
     if inputs.layout.config is None:
         note = (
-            f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's"
-            " side files were copied"
+            f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's side"
+            " files were copied"
         )
-        return lent, [note] if lent else []
-    needs = {
-        "tokenizer": not inputs.output.is_classifier,  # a classifier has no texts
-        # the configuration of open_clip holds the preprocessing
-        "processor": inputs.zeroshot.family.layout != "open-clip",
-    }
-    notes = []
+        return offered, note if offered else ""
+    is_open_clip = inputs.zeroshot.family.layout == "open-clip"  # preprocessing is in its config
+    lacking = []
     unwanted = {"config.json"}
-    for part, names in _PARTS.items():
-        is_lacking = needs[part] and chosen.keys().isdisjoint(names)
-        if is_lacking and not lent.keys().isdisjoint(names):
-            notes.append(f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied")
-        else:
+    for part, names, is_needed in (
+        ("tokenizer", VOCABULARIES, not inputs.output.is_classifier),  # which reads no texts
+        ("processor", PROCESSORS, not is_open_clip),
+    ):
+        has_it = not chosen.keys().isdisjoint(names)
+        if has_it or not is_needed or offered.keys().isdisjoint(names):
             unwanted.update(names)
-    if notes:
-        chosen = {name: lent[name] for name in lent.keys() - unwanted} | chosen
-    return chosen, notes
+        else:
+            lacking.append(part)
+    if not lacking:
+        return chosen, ""
+    note = f"the fine-tuned checkpoint has no {' and no '.join(lacking)}"
+    wanted = {name: offered[name] for name in offered.keys() - unwanted}
+    return wanted | chosen, f"{note}; the zero-shot one's was copied"
 
 
 def _write_dtype_into_config(path: Path, dtype: str, checkpoint: Checkpoint) -> None:
