@@ -114,24 +114,25 @@ class Inputs:
 
     @cached_property
     def output_keys(self) -> dict[str, str]:
-        """Keys in the output of all its tensors by canonical name, in the zero-shot file's order;
-        those of `layout` where it has the tensor.
+        """Keys of the output's tensors by canonical name: those of `layout`, where it has the
+        tensor.
         """
-        theirs = self.finetuned_keys[0]
-        is_new_head = self.output is OutputKind.FINETUNED_CLASSIFIER
-        keeps_theirs = self.missing == "keep-finetuned"
-        keeps_ours = not keeps_theirs or self.layout is self.zeroshot
-        keys = {}
-        for name, key in self.zeroshot_keys.items():
-            if name in theirs or (self.expects(name) if is_new_head else keeps_ours):
-                keys[name] = key
-        for name, key in theirs.items():
-            if name not in self.zeroshot_keys:
-                if keeps_theirs or (is_new_head and self.layer_of[name] == HEAD):
-                    keys[name] = key
-            elif self.layout is not self.zeroshot:
-                keys[name] = key
-        return keys
+        keys = self.zeroshot_keys | self.finetuned_keys[0]
+        if self.layout is self.zeroshot:
+            keys |= self.zeroshot_keys
+        return {name: key for name, key in keys.items() if self._is_written(name)}
+
+    def _is_written(self, name: str) -> bool:
+        """Whether the output has a tensor, which perhaps only one side has."""
+        keeps_finetuned = self.missing == "keep-finetuned"
+        has_new_head = self.output is OutputKind.FINETUNED_CLASSIFIER
+        if name not in self.zeroshot_keys:
+            return keeps_finetuned or (has_new_head and self.layer_of[name] == HEAD)
+        if name in self.finetuned_keys[0]:
+            return True
+        if has_new_head:
+            return self.expects(name)
+        return not keeps_finetuned or self.layout is self.zeroshot
 
     def expects(self, name: str) -> bool:
         """Whether the fine-tuned checkpoints must hold a zero-shot parameter, because they have its

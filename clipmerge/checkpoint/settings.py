@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from clipmerge.checkpoint.alignment import Inputs
-from clipmerge.checkpoint.source import Checkpoint
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
 from clipmerge.errors import CheckpointError, counted
 from clipmerge.files.side_files import (
+    PROCESSORS,
     VOCABULARIES,
     read_image_processor,
     read_vocabulary,
@@ -82,7 +83,8 @@ def _differences(
                 )
         if tower != "vision" and not _have_same_bytes(zeroshot, finetuned, VOCABULARIES):
             yield from _differing_words(zeroshot, finetuned)
-    if tower != "text":
+    described = (OPEN_CLIP_CONFIG, *PROCESSORS)
+    if tower != "text" and not _have_same_bytes(zeroshot, finetuned, described):
         ours, theirs = _preprocessing_of(zeroshot), _preprocessing_of(finetuned)
         for name in ours.keys() & theirs.keys():
             if ours[name] != theirs[name]:

@@ -17,6 +17,8 @@ from clipmerge.files.writer import OutputTensor, write_safetensors
 from clipmerge.progress import Progress
 
 _Files = dict[str, Path]
+# Files of which a checkpoint needs one to have a part of its processor.
+_PARTS = {"tokenizer": VOCABULARIES, "processor": PROCESSORS}
 
 
 def write_weights(
@@ -97,10 +99,9 @@ def write_side_files(
         sha256 by name of each file.
     """
     chosen = _find_side_files(inputs.layout)
-    if inputs.layout is not inputs.zeroshot and not inputs.zeroshot.stored:
-        chosen, note = _with_zeroshot_files(inputs, chosen)
-        if note:
-            progress.warn(note)
+    is_lacking = any(chosen.keys().isdisjoint(names) for names in _PARTS.values())
+    if is_lacking and inputs.layout is not inputs.zeroshot and not inputs.zeroshot.stored:
+        chosen = _with_zeroshot_files(inputs, chosen, progress)
     hashes = {}
     for name in sorted(chosen):
         file = folder / name
@@ -124,32 +125,35 @@ def _find_side_files(checkpoint: Checkpoint) -> _Files:
     return {name: path for name, path in paths.items() if path.is_file()}
 
 
-def _with_zeroshot_files(inputs: Inputs, chosen: _Files) -> tuple[_Files, str]:
+def _with_zeroshot_files(inputs: Inputs, chosen: _Files, progress: Progress) -> _Files:
     """Complete the fine-tuned checkpoint's files by those of the zero-shot one, and say so."""
     offered = _find_side_files(inputs.zeroshot)
     if inputs.layout.config is None:
-        note = (
-            f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's side"
-            " files were copied"
-        )
-        return offered, note if offered else ""
-    is_open_clip = inputs.zeroshot.family.layout == "open-clip"  # preprocessing is in its config
-    lacking = []
+        if offered:
+            progress.warn(
+                f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's"
+                " side files were copied"
+            )
+        return offered
+    is_needed = {
+        "tokenizer": not inputs.output.is_classifier,  # which reads no texts
+        # the configuration of open_clip holds the preprocessing
+        "processor": inputs.zeroshot.family.layout != "open-clip",
+    }
     unwanted = {"config.json"}
-    for part, names, is_needed in (
-        ("tokenizer", VOCABULARIES, not inputs.output.is_classifier),  # which reads no texts
-        ("processor", PROCESSORS, not is_open_clip),
-    ):
-        has_it = not chosen.keys().isdisjoint(names)
-        if has_it or not is_needed or offered.keys().isdisjoint(names):
-            unwanted.update(names)
+    is_changed = False
+    for part, names in _PARTS.items():
+        is_lacking = chosen.keys().isdisjoint(names) and not offered.keys().isdisjoint(names)
+        if is_lacking and is_needed[part]:
+            is_changed = True
+            progress.warn(
+                f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied"
+            )
         else:
-            lacking.append(part)
-    if not lacking:
-        return chosen, ""
-    note = f"the fine-tuned checkpoint has no {' and no '.join(lacking)}"
-    wanted = {name: offered[name] for name in offered.keys() - unwanted}
-    return wanted | chosen, f"{note}; the zero-shot one's was copied"
+            unwanted.update(names)
+    if not is_changed:
+        return chosen
+    return {name: offered[name] for name in offered.keys() - unwanted} | chosen
 
 
 def _write_dtype_into_config(path: Path, dtype: str, checkpoint: Checkpoint) -> None:

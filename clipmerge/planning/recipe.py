@@ -119,7 +119,7 @@ def load_recipe(
         0.3
     """
     source, content = _read_recipe(recipe)
-    changes = _parse_assignments(set)
+    changes = {} if set is None else _parse_assignments(set)
     if alpha is not None:
         if "method.alpha" in changes:
             raise UsageError("`alpha` is short for `set` method.alpha; give one of them")
