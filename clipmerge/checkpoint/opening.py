@@ -52,31 +52,30 @@ def open_checkpoints(names: Sequence[str], models: Sequence[str | None]) -> list
         names: Their sources.
         models: For each, open_clip's name of its architecture, if the user gave one.
     """
-    snapshots = [_find_snapshot(name) for name in names]
     opened: list[Checkpoint] = []
+    snapshots = [_find_snapshot(name) for name in names]
     for name, snapshot, model in zip(names, snapshots, models, strict=True):
         base = opened[0] if opened else None
-        opened.append(_open_source(name, snapshot, base, model))
+        opened.append(open_checkpoint(name, snapshot=snapshot, base=base, model=model))
     return opened
 
 
 def open_checkpoint(
-    source: str, *, base: Checkpoint | None = None, model: str | None = None
+    source: str,
+    *,
+    snapshot: Snapshot | None = None,
+    base: Checkpoint | None = None,
+    model: str | None = None,
 ) -> Checkpoint:
     """Open a folder, a file, an index of shards or a Hub id without reading weights.
 
     Args:
         source: The checkpoint, or an adapter.
+        snapshot: The commit on the Hub, if it is known already.
         base: The checkpoint that an adapter is applied to.
         model: open_clip's name of the architecture, if no configuration lies beside the weights.
     """
-    return _open_source(source, _find_snapshot(source), base, model)
-
-
-def _open_source(
-    source: str, snapshot: Snapshot | None, base: Checkpoint | None, model: str | None
-) -> Checkpoint:
-    """Open a checkpoint on disk, or a commit on the Hub."""
+    snapshot = snapshot or _find_snapshot(source)
     address, part = split_part(source)
     path = local_path(address)
     if snapshot is not None:

@@ -382,14 +382,14 @@ def with_coefficients(
 
 def _check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -> None:
     """Refuse a layer whose alpha was edited, because its coefficients would be used instead."""
-    expected = with_coefficients(plan.layers, plan.coefficients, names, shapes)
+    without = {layer: entry.replace(alpha_range=None) for layer, entry in plan.layers.items()}
+    expected = with_coefficients(without, plan.coefficients, names, shapes)
     for layer, entry in plan.layers.items():
-        if entry.alpha_range is None:
+        if not entry.alpha_range:
             continue
-        found = expected[layer]
-        stated, actual = ((one.alpha, *(one.alpha_range or ())) for one in (entry, found))
-        is_learned = any(name in plan.coefficients for name in names[layer])
-        if not is_learned or not np.allclose(stated, actual, atol=_SAME):
+        low, high = expected[layer].alpha_range or (math.nan, math.nan)
+        found = (expected[layer].alpha, low, high)
+        if not np.allclose((entry.alpha, *entry.alpha_range), found, atol=_SAME):
             raise UsageError(
                 f"layer '{layer}': alpha {entry.alpha:g} and alpha_range are not the mean and range"
                 " of its coefficients; remove alpha_range to give the layer one alpha"

@@ -53,8 +53,9 @@ def test_the_finetuned_dtype_is_found(pair: Folders, tmp_path: Path) -> None:
     assert inputs_of(*pair).dtype == "keep"
     edit(tmp_path / "half", logit_scale=torch.tensor(2.6))
     several = inputs_of(pair[0], tmp_path / "half", refuse=False)
-    (problem,) = find_mismatches(several)
-    assert "differ in dtype" in problem
+    assert all("differs in dtype" in problem for problem in find_mismatches(several))
+    with pytest.raises(CheckpointError, match=r"differ in dtype; .* Or name one with `dtype`"):
+        inputs_of(pair[0], tmp_path / "half")
 
 
 def test_stated_and_default_settings_are_the_same() -> None:
