@@ -34,14 +34,17 @@ def align_checkpoints(
     dtype: OutputDtype = "keep",
     refuse: bool = True,
 ) -> Inputs:
-    """Match the tensors of checkpoints by name, without reading weights, and note differences.
+    """Match the tensors of checkpoints by name, and compare everything but their values.
 
     Args:
         zeroshot: The zero-shot checkpoint.
         finetuned: The fine-tuned checkpoints.
         missing: Treatment of keys that only one side has.
         dtype: The dtype of the merged weights.
-        refuse: Whether a mismatch that prevents a merge is an error.
+        refuse: Whether a difference that prevents a merge is an error.
+
+    Returns:
+        The aligned checkpoints, with notes about differences that do not prevent a merge.
 
     Raises:
         CheckpointError: If the checkpoints are of different families, or cannot be merged.

@@ -1,4 +1,4 @@
-"""Align checkpoints by canonical parameter name, and settle the kind of the output."""
+"""Checkpoints aligned by canonical parameter name, and the kind of output that they give."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 HEAD_WEIGHT, HEAD_BIAS = "classification_head.weight", "classification_head.bias"
-#: A checkpoint that holds a tensor, and the tensor's key there.
+#: A checkpoint, and the key of a tensor in it.
 Location = tuple[Checkpoint, str]
 
 
 class OutputKind(Enum):
-    """The kind of model that a merge writes, as the parts of its checkpoints decide it."""
+    """The kind of model that a merge writes; it follows from the parts of the checkpoints."""
 
     MODEL = "the towers that every checkpoint has: both, or one"
     ZEROSHOT_MODEL = "both towers of the zero-shot model; the fine-tuned ones have one tower"
@@ -54,7 +54,7 @@ class Inputs:
 
     @cached_property
     def layers(self) -> Layers:
-        """Canonical names of all zero-shot parameters by layer, sorted, in network order."""
+        """Names of the zero-shot parameters by layer: layers in network order, names sorted."""
         groups: dict[str, list[str]] = {}
         for name in sorted(self.zeroshot_keys):
             layer = self.layer_of[name]
@@ -68,7 +68,7 @@ class Inputs:
 
     @cached_property
     def tower(self) -> str:
-        """The towers that the fine-tuned checkpoints hold: ``full``, ``vision`` or ``text``."""
+        """The tower of the fine-tuned checkpoints, ``vision`` or ``text``; ``full`` for both."""
         return tower_of(self.layer_of[name] for keys in self.finetuned_keys for name in keys)
 
     @cached_property
@@ -97,8 +97,8 @@ class Inputs:
 
     @property
     def row_names(self) -> Names:
-        """Names of the rows of the output's head; empty without a head, or without names in a
-        configuration.
+        """Class names of the rows of the output's head; empty if there is no head, or if no
+        configuration names them.
         """
         if not self.output.is_classifier:
             return ()
@@ -131,13 +131,11 @@ class Inputs:
         if name in self.finetuned_keys[0]:
             return True
         if has_new_head:
-            return self.expects(name)
+            return self.is_expected(name)
         return not keeps_finetuned or self.layout is self.zeroshot
 
-    def expects(self, name: str) -> bool:
-        """Whether the fine-tuned checkpoints must hold a zero-shot parameter, because they have its
-        tower.
-        """
+    def is_expected(self, name: str) -> bool:
+        """Whether every fine-tuned checkpoint should have this zero-shot parameter."""
         layer = self.layer_of[name]
         if self.output in (OutputKind.MODEL, OutputKind.CLASSIFIER) or layer == HEAD:
             return True
@@ -149,7 +147,7 @@ class Inputs:
 
     @cached_property
     def merged_layers(self) -> Layers:
-        """Parameters that can be merged, by layer, in network order; no layer is empty."""
+        """Names of the merged parameters by layer, in network order; no layer is empty."""
         merged = {}
         for layer, names in self.layers.items():
             found = tuple(filter(self.merges, names))
@@ -158,36 +156,36 @@ class Inputs:
         return merged
 
     def merges(self, name: str) -> bool:
-        """Whether a parameter is a float that every checkpoint holds, so that it can be merged."""
+        """Whether a parameter is merged: every checkpoint has it, in floats."""
         holders = self.holders[name]
         if len(holders) <= len(self.finetuned) or is_index_buffer(name):
             return False
         return all(checkpoint.entries[key].is_float for checkpoint, key in holders)
 
     def zeroshot_entry(self, name: str) -> TensorEntry:
-        """The entry of a zero-shot parameter in its file."""
+        """Return the entry of a zero-shot parameter in its file."""
         key = self.zeroshot_keys[name]
         return self.zeroshot.entries[key]
 
     def theta_0(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Map a zero-shot parameter; see `Checkpoint.tensor`."""
+        """Read a zero-shot parameter; see `Checkpoint.tensor`."""
         key = self.zeroshot_keys[name]
         return self.zeroshot.tensor(key, start, stop)
 
     def theta_1(
         self, name: str, start: int = 0, stop: int | None = None, *, which: int = 0
     ) -> Tensor:
-        """Map a fine-tuned parameter; see `Checkpoint.tensor`."""
+        """Read a parameter of one of the fine-tuned checkpoints; see `Checkpoint.tensor`."""
         key = self.finetuned_keys[which][name]
         return self.finetuned[which].tensor(key, start, stop)
 
     def entries(self, name: str) -> list[TensorEntry]:
-        """The entries of a tensor in all checkpoints that hold it, zero-shot first."""
+        """Return the entries of a tensor in all checkpoints that have it, zero-shot first."""
         return [checkpoint.entries[key] for checkpoint, key in self.holders[name]]
 
     @cached_property
     def holders(self) -> dict[str, list[Location]]:
-        """For each tensor the checkpoints that hold it, zero-shot first, and its key there."""
+        """For each tensor, the checkpoints that have it, zero-shot first, and its key in each."""
         found: dict[str, list[Location]] = {}
         everyone = (self.zeroshot_keys, *self.finetuned_keys)
         for checkpoint, keys in zip(self.checkpoints, everyone, strict=True):
@@ -199,7 +197,10 @@ class Inputs:
 def pair_keys(
     zeroshot: Checkpoint, finetuned: list[Checkpoint], missing: Missing, dtype: OutputDtype
 ) -> Inputs:
-    """Match keys by canonical name, in the layout of the first fine-tuned checkpoint."""
+    """Match the keys of all checkpoints by canonical name.
+
+    Checkpoints of another layout are converted to that of the first fine-tuned one.
+    """
     checkpoints = [zeroshot, *finetuned]
     if len({one.family.layout for one in checkpoints}) > 1:
         from clipmerge.checkpoint.views import convert_checkpoint
@@ -231,8 +232,8 @@ def pair_keys(
 
 
 def have_same_tensors(inputs: Inputs) -> bool:
-    """Whether all checkpoints have tensors of the same names, shapes and dtypes, each of its own,
-    and a configuration.
+    """Whether the tensors of all checkpoints have the same names, shapes and dtypes, no head was
+    built, and every checkpoint has a configuration.
     """
     for name, holders in inputs.holders.items():
         kinds = {(entry.shape, entry.dtype) for entry in inputs.entries(name)}

@@ -1,4 +1,4 @@
-"""Find differences between aligned checkpoints: some prevent a merge, and notes report the rest."""
+"""Differences between aligned checkpoints: some prevent a merge, and notes report the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TOWER_WORDS = {
 
 
 def settle_differences(inputs: Inputs, *, refuse: bool) -> Inputs:
-    """Note differences, choose the output's dtype, and refuse tensors that cannot be merged."""
+    """Note the differences, choose the output's dtype, and refuse tensors that do not merge."""
     inputs = _without_other_head(inputs)
     inputs.notes.extend(_describe_differences(inputs))
     dtype = _finetuned_dtype(inputs)
@@ -56,8 +56,9 @@ def _without_other_head(inputs: Inputs) -> Inputs:
 
 
 def _finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
-    """Return the dtype of all fine-tuned weights if the zero-shot weights have another one, else
-    ``None``. It is ``None`` for an adapter too, whose merge has the dtype of its base.
+    """Return the one dtype of the fine-tuned weights if the zero-shot weights have another.
+
+    It is ``None`` for an adapter, whose merge has the dtype of its base.
     """
     if any(finetuned.is_adapted for finetuned in inputs.finetuned):
         return None
@@ -79,7 +80,7 @@ def find_mismatches(inputs: Inputs) -> list[str]:
 def _tensor_mismatches(inputs: Inputs, *, every: bool) -> list[str]:
     """Describe the tensors that prevent a merge, the most informative description first.
 
-    Of the tensors that differ, name the first, or ``every`` one.
+    Without ``every``, only the first tensor that differs is named.
     """
     zeroshot = inputs.zeroshot
     problems = []
@@ -149,7 +150,9 @@ def _key_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
     ours, theirs = inputs.zeroshot_keys, inputs.finetuned_keys[which]
     if inputs.missing != "error":
         return
-    only_ours = [name for name in _weights_in(ours) if name not in theirs and inputs.expects(name)]
+    only_ours = [
+        name for name in _weights_in(ours) if name not in theirs and inputs.is_expected(name)
+    ]
     only_theirs = [name for name in _weights_in(theirs) if name not in ours]
     if not ours.keys() & theirs.keys():
         yield (
@@ -199,7 +202,7 @@ def _describe_differences(inputs: Inputs) -> Iterator[str]:
                 f"{finetuned.source}: {counted(len(lost), 'tensor', 'tensors')} that the output"
                 f" lacks are left out, and their training is lost: {shorten(lost)}"
             )
-    expected = filter(inputs.expects, _weights_in(inputs.zeroshot_keys))
+    expected = filter(inputs.is_expected, _weights_in(inputs.zeroshot_keys))
     stay = list(filterfalse(inputs.merges, expected))
     if stay:
         yield (
@@ -209,5 +212,5 @@ def _describe_differences(inputs: Inputs) -> Iterator[str]:
 
 
 def _weights_in(names: Iterable[str]) -> list[str]:
-    """The names without those of position ids and counters, which some files of a model lack."""
+    """Leave out position ids and counters, which not every file of a model has."""
     return [name for name in names if not is_index_buffer(name) and not is_counter(name)]

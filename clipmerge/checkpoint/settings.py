@@ -1,7 +1,7 @@
-"""Compare settings, preprocessing and vocabularies, which shapes of tensors do not show.
+"""Compare what the shapes of tensors do not show: settings, preprocessing and vocabularies.
 
-If both configurations state the same settings, nothing is imported. If not, their libraries first
-fill in their defaults, because a setting that is not stated may have the same value.
+If two configurations state different settings, transformers or open_clip first fill in their
+defaults, because a setting that is not stated may have the same value.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SETTINGS = (
     "hf_model_name",
     "hf_pooler_type",
 )
-#: Values of settings by side (``vision`` or ``text``) and name.
+#: Values of settings by tower (``vision`` or ``text``) and name.
 _Settings = dict[tuple[str, str], Any]
 # Errors about a malformed configuration. It is not compared, because loaders refuse it anyway.
 _UNREADABLE = (ImportError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
@@ -57,8 +57,8 @@ _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 
 
 def setting_mismatches(inputs: Inputs) -> Iterator[str]:
-    """Describe each setting in which a tower of a fine-tuned checkpoint differs from the zero-shot
-    one's.
+    """Describe the settings, image preprocessing and token ids in which a fine-tuned checkpoint
+    differs from the zero-shot one.
     """
     zeroshot = inputs.zeroshot.stored or inputs.zeroshot
     for other in inputs.finetuned:
@@ -73,7 +73,7 @@ def setting_mismatches(inputs: Inputs) -> Iterator[str]:
 def _differences(
     zeroshot: Checkpoint, finetuned: Checkpoint, tower: str
 ) -> Iterator[tuple[str, str]]:
-    """Describe what differs, and name the kind of file that says so."""
+    """Describe each difference of a pair, and name the file to correct."""
     if zeroshot.config is not None and finetuned.config is not None:
         for side, name, a, b in differing_settings(zeroshot.config, finetuned.config):
             if tower in ("full", side):
@@ -102,7 +102,7 @@ def _have_same_bytes(zeroshot: Checkpoint, finetuned: Checkpoint, names: Names) 
 
 
 def _differing_words(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[tuple[str, str]]:
-    """Compare the tokenizers beside two checkpoints by the words that both know."""
+    """Describe the words to which the tokenizers of a pair give different numbers."""
     ours = read_vocabulary(zeroshot.folder)
     theirs = read_vocabulary(finetuned.folder)
     other = [word for word in ours.keys() & theirs.keys() if ours[word] != theirs[word]]
@@ -117,9 +117,7 @@ def _differing_words(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[tu
 
 
 def _preprocessing_of(checkpoint: Checkpoint) -> Json:
-    """Read mean, deviation and interpolation of a checkpoint's preprocessing, as far as its files
-    state them.
-    """
+    """Read the mean, deviation and interpolation that a checkpoint's files state."""
     known: Json = {}
     with contextlib.suppress(CheckpointError, *_UNREADABLE):
         settings = (checkpoint.config or {}).get("preprocess_cfg")
@@ -139,7 +137,7 @@ def _preprocessing_of(checkpoint: Checkpoint) -> Json:
 
 
 def differing_settings(ours: Json, theirs: Json) -> Iterator[tuple[str, str, Any, Any]]:
-    """Yield side (``vision`` or ``text``), name and both values of each setting that differs."""
+    """Yield the tower, the name and both values of each setting in which configurations differ."""
     first: _Settings = {}
     second: _Settings = {}
     with contextlib.suppress(*_UNREADABLE):
@@ -153,7 +151,7 @@ def differing_settings(ours: Json, theirs: Json) -> Iterator[tuple[str, str, Any
 
 
 def _with_defaults(config: Json) -> Json:
-    """Complete a configuration by its library's defaults."""
+    """Fill in the defaults of the configuration's library."""
     model = dict(config.get("model_cfg", config))
     if "vision_cfg" not in model:
         from transformers import AutoConfig
@@ -168,7 +166,7 @@ def _with_defaults(config: Json) -> Json:
 
 
 def _settings_in(config: Json) -> _Settings:
-    """Collect the settings that a configuration states, by transformers' names where they exist."""
+    """Collect the settings that a configuration states, by tower and by transformers' name."""
     model = config.get("model_cfg", config)
     found = {}
     for side in ("vision", "text"):
@@ -190,7 +188,7 @@ def _settings_in(config: Json) -> _Settings:
 
 
 def _in_words_of_transformers(section: Json, model: Json) -> Json:
-    """The settings of a tower of OpenCLIP that transformers has under other names."""
+    """Return settings of an OpenCLIP tower by the names that transformers has for them."""
     heads = section.get("heads")
     if "width" in section and "head_width" in section:
         heads = section["width"] // section["head_width"]

@@ -1,4 +1,4 @@
-"""A checkpoint: names, shapes and dtypes are known at once, and tensors are read when needed."""
+"""An opened checkpoint: the names, shapes and dtypes of its tensors, which are read on demand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NO_NAME = re.compile(r"LABEL_\d+")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One opened checkpoint."""
+    """An opened checkpoint; no weights are in memory until they are asked for."""
 
     source: str  # the source as the user wrote it
     revision: str | None  # commit sha for a Hub id, else ``None``
@@ -60,7 +60,7 @@ class Checkpoint:
 
     @property
     def row_names(self) -> Names:
-        """Names of the classes in the order of the head's rows; empty if they are not known."""
+        """Class names in the order of the head's rows; empty if the configuration states none."""
         stated = self.config or {}
         # transformers' field, or timm's
         names = stated.get("id2label") or stated.get("label_names") or ()
@@ -71,7 +71,7 @@ class Checkpoint:
         return () if all(map(_NO_NAME.fullmatch, known)) else known
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Read a run of a tensor's elements in memory order: 1-D, bfloat16 as its bits (uint16).
+        """Read elements ``start`` to ``stop`` of a tensor, 1-D; bfloat16 as its bits (uint16).
 
         Never write to the values: other readers share them. The latest tensor stays mapped.
         """
@@ -86,7 +86,7 @@ class Checkpoint:
         return run if run.flags.aligned else run.copy()
 
     def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Read a tensor in its own shape, or a run of its elements as 1-D; see `array`."""
+        """Read a tensor in its own shape, or elements ``start`` to ``stop`` of it as 1-D."""
         import torch
 
         view = torch.from_numpy(self.array(key, start, stop))
@@ -97,7 +97,7 @@ class Checkpoint:
         return view
 
     def _map(self, key: str) -> Array:
-        """Map one tensor into memory, which is released with the last view of it.
+        """Map one tensor into memory; the mapping ends with the last view of it.
 
         The mapping can be written to, as torch wants it, but the file never changes.
         """
@@ -114,7 +114,7 @@ class Checkpoint:
         return np.frombuffer(mapped, dtype, entry.size, before)
 
     def provenance(self, *, hashed: bool = True) -> Json:
-        """Describe this checkpoint for records: ``{source, revision, files: {name: sha256}}``.
+        """Describe where the weights come from: ``{source, revision, files: {name: sha256}}``.
 
         Without ``hashed``, a sha256 is ``None`` unless it is already known.
         """
@@ -140,7 +140,7 @@ def stored_array(values: Tensor) -> Array:
 
 @contextlib.contextmanager
 def prefix_errors(source: object) -> Iterator[None]:
-    """Put the name of a checkpoint or a file in front of errors."""
+    """Put the name of a checkpoint or a file before the errors of a block."""
     try:
         yield
     except CheckpointError as error:
