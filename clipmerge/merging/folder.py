@@ -24,8 +24,7 @@ _PARTS = {"tokenizer": VOCABULARIES, "processor": PROCESSORS}
 def write_weights(
     folder: Path, tensors: list[OutputTensor], shards: dict[str, str], progress: Progress
 ) -> dict[str, str]:
-    """Write the merged tensors to their files, and an index unless there is one file of a usual
-    name.
+    """Write the merged tensors to their files, and an index if there are shards.
 
     Returns:
         sha256 by name of each file.
@@ -71,6 +70,7 @@ def assign_shards(
 
 
 def _split_by_size(tensors: list[OutputTensor], max_shard_size: int, single: str) -> dict[str, str]:
+    """Distribute tensors over shards of limited size; one shard gets the name ``single``."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
     by_key = {tensor.key: tensor for tensor in tensors}
@@ -113,8 +113,8 @@ def write_side_files(
 
 
 def _find_side_files(checkpoint: Checkpoint) -> _Files:
-    """Find the files that describe a checkpoint; none beside a bare file, whose they need not
-    be.
+    """Find the files beside the weights that describe them; files beside weights without a
+    configuration may belong to another model.
     """
     if checkpoint.config is None:
         return {}
@@ -126,7 +126,7 @@ def _find_side_files(checkpoint: Checkpoint) -> _Files:
 
 
 def _with_zeroshot_files(inputs: Inputs, chosen: _Files, progress: Progress) -> _Files:
-    """Complete the fine-tuned checkpoint's files by those of the zero-shot one, and say so."""
+    """Add the zero-shot checkpoint's files where the fine-tuned one lacks some, and warn."""
     offered = _find_side_files(inputs.zeroshot)
     if inputs.layout.config is None:
         if offered:
@@ -157,7 +157,7 @@ def _with_zeroshot_files(inputs: Inputs, chosen: _Files, progress: Progress) -> 
 
 
 def _write_dtype_into_config(path: Path, dtype: str, checkpoint: Checkpoint) -> None:
-    """State the dtype of the weights in a config, because transformers follows it, not the file.
+    """Write the dtype of the weights into a config: transformers trusts it more than the file.
 
     If the weights keep their dtype, a config that states another one is corrected.
     """

@@ -1,6 +1,4 @@
-"""Stream the tensors of a merge under a plan, with at most one tensor in memory, and usually one
-run of its elements.
-"""
+"""Compute the tensors of a merge in runs of elements, so that memory holds one tensor at most."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from clipmerge.types import Shape
 
 
 def merged_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
-    """List the output's tensors, each with the functions that compute it; nothing is read yet."""
+    """List the output's tensors, each with the function that computes it; nothing is read yet."""
     outputs = []
     for name, key in inputs.output_keys.items():
         layer = plan.layers.get(inputs.layer_of[name])
@@ -49,9 +47,7 @@ def merged_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
 
 
 def is_sparsifiable(inputs: Inputs, name: str) -> bool:
-    """Whether a mask may drop entries of a parameter: not of a scalar, and not of the statistics of
-    a batch norm.
-    """
+    """Whether masks apply to a parameter: not to a scalar, and not to statistics of batch norms."""
     return inputs.zeroshot_entry(name).size > 1 and not is_statistic(name)
 
 
@@ -68,14 +64,14 @@ class _Merge:
 
     @property
     def alpha(self) -> float | Array:
-        """The layer's alpha, or the parameter's own learned coefficients."""
+        """The layer's alpha, or learned coefficients of this parameter."""
         learned = self.plan.coefficients.get(self.name)
         if learned is None or not self.layer.is_learned:
             return self.layer.alpha
         return float(learned.item()) if learned.size == 1 else learned
 
     def fill_run(self, start: int, out: Array, change: Array | None) -> None:
-        """Merge a run of the parameter's elements; see `OutputTensor.fill`."""
+        """Merge the elements from ``start`` on that ``out`` has room for; see `OutputTensor`."""
         name, dtype = self.name, self.dtype
         stop = start + len(out)
         ends = _read_run(self.inputs, name, start, stop)
@@ -142,8 +138,8 @@ class _Merge:
 
 
 def _read_run(inputs: Inputs, name: str, start: int = 0, stop: int | None = None) -> list[Array]:
-    """Read a run of a parameter in every checkpoint, 1-D, in the dtype of the arithmetic: float64
-    if any is, else float32.
+    """Read elements ``start`` to ``stop`` of a parameter in every checkpoint, 1-D: in float64 if
+    one checkpoint has it, else in float32.
     """
     holders = inputs.holders[name]
     dtypes = [checkpoint.entries[key].dtype for checkpoint, key in holders]
@@ -166,12 +162,13 @@ def read_parameter(inputs: Inputs, name: str) -> list[Array]:
 
 
 def _require_finite(inputs: Inputs, name: str, ends: Sequence[Array]) -> None:
+    """Refuse NaN and Inf in a parameter, and name the checkpoint."""
     for values, checkpoint in zip(ends, inputs.checkpoints, strict=True):
         require_finite(values, name, checkpoint.source)
 
 
 def _overflow_error(name: str, dtype: str) -> CheckpointError:
-    """Make the error for a merge that overflows its dtype."""
+    """Make the error for a merged tensor whose values its dtype cannot represent."""
     wider = "" if dtype in ("F32", "F64") else "use `dtype=float32`, or "
     return CheckpointError(
         f"tensor {name} overflows {DTYPES[dtype][0]} when merged; {wider}use an alpha in [0, 1] and"
@@ -180,7 +177,7 @@ def _overflow_error(name: str, dtype: str) -> CheckpointError:
 
 
 def coefficients_of_run(coefficient: Array, shape: Shape, start: int, stop: int) -> Array:
-    """Select the coefficients of a run of entries in memory order.
+    """Select the coefficients of entries ``start`` to ``stop``, in memory order.
 
     Example:
         >>> coefficients_of_run(np.array([[0.0], [1.0]]), (2, 3), 2, 5)
@@ -196,7 +193,7 @@ def coefficients_of_run(coefficient: Array, shape: Shape, start: int, stop: int)
 
 
 def _require_equal_shapes(name: str, holders: Sequence[Location]) -> None:
-    """Refuse a tensor to copy that has another shape elsewhere; alignment compares only floats."""
+    """Refuse a tensor to copy if another checkpoint has another shape of it."""
     ours, *others = (checkpoint.entries[key].shape for checkpoint, key in holders)
     for shape in others:
         if shape != ours:
@@ -213,8 +210,8 @@ def _copy_run(
     out: Array,
     change: Array | None = None,
 ) -> None:
-    """Copy a run of a tensor of the first checkpoint in the output's dtype; integers must be equal
-    in the others, and floats finite.
+    """Copy elements of the first checkpoint's tensor, in the output's dtype; in the others,
+    integers must be equal and floats finite.
     """
     (checkpoint, key), *others = holders
     entry = checkpoint.entries[key]

@@ -1,6 +1,4 @@
-"""Frozen records of decisions, measurements and verdicts, stored as JSON; and results shown as
-tables.
-"""
+"""Base classes of what is stored as JSON (plans, records) and of results shown as tables."""
 
 from __future__ import annotations
 
@@ -24,32 +22,32 @@ _Kind = TypeVar("_Kind", bound="Frozen")
 
 
 class Frozen(BaseModel):
-    """A frozen model that refuses unknown keys, NaN and infinity."""
+    """A pydantic model that cannot be changed, and refuses unknown keys, NaN and infinity."""
 
     # built on first use: otherwise a class would be built again for each class with a field of its
     # type, 40 ms at every start
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     def replace(self, **changes: Any) -> Self:
-        """Copy with new values in some fields, without validating them."""
+        """Copy the model with new values in some fields, which are not validated."""
         return self.model_copy(update=changes)
 
 
-def read_frozen(
+def read_versioned(
     kind: type[_Kind],
     path: Path,
     error: type[ClipmergeError],
     advice: str,
     fields: Iterable[str] = (),
 ) -> _Kind:
-    """Read a plan or a record from its JSON file, in the one format that this version reads.
+    """Read a plan or a record from its JSON file; it must have this version's format.
 
     Args:
-        kind: The model, whose field ``format`` has the format as its default.
+        kind: Its class; the default of the field ``format`` is the format.
         path: The file.
-        error: Class of the error for a file of another content.
+        error: Class of the error if the file holds something else.
         advice: The next step, for messages.
-        fields: Names that an unknown key may be a misspelling of.
+        fields: Known keys, of which the message suggests one for an unknown key.
     """
     noun, expected = kind.__name__.lower(), kind.model_fields["format"].default
     try:
@@ -82,11 +80,11 @@ class Tabular(ABC):
 
     @abstractmethod
     def _rows(self) -> Rows:
-        """The rows, each a value by column; the first column names the row."""
+        """Return the rows, each as values by column; the first column names the row."""
 
     @abstractmethod
     def _caption(self) -> str:
-        """The result in one line."""
+        """Return the result in one line."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._caption()})"
@@ -94,12 +92,12 @@ class Tabular(ABC):
     __str__ = __repr__  # a pydantic model has another
 
     def _repr_html_(self) -> str:
-        """The table, for a notebook."""
+        """Return the table as HTML, for a notebook."""
         table = self.to_frame().to_html(float_format="{:.4g}".format, na_rep="")
         return f"<p>{escape(self._caption())}</p>{table}"
 
     def to_frame(self) -> pandas.DataFrame:
-        """The table as a DataFrame."""
+        """Return the table as a DataFrame."""
         import pandas
 
         frame = pandas.DataFrame(self._rows())

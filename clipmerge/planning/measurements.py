@@ -1,4 +1,4 @@
-"""The result of a measure: statistics per layer, the loss along the path, and self-tests."""
+"""Results of measures: statistics of the layers, the loss along the path, and self-tests."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class LossPath(Frozen):
 
 
 class Check(Frozen):
-    """A self-test of an attribution: the sum of the layers' shares against the total, measured
-    independently.
+    """A self-test of a measure that divides a quantity among the layers: does the sum of their
+    shares equal the whole?
 
     Attributes:
         sum_of_layers: Sum over the layers.
-        measured: The same quantity from forward passes alone.
+        measured: The whole, measured by forward passes alone.
     """
 
     sum_of_layers: float
@@ -50,7 +50,7 @@ class Check(Frozen):
 
 
 class Mixture(Frozen):
-    """A mixture theta_0 + sum_i weights_i * (theta_i - theta_0), evaluated on the calibration
+    """Loss and accuracy of theta_0 + sum_i weights_i * (theta_i - theta_0) on the calibration
     images.
 
     Attributes:
@@ -97,12 +97,12 @@ class Statistic(StatisticAbout):
 
 
 class BackoffChoice(Frozen):
-    """The choice of the held-back images: how far to go from the learned to the fine-tuned model.
+    """How far images held back from learning move the merge towards the fine-tuned model.
 
     Attributes:
         images: Number of images that chose.
-        backoff: Share of the way from the learned coefficients to the fine-tuned model; 1 is that
-            model itself, because nothing learned keeps the accuracy.
+        backoff: Share of the way from the learned coefficients to the fine-tuned model; 1 is the
+            fine-tuned model, if nothing else keeps the accuracy.
         accuracy: Share of these images that the chosen point recognises, a mean over classes.
         finetuned_accuracy: The same for the fine-tuned model.
     """
@@ -114,7 +114,7 @@ class BackoffChoice(Frozen):
 
 
 def takes_learned(trace: Mapping[str, Sequence[float]], choice: BackoffChoice | None) -> bool:
-    """Whether a merge uses learned coefficients, and is not just the fine-tuned model."""
+    """Whether something was learned and the choice is not the fine-tuned model itself."""
     is_finetuned = choice is not None and choice.backoff == 1
     return any(trace.values()) and not is_finetuned
 
@@ -164,12 +164,12 @@ class Measurements(Frozen):
 
     @property
     def observed(self) -> Json:
-        """The fields of `Findings` that a measure fills."""
+        """The values of the fields of `Findings` that a measure fills."""
         shared = {name: getattr(self, name) for name in ("path", "trace", "choice", "checks")}
         return {"statistics": {each.name: each for each in self.statistics}, **shared}
 
     def __getitem__(self, name: str) -> Statistic:
-        """Return the statistic of this name."""
+        """Return the statistic with this name."""
         return {statistic.name: statistic for statistic in self.statistics}[name]
 
 

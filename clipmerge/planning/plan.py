@@ -1,8 +1,7 @@
-"""The plan of a merge: its settings, as a frozen model and JSON.
+"""The plan of a merge: all its settings, as JSON that people read, diff, edit and apply again.
 
-A plan holds numbers and rules, no binary data: it can be read, diffed, edited by hand and applied
-again. Its tensors (saliency scores, learned coefficients) are in a safetensors file beside it,
-which the plan names by hash.
+A plan has no binary data. Its tensors (saliency scores, learned coefficients) are in a safetensors
+file beside it, which it names by hash.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from clipmerge.files import split_part
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.safetensors import Array
 from clipmerge.files.staging import TENSORS_SUFFIX, check_output_file, write_whole_file
-from clipmerge.planning import Frozen, Rows, Tabular, read_frozen
+from clipmerge.planning import Frozen, Rows, Tabular, read_versioned
 from clipmerge.planning.recipe import Override, Recipe
 from clipmerge.plugins import (
     Alpha,
@@ -58,7 +57,7 @@ class SourceRecord(Frozen):
 
     @property
     def pinned(self) -> str:
-        """The source at the commit that was used, whatever revision the user named."""
+        """The source with the commit that was used in place of the revision that the user named."""
         if self.revision is None:
             return self.source
         address, part = split_part(self.source)
@@ -66,12 +65,12 @@ class SourceRecord(Frozen):
 
     @property
     def public(self) -> SourceRecord:
-        """This record with a source that may be published."""
+        """A copy whose source has no private folders."""
         return self.replace(source=public_source(self.source, self.revision))
 
 
 class HeadRecord(Frozen):
-    """The classes of a classification head whose zero-shot counterpart is built from class prompts.
+    """The classes of a head that is built from class prompts for the zero-shot model.
 
     Attributes:
         classes: Class names, in the order of the rows.
@@ -114,7 +113,7 @@ class LayerPlan(Frozen):
     parameters: dict[str, Json] = Field(default_factory=dict)
 
     def with_override(self, override: Override) -> LayerPlan:
-        """Apply an override of the recipe."""
+        """Return these settings with those that an override of the recipe sets."""
         entry = self
         if override.alpha is not None:
             entry = entry.replace(alpha=override.alpha, alpha_range=None)
@@ -131,7 +130,7 @@ class LayerPlan(Frozen):
 
 
 class Combination(Frozen):
-    """How several task vectors are masked and combined; see `LayerPlan` for its mask.
+    """How several task vectors are masked, each by itself, and added up.
 
     Attributes:
         mask: Rule that selects the entries of each task vector to keep.
@@ -190,7 +189,7 @@ class Plan(Tabular, Frozen):
     files: tuple[Path, ...] = Field(default=(), exclude=True, repr=False)
 
     def __eq__(self, other: object) -> bool:
-        """Whether both have the same JSON, which names the tensors by hash once they are saved."""
+        """Whether both plans have the same JSON, which names saved tensors by hash."""
         return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
 
     def _caption(self) -> str:
@@ -215,12 +214,12 @@ class Plan(Tabular, Frozen):
 
     @property
     def public(self) -> Plan:
-        """This plan with sources that may be published."""
+        """A copy whose sources have no private folders."""
         zeroshot, *finetuned = (source.public for source in self.checkpoints)
         return self.replace(zeroshot=zeroshot, finetuned=tuple(finetuned))
 
     def with_tensors(self, scores: Mapping[str, Array], coefficients: Mapping[str, Array]) -> Plan:
-        """Copy with scores and coefficients by parameter."""
+        """Return a copy with these scores and coefficients, by parameter."""
         tensors = self.tensors or TensorsRecord()
         return self.replace(tensors=tensors, scores=scores, coefficients=coefficients)
 
@@ -257,7 +256,7 @@ class Plan(Tabular, Frozen):
         """
         file = Path(path)
         fields = {**Plan.model_fields, **LayerPlan.model_fields}
-        plan = read_frozen(cls, file, UsageError, "make one with `clipmerge plan`", fields)
+        plan = read_versioned(cls, file, UsageError, "make one with `clipmerge plan`", fields)
         files = [file]
         scores: Tensors = {}
         coefficients: Tensors = {}
@@ -271,8 +270,11 @@ class Plan(Tabular, Frozen):
         return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
 
     def check(self, layers: Layers, shapes: Mapping[str, Shape]) -> Names:
-        """Refuse a plan that does not fit the layers, lacks its tensors, or names an unknown mask
-        or option; return warnings.
+        """Refuse a plan that does not fit the model or contradicts itself; return warnings.
+
+        Args:
+            layers: The model's mergeable parameters by layer.
+            shapes: Their shapes.
         """
         if not self.layers:
             raise UsageError(
@@ -308,7 +310,7 @@ class Plan(Tabular, Frozen):
 
 
 def public_source(source: str, revision: str | None) -> str:
-    """Cut the folders from a local source, because they are private."""
+    """Return a source without the folders of a local path, which are private."""
     return source if revision else last_part(source)
 
 
@@ -323,7 +325,7 @@ def last_part(path: str) -> str:
 
 
 def _check_mask(layer: str, entry: LayerPlan, names: Names) -> None:
-    """Refuse settings of a layer's mask that the mask, or the layer, does not have."""
+    """Refuse a layer's density, options and parameters if its mask or the model lacks them."""
     try:
         if entry.mask is None:
             what = "options of parameters" if entry.parameters else f"density {entry.density}"
@@ -345,9 +347,7 @@ def _check_mask(layer: str, entry: LayerPlan, names: Names) -> None:
 
 
 def extrapolation_notes(plan: Plan) -> Names:
-    """Warn of the alpha that is farthest beyond the two models; never if several fine-tuned models
-    are merged.
-    """
+    """Warn of the alpha farthest outside [0, 1], unless several fine-tuned models are merged."""
     alphas = [entry.alpha for entry in plan.layers.values() if not entry.is_learned]
     farthest = max(alphas, key=lambda alpha: abs(alpha - 0.5), default=0.0)
     if len(plan.finetuned) > 1 or 0 <= farthest <= 1:
@@ -364,7 +364,7 @@ def with_coefficients(
     names: Layers,
     shapes: Mapping[str, Shape],
 ) -> dict[str, LayerPlan]:
-    """Store the mean and the range of its coefficients in each layer that has some."""
+    """Set alpha and alpha_range of each layer to the mean and range of its coefficients."""
     filled = dict(layers)
     for layer, entry in layers.items():
         learned = {name: coefficients[name] for name in names[layer] if name in coefficients}
@@ -381,7 +381,7 @@ def with_coefficients(
 
 
 def _check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -> None:
-    """Refuse a layer whose alpha was edited, because its coefficients would be used instead."""
+    """Refuse an edited alpha in a layer whose learned coefficients would be used instead of it."""
     without = {layer: entry.replace(alpha_range=None) for layer, entry in plan.layers.items()}
     expected = with_coefficients(without, plan.coefficients, names, shapes)
     for layer, entry in plan.layers.items():
@@ -397,14 +397,14 @@ def _check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) 
 
 
 def rows_shape(shape: Shape) -> Shape:
-    """Shape of coefficients with one number per row: (rows, 1, ...); () if the parameter is a
+    """Return the shape of coefficients with one number per row: (rows, 1, ...); () for a
     scalar.
     """
     return tuple(length if axis == 0 else 1 for axis, length in enumerate(shape))
 
 
 def write_plan_files(path: Path, plan: Plan) -> Plan:
-    """Write a plan, and its tensors beside it first."""
+    """Write a plan's tensors and then its JSON; return the plan, which names the tensors' file."""
     tensors = {f"{_SCORES}{name}": values for name, values in plan.scores.items()}
     for name, values in plan.coefficients.items():
         tensors[f"{_COEFFICIENTS}{name}"] = values
@@ -419,7 +419,7 @@ def write_plan_files(path: Path, plan: Plan) -> Plan:
 
 
 def _read_tensors(file: Path, sha256: str | None) -> tuple[Tensors, Tensors]:
-    """The scores and the coefficients beside a plan."""
+    """Read the scores and the coefficients from the file beside a plan."""
     from safetensors.numpy import load_file
 
     if not file.is_file() or sha256_of(file) != sha256:

@@ -1,6 +1,4 @@
-"""The record of a merge: printed by ``--json``, stored as ``clipmerge.json``, the only input of a
-report.
-"""
+"""The record of a merge, which ``--json`` prints, ``clipmerge.json`` stores and reports show."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from pydantic import Field
 from clipmerge import __version__
 from clipmerge.errors import OutputError, did_you_mean_path, shorten
 from clipmerge.files.staging import RECORD
-from clipmerge.planning import Frozen, read_frozen
+from clipmerge.planning import Frozen, read_versioned
 from clipmerge.planning.measurements import (
     BackoffChoice,
     CalibrationRecord,
@@ -60,12 +58,12 @@ class Estimate(Frozen):
 
     @property
     def digits(self) -> int:
-        """Digits after the point that a percentage has with such an interval."""
+        """Digits after the decimal point that an interval of this width allows in per cent."""
         low, high = self.interval
         return 0 if (high - low) / 2 > _COARSE else 1
 
     def as_share(self) -> str:
-        """The share in per cent.
+        """Format the share in per cent.
 
         Example:
             >>> Estimate(value=0.758, interval=(0.66, 0.83)).as_share()
@@ -76,7 +74,7 @@ class Estimate(Frozen):
         return f"{100 * self.value:.{self.digits}f}"
 
     def as_difference(self) -> str:
-        """The difference in points with its interval.
+        """Format the difference in points, with its interval.
 
         Example:
             >>> Estimate(value=0.019, interval=(-0.067, 0.104)).as_difference()
@@ -95,7 +93,7 @@ class Estimate(Frozen):
 
 
 class Comparison(Frozen):
-    """The models on one source of images.
+    """The accuracy of every model on one source of images.
 
     Attributes:
         name: ``target``, ``corrupted``, or the name given with ``--ood``.
@@ -127,7 +125,7 @@ class Comparison(Frozen):
 
 
 class Answer(Frozen):
-    """The answer to one question: the mean over its sources.
+    """The answer to one question: the mean accuracy over its sources.
 
     Attributes:
         merged: Accuracy of the merged model.
@@ -142,7 +140,7 @@ class Answer(Frozen):
 
 
 class Verdict(Frozen):
-    """Whether to use a merged model.
+    """The judgement whether to use a merged model.
 
     Attributes:
         recommendation: What to do.
@@ -190,10 +188,10 @@ def finetuned_names(count: int) -> list[str]:
 
 
 class Findings(Frozen):
-    """What was found before deciding; empty if nothing was measured.
+    """Findings of the measure and the method; empty if nothing was measured.
 
     Attributes:
-        decision: What was found before deciding, as a sentence without its full stop.
+        decision: The finding that decided, as a sentence without its full stop.
         reasons: Why a layer has its settings, by layer, where there is something to say.
         statistics: Interpretation of each statistic in `Record.measurements`.
         path: Loss along the straight path, if it was measured.
@@ -216,7 +214,7 @@ class Findings(Frozen):
 
 
 class Record(Frozen):
-    """The plan of a merge, what was measured for it, and the verdict.
+    """A merge: its plan, the measurements behind the plan, the verdict and the files written.
 
     Attributes:
         format: Version of this format.
@@ -229,7 +227,7 @@ class Record(Frozen):
         plan: The settings. In a finished record local sources are named by the last part of their
             path.
         measurements: Measured values by layer and statistic.
-        measured: What else was found on the way to the plan.
+        measured: Other findings of the measure and the method.
         calibration: The images used for measuring, if there were any.
         verdict: Whether to use the merge; ``None`` if there were no images to judge it by.
         warnings: Warnings, one sentence each.
@@ -261,12 +259,12 @@ class Record(Frozen):
         return list(zip(roles, self.plan.checkpoints, strict=True))
 
     def as_json(self) -> Json:
-        """The JSON object."""
+        """Return the record as a JSON object."""
         return self.model_dump(mode="json")
 
 
 def read_output(folder: Path) -> Record:
-    """Read the record of an output folder, and check that its weights are there."""
+    """Read the record of an output folder, and refuse a folder without the files it lists."""
     path = folder / RECORD
     if not path.is_file():
         is_folder = folder.is_dir()
@@ -275,7 +273,7 @@ def read_output(folder: Path) -> Record:
         raise OutputError(
             f"{folder}: {what}. Give a folder written by `clipmerge merge --output`.{meant}"
         )
-    record = read_frozen(Record, path, OutputError, "merge again")
+    record = read_versioned(Record, path, OutputError, "merge again")
     missing = [name for name in record.files if not (folder / name).is_file()]
     if missing or not list(folder.glob("*.safetensors")):
         raise OutputError(
