@@ -1,4 +1,4 @@
-"""The sha256 of files, and whether a file changed while it was read.
+"""The sha256 of files, and a check that no file changed while it was read.
 
 Weights are mapped into memory (reading them by ``pread`` took 1.6 times the processor time of a
 merge). If a file is overwritten during a merge, the output would mix old and new bytes, so the
@@ -19,14 +19,14 @@ FileState = tuple[int, int, int, int, int]
 
 
 def file_state(file: Path) -> FileState:
-    """Read the state of a file, which every change of its content changes."""
+    """Return what identifies the content of a file; it changes with every change of the content."""
     status = file.stat()
     times = status.st_mtime_ns, status.st_ctime_ns
     return status.st_dev, status.st_ino, status.st_size, *times
 
 
 def require_unchanged(states: dict[Path, FileState]) -> None:
-    """Refuse files that were written to, replaced or removed since these states were read."""
+    """Refuse files that were written, replaced or removed since `file_state` was called."""
     for file, state in states.items():
         with contextlib.suppress(OSError):
             if file_state(file) == state:
