@@ -35,7 +35,7 @@ _TOWERS = ("vision_model.", "text_model.")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
-    """The properties of one family of checkpoints: names only, no weights.
+    """What is known of one family of models: names of parameters, configuration and weights.
 
     Attributes:
         name: Name in messages.
@@ -87,13 +87,13 @@ class Family:
 
 
 def _prefix_of_tower(keys: Iterable[str]) -> str:
-    """The prefix that the keys of a lone tower have in a whole model."""
+    """Find the prefix that the keys of a tower saved alone have in a whole model."""
     is_text = any("token_embedding" in key or "word_embedding" in key for key in keys)
     return "text_model." if is_text else "vision_model."
 
 
 def tower_of(layers: Iterable[str]) -> Literal["full", "vision", "text"]:
-    """The towers that layers belong to: ``"full"`` for both, ``"vision"`` or ``"text"``."""
+    """Name the tower that layers belong to, ``"vision"`` or ``"text"``; ``"full"`` for both."""
     towers = {layer.partition(".")[0] for layer in layers}
     if {"vision", "text"} <= towers:
         return "full"
@@ -249,7 +249,7 @@ def family_of(config: Json | None, keys: Collection[str], source: str) -> Family
 
 
 def _family_by_marks(keys: Collection[str]) -> Family:
-    """The first family whose marks all occur in the keys."""
+    """Find the first family whose marks all occur in the keys."""
     text = "\n".join(keys)
     for family in FAMILIES:
         if family.marks and all(mark in text for mark in family.marks):
@@ -325,7 +325,7 @@ def layers_of(names: Iterable[str]) -> dict[str, str]:
 
 
 def _parts_of_name(name: str) -> tuple[str, tuple[int, ...], str]:
-    """The tower of a parameter, the numbers of its block if it is in one, and its part."""
+    """Split a parameter's name into its tower, the numbers of its block, and its part."""
     place = _first_match(name, _PLACES, "vision")
     if place not in _TOWERS_OF_BLOCKS:
         return place, (), ""
@@ -340,7 +340,7 @@ def _parts_of_name(name: str) -> tuple[str, tuple[int, ...], str]:
 
 
 def _first_match(text: str, patterns: tuple[tuple[str, str], ...], otherwise: str) -> str:
-    """The word of the first pattern that matches a text."""
+    """Return the word of the first pattern that matches a text."""
     for pattern, word in patterns:
         if re.search(pattern, text):
             return word

@@ -1,7 +1,7 @@
 """The Hugging Face Hub: names of models, downloads of one commit, and errors in one line.
 
-A revision is resolved to a commit first, and only the commit is used from then on: the client's own
-download silently falls back to a stale cache when the Hub does not answer.
+A revision is resolved to a commit first, and then only the commit is used: the client's own
+download silently uses an old copy when the Hub does not answer.
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ _TRY_AGAIN = "Try again later; HF_HUB_OFFLINE=1 reads from the cache."
 
 @dataclass(frozen=True)
 class HubId:
-    """A model on the Hub and a revision; ``None`` is the default branch."""
+    """The id of a model on the Hub, and a revision: a branch, a tag or a commit."""
 
     repo_id: str
-    revision: str | None = None
+    revision: str | None = None  # ``None`` is the default branch
 
     def __str__(self) -> str:
         return self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
 
 
 def parse_hub_id(source: str) -> HubId | None:
-    """Read ``org/name``, ``org/name@revision`` or either after ``hf://``.
+    """Parse ``org/name`` or ``org/name@revision``, perhaps after ``hf://``; ``None`` for other
+    texts.
 
     Example:
         >>> parse_hub_id("hf://openai/clip-vit-base-patch32@refs/pr/3")
@@ -68,7 +69,7 @@ def parse_hub_id(source: str) -> HubId | None:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model at one commit; its files are in the Hub's cache once they are downloaded."""
+    """A model on the Hub at one commit, and the names of its files."""
 
     hub_id: HubId  # its revision is the commit
     files: Names = field(default=(), repr=False)
@@ -114,7 +115,7 @@ def resolve_revision(hub_id: HubId) -> Snapshot:
 
 
 def _remember_commit(hub_id: HubId, sha: str) -> None:
-    """Record the revision's commit in the cache, as the client does, for later use offline."""
+    """Store in the cache which commit the revision is, as the client does, for offline use."""
     from huggingface_hub import constants
 
     folder = f"models--{hub_id.repo_id.replace('/', '--')}"
@@ -127,7 +128,7 @@ def _remember_commit(hub_id: HubId, sha: str) -> None:
 
 @contextlib.contextmanager
 def as_hub_errors(action: str) -> Iterator[None]:
-    """Report any error of the client in one line: what was done, what it says, and what next."""
+    """Turn an error of the Hub's client into one line: the action, the reason and a remedy."""
     try:
         yield
     except ClipmergeError:
@@ -144,7 +145,7 @@ def as_hub_errors(action: str) -> Iterator[None]:
 
 
 def dataset_repo(source: str | None) -> str | None:
-    """The id in ``hf://datasets/org/name...``; ``None`` for any other source.
+    """Return the id in ``hf://datasets/org/name...``; ``None`` for any other source.
 
     Example:
         >>> dataset_repo("hf://datasets/acme/cars@main:test"), dataset_repo("cars")

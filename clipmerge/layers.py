@@ -1,4 +1,4 @@
-"""Layers of every family: their order in the network, and globs over their names.
+"""Names of layers: their order in the network, their blocks, and globs that match them.
 
 A *layer* is the unit of recipes, plans and reports: half a transformer block with the norm before
 it (``vision.3.attn``, ``vision.3.mlp``), a convolutional block (``vision.3.conv``), or a part
@@ -30,9 +30,9 @@ _PART_ORDER = ("vision", "text", "decoder", HEAD, "logit_scale", "logit_bias")
 
 
 def network_order(layer: str) -> tuple[int, int, str]:
-    """Sort key for network order: vision, text, then layers in neither tower.
+    """Return a sort key for network order: vision, text, then layers in neither tower.
 
-    Inside a tower, parts without a known place come last.
+    Inside a tower, unknown parts come last.
 
     Example:
         >>> layers = ["logit_scale", "text.norm", "vision.10.attn", "vision.2.mlp", "vision.2.attn"]
@@ -64,8 +64,7 @@ def block_of(layer: str) -> tuple[str, int, str] | None:
 
 
 def may_precede_blocks(layer: str) -> bool:
-    """Whether a layer outside the blocks may act before or in them, as parts without a known place
-    may.
+    """Whether a layer outside the blocks is not known to act after them.
 
     Example:
         >>> layers = ("vision.embeddings", "vision.features.3", "vision.norm")

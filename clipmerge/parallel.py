@@ -1,4 +1,4 @@
-"""Tensors computed in parallel, each on one thread, and torch on one thread."""
+"""Jobs in threads with bounded memory, and torch limited to one thread."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
-#: Limit in bytes on all tensors in progress and the one in use; a larger tensor is computed alone.
-#: The computation needs a few times as much memory.
-HELD_BYTES = 64 << 20
+#: Limit in bytes on the results of jobs that run at once; a larger one is computed alone. The
+#: computation of a tensor needs a few times as much memory.
+MAX_BYTES = 64 << 20
 
 _lock = threading.Lock()
-_inside = 0  # number of threads in `one_thread`
+_inside = 0  # number of threads that are in `one_thread`
 _threads_outside = 1
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Limit torch to one thread: the number of threads changes the last bits of sums."""
+    """Limit torch to one thread during a block: more threads change the last bits of sums."""
     import torch
 
     global _inside, _threads_outside
@@ -41,14 +41,14 @@ def one_thread() -> Iterator[None]:
 
 
 def cores_per_process() -> int:
-    """CPU cores that this process may use, divided by the run's processes on this machine."""
+    """Count the CPU cores for this process: those it may use, shared by the run's processes."""
     every = os.cpu_count() or 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def run_in_threads(
-    jobs: Iterable[tuple[int, Callable[[], T]]], *, held_bytes: int = HELD_BYTES
+    jobs: Iterable[tuple[int, Callable[[], T]]], *, max_bytes: int = MAX_BYTES
 ) -> Generator[T]:
     """Run jobs in threads, and yield their results in order.
 
@@ -57,7 +57,7 @@ def run_in_threads(
 
     Args:
         jobs: The size of each result in bytes, and the function that computes it.
-        held_bytes: See `HELD_BYTES`.
+        max_bytes: See `MAX_BYTES`.
     """
     named = os.environ.get("OMP_NUM_THREADS", "")
     threads = (int(named) if named.isdigit() else 0) or cores_per_process()
@@ -70,7 +70,7 @@ def run_in_threads(
     with ThreadPoolExecutor(threads) as pool:
         try:
             while waiting or running:
-                while waiting and (not running or bytes_in_use + waiting[0][0] <= held_bytes):
+                while waiting and (not running or bytes_in_use + waiting[0][0] <= max_bytes):
                     size, job = waiting.popleft()
                     running.append((size, pool.submit(job)))
                     bytes_in_use += size

@@ -60,7 +60,7 @@ def test_jobs_are_begun_ahead_but_hold_no_more_than_they_may() -> None:
 
     jobs = ((size, partial(job, number)) for number, size in enumerate(sizes))
     with threads(4):
-        list(run_in_threads(jobs, held_bytes=10))
+        list(run_in_threads(jobs, max_bytes=10))
     assert max(len(each) for each in seen) > 1
     assert all(len(each) == 1 or sum(sizes[number] for number in each) <= 10 for each in seen)
 

@@ -110,7 +110,7 @@ def _compare(inputs: Inputs, layers: dict[str, Json], journal: Journal) -> list[
     from clipmerge.checks import check_models
 
     journal.warn(*inputs.notes)
-    mismatches = find_mismatches(inputs, every=True)
+    mismatches = find_mismatches(inputs)
     journal.stage("inspect")
     done, total = 0, sum(layer["size"] for layer in layers.values())
     for layer, names in inputs.layers.items():

@@ -4,11 +4,13 @@ from clipmerge.checkpoint.alignment import (
     Inputs,
     Location,
     OutputKind,
-    are_alike,
+    have_same_tensors,
     pair_keys,
 )
 from clipmerge.checkpoint.opening import open_checkpoint, open_checkpoints
+from clipmerge.checkpoint.settings import setting_mismatches
 from clipmerge.checkpoint.source import Checkpoint
+from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import TensorEntry
 from clipmerge.types import Missing, OutputDtype
 
@@ -32,21 +34,27 @@ def align_checkpoints(
     dtype: OutputDtype = "keep",
     refuse: bool = True,
 ) -> Inputs:
-    """Match the tensors of checkpoints by name, without reading weights, and note differences.
+    """Match the tensors of checkpoints by name, and compare everything but their values.
 
     Args:
         zeroshot: The zero-shot checkpoint.
         finetuned: The fine-tuned checkpoints.
         missing: Treatment of keys that only one side has.
         dtype: The dtype of the merged weights.
-        refuse: Whether a mismatch that prevents a merge is an error.
+        refuse: Whether a difference that prevents a merge is an error.
+
+    Returns:
+        The aligned checkpoints, with notes about differences that do not prevent a merge.
 
     Raises:
         CheckpointError: If the checkpoints are of different families, or cannot be merged.
     """
     inputs = pair_keys(zeroshot, finetuned, missing, dtype)
-    if are_alike(inputs):
-        return inputs
-    from clipmerge.checkpoint.mismatches import settle_differences  # most pairs need none of it
+    if not have_same_tensors(inputs):
+        from clipmerge.checkpoint.mismatches import settle_differences
 
-    return settle_differences(inputs, refuse=refuse)
+        inputs = settle_differences(inputs, refuse=refuse)
+    if refuse:
+        for problem in setting_mismatches(inputs):
+            raise CheckpointError(problem)
+    return inputs

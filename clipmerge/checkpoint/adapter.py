@@ -28,7 +28,7 @@ _MERGE_IT = "merge it where it was trained (peft: merge_and_unload()) and give t
 
 
 def apply_adapter(base: Checkpoint | None, adapter: Path, source: str) -> Checkpoint:
-    """Return the base with the adapter of a folder merged into it by peft, in float32."""
+    """Let peft merge the adapter in a folder into its base, in float32."""
     if base is None:
         raise CheckpointError(f"{source}: is an adapter, not a full model; {_MERGE_IT}")
     config = read_side_json(adapter, CONFIG)
@@ -72,7 +72,7 @@ def apply_adapter(base: Checkpoint | None, adapter: Path, source: str) -> Checkp
 def _merged_by_peft(
     base: Checkpoint, adapter: Path, config: Json, source: str
 ) -> dict[str, Tensor]:
-    """The parameters of the base model with the adapter merged into them, float32."""
+    """Load the base model, let peft merge the adapter into it, and return its parameters."""
     try:
         import peft
     except ImportError:
@@ -106,7 +106,7 @@ def _merged_by_peft(
 
 
 def _model_class(base: Checkpoint, config: Json) -> Any:
-    """Find the class of transformers that the adapter was trained on, by default the base's."""
+    """Find transformers' class of the model that the adapter was trained on, else of its base."""
     import transformers
 
     stated = (config.get("auto_mapping") or {}).get("base_model_class")
@@ -119,7 +119,7 @@ def _model_class(base: Checkpoint, config: Json) -> Any:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Silence both libraries' reports of unused keys, which are errors here."""
+    """Silence the warnings of transformers and peft about unused keys, which are errors here."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

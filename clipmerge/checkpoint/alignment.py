@@ -1,4 +1,4 @@
-"""Align checkpoints by canonical parameter name, and settle the kind of the output."""
+"""Checkpoints aligned by canonical parameter name, and the kind of output that they give."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family, is_index_buffer, layers_of, tower_of
 from clipmerge.files.safetensors import TensorEntry
-from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.layers import HEAD, network_order
 from clipmerge.types import Kind, Layers, Missing, Names, OutputDtype
 
@@ -20,12 +19,12 @@ if TYPE_CHECKING:
 
 
 HEAD_WEIGHT, HEAD_BIAS = "classification_head.weight", "classification_head.bias"
-#: A checkpoint that holds a tensor, and the tensor's key there.
+#: A checkpoint, and the key of a tensor in it.
 Location = tuple[Checkpoint, str]
 
 
 class OutputKind(Enum):
-    """The kind of model that a merge writes, as the parts of its checkpoints decide it."""
+    """The kind of model that a merge writes; it follows from the parts of the checkpoints."""
 
     MODEL = "the towers that every checkpoint has: both, or one"
     ZEROSHOT_MODEL = "both towers of the zero-shot model; the fine-tuned ones have one tower"
@@ -55,7 +54,7 @@ class Inputs:
 
     @cached_property
     def layers(self) -> Layers:
-        """Canonical names of all zero-shot parameters by layer, sorted, in network order."""
+        """Names of the zero-shot parameters by layer: layers in network order, names sorted."""
         groups: dict[str, list[str]] = {}
         for name in sorted(self.zeroshot_keys):
             layer = self.layer_of[name]
@@ -69,7 +68,7 @@ class Inputs:
 
     @cached_property
     def tower(self) -> str:
-        """The towers that the fine-tuned checkpoints hold: ``full``, ``vision`` or ``text``."""
+        """The tower of the fine-tuned checkpoints, ``vision`` or ``text``; ``full`` for both."""
         return tower_of(self.layer_of[name] for keys in self.finetuned_keys for name in keys)
 
     @cached_property
@@ -98,8 +97,8 @@ class Inputs:
 
     @property
     def row_names(self) -> Names:
-        """Names of the rows of the output's head; empty without a head, or without names in a
-        configuration.
+        """Class names of the rows of the output's head; empty if there is no head, or if no
+        configuration names them.
         """
         if not self.output.is_classifier:
             return ()
@@ -115,16 +114,28 @@ class Inputs:
 
     @cached_property
     def output_keys(self) -> dict[str, str]:
-        """Keys in the output by canonical name: those of `layout` where it has the parameter."""
-        theirs = self.finetuned_keys[0]
-        if self.layout is self.zeroshot:
-            return theirs | self.zeroshot_keys
-        return self.zeroshot_keys | theirs
-
-    def expects(self, name: str) -> bool:
-        """Whether the fine-tuned checkpoints must hold a zero-shot parameter, because they have its
-        tower.
+        """Keys of the output's tensors by canonical name: those of `layout`, where it has the
+        tensor.
         """
+        keys = self.zeroshot_keys | self.finetuned_keys[0]
+        if self.layout is self.zeroshot:
+            keys |= self.zeroshot_keys
+        return {name: key for name, key in keys.items() if self._is_written(name)}
+
+    def _is_written(self, name: str) -> bool:
+        """Whether the output has a tensor, which perhaps only one side has."""
+        keeps_finetuned = self.missing == "keep-finetuned"
+        has_new_head = self.output is OutputKind.FINETUNED_CLASSIFIER
+        if name not in self.zeroshot_keys:
+            return keeps_finetuned or (has_new_head and self.layer_of[name] == HEAD)
+        if name in self.finetuned_keys[0]:
+            return True
+        if has_new_head:
+            return self.is_expected(name)
+        return not keeps_finetuned or self.layout is self.zeroshot
+
+    def is_expected(self, name: str) -> bool:
+        """Whether every fine-tuned checkpoint should have this zero-shot parameter."""
         layer = self.layer_of[name]
         if self.output in (OutputKind.MODEL, OutputKind.CLASSIFIER) or layer == HEAD:
             return True
@@ -136,7 +147,7 @@ class Inputs:
 
     @cached_property
     def merged_layers(self) -> Layers:
-        """Parameters that can be merged, by layer, in network order; no layer is empty."""
+        """Names of the merged parameters by layer, in network order; no layer is empty."""
         merged = {}
         for layer, names in self.layers.items():
             found = tuple(filter(self.merges, names))
@@ -145,36 +156,36 @@ class Inputs:
         return merged
 
     def merges(self, name: str) -> bool:
-        """Whether a parameter is a float that every checkpoint holds, so that it can be merged."""
+        """Whether a parameter is merged: every checkpoint has it, in floats."""
         holders = self.holders[name]
         if len(holders) <= len(self.finetuned) or is_index_buffer(name):
             return False
         return all(checkpoint.entries[key].is_float for checkpoint, key in holders)
 
     def zeroshot_entry(self, name: str) -> TensorEntry:
-        """The entry of a zero-shot parameter in its file."""
+        """Return the entry of a zero-shot parameter in its file."""
         key = self.zeroshot_keys[name]
         return self.zeroshot.entries[key]
 
     def theta_0(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Map a zero-shot parameter; see `Checkpoint.tensor`."""
+        """Read a zero-shot parameter; see `Checkpoint.tensor`."""
         key = self.zeroshot_keys[name]
         return self.zeroshot.tensor(key, start, stop)
 
     def theta_1(
         self, name: str, start: int = 0, stop: int | None = None, *, which: int = 0
     ) -> Tensor:
-        """Map a fine-tuned parameter; see `Checkpoint.tensor`."""
+        """Read a parameter of one of the fine-tuned checkpoints; see `Checkpoint.tensor`."""
         key = self.finetuned_keys[which][name]
         return self.finetuned[which].tensor(key, start, stop)
 
     def entries(self, name: str) -> list[TensorEntry]:
-        """The entries of a tensor in all checkpoints that hold it, zero-shot first."""
+        """Return the entries of a tensor in all checkpoints that have it, zero-shot first."""
         return [checkpoint.entries[key] for checkpoint, key in self.holders[name]]
 
     @cached_property
     def holders(self) -> dict[str, list[Location]]:
-        """For each tensor the checkpoints that hold it, zero-shot first, and its key there."""
+        """For each tensor, the checkpoints that have it, zero-shot first, and its key in each."""
         found: dict[str, list[Location]] = {}
         everyone = (self.zeroshot_keys, *self.finetuned_keys)
         for checkpoint, keys in zip(self.checkpoints, everyone, strict=True):
@@ -186,7 +197,10 @@ class Inputs:
 def pair_keys(
     zeroshot: Checkpoint, finetuned: list[Checkpoint], missing: Missing, dtype: OutputDtype
 ) -> Inputs:
-    """Match keys by canonical name, in the layout of the first fine-tuned checkpoint."""
+    """Match the keys of all checkpoints by canonical name.
+
+    Checkpoints of another layout are converted to that of the first fine-tuned one.
+    """
     checkpoints = [zeroshot, *finetuned]
     if len({one.family.layout for one in checkpoints}) > 1:
         from clipmerge.checkpoint.views import convert_checkpoint
@@ -217,27 +231,14 @@ def pair_keys(
     )
 
 
-def are_alike(inputs: Inputs) -> bool:
-    """Whether all checkpoints have the same parameters, shapes and dtypes, and the same
-    configuration, processor and tokenizer.
+def have_same_tensors(inputs: Inputs) -> bool:
+    """Whether the tensors of all checkpoints have the same names, shapes and dtypes, no head was
+    built, and every checkpoint has a configuration.
     """
-    zeroshot, *finetuned = inputs.checkpoints
-    if zeroshot.config is None or zeroshot.stored:
-        return False
-    ours = _facts_without_weights(zeroshot, inputs.zeroshot_keys)
-    theirs = map(_facts_without_weights, finetuned, inputs.finetuned_keys)
-    return all(ours == facts for facts in theirs)
-
-
-def _facts_without_weights(checkpoint: Checkpoint, keys: dict[str, str]) -> tuple[object, ...]:
-    """Collect all facts about a checkpoint that need no weights."""
-    tensors = {}
-    for name, key in keys.items():
-        entry = checkpoint.entries[key]
-        tensors[name] = entry.shape, entry.dtype
-    beside = {}
-    for name in (*PROCESSORS, *VOCABULARIES):
-        file = checkpoint.folder / name
-        if file.is_file():
-            beside[name] = file.read_bytes()
-    return checkpoint.config, tensors, beside
+    for name, holders in inputs.holders.items():
+        kinds = {(entry.shape, entry.dtype) for entry in inputs.entries(name)}
+        if len(kinds) > 1 or len(holders) <= len(inputs.finetuned):
+            return False
+    return all(one.config is not None for one in inputs.checkpoints) and (
+        not inputs.zeroshot.has_built_head
+    )

@@ -1,4 +1,4 @@
-"""A configuration for weights without one, from open_clip's name of their architecture."""
+"""A configuration for weights that have none, found by open_clip's name of the architecture."""
 
 from __future__ import annotations
 
@@ -11,12 +11,22 @@ from clipmerge.files import replace_bytes, user_cache
 from clipmerge.types import Json
 
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+# Tensors, a dimension of each, and where a configuration states the size of that dimension.
+_DIMENSIONS = (
+    ("visual.conv1.weight", 0, "vision_cfg", "width"),
+    ("visual.conv1.weight", 3, "vision_cfg", "patch_size"),
+    ("token_embedding.weight", 0, "text_cfg", "vocab_size"),
+    ("token_embedding.weight", 1, "text_cfg", "width"),
+    ("positional_embedding", 0, "text_cfg", "context_length"),
+    ("text_projection", 1, "", "embed_dim"),
+)
 
 
 def with_architecture(checkpoint: Checkpoint, model: str) -> Checkpoint:
-    """Give weights without a configuration that of a named architecture.
+    """Give weights without a configuration the configuration of a named architecture.
 
-    The configuration is written to the user's cache, whose folder replaces the weights' own.
+    The configuration is written to a folder in the user's cache, which then is the folder of the
+    checkpoint's side files.
     """
     if checkpoint.config is not None:
         return checkpoint
@@ -69,21 +79,11 @@ def architecture_config(model: str) -> Json:
 
 def _check_shapes(checkpoint: Checkpoint, model: str, config: Json) -> None:
     """Refuse a name whose architecture has other shapes than the weights."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    patch = vision.get("patch_size")
-    width = text.get("width")
-    expected: dict[str, tuple[int | None, ...]] = {
-        "visual.conv1.weight": (vision.get("width"), 3, patch, patch),
-        "token_embedding.weight": (text.get("vocab_size"), width),
-        "text_projection": (width, config.get("embed_dim")),
-        "positional_embedding": (text.get("context_length"), width),
-    }
-    for name, shape in expected.items():
-        entry = checkpoint.entries.get(name)
-        if entry is None or None in shape:
-            continue
-        if entry.shape != shape:
+    for key, dimension, section, setting in _DIMENSIONS:
+        entry = checkpoint.entries.get(key)
+        size = (config[section] if section else config).get(setting)
+        if entry is not None and size not in (None, entry.shape[dimension]):
             raise CheckpointError(
-                f"{checkpoint.source}: is not a {model}: {name} has shape {entry.shape}, and that"
-                f" of a {model} has {shape}; give the name that open_clip trained it under"
+                f"{checkpoint.source}: is not a {model}: {key} has shape {entry.shape}, but the"
+                f" {setting} of a {model} is {size}; give the name that open_clip trained it under"
             )

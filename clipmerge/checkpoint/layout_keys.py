@@ -56,42 +56,41 @@ class Match:
 
 
 def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") -> list[Match]:
-    """Match every parameter of a plain ViT CLIP with its counterpart in the other layout."""
+    """Match each key of a plain ViT CLIP, or of a part of one, with its counterpart in the other
+    layout.
+    """
     names = {key for key in keys if not _BUFFERS.fullmatch(key)}
-    blocks = {"vision": 0, "text": 0}
-    for key in names:
-        if block := _BLOCK.search(key):
-            tower = "vision" if key.startswith("vis") else "text"
-            blocks[tower] = max(blocks[tower], int(block[1]) + 1)
+    blocks = sorted({int(block[1]) for key in names if (block := _BLOCK.search(key))})
     matches = [
         Match("logit_scale", ("logit_scale",)),
         Match("visual.proj", ("visual_projection.weight",), transposed=True),
         Match(f"{text_prefix}text_projection", ("text_projection.weight",), transposed=True),
-        *_match_tower("visual.", "vision_model.", _VISION, blocks["vision"]),
-        *_match_tower(text_prefix, "text_model.", _TEXT, blocks["text"]),
+        *_match_tower("visual.", "vision_model.", _VISION, blocks),
+        *_match_tower(text_prefix, "text_model.", _TEXT, blocks),
     ]
-    expected: set[str] = set()
+    found = []
     for match in matches:
-        expected |= {match.open_clip} if layout == "open-clip" else {*match.transformers}
-    other = "a transformers CLIPModel" if layout == "open-clip" else "OpenCLIP"
-    if extra := sorted(names - expected):
+        stored = {match.open_clip} if layout == "open-clip" else {*match.transformers}
+        if stored <= names:
+            found.append(match)
+            names -= stored
+    if names:
+        other = "a transformers CLIPModel" if layout == "open-clip" else "OpenCLIP"
         raise CheckpointError(
-            f"{counted(len(extra), 'tensor has', 'tensors have')} no counterpart in {other}:"
-            f" {shorten(extra, 3)}; only a plain ViT CLIP, with OpenCLIP's own text tower, has both"
-            " layouts"
+            f"{counted(len(names), 'tensor has', 'tensors have')} no counterpart in {other}:"
+            f" {shorten(sorted(names), 3)}; only a plain ViT CLIP, with OpenCLIP's own text tower,"
+            " has both layouts"
         )
-    if missing := sorted(expected - names):
-        raise CheckpointError(
-            f"{counted(len(missing), 'tensor of a CLIP is', 'tensors of a CLIP are')} missing:"
-            f" {shorten(missing, 3)}"
-        )
-    return matches
+    return found
 
 
-def _match_tower(ours: str, theirs: str, outside: dict[str, str], blocks: int) -> Iterator[Match]:
+def _match_tower(
+    ours: str, theirs: str, outside: dict[str, str], blocks: list[int]
+) -> Iterator[Match]:
+    """Match the keys of one tower, whose names begin with ``ours`` and ``theirs``."""
     for name, other in outside.items():
         yield Match(ours + name, (theirs + other,))
-    for number in range(blocks):
+    for number in blocks:
         block, layer = f"{ours}transformer.resblocks.{number}", f"{theirs}encoder.layers.{number}"
         for part in ("weight", "bias"):
             stacked = tuple(f"{layer}.self_attn.{name}_proj.{part}" for name in "qkv")

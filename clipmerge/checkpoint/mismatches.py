@@ -1,4 +1,4 @@
-"""Find differences between aligned checkpoints: some prevent a merge, and notes report the rest."""
+"""Differences between aligned checkpoints: some prevent a merge, and notes report the others."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from itertools import filterfalse
 from typing import cast, get_args
 
 from clipmerge.checkpoint.alignment import Inputs, OutputKind
-from clipmerge.checkpoint.settings import silent_mismatches
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
+from clipmerge.checkpoint.settings import setting_mismatches
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError, counted, shorten
 from clipmerge.families import is_counter, is_index_buffer, tower_of
 from clipmerge.files.safetensors import DTYPES
@@ -24,9 +24,8 @@ _TOWER_WORDS = {
 
 
 def settle_differences(inputs: Inputs, *, refuse: bool) -> Inputs:
-    """Note differences, choose the output's dtype, and refuse a pair that cannot be merged."""
-    if HEAD in inputs.layers:
-        inputs = _without_other_head(inputs)
+    """Note the differences, choose the output's dtype, and refuse tensors that do not merge."""
+    inputs = _without_other_head(inputs)
     inputs.notes.extend(_describe_differences(inputs))
     dtype = _finetuned_dtype(inputs)
     if inputs.dtype == "keep" and dtype is not None:
@@ -36,20 +35,20 @@ def settle_differences(inputs: Inputs, *, refuse: bool) -> Inputs:
         )
         inputs = replace(inputs, dtype=dtype)
     if refuse:
-        for problem in find_mismatches(inputs):
+        for problem in _tensor_mismatches(inputs, every=False):
             raise CheckpointError(problem)
     return inputs
 
 
 def _without_other_head(inputs: Inputs) -> Inputs:
     """Leave out the zero-shot head if the fine-tuned one has another number of rows."""
-    head = inputs.layers[HEAD]
+    head = inputs.layers.get(HEAD, ())
     for name in head:
-        shapes = [entry.shape for entry in inputs.entries(name)]
-        if len(set(shapes[:2])) > 1:
+        ours, *theirs = (entry.shape for entry in inputs.entries(name))
+        if theirs and theirs[0] != ours:
             inputs.notes.append(
-                f"{inputs.zeroshot.source}: its head has {shapes[0][0]} rows and the fine-tuned"
-                f" one's {shapes[1][0]}, so it is left out"
+                f"{inputs.zeroshot.source}: its head has {ours[0]} rows and the fine-tuned one's"
+                f" {theirs[0][0]}, so it is left out"
             )
             kept = {name: key for name, key in inputs.zeroshot_keys.items() if name not in head}
             return replace(inputs, zeroshot_keys=kept)
@@ -57,24 +56,31 @@ def _without_other_head(inputs: Inputs) -> Inputs:
 
 
 def _finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
-    """Return the dtype of all fine-tuned weights if the zero-shot weights have another one, else
-    ``None``. It is ``None`` for an adapter too, whose merge has the dtype of its base.
+    """Return the one dtype of the fine-tuned weights if the zero-shot weights have another.
+
+    It is ``None`` for an adapter, whose merge has the dtype of its base.
     """
     if any(finetuned.is_adapted for finetuned in inputs.finetuned):
         return None
-    names = list(filter(inputs.merges, inputs.zeroshot_keys))
-    zeroshot = {inputs.zeroshot_entry(name).dtype for name in names}
-    finetuned = {entry.dtype for name in names for entry in inputs.entries(name)[1:]}
-    if zeroshot == finetuned or len(finetuned) != 1:
-        return None
-    dtype, _ = DTYPES[finetuned.pop()]
-    return cast(OutputDtype, dtype) if dtype in get_args(OutputDtype) else None
+    zeroshot, finetuned = set(), set()
+    for name in filter(inputs.merges, inputs.zeroshot_keys):
+        ours, *theirs = (DTYPES[entry.dtype][0] for entry in inputs.entries(name))
+        zeroshot.add(ours)
+        finetuned.update(theirs)
+    known = finetuned & {*get_args(OutputDtype)}
+    is_one = len(known) == len(finetuned) == 1 and finetuned != zeroshot
+    return cast(OutputDtype, known.pop()) if is_one else None
 
 
-def find_mismatches(inputs: Inputs, *, every: bool = False) -> list[str]:
-    """List the differences that prevent a merge, one line each, the most informative first.
+def find_mismatches(inputs: Inputs) -> list[str]:
+    """List the differences that prevent a merge, one line for each tensor or setting."""
+    return [*_tensor_mismatches(inputs, every=True), *setting_mismatches(inputs)]
 
-    Of the tensors that differ, name the first, or ``every`` one.
+
+def _tensor_mismatches(inputs: Inputs, *, every: bool) -> list[str]:
+    """Describe the tensors that prevent a merge, the most informative description first.
+
+    Without ``every``, only the first tensor that differs is named.
     """
     zeroshot = inputs.zeroshot
     problems = []
@@ -84,19 +90,14 @@ def find_mismatches(inputs: Inputs, *, every: bool = False) -> list[str]:
             f"{zeroshot.source}: holds the {tower} tower only, and the fine-tuned checkpoint "
             f"{_TOWER_WORDS[inputs.tower]}; give the zero-shot model that was fine-tuned"
         )
-    is_kept = inputs.output is OutputKind.FINETUNED_CLASSIFIER and not zeroshot.has_built_head
-    if is_kept and len(inputs.finetuned) > 1:
+    has_new_head = inputs.output is OutputKind.FINETUNED_CLASSIFIER
+    if has_new_head and len(inputs.finetuned) > 1 and not zeroshot.has_built_head:
         problems.append(
             "several fine-tuned classifiers, but a zero-shot model without a head: only one head"
             " can be kept; give one of them, or a base with a head for the same classes"
         )
-    for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
-        found = list(_tensor_mismatches(inputs, finetuned, keys, every=every))
-        ours = zeroshot.stored or zeroshot
-        theirs = finetuned.stored or finetuned
-        found += silent_mismatches(ours, theirs, inputs.tower)
-        if inputs.missing == "error":
-            found += _key_mismatches(inputs, keys)
+    for which, finetuned in enumerate(inputs.finetuned):
+        found = [*_differing_tensors(inputs, which, every=every), *_key_mismatches(inputs, which)]
         problems += [f"{finetuned.source}: {problem}" for problem in found]
     # names of scales and biases are the same in many models
     if not problems and not any("." in layer for layer in inputs.merged_layers):
@@ -115,26 +116,24 @@ def find_mismatches(inputs: Inputs, *, every: bool = False) -> list[str]:
     return problems
 
 
-def _tensor_mismatches(
-    inputs: Inputs, finetuned: Checkpoint, keys: dict[str, str], *, every: bool
-) -> Iterator[str]:
-    """Name the shared tensors that differ in shape or in dtype: each one, or the first."""
-    shapes, dtypes = [], []
-    advice = "Compare both with `clipmerge inspect`."
-    dtype_advice = f"{advice} Or name one with `dtype`." if inputs.dtype == "keep" else advice
+def _differing_tensors(inputs: Inputs, which: int, *, every: bool) -> Iterator[str]:
+    """Describe the tensors of a fine-tuned checkpoint that differ in shape or in dtype."""
+    finetuned, keys = inputs.finetuned[which], inputs.finetuned_keys[which]
     shared = [name for name in _weights_in(keys) if name in inputs.zeroshot_keys]
+    # an adapter's changes are in float32, and are written in the base's dtype
+    is_converted = inputs.dtype != "keep" or finetuned.is_adapted
+    advice = "Compare both with `clipmerge inspect`."
+    dtype_advice = advice if inputs.dtype != "keep" else f"{advice} Or name one with `dtype`."
+    shapes, dtypes = [], []
     for name in shared:
-        ours = inputs.zeroshot_entry(name)
-        theirs = finetuned.entries[keys[name]]
+        ours, theirs = inputs.zeroshot_entry(name), finetuned.entries[keys[name]]
         if ours.shape != theirs.shape:
             shapes.append((name, ours.shape, theirs.shape))
-        # an adapter's changes are in float32, and are written in the base's dtype
-        is_converted = inputs.dtype != "keep" or finetuned.is_adapted
-        is_settled = is_converted and ours.is_float == theirs.is_float
-        if ours.dtype != theirs.dtype and not is_settled:
-            dtypes.append((name, DTYPES[ours.dtype][0], DTYPES[theirs.dtype][0]))
-            if ours.is_float != theirs.is_float:
-                dtype_advice = "Integers do not merge; give weights that are not quantised."
+        if ours.dtype == theirs.dtype or (is_converted and ours.is_float == theirs.is_float):
+            continue
+        dtypes.append((name, DTYPES[ours.dtype][0], DTYPES[theirs.dtype][0]))
+        if ours.is_float != theirs.is_float:
+            dtype_advice = "Integers do not merge; give weights that are not quantised."
     of = f"of {len(shared)} tensors"
     for differing, what, then in ((shapes, "shape", advice), (dtypes, "dtype", dtype_advice)):
         if differing and not every:
@@ -146,20 +145,23 @@ def _tensor_mismatches(
             yield f"{name} differs in {what}: zeroshot {a}, finetuned {b}"
 
 
-def _key_mismatches(inputs: Inputs, theirs: dict[str, str]) -> Iterator[str]:
-    ours = inputs.zeroshot_keys
-    if ours.keys() == theirs.keys():
+def _key_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
+    """Describe the keys that only one of the zero-shot and a fine-tuned checkpoint has."""
+    ours, theirs = inputs.zeroshot_keys, inputs.finetuned_keys[which]
+    if inputs.missing != "error":
         return
-    only_ours = [name for name in _weights_in(ours) if name not in theirs and inputs.expects(name)]
+    only_ours = [
+        name for name in _weights_in(ours) if name not in theirs and inputs.is_expected(name)
+    ]
     only_theirs = [name for name in _weights_in(theirs) if name not in ours]
-    if inputs.output is OutputKind.FINETUNED_CLASSIFIER:
-        only_theirs = [name for name in only_theirs if inputs.layer_of[name] != HEAD]
     if not ours.keys() & theirs.keys():
         yield (
             f"holds no parameter of the {inputs.family.name} model {inputs.zeroshot.source}, but"
             f" {shorten(only_theirs)}; give the fine-tuned model as a whole, or one of its towers"
         )
         return
+    if inputs.output is OutputKind.FINETUNED_CLASSIFIER:
+        only_theirs = [name for name in only_theirs if inputs.layer_of[name] != HEAD]
     for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
         if names:
             yield (
@@ -194,19 +196,13 @@ def _describe_differences(inputs: Inputs) -> Iterator[str]:
     if inputs.missing == "error":
         return
     for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
-        kept = inputs.output_keys
-        if inputs.missing == "keep-zeroshot":
-            kept = inputs.zeroshot_keys
-        sizes = {name: finetuned.entries[key].size for name, key in keys.items()}
-        lost = [name for name in _weights_in(keys) if name not in kept]
+        lost = [name for name in _weights_in(keys) if name not in inputs.output_keys]
         if lost:
-            share = sum(map(sizes.__getitem__, lost)) / max(1, sum(sizes.values()))
-            number = counted(len(lost), "tensor", "tensors")
             yield (
-                f"{finetuned.source}: {number} that the output lacks ({share:.1%} of its numbers)"
-                f" are left out, and their training is lost: {shorten(lost)}"
+                f"{finetuned.source}: {counted(len(lost), 'tensor', 'tensors')} that the output"
+                f" lacks are left out, and their training is lost: {shorten(lost)}"
             )
-    expected = filter(inputs.expects, _weights_in(inputs.zeroshot_keys))
+    expected = filter(inputs.is_expected, _weights_in(inputs.zeroshot_keys))
     stay = list(filterfalse(inputs.merges, expected))
     if stay:
         yield (
@@ -216,5 +212,5 @@ def _describe_differences(inputs: Inputs) -> Iterator[str]:
 
 
 def _weights_in(names: Iterable[str]) -> list[str]:
-    """The names without those of position ids and counters, which some files of a model lack."""
+    """Leave out position ids and counters, which not every file of a model has."""
     return [name for name in names if not is_index_buffer(name) and not is_counter(name)]

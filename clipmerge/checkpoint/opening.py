@@ -46,37 +46,36 @@ _NOT_WEIGHTS = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_ar
 
 
 def open_checkpoints(names: Sequence[str], models: Sequence[str | None]) -> list[Checkpoint]:
-    """Open a zero-shot checkpoint and its fine-tuned ones. All are found before any is downloaded.
+    """Open the zero-shot checkpoint and the fine-tuned ones; find all before downloading one.
 
     Args:
         names: Their sources.
         models: For each, open_clip's name of its architecture, if the user gave one.
     """
-    snapshots = [_find_snapshot(name) for name in names]
     opened: list[Checkpoint] = []
+    snapshots = [_find_snapshot(name) for name in names]
     for name, snapshot, model in zip(names, snapshots, models, strict=True):
         base = opened[0] if opened else None
-        opened.append(_open_source(name, snapshot, base, model))
+        opened.append(open_checkpoint(name, snapshot=snapshot, base=base, model=model))
     return opened
 
 
 def open_checkpoint(
-    source: str, *, base: Checkpoint | None = None, model: str | None = None
+    source: str,
+    *,
+    snapshot: Snapshot | None = None,
+    base: Checkpoint | None = None,
+    model: str | None = None,
 ) -> Checkpoint:
-    """Open a folder, a file, an index of shards or a Hub id without reading weights.
+    """Open a folder, a file, an index of shards, a Hub id or an adapter, without reading weights.
 
     Args:
-        source: The checkpoint, or an adapter.
+        source: The checkpoint, or an adapter, as the user wrote it.
+        snapshot: The commit on the Hub, if it is known already.
         base: The checkpoint that an adapter is applied to.
         model: open_clip's name of the architecture, if no configuration lies beside the weights.
     """
-    return _open_source(source, _find_snapshot(source), base, model)
-
-
-def _open_source(
-    source: str, snapshot: Snapshot | None, base: Checkpoint | None, model: str | None
-) -> Checkpoint:
-    """Open a checkpoint on disk, or a commit on the Hub."""
+    snapshot = snapshot or _find_snapshot(source)
     address, part = split_part(source)
     path = local_path(address)
     if snapshot is not None:
@@ -105,7 +104,7 @@ def _open_source(
 
 
 def _find_snapshot(name: str) -> Snapshot | None:
-    """Ask the Hub, once in a run, for the commit of a checkpoint; ``None`` for one on disk."""
+    """Ask the Hub for the commit of a checkpoint; ``None`` if the checkpoint is on disk."""
     if not name.strip():
         raise CheckpointError("the name of the checkpoint is empty; is a shell variable unset?")
     address, _ = split_part(name)
@@ -144,7 +143,7 @@ def _download_snapshot(snapshot: Snapshot) -> Path:
 
 
 def _choose_weights(source: str, names: Sequence[str]) -> str:
-    """Choose the file of weights, or the index of shards, among the files of a folder."""
+    """Choose which file of a folder is read: weights, or an index of shards."""
     for folder in ("", *_FOLDERS):
         for name in _WEIGHTS:
             if folder + name in names:
@@ -172,7 +171,7 @@ def _only_weights(source: str, names: Sequence[str]) -> str:
 
 
 def _open_file(source: str, path: Path, part: str | None) -> Checkpoint:
-    """Open a file of weights or an index of shards; ``part`` names one of several models in it."""
+    """Open a file of weights or an index of shards; ``part`` names a model among several in it."""
     is_index = path.name.endswith(_INDICES)
     files = _shard_files(path) if is_index else (path,)
     states = {file: file_state(file) for file in files}

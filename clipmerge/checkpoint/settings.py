@@ -1,7 +1,7 @@
-"""Compare settings, preprocessing and vocabularies, which shapes of tensors do not show.
+"""Compare what the shapes of tensors do not show: settings, preprocessing and vocabularies.
 
-If both configurations state the same settings, nothing is imported. If not, their libraries first
-fill in their defaults, because a setting that is not stated may have the same value.
+If two configurations state different settings, transformers or open_clip first fill in their
+defaults, because a setting that is not stated may have the same value.
 """
 
 from __future__ import annotations
@@ -11,15 +11,20 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from clipmerge.checkpoint.source import Checkpoint
+from clipmerge.checkpoint.alignment import Inputs
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
 from clipmerge.errors import CheckpointError, counted
-from clipmerge.files.side_files import read_image_processor, read_vocabulary
-from clipmerge.types import Json
+from clipmerge.files.side_files import (
+    PROCESSORS,
+    VOCABULARIES,
+    read_image_processor,
+    read_vocabulary,
+)
+from clipmerge.types import Json, Names
 
-_SIDES = ("vision", "text")
-# Settings on which a model's results depend. If a pair has two layouts, the settings that both
-# libraries know by one name are compared.
-_TRANSFORMERS = (
+# Settings on which a model's results depend, by transformers' names and by OpenCLIP's. If a pair
+# has two layouts, the settings that both libraries have are compared.
+_SETTINGS = (
     "model_type",
     "hidden_act",
     "layer_norm_eps",
@@ -30,11 +35,8 @@ _TRANSFORMERS = (
     "eos_token_id",
     "pooling_type",
     "batch_norm_eps",
-)
-_OPEN_CLIP = (
-    "image_size",
-    "patch_size",
     "pool_type",
+    "eos_id",
     "attn_pooler_heads",
     "final_ln_after_pool",
     "scaled_cosine_attn",
@@ -46,49 +48,76 @@ _OPEN_CLIP = (
     "hf_model_name",
     "hf_pooler_type",
 )
-#: Values of settings by side (``vision`` or ``text``) and name.
+#: Values of settings by tower (``vision`` or ``text``) and name.
 _Settings = dict[tuple[str, str], Any]
 # Errors about a malformed configuration. It is not compared, because loaders refuse it anyway.
-_UNREADABLE = (
-    ImportError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    ArithmeticError,
-)
+_UNREADABLE = (ImportError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 # OpenCLIP's names of Pillow's filters.
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
-_SILENT = (
-    "the weights would merge silently and wrongly. Use the base that was fine-tuned, or correct the"
-    " wrong"
-)
 
 
-def silent_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -> Iterator[str]:
-    """Name differences in settings of the towers that the fine-tuned checkpoint has."""
+def setting_mismatches(inputs: Inputs) -> Iterator[str]:
+    """Describe the settings, image preprocessing and token ids in which a fine-tuned checkpoint
+    differs from the zero-shot one.
+    """
+    zeroshot = inputs.zeroshot.stored or inputs.zeroshot
+    for other in inputs.finetuned:
+        finetuned = other.stored or other
+        for difference, wrong in _differences(zeroshot, finetuned, inputs.tower):
+            yield (
+                f"{finetuned.source}: {difference}; the weights would merge silently and wrongly."
+                f" Use the base that was fine-tuned, or correct the wrong {wrong}"
+            )
+
+
+def _differences(
+    zeroshot: Checkpoint, finetuned: Checkpoint, tower: str
+) -> Iterator[tuple[str, str]]:
+    """Describe each difference of a pair, and name the file to correct."""
     if zeroshot.config is not None and finetuned.config is not None:
         for side, name, a, b in differing_settings(zeroshot.config, finetuned.config):
             if tower in ("full", side):
-                values = f"zeroshot {a}, finetuned {b}"
-                yield f"the {side} towers differ in {name}: {values}; {_SILENT} config.json"
-        if tower != "vision":
-            yield from _vocabulary_mismatches(zeroshot, finetuned)
-    if tower == "text":
-        return
-    ours = _preprocessing_of(zeroshot)
-    theirs = _preprocessing_of(finetuned)
-    for key, value in ours.items():
-        other = theirs.get(key, value)
-        if value != other:
-            values = f"{key} is {value} for zeroshot, {other} for finetuned"
-            yield f"images are prepared differently: {values}; {_SILENT} preprocessing"
+                yield (
+                    f"the {side} towers differ in {name}: zeroshot {a}, finetuned {b}",
+                    "config.json",
+                )
+        if tower != "vision" and not _have_same_bytes(zeroshot, finetuned, VOCABULARIES):
+            yield from _differing_words(zeroshot, finetuned)
+    described = (OPEN_CLIP_CONFIG, *PROCESSORS)
+    if tower != "text" and not _have_same_bytes(zeroshot, finetuned, described):
+        ours, theirs = _preprocessing_of(zeroshot), _preprocessing_of(finetuned)
+        for name in ours.keys() & theirs.keys():
+            if ours[name] != theirs[name]:
+                values = f"{ours[name]} for zeroshot, {theirs[name]} for finetuned"
+                yield f"images are prepared differently: {name} is {values}", "preprocessing"
+
+
+def _have_same_bytes(zeroshot: Checkpoint, finetuned: Checkpoint, names: Names) -> bool:
+    """Whether the files of these names beside two checkpoints are the same."""
+    ours, theirs = (
+        [file.read_bytes() for name in names if (file := one.folder / name).is_file()]
+        for one in (zeroshot, finetuned)
+    )
+    return ours == theirs
+
+
+def _differing_words(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[tuple[str, str]]:
+    """Describe the words to which the tokenizers of a pair give different numbers."""
+    ours = read_vocabulary(zeroshot.folder)
+    theirs = read_vocabulary(finetuned.folder)
+    other = [word for word in ours.keys() & theirs.keys() if ours[word] != theirs[word]]
+    if other:
+        word = min(other, key=lambda word: (ours[word], word))
+        yield (
+            "texts are read differently: the tokenizers give other numbers to"
+            f" {counted(len(other), 'word', 'words')}, such as '{word}', which is {ours[word]} for"
+            f" zeroshot, {theirs[word]} for finetuned",
+            "tokenizer",
+        )
 
 
 def _preprocessing_of(checkpoint: Checkpoint) -> Json:
-    """Read mean, deviation and interpolation of a checkpoint's preprocessing, as far as its files
-    state them.
-    """
+    """Read the mean, deviation and interpolation that a checkpoint's files state."""
     known: Json = {}
     with contextlib.suppress(CheckpointError, *_UNREADABLE):
         settings = (checkpoint.config or {}).get("preprocess_cfg")
@@ -99,33 +128,16 @@ def _preprocessing_of(checkpoint: Checkpoint) -> Json:
                 "std": processor.get("image_std"),
                 "interpolation": _INTERPOLATIONS.get(processor.get("resample", -1)),
             }
-        interpolation = settings.get("interpolation")
-        if interpolation in _INTERPOLATIONS.values():
-            known["interpolation"] = interpolation
+        if settings.get("interpolation") in _INTERPOLATIONS.values():
+            known["interpolation"] = settings["interpolation"]
         for key, name in (("mean", "mean"), ("std", "standard deviation")):
-            values = settings.get(key)
-            if values is not None:
-                known[name] = [round(float(value), 4) for value in values]
+            if settings.get(key) is not None:
+                known[name] = [round(float(value), 4) for value in settings[key]]
     return known
 
 
-def _vocabulary_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[str]:
-    """Compare the tokenizers beside two checkpoints by the words that both know."""
-    ours = read_vocabulary(zeroshot.folder)
-    theirs = read_vocabulary(finetuned.folder)
-    shared = ours.keys() & theirs.keys()
-    other = [word for word in shared if ours[word] != theirs[word]]
-    if other:
-        word = min(other, key=lambda word: (ours[word], word))
-        yield (
-            "texts are read differently: the tokenizers give other numbers to"
-            f" {counted(len(other), 'word', 'words')}, such as '{word}', which is {ours[word]} for"
-            f" zeroshot, {theirs[word]} for finetuned; {_SILENT} tokenizer"
-        )
-
-
 def differing_settings(ours: Json, theirs: Json) -> Iterator[tuple[str, str, Any, Any]]:
-    """Yield side (``vision`` or ``text``), name and both values of each setting that differs."""
+    """Yield the tower, the name and both values of each setting in which configurations differ."""
     first: _Settings = {}
     second: _Settings = {}
     with contextlib.suppress(*_UNREADABLE):
@@ -138,59 +150,49 @@ def differing_settings(ours: Json, theirs: Json) -> Iterator[tuple[str, str, Any
             yield side, name, value, other
 
 
-def _is_open_clip(config: Json) -> bool:
-    return "model_cfg" in config or "vision_cfg" in config
-
-
 def _with_defaults(config: Json) -> Json:
-    """Complete a configuration by its library's defaults."""
-    if not _is_open_clip(config):
+    """Fill in the defaults of the configuration's library."""
+    model = dict(config.get("model_cfg", config))
+    if "vision_cfg" not in model:
         from transformers import AutoConfig
 
         completed: Json = AutoConfig.for_model(**config).to_dict()
         return completed
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
-    model = dict(config.get("model_cfg", config))
     for name, kind in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
         model[name] = dataclasses.asdict(kind()) | (model.get(name) or {})
     return model
 
 
 def _settings_in(config: Json) -> _Settings:
-    """Collect the settings that a configuration states, by transformers' names where they exist."""
-    read = _read_open_clip if _is_open_clip(config) else _read_transformers
+    """Collect the settings that a configuration states, by tower and by transformers' name."""
+    model = config.get("model_cfg", config)
     found = {}
-    for side in _SIDES:
-        for name, value in read(config, side).items():
-            if value is not None:
-                found[side, name] = value
+    for side in ("vision", "text"):
+        is_tower = str(model.get("model_type")).endswith(f"_{side}_model")
+        section = dict(model) if is_tower else {}
+        for name in (f"{side}_cfg", f"{side}_config", f"{side}_config_dict"):  # the last precedes
+            section |= model.get(name) or {}
+        if f"{side}_cfg" in model:
+            section |= _in_words_of_transformers(section, model)
+        words = section.get("vocab_size")
+        if section.get("eos_token_id") == 2 and words:
+            # OpenAI's configurations say 2, and transformers then pools the token of the largest
+            # number
+            section["eos_token_id"] = words - 1
+        for name in _SETTINGS:
+            if section.get(name) is not None:
+                found[side, name] = section[name]
     return found
 
 
-def _read_transformers(config: Json, side: str) -> Json:
-    model_type = str(config.get("model_type"))
-    section = config
-    if not model_type.endswith(f"_{side}_model"):  # not of this tower alone
-        older = config.get(f"{side}_config_dict") or {}  # takes precedence
-        section = {**(config.get(f"{side}_config") or {}), **older}
-    settings = {name: section.get(name) for name in _TRANSFORMERS}
-    words = section.get("vocab_size")
-    if model_type.startswith("clip") and settings["eos_token_id"] == 2 and words:
-        # OpenAI's configurations say 2, and transformers then pools the token of the largest number
-        settings["eos_token_id"] = words - 1
-    return settings
-
-
-def _read_open_clip(config: Json, side: str) -> Json:
-    model = config.get("model_cfg", config)
-    section = model.get(f"{side}_cfg") or {}
-    settings = {name: section.get(name) for name in _OPEN_CLIP}
-    settings["num_attention_heads"] = section.get("heads")
+def _in_words_of_transformers(section: Json, model: Json) -> Json:
+    """Return settings of an OpenCLIP tower by the names that transformers has for them."""
+    heads = section.get("heads")
     if "width" in section and "head_width" in section:
-        settings["num_attention_heads"] = section["width"] // section["head_width"]
-    if settings["pool_type"] == "eos":
-        settings["eos_id"] = section.get("eos_id")
+        heads = section["width"] // section["head_width"]
+    settings = {"num_attention_heads": heads}
     # towers of other libraries have their own activation
     if not (section.get("timm_model_name") or section.get("hf_model_name")):
         settings["hidden_act"] = "quick_gelu" if model.get("quick_gelu") else "gelu"

@@ -1,22 +1,20 @@
-"""A checkpoint: names, shapes and dtypes are known at once, and tensors are read when needed."""
+"""An opened checkpoint: the names, shapes and dtypes of its tensors, which are read on demand."""
 
 from __future__ import annotations
 
 import contextlib
 import mmap
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
-from clipmerge.files.hashes import FileState, remembered_sha256, require_unchanged
+from clipmerge.files.hashes import FileState, require_unchanged, sha256_of
 from clipmerge.files.safetensors import STORED, Array, TensorEntry
 from clipmerge.files.side_files import names_by_number
 from clipmerge.types import Json, Names
@@ -36,7 +34,7 @@ _NO_NAME = re.compile(r"LABEL_\d+")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One opened checkpoint."""
+    """An opened checkpoint; no weights are in memory until they are asked for."""
 
     source: str  # the source as the user wrote it
     revision: str | None  # commit sha for a Hub id, else ``None``
@@ -62,7 +60,7 @@ class Checkpoint:
 
     @property
     def row_names(self) -> Names:
-        """Names of the classes in the order of the head's rows; empty if they are not known."""
+        """Class names in the order of the head's rows; empty if the configuration states none."""
         stated = self.config or {}
         # transformers' field, or timm's
         names = stated.get("id2label") or stated.get("label_names") or ()
@@ -73,9 +71,9 @@ class Checkpoint:
         return () if all(map(_NO_NAME.fullmatch, known)) else known
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Read a run of a tensor's elements in memory order: 1-D, bfloat16 as its bits (uint16).
+        """Read elements ``start`` to ``stop`` of a tensor, 1-D; bfloat16 as its bits (uint16).
 
-        Never write to the values, which may be views of the file. The latest tensor stays mapped.
+        Never write to the values: other readers share them. The latest tensor stays mapped.
         """
         values = self._latest.get(key)
         if values is None:  # several threads may get here, each with its own key
@@ -88,10 +86,10 @@ class Checkpoint:
         return run if run.flags.aligned else run.copy()
 
     def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Read a tensor in its own shape, or a run of its elements as 1-D; see `array`."""
-        torch = _import_torch_for_views()
-        values = self.array(key, start, stop)
-        view: Tensor = torch.from_numpy(values)
+        """Read a tensor in its own shape, or elements ``start`` to ``stop`` of it as 1-D."""
+        import torch
+
+        view = torch.from_numpy(self.array(key, start, stop))
         if view.dtype == torch.uint16:
             view = view.view(torch.bfloat16)
         if start == 0 and stop is None:
@@ -99,7 +97,10 @@ class Checkpoint:
         return view
 
     def _map(self, key: str) -> Array:
-        """Map one tensor into memory, which is released with the last view of it."""
+        """Map one tensor into memory; the mapping ends with the last view of it.
+
+        The mapping can be written to, as torch wants it, but the file never changes.
+        """
         entry = self.entries[key]
         dtype = np.dtype(STORED[entry.dtype])
         if not entry.size:
@@ -109,18 +110,18 @@ class Checkpoint:
         first = entry.begin - before
         length = entry.end - first
         with entry.file.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=first)
+            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=first)
         return np.frombuffer(mapped, dtype, entry.size, before)
 
     def provenance(self, *, hashed: bool = True) -> Json:
-        """Describe this checkpoint for records: ``{source, revision, files: {name: sha256}}``.
+        """Describe where the weights come from: ``{source, revision, files: {name: sha256}}``.
 
         Without ``hashed``, a sha256 is ``None`` unless it is already known.
         """
         require_unchanged(self.states)
         for file in self.files if hashed else ():
             if file.name not in self._hashes:
-                self._hashes[file.name] = remembered_sha256(file)
+                self._hashes[file.name] = sha256_of(file)
         require_unchanged(self.states)
         files = {file.name: self._hashes.get(file.name) for file in self.files}
         return {"source": self.source, "revision": self.revision, "files": files}
@@ -139,22 +140,8 @@ def stored_array(values: Tensor) -> Array:
 
 @contextlib.contextmanager
 def prefix_errors(source: object) -> Iterator[None]:
-    """Put the name of a checkpoint or a file in front of errors."""
+    """Put the name of a checkpoint or a file before the errors of a block."""
     try:
         yield
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
-
-
-@cache
-def _import_torch_for_views() -> Any:
-    """Import torch, and let it give its one warning about views of read-only arrays here.
-
-    Warning filters must not be changed later, in threads.
-    """
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        torch.from_numpy(np.frombuffer(bytes(1), np.uint8))
-    return torch

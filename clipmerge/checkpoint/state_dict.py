@@ -1,4 +1,4 @@
-"""PyTorch's own files, ``.bin`` and ``.pt``: tensors are memory-mapped, and no code is run.
+"""Read files of ``torch.save`` (``.bin``, ``.pt``): tensors are memory-mapped, no code runs.
 
 ``torch.load(weights_only=True)`` builds tensors and plain containers and refuses everything else.
 Other content of a file (an optimiser, an epoch) is ignored.
@@ -44,10 +44,10 @@ _HARMLESS: list[Any] = [
 def read_state_dict(
     file: Path, part: str | None, notes: list[str]
 ) -> tuple[dict[str, TensorEntry], str | None]:
-    """Map the tensors of a file that ``torch.save`` wrote.
+    """Map the weights in a file that ``torch.save`` wrote, and return their entries by key.
 
-    ``part`` names a dictionary in the file, a prefix of keys, or both; the prefix is returned for
-    the caller to apply. If the file holds other weights too, a note names them.
+    ``part`` names a dictionary in the file, a prefix of keys, or both; the prefix is returned too,
+    for the caller to apply. If the file has other weights, a note names them.
     """
     loaded = _load_torch_file(file)
     while part and isinstance(loaded, Mapping):
@@ -107,6 +107,7 @@ def _load_torch_file(file: Path) -> Any:
 
 
 def _make_entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:
+    """Describe a loaded tensor as an entry, and refuse sparse or quantised ones."""
     name = str(tensor.dtype).removeprefix("torch.")
     dtype = SAFETENSORS_NAME.get(name)
     if dtype is None or tensor.layout != torch.strided:

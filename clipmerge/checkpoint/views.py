@@ -1,4 +1,4 @@
-"""View a checkpoint in another layout or with a head; tensors are computed when needed."""
+"""Views of a checkpoint, in another layout or with a head; tensors are computed on demand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Entries = dict[str, TensorEntry]
 
 
 def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor]) -> Checkpoint:
-    """Add a head to a zero-shot checkpoint, in the dtypes of the fine-tuned one, ``like``."""
+    """Add a head to a zero-shot checkpoint; ``like``, the fine-tuned one, gives its dtypes."""
     entries = dict(checkpoint.entries)
     for key, values in head.items():
         entries[key] = replace(like.entries[key], form=partial(stored_array, values))
@@ -42,7 +42,7 @@ def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
     with prefix_errors(checkpoint.source):
         entries: _Entries = {}
         for match in match_keys(checkpoint.entries, layout, text_prefix=prefix):
-            entries |= _form_match(checkpoint, match, layout)
+            entries |= _convert_match(checkpoint, match, layout)
     note = f"{checkpoint.source}: is converted to the layout of {wanted}, like {like.source}"
     return replace(
         checkpoint,
@@ -56,8 +56,8 @@ def convert_checkpoint(checkpoint: Checkpoint, like: Checkpoint) -> Checkpoint:
     )
 
 
-def _form_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Entries:
-    """Make the entries in the other layout of one match of keys."""
+def _convert_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Entries:
+    """Make the other layout's entries for one match of keys."""
     keys: Names = (match.open_clip,)
     names = match.transformers
     if layout == "transformers":
@@ -71,15 +71,15 @@ def _form_match(checkpoint: Checkpoint, match: Match, layout: Layout) -> _Entrie
         shape = ()
     formed = {}
     for part, name in enumerate(names):
-        form = partial(_form_array, checkpoint, keys, match.transposed, part, len(names))
+        form = partial(_compute_part, checkpoint, keys, match.transposed, part, len(names))
         formed[name] = replace(first, shape=shape, form=form)
     return formed
 
 
-def _form_array(
+def _compute_part(
     checkpoint: Checkpoint, keys: Names, transposed: bool, part: int, parts: int
 ) -> Array:
-    """Compute one of the equal parts of a tensor that is stored under one key or several."""
+    """Join the tensors of these keys, and return one of so many equal parts, 1-D."""
     arrays = [checkpoint.array(key) for key in keys]
     whole = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
     if transposed:

@@ -1,4 +1,4 @@
-"""Find the CLIP among the keys of a file, below prefixes of wrappers and of users' modules."""
+"""Find a CLIP inside another model, whose wrappers and modules put prefixes before its keys."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _INCOMPLETE = (
 def unwrap(
     path: Path, tensors: Mapping[str, T], part: str | None, notes: list[str]
 ) -> dict[str, T]:
-    """Select the tensors of the CLIP in a file, by the CLIP's own names.
+    """Select the tensors of the CLIP in a file, and remove the prefixes of their keys.
 
     Args:
         path: The file, for messages.
@@ -86,7 +86,7 @@ def unwrap(
 
 
 def _refuse_incomplete(names: Iterable[str]) -> None:
-    """Refuse weights that only their own library can put together."""
+    """Refuse factors, parts or codes of weights, which only another library can put together."""
     for mark, what, way_out in _INCOMPLETE:
         marked = [name for name in names if re.search(mark, name)]
         if marked:
@@ -94,7 +94,7 @@ def _refuse_incomplete(names: Iterable[str]) -> None:
 
 
 def _take_part(names: dict[str, T], part: str) -> dict[str, T]:
-    """Select the tensors below an attribute, by keys without its name."""
+    """Select the tensors below an attribute, and remove its name from their keys."""
     start = f"{part}."
     found = {name.removeprefix(start): names[name] for name in names if name.startswith(start)}
     if not found:
@@ -106,8 +106,8 @@ def _take_part(names: dict[str, T], part: str) -> dict[str, T]:
 
 
 def _prefixes_of(names: Collection[str]) -> list[str]:
-    """Find the prefixes of the towers' names, the longest first; if there is no known tower, the
-    path that all names share.
+    """Find what stands before the towers' names, the longest first; if no tower is known, what
+    stands before all names.
     """
     prefixes: dict[str, dict[str, None]] = {}  # by tower, in the file's order
     for name in names:
@@ -125,14 +125,14 @@ def _prefixes_of(names: Collection[str]) -> list[str]:
 
 
 def _shared_prefix(names: Collection[str]) -> str:
-    """The path of modules that all names begin with."""
+    """Return the path of modules with which all names begin."""
     shared = os.path.commonprefix([name.split(".")[:-1] for name in names])  # noqa: RUF071 - lists
     return "".join(f"{word}." for word in shared)
 
 
 def _without_remains(names: dict[str, T]) -> dict[str, T]:
-    """Drop the embeddings of the text tower from classifiers of WiSE-FT and model soups, which keep
-    none of its blocks.
+    """Drop what is left of the text tower in classifiers of WiSE-FT and model soups, which keep its
+    embeddings but none of its blocks.
     """
     has_head = any(name.startswith(_HEAD) for name in names)
     if not has_head or any(name.startswith(("transformer.", "text.")) for name in names):

@@ -1,7 +1,4 @@
-"""Paths as users write them, and folders of the user: plugins, recipes and the cache.
-
-Importing it takes no time.
-"""
+"""Paths as users write them, and the user's folders of plugins, recipes and cached files."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ IN_MEMORY = "clipmerge-in-memory-"
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether a value from a file is the plain name of a file, without a folder."""
+    """Whether a value is the name of a file in the same folder: a text without slashes."""
     if not isinstance(name, str) or name in ("", ".", ".."):
         return False
     return "/" not in name and "\\" not in name
@@ -28,7 +25,7 @@ PLUGINS = "CLIPMERGE_PLUGINS"
 
 
 def plugin_folders() -> tuple[Path, ...]:
-    """The folders in the environment variable ``CLIPMERGE_PLUGINS``."""
+    """List the folders in the environment variable ``CLIPMERGE_PLUGINS``."""
     listed = os.environ.get(PLUGINS, "")
     folders = tuple(Path(folder).absolute() for folder in listed.split(os.pathsep) if folder)
     for folder in folders:
@@ -41,7 +38,7 @@ def plugin_folders() -> tuple[Path, ...]:
 
 
 def recipe_files() -> dict[str, Path]:
-    """All recipe files by name, sorted: clipmerge's own, and those in the user's folders."""
+    """List clipmerge's recipe files and those in the user's folders, by name, sorted."""
     shipped = Path(__file__).parents[1] / "recipes"
     if not shipped.is_dir():  # in a git checkout
         shipped = shipped.parents[1] / "recipes"
@@ -63,8 +60,9 @@ def local_path(source: StrPath) -> Path:
 
 
 def split_part(source: str) -> tuple[str, str | None]:
-    """Split a source such as ``last.pt#ema`` into a path and the name of a part of the file, unless
-    a file or folder has this very name.
+    """Split a source such as ``last.pt#ema`` into its path and the part that it names in the file.
+
+    The part is ``None`` if there is no ``#``, or if a file or folder of the whole name exists.
 
     Example:
         >>> split_part("runs/last.pt#ema"), split_part("runs/last.pt")
@@ -77,19 +75,19 @@ def split_part(source: str) -> tuple[str, str | None]:
 
 
 def glob_files(pattern: str) -> list[Path]:
-    """The files that match a pattern such as ``shards/*.tar``, sorted."""
+    """List the files that match a pattern such as ``shards/*.tar``, sorted."""
     if not has_magic(pattern) or local_path(pattern).exists():
         return []
     return sorted(map(Path, glob(str(local_path(pattern)))))  # noqa: PTH207  # Path.glob takes no absolute pattern
 
 
 def source_exists(source: str) -> bool:
-    """Whether the file or folder of a source, which may name a part, exists."""
+    """Whether a source exists on disk; it may name a part, as in ``last.pt#ema``."""
     return local_path(split_part(source)[0]).exists()
 
 
 def user_cache(name: str) -> Path:
-    """A folder in the user's cache: ``clipmerge/NAME`` in ``$XDG_CACHE_HOME`` on Linux."""
+    """Return a folder in the user's cache: ``clipmerge/NAME`` in ``$XDG_CACHE_HOME`` on Linux."""
     # takes 0.01 s to import, which ``--help`` saves
     from platformdirs import user_cache_path
 
@@ -97,7 +95,7 @@ def user_cache(name: str) -> Path:
 
 
 def replace_bytes(file: Path, content: bytes) -> None:
-    """Write a small file atomically: another process reads either the old or the new content."""
+    """Write a small file so that other processes read either the old or the new content."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:

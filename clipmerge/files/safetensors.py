@@ -1,7 +1,8 @@
-"""Tensors in safetensors files: their types and offsets, and whether their values are finite.
+"""Read and write the headers of safetensors files, and check that values are finite.
 
 The library checks a header but does not return offsets, without which no tensor can be mapped. Its
-errors do not tell a Git-LFS pointer or a pickle from damage, which users mend in different ways.
+errors do not distinguish a Git-LFS pointer or a pickle from a damaged file, which users mend in
+different ways.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Type and offsets of one tensor, or the function that computes it."""
+    """Dtype, shape and place of one tensor in a file; or the function that computes it."""
 
     file: Path
     dtype: str  # safetensors dtype, such as ``F32``
     shape: Shape
     begin: int  # first byte, counted from the start of the file
     end: int  # one past the last byte
-    # computes the elements, 1-D, if the file stores them in another form
+    # computes the elements, 1-D, if they are not stored as they are
     form: Callable[[], Array] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -64,12 +65,15 @@ class TensorEntry:
 
     @property
     def is_float(self) -> bool:
-        """Whether the tensor is merged; integers and booleans are copied."""
+        """Whether the values are floats, which are merged; integers and booleans are copied."""
         return self.dtype in FLOATS
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """Read the header of a safetensors file: its length in 8 bytes, then JSON."""
+    """Read the entries of all tensors in a safetensors file, by key.
+
+    The file begins with the length of the header in 8 bytes and the header in JSON.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -96,7 +100,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def _header_error(path: Path, error: Exception) -> CheckpointError:
-    """The error for a file that safetensors cannot read."""
+    """Make the error for a file that safetensors cannot read."""
     with path.open("rb") as file:
         start = file.read(len(_LFS_POINTER))
     if start == _LFS_POINTER:
@@ -114,7 +118,7 @@ def _header_error(path: Path, error: Exception) -> CheckpointError:
 
 
 def is_pickle(path: Path) -> bool:
-    """Recognise a PyTorch file by its suffix and its first bytes."""
+    """Whether a file is one of PyTorch's, by its suffix or its first bytes."""
     with path.open("rb") as file:
         start = file.read(len(_LFS_POINTER))
     # 0x80 0x02 followed by zeros may be the length of a header
@@ -124,7 +128,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def header_bytes(tensors: Mapping[str, tuple[str, Shape]]) -> bytes:
-    """Make the header of a file with these tensors in this order."""
+    """Make the header of a file with tensors of these dtypes and shapes, in this order."""
     header: Json = {"__metadata__": {"format": "pt"}}
     begin = 0
     for name, (dtype, shape) in tensors.items():
@@ -148,7 +152,7 @@ def is_finite(values: Any) -> bool:
 
 
 def require_finite(values: Any, name: str, source: str) -> None:
-    """Refuse a tensor with NaN or Inf."""
+    """Refuse a tensor with NaN or Inf; the message names it and its checkpoint."""
     if not is_finite(values):
         kind = "NaN" if bool((values != values).any()) else "Inf"
         raise CheckpointError(

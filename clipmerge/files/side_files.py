@@ -1,6 +1,6 @@
-"""Files beside the weights, such as configuration and tokenizer.
+"""Files beside the weights: configuration, processor, tokenizer, licence.
 
-A merge copies only files that loaders read, without fields about the machine that saved the model.
+A merge copies only files that loaders read, and leaves out private fields.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ _PRIVATE = frozenset(
 
 
 def copy_side_file(source: Path, target: Path) -> None:
-    """Copy one file. JSON loses its private fields; a file without any keeps its bytes."""
+    """Copy a file; JSON is written without its private fields, if it has any."""
     content = source.read_bytes()
     if target.suffix == ".json" and target.name not in _WORDS:
         data = read_side_json(source.parent, source.name)
@@ -103,7 +103,7 @@ def read_side_json(folder: Path, name: str) -> Json | None:
 
 
 def read_vocabulary(folder: Path) -> dict[str, int]:
-    """Read the tokenizer beside the weights: id by token; empty if its file does not list them."""
+    """Read the token ids of the tokenizer beside the weights; empty if no file lists them."""
     try:
         vocabulary: Any = read_side_json(folder, "vocab.json")
         if vocabulary is None:
@@ -115,7 +115,7 @@ def read_vocabulary(folder: Path) -> dict[str, int]:
 
 
 def read_image_processor(folder: Path) -> Json:
-    """Read the settings of the image processor beside the weights; empty if there are none."""
+    """Read the settings of the image processor beside the weights; empty if there is none."""
     for name in PROCESSORS:
         data = read_side_json(folder, name) or {}
         settings = data.get("image_processor", data)

@@ -1,5 +1,7 @@
-"""Write an output completely or not at all: refuse one that would destroy something, before any
-work; then write beside the final path, and rename.
+"""Write an output completely or not at all.
+
+Before any work, an output that would destroy something is refused. Then files are written beside
+the final path, and renamed at the end.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ try:
 except ImportError:  # pragma: no cover - Windows, where two runs may disturb each other
     fcntl = None  # type: ignore[assignment]
 
-#: The record in every output folder, which identifies it.
+#: The record in every output folder; a folder without it was not written by clipmerge.
 RECORD = "clipmerge.json"
 #: Folder in an output for a plan whose learned coefficients are too large for the record.
 PLAN_FOLDER = "plan"
 #: Suffix of the file of a plan's tensors, in place of ``.json``.
 TENSORS_SUFFIX = ".tensors.safetensors"
-# Files that commands write and their records do not list, and files that systems leave in folders.
+# Files that commands write but their records do not list, and files of operating systems.
 _WRITTEN = frozenset(
     {
         *(PLAN_FOLDER, "README.md", "report.html", "path.png", "examples.png"),
@@ -45,7 +47,7 @@ def check_output(
         output: The folder.
         overwrite: Whether an earlier output of the same command may be replaced.
         read: Inputs of the command; the folder must hold none of their files and folders.
-        record: Name of the record that the command writes.
+        record: Name of the record that the command writes, by which its outputs are known.
     """
     _require_writable_parent(output)
     target = output.resolve()
@@ -84,8 +86,9 @@ def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
 
 
 def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> None:
-    """Refuse to replace an existing output without `overwrite`, or one without the record that the
-    same command writes. An empty folder may be replaced.
+    """Refuse to replace an output without ``overwrite``, or one that lacks this record.
+
+    An empty folder may be replaced.
     """
     if output.is_dir() and not any(output.iterdir()):
         return
@@ -106,7 +109,7 @@ def _require_overwrite(output: Path, *, overwrite: bool) -> None:
 
 
 def _refuse_foreign(output: Path, record: str) -> None:
-    """Refuse to replace a folder to which the user added files."""
+    """Refuse to replace a folder with files that the record does not list: they are the user's."""
     files = _read_json_object(output / record).get("files")
     written = {record, *_WRITTEN}
     if isinstance(files, dict):
@@ -121,7 +124,7 @@ def _refuse_foreign(output: Path, record: str) -> None:
 
 
 def check_output_file(output: Path, *, overwrite: bool) -> None:
-    """Refuse a path to which no plan may be written, or whose file may not be replaced."""
+    """Refuse a file to which a plan cannot be written, or which it may not replace."""
     if output.is_dir() or output.suffix == ".safetensors":
         raise OutputError(
             f"{output}: a plan is a JSON file; choose another output, such as plan.json"
@@ -152,8 +155,8 @@ def _read_json_object(path: Path) -> Json:
 def stage_output(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a folder to write into, and move it to ``output`` if the block succeeds.
 
-    However the process ends, ``output`` is absent, the old folder, or the complete new one. The
-    next run with the same output removes the remains of a killed one.
+    However the process ends, ``output`` is absent, the old folder, or the complete new one. If a
+    process is killed, the next one with the same output removes what is left.
     """
     target = output.resolve()  # a link stays a link: its target is replaced
     stage = target.with_name(f".{target.name}.clipmerge")
@@ -184,7 +187,7 @@ def _remove_empty_folder(folder: Path) -> None:
 
 
 def _replace_folder(target: Path, new: Path, old: Path) -> None:
-    """Replace an earlier folder by a new one; if that fails, the earlier one comes back."""
+    """Replace a folder by a new one; if that fails, the old one comes back."""
     try:
         target.rename(old)
         new.rename(target)
@@ -195,7 +198,7 @@ def _replace_folder(target: Path, new: Path, old: Path) -> None:
 
 
 def _lock_stage(file: int, output: Path) -> None:
-    """Lock a stage until its lock file is closed, as the system does when the process ends."""
+    """Lock a stage, or refuse if another run has locked it. The lock ends with the process."""
     if fcntl is None:  # pragma: no cover - Windows
         return
     try:
@@ -212,7 +215,7 @@ def write_whole_file(file: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def report_write_errors(output: Path) -> Iterator[None]:
-    """Report an error of the system in one line."""
+    """Report an error of the file system in one line."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Write a safetensors file: one block is computed while earlier blocks are hashed and written."""
+"""Write a safetensors file; while one block is computed, others are hashed and written."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class OutputTensor:
 
     @property
     def nbytes(self) -> int:
-        """Size of the content."""
+        """Size of the tensor in bytes."""
         return math.prod(self.shape) * DTYPES[self.dtype][1]
 
 
 def tensors_in_memory(tensors: Sequence[OutputTensor]) -> Iterator[Tensor]:
-    """Compute whole tensors, one after another."""
+    """Compute tensors as torch tensors, without a file, one after another."""
     import torch
 
     changes = _compute_changes(tensors)
@@ -76,12 +76,12 @@ def tensors_in_memory(tensors: Sequence[OutputTensor]) -> Iterator[Tensor]:
 def write_safetensors(
     path: Path, tensors: Sequence[OutputTensor], advance: Callable[[int], None]
 ) -> str:
-    """Write a new file.
+    """Write tensors to a new safetensors file, as the library would.
 
     Args:
         path: The file, which must not exist.
         tensors: Its tensors.
-        advance: Receives the number of bytes of every block.
+        advance: Called after every block with its number of bytes.
 
     Returns:
         Its sha256.
@@ -104,7 +104,7 @@ def write_safetensors(
 
 
 def _compute_blocks(tensors: Sequence[OutputTensor]) -> Iterator[memoryview]:
-    """Compute the bytes of the tensors in blocks, which reuse the memory of `BLOCKS` blocks."""
+    """Yield the bytes of the tensors in blocks; a block is valid until `BLOCKS` more are made."""
     memory = itertools.cycle([np.empty(BLOCK, np.uint8) for _ in range(BLOCKS)])
     block = next(memory)
     filled = 0
@@ -127,7 +127,7 @@ def _compute_blocks(tensors: Sequence[OutputTensor]) -> Iterator[memoryview]:
 
 
 def _compute_changes(tensors: Sequence[OutputTensor]) -> Generator[Array]:
-    """Yield the changes of whole tensors in order; other threads compute them ahead of time."""
+    """Yield the changes of masked tensors in order; other threads compute them ahead."""
     from clipmerge.parallel import run_in_threads
 
     jobs = [(tensor.nbytes, tensor.change) for tensor in tensors if tensor.change]

@@ -17,7 +17,7 @@ from clipmerge.files.safetensors import Array
 from clipmerge.plugins import check_options, load_plugin
 from clipmerge.types import Json
 
-#: A mask with its options: a function of a change that returns one.
+#: A mask with its options: it takes a change and returns the masked change.
 Rule = Callable[[Array], Array]
 # Number of entries averaged at a time: they stay in a core's cache.
 _RUN = 1 << 16
@@ -31,8 +31,9 @@ def weighted_change(
     weights: Sequence[float] = (1.0,),
     out: Array | None = None,
 ) -> Array:
-    """Compute alpha * sum_i weights_i * (theta_i - theta_0), perhaps in ``out``; an array as
-    ``alpha`` broadcasts.
+    """Compute alpha * sum_i weights_i * (theta_i - theta_0); an array as ``alpha`` broadcasts.
+
+    The result is written to ``out``, if it is given.
     """
     change: Array = np.subtract(finetuned[0], theta_0, out=out)
     if weights[0] != 1:
@@ -48,8 +49,8 @@ def weighted_change(
 def unchanged_input(
     theta_0: Array, finetuned: Sequence[Array], alpha: float | Array, weights: Sequence[float]
 ) -> Array | None:
-    """The input that equals a merge without a mask bit for bit: theta_0 or the only theta_i with a
-    weight.
+    """Return the input that a merge without masks equals bit for bit: theta_0, or the one theta_i
+    that has a weight; ``None`` if it equals neither.
     """
     if not isinstance(alpha, (int, float)):
         return None
@@ -81,10 +82,10 @@ def merge_tensor(
         alpha: Mixing coefficient, no unit; outside [0, 1] it extrapolates. An array broadcasts: one
             per row, or one per entry.
         weights: Factor of each fine-tuned checkpoint.
-        out: Array for the result.
+        out: Array that the result may be written to.
 
     Returns:
-        Merged parameter, same shape and dtype; perhaps an input itself.
+        Merged parameter, same shape and dtype; it may be an input itself.
 
     Source:
         Wortsman et al. 2022, arXiv:2109.01903.
@@ -116,7 +117,7 @@ def whole_change(
     elect_signs: bool = False,
     mask: Rule | None = None,
 ) -> Array:
-    """The change of a whole parameter under masks.
+    """Compute the change of a whole parameter under masks.
 
     Computes mask(alpha * sum_i weights_i * mask_i(theta_i - theta_0)), or the mean of elected signs
     in place of the sum.
@@ -145,7 +146,7 @@ def whole_change(
 
 
 def add_change(theta_0: Array, change: Array) -> Array:
-    """Add a change that may be zero for dropped entries, which stay zero-shot bit for bit, even
+    """Add a change to theta_0; where the change is zero, theta_0 keeps its bits, even those of
     negative zero.
     """
     with np.errstate(all="ignore"):
@@ -153,13 +154,13 @@ def add_change(theta_0: Array, change: Array) -> Array:
 
 
 def bind_mask(name: str, density: float, options: Json, **filled_in: Any) -> Rule:
-    """Prepare a mask: a function of a change alone.
+    """Load a mask and fix its options, so that it takes a change and returns the masked change.
 
     Args:
         name: Name of the mask.
-        density: Share of the change to keep, by masks that have a density.
+        density: Share of the change to keep, for masks that have a density.
         options: The mask's own options.
-        **filled_in: ``key`` and ``score``, for the masks that have them.
+        **filled_in: ``key`` and ``score``, for the masks that use them.
     """
     function = load_plugin("masks", name)
     parameters = inspect.signature(function).parameters

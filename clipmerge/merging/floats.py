@@ -1,7 +1,7 @@
-"""Conversions between stored floats and those of the arithmetic, by their bits.
+"""Convert stored floats to those of the arithmetic and back, by their bits.
 
-numpy has no bfloat16, and converts float16 entry by entry in software; these take a few passes
-over whole arrays instead.
+numpy has no bfloat16, and converts float16 entry by entry in software; a few passes over whole
+arrays are faster.
 """
 
 from __future__ import annotations
@@ -33,13 +33,8 @@ LIMITS = {
 }
 
 
-def compute_dtype(dtypes: set[str]) -> np.dtype[Any]:
-    """The dtype of the arithmetic for stored dtypes: float64 if any is, else float32."""
-    return np.dtype(np.float64 if "F64" in dtypes else np.float32)
-
-
 def widen(stored: Array, dtype: str, wide: np.dtype[Any] | None = None) -> Array:
-    """Stored values as float32, or another dtype of the arithmetic; a view if they are already.
+    """Convert stored values to float32, or to the dtype ``wide``; returns a view where it can.
 
     Example:
         >>> widen(np.array([0x3F80], np.uint16), "BF16"), widen(np.array([1], np.float16), "F16")
@@ -71,7 +66,7 @@ def _widen_float16(stored: Array) -> Array:
 
 
 def narrow(values: Array, dtype: str) -> Array:
-    """Round values to a stored dtype, halves to even; bfloat16 as its bits.
+    """Round values to a stored dtype, ties to even; bfloat16 is returned as its bits.
 
     Example:
         >>> narrow(np.array([1.0], np.float32), "BF16") == 0x3F80
@@ -106,7 +101,7 @@ def narrow(values: Array, dtype: str) -> Array:
 
 
 def fits(values: Array, dtype: str) -> bool:
-    """Whether all values are finite, and stay so when they are rounded to a stored dtype."""
+    """Whether all values are finite, and remain finite when rounded to a stored dtype."""
     limit = LIMITS[dtype]
     # NaN survives both, and is neither smaller nor larger
     low = values.min(initial=0)

@@ -1,5 +1,5 @@
-"""The files of an output folder: weights, streamed to files with their index, and the side files of
-its layout (configuration, processor, tokenizer).
+"""The files of an output folder: weights in one file or in shards with their index, and the side
+files of the output's layout (configuration, processor, tokenizer).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from clipmerge.files.side_files import PROCESSORS, SIDE_FILES, VOCABULARIES, cop
 from clipmerge.files.writer import OutputTensor, write_safetensors
 from clipmerge.progress import Progress
 
+_Files = dict[str, Path]
 # Files of which a checkpoint needs one to have a part of its processor.
 _PARTS = {"tokenizer": VOCABULARIES, "processor": PROCESSORS}
 
@@ -23,11 +24,10 @@ _PARTS = {"tokenizer": VOCABULARIES, "processor": PROCESSORS}
 def write_weights(
     folder: Path, tensors: list[OutputTensor], shards: dict[str, str], progress: Progress
 ) -> dict[str, str]:
-    """Write the merged tensors to their files, with an index unless it is one file of its usual
-    name.
+    """Write the merged tensors to their files, and an index if there are shards.
 
     Returns:
-        sha256 by name of each file written.
+        sha256 by name of each file.
     """
     files: dict[str, list[OutputTensor]] = {}
     for tensor in tensors:
@@ -44,44 +44,33 @@ def write_weights(
     for name in sorted(files):
         hashes[name] = write_safetensors(folder / name, files[name], advance)
     if not files.keys() <= {WEIGHTS, *OPEN_CLIP_WEIGHTS}:
-        hashes[INDEX] = _write_index(folder / INDEX, shards, total)
+        index = {"metadata": {"total_size": total}, "weight_map": shards}
+        text = json.dumps(index, indent=2, sort_keys=True)
+        (folder / INDEX).write_text(f"{text}\n", encoding="utf-8")
+        hashes[INDEX] = sha256_of(folder / INDEX)
     return hashes
-
-
-def _write_index(file: Path, shards: dict[str, str], total: int) -> str:
-    index = {"metadata": {"total_size": total}, "weight_map": shards}
-    text = json.dumps(index, indent=2, sort_keys=True)
-    file.write_text(f"{text}\n", encoding="utf-8")
-    return sha256_of(file)
 
 
 def assign_shards(
     inputs: Inputs, tensors: list[OutputTensor], max_shard_size: int | None = None
 ) -> dict[str, str]:
-    """Choose the file of each tensor: as the fine-tuned checkpoint has them, or by size."""
-    single = inputs.family.weights
+    """Choose a file for each tensor, by key: as the fine-tuned checkpoint has it, or by size."""
+    single, layout = inputs.family.weights, inputs.layout
     if max_shard_size is not None:
         return _split_by_size(tensors, max_shard_size, single)
-    if single == WEIGHTS and inputs.layout.sharded:
-        return _shards_of_layout(inputs, tensors)
-    return {tensor.key: single for tensor in tensors}
-
-
-def _shards_of_layout(inputs: Inputs, tensors: list[OutputTensor]) -> dict[str, str]:
-    layout = inputs.layout
-    keys = inputs.finetuned_keys[0]
-    if layout is inputs.zeroshot:
-        keys = inputs.zeroshot_keys
-    first = next(iter(keys.values()))
+    if single != WEIGHTS or not layout.sharded:
+        return {tensor.key: single for tensor in tensors}
+    first = next(iter(layout.entries.values()))
     shards = {}
     for tensor in tensors:
-        key = keys.get(tensor.name, first)  # only the other checkpoint may have it
-        stem = layout.entries[key].file.stem
-        shards[tensor.key] = f"{stem.removeprefix('pytorch_')}.safetensors"
+        entry = layout.entries.get(tensor.key, first)  # only the other checkpoint may have it
+        stem = entry.file.stem.removeprefix("pytorch_")
+        shards[tensor.key] = f"{stem}.safetensors"
     return shards
 
 
 def _split_by_size(tensors: list[OutputTensor], max_shard_size: int, single: str) -> dict[str, str]:
+    """Distribute tensors over shards of limited size; one shard gets the name ``single``."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
     by_key = {tensor.key: tensor for tensor in tensors}
@@ -101,20 +90,18 @@ def _split_by_size(tensors: list[OutputTensor], max_shard_size: int, single: str
 def write_side_files(
     folder: Path, inputs: Inputs, dtype: str, progress: Progress
 ) -> dict[str, str]:
-    """Copy configuration, processor and tokenizer, so that the output can be loaded like its
-    sources.
+    """Copy configuration, processor and tokenizer, so that the output loads like its sources.
 
-    The fine-tuned checkpoint's files are copied, and only the config's dtype is changed. Files that
-    it lacks come from the zero-shot checkpoint, and so do all if it is one tower of a full model.
+    The files are the fine-tuned checkpoint's, and the zero-shot one's where it lacks some; all are
+    the zero-shot one's if the output is a full model and the fine-tuned one is a tower of it.
 
     Returns:
-        sha256 by name of each file written.
+        sha256 by name of each file.
     """
     chosen = _find_side_files(inputs.layout)
-    if inputs.layout is not inputs.zeroshot and not inputs.zeroshot.stored:
-        chosen, notes = _lend_side_files(inputs, chosen)
-        for note in notes:
-            progress.warn(note)
+    is_lacking = any(chosen.keys().isdisjoint(names) for names in _PARTS.values())
+    if is_lacking and inputs.layout is not inputs.zeroshot and not inputs.zeroshot.stored:
+        chosen = _with_zeroshot_files(inputs, chosen, progress)
     hashes = {}
     for name in sorted(chosen):
         file = folder / name
@@ -125,50 +112,52 @@ def write_side_files(
     return hashes
 
 
-def _find_side_files(checkpoint: Checkpoint) -> dict[str, Path]:
-    if checkpoint.config is None:  # files beside a bare file need not belong to it
+def _find_side_files(checkpoint: Checkpoint) -> _Files:
+    """Find the files beside the weights that describe them; files beside weights without a
+    configuration may belong to another model.
+    """
+    if checkpoint.config is None:
         return {}
-    # a folder may hold both layouts; files of the other layout do not describe the output
-    strange = OPEN_CLIP_CONFIG
-    if checkpoint.family.layout == "open-clip":
-        strange = "config.json"
-    files = {}
-    for name in SIDE_FILES - {strange}:
-        path = checkpoint.folder / name
-        if path.is_file():
-            files[name] = path
-    return files
+    # a folder may hold both layouts, but the output has one
+    is_open_clip = checkpoint.family.layout == "open-clip"
+    other_layout = "config.json" if is_open_clip else OPEN_CLIP_CONFIG
+    paths = {name: checkpoint.folder / name for name in SIDE_FILES - {other_layout}}
+    return {name: path for name, path in paths.items() if path.is_file()}
 
 
-def _lend_side_files(inputs: Inputs, chosen: dict[str, Path]) -> tuple[dict[str, Path], list[str]]:
-    """Complete the fine-tuned checkpoint's files by those of the zero-shot one, and say so."""
-    lent = _find_side_files(inputs.zeroshot)
+def _with_zeroshot_files(inputs: Inputs, chosen: _Files, progress: Progress) -> _Files:
+    """Add the zero-shot checkpoint's files where the fine-tuned one lacks some, and warn."""
+    offered = _find_side_files(inputs.zeroshot)
     if inputs.layout.config is None:
-        note = (
-            f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's"
-            " side files were copied"
-        )
-        return lent, [note] if lent else []
-    needs = {
-        "tokenizer": not inputs.output.is_classifier,  # a classifier has no texts
+        if offered:
+            progress.warn(
+                f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's"
+                " side files were copied"
+            )
+        return offered
+    is_needed = {
+        "tokenizer": not inputs.output.is_classifier,  # which reads no texts
         # the configuration of open_clip holds the preprocessing
         "processor": inputs.zeroshot.family.layout != "open-clip",
     }
-    notes = []
     unwanted = {"config.json"}
+    is_changed = False
     for part, names in _PARTS.items():
-        is_lacking = needs[part] and chosen.keys().isdisjoint(names)
-        if is_lacking and not lent.keys().isdisjoint(names):
-            notes.append(f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied")
+        is_lacking = chosen.keys().isdisjoint(names) and not offered.keys().isdisjoint(names)
+        if is_lacking and is_needed[part]:
+            is_changed = True
+            progress.warn(
+                f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied"
+            )
         else:
             unwanted.update(names)
-    if notes:
-        chosen = {name: lent[name] for name in lent.keys() - unwanted} | chosen
-    return chosen, notes
+    if not is_changed:
+        return chosen
+    return {name: offered[name] for name in offered.keys() - unwanted} | chosen
 
 
 def _write_dtype_into_config(path: Path, dtype: str, checkpoint: Checkpoint) -> None:
-    """State the dtype of the weights in a config, because transformers follows it, not the file.
+    """Write the dtype of the weights into a config: transformers trusts it more than the file.
 
     If the weights keep their dtype, a config that states another one is corrected.
     """

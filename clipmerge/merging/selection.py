@@ -1,11 +1,10 @@
-"""Select the entries of a tensor to keep: the largest or random ones, in linear time."""
+"""Select which entries of a tensor a mask keeps: the largest ones, or random ones."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -14,25 +13,22 @@ from clipmerge.types import Shape
 
 #: Random numbers drawn at once: a draw takes 64 times the bytes of its result.
 DRAWS = 1 << 20
-# Entries in the sample, and how many positions of the sorted sample the search reaches to either
-# side of the expected one: four standard deviations if the entries are in random order.
-_SAMPLE, _MARGIN = 1 << 14, 1 << 8
 
 
 @dataclass(frozen=True)
 class RandomKey:
-    """The key of a random mask, which determines it completely."""
+    """The key of a random mask: equal keys give equal masks."""
 
     seed: int
     name: str
     which: int | None = None  # number of the fine-tuned checkpoint, if each has its own draws
 
     def for_checkpoint(self, which: int) -> RandomKey:
-        """The key for one of several fine-tuned checkpoints."""
+        """Return the key of one of several fine-tuned checkpoints."""
         return replace(self, which=which)
 
     def generator(self) -> np.random.Philox:
-        """A counter-based generator that depends only on this key."""
+        """Make a counter-based generator, whose numbers depend only on this key."""
         which = "" if self.which is None else f"#{self.which}"
         text = f"{self.seed}{which}:{self.name}"
         digest = hashlib.sha256(text.encode()).digest()
@@ -41,8 +37,10 @@ class RandomKey:
 
 
 def keep_largest(score: Array, density: float) -> Array:
-    """Select the entries largest by magnitude, ties by index, so that it is unique; boolean, of the
-    same shape.
+    """Select this share of the entries, the largest by magnitude; ties go to lower indices.
+
+    Returns:
+        Boolean array of the same shape; at least one entry is True.
 
     Example:
         >>> keep_largest(np.array([1.0, -1.0, 0.0, 1.0]), 0.5)
@@ -52,13 +50,15 @@ def keep_largest(score: Array, density: float) -> Array:
 
 
 def keep_top_k(score: Array, count: int) -> Array:
-    """Select a number of entries largest by magnitude; of equal ones, those with the lower index;
-    same shape.
+    """Select this number of entries, the largest by magnitude; ties go to lower indices.
+
+    Returns:
+        Boolean array of the same shape.
     """
     if count <= 0 or count >= score.size:
         return np.full(score.shape, count > 0)
     sizes = np.abs(score.ravel())
-    threshold = _nth_largest(sizes, count)
+    threshold = np.partition(sizes, len(sizes) - count)[len(sizes) - count]
     selected = sizes >= threshold
     equal = np.flatnonzero(sizes == threshold)
     surplus = np.count_nonzero(selected) - count
@@ -66,34 +66,16 @@ def keep_top_k(score: Array, count: int) -> Array:
     return np.asarray(selected.reshape(score.shape))
 
 
-def _nth_largest(sizes: Array, count: int) -> Any:
-    """The ``count``-th largest number, sought between two values of a sample; among all numbers if
-    it is not there.
-
-    A partition of all numbers takes three times as long.
-    """
-    total = len(sizes)
-    sample = np.sort(sizes[:: max(1, total // _SAMPLE)])
-    index = len(sample) * (total - count) // total
-    low = sample[max(0, index - _MARGIN)]
-    high = sample[min(index + _MARGIN, len(sample) - 1)]
-    near = sizes[(low <= sizes) & (sizes <= high)]
-    rank = len(near) + int(np.count_nonzero(sizes > high)) - count
-    if not 0 <= rank < len(near):
-        near = sizes
-        rank = total - count
-    return np.partition(near, rank)[rank]
-
-
 def zero_others(values: Array, mask: Array) -> Array:
-    """Zero in place the entries outside the mask."""
+    """Set the entries outside the mask to zero, in place."""
     np.copyto(values, 0, where=~mask)
     return values
 
 
 def keep_random(shape: Shape, density: float | Array, key: RandomKey) -> Array:
-    """Select entries with probability ``density``, one or one per entry; the draws depend on the
-    key alone.
+    """Select each entry with a probability: ``density``, or its own one if that is an array.
+
+    The draws depend on the key alone.
     """
     generator = key.generator()
     keep = np.empty(math.prod(shape), dtype=bool)

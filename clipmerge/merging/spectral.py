@@ -1,7 +1,7 @@
-"""Singular values and directions of one matrix, the same for any number of threads.
+"""Singular values and directions of a matrix, equal for any number of threads.
 
-torch computes them, and nothing else of a merge: numpy's linear algebra chooses its own number of
-threads, which changes the last bits.
+Only these come from torch: numpy's linear algebra chooses its own number of threads, which changes
+the last bits.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _TINY_SQUARE = 1e-8
 
 
 def spectral_split(matrix: Array, rank: int) -> tuple[Array, Array]:
-    """Split a matrix, flattened to two dimensions, into its ``rank`` largest singular directions
-    and the rest.
+    """Split a matrix into the part in its ``rank`` largest singular directions and the rest; more
+    than two dimensions are flattened to (rows, all others).
     """
     import torch
 
@@ -42,8 +42,8 @@ def spectral_split(matrix: Array, rank: int) -> tuple[Array, Array]:
 
 
 def singular_values(matrix: Array) -> Array:
-    """Singular values of a matrix, largest first: (min(rows, columns),), float64; flattened as in
-    `spectral_split`.
+    """Compute the singular values of a matrix, flattened as in `spectral_split`: largest first,
+    (min(rows, columns),), float64.
     """
     import torch
 
@@ -59,7 +59,7 @@ def singular_values(matrix: Array) -> Array:
 
 
 def _flatten(matrix: Array) -> tuple[Tensor, bool]:
-    """The matrix in float64 with no more rows than columns, and whether it was transposed."""
+    """Flatten a matrix to float64, transposed if it is tall; the flag says whether it was."""
     import torch
 
     wide = matrix.astype(np.float64)

@@ -1,33 +1,78 @@
-"""Frozen records of decisions, measurements and verdicts, stored as JSON; and results shown as
-tables.
-"""
+"""Base classes of what is stored as JSON (plans, records) and of results shown as tables."""
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from html import escape
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from clipmerge.errors import ClipmergeError, did_you_mean, did_you_mean_path
 from clipmerge.types import Json
 
 if TYPE_CHECKING:
     import pandas
 
 Rows = list[Json]
+_Kind = TypeVar("_Kind", bound="Frozen")
 
 
 class Frozen(BaseModel):
-    """A frozen model that refuses unknown keys, NaN and infinity."""
+    """A pydantic model that cannot be changed, and refuses unknown keys, NaN and infinity."""
 
     # built on first use: otherwise a class would be built again for each class with a field of its
     # type, 40 ms at every start
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     def replace(self, **changes: Any) -> Self:
-        """Copy with new values in some fields, without validating them."""
+        """Copy the model with new values in some fields, which are not validated."""
         return self.model_copy(update=changes)
+
+
+def read_versioned(
+    kind: type[_Kind],
+    path: Path,
+    error: type[ClipmergeError],
+    advice: str,
+    fields: Iterable[str] = (),
+) -> _Kind:
+    """Read a plan or a record from its JSON file; it must have this version's format.
+
+    Args:
+        kind: Its class; the default of the field ``format`` is the format.
+        path: The file.
+        error: Class of the error if the file holds something else.
+        advice: The next step, for messages.
+        fields: Known keys, of which the message suggests one for an unknown key.
+    """
+    noun, expected = kind.__name__.lower(), kind.model_fields["format"].default
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as fault:
+        raise ClipmergeError(
+            f"{path}: cannot be read ({fault.strerror}); {advice}.{did_you_mean_path(path)}"
+        ) from None
+    except ValueError as fault:  # not UTF-8, or not JSON
+        raise error(f"{path}: is not a {noun} ({fault}); {advice}") from None
+    stated = str(data.get("format")) if isinstance(data, dict) else ""
+    if not stated.startswith(expected.partition("/")[0]):
+        raise error(f"{path}: is not a {noun}; {advice}")
+    if stated != expected:
+        raise error(
+            f"{path}: has the format {stated!r}, but this version of clipmerge reads"
+            f" {expected!r}; {advice}"
+        )
+    try:
+        return kind.model_validate(data)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        place = [str(part) for part in first["loc"]]
+        hint = did_you_mean(place[-1], fields) if first["type"] == "extra_forbidden" else ""
+        raise error(f"{path}: {'.'.join(place)}: {first['msg']}; {advice}.{hint}") from None
 
 
 class Tabular(ABC):
@@ -35,11 +80,11 @@ class Tabular(ABC):
 
     @abstractmethod
     def _rows(self) -> Rows:
-        """The rows, each a value by column; the first column names the row."""
+        """Return the rows, each as values by column; the first column names the row."""
 
     @abstractmethod
     def _caption(self) -> str:
-        """The result in one line."""
+        """Return the result in one line."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._caption()})"
@@ -47,12 +92,12 @@ class Tabular(ABC):
     __str__ = __repr__  # a pydantic model has another
 
     def _repr_html_(self) -> str:
-        """The table, for a notebook."""
+        """Return the table as HTML, for a notebook."""
         table = self.to_frame().to_html(float_format="{:.4g}".format, na_rep="")
         return f"<p>{escape(self._caption())}</p>{table}"
 
     def to_frame(self) -> pandas.DataFrame:
-        """The table as a DataFrame."""
+        """Return the table as a DataFrame."""
         import pandas
 
         frame = pandas.DataFrame(self._rows())

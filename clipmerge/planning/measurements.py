@@ -1,11 +1,10 @@
-"""The result of a measure: statistics per layer, the loss along the path, and self-tests."""
+"""Results of measures: statistics of the layers, the loss along the path, and self-tests."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from pydantic import Field, model_validator
-from pydantic.json_schema import SkipJsonSchema
 
 from clipmerge.planning import Frozen
 from clipmerge.types import Json, Names, Shape
@@ -30,12 +29,12 @@ class LossPath(Frozen):
 
 
 class Check(Frozen):
-    """A self-test of an attribution: the sum of the layers' shares against the total, measured
-    independently.
+    """A self-test of a measure that divides a quantity among the layers: does the sum of their
+    shares equal the whole?
 
     Attributes:
         sum_of_layers: Sum over the layers.
-        measured: The same quantity from forward passes alone.
+        measured: The whole, measured by forward passes alone.
     """
 
     sum_of_layers: float
@@ -51,7 +50,7 @@ class Check(Frozen):
 
 
 class Mixture(Frozen):
-    """A mixture theta_0 + sum_i weights_i * (theta_i - theta_0), evaluated on the calibration
+    """Loss and accuracy of theta_0 + sum_i weights_i * (theta_i - theta_0) on the calibration
     images.
 
     Attributes:
@@ -98,12 +97,12 @@ class Statistic(StatisticAbout):
 
 
 class BackoffChoice(Frozen):
-    """The choice of the held-back images: how far to go from the learned to the fine-tuned model.
+    """How far images held back from learning move the merge towards the fine-tuned model.
 
     Attributes:
         images: Number of images that chose.
-        backoff: Share of the way from the learned coefficients to the fine-tuned model; 1 is that
-            model itself, because nothing learned keeps the accuracy.
+        backoff: Share of the way from the learned coefficients to the fine-tuned model; 1 is the
+            fine-tuned model, if nothing else keeps the accuracy.
         accuracy: Share of these images that the chosen point recognises, a mean over classes.
         finetuned_accuracy: The same for the fine-tuned model.
     """
@@ -115,7 +114,7 @@ class BackoffChoice(Frozen):
 
 
 def takes_learned(trace: Mapping[str, Sequence[float]], choice: BackoffChoice | None) -> bool:
-    """Whether a merge uses learned coefficients, and is not just the fine-tuned model."""
+    """Whether something was learned and the choice is not the fine-tuned model itself."""
     is_finetuned = choice is not None and choice.backoff == 1
     return any(trace.values()) and not is_finetuned
 
@@ -150,9 +149,9 @@ class Measurements(Frozen):
     notes: Names = ()
     trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     choice: BackoffChoice | None = None
-    coefficients: SkipJsonSchema[Json] = Field(default_factory=dict, exclude=True, repr=False)
-    gradients: SkipJsonSchema[Json] = Field(default_factory=dict, exclude=True, repr=False)
-    tensors: SkipJsonSchema[dict[str, Json]] = Field(default_factory=dict, exclude=True, repr=False)
+    coefficients: Json = Field(default_factory=dict, exclude=True, repr=False)
+    gradients: Json = Field(default_factory=dict, exclude=True, repr=False)
+    tensors: dict[str, Json] = Field(default_factory=dict, exclude=True, repr=False)
 
     @property
     def layers(self) -> dict[str, dict[str, float]]:
@@ -165,12 +164,12 @@ class Measurements(Frozen):
 
     @property
     def observed(self) -> Json:
-        """The fields of `Findings` that a measure fills."""
+        """The values of the fields of `Findings` that a measure fills."""
         shared = {name: getattr(self, name) for name in ("path", "trace", "choice", "checks")}
         return {"statistics": {each.name: each for each in self.statistics}, **shared}
 
     def __getitem__(self, name: str) -> Statistic:
-        """Return the statistic of this name."""
+        """Return the statistic with this name."""
         return {statistic.name: statistic for statistic in self.statistics}[name]
 
 

@@ -1,8 +1,7 @@
-"""The plan of a merge: its settings, as a frozen model and JSON.
+"""The plan of a merge: all its settings, as JSON that people read, diff, edit and apply again.
 
-A plan holds numbers and rules, no binary data: it can be read, diffed, edited by hand and applied
-again. Its tensors (saliency scores, learned coefficients) are in a safetensors file beside it,
-which the plan names by hash.
+A plan has no binary data. Its tensors (saliency scores, learned coefficients) are in a safetensors
+file beside it, which it names by hash.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field
 
-from clipmerge.errors import ClipmergeError, UsageError, did_you_mean, did_you_mean_path
+from clipmerge.errors import UsageError, did_you_mean
 from clipmerge.files import split_part
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.safetensors import Array
 from clipmerge.files.staging import TENSORS_SUFFIX, check_output_file, write_whole_file
-from clipmerge.planning import Frozen, Rows, Tabular
+from clipmerge.planning import Frozen, Rows, Tabular, read_versioned
 from clipmerge.planning.recipe import Override, Recipe
 from clipmerge.plugins import (
     Alpha,
@@ -34,7 +33,8 @@ from clipmerge.types import Device, Json, Layers, Missing, Names, OutputDtype, S
 
 # Beginnings of the names of a plan's tensors in their file, followed by the parameter.
 _SCORES, _COEFFICIENTS = "scores:", "coefficients:"
-_FORMAT = "clipmerge-plan/3"
+#: Tensors by parameter.
+Tensors = dict[str, Array]
 # Tolerance for a plan's mean and range, computed in float64 from float32 numbers: only the order of
 # a sum may differ.
 _SAME = 1e-6
@@ -57,7 +57,7 @@ class SourceRecord(Frozen):
 
     @property
     def pinned(self) -> str:
-        """The source at the commit that was used, whatever revision the user named."""
+        """The source with the commit that was used in place of the revision that the user named."""
         if self.revision is None:
             return self.source
         address, part = split_part(self.source)
@@ -65,12 +65,12 @@ class SourceRecord(Frozen):
 
     @property
     def public(self) -> SourceRecord:
-        """This record with a source that may be published."""
+        """A copy whose source has no private folders."""
         return self.replace(source=public_source(self.source, self.revision))
 
 
 class HeadRecord(Frozen):
-    """The classes of a classification head whose zero-shot counterpart is built from class prompts.
+    """The classes of a head that is built from class prompts for the zero-shot model.
 
     Attributes:
         classes: Class names, in the order of the rows.
@@ -113,7 +113,7 @@ class LayerPlan(Frozen):
     parameters: dict[str, Json] = Field(default_factory=dict)
 
     def with_override(self, override: Override) -> LayerPlan:
-        """Apply an override of the recipe."""
+        """Return these settings with those that an override of the recipe sets."""
         entry = self
         if override.alpha is not None:
             entry = entry.replace(alpha=override.alpha, alpha_range=None)
@@ -130,7 +130,7 @@ class LayerPlan(Frozen):
 
 
 class Combination(Frozen):
-    """How several task vectors are masked and combined; see `LayerPlan` for its mask.
+    """How several task vectors are masked, each by itself, and added up.
 
     Attributes:
         mask: Rule that selects the entries of each task vector to keep.
@@ -164,6 +164,10 @@ class Plan(Tabular, Frozen):
         layers: Settings by layer; layers that are not listed stay zero-shot.
         tensors: File with the scores that masks need and with learned coefficients.
         stragglers: Layers found to be stragglers.
+        scores: Saliency scores for masks, by parameter; never part of the JSON.
+        coefficients: Learned coefficients by parameter, float32 of shape (), (rows, 1, ...) or the
+            parameter's own; never part of the JSON.
+        files: The files that the plan was loaded from, the JSON first; never part of the JSON.
     """
 
     format: Literal["clipmerge-plan/3"] = "clipmerge-plan/3"
@@ -180,13 +184,12 @@ class Plan(Tabular, Frozen):
     tensors: TensorsRecord | None = None
     stragglers: Names = ()
 
-    # set by `Plan.load` and the API; neither part of the JSON nor of the comparison of plans
-    _scores: Mapping[str, Array] = PrivateAttr(default_factory=dict)
-    _coefficients: Mapping[str, Array] = PrivateAttr(default_factory=dict)
-    _files: tuple[Path, ...] = PrivateAttr(default=())
+    scores: Json = Field(default_factory=dict, exclude=True, repr=False)
+    coefficients: Json = Field(default_factory=dict, exclude=True, repr=False)
+    files: tuple[Path, ...] = Field(default=(), exclude=True, repr=False)
 
     def __eq__(self, other: object) -> bool:
-        """Whether both have the same JSON, which names the tensors by hash once they are saved."""
+        """Whether both plans have the same JSON, which names saved tensors by hash."""
         return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
 
     def _caption(self) -> str:
@@ -211,33 +214,14 @@ class Plan(Tabular, Frozen):
 
     @property
     def public(self) -> Plan:
-        """This plan with sources that may be published."""
-        return self.replace(
-            zeroshot=self.zeroshot.public,
-            finetuned=tuple(source.public for source in self.finetuned),
-        )
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that the plan was loaded from, the JSON first; empty if it was not loaded."""
-        return self._files
-
-    @property
-    def scores(self) -> Mapping[str, Array]:
-        """Saliency scores for masks, by parameter."""
-        return self._scores
-
-    @property
-    def coefficients(self) -> Mapping[str, Array]:
-        """Learned coefficients by parameter: float32 of shape (), (rows, 1, ...) or its own."""
-        return self._coefficients
+        """A copy whose sources have no private folders."""
+        zeroshot, *finetuned = (source.public for source in self.checkpoints)
+        return self.replace(zeroshot=zeroshot, finetuned=tuple(finetuned))
 
     def with_tensors(self, scores: Mapping[str, Array], coefficients: Mapping[str, Array]) -> Plan:
-        """Copy with scores and coefficients by parameter."""
-        plan = self.replace(tensors=self.tensors or TensorsRecord())
-        plan._scores = scores
-        plan._coefficients = coefficients
-        return plan
+        """Return a copy with these scores and coefficients, by parameter."""
+        tensors = self.tensors or TensorsRecord()
+        return self.replace(tensors=tensors, scores=scores, coefficients=coefficients)
 
     def save(self, path: StrPath, *, overwrite: bool = False) -> Plan:
         """Write the plan as JSON, and its tensors beside it first, each completely or not at all.
@@ -271,21 +255,26 @@ class Plan(Tabular, Frozen):
             UsageError: If it is invalid, or its tensors are missing or changed.
         """
         file = Path(path)
-        plan = read_plan(file)
-        plan._files = (file,)
+        fields = {**Plan.model_fields, **LayerPlan.model_fields}
+        plan = read_versioned(cls, file, UsageError, "make one with `clipmerge plan`", fields)
+        files = [file]
+        scores: Tensors = {}
+        coefficients: Tensors = {}
         if plan.tensors and plan.tensors.file:
-            beside = file.parent / plan.tensors.file
-            plan = plan.with_tensors(*_read_tensors(beside, plan.tensors.sha256))
-            plan._files = (file, beside)
-        return plan
+            files.append(file.parent / plan.tensors.file)
+            scores, coefficients = _read_tensors(files[1], plan.tensors.sha256)
+        return plan.replace(scores=scores, coefficients=coefficients, files=tuple(files))
 
     def to_json(self) -> str:
         """Write the plan as indented JSON, always with the same order of keys."""
         return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
 
     def check(self, layers: Layers, shapes: Mapping[str, Shape]) -> Names:
-        """Refuse a plan that does not fit the layers, lacks its tensors, or names an unknown mask
-        or option; return warnings.
+        """Refuse a plan that does not fit the model or contradicts itself; return warnings.
+
+        Args:
+            layers: The model's mergeable parameters by layer.
+            shapes: Their shapes.
         """
         if not self.layers:
             raise UsageError(
@@ -313,16 +302,15 @@ class Plan(Tabular, Frozen):
                     f"the plan names layer '{name}', which does not"
                     f" exist.{did_you_mean(name, layers)}"
                 )
-            try:
-                _check_mask(layer, layers[name])
-            except UsageError as error:
-                raise UsageError(f"layer '{name}': {error}") from None
-        _check_coefficients(self, layers, shapes)
+            if layer.mask or layer.density != 1 or layer.parameters:
+                _check_mask(name, layer, layers[name])
+        if self.coefficients or any(layer.is_learned for layer in self.layers.values()):
+            _check_coefficients(self, layers, shapes)
         return extrapolation_notes(self)
 
 
 def public_source(source: str, revision: str | None) -> str:
-    """Cut the folders from a local source, because they are private."""
+    """Return a source without the folders of a local path, which are private."""
     return source if revision else last_part(source)
 
 
@@ -336,31 +324,30 @@ def last_part(path: str) -> str:
     return re.split(r"[/\\]", path.rstrip("/\\"))[-1] or path
 
 
-def _check_mask(layer: LayerPlan, names: Names) -> None:
-    """Check one layer's mask and its options."""
-    if layer.mask is None:
-        if layer.density != 1.0 or layer.parameters:
-            what = "options of parameters" if layer.parameters else f"density {layer.density}"
+def _check_mask(layer: str, entry: LayerPlan, names: Names) -> None:
+    """Refuse a layer's density, options and parameters if its mask or the model lacks them."""
+    try:
+        if entry.mask is None:
+            what = "options of parameters" if entry.parameters else f"density {entry.density}"
             raise UsageError(f"has {what} and no mask; name one, such as 'magnitude'")
-        return
-    if layer.density != 1.0 and "density" not in plugin_options("masks", layer.mask):
-        raise UsageError(
-            f"has density {layer.density}, which the mask '{layer.mask}' does not have; leave the"
-            " density out, or name another mask"
-        )
-    check_mask_options(layer.mask, layer.mask_options)
-    for name, options in layer.parameters.items():
-        if name not in names:
+        if entry.density != 1 and "density" not in plugin_options("masks", entry.mask):
             raise UsageError(
-                f"names parameter '{name}', which it does not have.{did_you_mean(name, names)}"
+                f"has density {entry.density}, which the mask '{entry.mask}' does not have; leave"
+                " the density out, or name another mask"
             )
-        check_mask_options(layer.mask, layer.mask_options | options)
+        check_mask_options(entry.mask, entry.mask_options)
+        for name, options in entry.parameters.items():
+            if name not in names:
+                raise UsageError(
+                    f"names parameter '{name}', which it does not have.{did_you_mean(name, names)}"
+                )
+            check_mask_options(entry.mask, entry.mask_options | options)
+    except UsageError as error:
+        raise UsageError(f"layer '{layer}': {error}") from None
 
 
 def extrapolation_notes(plan: Plan) -> Names:
-    """Warn of the alpha that is farthest beyond the two models; never if several fine-tuned models
-    are merged.
-    """
+    """Warn of the alpha farthest outside [0, 1], unless several fine-tuned models are merged."""
     alphas = [entry.alpha for entry in plan.layers.values() if not entry.is_learned]
     farthest = max(alphas, key=lambda alpha: abs(alpha - 0.5), default=0.0)
     if len(plan.finetuned) > 1 or 0 <= farthest <= 1:
@@ -377,7 +364,7 @@ def with_coefficients(
     names: Layers,
     shapes: Mapping[str, Shape],
 ) -> dict[str, LayerPlan]:
-    """Store the mean and the range of its coefficients in each layer that has some."""
+    """Set alpha and alpha_range of each layer to the mean and range of its coefficients."""
     filled = dict(layers)
     for layer, entry in layers.items():
         learned = {name: coefficients[name] for name in names[layer] if name in coefficients}
@@ -394,15 +381,15 @@ def with_coefficients(
 
 
 def _check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -> None:
-    """Refuse a layer whose alpha was edited, because its coefficients would be used instead."""
-    expected = with_coefficients(plan.layers, plan.coefficients, names, shapes)
+    """Refuse an edited alpha in a layer whose learned coefficients would be used instead of it."""
+    without = {layer: entry.replace(alpha_range=None) for layer, entry in plan.layers.items()}
+    expected = with_coefficients(without, plan.coefficients, names, shapes)
     for layer, entry in plan.layers.items():
-        if entry.alpha_range is None:
+        if not entry.alpha_range:
             continue
-        found = expected[layer]
-        stated, actual = ((one.alpha, *(one.alpha_range or ())) for one in (entry, found))
-        is_learned = any(name in plan.coefficients for name in names[layer])
-        if not is_learned or not np.allclose(stated, actual, atol=_SAME):
+        low, high = expected[layer].alpha_range or (math.nan, math.nan)
+        found = (expected[layer].alpha, low, high)
+        if not np.allclose((entry.alpha, *entry.alpha_range), found, atol=_SAME):
             raise UsageError(
                 f"layer '{layer}': alpha {entry.alpha:g} and alpha_range are not the mean and range"
                 " of its coefficients; remove alpha_range to give the layer one alpha"
@@ -410,48 +397,14 @@ def _check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) 
 
 
 def rows_shape(shape: Shape) -> Shape:
-    """Shape of coefficients with one number per row: (rows, 1, ...); () if the parameter is a
+    """Return the shape of coefficients with one number per row: (rows, 1, ...); () for a
     scalar.
     """
     return tuple(length if axis == 0 else 1 for axis, length in enumerate(shape))
 
 
-def read_plan(path: Path) -> Plan:
-    """Read a plan written by `Plan.to_json`, perhaps edited by hand."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ClipmergeError(
-            f"{path}: cannot be read ({error.strerror}); make one with `clipmerge plan`."
-            f"{did_you_mean_path(path)}"
-        ) from None
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise UsageError(
-            f"{path}: is not a plan ({error}); make one with `clipmerge plan`"
-        ) from None
-    form = str(data.get("format")) if isinstance(data, dict) else ""
-    if not form.startswith("clipmerge-plan/"):
-        raise UsageError(f"{path}: is not a plan; make one with `clipmerge plan`")
-    if data["format"] != _FORMAT:
-        raise UsageError(
-            f"{path}: has the format {data['format']!r}, but this version of clipmerge reads"
-            f" {_FORMAT!r}; plan again"
-        )
-    try:
-        return Plan.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"]]
-        where = ".".join(place)
-        known = LayerPlan.model_fields if "layers" in place else Plan.model_fields
-        hint = ""
-        if first["type"] == "extra_forbidden":
-            hint = did_you_mean(place[-1], known)
-        raise UsageError(f"{path}: {where}: {first['msg']}.{hint}") from None
-
-
 def write_plan_files(path: Path, plan: Plan) -> Plan:
-    """Write a plan, and its tensors beside it first."""
+    """Write a plan's tensors and then its JSON; return the plan, which names the tensors' file."""
     tensors = {f"{_SCORES}{name}": values for name, values in plan.scores.items()}
     for name, values in plan.coefficients.items():
         tensors[f"{_COEFFICIENTS}{name}"] = values
@@ -465,8 +418,8 @@ def write_plan_files(path: Path, plan: Plan) -> Plan:
     return plan
 
 
-def _read_tensors(file: Path, sha256: str | None) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The scores and the coefficients beside a plan."""
+def _read_tensors(file: Path, sha256: str | None) -> tuple[Tensors, Tensors]:
+    """Read the scores and the coefficients from the file beside a plan."""
     from safetensors.numpy import load_file
 
     if not file.is_file() or sha256_of(file) != sha256:
@@ -475,10 +428,9 @@ def _read_tensors(file: Path, sha256: str | None) -> tuple[dict[str, Array], dic
             f"{file}: the tensors beside the plan: the file {state}; plan again with `clipmerge"
             " plan`"
         )
-    scores, coefficients = {}, {}
+    scores: Tensors = {}
+    coefficients: Tensors = {}
     for name, values in load_file(file).items():
-        if name.startswith(_SCORES):
-            scores[name.removeprefix(_SCORES)] = values
-        else:
-            coefficients[name.removeprefix(_COEFFICIENTS)] = values
+        kind = scores if name.startswith(_SCORES) else coefficients
+        kind[name.partition(":")[2]] = values
     return scores, coefficients

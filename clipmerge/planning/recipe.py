@@ -31,8 +31,7 @@ MAX_LOSS = 3.0
 
 
 class Override(Frozen):
-    """Set the coefficient or density of some layers, overriding the method; later overrides take
-    precedence.
+    """A setting of some layers that replaces the method's; later overrides take precedence.
 
     Attributes:
         layers: Glob over layer names, such as ``text.*``.
@@ -81,7 +80,7 @@ class Recipe(Frozen):
         return self.measure is not None and measure_is(self.measure["name"], kind)
 
     def to_yaml(self) -> str:
-        """Write it as a recipe file, without empty top-level keys."""
+        """Return the text of a recipe file, without empty top-level keys."""
         data = self.model_dump(mode="json")
         data["overrides"] = [override.model_dump(exclude_none=True) for override in self.overrides]
         content = {key: value for key, value in data.items() if value}
@@ -119,7 +118,7 @@ def load_recipe(
         0.3
     """
     source, content = _read_recipe(recipe)
-    changes = _parse_assignments(set)
+    changes = {} if set is None else _parse_assignments(set)
     if alpha is not None:
         if "method.alpha" in changes:
             raise UsageError("`alpha` is short for `set` method.alpha; give one of them")
@@ -141,7 +140,7 @@ def load_recipe(
 
 
 def _read_recipe(recipe: RecipeLike) -> tuple[str, Json]:
-    """Read a recipe: its name for messages, and a copy of its content, not yet validated."""
+    """Return a recipe's name for messages, and a copy of its content, not yet validated."""
     if isinstance(recipe, Recipe):
         return recipe.name, recipe.model_dump(mode="json")
     if isinstance(recipe, Mapping):
@@ -193,7 +192,7 @@ def _parse_assignments(assignments: Any) -> Json:
 
 
 def _set_by_dotted_key(data: Json, key: str, value: Any) -> None:
-    """Set one value by its dotted key."""
+    """Set the value at a dotted key, such as ``method.alpha``, in nested dictionaries."""
     *parents, last = key.split(".")
     for parent in parents:
         section = data.get(parent) or {}  # a `Recipe` without a measure has ``None`` there
@@ -205,6 +204,7 @@ def _set_by_dotted_key(data: Json, key: str, value: Any) -> None:
 
 
 def _from_yaml(subject: str, text: str) -> Any:
+    """Parse YAML; the error begins with the subject."""
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
@@ -213,7 +213,7 @@ def _from_yaml(subject: str, text: str) -> Any:
 
 
 def _check_section(section: str, value: Json) -> Json:
-    """Check a measure or a method, and add the defaults of its options."""
+    """Validate the options of a measure or a method, and add defaults."""
     package, options = f"{section}s", dict(value)
     name = options.pop("name", None)
     if not isinstance(name, str):
@@ -225,7 +225,7 @@ def _check_section(section: str, value: Json) -> Json:
 
 
 def _explain_invalid_recipe(error: ValidationError, data: Json) -> str:
-    """Say what is wrong with a recipe, and suggest what was meant."""
+    """Describe the first fault of a recipe, with the key that may be meant."""
     first = error.errors()[0]
     place = first["loc"]
     key = str(place[-1])

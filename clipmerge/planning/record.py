@@ -1,19 +1,16 @@
-"""The record of a merge: printed by ``--json``, stored as ``clipmerge.json``, the only input of a
-report.
-"""
+"""The record of a merge, which ``--json`` prints, ``clipmerge.json`` stores and reports show."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from clipmerge import __version__
 from clipmerge.errors import OutputError, did_you_mean_path, shorten
 from clipmerge.files.staging import RECORD
-from clipmerge.planning import Frozen
+from clipmerge.planning import Frozen, read_versioned
 from clipmerge.planning.measurements import (
     BackoffChoice,
     CalibrationRecord,
@@ -61,12 +58,12 @@ class Estimate(Frozen):
 
     @property
     def digits(self) -> int:
-        """Digits after the point that a percentage has with such an interval."""
+        """Digits after the decimal point that an interval of this width allows in per cent."""
         low, high = self.interval
         return 0 if (high - low) / 2 > _COARSE else 1
 
     def as_share(self) -> str:
-        """The share in per cent.
+        """Format the share in per cent.
 
         Example:
             >>> Estimate(value=0.758, interval=(0.66, 0.83)).as_share()
@@ -77,7 +74,7 @@ class Estimate(Frozen):
         return f"{100 * self.value:.{self.digits}f}"
 
     def as_difference(self) -> str:
-        """The difference in points with its interval.
+        """Format the difference in points, with its interval.
 
         Example:
             >>> Estimate(value=0.019, interval=(-0.067, 0.104)).as_difference()
@@ -96,7 +93,7 @@ class Estimate(Frozen):
 
 
 class Comparison(Frozen):
-    """The models on one source of images.
+    """The accuracy of every model on one source of images.
 
     Attributes:
         name: ``target``, ``corrupted``, or the name given with ``--ood``.
@@ -128,7 +125,7 @@ class Comparison(Frozen):
 
 
 class Answer(Frozen):
-    """The answer to one question: the mean over its sources.
+    """The answer to one question: the mean accuracy over its sources.
 
     Attributes:
         merged: Accuracy of the merged model.
@@ -143,7 +140,7 @@ class Answer(Frozen):
 
 
 class Verdict(Frozen):
-    """Whether to use a merged model.
+    """The judgement whether to use a merged model.
 
     Attributes:
         recommendation: What to do.
@@ -191,10 +188,10 @@ def finetuned_names(count: int) -> list[str]:
 
 
 class Findings(Frozen):
-    """What was found before deciding; empty if nothing was measured.
+    """Findings of the measure and the method; empty if nothing was measured.
 
     Attributes:
-        decision: What was found before deciding, as a sentence without its full stop.
+        decision: The finding that decided, as a sentence without its full stop.
         reasons: Why a layer has its settings, by layer, where there is something to say.
         statistics: Interpretation of each statistic in `Record.measurements`.
         path: Loss along the straight path, if it was measured.
@@ -217,7 +214,7 @@ class Findings(Frozen):
 
 
 class Record(Frozen):
-    """The plan of a merge, what was measured for it, and the verdict.
+    """A merge: its plan, the measurements behind the plan, the verdict and the files written.
 
     Attributes:
         format: Version of this format.
@@ -230,7 +227,7 @@ class Record(Frozen):
         plan: The settings. In a finished record local sources are named by the last part of their
             path.
         measurements: Measured values by layer and statistic.
-        measured: What else was found on the way to the plan.
+        measured: Other findings of the measure and the method.
         calibration: The images used for measuring, if there were any.
         verdict: Whether to use the merge; ``None`` if there were no images to judge it by.
         warnings: Warnings, one sentence each.
@@ -262,13 +259,12 @@ class Record(Frozen):
         return list(zip(roles, self.plan.checkpoints, strict=True))
 
     def as_json(self) -> Json:
-        """The JSON object."""
-        data: Json = json.loads(json.dumps(self.model_dump()))
-        return data
+        """Return the record as a JSON object."""
+        return self.model_dump(mode="json")
 
 
 def read_output(folder: Path) -> Record:
-    """Read the record of an output folder, and check that its weights are there."""
+    """Read the record of an output folder, and refuse a folder without the files it lists."""
     path = folder / RECORD
     if not path.is_file():
         is_folder = folder.is_dir()
@@ -277,27 +273,10 @@ def read_output(folder: Path) -> Record:
         raise OutputError(
             f"{folder}: {what}. Give a folder written by `clipmerge merge --output`.{meant}"
         )
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(data, dict) and data.get("format") != FORMAT:
-            raise OutputError(
-                f"{path}: has the format {str(data.get('format'))[:40]!r}, but this version of"
-                f" clipmerge reads {FORMAT!r}; merge again"
-            )
-        record = Record.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))[:80]
-        raise _not_a_record(path, f"{place}: {first['msg']}") from None
-    except (OSError, ValueError) as error:
-        raise _not_a_record(path, str(error)[:80]) from None
+    record = read_versioned(Record, path, OutputError, "merge again")
     missing = [name for name in record.files if not (folder / name).is_file()]
     if missing or not list(folder.glob("*.safetensors")):
         raise OutputError(
             f"{folder}: {shorten(missing or ['*.safetensors'])} missing. Merge again."
         )
     return record
-
-
-def _not_a_record(path: Path, reason: str) -> OutputError:
-    return OutputError(f"{path}: not a clipmerge record ({reason}). Merge again.")

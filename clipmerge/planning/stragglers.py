@@ -1,5 +1,4 @@
-"""Straggler layers: robust outliers of a layer statistic that stay outliers over calibration
-batches.
+"""Straggler layers: outliers of a statistic that remain outliers when batches are resampled.
 
 The definition: a layer is a *straggler* if its statistic, after regression on its size, kind, tower
 and depth, is more than ``threshold`` robust standard deviations above the other layers', and more
@@ -56,7 +55,7 @@ def find_stragglers(
     bootstraps: int = 200,
     seed: int = 0,
 ) -> Stragglers:
-    """Find the layers whose statistic stands out.
+    """Find the layers whose statistic stands out, by the definition above.
 
     Source:
         Modified z-score: Iglewicz and Hoaglin 1993; the covariates are removed by Huber regression.
@@ -81,8 +80,9 @@ def find_stragglers(
     design = _design_matrix(layers, sizes)
 
     def scores_and_limit(weights: Array) -> tuple[Array, float]:
-        """Scores by layer, and the one that a straggler must exceed, for weights of batches; the
-        lower side shows how widely ordinary layers scatter.
+        """Compute the layers' scores and the limit for stragglers if batches have these weights.
+
+        The lower side shows how widely ordinary layers scatter.
         """
         means = values @ (weights / weights.sum())
         z = _robust_z_scores(means, design, signed=measured.signed)
@@ -119,8 +119,8 @@ def find_stragglers(
 
 
 def _design_matrix(layers: list[str], sizes: dict[str, int]) -> Array:
-    """Covariates that explain a statistic in ordinary layers: size, depth, kind, tower; one row per
-    layer.
+    """Make the covariates that explain a statistic in ordinary layers, one row per layer: size,
+    depth, kind and tower.
     """
     deepest: dict[str, int] = {}
     blocks = [block for layer in layers if (block := block_of(layer))]
@@ -145,7 +145,7 @@ def _design_matrix(layers: list[str], sizes: dict[str, int]) -> Array:
 
 
 def _robust_z_scores(values: Array, design: Array, *, signed: bool) -> Array:
-    """Robust z-score of each layer's residual; all zero if the residuals have no spread."""
+    """Compute the robust z-score of each layer's residual; zero if residuals have no spread."""
     y = values
     if not signed:
         floor = _FLOOR * np.median(values)
@@ -164,7 +164,7 @@ def _robust_z_scores(values: Array, design: Array, *, signed: bool) -> Array:
 
 
 def _huber_residuals(y: Array, design: Array) -> Array:
-    """Residuals of a regression that is robust to single outliers: iterated Huber weights."""
+    """Compute the residuals of a regression with iterated Huber weights, robust to outliers."""
     weights = np.ones_like(y)
     residual = y
     for _ in range(30):

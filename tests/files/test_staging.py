@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipmerge.errors import OutputError
-from clipmerge.files.staging import check_output, check_output_file, stage_output, write_whole_file
+from clipmerge.files.staging import check_output, check_output_file, stage_output
 
 IO_ERROR = OSError(errno.EIO, "Input/output error")
 WRITTEN = ["out", "out/clipmerge.json"]
@@ -108,21 +108,6 @@ def test_two_runs_do_not_write_the_same_output(tmp_path: Path) -> None:
     with stage_output(tmp_path / "out"), pytest.raises(OutputError, match="another run is writ"):
         write(tmp_path / "out", "second")
     assert content(tmp_path) == ["out"]
-
-
-def test_a_file_is_written_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_whole_file(tmp_path / "a" / "plan.json", b"old")
-
-    def failing(self: Path, target: Path) -> Path:
-        raise IO_ERROR
-
-    monkeypatch.setattr(Path, "replace", failing)
-    with pytest.raises(OutputError, match=r"plan\.json: cannot be written \(Input/output"):
-        write_whole_file(tmp_path / "a" / "plan.json", b"new")
-    assert content(tmp_path) == ["a", "a/plan.json"]
-    assert (tmp_path / "a" / "plan.json").read_bytes() == b"old"
 
 
 # --- refusals before any work ---

@@ -13,7 +13,6 @@ from clipmerge.planning.plan import (
     SourceRecord,
     extrapolation_notes,
     last_part,
-    read_plan,
 )
 from clipmerge.planning.recipe import Override, Recipe
 from tests.support.command import one_line
@@ -42,7 +41,7 @@ EDITS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "unknown parameter": (FIRST, {"alpha": 1, "mask": "spectral", "parameters": {"a.weigth": {}}}, "'a.weigth', which it does not have.*mean 'a.weight'"),
     "density of a parameter": (FIRST, {"alpha": 1, "mask": "magnitude", "parameters": {"a.weight": {"density": 0.5}}}, "has its density beside"),
     "weights too many": (("weights",), [1, 2], "2 weights for 1 fine-tuned checkpoints"),
-    "another format": (("format",), "clipmerge-plan/9", "has the format 'clipmerge-plan/9'.*plan again"),
+    "another format": (("format",), "clipmerge-plan/9", "has the format 'clipmerge-plan/9'.*make one with"),
     "a record": (("format",), "clipmerge-record/4", "is not a plan; make one with"),
     "measure a number": (("recipe", "measure"), 5, r"recipe\.measure: .*dictionary"),
 }  # fmt: skip
@@ -58,7 +57,7 @@ def test_an_invalid_edit_is_refused(tmp_path: Path, what: str) -> None:
     file = tmp_path / "plan.json"
     file.write_text(json.dumps(data))
     with one_line(UsageError, message):
-        read_plan(file).check(LAYERS, {})
+        Plan.load(file).check(LAYERS, {})
 
 
 def test_an_override_that_keeps_everything_leaves_a_layer_without_a_mask() -> None:
@@ -72,7 +71,7 @@ def test_an_override_that_keeps_everything_leaves_a_layer_without_a_mask() -> No
 def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text, encoding="latin-1")
     with one_line(UsageError, r"plan\.json: .*make one with `clipmerge plan`"):
-        read_plan(tmp_path / "plan.json")
+        Plan.load(tmp_path / "plan.json")
 
 
 def test_a_plan_holds_settings_and_reads_back(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ line."""
 
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
@@ -11,7 +11,7 @@ import yaml
 from clipmerge.errors import UsageError
 from clipmerge.files import recipe_files
 from clipmerge.planning.recipe import load_recipe
-from clipmerge.plugins import MeasureKind, measure_is, plugin_names, plugin_options
+from clipmerge.plugins import plugin_names, plugin_options
 from tests.support.command import one_line
 
 FILES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
@@ -51,19 +51,6 @@ def test_a_recipe_lists_every_option_with_its_default_and_a_comment(file: Path) 
                 for option, value in written.items():
                     value = tuple(value) if isinstance(value, list) else value
                     assert value == defaults[option] or not (value or defaults[option])
-
-
-def test_measures_declare_what_they_are() -> None:
-    declared = {
-        kind: {name for name in plugin_names("measures") if measure_is(name, kind)}
-        for kind in get_args(MeasureKind)
-    }
-    assert declared["SEVERAL"] == {"path-accuracy", "soup-accuracy"}
-    assert declared["HOLDS_BACK"] == {"learned-coefficients", "learned-sparse"}
-    assert declared["LEARNS"] == declared["HOLDS_BACK"] | {"projection-radii"}
-    assert not load_recipe("wise-ft-id").measure_is("LEARNS")  # though it goes in steps
-    for name in declared["HOLDS_BACK"]:
-        assert {"held_back", "max_loss"} <= plugin_options("measures", name).keys()
 
 
 def test_assignments_reach_every_place() -> None:

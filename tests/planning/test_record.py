@@ -34,21 +34,16 @@ def test_a_merge_writes_what_it_prints_and_it_reads_back(output: Path) -> None:
 
 
 NONSENSE: dict[str, Any] = {
-    "a plan of words": {"plan": "x"},
     "a path cut short": {"measured": {"path": {"alphas": [0, 1], "losses": [1]}}},
     "an unknown key": {"layer": {}},
-    "another format": {"format": "clipmerge-record/3"},
-    "a list": [],
-    "half": None,
 }
 
 
 @pytest.mark.parametrize("what", NONSENSE)
 def test_an_invalid_record_is_an_error_of_one_line(output: Path, tmp_path: Path, what: str) -> None:
-    data, changes = json.loads((output / "clipmerge.json").read_text()), NONSENSE[what]
-    text = json.dumps(data | changes if isinstance(changes, dict) else changes)
-    (tmp_path / "clipmerge.json").write_text(text if changes is not None else "{")
-    with one_line(OutputError, r"clipmerge\.json: (not a clipmerge record|has the format)"):
+    data = json.loads((output / "clipmerge.json").read_text())
+    (tmp_path / "clipmerge.json").write_text(json.dumps(data | NONSENSE[what]))
+    with one_line(OutputError, r"clipmerge\.json: .*; merge again"):
         read_output(tmp_path)
 
 
