@@ -168,6 +168,8 @@ def _groups(known: Sequence[Results]) -> dict[str, list[Results]]:
     found = by_target(known)
     found["**tuned on**"] = [each for each in known if each.told["tuned"]]
     found["**held out**"] = [each for each in known if not each.told["tuned"]]
+    for regime in ("mild", "aggressive"):
+        found[f"**{regime}**"] = [each for each in known if regime in each.told["regime"]]
     for name, is_lost in (("fine-tuned is better", False), ("zero-shot is better", True)):
         found[f"**{name} under the shifts**"] = [
             each for each in known if _is_lost(each) == is_lost
