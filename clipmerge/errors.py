@@ -95,16 +95,7 @@ def printable(text: str, *, limit: int = 10_000) -> str:
 def _escape(letter: str) -> str:
     if letter.isprintable() or letter in _SHOWN:
         return letter
-    code = ord(letter)
-    if letter in "\n\r\t\v\f\x85\u2028\u2029":
-        return " "
-    if 0xDC80 <= code <= 0xDCFF:  # Python's code for a byte of a path that is not UTF-8
-        code -= 0xDC00
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    if code < 0x10000:
-        return f"\\u{code:04x}"
-    return f"\\U{code:08x}"
+    return " " if letter.isspace() else letter.encode("unicode_escape").decode()
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

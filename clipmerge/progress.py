@@ -65,13 +65,13 @@ class BarProgress(Progress):
 
     def advance(self, done: float, total: float) -> None:
         """Move the bar."""
-        percent = 100 * done / total if total else 100
-        if percent >= 100:  # work of unknown length may follow
+        if done >= total:  # work of unknown length may follow
             self.close()
             return
         if self._bar is None:
-            self._bar = _make_bar(self._doing, percent)
-        self._bar.update(percent - self._bar.n)
+            self._bar = _make_bar(self._doing, done, total)
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
 
     def say(self, text: str) -> None:
         """Remove the bar, and log a note."""
@@ -90,14 +90,14 @@ class BarProgress(Progress):
             self._bar = None
 
 
-def _make_bar(doing: str, percent: float) -> Any:
+def _make_bar(doing: str, done: float, total: float) -> Any:
     with warnings.catch_warnings():
         # without ipywidgets a notebook shows the bar as text
         warnings.simplefilter("ignore")
         from tqdm.auto import tqdm
     return tqdm(
-        total=100,
-        initial=percent,
+        initial=done,
+        total=total,
         desc=doing,
         leave=False,
         delay=_SECONDS_TO_BAR,

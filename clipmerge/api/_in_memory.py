@@ -121,14 +121,8 @@ def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
     """
     from safetensors.torch import save_file
 
-    weights = {}
-    storages = set()
-    for name, parameter in model.state_dict().items():
-        tensor = parameter.detach().cpu().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        # safetensors shares no memory
-        weights[name] = tensor.clone() if storage in storages else tensor
-        storages.add(storage)
+    # safetensors refuses tensors that share memory
+    weights = {key: value.cpu().contiguous().clone() for key, value in model.state_dict().items()}
     save_file(weights, folder / OPEN_CLIP_WEIGHTS[0], metadata={"format": "pt"})
     if config is None:
         return

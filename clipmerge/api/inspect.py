@@ -19,9 +19,6 @@ from clipmerge.planning import Rows, Tabular
 from clipmerge.progress import Journal, Progress
 from clipmerge.types import Json, Names
 
-# Entries of a parameter that are compared at once.
-_CHUNK = 1 << 20
-
 
 @dataclass(frozen=True, repr=False)
 class InspectResult(Tabular):
@@ -180,24 +177,18 @@ def _relative_change(inputs: Inputs, names: Names) -> float | None:
     """Compute ||task_vector|| / ||theta_0|| of a layer: ``None`` if nothing in the layer can be
     compared, NaN if a weight is not finite.
     """
-    comparable = [name for name in names if _are_comparable(inputs, name)]
-    if not comparable:
-        return None
-    change = base = 0.0
-    for name in comparable:
-        size = inputs.zeroshot_entry(name).size
-        for start in range(0, size, _CHUNK):
-            stop = min(start + _CHUNK, size)
-            theta_0 = inputs.theta_0(name, start, stop).float().flatten()
-            theta_1 = inputs.theta_1(name, start, stop).float().flatten()
-            task_vector = theta_1 - theta_0
-            change += float(task_vector.dot(task_vector))
-            base += float(theta_0.dot(theta_0))
+    changes, bases = [], []
+    for name in names:
+        if _are_comparable(inputs, name):
+            theta_0, theta_1 = inputs.theta_0(name).float(), inputs.theta_1(name).float()
+            changes.append(float((theta_1 - theta_0).norm()))
+            bases.append(float(theta_0.norm()))
+    change, base = math.hypot(*changes), math.hypot(*bases)
     if not math.isfinite(change + base):
         return math.nan
     if base:
-        return math.sqrt(change / base)
-    return None if change else 0.0
+        return change / base
+    return None if change or not changes else 0.0
 
 
 def _are_comparable(inputs: Inputs, name: str) -> bool:

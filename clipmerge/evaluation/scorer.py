@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -111,12 +111,20 @@ class Scorer:
         # features of captions, to compare with all images at the end
         texts: dict[tuple[str, int], Tensor] = {}
         parts = []
-        for number, load in self._batches_by_load(moves, sources, progress):
-            for name, start, pixels in load:
-                features = self._text_features(name, number)
-                if isinstance(sources[name], CaptionedImages):
-                    texts[name, number] = finite_scores(features, sources[name].source)
-                parts.append((name, number, start, self._outputs(name, pixels, features, sources)))
+        total = len(moves) * sum(map(len, sources.values())) / self._context.world_size
+        done = 0
+        for load in self._loads(sources):
+            for number, move in enumerate(moves):
+                if self._path:
+                    move(self._path)
+                for name, start, pixels in load:
+                    features = self._text_features(name, number)
+                    if isinstance(sources[name], CaptionedImages):
+                        texts[name, number] = finite_scores(features, sources[name].source)
+                    outputs = self._outputs(name, pixels, features, sources)
+                    parts.append((name, number, start, outputs))
+                    done += len(pixels)
+                progress.advance(done, total)
         if self._context.world_size > 1:
             parts = gather_object(parts)
             for other in gather_object([texts]):
@@ -167,28 +175,22 @@ class Scorer:
         logits = self._classifiers[name].logits(features, texts.to(self.device))
         return finite_scores(logits, source).argmax(dim=1).cpu().numpy()
 
-    def _batches_by_load(
-        self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
-    ) -> Iterator[tuple[int, list[_SourceBatch]]]:
-        """Move the model to every point for each load of batches. Yield the point and the load."""
-        total = len(moves) * sum(map(len, sources.values())) / self._context.world_size
-        done = 0
-        for load in _group_by_bytes(self._batches(sources), self._load_bytes):
-            for number, move in enumerate(moves):
-                if self._path:
-                    move(self._path)
-                yield number, load
-                done += sum(len(pixels) for *_, pixels in load)
-                progress.advance(done, total)
-
-    def _batches(self, sources: Mapping[str, Images]) -> Iterator[_SourceBatch]:
+    def _loads(self, sources: Mapping[str, Images]) -> Iterator[list[_SourceBatch]]:
+        """Preprocess this process's images in batches, as many at once as fit into memory."""
         share = (self._context.rank, self._context.world_size)
+        load: list[_SourceBatch] = []
         for name, images in sources.items():
             of_process = math.ceil(len(images) / self._context.world_size)
             least = min(_SMALL_BATCH, of_process)
             size = self._settings.batch_size or max(batch_size_for(len(images), None), least)
             for number, pixels in read_pixels(images.pictures, size, self._model.pixels, share):
-                yield name, number * size, pixels
+                nbytes = sum(batch.nbytes for *_, batch in load)
+                if load and nbytes + pixels.nbytes > self._load_bytes:
+                    yield load
+                    load = []
+                load.append((name, number * size, pixels))
+        if load:
+            yield load
 
 
 def _texts_of(images: Images) -> object:
@@ -211,21 +213,3 @@ def stack_correct(outcomes: Sequence[Outcome]) -> Correct:
     """Stack `Outcome.correct` of several points: (points, images)."""
     rows: list[NDArray[Any]] = [outcome.correct for outcome in outcomes]
     return np.stack(rows)
-
-
-def _group_by_bytes(
-    batches: Iterable[_SourceBatch], max_bytes: int
-) -> Iterator[list[_SourceBatch]]:
-    """Group batches into loads of at most ``max_bytes``, but at least one batch."""
-    load = list[_SourceBatch]()
-    size = 0
-    for part in batches:
-        nbytes = part[-1].nbytes
-        if load and size + nbytes > max_bytes:
-            yield load
-            load = []
-            size = 0
-        load.append(part)
-        size += nbytes
-    if load:
-        yield load

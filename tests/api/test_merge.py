@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,6 +27,7 @@ from clipmerge.evaluation import verdict
 from clipmerge.learning import interpolate
 from clipmerge.models import building
 from clipmerge.planning.plan import Plan
+from tests.support import tiny_open_clip
 from tests.support.command import clipmerge as command_line
 from tests.support.command import done
 from tests.support.merging import run_and_check_merge
@@ -224,6 +226,23 @@ def test_models_in_memory_get_the_weights_that_files_give(pair: Folders, tmp_pat
         assert torch.equal(models[1].state_dict()[name], finetuned[name])
     assert result.plan.zeroshot.source == "CLIPModel in memory"
     assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_models_of_open_clip_in_memory_are_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_open_clip.model_config()
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", config)
+    zeroshot, finetuned = tiny_open_clip.build(config), tiny_open_clip.build(config)
+    half = {name: value + 0.01 for name, value in zeroshot.state_dict().items()}
+    finetuned.load_state_dict({name: value + 0.02 for name, value in zeroshot.state_dict().items()})
+    for processor in (tiny_open_clip.save(zeroshot, config, tmp_path / "base"), "tiny"):
+        options = {"alpha": 0.5, "processor": processor, **QUIET}
+        merged = clipmerge.merge_models(zeroshot, finetuned, **options).state_dict()
+        torch.testing.assert_close(merged, half)
+    for wrong in ("nowhere", 3):
+        with pytest.raises(UsageError, match="is neither a folder nor a model of open_clip"):
+            clipmerge.merge_models(zeroshot, finetuned, alpha=0.5, processor=wrong, **QUIET)
 
 
 @pytest.mark.parametrize("caller", ["clipmerge", "train.py"])
