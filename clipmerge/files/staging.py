@@ -164,26 +164,24 @@ def stage_output(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     made = [folder for folder in target.parents if not folder.exists()]
     with report_write_errors(output):
         stage.mkdir(parents=True, exist_ok=True)
-        with (stage / "lock").open("wb") as lock, contextlib.ExitStack() as cleanup:
-            _lock_stage(lock.fileno(), output)
-            if old.exists() and not target.exists():
-                old.rename(target)  # a run was killed between the renames of `_replace_folder`
-            for folder in reversed(made):  # those of an output are not empty
-                cleanup.callback(_remove_empty_folder, folder)
-            cleanup.callback(shutil.rmtree, stage, ignore_errors=True)
-            for left in (new, old):
-                shutil.rmtree(left, ignore_errors=True)
-            new.mkdir()
-            yield new
-            if overwrite and target.exists():
-                _replace_folder(target, new, old)
-            else:
-                new.rename(target)
-
-
-def _remove_empty_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+        with (stage / "lock").open("wb") as lock:
+            _lock_until_closed(lock.fileno(), output)
+            try:
+                if old.exists() and not target.exists():
+                    old.rename(target)  # a run was killed between the renames of `_replace_folder`
+                for left in (new, old):
+                    shutil.rmtree(left, ignore_errors=True)
+                new.mkdir()
+                yield new
+                if overwrite and target.exists():
+                    _replace_folder(target, new, old)
+                else:
+                    new.rename(target)
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+                with contextlib.suppress(OSError):  # those of an output are not empty
+                    for folder in made:
+                        folder.rmdir()
 
 
 def _replace_folder(target: Path, new: Path, old: Path) -> None:
@@ -197,8 +195,8 @@ def _replace_folder(target: Path, new: Path, old: Path) -> None:
         raise
 
 
-def _lock_stage(file: int, output: Path) -> None:
-    """Lock a stage, or refuse if another run has locked it. The lock ends with the process."""
+def _lock_until_closed(file: int, output: Path) -> None:
+    """Lock an open file, or refuse if another run has locked it; the lock ends with the process."""
     if fcntl is None:  # pragma: no cover - Windows
         return
     try:
