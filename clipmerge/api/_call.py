@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipmerge.files import glob_files, local_path, source_exists
+from clipmerge.files import local_path, source_exists
 from clipmerge.options import flag_of
 from clipmerge.planning.plan import last_part
 from clipmerge.planning.recipe import Recipe
@@ -91,6 +91,6 @@ class CallJournal(Journal):
 def _is_local(text: str) -> bool:
     """Whether a text is a path on this machine, and not a Hub id, a name or a prompt."""
     try:
-        return text.startswith(("/", "~")) or source_exists(text) or bool(glob_files(text))
+        return text.startswith(("/", "~")) or source_exists(text)
     except (OSError, ValueError):  # too long for a path
         return False

@@ -169,8 +169,10 @@ def sweep(
         if recipes and opts.data is not None:
             data = open_images(opts.data, opts.classes, columns=opts.columns)
             journal.warn(*data.notes)
+            judging = {f"`id` {name}": sources[name] for name in ids}
+            judging |= {f"`ood` {name}": sources[name] for name in oods}
+            journal.warn(*overlap_notes(data, judging))
         near, far = ({name: sources[name] for name in named} for named in (ids, oods))
-        journal.warn(*overlap_notes(data, near, far))
         pair = with_zeroshot_head(pair, data, opts.classes, opts.template)
         journal.warn(*pair.inputs.notes)
         doubt_images(pair, sources if data is None else {**sources, "": data}, opts, journal)

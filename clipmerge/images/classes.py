@@ -55,7 +55,7 @@ def _assign_names(
     labels: Shape, classes: Names | None, given: Path | Sequence[str]
 ) -> tuple[Shape, Names, Names]:
     """Give the user's names to classes; ``None`` stands for classes that are numbers."""
-    names, title = _read_names(given), _title_of(given)
+    title, names = _read_names(given)
     notes: Names = ()
     if classes is None:
         count = len(names)
@@ -179,21 +179,19 @@ def _without_number(name: str) -> str:
 
 def read_class_names(given: Path | Sequence[str], classes: Sequence[str]) -> Names:
     """Read one name for each class, from a list in the order of the classes or from a mapping."""
-    return _check_names(_title_of(given), _read_names(given), classes)
+    return _check_names(*_read_names(given), classes)
 
 
-def _title_of(given: Path | Sequence[str]) -> str:
-    return str(given) if isinstance(given, Path) else "the class names given"
-
-
-def _read_names(given: Path | Sequence[str]) -> list[Any] | Json:
-    """Read a list of names, one per line or in JSON, or a JSON mapping from class to name."""
+def _read_names(given: Path | Sequence[str]) -> tuple[str, list[Any] | Json]:
+    """Read a list of names, one per line or in JSON, or a JSON mapping from class to name; return
+    it after its title for messages.
+    """
     if not isinstance(given, Path):
-        return list(given)
+        return "the class names given", list(given)
     try:
         text = given.read_text(encoding="utf-8-sig")
         if given.suffix != ".json":
-            return list(filter(None, map(str.strip, text.splitlines())))
+            return str(given), list(filter(None, map(str.strip, text.splitlines())))
         data = json.loads(text)
     except FileNotFoundError:
         raise DataError(
@@ -201,7 +199,7 @@ def _read_names(given: Path | Sequence[str]) -> list[Any] | Json:
         ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{given}: cannot be read as class names ({error})") from None
-    return data if isinstance(data, (list, dict)) else []
+    return str(given), data if isinstance(data, (list, dict)) else []
 
 
 def _check_names(title: str, names: list[Any] | Json, classes: Sequence[str]) -> Names:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from clipmerge.errors import DataError, UsageError, counted, did_you_mean_path, shorten
-from clipmerge.files import glob_files, local_path
+from clipmerge.files import local_path
 from clipmerge.images.classes import ClassNames, name_classes
 from clipmerge.images.image_set import (
     CaptionedImages,
@@ -33,12 +33,12 @@ def open_images(
     Args:
         source: The short name of a public data set (`clipmerge.images.registry`); a folder with one
             subfolder per class, with captions in texts beside the images, with a table, or with
-            Parquet or tar files; one or several such files (``*`` stands for any letters);
-            ``hf://datasets/org/name[@revision][:split]``; ``digits``, which come with clipmerge; or
-            images in memory (`clipmerge.images.in_memory`).
-        classes: Class names of the user's, in place of the source's own.
-        columns: Columns that the user named. A source that has classes and captions gives its
-            classes unless the caption column is named.
+            Parquet or tar files; one such file; ``hf://datasets/org/name[@revision][:split]``;
+            ``digits``, which come with clipmerge; or images in memory
+            (`clipmerge.images.in_memory`).
+        classes: Class names to use in place of the source's own.
+        columns: Columns that the user named. If a source has classes and captions, the classes are
+            used unless the caption column is named.
 
     Raises:
         DataError: If the source is not there, cannot be read, or lacks labels.
@@ -96,9 +96,8 @@ def _open_address(title: str, columns: Columns) -> OpenedSource:
     if title.startswith("hf://"):
         return load_from_hub(title, columns)
     path = local_path(title)
-    files = [path] if path.is_file() else glob_files(title)
-    if files:
-        return load_files(title, list(map(str, files)), columns)
+    if path.is_file():
+        return load_files(title, [str(path)], columns)
     folder, split = path, None
     if not path.exists() and ":" in title:  # DIR:SPLIT
         above, _, split = title.rpartition(":")

@@ -34,6 +34,7 @@ class Split(Generic[Images]):
         thumbnails: Thumbnails of all images of the split.
         available: Number of images of the source.
         copies: Number of copies that were left out.
+        test_chooses: Whether some test images are among those that choose.
         ood: Splits of the images of shifts and other tasks, by name: half may teach, half judge.
     """
 
@@ -43,6 +44,7 @@ class Split(Generic[Images]):
     thumbnails: Thumbnails[Images]
     available: int
     copies: int
+    test_chooses: bool = False
     ood: Mapping[str, Split[Any]] = field(default_factory=dict)
 
     @property
@@ -53,13 +55,6 @@ class Split(Generic[Images]):
         kept = self.thumbnails.images
         are = f"{self.copies} of the {len(kept) + self.copies} sampled images"
         return (f"{kept.source}: {are} show what another one shows; of such copies one is used",)
-
-    @property
-    def test_chooses(self) -> bool:
-        """Whether some test images are among those that choose."""
-        if self.val is None or self.test is None:
-            return False
-        return not set(self.val.pictures.items).isdisjoint(self.test.pictures.items)
 
 
 def split_images(
@@ -83,15 +78,13 @@ def split_images(
     sampled = thumbnails.images
     # round() would round halves to even; a fifth of three to seven images must be one
     aside = min(wanted, int(len(sampled) * test + 0.5))
-    if images.labels_are_classes:
-        judge = _pick_same_share(images.labels, sampled.labels, aside, seed)
-    else:
-        judge = _pick_whole_groups(sampled.labels, aside, seed)
+    judge = _pick_part(sampled, images.labels, aside, seed)
     others = sorted(set(range(len(sampled))) - set(judge))
     labels = [sampled.labels[at] for at in others]
     choose = [others[at] for at in held_out_positions(labels, val, seed)]
     train = sorted(set(others) - set(choose))
-    if choose and 0 < len(judge) < MAX_TEST:
+    test_chooses = bool(choose) and 0 < len(judge) < MAX_TEST
+    if test_chooses:
         choose = [*judge, *choose]
         # but a caption that chooses may also belong to an image that is learned from
         if images.labels_are_classes:
@@ -103,6 +96,7 @@ def split_images(
         thumbnails=thumbnails,
         available=len(images),
         copies=len(drawn) - len(sampled),
+        test_chooses=test_chooses,
     )
 
 
@@ -114,11 +108,7 @@ def split_shift(drawn: Thumbnails[Images], seed: int, *, teaches: bool) -> Split
     images = alone.images
     teach: list[int] = []
     if teaches:
-        half = len(images) // 2
-        if images.labels_are_classes:
-            teach = _pick_same_share(images.labels, images.labels, half, seed)
-        else:
-            teach = _pick_whole_groups(images.labels, half, seed)
+        teach = _pick_part(images, images.labels, len(images) // 2, seed)
     judge = sorted(set(range(len(images))) - set(teach))
     return Split(
         train=images.subset(teach) if teach else None,
@@ -155,6 +145,15 @@ def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[i
     count = max(1, round(share * len(labels)))
     count = min(count, len(labels) - 1)
     return sorted(sorted(order, key=ranks.__getitem__)[:count])
+
+
+def _pick_part(images: ImageSource, available: Shape, count: int, seed: int) -> list[int]:
+    """Pick images for one use, as many of each class as possible, or with whole captions; return
+    their positions in ascending order. ``available`` has the labels of the whole source.
+    """
+    if images.labels_are_classes:
+        return _pick_same_share(available, images.labels, count, seed)
+    return _pick_whole_groups(images.labels, count, seed)
 
 
 def _pick_same_share(available: Shape, labels: Shape, count: int, seed: int) -> list[int]:

@@ -24,7 +24,6 @@ from clipmerge.images.image_set import (
     picture_files,
 )
 from clipmerge.images.tar import load_tars
-from clipmerge.types import Names
 
 #: Suffixes of tables.
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl", ".arrow")
@@ -45,12 +44,8 @@ def import_datasets() -> Any:
     return datasets
 
 
-def load_files(
-    title: str, files: Sequence[str], columns: Columns, folder: Path | None = None
-) -> OpenedSource:
-    """Open tables or tar files, all of one kind. File names in a table start from ``folder``, by
-    default the folder of the first table.
-    """
+def load_files(title: str, files: Sequence[str], columns: Columns) -> OpenedSource:
+    """Open tables or tar files, all of one kind. File names in a table start from its folder."""
     suffixes = sorted({Path(file).suffix.lower() for file in files})
     if suffixes == [".tar"]:
         return load_tars(title, files, columns)
@@ -60,7 +55,7 @@ def load_files(
         )
     with one_line(title):
         data = _read_tables(suffixes[0], list(files))
-    return load_dataset(title, data, columns, folder or Path(files[0]).parent)
+    return load_dataset(title, data, columns, Path(files[0]).parent)
 
 
 def _read_tables(suffix: str, files: list[str]) -> Any:
@@ -93,29 +88,29 @@ def _read_csv(file: str) -> Any:
     heading, _, _ = text.partition("\n")
     mark = "\t" if "\t" in heading else ";" if "," not in heading else ","
 
-    def read(strict: bool) -> Iterator[list[str]]:
-        """The rows that are not empty."""
-        reader = csv.reader(io.StringIO(text), delimiter=mark, skipinitialspace=True, strict=strict)
-        width = 0
+    def read(strict: bool) -> dict[str, list[str]]:
+        """Read the columns; empty lines are left out."""
+        rows = csv.DictReader(
+            io.StringIO(text), delimiter=mark, skipinitialspace=True, strict=strict
+        )
+        columns: dict[str, list[str]] = {name: [] for name in rows.fieldnames or ()}
         try:
-            for row in filter(None, reader):
-                width = width or len(row)
-                if len(row) != width:
-                    raise ValueError(
-                        f"line {reader.line_num} has {len(row)} fields, and the heading {width}"
-                    )
-                yield row
+            for row in rows:
+                if None in row or None in row.values():  # too many or too few
+                    raise ValueError(f"line {rows.line_num} has not as many fields as the heading")
+                for name, field in row.items():
+                    columns[name].append(field)
         except csv.Error:
             raise ValueError(
-                f"line {reader.line_num}: a quote that opens a field is not closed; close it, and"
-                " double those inside of texts"
+                f"line {rows.reader.line_num}: a quote that opens a field is not closed; close it,"
+                " and double those inside of texts"
             ) from None
+        return columns
 
-    names, *rows = read(strict=False)
-    if any("\n" in field for row in rows for field in row):  # an open quote swallows rows
-        list(read(strict=True))
-    columns = map(list, zip(*rows, strict=True)) if rows else [[] for _ in names]
-    return datasets.Dataset.from_dict(dict(zip(names, columns, strict=True)))
+    columns = read(strict=False)
+    if any("\n" in field for fields in columns.values() for field in fields):
+        read(strict=True)  # a quote that is not closed swallows rows
+    return datasets.Dataset.from_dict(columns)
 
 
 def load_dataset(title: str, data: Any, columns: Columns, folder: Path = Path()) -> OpenedSource:
@@ -126,24 +121,21 @@ def load_dataset(title: str, data: Any, columns: Columns, folder: Path = Path())
         if hasattr(feature, "names")
     }
     schema = data.features.arrow_schema
+
+    def usual(names: Sequence[str]) -> list[str]:
+        """The column with the first of some usual names."""
+        return [name for name in names if name in schema.names][:1]
+
     pictures = [field.name for field in schema if "binary" in str(field.type)]
-    usual = [name for name in LABEL_NAMES if name in schema.names]
-    labels = list(class_names) or usual[:1]
-    captions = [name for name in CAPTION_NAMES if name in schema.names]
-    files = [name for name in _FILE_NAMES if name in schema.names]
-    image = _pick_column(title, "image", columns.image, pictures or files[:1], schema.names)
+    labels = list(class_names) or usual(LABEL_NAMES)
+    image = _pick_column(
+        title, "image", columns.image, pictures or usual(_FILE_NAMES), schema.names
+    )
     wanted = columns.caption or columns.label
-    found = labels or captions[:1]
-    text = _pick_column(title, "label or caption", wanted, found, schema.names)
-    captioned = columns.captioned
-    notes: Names = ()
-    if captioned is None:
-        captioned = not labels
-        if labels and captions:
-            notes = (
-                f"{title}: has labels (column '{text}') and captions ('{captions[0]}'); the labels"
-                f" are taken; the captions are with `caption_column` {captions[0]}",
-            )
+    text = _pick_column(
+        title, "label or caption", wanted, labels or usual(CAPTION_NAMES), schema.names
+    )
+    captioned = not labels if columns.captioned is None else columns.captioned
 
     def read(column: str) -> Any:
         """A column as Arrow keeps it, without decoding pictures."""
@@ -158,7 +150,7 @@ def load_dataset(title: str, data: Any, columns: Columns, folder: Path = Path())
         if captioned:
             paths, values = _join_captions(paths, values)
         shown = picture_files(paths)
-    return OpenedSource(title, shown, values, captioned, class_names.get(text), notes=notes)
+    return OpenedSource(title, shown, values, captioned, class_names.get(text))
 
 
 def _pick_column(
