@@ -141,8 +141,7 @@ def learn(
     Returns:
         The trace of `train`, and the choice.
     """
-    ood, val, state = objective.ood, objective.val, objective.state
     options = options.for_images(objective.images.pixels)
-    trace = train(objective, coefficients, options, ood, state, units)
-    choice = choose(objective, coefficients, val, options) if val else None
-    return trace, choice
+    trace = train(objective, coefficients, options, units)
+    val = objective.val
+    return trace, choose(objective, coefficients, val, options) if val else None

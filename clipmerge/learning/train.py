@@ -21,15 +21,8 @@ from clipmerge.distributed import broadcast_
 from clipmerge.errors import ClipmergeError
 from clipmerge.learning.augment import AUGMENTATIONS, strong_augment, weak_augment
 from clipmerge.learning.interpolate import Coefficients, Granularity
-from clipmerge.learning.loss import (
-    DISTILLATIONS,
-    Answer,
-    DistillTarget,
-    distillation_losses,
-    mean_of_teachers,
-)
+from clipmerge.learning.loss import TEACHERS, Answer, distillation_losses, mean_of_teachers
 from clipmerge.learning.objective import GRADIENT, PROMPTS_A_GRADIENT, Labelled, Objective
-from clipmerge.learning.resume import LearningState
 from clipmerge.models.classifier import Classifier
 from clipmerge.models.passes import Precision, dtype_of, embed_with_graph, in_precision
 from clipmerge.plugins import (
@@ -79,10 +72,6 @@ class LearningOptions:
             unchanged.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned
             model, together with the standard error of that loss; no loss is always within it.
-        distill: Target of distillation: the zero-shot model's ``predictions`` (KL divergence), its
-            ``features`` (twice one minus the cosine), or ``both``: half of the KL divergence, plus
-            twice one minus the cosine, of the mean predictions and features of the zero-shot model
-            and the middle of the path.
         augmentations: Kinds of strong augmentation; empty to distil on unchanged images.
         precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU
             multiplies it faster, and float16 on a CUDA device without.
@@ -102,7 +91,6 @@ class LearningOptions:
     weak_aug: NonNegative = 0.25
     held_back: PartialShare = 0.2
     max_loss: Points = 3.0
-    distill: DistillTarget = "both"
     augmentations: tuple[Augmentation, ...] = AUGMENTATIONS
     precision: Precision = "auto"
 
@@ -154,11 +142,10 @@ def train(
     objective: Objective,
     coefficients: Coefficients,
     options: LearningOptions,
-    ood: Sequence[Labelled] = (),
-    state: LearningState | None = None,
     units: Mapping[str, float] | None = None,
 ) -> list[list[float]]:
-    """Learn coefficients, in place, from the objective's images.
+    """Learn coefficients, in place, from the objective's images, and from those of its shifts in
+    turn.
 
     Each of several processes takes every step: sums of parts in another order would not give the
     same coefficients. All go on with those of the first.
@@ -167,8 +154,6 @@ def train(
         objective: Its path is left near the coefficients.
         coefficients: Where learning starts, and the result.
         options: How to learn.
-        ood: Labelled images of shifts, which teach in turn.
-        state: Saves and restores the state of learning; ``None`` to save nothing.
         units: Adam's step size by coefficient, in units of ``options.lr``; 1 by default.
 
     Returns:
@@ -177,11 +162,11 @@ def train(
     Raises:
         ClipmergeError: If a loss is not finite.
     """
-    path = objective.path
+    path, state = objective.path, objective.state
     sizes = [(len(objective.images), options.batch_size)]
-    sizes += [(len(shift.images), options.ood_batch_size) for shift in ood]
+    sizes += [(len(shift.images), options.ood_batch_size) for shift in objective.ood]
     orders = [draw_order(images, options.steps, size, objective.seed) for images, size in sizes]
-    teachers = DISTILLATIONS[options.distill].teachers if options.distill_weight else ()
+    teachers = TEACHERS if options.distill_weight else ()
     adam = BoxAdam(coefficients.values, options.lr, options.max_coefficient, units or {})
     is_half = dtype_of(path.device, options.precision) == torch.float16
     scaler = torch.amp.GradScaler(path.device.type, enabled=is_half)
@@ -193,7 +178,7 @@ def train(
     with coefficients.collect_gradients():
         for first in range(begin, options.steps, _TAUGHT_TOGETHER):
             numbers = range(first, min(first + _TAUGHT_TOGETHER, options.steps))
-            lessons = [make_lesson(objective, ood, orders, at, options) for at in numbers]
+            lessons = [make_lesson(objective, orders, at, options) for at in numbers]
             answers = []
             for alpha in teachers:
                 path.set_alpha(alpha)  # the teacher
@@ -232,11 +217,7 @@ def draw_order(images: int, steps: int, size: int, seed: int) -> Tensor:
 
 
 def make_lesson(
-    objective: Objective,
-    shifts: Sequence[Labelled],
-    orders: Sequence[Tensor],
-    number: int,
-    options: LearningOptions,
+    objective: Objective, orders: Sequence[Tensor], number: int, options: LearningOptions
 ) -> Lesson:
     """Augment a step's images; its number is their seed, and chooses one of the shifts."""
     seed = objective.seed * 1_000_003 + 2 * number
@@ -250,6 +231,7 @@ def make_lesson(
     order, *of_shifts = orders
     count = options.num_strong if options.distill_weight else 0
     plain = objective.images.take(order[number][:count]).pixels
+    shifts = objective.ood
     turn = number % max(1, len(shifts))
     return Lesson(
         target=take_examples(Labelled(objective.images, objective.classifier), order),
@@ -302,8 +284,7 @@ def backward(
         distance = torch.zeros_like(entropy)
         if of_teachers:
             own = Answer(seen[weak:], logits[weak:])
-            targets = mean_of_teachers(of_teachers)
-            distance = distillation_losses(own, targets, options.distill).mean()
+            distance = distillation_losses(own, mean_of_teachers(of_teachers)).mean()
         loss = entropy + options.distill_weight * distance
         if ood:
             scores = ood.logits(of_shift, options.precision)

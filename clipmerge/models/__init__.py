@@ -7,6 +7,7 @@ import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -48,6 +49,7 @@ class ImageTextModel(ABC):
 
     def __init__(self, family: Family, folder: Path, module: Any) -> None:
         freeze_batch_norms(module)
+        keep_depthwise_in_float32(module)
         self.module, self.folder = module, folder
         self.layout = image_layout(module)
         named: dict[str, torch.nn.Parameter] = dict(module.named_parameters())
@@ -194,6 +196,22 @@ def freeze_batch_norms(module: torch.nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, torch.nn.BatchNorm2d) and child.track_running_stats:
                 setattr(parent, name, FrozenBatchNorm(child))
+
+
+def keep_depthwise_in_float32(module: torch.nn.Module) -> None:
+    """Let convolutions of single channels inside a module compute in float32 under a CPU's
+    autocast, in place: their backward pass in bfloat16 takes six times as long.
+    """
+    for part in module.modules():
+        if isinstance(part, torch.nn.Conv2d) and part.groups == part.in_channels > 1:
+            part.forward = partial(_forward_in_float32, part.forward)  # type: ignore[method-assign]
+
+
+def _forward_in_float32(forward: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    if not torch.is_autocast_enabled("cpu"):
+        return forward(images)
+    with torch.autocast("cpu", enabled=False):
+        return forward(images.float()).to(images.dtype)
 
 
 @contextmanager

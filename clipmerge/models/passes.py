@@ -5,16 +5,14 @@ images at once than fit into memory.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.functional import conv2d
-from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from clipmerge.distributed import is_out_of_memory
@@ -50,35 +48,6 @@ def dtype_of(device: torch.device, precision: Precision) -> torch.dtype:
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
-class DepthwiseInFloat32(TorchFunctionMode):
-    """On a CPU, compute convolutions of single channels in float32 under autocast: their backward
-    pass in bfloat16 takes six times as long, and learning on a CNN half as long again.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Call the function, in float32 if it is such a convolution."""
-        named = kwargs or {}
-        if func is not conv2d:
-            return func(*args, **named)
-        images, weight, *others = args
-        if not weight.shape[1] == 1 < images.shape[-3]:
-            return func(*args, **named)
-        with torch.autocast("cpu", enabled=False):
-            output: Tensor = func(images.float(), weight, *others, **named)
-        return output.to(images.dtype)
-
-
-def _around_functions() -> AbstractContextManager[Any]:
-    """Make the mode in which torch's functions run; none on a card, where it would cost time."""
-    return DepthwiseInFloat32() if torch.is_autocast_enabled("cpu") else nullcontext()
-
-
 @contextmanager
 def in_precision(device: torch.device, precision: Precision) -> Iterator[None]:
     """Compute forward passes in this precision; weights and their gradients stay in float32."""
@@ -87,7 +56,7 @@ def in_precision(device: torch.device, precision: Precision) -> Iterator[None]:
         yield
         return
     # no cache of casts, because weights move between passes
-    with torch.autocast(device.type, dtype, cache_enabled=False), _around_functions():
+    with torch.autocast(device.type, dtype, cache_enabled=False):
         yield
 
 
@@ -114,12 +83,7 @@ def embed_with_graph(embed: Callable[[Tensor], Tensor], inputs: Tensor, at_once:
 
 def recomputed(function: Callable[[T], Tensor], inputs: T) -> Tensor:
     """Call a function whose activations the backward pass computes again, in the same precision."""
-    output: Tensor = checkpoint(
-        function,
-        inputs,
-        use_reentrant=False,
-        context_fn=lambda: (nullcontext(), _around_functions()),
-    )
+    output: Tensor = checkpoint(function, inputs, use_reentrant=False)
     return output
 
 

@@ -23,7 +23,7 @@ Learned = tuple[dict[str, torch.Tensor], list[list[float]]]
 
 def learned(objective: Objective) -> Learned:
     coefficients = Coefficients(objective.path, "entry")
-    trace = train(objective, coefficients, OPTIONS, state=objective.state)
+    trace = train(objective, coefficients, OPTIONS)
     return coefficients.by_parameter(), trace
 
 

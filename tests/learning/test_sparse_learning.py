@@ -14,8 +14,7 @@ from clipmerge.measures.learned_sparse import learned_sparse
 from clipmerge.measures.sharpness import sharpest, sharpness
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 
-# the zero-shot model of these tests knows nothing, and nothing would be learned
-LEARN: dict[str, Any] = {"distill": "predictions", "held_back": 0}
+LEARN: dict[str, Any] = {"held_back": 0}
 SIZES = (8, 8, 7)
 
 
