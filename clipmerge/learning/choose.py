@@ -85,7 +85,7 @@ def weighted_accuracies(objective: Objective, val: Labelled, options: LearningOp
     prompts, columns = classifier.draw(images.labels, objective.seed, _PROMPTS_A_LOOK)
     device = objective.path.device
     with in_precision(device, options.precision):
-        classes = classifier.class_features(*prompts)
+        classes = classifier.class_features(prompts)
         features = objective.embed(images.pixels.to(device))
     logits = classifier.logits(features, classes.float())
     finite_scores(logits, f"held-out images, with measure.precision={options.precision}")

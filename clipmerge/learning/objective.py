@@ -142,7 +142,7 @@ class Objective:
             most = min(PROMPTS_A_GRADIENT, _PROMPTS_AN_IMAGE * images)
         seed = self.seed * 100_003 + batch.number
         prompts, columns = self.classifier.draw(batch.labels, seed, most)
-        if prompts[1] is not None:
+        if prompts is not None and not self.classifier.compares_images:
             every = self.classifier.classes * self.classifier.templates
             self.progress.warn(
                 f"measured with at most {most} of {every} prompts for each batch, drawn at random,"
@@ -151,8 +151,8 @@ class Objective:
         return prompts, columns
 
     @torch.no_grad()
-    def losses_and_accuracies(self, *, drawn: bool = False) -> list[tuple[float, float]]:
-        """Mean loss and accuracy of every batch of all processes; one forward pass.
+    def loss_and_accuracy(self, *, drawn: bool = False) -> tuple[float, float]:
+        """Compute the mean loss and the accuracy over all images; one forward pass.
 
         Args:
             drawn: Compare with the prompts of gradients, in place of all.
@@ -163,14 +163,16 @@ class Objective:
         values = {}
         for batch in self.batches:
             prompts, columns = self.draw(batch, None if drawn else sys.maxsize)
-            classes = self.classifier.class_features(*prompts)
+            classes = self.classifier.class_features(prompts)
             logits = self.classifier.logits(self.embed(batch.pixels), classes)
             losses = self.classifier.image_losses(logits, columns)
             right = (logits.argmax(-1) == columns).float()
             loss = _require_finite(batch, float(losses.mean()))
             values[batch.number] = (loss, float(right.mean()))
             self.work.count(FORWARD * len(batch))
-        return self.gather_by_batch(values)
+        rows = zip(*self.gather_by_batch(values), strict=True)
+        loss, accuracy = map(self.mean, rows)
+        return loss, accuracy
 
     # Gradients
 
@@ -199,7 +201,7 @@ class Objective:
         self.path.clear_gradients()
         classifier = self.classifier
         prompts, columns = self.draw(batch)
-        classes = classifier.class_features(*prompts)
+        classes = classifier.class_features(prompts)
         images = embed_with_graph(classifier.model.image_features, batch.pixels, at_once)
         logits = classifier.logits(images, classes)
         if loss_of is None:

@@ -50,10 +50,9 @@ class LearningState:
         broadcast_object_list(shared)
         self._steps, scale = shared[0]
         if self._steps:
-            saved = found["tensors"] if found else self._tensors
-            for tensor, value in zip(self._tensors, saved, strict=True):
-                tensor.copy_(value)
-            for tensor in self._tensors:
+            for number, tensor in enumerate(self._tensors):
+                if found:
+                    tensor.copy_(found["tensors"][number])
                 broadcast_(self._context, tensor)
             adam.steps_taken = self._steps
             scaler.load_state_dict(scale)

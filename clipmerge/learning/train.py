@@ -107,19 +107,19 @@ class Examples(NamedTuple):
     Attributes:
         weak: Weakly augmented images, (images, 3, height, width).
         columns: The column of each one's class, (images,).
-        prompts: Classes and templates to compare them with; ``None`` for all.
+        prompts: Prompts to compare them with; ``None`` for all.
         classifier: Scores them against the classes.
     """
 
     weak: Tensor
     columns: Tensor
-    prompts: tuple[Tensor | None, Tensor | None]
+    prompts: Tensor | None
     classifier: Classifier
 
     def logits(self, features: Tensor, precision: Precision) -> Tensor:
         """Score image features, (images, width), against the classes: (images, columns)."""
         with in_precision(features.device, precision):
-            classes = self.classifier.class_features(*self.prompts)
+            classes = self.classifier.class_features(self.prompts)
         return self.classifier.logits(features, classes.float())
 
 
@@ -249,8 +249,8 @@ def answer_lessons(
     classes: Tensor | None = None
     for lesson in lessons:
         with in_precision(objective.path.device, options.precision):
-            if classes is None or lesson.target.prompts != (None, None):
-                classes = objective.classifier.class_features(*lesson.target.prompts)
+            if classes is None or lesson.target.prompts is not None:
+                classes = objective.classifier.class_features(lesson.target.prompts)
             features = objective.embed(lesson.strong)
         answers.append(Answer(features, objective.classifier.logits(features, classes.float())))
     return answers

@@ -40,6 +40,5 @@ def path_accuracy(objective: Objective, *, steps: Count = 10) -> Measurements:
 def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
     """Evaluate theta_0 + sum_i weights_i * (theta_i - theta_0); one forward pass."""
     objective.path.set_mixture(weights)
-    rows = objective.losses_and_accuracies()
-    loss, accuracy = (objective.mean(values) for values in zip(*rows, strict=True))
+    loss, accuracy = objective.loss_and_accuracy()
     return Mixture(weights=tuple(weights), loss=loss, accuracy=accuracy)

@@ -40,11 +40,7 @@ _READINGS: dict[str, Json] = {
 
 
 def path_barrier(
-    objective: Objective,
-    *,
-    nodes: Count = 3,
-    tolerance: Positive = 0.01,
-    gradients: bool | None = None,
+    objective: Objective, *, nodes: Count = 3, tolerance: Positive = 0.01
 ) -> Measurements:
     """Attribute the path's barrier and loss drop to layers, from backward passes.
 
@@ -60,12 +56,10 @@ def path_barrier(
         objective: Calibration loss; left at theta_1.
         nodes: Quadrature points on each half of the path; each costs one gradient pass.
         tolerance: Accepted relative error of the sums.
-        gradients: Whether to keep the mean gradient along the path, for masks that rank entries by
-            it; ``None`` keeps it if the recipe's method needs it.
 
     Returns:
         Statistics ``barrier`` (B_l) and ``loss_drop`` (G_l) in nats, the loss along the path, the
-        checks, and perhaps the mean gradient along the path.
+        checks, and the mean gradient along the path if the objective wants it.
 
     Raises:
         ClipmergeError: If a loss is not finite.
@@ -74,13 +68,12 @@ def path_barrier(
         Ours: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) per layer, on the
         path of Wortsman et al. 2022, arXiv:2109.01903.
     """
-    wanted = objective.wants_gradients if gradients is None else gradients
     objective.announce(forward=1, gradient=2 * nodes)
     objective.path.set_alpha(0.5)
-    middle = objective.mean([loss for loss, _ in objective.losses_and_accuracies(drawn=True)])
+    middle, _ = objective.loss_and_accuracy(drawn=True)
     notes: Names = ()
     while True:
-        shares, losses, mean_gradients = _integrate_slopes(objective, nodes, gradients=wanted)
+        shares, losses, mean_gradients = _integrate_slopes(objective, nodes)
         losses[0.5] = middle
         measured = {
             "barrier": middle - (losses[0.0] + losses[1.0]) / 2,
@@ -127,12 +120,12 @@ def path_barrier(
 
 
 def _integrate_slopes(
-    objective: Objective, nodes: int, *, gradients: bool
+    objective: Objective, nodes: int
 ) -> tuple[dict[str, dict[int, list[float]]], dict[float, float], Tensors]:
     """Integrate the slopes along the path.
 
     Returns the statistics by batch, in the order of the layers, the losses at the nodes, and the
-    mean gradient by parameter, empty unless ``gradients``.
+    mean gradient by parameter, empty unless the objective wants it.
     """
     path, layers = objective.path, len(objective.path.layers)
     shares = {
@@ -140,7 +133,9 @@ def _integrate_slopes(
     }
     changes = {name: path.delta(name).flatten() for name in path.names}
     sums: Tensors = {}
-    if gradients:  # in float64, so that masks rank the same entries for any number of processes
+    if (
+        objective.wants_gradients
+    ):  # in float64, so that masks rank the same entries for any number of processes
         wide = torch.float32 if path.device.type == "mps" else torch.float64
         sums = {name: torch.zeros_like(path.parameters[name], dtype=wide) for name in path.names}
     losses = {}

@@ -25,10 +25,9 @@ from clipmerge.types import Names, Tensors
 # as many tokens.
 _PROMPTS_AT_ONCE, _TOKENS_AT_ONCE = 512, 4096
 
-
-#: The classes and the templates that images are compared with (``None`` for all), and the column of
-#: each image's class among these classes.
-Comparison = tuple[tuple[Tensor | None, Tensor | None], Tensor]
+#: The prompts that images are compared with, by class and template (classes, templates), numbered
+#: class by class, or ``None`` for all; and the column of each image's class among these classes.
+Comparison = tuple[Tensor | None, Tensor]
 
 
 class Classifier(ABC):
@@ -52,16 +51,14 @@ class Classifier(ABC):
         self.moves = moves
 
     @abstractmethod
-    def class_features(
-        self, chosen: Tensor | None = None, templates: Tensor | None = None
-    ) -> Tensor:
-        """Embed classes, (classes, width): all or the chosen ones, in all templates or some."""
+    def class_features(self, prompts: Tensor | None = None) -> Tensor:
+        """Embed classes, (classes, width), by all of their prompts or by some: see `Comparison`."""
 
     def draw(self, labels: Tensor, seed: int, most: int) -> Comparison:
         """Draw the classes that images of these labels are compared with: all, unless these have
         more than ``most`` prompts to embed.
         """
-        return (None, None), labels
+        return None, labels
 
     def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Score images against classes: (images, classes)."""
@@ -103,17 +100,17 @@ class Prompts(Classifier):
             self.spare_memory()
         self._fixed: Tensor | None = None
 
-    def class_features(
-        self, chosen: Tensor | None = None, templates: Tensor | None = None
-    ) -> Tensor:
-        """Embed classes, (classes, width), of unit length."""
-        positions = self._positions(chosen, templates)
-        if self.moves:
-            features = self._embed(self._tokens_of(positions))
+    def class_features(self, prompts: Tensor | None = None) -> Tensor:
+        """Embed classes, (classes, width), of unit length; the features of a class's prompts are
+        averaged.
+        """
+        features = self._embed(self._tokens_of(prompts)) if self.moves else self._fixed_features()
+        if prompts is None:
+            by_class = features.view(self.classes, self.templates, -1)
+        elif self.moves:
+            by_class = features.view(*prompts.shape, -1)
         else:
-            features = self._fixed_features()[positions]
-        count = self.templates if templates is None else len(templates)
-        by_class = features.view(-1, count, features.shape[-1])
+            by_class = features[prompts]
         return normalize(by_class.mean(dim=1), dim=-1)
 
     def draw(self, labels: Tensor, seed: int, most: int) -> Comparison:
@@ -126,14 +123,17 @@ class Prompts(Classifier):
         generator = torch.Generator().manual_seed(seed)
         written = torch.randperm(self.templates, generator=generator)
         written = written[: max(1, most // self.classes)]
-        if self.classes * len(written) <= most:
-            return (None, written), labels
-        present = torch.unique(labels.cpu())
-        others = torch.randperm(self.classes, generator=generator)
-        others = others[~torch.isin(others, present)]
-        others = others[: max(0, most - len(present))]
-        chosen = torch.cat([present, others]).sort().values
-        return (chosen, written), torch.searchsorted(chosen.to(labels.device), labels)
+        chosen = torch.arange(self.classes)
+        columns = labels
+        if self.classes * len(written) > most:
+            present = torch.unique(labels.cpu())
+            others = torch.randperm(self.classes, generator=generator)
+            others = others[~torch.isin(others, present)]
+            others = others[: max(0, most - len(present))]
+            chosen = torch.cat([present, others]).sort().values
+            columns = torch.searchsorted(chosen.to(labels.device), labels)
+        prompts = chosen[:, None] * self.templates + written
+        return prompts.to(labels.device), columns
 
     def spare_memory(self) -> None:
         """Keep the activations of at most `_TOKENS_AT_ONCE` tokens in memory at once."""
@@ -144,16 +144,10 @@ class Prompts(Classifier):
         """Split the tokens of all prompts into pieces that fit into memory."""
         yield from _split_tokens(self.tokens, self.at_once)
 
-    def _positions(self, chosen: Tensor | None, templates: Tensor | None) -> Tensor:
-        wanted = torch.arange(self.classes) if chosen is None else chosen.cpu()
-        written = torch.arange(self.templates) if templates is None else templates
-        positions = (wanted[:, None] * self.templates + written).flatten()
-        return positions.to(self.tokens["input_ids"].device)
-
-    def _tokens_of(self, positions: Tensor) -> Tensors:
-        if len(positions) == len(self.tokens["input_ids"]):
+    def _tokens_of(self, prompts: Tensor | None) -> Tensors:
+        if prompts is None:
             return self.tokens
-        return {key: value[positions] for key, value in self.tokens.items()}
+        return {key: value[prompts.flatten()] for key, value in self.tokens.items()}
 
     def _embed(self, tokens: Tensors) -> Tensor:
         """Embed prompts; the graph holds the activations of one piece of them at a time."""
@@ -184,7 +178,7 @@ class Captions(Prompts):
     def draw(self, labels: Tensor, seed: int, most: int) -> Comparison:
         """Return the captions of a batch, and the column of each image's own caption."""
         captions, columns = torch.unique(labels, return_inverse=True)
-        return (captions, None), columns
+        return captions[:, None], columns
 
     def image_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compute the loss of each image, (images,), in nats; for SigLIP summed over captions."""

@@ -96,9 +96,7 @@ class Head(Classifier):
         self._tower = model
         self._rows = rows
 
-    def class_features(
-        self, chosen: Tensor | None = None, templates: Tensor | None = None
-    ) -> Tensor:
+    def class_features(self, prompts: Tensor | None = None) -> Tensor:
         """Return the weights and biases of all rows; unlike prompts they cost nothing."""
         return self._tower.head_rows()
 

@@ -189,12 +189,12 @@ def test_16_bits_learn_nearly_the_same(ends: Ends, precision: Any) -> None:
 def test_many_prompts_are_drawn_from(ends: Ends, limit: int) -> None:
     classifier = objective_for(ends, make_batches(SIZES), templates=TEMPLATES).classifier
     labels = torch.tensor([2, 2, 0])
-    (chosen, templates), columns = classifier.draw(labels, 0, limit)
-    classes = list(range(3)) if chosen is None else chosen.tolist()
-    written = 3 if templates is None else len(templates)
-    assert written * len(classes) <= max(limit, 2)
-    assert [classes[column] for column in columns.tolist()] == labels.tolist()
-    assert (templates is None) is (limit == 9)
+    prompts, columns = classifier.draw(labels, 0, limit)
+    assert (prompts is None) is (limit == 9)
+    drawn = torch.arange(9).view(3, 3) if prompts is None else prompts
+    assert drawn.numel() <= limit
+    assert (drawn // 3 == drawn[:, :1] // 3).all()
+    assert (drawn[:, 0] // 3)[columns].tolist() == labels.tolist()
 
 
 def test_a_drawn_step_is_the_loss_over_its_classes(
@@ -204,9 +204,9 @@ def test_a_drawn_step_is_the_loss_over_its_classes(
     batch = Batch(0, make_batches((2,))[0].pixels, torch.tensor([2, 2]))
     objective = objective_for(ends, [batch])
     _, shown, (entropy, _) = one_step(objective, replace(PLAIN, batch_size=2), start=1.0)
-    (chosen, _), _ = objective.classifier.draw(shown.labels, 0, 2)
-    assert chosen is not None
-    kept = chosen.tolist()
+    prompts, _ = objective.classifier.draw(shown.labels, 0, 2)
+    assert prompts is not None
+    kept = prompts.flatten().tolist()
     reference = Reference(ends).at(1.0)
     output = reference.model(pixel_values=shown.pixels.double(), **reference.tokens)
     logits = output.logits_per_image[:, kept]

@@ -18,7 +18,7 @@ Table = dict[str, np.ndarray]
 
 @pytest.fixture(scope="module")
 def found(short_ends: Ends) -> Measurements:
-    return path_barrier(objective_for(short_ends, make_batches(SIZES)), nodes=8, gradients=True)
+    return path_barrier(objective_for(short_ends, make_batches(SIZES)), nodes=8)
 
 
 def by_layer(values: dict[str, float]) -> dict[str, float]:

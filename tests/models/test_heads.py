@@ -142,7 +142,7 @@ def test_a_head_gives_the_librarys_logits_and_learns(
         grouped = several.logits(model.image_features(pixels), several.class_features())
         assert torch.equal(grouped, torch.stack([found[:, [0, 2]].amax(1), found[:, 1]], 1))
     labels = torch.tensor([2, 0])
-    assert classifier.draw(labels, 0, 1) == ((None, None), labels)  # its rows cost nothing
+    assert classifier.draw(labels, 0, 1) == (None, labels)  # its rows cost nothing
     with pytest.raises(DataError, match="has 5 classes, and the model's head 3"):
         model.classifier("here", tuple("abcde"), ())
     batch = Batch(0, pixels + 0.3 * torch.randn(pixels.shape), torch.arange(12) % CLASSES)
