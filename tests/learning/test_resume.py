@@ -13,7 +13,7 @@ from clipmerge.learning import resume
 from clipmerge.learning import train as training
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
-from clipmerge.learning.resume import LearningState, state_file
+from clipmerge.learning.resume import LearningState
 from clipmerge.learning.train import BoxAdam, train
 from tests.support.small_objective import PLAIN, Ends, make_batches, objective_for
 
@@ -145,8 +145,3 @@ def test_on_a_full_disk_learning_goes_on(
     assert found[1] == learned(objective_for(ends, make_batches((8, 8))))[1]
     assert said[0] == f"the state of learning cannot be saved ({error}); learning goes on"
     assert not any(tmp_path.iterdir())
-
-
-def test_every_part_of_a_request_names_another_file(tmp_path: Path) -> None:
-    one, again, other = (state_file(["a", {"steps": n}], tmp_path) for n in (1, 1, 2))
-    assert one == again != other
