@@ -54,9 +54,9 @@ class Pair:
         """
         from clipmerge.learning.interpolate import WeightPath
         from clipmerge.models.building import build_model
-        from clipmerge.models.passes import own_settings
+        from clipmerge.models.passes import torch_defaults
 
-        with own_settings():
+        with torch_defaults():
             return WeightPath(
                 build_model(self.inputs), self.inputs, DistributedContext(self.device).device
             )

@@ -40,7 +40,7 @@ Images = TypeVar("Images", bound=ImageSource)
 
 @dataclass(frozen=True, eq=False)
 class Thumbnails(Generic[Images]):
-    """The images of one source, reduced to a size at which they can be compared.
+    """The images of one source, reduced to a small size for comparisons.
 
     Attributes:
         images: The images.
@@ -69,8 +69,8 @@ class Thumbnails(Generic[Images]):
         return Thumbnails(self.images.subset(positions), self.pixels[positions])
 
     def copies_among(self, others: Thumbnails[Any]) -> dict[int, int]:
-        """Find the images that have a copy among others: their positions, and that of each one's
-        first copy. A picture of one colour has none.
+        """Find images that have copies among others: map their positions to those of their first
+        copies. A picture of one colour has no copies.
         """
         # centred, because torch computes distances from products, which would lose digits
         grey = self.pixels.mean(axis=2) - 128
@@ -120,7 +120,7 @@ class Thumbnails(Generic[Images]):
 
 
 def overlap_notes(learned: ImageSource, judging: Mapping[str, ImageSource]) -> Names:
-    """Note images of a sweep from which a recipe learns and by which it is judged; keys are the
+    """Note images that judge in a sweep although a recipe has learned from them; keys are the
     sources' names on the command line.
     """
     data = Thumbnails.read(learned)

@@ -24,7 +24,7 @@ def load_in_memory(data: Any, columns: Columns) -> OpenedSource:
     if not is_sequence or is_table:
         raise DataError(
             f"data: {type(data).__name__} holds no labelled images; give a path, a datasets.Dataset"
-            " (one split), a torch Dataset (of a DataLoader its .dataset) or a list of (image,"
+            " (one split), a torch Dataset (the .dataset of a DataLoader) or a list of (image,"
             " label)"
         )
     items = range(len(data))

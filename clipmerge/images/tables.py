@@ -21,7 +21,7 @@ from clipmerge.images.image_set import (
     Columns,
     OpenedSource,
     Pictures,
-    picture_files,
+    pictures_in_files,
 )
 from clipmerge.images.tar import load_tars
 
@@ -53,7 +53,7 @@ def load_files(title: str, files: Sequence[str], columns: Columns) -> OpenedSour
         raise DataError(
             f"{title}: is {shorten(suffixes)}; give files of one kind: {shorten(('.tar', *TABLES))}"
         )
-    with one_line(title):
+    with report_read_errors(title):
         data = _read_tables(suffixes[0], list(files))
     return load_dataset(title, data, columns, Path(files[0]).parent)
 
@@ -71,7 +71,7 @@ def _read_tables(suffix: str, files: list[str]) -> Any:
 
 
 def parquet_options() -> dict[str, Any]:
-    """Options for `datasets` by which memory holds one row group of a Parquet file at a time."""
+    """Make options for `datasets` with which memory holds one row group of a Parquet file."""
     from pyarrow.dataset import ParquetFragmentScanOptions
 
     scan = ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
@@ -79,7 +79,7 @@ def parquet_options() -> dict[str, Any]:
 
 
 def _read_csv(file: str) -> Any:
-    """Read a table of texts, with tabs (as for open_clip), semicolons or commas between them,
+    """Read a table whose fields are separated by tabs (as for open_clip), semicolons or commas,
     whatever its suffix.
     """
     import datasets
@@ -97,13 +97,13 @@ def _read_csv(file: str) -> Any:
         try:
             for row in rows:
                 if None in row or None in row.values():  # too many or too few
-                    raise ValueError(f"line {rows.line_num} has not as many fields as the heading")
+                    raise ValueError(f"line {rows.line_num} has more or fewer fields than line 1")
                 for name, field in row.items():
                     columns[name].append(field)
         except csv.Error:
             raise ValueError(
                 f"line {rows.reader.line_num}: a quote that opens a field is not closed; close it,"
-                " and double those inside of texts"
+                " and double quotes inside of texts"
             ) from None
         return columns
 
@@ -149,15 +149,15 @@ def load_dataset(title: str, data: Any, columns: Columns, folder: Path = Path())
         paths = _find_files(title, images[:].column(0).to_pylist(), folder)
         if captioned:
             paths, values = _join_captions(paths, values)
-        shown = picture_files(paths)
+        shown = pictures_in_files(paths)
     return OpenedSource(title, shown, values, captioned, class_names.get(text))
 
 
 def _pick_column(
     title: str, kind: str, wanted: str | None, found: Sequence[str], columns: Sequence[str]
 ) -> str:
-    """Return the column that the user named, else the only candidate, else the candidate that is
-    named like the kind.
+    """Return the user's column, or else the candidate named like its kind, or else the only
+    candidate.
     """
     if wanted:
         if wanted in columns:
@@ -175,7 +175,7 @@ def _pick_column(
 
 
 def _pictures_of_rows(title: str, images: Any) -> Pictures:
-    """The pictures of a table of one column, by row."""
+    """Make pictures of the rows of a table that has one column."""
 
     def get(row: int) -> bytes | str:
         value = images[row].column(0)[0].as_py()
@@ -187,7 +187,9 @@ def _pictures_of_rows(title: str, images: Any) -> Pictures:
 
 
 def _join_captions(files: list[str], values: list[Any]) -> tuple[list[str], list[Any]]:
-    """Join the captions of all rows that name the same picture."""
+    """Collect the captions of each picture from all rows that name it. Return pictures and lists
+    of captions.
+    """
     captions: dict[str, list[Any]] = {}
     for file, value in zip(files, values, strict=True):
         listed = value if isinstance(value, list) else [value]
@@ -196,7 +198,7 @@ def _join_captions(files: list[str], values: list[Any]) -> tuple[list[str], list
 
 
 def _find_files(title: str, names: Sequence[Any], folder: Path) -> list[str]:
-    """Find the files that rows name, in the folder or else in the working folder."""
+    """Find the files that the rows of a table name, in its folder or else the working folder."""
     files: list[str] = []
     missing: list[str] = []
     for row, name in enumerate(map(str, names), 1):
@@ -216,8 +218,8 @@ def _find_files(title: str, names: Sequence[Any], folder: Path) -> list[str]:
 
 
 @contextmanager
-def one_line(title: str) -> Iterator[None]:
-    """Report any error of `datasets` by the first line of its cause."""
+def report_read_errors(title: str) -> Iterator[None]:
+    """Turn any error of `datasets` into one line, the first line of its cause."""
     try:
         yield
     except Exception as error:  # each library below raises its own

@@ -1,5 +1,5 @@
-"""The diagonal of the Fisher information at both ends of the path: how much each weight matters to
-the predictions.
+"""The diagonal of the Fisher information at both ends of the path: how much predictions depend on
+each weight.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def fisher(objective: Objective, *, probes: Count = 4) -> Measurements:
     """Estimate the mean over images of the squared gradient of log p(label | image), entry by
     entry.
 
-    The squares are per image, but a gradient pass gives the sum over a batch. With random signs v_i
-    on the images, the expectation of (sum_i v_i g_i)^2 is sum_i g_i^2: one pass per probe serves a
-    whole batch, and is exact with one image per batch. Unlike the square of the batch's gradient,
-    it does not vanish when gradients of images cancel.
+    Each image's gradient is squared, but a gradient pass gives the sum of a batch's gradients. With
+    random signs v_i on the images, the expectation of (sum_i v_i g_i)^2 is sum_i g_i^2. So one pass
+    per probe serves a whole batch, and is exact with one image per batch. The square of the batch's
+    gradient would vanish where gradients of images cancel.
 
     Args:
         objective: Calibration loss; left at theta_1.
@@ -68,8 +68,8 @@ def fisher(objective: Objective, *, probes: Count = 4) -> Measurements:
 
 
 def _sum_squares(objective: Objective, probes: int) -> tuple[Tensors, dict[int, list[float]]]:
-    """Sum over this process's images and probes per entry; average over a layer's entries and a
-    batch's images.
+    """Sum the squares over this process's images and probes, entry by entry. Return the sums, and
+    their means over each layer's entries and each batch's images.
     """
     path = objective.path
     squares = {name: torch.zeros_like(path.parameters[name].detach()) for name in path.names}
@@ -91,7 +91,7 @@ def _sum_squares(objective: Objective, probes: int) -> tuple[Tensors, dict[int, 
 
 
 def _random_sign_loss(objective: Objective, probe: int) -> Loss:
-    """Make a loss that adds up a batch's losses, each with a random sign. Labels are drawn from the
+    """Make a loss: the sum of a batch's losses, each with a random sign, for labels drawn from the
     model's own predictions.
     """
 

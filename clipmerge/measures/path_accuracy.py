@@ -13,14 +13,14 @@ SEVERAL = True
 
 
 def path_accuracy(objective: Objective, *, steps: Count = 10) -> Measurements:
-    """Evaluate evenly spaced points from zero-shot to fine-tuned, and the midpoint.
+    """Measure loss and accuracy at evenly spaced points of the path, and at its midpoint.
 
     Args:
         objective: Calibration loss; left at the fine-tuned end.
         steps: Number of equal steps along the path; each costs one forward pass.
 
     Returns:
-        The loss along the path, and each point as a mixture; no statistics per layer.
+        The loss along the path, and each point as a mixture. No statistics.
 
     Raises:
         ClipmergeError: If a loss is not finite.

@@ -12,10 +12,10 @@ from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
 from clipmerge.types import Json, Names, Tensors
 
-# A path along which the loss bends sharply needs more nodes; beyond this number the problem is
-# numerical, and is reported.
+# A path on which the loss bends sharply needs more nodes. If so many do not suffice, the problem is
+# numerical, and a note says so.
 _MAX_NODES = 24
-# Relative precision of a float32 loss: totals as small as this cannot be checked.
+# Relative precision of a float32 loss: sums cannot be checked more closely.
 _ROUNDING = 3e-6
 _READINGS: dict[str, Json] = {
     "barrier": {
@@ -44,13 +44,15 @@ def path_barrier(
 ) -> Measurements:
     """Attribute the path's barrier and loss drop to layers, from backward passes.
 
-    With s_l(alpha) = task_vector_l . grad_l L(theta(alpha)), the slope of the loss that layer l
-    contributes: G_l = integral of s_l over [0, 1], and sum_l G_l = L(1) - L(0), negative when
-    fine-tuning lowers the loss; B_l = half of (integral over [0, 1/2] - integral over [1/2, 1]),
-    and sum_l B_l = L(1/2) - (L(0) + L(1)) / 2. Gauss-Radau quadrature on each half, with a node at
-    either end of the path, so that the backward passes also give the losses there. Both sums are
-    checked against L(0), L(1/2) and L(1); if they are wrong by more than ``tolerance`` and by more
-    than float32 rounding, the number of nodes is doubled.
+    Let s_l(alpha) = task_vector_l . grad_l L(theta(alpha)) be layer l's part of the slope of the
+    loss. Then G_l is the integral of s_l over [0, 1], and sum_l G_l = L(1) - L(0), negative if
+    fine-tuning lowers the loss. B_l is half of the integral over [0, 1/2] minus half of the
+    integral over [1/2, 1], and sum_l B_l = L(1/2) - (L(0) + L(1)) / 2.
+
+    Each half is integrated by Gauss-Radau quadrature with a node at the end of the path, so that
+    the backward passes give the losses there, too. Both sums are checked against L(0), L(1/2) and
+    L(1). If they are wrong by more than ``tolerance`` and more than float32 rounding, the number of
+    nodes is doubled.
 
     Args:
         objective: Calibration loss; left at theta_1.
@@ -124,8 +126,8 @@ def _integrate_slopes(
 ) -> tuple[dict[str, dict[int, list[float]]], dict[float, float], Tensors]:
     """Integrate the slopes along the path.
 
-    Returns the statistics by batch, in the order of the layers, the losses at the nodes, and the
-    mean gradient by parameter, empty unless the objective wants it.
+    Returns each statistic by batch and layer, the loss at each node, and the mean gradient by
+    parameter, if the objective wants it.
     """
     path, layers = objective.path, len(objective.path.layers)
     shares = {
@@ -159,8 +161,8 @@ def _integrate_slopes(
 
 
 def _nodes_on_both_halves(nodes: int) -> Iterator[tuple[float, float, float]]:
-    """Nodes from both ends of the path towards its middle, with weight and the sign in the barrier;
-    theta_1 last, because the objective is left there.
+    """Yield each node's alpha, weight and sign in the barrier, from both ends towards the middle;
+    theta_1 comes last, because the objective is left there.
     """
     points = list(zip(*_radau_nodes_and_weights(nodes), strict=True))
     for point, weight in points:
@@ -180,8 +182,8 @@ def _slopes(objective: Objective, changes: Tensors) -> np.ndarray:
 
 
 def _radau_nodes_and_weights(nodes: int) -> tuple[list[float], list[float]]:
-    """Points and weights over [0, 1] with a node at 0: exact for polynomials of degree 2 nodes -
-    2.
+    """Compute points and weights for [0, 1] with a point at 0, exact for polynomials of degree
+    2 * nodes - 2.
     """
     legendre = np.polynomial.legendre
     *_, last, whole = np.eye(nodes + 1)  # coefficients of P_(n-1) and P_n

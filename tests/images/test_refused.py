@@ -63,7 +63,7 @@ SOURCES: dict[str, tuple[Make, str]] = {
     ),
     "a row too long": (
         lambda f: table(f, "filepath,label\n0.png,a\n1.png,a,b\n"),
-        r"x\.csv: cannot be read \(line 3 has not as many fields as the heading\)",
+        r"x\.csv: cannot be read \(line 3 has more or fewer fields than line 1\)",
     ),
     "no rows": (lambda f: table(f, "filepath,label\n"), r"x\.csv: holds no images"),
     "no label": (lambda f: table(f, "filepath,size\n0.png,3\n"), r"no label or caption column"),

@@ -8,7 +8,13 @@ import torch
 from scipy import stats
 
 from clipmerge.images.batches import Batch
-from clipmerge.learning.choose import BACKOFFS, Look, choose_backoff, learn, weighted_accuracies
+from clipmerge.learning.choose import (
+    BACKOFFS,
+    PointAccuracy,
+    choose_backoff,
+    learn,
+    weighted_accuracies,
+)
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.train import LearningOptions, train
@@ -42,13 +48,13 @@ def bound(differences: np.ndarray, distance: float = 1.0) -> float:
 def test_the_nearest_point_that_surely_keeps_the_accuracy_is_taken(max_loss: float) -> None:
     asked = list[float]()
 
-    def look_at(share: float) -> Look:
+    def evaluate_at(share: float) -> PointAccuracy:
         asked.append(share)
-        return Look(share, 1 - share, accuracies(90 + round(10 * share)))
+        return PointAccuracy(share, 1 - share, accuracies(90 + round(10 * share)))
 
     lost = {share: np.arange(100) >= 90 + round(10 * share) for share in BACKOFFS}
     kept = [share for share in lost if bound(lost[share].astype(float), 1 - share) <= max_loss]
-    chosen, finetuned = choose_backoff(look_at, max_loss)
+    chosen, finetuned = choose_backoff(evaluate_at, max_loss)
     assert chosen.backoff == (kept[0] if kept else 1)
     assert finetuned.backoff == 1
     assert asked == [1, *(share for share in BACKOFFS if share <= chosen.backoff)]
@@ -62,10 +68,10 @@ def test_a_point_that_loses_nothing_is_not_sent_back(lost: int, backoff: float) 
     finetuned[:6] = 1
     learned[3 + lost : 9] = 1
 
-    def look_at(share: float) -> Look:
-        return Look(share, 1 - share, (finetuned if share else learned).double())
+    def evaluate_at(share: float) -> PointAccuracy:
+        return PointAccuracy(share, 1 - share, (finetuned if share else learned).double())
 
-    assert choose_backoff(look_at, 3)[0].backoff == backoff
+    assert choose_backoff(evaluate_at, 3)[0].backoff == backoff
 
 
 @pytest.mark.parametrize("uneven", [False, True])
@@ -104,7 +110,7 @@ def test_the_model_is_left_at_the_choice(ends: Ends, max_loss: float) -> None:
     assert choice is not None
     assert objective.val is not None
     assert (choice.backoff == 0) == (max_loss == 100)
-    learned.place(choice.backoff)
+    learned.set_weights(choice.backoff)
     for name, value in moved(objective).items():
         assert torch.allclose(value, left[name], atol=1e-6)
     seen = weighted_accuracies(objective, objective.val, OPTIONS)

@@ -54,7 +54,7 @@ def test_a_run_that_resumes_ends_with_the_same_bits(
         return real(*arguments)
 
     monkeypatch.setattr(training, "backward", interrupted)
-    with pytest.raises(KeyboardInterrupt), objective.state.underway():
+    with pytest.raises(KeyboardInterrupt), objective.state.saving_if_interrupted():
         learned(objective)
     monkeypatch.setattr(training, "backward", real)
     again = saving(ends, tmp_path / "cache" / "state.pt", said)
@@ -103,7 +103,11 @@ def test_an_interruption_inside_a_step_resumes_after_the_last_whole_one(
         objective = saving(ends, file, said)
         assert objective.state is not None
         # the last call turns gradients on again
-        with pytest.raises(KeyboardInterrupt), objective.state.underway(), torch.enable_grad():
+        with (
+            pytest.raises(KeyboardInterrupt),
+            objective.state.saving_if_interrupted(),
+            torch.enable_grad(),
+        ):
             learned(objective)
         signal.calls = 10**6
         found = learned(saving(ends, file, said))

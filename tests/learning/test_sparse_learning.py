@@ -23,7 +23,7 @@ def test_dropped_entries_are_the_zero_shot_models_and_their_scores_move(ends: En
     coefficients = Coefficients(path, "entry", 0.5)
     coefficients.make_sparse([name, "logit_scale"], 0.5, seed=3)
     before = coefficients.values[name].clone()
-    coefficients.place()
+    coefficients.set_weights()
     placed = coefficients.by_parameter()[name]
     dropped = placed == 0
     assert int(dropped.sum()) == dropped.numel() - dropped.numel() // 2

@@ -10,21 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from clipmerge.learning import train as training
 from clipmerge.learning.augment import AUGMENTATIONS, strong_augment, weak_augment
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Batch, Labelled, Objective
 from clipmerge.learning.train import LearningOptions, draw_order, train
 from clipmerge.measures.projection_radii import projection_radii
-from clipmerge.models.classifier import softmax_losses
 from tests.support.small_objective import (
-    CAPTIONS,
     PLAIN,
     TEMPLATES,
     Ends,
     Reference,
-    captioned,
-    contrastive,
     joined,
     make_batches,
     objective_for,
@@ -195,36 +190,6 @@ def test_many_prompts_are_drawn_from(ends: Ends, limit: int) -> None:
     assert drawn.numel() <= limit
     assert (drawn // 3 == drawn[:, :1] // 3).all()
     assert (drawn[:, 0] // 3)[columns].tolist() == labels.tolist()
-
-
-def test_a_drawn_step_is_the_loss_over_its_classes(
-    ends: Ends, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training, "PROMPTS_A_GRADIENT", 2)
-    batch = Batch(0, make_batches((2,))[0].pixels, torch.tensor([2, 2]))
-    objective = objective_for(ends, [batch])
-    _, shown, (entropy, _) = one_step(objective, replace(PLAIN, batch_size=2), start=1.0)
-    prompts, _ = objective.classifier.draw(shown.labels, 0, 2)
-    assert prompts is not None
-    kept = prompts.flatten().tolist()
-    reference = Reference(ends).at(1.0)
-    output = reference.model(pixel_values=shown.pixels.double(), **reference.tokens)
-    logits = output.logits_per_image[:, kept]
-    expected = -logits.log_softmax(-1)[:, kept.index(2)].mean().item()
-    assert entropy == pytest.approx(expected, rel=1e-5)
-
-
-def test_a_step_of_captions_is_the_loss_of_its_images_also_in_pieces(ends: Ends) -> None:
-    objective = contrastive(ends, captioned((8,)))
-    options = replace(STILL, batch_size=8)
-    values, shown, (entropy, _) = one_step(objective, options, start=0.6)
-    reference = Reference(ends, templates=("{}",), classes=CAPTIONS).at(0.6)
-    output = reference.model(pixel_values=shown.pixels.double(), **reference.tokens)
-    captions, columns = torch.unique(shown.labels, return_inverse=True)
-    expected = softmax_losses(output.logits_per_image[:, captions], columns).mean().item()
-    assert entropy == pytest.approx(expected, abs=1e-4)
-    in_pieces, *_ = one_step(objective, options, at_once=3, start=0.6)
-    assert_equal_steps(in_pieces, values)
 
 
 def test_every_image_is_seen_before_any_is_repeated() -> None:
