@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 import transformers
@@ -21,10 +22,12 @@ from clipmerge.learning.interpolate import WeightPath
 from clipmerge.learning.objective import Batch, Objective
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.classifier import Prompts
+from clipmerge.models.open_clip import build_module
 from clipmerge.models.transformers_clip import TransformersClip
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import Folders
 from tests.support.tiny_families import TINY
+from tests.support.tiny_open_clip import bert_text, model_config
 
 Pairs = Callable[[str], Folders]
 MEASURED = [name for name, tiny in TINY.items() if not tiny.base]
@@ -114,6 +117,19 @@ def test_loss_and_gradients_are_those_of_the_librarys_forward(
     assert max([0.0, *norms[0][:silent]]) <= 1e-6 * largest
     for key in ours.keys() & theirs.keys():
         assert float((ours[key] - theirs[key]).abs().max()) <= 3e-4 * largest, key
+
+
+def test_towers_of_transformers_and_timm_are_built_without_their_weights(tmp_path: Path) -> None:
+    model_cfg = model_config(
+        text={**bert_text(tmp_path), "hf_model_pretrained": True},
+        vision={"timm_model_name": "test_vit", "timm_pool": "", "image_size": 160},
+    )
+    for setting in ("layers", "heads", "mlp_ratio", "vocab_size", "context_length"):
+        model_cfg["text_cfg"].pop(setting)
+    assert not list(tmp_path.glob("*.safetensors"))
+    model = build_module(open_clip, model_cfg)
+    assert isinstance(model, open_clip.CustomTextCLIP)
+    assert type(model.text.transformer).__name__ == "BertModel"
 
 
 @pytest.mark.filterwarnings(
