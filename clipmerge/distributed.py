@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from clipmerge.types import Device
 
-# Key in the store of a run; set once one of its processes reports an error.
+# Key in the store of a run, which a process sets when it reports an error.
 _FAILED = "clipmerge/failed"
-# Seconds between two looks at the key, and a number of looks: a failed process waits so long for
+# Seconds between two looks at the key, and a number of looks. A failed process waits so long for
 # the main process to report an error that all have, and a process has so long to stop.
 _LOOK_SECONDS, _LOOKS = 0.5, 20
 _store: Any = None
@@ -34,9 +34,9 @@ def is_main_process() -> bool:
 
 
 def watch_processes() -> None:
-    """If a launcher started several processes, end this one seconds after an error in another one.
+    """If a launcher started several processes, end this one seconds after another one fails.
 
-    It may wait for the failed process, and not every launcher ends the others.
+    Otherwise it may wait for the failed process, because not every launcher ends the others.
     """
     global _store
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
@@ -59,7 +59,7 @@ def _end_with_others() -> None:
 
 
 def claim_error() -> bool:
-    """Whether this process reports its error: the main process does if it fails, else the first."""
+    """Whether this process reports its error: the main process does, or else the first to fail."""
     _is_ending.set()
     if _store is None:
         return is_main_process()
@@ -78,8 +78,8 @@ def claim_error() -> bool:
 class DistributedContext:
     """The processes of this run, and the device on which this call computes.
 
-    ``auto`` is the accelerator that torch finds, if any. accelerate knows one device for the life
-    of a process, but a notebook may use a card and then the CPU, so the device is found here.
+    ``auto`` is the accelerator that torch finds, if any. accelerate has one device for the life of
+    a process, but a notebook may use a card and then the CPU, so each call chooses its device here.
     Collectives need tensors on ``state.device``.
     """
 
@@ -111,12 +111,12 @@ class DistributedContext:
 
 
 def all_reduce_(context: DistributedContext, tensor: Tensor) -> None:
-    """Replace a tensor by its sum over all processes, in place; all get the same bits."""
+    """Replace a tensor by its sum over all processes, in place, with the same bits in each."""
     _run_collective(context, "all_reduce", tensor)
 
 
 def broadcast_(context: DistributedContext, tensor: Tensor) -> None:
-    """Replace a tensor in every process by the main process's, in place."""
+    """Copy a tensor of the main process to every other process, in place."""
     _run_collective(context, "broadcast", tensor, 0)
 
 
@@ -133,14 +133,14 @@ def _run_collective(
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to ``device``, asynchronously where that is safe."""
+    """Copy a tensor to a device, without waiting where that is safe."""
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the system ran out of memory.
+    """Whether an error says that a device or the system ran out of memory.
 
-    Errors of Apple's devices, of CUDA's libraries and of the CPU are recognised by their words.
+    Apple's devices, CUDA's libraries and the CPU have no class of errors for it, only words.
     """
     import torch
 
@@ -164,7 +164,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def exact_float32() -> Iterator[None]:
     """Compute in exact float32 in this block, then restore the caller's settings.
 
-    In TF32 a relative perturbation of 5e-4 does not even change a weight.
+    TF32 rounds weights so much that a relative change of 5e-4 is lost.
     """
     import torch
 

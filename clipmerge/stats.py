@@ -29,7 +29,7 @@ _PRIOR_IMAGES = 2.0
 
 
 def wilson(share: float, images: float) -> Interval:
-    """Wilson's score interval of a share of images: both ends, in [0, 1], around the share.
+    """Compute Wilson's score interval of a share of images: both ends, in [0, 1].
 
     Source:
         Wilson 1927, Journal of the American Statistical Association 22.
@@ -51,7 +51,7 @@ def wilson(share: float, images: float) -> Interval:
 
 
 def class_weights(labels: Sequence[int]) -> Floats:
-    """Weights of images, of mean 1, by which a mean over images is the mean over classes.
+    """Weight images, with mean 1, so that their mean is the mean over classes.
 
     Example:
         >>> class_weights([0, 0, 0, 1]).round(3)
@@ -65,11 +65,11 @@ def class_weights(labels: Sequence[int]) -> Floats:
 
 
 def mean_share(by_image: Floats) -> Interval:
-    """Interval of the mean of one share per image (images,), such as the share of its views that
-    are recognised.
+    """Compute the interval of a mean of shares, one per image (images,), such as the share of its
+    views that are recognised.
 
-    It is Wilson's for as many images as would give the measured variance if each were recognised or
-    not.
+    It is Wilson's interval for the number of images that would have the measured variance if each
+    image were either recognised or not.
     """
     images = len(by_image)
     share = float(by_image.mean())
@@ -85,10 +85,10 @@ def mean_share(by_image: Floats) -> Interval:
 
 
 def mean_of_sources(correct: Sequence[Floats]) -> Interval:
-    """Interval of the mean accuracy over sources, each given by whether its images (images,) were
-    recognised, or by the shares of their views.
+    """Compute the interval of the mean accuracy over sources. Each source has one number per image
+    (images,): 1 if it was recognised, else 0, or the share of its views.
 
-    The distances to the ends of the sources' own intervals are squared and added up.
+    Half widths are combined from those of the sources' own intervals, squared and added up.
 
     Source:
         Zou and Donner 2008, Statistics in Medicine 27.
@@ -102,13 +102,13 @@ def mean_of_sources(correct: Sequence[Floats]) -> Interval:
 
 
 def paired_accuracy_interval(differences: Floats, views: int = 1) -> Interval:
-    """Interval, in [-1, 1], of the mean difference of two models on the same images.
+    """Compute the interval, in [-1, 1], of the mean difference of two models on the same images.
 
-    Agresti and Min add half an image to each of the four outcomes of a pair (both models recognise
-    it, only the first, only the second, neither) and take the normal interval. The interval has a
-    width even if the models never differ, and approaches the bootstrap over images when there are
-    many. ``differences`` is the first model minus the second on each image (images,), in [-1, 1];
-    where each is the mean over several ``views``, that of the added images is smaller too.
+    Agresti and Min add half an image to each of the four outcomes (both models recognise it, only
+    the first, only the second, neither) and use the normal interval. It has a width even if the
+    models never differ, and for many images it approaches the bootstrap. ``differences`` is the
+    first model minus the second on each image (images,), in [-1, 1]. If each is a mean over
+    several ``views``, the added images differ less.
 
     Source:
         Agresti and Min 2005, Statistics in Medicine 24.
@@ -124,8 +124,8 @@ def paired_accuracy_interval(differences: Floats, views: int = 1) -> Interval:
 
 
 def paired_mean_and_error(differences: Floats | Tensor, added: float = 1.0) -> tuple[float, float]:
-    """Mean difference of two models on the same images (images,), and its standard error, with the
-    images that Agresti and Min add; ``added`` is the sum of those images' squared differences.
+    """Compute the mean difference of two models on the same images (images,), with its standard
+    error and Agresti and Min's added images; ``added`` is the sum of their squared differences.
 
     Example:
         >>> import numpy as np
@@ -140,11 +140,11 @@ def paired_mean_and_error(differences: Floats | Tensor, added: float = 1.0) -> t
 
 
 def gain_interval(gain: float, drawn: Floats, images: int, least: float = 0.0) -> Interval:
-    """Interval of a gain, in [-1, 1], from resampled gains.
+    """Compute the interval of a gain, in [-1, 1], from resampled gains.
 
-    The best point of a curve looks better on the images that chose it than it is, and in a resample
-    it does so twice. The interval therefore covers the percentiles and the normal interval around
-    the measured gain. Both are widened for few images, and the normal one is at least ``least`` on
+    The best point of a curve looks better than it is on the images that chose it, and in a resample
+    twice so. Therefore the interval covers both the percentiles and the normal interval around the
+    measured gain. Both are widened for few images, and the normal one extends at least ``least`` to
     either side. ``images`` is the number of images of the smallest source.
 
     Source:

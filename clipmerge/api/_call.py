@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from clipmerge.files import glob_files, local_path, source_exists
+from clipmerge.files import local_path, source_exists
 from clipmerge.options import flag_of
 from clipmerge.planning.plan import last_part
 from clipmerge.planning.recipe import Recipe
@@ -90,6 +90,6 @@ class CallJournal(Journal):
 def _is_local(text: str) -> bool:
     """Whether a text is a path on this machine, rather than a Hub id, a name or a prompt."""
     try:
-        return text.startswith(("/", "~")) or source_exists(text) or bool(glob_files(text))
+        return text.startswith(("/", "~")) or source_exists(text)
     except (OSError, ValueError):  # too long for a path
         return False

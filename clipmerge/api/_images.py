@@ -24,7 +24,7 @@ from clipmerge.images.split import MAX_TEST, SHARE, Split, split_images, split_s
 from clipmerge.learning.objective import Batch, Labelled, Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.models.classifier import Captions, Prompts, classifier_for
-from clipmerge.models.passes import own_settings
+from clipmerge.models.passes import torch_defaults
 from clipmerge.options import DecisionOptions, MergeOptions, PlanOptions
 from clipmerge.planning.measurements import CalibrationRecord, Measurements
 from clipmerge.planning.plan import public_source
@@ -100,11 +100,11 @@ def measure(
     """Run the recipe's measure; return its result, and the record of the images it used."""
     assert recipe.measure is not None
     journal.stage("learn" if recipe.measure_is("LEARNS") else "measure")
-    with own_settings():
+    with torch_defaults():
         objective, state, record = _build_objective(pair, recipe, split, options, journal)
         pair.learning.append(state)
         run_measure = load_plugin("measures", recipe.measure["name"])
-        with state.underway():
+        with state.saving_if_interrupted():
             measurements: Measurements = run_measure(objective, **recipe.measure_options)
         # no process leaves while another still gathers
         objective.context.state.wait_for_everyone()

@@ -53,9 +53,9 @@ class Pair:
         """The model on the device, and the weights to move it; built on first use."""
         from clipmerge.learning.interpolate import WeightPath
         from clipmerge.models.building import build_model
-        from clipmerge.models.passes import own_settings
+        from clipmerge.models.passes import torch_defaults
 
-        with own_settings():
+        with torch_defaults():
             return WeightPath(
                 build_model(self.inputs), self.inputs, DistributedContext(self.device).device
             )

@@ -172,7 +172,9 @@ def sweep(
         if recipes and opts.data is not None:
             data = open_images(opts.data, opts.classes, columns=opts.columns)
             journal.warn(*data.notes)
-        journal.warn(*overlap_notes(data, near, far))
+            judging = {f"`id` {name}": images for name, images in near.items()}
+            judging |= {f"`ood` {name}": images for name, images in far.items()}
+            journal.warn(*overlap_notes(data, judging))
         pair = with_zeroshot_head(pair, data, opts.classes, opts.template)
         journal.warn(*pair.inputs.notes)
         sources = near | far

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from glob import glob, has_magic
 from pathlib import Path
 
 from clipmerge.errors import UsageError
@@ -72,13 +71,6 @@ def split_part(source: str) -> tuple[str, str | None]:
     if not file or not part or local_path(source).exists():
         return source, None
     return file, part
-
-
-def glob_files(pattern: str) -> list[Path]:
-    """List the files that match a pattern such as ``shards/*.tar``, sorted."""
-    if not has_magic(pattern) or local_path(pattern).exists():
-        return []
-    return sorted(map(Path, glob(str(local_path(pattern)))))  # noqa: PTH207  # Path.glob takes no absolute pattern
 
 
 def source_exists(source: str) -> bool:

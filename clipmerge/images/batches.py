@@ -46,7 +46,7 @@ class Batch:
         return Batch(self.number, pixels, labels)
 
     def take(self, positions: Tensor) -> Batch:
-        """The images at these positions."""
+        """Select images, in the order of the positions."""
         positions = positions.to(self.labels.device)
         return Batch(self.number, self.pixels[positions], self.labels[positions])
 
@@ -113,7 +113,7 @@ def read_pixels(
 
 
 def prefetch(pool: ThreadPoolExecutor, count: int, jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Yield results in order, while up to ``count`` further jobs run."""
+    """Run jobs in a pool, and yield their results in order; ``count`` jobs run ahead."""
     running: deque[Future[T]] = deque()
     for job in jobs:
         running.append(pool.submit(job))

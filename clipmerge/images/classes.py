@@ -15,11 +15,12 @@ from clipmerge.images.image_set import OpenedSource
 from clipmerge.images.registry import DEFAULT_TEMPLATE, imagenet_names
 from clipmerge.types import Json, Names, Shape
 
-#: A file of class names, names in the order of the classes, or ``None`` for the source's own names.
+#: A file of class names, class names in order, or ``None`` for the source's own names.
 ClassNames: TypeAlias = Path | Sequence[str] | None
 
 #: A class name with a number in front, such as ``001.Black_footed_Albatross`` or ``0 - zero``.
 _NUMBERED = re.compile(r"(?P<number>\d{1,18}) ?[._-]+ ?(?P<name>[^\W\d_].*)", re.ASCII | re.DOTALL)
+_WORDNET_ID = re.compile(r"n\d{8}", re.ASCII)
 # Values that stand for a missing label; an empty cell or file gives the empty text.
 _UNLABELLED = (-1, None, "")
 _DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
@@ -28,8 +29,8 @@ _DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
 def name_classes(opened: OpenedSource, given: ClassNames) -> tuple[Shape, Names, Names]:
     """Return the class number of each image, the name of each class, and notes.
 
-    The user lists names in the order of the class numbers, or of the source's own class names. A
-    list of those same names in another order is matched by name.
+    The user's names are in the order of the class numbers or of the source's own class names. If
+    they are the source's names in another order, they are matched by name.
     """
     labels, classes = _number_classes(opened)
     if given is not None:
@@ -37,13 +38,14 @@ def name_classes(opened: OpenedSource, given: ClassNames) -> tuple[Shape, Names,
     title = opened.title
     if classes is None:
         raise DataError(
-            f"{title}: its labels are the numbers 0 to {max(labels)} without names; pass a file"
-            " with the names with `classes`, one per line (if they are ids, name the column of the"
-            " labels with `label_column`)"
+            f"{title}: its labels are the numbers 0 to {max(labels)}, without names; list the names"
+            " in a file, one per line, and give it as `classes` (if the numbers are ids, name the"
+            " label column with `label_column`)"
         )
     if opened.verbatim and classes is opened.class_names:
         return labels, classes, ()
-    names = imagenet_names(classes) or tuple(map(_name_in_words, classes))
+    ids_only = all(map(_WORDNET_ID.fullmatch, classes))
+    names = (imagenet_names(classes) if ids_only else None) or tuple(map(_name_in_words, classes))
     if _are_numbered(classes):
         names = tuple(map(_without_number, names))
     if names[0] == _name_in_words(classes[0]):
@@ -54,8 +56,8 @@ def name_classes(opened: OpenedSource, given: ClassNames) -> tuple[Shape, Names,
 def _assign_names(
     labels: Shape, classes: Names | None, given: Path | Sequence[str]
 ) -> tuple[Shape, Names, Names]:
-    """Give the user's names to classes; ``None`` stands for classes that are numbers."""
-    names, title = _read_names(given), _title_of(given)
+    """Name classes as the user does; ``None`` stands for classes that have numbers alone."""
+    title, names = _read_names(given)
     notes: Names = ()
     if classes is None:
         count = len(names)
@@ -66,7 +68,7 @@ def _assign_names(
             have = counted(count, "class name", "class names")
             raise DataError(
                 f"{title}: has {have}, and the labels go to {max(labels)}; give one name per class,"
-                " or name the column of the labels with `label_column`"
+                " or name the label column with `label_column`"
             )
         classes = tuple(map(str, range(count)))
     checked = _check_names(title, names, classes)
@@ -76,8 +78,8 @@ def _assign_names(
 
 
 def _number_classes(opened: OpenedSource) -> tuple[Shape, Names | None]:
-    """Return the class number of each image and the class names, ``None`` if there are only
-    numbers. Labels that are texts are numbered in sorted order.
+    """Return the class number of each image, and the class names; ``None`` if classes have numbers
+    alone. Labels that are texts are numbered in sorted order.
     """
     where = opened.title
     values = [_as_label(where, value) for value in opened.values]
@@ -120,7 +122,7 @@ def _as_label(title: str, label: Any) -> str | int | None:
 
 
 def _are_numbered(names: Sequence[str]) -> bool:
-    """Whether every class name is a number followed by a name, and no two share either."""
+    """Whether all class names are a number and a name, and all numbers and names differ."""
     parts = [match.groups() for match in map(_NUMBERED.fullmatch, names) if match]
     numbers = {int(number) for number, _ in parts}
     texts = {text for _, text in parts}
@@ -128,8 +130,8 @@ def _are_numbered(names: Sequence[str]) -> bool:
 
 
 def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
-    """Put names in the order of the classes that they match. Refuse a list that has the name of a
-    class in another position, because images would get wrong names.
+    """Put names in the order of the classes that they match. Refuse names of which one belongs to
+    a class at another position, because images would get wrong names.
     """
     if places := positions_among(classes, names):
         return tuple(names[place] for place in places)
@@ -137,7 +139,7 @@ def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
         number, place = moved
         raise DataError(
             f"{title}: '{names[number]}' is name {number + 1}, but class {place + 1} of the images;"
-            " write the names in the order of the classes, or JSON with a name for each class"
+            " write the names in the order of the classes, or a JSON file with a name for each"
         )
     return names
 
@@ -153,7 +155,7 @@ def positions_among(names: Names, among: Names) -> Shape:
 
 
 def first_misplaced(names: Names, among: Names) -> tuple[int, int] | None:
-    """Find the first name that has another position in a list of the same length; return both
+    """Find the first name that stands elsewhere in another list of the same length. Return both
     positions.
     """
     others = list(map(_normalise, among))
@@ -164,36 +166,36 @@ def first_misplaced(names: Names, among: Names) -> tuple[int, int] | None:
 
 
 def _normalise(name: str) -> str:
-    """Strip a class name of its number, underscores and case, in which spellings differ."""
+    """Remove number, underscores and case, so that all spellings of a class name are equal."""
     return _without_number(_name_in_words(name).strip()).casefold()
 
 
 def _name_in_words(name: str) -> str:
+    """Replace underscores by spaces."""
     return name.replace("_", " ")
 
 
 def _without_number(name: str) -> str:
+    """Remove a number in front of a class name."""
     match = _NUMBERED.fullmatch(name)
     return match["name"] if match else name
 
 
 def read_class_names(given: Path | Sequence[str], classes: Sequence[str]) -> Names:
     """Read one name for each class, from a list in the order of the classes or from a mapping."""
-    return _check_names(_title_of(given), _read_names(given), classes)
+    return _check_names(*_read_names(given), classes)
 
 
-def _title_of(given: Path | Sequence[str]) -> str:
-    return str(given) if isinstance(given, Path) else "the class names given"
-
-
-def _read_names(given: Path | Sequence[str]) -> list[Any] | Json:
-    """Read a list of names, one per line or in JSON, or a JSON mapping from class to name."""
+def _read_names(given: Path | Sequence[str]) -> tuple[str, list[Any] | Json]:
+    """Read a list of names, one per line or in JSON, or a JSON mapping from class to name; return
+    it after its title for messages.
+    """
     if not isinstance(given, Path):
-        return list(given)
+        return "the class names given", list(given)
     try:
         text = given.read_text(encoding="utf-8-sig")
         if given.suffix != ".json":
-            return list(filter(None, map(str.strip, text.splitlines())))
+            return str(given), list(filter(None, map(str.strip, text.splitlines())))
         data = json.loads(text)
     except FileNotFoundError:
         raise DataError(
@@ -201,7 +203,7 @@ def _read_names(given: Path | Sequence[str]) -> list[Any] | Json:
         ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{given}: cannot be read as class names ({error})") from None
-    return data if isinstance(data, (list, dict)) else []
+    return str(given), data if isinstance(data, (list, dict)) else []
 
 
 def _check_names(title: str, names: list[Any] | Json, classes: Sequence[str]) -> Names:
@@ -226,7 +228,7 @@ def _check_names(title: str, names: list[Any] | Json, classes: Sequence[str]) ->
 
 
 def templates_for(from_user: Sequence[str], from_source: Sequence[str]) -> Names:
-    """Choose the user's templates, else the source's own, else the default."""
+    """Return the user's templates, or else the source's own, or else the default."""
     return tuple(from_user or from_source or (DEFAULT_TEMPLATE,))
 
 

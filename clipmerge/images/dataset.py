@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from clipmerge.errors import DataError, UsageError, counted, did_you_mean_path, shorten
-from clipmerge.files import glob_files, local_path
+from clipmerge.files import local_path
 from clipmerge.images.classes import ClassNames, name_classes
 from clipmerge.images.image_set import (
     CaptionedImages,
@@ -17,7 +17,7 @@ from clipmerge.images.image_set import (
     OpenedSource,
     number_texts,
 )
-from clipmerge.images.registry import KnownSet, find_known, known_sets
+from clipmerge.images.registry import PublicSet, find_public_set, public_sets
 from clipmerge.types import Names
 
 # Texts are captions if they have at least so many words on average and most of them differ; names
@@ -33,12 +33,12 @@ def open_images(
     Args:
         source: The short name of a public data set (`clipmerge.images.registry`); a folder with one
             subfolder per class, with captions in texts beside the images, with a table, or with
-            Parquet or tar files; one or several such files (``*`` stands for any letters);
-            ``hf://datasets/org/name[@revision][:split]``; ``digits``, which come with clipmerge; or
-            images in memory (`clipmerge.images.in_memory`).
-        classes: Class names of the user's, in place of the source's own.
-        columns: Columns that the user named. A source that has classes and captions gives its
-            classes unless the caption column is named.
+            Parquet or tar files; one such file; ``hf://datasets/org/name[@revision][:split]``;
+            ``digits``, which come with clipmerge; or images in memory
+            (`clipmerge.images.in_memory`).
+        classes: Class names to use in place of the source's own.
+        columns: Columns that the user named. If a source has classes and captions, the classes are
+            used unless the caption column is named.
 
     Raises:
         DataError: If the source is not there, cannot be read, or lacks labels.
@@ -48,7 +48,7 @@ def open_images(
         raise UsageError(
             "`label_column` asks for classes and `caption_column` for captions; give one"
         )
-    known: KnownSet | None = None
+    known: PublicSet | None = None
     if not isinstance(source, (str, os.PathLike)):
         from clipmerge.images.in_memory import load_in_memory
 
@@ -60,7 +60,7 @@ def open_images(
     else:
         address = str(source)
         if isinstance(source, str):
-            known, address = find_known(source)
+            known, address = find_public_set(source)
         opened = _open_address(address, columns)
     if not len(opened.values):
         raise DataError(f"{opened.title}: holds no images")
@@ -96,9 +96,8 @@ def _open_address(title: str, columns: Columns) -> OpenedSource:
     if title.startswith("hf://"):
         return load_from_hub(title, columns)
     path = local_path(title)
-    files = [path] if path.is_file() else glob_files(title)
-    if files:
-        return load_files(title, list(map(str, files)), columns)
+    if path.is_file():
+        return load_files(title, [str(path)], columns)
     folder, split = path, None
     if not path.exists() and ":" in title:  # DIR:SPLIT
         above, _, split = title.rpartition(":")
@@ -113,7 +112,7 @@ def _open_address(title: str, columns: Columns) -> OpenedSource:
             f"{title}: no such folder or file; give a folder with one subfolder per class or with"
             " captions beside the images, Parquet, tar, CSV or JSONL files,"
             " hf://datasets/ORG/NAME:SPLIT, or"
-            f" 'digits'.{did_you_mean_path(path, known_sets())}"
+            f" 'digits'.{did_you_mean_path(path, public_sets())}"
         )
     return load_folder(title, path, columns)
 
@@ -141,19 +140,15 @@ def _require_utf8(title: str, texts: Iterable[str]) -> None:
 
 
 def _with_captions(opened: OpenedSource, classes: ClassNames) -> CaptionedImages:
-    """Attach to each image its captions, one or several; empty ones are dropped."""
+    """Make images with captions of an opened source; empty captions are dropped."""
+    name_of = opened.pictures.name_of
     captions: list[Names] = []
-    empty: list[str] = []
     for at, value in enumerate(opened.values):
         texts = value if isinstance(value, (list, tuple)) else [value]
-        name = opened.pictures.name_of(at)
         if not all(isinstance(text, str) for text in texts):
-            raise DataError(f"{opened.title}: {name} has a caption that is not a text")
-        written = tuple(filter(None, map(str.strip, texts)))
-        captions.append(written)
-        if not written:
-            empty.append(name)
-    if empty:
+            raise DataError(f"{opened.title}: {name_of(at)} has a caption that is not a text")
+        captions.append(tuple(filter(None, map(str.strip, texts))))
+    if empty := [name_of(at) for at, texts in enumerate(captions) if not texts]:
         have = counted(len(empty), "image has", "images have")
         raise DataError(
             f"{opened.title}: {have} no caption (of {len(captions)}): {shorten(empty, 3)}; write"
@@ -174,9 +169,9 @@ def _with_captions(opened: OpenedSource, classes: ClassNames) -> CaptionedImages
 
 
 def _with_labels(
-    opened: OpenedSource, classes: ClassNames, known: KnownSet | None
+    opened: OpenedSource, classes: ClassNames, known: PublicSet | None
 ) -> LabelledImages:
-    """Attach to each image the number of its class, and name the classes."""
+    """Make images with classes of an opened source: number and name the classes."""
     if known:
         opened = known.describe(opened)
     labels, names, notes = name_classes(opened, classes)

@@ -1,9 +1,9 @@
 """Open a picture upright, with at most eight bits per channel.
 
-The model's own processor does the rest, including the conversion to RGB: transformers puts
-transparent pictures on white, and open_clip drops their transparency. Processors have two faults,
-which this module corrects first: they ignore the orientation of a camera, and they clip grey
-pictures of 16 bits or of floats to white.
+The model's own processor does the rest. It converts to RGB, too: transformers puts transparent
+pictures on white, and open_clip drops their transparency. This module corrects two faults of
+processors: they ignore the orientation of the camera, and they clip grey pictures of 16 bits or of
+floats to white.
 """
 
 from __future__ import annotations

@@ -25,9 +25,7 @@ SIZE = 32
 
 @cache
 def read_digits() -> tuple[Tensor, Tensor]:
-    """Read the digits once: ink in [0, 1] of shape (1797, 1, SIZE, SIZE), float64, and labels
-    (1797,).
-    """
+    """Read the digits, once: ink in [0, 1], (1797, 1, SIZE, SIZE), float64, and labels, (1797,)."""
     file = Path(__file__).with_name("digits.npz")
     with np.load(file) as stored:
         levels = torch.from_numpy(stored["images"])  # 0 to 16

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from clipmerge.errors import DataError, counted, shorten
-from clipmerge.images.image_set import Columns, OpenedSource, picture_files
+from clipmerge.images.image_set import Columns, OpenedSource, pictures_in_files
 from clipmerge.types import Names
 
 _SUFFIXES = frozenset(
@@ -20,51 +20,48 @@ _SUFFIXES = frozenset(
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file is hidden, or one that systems leave behind, such as ``.DS_Store``."""
+    """Whether a file is hidden, such as ``.DS_Store``, or a folder that macOS leaves behind."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def load_folder(title: str, folder: Path, columns: Columns) -> OpenedSource:
-    """List the pictures of a folder, with classes or captions; no picture is opened.
+    """Open a folder of pictures with classes or captions; no picture is read yet.
 
     Each subfolder is a class, whose pictures may lie at any depth. A folder without subfolders may
     have captions beside its pictures.
     """
-    subfolders: list[str] = []
-    beside: list[str] = []
-    for entry in os.scandir(folder):
-        if not is_hidden(entry.name):
-            (subfolders if entry.is_dir() else beside).append(entry.name)
-    subfolders.sort()
-    if columns.caption == "txt" or (not subfolders and columns.label is None):
-        return _load_captions(title, folder)
-    paths: list[str] = []
-    labels: list[str] = []
-    others: Counter[str] = Counter()
-    for name in subfolders:
-        found, left = _list_files(folder / name)
-        if not found:
-            inside = f"; it holds {shorten((file.name for file in left), 3)}" if left else ""
-            raise DataError(
-                f"{folder / name}: this class folder holds no images{inside}; add some, remove the"
-                " folder, or name the folder right above the class folders"
-            )
-        others.update(file.suffix or file.name for file in left)
-        paths += map(str, found)
-        labels += [name] * len(found)
+    pictures, others = _list_files(folder)
+    names = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name)
+    )
+    if columns.caption == "txt" or not (names or columns.label):
+        return _load_captions(title, folder, pictures)
+    depth = len(folder.parts)
+
+    def is_inside(file: Path) -> bool:
+        return len(file.parts) > depth + 1
+
+    inside = list(filter(is_inside, pictures))
+    labels = [file.parts[depth] for file in inside]
+    if empty := sorted(set(names).difference(labels)):
+        raise DataError(
+            f"{folder / empty[0]}: this class folder holds no images; add some, remove the folder,"
+            " or name the folder right above the class folders"
+        )
+    beside = [file for file in pictures if not is_inside(file)]
+    unread = Counter(file.suffix or file.name for file in (*filter(is_inside, others), *beside))
     notes: Names = ()
-    others.update(Path(name).suffix for name in filter(is_picture, beside))
-    if others:
-        kinds = shorten(f"{count} {kind}" for kind, count in others.most_common())
+    if unread:
+        kinds = shorten(f"{count} {kind}" for kind, count in unread.most_common())
         notes = (f"{title}: not read, because they are no images in a class folder: {kinds}",)
-    return OpenedSource(title, picture_files(paths), labels, captioned=False, notes=notes)
+    shown = pictures_in_files(list(map(str, inside)))
+    return OpenedSource(title, shown, labels, captioned=False, notes=notes)
 
 
-def _load_captions(title: str, folder: Path) -> OpenedSource:
-    """Read the captions beside each picture in a folder and its subfolders, one per line."""
-    paths, _ = _list_files(folder)
-    missing = [path.name for path in paths if not path.with_suffix(".txt").is_file()]
-    if len(missing) == len(paths):
+def _load_captions(title: str, folder: Path, pictures: list[Path]) -> OpenedSource:
+    """Read the captions beside each picture, one per line."""
+    missing = [path.name for path in pictures if not path.with_suffix(".txt").is_file()]
+    if len(missing) == len(pictures):
         raise DataError(
             f"{title}: has no subfolders; expected one per class, such as {title}/cat/1.jpg, or"
             f" captions beside the images, such as 1.txt beside 1.jpg (if it is one of the classes,"
@@ -74,14 +71,13 @@ def _load_captions(title: str, folder: Path) -> OpenedSource:
         have = counted(len(missing), "image has", "images have")
         raise DataError(
             f"{title}: {have} no text with captions ({shorten(missing, 3)}); write them beside the"
-            " image, to the same name in .txt"
+            " image, to a file with the same name and the suffix .txt"
         )
-    captions: list[list[str]] = []
-    for path in paths:
-        text = path.with_suffix(".txt").read_text("utf-8", "replace")
-        captions.append(caption_lines(text))
-    files = list(map(str, paths))
-    return OpenedSource(title, picture_files(files), captions, captioned=True)
+    captions = [
+        caption_lines(path.with_suffix(".txt").read_text("utf-8", "replace")) for path in pictures
+    ]
+    shown = pictures_in_files(list(map(str, pictures)))
+    return OpenedSource(title, shown, captions, captioned=True)
 
 
 def caption_lines(text: str) -> list[str]:
@@ -95,8 +91,8 @@ def is_picture(name: str) -> bool:
 
 
 def _list_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """List the pictures and the other files in a folder and its subfolders, sorted. If several
-    links lead to one folder, it is read once.
+    """List pictures and other files in a folder and its subfolders, sorted. A folder to which
+    several links lead is listed once.
     """
     pictures: list[Path] = []
     others: list[Path] = []

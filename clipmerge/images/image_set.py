@@ -1,7 +1,7 @@
 """Images of one source with their classes or captions, and samples of them.
 
-Every reader returns an `OpenedSource`, which has the labels or captions as the source writes them.
-`clipmerge.images.dataset` makes `LabelledImages` or `CaptionedImages` of it.
+The reader of each format returns an `OpenedSource`, with labels or captions as they are in the
+source. `clipmerge.images.dataset` turns it into `LabelledImages` or `CaptionedImages`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ TEXT_NAMES = (*LABEL_NAMES, *CAPTION_NAMES)
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns that the user named. ``None`` means that a reader looks for the column itself."""
+    """The columns to read. ``None`` lets the reader find the column."""
 
     image: str | None = None  # column of a table, or file ending in a tar
     label: str | None = None  # the same; ``json.KEY`` for a key of a tar's JSON files
-    caption: str | None = None  # the same; naming it asks for captions in place of classes
+    caption: str | None = None  # the same; if it is given, captions are read in place of classes
 
     @property
     def captioned(self) -> bool | None:
@@ -44,18 +44,17 @@ class Columns:
         return False if self.label else None
 
 
-def first_named(item: Mapping[str, Any], names: Iterable[str]) -> Any:
-    """Return the value of the first of these names that an item has, or ``None``."""
-    found = [item[name] for name in names if name in item]
-    return found[0] if found else None
+def get_first(fields: Mapping[str, Any], names: Iterable[str]) -> Any:
+    """Return the value of the first name that is among the fields; ``None`` if none is."""
+    return next((fields[name] for name in names if name in fields), None)
 
 
 @dataclass(frozen=True)
 class Pictures:
     """Pictures of a source; each is read when it is needed."""
 
-    get: Callable[[int], Any]  # the content, path or picture of an item
-    name: Callable[[int], str]  # its name in messages
+    get: Callable[[int], Any]  # returns an item's picture, path or content
+    name: Callable[[int], str]  # returns an item's name for messages
     items: Sequence[int]  # the item at each position
 
     def __len__(self) -> int:
@@ -65,7 +64,7 @@ class Pictures:
         return self.get(self.items[position])
 
     def name_of(self, position: int) -> str:
-        """The name of a picture in messages."""
+        """Return the name of a picture for messages."""
         return self.name(self.items[position])
 
     def take(self, positions: Sequence[int]) -> Pictures:
@@ -74,24 +73,24 @@ class Pictures:
         return replace(self, items=items)
 
 
-def picture_files(paths: Sequence[str]) -> Pictures:
-    """Pictures that lie in files, one in each."""
+def pictures_in_files(paths: Sequence[str]) -> Pictures:
+    """Make the pictures of image files."""
     path_of = paths.__getitem__
     return Pictures(path_of, path_of, range(len(paths)))
 
 
 @dataclass(frozen=True)
 class OpenedSource:
-    """A source with its labels or captions as they are written; no picture is read yet."""
+    """A source with its labels or captions as they are in its files; no picture is read yet."""
 
     title: str
     pictures: Pictures
-    # for each picture its class, a number or a name, or its captions, a text or several
+    # each picture's class (a number or a name) or captions (a text or several)
     values: Sequence[Any]
-    # whether the values are captions; ``None`` to decide from the values
+    # whether the values are captions; ``None`` if the values themselves must show it
     captioned: bool | None = None
     class_names: Names | None = None  # names of labels that are numbers
-    # whether the class names go into prompts unchanged, with their underscores
+    # whether class names go into prompts unchanged, underscores included
     verbatim: bool = False
     templates: Names = ()  # the source's own prompt templates, with ``{}`` for the class
     revision: str | None = None  # commit of a dataset on the Hub
@@ -102,13 +101,13 @@ class OpenedSource:
 class ImageSource:
     """Images of one source with a label each; each image is decoded when it is needed."""
 
-    # whether labels are classes, so that images with one label show different pictures
+    # whether labels are classes: different pictures then share a label
     labels_are_classes: ClassVar[bool] = True
 
     source: str
     pictures: Pictures
-    # class index of each image; for captions, the number of its first caption among all different
-    # ones
+    # each image's class index; for captions, the number of its first caption among the different
+    # captions
     labels: Shape
     # commit of a dataset on the Hub, else ``None``
     revision: str | None = field(default=None, kw_only=True)
@@ -140,7 +139,7 @@ class LabelledImages(ImageSource):
 
     class_names: Names  # name of each class, as it goes into the prompts
     templates: Names = ()  # the source's own prompt templates; empty if it has none
-    # for each class its rows in a head of ImageNet's 1000 classes; empty if they are not known
+    # each class's rows in a head for ImageNet's 1000 classes; empty if they are not known
     imagenet_rows: tuple[Shape, ...] = ()
 
     def require_classes(self) -> None:
@@ -167,7 +166,7 @@ class CaptionedImages(ImageSource):
         if len(set(self.captions)) < 2:
             raise DataError(
                 f"{self.source}: all images have the same captions, so every model finds them;"
-                " give images that differ in them"
+                " give images with different captions"
             )
 
     def with_one_caption(self, seed: int, known: Names = ()) -> LabelledImages:
@@ -199,8 +198,8 @@ class CaptionedImages(ImageSource):
 
 
 def number_texts(texts: Iterable[str], known: Iterable[str] = ()) -> tuple[Shape, Names]:
-    """Give each different text a number, in order of appearance and after the known texts. Return
-    the number of each text, and the different texts.
+    """Number the different texts in order of appearance, after the known texts. Return the number
+    of each text, and the different texts.
 
     Example:
         >>> number_texts(["a", "b", "a"], known=["c"])
@@ -215,7 +214,7 @@ def number_texts(texts: Iterable[str], known: Iterable[str] = ()) -> tuple[Shape
 
 
 def positions_by_class(labels: Sequence[int], order: Iterable[int]) -> list[list[int]]:
-    """Group positions by class; each group is in the given order."""
+    """Group positions by class, and keep the given order within each class."""
     groups: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
     for position in order:
         label = labels[position]

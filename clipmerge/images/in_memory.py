@@ -10,12 +10,12 @@ import numpy as np
 
 from clipmerge.errors import DataError
 from clipmerge.images.image_set import Columns, OpenedSource, Pictures
-from clipmerge.images.tables import load_dataset, load_files
+from clipmerge.images.tables import load_dataset
 from clipmerge.types import Names
 
 
 def load_in_memory(data: Any, columns: Columns) -> OpenedSource:
-    """Open a data set or a list of pictures in memory, or a list of files."""
+    """Open a data set or a list of pictures in memory."""
     title = f"{type(data).__name__} in memory"
     if hasattr(data, "features") and hasattr(data, "num_rows"):
         return load_dataset(title, data, columns)
@@ -24,34 +24,32 @@ def load_in_memory(data: Any, columns: Columns) -> OpenedSource:
     if not is_sequence or is_table:
         raise DataError(
             f"data: {type(data).__name__} holds no labelled images; give a path, a datasets.Dataset"
-            " (one split), a torch Dataset (of a DataLoader its .dataset) or a list of (image,"
+            " (one split), a torch Dataset (the .dataset of a DataLoader) or a list of (image,"
             " label)"
         )
-    if len(data) and isinstance(data[0], (str, os.PathLike)):
-        files = list(map(os.fspath, data))
-        return load_files(files[0], files, columns)
+    items = range(len(data))
+    name = f"{title}, image {{}}".format
 
     def pair(at: int) -> Any:
         if not isinstance(item := data[at], (tuple, list)) or len(item) < 2:
             raise DataError(f"{title}: its items are not (image, label) or (image, caption) pairs")
         return item
 
-    name = f"{title}, image {{}}".format
-    labels = _labels_beside(data)
+    labels = _stored_labels(data)
     if labels is None:
-        labels = [pair(at)[1] for at in range(len(data))]
-    pictures = Pictures(lambda at: _as_picture(name(at), pair(at)[0]), name, range(len(data)))
+        labels = [pair(at)[1] for at in items]
+    pictures = Pictures(lambda at: _as_picture(name(at), pair(at)[0]), name, items)
     return OpenedSource(title, pictures, labels, columns.captioned, _class_names(data))
 
 
-def _labels_beside(data: Any) -> Any:
-    """The labels that torchvision's data sets keep in a list, also those of a subset; ``None``
-    if labels come only with the images.
+def _stored_labels(data: Any) -> Any:
+    """Return the list of labels that a data set of torchvision, or a subset of one, has beside its
+    images; ``None`` if labels come only with the images.
     """
     from torch.utils.data import Subset
 
     if type(data) is Subset:
-        labels = _labels_beside(data.dataset)
+        labels = _stored_labels(data.dataset)
         return None if labels is None else [labels[at] for at in data.indices]
     labels = getattr(data, "targets", None)
     is_changed = getattr(data, "target_transform", None) is not None
@@ -59,7 +57,7 @@ def _labels_beside(data: Any) -> Any:
 
 
 def _class_names(data: Any) -> Names | None:
-    """The class names of a data set, or of the data set of a torch ``Subset``."""
+    """Return the class names of a data set, or of the data set of a torch ``Subset``."""
     while not hasattr(data, "classes") and hasattr(data, "dataset"):
         data = data.dataset
     names = getattr(data, "classes", ())
@@ -68,7 +66,7 @@ def _class_names(data: Any) -> Names | None:
 
 
 def _as_picture(name: str, image: Any) -> Any:
-    """The picture, its path or its content; an array becomes a picture of eight bits."""
+    """Return a picture or its path unchanged, and an array as a picture of eight bits."""
     from PIL import Image
 
     if isinstance(image, (bytes, Image.Image)):
@@ -81,17 +79,19 @@ def _as_picture(name: str, image: Any) -> Any:
             image = image.float()  # numpy lacks some types
     values = np.asarray(image)
     kind, shape = values.dtype, values.shape
-    if kind.kind == "f" and ((values >= 0) & (values <= 1)).all():  # NaN is not
+    if kind.kind == "f" and ((values >= 0) & (values <= 1)).all():  # false for NaN
         values = np.rint(values * 255).astype(np.uint8)
     if values.ndim == 3 and shape[0] <= 4 < shape[2]:
         values = values.transpose(1, 2, 0)
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
-    is_picture = values.ndim == 2 or (values.ndim == 3 and values.shape[2] <= 4)
-    if values.dtype != np.uint8 or not values.size or not is_picture:
+    try:
+        if values.dtype != np.uint8 or values.ndim < 2 or not values.size:
+            raise TypeError
+        return Image.fromarray(values)
+    except TypeError:  # Pillow's own for other shapes
         raise DataError(
             f"{name}: is {type(image).__name__} of {kind}, shape {shape}; expected a path, a PIL"
             " image, whole numbers of 0 to 255 (uint8) or floats of 0 to 1; give a data set without"
             " the transform that normalises its pixels for a model"
-        )
-    return Image.fromarray(values)
+        ) from None

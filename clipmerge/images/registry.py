@@ -25,22 +25,22 @@ _HERE = Path(__file__).parent
 _NAMED = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)(?P<revision>@[^:\s@]+)?(?::(?P<split>[^:\s]+))?")
 #: The template if neither the user nor the source has one.
 DEFAULT_TEMPLATE = "a photo of a {}."
-#: Number of ImageNet's classes, to whose indices `KnownSet.rows` refers.
+#: Number of ImageNet's classes, to whose indices `PublicSet.rows` refers.
 IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
-class KnownSet:
+class PublicSet:
     """A public data set.
 
     Attributes:
         title: A short description.
-        source: ``hf://datasets/ORG/NAME``.
+        source: Its address, ``hf://datasets/ORG/NAME``.
         split: The default split, or ``CONFIG/SPLIT``.
         classes: The list of class names in ``classes/``, if there is one.
         templates: Templates or names of template sets; empty if only the repository has them.
-        rows: For each class its number or numbers among ImageNet's 1000 classes; ``all`` if the
-            set has ImageNet's classes.
+        rows: Each class's number or numbers among ImageNet's 1000 classes; ``all`` if the set has
+            ImageNet's classes.
     """
 
     title: str
@@ -52,7 +52,7 @@ class KnownSet:
 
     @property
     def class_names(self) -> Names:
-        """Class names by this entry; empty if it names neither a list nor rows."""
+        """The class names; empty if the set has neither a list nor rows."""
         if self.classes:
             return class_list(self.classes)
         names = class_list("imagenet")
@@ -60,19 +60,19 @@ class KnownSet:
 
     @property
     def prompts(self) -> Names:
-        """Templates by this entry; empty if it has none."""
+        """The templates; empty if the set has none."""
         return check_templates(self.templates)
 
     @property
     def imagenet_rows(self) -> tuple[Shape, ...]:
-        """For each class its rows in a head of ImageNet's 1000 classes; empty if unknown."""
+        """Each class's rows in a head for ImageNet's 1000 classes; empty if unknown."""
         if self.rows == "all":
             return tuple((row,) for row in range(IMAGENET_CLASSES))
         return tuple((row,) if isinstance(row, int) else tuple(row) for row in self.rows)
 
     def describe(self, opened: OpenedSource) -> OpenedSource:
-        """Add the class names and templates of this entry to an opened set, unless its repository
-        has its own, as CLIP_benchmark's have.
+        """Add class names and templates to an opened set, unless its repository has its own, as
+        CLIP_benchmark's have.
         """
         has_names = opened.verbatim and opened.class_names is not None
         if has_names or not self.class_names:
@@ -80,14 +80,14 @@ class KnownSet:
         return replace(opened, class_names=self.class_names, verbatim=True, templates=self.prompts)
 
 
-def find_known(source: str) -> tuple[KnownSet | None, str]:
-    """Parse ``NAME[@REVISION][:SPLIT]``. Return the public set of that name and its source on the
-    Hub, or ``None`` and the unchanged source.
+def find_public_set(source: str) -> tuple[PublicSet | None, str]:
+    """Find the public set that ``NAME[@REVISION][:SPLIT]`` names. Return the set and its source on
+    the Hub, or ``None`` and the unchanged source.
     """
     match = _NAMED.fullmatch(source)
     if match is None or local_path(source).exists():
         return None, source
-    known = known_sets().get(match["name"])
+    known = public_sets().get(match["name"])
     if known is None:
         return None, source
     revision = match["revision"] or ""
@@ -96,17 +96,17 @@ def find_known(source: str) -> tuple[KnownSet | None, str]:
 
 
 @functools.cache
-def known_sets() -> Mapping[str, KnownSet]:
-    """All public sets by name."""
-    sets: dict[str, KnownSet] = {}
+def public_sets() -> Mapping[str, PublicSet]:
+    """Read the entries of all public sets, by name."""
+    sets: dict[str, PublicSet] = {}
     for file in sorted((_HERE / "sets").glob("*.yaml")):
         family = yaml.safe_load(file.read_text(encoding="utf-8"))
-        sets |= {name: KnownSet(**data) for name, data in family.items()}
+        sets |= {name: PublicSet(**data) for name, data in family.items()}
     return sets
 
 
 def class_lists() -> Names:
-    """Names of the lists of class names, sorted."""
+    """List the names of the lists of class names, sorted."""
     return _list_names("classes")
 
 
@@ -132,7 +132,9 @@ def template_set(name: str) -> Names:
 
 
 def check_templates(templates: Sequence[str]) -> Names:
-    """Check the user's templates, and replace names of template sets by their templates."""
+    """Check that templates have a place for the class, and replace names of template sets by their
+    templates.
+    """
     checked: list[str] = []
     sets = _list_names("templates")
     for text in templates:
@@ -150,8 +152,10 @@ def check_templates(templates: Sequence[str]) -> Names:
 
 
 def _list_names(folder: str) -> Names:
+    """List the files of a folder of this package by name, without suffix."""
     return tuple(sorted(file.stem for file in (_HERE / folder).glob("*.txt")))
 
 
 def _read_lines(file: str) -> Names:
+    """Read a text file of this package."""
     return tuple((_HERE / file).read_text(encoding="utf-8").splitlines())

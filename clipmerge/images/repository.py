@@ -14,7 +14,13 @@ from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files import replace_bytes, user_cache
 from clipmerge.hub import as_hub_errors
 from clipmerge.images.image_set import Columns, OpenedSource
-from clipmerge.images.tables import TABLES, import_datasets, load_files, one_line, parquet_options
+from clipmerge.images.tables import (
+    TABLES,
+    import_datasets,
+    load_files,
+    parquet_options,
+    report_read_errors,
+)
 from clipmerge.images.tar import TEXTS
 
 _ON_HUB = re.compile(
@@ -28,8 +34,8 @@ _SPLIT = re.compile(
 
 
 def splits_of_folder(folder: Path) -> dict[str, list[str]]:
-    """The tar files of a folder by split, or else its tables. A table named ``metadata.*`` takes
-    precedence. Class folders, which may be large, are not searched.
+    """List the tar files of a folder by split, or else its tables. A table named ``metadata.*``
+    comes before others. Class folders, which may be large, are not searched.
     """
     places = {folder, folder / "data"}
     if any((folder / name).is_file() for name in TEXTS):  # CLIP_benchmark's sets
@@ -84,7 +90,7 @@ def _download_split(
     builder = datasets.load_dataset_builder(repo, config, revision=about.sha)
     files_of = {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
     name = choose_split(title, files_of, split)
-    with one_line(title):
+    with report_read_errors(title):
         table = datasets.load_dataset(
             builder.name,
             data_files={name: files_of[name]},
@@ -96,8 +102,8 @@ def _download_split(
 
 
 def _files_by_split(names: Iterable[str], suffixes: Sequence[str]) -> dict[str, list[str]]:
-    """Group files with these suffixes by split, which is a word in the file's name or else its
-    folder. Files are sorted by their numbers.
+    """Group files with these suffixes by split: a word in the file's name, or else its folder.
+    Files are sorted by the numbers in their names.
     """
     splits: dict[str, list[str]] = {}
     for name in sorted(names, key=_by_number):
@@ -110,7 +116,7 @@ def _files_by_split(names: Iterable[str], suffixes: Sequence[str]) -> dict[str, 
 
 
 def _by_number(name: str) -> list[str | int]:
-    """A key that sorts ``part10`` after ``part9``."""
+    """Make a sort key that puts ``part10`` after ``part9``."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 

@@ -26,14 +26,15 @@ class Split(Generic[Images]):
     """Images of one source by their use. No two are copies of one picture.
 
     Attributes:
-        train: Images to learn from or to measure on, if any.
+        train: Images for learning or measuring; ``None`` if there are none.
         val: Images that choose among learned results; ``None`` if there are too few. If fewer than
-            `MAX_TEST` images judge, they choose too, because a few dozen alone choose by luck.
-        test: Images that judge the result and teach nothing; ``None`` if there are too few or none
-            are wanted.
+            `MAX_TEST` images judge, these choose too, because a few dozen alone choose by luck.
+        test: Images that judge the result, from which nothing is learned; ``None`` if there are too
+            few or none are wanted.
         thumbnails: Thumbnails of all images of the split.
         available: Number of images of the source.
         copies: Number of copies that were left out.
+        test_chooses: Whether some test images are among those that choose.
         ood: Splits of the images of shifts and other tasks, by name: half may teach, half judge.
     """
 
@@ -43,23 +44,17 @@ class Split(Generic[Images]):
     thumbnails: Thumbnails[Images]
     available: int
     copies: int
+    test_chooses: bool = False
     ood: Mapping[str, Split[Any]] = field(default_factory=dict)
 
     @property
     def notes(self) -> Names:
-        """Note copies, which would count twice, or teach on one side and judge on the other."""
+        """Note that copies were left out: they would count twice, or both teach and judge."""
         if not self.copies:
             return ()
         kept = self.thumbnails.images
         are = f"{self.copies} of the {len(kept) + self.copies} sampled images"
         return (f"{kept.source}: {are} show what another one shows; of such copies one is used",)
-
-    @property
-    def test_chooses(self) -> bool:
-        """Whether some test images are among those that choose."""
-        if self.val is None or self.test is None:
-            return False
-        return not set(self.val.pictures.items).isdisjoint(self.test.pictures.items)
 
 
 def split_images(
@@ -68,7 +63,8 @@ def split_images(
     """Draw images, and divide them into images that teach, choose and judge.
 
     If there are enough, ``count`` images teach and choose, and others judge. If there are fewer,
-    the shares divide them. Of several copies one is used, so that no picture is on two sides.
+    they are divided by the shares. One of several copies is used, so that no picture both teaches
+    and judges.
 
     Args:
         images: The source.
@@ -83,15 +79,13 @@ def split_images(
     sampled = thumbnails.images
     # round() would round halves to even; a fifth of three to seven images must be one
     aside = min(wanted, int(len(sampled) * test + 0.5))
-    if images.labels_are_classes:
-        judge = _pick_same_share(images.labels, sampled.labels, aside, seed)
-    else:
-        judge = _pick_whole_groups(sampled.labels, aside, seed)
+    judge = _pick_for_one_use(sampled, images.labels, aside, seed)
     others = sorted(set(range(len(sampled))) - set(judge))
     labels = [sampled.labels[at] for at in others]
     choose = [others[at] for at in held_out_positions(labels, val, seed)]
     train = sorted(set(others) - set(choose))
-    if choose and 0 < len(judge) < MAX_TEST:
+    test_chooses = bool(choose) and 0 < len(judge) < MAX_TEST
+    if test_chooses:
         choose = [*judge, *choose]
         # but a caption that chooses may also belong to an image that is learned from
         if images.labels_are_classes:
@@ -103,22 +97,17 @@ def split_images(
         thumbnails=thumbnails,
         available=len(images),
         copies=len(drawn) - len(sampled),
+        test_chooses=test_chooses,
     )
 
 
 def split_shift(drawn: Thumbnails[Images], seed: int, *, teaches: bool) -> Split[Images]:
-    """Divide images into half of each class, which teaches, and the rest, which judges. Without
-    ``teaches`` all of them judge.
-    """
+    """Let half of each class teach and half judge; without ``teaches`` all images judge."""
     alone = drawn.without_copies()
     images = alone.images
     teach: list[int] = []
     if teaches:
-        half = len(images) // 2
-        if images.labels_are_classes:
-            teach = _pick_same_share(images.labels, images.labels, half, seed)
-        else:
-            teach = _pick_whole_groups(images.labels, half, seed)
+        teach = _pick_for_one_use(images, images.labels, len(images) // 2, seed)
     judge = sorted(set(range(len(images))) - set(teach))
     return Split(
         train=images.subset(teach) if teach else None,
@@ -131,8 +120,8 @@ def split_shift(drawn: Thumbnails[Images], seed: int, *, teaches: bool) -> Split
 
 
 def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[int]:
-    """Choose images to hold out, as many of each class as possible, and return their positions in
-    ascending order.
+    """Choose images to hold out, in equal numbers from each class where possible. Return their
+    positions in ascending order.
 
     A class gives more than half of its images only after every class has given half, and its last
     image only after all others.
@@ -157,11 +146,20 @@ def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[i
     return sorted(sorted(order, key=ranks.__getitem__)[:count])
 
 
-def _pick_same_share(available: Shape, labels: Shape, count: int, seed: int) -> list[int]:
-    """Pick the same share of every class of a sample, and return positions in ascending order.
+def _pick_for_one_use(images: ImageSource, available: Shape, count: int, seed: int) -> list[int]:
+    """Pick the same share of every class, or all images of some captions. Return their positions
+    in ascending order. ``available`` has the labels of the whole source.
+    """
+    if images.labels_are_classes:
+        return _pick_same_share(available, images.labels, count, seed)
+    return _pick_whole_groups(images.labels, count, seed)
 
-    If the source has one image of a class, the image is never picked, so that it can teach. If only
-    the sample has one image of a class, the image is picked last.
+
+def _pick_same_share(available: Shape, labels: Shape, count: int, seed: int) -> list[int]:
+    """Pick the same share of every class of a sample. Return positions in ascending order.
+
+    A class's only image in the source is never picked, so that it can teach. A class's only image
+    in the sample is picked last.
     """
     there = Counter(available)
     shared = [at for at, label in enumerate(labels) if there[label] > 1]
@@ -178,9 +176,7 @@ def _pick_same_share(available: Shape, labels: Shape, count: int, seed: int) -> 
 
 
 def _places_in_class(order: Iterable[int], labels: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """For each position: the position, its number among the images of its class, counted from 1,
-    and the size of the class.
-    """
+    """Yield each position, its number among the images of its class, from 1, and their number."""
     sizes = Counter(labels)
     seen = Counter[int]()
     for at in order:
@@ -190,7 +186,7 @@ def _places_in_class(order: Iterable[int], labels: Sequence[int]) -> Iterator[tu
 
 
 def _pick_whole_groups(labels: Shape, count: int, seed: int) -> list[int]:
-    """Pick at most ``count`` images at random, and return positions in ascending order.
+    """Pick labels at random, with at most ``count`` images. Return positions in ascending order.
 
     All images of a label are picked or none, because a caption that judges must not teach.
     """

@@ -21,10 +21,9 @@ from clipmerge.images.image_set import (
     Columns,
     OpenedSource,
     Pictures,
-    picture_files,
+    pictures_in_files,
 )
 from clipmerge.images.tar import load_tars
-from clipmerge.types import Names
 
 #: Suffixes of tables.
 TABLES = (".parquet", ".csv", ".tsv", ".jsonl", ".arrow")
@@ -45,12 +44,8 @@ def import_datasets() -> Any:
     return datasets
 
 
-def load_files(
-    title: str, files: Sequence[str], columns: Columns, folder: Path | None = None
-) -> OpenedSource:
-    """Open tables or tar files, all of one kind. File names in a table start from ``folder``, by
-    default the folder of the first table.
-    """
+def load_files(title: str, files: Sequence[str], columns: Columns) -> OpenedSource:
+    """Open tables or tar files, all of one kind. File names in a table start from its folder."""
     suffixes = sorted({Path(file).suffix.lower() for file in files})
     if suffixes == [".tar"]:
         return load_tars(title, files, columns)
@@ -58,9 +53,9 @@ def load_files(
         raise DataError(
             f"{title}: is {shorten(suffixes)}; give files of one kind: {shorten(('.tar', *TABLES))}"
         )
-    with one_line(title):
+    with report_read_errors(title):
         data = _read_tables(suffixes[0], list(files))
-    return load_dataset(title, data, columns, folder or Path(files[0]).parent)
+    return load_dataset(title, data, columns, Path(files[0]).parent)
 
 
 def _read_tables(suffix: str, files: list[str]) -> Any:
@@ -76,7 +71,7 @@ def _read_tables(suffix: str, files: list[str]) -> Any:
 
 
 def parquet_options() -> dict[str, Any]:
-    """Options for `datasets` by which memory holds one row group of a Parquet file at a time."""
+    """Make options for `datasets` with which memory holds one row group of a Parquet file."""
     from pyarrow.dataset import ParquetFragmentScanOptions
 
     scan = ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
@@ -84,7 +79,7 @@ def parquet_options() -> dict[str, Any]:
 
 
 def _read_csv(file: str) -> Any:
-    """Read a table of texts, with tabs (as for open_clip), semicolons or commas between them,
+    """Read a table whose fields are separated by tabs (as for open_clip), semicolons or commas,
     whatever its suffix.
     """
     import datasets
@@ -93,29 +88,29 @@ def _read_csv(file: str) -> Any:
     heading, _, _ = text.partition("\n")
     mark = "\t" if "\t" in heading else ";" if "," not in heading else ","
 
-    def read(strict: bool) -> Iterator[list[str]]:
-        """The rows that are not empty."""
-        reader = csv.reader(io.StringIO(text), delimiter=mark, skipinitialspace=True, strict=strict)
-        width = 0
+    def read(strict: bool) -> dict[str, list[str]]:
+        """Read the columns; empty lines are left out."""
+        rows = csv.DictReader(
+            io.StringIO(text), delimiter=mark, skipinitialspace=True, strict=strict
+        )
+        columns: dict[str, list[str]] = {name: [] for name in rows.fieldnames or ()}
         try:
-            for row in filter(None, reader):
-                width = width or len(row)
-                if len(row) != width:
-                    raise ValueError(
-                        f"line {reader.line_num} has {len(row)} fields, and the heading {width}"
-                    )
-                yield row
+            for row in rows:
+                if None in row or None in row.values():  # too many or too few
+                    raise ValueError(f"line {rows.line_num} has more or fewer fields than line 1")
+                for name, field in row.items():
+                    columns[name].append(field)
         except csv.Error:
             raise ValueError(
-                f"line {reader.line_num}: a quote that opens a field is not closed; close it, and"
-                " double those inside of texts"
+                f"line {rows.reader.line_num}: a quote that opens a field is not closed; close it,"
+                " and double quotes inside of texts"
             ) from None
+        return columns
 
-    names, *rows = read(strict=False)
-    if any("\n" in field for row in rows for field in row):  # an open quote swallows rows
-        list(read(strict=True))
-    columns = map(list, zip(*rows, strict=True)) if rows else [[] for _ in names]
-    return datasets.Dataset.from_dict(dict(zip(names, columns, strict=True)))
+    columns = read(strict=False)
+    if any("\n" in field for fields in columns.values() for field in fields):
+        read(strict=True)  # a quote that is not closed swallows rows
+    return datasets.Dataset.from_dict(columns)
 
 
 def load_dataset(title: str, data: Any, columns: Columns, folder: Path = Path()) -> OpenedSource:
@@ -126,24 +121,21 @@ def load_dataset(title: str, data: Any, columns: Columns, folder: Path = Path())
         if hasattr(feature, "names")
     }
     schema = data.features.arrow_schema
+
+    def usual(names: Sequence[str]) -> list[str]:
+        """The column with the first of some usual names."""
+        return [name for name in names if name in schema.names][:1]
+
     pictures = [field.name for field in schema if "binary" in str(field.type)]
-    usual = [name for name in LABEL_NAMES if name in schema.names]
-    labels = list(class_names) or usual[:1]
-    captions = [name for name in CAPTION_NAMES if name in schema.names]
-    files = [name for name in _FILE_NAMES if name in schema.names]
-    image = _pick_column(title, "image", columns.image, pictures or files[:1], schema.names)
+    labels = list(class_names) or usual(LABEL_NAMES)
+    image = _pick_column(
+        title, "image", columns.image, pictures or usual(_FILE_NAMES), schema.names
+    )
     wanted = columns.caption or columns.label
-    found = labels or captions[:1]
-    text = _pick_column(title, "label or caption", wanted, found, schema.names)
-    captioned = columns.captioned
-    notes: Names = ()
-    if captioned is None:
-        captioned = not labels
-        if labels and captions:
-            notes = (
-                f"{title}: has labels (column '{text}') and captions ('{captions[0]}'); the labels"
-                f" are taken; the captions are with `caption_column` {captions[0]}",
-            )
+    text = _pick_column(
+        title, "label or caption", wanted, labels or usual(CAPTION_NAMES), schema.names
+    )
+    captioned = not labels if columns.captioned is None else columns.captioned
 
     def read(column: str) -> Any:
         """A column as Arrow keeps it, without decoding pictures."""
@@ -157,15 +149,15 @@ def load_dataset(title: str, data: Any, columns: Columns, folder: Path = Path())
         paths = _find_files(title, images[:].column(0).to_pylist(), folder)
         if captioned:
             paths, values = _join_captions(paths, values)
-        shown = picture_files(paths)
-    return OpenedSource(title, shown, values, captioned, class_names.get(text), notes=notes)
+        shown = pictures_in_files(paths)
+    return OpenedSource(title, shown, values, captioned, class_names.get(text))
 
 
 def _pick_column(
     title: str, kind: str, wanted: str | None, found: Sequence[str], columns: Sequence[str]
 ) -> str:
-    """Return the column that the user named, else the only candidate, else the candidate that is
-    named like the kind.
+    """Return the user's column, or else the candidate named like its kind, or else the only
+    candidate.
     """
     if wanted:
         if wanted in columns:
@@ -183,7 +175,7 @@ def _pick_column(
 
 
 def _pictures_of_rows(title: str, images: Any) -> Pictures:
-    """The pictures of a table of one column, by row."""
+    """Make pictures of the rows of a table that has one column."""
 
     def get(row: int) -> bytes | str:
         value = images[row].column(0)[0].as_py()
@@ -195,7 +187,9 @@ def _pictures_of_rows(title: str, images: Any) -> Pictures:
 
 
 def _join_captions(files: list[str], values: list[Any]) -> tuple[list[str], list[Any]]:
-    """Join the captions of all rows that name the same picture."""
+    """Collect the captions of each picture from all rows that name it. Return pictures and lists
+    of captions.
+    """
     captions: dict[str, list[Any]] = {}
     for file, value in zip(files, values, strict=True):
         listed = value if isinstance(value, list) else [value]
@@ -204,7 +198,7 @@ def _join_captions(files: list[str], values: list[Any]) -> tuple[list[str], list
 
 
 def _find_files(title: str, names: Sequence[Any], folder: Path) -> list[str]:
-    """Find the files that rows name, in the folder or else in the working folder."""
+    """Find the files that the rows of a table name, in its folder or else the working folder."""
     files: list[str] = []
     missing: list[str] = []
     for row, name in enumerate(map(str, names), 1):
@@ -224,8 +218,8 @@ def _find_files(title: str, names: Sequence[Any], folder: Path) -> list[str]:
 
 
 @contextmanager
-def one_line(title: str) -> Iterator[None]:
-    """Report any error of `datasets` by the first line of its cause."""
+def report_read_errors(title: str) -> Iterator[None]:
+    """Turn any error of `datasets` into one line, the first line of its cause."""
     try:
         yield
     except Exception as error:  # each library below raises its own

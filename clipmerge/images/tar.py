@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from clipmerge.errors import DataError, shorten
 from clipmerge.images.folder import caption_lines, is_hidden, is_picture
-from clipmerge.images.image_set import TEXT_NAMES, Columns, OpenedSource, Pictures, first_named
+from clipmerge.images.image_set import TEXT_NAMES, Columns, OpenedSource, Pictures, get_first
 from clipmerge.types import Names
 
 #: Texts that CLIP_benchmark writes beside the archives of a data set.
@@ -24,7 +24,7 @@ TEXTS = ("classnames.txt", "zeroshot_classification_templates.txt", "dataset_typ
 
 
 class Member(NamedTuple):
-    """A file in an archive, and its place there."""
+    """A file inside an archive, and where its bytes are."""
 
     archive: str
     name: str
@@ -39,7 +39,7 @@ class Member(NamedTuple):
 
 
 def load_tars(title: str, archives: Sequence[str], columns: Columns) -> OpenedSource:
-    """Open tar files as one source. Texts with class names and templates may lie beside them or in
+    """Open tar files as one source. Class names and templates may be in texts beside them or in
     the folder above.
     """
     class_names, templates, kind = (_text_beside(Path(archives[0]), name) for name in TEXTS)
@@ -86,8 +86,8 @@ def _text_beside(archive: Path, name: str) -> Names:
 
 
 def _read_members(archive: str) -> Iterator[tuple[str, str, Member]]:
-    """For each file of an archive, yield its key, its ending and its place. All files of a sample
-    share the key.
+    """List the files of an archive: the key, which all files of a sample share, the ending and the
+    place of each.
     """
     try:
         with tarfile.open(archive, "r:") as opened:
@@ -131,8 +131,8 @@ def _image_of(where: str, files: dict[str, Member], wanted: str | None) -> Membe
 
 
 def _label_or_captions(where: str, files: dict[str, Member], wanted: str | None) -> Any:
-    """Read the label or captions of a sample, from the file with the wanted ending or from that
-    key of its JSON; ``None`` if there are none and the user named none.
+    """Read the label or captions of a sample from the file with the wanted ending, or from that
+    key of its JSON. ``None`` if it has none and the user asked for no particular ending.
     """
     field = (wanted or "").removeprefix("json.")
     found: dict[str, Any] = {}
@@ -147,7 +147,7 @@ def _label_or_captions(where: str, files: dict[str, Member], wanted: str | None)
         text = files[ending].read().decode("utf-8", "replace")
         lines = caption_lines(text)
         found[ending] = lines if len(lines) > 1 else text.strip()
-    value = first_named(found, [field] if wanted else ["cls", *TEXT_NAMES, "txt"])
+    value = get_first(found, [field] if wanted else ["cls", *TEXT_NAMES, "txt"])
     if value is None and wanted:
         raise DataError(f"{where}: has no .{wanted} (endings: {shorten(files)})")
     return value

@@ -1,8 +1,8 @@
-"""Augment images: geometry, colour, grey, blur and noise, none of it aimed at a particular shift.
+"""Augment images: geometry, colour, grey, blur and noise, none of them aimed at a particular shift.
 
-They act on preprocessed pixels, so that they work for any checkpoint's normalisation. Random
-numbers are drawn on the CPU, so that a seed gives the same changes on any device; only noise, of
-which there is much, is drawn where the images are.
+Augmentations act on preprocessed pixels, whatever the checkpoint's normalisation. Random numbers
+are drawn on the CPU, so that a seed gives the same changes on every device. Only noise, which needs
+many numbers, is drawn on the device.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from clipmerge.plugins import Augmentation
 
 #: All kinds of change, in the order in which they are made.
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
-# Strengths are those of common augmentation in contrastive learning, chosen once and never tuned to
-# a shift. Most follow one magnitude: scales are 1 -+ 0.3, shifts half of it (a shift of 2 is the
-# whole image), contrast and brightness, in units of the normalised image, twice; and it is the
-# share of the images that become grey, and of those that become blurred.
+# Strengths are common in contrastive learning, chosen once and never tuned to a shift. Most follow
+# one magnitude: scales are 1 -+ 0.3, shifts half of it (a shift of 2 is the whole image), contrast
+# and brightness twice as much, in units of the normalised image. It is also the share of images
+# that become grey, and of those that are blurred.
 _MAGNITUDE = 0.3
-# Turns, which common augmentation gives in degrees.
+# Largest rotation.
 _TURN = math.radians(25)
-# Shears; channels are mixed, and noise is added, by twice as much.
+# Largest shear; channels are mixed, and noise is added, by up to twice as much.
 _SHEAR = 0.2
 
 #: Draws numbers between two bounds, (images, *shape), on the images' device.
@@ -38,7 +38,7 @@ _Draw = Callable[..., Tensor]
 def strong_augment(
     pixels: Tensor, seed: int, kinds: tuple[Augmentation, ...] = AUGMENTATIONS
 ) -> Tensor:
-    """Change every preprocessed image, (batch, 3, height, width), as the seed says."""
+    """Augment preprocessed images, (batch, 3, height, width), strongly; the seed decides how."""
     if kinds:
         _require_images(pixels)
     generator = torch.Generator().manual_seed(seed)
@@ -67,12 +67,11 @@ def strong_augment(
 
 
 def weak_augment(pixels: Tensor, seed: int, strength: float) -> Tensor:
-    """Rotate, scale, shear and shift every image slightly, so that learning cannot memorise its
-    pixels.
+    """Rotate, scale, shear and shift images slightly, so that learning cannot memorise pixels.
 
-    Strength 1 is as strong as `strong_augment`. A quarter of it rotates by up to 6 degrees, scales
-    by up to 8% and shifts by up to 2% of the side, which does not change what an image shows. 0
-    does nothing.
+    Strength 1 is as strong as `strong_augment`, and 0 does nothing. Strength 0.25 rotates by up to
+    6 degrees, scales by up to 8% and shifts by up to 2% of the side, so that an image still shows
+    the same thing.
     """
     if strength == 0:
         return pixels
@@ -84,12 +83,13 @@ def weak_augment(pixels: Tensor, seed: int, strength: float) -> Tensor:
 def _draw_uniform(
     generator: torch.Generator, images: Tensor, low: float, high: float, *shape: int
 ) -> Tensor:
+    """Draw numbers between two bounds, (images, *shape), on the device of the images."""
     drawn = torch.rand((len(images), *shape), generator=generator)
     return (drawn * (high - low) + low).to(images)
 
 
 def _draw_normal(generator: torch.Generator, images: Tensor) -> Tensor:
-    """Standard normal numbers in the images' shape."""
+    """Draw standard normal numbers, in the shape of the images."""
     device = images.device
     if device.type != "cpu":
         seed = int(torch.randint(1 << 32, (), generator=generator))
@@ -98,6 +98,7 @@ def _draw_normal(generator: torch.Generator, images: Tensor) -> Tensor:
 
 
 def _require_images(pixels: Tensor) -> None:
+    """Refuse pixels that are packed as patches."""
     if pixels.ndim != 4:
         raise ClipmergeError(
             "the model takes images as patches of any aspect ratio, which cannot be rotated or"
@@ -106,11 +107,11 @@ def _require_images(pixels: Tensor) -> None:
 
 
 def _resample(pixels: Tensor, first: list[Tensor], second: list[Tensor]) -> Tensor:
-    """Resample every image under an affine map of two rows of three numbers; outside, the border is
-    repeated.
+    """Resample every image under an affine map, two rows of three numbers, and repeat the border
+    outside.
 
-    A point outside moves to the centre of the nearest pixel, beside which nothing else counts: the
-    same as ``padding_mode="border"``, which Apple's GPUs do not know before torch 2.13.
+    Points outside move to the centre of the nearest pixel. That equals ``padding_mode="border"``,
+    which Apple's GPUs lack before torch 2.13.
     """
     rows = [torch.stack(row, 1) for row in (first, second)]
     grid = affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
@@ -121,7 +122,7 @@ def _resample(pixels: Tensor, first: list[Tensor], second: list[Tensor]) -> Tens
 
 
 def _geometry(pixels: Tensor, draw: _Draw, strength: float) -> Tensor:
-    """Rotate, scale, shear and shift; outside, the border is repeated."""
+    """Rotate, scale, shear and shift images, and repeat the border outside."""
     turn = strength * draw(-_TURN, _TURN)
     scale = 1 + strength * draw(-_MAGNITUDE, _MAGNITUDE)
     shear = strength * draw(-_SHEAR, _SHEAR)

@@ -1,5 +1,5 @@
-"""Learn coefficients, and let images that learning never saw choose how far to move from there
-towards the fine-tuned model.
+"""Learn coefficients, and let held-out images choose how far to move from there towards the
+fine-tuned model.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from clipmerge.stats import class_weights, paired_mean_and_error
 
 #: Shares of the way from the learned point to the fine-tuned model that are tried, in order.
 BACKOFFS = tuple(tenth / 10 for tenth in range(10))
-# Prompts with which images are compared, at most; no gradient goes back through them.
+# Most prompts that images are compared with; no gradient goes back through them.
 _PROMPTS_A_LOOK = 1024
-# The whole way ends at the fine-tuned model.
+# Share of the way at whose end the fine-tuned model is.
 _FINETUNED = 1.0
-# Accuracies are means of float64, so a loss of exactly the limit may come out a little above it.
+# A mean of float64 that equals the limit may be rounded to a little above it.
 _ROUNDING = 1e-9
 
 
-class Look(NamedTuple):
-    """Which images the model recognises at one point.
+class PointAccuracy(NamedTuple):
+    """The images that the model recognises at one point of the way to fine-tuned.
 
     Attributes:
         backoff: Share of the way from the learned point to the fine-tuned model.
@@ -41,51 +41,54 @@ class Look(NamedTuple):
     distance: float
     accuracies: Tensor
 
-    def loss_against(self, finetuned: Look) -> tuple[float, float]:
-        """Accuracy lost against the fine-tuned model on the same images, and its standard error.
+    def loss_against(self, finetuned: PointAccuracy) -> tuple[float, float]:
+        """Compute the accuracy lost against the fine-tuned model on the same images, and its
+        standard error.
 
-        Few images on which the two never differ prove little, so Agresti and Min's images are
-        added; the nearer a point is to the fine-tuned model, the fewer of them differ, too.
+        A few images on which the two models never differ prove little, so Agresti and Min's images
+        are added. On these the models differ less the nearer the point is to the fine-tuned model.
         """
         return paired_mean_and_error(finetuned.accuracies - self.accuracies, self.distance)
 
 
-def choose_backoff(look_at: Callable[[float], Look], max_loss: float) -> tuple[Look, Look]:
-    """Find the least share of the way to the fine-tuned model that keeps enough accuracy.
+def choose_backoff(
+    evaluate_at: Callable[[float], PointAccuracy], max_loss: float
+) -> tuple[PointAccuracy, PointAccuracy]:
+    """Find the smallest share of the way to the fine-tuned model that keeps enough accuracy.
 
-    A point is far enough if its loss and the standard error together keep to the limit. A point
-    that loses nothing is, too: with few images the error alone exceeds the limit, and would send
-    back a model that is better than the fine-tuned one.
+    A point is accepted if its loss plus the standard error keeps to the limit, or if it loses
+    nothing. Without the second rule, few images would reject a model that is better than the
+    fine-tuned one, because the error alone exceeds the limit.
 
     Args:
-        look_at: Moves the model a share of the way, and looks at the images.
+        evaluate_at: Moves the model a share of the way, and evaluates it there.
         max_loss: Points of accuracy that may be lost.
 
     Returns:
-        The look at that point, and the look at the fine-tuned model.
+        The accuracies at that point, and those of the fine-tuned model.
     """
     limit = max_loss / 100
-    finetuned = look_at(_FINETUNED)
+    finetuned = evaluate_at(_FINETUNED)
     for backoff in BACKOFFS:
-        look = look_at(backoff)
-        loss, error = look.loss_against(finetuned)
+        point = evaluate_at(backoff)
+        loss, error = point.loss_against(finetuned)
         if loss <= max(limit - error, min(limit, 0)) + _ROUNDING:
-            return look, finetuned
+            return point, finetuned
     return finetuned, finetuned
 
 
 @torch.no_grad()
 def weighted_accuracies(objective: Objective, val: Labelled, options: LearningOptions) -> Tensor:
-    """Compute which images the current weights recognise, (images,), float64 on the CPU.
+    """Compute which images the model recognises, (images,), float64 on the CPU.
 
-    The mean of the result is a mean over classes, so that none is given up for the others.
+    Images are weighted so that the mean is a mean over classes: no class is given up for others.
     """
     images, classifier = val
     objective.work.announce(FORWARD * len(images))
     prompts, columns = classifier.draw(images.labels, objective.seed, _PROMPTS_A_LOOK)
     device = objective.path.device
     with in_precision(device, options.precision):
-        classes = classifier.class_features(*prompts)
+        classes = classifier.class_features(prompts)
         features = objective.embed(images.pixels.to(device))
     logits = classifier.logits(features, classes.float())
     finite_scores(logits, f"held-out images, with measure.precision={options.precision}")
@@ -100,21 +103,20 @@ def weighted_accuracies(objective: Objective, val: Labelled, options: LearningOp
 def choose(
     objective: Objective, coefficients: Coefficients, val: Labelled, options: LearningOptions
 ) -> BackoffChoice:
-    """Move the coefficients to the choice of images that learning did not see.
+    """Let held-out images choose how far the coefficients move towards fine-tuned, and move them.
 
-    If nothing between the learned and the fine-tuned point keeps the accuracy, they become the
-    fine-tuned model's.
+    If no point before the fine-tuned model keeps the accuracy, they become the fine-tuned model's.
     """
     learned = coefficients.distance() or 1.0
 
-    def look_at(backoff: float) -> Look:
-        coefficients.place(backoff)
+    def evaluate_at(backoff: float) -> PointAccuracy:
+        coefficients.set_weights(backoff)
         distance = coefficients.distance(backoff) / learned
-        return Look(backoff, distance, weighted_accuracies(objective, val, options))
+        return PointAccuracy(backoff, distance, weighted_accuracies(objective, val, options))
 
-    chosen, finetuned = choose_backoff(look_at, options.max_loss)
+    chosen, finetuned = choose_backoff(evaluate_at, options.max_loss)
     coefficients.back_off(chosen.backoff)
-    coefficients.place()
+    coefficients.set_weights()
     return BackoffChoice(
         images=len(chosen.accuracies),
         backoff=chosen.backoff,
@@ -130,7 +132,7 @@ def learn(
     *,
     units: Mapping[str, float] | None = None,
 ) -> tuple[list[list[float]], BackoffChoice | None]:
-    """Learn coefficients, and let the held-out images choose how far to back off, if there are any.
+    """Learn coefficients, and let held-out images choose how far to back off, if there are any.
 
     Args:
         objective: Left at the chosen coefficients.
@@ -141,8 +143,7 @@ def learn(
     Returns:
         The trace of `train`, and the choice.
     """
-    ood, val, state = objective.ood, objective.val, objective.state
     options = options.for_images(objective.images.pixels)
-    trace = train(objective, coefficients, options, ood, state, units)
-    choice = choose(objective, coefficients, val, options) if val else None
-    return trace, choice
+    trace = train(objective, coefficients, options, units)
+    val = objective.val
+    return trace, choose(objective, coefficients, val, options) if val else None

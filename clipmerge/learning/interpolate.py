@@ -1,4 +1,6 @@
-"""Set a model's weights to theta_0 + c * (theta_1 - theta_0), in place, and find c's gradient."""
+"""Set a model's weights to theta_0 + c * (theta_1 - theta_0), in place, and compute the gradient of
+c.
+"""
 
 from __future__ import annotations
 
@@ -23,32 +25,32 @@ from clipmerge.models import ImageTextModel
 from clipmerge.planning.plan import Plan, rows_shape
 from clipmerge.types import Layers, OutputDtype
 
-#: WiSE-FT's alpha where nothing is tuned (Wortsman et al. 2022).
+#: The alpha that WiSE-FT recommends without tuning (Wortsman et al. 2022).
 DEFAULT_ALPHA = 0.5
 Granularity = Literal["layer", "parameter", "channel", "entry"]
 # Standard deviation of the noise that breaks ties between the scores of a sparse parameter: small
-# beside a step of learning times their number.
+# beside the way that a score goes in all steps of learning.
 _SPREAD = 0.02
 
 
 class WeightPath:
-    """A model on a device whose weights move between checkpoints, in place.
+    """A model whose weights move between checkpoints, in place.
 
-    With several fine-tuned checkpoints the straight path ends at their average.
+    With several fine-tuned checkpoints, the path ends at their average.
 
     Attributes:
         model: The model.
         inputs: The checkpoints.
-        device: Where the model is.
-        dtype: The dtype to which weights are rounded before they are used; ``keep`` for the
-            zero-shot checkpoint's.
+        device: The device of the model.
+        dtype: Weights are rounded to this dtype before they are used; ``keep`` is the zero-shot
+            checkpoint's.
         parameters: The model's parameters by canonical name; those that fine-tuning did not change
             are frozen.
-        layers: Names of the changed parameters by layer; only layers that fine-tuning changed.
+        layers: Names of the changed parameters by layer, without unchanged layers.
         names: Names of the changed parameters.
         text_changes: Whether fine-tuning changed the text tower.
-        class_moves: Number of changes of the text tower or the head so far; while it stays the
-            same, class features can be reused.
+        class_moves: Number of times that the text tower or the head changed; class features are
+            valid until the next one.
     """
 
     def __init__(
@@ -59,14 +61,7 @@ class WeightPath:
         *,
         dtype: OutputDtype = "float32",
     ) -> None:
-        """Load the zero-shot weights, and keep all ends.
-
-        Args:
-            model: The model without weights.
-            inputs: The checkpoints.
-            device: Where to compute.
-            dtype: See the attribute.
-        """
+        """Load the zero-shot weights into the model, and keep the weights of all checkpoints."""
         self.model = model
         self.inputs = inputs
         self.device = device
@@ -95,8 +90,8 @@ class WeightPath:
         self._is_elsewhere = False
 
     def _keep_ends(self, name: str) -> Tensor:
-        """Keep theta_0, and theta_1 to theta_K if they are merged, in the dtypes of their files; a
-        head that only the fine-tuned checkpoint has never moves.
+        """Keep a parameter's theta_0, and theta_1 to theta_K if it is merged, in the dtypes of
+        their files. A head that only the fine-tuned checkpoint has never moves.
         """
         inputs = self.inputs
         has_it = name in inputs.zeroshot_keys
@@ -122,13 +117,13 @@ class WeightPath:
     # Points
 
     def set_alpha(self, alpha: float) -> None:
-        """Go to theta_0 + alpha * (theta_1 - theta_0)."""
+        """Set the weights to theta_0 + alpha * (theta_1 - theta_0)."""
         count = len(self.inputs.finetuned)
         self.set_mixture([alpha / count] * count)
 
     @torch.no_grad()
     def set_mixture(self, weights: Sequence[float]) -> None:
-        """Go to theta_0 + sum_i weights_i * (theta_i - theta_0)."""
+        """Set the weights to theta_0 + sum_i weights_i * (theta_i - theta_0)."""
         names = list(self.parameters) if self._is_elsewhere else self.names
         self._is_elsewhere = False
         for name in names:
@@ -138,7 +133,7 @@ class WeightPath:
 
     @torch.no_grad()
     def set_coefficients(self, coefficient_of: Callable[[str], Tensor]) -> None:
-        """Go to theta_0 + c * (theta_1 - theta_0); c broadcasts to its parameter."""
+        """Set the weights to theta_0 + c * (theta_1 - theta_0); c broadcasts to its parameter."""
         for name in self.names:
             theta_0, theta_1 = self._ends[name][:2]
             weights = self.parameters[name].data
@@ -146,7 +141,7 @@ class WeightPath:
             self._count_move(name)
 
     def merged_weights(self, plan: Plan) -> Iterator[tuple[str, Tensor]]:
-        """Merge by a plan, in memory; give the weights that a merge writes, by parameter."""
+        """Merge by a plan, in memory. Yield the parameters with the weights that a merge writes."""
         tensors = [
             each for each in merged_tensors(self.inputs, plan) if each.name in self.parameters
         ]
@@ -154,12 +149,12 @@ class WeightPath:
         return zip(names, tensors_in_memory(tensors), strict=True)
 
     def set_plan(self, plan: Plan) -> None:
-        """Go to the weights that a merge by this plan writes."""
+        """Set the weights to those that a merge by this plan writes."""
         self.set_merged(self.merged_weights(plan))
 
     @torch.no_grad()
     def set_merged(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Go to merged weights."""
+        """Set the weights to merged ones, given by parameter."""
         self._is_elsewhere = True
         left = set(self.parameters)
         for name, value in weights:
@@ -173,7 +168,7 @@ class WeightPath:
 
     @torch.no_grad()
     def set_checkpoint(self, other: Inputs) -> None:
-        """Go to a checkpoint that is not on the path; weights that it lacks stay zero-shot."""
+        """Set the weights to those of another checkpoint; weights that it lacks are zero-shot."""
         self._is_elsewhere = True
         for name in self.parameters:
             value = other.theta_1(name) if other.merges(name) else self._ends[name][0]
@@ -181,10 +176,12 @@ class WeightPath:
             self._set_parameter(name, self._rounded(name, value))
 
     def _rounded(self, name: str, value: Tensor) -> Tensor:
+        """Round a value to the path's dtype."""
         kept = self._ends[name][0].dtype
         return value.to(kept if self.dtype == "keep" else getattr(torch, self.dtype))
 
     def _set_parameter(self, name: str, value: Tensor) -> None:
+        """Set a parameter of the model, and count the change."""
         weights = self.parameters[name].data
         value = value.to(weights)
         # on a card a comparison would wait for all that is computed there
@@ -193,12 +190,13 @@ class WeightPath:
             self._count_move(name)
 
     def _count_move(self, name: str) -> None:
+        """Count a change of a parameter that class features depend on."""
         layer = self.inputs.layer_of[name]
         if layer.startswith("text.") or layer == HEAD:
             self.class_moves += 1
 
     def _refuse_overflow(self, name: str) -> None:
-        """Refuse weights that overflow, and negative variances, beyond the ends of the path."""
+        """Refuse weights that overflow beyond the ends of the path, and negative variances."""
         value = self.parameters[name]
         if not is_finite(value.detach()):
             raise CheckpointError(f"tensor {name} overflows here; give `alphas` in [0, 1]")
@@ -239,13 +237,13 @@ def mix(ends: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 class Coefficients:
     """Coefficients from 0 up, one per layer, parameter, output channel or entry; dense or sparse.
 
-    A sparse parameter has a *score* for each coefficient. The largest scores are used as
-    coefficients and zero for all others, so that a dropped entry is the zero-shot model's, bit for
-    bit. Its score keeps following the gradient at the effective value (straight-through), so the
-    entry can return.
+    A sparse parameter has *scores*. The largest scores are its coefficients, and all other
+    coefficients are zero, so that a dropped entry is the zero-shot model's, bit for bit. The score
+    of a dropped entry follows the gradient as if it were used (straight-through), so the entry can
+    return.
 
     Attributes:
-        values: Coefficients (scores of sparse parameters) by parameter or layer; float32 on the
+        values: Coefficients, or scores of sparse parameters, by parameter or layer; float32 on the
             path's device.
     """
 
@@ -271,7 +269,7 @@ class Coefficients:
     def make_sparse(self, names: Iterable[str], density: float, seed: int) -> None:
         """Let parameters keep only a share of their coefficients; scalars stay dense.
 
-        Scores start equal, so a little noise decides which entries are kept first.
+        Scores start equal, so a little noise decides which entries are kept at first.
         """
         generator = torch.Generator().manual_seed(seed)
         for key in dict.fromkeys(self._key[name] for name in names):
@@ -282,11 +280,11 @@ class Coefficients:
                 value.add_(noise.to(value.device)).clamp_min_(0)
 
     def effective(self, key: str, backoff: float = 0.0) -> Tensor:
-        """Compute the coefficients of one parameter or layer after a share of the way to the
-        fine-tuned model.
+        """Compute the coefficients of a parameter or layer, moved towards the fine-tuned model by a
+        share of the way.
 
-        The same share of the dropped coefficients returns, highest scores first, so that the way
-        ends at the fine-tuned model.
+        The same share of the dropped coefficients returns, highest scores first, so that the whole
+        way ends at the fine-tuned model.
         """
         value = self.values[key]
         moved = torch.lerp(value, torch.ones_like(value), backoff) if backoff else value
@@ -296,12 +294,12 @@ class Coefficients:
         count += int(backoff * (value.numel() - count))
         return moved.where(_mark_largest(value, count), 0.0)
 
-    def place(self, backoff: float = 0.0) -> None:
-        """Set the model's weights to theta(c), or to a point on the way to the fine-tuned model."""
+    def set_weights(self, backoff: float = 0.0) -> None:
+        """Set the model's weights to theta(c), or move on by a share of the way to fine-tuned."""
         self._path.set_coefficients(lambda name: self.effective(self._key[name], backoff))
 
     def back_off(self, backoff: float) -> None:
-        """Move the coefficients a share of the way to the fine-tuned model, for good."""
+        """Change the coefficients by a share of the way to the fine-tuned model."""
         for key in self.values:
             self.values[key] = self.effective(key, backoff).clone()
         self._kept.clear()
@@ -314,8 +312,8 @@ class Coefficients:
 
     @contextmanager
     def collect_gradients(self) -> Iterator[None]:
-        """In this context, backward passes add up the gradients of coefficients in ``value.grad``,
-        and leave none of weights: dL/dc = dL/dtheta * (theta_1 - theta_0).
+        """In this block, backward passes add the gradients of coefficients to ``value.grad``, and
+        leave no gradients of weights: dL/dc = dL/dtheta * (theta_1 - theta_0).
         """
         handles = []
         for name in self._key:
@@ -330,6 +328,7 @@ class Coefficients:
 
     @torch.no_grad()
     def _add_slope(self, name: str, parameter: Parameter) -> None:
+        """Add dL/dtheta * (theta_1 - theta_0) to the gradient of the coefficient."""
         value = self.values[self._key[name]]
         gradient = parameter.grad
         assert gradient is not None  # the hook runs after it was added

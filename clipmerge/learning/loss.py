@@ -1,10 +1,10 @@
-"""The distillation loss, as functions of tensors: distance from teachers on augmented images."""
+"""The distillation loss: the distance of a model from its teachers on augmented images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,30 +12,12 @@ from torch.nn.functional import kl_div, normalize
 
 from clipmerge.learning.interpolate import DEFAULT_ALPHA
 
-DistillTarget = Literal["both", "predictions", "features"]
-
-
-class Distillation(NamedTuple):
-    """A distillation loss.
-
-    Attributes:
-        teachers: Points of the path whose mean predictions and mean features teach.
-        predictions: Weight of the KL divergence of predictions.
-        features: Weight of one minus the cosine of features.
-    """
-
-    teachers: tuple[float, ...]
-    predictions: float
-    features: float
-
-
-#: A cosine differs less than predictions do, and less from features of the path's middle than from
-#: those of its end: with these weights one `distill_weight` serves all.
-DISTILLATIONS: dict[DistillTarget, Distillation] = {
-    "both": Distillation((0.0, DEFAULT_ALPHA), predictions=0.5, features=2.0),
-    "predictions": Distillation((0.0,), predictions=1.0, features=0.0),
-    "features": Distillation((0.0,), predictions=0.0, features=2.0),
-}
+#: Points of the path whose mean predictions and mean features teach: the zero-shot model and the
+#: middle.
+TEACHERS = (0.0, DEFAULT_ALPHA)
+# Weights of the KL divergence of predictions, and of one minus the cosine of features, which
+# differs less.
+_PREDICTIONS, _FEATURES = 0.5, 2.0
 
 
 class Answer(NamedTuple):
@@ -46,8 +28,8 @@ class Answer(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """The teachers' mean features, of unit length before, (images, width), and the logarithms of
-    their mean probabilities, (images, classes).
+    """The means of the teachers' features, each scaled to unit length, (images, width), and the
+    logarithms of their mean probabilities, (images, classes).
     """
 
     features: Tensor
@@ -62,12 +44,11 @@ def mean_of_teachers(answers: Sequence[Answer]) -> Targets:
     return Targets(torch.stack(units).mean(0), log_sum - math.log(len(answers)))
 
 
-def distillation_losses(answer: Answer, targets: Targets, distill: DistillTarget) -> Tensor:
+def distillation_losses(answer: Answer, targets: Targets) -> Tensor:
     """Compute the weighted distance of an answer from the teachers', by image, (images,)."""
-    weights = DISTILLATIONS[distill]
     log_probabilities = answer.logits.log_softmax(-1)
     divergences = kl_div(
         log_probabilities, targets.log_probabilities, reduction="none", log_target=True
     )
     cosines = (normalize(answer.features, dim=-1) * targets.features).sum(-1)
-    return weights.predictions * divergences.sum(-1) + weights.features * (1 - cosines)
+    return _PREDICTIONS * divergences.sum(-1) + _FEATURES * (1 - cosines)

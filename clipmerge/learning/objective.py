@@ -1,4 +1,4 @@
-"""The loss on some images as a function of the weights, which every measure gets."""
+"""The loss on some images as a function of the weights: the argument of every measure."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from clipmerge.types import Tensors
 
 #: A scalar loss of a whole batch, given its logits and the column of each image's own class.
 Loss = Callable[[Batch, Tensor, Tensor], Tensor]
-#: Prompts that a gradient goes back through, at most: about as much work as the images of a step of
+#: Most prompts that a gradient goes back through: about as much work as the images of a step of
 #: learning. If there are more, templates are drawn, and then classes.
 PROMPTS_A_GRADIENT = 256
-# Batches of few images have fewer: so many for each image, which are about a quarter of its work,
-# and as many as for so many images at least.
+# A small batch has fewer: three for each image, which cost about a quarter as much as the image,
+# and at least as many as for eight images.
 _PROMPTS_AN_IMAGE, _FEWEST_IMAGES = 3, 8
 # Cost of a pass over images, in forward passes.
 FORWARD, GRADIENT = 1, 3
@@ -44,9 +44,9 @@ class Labelled(NamedTuple):
 
 
 class Work:
-    """Counts the work of a measure, in images x forward passes, and shows the progress.
+    """Counts the work of a measure, in images x forward passes, and reports the progress.
 
-    Work is announced before it is done, so that the time left is known.
+    Work is announced before it is done, so that the remaining time is known.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -65,9 +65,9 @@ class Work:
 
 @dataclass(eq=False)
 class Objective:
-    """The loss at the weights of a path, over this process's share of the batches.
+    """The loss on some images at the current weights of a path.
 
-    Measures move `path`, and read losses and gradients.
+    A measure moves `path`, and reads losses and gradients. Several processes share the batches.
 
     Attributes:
         path: The model between its ends, with `layers`, `parameters`, `theta_0` and `delta`.
@@ -79,11 +79,11 @@ class Objective:
         ood: Images of shifts and other tasks that teach beside ``images``, by source.
         seed: Seed for measures that draw random numbers.
         wants_gradients: Whether the recipe's method ranks entries by mean gradients.
-        state: Saves and restores the state of measures that learn; ``None`` to save nothing.
-        progress: Receives what is done, and what the user should know.
-        max_images: Images whose activations are held at once; ``None`` for as many as fit.
+        state: Saves and restores the state of learning; ``None`` to save nothing.
+        progress: Receives the progress and notes for the user.
+        max_images: Most images whose activations are held at once; ``None`` for as many as fit.
         batches: This process's batches of `images`.
-        batch_sizes: Images in every batch of all processes.
+        batch_sizes: Number of images in every batch of all processes.
         work: Counts the work.
     """
 
@@ -134,15 +134,15 @@ class Objective:
         return self.micro_batcher.forward(self.classifier.model.image_features, pixels).float()
 
     def draw(self, batch: Batch, most: int | None = None) -> Comparison:
-        """Draw the prompts that a batch is compared with, the same at every point; by default at
-        most as many as a gradient goes back through.
+        """Draw the prompts that a batch is compared with, the same at every point of the path; by
+        default no more than a gradient goes back through.
         """
         if most is None:
             images = max(self.batch_size, _FEWEST_IMAGES)
             most = min(PROMPTS_A_GRADIENT, _PROMPTS_AN_IMAGE * images)
         seed = self.seed * 100_003 + batch.number
         prompts, columns = self.classifier.draw(batch.labels, seed, most)
-        if prompts[1] is not None:
+        if prompts is not None and not self.classifier.compares_images:
             every = self.classifier.classes * self.classifier.templates
             self.progress.warn(
                 f"measured with at most {most} of {every} prompts for each batch, drawn at random,"
@@ -151,11 +151,11 @@ class Objective:
         return prompts, columns
 
     @torch.no_grad()
-    def losses_and_accuracies(self, *, drawn: bool = False) -> list[tuple[float, float]]:
-        """Mean loss and accuracy of every batch of all processes; one forward pass.
+    def loss_and_accuracy(self, *, drawn: bool = False) -> tuple[float, float]:
+        """Compute the mean loss and the accuracy over all images; one forward pass.
 
         Args:
-            drawn: Compare with the prompts of gradients, in place of all.
+            drawn: Use the drawn prompts that gradients use, in place of all.
 
         Raises:
             ClipmergeError: If a loss is not finite.
@@ -163,23 +163,25 @@ class Objective:
         values = {}
         for batch in self.batches:
             prompts, columns = self.draw(batch, None if drawn else sys.maxsize)
-            classes = self.classifier.class_features(*prompts)
+            classes = self.classifier.class_features(prompts)
             logits = self.classifier.logits(self.embed(batch.pixels), classes)
             losses = self.classifier.image_losses(logits, columns)
             right = (logits.argmax(-1) == columns).float()
             loss = _require_finite(batch, float(losses.mean()))
             values[batch.number] = (loss, float(right.mean()))
             self.work.count(FORWARD * len(batch))
-        return self.gather_by_batch(values)
+        rows = zip(*self.gather_by_batch(values), strict=True)
+        loss, accuracy = map(self.mean, rows)
+        return loss, accuracy
 
     # Gradients
 
     def gradients(self, loss_of: Loss | None = None) -> Iterator[tuple[Batch, float]]:
-        """Iterate over the batches with each batch's own gradient in ``parameter.grad``; one
+        """Compute the gradient of each batch, one after another, into ``parameter.grad``; one
         gradient pass.
 
         Args:
-            loss_of: A loss of a whole batch to use instead of the mean loss.
+            loss_of: The loss of a batch, by default the mean of its images' losses.
 
         Yields:
             The batch and its loss. Gradients are overwritten by the next batch.
@@ -195,11 +197,11 @@ class Objective:
         self.path.clear_gradients()
 
     def _backward(self, batch: Batch, loss_of: Loss | None, at_once: int) -> float:
-        """Compute a batch's gradient; an attempt with more images at once may have left parts."""
+        """Compute a batch's gradient; clear what an attempt with more images at once has left."""
         self.path.clear_gradients()
         classifier = self.classifier
         prompts, columns = self.draw(batch)
-        classes = classifier.class_features(*prompts)
+        classes = classifier.class_features(prompts)
         images = embed_with_graph(classifier.model.image_features, batch.pixels, at_once)
         logits = classifier.logits(images, classes)
         if loss_of is None:
@@ -210,9 +212,7 @@ class Objective:
         return float(loss.detach())
 
     def bound_activations(self) -> None:
-        """Limit the images whose activations are held at once, if the size of the memory is
-        known.
-        """
+        """Limit the images whose activations are held at once, if the memory's size is known."""
         if self.micro_batcher.max_images is None:
             model = self.classifier.model
             image = self.images.pixels[:1].clone()  # a view would count all images
@@ -229,7 +229,7 @@ class Objective:
         return [value for _, value in sorted(items, key=lambda item: item[0])]
 
     def mean(self, per_batch: Sequence[float]) -> float:
-        """Average one value per batch over images, weighting batches by size."""
+        """Average one value per batch over images: weight batches by size."""
         pairs = zip(self.batch_sizes, per_batch, strict=True)
         return sum(size * value for size, value in pairs) / sum(self.batch_sizes)
 
@@ -238,8 +238,8 @@ class Objective:
 
         Args:
             name: Name of the statistic.
-            values: One value per layer, in the order of ``path.layers``, by batch number; this
-                process's batches.
+            values: By number of each of this process's batches, one value per layer, in the order
+                of ``path.layers``.
             **reading: Fields of `StatisticAbout`: ``signed``, ``unit``, ``title``, ``about``.
         """
         columns = zip(*self.gather_by_batch(values), strict=True)
@@ -255,6 +255,7 @@ class Objective:
 
 
 def _require_finite(batch: Batch, loss: float) -> float:
+    """Return a batch's loss if it is finite."""
     if not math.isfinite(loss):
         raise ClipmergeError(
             f"the loss of calibration batch {batch.number} is {loss}; check the checkpoints"

@@ -1,7 +1,7 @@
-"""Save the state of learning in the user's cache: after an interruption the same command goes on,
+"""Save the state of learning in the user's cache: after an interruption, the same command resumes,
 and ends with the same bits.
 
-There is one file per run of learning, named by a hash of the request.
+Each run of learning has one file, named by a hash of all that determines the result.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from clipmerge.files import user_cache
 
 #: Seconds between two saves.
 SECONDS = 30.0
-# States of this age are removed: nobody will resume them.
+# Older states are removed: nobody will resume them.
 _OLD_SECONDS = 30 * 86400
 
 
 class LearningState:
-    """The state of one run of learning, in one file that the main process writes."""
+    """The state of one run of learning, in a file that the main process writes."""
 
     def __init__(self, file: Path, context: DistributedContext, say: Callable[[str], None]) -> None:
         """Store the arguments; nothing is read or written."""
@@ -41,19 +41,19 @@ class LearningState:
         self._due = time.monotonic() + SECONDS
 
     def restore(self, adam: Any, scaler: Any, trace: Tensor) -> int:
-        """Restore the state that an earlier run saved, the same in every process, and return the
-        number of its steps.
+        """Restore the state that an earlier run saved, in every process, and return its number of
+        steps; 0 if there is none.
         """
         self._adam, self._scaler, self._tensors = adam, scaler, [*adam.tensors(), trace]
-        found = self._load()
+        is_saved = self._context.is_main_process and self._file.is_file()
+        found = self._load() if is_saved else None
         shared = [(found["steps"], found["scaler"]) if found else (0, {})]
         broadcast_object_list(shared)
         self._steps, scale = shared[0]
         if self._steps:
-            saved = found["tensors"] if found else self._tensors
-            for tensor, value in zip(self._tensors, saved, strict=True):
-                tensor.copy_(value)
-            for tensor in self._tensors:
+            for number, tensor in enumerate(self._tensors):
+                if found:
+                    tensor.copy_(found["tensors"][number])
                 broadcast_(self._context, tensor)
             adam.steps_taken = self._steps
             scaler.load_state_dict(scale)
@@ -61,11 +61,7 @@ class LearningState:
         return self._steps
 
     def _load(self) -> Any:
-        """Load the state that an earlier run saved; ``None`` if there is none, or it does not
-        fit.
-        """
-        if not self._context.is_main_process or not self._file.is_file():
-            return None
+        """Load the state that an earlier run saved; ``None`` if it does not fit."""
         try:
             found = torch.load(self._file, map_location="cpu", weights_only=True)  # noqa: TID251 - our own, tensors
             shapes = [
@@ -80,18 +76,19 @@ class LearningState:
         return found
 
     def save(self, steps: int) -> None:
-        """Note that so many steps are whole, and write the state if it is time for it."""
+        """Note the number of finished steps, and write the state every `SECONDS`."""
         self._steps = steps
         if time.monotonic() >= self._due:
             self._write()
             self._due = time.monotonic() + SECONDS
 
     def release(self) -> None:
-        """Write no more states; after an interruption the steps since the last one are repeated."""
+        """Free the optimizer, and write no more states: few steps may have to be repeated."""
         self._steps = 0
         self._adam, self._scaler, self._tensors = None, None, []
 
     def _write(self) -> None:
+        """Write the state to the file, if the last step is whole."""
         if not self._context.is_main_process or not self._steps:
             return
         # an optimizer that counts another number was interrupted in its step, with half of it done
@@ -113,8 +110,8 @@ class LearningState:
             self._say(f"the state of learning cannot be saved ({error}); learning goes on")
 
     @contextlib.contextmanager
-    def underway(self) -> Iterator[None]:
-        """If the block is interrupted, save the state, and tell the user that learning resumes."""
+    def saving_if_interrupted(self) -> Iterator[None]:
+        """Save the state if the block is interrupted, and say that the same command resumes."""
         try:
             yield
         except KeyboardInterrupt:
@@ -124,16 +121,14 @@ class LearningState:
             raise
 
     def remove(self) -> None:
-        """Remove the file once its result is stored elsewhere."""
+        """Delete the file, once the result of learning is stored elsewhere."""
         if self._context.is_main_process:
             with contextlib.suppress(OSError):
                 self._file.unlink(missing_ok=True)
 
 
 def state_file(request: Any, folder: Path | None = None) -> Path:
-    """Name the file of a run of learning by all that determines its result: checkpoints, images and
-    settings.
-    """
+    """Name the file of a run of learning by a hash of all that determines its result."""
     what = json.dumps([__version__, torch.__version__, request], sort_keys=True, default=str)
     name = hashlib.sha256(what.encode()).hexdigest()
     return (folder or user_cache("learning")) / f"{name}.pt"

@@ -1,10 +1,11 @@
 """The loop that learns coefficients, from top to bottom.
 
-    each step: B <- some images; T <- mean over the teachers of their predictions and features of
-    strong(B); loss <- CE(weak(B)) + weight * distance of strong(B) from T; if there are labelled
-    images of a shift, S <- some of these, and loss += weight * CE(weak(S)); one step of Adam in c
+Each step draws some images, B, and takes one step of Adam in the coefficients on this loss:
 
-Views, losses and teachers are functions of tensors: see `augment` and `loss`.
+    CE(weak(B)) + weight * distance between learner's and teachers' answers to strong(B)
+    + weight * CE(weak(S)), if there are labelled images of shifts, from which the step draws S
+
+`augment` makes weak and strong views, and `loss` computes the distance.
 """
 
 from __future__ import annotations
@@ -21,15 +22,8 @@ from clipmerge.distributed import broadcast_
 from clipmerge.errors import ClipmergeError
 from clipmerge.learning.augment import AUGMENTATIONS, strong_augment, weak_augment
 from clipmerge.learning.interpolate import Coefficients, Granularity
-from clipmerge.learning.loss import (
-    DISTILLATIONS,
-    Answer,
-    DistillTarget,
-    distillation_losses,
-    mean_of_teachers,
-)
+from clipmerge.learning.loss import TEACHERS, Answer, distillation_losses, mean_of_teachers
 from clipmerge.learning.objective import GRADIENT, PROMPTS_A_GRADIENT, Labelled, Objective
-from clipmerge.learning.resume import LearningState
 from clipmerge.models.classifier import Classifier
 from clipmerge.models.passes import Precision, dtype_of, embed_with_graph, in_precision
 from clipmerge.plugins import (
@@ -45,7 +39,7 @@ from clipmerge.plugins import (
 # Largest side of images that count as small, in pixels.
 _SMALL = 64
 
-# Steps whose teachers' outputs are computed together, so that weights are placed less often.
+# Number of steps whose teachers answer together, so that weights change less often.
 _TAUGHT_TOGETHER = 16
 
 
@@ -55,35 +49,30 @@ _MEMORY, _LONG_MEMORY, _TINY = 0.9, 0.999, 1e-8
 
 @dataclass(frozen=True, kw_only=True)
 class LearningOptions:
-    """How coefficients are learned, and how their result is chosen.
+    """Options of learning coefficients, and of the choice among the results.
 
     Attributes:
-        granularity: Unit that has its own coefficient.
-        distill_weight: Weight of the distillation loss, which controls the trade-off; 0 minimises
-            the loss on the calibration images alone.
+        granularity: What has a coefficient of its own.
+        distill_weight: Weight of the distillation loss: more keeps more robustness; 0 minimises the
+            loss on the calibration images alone.
         steps: Number of steps.
         batch_size: Maximum number of images per step.
-        num_strong: Maximum number of strongly augmented images per step, on which the distillation
-            loss is computed.
-        small_factor: Factor of both numbers for images of at most 64 pixels a side, whose models
+        num_strong: Maximum number of strongly augmented images per step, for the distillation loss.
+        small_factor: Factor of both numbers for images of at most 64 pixels a side; their models
             are small, so that more work costs little.
-        ood_weight: Weight of the cross-entropy on the labelled images of shifts or other tasks.
+        ood_weight: Weight of the cross-entropy on labelled images of shifts or other tasks.
         ood_batch_size: Maximum number of these per step, all of one source; sources take turns.
         lr: Adam's step size in coefficients; it falls to zero along a half cosine.
         start: Initial coefficient.
-        max_coefficient: Largest coefficient; with 1 the merged weights stay in the box between both
+        max_coefficient: Largest coefficient; with 1 every merged weight lies between those of both
             checkpoints.
         weak_aug: Strength of the small rotations, rescalings and shifts of the cross-entropy's
             images; 1 is as strong as the strong augmentation, and 0 does nothing.
-        held_back: Share of the images that learning does not see; 0 uses the learned coefficients
-            unchanged.
-        max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned
-            model, together with the standard error of that loss; no loss is always within it.
-        distill: Target of distillation: the zero-shot model's ``predictions`` (KL divergence), its
-            ``features`` (twice one minus the cosine), or ``both``: half of the KL divergence, plus
-            twice one minus the cosine, of the mean predictions and features of the zero-shot model
-            and the middle of the path.
-        augmentations: Kinds of strong augmentation; empty to distil on unchanged images.
+        held_back: Share of the images that learning does not see, which choose; with 0 the learned
+            coefficients are used as they are.
+        max_loss: Limit, in points of accuracy on the held-back images, of the loss against the
+            fine-tuned model plus its standard error; a merge that loses nothing always keeps to it.
+        augmentations: Kinds of strong augmentation; none to distil on unchanged images.
         precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU
             multiplies it faster, and float16 on a CUDA device without.
     """
@@ -102,7 +91,6 @@ class LearningOptions:
     weak_aug: NonNegative = 0.25
     held_back: PartialShare = 0.2
     max_loss: Points = 3.0
-    distill: DistillTarget = "both"
     augmentations: tuple[Augmentation, ...] = AUGMENTATIONS
     precision: Precision = "auto"
 
@@ -117,21 +105,21 @@ class Examples(NamedTuple):
     """Labelled images of one source in one step.
 
     Attributes:
-        weak: Weakly augmented images, (images, 3, height, width).
-        columns: The column of each one's class, (images,).
-        prompts: Classes and templates to compare them with; ``None`` for all.
-        classifier: Scores them against the classes.
+        weak: The images, weakly augmented, (images, 3, height, width).
+        columns: The column of each image's class, (images,).
+        prompts: Prompts to compare images with; ``None`` for all.
+        classifier: Scores images against the classes.
     """
 
     weak: Tensor
     columns: Tensor
-    prompts: tuple[Tensor | None, Tensor | None]
+    prompts: Tensor | None
     classifier: Classifier
 
     def logits(self, features: Tensor, precision: Precision) -> Tensor:
         """Score image features, (images, width), against the classes: (images, columns)."""
         with in_precision(features.device, precision):
-            classes = self.classifier.class_features(*self.prompts)
+            classes = self.classifier.class_features(self.prompts)
         return self.classifier.logits(features, classes.float())
 
 
@@ -154,21 +142,17 @@ def train(
     objective: Objective,
     coefficients: Coefficients,
     options: LearningOptions,
-    ood: Sequence[Labelled] = (),
-    state: LearningState | None = None,
     units: Mapping[str, float] | None = None,
 ) -> list[list[float]]:
-    """Learn coefficients, in place, from the objective's images.
+    """Learn coefficients, in place, from the objective's images and, in turn, those of its shifts.
 
-    Each of several processes takes every step: sums of parts in another order would not give the
-    same coefficients. All go on with those of the first.
+    Each of several processes takes every step, because sums of parts would be rounded otherwise. At
+    the end all get the coefficients of the first.
 
     Args:
-        objective: Its path is left near the coefficients.
-        coefficients: Where learning starts, and the result.
+        objective: Its path is left near the learned coefficients.
+        coefficients: The start of learning, and its result.
         options: How to learn.
-        ood: Labelled images of shifts, which teach in turn.
-        state: Saves and restores the state of learning; ``None`` to save nothing.
         units: Adam's step size by coefficient, in units of ``options.lr``; 1 by default.
 
     Returns:
@@ -177,11 +161,11 @@ def train(
     Raises:
         ClipmergeError: If a loss is not finite.
     """
-    path = objective.path
+    path, state = objective.path, objective.state
     sizes = [(len(objective.images), options.batch_size)]
-    sizes += [(len(shift.images), options.ood_batch_size) for shift in ood]
+    sizes += [(len(shift.images), options.ood_batch_size) for shift in objective.ood]
     orders = [draw_order(images, options.steps, size, objective.seed) for images, size in sizes]
-    teachers = DISTILLATIONS[options.distill].teachers if options.distill_weight else ()
+    teachers = TEACHERS if options.distill_weight else ()
     adam = BoxAdam(coefficients.values, options.lr, options.max_coefficient, units or {})
     is_half = dtype_of(path.device, options.precision) == torch.float16
     scaler = torch.amp.GradScaler(path.device.type, enabled=is_half)
@@ -193,13 +177,13 @@ def train(
     with coefficients.collect_gradients():
         for first in range(begin, options.steps, _TAUGHT_TOGETHER):
             numbers = range(first, min(first + _TAUGHT_TOGETHER, options.steps))
-            lessons = [make_lesson(objective, ood, orders, at, options) for at in numbers]
+            lessons = [make_lesson(objective, orders, at, options) for at in numbers]
             answers = []
             for alpha in teachers:
                 path.set_alpha(alpha)  # the teacher
                 answers.append(answer_lessons(objective, lessons, options))
             for number, lesson, *of_teachers in zip(numbers, lessons, *answers, strict=True):
-                coefficients.place()  # the learner
+                coefficients.set_weights()  # the learner
                 adam.fall = (1 + math.cos(math.pi * number / options.steps)) / 2
                 while adam.steps_taken == number:  # again if gradients in float16 overflow
                     trace[number] = backward(objective, lesson, of_teachers, options, scaler, adam)
@@ -232,13 +216,9 @@ def draw_order(images: int, steps: int, size: int, seed: int) -> Tensor:
 
 
 def make_lesson(
-    objective: Objective,
-    shifts: Sequence[Labelled],
-    orders: Sequence[Tensor],
-    number: int,
-    options: LearningOptions,
+    objective: Objective, orders: Sequence[Tensor], number: int, options: LearningOptions
 ) -> Lesson:
-    """Augment a step's images; its number is their seed, and chooses one of the shifts."""
+    """Draw and augment the images of a step; its number decides on the seed and the shift."""
     seed = objective.seed * 1_000_003 + 2 * number
 
     def take_examples(source: Labelled, order: Tensor) -> Examples:
@@ -250,6 +230,7 @@ def make_lesson(
     order, *of_shifts = orders
     count = options.num_strong if options.distill_weight else 0
     plain = objective.images.take(order[number][:count]).pixels
+    shifts = objective.ood
     turn = number % max(1, len(shifts))
     return Lesson(
         target=take_examples(Labelled(objective.images, objective.classifier), order),
@@ -262,13 +243,13 @@ def make_lesson(
 def answer_lessons(
     objective: Objective, lessons: Sequence[Lesson], options: LearningOptions
 ) -> list[Answer]:
-    """Embed and score the strongly augmented images of some steps at the current weights."""
+    """Embed and score the strongly augmented images of several steps at the current weights."""
     answers = []
     classes: Tensor | None = None
     for lesson in lessons:
         with in_precision(objective.path.device, options.precision):
-            if classes is None or lesson.target.prompts != (None, None):
-                classes = objective.classifier.class_features(*lesson.target.prompts)
+            if classes is None or lesson.target.prompts is not None:
+                classes = objective.classifier.class_features(lesson.target.prompts)
             features = objective.embed(lesson.strong)
         answers.append(Answer(features, objective.classifier.logits(features, classes.float())))
     return answers
@@ -282,7 +263,7 @@ def backward(
     scaler: torch.amp.GradScaler,
     adam: BoxAdam,
 ) -> Tensor:
-    """Compute the gradient of a step's loss, with no more activations at once than memory holds.
+    """Compute the gradient of a step's loss, with no more activations in memory than fit.
 
     Returns:
         Mean cross-entropy and mean distillation loss, (2,).
@@ -302,8 +283,7 @@ def backward(
         distance = torch.zeros_like(entropy)
         if of_teachers:
             own = Answer(seen[weak:], logits[weak:])
-            targets = mean_of_teachers(of_teachers)
-            distance = distillation_losses(own, targets, options.distill).mean()
+            distance = distillation_losses(own, mean_of_teachers(of_teachers)).mean()
         loss = entropy + options.distill_weight * distance
         if ood:
             scores = ood.logits(of_shift, options.precision)
@@ -316,9 +296,7 @@ def backward(
 
 
 def _require_finite(trace: Tensor, number: int, scaler: torch.amp.GradScaler) -> None:
-    """Refuse losses up to this step that are not finite, and gradients that overflow at any
-    scale.
-    """
+    """Refuse losses that are not finite, and gradients that overflow at any scale."""
     broken = (~trace.isfinite().all(1)).nonzero().flatten().tolist()
     if scaler.get_scale() < 1:
         broken.append(number)
@@ -330,10 +308,10 @@ def _require_finite(trace: Tensor, number: int, scaler: torch.amp.GradScaler) ->
 
 
 class BoxAdam(torch.optim.Optimizer):
-    """Adam that keeps values from 0 to a maximum, with one second moment per parameter.
+    """Adam with values from 0 to a maximum, and one second moment for each parameter.
 
-    With its own second moment, a coefficient whose gradient is mostly noise would move as far as
-    those that matter. With a shared one it takes a small step.
+    If every coefficient had a second moment of its own, one whose gradient is mostly noise would
+    move as far as those that matter. With a shared moment it takes small steps.
 
     Attributes:
         fall: Factor of the step sizes, set before every step.

@@ -1,4 +1,4 @@
-"""Keep entries of the change at random, large ones more often, and scale them up to compensate for
+"""Keep random entries of the change, the large ones more often, and scale them up to compensate for
 the others.
 """
 

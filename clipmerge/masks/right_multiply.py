@@ -19,7 +19,7 @@ def right_multiply(change: Array, *, score: Array | None = None) -> Array:
         change @ score, same shape as the change.
 
     Source:
-        RegMean's treatment of a linear map, Jin et al. 2022, arXiv:2212.09849.
+        The merge of a linear map by RegMean, Jin et al. 2022, arXiv:2212.09849.
 
     Example:
         >>> import numpy as np

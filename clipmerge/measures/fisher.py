@@ -1,10 +1,8 @@
-"""The diagonal of the Fisher information at both ends of the path: how much each weight matters to
-the predictions.
+"""The diagonal of the Fisher information at both ends of the path: how much predictions depend on
+each weight.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,23 +16,19 @@ from clipmerge.types import Tensors
 _ENDS = {"fisher_zeroshot": (0.0, "zero-shot"), "fisher_finetuned": (1.0, "fine-tuned")}
 
 
-def fisher(
-    objective: Objective, *, probes: Count = 4, labels: Literal["model", "data"] = "model"
-) -> Measurements:
+def fisher(objective: Objective, *, probes: Count = 4) -> Measurements:
     """Estimate the mean over images of the squared gradient of log p(label | image), entry by
     entry.
 
-    The squares are per image, but a gradient pass gives the sum over a batch. With random signs v_i
-    on the images, the expectation of (sum_i v_i g_i)^2 is sum_i g_i^2: one pass per probe serves a
-    whole batch, and is exact with one image per batch. Unlike the square of the batch's gradient,
-    it does not vanish when gradients of images cancel.
+    Each image's gradient is squared, but a gradient pass gives the sum of a batch's gradients. With
+    random signs v_i on the images, the expectation of (sum_i v_i g_i)^2 is sum_i g_i^2. So one pass
+    per probe serves a whole batch, and is exact with one image per batch. The square of the batch's
+    gradient would vanish where gradients of images cancel.
 
     Args:
         objective: Calibration loss; left at theta_1.
-        probes: Draws of signs (and labels); each costs one gradient pass per end. More draws reduce
+        probes: Draws of signs and of labels; each costs one gradient pass per end, and more reduce
             the noise.
-        labels: ``model`` draws labels from the model's own predictions (Fisher information proper);
-            ``data`` uses the true labels (empirical Fisher).
 
     Returns:
         Statistics ``fisher_zeroshot`` and ``fisher_finetuned``, means over a layer's entries, and
@@ -51,7 +45,7 @@ def fisher(
     tensors = {}
     for name, (alpha, end) in _ENDS.items():
         objective.path.set_alpha(alpha)
-        squares, batches = _sum_squares(objective, probes, labels)
+        squares, batches = _sum_squares(objective, probes)
         scale = 1 / (sum(objective.batch_sizes) * probes)
         tensors[name] = {
             parameter: value.mul_(scale)
@@ -73,11 +67,9 @@ def fisher(
     )
 
 
-def _sum_squares(
-    objective: Objective, probes: int, labels: Literal["model", "data"]
-) -> tuple[Tensors, dict[int, list[float]]]:
-    """Sum over this process's images and probes per entry; average over a layer's entries and a
-    batch's images.
+def _sum_squares(objective: Objective, probes: int) -> tuple[Tensors, dict[int, list[float]]]:
+    """Sum the squares over this process's images and probes, entry by entry. Return the sums, and
+    their means over each layer's entries and each batch's images.
     """
     path = objective.path
     squares = {name: torch.zeros_like(path.parameters[name].detach()) for name in path.names}
@@ -85,7 +77,7 @@ def _sum_squares(
     layers = path.layers.values()
     sizes = [sum(squares[name].numel() for name in names) for names in layers]
     for probe in range(probes):
-        for batch, _ in objective.gradients(_random_sign_loss(objective, probe, labels)):
+        for batch, _ in objective.gradients(_random_sign_loss(objective, probe)):
             sums = {}
             for name, squared in squares.items():
                 square = path.gradient(name).square()
@@ -98,19 +90,19 @@ def _sum_squares(
     return squares, values
 
 
-def _random_sign_loss(objective: Objective, probe: int, labels: Literal["model", "data"]) -> Loss:
-    """Make a loss that adds up a batch's losses, each with a random sign."""
+def _random_sign_loss(objective: Objective, probe: int) -> Loss:
+    """Make a loss: the sum of a batch's losses, each with a random sign, for labels drawn from the
+    model's own predictions.
+    """
 
     def loss(batch: Batch, logits: Tensor, targets: Tensor) -> Tensor:
         # on the CPU: the same numbers on every device and in every process
         seed = objective.seed * 100_003 + probe * 10_007 + batch.number
         generator = torch.Generator().manual_seed(seed)
         signs = torch.randint(0, 2, targets.shape, generator=generator, dtype=torch.float32) * 2 - 1
-        if labels == "model":
-            chances = logits.detach().softmax(dim=-1).cpu()
-            drawn = torch.multinomial(chances, 1, generator=generator)
-            targets = drawn.flatten().to(logits.device)
-        losses = cross_entropy(logits, targets, reduction="none")
+        chances = logits.detach().softmax(dim=-1).cpu()
+        labels = torch.multinomial(chances, 1, generator=generator).flatten()
+        losses = cross_entropy(logits, labels.to(logits.device), reduction="none")
         total: Tensor = (signs.to(logits.device) * losses).sum()
         return total
 

@@ -1,4 +1,4 @@
-"""The Gram matrix of the inputs of each linear map, at both ends of the path."""
+"""The Gram matrix of each linear map's inputs, at both ends of the path."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def gram(objective: Objective) -> Measurements:
     """Sum x x^T over all inputs x of each linear map that fine-tuning changed, images and prompts.
 
     Inputs at padding positions are left out if the tokens mark them. Costs one forward pass per
-    end. Needs memory for two square matrices of each map's input width, in addition to the model.
+    end, and memory for two square matrices per map, as wide as its inputs.
 
     Args:
         objective: Calibration loss; left at theta_1.
@@ -54,7 +54,7 @@ def gram(objective: Objective) -> Measurements:
 
 @torch.no_grad()
 def _gram_matrices(objective: Objective) -> Tensors:
-    """Gram matrices over this process's images; the first process adds the prompts."""
+    """Sum Gram matrices over this process's images; the first process adds the prompts."""
     names = {id(objective.path.parameters[name]): name for name in objective.path.names}
     linear = {
         names[id(module.weight)]: module

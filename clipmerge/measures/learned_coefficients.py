@@ -1,6 +1,4 @@
-"""Coefficients learned on the calibration images, regularised by the zero-shot model's
-predictions.
-"""
+"""Coefficients learned on the calibration images, kept close to the zero-shot model's answers."""
 
 from __future__ import annotations
 
@@ -23,20 +21,19 @@ LEARNS = HOLDS_BACK = True
 def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
     """Learn one coefficient per layer, parameter, output channel or entry.
 
-    Minimises the cross-entropy on weakly augmented calibration images plus ``distill_weight`` times
-    the distillation loss from the zero-shot model on strongly augmented ones, over coefficients
-    from 0 to ``max_coefficient``. Uses Adam with a few images per step, augmented anew in every
-    step. At the end, images held out of learning choose how far to go from what was learned
-    towards fine-tuned: no further than needed to lose at most ``max_loss`` points. With one
-    coefficient per entry it needs twelve bytes per entry in addition to the model.
+    Minimises the cross-entropy on weakly augmented images plus ``distill_weight`` times the
+    distance from the teachers on strongly augmented ones, over coefficients from 0 to
+    ``max_coefficient``. Adam takes a few images per step, augmented anew. At the end, held-out
+    images choose how far to move towards fine-tuned: only as far as needed to lose at most
+    ``max_loss`` points. One coefficient per entry needs twelve bytes per entry beside the model.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.
         **options: See `clipmerge.learning.train.LearningOptions`.
 
     Returns:
-        Statistics ``at_zero`` and ``at_one``, shares of a layer's entries whose coefficient is 0,
-        or 1 and above; the losses of every step; the choice of the held-back images; and the
+        Statistics ``at_zero`` and ``at_one``, the shares of a layer's entries whose coefficient is
+        0, or 1 and above; the losses of every step; the choice of the held-out images; the
         coefficients.
 
     Raises:
@@ -60,15 +57,7 @@ def learned_measurements(
     trace: Sequence[Sequence[float]],
     choice: BackoffChoice | None,
 ) -> Measurements:
-    """Make measurements from the result of learning.
-
-    Args:
-        name: The measure.
-        objective: Calibration loss that was minimised.
-        coefficients: The learned coefficients.
-        trace: Mean cross-entropy and mean distillation loss of every step.
-        choice: The choice of the held-out images, if there are any.
-    """
+    """Make the measurements of a measure that learns, from the result of `learn`."""
     values = coefficients.by_parameter()
     parameters = objective.path.parameters
     at_zero, at_one = {}, {}

@@ -19,11 +19,12 @@ LEARNS = HOLDS_BACK = True
 
 @dataclass(frozen=True, kw_only=True)
 class SparseOptions(LearningOptions):
-    """How `learned_sparse` learns: as `LearningOptions`.
+    """Options of `learned_sparse`: those of `LearningOptions`, and of stragglers.
 
     Attributes:
-        granularity: Unit that has its own coefficient; of one coefficient none can be dropped.
-        share: Share of the blocks' sharpness that stragglers hold.
+        granularity: What has a coefficient of its own; one coefficient per layer or parameter could
+            not be sparse.
+        share: Share of the blocks' sharpness that stragglers have together.
         density: Share of a straggler parameter's coefficients that is kept.
     """
 
@@ -34,14 +35,14 @@ class SparseOptions(LearningOptions):
 
 @with_options_of(SparseOptions)
 def learned_sparse(objective: Objective, **options: Any) -> Measurements:
-    """Learn coefficients; straggler layers keep only a share of them, and all their other weights
-    stay zero-shot.
+    """Learn coefficients; straggler layers keep a share of them, and their other weights stay
+    zero-shot.
 
-    Stragglers are found at the starting point of learning, among the layers of the transformer
-    blocks, by their sharpness there: ||gradient|| times ||change||. Each of their parameters keeps
-    the coefficients with the largest scores (straight-through). All others are zero, bit for bit
-    zero-shot, but their scores keep following their gradients, so an entry can return. If the
-    held-out images choose to go on towards fine-tuned, the same share of the zeros returns.
+    Stragglers are the sharpest layers of the transformer blocks at the start of learning; sharpness
+    is ||gradient|| times ||change||. Each of their parameters keeps the coefficients with the
+    largest scores. The other coefficients are zero, so these weights are zero-shot's, bit for bit;
+    their scores follow the gradients (straight-through), so an entry can return. If the held-out
+    images choose to move towards fine-tuned, the same share of the zeros returns.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.

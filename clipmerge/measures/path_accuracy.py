@@ -13,14 +13,14 @@ SEVERAL = True
 
 
 def path_accuracy(objective: Objective, *, steps: Count = 10) -> Measurements:
-    """Evaluate evenly spaced points from zero-shot to fine-tuned, and the midpoint.
+    """Measure loss and accuracy at evenly spaced points of the path, and at its midpoint.
 
     Args:
         objective: Calibration loss; left at the fine-tuned end.
         steps: Number of equal steps along the path; each costs one forward pass.
 
     Returns:
-        The loss along the path, and each point as a mixture; no statistics per layer.
+        The loss along the path, and each point as a mixture. No statistics.
 
     Raises:
         ClipmergeError: If a loss is not finite.
@@ -40,6 +40,5 @@ def path_accuracy(objective: Objective, *, steps: Count = 10) -> Measurements:
 def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
     """Evaluate theta_0 + sum_i weights_i * (theta_i - theta_0); one forward pass."""
     objective.path.set_mixture(weights)
-    rows = objective.losses_and_accuracies()
-    loss, accuracy = (objective.mean(values) for values in zip(*rows, strict=True))
+    loss, accuracy = objective.loss_and_accuracy()
     return Mixture(weights=tuple(weights), loss=loss, accuracy=accuracy)

@@ -12,10 +12,10 @@ from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
 from clipmerge.types import Json, Names, Tensors
 
-# A path along which the loss bends sharply needs more nodes; beyond this number the problem is
-# numerical, and is reported.
+# A path on which the loss bends sharply needs more nodes. If so many do not suffice, the problem is
+# numerical, and a note says so.
 _MAX_NODES = 24
-# Relative precision of a float32 loss: totals as small as this cannot be checked.
+# Relative precision of a float32 loss: sums cannot be checked more closely.
 _ROUNDING = 3e-6
 _READINGS: dict[str, Json] = {
     "barrier": {
@@ -40,32 +40,28 @@ _READINGS: dict[str, Json] = {
 
 
 def path_barrier(
-    objective: Objective,
-    *,
-    nodes: Count = 3,
-    tolerance: Positive = 0.01,
-    gradients: bool | None = None,
+    objective: Objective, *, nodes: Count = 3, tolerance: Positive = 0.01
 ) -> Measurements:
     """Attribute the path's barrier and loss drop to layers, from backward passes.
 
-    With s_l(alpha) = task_vector_l . grad_l L(theta(alpha)), the slope of the loss that layer l
-    contributes: G_l = integral of s_l over [0, 1], and sum_l G_l = L(1) - L(0), negative when
-    fine-tuning lowers the loss; B_l = half of (integral over [0, 1/2] - integral over [1/2, 1]),
-    and sum_l B_l = L(1/2) - (L(0) + L(1)) / 2. Gauss-Radau quadrature on each half, with a node at
-    either end of the path, so that the backward passes also give the losses there. Both sums are
-    checked against L(0), L(1/2) and L(1); if they are wrong by more than ``tolerance`` and by more
-    than float32 rounding, the number of nodes is doubled.
+    Let s_l(alpha) = task_vector_l . grad_l L(theta(alpha)) be layer l's part of the slope of the
+    loss. Then G_l is the integral of s_l over [0, 1], and sum_l G_l = L(1) - L(0), negative if
+    fine-tuning lowers the loss. B_l is half of the integral over [0, 1/2] minus half of the
+    integral over [1/2, 1], and sum_l B_l = L(1/2) - (L(0) + L(1)) / 2.
+
+    Each half is integrated by Gauss-Radau quadrature with a node at the end of the path, so that
+    the backward passes give the losses there, too. Both sums are checked against L(0), L(1/2) and
+    L(1). If they are wrong by more than ``tolerance`` and more than float32 rounding, the number of
+    nodes is doubled.
 
     Args:
         objective: Calibration loss; left at theta_1.
         nodes: Quadrature points on each half of the path; each costs one gradient pass.
         tolerance: Accepted relative error of the sums.
-        gradients: Whether to keep the mean gradient along the path, for masks that rank entries by
-            it; ``None`` keeps it if the recipe's method needs it.
 
     Returns:
         Statistics ``barrier`` (B_l) and ``loss_drop`` (G_l) in nats, the loss along the path, the
-        checks, and perhaps the mean gradient along the path.
+        checks, and the mean gradient along the path if the objective wants it.
 
     Raises:
         ClipmergeError: If a loss is not finite.
@@ -74,13 +70,12 @@ def path_barrier(
         Ours: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) per layer, on the
         path of Wortsman et al. 2022, arXiv:2109.01903.
     """
-    wanted = objective.wants_gradients if gradients is None else gradients
     objective.announce(forward=1, gradient=2 * nodes)
     objective.path.set_alpha(0.5)
-    middle = objective.mean([loss for loss, _ in objective.losses_and_accuracies(drawn=True)])
+    middle, _ = objective.loss_and_accuracy(drawn=True)
     notes: Names = ()
     while True:
-        shares, losses, mean_gradients = _integrate_slopes(objective, nodes, gradients=wanted)
+        shares, losses, mean_gradients = _integrate_slopes(objective, nodes)
         losses[0.5] = middle
         measured = {
             "barrier": middle - (losses[0.0] + losses[1.0]) / 2,
@@ -127,12 +122,12 @@ def path_barrier(
 
 
 def _integrate_slopes(
-    objective: Objective, nodes: int, *, gradients: bool
+    objective: Objective, nodes: int
 ) -> tuple[dict[str, dict[int, list[float]]], dict[float, float], Tensors]:
     """Integrate the slopes along the path.
 
-    Returns the statistics by batch, in the order of the layers, the losses at the nodes, and the
-    mean gradient by parameter, empty unless ``gradients``.
+    Returns each statistic by batch and layer, the loss at each node, and the mean gradient by
+    parameter, if the objective wants it.
     """
     path, layers = objective.path, len(objective.path.layers)
     shares = {
@@ -140,7 +135,9 @@ def _integrate_slopes(
     }
     changes = {name: path.delta(name).flatten() for name in path.names}
     sums: Tensors = {}
-    if gradients:  # in float64, so that masks rank the same entries for any number of processes
+    if (
+        objective.wants_gradients
+    ):  # in float64, so that masks rank the same entries for any number of processes
         wide = torch.float32 if path.device.type == "mps" else torch.float64
         sums = {name: torch.zeros_like(path.parameters[name], dtype=wide) for name in path.names}
     losses = {}
@@ -164,8 +161,8 @@ def _integrate_slopes(
 
 
 def _nodes_on_both_halves(nodes: int) -> Iterator[tuple[float, float, float]]:
-    """Nodes from both ends of the path towards its middle, with weight and the sign in the barrier;
-    theta_1 last, because the objective is left there.
+    """Yield each node's alpha, weight and sign in the barrier, from both ends towards the middle;
+    theta_1 comes last, because the objective is left there.
     """
     points = list(zip(*_radau_nodes_and_weights(nodes), strict=True))
     for point, weight in points:
@@ -185,8 +182,8 @@ def _slopes(objective: Objective, changes: Tensors) -> np.ndarray:
 
 
 def _radau_nodes_and_weights(nodes: int) -> tuple[list[float], list[float]]:
-    """Points and weights over [0, 1] with a node at 0: exact for polynomials of degree 2 nodes -
-    2.
+    """Compute points and weights for [0, 1] with a point at 0, exact for polynomials of degree
+    2 * nodes - 2.
     """
     legendre = np.polynomial.legendre
     *_, last, whole = np.eye(nodes + 1)  # coefficients of P_(n-1) and P_n

@@ -16,12 +16,10 @@ LEARNS = True
 def projection_radii(
     objective: Objective, *, steps: Count = 200, lr: Positive = 0.01
 ) -> Measurements:
-    """Learn one radius gamma per parameter and project its change onto it.
+    """Learn a radius gamma for each parameter, and limit the length of its change to it.
 
-    The change becomes task_vector * min(1, gamma / ||task_vector||).
-
-    Minimises only the calibration loss, so the images must not be those of fine-tuning. The radii
-    start at zero.
+    The change becomes task_vector * min(1, gamma / ||task_vector||). Only the calibration loss is
+    minimised, so the images must not be those of fine-tuning. Radii start at zero.
 
     Args:
         objective: Calibration loss; left at the projected weights.

@@ -1,5 +1,5 @@
-"""Sharpness of every layer: how much the loss could rise if it alone moved as far as fine-tuning
-moved it. Stragglers are the sharpest ones.
+"""Sharpness of each layer: to first order, the largest rise of the loss if the layer alone moves as
+far as fine-tuning moved it. Stragglers are the sharpest layers.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ def sharpness(
 def measure_sharpness(objective: Objective, share: float) -> Measurements:
     """Measure the sharpness of every layer at the current weights; see `sharpness`.
 
-    For each batch B it is ||gradient of L_B|| * ||task_vector||: to first order the most that the
-    loss can rise if the layer alone moves, in any direction, as far as fine-tuning moved it.
+    It is ||gradient of L_B|| * ||task_vector|| for each batch B.
     """
     objective.announce(gradient=1)
     path = objective.path
@@ -75,8 +74,8 @@ def measure_sharpness(objective: Objective, share: float) -> Measurements:
         title="share of the sharpness",
         about="the layer's share of all layers' sharpness.",
     )
-    # no other layer can be sparse: a step of learning sees too few rows of an embedding table, and
-    # the others are small
+    # other layers are never stragglers: a step of learning sees few rows of an embedding table, and
+    # the rest is small
     blocks = {layer: value for layer, value in values.items() if block_of(layer)}
     stragglers = sharpest(blocks, share)
     straggler = Statistic(
@@ -93,8 +92,8 @@ def measure_sharpness(objective: Objective, share: float) -> Measurements:
 
 
 def sharpest(sharpness: dict[str, float], share: float) -> Names:
-    """Choose the fewest layers, sharpest first, that together have a share of the total; at least
-    one.
+    """Choose the fewest layers, the sharpest first and at least one, that together have a share of
+    the total.
 
     Example:
         >>> sharpest({"a": 1.0, "b": 6.0, "c": 3.0}, 0.65), sharpest({"a": 1.0}, 1.0)
@@ -110,5 +109,6 @@ def sharpest(sharpness: dict[str, float], share: float) -> Names:
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
+    """Compute the Euclidean norm of all entries of several tensors."""
     squares = [float(vector_norm(tensor)) ** 2 for tensor in tensors]
     return float(sum(squares) ** 0.5)

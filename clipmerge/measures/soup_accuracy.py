@@ -10,10 +10,10 @@ SEVERAL = True
 
 
 def soup_accuracy(objective: Objective) -> Measurements:
-    """Evaluate every fine-tuned checkpoint alone, then try adding each to a soup, best first.
+    """Evaluate each fine-tuned checkpoint alone, and then averages that grow by one, best first.
 
-    A checkpoint stays in the soup if the average with it recognises at least as many images. Costs
-    at most 2 K - 1 forward passes for K checkpoints.
+    A checkpoint stays in the average if accuracy does not fall. Costs at most 2 K - 1 forward
+    passes for K checkpoints.
 
     Args:
         objective: Calibration loss; left at the last average tried.
@@ -44,6 +44,7 @@ def soup_accuracy(objective: Objective) -> Measurements:
 
 
 def _average_weights(chosen: list[int], count: int) -> tuple[float, ...]:
+    """Give the chosen ones of ``count`` checkpoints equal weights with sum 1, and the others 0."""
     weights = [0.0] * count
     for which in chosen:
         weights[which] = 1 / len(chosen)

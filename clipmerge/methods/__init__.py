@@ -1,7 +1,7 @@
 """Methods that choose coefficients and masks, one file per method.
 
 A method is a function of a `Task` that returns a `Decision`; its keyword-only parameters are its
-options. `run_method` puts its name before a `UsageError` that it raises.
+options. `run_method` adds the method's name to its `UsageError`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Task:
         }
 
     def everywhere(self, alpha: float) -> dict[str, LayerPlan]:
-        """The same coefficient for every layer."""
+        """Give every layer the same coefficient."""
         return dict.fromkeys(self.layers, LayerPlan(alpha=alpha))
 
     def combined(
@@ -73,7 +73,7 @@ class Task:
         *,
         elect_signs: bool = False,
     ) -> Decision:
-        """One coefficient for every layer, and a mask of each task vector."""
+        """Decide on one coefficient for every layer, and a mask for each task vector."""
         combination = Combination(
             mask=mask, density=density, mask_options=options or {}, elect_signs=elect_signs
         )
@@ -85,12 +85,12 @@ class Task:
 
     @property
     def uniform_weights(self) -> tuple[float, ...]:
-        """Equal weights that add up to 1, which average the task vectors."""
+        """Equal weights with sum 1, which average the task vectors."""
         count = len(self.inputs.finetuned)
         return (1.0 / count,) * count
 
     def task_vectors(self, name: str) -> list[Array]:
-        """One parameter's theta_i - theta_0 for each fine-tuned checkpoint, float64, in the
+        """Compute theta_i - theta_0 of a parameter for each fine-tuned checkpoint: float64, in the
         parameter's shape, or (1,) for a scalar.
 
         Raises:
@@ -101,10 +101,10 @@ class Task:
         return [theta_i - theta_0 for theta_i in finetuned]
 
     def need_several_finetuned(self, instead: str) -> None:
-        """Refuse a single fine-tuned checkpoint if the method would then equal another one.
+        """Refuse a single fine-tuned checkpoint, with which the method would equal another one.
 
         Args:
-            instead: The end of the message: the other method, and how to choose it.
+            instead: The end of the message, which names the other method.
 
         Raises:
             UsageError: If there is only one.
@@ -124,15 +124,15 @@ class Task:
     def need_measured(
         self, what: str, measure: str, is_measured: Callable[[Measurements], object]
     ) -> Measurements:
-        """Return the measurements; refuse those of another measure.
+        """Return the measurements that the method needs; refuse others.
 
         Args:
-            what: What the method needs, for the message.
+            what: The needed measurement, in words for the message.
             measure: The measure that gives it.
-            is_measured: Whether some measurements have it.
+            is_measured: Whether measurements have it.
 
         Raises:
-            UsageError: If they do not have it, or the recipe has no measure.
+            UsageError: If it was not measured.
         """
         if self.measurements is None or not is_measured(self.measurements):
             raise UsageError(f"needs {what}; set `measure.name` to {measure} in the recipe")
@@ -145,19 +145,18 @@ class Decision:
 
     Attributes:
         layers: The settings of each layer.
-        found: The finding that decided, as a sentence without its full stop; empty if there is
-            none.
+        found: The reason of the whole decision, a sentence without its full stop; may be empty.
         reasons: The reason for a layer's settings, by layer; not every layer has one.
         weights: One factor per fine-tuned checkpoint.
-        combine: What is done to each task vector before they are added up, if anything.
-        stragglers: Layers found to be stragglers.
+        combine: The mask of each task vector before they are added up, if any.
+        stragglers: The straggler layers.
         straggler_statistic: Statistic by which stragglers are found; ``None`` if the method looks
             for none.
-        straggler_scores: Scores by layer.
-        scores: Saliency by parameter, for the masks that need it.
+        straggler_scores: Scores of stragglers by layer.
+        scores: Scores by parameter, for masks that need them.
         coefficients: Coefficients by parameter, which replace the layer's alpha: one number, one
-            per row (shape (rows, 1, ...)) or one per entry. The plan then computes the layer's mean
-            and range.
+            per row (shape (rows, 1, ...)) or one per entry. The plan shows each layer's mean and
+            range.
     """
 
     layers: dict[str, LayerPlan]
@@ -173,7 +172,7 @@ class Decision:
 
 
 def run_method(task: Task, section: Json) -> Decision:
-    """Run the method of a recipe's section with its options, and put its name before its errors."""
+    """Run the method that a recipe's section names, and put its name before its errors."""
     options = dict(section)
     method = options.pop("name")
     try:
@@ -190,7 +189,7 @@ def run_method(task: Task, section: Json) -> Decision:
 
 
 def _as_arrays(tensors: Mapping[str, Any]) -> dict[str, Array]:
-    """Tensors of torch or numpy as float32 arrays."""
+    """Convert tensors of torch or numpy to float32 arrays."""
     arrays = {}
     for name, values in tensors.items():
         if not isinstance(values, np.ndarray):

@@ -25,9 +25,7 @@ def split_matrices(
     alpha: float,
     takes: Callable[[Shape], bool] = lambda shape: len(shape) >= 2,
 ) -> Decision:
-    """Split each matrix's task vector by its singular values and its shape; other parameters stay
-    whole.
-    """
+    """Split the task vector of each matrix that ``takes`` accepts by its singular values."""
     task.need_one_finetuned()
     shapes = task.shapes
     matrices = [name for name, shape in shapes.items() if takes(shape) and 0 not in shape]
@@ -49,6 +47,7 @@ def split_matrices(
 
 
 def _describe_splits(splits: list[Split]) -> str:
+    """Describe the splits of a layer's matrices in words, for the report."""
     if not splits:
         return "vectors only: taken whole"
     ranks = [int(split["rank"]) if split["high"] else 0 for split in splits]

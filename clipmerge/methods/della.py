@@ -1,4 +1,4 @@
-"""DELLA: drop random entries of each task vector, large ones less often, then elect signs and
+"""DELLA: drop random entries of each task vector, the large ones less often; then elect signs and
 average as in TIES.
 """
 

@@ -41,10 +41,12 @@ def dg_hard(task: Task, *, alpha: Alpha = 1.0) -> Decision:
 
 
 def _is_large_matrix(shape: Shape) -> bool:
+    """Whether a parameter is a matrix with enough entries to be split."""
     return len(shape) == 2 and math.prod(shape) >= _SMALLEST
 
 
 def _split_at_threshold(s: Array, shape: Shape) -> Split:
+    """Keep the directions whose singular value is above the noise, and drop the others."""
     median = float(s[len(s) // 2])
     beta = min(shape) / max(shape)
     is_signal = s > _noise_threshold(beta) * median

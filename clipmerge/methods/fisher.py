@@ -9,23 +9,20 @@ from clipmerge.methods import Decision, Task
 from clipmerge.plugins import NonNegative, Share
 
 
-def fisher(
-    task: Task, *, alpha: Share = 0.5, floor: NonNegative = 1e-3, normalise: bool = True
-) -> Decision:
+def fisher(task: Task, *, alpha: Share = 0.5, floor: NonNegative = 1e-3) -> Decision:
     """Weight both checkpoints entry by entry by the diagonal of their Fisher information.
 
     With F_0 and F_1 at the zero-shot and the fine-tuned end, the merged entry is ((1 - alpha) F_0
     theta_0 + alpha F_1 theta_1) / ((1 - alpha) F_0 + alpha F_1), which is a coefficient of alpha
-    F_1 / ((1 - alpha) F_0 + alpha F_1).
+    F_1 / ((1 - alpha) F_0 + alpha F_1). F_1 is scaled to the same sum over the model as F_0: a
+    fine-tuned model is more confident, so its gradients are smaller everywhere, and without this
+    nearly all entries would stay zero-shot.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Weight of the fine-tuned checkpoint; 0.5 lets the Fisher information alone decide.
         floor: Smallest F used, as a share of the mean over the parameter at both ends; if both F
             are below it, alpha decides.
-        normalise: Scale F_1 to the same sum over the model as F_0. A fine-tuned model is more
-            confident, so its gradients are smaller everywhere, and without this nearly all entries
-            would stay zero-shot.
 
     Returns:
         One coefficient per entry.
@@ -44,7 +41,7 @@ def fisher(
     ours, theirs = (
         sum(float(value.double().sum()) for value in end.values()) for end in (first, second)
     )
-    scale = ours / theirs if normalise and ours * theirs > 0 else 1.0
+    scale = ours / theirs if ours * theirs > 0 else 1.0
     coefficients = {}
     for name, value in first.items():
         f_1 = second[name].double() * scale
@@ -53,6 +50,7 @@ def fisher(
 
 
 def _fisher_coefficients(f_0: Tensor, f_1: Tensor, alpha: float, floor: float) -> Tensor:
+    """Compute a parameter's coefficients from its Fisher information at both ends."""
     least = floor * float((f_0.mean() + f_1.mean()) / 2)
     ours = (1 - alpha) * f_0.clamp(min=least)
     theirs = alpha * f_1.clamp(min=least)

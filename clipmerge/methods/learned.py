@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from clipmerge.layers import HEAD
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.plan import LayerPlan
 from clipmerge.plugins import Share
-
-#: The reason of a layer that is the same in both models.
-UNCHANGED = "fine-tuning did not change it"
 
 
 def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
@@ -31,13 +26,8 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
     )
     coefficients = {name: alpha * value for name, value in measurements.coefficients.items()}
     layers = task.everywhere(0.0)
-    reasons = {}
-    if HEAD in layers:  # measures classify by prompts
-        layers[HEAD] = LayerPlan(alpha=alpha)
-        reasons[HEAD] = "a classifier's head takes no part in measuring"
-    changed = measurements["at_zero"].values
-    for layer in layers.keys() - changed.keys() - {HEAD}:
-        reasons[layer] = UNCHANGED
+    unchanged = layers.keys() - measurements["at_zero"].values.keys()
+    reasons = dict.fromkeys(unchanged, "fine-tuning did not change it")
     count = sum(value.numel() for value in coefficients.values())
     factor = "" if alpha == 1 else f", multiplied by {alpha:g}"
     return Decision(

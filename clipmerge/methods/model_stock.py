@@ -10,13 +10,11 @@ from clipmerge.types import Names
 
 
 def model_stock(task: Task) -> Decision:
-    """Go from zero-shot towards the average as far as the checkpoints agree, layer by layer;
-    data-free.
+    """Move each layer from zero-shot towards the average as far as checkpoints agree; data-free.
 
-    With K checkpoints and cos the mean cosine between two of their task vectors in a layer, alpha =
-    K cos / ((K - 1) cos + 1): the point of the plane through all of them that is closest to the
-    centre around which they scatter. If the mean cosine is negative they do not agree at all, and
-    the layer stays zero-shot.
+    With K checkpoints, and cos the mean cosine between two of their task vectors in a layer, alpha
+    = K cos / ((K - 1) cos + 1). Of the plane through all checkpoints, this is the point closest to
+    the centre around which they scatter. If cos is negative, the layer stays zero-shot.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
@@ -42,8 +40,8 @@ def model_stock(task: Task) -> Decision:
 
 
 def _mean_cosine(task: Task, names: Names) -> float | None:
-    """Mean cosine over pairs of checkpoints that both moved the layer; ``None`` if there is no such
-    pair.
+    """Average the cosine over pairs of checkpoints that both moved the layer; ``None`` without such
+    a pair.
     """
     count = len(task.inputs.finetuned)
     products = np.zeros((count, count))

@@ -23,9 +23,9 @@ def monosoup(
     """Weight the strong directions of each matrix's task vector by ``high``, the weak ones by
     ``low``.
 
-    With singular values s of the task vector, of which the first k are principal, P = their share
-    of s^2 and r = (s_{k+1} / s_1)^2: low = r + (1 - r) sqrt(1 - P), high = 1 - low. A vector has
-    one direction, so P = 1 and r = 0: it is taken unchanged from the fine-tuned model. Data-free.
+    Let s be the singular values, of which the first k are strong, P the share of these in sum s^2,
+    and r = (s_{k+1} / s_1)^2. Then low = r + (1 - r) sqrt(1 - P), and high = 1 - low. A vector has
+    one direction, so P = 1 and r = 0: it is the fine-tuned model's. Data-free.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
@@ -44,6 +44,7 @@ def monosoup(
 
 
 def _split_at_rank(s: Array, rank: str, energy: float) -> Split:
+    """Choose the number of strong directions, and the factors of strong and weak ones."""
     squares = s**2
     total = float(squares.sum())
     if total == 0:

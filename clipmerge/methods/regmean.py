@@ -12,8 +12,8 @@ from clipmerge.parallel import one_thread
 from clipmerge.planning.plan import LayerPlan
 from clipmerge.plugins import Share
 
-# Ridge, as a share of the mean: it keeps the system solvable, and inputs that the images hardly
-# excite get alpha.
+# Ridge, as a share of the mean diagonal entry: the system has a solution, and alpha decides for
+# inputs that are nearly zero on all images.
 _RIDGE = 1e-6
 
 
@@ -59,7 +59,7 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
 
 
 def _regression_matrix(g_0: Tensor, g_1: Tensor, alpha: float, off_diagonal: float) -> Tensor:
-    """R / alpha: the mask gets alpha times the task vector."""
+    """Compute R / alpha, because the mask gets alpha times the task vector."""
     mean = (g_0.diagonal().mean() + g_1.diagonal().mean()) / 2
     ridge = _RIDGE * float(mean) or 1.0
     ours = _shrink_off_diagonal(g_0, off_diagonal, ridge)
@@ -72,5 +72,6 @@ def _regression_matrix(g_0: Tensor, g_1: Tensor, alpha: float, off_diagonal: flo
 
 
 def _shrink_off_diagonal(gram: Tensor, off_diagonal: float, ridge: float) -> Tensor:
+    """Multiply entries off the diagonal by a factor, and add the ridge to the diagonal."""
     diagonal = (1 - off_diagonal) * gram.diagonal() + ridge
     return off_diagonal * gram + torch.diag(diagonal)

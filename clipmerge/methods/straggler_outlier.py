@@ -1,4 +1,4 @@
-"""Hold outlier layers back with a smaller coefficient and a mask."""
+"""Give outlier layers a smaller coefficient and a mask."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def straggler_outlier(
         bootstraps: Number of bootstrap resamples of the calibration batches.
 
     Returns:
-        Two kinds of layers; only one kind if no straggler is found.
+        One setting for stragglers, and one for all other layers.
 
     Raises:
         UsageError: If there are several fine-tuned checkpoints, or the measure lacks the statistic

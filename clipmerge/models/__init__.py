@@ -1,4 +1,4 @@
-"""Models that turn images and class prompts into logits; each family names its module here."""
+"""Models that turn images and class prompts into logits, one module per library."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -34,20 +35,21 @@ _LEFT_OUT = re.compile(
 
 
 class ImageTextModel(ABC):
-    """A model in eval mode whose weights are set from outside; each library has its own subclass.
+    """A model in eval mode whose weights others set; each library has its own subclass.
 
     Attributes:
         module: The model, float32.
         parameters: Parameters by canonical name, including the statistics of batch norms.
         folder: The folder of the processor and the tokenizer.
         layout: Memory format of images.
-        row_names: Names of the classes of a head's rows, if they are known.
+        row_names: Class names of a head's rows, if they are known.
     """
 
     row_names: Names = ()
 
     def __init__(self, family: Family, folder: Path, module: Any) -> None:
         freeze_batch_norms(module)
+        keep_depthwise_in_float32(module)
         self.module, self.folder = module, folder
         self.layout = image_layout(module)
         named: dict[str, torch.nn.Parameter] = dict(module.named_parameters())
@@ -55,7 +57,7 @@ class ImageTextModel(ABC):
         self.parameters = {name: named[key] for name, key in keys.items()}
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
-        """Load every parameter by canonical name; ``source`` is named in errors."""
+        """Load every parameter by canonical name; errors name the ``source``."""
         for name, parameter in self.parameters.items():
             try:
                 value = read(name)
@@ -87,9 +89,7 @@ class ImageTextModel(ABC):
         return tokens
 
     def _require_embeddings(self, token: int) -> None:
-        """Check that the text tower knows a token; on a card, looking it up would end the
-        process.
-        """
+        """Refuse a token that the text tower does not know: on a card it would end the process."""
         for name, table in self.module.named_modules():
             is_table = name.endswith(_WORDS) and isinstance(table, torch.nn.Embedding)
             if is_table and token >= table.num_embeddings:
@@ -100,12 +100,10 @@ class ImageTextModel(ABC):
 
     @abstractmethod
     def prepare(self, images: list[Image]) -> Tensor:
-        """Do the work of `pixels` with the checkpoint's own preprocessing."""
+        """Preprocess images as the checkpoint's library does: see `pixels`."""
 
     def tokenize(self, prompts: list[str]) -> Tensors:
-        """Do the work of `tokens` with the checkpoint's own tokenizer; without a text tower, raise
-        an error.
-        """
+        """Tokenise prompts as the checkpoint's library does: see `tokens`."""
         raise CheckpointError(f"{self.folder}: a tower with a head reads no prompts")
 
     @abstractmethod
@@ -117,8 +115,8 @@ class ImageTextModel(ABC):
         raise NotImplementedError  # a tower with a head has no prompts to embed
 
     def classifier(self, source: str, names: Names, rows: Sequence[Sequence[int]]) -> Any:
-        """Make a `clipmerge.models.classifier.Classifier` from the head for the classes of a
-        source; ``None`` for a model without a head.
+        """Match a model's head with the classes of a source, as a `Classifier` of
+        `clipmerge.models.classifier`; ``None`` for a model without a head.
         """
         return None
 
@@ -139,7 +137,7 @@ def model_for(
     folder: Path,
     build: Callable[[Family, Json, Path], ImageTextModel] | None = None,
 ) -> ImageTextModel:
-    """Build a model without weights, to be loaded with `load`; by default a family's two towers."""
+    """Build a model whose weights `load` then sets; by default the two towers of a family."""
     build = build or import_module(f"{__name__}.{family.model}").build
     with _refuse_code():
         return build(family, _without_kernels(config), folder)
@@ -189,20 +187,37 @@ class FrozenBatchNorm(torch.nn.Module):
 
 
 def freeze_batch_norms(module: torch.nn.Module) -> None:
-    """Replace every batch norm that has running statistics inside a module, in place."""
+    """Replace every batch norm in a module that has running statistics, in place."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, torch.nn.BatchNorm2d) and child.track_running_stats:
                 setattr(parent, name, FrozenBatchNorm(child))
 
 
+def keep_depthwise_in_float32(module: torch.nn.Module) -> None:
+    """Let every convolution of single channels in a module compute in float32 under a CPU's
+    autocast, in place, because its backward pass takes six times as long in bfloat16.
+    """
+    for part in module.modules():
+        if isinstance(part, torch.nn.Conv2d) and part.groups == part.in_channels > 1:
+            part.forward = partial(_forward_in_float32, part.forward)  # type: ignore[method-assign]
+
+
+def _forward_in_float32(forward: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Call a layer in float32 under a CPU's autocast, and return the inputs' dtype."""
+    if not torch.is_autocast_enabled("cpu"):
+        return forward(images)
+    with torch.autocast("cpu", enabled=False):
+        return forward(images.float()).to(images.dtype)
+
+
 @contextmanager
 def explain_errors(what: str, advice: str = "correct it") -> Iterator[None]:
-    """Turn any error of a library that works with a checkpoint's files into one line.
+    """Turn any error that a checkpoint's files cause in a library into one line.
 
     Args:
         what: The files, and what fails.
-        advice: What the user does next.
+        advice: The user's next step.
     """
     try:
         yield
@@ -218,7 +233,7 @@ def explain_errors(what: str, advice: str = "correct it") -> Iterator[None]:
 def _refuse_code() -> Iterator[None]:
     """Make transformers refuse code that a checkpoint's files name.
 
-    It would ask on the terminal whether to run it, and a "y" on standard input would agree.
+    Otherwise it asks on the terminal whether to run the code, and a "y" on standard input agrees.
     """
     from transformers import dynamic_module_utils
 
@@ -231,7 +246,7 @@ def _refuse_code() -> Iterator[None]:
 
 
 def _without_kernels(config: Any) -> Any:
-    """Copy a configuration without kernels, and without the storage of weights."""
+    """Copy a configuration without its kernels and without the storage of its weights."""
     if not isinstance(config, dict):
         return config
     return {

@@ -1,4 +1,4 @@
-"""Build the model of aligned checkpoints, without weights."""
+"""Build the model whose weights aligned checkpoints have, without loading them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from clipmerge.types import Names
 
 
 def build_model(inputs: Inputs) -> ImageTextModel:
-    """Build the model that the checkpoints are weights of: a tower with a head, or two towers."""
+    """Build the checkpoints' model, without weights: a tower with a head, or two towers."""
     model = _build_headed(inputs) if inputs.output.is_classifier else build_two_towers(inputs)
     model.row_names = inputs.row_names
     return model
 
 
 def build_two_towers(inputs: Inputs) -> ImageTextModel:
-    """Build a model of images and prompts."""
+    """Build the image tower and the text tower, without weights."""
     config = inputs.zeroshot.config
     if config is None:
         raise _lacks_config(inputs.zeroshot, inputs.family)
@@ -37,7 +37,7 @@ def build_two_towers(inputs: Inputs) -> ImageTextModel:
 
 
 def _build_headed(inputs: Inputs) -> ImageTextModel:
-    """Build an image tower and its head."""
+    """Build an image tower and its head, without weights."""
     from clipmerge.models.headed_tower import (
         open_clip_classifier,
         timm_classifier,
@@ -67,6 +67,7 @@ def _build_headed(inputs: Inputs) -> ImageTextModel:
 
 
 def _lacks_config(checkpoint: Checkpoint, family: Family) -> CheckpointError:
+    """Make the error for a checkpoint without the file that says how to build its model."""
     named = ""
     if family.config == OPEN_CLIP_CONFIG:
         named = ", or name the architecture with `model`, such as ViT-B-32"
@@ -77,12 +78,13 @@ def _lacks_config(checkpoint: Checkpoint, family: Family) -> CheckpointError:
 
 
 def _holds_one_of(folder: Path, names: Names) -> bool:
+    """Whether a folder has at least one of these files."""
     return any((folder / name).is_file() for name in names)
 
 
 def _has_processor(folder: Path, family: Family) -> bool:
-    """Whether a folder holds an image processor and a tokenizer; an OpenCLIP configuration counts
-    as both.
+    """Whether a folder has an image processor and a tokenizer; for OpenCLIP its configuration says
+    how to make both.
     """
     if family.config == OPEN_CLIP_CONFIG:
         return (folder / OPEN_CLIP_CONFIG).is_file()

@@ -9,7 +9,7 @@ from clipmerge.types import Names
 
 
 def caption_notes(source: str, model: ImageTextModel, captions: Sequence[str]) -> Names:
-    """Note how many captions are cut off, if any are."""
+    """Note the number of captions that are cut off, if any are."""
     longer = [f"{text} x" for text in captions]
     # padded to one length
     rows, longer_rows = model.tokens([*captions, *longer])["input_ids"].chunk(2)

@@ -1,6 +1,6 @@
-"""Turn image features into logits, by class prompts, a batch's captions or the rows of a head.
+"""Turn image features into logits, by class prompts, by captions or by a head.
 
-Other modules use a `Classifier` without asking which of the three it is.
+Other modules use a `Classifier` without knowing which of the three it is.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from clipmerge.types import Names, Tensors
 # as many tokens.
 _PROMPTS_AT_ONCE, _TOKENS_AT_ONCE = 512, 4096
 
-
-#: The classes and the templates that images are compared with (``None`` for all), and the column of
-#: each image's class among these classes.
-Comparison = tuple[tuple[Tensor | None, Tensor | None], Tensor]
+#: The prompts that images are compared with, by class and template (classes, templates), numbered
+#: class by class, or ``None`` for all; and the column of each image's class among these classes.
+Comparison = tuple[Tensor | None, Tensor]
 
 
 class Classifier(ABC):
@@ -37,9 +36,8 @@ class Classifier(ABC):
     Attributes:
         model: The model.
         classes: Number of classes.
-        templates: Number of prompts for each.
-        moves: Whether class features depend on the weights that move; if not, they are computed
-            once.
+        templates: Number of prompts of each class.
+        moves: Whether class features depend on weights that move; if not, they are computed once.
         compares_images: Whether an image's loss depends on the other images of its batch.
     """
 
@@ -52,16 +50,14 @@ class Classifier(ABC):
         self.moves = moves
 
     @abstractmethod
-    def class_features(
-        self, chosen: Tensor | None = None, templates: Tensor | None = None
-    ) -> Tensor:
-        """Embed classes, (classes, width): all or the chosen ones, in all templates or some."""
+    def class_features(self, prompts: Tensor | None = None) -> Tensor:
+        """Embed classes, (classes, width), by all of their prompts or those of a `Comparison`."""
 
     def draw(self, labels: Tensor, seed: int, most: int) -> Comparison:
-        """Draw the classes that images of these labels are compared with: all, unless these have
-        more than ``most`` prompts to embed.
+        """Choose the prompts that images of these labels are compared with: all, unless more than
+        ``most`` would have to be embedded.
         """
-        return (None, None), labels
+        return None, labels
 
     def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Score images against classes: (images, classes)."""
@@ -76,11 +72,11 @@ class Classifier(ABC):
 
 
 class Prompts(Classifier):
-    """Class prompts, embedded and averaged over templates.
+    """Scores by class prompts, whose features are averaged over templates.
 
     Attributes:
-        tokens: Result of `ImageTextModel.tokens` for all prompts, class by class, on the device.
-        at_once: Most prompts whose activations are in memory at once.
+        tokens: Tokens of all prompts, class by class, on the device; see `ImageTextModel.tokens`.
+        at_once: Largest number of prompts whose activations are in memory at once.
     """
 
     def __init__(
@@ -92,7 +88,7 @@ class Prompts(Classifier):
         *,
         moves: bool = True,
     ) -> None:
-        """Tokenise the prompts, class by class: entry ``c * templates + t``."""
+        """Tokenise the prompts; that of class c and template t is at ``c * templates + t``."""
         super().__init__(model, len(texts) // templates, moves=moves)
         self.templates = templates
         tokens = model.tokens(list(texts))
@@ -103,40 +99,43 @@ class Prompts(Classifier):
             self.spare_memory()
         self._fixed: Tensor | None = None
 
-    def class_features(
-        self, chosen: Tensor | None = None, templates: Tensor | None = None
-    ) -> Tensor:
-        """Embed classes, (classes, width), of unit length."""
-        positions = self._positions(chosen, templates)
-        if self.moves:
-            features = self._embed(self._tokens_of(positions))
+    def class_features(self, prompts: Tensor | None = None) -> Tensor:
+        """Embed classes, (classes, width), of unit length; the features of a class's prompts are
+        averaged.
+        """
+        features = self._embed(self._tokens_of(prompts)) if self.moves else self._fixed_features()
+        if prompts is None:
+            by_class = features.view(self.classes, self.templates, -1)
+        elif self.moves:
+            by_class = features.view(*prompts.shape, -1)
         else:
-            features = self._fixed_features()[positions]
-        count = self.templates if templates is None else len(templates)
-        by_class = features.view(-1, count, features.shape[-1])
+            by_class = features[prompts]
         return normalize(by_class.mean(dim=1), dim=-1)
 
     def draw(self, labels: Tensor, seed: int, most: int) -> Comparison:
         """Draw templates, and if necessary classes, so that at most ``most`` prompts are embedded.
 
-        None are left out if the text tower does not move, because they are embedded only once.
+        If the text tower does not move, all are used, because they are embedded only once.
         """
         if not self.moves or self.classes * self.templates <= most:
             return super().draw(labels, seed, most)
         generator = torch.Generator().manual_seed(seed)
         written = torch.randperm(self.templates, generator=generator)
         written = written[: max(1, most // self.classes)]
-        if self.classes * len(written) <= most:
-            return (None, written), labels
-        present = torch.unique(labels.cpu())
-        others = torch.randperm(self.classes, generator=generator)
-        others = others[~torch.isin(others, present)]
-        others = others[: max(0, most - len(present))]
-        chosen = torch.cat([present, others]).sort().values
-        return (chosen, written), torch.searchsorted(chosen.to(labels.device), labels)
+        chosen = torch.arange(self.classes)
+        columns = labels
+        if self.classes * len(written) > most:
+            present = torch.unique(labels.cpu())
+            others = torch.randperm(self.classes, generator=generator)
+            others = others[~torch.isin(others, present)]
+            others = others[: max(0, most - len(present))]
+            chosen = torch.cat([present, others]).sort().values
+            columns = torch.searchsorted(chosen.to(labels.device), labels)
+        prompts = chosen[:, None] * self.templates + written
+        return prompts.to(labels.device), columns
 
     def spare_memory(self) -> None:
-        """Keep the activations of at most `_TOKENS_AT_ONCE` tokens in memory at once."""
+        """Hold activations of at most `_TOKENS_AT_ONCE` tokens in memory at once."""
         length = self.tokens["input_ids"].shape[1]
         self.at_once = max(1, min(_PROMPTS_AT_ONCE, _TOKENS_AT_ONCE // length))
 
@@ -144,16 +143,11 @@ class Prompts(Classifier):
         """Split the tokens of all prompts into pieces that fit into memory."""
         yield from _split_tokens(self.tokens, self.at_once)
 
-    def _positions(self, chosen: Tensor | None, templates: Tensor | None) -> Tensor:
-        wanted = torch.arange(self.classes) if chosen is None else chosen.cpu()
-        written = torch.arange(self.templates) if templates is None else templates
-        positions = (wanted[:, None] * self.templates + written).flatten()
-        return positions.to(self.tokens["input_ids"].device)
-
-    def _tokens_of(self, positions: Tensor) -> Tensors:
-        if len(positions) == len(self.tokens["input_ids"]):
+    def _tokens_of(self, prompts: Tensor | None) -> Tensors:
+        """Select the tokens of some prompts, or take all."""
+        if prompts is None:
             return self.tokens
-        return {key: value[positions] for key, value in self.tokens.items()}
+        return {key: value[prompts.flatten()] for key, value in self.tokens.items()}
 
     def _embed(self, tokens: Tensors) -> Tensor:
         """Embed prompts; the graph holds the activations of one piece of them at a time."""
@@ -173,7 +167,7 @@ class Prompts(Classifier):
 
 
 class Captions(Prompts):
-    """Captions, each the one prompt of a class; a batch is compared with its own captions.
+    """Scores by captions: each is a class with one prompt. A batch is compared with its own.
 
     The loss is CLIP's softmax in both directions, or, for models with a bias of their logits,
     SigLIP's sigmoid of every pair.
@@ -182,9 +176,9 @@ class Captions(Prompts):
     compares_images: ClassVar[bool] = True
 
     def draw(self, labels: Tensor, seed: int, most: int) -> Comparison:
-        """Return the captions of a batch, and the column of each image's own caption."""
+        """Return a batch's captions, and the column of each image's own caption."""
         captions, columns = torch.unique(labels, return_inverse=True)
-        return (captions, None), columns
+        return captions[:, None], columns
 
     def image_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compute the loss of each image, (images,), in nats; for SigLIP summed over captions."""
@@ -201,10 +195,10 @@ def classifier_for(
     moves: bool = True,
     kind: type[Prompts] = Prompts,
 ) -> Classifier:
-    """Make the classifier of labelled images: the model's head, or prompts of their classes.
+    """Make the classifier of labelled images: the model's head, or else prompts of their classes.
 
-    ``moves`` says whether fine-tuning changed the text tower. With `Captions` as ``kind``, each
-    class is a caption.
+    ``moves`` says whether fine-tuning changed the text tower. ``kind`` is `Captions` if each class
+    is a caption.
     """
     names = images.class_names
     head: Classifier | None = model.classifier(images.source, names, images.imagenet_rows)
@@ -215,7 +209,8 @@ def classifier_for(
 
 
 def softmax_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """CLIP's loss by image: the mean of finding its caption, and of its caption finding it.
+    """Compute CLIP's loss of each image: the mean of the losses of finding its caption among
+    captions, and of finding it among images by its caption.
 
     Args:
         logits: Scores, (images, captions).
@@ -235,7 +230,7 @@ def softmax_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def sigmoid_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """SigLIP's loss by image: of every caption, whether it is the image's own.
+    """Compute SigLIP's loss of each image: it must tell its own caption from every other one.
 
     Args:
         logits: Scores with their bias, (images, captions).
@@ -253,14 +248,13 @@ def sigmoid_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _split_tokens(tokens: Tensors, size: int) -> Iterator[Tensors]:
+    """Split tokens into pieces of at most ``size`` prompts."""
     for start in range(0, len(tokens["input_ids"]), size):
         yield {key: value[start : start + size] for key, value in tokens.items()}
 
 
 def _refuse_one_prompt(tokens: Tensors, templates: int) -> None:
-    """Refuse classes whose prompts all have the same tokens, because they cannot be
-    distinguished.
-    """
+    """Refuse classes whose prompts have the same tokens, because no model can distinguish them."""
     length = tokens["input_ids"].shape[1]
     by_class = tokens["input_ids"].view(-1, templates * length)
     if len(by_class) > 1 and bool((by_class == by_class[0]).all()):

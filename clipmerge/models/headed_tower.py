@@ -1,4 +1,4 @@
-"""Image towers with a classification head: of OpenCLIP (as WiSE-FT and model soups save them), of
+"""Image towers with a classification head, of OpenCLIP (as WiSE-FT and model soups save them), of
 transformers and of timm.
 """
 
@@ -20,7 +20,7 @@ from clipmerge.images.classes import positions_among
 from clipmerge.images.decoding import to_rgb
 from clipmerge.models import ImageTextModel, explain_errors
 from clipmerge.models.classifier import Classifier
-from clipmerge.models.open_clip import build_module, import_open_clip, preparation_of
+from clipmerge.models.open_clip import build_module, import_open_clip, inference_transform
 from clipmerge.types import Json, Names
 
 # open_clip builds a text tower, too, which is not used
@@ -43,9 +43,7 @@ class HeadedTower(ImageTextModel):
         embed: Callable[[Tensor], Tensor],
         prepare: Callable[[list[Image]], Tensor],
     ) -> None:
-        """Take the module with all parameters, the head in it, and functions that embed and prepare
-        images.
-        """
+        """Wrap a module; the functions embed and prepare images."""
         super().__init__(family, folder, module)
         self.classes = head.out_features
         self._head, self._embed, self._prepare = head, embed, prepare
@@ -72,8 +70,8 @@ class HeadedTower(ImageTextModel):
     def classifier(self, source: str, names: Names, rows: Sequence[Sequence[int]]) -> Classifier:
         """Match the head's rows with the classes of a source.
 
-        They are matched by ``rows``, the numbers of each class's rows, if these are given; by name,
-        if rows and classes have the same names; otherwise by their order.
+        If ``rows`` has the numbers of each class's rows, it decides. Otherwise they are matched by
+        name, if rows and classes have the same names, or by their order.
         """
         classes = len(names)
         by_name = positions_among(names, self.row_names) or range(self.classes)
@@ -89,17 +87,15 @@ class HeadedTower(ImageTextModel):
 
 
 class Head(Classifier):
-    """A head; the logit of a class is the largest of its ``rows``, (classes, rows of each)."""
+    """Scores by a head: a class's logit is the largest of its ``rows``, (classes, rows of each)."""
 
     def __init__(self, model: HeadedTower, rows: Tensor) -> None:
         super().__init__(model, len(rows), moves=True)
         self._tower = model
         self._rows = rows
 
-    def class_features(
-        self, chosen: Tensor | None = None, templates: Tensor | None = None
-    ) -> Tensor:
-        """Return the weights and biases of all rows; unlike prompts they cost nothing."""
+    def class_features(self, prompts: Tensor | None = None) -> Tensor:
+        """Return the weights and biases of all rows, which cost nothing, unlike prompts."""
         return self._tower.head_rows()
 
     def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
@@ -122,7 +118,7 @@ def open_clip_classifier(
         nn.ModuleDict({"visual": visual, "classification_head": head}).eval(),
         head,
         lambda pixels: normalize(visual(pixels), dim=-1),
-        preparation_of(config, folder, visual.image_size),
+        inference_transform(config, folder, visual.image_size),
     )
 
 

@@ -1,4 +1,4 @@
-"""Models of open_clip, which computes the features of pixels and prompts in float32."""
+"""Models of open_clip with two towers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OpenClip(ImageTextModel):
         model_cfg: Json = config.get("model_cfg", config)
         module = build_module(library, model_cfg)
         super().__init__(family, folder, module)
-        self._prepare = preparation_of(config, folder, module.visual.image_size)
+        self._prepare = inference_transform(config, folder, module.visual.image_size)
         self._tokenize = _load_tokenizer(library, model_cfg, folder)
 
     def prepare(self, images: list[Image]) -> Tensor:
@@ -52,7 +52,7 @@ build = OpenClip
 
 
 def import_open_clip() -> Any:
-    """Import open_clip."""
+    """Import open_clip, or say how to install it."""
     try:
         import open_clip
     except ImportError as error:
@@ -64,7 +64,7 @@ def import_open_clip() -> Any:
 
 
 def build_module(library: Any, model_cfg: Json) -> Any:
-    """Build the class that ``open_clip.create_model`` builds, without loading pretrained towers."""
+    """Build the model that ``open_clip.create_model`` builds, without loading pretrained towers."""
     settings = deepcopy(model_cfg)
     vision, text = (settings.get(f"{side}_cfg") for side in ("vision", "text"))
     if not (isinstance(vision, dict) and isinstance(text, dict)):
@@ -80,8 +80,10 @@ def build_module(library: Any, model_cfg: Json) -> Any:
         return kind(**settings).float().eval()
 
 
-def preparation_of(config: Json, folder: Path, image_size: Any) -> Callable[[list[Image]], Tensor]:
-    """open_clip's preprocessing for inference."""
+def inference_transform(
+    config: Json, folder: Path, image_size: Any
+) -> Callable[[list[Image]], Tensor]:
+    """Make open_clip's preprocessing for inference."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     stated = config.get("preprocess_cfg") or {}
@@ -92,7 +94,7 @@ def preparation_of(config: Json, folder: Path, image_size: Any) -> Callable[[lis
 
 
 def _load_tokenizer(library: Any, model_cfg: Json, folder: Path) -> Any:
-    """Load the tokenizer that ``open_clip.get_tokenizer`` loads, from files in the folder."""
+    """Load the tokenizer that ``open_clip.get_tokenizer`` loads, from the folder's own files."""
     text = model_cfg.get("text_cfg") or {}
     length = text.get("context_length", 77)
     options = text.get("tokenizer_kwargs") or {}

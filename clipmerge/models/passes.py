@@ -1,20 +1,18 @@
-"""Forward passes that fit a device: in 16 bits if its hardware multiplies them, and with no more
-images at once than fit into memory.
+"""Forward passes that fit a device: in 16 bits where it is faster, and with no more images at once
+than memory holds.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.functional import conv2d
-from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from clipmerge.distributed import is_out_of_memory
@@ -40,7 +38,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def dtype_of(device: torch.device, precision: Precision) -> torch.dtype:
-    """Choose the dtype in which matrices are multiplied; ``auto`` is the device's fastest."""
+    """Choose the dtype of matrix products; ``auto`` is the device's fastest."""
     if precision != "auto":
         dtype: torch.dtype = getattr(torch, precision)
         return dtype
@@ -50,50 +48,21 @@ def dtype_of(device: torch.device, precision: Precision) -> torch.dtype:
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
-class DepthwiseInFloat32(TorchFunctionMode):
-    """On a CPU, compute convolutions of single channels in float32 under autocast: their backward
-    pass in bfloat16 takes six times as long, and learning on a CNN half as long again.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Call the function, in float32 if it is such a convolution."""
-        named = kwargs or {}
-        if func is not conv2d:
-            return func(*args, **named)
-        images, weight, *others = args
-        if not weight.shape[1] == 1 < images.shape[-3]:
-            return func(*args, **named)
-        with torch.autocast("cpu", enabled=False):
-            output: Tensor = func(images.float(), weight, *others, **named)
-        return output.to(images.dtype)
-
-
-def _around_functions() -> AbstractContextManager[Any]:
-    """Make the mode in which torch's functions run; none on a card, where it would cost time."""
-    return DepthwiseInFloat32() if torch.is_autocast_enabled("cpu") else nullcontext()
-
-
 @contextmanager
 def in_precision(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Compute forward passes in this precision; weights and their gradients stay in float32."""
+    """Compute forward passes in this precision; weights and their gradients stay float32."""
     dtype = dtype_of(device, precision)
     if dtype == torch.float32:
         yield
         return
     # no cache of casts, because weights move between passes
-    with torch.autocast(device.type, dtype, cache_enabled=False), _around_functions():
+    with torch.autocast(device.type, dtype, cache_enabled=False):
         yield
 
 
 @contextmanager
-def own_settings() -> Iterator[None]:
-    """Switch gradients and float32 on, whatever the caller has set."""
+def torch_defaults() -> Iterator[None]:
+    """Compute in float32 and with gradients in this block, whatever the caller has set."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -104,8 +73,8 @@ def own_settings() -> Iterator[None]:
 
 
 def embed_with_graph(embed: Callable[[Tensor], Tensor], inputs: Tensor, at_once: int) -> Tensor:
-    """Embed inputs; the graph holds activations of at most ``at_once``, and the backward pass
-    computes the others again.
+    """Embed inputs, and keep activations of at most ``at_once`` of them in memory; if there are
+    more inputs, the backward pass computes activations again.
     """
     if len(inputs) <= at_once:
         return embed(inputs)
@@ -113,21 +82,13 @@ def embed_with_graph(embed: Callable[[Tensor], Tensor], inputs: Tensor, at_once:
 
 
 def recomputed(function: Callable[[T], Tensor], inputs: T) -> Tensor:
-    """Call a function whose activations the backward pass computes again, in the same precision."""
-    output: Tensor = checkpoint(
-        function,
-        inputs,
-        use_reentrant=False,
-        context_fn=lambda: (nullcontext(), _around_functions()),
-    )
+    """Call a function, and let the backward pass compute its activations again."""
+    output: Tensor = checkpoint(function, inputs, use_reentrant=False)
     return output
 
 
 def finite_scores(scores: Tensor, images: str) -> Tensor:
-    """Return scores, or the features that they come from, if all are finite.
-
-    argmax would choose NaN.
-    """
+    """Return scores, or features, if all are finite; argmax would choose NaN."""
     if bool(scores.isfinite().all()):
         return scores
     raise ClipmergeError(
@@ -137,9 +98,9 @@ def finite_scores(scores: Tensor, images: str) -> Tensor:
 
 
 class MicroBatcher:
-    """Runs images through a model in micro-batches, and halves them whenever memory runs out.
+    """Runs images through a model in micro-batches, and halves these whenever memory runs out.
 
-    ``tell`` gets a note of each halving, and ``spare`` is called to save memory elsewhere.
+    At each halving, ``tell`` gets a note, and ``spare`` is called to save memory elsewhere.
     """
 
     def __init__(
@@ -152,10 +113,10 @@ class MicroBatcher:
         self._tell, self._spare = tell, spare
 
     def run(self, images: int, work: Callable[[int], T]) -> T:
-        """Call ``work`` with the number of images whose activations it may keep, and with half of
-        it whenever memory runs out.
+        """Call ``work`` with the number of images whose activations it may keep; whenever memory
+        runs out, call it with half of that number.
 
-        ``work`` starts anew each time, so it must not go on from a failed attempt.
+        ``work`` must start anew each time, not go on from a failed attempt.
         """
         while True:
             count = min(self.max_images or images, images)
@@ -184,8 +145,8 @@ class MicroBatcher:
 def affordable_images(
     module: torch.nn.Module, embed: Callable[[Tensor], Tensor], image: Tensor
 ) -> int | None:
-    """Estimate from one image, (1, 3, height, width), how many images' activations fit into a CPU's
-    memory; ``None`` for a card, which reports when its memory runs out.
+    """Estimate from one image, (1, 3, height, width), the number of images whose activations fit
+    into a CPU's memory; ``None`` for a card, which reports that its memory ran out.
     """
     pages = getattr(os, "sysconf", None)
     if image.device.type != "cpu" or pages is None:

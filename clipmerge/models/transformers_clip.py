@@ -47,9 +47,7 @@ class TransformersClip(ImageTextModel):
         return torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
 
     def tokenize(self, prompts: list[str]) -> Tensors:
-        """Tokenise prompts: (prompts, length); without a mask if the family reads padding as
-        text.
-        """
+        """Tokenise prompts: (prompts, length); no mask if the family reads padding as text."""
         encoded = self.processor.tokenizer(
             prompts,
             padding="max_length" if self._reads_padding else True,
@@ -61,9 +59,7 @@ class TransformersClip(ImageTextModel):
         return {name: encoded[name] for name in names}
 
     def _text_length(self) -> int:
-        """Number of tokens that the text tower has positions for; RoBERTa's positions begin after
-        the one of padding.
-        """
+        """Count the positions of the text tower; RoBERTa's begin after the one of padding."""
         for name, embedding in self.module.text_model.named_modules():
             if name.endswith(("position_embedding", "position_embeddings")):
                 offset = 0 if embedding.padding_idx is None else embedding.padding_idx + 1
@@ -97,8 +93,8 @@ build = TransformersClip
 
 
 def _pack_patches(processed: Mapping[str, Any]) -> Tensor:
-    """Concatenate patches, their mask and counts of patches: (batch, patches, entries + 3),
-    float32.
+    """Join patches, their mask and the image's height and width in patches: (batch, patches,
+    entries + 3), float32.
     """
     patches = torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
     mask = torch.as_tensor(processed["pixel_attention_mask"], dtype=torch.float32)
@@ -108,7 +104,7 @@ def _pack_patches(processed: Mapping[str, Any]) -> Tensor:
 
 
 def _unpack_patches(pixels: Tensor) -> dict[str, Tensor]:
-    """Inverse of `_pack_patches`: the arguments of the vision tower."""
+    """Undo `_pack_patches`: make the arguments of the vision tower."""
     patches, mask, shapes = torch.split(pixels, [pixels.shape[-1] - 3, 1, 2], dim=-1)
     return {
         "pixel_values": patches,
@@ -118,7 +114,7 @@ def _unpack_patches(pixels: Tensor) -> dict[str, Tensor]:
 
 
 def _build_uninitialised(model_class: Any, config: Json) -> Any:
-    """Build a model in float32 and eval mode whose weights are not initialised, which would take as
+    """Build a model in float32 and eval mode without initialising its weights, which would take as
     long as reading them.
     """
     with init_empty_weights():
@@ -130,6 +126,7 @@ def _build_uninitialised(model_class: Any, config: Json) -> Any:
 
 
 def _load_processor(folder: Path) -> Any:
+    """Load the processor for images and text from a checkpoint's folder."""
     needed = f"{' or '.join(PROCESSORS)} and the tokenizer's files"
     with explain_errors(
         f"{folder}: its processor cannot be loaded", f"measuring needs {needed} beside the weights"

@@ -18,20 +18,19 @@ from clipmerge.evaluation.accuracy import load_model
 from clipmerge.images import batches
 from clipmerge.images.batches import read_pixels
 from clipmerge.images.decoding import to_rgb
-from clipmerge.images.image_set import LabelledImages, picture_files
+from clipmerge.images.image_set import LabelledImages, pictures_in_files
 from tests.support.image_files import load_images
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
-    """23 images of two classes, of many sizes and modes."""
+    """23 images of two classes, of several sizes and formats."""
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for number in range(23):
         file = folder / "ab"[number % 2] / f"{number:02}.{('png', 'jpg', 'webp')[number % 3]}"
         file.parent.mkdir(exist_ok=True)
-        size = tuple(int(side) for side in rng.integers(20, 90, 2))
-        picture = Image.fromarray(rng.integers(0, 256, (*size, 3)).astype(np.uint8))
-        picture.convert("L" if number % 5 == 0 else "RGB").save(file)
+        pixels = rng.integers(0, 256, (20 + 3 * number, 60, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(file)
     return load_images(str(folder))
 
 
@@ -69,7 +68,7 @@ def test_a_fault_is_raised_with_its_name_and_ends_the_threads(
 ) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(b"no image")
-    pictures = picture_files([photos.pictures[0], photos.pictures[1], str(path)])
+    pictures = pictures_in_files([photos.pictures[0], photos.pictures[1], str(path)])
     threads = torch.get_num_threads()
     with pytest.raises(DataError, match=r"x\.png: cannot be read as an image"):
         list(read_pixels(pictures, 2, first_pixel))

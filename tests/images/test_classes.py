@@ -10,9 +10,9 @@ from clipmerge.images.classes import class_prompts
 from clipmerge.images.registry import (
     check_templates,
     class_list,
-    find_known,
+    find_public_set,
     imagenet_names,
-    known_sets,
+    public_sets,
     template_set,
 )
 from tests.support.image_files import load_images, png
@@ -89,12 +89,12 @@ def test_prompts_are_class_by_class_and_template_sets_go_by_name() -> None:
 
 
 def test_every_public_set_is_well_formed() -> None:
-    for name, known in known_sets().items():
-        assert find_known(name)[0] is known
+    for name, known in public_sets().items():
+        assert find_public_set(name)[0] is known
         assert all("{}" in template for template in known.prompts), name
         if known.imagenet_rows and known.class_names:
             assert len(known.imagenet_rows) == len(known.class_names), name
-    objects = known_sets()["objectnet"]
+    objects = public_sets()["objectnet"]
     rows = dict(zip(objects.class_names, objects.imagenet_rows, strict=True))
     assert [class_list("imagenet")[row] for row in rows["bicycle"]] == [
         "mountain bike",
@@ -112,6 +112,6 @@ def test_a_name_stands_for_a_source_unless_a_folder_has_it(
         "fusionbench-svhn": "hf://datasets/ufldl-stanford/svhn:cropped_digits/test",
         "imagenet-x": "imagenet-x",
     }.items():
-        assert find_known(name)[1] == address
+        assert find_public_set(name)[1] == address
     (tmp_path / "cifar10").mkdir()
-    assert find_known("cifar10") == (None, "cifar10")
+    assert find_public_set("cifar10") == (None, "cifar10")

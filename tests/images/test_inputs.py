@@ -154,7 +154,6 @@ LABELLED: dict[str, Callable[[Path], Any]] = {
     "class folders": lambda f: class_folders(f, "batch/1"),
     "links": links,
     "CSV": lambda f: delimited(f, "x.csv", ",", "filepath", "label"),
-    "TSV": lambda f: delimited(f, "x.tsv", "\t", "filepath", "class"),
     "metadata.jsonl": lambda f: json_lines(f, "metadata.jsonl", "label").parent,
     "Parquet": lambda f: hub_table(f / "x.parquet"),
     "folder like the Hub's": lambda f: shards(f / "data").parent,
@@ -164,7 +163,6 @@ LABELLED: dict[str, Callable[[Path], Any]] = {
         f / "x.tar", {f"{NAMES[LABELS[k]]}/{k:02}.png": png(k) for k in COUNT}
     ),
     "links in tar": lambda f: tar_with_links(class_folders(f / "x")),
-    "pattern of tars": lambda f: Path(archives(f)[0]).with_name("[0-9].tar"),
     "folder of tars": lambda f: Path(archives(f)[0]).parent,
     "CLIP_benchmark's": lambda f: save_files(f / "set", classification_set(f, LABELS, NAMES)),
     "torch Dataset": lambda _: Torch(),
@@ -300,34 +298,25 @@ def test_columns_are_taken_as_they_are_named(tmp_path: Path) -> None:
     assert named.class_names == ("x", "y")
     columns["label"] = columns.pop("kind")
     table = datasets.Dataset.from_dict(columns)
-    both = open_images(table)
-    assert isinstance(both, LabelledImages)
-    assert "the captions are with `caption_column` text" in both.notes[0]
+    assert isinstance(open_images(table), LabelledImages)
     asked = open_images(table, columns=Columns(caption="text"))
     assert isinstance(asked, CaptionedImages)
-
-
-def test_rows_of_one_image_are_its_captions(tmp_path: Path) -> None:
-    pictures(tmp_path)
-    rows = [("00.png", "one"), ("01.png", "two"), ("00.png", "three")]
-    (tmp_path / "x.csv").write_text("filepath,title\n" + "".join(f"{a},{b}\n" for a, b in rows))
-    found = open_images(str(tmp_path / "x.csv"))
-    assert isinstance(found, CaptionedImages)
-    assert found.captions == (("one", "three"), ("two",))
-    assert_images(found, [0, 1])
 
 
 @pytest.mark.parametrize(
     ("written", "read"), [('"a cat,\nasleep"', "a cat,\nasleep"), ('"Cats" asleep', "Cats asleep")]
 )
-def test_a_caption_may_have_line_breaks_or_begin_with_a_quote(
+def test_a_table_has_a_row_for_each_caption_of_an_image(
     written: str, read: str, tmp_path: Path
 ) -> None:
+    """A caption may have line breaks, or begin with a quote."""
     pictures(tmp_path)
-    (tmp_path / "x.csv").write_text(f"filepath,title\n00.png,{written}\n01.png,a dog\n")
+    rows = (f"00.png,{written}", "01.png,a dog", "00.png,three")
+    (tmp_path / "x.csv").write_text("\n".join(["filepath,title", *rows]))
     found = open_images(str(tmp_path / "x.csv"))
     assert isinstance(found, CaptionedImages)
-    assert found.captions == ((read,), ("a dog",))
+    assert found.captions == ((read, "three"), ("a dog",))
+    assert_images(found, [0, 1])
 
 
 def test_what_torchvision_keeps_is_not_decoded_for_its_labels() -> None:
@@ -342,5 +331,5 @@ def test_what_torchvision_keeps_is_not_decoded_for_its_labels() -> None:
     data = Kept()
     found = load_images(Subset(Subset(data, [11, *range(11)]), range(11)))
     assert (found.labels, found.class_names) == ((2, *LABELS[:10]), NAMES)
-    assert data.read == [11]  # to see what kind of item it is
+    assert not data.read
     assert_images(found.subset([0, 1]), [11, 0])

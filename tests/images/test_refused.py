@@ -48,7 +48,11 @@ SOURCES: dict[str, tuple[Make, str]] = {
         lambda f: files(f, "x.zip") / "x.zip",
         r"x\.zip: is \.zip; give files",
     ),
-    "files of two kinds": (lambda _: ["x.tar", "y.parquet"], r"is \.parquet, \.tar; give files of"),
+    "a folder of two kinds": (
+        lambda f: files(f, "x.csv", "y.parquet"),
+        r"is \.csv, \.parquet; give files of one kind",
+    ),
+    "files in a list": (lambda _: ["x.tar"], r"its items are not \(image, label\) or"),
     "a split of a folder": (
         lambda f: f"{files(f, 'train/a/0.png')}:trian",
         r":trian: no such folder or file; .*Did you mean 'train'\?",
@@ -59,7 +63,7 @@ SOURCES: dict[str, tuple[Make, str]] = {
     ),
     "a row too long": (
         lambda f: table(f, "filepath,label\n0.png,a\n1.png,a,b\n"),
-        r"x\.csv: cannot be read \(line 3 has 3 fields, and the heading 2\)",
+        r"x\.csv: cannot be read \(line 3 has more or fewer fields than line 1\)",
     ),
     "no rows": (lambda f: table(f, "filepath,label\n"), r"x\.csv: holds no images"),
     "no label": (lambda f: table(f, "filepath,size\n0.png,3\n"), r"no label or caption column"),

@@ -16,7 +16,7 @@ from clipmerge.images.image_set import (
     LabelledImages,
     Pictures,
 )
-from clipmerge.images.split import held_out_positions, split_images, split_shift
+from clipmerge.images.split import split_images, split_shift
 from tests.support.image_files import load_images
 
 
@@ -86,12 +86,6 @@ def test_images_with_one_caption_are_on_one_side(labels: tuple[int, ...], seed: 
     split = split_images(CaptionedImages("here", pictures, labels, captions), 1024, seed)
     seen = split.train.labels if split.train else ()
     assert split.test is None or not set(seen) & set(split.test.labels)
-
-
-def test_images_that_choose_are_equally_many_of_each_class() -> None:
-    labels = (0,) * 40 + (1,) * 20
-    assert Counter(labels[at] for at in held_out_positions(labels, 0.2, seed=1)) == {0: 6, 1: 6}
-    assert held_out_positions((0, 1) * 3, 0.5, seed=0) == [2, 3, 5]
 
 
 def test_half_of_each_class_of_a_shift_teaches_and_the_other_half_judges() -> None:

@@ -60,13 +60,6 @@ def test_grey_takes_colour_from_some_images_alone(pixels: Tensor) -> None:
     assert torch.allclose(grey.mean(1), pixels.mean(1), atol=1e-6)
 
 
-def test_colour_acts_on_every_pixel_alike(pixels: Tensor) -> None:
-    flat = pixels[:, :, :1, :1].expand(-1, -1, 16, 16).contiguous()
-    coloured = changed(flat, "colour")
-    assert torch.allclose(coloured, coloured[:, :, :1, :1].expand_as(coloured), atol=1e-5)
-    assert float((coloured - flat).abs().amax((1, 2, 3)).min()) > 1e-3
-
-
 def test_patches_of_any_aspect_ratio_are_refused_with_the_way_out() -> None:
     packed = torch.zeros(2, 9, 51)
     for change in (strong_augment, partial(weak_augment, strength=0.25)):

@@ -59,12 +59,12 @@ def test_steps_have_all_tensors_where_the_model_is_and_read_losses_once_for_many
     read = list[int]()
     monkeypatch.setattr(training, "_TAUGHT_TOGETHER", 2)
     monkeypatch.setattr(training, "_require_finite", lambda _, number, __: read.append(number))
-    shift = Labelled(objective.images, objective.classifier)
+    objective.ood = [Labelled(objective.images, objective.classifier)]
     options = replace(PLAIN, batch_size=4, weak_aug=0.25, distill_weight=0.6, num_strong=2, steps=5)
     coefficients = Coefficients(objective.path, "entry")
     objective.micro_batcher.max_images = at_once
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):  # its losses at the end
-        training.train(objective, coefficients, options, [shift])
+        training.train(objective, coefficients, options)
     assert read == [0, 2, 4, 4]
     assert {value.device.type for value in coefficients.values.values()} == {"meta"}
 
@@ -112,9 +112,9 @@ def test_what_learning_no_longer_needs_is_let_go(
 
     monkeypatch.setattr(training, "BoxAdam", make)
     objective = objective_for(ends, make_batches((4, 3)))
-    state = LearningState(tmp_path / "state.pt", objective.context, str)
+    objective.state = LearningState(tmp_path / "state.pt", objective.context, str)
     coefficients = Coefficients(objective.path, "entry")
-    training.train(objective, coefficients, replace(PLAIN, steps=2), state=state)
+    training.train(objective, coefficients, replace(PLAIN, steps=2))
     gc.collect()
     assert made[0]() is None
     assert all(value.grad is None for value in coefficients.values.values())

@@ -9,10 +9,8 @@ from safetensors.torch import load_file
 from tests.support.command import printed
 from tests.support.tiny_clip import Folders
 
-# the zero-shot model of these tests knows nothing, and nothing would be learned
 FEW = (
     "--set=measure.steps=4",
-    "--set=measure.distill=predictions",
     "--set=measure.held_back=0",
     "--batch-size",
     8,

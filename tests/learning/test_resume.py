@@ -13,7 +13,7 @@ from clipmerge.learning import resume
 from clipmerge.learning import train as training
 from clipmerge.learning.interpolate import Coefficients
 from clipmerge.learning.objective import Objective
-from clipmerge.learning.resume import LearningState, state_file
+from clipmerge.learning.resume import LearningState
 from clipmerge.learning.train import BoxAdam, train
 from tests.support.small_objective import PLAIN, Ends, make_batches, objective_for
 
@@ -23,7 +23,7 @@ Learned = tuple[dict[str, torch.Tensor], list[list[float]]]
 
 def learned(objective: Objective) -> Learned:
     coefficients = Coefficients(objective.path, "entry")
-    trace = train(objective, coefficients, OPTIONS, state=objective.state)
+    trace = train(objective, coefficients, OPTIONS)
     return coefficients.by_parameter(), trace
 
 
@@ -54,7 +54,7 @@ def test_a_run_that_resumes_ends_with_the_same_bits(
         return real(*arguments)
 
     monkeypatch.setattr(training, "backward", interrupted)
-    with pytest.raises(KeyboardInterrupt), objective.state.underway():
+    with pytest.raises(KeyboardInterrupt), objective.state.saving_if_interrupted():
         learned(objective)
     monkeypatch.setattr(training, "backward", real)
     again = saving(ends, tmp_path / "cache" / "state.pt", said)
@@ -103,7 +103,11 @@ def test_an_interruption_inside_a_step_resumes_after_the_last_whole_one(
         objective = saving(ends, file, said)
         assert objective.state is not None
         # the last call turns gradients on again
-        with pytest.raises(KeyboardInterrupt), objective.state.underway(), torch.enable_grad():
+        with (
+            pytest.raises(KeyboardInterrupt),
+            objective.state.saving_if_interrupted(),
+            torch.enable_grad(),
+        ):
             learned(objective)
         signal.calls = 10**6
         found = learned(saving(ends, file, said))
@@ -145,8 +149,3 @@ def test_on_a_full_disk_learning_goes_on(
     assert found[1] == learned(objective_for(ends, make_batches((8, 8))))[1]
     assert said[0] == f"the state of learning cannot be saved ({error}); learning goes on"
     assert not any(tmp_path.iterdir())
-
-
-def test_every_part_of_a_request_names_another_file(tmp_path: Path) -> None:
-    one, again, other = (state_file(["a", {"steps": n}], tmp_path) for n in (1, 1, 2))
-    assert one == again != other

@@ -10,22 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from clipmerge.learning import train as training
 from clipmerge.learning.augment import AUGMENTATIONS, strong_augment, weak_augment
 from clipmerge.learning.interpolate import Coefficients
-from clipmerge.learning.loss import DistillTarget
 from clipmerge.learning.objective import Batch, Labelled, Objective
 from clipmerge.learning.train import LearningOptions, draw_order, train
 from clipmerge.measures.projection_radii import projection_radii
-from clipmerge.models.classifier import softmax_losses
 from tests.support.small_objective import (
-    CAPTIONS,
     PLAIN,
     TEMPLATES,
     Ends,
     Reference,
-    captioned,
-    contrastive,
     joined,
     make_batches,
     objective_for,
@@ -33,9 +27,7 @@ from tests.support.small_objective import (
 
 SIZES = (4, 4, 3)
 RATE = 0.01
-STILL = replace(
-    PLAIN, steps=5, batch_size=4, augmentations=(), distill="predictions", distill_weight=0.7
-)
+STILL = replace(PLAIN, steps=5, batch_size=4, augmentations=(), distill_weight=0.7)
 
 
 def one_step(
@@ -81,12 +73,11 @@ class SlowLearner:
             )
         return found
 
-    def logits(self, weights: dict[str, Tensor], batch: Batch) -> Tensor:
+    def answer(self, weights: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """The embeddings and the probabilities of images."""
         inputs = {"pixel_values": batch.pixels.double(), **self.reference.tokens}
         output = torch.func.functional_call(self.reference.model, weights, kwargs=inputs)
-        text = output.text_embeds / output.text_embeds.norm(dim=-1, keepdim=True)
-        images = output.image_embeds / output.image_embeds.norm(dim=-1, keepdim=True)
-        return weights["logit_scale"].exp() * images @ text.T
+        return output.image_embeds, output.logits_per_image.softmax(-1)
 
     def loss(
         self, coefficients: dict[str, Tensor], batch: Batch, shift: Batch | None = None
@@ -97,13 +88,18 @@ class SlowLearner:
             for name, (zero, fine) in ends.items()
         }
         with torch.no_grad():
-            old = self.logits({name: zero for name, (zero, _) in ends.items()}, batch).softmax(-1)
-        new = self.logits(weights, batch).softmax(-1)
+            old, of_old = self.answer({name: zero for name, (zero, _) in ends.items()}, batch)
+            middle = {name: (zero + fine) / 2 for name, (zero, fine) in ends.items()}
+            half, of_half = self.answer(middle, batch)
+        own, new = self.answer(weights, batch)
+        both = (of_old + of_half) / 2
+        divergence = (both * (both / new).log()).sum(-1)
+        cosine = (cosine_similarity(own, old) + cosine_similarity(own, half)) / 2
         loss = -new[range(len(batch)), batch.labels].log().mean()
         if shift is not None:
-            seen = self.logits(weights, shift).softmax(-1)
+            _, seen = self.answer(weights, shift)
             loss = loss - 0.5 * seen[range(len(shift)), shift.labels].log().mean()
-        return loss + 0.7 * (old * (old / new).log()).sum(-1).mean()
+        return loss + 0.7 * (divergence / 2 + 2 * (1 - cosine)).mean()
 
 
 @pytest.mark.parametrize(
@@ -116,10 +112,10 @@ def test_steps_are_adams_with_a_falling_rate_and_one_second_moment_per_parameter
     """Shifts teach in turn."""
     objective = objective_for(ends, make_batches(SIZES))
     shifts = [joined(make_batches((size,), seed=size)) for size in sizes_of_shifts]
-    ood = [Labelled(shift, objective.classifier) for shift in shifts]
+    objective.ood = [Labelled(shift, objective.classifier) for shift in shifts]
     of_shifts = [draw_order(size, 5, 4, 0) for size in sizes_of_shifts]
     coefficients = Coefficients(objective.path, granularity, 0.9)
-    train(objective, coefficients, replace(STILL, lr=0.2, ood_weight=0.5, ood_batch_size=4), ood)
+    train(objective, coefficients, replace(STILL, lr=0.2, ood_weight=0.5, ood_batch_size=4))
     slow = SlowLearner(ends, objective, granularity)
     values = slow.start(0.9)
     first: dict[str, Any] = dict.fromkeys(values, 0.0)
@@ -144,14 +140,13 @@ def test_steps_are_adams_with_a_falling_rate_and_one_second_moment_per_parameter
             assert torch.allclose(coefficients.values[key].double(), value, atol=2e-3), key
 
 
-@pytest.mark.parametrize("distill", ["both", "predictions", "features"])
 @pytest.mark.parametrize("at_once", [999, 3, 1])
 def test_a_step_is_the_loss_of_views_and_the_distance_of_changed_copies_also_in_pieces(
-    ends: Ends, distill: DistillTarget, at_once: int
+    ends: Ends, at_once: int
 ) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     views = {"weak_aug": 0.25, "num_strong": 3, "augmentations": AUGMENTATIONS}
-    options = replace(STILL, distill=distill, distill_weight=1.0, **views)
+    options = replace(STILL, distill_weight=1.0, **views)
     values, batch, (entropy, distance) = one_step(objective, options, at_once, 0.9)
     reference, zeroshot, middle = (Reference(ends).at(alpha) for alpha in (0.9, 0.0, 0.5))
     view = replace(batch, pixels=weak_augment(batch.pixels, 1, 0.25))
@@ -160,17 +155,11 @@ def test_a_step_is_the_loss_of_views_and_the_distance_of_changed_copies_also_in_
     own, old, half = (
         each.model(pixel_values=pixels, **each.tokens) for each in (reference, zeroshot, middle)
     )
-    probabilities = own.logits_per_image.softmax(-1)
-    target = old.logits_per_image.softmax(-1)
-    of_both = (target + half.logits_per_image.softmax(-1)) / 2
+    of_both = (old.logits_per_image.softmax(-1) + half.logits_per_image.softmax(-1)) / 2
     to_old = cosine_similarity(own.image_embeds, old.image_embeds)
     to_half = cosine_similarity(own.image_embeds, half.image_embeds)
-    divergence = (of_both * (of_both / probabilities).log()).sum(-1)
-    expected = {
-        "both": divergence / 2 + 2 * (1 - (to_old + to_half) / 2),
-        "predictions": (target * (target / probabilities).log()).sum(-1),
-        "features": 2 * (1 - to_old),
-    }[distill]
+    divergence = (of_both * (of_both / own.logits_per_image.softmax(-1)).log()).sum(-1)
+    expected = divergence / 2 + 2 * (1 - (to_old + to_half) / 2)
     assert distance == pytest.approx(expected.mean().item(), rel=1e-3)
     whole, *_ = one_step(objective, options, start=0.9)
     assert_equal_steps(values, whole)
@@ -195,42 +184,12 @@ def test_16_bits_learn_nearly_the_same(ends: Ends, precision: Any) -> None:
 def test_many_prompts_are_drawn_from(ends: Ends, limit: int) -> None:
     classifier = objective_for(ends, make_batches(SIZES), templates=TEMPLATES).classifier
     labels = torch.tensor([2, 2, 0])
-    (chosen, templates), columns = classifier.draw(labels, 0, limit)
-    classes = list(range(3)) if chosen is None else chosen.tolist()
-    written = 3 if templates is None else len(templates)
-    assert written * len(classes) <= max(limit, 2)
-    assert [classes[column] for column in columns.tolist()] == labels.tolist()
-    assert (templates is None) is (limit == 9)
-
-
-def test_a_drawn_step_is_the_loss_over_its_classes(
-    ends: Ends, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training, "PROMPTS_A_GRADIENT", 2)
-    batch = Batch(0, make_batches((2,))[0].pixels, torch.tensor([2, 2]))
-    objective = objective_for(ends, [batch])
-    _, shown, (entropy, _) = one_step(objective, replace(PLAIN, batch_size=2), start=1.0)
-    (chosen, _), _ = objective.classifier.draw(shown.labels, 0, 2)
-    assert chosen is not None
-    kept = chosen.tolist()
-    reference = Reference(ends).at(1.0)
-    output = reference.model(pixel_values=shown.pixels.double(), **reference.tokens)
-    logits = output.logits_per_image[:, kept]
-    expected = -logits.log_softmax(-1)[:, kept.index(2)].mean().item()
-    assert entropy == pytest.approx(expected, rel=1e-5)
-
-
-def test_a_step_of_captions_is_the_loss_of_its_images_also_in_pieces(ends: Ends) -> None:
-    objective = contrastive(ends, captioned((8,)))
-    options = replace(STILL, batch_size=8)
-    values, shown, (entropy, _) = one_step(objective, options, start=0.6)
-    reference = Reference(ends, templates=("{}",), classes=CAPTIONS).at(0.6)
-    output = reference.model(pixel_values=shown.pixels.double(), **reference.tokens)
-    captions, columns = torch.unique(shown.labels, return_inverse=True)
-    expected = softmax_losses(output.logits_per_image[:, captions], columns).mean().item()
-    assert entropy == pytest.approx(expected, abs=1e-4)
-    in_pieces, *_ = one_step(objective, options, at_once=3, start=0.6)
-    assert_equal_steps(in_pieces, values)
+    prompts, columns = classifier.draw(labels, 0, limit)
+    assert (prompts is None) is (limit == 9)
+    drawn = torch.arange(9).view(3, 3) if prompts is None else prompts
+    assert drawn.numel() <= limit
+    assert (drawn // 3 == drawn[:, :1] // 3).all()
+    assert (drawn[:, 0] // 3)[columns].tolist() == labels.tolist()
 
 
 def test_every_image_is_seen_before_any_is_repeated() -> None:

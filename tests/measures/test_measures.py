@@ -51,23 +51,6 @@ def test_every_changed_layer_gets_finite_values_that_survive_json(
     assert again == record.model_copy(update={"gradients": {}, "coefficients": {}, "tensors": {}})
 
 
-@pytest.mark.parametrize("name", [name for name in MEASURES if name not in LEARN])
-def test_batches_average_to_the_layers_value(found: dict[str, Measurements], name: str) -> None:
-    record = found[name]
-    assert record.batch_sizes == SIZES
-    by_batch = [each for each in record.statistics if each.batches]  # others are shares of them
-    assert by_batch or not record.statistics
-    for statistic in by_batch:
-        assert statistic.batches.keys() == statistic.values.keys()
-        for layer, value in statistic.values.items():
-            per_batch = statistic.batches[layer]
-            mean = sum(size * each for size, each in zip(SIZES, per_batch, strict=True)) / sum(
-                SIZES
-            )
-            assert value == pytest.approx(mean, rel=1e-9, abs=1e-12)
-            assert len(set(per_batch)) == len(SIZES)
-
-
 @pytest.mark.parametrize("name", MEASURES)
 def test_a_batch_that_is_repeated_begins_from_nothing(
     found: dict[str, Measurements], ends: Ends, monkeypatch: pytest.MonkeyPatch, name: str

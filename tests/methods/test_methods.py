@@ -13,7 +13,6 @@ from scipy import integrate, optimize
 from clipmerge.errors import UsageError
 from clipmerge.merging import bind_mask
 from clipmerge.merging.selection import RandomKey
-from tests.support.command import done
 from tests.support.tasks import decide, merge_masked, merged, task_of
 from tests.support.tiny_clip import layer_of
 
@@ -164,18 +163,3 @@ def test_the_sign_of_a_sum_of_zero_is_positive_and_the_mask_of_a_layer_comes_las
 def test_a_window_too_wide_is_refused_before_merging(family: list[Path]) -> None:
     with pytest.raises(UsageError, match=r"method della: density 0\.05 and window 0\.2 give"):
         decide(task_of(family), "della", density=0.05)
-
-
-def test_a_plan_gives_the_bytes_of_a_merge_and_another_seed_others(
-    family: list[Path], tmp_path: Path
-) -> None:
-    given = (*family, "--recipe", "della", "--output")
-    done("merge", *given, tmp_path / "merged")
-    done("merge", *given, tmp_path / "other", "--seed", 1)
-    done("plan", *given, tmp_path / "plan.json")
-    done("apply", tmp_path / "plan.json", "--output", tmp_path / "by-plan")
-    merged, other, by_plan = (
-        (tmp_path / name / "model.safetensors").read_bytes()
-        for name in ("merged", "other", "by-plan")
-    )
-    assert merged == by_plan != other

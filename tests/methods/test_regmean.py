@@ -1,9 +1,7 @@
 """RegMean: inputs against hooks on transformers' own model, the merge against least squares on
 stacked inputs."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import clipmerge
-from clipmerge.errors import UsageError
 from clipmerge.planning.measurements import Measurements
-from clipmerge.planning.plan import Plan
 from clipmerge.plugins import load_plugin
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 from tests.support.tasks import decide, task_of
@@ -111,18 +107,3 @@ def test_a_map_that_torch_multiplies_by_itself_is_not_regressed(
     assert plan.scores
     for name, score in plan.scores.items():
         assert not np.array_equal(score, np.eye(len(score))), name
-
-
-def test_a_plan_without_its_scores_is_not_applied(ends: Ends, images: Path, tmp_path: Path) -> None:
-    """A record keeps settings alone, and without scores a map would keep its change."""
-    made = clipmerge.merge(*ends, "regmean", data=images, verdict=False, allow=["at-chance"])
-    assert made.record is not None
-    given: dict[str, Any] = {"zeroshot": ends[0], "finetuned": ends[1], "output": tmp_path / "out"}
-    cut = tmp_path / "cut.json"
-    cut.write_text(json.dumps(made.record.as_json()["plan"]))
-    for plan in (cut, Plan.load(cut)):
-        with pytest.raises(UsageError, match="the plan is without its tensors"):
-            clipmerge.apply(plan, **given)
-    saved = made.plan.save(tmp_path / "plan.json")
-    assert Plan.load(tmp_path / "plan.json") == saved
-    clipmerge.apply(tmp_path / "plan.json", **given)

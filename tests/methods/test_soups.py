@@ -3,7 +3,6 @@ transformers' own model."""
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel
 
-from clipmerge.errors import UsageError
 from clipmerge.planning.measurements import LossPath, Measurements, Mixture
 from clipmerge.plugins import load_plugin
 from tests.support.raw_safetensors import edit
@@ -108,29 +106,16 @@ def test_the_path_is_what_transformers_says_of_each_point(far: list[Path], count
     assert len({mixture.accuracy for mixture in found.mixtures}) > 1
 
 
-@pytest.mark.parametrize(
-    ("options", "alpha"),
-    [
-        ({}, 0.5),
-        ({"criterion": "loss"}, 0.75),
-        ({"at_most": 0.4}, 0.25),
-        ({"criterion": "loss", "at_most": 0.5}, 0.5),
-    ],
-)
-def test_the_best_alpha_is_taken_of_equals_the_smallest(
-    pair: Folders, options: dict[str, Any], alpha: float
-) -> None:
+def test_the_most_accurate_alpha_is_taken_of_equals_the_smallest(pair: Folders) -> None:
     path = LossPath(alphas=(0, 0.25, 0.5, 0.75, 1), losses=(3, 2, 1.5, 1, 2))
     points = zip(path.alphas, path.losses, (0.2, 0.6, 0.8, 0.8, 0.7), strict=True)
     tries = tuple(
         Mixture(weights=(at,), loss=loss, accuracy=accuracy) for at, loss, accuracy in points
     )
     task = task_of(list(pair), Measurements(measure="path-accuracy", path=path, mixtures=tries))
-    decision = decide(task, "wise-ft-id", **options)
-    assert {layer.alpha for layer in decision.layers.values()} == {alpha}
+    decision = decide(task, "wise-ft-id")
+    assert {layer.alpha for layer in decision.layers.values()} == {0.5}
     assert decision.layers.keys() == task.layers.keys()
-    with pytest.raises(UsageError, match="no point of the path has an alpha of at most -1"):
-        decide(task, "wise-ft-id", at_most=-1)
 
 
 def test_model_stock_is_its_formula_on_every_layer(family: list[Path]) -> None:

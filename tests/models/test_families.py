@@ -119,8 +119,11 @@ def test_loss_and_gradients_are_those_of_the_librarys_forward(
         assert float((ours[key] - theirs[key]).abs().max()) <= 3e-4 * largest, key
 
 
-def test_a_text_tower_of_transformers_is_built_without_its_weights(tmp_path: Path) -> None:
-    model_cfg = model_config(text={**bert_text(tmp_path), "hf_model_pretrained": True})
+def test_towers_of_transformers_and_timm_are_built_without_their_weights(tmp_path: Path) -> None:
+    model_cfg = model_config(
+        text={**bert_text(tmp_path), "hf_model_pretrained": True},
+        vision={"timm_model_name": "test_vit", "timm_pool": "", "image_size": 160},
+    )
     for setting in ("layers", "heads", "mlp_ratio", "vocab_size", "context_length"):
         model_cfg["text_cfg"].pop(setting)
     assert not list(tmp_path.glob("*.safetensors"))

@@ -25,10 +25,10 @@ def measured(name: str, objective: Objective) -> Measurements:
         "steps": STEPS,
         "held_back": 0.0,
         "probes": 2,
-        "gradients": True,
         "precision": "float32",
     }
     options = {option: value for option, value in wanted.items() if option in known}
+    objective.wants_gradients = True
     return load_plugin("measures", name)(objective, **options)
 
 
