@@ -45,7 +45,8 @@ def split_and_check(
     journal.warn(*split.notes)
     ood = {}
     notes: list[str] = []
-    teaches = recipe.measure_is("LEARNS")
+    # with no weight they would teach nothing, so that all of them judge
+    teaches = recipe.measure_is("LEARNS") and recipe.measure_options.get("ood_weight") != 0
     for name, source in dict(options.ood).items():
         shift = open_images(source)
         journal.warn(*shift.notes)
