@@ -124,12 +124,11 @@ def recommend(
         return "too-few-images", "unclear-loss", f"Too few images: {text}.{then}"
     is_beyond = any(at.change.value < -limit for at in sources.values())
     accepted = "one image" if is_beyond else points
+    kept = f"no measured loss is more than {accepted}"
     # better on a shift says nothing of the target, where the true loss may be larger than measured
     if gained_at_home or (gained and is_kept):
-        text = (
-            f"the merged model is surely better on {' and '.join(gained)}, and loses nowhere more"
-        )
-        return "use", "better", f"Use it: {text} than {accepted}.{loss}"
+        text = f"the merged model is surely better on {' and '.join(gained)}, and {kept}"
+        return "use", "better", f"Use it: {text}.{loss}"
     if max(map(abs, target.finetuning_change.interval + target.change.interval)) < limit:
         text = f"on your images fine-tuning and merging surely change less than {points}."
         return "either", "little-changed", f"Either will do: {text}{loss}"
@@ -139,9 +138,7 @@ def recommend(
         text = "as measured, fine-tuning did not help on your images"
         return "too-few-images", "nothing-learned", f"Too few images: {text}.{then}"
     # no number of images is too small: the fewer choose, the nearer to fine-tuned the merge stays
-    text = f"no measured loss is more than {accepted}"
-    if not chosen:
-        text = f"the loss is surely within {accepted}"
+    text = kept if chosen else f"the loss is surely within {accepted}"
     if gained:
         text = f"it is surely better on {' and '.join(gained)}, and {text}"
     return "probably-use", "little-lost", f"Probably use it: {text}.{then}"
@@ -191,20 +188,20 @@ def _suggest_more_images(
     low, high = target.change.interval
     margin = max(abs(target.change.value + limit), _ROUNDING)
     images = target.images * ((high - low) / 2 / margin) ** 2
-    told = []
+    advice = []
     if images > target.images:
         needed = f"about {float(f'{images:.2g}'):,.0f}"
         if images > most:  # more than there are, or than judge a merge that learned
             needed = "a `sweep` on more labelled images"
-        told.append(
-            f"{target.images:,} images decide; {needed} would tell whether the loss keeps to the"
+        advice.append(
+            f"{target.images:,} images decide; {needed} would show whether the loss keeps to the"
             " limit"
         )
     if not ood:
-        told.append("100 labelled images of the shift, as `ood`, would tell what is gained there")
+        advice.append("100 labelled images of the shift, as `ood`, would show the change there")
     elif any(at.change.interval[0] <= 0 for at in ood):
-        told.append("more images of the shift would tell what is gained there")
-    text = "; ".join(told)
+        advice.append("more images of the shift would show the change there")
+    text = "; ".join(advice)
     return f" {text[0].upper()}{text[1:]}." if text else ""
 
 

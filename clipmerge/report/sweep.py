@@ -49,7 +49,7 @@ def sweep_sentence(record: Json) -> str:
         return f"{name} {numbers}, but loses more on the target than `max_loss`."
     if high < 0:
         return f"Keep to the alpha curve: {name}, the best of the others, {numbers}."
-    return f"No difference is shown: {name} {numbers}; more images would tell."
+    return f"No difference is shown: {name} {numbers}; more test images may show one."
 
 
 def _deciding_interval(row: Json) -> list[float]:

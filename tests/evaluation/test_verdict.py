@@ -147,13 +147,13 @@ def test_the_limit_is_the_users() -> None:
         # 100 images with half an interval of 8 points, where 5 points decide: 100 * (8 / 5) ** 2
         (
             {"target": source(0.02, 0.08), "most_images": 260},
-            " 100 images decide; about 260 would tell whether the loss keeps to the limit; 100"
-            " labelled images of the shift, as `ood`, would tell what is gained there.",
+            " 100 images decide; about 260 would show whether the loss keeps to the limit; 100"
+            " labelled images of the shift, as `ood`, would show the change there.",
         ),
         (
             {"target": source(0.02, 0.08), "most_images": 250, "ood": [source(0.0, 0.08)]},
-            " 100 images decide; a `sweep` on more labelled images would tell whether the loss"
-            " keeps to the limit; more images of the shift would tell what is gained there.",
+            " 100 images decide; a `sweep` on more labelled images would show whether the loss"
+            " keeps to the limit; more images of the shift would show the change there.",
         ),
         (
             {"target": source(0.0, 0.01), "ood": [source(0.1, 0.09)]},
