@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> clipmerge.MergeResult:
         data=asked.data,
         output=asked.output,
         push=asked.push,
-        fail_on=("check-images", "keep-finetuned") if asked.data else (),
+        fail_on=("check-images", "keep-finetuned", "use-alpha") if asked.data else (),
         allow=asked.allow,
     )
     print(result)  # the answer: whether to use it
