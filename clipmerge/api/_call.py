@@ -43,7 +43,7 @@ class CallJournal(Journal):
                 for word in self._words(value):
                     words += [flag_of(name), word]
         if output is not None:  # it does not exist yet, so it would not look like a path
-            words += ["--output", self.cut(os.fspath(output))]
+            words += [flag_of("output"), self.cut(os.fspath(output))]
         self.command = shlex.join(words)
 
     def _words(self, value: Any) -> list[str]:

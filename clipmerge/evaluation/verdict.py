@@ -53,8 +53,6 @@ _ROUNDING = 1e-9
 # shift. Of six merges that were surely better on their target, five had a share of 0.36 or less,
 # and one, where fine-tuning hardly helped, had 1.1. On images of a shift it was at least 0.49.
 _MOST_CHANGED = 0.4
-# The command of plain interpolation, up to its alpha.
-_PLAIN = "`clipmerge merge ZEROSHOT FINETUNED --output DIR --alpha "
 # Number of classes in the example of a model card.
 _EXAMPLES = 3
 #: A recommendation, its reason for programs, and both in words.
@@ -93,8 +91,9 @@ def recommend(
     if advice := _suspect_images(target):
         return advice
     if better_alpha is not None:
-        text = f"plain interpolation is surely better than this merge. {_PLAIN}{better_alpha:g}`"
-        return "use-alpha", "plain-better", f"Use alpha {better_alpha:g}: {text} writes it."
+        written = f"`clipmerge merge ZEROSHOT FINETUNED --output DIR --alpha {better_alpha:g}`"
+        text = f"plain interpolation is surely better than this merge. {written} writes it."
+        return "use-alpha", "plain-better", f"Use alpha {better_alpha:g}: {text}"
     at_home = {"your images": target}
     # if fine-tuning did not surely help, the images may be of a shift: their corruptions say little
     if target.finetuning_change.interval[0] > 0:

@@ -86,7 +86,7 @@ def test_tables_of_one_pair() -> None:
     things = {name: [*range(4 * at, 4 * at + 4)] for at, name in enumerate(names)}
     sources = {"test": rows, "x": rows[::-1], "y": rows[::-1], "task-z": rows[::-1], "val": rows}
     results = _results(sources, things)
-    results = Results(Path("mild-waste-0.json"), {**results.told, "tuned": False})
+    results = Results(Path("mild-waste-0.json"), {**results.told, "tuned": False, "regime": "mild"})
     merged = {name: packed(np.array([[1, 1, 1, 0]], bool)) for name in things}
     results.methods["auto"] = {"correct": merged}
     taught = merged | {"x": packed(np.ones((1, 4), bool))}

@@ -128,7 +128,7 @@ SOURCES: dict[str, tuple[Make, str]] = {
     "NaN as a label": (lambda _: [(png(0), float("nan"))], "nan is not a label; give a class"),
     "a name that is no text": (
         lambda f: files(f, os.fsdecode(b"caf\xe9/0.png"), "bar/0.png"),
-        r"1 text is not UTF-8: caf\\xe9; rename",
+        r"1 text is not UTF-8: caf\\udce9; rename",
     ),
     "no pairs": (lambda _: [png(0)], r"its items are not \(image, label\) or"),
     "a mapping": (lambda _: {"a": 1}, r"dict holds no labelled images; give a path"),
