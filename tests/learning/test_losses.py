@@ -19,11 +19,9 @@ def drawn(images: int, captions: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     )
 
 
-def test_the_losses_are_those_of_open_clip() -> None:
+def test_the_sigmoid_loss_is_that_of_open_clip() -> None:
     images, texts = drawn(9, 9)
     scale, bias = torch.tensor(7.0, dtype=torch.float64), torch.tensor(-3.0, dtype=torch.float64)
-    found = softmax_losses(scale * images @ texts.T, torch.arange(9)).mean()
-    assert abs(float(found - ClipLoss()(images, texts, scale))) < 1e-12
     found = sigmoid_losses(scale * images @ texts.T + bias, torch.arange(9)).mean()
     assert abs(float(found - SigLipLoss()(images, texts, scale, bias))) < 1e-12
 
