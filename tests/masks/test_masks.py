@@ -131,11 +131,9 @@ def test_spectral_scales_the_directions(shape: tuple[int, ...]) -> None:
     assert np.allclose(masked.reshape(matrix.shape), expected, atol=1e-6)
 
 
-def test_options_that_there_are_not_or_out_of_range_are_refused() -> None:
+def test_options_out_of_range_are_refused() -> None:
     for density in (0.0, 1.1, float("nan"), "half"):
         with pytest.raises(UsageError, match="mask magnitude: option 'density' cannot be"):
             bind_mask("magnitude", density, {})  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"mask n-m: no option 'nn'.*\(options: n, m\)"):
-        bind_mask("n-m", 1.0, {"nn": 3})
     with pytest.raises(UsageError, match=r"probabilities from 0\.5 to 1\.1, which must"):
         bind_mask("mag-prune", 0.8, {"window": 0.6}, key=KEY)(example((3, 3))[0])
