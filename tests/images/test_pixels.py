@@ -33,23 +33,13 @@ def palette() -> bytes:
     return saved(RGB.quantize(16), "PNG", transparency=3)
 
 
-def animated() -> bytes:
-    frames = [Image.fromarray(np.roll(COLOURS, at, axis=0)) for at in range(3)]
-    return saved(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=50)
-
-
 PICTURES: dict[str, Callable[[], bytes]] = {
     "RGB": lambda: saved(RGB, "PNG"),
     "transparent": lambda: saved(transparent(), "PNG"),
-    "transparent WebP": lambda: saved(transparent(), "WEBP", lossless=True),
     "transparent palette": palette,
     "a transparent colour": lambda: saved(RGB, "PNG", transparency=tuple(COLOURS[3, 3].tolist())),
     "CMYK": lambda: saved(RGB.convert("CMYK"), "JPEG"),
-    "grey": lambda: saved(RGB.convert("L"), "JPEG"),
-    "animated": animated,
-    "one pixel": lambda: saved(RGB.crop((0, 0, 1, 1)), "PNG"),
     "a line": lambda: saved(RGB.resize((900, 1)), "PNG"),
-    "long": lambda: saved(RGB.resize((20_000, 40)), "PNG"),
 }
 
 
@@ -96,7 +86,6 @@ def test_pictures_of_phones_are_turned_upright() -> None:
     ("content", "message"),
     [
         (b"", "x: cannot be read as an image (no bytes)"),
-        (b"no image", "x: cannot be read as an image (cannot identify image file)"),
         (saved(RGB, "PNG")[:700], "x: cannot be read as an image (image file is truncated"),
         (b"\0\0\0\x18ftypheic" + bytes(12), "x: is a HEIC picture, which needs pillow-heif"),
         (Image.new("RGB", (0, 0)), "x: cannot be read as an image (no pixels)"),

@@ -1,7 +1,6 @@
 """Configurations from strangers: no code of theirs runs, no file is opened that they name, and no
 model grows."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -37,29 +36,6 @@ def wrote(pattern: str, text: str) -> Change:
     return apply
 
 
-def replaced(before: str, after: str) -> Change:
-    """Change the file of the image processor."""
-
-    def apply(folder: Path) -> None:
-        (file,) = [
-            path
-            for path in folder.glob("*processor_config.json")
-            if "crop_size" in path.read_text()
-        ]
-        file.write_text(file.read_text().replace(before, after))
-
-    return apply
-
-
-def unknown_words(folder: Path) -> None:
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    words = tokenizer["model"]["vocab"]
-    words[max(words, key=words.__getitem__)] = 10**6
-    for token in tokenizer["added_tokens"]:
-        token["id"] = words.get(token["content"], token["id"])
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-
-
 KEY = "vision_model.encoder.layers.1.mlp.fc1.weight"
 DAMAGED: dict[str, tuple[Change, str]] = {
     "a missing weight": (
@@ -72,10 +48,11 @@ DAMAGED: dict[str, tuple[Change, str]] = {
         "cannot build the model of its configuration ('exec')",
     ),
     "images of another size": (
-        replaced('"do_center_crop": true', '"do_center_crop": false'),
+        lambda folder: edit_json(
+            folder / "processor_config.json", image_processor={"do_center_crop": False}
+        ),
         "its image processor does not fit its model (Input image size",
     ),
-    "unknown words": (unknown_words, "its tokenizer has token 1000000, but its text tower knows"),
     "a class out of its folder": (
         wrote("*processor_config.json", '{"processor_class": "../x", "image_processor_type": 5}'),
         "",
