@@ -1,6 +1,5 @@
 """Every kind of source gives the same images, labels and names, or the same captions."""
 
-import csv
 import io
 import json
 import tarfile
@@ -10,6 +9,7 @@ from typing import Any, ClassVar
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from huggingface_hub import constants
@@ -65,29 +65,26 @@ def links(folder: Path) -> Path:
 
 def keys(folder: Path) -> Path:
     for k in COUNT:
-        write(folder / f"{k:02}.png", png(k))
         write(folder / f"{k:02}.txt", CAPTIONS[k].encode())
-    return folder
+    return pictures(folder)
 
 
 def texts(column: str) -> list[str]:
     return [CAPTIONS[k] if column in ("title", "text") else NAMES[LABELS[k]] for k in COUNT]
 
 
-def delimited(folder: Path, name: str, mark: str, file: str, column: str) -> Path:
-    pictures(folder)
-    with (folder / name).open("w", newline="", encoding="utf-8-sig") as table:  # as Excel does
-        writer = csv.writer(table, delimiter=mark)
-        writer.writerows(
-            [[file, column], *([f"{k:02}.png", t] for k, t in enumerate(texts(column)))]
-        )
-    return folder / name
-
-
-def json_lines(folder: Path, name: str, column: str) -> Path:
-    pictures(folder)
-    rows = [{"file_name": f"{k:02}.png", column: t} for k, t in enumerate(texts(column))]
-    return write(folder / name, "".join(json.dumps(row) + "\n" for row in rows).encode())
+def table(folder: Path, name: str, column: str) -> Path:
+    """A table of image files, as pandas writes it."""
+    is_json = name.endswith("l")
+    files = [f"{k:02}.png" for k in COUNT]
+    rows = pd.DataFrame({"file_name" if is_json else "filepath": files, column: texts(column)})
+    path = pictures(folder) / name
+    if is_json:
+        rows.to_json(path, orient="records", lines=True)
+    else:
+        mark = "," if column == "label" else "\t"
+        rows.to_csv(path, sep=mark, index=False, encoding="utf-8-sig")  # as Excel does
+    return path
 
 
 def hub_table(path: Path, numbers: range = COUNT) -> Path:
@@ -130,10 +127,6 @@ def tar_with_links(folder: Path) -> Path:
     return path
 
 
-def archives(folder: Path) -> list[str]:
-    return [str(archive(folder / f"{at}.tar", range(4 * at, 4 * at + 4))) for at in range(3)]
-
-
 class Torch(torch.utils.data.Dataset):  # type: ignore[type-arg]
     """Pictures as torchvision's data sets give them."""
 
@@ -153,8 +146,8 @@ def pairs(values: Any) -> list[tuple[Any, Any]]:
 LABELLED: dict[str, Callable[[Path], Any]] = {
     "class folders": lambda f: class_folders(f, "batch/1"),
     "links": links,
-    "CSV": lambda f: delimited(f, "x.csv", ",", "filepath", "label"),
-    "metadata.jsonl": lambda f: json_lines(f, "metadata.jsonl", "label").parent,
+    "CSV": lambda f: table(f, "x.csv", "label"),
+    "metadata.jsonl": lambda f: table(f, "metadata.jsonl", "label").parent,
     "Parquet": lambda f: hub_table(f / "x.parquet"),
     "folder like the Hub's": lambda f: shards(f / "data").parent,
     "tar": lambda f: archive(f / "x.tar"),
@@ -163,7 +156,9 @@ LABELLED: dict[str, Callable[[Path], Any]] = {
         f / "x.tar", {f"{NAMES[LABELS[k]]}/{k:02}.png": png(k) for k in COUNT}
     ),
     "links in tar": lambda f: tar_with_links(class_folders(f / "x")),
-    "folder of tars": lambda f: Path(archives(f)[0]).parent,
+    "folder of tars": lambda f: (
+        [archive(f / f"{at}.tar", COUNT[4 * at : 4 * at + 4]) for at in range(3)][-1].parent
+    ),
     "CLIP_benchmark's": lambda f: save_files(f / "set", classification_set(f, LABELS, NAMES)),
     "torch Dataset": lambda _: Torch(),
     "list": lambda _: pairs([NAMES[label] for label in LABELS]),
@@ -177,8 +172,8 @@ LABELLED: dict[str, Callable[[Path], Any]] = {
 }
 CAPTIONED: dict[str, Callable[[Path], Any]] = {
     "KEY.txt": keys,
-    "CSV": lambda f: delimited(f, "x.csv", "\t", "filepath", "title"),
-    "JSONL": lambda f: json_lines(f, "x.jsonl", "text"),
+    "CSV": lambda f: table(f, "x.csv", "title"),
+    "JSONL": lambda f: table(f, "x.jsonl", "text"),
     "tar": lambda f: archive(f / "x.tar", ending="txt"),
     "list": lambda _: pairs(CAPTIONS),
 }

@@ -44,15 +44,10 @@ Make = Callable[[Path], Any]
 SOURCES: dict[str, tuple[Make, str]] = {
     "a set misspelled": (lambda _: "imagenetv3", r"Did you mean 'imagenetv2'\?"),
     "no name": (lambda _: " ", "names no images; give a folder"),
-    "another kind of file": (
-        lambda f: files(f, "x.zip") / "x.zip",
-        r"x\.zip: is \.zip; give files",
-    ),
     "a folder of two kinds": (
         lambda f: files(f, "x.csv", "y.parquet"),
         r"is \.csv, \.parquet; give files of one kind",
     ),
-    "files in a list": (lambda _: ["x.tar"], r"its items are not \(image, label\) or"),
     "a split of a folder": (
         lambda f: f"{files(f, 'train/a/0.png')}:trian",
         r":trian: no such folder or file; .*Did you mean 'train'\?",
@@ -95,10 +90,6 @@ SOURCES: dict[str, tuple[Make, str]] = {
         r"x\.tar, a/1\.png: is a link to no file of the archive; write .*tar -h",
     ),
     "a damaged tar": (lambda f: files(f, "x.tar") / "x.tar", r"cannot be read as a tar archive"),
-    "a tar with a label missing": (
-        lambda f: save_tar(f / "x.tar", {"0.png": png(0), "0.cls": b"a", "1.png": png(1)}),
-        r"x\.tar: 1 of 2 images has no label \(.*1\.png\); label them",
-    ),
     "a tar of damaged JSON": (
         lambda f: save_tar(f / "x.tar", {"0.png": png(0), "0.json": b"{"}),
         r"x\.tar, 0\.json: cannot be read as JSON",
@@ -159,13 +150,6 @@ def test_an_array_that_is_no_picture_is_refused(values: Any) -> None:
     assert images.image(0).size == (8, 8)
     with pytest.raises(DataError, match=r"image 1: is ndarray of .*, shape \(.*\); expected a"):
         images.image(1)
-
-
-def test_a_wrong_column_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"no column 'lable' .*`label_column`.*Did you mean 'label'"
-    ):
-        load_images(str(parquet(tmp_path, label=["a", "b"])), columns=Columns(label="lable"))
 
 
 def test_classes_and_captions_at_once_are_refused() -> None:

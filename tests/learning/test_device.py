@@ -88,11 +88,6 @@ def test_a_card_embeds_prompts_in_few_pieces_until_its_memory_runs_out(
 def test_sums_need_no_float64_of_the_device(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     objective = objective_for(ends, make_batches((4, 3)))
     expected = path_barrier(objective)
-    coefficients = Coefficients(objective.path, "entry", 0.3)
-    distance = coefficients.distance()
-    for name, value in coefficients.values.items():
-        coefficients.values[name] = value.as_subclass(OnApple)
-    assert coefficients.distance() == distance
     real = objective.path.gradient
     monkeypatch.setattr(objective.path, "gradient", lambda name: real(name).as_subclass(OnApple))
     assert path_barrier(objective) == expected

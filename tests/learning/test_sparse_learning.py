@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from clipmerge.learning.interpolate import Coefficients
-from clipmerge.learning.objective import Objective
 from clipmerge.measures.learned_sparse import learned_sparse
 from clipmerge.measures.sharpness import sharpest, sharpness
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
@@ -73,15 +72,11 @@ def test_sharpness_is_the_norm_of_the_gradient_times_that_of_the_change(ends: En
             assert measured[layer][number] == pytest.approx(steep * far, rel=1e-3), layer
 
 
-def stragglers(found: Any, objective: Objective) -> list[str]:
-    return [layer for layer in objective.path.layers if found["straggler"].values[layer]]
-
-
 @pytest.mark.parametrize("density", [0.5, 0.2])
 def test_stragglers_keep_the_share_and_always_exist(ends: Ends, density: float) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     found = learned_sparse(objective, **LEARN, steps=4, density=density)
-    sharp = stragglers(found, objective)
+    sharp = [layer for layer, is_one in found["straggler"].values.items() if is_one]
     blocks = {k: v for k, v in found["sharpness"].values.items() if k.count(".") == 2}
     assert sharp == list(sharpest(blocks, 0.15))
     for layer in sharp:
