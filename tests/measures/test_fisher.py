@@ -1,29 +1,21 @@
 """Fisher merging: the estimate against each image's own gradient, the merge against its formula,
 entry by entry."""
 
+import math
+from collections import defaultdict
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipmerge.learning.objective import Batch
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
-from tests.support.tasks import decide, inputs_of, task_of
+from tests.support.tasks import decide, task_of
+from tests.support.tiny_clip import layer_of
 
 ENDS = {"fisher_zeroshot": 0.0, "fisher_finetuned": 1.0}
-
-
-def squared_gradients(ends: Ends, images: list[Batch], alpha: float) -> dict[str, Tensor]:
-    """Mean of each image's squared gradient for its true label, one backward pass per image, in
-    float64."""
-    reference = Reference(ends).at(alpha)
-    total: dict[str, Tensor] = {}
-    for image in images:
-        for name, gradient in reference.gradient(image).items():
-            total[name] = total.get(name, 0) + gradient**2 / len(images)
-    return total
 
 
 def test_with_one_image_a_batch_it_is_exact(
@@ -41,21 +33,22 @@ def test_with_one_image_a_batch_it_is_exact(
     found = load_plugin("measures", "fisher")(objective_for(short_ends, images), probes=1)
     for image in images:
         image.labels.fill_(1)
-    ends = [Reference(short_ends).at(alpha) for alpha in ENDS.values()]
-    losses = torch.stack([end.loss(image).detach() for end in ends for image in images])
-    assert chances == pytest.approx(torch.exp(-losses).tolist(), rel=1e-4)
-    pair = inputs_of(short_ends)
+    expected_chances = []
     for statistic, alpha in ENDS.items():
-        expected = squared_gradients(short_ends, images, alpha)
+        reference = Reference(short_ends).at(alpha)
+        expected_chances += [math.exp(-reference.loss(image).item()) for image in images]
+        gradients = [reference.gradient(image) for image in images]
+        by_layer = defaultdict[str, list[Tensor]](list)
         for name, value in found.tensors[statistic].items():
             assert value.dtype == torch.float32
+            expected = torch.stack([each[name].square() for each in gradients]).mean(0)
             slack = 1e-9 + 1e-4 * float(value.max())
-            assert torch.allclose(value.double(), expected[name], rtol=2e-3, atol=slack), name
-        for layer, values in found.layers.items():
-            entries = torch.cat(
-                [expected[name].flatten() for name in pair.layers[layer] if name in expected]
-            )
-            assert values[statistic] == pytest.approx(float(entries.mean()), rel=1e-3)
+            assert torch.allclose(value.double(), expected, rtol=2e-3, atol=slack), name
+            by_layer[layer_of(name)].append(expected.flatten())
+        for layer, entries in by_layer.items():
+            mean = float(torch.cat(entries).mean())
+            assert found.layers[layer][statistic] == pytest.approx(mean, rel=1e-3)
+    assert chances == pytest.approx(expected_chances, rel=1e-4)
 
 
 def made_up(ends: Ends, size: float, seed: int) -> dict[str, Tensor]:
