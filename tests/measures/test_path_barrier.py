@@ -1,6 +1,7 @@
 """The path's attribution against dense integration in float64, and against its Hessian-vector
 form."""
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -22,34 +23,20 @@ def found(short_ends: Ends) -> Measurements:
     return path_barrier(objective_for(short_ends, make_batches(SIZES)), nodes=8)
 
 
-def by_layer(values: dict[str, float]) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for name, value in values.items():
-        total[layer_of(name)] = total.get(layer_of(name), 0.0) + value
-    return total
-
-
 @pytest.fixture(scope="module")
 def dense(short_ends: Ends) -> dict[str, Table]:
     """One value per batch by statistic and layer, from 65 gradients of each batch."""
     reference = Reference(short_ends)
-    rows: list[list[dict[str, float]]] = []
-    for alpha in np.linspace(0, 1, 65):
-        gradients = map(reference.at(float(alpha)).gradient, make_batches(SIZES))
-        rows.append(
-            [
-                by_layer(
-                    {n: float(((b - a) * found[n]).sum()) for n, (a, b) in reference.ends.items()}
-                )
-                for found in gradients
-            ]
-        )
+    slopes = defaultdict[str, np.ndarray](lambda: np.zeros((65, len(SIZES))))
+    for row, alpha in enumerate(np.linspace(0, 1, 65)):
+        reference.at(float(alpha))
+        for column, batch in enumerate(make_batches(SIZES)):
+            for name, gradient in reference.gradient(batch).items():
+                zero, fine = reference.ends[name]
+                slopes[layer_of(name)][row, column] += float(((fine - zero) * gradient).sum())
     halves = {
-        layer: [
-            simpson([[batch[layer] for batch in row] for row in half], dx=1 / 64, axis=0)
-            for half in (rows[:33], rows[32:])
-        ]
-        for layer in rows[0][0]
+        layer: [simpson(half, dx=1 / 64, axis=0) for half in (each[:33], each[32:])]
+        for layer, each in slopes.items()
     }
     return {
         "barrier": {layer: (first - second) / 2 for layer, (first, second) in halves.items()},
@@ -60,16 +47,15 @@ def dense(short_ends: Ends) -> dict[str, Table]:
 def test_shares_are_those_of_dense_integration(
     found: Measurements, dense: dict[str, Table]
 ) -> None:
-    for statistic, layer, expected in [
-        (name, *row) for name, table in dense.items() for row in table.items()
-    ]:
-        assert found.layers.keys() == dense[statistic].keys()
-        mean = float(np.average(expected, weights=SIZES))
-        # float32 gradients and eight nodes a half
-        assert found.layers[layer][statistic] == pytest.approx(mean, rel=1e-3, abs=1e-5), layer
-        assert found[statistic].batches[layer] == pytest.approx(
-            expected.tolist(), rel=1e-3, abs=1e-5
-        ), layer
+    for statistic, table in dense.items():
+        assert found.layers.keys() == table.keys()
+        for layer, expected in table.items():
+            mean = float(np.average(expected, weights=SIZES))
+            # float32 gradients and eight nodes a half
+            near = {"rel": 1e-3, "abs": 1e-5}
+            assert found.layers[layer][statistic] == pytest.approx(mean, **near), layer
+            batches = found[statistic].batches[layer]
+            assert batches == pytest.approx(expected.tolist(), **near), layer
 
 
 def test_shares_add_up_to_what_the_losses_say(short_ends: Ends, found: Measurements) -> None:
