@@ -19,7 +19,7 @@ from tests.support.image_files import load_images
 def test_threads_prepare_the_same_bytes(
     images: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    photos = load_images(str(images))
+    photos = load_images(images)
     to_pixels = load_model(open_checkpoint(str(pair[0]))).pixels
     expected = to_pixels([photos.image(position) for position in range(len(photos))])
     for cores in (1, 3):

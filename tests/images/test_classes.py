@@ -55,7 +55,7 @@ def named(source: Any, names: Any = None) -> dict[str, str]:
 )
 def test_names_of_classes(there: Any, given: Any, expected: Any, tmp_path: Path) -> None:
     there = tuple(there)
-    source = str(save_images(tmp_path / "x", each=1, classes=there))
+    source = save_images(tmp_path / "x", each=1, classes=there)
     if isinstance(given, str):
         given_file = tmp_path / ("names.json" if given[0] in "[{" else "names.txt")
         given_file.write_text(given)
@@ -68,7 +68,7 @@ def test_names_of_classes(there: Any, given: Any, expected: Any, tmp_path: Path)
 
 
 def test_doubtful_names_are_noted(tmp_path: Path) -> None:
-    numbered = load_images(str(save_images(tmp_path / "y", each=1, classes=("0.zero", "1.one"))))
+    numbered = load_images(save_images(tmp_path / "y", each=1, classes=("0.zero", "1.one")))
     assert "class '0.zero' is prompted as 'zero'" in numbered.notes[0]
 
 

@@ -19,11 +19,11 @@ def kept(source: Any) -> list[int]:
     return list(Thumbnails.read(load_images(source)).without_copies().images.pictures.items)
 
 
-def photo(number: int, side: int = 96) -> Image.Image:
+def photo(number: int) -> Image.Image:
     """Smooth colours with an edge, as in photographs."""
     rng = np.random.default_rng(number)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3)).astype(np.uint8))
-    return coarse.resize((side, side), Image.Resampling.BICUBIC)
+    return coarse.resize((96, 96), Image.Resampling.BICUBIC)
 
 
 COPIES = {

@@ -182,7 +182,7 @@ CAPTIONED: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("kind", LABELLED)
 def test_the_same_images_labels_and_names(kind: str, tmp_path: Path) -> None:
     source = LABELLED[kind](tmp_path)
-    found = load_images(str(source) if isinstance(source, Path) else source)
+    found = load_images(source)
     assert (found.labels, found.class_names, found.notes) == (LABELS, NAMES, ())
     assert_images(found, COUNT)
     drawn = found.sample(6, seed=1)
@@ -193,7 +193,7 @@ def test_the_same_images_labels_and_names(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", CAPTIONED)
 def test_the_same_images_and_captions(kind: str, tmp_path: Path) -> None:
     source = CAPTIONED[kind](tmp_path)
-    found = open_images(str(source) if isinstance(source, Path) else source)
+    found = open_images(source)
     assert isinstance(found, CaptionedImages)
     assert found.captions == tuple((caption,) for caption in CAPTIONS)
     assert_images(found, COUNT)
@@ -280,8 +280,8 @@ def test_columns_are_taken_as_they_are_named(tmp_path: Path) -> None:
     columns = {"picture": [png(0), png(1)], "kind": ["x", "y"], "text": ["a b c", "d e f"]}
     path = tmp_path / "x.parquet"
     datasets.Dataset.from_dict(columns).to_parquet(path)
-    assert isinstance(open_images(str(path)), CaptionedImages)
-    named = load_images(str(path), columns=Columns(image="picture", label="kind"))
+    assert isinstance(open_images(path), CaptionedImages)
+    named = load_images(path, columns=Columns(image="picture", label="kind"))
     assert named.class_names == ("x", "y")
     columns["label"] = columns.pop("kind")
     table = datasets.Dataset.from_dict(columns)
@@ -300,7 +300,7 @@ def test_a_table_has_a_row_for_each_caption_of_an_image(
     pictures(tmp_path)
     rows = (f"00.png,{written}", "01.png,a dog", "00.png,three")
     (tmp_path / "x.csv").write_text("\n".join(["filepath,title", *rows]))
-    found = open_images(str(tmp_path / "x.csv"))
+    found = open_images(tmp_path / "x.csv")
     assert isinstance(found, CaptionedImages)
     assert found.captions == ((read, "three"), ("a dog",))
     assert_images(found, [0, 1])

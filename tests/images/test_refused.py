@@ -131,7 +131,7 @@ def test_a_source_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     make, message = SOURCES[kind]
     source = make(tmp_path)
     with pytest.raises(DataError, match=message) as raised:
-        open_images(str(source) if isinstance(source, Path) else source)
+        open_images(source)
     assert "\n" not in str(raised.value)
 
 
@@ -141,7 +141,6 @@ def test_a_source_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
         np.zeros((8, 8, 5), np.uint8),
         np.zeros((0, 0, 3), np.float32),
         np.full((8, 8), np.nan),
-        np.full((8, 8, 3), 2.0),
         -np.ones((3, 8, 8)),
     ],
 )
@@ -159,7 +158,7 @@ def test_classes_and_captions_at_once_are_refused() -> None:
 
 def test_pictures_beside_class_folders_are_counted(tmp_path: Path) -> None:
     files(tmp_path, "a/0.png", "b/1.png", "2.png", "3.png", "4.jpg", "a/x.md")
-    (note,) = load_images(str(tmp_path)).notes
+    (note,) = load_images(tmp_path).notes
     assert note == (
         f"{tmp_path}: not read, because they are no images in a class folder: 2 .png, 1 .md, 1 .jpg"
     )
@@ -168,7 +167,7 @@ def test_pictures_beside_class_folders_are_counted(tmp_path: Path) -> None:
 def test_images_with_captions_are_refused_where_classes_are_needed(tmp_path: Path) -> None:
     files(files(tmp_path, "0.png"), "0.txt", content=b"a dog")
     with pytest.raises(DataError, match="have captions and no classes"):
-        load_images(str(tmp_path))
+        load_images(tmp_path)
     with pytest.raises(DataError, match="all images have the same captions"):
-        open_images(str(tmp_path)).require_classes()
-    assert "`classes` is not used" in open_images(str(tmp_path), ["dog"]).notes[0]
+        open_images(tmp_path).require_classes()
+    assert "`classes` is not used" in open_images(tmp_path, ["dog"]).notes[0]

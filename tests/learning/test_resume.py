@@ -17,18 +17,13 @@ from clipmerge.learning.train import BoxAdam, train
 from tests.support.small_objective import PLAIN, Ends, make_batches, objective_for
 
 OPTIONS = replace(PLAIN, steps=7, lr=0.05, distill_weight=0.6, weak_aug=0.25)
-Learned = tuple[dict[str, torch.Tensor], list[list[float]]]
 
 
-def learned(objective: Objective) -> Learned:
+def learned(objective: Objective) -> list[torch.Tensor]:
+    """The losses and the coefficients."""
     coefficients = Coefficients(objective.path, "entry")
     trace = train(objective, coefficients, OPTIONS)
-    return coefficients.by_parameter(), trace
-
-
-def assert_equal(found: Learned, expected: Learned) -> None:
-    assert found[1] == expected[1]
-    assert all(torch.equal(found[0][name], value) for name, value in expected[0].items())
+    return [torch.tensor(trace), *coefficients.by_parameter().values()]
 
 
 def saving(ends: Ends, file: Path, said: list[str]) -> Objective:
@@ -84,7 +79,7 @@ def test_an_interruption_inside_a_step_resumes_after_the_last_whole_one(
             "the learning is saved; the same command resumes there",
             "learning resumes after step 2, saved by an earlier run",
         ]
-        assert_equal(found, expected)
+        assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("part", ["scaler", "tensors", ""])
@@ -102,7 +97,7 @@ def test_of_a_state_that_does_not_fit_nothing_is_restored(
         file.write_bytes(b"no state")
     found = learned(saving(ends, file, said))
     assert "cannot be used" in said[-1]
-    assert_equal(found, expected)
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("error", [OSError("no space"), RuntimeError("unexpected pos 64 vs 0")])
@@ -118,6 +113,7 @@ def test_on_a_full_disk_learning_goes_on(
 
     monkeypatch.setattr(torch, "save", full)
     found = learned(saving(ends, tmp_path / "state.pt", said))
-    assert found[1] == learned(objective_for(ends, make_batches((8, 8))))[1]
+    expected = learned(objective_for(ends, make_batches((8, 8))))
+    assert all(map(torch.equal, found, expected))
     assert said[0] == f"the state of learning cannot be saved ({error}); learning goes on"
     assert not any(tmp_path.iterdir())

@@ -37,9 +37,9 @@ def bound(name: str, score: Array) -> Any:
     return bind_mask(name, density, OPTIONS.get(name, {}), key=KEY, **filled_in)
 
 
-def words(count: int, which: str = "") -> list[float]:
+def words(count: int) -> list[float]:
     """The draws of the key, one at a time, in [0, 1)."""
-    digest = hashlib.sha256(f"{KEY.seed}{which}:{KEY.name}".encode()).digest()[:16]
+    digest = hashlib.sha256(f"{KEY.seed}:{KEY.name}".encode()).digest()[:16]
     generator = np.random.Philox(key=int.from_bytes(digest, "little"))
     return [(int(generator.random_raw()) // 2**11) / 2**53 for _ in range(count)]
 

@@ -15,15 +15,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoProcessor
 
-from clipmerge.distributed import DistributedContext
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.evaluation.accuracy import load_model
 from clipmerge.families import VISION_TEXT_DUAL_ENCODER
-from clipmerge.learning.interpolate import WeightPath
-from clipmerge.learning.objective import Batch, Objective
-from clipmerge.models.building import build_model
-from clipmerge.models.classifier import Prompts
+from clipmerge.images.batches import Batch
 from clipmerge.models.open_clip import build_module
 from clipmerge.models.transformers_clip import TransformersClip
-from tests.support.tasks import inputs_of
+from tests.support.small_objective import objective_for
 from tests.support.tiny_clip import Folders
 from tests.support.tiny_families import TINY
 from tests.support.tiny_open_clip import bert_text, model_config
@@ -79,13 +77,9 @@ def test_loss_and_gradients_are_those_of_the_librarys_forward(
     name: str, family_pairs: Pairs
 ) -> None:
     folders = family_pairs(name)
-    pair = inputs_of(folders)
-    model = build_model(pair)
-    batch = Batch(0, model.pixels(pictures()), LABELS)
-    context = DistributedContext("cpu")
-    prompts = Prompts(model, PROMPTS, 1, context.device)
-    path = WeightPath(model, pair, context.device)
-    objective = Objective(path, prompts, batch, context, batch_size=len(LABELS))
+    pixels = load_model(open_checkpoint(str(folders[0]))).pixels(pictures())
+    batch = Batch(0, pixels, LABELS)
+    objective = objective_for(folders, [batch], templates=("{}",), classes=tuple(PROMPTS))
     objective.path.set_alpha(0.5)
     reference = Reference(name, folders, 0.5)
     loss = reference.loss()

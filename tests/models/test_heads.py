@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from transformers import CLIPForImageClassification
 
 import clipmerge
-from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.checkpoint import open_checkpoint
 from clipmerge.distributed import DistributedContext
 from clipmerge.errors import DataError
 from clipmerge.evaluation.accuracy import load_model
@@ -32,6 +32,7 @@ from clipmerge.models.building import build_model
 from clipmerge.models.classifier import classifier_for
 from clipmerge.types import CHECKS
 from tests.support.image_files import load_images
+from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import save_classifiers, save_images
 from tests.support.tiny_open_clip import build, model_config, save, stir
 from tests.support.told import Told
@@ -109,7 +110,7 @@ def test_a_head_gives_the_librarys_logits_and_learns(
 ) -> None:
     torch.manual_seed(0)
     zeroshot, finetuned, reference = make(tmp_path)
-    inputs = align_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))])
+    inputs = inputs_of((zeroshot, finetuned))
     model = build_model(inputs)
     context = DistributedContext("cpu")
     path = WeightPath(model, inputs, context.device)
@@ -150,17 +151,14 @@ def test_a_head_gives_the_librarys_logits_and_learns(
 @pytest.mark.parametrize("given", [None, ["Five", "four", "two"], ["two", "five", "four"]])
 def test_classes_meet_the_rows_of_their_names(tmp_path: Path, given: list[str] | None) -> None:
     """Folders are sorted by name and the head's rows are not; names in any order are matched."""
-    torch.manual_seed(0)
-    zeroshot, finetuned, _ = of_transformers(tmp_path)
+    zeroshot, *_ = of_transformers(tmp_path)
     folder = save_images(tmp_path / "images", each=1, classes=("five", "four", "two"))
-    images = load_images(str(folder), given)
-    inputs = align_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))])
-    model = build_model(inputs)
+    images = load_images(folder, given)
+    model = load_model(open_checkpoint(str(zeroshot)))
     features = torch.randn(4, 32)
-    by_row = model.classifier("here", ("x", "y", "z"), ())
+    by_row = model.classifier("here", tuple("xyz"), ())
     by_name = classifier_for(model, images, ("{}",), torch.device("cpu"))
-    rows = by_row.logits(features, by_row.class_features())
-    found = by_name.logits(features, by_name.class_features())
+    rows, found = (each.logits(features, each.class_features()) for each in (by_row, by_name))
     assert torch.equal(found, rows[:, [1, 2, 0]])
 
 
