@@ -15,16 +15,10 @@ from clipmerge.images.registry import (
     public_sets,
     template_set,
 )
-from tests.support.image_files import load_images, png
+from tests.support.image_files import load_images
+from tests.support.tiny_clip import save_images
 
 WORDS = tuple(f"{letter} thing" for letter in "abcdefghijkl")
-
-
-def folders(folder: Path, *names: str) -> str:
-    for number, name in enumerate(names):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "x.png").write_bytes(png(number))
-    return str(folder)
 
 
 def named(source: Any, names: Any = None) -> dict[str, str]:
@@ -60,8 +54,8 @@ def named(source: Any, names: Any = None) -> dict[str, str]:
     ],
 )
 def test_names_of_classes(there: Any, given: Any, expected: Any, tmp_path: Path) -> None:
-    there = list(there)
-    source = folders(tmp_path / "x", *there)
+    there = tuple(there)
+    source = save_images(tmp_path / "x", each=1, classes=there)
     if isinstance(given, str):
         given_file = tmp_path / ("names.json" if given[0] in "[{" else "names.txt")
         given_file.write_text(given)
@@ -74,10 +68,8 @@ def test_names_of_classes(there: Any, given: Any, expected: Any, tmp_path: Path)
 
 
 def test_doubtful_names_are_noted(tmp_path: Path) -> None:
-    numbered = load_images(folders(tmp_path / "y", "0.zero", "1.one"))
+    numbered = load_images(save_images(tmp_path / "y", each=1, classes=("0.zero", "1.one")))
     assert "class '0.zero' is prompted as 'zero'" in numbered.notes[0]
-    with pytest.raises(DataError, match="has one class; measuring needs at least two"):
-        load_images(folders(tmp_path / "z", "alone")).require_classes()
 
 
 def test_prompts_are_class_by_class_and_template_sets_go_by_name() -> None:

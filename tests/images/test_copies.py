@@ -9,9 +9,9 @@ from PIL import Image
 
 from clipmerge.errors import DataError
 from clipmerge.images import copies
-from clipmerge.images.copies import Thumbnails, overlap_notes
+from clipmerge.images.copies import Thumbnails
 from clipmerge.images.image_set import LabelledImages
-from tests.support.image_files import load_images
+from tests.support.image_files import load_images, saved
 
 
 def kept(source: Any) -> list[int]:
@@ -19,22 +19,16 @@ def kept(source: Any) -> list[int]:
     return list(Thumbnails.read(load_images(source)).without_copies().images.pictures.items)
 
 
-def photo(number: int, side: int = 96) -> Image.Image:
+def photo(number: int) -> Image.Image:
     """Smooth colours with an edge, as in photographs."""
     rng = np.random.default_rng(number)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3)).astype(np.uint8))
-    return coarse.resize((side, side), Image.Resampling.BICUBIC)
-
-
-def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=quality)
-    return Image.open(file)
+    return coarse.resize((96, 96), Image.Resampling.BICUBIC)
 
 
 COPIES = {
     "the same": lambda image: image.copy(),
-    "JPEG": lambda image: as_jpeg(image, 50),
+    "JPEG": lambda image: Image.open(io.BytesIO(saved(image, "JPEG", quality=50))),
     "three quarters": lambda image: image.resize((72, 72), Image.Resampling.BICUBIC),
     "noise": lambda image: Image.fromarray(
         (np.asarray(image).astype(int) + np.random.default_rng(0).integers(-3, 4, (96, 96, 3)))
@@ -45,7 +39,8 @@ COPIES = {
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_a_picture_saved_anew_is_a_copy(how: str) -> None:
+def test_a_picture_saved_anew_is_a_copy(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "_AT_ONCE", 7)  # of 40
     pairs = [(picture, "a") for at in range(20) for picture in (photo(at), COPIES[how](photo(at)))]
     assert kept(pairs) == list(range(0, 40, 2))
 
@@ -59,20 +54,8 @@ def test_digits_and_blank_pictures_are_no_copies_of_others() -> None:
     assert kept(pairs) == [0, 1, 2, 3, 4]
 
 
-def test_many_pictures_are_compared_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies, "_AT_ONCE", 7)
-    assert kept([(photo(at % 20), "a") for at in range(40)]) == list(range(20))
-
-
 def images_of(numbers: range) -> LabelledImages:
     return load_images([(photo(at), "ab"[at % 2]) for at in numbers])
-
-
-def test_images_of_a_sweep_that_are_learned_from_are_noted() -> None:
-    data, target = images_of(range(10)), images_of(range(8, 20))
-    (note,) = overlap_notes(data, {"`id` y": target, "`ood` z": images_of(range(20, 25))})
-    assert note.startswith("`id` y: 2 images are also in `data` list in memory (")
-    assert "(list in memory, image 0 shows what list in memory, image 8 shows)" in note
 
 
 def test_images_that_data_has_too_are_left_out_with_one_note() -> None:

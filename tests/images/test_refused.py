@@ -44,15 +44,10 @@ Make = Callable[[Path], Any]
 SOURCES: dict[str, tuple[Make, str]] = {
     "a set misspelled": (lambda _: "imagenetv3", r"Did you mean 'imagenetv2'\?"),
     "no name": (lambda _: " ", "names no images; give a folder"),
-    "another kind of file": (
-        lambda f: files(f, "x.zip") / "x.zip",
-        r"x\.zip: is \.zip; give files",
-    ),
     "a folder of two kinds": (
         lambda f: files(f, "x.csv", "y.parquet"),
         r"is \.csv, \.parquet; give files of one kind",
     ),
-    "files in a list": (lambda _: ["x.tar"], r"its items are not \(image, label\) or"),
     "a split of a folder": (
         lambda f: f"{files(f, 'train/a/0.png')}:trian",
         r":trian: no such folder or file; .*Did you mean 'train'\?",
@@ -95,10 +90,6 @@ SOURCES: dict[str, tuple[Make, str]] = {
         r"x\.tar, a/1\.png: is a link to no file of the archive; write .*tar -h",
     ),
     "a damaged tar": (lambda f: files(f, "x.tar") / "x.tar", r"cannot be read as a tar archive"),
-    "a tar with a label missing": (
-        lambda f: save_tar(f / "x.tar", {"0.png": png(0), "0.cls": b"a", "1.png": png(1)}),
-        r"x\.tar: 1 of 2 images has no label \(.*1\.png\); label them",
-    ),
     "a tar of damaged JSON": (
         lambda f: save_tar(f / "x.tar", {"0.png": png(0), "0.json": b"{"}),
         r"x\.tar, 0\.json: cannot be read as JSON",
@@ -140,7 +131,7 @@ def test_a_source_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     make, message = SOURCES[kind]
     source = make(tmp_path)
     with pytest.raises(DataError, match=message) as raised:
-        open_images(str(source) if isinstance(source, Path) else source)
+        open_images(source)
     assert "\n" not in str(raised.value)
 
 
@@ -150,7 +141,6 @@ def test_a_source_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
         np.zeros((8, 8, 5), np.uint8),
         np.zeros((0, 0, 3), np.float32),
         np.full((8, 8), np.nan),
-        np.full((8, 8, 3), 2.0),
         -np.ones((3, 8, 8)),
     ],
 )
@@ -161,13 +151,6 @@ def test_an_array_that_is_no_picture_is_refused(values: Any) -> None:
         images.image(1)
 
 
-def test_a_wrong_column_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"no column 'lable' .*`label_column`.*Did you mean 'label'"
-    ):
-        load_images(str(parquet(tmp_path, label=["a", "b"])), columns=Columns(label="lable"))
-
-
 def test_classes_and_captions_at_once_are_refused() -> None:
     with pytest.raises(UsageError, match="`label_column` asks for classes and"):
         load_images("digits", columns=Columns(label="label", caption="text"))
@@ -175,7 +158,7 @@ def test_classes_and_captions_at_once_are_refused() -> None:
 
 def test_pictures_beside_class_folders_are_counted(tmp_path: Path) -> None:
     files(tmp_path, "a/0.png", "b/1.png", "2.png", "3.png", "4.jpg", "a/x.md")
-    (note,) = load_images(str(tmp_path)).notes
+    (note,) = load_images(tmp_path).notes
     assert note == (
         f"{tmp_path}: not read, because they are no images in a class folder: 2 .png, 1 .md, 1 .jpg"
     )
@@ -184,7 +167,7 @@ def test_pictures_beside_class_folders_are_counted(tmp_path: Path) -> None:
 def test_images_with_captions_are_refused_where_classes_are_needed(tmp_path: Path) -> None:
     files(files(tmp_path, "0.png"), "0.txt", content=b"a dog")
     with pytest.raises(DataError, match="have captions and no classes"):
-        load_images(str(tmp_path))
+        load_images(tmp_path)
     with pytest.raises(DataError, match="all images have the same captions"):
-        open_images(str(tmp_path)).require_classes()
-    assert "`classes` is not used" in open_images(str(tmp_path), ["dog"]).notes[0]
+        open_images(tmp_path).require_classes()
+    assert "`classes` is not used" in open_images(tmp_path, ["dog"]).notes[0]

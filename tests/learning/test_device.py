@@ -2,7 +2,6 @@
 result."""
 
 import gc
-import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -89,32 +88,17 @@ def test_a_card_embeds_prompts_in_few_pieces_until_its_memory_runs_out(
 def test_sums_need_no_float64_of_the_device(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     objective = objective_for(ends, make_batches((4, 3)))
     expected = path_barrier(objective)
-    coefficients = Coefficients(objective.path, "entry", 0.3)
-    distance = coefficients.distance()
-    for name, value in coefficients.values.items():
-        coefficients.values[name] = value.as_subclass(OnApple)
-    assert coefficients.distance() == distance
     real = objective.path.gradient
     monkeypatch.setattr(objective.path, "gradient", lambda name: real(name).as_subclass(OnApple))
     assert path_barrier(objective) == expected
 
 
-def test_what_learning_no_longer_needs_is_let_go(
-    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_learning_no_longer_needs_is_let_go(ends: Ends, tmp_path: Path) -> None:
     """Gradients and moments would take twelve bytes per weight while others choose and judge."""
-    made: list[weakref.ref[BoxAdam]] = []
-
-    def make(*arguments: Any) -> BoxAdam:
-        adam = BoxAdam(*arguments)
-        made.append(weakref.ref(adam))
-        return adam
-
-    monkeypatch.setattr(training, "BoxAdam", make)
     objective = objective_for(ends, make_batches((4, 3)))
     objective.state = LearningState(tmp_path / "state.pt", objective.context, str)
     coefficients = Coefficients(objective.path, "entry")
     training.train(objective, coefficients, replace(PLAIN, steps=2))
     gc.collect()
-    assert made[0]() is None
+    assert not any(type(each) is BoxAdam for each in gc.get_objects())
     assert all(value.grad is None for value in coefficients.values.values())

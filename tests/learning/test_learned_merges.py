@@ -35,10 +35,6 @@ def test_a_merge_writes_what_was_learned_and_zero_shot_bytes_where_entries_dropp
         zero = coefficient == 0
         assert torch.equal(tensor[zero], zeroshot[name][zero]), name
         dropped = max(dropped, float(zero.double().mean()))
-    for layer, entry in plan["layers"].items():
-        low, high = entry["alpha_range"]
-        assert 0 <= low <= entry["alpha"] <= high <= 2, layer
-        assert set(measured[layer]) >= {"at_zero", "at_one"}
     assert record["measured"]["trace"]["cross_entropy"]
     assert bool(plan["stragglers"]) == (recipe == "straggler-sparse") == (0.5 <= dropped < 1)
     assert all(measured[layer]["at_zero"] >= 0.5 for layer in plan["stragglers"])

@@ -116,15 +116,6 @@ def test_two_processes_measure_what_one_does(ends: Ends, found: dict[str, Measur
             assert (theirs.loss, theirs.accuracy) == pytest.approx(
                 (mine.loss, mine.accuracy), rel=1e-6, abs=1e-6
             )
-    for name in LEARN:
-        for key, value in found[name].coefficients.items():
-            if not key.endswith(
-                "k_proj.bias"
-            ):  # a softmax does not see it: its gradient is rounding
-                total = value.double().sum().item()
-                assert both["coefficients"][name][key] == pytest.approx(
-                    total, rel=1e-3, abs=1e-3
-                ), (name, key)
     for name, value in found["path-barrier"].gradients.items():
         assert both["gradients"][name] == pytest.approx(
             value.double().norm().item(), rel=1e-5, abs=1e-6

@@ -15,16 +15,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoProcessor
 
-from clipmerge.checkpoint import Inputs
-from clipmerge.distributed import DistributedContext
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.evaluation.accuracy import load_model
 from clipmerge.families import VISION_TEXT_DUAL_ENCODER
-from clipmerge.learning.interpolate import WeightPath
-from clipmerge.learning.objective import Batch, Objective
-from clipmerge.models import ImageTextModel, model_for
-from clipmerge.models.classifier import Prompts
+from clipmerge.images.batches import Batch
 from clipmerge.models.open_clip import build_module
 from clipmerge.models.transformers_clip import TransformersClip
-from tests.support.tasks import inputs_of
+from tests.support.small_objective import objective_for
 from tests.support.tiny_clip import Folders
 from tests.support.tiny_families import TINY
 from tests.support.tiny_open_clip import bert_text, model_config
@@ -39,12 +36,6 @@ def pictures(count: int = 4) -> list[Image.Image]:
     return [
         Image.fromarray(rng.integers(0, 256, (20, 26, 3)).astype(np.uint8)) for _ in range(count)
     ]
-
-
-def opened(folders: Folders) -> tuple[Inputs, ImageTextModel]:
-    pair = inputs_of(folders)
-    assert pair.zeroshot.config is not None
-    return pair, model_for(pair.family, pair.zeroshot.config, folders[0])
 
 
 class Reference:
@@ -73,13 +64,9 @@ class Reference:
             texts.pop("attention_mask")
         self.inputs = {**texts, **processor.image_processor(pictures(), return_tensors="pt")}
 
-    def logits(self) -> Tensor:
-        inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs.items()}
-        logits: Tensor = self.model(**inputs).logits_per_image
-        return logits
-
     def loss(self) -> Tensor:
-        return cross_entropy(self.logits(), LABELS)
+        inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs.items()}
+        return cross_entropy(self.model(**inputs).logits_per_image, LABELS)
 
 
 LABELS = torch.tensor([0, 2, 1, 1])
@@ -89,14 +76,12 @@ LABELS = torch.tensor([0, 2, 1, 1])
 def test_loss_and_gradients_are_those_of_the_librarys_forward(
     name: str, family_pairs: Pairs
 ) -> None:
-    pair, model = opened(family_pairs(name))
-    batch = Batch(0, model.pixels(pictures()), LABELS)
-    context = DistributedContext("cpu")
-    prompts = Prompts(model, PROMPTS, 1, context.device)
-    path = WeightPath(model, pair, context.device)
-    objective = Objective(path, prompts, batch, context, batch_size=len(LABELS))
+    folders = family_pairs(name)
+    pixels = load_model(open_checkpoint(str(folders[0]))).pixels(pictures())
+    batch = Batch(0, pixels, LABELS)
+    objective = objective_for(folders, [batch], templates=("{}",), classes=tuple(PROMPTS))
     objective.path.set_alpha(0.5)
-    reference = Reference(name, family_pairs(name), 0.5)
+    reference = Reference(name, folders, 0.5)
     loss = reference.loss()
     loss.backward()
     for _, found in objective.gradients():

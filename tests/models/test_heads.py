@@ -2,9 +2,10 @@
 learning on them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -13,11 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import normalize
 from transformers import CLIPForImageClassification
 
 import clipmerge
-from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.checkpoint import open_checkpoint
 from clipmerge.distributed import DistributedContext
 from clipmerge.errors import DataError
 from clipmerge.evaluation.accuracy import load_model
@@ -25,13 +27,14 @@ from clipmerge.images.batches import Batch
 from clipmerge.learning.interpolate import WeightPath
 from clipmerge.learning.objective import Labelled, Objective
 from clipmerge.measures.learned_coefficients import learned_coefficients
+from clipmerge.models import ImageTextModel
 from clipmerge.models.building import build_model
 from clipmerge.models.classifier import classifier_for
 from clipmerge.types import CHECKS
-from tests.support.image_files import load_images, png
-from tests.support.raw_safetensors import edit_json
-from tests.support.tiny_clip import tiny_config, tiny_processor
-from tests.support.tiny_open_clip import build, model_config, save
+from tests.support.image_files import load_images
+from tests.support.tasks import inputs_of
+from tests.support.tiny_clip import save_classifiers, save_images
+from tests.support.tiny_open_clip import build, model_config, save, stir
 from tests.support.told import Told
 
 CLASSES, SIDE = 3, 32
@@ -41,34 +44,23 @@ Pair = tuple[Path, Path, Callable[[float, Tensor], Tensor]]
 
 def stirred(model: nn.Module) -> nn.Module:
     other = deepcopy(model)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
+    stir(other, 0.1)
     return other
 
 
-def between(first: nn.Module, second: nn.Module, alpha: float) -> nn.Module:
-    model = deepcopy(first)
-    pairs = zip(first.parameters(), second.parameters(), strict=True)
-    with torch.no_grad():
-        for parameter, (zero, fine) in zip(model.parameters(), pairs, strict=True):
-            parameter.copy_(zero + alpha * (fine - zero))
-    return model
+def at(alpha: float, ends: Sequence[nn.Module], *pixels: Tensor, **named: Tensor) -> Any:
+    """The output of the library's model between two."""
+    first, second = ends
+    pairs = zip(first.named_parameters(), second.parameters(), strict=True)
+    weights = {name: zero + alpha * (fine - zero) for (name, zero), fine in pairs}
+    return functional_call(first, weights, pixels, named)
 
 
 def of_transformers(folder: Path) -> Pair:
-    config = tiny_config()
-    config.num_labels = CLASSES
-    first = CLIPForImageClassification(config).eval()
-    second = stirred(first)
-    for name, model in (("zeroshot", first), ("finetuned", second)):
-        model.save_pretrained(folder / name)  # type: ignore[operator]
-        tiny_processor().image_processor.save_pretrained(folder / name)
-    return (
-        folder / "zeroshot",
-        folder / "finetuned",
-        lambda alpha, pixels: between(first, second, alpha)(pixel_values=pixels).logits,
-    )
+    zeroshot, finetuned = save_classifiers(folder, *2 * [("two", "five", "Four")])
+    kind = CLIPForImageClassification
+    ends = [kind.from_pretrained(path).eval() for path in (zeroshot, finetuned)]
+    return zeroshot, finetuned, lambda alpha, pixels: at(alpha, ends, pixel_values=pixels).logits
 
 
 def of_timm(folder: Path) -> Pair:
@@ -89,7 +81,7 @@ def of_timm(folder: Path) -> Pair:
     return (
         folder / "zeroshot",
         folder / "finetuned",
-        lambda alpha, pixels: between(first, second, alpha)(pixels),
+        lambda alpha, pixels: at(alpha, (first, second), pixels),
     )
 
 
@@ -104,7 +96,7 @@ def of_wise_ft(folder: Path) -> Pair:
     torch.save(stored, folder / "checkpoint_10.pt")
 
     def logits(alpha: float, pixels: Tensor) -> Tensor:
-        features = between(model.visual, visual, alpha)(pixels)
+        features = at(alpha, (model.visual, visual), pixels)
         found: Tensor = head(normalize(features, dim=-1))
         return found
 
@@ -118,32 +110,33 @@ def test_a_head_gives_the_librarys_logits_and_learns(
 ) -> None:
     torch.manual_seed(0)
     zeroshot, finetuned, reference = make(tmp_path)
-    inputs = align_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))])
+    inputs = inputs_of((zeroshot, finetuned))
     model = build_model(inputs)
     context = DistributedContext("cpu")
     path = WeightPath(model, inputs, context.device)
     images = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green", "grey", "blue")]
     pixels = model.pixels(images * 3)
     assert pixels.shape == (12, 3, SIDE, SIDE)
-    classifier = model.classifier("here", ("a", "b", "c"), ())
+
+    def logits(model: ImageTextModel, names: Sequence[str] = "abc", rows: Any = ()) -> Tensor:
+        classifier = model.classifier("here", tuple(names), rows)
+        found: Tensor = classifier.logits(model.image_features(pixels), classifier.class_features())
+        return found
+
     with torch.no_grad():
         for alpha in (0.0, 0.5, 1.0):
             path.set_alpha(alpha)
-            found = classifier.logits(model.image_features(pixels), classifier.class_features())
+            found = logits(model)
             assert torch.allclose(found, reference(alpha, pixels), atol=1e-5), alpha
         output = tmp_path / "merged"
         clipmerge.merge(zeroshot, finetuned, "wise-ft", alpha=1, allow=CHECKS, output=output)
         alone = load_model(open_checkpoint(str(output)))
-        rows = alone.classifier("here", ("a", "b", "c"), ())
-        scores = rows.logits(alone.image_features(pixels), rows.class_features())
-        assert torch.allclose(scores, reference(1.0, pixels), atol=1e-5)
-        several = model.classifier("here", ("a", "b"), [(0, 2), (1,)])
-        grouped = several.logits(model.image_features(pixels), several.class_features())
+        assert torch.allclose(logits(alone), reference(1.0, pixels), atol=1e-5)
+        grouped = logits(model, "ab", [(0, 2), (1,)])
         assert torch.equal(grouped, torch.stack([found[:, [0, 2]].amax(1), found[:, 1]], 1))
-    labels = torch.tensor([2, 0])
-    assert classifier.draw(labels, 0, 1) == (None, labels)  # its rows cost nothing
     with pytest.raises(DataError, match="has 5 classes, and the model's head 3"):
-        model.classifier("here", tuple("abcde"), ())
+        logits(model, "abcde")
+    classifier = model.classifier("here", tuple("abc"), ())
     batch = Batch(0, pixels + 0.3 * torch.randn(pixels.shape), torch.arange(12) % CLASSES)
     objective = Objective(
         path, classifier, batch, context, batch_size=6, val=Labelled(batch, classifier)
@@ -158,21 +151,14 @@ def test_a_head_gives_the_librarys_logits_and_learns(
 @pytest.mark.parametrize("given", [None, ["Five", "four", "two"], ["two", "five", "four"]])
 def test_classes_meet_the_rows_of_their_names(tmp_path: Path, given: list[str] | None) -> None:
     """Folders are sorted by name and the head's rows are not; names in any order are matched."""
-    torch.manual_seed(0)
-    zeroshot, finetuned, _ = of_transformers(tmp_path)
-    for folder in (zeroshot, finetuned):
-        edit_json(folder / "config.json", id2label={"0": "two", "1": "five", "2": "Four"})
-    for name in ("five", "four", "two"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        (tmp_path / "images" / name / "x.png").write_bytes(png(0))
-    images = load_images(str(tmp_path / "images"), given)
-    inputs = align_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))])
-    model = build_model(inputs)
+    zeroshot, *_ = of_transformers(tmp_path)
+    folder = save_images(tmp_path / "images", each=1, classes=("five", "four", "two"))
+    images = load_images(folder, given)
+    model = load_model(open_checkpoint(str(zeroshot)))
     features = torch.randn(4, 32)
-    by_row = model.classifier("here", ("x", "y", "z"), ())
+    by_row = model.classifier("here", tuple("xyz"), ())
     by_name = classifier_for(model, images, ("{}",), torch.device("cpu"))
-    rows = by_row.logits(features, by_row.class_features())
-    found = by_name.logits(features, by_name.class_features())
+    rows, found = (each.logits(features, each.class_features()) for each in (by_row, by_name))
     assert torch.equal(found, rows[:, [1, 2, 0]])
 
 

@@ -40,14 +40,9 @@ def main(folder: Path) -> None:
         name: value.double().norm().item()
         for name, value in found["path-barrier"].gradients.items()
     }
-    coefficients = {
-        measure: {name: value.double().sum().item() for name, value in record.coefficients.items()}
-        for measure, record in found.items()
-    }
     if context.is_main_process:
         records = {name: record.model_dump(mode="json") for name, record in found.items()}
-        answer = {"processes": context.world_size, "records": records}
-        answer |= {"gradients": gradients, "coefficients": coefficients}
+        answer = {"processes": context.world_size, "records": records, "gradients": gradients}
         sys.stdout.write(json.dumps(answer))
     context.state.destroy_process_group()
 
