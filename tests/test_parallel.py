@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import clipmerge
 from clipmerge.errors import CheckpointError
-from clipmerge.parallel import one_thread, run_in_threads
+from clipmerge.parallel import run_in_threads
 from tests.support.raw_safetensors import edit
 from tests.support.tiny_clip import save_family
 
@@ -32,18 +32,6 @@ def threads(count: int) -> Iterator[None]:
         assert torch.get_num_threads() == count  # given back
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_results_come_in_order_and_each_job_may_limit_torch(count: int) -> None:
-    def job(number: int) -> tuple[int, int]:
-        with one_thread():
-            time.sleep(0.01 * (number % 3))
-            return number, torch.get_num_threads()
-
-    with threads(count):
-        found = list(run_in_threads((1, partial(job, number)) for number in range(20)))
-    assert found == [(number, 1) for number in range(20)]
 
 
 def test_jobs_are_begun_ahead_but_hold_no_more_than_they_may() -> None:

@@ -9,14 +9,6 @@ import clipmerge
 from tests.support.command import python
 
 
-@pytest.mark.parametrize("name", [name for name in clipmerge.__all__ if name != "__version__"])
-def test_each_name_is_there_and_documented(name: str) -> None:
-    assert name in dir(clipmerge)
-    value = getattr(clipmerge, name)
-    assert value.__doc__
-    assert value.__module__.startswith("clipmerge.")
-
-
 def test_the_types_of_the_stub_are_the_names_of_the_module() -> None:
     stub = Path(clipmerge.__file__).with_suffix(".pyi").read_text()
     imports = [node for node in ast.parse(stub).body if isinstance(node, ast.ImportFrom)]
