@@ -335,14 +335,3 @@ def test_what_cannot_be_used_is_refused_and_nothing_written(
         clipmerge.merge(*pair, **given)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
-
-
-def test_an_output_is_replaced_only_if_asked(pair: Folders, tmp_path: Path) -> None:
-    weights = tmp_path / "out" / "model.safetensors"
-    clipmerge.merge(*pair, output=tmp_path / "out", alpha=0, **QUIET)
-    before = weights.read_bytes()
-    with pytest.raises(OutputError, match="already exists"):
-        clipmerge.merge(*pair, output=tmp_path / "out", alpha=1, **QUIET)
-    assert weights.read_bytes() == before
-    clipmerge.merge(*pair, output=tmp_path / "out", alpha=1, overwrite=True, **QUIET)
-    assert weights.read_bytes() != before

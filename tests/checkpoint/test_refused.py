@@ -192,12 +192,6 @@ def test_open_clip_without_a_configuration_needs_a_name(tmp_path: Path) -> None:
     assert "put it there or name the architecture with --model" in line
 
 
-@pytest.mark.parametrize("source", ["nowhere/at/all", "./modle"])
-def test_a_source_that_is_not_there(pair: Folders, source: str) -> None:
-    with pytest.raises(CheckpointError, match="no such folder or file, and not a Hub id"):
-        open_checkpoint(source)
-
-
 @pytest.mark.filterwarnings("ignore")  # of peft
 def test_an_adapter_alone_and_one_of_another_base(pair: Folders, tmp_path: Path) -> None:
     adapter = adapter_of(pair[0], tmp_path / "adapter")

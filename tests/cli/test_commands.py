@@ -36,7 +36,6 @@ def test_a_help_page_names_only_its_own_flags(command: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["recipes", "shwo", "auto"], 2, "Did you mean 'show'?"),
         (["merge", "a", "b", "-o", "c", "--images", "0"], 2, "--images"),
         (
             ["merge", "a", "b", "-o", "c", "--alpha", "0", "--set", "method.alpha=1"],
