@@ -11,8 +11,8 @@ from transformers import CLIPForImageClassification, CLIPModel
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.raw_safetensors import edit
 from tests.support.tiny_clip import (
-    CLASSES,
     Folders,
+    save_captions,
     save_classifiers,
     save_images,
     tiny_processor,
@@ -67,12 +67,7 @@ def test_scores_that_are_not_finite_are_no_answers(
     """Of NaN, argmax made the first class, which some of the images have."""
     weight = load_file(copies[0] / "model.safetensors")[f"{tower}.weight"]
     edit(copies[0], **{f"{tower}__weight": torch.full_like(weight, 3e38)})
-    source = images if data == "classes" else tmp_path / "captioned"
-    if data == "captions":
-        source.mkdir()
-        for number, image in enumerate(sorted(images.rglob("*.png"))[:6]):
-            shutil.copy(image, source / f"{number}.png")
-            (source / f"{number}.txt").write_text(CLASSES[number % 3])
+    source = images if data == "classes" else save_captions(tmp_path / "captioned", each=2)
     told = refused(clipmerge("evaluate", copies[0], "--data", source, "--allow", "at-chance"))
     assert str(source) in told
     assert "scores are NaN or infinite" in told

@@ -131,3 +131,15 @@ def save_images(
             pixels = rng.integers(0, 100, (40, 36, 3)) + 50 * number
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index}.png")
     return folder
+
+
+def save_captions(folder: Path, *, each: int = 10, seed: int = 0) -> Path:
+    """Save the images of `save_images` in one folder, each beside its class and number as a
+    caption."""
+    save_images(folder, each=each, seed=seed)
+    for number, image in enumerate(sorted(folder.rglob("*.png"))):
+        image.rename(folder / f"{number:04}.png")
+        (folder / f"{number:04}.txt").write_text(f"{image.parent.name} {number}")
+    for name in CLASSES:
+        (folder / name).rmdir()
+    return folder
