@@ -18,7 +18,7 @@ import clipmerge
 from clipmerge.errors import CheckpointError
 from clipmerge.parallel import run_in_threads
 from tests.support.raw_safetensors import edit
-from tests.support.tiny_clip import save_family
+from tests.support.tiny_clip import Folders
 
 
 @contextmanager
@@ -83,9 +83,9 @@ def test_bytes_are_the_same_for_any_number_of_threads(
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_of_several_broken_tensors_the_first_in_the_file_is_named(
-    tmp_path: Path, count: int
+    copies: Folders, tmp_path: Path, count: int
 ) -> None:
-    sources = save_family(tmp_path / "models", count=1)
+    sources = [*copies]
     tensors = load_file(sources[1] / "model.safetensors")
     broken = [name for name, tensor in sorted(tensors.items()) if tensor.ndim == 2][-3:]
     edit(sources[1], **{name: tensors[name] * float("nan") for name in broken})

@@ -86,7 +86,7 @@ def other_words(folder: Path) -> None:
 CONFIG = "config.json"
 BAD: dict[str, tuple[Change, str]] = {
     "empty": (
-        lambda folder: raw_file(folder / WEIGHTS, {}),
+        lambda folder: raw_file(folder / WEIGHTS, b"{}"),
         "holds no tensors; give a checkpoint with weights",
     ),
     "a pickle with code": (

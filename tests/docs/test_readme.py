@@ -13,7 +13,7 @@ from clipmerge.cli.app import app
 from tests.support.command import done, python
 from tests.support.hub_double import serving, upload
 from tests.support.published import publishing
-from tests.support.quick import FEW_STEPS, SMALL_STEPS, shorten_recipes
+from tests.support.quick import shorten_recipes
 from tests.support.tiny_clip import Folders, save_images
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def test_the_commands_run(
             upload(hub, repo, folder)
         publishing(monkeypatch)
         monkeypatch.chdir(workplace)
-        shorten_recipes(monkeypatch, FEW_STEPS | SMALL_STEPS)
+        shorten_recipes(monkeypatch)
         for line in lines:  # in this process, where imports take their time once
             words, _, file = line.partition(" > ")
             ended = done(*shlex.split(words, comments=True)[1:])
@@ -128,7 +128,7 @@ def test_two_processes_merge_to_the_same_weights(
 @pytest.mark.uncounted
 def test_the_python_blocks_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    shorten_recipes(monkeypatch, FEW_STEPS | SMALL_STEPS)
+    shorten_recipes(monkeypatch)
     if not Path("merged").is_dir():
         done("merge", "zeroshot", "finetuned", "--recipe", "wise-ft", "--output", "merged")
     found = [block for kind, block in blocks(ROOT / "README.md") if kind == "python"]

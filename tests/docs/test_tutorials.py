@@ -11,7 +11,7 @@ import torch
 from tests.checkpoint.test_kinds import adapter_of
 from tests.support import tiny_open_clip
 from tests.support.command import clipmerge
-from tests.support.quick import FEW_STEPS, SMALL_STEPS, shorten_recipes
+from tests.support.quick import shorten_recipes
 from tests.support.tiny_clip import Folders, save_captions
 
 TUTORIALS = Path(__file__).parents[2] / "docs" / "tutorials"
@@ -61,7 +61,7 @@ def test_a_tutorial_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shorten_recipes(monkeypatch, FEW_STEPS | SMALL_STEPS)
+    shorten_recipes(monkeypatch)
     if tutorial == "first-merge":  # which makes everything itself
         few = {"train": 1457, "calibration": 240, "test": 100}
         monkeypatch.setattr("clipmerge.demo.data._SPLITS", few)
