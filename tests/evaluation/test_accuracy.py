@@ -1,11 +1,10 @@
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import CLIPForImageClassification, CLIPModel
 
 from tests.support.command import clipmerge, done, printed, refused
@@ -30,11 +29,6 @@ def test_what_is_no_whole_checkpoint_is_refused(
         (tmp_path / "tower", "holds the vision tower only, which has no zero-shot classes"),
     ):
         assert told in refused(clipmerge("evaluate", checkpoint, "--data", images))
-    shutil.copytree(pair[1], tmp_path / "broken")
-    weights = load_file(pair[1] / "model.safetensors")
-    next(iter(weights.values())).view(-1)[0] = float("nan")
-    save_file(weights, tmp_path / "broken" / "model.safetensors")
-    assert "NaN" in refused(clipmerge("evaluate", tmp_path / "broken", "--data", images))
 
 
 def test_a_head_of_many_classes_is_right_as_often_as_transformers_says(tmp_path: Path) -> None:
