@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors.torch import load_file
 
 import clipmerge
@@ -24,16 +23,6 @@ from tests.support.tiny_clip import CLASSES, Folders, save_classifiers, save_ima
 from tests.support.told import Told
 
 
-def save_pictures(folder: Path, brightest: int, *, seeds: int) -> Path:
-    """Save eight noisy pictures of two classes, of which so many differ."""
-    for number in range(8):
-        noise = np.random.default_rng(number % seeds).integers(0, brightest, (40, 36, 3))
-        file = folder / ("cat", "dog")[number % 2] / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(noise.astype(np.uint8)).save(file)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def places(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Arguments of merges that are doubted, by the check."""
@@ -43,9 +32,6 @@ def places(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory
     fish = ("cat", "bird", "fish")
     return {
         "unrelated": (pair[0], other, {}),
-        "equal-models": (pair[0], shutil.copytree(pair[0], folder / "copy"), {}),
-        "blank-images": (*pair, {"data": save_pictures(folder / "blank", 8, seeds=8)}),
-        "same-images": (*pair, {"data": save_pictures(folder / "same", 255, seeds=1)}),
         "odd-names": (*pair, {"data": codes}),
         "class-order": (*save_classifiers(folder / "heads", CLASSES, CLASSES[::-1]), {}),
         "class-order of images": (*save_classifiers(folder / "head", fish, fish), {"data": images}),
@@ -54,10 +40,7 @@ def places(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize(
     "case",
-    [
-        *("unrelated", "equal-models", "blank-images", "same-images", "odd-names"),
-        *("class-order", "class-order of images"),
-    ],
+    ["unrelated", "odd-names", "class-order", "class-order of images"],
 )
 def test_a_doubt_is_an_error_unless_it_is_allowed(
     places: dict[str, Any], tmp_path: Path, case: str
@@ -116,11 +99,8 @@ def test_answers_tell_wrong_names_and_a_wrong_order(
 @pytest.mark.parametrize(
     ("names", "look"),
     [
-        (("0", "1"), "are numbers"),
         (("n01440764", "n01443537"), "are WordNet's codes"),
         (("001.cat", "002.dog"), "begin with numbers"),
-        (("train", "val"), "are names of splits"),
-        (("class a", "class b"), "differ in letters or numbers alone"),
         (("cat", "car"), ""),
         (("house cat", "house dog"), ""),
     ],

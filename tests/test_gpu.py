@@ -108,14 +108,9 @@ def test_auto_learns_chooses_and_judges(images: Path, tmp_path: Path) -> None:
     models, expected = (result.verdict.target.models for result in (there, here))
     for name in ("zero-shot", "fine-tuned"):  # near ties may turn
         assert models[name].value == pytest.approx(expected[name].value, abs=0.1)
-    folders = (*ends, tmp_path / "cuda")
-    first, second, merged = (load_file(folder / "model.safetensors") for folder in folders)
-    for name, value in merged.items():
-        low, high = (
-            torch.minimum(first[name], second[name]),
-            torch.maximum(first[name], second[name]),
-        )
-        assert bool(((low <= value) & (value <= high)).all()), name
+    first, merged = (
+        load_file(folder / "model.safetensors") for folder in (ends[0], tmp_path / "cuda")
+    )
     assert any(not torch.equal(value, first[name]) for name, value in merged.items())
     weights = sum(
         parameter.numel() for parameter in CLIPModel.from_pretrained(ends[0]).parameters()

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import fields
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,35 +10,11 @@ import pytest
 from clipmerge import UsageError
 from clipmerge.options import (
     HELP_GROUPS,
-    ApplyOptions,
-    EvaluateOptions,
     MergeOptions,
-    Options,
-    PlanOptions,
     SweepOptions,
-    typer_parameters,
     with_flags,
 )
 from tests.support.command import done
-
-COMMANDS: dict[str, type[Options]] = {
-    "merge": MergeOptions,
-    "plan": PlanOptions,
-    "apply": ApplyOptions,
-    "evaluate": EvaluateOptions,
-    "sweep": SweepOptions,
-}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_is_a_flag_with_a_sentence(command: str) -> None:
-    shown = done(command, "--help").out
-    for parameter in typer_parameters(COMMANDS[command]):
-        name, flag = parameter.name, get_args(parameter.annotation)[-1]
-        named = [each for each in (flag.default, *(flag.param_decls or ())) if each is not ...]
-        long = [each for each in named if "--" in each] or [f"--{name.replace('_', '-')}"]
-        assert flag.help
-        assert long[0].strip(" /") in shown
 
 
 def test_flags_are_listed_by_group() -> None:

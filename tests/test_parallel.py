@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 import clipmerge
 from clipmerge.errors import CheckpointError
-from clipmerge.parallel import one_thread, run_in_threads
+from clipmerge.parallel import run_in_threads
 from tests.support.raw_safetensors import edit
-from tests.support.tiny_clip import save_family
+from tests.support.tiny_clip import Folders
 
 
 @contextmanager
@@ -32,18 +32,6 @@ def threads(count: int) -> Iterator[None]:
         assert torch.get_num_threads() == count  # given back
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_results_come_in_order_and_each_job_may_limit_torch(count: int) -> None:
-    def job(number: int) -> tuple[int, int]:
-        with one_thread():
-            time.sleep(0.01 * (number % 3))
-            return number, torch.get_num_threads()
-
-    with threads(count):
-        found = list(run_in_threads((1, partial(job, number)) for number in range(20)))
-    assert found == [(number, 1) for number in range(20)]
 
 
 def test_jobs_are_begun_ahead_but_hold_no_more_than_they_may() -> None:
@@ -95,9 +83,9 @@ def test_bytes_are_the_same_for_any_number_of_threads(
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_of_several_broken_tensors_the_first_in_the_file_is_named(
-    tmp_path: Path, count: int
+    copies: Folders, tmp_path: Path, count: int
 ) -> None:
-    sources = save_family(tmp_path / "models", count=1)
+    sources = [*copies]
     tensors = load_file(sources[1] / "model.safetensors")
     broken = [name for name, tensor in sorted(tensors.items()) if tensor.ndim == 2][-3:]
     edit(sources[1], **{name: tensors[name] * float("nan") for name in broken})

@@ -18,13 +18,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 
 
 def captioned() -> list[dict[str, torch.Tensor]]:
-    """Eight random pictures with three words each."""
+    """Eight random pictures with a word each."""
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(8, 3, 32, 32, generator=generator)
-    ends = torch.full((8, 1), tiny_processor().tokenizer.eos_token_id)
-    tokens = torch.cat([torch.randint(20, (8, 3), generator=generator), ends], dim=1)
-    pairs = zip(pixels, tokens, strict=True)
-    return [{"pixel_values": picture, "input_ids": words} for picture, words in pairs]
+    pictures = torch.randint(256, (8, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    inputs = tiny_processor()(text=list("abcdefgh"), images=list(pictures), return_tensors="pt")
+    return [{name: rows[number] for name, rows in inputs.items()} for number in range(8)]
 
 
 def train(model: torch.nn.Module, folder: Path, callback: RobustMergeCallback) -> Trainer:

@@ -30,6 +30,7 @@ def test_points_are_as_accurate_as_the_merges_that_they_stand_for(
         "sweep.html",
         "sweep.png",
     }
+    assert next(iter(record)) == "answer"
     wise, mono = record["recipes"]
     curve = {row["alpha"]: row for row in record["curve"]}
     assert wise["accuracy"] == curve[0.5]["accuracy"]

@@ -8,45 +8,41 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
-from clipmerge.checkpoint import Inputs, OutputKind, align_checkpoints, open_checkpoint
+from clipmerge.checkpoint import OutputKind
 from clipmerge.checkpoint.layout_keys import match_keys
 from clipmerge.checkpoint.mismatches import find_mismatches
 from clipmerge.checkpoint.settings import differing_settings
 from clipmerge.checkpoint.wrappers import unwrap
 from clipmerge.errors import CheckpointError
 from tests.support.raw_safetensors import edit, edit_json, rename_keys
+from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import Folders
 
 WEIGHTS = "model.safetensors"
 
 
-def inputs_of(*folders: Path, **options: Any) -> Inputs:
-    zeroshot, *finetuned = (open_checkpoint(str(folder)) for folder in folders)
-    return align_checkpoints(zeroshot, finetuned, **options)
-
-
 def test_missing_keys_are_kept_if_the_recipe_says_so(copies: Folders) -> None:
     edit(copies[1], text_model__extra__weight=torch.ones(4), text_projection__weight=None)
-    left = inputs_of(*copies, missing="keep-zeroshot")
+    left = inputs_of(copies, missing="keep-zeroshot")
     assert not left.merges("text_projection.weight")
     assert any("1 tensor that the output lacks" in note for note in left.notes)
     assert any("1 parameter that not every fine-tuned" in note for note in left.notes)
-    kept = inputs_of(*copies, missing="keep-finetuned")
+    kept = inputs_of(copies, missing="keep-finetuned")
     assert "text_model.extra.weight" in kept.output_keys
 
 
 def test_the_finetuned_dtype_is_found(pair: Folders, tmp_path: Path) -> None:
     CLIPModel.from_pretrained(pair[1]).half().save_pretrained(tmp_path / "half")
-    inputs = inputs_of(pair[0], tmp_path / "half")
+    inputs = inputs_of((pair[0], tmp_path / "half"))
     assert inputs.dtype == "float16"
     assert any("the output has the fine-tuned one, float16" in note for note in inputs.notes)
-    assert inputs_of(pair[0], tmp_path / "half", dtype="bfloat16").dtype == "bfloat16"
-    assert inputs_of(*pair).dtype == "keep"
+    assert inputs_of((pair[0], tmp_path / "half"), dtype="bfloat16").dtype == "bfloat16"
+    assert inputs_of(pair).dtype == "keep"
     edit(tmp_path / "half", logit_scale=torch.tensor(2.6))
-    several = inputs_of(pair[0], tmp_path / "half", refuse=False)
+    several = inputs_of((pair[0], tmp_path / "half"), refuse=False)
     assert all("differs in dtype" in problem for problem in find_mismatches(several))
     with pytest.raises(CheckpointError, match=r"differ in dtype; .* Or name one with `dtype`"):
-        inputs_of(pair[0], tmp_path / "half")
+        inputs_of((pair[0], tmp_path / "half"))
 
 
 def test_stated_and_default_settings_are_the_same() -> None:
@@ -104,7 +100,7 @@ def test_both_classifiers_need_the_same_classes(copies: Folders) -> None:
         save_file({**load_file(file), **tensors}, folder / "new")
         (folder / "new").replace(file)
         edit_json(folder / "config.json", architectures=["CLIPForImageClassification"])
-    inputs = inputs_of(*copies)
+    inputs = inputs_of(copies)
     assert inputs.output is OutputKind.FINETUNED_CLASSIFIER
     assert any("its head has 3 rows and the fine-tuned one's 5" in note for note in inputs.notes)
 

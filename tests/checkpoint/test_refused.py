@@ -86,7 +86,7 @@ def other_words(folder: Path) -> None:
 CONFIG = "config.json"
 BAD: dict[str, tuple[Change, str]] = {
     "empty": (
-        lambda folder: raw_file(folder / WEIGHTS, {}),
+        lambda folder: raw_file(folder / WEIGHTS, b"{}"),
         "holds no tensors; give a checkpoint with weights",
     ),
     "a pickle with code": (
@@ -190,12 +190,6 @@ def test_open_clip_without_a_configuration_needs_a_name(tmp_path: Path) -> None:
     line = refused(clipmerge("merge", *folders, "-r", "wise-ft", "-o", tmp_path / "out"))
     assert "no open_clip_config.json beside the weights says which model they are" in line
     assert "put it there or name the architecture with --model" in line
-
-
-@pytest.mark.parametrize("source", ["nowhere/at/all", "./modle"])
-def test_a_source_that_is_not_there(pair: Folders, source: str) -> None:
-    with pytest.raises(CheckpointError, match="no such folder or file, and not a Hub id"):
-        open_checkpoint(source)
 
 
 @pytest.mark.filterwarnings("ignore")  # of peft

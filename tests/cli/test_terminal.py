@@ -1,17 +1,8 @@
 """The beginning of a JSON result, and errors that nobody expected."""
 
-import json
-
 import pytest
 
-from clipmerge.cli._terminal import Terminal, report_error
-
-
-@pytest.mark.parametrize("answer", ["verdict", "answer", "headline", "accuracy"])
-def test_json_begins_with_the_answer(answer: str, capsys: pytest.CaptureFixture[str]) -> None:
-    record = {"format": 1, answer: 2}
-    Terminal(as_json=True).print_result(record, str)
-    assert list(json.loads(capsys.readouterr().out)) == [answer, "format"]
+from clipmerge.cli._terminal import report_error
 
 
 @pytest.mark.parametrize(

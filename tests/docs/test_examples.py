@@ -36,27 +36,23 @@ def test_open_clip_train(tmp_path: Path, by_name: bool) -> None:
     import open_clip
 
     config = tiny_open_clip.model_config()
-    folder = tiny_open_clip.save(tiny_open_clip.build(config), config, tmp_path / "base")
-    model = tiny_open_clip.load(folder)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(2):
-        image, text, scale = model(torch.randn(4, 3, 32, 32), torch.randint(50, (4, 32)))
-        (1 - scale * (image @ text.T).diag().mean()).backward()
-        optimizer.step()
-    state = {f"module.{key}": value for key, value in model.state_dict().items()}
-    epoch = {"epoch": 3, "name": "cars", "state_dict": state, "optimizer": optimizer.state_dict()}
-    torch.save(epoch, tmp_path / "epoch_3.pt")
+    folder, trained = tiny_open_clip.save_open_clip_pair(tmp_path, config)
+    base, finetuned = (
+        load_file(each / "open_clip_model.safetensors") for each in (folder, trained)
+    )
+    state = {f"module.{key}": value for key, value in finetuned.items()}
+    torch.save({"epoch": 3, "name": "cars", "state_dict": state}, tmp_path / "epoch_3.pt")
     where = [f"local-dir:{folder}", "-"]
     if by_name:
         (tmp_path / "configs").mkdir()
         (tmp_path / "configs" / "tiny-test.json").write_text(json.dumps(config))
         open_clip.add_model_config(tmp_path / "configs")
-        torch.save(load_file(folder / "open_clip_model.safetensors"), tmp_path / "base.pt")
+        torch.save(base, tmp_path / "base.pt")
         where = ["tiny-test", str(tmp_path / "base.pt")]
     flags = ["--recipe", "wise-ft", "--output", str(tmp_path / "merged")]
     example("after_open_clip_train")([*where, str(tmp_path / "epoch_3.pt"), *flags])
     merged = load_file(tmp_path / "merged" / "open_clip_model.safetensors")
-    assert half_way(load_file(folder / "open_clip_model.safetensors"), model.state_dict(), merged)
+    assert half_way(base, finetuned, merged)
     assert torch.equal(
         tiny_open_clip.load(tmp_path / "merged").state_dict()["visual.proj"], merged["visual.proj"]
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.quick import FEW_STEPS, SMALL_STEPS, shorten_recipes
+from tests.support.quick import shorten_recipes
 from tests.support.tiny_clip import Folders, save_images
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def test_the_guides_code_runs_in_order(
         shutil.copytree(source, tmp_path / name)
     save_images(tmp_path / "shifted", seed=2)
     monkeypatch.chdir(tmp_path)
-    shorten_recipes(monkeypatch, FEW_STEPS | SMALL_STEPS)
+    shorten_recipes(monkeypatch)
     logging.getLogger("clipmerge").setLevel(logging.ERROR)
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 10

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.support.command import clipmerge
-from tests.support.tiny_clip import Folders, save_images, save_pair
+from tests.support.tiny_clip import Folders, save_captions, save_images, save_pair
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "troubleshoot.md"
 #: Words that the tiny models' tokenizer can tell apart.
@@ -85,18 +85,13 @@ def places(
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
-    blank = save_images(folder / "blank", each=2)
-    found = sorted(blank.glob("*/*.png"))
-    for number, image in enumerate(found):
-        image.rename(blank / f"{number}.png")
-        (blank / f"{number}.txt").write_text(f"caption {number}" if number else " ")
-    for emptied in {image.parent for image in found}:
-        emptied.rmdir()
+    blank = save_captions(folder / "blank", each=2)
+    (blank / "0000.txt").write_text(" ")
     hollow = save_images(folder / "hollow", each=2)
     (hollow / "empty").mkdir()
     broken = save_images(folder / "broken", each=2)
     next(iter(sorted(broken.glob("*/*.png")))).write_bytes(b"not an image")
-    rows = [f"blank/{number}.png,{KNOWN[number % 3]} {number}" for number in range(len(found) + 1)]
+    rows = [f"blank/{number:04}.png,{KNOWN[number % 3]} {number}" for number in range(7)]
     (folder / "table.csv").write_text("\n".join(["filepath,title", *rows]))
     for name in ("flat", "same"):
         for number in range(8):

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import CLIPModel
 
+from tests.checkpoint.test_kinds import adapter_of
 from tests.support import tiny_open_clip
 from tests.support.command import clipmerge
-from tests.support.quick import FEW_STEPS, SMALL_STEPS, shorten_recipes
-from tests.support.tiny_clip import Folders, save_images
+from tests.support.quick import shorten_recipes
+from tests.support.tiny_clip import Folders, save_captions
 
 TUTORIALS = Path(__file__).parents[2] / "docs" / "tutorials"
 #: Beginning of the error that a page shows on purpose.
@@ -30,21 +29,6 @@ def commands(tutorial: str) -> list[list[str]]:
         for line in lines
         if line.startswith(("clipmerge ", "$ clipmerge ", "cp "))
     ]
-
-
-def save_captions(folder: Path, seed: int) -> None:
-    save_images(folder, seed=seed)
-    for number, image in enumerate(sorted(folder.rglob("*.png"))):
-        image.rename(folder / f"{number:04}.png")
-        (folder / f"{number:04}.txt").write_text(f"{image.parent.name} {number}")
-    for each in folder.iterdir():
-        if each.is_dir():
-            each.rmdir()
-
-
-def save_lora(base: Path, folder: Path) -> None:
-    config = LoraConfig(target_modules=["q_proj", "fc1"], r=2, init_lora_weights=False)
-    get_peft_model(CLIPModel.from_pretrained(base), config).save_pretrained(folder)
 
 
 def save_open_clip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +61,7 @@ def test_a_tutorial_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shorten_recipes(monkeypatch, FEW_STEPS | SMALL_STEPS)
+    shorten_recipes(monkeypatch)
     if tutorial == "first-merge":  # which makes everything itself
         few = {"train": 1457, "calibration": 240, "test": 100}
         monkeypatch.setattr("clipmerge.demo.data._SPLITS", few)
@@ -87,10 +71,10 @@ def test_a_tutorial_runs(
         for name, source in zip(("zeroshot", "finetuned"), pair, strict=True):
             shutil.copytree(source, name)
         for seed, name in enumerate(("catalogue", "elsewhere")):
-            save_captions(tmp_path / name, seed)
+            save_captions(tmp_path / name, seed=seed)
     elif tutorial == "lora":
         shutil.copytree(pair[0], "base")
-        save_lora(pair[0], tmp_path / "lora")
+        adapter_of(pair[0], tmp_path / "lora")
     elif tutorial == "openclip":
         save_open_clip(tmp_path, monkeypatch)
     for program, *words in commands(tutorial):

@@ -2,18 +2,15 @@
 itself finds there."""
 
 import inspect
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from torch.utils.data import DataLoader
 
-from tests.support.benchmark_sets import save_files
+from tests.support.benchmark_sets import classification_set, save_files, webdataset
 from tests.support.command import done
-from tests.support.image_files import save_tar
 from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import model_config, save_open_clip_pair
 
@@ -34,31 +31,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 NAMES = ("tench", "sea_lion", "great white shark", "cock", "hen")
-TEMPLATES = ("a bad photo of a {c}.", "a photo of the {c}.", "{c}")
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return save_open_clip_pair(tmp_path_factory.mktemp("pair"), model_config(), change=0.1)
-
-
-def save_set(root: Path, texts: dict[str, bytes], ending: str, content: Any) -> Path:
-    """A set of 60 photos of several sizes and formats in three shards, each beside a label or
-    captions."""
-    rng, files = np.random.default_rng(0), {**texts, "test/nshards.txt": b"3"}
-    for shard in range(3):
-        members: dict[str, bytes] = {}
-        for key in range(20 * shard, 20 * shard + 20):
-            height, width = rng.integers(30, 80, 2)
-            kind, file = ("png", "jpg", "webp")[key % 3], io.BytesIO()
-            noise = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
-            Image.fromarray(noise).save(file, {"jpg": "JPEG"}.get(kind, kind))
-            members |= {
-                f"s{key:07d}.{kind}": file.getvalue(),
-                f"s{key:07d}.{ending}": content(rng, key),
-            }
-        files[f"test/{shard}.tar"] = save_tar(root.parent / f"{shard}.tar", members).read_bytes()
-    return save_files(root, files)
 
 
 def by_the_package(
@@ -98,13 +75,8 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("patched")
 def test_accuracy_is_that_of_the_package_to_the_image(checkpoints: Folders, tmp_path: Path) -> None:
-    texts = {
-        "classnames.txt": "\n".join(NAMES).encode(),
-        "zeroshot_classification_templates.txt": "\n".join(TEMPLATES).encode(),
-    }
-    root = save_set(
-        tmp_path / "wds_fish", texts, "cls", lambda rng, _: str(rng.integers(0, 5)).encode()
-    )
+    labels = np.random.default_rng(0).integers(0, 5, 60).tolist()
+    root = save_files(tmp_path / "wds_fish", classification_set(tmp_path / "made", labels, NAMES))
     found = set()
     for checkpoint in checkpoints:
         expected = by_the_package(
@@ -119,13 +91,14 @@ def test_accuracy_is_that_of_the_package_to_the_image(checkpoints: Folders, tmp_
 
 
 def test_recall_is_that_of_the_package(checkpoints: Folders, tmp_path: Path) -> None:
-    def captions(_: Any, key: int) -> bytes:
-        word = (
-            "abcdefghij"[key // 10] + "klmnopqrst"[key % 10]
-        )  # letters, which the tiny tokenizer tells apart
-        return "\n".join(f"{word}{ending}" for ending in "uvx"[: 1 + key % 3]).encode()
-
-    root = save_set(tmp_path / "wds_captions", {"dataset_type.txt": b"retrieval"}, "txt", captions)
+    words = [f"{first}{second}" for first in "abcdef" for second in "klmnopqrst"]
+    captions = [
+        "\n".join(f"{word}{ending}" for ending in "uvx"[: 1 + number % 3])
+        for number, word in enumerate(words)  # letters, which the tiny tokenizer tells apart
+    ]
+    shards, texts = (captions[:20], captions[20:]), {"dataset_type.txt": ["retrieval"]}
+    files = webdataset(tmp_path / "made", shards, "txt", texts)
+    root = save_files(tmp_path / "wds_captions", files)
     for checkpoint in checkpoints:
         expected = by_the_package(
             zeroshot_retrieval.evaluate,

@@ -39,14 +39,6 @@ SITUATIONS: dict[str, tuple[Callable[[DemoPair], tuple[Path, Path, Path]], str]]
         "check-images|zero-shot model recognises",
     ),
     "swapped": (lambda demo: (demo.finetuned, demo.zeroshot, demo.clean), "check-images|zero-shot"),
-    "only logit_scale": (
-        lambda demo: (
-            demo.zeroshot,
-            finetuned(demo, lambda value, _: value + 0.3 if value.ndim == 0 else value),
-            demo.clean,
-        ),
-        "either",
-    ),
     "a near copy": (
         lambda demo: (
             demo.zeroshot,

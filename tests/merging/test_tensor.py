@@ -62,21 +62,6 @@ def test_both_ends_are_the_inputs_bit_for_bit(dtype: Any, which: int) -> None:
     assert same_bits(weighted, ends[which])
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (5, 1), (1, 7)])
-@pytest.mark.parametrize("weights", [(1.0,), (0.25, 0.75)])
-def test_an_alpha_a_row_or_an_entry_broadcasts(
-    shape: tuple[int, ...], weights: tuple[float, ...]
-) -> None:
-    theta_0, *finetuned = arrays(4, 1 + len(weights))
-    theta_0[0] = -0.0
-    alpha = np.linspace(0, 1, shape[0] * shape[1], dtype=np.float32).reshape(shape)
-    merged = merge_tensor(theta_0, finetuned, alpha=alpha, weights=weights)
-    for place, own in np.ndenumerate(np.broadcast_to(alpha, (5, 7))):
-        base, *others = (np.array([each[place]]) for each in (theta_0, *finetuned))
-        one = merge_tensor(base, others, alpha=float(own), weights=weights)
-        assert same_bits(np.array([merged[place]]), one)
-
-
 # --- conversions ---
 
 

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 import transformers as hf
 import yaml
-from safetensors.torch import load_file
 
 from clipmerge.planning.record import read_output
 from clipmerge.report.pages import model_card
+from tests.models.test_heads import of_wise_ft
 from tests.support.command import done
 from tests.support.merge_records import record, source, verdict
 from tests.support.tiny_clip import save_pair
@@ -66,12 +65,6 @@ def one_tower(name: str) -> Callable[[Path], tuple[Path, ...]]:
     return make
 
 
-def one_tower_of_two(folder: Path) -> tuple[Path, ...]:
-    """A whole model, and one tower of it."""
-    (zeroshot, _), (_, tower) = save_pair(folder), one_tower("CLIPVisionModel")(folder / "tower")
-    return zeroshot, tower
-
-
 def bare(name: str) -> Callable[[Path], tuple[Path, ...]]:
     """A pair of files, without the configuration beside them."""
 
@@ -84,21 +77,6 @@ def bare(name: str) -> Callable[[Path], tuple[Path, ...]]:
         )
 
     return make
-
-
-def wise_ft_classifier(folder: Path) -> tuple[Path, ...]:
-    """A zero-shot model of OpenCLIP, and the file of a classifier fine-tuned from it."""
-    zeroshot, finetuned = save_open_clip_pair(folder, model_config())
-    tensors = load_file(finetuned / "open_clip_model.safetensors")
-    encoder = {
-        f"image_encoder.model.{key}": value
-        for key, value in tensors.items()
-        if not key.startswith("transformer.")
-    }
-    head = {"classification_head.weight": torch.randn(3, 16)}
-    head["classification_head.bias"] = torch.randn(3)
-    torch.save({**encoder, **head}, folder / "classifier.pt")
-    return zeroshot, folder / "classifier.pt"
 
 
 ZERO_SHOT, IMAGES, TEXTS = (
@@ -123,14 +101,18 @@ KINDS: dict[str, tuple[Callable[[Path], tuple[Path, ...]], str, str, str]] = {
         TEXTS,
         "[2, 16]",
     ),
-    "a tower of a CLIPModel": (one_tower_of_two, "transformers", ZERO_SHOT, "a photo of an eight"),
     "OpenCLIP": (
         lambda folder: save_open_clip_pair(folder, model_config()),
         "open_clip",
         ZERO_SHOT,
         "a photo of an eight",
     ),
-    "OpenCLIP classifier": (wise_ft_classifier, "open_clip", "image-classification", "[0."),
+    "OpenCLIP classifier": (
+        lambda folder: of_wise_ft(folder)[:2],
+        "open_clip",
+        "image-classification",
+        "[0.",
+    ),
     "file": (bare("model.safetensors"), "transformers", ZERO_SHOT, " tensors"),
 }
 

@@ -9,11 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
-def raw_file(path: Path, header: Any, data: bytes = b"", *, length: int | None = None) -> Path:
-    """Save a header (a JSON value, or its bytes) and data; ``length`` may lie about the header's
-    length."""
-    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes((len(raw) if length is None else length).to_bytes(8, "little") + raw + data)
+def raw_file(path: Path, header: bytes, data: bytes = b"") -> Path:
+    """Save a header, which may be wrong, and data."""
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
     return path
 
 

@@ -81,15 +81,15 @@ def save_pair(
     return paths
 
 
-def save_family(folder: Path, *, count: int = 3, change: float = 0.3) -> list[Path]:
-    """Save ``zeroshot`` and ``finetuned0``, ``finetuned1`` ...: one base, and as many changes that
-    share a part."""
+def save_family(folder: Path, *, change: float = 0.3) -> list[Path]:
+    """Save ``zeroshot`` and ``finetuned0`` to ``finetuned2``: one base, and three changes that share
+    a part."""
     torch.manual_seed(7)
     model = CLIPModel(tiny_config(2, 16))
     base = {name: value.clone() for name, value in model.state_dict().items()}
     shared = {name: torch.randn(value.shape) for name, value in base.items()}
     processor = tiny_processor()
-    paths = [folder / "zeroshot", *(folder / f"finetuned{number}" for number in range(count))]
+    paths = [folder / "zeroshot", *(folder / f"finetuned{number}" for number in range(3))]
     for number, path in enumerate(paths):
         state = dict(base)
         if number:
@@ -130,4 +130,16 @@ def save_images(
         for index in range(each):
             pixels = rng.integers(0, 100, (40, 36, 3)) + 50 * number
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index}.png")
+    return folder
+
+
+def save_captions(folder: Path, *, each: int = 10, seed: int = 0) -> Path:
+    """Save the images of `save_images` in one folder, each beside its class and number as a
+    caption."""
+    save_images(folder, each=each, seed=seed)
+    for number, image in enumerate(sorted(folder.rglob("*.png"))):
+        image.rename(folder / f"{number:04}.png")
+        (folder / f"{number:04}.txt").write_text(f"{image.parent.name} {number}")
+    for name in CLASSES:
+        (folder / name).rmdir()
     return folder
