@@ -19,7 +19,7 @@ from torch.utils.data import Subset
 from clipmerge.errors import DataError
 from clipmerge.images.dataset import open_images
 from clipmerge.images.image_set import CaptionedImages, Columns, LabelledImages
-from tests.support.benchmark_sets import classification_set, save_files
+from tests.support.benchmark_sets import classification_set, save_files, webdataset
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import assert_images, load_images, png, save_tar
 
@@ -175,6 +175,9 @@ CAPTIONED: dict[str, Callable[[Path], Any]] = {
     "CSV": lambda f: table(f, "x.csv", "title"),
     "JSONL": lambda f: table(f, "x.jsonl", "text"),
     "tar": lambda f: archive(f / "x.tar", ending="txt"),
+    "CLIP_benchmark's": lambda f: save_files(
+        f / "set", webdataset(f, [CAPTIONS], "txt", {"dataset_type.txt": ["retrieval"]})
+    ),
     "list": lambda _: pairs(CAPTIONS),
 }
 
