@@ -1,12 +1,16 @@
 import math
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import clipmerge
+from clipmerge.demo.pair import prepare
 from clipmerge.evaluation.tradeoff import curve_height, gains_over_curve, question_of
 from clipmerge.images.image_set import CaptionedImages, LabelledImages, Pictures
 from clipmerge.stats import paired_accuracy_interval
@@ -68,6 +72,19 @@ def test_a_gain_of_a_point_that_gives_the_same_answers_is_not_certain() -> None:
     (found,) = gains_over_curve([ids], [same, same], 2, seed=0, resamples=100)
     low, high = found.interval
     assert high == -low == pytest.approx(paired_accuracy_interval(np.zeros(10))[1] / math.sqrt(2))
+
+
+def test_the_gain_of_a_merge_hardly_depends_on_the_grid(tmp_path: Path) -> None:
+    demo = prepare(tmp_path / "demo")
+    options: dict[str, Any] = {"id": demo.clean, "ood": dict(demo.shifted), "recipes": "lines"}
+    gains = []
+    for count in (3, 5, 11, 21):
+        alphas = np.linspace(0, 1, count).round(2)
+        swept = clipmerge.sweep(demo.zeroshot, demo.finetuned, alphas=alphas, **options)
+        gains.append(swept.record["recipes"][0]["gain"]["shift"])
+    values = [gain["value"] for gain in gains]
+    widths = [high - low for gain in gains for low, high in [gain["interval"]]]
+    assert max(values) - min(values) < min(widths) / 10
 
 
 PICTURES = Pictures(str, str, range(2))
