@@ -438,14 +438,15 @@ def with_flags(message: str) -> str:
         '--images 0: too few; with --no-verdict or --device cpu, see `me`'
     """
 
-    def flag(match: re.Match[str]) -> str:
+    def flag_of_match(match: re.Match[str]) -> str:
+        """Write a matched ``keyword=value`` as a flag, if it is an option."""
         keyword, value = match.groups()
         if keyword not in _KEYWORDS:
             return match[0]
         name = flag_of(keyword, value)
         return name if value in (None, "True", "False") else f"{name} {value}"
 
-    return _KEYWORD.sub(flag, message)
+    return _KEYWORD.sub(flag_of_match, message)
 
 
 def flag_of(keyword: str, value: Any = None) -> str:

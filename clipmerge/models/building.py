@@ -26,7 +26,7 @@ def build_two_towers(inputs: Inputs) -> ImageTextModel:
     """Build the image tower and the text tower, without weights."""
     config = inputs.zeroshot.config
     if config is None:
-        raise _lacks_config(inputs.zeroshot, inputs.family)
+        raise _missing_config_error(inputs.zeroshot, inputs.family)
     candidates = [inputs.zeroshot]
     if inputs.output is OutputKind.MODEL:
         candidates = [*inputs.finetuned, inputs.zeroshot]
@@ -53,7 +53,7 @@ def _build_headed(inputs: Inputs) -> ImageTextModel:
     # WiSE-FT's files have no configuration: the zero-shot model has the same tower
     described = finetuned if finetuned.config is not None else inputs.zeroshot
     if described.config is None:
-        raise _lacks_config(finetuned, inputs.family)
+        raise _missing_config_error(finetuned, inputs.family)
     build = {"OpenCLIP": open_clip_classifier, "timm": timm_classifier}.get(
         inputs.family.name, transformers_classifier
     )
@@ -66,7 +66,7 @@ def _build_headed(inputs: Inputs) -> ImageTextModel:
     return model_for(inputs.family, described.config, folder, build_with_head)
 
 
-def _lacks_config(checkpoint: Checkpoint, family: Family) -> CheckpointError:
+def _missing_config_error(checkpoint: Checkpoint, family: Family) -> CheckpointError:
     """Make the error for a checkpoint without the file that says how to build its model."""
     named = ""
     if family.config == OPEN_CLIP_CONFIG:

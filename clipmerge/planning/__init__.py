@@ -84,7 +84,7 @@ class Tabular(ABC):
 
     @abstractmethod
     def _caption(self) -> str:
-        """Return the result in one line."""
+        """Summarise the table in one line, for `repr` and above the table in a notebook."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._caption()})"
