@@ -34,12 +34,12 @@ CheckpointLike: TypeAlias = "StrPath | Module"
 class Pair:
     """The zero-shot checkpoint, its fine-tuned ones, and one model that moves between them.
 
-    The same model checks images, measures and judges.
+    This one model is used to check images, to measure and to judge.
 
     Attributes:
         inputs: The checkpoints.
         device: Device of the model.
-        head: Classes of the zero-shot head that was built from prompts, if one was.
+        head: Classes of the zero-shot head, if one was built from prompts.
         learning: Saved states of learning, one for each measure that ran.
     """
 

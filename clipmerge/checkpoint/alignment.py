@@ -123,7 +123,7 @@ class Inputs:
         return {name: key for name, key in keys.items() if self._is_written(name)}
 
     def _is_written(self, name: str) -> bool:
-        """Whether the output has a tensor, which perhaps only one side has."""
+        """Whether a tensor is written to the output; it may be in one of the checkpoints alone."""
         keeps_finetuned = self.missing == "keep-finetuned"
         has_new_head = self.output is OutputKind.FINETUNED_CLASSIFIER
         if name not in self.zeroshot_keys:

@@ -102,7 +102,7 @@ def _have_same_bytes(zeroshot: Checkpoint, finetuned: Checkpoint, names: Names) 
 
 
 def _differing_words(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[tuple[str, str]]:
-    """Describe the words to which the tokenizers of a pair give different numbers."""
+    """Yield a sentence on words to which the tokenizers give different numbers, and its subject."""
     ours = read_vocabulary(zeroshot.folder)
     theirs = read_vocabulary(finetuned.folder)
     other = [word for word in ours.keys() & theirs.keys() if ours[word] != theirs[word]]

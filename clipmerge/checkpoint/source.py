@@ -73,7 +73,7 @@ class Checkpoint:
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Read elements ``start`` to ``stop`` of a tensor, 1-D; bfloat16 as its bits (uint16).
 
-        Never write to the values: other readers share them. The latest tensor stays mapped.
+        Never write to the array: other readers share it. The file of the last tensor stays mapped.
         """
         values = self._latest.get(key)
         if values is None:  # several threads may get here, each with its own key

@@ -112,7 +112,7 @@ class Thumbnails(Generic[Images]):
     def describe_shared(
         self, shared: dict[int, int], others: Thumbnails[Any], name: str, other: str
     ) -> str:
-        """Count the images that others have, too, and name the first one."""
+        """Say how many images another source has, too, and name the first of them."""
         at, copy = next(iter(shared.items()))
         mine, theirs = self.images.pictures.name_of(at), others.images.pictures.name_of(copy)
         are = counted(len(shared), "image is", "images are")

@@ -188,7 +188,7 @@ def _places_in_class(order: Iterable[int], labels: Sequence[int]) -> Iterator[tu
 def _pick_whole_groups(labels: Shape, count: int, seed: int) -> list[int]:
     """Pick labels at random, with at most ``count`` images. Return positions in ascending order.
 
-    All images of a label are picked or none, because a caption that judges must not teach.
+    All images of a label are picked or none, so that no caption is used for learning and judging.
     """
     groups = positions_by_class(labels, range(len(labels)))
     rng = np.random.default_rng(seed)

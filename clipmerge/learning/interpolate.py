@@ -42,15 +42,15 @@ class WeightPath:
         model: The model.
         inputs: The checkpoints.
         device: The device of the model.
-        dtype: Weights are rounded to this dtype before they are used; ``keep`` is the zero-shot
-            checkpoint's.
+        dtype: Weights are rounded to this dtype before they are used; ``keep`` means the dtype of
+            the zero-shot checkpoint.
         parameters: The model's parameters by canonical name; those that fine-tuning did not change
             are frozen.
         layers: Names of the changed parameters by layer, without unchanged layers.
         names: Names of the changed parameters.
         text_changes: Whether fine-tuning changed the text tower.
-        class_moves: Number of times that the text tower or the head changed; class features are
-            valid until the next one.
+        class_moves: Number of times that the text tower or the head changed; each change makes
+            earlier class features invalid.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class WeightPath:
             self._count_move(name)
 
     def merged_weights(self, plan: Plan) -> Iterator[tuple[str, Tensor]]:
-        """Merge by a plan, in memory. Yield the parameters with the weights that a merge writes."""
+        """Merge by a plan, in memory. Yield each parameter with the weights that `merge` writes."""
         tensors = [
             each for each in merged_tensors(self.inputs, plan) if each.name in self.parameters
         ]
@@ -295,7 +295,7 @@ class Coefficients:
         return moved.where(_mark_largest(value, count), 0.0)
 
     def set_weights(self, backoff: float = 0.0) -> None:
-        """Set the model's weights to theta(c), or move on by a share of the way to fine-tuned."""
+        """Set the weights to theta(c), moved by the share ``backoff`` of the way to theta_1."""
         self._path.set_coefficients(lambda name: self.effective(self._key[name], backoff))
 
     def back_off(self, backoff: float) -> None:

@@ -83,7 +83,7 @@ class LearningState:
             self._due = time.monotonic() + SECONDS
 
     def release(self) -> None:
-        """Free the optimizer, and write no more states: few steps may have to be repeated."""
+        """Free the optimizer and save no more states. A later interruption repeats a few steps."""
         self._steps = 0
         self._adam, self._scaler, self._tensors = None, None, []
 

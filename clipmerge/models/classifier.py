@@ -150,7 +150,7 @@ class Prompts(Classifier):
         return {key: value[prompts.flatten()] for key, value in self.tokens.items()}
 
     def _embed(self, tokens: Tensors) -> Tensor:
-        """Embed prompts; the graph holds the activations of one piece of them at a time."""
+        """Embed prompts piece by piece, so that the graph holds the activations of one piece."""
         run = self.model.text_features
         if len(tokens["input_ids"]) <= self.at_once:
             return run(tokens).float()

@@ -204,7 +204,7 @@ def _set_by_dotted_key(data: Json, key: str, value: Any) -> None:
 
 
 def _from_yaml(subject: str, text: str) -> Any:
-    """Parse YAML; the error begins with the subject."""
+    """Parse YAML. If that fails, the error begins with ``subject``."""
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not

@@ -40,8 +40,8 @@ _ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 2, "f
 
 @rc_context(_STYLE)
 def merge_figure(record: Record) -> Figure:
-    """Draw the picture of a merge: with `ood` images its accuracies beside plain interpolation, the
-    losses if it learned, and the alpha of every layer.
+    """Draw the alpha of every layer, the losses if the merge learned, and, if there are `ood`
+    images, the accuracies beside those of plain interpolation.
     """
     draw: list[tuple[float, Callable[[Axes], None]]] = []
     if verdict := record.verdict:

@@ -17,7 +17,7 @@ from clipmerge.types import Json
 
 
 def summary(record: Record, *, verbose: bool = False) -> RenderableType:
-    """Show the verdict; without one, or if ``verbose``, show the decision."""
+    """Show the verdict, if there is one, and the decision, if not or if ``verbose``."""
     lines: list[RenderableType] = []
     if record.verdict:
         advice, colon, why = with_flags(record.verdict.sentence).partition(":")
