@@ -7,9 +7,11 @@ from clipmerge.planning.plan import Plan
 from clipmerge.planning.record import Findings, Verdict
 from clipmerge.types import Json
 
-#: The sentence about a merge without a verdict.
+#: What is said of a merge without a verdict. The figures are those of `benchmarks/results`.
 NOT_JUDGED = (
     "Not judged: labelled images, as `data` of `merge`, show what this merge keeps and loses."
+    " On 24 pairs of real pictures, plain interpolation at alpha 0.5 changed the accuracy on the"
+    " target by -25.5 to +2.0 points, and by -7.1 on average."
 )
 #: The headings of a table, and its rows.
 Table = tuple[list[str], list[list[str]]]

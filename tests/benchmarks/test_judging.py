@@ -16,6 +16,7 @@ from benchmarks.make_pairs.pictures import Source
 from benchmarks.page import PAGES, table, write_pages
 from benchmarks.pair_results import CURVE, every_result
 from benchmarks.tables import TABLES
+from clipmerge.report.wording import NOT_JUDGED
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +61,17 @@ def test_pages_are_those_of_the_results(tmp_path: Path) -> None:
         copy = tmp_path / page.name
         copy.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
         assert write_pages([copy]) == [], f"{page}: run `python -m benchmarks page`"
+
+
+def test_record_of_plain_interpolation() -> None:
+    changes = []
+    for results in every_result():
+        if results.tasks:  # real pictures
+            middle, finetuned = results.correct(CURVE)["test"][[5, 10]].mean(axis=1)
+            changes.append(100 * (middle - finetuned))
+    assert f"On {len(changes)} pairs" in NOT_JUDGED
+    low, high, mean = min(changes), max(changes), np.mean(changes)
+    assert f"by {low:+.1f} to {high:+.1f} points, and by {mean:+.1f} on average" in NOT_JUDGED
 
 
 def test_unknown_pair_and_list(capsys: pytest.CaptureFixture[str]) -> None:
