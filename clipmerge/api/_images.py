@@ -1,5 +1,5 @@
-"""The images of a merge: split them into those that teach, choose and judge, check them, measure
-on them, and judge the merge by them.
+"""The images of a merge: split them into images that teach, choose and judge; check them; measure;
+and judge the merge.
 """
 
 from __future__ import annotations

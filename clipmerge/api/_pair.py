@@ -88,7 +88,9 @@ def open_pair(
     missing: Missing = "error",
     processor: Any = None,
 ) -> Iterator[Pair]:
-    """Open, align and check checkpoints. Models in memory are on disk during the block."""
+    """Open, align and check checkpoints. Models in memory are saved to temporary folders for the
+    block.
+    """
     checkpoints = [zeroshot, *finetuned_as_list(finetuned)]
     with as_addresses(checkpoints, processor, options.state_key) as sources:
         base, *rest = open_checkpoints(sources, [options.model] * len(sources))

@@ -153,8 +153,8 @@ def open_and_decide(
     journal: Journal,
     processor: Any = None,
 ) -> Iterator[tuple[Pair, Split[Images] | None, Record]]:
-    """Open checkpoints and images, measure and decide. Models in memory are on disk during the
-    block.
+    """Open checkpoints and images, measure and decide. Models in memory are saved to temporary
+    folders for the block.
     """
     with open_pair(
         zeroshot, finetuned, options, journal, missing=recipe.missing, processor=processor
@@ -182,7 +182,9 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
 def check_output_folder(
     output: StrPath | None, options: MergeOptions, *checkpoints: CheckpointLike
 ) -> Path | None:
-    """Check the output folder, the rights to push, and `fail_on`, which would fail at the end."""
+    """Check the output folder, the rights to push and `fail_on` now, because they would fail at the
+    end.
+    """
     if options.fail_on and (options.data is None or not options.verdict):
         raise UsageError("`fail_on` needs a verdict: give `data`, and leave out `verdict=False`")
     if options.push is not None:
@@ -230,7 +232,7 @@ def open_and_split_images(
 
 
 def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:
-    """Check that a recipe fits these checkpoints and images, before minutes of measuring."""
+    """Check that a recipe fits these checkpoints and images, before measuring takes minutes."""
     inputs = pair.inputs
     if recipe.measure and not has_images:
         raise UsageError(

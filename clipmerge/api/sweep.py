@@ -69,7 +69,7 @@ class _Point(NamedTuple):
 
     Attributes:
         about: Its fields in the record.
-        move: Moves the model's weights there.
+        move: Function that sets the model's weights.
         max_loss: Accuracy that it may lose on the target, in points.
     """
 
@@ -144,8 +144,7 @@ def sweep(
         The record, and whether each image was recognised at each point.
 
     Raises:
-        UsageError: If an OOD source shares images with ``data``, or two arguments contradict each
-            other.
+        UsageError: If two arguments contradict each other.
         ClipmergeError: If another argument cannot be used.
     """
     opts = SweepOptions.of(options)

@@ -41,7 +41,7 @@ def align_checkpoints(
         finetuned: The fine-tuned checkpoints.
         missing: Treatment of keys that only one side has.
         dtype: The dtype of the merged weights.
-        refuse: Whether a difference that prevents a merge is an error.
+        refuse: Whether to raise an error if a difference prevents a merge.
 
     Returns:
         The aligned checkpoints, with notes about differences that do not prevent a merge.

@@ -106,7 +106,9 @@ def _merged_by_peft(
 
 
 def _model_class(base: Checkpoint, config: Json) -> Any:
-    """Find transformers' class of the model that the adapter was trained on, else of its base."""
+    """Find the transformers class of the model that the adapter was trained on, or else of its
+    base.
+    """
     import transformers
 
     stated = (config.get("auto_mapping") or {}).get("base_model_class")
@@ -119,7 +121,9 @@ def _model_class(base: Checkpoint, config: Json) -> Any:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Silence the warnings of transformers and peft about unused keys, which are errors here."""
+    """Silence warnings of transformers and peft about unused keys; clipmerge raises errors for
+    them.
+    """
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -107,7 +107,7 @@ class Inputs:
 
     @cached_property
     def layout(self) -> Checkpoint:
-        """The checkpoint whose keys, configuration and side files the output has."""
+        """The checkpoint that gives the output its keys, configuration and side files."""
         if self.output is OutputKind.ZEROSHOT_MODEL:
             return self.zeroshot
         return self.finetuned[0]
@@ -123,7 +123,7 @@ class Inputs:
         return {name: key for name, key in keys.items() if self._is_written(name)}
 
     def _is_written(self, name: str) -> bool:
-        """Whether a tensor is written to the output; it may be in one of the checkpoints alone."""
+        """Whether a tensor is written to the output, even if only one checkpoint has it."""
         keeps_finetuned = self.missing == "keep-finetuned"
         has_new_head = self.output is OutputKind.FINETUNED_CLASSIFIER
         if name not in self.zeroshot_keys:

@@ -78,7 +78,7 @@ def architecture_config(model: str) -> Json:
 
 
 def _check_shapes(checkpoint: Checkpoint, model: str, config: Json) -> None:
-    """Refuse a name whose architecture has other shapes than the weights."""
+    """Raise an error if the named architecture has other shapes than the weights."""
     for key, dimension, section, setting in _DIMENSIONS:
         entry = checkpoint.entries.get(key)
         size = (config[section] if section else config).get(setting)

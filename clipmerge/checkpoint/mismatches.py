@@ -1,4 +1,4 @@
-"""Differences between aligned checkpoints: some prevent a merge, and notes report the others."""
+"""Find differences between aligned checkpoints. Some prevent a merge; the rest become notes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ _TOWER_WORDS = {
 
 
 def settle_differences(inputs: Inputs, *, refuse: bool) -> Inputs:
-    """Note the differences, choose the output's dtype, and refuse tensors that do not merge."""
+    """Note the differences, and choose the output's dtype. Raise an error if tensors cannot be
+    merged.
+    """
     inputs = _without_other_head(inputs)
     inputs.notes.extend(_describe_differences(inputs))
     dtype = _finetuned_dtype(inputs)
@@ -212,5 +214,5 @@ def _describe_differences(inputs: Inputs) -> Iterator[str]:
 
 
 def _weights_in(names: Iterable[str]) -> list[str]:
-    """Leave out position ids and counters, which not every file of a model has."""
+    """Drop position ids and counters, which some files of a model have and others lack."""
     return [name for name in names if not is_index_buffer(name) and not is_counter(name)]

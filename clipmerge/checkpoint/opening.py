@@ -46,7 +46,8 @@ _NOT_WEIGHTS = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_ar
 
 
 def open_checkpoints(names: Sequence[str], models: Sequence[str | None]) -> list[Checkpoint]:
-    """Open the zero-shot checkpoint and the fine-tuned ones; find all before downloading one.
+    """Open the zero-shot checkpoint and the fine-tuned ones. All are located before the first
+    download.
 
     Args:
         names: Their sources.
@@ -143,7 +144,7 @@ def _download_snapshot(snapshot: Snapshot) -> Path:
 
 
 def _choose_weights(source: str, names: Sequence[str]) -> str:
-    """Choose which file of a folder is read: weights, or an index of shards."""
+    """Choose the file of a folder to read: weights, or an index of shards."""
     for folder in ("", *_FOLDERS):
         for name in _WEIGHTS:
             if folder + name in names:

@@ -1,7 +1,7 @@
-"""Compare what the shapes of tensors do not show: settings, preprocessing and vocabularies.
+"""Compare settings, preprocessing and vocabularies, which the shapes of tensors do not show.
 
-If two configurations state different settings, transformers or open_clip first fill in their
-defaults, because a setting that is not stated may have the same value.
+If two configurations have different settings, transformers or open_clip first fill in their
+defaults, because a missing setting may have the same value.
 """
 
 from __future__ import annotations

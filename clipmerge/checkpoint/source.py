@@ -34,7 +34,7 @@ _NO_NAME = re.compile(r"LABEL_\d+")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint; no weights are in memory until they are asked for."""
+    """An opened checkpoint; weights are read when they are needed."""
 
     source: str  # the source as the user wrote it
     revision: str | None  # commit sha for a Hub id, else ``None``
@@ -73,7 +73,8 @@ class Checkpoint:
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Read elements ``start`` to ``stop`` of a tensor, 1-D; bfloat16 as its bits (uint16).
 
-        Never write to the array: other readers share it. The file of the last tensor stays mapped.
+        Do not write to the array: all readers share its memory. The file of the last tensor stays
+        mapped.
         """
         values = self._latest.get(key)
         if values is None:  # several threads may get here, each with its own key

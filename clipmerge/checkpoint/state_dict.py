@@ -1,6 +1,6 @@
 """Read files of ``torch.save`` (``.bin``, ``.pt``): tensors are memory-mapped, no code runs.
 
-``torch.load(weights_only=True)`` builds tensors and plain containers and refuses everything else.
+``torch.load(weights_only=True)`` builds tensors and plain containers, and fails on everything else.
 Other content of a file (an optimiser, an epoch) is ignored.
 """
 
@@ -46,8 +46,8 @@ def read_state_dict(
 ) -> tuple[dict[str, TensorEntry], str | None]:
     """Map the weights in a file that ``torch.save`` wrote, and return their entries by key.
 
-    ``part`` names a dictionary in the file, a prefix of keys, or both; the prefix is returned too,
-    for the caller to apply. If the file has other weights, a note names them.
+    ``part`` names a dictionary in the file, a prefix of keys, or both. The prefix is returned, too,
+    because the caller selects the keys. If the file has more weights, a note names them.
     """
     loaded = _load_torch_file(file)
     while part and isinstance(loaded, Mapping):
@@ -107,7 +107,7 @@ def _load_torch_file(file: Path) -> Any:
 
 
 def _make_entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:
-    """Describe a loaded tensor as an entry, and refuse sparse or quantised ones."""
+    """Describe a loaded tensor as an entry. Raise an error if it is sparse or quantised."""
     name = str(tensor.dtype).removeprefix("torch.")
     dtype = SAFETENSORS_NAME.get(name)
     if dtype is None or tensor.layout != torch.strided:

@@ -86,7 +86,9 @@ def unwrap(
 
 
 def _refuse_incomplete(names: Iterable[str]) -> None:
-    """Refuse factors, parts or codes of weights, which only another library can put together."""
+    """Raise an error if a file has factors, parts or codes of weights, which only its own library
+    can put together.
+    """
     for mark, what, way_out in _INCOMPLETE:
         marked = [name for name in names if re.search(mark, name)]
         if marked:
@@ -106,8 +108,8 @@ def _take_part(names: dict[str, T], part: str) -> dict[str, T]:
 
 
 def _prefixes_of(names: Collection[str]) -> list[str]:
-    """Find what stands before the towers' names, the longest first; if no tower is known, what
-    stands before all names.
+    """Find the prefixes of the towers' names, the longest first. If no tower is known, find the
+    prefix of all names.
     """
     prefixes: dict[str, dict[str, None]] = {}  # by tower, in the file's order
     for name in names:
@@ -131,8 +133,8 @@ def _shared_prefix(names: Collection[str]) -> str:
 
 
 def _without_remains(names: dict[str, T]) -> dict[str, T]:
-    """Drop what is left of the text tower in classifiers of WiSE-FT and model soups, which keep its
-    embeddings but none of its blocks.
+    """Drop the text tower's embeddings from classifiers of WiSE-FT and model soups, which lack its
+    blocks.
     """
     has_head = any(name.startswith(_HEAD) for name in names)
     if not has_head or any(name.startswith(("transformer.", "text.")) for name in names):

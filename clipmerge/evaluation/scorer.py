@@ -49,7 +49,7 @@ _SourceBatch = tuple[str, int, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """The answers of one point on one source.
+    """The answers of the model at one point of the path, on one source.
 
     Attributes:
         best: Index of the best class of each image, or of its best caption among all different
@@ -176,7 +176,7 @@ class Scorer:
         return finite_scores(logits, source).argmax(dim=1).cpu().numpy()
 
     def _loads(self, sources: Mapping[str, Images]) -> Iterator[list[_SourceBatch]]:
-        """Preprocess this process's images in batches, as many at once as fit into memory."""
+        """Yield this process's preprocessed images in batches, as many as fit into memory."""
         share = (self._context.rank, self._context.world_size)
         load: list[_SourceBatch] = []
         for name, images in sources.items():

@@ -150,8 +150,8 @@ def gains_over_curve(
 
 
 def _least_half(others: Sequence[Correct]) -> float:
-    """Compute half the interval of a gain of 0 between equal answers, about which all resamples
-    agree.
+    """Compute half the interval of a gain of 0 if the answers are equal, so that all resamples give
+    0.
     """
     images = min(right.shape[1] for right in others)
     _, half = paired_accuracy_interval(np.zeros(images))

@@ -79,11 +79,12 @@ def recommend(
         corrupted: The models on the same images, corrupted.
         ood: The models on each ``--ood`` source.
         max_loss: Accepted loss, in points.
-        same_answers: Whether merged and fine-tuned model give the same answer on every image.
+        same_answers: Whether the merged and the fine-tuned model give the same answer on every
+            image.
         nothing_learned: Whether fine-tuning changed no answer on the target's images.
         chosen: Whether held-out images chose how far the merge goes.
         class_change: Merged minus fine-tuned, as a mean over classes of uneven sizes; else 0.
-        most_images: Most images of the target that can judge.
+        most_images: Largest number of the target's images that can judge.
         better_alpha: Alpha of plain interpolation that is surely better than the merge, if any.
     """
     limit = max_loss / 100 + _ROUNDING
@@ -152,14 +153,14 @@ def _surely_lost(sources: Mapping[str, Comparison], limit: float = 0.0) -> list[
 
 
 def _may_lose(at: Comparison, limit: float) -> bool:
-    """Whether the measured loss exceeds the limit and is more than one image."""
+    """Whether the merge lost more than the limit, on more than one image."""
     one_image = 1 / at.images + _ROUNDING
     return at.change.value < -max(limit, one_image)
 
 
 def _suspect_images(target: Comparison) -> Advice | None:
-    """Suspect images that are not of the target: the zero-shot model is surely better on them, or
-    merging surely helps almost as much as fine-tuning, which leaves little to gain on its own task.
+    """Whether the images may be of another task than fine-tuning's: the zero-shot model is surely
+    better on them, or merging surely helps almost as much as fine-tuning did.
     """
     learned = target.finetuning_change
     change = target.change
@@ -394,8 +395,8 @@ def compare(
 
 
 def moves_to_models(path: WeightPath, plan: Plan) -> list[Move]:
-    """Make the moves to the zero-shot, each fine-tuned and the merged model. The merged weights are
-    computed once, here.
+    """Make the functions that move the model to the zero-shot, each fine-tuned and the merged
+    weights. The merged weights are computed once, here.
     """
     moves: list[Move] = [partial(WeightPath.set_alpha, alpha=0.0)]
     for before in range(len(plan.finetuned)):

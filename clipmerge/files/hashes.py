@@ -19,14 +19,14 @@ FileState = tuple[int, int, int, int, int]
 
 
 def file_state(file: Path) -> FileState:
-    """Return what identifies the content of a file; it changes with every change of the content."""
+    """Return the identity, size and times of a file, which change when its content changes."""
     status = file.stat()
     times = status.st_mtime_ns, status.st_ctime_ns
     return status.st_dev, status.st_ino, status.st_size, *times
 
 
 def require_unchanged(states: dict[Path, FileState]) -> None:
-    """Refuse files that were written, replaced or removed since `file_state` was called."""
+    """Raise an error if a file was written, replaced or removed since `file_state` was called."""
     for file, state in states.items():
         with contextlib.suppress(OSError):
             if file_state(file) == state:

@@ -152,7 +152,7 @@ def is_finite(values: Any) -> bool:
 
 
 def require_finite(values: Any, name: str, source: str) -> None:
-    """Refuse a tensor with NaN or Inf; the message names it and its checkpoint."""
+    """Raise an error if a tensor has NaN or Inf, with its name and its checkpoint."""
     if not is_finite(values):
         kind = "NaN" if bool((values != values).any()) else "Inf"
         raise CheckpointError(

@@ -1,7 +1,7 @@
 """Write an output completely or not at all.
 
-Before any work, an output that would destroy something is refused. Then files are written beside
-the final path, and renamed at the end.
+An error is raised before any work if an output would destroy something. The files are written
+beside the final path, and renamed at the end.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WRITTEN = frozenset(
 def check_output(
     output: Path, *, overwrite: bool, read: Iterable[Any] = (), record: str = RECORD
 ) -> None:
-    """Refuse an output folder that may not be written or replaced.
+    """Raise an error if an output folder may not be written or replaced.
 
     Args:
         output: The folder.
@@ -71,7 +71,7 @@ def _require_writable_parent(output: Path) -> None:
 
 
 def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
-    """Refuse an output folder that holds an input of the command."""
+    """Raise an error if an output folder contains an input of the command."""
     for source in read:
         if not isinstance(source, (str, os.PathLike)):  # a model in memory
             continue
@@ -86,7 +86,7 @@ def _refuse_inputs(output: Path, target: Path, read: Iterable[Any]) -> None:
 
 
 def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> None:
-    """Refuse to replace an output without ``overwrite``, or one that lacks this record.
+    """Raise an error for an existing output, unless ``overwrite`` is set and it has this record.
 
     An empty folder may be replaced.
     """
@@ -109,7 +109,7 @@ def _require_overwrite(output: Path, *, overwrite: bool) -> None:
 
 
 def _refuse_foreign(output: Path, record: str) -> None:
-    """Refuse to replace a folder with files that the record does not list: they are the user's."""
+    """Raise an error if a folder has files that its record does not list: they are the user's."""
     files = _read_json_object(output / record).get("files")
     written = {record, *_WRITTEN}
     if isinstance(files, dict):
@@ -124,7 +124,7 @@ def _refuse_foreign(output: Path, record: str) -> None:
 
 
 def check_output_file(output: Path, *, overwrite: bool) -> None:
-    """Refuse a file to which a plan cannot be written, or which it may not replace."""
+    """Raise an error if a plan cannot be written to this file, or may not replace it."""
     if output.is_dir() or output.suffix == ".safetensors":
         raise OutputError(
             f"{output}: a plan is a JSON file; choose another output, such as plan.json"
@@ -196,7 +196,9 @@ def _replace_folder(target: Path, new: Path, old: Path) -> None:
 
 
 def _lock_until_closed(file: int, output: Path) -> None:
-    """Lock an open file, or refuse if another run has locked it; the lock ends with the process."""
+    """Lock an open file. Raise an error if another run has locked it. The lock ends with the
+    process.
+    """
     if fcntl is None:  # pragma: no cover - Windows
         return
     try:

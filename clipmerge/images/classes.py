@@ -56,7 +56,7 @@ def name_classes(opened: OpenedSource, given: ClassNames) -> tuple[Shape, Names,
 def _assign_names(
     labels: Shape, classes: Names | None, given: Path | Sequence[str]
 ) -> tuple[Shape, Names, Names]:
-    """Name classes as the user does; ``None`` stands for classes that have numbers alone."""
+    """Give the classes the user's names; ``classes`` is ``None`` if they only have numbers."""
     title, names = _read_names(given)
     notes: Names = ()
     if classes is None:
@@ -130,8 +130,8 @@ def _are_numbered(names: Sequence[str]) -> bool:
 
 
 def _sort_by_class(title: str, names: Names, classes: Names) -> Names:
-    """Put names in the order of the classes that they match. Refuse names of which one belongs to
-    a class at another position, because images would get wrong names.
+    """Put names in the order of the classes that they match. Raise an error if a name belongs to a
+    class at another position, because images would get wrong names.
     """
     if places := positions_among(classes, names):
         return tuple(names[place] for place in places)

@@ -96,7 +96,7 @@ class Thumbnails(Generic[Images]):
     def without_shared(
         self, others: Thumbnails[Any], name: str, other: str
     ) -> tuple[Thumbnails[Images], Names]:
-        """Drop the images that another source has, too, and note them.
+        """Drop the images that are also in another source, and return a note about them.
 
         Raises:
             DataError: If none are left.
@@ -112,7 +112,7 @@ class Thumbnails(Generic[Images]):
     def describe_shared(
         self, shared: dict[int, int], others: Thumbnails[Any], name: str, other: str
     ) -> str:
-        """Say how many images another source has, too, and name the first of them."""
+        """Say how many images are also in another source, and name the first."""
         at, copy = next(iter(shared.items()))
         mine, theirs = self.images.pictures.name_of(at), others.images.pictures.name_of(copy)
         are = counted(len(shared), "image is", "images are")
@@ -120,8 +120,8 @@ class Thumbnails(Generic[Images]):
 
 
 def overlap_notes(learned: ImageSource, judging: Mapping[str, ImageSource]) -> Names:
-    """Note images that judge in a sweep although a recipe has learned from them; keys are the
-    sources' names on the command line.
+    """Return a note for each source of a sweep that shares images with those a recipe learned from.
+    ``judging`` has the sources by their names on the command line.
     """
     data = Thumbnails.read(learned)
     notes: list[str] = []

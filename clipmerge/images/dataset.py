@@ -74,7 +74,7 @@ def open_images(
 
 
 def require_labelled(images: LabelledImages | CaptionedImages) -> LabelledImages:
-    """Refuse images that have captions in place of classes."""
+    """Raise an error if the images have captions and no classes."""
     if isinstance(images, CaptionedImages):
         raise DataError(
             f"{images.source}: its images have captions and no classes, which cannot be used here;"
@@ -129,7 +129,7 @@ def _look_like_captions(opened: OpenedSource) -> bool:
 
 
 def _require_utf8(title: str, texts: Iterable[str]) -> None:
-    """Refuse texts that are not UTF-8, such as old folder names; no tokenizer reads them."""
+    """Raise an error if a text, such as an old folder's name, is not UTF-8."""
     unreadable = [text for text in texts if text.encode(errors="ignore").decode() != text]
     if unreadable:
         are = counted(len(unreadable), "text is", "texts are")

@@ -143,7 +143,7 @@ class LabelledImages(ImageSource):
     imagenet_rows: tuple[Shape, ...] = ()
 
     def require_classes(self) -> None:
-        """Refuse images of one class: every model would recognise them."""
+        """Raise an error if all images have one class: every model would recognise them."""
         if len(self.class_names) < 2:
             raise DataError(f"{self.source}: has one class; measuring needs at least two")
 
@@ -162,7 +162,7 @@ class CaptionedImages(ImageSource):
         return sum(map(len, self.captions))
 
     def require_classes(self) -> None:
-        """Refuse images that share one caption: every model would find it."""
+        """Raise an error if all images share one caption: every model would find it."""
         if len(set(self.captions)) < 2:
             raise DataError(
                 f"{self.source}: all images have the same captions, so every model finds them;"

@@ -62,9 +62,9 @@ def split_images(
 ) -> Split[Images]:
     """Draw images, and divide them into images that teach, choose and judge.
 
-    If there are enough, ``count`` images teach and choose, and others judge. If there are fewer,
-    they are divided by the shares. One of several copies is used, so that no picture both teaches
-    and judges.
+    If there are enough images, ``count`` of them teach and choose, and the rest judge. If there are
+    fewer, the shares divide them. Only one of several copies is used, so that no picture both
+    teaches and judges.
 
     Args:
         images: The source.
@@ -176,7 +176,9 @@ def _pick_same_share(available: Shape, labels: Shape, count: int, seed: int) -> 
 
 
 def _places_in_class(order: Iterable[int], labels: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield each position, its number among the images of its class, from 1, and their number."""
+    """Yield each position, its rank among the images of its class, from 1, and the size of the
+    class.
+    """
     sizes = Counter(labels)
     seen = Counter[int]()
     for at in order:

@@ -98,7 +98,7 @@ def _draw_normal(generator: torch.Generator, images: Tensor) -> Tensor:
 
 
 def _require_images(pixels: Tensor) -> None:
-    """Refuse pixels that are packed as patches."""
+    """Raise an error if the pixels are packed as patches."""
     if pixels.ndim != 4:
         raise ClipmergeError(
             "the model takes images as patches of any aspect ratio, which cannot be rotated or"

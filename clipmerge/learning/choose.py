@@ -29,7 +29,7 @@ _ROUNDING = 1e-9
 
 
 class PointAccuracy(NamedTuple):
-    """The images that the model recognises at one point of the way to fine-tuned.
+    """Accuracy at one point between the learned coefficients and the fine-tuned model.
 
     Attributes:
         backoff: Share of the way from the learned point to the fine-tuned model.
@@ -45,8 +45,9 @@ class PointAccuracy(NamedTuple):
         """Compute the accuracy lost against the fine-tuned model on the same images, and its
         standard error.
 
-        A few images on which the two models never differ prove little, so Agresti and Min's images
-        are added. On these the models differ less the nearer the point is to the fine-tuned model.
+        If two models never differ on a few images, that proves little, so Agresti and Min's images
+        are added. The nearer the point is to the fine-tuned model, the less the models differ on
+        these.
         """
         return paired_mean_and_error(finetuned.accuracies - self.accuracies, self.distance)
 

@@ -196,7 +196,9 @@ class WeightPath:
             self.class_moves += 1
 
     def _refuse_overflow(self, name: str) -> None:
-        """Refuse weights that overflow beyond the ends of the path, and negative variances."""
+        """Raise an error if weights beyond the ends of the path overflow, or variances are
+        negative.
+        """
         value = self.parameters[name]
         if not is_finite(value.detach()):
             raise CheckpointError(f"tensor {name} overflows here; give `alphas` in [0, 1]")

@@ -135,7 +135,7 @@ class Objective:
 
     def draw(self, batch: Batch, most: int | None = None) -> Comparison:
         """Draw the prompts that a batch is compared with, the same at every point of the path; by
-        default no more than a gradient goes back through.
+        default no more than a backward pass can afford.
         """
         if most is None:
             images = max(self.batch_size, _FEWEST_IMAGES)
@@ -155,7 +155,7 @@ class Objective:
         """Compute the mean loss and the accuracy over all images; one forward pass.
 
         Args:
-            drawn: Use the drawn prompts that gradients use, in place of all.
+            drawn: Use the drawn prompts, as gradients do, in place of all prompts.
 
         Raises:
             ClipmergeError: If a loss is not finite.
@@ -197,7 +197,7 @@ class Objective:
         self.path.clear_gradients()
 
     def _backward(self, batch: Batch, loss_of: Loss | None, at_once: int) -> float:
-        """Compute a batch's gradient; clear what an attempt with more images at once has left."""
+        """Compute a batch's gradient, after clearing the gradients of a failed attempt."""
         self.path.clear_gradients()
         classifier = self.classifier
         prompts, columns = self.draw(batch)

@@ -1,7 +1,7 @@
 """Save the state of learning in the user's cache: after an interruption, the same command resumes,
 and ends with the same bits.
 
-Each run of learning has one file, named by a hash of all that determines the result.
+Each run of learning has one file, named by a hash of everything that determines the result.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class LearningState:
         return found
 
     def save(self, steps: int) -> None:
-        """Note the number of finished steps, and write the state every `SECONDS`."""
+        """Set the number of finished steps, and write the state if the last write is old."""
         self._steps = steps
         if time.monotonic() >= self._due:
             self._write()
@@ -128,7 +128,9 @@ class LearningState:
 
 
 def state_file(request: Any, folder: Path | None = None) -> Path:
-    """Name the file of a run of learning by a hash of all that determines its result."""
+    """Return the file of a run of learning, named by a hash of everything that determines its
+    result.
+    """
     what = json.dumps([__version__, torch.__version__, request], sort_keys=True, default=str)
     name = hashlib.sha256(what.encode()).hexdigest()
     return (folder or user_cache("learning")) / f"{name}.pt"

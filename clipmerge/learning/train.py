@@ -205,8 +205,8 @@ def train(
 
 
 def draw_order(images: int, steps: int, size: int, seed: int) -> Tensor:
-    """Draw the positions of every step's images, (steps, size), or fewer if there are fewer images:
-    every image once, in random order, before any is repeated.
+    """Draw the positions of every step's images, (steps, size), or fewer columns if there are fewer
+    images. Every image is drawn once, in random order, before any is repeated.
     """
     size = min(size, images)
     generator = torch.Generator().manual_seed(seed)
@@ -218,7 +218,9 @@ def draw_order(images: int, steps: int, size: int, seed: int) -> Tensor:
 def make_lesson(
     objective: Objective, orders: Sequence[Tensor], number: int, options: LearningOptions
 ) -> Lesson:
-    """Draw and augment the images of a step; its number decides on the seed and the shift."""
+    """Draw and augment the images of a step. Its number gives the seed and the shift that takes its
+    turn.
+    """
     seed = objective.seed * 1_000_003 + 2 * number
 
     def take_examples(source: Labelled, order: Tensor) -> Examples:
@@ -243,7 +245,9 @@ def make_lesson(
 def answer_lessons(
     objective: Objective, lessons: Sequence[Lesson], options: LearningOptions
 ) -> list[Answer]:
-    """Embed and score the strongly augmented images of several steps at the current weights."""
+    """Compute features and logits of several steps' strongly augmented images at the current
+    weights.
+    """
     answers = []
     classes: Tensor | None = None
     for lesson in lessons:
@@ -296,7 +300,7 @@ def backward(
 
 
 def _require_finite(trace: Tensor, number: int, scaler: torch.amp.GradScaler) -> None:
-    """Refuse losses that are not finite, and gradients that overflow at any scale."""
+    """Raise an error if a loss is not finite, or if gradients overflow at any scale."""
     broken = (~trace.isfinite().all(1)).nonzero().flatten().tolist()
     if scaler.get_scale() < 1:
         broken.append(number)

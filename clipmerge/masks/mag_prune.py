@@ -59,7 +59,7 @@ def mag_prune(
 
 
 def require_probabilities(density: float, window: float) -> None:
-    """Refuse a window that is too wide for its density."""
+    """Raise an error if the window is too wide for the density."""
     low, high = density - window / 2, density + window / 2
     if not (low > 0 and high <= 1):
         raise UsageError(

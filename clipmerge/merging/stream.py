@@ -153,7 +153,7 @@ def _read_run(inputs: Inputs, name: str, start: int = 0, stop: int | None = None
 def read_parameter(inputs: Inputs, name: str) -> list[Array]:
     """Read a whole parameter in every checkpoint, in its shape, or (1,) for a scalar.
 
-    Refuses NaN and Inf, which a mask may hide, and with which a decomposition fails.
+    NaN and Inf raise an error: a mask may hide them, and a decomposition fails with them.
     """
     shape = inputs.zeroshot_entry(name).shape or (1,)
     ends = [values.reshape(shape) for values in _read_run(inputs, name)]
@@ -162,7 +162,7 @@ def read_parameter(inputs: Inputs, name: str) -> list[Array]:
 
 
 def _require_finite(inputs: Inputs, name: str, ends: Sequence[Array]) -> None:
-    """Refuse NaN and Inf in a parameter, and name the checkpoint."""
+    """Raise an error if a parameter has NaN or Inf, and name the checkpoint."""
     for values, checkpoint in zip(ends, inputs.checkpoints, strict=True):
         require_finite(values, name, checkpoint.source)
 
@@ -193,7 +193,7 @@ def coefficients_of_run(coefficient: Array, shape: Shape, start: int, stop: int)
 
 
 def _require_equal_shapes(name: str, holders: Sequence[Location]) -> None:
-    """Refuse a tensor to copy if another checkpoint has another shape of it."""
+    """Raise an error if a tensor that is copied differs in shape between checkpoints."""
     ours, *others = (checkpoint.entries[key].shape for checkpoint, key in holders)
     for shape in others:
         if shape != ours:

@@ -101,10 +101,10 @@ class Task:
         return [theta_i - theta_0 for theta_i in finetuned]
 
     def need_several_finetuned(self, instead: str) -> None:
-        """Refuse a single fine-tuned checkpoint, with which the method would equal another one.
+        """Raise an error for a single fine-tuned checkpoint, where the method equals a simpler one.
 
         Args:
-            instead: The end of the message, which names the other method.
+            instead: The end of the message, which names the simpler method.
 
         Raises:
             UsageError: If there is only one.
@@ -113,7 +113,7 @@ class Task:
             raise UsageError(f"needs at least two fine-tuned checkpoints; with one, {instead}")
 
     def need_one_finetuned(self) -> None:
-        """Refuse several fine-tuned checkpoints.
+        """Raise an error if there are several fine-tuned checkpoints.
 
         Raises:
             UsageError: If there are several.
@@ -124,7 +124,7 @@ class Task:
     def need_measured(
         self, what: str, measure: str, is_measured: Callable[[Measurements], object]
     ) -> Measurements:
-        """Return the measurements that the method needs; refuse others.
+        """Return the measurements, after checking that they are those that the method needs.
 
         Args:
             what: The needed measurement, in words for the message.

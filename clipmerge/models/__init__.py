@@ -35,7 +35,7 @@ _LEFT_OUT = re.compile(
 
 
 class ImageTextModel(ABC):
-    """A model in eval mode whose weights others set; each library has its own subclass.
+    """A model in eval mode, whose weights other modules set; each library has its own subclass.
 
     Attributes:
         module: The model, float32.
@@ -89,7 +89,9 @@ class ImageTextModel(ABC):
         return tokens
 
     def _require_embeddings(self, token: int) -> None:
-        """Refuse a token that the text tower does not know: on a card it would end the process."""
+        """Raise an error for a token that the text tower does not know: on a GPU it ends the
+        process.
+        """
         for name, table in self.module.named_modules():
             is_table = name.endswith(_WORDS) and isinstance(table, torch.nn.Embedding)
             if is_table and token >= table.num_embeddings:
@@ -137,10 +139,10 @@ def model_for(
     folder: Path,
     build: Callable[[Family, Json, Path], ImageTextModel] | None = None,
 ) -> ImageTextModel:
-    """Build a model whose weights `load` then sets; by default the two towers of a family."""
+    """Build a model without weights, which `load` then sets; by default both towers of a family."""
     build = build or import_module(f"{__name__}.{family.model}").build
     with _refuse_code():
-        return build(family, _without_kernels(config), folder)
+        return build(family, _architecture_settings(config), folder)
 
 
 def image_layout(model: torch.nn.Module) -> torch.memory_format:
@@ -154,15 +156,15 @@ def image_layout(model: torch.nn.Module) -> torch.memory_format:
 
 
 def _corrupts_memory(convolution: torch.nn.Conv2d) -> bool:
-    """Whether the layer's backward pass writes outside its memory with channels last, and so ends
-    the process; MobileCLIP's S models have such a layer.
+    """Whether the backward pass of a layer crashes with channels last, because it writes outside
+    its memory. MobileCLIP's S models have such a layer.
     """
     is_pointwise = tuple(convolution.kernel_size) == (1, 1)
     return is_pointwise and max(convolution.stride) > 1 and convolution.in_channels < _FEW_CHANNELS
 
 
 class FrozenBatchNorm(torch.nn.Module):
-    """A batch norm in eval mode that is also differentiable in its running statistics."""
+    """A batch norm in eval mode that has gradients for its running statistics, too."""
 
     def __init__(self, norm: torch.nn.BatchNorm2d) -> None:
         super().__init__()
@@ -195,8 +197,8 @@ def freeze_batch_norms(module: torch.nn.Module) -> None:
 
 
 def keep_depthwise_in_float32(module: torch.nn.Module) -> None:
-    """Let every convolution of single channels in a module compute in float32 under a CPU's
-    autocast, in place, because its backward pass takes six times as long in bfloat16.
+    """Make the depthwise convolutions of a module compute in float32 under a CPU's autocast, in
+    place: their backward pass takes six times as long in bfloat16.
     """
     for part in module.modules():
         if isinstance(part, torch.nn.Conv2d) and part.groups == part.in_channels > 1:
@@ -245,10 +247,12 @@ def _refuse_code() -> Iterator[None]:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
-def _without_kernels(config: Any) -> Any:
-    """Copy a configuration without its kernels and without the storage of its weights."""
+def _architecture_settings(config: Any) -> Any:
+    """Copy a configuration without its settings of attention kernels, dtypes and quantisation."""
     if not isinstance(config, dict):
         return config
     return {
-        key: _without_kernels(value) for key, value in config.items() if not _LEFT_OUT.search(key)
+        key: _architecture_settings(value)
+        for key, value in config.items()
+        if not _LEFT_OUT.search(key)
     }

@@ -54,8 +54,8 @@ class Classifier(ABC):
         """Embed classes, (classes, width), by all of their prompts or those of a `Comparison`."""
 
     def draw(self, labels: Tensor, seed: int, most: int) -> Comparison:
-        """Choose the prompts that images of these labels are compared with: all, unless more than
-        ``most`` would have to be embedded.
+        """Choose the prompts to compare images of these labels with: all, or a sample if there are
+        more than ``most`` to embed.
         """
         return None, labels
 
@@ -167,7 +167,8 @@ class Prompts(Classifier):
 
 
 class Captions(Prompts):
-    """Scores by captions: each is a class with one prompt. A batch is compared with its own.
+    """Scores by captions. Each caption is a class with one prompt, and a batch of images is
+    compared with its own captions.
 
     The loss is CLIP's softmax in both directions, or, for models with a bias of their logits,
     SigLIP's sigmoid of every pair.
@@ -230,7 +231,8 @@ def softmax_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def sigmoid_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute SigLIP's loss of each image: it must tell its own caption from every other one.
+    """Compute SigLIP's loss of each image: its caption should match it, and no other caption
+    should.
 
     Args:
         logits: Scores with their bias, (images, captions).
@@ -254,7 +256,7 @@ def _split_tokens(tokens: Tensors, size: int) -> Iterator[Tensors]:
 
 
 def _refuse_one_prompt(tokens: Tensors, templates: int) -> None:
-    """Refuse classes whose prompts have the same tokens, because no model can distinguish them."""
+    """Raise an error if classes have prompts of the same tokens: no model can distinguish them."""
     length = tokens["input_ids"].shape[1]
     by_class = tokens["input_ids"].view(-1, templates * length)
     if len(by_class) > 1 and bool((by_class == by_class[0]).all()):

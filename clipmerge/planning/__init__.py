@@ -22,7 +22,7 @@ _Kind = TypeVar("_Kind", bound="Frozen")
 
 
 class Frozen(BaseModel):
-    """A pydantic model that cannot be changed, and refuses unknown keys, NaN and infinity."""
+    """A pydantic model that cannot be changed. Unknown keys, NaN and infinity are errors."""
 
     # built on first use: otherwise a class would be built again for each class with a field of its
     # type, 40 ms at every start

@@ -130,7 +130,7 @@ class LayerPlan(Frozen):
 
 
 class Combination(Frozen):
-    """How several task vectors are masked, each by itself, and added up.
+    """How the task vectors of several checkpoints are masked and added up.
 
     Attributes:
         mask: Rule that selects the entries of each task vector to keep.
@@ -270,7 +270,7 @@ class Plan(Tabular, Frozen):
         return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
 
     def check(self, layers: Layers, shapes: Mapping[str, Shape]) -> Names:
-        """Refuse a plan that does not fit the model or contradicts itself; return warnings.
+        """Raise an error if the plan does not fit the model or contradicts itself; return warnings.
 
         Args:
             layers: The model's mergeable parameters by layer.
@@ -325,7 +325,7 @@ def last_part(path: str) -> str:
 
 
 def _check_mask(layer: str, entry: LayerPlan, names: Names) -> None:
-    """Refuse a layer's density, options and parameters if its mask or the model lacks them."""
+    """Check a layer's density, and that its mask and the model have what it names."""
     try:
         if entry.mask is None:
             what = "options of parameters" if entry.parameters else f"density {entry.density}"
@@ -347,7 +347,7 @@ def _check_mask(layer: str, entry: LayerPlan, names: Names) -> None:
 
 
 def extrapolation_notes(plan: Plan) -> Names:
-    """Warn of the alpha farthest outside [0, 1], unless several fine-tuned models are merged."""
+    """Warn of the alpha farthest outside [0, 1], unless several models are merged."""
     alphas = [entry.alpha for entry in plan.layers.values() if not entry.is_learned]
     farthest = max(alphas, key=lambda alpha: abs(alpha - 0.5), default=0.0)
     if len(plan.finetuned) > 1 or 0 <= farthest <= 1:
@@ -381,7 +381,9 @@ def with_coefficients(
 
 
 def _check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -> None:
-    """Refuse an edited alpha in a layer whose learned coefficients would be used instead of it."""
+    """Raise an error if somebody edited a layer's alpha, but its learned coefficients would be
+    used.
+    """
     without = {layer: entry.replace(alpha_range=None) for layer, entry in plan.layers.items()}
     expected = with_coefficients(without, plan.coefficients, names, shapes)
     for layer, entry in plan.layers.items():

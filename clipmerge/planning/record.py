@@ -51,7 +51,7 @@ _SHOWN = 0.005
 
 
 class Estimate(Frozen):
-    """A share of the images, such as an accuracy, or a difference of two, with its 95% interval."""
+    """An accuracy, or a difference of two accuracies, with its 95% interval."""
 
     value: _Share
     interval: tuple[_Share, _Share]
@@ -264,7 +264,9 @@ class Record(Frozen):
 
 
 def read_output(folder: Path) -> Record:
-    """Read the record of an output folder, and refuse a folder without the files it lists."""
+    """Read the record of an output folder. Raise an error if a file that the record lists is
+    missing.
+    """
     path = folder / RECORD
     if not path.is_file():
         is_folder = folder.is_dir()

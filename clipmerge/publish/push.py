@@ -57,7 +57,7 @@ def push(
     Raises:
         OutputError: If the folder is not a complete output.
         UsageError: If the name cannot be used.
-        HubError: If the Hub refuses or fails.
+        HubError: If the Hub denies access or fails.
     """
     folder = local_path(folder)
     progress = progress or default_progress()
