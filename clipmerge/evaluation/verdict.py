@@ -168,7 +168,7 @@ def _suspect_images(target: Comparison) -> Advice | None:
         reason = "zeroshot-better"
         found = "the zero-shot model is surely better on them than the fine-tuned one"
         better = max(("zero-shot", "merged"), key=lambda name: target.models[name].value)
-        then = f"fine-tuning failed: take the {better} model"
+        then = f"fine-tuning failed, or the two are swapped: take the {better} model"
     elif change.interval[0] > 0 and change.value > _MOST_CHANGED * learned.value:
         reason = "better-as-on-a-shift"
         found = "merging surely helps on them, more than two fifths as much as fine-tuning did"

@@ -12,7 +12,7 @@ from clipmerge.errors import shorten
 from clipmerge.options import with_flags
 from clipmerge.planning.record import Record
 from clipmerge.report.sweep import best_name, sweep_sentence, sweep_table
-from clipmerge.report.wording import NOT_JUDGED, decision_sentence, verdict_table
+from clipmerge.report.wording import decision_sentence, unjudged_sentence, verdict_table
 from clipmerge.types import Json
 
 
@@ -27,7 +27,7 @@ def summary(record: Record, *, verbose: bool = False) -> RenderableType:
         measured = record.measured if verbose else None
         lines.append(Text(decision_sentence(record.plan, measured)))
     if not record.verdict:
-        lines.append(Text(with_flags(NOT_JUDGED)))
+        lines.append(Text(with_flags(unjudged_sentence(record.plan))))
     if record.plan.stragglers:
         lines.append(Text(f"Stragglers: {shorten(record.plan.stragglers)}."))
     return Group(*lines)

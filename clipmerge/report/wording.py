@@ -7,10 +7,12 @@ from clipmerge.planning.plan import Plan
 from clipmerge.planning.record import Findings, Verdict
 from clipmerge.types import Json
 
-#: What is said of a merge without a verdict. The figures are those of `benchmarks/results`.
-NOT_JUDGED = (
+_NOT_JUDGED = (
     "Not judged: labelled images, as `data` of `merge`, show what this merge keeps and loses."
-    " On 24 pairs of real pictures, plain interpolation at alpha 0.5 changed the accuracy on the"
+)
+#: The record of merges without images. The figures are those of `benchmarks/results`.
+WITHOUT_IMAGES = (
+    "On 24 pairs of real pictures, plain interpolation at alpha 0.5 changed the accuracy on the"
     " target by -25.5 to +2.0 points, and by -7.1 on average."
 )
 #: The headings of a table, and its rows.
@@ -40,6 +42,13 @@ def decision_sentence(plan: Plan, measured: Findings | None = None) -> str:
         reason = "; ".join(reasons)
         text = f"{reason[0].upper()}{reason[1:]}. {text}"
     return f"{text}."
+
+
+def unjudged_sentence(plan: Plan) -> str:
+    """Say that a merge is not judged and, if it used no images, what such merges did elsewhere."""
+    if plan.recipe.measure:
+        return _NOT_JUDGED
+    return f"{_NOT_JUDGED} {WITHOUT_IMAGES}"
 
 
 def _choice_sentence(choice: BackoffChoice) -> str:

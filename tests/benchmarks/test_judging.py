@@ -16,7 +16,7 @@ from benchmarks.make_pairs.pictures import Source
 from benchmarks.page import PAGES, table, write_pages
 from benchmarks.pair_results import CURVE, every_result
 from benchmarks.tables import TABLES
-from clipmerge.report.wording import NOT_JUDGED
+from clipmerge.report.wording import WITHOUT_IMAGES
 
 pytestmark = pytest.mark.slow
 
@@ -69,9 +69,9 @@ def test_record_of_plain_interpolation() -> None:
         if results.tasks:  # real pictures
             middle, finetuned = results.correct(CURVE)["test"][[5, 10]].mean(axis=1)
             changes.append(100 * (middle - finetuned))
-    assert f"On {len(changes)} pairs" in NOT_JUDGED
+    assert f"On {len(changes)} pairs" in WITHOUT_IMAGES
     low, high, mean = min(changes), max(changes), np.mean(changes)
-    assert f"by {low:+.1f} to {high:+.1f} points, and by {mean:+.1f} on average" in NOT_JUDGED
+    assert f"by {low:+.1f} to {high:+.1f} points, and by {mean:+.1f} on average" in WITHOUT_IMAGES
 
 
 def test_unknown_pair_and_list(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,11 +11,13 @@ from rich.console import Console
 
 from clipmerge.api.merge import MergeResult
 from clipmerge.api.sweep import SweepResult
+from clipmerge.planning.recipe import load_recipe
 from clipmerge.planning.record import Findings
 from clipmerge.report.figures import merge_figure, png, sweep_figure
 from clipmerge.report.pages import html_page
 from clipmerge.report.sweep import sweep_page, sweep_sentence, sweep_table
 from clipmerge.report.terminal import summary, sweep_summary
+from clipmerge.report.wording import WITHOUT_IMAGES
 from tests.support.merge_records import estimate, record
 
 
@@ -64,7 +66,9 @@ def test_each_fact_is_said_once() -> None:
 
 def test_an_unjudged_merge_says_so_and_a_plain_one_has_no_picture() -> None:
     unjudged = record(verdict=None)
-    assert "Not judged" in html_page(unjudged)
+    assert f"what this merge keeps and loses. {WITHOUT_IMAGES}" in html_page(unjudged)
+    learned = unjudged.replace(plan=unjudged.plan.replace(recipe=load_recipe("auto")))
+    assert "what this merge keeps and loses.</p>" in html_page(learned)
     assert len(Tags(html_page(unjudged)).loaded) == 1
     layers = {"vision.0.mlp": next(iter(unjudged.plan.layers.values()))}
     plain = unjudged.replace(plan=unjudged.plan.replace(layers=layers, stragglers=()))
