@@ -1,8 +1,8 @@
 """The options of every command, each declared once: keyword, type, default, flag and help.
 
 ``merge(..., images=64)`` and ``clipmerge merge ... --images 64`` set the same field. The annotation
-of a field lists its type in Python, its bounds, its flag and, if it is narrower, the type of the
-flag. ``--help`` lists the flags in the groups `HELP_GROUPS`.
+of a field lists its type in Python, its bounds, its flag and, if the flag takes a narrower type,
+that type. ``--help`` lists the flags in the groups `HELP_GROUPS`.
 """
 
 import math
@@ -74,7 +74,9 @@ class Options:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Make options from keywords, which must be fields and have their types."""
+        """Make options from keyword arguments: each must name a field, and its value must have the
+        field's type.
+        """
         from pydantic import TypeAdapter, ValidationError  # `--help` needs no pydantic
 
         defaults = {field.name: field.default for field in fields(cls)}
@@ -145,7 +147,7 @@ class ImageOptions(Options):
 
     @property
     def columns(self) -> "Columns":
-        """The columns that the user named."""
+        """The columns of the data set that the user named."""
         from clipmerge.images.image_set import Columns
 
         return Columns(self.image_column, self.label_column, self.caption_column)
@@ -291,7 +293,7 @@ class SweepOptions(DecisionOptions):
 
 
 def typer_parameters(options: type[Options]) -> list[Parameter]:
-    """Turn the fields of a class into parameters of a typer command."""
+    """Turn the fields of a class of options into parameters of a typer command."""
     parameters = []
     for each in signature(options).parameters.values():
         kind, *about = get_args(each.annotation)
@@ -318,7 +320,9 @@ def _parse_words(option: str, words: Iterable[str], texts: Any) -> Names:
 
 
 def class_names(classes: Any) -> Path | Names:
-    """Read class names in any form: names, a file (returned as a path), or the name of a list."""
+    """Return class names given as a sequence or as the name of a list that comes with clipmerge. If
+    they are given as a file, return its path.
+    """
     if isinstance(classes, (Mapping, set, frozenset)):
         raise UsageError(
             f"`classes`: a {type(classes).__name__} has no order; give a list in the order of the"
@@ -334,7 +338,8 @@ def class_names(classes: Any) -> Path | Names:
 
 
 def named_sources(sources: Any) -> Json:
-    """Name sources: a mapping by name, or texts ``NAME=SOURCE`` or paths.
+    """Return sources by name. They are given as a mapping by name, or as texts ``NAME=SOURCE`` or
+    paths.
 
     Example:
         >>> named_sources(["val=data/val", "data/test"])
@@ -365,7 +370,7 @@ def _named_source(text: str) -> tuple[str, str]:
     if is_named and not path.exists():
         return name, source
     own_name = path.name
-    if own_name in ("", ".."):  # no names, like "."
+    if own_name in ("", ".."):  # these paths have no name, like "."
         own_name = path.resolve().name
     return own_name or text, text
 
@@ -380,7 +385,7 @@ def parse_size(size: str | float) -> int:
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
     count = 0
-    if not str(size).strip().isdecimal() or isinstance(size, int):  # "5" is not five bytes
+    if not str(size).strip().isdecimal() or isinstance(size, int):  # the text "5" has no unit
         with suppress(ValidationError, OverflowError):
             count = int(TypeAdapter(ByteSize).validate_python(size))
     if count < 1:
@@ -425,13 +430,13 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 _KEYWORDS = {"output", "recipe", "id"}
 for _field in (*fields(MergeOptions), *fields(SweepOptions)):
     _KEYWORDS.add(_field.name)
-# Flags of one value whose keyword takes several.
+# Keywords that take several values, each with its flag, which takes one.
 _SINGULAR = {"recipes": "recipe", "points": "point"}
 _KEYWORD = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 
 
 def with_flags(message: str) -> str:
-    """Replace option names in backticks by flags of the command line.
+    """Replace option names in backticks, as in errors, by flags of the command line.
 
     Example:
         >>> with_flags("`images` 0: too few; with `verdict=False` or `device=cpu`, see `me`")

@@ -1,1 +1,1 @@
-"""One function per command."""
+"""The functions of the Python interface, one for each command of the command line."""

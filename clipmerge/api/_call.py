@@ -1,4 +1,4 @@
-"""The command line that a record quotes, without private folders."""
+"""Write the call of an API function as a command line for its record, without private folders."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from clipmerge.planning.plan import last_part
 from clipmerge.planning.recipe import Recipe
 from clipmerge.progress import Journal, Progress
 
-# A value with more entries is named by its type.
+# Most entries of a list or mapping that are written out. A longer one is named by its type.
 _MOST_ENTRIES = 20
 
 
 class CallJournal(Journal):
-    """A journal that also writes the call as a command line, with the last part of each local path.
+    """A journal that also writes the call as a command line, with only the last part of local
+    paths.
 
-    It never reads the command line of the calling program, which may contain tokens.
+    The command line is made from the function's arguments. The calling program's own command line
+    is never read, because it may contain access tokens.
 
     Attributes:
         command: The call as a command line.
@@ -30,7 +32,7 @@ class CallJournal(Journal):
     def __init__(
         self, progress: Progress | None, function: str, *given: Any, output: Any, **options: Any
     ) -> None:
-        """Write the command line. Options that are ``None`` were not given."""
+        """Write the call as a command line, without the options that are ``None``."""
         super().__init__(progress)
         self._last_parts: dict[str, str] = {}
         words = ["clipmerge", function]
@@ -42,12 +44,12 @@ class CallJournal(Journal):
             elif value is not None:
                 for word in self._words(value):
                     words += [flag_of(name), word]
-        if output is not None:  # it does not exist yet, so it would not look like a path
+        if output is not None:  # it does not exist yet, so `_is_local` would not see a path
             words += [flag_of("output"), self.cut(os.fspath(output))]
         self.command = shlex.join(words)
 
     def _words(self, value: Any) -> list[str]:
-        """Write a value as words of a command line. Objects are named by their type."""
+        """Return the words that stand for an argument; an object in memory is named by its type."""
         if isinstance(value, os.PathLike):
             return [self.cut(os.fspath(value))]
         if isinstance(value, str):
@@ -74,7 +76,7 @@ class CallJournal(Journal):
         return last_part(path)
 
     def without_folders(self, text: str) -> str:
-        """Remove the folders, which are private, from the paths in a sentence.
+        """Shorten each local path in a sentence to its last part, because folder names are private.
 
         Example:
             >>> CallJournal(None, "merge", output=None).without_folders(
@@ -91,5 +93,5 @@ def _is_local(text: str) -> bool:
     """Whether a text is a path on this machine, rather than a Hub id, a name or a prompt."""
     try:
         return text.startswith(("/", "~")) or source_exists(text)
-    except (OSError, ValueError):  # too long for a path
+    except (OSError, ValueError):  # the text is too long for a path
         return False

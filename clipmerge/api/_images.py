@@ -1,5 +1,7 @@
-"""The images of a merge: split them into images that teach, choose and judge; check them; measure;
-and judge the merge.
+"""Use the images of a merge: split them, check them, run the measure, and judge the merge.
+
+Images *teach* if a measure reads them or learns from them. They *choose* if they decide how far a
+learned merge goes back towards the fine-tuned model. They *judge* if the verdict is made from them.
 """
 
 from __future__ import annotations
@@ -40,12 +42,14 @@ Images: TypeAlias = LabelledImages | CaptionedImages
 def split_and_check(
     pair: Pair, images: Images, recipe: Recipe, options: PlanOptions, journal: Journal
 ) -> Split[Images]:
-    """Split the target's images and those of each `ood` source, and check all of them."""
+    """Split the images of the target and of each `ood` source by their use, and check all of
+    them.
+    """
     split = split_for_recipe(images, recipe, options.images, options.seed, judged=options.verdict)
     journal.warn(*split.notes)
     ood = {}
     notes: list[str] = []
-    # with no weight they would teach nothing, so that all of them judge
+    # with weight 0, `ood` images would teach nothing, so all of them judge
     teaches = recipe.measure_is("LEARNS") and recipe.measure_options.get("ood_weight") != 0
     for name, source in dict(options.ood).items():
         shift = open_images(source)
@@ -66,7 +70,9 @@ def split_and_check(
 def check_images(
     pair: Pair, sources: Mapping[str, Images], options: DecisionOptions, journal: Journal
 ) -> None:
-    """Check images and their names by the answers of both models to a sample."""
+    """Raise an error if the pixels of a sample, or the answers of both models to it, suggest wrong
+    images or class names.
+    """
     journal.stage("check")
     doubts = check_sources(pair.path, sources, options, journal, seed=options.seed)
     raise_unless_allowed(doubts, options.allow, journal)
@@ -75,7 +81,7 @@ def check_images(
 def split_for_recipe(
     images: Images, recipe: Recipe, count: int, seed: int, *, judged: bool
 ) -> Split[Images]:
-    """Sample images, and split them into those that teach, choose and judge under a recipe."""
+    """Draw a sample, and split it into images that teach, choose and judge, as the recipe needs."""
     if not recipe.measure:
         drawn = Thumbnails.read(images.sample(count, seed))
         return replace(split_shift(drawn, seed, teaches=False), available=len(images))
@@ -98,7 +104,7 @@ def measure(
     options: DecisionOptions,
     journal: Journal,
 ) -> tuple[Measurements, CalibrationRecord]:
-    """Run the recipe's measure; return its result, and the record of the images it used."""
+    """Run the recipe's measure, and return its result and a record of the images it used."""
     assert recipe.measure is not None
     journal.stage("learn" if recipe.measure_is("LEARNS") else "measure")
     with torch_defaults():
@@ -107,7 +113,7 @@ def measure(
         run_measure = load_plugin("measures", recipe.measure["name"])
         with state.saving_if_interrupted():
             measurements: Measurements = run_measure(objective, **recipe.measure_options)
-        # no process leaves while another still gathers
+        # no process goes on while another one still gathers results
         objective.context.state.wait_for_everyone()
         pair.path.clear_gradients()
     journal.warn(*measurements.notes)
@@ -121,7 +127,9 @@ def _build_objective(
     options: DecisionOptions,
     progress: Progress,
 ) -> tuple[Objective, LearningState, CalibrationRecord]:
-    """Build the loss on these images, the saved state of learning, and the record of the images."""
+    """Build the measure's loss on the images, the state of learning, and the record of the
+    images.
+    """
     assert split.train is not None
     context, path = DistributedContext(pair.device), pair.path
     model = path.model
@@ -135,7 +143,7 @@ def _build_objective(
         images = replace(images, class_names=val.class_names)
     size = batch_size_for(len(images), options.batch_size, context.world_size)
 
-    def read_batch(images: LabelledImages) -> Batch:  # every process reads all of them
+    def read_batch(images: LabelledImages) -> Batch:  # every process reads all images
         pieces = [pixels for _, pixels in read_pixels(images.pictures, size, model.pixels)]
         return Batch(0, torch.cat(pieces), torch.tensor(images.labels))
 
@@ -200,14 +208,14 @@ def _build_objective(
 
 
 def _as_labelled(images: Images, seed: int, known: Names = ()) -> LabelledImages:
-    """Give captioned images classes: each keeps one caption, drawn by the seed, as its class."""
+    """Turn captioned images into labelled ones: one caption, drawn at random, becomes the class."""
     if isinstance(images, CaptionedImages):
         return images.with_one_caption(seed, known)
     return images
 
 
 def _templates_of(source: Images, images: LabelledImages, options: DecisionOptions) -> Names:
-    """Choose the templates of the prompts. A caption needs none: it is a prompt itself."""
+    """Return the templates of the class prompts; a caption needs none, as it is a prompt itself."""
     is_captioned = isinstance(source, CaptionedImages)
     return templates_for(() if is_captioned else options.template, images.templates)
 
@@ -215,7 +223,7 @@ def _templates_of(source: Images, images: LabelledImages, options: DecisionOptio
 def judge_plan(
     pair: Pair, record: Record, split: Split[Images], options: MergeOptions, journal: Journal
 ) -> Record:
-    """Judge the plan on images from which nothing was learned, and add the verdict."""
+    """Judge the plan on the images set aside for this, and return the record with the verdict."""
     assert split.test is not None
     journal.stage("judge")
     recipe = record.plan.recipe

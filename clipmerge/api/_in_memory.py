@@ -19,7 +19,8 @@ from clipmerge.files import IN_MEMORY
 if TYPE_CHECKING:
     from torch.nn import Module
 
-# DataParallel's and DistributedDataParallel's, and torch.compile's
+# Names under which a wrapper holds the model: DataParallel and DistributedDataParallel the first,
+# torch.compile the second.
 _WRAPPERS = ("module", "_orig_mod")
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
@@ -34,7 +35,9 @@ def unwrap_model(model: Module) -> Module:
 
 @contextmanager
 def saved_model(checkpoint: Module, processor: Any) -> Iterator[str]:
-    """Save a model in memory to a folder that exists during the block."""
+    """Save a model in memory to a temporary folder, and yield its path. The folder is deleted when
+    the ``with`` block ends.
+    """
     with TemporaryDirectory(prefix=IN_MEMORY) as parent:
         yield _save_model(checkpoint, Path(parent), processor)
 
@@ -61,10 +64,10 @@ def _save_model(checkpoint: Module, parent: Path, processor: Any) -> str:
 
 
 def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
-    """Write weights, configuration and processor: the given processor, or the one beside the
-    model's original files.
+    """Write a transformers model and its processor: the given one, or the one beside the files that
+    the model was loaded from.
     """
-    # in a process group transformers writes in the first process alone; each reads its own copy
+    # in a process group only the first process would write, but each process reads its own copy
     if hasattr(model, "should_save_on_this_rank"):
         model.should_save_on_this_rank = lambda _: True
     try:
@@ -106,8 +109,8 @@ def _original_folder(name: str) -> Path | None:
 
 
 def _copy_side_files(origin: Path | None, folder: Path, *, but: str) -> None:
-    """Copy the small files beside a model's weights that the new folder lacks, but not the
-    configuration of the other library.
+    """Copy the small files beside a model's weights, such as its tokenizer, unless the new folder
+    has them already or their name is ``but``.
     """
     for file in sorted(origin.iterdir()) if origin else ():
         is_side_file = file.suffix in _SIDE_SUFFIXES and not file.name.endswith(".index.json")
@@ -116,12 +119,12 @@ def _copy_side_files(origin: Path | None, folder: Path, *, but: str) -> None:
 
 
 def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
-    """Write the weights and, if it is given, the configuration, which models of open_clip do not
-    keep.
+    """Write the weights of an open_clip model and, if ``config`` names or holds it, the
+    configuration, which the model itself does not keep.
     """
     from safetensors.torch import save_file
 
-    # safetensors refuses tensors that share memory
+    # safetensors cannot save tensors that share memory
     weights = {key: value.cpu().contiguous().clone() for key, value in model.state_dict().items()}
     save_file(weights, folder / OPEN_CLIP_WEIGHTS[0], metadata={"format": "pt"})
     if config is None:

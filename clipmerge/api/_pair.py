@@ -1,4 +1,4 @@
-"""Open the checkpoints of a merge once, and share one model that moves between them."""
+"""Open the checkpoints of a merge, and build one model that can take the weights of each."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ CheckpointLike: TypeAlias = "StrPath | Module"
 
 @dataclass(frozen=True)
 class Pair:
-    """The zero-shot checkpoint, its fine-tuned ones, and one model that moves between them.
+    """The zero-shot and the fine-tuned checkpoints of a merge, and one model for all of them.
 
-    This one model is used to check images, to measure and to judge.
+    The weights of this model are set to any point between the checkpoints, to check images, to
+    measure and to judge.
 
     Attributes:
         inputs: The checkpoints.
@@ -50,7 +51,7 @@ class Pair:
 
     @cached_property
     def path(self) -> WeightPath:
-        """The model on the device, and the weights to move it; built on first use."""
+        """The model on the device, with methods that set its weights. It is built on first use."""
         from clipmerge.learning.interpolate import WeightPath
         from clipmerge.models.building import build_model
         from clipmerge.models.passes import torch_defaults
@@ -61,16 +62,18 @@ class Pair:
             )
 
     def free_model(self) -> None:
-        """Free the memory of the model, which writing does not need."""
+        """Free the memory of the model. Writing the merge does not need it."""
         self.__dict__.pop("path", None)
 
     def forget_learning(self) -> None:
-        """Delete the saved states of learning, once the results are written."""
+        """Delete the saved states of learning; called once the results are written."""
         for state in self.learning:
             state.remove()
 
     def sources(self, *, hashed: bool = False) -> Json:
-        """Describe the checkpoints as a plan does; ``hashed`` adds the sha256 of their files."""
+        """Return the checkpoints as a plan lists them; ``hashed`` adds the sha256 of their
+        files.
+        """
         zeroshot, *finetuned = (
             SourceRecord(**checkpoint.provenance(hashed=hashed), model=checkpoint.architecture)
             for checkpoint in self.inputs.checkpoints
@@ -88,8 +91,8 @@ def open_pair(
     missing: Missing = "error",
     processor: Any = None,
 ) -> Iterator[Pair]:
-    """Open, align and check checkpoints. Models in memory are saved to temporary folders for the
-    block.
+    """Open, align and check the checkpoints, and yield them as a `Pair`. Models in memory are saved
+    to temporary folders until the ``with`` block ends.
     """
     checkpoints = [zeroshot, *finetuned_as_list(finetuned)]
     with as_addresses(checkpoints, processor, options.state_key) as sources:
@@ -103,8 +106,8 @@ def open_pair(
 def as_addresses(
     checkpoints: Sequence[CheckpointLike], processor: Any = None, state_key: str | None = None
 ) -> Iterator[list[str]]:
-    """Turn checkpoints into paths and Hub ids. Models in memory are in temporary folders during the
-    block. ``state_key`` is the key of the weights in a fine-tuned file.
+    """Yield a path or a Hub id for each checkpoint. Models in memory are saved to temporary folders
+    until the ``with`` block ends. ``state_key`` is the key of the weights in the fine-tuned files.
     """
     part = f"#{state_key}" if state_key else ""
     with ExitStack() as stack:
@@ -122,8 +125,8 @@ def as_addresses(
 def with_zeroshot_head(
     pair: Pair, images: LabelledImages | CaptionedImages | None, classes: Any, template: Names
 ) -> Pair:
-    """Build a zero-shot head from prompts if only the fine-tuned model has a head. The classes come
-    from the images or from ``classes``.
+    """Return the pair, with a zero-shot head built from class prompts if only the fine-tuned model
+    has a head. The classes are those of the images or, without images, ``classes``.
     """
     from clipmerge.evaluation.zero_shot_head import add_zeroshot_head, lacks_zeroshot_head
     from clipmerge.images.classes import read_class_names, templates_for

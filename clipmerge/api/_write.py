@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from clipmerge.publish.push import PushResult
     from clipmerge.types import Recommendation
 
-# paths may contain bytes that are not valid text
+# How to write characters that are not valid text; paths may contain them.
 _NAMES = "backslashreplace"
 
 
 @dataclass(frozen=True, repr=False)
 class MergeResult(Tabular):
-    """Result of `merge` and `apply`. Of several processes, only the main one has a record.
+    """Result of `merge` and `apply`. If several processes run, only the main one has a record.
 
     Attributes:
         path: The output folder; ``None`` if nothing was written.
@@ -49,7 +49,7 @@ class MergeResult(Tabular):
 
     @property
     def verdict(self) -> Verdict | None:
-        """Whether to use the merge, with the accuracies behind it; ``None`` without images."""
+        """Advice whether to use the merge, with its accuracies; ``None`` if it was not judged."""
         if self.record is None or self.record.verdict is None:
             return None
         from clipmerge.report.notebook import shown
@@ -84,8 +84,8 @@ def write_merged(
     options: MergeOptions | ApplyOptions,
     journal: CallJournal,
 ) -> MergeResult:
-    """Merge by the record's plan, and write the output in the main process. Without ``output``,
-    only complete the record.
+    """Merge as the record's plan says, and write the output folder in the main process. Without
+    ``output``, nothing is written, and only the record is completed.
     """
     pair.free_model()
     if not is_main_process():
@@ -106,7 +106,7 @@ def _write_output(
     journal: CallJournal,
 ) -> tuple[Plan, Record]:
     inputs, plan = pair.inputs, record.plan
-    # hashing overlaps with the imports below
+    # threads hash the checkpoints during the imports and the merge below
     pool = ThreadPoolExecutor(max_workers=2)
     hashing = pool.map(Checkpoint.provenance, inputs.checkpoints)
     pool.shutdown(wait=False)
@@ -121,9 +121,9 @@ def _write_output(
         files = write_weights(folder, tensors, shards, journal)
         journal.stage("write")
         files |= write_side_files(folder, inputs, plan.dtype, journal)
-        list(hashing)  # waits, and raises the error of a thread
+        list(hashing)  # waits for the hashes, and raises the error of a thread
         plan = plan.replace(**pair.sources(hashed=True))
-        if plan.coefficients:  # learning them took minutes
+        if plan.coefficients:  # kept, because learning them took minutes
             written = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.public)
             plan = plan.replace(tensors=written.tensors)
         record = _complete(record, pair, plan, journal, output=output.name, files=files)

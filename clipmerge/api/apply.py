@@ -39,9 +39,10 @@ def apply(
     Args:
         plan: A plan, or its JSON file.
         output: Folder to write, completely or not at all.
-        zeroshot: theta_0, if it is not where the plan says. Its weights must have the same bytes;
-            the files may have other names.
-        finetuned: theta_1 ... theta_K, likewise.
+        zeroshot: theta_0, if it is not where the plan says. Its files must have the same bytes, but
+            may have other names.
+        finetuned: theta_1 ... theta_K, likewise. Give both ``zeroshot`` and ``finetuned``, or
+            neither.
         processor: See `merge`.
         progress: See `merge`.
         **options: The fields of `clipmerge.options.ApplyOptions`.
@@ -50,7 +51,7 @@ def apply(
         The folder, the plan and the record.
 
     Raises:
-        UsageError: If the plan does not fit the checkpoints, or was made for others.
+        UsageError: If the plan does not fit the checkpoints, or was made for other checkpoints.
         OutputError: If the folder exists or cannot be written.
         ClipmergeError: If another argument cannot be used.
     """
@@ -117,7 +118,7 @@ def open_planned(
 
 
 def _locate_checkpoint(name: str, plan: Plan, record: SourceRecord) -> str:
-    """Find a checkpoint of the plan, in the working folder or beside the plan."""
+    """Return a checkpoint's address: on the Hub, in the working folder, or beside the plan."""
     if record.revision or record.source.startswith("hf://"):
         return record.pinned
     beside = [str(file.parent / record.source) for file in plan.files[:1]]
@@ -134,7 +135,7 @@ def _locate_checkpoint(name: str, plan: Plan, record: SourceRecord) -> str:
 def _check_hashes(
     name: str, record: SourceRecord, checkpoint: Checkpoint, journal: Journal
 ) -> None:
-    """Check that a checkpoint has the plan's hashes. Warn if the plan has none."""
+    """Raise an error if a checkpoint's hashes differ from the plan's; warn if the plan has none."""
     if not any(record.files.values()):
         journal.warn(f"{name} has no sha256 of {record.source}: used unchecked")
         return

@@ -92,7 +92,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 " leave it out, and merge what was saved with `clipmerge merge`"
             )
         _find_clip(model)
-        # peft puts its factors into the model that it is given
+        # peft puts its factors into the model that it is given, which may be the zero-shot model
         if any(part is self._zeroshot for part in model.modules()):
             raise UsageError(
                 "RobustMergeCallback: zeroshot is the model that is trained, and will have changed"
@@ -132,7 +132,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 progress=self._progress,
                 **self._options,
             )
-        except Exception as error:  # training must end normally, whatever it is
+        except Exception as error:  # training must end normally, whatever the error is
             self.error = error
             is_merged = (folder / "clipmerge.json").is_file()
             left = f"the merge is in {folder}" if is_merged else "training itself succeeded"
@@ -158,8 +158,8 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _find_clip(model: Module) -> Module:
-    """Find the model of transformers or open_clip in a trained module: the module itself, or its
-    first part that is one. A model of peft is returned whole.
+    """Return the model of transformers or open_clip in a trained module: the module itself, or the
+    first of its parts that is such a model. A model of peft is returned whole.
     """
     model = unwrap_model(model)
     if hasattr(model, "merge_and_unload"):  # peft's
@@ -175,8 +175,8 @@ def _find_clip(model: Module) -> Module:
 
 
 def _without_factors(model: Module) -> Module:
-    """Copy a model of peft with its adapter merged into the weights. Other models are returned as
-    they are.
+    """Return a copy of a peft model with its adapter merged into the weights. Any other model is
+    returned as it is.
     """
     if not hasattr(model, "merge_and_unload"):
         return model

@@ -18,7 +18,9 @@ _RECIPES = ("wise-ft", "straggler-sparse", "auto")
 
 
 def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> Json:
-    """Merge the demo's models by each recipe, and measure all on clean and shifted digits."""
+    """Merge the demo's two models by three recipes, and measure the accuracy of all five models on
+    clean and shifted digits.
+    """
     from clipmerge.report.pages import REPORT, html_page
 
     folder = local_path(output) if output else user_cache("demo")
@@ -57,7 +59,7 @@ def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> 
 
 
 def accuracy_table(data: Json) -> Table:
-    """Make the table: accuracy of each model on each set of images, and seconds of each recipe."""
+    """Make the table of accuracies by model and set of images, and of seconds by merge."""
     rows = []
     for model, by_images in data["accuracy"].items():
         shares = [*by_images.values(), mean_shifted(by_images)]
@@ -73,7 +75,8 @@ def best_merge(accuracy: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def headline(accuracy: Mapping[str, Mapping[str, float]]) -> str:
-    """Say how accurate the best merge is on clean digits, and how much it regains under shift.
+    """Say how accurate the best merge is on clean digits, and how much of the accuracy that
+    fine-tuning lost under shift it regains.
 
     Args:
         accuracy: Accuracies from 0 to 1, by model and then by name of the images.
@@ -91,5 +94,5 @@ def headline(accuracy: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def mean_shifted(accuracy: Mapping[str, float]) -> float:
-    """Average the accuracy of one model over the shifts."""
+    """Average the accuracy of one model over the shifts, which are all images but ``clean``."""
     return fmean(share for name, share in accuracy.items() if name != "clean")

@@ -68,14 +68,14 @@ def evaluate(
 ) -> EvaluateResult:
     """Measure accuracy on images with classes, and recall on images with captions.
 
-    An image is right if its class has the highest score: by prompts or, for a model with a
-    classification head, by the head.
+    An image counts as recognised if its class has the highest score. The scores come from class
+    prompts or, if the model has a classification head, from the head.
 
     Args:
         checkpoint: A folder, a file, ``org/name[@revision]``, or a model of transformers or
             open_clip.
-        data: Sources by name, each as ``data`` of `merge`; or texts ``NAME=SOURCE`` or paths, one
-            or several.
+        data: Sources of images: a mapping from names to sources, or one or several texts
+            ``NAME=SOURCE`` or paths. A source has a form that `merge` accepts as ``data``.
         processor: See `merge`.
         progress: See `merge`.
         **options: The fields of `clipmerge.options.EvaluateOptions`.
@@ -84,7 +84,8 @@ def evaluate(
         Accuracy or recall, 0 to 1, and number of images by source.
 
     Raises:
-        ClipmergeError: If an argument cannot be used. One line says what, where and what next.
+        ClipmergeError: If an argument cannot be used. The message is one line: what is wrong,
+            where, and what to do.
     """
     opts = EvaluateOptions.of(options)
     journal = Journal(progress)
@@ -132,5 +133,6 @@ def evaluate(
                 record["accuracy"][name] = share
                 record["accuracy_intervals"][name] = list(wilson(share, len(images)))
             for doubt in check_answers(name, images, outcome.correct):
-                journal.warn(doubt.text)  # a poor model is no fault of the images
+                # a warning only, because the model may be poor
+                journal.warn(doubt.text)
     return EvaluateResult(record["accuracy"], record["images"], record)

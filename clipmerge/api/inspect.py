@@ -26,8 +26,9 @@ class InspectResult(Tabular):
 
     Attributes:
         family: Name of the model family.
-        layers: ``parameters`` (tensors), ``size`` (entries), ``shapes`` and ``change`` by layer, in
-            network order; with images also ``sharpness`` and ``straggler``.
+        layers: By layer, in network order: ``parameters`` (number of tensors), ``size`` (number of
+            entries) and ``shapes``; with two checkpoints also ``change``, and with images
+            ``sharpness`` and ``straggler``.
         mismatches: Reasons why the checkpoints cannot be merged, one line each.
         record: The output of ``clipmerge inspect --json``.
     """
@@ -61,7 +62,7 @@ def inspect(
     Args:
         zeroshot: A folder, a file, ``org/name[@revision]``, or a model of transformers or
             open_clip.
-        finetuned: The same, fine-tuned from it.
+        finetuned: A checkpoint fine-tuned from ``zeroshot``, in one of these forms.
         progress: See `merge`.
         **options: The fields of `clipmerge.options.InspectOptions`.
 
@@ -72,7 +73,7 @@ def inspect(
 
     Raises:
         CheckpointError: If a checkpoint cannot be read.
-        UsageError: If there are images and one checkpoint alone.
+        UsageError: If there are images but only one checkpoint.
     """
     opts = InspectOptions.of(options)
     if opts.data is not None and finetuned is None:
@@ -89,7 +90,7 @@ def inspect(
 
 
 def _describe(inputs: Inputs, others: list[Checkpoint], journal: Journal) -> Json:
-    """Describe the zero-shot checkpoint, and compare it with the one in ``others``, if any."""
+    """Make the record of an inspection, with a comparison if there is a second checkpoint."""
     layers = _describe_layers(inputs)
     return {
         "family": inputs.family.name,
@@ -103,7 +104,7 @@ def _describe(inputs: Inputs, others: list[Checkpoint], journal: Journal) -> Jso
 
 
 def _compare(inputs: Inputs, layers: dict[str, Json], journal: Journal) -> list[str]:
-    """Add ``change`` to each layer, and list the mismatches."""
+    """Add ``change`` to each layer, and return the reasons why the checkpoints cannot be merged."""
     from clipmerge.checks import check_models
 
     journal.warn(*inputs.notes)
@@ -123,7 +124,7 @@ def _compare(inputs: Inputs, layers: dict[str, Json], journal: Journal) -> list[
 
 
 def _add_sharpness(record: Json, pair: Pair, options: InspectOptions, journal: Journal) -> None:
-    """Measure the sharpness of every layer on images, and mark the stragglers."""
+    """Measure each layer's sharpness on images, and add it to the record with a straggler mark."""
     from clipmerge.api._images import measure
     from clipmerge.api.merge import open_and_split_images
     from clipmerge.planning.recipe import load_recipe
@@ -138,7 +139,7 @@ def _add_sharpness(record: Json, pair: Pair, options: InspectOptions, journal: J
     found, images = measure(pair, recipe, split, opts, journal)
     record["images"] = images.images
     layers = record["layers"]
-    for layer in pair.inputs.layers.keys() - layers.keys():  # a head that was built
+    for layer in pair.inputs.layers.keys() - layers.keys():  # a zero-shot head built from prompts
         layers[layer] = _describe_layers(pair.inputs)[layer]
         layers[layer]["change"] = _relative_change(pair.inputs, pair.inputs.layers[layer])
     for layer, values in found.layers.items():
@@ -174,8 +175,8 @@ def _describe_layers(inputs: Inputs) -> dict[str, Json]:
 
 
 def _relative_change(inputs: Inputs, names: Names) -> float | None:
-    """Compute ||task_vector|| / ||theta_0|| of a layer: ``None`` if nothing in the layer can be
-    compared, NaN if a weight is not finite.
+    """Compute ||task_vector|| / ||theta_0|| of a layer: ``None`` if no parameters can be compared
+    or the ratio is infinite, NaN if a weight is not finite.
     """
     changes, bases = [], []
     for name in names:

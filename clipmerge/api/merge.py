@@ -55,13 +55,15 @@ def merge(
     Args:
         zeroshot: theta_0: a folder, a file, ``org/name[@revision]``, or a model of transformers or
             open_clip.
-        finetuned: theta_1, likewise; a sequence for several fine-tuned from the same zero-shot
-            model.
+        finetuned: theta_1, in one of these forms; or a sequence of several checkpoints that were
+            fine-tuned from the same zero-shot model.
         recipe: Name of a recipe, path of a YAML file, a mapping with the content of one, or a
-            `Recipe`. The default is ``auto`` with ``data`` and without ``alpha``, else ``wise-ft``.
+            `Recipe`. The default is ``auto`` if ``data`` is given and ``alpha`` is not, else
+            ``wise-ft``.
         output: Folder to write, completely or not at all; ``None`` to write nothing.
-        processor: Processor of models in memory, or its folder, unless it is in the folder that
-            they were loaded from. For open_clip: the name of the architecture, or its folder.
+        processor: Processor of models in memory, or the folder of one. By default it is read from
+            the folder that a model was loaded from. For open_clip: the name of the architecture, or
+            the model's folder.
         progress: Receives progress, notes and warnings. The default logs them to ``clipmerge``,
             and shows a bar on a terminal and in a notebook.
         **options: The fields of `clipmerge.options.MergeOptions`.
@@ -110,13 +112,14 @@ def plan(
     progress: Progress | None = None,
     **options: Any,
 ) -> Plan:
-    """Measure and decide as `merge` does, and stop there.
+    """Measure and decide as `merge` does, and return the plan without merging.
 
     Args:
         zeroshot: theta_0; see `merge`.
         finetuned: theta_1 ... theta_K; see `merge`.
         recipe: See `merge`.
-        output: JSON file for the plan; `Plan.save` can write it later.
+        output: JSON file to write the plan to; ``None`` to write nothing. `Plan.save` can write it
+            later.
         processor: See `merge`.
         progress: See `merge`.
         **options: The fields of `clipmerge.options.PlanOptions`.
@@ -153,8 +156,9 @@ def open_and_decide(
     journal: Journal,
     processor: Any = None,
 ) -> Iterator[tuple[Pair, Split[Images] | None, Record]]:
-    """Open checkpoints and images, measure and decide. Models in memory are saved to temporary
-    folders for the block.
+    """Open the checkpoints and images, run the recipe, and yield the pair, the split of the images
+    and the record with the plan. Models in memory are saved to temporary folders until the ``with``
+    block ends.
     """
     with open_pair(
         zeroshot, finetuned, options, journal, missing=recipe.missing, processor=processor
@@ -169,7 +173,7 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
         raise UsageError("`ood` needs `data`: give images of the target too")
     if recipe is None:
         recipe, reason = "wise-ft", "there are no images"
-        if options.alpha is not None:  # in `auto` it would scale what was learned
+        if options.alpha is not None:  # `auto` would multiply learned coefficients by it
             reason = "an alpha is given"
         elif options.data is not None:
             recipe, reason = "auto", "there are images"
@@ -182,8 +186,8 @@ def choose_recipe(recipe: RecipeLike | None, options: PlanOptions, progress: Pro
 def check_output_folder(
     output: StrPath | None, options: MergeOptions, *checkpoints: CheckpointLike
 ) -> Path | None:
-    """Check the output folder, the rights to push and `fail_on` now, because they would fail at the
-    end.
+    """Check what would otherwise fail only at the end: the output folder, the rights to push, and
+    `fail_on`. Return the folder's path.
     """
     if options.fail_on and (options.data is None or not options.verdict):
         raise UsageError("`fail_on` needs a verdict: give `data`, and leave out `verdict=False`")
@@ -207,7 +211,9 @@ def check_output_folder(
 def open_and_split_images(
     pair: Pair, recipe: Recipe, options: PlanOptions, journal: Journal
 ) -> tuple[Pair, Split[Images] | None]:
-    """Open, split and check the images, and check that the recipe fits, before learning."""
+    """Open, split and check the images, and check that the recipe fits. Return the pair, with a
+    zero-shot head if one had to be built, and the split; ``None`` without images.
+    """
     images = None
     if options.data is not None:
         from clipmerge.api._images import split_and_check
@@ -217,7 +223,7 @@ def open_and_split_images(
         journal.warn(*images.notes)
     if pair.inputs.output is OutputKind.FINETUNED_CLASSIFIER:
         pair = with_zeroshot_head(pair, images, options.classes, options.template)
-    journal.warn(*pair.inputs.notes)  # building a head replaces them
+    journal.warn(*pair.inputs.notes)  # only now, because building a head replaces the notes
     if recipe.measure or recipe.overrides:
         check_recipe(pair, recipe, has_images=images is not None)
     if images is None:
@@ -232,7 +238,7 @@ def open_and_split_images(
 
 
 def check_recipe(pair: Pair, recipe: Recipe, *, has_images: bool) -> None:
-    """Check that a recipe fits these checkpoints and images, before measuring takes minutes."""
+    """Raise an error if a recipe does not fit the checkpoints, or needs images and has none."""
     inputs = pair.inputs
     if recipe.measure and not has_images:
         raise UsageError(
@@ -255,7 +261,9 @@ def decide(
     options: DecisionOptions,
     journal: Journal,
 ) -> Record:
-    """Run the recipe's measure, if it has one, and its method; return the record so far."""
+    """Run the recipe's measure, if it has one, and its method. Return a record with the plan, but
+    without a verdict.
+    """
     measurements, calibration = None, None
     if split is not None and recipe.measure is not None:
         from clipmerge.api._images import measure
@@ -296,8 +304,8 @@ def decide(
 
 
 def _apply_overrides(decision: Decision, recipe: Recipe, parameters: Layers) -> Decision:
-    """Apply the recipe's overrides to a decision. A layer with a new alpha loses the coefficients
-    that were learned for it.
+    """Return the decision with the recipe's overrides applied. A layer with a new alpha loses the
+    coefficients that were learned for it.
     """
     layers, reasons = dict(decision.layers), dict(decision.reasons)
     coefficients = dict(decision.coefficients)

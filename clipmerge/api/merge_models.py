@@ -35,13 +35,13 @@ def merge_models(
     """Merge models in memory.
 
     The weights equal, bit for bit, those that `merge` writes for the same models on disk. During
-    the merge both models are in a temporary folder, which takes their size on disk and about a
-    second per gigabyte.
+    the merge the models are saved to temporary folders. This takes as much disk space as their
+    weights, and about a second per gigabyte.
 
     Args:
         zeroshot: Model of transformers or open_clip with theta_0's weights; it is not changed.
-        finetuned: Model with theta_1's weights, of the same class; several for theta_1 ... theta_K.
-            Not changed.
+        finetuned: Model of the same class with theta_1's weights, or a sequence of models with
+            those of theta_1 ... theta_K; they are not changed.
         recipe: See `merge`.
         processor: See `merge`.
         progress: See `merge`.
@@ -52,7 +52,8 @@ def merge_models(
         mode; a copy of the zero-shot model if the fine-tuned one is a single tower.
 
     Raises:
-        ClipmergeError: If an argument cannot be used. One line says what, where and what next.
+        ClipmergeError: If an argument cannot be used. The message is one line: what is wrong,
+            where, and what to do.
 
     Example:
         >>> robust = merge_models(zeroshot, finetuned, "wise-ft")  # doctest: +SKIP

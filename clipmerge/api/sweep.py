@@ -1,7 +1,8 @@
 """`clipmerge sweep`: compare plain interpolation, recipes and checkpoints on the target, under
 shifts and on other tasks.
 
-Recipes decide by the functions of `merge`, without the OOD images, and no checkpoint is written.
+Each recipe makes its plan by the functions of `merge`, without the OOD images. No merged checkpoint
+is written.
 """
 
 from __future__ import annotations
@@ -65,12 +66,12 @@ _NAMES = "backslashreplace"
 
 
 class _Point(NamedTuple):
-    """A model to evaluate.
+    """A point of the comparison: an alpha of the curve, a recipe's merge, or a checkpoint.
 
     Attributes:
-        about: Its fields in the record.
-        move: Function that sets the model's weights.
-        max_loss: Accuracy that it may lose on the target, in points.
+        about: The fields that describe it in the record.
+        move: Sets the model's weights to those of the point.
+        max_loss: Accuracy, in points, that it may lose on the target.
     """
 
     about: Json
@@ -86,7 +87,7 @@ class SweepResult(Tabular):
         path: The output folder; ``None`` if nothing was written.
         record: The content of ``sweep.json``.
         correct: Whether each image was recognised, by source: shape (points, images), bool. The
-            curve's points come first.
+            points are those of the curve, then the recipes, then the checkpoints.
         warnings: Warnings, one line each.
     """
 
@@ -132,9 +133,9 @@ def sweep(
     Args:
         zeroshot: theta_0; see `merge`.
         finetuned: theta_1 ... theta_K; see `merge`. With several, the curve ends at their average.
-        id: Test images of the target by name, each as ``data`` of `merge`; or texts ``NAME=SOURCE``
-            or paths, one or several.
-        ood: Images of shifts and of other tasks, likewise.
+        id: Test images of the target: a mapping from names to sources, or one or several texts
+            ``NAME=SOURCE`` or paths. A source has a form that `merge` accepts as ``data``.
+        ood: Images of shifts and of other tasks, in one of these forms.
         output: Folder to write; ``None`` to write nothing.
         processor: See `merge`.
         progress: See `merge`.
@@ -178,7 +179,7 @@ def sweep(
         journal.warn(*pair.inputs.notes)
         sources = near | far
         check_images(pair, sources if data is None else {**sources, "": data}, opts, journal)
-        # gains are measured from a fine curve
+        # gains are measured against a curve with at least the tenths of alpha
         alphas = add_tenths(opts.alphas) if recipes or shown else opts.alphas
         points = [
             _Point({"alpha": alpha}, partial(WeightPath.set_alpha, alpha=alpha)) for alpha in alphas
@@ -201,7 +202,7 @@ def sweep(
     if target is not None and is_main_process():
         record["output"] = target.name
         _write_sweep(record, target, overwrite=opts.overwrite)
-    pair.forget_learning()  # what was learned is saved until nothing more can fail
+    pair.forget_learning()  # only now, when nothing more can fail
     return SweepResult(target, record, correct, tuple(record["warnings"]))
 
 
@@ -223,7 +224,7 @@ def _check_names(ids: Json, oods: Json, points: list[str]) -> None:
 def _open_sources(
     flag: str, named: Json, options: SweepOptions, journal: Journal
 ) -> dict[str, Images]:
-    """Open the images of a flag, by name."""
+    """Open the images given as `id` or `ood`, by name. An error names the flag and the source."""
     sources: dict[str, Images] = {}
     for name, source in named.items():
         try:
@@ -237,7 +238,7 @@ def _open_sources(
 def _decide(
     pair: Pair, recipe: Recipe, data: Images | None, options: SweepOptions, journal: Journal
 ) -> _Point:
-    """Let a recipe decide, as `merge` does."""
+    """Run a recipe as `merge` does, and return its merge as a point of the comparison."""
     check_recipe(pair, recipe, has_images=data is not None)
     split = None
     if recipe.measure and data is not None:
@@ -255,7 +256,7 @@ def _decide(
 
 
 def _open_point(name: str, place: str, inputs: Inputs, model: str | None) -> _Point:
-    """Open a checkpoint to compare with the curve, and align it with the zero-shot one."""
+    """Open a checkpoint that the user named, and return it as a point of the comparison."""
     opened = open_checkpoint(place, base=inputs.zeroshot, model=model)
     point = convert_checkpoint(opened, inputs.zeroshot)
     other = align_checkpoints(inputs.zeroshot, [point], dtype="float32")
@@ -313,7 +314,9 @@ def _accuracy_rows(
     questions: dict[str, list[str]],
     options: SweepOptions,
 ) -> list[Json]:
-    """Compute a row for each point: its accuracies, its gains, and whether it loses too much."""
+    """Compute a row for each point: its accuracies, its gains, and whether it loses more than the
+    limit on the target.
+    """
     alphas = [point.about["alpha"] for point in points if "alpha" in point.about]
     by_question = {
         question: [correct[name] for name in names]
@@ -333,7 +336,7 @@ def _accuracy_rows(
         if 1.0 in alphas:
             limit = point.max_loss if options.max_loss is None else options.max_loss
             lost = accuracy[alphas.index(1.0)] - accuracy[number]
-            # accuracies are ratios of counts; rounding errors are far below
+            # accuracies are ratios of counts, so rounding errors are far below 1e-7
             exceeds = bool(lost > limit + 1e-7)
         means = {
             question: mean_estimate([right[number] for right in each])

@@ -33,7 +33,7 @@ class OutputKind(Enum):
 
     @property
     def is_classifier(self) -> bool:
-        """Whether the output recognises classes by a head, not by prompts."""
+        """Whether the merged model classifies with a head, not with prompts."""
         return self in (OutputKind.CLASSIFIER, OutputKind.FINETUNED_CLASSIFIER)
 
 

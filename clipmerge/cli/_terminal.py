@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 DEBUG = "CLIPMERGE_DEBUG"
 # Fields that come first in JSON.
 _ANSWERS = ("verdict", "answer", "headline", "accuracy")
-# base class of errors about flags, in click or in typer's own copy of it
+# The base class of errors about flags: click's, or that of the copy of click inside typer.
 _WrongFlag: Any = typer.BadParameter.__base__
-# Environment variables that libraries read.
+# Settings of libraries, which read them from environment variables.
 _LIBRARIES = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # threads that wait must not take time from those that work
+    # threads that wait must not slow down threads that work
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-# Width of a pipe, in which no line is wrapped.
+# Width for output that is not a terminal: so wide that no line is wrapped.
 _WIDEST = 10_000
 
 
@@ -74,7 +74,7 @@ class Terminal(BarProgress):
         return _make_console(sys.stderr.isatty(), stderr=True)
 
     def stage(self, name: str) -> None:
-        """Begin a stage, and name it if ``verbose``."""
+        """Begin a stage of the command, and print its name if ``verbose``."""
         super().stage(name)
         if self.verbose and not self._silent:
             self._error_console.print(f"{STAGES[name]} ...")
@@ -99,7 +99,9 @@ class Terminal(BarProgress):
     def print_result(
         self, record: Mapping[str, Any], human: Callable[[], RenderableType], last: str = ""
     ) -> None:
-        """Print a result on stdout: the record as JSON, or ``human`` and a last line."""
+        """Print a result on stdout: the record with ``--json``, else the text or table that
+        ``human`` returns, followed by the line ``last``.
+        """
         self.close()
         if self._silent:
             return
@@ -139,7 +141,7 @@ def ignore_signals() -> None:
 
 def report_error(error: BaseException) -> int:
     """Print the error that ended a command in one line, and return the exit code."""
-    if isinstance(error, BrokenPipeError):  # from `clipmerge recipes | head -1`
+    if isinstance(error, BrokenPipeError):  # nobody reads on, as in `clipmerge recipes | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     from clipmerge.options import with_flags
@@ -160,7 +162,7 @@ def report_error(error: BaseException) -> int:
 
 
 def _describe_error(error: BaseException) -> tuple[str, int]:
-    """Return the text and the exit code of an error."""
+    """Return the message and the exit code for an error."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, ClipmergeError):

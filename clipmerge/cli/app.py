@@ -1,4 +1,4 @@
-"""The program and its commands by name.
+"""The program ``clipmerge``, and a table of its commands.
 
 The file of a command is imported when the command is used, so `clipmerge --help` imports none.
 """
@@ -75,7 +75,7 @@ class GroupedCommand(TyperCommand):
             group = getattr(parameter, "rich_help_panel", None) or "Run"
             if parameter.param_type_name == "argument":
                 group = "What"
-                flags = parameter.metavar or ""  # typer adds its type
+                flags = parameter.metavar or ""  # typer's text has the argument's type too
             groups[group].append((flags.removeprefix(" / "), about))
         for title, rows in groups.items():
             if rows:
@@ -87,7 +87,7 @@ class _Commands(TyperGroup):
     """A group that imports the file of a command when the command is used."""
 
     def resolve_command(self, context: Any, words: list[str]) -> Any:
-        """Import the command or group of commands that the first word names."""
+        """Import the file of the command, or group of commands, that the first word names."""
         name, stub, rest = super().resolve_command(context, words)
         if stub is None:
             return name, stub, rest
@@ -101,9 +101,10 @@ class _Commands(TyperGroup):
 
 
 def command(function: Any) -> Callable[..., None]:
-    """Turn a function into a command. Its parameters after the terminal become flags.
+    """Turn a function into a command of typer. The function's first parameter gets the `Terminal`,
+    and its other parameters become arguments and flags.
 
-    Annotated with a class of options, ``**options`` becomes a flag for each field.
+    ``**options`` is annotated with a class of options. Each field of the class becomes a flag.
     """
     from clipmerge.options import typer_parameters
 

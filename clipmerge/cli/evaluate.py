@@ -27,7 +27,9 @@ def inspect_command(
     ] = None,
     **options: Annotated[Any, InspectOptions],
 ) -> None:
-    """List layers, how far each moved and, with images, how sharp it is; and mismatches."""
+    """List the layers of a checkpoint. With a second checkpoint, also list the mismatches, how far
+    each layer moved and, with images, how sharp it is.
+    """
     from clipmerge.api.inspect import inspect
 
     record = inspect(zeroshot, finetuned, progress=terminal, **options).record
@@ -35,7 +37,7 @@ def inspect_command(
 
 
 def _layer_table(record: Json, *, every: bool) -> RenderableType:
-    """Make a table with a row per kind of layer, or per layer, and list the mismatches."""
+    """Make a table with a row per kind of layer, or per layer if ``every``, and lines below it."""
     from rich.console import Group
 
     from clipmerge.report.terminal import render_table
@@ -66,7 +68,7 @@ def _layer_table(record: Json, *, every: bool) -> RenderableType:
 
 
 def _kind_of(layer: str) -> str:
-    """Name the kind of a layer: its tower, and its place in a block if it is in one.
+    """Name the kind of a layer: its tower, followed by its part of a block if it is in a block.
 
     Example:
         >>> _kind_of("vision.3.attn"), _kind_of("text.norm"), _kind_of("logit_scale")
@@ -79,7 +81,7 @@ def _kind_of(layer: str) -> str:
 
 
 def _range_cell(entries: list[Json], name: str, pattern: str) -> str:
-    """Write the smallest and the largest value of some layers."""
+    """Format the smallest and the largest value that some layers have under ``name``."""
     values = [entry[name] for entry in entries if entry.get(name) is not None]
     if not values:
         return "-"

@@ -20,7 +20,7 @@ recipes_command = typer.Typer(
     rich_markup_mode=None,
     help="List, show and copy the recipes.",
 )
-# Listed first; `--all` lists the others after them.
+# These recipes are listed first. `--all` lists all other recipes after them.
 _RECOMMENDED = ("auto", "wise-ft", "straggler-sparse", "lines", "monosoup")
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe.")]
 

@@ -15,12 +15,12 @@ from clipmerge.images.digits import SIZE, digits_as_rgb, read_digits
 from clipmerge.types import Names
 
 TEMPLATE: str = "a photo of a {}."
-"""Template of the class prompts; also the most frequent caption."""
+"""Template of the class prompts. It was also the most frequent caption in training."""
 
 SHIFTS: Names = ("noise", "inversion", "rotation", "blur")
 """The shifted copies of the test images, in the order of the demo's table."""
 
-# the models were trained on the first ones
+# Number of digits in each split. The models were trained on ``train``.
 _SPLITS = {"train": 700, "calibration": 697, "test": 400}
 _SPLIT_SEED = 0
 _SHIFT_SEED = 1
@@ -39,7 +39,7 @@ def digits_of_split(split: str) -> tuple[Tensor, Tensor]:
 
 
 def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
-    """Apply a shift to clean digits, always with the same result.
+    """Apply a shift to clean digits. The same digits always give the same pixels.
 
     Args:
         shift: One of `SHIFTS`.
@@ -66,7 +66,7 @@ def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
 
 
 def _rotate(pixels: Tensor, degrees: Tensor) -> Tensor:
-    """Rotate each image about its centre, and continue its edge outside."""
+    """Rotate each image about its centre, and fill the corners with the colour of its edge."""
     angle = torch.deg2rad(degrees)
     cosine = torch.cos(angle)
     sine = torch.sin(angle)

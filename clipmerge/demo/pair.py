@@ -1,6 +1,6 @@
 """Write the demo's two checkpoints and its images, once, to the user's cache.
 
-Both are ordinary checkpoints of transformers. They come with clipmerge, so that every machine
+Both checkpoints have the layout of transformers. They come with clipmerge, so that every machine
 merges the same models. `benchmarks/digits` of commit 7fea82b5 trained them.
 """
 
@@ -20,7 +20,8 @@ from clipmerge.demo.data import SHIFTS
 from clipmerge.files.staging import refuse_existing, stage_output
 from clipmerge.images.digits import CLASS_NAMES, as_images, digits_as_rgb
 
-#: The weights of both models in 16 bits, and the files beside them in ``files``.
+#: Folder with the weights of both models in 16 bits. Its subfolder ``files`` has their
+#: configuration and tokenizer.
 MODELS = Path(__file__).parent / "models"
 _MANIFEST = "manifest.json"
 
@@ -31,14 +32,14 @@ class DemoPair:
 
     zeroshot: Path  # checkpoint folder of the model trained on styled digits
     finetuned: Path  # checkpoint folder of the model fine-tuned on clean digits
-    # clean digits to measure on, new to both models, in one subfolder per class
+    # clean digits to measure on, in one subfolder per class; neither model was trained on them
     calibration: Path
-    clean: Path  # clean test digits, likewise
-    shifted: dict[str, Path]  # the same test digits by name of the shift
+    clean: Path  # clean test digits, also new to both models
+    shifted: dict[str, Path]  # the test digits under each shift, by name of the shift
 
 
 def prepare(folder: Path) -> DemoPair:
-    """Write the two models and the images, unless the folder has them already."""
+    """Write both models and the images to a folder, unless it has them. Return their paths."""
     images = folder / "images"
     pair = DemoPair(
         zeroshot=folder / "zeroshot",
@@ -57,7 +58,7 @@ def prepare(folder: Path) -> DemoPair:
 
 
 def _is_finished(folder: Path) -> bool:
-    """Whether this version of clipmerge wrote the whole folder."""
+    """Whether this version of clipmerge has written the whole folder."""
     try:
         return (folder / _MANIFEST).read_text(encoding="utf-8") == _manifest_text()
     except (OSError, ValueError):

@@ -1,1 +1,1 @@
-"""Accuracy of checkpoints and of points between them."""
+"""Accuracy and recall of checkpoints and merges, and the verdict on a merge."""

@@ -11,7 +11,7 @@ from clipmerge.models.building import build_model
 
 
 def load_model(checkpoint: Checkpoint) -> ImageTextModel:
-    """Load a full CLIP, or a tower with a head, with its weights, in float32."""
+    """Return the model of a checkpoint, in float32: a full CLIP, or a tower with a head."""
     inputs = pair_keys(checkpoint, [], "error", "keep")
     tower = tower_of(inputs.layers)
     if tower != "full" and not inputs.output.is_classifier:

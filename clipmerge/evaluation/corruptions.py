@@ -28,9 +28,9 @@ _JPEG = 10
 _PIXELATE = 0.4
 # Bits per channel after posterizing.
 _POSTERIZE = 2
-# Sides of the hidden rectangle as a share of those of the image.
+# Height and width of the hidden rectangle, as a share of the image's.
 _OCCLUSION = 0.5
-# Enough corrupted images. There are several copies of few images, and one of many.
+# Number of corrupted images that is enough. A small set is copied several times, a large one once.
 _ENOUGH = 512
 _SEED = 20260
 
@@ -47,7 +47,7 @@ def corrupt(image: Image, corruption: str, seed: int) -> Image:
             return small.resize(image.size, Resampling.NEAREST)
         case "posterize":
             return ImageOps.posterize(image, _POSTERIZE)
-        case "dither":  # as if printed in eight colours, each with or without red, green and blue
+        case "dither":  # as if printed in the eight mixtures of full red, green and blue
             palette = Pillow.new("P", (1, 1))
             palette.putpalette(
                 [255 * (colour >> channel & 1) for colour in range(8) for channel in range(3)]
@@ -65,12 +65,13 @@ def corrupt(image: Image, corruption: str, seed: int) -> Image:
 
 
 def corrupted_sets(images: Any, side: int) -> dict[str, Any]:
-    """Make corrupted copies of a set of images, by name of the copy.
+    """Make one or several corrupted copies of a set of images, by name of the copy.
 
-    The corruptions take turns in each copy, and an image has a different one in every copy.
+    Within a copy, the corruptions take turns from image to image. An image has a different
+    corruption in every copy.
 
     Args:
-        images: The images.
+        images: The set of images.
         side: Shorter side of the model's input, in pixels.
     """
     copies = min(len(CORRUPTIONS), max(1, _ENOUGH // len(images)))

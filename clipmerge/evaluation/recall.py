@@ -20,9 +20,9 @@ _SCORES = 1 << 24
 def retrieve(
     features: Tensor, texts: Tensor, captions: Sequence[Sequence[str]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], Recall]:
-    """Match images and captions by their features.
+    """Find the best captions of images and the best images of captions, and compute the recall.
 
-    Equal captions are one text, and each of their images is right for it.
+    Equal captions count as one text, for which each of their images is right.
 
     Args:
         features: Features of the images, (images, width).
@@ -30,7 +30,8 @@ def retrieve(
         captions: Captions of each image.
 
     Returns:
-        The best caption of each image, (images,); `Outcome.correct`, (images,); and the recall.
+        The index of each image's best caption among the different ones, (images,); each image's
+        accuracy as in `Outcome.correct`, (images,); and the recall at K.
     """
     numbers, _ = number_texts(chain.from_iterable(captions))
     images = [at for at, of_image in enumerate(captions) for _ in of_image]
@@ -48,17 +49,21 @@ def retrieve(
 
 
 def retrieval_ranks(images: Tensor, texts: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rank the best own caption of each image, and the best own image of each caption.
+    """Compute the rank of each image's best own caption among all captions, and of each caption's
+    best own image among all images.
 
-    Of equal scores the first is better, so a model that scores everything equally is at chance.
+    Of equal scores, the first has the better rank. So a model that scores everything equally has a
+    recall at chance.
 
     Args:
         images: Image features, (images, width), of unit length.
         texts: Caption features, (captions, width), of unit length.
-        own: Whether a caption belongs to an image, (images, captions); no row or column is empty.
+        own: Whether a caption belongs to an image, (images, captions); every image has a caption,
+            and every caption an image.
 
     Returns:
-        Ranks from 0, (images,) and (captions,), and the best caption of each image, (images,).
+        Ranks of the images, (images,), and of the captions, (captions,), where 0 is best; and the
+        index of each image's best caption, (images,).
     """
     of_images, best = _ranks_of_own_items(images, texts, own)
     of_texts, _ = _ranks_of_own_items(texts, images, own.T)
@@ -66,8 +71,8 @@ def retrieval_ranks(images: Tensor, texts: Tensor, own: Tensor) -> tuple[Tensor,
 
 
 def _ranks_of_own_items(rows: Tensor, columns: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Count the columns that match each row better than its best own one, (rows,), and find the
-    column that matches best, (rows,).
+    """Return for each row the rank of the best column that belongs to it, (rows,), and the index of
+    the best column of all, (rows,).
     """
     positions = torch.arange(len(columns), device=columns.device)
     block = max(1, _SCORES // len(columns))

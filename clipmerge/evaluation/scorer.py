@@ -37,11 +37,13 @@ if TYPE_CHECKING:
 
 #: Images with classes, or with captions.
 Images = LabelledImages | CaptionedImages
-#: Sets the weights of the model on a path, such as those at alpha 0.5: a *point*.
+#: Sets the weights of a path's model, for example to those at alpha 0.5. Such weights are a
+#: *point*.
 Move = Callable[[WeightPath], None]
-# Bytes of preprocessed images in memory. All points are scored on them before more are decoded.
+# Most bytes of preprocessed images in memory. All points are scored on these images before more
+# images are decoded.
 _LOAD_BYTES = 2 << 30
-# Fewest images in a batch, if there are as many: fewer take as long.
+# Fewest images in a batch, if there are as many: a smaller batch would take as long.
 _SMALL_BATCH = 32
 # Name of a source, position of the first image of a batch, and the pixels of the batch.
 _SourceBatch = tuple[str, int, Tensor]
@@ -49,15 +51,15 @@ _SourceBatch = tuple[str, int, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """The answers of the model at one point of the path, on one source.
+    """The answers of the model, at one point, to the images of one source.
 
     Attributes:
-        best: Index of the best class of each image, or of its best caption among all different
-            ones, (images,).
-        correct: Whether the best class of each image is right, (images,). With captions it is the
-            mean of two numbers: whether the best caption is one of its own, and the share of its
-            captions for which it is the best image.
-        recall: Recall at K in both directions, with captions.
+        best: Index of each image's best class, (images,). With captions, index of the best caption
+            among all different captions.
+        correct: Whether each image's best class is right, (images,). With captions, the mean of two
+            numbers: 1 if the best caption is one of the image's own, else 0; and the share of the
+            image's own captions for which it is the best image.
+        recall: Recall at K in both directions; ``None`` without captions.
     """
 
     best: NDArray[np.int64]
@@ -66,7 +68,7 @@ class Outcome:
 
 
 class Scorer:
-    """Scores a model, whose weights ``path`` can move, on images."""
+    """Scores a model on images. ``path`` can set the model's weights to different points."""
 
     def __init__(
         self,
@@ -88,9 +90,9 @@ class Scorer:
         self._load_bytes = load_bytes
         self._micro_batcher: MicroBatcher
         self._classifiers: dict[str, Classifier] = {}
-        # text features by classifier and by the number of earlier changes of the text tower
+        # text features by classifier and by the number of changes of the text tower so far
         self._texts: dict[tuple[Classifier, int], Tensor] = {}
-        # that number at the first visit to each point
+        # number of changes of the text tower at the first visit to each point
         self._changes: dict[int, int] = {}
 
     @torch.no_grad()
@@ -98,7 +100,9 @@ class Scorer:
     def score(
         self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
     ) -> dict[str, list[Outcome]]:
-        """Score every point on every source: one outcome per point, by source, in every process."""
+        """Score every point on every source. Return one outcome per point, by source; all processes
+        get the outcomes of all images.
+        """
         self._micro_batcher = MicroBatcher(None, progress.say)
         self._texts.clear()
         self._changes.clear()
@@ -156,11 +160,13 @@ class Scorer:
         return classifier_for(model, images, templates, self.device)
 
     def _text_features(self, name: str, number: int) -> Tensor:
-        """Return a source's text features at a point, shared by points with equal text towers."""
+        """Return the features of a source's prompts or captions at a point. Points with equal text
+        towers share them.
+        """
         now = self._path.class_moves if self._path else 0
         key = self._classifiers[name], self._changes.setdefault(number, now)
         if key not in self._texts:
-            self._texts[key] = key[0].class_features().cpu()  # points may be many
+            self._texts[key] = key[0].class_features().cpu()  # there may be many points
         return self._texts[key]
 
     def _outputs(
@@ -176,7 +182,7 @@ class Scorer:
         return finite_scores(logits, source).argmax(dim=1).cpu().numpy()
 
     def _loads(self, sources: Mapping[str, Images]) -> Iterator[list[_SourceBatch]]:
-        """Yield this process's preprocessed images in batches, as many as fit into memory."""
+        """Preprocess this process's images, and yield lists of batches that fit into memory."""
         share = (self._context.rank, self._context.world_size)
         load: list[_SourceBatch] = []
         for name, images in sources.items():
@@ -194,7 +200,9 @@ class Scorer:
 
 
 def _texts_of(images: Images) -> object:
-    """Return a key of the texts of a source. Sources with equal keys share a classifier."""
+    """Return a key that is equal for sources with the same classes or captions, whose classifier
+    can be shared.
+    """
     if isinstance(images, CaptionedImages):
         return images.captions
     return images.class_names, images.templates, images.imagenet_rows

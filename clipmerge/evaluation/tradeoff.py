@@ -1,13 +1,17 @@
 """The gain of a merge: how far it lies above the curve of plain interpolation.
 
-The curve joins the accuracies of the alphas by straight lines, in order of alpha: on the target
-from left to right, elsewhere (under a shift, or on another task) from bottom to top. Its *height*
-at an accuracy on the target is the best accuracy elsewhere that it reaches with this accuracy on
-the target or a higher one. A merge that is more accurate on the target than the whole curve is
-compared with the most accurate alpha. The *gain* of a merge is its accuracy elsewhere minus that
-height, so a merge with a gain is better than every alpha at least as accurate on the target, even
-one that was chosen by labels from elsewhere. Accuracies that differ only by rounding count as
-equal.
+In a plot, accuracy on the target goes to the right, and accuracy elsewhere (under a shift, or on
+another task) goes up. Each alpha of plain interpolation is a point, and the curve joins the points
+by straight lines, in order of alpha.
+
+The *height* of the curve at an accuracy on the target is the best accuracy elsewhere that the curve
+reaches with this accuracy on the target or a higher one. If no point of the curve is as accurate on
+the target, the height is that of its most accurate point.
+
+The *gain* of a merge is its accuracy elsewhere minus the height at its accuracy on the target. So a
+merge with a positive gain is better elsewhere than every alpha that is at least as accurate on the
+target. This holds even for an alpha that was chosen by labels from elsewhere. Accuracies that
+differ only by rounding count as equal.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from clipmerge.stats import gain_interval, mean_of_sources, paired_accuracy_inte
 Floats = NDArray[np.float64]
 
 RESAMPLES = 1000
-# Means that are equal in exact arithmetic may differ by 1e-16; one image weighs far more.
+# Means that are equal in exact arithmetic may differ by 1e-16. One image changes a mean far more.
 _ROUNDING = 1e-12
 
 
@@ -64,7 +68,8 @@ def add_tenths(alphas: Sequence[float]) -> list[float]:
 
 
 def curve_height(curve_target: Floats, curve_other: Floats, at: Floats) -> Floats:
-    """Compute the height of a curve (..., alphas) at accuracies on the target (..., points).
+    """Compute the height of curves, (..., alphas), at accuracies on the target, (..., points). The
+    module defines the height.
 
     Example:
         >>> target, other = np.array([0.2, 0.6, 0.8]), np.array([0.7, 0.8, 0.5])
@@ -74,7 +79,7 @@ def curve_height(curve_target: Floats, curve_other: Floats, at: Floats) -> Float
     x, y = curve_target[..., None, :], curve_other[..., None, :]
     wanted = np.minimum(at, x.max(axis=-1))[..., None] - _ROUNDING
     at_points = np.where(x >= wanted, y, -np.inf)
-    # between two points the straight line, where it passes this accuracy
+    # the straight line between two points, where it passes this accuracy
     x_0, x_1 = x[..., :-1], x[..., 1:]
     passes = (x_0 < wanted) != (x_1 < wanted)
     share = (wanted - x_0) / np.where(passes, x_1 - x_0, 1.0)
@@ -102,13 +107,17 @@ def resampled_accuracy(
 
 
 def mean_accuracy(correct: Sequence[Correct]) -> Floats:
-    """Average the accuracy of each point over sources, whatever their sizes: (points,)."""
+    """Average the accuracy of each point over sources of equal weight, whatever their sizes:
+    (points,).
+    """
     accuracy: Floats = np.mean([right.mean(axis=1) for right in correct], axis=0)
     return accuracy
 
 
 def mean_estimate(correct: Sequence[NDArray[Any]]) -> Estimate:
-    """Average the accuracy of one point over sources, each (images,), with its interval."""
+    """Average the accuracy of one point over sources, and compute its interval. Each source has one
+    number per image, (images,).
+    """
     rows = [right.astype(np.float64) for right in correct]
     value = float(np.mean([right.mean() for right in rows]))
     return Estimate(value=value, interval=mean_of_sources(rows))
@@ -122,12 +131,13 @@ def gains_over_curve(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> list[Estimate]:
-    """Compute the gain of each point after those of the curve, with its interval.
+    """Compute the gain, with its interval, of each point that is not on the curve.
 
     Args:
-        target: Sources of the target, each (points, images). The points of the curve come first,
-            in order of alpha.
-        others: Sources of shifts, or of other tasks, likewise. Their accuracies are averaged.
+        target: For each source of the target, whether each point recognises each image, (points,
+            images). The points of the curve come first, in order of alpha.
+        others: The same for each source of shifts, or of other tasks, over which accuracies are
+            averaged.
         alphas: Number of points of the curve.
         seed: Seed of the resamples.
         resamples: Number of resamples of the images.
@@ -150,8 +160,8 @@ def gains_over_curve(
 
 
 def _least_half(others: Sequence[Correct]) -> float:
-    """Compute half the interval of a gain of 0 if the answers are equal, so that all resamples give
-    0.
+    """Compute the smallest half width of a gain's interval: that for models with equal answers,
+    whose gain is 0 in every resample.
     """
     images = min(right.shape[1] for right in others)
     _, half = paired_accuracy_interval(np.zeros(images))

@@ -1,7 +1,7 @@
 """Judge a merge on images from which nothing was learned.
 
-It is compared with the zero-shot model, the fine-tuned model and plain interpolation, before
-anything is written. `recommend` has the rules, which `docs/how-to/verdict.md` explains.
+The merge is compared with the zero-shot model, the fine-tuned model and plain interpolation, before
+anything is written. `recommend` has the rules, and `docs/how-to/verdict.md` explains them.
 """
 
 from __future__ import annotations
@@ -43,15 +43,18 @@ from clipmerge.types import Recommendation
 
 #: Alphas of plain interpolation that are scored beside a merge.
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-# Side of an image that shows the size of a model's input, in pixels.
+# Side, in pixels, of a blank image that is preprocessed to find the size of a model's input.
 _USUAL_SIDE = 224
-# Bytes of preprocessed images in memory at once. Moving a model takes as long as a few images.
+# Most bytes of preprocessed images in memory at once. Few are enough, because setting a model's
+# weights takes only as long as scoring a few images.
 _LOAD_BYTES = 256 << 20
-# Accuracies are ratios of counts, with rounding errors far below one image in a billion.
+# Tolerance when accuracies are compared. They are ratios of counts, so rounding errors are far
+# smaller.
 _ROUNDING = 1e-9
-# If the change by merging is a larger share of the change by fine-tuning, the images may be of a
-# shift. Of six merges that were surely better on their target, five had a share of 0.36 or less,
-# and one, where fine-tuning hardly helped, had 1.1. On images of a shift it was at least 0.49.
+# Limit of the gain by merging, as a share of the gain by fine-tuning. A larger share suggests that
+# the images are of a shift. Of six merges that were surely better on their target, five had a share
+# of 0.36 or less, and one, where fine-tuning hardly helped, had 1.1. On images of a shift the share
+# was at least 0.49.
 _MOST_CHANGED = 0.4
 # Number of classes in the example of a model card.
 _EXAMPLES = 3
@@ -72,19 +75,20 @@ def recommend(
     most_images: int = MAX_TEST,
     better_alpha: float | None = None,
 ) -> Advice:
-    """Apply the rules in order. The first that holds gives the recommendation.
+    """Return a recommendation for a merge, from the first of the rules that applies.
 
     Args:
         target: The models on the target's images.
         corrupted: The models on the same images, corrupted.
         ood: The models on each ``--ood`` source.
-        max_loss: Accepted loss, in points.
+        max_loss: Accepted loss of accuracy, in points.
         same_answers: Whether the merged and the fine-tuned model give the same answer on every
             image.
         nothing_learned: Whether fine-tuning changed no answer on the target's images.
         chosen: Whether held-out images chose how far the merge goes.
-        class_change: Merged minus fine-tuned, as a mean over classes of uneven sizes; else 0.
-        most_images: Largest number of the target's images that can judge.
+        class_change: Accuracy of the merged minus that of the fine-tuned model, as a mean over
+            classes; 0 if the classes have similar sizes.
+        most_images: Largest number of images of the target that could judge.
         better_alpha: Alpha of plain interpolation that is surely better than the merge, if any.
     """
     limit = max_loss / 100 + _ROUNDING
@@ -125,19 +129,21 @@ def recommend(
     is_beyond = any(at.change.value < -limit for at in sources.values())
     accepted = "one image" if is_beyond else points
     kept = f"no measured loss is more than {accepted}"
-    # better on a shift says nothing of the target, where the true loss may be larger than measured
+    # a gain on a shift says nothing about the target, where the true loss may be larger than
+    # measured
     if gained_at_home or (gained and is_kept):
         text = f"the merged model is surely better on {' and '.join(gained)}, and {kept}"
         return "use", "better", f"Use it: {text}.{loss}"
     if max(map(abs, target.finetuning_change.interval + target.change.interval)) < limit:
         text = f"on your images fine-tuning and merging surely change less than {points}."
         return "either", "little-changed", f"Either will do: {text}{loss}"
-    # fine-tuning that changed answers to no better and no worse is as frequent on the target as on
-    # a shift, so it is no reason
+    # a change of exactly 0 by fine-tuning is no reason to doubt the images, if answers changed: it
+    # is as frequent on the target as on a shift
     if nothing_learned or target.finetuning_change.value < 0:
         text = "as measured, fine-tuning did not help on your images"
         return "too-few-images", "nothing-learned", f"Too few images: {text}.{then}"
-    # no number of images is too small: the fewer choose, the nearer to fine-tuned the merge stays
+    # if images chose how far the merge goes, no number of them is too small: the fewer they are,
+    # the nearer to fine-tuned the merge stays
     text = kept if chosen else f"the loss is surely within {accepted}"
     if gained:
         text = f"it is surely better on {' and '.join(gained)}, and {text}"
@@ -153,14 +159,17 @@ def _surely_lost(sources: Mapping[str, Comparison], limit: float = 0.0) -> list[
 
 
 def _may_lose(at: Comparison, limit: float) -> bool:
-    """Whether the merge lost more than the limit, on more than one image."""
+    """Whether the measured loss of accuracy is larger than the limit and larger than one image."""
     one_image = 1 / at.images + _ROUNDING
     return at.change.value < -max(limit, one_image)
 
 
 def _suspect_images(target: Comparison) -> Advice | None:
-    """Whether the images may be of another task than fine-tuning's: the zero-shot model is surely
-    better on them, or merging surely helps almost as much as fine-tuning did.
+    """Advise to check the images if they do not seem to be of the target, else return ``None``.
+
+    There are two signs. Either the zero-shot model is surely better than the fine-tuned one. Or
+    merging surely helps, and more than `_MOST_CHANGED` times as much as fine-tuning did; on its own
+    task, fine-tuning leaves less to gain.
     """
     learned = target.finetuning_change
     change = target.change
@@ -182,7 +191,7 @@ def _suspect_images(target: Comparison) -> Advice | None:
 def _suggest_more_images(
     target: Comparison, ood: Sequence[Comparison], limit: float, most: int
 ) -> str:
-    """Say how many images would show whether the loss keeps to the limit, and which images would
+    """Say how many images would show whether the loss is within the limit, and which images would
     show the change under shift.
     """
     low, high = target.change.interval
@@ -191,7 +200,7 @@ def _suggest_more_images(
     advice = []
     if images > target.images:
         needed = f"about {float(f'{images:.2g}'):,.0f}"
-        if images > most:  # more than there are, or than judge a merge that learned
+        if images > most:  # more than there are, or than can judge a learned merge
             needed = "a `sweep` on more labelled images"
         advice.append(
             f"{target.images:,} images decide; {needed} would show whether the loss keeps to the"
@@ -218,7 +227,7 @@ def judge(
     chose: bool = False,
     most_images: int = MAX_TEST,
 ) -> Verdict:
-    """Judge a plan on test images of the target and of `ood` sources; see `recommend`.
+    """Return the verdict on a plan, from test images of the target and of `ood` sources.
 
     Plain interpolation is scored on the same images, but not on corrupted ones.
     """
@@ -231,7 +240,7 @@ def judge(
     plain = scorer.score(moves, sources, progress)
     outcomes = scorer.score(moves_to_models(path, plan), sources | copies, progress)
     right = {name: stack_correct(of).astype(np.float64) for name, of in outcomes.items()}
-    # zero-shot, the other alphas, merged
+    # rows: zero-shot, which is alpha 0; the other alphas; merged
     curves = {
         name: np.vstack([right[name][0], stack_correct(plain[name]), right[name][-1]])
         for name in sources
@@ -295,7 +304,7 @@ def judge(
 def _answer_questions(
     curves: Mapping[str, NDArray[np.float64]], questions: Mapping[str, Question], seed: int
 ) -> dict[Question, Answer]:
-    """Average the accuracies of the sources that answer each question, and compute the gains.
+    """Average the accuracies of the sources that answer each question, and compute its gain.
 
     Args:
         curves: Whether each image is recognised at `ALPHAS` and by the merge, (alphas + 1, images),
@@ -318,8 +327,8 @@ def _answer_questions(
 
 
 def _best_plain(answers: Mapping[Question, Answer], least: float) -> int:
-    """Find the position of `Verdict.best_alpha`, which has at least this accuracy on the target, if
-    any alpha has.
+    """Return the position of `Verdict.best_alpha` in `ALPHAS`. It is chosen among the alphas with
+    at least the accuracy ``least`` on the target or, if there are none, among all.
     """
     target, *others = (answer.curve for answer in answers.values())
     decides = others[0] if others else target
@@ -339,7 +348,7 @@ def _is_surely_better(answers: Mapping[Question, Answer], best: int) -> bool:
 
 
 def _describe_best_plain(answers: Mapping[Question, Answer], best: int) -> str:
-    """Say how accurate the best plain alpha is, and how far the merge is above the curve."""
+    """Say how accurate the best plain alpha is, and what the gain of the merge is."""
     shares = []
     gains = []
     for question, answer in answers.items():
@@ -361,14 +370,15 @@ def compare(
     views: int = 1,
     **about: Any,
 ) -> Comparison:
-    """Compare the models on one source of images; the last one is the merged model.
+    """Compare the models on one source of images. The last of the models is the merged one.
 
     Args:
-        name: Its name in the verdict.
+        name: Name of the source in the verdict.
         images: The images.
         right: Share of each image's ``views`` that each model recognises, (models, images).
         models: The models' names.
-        reference: Position of the fine-tuned model that the others are compared with.
+        reference: Position of the fine-tuned model that the merged and the zero-shot model are
+            compared with.
         views: Number of views of each image.
         **about: Further fields of the comparison.
     """
@@ -395,8 +405,8 @@ def compare(
 
 
 def moves_to_models(path: WeightPath, plan: Plan) -> list[Move]:
-    """Make the functions that move the model to the zero-shot, each fine-tuned and the merged
-    weights. The merged weights are computed once, here.
+    """Return functions that set the weights to those of the zero-shot, of each fine-tuned and of
+    the merged model. The merged weights are computed once, here.
     """
     moves: list[Move] = [partial(WeightPath.set_alpha, alpha=0.0)]
     for before in range(len(plan.finetuned)):
@@ -407,7 +417,9 @@ def moves_to_models(path: WeightPath, plan: Plan) -> list[Move]:
 
 
 def _class_change(images: Images, by_image: NDArray[np.float64]) -> float:
-    """Average a difference over classes if their sizes differ more than twofold; else return 0."""
+    """Average a difference by image over classes, if class sizes differ more than twofold; else
+    return 0.
+    """
     if isinstance(images, CaptionedImages):
         return 0.0
     counts = Counter(images.labels).values()

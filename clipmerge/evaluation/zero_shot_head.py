@@ -31,7 +31,8 @@ def lacks_zeroshot_head(inputs: Inputs) -> bool:
 
 
 def add_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
-    """Give the zero-shot checkpoint a head. ``head.classes`` name the rows of the fine-tuned head.
+    """Return the inputs with a head, built from class prompts, on the zero-shot checkpoint.
+    ``head.classes`` names the rows of the fine-tuned head, in order.
 
     Source:
         Wortsman et al. 2022, arXiv:2109.01903.
@@ -52,7 +53,7 @@ def add_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
     notes = []
     try:
         device = DistributedContext(head.device).device
-    except UsageError:  # a plan from a machine with another one
+    except UsageError:  # the plan comes from a machine with another device
         device = torch.device("cpu")
         notes.append(
             f"the zero-shot head was built on {head.device} and is built on the CPU here, so its"
@@ -82,7 +83,7 @@ def add_zeroshot_head(inputs: Inputs, head: HeadRecord) -> Inputs:
 
 
 def embed_classes(model: ImageTextModel, head: HeadRecord, device: torch.device) -> Tensor:
-    """Embed the classes on the device: (classes, width), of unit length."""
+    """Compute text embeddings of the classes on the device, (classes, width), of unit length."""
     import torch
 
     from clipmerge.images.classes import class_prompts

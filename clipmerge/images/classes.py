@@ -187,8 +187,8 @@ def read_class_names(given: Path | Sequence[str], classes: Sequence[str]) -> Nam
 
 
 def _read_names(given: Path | Sequence[str]) -> tuple[str, list[Any] | Json]:
-    """Read a list of names, one per line or in JSON, or a JSON mapping from class to name; return
-    it after its title for messages.
+    """Read a list of names, one per line or in JSON, or a JSON mapping from class to name. Return
+    its title for messages, and the names.
     """
     if not isinstance(given, Path):
         return "the class names given", list(given)

@@ -102,8 +102,8 @@ def _download_split(
 
 
 def _files_by_split(names: Iterable[str], suffixes: Sequence[str]) -> dict[str, list[str]]:
-    """Group files with these suffixes by split: a word in the file's name, or else its folder.
-    Files are sorted by the numbers in their names.
+    """Group files with these suffixes by split, which is a word in the file's name or else its
+    folder. Files are sorted by the numbers in their names.
     """
     splits: dict[str, list[str]] = {}
     for name in sorted(names, key=_by_number):

@@ -90,8 +90,8 @@ class WeightPath:
         self._is_elsewhere = False
 
     def _keep_ends(self, name: str) -> Tensor:
-        """Keep a parameter's theta_0, and theta_1 to theta_K if it is merged, in the dtypes of
-        their files. A head that only the fine-tuned checkpoint has never moves.
+        """Store a parameter's theta_0 and, if the parameter is merged, theta_1 to theta_K, in the
+        dtypes of their files. A head that only the fine-tuned checkpoint has never moves.
         """
         inputs = self.inputs
         has_it = name in inputs.zeroshot_keys

@@ -1,9 +1,10 @@
 """Rules that select the entries of a change to keep, one file per rule.
 
-A mask is a function that gets the *change* of a parameter and returns the change to make, in the
-same shape; where it is zero, entries stay zero-shot. It may write into its argument. The mask of a
-layer gets ``alpha * task_vector``; a combination masks each task vector. Both are float32.
+A mask is a function that takes the *change* of a parameter, a float32 array, and returns the change
+to make, in the same shape. Where the returned change is zero, entries stay zero-shot. A mask may
+write into its argument. The mask of a layer gets ``alpha * task_vector``. If a method combines
+several task vectors, the mask gets each task vector by itself.
 
-Keyword-only parameters are options of a recipe or a plan, except two that the arithmetic fills in:
-``score`` (one number per entry) and ``key`` (seed and parameter name, for random masks).
+Keyword-only parameters are options of a recipe or a plan, but for two that clipmerge passes itself:
+``score`` (usually one number per entry) and ``key`` (seed and parameter name, for random masks).
 """

@@ -13,7 +13,7 @@ def breadcrumbs(change: Array, *, density: Density = 1.0, outliers: Share = 0.01
     Args:
         change: alpha * task_vector, any shape.
         density: Share of the entries kept; at least one is kept.
-        outliers: Share of the largest entries dropped.
+        outliers: Share of the entries dropped because they are the largest.
 
     Returns:
         The change with the other entries zero, same shape.

@@ -11,7 +11,7 @@ from clipmerge.files.safetensors import Array
 from clipmerge.merging.selection import RandomKey, keep_random, zero_others
 from clipmerge.plugins import Density, Share
 
-# Number of entries sorted at a time, in whole rows: sorting takes several times their memory.
+# Number of entries sorted at a time, in whole rows. Sorting takes several times their memory.
 _SORTED = 1 << 20
 
 
@@ -59,7 +59,7 @@ def mag_prune(
 
 
 def require_probabilities(density: float, window: float) -> None:
-    """Raise an error if the window is too wide for the density."""
+    """Raise an error if a window is so wide that a probability would leave (0, 1]."""
     low, high = density - window / 2, density + window / 2
     if not (low > 0 and high <= 1):
         raise UsageError(

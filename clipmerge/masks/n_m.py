@@ -11,7 +11,7 @@ from clipmerge.plugins import Count
 def n_m(change: Array, *, n: Count = 2, m: Count = 4) -> Array:
     """Keep the ``n`` largest by magnitude of each run of ``m`` entries along the last dimension.
 
-    The merged weights stay dense, so inference is not faster; the kept change is spread evenly.
+    The kept entries are spread evenly. The merged weights stay dense, so inference is not faster.
 
     Args:
         change: alpha * task_vector, any shape; a last run shorter than ``m`` keeps its ``n``

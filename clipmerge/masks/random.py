@@ -10,8 +10,8 @@ from clipmerge.plugins import Density
 def random(change: Array, *, key: RandomKey, density: Density = 1.0) -> Array:
     """Keep each entry with probability ``density``.
 
-    In expectation it equals the smaller coefficient alpha * density: compare with that before
-    crediting sparsity.
+    In expectation this equals a merge with the smaller coefficient alpha * density. Compare with
+    such a merge before you credit sparsity with an effect.
 
     Args:
         change: alpha * task_vector, any shape.

@@ -8,8 +8,8 @@ from clipmerge.plugins import Density
 
 
 def random_rescale(change: Array, *, key: RandomKey, density: Density = 1.0) -> Array:
-    """Keep each entry with probability ``density``, divided by ``density``, which preserves the
-    mean change.
+    """Keep each entry with probability ``density``, and divide the kept entries by ``density``.
+    This preserves the mean change.
 
     Args:
         change: alpha * task_vector, any shape.

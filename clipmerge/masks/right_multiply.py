@@ -9,7 +9,7 @@ from clipmerge.parallel import one_thread
 
 
 def right_multiply(change: Array, *, score: Array | None = None) -> Array:
-    """Multiply the change by the score, in float64.
+    """Multiply the change by the matrix ``score`` from the right, in float64.
 
     Args:
         change: alpha * task_vector, (outputs, inputs) with a score.

@@ -10,9 +10,9 @@ from clipmerge.plugins import Density
 def saliency(change: Array, *, score: Array, density: Density = 1.0) -> Array:
     """Keep the ``density`` share of the change with the largest |task vector| * |gradient|.
 
-    The gradient is the mean along the path from zero-shot to fine-tuned, so task vector times
-    gradient is each entry's own share of the loss drop (integrated gradients); entries are ranked
-    by its absolute value.
+    The gradient is the mean along the path from zero-shot to fine-tuned. So task vector times
+    gradient is each entry's own share of the loss drop (integrated gradients), and entries are
+    ranked by the absolute value of this share.
 
     Args:
         change: alpha * task_vector, any shape.

@@ -20,13 +20,13 @@ def fisher(objective: Objective, *, probes: Count = 4) -> Measurements:
     """Estimate the mean over images of the squared gradient of log p(label | image), entry by
     entry.
 
-    Each image's gradient is squared, but a gradient pass gives the sum of a batch's gradients. With
-    random signs v_i on the images, the expectation of (sum_i v_i g_i)^2 is sum_i g_i^2. So one pass
-    per probe serves a whole batch, and is exact with one image per batch. The square of the batch's
-    gradient would vanish where gradients of images cancel.
+    The square of each image's gradient g_i is needed, but a gradient pass gives the sum of a
+    batch's gradients. Its square would vanish where gradients of images cancel. Therefore the
+    images get random signs v_i: the expectation of (sum_i v_i g_i)^2 is sum_i g_i^2. One pass per
+    probe then serves a whole batch. With one image per batch, the signs change nothing.
 
     Args:
-        objective: Calibration loss; left at theta_1.
+        objective: Calibration loss. Its weights are left at theta_1.
         probes: Draws of signs and of labels; each costs one gradient pass per end, and more reduce
             the noise.
 
@@ -68,8 +68,8 @@ def fisher(objective: Objective, *, probes: Count = 4) -> Measurements:
 
 
 def _sum_squares(objective: Objective, probes: int) -> tuple[Tensors, dict[int, list[float]]]:
-    """Sum the squares over this process's images and probes, entry by entry. Return the sums, and
-    their means over each layer's entries and each batch's images.
+    """Sum the squared gradients over this process's images and probes. Return the sums, entry by
+    entry, and by batch their means over each layer's entries and the batch's images.
     """
     path = objective.path
     squares = {name: torch.zeros_like(path.parameters[name].detach()) for name in path.names}
@@ -91,8 +91,8 @@ def _sum_squares(objective: Objective, probes: int) -> tuple[Tensors, dict[int, 
 
 
 def _random_sign_loss(objective: Objective, probe: int) -> Loss:
-    """Make a loss: the sum of a batch's losses, each with a random sign, for labels drawn from the
-    model's own predictions.
+    """Return the loss of one probe: the sum of a batch's losses, each with a random sign, for
+    labels that are drawn from the model's own predictions.
     """
 
     def loss(batch: Batch, logits: Tensor, targets: Tensor) -> Tensor:

@@ -19,13 +19,14 @@ _ENDS = {"gram_zeroshot": 0.0, "gram_finetuned": 1.0}
 
 
 def gram(objective: Objective) -> Measurements:
-    """Sum x x^T over all inputs x of each linear map that fine-tuning changed, images and prompts.
+    """Compute the Gram matrix of each linear map that fine-tuning changed: the sum of x x^T over
+    all its inputs x, from images and prompts.
 
     Inputs at padding positions are left out if the tokens mark them. Costs one forward pass per
     end, and memory for two square matrices per map, as wide as its inputs.
 
     Args:
-        objective: Calibration loss; left at theta_1.
+        objective: Calibration loss. Its weights are left at theta_1.
 
     Returns:
         No statistics; tensors ``gram_zeroshot`` and ``gram_finetuned`` of shape (inputs, inputs) by
@@ -54,13 +55,13 @@ def gram(objective: Objective) -> Measurements:
 
 @torch.no_grad()
 def _gram_matrices(objective: Objective) -> Tensors:
-    """Sum Gram matrices over this process's images; the first process adds the prompts."""
+    """Sum Gram matrices over this process's images. The main process adds those of the prompts."""
     names = {id(objective.path.parameters[name]): name for name in objective.path.names}
     linear = {
         names[id(module.weight)]: module
         for module in objective.classifier.model.module.modules()
         if isinstance(module, torch.nn.Linear)
-        # torch's attention multiplies by this one itself, and runs no hook of it
+        # torch's attention uses the weights of this map without calling it, so no hook runs
         and not isinstance(module, NonDynamicallyQuantizableLinear)
         and id(module.weight) in names
     }
@@ -68,8 +69,8 @@ def _gram_matrices(objective: Objective) -> Tensors:
         name: torch.zeros(module.in_features, module.in_features, device=module.weight.device)
         for name, module in linear.items()
     }
-    parts: dict[str, Any] = {}  # of the batch, or the prompts, that are embedded
-    mask: Tensor | None = None  # of the prompts that are embedded
+    parts: dict[str, Any] = {}  # Gram matrices of the images or prompts at work
+    mask: Tensor | None = None  # attention mask of the prompts at work
 
     def add_inputs(name: str, _module: torch.nn.Module, positional: tuple[Tensor, ...]) -> None:
         inputs = positional[0]
@@ -80,7 +81,7 @@ def _gram_matrices(objective: Objective) -> Tensors:
         parts[name] = parts.get(name, 0) + rows.T @ rows
 
     def embed(pixels: Tensor, at_once: int) -> None:
-        parts.clear()  # of an attempt with more images at once
+        parts.clear()  # parts of an attempt that ran out of memory
         for piece in torch.split(pixels, at_once):
             objective.classifier.model.image_features(piece)
 

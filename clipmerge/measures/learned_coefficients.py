@@ -21,14 +21,17 @@ LEARNS = HOLDS_BACK = True
 def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
     """Learn one coefficient per layer, parameter, output channel or entry.
 
-    Minimises the cross-entropy on weakly augmented images plus ``distill_weight`` times the
-    distance from the teachers on strongly augmented ones, over coefficients from 0 to
-    ``max_coefficient``. Adam takes a few images per step, augmented anew. At the end, held-out
-    images choose how far to move towards fine-tuned: only as far as needed to lose at most
-    ``max_loss`` points. One coefficient per entry needs twelve bytes per entry beside the model.
+    Coefficients are kept between 0 and ``max_coefficient``. They minimise the cross-entropy on
+    weakly augmented images, plus ``distill_weight`` times the distance from the answers of two
+    teachers on strongly augmented images. The teachers are the zero-shot model and the midpoint of
+    the path. Each step of Adam takes a few images and augments them anew.
+
+    At the end, held-out images choose how far the merge goes back towards the fine-tuned model:
+    only as far as needed to lose at most ``max_loss`` points. One coefficient per entry needs
+    twelve bytes of memory per entry beside the model.
 
     Args:
-        objective: Calibration loss; left at the chosen coefficients.
+        objective: Calibration loss. Its weights are left at the chosen coefficients.
         **options: See `clipmerge.learning.train.LearningOptions`.
 
     Returns:

@@ -19,12 +19,13 @@ LEARNS = HOLDS_BACK = True
 
 @dataclass(frozen=True, kw_only=True)
 class SparseOptions(LearningOptions):
-    """Options of `learned_sparse`: those of `LearningOptions`, and of stragglers.
+    """Options of `learned_sparse`: those of `LearningOptions`, and those of stragglers.
 
     Attributes:
-        granularity: What has a coefficient of its own; one coefficient per layer or parameter could
-            not be sparse.
-        share: Share of the blocks' sharpness that stragglers have together.
+        granularity: What has a coefficient of its own. A mask needs more than one coefficient per
+            parameter.
+        share: Stragglers are the fewest layers that together have this share of the blocks'
+            sharpness.
         density: Share of a straggler parameter's coefficients that is kept.
     """
 
@@ -35,22 +36,25 @@ class SparseOptions(LearningOptions):
 
 @with_options_of(SparseOptions)
 def learned_sparse(objective: Objective, **options: Any) -> Measurements:
-    """Learn coefficients; straggler layers keep a share of them, and their other weights stay
+    """Learn coefficients, of which straggler layers keep only a share. Their other weights stay
     zero-shot.
 
-    Stragglers are the sharpest layers of the transformer blocks at the start of learning; sharpness
-    is ||gradient|| times ||change||. Each of their parameters keeps the coefficients with the
-    largest scores. The other coefficients are zero, so these weights are zero-shot's, bit for bit;
-    their scores follow the gradients (straight-through), so an entry can return. If the held-out
-    images choose to move towards fine-tuned, the same share of the zeros returns.
+    Stragglers are the sharpest layers of the transformer blocks at the start of learning. The
+    sharpness of a layer is ||gradient|| times ||task vector||. In a straggler, each coefficient has
+    a score, and each parameter keeps the coefficients with the largest scores. The others are zero,
+    so these weights are those of the zero-shot model, bit for bit. Gradients still change the
+    scores of dropped coefficients (straight-through), so a dropped coefficient can return.
+
+    If held-out images choose to go a share of the way back to the fine-tuned model, the same share
+    of the dropped coefficients returns.
 
     Args:
-        objective: Calibration loss; left at the chosen coefficients.
+        objective: Calibration loss. Its weights are left at the chosen coefficients.
         **options: See `SparseOptions`.
 
     Returns:
-        As `learned_coefficients`, plus the statistics ``sharpness`` in nats, ``sharpness_share`` of
-        the total, and ``straggler``, 1 or 0.
+        The results of `learned_coefficients`, and the statistics ``sharpness`` in nats,
+        ``sharpness_share`` of the total, and ``straggler``, 1 or 0.
 
     Raises:
         ClipmergeError: If a loss is not finite.

@@ -16,7 +16,7 @@ def path_accuracy(objective: Objective, *, steps: Count = 10) -> Measurements:
     """Measure loss and accuracy at evenly spaced points of the path, and at its midpoint.
 
     Args:
-        objective: Calibration loss; left at the fine-tuned end.
+        objective: Calibration loss. Its weights are left at the fine-tuned end.
         steps: Number of equal steps along the path; each costs one forward pass.
 
     Returns:
@@ -38,7 +38,9 @@ def path_accuracy(objective: Objective, *, steps: Count = 10) -> Measurements:
 
 
 def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
-    """Evaluate theta_0 + sum_i weights_i * (theta_i - theta_0); one forward pass."""
+    """Measure loss and accuracy of theta_0 + sum_i weights_i * (theta_i - theta_0) by a forward
+    pass.
+    """
     objective.path.set_mixture(weights)
     loss, accuracy = objective.loss_and_accuracy()
     return Mixture(weights=tuple(weights), loss=loss, accuracy=accuracy)

@@ -12,8 +12,8 @@ from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
 from clipmerge.types import Json, Names, Tensors
 
-# A path on which the loss bends sharply needs more nodes. If so many do not suffice, the problem is
-# numerical, and a note says so.
+# Most nodes on each half of the path. If the loss bends sharply along the path, more nodes are
+# needed; if so many are not enough, the problem is numerical, and a note says so.
 _MAX_NODES = 24
 # Relative precision of a float32 loss: sums cannot be checked more closely.
 _ROUNDING = 3e-6
@@ -42,7 +42,7 @@ _READINGS: dict[str, Json] = {
 def path_barrier(
     objective: Objective, *, nodes: Count = 3, tolerance: Positive = 0.01
 ) -> Measurements:
-    """Attribute the path's barrier and loss drop to layers, from backward passes.
+    """Divide the loss barrier and the loss drop of the path among the layers, from backward passes.
 
     Let s_l(alpha) = task_vector_l . grad_l L(theta(alpha)) be layer l's part of the slope of the
     loss. Then G_l is the integral of s_l over [0, 1], and sum_l G_l = L(1) - L(0), negative if
@@ -55,7 +55,7 @@ def path_barrier(
     nodes is doubled.
 
     Args:
-        objective: Calibration loss; left at theta_1.
+        objective: Calibration loss. Its weights are left at theta_1.
         nodes: Quadrature points on each half of the path; each costs one gradient pass.
         tolerance: Accepted relative error of the sums.
 
@@ -161,8 +161,8 @@ def _integrate_slopes(
 
 
 def _nodes_on_both_halves(nodes: int) -> Iterator[tuple[float, float, float]]:
-    """Yield each node's alpha, weight and sign in the barrier, from both ends towards the middle;
-    theta_1 comes last, because the objective is left there.
+    """Yield each node's alpha, its weight in the integral over the path, and its factor in the
+    barrier. The last node is alpha 1, where `path_barrier` leaves the weights.
     """
     points = list(zip(*_radau_nodes_and_weights(nodes), strict=True))
     for point, weight in points:
@@ -172,7 +172,7 @@ def _nodes_on_both_halves(nodes: int) -> Iterator[tuple[float, float, float]]:
 
 
 def _slopes(objective: Objective, changes: Tensors) -> np.ndarray:
-    """Compute the slope of the loss along each layer's change, (layers,), in nats."""
+    """Compute the slope of the loss along each layer's task vector, (layers,), in nats."""
     path = objective.path
     slopes = [
         torch.stack([torch.dot(path.gradient(n).flatten(), changes[n]) for n in names]).sum()
@@ -182,8 +182,8 @@ def _slopes(objective: Objective, changes: Tensors) -> np.ndarray:
 
 
 def _radau_nodes_and_weights(nodes: int) -> tuple[list[float], list[float]]:
-    """Compute points and weights for [0, 1] with a point at 0, exact for polynomials of degree
-    2 * nodes - 2.
+    """Compute the points and weights of Gauss-Radau quadrature on [0, 1], with a point at 0. It is
+    exact for polynomials up to degree 2 * nodes - 2.
     """
     legendre = np.polynomial.legendre
     *_, last, whole = np.eye(nodes + 1)  # coefficients of P_(n-1) and P_n

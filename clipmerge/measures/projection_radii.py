@@ -16,18 +16,18 @@ LEARNS = True
 def projection_radii(
     objective: Objective, *, steps: Count = 200, lr: Positive = 0.01
 ) -> Measurements:
-    """Learn a radius gamma for each parameter, and limit the length of its change to it.
+    """Learn a radius gamma for each parameter, and shorten its task vector to at most this length.
 
-    The change becomes task_vector * min(1, gamma / ||task_vector||). Only the calibration loss is
-    minimised, so the images must not be those of fine-tuning. Radii start at zero.
+    The task vector becomes task_vector * min(1, gamma / ||task_vector||). Only the calibration loss
+    is minimised, so the images must not be those of fine-tuning. Radii start at zero.
 
     Args:
-        objective: Calibration loss; left at the projected weights.
+        objective: Calibration loss. Its weights are left at the projected ones.
         steps: Number of steps, each with one batch.
         lr: Adam's step size, in the weights' own unit; it falls to zero along a half cosine.
 
     Returns:
-        As `learned_coefficients`, with the coefficient min(1, gamma / ||task_vector||).
+        The results of `learned_coefficients`; a coefficient is min(1, gamma / ||task_vector||).
 
     Raises:
         ClipmergeError: If a loss is not finite.

@@ -15,7 +15,7 @@ from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Alpha, Share
 from clipmerge.types import Names
 
-#: Share of the blocks' sharpness that stragglers have together, by default.
+#: Default share of the blocks' sharpness that stragglers have together.
 STRAGGLER_SHARE = 0.15
 
 
@@ -25,9 +25,10 @@ def sharpness(
     """Measure the sharpness of every layer at one point of the path, in one gradient pass.
 
     Args:
-        objective: Calibration loss; left at theta(at).
-        at: alpha of the point.
-        share: Share of the blocks' sharpness that stragglers have together.
+        objective: Calibration loss. Its weights are left at theta(at).
+        at: Alpha of the point.
+        share: Stragglers are the fewest layers that together have this share of the blocks'
+            sharpness.
 
     Returns:
         The statistics ``sharpness`` in nats, ``sharpness_share`` of the total, and ``straggler``, 1
@@ -43,7 +44,7 @@ def sharpness(
 def measure_sharpness(objective: Objective, share: float) -> Measurements:
     """Measure the sharpness of every layer at the current weights; see `sharpness`.
 
-    It is ||gradient of L_B|| * ||task_vector|| for each batch B.
+    On a batch B with loss L_B, the sharpness is ||gradient of L_B|| * ||task_vector||.
     """
     objective.announce(gradient=1)
     path = objective.path
@@ -74,8 +75,8 @@ def measure_sharpness(objective: Objective, share: float) -> Measurements:
         title="share of the sharpness",
         about="the layer's share of all layers' sharpness.",
     )
-    # other layers are never stragglers: a step of learning sees few rows of an embedding table, and
-    # the rest is small
+    # layers outside the blocks are never stragglers: of an embedding table, a step of learning uses
+    # few rows, and the other layers are small
     blocks = {layer: value for layer, value in values.items() if block_of(layer)}
     stragglers = sharpest(blocks, share)
     straggler = Statistic(

@@ -10,13 +10,13 @@ SEVERAL = True
 
 
 def soup_accuracy(objective: Objective) -> Measurements:
-    """Evaluate each fine-tuned checkpoint alone, and then averages that grow by one, best first.
+    """Evaluate each fine-tuned checkpoint alone, and then the averages that a greedy soup tries.
 
-    A checkpoint stays in the average if accuracy does not fall. Costs at most 2 K - 1 forward
-    passes for K checkpoints.
+    The checkpoints join the average one by one, the most accurate first. A checkpoint stays in the
+    average if the accuracy does not fall. Costs 2 K - 1 forward passes for K checkpoints.
 
     Args:
-        objective: Calibration loss; left at the last average tried.
+        objective: Calibration loss. Its weights are left at the last average tried.
 
     Returns:
         All mixtures tried: first each checkpoint, in the given order, then the averages.

@@ -73,7 +73,7 @@ def zero_others(values: Array, mask: Array) -> Array:
 
 
 def keep_random(shape: Shape, density: float | Array, key: RandomKey) -> Array:
-    """Select each entry with a probability: ``density``, or its own one if that is an array.
+    """Select each entry with probability ``density``, a number or an array with one per entry.
 
     The draws depend on the key alone.
     """

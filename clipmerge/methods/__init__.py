@@ -25,7 +25,7 @@ from clipmerge.types import Json, Layers, Names, Shape
 
 @dataclass(frozen=True)
 class Task:
-    """The input of every method.
+    """What a method decides on: the checkpoints, and what was measured.
 
     Attributes:
         inputs: The checkpoints; most methods do not read their weights.
@@ -61,7 +61,7 @@ class Task:
         }
 
     def everywhere(self, alpha: float) -> dict[str, LayerPlan]:
-        """Give every layer the same coefficient."""
+        """Return settings by layer that give every layer the same coefficient."""
         return dict.fromkeys(self.layers, LayerPlan(alpha=alpha))
 
     def combined(
@@ -73,7 +73,7 @@ class Task:
         *,
         elect_signs: bool = False,
     ) -> Decision:
-        """Decide on one coefficient for every layer, and a mask for each task vector."""
+        """Return a decision: one coefficient for every layer, and a mask for each task vector."""
         combination = Combination(
             mask=mask, density=density, mask_options=options or {}, elect_signs=elect_signs
         )
@@ -101,10 +101,10 @@ class Task:
         return [theta_i - theta_0 for theta_i in finetuned]
 
     def need_several_finetuned(self, instead: str) -> None:
-        """Raise an error for a single fine-tuned checkpoint, where the method equals a simpler one.
+        """Raise an error if there is only one fine-tuned checkpoint.
 
         Args:
-            instead: The end of the message, which names the simpler method.
+            instead: End of the error message, which names the other method.
 
         Raises:
             UsageError: If there is only one.
@@ -124,12 +124,12 @@ class Task:
     def need_measured(
         self, what: str, measure: str, is_measured: Callable[[Measurements], object]
     ) -> Measurements:
-        """Return the measurements, after checking that they are those that the method needs.
+        """Return the measurements, if they contain what the method needs; else raise an error.
 
         Args:
-            what: The needed measurement, in words for the message.
+            what: The needed measurement, in words for the error message.
             measure: The measure that gives it.
-            is_measured: Whether measurements have it.
+            is_measured: Returns whether measurements contain it.
 
         Raises:
             UsageError: If it was not measured.
@@ -141,14 +141,15 @@ class Task:
 
 @dataclass(frozen=True)
 class Decision:
-    """The output of every method.
+    """What a method decided.
 
     Attributes:
         layers: The settings of each layer.
         found: The reason of the whole decision, a sentence without its full stop; may be empty.
         reasons: The reason for a layer's settings, by layer; not every layer has one.
         weights: One factor per fine-tuned checkpoint.
-        combine: The mask of each task vector before they are added up, if any.
+        combine: How task vectors are masked before they are added up; ``None`` adds them up
+            unmasked.
         stragglers: The straggler layers.
         straggler_statistic: Statistic by which stragglers are found; ``None`` if the method looks
             for none.
@@ -172,7 +173,7 @@ class Decision:
 
 
 def run_method(task: Task, section: Json) -> Decision:
-    """Run the method that a recipe's section names, and put its name before its errors."""
+    """Run the method that a recipe's section names. Its errors begin with the method's name."""
     options = dict(section)
     method = options.pop("name")
     try:

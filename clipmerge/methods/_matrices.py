@@ -1,4 +1,4 @@
-"""One split of the singular directions for every matrix of a checkpoint."""
+"""Split the singular directions of every matrix into principal directions and the rest."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def split_matrices(
     alpha: float,
     takes: Callable[[Shape], bool] = lambda shape: len(shape) >= 2,
 ) -> Decision:
-    """Split the task vector of each matrix that ``takes`` accepts by its singular values."""
+    """Return a decision that splits the task vector of each matrix by its singular values.
+    Parameters whose shape ``takes`` rejects stay whole.
+    """
     task.need_one_finetuned()
     shapes = task.shapes
     matrices = [name for name, shape in shapes.items() if takes(shape) and 0 not in shape]

@@ -7,7 +7,7 @@ from clipmerge.plugins import Alpha, Density
 
 
 def dare(task: Task, *, alpha: Alpha = 0.3, density: Density = 0.5) -> Decision:
-    """Add the task vectors, each under the ``random-rescale`` mask with draws of its own.
+    """Mask each task vector with ``random-rescale`` and its own draws, and add up the results.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
@@ -15,7 +15,7 @@ def dare(task: Task, *, alpha: Alpha = 0.3, density: Density = 0.5) -> Decision:
         density: Probability that an entry is kept.
 
     Returns:
-        One coefficient for every layer, and the combination.
+        One coefficient for every layer, and the mask of the task vectors.
 
     Source:
         DARE, Yu et al. 2023, arXiv:2311.03099.

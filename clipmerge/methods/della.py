@@ -12,9 +12,9 @@ from clipmerge.plugins import Alpha, Density, Share
 def della(
     task: Task, *, alpha: Alpha = 1.0, density: Density = 0.5, window: Share = 0.2
 ) -> Decision:
-    """Average the task vectors where their signs agree, each under the ``mag-prune`` mask.
+    """Mask each task vector with ``mag-prune``, and average the entries whose signs agree.
 
-    With one fine-tuned checkpoint there is no election of signs.
+    With one fine-tuned checkpoint, no signs are elected, and the result is the masked task vector.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
@@ -23,7 +23,7 @@ def della(
         window: Difference between the probabilities of a row's largest and smallest entry.
 
     Returns:
-        One coefficient for every layer, and the combination.
+        One coefficient for every layer, and the mask of the task vectors.
 
     Raises:
         UsageError: If a probability would be 0 or less, or more than 1.

@@ -28,7 +28,8 @@ def dg_hard(task: Task, *, alpha: Alpha = 1.0) -> Decision:
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
-        alpha: Coefficient of what is kept and of what stays whole; 1 is the authors' method.
+        alpha: Coefficient of the kept directions and of parameters that stay whole; 1 is the
+            authors' method.
 
     Returns:
         One split per matrix, as options of the ``spectral`` mask.
@@ -56,7 +57,9 @@ def _split_at_threshold(s: Array, shape: Shape) -> Split:
 
 @cache
 def _noise_threshold(beta: float) -> float:
-    """omega(beta) / mu(beta), by the midpoint rule over an angle in which the density is smooth."""
+    """Compute omega(beta) / mu(beta). The median is found by the midpoint rule over an angle, in
+    which the density is smooth.
+    """
     root = math.sqrt(beta**2 + 14 * beta + 1)
     omega_squared = 2 * (beta + 1) + 8 * beta / (beta + 1 + root)
     edges = np.linspace(0, math.pi, 20_001)

@@ -14,15 +14,15 @@ def fisher(task: Task, *, alpha: Share = 0.5, floor: NonNegative = 1e-3) -> Deci
 
     With F_0 and F_1 at the zero-shot and the fine-tuned end, the merged entry is ((1 - alpha) F_0
     theta_0 + alpha F_1 theta_1) / ((1 - alpha) F_0 + alpha F_1), which is a coefficient of alpha
-    F_1 / ((1 - alpha) F_0 + alpha F_1). F_1 is scaled to the same sum over the model as F_0: a
-    fine-tuned model is more confident, so its gradients are smaller everywhere, and without this
-    nearly all entries would stay zero-shot.
+    F_1 / ((1 - alpha) F_0 + alpha F_1). F_1 is scaled to the same sum over the model as F_0. The
+    reason is that a fine-tuned model is more confident, so its gradients are smaller everywhere:
+    without the scaling, nearly all entries would stay zero-shot.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Weight of the fine-tuned checkpoint; 0.5 lets the Fisher information alone decide.
-        floor: Smallest F used, as a share of the mean over the parameter at both ends; if both F
-            are below it, alpha decides.
+        floor: Smallest Fisher information used, as a share of the parameter's mean over both ends.
+            If both F_0 and F_1 of an entry are below it, alpha alone decides.
 
     Returns:
         One coefficient per entry.

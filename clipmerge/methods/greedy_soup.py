@@ -30,8 +30,8 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
         "soup-accuracy",
         lambda found: found.measure == "soup-accuracy",
     )
-    # the soup never gets worse while it grows, and rejected averages are worse than the soup at
-    # that time
+    # The last soup is the best mixture: a soup never gets worse while it grows, and a rejected
+    # average is worse than the soup of that time. Of equal mixtures, it is the largest.
     soup = max(
         measurements.mixtures, key=lambda tried: (tried.accuracy, np.count_nonzero(tried.weights))
     )

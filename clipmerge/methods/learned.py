@@ -7,18 +7,18 @@ from clipmerge.plugins import Share
 
 
 def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
-    """Merge with learned coefficients, or with a share of them.
+    """Merge with learned coefficients, times alpha.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Factor of every coefficient: 1 uses the learned coefficients, 0 is zero-shot.
 
     Returns:
-        Coefficients of the granularity in which they were learned.
+        The coefficients, in the granularity in which they were learned.
 
     Source:
-        See the measure; the factor is WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903, between the
-        zero-shot and the learned model.
+        See the measure. The factor interpolates between the zero-shot and the learned model, as in
+        WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903.
     """
     task.need_one_finetuned()
     measurements = task.need_measured(

@@ -10,7 +10,7 @@ from clipmerge.types import Names
 
 
 def model_stock(task: Task) -> Decision:
-    """Move each layer from zero-shot towards the average as far as checkpoints agree; data-free.
+    """Move each layer from zero-shot towards the average, as far as checkpoints agree. Data-free.
 
     With K checkpoints, and cos the mean cosine between two of their task vectors in a layer, alpha
     = K cos / ((K - 1) cos + 1). Of the plane through all checkpoints, this is the point closest to

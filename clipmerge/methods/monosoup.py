@@ -23,13 +23,14 @@ def monosoup(
     """Weight the strong directions of each matrix's task vector by ``high``, the weak ones by
     ``low``.
 
-    Let s be the singular values, of which the first k are strong, P the share of these in sum s^2,
-    and r = (s_{k+1} / s_1)^2. Then low = r + (1 - r) sqrt(1 - P), and high = 1 - low. A vector has
-    one direction, so P = 1 and r = 0: it is the fine-tuned model's. Data-free.
+    Let s be the singular values, of which the first k are strong. Let P be the share of the strong
+    ones in sum s^2, and r = (s_{k+1} / s_1)^2. Then low = r + (1 - r) sqrt(1 - P), and high = 1 -
+    low. A vector has one direction, so P = 1 and r = 0, and it is taken from the fine-tuned model.
+    Data-free.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
-        alpha: Share of the way from zero-shot to MonoSoup's model, which is at 1.
+        alpha: Share of the way from zero-shot to MonoSoup's model; 1 is that model.
         rank: Choice of k: ``effective`` is ceil(exp(entropy of s / sum s)), ``energy`` the fewest
             directions that hold an ``energy`` share of sum s^2.
         energy: Share for ``rank: energy``.

@@ -12,8 +12,8 @@ from clipmerge.parallel import one_thread
 from clipmerge.planning.plan import LayerPlan
 from clipmerge.plugins import Share
 
-# Ridge, as a share of the mean diagonal entry: the system has a solution, and alpha decides for
-# inputs that are nearly zero on all images.
+# Number added to the diagonals (a ridge), as a share of the mean diagonal entry. With it the system
+# has a solution, and alpha decides for inputs that are nearly zero on all images.
 _RIDGE = 1e-6
 
 
@@ -21,7 +21,7 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
     """Merge weight matrices by linear regression, and everything else with one coefficient.
 
     With G_0, G_1 the Gram matrices of the inputs at both ends, W = ((1 - alpha) W_0 G_0 + alpha W_1
-    G_1) ((1 - alpha) G_0 + alpha G_1)^-1 minimises the squared error of the outputs; that is W_0 +
+    G_1) ((1 - alpha) G_0 + alpha G_1)^-1 minimises the squared error of the outputs. W equals W_0 +
     (W_1 - W_0) R with R = alpha G_1 ((1 - alpha) G_0 + alpha G_1)^-1.
 
     Args:
@@ -66,7 +66,7 @@ def _regression_matrix(g_0: Tensor, g_1: Tensor, alpha: float, off_diagonal: flo
     theirs = _shrink_off_diagonal(g_1, off_diagonal, ridge)
     with one_thread():
         both = (1 - alpha) * ours + alpha * theirs
-        # the transpose of G_1 M^-1, M being symmetric
+        # with M = both, which is symmetric: the transpose of G_1 M^-1
         solved: Tensor = torch.linalg.solve(both, theirs)
     return solved.T.float().contiguous()
 

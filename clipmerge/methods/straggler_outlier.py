@@ -34,20 +34,20 @@ def straggler_outlier(
     stability: Share = 0.9,
     bootstraps: Count = 200,
 ) -> Decision:
-    """Merge with one alpha; straggler layers get a smaller alpha and a mask.
+    """Merge ordinary layers with one alpha, and straggler layers with a smaller alpha and a mask.
 
     Args:
         task: The checkpoints and the measurements.
         alpha: Coefficient of the layers that are not stragglers.
         straggler_alpha: Coefficient of the stragglers.
-        density: Share of the stragglers' task vector that is kept, by masks that have a density.
+        density: Share of the stragglers' task vector that is kept, if the mask has a density.
         mask: The mask that selects this share; ``None`` keeps everything.
         mask_options: The mask's own options, such as ``{n: 2, m: 4}``.
         statistic: Statistic that identifies stragglers.
-        threshold: Robust z-score above which a layer is flagged.
-        mirror: Minimum distance above the others, as a multiple of the largest distance below them;
-            0 to disable.
-        stability: Share of the bootstrap resamples that must flag a layer.
+        threshold: Robust z-score that a straggler exceeds.
+        mirror: How many times as far above zero the z-score of a straggler is as the lowest z-score
+            is below zero; 0 turns this limit off.
+        stability: Share of the bootstrap resamples in which a straggler exceeds both limits.
         bootstraps: Number of bootstrap resamples of the calibration batches.
 
     Returns:

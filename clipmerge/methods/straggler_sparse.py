@@ -19,9 +19,9 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
         alpha: Factor of every coefficient: 1 uses the learned coefficients, 0 is zero-shot.
 
     Returns:
-        Coefficients of the granularity in which they were learned; those dropped in stragglers are
-        zero, which gives the zero-shot model's bytes. If nothing learned is used, no layer is
-        named.
+        The coefficients, in the granularity in which they were learned. Those dropped in stragglers
+        are zero, which gives the zero-shot model's bytes. If the merge uses nothing that was
+        learned, no layer is named.
 
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.

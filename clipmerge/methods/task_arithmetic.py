@@ -7,8 +7,8 @@ from clipmerge.plugins import Alpha
 
 
 def task_arithmetic(task: Task, *, alpha: Alpha = 0.3) -> Decision:
-    """Move along the sum of the task vectors; if alpha is one over their number, this is the
-    uniform soup.
+    """Add the sum of the task vectors, times alpha, to the zero-shot weights. If alpha is one over
+    their number, this is the uniform soup.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.

@@ -7,7 +7,7 @@ from clipmerge.plugins import Alpha, Density
 
 
 def ties(task: Task, *, alpha: Alpha = 1.0, density: Density = 0.2) -> Decision:
-    """Average the task vectors where their signs agree, each under the ``magnitude`` mask.
+    """Mask each task vector with ``magnitude``, and average the entries whose signs agree.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
@@ -15,10 +15,10 @@ def ties(task: Task, *, alpha: Alpha = 1.0, density: Density = 0.2) -> Decision:
         density: Share of each parameter's task vector kept, the largest by magnitude.
 
     Returns:
-        One coefficient for every layer, and the combination.
+        One coefficient for every layer, and the mask of the task vectors.
 
     Source:
-        TIES, Yadav et al. 2023, arXiv:2306.01708; trimmed per parameter.
+        TIES, Yadav et al. 2023, arXiv:2306.01708. Here, each parameter is trimmed by itself.
     """
     task.need_several_finetuned(
         "there is no election of signs, only trimming: use 'breadcrumbs' with method.outliers=0"

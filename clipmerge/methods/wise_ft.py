@@ -7,7 +7,7 @@ from clipmerge.plugins import Alpha
 
 
 def wise_ft(task: Task, *, alpha: Alpha = 0.5) -> Decision:
-    """Interpolate all weights with one coefficient; several fine-tuned checkpoints are averaged
+    """Interpolate all weights with one coefficient. Several fine-tuned checkpoints are averaged
     first.
 
     Args:

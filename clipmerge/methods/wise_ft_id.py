@@ -19,11 +19,11 @@ def wise_ft_id(task: Task) -> Decision:
         The same coefficient for every layer.
 
     Raises:
-        UsageError: If the measure did not try the path.
+        UsageError: If the accuracy along the path was not measured.
 
     Source:
-        WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903; chosen on held-out data as in PAINT,
-        Ilharco et al. 2022, arXiv:2208.05592.
+        WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903. Its alpha is chosen on held-out data as in
+        PAINT, Ilharco et al. 2022, arXiv:2208.05592.
     """
     measurements = task.need_measured(
         "the accuracy along the path", "path-accuracy", lambda found: found.path and found.mixtures

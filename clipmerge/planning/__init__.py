@@ -1,4 +1,4 @@
-"""Base classes of what is stored as JSON (plans, records) and of results shown as tables."""
+"""Base classes of plans and records, which are stored as JSON, and of results shown as tables."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _Kind = TypeVar("_Kind", bound="Frozen")
 
 
 class Frozen(BaseModel):
-    """A pydantic model that cannot be changed. Unknown keys, NaN and infinity are errors."""
+    """A pydantic model whose fields cannot change. Unknown keys, NaN and infinity are errors."""
 
-    # built on first use: otherwise a class would be built again for each class with a field of its
-    # type, 40 ms at every start
+    # `defer_build`: pydantic builds a class on first use. Otherwise it would build the class again
+    # for every class that has a field of its type, which takes 40 ms at every start
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     def replace(self, **changes: Any) -> Self:
-        """Copy the model with new values in some fields, which are not validated."""
+        """Return a copy with new values in some fields. The new values are not validated."""
         return self.model_copy(update=changes)
 
 
@@ -40,14 +40,15 @@ def read_versioned(
     advice: str,
     fields: Iterable[str] = (),
 ) -> _Kind:
-    """Read a plan or a record from its JSON file; it must have this version's format.
+    """Read a plan or a record from its JSON file, which must have the format of this version.
 
     Args:
-        kind: Its class; the default of the field ``format`` is the format.
+        kind: Class to read. The default of its field ``format`` is the format that the file must
+            have.
         path: The file.
-        error: Class of the error if the file holds something else.
-        advice: The next step, for messages.
-        fields: Known keys, of which the message suggests one for an unknown key.
+        error: Class of the error that is raised if the file holds something else.
+        advice: The user's next step, for error messages.
+        fields: Known keys. For an unknown key, the message suggests the most similar one of these.
     """
     noun, expected = kind.__name__.lower(), kind.model_fields["format"].default
     try:
@@ -89,7 +90,7 @@ class Tabular(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._caption()})"
 
-    __str__ = __repr__  # a pydantic model has another
+    __str__ = __repr__  # pydantic's models have their own `__str__`
 
     def _repr_html_(self) -> str:
         """Return the table as HTML, for a notebook."""

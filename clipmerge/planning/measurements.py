@@ -29,11 +29,11 @@ class LossPath(Frozen):
 
 
 class Check(Frozen):
-    """A self-test of a measure that divides a quantity among the layers: does the sum of their
-    shares equal the whole?
+    """A self-test of a measure that divides a quantity among the layers: whether the layers' shares
+    add up to the whole.
 
     Attributes:
-        sum_of_layers: Sum over the layers.
+        sum_of_layers: Sum of the layers' shares.
         measured: The whole, measured by forward passes alone.
     """
 
@@ -42,7 +42,9 @@ class Check(Frozen):
 
     @property
     def relative_error(self) -> float:
-        """|sum - measured| / |measured|; infinite if only the latter is zero."""
+        """|sum - measured| / |measured|. If ``measured`` is zero, it is 0 if the sum is zero too,
+        else infinite.
+        """
         gap = abs(self.sum_of_layers - self.measured)
         if self.measured:
             return gap / abs(self.measured)
@@ -65,11 +67,11 @@ class Mixture(Frozen):
 
 
 class StatisticAbout(Frozen):
-    """How tables and rules read a statistic.
+    """How to read a statistic.
 
     Attributes:
-        signed: Whether values below zero are meaningful. Signed values are compared directly,
-            others by their logarithms; bars of signed values have one colour per sign.
+        signed: Whether values below zero are meaningful. Signed values are compared directly, and
+            unsigned values by their logarithms.
         unit: Unit of the values, such as ``nats``; empty for a pure number.
         title: Heading of its column; empty for the name.
         about: One sentence about it, without the title.
@@ -97,13 +99,14 @@ class Statistic(StatisticAbout):
 
 
 class BackoffChoice(Frozen):
-    """How far images held back from learning move the merge towards the fine-tuned model.
+    """How far the merge goes back towards the fine-tuned model, as chosen by images held back from
+    learning.
 
     Attributes:
         images: Number of images that chose.
-        backoff: Share of the way from the learned coefficients to the fine-tuned model; 1 is the
-            fine-tuned model, if nothing else keeps the accuracy.
-        accuracy: Share of these images that the chosen point recognises, a mean over classes.
+        backoff: Share of the way from the learned coefficients to the fine-tuned model. It is 1,
+            the fine-tuned model itself, if no smaller share keeps the accuracy.
+        accuracy: Share of these images that the chosen merge recognises, a mean over classes.
         finetuned_accuracy: The same for the fine-tuned model.
     """
 
@@ -114,7 +117,9 @@ class BackoffChoice(Frozen):
 
 
 def takes_learned(trace: Mapping[str, Sequence[float]], choice: BackoffChoice | None) -> bool:
-    """Whether something was learned and the choice is not the fine-tuned model itself."""
+    """Whether the merge uses what was learned: something was learned, and the choice was not the
+    fine-tuned model itself.
+    """
     is_finetuned = choice is not None and choice.backoff == 1
     return any(trace.values()) and not is_finetuned
 
@@ -132,7 +137,7 @@ class Measurements(Frozen):
         checks: Self-tests by statistic.
         notes: Notes for the user.
         trace: Losses at every step of a measure that learns, by name.
-        choice: The choice of the images held back from learning, if the measure holds some back.
+        choice: What the images held back from learning chose, if the measure holds some back.
         coefficients: Learned coefficients by parameter, float32 on the CPU; never part of the JSON.
         gradients: Mean gradient along the path by parameter, float32 on the CPU; never part of the
             JSON.
@@ -174,13 +179,14 @@ class Measurements(Frozen):
 
 
 class CalibrationRecord(Frozen):
-    """The images used for measuring.
+    """A record of the images that a measure used.
 
     Attributes:
         source: The source as the user wrote it.
         revision: The commit that a data set of the Hub resolved to.
         images: Number of images drawn.
-        requested: Number of images asked for, if others were held back; ``None`` if none were.
+        requested: Number of images asked for, if further images were held back to judge the merge;
+            else ``None``.
         duplicates: Number of drawn images that were left out because they are copies of others.
         classes: Number of classes.
         classes_with_images: Number of classes that have an image among those used.

@@ -1,7 +1,7 @@
 """The plan of a merge: all its settings, as JSON that people read, diff, edit and apply again.
 
-A plan has no binary data. Its tensors (saliency scores, learned coefficients) are in a safetensors
-file beside it, which it names by hash.
+The JSON has no binary data. Tensors (saliency scores, learned coefficients) are in a safetensors
+file beside it. The JSON has the name and the sha256 of this file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from clipmerge.plugins import (
 )
 from clipmerge.types import Device, Json, Layers, Missing, Names, OutputDtype, Shape, StrPath
 
-# Beginnings of the names of a plan's tensors in their file, followed by the parameter.
+# Prefixes of the names of a plan's tensors in their file. The parameter's name follows.
 _SCORES, _COEFFICIENTS = "scores:", "coefficients:"
 #: Tensors by parameter.
 Tensors = dict[str, Array]
@@ -46,8 +46,8 @@ class SourceRecord(Frozen):
     Attributes:
         source: A path or ``org/name``, as the user wrote it.
         revision: The commit on the Hub.
-        model: The architecture that `model` named.
-        files: sha256 by name of its weight files; ``None`` until they are hashed.
+        model: The OpenCLIP architecture, if the option `model` named one.
+        files: sha256 of each weight file, by name; ``None`` until the file is hashed.
     """
 
     source: str
@@ -57,7 +57,9 @@ class SourceRecord(Frozen):
 
     @property
     def pinned(self) -> str:
-        """The source with the commit that was used in place of the revision that the user named."""
+        """The source, with the commit that was used instead of the branch or tag that the user
+        named.
+        """
         if self.revision is None:
             return self.source
         address, part = split_part(self.source)
@@ -70,12 +72,12 @@ class SourceRecord(Frozen):
 
 
 class HeadRecord(Frozen):
-    """The classes of a head that is built from class prompts for the zero-shot model.
+    """The settings of a head that is built from class prompts for the zero-shot model.
 
     Attributes:
         classes: Class names, in the order of the rows.
         templates: Prompt templates.
-        device: Where it is built, because another kind of device rounds differently.
+        device: Kind of device on which the head is built; another kind rounds differently.
     """
 
     classes: Names
@@ -94,10 +96,11 @@ class LayerPlan(Frozen):
     """The settings of one layer.
 
     Attributes:
-        alpha: Coefficient of the task vector: 0 = zero-shot, 1 = fine-tuned; the mean of learned
-            coefficients.
-        alpha_range: Smallest and largest learned coefficient; the merge uses the coefficients
-            themselves, beside the plan. ``None`` if the whole layer has one alpha.
+        alpha: Coefficient of the task vector: 0 = zero-shot, 1 = fine-tuned. If coefficients were
+            learned, this is their mean.
+        alpha_range: Smallest and largest learned coefficient. They only inform, because the merge
+            uses the coefficients in the file beside the plan. ``None`` if the whole layer has one
+            alpha.
         density: Share of the task vector kept, in (0, 1].
         mask: Rule that selects the entries to keep; ``None`` keeps all.
         mask_options: The mask's own options.
@@ -113,7 +116,7 @@ class LayerPlan(Frozen):
     parameters: dict[str, Json] = Field(default_factory=dict)
 
     def with_override(self, override: Override) -> LayerPlan:
-        """Return these settings with those that an override of the recipe sets."""
+        """Return a copy with the settings that an override of the recipe changes."""
         entry = self
         if override.alpha is not None:
             entry = entry.replace(alpha=override.alpha, alpha_range=None)
@@ -125,7 +128,7 @@ class LayerPlan(Frozen):
 
     @property
     def is_learned(self) -> bool:
-        """Whether the merge uses learned coefficients beside the plan, not `alpha`."""
+        """Whether the merge uses learned coefficients, which are beside the plan, not `alpha`."""
         return self.alpha_range is not None
 
 
@@ -136,8 +139,8 @@ class Combination(Frozen):
         mask: Rule that selects the entries of each task vector to keep.
         density: Share of each task vector kept, in (0, 1].
         mask_options: The mask's own options.
-        elect_signs: Whether an entry is the mean of the task vectors that have the sign of their
-            sum, instead of the sum.
+        elect_signs: Whether each entry is averaged, as in TIES, over only those task vectors whose
+            entry has the sign of the sum. If not, the task vectors are added up.
     """
 
     mask: str
@@ -159,7 +162,8 @@ class Plan(Tabular, Frozen):
         combine: How task vectors are masked and combined; ``None`` adds them up.
         dtype: Output dtype, or ``keep``.
         missing: Treatment of keys that only one checkpoint has.
-        head: The head whose zero-shot counterpart is built, if any.
+        head: The head that is built for the zero-shot model, if only the fine-tuned checkpoints
+            have one.
         seed: Seed of the sample, the bootstrap and the random masks.
         layers: Settings by layer; layers that are not listed stay zero-shot.
         tensors: File with the scores that masks need and with learned coefficients.
@@ -189,7 +193,7 @@ class Plan(Tabular, Frozen):
     files: tuple[Path, ...] = Field(default=(), exclude=True, repr=False)
 
     def __eq__(self, other: object) -> bool:
-        """Whether both plans have the same JSON, which names saved tensors by hash."""
+        """Whether both plans have the same JSON, which includes the sha256 of saved tensors."""
         return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
 
     def _caption(self) -> str:
@@ -224,14 +228,14 @@ class Plan(Tabular, Frozen):
         return self.replace(tensors=tensors, scores=scores, coefficients=coefficients)
 
     def save(self, path: StrPath, *, overwrite: bool = False) -> Plan:
-        """Write the plan as JSON, and its tensors beside it first, each completely or not at all.
+        """Write the plan's tensors and then its JSON, each file completely or not at all.
 
         Args:
             path: The JSON file; tensors go to ``NAME.tensors.safetensors`` beside it.
             overwrite: Whether an earlier plan may be replaced.
 
         Returns:
-            The plan as written, naming the tensors' file by hash.
+            The plan as written, with the name and the sha256 of the tensors' file.
 
         Raises:
             OutputError: If a file already exists, or cannot be written.
@@ -252,7 +256,7 @@ class Plan(Tabular, Frozen):
 
         Raises:
             ClipmergeError: If there is no such file.
-            UsageError: If it is invalid, or its tensors are missing or changed.
+            UsageError: If the plan is invalid, or its tensors are missing or changed.
         """
         file = Path(path)
         fields = {**Plan.model_fields, **LayerPlan.model_fields}
@@ -270,11 +274,14 @@ class Plan(Tabular, Frozen):
         return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
 
     def check(self, layers: Layers, shapes: Mapping[str, Shape]) -> Names:
-        """Raise an error if the plan does not fit the model or contradicts itself; return warnings.
+        """Check that the plan fits the model and does not contradict itself, and return warnings.
 
         Args:
             layers: The model's mergeable parameters by layer.
-            shapes: Their shapes.
+            shapes: Shapes of these parameters.
+
+        Raises:
+            UsageError: If the plan does not fit the model, or contradicts itself.
         """
         if not self.layers:
             raise UsageError(
@@ -325,7 +332,9 @@ def last_part(path: str) -> str:
 
 
 def _check_mask(layer: str, entry: LayerPlan, names: Names) -> None:
-    """Check a layer's density, and that its mask and the model have what it names."""
+    """Raise an error if a layer has a density, options or parameters that its mask or the model
+    lacks.
+    """
     try:
         if entry.mask is None:
             what = "options of parameters" if entry.parameters else f"density {entry.density}"
@@ -347,7 +356,9 @@ def _check_mask(layer: str, entry: LayerPlan, names: Names) -> None:
 
 
 def extrapolation_notes(plan: Plan) -> Names:
-    """Warn of the alpha farthest outside [0, 1], unless several models are merged."""
+    """Return a warning about the alpha farthest outside [0, 1], if there is one. With several
+    fine-tuned models, whose task vectors are added up, any alpha is usual.
+    """
     alphas = [entry.alpha for entry in plan.layers.values() if not entry.is_learned]
     farthest = max(alphas, key=lambda alpha: abs(alpha - 0.5), default=0.0)
     if len(plan.finetuned) > 1 or 0 <= farthest <= 1:
@@ -373,7 +384,8 @@ def with_coefficients(
         arrays = learned.values()
         low = float(min(values.min() for values in arrays))
         high = float(max(values.max() for values in arrays))
-        sizes = [math.prod(shapes[name]) for name in learned]  # a coefficient may be a whole row's
+        # weighted by size, because a coefficient may be that of a whole row
+        sizes = [math.prod(shapes[name]) for name in learned]
         means = [values.mean(dtype=np.float64) for values in arrays]
         mean = float(np.average(means, weights=sizes))
         filled[layer] = entry.replace(alpha=mean, alpha_range=(low, high))
@@ -381,8 +393,8 @@ def with_coefficients(
 
 
 def _check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -> None:
-    """Raise an error if somebody edited a layer's alpha, but its learned coefficients would be
-    used.
+    """Raise an error if the alpha of a layer was edited although the merge would use its learned
+    coefficients instead.
     """
     without = {layer: entry.replace(alpha_range=None) for layer, entry in plan.layers.items()}
     expected = with_coefficients(without, plan.coefficients, names, shapes)
@@ -406,7 +418,7 @@ def rows_shape(shape: Shape) -> Shape:
 
 
 def write_plan_files(path: Path, plan: Plan) -> Plan:
-    """Write a plan's tensors and then its JSON; return the plan, which names the tensors' file."""
+    """Write a plan's tensors and then its JSON, and return the plan with the tensors' file name."""
     tensors = {f"{_SCORES}{name}": values for name, values in plan.scores.items()}
     for name, values in plan.coefficients.items():
         tensors[f"{_COEFFICIENTS}{name}"] = values
@@ -421,7 +433,7 @@ def write_plan_files(path: Path, plan: Plan) -> Plan:
 
 
 def _read_tensors(file: Path, sha256: str | None) -> tuple[Tensors, Tensors]:
-    """Read the scores and the coefficients from the file beside a plan."""
+    """Read scores and coefficients from the file beside a plan, which must have the plan's hash."""
     from safetensors.numpy import load_file
 
     if not file.is_file() or sha256_of(file) != sha256:

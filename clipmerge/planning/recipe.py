@@ -31,7 +31,8 @@ MAX_LOSS = 3.0
 
 
 class Override(Frozen):
-    """A setting of some layers that replaces the method's; later overrides take precedence.
+    """New settings of some layers, which replace those that the method chose. If two overrides set
+    the same layer, the later one counts.
 
     Attributes:
         layers: Glob over layer names, such as ``text.*``.
@@ -48,12 +49,12 @@ class Recipe(Frozen):
     """A validated recipe: every name exists, every option is known and in its range.
 
     Attributes:
-        name: Name that it was loaded by.
+        name: Name of the recipe; by default that of its file, without the ending.
         measure: ``{"name": ..., options}``, or ``None`` for a data-free recipe.
         method: ``{"name": ..., options}``.
-        overrides: Applied after the method, in order.
-        missing: Treatment of keys that only one checkpoint has: an ``error``, or keep the key set
-            of the zero-shot or of the fine-tuned checkpoint.
+        overrides: Changes of the method's result for some layers, applied in order.
+        missing: Treatment of keys that only one checkpoint has: ``error`` raises an error, and the
+            other values keep the keys of the zero-shot or of the fine-tuned checkpoint.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -104,8 +105,8 @@ def load_recipe(
         recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
         set: Changes by dotted key, as a mapping or as pairs; or texts ``KEY=VALUE`` with YAML
             values, one or several.
-        alpha: The same as ``method.alpha``.
-        max_loss: The limit of the measure, if it has one.
+        alpha: Value for ``method.alpha``.
+        max_loss: Value for ``measure.max_loss``, if the measure has this option.
 
     Returns:
         The validated recipe.
@@ -207,7 +208,7 @@ def _from_yaml(subject: str, text: str) -> Any:
     """Parse YAML. If that fails, the error begins with ``subject``."""
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         reason = " ".join(str(error).split())
         raise UsageError(f"{subject} is not YAML: {reason}") from None
 
@@ -225,7 +226,7 @@ def _check_section(section: str, value: Json) -> Json:
 
 
 def _explain_invalid_recipe(error: ValidationError, data: Json) -> str:
-    """Describe the first fault of a recipe, with the key that may be meant."""
+    """Describe the first fault of a recipe, and suggest the key that may be meant."""
     first = error.errors()[0]
     place = first["loc"]
     key = str(place[-1])
@@ -234,5 +235,5 @@ def _explain_invalid_recipe(error: ValidationError, data: Json) -> str:
         return f"{where}: {first['msg']}.{did_you_mean(key, Override.model_fields)}"
     name = data["method"].get("name")
     if name in plugin_names("methods") and key in plugin_options("methods", name):
-        return f"unknown key '{key}'. Did you mean 'method.{key}'?"  # without its section
+        return f"unknown key '{key}'. Did you mean 'method.{key}'?"  # given without its section
     return f"unknown key '{key}'{list_choices('keys', key, Recipe.model_fields)}"

@@ -36,7 +36,7 @@ Recall = dict[str, dict[str, float]]
 #: Question that a source answers: accuracy on the target, under a natural shift of it (its classes
 #: are all among the target's), or on another task.
 Question = Literal["target", "shift", "task"]
-#: Where the accuracy is that answers each question.
+#: Each question as part of a sentence about an accuracy.
 QUESTIONS: dict[Question, str] = {
     "target": "on the target",
     "shift": "under shift",
@@ -44,7 +44,7 @@ QUESTIONS: dict[Question, str] = {
 }
 
 _Share = Annotated[float, Field(ge=-1, le=1)]
-# Intervals whose half is wider than this share are shown in whole points.
+# If half an interval is wider than this share, the figures are shown in whole points.
 _COARSE = 0.05
 # A smaller share would be rounded to 0 points.
 _SHOWN = 0.005
@@ -58,7 +58,7 @@ class Estimate(Frozen):
 
     @property
     def digits(self) -> int:
-        """Digits after the decimal point that an interval of this width allows in per cent."""
+        """Digits after the decimal point of a percentage: 0 if the interval is wide, else 1."""
         low, high = self.interval
         return 0 if (high - low) / 2 > _COARSE else 1
 
@@ -97,14 +97,16 @@ class Comparison(Frozen):
 
     Attributes:
         name: ``target``, ``corrupted``, or the name given with ``--ood``.
-        question: The question that it answers, if it was given with ``--ood``.
+        question: Whether images given with ``--ood`` are of a ``shift`` or of another ``task``;
+            ``None`` for other images.
         source: Where the images come from.
         revision: The commit, for a data set of the Hub.
         images: Number of images.
         models: Accuracy by model: ``zero-shot``, ``fine-tuned`` (or ``fine-tuned 1``, ...) and
-            ``merged``. Of captions it is the mean of recall at 1 both ways.
-        change: Merged minus fine-tuned, the most accurate one on the target's images.
-        finetuning_change: Fine-tuned minus zero-shot.
+            ``merged``. With captions, the mean of recall at 1 in both directions.
+        change: Accuracy of the merged minus that of the fine-tuned model. Of several fine-tuned
+            models, it is the one that is most accurate on the target's images.
+        finetuning_change: Accuracy of this fine-tuned model minus that of the zero-shot model.
         curve: Accuracy of plain interpolation at each of the verdict's `alphas`; empty for
             corrupted images.
         class_names: The first classes, for examples; empty for captions.
@@ -130,8 +132,8 @@ class Answer(Frozen):
     Attributes:
         merged: Accuracy of the merged model.
         curve: Accuracy of plain interpolation at each of the verdict's `alphas`.
-        gain: Merged minus the best that plain interpolation reaches with the same accuracy on the
-            target or a higher one; ``None`` for the target itself.
+        gain: Accuracy of the merged model minus the best accuracy of plain interpolation, among
+            points that are at least as accurate on the target; ``None`` for the target itself.
     """
 
     merged: Estimate
@@ -144,17 +146,18 @@ class Verdict(Frozen):
 
     Attributes:
         recommendation: What to do.
-        reason: The rule's reason, for programs.
+        reason: The reason of the rule that decided, as a word for programs.
         sentence: Recommendation and reason in words; the numbers are in the fields below.
         max_loss: Loss of accuracy, in points, that is accepted.
         alphas: Alphas of plain interpolation that were scored beside the merge.
-        best_alpha: The most accurate one under shift (without shifts, on the other tasks) that
-            loses at most `max_loss` on the target; without ``--ood``, on the target.
-        chose: Whether some of the target's images also chose how far the merge goes.
+        best_alpha: Of these alphas, the most accurate one under shift that loses at most `max_loss`
+            on the target. Without shifts, the most accurate one on other tasks counts; without
+            ``--ood``, that on the target.
+        chose: Whether some of the target's images that judge also chose how far the merge goes.
         target: The models on the target's images.
         corrupted: The models on the same images under corruptions that no recipe learns from.
         ood: The models on each source given with ``--ood``.
-        answers: The answers for the target, shifts and other tasks.
+        answers: Accuracies and gains on the target, under shift and on other tasks.
     """
 
     recommendation: Recommendation
@@ -188,17 +191,18 @@ def finetuned_names(count: int) -> list[str]:
 
 
 class Findings(Frozen):
-    """Findings of the measure and the method; empty if nothing was measured.
+    """What the measure and the method found, for reports; mostly empty if nothing was measured.
 
     Attributes:
-        decision: The finding that decided, as a sentence without its full stop.
-        reasons: Why a layer has its settings, by layer, where there is something to say.
-        statistics: Interpretation of each statistic in `Record.measurements`.
+        decision: The reason for the whole decision, as a sentence without its full stop.
+        reasons: The reason for a layer's settings, by layer; not every layer has one.
+        statistics: How to read each statistic in `Record.measurements`.
         path: Loss along the straight path, if it was measured.
         trace: Losses at every step of learning, by name.
-        choice: The choice of the images held back from learning, if there was one.
+        choice: What the images held back from learning chose, if there were any.
         checks: Self-tests of the measure, by statistic.
-        straggler_statistic: Statistic used to look for stragglers; ``None`` if the method does not.
+        straggler_statistic: Statistic by which stragglers are found; ``None`` if the method looks
+            for none.
         straggler_scores: ``{"z": ..., "stability": ...}`` or ``{"share": ...}`` by layer.
     """
 
@@ -227,12 +231,12 @@ class Record(Frozen):
         plan: The settings. In a finished record local sources are named by the last part of their
             path.
         measurements: Measured values by layer and statistic.
-        measured: Other findings of the measure and the method.
+        measured: Further results of the measure and the method.
         calibration: The images used for measuring, if there were any.
         verdict: Whether to use the merge; ``None`` if there were no images to judge it by.
         warnings: Warnings, one sentence each.
         command: Command that repeats the merge.
-        date: Day on which it was decided or applied, such as ``2026-11-30``.
+        date: Day of the merge, such as ``2026-11-30``.
         seconds: Wall-clock seconds by stage.
     """
 
@@ -264,9 +268,7 @@ class Record(Frozen):
 
 
 def read_output(folder: Path) -> Record:
-    """Read the record of an output folder. Raise an error if a file that the record lists is
-    missing.
-    """
+    """Read the record of an output folder. Raise an error if a file that it lists is missing."""
     path = folder / RECORD
     if not path.is_file():
         is_folder = folder.is_dir()

@@ -1,11 +1,14 @@
 """Straggler layers: outliers of a statistic that remain outliers when batches are resampled.
 
-The definition: a layer is a *straggler* if its statistic, after regression on its size, kind, tower
-and depth, is more than ``threshold`` robust standard deviations above the other layers', and more
-than ``mirror`` times as far above them as any layer is below (because if layers scatter widely by
-nature, they do so on both sides). Both must hold on all batches and in at least a ``stability``
-share of bootstrap resamples of the calibration batches. Inspired by Abdollahpoorrostam 2024
-(arXiv:2410.16476), whose own definition is not public.
+Each layer has a robust z-score: the statistic is regressed on the layers' size, kind, tower and
+depth, and a layer's residual is divided by a robust standard deviation of all residuals.
+
+A layer is a *straggler* under two conditions. Its z-score is above ``threshold``. And it is more
+than ``mirror`` times as far above zero as the lowest z-score is below, because layers that scatter
+widely by nature do so on both sides. Both conditions must hold on all batches together, and in at
+least a ``stability`` share of bootstrap resamples of the calibration batches.
+
+Inspired by Abdollahpoorrostam 2024 (arXiv:2410.16476), whose own definition is not public.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from clipmerge.types import Names
 
 Array = NDArray[np.float64]
 
-# A robust scale of fewer layers than this is meaningless.
+# With fewer layers than this, a robust standard deviation is meaningless.
 _FEWEST_LAYERS = 8
 # 0.6745 is the third quartile of the standard normal: MAD / 0.6745 estimates its standard
 # deviation.
@@ -30,7 +33,8 @@ _MAD_TO_Z = 0.6745
 _HUBER = 1.345
 # Minimum number of layers per covariate; with fewer, the covariates explain an outlier away.
 _LAYERS_A_COLUMN = 3
-# A positive statistic is raised to this share of the median, because it may be zero in a resample.
+# Smaller values of an unsigned statistic are raised to this share of the median before the
+# logarithm, because a value may be zero in a resample.
 _FLOOR = 1e-6
 
 
@@ -39,7 +43,7 @@ class Stragglers:
     """The stragglers in network order, the scores of every layer, and a sentence about them."""
 
     names: Names
-    # {"z": robust z-score, "stability": share of bootstraps that flag it}
+    # {"z": robust z-score, "stability": share of resamples in which the layer is a straggler}
     scores: dict[str, dict[str, float]]
     found: str
 
@@ -55,7 +59,7 @@ def find_stragglers(
     bootstraps: int = 200,
     seed: int = 0,
 ) -> Stragglers:
-    """Find the layers whose statistic stands out, by the definition above.
+    """Find the straggler layers, by the definition in the module.
 
     Source:
         Modified z-score: Iglewicz and Hoaglin 1993; the covariates are removed by Huber regression.
@@ -67,7 +71,7 @@ def find_stragglers(
             f" {measurements.measure}{list_choices('statistics', statistic, sorted(known))}"
         )
     measured = known[statistic]
-    # a layer that does not change the loss at all has no logarithm and is not a straggler
+    # the logarithm needs a positive value; a layer that does not change the loss is no straggler
     layers = [
         layer
         for layer, mean in measured.values.items()
@@ -80,9 +84,10 @@ def find_stragglers(
     design = _design_matrix(layers, sizes)
 
     def scores_and_limit(weights: Array) -> tuple[Array, float]:
-        """Compute the layers' scores and the limit for stragglers if batches have these weights.
+        """Compute the layers' z-scores, and the limit above which a layer is a straggler, from
+        batches with these weights.
 
-        The lower side shows how widely ordinary layers scatter.
+        The lowest z-score shows how widely ordinary layers scatter.
         """
         means = values @ (weights / weights.sum())
         z = _robust_z_scores(means, design, signed=measured.signed)
@@ -139,7 +144,7 @@ def _design_matrix(layers: list[str], sizes: dict[str, int]) -> Array:
         rows.append([1.0, size, depth, half == "mlp", half == "edge", tower == "text"])
     design = np.array(rows, dtype=float)
     spread = np.ptp(design, axis=0)
-    useful = [0, *np.flatnonzero(spread)]  # the first one is constant
+    useful = [0, *np.flatnonzero(spread)]  # the first column is constant
     most = max(1, len(layers) // _LAYERS_A_COLUMN)
     return design[:, useful[:most]]
 
@@ -157,7 +162,7 @@ def _robust_z_scores(values: Array, design: Array, *, signed: bool) -> Array:
     largest = np.abs(y).max()
     if not mad > 1e-9 * largest:
         return np.zeros_like(y)
-    # a fit removes a part of the spread
+    # the fit removes a part of the residuals' spread
     count, columns = design.shape
     shrunk = np.sqrt(1 - columns / count)
     return np.asarray(_MAD_TO_Z * shrunk * centred / mad)

@@ -40,8 +40,8 @@ _ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 2, "f
 
 @rc_context(_STYLE)
 def merge_figure(record: Record) -> Figure:
-    """Draw the alpha of every layer, the losses if the merge learned, and, if there are `ood`
-    images, the accuracies beside those of plain interpolation.
+    """Draw the picture of a merge: the alpha of every layer; the losses of learning, if the merge
+    learned; and with `ood` images the accuracies, beside those of plain interpolation.
     """
     draw: list[tuple[float, Callable[[Axes], None]]] = []
     if verdict := record.verdict:
@@ -83,7 +83,9 @@ def _draw_learning(axes: Axes, losses: Mapping[str, Sequence[float]]) -> None:
 
 
 def _draw_layers(axes: Axes, layers: Mapping[str, LayerPlan]) -> None:
-    """Draw a row per layer: its alpha, and a bar from 0 or over the range of its coefficients."""
+    """Draw a row per layer: a point at its alpha, and a bar from 0 to alpha or, if coefficients
+    were learned, over their range.
+    """
     towers = list(dict.fromkeys(name.partition(".")[0] for name in layers))
     for place, (name, layer) in enumerate(layers.items()):
         colour = f"C{towers.index(name.partition('.')[0])}"
@@ -143,7 +145,8 @@ def _draw_tradeoff(
         x, y = (100 * np.array([each.value, *each.interval]) for each in place)
         lengths: Any = {"xerr": abs(x[1:, None] - x[0]), "yerr": abs(y[1:, None] - y[0])}
         style: Any = {"fmt": _SHAPES[number % len(_SHAPES)], "c": f"C{number}", "ms": 8}
-        label = name.replace("$", r"\$").lstrip("_")  # neither a formula nor hidden
+        # unescaped, $ would begin a formula, and a leading _ would hide the label
+        label = name.replace("$", r"\$").lstrip("_")
         axes.errorbar(x[0], y[0], **lengths, **style, elinewidth=0.7, label=label)
     axes.set_xlabel("accuracy on the target, %")
     axes.set_ylabel("accuracy under shift, %" if question == "shift" else "on other tasks, %")
@@ -154,7 +157,7 @@ def png(figure: Figure) -> bytes:
     """Save a figure as PNG. With the same matplotlib and fonts, equal figures give equal bytes."""
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # the user cannot help that the font lacks the letters of a name
+        # the font may lack letters of a name, and users cannot change this
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

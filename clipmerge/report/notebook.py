@@ -32,12 +32,14 @@ class ShownVerdict(Verdict):
 
 
 def shown(verdict: Verdict) -> ShownVerdict:
-    """Copy a verdict so that it prints as its sentence and its table."""
+    """Return a copy of a verdict that prints as its sentence and its table."""
     return ShownVerdict.model_construct(**dict(verdict))
 
 
 def merge_html(record: Record) -> str:
-    """Show a merge: its verdict or, without one, its decision; and its picture."""
+    """Return a merge as HTML for a notebook: its verdict or, without a verdict, its decision; and
+    its picture.
+    """
     sentence, table = decision_sentence(record.plan, record.measured), None
     if record.verdict:
         sentence, table = record.verdict.sentence, verdict_table(record.verdict)
@@ -45,7 +47,7 @@ def merge_html(record: Record) -> str:
 
 
 def sweep_html(record: Json) -> str:
-    """Show a sweep: its answer, its table and its picture."""
+    """Return a sweep as HTML for a notebook: its answer, its table and its picture."""
     from clipmerge.report.figures import png, sweep_figure
 
     return _render(

@@ -29,7 +29,7 @@ _VOWEL = re.compile(r"(?!one|uni|use|eu)[aeiou]", re.IGNORECASE)
 
 
 def html_page(record: Record, shifts: Table | None = None) -> str:
-    """Write the HTML report of a merge, with a table of accuracies under shifts if it is given."""
+    """Return the HTML report of a merge, with the table ``shifts`` of accuracies if it is given."""
     values = {
         "record": record,
         "decision": decision_sentence(record.plan, record.measured),
@@ -42,7 +42,9 @@ def html_page(record: Record, shifts: Table | None = None) -> str:
 
 
 def merge_picture(record: Record) -> bytes | None:
-    """Draw the picture of a merge as PNG, if there is a curve or if layers differ."""
+    """Return the picture of a merge as PNG; ``None`` if there would be nothing to see, because no
+    `ood` images judged the merge and all layers have one alpha.
+    """
     is_judged = record.verdict is not None and bool(record.verdict.ood)
     if not is_judged and len({layer.alpha for layer in record.plan.layers.values()}) == 1:
         return None
@@ -52,7 +54,7 @@ def merge_picture(record: Record) -> bytes | None:
 
 
 def model_card(record: Record, *, repo_id: str | None = None, license: str | None = None) -> str:
-    """Write the README.md of a merged model."""
+    """Return the text of the model card, README.md, of a merge."""
     library = "timm" if record.family == "timm" else "transformers"
     if OPEN_CLIP_WEIGHTS[0] in record.files:
         library = "open_clip"
@@ -75,13 +77,13 @@ def _hub_repositories(record: Record) -> list[str]:
     """List the models on the Hub that were merged."""
     repositories = []
     for source in record.plan.checkpoints:
-        if source.revision:  # only those on the Hub have one
+        if source.revision:  # only a model on the Hub has one
             repositories.append(re.split("[@#]", source.source.removeprefix("hf://"))[0])
     return list(dict.fromkeys(repositories))
 
 
 def _card_fields(verdict: Verdict) -> dict[str, Any]:
-    """Collect the verdict and the example prompts for the card."""
+    """Collect the parts of a model card that need a verdict, among them example prompts."""
     from clipmerge.hub import dataset_repo
 
     datasets = {source.name: dataset_repo(source.source) for source in verdict.sources}

@@ -9,7 +9,7 @@ from clipmerge.types import Json
 
 
 def _row_name(record: Json, row: Json) -> str:
-    """Name a row: a recipe, a checkpoint, or an alpha."""
+    """Return the name of a row, which is a recipe, a checkpoint or an alpha."""
     if "alpha" not in row:
         return str(row["name"])
     count = len(record.get("finetuned", ()))
@@ -18,8 +18,8 @@ def _row_name(record: Json, row: Json) -> str:
 
 
 def _best_row(record: Json) -> Json:
-    """Choose the row that the answer is about: a recipe or checkpoint or, if there are none, an
-    alpha that loses at most the limit.
+    """Return the best row of a sweep: a recipe or checkpoint or, if there are none, an alpha that
+    loses no more than the limit on the target.
     """
     first = "shift" if record["shift"] else "task"
     if points := recipes_and_points(record):
@@ -29,12 +29,14 @@ def _best_row(record: Json) -> Json:
 
 
 def best_name(record: Json) -> str:
-    """Name the row that the answer is about."""
+    """Return the name of the best row of a sweep, which its answer is about."""
     return _row_name(record, _best_row(record))
 
 
 def sweep_sentence(record: Json) -> str:
-    """Recommend the best recipe or the alpha curve. Without recipes, name the best alpha."""
+    """Write the answer of a sweep: it recommends the best recipe or checkpoint, or the alpha curve.
+    Without recipes and checkpoints, it names the best alpha.
+    """
     best = _best_row(record)
     name = _row_name(record, best)
     if not best["gain"]:
@@ -91,7 +93,7 @@ def _gain_cell(gain: Json) -> str:
 
 
 def sweep_page(record: Json, picture: bytes) -> str:
-    """Write the HTML page of a sweep around its picture, a PNG."""
+    """Return the HTML page of a sweep. ``picture`` is a PNG."""
     values = {
         "record": record,
         "picture": picture,

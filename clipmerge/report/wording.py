@@ -1,4 +1,4 @@
-"""Sentences and numbers about a merge for card, page and terminal."""
+"""Sentences and tables about a merge, for the model card, the HTML page and the terminal."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ WITHOUT_IMAGES = (
     "On 24 pairs of real pictures, plain interpolation at alpha 0.5 changed the accuracy on the"
     " target by -25.5 to +2.0 points, and by -7.1 on average."
 )
-#: The headings of a table, and its rows.
+#: A table: its headings, and its rows.
 Table = tuple[list[str], list[list[str]]]
 
 
 def decision_sentence(plan: Plan, measured: Findings | None = None) -> str:
-    """Say how far the layers move, how many have a mask and, with the findings, why."""
+    """Say how far the layers move, how many have a mask and, if the findings are given, why."""
     layers = plan.layers.values()
     ends = [end for layer in layers for end in layer.alpha_range or (layer.alpha,)]
     low, high = min(ends), max(ends)
