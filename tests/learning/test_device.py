@@ -2,6 +2,7 @@
 result."""
 
 import gc
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -93,12 +94,22 @@ def test_sums_need_no_float64_of_the_device(ends: Ends, monkeypatch: pytest.Monk
     assert path_barrier(objective) == expected
 
 
-def test_what_learning_no_longer_needs_is_let_go(ends: Ends, tmp_path: Path) -> None:
+def test_what_learning_no_longer_needs_is_let_go(
+    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Gradients and moments would take twelve bytes per weight while others choose and judge."""
     objective = objective_for(ends, make_batches((4, 3)))
     objective.state = LearningState(tmp_path / "state.pt", objective.context, str)
     coefficients = Coefficients(objective.path, "entry")
+    made = list[weakref.ref[BoxAdam]]()
+    real = BoxAdam.__init__
+
+    def noted(self: BoxAdam, *given: Any, **options: Any) -> None:
+        made.append(weakref.ref(self))
+        real(self, *given, **options)
+
+    monkeypatch.setattr(BoxAdam, "__init__", noted)
     training.train(objective, coefficients, replace(PLAIN, steps=2))
     gc.collect()
-    assert not any(type(each) is BoxAdam for each in gc.get_objects())
+    assert [each() for each in made] == [None]
     assert all(value.grad is None for value in coefficients.values.values())
