@@ -71,7 +71,9 @@ class FailedCheck(NamedTuple):
 def raise_unless_allowed(
     doubts: Iterable[FailedCheck], allow: Collection[str], progress: Progress
 ) -> None:
-    """Raise an error for the first failed check that is not allowed; warn of those before it."""
+    """Raise an error for the first failed check that the user did not allow, and warn of allowed
+    ones.
+    """
     for check, text in doubts:
         if check not in allow:
             about_models = check in ("equal-models", "unrelated", "swapped", "class-order")
@@ -81,7 +83,9 @@ def raise_unless_allowed(
 
 
 def check_models(inputs: Inputs) -> Iterator[FailedCheck]:
-    """Check that the models of a pair are related, but not equal, and order their classes alike."""
+    """Check that the models of a pair are related but not equal, and that their heads have the
+    classes in the same order.
+    """
     zeroshot = inputs.zeroshot.source
     for which, finetuned in enumerate(inputs.finetuned):
         source = finetuned.source
@@ -162,7 +166,9 @@ def hold_same_weights(inputs: Inputs, which: int) -> bool:
 
 
 def check_classes(images: Images, model: str, rows: Names) -> Iterator[FailedCheck]:
-    """Check that images and a head order the classes alike, unless names match rows and classes."""
+    """Check that images and a head have the classes in the same order, unless they are matched by
+    name.
+    """
     from clipmerge.images.classes import positions_among
     from clipmerge.images.image_set import CaptionedImages
 

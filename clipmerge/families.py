@@ -101,12 +101,14 @@ def tower_of(layers: Iterable[str]) -> Literal["full", "vision", "text"]:
 
 
 def is_index_buffer(name: str) -> bool:
-    """Whether a tensor holds indices (of positions, of token types), as only old checkpoints do."""
+    """Whether a tensor has indices of positions or token types, as only old checkpoints do."""
     return name.endswith((".position_ids", ".token_type_ids"))
 
 
 def is_statistic(name: str) -> bool:
-    """Whether a tensor is a batch norm's running mean or variance: interpolated, never masked."""
+    """Whether a tensor is a batch norm's running mean or variance, which is interpolated but never
+    masked.
+    """
     return name.endswith((".running_mean", ".running_var"))
 
 
@@ -116,8 +118,8 @@ def is_variance(name: str) -> bool:
 
 
 def is_counter(name: str) -> bool:
-    """Whether a tensor counts a batch norm's training steps: copied, because inference ignores
-    it.
+    """Whether a tensor counts a batch norm's training steps. It is copied, because inference
+    ignores it.
     """
     return name.endswith(".num_batches_tracked")
 

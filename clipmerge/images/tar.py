@@ -39,8 +39,8 @@ class Member(NamedTuple):
 
 
 def load_tars(title: str, archives: Sequence[str], columns: Columns) -> OpenedSource:
-    """Open tar files as one source. Class names and templates may be in texts beside them or in
-    the folder above.
+    """Open tar files as one source. Class names and templates may be in text files beside them, or
+    in the folder above.
     """
     class_names, templates, kind = (_text_beside(Path(archives[0]), name) for name in TEXTS)
     if kind == ("retrieval",) and columns.captioned is None:

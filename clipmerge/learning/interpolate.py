@@ -345,7 +345,7 @@ class Coefficients:
 
 
 def _mark_largest(scores: Tensor, count: int) -> Tensor:
-    """Mark exactly ``count`` largest entries; among equal entries, the first ones.
+    """Mark the ``count`` largest entries; of equal entries, the first ones.
 
     Example:
         >>> _mark_largest(torch.tensor([0.5, 1.0, 0.2, 0.5]), 2)

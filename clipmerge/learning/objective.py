@@ -58,7 +58,7 @@ class Work:
         self._announced += work
 
     def count(self, work: float) -> None:
-        """Count work that is done."""
+        """Count finished work, and report the progress."""
         self._done += work
         self._progress.advance(self._done, self._announced)
 
@@ -81,7 +81,8 @@ class Objective:
         wants_gradients: Whether the recipe's method ranks entries by mean gradients.
         state: Saves and restores the state of learning; ``None`` to save nothing.
         progress: Receives the progress and notes for the user.
-        max_images: Most images whose activations are held at once; ``None`` for as many as fit.
+        max_images: Largest number of images whose activations are in memory at once; ``None`` for
+            as many as fit.
         batches: This process's batches of `images`.
         batch_sizes: Number of images in every batch of all processes.
         work: Counts the work.
@@ -238,8 +239,8 @@ class Objective:
 
         Args:
             name: Name of the statistic.
-            values: By number of each of this process's batches, one value per layer, in the order
-                of ``path.layers``.
+            values: One value per layer, in the order of ``path.layers``, by number of this
+                process's batches.
             **reading: Fields of `StatisticAbout`: ``signed``, ``unit``, ``title``, ``about``.
         """
         columns = zip(*self.gather_by_batch(values), strict=True)

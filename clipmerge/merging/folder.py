@@ -70,7 +70,9 @@ def assign_shards(
 
 
 def _split_by_size(tensors: list[OutputTensor], max_shard_size: int, single: str) -> dict[str, str]:
-    """Distribute tensors over shards of limited size; one shard gets the name ``single``."""
+    """Distribute tensors over shards of limited size. If one shard is enough, its name is
+    ``single``.
+    """
     from huggingface_hub import split_state_dict_into_shards_factory
 
     by_key = {tensor.key: tensor for tensor in tensors}
@@ -92,8 +94,9 @@ def write_side_files(
 ) -> dict[str, str]:
     """Copy configuration, processor and tokenizer, so that the output loads like its sources.
 
-    The files are the fine-tuned checkpoint's, and the zero-shot one's where it lacks some; all are
-    the zero-shot one's if the output is a full model and the fine-tuned one is a tower of it.
+    The files come from the fine-tuned checkpoint and, where it lacks some, from the zero-shot one.
+    If the output is a full model, but the fine-tuned checkpoint is only a tower, all come from the
+    zero-shot one.
 
     Returns:
         sha256 by name of each file.

@@ -206,7 +206,7 @@ def keep_depthwise_in_float32(module: torch.nn.Module) -> None:
 
 
 def _forward_in_float32(forward: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Call a layer in float32 under a CPU's autocast, and return the inputs' dtype."""
+    """Call a layer in float32 under a CPU's autocast; the output has the inputs' dtype."""
     if not torch.is_autocast_enabled("cpu"):
         return forward(images)
     with torch.autocast("cpu", enabled=False):
@@ -215,7 +215,7 @@ def _forward_in_float32(forward: Callable[[Tensor], Tensor], images: Tensor) -> 
 
 @contextmanager
 def explain_errors(what: str, advice: str = "correct it") -> Iterator[None]:
-    """Turn any error that a checkpoint's files cause in a library into one line.
+    """Raise a library's error about a checkpoint's files as an error of one line.
 
     Args:
         what: The files, and what fails.

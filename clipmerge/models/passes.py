@@ -88,7 +88,7 @@ def recomputed(function: Callable[[T], Tensor], inputs: T) -> Tensor:
 
 
 def finite_scores(scores: Tensor, images: str) -> Tensor:
-    """Return scores, or features, if all are finite; argmax would choose NaN."""
+    """Return scores or features. Raise an error if one is not finite: argmax would choose NaN."""
     if bool(scores.isfinite().all()):
         return scores
     raise ClipmergeError(

@@ -72,7 +72,7 @@ class Recipe(Frozen):
 
     @property
     def max_loss(self) -> float:
-        """Points of accuracy that may be lost against the fine-tuned model."""
+        """Points of accuracy that the merge may lose against the fine-tuned model."""
         limit = self.measure_options["max_loss"] if self.measure_is("HOLDS_BACK") else MAX_LOSS
         return float(limit)
 
