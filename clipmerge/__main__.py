@@ -12,8 +12,9 @@ def run() -> None:
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     code = 130
     try:
-        from clipmerge.cli._terminal import ignore_signals, interrupt
+        from clipmerge.cli._terminal import ignore_signals, interrupt, interrupt_again
 
+        sys.unraisablehook = interrupt_again
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under `nohup`
                 signal.signal(number, interrupt)

@@ -105,23 +105,38 @@ def cached(tmp_path: Path) -> dict[str, str]:
     return {"XDG_CACHE_HOME": str(tmp_path / "cache")}
 
 
+@pytest.fixture(scope="module")
+def learning(pair: Folders, images: Path) -> tuple[object, ...]:
+    """A merge that learns for seconds on a fast machine, without its output folder."""
+    flags = ("--data", images, *LEARN[:4], "--allow", "at-chance", "--set", "measure.steps=120")
+    return ("merge", *pair, *flags, "-v", "-o")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(learning: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The hash of the weights that this merge writes if nothing interrupts it."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as patch:  # in this process, which imports nothing
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        record = done(*learning, folder / "out", "--json").json
+    return str(record["files"]["model.safetensors"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_merge_leaves_nothing_and_goes_on_with_the_same_bits(
-    pair: Folders,
-    images: Path,
+    learning: tuple[object, ...],
+    uninterrupted: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
 ) -> None:
-    flags = ("--data", images, *LEARN[:4], "--allow", "at-chance", "--set", "measure.steps=40")
-    words = ("merge", *pair, *flags, "-v", "-o")
-    process = start(*words, tmp_path / "out", env=cached(tmp_path))
+    process = start(*learning, tmp_path / "out", env=cached(tmp_path))
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("learning ..."):
             break
-    time.sleep(2)
+    time.sleep(0.5)  # a few steps, of 120
     process.send_signal(number)
     _, rest = process.communicate(timeout=120)
     if number != signal.SIGKILL:
@@ -131,12 +146,23 @@ def test_an_interrupted_merge_leaves_nothing_and_goes_on_with_the_same_bits(
         assert "Traceback" not in rest
         assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
     assert not (tmp_path / "out").exists()
-    written = []
-    for cache, output in (("cache", "out"), ("other", "whole")):  # here, which imports nothing
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
-        record = done(*words, tmp_path / output, "--json").json
-        written.append(record["files"]["model.safetensors"])
-    assert written[0] == written[1]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    resumed = done(*learning, tmp_path / "out", "--json")
+    assert ("learning resumes" in resumed.err) == ("learning is saved" in rest)
+    assert resumed.json["files"]["model.safetensors"] == uninterrupted
+
+
+@pytest.mark.slow
+def test_an_interrupt_in_a_finalizer_is_not_lost(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
+    words = ("merge", *pair, "--data", images, *LEARN, "-o", tmp_path / "out")
+    module = "tests.support.interrupt_a_finalizer"
+    process = start(*words, module=module, env=cached(tmp_path))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert [line for line in err.splitlines() if "note: " not in line] == ["error: interrupted"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_pipe_may_be_closed() -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -131,6 +132,21 @@ def interrupt(_number: int, _frame: object) -> None:
     """End the command after Ctrl-C or SIGTERM, and ignore further signals while it cleans up."""
     ignore_signals()
     raise KeyboardInterrupt
+
+
+def interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
+    """Interrupt once more if the interrupt fell into a finalizer, where Python ignores exceptions.
+
+    For ``sys.unraisablehook``.
+    """
+    if not issubclass(ignored.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(ignored)
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    # not in this call, which belongs to the finalizer
+    again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
 
 
 def ignore_signals() -> None:
