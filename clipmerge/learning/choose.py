@@ -53,17 +53,18 @@ class PointAccuracy(NamedTuple):
 
 
 def choose_backoff(
-    evaluate_at: Callable[[float], PointAccuracy], max_loss: float
+    evaluate_at: Callable[[float], PointAccuracy], max_loss: float, margin: float = 1.0
 ) -> tuple[PointAccuracy, PointAccuracy]:
     """Find the smallest share of the way to the fine-tuned model that keeps enough accuracy.
 
-    A point is accepted if its loss plus the standard error keeps to the limit, or if it loses
-    nothing. Without the second rule, few images would reject a model that is better than the
-    fine-tuned one, because the error alone exceeds the limit.
+    A point is accepted if its loss plus a margin keeps to the limit, or if it loses nothing.
+    Without the second rule, few images would reject a model that is better than the fine-tuned
+    one, because the margin alone exceeds the limit.
 
     Args:
         evaluate_at: Moves the model a share of the way, and evaluates it there.
         max_loss: Points of accuracy that may be lost.
+        margin: Standard errors of the loss that are added to it.
 
     Returns:
         The accuracies at that point, and those of the fine-tuned model.
@@ -73,7 +74,7 @@ def choose_backoff(
     for backoff in BACKOFFS:
         point = evaluate_at(backoff)
         loss, error = point.loss_against(finetuned)
-        if loss <= max(limit - error, min(limit, 0)) + _ROUNDING:
+        if loss <= max(limit - margin * error, min(limit, 0)) + _ROUNDING:
             return point, finetuned
     return finetuned, finetuned
 
@@ -107,6 +108,7 @@ def choose(
     """Let held-out images choose how far the coefficients move towards fine-tuned, and move them.
 
     If no point before the fine-tuned model keeps the accuracy, they become the fine-tuned model's.
+    If images of a shift taught, there is no margin: it would undo by chance what they taught.
     """
     learned = coefficients.distance() or 1.0
 
@@ -115,7 +117,8 @@ def choose(
         distance = coefficients.distance(backoff) / learned
         return PointAccuracy(backoff, distance, weighted_accuracies(objective, val, options))
 
-    chosen, finetuned = choose_backoff(evaluate_at, options.max_loss)
+    margin = 0.0 if objective.ood else 1.0
+    chosen, finetuned = choose_backoff(evaluate_at, options.max_loss, margin)
     coefficients.back_off(chosen.backoff)
     coefficients.set_weights()
     return BackoffChoice(

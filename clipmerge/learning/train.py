@@ -71,7 +71,8 @@ class LearningOptions:
         held_back: Share of the images that learning does not see, which choose; with 0 the learned
             coefficients are used as they are.
         max_loss: Limit, in points of accuracy on the held-back images, of the loss against the
-            fine-tuned model plus its standard error; a merge that loses nothing always keeps to it.
+            fine-tuned model, plus its standard error if no shift teaches. A merge that loses
+            nothing always keeps to it.
         augmentations: Kinds of strong augmentation; none to distil on unchanged images.
         precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU
             multiplies it faster, and float16 on a CUDA device without.

@@ -1,12 +1,15 @@
 """The choice of the held-out images, against independent references."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
 from clipmerge.images.batches import Batch
+from clipmerge.learning import choose
 from clipmerge.learning.choose import (
     BACKOFFS,
     PointAccuracy,
@@ -15,6 +18,7 @@ from clipmerge.learning.choose import (
     weighted_accuracies,
 )
 from clipmerge.learning.interpolate import Coefficients
+from clipmerge.learning.objective import Labelled
 from clipmerge.learning.train import LearningOptions, train
 from tests.support.small_objective import (
     PLAIN,
@@ -35,15 +39,16 @@ def accuracies(right: int, images: int = 100) -> torch.Tensor:
     return (torch.arange(images) < right).double()
 
 
-def bound(differences: np.ndarray, distance: float = 1.0) -> float:
-    """Loss plus its standard error in points, with an image more that differs each way."""
+def bound(differences: np.ndarray, distance: float, margin: float) -> float:
+    """Loss plus standard errors in points, with an image more that differs each way."""
     half = np.sqrt(distance / 2)
     added = np.concatenate([differences, [half, -half]])
-    return 100 * float(added.mean() + added.std() / np.sqrt(len(added)))
+    return 100 * float(added.mean() + margin * added.std() / np.sqrt(len(added)))
 
 
+@pytest.mark.parametrize("margin", [1.0, 0.0])
 @pytest.mark.parametrize("max_loss", [100, 13, 6, 2, 1])
-def test_the_nearest_point_that_surely_keeps_the_accuracy_is_taken(max_loss: float) -> None:
+def test_the_nearest_point_that_keeps_the_accuracy_is_taken(max_loss: float, margin: float) -> None:
     asked = list[float]()
 
     def evaluate_at(share: float) -> PointAccuracy:
@@ -51,8 +56,10 @@ def test_the_nearest_point_that_surely_keeps_the_accuracy_is_taken(max_loss: flo
         return PointAccuracy(share, 1 - share, accuracies(90 + round(10 * share)))
 
     lost = {share: np.arange(100) >= 90 + round(10 * share) for share in BACKOFFS}
-    kept = [share for share in lost if bound(lost[share].astype(float), 1 - share) <= max_loss]
-    chosen, finetuned = choose_backoff(evaluate_at, max_loss)
+    kept = [
+        share for share in lost if bound(lost[share].astype(float), 1 - share, margin) <= max_loss
+    ]
+    chosen, finetuned = choose_backoff(evaluate_at, max_loss, margin)
     assert chosen.backoff == (kept[0] if kept else 1)
     assert finetuned.backoff == 1
     assert asked == [1, *(share for share in BACKOFFS if share <= chosen.backoff)]
@@ -109,6 +116,18 @@ def test_the_model_is_left_at_the_choice(ends: Ends, max_loss: float) -> None:
     objective.path.set_alpha(1.0)
     seen = weighted_accuracies(objective, objective.val, OPTIONS)
     assert choice.finetuned_accuracy == pytest.approx(float(seen.mean()))
+
+
+@pytest.mark.parametrize("teaches", [True, False])
+def test_the_standard_error_is_no_margin_if_a_shift_teaches(
+    ends: Ends, teaches: bool, spied: Callable[[object, str], Mock]
+) -> None:
+    asked = spied(choose, "choose_backoff")
+    objective = objective_for(ends, make_batches(SIZES), val_share=0.3)
+    if teaches:
+        objective.ood = [Labelled(objective.images, objective.classifier)]
+    learn(objective, Coefficients(objective.path, "layer"), replace(OPTIONS, steps=1))
+    assert asked.call_args.args[1:] == (100, 0.0 if teaches else 1.0)
 
 
 def right_answers(reference: Reference, images: Batch) -> torch.Tensor:
