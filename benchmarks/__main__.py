@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     judging.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     judging.add_argument("--seed", type=int, default=0, help="of learning")
     judging.add_argument("--labels-of", metavar="PAIR", help="whose --labels, as another task")
+    judging.add_argument("--and-shift", action="store_true", help="with --labels-of: both")
     judging.add_argument("--who", default="", help="whose row it is")
     equal = commands.add_parser("equal-labels", help="fine-tune on the labels that auto may use")
     for command in (judging, equal):
@@ -101,6 +102,7 @@ def _add_results(pair: Pair, given: argparse.Namespace, places: Places) -> None:
             seed=given.seed,
             labels=given.labels,
             other=other,
+            and_shift=given.and_shift,
             who=given.who,
             folder=folder,
         )

@@ -75,6 +75,7 @@ def judge(
     seed: int = 0,
     labels: int = 0,
     other: Pair | None = None,
+    and_shift: bool = False,
     who: str = "",
     folder: Path = PAIRS_FOLDER,
 ) -> str:
@@ -87,6 +88,7 @@ def judge(
         seed: Seed of learning.
         labels: Labelled pictures of one shift that the merge gets as `ood`.
         other: Pair of another target, whose validation pictures these are instead.
+        and_shift: Give as many of the shift, too.
         who: Whose row it is.
         folder: Folder of the JSON files.
     """
@@ -97,14 +99,15 @@ def judge(
         add_curve(with_val, results)
     name = " ".join([Path(recipe).stem, *settings, *([f"seed={seed}"] if seed else [])])
     ood, shift = {}, None
-    if labels and other:
-        name += f" labels={labels} of another task"
-        shift = f"task-{other.spec.target}"
-        ood[other.spec.target] = str(other.labelled("val", labels, seed))
-    elif labels:
-        name += f" labels={labels}"
+    if labels:
+        name += f" labels={labels}" + (" of another task" if other else "")
+    if labels and (and_shift or not other):
         shift = pair.best_labelled
         ood[shift] = str(pair.labelled(f"labels-{shift}", labels, seed))
+    if labels and other:
+        name += " and a shift" if and_shift else ""
+        shift = f"task-{other.spec.target}"
+        ood[other.spec.target] = str(other.labelled("val", labels, seed))
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "merged"
         begin = time.process_time()
