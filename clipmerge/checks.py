@@ -62,7 +62,7 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 class FailedCheck(NamedTuple):
-    """The name of a check that failed, and a sentence for the user."""
+    """A check that failed, by the name that the user may allow, and a sentence about it."""
 
     check: str
     text: str

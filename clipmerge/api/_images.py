@@ -143,7 +143,8 @@ def _build_objective(
         images = replace(images, class_names=val.class_names)
     size = batch_size_for(len(images), options.batch_size, context.world_size)
 
-    def read_batch(images: LabelledImages) -> Batch:  # every process reads all images
+    def read_batch(images: LabelledImages) -> Batch:
+        """Load all the images as one batch; every process loads all of them."""
         pieces = [pixels for _, pixels in read_pixels(images.pictures, size, model.pixels)]
         return Batch(0, torch.cat(pieces), torch.tensor(images.labels))
 

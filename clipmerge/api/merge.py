@@ -73,7 +73,8 @@ def merge(
 
     Raises:
         VerdictError: If the verdict is one of ``fail_on``; its ``result`` has the record.
-        ClipmergeError: If an argument cannot be used. One line says what, where and what next.
+        ClipmergeError: If an argument cannot be used. One line names the problem, the
+            place and the remedy.
     """
     opts = MergeOptions.of(options)
     ends = (zeroshot, finetuned)
@@ -128,7 +129,8 @@ def plan(
         The plan.
 
     Raises:
-        ClipmergeError: If an argument cannot be used. One line says what, where and what next.
+        ClipmergeError: If an argument cannot be used. One line names the problem, the
+            place and the remedy.
     """
     opts = PlanOptions.of(options)
     journal = Journal(progress)

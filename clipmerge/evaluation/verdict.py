@@ -159,7 +159,7 @@ def _surely_lost(sources: Mapping[str, Comparison], limit: float = 0.0) -> list[
 
 
 def _may_lose(at: Comparison, limit: float) -> bool:
-    """Whether the measured loss of accuracy is larger than the limit and larger than one image."""
+    """Whether the measured accuracy drops by more than the limit and by more than one image."""
     one_image = 1 / at.images + _ROUNDING
     return at.change.value < -max(limit, one_image)
 

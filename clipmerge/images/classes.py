@@ -166,7 +166,7 @@ def first_misplaced(names: Names, among: Names) -> tuple[int, int] | None:
 
 
 def _normalise(name: str) -> str:
-    """Remove number, underscores and case, so that all spellings of a class name are equal."""
+    """Remove a leading number, underscores and case, to compare spellings of a class name."""
     return _without_number(_name_in_words(name).strip()).casefold()
 
 

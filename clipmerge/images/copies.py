@@ -69,8 +69,8 @@ class Thumbnails(Generic[Images]):
         return Thumbnails(self.images.subset(positions), self.pixels[positions])
 
     def copies_among(self, others: Thumbnails[Any]) -> dict[int, int]:
-        """Map the position of each image that has a copy in another source to the position of its
-        first copy there. A picture of one colour never counts as a copy.
+        """For each image that has copies in another source, map its position to that of the first
+        copy there. A picture of one colour never counts as a copy.
         """
         # centred, because torch computes distances from products, which would lose digits
         grey = self.pixels.mean(axis=2) - 128

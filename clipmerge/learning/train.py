@@ -225,6 +225,7 @@ def make_lesson(
     seed = objective.seed * 1_000_003 + 2 * number
 
     def take_examples(source: Labelled, order: Tensor) -> Examples:
+        """Load this step's images of a source, weakly augmented, and draw their prompts."""
         images = source.images.take(order[number])
         prompts, columns = source.classifier.draw(images.labels, seed, PROMPTS_A_GRADIENT)
         weak = weak_augment(images.pixels, seed + 1, options.weak_aug)

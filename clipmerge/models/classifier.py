@@ -167,8 +167,8 @@ class Prompts(Classifier):
 
 
 class Captions(Prompts):
-    """Scores by captions. Each caption is a class with one prompt, and a batch of images is
-    compared with its own captions.
+    """Scores images against captions: each caption is a class with a single prompt. A batch of
+    images is compared with its own captions.
 
     The loss is CLIP's softmax in both directions, or, for models with a bias of their logits,
     SigLIP's sigmoid of every pair.

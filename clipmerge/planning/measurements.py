@@ -73,7 +73,7 @@ class StatisticAbout(Frozen):
         signed: Whether values below zero are meaningful. Signed values are compared directly, and
             unsigned values by their logarithms.
         unit: Unit of the values, such as ``nats``; empty for a pure number.
-        title: Heading of its column; empty for the name.
+        title: Heading of its column; if empty, the name.
         about: One sentence about it, without the title.
     """
 
