@@ -1,0 +1,158 @@
+"""What users combine: captions as images, a push with the merge, results in a notebook, and the
+mistakes that they make at the keyboard of Python."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import CLIPModel
+
+import clipmerge
+from clipmerge import ClipmergeError, Progress, UsageError
+from tests.support.command import done, one_line, printed
+from tests.support.published import publishing
+from tests.support.tiny_clip import Folders, save_captions
+from tests.support.told import Told
+
+QUIET: dict[str, Any] = {"progress": Progress()}
+#: Models that know nothing of the images, and a quick `auto`.
+GUESSING: dict[str, Any] = {"allow": "at-chance", **QUIET}
+FEW: dict[str, Any] = {"images": 20, "set": {"measure.steps": 2}, **GUESSING}
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_captions(tmp_path_factory.mktemp("captions") / "pairs", each=12)
+
+
+def test_captions_teach_and_judge(far: Folders, images: Path, captions: Path) -> None:
+    made = clipmerge.merge(*far, "auto", data=captions, ood={"named": images}, **FEW)
+    assert made.record is not None
+    assert made.record.calibration is not None
+    assert made.record.calibration.classes_with_images == made.record.calibration.images
+    assert made.record.verdict is not None
+    assert [each.name for each in made.record.verdict.sources] == ["target", "named"]
+    judged = clipmerge.merge(*far, "auto", data=images, ood={"told": captions}, **FEW)
+    assert judged.record is not None
+    assert judged.record.calibration is not None
+    assert judged.record.calibration.ood["told"] > 0
+
+
+def test_results_show_themselves(far: Folders, images: Path, shifted: Path, captions: Path) -> None:
+    sources = {"val": images, "told": captions}
+    found = clipmerge.evaluate(far[1], sources, **GUESSING)
+    frame = found.to_frame()
+    assert frame.loc["val", "accuracy"] == found.accuracy["val"]
+    first = found.recall["told"]["image_to_text"]["1"]
+    assert frame.loc["told", "image_to_text R@1"] == first
+    assert f"told R@1 {first:.1%}" in repr(found)
+    inspected = clipmerge.inspect(*far, **QUIET)
+    assert [*inspected.to_frame().index] == [*inspected.layers]
+    assert "0 mismatches" in repr(inspected)
+    planned = clipmerge.plan(*far, alpha=0.25, **QUIET)
+    assert "alpha 0.25 to 0.25" in repr(planned)
+    swept = clipmerge.sweep(*far, id=images, ood={"far": shifted}, **GUESSING)
+    row = swept.to_frame().loc["alpha 0.5"]
+    assert row["far"] == row["mean shift"]
+    assert swept.record["answer"] in repr(swept)
+    for result in (found, inspected, planned, swept):
+        assert "<table" in result._repr_html_()
+    shown = done("evaluate", far[1], "--data", f"told={captions}", "--allow", "at-chance").out
+    assert f"image to text R@1 36, 36 captions {first:.1%}" in " ".join(shown.split())
+
+
+def test_a_merge_is_published(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = publishing(monkeypatch)
+    flags = ("--alpha", 0.5, "-o", tmp_path / "out", "--push", "alice/robust")
+    shown = done("merge", *pair, *flags).out
+    assert "Published https://huggingface.co/alice/robust." in shown
+    assert "model.safetensors" in hub.models["alice/robust"]
+    record = printed("push", tmp_path / "out", "alice/again")
+    assert record["url"].endswith("/alice/again")
+
+
+def test_a_plan_is_written(pair: Folders, tmp_path: Path) -> None:
+    plan = clipmerge.plan(*pair, alpha=0.5, output=tmp_path / "plan.json", **QUIET)
+    assert plan == clipmerge.Plan.load(tmp_path / "plan.json")
+    data = json.loads((tmp_path / "plan.json").read_text())
+    dropped = next(iter(data["layers"]))
+    del data["layers"][dropped]
+    (tmp_path / "fewer.json").write_text(json.dumps(data))
+    told = Told()
+    clipmerge.apply(
+        tmp_path / "fewer.json",
+        zeroshot=pair[0],
+        finetuned=pair[1],
+        output=tmp_path / "out",
+        progress=told,
+    )
+    said = f"does not name 1 layer, which will stay zero-shot: {dropped}"
+    assert any(said in line for line in told.lines)
+
+
+#: Untyped, because a type checker would find some of these mistakes.
+API: Any = clipmerge
+Refused = Callable[[Folders, Path], object]
+REFUSED: dict[str, tuple[Refused, str]] = {
+    "no sources": (lambda pair, _: API.evaluate(pair[0], [], **QUIET), "nothing to evaluate"),
+    "a number as source": (
+        lambda pair, _: API.evaluate(pair[0], [3], **QUIET),
+        "sources are named",
+    ),
+    "an empty source": (
+        lambda pair, _: API.evaluate(pair[0], [" "], **QUIET),
+        "names no images",
+    ),
+    "one name twice": (
+        lambda pair, _: API.evaluate(pair[0], ["a=x", "a=y"], **QUIET),
+        "same name",
+    ),
+    "a number as model": (lambda pair, _: API.inspect(3, **QUIET), "is not a checkpoint"),
+    "another model": (
+        lambda pair, _: API.inspect(torch.nn.Linear(1, 1), **QUIET),
+        "is not a model of",
+    ),
+    "no models": (lambda pair, _: API.merge(pair[0], [], **QUIET), "an empty list"),
+    "paths as models": (
+        lambda pair, _: API.merge_models(*pair, **QUIET),
+        "give torch modules",
+    ),
+    "no images": (lambda pair, _: API.merge(*pair, "auto", **QUIET), "needs labelled images"),
+    "a number as plan": (
+        lambda pair, out: API.apply(3, output=out, **QUIET),
+        "is not a plan",
+    ),
+    "half a pair": (
+        lambda pair, out: API.apply("x", zeroshot=pair[0], output=out, **QUIET),
+        "give both",
+    ),
+    "no name": (
+        lambda pair, _: API.inspect("", **QUIET),
+        "the name of the checkpoint is empty",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_mistake_is_one_line(pair: Folders, tmp_path: Path, what: str) -> None:
+    call, said = REFUSED[what]
+    with one_line(ClipmergeError, said):
+        call(pair, tmp_path / "out")
+
+
+@pytest.mark.parametrize("processor", [3, "no/such-model", "no//name"])
+def test_what_is_no_processor_is_refused(pair: Folders, processor: Any) -> None:
+    models = [CLIPModel.from_pretrained(folder) for folder in pair]
+    with one_line(UsageError, "processor"):
+        clipmerge.merge_models(*models, alpha=0.5, processor=processor, **QUIET)
+
+
+def test_models_in_memory_get_the_type_that_was_asked_for(pair: Folders) -> None:
+    models = [torch.nn.DataParallel(CLIPModel.from_pretrained(folder)) for folder in pair]
+    merged = API.merge_models(*models, alpha=0.5, dtype="bfloat16", **QUIET)
+    assert {value.dtype for value in merged.parameters()} == {torch.bfloat16}
