@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from clipmerge.errors import UsageError
 from clipmerge.files import local_path, source_exists
 from clipmerge.options import flag_of
 from clipmerge.planning.plan import last_part
@@ -93,5 +94,5 @@ def _is_local(text: str) -> bool:
     """Whether a text is a path on this machine, rather than a Hub id, a name or a prompt."""
     try:
         return text.startswith(("/", "~")) or source_exists(text)
-    except (OSError, ValueError):  # the text is too long for a path
+    except UsageError:  # the text is too long for a path
         return False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from clipmerge.errors import UsageError
@@ -49,13 +51,22 @@ def recipe_files() -> dict[str, Path]:
 
 
 def local_path(source: StrPath) -> Path:
-    """Expand ``~`` and ``~user`` in a path, unless the home folder is unknown."""
+    """Expand ``~`` and ``~user`` in a path, unless the home folder is unknown.
+
+    Raises:
+        UsageError: If the system allows no path like this.
+    """
     path = Path(source)
+    # no such user, or no home folder, as for numeric users in containers
+    with suppress(RuntimeError):
+        path = path.expanduser()
     try:
-        return path.expanduser()
-    except RuntimeError:
-        # no such user, or no home folder, as for numeric users in containers
-        return path
+        path.lstat()
+    except (OSError, ValueError) as error:
+        # ValueError: a null character
+        if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+            raise UsageError(f"{path}: cannot be a path ({error.args[-1]}); give another") from None
+    return path
 
 
 def split_part(source: str) -> tuple[str, str | None]:

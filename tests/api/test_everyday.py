@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import CLIPModel
 
 import clipmerge
-from clipmerge import ClipmergeError, Progress, UsageError
+from clipmerge import ClipmergeError, OutputError, Progress, UsageError
 from tests.support.command import done, one_line, printed
 from tests.support.published import publishing
 from tests.support.tiny_clip import Folders, save_captions
+from tests.support.tiny_open_clip import ARCHITECTURES, model_config, save_open_clip_pair
 from tests.support.told import Told
 
 QUIET: dict[str, Any] = {"progress": Progress()}
@@ -98,6 +100,7 @@ def test_a_plan_is_written(pair: Folders, tmp_path: Path) -> None:
 #: Untyped, because a type checker would find some of these mistakes.
 API: Any = clipmerge
 Refused = Callable[[Folders, Path], object]
+IMAGES = "images"
 REFUSED: dict[str, tuple[Refused, str]] = {
     "no sources": (lambda pair, _: API.evaluate(pair[0], [], **QUIET), "nothing to evaluate"),
     "a number as source": (
@@ -131,6 +134,25 @@ REFUSED: dict[str, tuple[Refused, str]] = {
         lambda pair, out: API.apply("x", zeroshot=pair[0], output=out, **QUIET),
         "give both",
     ),
+    "a long name": (lambda _, out: API.inspect("x" * 5000, **QUIET), "File name too long"),
+    "a long output": (
+        lambda pair, out: API.merge(*pair, output=out / ("x" * 5000), alpha=0.5, **QUIET),
+        "cannot be a path",
+    ),
+    "a null character": (
+        lambda pair, _: API.evaluate(pair[0], "a\0b", **QUIET),
+        "cannot be a path",
+    ),
+    "one prompt for all": (
+        lambda pair, _: API.evaluate(pair[0], IMAGES, template="very " * 90 + "{}", **QUIET),
+        "the prompts of all classes, or all captions, are the same to the model",
+    ),
+    "no such statistic": (
+        lambda pair, _: API.merge(
+            *pair, "straggler-outlier", data=IMAGES, set={"method.statistic": "size"}, **GUESSING
+        ),
+        "statistic 'size' is not measured by path-barrier",
+    ),
     "no name": (
         lambda pair, _: API.inspect("", **QUIET),
         "the name of the checkpoint is empty",
@@ -139,8 +161,12 @@ REFUSED: dict[str, tuple[Refused, str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_a_mistake_is_one_line(pair: Folders, tmp_path: Path, what: str) -> None:
+def test_a_mistake_is_one_line(
+    pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     call, said = REFUSED[what]
+    (tmp_path / IMAGES).symlink_to(images)
+    monkeypatch.chdir(tmp_path)
     with one_line(ClipmergeError, said):
         call(pair, tmp_path / "out")
 
@@ -156,3 +182,34 @@ def test_models_in_memory_get_the_type_that_was_asked_for(pair: Folders) -> None
     models = [torch.nn.DataParallel(CLIPModel.from_pretrained(folder)) for folder in pair]
     merged = API.merge_models(*models, alpha=0.5, dtype="bfloat16", **QUIET)
     assert {value.dtype for value in merged.parameters()} == {torch.bfloat16}
+
+
+def test_statistics_of_batch_norms_are_merged_and_their_counters_kept(tmp_path: Path) -> None:
+    ends = save_open_clip_pair(tmp_path / "pair", model_config(**ARCHITECTURES["resnet"]))
+    weights = []
+    for alpha in (0, 0.5, 1):
+        clipmerge.merge(*ends, alpha=alpha, output=tmp_path / str(alpha), **QUIET)
+        weights.append(load_file(tmp_path / str(alpha) / "open_clip_model.safetensors"))
+    for name, middle in weights[1].items():
+        if name.endswith("num_batches_tracked"):
+            assert [each[name].item() for each in weights] == [7, 7, 14]
+        elif name.endswith("running_var"):
+            torch.testing.assert_close(middle, (weights[0][name] + weights[2][name]) / 2)
+    with one_line(ClipmergeError, "is a variance and becomes negative"):
+        clipmerge.merge(*ends, alpha=-1000, output=tmp_path / "beyond", **QUIET)
+    with one_line(OutputError, "leave out `max_shard_size`"):
+        clipmerge.merge(*ends, output=tmp_path / "shards", max_shard_size="10KB", **QUIET)
+    assert not (tmp_path / "shards").exists()
+
+
+def test_a_doubt_may_be_allowed_and_names_may_be_a_json_file(
+    pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told()
+    clipmerge.merge(pair[0], pair[0], alpha=0.5, allow="equal-models", progress=told)
+    assert any("hold the same weights" in line for line in told.lines)
+    (tmp_path / "names.json").write_text(json.dumps(["bird", "cat", "dog"]))
+    monkeypatch.chdir(images)
+    named = clipmerge.evaluate(pair[1], ".", classes=tmp_path / "names.json", **GUESSING)
+    assert named.accuracy == clipmerge.evaluate(pair[1], images, **GUESSING).accuracy
+    assert [*named.accuracy] == [images.name]
