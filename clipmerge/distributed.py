@@ -123,6 +123,9 @@ def broadcast_(context: DistributedContext, tensor: Tensor) -> None:
 def _run_collective(
     context: DistributedContext, name: str, tensor: Tensor, *arguments: int
 ) -> None:
+    """Call a collective of `torch.distributed` on a tensor, in place, if there are several
+    processes.
+    """
     import torch
 
     if context.world_size > 1:

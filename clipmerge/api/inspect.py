@@ -153,6 +153,7 @@ def _describe_source(checkpoint: Checkpoint) -> Json:
 
 
 def _describe_all_tensors(checkpoint: Checkpoint) -> Json:
+    """Count a checkpoint's tensors, entries and bytes, and list its dtypes."""
     entries = checkpoint.entries.values()
     return {
         "parameters": len(entries),

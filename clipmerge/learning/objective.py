@@ -54,7 +54,7 @@ class Work:
         self._announced = self._done = 0.0
 
     def announce(self, work: float) -> None:
-        """Announce work to come."""
+        """Add work to the total that the progress is a share of."""
         self._announced += work
 
     def count(self, work: float) -> None:
