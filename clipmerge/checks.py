@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from clipmerge.evaluation.scorer import Images, Move
     from clipmerge.images.image_set import ImageSource, LabelledImages
     from clipmerge.learning.interpolate import WeightPath
+    from clipmerge.models import ImageTextModel
     from clipmerge.options import ImageOptions
     from clipmerge.progress import Progress
 
@@ -165,17 +166,21 @@ def hold_same_weights(inputs: Inputs, which: int) -> bool:
     return True
 
 
-def check_classes(images: Images, model: str, rows: Names) -> Iterator[FailedCheck]:
-    """Check that images and a head have the classes in the same order, unless they are matched by
-    name.
+def check_classes(images: Images, source: str, model: ImageTextModel) -> Iterator[FailedCheck]:
+    """Check that images and a model's head have the classes in the same order, unless they are
+    matched by name. Raise an error for captions if the model has a head.
     """
     from clipmerge.images.classes import positions_among
     from clipmerge.images.image_set import CaptionedImages
 
-    if isinstance(images, CaptionedImages) or images.imagenet_rows:
-        return
-    if not positions_among(images.class_names, rows):
-        yield from _check_order(images.source, images.class_names, model, rows)
+    if isinstance(images, CaptionedImages):
+        if model.has_head:
+            raise DataError(
+                f"{images.source}: has captions, which {source} cannot read, because it is an image"
+                " classifier; give images with classes"
+            )
+    elif not (images.imagenet_rows or positions_among(images.class_names, model.row_names)):
+        yield from _check_order(images.source, images.class_names, source, model.row_names)
 
 
 def _check_order(source: str, names: Names, other: str, rows: Names) -> Iterator[FailedCheck]:
@@ -209,7 +214,7 @@ def check_sources(
     inputs = path.inputs
     samples: dict[str, LabelledImages] = {}
     for name, images in sources.items():
-        yield from check_classes(images, inputs.finetuned[0].source, inputs.row_names)
+        yield from check_classes(images, inputs.finetuned[0].source, path.model)
         yield from check_pixels(images)
         images.require_classes()
         samples[name] = _sample_with_one_prompt(

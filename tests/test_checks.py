@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 import clipmerge
-from clipmerge import ClipmergeError
+from clipmerge import ClipmergeError, DataError
 from clipmerge.checks import (
     check_answers,
     describe_odd_names,
@@ -19,7 +19,14 @@ from clipmerge.images.dataset import open_images
 from clipmerge.types import CHECKS
 from tests.support.raw_safetensors import edit
 from tests.support.tasks import inputs_of
-from tests.support.tiny_clip import CLASSES, Folders, save_classifiers, save_images, save_pair
+from tests.support.tiny_clip import (
+    CLASSES,
+    Folders,
+    save_captions,
+    save_classifiers,
+    save_images,
+    save_pair,
+)
 from tests.support.told import Told
 
 
@@ -67,6 +74,19 @@ def test_models_that_differ_in_one_entry_are_not_equal(pair: Folders, tmp_path: 
     last[-1, -1] += 1  # beyond the sample of a larger matrix
     edit(copy, **{name: last})
     assert not hold_same_weights(inputs_of((pair[1], copy)), 0)
+
+
+def test_a_classifier_is_given_no_captions(tmp_path: Path) -> None:
+    zeroshot, finetuned = save_classifiers(tmp_path / "heads", CLASSES, CLASSES)
+    captions = save_captions(tmp_path / "captions")
+    output = tmp_path / "out"
+    for refused in (
+        lambda: clipmerge.merge(zeroshot, finetuned, data=captions, output=output),
+        lambda: clipmerge.evaluate(finetuned, data={"mine": captions}),
+    ):
+        with pytest.raises(DataError, match=r"captions: has captions, which .* cannot read"):
+            refused()
+    assert not output.exists()
 
 
 def right(share: float, count: int = 100) -> Any:

@@ -109,9 +109,7 @@ def evaluate(
             journal.warn(*each.notes)
         model = load_model(opened)
         for images in loaded.values():
-            doubts = chain(
-                check_classes(images, opened.source, model.row_names), check_pixels(images)
-            )
+            doubts = chain(check_classes(images, opened.source, model), check_pixels(images))
             raise_unless_allowed(doubts, opts.allow, journal)
         scored = Scorer(model, opts, load_bytes=0).score([lambda _: None], loaded, journal)
         record: Json = {

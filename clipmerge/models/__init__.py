@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from PIL.Image import Image
@@ -42,9 +42,11 @@ class ImageTextModel(ABC):
         parameters: Parameters by canonical name, including the statistics of batch norms.
         folder: The folder of the processor and the tokenizer.
         layout: Memory format of images.
+        has_head: Whether it is an image tower with a head, which reads no prompts.
         row_names: Class names of a head's rows, if they are known.
     """
 
+    has_head: ClassVar[bool] = False
     row_names: Names = ()
 
     def __init__(self, family: Family, folder: Path, module: Any) -> None:

@@ -1,5 +1,5 @@
 """Image towers with a classification head, of OpenCLIP (as WiSE-FT and model soups save them), of
-transformers and of timm.
+transformers, or of timm.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -33,6 +33,8 @@ class HeadedTower(ImageTextModel):
     Attributes:
         classes: Number of the head's rows.
     """
+
+    has_head: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -152,7 +154,7 @@ def transformers_classifier(
 def timm_classifier(
     family: Family, config: Json, folder: Path, rows: int, has_bias: bool
 ) -> HeadedTower:
-    """Build a model of timm."""
+    """Build a timm model."""
     import timm
 
     with explain_errors(f"{folder}: timm cannot build its model"):
