@@ -31,6 +31,7 @@ from tests.support import tiny_open_clip
 from tests.support.command import clipmerge as command_line
 from tests.support.command import done
 from tests.support.merging import run_and_check_merge
+from tests.support.raw_safetensors import edit
 from tests.support.tiny_clip import Folders, save_images
 from tests.support.told import Told
 
@@ -48,6 +49,19 @@ def test_one_alpha_is_the_formula(pair: Folders, tmp_path: Path, alpha: float) -
     assert record["plan"]["zeroshot"]["source"] == "zeroshot"
     assert record["command"].startswith("clipmerge merge zeroshot finetuned --alpha")
     assert record["verdict"] is None
+
+
+def test_a_pair_whose_blocks_are_equal_has_no_straggler(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
+    changed = load_file(pair[1] / "model.safetensors")["visual_projection.weight"]
+    finetuned = Path(shutil.copytree(pair[0], tmp_path / "finetuned"))
+    edit(finetuned, visual_projection__weight=changed)
+    given = {**FEW, "set": {"measure.steps": 2, "measure.held_back": 0}}
+    given |= {"recipe": "straggler-sparse", "output": tmp_path / "out"}
+    result = clipmerge.merge(pair[0], finetuned, data=images, **given, **QUIET)
+    assert result.record
+    assert "no straggler layers found" in result.record.measured.decision
 
 
 def test_learning_is_judged_on_images_that_it_does_not_see(
