@@ -147,7 +147,7 @@ class ImageOptions(Options):
 
     @property
     def columns(self) -> "Columns":
-        """The columns of the data set that the user named."""
+        """The columns to read, if the user named them."""
         from clipmerge.images.image_set import Columns
 
         return Columns(self.image_column, self.label_column, self.caption_column)

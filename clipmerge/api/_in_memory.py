@@ -119,8 +119,8 @@ def _copy_side_files(origin: Path | None, folder: Path, *, but: str) -> None:
 
 
 def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
-    """Write the weights of an open_clip model and, if ``config`` names or holds it, the
-    configuration, which the model itself does not keep.
+    """Write the weights of an open_clip model. Also write its configuration, if ``config`` names or
+    holds one: the model itself does not keep it.
     """
     from safetensors.torch import save_file
 

@@ -114,8 +114,8 @@ class Inputs:
 
     @cached_property
     def output_keys(self) -> dict[str, str]:
-        """Keys of the output's tensors by canonical name: those of `layout`, where it has the
-        tensor.
+        """Map canonical names to the keys of the output's tensors: `layout`'s key if it has the
+        tensor, otherwise the key of the checkpoint that has it.
         """
         keys = self.zeroshot_keys | self.finetuned_keys[0]
         if self.layout is self.zeroshot:

@@ -82,7 +82,7 @@ def _differences(
                     "config.json",
                 )
         if tower != "vision" and not _have_same_bytes(zeroshot, finetuned, VOCABULARIES):
-            yield from _differing_words(zeroshot, finetuned)
+            yield from _differing_token_ids(zeroshot, finetuned)
     described = (OPEN_CLIP_CONFIG, *PROCESSORS)
     if tower != "text" and not _have_same_bytes(zeroshot, finetuned, described):
         ours, theirs = _preprocessing_of(zeroshot), _preprocessing_of(finetuned)
@@ -101,8 +101,8 @@ def _have_same_bytes(zeroshot: Checkpoint, finetuned: Checkpoint, names: Names) 
     return ours == theirs
 
 
-def _differing_words(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[tuple[str, str]]:
-    """Yield a sentence on words to which the tokenizers give different numbers, and its subject."""
+def _differing_token_ids(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterator[tuple[str, str]]:
+    """Describe words that have different token ids, and name the file to correct."""
     ours = read_vocabulary(zeroshot.folder)
     theirs = read_vocabulary(finetuned.folder)
     other = [word for word in ours.keys() & theirs.keys() if ours[word] != theirs[word]]

@@ -136,10 +136,10 @@ def learn(
     *,
     units: Mapping[str, float] | None = None,
 ) -> tuple[list[list[float]], BackoffChoice | None]:
-    """Learn coefficients, and let held-out images choose how far to back off, if there are any.
+    """Learn coefficients. If there are held-out images, they choose how far to back off.
 
     Args:
-        objective: Left at the chosen coefficients.
+        objective: On return, its model has the chosen coefficients.
         coefficients: Changed in place.
         options: How to learn and choose.
         units: See `train`.

@@ -76,7 +76,8 @@ class Objective:
         context: The processes.
         batch_size: Images in every batch but the last.
         val: Images that choose how far learning goes; ``None`` for none.
-        ood: Images of shifts and other tasks that teach beside ``images``, by source.
+        ood: Images of shifts and other tasks, by source. Learning uses them in addition to
+            ``images``.
         seed: Seed for measures that draw random numbers.
         wants_gradients: Whether the recipe's method ranks entries by mean gradients.
         state: Saves and restores the state of learning; ``None`` to save nothing.

@@ -34,8 +34,8 @@ def best_name(record: Json) -> str:
 
 
 def sweep_sentence(record: Json) -> str:
-    """Write the answer of a sweep: it recommends the best recipe or checkpoint, or the alpha curve.
-    Without recipes and checkpoints, it names the best alpha.
+    """Write the sentence that answers a sweep. It recommends the best recipe or checkpoint, or
+    plain interpolation if none beats it. Without recipes and checkpoints, it names the best alpha.
     """
     best = _best_row(record)
     name = _row_name(record, best)
