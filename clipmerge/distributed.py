@@ -59,7 +59,10 @@ def _end_with_others() -> None:
 
 
 def claim_error() -> bool:
-    """Whether this process reports its error: the main process does, or else the first to fail."""
+    """Whether this process reports its error.
+
+    The main process does. If only others fail, the first of them does.
+    """
     _is_ending.set()
     if _store is None:
         return is_main_process()
@@ -79,7 +82,7 @@ class DistributedContext:
     """The processes of this run, and the device on which this call computes.
 
     ``auto`` is the accelerator that torch finds, if any. accelerate has one device for the life of
-    a process, but a notebook may use a card and then the CPU, so each call chooses its device here.
+    a process, but a notebook may use a GPU and then the CPU, so each call chooses its device here.
     Collectives need tensors on ``state.device``.
     """
 
@@ -90,10 +93,10 @@ class DistributedContext:
         from accelerate.utils import parse_flag_from_env
 
         found = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
-        card = found.type if found else "cpu"
+        accelerator = found.type if found else "cpu"
         if device == "auto":
-            kind = "cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else card
-        elif device in ("cpu", card):
+            kind = "cpu" if parse_flag_from_env("ACCELERATE_USE_CPU") else accelerator
+        elif device in ("cpu", accelerator):
             kind = device
         else:
             raise UsageError(
@@ -129,7 +132,7 @@ def _run_collective(
     import torch
 
     if context.world_size > 1:
-        # NCCL needs tensors on a card
+        # NCCL needs tensors on a GPU
         on_device = tensor.to(context.state.device).contiguous()
         getattr(torch.distributed, name)(on_device, *arguments)
         tensor.copy_(on_device)

@@ -64,7 +64,9 @@ def block_of(layer: str) -> tuple[str, int, str] | None:
 
 
 def may_precede_blocks(layer: str) -> bool:
-    """Whether a layer outside the blocks is not known to act after them.
+    """Whether a layer lies outside the blocks, and may act before them.
+
+    This is true of every part that is not known to act after the blocks.
 
     Example:
         >>> layers = ("vision.embeddings", "vision.features.3", "vision.norm")

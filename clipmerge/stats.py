@@ -142,10 +142,11 @@ def paired_mean_and_error(differences: Floats | Tensor, added: float = 1.0) -> t
 def gain_interval(gain: float, drawn: Floats, images: int, least: float = 0.0) -> Interval:
     """Compute the interval of a gain, in [-1, 1], from resampled gains.
 
-    The best point of a curve looks better than it is on the images that chose it, and in a resample
-    twice so. Therefore the interval covers both the percentiles and the normal interval around the
-    measured gain. Both are widened for few images, and the normal one extends at least ``least`` to
-    either side. ``images`` is the number of images of the smallest source.
+    The best point of a curve looks better than it is on the images that chose it. In a resample, it
+    is chosen again, so this bias occurs twice. Therefore the interval covers both the percentiles
+    and the normal interval around the measured gain. Both are widened for few images, and the
+    normal one extends at least ``least`` to either side. ``images`` is the number of images of the
+    smallest source.
 
     Source:
         Hesterberg 2015, The American Statistician 69, for the widened percentiles.

@@ -75,8 +75,8 @@ def best_merge(accuracy: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def headline(accuracy: Mapping[str, Mapping[str, float]]) -> str:
-    """Say how accurate the best merge is on clean digits, and how much of the accuracy that
-    fine-tuning lost under shift it regains.
+    """Say how accurate the best merge is on clean digits, and what share of the
+    accuracy under shift that fine-tuning lost it regains.
 
     Args:
         accuracy: Accuracies from 0 to 1, by model and then by name of the images.

@@ -86,8 +86,8 @@ def unwrap(
 
 
 def _refuse_incomplete(names: Iterable[str]) -> None:
-    """Raise an error if a file has factors, parts or codes of weights, which only its own library
-    can put together.
+    """Raise an error if a file stores weights as factors, parts or codes. Only the library that
+    wrote the file can put these together.
     """
     for mark, what, way_out in _INCOMPLETE:
         marked = [name for name in names if re.search(mark, name)]
@@ -133,8 +133,8 @@ def _shared_prefix(names: Collection[str]) -> str:
 
 
 def _without_remains(names: dict[str, T]) -> dict[str, T]:
-    """Drop the text tower's embeddings from classifiers of WiSE-FT and model soups, which lack its
-    blocks.
+    """Drop the embeddings of the text tower from a classifier that has no blocks of this tower, as
+    WiSE-FT and model soups save it.
     """
     has_head = any(name.startswith(_HEAD) for name in names)
     if not has_head or any(name.startswith(("transformer.", "text.")) for name in names):

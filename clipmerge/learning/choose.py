@@ -45,9 +45,8 @@ class PointAccuracy(NamedTuple):
         """Compute the accuracy lost against the fine-tuned model on the same images, and its
         standard error.
 
-        If two models never differ on a few images, that proves little, so Agresti and Min's images
-        are added. The nearer the point is to the fine-tuned model, the less the models differ on
-        these.
+        Two models may agree on a few images by chance, so Agresti and Min's images are added. On
+        these images the models differ less, the nearer the point is to the fine-tuned model.
         """
         return paired_mean_and_error(finetuned.accuracies - self.accuracies, self.distance)
 

@@ -21,7 +21,7 @@ from clipmerge.models.passes import recomputed
 from clipmerge.types import Names, Tensors
 
 # Most prompts, and most tokens, whose activations are in memory at once. The second limit is for a
-# CPU, which is as fast with few, and for a card whose memory ran out; 80 images of a ViT-B/32 have
+# CPU, which is as fast with few, and for a GPU whose memory ran out; 80 images of a ViT-B/32 have
 # as many tokens.
 _PROMPTS_AT_ONCE, _TOKENS_AT_ONCE = 512, 4096
 

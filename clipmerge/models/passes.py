@@ -146,7 +146,7 @@ def affordable_images(
     module: torch.nn.Module, embed: Callable[[Tensor], Tensor], image: Tensor
 ) -> int | None:
     """Estimate from one image, (1, 3, height, width), the number of images whose activations fit
-    into a CPU's memory; ``None`` for a card, which reports that its memory ran out.
+    into a CPU's memory; ``None`` for a GPU, which reports when its memory runs out.
     """
     pages = getattr(os, "sysconf", None)
     if image.device.type != "cpu" or pages is None:
