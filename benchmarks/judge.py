@@ -76,6 +76,7 @@ def judge(
     labels: int = 0,
     other: Pair | None = None,
     and_shift: bool = False,
+    captions: bool = False,
     who: str = "",
     folder: Path = PAIRS_FOLDER,
 ) -> str:
@@ -89,6 +90,7 @@ def judge(
         labels: Labelled pictures of one shift that the merge gets as `ood`.
         other: Pair of another target, whose validation pictures these are instead.
         and_shift: Give as many of the shift, too.
+        captions: Give the labels of the shift as captions.
         who: Whose row it is.
         folder: Folder of the JSON files.
     """
@@ -103,7 +105,8 @@ def judge(
         name += f" labels={labels}" + (" of another task" if other else "")
     if labels and (and_shift or not other):
         shift = pair.best_labelled
-        ood[shift] = str(pair.labelled(f"labels-{shift}", labels, seed))
+        ood[shift] = str(pair.labelled(f"labels-{shift}", labels, seed, captions))
+        name += " as captions" if captions else ""
     if labels and other:
         name += " and a shift" if and_shift else ""
         shift = f"task-{other.spec.target}"

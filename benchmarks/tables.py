@@ -31,6 +31,7 @@ INTERPOLATED = "wise-ft-id"
 AXES = {"id": "target", "ood": "natural shifts", "tasks": "other tasks"}
 #: Targets whose zero-shot models are small transformers that were trained on drawings.
 _DRAWN = ("digits", "emoji-3d", "emoji-lines")
+_AS_CAPTIONS = f"{TAUGHT} as captions"
 #: Every method of the tables, and its name there.
 _METHODS = {
     ZEROSHOT: "zero-shot",
@@ -42,6 +43,7 @@ _METHODS = {
     f"{SPARSE} labels=100": "straggler-sparse, 100 labels",
     f"{AUTO} measure.ood_weight=3 labels=100": "the same with weight 3",
     f"{TAUGHT} of another task": "auto, 100 labels of another task",
+    _AS_CAPTIONS: "auto, 100 captions of a shift",
     "lines": "LiNeS",
     "monosoup": "MonoSoup",
     "anew": "fine-tuned anew, best alpha",
@@ -187,7 +189,8 @@ def _is_lost(results: Results) -> bool:
 def labels(every: Sequence[Results]) -> Rows:
     """Changes that labels of a shift or of another task make to `auto`, on the same pairs."""
     head = ["method (pairs)", *AXES.values(), "named source", "other shifts", *_GAINS]
-    methods = (*_LABELS[1:], _WEIGHT_3, _OF_TASK, "continued labels=100", "anew labels=100")
+    beside = (_WEIGHT_3, _AS_CAPTIONS, _OF_TASK, "continued labels=100", "anew labels=100")
+    methods = (*_LABELS[1:], *beside)
     rows = [head]
     for method, ours in _beside_auto(every, methods):
         named = [_source_change(ours, method, is_named) for is_named in (True, False)]
@@ -248,6 +251,17 @@ def drawn(every: Sequence[Results]) -> Rows:
     return rows
 
 
+def seeds(every: Sequence[Results]) -> Rows:
+    """Changes from the first seed, of learning and of the labels, to the second; its gains."""
+    rows = [["recipe (pairs)", *AXES.values(), *_GAINS]]
+    for method in (AUTO, TAUGHT):
+        second = method.replace(AUTO, f"{AUTO} seed=1")
+        ours = having(_real(every), [method, second])
+        changes = _changes(ours, second, method)
+        rows.append([f"{_name(method)} ({len(ours)})", *changes, *_gains(ours, second)])
+    return rows
+
+
 def leaderboard(every: Sequence[Results]) -> Rows:
     """Every method that was judged: change since fine-tuned for each question, and gains."""
     pairs_of: dict[str, list[Results]] = defaultdict(list)
@@ -284,4 +298,5 @@ TABLES: dict[str, Callable[[Sequence[Results]], Rows]] = {
     "labels": labels,
     "others": others,
     "drawn": drawn,
+    "seeds": seeds,
 }

@@ -15,6 +15,13 @@ from benchmarks.make_pairs.pictures import Picture, Source, read_source, write_s
 from benchmarks.models import Regime, finetune, load
 
 _SEEN = ("train", "val")
+_CAPTIONS = (
+    "a photo of a {}",
+    "a picture of the {}",
+    "this is a {}",
+    "one {}, seen from near",
+    "a {} in its place",
+)
 
 
 @dataclass(frozen=True)
@@ -134,14 +141,21 @@ class Pair:
         """The shift with the most labelled pictures that are not tested."""
         return max(self.ood, key=lambda shift: len(self.source(f"labels-{shift}").labels))
 
-    def labelled(self, source: str, count: int, seed: int) -> Path:
-        """A folder with labelled pictures of a source that merging may use."""
-        folder = self.folder / f"{source}-{count}-{seed}"
+    def labelled(self, source: str, count: int, seed: int, captions: bool = False) -> Path:
+        """A folder with labelled pictures of a source that merging may use.
+
+        With ``captions``, it has no classes, but each picture has a sentence that names its class.
+        """
+        folder = self.folder / f"{source}-{count}-{seed}{'-captions' * captions}"
         if not folder.is_dir():
             scratch = folder.with_suffix(".part")
             for number, (label, image) in enumerate(self.drawn(source, count, seed)):
-                (scratch / label).mkdir(parents=True, exist_ok=True)
-                image.save(scratch / label / f"{number:04}.png")
+                file = scratch / ("" if captions else label) / f"{number:04}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                image.save(file)
+                if captions:
+                    caption = _CAPTIONS[number % len(_CAPTIONS)].format(label)
+                    file.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
             scratch.rename(folder)
         return folder
 
