@@ -133,9 +133,9 @@ def tower_cosines(inputs: Inputs, which: int = 0) -> dict[str, float]:
         # a head, which is in neither tower, may be new
         if not rest or len(entry.shape) < 2 or entry.size < _LEAST:
             continue
-        holders = inputs.holders[name]
+        locations = inputs.locations[name]
         ends = []
-        for checkpoint, key in (holders[0], holders[which + 1]):
+        for checkpoint, key in (locations[0], locations[which + 1]):
             stored = checkpoint.array(key, 0, min(_SAMPLE, entry.size))
             dtype = checkpoint.entries[key].dtype
             ends.append(widen(stored, dtype, np.dtype(np.float64)))
@@ -156,7 +156,7 @@ def hold_same_weights(inputs: Inputs, which: int) -> bool:
     names = list(filter(inputs.merges, inputs.zeroshot_keys))
     for length in (_SAMPLE, sys.maxsize):
         for name in names:
-            (theirs, their_key), *finetuned = inputs.holders[name]
+            (theirs, their_key), *finetuned = inputs.locations[name]
             ours, key = finetuned[which]
             stop = min(length, ours.entries[key].size)
             first = ours.array(key, 0, stop)

@@ -63,7 +63,7 @@ class Inputs:
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """theta_0, theta_1 ... theta_K."""
+        """All checkpoints: the zero-shot one, then the fine-tuned ones."""
         return (self.zeroshot, *self.finetuned)
 
     @cached_property
@@ -84,7 +84,7 @@ class Inputs:
             return OutputKind.ZEROSHOT_MODEL if is_tower else OutputKind.MODEL
         everyone = len(self.checkpoints)
         head = self.layers.get(HEAD, ())
-        if head and all(len(self.holders[name]) == everyone for name in head):
+        if head and all(len(self.locations[name]) == everyone for name in head):
             return OutputKind.CLASSIFIER
         return OutputKind.MODEL
 
@@ -157,10 +157,10 @@ class Inputs:
 
     def merges(self, name: str) -> bool:
         """Whether a parameter is merged: every checkpoint has it, in floats."""
-        holders = self.holders[name]
-        if len(holders) <= len(self.finetuned) or is_index_buffer(name):
+        locations = self.locations[name]
+        if len(locations) <= len(self.finetuned) or is_index_buffer(name):
             return False
-        return all(checkpoint.entries[key].is_float for checkpoint, key in holders)
+        return all(checkpoint.entries[key].is_float for checkpoint, key in locations)
 
     def zeroshot_entry(self, name: str) -> TensorEntry:
         """Return the entry of a zero-shot parameter in its file."""
@@ -181,10 +181,10 @@ class Inputs:
 
     def entries(self, name: str) -> list[TensorEntry]:
         """Return the entries of a tensor in all checkpoints that have it, zero-shot first."""
-        return [checkpoint.entries[key] for checkpoint, key in self.holders[name]]
+        return [checkpoint.entries[key] for checkpoint, key in self.locations[name]]
 
     @cached_property
-    def holders(self) -> dict[str, list[Location]]:
+    def locations(self) -> dict[str, list[Location]]:
         """For each tensor, the checkpoints that have it, zero-shot first, and its key in each."""
         found: dict[str, list[Location]] = {}
         everyone = (self.zeroshot_keys, *self.finetuned_keys)
@@ -235,9 +235,9 @@ def have_same_tensors(inputs: Inputs) -> bool:
     """Whether the tensors of all checkpoints have the same names, shapes and dtypes, no head was
     built, and every checkpoint has a configuration.
     """
-    for name, holders in inputs.holders.items():
+    for name, locations in inputs.locations.items():
         kinds = {(entry.shape, entry.dtype) for entry in inputs.entries(name)}
-        if len(kinds) > 1 or len(holders) <= len(inputs.finetuned):
+        if len(kinds) > 1 or len(locations) <= len(inputs.finetuned):
             return False
     return all(one.config is not None for one in inputs.checkpoints) and (
         not inputs.zeroshot.has_built_head

@@ -68,8 +68,9 @@ def fisher(objective: Objective, *, probes: Count = 4) -> Measurements:
 
 
 def _sum_squares(objective: Objective, probes: int) -> tuple[Tensors, dict[int, list[float]]]:
-    """Sum the squared gradients over this process's images and probes. Return the sums, entry by
-    entry, and by batch their means over each layer's entries and the batch's images.
+    """Sum the squared gradients over this process's images and probes.
+
+    Return the sums of each parameter's entries, and for each batch the mean square of each layer.
     """
     path = objective.path
     squares = {name: torch.zeros_like(path.parameters[name].detach()) for name in path.names}

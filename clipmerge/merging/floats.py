@@ -1,7 +1,6 @@
-"""Convert stored floats to those of the arithmetic and back, by their bits.
+"""Convert arrays between float16 or bfloat16 and float32, by operations on their bits.
 
-numpy has no bfloat16, and converts float16 entry by entry in software; a few passes over whole
-arrays are faster.
+numpy has no bfloat16, and converts float16 slowly, one entry at a time.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ def merged_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
     outputs = []
     for name, key in inputs.output_keys.items():
         layer = plan.layers.get(inputs.layer_of[name])
-        holders = inputs.holders[name]
-        checkpoint, first_key = holders[0]
+        locations = inputs.locations[name]
+        checkpoint, first_key = locations[0]
         entry = checkpoint.entries[first_key]
         keeps_dtype = plan.dtype == "keep" or not entry.is_float
         dtype = entry.dtype if keeps_dtype else SAFETENSORS_NAME[plan.dtype]
@@ -40,9 +40,9 @@ def merged_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
             continue
         if is_counter(name):  # may differ without any effect on the model
             is_finetuned = layer is not None and layer.alpha == 1 and not layer.is_learned
-            holders = (is_finetuned and holders[1:2]) or holders[:1]
-        _require_equal_shapes(name, holders)
-        outputs.append(output(partial(_copy_run, name, holders, dtype)))
+            locations = (is_finetuned and locations[1:2]) or locations[:1]
+        _require_equal_shapes(name, locations)
+        outputs.append(output(partial(_copy_run, name, locations, dtype)))
     return outputs
 
 
@@ -71,7 +71,7 @@ class _Merge:
         return float(learned.item()) if learned.size == 1 else learned
 
     def fill_run(self, start: int, out: Array, change: Array | None) -> None:
-        """Merge the elements from ``start`` on that ``out`` has room for; see `OutputTensor`."""
+        """Write merged elements into ``out``, from the parameter's element ``start`` on."""
         name, dtype = self.name, self.dtype
         stop = start + len(out)
         ends = _read_run(self.inputs, name, start, stop)
@@ -141,12 +141,12 @@ def _read_run(inputs: Inputs, name: str, start: int = 0, stop: int | None = None
     """Read elements ``start`` to ``stop`` of a parameter in every checkpoint, 1-D: in float64 if
     one checkpoint has it, else in float32.
     """
-    holders = inputs.holders[name]
-    dtypes = [checkpoint.entries[key].dtype for checkpoint, key in holders]
+    locations = inputs.locations[name]
+    dtypes = [checkpoint.entries[key].dtype for checkpoint, key in locations]
     wide = np.dtype(np.float64 if "F64" in dtypes else np.float32)
     return [
         widen(checkpoint.array(key, start, stop), dtype, wide)
-        for dtype, (checkpoint, key) in zip(dtypes, holders, strict=True)
+        for dtype, (checkpoint, key) in zip(dtypes, locations, strict=True)
     ]
 
 
@@ -192,9 +192,9 @@ def coefficients_of_run(coefficient: Array, shape: Shape, start: int, stop: int)
     return rows.repeat(width)[begin : begin + stop - start]
 
 
-def _require_equal_shapes(name: str, holders: Sequence[Location]) -> None:
+def _require_equal_shapes(name: str, locations: Sequence[Location]) -> None:
     """Raise an error if a tensor that is copied differs in shape between checkpoints."""
-    ours, *others = (checkpoint.entries[key].shape for checkpoint, key in holders)
+    ours, *others = (checkpoint.entries[key].shape for checkpoint, key in locations)
     for shape in others:
         if shape != ours:
             raise CheckpointError(
@@ -204,7 +204,7 @@ def _require_equal_shapes(name: str, holders: Sequence[Location]) -> None:
 
 def _copy_run(
     name: str,
-    holders: Sequence[Location],
+    locations: Sequence[Location],
     dtype: str,
     start: int,
     out: Array,
@@ -213,7 +213,7 @@ def _copy_run(
     """Copy elements of the first checkpoint's tensor, in the output's dtype; in the others,
     integers must be equal and floats finite.
     """
-    (checkpoint, key), *others = holders
+    (checkpoint, key), *others = locations
     entry = checkpoint.entries[key]
     stop = start + len(out)
     stored = checkpoint.array(key, start, stop)

@@ -45,7 +45,7 @@ class HeadedTower(ImageTextModel):
         embed: Callable[[Tensor], Tensor],
         prepare: Callable[[list[Image]], Tensor],
     ) -> None:
-        """Wrap a module; the functions embed and prepare images."""
+        """Wrap a module: ``prepare`` preprocesses images, ``embed`` embeds them."""
         super().__init__(family, folder, module)
         self.classes = head.out_features
         self._head, self._embed, self._prepare = head, embed, prepare
