@@ -124,6 +124,7 @@ def judge(
             template=[pair.template],
             set=list(settings),
             seed=seed,
+            allow=["at-chance"] if captions else [],  # sentences of one class look alike
         )
         seconds = time.process_time() - begin
         record = json.loads((output / "clipmerge.json").read_text(encoding="utf-8"))

@@ -250,7 +250,7 @@ def _sample_with_one_prompt(images: Images, template: Names) -> LabelledImages:
 
 
 def check_pixels(images: ImageSource) -> Iterator[FailedCheck]:
-    """Check that images are neither blank nor all the same, by the pixels of some."""
+    """Check the pixels of some images: they must not be blank, or all the same."""
     last = len(images) - 1
     parts = _LOOKED_AT - 1
     looked_at = sorted({part * last // parts for part in range(_LOOKED_AT)})

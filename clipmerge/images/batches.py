@@ -79,12 +79,12 @@ def read_pixels(
     to_pixels: Callable[[list[Image]], Tensor],
     share: tuple[int, int] = (0, 1),
 ) -> Generator[tuple[int, Tensor], None, None]:
-    """Yield the number and the pixels of each batch of this process, in order, on the CPU. Threads
+    """Yield the index and the pixels of each batch of this process, in order, on the CPU. Threads
     prepare the next batch while the caller uses this one.
 
     Each thread decodes and preprocesses one image at a time, so memory holds at most two batches of
-    pixels and one decoded image per thread. Processes take batches in turn; ``share`` is the index
-    of this process and their number.
+    pixels and one decoded image per thread. Processes take batches in turn; ``share`` is
+    (index of this process, number of processes).
     """
     rank, world_size = share
     positions = range(len(pictures))

@@ -1,7 +1,7 @@
 """Find copies of images by their pixels, in one source and between sources.
 
-A copy may have been saved again, scaled, or changed by a little noise, as frames of a video and
-exports of one photograph are.
+A copy may have been saved again, scaled, or changed by a little noise: for example, frames of a
+video, or exports of one photograph.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def fisher(objective: Objective, *, probes: Count = 4) -> Measurements:
 def _sum_squares(objective: Objective, probes: int) -> tuple[Tensors, dict[int, list[float]]]:
     """Sum the squared gradients over this process's images and probes.
 
-    Return the sums of each parameter's entries, and for each batch the mean square of each layer.
+    Return the sum of each entry, and for each batch the mean square of each layer's entries.
     """
     path = objective.path
     squares = {name: torch.zeros_like(path.parameters[name].detach()) for name in path.names}

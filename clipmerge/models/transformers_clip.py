@@ -1,4 +1,4 @@
-"""Models of transformers with two towers, which compute features in float32."""
+"""Models with two towers of the library transformers; features are computed in float32."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ _ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 2, "f
 @rc_context(_STYLE)
 def merge_figure(record: Record) -> Figure:
     """Draw the picture of a merge: the alpha of every layer; the losses of learning, if the merge
-    learned; and with `ood` images the accuracies, beside those of plain interpolation.
+    learned; and the accuracies beside those of plain interpolation, if there are `ood` images.
     """
     draw: list[tuple[float, Callable[[Axes], None]]] = []
     if verdict := record.verdict:
