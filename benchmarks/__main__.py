@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     judging.add_argument("--seed", type=int, default=0, help="of learning")
     judging.add_argument("--labels-of", metavar="PAIR", help="whose --labels, as another task")
     judging.add_argument("--and-shift", action="store_true", help="with --labels-of: both")
-    judging.add_argument("--captions", action="store_true", help="give the shift's as captions")
+    judging.add_argument("--captions", action="store_true", help="of a shift, for its classes")
     judging.add_argument("--who", default="", help="whose row it is")
     equal = commands.add_parser("equal-labels", help="fine-tune on the labels that auto may use")
     for command in (judging, equal):

@@ -207,9 +207,13 @@ def others(every: Sequence[Results]) -> Rows:
     methods = ("continued", "anew", "anew-l2-sp", "anew-ema", "lines", "monosoup")
     rows = [["method (pairs)", *AXES.values(), *_GAINS]]
     for method, ours in _beside_auto(every, methods):
-        changes = _changes(ours, method, AUTO)
-        rows.append([f"{_name(method)} ({len(ours)})", *changes, *_gains(ours, method)])
+        rows.append(_changes_and_gains(ours, method, AUTO))
     return rows
+
+
+def _changes_and_gains(ours: Sequence[Results], method: str, since: str) -> list[str]:
+    """A row: the method, its changes since another, and its gains."""
+    return [f"{_name(method)} ({len(ours)})", *_changes(ours, method, since), *_gains(ours, method)]
 
 
 def _beside_auto(
@@ -252,13 +256,11 @@ def drawn(every: Sequence[Results]) -> Rows:
 
 
 def seeds(every: Sequence[Results]) -> Rows:
-    """Changes from the first seed, of learning and of the labels, to the second; its gains."""
-    rows = [["recipe (pairs)", *AXES.values(), *_GAINS]]
-    for method in (AUTO, TAUGHT):
-        second = method.replace(AUTO, f"{AUTO} seed=1")
-        ours = having(_real(every), [method, second])
-        changes = _changes(ours, second, method)
-        rows.append([f"{_name(method)} ({len(ours)})", *changes, *_gains(ours, second)])
+    """Changes from seed 0 to seed 1, of learning and of the labels drawn; the gains of seed 1."""
+    rows = [["method (pairs)", *AXES.values(), *_GAINS]]
+    for first in (AUTO, TAUGHT):
+        second = first.replace(AUTO, f"{AUTO} seed=1")
+        rows.append(_changes_and_gains(having(_real(every), [first, second]), second, first))
     return rows
 
 

@@ -16,14 +16,15 @@ def main() -> int:
     docs = ROOT / "docs"
     pages = [readme, docs / "index.md"]
     pages += sorted(page for folder in FOLDERS for page in (docs / folder).glob("*.md"))
-    texts = {page: page.read_text(encoding="utf-8") for page in pages}
-    words = {page: len(text.split()) for page, text in texts.items()}
+    every = sorted([*ROOT.glob("*.md"), *docs.rglob("*.md")])
+    texts = {page: page.read_text(encoding="utf-8") for page in every}
+    words = {page: len(texts[page].split()) for page in pages}
     total = sum(words.values())
     print(f"{total:,} words for users on {len(pages)} pages, {words[readme]} of them in README")
     problems = [
         f"{page.relative_to(ROOT)}:{number}: {len(line)} columns, at most {MAX_COLUMNS}"
-        for page in sorted([*ROOT.glob("*.md"), *docs.rglob("*.md")])
-        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1)
+        for page, text in texts.items()
+        for number, line in enumerate(text.splitlines(), start=1)
         if len(line) > MAX_COLUMNS and not line.startswith("|")  # a row of a table is one line
     ]
     if total > MOST_WORDS:

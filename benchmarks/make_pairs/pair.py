@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -149,12 +150,15 @@ class Pair:
         folder = self.folder / f"{source}-{count}-{seed}{'-captions' * captions}"
         if not folder.is_dir():
             scratch = folder.with_suffix(".part")
+            counts = Counter[str]()
             for number, (label, image) in enumerate(self.drawn(source, count, seed)):
                 file = scratch / ("" if captions else label) / f"{number:04}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 image.save(file)
                 if captions:
-                    caption = _CAPTIONS[number % len(_CAPTIONS)].format(label)
+                    # a class gets each wording in turn, so that none of them tells the class
+                    caption = _CAPTIONS[counts[label] % len(_CAPTIONS)].format(label)
+                    counts[label] += 1
                     file.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
             scratch.rename(folder)
         return folder
