@@ -189,10 +189,9 @@ def _is_lost(results: Results) -> bool:
 def labels(every: Sequence[Results]) -> Rows:
     """Changes that labels of a shift or of another task make to `auto`, on the same pairs."""
     head = ["method (pairs)", *AXES.values(), "named source", "other shifts", *_GAINS]
-    beside = (_WEIGHT_3, _AS_CAPTIONS, _OF_TASK, "continued labels=100", "anew labels=100")
-    methods = (*_LABELS[1:], *beside)
+    rest = (_WEIGHT_3, _AS_CAPTIONS, _OF_TASK, "continued labels=100", "anew labels=100")
     rows = [head]
-    for method, ours in _beside_auto(every, methods):
+    for method, ours in _beside_auto(every, (*_LABELS[1:], *rest)):
         named = [_source_change(ours, method, is_named) for is_named in (True, False)]
         changes = _changes(ours, method, AUTO)
         rows.append([f"{_name(method)} ({len(ours)})", *changes, *named, *_gains(ours, method)])
