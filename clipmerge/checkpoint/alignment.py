@@ -229,16 +229,3 @@ def pair_keys(
         dtype=dtype,
         notes=[note for one in checkpoints for note in one.notes],
     )
-
-
-def have_same_tensors(inputs: Inputs) -> bool:
-    """Whether the tensors of all checkpoints have the same names, shapes and dtypes, no head was
-    built, and every checkpoint has a configuration.
-    """
-    for name, locations in inputs.locations.items():
-        kinds = {(entry.shape, entry.dtype) for entry in inputs.entries(name)}
-        if len(kinds) > 1 or len(locations) <= len(inputs.finetuned):
-            return False
-    return all(one.config is not None for one in inputs.checkpoints) and (
-        not inputs.zeroshot.has_built_head
-    )

@@ -13,7 +13,8 @@ from clipmerge.errors import CheckpointError, counted, shorten
 
 T = TypeVar("T")
 # The place in a key where a tower's own name begins.
-_TOWER = re.compile(r"(?:^|\.)(?=(vision_model|text_model|visual)\.)")
+_TOWERS = ("vision_model", "text_model", "visual")
+_TOWER = re.compile(rf"(?:^|\.)(?=({'|'.join(_TOWERS)})\.)")
 # Words that wrappers of modules put into keys: torch.compile, FSDP, activation checkpointing.
 _WRAPPED = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # Counts and masks that OpenAI's archives, old versions of open_clip and averages of weights hold
@@ -22,6 +23,7 @@ _NOT_WEIGHTS = re.compile(
     r"(?:module\.)*(?:input_resolution|context_length|vocab_size|(?:text\.)?attn_mask|n_averaged)"
 )
 _HEAD = "classification_head."
+_TEXT_BLOCKS = ("transformer.", "text.")
 # Parameters of OpenCLIP's image tower. If it is saved alone, their keys lack ``visual.``.
 _LONE_TOWER = re.compile(r"class_embedding|attnpool\.positional_embedding|trunk\..*")
 # Keys of incomplete weights, a name for them, and the way out.
@@ -82,7 +84,11 @@ def unwrap(
         notes.append(f"{path}: the CLIP lies under {under}; {left} left out: {shorten(outside)}")
     if any(map(_LONE_TOWER.fullmatch, found)):
         return {f"visual.{name}": tensor for name, tensor in found.items()}
-    return _without_remains(found)
+    has_head = any(name.startswith(_HEAD) for name in found)
+    if has_head and not any(name.startswith(_TEXT_BLOCKS) for name in found):
+        # WiSE-FT and model soups keep the embeddings of a text tower without its blocks
+        return {name: found[name] for name in found if name.startswith(("visual.", _HEAD))}
+    return found
 
 
 def _refuse_incomplete(names: Iterable[str]) -> None:
@@ -111,32 +117,19 @@ def _prefixes_of(names: Collection[str]) -> list[str]:
     """Find the prefixes of the towers' names, the longest first. If no tower is known, find the
     prefix of all names.
     """
-    prefixes: dict[str, dict[str, None]] = {}  # by tower, in the file's order
-    for name in names:
-        if match := _TOWER.search(name):
-            prefixes.setdefault(match[1], {})[name[: match.end()]] = None
-    for tower, starts in prefixes.items():
+    found = {(match[1], name[: match.end()]) for name in names if (match := _TOWER.search(name))}
+    for tower in _TOWERS:
+        starts = sorted(f"'{start.removesuffix('.')}'" for word, start in found if word == tower)
         if len(starts) > 1:
-            under = shorten(f"'{start.removesuffix('.')}'" for start in starts)
             raise CheckpointError(
-                f"holds {len(starts)} models, each with a '{tower}', under {under}; name the one"
-                " that you mean: FILE#KEY"
+                f"holds {len(starts)} models, each with a '{tower}', under {shorten(starts)}; name"
+                " the one that you mean: FILE#KEY"
             )
-    found = {start for starts in prefixes.values() for start in starts}
-    return sorted(found, key=len, reverse=True) or [_shared_prefix(names)]
+    prefixes = {start for _, start in found}
+    return sorted(prefixes, key=len, reverse=True) or [_shared_prefix(names)]
 
 
 def _shared_prefix(names: Collection[str]) -> str:
     """Return the path of modules with which all names begin."""
     shared = os.path.commonprefix([name.split(".")[:-1] for name in names])  # noqa: RUF071 - lists
     return "".join(f"{word}." for word in shared)
-
-
-def _without_remains(names: dict[str, T]) -> dict[str, T]:
-    """Drop the embeddings of the text tower from a classifier that has no blocks of this tower, as
-    WiSE-FT and model soups save it.
-    """
-    has_head = any(name.startswith(_HEAD) for name in names)
-    if not has_head or any(name.startswith(("transformer.", "text.")) for name in names):
-        return names
-    return {name: names[name] for name in names if name.startswith(("visual.", _HEAD))}

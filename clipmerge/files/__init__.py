@@ -14,13 +14,6 @@ from clipmerge.types import StrPath
 IN_MEMORY = "clipmerge-in-memory-"
 
 
-def is_plain_name(name: object) -> bool:
-    """Whether a value is the name of a file in the same folder: a text without slashes."""
-    if not isinstance(name, str) or name in ("", ".", ".."):
-        return False
-    return "/" not in name and "\\" not in name
-
-
 #: Environment variable with the user's folders of plugins.
 PLUGINS = "CLIPMERGE_PLUGINS"
 

@@ -118,13 +118,11 @@ def _header_error(path: Path, error: Exception) -> CheckpointError:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is one of PyTorch's, by its suffix or its first bytes."""
+    """Whether a file is one of PyTorch's, by its first bytes."""
     with path.open("rb") as file:
-        start = file.read(len(_LFS_POINTER))
+        start = file.read(9)
     # 0x80 0x02 followed by zeros may be the length of a header
-    if start == _LFS_POINTER or start[8:9] == b"{":
-        return False
-    return path.suffix in PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS)
+    return start.startswith(_PICKLE_STARTS) and not start.endswith(b"{")
 
 
 def header_bytes(tensors: Mapping[str, tuple[str, Shape]]) -> bytes:

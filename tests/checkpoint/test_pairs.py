@@ -41,7 +41,7 @@ def test_the_finetuned_dtype_is_found(pair: Folders, tmp_path: Path) -> None:
     edit(tmp_path / "half", logit_scale=torch.tensor(2.6))
     several = inputs_of((pair[0], tmp_path / "half"), refuse=False)
     assert all("differs in dtype" in problem for problem in find_mismatches(several))
-    with pytest.raises(CheckpointError, match=r"differ in dtype; .* Or name one with `dtype`"):
+    with pytest.raises(CheckpointError, match=r"differs in dtype: .*; name one with `dtype`"):
         inputs_of((pair[0], tmp_path / "half"))
 
 
@@ -102,7 +102,7 @@ def test_both_classifiers_need_the_same_classes(copies: Folders) -> None:
         edit_json(folder / "config.json", architectures=["CLIPForImageClassification"])
     inputs = inputs_of(copies)
     assert inputs.output is OutputKind.FINETUNED_CLASSIFIER
-    assert any("its head has 3 rows and the fine-tuned one's 5" in note for note in inputs.notes)
+    assert any("its head has 3 rows, but the fine-tuned one has 5" in note for note in inputs.notes)
 
 
 def test_a_part_that_is_not_there() -> None:

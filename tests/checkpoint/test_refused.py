@@ -117,10 +117,13 @@ BAD: dict[str, tuple[Change, str]] = {
     ),
     "other keys": (
         lambda folder: rename_keys(folder, "vision_model.{}.x".format),
-        "holds no parameter of the CLIP model .*; give the fine-tuned model as a whole",
+        "has no weight in common with .*zeroshot, but vision_model.*; is it of the family CLIP",
     ),
-    "a shard outside": (shard_outside, "points outside its folder, to '../elsewhere.safetensors'"),
-    "a shard missing": (shard_missing, "lacks 1 of its 3 shards: model-0000"),
+    "a shard outside": (
+        shard_outside,
+        "lacks 1 of its 4 shards in its folder: ../elsewhere.safetensors",
+    ),
+    "a shard missing": (shard_missing, "lacks 1 of its 3 shards in its folder: model-0000"),
     "two files": (
         lambda folder: (
             [shutil.copy(folder / WEIGHTS, folder / f"{name}.safetensors") for name in "ab"]
@@ -135,11 +138,11 @@ BAD: dict[str, tuple[Change, str]] = {
     ),
     "another size": (
         other_model(width=48),
-        r"differ in shape; first .* zeroshot \(.*\), finetuned \(.*\)\. Compare both with",
+        r"differs in shape: zeroshot \(.*\), finetuned \(.*\)\. `clipmerge inspect` lists all 109",
     ),
     "integers": (
         lambda folder: edit(folder, **{Q: torch.ones(32, 32, dtype=torch.int8)}),
-        "finetuned int8. Integers do not merge; give weights that are not quantised.$",
+        "zeroshot float32, finetuned int8; give weights that are not quantised$",
     ),
     "codes": (renamed("qweight"), "holds quantised weights"),
     "factors of LoRA": (renamed("lora_A.weight"), "holds factors of LoRA .*merge_and_unload"),
@@ -149,7 +152,7 @@ BAD: dict[str, tuple[Change, str]] = {
             {f"{name}.{k}": v + 0 for k, v in load_file(folder / WEIGHTS).items() for name in "ab"},
             folder / WEIGHTS,
         ),
-        "holds 2 models, each with a 'text_model', under 'a', 'b'; name the one that you mean: FILE#KEY",
+        "holds 2 models, each with a 'vision_model', under 'a', 'b'; name the one that you mean: FILE#KEY",
     ),
     "another activation": (
         other_model(hidden_act="gelu"),
@@ -215,4 +218,4 @@ def test_a_zero_shot_tower_alone_is_refused(pair: Folders, tmp_path: Path) -> No
     CLIPVisionModel.from_pretrained(pair[0]).save_pretrained(tmp_path / "tower")
     words = ("merge", tmp_path / "tower", pair[1], "-r", "wise-ft", "-o", tmp_path / "out")
     line = refused(clipmerge(*words))
-    assert "holds the vision tower only, and the fine-tuned checkpoint both towers" in line
+    assert "holds the vision tower only, unlike the fine-tuned checkpoint" in line
