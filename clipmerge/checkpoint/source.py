@@ -85,16 +85,14 @@ class Checkpoint:
         # a header that is not padded leaves tensors unaligned
         return run if run.flags.aligned else run.copy()
 
-    def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Read a tensor in its own shape, or elements ``start`` to ``stop`` of it as 1-D."""
+    def tensor(self, key: str) -> Tensor:
+        """Read a tensor in its own shape."""
         import torch
 
-        view = torch.from_numpy(self.array(key, start, stop))
+        view = torch.from_numpy(self.array(key))
         if view.dtype == torch.uint16:
             view = view.view(torch.bfloat16)
-        if start == 0 and stop is None:
-            return view.view(self.entries[key].shape)
-        return view
+        return view.view(self.entries[key].shape)
 
     def _map(self, key: str) -> Array:
         """Map one tensor into memory; the mapping ends with the last view of it."""

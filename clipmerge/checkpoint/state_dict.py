@@ -116,4 +116,4 @@ def _make_entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:
             f" of {', '.join(sorted(FLOATS))}. Dequantise the checkpoint first"
         )
     form = partial(stored_array, tensor)
-    return TensorEntry(file, dtype, tuple(tensor.shape), begin=0, end=0, form=form)
+    return TensorEntry(file, dtype, tuple(tensor.shape), form=form)

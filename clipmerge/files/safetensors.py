@@ -53,8 +53,7 @@ class TensorEntry:
     file: Path
     dtype: str  # safetensors dtype, such as ``F32``
     shape: Shape
-    begin: int  # first byte, counted from the start of the file
-    end: int  # one past the last byte
+    begin: int = 0  # first byte, counted from the start of the file
     # computes the elements, 1-D, if they are not stored as they are
     form: Callable[[], Array] | None = field(default=None, repr=False, compare=False)
 
@@ -94,8 +93,8 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
                 " Dequantise the checkpoint first"
             )
         shape = tuple(described["shape"])
-        begin, end = described["data_offsets"]
-        entries[name] = TensorEntry(path, dtype, shape, data + begin, data + end)
+        begin, _ = described["data_offsets"]
+        entries[name] = TensorEntry(path, dtype, shape, data + begin)
     return entries
 
 

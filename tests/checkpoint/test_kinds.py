@@ -168,11 +168,11 @@ def split(folder: Path) -> dict[str, Tensor]:
     weights = load_file(folder / OPEN_CLIP_WEIGHTS)
     found = {}
     for match in match_keys(weights, "open-clip"):
-        value = weights[match.open_clip]
-        if len(match.transformers) > 1:
-            found |= dict(zip(match.transformers, value.chunk(3), strict=True))
+        value = weights[match.stored[0]]
+        if len(match.wanted) > 1:
+            found |= dict(zip(match.wanted, value.chunk(3), strict=True))
         else:
-            found[match.transformers[0]] = value.T.contiguous() if match.transposed else value
+            found[match.wanted[0]] = value.T.contiguous() if match.transposed else value
     return found
 
 

@@ -52,7 +52,7 @@ def test_a_header_of_any_length_is_read(tmp_path: Path) -> None:
             tmp_path / "x.safetensors", raw.ljust(length), struct.pack("<2f", 1.5, -2.25)
         )
         assert open_checkpoint(str(file)).tensor("a").tolist() == [1.5, -2.25]
-        assert open_checkpoint(str(file)).tensor("a", 1, 2).tolist() == [-2.25]
+        assert open_checkpoint(str(file)).array("a", 1, 2).tolist() == [-2.25]
 
 
 def refused(file: Path, message: str) -> None:
