@@ -11,8 +11,8 @@ import torch
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
 from tests.support.command import done
-from tests.support.tiny_clip import Folders
-from tests.support.tiny_open_clip import build, model_config, stir
+from tests.support.tiny_clip import Folders, stir
+from tests.support.tiny_open_clip import build, model_config
 
 NAME = "tiny-ViT-for-tests"
 QUICK = f"{NAME}-quickgelu"
