@@ -101,7 +101,7 @@ def tower_of(layers: Iterable[str]) -> Literal["full", "vision", "text"]:
 
 
 def is_index_buffer(name: str) -> bool:
-    """Whether a tensor has indices of positions or token types, as only old checkpoints do."""
+    """Whether a tensor holds indices of positions or token types, as only old checkpoints do."""
     return name.endswith((".position_ids", ".token_type_ids"))
 
 

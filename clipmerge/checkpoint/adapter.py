@@ -92,7 +92,7 @@ def _merged_by_peft(
             return dict(adapted.merge_and_unload().named_parameters())
     except CheckpointError:
         raise
-    except Exception as error:  # peft raises whatever the file makes torch raise
+    except Exception as error:  # peft passes on every error of torch
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"{source}: peft cannot apply this adapter to {base.source} ({reason}); {_MERGE_IT}"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from clipmerge.hub import Snapshot
 
 _INDICES = (".safetensors.index.json", ".bin.index.json")
-# Subfolders of the CLIP in models of sentence-transformers and in pipelines of diffusers.
+# Subfolders with the CLIP, in models of sentence-transformers and in pipelines of diffusers.
 _FOLDERS = ("0_CLIPModel/", "text_encoder/")
 # Files of weights in the order of preference: the first one in a folder is read.
 _WEIGHTS = (
@@ -35,7 +35,7 @@ _WEIGHTS = (
     "open_clip_pytorch_model.bin",
     "adapter_model.bin",
 )
-# First letters of files that training saves beside weights.
+# Beginnings of the names of files that training saves beside weights.
 _NOT_WEIGHTS = ("optimizer.", "scheduler.", "scaler.", "rng_state", "training_args.")
 
 
@@ -131,15 +131,15 @@ def _download_snapshot(snapshot: Snapshot) -> Path:
 
 
 def _choose_weights(source: str, names: Sequence[str]) -> str:
-    """Choose the file of a folder to read: weights, or an index of shards."""
+    """Choose the file to read in a folder: weights, or an index of shards."""
     for folder in ("", *_FOLDERS):
         for name in _WEIGHTS:
             if folder + name in names:
                 return folder + name
     found = []
     for name in sorted(names):
-        is_of_weights = name.endswith((".safetensors", *PICKLE_SUFFIXES)) and "/" not in name
-        if is_of_weights and not name.startswith(_NOT_WEIGHTS):
+        has_weights = name.endswith((".safetensors", *PICKLE_SUFFIXES)) and "/" not in name
+        if has_weights and not name.startswith(_NOT_WEIGHTS):
             found.append(name)
     if len(found) > 1:
         raise CheckpointError(
@@ -148,8 +148,7 @@ def _choose_weights(source: str, names: Sequence[str]) -> str:
     if not found:
         raise CheckpointError(
             f"{source}: no weights in this folder, such as {_WEIGHTS[0]}; give the folder that"
-            " save_pretrained wrote. Checkpoints in pieces (DeepSpeed, FSDP) must be put together"
-            " first"
+            " save_pretrained wrote. If training saved pieces (DeepSpeed, FSDP), join them first"
         )
     return found[0]
 

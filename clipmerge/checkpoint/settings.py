@@ -80,8 +80,8 @@ def _differences(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -> Ite
             theirs = known.get(name, ours)
             if ours != theirs:
                 yield (
-                    f"images are prepared differently: {name} is {ours} for zeroshot, {theirs} for"
-                    " finetuned"
+                    f"the preprocessing of images differs in {name}: zeroshot {ours}, finetuned"
+                    f" {theirs}"
                 )
 
 
@@ -99,9 +99,8 @@ def _differing_token_ids(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterato
     if other:
         word = min(other, key=ours.__getitem__)
         yield (
-            "texts are read differently: the tokenizers give other numbers to"
-            f" {counted(len(other), 'word', 'words')}, such as '{word}', which is {ours[word]} for"
-            f" zeroshot, {theirs[word]} for finetuned"
+            f"the tokenizers differ in the ids of {counted(len(other), 'word', 'words')}, such as"
+            f" '{word}': zeroshot {ours[word]}, finetuned {theirs[word]}"
         )
 
 
@@ -161,10 +160,10 @@ def _settings_in(config: Json) -> _Settings:
     for side in ("vision", "text"):
         is_tower = str(model.get("model_type")).endswith(f"_{side}_model")
         section = dict(model) if is_tower else {}
-        for name in (f"{side}_cfg", f"{side}_config", f"{side}_config_dict"):  # the last precedes
+        for name in (f"{side}_cfg", f"{side}_config", f"{side}_config_dict"):  # the last one wins
             section |= model.get(name) or {}
         if f"{side}_cfg" in model:
-            section |= _in_words_of_transformers(section, model)
+            section |= _named_by_transformers(section, model)
         words = section.get("vocab_size")
         if section.get("eos_token_id") == 2 and words:
             # OpenAI's configurations say 2, and transformers then pools the token of the largest
@@ -176,7 +175,7 @@ def _settings_in(config: Json) -> _Settings:
     return found
 
 
-def _in_words_of_transformers(section: Json, model: Json) -> Json:
+def _named_by_transformers(section: Json, model: Json) -> Json:
     """Return settings of an OpenCLIP tower by the names that transformers has for them."""
     heads = section.get("heads")
     if "width" in section and "head_width" in section:

@@ -49,8 +49,8 @@ class Checkpoint:
     notes: Names = ()  # for the user, about the origin of the weights
     has_built_head: bool = False  # whether its head was built from class prompts
     is_adapted: bool = False  # whether it is a base with an adapter
-    # the checkpoint in its own layout, with its own configuration and side files, if this is a
-    # conversion of it
+    # the original, with its own configuration and side files, if this is converted to another
+    # layout
     stored: Checkpoint | None = field(default=None, repr=False, compare=False)
     # open_clip's name of the architecture, if the user gave one
     architecture: str | None = None

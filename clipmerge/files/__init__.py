@@ -84,7 +84,7 @@ def source_exists(source: str) -> bool:
 
 def user_cache(name: str) -> Path:
     """Return a folder in the user's cache: ``clipmerge/NAME`` in ``$XDG_CACHE_HOME`` on Linux."""
-    # takes 0.01 s to import, which ``--help`` saves
+    # the import takes 0.01 s, which `--help` does not need
     from platformdirs import user_cache_path
 
     return user_cache_path("clipmerge", appauthor=False) / name

@@ -1,8 +1,8 @@
 """Read and write the headers of safetensors files, and check that values are finite.
 
-The library checks a header but does not return offsets, without which no tensor can be mapped. Its
-errors do not distinguish a Git-LFS pointer or a pickle from a damaged file, which users mend in
-different ways.
+The library checks a header but does not return offsets, which are needed to map a tensor. Its
+errors do not distinguish a Git-LFS pointer or a pickle from a damaged file, although the remedies
+differ.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ def test_kinds_of_open_clip(tmp_path: Path, kind: str) -> None:
     if kind == "training run":
         source = pickled(folders[1], tmp_path / "run" / "epoch_3.pt", inside=of_a_training_run)
         (note,) = open_checkpoint(str(source)).notes
-        assert "the weights are those under state_dict; ema holds some too" in note
+        assert "the weights under state_dict are used; there are others under ema" in note
     elif kind == "in memory":
         source = build(model_config())
         source.load_state_dict(finetuned)

@@ -112,7 +112,7 @@ def test_the_clip_among_the_keys(keys: str, names: str) -> None:
     said: list[str] = []
     found = unwrap(Path("x.pt"), {key: key for key in keys.split()}, None, said)
     assert list(found) == names.split()
-    left = ["x.pt: the CLIP lies under clip; 2 tensors left out: head.weight, head.bias"]
+    left = ["x.pt: the CLIP is under clip; 2 tensors are left out: head.weight, head.bias"]
     assert said == (left if "clip." in keys else [])
 
 

@@ -97,7 +97,7 @@ BAD: dict[str, tuple[Change, str]] = {
     ),
     "no weights inside": (
         pickle_of({"loss": 1.0, "epoch": 2}),
-        "holds no weights under a known name .*, but loss, epoch; name what holds them .FILE#KEY.",
+        "holds no weights under a known name .*, but loss, epoch; give their key .FILE#KEY.",
     ),
     "a list": (pickle_of([1]), "pytorch_model.bin: holds a list, not a state_dict"),
     "a sparse tensor": (
@@ -146,7 +146,7 @@ BAD: dict[str, tuple[Change, str]] = {
             {f"{name}.{k}": v + 0 for k, v in load_file(folder / WEIGHTS).items() for name in "ab"},
             folder / WEIGHTS,
         ),
-        "holds 2 models, each with a 'vision_model', under 'a', 'b'; name the one that you mean: FILE#KEY",
+        "holds 2 models, each with a 'vision_model', under 'a', 'b'; choose one with FILE#KEY",
     ),
     "another activation": (
         other_model(hidden_act="gelu"),
@@ -156,9 +156,9 @@ BAD: dict[str, tuple[Change, str]] = {
         lambda folder: edit_json(
             folder / "processor_config.json", image_processor={"image_mean": [0.5, 0.5, 0.5]}
         ),
-        "images are prepared differently: mean is .* finetuned; the weights would merge silently",
+        "preprocessing of images differs in mean: .*, finetuned .*; the weights would merge silently",
     ),
-    "other words": (other_words, "texts are read differently: .* to 2 words, such as 'a'"),
+    "other words": (other_words, "the tokenizers differ in the ids of 2 words, such as 'a'"),
     "a list as settings": (
         lambda folder: (folder / CONFIG).write_text("[1]"),
         "config.json: is not a JSON object; copy it again",
