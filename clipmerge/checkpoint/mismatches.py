@@ -56,7 +56,7 @@ def _finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
         return None
     zeroshot, finetuned = set(), set()
     for name in filter(inputs.merges, inputs.zeroshot_keys):
-        ours, *theirs = (DTYPES[entry.dtype][0] for entry in inputs.entries(name))
+        ours, *theirs = (DTYPES[entry.dtype] for entry in inputs.entries(name))
         zeroshot.add(ours)
         finetuned.update(theirs)
     if len(finetuned) != 1 or finetuned == zeroshot:
@@ -113,7 +113,7 @@ def _tensor_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
     is_converted = inputs.dtype != "keep" or finetuned.is_adapted
     for name in shared:
         ours, theirs = inputs.zeroshot_entry(name), finetuned.entries[keys[name]]
-        dtypes = f"zeroshot {DTYPES[ours.dtype][0]}, finetuned {DTYPES[theirs.dtype][0]}"
+        dtypes = f"zeroshot {DTYPES[ours.dtype]}, finetuned {DTYPES[theirs.dtype]}"
         if ours.shape != theirs.shape:
             yield f"{name} differs in shape: zeroshot {ours.shape}, finetuned {theirs.shape}"
         elif ours.is_float != theirs.is_float:

@@ -21,24 +21,24 @@ from clipmerge.types import Json, Shape
 
 #: A tensor's values in numpy; bfloat16 as its bits.
 Array = np.ndarray[Any, Any]
-#: (torch dtype name, bytes per element) by safetensors dtype
-DTYPES: dict[str, tuple[str, int]] = {
-    "F64": ("float64", 8),
-    "F32": ("float32", 4),
-    "BF16": ("bfloat16", 2),
-    "F16": ("float16", 2),
-    "I64": ("int64", 8),
-    "I32": ("int32", 4),
-    "I16": ("int16", 2),
-    "I8": ("int8", 1),
-    "U8": ("uint8", 1),
-    "BOOL": ("bool", 1),
+#: torch's name of each safetensors dtype.
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
 #: safetensors dtype by torch dtype name
-SAFETENSORS_NAME = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
+SAFETENSORS_NAME = {torch_name: name for name, torch_name in DTYPES.items()}
 FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
 #: numpy dtype of the stored bytes by safetensors dtype; numpy has no bfloat16, so its bits are kept
-STORED = {name: torch_name for name, (torch_name, _) in DTYPES.items()} | {"BF16": "uint16"}
+STORED = DTYPES | {"BF16": "uint16"}
 
 _LFS_POINTER = b"version https://git-lfs"
 #: Suffixes of PyTorch files.
@@ -124,13 +124,17 @@ def is_pickle(path: Path) -> bool:
     return start.startswith(_PICKLE_STARTS) and not start.endswith(b"{")
 
 
+def byte_size(dtype: str, shape: Shape) -> int:
+    """Compute the size in bytes of a tensor of this safetensors dtype and shape."""
+    return math.prod(shape) * np.dtype(STORED[dtype]).itemsize
+
+
 def header_bytes(tensors: Mapping[str, tuple[str, Shape]]) -> bytes:
     """Make the header of a file with tensors of these dtypes and shapes, in this order."""
     header: Json = {"__metadata__": {"format": "pt"}}
     begin = 0
     for name, (dtype, shape) in tensors.items():
-        _, itemsize = DTYPES[dtype]
-        end = begin + math.prod(shape) * itemsize
+        end = begin + byte_size(dtype, shape)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
     raw = json.dumps(header, separators=(",", ":")).encode()
