@@ -18,8 +18,8 @@ from clipmerge.types import Names
 
 _TIMEOUT = 60.0  # seconds for the answer that names the commit
 _ID = re.compile(r"(?:hf://)?(\w[\w.-]*/\w[\w.-]*)(?:@([^\s@]+))?", re.ASCII)
-# Names of files, not of models.
-_FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".json", ".yaml", ".git")
+# Names that the Hub refuses, and names of files: these are paths that do not exist.
+_NO_MODEL = re.compile(r"--|\.\.|\.(?:safetensors|bin|pt|pth|ckpt|pkl|json|yaml|git)$")
 _LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN, with a token that permits this."
 # The next step by class of the error, looked up along the method resolution order. Classes are
 # named by text, so that none need be imported: the client has changed its HTTP library.
@@ -69,7 +69,7 @@ def find_snapshot(source: str) -> Snapshot | None:
         True
     """
     match = _ID.fullmatch(source)
-    if match is None or match[1].endswith(_FILE_SUFFIXES):
+    if match is None or _NO_MODEL.search(match[1]):
         return None
     from huggingface_hub import HfApi, constants, snapshot_download
 

@@ -71,7 +71,7 @@ def _differences(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -> Ite
     if zeroshot.config is not None and finetuned.config is not None:
         for side, name, ours, theirs in differing_settings(zeroshot.config, finetuned.config):
             if tower in ("full", side):
-                yield (f"the {side} towers differ in {name}: zeroshot {ours}, finetuned {theirs}")
+                yield f"the {side} towers differ in {name}: zeroshot {ours}, finetuned {theirs}"
         if tower != "vision":
             yield from _differing_token_ids(zeroshot, finetuned)
     if tower != "text":
@@ -95,7 +95,7 @@ def _differing_token_ids(zeroshot: Checkpoint, finetuned: Checkpoint) -> Iterato
         return
     ours = read_vocabulary(zeroshot.folder)
     theirs = read_vocabulary(finetuned.folder)
-    other = [word for word in ours.keys() & theirs.keys() if ours[word] != theirs[word]]
+    other = [word for word in ours if theirs.get(word, ours[word]) != ours[word]]
     if other:
         word = min(other, key=ours.__getitem__)
         yield (
